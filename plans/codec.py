@@ -1,0 +1,312 @@
+"""Canonical YAML in and out: one byte sequence per plan, and an error with a path for everything else.
+
+The records of :mod:`plans.schema` are the grammar: decoding walks their annotations, so a field exists in one place.
+Documents are read from the parser's events, never composed, so that depth, aliases, tags and duplicate keys are
+refused before anything is built of them.
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import math
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR, NewerSchemaError, Plan, PlanError
+
+T = TypeVar("T")
+
+MAX_DOCUMENT_BYTES = 4 << 20
+"""A plan of 64 devices is below 100 kB; nothing larger is parsed."""
+MAX_DEPTH = 32
+"""Of nested collections; a plan has 6."""
+
+# The same grammar either way; libyaml is twenty times faster, and the wheels have it.
+_Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_RESOLVER = yaml.resolver.Resolver()
+_CONSTRUCTOR = yaml.constructor.SafeConstructor()
+_SCALARS = {
+    "tag:yaml.org,2002:null": _CONSTRUCTOR.construct_yaml_null,
+    "tag:yaml.org,2002:bool": _CONSTRUCTOR.construct_yaml_bool,
+    "tag:yaml.org,2002:int": _CONSTRUCTOR.construct_yaml_int,
+    "tag:yaml.org,2002:float": _CONSTRUCTOR.construct_yaml_float,
+    "tag:yaml.org,2002:str": _CONSTRUCTOR.construct_yaml_str,
+}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style, except that a sequence of scalars stays on one line; never an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+    flat = all(not isinstance(item, (list, dict)) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
+
+
+def _represent_str(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
+    # Other styles fold at characters such as U+0085, and would read back as another string.
+    style = None if data.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(str, _represent_str)
+
+
+def dump_yaml(data: Any) -> str:
+    """Canonical YAML of plain data: block style, sequences of scalars on a line, keys in the order given."""
+    # An infinite width is the only one that never folds, whatever the length of a sequence or a string.
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=math.inf, allow_unicode=True)
+
+
+def load_yaml(text: str | bytes, where: str) -> Any:
+    """Parse one YAML document of people's or of ours; raise PlanError naming ``where`` and the line."""
+    try:
+        source = text.encode() if isinstance(text, str) else text
+        source.decode()
+    except UnicodeError as error:
+        raise PlanError(f"{where}: not valid UTF-8: {error}") from error
+    if len(source) > MAX_DOCUMENT_BYTES:
+        raise PlanError(f"{where}: {len(source)} bytes, expected at most {MAX_DOCUMENT_BYTES}")
+    if source[:2] == b"\xff\xfe" or b"\0" in source:  # YAML would guess UTF-16 of it
+        raise PlanError(f"{where}: not valid UTF-8: it has NUL bytes")
+    try:
+        return _read_document(yaml.parse(source, Loader=_Parser))
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
+        raise PlanError(f"{where}: {line}{error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise PlanError(f"{where}: not valid YAML: {error}") from error
+
+
+def _read_document(events: Iterator[Any]) -> Any:
+    next(events)  # the start of the stream
+    event = next(events)
+    if isinstance(event, yaml.StreamEndEvent):
+        return None
+    data = _read_node(events, next(events), 0)
+    next(events)  # the end of the document
+    event = next(events)
+    if not isinstance(event, yaml.StreamEndEvent):
+        _refuse(event, "a second document begins, expected one")
+    return data
+
+
+def _read_node(events: Iterator[Any], event: Any, depth: int) -> Any:
+    if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+        _refuse(event, "anchors and aliases are not allowed")
+    if event.tag is not None:
+        _refuse(event, f"tags are not allowed, found {event.tag!r}")
+    if isinstance(event, yaml.ScalarEvent):
+        return _read_scalar(event)
+    if depth == MAX_DEPTH:
+        _refuse(event, f"more than {MAX_DEPTH} nested collections")
+    if isinstance(event, yaml.SequenceStartEvent):
+        return _read_sequence(events, depth)
+    return _read_mapping(events, depth)
+
+
+def _read_sequence(events: Iterator[Any], depth: int) -> list[Any]:
+    items: list[Any] = []
+    while not isinstance(event := next(events), yaml.SequenceEndEvent):
+        items.append(_read_node(events, event, depth + 1))
+    return items
+
+
+def _read_mapping(events: Iterator[Any], depth: int) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    while not isinstance(event := next(events), yaml.MappingEndEvent):
+        key = _read_node(events, event, depth + 1)
+        if not isinstance(key, str):
+            _refuse(event, f"found {_name(key)} as a key, expected a string: quote it")
+        if key in mapping:
+            _refuse(event, f"duplicate key {key!r}")
+        mapping[key] = _read_node(events, next(events), depth + 1)
+    return mapping
+
+
+def _read_scalar(event: Any) -> Any:
+    tag: str = _RESOLVER.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
+    if tag not in _SCALARS:
+        kind = tag.rpartition(":")[2]
+        _refuse(event, f"{event.value!r} would be read as a {kind}: quote it if a string is meant")
+    return _SCALARS[tag](yaml.ScalarNode(tag, event.value))
+
+
+def _refuse(event: Any, problem: str) -> NoReturn:
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+
+
+def encode(record: Any) -> Any:
+    """A record as plain data; fields that are None are left out."""
+    if dataclasses.is_dataclass(record):
+        pairs = ((field.name, getattr(record, field.name)) for field in dataclasses.fields(record))
+        return {name: encode(value) for name, value in pairs if value is not None}
+    if isinstance(record, tuple):
+        return [encode(item) for item in record]
+    return record
+
+
+def decode(kind: type[T], data: Any, where: str) -> T:
+    """Plain data as a record of ``kind``; raise PlanError with ``where`` and the path to what is wrong in it."""
+    return _decode(kind, data, _Path(where))  # type: ignore[no-any-return]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Path:
+    """``plan.yaml: stages[0].devices`` while it is being walked."""
+
+    where: str
+    inner: str = ""
+
+    def field(self, name: str) -> "_Path":
+        return _Path(self.where, f"{self.inner}.{name}" if self.inner else name)
+
+    def item(self, index: int) -> "_Path":
+        return _Path(self.where, f"{self.inner}[{index}]")
+
+    def refuse(self, problem: str) -> NoReturn:
+        raise PlanError(f"{self.where}: {self.inner}: {problem}" if self.inner else f"{self.where}: {problem}")
+
+
+def _decode(kind: Any, data: Any, path: _Path) -> Any:
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        if data is None:
+            return None
+        (inner,) = (arg for arg in get_args(kind) if arg is not type(None))
+        return _decode(inner, data, path)
+    if origin is Literal:
+        if type(data) is not str or data not in get_args(kind):
+            path.refuse(f"found {_show(data)}, expected one of {', '.join(get_args(kind))}")
+        return data
+    if origin is tuple:
+        if not isinstance(data, list):
+            path.refuse(f"found {_show(data)}, expected a sequence")
+        return tuple(_decode(get_args(kind)[0], item, path.item(i)) for i, item in enumerate(data))
+    if dataclasses.is_dataclass(kind):
+        return _decode_record(kind, data, path)
+    return _decode_scalar(kind, data, path)
+
+
+def _decode_scalar(kind: Any, data: Any, path: _Path) -> Any:
+    if type(data) is not kind:
+        path.refuse(f"found {_show(data)}, expected {_NAMES[kind]}")
+    if kind is int and not 0 <= data < 1 << 63:
+        path.refuse(f"found {_show(data)}, expected an integer from 0 to 2^63 - 1")
+    if kind is float and not math.isfinite(data):
+        path.refuse(f"found {data}, expected a finite number")
+    if kind is str and not data.isprintable():
+        path.refuse(f"found {data!r}, expected printable characters")
+    return data
+
+
+def _decode_record(kind: Any, data: Any, path: _Path) -> Any:
+    if not isinstance(data, dict):
+        path.refuse(f"found {_show(data)}, expected a mapping ({kind.__name__})")
+    hints = _hints(kind)
+    for key in data:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            known = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(hints)}"
+            path.field(key).refuse(f"unknown field, {known}")
+    values = {}
+    for name, hint in hints.items():
+        if name not in data and type(None) not in get_args(hint):
+            path.field(name).refuse("missing")
+        values[name] = _decode(hint, data.get(name), path.field(name))
+    return kind(**values)
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+_NAMES: dict[type, str] = {
+    int: "an integer",
+    str: "a string",
+    bool: "true or false",
+    float: "a number with a point, as in 1.0e-05",
+}
+_FOUND_NAMES = {**_NAMES, dict: "a mapping", list: "a sequence", type(None): "nothing", float: "a number"}
+
+
+def _name(data: Any) -> str:
+    return _FOUND_NAMES.get(type(data), type(data).__name__)
+
+
+def _show(data: Any) -> str:
+    if isinstance(data, bool):
+        return str(data).lower()
+    if isinstance(data, int) and data.bit_length() > 128:
+        return f"an integer of {data.bit_length()} bits"
+    if isinstance(data, (str, int, float)):
+        text = repr(data)
+        return text if len(text) <= 80 else f"{text[:77]}..."
+    return _name(data)
+
+
+def dumps(plan: Plan) -> str:
+    """The canonical text of a plan."""
+    return dump_yaml(encode(plan))
+
+
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
+
+
+def loads(text: str | bytes, where: str = "plan.yaml") -> Plan:
+    """Read a plan; raise NewerSchemaError or PlanError (exit 2) with the path to the datum."""
+    data = load_yaml(text, where)
+    minor = _check_version(data, where)
+    try:
+        return decode(Plan, data, where)
+    except PlanError as error:
+        if minor <= SCHEMA_MINOR:
+            raise
+        versions = f"the plan has schema {data['schema']}, this program knows {SCHEMA_MAJOR}.{SCHEMA_MINOR}"
+        raise PlanError(f"{error} ({versions}: update it)") from error
+
+
+def _check_version(data: Any, where: str) -> int:
+    """The minor version of a document that this program may read."""
+    expected = f"expected a string like '{SCHEMA_MAJOR}.{SCHEMA_MINOR}'"
+    if not isinstance(data, dict):
+        raise PlanError(f"{where}: found {_show(data)}, expected a mapping (Plan)")
+    if "schema" not in data:
+        raise PlanError(f"{where}: schema: missing, {expected}")
+    version = data["schema"]
+    match = _VERSION.fullmatch(version) if isinstance(version, str) else None
+    if match is None:
+        raise PlanError(f"{where}: schema: found {_show(version)}, {expected}")
+    major, minor = int(match[1]), int(match[2])
+    if major > SCHEMA_MAJOR:
+        raise NewerSchemaError(
+            f"{where}: schema: the plan has version {version}, this program reads up to {SCHEMA_MAJOR}.x: "
+            "update the program, or build the plan again with this one"
+        )
+    if major < SCHEMA_MAJOR:
+        raise PlanError(f"{where}: schema: version {version} is older than {SCHEMA_MAJOR}.0: build the plan again")
+    return minor
+
+
+def load(directory: Path) -> Plan:
+    """Read ``plan.yaml`` of a plan's directory."""
+    file = directory / "plan.yaml"
+    if not file.is_file():
+        raise PlanError(f"{directory}: no plan.yaml here: give the directory of a plan, as `planner build` wrote it")
+    return loads(file.read_bytes(), str(file))
+
+
+def digest(plan: Plan) -> str:
+    """SHA-256 of the canonical text, in hex."""
+    return hashlib.sha256(dumps(plan).encode()).hexdigest()

@@ -1,0 +1,232 @@
+"""Canonical YAML: what is written is read back equal, and everything else is refused by a whole message."""
+
+import contextlib
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plans.codec import (
+    MAX_DEPTH,
+    MAX_DOCUMENT_BYTES,
+    decode,
+    digest,
+    dump_yaml,
+    dumps,
+    encode,
+    load,
+    load_yaml,
+    loads,
+)
+from plans.schema import Link, NewerSchemaError, Plan, PlanError, Tree, VocabSplit
+
+TEXT = st.text(st.characters(exclude_categories=("C", "Zs", "Zl", "Zp"), include_characters=" "))
+INTEGERS = st.integers(0, 2**63 - 1)
+st.register_type_strategy(int, INTEGERS)
+st.register_type_strategy(str, TEXT)
+st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
+PLANS = st.builds(Plan, schema=st.just("1.0"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(PLANS)
+def test_round_trip_of_any_plan(plan: Plan) -> None:
+    text = dumps(plan)
+    assert loads(text) == plan
+    assert dumps(loads(text)) == text
+    assert loads(text.encode()) == plan
+
+
+@settings(max_examples=20, deadline=None)
+@given(PLANS)
+def test_digest_is_of_the_canonical_text(plan: Plan) -> None:
+    assert digest(plan) == hashlib.sha256(dumps(plan).encode()).hexdigest()
+
+
+SCALARS = st.none() | st.booleans() | INTEGERS | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"))
+DATA = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(DATA)
+def test_round_trip_of_plain_data(data: object) -> None:
+    assert load_yaml(dump_yaml(data), "x.yaml") == data
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text() | st.binary())
+def test_any_bytes_are_read_or_refused(source: str | bytes) -> None:
+    with contextlib.suppress(PlanError):
+        load_yaml(source, "x.yaml")
+
+
+LINK = Link(link_class="pcie", latency_ns=10, bandwidth_bytes_per_s=5)
+CANONICAL_LINK = "link_class: pcie\nlatency_ns: 10\nbandwidth_bytes_per_s: 5\n"
+
+
+def test_canonical_text_of_a_record() -> None:
+    assert dump_yaml(encode(LINK)) == CANONICAL_LINK
+    split = VocabSplit(rows=(1, 0, 2), predicted_ns=7)
+    assert dump_yaml(encode(split)) == "rows: [1, 0, 2]\npredicted_ns: 7\n"
+
+
+def test_text_that_is_equal_but_not_canonical_is_read() -> None:
+    text = "# by hand\n{bandwidth_bytes_per_s: 0x5, latency_ns: 1_0, link_class: 'pcie'}"
+    assert decode(Link, load_yaml(text, "x.yaml"), "x.yaml") == LINK
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2", "x.yaml: line 2: duplicate key 'a'"),
+        ("a: {b: 1, b: 2}", "x.yaml: line 1: duplicate key 'b'"),
+        ("? [1, 2]\n: 3", "x.yaml: line 1: found a sequence as a key, expected a string: quote it"),
+        ("on: 1", "x.yaml: line 1: found true or false as a key, expected a string: quote it"),
+        ("a: &x 1", "x.yaml: line 1: anchors and aliases are not allowed"),
+        ("a: 1\nb: *x", "x.yaml: line 2: anchors and aliases are not allowed"),
+        ("<<: {a: 1}", "x.yaml: line 1: '<<' would be read as a merge: quote it if a string is meant"),
+        ("a: 2026-01-01", "x.yaml: line 1: '2026-01-01' would be read as a timestamp: quote it if a string is meant"),
+        ("a: !!str 1", "x.yaml: line 1: tags are not allowed, found 'tag:yaml.org,2002:str'"),
+        (
+            "a: !!python/object/apply:os.system [ls]",
+            "x.yaml: line 1: tags are not allowed, found 'tag:yaml.org,2002:python/object/apply:os.system'",
+        ),
+        ("a: 1\n---\nb: 2", "x.yaml: line 2: a second document begins, expected one"),
+        ("[" * 33 + "]" * 33, f"x.yaml: line 1: more than {MAX_DEPTH} nested collections"),
+        (b"a: \xff", "x.yaml: not valid UTF-8: 'utf-8' codec can't decode byte 0xff in position 3: invalid start byte"),
+        (b"a\0: \0", "x.yaml: not valid UTF-8: it has NUL bytes"),
+        ("a: [1", "x.yaml: line 2: did not find expected ',' or ']'"),
+        (
+            "#" * (MAX_DOCUMENT_BYTES + 1),
+            f"x.yaml: {MAX_DOCUMENT_BYTES + 1} bytes, expected at most {MAX_DOCUMENT_BYTES}",
+        ),
+    ],
+)
+def test_documents_that_are_refused(text: str | bytes, message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        load_yaml(text, "x.yaml")
+    assert str(caught.value) == message
+    assert caught.value.exit_code == 2
+
+
+def test_an_empty_document_is_nothing() -> None:
+    assert load_yaml("", "x.yaml") is None
+    assert load_yaml("# only a comment\n", "x.yaml") is None
+
+
+LINK_DATA: dict[str, object] = {"link_class": "pcie", "latency_ns": 10, "bandwidth_bytes_per_s": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latency_ns": "10"}, "x.yaml: latency_ns: found '10', expected an integer"),
+        ({"latency_ns": 1.5}, "x.yaml: latency_ns: found 1.5, expected an integer"),
+        ({"latency_ns": True}, "x.yaml: latency_ns: found true, expected an integer"),
+        ({"latency_ns": None}, "x.yaml: latency_ns: found nothing, expected an integer"),
+        ({"latency_ns": -1}, "x.yaml: latency_ns: found -1, expected an integer from 0 to 2^63 - 1"),
+        ({"latency_ns": 2**63}, f"x.yaml: latency_ns: found {2**63}, expected an integer from 0 to 2^63 - 1"),
+        (
+            {"latency_ns": 1 << 99999},
+            "x.yaml: latency_ns: found an integer of 100000 bits, expected an integer from 0 to 2^63 - 1",
+        ),
+        ({"link_class": 5}, "x.yaml: link_class: found 5, expected a string"),
+        ({"link_class": [5]}, "x.yaml: link_class: found a sequence, expected a string"),
+        ({"link_class": "a\nb"}, r"x.yaml: link_class: found 'a\nb', expected printable characters"),
+        ({"latency": 5}, "x.yaml: latency: unknown field, did you mean latency_ns?"),
+        (
+            {"zzz": 5},
+            "x.yaml: zzz: unknown field, expected one of link_class, latency_ns, bandwidth_bytes_per_s",
+        ),
+    ],
+)
+def test_fields_that_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        decode(Link, LINK_DATA | change, "x.yaml")
+    assert str(caught.value) == message
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(PlanError) as caught:
+        decode(Link, {"link_class": "pcie"}, "x.yaml")
+    assert str(caught.value) == "x.yaml: latency_ns: missing"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "x.yaml: found a sequence, expected a mapping (Tree)"),
+        (
+            {"kind": "static", "total_token": 1, "depth": 1, "top_k": 1},
+            "x.yaml: kind: found 'static', expected one of dynamic",
+        ),
+    ],
+)
+def test_records_that_are_refused(data: object, message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        decode(Tree, data, "x.yaml")
+    assert str(caught.value) == message
+
+
+@settings(max_examples=10, deadline=None)
+@given(PLANS.filter(lambda plan: len(plan.stages) > 0))
+def test_the_path_leads_to_the_datum(plan: Plan) -> None:
+    data = encode(plan)
+    data["stages"][0]["runs"] = [{"num_layers": 1, "kv_heads": [1, -2], "mlp_units": []}]
+    with pytest.raises(PlanError) as caught:
+        loads(dump_yaml(data))
+    assert str(caught.value) == (
+        "plan.yaml: stages[0].runs[0].kv_heads[1]: found -2, expected an integer from 0 to 2^63 - 1"
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(PLANS)
+def test_a_newer_minor_schema_is_read_unless_it_has_more_fields(plan: Plan) -> None:
+    data = encode(plan) | {"schema": "1.7"}
+    assert loads(dump_yaml(data)).schema == "1.7"
+    data["options"]["zzz"] = 1
+    with pytest.raises(PlanError) as caught:
+        loads(dump_yaml(data))
+    assert str(caught.value) == (
+        "plan.yaml: options.zzz: unknown field, expected one of batch, context, dtype, prefill_chunk, strategy, "
+        "gap_ppm, tree (the plan has schema 1.7, this program knows 1.0: update it)"
+    )
+
+
+def test_a_newer_major_schema_has_its_own_error() -> None:
+    with pytest.raises(NewerSchemaError) as caught:
+        loads("schema: '2.0'\nanything: else\n", "p/plan.yaml")
+    assert str(caught.value) == (
+        "p/plan.yaml: schema: the plan has version 2.0, this program reads up to 1.x: "
+        "update the program, or build the plan again with this one"
+    )
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "plan.yaml: found nothing, expected a mapping (Plan)"),
+        ("a: 1", "plan.yaml: schema: missing, expected a string like '1.0'"),
+        ("schema: 1.0", "plan.yaml: schema: found 1.0, expected a string like '1.0'"),
+        ("schema: '1'", "plan.yaml: schema: found '1', expected a string like '1.0'"),
+        ("schema: '01.0'", "plan.yaml: schema: found '01.0', expected a string like '1.0'"),
+        ("schema: '0.9'", "plan.yaml: schema: version 0.9 is older than 1.0: build the plan again"),
+    ],
+)
+def test_versions_that_are_refused(text: str, message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        loads(text)
+    assert str(caught.value) == message
+    assert not isinstance(caught.value, NewerSchemaError)
+
+
+def test_a_directory_without_a_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        load(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: no plan.yaml here: give the directory of a plan, as `planner build` wrote it"
+    )
