@@ -1,0 +1,389 @@
+"""Plan and family -> the slot table of each device's image: names, shapes, offsets, and where the bytes come from.
+
+The one place that knows the slots. Planning counts bytes with the functions that lay out the image, so planned bytes
+and image bytes agree by construction: the data of an image is exactly weights_bytes + draft_weights_bytes.
+
+Shape letters: H hidden size, D head dim, k KV heads and h query heads of this device, m MLP channels of this device.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import Literal
+
+from planner.families import BaseInput, DraftInput, inv_freq_bytes
+from plans.artifact import DTYPES, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, SlotEntry, abi_sha256, align
+from plans.schema import Attention, Draft, DType, LayerClass, Mlp, Model, Plan, Run
+
+Range = tuple[int, int]
+"""Start and stop."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A rectangle of one source tensor; the parts of a slot are stacked along axis 0."""
+
+    source: Literal["base", "draft"]
+    tensor: str
+    rows: Range
+    cols: Range | None
+    """None: whole rows (or a vector)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """One tensor of an image: from ``parts`` of a checkpoint, or from ``literal`` bytes."""
+
+    name: str
+    dtype: str
+    """As safetensors spells it: BF16, F16, F32, I64, U8."""
+    shape: tuple[int, ...]
+    offset: int
+    """From the start of the data, in bytes."""
+    nbytes: int
+    parts: tuple[Part, ...]
+    literal: bytes | None
+
+    @property
+    def entry(self) -> SlotEntry:
+        return SlotEntry(name=self.name, dtype=self.dtype, shape=self.shape, offset=self.offset, nbytes=self.nbytes)
+
+
+# ---- blocks: the slots of a share, unplaced ----
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Maker:
+    """Makes slots of one block: prefix of slot names, prefix of roles, where the tensors are."""
+
+    prefix: str
+    role: str
+    source: Literal["base", "draft"]
+    tensor: Callable[[str], str]
+    dtype: str
+
+    def slot(
+        self, name: str, pieces: Iterable[tuple[str, Range]], width: int | None, cols: Range | None = None
+    ) -> Slot:
+        """One slot of stacked rows of several roles; ``width`` is the row's length, None for a vector."""
+        parts = tuple(
+            Part(source=self.source, tensor=self.tensor(self.role + role), rows=rows, cols=cols)
+            for role, rows in pieces
+        )
+        rows = sum(part.rows[1] - part.rows[0] for part in parts)
+        return _slot(self.prefix + name, self.dtype, (rows,) if width is None else (rows, width), parts)
+
+    def vector(self, name: str, length: int) -> Slot:
+        return self.slot(name, [(name, (0, length))], None)
+
+    def rows(self, name: str, rows: Range, width: int) -> list[Slot]:
+        """A table's rows, or nothing where there are none."""
+        return [self.slot(name, [(name, rows)], width)] if rows[1] > rows[0] else []
+
+
+def _slot(name: str, dtype: str, shape: tuple[int, ...], parts: tuple[Part, ...], literal: bytes | None = None) -> Slot:
+    nbytes = prod(shape) * ITEM_BYTES[dtype]
+    return Slot(name=name, dtype=dtype, shape=shape, offset=0, nbytes=nbytes, parts=parts, literal=literal)
+
+
+def _scaled(span: Range, factor: int) -> Range:
+    return span[0] * factor, span[1] * factor
+
+
+def _attention(make: _Maker, hidden: int, width: int, attention: Attention, heads: Range, leader: bool) -> list[Slot]:
+    """qkv [(h+2k)*D, width] and o [H, h*D] of the KV heads of a range; the group's leader adds the bias of o."""
+    group = attention.num_heads // attention.num_kv_heads
+    kv = _scaled(heads, attention.head_dim)
+    q = _scaled(kv, group)
+    slots = [make.slot("qkv.weight", [("q.weight", q), ("k.weight", kv), ("v.weight", kv)], width)]
+    if attention.qkv_bias:
+        slots.append(make.slot("qkv.bias", [("q.bias", q), ("k.bias", kv), ("v.bias", kv)], None))
+    slots.append(make.slot("o.weight", [("o.weight", (0, hidden))], q[1] - q[0], q))
+    if attention.o_bias and leader:
+        slots.append(make.vector("o.bias", hidden))
+    return slots
+
+
+def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool) -> list[Slot]:
+    """mlp_norm, gate_up [2*m, H] and down [H, m]; a share of no units has the norm, and a leader's bias, alone."""
+    span = _scaled(units, mlp.unit)
+    slots = [make.vector("mlp_norm.weight", hidden)]
+    if span[1] > span[0]:
+        slots.append(make.slot("gate_up.weight", [("gate.weight", span), ("up.weight", span)], hidden))
+        if mlp.bias:
+            slots.append(make.slot("gate_up.bias", [("gate.bias", span), ("up.bias", span)], None))
+        slots.append(make.slot("down.weight", [("down.weight", (0, hidden))], span[1] - span[0], span))
+    if mlp.bias and leader:
+        slots.append(make.vector("down.bias", hidden))
+    return slots
+
+
+def _rope(name: str, head_dim: int, inv_freq: bytes | None) -> Slot:
+    """Rotary frequencies [D/2] in float32, scaling already evaluated; None where only bytes are counted."""
+    slot = _slot(name, "F32", (head_dim // 2,), (), inv_freq)
+    assert inv_freq is None or len(inv_freq) == slot.nbytes, f"{name}: {len(inv_freq or b'')} bytes for {slot.shape}"
+    return slot
+
+
+def _base_attention(make: _Maker, model: Model, attention: Attention, heads: Range, leader: bool) -> list[Slot]:
+    norm = make.vector("attention_norm.weight", model.hidden_size)
+    return [norm, *_attention(make, model.hidden_size, model.hidden_size, attention, heads, leader)]
+
+
+def _draft_attention(make: _Maker, draft: Draft, layer: int, heads: Range, leader: bool) -> list[Slot]:
+    """eagle3 attends over (embedding, hidden), 2H wide; the first layer of eagle has no norm before it."""
+    hidden = draft.hidden_size
+    if draft.kind == "eagle3":
+        norms = [make.vector("input_norm.weight", hidden), make.vector("hidden_norm.weight", hidden)]
+        return norms + _attention(make, hidden, 2 * hidden, draft.attention, heads, leader)
+    norms = [make.vector("attention_norm.weight", hidden)] if layer else []
+    return norms + _attention(make, hidden, hidden, draft.attention, heads, leader)
+
+
+def _draft_fc(make: _Maker, draft: Draft) -> list[Slot]:
+    hidden = draft.hidden_size
+    width = len(draft.aux_layers) * draft.target_hidden_size if draft.kind == "eagle3" else 2 * hidden
+    slots = [make.slot("fc.weight", [("fc.weight", (0, hidden))], width)]
+    return slots + ([make.vector("fc.bias", hidden)] if draft.fc_bias else [])
+
+
+def _draft_norm(make: _Maker, draft: Draft) -> list[Slot]:
+    return [make.vector("norm.weight", draft.hidden_size)] if draft.kind == "eagle3" else []
+
+
+def _draft_d2t(make: _Maker, draft: Draft) -> list[Slot]:
+    if not draft.maps_vocabulary:
+        return []
+    maker = dataclasses.replace(make, dtype="I64")
+    return [maker.slot("d2t", [("d2t", (0, draft.draft_vocab_size))], None)]
+
+
+# ---- bytes of a share, for planning ----
+
+
+def _counter(dtype: DType) -> _Maker:
+    return _Maker(prefix="", role="", source="base", tensor=str, dtype=DTYPES[dtype])
+
+
+def _total(slots: Iterable[Slot]) -> int:
+    return sum(align(slot.nbytes) for slot in slots)
+
+
+@cache
+def attention_bytes(model: Model, dtype: DType, layer_class: LayerClass, kv_heads: int, leader: bool) -> int:
+    """Bytes of the attention slots, with their norm, of one layer on a device with ``kv_heads`` KV heads."""
+    return _total(_base_attention(_counter(dtype), model, layer_class.attention, (0, kv_heads), leader))
+
+
+@cache
+def mlp_bytes(model: Model, dtype: DType, layer_class: LayerClass, mlp_units: int, leader: bool) -> int:
+    """Bytes of the MLP slots, with their norm, of one layer on a device with ``mlp_units`` units."""
+    return _total(_mlp(_counter(dtype), model.hidden_size, layer_class.mlp, (0, mlp_units), leader))
+
+
+def layer_bytes(
+    model: Model, dtype: DType, layer_class: LayerClass, kv_heads: int, mlp_units: int, leader: bool
+) -> int:
+    """Bytes of one layer on a device with these shares."""
+    attention = attention_bytes(model, dtype, layer_class, kv_heads, leader)
+    return attention + mlp_bytes(model, dtype, layer_class, mlp_units, leader)
+
+
+def embed_bytes(model: Model, dtype: DType, rows: int) -> int:
+    """Bytes of ``rows`` rows of the embedding table."""
+    return _total(_counter(dtype).rows("embed.weight", (0, rows), model.hidden_size))
+
+
+def head_bytes(model: Model, dtype: DType, rows: int) -> int:
+    """Bytes of ``rows`` rows of the lm_head."""
+    return _total(_counter(dtype).rows("head.weight", (0, rows), model.hidden_size))
+
+
+def norm_bytes(model: Model, dtype: DType) -> int:
+    """Bytes of the final norm, on each device of the last stage."""
+    return _total([_counter(dtype).vector("norm.weight", model.hidden_size)])
+
+
+def rope_bytes(model: Model) -> int:
+    """Bytes of the rotary frequencies, on each device with layers."""
+    return _total([_rope("rope.inv_freq", model.layers[0].attention.head_dim, None)])
+
+
+def draft_attention_bytes(draft: Draft, dtype: DType, kv_heads: int, leader: bool) -> int:
+    """Bytes of the attention slots, with their norms, of all layers of the head."""
+    make = _counter(dtype)
+    layers = range(draft.num_layers)
+    return sum(_total(_draft_attention(make, draft, layer, (0, kv_heads), leader)) for layer in layers)
+
+
+def draft_mlp_bytes(draft: Draft, dtype: DType, mlp_units: int, leader: bool) -> int:
+    """Bytes of the MLP slots, with their norms, of all layers of the head."""
+    return draft.num_layers * _total(_mlp(_counter(dtype), draft.hidden_size, draft.mlp, (0, mlp_units), leader))
+
+
+def draft_fixed_bytes(draft: Draft, dtype: DType) -> int:
+    """Bytes that each device of the draft group has whole: rotary frequencies, fc, final norm, d2t."""
+    make = _counter(dtype)
+    fixed = [_rope("rope.inv_freq", draft.attention.head_dim, None)]
+    return _total([*fixed, *_draft_fc(make, draft), *_draft_norm(make, draft), *_draft_d2t(make, draft)])
+
+
+def draft_embed_bytes(draft: Draft, dtype: DType, rows: int) -> int:
+    """Bytes of ``rows`` rows of the head's embedding table."""
+    return _total(_counter(dtype).rows("embed.weight", (0, rows), draft.hidden_size))
+
+
+def draft_head_bytes(draft: Draft, dtype: DType, rows: int) -> int:
+    """Bytes of ``rows`` rows of the head's lm_head."""
+    return _total(_counter(dtype).rows("head.weight", (0, rows), draft.hidden_size))
+
+
+# ---- images ----
+
+
+def image_slots(plan: Plan, device_id: str, base: BaseInput, draft: DraftInput | None) -> tuple[Slot, ...]:
+    """All slots of a device's image, in the order of the file, fillers included; offsets are multiples of 256."""
+    of_base = _Given(tensor=_tensors(base), inv_freq=inv_freq_bytes(base.rope))
+    slots = _base_slots(plan, device_id, of_base)
+    if plan.draft_placement is not None and device_id in plan.draft_placement.devices:
+        assert draft is not None, "a plan with a draft is laid out with the draft's tensors"
+        of_draft = _Given(tensor=_tensors(draft), inv_freq=inv_freq_bytes(draft.rope))
+        slots += _draft_slots(plan, device_id, of_base, of_draft)
+    return _placed(slots)
+
+
+def weights_bytes(plan: Plan, device_id: str) -> tuple[int, int]:
+    """Bytes of a device's slots, with their fillers: of the base, and of the draft."""
+    of_base, of_draft = _base_slots(plan, device_id, _NAMELESS), _draft_slots(plan, device_id, _NAMELESS, _NAMELESS)
+    return _total(of_base), _total(of_draft)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Given:
+    """What a checkpoint gives: names of tensors by role, and rotary frequencies."""
+
+    tensor: Callable[[str], str]
+    inv_freq: bytes | None
+
+
+_NAMELESS = _Given(tensor=str, inv_freq=None)
+
+
+def _base_slots(plan: Plan, device_id: str, base: _Given) -> list[Slot]:
+    dtype = DTYPES[plan.options.dtype]
+    hidden = plan.model.hidden_size
+    make = _Maker(prefix="", role="", source="base", tensor=base.tensor, dtype=dtype)
+    slots: list[Slot] = []
+    for number, stage in enumerate(plan.stages):
+        if device_id not in stage.devices:
+            continue
+        member = stage.devices.index(device_id)
+        slots.append(_rope("rope.inv_freq", plan.model.layers[0].attention.head_dim, base.inv_freq))
+        if number == 0:
+            slots += make.rows("embed.weight", _share(plan.embed.rows, member), hidden)
+        layer = stage.first_layer
+        for run in stage.runs:
+            for _ in range(run.num_layers):
+                slots += _layer_slots(plan.model, make, layer, run, member)
+                layer += 1
+        if number == len(plan.stages) - 1:
+            slots.append(make.vector("norm.weight", hidden))
+            slots += make.rows("head.weight", _share(plan.head.rows, member), hidden)
+    return slots
+
+
+def _layer_slots(model: Model, make: _Maker, layer: int, run: Run, member: int) -> list[Slot]:
+    layer_class = class_of_layer(model, layer)
+    maker = dataclasses.replace(make, prefix=f"layers.{layer}.", role=f"layers.{layer}.")
+    leader = member == 0
+    attention = _base_attention(maker, model, layer_class.attention, _share(run.kv_heads, member), leader)
+    return attention + _mlp(maker, model.hidden_size, layer_class.mlp, _share(run.mlp_units, member), leader)
+
+
+def _tensors(given: BaseInput | DraftInput) -> Callable[[str], str]:
+    """From role to the name of the checkpoint's tensor."""
+    return lambda role: given.roles[role].name
+
+
+def class_of_layer(model: Model, layer: int) -> LayerClass:
+    """The class of layer ``layer``, a global index."""
+    stop = 0
+    for layer_class in model.layers:
+        stop += layer_class.num_layers
+        if layer < stop:
+            return layer_class
+    raise AssertionError(f"layer {layer} of {stop}")
+
+
+def _draft_slots(plan: Plan, device_id: str, base: _Given, given: _Given) -> list[Slot]:
+    draft, placement = plan.draft, plan.draft_placement
+    if draft is None or placement is None or device_id not in placement.devices:
+        return []
+    member = placement.devices.index(device_id)
+    leader = member == 0
+    dtype = DTYPES[plan.options.dtype]
+    make = _Maker(prefix="draft.", role="draft.", source="draft", tensor=given.tensor, dtype=dtype)
+    of_base = dataclasses.replace(make, role="", source="base", tensor=base.tensor)
+    slots = [_rope("draft.rope.inv_freq", draft.attention.head_dim, given.inv_freq)]
+    if placement.embed_rows is not None:
+        table = make if draft.own_embedding else of_base
+        slots += table.rows("embed.weight", _share(placement.embed_rows, member), draft.hidden_size)
+    slots += _draft_fc(make, draft)
+    for layer in range(draft.num_layers):
+        maker = dataclasses.replace(make, prefix=f"draft.layers.{layer}.", role=f"draft.layers.{layer}.")
+        slots += _draft_attention(maker, draft, layer, _share(placement.kv_heads, member), leader)
+        slots += _mlp(maker, draft.hidden_size, draft.mlp, _share(placement.mlp_units, member), leader)
+    slots += _draft_norm(make, draft)
+    if placement.head_rows is not None:
+        table = make if draft.kind == "eagle3" else of_base
+        slots += table.rows("head.weight", _share(placement.head_rows, member), draft.hidden_size)
+    return slots + _draft_d2t(make, draft)
+
+
+def _share(shares: tuple[int, ...], member: int) -> Range:
+    """The contiguous range of one member: what the members before it have comes first."""
+    start = sum(shares[:member])
+    return start, start + shares[member]
+
+
+def _placed(slots: Iterable[Slot]) -> tuple[Slot, ...]:
+    """The slots one after the other, with declared fillers up to each multiple of the alignment."""
+    placed: list[Slot] = []
+    offset = fillers = 0
+    for slot in slots:
+        placed.append(dataclasses.replace(slot, offset=offset))
+        offset += slot.nbytes
+        gap = align(offset) - offset
+        if gap:
+            filler = _slot(f"_pad.{fillers}", "U8", (gap,), (), bytes(gap))
+            placed.append(dataclasses.replace(filler, offset=offset))
+            offset += gap
+            fillers += 1
+    return tuple(placed)
+
+
+def data_bytes(slots: tuple[Slot, ...]) -> int:
+    """Bytes of an image after its header."""
+    return slots[-1].offset + slots[-1].nbytes if slots else 0
+
+
+def table_sha256(slots: tuple[Slot, ...]) -> str:
+    """The ABI of an image with these slots."""
+    return abi_sha256(slot.entry for slot in slots)
+
+
+def header(slots: tuple[Slot, ...], device_id: str) -> bytes:
+    """Length and JSON of a safetensors header, padded with spaces to a multiple of 4096 bytes in all.
+
+    The plan's digest is not in it: an image that a new plan leaves as it was keeps its bytes.
+    """
+    table: dict[str, object] = {"__metadata__": {"abi": str(LAYOUT_VERSION), "device": device_id}}
+    for slot in slots:
+        offsets = [slot.offset, slot.offset + slot.nbytes]
+        table[slot.name] = {"data_offsets": offsets, "dtype": slot.dtype, "shape": list(slot.shape)}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % PAGE_BYTES)
+    return len(text).to_bytes(8, "little") + text

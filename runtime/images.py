@@ -1,0 +1,331 @@
+"""Images in, distrusted: every refusal comes before a weight is read, and a slot is a view of one piece of memory.
+
+file      8 | header, padded ...        | slots and fillers ...            |
+          0                             start (multiple of 4096)           size in images.yaml
+CPU       ╰────────────── one read-only mapping; the slots are views of it ╯
+CUDA                                    ╰ one allocation, copied in one piece ╯
+"""
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+
+from plans import artifact, codec
+from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, Images, SlotEntry
+from plans.schema import Plan, PlanError
+from runtime.errors import ImageDamaged, ImageForeign, ImageMissing, ImageTruncated
+
+MAX_HEADER_BYTES = 16 << 20
+"""The header of an image of 1000 layers is below 2 MB; nothing larger is parsed."""
+CHUNK_BYTES = 16 << 20
+RING = 4
+"""Pinned buffers of CHUNK_BYTES through which an image goes to a GPU."""
+
+_TORCH = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
+
+
+# ---- what is refused ----
+
+
+def check_images(plan: Plan, directory: Path, verify: bool, devices: Collection[str] | None = None) -> Images:
+    """Check that the images of a plan are there and are the plan's; no weight is read.
+
+    ``verify`` also reads each file and compares its BLAKE3, and ``plan.yaml`` byte by byte. ``devices``: only their
+    images; None: those of all devices of the plan. Raises ImageMissing, ImageTruncated, ImageDamaged or ImageForeign,
+    each with exit code 4.
+    """
+    wanted = [device.id for device in plan.devices if devices is None or device.id in devices]
+    record = _record(plan, directory, wanted)
+    if verify:
+        _check_plan_file(plan, directory, record)
+    _check_present(plan, directory, record, wanted)
+    for device in wanted:
+        with _opened(directory, device, record) as (descriptor, expected):
+            _slots(descriptor, directory, device, expected)
+            if verify:
+                _check_blake3(descriptor, artifact.image_file(directory, device), expected)
+    return record
+
+
+def _command(plan: Plan, directory: Path) -> str:
+    return f"compile with: {artifact.compile_command(directory, plan.draft is not None)}"
+
+
+def _record(plan: Plan, directory: Path, wanted: list[str]) -> Images:
+    """``images.yaml``, of this layout and of this plan."""
+    try:
+        record = artifact.load_images(directory)
+    except FileNotFoundError as error:
+        names = ", ".join(f"{device}.safetensors" for device in wanted)
+        raise ImageMissing(
+            f"{directory}: no {IMAGES_FILE}, so no images: expected {names}; {_command(plan, directory)}"
+        ) from error
+    except PlanError as error:
+        raise ImageDamaged(f"{error}; {_command(plan, directory)}") from error
+    if record.layout_version != LAYOUT_VERSION:
+        raise ImageForeign(
+            f"{directory / IMAGES_FILE}: layout_version: found {record.layout_version}, this program uses "
+            f"{LAYOUT_VERSION}; {_command(plan, directory)}"
+        )
+    digest = codec.digest(plan)
+    if record.plan_sha256 != digest:
+        raise ImageForeign(
+            f"{directory / IMAGES_FILE}: plan_sha256: the images were compiled for plan {record.plan_sha256}, but "
+            f"plan.yaml is now {digest}: it was changed after its images were compiled; {_command(plan, directory)}"
+        )
+    return record
+
+
+def _check_plan_file(plan: Plan, directory: Path, record: Images) -> None:
+    file = directory / "plan.yaml"
+    try:
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ImageMissing(f"{file}: cannot read: {error.strerror}") from error
+    if found != record.plan_sha256:
+        raise ImageForeign(
+            f"{file}: SHA-256 {found}, but the images were compiled for {record.plan_sha256}: it is not the canonical "
+            f"text of its plan, so it was edited; build the plan again, then {_command(plan, directory)}"
+        )
+
+
+def _check_present(plan: Plan, directory: Path, record: Images, wanted: list[str]) -> None:
+    files = {device: artifact.image_file(directory, device) for device in wanted}
+    missing = [file.name for device, file in files.items() if record.find(device) is None or not file.is_file()]
+    if missing:
+        raise ImageMissing(f"{directory}: no image {', '.join(missing)}; {_command(plan, directory)}")
+
+
+@contextlib.contextmanager
+def _opened(directory: Path, device: str, record: Images) -> Iterator[tuple[int, artifact.Image]]:
+    """The file of an image, open and of the recorded size."""
+    expected = record.find(device)
+    file = artifact.image_file(directory, device)
+    if expected is None:
+        raise ImageMissing(f"{directory / IMAGES_FILE}: artifact.images: no image of {device}")
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImageMissing(f"{file}: cannot open: {error.strerror}") from error
+    try:
+        found = os.fstat(descriptor).st_size
+        if found != expected.size_bytes:
+            raise ImageTruncated(f"{file}: {found} bytes, expected {expected.size_bytes}: copy or compile it again")
+        yield descriptor, expected
+    finally:
+        os.close(descriptor)
+
+
+def _check_blake3(descriptor: int, file: Path, expected: artifact.Image) -> None:
+    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapping:
+        found = blake3(max_threads=blake3.AUTO).update(mapping).hexdigest()
+    _compare(file, found, expected)
+
+
+def _compare(file: Path, found: str, expected: artifact.Image) -> None:
+    if found != expected.blake3:
+        raise ImageDamaged(f"{file}: BLAKE3 {found}, expected {expected.blake3}: copy or compile it again")
+
+
+# ---- header ----
+
+
+def _slots(descriptor: int, directory: Path, device: str, expected: artifact.Image) -> tuple[int, list[SlotEntry]]:
+    """Where the data starts, and the slots of an open image, fillers included; checked against the recorded ABI."""
+    file = artifact.image_file(directory, device)
+    start = 8 + int.from_bytes(os.pread(descriptor, 8, 0), "little")
+    if start > min(expected.size_bytes, MAX_HEADER_BYTES) or start % PAGE_BYTES:
+        raise ImageDamaged(
+            f"{file}: header: claims to end at byte {start}, expected a multiple of {PAGE_BYTES} up to "
+            f"{min(expected.size_bytes, MAX_HEADER_BYTES)}"
+        )
+    metadata, slots = _parse(os.pread(descriptor, start - 8, 8), file)
+    end = _check_table(slots, file)
+    if start + end != expected.size_bytes:
+        raise ImageDamaged(f"{file}: header: slots end at byte {start + end}, the file at {expected.size_bytes}")
+    if metadata.get("device") != device or metadata.get("abi") != str(LAYOUT_VERSION):
+        wanted = {"abi": str(LAYOUT_VERSION), "device": device}
+        raise ImageForeign(f"{file}: __metadata__: found {metadata}, expected {wanted}: compile it again")
+    found = artifact.abi_sha256(slots)
+    if found != expected.abi_sha256:
+        raise ImageForeign(
+            f"{file}: slot table: SHA-256 {found}, expected {expected.abi_sha256} as {IMAGES_FILE} records: "
+            "the image is of another plan or another layout; compile it again"
+        )
+    return start, slots
+
+
+def _parse(text: bytes, file: Path) -> tuple[dict[str, Any], list[SlotEntry]]:
+    """Metadata and slots in the order of the header, each with the types that the format demands."""
+    try:
+        table = json.loads(text.decode(), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise ImageDamaged(f"{file}: header: not valid JSON: {error}") from error
+    metadata = table.pop("__metadata__", None) if isinstance(table, dict) else None
+    if not isinstance(metadata, dict):
+        raise ImageDamaged(f"{file}: header: expected a mapping with __metadata__")
+    return metadata, [_entry(name, entry, file) for name, entry in table.items()]
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return table
+
+
+def _entry(name: str, entry: Any, file: Path) -> SlotEntry:
+    if not isinstance(entry, dict) or entry.keys() != {"data_offsets", "dtype", "shape"}:
+        raise ImageDamaged(f"{file}: header: {name}: expected data_offsets, dtype and shape")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise ImageDamaged(f"{file}: header: {name}: dtype: found {dtype!r}, expected one of {', '.join(ITEM_BYTES)}")
+    if not _naturals(shape) or not 1 <= len(shape) <= 2:
+        raise ImageDamaged(f"{file}: header: {name}: shape: found {shape!r}, expected one or two sizes")
+    if not _naturals(offsets) or len(offsets) != 2:
+        raise ImageDamaged(f"{file}: header: {name}: data_offsets: found {offsets!r}, expected start and stop")
+    nbytes = prod(shape) * ITEM_BYTES[dtype]
+    if offsets[1] - offsets[0] != nbytes:
+        raise ImageDamaged(f"{file}: header: {name}: data_offsets: {offsets} for {nbytes} bytes of {dtype} {shape}")
+    return SlotEntry(name=name, dtype=dtype, shape=tuple(shape), offset=offsets[0], nbytes=nbytes)
+
+
+def _naturals(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_table(slots: list[SlotEntry], file: Path) -> int:
+    """Slots follow each other without a hole, each (but fillers) aligned; the end of the last one."""
+    end = 0
+    for slot in slots:
+        filler = slot.name.startswith("_pad.")
+        if slot.offset != end or (slot.offset % ALIGNMENT_BYTES and not filler):
+            raise ImageDamaged(
+                f"{file}: header: {slot.name}: data_offsets: starts at {slot.offset}, expected {end}, a multiple of "
+                f"{ALIGNMENT_BYTES}"
+            )
+        end += slot.nbytes
+    return end
+
+
+# ---- weights ----
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Image:
+    """The weights of one device: ``image["layers.0.qkv.weight"]`` is a view of ``memory``."""
+
+    file: Path
+    slots: dict[str, SlotEntry]
+    """Without fillers."""
+    memory: torch.Tensor
+    """All slots and fillers, uint8 [bytes]; on a CPU the mapping itself, never to be written."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.memory.numel()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.slots
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.slots:
+            raise ImageForeign(f"{self.file}: {name}: no such slot: the image is of another plan; compile it again")
+        slot = self.slots[name]
+        return self.memory[slot.offset : slot.offset + slot.nbytes].view(_TORCH[slot.dtype]).view(slot.shape)
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The slot of a name, which must have this shape and dtype; raise ImageForeign."""
+        tensor = self[name]
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
+            raise ImageForeign(
+                f"{self.file}: {name}: found {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {tuple(shape)}: "
+                "the image is of another plan; compile it again"
+            )
+        return tensor
+
+
+def open_image(
+    plan: Plan, directory: Path, device: str, torch_device: torch.device, record: Images | None = None, *, verify: bool
+) -> Image:
+    """The image of one device as tensors on ``torch_device``; with ``verify`` its BLAKE3 is checked on the way.
+
+    ``record``: what ``check_images`` returned; None reads ``images.yaml`` again. Raises as ``check_images`` does.
+    """
+    record = _record(plan, directory, [device]) if record is None else record
+    file = artifact.image_file(directory, device)
+    with _opened(directory, device, record) as (descriptor, expected):
+        start, slots = _slots(descriptor, directory, device, expected)
+        if torch_device.type == "cpu":
+            if verify:
+                _check_blake3(descriptor, file, expected)
+            memory = _mapped(descriptor, start)
+        else:
+            memory = torch.empty(expected.size_bytes - start, dtype=torch.uint8, device=torch_device)
+            found = copy_to(memory, descriptor, start, file, hashed=verify)
+            if verify:
+                _compare(file, found, expected)
+    named = {slot.name: slot for slot in slots if not slot.name.startswith("_pad.")}
+    return Image(file=file, slots=named, memory=memory)
+
+
+def _mapped(descriptor: int, start: int) -> torch.Tensor:
+    """The data of a file as uint8 [bytes] in the page cache: read-only, so a stray write faults."""
+    mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(mapping, dtype=torch.uint8)[start:]
+
+
+def copy_to(memory: torch.Tensor, descriptor: int, start: int, file: Path, *, hashed: bool) -> str:
+    """Fill ``memory`` with the data of a file, through a ring of pinned buffers; the BLAKE3 of the file if ``hashed``.
+
+    A buffer is read into again only after the copy out of it is done, which its event tells.
+    """
+    digest = blake3(max_threads=blake3.AUTO)
+    if hashed:
+        digest.update(os.pread(descriptor, start, 0))
+    pinned = memory.is_cuda
+    size = min(CHUNK_BYTES, memory.numel())
+    ring = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(RING)]
+    events: list[torch.cuda.Event | None] = [None] * RING
+    for number, offset in enumerate(range(0, memory.numel(), CHUNK_BYTES)):
+        turn = number % RING
+        if (event := events[turn]) is not None:
+            event.synchronize()
+        chunk = ring[turn][: min(CHUNK_BYTES, memory.numel() - offset)]
+        _fill(chunk, descriptor, start + offset, file)
+        if hashed:
+            digest.update(chunk.numpy().data)
+        memory[offset : offset + chunk.numel()].copy_(chunk, non_blocking=True)
+        if pinned:
+            events[turn] = torch.cuda.current_stream(memory.device).record_event()
+    if pinned:
+        torch.cuda.synchronize(memory.device)
+    return digest.hexdigest()
+
+
+def _fill(chunk: torch.Tensor, descriptor: int, offset: int, file: Path) -> None:
+    view, done = chunk.numpy().data, 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            raise ImageTruncated(f"{file}: ends at byte {offset + done}: it was truncated while it was read")
+        done += count
