@@ -1,0 +1,416 @@
+"""Small valid plans and checkpoints for tests, without a solver: dimensions, groups and shares are given by hand."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from planner import layout, memory
+from plans.schema import (
+    Attention,
+    Device,
+    DeviceMemory,
+    Draft,
+    DraftPlacement,
+    DType,
+    Host,
+    Inputs,
+    Inventory,
+    LayerClass,
+    Link,
+    Mlp,
+    Model,
+    Options,
+    Plan,
+    Proof,
+    Run,
+    Stage,
+    Tree,
+    VocabSplit,
+)
+
+MIB = 1 << 20
+LINK = Link(link_class="pcie", latency_ns=10_000, bandwidth_bytes_per_s=10_000_000_000)
+TREE = Tree(kind="dynamic", total_token=12, depth=3, top_k=4)
+INPUTS = Inputs(
+    base_config_sha256="0" * 64, base_tensors_sha256="1" * 64, draft_config_sha256=None, draft_tensors_sha256=None
+)
+
+
+def even(total: int, members: int) -> tuple[int, ...]:
+    """``total`` in nearly equal shares, the larger first."""
+    return tuple(total // members + (member < total % members) for member in range(members))
+
+
+def make_model(
+    *,
+    num_layers: int = 4,
+    hidden_size: int = 32,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    head_dim: int = 8,
+    intermediate_size: int = 64,
+    unit: int = 8,
+    vocab_size: int = 50,
+    tied_head: bool = False,
+    attention_bias: bool = False,
+    mlp_bias: bool = False,
+) -> Model:
+    """A base model of equal layers."""
+    attention = Attention(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        qkv_bias=attention_bias,
+        o_bias=attention_bias,
+    )
+    mlp = Mlp(kind="gated", intermediate_size=intermediate_size, unit=unit, activation="silu", bias=mlp_bias)
+    return Model(
+        family="llama",
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        norm_eps=1e-6,
+        tied_head=tied_head,
+        layers=(LayerClass(num_layers=num_layers, attention=attention, mlp=mlp),),
+        bos_token_id=None,
+        eos_token_ids=(),
+    )
+
+
+def make_draft(model: Model, *, kind: str = "eagle3", draft_vocab_size: int = 30, num_layers: int = 1) -> Draft:
+    """A head for ``model``, of its widths, with its number of query heads as KV heads."""
+    own = kind == "eagle3"
+    layers = model.layers[0]
+    attention = dataclasses.replace(
+        layers.attention, num_kv_heads=layers.attention.num_heads, qkv_bias=False, o_bias=False
+    )
+    depth = sum(layer_class.num_layers for layer_class in model.layers)
+    return Draft(
+        kind="eagle3" if own else "eagle",
+        hidden_size=model.hidden_size,
+        target_hidden_size=model.hidden_size,
+        num_layers=num_layers,
+        attention=attention,
+        mlp=dataclasses.replace(layers.mlp, bias=False),
+        norm_eps=1e-6,
+        fc_bias=not own,
+        draft_vocab_size=draft_vocab_size if own else model.vocab_size,
+        maps_vocabulary=own and draft_vocab_size != model.vocab_size,
+        own_embedding=False,
+        aux_layers=(2, depth // 2, depth - 3) if own else (),
+    )
+
+
+def make_device(device_id: str, *, memory_bytes: int = 64 * MIB, host: str = "box0") -> Device:
+    """A CPU device."""
+    return Device(
+        id=device_id,
+        host=host,
+        type="cpu",
+        kind="cpu",
+        ordinal=0,
+        reported_name="",
+        memory_bytes=memory_bytes,
+        reserve_bytes=MIB,
+        bandwidth_bytes_per_s=10_000_000_000,
+        flops_per_s=100_000_000_000,
+        overhead_ns=50_000,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """One stage to be: its devices, and its runs of layers with their shares."""
+
+    devices: tuple[str, ...]
+    runs: tuple[Run, ...]
+
+
+def group(model: Model, devices: Sequence[str], num_layers: int) -> Group:
+    """A stage of nearly equal shares."""
+    layers = model.layers[0]
+    run = Run(
+        num_layers=num_layers,
+        kv_heads=even(layers.attention.num_kv_heads, len(devices)),
+        mlp_units=even(layers.mlp.intermediate_size // layers.mlp.unit, len(devices)),
+    )
+    return Group(devices=tuple(devices), runs=(run,))
+
+
+def make_plan(
+    model: Model,
+    groups: Sequence[Group],
+    *,
+    draft: Draft | None = None,
+    placement: DraftPlacement | None = None,
+    embed_rows: tuple[int, ...] | None = None,
+    head_rows: tuple[int, ...] | None = None,
+    inputs: Inputs = INPUTS,
+    dtype: DType = "float32",
+    context: int = 64,
+    prefill_chunk: int = 16,
+    tree: Tree = TREE,
+    devices: Sequence[Device] | None = None,
+) -> Plan:
+    """A plan with these groups and shares; the head, if any, by default whole on the last group's leader.
+
+    Vocabulary rows are split evenly by default. ``devices``: the inventory; by default CPUs of 64 MiB by these names.
+    """
+    names = {device for members in groups for device in members.devices}
+    if draft is not None and placement is None:
+        placement = split_draft(model, draft, groups[-1].devices[:1])
+    names |= set(placement.devices) if placement is not None else set()
+    listed = sorted(devices or [make_device(name) for name in names], key=lambda device: (device.host, device.id))
+    plan = Plan(
+        schema="1.0",
+        inputs=inputs,
+        options=Options(
+            batch=1,
+            context=context,
+            dtype=dtype,
+            prefill_chunk=prefill_chunk,
+            strategy="latency",
+            gap_ppm=0,
+            tree=tree if draft is not None else None,
+        ),
+        inventory=_inventory(tuple(listed)),
+        model=model,
+        draft=draft,
+        stages=_stages(groups),
+        embed=VocabSplit(rows=embed_rows or even(model.vocab_size, len(groups[0].devices)), predicted_ns=1000),
+        head=VocabSplit(rows=head_rows or even(model.vocab_size, len(groups[-1].devices)), predicted_ns=1000),
+        draft_placement=placement,
+        message_transport="gloo" if len(names) > 1 else "local",
+        memory=tuple(_no_memory(device.id) for device in listed if device.id in names),
+        proof=Proof(status="OPTIMAL", objective_ns=1_000_000, bound_ns=1_000_000, min_free_bytes=0),
+    )
+    return _with_memory(plan)
+
+
+def split_draft(
+    model: Model, draft: Draft, devices: tuple[str, ...], *, own_embed: bool = True, own_head: bool = True
+) -> DraftPlacement:
+    """The head over a group in nearly equal shares.
+
+    Without a table of its own it uses the base's, which must then be split over the same devices.
+    """
+    count = len(devices)
+    return DraftPlacement(
+        devices=devices,
+        transport="gloo" if count > 1 else "local",
+        feature_transport="gloo",
+        kv_heads=even(draft.attention.num_kv_heads, count),
+        mlp_units=even(draft.mlp.intermediate_size // draft.mlp.unit, count),
+        embed_rows=even(model.vocab_size, count) if own_embed else None,
+        head_rows=even(draft.draft_vocab_size, count) if own_head else None,
+        predicted_ns=1000,
+    )
+
+
+def _stages(groups: Sequence[Group]) -> tuple[Stage, ...]:
+    stages: list[Stage] = []
+    for members in groups:
+        stages.append(
+            Stage(
+                first_layer=sum(stage.num_layers for stage in stages),
+                devices=members.devices,
+                transport="gloo" if len(members.devices) > 1 else "local",
+                hop_transport="gloo" if stages else "local",
+                runs=members.runs,
+                predicted_ns=1000,
+            )
+        )
+    return tuple(stages)
+
+
+def _inventory(devices: tuple[Device, ...]) -> Inventory:
+    hosts = sorted({device.host for device in devices})
+    return Inventory(
+        hosts=tuple(Host(name=name, link=LINK, pairs=(), transport="auto") for name in hosts),
+        network=LINK if len(hosts) > 1 else None,
+        devices=devices,
+    )
+
+
+def _no_memory(device: str) -> DeviceMemory:
+    return DeviceMemory(
+        device=device,
+        weights_bytes=0,
+        draft_weights_bytes=0,
+        kv_bytes=0,
+        draft_kv_bytes=0,
+        buffers_bytes=0,
+        comm_bytes=0,
+    )
+
+
+def _with_memory(plan: Plan) -> Plan:
+    """The plan with the bytes that planning would count."""
+    lines = tuple(
+        memory.device_memory(plan, device.id, *layout.weights_bytes(plan, device.id)) for device in plan.devices
+    )
+    free = min(
+        device.memory_bytes - device.reserve_bytes - line.planned_bytes
+        for device, line in zip(plan.devices, lines, strict=True)
+    )
+    assert free >= 0, "the plan does not fit its devices: give larger ones"
+    return dataclasses.replace(plan, memory=lines, proof=dataclasses.replace(plan.proof, min_free_bytes=free))
+
+
+# ---- checkpoints in the official formats ----
+
+
+def write_base(
+    directory: Path,
+    *,
+    num_layers: int = 4,
+    hidden_size: int = 32,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    head_dim: int = 8,
+    intermediate_size: int = 64,
+    vocab_size: int = 50,
+    tied: bool = False,
+    attention_bias: bool = False,
+    mlp_bias: bool = False,
+    dtype: torch.dtype = torch.float32,
+    shards: int = 1,
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    """A Llama checkpoint of random weights; its tensors."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": tied,
+        "attention_bias": attention_bias,
+        "mlp_bias": mlp_bias,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+    q, kv, wide = num_heads * head_dim, num_kv_heads * head_dim, intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocab_size, hidden_size),
+        "model.norm.weight": (hidden_size,),
+    }
+    if not tied:
+        shapes["lm_head.weight"] = (vocab_size, hidden_size)
+    for layer in range(num_layers):
+        prefix = f"model.layers.{layer}."
+        matrices = _matrices(hidden_size, hidden_size, q, kv, wide)
+        shapes |= {f"{prefix}{name}.weight": shape for name, shape in matrices.items()}
+        shapes[f"{prefix}input_layernorm.weight"] = (hidden_size,)
+        shapes[f"{prefix}post_attention_layernorm.weight"] = (hidden_size,)
+        for name, shape in matrices.items():
+            if attention_bias if name.startswith("self_attn") else mlp_bias:
+                shapes[f"{prefix}{name}.bias"] = shape[:1]
+    return _write(directory, config, _random(shapes, dtype, seed), shards)
+
+
+def write_draft(
+    directory: Path,
+    *,
+    kind: str = "eagle3",
+    num_layers: int = 1,
+    hidden_size: int = 32,
+    num_heads: int = 4,
+    head_dim: int = 8,
+    intermediate_size: int = 64,
+    vocab_size: int = 50,
+    draft_vocab_size: int = 30,
+    own_embedding: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 1,
+) -> dict[str, torch.Tensor]:
+    """An EAGLE head of random weights; its tensors."""
+    config: dict[str, Any] = {
+        "model_type": "llama",
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+    q, eagle3 = num_heads * head_dim, kind == "eagle3"
+    shapes: dict[str, tuple[int, ...]] = {"fc.weight": (hidden_size, (3 if eagle3 else 2) * hidden_size)}
+    shapes |= {"embed_tokens.weight": (vocab_size, hidden_size)} if own_embedding else {}
+    for layer in range(num_layers):
+        prefix = "midlayer." if eagle3 else f"layers.{layer}."
+        matrices = _matrices(hidden_size, 2 * hidden_size if eagle3 else hidden_size, q, q, intermediate_size)
+        shapes |= {f"{prefix}{name}.weight": shape for name, shape in matrices.items()}
+        norms = ["post_attention_layernorm"]
+        norms += ["hidden_norm", "input_layernorm"] if eagle3 else ["input_layernorm"] if layer else []
+        shapes |= {f"{prefix}{name}.weight": (hidden_size,) for name in norms}
+    if eagle3:
+        config["draft_vocab_size"] = draft_vocab_size
+        shapes |= {"norm.weight": (hidden_size,), "lm_head.weight": (draft_vocab_size, hidden_size)}
+    else:
+        shapes["fc.bias"] = (hidden_size,)
+    tensors = _random(shapes, dtype, seed)
+    if eagle3 and draft_vocab_size != vocab_size:
+        kept = (
+            torch.randperm(vocab_size, generator=torch.Generator().manual_seed(seed))[:draft_vocab_size].sort().values
+        )
+        tensors["d2t"] = kept - torch.arange(draft_vocab_size)
+        tensors["t2d"] = torch.zeros(vocab_size, dtype=torch.bool).index_fill(0, kept, True)
+    return _write(directory, config, tensors, 1)
+
+
+def _matrices(hidden: int, width: int, q: int, kv: int, intermediate: int) -> dict[str, tuple[int, int]]:
+    return {
+        "self_attn.q_proj": (q, width),
+        "self_attn.k_proj": (kv, width),
+        "self_attn.v_proj": (kv, width),
+        "self_attn.o_proj": (hidden, q),
+        "mlp.gate_proj": (intermediate, hidden),
+        "mlp.up_proj": (intermediate, hidden),
+        "mlp.down_proj": (hidden, intermediate),
+    }
+
+
+def _random(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in sorted(shapes.items()):
+        values = torch.randn(shape, generator=generator) * 0.2
+        tensors[name] = (values + (1.0 if name.endswith("norm.weight") else 0.0)).to(dtype)
+    return tensors
+
+
+def _write(
+    directory: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], shards: int
+) -> dict[str, torch.Tensor]:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    if shards == 1:
+        save_file(tensors, directory / "model.safetensors")
+        return tensors
+    names = sorted(tensors)
+    weight_map = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        mine = names[shard::shards]
+        save_file({name: tensors[name] for name in mine}, directory / file)
+        weight_map |= dict.fromkeys(mine, file)
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return tensors

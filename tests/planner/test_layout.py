@@ -1,0 +1,252 @@
+"""Slot tables: order, alignment, bytes, and that shares over devices are the original tensors."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner import layout
+from planner.layout import Slot
+from plans.artifact import ALIGNMENT_BYTES, PAGE_BYTES, align
+from plans.schema import Model, Plan, Run
+from tests.plan_factory import Group, group, make_draft, make_model, make_plan, split_draft
+
+
+def slots_of(plan: Plan, device: str) -> tuple[Slot, ...]:
+    """The slots without a checkpoint: tensors are named by their roles."""
+    nameless = layout._NAMELESS
+    return layout._placed(
+        [*layout._base_slots(plan, device, nameless), *layout._draft_slots(plan, device, nameless, nameless)]
+    )
+
+
+def named(slots: tuple[Slot, ...]) -> list[str]:
+    return [slot.name for slot in slots if not slot.name.startswith("_pad.")]
+
+
+def test_the_order_of_an_image() -> None:
+    model = make_model(num_layers=8, attention_bias=True, mlp_bias=True)
+    draft = make_draft(model)
+    plan = make_plan(model, [group(model, ["a", "b"], 8)], draft=draft, placement=split_draft(model, draft, ("a",)))
+    layer = "attention_norm.weight qkv.weight qkv.bias o.weight o.bias mlp_norm.weight gate_up.weight gate_up.bias "
+    layer += "down.weight down.bias"
+    expected = ["rope.inv_freq", "embed.weight"]
+    expected += [f"layers.{i}.{name}" for i in range(8) for name in layer.split()]
+    expected += ["norm.weight", "head.weight", "draft.rope.inv_freq", "draft.embed.weight", "draft.fc.weight"]
+    inside = "input_norm hidden_norm qkv o mlp_norm gate_up down"
+    expected += [f"draft.layers.0.{name}.weight" for name in inside.split()]
+    expected += ["draft.norm.weight", "draft.head.weight", "draft.d2t"]
+    assert named(slots_of(plan, "a")) == expected
+    of_member = [
+        name for name in expected if not name.startswith("draft.") and not name.endswith(("o.bias", "down.bias"))
+    ]
+    assert named(slots_of(plan, "b")) == of_member
+
+
+def test_the_order_of_an_eagle_head_with_the_tables_of_the_base() -> None:
+    model = make_model()
+    draft = make_draft(model, kind="eagle", num_layers=2)
+    place = split_draft(model, draft, ("a",), own_embed=False, own_head=False)
+    plan = make_plan(model, [group(model, ["a"], 4)], draft=draft, placement=place)
+    inside = ["qkv", "o", "mlp_norm", "gate_up", "down"]
+    expected = ["draft.rope.inv_freq", "draft.fc.weight", "draft.fc.bias"]
+    expected += [f"draft.layers.0.{name}.weight" for name in inside]
+    expected += [f"draft.layers.1.{name}.weight" for name in ["attention_norm", *inside]]
+    assert [name for name in named(slots_of(plan, "a")) if name.startswith("draft.")] == expected
+
+
+def test_tables_that_a_head_borrows_come_from_the_base() -> None:
+    model = make_model()
+    draft = make_draft(model, kind="eagle")
+    plan = make_plan(model, [group(model, ["a"], 4)], draft=draft, placement=split_draft(model, draft, ("b",)))
+    sources = {slot.name: slot.parts[0].source for slot in slots_of(plan, "b") if slot.parts}
+    assert sources["draft.embed.weight"] == sources["draft.head.weight"] == "base"
+    assert sources["draft.fc.weight"] == "draft"
+
+
+def test_no_share_means_no_slot() -> None:
+    model = make_model(mlp_bias=True)
+    run = Run(num_layers=4, kv_heads=(1, 1), mlp_units=(0, 8))
+    plan = make_plan(model, [Group(devices=("a", "b"), runs=(run,))], embed_rows=(50, 0), head_rows=(0, 50))
+    a, b = named(slots_of(plan, "a")), named(slots_of(plan, "b"))
+    assert "layers.0.gate_up.weight" not in a
+    assert "layers.0.down.weight" not in a
+    assert "layers.0.down.bias" in a, "the leader adds the bias, also to a sum it has no part of"
+    assert "head.weight" not in a
+    assert "embed.weight" not in b
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    kv_heads = draw(st.integers(1, 4))
+    model = make_model(
+        num_layers=draw(st.integers(7, 9)),
+        hidden_size=draw(st.sampled_from([8, 24, 40])),
+        num_heads=kv_heads * draw(st.integers(1, 3)),
+        num_kv_heads=kv_heads,
+        head_dim=draw(st.sampled_from([2, 6, 8])),
+        intermediate_size=draw(st.sampled_from([12, 28])),
+        unit=draw(st.sampled_from([1, 4])),
+        vocab_size=draw(st.integers(20, 60)),
+        attention_bias=draw(st.booleans()),
+        mlp_bias=draw(st.booleans()),
+    )
+    total = sum(layer_class.num_layers for layer_class in model.layers)
+    cut = draw(st.integers(1, total - 1))
+    names = ["d0", "d1", "d2", "d3"]
+    sizes = [draw(st.integers(1, min(2, kv_heads))) for _ in range(2)]
+    groups = [
+        draw(stage(model, tuple(names[: sizes[0]]), cut)),
+        draw(stage(model, tuple(names[sizes[0] : sum(sizes)]), total - cut)),
+    ]
+    draft = draw(st.sampled_from([None, make_draft(model), make_draft(model, kind="eagle", num_layers=2)]))
+    place = None
+    if draft is not None:
+        count = draw(st.integers(1, min(2, draft.attention.num_kv_heads)))
+        place = split_draft(model, draft, tuple(names[-count:]))
+    dtype = draw(st.sampled_from(["float32", "bfloat16"]))
+    return make_plan(
+        model,
+        groups,
+        draft=draft,
+        placement=place,
+        dtype=dtype,
+        embed_rows=draw(shares(model.vocab_size, sizes[0], 0)),
+        head_rows=draw(shares(model.vocab_size, sizes[1], 0)),
+    )
+
+
+@st.composite
+def shares(draw: st.DrawFn, total: int, members: int, least: int) -> tuple[int, ...]:
+    taken: list[int] = []
+    for member in range(members - 1):
+        rest = least * (members - 1 - member)
+        taken.append(draw(st.integers(least, total - sum(taken) - rest)))
+    return (*taken, total - sum(taken))
+
+
+@st.composite
+def stage(draw: st.DrawFn, model: Model, devices: tuple[str, ...], num_layers: int) -> Group:
+    layers = model.layers[0]
+    units = layers.mlp.intermediate_size // layers.mlp.unit
+    first = draw(st.integers(1, num_layers))
+    runs = tuple(
+        Run(
+            num_layers=count,
+            kv_heads=draw(shares(layers.attention.num_kv_heads, len(devices), 1)),
+            mlp_units=draw(shares(units, len(devices), 0)),
+        )
+        for count in (first, num_layers - first)
+        if count
+    )
+    return Group(devices=devices, runs=runs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=plans())
+def test_planned_bytes_are_image_bytes(plan: Plan) -> None:
+    for line in plan.memory:
+        slots = slots_of(plan, line.device)
+        assert layout.data_bytes(slots) == line.weights_bytes + line.draft_weights_bytes
+        offset = 0
+        for slot in slots:
+            assert slot.offset == offset, "no holes"
+            assert slot.name.startswith("_pad.") or slot.offset % ALIGNMENT_BYTES == 0
+            offset += slot.nbytes
+        assert offset % ALIGNMENT_BYTES == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=plans())
+def test_bytes_of_shares_add_up_to_the_device(plan: Plan) -> None:
+    model, dtype, layer_class = plan.model, plan.options.dtype, plan.model.layers[0]
+    for number, part in enumerate(plan.stages):
+        for member, device in enumerate(part.devices):
+            total = layout.rope_bytes(model)
+            total += layout.embed_bytes(model, dtype, plan.embed.rows[member]) if number == 0 else 0
+            for run in part.runs:
+                heads, units, leader = run.kv_heads[member], run.mlp_units[member], member == 0
+                total += run.num_layers * layout.layer_bytes(model, dtype, layer_class, heads, units, leader)
+            if part is plan.stages[-1]:
+                total += layout.norm_bytes(model, dtype) + layout.head_bytes(model, dtype, plan.head.rows[member])
+            assert layout.weights_bytes(plan, device)[0] == total
+    draft, place = plan.draft, plan.draft_placement
+    if draft is not None and place is not None:
+        assert place.embed_rows is not None
+        assert place.head_rows is not None
+        for member, device in enumerate(place.devices):
+            total = layout.draft_fixed_bytes(draft, dtype)
+            total += layout.draft_attention_bytes(draft, dtype, place.kv_heads[member], member == 0)
+            total += layout.draft_mlp_bytes(draft, dtype, place.mlp_units[member], member == 0)
+            total += layout.draft_embed_bytes(draft, dtype, place.embed_rows[member])
+            total += layout.draft_head_bytes(draft, dtype, place.head_rows[member])
+            assert layout.weights_bytes(plan, device)[1] == total
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=plans())
+def test_shares_tile_every_tensor_of_the_base_once(plan: Plan) -> None:
+    cells: dict[str, list[tuple[int, int, int, int]]] = {}
+    for device in plan.devices:
+        for slot in slots_of(plan, device.id):
+            if not slot.name.startswith("draft."):
+                for part in slot.parts:
+                    cols = part.cols or (0, slot.shape[1] if len(slot.shape) == 2 else 1)
+                    cells.setdefault(part.tensor, []).append((*part.rows, *cols))
+    model = plan.model
+    attention, mlp, hidden = model.layers[0].attention, model.layers[0].mlp, model.hidden_size
+    q, kv = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
+    sizes = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
+    sizes |= {"gate": (mlp.intermediate_size, hidden), "up": (mlp.intermediate_size, hidden)}
+    sizes |= {"down": (hidden, mlp.intermediate_size)}
+    for layer in range(sum(layer_class.num_layers for layer_class in model.layers)):
+        for name, (rows, cols) in sizes.items():
+            rectangles = cells[f"layers.{layer}.{name}.weight"]
+            assert tiles(rectangles, rows, cols), (name, rectangles)
+    for table in ("embed.weight", "head.weight"):
+        assert tiles(cells[table], model.vocab_size, hidden)
+
+
+def tiles(rectangles: list[tuple[int, int, int, int]], rows: int, cols: int) -> bool:
+    seen = [0] * (rows * cols)
+    for r0, r1, c0, c1 in rectangles:
+        for r in range(r0, r1):
+            for c in range(c0, c1):
+                seen[r * cols + c] += 1
+    return set(seen) == {1}
+
+
+def test_header_is_padded_ordered_and_free_of_the_plan() -> None:
+    model = make_model()
+    plan = make_plan(model, [group(model, ["a"], 4)])
+    slots = slots_of(plan, "a")
+    raw = layout.header(slots, "a")
+    assert len(raw) % PAGE_BYTES == 0
+    assert int.from_bytes(raw[:8], "little") == len(raw) - 8
+    table = json.loads(raw[8:])
+    assert table.pop("__metadata__") == {"abi": "1", "device": "a"}
+    assert list(table) == [slot.name for slot in slots]
+    assert raw[8:].rstrip(b" ").endswith(b"}")
+    other = dataclasses.replace(plan, proof=dataclasses.replace(plan.proof, bound_ns=1))
+    assert layout.header(slots_of(other, "a"), "a") == raw
+
+
+def test_the_abi_depends_on_every_column_of_the_table() -> None:
+    model = make_model()
+    slots = slots_of(make_plan(model, [group(model, ["a"], 4)]), "a")
+    first = slots[0]
+    changed = [
+        dataclasses.replace(first, name="x"),
+        dataclasses.replace(first, dtype="F16"),
+        dataclasses.replace(first, shape=(1, 4)),
+        dataclasses.replace(first, offset=256),
+    ]
+    digests = {layout.table_sha256((slot, *slots[1:])) for slot in (first, *changed)}
+    assert len(digests) == 5
+
+
+@pytest.mark.parametrize(("nbytes", "aligned"), [(0, 0), (1, 256), (256, 256), (257, 512)])
+def test_align(nbytes: int, aligned: int) -> None:
+    assert align(nbytes) == aligned
