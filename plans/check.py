@@ -1,0 +1,229 @@
+"""Invariants that need only a plan: whether it is consistent in itself, byte for byte, without solving anything.
+
+``check`` never raises for a decoded plan, however wrong it is: it reports every violation that it can establish. What
+presumes sound names and shares (memory, transports) is checked only where those are sound.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from plans.buffers import TERMS, device_terms
+from plans.facts import Violation, bad, check_facts, show
+from plans.schema import (
+    Attention,
+    Draft,
+    DraftPlacement,
+    Inventory,
+    LayerClass,
+    Mlp,
+    Model,
+    Plan,
+    PlanError,
+    Run,
+    Stage,
+    Transport,
+)
+
+
+class InvalidPlanError(PlanError):
+    """A plan that reads well and contradicts itself; ``violations`` has every datum."""
+
+    def __init__(self, where: str, violations: tuple[Violation, ...]) -> None:
+        super().__init__("\n".join(f"{where}: {violation}" for violation in violations))
+        self.violations = violations
+
+
+def require(plan: Plan, where: str) -> None:
+    """Raise InvalidPlanError (exit 2) with all violations of ``plan``, one a line, unless there are none."""
+    if violations := check(plan):
+        raise InvalidPlanError(where, violations)
+
+
+def check(plan: Plan) -> tuple[Violation, ...]:
+    """All violations of a plan, in the order of its fields; none for a plan that may be executed."""
+    facts = check_facts(plan)
+    placement = (*_check_stages(plan), *_check_vocabulary(plan), *_check_placement(plan))
+    if facts or placement:
+        return facts + placement
+    return (*_check_transports(plan), *_check_memory(plan), *_check_proof(plan))
+
+
+def group_transport(inventory: Inventory, members: Iterable[str]) -> Transport:
+    """The transport of a group: nccl where all are distinct GPUs of hosts that allow it, gloo otherwise."""
+    ids = set(members)
+    devices = [device for device in inventory.devices if device.id in ids]
+    if len(devices) == 1:
+        return "local"
+    hosts = {host.name: host for host in inventory.hosts}
+    gpus = {(device.host, device.ordinal) for device in devices if device.kind == "cuda"}
+    auto = all(hosts[device.host].transport == "auto" for device in devices)
+    return "nccl" if auto and len(gpus) == len(devices) else "gloo"
+
+
+def _check_stages(plan: Plan) -> Iterator[Violation]:
+    seen: dict[str, int] = {}
+    first = 0
+    for i, stage in enumerate(plan.stages):
+        path = f"stages[{i}]"
+        if stage.first_layer != first:
+            yield bad(f"{path}.first_layer", stage.first_layer, f"{first}, where the stage before ends")
+        yield from _check_group(f"{path}.devices", stage.devices, plan.inventory)
+        for j, device in enumerate(stage.devices):
+            if seen.setdefault(device, i) != i:
+                yield bad(f"{path}.devices[{j}]", device, f"another device: stages[{seen[device]}] has this one")
+        if not stage.runs:
+            yield bad(f"{path}.runs", (), "at least one run of layers")
+        for j, run in enumerate(stage.runs):
+            for layers in _classes_of(plan.model, first, first + run.num_layers):
+                yield from _check_run(f"{path}.runs[{j}]", run, stage, layers.attention, layers.mlp)
+            if run.num_layers < 1:
+                yield bad(f"{path}.runs[{j}].num_layers", run.num_layers, "at least 1")
+            first += run.num_layers
+    total = sum(layers.num_layers for layers in plan.model.layers)
+    if first != total or not plan.stages:
+        yield bad("stages", f"{first} layers", f"the model's {total}")
+
+
+def _classes_of(model: Model, start: int, end: int) -> Iterator[LayerClass]:
+    """The classes of the layers from ``start`` to before ``end``."""
+    first = 0
+    for layers in model.layers:
+        if max(start, first) < min(end, first + layers.num_layers):
+            yield layers
+        first += layers.num_layers
+
+
+def _check_group(path: str, group: tuple[str, ...], inventory: Inventory) -> Iterator[Violation]:
+    known = {device.id for device in inventory.devices}
+    if not group:
+        yield bad(path, (), "at least one device")
+    for i, device in enumerate(group):
+        if device not in known:
+            yield bad(f"{path}[{i}]", device, "a device of the inventory")
+        if device in group[:i]:
+            yield bad(f"{path}[{i}]", device, "another device: the group has this one already")
+
+
+def _check_run(path: str, run: Run, stage: Stage, attention: Attention, mlp: Mlp) -> Iterator[Violation]:
+    count = len(stage.devices)
+    yield from _check_shares(f"{path}.kv_heads", run.kv_heads, count, attention.num_kv_heads, "KV heads", 1)
+    units = mlp.intermediate_size // max(1, mlp.unit)
+    yield from _check_shares(f"{path}.mlp_units", run.mlp_units, count, units, "MLP units", 0)
+
+
+def _check_shares(
+    path: str, shares: tuple[int, ...], count: int, total: int, what: str, least: int
+) -> Iterator[Violation]:
+    if len(shares) != count or sum(shares) != total or min(shares, default=least) < least:
+        each = f", each at least {least}" if least else ""
+        yield bad(path, shares, f"{count} shares of {total} {what}{each}")
+
+
+def _check_vocabulary(plan: Plan) -> Iterator[Violation]:
+    if not plan.stages:
+        return
+    for path, split, stage in (("embed", plan.embed, plan.stages[0]), ("head", plan.head, plan.stages[-1])):
+        yield from _check_shares(f"{path}.rows", split.rows, len(stage.devices), plan.model.vocab_size, "rows", 0)
+
+
+def _check_placement(plan: Plan) -> Iterator[Violation]:
+    place, draft = plan.draft_placement, plan.draft
+    if place is None or draft is None or not plan.stages:
+        return
+    path, count = "draft_placement", len(place.devices)
+    yield from _check_group(f"{path}.devices", place.devices, plan.inventory)
+    heads, mlp = draft.attention.num_kv_heads, draft.mlp
+    yield from _check_shares(f"{path}.kv_heads", place.kv_heads, count, heads, "KV heads", 1)
+    units = mlp.intermediate_size // max(1, mlp.unit)
+    yield from _check_shares(f"{path}.mlp_units", place.mlp_units, count, units, "MLP units", 0)
+    yield from _check_draft_embedding(plan, place, draft)
+    yield from _check_draft_head(plan, place, draft)
+
+
+def _check_draft_embedding(plan: Plan, place: DraftPlacement, draft: Draft) -> Iterator[Violation]:
+    path, first = "draft_placement.embed_rows", plan.stages[0].devices
+    if place.embed_rows is not None:
+        rows = plan.model.vocab_size
+        yield from _check_shares(path, place.embed_rows, len(place.devices), rows, "rows", 0)
+    elif draft.own_embedding:
+        yield bad(path, None, "shares, as the head has its own embedding")
+    elif place.devices != first:
+        yield bad(path, None, f"shares, as the base's are on {show(first)}")
+
+
+def _check_draft_head(plan: Plan, place: DraftPlacement, draft: Draft) -> Iterator[Violation]:
+    path, last = "draft_placement.head_rows", plan.stages[-1].devices
+    if place.head_rows is not None:
+        rows = draft.draft_vocab_size
+        yield from _check_shares(path, place.head_rows, len(place.devices), rows, "rows", 0)
+    elif draft.kind == "eagle3":
+        yield bad(path, None, "shares, as the head has its own lm_head")
+    elif place.devices != last:
+        yield bad(path, None, f"shares, as the base's are on {show(last)}")
+
+
+def _check_transports(plan: Plan) -> Iterator[Violation]:
+    found: list[tuple[str, Transport, tuple[str, ...]]] = []
+    for i, stage in enumerate(plan.stages):
+        before = plan.stages[i - 1].devices[:1] if i else stage.devices[:1]
+        hop = (*before, *(stage.devices if i else ()))
+        found.append((f"stages[{i}].transport", stage.transport, stage.devices))
+        found.append((f"stages[{i}].hop_transport", stage.hop_transport, hop))
+    place = plan.draft_placement
+    if place is not None:
+        features = (plan.stages[-1].devices[0], *place.devices)
+        found.append(("draft_placement.transport", place.transport, place.devices))
+        found.append(("draft_placement.feature_transport", place.feature_transport, features))
+    found.append(("message_transport", plan.message_transport, _used(plan)))
+    for path, transport, group in found:
+        expected = group_transport(plan.inventory, group)
+        if transport != expected:
+            yield bad(path, transport, f"{expected} between {show(tuple(dict.fromkeys(group)))}")
+
+
+def _used(plan: Plan) -> tuple[str, ...]:
+    """Ids of the devices that stages and draft name, in inventory order."""
+    names = {device for stage in plan.stages for device in stage.devices}
+    names.update(plan.draft_placement.devices if plan.draft_placement is not None else ())
+    return tuple(device.id for device in plan.inventory.devices if device.id in names)
+
+
+def _check_memory(plan: Plan) -> Iterator[Violation]:
+    listed = tuple(entry.device for entry in plan.memory)
+    if listed != _used(plan):
+        yield bad("memory", listed, f"the devices in use, {show(_used(plan))}")
+        return
+    drafting = plan.draft_placement.devices if plan.draft_placement is not None else ()
+    serving = {device for stage in plan.stages for device in stage.devices}
+    for i, entry in enumerate(plan.memory):
+        path, device = f"memory[{i}]", plan.device(entry.device)
+        terms = device_terms(plan, entry.device)
+        for term in TERMS:
+            name = f"{term}_bytes"
+            if getattr(entry, name) != terms[term]:
+                yield bad(f"{path}.{name}", getattr(entry, name), f"{terms[term]}, as its buffers take")
+        for name, group in (("weights_bytes", serving), ("draft_weights_bytes", drafting)):
+            if (getattr(entry, name) > 0) != (entry.device in group):
+                role = "more than 0" if entry.device in group else "0"
+                yield bad(f"{path}.{name}", getattr(entry, name), f"{role} for the part that {entry.device} has")
+        room = device.memory_bytes - device.reserve_bytes
+        if entry.planned_bytes > room:
+            yield bad(path, f"{entry.planned_bytes} bytes planned", f"at most {room}: memory less reserve")
+
+
+def _check_proof(plan: Plan) -> Iterator[Violation]:
+    proof, gap = plan.proof, plan.options.gap_ppm
+    if proof.bound_ns > proof.objective_ns:
+        yield bad("proof.bound_ns", proof.bound_ns, f"at most the objective, {proof.objective_ns}")
+    elif proof.status == "OPTIMAL" and proof.bound_ns != proof.objective_ns:
+        yield bad("proof.bound_ns", proof.bound_ns, f"the objective, {proof.objective_ns}, as the status is OPTIMAL")
+    elif (proof.objective_ns - proof.bound_ns) * 10**6 > gap * proof.objective_ns:
+        expected = f"within {gap} ppm of the objective, {proof.objective_ns}"
+        yield bad("proof.bound_ns", proof.bound_ns, expected)
+    least = min((_free_bytes(plan, entry.device, entry.planned_bytes) for entry in plan.memory), default=0)
+    if proof.min_free_bytes != least:
+        yield bad("proof.min_free_bytes", proof.min_free_bytes, f"{least}, the least that a device in use has free")
+
+
+def _free_bytes(plan: Plan, device_id: str, planned_bytes: int) -> int:
+    device = plan.device(device_id)
+    return device.memory_bytes - device.reserve_bytes - planned_bytes

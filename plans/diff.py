@@ -1,0 +1,257 @@
+"""Two plans as a typed list of differences, the layers that move, and the weights that each device must newly hold.
+
+Fields are compared in the order of the schema. Stages, runs and layer classes are aligned by position; hosts, devices
+and memory lines by name; a list of names or shares is one value. ``diff`` is empty exactly for equal plans.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from plans.codec import encode
+from plans.schema import DTYPE_BYTES, Attention, Mlp, Plan
+
+Kind = Literal[
+    "schema",
+    "inputs",
+    "options",
+    "inventory",
+    "model",
+    "layers",
+    "shares",
+    "draft",
+    "transport",
+    "prediction",
+    "memory",
+    "proof",
+]
+
+_NAMES = {"inventory.hosts": ("name",), "inventory.devices": ("id",), "memory": ("device",)}
+_SHARES = {"kv_heads", "mlp_units", "rows", "embed_rows", "head_rows"}
+_SECTIONS: dict[str, Kind] = {"stages": "layers", "embed": "shares", "head": "shares", "draft_placement": "draft"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One datum that differs; ``before`` and ``after`` are as in the YAML, None where there is nothing."""
+
+    kind: Kind
+    path: str
+    """Dotted, with positions or names in brackets: ``memory[gpu0].kv_bytes``."""
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_show(self.before)} -> {_show(self.after)}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holding:
+    """Who runs a layer, and in what shares."""
+
+    devices: tuple[str, ...]
+    kv_heads: tuple[int, ...]
+    mlp_units: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """Consecutive layers that go from one group, or split, to another; None: the plan has no such layer."""
+
+    first_layer: int
+    num_layers: int
+    before: Holding | None
+    after: Holding | None
+
+    def __str__(self) -> str:
+        last = self.first_layer + self.num_layers - 1
+        layers = f"layers {self.first_layer}-{last}" if self.num_layers > 1 else f"layer {last}"
+        return f"{layers}: {_show_holding(self.before)} -> {_show_holding(self.after)}"
+
+
+def diff(a: Plan, b: Plan) -> tuple[Difference, ...]:
+    """All fields in which two plans differ, in the order of the schema."""
+    return tuple(_compare("", encode(a), encode(b)))
+
+
+def moves(a: Plan, b: Plan) -> tuple[Move, ...]:
+    """The layers whose group or split differs, in maximal runs."""
+    before, after = _holdings(a), _holdings(b)
+    found: list[Move] = []
+    for layer in range(max(len(before), len(after))):
+        old = before[layer] if layer < len(before) else None
+        new = after[layer] if layer < len(after) else None
+        if old == new:
+            continue
+        last = found[-1] if found else None
+        if last and (last.before, last.after, last.first_layer + last.num_layers) == (old, new, layer):
+            found[-1] = Move(first_layer=last.first_layer, num_layers=last.num_layers + 1, before=old, after=new)
+        else:
+            found.append(Move(first_layer=layer, num_layers=1, before=old, after=new))
+    return tuple(found)
+
+
+def moved_bytes(a: Plan, b: Plan) -> dict[str, int]:
+    """Bytes of matrices that each device has in ``b`` and not in ``a``, by device id; norms and biases are not counted.
+
+    All of a device's bytes where the two plans are not of the same weights. Both plans must be sound (plans.check).
+    """
+    same_base = (a.model, a.options.dtype, a.inputs.base_tensors_sha256) == (
+        b.model,
+        b.options.dtype,
+        b.inputs.base_tensors_sha256,
+    )
+    same_draft = same_base and (a.draft, a.inputs.draft_tensors_sha256) == (b.draft, b.inputs.draft_tensors_sha256)
+    before = {(part.device, part.tensor): part for part in _parts(a)}
+    moved = {entry.device: 0 for entry in b.memory}
+    for part in _parts(b):
+        old = before.get((part.device, part.tensor)) if (same_draft if part.draft else same_base) else None
+        kept = max(0, min(part.end, old.end) - max(part.start, old.start)) if old else 0
+        moved[part.device] += (part.end - part.start - kept) * part.unit_bytes
+    return {device: nbytes for device, nbytes in moved.items() if nbytes}
+
+
+def summary(a: Plan, b: Plan) -> tuple[str, ...]:
+    """Lines for people: moved layers, moved bytes, then every difference; none for equal plans."""
+    moved = (f"{device}: {nbytes} bytes of weights are new" for device, nbytes in moved_bytes(a, b).items())
+    return (*map(str, moves(a, b)), *moved, *map(str, diff(a, b)))
+
+
+def _compare(path: str, a: Any, b: Any) -> Iterator[Difference]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        # The order of the schema, in which both are; what only one has goes where that one has it.
+        for name in dict.fromkeys((*a, *b)):
+            yield from _compare(f"{path}.{name}" if path else name, a.get(name), b.get(name))
+    elif isinstance(a, list) and isinstance(b, list) and any(isinstance(item, dict) for item in (*a, *b)):
+        yield from _compare_lists(path, a, b)
+    elif a != b or type(a) is not type(b):
+        yield Difference(kind=_kind(path), path=path, before=a, after=b)
+
+
+def _compare_lists(path: str, a: list[Any], b: list[Any]) -> Iterator[Difference]:
+    names = ("a", "b") if path.endswith(".pairs") else _NAMES.get(path)
+    before, after = _by_name(a, names), _by_name(b, names)
+    if len(before) < len(a) or len(after) < len(b):  # not a sound plan: names do not tell the items apart
+        names, before, after = None, _by_name(a, None), _by_name(b, None)
+    if names and list(before) != list(after) and sorted(before) == sorted(after):
+        yield Difference(kind=_kind(path), path=path, before=list(before), after=list(after))
+    for name in dict.fromkeys((*before, *after)):
+        yield from _compare(f"{path}[{name}]", before.get(name), after.get(name))
+
+
+def _by_name(items: list[Any], names: tuple[str, ...] | None) -> dict[str, Any]:
+    if names is None:
+        return {str(position): item for position, item in enumerate(items)}
+    return {"+".join(item[name] for name in names): item for item in items}
+
+
+def _kind(path: str) -> Kind:
+    section, field = path.partition(".")[0].partition("[")[0], path.rpartition(".")[2]
+    if field.endswith("transport") and section != "inventory":
+        return "transport"
+    if field == "predicted_ns":
+        return "prediction"
+    if field in _SHARES and section != "draft":
+        return "shares"
+    return _SECTIONS.get(section, section)  # type: ignore[arg-type] # the other sections are kinds
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_show(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_show, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _show_holding(holding: Holding | None) -> str:
+    if holding is None:
+        return "nothing"
+    if len(holding.devices) == 1:
+        return holding.devices[0]
+    shares = zip(holding.devices, holding.kv_heads, holding.mlp_units, strict=True)
+    return " + ".join(f"{device} ({heads} KV heads, {units} MLP units)" for device, heads, units in shares)
+
+
+def _holdings(plan: Plan) -> list[Holding]:
+    """Of each layer."""
+    return [
+        Holding(devices=stage.devices, kv_heads=run.kv_heads, mlp_units=run.mlp_units)
+        for stage in plan.stages
+        for run in stage.runs
+        for _ in range(run.num_layers)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """The range of a divisible tensor that one device has."""
+
+    device: str
+    tensor: str
+    start: int
+    end: int
+    unit_bytes: int
+    draft: bool
+
+
+def _parts(plan: Plan) -> Iterator[_Part]:
+    model, width = plan.model, DTYPE_BYTES[plan.options.dtype]
+    classes = [layers for layers in model.layers for _ in range(layers.num_layers)]
+    for layer, (holding, shape) in enumerate(zip(_holdings(plan), classes, strict=True)):
+        heads = _head_values(shape.attention, model.hidden_size, model.hidden_size) * width
+        yield from _divide(f"layers.{layer}.attention", holding.devices, holding.kv_heads, heads)
+        units = _unit_values(shape.mlp, model.hidden_size) * width
+        yield from _divide(f"layers.{layer}.mlp", holding.devices, holding.mlp_units, units)
+    row = model.hidden_size * width
+    yield from _divide("embed", plan.stages[0].devices, plan.embed.rows, row)
+    yield from _divide("head", plan.stages[-1].devices, plan.head.rows, row)
+    yield from _draft_parts(plan, width)
+
+
+def _draft_parts(plan: Plan, width: int) -> Iterator[_Part]:
+    draft, place = plan.draft, plan.draft_placement
+    if draft is None or place is None:
+        return
+    hidden, devices = draft.hidden_size, place.devices
+    heads = _head_values(draft.attention, hidden, 2 * hidden if draft.kind == "eagle3" else hidden)
+    units = _unit_values(draft.mlp, hidden)
+    features = 3 * draft.target_hidden_size if draft.kind == "eagle3" else 2 * hidden
+    yield from _divide("draft.fc", devices, (1,) * len(devices), hidden * features * width, whole=True, draft=True)
+    for layer in range(draft.num_layers):
+        yield from _divide(f"draft.{layer}.attention", devices, place.kv_heads, heads * width, draft=True)
+        yield from _divide(f"draft.{layer}.mlp", devices, place.mlp_units, units * width, draft=True)
+    for tensor, rows in (("draft.embed", place.embed_rows), ("draft.head", place.head_rows)):
+        if rows is not None:
+            yield from _divide(tensor, devices, rows, hidden * width, draft=True)
+
+
+def _divide(
+    tensor: str,
+    devices: tuple[str, ...],
+    shares: tuple[int, ...],
+    unit_bytes: int,
+    *,
+    whole: bool = False,
+    draft: bool = False,
+) -> Iterator[_Part]:
+    """Contiguous ranges in the order of the devices; ``whole``: each device has all of it."""
+    start = 0
+    for device, share in zip(devices, shares, strict=True):
+        yield _Part(
+            device=device, tensor=tensor, start=start, end=start + share, unit_bytes=unit_bytes, draft=draft
+        )
+        start += 0 if whole else share
+
+
+def _head_values(attention: Attention, hidden: int, inputs: int) -> int:
+    """Values of one KV head: its query, key and value rows, and its columns of the output projection."""
+    queries = attention.num_heads // attention.num_kv_heads
+    return attention.head_dim * ((queries + 2) * inputs + queries * hidden)
+
+
+def _unit_values(mlp: Mlp, hidden: int) -> int:
+    """Values of one MLP unit: its rows of gate and up, and its columns of down."""
+    return 3 * mlp.unit * hidden

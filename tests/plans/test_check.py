@@ -1,0 +1,234 @@
+"""A sound plan has no violations; each unsound datum is reported with its path, what was found and expected."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plans.check import InvalidPlanError, check, group_transport, require
+from plans.schema import Plan
+from tests.sample_plans import MIB, edited, nvlink_plan, one_device_plan, two_stage_plan
+
+
+@pytest.mark.parametrize("make", [two_stage_plan, one_device_plan, nvlink_plan])
+def test_sound_plans_have_no_violations(make: Any) -> None:
+    assert check(make()) == ()
+    require(make(), "plan.yaml")
+
+
+DIGITS = "64 hexadecimal digits"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("schema", "2.0", "schema: found 2.0, expected 1.x"),
+        ("inputs.base_config_sha256", "xyz", f"inputs.base_config_sha256: found xyz, expected {DIGITS}"),
+        ("inputs.draft_tensors_sha256", None, f"inputs.draft_tensors_sha256: found nothing, expected {DIGITS}"),
+        ("options.batch", 0, "options.batch: found 0, expected at least 1"),
+        ("options.prefill_chunk", 513, "options.prefill_chunk: found 513, expected from 1 to the context, 512"),
+        ("options.gap_ppm", 10**6, "options.gap_ppm: found 1000000, expected less than 1000000"),
+        (
+            "options.tree.total_token",
+            712,
+            "options.tree.total_token: found 712, "
+            "expected at most 711: the root and a pool of 10 + 7 * 10^2 candidates",
+        ),
+        (
+            "options.tree.total_token",
+            1,
+            "options.tree.total_token: found 1, expected at least 2: the root and a drafted token",
+        ),
+        ("options.tree", None, "options.tree: found nothing, expected one, as there is a draft"),
+        ("inventory.hosts[0].name", "zzz", "inventory.hosts: found [zzz, right], expected distinct names in order"),
+        ("inventory.network", None, "inventory.network: found nothing, expected a link, as there are 2 hosts"),
+        (
+            "inventory.network.bandwidth_bytes_per_s",
+            0,
+            "inventory.network.bandwidth_bytes_per_s: found 0, expected at least 1",
+        ),
+        (
+            "inventory.hosts[0].pairs[0].b",
+            "cpu2",
+            "inventory.hosts[0].pairs[0]: found cpu0 and cpu2, expected two devices of host left",
+        ),
+        (
+            "inventory.devices[3].id",
+            "cpu2",
+            "inventory.devices[2].id: found cpu2, expected another id: 2 devices have this one",
+        ),
+        (
+            "inventory.devices[3].id",
+            "a/b",
+            "inventory.devices[3].id: found 'a/b', expected letters, digits, '.', '_' and '-': it names a file",
+        ),
+        (
+            "inventory.devices[0].id",
+            "x",
+            "inventory.devices: found [x, cpu1, cpu2, cpu3], expected the order of hosts, then of ids",
+        ),
+        ("inventory.devices[3].host", "box", "inventory.devices[3].host: found box, expected one of left, right"),
+        (
+            "inventory.devices[3].reserve_bytes",
+            7 * MIB,
+            "inventory.devices[3].reserve_bytes: found 7340032, expected at most the memory, 6291456",
+        ),
+        ("inventory.devices[3].ordinal", 1, "inventory.devices[3].ordinal: found 1, expected 0 for a CPU"),
+        (
+            "model.layers[0].attention.num_heads",
+            7,
+            "model.layers[0].attention.num_heads: found 7, expected a multiple of 4 KV heads",
+        ),
+        (
+            "model.layers[0].attention.head_dim",
+            33,
+            "model.layers[0].attention.head_dim: found 33, expected an even number: rotary pairs",
+        ),
+        (
+            "model.layers[0].mlp.unit",
+            500,
+            "model.layers[0].mlp.intermediate_size: found 768, expected a multiple of the unit, 500",
+        ),
+        ("model.eos_token_ids[0]", 1024, "model.eos_token_ids[0]: found 1024, expected less than the vocabulary, 1024"),
+        ("draft.aux_layers", [2, 4, 8], "draft.aux_layers: found [2, 4, 8], expected 3 different layers below 8"),
+        ("draft.aux_layers", [2, 4, 4], "draft.aux_layers: found [2, 4, 4], expected 3 different layers below 8"),
+        ("draft.target_hidden_size", 128, "draft.target_hidden_size: found 128, expected the model's, 256"),
+        ("draft.hidden_size", 128, "draft.own_embedding: found false, expected true, as the model's is 256 wide"),
+        (
+            "draft.maps_vocabulary",
+            False,
+            "draft.maps_vocabulary: found false, expected true, as 512 of 1024 tokens are drafted",
+        ),
+        ("stages[1].first_layer", 4, "stages[1].first_layer: found 4, expected 5, where the stage before ends"),
+        ("stages[0].devices[1]", "gpu9", "stages[0].devices[1]: found gpu9, expected a device of the inventory"),
+        (
+            "stages[0].devices[1]",
+            "cpu0",
+            "stages[0].devices[1]: found cpu0, expected another device: the group has this one already",
+        ),
+        (
+            "stages[1].devices[0]",
+            "cpu0",
+            "stages[1].devices[0]: found cpu0, expected another device: stages[0] has this one",
+        ),
+        ("stages[1].runs[0].num_layers", 4, "stages: found 9 layers, expected the model's 8"),
+        (
+            "stages[0].runs[0].kv_heads",
+            [4, 0],
+            "stages[0].runs[0].kv_heads: found [4, 0], expected 2 shares of 4 KV heads, each at least 1",
+        ),
+        (
+            "stages[0].runs[1].mlp_units",
+            [33, 16],
+            "stages[0].runs[1].mlp_units: found [33, 16], expected 2 shares of 48 MLP units",
+        ),
+        ("embed.rows", [1024], "embed.rows: found [1024], expected 2 shares of 1024 rows"),
+        ("head.rows", [1000], "head.rows: found [1000], expected 1 shares of 1024 rows"),
+        (
+            "draft_placement.head_rows",
+            [1024],
+            "draft_placement.head_rows: found [1024], expected 1 shares of 512 rows",
+        ),
+        (
+            "draft_placement.head_rows",
+            None,
+            "draft_placement.head_rows: found nothing, expected shares, as the head has its own lm_head",
+        ),
+        (
+            "draft_placement.embed_rows",
+            None,
+            "draft_placement.embed_rows: found nothing, expected shares, as the base's are on [cpu0, cpu1]",
+        ),
+        ("stages[0].transport", "nccl", "stages[0].transport: found nccl, expected gloo between [cpu0, cpu1]"),
+        (
+            "stages[1].hop_transport",
+            "local",
+            "stages[1].hop_transport: found local, expected gloo between [cpu0, cpu2]",
+        ),
+        ("stages[0].hop_transport", "gloo", "stages[0].hop_transport: found gloo, expected local between [cpu0]"),
+        ("message_transport", "local", "message_transport: found local, expected gloo between [cpu0, cpu1, cpu2]"),
+        ("memory[0].kv_bytes", 7, "memory[0].kv_bytes: found 7, expected 1916928, as its buffers take"),
+        (
+            "memory[0].draft_weights_bytes",
+            9,
+            "memory[0].draft_weights_bytes: found 9, expected 0 for the part that cpu0 has",
+        ),
+        (
+            "memory[1].weights_bytes",
+            0,
+            "memory[1].weights_bytes: found 0, expected more than 0 for the part that cpu1 has",
+        ),
+        (
+            "memory[1].weights_bytes",
+            11 * MIB,
+            "memory[1]: found 14194176 bytes planned, expected at most 11534336: memory less reserve",
+        ),
+        (
+            "memory[2].device",
+            "cpu3",
+            "memory: found [cpu0, cpu1, cpu3], expected the devices in use, [cpu0, cpu1, cpu2]",
+        ),
+        ("model.layers[0].num_layers", 10_001, "model.layers[0].num_layers: found 10001, expected from 1 to 10000"),
+        ("proof.bound_ns", 19_830_001, "proof.bound_ns: found 19830001, expected at most the objective, 19830000"),
+        (
+            "proof.bound_ns",
+            19_000_000,
+            "proof.bound_ns: found 19000000, expected the objective, 19830000, as the status is OPTIMAL",
+        ),
+        (
+            "proof.min_free_bytes",
+            1,
+            "proof.min_free_bytes: found 1, expected 5728768, the least that a device in use has free",
+        ),
+    ],
+)
+def test_each_violation_is_reported(path: str, value: Any, message: str) -> None:
+    assert message in [str(violation) for violation in check(edited(two_stage_plan(), path, value))]
+
+
+def test_a_gap_that_was_accepted_is_no_violation() -> None:
+    plan = edited(edited(two_stage_plan(), "proof.status", "FEASIBLE"), "proof.bound_ns", 19_000_000)
+    assert [str(violation) for violation in check(plan)] == [
+        "proof.bound_ns: found 19000000, expected within 0 ppm of the objective, 19830000"
+    ]
+    assert check(edited(plan, "options.gap_ppm", 50_000)) == ()
+
+
+def test_a_draft_is_all_or_nothing() -> None:
+    plan = edited(edited(two_stage_plan(), "draft", None), "options.tree", None)
+    assert [str(violation) for violation in check(plan)] == [
+        f"inputs.draft_config_sha256: found {'3' * 64}, expected nothing, as there is no draft",
+        f"inputs.draft_tensors_sha256: found {'4' * 64}, expected nothing, as there is no draft",
+        "draft_placement: found one, expected nothing, as there is no draft",
+    ]
+
+
+def test_all_violations_are_in_one_error() -> None:
+    plan = edited(edited(two_stage_plan(), "options.batch", 0), "embed.rows", [1, 2])
+    with pytest.raises(InvalidPlanError) as caught:
+        require(plan, "p/plan.yaml")
+    assert str(caught.value) == (
+        "p/plan.yaml: options.batch: found 0, expected at least 1\n"
+        "p/plan.yaml: embed.rows: found [1, 2], expected 2 shares of 1024 rows"
+    )
+    assert caught.value.exit_code == 2
+    assert caught.value.violations == check(plan)
+
+
+def test_transports_of_groups() -> None:
+    inventory = nvlink_plan().inventory
+    assert group_transport(inventory, ["gpu0"]) == "local"
+    assert group_transport(inventory, ["gpu0", "gpu0"]) == "local"
+    assert group_transport(inventory, ["gpu0", "gpu3"]) == "nccl"
+    one_gpu = edited(nvlink_plan(), "inventory.devices[3].ordinal", 0).inventory
+    assert group_transport(one_gpu, ["gpu0", "gpu3"]) == "gloo"
+    assert group_transport(one_gpu, ["gpu0", "gpu1"]) == "nccl"
+    asked = edited(nvlink_plan(), "inventory.hosts[0].transport", "gloo").inventory
+    assert group_transport(asked, ["gpu0", "gpu3"]) == "gloo"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.builds(Plan))
+def test_any_plan_that_reads_is_checked_without_an_exception(plan: Plan) -> None:
+    check(plan)

@@ -1,0 +1,116 @@
+"""Differences of two plans: none exactly for equal ones, aligned by name, with the moves that they mean."""
+
+import dataclasses
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plans.diff import Difference, diff, moved_bytes, moves, summary
+from plans.schema import Plan
+from tests.sample_plans import edited, nvlink_plan, one_device_plan, two_stage_plan
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.builds(Plan), st.builds(Plan))
+def test_the_difference_is_empty_exactly_for_equal_plans(a: Plan, b: Plan) -> None:
+    assert diff(a, a) == ()
+    assert (diff(a, b) == ()) == (a == b)
+
+
+def test_equal_plans_have_no_summary() -> None:
+    assert summary(two_stage_plan(), two_stage_plan()) == ()
+
+
+def test_a_difference_names_kind_path_and_values() -> None:
+    plan = two_stage_plan()
+    assert diff(plan, edited(plan, "memory[2].kv_bytes", 5)) == (
+        Difference(kind="memory", path="memory[cpu2].kv_bytes", before=1769472, after=5),
+    )
+    assert diff(plan, edited(plan, "stages[0].runs[1].kv_heads", [3, 1])) == (
+        Difference(kind="shares", path="stages[0].runs[1].kv_heads", before=[2, 2], after=[3, 1]),
+    )
+    assert diff(plan, edited(plan, "options.tree", None)) == (
+        Difference(
+            kind="options",
+            path="options.tree",
+            before={"kind": "dynamic", "total_token": 60, "depth": 7, "top_k": 10},
+            after=None,
+        ),
+    )
+
+
+def test_kinds_follow_the_sections() -> None:
+    plan = two_stage_plan()
+    kinds = {
+        "schema": "1.1",
+        "inputs.base_config_sha256": "f",
+        "inventory.hosts[0].transport": "gloo",
+        "model.hidden_size": 1,
+        "stages[0].devices": ["cpu3"],
+        "stages[0].transport": "local",
+        "stages[0].predicted_ns": 1,
+        "embed.rows": [0, 1],
+        "draft_placement.devices": ["cpu3"],
+        "draft_placement.kv_heads": [1],
+        "message_transport": "nccl",
+        "proof.bound_ns": 1,
+    }
+    found = [diff(plan, edited(plan, path, value))[0].kind for path, value in kinds.items()]
+    assert found == [
+        *("schema", "inputs", "inventory", "model", "layers", "transport", "prediction", "shares", "draft"),
+        *("shares", "transport", "proof"),
+    ]
+
+
+def test_devices_are_aligned_by_id() -> None:
+    plan = two_stage_plan()
+    fewer = dataclasses.replace(plan.inventory, devices=plan.inventory.devices[1:])
+    (only,) = diff(plan, dataclasses.replace(plan, inventory=fewer))
+    assert (only.path, only.after) == ("inventory.devices[cpu0]", None)
+    assert only.before["memory_bytes"] == 24 << 20
+
+
+def test_an_order_that_differs_is_a_difference() -> None:
+    plan = two_stage_plan()
+    (only,) = diff(plan, dataclasses.replace(plan, memory=plan.memory[::-1]))
+    assert str(only) == "memory: [cpu0, cpu1, cpu2] -> [cpu2, cpu1, cpu0]"
+
+
+def test_moves_are_maximal_runs_of_layers() -> None:
+    assert [str(move) for move in moves(two_stage_plan(), one_device_plan())] == [
+        "layers 0-2: cpu0 (3 KV heads, 32 MLP units) + cpu1 (1 KV heads, 16 MLP units) -> cpu2",
+        "layers 3-4: cpu0 (2 KV heads, 33 MLP units) + cpu1 (2 KV heads, 15 MLP units) -> cpu2",
+    ]
+
+
+HEAD_BYTES = 32 * ((2 + 2) * 256 + 2 * 256) * 4
+UNIT_BYTES = 3 * 16 * 256 * 4
+
+
+def test_moved_bytes_are_those_that_a_device_did_not_have() -> None:
+    plan = two_stage_plan()
+    assert moved_bytes(plan, plan) == {}
+    other = edited(plan, "stages[0].runs[1].kv_heads", [3, 1])
+    assert moved_bytes(plan, other) == {"cpu0": 2 * HEAD_BYTES}
+    other = edited(plan, "stages[0].runs[0].mlp_units", [30, 18])
+    assert moved_bytes(plan, other) == {"cpu1": 3 * 2 * UNIT_BYTES}
+    layers = 5 * (4 * HEAD_BYTES + 48 * UNIT_BYTES)
+    assert moved_bytes(plan, one_device_plan()) == {"cpu2": layers + 1024 * 256 * 4}
+
+
+def test_everything_moves_where_the_weights_are_others() -> None:
+    plan = two_stage_plan()
+    other = edited(plan, "inputs.draft_tensors_sha256", "5" * 64)
+    head = 256 * 768 + 4 * 32 * ((2 + 2) * 512 + 2 * 256) + 3 * 768 * 256 + 1024 * 256 + 512 * 256
+    assert moved_bytes(plan, other) == {"cpu2": 4 * head}
+    assert set(moved_bytes(plan, nvlink_plan())) == {"gpu0", "gpu1", "gpu2", "gpu3"}
+
+
+def test_the_summary_is_for_people() -> None:
+    plan = two_stage_plan()
+    other = edited(plan, "stages[1].runs[0].mlp_units", [47])
+    assert summary(plan, edited(other, "proof.objective_ns", 5)) == (
+        "layers 5-7: cpu2 -> cpu2",
+        "stages[1].runs[0].mlp_units: [48] -> [47]",
+        "proof.objective_ns: 19830000 -> 5",
+    )

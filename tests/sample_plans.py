@@ -1,0 +1,287 @@
+"""Small sound plans, made by hand: what the tests of plans/ and of the reports look at."""
+
+import dataclasses
+import re
+from typing import Any
+
+from plans.buffers import device_terms
+from plans.codec import decode, encode
+from plans.schema import (
+    Attention,
+    Device,
+    DeviceMemory,
+    Draft,
+    DraftPlacement,
+    Host,
+    Inputs,
+    Inventory,
+    LayerClass,
+    Link,
+    Mlp,
+    Model,
+    Options,
+    Pair,
+    Plan,
+    Proof,
+    Run,
+    Stage,
+    Tree,
+    VocabSplit,
+)
+
+MIB = 1 << 20
+ATTENTION = Attention(num_heads=8, num_kv_heads=4, head_dim=32, qkv_bias=False, o_bias=False)
+MLP = Mlp(kind="gated", intermediate_size=768, unit=16, activation="silu", bias=False)
+LOCAL = Link(link_class="shared-memory", latency_ns=1_000_000, bandwidth_bytes_per_s=1_000_000_000)
+NETWORK = Link(link_class="ethernet", latency_ns=20_000, bandwidth_bytes_per_s=3_125_000_000)
+
+
+def device(name: str, host: str, memory_bytes: int) -> Device:
+    return Device(
+        id=name,
+        host=host,
+        type="cpu",
+        kind="cpu",
+        ordinal=0,
+        reported_name="",
+        memory_bytes=memory_bytes,
+        reserve_bytes=MIB,
+        bandwidth_bytes_per_s=10_000_000_000,
+        flops_per_s=50_000_000_000,
+        overhead_ns=50_000,
+    )
+
+
+MODEL = Model(
+    family="llama",
+    vocab_size=1024,
+    hidden_size=256,
+    norm_eps=1e-05,
+    tied_head=False,
+    layers=(LayerClass(num_layers=8, attention=ATTENTION, mlp=MLP),),
+    bos_token_id=0,
+    eos_token_ids=(1,),
+)
+DRAFT = Draft(
+    kind="eagle3",
+    hidden_size=256,
+    target_hidden_size=256,
+    num_layers=1,
+    attention=ATTENTION,
+    mlp=MLP,
+    norm_eps=1e-06,
+    fc_bias=False,
+    draft_vocab_size=512,
+    maps_vocabulary=True,
+    own_embedding=False,
+    aux_layers=(2, 4, 5),
+)
+INVENTORY = Inventory(
+    hosts=(
+        Host(name="left", link=LOCAL, pairs=(Pair(a="cpu0", b="cpu1", link=LOCAL),), transport="auto"),
+        Host(name="right", link=LOCAL, pairs=(), transport="auto"),
+    ),
+    network=NETWORK,
+    devices=(
+        device("cpu0", "left", 24 * MIB),
+        device("cpu1", "left", 12 * MIB),
+        device("cpu2", "right", 32 * MIB),
+        device("cpu3", "right", 6 * MIB),
+    ),
+)
+OPTIONS = Options(
+    batch=1,
+    context=512,
+    dtype="float32",
+    prefill_chunk=64,
+    strategy="latency",
+    gap_ppm=0,
+    tree=Tree(kind="dynamic", total_token=60, depth=7, top_k=10),
+)
+STAGES = (
+    Stage(
+        first_layer=0,
+        devices=("cpu0", "cpu1"),
+        transport="gloo",
+        hop_transport="local",
+        runs=(
+            Run(num_layers=3, kv_heads=(3, 1), mlp_units=(32, 16)),
+            Run(num_layers=2, kv_heads=(2, 2), mlp_units=(33, 15)),
+        ),
+        predicted_ns=14_200_000,
+    ),
+    Stage(
+        first_layer=5,
+        devices=("cpu2",),
+        transport="local",
+        hop_transport="gloo",
+        runs=(Run(num_layers=3, kv_heads=(4,), mlp_units=(48,)),),
+        predicted_ns=2_300_000,
+    ),
+)
+
+
+def two_stage_plan() -> Plan:
+    """An unequal pair, then one device with the draft; the fourth device of the inventory is not used."""
+    plan = Plan(
+        schema="1.0",
+        inputs=Inputs(
+            base_config_sha256="1" * 64,
+            base_tensors_sha256="2" * 64,
+            draft_config_sha256="3" * 64,
+            draft_tensors_sha256="4" * 64,
+        ),
+        options=OPTIONS,
+        inventory=INVENTORY,
+        model=MODEL,
+        draft=DRAFT,
+        stages=STAGES,
+        embed=VocabSplit(rows=(1000, 24), predicted_ns=60_000),
+        head=VocabSplit(rows=(1024,), predicted_ns=170_000),
+        draft_placement=DraftPlacement(
+            devices=("cpu2",),
+            transport="local",
+            feature_transport="local",
+            kv_heads=(4,),
+            mlp_units=(48,),
+            embed_rows=(1024,),
+            head_rows=(512,),
+            predicted_ns=3_100_000,
+        ),
+        message_transport="gloo",
+        memory=tuple(_empty_memory(name) for name in ("cpu0", "cpu1", "cpu2")),
+        proof=Proof(status="OPTIMAL", objective_ns=19_830_000, bound_ns=19_830_000, min_free_bytes=0),
+    )
+    return with_memory(plan, {"cpu0": 9 * MIB, "cpu1": 3 * MIB, "cpu2": 7 * MIB}, {"cpu2": 6 * MIB})
+
+
+def one_device_plan() -> Plan:
+    """The same model without the draft, on the largest device."""
+    plan = two_stage_plan()
+    stage = Stage(
+        first_layer=0,
+        devices=("cpu2",),
+        transport="local",
+        hop_transport="local",
+        runs=(Run(num_layers=8, kv_heads=(4,), mlp_units=(48,)),),
+        predicted_ns=6_000_000,
+    )
+    plain = dataclasses.replace(
+        plan,
+        inputs=dataclasses.replace(plan.inputs, draft_config_sha256=None, draft_tensors_sha256=None),
+        options=dataclasses.replace(plan.options, tree=None),
+        draft=None,
+        stages=(stage,),
+        embed=VocabSplit(rows=(1024,), predicted_ns=60_000),
+        head=VocabSplit(rows=(1024,), predicted_ns=170_000),
+        draft_placement=None,
+        message_transport="local",
+        memory=(_empty_memory("cpu2"),),
+        proof=Proof(status="OPTIMAL", objective_ns=6_230_000, bound_ns=6_230_000, min_free_bytes=0),
+    )
+    return with_memory(plain, {"cpu2": 18 * MIB}, {})
+
+
+def nvlink_plan() -> Plan:
+    """Four equal GPUs in one tensor-parallel stage with an EAGLE-3 head on two of them: sizes as in practice."""
+    link = Link(link_class="nvlink", latency_ns=9_000, bandwidth_bytes_per_s=250_000_000_000)
+    names = tuple(f"gpu{i}" for i in range(4))
+    gpu = device("gpu0", "box0", 80 << 30)
+    gpus = tuple(
+        dataclasses.replace(
+            gpu,
+            id=name,
+            kind="cuda",
+            ordinal=i,
+            type="a100-80g",
+            reserve_bytes=2 << 30,
+            bandwidth_bytes_per_s=2_039_000_000_000,
+            flops_per_s=312_000_000_000_000,
+        )
+        for i, name in enumerate(names)
+    )
+    attention = Attention(num_heads=64, num_kv_heads=8, head_dim=128, qkv_bias=False, o_bias=False)
+    mlp = Mlp(kind="gated", intermediate_size=28672, unit=128, activation="silu", bias=False)
+    inventory = Inventory(
+        hosts=(Host(name="box0", link=link, pairs=(), transport="auto"),), network=None, devices=gpus
+    )
+    run = Run(num_layers=80, kv_heads=(2,) * 4, mlp_units=(56,) * 4)
+    stage = dataclasses.replace(
+        STAGES[0], devices=names, transport="nccl", runs=(run,), predicted_ns=25_900_000
+    )
+    base = two_stage_plan()
+    assert base.draft_placement is not None
+    plan = dataclasses.replace(
+        base,
+        options=dataclasses.replace(OPTIONS, context=8192, dtype="bfloat16", prefill_chunk=512),
+        inventory=inventory,
+        model=dataclasses.replace(
+            MODEL,
+            vocab_size=128256,
+            hidden_size=8192,
+            layers=(LayerClass(num_layers=80, attention=attention, mlp=mlp),),
+        ),
+        draft=dataclasses.replace(
+            DRAFT,
+            hidden_size=8192,
+            target_hidden_size=8192,
+            attention=attention,
+            mlp=mlp,
+            draft_vocab_size=32000,
+            aux_layers=(2, 40, 77),
+        ),
+        stages=(stage,),
+        embed=VocabSplit(rows=(32064,) * 4, predicted_ns=30_000),
+        head=VocabSplit(rows=(32064,) * 4, predicted_ns=400_000),
+        draft_placement=dataclasses.replace(
+            base.draft_placement,
+            devices=names[:2],
+            transport="nccl",
+            feature_transport="nccl",
+            kv_heads=(4, 4),
+            mlp_units=(112, 112),
+            embed_rows=(64128, 64128),
+            head_rows=(16000, 16000),
+            predicted_ns=5_300_000,
+        ),
+        message_transport="nccl",
+        memory=tuple(_empty_memory(name) for name in names),
+        proof=Proof(status="OPTIMAL", objective_ns=31_630_000, bound_ns=31_630_000, min_free_bytes=0),
+    )
+    draft_weights = dict.fromkeys(names[:2], 2900000000)
+    return with_memory(plan, dict.fromkeys(names, 35300000000), draft_weights)
+
+
+def with_memory(plan: Plan, weights: dict[str, int], draft_weights: dict[str, int]) -> Plan:
+    """The plan with the memory lines that its buffers need, and the least free bytes that follow."""
+    memory = []
+    for entry in plan.memory:
+        terms = {f"{term}_bytes": value for term, value in device_terms(plan, entry.device).items()}
+        line: dict[str, Any] = terms | {
+            "weights_bytes": weights.get(entry.device, 0),
+            "draft_weights_bytes": draft_weights.get(entry.device, 0),
+        }
+        memory.append(DeviceMemory(device=entry.device, **line))
+    room = {item.id: item.memory_bytes - item.reserve_bytes for item in plan.inventory.devices}
+    free = min(room[entry.device] - entry.planned_bytes for entry in memory)
+    proof = dataclasses.replace(plan.proof, min_free_bytes=free)
+    return dataclasses.replace(plan, memory=tuple(memory), proof=proof)
+
+
+def _empty_memory(name: str) -> DeviceMemory:
+    terms = ("weights", "draft_weights", "kv", "draft_kv", "buffers", "comm")
+    return DeviceMemory(device=name, **{f"{term}_bytes": 0 for term in terms})
+
+
+def edited(plan: Plan, path: str, value: Any) -> Plan:
+    """The plan with plain data put at a path such as ``stages[0].runs[1].kv_heads``; None removes the field."""
+    data = encode(plan)
+    *steps, last = (int(step) if step.isdecimal() else step for step in re.findall(r"\w+", path))
+    place = data
+    for step in steps:
+        place = place[step]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return decode(Plan, data, "plan.yaml")
