@@ -112,7 +112,7 @@ def _compile(
         sources=_sources(plan, reader),
         images=tuple(images[target.device] for target in targets if target.device in images),
     )
-    if record != old:
+    if todo or record != old:
         _publish(directory, todo, record)
     return CompileReport(
         images=tuple(

@@ -43,8 +43,9 @@ _STORAGE = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I64": "<i8"}
 
 def _widen(bits: Array) -> Array:
     """bfloat16 bits -> float32, exactly."""
-    widened: Array = (bits.astype("<u4") << np.uint32(16)).view("<f4")
-    return widened
+    widened = bits.astype(np.uint32)
+    widened <<= np.uint32(16)
+    return widened.view(np.float32)
 
 
 def _narrow(values: Array) -> Array:

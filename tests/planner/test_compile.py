@@ -1,0 +1,575 @@
+"""Checkpoint + plan -> images: the bytes against torch, reproducible, reused, bounded in memory, never half there."""
+
+import dataclasses
+import errno
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from planner import stream
+from planner.compile import compile_plan
+from planner.errors import CheckpointError, InputError, OutputError
+from planner.families import BaseInput, DraftInput, load_base, load_draft
+from planner.stream import cast
+from plans import codec
+from plans.artifact import IMAGES_FILE, load_images
+from plans.schema import Inputs, Plan, Run
+from runtime.errors import ImageError
+from runtime.images import check_images
+from tests.plan_factory import Group, group, make_device, make_plan, split_draft, write_base, write_draft
+
+TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def inputs_of(base: BaseInput, draft: DraftInput | None) -> Inputs:
+    return Inputs(
+        base_config_sha256=base.config_sha256,
+        base_tensors_sha256=base.tensors_sha256,
+        draft_config_sha256=draft.config_sha256 if draft else None,
+        draft_tensors_sha256=draft.tensors_sha256 if draft else None,
+    )
+
+
+def save(plan: Plan, directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "plan.yaml").write_text(codec.dumps(plan))
+    return directory
+
+
+def images_of(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Every image as the safetensors library reads it, without fillers."""
+    images = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as image:
+            assert image.metadata() == {"abi": "1", "device": file.stem}
+            names = [name for name in image.keys() if not name.startswith("_pad.")]  # noqa: SIM118 - not a mapping
+            images[file.stem] = {name: image.get_tensor(name) for name in names}
+    return images
+
+
+def two_stages(tmp_path: Path, *, kind: str = "eagle3", dtype: str = "float32") -> tuple[Path, Path, Path, Plan]:
+    """A plan of two unequal pairs, its checkpoints, and its directory."""
+    base_dir, draft_dir = tmp_path / "base", tmp_path / "head"
+    write_base(base_dir, num_layers=8, shards=3)
+    write_draft(draft_dir, kind=kind)
+    base = load_base(base_dir)
+    draft = load_draft(draft_dir, base)
+    units = base.model.layers[0].mlp.intermediate_size // base.model.layers[0].mlp.unit
+    first = Run(num_layers=4, kv_heads=(1, 1), mlp_units=(0, units))
+    second = Run(num_layers=4, kv_heads=(1, 1), mlp_units=(units - units // 3, units // 3))
+    plan = make_plan(
+        base.model,
+        [Group(devices=("a", "b"), runs=(first,)), Group(devices=("c", "d"), runs=(second,))],
+        draft=draft.draft,
+        placement=split_draft(base.model, draft.draft, ("b", "d")),
+        embed_rows=(13, 37),
+        head_rows=(50, 0),
+        inputs=inputs_of(base, draft),
+        dtype=dtype,  # type: ignore[arg-type]
+    )
+    return save(plan, tmp_path / "plan"), base_dir, draft_dir, plan
+
+
+# ---- bytes ----
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, object]:
+    kv_heads = draw(st.integers(1, 3))
+    return {
+        "num_layers": draw(st.integers(7, 8)),
+        "hidden_size": 8 * draw(st.integers(1, 4)),
+        "num_heads": kv_heads * draw(st.integers(1, 2)),
+        "num_kv_heads": kv_heads,
+        "head_dim": draw(st.sampled_from([4, 8])),
+        "intermediate_size": draw(st.sampled_from([16, 48, 80])),
+        "vocab_size": draw(st.integers(31, 60)),
+        "tied": draw(st.booleans()),
+        "attention_bias": draw(st.booleans()),
+        "mlp_bias": draw(st.booleans()),
+        "dtype": draw(st.sampled_from(list(TORCH.values()))),
+        "shards": draw(st.integers(1, 3)),
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(case=cases(), data=st.data())
+def test_images_are_slices_of_the_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, case: dict[str, object], data: st.DataObject
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("case")
+    tensors = write_base(tmp_path / "base", **case)  # type: ignore[arg-type]
+    base = load_base(tmp_path / "base")
+    attention, mlp = base.model.layers[0].attention, base.model.layers[0].mlp
+    members = data.draw(st.integers(1, attention.num_kv_heads))
+    names = ("a", "b", "c")[:members]
+
+    def deal(total: int, least: int) -> tuple[int, ...]:
+        cuts = sorted(data.draw(st.integers(0, total - least * members)) for _ in range(members - 1))
+        edges = [0, *cuts, total - least * members]
+        return tuple(stop - start + least for start, stop in itertools.pairwise(edges))
+
+    units = mlp.intermediate_size // mlp.unit
+    layers = base.model.layers[0].num_layers
+    run = Run(num_layers=layers, kv_heads=deal(attention.num_kv_heads, 1), mlp_units=deal(units, 0))
+    dtype = data.draw(st.sampled_from(sorted(TORCH)))
+    plan = make_plan(
+        base.model,
+        [Group(devices=names, runs=(run,))],
+        embed_rows=deal(base.model.vocab_size, 0),
+        head_rows=deal(base.model.vocab_size, 0),
+        inputs=inputs_of(base, None),
+        dtype=dtype,  # type: ignore[arg-type]
+    )
+    directory = save(plan, tmp_path / "plan")
+    compile_plan(directory, tmp_path / "base", None)
+    check_images(plan, directory, verify=True)
+    images = [images_of(directory)[name] for name in names]
+    wanted = {name: tensor.to(TORCH[dtype]) for name, tensor in tensors.items()}
+    check_base(wanted, images, run, plan)
+
+
+def check_base(wanted: dict[str, torch.Tensor], images: list[dict[str, torch.Tensor]], run: Run, plan: Plan) -> None:
+    """The shares of all devices, put together again, are the checkpoint's tensors."""
+    attention = plan.model.layers[0].attention
+    ratio, dim = attention.num_heads // attention.num_kv_heads, attention.head_dim
+
+    def together(name: str, axis: int = 0) -> torch.Tensor:
+        return torch.cat([image[name] for image in images if name in image], axis)
+
+    assert torch.equal(together("embed.weight"), wanted["model.embed_tokens.weight"])
+    head = wanted["model.embed_tokens.weight" if plan.model.tied_head else "lm_head.weight"]
+    assert torch.equal(together("head.weight"), head)
+    for image in images:
+        assert torch.equal(image["norm.weight"], wanted["model.norm.weight"])
+    for layer in range(run.num_layers):
+        mine, theirs = f"layers.{layer}.", f"model.layers.{layer}."
+        for kind in ["weight", "bias"] if attention.qkv_bias else ["weight"]:
+            pieces = [
+                image[f"{mine}qkv.{kind}"].split([ratio * k * dim, k * dim, k * dim])
+                for image, k in zip(images, run.kv_heads, strict=True)
+            ]
+            for number, letter in enumerate("qkv"):
+                rows = torch.cat([piece[number] for piece in pieces])
+                assert torch.equal(rows, wanted[f"{theirs}self_attn.{letter}_proj.{kind}"])
+        assert torch.equal(together(f"{mine}o.weight", 1), wanted[f"{theirs}self_attn.o_proj.weight"])
+        for number, name in enumerate(["gate", "up"]):
+            for kind in ["weight", "bias"] if plan.model.layers[0].mlp.bias else ["weight"]:
+                halves = [
+                    image[f"{mine}gate_up.{kind}"].chunk(2)[number] for image in images if f"{mine}down.weight" in image
+                ]
+                assert torch.equal(torch.cat(halves), wanted[f"{theirs}mlp.{name}_proj.{kind}"])
+        assert torch.equal(together(f"{mine}down.weight", 1), wanted[f"{theirs}mlp.down_proj.weight"])
+        if attention.o_bias:
+            assert torch.equal(together(f"{mine}o.bias"), wanted[f"{theirs}self_attn.o_proj.bias"])
+        if plan.model.layers[0].mlp.bias:
+            assert torch.equal(together(f"{mine}down.bias"), wanted[f"{theirs}mlp.down_proj.bias"])
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "eagle"])
+def test_a_head_split_over_two_devices(tmp_path: Path, kind: str) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path, kind=kind)
+    report = compile_plan(directory, base_dir, draft_dir)
+    assert [image.device for image in report.images] == ["a", "b", "c", "d"]
+    assert not report.missing
+    images = images_of(directory)
+    with safe_open(draft_dir / "model.safetensors", framework="pt") as file:
+        head = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    with_head = [images["b"], images["d"]]
+    prefix = "midlayer." if kind == "eagle3" else "layers.0."
+    down = torch.cat([image["draft.layers.0.down.weight"] for image in with_head], 1)
+    assert torch.equal(down, head[f"{prefix}mlp.down_proj.weight"])
+    for image in with_head:
+        assert torch.equal(image["draft.fc.weight"], head["fc.weight"])
+        if kind == "eagle3":
+            assert torch.equal(image["draft.d2t"], head["d2t"])
+            assert torch.equal(image["draft.layers.0.hidden_norm.weight"], head[f"{prefix}hidden_norm.weight"])
+        else:
+            assert torch.equal(image["draft.fc.bias"], head["fc.bias"])
+    rows = torch.cat([image["draft.head.weight"] for image in with_head])
+    with safe_open(base_dir / "model-00001-of-00003.safetensors", framework="pt") as file:
+        lm_head = file.get_tensor("lm_head.weight")
+    assert torch.equal(rows, head["lm_head.weight"] if kind == "eagle3" else lm_head)
+    assert not any(name.startswith("draft.") for name in [*images["a"], *images["c"]])
+    check_images(plan, directory, verify=True)
+
+
+def special_floats() -> torch.Tensor:
+    """Every bfloat16, its neighbours at the rounding ties, and random bits; no NaN."""
+    high = torch.arange(1 << 16, dtype=torch.int64) << 16
+    ties = torch.cat([high + low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
+    noise = torch.randint(0, 1 << 32, (200_000,), generator=torch.Generator().manual_seed(0))
+    bits = torch.cat([ties, noise])
+    values = torch.from_numpy(bits.numpy().astype(np.uint32).view(np.float32))
+    return values[~values.isnan()]
+
+
+@pytest.mark.parametrize("target", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("source", ["bfloat16", "float16", "float32"])
+def test_casts_are_torchs_bit_for_bit(source: str, target: str) -> None:
+    values = special_floats().to(TORCH[source])
+    stored = values.view(torch.uint16).numpy() if source == "bfloat16" else values.numpy()
+    found = cast(stored, CODES[source], CODES[target])
+    expected = values.to(TORCH[target])
+    bits = expected.view(torch.int32 if target == "float32" else torch.int16).numpy()
+    assert np.array_equal(found.view(bits.dtype), bits)
+
+
+@pytest.mark.parametrize("target", ["bfloat16", "float16", "float32"])
+def test_casts_keep_nan(target: str) -> None:
+    nans = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800001], "<u4").view("<f4")
+    found = torch.from_numpy(cast(nans, "F32", CODES[target]).copy())
+    assert found.view(TORCH[target]).isnan().all()
+
+
+def test_small_blocks_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path, dtype="bfloat16")
+    compile_plan(directory, base_dir, draft_dir)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 1000)
+    again = save(plan, tmp_path / "again")
+    compile_plan(again, base_dir, draft_dir)
+    names = sorted(file.name for file in directory.iterdir() if file.name != ".lock")
+    assert names == ["a.safetensors", "b.safetensors", "c.safetensors", "d.safetensors", "images.yaml", "plan.yaml"]
+    for name in names:
+        assert (directory / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_a_source_row_is_read_once_for_all_devices(tmp_path: Path) -> None:
+    tensors = write_base(tmp_path / "base")
+    base = load_base(tmp_path / "base")
+    plan = make_plan(base.model, [group(base.model, ["a", "b"], 4)], inputs=inputs_of(base, None))
+    report = compile_plan(save(plan, tmp_path / "plan"), tmp_path / "base", None)
+    shared = sum(t.nbytes for name, t in tensors.items())
+    assert report.read_bytes == shared
+
+
+# ---- reuse ----
+
+
+def test_nothing_changed_writes_nothing(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, _ = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    before = {file.name: file.stat().st_mtime_ns for file in directory.glob("*.*") if file.name != ".lock"}
+    report = compile_plan(directory, base_dir, draft_dir)
+    assert report.written_bytes == report.read_bytes == 0
+    assert all(image.reused for image in report.images)
+    assert {name: (directory / name).stat().st_mtime_ns for name in before} == before
+
+
+def test_a_new_head_rewrites_only_images_that_hold_it(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    write_draft(draft_dir, seed=7)
+    report = compile_plan(directory, base_dir, draft_dir)
+    assert [image.device for image in report.images if not image.reused] == ["b", "d"]
+    check_images(plan, directory, verify=True)
+
+
+def test_a_damaged_image_is_made_again(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    flip(directory / "c.safetensors", 5000)
+    report = compile_plan(directory, base_dir, draft_dir)
+    assert [image.device for image in report.images if not image.reused] == ["c"]
+    check_images(plan, directory, verify=True)
+
+
+def flip(file: Path, position: int) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[position] ^= 1
+    file.write_bytes(raw)
+
+
+def test_only_some_devices(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    report = compile_plan(directory, base_dir, draft_dir, only=["a", "b"])
+    assert report.missing == ("c", "d")
+    assert sorted(file.stem for file in directory.glob("*.safetensors")) == ["a", "b"]
+    with pytest.raises(ImageError, match=r"no image c\.safetensors, d\.safetensors"):
+        check_images(plan, directory, verify=True)
+    check_images(plan, directory, verify=True, devices=["a"])
+    report = compile_plan(directory, base_dir, draft_dir, only=["c", "d"])
+    assert not report.missing
+    check_images(plan, directory, verify=True)
+
+
+def test_a_plan_that_changes_one_device_reuses_the_others(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    assert plan.draft is not None
+    placement = split_draft(plan.model, plan.draft, ("b", "c"))
+    changed = make_plan(
+        plan.model,
+        [Group(devices=stage.devices, runs=stage.runs) for stage in plan.stages],
+        draft=plan.draft,
+        placement=placement,
+        embed_rows=plan.embed.rows,
+        head_rows=plan.head.rows,
+        inputs=plan.inputs,
+    )
+    save(changed, directory)
+    report = compile_plan(directory, base_dir, draft_dir)
+    assert [image.device for image in report.images if not image.reused] == ["c", "d"]
+    check_images(changed, directory, verify=True)
+
+
+def test_progress_ends_at_the_total(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, _ = two_stages(tmp_path)
+    seen: list[tuple[int, int]] = []
+    report = compile_plan(directory, base_dir, draft_dir, progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen)
+    assert {total for _, total in seen} == {report.written_bytes}
+    assert seen[-1][0] <= report.written_bytes
+
+
+# ---- refusals ----
+
+
+def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, _ = two_stages(tmp_path)
+    config = json.loads((base_dir / "config.json").read_text())
+    (base_dir / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
+    with pytest.raises(InputError, match=r"config\.json: SHA-256 .* but inputs\.base_config_sha256 of the plan"):
+        compile_plan(directory, base_dir, draft_dir)
+    assert not list(directory.glob("*.safetensors"))
+
+
+def test_the_tensor_table_is_compared(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    save(dataclasses.replace(plan, inputs=dataclasses.replace(plan.inputs, draft_tensors_sha256="f" * 64)), directory)
+    with pytest.raises(InputError, match=r"inputs\.draft_tensors_sha256 of the plan is ffff"):
+        compile_plan(directory, base_dir, draft_dir)
+
+
+def test_a_missing_or_surplus_head_is_refused(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    with pytest.raises(InputError, match="give its checkpoint with --draft"):
+        compile_plan(directory, base_dir, None)
+    save(dataclasses.replace(plan, draft=None, draft_placement=None), directory)
+    with pytest.raises(InputError, match="leave out --draft"):
+        compile_plan(directory, base_dir, draft_dir)
+
+
+def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, _ = two_stages(tmp_path)
+    with pytest.raises(InputError, match="--only z: not a device of the plan, which has a, b, c, d"):
+        compile_plan(directory, base_dir, draft_dir, only=["z"])
+
+
+def test_a_bare_config_is_refused(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, _ = two_stages(tmp_path)
+    with pytest.raises(InputError, match="a config without weights"):
+        compile_plan(directory, base_dir / "config.json", draft_dir)
+
+
+def test_shares_beyond_the_model_are_refused(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    save(dataclasses.replace(plan, embed=dataclasses.replace(plan.embed, rows=(13, 38))), directory)
+    with pytest.raises(InputError, match=r"rows \(13, 51\) .*the shares of the plan do not fit the model"):
+        compile_plan(directory, base_dir, draft_dir)
+
+
+def test_a_source_that_shrinks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    before = load_images(directory)
+    write_draft(draft_dir, seed=3)
+    original = stream.Reader.rows
+
+    def shrinking(self: stream.Reader, *args: object) -> object:
+        os.truncate(draft_dir / "model.safetensors", 5000)
+        return original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stream.Reader, "rows", shrinking)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: (ends at byte|changed while)"):
+        compile_plan(directory, base_dir, draft_dir)
+    assert load_images(directory) == before
+    check_images(plan, directory, verify=True)
+    assert not list(directory.glob(".compile-*"))
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "posix_fallocate"])
+def test_a_full_disk_leaves_the_old_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    write_draft(draft_dir, seed=3)
+
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(stream.os, call, full)
+    with pytest.raises(OutputError, match=r"cannot write.*No space left on device"):
+        compile_plan(directory, base_dir, draft_dir)
+    monkeypatch.undo()
+    check_images(plan, directory, verify=True)
+    assert not list(directory.glob(".compile-*"))
+
+
+# ---- killed, two at once, memory ----
+
+COMPILE = """
+import sys, time
+from pathlib import Path
+from planner import stream
+from planner.compile import compile_plan
+stream.BLOCK_BYTES = 1 << 20
+print("ready", flush=True)
+sys.stdin.readline()
+directory, base, draft = (None if name == "-" else Path(name) for name in sys.argv[1:4])
+compile_plan(directory, base, draft)
+print("done", flush=True)
+"""
+
+
+def start(directory: Path, base_dir: Path, draft_dir: Path | None) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", COMPILE, str(directory), str(base_dir), str(draft_dir or "-")]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def go(child: "subprocess.Popen[str]") -> None:
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+
+def test_killed_at_any_moment_no_mixture_verifies(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 2000, "num_layers": 7}
+    write_base(tmp_path / "old", **sizes, seed=1)  # type: ignore[arg-type]
+    write_base(tmp_path / "new", **sizes, seed=2)  # type: ignore[arg-type]
+    base = load_base(tmp_path / "old")
+    devices = [make_device(name, memory_bytes=1 << 30) for name in "abcd"]
+    groups = [group(base.model, ["a", "b"], 3), group(base.model, ["c", "d"], 4)]
+    plan = make_plan(base.model, groups, inputs=inputs_of(base, None), devices=devices)
+    directory = save(plan, tmp_path / "plan")
+    artifacts = []
+    for name in ("new", "old"):
+        began = time.monotonic()
+        compile_plan(directory, tmp_path / name, None)
+        elapsed = time.monotonic() - began
+        artifacts.append([image.blake3 for image in load_images(directory).images])
+    generator = random.Random(0)
+    outcomes = set()
+    for _ in range(15):
+        outcomes.add(kill_and_look(plan, directory, tmp_path / "new", generator.uniform(0, 1.3 * elapsed), artifacts))
+        compile_plan(directory, tmp_path / "old", None)
+        assert not list(directory.glob(".compile-*")), "the next run cleans"
+    assert "old" in outcomes
+
+
+def kill_and_look(plan: Plan, directory: Path, source: Path, delay: float, artifacts: list[list[str]]) -> str:
+    """Kill a compile after a while; what is there then."""
+    with start(directory, source, None) as child:
+        go(child)
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+    try:
+        check_images(plan, directory, verify=True)
+    except ImageError:
+        return "refused"
+    found = [image.blake3 for image in load_images(directory).images]
+    assert found in artifacts
+    return ("new", "old")[artifacts.index(found)]
+
+
+def test_killed_between_any_two_renames_no_mixture_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    original = Path.rename
+    for last in range(4):
+        compile_plan(directory, base_dir, draft_dir)
+        write_draft(draft_dir, seed=100 + last)
+        calls = iter(range(10))
+
+        def until(self: Path, target: Path, calls: "iter[int]" = calls, last: int = last) -> Path:  # type: ignore[valid-type]
+            if next(calls) == last:  # type: ignore[call-overload]
+                raise KeyboardInterrupt
+            return original(self, target)
+
+        monkeypatch.setattr(Path, "rename", until)
+        if last < 3:
+            with pytest.raises(KeyboardInterrupt):
+                compile_plan(directory, base_dir, draft_dir)
+            monkeypatch.undo()
+            with pytest.raises(ImageError):
+                check_images(plan, directory, verify=True)
+        else:
+            compile_plan(directory, base_dir, draft_dir)
+            monkeypatch.undo()
+            check_images(plan, directory, verify=True)
+
+
+def test_two_at_once_the_second_is_refused(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    refused = []
+
+    def second(done: int, total: int) -> None:
+        if not refused:
+            with pytest.raises(OutputError, match="another compile of this plan is running") as caught:
+                compile_plan(directory, base_dir, draft_dir)
+            refused.append(caught)
+
+    compile_plan(directory, base_dir, draft_dir, progress=second)
+    assert refused
+    check_images(plan, directory, verify=True)
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from planner.compile import compile_plan
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+report = compile_plan(Path(sys.argv[1]), Path(sys.argv[2]), None)
+print(report.written_bytes, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_memory_does_not_depend_on_the_model(tmp_path: Path) -> None:
+    base_dir = tmp_path / "base"
+    sizes = {"hidden_size": 1024, "num_heads": 8, "num_kv_heads": 2, "head_dim": 128, "num_layers": 1}
+    sizes |= {"intermediate_size": 4096, "vocab_size": 35_000}
+    sparse_base(base_dir, sizes)
+    base = load_base(base_dir)
+    devices = [make_device(name, memory_bytes=1 << 30) for name in "ab"]
+    groups = [group(base.model, ["a", "b"], 1)]
+    plan = make_plan(base.model, groups, inputs=inputs_of(base, None), devices=devices, dtype="bfloat16")
+    directory = save(plan, tmp_path / "plan")
+    command = [sys.executable, "-c", MEMORY, str(directory), str(base_dir)]
+    written, grown = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert written > 140 << 20
+    assert grown < 96 << 20, f"{grown / 2**20:.0f} MiB"
+    assert (directory / IMAGES_FILE).exists()
+
+
+def sparse_base(directory: Path, sizes: dict[str, int]) -> None:
+    """A checkpoint of zeros that takes no room: the header is written, the data is a hole."""
+    tiny = write_base(directory, **(sizes | {"vocab_size": 1, "intermediate_size": 4096}))  # type: ignore[arg-type]
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"vocab_size": sizes["vocab_size"]}))
+    table, offset = {}, 0
+    for name, tensor in tiny.items():
+        table_like = name in {"model.embed_tokens.weight", "lm_head.weight"}
+        shape = [sizes["vocab_size"], sizes["hidden_size"]] if table_like else list(tensor.shape)
+        nbytes = 4 * int(np.prod(shape))
+        table[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    text = json.dumps(table).encode()
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
