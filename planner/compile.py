@@ -230,8 +230,9 @@ def _output_errors(where: Path) -> Iterator[None]:
 
 
 def _clean(directory: Path) -> None:
-    for file in directory.glob(f"{TEMPORARY}*"):
-        file.unlink(missing_ok=True)
+    with _output_errors(directory):
+        for file in directory.glob(f"{TEMPORARY}*"):
+            file.unlink(missing_ok=True)
 
 
 def _sync(directory: Path) -> None:

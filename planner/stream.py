@@ -44,7 +44,7 @@ _STORAGE = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I64": "<i8"}
 def _widen(bits: Array) -> Array:
     """bfloat16 bits -> float32, exactly."""
     widened = bits.astype(np.uint32)
-    widened <<= np.uint32(16)
+    np.left_shift(widened, np.uint32(16), out=widened)
     return widened.view(np.float32)
 
 
