@@ -165,7 +165,7 @@ def _require_figures(fields: Mapping[str, Any], type_name: str, path: str) -> No
         hint = f"; the nearest known types are {', '.join(nearest)}" if nearest else ""
         raise InventoryError(
             f"{path}.type: {type_name!r} is not in the catalogue{hint}; "
-            f"a device of another type gives memory, bandwidth and flops itself, and {', '.join(missing)} is missing"
+            f"a device of another type gives memory, bandwidth and flops itself; missing: {', '.join(missing)}"
         )
 
 
@@ -192,7 +192,7 @@ def _ordinal(fields: Mapping[str, Any], type_name: str, path: str) -> int:
 
 def _reported_name(fields: Mapping[str, Any], default: DeviceType, path: str) -> str:
     value = fields.get("reported_name", default.reported_name)
-    if type(value) is not str:
+    if type(value) is not str or not value.isprintable() or len(value) > 64:
         raise InventoryError(f"{path}.reported_name: found {value!r}, expected a part of the driver's device name")
     return value
 
@@ -266,7 +266,7 @@ def _link(fields: Mapping[str, Any], path: str) -> Link:
     if known is None and missing:
         raise InventoryError(
             f"{path}.class: {link_class!r} is not in the catalogue{_nearest(link_class, catalog().links)}; "
-            f"a link of another class gives latency and bandwidth itself, and {', '.join(missing)} is missing"
+            f"a link of another class gives latency and bandwidth itself; missing: {', '.join(missing)}"
         )
     return Link(
         link_class=link_class,
