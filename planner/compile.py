@@ -26,6 +26,7 @@ from planner.layout import Part, Slot, data_bytes, header, image_slots, table_sh
 from planner.stream import Progress, Reader, Writer, castable, row_width, stream
 from plans import codec
 from plans.artifact import IMAGES_FILE, LAYOUT_VERSION, Image, Images, Sources, dump_images, image_file, load_images
+from plans.check import require
 from plans.codec import encode
 from plans.schema import Plan, PlanError
 
@@ -77,12 +78,13 @@ def compile_plan(
     progress: Progress | None = None,
     pickle_cache: Path | None = None,
 ) -> CompileReport:
-    """Write the images of a plan, and ``images.yaml``; raise InputError, CheckpointError or OutputError.
+    """Write the images of a plan, and ``images.yaml``; raise PlanError, InputError, CheckpointError or OutputError.
 
     ``only``: the devices to compile; the images of others are left as they are. ``pickle_cache``: where a head in
     ``pytorch_model.bin`` is converted to; None refuses it.
     """
     plan = codec.load(directory)
+    require(plan, str(directory / "plan.yaml"))
     base = load_base(base_checkpoint)
     draft = None if draft_checkpoint is None else load_draft(draft_checkpoint, base, pickle_cache=pickle_cache)
     _check_inputs(plan, base, draft)
@@ -180,6 +182,12 @@ def _target(
     plan: Plan, directory: Path, device: str, base: BaseInput, draft: DraftInput | None, reader: Reader
 ) -> _Target:
     slots = image_slots(plan, device, base, draft)
+    line = next(line for line in plan.memory if line.device == device)
+    if data_bytes(slots) != line.weights_bytes + line.draft_weights_bytes:
+        raise InputError(
+            f"{directory / 'plan.yaml'}: memory: {device}: {line.weights_bytes} + {line.draft_weights_bytes} bytes of "
+            f"weights, but the image takes {data_bytes(slots)}: build the plan again"
+        )
     parts = [(slot, part) for slot in slots for part in slot.parts]
     for slot, part in parts:
         _check_part(slot, part, reader.locate(part)[0])
@@ -193,12 +201,9 @@ def _target(
 
 def _check_part(slot: Slot, part: Part, info: TensorInfo) -> None:
     width = row_width(info)
-    inside = 0 <= part.rows[0] <= part.rows[1] <= info.shape[0]
-    if not inside or (part.cols is not None and not 0 <= part.cols[0] <= part.cols[1] <= width):
-        raise InputError(
-            f"{slot.name}: rows {part.rows} and columns {part.cols} of {part.tensor}, which has shape {info.shape}: "
-            "the shares of the plan do not fit the model: build the plan again"
-        )
+    rows, cols = part.rows, part.cols or (0, width)
+    inside = 0 <= rows[0] <= rows[1] <= info.shape[0] and 0 <= cols[0] <= cols[1] <= width
+    assert inside, f"{slot.name}: rows {rows} and columns {cols} of {part.tensor}, which has shape {info.shape}"
     if not castable(info.dtype, slot.dtype):
         raise CheckpointError(f"{part.tensor}: dtype {info.dtype} cannot become {slot.dtype}")
 

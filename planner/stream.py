@@ -50,13 +50,13 @@ def _widen(bits: Array) -> Array:
 
 def _narrow(values: Array) -> Array:
     """float32 -> bfloat16 bits, round to nearest even; a NaN stays a (quiet) NaN."""
-    bits = values.view("<u4")
+    bits: npt.NDArray[np.uint32] = values.view(np.uint32)
     rounded = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
-    rounded >>= np.uint32(16)
+    np.right_shift(rounded, np.uint32(16), out=rounded)
     nan = np.isnan(values)
     if nan.any():
         rounded[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)
-    return rounded.astype("<u2")
+    return rounded.astype(np.uint16)
 
 
 def _half(values: Array) -> Array:

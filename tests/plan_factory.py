@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from planner import layout, memory
+from plans.check import group_transport, require
 from plans.schema import (
     Attention,
     Device,
@@ -29,6 +30,7 @@ from plans.schema import (
     Proof,
     Run,
     Stage,
+    Transport,
     Tree,
     VocabSplit,
 )
@@ -39,6 +41,7 @@ TREE = Tree(kind="dynamic", total_token=12, depth=3, top_k=4)
 INPUTS = Inputs(
     base_config_sha256="0" * 64, base_tensors_sha256="1" * 64, draft_config_sha256=None, draft_tensors_sha256=None
 )
+DRAFT_INPUTS = dataclasses.replace(INPUTS, draft_config_sha256="2" * 64, draft_tensors_sha256="3" * 64)
 
 
 def even(total: int, members: int) -> tuple[int, ...]:
@@ -149,7 +152,7 @@ def make_plan(
     placement: DraftPlacement | None = None,
     embed_rows: tuple[int, ...] | None = None,
     head_rows: tuple[int, ...] | None = None,
-    inputs: Inputs = INPUTS,
+    inputs: Inputs | None = None,
     dtype: DType = "float32",
     context: int = 64,
     prefill_chunk: int = 16,
@@ -167,7 +170,7 @@ def make_plan(
     listed = sorted(devices or [make_device(name) for name in names], key=lambda device: (device.host, device.id))
     plan = Plan(
         schema="1.0",
-        inputs=inputs,
+        inputs=inputs or (INPUTS if draft is None else DRAFT_INPUTS),
         options=Options(
             batch=1,
             context=context,
@@ -184,11 +187,13 @@ def make_plan(
         embed=VocabSplit(rows=embed_rows or even(model.vocab_size, len(groups[0].devices)), predicted_ns=1000),
         head=VocabSplit(rows=head_rows or even(model.vocab_size, len(groups[-1].devices)), predicted_ns=1000),
         draft_placement=placement,
-        message_transport="gloo" if len(names) > 1 else "local",
+        message_transport="local",
         memory=tuple(_no_memory(device.id) for device in listed if device.id in names),
         proof=Proof(status="OPTIMAL", objective_ns=1_000_000, bound_ns=1_000_000, min_free_bytes=0),
     )
-    return _with_memory(plan)
+    plan = _with_memory(_with_transports(plan))
+    require(plan, "make_plan")
+    return plan
 
 
 def split_draft(
@@ -201,8 +206,8 @@ def split_draft(
     count = len(devices)
     return DraftPlacement(
         devices=devices,
-        transport="gloo" if count > 1 else "local",
-        feature_transport="gloo",
+        transport="local",
+        feature_transport="local",
         kv_heads=even(draft.attention.num_kv_heads, count),
         mlp_units=even(draft.mlp.intermediate_size // draft.mlp.unit, count),
         embed_rows=even(model.vocab_size, count) if own_embed else None,
@@ -218,8 +223,8 @@ def _stages(groups: Sequence[Group]) -> tuple[Stage, ...]:
             Stage(
                 first_layer=sum(stage.num_layers for stage in stages),
                 devices=members.devices,
-                transport="gloo" if len(members.devices) > 1 else "local",
-                hop_transport="gloo" if stages else "local",
+                transport="local",
+                hop_transport="local",
                 runs=members.runs,
                 predicted_ns=1000,
             )
@@ -246,6 +251,29 @@ def _no_memory(device: str) -> DeviceMemory:
         buffers_bytes=0,
         comm_bytes=0,
     )
+
+
+def _with_transports(plan: Plan) -> Plan:
+    """The plan with the transport that each of its groups has on this inventory."""
+
+    def of(*members: str) -> Transport:
+        return group_transport(plan.inventory, members)
+
+    befores = [None, *(stage.devices[0] for stage in plan.stages)]
+    stages = tuple(
+        dataclasses.replace(
+            stage,
+            transport=of(*stage.devices),
+            hop_transport="local" if before is None else of(before, *stage.devices),
+        )
+        for stage, before in zip(plan.stages, befores, strict=False)
+    )
+    place = plan.draft_placement
+    if place is not None:
+        verifier = plan.stages[-1].devices[0]
+        place = dataclasses.replace(place, transport=of(*place.devices), feature_transport=of(verifier, *place.devices))
+    message = of(*(device.id for device in plan.devices))
+    return dataclasses.replace(plan, stages=stages, draft_placement=place, message_transport=message)
 
 
 def _with_memory(plan: Plan) -> Plan:

@@ -26,7 +26,7 @@ from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.stream import cast
 from plans import codec
 from plans.artifact import IMAGES_FILE, load_images
-from plans.schema import Inputs, Plan, Run
+from plans.schema import Inputs, Plan, PlanError, Run
 from runtime.errors import ImageError
 from runtime.images import check_images
 from tests.plan_factory import Group, group, make_device, make_plan, split_draft, write_base, write_draft
@@ -360,7 +360,8 @@ def test_a_missing_or_surplus_head_is_refused(tmp_path: Path) -> None:
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     with pytest.raises(InputError, match="give its checkpoint with --draft"):
         compile_plan(directory, base_dir, None)
-    save(dataclasses.replace(plan, draft=None, draft_placement=None), directory)
+    bare = [Group(devices=stage.devices, runs=stage.runs) for stage in plan.stages]
+    save(make_plan(plan.model, bare, inputs=inputs_of(load_base(base_dir), None)), directory)
     with pytest.raises(InputError, match="leave out --draft"):
         compile_plan(directory, base_dir, draft_dir)
 
@@ -380,7 +381,16 @@ def test_a_bare_config_is_refused(tmp_path: Path) -> None:
 def test_shares_beyond_the_model_are_refused(tmp_path: Path) -> None:
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     save(dataclasses.replace(plan, embed=dataclasses.replace(plan.embed, rows=(13, 38))), directory)
-    with pytest.raises(InputError, match=r"rows \(13, 51\) .*the shares of the plan do not fit the model"):
+    with pytest.raises(PlanError, match=r"plan\.yaml: embed\.rows: "):
+        compile_plan(directory, base_dir, draft_dir)
+
+
+def test_planned_bytes_that_are_not_the_images_are_refused(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    most = max(plan.memory, key=lambda line: line.planned_bytes)
+    lines = [dataclasses.replace(m, weights_bytes=m.weights_bytes - 256) if m != most else m for m in plan.memory]
+    save(dataclasses.replace(plan, memory=tuple(lines)), directory)
+    with pytest.raises(InputError, match=r"plan\.yaml: memory: \w: .* but the image takes \d+: build the plan again"):
         compile_plan(directory, base_dir, draft_dir)
 
 

@@ -89,7 +89,7 @@ def plans(draw: st.DrawFn) -> Plan:
         head_dim=draw(st.sampled_from([2, 6, 8])),
         intermediate_size=draw(st.sampled_from([12, 28])),
         unit=draw(st.sampled_from([1, 4])),
-        vocab_size=draw(st.integers(20, 60)),
+        vocab_size=draw(st.integers(31, 60)),
         attention_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
     )
