@@ -41,8 +41,16 @@ class Difference:
     before: Any
     after: Any
 
+    @property
+    def before_text(self) -> str:
+        return _show(self.before)
+
+    @property
+    def after_text(self) -> str:
+        return _show(self.after)
+
     def __str__(self) -> str:
-        return f"{self.path}: {_show(self.before)} -> {_show(self.after)}"
+        return f"{self.path}: {self.before_text} -> {self.after_text}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,234 @@
+"""A plan for people: text for a terminal, Markdown for a review, one HTML page; and plain data for programs.
+
+Pure functions from plans to strings and data.
+"""
+
+import dataclasses
+import io
+from typing import Any
+
+import jinja2
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from planner.view import TERM_TITLES, DeviceLine, View, device_line, format_bytes, format_ns, join_shares, view
+from plans import diff as plan_diff
+from plans.codec import digest
+from plans.schema import Plan, Stage
+
+_COLORS = {
+    "weights": "blue",
+    "draft_weights": "magenta",
+    "kv": "green",
+    "draft_kv": "yellow",
+    "buffers": "cyan",
+    "comm": "red",
+    "reserve": "bright_black",
+    "free": "default",
+}
+_COLOR_MARKS = dict.fromkeys(_COLORS, "\N{FULL BLOCK}") | {"reserve": "\N{LIGHT SHADE}", "free": "\N{MIDDLE DOT}"}
+_PLAIN_MARKS = dict(zip(_COLORS, "WDKkBcr\N{MIDDLE DOT}", strict=True))
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("planner", "templates"),
+    autoescape=jinja2.select_autoescape(["html.jinja"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters["shares"] = join_shares
+TEMPLATES.filters["bytes"] = format_bytes
+TEMPLATES.filters["ns"] = format_ns
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """What ``build --json`` says of a plan, exactly: all sizes in bytes, all times in ns."""
+    return {
+        "stages": [_stage_data(stage) for stage in plan.stages],
+        "devices": [
+            {
+                "id": line.id,
+                "type": line.type,
+                "capacity_bytes": line.capacity_bytes,
+                **{f"{term}_bytes": nbytes for term, nbytes in line.terms.items()},
+            }
+            for line in (device_line(plan, entry) for entry in plan.memory)
+        ],
+        "objective_ns": plan.proof.objective_ns,
+        "bound_ns": plan.proof.bound_ns,
+        "status": plan.proof.status,
+        "digest": digest(plan),
+    }
+
+
+def _stage_data(stage: Stage) -> dict[str, Any]:
+    """The shares of a stage are sums over its layers, in the order of its devices; ``runs`` has them by layer."""
+    members = range(len(stage.devices))
+    return {
+        "devices": list(stage.devices),
+        "first_layer": stage.first_layer,
+        "layers": stage.num_layers,
+        "attention_shares": [sum(run.num_layers * run.kv_heads[i] for run in stage.runs) for i in members],
+        "mlp_shares": [sum(run.num_layers * run.mlp_units[i] for run in stage.runs) for i in members],
+        "runs": [
+            {"layers": run.num_layers, "kv_heads": list(run.kv_heads), "mlp_units": list(run.mlp_units)}
+            for run in stage.runs
+        ],
+    }
+
+
+def diff_data(a: Plan, b: Plan) -> dict[str, Any]:
+    """What ``diff --json`` says: layers that move, bytes of weights that are new to a device, every field."""
+    return {
+        "equal": a == b,
+        "moves": [dataclasses.asdict(move) for move in plan_diff.moves(a, b)],
+        "moved_bytes": plan_diff.moved_bytes(a, b),
+        "differences": [dataclasses.asdict(difference) for difference in plan_diff.diff(a, b)],
+    }
+
+
+def markdown(plan: Plan) -> str:
+    """A page for a review."""
+    return TEMPLATES.get_template("plan.md.jinja").render(view=view(plan), titles=TERM_TITLES)
+
+
+def diff_markdown(a: Plan, b: Plan) -> str:
+    """Two plans for a review: what moves, then every field."""
+    return TEMPLATES.get_template("diff.md.jinja").render(
+        moves=plan_diff.moves(a, b), moved=plan_diff.moved_bytes(a, b), differences=plan_diff.diff(a, b)
+    )
+
+
+def html(plan: Plan) -> str:
+    """One page that needs nothing else."""
+    shown = view(plan)
+    largest = max((line.capacity_bytes for line in shown.devices), default=1)
+    total = max(1, sum(phase.duration_ns for phase in shown.phases))
+    return TEMPLATES.get_template("plan.html.jinja").render(
+        view=shown, titles=TERM_TITLES, largest_bytes=largest, total_ns=total
+    )
+
+
+def text(plan: Plan, width: int, color: bool) -> str:
+    """Tables for a terminal of so many columns, with escape codes only if ``color``."""
+    shown = view(plan)
+    stream = io.StringIO()
+    console = Console(
+        file=stream,
+        width=width,
+        color_system="standard" if color else None,
+        force_terminal=color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+        _environ={},  # the terminal is the caller's, not this function's
+    )
+    marks = _COLOR_MARKS if color else _PLAIN_MARKS
+    items = [_header(shown), "", _parts_table(shown), *_memory_tables(shown, width), _bars(shown, width, marks)]
+    for item in (*items, _verdict(shown)):
+        console.print(item)
+    return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().splitlines())
+
+
+def _header(shown: View) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column()
+    grid.add_row("model", shown.model)
+    grid.add_row("draft", shown.draft)
+    grid.add_row("options", ", ".join(f"{name} {value}" for name, value in shown.options))
+    grid.add_row("digest", shown.digest)
+    return grid
+
+
+def _parts_table(shown: View) -> RenderableType:
+    table = _table("Placement")
+    widest = max(len(device) for part in shown.parts for device in part.devices) + len(" +")
+    table.add_column("part", no_wrap=True)
+    table.add_column("layers", no_wrap=True)
+    table.add_column("devices", min_width=widest)
+    for name in ("KV\nheads", "MLP\nchannels", "vocabulary\nrows"):
+        table.add_column(name, min_width=max(map(len, name.split())))
+    table.add_column("transport", no_wrap=True)
+    table.add_column("predicted", justify="right", no_wrap=True)
+    for part in shown.parts:
+        table.add_row(
+            part.name,
+            part.layers,
+            " + ".join(part.devices),
+            join_shares(part.attention),
+            join_shares(part.mlp),
+            join_shares(part.rows),
+            part.transport,
+            format_ns(part.predicted_ns) if part.predicted_ns is not None else "",
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1),
+        collapse_padding=True,
+    )
+
+
+def _bars(shown: View, width: int, marks: dict[str, str]) -> RenderableType:
+    """What fills each device, all to the same scale: the largest device is as long as the line allows."""
+    largest = max(line.capacity_bytes for line in shown.devices)
+    names = max(len(line.id) for line in shown.devices)
+    room = max(8, min(64, width - names - 14))
+    bars = Text()
+    for line in shown.devices:
+        bars.append(f"{line.id:{names}}  ", style="bold")
+        _append_bar(bars, line, max(1, round(room * line.capacity_bytes / largest)), marks)
+        bars.append(f"  {format_bytes(line.capacity_bytes)}\n")
+    for term, style in _COLORS.items():
+        bars.append(marks[term], style=style)
+        bars.append(f" {TERM_TITLES[term]} ")
+    return bars
+
+
+def _append_bar(bars: Text, line: DeviceLine, room: int, marks: dict[str, str]) -> None:
+    """The capacity in cells: each term ends at the cell nearest to where its bytes end."""
+    end, cells = 0, 0
+    for term, nbytes in line.terms.items():
+        end += nbytes
+        upto = round(room * end / line.capacity_bytes)
+        bars.append(marks[term] * (upto - cells), style=_COLORS[term])
+        cells = max(cells, upto)
+
+
+def _memory_tables(shown: View, width: int) -> list[RenderableType]:
+    """Terms down, devices across: as many tables as it takes to keep to the width."""
+    wide = max(10, *(len(line.id) for line in shown.devices)) + 1
+    fit = max(1, (width - 15) // wide)
+    tables: list[RenderableType] = []
+    for start in range(0, len(shown.devices), fit):
+        lines = shown.devices[start : start + fit]
+        table = _table("Memory" if start == 0 else "")
+        table.add_column("", no_wrap=True)
+        for line in lines:
+            table.add_column(line.id, justify="right", no_wrap=True, min_width=wide - 1)
+        for term, title in TERM_TITLES.items():
+            table.add_row(title, *(format_bytes(line.terms[term]) for line in lines))
+        table.add_row("capacity", *(format_bytes(line.capacity_bytes) for line in lines), style="bold")
+        tables.append(table)
+    return tables
+
+
+def _verdict(shown: View) -> RenderableType:
+    verdict = Text("\n")
+    verdict.append(shown.status, style="bold green" if shown.status == "OPTIMAL" else "bold yellow")
+    verdict.append(f": {shown.verdict}; at least {format_bytes(shown.min_free_bytes)} free on every device")
+    if shown.unused:
+        verdict.append(f"\nnot used: {', '.join(device.id for device in shown.unused)}")
+    return verdict
