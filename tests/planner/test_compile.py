@@ -478,9 +478,12 @@ def test_killed_at_any_moment_no_mixture_verifies(tmp_path: Path) -> None:
     generator = random.Random(0)
     outcomes = set()
     for _ in range(15):
-        outcomes.add(kill_and_look(plan, directory, tmp_path / "new", generator.uniform(0, 1.3 * elapsed), artifacts))
-        compile_plan(directory, tmp_path / "old", None)
-        assert not list(directory.glob(".compile-*")), "the next run cleans"
+        outcome = kill_and_look(plan, directory, tmp_path / "new", generator.uniform(0, 1.3 * elapsed), artifacts)
+        outcomes.add(outcome)
+        if outcome != "old":
+            compile_plan(directory, tmp_path / "old", None)
+    compile_plan(directory, tmp_path / "old", None)
+    assert not list(directory.glob(".compile-*")), "the next run cleans"
     assert "old" in outcomes
 
 
@@ -541,12 +544,17 @@ def test_two_at_once_the_second_is_refused(tmp_path: Path) -> None:
 
 
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 from planner.compile import compile_plan
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak_bytes():  # of this address space; ru_maxrss would begin with what the parent had at the fork
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+before = peak_bytes()
 report = compile_plan(Path(sys.argv[1]), Path(sys.argv[2]), None)
-print(report.written_bytes, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(report.written_bytes, peak_bytes() - before)
 """
 
 
@@ -563,7 +571,7 @@ def test_memory_does_not_depend_on_the_model(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEMORY, str(directory), str(base_dir)]
     written, grown = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert written > 140 << 20
-    assert grown < 96 << 20, f"{grown / 2**20:.0f} MiB"
+    assert 8 << 20 <= grown < 64 << 20, f"{grown / 2**20:.0f} MiB"
     assert (directory / IMAGES_FILE).exists()
 
 
