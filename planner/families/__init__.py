@@ -147,9 +147,16 @@ def _facts(checkpoint: Checkpoint, keys: Keys, base: BaseInput, given: DraftFact
     )
     if given is not None and given != found:
         raise CheckpointError(
-            f"{checkpoint.directory}: found {found}, expected {given} as planned: give the planned head"
+            f"{checkpoint.directory}: found {_facts_text(found)}, "
+            f"but {_facts_text(given)} was planned: give the planned head"
         )
     return found
+
+
+def _facts_text(facts: DraftFacts) -> str:
+    own = "with" if facts.own_embedding else "without"
+    maps = "with" if facts.maps_vocabulary else "without"
+    return f"an {facts.kind} head {own} embed_tokens, {maps} d2t"
 
 
 def _implied_facts(keys: Keys, base: BaseInput) -> DraftFacts:

@@ -1,0 +1,417 @@
+"""Checkpoints by their headers: everything a file claims is checked, and each refusal is asserted whole."""
+
+import json
+import pickle
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from planner.checkpoint import INDEX, PICKLE, SINGLE, Checkpoint, describe, read_checkpoint, read_header
+from planner.errors import CheckpointError
+
+
+def tensor(dtype: str = "F32", shape: tuple[int, ...] = (2, 3), begin: int = 0, end: int = 24) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+def write_raw(file: Path, header: bytes, data: bytes = b"", length: int | None = None) -> None:
+    file.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + data)
+
+
+def write(file: Path, header: dict[str, Any], data: bytes) -> None:
+    write_raw(file, json.dumps(header).encode(), data)
+
+
+def directory(path: Path, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text('{"model_type": "llama"}')
+    if tensors is not None:
+        save_file(tensors, path / SINGLE)
+    return path
+
+
+def refused(action: Callable[[], Any]) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        action()
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+# One file
+
+
+def test_offsets_are_absolute_and_no_data_is_read(tmp_path: Path) -> None:
+    values = {"b": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "a": torch.arange(4), "e": torch.zeros(0, 3)}
+    save_file(values, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    tensors = read_header(tmp_path / "x.safetensors")
+    assert {name: (info.dtype, info.shape) for name, info in tensors.items()} == {
+        "a": ("I64", (4,)),
+        "b": ("BF16", (2, 3)),
+        "e": ("F32", (0, 3)),
+    }
+    content = (tmp_path / "x.safetensors").read_bytes()
+    info = tensors["a"]
+    assert content[info.offset : info.offset + info.nbytes] == struct.pack("<4q", 0, 1, 2, 3)
+
+
+RAW: list[tuple[str, bytes, bytes, int | None, str]] = [
+    (
+        "header of 1000 bytes",
+        b"{}",
+        b"",
+        1000,
+        "truncated: header of 1000 bytes claimed, but the file has 10 bytes in all",
+    ),
+    (
+        "enormous header",
+        b"{}",
+        b"",
+        1 << 40,
+        "header of 1099511627776 bytes claimed, expected at most 100000000",
+    ),
+    ("no object", b"[]", b"", None, "header: starts with b'[]', expected a JSON object"),
+    ("leading space", b" {}", b"", None, "header: starts with b' {}', expected a JSON object"),
+    ("two names", b'{"a": 1, "a": 2}', b"", None, "header: a: the name occurs twice"),
+    (
+        "not UTF-8",
+        b'{"\xff": 1}',
+        b"",
+        None,
+        "header: not valid JSON: 'utf-8' codec can't decode byte 0xff in position 2: invalid start byte",
+    ),
+    ("NaN", b'{"a": NaN}', b"", None, "header: found NaN, which is not JSON"),
+    (
+        "metadata",
+        b'{"__metadata__": {"a": 1}}',
+        b"",
+        None,
+        "header: __metadata__: expected an object of strings",
+    ),
+]
+
+
+@pytest.mark.parametrize(("header", "data", "length", "message"), [row[1:] for row in RAW], ids=[row[0] for row in RAW])
+def test_a_header_that_is_no_header_is_refused(
+    tmp_path: Path, header: bytes, data: bytes, length: int | None, message: str
+) -> None:
+    file = tmp_path / "x.safetensors"
+    write_raw(file, header, data, length)
+    assert refused(lambda: read_header(file)) == f"{file}: {message}"
+
+
+TENSORS: list[tuple[str, dict[str, Any], int, str]] = [
+    (
+        "dtype",
+        {"a": tensor("Q4")},
+        24,
+        "a: dtype: found 'Q4', expected one of BOOL, U8, I8, F8_E5M2, F8_E4M3, I16, U16, F16, BF16, "
+        "I32, U32, F32, I64, U64, F64",
+    ),
+    (
+        "extra key",
+        {"a": tensor() | {"x": 1}},
+        24,
+        "a: found dtype, shape, data_offsets, x, expected dtype, shape and data_offsets",
+    ),
+    (
+        "negative",
+        {"a": tensor(shape=(-2, -3))},
+        24,
+        "a: shape: found [-2, -3], expected at most 64 non-negative integers",
+    ),
+    ("boolean", {"a": tensor(shape=(True,))}, 24, "a: shape: found [True], expected at most 64 non-negative integers"),
+    (
+        "offsets",
+        {"a": tensor(begin=24, end=0)},
+        24,
+        "a: data_offsets: found [24, 0], expected [begin, end] with begin <= end",
+    ),
+    ("size", {"a": tensor(end=20)}, 20, "a: 20 bytes claimed by data_offsets, but F32 of shape [2, 3] has 24"),
+    ("truncated", {"a": tensor()}, 20, "truncated: the header claims {} bytes in all, the file has {}"),
+    (
+        "trailing",
+        {"a": tensor()},
+        28,
+        "4 bytes after the last tensor: the header claims {} bytes in all, the file has {}",
+    ),
+    (
+        "hole",
+        {"a": tensor(), "b": tensor(begin=28, end=52)},
+        52,
+        "b: a hole: starts at byte 28 of the data, expected 24, the end of the tensor before it",
+    ),
+    (
+        "overlap",
+        {"a": tensor(), "b": tensor(begin=20, end=44)},
+        44,
+        "b: an overlap: starts at byte 20 of the data, expected 24, the end of the tensor before it",
+    ),
+    (
+        "hole in front",
+        {"a": tensor(begin=8, end=32)},
+        32,
+        "a: a hole: starts at byte 8 of the data, expected 0, the end of the tensor before it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("header", "size", "message"), [row[1:] for row in TENSORS], ids=[row[0] for row in TENSORS])
+def test_a_tensor_is_what_it_claims(tmp_path: Path, header: dict[str, Any], size: int, message: str) -> None:
+    file = tmp_path / "x.safetensors"
+    write(file, header, bytes(size))
+    total = file.stat().st_size
+    expected = message.format(total - size + 24, total) if "{}" in message else message
+    assert refused(lambda: read_header(file)) == f"{file}: {expected}"
+
+
+def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2, 3), "b": torch.zeros(1)}, tmp_path / "whole")
+    content = (tmp_path / "whole").read_bytes()
+    for size in range(len(content)):
+        (tmp_path / "part").write_bytes(content[:size])
+        refused(lambda: read_header(tmp_path / "part"))
+    (tmp_path / "part").write_bytes(content)
+    assert set(read_header(tmp_path / "part")) == {"a", "b"}
+
+
+# Directories
+
+
+def test_a_bare_config_has_no_tensors(tmp_path: Path) -> None:
+    where = directory(tmp_path / "model")
+    for path in (where, where / "config.json"):
+        checkpoint = read_checkpoint(path)
+        assert checkpoint == Checkpoint(
+            directory=where,
+            config_file=where / "config.json",
+            config={"model_type": "llama"},
+            config_bytes=b'{"model_type": "llama"}',
+            tensors=None,
+        )
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    assert refused(lambda: read_checkpoint(missing)) == (
+        f"{missing}: found nothing, expected a checkpoint's directory or its config.json"
+    )
+    weights = tmp_path / "x.safetensors"
+    weights.touch()
+    assert refused(lambda: read_checkpoint(weights)) == (
+        f"{weights}: found a file, expected a checkpoint's directory or its config.json"
+    )
+    assert refused(lambda: read_checkpoint(tmp_path)) == f"{tmp_path / 'config.json'}: no such file"
+    config = tmp_path / "config.json"
+    for text, message in (
+        ("[]", "expected a JSON object"),
+        ("{", "not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ('{"a": 1, "a": 1}', "a: the name occurs twice"),
+    ):
+        config.write_text(text)
+        assert refused(lambda: read_checkpoint(config)) == f"{config}: {message}"
+    config.write_text("{}")
+    assert refused(lambda: read_checkpoint(tmp_path)) == (
+        f"{tmp_path}: found x.safetensors without {INDEX}, expected {SINGLE}, or an index that names the files"
+    )
+
+
+def indexed(path: Path, weight_map: Any) -> Path:
+    where = directory(path)
+    save_file({"a": torch.zeros(2), "b": torch.zeros(3)}, where / "one.safetensors")
+    save_file({"c": torch.zeros(4)}, where / "two.safetensors")
+    (where / INDEX).write_text(json.dumps({"metadata": {"total_size": 36}, "weight_map": weight_map}))
+    return where
+
+
+GOOD_MAP = {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}
+
+
+def test_an_index_joins_its_shards(tmp_path: Path) -> None:
+    tensors = read_checkpoint(indexed(tmp_path, GOOD_MAP)).tensors
+    assert tensors is not None
+    assert {name: info.file for name, info in tensors.items()} == GOOD_MAP
+
+
+MAPS: list[tuple[str, Any, str]] = [
+    ("no map", [], "{index}: weight_map: expected an object from tensor names to file names"),
+    ("numbers", {"a": 1}, "{index}: weight_map: expected an object from tensor names to file names"),
+    (
+        "missing shard",
+        GOOD_MAP | {"c": "three.safetensors"},
+        "{index}: weight_map: three.safetensors: no such file in {where}",
+    ),
+    (
+        "missing tensor",
+        GOOD_MAP | {"d": "two.safetensors"},
+        "{index}: weight_map: d: not in two.safetensors, where the index places it",
+    ),
+    (
+        "surplus tensor",
+        {"a": "one.safetensors", "c": "two.safetensors"},
+        "{where}/one.safetensors: b: in the file, but model.safetensors.index.json does not place it there",
+    ),
+    (
+        "wrong shard",
+        GOOD_MAP | {"b": "two.safetensors"},
+        "{where}/one.safetensors: b: in the file, but model.safetensors.index.json does not place it there",
+    ),
+    (
+        "parent",
+        GOOD_MAP | {"c": "../two.safetensors"},
+        "{index}: weight_map: '../two.safetensors' is outside the checkpoint's directory, expected a file in it",
+    ),
+    (
+        "absolute",
+        GOOD_MAP | {"c": "/two.safetensors"},
+        "{index}: weight_map: '/two.safetensors' is outside the checkpoint's directory, expected a file in it",
+    ),
+    (
+        "empty",
+        GOOD_MAP | {"c": ""},
+        "{index}: weight_map: '' is outside the checkpoint's directory, expected a file in it",
+    ),
+    (
+        "inner parent",
+        GOOD_MAP | {"c": "x/../../two.safetensors"},
+        "{index}: weight_map: 'x/../../two.safetensors' is outside the checkpoint's directory, expected a file in it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("weight_map", "message"), [row[1:] for row in MAPS], ids=[row[0] for row in MAPS])
+def test_an_index_and_its_shards_agree(tmp_path: Path, weight_map: Any, message: str) -> None:
+    where = indexed(tmp_path / "model", weight_map)
+    assert refused(lambda: read_checkpoint(where)) == message.format(index=where / INDEX, where=where)
+
+
+def test_an_index_names_a_file_once(tmp_path: Path) -> None:
+    where = indexed(tmp_path, GOOD_MAP)
+    (where / INDEX).write_text('{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}')
+    assert refused(lambda: read_checkpoint(where)) == f"{where / INDEX}: a: the name occurs twice"
+
+
+def test_a_link_may_not_leave_the_directory(tmp_path: Path) -> None:
+    where = indexed(tmp_path / "model", GOOD_MAP)
+    outside = tmp_path / "outside.safetensors"
+    (where / "two.safetensors").rename(outside)
+    (where / "two.safetensors").symlink_to(outside)
+    assert refused(lambda: read_checkpoint(where)) == (
+        f"{where / INDEX}: weight_map: 'two.safetensors' is a link to {outside.resolve()}, "
+        "outside the checkpoint's directory, expected a file in it"
+    )
+
+
+def test_the_links_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
+    where = tmp_path / "models--x" / "snapshots" / "1234"
+    where.parent.mkdir(parents=True)
+    indexed(where, GOOD_MAP)
+    blobs = tmp_path / "models--x" / "blobs"
+    blobs.mkdir()
+    for name in ("one.safetensors", "two.safetensors"):
+        (where / name).rename(blobs / name)
+        (where / name).symlink_to(Path("../../blobs") / name)
+    tensors = read_checkpoint(where).tensors
+    assert tensors is not None
+    assert set(tensors) == {"a", "b", "c"}
+
+
+def test_two_sets_of_weights_are_ambiguous(tmp_path: Path) -> None:
+    where = indexed(tmp_path, GOOD_MAP)
+    save_file({"a": torch.zeros(1)}, where / SINGLE)
+    assert refused(lambda: read_checkpoint(where)) == (
+        f"{where}: found both {SINGLE} and {INDEX}, expected one of them: remove the other"
+    )
+
+
+# Pickles
+
+CONVERT = "load it where you trust it and save it with safetensors (model.save_pretrained of transformers)"
+
+
+def test_a_pickle_is_refused_where_safetensors_is_expected(tmp_path: Path) -> None:
+    where = directory(tmp_path / "model")
+    torch.save({"a": torch.zeros(1)}, where / PICKLE)
+    assert refused(lambda: read_checkpoint(where)) == (
+        f"{where}: found {PICKLE}, a pickle, expected {SINGLE} or {INDEX}: {CONVERT}"
+    )
+    (where / PICKLE).rename(where / SINGLE)
+    assert refused(lambda: read_checkpoint(where)) == (
+        f"{where / SINGLE}: found a pickle, expected a safetensors file: {CONVERT}"
+    )
+    torch.save({"a": torch.zeros(1)}, where / SINGLE, _use_new_zipfile_serialization=False)
+    assert "found a pickle" in refused(lambda: read_checkpoint(where))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_pickle_of_a_head_is_converted_by_another_process(tmp_path: Path, zipped: bool) -> None:
+    where = directory(tmp_path / "head")
+    shared = torch.arange(12, dtype=torch.float16).reshape(3, 4)
+    values = {"a": shared, "b": shared.t(), "d2t": torch.arange(5)}
+    torch.save(values, where / PICKLE, _use_new_zipfile_serialization=zipped)
+    checkpoint = read_checkpoint(where, tmp_path / "cache")
+    assert (checkpoint.directory, checkpoint.config_file) == (tmp_path / "cache", where / "config.json")
+    assert checkpoint.tensors is not None
+    assert {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()} == {
+        "a": ("F16", (3, 4)),
+        "b": ("F16", (4, 3)),
+        "d2t": ("I64", (5,)),
+    }
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == [SINGLE]
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("evil"),))
+
+
+def test_a_pickle_runs_no_code_and_holds_only_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = directory(tmp_path / "head")
+    (where / PICKLE).write_bytes(pickle.dumps({"a": Evil()}))
+    assert refused(lambda: read_checkpoint(where, tmp_path / "cache")) == (
+        f"{where / PICKLE}: cannot be read as a dictionary of tensors: "
+        "it is no pickle, or holds something else than tensors, which is never loaded"
+    )
+    assert not (tmp_path / "evil").exists()
+    torch.save({"a": 1}, where / PICKLE)
+    assert refused(lambda: read_checkpoint(where, tmp_path / "cache")) == (
+        f"{where / PICKLE}: cannot be read as a dictionary of tensors: "
+        "'a': found int, expected a dense tensor with a name"
+    )
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+# Scan
+
+
+def test_a_summary_has_blocks_in_the_order_of_execution() -> None:
+    table = {
+        "lm_head.weight": ("BF16", (10, 4)),
+        "model.norm.weight": ("BF16", (4,)),
+        "model.layers.10.mlp.up_proj.weight": ("BF16", (8, 4)),
+        "model.layers.9.mlp.up_proj.weight": ("F32", (8, 4)),
+        "model.embed_tokens.weight": ("BF16", (10, 4)),
+    }
+    summary = describe(table)
+    assert [(block.block, block.num_tensors, block.nbytes) for block in summary.blocks] == [
+        ("embed", 1, 80),
+        ("layer 9", 1, 128),
+        ("layer 10", 1, 64),
+        ("head", 2, 88),
+    ]
+    assert (summary.num_tensors, summary.nbytes, summary.dtypes) == (5, 360, ("BF16", "F32"))
+    heads = describe({"midlayer.hidden_norm.weight": ("F16", (4,)), "d2t": ("I64", (3,)), "x": ("BOOL", (1,))})
+    assert [block.block for block in heads.blocks] == ["draft", "other"]
+
+
+def test_reading_a_checkpoint_imports_no_torch() -> None:
+
+    program = "import sys, planner.families; sys.exit(sum(m in sys.modules for m in ('torch', 'numpy', 'safetensors')))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
