@@ -1,0 +1,111 @@
+"""The direction of imports: planner -> plans <- runtime, and within a package only what lies above.
+
+Read from the source, so that nothing needs to be imported, and an import inside a function counts as well.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("plans", "planner", "runtime")
+CONTRACT_MAY_IMPORT = {"plans", "yaml", *sys.stdlib_module_names}
+NEVER_IN_RUNTIME = {"planner", "ortools", "networkx", "transformers", "jinja2"}
+NEVER_IN_PLANNER = {"runtime", "transformers"}
+READS_WEIGHTS = {"planner.compile", "planner.pickled", "planner.stream"}
+"""The only modules of the planner that may touch torch; none of them is imported to plan."""
+ONLY_IN = {"ortools": "planner.solve", "jinja2": "planner.report"}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted names of the product's modules."""
+    files = (file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py")))
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+    return {name.removesuffix(".__init__"): file for name, file in names.items()}
+
+
+MODULES = modules()
+
+
+def imported(name: str) -> Iterator[tuple[str, ast.stmt]]:
+    """Every module that a module imports, with the statement."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: line {node.lineno}: relative import"
+            source = node.module or ""
+            inner = [f"{source}.{alias.name}" for alias in node.names]
+            for target in inner:
+                yield (target if target in MODULES else source, node)
+
+
+def tops(name: str) -> set[str]:
+    return {target.partition(".")[0] for target, _ in imported(name)}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_packages_form_a_v(name: str) -> None:
+    package = name.partition(".")[0]
+    if package == "plans":
+        assert tops(name) <= CONTRACT_MAY_IMPORT
+    if package == "runtime":
+        assert not tops(name) & NEVER_IN_RUNTIME
+    if package == "planner":
+        assert not tops(name) & NEVER_IN_PLANNER
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_nothing_is_imported_inside_a_function(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text())
+    inner = [
+        f"{name}: line {node.lineno}"
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert inner == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_has_no_cycle(package: str) -> None:
+    graph = {
+        name: {target for target, _ in imported(name) if target in MODULES and target != name}
+        for name in MODULES
+        if name.partition(".")[0] == package
+    }
+    TopologicalSorter(graph).prepare()
+
+
+def test_each_large_library_has_one_home() -> None:
+    homes = {library: {name for name in MODULES if library in tops(name)} for library in ONLY_IN}
+    assert homes == {library: {home} for library, home in ONLY_IN.items()}
+
+
+def reachable(name: str, seen: set[str]) -> set[str]:
+    seen.add(name)
+    for target, _ in imported(name):
+        if target in MODULES and target not in seen:
+            reachable(target, seen)
+    return seen
+
+
+@pytest.mark.parametrize("name", [f"planner.{name}" for name in ("solve", "certify", "emit", "layout", "report")])
+def test_planning_imports_no_torch(name: str) -> None:
+    assert not [module for module in reachable(name, set()) if "torch" in tops(module)]
+    assert not reachable(name, set()) & READS_WEIGHTS
+
+
+def test_only_the_edge_prints() -> None:
+    prints = {
+        name
+        for name, file in MODULES.items()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert prints <= {"planner.cli", "runtime.cli"}
