@@ -3,6 +3,8 @@
 A message carries the path to the datum, what was found, what was expected, and what to do.
 """
 
+from collections.abc import Mapping
+
 
 class PlannerError(Exception):
     """Any refusal of the planner."""
@@ -34,6 +36,11 @@ class InfeasibleError(PlannerError):
     """The model does not fit on the devices; the message says how many bytes are short, and where."""
 
     exit_code = 3
+
+    def __init__(self, message: str, short_bytes: Mapping[str, int]) -> None:
+        """``short_bytes``: of each device, under the placement that misses least."""
+        super().__init__(message)
+        self.short_bytes = dict(short_bytes)
 
 
 class NotProvenError(PlannerError):
