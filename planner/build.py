@@ -1,0 +1,179 @@
+"""From inputs to a plan, and from a plan to its directory: what ``build`` and ``check`` share."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.emit import emit
+from planner.errors import ConfigError, InputError, OutputError
+from planner.explain import infeasible
+from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
+from planner.formulate import Formulation
+from planner.solve import Settings, solve
+from plans import codec
+from plans.schema import DTYPE_BYTES, DType, Inputs, Inventory, Options, Plan, Tree
+
+DEMO = Path(__file__).parent / "demo"
+"""The embedded model: ``base``, and its heads ``eagle3`` and ``eagle1``."""
+
+DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10)
+MOST_DEFAULT_CONTEXT = 8192
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What a person asked for; None: the default, which the plan then states."""
+
+    context: int | None = None
+    batch: int = 1
+    dtype: DType | None = None
+    tree: Tree | None = None
+    prefill_chunk: int | None = None
+    gap_ppm: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Built:
+    """A plan, and how long its proof took."""
+
+    plan: Plan
+    solve_s: float
+
+
+def resolve_dtype(wanted: Wanted, base: BaseInput) -> DType:
+    """The dtype asked for, else the checkpoint's own."""
+    if wanted.dtype is not None:
+        return wanted.dtype
+    config = base.checkpoint.config
+    found = config.get("dtype", config.get("torch_dtype", "bfloat16"))
+    for known in DTYPE_BYTES:
+        if found == known:
+            return known  # type: ignore[return-value]
+    expected = ", ".join(DTYPE_BYTES)
+    raise ConfigError(f"{base.checkpoint.config_file}: dtype: found {found!r}, expected one of {expected}")
+
+
+def resolve(wanted: Wanted, base: BaseInput, draft: DraftInput | None) -> Options:
+    """Options with every default written out; raise InputError for what the model cannot do."""
+    context = wanted.context or min(base.max_positions, MOST_DEFAULT_CONTEXT)
+    if context > base.max_positions:
+        raise InputError(f"--context: found {context}, the model has {base.max_positions} positions")
+    if draft is None and wanted.tree is not None:
+        raise InputError("--tree: there is no draft that would grow one: give --draft")
+    tree = (wanted.tree or DEFAULT_TREE) if draft else None
+    if tree is not None:
+        _check_tree(tree, draft)
+    chunk = wanted.prefill_chunk or min(512, max(64, context // 8), context)
+    if chunk > context:
+        raise InputError(f"--prefill-chunk: found {chunk}, expected at most the context of {context}")
+    return Options(
+        batch=wanted.batch,
+        context=context,
+        dtype=resolve_dtype(wanted, base),
+        prefill_chunk=chunk,
+        strategy="latency",
+        gap_ppm=wanted.gap_ppm,
+        tree=tree,
+    )
+
+
+def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
+    pool = tree.top_k + tree.depth * tree.top_k**2
+    if tree.total_token - 1 > pool:
+        raise InputError(
+            f"--tree: total_token={tree.total_token} wants {tree.total_token - 1} drafted nodes, depth={tree.depth} "
+            f"and top_k={tree.top_k} draft {pool} at most (top_k + depth * top_k^2)"
+        )
+    if draft is not None and tree.top_k > draft.draft.draft_vocab_size:
+        raise InputError(f"--tree: top_k={tree.top_k}, the draft vocabulary has {draft.draft.draft_vocab_size} tokens")
+
+
+def plan(
+    base: BaseInput, draft: DraftInput | None, inventory: Inventory, options: Options, settings: Settings
+) -> Built:
+    """Solve; raise InfeasibleError or NotProvenError."""
+    formulation = Formulation(
+        model=base.model, draft=draft.draft if draft else None, options=options, inventory=inventory
+    )
+    solved = solve(formulation.problem, settings)
+    if solved is None:
+        raise infeasible(formulation.problem, settings)
+    inputs = Inputs(
+        base_config_sha256=base.config_sha256,
+        base_tensors_sha256=base.tensors_sha256,
+        draft_config_sha256=draft.config_sha256 if draft else None,
+        draft_tensors_sha256=draft.tensors_sha256 if draft else None,
+    )
+    return Built(plan=emit(formulation, inputs, solved), solve_s=solved.solve_s)
+
+
+def replan(directory: Path, frozen: Plan, settings: Settings) -> Plan:
+    """The plan that the inputs recorded in ``directory`` lead to; no weights are needed."""
+    base = load_base(directory / "config.json")
+    draft = None
+    if frozen.draft is not None:
+        draft = load_draft(directory / "draft" / "config.json", base, facts_of(frozen.draft))
+    return plan(base, draft, frozen.inventory, frozen.options, settings).plan
+
+
+def write(directory: Path, built: Plan, base: BaseInput, draft: DraftInput | None) -> None:
+    """Write a plan's directory, ``plan.yaml`` last; raise OutputError where something else is in the way."""
+    refuse_foreign(directory)
+    source = base.checkpoint.config_file.parent
+    given = {name: source / name for name in TOKENIZER_FILES if (source / name).is_file()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        files = {name: file.read_bytes() for name, file in given.items()}
+        files["config.json"] = base.checkpoint.config_bytes
+        if draft is not None:
+            (directory / "draft").mkdir(exist_ok=True)
+            files["draft/config.json"] = draft.checkpoint.config_bytes
+        _remove(directory / name for name in (*TOKENIZER_FILES, "draft/config.json") if name not in files)
+        if draft is None and (directory / "draft").is_dir():
+            (directory / "draft").rmdir()
+        for name, content in files.items():
+            _replace(directory / name, content)
+        _replace(directory / "plan.yaml", codec.dumps(built).encode())
+    except OSError as error:
+        raise OutputError(f"{directory}: cannot write the plan: {error}") from error
+
+
+def refuse_foreign(directory: Path) -> None:
+    """Raise OutputError unless ``directory`` is free, or has a plan."""
+    if directory.is_dir():
+        if any(directory.iterdir()) and not (directory / "plan.yaml").is_file():
+            raise OutputError(f"{directory}: holds something other than a plan (no plan.yaml): give another --out")
+    elif directory.exists() or directory.is_symlink():
+        raise OutputError(f"{directory}: is not a directory: give another --out")
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Write ``file`` in one step, on disk when this returns; leave it alone where it has this content."""
+    if file.is_file() and file.read_bytes() == content:
+        return
+    temporary = file.with_name(f".{file.name}.new")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+    handle = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,351 @@
+"""The commands; the only place that prints, reads the environment, and exits. stdout is data, stderr is for people."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from planner import build as builder
+from planner import report
+from planner.compile import CompileReport, compile_plan
+from planner.errors import InfeasibleError, InputError, PlannerError
+from planner.families import BaseInput, DraftInput, load_base, load_draft, scan
+from planner.inventory import dump_inventory, load_inventory
+from planner.solve import Settings
+from planner.view import format_bytes, format_ns
+from plans import codec
+from plans import diff as plan_diff
+from plans.check import require
+from plans.schema import DTYPE_BYTES, Inventory, Plan, PlanError, Tree
+
+DIRECTORY = click.Path(path_type=Path)
+
+
+def say(text: str) -> None:
+    """To people."""
+    click.echo(text, err=True)
+
+
+def put(data: Any) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(data, indent=2))
+
+
+def refusals(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn a refusal into a message, for programs an object too, and the exit code that belongs to it."""
+
+    @wraps(command)
+    def run(**options: Any) -> None:
+        try:
+            command(**options)
+        except (PlannerError, PlanError) as error:
+            say(f"error: {error}")
+            if options.get("as_json"):
+                put({"error": describe(error)})
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            say("interrupted")
+            sys.exit(130)
+
+    return run
+
+
+def describe(error: PlannerError | PlanError) -> dict[str, Any]:
+    """An error for programs."""
+    described: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": str(error),
+        "exit_code": error.exit_code,
+    }
+    if isinstance(error, InfeasibleError):
+        described["short_bytes"] = sum(error.short_bytes.values())
+        described["devices"] = [{"id": name, "short_bytes": nbytes} for name, nbytes in error.short_bytes.items()]
+    return described
+
+
+def verbosity(count: int) -> int:
+    """-v and -vv, or DEBUG=1 and DEBUG=2."""
+    return max(count, int(os.environ.get("DEBUG", "0")) if os.environ.get("DEBUG", "0").isdecimal() else 0)
+
+
+def parse_tree(context: click.Context, parameter: click.Parameter, value: str | None) -> Tree | None:
+    """``total_token=60,depth=7,top_k=10``, each of them optional."""
+    if value is None:
+        return None
+    default = builder.DEFAULT_TREE
+    numbers = {"total_token": default.total_token, "depth": default.depth, "top_k": default.top_k}
+    for item in value.split(","):
+        name, _, number = item.partition("=")
+        if name not in numbers:
+            raise click.BadParameter(f"found {name!r}, expected {', '.join(numbers)}")
+        least = 2 if name == "total_token" else 1
+        if not number.isdecimal() or int(number) < least:
+            raise click.BadParameter(f"{name}: found {number!r}, expected a whole number of at least {least}")
+        numbers[name] = int(number)
+    return Tree(kind="dynamic", **numbers)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """Plan where a model lies on your devices, prove it optimal, freeze it, and compile its images.
+
+    Exit codes: 0 done, 1 plans differ, 2 bad input, 3 infeasible or not proven, 4 artifact missing or damaged,
+    5 wrong machine.
+    """
+
+
+@main.command()
+@click.option("--gpus", "inventory", type=DIRECTORY, required=True, help="The inventory of devices (YAML).")
+@click.option("--model", type=DIRECTORY, help="Checkpoint directory or config.json; default: the embedded demo model.")
+@click.option("--draft", type=DIRECTORY, help="EAGLE head, likewise; without it a --model is decoded plainly.")
+@click.option("--context", type=click.IntRange(min=1), help="Positions of a sequence: prompt and new tokens.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences at a time.")
+@click.option("--dtype", type=click.Choice(list(DTYPE_BYTES)), help="Of weights and KV; default: the checkpoint's.")
+@click.option("--tree", callback=parse_tree, help="total_token=60,depth=7,top_k=10: the draft token tree.")
+@click.option("--prefill-chunk", type=click.IntRange(min=1), help="Prompt tokens of one forward.")
+@click.option("--gap", type=click.FloatRange(0, 1), default=0.0, help="Accept a placement this close to the bound.")
+@click.option("--plan-only", is_flag=True, help="Write the plan, do not compile images.")
+@click.option("--out", type=DIRECTORY, help="Directory of the plan; default: plans/NAME after the model.")
+@click.option("--workers", type=click.IntRange(min=1), default=2, hidden=True)
+@click.option("--solver-seed", type=click.IntRange(min=0), default=0, hidden=True)
+@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
+@click.option("-v", "verbose", count=True, help="The plan as tables; -vv: with the memory of each device.")
+@refusals
+def build(
+    *,
+    inventory: Path,
+    model: Path | None,
+    draft: Path | None,
+    out: Path | None,
+    plan_only: bool,
+    as_json: bool,
+    verbose: int,
+    **wanted: Any,
+) -> None:
+    """Solve the placement of a model on an inventory, write the plan, and compile its images."""
+    settings = Settings(workers=wanted.pop("workers"), seed=wanted.pop("solver_seed"))
+    gap_ppm = round(wanted.pop("gap") * 1_000_000)
+    if model is None and draft is None:
+        draft = builder.DEMO / "eagle3"
+    out = out or Path("plans") / name_of(model)
+    model = model or builder.DEMO / "base"
+    builder.refuse_foreign(out)
+    asked = builder.Wanted(gap_ppm=gap_ppm, **wanted)
+    settings = Settings(workers=settings.workers, seed=settings.seed, gap_ppm=gap_ppm)
+    base = load_base(model)
+    with pickle_cache() as cache:
+        head = load_draft(draft, base, pickle_cache=cache) if draft else None
+        devices = load_inventory(inventory, builder.resolve_dtype(asked, base))
+        built = solve(base, head, devices, asked, settings)
+        if not plan_only:
+            refuse_bare(base, head)
+        builder.write(out, built.plan, base, head)
+        say(f"{out}: {summary_line(built.plan)}, solved in {built.solve_s:.2f} s")
+        if verbosity(verbose):
+            say(tables(built.plan, sys.stderr))
+        compiled = None if plan_only else compile_images(out, model, draft, None, cache)
+    if as_json:
+        images = {"images": images_data(compiled)} if compiled else {}
+        put({"plan": str(out), **report.summary(built.plan), "solve_s": round(built.solve_s, 4), **images})
+    else:
+        click.echo(str(out))
+
+
+def solve(
+    base: BaseInput, draft: DraftInput | None, inventory: Inventory, wanted: builder.Wanted, settings: Settings
+) -> builder.Built:
+    return builder.plan(base, draft, inventory, builder.resolve(wanted, base, draft), settings)
+
+
+def name_of(model: Path | None) -> str:
+    """Of a plan: the directory of its model."""
+    if model is None:
+        return "demo"
+    resolved = model.resolve()
+    return (resolved.parent if resolved.suffix == ".json" else resolved).name
+
+
+@contextmanager
+def pickle_cache() -> Iterator[Path]:
+    """Where a head in a pickle is converted to."""
+    with tempfile.TemporaryDirectory(prefix="planner-") as directory:
+        yield Path(directory)
+
+
+def refuse_bare(base: BaseInput, draft: DraftInput | None) -> None:
+    for given, option in ((base, "--model"), (draft, "--draft")):
+        if given is not None and given.checkpoint.tensors is None:
+            raise InputError(
+                f"{given.checkpoint.config_file}: has a config and no tensors, which images are compiled from: "
+                f"give {option} a directory with them, or --plan-only"
+            )
+
+
+def summary_line(plan: Plan) -> str:
+    used = len(plan.memory)
+    stages = f"{len(plan.stages)} stage{'s' if len(plan.stages) > 1 else ''}"
+    proof = plan.proof
+    return (
+        f"{stages} on {used} device{'s' if used > 1 else ''}, {format_ns(proof.objective_ns)} per step "
+        f"({proof.status}, bound {format_ns(proof.bound_ns)})"
+    )
+
+
+def tables(plan: Plan, stream: Any) -> str:
+    console = Console(file=stream)
+    return report.text(plan, console.width, stream.isatty()).rstrip("\n")
+
+
+def compile_images(
+    directory: Path, model: Path, draft: Path | None, only: tuple[str, ...] | None, cache: Path
+) -> CompileReport:
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("images", total=None)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        compiled = compile_plan(directory, model, draft, only, show, cache)
+    for image in compiled.images:
+        done = "unchanged" if image.reused else "written"
+        say(f"{directory / image.file}: {format_bytes(image.size_bytes)} {done}, blake3 {image.blake3[:16]}")
+    if compiled.missing:
+        say(f"not compiled yet: {', '.join(compiled.missing)}")
+    return compiled
+
+
+def images_data(compiled: CompileReport) -> list[dict[str, Any]]:
+    return [codec.encode(image) for image in compiled.images]
+
+
+@main.command("compile")
+@click.argument("plan", type=DIRECTORY)
+@click.option("--model", type=DIRECTORY, help="Checkpoint directory; default: the embedded demo model.")
+@click.option("--draft", type=DIRECTORY, help="Directory of the EAGLE head.")
+@click.option("--only", multiple=True, help="Only the image of this device; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
+@refusals
+def compile_command(
+    *, plan: Path, model: Path | None, draft: Path | None, only: tuple[str, ...], as_json: bool
+) -> None:
+    """Compile the images of a plan from its checkpoints."""
+    frozen = codec.load(plan)
+    if model is None and draft is None and frozen.draft is not None:
+        draft = builder.DEMO / ("eagle3" if frozen.draft.kind == "eagle3" else "eagle1")
+    with pickle_cache() as cache:
+        compiled = compile_images(plan, model or builder.DEMO / "base", draft, only or None, cache)
+    if as_json:
+        put({"plan": str(plan), **codec.encode(compiled)})
+
+
+@main.command()
+@click.argument("plan", type=DIRECTORY)
+@click.option("--json", "as_json", is_flag=True, help="The plan and its summary as one object.")
+@click.option("--markdown", is_flag=True, help="A page for a review.")
+@click.option("--html", "html_file", type=DIRECTORY, help="Write a page that needs nothing else.")
+@refusals
+def show(*, plan: Path, as_json: bool, markdown: bool, html_file: Path | None) -> None:
+    """Show a plan: stages, shares, memory of each device, predicted times."""
+    frozen = codec.load(plan)
+    require(frozen, str(plan / "plan.yaml"))
+    if as_json:
+        put({"plan": str(plan), **report.summary(frozen), "content": codec.encode(frozen)})
+    elif markdown:
+        click.echo(report.markdown(frozen), nl=False)
+    elif html_file is not None:
+        try:
+            html_file.write_text(report.html(frozen))
+        except OSError as error:
+            raise InputError(f"--html {html_file}: cannot write: {error}") from error
+        say(f"{html_file}: written")
+    else:
+        click.echo(tables(frozen, sys.stdout))
+
+
+@main.command()
+@click.argument("a", type=DIRECTORY)
+@click.argument("b", type=DIRECTORY)
+@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
+@click.option("--markdown", is_flag=True, help="A page for a review.")
+@refusals
+def diff(*, a: Path, b: Path, as_json: bool, markdown: bool) -> None:
+    """What differs between two plans; exit code 1 if anything does."""
+    plans = []
+    for directory in (a, b):
+        plans.append(codec.load(directory))
+        require(plans[-1], str(directory / "plan.yaml"))
+    if as_json:
+        put(report.diff_data(*plans))
+    elif markdown:
+        click.echo(report.diff_markdown(*plans), nl=False)
+    else:
+        for line in plan_diff.summary(*plans):
+            click.echo(line)
+    sys.exit(1 if plans[0] != plans[1] else 0)
+
+
+@main.command()
+@click.argument("plans", type=DIRECTORY, nargs=-1, required=True)
+@click.option("--workers", type=click.IntRange(min=1), default=2, hidden=True)
+@click.option("--solver-seed", type=click.IntRange(min=0), default=0, hidden=True)
+@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
+@refusals
+def check(*, plans: tuple[Path, ...], workers: int, solver_seed: int, as_json: bool) -> None:
+    """Solve plans again from their own inputs, without weights; exit code 1 if one is not what comes out."""
+    results = []
+    for directory in plans:
+        frozen = codec.load(directory)
+        require(frozen, str(directory / "plan.yaml"))
+        settings = Settings(workers=workers, seed=solver_seed, gap_ppm=frozen.options.gap_ppm)
+        again = builder.replan(directory, frozen, settings)
+        differences = [str(difference) for difference in plan_diff.diff(frozen, again)]
+        if not differences and (directory / "plan.yaml").read_bytes() != codec.dumps(frozen).encode():
+            differences = ["plan.yaml: not in canonical form"]
+        results.append({"plan": str(directory), "clean": not differences, "differences": differences})
+        say(f"{directory}: " + ("clean" if not differences else f"{len(differences)} differences"))
+        for line in differences:
+            say(f"  {line}")
+    if as_json:
+        put({"plans": results})
+    sys.exit(0 if all(result["clean"] for result in results) else 1)
+
+
+@main.command()
+@click.argument("file", type=DIRECTORY, default=Path("inventory.yaml"))
+@click.option("--dtype", type=click.Choice(list(DTYPE_BYTES)), default="bfloat16", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
+@refusals
+def inventory(*, file: Path, dtype: Any, as_json: bool) -> None:
+    """An inventory with every default written out."""
+    devices = load_inventory(file, dtype)
+    if as_json:
+        put({"inventory": codec.encode(devices)})
+    else:
+        click.echo(dump_inventory(devices), nl=False)
+
+
+@main.command("scan")
+@click.argument("checkpoint", type=DIRECTORY)
+@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
+@refusals
+def scan_command(*, checkpoint: Path, as_json: bool) -> None:
+    """What a checkpoint holds, from its headers alone."""
+    with pickle_cache() as cache:
+        summary = scan(checkpoint, cache)
+    if as_json:
+        put({"checkpoint": str(checkpoint), **codec.encode(summary)})
+        return
+    click.echo(f"{summary.num_tensors} tensors, {format_bytes(summary.nbytes)}, {', '.join(summary.dtypes)}")
+    for block in summary.blocks:
+        click.echo(f"  {block}")
