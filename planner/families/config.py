@@ -13,6 +13,8 @@ from planner.families.rope import LinearScaling, Llama3Scaling, Rope
 from plans.schema import Attention, Mlp
 
 MAX_SIZE = 1 << 31
+MAX_LAYERS = 1024
+MAX_HEAD_DIM = 4096
 
 _ASSERTED: Mapping[str, tuple[Any, str]] = {
     "hidden_act": ("silu", "another activation is not computed here"),
@@ -44,12 +46,15 @@ _HARMLESS = (
     words("architectures model_type transformers_version _name_or_path torch_dtype dtype initializer_range use_cache")
     | words("attention_dropout hidden_dropout embd_pdrop resid_pdrop max_window_layers unsloth_fixed unsloth_version")
     | words("_attn_implementation _attn_implementation_autoset attn_implementation torchscript use_bfloat16")
+    | words("is_llama_config transformers.js_config")
     # Tokens that decoding here never inserts.
     | words("pad_token_id sep_token_id unk_token_id cls_token_id decoder_start_token_id forced_bos_token_id")
     | words("forced_eos_token_id tokenizer_class prefix")
     # Which outputs transformers returns, and for which task.
     | words("return_dict return_dict_in_generate output_hidden_states output_attentions output_scores is_decoder")
-    | words("id2label label2id num_labels problem_type finetuning_task task_specific_params tf_legacy_loss")
+    | words(
+        "id2label label2id num_labels problem_type finetuning_task task_specific_params tf_legacy_loss use_bfloat16"
+    )
     # Generation settings that older versions wrote here: sampling is asked for at run time.
     | words("max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature")
     | words("top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences")
@@ -85,11 +90,11 @@ class Keys:
     def fail(self, name: str, problem: str) -> ConfigError:
         return ConfigError(f"{self.where}: {name}: {problem}")
 
-    def integer(self, name: str, default: Any = _REQUIRED) -> int:
-        """A size: an integer from 1 to 2^31 - 1."""
+    def integer(self, name: str, default: Any = _REQUIRED, *, most: int = MAX_SIZE - 1) -> int:
+        """A size: an integer from 1 to ``most``."""
         value = self._value(name, default, "an integer")
-        if type(value) is not int or not 1 <= value < MAX_SIZE:
-            raise self.fail(name, f"found {_show(value)}, expected an integer from 1 to {MAX_SIZE - 1}")
+        if type(value) is not int or not 1 <= value <= most:
+            raise self.fail(name, f"found {_show(value)}, expected an integer from 1 to {most}")
         return value
 
     def number(self, name: str, default: Any = _REQUIRED) -> float:
@@ -141,7 +146,7 @@ def read_attention(keys: Keys, *, default_kv_heads: int | None, qkv_bias: bool, 
         raise keys.fail("num_key_value_heads", f"found {num_kv_heads}, expected a divisor of {num_heads} heads")
     if not keys.has("head_dim") and hidden % num_heads:
         raise keys.fail("num_attention_heads", f"found {num_heads}, expected a divisor of hidden_size, {hidden}")
-    head_dim = keys.integer("head_dim", hidden // num_heads)
+    head_dim = keys.integer("head_dim", hidden // num_heads, most=MAX_HEAD_DIM)
     if head_dim % 2:
         raise keys.fail("head_dim", f"found {head_dim}, expected an even number: rotary embedding works on pairs")
     return Attention(

@@ -1,6 +1,6 @@
 """The head of EAGLE-1 and EAGLE-2: ``fc(cat(embedding, feature))``, layers, and the base's own lm_head."""
 
-from planner.families.config import Keys, read_attention, read_mlp, read_rope
+from planner.families.config import MAX_LAYERS, Keys, read_attention, read_mlp, read_rope
 from planner.families.heads import HARMLESS, check_base, layer_roles
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
 from plans.schema import Draft, Model
@@ -20,7 +20,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
         kind="eagle",
         hidden_size=hidden,
         target_hidden_size=hidden,
-        num_layers=keys.integer("num_hidden_layers"),
+        num_layers=keys.integer("num_hidden_layers", most=MAX_LAYERS),
         attention=attention,
         mlp=read_mlp(keys, bias=False),
         norm_eps=keys.number("rms_norm_eps", 1e-6),

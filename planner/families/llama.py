@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from planner.families.config import Keys, read_attention, read_mlp, read_rope, read_tokens
+from planner.families.config import MAX_LAYERS, Keys, read_attention, read_mlp, read_rope, read_tokens
 from planner.families.records import BaseReading, Roles, Source
 from plans.schema import LayerClass, Model
 
@@ -57,7 +57,9 @@ def read(family: str, keys: Keys) -> BaseReading:
         hidden_size=keys.integer("hidden_size"),
         norm_eps=keys.number("rms_norm_eps", 1e-6),
         tied_head=keys.boolean("tie_word_embeddings", False),
-        layers=(LayerClass(num_layers=keys.integer("num_hidden_layers"), attention=attention, mlp=mlp),),
+        layers=(
+            LayerClass(num_layers=keys.integer("num_hidden_layers", most=MAX_LAYERS), attention=attention, mlp=mlp),
+        ),
         bos_token_id=next(iter(read_tokens(keys, "bos_token_id", 1)), None),
         eos_token_ids=read_tokens(keys, "eos_token_id", 2),
     )
