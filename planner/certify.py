@@ -72,9 +72,9 @@ def _check_structure(problem: Problem, answer: Answer) -> None:
     assert sum(answer.last_rows) == problem.last_rows
 
 
-def _slowest(counts: tuple[int, ...], each_ps: tuple[int, ...], devices: tuple[int, ...]) -> int:
+def _slowest(problem: Problem, counts: tuple[int, ...], each_ps: tuple[int, ...], devices: tuple[int, ...]) -> int:
     times = (n * each_ps[device] for n, device in zip(counts, devices, strict=True))
-    return ceil_div(max(times), PS_PER_NS)
+    return problem.quantum_ns * ceil_div(max(times), PS_PER_NS * problem.quantum_ns)
 
 
 def _stage(problem: Problem, answer: Answer, position: int, load: list[int]) -> int:
@@ -90,7 +90,7 @@ def _stage(problem: Problem, answer: Answer, position: int, load: list[int]) -> 
     if position > 0:
         before = problem.groups[answer.stages[position - 1].group]
         hop = group.hop_ns if before.host == group.host else group.network_hop_ns
-    return columns + _slowest(stage.units, problem.unit_ps, group.devices) + hop
+    return columns + _slowest(problem, stage.units, problem.unit_ps, group.devices) + hop
 
 
 def _tables(problem: Problem, answer: Answer, load: list[int]) -> tuple[int, int]:
@@ -99,7 +99,7 @@ def _tables(problem: Problem, answer: Answer, load: list[int]) -> tuple[int, int
         load[device] += rows * problem.first_row_bytes
     for j, (rows, device) in enumerate(zip(answer.last_rows, last.devices, strict=True)):
         load[device] += rows * problem.last_row_bytes + last.last_bytes[j]
-    return first.first_ns, last.last_ns + _slowest(answer.last_rows, problem.row_ps, last.devices)
+    return first.first_ns, last.last_ns + _slowest(problem, answer.last_rows, problem.row_ps, last.devices)
 
 
 def _tail(problem: Problem, answer: Answer, placed: TailAnswer, load: list[int]) -> int:
@@ -126,8 +126,8 @@ def _tail(problem: Problem, answer: Answer, placed: TailAnswer, load: list[int])
     receive = choice.receive_inside_ns if sender.devices[0] in group.devices else choice.receive_ns
     network = 0 if sender.host == group.host else tail.network_ns
     rows = placed.last_rows if placed.last_rows is not None else answer.last_rows
-    rows_ns = _slowest(rows, tail.row_ps, group.devices)
-    return column.ns + _slowest(placed.units, tail.unit_ps, group.devices) + rows_ns + receive + network
+    rows_ns = _slowest(problem, rows, tail.row_ps, group.devices)
+    return column.ns + _slowest(problem, placed.units, tail.unit_ps, group.devices) + rows_ns + receive + network
 
 
 def _messages(problem: Problem, used: tuple[int, ...]) -> int:

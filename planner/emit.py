@@ -31,7 +31,7 @@ def emit(formulation: Formulation, inputs: Inputs, solved: Solved) -> Plan:
     """
     problem, answer = formulation.problem, solved.answer
     certificate = certify(problem, answer)
-    assert certificate.step_ns == solved.objective_ns, (certificate.step_ns, solved.objective_ns)
+    assert solved.bound_ns <= certificate.step_ns <= solved.objective_ns, (certificate.step_ns, solved)
     plan = Plan(
         schema=f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}",
         inputs=inputs,
@@ -40,14 +40,14 @@ def emit(formulation: Formulation, inputs: Inputs, solved: Solved) -> Plan:
         model=formulation.model,
         draft=formulation.draft,
         stages=_stages(formulation, answer, certificate),
-        embed=VocabSplit(rows=answer.first_rows, predicted_ns=certificate.first_ns),
-        head=VocabSplit(rows=answer.last_rows, predicted_ns=certificate.last_ns),
+        embed=VocabSplit(rows=_rows(formulation, answer.first_rows), predicted_ns=certificate.first_ns),
+        head=VocabSplit(rows=_rows(formulation, answer.last_rows), predicted_ns=certificate.last_ns),
         draft_placement=_draft(formulation, answer, certificate),
         message_transport=_transport(formulation, devices_in_use(problem, answer)),
         memory=(),
         proof=Proof(
-            status="OPTIMAL" if solved.bound_ns == solved.objective_ns else "FEASIBLE",
-            objective_ns=solved.objective_ns,
+            status="OPTIMAL" if solved.bound_ns == certificate.step_ns else "FEASIBLE",
+            objective_ns=certificate.step_ns,
             bound_ns=solved.bound_ns,
             min_free_bytes=0,
         ),
@@ -73,6 +73,10 @@ def _with_memory(plan: Plan, problem: Problem, answer: Answer, certificate: Cert
 
 def _transport(formulation: Formulation, members: Iterable[int]) -> Transport:
     return group_transport(formulation.inventory, (formulation.inventory.devices[index].id for index in members))
+
+
+def _rows(formulation: Formulation, bundles: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(formulation.row_unit * count for count in bundles)
 
 
 def _stages(formulation: Formulation, answer: Answer, certificate: Certificate) -> tuple[Stage, ...]:
@@ -138,7 +142,7 @@ def _draft(formulation: Formulation, answer: Answer, certificate: Certificate) -
         feature_transport=_transport(formulation, (sender, *members)),
         kv_heads=choice.columns[placed.column].shares,
         mlp_units=placed.units,
-        embed_rows=placed.first_rows,
-        head_rows=placed.last_rows,
+        embed_rows=None if placed.first_rows is None else _rows(formulation, placed.first_rows),
+        head_rows=None if placed.last_rows is None else _rows(formulation, placed.last_rows),
         predicted_ns=certificate.tail_ns,
     )

@@ -4,6 +4,7 @@ A group is any set of devices of one host, as large as the number of KV heads at
 apart only runs of neighbours are listed: every division of equal devices into groups is one of these, renamed.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from itertools import groupby, product
 import networkx as nx
 
 from planner import layout, memory
-from planner.cost import all_reduce_ns, broadcast_ns, share_ns, share_ps
+from planner.cost import PS_PER_NS, all_reduce_ns, broadcast_ns, share_ns, share_ps
 from planner.graph import blocks, message_ns, slowest_link, topology
 from planner.problem import Column, Group, Problem, Tail, TailGroup
 from plans.buffers import draft_buffers, draft_kv_bytes, head_buffers, kv_bytes, kv_rows, stage_buffers
@@ -20,6 +21,10 @@ from plans.schema import DTYPE_BYTES, Attention, Device, Draft, Inventory, Layer
 
 MOST_COARSE_SHARES = 16
 """KV heads are dealt out one by one up to so many, beyond that in equal bundles."""
+
+MOST_ROW_UNIT = 64
+
+QUANTUM_BITS = 14
 
 TREE_BLOCKS = 2
 """Growing and pruning the tree after a pass of the head takes about as long as so many blocks' fixed work."""
@@ -50,11 +55,12 @@ class Formulation:
             units=memory.mlp_units(self.layer.mlp),
             unit_bytes=memory.layer_mlp(self.model, self.options.dtype, self.layer, True).each,
             unit_ps=tuple(self._unit_ps(device, self.hidden, self.layer.mlp.unit, self.rows) for device in devices),
-            first_rows=self.vocab,
-            first_row_bytes=embed.each,
-            last_rows=self.vocab,
-            last_row_bytes=head.each,
-            row_ps=tuple(share_ps(d, self.hidden * self.width, 2 * self.rows * self.hidden) for d in devices),
+            first_rows=self.vocab // self.row_unit,
+            first_row_bytes=embed.each * self.row_unit,
+            last_rows=self.vocab // self.row_unit,
+            last_row_bytes=head.each * self.row_unit,
+            row_ps=tuple(self._row_ps(device, self.hidden, self.rows) for device in devices),
+            quantum_ns=self._quantum_ns,
             groups=tuple(self._group(members, embed.fixed) for members in self._members),
             tail=self._tail() if self.draft else None,
             fixed_ns=0,
@@ -85,6 +91,12 @@ class Formulation:
     def rows(self) -> int:
         """Rows of a verify: tree nodes of all sequences."""
         return self.options.batch * (self.options.tree.total_token if self.options.tree else 1)
+
+    @property
+    def row_unit(self) -> int:
+        """Vocabulary rows are dealt out in such bundles: a power of two that divides both vocabularies."""
+        both = math.gcd(self.vocab, self.draft.draft_vocab_size if self.draft else self.vocab)
+        return math.gcd(both, MOST_ROW_UNIT)
 
     @property
     def passes(self) -> list[int]:
@@ -216,8 +228,20 @@ class Formulation:
         scores = 4 * rows * kv_rows(self.options) * heads * attention.head_dim
         return parameters * self.width + kv, 2 * rows * parameters + scores
 
+    @property
+    def _quantum_ns(self) -> int:
+        """About 1/8192 of the MLP's time with every device at work: a power of two, the same for any listing."""
+        fastest = min(self._unit_ps(d, self.hidden, self.layer.mlp.unit, self.rows) for d in self.inventory.devices)
+        units = memory.mlp_units(self.layer.mlp) * sum(c.num_layers for c in self.model.layers)
+        estimate = units * fastest // (PS_PER_NS * len(self.inventory.devices))
+        return 1 << max(0, estimate.bit_length() - QUANTUM_BITS)
+
     def _unit_ps(self, device: Device, hidden: int, unit: int, rows: int) -> int:
         parameters = 3 * hidden * unit
+        return share_ps(device, parameters * self.width, 2 * rows * parameters)
+
+    def _row_ps(self, device: Device, hidden: int, rows: int) -> int:
+        parameters = hidden * self.row_unit
         return share_ps(device, parameters * self.width, 2 * rows * parameters)
 
     def _tell_ns(self, devices: tuple[int, ...]) -> int:
@@ -247,16 +271,13 @@ class Formulation:
                 * sum(self._unit_ps(d, draft.hidden_size, draft.mlp.unit, rows) for rows in self.passes)
                 for d in devices
             ),
-            first_rows=self.vocab,
-            first_row_bytes=embed.each,
+            first_rows=self.vocab // self.row_unit,
+            first_row_bytes=embed.each * self.row_unit,
             shares_first=not draft.own_embedding,
-            last_rows=draft.draft_vocab_size,
-            last_row_bytes=head.each,
+            last_rows=draft.draft_vocab_size // self.row_unit,
+            last_row_bytes=head.each * self.row_unit,
             shares_last=draft.kind == "eagle",
-            row_ps=tuple(
-                sum(share_ps(d, draft.hidden_size * self.width, 2 * rows * draft.hidden_size) for rows in self.passes)
-                for d in devices
-            ),
+            row_ps=tuple(sum(self._row_ps(d, draft.hidden_size, rows) for rows in self.passes) for d in devices),
             network_ns=message_ns(network, feature_bytes) if network else 0,
         )
 

@@ -100,6 +100,9 @@ class Problem:
     last_row_bytes: int
     row_ps: tuple[int, ...]
     """Time of one row of the last table on each device."""
+    quantum_ns: int
+    """Time that is divided freely, of units and of rows, is counted in whole quanta, rounded up: finer than any
+    prediction, and without it the proof is about the last nanosecond of a rounding."""
     groups: tuple[Group, ...]
     tail: Tail | None
     fixed_ns: int
