@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from plans.schema import DTYPE_BYTES, Attention, Draft, Mlp, Model, Options, Plan
+from plans.schema import DTYPE_BYTES, Attention, Draft, LayerClass, Mlp, Model, Options, Plan
 
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
 TERMS: tuple[Term, ...] = ("kv", "draft_kv", "buffers", "comm")
@@ -82,10 +82,14 @@ def kv_rows(options: Options) -> int:
     return _align(tree_rows(options) + options.context, ROW_ALIGN)
 
 
+def draft_tree_rows(options: Options) -> int:
+    """KV rows of the growing tree: one beam per level that is fed back; at least one, which takes padding."""
+    return max(1, options.tree.depth * options.tree.top_k) if options.tree else 1
+
+
 def draft_kv_rows(options: Options) -> int:
     """T of a layer of the head: the levels of the growing tree, then the sequence."""
-    levels = options.tree.depth * options.tree.top_k if options.tree else 0
-    return _align(levels + options.context, ROW_ALIGN)
+    return _align(draft_tree_rows(options) + options.context, ROW_ALIGN)
 
 
 def rotary_rows(options: Options) -> int:
@@ -98,9 +102,23 @@ def message_words(options: Options) -> int:
     return 1 + accept_rows(options) + 2 * tree_rows(options)
 
 
+def feature_words(options: Options, rows: int) -> int:
+    """Words before the features of so many rows: how many rows count, a token per row, the kept rows; 256-aligned."""
+    return _align(8 * (1 + rows + accept_rows(options)), ALIGN_BYTES) // 8
+
+
 def feature_width(model: Model, draft: Draft) -> int:
     """F: values of the target feature of one position."""
     return model.hidden_size * (len(draft.aux_layers) if draft.kind == "eagle3" else 1)
+
+
+def layer_class(model: Model, layer: int) -> LayerClass:
+    """The class of a layer, by its global index."""
+    for found in model.layers:
+        if layer < found.num_layers:
+            return found
+        layer -= found.num_layers
+    raise AssertionError("no such layer")
 
 
 def kv_bytes(options: Options, attention: Attention, kv_heads: int) -> int:
@@ -119,7 +137,7 @@ def stage_buffers(
     """Buffers of a device with layers; the shares are the largest over its layers."""
     rows, hidden = forward_rows(options), model.hidden_size
     aux = len(draft.aux_layers) if draft is not None and draft.kind == "eagle3" else 0
-    attention = model.layers[0].attention
+    attention = max((layers.attention for layers in model.layers), key=lambda a: a.num_heads * a.head_dim)
     widest = max((layers.mlp for layers in model.layers), key=lambda mlp: mlp.unit)
     common = _Common(options=options, prefix="", hidden=hidden, rows=rows, group_size=group_size)
     return (
@@ -207,7 +225,7 @@ def _layer_buffers(
         return Buffer(name=common.prefix + name, term=term, dtype=dtype, shape=shape)
 
     return (
-        buffer("rotary", "buffers", (rotary_rows(common.options), 2, attention.head_dim)),
+        buffer("rotary", "buffers", (2, rotary_rows(common.options), attention.head_dim)),
         buffer("bias", "buffers", (rows, kv)),
         buffer("scratch.bias", "buffers", (rows, kv)),
         buffer("scratch.attention", "buffers", (rows, attention_width)),
@@ -217,10 +235,10 @@ def _layer_buffers(
 
 
 def _feature_buffer(name: str, options: Options, width: int) -> Buffer:
-    """The message to the head: per row a token and a feature, and how many rows count."""
+    """The message to the head: words, then per row a feature."""
     rows = draft_rows(options)
-    words = _align(8 * (1 + rows), ALIGN_BYTES)
-    return Buffer(name=name, term="comm", dtype="uint8", shape=(words + rows * width * _BYTES[options.dtype],))
+    nbytes = 8 * feature_words(options, rows) + rows * width * _BYTES[options.dtype]
+    return Buffer(name=name, term="comm", dtype="uint8", shape=(nbytes,))
 
 
 def _base_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
@@ -232,7 +250,7 @@ def _base_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     share, size = stage.devices.index(device_id), len(stage.devices)
     first, buffers = stage.first_layer, []
     for run in stage.runs:
-        attention = plan.model.layers[0].attention
+        attention = layer_class(plan.model, first).attention
         shape = _cache_shape(plan.options, attention, run.kv_heads[share], run.num_layers, kv_rows(plan.options))
         buffers.append(Buffer(name=f"kv.{first}", term="kv", dtype=plan.options.dtype, shape=shape))
         first += run.num_layers

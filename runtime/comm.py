@@ -1,0 +1,171 @@
+"""Groups of ranks, exactly as the plan names them, and the three collectives that a step is made of.
+
+    stage    the devices of one stage                 all_reduce after o and down; all_gather of the best tokens
+    hop      leader of the stage before + a stage     broadcast of hidden state and features
+    draft    the devices with a share of the head     all_reduce, all_gather of candidates
+    feature  leader of the last stage + draft         broadcast of accepted features
+    world    all devices                              broadcast of the step's message
+
+A group of one is local: its collectives do nothing. The transport is the plan's; nothing is probed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import FileStore
+
+from plans.schema import Plan, Transport
+from runtime.errors import PeerError
+
+TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendezvous:
+    """Where the ranks of a run meet: a file both sides can open, or None for torchrun's environment."""
+
+    file: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Ordered ranks, the first of which leads; ``rank`` is this process."""
+
+    name: str
+    ranks: tuple[int, ...]
+    rank: int
+    staged: bool
+    """Messages of accelerators go through host memory, because the transport only knows that."""
+    handle: dist.ProcessGroup | None
+    """None: local."""
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == self.ranks[0]
+
+    @property
+    def index(self) -> int:
+        return self.ranks.index(self.rank)
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Fill ``tensor`` everywhere with what rank ``source`` has in it."""
+        if self.handle is None:
+            return
+        with self._link(tensor) as wire:
+            dist.broadcast(wire, source, group=self.handle)
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum in place."""
+        if self.handle is None:
+            return
+        with self._link(tensor) as wire:
+            dist.all_reduce(wire, group=self.handle)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Every member's tensor, stacked in the order of the group: [members, ...]."""
+        if self.handle is None:
+            return tensor.unsqueeze(0)
+        out = tensor.new_empty((len(self.ranks), *tensor.shape))
+        with self._link(out) as wire:
+            dist.all_gather_into_tensor(wire, tensor.to(wire.device), group=self.handle)
+        joined = sorted(self.ranks)
+        return torch.stack([out[joined.index(rank)] for rank in self.ranks])
+
+    @contextmanager
+    def _link(self, tensor: Tensor) -> Iterator[Tensor]:
+        """The tensor as the transport takes it; what the collective leaves there goes back into it."""
+        staged = self.staged and tensor.is_cuda
+        wire = tensor.cpu() if staged else tensor
+        try:
+            yield wire
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise PeerError(f"group {self.name} (ranks {', '.join(map(str, self.ranks))}): {reason}") from error
+        if staged:
+            tensor.copy_(wire)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comm:
+    """The groups this rank is in; None where it is not."""
+
+    rank: int
+    stages: tuple[Group | None, ...]
+    hops: tuple[Group | None, ...]
+    """``hops[s]``: from stage s - 1 into stage s."""
+    draft: Group | None
+    feature: Group | None
+    world: Group
+
+
+def connect(plan: Plan, rank: int, rendezvous: Rendezvous) -> Comm:
+    """Join the other ranks and make the plan's groups; raise PeerError where one does not come."""
+    world = len(plan.devices)
+    if world > 1:
+        store = FileStore(rendezvous.file, world) if rendezvous.file else None
+        try:
+            dist.init_process_group(
+                "gloo", store=store, rank=rank if store else -1, world_size=world if store else -1, timeout=TIMEOUT
+            )
+        except (RuntimeError, ValueError) as error:
+            raise PeerError(f"rank {rank} of {world}: the ranks did not meet: {error}") from error
+    maker = _Maker(rank=rank, made={})
+    ranks = {device.id: number for number, device in enumerate(plan.devices)}
+    stages = [tuple(ranks[name] for name in stage.devices) for stage in plan.stages]
+    verifier = stages[-1][0]
+    draft = tuple(ranks[name] for name in plan.draft_placement.devices) if plan.draft_placement else ()
+    place = plan.draft_placement
+    return Comm(
+        rank=rank,
+        stages=tuple(maker.group(f"stages[{s}]", stage, plan.stages[s].transport) for s, stage in enumerate(stages)),
+        hops=(
+            None,
+            *(
+                maker.group(f"stages[{s}].hop", (stages[s - 1][0], *stages[s]), plan.stages[s].hop_transport)
+                for s in range(1, len(stages))
+            ),
+        ),
+        draft=maker.group("draft", draft, place.transport) if place else None,
+        feature=maker.group("draft.feature", _with(verifier, draft), place.feature_transport) if place else None,
+        world=maker.world(tuple(range(world)), plan.message_transport),
+    )
+
+
+def disconnect() -> None:
+    """Leave the run."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Maker:
+    """Makes each group once, in the same order on every rank, as torch requires."""
+
+    rank: int
+    made: dict[tuple[tuple[int, ...], str], dist.ProcessGroup]
+
+    def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
+        handle = self._handle(ranks, transport) if len(ranks) > 1 else None
+        if self.rank not in ranks:
+            return None
+        return Group(name=name, ranks=ranks, rank=self.rank, staged=transport == "gloo", handle=handle)
+
+    def world(self, ranks: tuple[int, ...], transport: Transport) -> Group:
+        group = self.group("world", ranks, transport)
+        assert group is not None, "every rank is in the world"
+        return group
+
+    def _handle(self, ranks: tuple[int, ...], transport: Transport) -> dist.ProcessGroup:
+        key = (tuple(sorted(ranks)), transport)
+        if key not in self.made:
+            self.made[key] = dist.new_group(list(key[0]), backend=transport, timeout=TIMEOUT)
+        return self.made[key]
+
+
+def _with(leader: int, members: tuple[int, ...]) -> tuple[int, ...]:
+    return (leader, *(rank for rank in members if rank != leader))

@@ -1,0 +1,46 @@
+"""The memory of one device: every buffer of the plan's table, allocated once, before the first token."""
+
+import torch
+from torch import Tensor
+
+from plans.buffers import TERMS, Buffer, Term, device_buffers
+from plans.schema import Plan
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "int64": torch.int64,
+    "uint8": torch.uint8,
+}
+
+
+class Memory:
+    """Zeroed buffers by name; ``scratch`` entries of the table bound temporaries and are not allocated."""
+
+    def __init__(self, plan: Plan, device_id: str, device: torch.device) -> None:
+        self._device = device
+        self._table = {buffer.name: buffer for buffer in device_buffers(plan, device_id)}
+        self._made: dict[str, Tensor] = {}
+
+    def buffer(self, name: str) -> Tensor:
+        """The buffer of this name, in its shape."""
+        assert "scratch" not in name, "temporaries are not allocated"
+        if name not in self._made:
+            entry = self._table[name]
+            self._made[name] = torch.zeros(entry.shape, dtype=DTYPES[entry.dtype], device=self._device)
+        return self._made[name]
+
+    def names(self, term: Term) -> list[str]:
+        """The buffers of a term, in the order of the table."""
+        return [name for name, buffer in self._table.items() if buffer.term == term]
+
+    def measured(self) -> dict[Term, int]:
+        """Bytes made, term by term; on an accelerator the peak of temporaries counts as step buffers."""
+        made: list[Buffer] = [self._table[name] for name in self._made]
+        terms = {term: sum(buffer.nbytes for buffer in made if buffer.term == term) for term in TERMS}
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device) - torch.cuda.memory_allocated(self._device)
+            terms["buffers"] += peak
+        return terms
