@@ -1,16 +1,19 @@
 """From inputs to a plan, and from a plan to its directory: what ``build`` and ``check`` share."""
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from planner.emit import emit
 from planner.errors import ConfigError, InputError, OutputError
 from planner.explain import infeasible
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.formulate import Formulation
-from planner.solve import Settings, solve
+from planner.problem import Problem
+from planner.solve import Settings, fits, solve
 from plans import codec
 from plans.schema import DTYPE_BYTES, DType, Inputs, Inventory, Options, Plan, Tree
 
@@ -19,6 +22,7 @@ DEMO = Path(__file__).parent / "demo"
 
 DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10)
 MOST_DEFAULT_CONTEXT = 8192
+CONTEXT_STEP = 256
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,7 +38,7 @@ TOKENIZER_FILES = (
 class Wanted:
     """What a person asked for; None: the default, which the plan then states."""
 
-    context: int | None = None
+    context: int | Literal["max"] | None = None
     batch: int = 1
     dtype: DType | None = None
     tree: Tree | None = None
@@ -50,10 +54,12 @@ class Built:
     solve_s: float
 
 
-def resolve_dtype(wanted: Wanted, base: BaseInput) -> DType:
-    """The dtype asked for, else the checkpoint's own."""
+def resolve_dtype(wanted: Wanted, base: BaseInput, inventory: Inventory) -> DType:
+    """The dtype asked for, else float32 on CPUs, which have no units for the halves, else the checkpoint's."""
     if wanted.dtype is not None:
         return wanted.dtype
+    if any(device.kind == "cpu" for device in inventory.devices):
+        return "float32"
     config = base.checkpoint.config
     found = config.get("dtype", config.get("torch_dtype", "bfloat16"))
     for known in DTYPE_BYTES:
@@ -63,11 +69,14 @@ def resolve_dtype(wanted: Wanted, base: BaseInput) -> DType:
     raise ConfigError(f"{base.checkpoint.config_file}: dtype: found {found!r}, expected one of {expected}")
 
 
-def resolve(wanted: Wanted, base: BaseInput, draft: DraftInput | None) -> Options:
-    """Options with every default written out; raise InputError for what the model cannot do."""
-    context = wanted.context or min(base.max_positions, MOST_DEFAULT_CONTEXT)
-    if context > base.max_positions:
-        raise InputError(f"--context: found {context}, the model has {base.max_positions} positions")
+def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | None) -> Options:
+    """Options with every default written out, ``max`` as the model's limit; raise InputError for what cannot be."""
+    longest = base.max_positions if draft is None else min(base.max_positions, draft.max_positions)
+    default = min(longest, MOST_DEFAULT_CONTEXT)
+    context = longest if wanted.context == "max" else wanted.context or default
+    if context > longest:
+        whose = "model has" if longest == base.max_positions else "EAGLE head has"
+        raise InputError(f"--context: found {context}, the {whose} {longest} positions")
     if draft is None and wanted.tree is not None:
         raise InputError("--tree: there is no draft that would grow one: give --draft")
     tree = (wanted.tree or DEFAULT_TREE) if draft else None
@@ -79,7 +88,7 @@ def resolve(wanted: Wanted, base: BaseInput, draft: DraftInput | None) -> Option
     return Options(
         batch=wanted.batch,
         context=context,
-        dtype=resolve_dtype(wanted, base),
+        dtype=dtype,
         prefill_chunk=chunk,
         strategy="latency",
         gap_ppm=wanted.gap_ppm,
@@ -115,6 +124,32 @@ def plan(
         draft_tensors_sha256=draft.tensors_sha256 if draft else None,
     )
     return Built(plan=emit(formulation, inputs, solved), solve_s=solved.solve_s)
+
+
+def longest_context(
+    base: BaseInput, draft: DraftInput | None, inventory: Inventory, wanted: Wanted, dtype: DType, settings: Settings
+) -> int:
+    """The largest context that fits: the model's own, or a multiple of 256 of which the next one is proven not to fit.
+
+    Bytes only grow with the context, so it is found by bisection. Raises InfeasibleError where not even 256 fits.
+    """
+    longest = resolve(wanted, dtype, base, draft).context
+
+    def problem(context: int) -> Problem:
+        options = resolve(dataclasses.replace(wanted, context=context), dtype, base, draft)
+        return Formulation(
+            model=base.model, draft=draft.draft if draft else None, options=options, inventory=inventory
+        ).problem
+
+    if fits(problem(longest), settings):
+        return longest
+    low, high = 0, -(-longest // CONTEXT_STEP)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(problem(middle * CONTEXT_STEP), settings) else (low, middle)
+    if low == 0:
+        raise infeasible(problem(min(CONTEXT_STEP, longest)), settings)
+    return low * CONTEXT_STEP
 
 
 def replan(directory: Path, frozen: Plan, settings: Settings) -> Plan:

@@ -1,5 +1,6 @@
 """The commands; the only place that prints, reads the environment, and exits. stdout is data, stderr is for people."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -25,7 +26,7 @@ from planner.view import format_bytes, format_ns
 from plans import codec
 from plans import diff as plan_diff
 from plans.check import require
-from plans.schema import DTYPE_BYTES, Inventory, Plan, PlanError, Tree
+from plans.schema import DTYPE_BYTES, Plan, PlanError, Tree
 
 DIRECTORY = click.Path(path_type=Path)
 
@@ -94,6 +95,15 @@ def parse_tree(context: click.Context, parameter: click.Parameter, value: str | 
     return Tree(kind="dynamic", **numbers)
 
 
+def parse_context(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    """A number of positions, or ``max``."""
+    if value is None or value == "max":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"found {value!r}, expected a whole number of positions, at least 1, or max")
+    return int(value)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Plan where a model lies on your devices, prove it optimal, freeze it, and compile its images.
@@ -107,9 +117,9 @@ def main() -> None:
 @click.option("--gpus", "inventory", type=DIRECTORY, required=True, help="The inventory of devices (YAML).")
 @click.option("--model", type=DIRECTORY, help="Checkpoint directory or config.json; default: the embedded demo model.")
 @click.option("--draft", type=DIRECTORY, help="EAGLE head, likewise; without it a --model is decoded plainly.")
-@click.option("--context", type=click.IntRange(min=1), help="Positions of a sequence: prompt and new tokens.")
+@click.option("--context", callback=parse_context, help="Positions of a sequence, prompt and new tokens: N or max.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences at a time.")
-@click.option("--dtype", type=click.Choice(list(DTYPE_BYTES)), help="Of weights and KV; default: the checkpoint's.")
+@click.option("--dtype", type=click.Choice(list(DTYPE_BYTES)), help="Default: the checkpoint's, float32 on CPUs.")
 @click.option("--tree", callback=parse_tree, help="total_token=60,depth=7,top_k=10: the draft token tree.")
 @click.option("--prefill-chunk", type=click.IntRange(min=1), help="Prompt tokens of one forward.")
 @click.option("--gap", type=click.FloatRange(0, 1), default=0.0, help="Accept a placement this close to the bound.")
@@ -144,8 +154,12 @@ def build(
     base = load_base(model)
     with pickle_cache() as cache:
         head = load_draft(draft, base, pickle_cache=cache) if draft else None
-        devices = load_inventory(inventory, builder.resolve_dtype(asked, base))
-        built = solve(base, head, devices, asked, settings)
+        dtype = builder.resolve_dtype(asked, base, load_inventory(inventory))
+        devices = load_inventory(inventory, dtype)
+        if asked.context == "max":
+            longest = builder.longest_context(base, head, devices, asked, dtype, settings)
+            asked = dataclasses.replace(asked, context=longest)
+        built = builder.plan(base, head, devices, builder.resolve(asked, dtype, base, head), settings)
         if not plan_only:
             refuse_bare(base, head)
         builder.write(out, built.plan, base, head)
@@ -158,12 +172,6 @@ def build(
         put({"plan": str(out), **report.summary(built.plan), "solve_s": round(built.solve_s, 4), **images})
     else:
         click.echo(str(out))
-
-
-def solve(
-    base: BaseInput, draft: DraftInput | None, inventory: Inventory, wanted: builder.Wanted, settings: Settings
-) -> builder.Built:
-    return builder.plan(base, draft, inventory, builder.resolve(wanted, base, draft), settings)
 
 
 def name_of(model: Path | None) -> str:
@@ -348,4 +356,4 @@ def scan_command(*, checkpoint: Path, as_json: bool) -> None:
         return
     click.echo(f"{summary.num_tensors} tensors, {format_bytes(summary.nbytes)}, {', '.join(summary.dtypes)}")
     for block in summary.blocks:
-        click.echo(f"  {block}")
+        click.echo(f"  {block.block:<10} {block.num_tensors:>4} tensors  {format_bytes(block.nbytes):>10}")

@@ -97,6 +97,15 @@ def _solve(problem: Problem, settings: Settings) -> Solved:
     )
 
 
+def fits(problem: Problem, settings: Settings) -> bool:
+    """Whether any placement exists: found, or proven that there is none."""
+    try:
+        _optimise(_Model(problem), 0, settings, what="feasibility")
+    except _Infeasible:
+        return False
+    return True
+
+
 def shortfall(problem: Problem, settings: Settings) -> tuple[int, ...]:
     """The least bytes that are missing, in all, for any placement to exist: of each device."""
     model = _Model(problem, elastic=True)
@@ -296,6 +305,7 @@ class _Model:
         away = self._bool(f"away{group.group}")
         self.model.add(inside <= on)
         self.model.add(inside <= leads)
+        self.model.add(inside >= on + leads - 1)
         self.model.add(away >= on - here)
         self.time.append(group.receive_ns * on - (group.receive_ns - group.receive_inside_ns) * inside)
         self.time.append(self.problem.tail.network_ns * away)
