@@ -232,7 +232,7 @@ def test_transports_of_groups() -> None:
     assert group_transport(asked, ["gpu0", "gpu3"]) == "gloo"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.builds(Plan))
 def test_any_plan_that_reads_is_checked_without_an_exception(plan: Plan) -> None:
     check(plan)

@@ -30,7 +30,7 @@ st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False
 PLANS = st.builds(Plan, schema=st.just("1.0"))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(PLANS)
 def test_round_trip_of_any_plan(plan: Plan) -> None:
     text = dumps(plan)
@@ -39,7 +39,7 @@ def test_round_trip_of_any_plan(plan: Plan) -> None:
     assert loads(text.encode()) == plan
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(PLANS)
 def test_digest_is_of_the_canonical_text(plan: Plan) -> None:
     assert digest(plan) == hashlib.sha256(dumps(plan).encode()).hexdigest()
@@ -170,7 +170,7 @@ def test_records_that_are_refused(data: object, message: str) -> None:
     assert str(caught.value) == message
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(PLANS.filter(lambda plan: len(plan.stages) > 0))
 def test_the_path_leads_to_the_datum(plan: Plan) -> None:
     data = encode(plan)
@@ -182,7 +182,7 @@ def test_the_path_leads_to_the_datum(plan: Plan) -> None:
     )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(PLANS)
 def test_a_newer_minor_schema_is_read_unless_it_has_more_fields(plan: Plan) -> None:
     data = encode(plan) | {"schema": "1.7"}
