@@ -1,0 +1,88 @@
+"""Small real inputs for planning: the demo's configs without weights, and inventories of a few MiB."""
+
+import random
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from planner import build
+from planner.families import BaseInput, DraftInput, load_base, load_draft
+from planner.formulate import Formulation
+from planner.inventory import parse_inventory
+from planner.solve import Settings
+from plans.schema import DType, Inventory, Options, Plan
+
+ROOT = Path(__file__).parents[2]
+Head = Literal["eagle3", "eagle1"] | None
+
+
+def cpu(name: str, mib: int, bandwidth: int = 10) -> dict[str, Any]:
+    """A CPU device of the catalogue's reserve."""
+    return {"id": name, "type": "cpu", "memory": f"{mib} MiB", "bandwidth": f"{bandwidth} GB/s"}
+
+
+def host(name: str, *devices: dict[str, Any], links: Any = None) -> dict[str, Any]:
+    return {"name": name, "links": links or {"class": "shm"}, "devices": list(devices)}
+
+
+EQUAL: dict[str, Any] = {"hosts": [host("box", *(cpu(f"cpu{i}", 11) for i in range(4)))]}
+"""Four equal devices: all that tells them apart is their names."""
+
+UNLIKE: dict[str, Any] = {
+    "hosts": [
+        host("left", cpu("a0", 9), cpu("a1", 7, 8), links={"class": "shm", "latency": "50 us"}),
+        host("right", cpu("b0", 8, 6), cpu("b1", 12)),
+    ],
+    "network": {"class": "ethernet"},
+}
+
+
+def root_inventory() -> Any:
+    """The inventory of the demo."""
+    return yaml.safe_load((ROOT / "inventory.yaml").read_text())
+
+
+def demo(head: Head) -> tuple[BaseInput, DraftInput | None]:
+    """The embedded model and one of its heads, as bare configs."""
+    base = load_base(build.DEMO / "base" / "config.json")
+    return base, load_draft(build.DEMO / head / "config.json", base) if head else None
+
+
+def options_of(base: BaseInput, draft: DraftInput | None, context: int | None, dtype: DType) -> Options:
+    return build.resolve(build.Wanted(context=context), dtype, base, draft)
+
+
+def inventory_of(data: Any, dtype: DType = "float32") -> Inventory:
+    return parse_inventory(data, "inventory.yaml", dtype)
+
+
+def formulation(data: Any, head: Head, *, context: int | None = 256, dtype: DType = "float32") -> Formulation:
+    base, draft = demo(head)
+    return Formulation(
+        model=base.model,
+        draft=draft.draft if draft else None,
+        options=options_of(base, draft, context, dtype),
+        inventory=inventory_of(data, dtype),
+    )
+
+
+def planned(
+    data: Any, head: Head, settings: Settings | None = None, *, context: int | None = 256, dtype: DType = "float32"
+) -> Plan:
+    """The plan of the demo on an inventory."""
+    base, draft = demo(head)
+    options = options_of(base, draft, context, dtype)
+    return build.plan(base, draft, inventory_of(data, dtype), options, settings or Settings(workers=1)).plan
+
+
+def shuffled(data: Any, seed: int) -> Any:
+    """The same inventory with hosts, devices and keys listed in another order."""
+    rng = random.Random(seed)
+
+    def shuffle(value: Any) -> Any:
+        if isinstance(value, dict):
+            return dict(rng.sample([(key, shuffle(item)) for key, item in value.items()], len(value)))
+        return rng.sample([shuffle(item) for item in value], len(value)) if isinstance(value, list) else value
+
+    return shuffle(data)
