@@ -1,5 +1,6 @@
 """Recomputes the time and every capacity of an answer from the Problem alone; never believes the solver."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from planner.cost import PS_PER_NS, ceil_div
@@ -61,15 +62,25 @@ def _check_structure(problem: Problem, answer: Answer) -> None:
     members = [device for stage in answer.stages for device in problem.groups[stage.group].devices]
     assert len(members) == len(set(members)), "a device runs two stages"
     assert sum(sum(stage.layers) for stage in answer.stages) == problem.layers
+    assert min(_counts(answer)) >= 0
     for stage in answer.stages:
         assert sum(stage.layers) > 0
-        assert min(stage.units) >= 0
         assert sum(stage.units) == problem.units * sum(stage.layers)
     hosts = [problem.groups[stage.group].host for stage in answer.stages]
     visits = [host for position, host in enumerate(hosts) if position == 0 or hosts[position - 1] != host]
     assert len(visits) == len(set(visits)), "a host is entered twice"
     assert sum(answer.first_rows) == problem.first_rows
     assert sum(answer.last_rows) == problem.last_rows
+
+
+def _counts(answer: Answer) -> Iterator[int]:
+    """Every count of layers, units and rows."""
+    for stage in answer.stages:
+        yield from stage.layers
+        yield from stage.units
+    yield from (*answer.first_rows, *answer.last_rows)
+    if answer.tail is not None:
+        yield from (*answer.tail.units, *(answer.tail.first_rows or ()), *(answer.tail.last_rows or ()))
 
 
 def _slowest(problem: Problem, counts: tuple[int, ...], each_ps: tuple[int, ...], devices: tuple[int, ...]) -> int:
