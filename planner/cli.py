@@ -125,7 +125,7 @@ def main() -> None:
 @click.option("--gap", type=click.FloatRange(0, 1), default=0.0, help="Accept a placement this close to the bound.")
 @click.option("--plan-only", is_flag=True, help="Write the plan, do not compile images.")
 @click.option("--out", type=DIRECTORY, help="Directory of the plan; default: plans/NAME after the model.")
-@click.option("--workers", type=click.IntRange(min=1), default=2, hidden=True)
+@click.option("--workers", type=click.IntRange(min=1), default=1, hidden=True)
 @click.option("--solver-seed", type=click.IntRange(min=0), default=0, hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
 @click.option("-v", "verbose", count=True, help="The plan as tables; -vv: with the memory of each device.")
@@ -305,7 +305,7 @@ def diff(*, a: Path, b: Path, as_json: bool, markdown: bool) -> None:
 
 @main.command()
 @click.argument("plans", type=DIRECTORY, nargs=-1, required=True)
-@click.option("--workers", type=click.IntRange(min=1), default=2, hidden=True)
+@click.option("--workers", type=click.IntRange(min=1), default=1, hidden=True)
 @click.option("--solver-seed", type=click.IntRange(min=0), default=0, hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
 @refusals
