@@ -13,7 +13,7 @@ from planner.explain import infeasible
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.formulate import Formulation
 from planner.problem import Problem
-from planner.solve import Settings, fits, solve
+from planner.solve import Settings, Solved, fits, solve
 from plans import codec
 from plans.schema import DTYPE_BYTES, DType, Inputs, Inventory, Options, Plan, Tree
 
@@ -21,6 +21,9 @@ DEMO = Path(__file__).parent / "demo"
 """The embedded model: ``base``, and its heads ``eagle3`` and ``eagle1``."""
 
 DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10)
+MOST_TREE = Tree(kind="dynamic", total_token=1024, depth=64, top_k=256)
+"""Larger trees cost more than any acceptance brings back, and sizes that overflow."""
+
 MOST_DEFAULT_CONTEXT = 8192
 CONTEXT_STEP = 256
 
@@ -48,10 +51,10 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Built:
-    """A plan, and how long its proof took."""
+    """A plan, and how its proof went."""
 
     plan: Plan
-    solve_s: float
+    solved: Solved
 
 
 def resolve_dtype(wanted: Wanted, base: BaseInput, inventory: Inventory) -> DType:
@@ -97,6 +100,10 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
 
 
 def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
+    for name in ("total_token", "depth", "top_k"):
+        found, most = getattr(tree, name), getattr(MOST_TREE, name)
+        if found > most:
+            raise InputError(f"--tree: {name}: found {found}, expected at most {most}")
     pool = tree.top_k + tree.depth * tree.top_k**2
     if tree.total_token - 1 > pool:
         raise InputError(
@@ -123,7 +130,7 @@ def plan(
         draft_config_sha256=draft.config_sha256 if draft else None,
         draft_tensors_sha256=draft.tensors_sha256 if draft else None,
     )
-    return Built(plan=emit(formulation, inputs, solved), solve_s=solved.solve_s)
+    return Built(plan=emit(formulation, inputs, solved), solved=solved)
 
 
 def longest_context(
@@ -131,7 +138,7 @@ def longest_context(
 ) -> int:
     """The largest context that fits: the model's own, or a multiple of 256 of which the next one is proven not to fit.
 
-    Bytes only grow with the context, so it is found by bisection. Raises InfeasibleError where not even 256 fits.
+    Bytes only grow with the context, so it is found by bisection. Raises InfeasibleError where not even the least fits.
     """
     longest = resolve(wanted, dtype, base, draft).context
 
@@ -143,12 +150,13 @@ def longest_context(
 
     if fits(problem(longest), settings):
         return longest
-    low, high = 0, -(-longest // CONTEXT_STEP)
+    least = -(-(wanted.prefill_chunk or 1) // CONTEXT_STEP)  # a chunk is at most the context
+    low, high = least - 1, -(-longest // CONTEXT_STEP)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(problem(middle * CONTEXT_STEP), settings) else (low, middle)
-    if low == 0:
-        raise infeasible(problem(min(CONTEXT_STEP, longest)), settings)
+    if low < least:
+        raise infeasible(problem(min(least * CONTEXT_STEP, longest)), settings)
     return low * CONTEXT_STEP
 
 

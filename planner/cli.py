@@ -128,7 +128,7 @@ def main() -> None:
 @click.option("--workers", type=click.IntRange(min=1), default=1, hidden=True)
 @click.option("--solver-seed", type=click.IntRange(min=0), default=0, hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
-@click.option("-v", "verbose", count=True, help="The plan as tables; -vv: with the memory of each device.")
+@click.option("-v", "verbose", count=True, help="The plan as tables; -vv: and each objective with its bound.")
 @refusals
 def build(
     *,
@@ -163,13 +163,15 @@ def build(
         if not plan_only:
             refuse_bare(base, head)
         builder.write(out, built.plan, base, head)
-        say(f"{out}: {summary_line(built.plan)}, solved in {built.solve_s:.2f} s")
+        say(f"{out}: {summary_line(built.plan)}, solved in {built.solved.solve_s:.2f} s")
         if verbosity(verbose):
             say(tables(built.plan, sys.stderr))
+        if verbosity(verbose) > 1:
+            say(reasons(built))
         compiled = None if plan_only else compile_images(out, model, draft, None, cache)
     if as_json:
         images = {"images": images_data(compiled)} if compiled else {}
-        put({"plan": str(out), **report.summary(built.plan), "solve_s": round(built.solve_s, 4), **images})
+        put({"plan": str(out), **report.summary(built.plan), "solve_s": round(built.solved.solve_s, 4), **images})
     else:
         click.echo(str(out))
 
@@ -206,6 +208,12 @@ def summary_line(plan: Plan) -> str:
         f"{stages} on {used} device{'s' if used > 1 else ''}, {format_ns(proof.objective_ns)} per step "
         f"({proof.status}, bound {format_ns(proof.bound_ns)})"
     )
+
+
+def reasons(built: builder.Built) -> str:
+    """Each objective as it was settled: what is minimised (negative: maximised), its value, the bound, the time."""
+    lines = [f"{o.what:<12} {o.value:>20} bound {o.bound:>20} {o.seconds:>8.3f} s" for o in built.solved.optima]
+    return "\n".join(["Objectives, in the order in which they were settled", *lines])
 
 
 def tables(plan: Plan, stream: Any) -> str:

@@ -50,6 +50,16 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Optimum:
+    """One objective, minimised: its value and the proven bound, which are equal unless a gap was accepted."""
+
+    what: str
+    value: int
+    bound: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Solved:
     """The answer and its proof: it takes ``objective_ns`` at most, exactly so unless a gap was accepted.
 
@@ -59,6 +69,8 @@ class Solved:
     answer: Answer
     objective_ns: int
     bound_ns: int
+    optima: tuple[Optimum, ...]
+    """Of all objectives, in the order in which they were settled."""
     solve_s: float
 
 
@@ -93,6 +105,7 @@ def _solve(problem: Problem, settings: Settings) -> Solved:
         answer=answer,
         objective_ns=step.value,
         bound_ns=step.bound,
+        optima=(*model.optima, *small.optima),
         solve_s=time.perf_counter() - start,
     )
 
@@ -136,6 +149,7 @@ class _Model:
         self.model = cp_model.CpModel()
         self.quantum_ps = PS_PER_NS * problem.quantum_ns
         self.values: list[int] = []
+        self.optima: list[Optimum] = []
         self.granule_bytes = 1 << max(0, max(problem.capacity_bytes).bit_length() - FREE_BITS)
         groups = problem.groups
         self.runs = [self._bool(f"runs{i}") for i in range(len(groups))]
@@ -432,13 +446,7 @@ class _Model:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Optimum:
-    value: int
-    bound: int
-
-
-def _optimise(model: _Model, objective: Linear, settings: Settings, *, what: str, gap_ppm: int = 0) -> _Optimum:
+def _optimise(model: _Model, objective: Linear, settings: Settings, *, what: str, gap_ppm: int = 0) -> Optimum:
     """Minimise, keep the solution in the model as values and as the next hint.
 
     What a search with a gap finds depends on how it searches: so there it is always the same search.
@@ -467,7 +475,8 @@ def _optimise(model: _Model, objective: Linear, settings: Settings, *, what: str
     model.model.clear_hints()  # type: ignore[no-untyped-call]
     for index, found in enumerate(model.values):
         model.model.add_hint(model.model.get_int_var_from_proto_index(index), found)
-    return _Optimum(value=value, bound=min(value, bound))
+    model.optima.append(Optimum(what=what, value=value, bound=min(value, bound), seconds=solver.wall_time))
+    return model.optima[-1]
 
 
 def _order(model: _Model, variables: Sequence[tuple[cp_model.IntVar, int]], settings: Settings) -> None:
