@@ -12,7 +12,7 @@ from planner.errors import ConfigError, InputError, OutputError
 from planner.explain import infeasible
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.formulate import Formulation
-from planner.problem import Problem
+from planner.problem import Problem, most_bytes, most_ps
 from planner.solve import Settings, Solved, fits, solve
 from plans import codec
 from plans.schema import DTYPE_BYTES, DType, Inputs, Inventory, Options, Plan, Tree
@@ -26,6 +26,9 @@ MOST_TREE = Tree(kind="dynamic", total_token=1024, depth=64, top_k=256)
 
 MOST_DEFAULT_CONTEXT = 8192
 CONTEXT_STEP = 256
+
+MOST_BYTES = 1 << 50
+MOST_PS = 10**18
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -121,6 +124,7 @@ def plan(
     formulation = Formulation(
         model=base.model, draft=draft.draft if draft else None, options=options, inventory=inventory
     )
+    _refuse_immense(formulation.problem)
     solved = solve(formulation.problem, settings)
     if solved is None:
         raise infeasible(formulation.problem, settings)
@@ -131,6 +135,21 @@ def plan(
         draft_tensors_sha256=draft.tensors_sha256 if draft else None,
     )
     return Built(plan=emit(formulation, inputs, solved), solved=solved)
+
+
+def _refuse_immense(problem: Problem) -> None:
+    """Raise InputError where sums would leave 64 bits: some figure is off by many orders of magnitude."""
+    for name, nbytes in zip(problem.devices, problem.capacity_bytes, strict=True):
+        if nbytes > MOST_BYTES:
+            raise InputError(f"device {name}: memory of {nbytes} bytes, expected at most 1024 TiB")
+    if most_bytes(problem) > MOST_BYTES:
+        raise InputError("model, --batch and --context together take more than 1024 TiB: one of them is out of range")
+    if most_ps(problem) > MOST_PS:
+        slowest = problem.devices[problem.unit_ps.index(max(problem.unit_ps))]
+        raise InputError(
+            "a step could take more than 11 days: a bandwidth, flops, overhead or latency of the inventory is in the "
+            f"wrong unit; the slowest device is {slowest}"
+        )
 
 
 def longest_context(
@@ -148,6 +167,7 @@ def longest_context(
             model=base.model, draft=draft.draft if draft else None, options=options, inventory=inventory
         ).problem
 
+    _refuse_immense(problem(longest))
     if fits(problem(longest), settings):
         return longest
     least = -(-(wanted.prefill_chunk or 1) // CONTEXT_STEP)  # a chunk is at most the context

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,13 @@ def verbosity(count: int) -> int:
     return max(count, int(os.environ.get("DEBUG", "0")) if os.environ.get("DEBUG", "0").isdecimal() else 0)
 
 
+def parse_gap(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """A relative distance, to parts per million."""
+    if not re.fullmatch(r"0|0?\.[0-9]+", value):
+        raise click.BadParameter(f"found {value!r}, expected a fraction like 0.05")
+    return int(Decimal(value) * 1_000_000)
+
+
 def parse_tree(context: click.Context, parameter: click.Parameter, value: str | None) -> Tree | None:
     """``total_token=60,depth=7,top_k=10``, each of them optional."""
     if value is None:
@@ -118,11 +127,13 @@ def main() -> None:
 @click.option("--model", type=DIRECTORY, help="Checkpoint directory or config.json; default: the embedded demo model.")
 @click.option("--draft", type=DIRECTORY, help="EAGLE head, likewise; without it a --model is decoded plainly.")
 @click.option("--context", callback=parse_context, help="Positions of a sequence, prompt and new tokens: N or max.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences at a time.")
+@click.option("--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Sequences at a time.")
 @click.option("--dtype", type=click.Choice(list(DTYPE_BYTES)), help="Default: the checkpoint's, float32 on CPUs.")
 @click.option("--tree", callback=parse_tree, help="total_token=60,depth=7,top_k=10: the draft token tree.")
 @click.option("--prefill-chunk", type=click.IntRange(min=1), help="Prompt tokens of one forward.")
-@click.option("--gap", type=click.FloatRange(0, 1), default=0.0, help="Accept a placement this close to the bound.")
+@click.option(
+    "--gap", callback=parse_gap, default="0", show_default=True, help="Accept a placement this close, as 0.05."
+)
 @click.option("--plan-only", is_flag=True, help="Write the plan, do not compile images.")
 @click.option("--out", type=DIRECTORY, help="Directory of the plan; default: plans/NAME after the model.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, hidden=True)
@@ -142,26 +153,25 @@ def build(
     **wanted: Any,
 ) -> None:
     """Solve the placement of a model on an inventory, write the plan, and compile its images."""
-    settings = Settings(workers=wanted.pop("workers"), seed=wanted.pop("solver_seed"))
-    gap_ppm = round(wanted.pop("gap") * 1_000_000)
+    gap_ppm = wanted.pop("gap")
+    settings = Settings(workers=wanted.pop("workers"), seed=wanted.pop("solver_seed"), gap_ppm=gap_ppm)
     if model is None and draft is None:
         draft = builder.DEMO / "eagle3"
     out = out or Path("plans") / name_of(model)
     model = model or builder.DEMO / "base"
     builder.refuse_foreign(out)
     asked = builder.Wanted(gap_ppm=gap_ppm, **wanted)
-    settings = Settings(workers=settings.workers, seed=settings.seed, gap_ppm=gap_ppm)
     base = load_base(model)
     with pickle_cache() as cache:
         head = load_draft(draft, base, pickle_cache=cache) if draft else None
+        if not plan_only:
+            refuse_bare(base, head)
         dtype = builder.resolve_dtype(asked, base, load_inventory(inventory))
         devices = load_inventory(inventory, dtype)
         if asked.context == "max":
             longest = builder.longest_context(base, head, devices, asked, dtype, settings)
             asked = dataclasses.replace(asked, context=longest)
         built = builder.plan(base, head, devices, builder.resolve(asked, dtype, base, head), settings)
-        if not plan_only:
-            refuse_bare(base, head)
         builder.write(out, built.plan, base, head)
         say(f"{out}: {summary_line(built.plan)}, solved in {built.solved.solve_s:.2f} s")
         if verbosity(verbose):

@@ -31,7 +31,8 @@ _DEVICE_FIELDS = (
 def load_inventory(path: Path, dtype: DType = "bfloat16") -> Inventory:
     """Read an inventory file; ``dtype`` picks the rate of devices whose ``flops`` the catalogue gives."""
     if not path.is_file():
-        raise InventoryError(f"{path}: no such file: give an inventory of hosts and devices")
+        found = "a directory" if path.is_dir() else "no such file"
+        raise InventoryError(f"{path}: {found}: give an inventory of hosts and devices")
     try:
         data = load_yaml(path.read_bytes(), str(path))
     except PlanError as error:

@@ -142,3 +142,30 @@ class Answer:
     first_rows: tuple[int, ...]
     last_rows: tuple[int, ...]
     tail: TailAnswer | None
+
+
+def most_ps(problem: Problem) -> int:
+    """No answer takes longer, but for hops and messages of more than a thousand stages."""
+    groups, tail = problem.groups, problem.tail
+    fixed = [ns for g in groups for ns in (g.hop_ns, g.network_hop_ns, g.first_ns, g.last_ns)]
+    columns = problem.layers * max(column.ns for g in groups for column in g.columns)
+    times = problem.layers * problem.units * max(problem.unit_ps) + problem.last_rows * max(problem.row_ps)
+    if tail is not None:
+        fixed += [ns for g in tail.groups for ns in (g.receive_ns, g.receive_inside_ns)]
+        fixed += [column.ns for g in tail.groups for column in g.columns]
+        times += tail.units * max(tail.unit_ps) + max(tail.last_rows, problem.last_rows) * max(tail.row_ps)
+    return 1000 * (columns + 1000 * max(fixed)) + times
+
+
+def most_bytes(problem: Problem) -> int:
+    """No answer puts more on one device."""
+    groups, tail = problem.groups, problem.tail
+    columns = problem.layers * max(nbytes for g in groups for column in g.columns for nbytes in column.bytes)
+    rows = problem.first_rows * problem.first_row_bytes + problem.last_rows * problem.last_row_bytes
+    stage = max(max(g.stage_bytes) + max(g.last_bytes) for g in groups)
+    most = columns + problem.layers * problem.units * problem.unit_bytes + rows + stage
+    if tail is not None:
+        most += max(nbytes for g in tail.groups for column in g.columns for nbytes in column.bytes)
+        most += tail.units * tail.unit_bytes
+        most += tail.first_rows * tail.first_row_bytes + tail.last_rows * tail.last_row_bytes
+    return most

@@ -1,0 +1,172 @@
+"""From inputs to a plan and its directory, and back to the same plan."""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner import build
+from planner.build import Wanted, longest_context, refuse_foreign, replan, resolve, write
+from planner.errors import InfeasibleError, InputError, OutputError
+from planner.families import BaseInput, DraftInput
+from planner.solve import Settings
+from plans import codec
+from plans.schema import Tree
+from tests.planner.instances import EQUAL, UNLIKE, Head, cpu, demo, host, inventory_of, options_of
+
+ONE = Settings(workers=1)
+
+
+def built(data: Any, head: Head, context: int = 256) -> tuple[build.Built, BaseInput, DraftInput | None]:
+    base, draft = demo(head)
+    return build.plan(base, draft, inventory_of(data), options_of(base, draft, context, "float32"), ONE), base, draft
+
+
+@pytest.mark.parametrize(("data", "head"), [(EQUAL, "eagle3"), (UNLIKE, "eagle1"), (UNLIKE, None)])
+def test_a_plan_of_the_inputs_of_a_plan_is_that_plan(tmp_path: Path, data: Any, head: Head) -> None:
+    found, base, draft = built(data, head)
+    write(tmp_path / "p", found.plan, base, draft)
+    frozen = codec.load(tmp_path / "p")
+    again = replan(tmp_path / "p", frozen, Settings(workers=2, seed=3))
+    assert codec.dumps(again).encode() == (tmp_path / "p" / "plan.yaml").read_bytes()
+
+
+def test_a_plan_knows_no_place_and_no_time(tmp_path: Path) -> None:
+    found, base, draft = built(EQUAL, "eagle3")
+    write(tmp_path / "p", found.plan, base, draft)
+    text = (tmp_path / "p" / "plan.yaml").read_text()
+    assert str(tmp_path) not in text
+    assert str(build.DEMO) not in text
+    assert not re.search(r"\b20[0-9]{2}-[0-9]{2}-[0-9]{2}\b", text)
+    assert os.uname().nodename not in text
+
+
+def test_a_directory_has_what_planning_again_and_running_need(tmp_path: Path) -> None:
+    found, base, draft = built(EQUAL, "eagle3")
+    write(tmp_path / "deep" / "p", found.plan, base, draft)
+    names = sorted(str(file.relative_to(tmp_path / "deep" / "p")) for file in (tmp_path / "deep").rglob("*.*"))
+    assert names[1:] == sorted(names[1:])
+    assert {"config.json", "draft/config.json", "plan.yaml"} <= set(names)
+    plain, base, _ = built(EQUAL, None)
+    write(tmp_path / "deep" / "p", plain.plan, base, None)
+    assert not (tmp_path / "deep" / "p" / "draft").exists(), "the draft of the plan before is gone"
+    assert codec.load(tmp_path / "deep" / "p") == plain.plan
+
+
+def test_writing_the_same_again_touches_nothing(tmp_path: Path) -> None:
+    found, base, draft = built(EQUAL, "eagle3")
+    write(tmp_path / "p", found.plan, base, draft)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "p").rglob("*")}
+    write(tmp_path / "p", found.plan, base, draft)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "p").rglob("*")} == before
+
+
+def test_other_files_in_the_way_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refuse_foreign(tmp_path / "empty")
+    refuse_foreign(tmp_path / "new")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("full", "file", "dangling"):
+        with pytest.raises(OutputError, match=re.escape(str(tmp_path / name))):
+            refuse_foreign(tmp_path / name)
+    found, base, draft = built(EQUAL, None)
+    with pytest.raises(OutputError, match=r"file/p: cannot write the plan"):
+        write(tmp_path / "file" / "p", found.plan, base, draft)
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_defaults_are_written_out() -> None:
+    base, draft = demo("eagle3")
+    options = resolve(Wanted(), "bfloat16", base, draft)
+    assert (options.context, options.prefill_chunk, options.tree) == (2048, 256, build.DEFAULT_TREE)
+    assert resolve(Wanted(), "bfloat16", base, None).tree is None
+    assert resolve(Wanted(context=40), "bfloat16", base, draft).prefill_chunk == 40
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Wanted(context=2049), "--context: found 2049, the model has 2048 positions"),
+        (Wanted(context=64, prefill_chunk=65), "--prefill-chunk: found 65, expected at most the context of 64"),
+        (
+            Wanted(tree=Tree(kind="dynamic", total_token=60, depth=1, top_k=5)),
+            "--tree: total_token=60 wants 59 drafted nodes, depth=1 and top_k=5 draft 30 at most",
+        ),
+        (
+            Wanted(tree=Tree(kind="dynamic", total_token=60, depth=7, top_k=1025)),
+            "--tree: top_k: found 1025, expected at most 256",
+        ),
+        (Wanted(tree=Tree(kind="dynamic", total_token=60, depth=10**9, top_k=10)), "--tree: depth: found 1000000000"),
+        (Wanted(tree=Tree(kind="dynamic", total_token=10**6, depth=7, top_k=1000)), "--tree: total_token: found 1000"),
+    ],
+)
+def test_options_beyond_the_model_are_refused(wanted: Wanted, message: str) -> None:
+    base, draft = demo("eagle3")
+    with pytest.raises(InputError, match=re.escape(message)):
+        resolve(wanted, "bfloat16", base, draft)
+
+
+def test_a_tree_without_a_draft_is_refused() -> None:
+    base, _ = demo(None)
+    with pytest.raises(InputError, match="--tree: there is no draft"):
+        resolve(Wanted(tree=build.DEFAULT_TREE), "bfloat16", base, None)
+
+
+def test_the_longest_context_fits_and_the_next_does_not() -> None:
+    base, draft = demo("eagle3")
+    devices = inventory_of({"hosts": [host("box", cpu("c0", 14), cpu("c1", 14), cpu("c2", 14))]})
+    wanted = Wanted(context="max")
+    longest = longest_context(base, draft, devices, wanted, "float32", ONE)
+    assert 0 < longest < 2048
+    assert longest % 256 == 0
+
+    def plan(context: int) -> None:
+        options = resolve(dataclasses.replace(wanted, context=context), "float32", base, draft)
+        build.plan(base, draft, devices, options, ONE)
+
+    plan(longest)
+    with pytest.raises(InfeasibleError):
+        plan(longest + 256)
+
+
+def test_the_longest_context_with_a_chunk_of_its_own() -> None:
+    """Contexts shorter than the chunk are not tried; where none fits it is infeasible, and says so."""
+    base, draft = demo("eagle3")
+    few = inventory_of({"hosts": [host("box", cpu("c0", 5), cpu("c1", 5))]})
+    with pytest.raises(InfeasibleError):
+        longest_context(base, draft, few, Wanted(context="max", prefill_chunk=600), "float32", ONE)
+    many = inventory_of({"hosts": [host("box", cpu("c0", 36), cpu("c1", 30))]})
+    wanted = Wanted(context="max", prefill_chunk=500)
+    longest = longest_context(base, draft, many, wanted, "float32", ONE)
+    assert 500 <= longest < 2048
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ({"bandwidth": "1 B/s"}, "a step could take more than 11 days"),
+        ({"flops": "1 FLOP/s"}, "the slowest device is c0"),
+        ({"overhead": "1000000 s"}, "a step could take more than 11 days"),
+        ({"memory": "2000 TiB"}, "device c0: memory of"),
+    ],
+)
+def test_figures_that_cannot_be_counted_are_refused(figures: dict[str, str], message: str) -> None:
+    base, draft = demo("eagle3")
+    devices = inventory_of({"hosts": [host("box", cpu("c0", 64) | figures, cpu("c1", 64))]})
+    with pytest.raises(InputError, match=message):
+        build.plan(base, draft, devices, options_of(base, draft, 256, "float32"), ONE)
+    with pytest.raises(InputError, match=message):
+        longest_context(base, draft, devices, Wanted(context="max"), "float32", ONE)
+
+
+def test_a_batch_that_cannot_be_counted_is_refused() -> None:
+    base, draft = demo("eagle3")
+    options = dataclasses.replace(options_of(base, draft, 256, "float32"), batch=10**12)
+    with pytest.raises(InputError, match=r"take more than 1024 TiB|more than 11 days"):
+        build.plan(base, draft, inventory_of(EQUAL), options, ONE)
