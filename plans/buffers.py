@@ -172,11 +172,11 @@ def draft_buffers(
     head_rows: int,
     group_size: int,
 ) -> tuple[Buffer, ...]:
-    """Buffers of a device with a share of the EAGLE head."""
+    """Buffers of a device with a share of the EAGLE head; a looked-up row is whole, whatever the rows of the table."""
+    assert embed_rows >= 0
     rows, beam, hidden = draft_rows(options), beam_rows(options), draft.hidden_size
     common = _Common(options=options, prefix="draft.", hidden=hidden, rows=rows, group_size=group_size)
     kv = draft_kv_rows(options)
-    lookup = rows * hidden if embed_rows else 0
     return (
         _feature_buffer("draft.features", options, feature_width(model, draft)),
         Buffer(name="draft.message", term="comm", dtype="int64", shape=(message_words(options),)),
@@ -184,7 +184,7 @@ def draft_buffers(
         Buffer(name="draft.beam", term="buffers", dtype=options.dtype, shape=(beam, kv)),
         Buffer(name="draft.scratch.pool", term="buffers", dtype="int64", shape=(12, pool_rows(options))),
         Buffer(name="draft.scratch.head", term="buffers", dtype="float32", shape=(3, beam, head_rows)),
-        Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(lookup,)),
+        Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
         Buffer(name="draft.scratch.input", term="buffers", dtype=options.dtype, shape=(4, rows, hidden)),
         *_layer_buffers(common, draft.attention, draft.mlp, kv_heads=kv_heads, mlp_units=mlp_units, kv=kv),
     )

@@ -70,10 +70,10 @@ class Group:
         """Every member's tensor, stacked in the order of the group: [members, ...]."""
         if self.handle is None:
             return tensor.unsqueeze(0)
+        joined = sorted(self.ranks)  # the order in which torch numbers a group's members
         out = tensor.new_empty((len(self.ranks), *tensor.shape))
         with self._link(out) as wire:
-            dist.all_gather_into_tensor(wire, tensor.to(wire.device), group=self.handle)
-        joined = sorted(self.ranks)
+            dist.all_gather(list(wire.unbind(0)), tensor.to(wire.device), group=self.handle)
         return torch.stack([out[joined.index(rank)] for rank in self.ranks])
 
     @contextmanager

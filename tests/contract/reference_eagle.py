@@ -1,0 +1,144 @@
+"""EAGLE decoding as the description has it, slow and readable: plain Python over transformers' outputs.
+
+No cache, no batch of nodes, no masks: a node of the tree is the list of tokens that leads to it, and the head is run
+anew over the whole sequence for each. Shares nothing with what it checks.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as functional
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class Tree:
+    """total_token, depth, top_k as eagle names them."""
+
+    total_token: int
+    depth: int
+    top_k: int
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """A drafted node: the tokens from the root's child to it, the (feature, token) pairs up to it, its score."""
+
+    path: tuple[int, ...]
+    pairs: list[tuple[Tensor, int]]
+    score: float
+
+
+class ReferenceHead:
+    """An EAGLE head straight from its checkpoint."""
+
+    def __init__(self, directory: Path, base: LlamaForCausalLM) -> None:
+        self.config = json.loads((directory / "config.json").read_text())
+        self.tensors = load_file(directory / "model.safetensors")
+        self.eagle3 = "norm.weight" in self.tensors
+        self.prefix = "midlayer." if self.eagle3 else "layers.0."
+        self.embedding = base.model.embed_tokens.weight
+        self.lm_head = self.tensors["lm_head.weight"] if self.eagle3 else base.lm_head.weight
+
+    def enter(self, target: Tensor) -> Tensor:
+        """A target feature as the recurrence takes it."""
+        return self.tensors["fc.weight"] @ target if self.eagle3 else target
+
+    def run(self, pairs: list[tuple[Tensor, int]]) -> Tensor:
+        """The output [H] at the last of (feature, token) pairs, positions 0, 1, …"""
+        features = torch.stack([feature for feature, _ in pairs])
+        embedded = self.embedding[torch.tensor([token for _, token in pairs])]
+        if self.eagle3:
+            x = torch.cat(
+                [self.norm("midlayer.input_layernorm", embedded), self.norm("midlayer.hidden_norm", features)], 1
+            )
+            hidden = features
+        else:
+            x = torch.cat([embedded, features], 1) @ self.tensors["fc.weight"].T + self.tensors["fc.bias"]
+            hidden = x
+        hidden = hidden + self.attention(x)
+        normed = self.norm(f"{self.prefix}post_attention_layernorm", hidden)
+        gate, up = (normed @ self.tensors[f"{self.prefix}mlp.{name}_proj.weight"].T for name in ("gate", "up"))
+        return (hidden + (functional.silu(gate) * up) @ self.tensors[f"{self.prefix}mlp.down_proj.weight"].T)[-1]
+
+    def attention(self, x: Tensor) -> Tensor:
+        heads, length = self.config["num_attention_heads"], x.shape[0]
+        q, k, v = (
+            (x @ self.tensors[f"{self.prefix}self_attn.{name}_proj.weight"].T).view(length, heads, -1).transpose(0, 1)
+            for name in "qkv"
+        )
+        q, k = self.rotate(q), self.rotate(k)
+        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
+        scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -math.inf)
+        attended = (scores.softmax(-1) @ v).transpose(0, 1).reshape(length, -1)
+        return attended @ self.tensors[f"{self.prefix}self_attn.o_proj.weight"].T
+
+    def rotate(self, x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        frequencies = self.config["rope_theta"] ** -(torch.arange(half) / half)
+        angles = torch.arange(x.shape[1])[:, None] * frequencies
+        a, b = x[..., :half], x[..., half:]
+        return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        return (
+            x
+            / (x.square().mean(-1, keepdim=True) + self.config["rms_norm_eps"]).sqrt()
+            * self.tensors[f"{name}.weight"]
+        )
+
+    def children(self, output: Tensor, count: int) -> list[tuple[int, float]]:
+        """The ``count`` most probable tokens, as the base numbers them, with their log-probabilities."""
+        read = self.norm("norm", output) if self.eagle3 else output
+        top = (self.lm_head @ read).log_softmax(0).topk(count)
+        offsets = self.tensors.get("d2t", torch.zeros(self.lm_head.shape[0], dtype=torch.int64))
+        return [(int(i + offsets[i]), float(p)) for i, p in zip(top.indices, top.values, strict=True)]
+
+
+def draft(head: ReferenceHead, accepted: list[tuple[Tensor, int]], tree: Tree) -> list[tuple[int, ...]]:
+    """The paths of the drafted nodes, parents first, in the order in which they were found."""
+    beam = [Drafted((), accepted, 0.0)]
+    pool = []
+    for _ in range(tree.depth + 1):
+        level = []
+        for node in beam:
+            output = head.run(node.pairs)
+            level += [
+                Drafted((*node.path, token), [*node.pairs, (output, token)], node.score + score)
+                for token, score in head.children(output, tree.top_k)
+            ]
+        pool += level
+        beam = sorted(level, key=lambda node: -node.score)[: tree.top_k]
+    best = sorted(range(len(pool)), key=lambda number: (-pool[number].score, number))[: tree.total_token - 1]
+    return [pool[number].path for number in sorted(best)]
+
+
+def decode(
+    base: LlamaForCausalLM, head: ReferenceHead, prompt: list[int], greedy: list[int], tree: Tree
+) -> tuple[list[list[tuple[int, ...]]], list[int]]:
+    """The drafted trees and the accepted lengths of decoding ``prompt``, whose continuation is known to be ``greedy``.
+
+    As many steps as are certain: the last tokens of ``greedy`` may not suffice to judge a tree.
+    """
+    sequence = torch.tensor([prompt + greedy])
+    states = base.model(sequence, output_hidden_states=True).hidden_states
+    count = base.config.num_hidden_layers
+    aux = torch.cat([states[layer][0] for layer in (2, count // 2, count - 3)], 1)
+    targets = aux if head.eagle3 else states[-1][0]
+    trees, lengths, done = [], [], 0
+    while done + tree.depth + 3 <= len(greedy):
+        known = len(prompt) + done
+        pairs = [(head.enter(targets[i]), int(sequence[0, i + 1])) for i in range(known)]
+        paths = draft(head, pairs, tree)
+        length = 0
+        while tuple(greedy[done + 1 : done + 2 + length]) in paths:
+            length += 1
+        trees.append(paths)
+        lengths.append(length)
+        done += length + 1
+    return trees, lengths
