@@ -70,6 +70,7 @@ def run_command(
     if temperature != 0:
         raise RequestError(f"--temperature: found {temperature:g}, expected 0: sampling is not supported yet")
     plan = codec.load(directory)
+    _require_images(plan, directory)
     if any(not text for text in stop):
         raise RequestError("--stop: found an empty text")
     ids = _prompt_ids(directory, prompt, prompt_ids)
@@ -121,6 +122,7 @@ def verify_command(directory: Path) -> None:
 def bench_command(directory: Path, prompt_tokens: int, max_new_tokens: int, repeats: int, as_json: bool) -> None:
     """Time prefill, plain decoding and EAGLE decoding; the best of the repeats, after one that warms up."""
     plan = codec.load(directory)
+    _require_images(plan, directory)
     ids = tuple(1 + number * 7 % (plan.model.vocab_size - 1) for number in range(prompt_tokens))
     modes = {"plain": False, **({"eagle": True} if plan.draft else {})}
     requests = [
@@ -175,6 +177,12 @@ def main() -> NoReturn:
 # ---- a run ----
 
 
+def _require_images(plan: Plan, directory: Path) -> None:
+    """Refuse a plan without images before anything else is asked of it; torchrun's ranks each look at their own."""
+    if "RANK" not in os.environ:
+        check_images(plan, directory, verify=False)
+
+
 def _execute(plan: Plan, directory: Path, requests: list[Request], show: Callable[[Piece], None]) -> Record | None:
     """Run requests here, or as the rank that torchrun made of this process; None on its ranks but 0."""
     record = Record()
@@ -195,7 +203,6 @@ def _execute(plan: Plan, directory: Path, requests: list[Request], show: Callabl
         hosts = {device.host for device in plan.devices}
         if len(hosts) > 1 and not all(device.kind == "cpu" for device in plan.devices):
             raise MachineError(f"{directory}: the plan has hosts {', '.join(sorted(hosts))}: start it with torchrun")
-        check_images(plan, directory, verify=False)
         run(plan, directory, requests, take)
         return record
     if int(world) != len(plan.devices):
