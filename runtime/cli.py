@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from plans import codec
+from plans.check import require
 from plans.schema import Plan, PlanError
 from runtime.comm import Rendezvous
 from runtime.engine import Completion, Piece, check_request
@@ -69,7 +70,7 @@ def run_command(
     """Continue a prompt, streaming text as it is accepted."""
     if temperature != 0:
         raise RequestError(f"--temperature: found {temperature:g}, expected 0: sampling is not supported yet")
-    plan = codec.load(directory)
+    plan = _load(directory)
     _require_images(plan, directory)
     if any(not text for text in stop):
         raise RequestError("--stop: found an empty text")
@@ -108,7 +109,7 @@ def run_command(
 @PLAN
 def verify_command(directory: Path) -> None:
     """Read every image of a plan and compare it with its digest."""
-    plan = codec.load(directory)
+    plan = _load(directory)
     check_images(plan, directory, verify=True)
     click.echo(f"{directory}: {len(plan.devices)} images are those that were compiled", err=True)
 
@@ -121,7 +122,7 @@ def verify_command(directory: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def bench_command(directory: Path, prompt_tokens: int, max_new_tokens: int, repeats: int, as_json: bool) -> None:
     """Time prefill, plain decoding and EAGLE decoding; the best of the repeats, after one that warms up."""
-    plan = codec.load(directory)
+    plan = _load(directory)
     _require_images(plan, directory)
     ids = tuple(1 + number * 7 % (plan.model.vocab_size - 1) for number in range(prompt_tokens))
     modes = {"plain": False, **({"eagle": True} if plan.draft else {})}
@@ -155,11 +156,14 @@ def bench_command(directory: Path, prompt_tokens: int, max_new_tokens: int, repe
 
 
 def main() -> NoReturn:
-    """Run a command; errors become one line on stderr and their exit code."""
+    """Run a command; errors become one line on stderr, for programs an object too, and their exit code."""
     try:
         commands.main(standalone_mode=False)
     except (RuntimeRefusal, PlanError) as error:
         click.echo(f"error: {error}", err=True)
+        if "--json" in sys.argv[1:] and os.environ.get("RANK", "0") == "0":
+            told = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+            click.echo(json.dumps({"error": told}))
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -175,6 +179,13 @@ def main() -> NoReturn:
 
 
 # ---- a run ----
+
+
+def _load(directory: Path) -> Plan:
+    """A plan that agrees with itself."""
+    plan = codec.load(directory)
+    require(plan, str(directory / "plan.yaml"))
+    return plan
 
 
 def _require_images(plan: Plan, directory: Path) -> None:

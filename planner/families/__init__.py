@@ -64,6 +64,7 @@ _CONFIG_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 def load_base(path: Path) -> BaseInput:
     """Read a base model: a directory or a bare config; raise ConfigError or CheckpointError."""
     checkpoint = read_checkpoint(path)
+    _refuse_head(checkpoint)
     keys = Keys(checkpoint.config, str(checkpoint.config_file))
     family = _family(keys)
     reading: BaseReading = importlib.import_module(_FAMILIES[family]).read(family, keys)
@@ -121,6 +122,16 @@ def scan(path: Path, pickle_cache: Path | None = None) -> Summary:
     config = checkpoint.config
     dtype = _CONFIG_DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), "F32")
     return describe({source.name: (dtype, source.shape) for source in base.roles.values()})
+
+
+def _refuse_head(checkpoint: Checkpoint) -> None:
+    """A head given as the base would be refused for a key or a tensor that says nothing of what is wrong."""
+    of_head = "fc.weight" in checkpoint.tensors if checkpoint.tensors else "draft_vocab_size" in checkpoint.config
+    if of_head:
+        raise CheckpointError(
+            f"{checkpoint.config_file}: an EAGLE head, expected a base model: give it as --draft, and as --model the "
+            "model that it was trained for"
+        )
 
 
 def _family(keys: Keys) -> str:

@@ -1,0 +1,293 @@
+"""The commands: what they print, what they write, and how they end."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from planner.cli import main
+from plans import codec
+from plans.artifact import load_images
+from tests.plan_factory import write_base, write_draft
+from tests.planner.instances import ROOT, cpu, host
+
+INVENTORY = {
+    "hosts": [host("left", cpu("c0", 5), cpu("c1", 4)), host("right", cpu("c2", 6, 8))],
+    "network": {"class": "shm"},
+}
+SIZES = {"hidden_size": 64, "num_heads": 8, "num_kv_heads": 4, "head_dim": 8, "intermediate_size": 192}
+TREE = "total_token=20,depth=3,top_k=4"
+
+
+def planner(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def build(models: Path, out: Path, *more: object) -> Result:
+    chosen = ("--model", models / "base", "--draft", models / "head", "--context", 512, "--tree", TREE)
+    return planner("build", "--gpus", models / "inventory.yaml", *chosen, "--out", out, *more)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random base, a head for it, and an inventory."""
+    directory = tmp_path_factory.mktemp("models")
+    write_base(directory / "base", num_layers=8, vocab_size=512, shards=2, **SIZES)
+    head = {"num_heads": 8, "head_dim": 8, "hidden_size": 64, "intermediate_size": 192}
+    write_draft(directory / "head", vocab_size=512, draft_vocab_size=256, **head)
+    (directory / "inventory.yaml").write_text(yaml.safe_dump(INVENTORY))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def plan(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan with its images."""
+    out = tmp_path_factory.mktemp("plans") / "p"
+    assert build(models, out).exit_code == 0
+    return out
+
+
+def test_build_tells_the_plan_as_one_object(models: Path, tmp_path: Path) -> None:
+    result = build(models, tmp_path / "p", "--plan-only", "--json")
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)
+    plan = codec.load(tmp_path / "p")
+    assert data["plan"] == str(tmp_path / "p")
+    assert data["digest"] == codec.digest(plan)
+    assert data["status"] == "OPTIMAL"
+    assert data["objective_ns"] == data["bound_ns"] == plan.proof.objective_ns
+    assert 0 < data["solve_s"] < 60
+    for stage, planned in zip(data["stages"], plan.stages, strict=True):
+        assert stage["devices"] == list(planned.devices)
+        assert stage["layers"] == planned.num_layers
+        assert sum(stage["attention_shares"]) == 4 * planned.num_layers
+        assert len(stage["mlp_shares"]) == len(planned.devices)
+    for device, line in zip(data["devices"], plan.memory, strict=True):
+        terms = {name: value for name, value in device.items() if name.endswith("_bytes") and name != "capacity_bytes"}
+        assert device["id"] == line.device
+        assert device["capacity_bytes"] == plan.device(line.device).memory_bytes
+        assert sum(terms.values()) == device["capacity_bytes"]
+        assert terms["weights_bytes"] == line.weights_bytes
+        assert terms["free_bytes"] >= 0
+    assert not list((tmp_path / "p").glob("*.safetensors"))
+
+
+def test_stdout_is_data_and_stderr_is_for_people(models: Path, tmp_path: Path) -> None:
+    result = build(models, tmp_path / "p", "--plan-only", "-v")
+    assert result.stdout == f"{tmp_path / 'p'}\n"
+    assert "OPTIMAL" in result.stderr
+    assert "c0" in result.stderr
+
+
+def test_images_are_safetensors_with_the_weights_of_the_checkpoint(models: Path, plan: Path) -> None:
+    frozen = codec.load(plan)
+    images = load_images(plan)
+    assert images.plan_sha256 == codec.digest(frozen)
+    assert [image.device for image in images.images] == [device.id for device in frozen.devices]
+    source = load_file(models / "base" / "model-00001-of-00002.safetensors")
+    source |= load_file(models / "base" / "model-00002-of-00002.safetensors")
+    found: dict[str, Any] = {}
+    for image in images.images:
+        with safe_open(plan / f"{image.device}.safetensors", "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                found.setdefault(name, []).append(file.get_tensor(name))
+    assert all(tensor.equal(source["model.norm.weight"]) for tensor in found["norm.weight"])
+    rows = sum(tensor.shape[0] for tensor in found["embed.weight"])
+    assert rows == 512
+    assert len({name.split(".")[1] for name in found if name.startswith("layers.")}) == 8
+    assert sum(tensor.shape[0] for tensor in found["draft.head.weight"]) == 256
+
+
+def test_a_second_build_reuses_every_image(models: Path, plan: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in plan.rglob("*") if file.name != ".lock"}
+    data = json.loads(build(models, plan, "--json").stdout)
+    assert all(image["reused"] for image in data["images"])
+    assert {file: file.stat().st_mtime_ns for file in plan.rglob("*") if file.name != ".lock"} == before
+
+
+def test_a_plan_can_be_compiled_later_and_one_device_at_a_time(models: Path, plan: Path, tmp_path: Path) -> None:
+    build(models, tmp_path / "p", "--plan-only")
+    frozen = codec.load(tmp_path / "p")
+    chosen = ("--model", models / "base", "--draft", models / "head")
+    first, *others = [device.id for device in frozen.devices]
+    result = planner("compile", tmp_path / "p", *chosen, "--only", first, "--json")
+    data = json.loads(result.stdout)
+    assert [image["device"] for image in data["images"]] == [first]
+    assert data["missing"] == others
+    assert planner("compile", tmp_path / "p", *chosen).exit_code == 0
+    for file in (*(f"{device.id}.safetensors" for device in frozen.devices), "images.yaml", "plan.yaml"):
+        assert (tmp_path / "p" / file).read_bytes() == (plan / file).read_bytes(), file
+
+
+def test_show_has_four_forms(plan: Path, tmp_path: Path) -> None:
+    assert "c0" in planner("show", plan).stdout
+    assert planner("show", plan, "--markdown").stdout.startswith("#")
+    data = json.loads(planner("show", plan, "--json").stdout)
+    assert data["content"] == codec.encode(codec.load(plan))
+    page = tmp_path / "plan.html"
+    assert planner("show", plan, "--html", page).exit_code == 0
+    assert page.read_text().lower().startswith("<!doctype html>")
+    refused = planner("show", plan, "--html", tmp_path / "none" / "x.html")
+    assert refused.exit_code == 2
+    assert str(tmp_path / "none" / "x.html") in refused.stderr
+
+
+def test_diff_ends_with_one_where_plans_differ(models: Path, plan: Path, tmp_path: Path) -> None:
+    same = planner("diff", plan, plan, "--json")
+    assert same.exit_code == 0
+    assert json.loads(same.stdout)["equal"] is True
+    build(models, tmp_path / "q", "--plan-only", "--context", 500)
+    other = planner("diff", plan, tmp_path / "q", "--json")
+    assert other.exit_code == 1
+    data = json.loads(other.stdout)
+    assert data["equal"] is False
+    assert "options.context" in {difference["path"] for difference in data["differences"]}
+    assert planner("diff", plan, tmp_path / "q").exit_code == 1
+    assert "context" in planner("diff", plan, tmp_path / "q", "--markdown").stdout
+
+
+def edited(plan: Path, to: Path, old: str, new: str) -> Path:
+    """A copy of a plan's inputs with one edit of its text."""
+    (to / "draft").mkdir(parents=True)
+    for name in ("config.json", "draft/config.json"):
+        (to / name).write_bytes((plan / name).read_bytes())
+    text = (plan / "plan.yaml").read_text()
+    assert re.search(old, text), old
+    (to / "plan.yaml").write_text(re.sub(old, new, text, count=1))
+    return to
+
+
+def test_check_solves_again(plan: Path, tmp_path: Path) -> None:
+    result = planner("check", plan, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"plans": [{"plan": str(plan), "clean": True, "differences": []}]}
+    # Sound in itself, but a step that nobody predicted.
+    ns = codec.load(plan).proof.objective_ns
+    wrong = edited(plan, tmp_path / "a", rf"objective_ns: {ns}\n(\s+)bound_ns: {ns}", r"objective_ns: 9\n\1bound_ns: 9")
+    result = planner("check", plan, wrong, "--json")
+    assert result.exit_code == 1
+    first, second = json.loads(result.stdout)["plans"]
+    assert first["clean"]
+    assert not second["clean"]
+    assert any("objective_ns" in line for line in second["differences"])
+    # The same plan, spelt otherwise.
+    spelt = edited(plan, tmp_path / "b", r"\A", "# reviewed\n")
+    result = planner("check", spelt)
+    assert result.exit_code == 1
+    assert "plan.yaml: not in canonical form" in result.stderr
+    # Contradicts itself.
+    broken = edited(plan, tmp_path / "c", r"first_layer: 0", "first_layer: 1")
+    result = planner("check", broken, "--json")
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "InvalidPlanError"
+    assert "stages[0].first_layer" in error["message"]
+    # Its inputs are not those that it records.
+    other = edited(plan, tmp_path / "d", r"\A", "")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
+    assert planner("check", other).exit_code == 1
+
+
+def test_scan_counts_tensors_from_headers(models: Path) -> None:
+    data = json.loads(planner("scan", models / "base", "--json").stdout)
+    assert data["num_tensors"] == 3 + 9 * 8
+    assert data["dtypes"] == ["F32"]
+    assert data["nbytes"] == sum(tensor["nbytes"] for tensor in data["tensors"])
+    text = planner("scan", models / "head").stdout
+    assert "draft" in text
+    assert "tensors" in text
+    bare = json.loads(planner("scan", models / "base" / "config.json", "--json").stdout)
+    assert bare["nbytes"] == data["nbytes"]
+
+
+def test_inventory_writes_defaults_out(models: Path, tmp_path: Path) -> None:
+    text = planner("inventory", models / "inventory.yaml").stdout
+    (tmp_path / "full.yaml").write_text(text)
+    assert planner("inventory", tmp_path / "full.yaml").stdout == text
+    assert "reserve" in text
+    data = json.loads(planner("inventory", models / "inventory.yaml", "--json").stdout)
+    assert [device["id"] for device in data["inventory"]["devices"]] == ["c0", "c1", "c2"]
+
+
+def test_infeasible_is_an_answer_for_programs(models: Path, tmp_path: Path) -> None:
+    small = {"hosts": [host("box", cpu("c0", 2), cpu("c1", 2))]}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    chosen = ("--model", models / "base", "--draft", models / "head", "--json")
+    result = planner("build", "--gpus", tmp_path / "small.yaml", *chosen, "--out", tmp_path / "p")
+    assert result.exit_code == 3
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "InfeasibleError"
+    assert error["exit_code"] == 3
+    assert error["short_bytes"] == sum(device["short_bytes"] for device in error["devices"]) > 0
+    assert {device["id"] for device in error["devices"]} <= {"c0", "c1"}
+    assert not (tmp_path / "p").exists()
+
+
+def test_the_longest_context(models: Path, tmp_path: Path) -> None:
+    chosen = ("--model", models / "base", "--plan-only", "--context", "max", "--out", tmp_path / "p")
+    assert planner("build", "--gpus", models / "inventory.yaml", *chosen).exit_code == 0
+    assert codec.load(tmp_path / "p").options.context == 512
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--gap", "1"),
+        ("--gap", "nan"),
+        ("--gap", "-0.1"),
+        ("--batch", "0"),
+        ("--batch", "1000000000000"),
+        ("--context", "0"),
+        ("--context", "many"),
+        ("--context", "-5"),
+        ("--dtype", "int8"),
+        ("--tree", "depth=0"),
+        ("--tree", "depht=3"),
+        ("--tree", "total_token=1"),
+        ("--tree", ""),
+        ("--prefill-chunk", "0"),
+        ("--surprise",),
+    ],
+)
+def test_usage_is_refused_before_anything_is_read(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    result = planner("build", "--gpus", tmp_path / "none.yaml", "--out", tmp_path / "p", *arguments)
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+    assert not (tmp_path / "p").exists()
+
+
+def test_verbosity_from_the_environment(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = build(models, tmp_path / "p", "--plan-only").stderr
+    monkeypatch.setenv("DEBUG", "1")
+    assert len(build(models, tmp_path / "p", "--plan-only").stderr) > len(quiet)
+    monkeypatch.setenv("DEBUG", "yes")
+    assert build(models, tmp_path / "p", "--plan-only").exit_code == 0
+
+
+def test_the_commands_run_as_a_module_and_planning_imports_no_torch(models: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from planner.cli import main\n"
+        "try:\n"
+        f"    main(['build', '--gpus', {str(models / 'inventory.yaml')!r}, '--model', {str(models / 'base')!r},\n"
+        f"          '--plan-only', '--out', {str(tmp_path / 'p')!r}])\n"
+        "finally:\n"
+        "    assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "planner", "--help"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for command in ("build", "compile", "show", "diff", "check", "scan", "inventory"):
+        assert command in shown.stdout
