@@ -1,0 +1,104 @@
+"""The buffer table: linear and monotone where the solver relies on it, and complete for a device."""
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plans.buffers import (
+    TERMS,
+    Buffer,
+    accept_rows,
+    device_buffers,
+    device_terms,
+    draft_buffers,
+    draft_kv_bytes,
+    draft_kv_rows,
+    head_buffers,
+    kv_bytes,
+    kv_rows,
+    message_words,
+    stage_buffers,
+    tree_rows,
+)
+from plans.schema import Plan, Tree
+from tests.plan_factory import TREE, Group, group, make_draft, make_model, make_plan, split_draft
+
+MODEL = make_model(num_layers=8, num_heads=8, num_kv_heads=4)
+DRAFT = make_draft(MODEL)
+
+
+def plan_with(tree: Tree = TREE, context: int = 64) -> Plan:
+    return make_plan(MODEL, [group(MODEL, ["a"], 8)], draft=DRAFT, tree=tree, context=context)
+
+
+def bytes_of(buffers: tuple[Buffer, ...]) -> int:
+    return sum(buffer.nbytes for buffer in buffers)
+
+
+@given(st.integers(1, 500), st.integers(2, 70), st.integers(1, 9), st.integers(1, 10), st.integers(1, 8))
+def test_kv_is_linear_in_heads_and_has_room_for_context_and_tree(
+    context: int, total_token: int, depth: int, top_k: int, heads: int
+) -> None:
+    tree = Tree(kind="dynamic", total_token=total_token, depth=depth, top_k=top_k)
+    options = dataclasses.replace(plan_with().options, tree=tree, context=context)
+    attention = MODEL.layers[0].attention
+    one = kv_bytes(options, attention, 1)
+    assert one == 2 * kv_rows(options) * attention.head_dim * 4
+    assert kv_bytes(options, attention, heads) == heads * one
+    assert draft_kv_bytes(options, DRAFT, heads) == heads * draft_kv_bytes(options, DRAFT, 1)
+    assert kv_rows(options) >= context + total_token
+    assert draft_kv_rows(options) >= context + depth * top_k
+    assert one % 256 == 0
+
+
+@given(st.integers(1, 4), st.integers(0, 8), st.integers(0, 50), st.integers(1, 4))
+def test_no_buffer_shrinks_when_a_share_grows(heads: int, units: int, rows: int, size: int) -> None:
+    options = plan_with().options
+
+    def all_of(heads: int, units: int, rows: int) -> int:
+        stage = stage_buffers(MODEL, DRAFT, options, kv_heads=heads, mlp_units=units, group_size=size)
+        draft = draft_buffers(
+            MODEL, DRAFT, options, kv_heads=heads, mlp_units=units, embed_rows=rows, head_rows=rows, group_size=size
+        )
+        return bytes_of((*stage, *head_buffers(MODEL, options, rows=rows, group_size=size), *draft))
+
+    now = all_of(heads, units, rows)
+    assert all_of(heads + 1, units, rows) >= now
+    assert all_of(heads, units + 1, rows) >= now
+    assert all_of(heads, units, rows + 1) >= now
+
+
+def test_a_path_is_never_longer_than_its_tree() -> None:
+    options = plan_with(Tree(kind="dynamic", total_token=2, depth=7, top_k=4)).options
+    assert (accept_rows(options), tree_rows(options), message_words(options)) == (2, 2, 1 + 2 + 4)
+    plain = dataclasses.replace(options, tree=None)
+    assert (accept_rows(plain), tree_rows(plain), message_words(plain)) == (1, 1, 4)
+
+
+def test_a_device_has_the_buffers_of_what_it_does() -> None:
+    plan = make_plan(
+        MODEL,
+        [group(MODEL, ["a"], 5), Group(devices=("c", "b"), runs=group(MODEL, ["c", "b"], 3).runs)],
+        draft=DRAFT,
+        placement=split_draft(MODEL, DRAFT, ("d", "b")),
+    )
+    names = {device: {buffer.name for buffer in device_buffers(plan, device)} for device in "abcd"}
+    assert "kv.0" in names["a"]
+    assert not names["a"] & {"best", "features", "draft.kv"}
+    assert {"kv.5", "best", "features", "draft.kv"} <= names["b"]
+    assert {"kv.5", "best"} <= names["c"]
+    assert all(name.startswith("draft.") for name in names["d"])
+    for device in "abcd":
+        terms = device_terms(plan, device)
+        assert tuple(terms) == TERMS
+        assert sum(terms.values()) == bytes_of(device_buffers(plan, device))
+    assert len({buffer.name for buffer in device_buffers(plan, "b")}) == len(device_buffers(plan, "b"))
+
+
+def test_kv_of_a_device_is_what_the_solver_counted() -> None:
+    plan = plan_with()
+    attention = MODEL.layers[0].attention
+    terms = device_terms(plan, "a")
+    assert terms["kv"] == 8 * kv_bytes(plan.options, attention, attention.num_kv_heads)
+    assert terms["draft_kv"] == draft_kv_bytes(plan.options, DRAFT, DRAFT.attention.num_kv_heads)
