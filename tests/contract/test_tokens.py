@@ -1,8 +1,6 @@
 """Checkpoint -> plan -> images -> tokens: on every placement the tokens of transformers, and the trees of EAGLE."""
 
 import dataclasses
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,8 @@ from runtime.text import Request
 from tests.contract.agreeing import LAYERS, write_agreeing_base, write_agreeing_head
 from tests.contract.reference_eagle import ReferenceHead, Tree, decode
 from tests.plan_factory import Group, group, make_plan, split_draft
+
+pytestmark = pytest.mark.usefixtures("one_core")
 
 CONTEXT = 80
 CHUNK = 16
@@ -44,18 +44,6 @@ class Checkpoints:
         out = self.model.generate(torch.tensor([prompt]), max_new_tokens=count, min_new_tokens=count, do_sample=False)
         tokens: list[int] = out[0, len(prompt) :].tolist()
         return tokens
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """Two threads on a busy pair of cores wait for each other most of the time; one does not."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    os.sched_setaffinity(0, cores)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,18 @@
+"""Fixtures that several test modules share."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def one_core() -> Iterator[None]:
+    """Small models on one thread: two threads on a busy pair of cores mostly wait for each other."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, {min(cores)})
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    os.sched_setaffinity(0, cores)

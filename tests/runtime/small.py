@@ -1,0 +1,48 @@
+"""One small compiled plan, with a tokenizer of one letter per token."""
+
+import string
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from planner.compile import compile_plan
+from planner.families import load_base, load_draft
+from plans import codec
+from plans.schema import Inputs, Plan
+from tests.plan_factory import group, make_plan, write_base, write_draft
+
+CONTEXT = 48
+
+
+def compiled_plan(directory: Path, devices: tuple[str, ...] = ("a",), *, context: int = CONTEXT) -> tuple[Path, Plan]:
+    """A plan of one group of devices with an eagle3 head, compiled."""
+    write_base(directory / "base", num_layers=8)
+    write_draft(directory / "head")
+    base = load_base(directory / "base")
+    draft = load_draft(directory / "head", base)
+    plan = make_plan(
+        base.model,
+        [group(base.model, devices, 8)],
+        draft=draft.draft,
+        inputs=Inputs(
+            base_config_sha256=base.config_sha256,
+            base_tensors_sha256=base.tensors_sha256,
+            draft_config_sha256=draft.config_sha256,
+            draft_tensors_sha256=draft.tensors_sha256,
+        ),
+        context=context,
+    )
+    target = directory / "plan"
+    target.mkdir()
+    (target / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(target, directory / "base", directory / "head")
+    return target, plan
+
+
+def write_tokenizer(directory: Path) -> None:
+    """Byte-level: letters for the first 50 ids, of which 48 and 49 are the two bytes of an é."""
+    alphabet = [*string.ascii_letters[:48], "Ã", "©"]
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(directory / "tokenizer.json"))

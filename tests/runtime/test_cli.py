@@ -1,0 +1,115 @@
+"""The commands as a shell sees them: exit codes, what goes to stdout, what to stderr."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plans import codec
+from plans.schema import Plan
+from runtime.cli import main
+from tests.runtime.small import CONTEXT, compiled_plan, write_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
+    return compiled_plan(tmp_path_factory.mktemp("cli"), ("a", "b"))
+
+
+def runtime(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "runtime", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_run_prints_one_object(plan_dir: tuple[Path, Plan]) -> None:
+    done = runtime("run", plan_dir[0], "--prompt-ids", "1,2,3", "--max-new-tokens", "12", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["prompt_ids"] == [1, 2, 3]
+    assert len(told["tokens"]) == 12
+    assert sum(told["accept_lengths"]) + len(told["accept_lengths"]) + 1 >= 12
+    assert told["plan_digest"] == codec.digest(plan_dir[1])
+    assert min(told[key] for key in ("load_s", "prefill_s", "decode_s", "tokens_per_s")) > 0
+    assert [device["device"] for device in told["devices"]] == ["a", "b"]
+    for device in told["devices"]:
+        assert all(device["measured_bytes"][term] <= planned for term, planned in device["planned_bytes"].items())
+
+
+def test_run_streams_text_on_stdout_and_figures_on_stderr(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
+    directory = tmp_path / "plan"
+    shutil.copytree(plan_dir[0], directory)
+    write_tokenizer(directory)
+    done = runtime("run", directory, "--prompt", "abc", "--max-new-tokens", "8", "--no-draft")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")
+    assert "mean acceptance length 1.00" in done.stderr
+    assert codec.digest(plan_dir[1])[:16] in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--prompt-ids", "1,x"], 2, "--prompt-ids: found '1,x', expected numbers like 1,2,3"),
+        (["--prompt-ids", ""], 2, "prompt: empty"),
+        (["--prompt-ids", "1,77"], 2, "prompt_ids[1]: found 77, expected 0 to 49"),
+        (["--prompt", "abc"], 2, "tokenizer.json: not there"),
+        (["--prompt-ids", "1", "--stop", "x"], 2, "tokenizer.json: not there"),
+        (["--prompt-ids", "1", "--temperature", "0.7"], 2, "sampling is not supported yet"),
+        (["--prompt-ids", "1", "--max-new-tokens", str(CONTEXT)], 2, f"the plan has a context of {CONTEXT}"),
+    ],
+)
+def test_run_refuses(
+    arguments: list[str],
+    code: int,
+    message: str,
+    plan_dir: tuple[Path, Plan],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["runtime", "run", str(plan_dir[0]), *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capsys.readouterr()
+    assert (end.value.code, told.out) == (code, "")
+    assert message in told.err
+
+
+def test_run_without_images_names_them_and_the_command(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_bytes((plan_dir[0] / "plan.yaml").read_bytes())
+    done = runtime("run", tmp_path, "--prompt-ids", "1")
+    assert done.returncode == 4
+    assert "a.safetensors, b.safetensors" in done.stderr
+    assert f"python -m planner compile {tmp_path}" in done.stderr
+
+
+def test_torchrun_must_start_one_process_per_device(plan_dir: tuple[Path, Plan]) -> None:
+    done = runtime("run", plan_dir[0], "--prompt-ids", "1", RANK="0", WORLD_SIZE="3")
+    assert done.returncode == 5
+    assert "torchrun started 3 processes, the plan has 2 devices" in done.stderr
+
+
+def test_verify_reads_every_image(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
+    assert runtime("verify", plan_dir[0]).returncode == 0
+    directory = tmp_path / "plan"
+    shutil.copytree(plan_dir[0], directory)
+    image = directory / "b.safetensors"
+    damaged = bytearray(image.read_bytes())
+    damaged[-1000] ^= 1
+    image.write_bytes(damaged)
+    done = runtime("verify", directory)
+    assert done.returncode == 4
+    assert "b.safetensors: BLAKE3" in done.stderr
+    assert runtime("run", directory, "--prompt-ids", "1").returncode == 4

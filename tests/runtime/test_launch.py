@@ -1,0 +1,91 @@
+"""Ranks that die or refuse end the run, name themselves, and leave no process behind."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from plans.schema import Plan
+from runtime.engine import Piece
+from runtime.errors import ImageDamaged, MachineError, PeerError
+from runtime.launch import Event, run
+from runtime.machine import check_machine
+from runtime.text import Request
+from tests.runtime.small import compiled_plan
+
+ROOT = Path(__file__).parents[2]
+REQUEST = Request(prompt_ids=(1, 2, 3), max_new_tokens=400, draft=True, ignore_eos=True, stop=())
+
+
+@pytest.fixture(scope="module")
+def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
+    return compiled_plan(tmp_path_factory.mktemp("launch"), ("a", "b"), context=2000)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_is_named_and_all_end(victim: int, plan_dir: tuple[Path, Plan]) -> None:
+    seen: list[Event] = []
+
+    def emit(event: Event) -> None:
+        seen.append(event)
+        if sum(isinstance(event, Piece) for event in seen) == 2:
+            child = next(c for c in multiprocessing.active_children() if c.name.startswith(f"rank {victim} "))
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(
+        PeerError, match=rf"device {'ab'[victim]} \(rank {victim}\), while in '\w+', was killed by SIGKILL"
+    ):
+        run(plan_dir[1], plan_dir[0], [REQUEST], emit, method="forkserver")
+    assert multiprocessing.active_children() == []
+
+
+def test_the_refusal_of_a_rank_is_raised_as_it_is(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
+    for file in plan_dir[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    image = tmp_path / "b.safetensors"
+    image.write_bytes(image.read_bytes()[:-8] + bytes(range(8)))
+    with pytest.raises(ImageDamaged, match=r"b\.safetensors: BLAKE3"):
+        run(plan_dir[1], tmp_path, [REQUEST], lambda event: None, method="forkserver")
+
+
+@pytest.mark.parametrize(("signals", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_no_rank_outlives_its_parent(signals: signal.Signals, code: int, plan_dir: tuple[Path, Plan]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "runtime",
+        "run",
+        str(plan_dir[0]),
+        "--prompt-ids",
+        "1,2",
+        "--max-new-tokens",
+        "1900",
+    ]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert parent.stdout is not None
+    assert parent.stdout.read(1)
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert len(children) == 2
+    parent.send_signal(signals)
+    assert parent.wait(20) == code
+    parent.stdout.close()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+def test_a_machine_that_is_not_the_plans_is_refused(plan_dir: tuple[Path, Plan]) -> None:
+    plan = plan_dir[1]
+    line = dataclasses.replace(plan.memory[0], kv_bytes=1 << 50)
+    small = dataclasses.replace(plan, memory=(line, *plan.memory[1:]))
+    with pytest.raises(MachineError, match=r"host box0 has \d+ bytes of memory, its CPU devices are planned with"):
+        check_machine(small, small.devices[0])
+    missing = dataclasses.replace(plan.devices[0], kind="cuda", ordinal=99)
+    with pytest.raises(MachineError, match="cuda:99 is not there"):
+        check_machine(plan, missing)
