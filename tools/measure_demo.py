@@ -1,0 +1,451 @@
+"""Measures the demonstration heads: a plain dynamic-tree EAGLE loop and the acceptance lengths it reaches.
+
+Readable rather than fast, and independent of the runtime: the base recomputes the whole sequence at every step, so the
+code is also a second opinion on the algorithm. `train_demo.py` trains the head modules defined here.
+
+Shapes: B batch, T tokens, H hidden, D head dim, N tree nodes. A pair is (feature at position i, token i + 1).
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+# Heads. Module names are the tensor names of the official checkpoints.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class HeadShape:
+    """The config keys that decide a head's tensors."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    rms_norm_eps: float
+    rope_theta: float
+    draft_vocab_size: int | None
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> "HeadShape":
+        """The shape in a head's config.json; `draft_vocab_size` is what tells EAGLE-3 from EAGLE-1 here."""
+        keys: dict[str, Any] = {f.name: config.get(f.name) for f in dataclasses.fields(cls)}
+        return cls(**keys)
+
+
+def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Half-split rotary embedding of [B, heads, T, D] at integer positions [T]."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-torch.arange(half) / half)
+    angle = positions[:, None] * frequency
+    cos, sin = angle.cos(), angle.sin()  # [T, D/2]
+    a, b = x.split(half, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Projections and rotary; which keys a query sees is the business of `attend`."""
+
+    def __init__(self, shape: HeadShape, width: int) -> None:
+        super().__init__()
+        self.shape = shape
+        hidden = shape.hidden_size
+        self.q_proj = nn.Linear(width, hidden, bias=False)
+        self.k_proj = nn.Linear(width, hidden, bias=False)
+        self.v_proj = nn.Linear(width, hidden, bias=False)
+        self.o_proj = nn.Linear(hidden, hidden, bias=False)
+
+    def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """[B, T, width] to [B, T, H]."""
+        heads, theta = self.shape.num_attention_heads, self.shape.rope_theta
+        q, k, v = (p(x).unflatten(-1, (heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        seen = attend(rotate(q, positions, theta), rotate(k, positions, theta), v)  # [B, heads, T, D]
+        out: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))
+        return out
+
+
+class Mlp(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, H] to [B, T, H]."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Layer(nn.Module):
+    """A decoder layer; with `wide` it is EAGLE-3's, which attends over the normed (embedding, feature) pair."""
+
+    def __init__(self, shape: HeadShape, wide: bool) -> None:
+        super().__init__()
+        hidden, eps = shape.hidden_size, shape.rms_norm_eps
+        self.self_attn = Attention(shape, 2 * hidden if wide else hidden)
+        self.mlp = Mlp(shape)
+        self.post_attention_layernorm = nn.RMSNorm(hidden, eps)
+        if wide:
+            self.hidden_norm = nn.RMSNorm(hidden, eps)
+            self.input_layernorm = nn.RMSNorm(hidden, eps)
+
+    def forward(self, residual: Tensor, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Attention reads `x`, the residual stream is `residual` [B, T, H]."""
+        h = residual + self.self_attn(x, positions, attend)
+        out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
+        return out
+
+
+class Eagle3Head(nn.Module):
+    """EAGLE-3: three target features fused once, its own output recurring un-normed, its own reduced vocabulary."""
+
+    d2t: Tensor
+    t2d: Tensor
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        assert shape.draft_vocab_size is not None
+        self.fc = nn.Linear(3 * shape.hidden_size, shape.hidden_size, bias=False)
+        self.midlayer = Layer(shape, wide=True)
+        self.norm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.lm_head = nn.Linear(shape.hidden_size, shape.draft_vocab_size, bias=False)
+        self.register_buffer("d2t", torch.zeros(shape.draft_vocab_size, dtype=torch.int64))
+        self.register_buffer("t2d", torch.zeros(shape.vocab_size, dtype=torch.bool))
+
+    def target_feature(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
+        """Inputs of layers 2, L//2 and L-3 of the base, fused to [B, T, H]."""
+        layers = len(hidden_states) - 1
+        out: Tensor = self.fc(torch.cat([hidden_states[i] for i in (2, layers // 2, layers - 3)], dim=-1))
+        return out
+
+    def forward(self, embedding: Tensor, feature: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Pairs [B, T, H] twice to the next features [B, T, H]."""
+        layer = self.midlayer
+        x = torch.cat((layer.input_layernorm(embedding), layer.hidden_norm(feature)), dim=-1)
+        out: Tensor = layer(feature, x, positions, attend)
+        return out
+
+    def logits(self, feature: Tensor, base: LlamaForCausalLM) -> Tensor:
+        """Scores over the draft vocabulary."""
+        out: Tensor = self.lm_head(self.norm(feature))
+        return out
+
+    def token_ids(self) -> Tensor:
+        """The base's id of each draft id."""
+        return torch.arange(len(self.d2t)) + self.d2t
+
+
+class Eagle1Head(nn.Module):
+    """EAGLE-1: regresses the base's final normed hidden state and speaks through the base's lm_head."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.fc = nn.Linear(2 * shape.hidden_size, shape.hidden_size, bias=True)
+        self.layers = nn.ModuleList([Layer(shape, wide=False)])
+
+    def target_feature(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
+        """The base's last hidden state, after its final norm."""
+        return hidden_states[-1]
+
+    def forward(self, embedding: Tensor, feature: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Pairs [B, T, H] twice to the next features [B, T, H]."""
+        x = self.fc(torch.cat((embedding, feature), dim=-1))
+        out: Tensor = self.layers[0](x, x, positions, attend)
+        return out
+
+    def logits(self, feature: Tensor, base: LlamaForCausalLM) -> Tensor:
+        """Scores over the base's vocabulary."""
+        out: Tensor = base.lm_head(feature)
+        return out
+
+    def token_ids(self) -> Tensor:
+        """Draft ids are the base's."""
+        return torch.arange(self.shape.vocab_size)
+
+
+Head = Eagle3Head | Eagle1Head
+
+
+def load_head(directory: Path) -> Head:
+    """A head in float32; absent or surplus tensors are errors."""
+    shape = HeadShape.read(json.loads((directory / "config.json").read_text()))
+    head = Eagle1Head(shape) if shape.draft_vocab_size is None else Eagle3Head(shape)
+    head.load_state_dict(load_file(directory / "model.safetensors"), strict=True)
+    return head.eval()
+
+
+def load_base(directory: Path) -> LlamaForCausalLM:
+    """The base's stored (bfloat16) weights, computed in float32."""
+    return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+# Dynamic tree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TreeShape:
+    """EAGLE's three parameters; `total_token` counts the root, and `depth` + 1 levels are drafted."""
+
+    total_token: int = 60
+    depth: int = 7
+    top_k: int = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """A drafted token; `parent` indexes the list of nodes that holds it, None meaning the root."""
+
+    token: int
+    parent: int | None
+    score: float
+    depth: int
+
+
+class Memory:
+    """The head's keys and values: committed pairs first, then the rows of the tree being drafted."""
+
+    def __init__(self) -> None:
+        self.keys = self.values = torch.empty(0)
+
+    def __len__(self) -> int:
+        return self.keys.shape[2] if self.keys.ndim == 4 else 0
+
+    def attend(self, visible: Tensor) -> Attend:
+        """Appends what it is given; new row t sees row s where visible[t, s]."""
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.keys = torch.cat((self.keys, k), dim=2) if len(self) else k
+            self.values = torch.cat((self.values, v), dim=2) if self.values.ndim == 4 else v
+            return F.scaled_dot_product_attention(q, self.keys, self.values, attn_mask=visible)
+
+        return run
+
+    def truncate(self, length: int) -> None:
+        """Drops the rows from `length` on."""
+        self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
+
+
+class Drafter:
+    """A head with its memory; commit pairs, then draft trees from the last of them."""
+
+    def __init__(self, head: Head, base: LlamaForCausalLM, shape: TreeShape) -> None:
+        self.head, self.base, self.shape = head, base, shape
+        self.memory = Memory()
+        self.feature = torch.empty(0)  # [H], the head's output at the last committed pair
+
+    def commit(self, features: Tensor, tokens: list[int]) -> None:
+        """Runs the head over new pairs: target features [T, H] with the token after each."""
+        seen, new = len(self.memory), len(tokens)
+        visible = torch.ones(new, seen + new, dtype=torch.bool).tril(seen)
+        positions = torch.arange(seen, seen + new)
+        self.feature = self._run(features, tokens, positions, visible)[-1]
+
+    def _run(self, features: Tensor, tokens: list[int], positions: Tensor, visible: Tensor) -> Tensor:
+        embedding = self.base.model.embed_tokens(torch.tensor([tokens]))
+        out: Tensor = self.head(embedding, features[None], positions, self.memory.attend(visible))[0]
+        return out
+
+    def _children(self, feature: Tensor, parent: int | None, score: float, depth: int) -> list[Node]:
+        log_p, ranks = self.head.logits(feature, self.base).log_softmax(-1).topk(self.shape.top_k)
+        ids = self.head.token_ids()[ranks].tolist()
+        return [
+            Node(token=t, parent=parent, score=score + p, depth=depth) for t, p in zip(ids, log_p.tolist(), strict=True)
+        ]
+
+    def draft(self) -> list[Node]:
+        """The best total_token - 1 nodes of the candidate pool, parents before children."""
+        committed = len(self.memory)
+        pool = self._children(self.feature, None, 0.0, 1)
+        beam = list(range(len(pool)))
+        features: dict[int | None, Tensor] = {None: self.feature}
+        rows: dict[int, int] = {}
+        for level in range(self.shape.depth):
+            start = len(self.memory)
+            visible = torch.zeros(len(beam), start + len(beam), dtype=torch.bool)
+            visible[:, :committed] = True
+            for i, index in enumerate(beam):
+                rows[index] = start + i
+                ancestor: int | None = index
+                while ancestor is not None:
+                    visible[i, rows[ancestor]] = True
+                    ancestor = pool[ancestor].parent
+            parents = torch.stack([features[pool[i].parent] for i in beam])
+            positions = torch.full((len(beam),), committed + level)
+            out = self._run(parents, [pool[i].token for i in beam], positions, visible)
+            features.update(zip(beam, out, strict=True))
+            first = len(pool)
+            for index in beam:
+                pool += self._children(features[index], index, pool[index].score, level + 2)
+            beam = best(pool, range(first, len(pool)), self.shape.top_k)
+        self.memory.truncate(committed)
+        chosen = sorted(best(pool, range(len(pool)), self.shape.total_token - 1))
+        place = {index: i for i, index in enumerate(chosen)}
+        parents_of = [pool[i].parent for i in chosen]
+        return [
+            dataclasses.replace(pool[i], parent=None if p is None else place[p])
+            for i, p in zip(chosen, parents_of, strict=True)
+        ]
+
+
+def best(pool: list[Node], among: range, count: int) -> list[int]:
+    """The `count` best-scored indices; ties go to the shallower, then the earlier, never to a child before a parent."""
+    return sorted(among, key=lambda i: (-pool[i].score, pool[i].depth, i))[:count]
+
+
+# Verification
+
+
+def target_forward(base: LlamaForCausalLM, tokens: list[int], nodes: list[Node]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Greedy choices [T + N] and hidden states of the base over committed tokens, the last being the root, and tree."""
+    length, total = len(tokens), len(tokens) + len(nodes)
+    visible = torch.ones(total, total, dtype=torch.bool).tril()
+    visible[length:, length:] = torch.eye(len(nodes), dtype=torch.bool)
+    for i, node in enumerate(nodes):
+        if node.parent is not None:
+            visible[length + i, length:] |= visible[length + node.parent, length:]
+    positions = list(range(length)) + [length - 1 + node.depth for node in nodes]
+    output = base(
+        input_ids=torch.tensor([tokens + [node.token for node in nodes]]),
+        position_ids=torch.tensor([positions]),
+        attention_mask=torch.zeros(total, total).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None],
+        output_hidden_states=True,
+        use_cache=False,
+    )
+    return output.logits[0].argmax(-1), output.hidden_states
+
+
+def accept(nodes: list[Node], choice_at_root: int, choices: list[int]) -> tuple[list[int], int]:
+    """Walks from the root to the child equal to the base's choice as far as it goes: (accepted nodes, bonus token)."""
+    path: list[int] = []
+    tip, choice = None, choice_at_root
+    while True:
+        child = next((i for i, n in enumerate(nodes) if n.parent == tip and n.token == choice), None)
+        if child is None:
+            return path, choice
+        path.append(child)
+        tip, choice = child, choices[child]
+
+
+@torch.no_grad()
+def speculate(
+    base: LlamaForCausalLM, head: Head, prompt: list[int], new_tokens: int, shape: TreeShape
+) -> tuple[list[int], list[int]]:
+    """Greedy speculative decoding: (the new tokens, the acceptance length of each step, accepted + 1)."""
+    drafter = Drafter(head, base, shape)
+    choices, hidden = target_forward(base, prompt, [])
+    tokens = [*prompt, int(choices[-1])]
+    drafter.commit(head.target_feature(hidden)[0], tokens[1:])
+    lengths = []
+    while len(tokens) < len(prompt) + new_tokens:
+        nodes = drafter.draft()
+        root = len(tokens) - 1
+        choices, hidden = target_forward(base, tokens, nodes)
+        path, bonus = accept(nodes, int(choices[root]), choices[root + 1 :].tolist())
+        rows = torch.tensor([root] + [root + 1 + i for i in path])
+        committed = [nodes[i].token for i in path] + [bonus]
+        drafter.commit(head.target_feature(hidden)[0, rows], committed)
+        tokens += committed
+        lengths.append(len(committed))
+    return tokens[len(prompt) : len(prompt) + new_tokens], lengths
+
+
+# Measurement
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Decoding works on matrices so small that a second thread costs more in waiting than it computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
+@torch.no_grad()
+def generate_greedily(base: LlamaForCausalLM, prompts: Tensor, new_tokens: int) -> Tensor:
+    """Plain cached greedy decoding of [B, T] prompts, nothing stopping it: [B, T + new_tokens]."""
+    ids, cache, pending = prompts, None, prompts
+    for _ in range(new_tokens):
+        output = base(input_ids=pending, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache, pending = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat((ids, pending), dim=1)
+    return ids
+
+
+def distinct_share(tokens: list[int], n: int = 8) -> float:
+    """Distinct n-grams over all n-grams."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """One head over all prompts; `acceptance_length` is tokens committed per verification, over all steps together."""
+
+    acceptance_length: float
+    per_prompt: list[float]
+    equal_to_greedy: int
+
+
+def measure_head(
+    base: LlamaForCausalLM, head: Head, prompts: list[list[int]], greedy: list[list[int]], shape: TreeShape
+) -> Measurement:
+    """Speculates over each prompt and compares with the greedy tokens."""
+    per_prompt, everything, equal = [], [], 0
+    for prompt, expected in zip(prompts, greedy, strict=True):
+        produced, lengths = speculate(base, head, prompt, len(expected), shape)
+        equal += produced == expected
+        everything += lengths
+        per_prompt.append(statistics.mean(lengths))
+    return Measurement(acceptance_length=statistics.mean(everything), per_prompt=per_prompt, equal_to_greedy=equal)
+
+
+@one_thread()
+def measure(demo: Path, prompts: list[list[int]], new_tokens: int, shape: TreeShape) -> dict[str, Any]:
+    """All figures of the model card: acceptance of both heads and the variety of the greedy text."""
+    base = load_base(demo / "base")
+    rows = generate_greedily(base, torch.tensor(prompts), new_tokens).tolist()
+    greedy = [row[len(prompts[0]) :] for row in rows]
+    result: dict[str, Any] = {
+        "prompts": len(prompts),
+        "new_tokens": new_tokens,
+        "distinct_8gram_median": statistics.median(map(distinct_share, greedy)),
+    }
+    for name in ("eagle3", "eagle1"):
+        result[name] = dataclasses.asdict(measure_head(base, load_head(demo / name), prompts, greedy, shape))
+    return result
+
+
+def main() -> None:
+    """Measures a demo directory over the prompts that training set aside."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--demo", type=Path, default=Path("planner/demo"))
+    parser.add_argument("--prompts", type=Path, required=True, help="JSON list of token id lists, all of one length")
+    parser.add_argument("--new-tokens", type=int, default=200)
+    args = parser.parse_args()
+    prompts = json.loads(args.prompts.read_text())
+    print(json.dumps(measure(args.demo, prompts, args.new_tokens, TreeShape()), indent=2))
+
+
+if __name__ == "__main__":
+    main()
