@@ -84,7 +84,7 @@ def test_other_files_in_the_way_are_left_alone(tmp_path: Path) -> None:
 def test_defaults_are_written_out() -> None:
     base, draft = demo("eagle3")
     options = resolve(Wanted(), "bfloat16", base, draft)
-    assert (options.context, options.prefill_chunk, options.tree) == (2048, 256, build.DEFAULT_TREE)
+    assert (options.context, options.prefill_chunk, options.tree) == (512, 64, build.DEFAULT_TREE)
     assert resolve(Wanted(), "bfloat16", base, None).tree is None
     assert resolve(Wanted(context=40), "bfloat16", base, draft).prefill_chunk == 40
 
@@ -92,7 +92,7 @@ def test_defaults_are_written_out() -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (Wanted(context=2049), "--context: found 2049, the model has 2048 positions"),
+        (Wanted(context=513), "--context: found 513, the model has 512 positions"),
         (Wanted(context=64, prefill_chunk=65), "--prefill-chunk: found 65, expected at most the context of 64"),
         (
             Wanted(tree=Tree(kind="dynamic", total_token=60, depth=1, top_k=5)),
@@ -118,8 +118,15 @@ def test_a_tree_without_a_draft_is_refused() -> None:
         resolve(Wanted(tree=build.DEFAULT_TREE), "bfloat16", base, None)
 
 
-def test_the_longest_context_fits_and_the_next_does_not() -> None:
+def roomy() -> tuple[BaseInput, DraftInput]:
+    """The embedded model as if it had 2048 positions."""
     base, draft = demo("eagle3")
+    assert draft is not None
+    return dataclasses.replace(base, max_positions=2048), dataclasses.replace(draft, max_positions=2048)
+
+
+def test_the_longest_context_fits_and_the_next_does_not() -> None:
+    base, draft = roomy()
     devices = inventory_of({"hosts": [host("box", cpu("c0", 14), cpu("c1", 14), cpu("c2", 14))]})
     wanted = Wanted(context="max")
     longest = longest_context(base, draft, devices, wanted, "float32", ONE)
@@ -137,7 +144,7 @@ def test_the_longest_context_fits_and_the_next_does_not() -> None:
 
 def test_the_longest_context_with_a_chunk_of_its_own() -> None:
     """Contexts shorter than the chunk are not tried; where none fits it is infeasible, and says so."""
-    base, draft = demo("eagle3")
+    base, draft = roomy()
     few = inventory_of({"hosts": [host("box", cpu("c0", 5), cpu("c1", 5))]})
     with pytest.raises(InfeasibleError):
         longest_context(base, draft, few, Wanted(context="max", prefill_chunk=600), "float32", ONE)

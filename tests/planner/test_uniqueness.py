@@ -12,23 +12,25 @@ from planner.solve import Settings
 from plans import codec
 from tests.planner.instances import EQUAL, ROOT, UNLIKE, Head, planned, root_inventory, shuffled
 
-CASES: dict[str, tuple[Any, Head]] = {
-    "demo": (root_inventory(), "eagle3"),
-    "equal": (EQUAL, "eagle3"),
-    "unlike": (UNLIKE, "eagle1"),
+CASES: dict[str, tuple[Any, Head, int | None]] = {
+    "demo": (root_inventory(), "eagle3", None),
+    "equal": (EQUAL, "eagle3", 256),
+    "unlike": (UNLIKE, "eagle1", 256),
 }
 
 
 @cache
 def expected(case: str) -> str:
-    return codec.dumps(planned(*CASES[case]))
+    data, head, context = CASES[case]
+    return codec.dumps(planned(data, head, context=context))
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("workers", "seed"), [(1, 7), (1, 99), (2, 0), (2, 12345)])
 def test_search_does_not_matter(case: str, workers: int, seed: int) -> None:
-    data, head = CASES[case]
-    assert codec.dumps(planned(shuffled(data, seed), head, Settings(workers=workers, seed=seed))) == expected(case)
+    data, head, context = CASES[case]
+    settings = Settings(workers=workers, seed=seed)
+    assert codec.dumps(planned(shuffled(data, seed), head, settings, context=context)) == expected(case)
 
 
 def test_the_process_does_not_matter() -> None:
@@ -40,8 +42,9 @@ def test_the_process_does_not_matter() -> None:
         "from planner.solve import Settings\n"
         "from tests.planner.instances import planned, shuffled\n"
         "from tests.planner.test_uniqueness import CASES\n"
-        "for data, head in CASES.values():\n"
-        "    print(codec.digest(planned(shuffled(data, 5), head, Settings(workers=2, seed=31))))\n"
+        "for data, head, context in CASES.values():\n"
+        "    plan = planned(shuffled(data, 5), head, Settings(workers=2, seed=31), context=context)\n"
+        "    print(codec.digest(plan))\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
