@@ -23,7 +23,17 @@ from runtime.images import check_images
 from runtime.launch import Ended, Event, Started, run, serve
 from runtime.text import TOKENIZER_FILE, Request, load_tokenizer
 
-DEFAULT_PROMPT = "def parse_args(self, args=None):\n"
+DEFAULT_PROMPT = """\
+import os
+import re
+import sys
+
+__all__ = ["Parser", "parse"]
+
+
+def parse(text, *, strict=False):
+    \"\"\"Return the tree of a text.
+"""
 DEFAULT_NEW_TOKENS = 200
 INTERRUPTED = 130
 
