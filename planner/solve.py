@@ -89,7 +89,8 @@ def _solve(problem: Problem, settings: Settings) -> Solved:
     model.model.add(model.step_ns <= step.value)
     stages = _optimise(model, sum(model.runs), settings, what="stages")
     model.model.add(sum(model.runs) == stages.value)
-    _order(model, [(variable, 1) for variable in [*model.runs, *model.on]], settings)
+    if _has_rival(problem, model, step.value, settings):
+        _order(model, [(variable, 1) for variable in model.structure()], settings)
 
     used, tail = model.chosen()
     small = _Model(_restrict(problem, used, tail))
@@ -108,6 +109,20 @@ def _solve(problem: Problem, settings: Settings) -> Solved:
         optima=(*model.optima, *small.optima),
         solve_s=time.perf_counter() - start,
     )
+
+
+def _has_rival(problem: Problem, model: "_Model", step_ns: int, settings: Settings) -> bool:
+    """Whether other groups are as good: without equal devices hardly ever, and then there is nothing to order."""
+    rival = _Model(problem)
+    rival.model.add(rival.step_ns <= step_ns)
+    rival.model.add(sum(rival.runs) == sum(map(model.value, model.runs)))
+    pairs = zip(rival.structure(), model.structure(), strict=True)
+    rival.model.add_bool_or([theirs.negated() if model.value(ours) else theirs for theirs, ours in pairs])
+    try:
+        _optimise(rival, rival.step_ns, settings, what="another answer")
+    except _Infeasible:
+        return False
+    return True
 
 
 def fits(problem: Problem, settings: Settings) -> bool:
@@ -379,6 +394,10 @@ class _Model:
         """Groups that run a stage, by index, and the group of the tail."""
         running = [index for index, variable in enumerate(self.runs) if self.value(variable)]
         return running, next((t for t, variable in enumerate(self.on) if self.value(variable)), None)
+
+    def structure(self) -> list[cp_model.IntVar]:
+        """Which groups run a stage, and which has the tail."""
+        return [*self.runs, *self.on]
 
     def ends(self) -> list[cp_model.IntVar]:
         """What orders the stages and divides the tail, once the groups are known."""
