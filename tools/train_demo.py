@@ -5,7 +5,7 @@ seed decides the result, and kept under `--work`, so that an interrupted run res
 
     tokenizer -> base -> cooldown -> unlikelihood -> generated text -> eagle3, eagle1 -> measured model card
 
-Run it from the root of the repository as `python -m tools.train_demo`.
+Run it from the root of the repository as `python tools/train_demo.py`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tools.measure_demo import (
+from measure_demo import (
     Eagle1Head,
     Eagle3Head,
     Head,
@@ -509,7 +509,7 @@ parameters) and an EAGLE-1 head ({eagle1_parameters:,}) for it. It exists so tha
 decoding can be tried, tested and measured without a download. It is of no use for writing programs.
 
 - `base`: `LlamaForCausalLM` of 8 layers, hidden 192, intermediate 512, 8 heads of 24, 4 KV heads, untied embeddings;
-  byte-level BPE of 2048.
+  byte-level BPE of 2048, 512 positions.
 - `eagle3`: EAGLE-3 head in the official layout, draft vocabulary 1024, embeddings taken from the base.
 - `eagle1`: EAGLE-1 (and -2) head in the official layout, `fc` with bias, one layer, embeddings and `lm_head` taken from
   the base.
@@ -569,7 +569,7 @@ A held-out prompt of {prompt_tokens} tokens and {new_tokens} greedy ones:
 ## Reproduce
 
 ```
-python -m tools.train_demo
+python tools/train_demo.py
 ```
 
 writes this directory. The seed fixes every random choice; another interpreter version is another corpus, and another
