@@ -42,7 +42,7 @@ class Device:
     ordinal: int
     """Index of the physical accelerator in its host; several devices may name the same one. 0 for a CPU."""
     reported_name: str
-    """What the driver's name of the device must contain; empty where anything will do."""
+    """What the driver's name of the device must contain, as whole words; empty where anything will do."""
     memory_bytes: int
     reserve_bytes: int
     """Never planned: context of the driver, graphs, fragmentation."""

@@ -1,6 +1,7 @@
 """Is this machine the plan's? Answered before a weight is read."""
 
 import os
+import re
 
 import torch
 
@@ -17,6 +18,11 @@ def threads_per_rank(plan: Plan, device: Device) -> int:
     """CPU threads of one rank: the cores that this process may use, dealt out over the plan's devices of the host."""
     ranks = sum(other.host == device.host for other in plan.devices)
     return max(1, len(os.sched_getaffinity(0)) // ranks)
+
+
+def is_named(found: str, expected: str) -> bool:
+    """Whether a driver's name has ``expected`` as whole words (an A100 is no A10, an L40S no L40); any name has none."""
+    return not expected or re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", found) is not None
 
 
 def check_machine(plan: Plan, device: Device) -> None:
@@ -50,7 +56,7 @@ def _check_cuda(plan: Plan, device: Device) -> None:
             f"{where} is not there: this machine has {count} CUDA devices: build a plan for this machine"
         )
     found = torch.cuda.get_device_properties(device.ordinal)
-    if device.reported_name not in found.name:
+    if not is_named(found.name, device.reported_name):
         raise MachineError(
             f"{where} is {found.name!r}, expected a name with {device.reported_name!r} (type {device.type})"
         )
