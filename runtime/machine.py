@@ -21,7 +21,7 @@ def threads_per_rank(plan: Plan, device: Device) -> int:
 
 
 def is_named(found: str, expected: str) -> bool:
-    """Whether a driver's name has ``expected`` as whole words (an A100 is no A10, an L40S no L40); any name has none."""
+    """Whether a driver's name has ``expected`` in whole words (an A100 is no A10, an L40S no L40)."""
     return not expected or re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", found) is not None
 
 
