@@ -16,6 +16,7 @@ from typing import Literal
 
 from planner.families import BaseInput, DraftInput, inv_freq_bytes
 from plans.artifact import DTYPES, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, SlotEntry, abi_sha256, align
+from plans.buffers import layer_class
 from plans.schema import Attention, Draft, DType, LayerClass, Mlp, Model, Plan, Run
 
 Range = tuple[int, int]
@@ -296,26 +297,16 @@ def _base_slots(plan: Plan, device_id: str, base: _Given) -> list[Slot]:
 
 
 def _layer_slots(model: Model, make: _Maker, layer: int, run: Run, member: int) -> list[Slot]:
-    layer_class = class_of_layer(model, layer)
+    kind = layer_class(model, layer)
     maker = dataclasses.replace(make, prefix=f"layers.{layer}.", role=f"layers.{layer}.")
     leader = member == 0
-    attention = _base_attention(maker, model, layer_class.attention, _share(run.kv_heads, member), leader)
-    return attention + _mlp(maker, model.hidden_size, layer_class.mlp, _share(run.mlp_units, member), leader)
+    attention = _base_attention(maker, model, kind.attention, _share(run.kv_heads, member), leader)
+    return attention + _mlp(maker, model.hidden_size, kind.mlp, _share(run.mlp_units, member), leader)
 
 
 def _tensors(given: BaseInput | DraftInput) -> Callable[[str], str]:
     """From role to the name of the checkpoint's tensor."""
     return lambda role: given.roles[role].name
-
-
-def class_of_layer(model: Model, layer: int) -> LayerClass:
-    """The class of layer ``layer``, a global index."""
-    stop = 0
-    for layer_class in model.layers:
-        stop += layer_class.num_layers
-        if layer < stop:
-            return layer_class
-    raise AssertionError(f"layer {layer} of {stop}")
 
 
 def _draft_slots(plan: Plan, device_id: str, base: _Given, given: _Given) -> list[Slot]:
