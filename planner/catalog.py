@@ -28,6 +28,10 @@ class DeviceType:
     """Dense rate by dtype; without native bfloat16 the rate of float32 stands for it."""
     overhead_ns: int
     reported_name: str
+    """What the driver's name contains, as whole words."""
+    names: tuple[str, ...]
+    """Every name of the driver's for it, less the maker's; types that share one differ in memory."""
+    memory_type: str
     source: str
 
 
@@ -61,6 +65,8 @@ def _device_type(name: str, row: dict[str, Any]) -> DeviceType:
         flops_per_s={"bfloat16": float32, "float16": float32, "float32": float32} | rates,
         overhead_ns=units.parse(units.DURATION, row["overhead"], path),
         reported_name=row["reported_name"],
+        names=tuple(row["names"]),
+        memory_type=row["memory_type"],
         source=row["source"],
     )
 

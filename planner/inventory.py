@@ -154,6 +154,8 @@ _OTHER = DeviceType(
     flops_per_s={},
     overhead_ns=10_000,
     reported_name="",
+    names=(),
+    memory_type="",
     source="the largest reserve and the overhead of the GPUs in the catalogue",
 )
 """Defaults of a type that the catalogue does not list."""

@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner import catalog as catalog_module
 from planner.catalog import catalog
 from planner.errors import InventoryError
 from planner.inventory import catalog_device, dump_inventory, load_inventory, natural_key, parse_inventory
 from plans.codec import decode, dump_yaml, encode, load_yaml
 from plans.schema import Device, Host, Inventory, Link, Pair
+from runtime.machine import is_named
+
+CATALOG = Path(catalog_module.__file__).with_name("catalog.yaml")
 
 DESIGN = """
 hosts:
@@ -327,29 +333,101 @@ def test_the_canonical_text_reads_back(inventory: Inventory, dtype: Any) -> None
 
 # Catalogue
 
+GEFORCE = {
+    *("rtx-5090", "rtx-5080", "rtx-5070-ti", "rtx-5070", "rtx-5060-ti-16g", "rtx-4090", "rtx-4080", "rtx-4070"),
+    *("rtx-4060-ti-16g", "rtx-3090-ti", "rtx-3090", "rtx-3080-10g", "rtx-3070", "rtx-3060-12g", "rtx-2080-ti"),
+}
+DATA_CENTRE = {
+    *("gb300", "b300", "gb200", "b200", "gh200-96g", "h200", "h100-80g", "h100-80g-pcie", "h100-94g-nvl"),
+    *("h800-80g", "h20", "a100-40g", "a100-40g-pcie", "a100-80g", "a100-80g-pcie", "a800-80g", "l40s", "l40"),
+    *("l20", "l4", "a40", "a30", "a10", "a10g", "t4", "v100-16g", "v100-32g"),
+    *("p100-16g", "mi250x", "mi300x", "mi325x"),
+}
+WORKSTATION = {"rtx-pro-6000", "rtx-6000-ada", "a6000", "a5000", "a4500", "a4000", "quadro-rtx-8000"}
+SHARED = {"gb10", "jetson-agx-orin-64g", "jetson-agx-orin-32g"}
 
-def test_the_catalogue_is_sane() -> None:
-    assert {
-        *("a100-40g", "a100-80g", "h100-80g", "h200", "b200", "l4", "l40s", "a10", "a6000", "rtx-3060-12g"),
-        *("rtx-3090", "rtx-4090", "rtx-5090", "v100-16g", "v100-32g", "t4", "mi300x", "cpu"),
-    } <= set(catalog().devices)
-    for name, entry in catalog().devices.items():
-        assert entry.source, name
-        assert entry.flops_per_s["float32"] <= entry.flops_per_s["float16"] or name == "cpu"
-        assert entry.flops_per_s["bfloat16"] <= entry.flops_per_s["float16"]
-        if name == "cpu":
-            continue
-        assert entry.memory_bytes is not None
-        assert entry.bandwidth_bytes_per_s is not None
-        assert 8 << 30 < entry.memory_bytes < 256 << 30, name
-        assert 512 << 20 <= entry.reserve_bytes <= 2 << 30, name
-        assert 100 * 10**9 < entry.bandwidth_bytes_per_s < 10**13, name
-        assert entry.reported_name
-        # A name that ends in a size is of that size, less at most a tenth of it.
-        size = name.removesuffix("-pcie").removesuffix("-nvl").rpartition("-")[2]
-        if size.endswith("g") and size[:-1].isdecimal():
-            assert 0.9 < entry.memory_bytes / (int(size[:-1]) << 30) <= 1.02, name
-    assert {"nvlink", "pcie", "shm", "ethernet", "infiniband"} <= set(catalog().links)
+# GB/s that boards of each type of memory reach: bus widths of 64 to 512 bits of the GDDRs, two to eight stacks of HBM.
+BANDWIDTHS = {
+    "lpddr5": (60, 210),
+    "lpddr5x": (200, 300),
+    "gddr5": (300, 400),
+    "gddr6": (190, 970),
+    "gddr6x": (500, 1010),
+    "gddr7": (440, 1800),
+    "hbm2": (700, 1600),
+    "hbm2e": (1500, 2100),
+    "hbm3": (3300, 5400),
+    "hbm3e": (4700, 8100),
+}
+
+# TFLOP/s at float16 with sparsity, as the makers publish them: a dense rate is at most half.
+SPARSE: dict[str, float] = load_yaml(
+    """
+    {gb300: 5000, gb200: 5000, b300: 4500, b200: 4500, gh200-96g: 1979, h200: 1979, h100-80g: 1979, h200-nvl: 1671,
+     h100-94g-nvl: 1671, h100-80g-pcie: 1513, h800-80g: 1979, h20: 296, a100-40g: 624, a100-80g: 624, a30: 330,
+     a10: 250, a16: 35.9, a2: 36, a40: 299.4, l4: 242, l20: 239, l40: 362.1, l40s: 733, a6000: 309.7, a5500: 272.8,
+     a5000: 222.2, a4500: 189.2, a4000: 153.4, rtx-6000-ada: 728.5, rtx-5000-ada: 522.2, rtx-pro-6000: 1007.6,
+     rtx-3080-10g: 119, rtx-3090: 142.3, rtx-4080: 195, rtx-4090: 330.4, rtx-5080: 225.1, rtx-5090: 419,
+     mi300x: 2614.9, mi325x: 2614.9, mi355x: 5033.2, gb10: 250, jetson-agx-orin-64g: 85}
+    """,
+    "sparse",
+)
+
+# MiB that nvidia-smi lists for the whole board: more than a program can have, and never by more than the ECC's share.
+BOARDS: dict[str, float] = load_yaml(
+    """
+    {b300: 275040, gb200: 189471, gb300: 284208, b200: 183359, h200: 143771, h100-80g: 81559, h20: 97871,
+     gh200-96g: 97871, a100-80g: 81920, a100-40g: 40960, a10: 23028, l40s: 46068, l4: 23034, t4: 15360,
+     rtx-pro-6000: 97887, rtx-4090: 24564, rtx-3090: 24576, rtx-5090: 32607, a6000: 49140}
+    """,
+    "boards",
+)
+
+
+def test_the_catalogue_has_what_people_have() -> None:
+    assert GEFORCE | DATA_CENTRE | WORKSTATION | SHARED | {"cpu"} <= set(catalog().devices)
+    assert {"nvlink", "pcie", "shm", "ethernet", "infiniband", "xgmi"} <= set(catalog().links)
+
+
+@pytest.mark.parametrize("name", sorted(catalog().devices))
+def test_a_row_of_the_catalogue_is_sane(name: str) -> None:
+    entry = catalog().devices[name]
+    assert re.fullmatch(r"[a-z0-9][a-z0-9-]*", name)
+    assert entry.source.strip()
+    assert entry.flops_per_s["float32"] <= entry.flops_per_s["float16"] or name == "cpu"
+    assert entry.flops_per_s["bfloat16"] <= entry.flops_per_s["float16"]
+    if name == "cpu":
+        assert entry.memory_bytes is entry.bandwidth_bytes_per_s is None
+        return
+    assert entry.memory_bytes is not None
+    assert entry.bandwidth_bytes_per_s is not None
+    assert 512 << 20 <= entry.reserve_bytes < entry.memory_bytes // 3
+    low, high = BANDWIDTHS[entry.memory_type]
+    assert low * 10**9 <= entry.bandwidth_bytes_per_s <= high * 10**9
+    # A name that ends in a size is of that size, less at most a tenth of it.
+    size = re.search(r"-([0-9]+)g(?:-|$)", name)
+    if size:
+        assert 0.9 < entry.memory_bytes / (int(size[1]) << 30) <= 1.02
+    assert 2 * entry.flops_per_s["float16"] <= SPARSE.get(name, math.inf) * 10**12
+    if name in BOARDS:
+        assert 0.96 < entry.memory_bytes / (BOARDS[name] << 20) < 1
+
+
+@pytest.mark.parametrize("name", sorted(set(catalog().devices) - {"cpu"}))
+def test_a_driver_name_has_what_the_runtime_looks_for(name: str) -> None:
+    entry = catalog().devices[name]
+    assert entry.names
+    for driver_name in entry.names:
+        assert is_named(f"NVIDIA {driver_name}", entry.reported_name)
+    sharing = [other for other in catalog().devices.values() if set(other.names) & set(entry.names)]
+    sizes = sorted(other.memory_bytes or 0 for other in sharing)
+    assert all(smaller * 1.15 < larger for smaller, larger in itertools.pairwise(sizes)), "told apart by memory alone"
+
+
+def test_a_row_of_the_catalogue_has_no_field_that_nobody_reads() -> None:
+    fields = {"memory", "memory_type", "reserve", "bandwidth", "bfloat16", "float16", "float32", "overhead"}
+    for name, row in load_yaml(CATALOG.read_bytes(), CATALOG.name)["devices"].items():
+        assert set(row) <= fields | {"reported_name", "names", "source"}, name
 
 
 def test_devices_without_bfloat16_units_run_it_at_the_rate_of_float32() -> None:
