@@ -95,8 +95,11 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
         batch=wanted.batch,
         context=context,
         dtype=dtype,
+        kv_dtype=dtype,
         prefill_chunk=chunk,
         strategy="latency",
+        kv_axis=None,
+        custom=None,
         gap_ppm=wanted.gap_ppm,
         tree=tree,
     )

@@ -9,7 +9,7 @@ from planner.layout import weights_bytes
 from planner.memory import device_memory
 from planner.problem import Answer, Problem, StageAnswer
 from planner.solve import Solved
-from plans.check import check, group_transport
+from plans.check import check, group_transport, hop_transport
 from plans.schema import (
     SCHEMA_MAJOR,
     SCHEMA_MINOR,
@@ -40,8 +40,8 @@ def emit(formulation: Formulation, inputs: Inputs, solved: Solved) -> Plan:
         model=formulation.model,
         draft=formulation.draft,
         stages=_stages(formulation, answer, certificate),
-        embed=VocabSplit(rows=_rows(formulation, answer.first_rows), predicted_ns=certificate.first_ns),
-        head=VocabSplit(rows=_rows(formulation, answer.last_rows), predicted_ns=certificate.last_ns),
+        embed=_split(formulation, answer.stages[0], answer.first_rows, certificate.first_ns),
+        head=_split(formulation, answer.stages[-1], answer.last_rows, certificate.last_ns),
         draft_placement=_draft(formulation, answer, certificate),
         message_transport=_transport(formulation, devices_in_use(problem, answer)),
         memory=(),
@@ -75,6 +75,18 @@ def _transport(formulation: Formulation, members: Iterable[int]) -> Transport:
     return group_transport(formulation.inventory, (formulation.inventory.devices[index].id for index in members))
 
 
+def _split(formulation: Formulation, stage: StageAnswer, bundles: tuple[int, ...], predicted_ns: int) -> VocabSplit:
+    """A table on the devices of a stage."""
+    members = formulation.problem.groups[stage.group].devices
+    return VocabSplit(
+        devices=tuple(formulation.problem.devices[index] for index in members),
+        transport=_transport(formulation, members),
+        hop_transport="local",
+        rows=_rows(formulation, bundles),
+        predicted_ns=predicted_ns,
+    )
+
+
 def _rows(formulation: Formulation, bundles: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(formulation.row_unit * count for count in bundles)
 
@@ -93,6 +105,8 @@ def _stages(formulation: Formulation, answer: Answer, certificate: Certificate) 
                 devices=tuple(problem.devices[index] for index in members),
                 transport=_transport(formulation, members),
                 hop_transport=_transport(formulation, (*before, *members)) if position else "local",
+                kv_axis="heads",
+                kv_subgroups=(1,) * len(members),
                 runs=runs,
                 predicted_ns=certificate.stage_ns[position],
             )
@@ -135,11 +149,12 @@ def _draft(formulation: Formulation, answer: Answer, certificate: Certificate) -
         return None
     choice = problem.tail.groups[placed.group]
     members = problem.groups[choice.group].devices
-    sender = problem.groups[answer.stages[-1].group].devices[0]
+    devices = tuple(problem.devices[index] for index in members)
+    head = tuple(problem.devices[index] for index in problem.groups[answer.stages[-1].group].devices)
     return DraftPlacement(
-        devices=tuple(problem.devices[index] for index in members),
+        devices=devices,
         transport=_transport(formulation, members),
-        feature_transport=_transport(formulation, (sender, *members)),
+        feature_transport=hop_transport(formulation.inventory, head, devices),
         kv_heads=choice.columns[placed.column].shares,
         mlp_units=placed.units,
         embed_rows=None if placed.first_rows is None else _rows(formulation, placed.first_rows),

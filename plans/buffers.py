@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from plans.schema import DTYPE_BYTES, Attention, Draft, LayerClass, Mlp, Model, Options, Plan
+from plans.schema import KV_DTYPE_BYTES, Attention, Draft, LayerClass, Mlp, Model, Options, Plan
 
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
 TERMS: tuple[Term, ...] = ("kv", "draft_kv", "buffers", "comm")
@@ -24,7 +24,7 @@ ROW_ALIGN = 64
 MAX_AUX_FEATURES = 3
 """Target features of an eagle3 head; an eagle head has one."""
 
-_BYTES = {**DTYPE_BYTES, "int64": 8, "float64": 8, "uint8": 1}
+_BYTES = {**KV_DTYPE_BYTES, "int64": 8, "float64": 8, "uint8": 1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,7 +252,7 @@ def _base_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     for run in stage.runs:
         attention = layer_class(plan.model, first).attention
         shape = _cache_shape(plan.options, attention, run.kv_heads[share], run.num_layers, kv_rows(plan.options))
-        buffers.append(Buffer(name=f"kv.{first}", term="kv", dtype=plan.options.dtype, shape=shape))
+        buffers.append(Buffer(name=f"kv.{first}", term="kv", dtype=plan.options.kv_dtype, shape=shape))
         first += run.num_layers
     buffers += stage_buffers(
         plan.model,
@@ -275,7 +275,7 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     heads = place.kv_heads[share]
     shape = _cache_shape(options, draft.attention, heads, draft.num_layers, draft_kv_rows(options))
     return (
-        Buffer(name="draft.kv", term="draft_kv", dtype=options.dtype, shape=shape),
+        Buffer(name="draft.kv", term="draft_kv", dtype=options.kv_dtype, shape=shape),
         *draft_buffers(
             plan.model,
             draft,
@@ -297,7 +297,7 @@ def _cache_shape(
 
 
 def _cache_bytes(options: Options, attention: Attention, kv_heads: int, rows: int) -> int:
-    return math.prod(_cache_shape(options, attention, kv_heads, 1, rows)) * _BYTES[options.dtype]
+    return math.prod(_cache_shape(options, attention, kv_heads, 1, rows)) * _BYTES[options.kv_dtype]
 
 
 def _align(value: int, granule: int) -> int:

@@ -16,11 +16,13 @@ from plans.schema import (
     LayerClass,
     Mlp,
     Model,
+    Options,
     Plan,
     PlanError,
     Run,
     Stage,
     Transport,
+    VocabSplit,
 )
 
 
@@ -59,6 +61,11 @@ def group_transport(inventory: Inventory, members: Iterable[str]) -> Transport:
     return "nccl" if auto and len(gpus) == len(devices) else "gloo"
 
 
+def hop_transport(inventory: Inventory, before: tuple[str, ...], group: tuple[str, ...]) -> Transport:
+    """The transport from the leader of one group to another: ``local`` to the same devices, where nothing is sent."""
+    return "local" if before == group else group_transport(inventory, (before[0], *group))
+
+
 def _check_stages(plan: Plan) -> Iterator[Violation]:
     seen: dict[str, int] = {}
     first = 0
@@ -70,11 +77,13 @@ def _check_stages(plan: Plan) -> Iterator[Violation]:
         for j, device in enumerate(stage.devices):
             if seen.setdefault(device, i) != i:
                 yield bad(f"{path}.devices[{j}]", device, f"another device: stages[{seen[device]}] has this one")
+        yield from _check_subgroups(path, stage, plan.options)
         if not stage.runs:
             yield bad(f"{path}.runs", (), "at least one run of layers")
         for j, run in enumerate(stage.runs):
             for layers in _classes_of(plan.model, first, first + run.num_layers):
                 yield from _check_run(f"{path}.runs[{j}]", run, stage, layers.attention, layers.mlp)
+                yield from _check_head_dim(f"{path}.kv_subgroups", stage, layers.attention)
             if run.num_layers < 1:
                 yield bad(f"{path}.runs[{j}].num_layers", run.num_layers, "at least 1")
             first += run.num_layers
@@ -105,9 +114,43 @@ def _check_group(path: str, group: tuple[str, ...], inventory: Inventory) -> Ite
 
 def _check_run(path: str, run: Run, stage: Stage, attention: Attention, mlp: Mlp) -> Iterator[Violation]:
     count = len(stage.devices)
-    yield from _check_shares(f"{path}.kv_heads", run.kv_heads, count, attention.num_kv_heads, "KV heads", 1)
+    yield from _check_heads(f"{path}.kv_heads", run.kv_heads, stage, attention.num_kv_heads)
     units = mlp.intermediate_size // max(1, mlp.unit)
     yield from _check_shares(f"{path}.mlp_units", run.mlp_units, count, units, "MLP units", 0)
+
+
+def _check_subgroups(path: str, stage: Stage, options: Options) -> Iterator[Violation]:
+    sizes, count, asked = stage.kv_subgroups, len(stage.devices), options.kv_axis
+    if sum(sizes) != count or min(sizes, default=0) < 1:
+        yield bad(f"{path}.kv_subgroups", sizes, f"sizes of at least 1 that add up to {count} devices")
+        return
+    if (stage.kv_axis == "heads") != (max(sizes) == 1):
+        expected = "subgroups of 1, as the axis is heads" if stage.kv_axis == "heads" else "a subgroup of 2 or more"
+        yield bad(f"{path}.kv_subgroups", sizes, expected)
+    if stage.kv_axis == "batch" and max(sizes) > options.batch:
+        yield bad(f"{path}.kv_subgroups", sizes, f"at most {options.batch} in a subgroup, a sequence each")
+    if asked is not None and count > 1 and stage.kv_axis != asked:
+        yield bad(f"{path}.kv_axis", stage.kv_axis, f"{asked}, as options.kv_axis asks for")
+
+
+def _check_head_dim(path: str, stage: Stage, attention: Attention) -> Iterator[Violation]:
+    """Parts of a head are whole rotary pairs, equally many."""
+    pairs = attention.head_dim // 2
+    if stage.kv_axis == "head_dim" and any(size > 0 and pairs % size for size in stage.kv_subgroups):
+        yield bad(path, stage.kv_subgroups, f"divisors of the {pairs} rotary pairs of a head")
+
+
+def _check_heads(path: str, shares: tuple[int, ...], stage: Stage, total: int) -> Iterator[Violation]:
+    """The members of a subgroup hold the same heads."""
+    sizes = stage.kv_subgroups
+    if max(sizes, default=1) == 1 or sum(sizes) != len(shares) or min(sizes) < 1:
+        yield from _check_shares(path, shares, len(stage.devices), total, "KV heads", 1)
+        return
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    same = all(len(set(shares[i : i + size])) == 1 for i, size in zip(starts, sizes, strict=True))
+    if not same or sum(shares[i] for i in starts) != total or min(shares) < 1:
+        expected = f"shares of {total} KV heads for subgroups of {show(sizes)}, each at least 1 and equal inside one"
+        yield bad(path, shares, expected)
 
 
 def _check_shares(
@@ -119,15 +162,14 @@ def _check_shares(
 
 
 def _check_vocabulary(plan: Plan) -> Iterator[Violation]:
-    if not plan.stages:
-        return
-    for path, split, stage in (("embed", plan.embed, plan.stages[0]), ("head", plan.head, plan.stages[-1])):
-        yield from _check_shares(f"{path}.rows", split.rows, len(stage.devices), plan.model.vocab_size, "rows", 0)
+    for path, split in (("embed", plan.embed), ("head", plan.head)):
+        yield from _check_group(f"{path}.devices", split.devices, plan.inventory)
+        yield from _check_shares(f"{path}.rows", split.rows, len(split.devices), plan.model.vocab_size, "rows", 0)
 
 
 def _check_placement(plan: Plan) -> Iterator[Violation]:
     place, draft = plan.draft_placement, plan.draft
-    if place is None or draft is None or not plan.stages:
+    if place is None or draft is None:
         return
     path, count = "draft_placement", len(place.devices)
     yield from _check_group(f"{path}.devices", place.devices, plan.inventory)
@@ -140,8 +182,10 @@ def _check_placement(plan: Plan) -> Iterator[Violation]:
 
 
 def _check_draft_embedding(plan: Plan, place: DraftPlacement, draft: Draft) -> Iterator[Violation]:
-    path, first = "draft_placement.embed_rows", plan.stages[0].devices
-    if place.embed_rows is not None:
+    path, first = "draft_placement.embed_rows", plan.embed.devices
+    if place.embed_rows is not None and place.devices == first and not draft.own_embedding:
+        yield bad(path, place.embed_rows, "nothing, as the base's are on the same devices")
+    elif place.embed_rows is not None:
         rows = plan.model.vocab_size
         yield from _check_shares(path, place.embed_rows, len(place.devices), rows, "rows", 0)
     elif draft.own_embedding:
@@ -151,8 +195,10 @@ def _check_draft_embedding(plan: Plan, place: DraftPlacement, draft: Draft) -> I
 
 
 def _check_draft_head(plan: Plan, place: DraftPlacement, draft: Draft) -> Iterator[Violation]:
-    path, last = "draft_placement.head_rows", plan.stages[-1].devices
-    if place.head_rows is not None:
+    path, last = "draft_placement.head_rows", plan.head.devices
+    if place.head_rows is not None and place.devices == last and draft.kind == "eagle":
+        yield bad(path, place.head_rows, "nothing, as the base's are on the same devices")
+    elif place.head_rows is not None:
         rows = draft.draft_vocab_size
         yield from _check_shares(path, place.head_rows, len(place.devices), rows, "rows", 0)
     elif draft.kind == "eagle3":
@@ -162,27 +208,39 @@ def _check_draft_head(plan: Plan, place: DraftPlacement, draft: Draft) -> Iterat
 
 
 def _check_transports(plan: Plan) -> Iterator[Violation]:
-    found: list[tuple[str, Transport, tuple[str, ...]]] = []
-    for i, stage in enumerate(plan.stages):
-        before = plan.stages[i - 1].devices[:1] if i else stage.devices[:1]
-        hop = (*before, *(stage.devices if i else ()))
-        found.append((f"stages[{i}].transport", stage.transport, stage.devices))
-        found.append((f"stages[{i}].hop_transport", stage.hop_transport, hop))
-    place = plan.draft_placement
+    place, inventory = plan.draft_placement, plan.inventory
+    chain: list[tuple[str, tuple[str, ...], Stage | VocabSplit]] = [("embed", plan.embed.devices, plan.embed)]
+    chain += [(f"stages[{i}]", stage.devices, stage) for i, stage in enumerate(plan.stages)]
+    chain.append(("head", plan.head.devices, plan.head))
+    befores = [plan.embed.devices, *(devices for _, devices, _ in chain)]
+    for (path, devices, link), before in zip(chain, befores, strict=False):
+        yield from _check_transport(f"{path}.transport", link.transport, inventory, (), devices)
+        yield from _check_transport(f"{path}.hop_transport", link.hop_transport, inventory, before, devices)
     if place is not None:
-        features = (plan.stages[-1].devices[0], *place.devices)
-        found.append(("draft_placement.transport", place.transport, place.devices))
-        found.append(("draft_placement.feature_transport", place.feature_transport, features))
-    found.append(("message_transport", plan.message_transport, _used(plan)))
-    for path, transport, group in found:
-        expected = group_transport(plan.inventory, group)
-        if transport != expected:
-            yield bad(path, transport, f"{expected} between {show(tuple(dict.fromkeys(group)))}")
+        path = "draft_placement"
+        yield from _check_transport(f"{path}.transport", place.transport, inventory, (), place.devices)
+        features = f"{path}.feature_transport"
+        yield from _check_transport(features, place.feature_transport, inventory, plan.head.devices, place.devices)
+    yield from _check_transport("message_transport", plan.message_transport, inventory, (), _used(plan))
+
+
+def _check_transport(
+    path: str, found: Transport, inventory: Inventory, before: tuple[str, ...], group: tuple[str, ...]
+) -> Iterator[Violation]:
+    """Of a group, or of the leader of the group ``before`` and a group."""
+    expected = hop_transport(inventory, before, group) if before else group_transport(inventory, group)
+    if found == expected:
+        return
+    if before == group:
+        yield bad(path, found, f"local: nothing is sent to the same devices, {show(group)}")
+    else:
+        yield bad(path, found, f"{expected} between {show(tuple(dict.fromkeys((*before[:1], *group))))}")
 
 
 def _used(plan: Plan) -> tuple[str, ...]:
-    """Ids of the devices that stages and draft name, in inventory order."""
+    """Ids of the devices that stages, embedding, head and draft name, in inventory order."""
     names = {device for stage in plan.stages for device in stage.devices}
+    names.update(plan.embed.devices, plan.head.devices)
     names.update(plan.draft_placement.devices if plan.draft_placement is not None else ())
     return tuple(device.id for device in plan.inventory.devices if device.id in names)
 
@@ -193,7 +251,8 @@ def _check_memory(plan: Plan) -> Iterator[Violation]:
         yield bad("memory", listed, f"the devices in use, {show(_used(plan))}")
         return
     drafting = plan.draft_placement.devices if plan.draft_placement is not None else ()
-    serving = {device for stage in plan.stages for device in stage.devices}
+    serving = {*(device for stage in plan.stages for device in stage.devices), *plan.head.devices}
+    serving.update(device for device, rows in zip(plan.embed.devices, plan.embed.rows, strict=True) if rows)
     for i, entry in enumerate(plan.memory):
         path, device = f"memory[{i}]", plan.device(entry.device)
         terms = device_terms(plan, entry.device)

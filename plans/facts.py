@@ -31,6 +31,7 @@ def check_facts(plan: Plan) -> tuple[Violation, ...]:
     return (
         *_check_head(plan),
         *_check_options(plan.options),
+        *_check_custom(plan.options, plan.inventory),
         *_check_inventory(plan.inventory),
         *_check_model(plan),
         *_check_draft(plan),
@@ -86,6 +87,20 @@ def _check_options(options: Options) -> Iterator[Violation]:
     elif tree.total_token - 1 > pool_rows(options):
         pool = f"the root and a pool of {tree.top_k} + {tree.depth} * {tree.top_k}^2 candidates"
         yield bad("options.tree.total_token", tree.total_token, f"at most {pool_rows(options) + 1}: {pool}")
+
+
+def _check_custom(options: Options, inventory: Inventory) -> Iterator[Violation]:
+    if (options.custom is None) == (options.strategy == "custom"):
+        expected = "a device map" if options.custom is None else "nothing"
+        found = None if options.custom is None else f"{len(options.custom)} lines"
+        yield bad("options.custom", found, f"{expected}, as the strategy is {options.strategy}")
+    modules = tuple(pin.module for pin in options.custom or ())
+    if list(modules) != sorted(set(modules)):
+        yield bad("options.custom", modules, "distinct modules in order")
+    known = {device.id for device in inventory.devices}
+    for i, pin in enumerate(options.custom or ()):
+        if pin.device not in known:
+            yield bad(f"options.custom[{i}].device", pin.device, "a device of the inventory")
 
 
 def _check_inventory(inventory: Inventory) -> Iterator[Violation]:

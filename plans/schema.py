@@ -10,11 +10,17 @@ Shape letters used below: H hidden size, D head dim, K KV heads, U MLP units of 
 from dataclasses import dataclass
 from typing import Literal
 
-SCHEMA_MAJOR = 1
+SCHEMA_MAJOR = 2
 SCHEMA_MINOR = 0
 
 DType = Literal["bfloat16", "float16", "float32"]
 DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
+KV_DTYPE_BYTES: dict[str, int] = {**DTYPE_BYTES, "float8_e4m3fn": 1}
+
+Strategy = Literal["latency", "balanced", "balanced_low_0", "sequential", "custom"]
+KvAxis = Literal["heads", "context", "head_dim", "batch"]
+"""What a subgroup divides of the KV cache of its heads; ``heads``: each head is held by one device."""
 
 Transport = Literal["gloo", "nccl", "local"]
 """How a group communicates: ``local`` means that the group has one member and never does."""
@@ -118,6 +124,15 @@ class Tree:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pin:
+    """One line of a device map: a module of the checkpoint, with all that is in it, and the device it is to be on."""
+
+    module: str
+    """Dotted name as in the checkpoint; empty: everything that no other line names."""
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """What was asked for."""
 
@@ -125,10 +140,19 @@ class Options:
     context: int
     """Positions of one sequence: prompt and new tokens together."""
     dtype: DType
-    """Of weights, KV and activations."""
+    """Of weights and activations."""
+    kv_dtype: KvDType
+    """Of the KV caches of base and draft."""
     prefill_chunk: int
     """Prompt tokens of one forward in prefill."""
-    strategy: Literal["latency"]
+    strategy: Strategy
+    """What comes first: the time of a step (``latency``), the least free memory of a device (``balanced``; in
+    ``balanced_low_0`` as little as can be on the first device before that), filling devices in order (``sequential``),
+    or the device map (``custom``); the rest is then the fastest."""
+    kv_axis: KvAxis | None
+    """Of all stages, as asked for; None: the solver chooses, stage by stage."""
+    custom: tuple[Pin, ...] | None
+    """The device map of the strategy ``custom``; None otherwise."""
     gap_ppm: int
     """Accepted relative distance of objective and bound, in parts per million; 0: proven optimal."""
     tree: Tree | None
@@ -209,21 +233,30 @@ class Run:
 
     num_layers: int
     kv_heads: tuple[int, ...]
-    """KV heads of each device, each with its query heads; the sum is K, each at least 1."""
+    """KV heads of each device, each with its query heads, at least 1; members of one subgroup hold the same heads and
+    show the same number, and the sum over subgroups is K."""
     mlp_units: tuple[int, ...]
     """MLP units of each device; the sum is U."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """A contiguous range of layers run by one ordered group of devices; the first is its leader."""
+    """A contiguous range of layers run by one ordered group of devices; the first is its leader.
+
+    Consecutive devices form subgroups. The m members of a subgroup share the KV cache of its heads along ``kv_axis``:
+    ``context``: ceil(T/m) rows of every sequence; ``head_dim``: D/m dims of every head; ``batch``: ceil(B/m) sequences.
+    """
 
     first_layer: int
     devices: tuple[str, ...]
     transport: Transport
     """Of the group."""
     hop_transport: Transport
-    """Of {leader of the stage before} + this group; ``local`` for the first stage."""
+    """Of {leader of the stage before} + this group; of the first stage, of {leader of the embedding's group} + this
+    group. ``local`` where both are the same devices."""
+    kv_axis: KvAxis
+    kv_subgroups: tuple[int, ...]
+    """Sizes of the subgroups, in the order of ``devices``; all 1 exactly for ``heads``. The sum is the group's size."""
     runs: tuple[Run, ...]
     predicted_ns: int
     """Of one verify: its layers with their collectives, and the hop into it."""
@@ -235,10 +268,17 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VocabSplit:
-    """Vocabulary rows of each device of a stage: contiguous ranges in the order of its devices; 0 is allowed."""
+    """Vocabulary rows over an ordered group of devices, any group; the first is its leader."""
 
+    devices: tuple[str, ...]
+    transport: Transport
+    """Of the group."""
+    hop_transport: Transport
+    """Head: of {leader of the last stage} + this group, ``local`` where both are the same devices. Embed: ``local``."""
     rows: tuple[int, ...]
+    """Of each device: contiguous ranges in the order of ``devices``; 0 is allowed."""
     predicted_ns: int
+    """With receiving."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,14 +291,16 @@ class DraftPlacement:
     devices: tuple[str, ...]
     transport: Transport
     feature_transport: Transport
-    """Of {leader of the last stage} + this group: accepted features and the verified tokens; ``local``
-    where the group is that leader alone."""
+    """Of {leader of the head's group} + this group: accepted features and the verified tokens; ``local``
+    where both are the same devices."""
     kv_heads: tuple[int, ...]
     mlp_units: tuple[int, ...]
     embed_rows: tuple[int, ...] | None
-    """Rows of the head's embedding table; None: the base's, on the same devices with the same rows."""
+    """Rows of the head's embedding table; None exactly where it has none of its own and is on the devices of the
+    base's: it uses that, with the same rows."""
     head_rows: tuple[int, ...] | None
-    """Rows of the lm_head; None (eagle only): the base's, on the same devices with the same rows."""
+    """Rows of the lm_head; None exactly for ``eagle`` on the devices of the base's: it uses that, with the same
+    rows."""
     predicted_ns: int
     """Of one draft: depth + 1 passes."""
 
@@ -315,9 +357,9 @@ class Plan:
     draft: Draft | None
     stages: tuple[Stage, ...]
     embed: VocabSplit
-    """On the devices of the first stage."""
+    """The embedding table."""
     head: VocabSplit
-    """On the devices of the last stage."""
+    """Final norm, whole on each device of the group, and lm_head."""
     draft_placement: DraftPlacement | None
     message_transport: Transport
     """Of the group of all devices in use, for the fixed-width message of a step."""

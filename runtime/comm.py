@@ -6,7 +6,8 @@
     feature  leader of the last stage + draft         broadcast of accepted features
     world    all devices                              broadcast of the step's message
 
-A group of one is local: its collectives do nothing. The transport is the plan's; nothing is probed.
+A group of one is local: its collectives do nothing; so is a hop to the very devices that have what would be sent. The
+transport is the plan's; nothing is probed.
 """
 
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ class Group:
     staged: bool
     """Messages of accelerators go through host memory, because the transport only knows that."""
     handle: dist.ProcessGroup | None
-    """None: local."""
+    """None: local. A group of several that is local is one to which nothing is sent: each has it already."""
 
     @property
     def leads(self) -> bool:
@@ -150,7 +151,7 @@ class _Maker:
     made: dict[tuple[tuple[int, ...], str], dist.ProcessGroup]
 
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
-        handle = self._handle(ranks, transport) if len(ranks) > 1 else None
+        handle = self._handle(ranks, transport) if transport != "local" else None
         if self.rank not in ranks:
             return None
         return Group(name=name, ranks=ranks, rank=self.rank, staged=transport == "gloo", handle=handle)

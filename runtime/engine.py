@@ -25,6 +25,7 @@ from torch import Tensor
 from plans import codec
 from plans.artifact import align
 from plans.buffers import accept_rows, tree_depth, tree_rows
+from plans.facts import show
 from plans.schema import Plan
 from runtime.base import BaseStage, Forward
 from runtime.comm import Comm, Rendezvous, connect, disconnect
@@ -105,6 +106,22 @@ class Channel:
         return Message(accepted=words[0], path=words[1:start], tokens=words[start:stop], parents=words[stop:])
 
 
+def check_supported(plan: Plan) -> None:
+    """Raise RequestError for a plan that this runtime does not execute, naming what it does not."""
+    options, first, last = plan.options, plan.stages[0].devices, plan.stages[-1].devices
+    facts: list[tuple[str, object, object, str]] = [
+        ("options.batch", options.batch, 1, "this runtime decodes 1 sequence"),
+        ("options.kv_dtype", options.kv_dtype, options.dtype, "this runtime keeps KV in the plan's dtype"),
+        ("embed.devices", plan.embed.devices, first, "this runtime has the embedding on the first stage"),
+        ("head.devices", plan.head.devices, last, "this runtime has the head on the last stage"),
+    ]
+    for i, stage in enumerate(plan.stages):
+        facts.append((f"stages[{i}].kv_axis", stage.kv_axis, "heads", "this runtime divides KV by heads"))
+    for path, found, expected, why in facts:
+        if found != expected:
+            raise RequestError(f"plan: {path}: found {show(found)}, expected {show(expected)}: {why}")
+
+
 def check_request(plan: Plan, request: Request) -> None:
     """Raise RequestError where the plan cannot serve the request."""
     context, vocabulary, prompt = plan.options.context, plan.model.vocab_size, request.prompt_ids
@@ -128,8 +145,6 @@ class Engine:
 
     @torch.inference_mode()
     def __init__(self, plan: Plan, directory: Path, image: Image, comm: Comm, doing: Doing) -> None:
-        if plan.options.batch != 1:
-            raise RequestError(f"plan: options.batch: found {plan.options.batch}, this runtime decodes 1 sequence")
         self.plan, self._directory, self._comm, self._image, self._doing = plan, directory, comm, image, doing
         device = plan.devices[comm.rank]
         self._device = torch_device(device)
@@ -139,7 +154,7 @@ class Engine:
         self._drafter = Drafter(plan, image, self.memory, comm) if comm.draft else None
         ranks = {device.id: rank for rank, device in enumerate(plan.devices)}
         verifier = ranks[plan.stages[-1].devices[0]]
-        self._verifies = comm.rank == verifier
+        self._verifies = comm.stages[-1] is not None  # from equal logits, each device of the stage the same
         buffer = self.memory.buffer("draft.message" if self._stage is None else "message")
         self._plain = Channel(buffer, nodes=1, kept=1, levels=0, source=verifier, drafted=False)
         self._drafted = self._plain
@@ -166,6 +181,7 @@ class Engine:
         """
         directory = Path(directory)
         plan = codec.load(directory)
+        check_supported(plan)
         if len(plan.devices) > 1 and rendezvous is None:
             raise RequestError(f"{directory}: the plan has {len(plan.devices)} devices: use `python -m runtime run`")
         device = plan.devices[rank]

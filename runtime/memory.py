@@ -10,6 +10,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
+    "float8_e4m3fn": torch.float8_e4m3fn,
     "float64": torch.float64,
     "int64": torch.int64,
     "uint8": torch.uint8,

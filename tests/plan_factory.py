@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from planner import layout, memory
-from plans.check import group_transport, require
+from plans.check import group_transport, hop_transport, require
 from plans.schema import (
     Attention,
     Device,
@@ -21,6 +21,8 @@ from plans.schema import (
     Host,
     Inputs,
     Inventory,
+    KvAxis,
+    KvDType,
     LayerClass,
     Link,
     Mlp,
@@ -131,6 +133,9 @@ class Group:
 
     devices: tuple[str, ...]
     runs: tuple[Run, ...]
+    axis: KvAxis = "heads"
+    subgroups: tuple[int, ...] = ()
+    """Empty: of one device each."""
 
 
 def group(model: Model, devices: Sequence[str], num_layers: int) -> Group:
@@ -153,7 +158,11 @@ def make_plan(
     embed_rows: tuple[int, ...] | None = None,
     head_rows: tuple[int, ...] | None = None,
     inputs: Inputs | None = None,
+    embed: Sequence[str] | None = None,
+    head: Sequence[str] | None = None,
     dtype: DType = "float32",
+    kv_dtype: KvDType | None = None,
+    batch: int = 1,
     context: int = 64,
     prefill_chunk: int = 16,
     tree: Tree = TREE,
@@ -161,22 +170,33 @@ def make_plan(
 ) -> Plan:
     """A plan with these groups and shares; the head, if any, by default whole on the last group's leader.
 
-    Vocabulary rows are split evenly by default. ``devices``: the inventory; by default CPUs of 64 MiB by these names.
+    Embedding and head are by default on the devices of the first and the last stage, their rows split evenly.
+    ``devices``: the inventory; by default CPUs of 64 MiB by these names.
     """
-    names = {device for members in groups for device in members.devices}
+    embed, head = tuple(embed or groups[0].devices), tuple(head or groups[-1].devices)
+    names = {*embed, *head, *(device for members in groups for device in members.devices)}
     if draft is not None and placement is None:
-        placement = split_draft(model, draft, groups[-1].devices[:1])
-    names |= set(placement.devices) if placement is not None else set()
+        placement = split_draft(model, draft, head[:1])
+    if draft is not None and placement is not None:
+        names |= set(placement.devices)
+        placement = dataclasses.replace(
+            placement,
+            embed_rows=None if placement.devices == embed and not draft.own_embedding else placement.embed_rows,
+            head_rows=None if placement.devices == head and draft.kind == "eagle" else placement.head_rows,
+        )
     listed = sorted(devices or [make_device(name) for name in names], key=lambda device: (device.host, device.id))
     plan = Plan(
-        schema="1.0",
+        schema="2.0",
         inputs=inputs or (INPUTS if draft is None else DRAFT_INPUTS),
         options=Options(
-            batch=1,
+            batch=batch,
             context=context,
             dtype=dtype,
+            kv_dtype=kv_dtype or dtype,
             prefill_chunk=prefill_chunk,
             strategy="latency",
+            kv_axis=None,
+            custom=None,
             gap_ppm=0,
             tree=tree if draft is not None else None,
         ),
@@ -184,8 +204,8 @@ def make_plan(
         model=model,
         draft=draft,
         stages=_stages(groups),
-        embed=VocabSplit(rows=embed_rows or even(model.vocab_size, len(groups[0].devices)), predicted_ns=1000),
-        head=VocabSplit(rows=head_rows or even(model.vocab_size, len(groups[-1].devices)), predicted_ns=1000),
+        embed=_split(embed, embed_rows or even(model.vocab_size, len(embed))),
+        head=_split(head, head_rows or even(model.vocab_size, len(head))),
         draft_placement=placement,
         message_transport="local",
         memory=tuple(_no_memory(device.id) for device in listed if device.id in names),
@@ -196,13 +216,8 @@ def make_plan(
     return plan
 
 
-def split_draft(
-    model: Model, draft: Draft, devices: tuple[str, ...], *, own_embed: bool = True, own_head: bool = True
-) -> DraftPlacement:
-    """The head over a group in nearly equal shares.
-
-    Without a table of its own it uses the base's, which must then be split over the same devices.
-    """
+def split_draft(model: Model, draft: Draft, devices: tuple[str, ...]) -> DraftPlacement:
+    """The head over a group in nearly equal shares; ``make_plan`` drops the tables that it shares with the base."""
     count = len(devices)
     return DraftPlacement(
         devices=devices,
@@ -210,10 +225,14 @@ def split_draft(
         feature_transport="local",
         kv_heads=even(draft.attention.num_kv_heads, count),
         mlp_units=even(draft.mlp.intermediate_size // draft.mlp.unit, count),
-        embed_rows=even(model.vocab_size, count) if own_embed else None,
-        head_rows=even(draft.draft_vocab_size, count) if own_head else None,
+        embed_rows=even(model.vocab_size, count),
+        head_rows=even(draft.draft_vocab_size, count),
         predicted_ns=1000,
     )
+
+
+def _split(devices: tuple[str, ...], rows: tuple[int, ...]) -> VocabSplit:
+    return VocabSplit(devices=devices, transport="local", hop_transport="local", rows=rows, predicted_ns=1000)
 
 
 def _stages(groups: Sequence[Group]) -> tuple[Stage, ...]:
@@ -225,6 +244,8 @@ def _stages(groups: Sequence[Group]) -> tuple[Stage, ...]:
                 devices=members.devices,
                 transport="local",
                 hop_transport="local",
+                kv_axis=members.axis,
+                kv_subgroups=members.subgroups or (1,) * len(members.devices),
                 runs=members.runs,
                 predicted_ns=1000,
             )
@@ -259,21 +280,26 @@ def _with_transports(plan: Plan) -> Plan:
     def of(*members: str) -> Transport:
         return group_transport(plan.inventory, members)
 
-    befores = [None, *(stage.devices[0] for stage in plan.stages)]
+    befores = [plan.embed.devices, *(stage.devices for stage in plan.stages)]
     stages = tuple(
         dataclasses.replace(
             stage,
             transport=of(*stage.devices),
-            hop_transport="local" if before is None else of(before, *stage.devices),
+            hop_transport=hop_transport(plan.inventory, before, stage.devices),
         )
         for stage, before in zip(plan.stages, befores, strict=False)
     )
+    embed = dataclasses.replace(plan.embed, transport=of(*plan.embed.devices))
+    hop = hop_transport(plan.inventory, befores[-1], plan.head.devices)
+    head = dataclasses.replace(plan.head, transport=of(*plan.head.devices), hop_transport=hop)
     place = plan.draft_placement
     if place is not None:
-        verifier = plan.stages[-1].devices[0]
-        place = dataclasses.replace(place, transport=of(*place.devices), feature_transport=of(verifier, *place.devices))
+        features = hop_transport(plan.inventory, head.devices, place.devices)
+        place = dataclasses.replace(place, transport=of(*place.devices), feature_transport=features)
     message = of(*(device.id for device in plan.devices))
-    return dataclasses.replace(plan, stages=stages, draft_placement=place, message_transport=message)
+    return dataclasses.replace(
+        plan, stages=stages, embed=embed, head=head, draft_placement=place, message_transport=message
+    )
 
 
 def _with_memory(plan: Plan) -> Plan:

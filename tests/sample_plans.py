@@ -25,6 +25,7 @@ from plans.schema import (
     Proof,
     Run,
     Stage,
+    Transport,
     Tree,
     VocabSplit,
 )
@@ -93,8 +94,11 @@ OPTIONS = Options(
     batch=1,
     context=512,
     dtype="float32",
+    kv_dtype="float32",
     prefill_chunk=64,
     strategy="latency",
+    kv_axis=None,
+    custom=None,
     gap_ppm=0,
     tree=Tree(kind="dynamic", total_token=60, depth=7, top_k=10),
 )
@@ -104,6 +108,8 @@ STAGES = (
         devices=("cpu0", "cpu1"),
         transport="gloo",
         hop_transport="local",
+        kv_axis="heads",
+        kv_subgroups=(1, 1),
         runs=(
             Run(num_layers=3, kv_heads=(3, 1), mlp_units=(32, 16)),
             Run(num_layers=2, kv_heads=(2, 2), mlp_units=(33, 15)),
@@ -115,16 +121,25 @@ STAGES = (
         devices=("cpu2",),
         transport="local",
         hop_transport="gloo",
+        kv_axis="heads",
+        kv_subgroups=(1,),
         runs=(Run(num_layers=3, kv_heads=(4,), mlp_units=(48,)),),
         predicted_ns=2_300_000,
     ),
 )
 
 
+def split(devices: tuple[str, ...], transport: Transport, rows: tuple[int, ...], predicted_ns: int) -> VocabSplit:
+    """A table on the devices of the stage beside it."""
+    return VocabSplit(
+        devices=devices, transport=transport, hop_transport="local", rows=rows, predicted_ns=predicted_ns
+    )
+
+
 def two_stage_plan() -> Plan:
     """An unequal pair, then one device with the draft; the fourth device of the inventory is not used."""
     plan = Plan(
-        schema="1.0",
+        schema="2.0",
         inputs=Inputs(
             base_config_sha256="1" * 64,
             base_tensors_sha256="2" * 64,
@@ -136,8 +151,8 @@ def two_stage_plan() -> Plan:
         model=MODEL,
         draft=DRAFT,
         stages=STAGES,
-        embed=VocabSplit(rows=(1000, 24), predicted_ns=60_000),
-        head=VocabSplit(rows=(1024,), predicted_ns=170_000),
+        embed=split(("cpu0", "cpu1"), "gloo", (1000, 24), 60_000),
+        head=split(("cpu2",), "local", (1024,), 170_000),
         draft_placement=DraftPlacement(
             devices=("cpu2",),
             transport="local",
@@ -163,6 +178,8 @@ def one_device_plan() -> Plan:
         devices=("cpu2",),
         transport="local",
         hop_transport="local",
+        kv_axis="heads",
+        kv_subgroups=(1,),
         runs=(Run(num_layers=8, kv_heads=(4,), mlp_units=(48,)),),
         predicted_ns=6_000_000,
     )
@@ -172,8 +189,8 @@ def one_device_plan() -> Plan:
         options=dataclasses.replace(plan.options, tree=None),
         draft=None,
         stages=(stage,),
-        embed=VocabSplit(rows=(1024,), predicted_ns=60_000),
-        head=VocabSplit(rows=(1024,), predicted_ns=170_000),
+        embed=split(("cpu2",), "local", (1024,), 60_000),
+        head=split(("cpu2",), "local", (1024,), 170_000),
         draft_placement=None,
         message_transport="local",
         memory=(_empty_memory("cpu2"),),
@@ -207,13 +224,13 @@ def nvlink_plan() -> Plan:
     )
     run = Run(num_layers=80, kv_heads=(2,) * 4, mlp_units=(56,) * 4)
     stage = dataclasses.replace(
-        STAGES[0], devices=names, transport="nccl", runs=(run,), predicted_ns=25_900_000
+        STAGES[0], devices=names, transport="nccl", kv_subgroups=(1,) * 4, runs=(run,), predicted_ns=25_900_000
     )
     base = two_stage_plan()
     assert base.draft_placement is not None
     plan = dataclasses.replace(
         base,
-        options=dataclasses.replace(OPTIONS, context=8192, dtype="bfloat16", prefill_chunk=512),
+        options=dataclasses.replace(OPTIONS, context=8192, dtype="bfloat16", kv_dtype="bfloat16", prefill_chunk=512),
         inventory=inventory,
         model=dataclasses.replace(
             MODEL,
@@ -231,8 +248,8 @@ def nvlink_plan() -> Plan:
             aux_layers=(2, 40, 77),
         ),
         stages=(stage,),
-        embed=VocabSplit(rows=(32064,) * 4, predicted_ns=30_000),
-        head=VocabSplit(rows=(32064,) * 4, predicted_ns=400_000),
+        embed=split(names, "nccl", (32064,) * 4, 30_000),
+        head=split(names, "nccl", (32064,) * 4, 400_000),
         draft_placement=dataclasses.replace(
             base.draft_placement,
             devices=names[:2],

@@ -180,7 +180,7 @@ def placed(name: str, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
         "tensor parallel, unequal, head of the base": (
             [Group(devices=("b", "a"), runs=(_run(8, (3, 1), tp),))],
             "eagle",
-            split_draft(model, eagle, ("b", "a"), own_embed=False, own_head=False),
+            split_draft(model, eagle, ("b", "a")),
             {"embed_rows": (vocabulary, 0), "head_rows": (1, vocabulary - 1)},
         ),
         "two unequal stages, draft split": (

@@ -48,7 +48,7 @@ def test_the_order_of_an_image() -> None:
 def test_the_order_of_an_eagle_head_with_the_tables_of_the_base() -> None:
     model = make_model()
     draft = make_draft(model, kind="eagle", num_layers=2)
-    place = split_draft(model, draft, ("a",), own_embed=False, own_head=False)
+    place = split_draft(model, draft, ("a",))
     plan = make_plan(model, [group(model, ["a"], 4)], draft=draft, placement=place)
     inside = ["qkv", "o", "mlp_norm", "gate_up", "down"]
     expected = ["draft.rope.inv_freq", "draft.fc.weight", "draft.fc.bias"]

@@ -62,8 +62,11 @@ def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int
         batch=1,
         context=64,
         dtype=dtype,
+        kv_dtype=dtype,
         prefill_chunk=16,
         strategy="latency",
+        kv_axis=None,
+        custom=None,
         gap_ppm=0,
         tree=TREE if tree else None,
     )

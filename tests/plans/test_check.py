@@ -27,7 +27,7 @@ DIGITS = "64 hexadecimal digits"
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", "2.0", "schema: found 2.0, expected 1.x"),
+        ("schema", "3.0", "schema: found 3.0, expected 2.x"),
         ("inputs.base_config_sha256", "xyz", f"inputs.base_config_sha256: found xyz, expected {DIGITS}"),
         ("inputs.draft_tensors_sha256", None, f"inputs.draft_tensors_sha256: found nothing, expected {DIGITS}"),
         ("options.batch", 0, "options.batch: found 0, expected at least 1"),
@@ -150,7 +150,11 @@ DIGITS = "64 hexadecimal digits"
             "local",
             "stages[1].hop_transport: found local, expected gloo between [cpu0, cpu2]",
         ),
-        ("stages[0].hop_transport", "gloo", "stages[0].hop_transport: found gloo, expected local between [cpu0]"),
+        (
+            "stages[0].hop_transport",
+            "gloo",
+            "stages[0].hop_transport: found gloo, expected local: nothing is sent to the same devices, [cpu0, cpu1]",
+        ),
         ("message_transport", "local", "message_transport: found local, expected gloo between [cpu0, cpu1, cpu2]"),
         ("memory[0].kv_bytes", 7, f"memory[0].kv_bytes: found 7, expected {KV}, as its buffers take"),
         (

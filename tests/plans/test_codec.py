@@ -27,7 +27,7 @@ INTEGERS = st.integers(0, 2**63 - 1)
 st.register_type_strategy(int, INTEGERS)
 st.register_type_strategy(str, TEXT)
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
-PLANS = st.builds(Plan, schema=st.just("1.0"))
+PLANS = st.builds(Plan, schema=st.just("2.0"))
 
 
 @settings(max_examples=20, deadline=None)
@@ -68,8 +68,10 @@ CANONICAL_LINK = "link_class: pcie\nlatency_ns: 10\nbandwidth_bytes_per_s: 5\n"
 
 def test_canonical_text_of_a_record() -> None:
     assert dump_yaml(encode(LINK)) == CANONICAL_LINK
-    split = VocabSplit(rows=(1, 0, 2), predicted_ns=7)
-    assert dump_yaml(encode(split)) == "rows: [1, 0, 2]\npredicted_ns: 7\n"
+    split = VocabSplit(devices=("a", "b", "c"), transport="nccl", hop_transport="local", rows=(1, 0, 2), predicted_ns=7)
+    assert dump_yaml(encode(split)) == (
+        "devices: [a, b, c]\ntransport: nccl\nhop_transport: local\nrows: [1, 0, 2]\npredicted_ns: 7\n"
+    )
 
 
 def test_text_that_is_equal_but_not_canonical_is_read() -> None:
@@ -185,22 +187,22 @@ def test_the_path_leads_to_the_datum(plan: Plan) -> None:
 @settings(max_examples=5, deadline=None)
 @given(PLANS)
 def test_a_newer_minor_schema_is_read_unless_it_has_more_fields(plan: Plan) -> None:
-    data = encode(plan) | {"schema": "1.7"}
-    assert loads(dump_yaml(data)).schema == "1.7"
+    data = encode(plan) | {"schema": "2.7"}
+    assert loads(dump_yaml(data)).schema == "2.7"
     data["options"]["zzz"] = 1
     with pytest.raises(PlanError) as caught:
         loads(dump_yaml(data))
     assert str(caught.value) == (
-        "plan.yaml: options.zzz: unknown field, expected one of batch, context, dtype, prefill_chunk, strategy, "
-        "gap_ppm, tree (the plan has schema 1.7, this program knows 1.0: update it)"
+        "plan.yaml: options.zzz: unknown field, expected one of batch, context, dtype, kv_dtype, prefill_chunk, "
+        "strategy, kv_axis, custom, gap_ppm, tree (the plan has schema 2.7, this program knows 2.0: update it)"
     )
 
 
 def test_a_newer_major_schema_has_its_own_error() -> None:
     with pytest.raises(NewerSchemaError) as caught:
-        loads("schema: '2.0'\nanything: else\n", "p/plan.yaml")
+        loads("schema: '3.0'\nanything: else\n", "p/plan.yaml")
     assert str(caught.value) == (
-        "p/plan.yaml: schema: the plan has version 2.0, this program reads up to 1.x: "
+        "p/plan.yaml: schema: the plan has version 3.0, this program reads up to 2.x: "
         "update the program, or build the plan again with this one"
     )
     assert caught.value.exit_code == 2
@@ -210,11 +212,11 @@ def test_a_newer_major_schema_has_its_own_error() -> None:
     ("text", "message"),
     [
         ("", "plan.yaml: found nothing, expected a mapping (Plan)"),
-        ("a: 1", "plan.yaml: schema: missing, expected a string like '1.0'"),
-        ("schema: 1.0", "plan.yaml: schema: found 1.0, expected a string like '1.0'"),
-        ("schema: '1'", "plan.yaml: schema: found '1', expected a string like '1.0'"),
-        ("schema: '01.0'", "plan.yaml: schema: found '01.0', expected a string like '1.0'"),
-        ("schema: '0.9'", "plan.yaml: schema: version 0.9 is older than 1.0: build the plan again"),
+        ("a: 1", "plan.yaml: schema: missing, expected a string like '2.0'"),
+        ("schema: 1.0", "plan.yaml: schema: found 1.0, expected a string like '2.0'"),
+        ("schema: '1'", "plan.yaml: schema: found '1', expected a string like '2.0'"),
+        ("schema: '01.0'", "plan.yaml: schema: found '01.0', expected a string like '2.0'"),
+        ("schema: '1.0'", "plan.yaml: schema: version 1.0 is older than 2.0: build the plan again"),
     ],
 )
 def test_versions_that_are_refused(text: str, message: str) -> None:

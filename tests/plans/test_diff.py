@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plans.diff import Difference, diff, moved_bytes, moves, summary
@@ -10,7 +10,7 @@ from plans.schema import Plan
 from tests.sample_plans import edited, nvlink_plan, one_device_plan, two_stage_plan
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # two whole plans
 @given(st.builds(Plan), st.builds(Plan))
 def test_the_difference_is_empty_exactly_for_equal_plans(a: Plan, b: Plan) -> None:
     assert diff(a, a) == ()
@@ -42,7 +42,7 @@ def test_a_difference_names_kind_path_and_values() -> None:
 def test_kinds_follow_the_sections() -> None:
     plan = two_stage_plan()
     kinds = {
-        "schema": "1.1",
+        "schema": "2.1",
         "inputs.base_config_sha256": "f",
         "inventory.hosts[0].transport": "gloo",
         "model.hidden_size": 1,
