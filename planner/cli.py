@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,15 +21,17 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from planner import build as builder
 from planner import report
 from planner.compile import CompileReport, compile_plan
-from planner.errors import InfeasibleError, InputError, PlannerError
+from planner.detect import detect
+from planner.errors import InfeasibleError, InputError, OutputError, PlannerError
 from planner.families import BaseInput, DraftInput, load_base, load_draft, scan
 from planner.inventory import dump_inventory, load_inventory
+from planner.nvml import read_machine
 from planner.solve import Settings
 from planner.view import format_bytes, format_ns
 from plans import codec
 from plans import diff as plan_diff
 from plans.check import require
-from plans.schema import DTYPE_BYTES, Plan, PlanError, Tree
+from plans.schema import DTYPE_BYTES, DType, Plan, PlanError, Tree
 
 DIRECTORY = click.Path(path_type=Path)
 
@@ -348,17 +351,40 @@ def check(*, plans: tuple[Path, ...], workers: int, solver_seed: int, as_json: b
 
 
 @main.command()
-@click.argument("file", type=DIRECTORY, default=Path("inventory.yaml"))
+@click.argument("file", type=DIRECTORY, required=False)
+@click.option("--detect", "detected", is_flag=True, help="Write the inventory of this machine, as NVML tells it.")
 @click.option("--dtype", type=click.Choice(list(DTYPE_BYTES)), default="bfloat16", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
 @refusals
-def inventory(*, file: Path, dtype: Any, as_json: bool) -> None:
-    """An inventory with every default written out."""
-    devices = load_inventory(file, dtype)
+def inventory(*, file: Path | None, detected: bool, dtype: Any, as_json: bool) -> None:
+    """An inventory with every default written out (default: inventory.yaml); or with --detect that of this machine,
+    to FILE where there is none yet, else to stdout."""
+    if detected:
+        write_detected(file, dtype, as_json)
+        return
+    devices = load_inventory(file or Path("inventory.yaml"), dtype)
     if as_json:
         put({"inventory": codec.encode(devices)})
     else:
         click.echo(dump_inventory(devices), nl=False)
+
+
+def write_detected(file: Path | None, dtype: DType, as_json: bool) -> None:
+    name = socket.gethostname().partition(".")[0]
+    found = detect(read_machine(), name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) else "box0", dtype)
+    for line in found.left_out:
+        say(f"left out: {line}")
+    if file is not None:
+        try:
+            with file.open("x") as stream:
+                stream.write(found.text)
+        except OSError as error:
+            raise OutputError(f"{file}: cannot write the inventory: {error.strerror}: give a new file") from error
+        say(f"{file}: {len(found.inventory.devices)} devices")
+    if as_json:
+        put({"inventory": codec.encode(found.inventory), "left_out": list(found.left_out)})
+    elif file is None:
+        click.echo(found.text, nl=False)
 
 
 @main.command("scan")

@@ -18,7 +18,7 @@ NEVER_IN_RUNTIME = {"planner", "ortools", "networkx", "transformers", "jinja2"}
 NEVER_IN_PLANNER = {"runtime", "transformers"}
 READS_WEIGHTS = {"planner.compile", "planner.pickled", "planner.stream"}
 """The only modules of the planner that may touch torch; none of them is imported to plan."""
-ONLY_IN = {"ortools": "planner.solve", "jinja2": "planner.report"}
+ONLY_IN = {"ortools": "planner.solve", "jinja2": "planner.report", "pynvml": "planner.nvml"}
 
 
 def modules() -> dict[str, Path]:
