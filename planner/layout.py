@@ -3,7 +3,8 @@
 The one place that knows the slots. Planning counts bytes with the functions that lay out the image, so planned bytes
 and image bytes agree by construction: the data of an image is exactly weights_bytes + draft_weights_bytes.
 
-Shape letters: H hidden size, D head dim, k KV heads and h query heads of this device, m MLP channels of this device.
+Shape letters: H hidden size, D head dim, k KV heads and h query heads of this device, m MLP channels of this device,
+E experts (m is then of each).
 """
 
 import dataclasses
@@ -95,13 +96,15 @@ def _scaled(span: Range, factor: int) -> Range:
 
 
 def _attention(make: _Maker, hidden: int, width: int, attention: Attention, heads: Range, leader: bool) -> list[Slot]:
-    """qkv [(h+2k)*D, width] and o [H, h*D] of the KV heads of a range; the group's leader adds the bias of o."""
+    """qkv [(h+2k)*D, width], norms of q and k [D] and o [H, h*D] of a range of KV heads; the leader has o's bias."""
     group = attention.num_heads // attention.num_kv_heads
     kv = _scaled(heads, attention.head_dim)
     q = _scaled(kv, group)
     slots = [make.slot("qkv.weight", [("q.weight", q), ("k.weight", kv), ("v.weight", kv)], width)]
     if attention.qkv_bias:
         slots.append(make.slot("qkv.bias", [("q.bias", q), ("k.bias", kv), ("v.bias", kv)], None))
+    if attention.qk_norm:
+        slots += [make.vector(f"{name}.weight", attention.head_dim) for name in ("q_norm", "k_norm")]
     slots.append(make.slot("o.weight", [("o.weight", (0, hidden))], q[1] - q[0], q))
     if attention.o_bias and leader:
         slots.append(make.vector("o.bias", hidden))
@@ -112,6 +115,8 @@ def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool) -> lis
     """mlp_norm, gate_up [2*m, H] and down [H, m]; a share of no units has the norm, and a leader's bias, alone."""
     span = _scaled(units, mlp.unit)
     slots = [make.vector("mlp_norm.weight", hidden)]
+    if mlp.kind == "moe":
+        return slots + _experts(make, hidden, mlp, span)
     if span[1] > span[0]:
         slots.append(make.slot("gate_up.weight", [("gate.weight", span), ("up.weight", span)], hidden))
         if mlp.bias:
@@ -120,6 +125,31 @@ def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool) -> lis
     if mlp.bias and leader:
         slots.append(make.vector("down.bias", hidden))
     return slots
+
+
+def _experts(make: _Maker, hidden: int, mlp: Mlp, span: Range) -> list[Slot]:
+    """router [E, H], and of every expert a slice: gate_up [E, 2*m, H] and down [E, H, m]; of no units the router alone.
+
+    The router is whole on each device of the group, so that all of them pick the same experts.
+    """
+    count, channels = mlp.num_experts, span[1] - span[0]
+    slots = [make.slot("router.weight", [("router.weight", (0, count))], hidden)]
+    if not channels:
+        return slots
+    experts = range(count)
+    gate_up = [(f"experts.{e}.{role}.weight", span) for e in experts for role in ("gate", "up")]
+    down = [(f"experts.{e}.down.weight", (0, hidden)) for e in experts]
+    return [
+        *slots,
+        _reshaped(make.slot("gate_up.weight", gate_up, hidden), (count, 2 * channels, hidden)),
+        _reshaped(make.slot("down.weight", down, channels, span), (count, hidden, channels)),
+    ]
+
+
+def _reshaped(slot: Slot, shape: tuple[int, ...]) -> Slot:
+    """The same bytes, in another shape."""
+    assert prod(shape) == prod(slot.shape), f"{slot.name}: {slot.shape} as {shape}"
+    return dataclasses.replace(slot, shape=shape)
 
 
 def _rope(name: str, head_dim: int, inv_freq: bytes | None) -> Slot:

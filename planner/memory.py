@@ -29,7 +29,7 @@ def affine(exact: Callable[[int], int], most: int, each: int, slots: int) -> Aff
 
 
 def _unit_bytes(mlp: Mlp, hidden: int, dtype: DType) -> int:
-    return (3 * hidden + (2 if mlp.bias else 0)) * mlp.unit * DTYPE_BYTES[dtype]
+    return mlp.num_experts * (3 * hidden + (2 if mlp.bias else 0)) * mlp.unit * DTYPE_BYTES[dtype]
 
 
 def mlp_units(mlp: Mlp) -> int:

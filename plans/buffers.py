@@ -138,13 +138,13 @@ def stage_buffers(
     rows, hidden = forward_rows(options), model.hidden_size
     aux = len(draft.aux_layers) if draft is not None and draft.kind == "eagle3" else 0
     attention = max((layers.attention for layers in model.layers), key=lambda a: a.num_heads * a.head_dim)
-    widest = max((layers.mlp for layers in model.layers), key=lambda mlp: mlp.unit)
+    mlps = tuple(layers.mlp for layers in model.layers)
     common = _Common(options=options, prefix="", hidden=hidden, rows=rows, group_size=group_size)
     return (
         Buffer(name="carry", term="buffers", dtype=options.dtype, shape=(1 + aux, rows, hidden)),
         Buffer(name="index", term="buffers", dtype="int64", shape=(4, rows)),
         Buffer(name="message", term="comm", dtype="int64", shape=(message_words(options),)),
-        *_layer_buffers(common, attention, widest, kv_heads=kv_heads, mlp_units=mlp_units, kv=kv_rows(options)),
+        *_layer_buffers(common, attention, mlps, kv_heads=kv_heads, mlp_units=mlp_units, kv=kv_rows(options)),
     )
 
 
@@ -186,7 +186,7 @@ def draft_buffers(
         Buffer(name="draft.scratch.head", term="buffers", dtype="float32", shape=(3, beam, head_rows)),
         Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
         Buffer(name="draft.scratch.input", term="buffers", dtype=options.dtype, shape=(4, rows, hidden)),
-        *_layer_buffers(common, draft.attention, draft.mlp, kv_heads=kv_heads, mlp_units=mlp_units, kv=kv),
+        *_layer_buffers(common, draft.attention, (draft.mlp,), kv_heads=kv_heads, mlp_units=mlp_units, kv=kv),
     )
 
 
@@ -211,14 +211,16 @@ class _Common:
 
 
 def _layer_buffers(
-    common: _Common, attention: Attention, mlp: Mlp, *, kv_heads: int, mlp_units: int, kv: int
+    common: _Common, attention: Attention, mlps: tuple[Mlp, ...], *, kv_heads: int, mlp_units: int, kv: int
 ) -> tuple[Buffer, ...]:
     """What running layers needs besides their KV: rotary table, mask, temporaries, the collective's copy."""
     dtype, rows = common.options.dtype, common.rows
     heads = kv_heads * attention.num_heads // attention.num_kv_heads
     # normed input twice (float32 inside the norm counts double), q k v, their rotated copy, output, residual
-    attention_width = 4 * common.hidden + (3 * heads + 3 * kv_heads) * attention.head_dim
-    mlp_width = 4 * common.hidden + 3 * mlp_units * mlp.unit
+    copies = 4 if attention.qk_norm else 3
+    attention_width = 4 * common.hidden + copies * (heads + kv_heads) * attention.head_dim
+    mlp_width = 4 * common.hidden + max(_mlp_width(mlp, common.hidden, mlp_units) for mlp in mlps)
+    routed = max((mlp.num_experts for mlp in mlps if mlp.kind == "moe"), default=0)
     reduced = common.hidden if common.group_size > 1 else 0
 
     def buffer(name: str, term: Term, shape: tuple[int, ...]) -> Buffer:
@@ -230,8 +232,21 @@ def _layer_buffers(
         buffer("scratch.bias", "buffers", (rows, kv)),
         buffer("scratch.attention", "buffers", (rows, attention_width)),
         buffer("scratch.mlp", "buffers", (rows, mlp_width)),
+        # logits of the router, their softmax, its order and the weights that are left
+        Buffer(name=f"{common.prefix}scratch.router", term="buffers", dtype="float32", shape=(4, rows, routed)),
         buffer("scratch.reduce", "comm", (rows, reduced)),
     )
+
+
+def _mlp_width(mlp: Mlp, hidden: int, units: int) -> int:
+    """Values of a row's temporaries: gate, up and their product; of experts also the row's copy and result.
+
+    ``units`` may be those of another, finer MLP of the model: no share is more than the whole.
+    """
+    channels = min(units * mlp.unit, mlp.intermediate_size)
+    if mlp.kind == "moe":
+        return mlp.experts_per_token * (2 * hidden + 3 * channels)
+    return 3 * channels
 
 
 def _feature_buffer(name: str, options: Options, width: int) -> Buffer:

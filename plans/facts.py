@@ -12,6 +12,8 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_LAYERS = 10_000
 """Of one class; more is no model, and would be expanded layer by layer."""
+MAX_EXPERTS = 10_000
+"""Of one layer, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,6 +184,21 @@ def _check_mlp(path: str, mlp: Mlp) -> Iterator[Violation]:
         yield bad(f"{path}.unit", mlp.unit, "at least 1")
     elif mlp.intermediate_size < 1 or mlp.intermediate_size % mlp.unit:
         yield bad(f"{path}.intermediate_size", mlp.intermediate_size, f"a multiple of the unit, {mlp.unit}")
+    if mlp.kind == "gated":
+        for name, value, only in (
+            ("num_experts", mlp.num_experts, 1),
+            ("experts_per_token", mlp.experts_per_token, 1),
+            ("norm_topk_prob", mlp.norm_topk_prob, False),
+        ):
+            if value != only:
+                yield bad(f"{path}.{name}", value, f"{only}, as a gated MLP has no experts")
+        return
+    if not 1 <= mlp.num_experts <= MAX_EXPERTS:
+        yield bad(f"{path}.num_experts", mlp.num_experts, f"from 1 to {MAX_EXPERTS}")
+    if not 1 <= mlp.experts_per_token <= max(1, mlp.num_experts):
+        yield bad(f"{path}.experts_per_token", mlp.experts_per_token, f"from 1 to the {mlp.num_experts} experts")
+    if mlp.bias:
+        yield bad(f"{path}.bias", "true", "false, as experts have no biases")
 
 
 def _check_draft(plan: Plan) -> Iterator[Violation]:
@@ -194,6 +211,10 @@ def _check_draft(plan: Plan) -> Iterator[Violation]:
         return
     yield from _check_attention("draft.attention", draft.attention)
     yield from _check_mlp("draft.mlp", draft.mlp)
+    if draft.mlp.kind != "gated":
+        yield bad("draft.mlp.kind", draft.mlp.kind, "gated: an EAGLE head has no experts")
+    if draft.attention.qk_norm:
+        yield bad("draft.attention.qk_norm", "true", "false: an EAGLE head has no norms of q and k")
     yield from _check_draft_vocabulary(plan, draft)
     if draft.num_layers < 1 or (draft.kind == "eagle3" and draft.num_layers != 1):
         yield bad("draft.num_layers", draft.num_layers, "1" if draft.kind == "eagle3" else "at least 1")

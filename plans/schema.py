@@ -168,17 +168,32 @@ class Attention:
     head_dim: int
     qkv_bias: bool
     o_bias: bool
+    qk_norm: bool
+    """Each head of q and of k goes through a norm of D weights before it is rotated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mlp:
-    """down(act(gate(x)) * up(x)), dealt out in units of ``unit`` channels: intermediate_size = U * unit."""
+    """``gated``: down(act(gate(x)) * up(x)), dealt out in units of ``unit`` channels: intermediate_size = U * unit.
 
-    kind: Literal["gated"]
+    ``moe``: ``num_experts`` of those; a router picks ``experts_per_token`` of them for each token and weighs their
+    sum. A unit is that many channels of every expert at once, so each device has a slice of all experts; the router
+    is whole on each device.
+    """
+
+    kind: Literal["gated", "moe"]
     intermediate_size: int
+    """Of one expert."""
     unit: int
     activation: Literal["silu"]
     bias: bool
+    """Of the linears; false in ``moe``."""
+    num_experts: int
+    """E; 1 in ``gated``."""
+    experts_per_token: int
+    """1 in ``gated``."""
+    norm_topk_prob: bool
+    """The weights of the picked experts, softmax over all, are divided by their sum; false in ``gated``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

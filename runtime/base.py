@@ -128,7 +128,7 @@ def _layers(plan: Plan, stage: Stage, binder: Binder, group: Group) -> list[Laye
                 Layer(
                     attention_norm=binder.norm(f"{prefix}.attention_norm", eps),
                     attention=binder.attention(
-                        prefix, plan.model.hidden_size, kind.attention, run.kv_heads[group.index]
+                        prefix, plan.model.hidden_size, kind.attention, run.kv_heads[group.index], eps
                     ),
                     mlp_norm=binder.norm(f"{prefix}.mlp_norm", eps),
                     mlp=binder.mlp(prefix, kind.mlp, run.mlp_units[group.index]),

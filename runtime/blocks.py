@@ -49,7 +49,11 @@ class Binder:
         weight = self.slots.tensor(f"{name}.weight", (rows, width), self.dtype)
         return Linear(weight=weight.t(), bias=self.vector(f"{name}.bias", rows) if bias else None)
 
-    def attention(self, prefix: str, width: int, attention: schema.Attention, kv_heads: int) -> Attention:
+    def head_norm(self, name: str, head_dim: int, eps: float) -> Norm:
+        return Norm(weight=self.vector(f"{name}.weight", head_dim), eps=eps)
+
+    def attention(self, prefix: str, width: int, attention: schema.Attention, kv_heads: int, eps: float) -> Attention:
+        """A share of attention; ``eps``: of the norms of q and k, where it has them."""
         heads = kv_heads * attention.num_heads // attention.num_kv_heads
         rows = (heads + 2 * kv_heads) * attention.head_dim
         return Attention(
@@ -61,6 +65,8 @@ class Binder:
             kv_heads=kv_heads,
             head_dim=attention.head_dim,
             group=self.group,
+            q_norm=self.head_norm(f"{prefix}.q_norm", attention.head_dim, eps) if attention.qk_norm else None,
+            k_norm=self.head_norm(f"{prefix}.k_norm", attention.head_dim, eps) if attention.qk_norm else None,
         )
 
     def mlp(self, prefix: str, mlp: schema.Mlp, units: int) -> GatedMlp:

@@ -215,7 +215,7 @@ def _head(plan: Plan, draft: Draft, binder: Binder, kv_heads: int, mlp_units: in
     eagle3_layers: list[Eagle3Layer] = []
     for number in range(draft.num_layers):
         prefix = f"draft.layers.{number}"
-        attention = binder.attention(prefix, (1 + eagle3) * hidden, draft.attention, kv_heads)
+        attention = binder.attention(prefix, (1 + eagle3) * hidden, draft.attention, kv_heads, eps)
         mlp_norm, mlp = binder.norm(f"{prefix}.mlp_norm", eps), binder.mlp(prefix, draft.mlp, mlp_units)
         if eagle3:
             eagle3_layers.append(

@@ -117,6 +117,8 @@ def check_supported(plan: Plan) -> None:
     ]
     for i, stage in enumerate(plan.stages):
         facts.append((f"stages[{i}].kv_axis", stage.kv_axis, "heads", "this runtime divides KV by heads"))
+    for i, layers in enumerate(plan.model.layers):
+        facts.append((f"model.layers[{i}].mlp.kind", layers.mlp.kind, "gated", "this runtime has no blocks of experts"))
     for path, found, expected, why in facts:
         if found != expected:
             raise RequestError(f"plan: {path}: found {show(found)}, expected {show(expected)}: {why}")

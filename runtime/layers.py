@@ -64,11 +64,17 @@ class Attention:
     kv_heads: int
     head_dim: int
     group: Group
+    q_norm: Norm | None
+    """[D], of each head of q before it is rotated."""
+    k_norm: Norm | None
 
     def __call__(self, x: Tensor, residual: Tensor, cache: Tensor, rows: Rows) -> Tensor:
         """``x`` [W, H] (2H in eagle3), ``cache`` [T, 2k, D] -> residual + attention [W, H]."""
         h, k = self.heads, self.kv_heads
         qkv = self.qkv(x).view(x.shape[0], h + 2 * k, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            qkv[:, :h].copy_(self.q_norm(qkv[:, :h]))
+            qkv[:, h : h + k].copy_(self.k_norm(qkv[:, h : h + k]))
         rotate(qkv[:, : h + k], rows.rotary)
         if isinstance(rows.written, slice):
             cache[rows.written].copy_(qkv[:, h:])

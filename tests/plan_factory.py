@@ -72,8 +72,18 @@ def make_model(
         head_dim=head_dim,
         qkv_bias=attention_bias,
         o_bias=attention_bias,
+        qk_norm=False,
     )
-    mlp = Mlp(kind="gated", intermediate_size=intermediate_size, unit=unit, activation="silu", bias=mlp_bias)
+    mlp = Mlp(
+        kind="gated",
+        intermediate_size=intermediate_size,
+        unit=unit,
+        activation="silu",
+        bias=mlp_bias,
+        num_experts=1,
+        experts_per_token=1,
+        norm_topk_prob=False,
+    )
     return Model(
         family="llama",
         vocab_size=vocab_size,

@@ -31,8 +31,17 @@ from plans.schema import (
 )
 
 MIB = 1 << 20
-ATTENTION = Attention(num_heads=8, num_kv_heads=4, head_dim=32, qkv_bias=False, o_bias=False)
-MLP = Mlp(kind="gated", intermediate_size=768, unit=16, activation="silu", bias=False)
+ATTENTION = Attention(num_heads=8, num_kv_heads=4, head_dim=32, qkv_bias=False, o_bias=False, qk_norm=False)
+MLP = Mlp(
+    kind="gated",
+    intermediate_size=768,
+    unit=16,
+    activation="silu",
+    bias=False,
+    num_experts=1,
+    experts_per_token=1,
+    norm_topk_prob=False,
+)
 LOCAL = Link(link_class="shared-memory", latency_ns=1_000_000, bandwidth_bytes_per_s=1_000_000_000)
 NETWORK = Link(link_class="ethernet", latency_ns=20_000, bandwidth_bytes_per_s=3_125_000_000)
 
@@ -217,8 +226,17 @@ def nvlink_plan() -> Plan:
         )
         for i, name in enumerate(names)
     )
-    attention = Attention(num_heads=64, num_kv_heads=8, head_dim=128, qkv_bias=False, o_bias=False)
-    mlp = Mlp(kind="gated", intermediate_size=28672, unit=128, activation="silu", bias=False)
+    attention = Attention(num_heads=64, num_kv_heads=8, head_dim=128, qkv_bias=False, o_bias=False, qk_norm=False)
+    mlp = Mlp(
+        kind="gated",
+        intermediate_size=28672,
+        unit=128,
+        activation="silu",
+        bias=False,
+        num_experts=1,
+        experts_per_token=1,
+        norm_topk_prob=False,
+    )
     inventory = Inventory(
         hosts=(Host(name="box0", link=link, pairs=(), transport="auto"),), network=None, devices=gpus
     )

@@ -43,13 +43,14 @@ __all__ = [
 ]
 
 _FAMILIES: Mapping[str, str] = {
-    "llama": "planner.families.llama",
-    "mistral": "planner.families.llama",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
-"""``model_type`` of a base model to the module with its ``read(family, keys)``."""
-
-_ARCHITECTURES: Mapping[str, str] = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral"}
-"""For a config without ``model_type``."""
+"""``model_type`` of a base model, which is also its module here, with ``read(keys)``; and its architecture."""
 
 _HEADS: Mapping[str, str] = {
     "eagle": "planner.families.eagle",
@@ -67,7 +68,7 @@ def load_base(path: Path) -> BaseInput:
     _refuse_head(checkpoint)
     keys = Keys(checkpoint.config, str(checkpoint.config_file))
     family = _family(keys)
-    reading: BaseReading = importlib.import_module(_FAMILIES[family]).read(family, keys)
+    reading: BaseReading = importlib.import_module(f"planner.families.{family}").read(keys)
     if checkpoint.tensors is not None:
         _check_tensors(checkpoint, checkpoint.tensors, reading)
     return BaseInput(
@@ -91,8 +92,8 @@ def load_draft(
     """
     checkpoint = read_checkpoint(path, pickle_cache)
     keys = Keys(checkpoint.config, str(checkpoint.config_file))
-    if keys.get("model_type", "llama") != "llama":
-        raise keys.fail("model_type", f"found {keys.get('model_type')!r}, expected llama, the layout of EAGLE heads")
+    if keys.get("model_type", "llama") not in _FAMILIES:
+        raise keys.fail("model_type", f"found {keys.get('model_type')!r}, expected one of {', '.join(_FAMILIES)}")
     facts = _facts(checkpoint, keys, base, facts)
     reading: DraftReading = importlib.import_module(_HEADS[facts.kind]).read(keys, base.model, facts)
     if checkpoint.tensors is not None:
@@ -110,7 +111,12 @@ def load_draft(
 
 def facts_of(draft: Draft) -> DraftFacts:
     """The facts that a plan has recorded."""
-    return DraftFacts(kind=draft.kind, own_embedding=draft.own_embedding, maps_vocabulary=draft.maps_vocabulary)
+    return DraftFacts(
+        kind=draft.kind,
+        own_embedding=draft.own_embedding,
+        maps_vocabulary=draft.maps_vocabulary,
+        qkv_bias=draft.attention.qkv_bias,
+    )
 
 
 def scan(path: Path, pickle_cache: Path | None = None) -> Summary:
@@ -136,11 +142,13 @@ def _refuse_head(checkpoint: Checkpoint) -> None:
 
 def _family(keys: Keys) -> str:
     architectures = keys.get("architectures", [])
-    named = _ARCHITECTURES.get(architectures[0], "") if isinstance(architectures, list) and architectures else ""
+    named = next((name for name, architecture in _FAMILIES.items() if architectures == [architecture]), "")
     family = keys.get("model_type", named)
     if not isinstance(family, str) or family not in _FAMILIES:
         found = keys.get("model_type", architectures)
         raise keys.fail("model_type", f"found {found!r}, expected one of {', '.join(_FAMILIES)}")
+    if architectures not in ([], [_FAMILIES[family]]):
+        raise keys.fail("architectures", f"found {architectures!r}, expected {[_FAMILIES[family]]!r}")
     return family
 
 
@@ -155,6 +163,7 @@ def _facts(checkpoint: Checkpoint, keys: Keys, base: BaseInput, given: DraftFact
         kind=_kind(checkpoint, checkpoint.tensors),
         own_embedding="embed_tokens.weight" in checkpoint.tensors,
         maps_vocabulary="d2t" in checkpoint.tensors,
+        qkv_bias=any(name.endswith("self_attn.q_proj.bias") for name in checkpoint.tensors),
     )
     if given is not None and given != found:
         raise CheckpointError(
@@ -167,7 +176,8 @@ def _facts(checkpoint: Checkpoint, keys: Keys, base: BaseInput, given: DraftFact
 def _facts_text(facts: DraftFacts) -> str:
     own = "with" if facts.own_embedding else "without"
     maps = "with" if facts.maps_vocabulary else "without"
-    return f"an {facts.kind} head {own} embed_tokens, {maps} d2t"
+    biases = "with" if facts.qkv_bias else "without"
+    return f"an {facts.kind} head {own} embed_tokens, {maps} d2t, {biases} biases of q, k and v"
 
 
 def _implied_facts(keys: Keys, base: BaseInput) -> DraftFacts:
@@ -176,6 +186,7 @@ def _implied_facts(keys: Keys, base: BaseInput) -> DraftFacts:
         kind="eagle" if vocab is None else "eagle3",
         own_embedding=keys.has("target_hidden_size"),
         maps_vocabulary=vocab is not None and vocab != base.model.vocab_size,
+        qkv_bias=keys.boolean("qkv_bias", False),
     )
 
 

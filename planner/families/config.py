@@ -15,15 +15,19 @@ from plans.schema import Attention, Mlp
 MAX_SIZE = 1 << 31
 MAX_LAYERS = 1024
 MAX_HEAD_DIM = 4096
+MAX_EXPERTS = 1024
+
+NO_WINDOW = "attention over a sliding window is not computed here"
 
 _ASSERTED: Mapping[str, tuple[Any, str]] = {
     "hidden_act": ("silu", "another activation is not computed here"),
-    "sliding_window": (None, "attention over a sliding window is not computed here"),
-    "use_sliding_window": (False, "attention over a sliding window is not computed here"),
+    "sliding_window": (None, NO_WINDOW),
+    "use_sliding_window": (False, NO_WINDOW),
     "quantization_config": (None, "quantized weights are not read here: give the checkpoint before quantization"),
     "compression_config": (None, "compressed weights are not read here: give the checkpoint before compression"),
     "pretraining_tp": (1, "products in slices are not computed here"),
     "partial_rotary_factor": (1, "rotary embedding of a part of the channels is not computed here"),
+    "use_mrope": (False, "rotary embedding in sections is not computed here"),
     "rope_interleaved": (False, "interleaved rotary pairs are not computed here"),
     "chunk_size_feed_forward": (0, "a chunked MLP is not computed here"),
     "is_encoder_decoder": (False, "an encoder is not computed here"),
@@ -62,6 +66,9 @@ _HARMLESS = (
     | words("suppress_tokens begin_suppress_tokens")
 )
 """Keys whose value changes nothing that is computed here."""
+
+ROUTER_TRAINING = words("router_aux_loss_coef output_router_logits router_jitter_noise")
+"""Of a router: its loss and its noise, which exist in training alone."""
 
 _REQUIRED: Final = object()
 
@@ -120,7 +127,8 @@ class Keys:
     def finish(self, harmless: frozenset[str] = frozenset()) -> None:
         """Judge every key that was not read."""
         for name, (allowed, reason) in _ASSERTED.items():
-            self.expect(name, allowed, reason)
+            if name not in self._read:
+                self.expect(name, allowed, reason)
         layer_types = self.get("layer_types", [])
         if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
             raise self.fail("layer_types", f"found {_show(layer_types)}, expected full_attention in every layer")
@@ -137,27 +145,117 @@ class Keys:
         return value
 
 
-def read_attention(keys: Keys, *, default_kv_heads: int | None, qkv_bias: bool, o_bias: bool) -> Attention:
-    """Heads and their size: ``head_dim`` or hidden_size / num_attention_heads; kv heads default to the heads."""
+def read_attention(
+    keys: Keys,
+    *,
+    default_kv_heads: int | None = None,
+    default_head_dim: int | None = None,
+    qkv_bias: bool,
+    o_bias: bool,
+    qk_norm: bool = False,
+) -> Attention:
+    """Heads and their size: an absent ``head_dim`` is the default, or hidden_size / num_attention_heads.
+
+    Absent KV heads are the default's, or as many as heads; null KV heads are as many as heads.
+    """
     hidden = keys.integer("hidden_size")
     num_heads = keys.integer("num_attention_heads")
-    num_kv_heads = keys.integer("num_key_value_heads", default_kv_heads or num_heads)
+    absent = None if keys.spells("num_key_value_heads") else default_kv_heads
+    num_kv_heads = keys.integer("num_key_value_heads", absent or num_heads)
     if num_heads % num_kv_heads:
         raise keys.fail("num_key_value_heads", f"found {num_kv_heads}, expected a divisor of {num_heads} heads")
-    if not keys.has("head_dim") and hidden % num_heads:
+    if default_head_dim is None and not keys.has("head_dim") and hidden % num_heads:
         raise keys.fail("num_attention_heads", f"found {num_heads}, expected a divisor of hidden_size, {hidden}")
-    head_dim = keys.integer("head_dim", hidden // num_heads, most=MAX_HEAD_DIM)
+    head_dim = keys.integer("head_dim", default_head_dim or hidden // num_heads, most=MAX_HEAD_DIM)
     if head_dim % 2:
         raise keys.fail("head_dim", f"found {head_dim}, expected an even number: rotary embedding works on pairs")
     return Attention(
-        num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, qkv_bias=qkv_bias, o_bias=o_bias
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        qkv_bias=qkv_bias,
+        o_bias=o_bias,
+        qk_norm=qk_norm,
     )
 
 
 def read_mlp(keys: Keys, *, bias: bool) -> Mlp:
     """The gated MLP; ``hidden_act`` is asserted with the rest."""
-    size = keys.integer("intermediate_size")
-    return Mlp(kind="gated", intermediate_size=size, unit=mlp_unit(size), activation="silu", bias=bias)
+    return gated_mlp(keys.integer("intermediate_size"), bias=bias)
+
+
+def gated_mlp(size: int, *, bias: bool) -> Mlp:
+    """A gated MLP of ``size`` channels."""
+    return Mlp(
+        kind="gated",
+        intermediate_size=size,
+        unit=mlp_unit(size),
+        activation="silu",
+        bias=bias,
+        num_experts=1,
+        experts_per_token=1,
+        norm_topk_prob=False,
+    )
+
+
+def read_layers(keys: Keys) -> int:
+    """``num_hidden_layers``."""
+    return keys.integer("num_hidden_layers", most=MAX_LAYERS)
+
+
+def read_mlps(keys: Keys, *, bias: bool) -> tuple[Mlp, ...]:
+    """The gated MLP of each layer: ``intermediate_size`` is one size, or a list of one per layer."""
+    count, sizes = read_layers(keys), keys.get("intermediate_size")
+    if not isinstance(sizes, list):
+        return (read_mlp(keys, bias=bias),) * count
+    if len(sizes) != count:
+        problem = f"found a list of {len(sizes)}, expected {count}: one for each of num_hidden_layers"
+        raise keys.fail("intermediate_size", problem)
+    for i, size in enumerate(sizes):
+        if type(size) is not int or not 1 <= size < MAX_SIZE:
+            problem = f"found {_show(size)}, expected an integer from 1 to {MAX_SIZE - 1}"
+            raise keys.fail(f"intermediate_size[{i}]", problem)
+    return tuple(gated_mlp(size, bias=bias) for size in sizes)
+
+
+def read_experts(keys: Keys, *, size: str, default_experts: int, default_per_token: int, norm_topk_prob: bool) -> Mlp:
+    """Gated experts of ``size`` channels each, of which the router picks some for each token.
+
+    transformers 5 writes ``num_local_experts`` for what Qwen's configs call ``num_experts``; both must agree.
+    """
+    channels = keys.integer(size)
+    local = keys.integer("num_local_experts", default_experts, most=MAX_EXPERTS)
+    experts = keys.integer("num_experts", local, most=MAX_EXPERTS)
+    if keys.has("num_local_experts") and local != experts:
+        raise keys.fail("num_local_experts", f"found {local}, expected {experts} as in num_experts")
+    picked = keys.integer("num_experts_per_tok", default_per_token)
+    if picked > experts:
+        raise keys.fail("num_experts_per_tok", f"found {picked}, expected at most {experts}, the number of experts")
+    return Mlp(
+        kind="moe",
+        intermediate_size=channels,
+        unit=mlp_unit(channels),
+        activation="silu",
+        bias=False,
+        num_experts=experts,
+        experts_per_token=picked,
+        norm_topk_prob=norm_topk_prob,
+    )
+
+
+def refuse_window(keys: Keys, *, layers: int | None) -> None:
+    """Raise ConfigError where some layer attends over a window; a window that is switched off is none.
+
+    For the configs that have ``use_sliding_window``, false when absent. ``layers``: the window begins at layer
+    ``max_window_layers``, so that of a model with no more layers is none; None: it would be in every layer.
+    """
+    null = keys.spells("sliding_window") and not keys.has("sliding_window")
+    window, first = keys.get("sliding_window", 4096), keys.get("max_window_layers", 28)
+    if type(first) is not int or first < 0:
+        raise keys.fail("max_window_layers", f"found {_show(first)}, expected a number of layers")
+    if keys.boolean("use_sliding_window", False) and not null and (layers is None or first < layers):
+        where = "in every layer" if layers is None else f"from layer {first} of {layers} on"
+        raise keys.fail("use_sliding_window", f"found True, a window of {window} {where}, expected False: {NO_WINDOW}")
 
 
 def mlp_unit(intermediate_size: int) -> int:
@@ -173,16 +271,16 @@ def mlp_unit(intermediate_size: int) -> int:
     return unit
 
 
-def read_tokens(keys: Keys, name: str, default: int) -> tuple[int, ...]:
+def read_tokens(keys: Keys, name: str, default: int | None) -> tuple[int, ...]:
     """Token ids given as one id, a list, or null: none. An absent key has transformers' default."""
-    value = keys.get(name, default if not keys.spells(name) else [])
+    value = keys.get(name, [] if default is None or keys.spells(name) else default)
     values = value if isinstance(value, list) else [value]
     if not all(type(token) is int and 0 <= token < MAX_SIZE for token in values):
         raise keys.fail(name, f"found {_show(value)}, expected a token id or a list of them")
     return tuple(sorted(set(values)))
 
 
-def read_rope(keys: Keys, head_dim: int) -> Rope:
+def read_rope(keys: Keys, head_dim: int, default_theta: float = 10000.0) -> Rope:
     """Both spellings of the rotary embedding; types other than default, linear and llama3 are refused by name."""
     new = keys.has("rope_parameters")
     if new and keys.has("rope_scaling"):
@@ -193,7 +291,7 @@ def read_rope(keys: Keys, head_dim: int) -> Rope:
     if not isinstance(scaling, dict):
         raise keys.fail(name, f"found {_show(scaling)}, expected an object")
     fields = Keys(scaling, f"{keys.where}: {name}")
-    theta = keys.number("rope_theta", fields.number("rope_theta", 10000.0))
+    theta = keys.number("rope_theta", fields.number("rope_theta", default_theta))
     if fields.has("rope_theta") and theta != fields.number("rope_theta"):
         raise keys.fail("rope_theta", f"found {theta}, expected {fields.number('rope_theta')} as in {name}")
     return Rope(theta=theta, dim=head_dim, scaling=_read_scaling(fields))

@@ -1,7 +1,7 @@
 """The head of EAGLE-1 and EAGLE-2: ``fc(cat(embedding, feature))``, layers, and the base's own lm_head."""
 
-from planner.families.config import MAX_LAYERS, Keys, read_attention, read_mlp, read_rope
-from planner.families.heads import HARMLESS, check_base, layer_roles
+from planner.families.config import MAX_LAYERS, Keys, read_mlp, read_rope
+from planner.families.heads import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_head_attention
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
 from plans.schema import Draft, Model
 
@@ -13,9 +13,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
     if target != hidden:
         raise keys.fail("target_hidden_size", f"found {target}, expected {hidden}, hidden_size: fc joins the two")
     check_base(keys, base, hidden, "hidden_size")
-    keys.expect("attention_bias", False, "this head has qkv_bias instead")
-    keys.expect("mlp_bias", False, "the MLP of this head has no biases")
-    attention = read_attention(keys, default_kv_heads=None, qkv_bias=keys.boolean("qkv_bias", False), o_bias=False)
+    attention = read_head_attention(keys, facts)
     draft = Draft(
         kind="eagle",
         hidden_size=hidden,
@@ -40,7 +38,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
         roles=roles(draft, base),
         ignored={},
     )
-    keys.finish(HARMLESS)
+    keys.finish(HARMLESS | CARRIED_OVER)
     return reading
 
 

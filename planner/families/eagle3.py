@@ -9,8 +9,8 @@ the reference. A head may name others, in the two conventions in which such head
 
 from typing import Any
 
-from planner.families.config import Keys, read_attention, read_mlp, read_rope
-from planner.families.heads import HARMLESS, check_base, layer_roles
+from planner.families.config import Keys, read_mlp, read_rope
+from planner.families.heads import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_head_attention
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
 from plans.schema import Draft, Model
 
@@ -31,7 +31,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
     target = keys.integer("target_hidden_size", hidden)
     check_base(keys, base, target, "target_hidden_size" if keys.has("target_hidden_size") else "hidden_size")
     _check_form(keys)
-    attention = read_attention(keys, default_kv_heads=None, qkv_bias=False, o_bias=False)
+    attention = read_head_attention(keys, facts)
     draft = Draft(
         kind="eagle3",
         hidden_size=hidden,
@@ -55,7 +55,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
         # The reverse map serves training: whether a token is in the draft vocabulary.
         ignored={"t2d": (base.vocab_size,)} if draft.maps_vocabulary else {},
     )
-    keys.finish(HARMLESS | {"bias"})  # fc of this head never has a bias, whatever the key says
+    keys.finish(HARMLESS | CARRIED_OVER | {"bias"})  # fc of this head never has a bias, whatever the key says
     return reading
 
 
@@ -78,9 +78,6 @@ def roles(draft: Draft, base: Model) -> Roles:
 
 def _check_form(keys: Keys) -> None:
     keys.expect("num_hidden_layers", 1, "an EAGLE-3 head has one layer")
-    keys.expect("qkv_bias", False, "the attention of an EAGLE-3 head has no biases")
-    keys.expect("attention_bias", False, "the attention of an EAGLE-3 head has no biases")
-    keys.expect("mlp_bias", False, "the MLP of an EAGLE-3 head has no biases")
     keys.expect("norm_before_residual", False, "the residual is the hidden state before its norm")
 
 

@@ -54,6 +54,7 @@ class DraftFacts:
     kind: Literal["eagle", "eagle3"]
     own_embedding: bool
     maps_vocabulary: bool
+    qkv_bias: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,144 @@
+"""What all families share: the layout of Llama, in which they differ by biases, norms of q and k, and experts.
+
+A family reads its keys into one (attention, MLP) per layer; from these come the classes of layers and the tensors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from planner.families.config import Keys, read_rope, read_tokens
+from planner.families.records import BaseReading, Roles, Source
+from plans.schema import Attention, LayerClass, Mlp, Model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Defaults:
+    """What transformers assumes when a key is absent."""
+
+    max_positions: int
+    bos_token_id: int | None
+    eos_token_id: int | None
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertNames:
+    """How a checkpoint calls a router and the matrices of its experts."""
+
+    block: str
+    """``model.layers.i.<block>.gate`` is the router, ``<block>.experts.e`` an expert."""
+    gate: str
+    up: str
+    down: str
+
+
+def base_reading(
+    family: str,
+    keys: Keys,
+    attention: Attention,
+    mlps: Sequence[Mlp],
+    defaults: Defaults,
+    experts: ExpertNames | None = None,
+    harmless: frozenset[str] = frozenset(),
+) -> BaseReading:
+    """Read the rest of a config whose layers are read; raise ConfigError with the key that is not as it must be.
+
+    ``experts``: the names of a family with MLPs of kind ``moe``. ``harmless``: keys that change nothing in it.
+    """
+    model = Model(
+        family=family,
+        vocab_size=keys.integer("vocab_size"),
+        hidden_size=keys.integer("hidden_size"),
+        norm_eps=keys.number("rms_norm_eps", defaults.norm_eps),
+        tied_head=keys.boolean("tie_word_embeddings", False),
+        layers=tuple(LayerClass(num_layers=len(list(run)), attention=attention, mlp=mlp) for mlp, run in groupby(mlps)),
+        bos_token_id=next(iter(read_tokens(keys, "bos_token_id", defaults.bos_token_id)), None),
+        eos_token_ids=read_tokens(keys, "eos_token_id", defaults.eos_token_id),
+    )
+    reading = BaseReading(
+        model=model,
+        rope=read_rope(keys, attention.head_dim, defaults.rope_theta),
+        max_positions=keys.integer("max_position_embeddings", defaults.max_positions),
+        roles=_roles(model, attention, mlps, experts),
+        # Rotary frequencies that old versions of transformers saved: they are evaluated from the config.
+        ignored={
+            f"model.layers.{i}.self_attn.rotary_emb.inv_freq": (attention.head_dim // 2,) for i in range(len(mlps))
+        },
+    )
+    keys.finish(harmless)
+    kinds = keys.get("layer_types", [])
+    if kinds and len(kinds) != len(mlps):
+        raise keys.fail("layer_types", f"found {len(kinds)} of them, expected {len(mlps)}: one for each layer")
+    return reading
+
+
+def _roles(model: Model, attention: Attention, mlps: Sequence[Mlp], experts: ExpertNames | None) -> Roles:
+    """The tensors of a checkpoint, derived."""
+    hidden, vocab = model.hidden_size, model.vocab_size
+    embed = Source(name="model.embed_tokens.weight", shape=(vocab, hidden))
+    table: Roles = {"embed.weight": embed}
+    for i, mlp in enumerate(mlps):
+        layer = _norms(hidden) | attention_roles(attention, hidden, hidden)
+        if mlp.kind == "moe":
+            assert experts is not None, "a family with experts names them"
+            layer |= _moe_roles(mlp, hidden, experts)
+        else:
+            layer |= mlp_roles(mlp, hidden)
+        table |= prefixed(layer, f"layers.{i}", f"model.layers.{i}")
+    table["norm.weight"] = Source(name="model.norm.weight", shape=(hidden,))
+    table["head.weight"] = embed if model.tied_head else Source(name="lm_head.weight", shape=(vocab, hidden))
+    return table
+
+
+def prefixed(roles: Roles, role: str, name: str) -> Roles:
+    """The roles of one layer as those of a model: with the prefixes of its roles and of its tensors' names."""
+    return {f"{role}.{key}": Source(name=f"{name}.{s.name}", shape=s.shape) for key, s in roles.items()}
+
+
+def attention_roles(attention: Attention, hidden: int, width: int) -> Roles:
+    """q, k, v and o with their biases and norms, on inputs of ``width``."""
+    q, kv = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
+    table = {
+        **_linear("q", "self_attn.q_proj", q, width, attention.qkv_bias),
+        **_linear("k", "self_attn.k_proj", kv, width, attention.qkv_bias),
+        **_linear("v", "self_attn.v_proj", kv, width, attention.qkv_bias),
+        **_linear("o", "self_attn.o_proj", hidden, q, attention.o_bias),
+    }
+    if attention.qk_norm:
+        for role in ("q_norm", "k_norm"):
+            table[f"{role}.weight"] = Source(name=f"self_attn.{role}.weight", shape=(attention.head_dim,))
+    return table
+
+
+def mlp_roles(mlp: Mlp, hidden: int) -> Roles:
+    """gate, up and down of a gated MLP."""
+    inner = mlp.intermediate_size
+    return {
+        **_linear("gate", "mlp.gate_proj", inner, hidden, mlp.bias),
+        **_linear("up", "mlp.up_proj", inner, hidden, mlp.bias),
+        **_linear("down", "mlp.down_proj", hidden, inner, mlp.bias),
+    }
+
+
+def _moe_roles(mlp: Mlp, hidden: int, names: ExpertNames) -> Roles:
+    """The router, and gate, up and down of each expert."""
+    inner, count = mlp.intermediate_size, mlp.num_experts
+    table = _linear("router", f"{names.block}.gate", count, hidden, False)
+    for e in range(count):
+        expert = f"{names.block}.experts.{e}"
+        table |= _linear(f"experts.{e}.gate", f"{expert}.{names.gate}", inner, hidden, False)
+        table |= _linear(f"experts.{e}.up", f"{expert}.{names.up}", inner, hidden, False)
+        table |= _linear(f"experts.{e}.down", f"{expert}.{names.down}", hidden, inner, False)
+    return table
+
+
+def _norms(hidden: int) -> Roles:
+    names = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    return {f"{role}.weight": Source(name=f"{name}.weight", shape=(hidden,)) for role, name in names.items()}
+
+
+def _linear(role: str, name: str, rows: int, columns: int, bias: bool) -> Roles:
+    table = {f"{role}.weight": Source(name=f"{name}.weight", shape=(rows, columns))}
+    return table | ({f"{role}.bias": Source(name=f"{name}.bias", shape=(rows,))} if bias else {})

@@ -1,0 +1,89 @@
+"""Tiny models of every family as transformers saves them, bare configs, and refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+from planner.errors import InputError
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+CLASSES: dict[str, tuple[type[Any], type[Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "mixtral": (MixtralConfig, MixtralForCausalLM),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+}
+"""Config and model of each family."""
+
+OWN: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "norm_topk_prob": True},
+}
+"""What a small config of each family says besides SMALL."""
+
+
+def config_of(family: str, **changes: Any) -> Any:
+    """transformers' config of a tiny model."""
+    return CLASSES[family][0](**(SMALL | OWN[family] | changes))
+
+
+def saved(path: Path, family: str = "llama", max_shard_size: str = "1GB", **changes: Any) -> Path:
+    """A directory with a tiny random model; none of its biases or norms is trivial."""
+    model = CLASSES[family][1](config_of(family, **changes))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    model.save_pretrained(path, max_shard_size=max_shard_size)
+    return path
+
+
+def bare(path: Path, config: dict[str, Any]) -> Path:
+    """A bare config; its file."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    return path / "config.json"
+
+
+def refused(error: type[InputError], action: Callable[[], Any]) -> str:
+    """The message with which ``action`` is refused."""
+    with pytest.raises(error) as caught:
+        action()
+    assert caught.value.exit_code == 2
+    return str(caught.value)
