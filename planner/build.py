@@ -2,17 +2,18 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from planner.emit import emit
 from planner.errors import ConfigError, InputError, OutputError
-from planner.explain import infeasible
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.formulate import Formulation
+from planner.inventory import parse_inventory
 from planner.problem import Problem, most_bytes, most_ps
+from planner.shortage import infeasible
 from planner.solve import Settings, Solved, fits, solve
 from plans import codec
 from plans.schema import DTYPE_BYTES, DType, Inputs, Inventory, Options, Plan, Tree
@@ -53,6 +54,19 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """Everything that a plan is made of, as it was given."""
+
+    base: BaseInput
+    draft: DraftInput | None
+    inventory: Any
+    """Plain data of the inventory file: rates of its devices depend on the dtype."""
+    inventory_file: str
+    """Its name in messages."""
+    wanted: Wanted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Built:
     """A plan, and how its proof went."""
 
@@ -61,10 +75,10 @@ class Built:
 
 
 def resolve_dtype(wanted: Wanted, base: BaseInput, inventory: Inventory) -> DType:
-    """The dtype asked for, else float32 on CPUs, which have no units for the halves, else the checkpoint's."""
+    """The dtype asked for, else float32 on CPUs alone, which have no units for the halves, else the checkpoint's."""
     if wanted.dtype is not None:
         return wanted.dtype
-    if any(device.kind == "cpu" for device in inventory.devices):
+    if all(device.kind == "cpu" for device in inventory.devices):
         return "float32"
     config = base.checkpoint.config
     found = config.get("dtype", config.get("torch_dtype", "bfloat16"))
@@ -120,14 +134,29 @@ def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
         raise InputError(f"--tree: top_k={tree.top_k}, the draft vocabulary has {draft.draft.draft_vocab_size} tokens")
 
 
+def build(request: Request, settings: Settings) -> Built:
+    """The plan that was asked for; raise InputError, InfeasibleError or NotProvenError."""
+    wanted, (dtype, inventory) = request.wanted, devices_of(request)
+    if wanted.context == "max":
+        longest = longest_context(request.base, request.draft, inventory, wanted, dtype, settings)
+        wanted = dataclasses.replace(wanted, context=longest)
+    return plan(
+        request.base, request.draft, inventory, resolve(wanted, dtype, request.base, request.draft), settings
+    )
+
+
+def devices_of(request: Request) -> tuple[DType, Inventory]:
+    """The dtype of a plan, and the devices with their rates at that dtype."""
+    listed = parse_inventory(request.inventory, request.inventory_file)
+    dtype = resolve_dtype(request.wanted, request.base, listed)
+    return dtype, parse_inventory(request.inventory, request.inventory_file, dtype)
+
+
 def plan(
     base: BaseInput, draft: DraftInput | None, inventory: Inventory, options: Options, settings: Settings
 ) -> Built:
     """Solve; raise InfeasibleError or NotProvenError."""
-    formulation = Formulation(
-        model=base.model, draft=draft.draft if draft else None, options=options, inventory=inventory
-    )
-    _refuse_immense(formulation.problem)
+    formulation = formulate(base, draft, inventory, options)
     solved = solve(formulation.problem, settings)
     if solved is None:
         raise infeasible(formulation.problem, settings)
@@ -138,6 +167,15 @@ def plan(
         draft_tensors_sha256=draft.tensors_sha256 if draft else None,
     )
     return Built(plan=emit(formulation, inputs, solved), solved=solved)
+
+
+def formulate(base: BaseInput, draft: DraftInput | None, inventory: Inventory, options: Options) -> Formulation:
+    """What the solver is given; raise InputError for what cannot be counted."""
+    formulation = Formulation(
+        model=base.model, draft=draft.draft if draft else None, options=options, inventory=inventory
+    )
+    _refuse_immense(formulation.problem)
+    return formulation
 
 
 def _refuse_immense(problem: Problem) -> None:
@@ -166,21 +204,29 @@ def longest_context(
 
     def problem(context: int) -> Problem:
         options = resolve(dataclasses.replace(wanted, context=context), dtype, base, draft)
-        return Formulation(
-            model=base.model, draft=draft.draft if draft else None, options=options, inventory=inventory
-        ).problem
+        return formulate(base, draft, inventory, options).problem
 
-    _refuse_immense(problem(longest))
     if fits(problem(longest), settings):
         return longest
-    least = -(-(wanted.prefill_chunk or 1) // CONTEXT_STEP)  # a chunk is at most the context
-    low, high = least - 1, -(-longest // CONTEXT_STEP)
+    least = least_step(wanted)
+    steps = largest(least, -(-longest // CONTEXT_STEP) - 1, lambda n: fits(problem(n * CONTEXT_STEP), settings))
+    if steps is None:
+        raise infeasible(problem(min(least * CONTEXT_STEP, longest)), settings)
+    return steps * CONTEXT_STEP
+
+
+def least_step(wanted: Wanted) -> int:
+    """The least context that ``max`` tries, in steps of 256: a prefill chunk is at most the context."""
+    return -(-(wanted.prefill_chunk or 1) // CONTEXT_STEP)
+
+
+def largest(least: int, most: int, works: Callable[[int], bool]) -> int | None:
+    """The largest n in ``least`` … ``most`` that works, where all below one that works do; None: none does."""
+    low, high = least - 1, most + 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(problem(middle * CONTEXT_STEP), settings) else (low, middle)
-    if low < least:
-        raise infeasible(problem(min(least * CONTEXT_STEP, longest)), settings)
-    return low * CONTEXT_STEP
+        low, high = (middle, high) if works(middle) else (low, middle)
+    return low if low >= least else None
 
 
 def replan(directory: Path, frozen: Plan, settings: Settings) -> Plan:

@@ -1,6 +1,5 @@
 """The commands; the only place that prints, reads the environment, and exits. stdout is data, stderr is for people."""
 
-import dataclasses
 import json
 import os
 import re
@@ -22,11 +21,12 @@ from planner import build as builder
 from planner import report
 from planner.compile import CompileReport, compile_plan
 from planner.detect import detect
-from planner.errors import InfeasibleError, InputError, OutputError, PlannerError
+from planner.errors import Change, InfeasibleError, InputError, NotProvenError, OutputError, PlannerError
+from planner.explain import explain
 from planner.families import BaseInput, DraftInput, load_base, load_draft, scan
-from planner.inventory import dump_inventory, load_inventory
+from planner.inventory import dump_inventory, load_inventory, read_inventory
 from planner.nvml import read_machine
-from planner.solve import Settings
+from planner.solve import DETERMINISTIC_LIMIT, Settings
 from planner.view import format_bytes, format_ns
 from plans import codec
 from plans import diff as plan_diff
@@ -55,6 +55,8 @@ def refusals(command: Callable[..., None]) -> Callable[..., None]:
             command(**options)
         except (PlannerError, PlanError) as error:
             say(f"error: {error}")
+            if isinstance(error, InfeasibleError) and error.changes is not None:
+                say(changes_table(error.changes))
             if options.get("as_json"):
                 put({"error": describe(error)})
             sys.exit(error.exit_code)
@@ -75,7 +77,29 @@ def describe(error: PlannerError | PlanError) -> dict[str, Any]:
     if isinstance(error, InfeasibleError):
         described["short_bytes"] = sum(error.short_bytes.values())
         described["devices"] = [{"id": name, "short_bytes": nbytes} for name, nbytes in error.short_bytes.items()]
+        if error.changes is not None:
+            described["changes"] = [describe_change(change) for change in error.changes]
+    if isinstance(error, NotProvenError):
+        described |= {"objective_ns": error.objective_ns, "bound_ns": error.bound_ns, "gap": error.gap}
     return described
+
+
+def describe_change(change: Change) -> dict[str, Any]:
+    """A change for programs: with ``args``, or with the text of the changed ``inventory``."""
+    how = {"args": list(change.args)} if change.inventory is None else {"inventory": change.inventory}
+    return {"change": change.change, "objective_ns": change.objective_ns, **how}
+
+
+def changes_table(changes: tuple[Change, ...]) -> str:
+    """The changes for people: time of a step, words, and the options where it is done with options."""
+    if not changes:
+        return "No single change makes it fit."
+    lines = [
+        f"  {format_ns(change.objective_ns):>9} per step  {change.change}"
+        + (f": {' '.join(change.args)}" if change.args else "")
+        for change in changes
+    ]
+    return "\n".join(["Any one of these makes it fit:", *lines])
 
 
 def verbosity(count: int) -> int:
@@ -129,9 +153,10 @@ def main() -> None:
 @click.option("--gpus", "inventory", type=DIRECTORY, required=True, help="The inventory of devices (YAML).")
 @click.option("--model", type=DIRECTORY, help="Checkpoint directory or config.json; default: the embedded demo model.")
 @click.option("--draft", type=DIRECTORY, help="EAGLE head, likewise; without it a --model is decoded plainly.")
+@click.option("--no-draft", is_flag=True, help="Decode plainly, whatever --draft and --tree say.")
 @click.option("--context", callback=parse_context, help="Positions of a sequence, prompt and new tokens: N or max.")
 @click.option("--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Sequences at a time.")
-@click.option("--dtype", type=click.Choice(list(DTYPE_BYTES)), help="Default: the checkpoint's, float32 on CPUs.")
+@click.option("--dtype", type=click.Choice(list(DTYPE_BYTES)), help="Default: the checkpoint's, float32 on CPUs alone.")
 @click.option("--tree", callback=parse_tree, help="total_token=60,depth=7,top_k=10: the draft token tree.")
 @click.option("--prefill-chunk", type=click.IntRange(min=1), help="Prompt tokens of one forward.")
 @click.option(
@@ -141,6 +166,7 @@ def main() -> None:
 @click.option("--out", type=DIRECTORY, help="Directory of the plan; default: plans/NAME after the model.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, hidden=True)
 @click.option("--solver-seed", type=click.IntRange(min=0), default=0, hidden=True)
+@click.option("--solver-limit", type=click.FloatRange(0, DETERMINISTIC_LIMIT), default=DETERMINISTIC_LIMIT, hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
 @click.option("-v", "verbose", count=True, help="The plan as tables; -vv: and each objective with its bound.")
 @refusals
@@ -149,6 +175,7 @@ def build(
     inventory: Path,
     model: Path | None,
     draft: Path | None,
+    no_draft: bool,
     out: Path | None,
     plan_only: bool,
     as_json: bool,
@@ -157,8 +184,15 @@ def build(
 ) -> None:
     """Solve the placement of a model on an inventory, write the plan, and compile its images."""
     gap_ppm = wanted.pop("gap")
-    settings = Settings(workers=wanted.pop("workers"), seed=wanted.pop("solver_seed"), gap_ppm=gap_ppm)
-    if model is None and draft is None:
+    settings = Settings(
+        workers=wanted.pop("workers"),
+        seed=wanted.pop("solver_seed"),
+        limit=wanted.pop("solver_limit"),
+        gap_ppm=gap_ppm,
+    )
+    if no_draft:
+        draft, wanted["tree"] = None, None
+    elif model is None and draft is None:
         draft = builder.DEMO / "eagle3"
     out = out or Path("plans") / name_of(model)
     model = model or builder.DEMO / "base"
@@ -169,12 +203,17 @@ def build(
         head = load_draft(draft, base, pickle_cache=cache) if draft else None
         if not plan_only:
             refuse_bare(base, head)
-        dtype = builder.resolve_dtype(asked, base, load_inventory(inventory))
-        devices = load_inventory(inventory, dtype)
-        if asked.context == "max":
-            longest = builder.longest_context(base, head, devices, asked, dtype, settings)
-            asked = dataclasses.replace(asked, context=longest)
-        built = builder.plan(base, head, devices, builder.resolve(asked, dtype, base, head), settings)
+        request = builder.Request(
+            base=base,
+            draft=head,
+            inventory=read_inventory(inventory),
+            inventory_file=str(inventory),
+            wanted=asked,
+        )
+        try:
+            built = builder.build(request, settings)
+        except InfeasibleError as error:
+            raise explain(request, error, settings) from error
         builder.write(out, built.plan, base, head)
         say(f"{out}: {summary_line(built.plan)}, solved in {built.solved.solve_s:.2f} s")
         if verbosity(verbose):

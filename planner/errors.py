@@ -4,6 +4,7 @@ A message carries the path to the datum, what was found, what was expected, and 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 
 class PlannerError(Exception):
@@ -32,21 +33,52 @@ class OutputError(InputError):
     """The place to write to holds something else, or cannot be written."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """A single change of what was given to ``build``, with which a placement exists: it has been solved."""
+
+    change: str
+    """In words."""
+    objective_ns: int
+    """Predicted time of one step of the plan that comes out."""
+    args: tuple[str, ...] = ()
+    """Options to add to those that were given; each overrides what was given for it."""
+    inventory: str | None = None
+    """Instead of options: the whole changed inventory file, for ``--gpus``."""
+
+
 class InfeasibleError(PlannerError):
     """The model does not fit on the devices; the message says how many bytes are short, and where."""
 
     exit_code = 3
 
-    def __init__(self, message: str, short_bytes: Mapping[str, int]) -> None:
-        """``short_bytes``: of each device, under the placement that misses least."""
+    def __init__(self, message: str, short_bytes: Mapping[str, int], changes: tuple[Change, ...] | None = None) -> None:
+        """``short_bytes``: of each device, under the placement that misses least.
+
+        ``changes``: every single change that makes it fit; None: none was looked for.
+        """
         super().__init__(message)
         self.short_bytes = dict(short_bytes)
+        self.changes = changes
 
 
 class NotProvenError(PlannerError):
     """The solver reached its deterministic limit before the proof; the message says the gap."""
 
     exit_code = 3
+
+    def __init__(self, message: str, *, objective_ns: int | None = None, bound_ns: int | None = None) -> None:
+        """``objective_ns``: step time of the best placement found; ``bound_ns``: none takes less; None: not known."""
+        super().__init__(message)
+        self.objective_ns = objective_ns
+        self.bound_ns = bound_ns
+
+    @property
+    def gap(self) -> float | None:
+        """Relative distance of the two; 0 where the step time is proven, and an objective after it is not."""
+        if self.objective_ns is None or self.bound_ns is None:
+            return None
+        return (self.objective_ns - self.bound_ns) / max(1, self.objective_ns)
 
 
 class ArtifactError(PlannerError):

@@ -1,25 +1,285 @@
-"""Why nothing fits: how many bytes are short, and on which devices, under the packing that misses least."""
+"""What would help where nothing fits: every single change of what was given with which a placement exists.
 
-from planner.errors import InfeasibleError
-from planner.problem import Problem
-from planner.solve import Settings, shortfall
-from planner.view import format_bytes
+A change is a request of its own and is solved like one, so what is listed is what ``build`` answers. A quantity is
+changed no more than it must be: bytes only grow with it, and the largest that fits is found by bisection. What cannot
+be proven within a part of the solver's limit is not listed.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from planner import units
+from planner.build import (
+    CONTEXT_STEP,
+    DEFAULT_TREE,
+    Request,
+    Wanted,
+    build,
+    devices_of,
+    formulate,
+    largest,
+    least_step,
+    resolve,
+)
+from planner.catalog import CPU
+from planner.errors import Change, InfeasibleError, InputError, NotProvenError
+from planner.inventory import natural_key
+from planner.solve import Settings, fits
+from plans.codec import dump_yaml
+from plans.schema import DTYPE_BYTES, Device, DType, Options
+
+LIMIT = 30.0
+"""Of one objective of one change, in the solver's units of work."""
+
+HOST_BANDWIDTH = "40 GB/s"
+HOST_FLOPS = "500 GFLOP/s"
+"""Assumed of a host CPU that the inventory does not list, and said so: two channels of DDR4, eight cores with AVX2."""
+
+MIB = 1 << 20
+GIB = 1 << 30
 
 
-def infeasible(problem: Problem, settings: Settings) -> InfeasibleError:
-    """The refusal of an infeasible problem."""
-    short = dict(zip(problem.devices, shortfall(problem, settings), strict=True))
-    capacity = dict(zip(problem.devices, problem.capacity_bytes, strict=True))
-    lines = [
-        f"  {name}: {format_bytes(nbytes)} short, {format_bytes(capacity[name] + nbytes)} wanted of "
-        f"{format_bytes(capacity[name])} ({nbytes} bytes)"
-        for name, nbytes in short.items()
-        if nbytes
-    ]
-    total = sum(short.values())
-    return InfeasibleError(
-        f"no placement fits: {format_bytes(total)} short in all ({total} bytes) under the best packing:\n"
-        + "\n".join(lines)
-        + "\nGive it less to hold (a smaller --context, a narrower --dtype, no draft) or more memory.",
-        {name: nbytes for name, nbytes in short.items() if nbytes},
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Candidate:
+    """A change that is yet to be solved."""
+
+    words: str
+    request: Request
+    args: tuple[str, ...] = ()
+    inventory: bool = False
+    """The inventory is what changes."""
+
+
+def explain(request: Request, refused: InfeasibleError, settings: Settings) -> InfeasibleError:
+    """The refusal of ``request``, with the changes that would help."""
+    limited = replace(settings, limit=min(settings.limit, LIMIT))
+    return InfeasibleError(str(refused), refused.short_bytes, tuple(_changes(request, refused, limited)))
+
+
+def _changes(request: Request, refused: InfeasibleError, settings: Settings) -> Iterator[Change]:
+    for candidates in (_context, _kv_dtypes, _dtypes, _batch, _no_draft, _tree, _prefill_chunk):
+        yield from _solved(candidates(request, settings), settings)
+    yield from _solved(_host_cpus(request, sum(refused.short_bytes.values()), settings), settings)
+    yield from _solved(_more_devices(request), settings)
+
+
+def _solved(candidates: Iterator[_Candidate], settings: Settings) -> Iterator[Change]:
+    for candidate in candidates:
+        if not _fits(candidate.request, settings):
+            continue
+        try:
+            built = build(candidate.request, settings)
+        except (InputError, InfeasibleError, NotProvenError):
+            continue  # not a change that works
+        yield Change(
+            change=candidate.words,
+            objective_ns=built.plan.proof.objective_ns,
+            args=candidate.args,
+            inventory=dump_yaml(candidate.request.inventory) if candidate.inventory else None,
+        )
+
+
+def _fits(request: Request, settings: Settings) -> bool:
+    """Whether a placement is found; one that would be refused, or is not proven within the limit, is none."""
+    try:
+        dtype, inventory = devices_of(request)
+        options = _options(request, dtype)
+        return fits(formulate(request.base, request.draft, inventory, options).problem, settings)
+    except (InputError, NotProvenError):
+        return False
+
+
+def _options(request: Request, dtype: DType) -> Options:
+    """The options, with the least context where the longest is wanted."""
+    wanted = request.wanted
+    if wanted.context == "max":
+        longest = resolve(wanted, dtype, request.base, request.draft).context
+        wanted = replace(wanted, context=min(longest, least_step(wanted) * CONTEXT_STEP))
+    return resolve(wanted, dtype, request.base, request.draft)
+
+
+def _asked(request: Request) -> Options:
+    return _options(request, devices_of(request)[0])
+
+
+def _with(request: Request, wanted: Wanted) -> Request:
+    return replace(request, wanted=wanted)
+
+
+# Options
+
+
+def _largest(least: int, most: int, make: Callable[[int], Request], settings: Settings) -> int | None:
+    """The largest n of a quantity with which a placement is found; one question where not even the least helps."""
+    if least > most or not _fits(make(least), settings):
+        return None
+    return largest(least, most, lambda n: n == least or _fits(make(n), settings))
+
+
+def _context(request: Request, settings: Settings) -> Iterator[_Candidate]:
+    """The largest multiple of 256, as ``--context max`` finds it, or where none fits the largest number below 256."""
+    asked = _asked(request).context
+    least = request.wanted.prefill_chunk or 1
+
+    def of(context: int) -> Request:
+        return _with(request, replace(request.wanted, context=context))
+
+    steps = _largest(least_step(request.wanted), (asked - 1) // CONTEXT_STEP, lambda n: of(n * CONTEXT_STEP), settings)
+    found = _largest(least, min(asked, CONTEXT_STEP) - 1, of, settings) if steps is None else steps * CONTEXT_STEP
+    if found is not None:
+        yield _Candidate(words=f"context down to {found}", request=of(found), args=("--context", str(found)))
+
+
+def _kv_dtypes(request: Request, settings: Settings) -> Iterator[_Candidate]:
+    yield from ()
+
+
+def _dtypes(request: Request, settings: Settings) -> Iterator[_Candidate]:
+    dtype, _ = devices_of(request)
+    name: DType
+    for name in get_args(DType):
+        if DTYPE_BYTES[name] < DTYPE_BYTES[dtype]:
+            narrower = _with(request, replace(request.wanted, dtype=name))
+            yield _Candidate(words=f"weights in {name}", request=narrower, args=("--dtype", name))
+
+
+def _batch(request: Request, settings: Settings) -> Iterator[_Candidate]:
+    def of(batch: int) -> Request:
+        return _with(request, replace(request.wanted, batch=batch))
+
+    found = _largest(1, request.wanted.batch - 1, of, settings)
+    if found is not None:
+        yield _Candidate(words=f"batch down to {found}", request=of(found), args=("--batch", str(found)))
+
+
+def _no_draft(request: Request, settings: Settings) -> Iterator[_Candidate]:
+    if request.draft is not None:
+        plain = replace(_with(request, replace(request.wanted, tree=None)), draft=None)
+        yield _Candidate(words="no draft: a step is then one token", request=plain, args=("--no-draft",))
+
+
+def _tree(request: Request, settings: Settings) -> Iterator[_Candidate]:
+    """The largest tree of the same depth and width."""
+    if request.draft is None:
+        return
+    tree = request.wanted.tree or DEFAULT_TREE
+
+    def of(nodes: int) -> Request:
+        return _with(request, replace(request.wanted, tree=replace(tree, total_token=nodes)))
+
+    found = _largest(2, tree.total_token - 1, of, settings)
+    if found is not None:
+        text = f"total_token={found},depth={tree.depth},top_k={tree.top_k}"
+        yield _Candidate(words=f"tree down to {found} nodes", request=of(found), args=("--tree", text))
+
+
+def _prefill_chunk(request: Request, settings: Settings) -> Iterator[_Candidate]:
+    def of(chunk: int) -> Request:
+        return _with(request, replace(request.wanted, prefill_chunk=chunk))
+
+    found = _largest(1, _asked(request).prefill_chunk - 1, of, settings)
+    if found is not None:
+        words = f"prefill in chunks of {found}"
+        yield _Candidate(words=words, request=of(found), args=("--prefill-chunk", str(found)))
+
+
+# Devices
+
+
+def _host_cpus(request: Request, short_bytes: int, settings: Settings) -> Iterator[_Candidate]:
+    """The CPU of each host that does not list it, with the memory that it takes, and a bandwidth that is assumed."""
+    granule = min(GIB, max(MIB, 1 << max(0, short_bytes // 16).bit_length()))
+    least = short_bytes // granule + 1
+    for position, name, devices in _unlike_hosts(request):
+        if any(device.kind == "cpu" for device in devices):
+            continue
+
+        def of(granules: int, position: int = position) -> Request:
+            memory = units.render(units.SIZE, granules * granule)
+            entry = {"type": CPU, "memory": memory, "bandwidth": HOST_BANDWIDTH, "flops": HOST_FLOPS}
+            return _with_device(request, position, "cpu", entry)
+
+        found = _least(least, of, settings)
+        if found is not None:
+            size = units.render(units.SIZE, found * granule)
+            words = f"the host CPU of {name} as a device, if {size} are free, at {HOST_BANDWIDTH} and {HOST_FLOPS}"
+            yield _Candidate(words=words, request=of(found), inventory=True)
+
+
+def _least(start: int, make: Callable[[int], Request], settings: Settings) -> int | None:
+    """A number from ``start`` on with which a placement is found, and none with one less; None: no reasonable one."""
+    below, step = start - 1, 1
+    while not _fits(make(below + step), settings):
+        below, step = below + step, 2 * step
+        if below > 8 * start + 64:
+            return None
+    more = largest(0, step - 1, lambda n: n == 0 or not _fits(make(below + n), settings))
+    assert more is not None
+    return below + more + 1
+
+
+def _more_devices(request: Request) -> Iterator[_Candidate]:
+    """One more of each device that is unlike the others of its host."""
+    for position, name, devices in _unlike_hosts(request):
+        entries = {entry["id"]: entry for entry in request.inventory["hosts"][position]["devices"]}
+        seen = set()
+        for device in devices:
+            if _figures(device) in seen:
+                continue
+            seen.add(_figures(device))
+            entry = {key: value for key, value in entries[device.id].items() if key not in ("id", "ordinal")}
+            memory = units.render(units.SIZE, device.memory_bytes)
+            yield _Candidate(
+                words=f"one more {device.type} of {memory} on {name}, like {device.id}",
+                request=_with_device(request, position, device.id, entry),
+                inventory=True,
+            )
+
+
+def _unlike_hosts(request: Request) -> Iterator[tuple[int, str, list[Device]]]:
+    """Hosts as the file lists them, with their devices; of those that nothing tells apart the first in order."""
+    _, inventory = devices_of(request)
+    positions = {entry["name"]: position for position, entry in enumerate(request.inventory["hosts"])}
+    seen = set()
+    for host in inventory.hosts:
+        devices = [device for device in inventory.devices if device.host == host.name]
+        links = (host.link, host.transport, host.name if host.pairs else "")
+        likeness = (links, tuple(sorted(map(_figures, devices))))
+        if likeness not in seen:
+            seen.add(likeness)
+            yield positions[host.name], host.name, devices
+
+
+def _figures(device: Device) -> tuple[str | int, ...]:
+    """What a placement can tell of a device."""
+    rates = (device.bandwidth_bytes_per_s, device.flops_per_s, device.overhead_ns)
+    return (device.type, device.memory_bytes, device.reserve_bytes, *rates)
+
+
+def _with_device(request: Request, position: int, like: str, entry: Mapping[str, Any]) -> Request:
+    """The request with one more device on a host, under a free id after ``like``; the others keep their ordinals."""
+    _, inventory = devices_of(request)
+    data = copy.deepcopy(request.inventory)
+    listed = data["hosts"][position]["devices"]
+    here = [device for device in inventory.devices if device.host == data["hosts"][position]["name"]]
+    added = {"id": _free_id(like, {device.id for device in inventory.devices}), **entry}
+    if entry["type"] != CPU:
+        ordinals = {device.id: device.ordinal for device in here if device.kind != "cpu"}
+        added["ordinal"] = max(ordinals.values(), default=-1) + 1
+        if natural_key(added["id"]) < max(map(natural_key, ordinals), default=natural_key("")):
+            for other in listed:  # numbered by position, which would be another one now
+                if other["id"] in ordinals:
+                    other["ordinal"] = ordinals[other["id"]]
+    listed.append(added)
+    return replace(request, inventory=data)
+
+
+def _free_id(like: str, taken: set[str]) -> str:
+    """``like`` itself, or its letters with the next number."""
+    if like not in taken:
+        return like
+    letters = like.rstrip("0123456789")
+    tails = [name.removeprefix(letters) for name in taken if name.startswith(letters)]
+    return f"{letters}{max((int(tail) for tail in tails if tail.isdecimal()), default=0) + 1}"

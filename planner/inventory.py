@@ -30,14 +30,18 @@ _DEVICE_FIELDS = (
 
 def load_inventory(path: Path, dtype: DType = "bfloat16") -> Inventory:
     """Read an inventory file; ``dtype`` picks the rate of devices whose ``flops`` the catalogue gives."""
+    return parse_inventory(read_inventory(path), str(path), dtype)
+
+
+def read_inventory(path: Path) -> Any:
+    """An inventory file as plain data, for :func:`parse_inventory`."""
     if not path.is_file():
         found = "a directory" if path.is_dir() else "no such file"
         raise InventoryError(f"{path}: {found}: give an inventory of hosts and devices")
     try:
-        data = load_yaml(path.read_bytes(), str(path))
+        return load_yaml(path.read_bytes(), str(path))
     except PlanError as error:
         raise InventoryError(str(error)) from error
-    return parse_inventory(data, str(path), dtype)
 
 
 def parse_inventory(data: Any, where: str, dtype: DType = "bfloat16") -> Inventory:

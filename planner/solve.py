@@ -47,6 +47,8 @@ class Settings:
     workers: int = 1
     seed: int = 0
     gap_ppm: int = 0
+    limit: float = DETERMINISTIC_LIMIT
+    """Of one objective; past it there is no answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +88,23 @@ def _solve(problem: Problem, settings: Settings) -> Solved:
     start = time.perf_counter()
     model = _Model(problem)
     step = _optimise(model, model.step_ns, settings, gap_ppm=settings.gap_ppm, what="step time")
+    try:
+        answer, optima = _settle(problem, model, step, settings)
+    except NotProvenError as error:
+        raise NotProvenError(str(error), objective_ns=step.value, bound_ns=step.bound) from error
+    return Solved(
+        answer=answer,
+        objective_ns=step.value,
+        bound_ns=step.bound,
+        optima=optima,
+        solve_s=time.perf_counter() - start,
+    )
+
+
+def _settle(
+    problem: Problem, model: "_Model", step: Optimum, settings: Settings
+) -> tuple[Answer, tuple[Optimum, ...]]:
+    """The one answer among those with that step time, and all objectives that led to it."""
     model.model.add(model.step_ns <= step.value)
     if not settings.gap_ppm:  # otherwise the groups found are taken; the search itself is always the same
         stages = _optimise(model, sum(model.runs), settings, what="stages")
@@ -102,14 +121,7 @@ def _solve(problem: Problem, settings: Settings) -> Solved:
     free = _optimise(small, -small.free, settings, what="free memory")
     small.model.add(small.free >= -free.value)
     _order(small, small.quantities(), settings)
-    answer = small.answer(used, tail)
-    return Solved(
-        answer=answer,
-        objective_ns=step.value,
-        bound_ns=step.bound,
-        optima=(*model.optima, *small.optima),
-        solve_s=time.perf_counter() - start,
-    )
+    return small.answer(used, tail), (*model.optima, *small.optima)
 
 
 def _has_rival(problem: Problem, model: "_Model", step_ns: int, settings: Settings) -> bool:
@@ -475,21 +487,27 @@ def _optimise(model: _Model, objective: Linear, settings: Settings, *, what: str
     solver.parameters.num_workers = 1 if gap_ppm else settings.workers
     solver.parameters.random_seed = 0 if gap_ppm else settings.seed
     solver.parameters.cp_model_probing_level = 0  # costs more than it saves here, measured
-    solver.parameters.max_deterministic_time = DETERMINISTIC_LIMIT
+    solver.parameters.max_deterministic_time = settings.limit
     solver.parameters.relative_gap_limit = gap_ppm / 1e6
     model.model.minimize(objective)
     status = solver.solve(model.model)
     if status == cp_model.INFEASIBLE:
         raise _Infeasible
     assert status != cp_model.MODEL_INVALID, model.model.validate()
+    is_time = what == "step time"
     if status == cp_model.UNKNOWN:
-        raise NotProvenError(f"{what}: no placement found within the deterministic limit of {DETERMINISTIC_LIMIT:g}")
+        raise NotProvenError(
+            f"{what}: no placement found within the deterministic limit of {settings.limit:g}",
+            bound_ns=max(0, round(solver.best_objective_bound)) if is_time else None,
+        )
     value, bound = round(solver.objective_value), round(solver.best_objective_bound)
     if status != cp_model.OPTIMAL:
         gap = (value - bound) / max(1, abs(value))
         raise NotProvenError(
-            f"{what}: not proven optimal within the deterministic limit of {DETERMINISTIC_LIMIT:g}: found {value}, "
-            f"bound {bound}, gap {gap:.2%}; accept one with --gap"
+            f"{what}: not proven optimal within the deterministic limit of {settings.limit:g}: found {value}, "
+            f"bound {bound}, gap {gap:.2%}; accept one with --gap",
+            objective_ns=value if is_time else None,
+            bound_ns=bound if is_time else None,
         )
     model.values = list(solver.response_proto.solution)
     model.model.clear_hints()  # type: ignore[no-untyped-call]

@@ -231,6 +231,17 @@ def test_infeasible_is_an_answer_for_programs(models: Path, tmp_path: Path) -> N
     assert error["exit_code"] == 3
     assert error["short_bytes"] == sum(device["short_bytes"] for device in error["devices"]) > 0
     assert {device["id"] for device in error["devices"]} <= {"c0", "c1"}
+    for change in error["changes"]:
+        assert change["change"] in result.stderr
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_refusal_for_want_of_proof_tells_what_is_known(models: Path, tmp_path: Path) -> None:
+    result = build(models, tmp_path / "p", "--plan-only", "--json", "--solver-limit", 0)
+    assert result.exit_code == 3
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "NotProvenError"
+    assert {"objective_ns", "bound_ns", "gap"} <= set(error)
     assert not (tmp_path / "p").exists()
 
 

@@ -1,66 +1,177 @@
-"""An infeasible problem says what is missing and where, exactly."""
+"""Every change that a refusal lists works, through the real command, and takes the time that it says."""
 
-import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from click.testing import CliRunner
 
-from planner import build
-from planner.errors import InfeasibleError
-from planner.explain import infeasible
-from planner.formulate import Formulation
-from planner.problem import Problem
-from planner.solve import Settings, solve
-from tests.planner.instances import cpu, demo, formulation, host, inventory_of, options_of
+from planner.build import DEMO
+from planner.cli import main
+from plans import codec
+from tests.planner.instances import ROOT, cpu, host
 
-ONE = Settings(workers=1)
-SMALL = {"hosts": [host("left", cpu("c0", 7), cpu("c1", 5)), host("right", cpu("c2", 6))], "network": {"class": "shm"}}
-
-
-def larger(problem: Problem, nbytes: dict[str, int]) -> Problem:
-    capacity = (c + nbytes.get(name, 0) for name, c in zip(problem.devices, problem.capacity_bytes, strict=True))
-    return dataclasses.replace(problem, capacity_bytes=tuple(capacity))
+BASE, EAGLE3, EAGLE1 = DEMO / "base", DEMO / "eagle3", DEMO / "eagle1"
+LLAMA70B = ("--model", ROOT / "plans/llama70b-4gpu/config.json")
+HEAD70B = ("--draft", ROOT / "plans/llama70b-4gpu/draft/config.json")
+LARGE_BATCH = ("--batch", 48, "--context", 500, "--prefill-chunk", 64)
 
 
-@pytest.mark.parametrize("head", ["eagle3", None])
-def test_the_missing_bytes_are_exact(head) -> None:
-    problem = formulation(SMALL, head).problem
-    error = infeasible(problem, ONE)
-    short = error.short_bytes
-    assert short
-    assert all(nbytes > 0 for nbytes in short.values())
-    assert solve(problem, ONE) is None
-    assert solve(larger(problem, short), ONE) is not None
-    for name in short:
-        assert solve(larger(problem, short | {name: short[name] - 1}), ONE) is None
+def gpu(name: str, mib: int, **figures: str) -> dict[str, Any]:
+    """An accelerator that no catalogue lists."""
+    rates = {"bandwidth": "500 GB/s", "flops": "50 TFLOP/s", "reserve": "0 B"}
+    return {"id": name, "type": "tiny-gpu", "memory": f"{mib} MiB"} | rates | figures
 
 
-def test_the_message_names_devices_and_bytes() -> None:
-    error = infeasible(formulation(SMALL, "eagle3").problem, ONE)
-    assert error.exit_code == 3
-    assert f"{sum(error.short_bytes.values())} bytes" in str(error)
-    for name, nbytes in error.short_bytes.items():
-        assert f"  {name}: " in str(error)
-        assert f"({nbytes} bytes)" in str(error)
+GPUS = {"hosts": [host("box", gpu("gpu0", 8), gpu("gpu1", 6), links={"class": "pcie"})]}
+CPUS = {"hosts": [host("left", cpu("c0", 7), cpu("c1", 5)), host("right", cpu("c2", 6))], "network": {"class": "shm"}}
 
 
-def test_the_same_shortage_for_any_search() -> None:
-    problem = formulation(SMALL, "eagle3").problem
-    found = [infeasible(problem, Settings(workers=w, seed=s)).short_bytes for w, s in ((1, 0), (2, 5), (1, 77))]
-    assert found[0] == found[1] == found[2]
+def command(inventory: Path, arguments: tuple[object, ...], out: Path) -> tuple[int, dict[str, Any]]:
+    given = ("build", "--gpus", inventory, *arguments, "--plan-only", "--out", out, "--json")
+    result = CliRunner().invoke(main, [str(argument) for argument in given])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, json.loads(result.stdout)
 
 
-def test_more_memory_as_the_inventory_says_it_makes_it_fit() -> None:
-    base, draft = demo("eagle3")
-    options = options_of(base, draft, 256, "float32")
-    devices = inventory_of(SMALL)
-    with pytest.raises(InfeasibleError) as refused:
-        build.plan(base, draft, devices, options, ONE)
-    more = tuple(
-        dataclasses.replace(d, memory_bytes=d.memory_bytes + refused.value.short_bytes.get(d.id, 0))
-        for d in devices.devices
-    )
-    larger_devices = dataclasses.replace(devices, devices=more)
-    fits = Formulation(
-        model=base.model, draft=draft.draft if draft else None, options=options, inventory=larger_devices
-    )
-    assert solve(fits.problem, ONE) is not None
+def refused(data: Any, arguments: tuple[object, ...], tmp_path: Path) -> dict[str, Any]:
+    """The error of an infeasible instance, after each of its changes was applied and built."""
+    file = tmp_path / "inventory.yaml"
+    file.write_text(yaml.safe_dump(data))
+    code, said = command(file, arguments, tmp_path / "p")
+    assert code == 3, said
+    error: dict[str, Any] = said["error"]
+    for number, change in enumerate(error["changes"]):
+        code, said = apply(file, arguments, change, tmp_path / str(number))
+        assert code == 0, (change, said)
+        assert said["objective_ns"] == change["objective_ns"], change
+    assert not (tmp_path / "p").exists()
+    return error
+
+
+def apply(file: Path, arguments: tuple[object, ...], change: dict[str, Any], out: Path) -> tuple[int, dict[str, Any]]:
+    assert set(change) in ({"change", "objective_ns", "args"}, {"change", "objective_ns", "inventory"})
+    if "args" in change:
+        return command(file, (*arguments, *change["args"]), out)
+    changed = file.with_name(f"{out.name}.yaml")
+    changed.write_text(change["inventory"])
+    return command(changed, arguments, out)
+
+
+def options(error: dict[str, Any]) -> set[str]:
+    return {change["args"][0] if "args" in change else "inventory" for change in error["changes"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "expected"),
+    [
+        (CPUS, ("--draft", EAGLE3, "--model", BASE), {"--dtype"}),
+        (CPUS, (), {"--dtype"}),
+        (GPUS, ("--model", BASE, "--draft", EAGLE1, "--dtype", "bfloat16"), {"--no-draft", "inventory"}),
+    ],
+)
+def test_every_change_works(data: Any, arguments: tuple[object, ...], expected: set[str], tmp_path: Path) -> None:
+    error = refused(data, arguments, tmp_path)
+    assert expected <= options(error)
+    assert sum(device["short_bytes"] for device in error["devices"]) == error["short_bytes"] > 0
+
+
+def test_quantities_change_no_more_than_they_must(tmp_path: Path) -> None:
+    """The next context and the next batch that could be asked for are infeasible."""
+    arguments = ("--dtype", "bfloat16", "--context", 300, "--batch", 8)
+    error = refused(CPUS, arguments, tmp_path)
+    for change in error["changes"]:
+        if "args" in change:
+            option, number = change["args"]
+            more = command(tmp_path / "inventory.yaml", (*arguments, option, int(number) + 1), tmp_path / "more")
+            assert more[0] == 3, change
+    assert {"--context", "--batch"} <= options(error)
+
+
+def test_the_longest_context_among_the_changes_is_that_of_max(tmp_path: Path) -> None:
+    config = json.loads((BASE / "config.json").read_text()) | {"max_position_embeddings": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = ("--model", tmp_path / "config.json", "--dtype", "bfloat16", "--prefill-chunk", 64)
+    data = {"hosts": [host("box", gpu("gpu0", 8), gpu("gpu1", 8))]}
+    error = refused(data, (*model, "--context", 4000), tmp_path)
+    (args,) = (change["args"] for change in error["changes"] if change.get("args", [""])[0] == "--context")
+    assert command(tmp_path / "inventory.yaml", (*model, "--context", "max"), tmp_path / "max")[0] == 0
+    assert args == ["--context", str(codec.load(tmp_path / "max").options.context)]
+
+
+def test_the_least_context_of_max_may_be_too_long(tmp_path: Path) -> None:
+    error = refused(GPUS, ("--model", BASE, "--draft", EAGLE1, "--dtype", "bfloat16", "--context", "max"), tmp_path)
+    (args,) = (change["args"] for change in error["changes"] if change.get("args", [""])[0] == "--context")
+    assert 1 <= int(args[1]) < 256
+
+
+def test_no_draft_overrides_a_head_and_its_tree(tmp_path: Path) -> None:
+    tree = ("--tree", "total_token=40,depth=4,top_k=8")
+    error = refused(GPUS, ("--model", BASE, "--draft", EAGLE1, "--dtype", "bfloat16", *tree), tmp_path)
+    assert "--no-draft" in options(error)
+    (tmp_path / "inventory.yaml").write_text(yaml.safe_dump({"hosts": [host("box", cpu("c0", 64))]}))
+    code, _ = command(tmp_path / "inventory.yaml", ("--no-draft", *tree), tmp_path / "demo")
+    assert code == 0
+    assert codec.load(tmp_path / "demo").draft is None
+
+
+def test_what_cannot_help_is_not_listed(tmp_path: Path) -> None:
+    """More than the largest tree, context and batch could give back is missing."""
+    error = refused({"hosts": [host("box", cpu("c0", 1))]}, ("--dtype", "bfloat16"), tmp_path)
+    assert options(error) <= {"inventory"}
+
+
+def test_one_more_device_keeps_the_names_and_numbers_of_the_others(tmp_path: Path) -> None:
+    data = {
+        "hosts": [
+            host("a", gpu("x1", 8), gpu("y0", 2), links={"class": "pcie"}),
+            host("b", gpu("x7", 8), gpu("y3", 2), links={"class": "pcie"}),
+            host("c", gpu("z0", 3), gpu("z1", 3), links={"class": "pcie"}),
+        ],
+        "network": {"class": "ethernet"},
+    }
+    error = refused(data, ("--model", BASE, "--dtype", "float32"), tmp_path)
+    changed = [yaml.safe_load(c["inventory"]) for c in error["changes"] if "one more" in c["change"]]
+    assert changed
+    for inventory in changed:
+        new = [
+            d for h in inventory["hosts"] for d in h["devices"] if d["id"] not in ("x1", "y0", "x7", "y3", "z0", "z1")
+        ]
+        assert len(new) == 1
+    names = [c["change"].split(" on ")[1] for c in error["changes"] if "one more" in c["change"]]
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if name.startswith("b,")], "of equal hosts, one is tried"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_change_of_random_instances_works(seed: int, tmp_path: Path) -> None:
+    """Memory is taken away in steps until nothing fits, so that little is missing and much helps."""
+    rng = random.Random(seed)
+    kind = rng.choice((cpu, gpu))
+    sizes = [[rng.randint(2, 9) for _ in range(rng.randint(1, 2))] for _ in range(rng.randint(1, 2))]
+    arguments: list[object] = ["--batch", rng.choice((1, 2, 6)), "--context", rng.choice((100, 512, "max"))]
+    arguments += rng.choice(([], ["--dtype", "float32"], ["--dtype", "bfloat16"]))
+    arguments += rng.choice(([], ["--model", BASE, "--draft", EAGLE1, "--tree", "total_token=200,depth=5,top_k=12"]))
+    network = {"network": {"class": "ethernet"}} if len(sizes) > 1 else {}
+    file = tmp_path / "inventory.yaml"
+    for percent in range(1000, 0, -20):
+        hosts = [
+            host(f"h{h}", *(kind(f"d{h}{i}", max(1, mib * percent // 100)) for i, mib in enumerate(row)))
+            for h, row in enumerate(sizes)
+        ]
+        file.write_text(yaml.safe_dump({"hosts": hosts} | network))
+        if percent <= 600 and command(file, tuple(arguments), tmp_path / "largest")[0] == 3:
+            break
+    error = refused({"hosts": hosts} | network, tuple(arguments), tmp_path)
+    assert len(error["changes"]) > 1
+
+
+def test_a_large_model_on_too_little_is_explained_in_seconds(tmp_path: Path) -> None:
+    data = {
+        "hosts": [host("box", *({"id": f"gpu{i}", "type": "a100-40g"} for i in range(3)), links={"class": "nvlink"})]
+    }
+    error = refused(data, (*LLAMA70B, *HEAD70B), tmp_path)
+    assert [change["change"].split(" of ")[0] for change in error["changes"]][-1] == "one more a100-40g"

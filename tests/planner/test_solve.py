@@ -5,7 +5,6 @@ from functools import cache
 
 import pytest
 
-from planner import solve as solver
 from planner.certify import certify, devices_in_use
 from planner.errors import NotProvenError
 from planner.problem import Problem
@@ -125,8 +124,25 @@ def test_nothing_is_missing_where_something_fits() -> None:
     assert shortfall(problem, ONE) == (0,) * len(problem.devices)
 
 
-def test_the_limit_ends_in_a_refusal_with_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solver, "DETERMINISTIC_LIMIT", 0.0)
+def test_the_limit_ends_in_a_refusal_with_the_gap() -> None:
     with pytest.raises(NotProvenError, match="deterministic limit of 0") as refused:
-        solve(tiny_problem(0), ONE)
+        solve(tiny_problem(0), Settings(limit=0.0))
     assert refused.value.exit_code == 3
+    assert (refused.value.objective_ns, refused.value.gap) == (None, None)
+
+
+def test_what_is_known_at_the_limit_encloses_the_optimum() -> None:
+    problem = tiny_problem(next(seed for seed in range(80) if _solved(seed) is not None))
+    solved = solve(problem, ONE)
+    assert solved is not None
+    gaps = []
+    for limit in (0.0001 * 2**n for n in range(16)):
+        try:
+            assert solve(problem, Settings(limit=limit)) is not None
+        except NotProvenError as error:
+            bound, found = error.bound_ns, error.objective_ns
+            assert bound is None or bound <= solved.objective_ns
+            assert found is None or found >= solved.objective_ns
+            gaps += [error.gap] if error.gap is not None else []
+    assert all(0 <= gap < 1 for gap in gaps)
+    assert gaps, "none of these limits is past a first placement and before the last proof"
