@@ -127,7 +127,8 @@ def _number_accelerators(devices: list[Device], entries: list[Any]) -> list[Devi
 def _device(data: Any, host: str, path: str, dtype: DType) -> Device:
     fields = _mapping(data, f"{path}.", _DEVICE_FIELDS, "a device with id and type")
     device_id = _text(fields, "id", path, _ID, "lower-case letters, digits, '_' and '-'")
-    type_name = _text(fields, "type", path, _CLASS, "lower-case letters, digits, '.', '_' and '-'")
+    expected = f"lower-case letters, digits, '.', '_' and '-'{_nearest_types(fields.get('type'))}"
+    type_name = _text(fields, "type", path, _CLASS, expected)
     if type_name not in catalog().devices:
         _require_figures(fields, type_name, path)
     default = catalog().devices.get(type_name, _OTHER)
@@ -168,12 +169,18 @@ _OTHER = DeviceType(
 def _require_figures(fields: Mapping[str, Any], type_name: str, path: str) -> None:
     missing = [name for name in ("memory", "bandwidth", "flops") if name not in fields]
     if missing:
-        nearest = difflib.get_close_matches(type_name, catalog().devices, n=3, cutoff=0.5)
-        hint = f"; the nearest known types are {', '.join(nearest)}" if nearest else ""
         raise InventoryError(
-            f"{path}.type: {type_name!r} is not in the catalogue{hint}; "
+            f"{path}.type: {type_name!r} is not in the catalogue{_nearest_types(type_name)}; "
             f"a device of another type gives memory, bandwidth and flops itself; missing: {', '.join(missing)}"
         )
+
+
+def _nearest_types(name: Any) -> str:
+    """Those that the name begins (h100), then those that are spelt alike."""
+    text = re.sub(r"[ _]+", "-", name.lower()) if type(name) is str else ""
+    begun = [known for known in catalog().devices if text and known.startswith(text)]
+    nearest = dict.fromkeys([*begun, *difflib.get_close_matches(text, catalog().devices, n=3, cutoff=0.5)])
+    return f"; the nearest known types are {', '.join(list(nearest)[:3])}" if nearest else ""
 
 
 def _figure(fields: Mapping[str, Any], name: str, quantity: units.Quantity, default: int | None, path: str) -> int:

@@ -197,6 +197,19 @@ PATHS: list[tuple[str, Any, str]] = [
         "missing: memory, bandwidth, flops",
     ),
     (
+        "hosts.0.devices.0.type",
+        "h100",
+        "f: hosts[0].devices[0].type: 'h100' is not in the catalogue; the nearest known types are h100-80g, "
+        "h100-80g-pcie, h100-94g-nvl; a device of another type gives memory, bandwidth and flops itself; "
+        "missing: memory, bandwidth, flops",
+    ),
+    (
+        "hosts.0.devices.0.type",
+        "RTX 4090",
+        "f: hosts[0].devices[0].type: found 'RTX 4090', expected a name of lower-case letters, digits, '.', '_' and "
+        "'-'; the nearest known types are rtx-4090, rtx-4090-d, rtx-5090",
+    ),
+    (
         "hosts.0.devices.2",
         {"id": "cpu", "type": "cpu", "bandwidth": "40 GB/s"},
         "f: hosts[0].devices[2].memory: missing, expected a quantity like 24 GiB",
