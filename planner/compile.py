@@ -11,6 +11,7 @@ Killed before: the old artifact, whole. Between: no ``images.yaml``, so nothing 
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from blake3 import blake3
 from planner.checkpoint import TensorInfo
 from planner.errors import CheckpointError, InputError, OutputError
 from planner.families import BaseInput, DraftInput, load_base, load_draft
-from planner.layout import Part, Slot, data_bytes, header, image_slots, table_sha256
+from planner.layout import Part, Ranges, Slot, data_bytes, header, image_slots, table_sha256
 from planner.stream import Progress, Reader, Writer, castable, row_width, stream
 from plans import codec
 from plans.artifact import IMAGES_FILE, LAYOUT_VERSION, Image, Images, Sources, dump_images, image_file, load_images
@@ -199,10 +200,16 @@ def _target(
     return _Target(device=device, file=image_file(directory, device), slots=slots, inputs_sha256=digest)
 
 
+def _are_inside(ranges: Ranges, length: int) -> bool:
+    """Whether the ranges are ascending and disjoint, from 0 to ``length``."""
+    edges = [0, *(edge for span in ranges for edge in span), length]
+    return all(a <= b for a, b in itertools.pairwise(edges))
+
+
 def _check_part(slot: Slot, part: Part, info: TensorInfo) -> None:
     width = row_width(info)
-    rows, cols = part.rows, part.cols or (0, width)
-    inside = 0 <= rows[0] <= rows[1] <= info.shape[0] and 0 <= cols[0] <= cols[1] <= width
+    rows, cols = part.rows, part.cols or ((0, width),)
+    inside = _are_inside(rows, info.shape[0]) and _are_inside(cols, width)
     assert inside, f"{slot.name}: rows {rows} and columns {cols} of {part.tensor}, which has shape {info.shape}"
     if not castable(info.dtype, slot.dtype):
         raise CheckpointError(f"{part.tensor}: dtype {info.dtype} cannot become {slot.dtype}")

@@ -16,7 +16,15 @@ from planner import layout, memory
 from planner.cost import PS_PER_NS, all_reduce_ns, broadcast_ns, share_ns, share_ps
 from planner.graph import blocks, message_ns, slowest_link, topology
 from planner.problem import Column, Group, Problem, Tail, TailGroup
-from plans.buffers import draft_buffers, draft_kv_bytes, head_buffers, kv_bytes, kv_rows, stage_buffers
+from plans.buffers import (
+    draft_buffers,
+    draft_kv_bytes,
+    head_buffers,
+    kv_bytes,
+    kv_rows,
+    stage_buffers,
+    whole_heads,
+)
 from plans.schema import DTYPE_BYTES, Attention, Device, Draft, Inventory, LayerClass, Link, Model, Options
 
 MOST_COARSE_SHARES = 16
@@ -191,15 +199,15 @@ class Formulation:
 
     def _layer_bytes(self, kv_heads: int, leader: bool) -> int:
         dtype = self.options.dtype
-        attention = layout.attention_bytes(self.model, dtype, self.layer, kv_heads, leader)
+        attention = layout.attention_bytes(self.model, dtype, self.layer, whole_heads(kv_heads), leader)
         mlp = memory.layer_mlp(self.model, dtype, self.layer, leader)
-        return attention + mlp.fixed + kv_bytes(self.options, self.layer.attention, kv_heads)
+        return attention + mlp.fixed + kv_bytes(self.options, self.layer.attention, whole_heads(kv_heads))
 
     def _stage_bytes(self, count: int) -> int:
         most = self.layer.attention.num_kv_heads - (count - 1)
         units = memory.mlp_units(self.layer.mlp)
         buffers = stage_buffers(
-            self.model, self.draft, self.options, kv_heads=most, mlp_units=units, group_size=count
+            self.model, self.draft, self.options, share=whole_heads(most), mlp_units=units, group_size=count
         )
         return layout.rope_bytes(self.model) + memory.total(buffers)
 
@@ -209,14 +217,16 @@ class Formulation:
         slots = memory.table(lambda n: layout.head_bytes(self.model, dtype, n), self.vocab, self.hidden, dtype)
         most = max(len(members) for members in self._members)
         return memory.with_rows(
-            slots, lambda n: head_buffers(self.model, self.options, rows=n, group_size=most), self.vocab
+            slots,
+            lambda n: head_buffers(self.model, self.draft, self.options, rows=n, group_size=most, hop=False),
+            self.vocab,
         )
 
     # ---- times ----
 
     def _attention_ns(self, device: Device, kv_heads: int) -> int:
         attention = self.layer.attention
-        kv = kv_bytes(self.options, attention, kv_heads)
+        kv = kv_bytes(self.options, attention, whole_heads(kv_heads))
         return share_ns(device, *self._attention_work(attention, self.hidden, kv_heads, self.rows, kv))
 
     def _attention_work(

@@ -4,7 +4,8 @@ The one place that knows the slots. Planning counts bytes with the functions tha
 and image bytes agree by construction: the data of an image is exactly weights_bytes + draft_weights_bytes.
 
 Shape letters: H hidden size, D head dim, k KV heads and h query heads of this device, m MLP channels of this device,
-E experts (m is then of each).
+E experts (m is then of each). A device that shares its KV heads along ``head_dim`` has d = D/parts dims of each, all
+others d = D.
 """
 
 import dataclasses
@@ -17,21 +18,23 @@ from typing import Literal
 
 from planner.families import BaseInput, DraftInput, inv_freq_bytes
 from plans.artifact import DTYPES, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, SlotEntry, abi_sha256, align
-from plans.buffers import layer_class
-from plans.schema import Attention, Draft, DType, LayerClass, Mlp, Model, Plan, Run
+from plans.buffers import KvShare, first_head, kv_shares, layer_class, whole_heads
+from plans.schema import Attention, Draft, DType, LayerClass, Mlp, Model, Plan, Run, Stage
 
 Range = tuple[int, int]
 """Start and stop."""
+Ranges = tuple[Range, ...]
+"""Disjoint and ascending: what they select lies side by side, without what is between."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A rectangle of one source tensor; the parts of a slot are stacked along axis 0."""
+    """Rows of one source tensor, or the same columns of them; the parts of a slot are stacked along axis 0."""
 
     source: Literal["base", "draft"]
     tensor: str
-    rows: Range
-    cols: Range | None
+    rows: Ranges
+    cols: Ranges | None
     """None: whole rows (or a vector)."""
 
 
@@ -68,22 +71,22 @@ class _Maker:
     dtype: str
 
     def slot(
-        self, name: str, pieces: Iterable[tuple[str, Range]], width: int | None, cols: Range | None = None
+        self, name: str, pieces: Iterable[tuple[str, Ranges]], width: int | None, cols: Ranges | None = None
     ) -> Slot:
         """One slot of stacked rows of several roles; ``width`` is the row's length, None for a vector."""
         parts = tuple(
             Part(source=self.source, tensor=self.tensor(self.role + role), rows=rows, cols=cols)
             for role, rows in pieces
         )
-        rows = sum(part.rows[1] - part.rows[0] for part in parts)
+        rows = sum(_count(part.rows) for part in parts)
         return _slot(self.prefix + name, self.dtype, (rows,) if width is None else (rows, width), parts)
 
     def vector(self, name: str, length: int) -> Slot:
-        return self.slot(name, [(name, (0, length))], None)
+        return self.slot(name, [(name, ((0, length),))], None)
 
     def rows(self, name: str, rows: Range, width: int) -> list[Slot]:
         """A table's rows, or nothing where there are none."""
-        return [self.slot(name, [(name, rows)], width)] if rows[1] > rows[0] else []
+        return [self.slot(name, [(name, (rows,))], width)] if rows[1] > rows[0] else []
 
 
 def _slot(name: str, dtype: str, shape: tuple[int, ...], parts: tuple[Part, ...], literal: bytes | None = None) -> Slot:
@@ -91,54 +94,94 @@ def _slot(name: str, dtype: str, shape: tuple[int, ...], parts: tuple[Part, ...]
     return Slot(name=name, dtype=dtype, shape=shape, offset=0, nbytes=nbytes, parts=parts, literal=literal)
 
 
+def _count(ranges: Ranges) -> int:
+    return sum(stop - start for start, stop in ranges)
+
+
 def _scaled(span: Range, factor: int) -> Range:
     return span[0] * factor, span[1] * factor
 
 
-def _attention(make: _Maker, hidden: int, width: int, attention: Attention, heads: Range, leader: bool) -> list[Slot]:
-    """qkv [(h+2k)*D, width], norms of q and k [D] and o [H, h*D] of a range of KV heads; the leader has o's bias."""
-    group = attention.num_heads // attention.num_kv_heads
-    kv = _scaled(heads, attention.head_dim)
-    q = _scaled(kv, group)
-    slots = [make.slot("qkv.weight", [("q.weight", q), ("k.weight", kv), ("v.weight", kv)], width)]
+def _attention(
+    make: _Maker, hidden: int, width: int, attention: Attention, first: int, share: KvShare, leader: bool
+) -> list[Slot]:
+    """qkv [(h+2k)*d, width], norms of q and k [D] and o [H, its columns] of a share of the KV heads from ``first``; the
+    leader has o's bias.
+    """
+    group, dim = attention.num_heads // attention.num_kv_heads, attention.head_dim
+    kv = first, first + share.heads
+    queries = _scaled(kv, group)
+    rotated, values = _rotary_dims(share, dim), _value_dims(share, dim)
+    rows = [_of_heads(queries, dim, rotated), _of_heads(kv, dim, rotated), _of_heads(kv, dim, values)]
+    names = ("q", "k", "v")
+    slots = [make.slot("qkv.weight", [(f"{n}.weight", r) for n, r in zip(names, rows, strict=True)], width)]
     if attention.qkv_bias:
-        slots.append(make.slot("qkv.bias", [("q.bias", q), ("k.bias", kv), ("v.bias", kv)], None))
+        slots.append(make.slot("qkv.bias", [(f"{n}.bias", r) for n, r in zip(names, rows, strict=True)], None))
     if attention.qk_norm:
-        slots += [make.vector(f"{name}.weight", attention.head_dim) for name in ("q_norm", "k_norm")]
-    slots.append(make.slot("o.weight", [("o.weight", (0, hidden))], q[1] - q[0], q))
+        slots += [make.vector(f"{name}.weight", dim) for name in ("q_norm", "k_norm")]
+    cols = _of_heads(queries, dim, values)
+    if share.axis == "context":
+        cols = (_slice(_scaled(queries, dim), share),)
+    slots.append(make.slot("o.weight", [("o.weight", ((0, hidden),))], _count(cols), cols))
     if attention.o_bias and leader:
         slots.append(make.vector("o.bias", hidden))
     return slots
 
 
+def _rotary_dims(share: KvShare, dim: int) -> Ranges:
+    """Dims of a query or key head that a device has: pairs j and j + D/2 stay together."""
+    if share.axis != "head_dim" or share.parts == 1:
+        return ((0, dim),)
+    start, stop = _slice((0, dim // 2), share)
+    return (start, stop), (start + dim // 2, stop + dim // 2)
+
+
+def _value_dims(share: KvShare, dim: int) -> Ranges:
+    return (_slice((0, dim), share),) if share.axis == "head_dim" else ((0, dim),)
+
+
+def _slice(span: Range, share: KvShare) -> Range:
+    """The part of a device of a range that its subgroup divides."""
+    start, length = span[0], span[1] - span[0]
+    return start + share.part * length // share.parts, start + (share.part + 1) * length // share.parts
+
+
+def _of_heads(heads: Range, dim: int, dims: Ranges) -> Ranges:
+    """Those dims of each head, in rows or columns of a projection; whole heads lie side by side."""
+    if dims == ((0, dim),):
+        return (_scaled(heads, dim),)
+    return tuple((head * dim + start, head * dim + stop) for head in range(*heads) for start, stop in dims)
+
+
 def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool) -> list[Slot]:
     """mlp_norm, gate_up [2*m, H] and down [H, m]; a share of no units has the norm, and a leader's bias, alone."""
-    span = _scaled(units, mlp.unit)
+    start, stop = _scaled(units, mlp.unit)
+    span = ((start, stop),)
     slots = [make.vector("mlp_norm.weight", hidden)]
     if mlp.kind == "moe":
-        return slots + _experts(make, hidden, mlp, span)
-    if span[1] > span[0]:
+        return slots + _experts(make, hidden, mlp, (start, stop))
+    if stop > start:
         slots.append(make.slot("gate_up.weight", [("gate.weight", span), ("up.weight", span)], hidden))
         if mlp.bias:
             slots.append(make.slot("gate_up.bias", [("gate.bias", span), ("up.bias", span)], None))
-        slots.append(make.slot("down.weight", [("down.weight", (0, hidden))], span[1] - span[0], span))
+        slots.append(make.slot("down.weight", [("down.weight", ((0, hidden),))], stop - start, span))
     if mlp.bias and leader:
         slots.append(make.vector("down.bias", hidden))
     return slots
 
 
-def _experts(make: _Maker, hidden: int, mlp: Mlp, span: Range) -> list[Slot]:
+def _experts(make: _Maker, hidden: int, mlp: Mlp, units: Range) -> list[Slot]:
     """router [E, H], and of every expert a slice: gate_up [E, 2*m, H] and down [E, H, m]; of no units the router alone.
 
     The router is whole on each device of the group, so that all of them pick the same experts.
     """
-    count, channels = mlp.num_experts, span[1] - span[0]
-    slots = [make.slot("router.weight", [("router.weight", (0, count))], hidden)]
+    count, channels, span = mlp.num_experts, units[1] - units[0], (units,)
+    slots = [make.slot("router.weight", [("router.weight", ((0, count),))], hidden)]
     if not channels:
         return slots
     experts = range(count)
     gate_up = [(f"experts.{e}.{role}.weight", span) for e in experts for role in ("gate", "up")]
-    down = [(f"experts.{e}.down.weight", (0, hidden)) for e in experts]
+    down = [(f"experts.{e}.down.weight", ((0, hidden),)) for e in experts]
     return [
         *slots,
         _reshaped(make.slot("gate_up.weight", gate_up, hidden), (count, 2 * channels, hidden)),
@@ -159,25 +202,29 @@ def _rope(name: str, head_dim: int, inv_freq: bytes | None) -> Slot:
     return slot
 
 
-def _base_attention(make: _Maker, model: Model, attention: Attention, heads: Range, leader: bool) -> list[Slot]:
+def _base_attention(
+    make: _Maker, model: Model, attention: Attention, first: int, share: KvShare, leader: bool
+) -> list[Slot]:
     norm = make.vector("attention_norm.weight", model.hidden_size)
-    return [norm, *_attention(make, model.hidden_size, model.hidden_size, attention, heads, leader)]
+    return [norm, *_attention(make, model.hidden_size, model.hidden_size, attention, first, share, leader)]
 
 
-def _draft_attention(make: _Maker, draft: Draft, layer: int, heads: Range, leader: bool) -> list[Slot]:
+def _draft_attention(
+    make: _Maker, draft: Draft, layer: int, first: int, share: KvShare, leader: bool
+) -> list[Slot]:
     """eagle3 attends over (embedding, hidden), 2H wide; the first layer of eagle has no norm before it."""
     hidden = draft.hidden_size
     if draft.kind == "eagle3":
         norms = [make.vector("input_norm.weight", hidden), make.vector("hidden_norm.weight", hidden)]
-        return norms + _attention(make, hidden, 2 * hidden, draft.attention, heads, leader)
+        return norms + _attention(make, hidden, 2 * hidden, draft.attention, first, share, leader)
     norms = [make.vector("attention_norm.weight", hidden)] if layer else []
-    return norms + _attention(make, hidden, hidden, draft.attention, heads, leader)
+    return norms + _attention(make, hidden, hidden, draft.attention, first, share, leader)
 
 
 def _draft_fc(make: _Maker, draft: Draft) -> list[Slot]:
     hidden = draft.hidden_size
     width = len(draft.aux_layers) * draft.target_hidden_size if draft.kind == "eagle3" else 2 * hidden
-    slots = [make.slot("fc.weight", [("fc.weight", (0, hidden))], width)]
+    slots = [make.slot("fc.weight", [("fc.weight", ((0, hidden),))], width)]
     return slots + ([make.vector("fc.bias", hidden)] if draft.fc_bias else [])
 
 
@@ -189,7 +236,7 @@ def _draft_d2t(make: _Maker, draft: Draft) -> list[Slot]:
     if not draft.maps_vocabulary:
         return []
     maker = dataclasses.replace(make, dtype="I64")
-    return [maker.slot("d2t", [("d2t", (0, draft.draft_vocab_size))], None)]
+    return [maker.slot("d2t", [("d2t", ((0, draft.draft_vocab_size),))], None)]
 
 
 # ---- bytes of a share, for planning ----
@@ -204,9 +251,9 @@ def _total(slots: Iterable[Slot]) -> int:
 
 
 @cache
-def attention_bytes(model: Model, dtype: DType, layer_class: LayerClass, kv_heads: int, leader: bool) -> int:
-    """Bytes of the attention slots, with their norm, of one layer on a device with ``kv_heads`` KV heads."""
-    return _total(_base_attention(_counter(dtype), model, layer_class.attention, (0, kv_heads), leader))
+def attention_bytes(model: Model, dtype: DType, layer_class: LayerClass, share: KvShare, leader: bool) -> int:
+    """Bytes of the attention slots, with their norm, of one layer on a device with a share of its KV."""
+    return _total(_base_attention(_counter(dtype), model, layer_class.attention, 0, share, leader))
 
 
 @cache
@@ -216,10 +263,10 @@ def mlp_bytes(model: Model, dtype: DType, layer_class: LayerClass, mlp_units: in
 
 
 def layer_bytes(
-    model: Model, dtype: DType, layer_class: LayerClass, kv_heads: int, mlp_units: int, leader: bool
+    model: Model, dtype: DType, layer_class: LayerClass, share: KvShare, mlp_units: int, leader: bool
 ) -> int:
     """Bytes of one layer on a device with these shares."""
-    attention = attention_bytes(model, dtype, layer_class, kv_heads, leader)
+    attention = attention_bytes(model, dtype, layer_class, share, leader)
     return attention + mlp_bytes(model, dtype, layer_class, mlp_units, leader)
 
 
@@ -234,7 +281,7 @@ def head_bytes(model: Model, dtype: DType, rows: int) -> int:
 
 
 def norm_bytes(model: Model, dtype: DType) -> int:
-    """Bytes of the final norm, on each device of the last stage."""
+    """Bytes of the final norm, on each device of the head's group."""
     return _total([_counter(dtype).vector("norm.weight", model.hidden_size)])
 
 
@@ -246,8 +293,8 @@ def rope_bytes(model: Model) -> int:
 def draft_attention_bytes(draft: Draft, dtype: DType, kv_heads: int, leader: bool) -> int:
     """Bytes of the attention slots, with their norms, of all layers of the head."""
     make = _counter(dtype)
-    layers = range(draft.num_layers)
-    return sum(_total(_draft_attention(make, draft, layer, (0, kv_heads), leader)) for layer in layers)
+    layers, share = range(draft.num_layers), whole_heads(kv_heads)
+    return sum(_total(_draft_attention(make, draft, layer, 0, share, leader)) for layer in layers)
 
 
 def draft_mlp_bytes(draft: Draft, dtype: DType, mlp_units: int, leader: bool) -> int:
@@ -307,30 +354,38 @@ def _base_slots(plan: Plan, device_id: str, base: _Given) -> list[Slot]:
     dtype = DTYPES[plan.options.dtype]
     hidden = plan.model.hidden_size
     make = _Maker(prefix="", role="", source="base", tensor=base.tensor, dtype=dtype)
+    stage = next((stage for stage in plan.stages if device_id in stage.devices), None)
     slots: list[Slot] = []
-    for number, stage in enumerate(plan.stages):
-        if device_id not in stage.devices:
-            continue
-        member = stage.devices.index(device_id)
+    if stage is not None:
         slots.append(_rope("rope.inv_freq", plan.model.layers[0].attention.head_dim, base.inv_freq))
-        if number == 0:
-            slots += make.rows("embed.weight", _share(plan.embed.rows, member), hidden)
-        layer = stage.first_layer
-        for run in stage.runs:
-            for _ in range(run.num_layers):
-                slots += _layer_slots(plan.model, make, layer, run, member)
-                layer += 1
-        if number == len(plan.stages) - 1:
-            slots.append(make.vector("norm.weight", hidden))
-            slots += make.rows("head.weight", _share(plan.head.rows, member), hidden)
+    if device_id in plan.embed.devices:
+        member = plan.embed.devices.index(device_id)
+        slots += make.rows("embed.weight", _share(plan.embed.rows, member), hidden)
+    if stage is not None:
+        slots += _stage_slots(plan.model, make, stage, stage.devices.index(device_id))
+    if device_id in plan.head.devices:
+        member = plan.head.devices.index(device_id)
+        slots.append(make.vector("norm.weight", hidden))
+        slots += make.rows("head.weight", _share(plan.head.rows, member), hidden)
     return slots
 
 
-def _layer_slots(model: Model, make: _Maker, layer: int, run: Run, member: int) -> list[Slot]:
+def _stage_slots(model: Model, make: _Maker, stage: Stage, member: int) -> list[Slot]:
+    slots: list[Slot] = []
+    layer = stage.first_layer
+    for run in stage.runs:
+        for _ in range(run.num_layers):
+            slots += _layer_slots(model, make, layer, stage, run, member)
+            layer += 1
+    return slots
+
+
+def _layer_slots(model: Model, make: _Maker, layer: int, stage: Stage, run: Run, member: int) -> list[Slot]:
     kind = layer_class(model, layer)
     maker = dataclasses.replace(make, prefix=f"layers.{layer}.", role=f"layers.{layer}.")
     leader = member == 0
-    attention = _base_attention(maker, model, kind.attention, _share(run.kv_heads, member), leader)
+    first, share = first_head(stage, run.kv_heads, member), kv_shares(stage, run.kv_heads)[member]
+    attention = _base_attention(maker, model, kind.attention, first, share, leader)
     return attention + _mlp(maker, model.hidden_size, kind.mlp, _share(run.mlp_units, member), leader)
 
 
@@ -355,7 +410,8 @@ def _draft_slots(plan: Plan, device_id: str, base: _Given, given: _Given) -> lis
     slots += _draft_fc(make, draft)
     for layer in range(draft.num_layers):
         maker = dataclasses.replace(make, prefix=f"draft.layers.{layer}.", role=f"draft.layers.{layer}.")
-        slots += _draft_attention(maker, draft, layer, _share(placement.kv_heads, member), leader)
+        first, share = sum(placement.kv_heads[:member]), whole_heads(placement.kv_heads[member])
+        slots += _draft_attention(maker, draft, layer, first, share, leader)
         slots += _mlp(maker, draft.hidden_size, draft.mlp, _share(placement.mlp_units, member), leader)
     slots += _draft_norm(make, draft)
     if placement.head_rows is not None:

@@ -24,7 +24,7 @@ from blake3 import blake3
 
 from planner.checkpoint import Checkpoint, TensorInfo
 from planner.errors import CheckpointError, OutputError
-from planner.layout import Part, Range, Slot
+from planner.layout import Part, Range, Ranges, Slot
 from plans.artifact import ITEM_BYTES
 
 BLOCK_BYTES = 8 << 20
@@ -299,22 +299,34 @@ def _copy(reader: Reader, consumers: Sequence[tuple[Writer, Slot, Part]]) -> Ite
     row_bytes = row_width(info) * ITEM_BYTES[info.dtype]
     if row_bytes > BLOCK_BYTES:
         raise CheckpointError(f"{consumers[0][2].tensor}: a row of {row_bytes} bytes, expected at most {BLOCK_BYTES}")
-    for start, stop in _blocks([part.rows for _, _, part in consumers], BLOCK_BYTES // row_bytes):
+    wanted = [span for _, _, part in consumers for span in part.rows]
+    for start, stop in _blocks(wanted, BLOCK_BYTES // row_bytes):
         block = reader.rows(info, file, start, stop)
         for writer, slot, part in consumers:
-            first, last = max(start, part.rows[0]), min(stop, part.rows[1])
-            if first < last:
-                rectangle = block[first - start : last - start, slice(*part.cols) if part.cols else slice(None)]
-                writer.write(cast(rectangle, info.dtype, slot.dtype))
+            for rows in part.rows:
+                first, last = max(start, rows[0]), min(stop, rows[1])
+                if first < last:
+                    rectangle = _columns(block[first - start : last - start], part.cols)
+                    writer.write(cast(rectangle, info.dtype, slot.dtype))
         yield
 
 
+def _columns(rows: Array, cols: Ranges | None) -> Array:
+    """Ranges of columns side by side; a single one is a view."""
+    if cols is None:
+        return rows
+    pieces = [rows[:, start:stop] for start, stop in cols]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+
+
 def _blocks(ranges: Sequence[Range], most: int) -> Iterator[Range]:
-    """The union of row ranges, cut into blocks of at most ``most`` rows."""
-    reached = 0
+    """The union of row ranges, cut into blocks of at most ``most`` rows; ranges that touch are one."""
+    union: list[Range] = []
     for start, stop in sorted(ranges):
-        reached = max(reached, start)
-        while reached < stop:
-            block = reached, min(stop, reached + most)
-            yield block
-            reached = block[1]
+        if union and start <= union[-1][1]:
+            union[-1] = union[-1][0], max(stop, union[-1][1])
+        else:
+            union.append((start, stop))
+    for start, stop in union:
+        for first in range(start, stop, most):
+            yield first, min(stop, first + most)

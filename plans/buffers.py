@@ -4,15 +4,37 @@ Two kinds of entries: what outlives an operation, which the runtime allocates un
 and ``scratch.*``, which bounds the temporaries of the operations and is never allocated as such. All sizes are
 functions of the plan alone, and none shrinks when a share grows.
 
-Letters: B batch, C prefill chunk, N tree nodes with the root, A most nodes kept by one step, R rows of one forward,
-T rows of a KV cache, H hidden size, D head dim, k KV heads of the device, h its query heads, F width of a feature.
+Letters: B batch, C prefill chunk, N tree nodes with the root, A most nodes kept by one step, R rows of one forward (of
+one prompt, or of the trees of all sequences), T rows of a KV cache, H hidden size, D head dim, k KV heads of the
+device, h its query heads, F width of a feature, m members of a subgroup.
+
+What a subgroup exchanges, beside the all-reduce of the stage:
+
+    context   each member attends to its rows of the cache; all gather the partial outputs, each with the logarithm of
+              its sum of exponentials, in float32 [R, h, D + 1]: its own and those of all m. Merged, a member goes on
+              with its slice of the columns of o
+    head_dim  each member multiplies its dims of queries and keys; the scores are summed over the subgroup, for
+              SCORE_COLUMNS rows of the cache at a time, in float32 [R, h, columns]; the exponentials are kept beside
+              them, and the running maximum and sum
+    batch     nothing: a member has all rows and works on those of its sequences; the others' are zeros in the sum
 """
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from plans.schema import KV_DTYPE_BYTES, Attention, Draft, LayerClass, Mlp, Model, Options, Plan
+from plans.schema import (
+    KV_DTYPE_BYTES,
+    Attention,
+    Draft,
+    KvAxis,
+    LayerClass,
+    Mlp,
+    Model,
+    Options,
+    Plan,
+    Stage,
+)
 
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
 TERMS: tuple[Term, ...] = ("kv", "draft_kv", "buffers", "comm")
@@ -24,7 +46,48 @@ ROW_ALIGN = 64
 MAX_AUX_FEATURES = 3
 """Target features of an eagle3 head; an eagle head has one."""
 
+SCORE_COLUMNS = 256
+"""Cache rows whose scores a ``head_dim`` subgroup sums at once."""
+
 _BYTES = {**KV_DTYPE_BYTES, "int64": 8, "float64": 8, "uint8": 1}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KvShare:
+    """What one device has of the KV cache of a layer."""
+
+    heads: int
+    """KV heads that it has, or has a part of."""
+    axis: KvAxis
+    parts: int
+    """Size of its subgroup."""
+    part: int
+    """Its index there."""
+
+
+def whole_heads(heads: int) -> KvShare:
+    """KV heads that no other device has a part of."""
+    return KvShare(heads=heads, axis="heads", parts=1, part=0)
+
+
+def kv_shares(stage: Stage, kv_heads: tuple[int, ...]) -> tuple[KvShare, ...]:
+    """The share of each member of a stage, whose KV heads are given."""
+    places = [(size, part) for size in stage.kv_subgroups for part in range(size)]
+    return tuple(
+        KvShare(heads=heads, axis=stage.kv_axis, parts=size, part=part)
+        for heads, (size, part) in zip(kv_heads, places, strict=True)
+    )
+
+
+def first_head(stage: Stage, kv_heads: tuple[int, ...], member: int) -> int:
+    """The first KV head of a member: what the subgroups before its own hold comes before it."""
+    first = start = 0
+    for size in stage.kv_subgroups:
+        if start + size > member:
+            return first
+        first += kv_heads[start]
+        start += size
+    raise AssertionError("no such member")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +106,13 @@ class Buffer:
 
 
 def tree_rows(options: Options) -> int:
-    """N: rows of one verify; 1 in plain decoding."""
+    """N: rows of one sequence in a verify; 1 in plain decoding."""
     return options.tree.total_token if options.tree else 1
+
+
+def verify_rows(options: Options) -> int:
+    """B * N: rows of one verify."""
+    return options.batch * tree_rows(options)
 
 
 def tree_depth(options: Options) -> int:
@@ -58,18 +126,18 @@ def accept_rows(options: Options) -> int:
 
 
 def beam_rows(options: Options) -> int:
-    """Rows of one pass of the head while the tree grows."""
+    """Rows of one sequence in one pass of the head while the tree grows."""
     return options.tree.top_k if options.tree else 0
 
 
 def forward_rows(options: Options) -> int:
-    """R of the base: a prefill chunk or a tree, whichever is longer."""
-    return max(options.prefill_chunk, tree_rows(options))
+    """R of the base: a prefill chunk or the trees of a verify, whichever is longer."""
+    return max(options.prefill_chunk, verify_rows(options))
 
 
 def draft_rows(options: Options) -> int:
-    """R of the head: a prefill chunk, the rows of an accepted path, or a beam."""
-    return max(options.prefill_chunk, accept_rows(options), beam_rows(options))
+    """R of the head: a prefill chunk, the rows of the accepted paths, or the beams."""
+    return max(options.prefill_chunk, options.batch * accept_rows(options), options.batch * beam_rows(options))
 
 
 def pool_rows(options: Options) -> int:
@@ -98,13 +166,15 @@ def rotary_rows(options: Options) -> int:
 
 
 def message_words(options: Options) -> int:
-    """Words of the message of a step: accepted length, kept rows, tokens and parents of the next tree."""
-    return 1 + accept_rows(options) + 2 * tree_rows(options)
+    """Words of the message of a step, per sequence: accepted length, kept rows, tokens and parents of the next tree."""
+    return options.batch * (1 + accept_rows(options) + 2 * tree_rows(options))
 
 
 def feature_words(options: Options, rows: int) -> int:
-    """Words before the features of so many rows: how many rows count, a token per row, the kept rows; 256-aligned."""
-    return _align(8 * (1 + rows + accept_rows(options)), ALIGN_BYTES) // 8
+    """Words before the features of so many rows: a token per row, and per sequence how many rows count and the kept
+    rows; 256-aligned.
+    """
+    return _align(8 * (rows + options.batch * (1 + accept_rows(options))), ALIGN_BYTES) // 8
 
 
 def feature_width(model: Model, draft: Draft) -> int:
@@ -121,37 +191,59 @@ def layer_class(model: Model, layer: int) -> LayerClass:
     raise AssertionError("no such layer")
 
 
-def kv_bytes(options: Options, attention: Attention, kv_heads: int) -> int:
-    """KV of one base layer for so many KV heads; linear in them."""
-    return _cache_bytes(options, attention, kv_heads, kv_rows(options))
+def kv_bytes(options: Options, attention: Attention, share: KvShare) -> int:
+    """KV of one base layer for a share; linear in its heads."""
+    return _cache_bytes(options, attention, share, kv_rows(options))
 
 
 def draft_kv_bytes(options: Options, draft: Draft, kv_heads: int) -> int:
     """KV of all layers of the head for so many KV heads; linear in them."""
-    return draft.num_layers * _cache_bytes(options, draft.attention, kv_heads, draft_kv_rows(options))
+    share = whole_heads(kv_heads)
+    return draft.num_layers * _cache_bytes(options, draft.attention, share, draft_kv_rows(options))
 
 
 def stage_buffers(
-    model: Model, draft: Draft | None, options: Options, *, kv_heads: int, mlp_units: int, group_size: int
+    model: Model, draft: Draft | None, options: Options, *, share: KvShare, mlp_units: int, group_size: int
 ) -> tuple[Buffer, ...]:
     """Buffers of a device with layers; the shares are the largest over its layers."""
     rows, hidden = forward_rows(options), model.hidden_size
-    aux = len(draft.aux_layers) if draft is not None and draft.kind == "eagle3" else 0
     attention = max((layers.attention for layers in model.layers), key=lambda a: a.num_heads * a.head_dim)
     mlps = tuple(layers.mlp for layers in model.layers)
     common = _Common(options=options, prefix="", hidden=hidden, rows=rows, group_size=group_size)
     return (
-        Buffer(name="carry", term="buffers", dtype=options.dtype, shape=(1 + aux, rows, hidden)),
-        Buffer(name="index", term="buffers", dtype="int64", shape=(4, rows)),
-        Buffer(name="message", term="comm", dtype="int64", shape=(message_words(options),)),
-        *_layer_buffers(common, attention, mlps, kv_heads=kv_heads, mlp_units=mlp_units, kv=kv_rows(options)),
+        *_rank_buffers(options, ""),
+        _carry("carry", model, draft, options),
+        *_layer_buffers(common, attention, mlps, share=share, mlp_units=mlp_units, kv=kv_rows(options)),
     )
 
 
-def head_buffers(model: Model, options: Options, *, rows: int, group_size: int) -> tuple[Buffer, ...]:
-    """Buffers of a device of the last stage with so many rows of the lm_head."""
-    nodes, forward, hidden = tree_rows(options), forward_rows(options), model.hidden_size
+def embed_buffers(model: Model, options: Options, *, group_size: int, hop: bool) -> tuple[Buffer, ...]:
+    """Buffers of a device of the embedding's group; ``hop``: the first stage is not on the same devices.
+
+    Without a hop the rows are looked up into what the first layer then works on, and there are none.
+    """
+    if not hop:
+        return ()
+    rows, hidden, dtype = forward_rows(options), model.hidden_size, options.dtype
+    reduced = hidden if group_size > 1 else 0
+    return (
+        *_rank_buffers(options, "embed."),
+        Buffer(name="embed.hidden", term="comm", dtype=dtype, shape=(rows, hidden)),
+        Buffer(name="embed.scratch.rows", term="buffers", dtype=dtype, shape=(2, rows, hidden)),
+        Buffer(name="embed.scratch.reduce", term="comm", dtype=dtype, shape=(rows, reduced)),
+    )
+
+
+def head_buffers(
+    model: Model, draft: Draft | None, options: Options, *, rows: int, group_size: int, hop: bool
+) -> tuple[Buffer, ...]:
+    """Buffers of a device of the head's group with so many rows of the lm_head; ``hop``: the last stage is not on the
+    same devices, and sends hidden states and features.
+    """
+    nodes, forward, hidden = verify_rows(options), forward_rows(options), model.hidden_size
+    received = (*_rank_buffers(options, "head."), _carry("head.carry", model, draft, options)) if hop else ()
     buffers = [
+        *received,
         Buffer(name="scratch.head", term="buffers", dtype="float32", shape=(2, nodes, rows)),
         Buffer(name="scratch.normed", term="buffers", dtype="float32", shape=(2, forward, hidden)),
         Buffer(name="best", term="comm", dtype="float64", shape=(1 + group_size, nodes, 2)),
@@ -174,25 +266,33 @@ def draft_buffers(
 ) -> tuple[Buffer, ...]:
     """Buffers of a device with a share of the EAGLE head; a looked-up row is whole, whatever the rows of the table."""
     assert embed_rows >= 0
-    rows, beam, hidden = draft_rows(options), beam_rows(options), draft.hidden_size
+    rows, beam, hidden = draft_rows(options), options.batch * beam_rows(options), draft.hidden_size
+    best, pool = 2 * beam_rows(options) + 2, options.batch * pool_rows(options)
     common = _Common(options=options, prefix="draft.", hidden=hidden, rows=rows, group_size=group_size)
     kv = draft_kv_rows(options)
     return (
         _feature_buffer("draft.features", options, feature_width(model, draft)),
         Buffer(name="draft.message", term="comm", dtype="int64", shape=(message_words(options),)),
-        Buffer(name="draft.candidates", term="comm", dtype="float64", shape=(1 + group_size, beam, 2 * beam + 2)),
+        Buffer(name="draft.candidates", term="comm", dtype="float64", shape=(1 + group_size, beam, best)),
         Buffer(name="draft.beam", term="buffers", dtype=options.dtype, shape=(beam, kv)),
-        Buffer(name="draft.scratch.pool", term="buffers", dtype="int64", shape=(12, pool_rows(options))),
+        Buffer(name="draft.scratch.pool", term="buffers", dtype="int64", shape=(12, pool)),
         Buffer(name="draft.scratch.head", term="buffers", dtype="float32", shape=(3, beam, head_rows)),
         Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
         Buffer(name="draft.scratch.input", term="buffers", dtype=options.dtype, shape=(4, rows, hidden)),
-        *_layer_buffers(common, draft.attention, (draft.mlp,), kv_heads=kv_heads, mlp_units=mlp_units, kv=kv),
+        *_layer_buffers(
+            common, draft.attention, (draft.mlp,), share=whole_heads(kv_heads), mlp_units=mlp_units, kv=kv
+        ),
     )
 
 
 def device_buffers(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     """All buffers of one device of a plan."""
-    return (*_base_of(plan, device_id), *_draft_of(plan, device_id))
+    return (
+        *_stage_of(plan, device_id),
+        *_embed_of(plan, device_id),
+        *_head_of(plan, device_id),
+        *_draft_of(plan, device_id),
+    )
 
 
 def device_terms(plan: Plan, device_id: str) -> dict[Term, int]:
@@ -210,15 +310,31 @@ class _Common:
     group_size: int
 
 
+def _rank_buffers(options: Options, prefix: str) -> tuple[Buffer, Buffer]:
+    """What every part of a step has: its tokens and positions, and the message of the step."""
+    return (
+        Buffer(name=f"{prefix}index", term="buffers", dtype="int64", shape=(4, forward_rows(options))),
+        Buffer(name=f"{prefix}message", term="comm", dtype="int64", shape=(message_words(options),)),
+    )
+
+
+def _carry(name: str, model: Model, draft: Draft | None, options: Options) -> Buffer:
+    """The hidden state and the captured features, as they go from stage to stage."""
+    aux = len(draft.aux_layers) if draft is not None and draft.kind == "eagle3" else 0
+    shape = (1 + aux, forward_rows(options), model.hidden_size)
+    return Buffer(name=name, term="buffers", dtype=options.dtype, shape=shape)
+
+
 def _layer_buffers(
-    common: _Common, attention: Attention, mlps: tuple[Mlp, ...], *, kv_heads: int, mlp_units: int, kv: int
+    common: _Common, attention: Attention, mlps: tuple[Mlp, ...], *, share: KvShare, mlp_units: int, kv: int
 ) -> tuple[Buffer, ...]:
-    """What running layers needs besides their KV: rotary table, mask, temporaries, the collective's copy."""
+    """What running layers needs besides their KV: rotary table, mask, temporaries, copies for collectives."""
     dtype, rows = common.options.dtype, common.rows
-    heads = kv_heads * attention.num_heads // attention.num_kv_heads
+    heads = share.heads * attention.num_heads // attention.num_kv_heads
+    _, _, seen, _, dims = _cache_shape(common.options, attention, share, 1, kv)
     # normed input twice (float32 inside the norm counts double), q k v, their rotated copy, output, residual
     copies = 4 if attention.qk_norm else 3
-    attention_width = 4 * common.hidden + copies * (heads + kv_heads) * attention.head_dim
+    attention_width = 4 * common.hidden + copies * (heads + share.heads) * dims
     mlp_width = 4 * common.hidden + max(_mlp_width(mlp, common.hidden, mlp_units) for mlp in mlps)
     routed = max((mlp.num_experts for mlp in mlps if mlp.kind == "moe"), default=0)
     reduced = common.hidden if common.group_size > 1 else 0
@@ -228,13 +344,14 @@ def _layer_buffers(
 
     return (
         buffer("rotary", "buffers", (2, rotary_rows(common.options), attention.head_dim)),
-        buffer("bias", "buffers", (rows, kv)),
-        buffer("scratch.bias", "buffers", (rows, kv)),
+        buffer("bias", "buffers", (rows, seen)),
+        buffer("scratch.bias", "buffers", (rows, seen)),
         buffer("scratch.attention", "buffers", (rows, attention_width)),
         buffer("scratch.mlp", "buffers", (rows, mlp_width)),
         # logits of the router, their softmax, its order and the weights that are left
         Buffer(name=f"{common.prefix}scratch.router", term="buffers", dtype="float32", shape=(4, rows, routed)),
         buffer("scratch.reduce", "comm", (rows, reduced)),
+        *_subgroup_buffers(share, rows, heads, attention.head_dim, seen),
     )
 
 
@@ -249,6 +366,22 @@ def _mlp_width(mlp: Mlp, hidden: int, units: int) -> int:
     return 3 * channels
 
 
+def _subgroup_buffers(share: KvShare, rows: int, heads: int, head_dim: int, seen: int) -> tuple[Buffer, ...]:
+    """What members of a subgroup exchange, as told above."""
+    if share.parts == 1:
+        return ()
+    if share.axis == "context":
+        shape = (1 + share.parts, rows, heads, head_dim + 1)
+        return (Buffer(name="partial", term="comm", dtype="float32", shape=shape),)
+    if share.axis == "head_dim":
+        columns = min(seen, SCORE_COLUMNS)
+        return (
+            Buffer(name="scores", term="comm", dtype="float32", shape=(rows, heads, columns)),
+            Buffer(name="scratch.scores", term="buffers", dtype="float32", shape=(rows, heads, columns + 2)),
+        )
+    return ()
+
+
 def _feature_buffer(name: str, options: Options, width: int) -> Buffer:
     """The message to the head: words, then per row a feature."""
     rows = draft_rows(options)
@@ -256,30 +389,49 @@ def _feature_buffer(name: str, options: Options, width: int) -> Buffer:
     return Buffer(name=name, term="comm", dtype="uint8", shape=(nbytes,))
 
 
-def _base_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
-    for stage in plan.stages:
-        if device_id in stage.devices:
-            break
-    else:
+def _stage_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
+    stage = next((stage for stage in plan.stages if device_id in stage.devices), None)
+    if stage is None:
         return ()
-    share, size = stage.devices.index(device_id), len(stage.devices)
+    member, options = stage.devices.index(device_id), plan.options
     first, buffers = stage.first_layer, []
-    for run in stage.runs:
+    shares = [kv_shares(stage, run.kv_heads)[member] for run in stage.runs]
+    for run, share in zip(stage.runs, shares, strict=True):
         attention = layer_class(plan.model, first).attention
-        shape = _cache_shape(plan.options, attention, run.kv_heads[share], run.num_layers, kv_rows(plan.options))
-        buffers.append(Buffer(name=f"kv.{first}", term="kv", dtype=plan.options.kv_dtype, shape=shape))
+        shape = _cache_shape(options, attention, share, run.num_layers, kv_rows(options))
+        buffers.append(Buffer(name=f"kv.{first}", term="kv", dtype=options.kv_dtype, shape=shape))
         first += run.num_layers
     buffers += stage_buffers(
         plan.model,
         plan.draft,
-        plan.options,
-        kv_heads=max(run.kv_heads[share] for run in stage.runs),
-        mlp_units=max(run.mlp_units[share] for run in stage.runs),
-        group_size=size,
+        options,
+        share=max(shares, key=lambda share: share.heads),
+        mlp_units=max(run.mlp_units[member] for run in stage.runs),
+        group_size=len(stage.devices),
     )
-    if stage is plan.stages[-1]:
-        buffers += head_buffers(plan.model, plan.options, rows=plan.head.rows[share], group_size=size)
     return tuple(buffers)
+
+
+def _embed_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
+    devices = plan.embed.devices
+    if device_id not in devices:
+        return ()
+    hop = devices != plan.stages[0].devices
+    return embed_buffers(plan.model, plan.options, group_size=len(devices), hop=hop)
+
+
+def _head_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
+    devices = plan.head.devices
+    if device_id not in devices:
+        return ()
+    return head_buffers(
+        plan.model,
+        plan.draft,
+        plan.options,
+        rows=plan.head.rows[devices.index(device_id)],
+        group_size=len(devices),
+        hop=devices != plan.stages[-1].devices,
+    )
 
 
 def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
@@ -288,7 +440,7 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
         return ()
     share = place.devices.index(device_id)
     heads = place.kv_heads[share]
-    shape = _cache_shape(options, draft.attention, heads, draft.num_layers, draft_kv_rows(options))
+    shape = _cache_shape(options, draft.attention, whole_heads(heads), draft.num_layers, draft_kv_rows(options))
     return (
         Buffer(name="draft.kv", term="draft_kv", dtype=options.kv_dtype, shape=shape),
         *draft_buffers(
@@ -305,14 +457,22 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
 
 
 def _cache_shape(
-    options: Options, attention: Attention, kv_heads: int, num_layers: int, rows: int
+    options: Options, attention: Attention, share: KvShare, num_layers: int, rows: int
 ) -> tuple[int, int, int, int, int]:
-    """Layers, B, T, 2k (keys, then values), D."""
-    return (num_layers, options.batch, rows, 2 * kv_heads, attention.head_dim)
+    """Layers, B, T, 2k (keys, then values), D; one of B, T, D is divided over a subgroup."""
+    sequences, dims, parts = options.batch, attention.head_dim, share.parts
+    if share.axis == "batch":
+        sequences = -(-sequences // parts)
+    elif share.axis == "context":
+        rows = _align(-(-rows // parts), ROW_ALIGN)
+    elif share.axis == "head_dim":
+        assert dims % (2 * parts) == 0, "a part of a head is whole rotary pairs"
+        dims //= parts
+    return (num_layers, sequences, rows, 2 * share.heads, dims)
 
 
-def _cache_bytes(options: Options, attention: Attention, kv_heads: int, rows: int) -> int:
-    return math.prod(_cache_shape(options, attention, kv_heads, 1, rows)) * _BYTES[options.kv_dtype]
+def _cache_bytes(options: Options, attention: Attention, share: KvShare, rows: int) -> int:
+    return math.prod(_cache_shape(options, attention, share, 1, rows)) * _BYTES[options.kv_dtype]
 
 
 def _align(value: int, granule: int) -> int:

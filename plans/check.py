@@ -136,6 +136,8 @@ def _check_subgroups(path: str, stage: Stage, options: Options) -> Iterator[Viol
 def _check_head_dim(path: str, stage: Stage, attention: Attention) -> Iterator[Violation]:
     """Parts of a head are whole rotary pairs, equally many."""
     pairs = attention.head_dim // 2
+    if stage.kv_axis == "head_dim" and attention.qk_norm:
+        yield bad(path, stage.kv_subgroups, "subgroups of 1: a norm of q and k is of a whole head")
     if stage.kv_axis == "head_dim" and any(size > 0 and pairs % size for size in stage.kv_subgroups):
         yield bad(path, stage.kv_subgroups, f"divisors of the {pairs} rotary pairs of a head")
 

@@ -26,7 +26,7 @@ from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.stream import cast
 from plans import codec
 from plans.artifact import IMAGES_FILE, load_images
-from plans.schema import Inputs, Plan, PlanError, Run
+from plans.schema import Inputs, KvAxis, Plan, PlanError, Run
 from runtime.errors import ImageError
 from runtime.images import check_images
 from tests.plan_factory import Group, group, make_device, make_plan, split_draft, write_base, write_draft
@@ -179,6 +179,74 @@ def check_base(wanted: dict[str, torch.Tensor], images: list[dict[str, torch.Ten
             assert torch.equal(together(f"{mine}o.bias"), wanted[f"{theirs}self_attn.o_proj.bias"])
         if plan.model.layers[0].mlp.bias:
             assert torch.equal(together(f"{mine}down.bias"), wanted[f"{theirs}mlp.down_proj.bias"])
+
+
+@pytest.mark.parametrize("axis", ["context", "head_dim", "batch"])
+@pytest.mark.parametrize("only", [None, ("b",)])
+def test_members_of_a_subgroup_have_their_slices(tmp_path: Path, axis: KvAxis, only: tuple[str, ...] | None) -> None:
+    """Two KV heads on one device, one shared by two, one by three: against indices that torch selects."""
+    tensors = write_base(
+        tmp_path / "base", num_layers=2, num_heads=8, num_kv_heads=4, head_dim=12, attention_bias=True, shards=2
+    )
+    base = load_base(tmp_path / "base")
+    names, sizes = tuple("abcdef"), (1, 2, 3)
+    held = [(0, 2, 1, 0), (2, 1, 2, 0), (2, 1, 2, 1), (3, 1, 3, 0), (3, 1, 3, 1), (3, 1, 3, 2)]
+    run = Run(num_layers=2, kv_heads=tuple(heads for _, heads, _, _ in held), mlp_units=(3, 1, 1, 1, 1, 1))
+    plan = make_plan(
+        base.model,
+        [Group(devices=names, runs=(run,), axis=axis, subgroups=sizes)],
+        inputs=inputs_of(base, None),
+        batch=3,
+    )
+    directory = save(plan, tmp_path / "plan")
+    compile_plan(directory, tmp_path / "base", None, only)
+    images = images_of(directory)
+    for name, (first, heads, parts, part) in zip(names, held, strict=True):
+        if only is None or name in only:
+            _check_attention(images[name], tensors, axis, range(first, first + heads), parts, part)
+
+
+def _check_attention(
+    image: dict[str, torch.Tensor],
+    tensors: dict[str, torch.Tensor],
+    axis: KvAxis,
+    heads: range,
+    parts: int,
+    part: int,
+) -> None:
+    """4 KV heads of 12 dims, each with 2 query heads."""
+    dims = torch.arange(12).view(2, parts, 6 // parts)[:, part].flatten() if axis == "head_dim" else torch.arange(12)
+    values = torch.arange(12).chunk(parts)[part] if axis == "head_dim" else torch.arange(12)
+    queries = torch.arange(2 * heads.start, 2 * heads.stop).unsqueeze(1) * 12
+    keys = torch.arange(heads.start, heads.stop).unsqueeze(1) * 12
+    columns = (queries + values).flatten()
+    if axis == "context":
+        columns = columns.chunk(parts)[part]
+    for layer in range(2):
+        prefix = f"model.layers.{layer}.self_attn."
+        for kind in ("weight", "bias"):
+            rows = [
+                tensors[f"{prefix}q_proj.{kind}"][(queries + dims).flatten()],
+                tensors[f"{prefix}k_proj.{kind}"][(keys + dims).flatten()],
+                tensors[f"{prefix}v_proj.{kind}"][(keys + values).flatten()],
+            ]
+            assert torch.equal(image[f"layers.{layer}.qkv.{kind}"], torch.cat(rows))
+        assert torch.equal(image[f"layers.{layer}.o.weight"], tensors[f"{prefix}o_proj.weight"][:, columns])
+
+
+def test_embedding_and_head_on_devices_of_their_own(tmp_path: Path) -> None:
+    tensors = write_base(tmp_path / "base", num_layers=2)
+    base = load_base(tmp_path / "base")
+    groups = [group(base.model, ["a"], 2)]
+    plan = make_plan(base.model, groups, embed=["b"], head=["c", "a"], head_rows=(30, 20), inputs=inputs_of(base, None))
+    directory = save(plan, tmp_path / "plan")
+    compile_plan(directory, tmp_path / "base", None)
+    images = images_of(directory)
+    assert set(images["b"]) == {"embed.weight"}
+    assert torch.equal(images["b"]["embed.weight"], tensors["model.embed_tokens.weight"])
+    assert set(images["c"]) == {"norm.weight", "head.weight"}
+    assert torch.equal(torch.cat([images["c"]["head.weight"], images["a"]["head.weight"]]), tensors["lm_head.weight"])
+    assert "embed.weight" not in images["a"]
 
 
 @pytest.mark.parametrize("kind", ["eagle3", "eagle"])

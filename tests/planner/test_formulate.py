@@ -13,7 +13,7 @@ from planner.cost import share_ns
 from planner.formulate import MOST_COARSE_SHARES, Formulation, coarse_shares, compositions
 from planner.inventory import parse_inventory
 from planner.solve import Settings, solve
-from plans.buffers import kv_bytes
+from plans.buffers import kv_bytes, whole_heads
 from plans.schema import LayerClass
 from tests.planner.instances import UNLIKE, Head, cpu, demo, formulation, host
 
@@ -97,14 +97,14 @@ def test_columns_have_exact_bytes_and_the_slowest_share(head: Head) -> None:
         assert len({column.shares for column in group.columns}) == len(group.columns)
         for column in group.columns:
             for j, share in enumerate(column.shares):
-                exact = layout.attention_bytes(found.model, "float32", layers, share, j == 0)
+                exact = layout.attention_bytes(found.model, "float32", layers, whole_heads(share), j == 0)
                 none = layout.mlp_bytes(found.model, "float32", layers, 0, j == 0)
-                assert column.bytes[j] == exact + none + kv_bytes(found.options, layers.attention, share)
+                assert column.bytes[j] == exact + none + kv_bytes(found.options, layers.attention, whole_heads(share))
     alone = next(group for group in found.problem.groups if group.devices == (0,))
     device = found.inventory.devices[0]
     (column,) = alone.columns
-    traffic = layout.attention_bytes(found.model, "float32", layers, 4, True) - 2 * 192 * 4
-    cache = kv_bytes(found.options, layers.attention, 4)
+    traffic = layout.attention_bytes(found.model, "float32", layers, whole_heads(4), True) - 2 * 192 * 4
+    cache = kv_bytes(found.options, layers.attention, whole_heads(4))
     assert column.ns >= device.overhead_ns + share_ns(device, traffic + cache, 0)
 
 

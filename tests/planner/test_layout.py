@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from planner import layout
 from planner.layout import Slot
 from plans.artifact import ALIGNMENT_BYTES, PAGE_BYTES, align
+from plans.buffers import whole_heads
 from plans.schema import Model, Plan, Run
 from tests.plan_factory import Group, group, make_draft, make_model, make_plan, split_draft
 
@@ -107,14 +108,18 @@ def plans(draw: st.DrawFn) -> Plan:
         count = draw(st.integers(1, min(2, draft.attention.num_kv_heads)))
         place = split_draft(model, draft, tuple(names[-count:]))
     dtype = draw(st.sampled_from(["float32", "bfloat16"]))
+    embed = draw(st.sampled_from([groups[0].devices, ("e0",), ("e0", names[0])]))
+    head = draw(st.sampled_from([groups[1].devices, ("e0",), (names[0], "e1")]))
     return make_plan(
         model,
         groups,
         draft=draft,
         placement=place,
         dtype=dtype,
-        embed_rows=draw(shares(model.vocab_size, sizes[0], 0)),
-        head_rows=draw(shares(model.vocab_size, sizes[1], 0)),
+        embed=embed,
+        head=head,
+        embed_rows=draw(shares(model.vocab_size, len(embed), 1)),
+        head_rows=draw(shares(model.vocab_size, len(head), 0)),
     )
 
 
@@ -162,16 +167,15 @@ def test_planned_bytes_are_image_bytes(plan: Plan) -> None:
 @given(plan=plans())
 def test_bytes_of_shares_add_up_to_the_device(plan: Plan) -> None:
     model, dtype, layer_class = plan.model, plan.options.dtype, plan.model.layers[0]
-    for number, part in enumerate(plan.stages):
+    for part in plan.stages:
         for member, device in enumerate(part.devices):
-            total = layout.rope_bytes(model)
-            total += layout.embed_bytes(model, dtype, plan.embed.rows[member]) if number == 0 else 0
+            total = layout.rope_bytes(model) + table_bytes(plan, device)
             for run in part.runs:
-                heads, units, leader = run.kv_heads[member], run.mlp_units[member], member == 0
-                total += run.num_layers * layout.layer_bytes(model, dtype, layer_class, heads, units, leader)
-            if part is plan.stages[-1]:
-                total += layout.norm_bytes(model, dtype) + layout.head_bytes(model, dtype, plan.head.rows[member])
+                share, units, leader = whole_heads(run.kv_heads[member]), run.mlp_units[member], member == 0
+                total += run.num_layers * layout.layer_bytes(model, dtype, layer_class, share, units, leader)
             assert layout.weights_bytes(plan, device)[0] == total
+    for device in ("e0", "e1"):
+        assert layout.weights_bytes(plan, device)[0] == table_bytes(plan, device)
     draft, place = plan.draft, plan.draft_placement
     if draft is not None and place is not None:
         for member, device in enumerate(place.devices):
@@ -183,6 +187,16 @@ def test_bytes_of_shares_add_up_to_the_device(plan: Plan) -> None:
             assert layout.weights_bytes(plan, device)[1] == total
 
 
+def table_bytes(plan: Plan, device: str) -> int:
+    model, dtype, total = plan.model, plan.options.dtype, 0
+    if device in plan.embed.devices:
+        total += layout.embed_bytes(model, dtype, plan.embed.rows[plan.embed.devices.index(device)])
+    if device in plan.head.devices:
+        total += layout.norm_bytes(model, dtype)
+        total += layout.head_bytes(model, dtype, plan.head.rows[plan.head.devices.index(device)])
+    return total
+
+
 @settings(max_examples=60, deadline=None)
 @given(plan=plans())
 def test_shares_tile_every_tensor_of_the_base_once(plan: Plan) -> None:
@@ -191,8 +205,8 @@ def test_shares_tile_every_tensor_of_the_base_once(plan: Plan) -> None:
         for slot in slots_of(plan, device.id):
             if not slot.name.startswith("draft."):
                 for part in slot.parts:
-                    cols = part.cols or (0, slot.shape[1] if len(slot.shape) == 2 else 1)
-                    cells.setdefault(part.tensor, []).append((*part.rows, *cols))
+                    cols = part.cols or ((0, slot.shape[1] if len(slot.shape) == 2 else 1),)
+                    cells.setdefault(part.tensor, []).extend((*r, *c) for r in part.rows for c in cols)
     model = plan.model
     attention, mlp, hidden = model.layers[0].attention, model.layers[0].mlp, model.hidden_size
     q, kv = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim

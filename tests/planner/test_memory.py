@@ -75,11 +75,11 @@ def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int
         return layout.head_bytes(model, dtype, n)
 
     def buffers(n: int) -> int:
-        return memory.total(head_buffers(model, options, rows=n, group_size=group))
+        return memory.total(head_buffers(model, None, options, rows=n, group_size=group, hop=True))
 
     bound = memory.with_rows(
         memory.table(slots, vocab, hidden, dtype),
-        lambda n: head_buffers(model, options, rows=n, group_size=group),
+        lambda n: head_buffers(model, None, options, rows=n, group_size=group, hop=True),
         vocab,
     )
     for n in range(vocab + 1):

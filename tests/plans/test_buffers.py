@@ -6,22 +6,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plans.buffers import (
+    SCORE_COLUMNS,
     TERMS,
     Buffer,
+    KvShare,
     accept_rows,
     device_buffers,
     device_terms,
     draft_buffers,
     draft_kv_bytes,
     draft_kv_rows,
+    forward_rows,
     head_buffers,
     kv_bytes,
     kv_rows,
     message_words,
     stage_buffers,
     tree_rows,
+    whole_heads,
 )
-from plans.schema import Plan, Tree
+from plans.schema import KvAxis, Plan, Tree
 from tests.plan_factory import TREE, Group, group, make_draft, make_model, make_plan, split_draft
 
 MODEL = make_model(num_layers=8, num_heads=8, num_kv_heads=4)
@@ -43,30 +47,88 @@ def test_kv_is_linear_in_heads_and_has_room_for_context_and_tree(
     tree = Tree(kind="dynamic", total_token=total_token, depth=depth, top_k=top_k)
     options = dataclasses.replace(plan_with().options, tree=tree, context=context)
     attention = MODEL.layers[0].attention
-    one = kv_bytes(options, attention, 1)
+    one = kv_bytes(options, attention, whole_heads(1))
     assert one == 2 * kv_rows(options) * attention.head_dim * 4
-    assert kv_bytes(options, attention, heads) == heads * one
+    assert kv_bytes(options, attention, whole_heads(heads)) == heads * one
     assert draft_kv_bytes(options, DRAFT, heads) == heads * draft_kv_bytes(options, DRAFT, 1)
     assert kv_rows(options) >= context + total_token
     assert draft_kv_rows(options) >= context + depth * top_k
     assert one % 256 == 0
 
 
-@given(st.integers(1, 4), st.integers(0, 8), st.integers(0, 50), st.integers(1, 4))
-def test_no_buffer_shrinks_when_a_share_grows(heads: int, units: int, rows: int, size: int) -> None:
+AXES: tuple[KvAxis, ...] = ("heads", "context", "head_dim", "batch")
+
+
+@given(st.integers(1, 4), st.integers(0, 8), st.integers(0, 50), st.integers(1, 4), st.sampled_from(AXES))
+def test_no_buffer_shrinks_when_a_share_grows(heads: int, units: int, rows: int, size: int, axis: KvAxis) -> None:
     options = plan_with().options
 
     def all_of(heads: int, units: int, rows: int) -> int:
-        stage = stage_buffers(MODEL, DRAFT, options, kv_heads=heads, mlp_units=units, group_size=size)
+        share = KvShare(heads=heads, axis=axis, parts=1 if axis == "heads" else 2, part=0)
+        stage = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, group_size=size)
+        head = head_buffers(MODEL, DRAFT, options, rows=rows, group_size=size, hop=True)
         draft = draft_buffers(
             MODEL, DRAFT, options, kv_heads=heads, mlp_units=units, embed_rows=rows, head_rows=rows, group_size=size
         )
-        return bytes_of((*stage, *head_buffers(MODEL, options, rows=rows, group_size=size), *draft))
+        return bytes_of((*stage, *head, *draft))
 
     now = all_of(heads, units, rows)
     assert all_of(heads + 1, units, rows) >= now
     assert all_of(heads, units + 1, rows) >= now
     assert all_of(heads, units, rows + 1) >= now
+
+
+@given(st.integers(1, 5), st.integers(1, 600), st.sampled_from([1, 2, 4]), st.integers(1, 4))
+def test_the_parts_of_a_subgroup_hold_the_whole_cache(batch: int, context: int, parts: int, heads: int) -> None:
+    options = dataclasses.replace(plan_with().options, batch=batch, context=context, kv_dtype="float8_e4m3fn")
+    attention = MODEL.layers[0].attention
+    whole = kv_bytes(options, attention, whole_heads(heads))
+    assert whole == 2 * batch * kv_rows(options) * heads * attention.head_dim
+
+    def part_of(axis: KvAxis) -> int:
+        return kv_bytes(options, attention, KvShare(heads=heads, axis=axis, parts=parts, part=parts - 1))
+
+    assert part_of("head_dim") * parts == whole
+    for axis, granule in (("context", 64 * batch), ("batch", kv_rows(options))):
+        spare = parts * part_of(axis) - whole
+        assert 0 <= spare < parts * granule * 2 * heads * attention.head_dim
+
+
+def test_what_members_of_a_subgroup_exchange_is_counted() -> None:
+    options = dataclasses.replace(plan_with().options, batch=3, context=4096)
+    rows, queries, dim = 3 * TREE.total_token, 2 * 2, MODEL.layers[0].attention.head_dim
+
+    def shapes(axis: KvAxis) -> dict[str, tuple[int, ...]]:
+        share = KvShare(heads=2, axis=axis, parts=2, part=1)
+        found = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=4)
+        return {buffer.name: buffer.shape for buffer in found}
+
+    assert forward_rows(options) == rows
+    whole, context, head_dim, batch = map(shapes, AXES)
+    assert context["partial"] == (3, rows, queries, dim + 1)
+    assert context["bias"] == (rows, 2112), "half of 4108 rows, rounded up to 64"
+    assert head_dim["scores"] == (rows, queries, SCORE_COLUMNS)
+    assert head_dim["scratch.scores"] == (rows, queries, SCORE_COLUMNS + 2)
+    assert not {"partial", "scores"} & (whole.keys() | batch.keys())
+    assert head_dim.keys() - whole.keys() == {"scores", "scratch.scores"}
+
+
+def test_a_device_without_layers_has_what_its_table_needs() -> None:
+    groups = [group(MODEL, ["a"], 4), group(MODEL, ["b"], 4)]
+    place = split_draft(MODEL, DRAFT, ("b",))
+    plan = make_plan(MODEL, groups, draft=DRAFT, embed=["e"], head=["h", "b"], placement=place)
+    names = {device: {buffer.name for buffer in device_buffers(plan, device)} for device in "abeh"}
+    assert names["e"] == {"embed.index", "embed.message", "embed.hidden", "embed.scratch.rows", "embed.scratch.reduce"}
+    received = {"head.index", "head.message", "head.carry"}
+    assert names["h"] == {*received, "scratch.head", "scratch.normed", "best", "features"}
+    assert names["h"] < names["b"]
+    assert not any(name.startswith(("embed.", "head.")) for name in names["a"])
+    shared = make_plan(MODEL, groups, draft=DRAFT)
+    assert not any(name.startswith(("embed.", "head.")) for name in shared_names(shared))
+
+
+def shared_names(plan: Plan) -> set[str]:
+    return {buffer.name for device in plan.devices for buffer in device_buffers(plan, device.id)}
 
 
 def test_a_path_is_never_longer_than_its_tree() -> None:
@@ -100,5 +162,5 @@ def test_kv_of_a_device_is_what_the_solver_counted() -> None:
     plan = plan_with()
     attention = MODEL.layers[0].attention
     terms = device_terms(plan, "a")
-    assert terms["kv"] == 8 * kv_bytes(plan.options, attention, attention.num_kv_heads)
+    assert terms["kv"] == 8 * kv_bytes(plan.options, attention, whole_heads(attention.num_kv_heads))
     assert terms["draft_kv"] == draft_kv_bytes(plan.options, DRAFT, DRAFT.attention.num_kv_heads)

@@ -62,6 +62,14 @@ SHARED = Run(num_layers=8, kv_heads=(2, 2), mlp_units=(4, 4))
             "plan: options.kv_dtype: found float8_e4m3fn, expected float32: this runtime keeps KV in the plan's dtype",
         ),
         (
+            make_plan(MODEL, [group(MODEL, ["a"], 8)], embed=["b"]),
+            "plan: embed.devices: found [b], expected [a]: this runtime has the embedding on the first stage",
+        ),
+        (
+            make_plan(MODEL, [group(MODEL, ["a"], 8)], head=["a", "b"]),
+            "plan: head.devices: found [a, b], expected [a]: this runtime has the head on the last stage",
+        ),
+        (
             make_plan(MODEL, [Group(devices=("a", "b"), runs=(SHARED,), axis="context", subgroups=(2,))]),
             "plan: stages[0].kv_axis: found context, expected heads: this runtime divides KV by heads",
         ),
