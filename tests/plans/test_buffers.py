@@ -25,7 +25,7 @@ from plans.buffers import (
     tree_rows,
     whole_heads,
 )
-from plans.schema import KvAxis, Plan, Tree
+from plans.schema import KvAxis, Model, Plan, Tree
 from tests.plan_factory import TREE, Group, group, make_draft, make_model, make_plan, split_draft
 
 MODEL = make_model(num_layers=8, num_heads=8, num_kv_heads=4)
@@ -129,6 +129,42 @@ def test_a_device_without_layers_has_what_its_table_needs() -> None:
 
 def shared_names(plan: Plan) -> set[str]:
     return {buffer.name for device in plan.devices for buffer in device_buffers(plan, device.id)}
+
+
+def test_experts_need_room_for_each_that_a_token_goes_to_and_for_the_router() -> None:
+    options = plan_with().options
+    (dense,) = MODEL.layers
+    moe = dataclasses.replace(dense.mlp, kind="moe", num_experts=8, experts_per_token=3, norm_topk_prob=True)
+    experts = dataclasses.replace(MODEL, layers=(dataclasses.replace(dense, mlp=moe),))
+    half = dataclasses.replace(dense, num_layers=4)
+    mixed = dataclasses.replace(MODEL, layers=(half, dataclasses.replace(half, mlp=moe)))
+
+    def buffers_of(model: Model, units: int) -> dict[str, int]:
+        found = stage_buffers(model, None, options, share=whole_heads(2), mlp_units=units, group_size=2)
+        return {buffer.name: buffer.nbytes for buffer in found}
+
+    rows, hidden, inner = forward_rows(options), MODEL.hidden_size, dense.mlp.intermediate_size
+    units = inner // dense.mlp.unit
+    assert buffers_of(MODEL, units)["scratch.router"] == 0
+    assert buffers_of(experts, units)["scratch.router"] >= 2 * rows * 8 * 4
+    assert buffers_of(experts, units)["scratch.mlp"] >= rows * 3 * (2 * hidden + 3 * inner) * 4
+    assert buffers_of(mixed, units) == buffers_of(experts, units)
+    assert all(
+        buffers_of(mixed, n)[name] <= buffers_of(mixed, n + 1)[name]
+        for n in range(units)
+        for name in buffers_of(mixed, n)
+    )
+
+
+def test_norms_of_q_and_k_need_another_copy_of_both() -> None:
+    options = plan_with().options
+    (layers,) = MODEL.layers
+    attention = dataclasses.replace(layers.attention, qk_norm=True)
+    normed = dataclasses.replace(MODEL, layers=(dataclasses.replace(layers, attention=attention),))
+    share = whole_heads(2)
+    buffers = [stage_buffers(m, None, options, share=share, mlp_units=1, group_size=1) for m in (MODEL, normed)]
+    plain, more = map(bytes_of, buffers)
+    assert more - plain >= forward_rows(options) * (4 + 2) * attention.head_dim * 4
 
 
 def test_a_path_is_never_longer_than_its_tree() -> None:

@@ -10,6 +10,17 @@ from plans.check import InvalidPlanError, check, group_transport, require
 from plans.schema import Plan
 from tests.sample_plans import MIB, edited, nvlink_plan, one_device_plan, two_stage_plan
 
+MOE: dict[str, Any] = {
+    "kind": "moe",
+    "intermediate_size": 768,
+    "unit": 16,
+    "activation": "silu",
+    "bias": False,
+    "num_experts": 8,
+    "experts_per_token": 2,
+    "norm_topk_prob": True,
+}
+
 
 @pytest.mark.parametrize("make", [two_stage_plan, one_device_plan, nvlink_plan])
 def test_sound_plans_have_no_violations(make: Any) -> None:
@@ -93,6 +104,27 @@ DIGITS = "64 hexadecimal digits"
             "model.layers[0].mlp.unit",
             500,
             "model.layers[0].mlp.intermediate_size: found 768, expected a multiple of the unit, 500",
+        ),
+        (
+            "model.layers[0].mlp.num_experts",
+            8,
+            "model.layers[0].mlp.num_experts: found 8, expected 1, as a gated MLP has no experts",
+        ),
+        (
+            "model.layers[0].mlp",
+            MOE | {"experts_per_token": 9},
+            "model.layers[0].mlp.experts_per_token: found 9, expected from 1 to the 8 experts",
+        ),
+        (
+            "model.layers[0].mlp",
+            MOE | {"bias": True},
+            "model.layers[0].mlp.bias: found true, expected false, as experts have no biases",
+        ),
+        ("draft.mlp", MOE, "draft.mlp.kind: found moe, expected gated: an EAGLE head has no experts"),
+        (
+            "draft.attention.qk_norm",
+            True,
+            "draft.attention.qk_norm: found true, expected false: an EAGLE head has no norms of q and k",
         ),
         ("model.eos_token_ids[0]", 1024, "model.eos_token_ids[0]: found 1024, expected less than the vocabulary, 1024"),
         ("draft.aux_layers", [2, 4, 8], "draft.aux_layers: found [2, 4, 8], expected 3 different layers below 8"),
