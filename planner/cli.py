@@ -27,10 +27,11 @@ from planner.families import BaseInput, DraftInput, load_base, load_draft, scan
 from planner.inventory import dump_inventory, load_inventory, read_inventory
 from planner.nvml import read_machine
 from planner.solve import DETERMINISTIC_LIMIT, Settings
-from planner.view import format_bytes, format_ns
+from planner.view import format_ns
 from plans import codec
 from plans import diff as plan_diff
 from plans.check import require
+from plans.diff import format_bytes
 from plans.schema import DTYPE_BYTES, DType, Plan, PlanError, Tree
 
 DIRECTORY = click.Path(path_type=Path)

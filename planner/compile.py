@@ -23,12 +23,13 @@ from blake3 import blake3
 from planner.checkpoint import TensorInfo
 from planner.errors import CheckpointError, InputError, OutputError
 from planner.families import BaseInput, DraftInput, load_base, load_draft
-from planner.layout import Part, Ranges, Slot, data_bytes, header, image_slots, table_sha256
+from planner.layout import Part, Slot, data_bytes, header, image_slots, table_sha256
 from planner.stream import Progress, Reader, Writer, castable, row_width, stream
 from plans import codec
 from plans.artifact import IMAGES_FILE, LAYOUT_VERSION, Image, Images, Sources, dump_images, image_file, load_images
 from plans.check import require
 from plans.codec import encode
+from plans.ranges import Ranges
 from plans.schema import Plan, PlanError
 
 TEMPORARY = ".compile-"

@@ -19,12 +19,8 @@ from typing import Literal
 from planner.families import BaseInput, DraftInput, inv_freq_bytes
 from plans.artifact import DTYPES, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, SlotEntry, abi_sha256, align
 from plans.buffers import KvShare, first_head, kv_shares, layer_class, whole_heads
+from plans.ranges import Range, Ranges, attention_ranges, length, scaled, share_range
 from plans.schema import Attention, Draft, DType, LayerClass, Mlp, Model, Plan, Run, Stage
-
-Range = tuple[int, int]
-"""Start and stop."""
-Ranges = tuple[Range, ...]
-"""Disjoint and ascending: what they select lies side by side, without what is between."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +74,7 @@ class _Maker:
             Part(source=self.source, tensor=self.tensor(self.role + role), rows=rows, cols=cols)
             for role, rows in pieces
         )
-        rows = sum(_count(part.rows) for part in parts)
+        rows = sum(length(part.rows) for part in parts)
         return _slot(self.prefix + name, self.dtype, (rows,) if width is None else (rows, width), parts)
 
     def vector(self, name: str, length: int) -> Slot:
@@ -94,68 +90,29 @@ def _slot(name: str, dtype: str, shape: tuple[int, ...], parts: tuple[Part, ...]
     return Slot(name=name, dtype=dtype, shape=shape, offset=0, nbytes=nbytes, parts=parts, literal=literal)
 
 
-def _count(ranges: Ranges) -> int:
-    return sum(stop - start for start, stop in ranges)
-
-
-def _scaled(span: Range, factor: int) -> Range:
-    return span[0] * factor, span[1] * factor
-
-
 def _attention(
     make: _Maker, hidden: int, width: int, attention: Attention, first: int, share: KvShare, leader: bool
 ) -> list[Slot]:
     """qkv [(h+2k)*d, width], norms of q and k [D] and o [H, its columns] of a share of the KV heads from ``first``; the
     leader has o's bias.
     """
-    group, dim = attention.num_heads // attention.num_kv_heads, attention.head_dim
-    kv = first, first + share.heads
-    queries = _scaled(kv, group)
-    rotated, values = _rotary_dims(share, dim), _value_dims(share, dim)
-    rows = [_of_heads(queries, dim, rotated), _of_heads(kv, dim, rotated), _of_heads(kv, dim, values)]
+    had = attention_ranges(attention, first, share)
+    rows = (had.q, had.k, had.v)
     names = ("q", "k", "v")
     slots = [make.slot("qkv.weight", [(f"{n}.weight", r) for n, r in zip(names, rows, strict=True)], width)]
     if attention.qkv_bias:
         slots.append(make.slot("qkv.bias", [(f"{n}.bias", r) for n, r in zip(names, rows, strict=True)], None))
     if attention.qk_norm:
-        slots += [make.vector(f"{name}.weight", dim) for name in ("q_norm", "k_norm")]
-    cols = _of_heads(queries, dim, values)
-    if share.axis == "context":
-        cols = (_slice(_scaled(queries, dim), share),)
-    slots.append(make.slot("o.weight", [("o.weight", ((0, hidden),))], _count(cols), cols))
+        slots += [make.vector(f"{name}.weight", attention.head_dim) for name in ("q_norm", "k_norm")]
+    slots.append(make.slot("o.weight", [("o.weight", ((0, hidden),))], length(had.o), had.o))
     if attention.o_bias and leader:
         slots.append(make.vector("o.bias", hidden))
     return slots
 
 
-def _rotary_dims(share: KvShare, dim: int) -> Ranges:
-    """Dims of a query or key head that a device has: pairs j and j + D/2 stay together."""
-    if share.axis != "head_dim" or share.parts == 1:
-        return ((0, dim),)
-    start, stop = _slice((0, dim // 2), share)
-    return (start, stop), (start + dim // 2, stop + dim // 2)
-
-
-def _value_dims(share: KvShare, dim: int) -> Ranges:
-    return (_slice((0, dim), share),) if share.axis == "head_dim" else ((0, dim),)
-
-
-def _slice(span: Range, share: KvShare) -> Range:
-    """The part of a device of a range that its subgroup divides."""
-    start, length = span[0], span[1] - span[0]
-    return start + share.part * length // share.parts, start + (share.part + 1) * length // share.parts
-
-
-def _of_heads(heads: Range, dim: int, dims: Ranges) -> Ranges:
-    """Those dims of each head, in rows or columns of a projection; whole heads lie side by side."""
-    if dims == ((0, dim),):
-        return (_scaled(heads, dim),)
-    return tuple((head * dim + start, head * dim + stop) for head in range(*heads) for start, stop in dims)
-
-
 def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool) -> list[Slot]:
     """mlp_norm, gate_up [2*m, H] and down [H, m]; a share of no units has the norm, and a leader's bias, alone."""
-    start, stop = _scaled(units, mlp.unit)
+    start, stop = scaled(units, mlp.unit)
     span = ((start, stop),)
     slots = [make.vector("mlp_norm.weight", hidden)]
     if mlp.kind == "moe":
@@ -360,13 +317,13 @@ def _base_slots(plan: Plan, device_id: str, base: _Given) -> list[Slot]:
         slots.append(_rope("rope.inv_freq", plan.model.layers[0].attention.head_dim, base.inv_freq))
     if device_id in plan.embed.devices:
         member = plan.embed.devices.index(device_id)
-        slots += make.rows("embed.weight", _share(plan.embed.rows, member), hidden)
+        slots += make.rows("embed.weight", share_range(plan.embed.rows, member), hidden)
     if stage is not None:
         slots += _stage_slots(plan.model, make, stage, stage.devices.index(device_id))
     if device_id in plan.head.devices:
         member = plan.head.devices.index(device_id)
         slots.append(make.vector("norm.weight", hidden))
-        slots += make.rows("head.weight", _share(plan.head.rows, member), hidden)
+        slots += make.rows("head.weight", share_range(plan.head.rows, member), hidden)
     return slots
 
 
@@ -386,7 +343,7 @@ def _layer_slots(model: Model, make: _Maker, layer: int, stage: Stage, run: Run,
     leader = member == 0
     first, share = first_head(stage, run.kv_heads, member), kv_shares(stage, run.kv_heads)[member]
     attention = _base_attention(maker, model, kind.attention, first, share, leader)
-    return attention + _mlp(maker, model.hidden_size, kind.mlp, _share(run.mlp_units, member), leader)
+    return attention + _mlp(maker, model.hidden_size, kind.mlp, share_range(run.mlp_units, member), leader)
 
 
 def _tensors(given: BaseInput | DraftInput) -> Callable[[str], str]:
@@ -406,24 +363,18 @@ def _draft_slots(plan: Plan, device_id: str, base: _Given, given: _Given) -> lis
     slots = [_rope("draft.rope.inv_freq", draft.attention.head_dim, given.inv_freq)]
     if placement.embed_rows is not None:
         table = make if draft.own_embedding else of_base
-        slots += table.rows("embed.weight", _share(placement.embed_rows, member), draft.hidden_size)
+        slots += table.rows("embed.weight", share_range(placement.embed_rows, member), draft.hidden_size)
     slots += _draft_fc(make, draft)
     for layer in range(draft.num_layers):
         maker = dataclasses.replace(make, prefix=f"draft.layers.{layer}.", role=f"draft.layers.{layer}.")
         first, share = sum(placement.kv_heads[:member]), whole_heads(placement.kv_heads[member])
         slots += _draft_attention(maker, draft, layer, first, share, leader)
-        slots += _mlp(maker, draft.hidden_size, draft.mlp, _share(placement.mlp_units, member), leader)
+        slots += _mlp(maker, draft.hidden_size, draft.mlp, share_range(placement.mlp_units, member), leader)
     slots += _draft_norm(make, draft)
     if placement.head_rows is not None:
         table = make if draft.kind == "eagle3" else of_base
-        slots += table.rows("head.weight", _share(placement.head_rows, member), draft.hidden_size)
+        slots += table.rows("head.weight", share_range(placement.head_rows, member), draft.hidden_size)
     return slots + _draft_d2t(make, draft)
-
-
-def _share(shares: tuple[int, ...], member: int) -> Range:
-    """The contiguous range of one member: what the members before it have comes first."""
-    start = sum(shares[:member])
-    return start, start + shares[member]
 
 
 def _placed(slots: Iterable[Slot]) -> tuple[Slot, ...]:

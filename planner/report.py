@@ -13,9 +13,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.view import TERM_TITLES, DeviceLine, View, device_line, format_bytes, format_ns, join_shares, view
+from planner.view import TERM_TITLES, DeviceLine, View, device_line, format_ns, join_shares, view
 from plans import diff as plan_diff
 from plans.codec import digest
+from plans.diff import format_bytes
 from plans.schema import Plan, Stage
 
 _COLORS = {

@@ -3,7 +3,7 @@
 from planner.errors import InfeasibleError
 from planner.problem import Problem
 from planner.solve import Settings, shortfall
-from planner.view import format_bytes
+from plans.diff import format_bytes
 
 
 def infeasible(problem: Problem, settings: Settings) -> InfeasibleError:

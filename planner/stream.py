@@ -24,8 +24,9 @@ from blake3 import blake3
 
 from planner.checkpoint import Checkpoint, TensorInfo
 from planner.errors import CheckpointError, OutputError
-from planner.layout import Part, Range, Ranges, Slot
+from planner.layout import Part, Slot
 from plans.artifact import ITEM_BYTES
+from plans.ranges import Range, Ranges
 
 BLOCK_BYTES = 8 << 20
 """Of source rows held at once; casting needs about four times as much beside it."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from plans.codec import encode
-from plans.schema import DTYPE_BYTES, Attention, Mlp, Plan
+from plans.ranges import common
+from plans.schema import KvAxis, Plan
+from plans.weights import held
 
 Kind = Literal[
     "schema",
@@ -27,7 +29,7 @@ Kind = Literal[
 ]
 
 _NAMES = {"inventory.hosts": ("name",), "inventory.devices": ("id",), "memory": ("device",)}
-_SHARES = {"kv_heads", "mlp_units", "rows", "embed_rows", "head_rows"}
+_SHARES = {"kv_axis", "kv_subgroups", "kv_heads", "mlp_units", "rows", "embed_rows", "head_rows"}
 _SECTIONS: dict[str, Kind] = {"stages": "layers", "embed": "shares", "head": "shares", "draft_placement": "draft"}
 
 
@@ -58,6 +60,8 @@ class Holding:
     """Who runs a layer, and in what shares."""
 
     devices: tuple[str, ...]
+    kv_axis: KvAxis
+    kv_subgroups: tuple[int, ...]
     kv_heads: tuple[int, ...]
     mlp_units: tuple[int, ...]
 
@@ -100,9 +104,10 @@ def moves(a: Plan, b: Plan) -> tuple[Move, ...]:
 
 
 def moved_bytes(a: Plan, b: Plan) -> dict[str, int]:
-    """Bytes of matrices that each device has in ``b`` and not in ``a``, by device id; norms and biases are not counted.
+    """Bytes of weights that each device has in ``b`` and the device of that id has not in ``a``, where there are any.
 
-    All of a device's bytes where the two plans are not of the same weights. Both plans must be sound (plans.check).
+    Of a tensor of which it has other rows or columns only those that are new are counted; the fillers of images are
+    not. All of a device's bytes where the two plans are not of the same weights. Both must be sound (plans.check).
     """
     same_base = (a.model, a.options.dtype, a.inputs.base_tensors_sha256) == (
         b.model,
@@ -110,19 +115,34 @@ def moved_bytes(a: Plan, b: Plan) -> dict[str, int]:
         b.inputs.base_tensors_sha256,
     )
     same_draft = same_base and (a.draft, a.inputs.draft_tensors_sha256) == (b.draft, b.inputs.draft_tensors_sha256)
-    before = {(part.device, part.tensor): part for part in _parts(a)}
-    moved = {entry.device: 0 for entry in b.memory}
-    for part in _parts(b):
-        old = before.get((part.device, part.tensor)) if (same_draft if part.draft else same_base) else None
-        kept = max(0, min(part.end, old.end) - max(part.start, old.start)) if old else 0
-        moved[part.device] += (part.end - part.start - kept) * part.unit_bytes
+    before = {(item.device, item.tensor): item for item in held(a)}
+    moved = {device.id: 0 for device in b.inventory.devices}
+    for item in held(b):
+        old = before.get((item.device, item.tensor)) if (same_draft if item.draft else same_base) else None
+        kept = common(item.rows, old.rows) * common(item.cols, old.cols) * item.value_bytes if old else 0
+        moved[item.device] += item.nbytes - kept
     return {device: nbytes for device, nbytes in moved.items() if nbytes}
 
 
 def summary(a: Plan, b: Plan) -> tuple[str, ...]:
     """Lines for people: moved layers, moved bytes, then every difference; none for equal plans."""
-    moved = (f"{device}: {nbytes} bytes of weights are new" for device, nbytes in moved_bytes(a, b).items())
-    return (*map(str, moves(a, b)), *moved, *map(str, diff(a, b)))
+    moved = moved_bytes(a, b)
+    lines = list(map(str, moves(a, b)))
+    if moved:
+        each = ", ".join(f"{device} {format_bytes(nbytes)}" for device, nbytes in moved.items())
+        lines.append(f"moves {format_bytes(sum(moved.values()))} of weights: {each}")
+    elif a != b:
+        lines.append("moves no weights")
+    return (*lines, *map(str, diff(a, b)))
+
+
+def format_bytes(nbytes: int) -> str:
+    """``1.5 GiB``, ``12.0 MiB``, ``0.1 MiB``; exact where it is less than a tenth of a MiB."""
+    if nbytes >= 1 << 30:
+        return f"{nbytes / (1 << 30):.1f} GiB"
+    if nbytes * 20 >= 1 << 20:
+        return f"{nbytes / (1 << 20):.1f} MiB"
+    return f"{nbytes} B"
 
 
 def _compare(path: str, a: Any, b: Any) -> Iterator[Difference]:
@@ -159,7 +179,7 @@ def _kind(path: str) -> Kind:
         return "transport"
     if field == "predicted_ns":
         return "prediction"
-    if field in _SHARES and section != "draft":
+    if field in _SHARES and section not in ("draft", "options"):
         return "shares"
     return _SECTIONS.get(section, section)  # type: ignore[arg-type] # the other sections are kinds
 
@@ -180,86 +200,21 @@ def _show_holding(holding: Holding | None) -> str:
     if len(holding.devices) == 1:
         return holding.devices[0]
     shares = zip(holding.devices, holding.kv_heads, holding.mlp_units, strict=True)
-    return " + ".join(f"{device} ({heads} KV heads, {units} MLP units)" for device, heads, units in shares)
+    axis = "" if holding.kv_axis == "heads" else f", KV by {holding.kv_axis} in {_show(list(holding.kv_subgroups))}"
+    return " + ".join(f"{device} ({heads} KV heads, {units} MLP units)" for device, heads, units in shares) + axis
 
 
 def _holdings(plan: Plan) -> list[Holding]:
     """Of each layer."""
     return [
-        Holding(devices=stage.devices, kv_heads=run.kv_heads, mlp_units=run.mlp_units)
+        Holding(
+            devices=stage.devices,
+            kv_axis=stage.kv_axis,
+            kv_subgroups=stage.kv_subgroups,
+            kv_heads=run.kv_heads,
+            mlp_units=run.mlp_units,
+        )
         for stage in plan.stages
         for run in stage.runs
         for _ in range(run.num_layers)
     ]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Part:
-    """The range of a divisible tensor that one device has."""
-
-    device: str
-    tensor: str
-    start: int
-    end: int
-    unit_bytes: int
-    draft: bool
-
-
-def _parts(plan: Plan) -> Iterator[_Part]:
-    model, width = plan.model, DTYPE_BYTES[plan.options.dtype]
-    classes = [layers for layers in model.layers for _ in range(layers.num_layers)]
-    for layer, (holding, shape) in enumerate(zip(_holdings(plan), classes, strict=True)):
-        heads = _head_values(shape.attention, model.hidden_size, model.hidden_size) * width
-        yield from _divide(f"layers.{layer}.attention", holding.devices, holding.kv_heads, heads)
-        units = _unit_values(shape.mlp, model.hidden_size) * width
-        yield from _divide(f"layers.{layer}.mlp", holding.devices, holding.mlp_units, units)
-    row = model.hidden_size * width
-    yield from _divide("embed", plan.stages[0].devices, plan.embed.rows, row)
-    yield from _divide("head", plan.stages[-1].devices, plan.head.rows, row)
-    yield from _draft_parts(plan, width)
-
-
-def _draft_parts(plan: Plan, width: int) -> Iterator[_Part]:
-    draft, place = plan.draft, plan.draft_placement
-    if draft is None or place is None:
-        return
-    hidden, devices = draft.hidden_size, place.devices
-    heads = _head_values(draft.attention, hidden, 2 * hidden if draft.kind == "eagle3" else hidden)
-    units = _unit_values(draft.mlp, hidden)
-    features = 3 * draft.target_hidden_size if draft.kind == "eagle3" else 2 * hidden
-    yield from _divide("draft.fc", devices, (1,) * len(devices), hidden * features * width, whole=True, draft=True)
-    for layer in range(draft.num_layers):
-        yield from _divide(f"draft.{layer}.attention", devices, place.kv_heads, heads * width, draft=True)
-        yield from _divide(f"draft.{layer}.mlp", devices, place.mlp_units, units * width, draft=True)
-    for tensor, rows in (("draft.embed", place.embed_rows), ("draft.head", place.head_rows)):
-        if rows is not None:
-            yield from _divide(tensor, devices, rows, hidden * width, draft=True)
-
-
-def _divide(
-    tensor: str,
-    devices: tuple[str, ...],
-    shares: tuple[int, ...],
-    unit_bytes: int,
-    *,
-    whole: bool = False,
-    draft: bool = False,
-) -> Iterator[_Part]:
-    """Contiguous ranges in the order of the devices; ``whole``: each device has all of it."""
-    start = 0
-    for device, share in zip(devices, shares, strict=True):
-        yield _Part(
-            device=device, tensor=tensor, start=start, end=start + share, unit_bytes=unit_bytes, draft=draft
-        )
-        start += 0 if whole else share
-
-
-def _head_values(attention: Attention, hidden: int, inputs: int) -> int:
-    """Values of one KV head: its query, key and value rows, and its columns of the output projection."""
-    queries = attention.num_heads // attention.num_kv_heads
-    return attention.head_dim * ((queries + 2) * inputs + queries * hidden)
-
-
-def _unit_values(mlp: Mlp, hidden: int) -> int:
-    """Values of one MLP unit: its rows of gate and up, and its columns of down."""
-    return 3 * mlp.unit * hidden

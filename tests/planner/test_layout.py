@@ -11,6 +11,7 @@ from planner import layout
 from planner.layout import Slot
 from plans.artifact import ALIGNMENT_BYTES, PAGE_BYTES, align
 from plans.buffers import whole_heads
+from plans.diff import moved_bytes
 from plans.schema import Model, Plan, Run
 from tests.plan_factory import Group, group, make_draft, make_model, make_plan, split_draft
 
@@ -185,6 +186,19 @@ def test_bytes_of_shares_add_up_to_the_device(plan: Plan) -> None:
             total += layout.draft_embed_bytes(draft, dtype, place.embed_rows[member]) if place.embed_rows else 0
             total += layout.draft_head_bytes(draft, dtype, place.head_rows[member]) if place.head_rows else 0
             assert layout.weights_bytes(plan, device)[1] == total
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=plans())
+def test_what_a_new_device_must_get_is_its_image_without_fillers(plan: Plan) -> None:
+    """``moved_bytes`` knows nothing of slots."""
+    others = dataclasses.replace(plan, inputs=dataclasses.replace(plan.inputs, base_tensors_sha256="9" * 64))
+    wanted = {
+        device.id: sum(slot.nbytes for slot in slots_of(plan, device.id) if not slot.name.startswith("_pad."))
+        for device in plan.devices
+    }
+    assert moved_bytes(others, plan) == {device: nbytes for device, nbytes in wanted.items() if nbytes}
+    assert moved_bytes(plan, plan) == {}
 
 
 def table_bytes(plan: Plan, device: str) -> int:

@@ -8,9 +8,10 @@ import pytest
 from jinja2 import StrictUndefined
 
 from planner import report
-from planner.view import format_bytes, format_ns, join_shares, view
+from planner.view import format_ns, join_shares, view
 from plans.check import check
 from plans.codec import digest
+from plans.diff import format_bytes
 from tests.sample_plans import edited, nvlink_plan, one_device_plan, two_stage_plan
 
 

@@ -94,15 +94,32 @@ def test_moved_bytes_are_those_that_a_device_did_not_have() -> None:
     assert moved_bytes(plan, other) == {"cpu0": 2 * HEAD_BYTES}
     other = edited(plan, "stages[0].runs[0].mlp_units", [30, 18])
     assert moved_bytes(plan, other) == {"cpu1": 3 * 2 * UNIT_BYTES}
-    layers = 5 * (4 * HEAD_BYTES + 48 * UNIT_BYTES)
+    layers = 5 * (4 * HEAD_BYTES + 48 * UNIT_BYTES + 2 * 256 * 4)
     assert moved_bytes(plan, one_device_plan()) == {"cpu2": layers + 1024 * 256 * 4}
+    split = edited(edited(plan, "embed.devices", ["cpu1", "cpu3"]), "embed.rows", [1000, 24])
+    assert moved_bytes(plan, split) == {"cpu1": 1000 * 256 * 4, "cpu3": 24 * 256 * 4}
+    assert moved_bytes(split, plan) == {"cpu0": 1000 * 256 * 4, "cpu1": 24 * 256 * 4}
+
+
+def test_heads_that_become_shared_move_what_is_new() -> None:
+    """Two members with two KV heads each, then both with all four: halves of the output, then halves of the heads."""
+    plan = edited(two_stage_plan(), "stages[0].runs[0].kv_heads", [2, 2])
+    shared = edited(edited(plan, "stages[0].kv_subgroups", [2]), "stages[0].kv_axis", "context")
+    shared = edited(edited(shared, "stages[0].runs[0].kv_heads", [4, 4]), "stages[0].runs[1].kv_heads", [4, 4])
+    qkv_head = 32 * (2 + 2) * 256 * 4
+    assert moved_bytes(plan, shared) == {"cpu0": 5 * 2 * qkv_head, "cpu1": 5 * 2 * qkv_head}
+    assert moved_bytes(shared, plan) == {}
+    halves = edited(shared, "stages[0].kv_axis", "head_dim")
+    columns = 128 * 256 * 4  # of o: half of the eight query heads, half of each, of which half is in place
+    assert moved_bytes(shared, halves) == {"cpu0": 5 * columns // 2, "cpu1": 5 * columns // 2}
 
 
 def test_everything_moves_where_the_weights_are_others() -> None:
     plan = two_stage_plan()
     other = edited(plan, "inputs.draft_tensors_sha256", "5" * 64)
     head = 256 * 768 + 4 * 32 * ((2 + 2) * 512 + 2 * 256) + 3 * 768 * 256 + 1024 * 256 + 512 * 256
-    assert moved_bytes(plan, other) == {"cpu2": 4 * head}
+    small = 4 * 4 * 256 + 4 * 16 + 8 * 512  # norms, rotary frequencies, d2t
+    assert moved_bytes(plan, other) == {"cpu2": 4 * head + small}
     assert set(moved_bytes(plan, nvlink_plan())) == {"gpu0", "gpu1", "gpu2", "gpu3"}
 
 
@@ -111,6 +128,7 @@ def test_the_summary_is_for_people() -> None:
     other = edited(plan, "stages[1].runs[0].mlp_units", [47])
     assert summary(plan, edited(other, "proof.objective_ns", 5)) == (
         "layers 5-7: cpu2 -> cpu2",
+        "moves no weights",
         "stages[1].runs[0].mlp_units: [48] -> [47]",
         "proof.objective_ns: 19830000 -> 5",
     )
