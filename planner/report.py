@@ -17,7 +17,7 @@ from planner.view import TERM_TITLES, DeviceLine, View, device_line, format_ns, 
 from plans import diff as plan_diff
 from plans.codec import digest
 from plans.diff import format_bytes
-from plans.schema import Plan, Stage
+from plans.schema import Plan, Stage, VocabSplit
 
 _COLORS = {
     "weights": "blue",
@@ -49,6 +49,8 @@ def summary(plan: Plan) -> dict[str, Any]:
     """What ``build --json`` says of a plan, exactly: all sizes in bytes, all times in ns."""
     return {
         "stages": [_stage_data(stage) for stage in plan.stages],
+        "embed": _split_data(plan.embed),
+        "head": _split_data(plan.head),
         "devices": [
             {
                 "id": line.id,
@@ -72,6 +74,8 @@ def _stage_data(stage: Stage) -> dict[str, Any]:
         "devices": list(stage.devices),
         "first_layer": stage.first_layer,
         "layers": stage.num_layers,
+        "kv_axis": stage.kv_axis,
+        "kv_subgroups": list(stage.kv_subgroups),
         "attention_shares": [sum(run.num_layers * run.kv_heads[i] for run in stage.runs) for i in members],
         "mlp_shares": [sum(run.num_layers * run.mlp_units[i] for run in stage.runs) for i in members],
         "runs": [
@@ -79,6 +83,10 @@ def _stage_data(stage: Stage) -> dict[str, Any]:
             for run in stage.runs
         ],
     }
+
+
+def _split_data(split: VocabSplit) -> dict[str, Any]:
+    return {"devices": list(split.devices), "rows": list(split.rows)}
 
 
 def diff_data(a: Plan, b: Plan) -> dict[str, Any]:
@@ -161,10 +169,10 @@ def _parts_table(shown: View) -> RenderableType:
             part.name,
             part.layers,
             " + ".join(part.devices),
-            join_shares(part.attention),
+            part.kv_heads,
             join_shares(part.mlp),
             join_shares(part.rows),
-            part.transport,
+            f"{part.transport}\nhop {part.hop}" if part.hop else part.transport,
             format_ns(part.predicted_ns) if part.predicted_ns is not None else "",
         )
     return table
@@ -210,7 +218,8 @@ def _append_bar(bars: Text, line: DeviceLine, room: int, marks: dict[str, str]) 
 
 def _memory_tables(shown: View, width: int) -> list[RenderableType]:
     """Terms down, devices across: as many tables as it takes to keep to the width."""
-    wide = max(10, *(len(line.id) for line in shown.devices)) + 1
+    hosts = (len(line.host) for line in shown.devices if shown.several_hosts)
+    wide = max(10, *(len(line.id) for line in shown.devices), *hosts) + 1
     fit = max(1, (width - 15) // wide)
     tables: list[RenderableType] = []
     for start in range(0, len(shown.devices), fit):
@@ -219,6 +228,8 @@ def _memory_tables(shown: View, width: int) -> list[RenderableType]:
         table.add_column("", no_wrap=True)
         for line in lines:
             table.add_column(line.id, justify="right", no_wrap=True, min_width=wide - 1)
+        if shown.several_hosts:
+            table.add_row("host", *(line.host for line in lines))
         for term, title in TERM_TITLES.items():
             table.add_row(title, *(format_bytes(line.terms[term]) for line in lines))
         table.add_row("capacity", *(format_bytes(line.capacity_bytes) for line in lines), style="bold")

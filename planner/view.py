@@ -6,8 +6,9 @@ Bytes are MiB or GiB and ns are us or ms here, with one decimal; the exact integ
 import dataclasses
 from dataclasses import dataclass
 
+from plans.buffers import layer_class
 from plans.codec import digest
-from plans.schema import Attention, Device, DeviceMemory, Mlp, Plan, Stage
+from plans.schema import Attention, Device, DeviceMemory, Mlp, Model, Plan, Stage, VocabSplit
 
 TERMS = ("weights", "draft_weights", "kv", "draft_kv", "buffers", "comm")
 """Memory terms in the order of the schema."""
@@ -37,6 +38,17 @@ def join_shares(shares: tuple[int, ...]) -> str:
     return " + ".join(map(str, shares))
 
 
+def describe_heads(shares: tuple[int, ...], stage: Stage) -> str:
+    """``3 + 1``; with subgroups ``4 + 4 over 2 by context``: one device has 4 heads, two share another 4."""
+    if stage.kv_axis == "heads":
+        return join_shares(shares)
+    starts = [sum(stage.kv_subgroups[:i]) for i in range(len(stage.kv_subgroups))]
+    sizes = zip(starts, stage.kv_subgroups, strict=True)
+    texts = [str(shares[start]) if size == 1 else f"{shares[start]} over {size}" for start, size in sizes]
+    folded = f"{len(texts)} x ({texts[0]})" if len(texts) > 2 and len(set(texts)) == 1 else " + ".join(texts)
+    return f"{folded} by {stage.kv_axis}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """One block of a step: where it runs and in what shares; ``layers`` is empty for embed, head and draft."""
@@ -47,11 +59,16 @@ class Part:
     devices: tuple[str, ...]
     attention: tuple[int, ...]
     """KV heads of each device; empty where the part has none."""
+    kv_heads: str
+    """The same in words, with what subgroups share."""
     mlp: tuple[int, ...]
     """Channels of each device."""
     rows: tuple[int, ...]
     """Vocabulary rows of each device."""
     transport: str
+    """Of the group; empty for all but the first line of a stage."""
+    hop: str
+    """Transport of what it receives; empty where nothing is sent."""
     predicted_ns: int | None
     """None on all but the first line of a stage."""
 
@@ -93,6 +110,8 @@ class View:
     blocks: tuple[tuple[Part, ...], ...]
     """The same parts, those of one stage together."""
     devices: tuple[DeviceLine, ...]
+    several_hosts: bool
+    """Of the devices in use."""
     unused: tuple[Device, ...]
     phases: tuple[Phase, ...]
     objective_ns: int
@@ -117,6 +136,7 @@ def view(plan: Plan) -> View:
         parts=parts,
         blocks=_blocks(parts),
         devices=tuple(device_line(plan, entry) for entry in plan.memory),
+        several_hosts=len({plan.device(name).host for name in used}) > 1,
         unused=tuple(device for device in plan.inventory.devices if device.id not in used),
         phases=_phases(plan),
         objective_ns=plan.proof.objective_ns,
@@ -129,18 +149,29 @@ def view(plan: Plan) -> View:
 
 
 def _model_line(plan: Plan) -> str:
-    first = plan.model.layers[0]
     head = "tied head" if plan.model.tied_head else "untied head"
     return (
         f"{plan.model.family}: hidden {plan.model.hidden_size}, vocabulary {plan.model.vocab_size} ({head}), "
-        f"{_shape_line(first.attention, first.mlp)}"
+        f"{_layers_line(plan.model)}"
     )
 
 
+def _layers_line(model: Model) -> str:
+    """The shape of a layer, or of each kind of layer with their number."""
+    counts: dict[str, int] = {}
+    for layers in model.layers:
+        shape = _shape_line(layers.attention, layers.mlp)
+        counts[shape] = counts.get(shape, 0) + layers.num_layers
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{count} layers of {shape}" for shape, count in counts.items())
+
+
 def _shape_line(attention: Attention, mlp: Mlp) -> str:
+    experts = f"{mlp.num_experts} experts, {mlp.experts_per_token} for a token, of " if mlp.kind == "moe" else ""
     return (
         f"{attention.num_heads} heads of {attention.head_dim} over {attention.num_kv_heads} KV heads, "
-        f"MLP {mlp.intermediate_size}"
+        f"{experts}MLP {mlp.intermediate_size}"
     )
 
 
@@ -166,9 +197,14 @@ def _option_lines(plan: Plan) -> tuple[tuple[str, str], ...]:
         ("context", f"{options.context} positions"),
         ("batch", str(options.batch)),
         ("dtype", options.dtype),
+        ("KV dtype", options.kv_dtype),
         ("prefill chunk", f"{options.prefill_chunk} tokens"),
         ("strategy", options.strategy),
     ]
+    if options.kv_axis is not None:
+        lines.append(("KV divided by", options.kv_axis))
+    if options.custom is not None:
+        lines.append(("device map", f"{len(options.custom)} modules"))
     if options.gap_ppm:
         lines.append(("accepted gap", f"{options.gap_ppm / 10**4:g} %"))
     if tree is not None:
@@ -177,7 +213,9 @@ def _option_lines(plan: Plan) -> tuple[tuple[str, str], ...]:
 
 
 def _verdict_line(plan: Plan) -> str:
-    proof = plan.proof
+    proof, strategy = plan.proof, plan.options.strategy
+    if proof.status == "OPTIMAL" and strategy != "latency":
+        return f"one step takes {format_ns(proof.objective_ns)}; of the {strategy} placements none takes less"
     if proof.status == "OPTIMAL":
         return f"one step takes {format_ns(proof.objective_ns)}, and no other placement on these devices takes less"
     gap = (proof.objective_ns - proof.bound_ns) / max(1, proof.objective_ns)
@@ -189,21 +227,22 @@ def _verdict_line(plan: Plan) -> str:
 
 def _parts(plan: Plan) -> tuple[Part, ...]:
     empty = Part(
-        name="", layers="", devices=(), attention=(), mlp=(), rows=(), transport="", predicted_ns=None
+        name="",
+        layers="",
+        devices=(),
+        attention=(),
+        kv_heads="",
+        mlp=(),
+        rows=(),
+        transport="",
+        hop="",
+        predicted_ns=None,
     )
-    first, last, place = plan.stages[0], plan.stages[-1], plan.draft_placement
-    parts = [
-        dataclasses.replace(
-            empty, name="embed", devices=first.devices, rows=plan.embed.rows, predicted_ns=plan.embed.predicted_ns
-        )
-    ]
+    place = plan.draft_placement
+    parts = [_table_part("embed", plan.embed, empty)]
     for number, stage in enumerate(plan.stages):
         parts += _stage_parts(plan, number, stage, empty)
-    parts.append(
-        dataclasses.replace(
-            empty, name="head", devices=last.devices, rows=plan.head.rows, predicted_ns=plan.head.predicted_ns
-        )
-    )
+    parts.append(_table_part("head", plan.head, empty))
     if place is not None and plan.draft is not None:
         parts.append(
             Part(
@@ -211,20 +250,38 @@ def _parts(plan: Plan) -> tuple[Part, ...]:
                 layers="",
                 devices=place.devices,
                 attention=place.kv_heads,
+                kv_heads=join_shares(place.kv_heads),
                 mlp=tuple(units * plan.draft.mlp.unit for units in place.mlp_units),
                 rows=place.head_rows or (),
                 transport=place.transport,
+                hop=_hop(place.feature_transport),
                 predicted_ns=place.predicted_ns,
             )
         )
     return tuple(parts)
 
 
+def _table_part(name: str, split: VocabSplit, empty: Part) -> Part:
+    return dataclasses.replace(
+        empty,
+        name=name,
+        devices=split.devices,
+        rows=split.rows,
+        transport=split.transport,
+        hop=_hop(split.hop_transport),
+        predicted_ns=split.predicted_ns,
+    )
+
+
+def _hop(transport: str) -> str:
+    return "" if transport == "local" else transport
+
+
 def _stage_parts(plan: Plan, number: int, stage: Stage, empty: Part) -> list[Part]:
     """One line for each run of the stage."""
     parts, layer = [], stage.first_layer
     for position, run in enumerate(stage.runs):
-        unit = _unit(plan, layer)
+        unit = layer_class(plan.model, layer).mlp.unit
         parts.append(
             dataclasses.replace(
                 empty,
@@ -232,8 +289,10 @@ def _stage_parts(plan: Plan, number: int, stage: Stage, empty: Part) -> list[Par
                 layers=_range(layer, run.num_layers),
                 devices=stage.devices,
                 attention=run.kv_heads,
+                kv_heads=describe_heads(run.kv_heads, stage),
                 mlp=tuple(units * unit for units in run.mlp_units),
                 transport=stage.transport if position == 0 else "",
+                hop=_hop(stage.hop_transport) if position == 0 else "",
                 predicted_ns=stage.predicted_ns if position == 0 else None,
             )
         )
@@ -255,18 +314,11 @@ def _range(first: int, count: int) -> str:
     return f"{first}-{first + count - 1}" if count > 1 else str(first)
 
 
-def _unit(plan: Plan, layer: int) -> int:
-    """Channels of an MLP unit of that layer."""
-    for layers in plan.model.layers:
-        if layer < layers.num_layers:
-            return layers.mlp.unit
-        layer -= layers.num_layers
-    raise AssertionError("no such layer")
-
-
 def device_line(plan: Plan, entry: DeviceMemory) -> DeviceLine:
     device = plan.device(entry.device)
     roles = [f"stage {i}" for i, stage in enumerate(plan.stages) if device.id in stage.devices]
+    tables = (("embed", plan.embed.devices, plan.stages[0]), ("head", plan.head.devices, plan.stages[-1]))
+    roles += [name for name, devices, beside in tables if device.id in devices and devices != beside.devices]
     if plan.draft_placement is not None and device.id in plan.draft_placement.devices:
         roles.append("draft")
     terms = {term: getattr(entry, f"{term}_bytes") for term in TERMS}

@@ -81,7 +81,10 @@ def _check_stages(plan: Plan) -> Iterator[Violation]:
         if not stage.runs:
             yield bad(f"{path}.runs", (), "at least one run of layers")
         for j, run in enumerate(stage.runs):
-            for layers in _classes_of(plan.model, first, first + run.num_layers):
+            classes = tuple(_classes_of(plan.model, first, first + run.num_layers))
+            if len(classes) > 1:
+                yield bad(f"{path}.runs[{j}].num_layers", run.num_layers, "fewer: a run is of layers of one class")
+            for layers in classes:
                 yield from _check_run(f"{path}.runs[{j}]", run, stage, layers.attention, layers.mlp)
                 yield from _check_head_dim(f"{path}.kv_subgroups", stage, layers.attention)
             if run.num_layers < 1:

@@ -244,7 +244,7 @@ class Draft:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """Consecutive layers of a stage with one split; shares are in the order of the stage's devices."""
+    """Consecutive layers of a stage, of one class, with one split; shares are in the order of the stage's devices."""
 
     num_layers: int
     kv_heads: tuple[int, ...]

@@ -287,6 +287,59 @@ def nvlink_plan() -> Plan:
     return with_memory(plan, dict.fromkeys(names, 35300000000), draft_weights)
 
 
+def spread_plan() -> Plan:
+    """Two hosts: embedding on the CPU, a stage over both with a subgroup, head and draft on devices of two stages."""
+    base = nvlink_plan()
+    gpus, link = base.inventory.devices, base.inventory.hosts[0].link
+    cpu = dataclasses.replace(device("cpu0", "box0", 64 << 30), reserve_bytes=4 << 30, type="host")
+    names = ("gpu0", "gpu1", "gpu2")
+    stages = (
+        dataclasses.replace(
+            base.stages[0],
+            devices=names,
+            hop_transport="gloo",
+            kv_axis="context",
+            kv_subgroups=(1, 2),
+            runs=(Run(num_layers=60, kv_heads=(4, 4, 4), mlp_units=(80, 72, 72)),),
+        ),
+        dataclasses.replace(
+            base.stages[0],
+            first_layer=60,
+            devices=("gpu3",),
+            transport="local",
+            hop_transport="nccl",
+            kv_subgroups=(1,),
+            runs=(Run(num_layers=20, kv_heads=(8,), mlp_units=(224,)),),
+            predicted_ns=9_000_000,
+        ),
+    )
+    assert base.draft_placement is not None
+    pair = ("gpu2", "gpu3")
+    plan = dataclasses.replace(
+        base,
+        options=dataclasses.replace(base.options, batch=4, kv_dtype="float8_e4m3fn", context=32768),
+        inventory=Inventory(
+            hosts=(
+                Host(name="box0", link=link, pairs=(), transport="auto"),
+                Host(name="box1", link=link, pairs=(), transport="auto"),
+            ),
+            network=NETWORK,
+            devices=(cpu, gpus[0], gpus[1], *(dataclasses.replace(gpu, host="box1") for gpu in gpus[2:])),
+        ),
+        stages=stages,
+        embed=split(("cpu0",), "local", (128256,), 90_000),
+        head=dataclasses.replace(split(pair, "nccl", (64128, 64128), 600_000), hop_transport="nccl"),
+        draft_placement=dataclasses.replace(
+            base.draft_placement, devices=pair, transport="nccl", feature_transport="local"
+        ),
+        message_transport="gloo",
+        memory=tuple(_empty_memory(name) for name in ("cpu0", "gpu0", "gpu1", "gpu2", "gpu3")),
+        proof=dataclasses.replace(base.proof, objective_ns=41_000_000, bound_ns=41_000_000),
+    )
+    weights = dict.fromkeys(names, 34_000_000_000) | {"cpu0": 2_101_346_304, "gpu3": 35_000_000_000}
+    return with_memory(plan, weights, dict.fromkeys(pair, 2_900_000_000))
+
+
 def with_memory(plan: Plan, weights: dict[str, int], draft_weights: dict[str, int]) -> Plan:
     """The plan with the memory lines that its buffers need, and the least free bytes that follow."""
     memory = []

@@ -12,7 +12,7 @@ from planner.view import format_ns, join_shares, view
 from plans.check import check
 from plans.codec import digest
 from plans.diff import format_bytes
-from tests.sample_plans import edited, nvlink_plan, one_device_plan, two_stage_plan
+from tests.sample_plans import edited, nvlink_plan, one_device_plan, spread_plan, two_stage_plan
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,13 @@ def test_many_equal_shares_are_folded() -> None:
 def test_summary_has_exactly_the_documented_fields() -> None:
     plan = two_stage_plan()
     data = report.summary(plan)
-    assert list(data) == ["stages", "devices", "objective_ns", "bound_ns", "status", "digest"]
+    assert list(data) == ["stages", "embed", "head", "devices", "objective_ns", "bound_ns", "status", "digest"]
     assert data["stages"][0] == {
         "devices": ["cpu0", "cpu1"],
         "first_layer": 0,
         "layers": 5,
+        "kv_axis": "heads",
+        "kv_subgroups": [1, 1],
         "attention_shares": [3 * 3 + 2 * 2, 3 * 1 + 2 * 2],
         "mlp_shares": [3 * 32 + 2 * 33, 3 * 16 + 2 * 15],
         "runs": [
@@ -57,13 +59,15 @@ def test_summary_has_exactly_the_documented_fields() -> None:
             {"layers": 2, "kv_heads": [2, 2], "mlp_units": [33, 15]},
         ],
     }
+    assert data["embed"] == {"devices": ["cpu0", "cpu1"], "rows": [1000, 24]}
+    assert data["head"] == {"devices": ["cpu2"], "rows": [1024]}
     assert (data["objective_ns"], data["bound_ns"], data["status"]) == (19_830_000, 19_830_000, "OPTIMAL")
     assert data["digest"] == digest(plan)
     assert json.loads(json.dumps(data)) == data
 
 
 def test_the_terms_of_a_device_add_up_to_its_capacity() -> None:
-    for plan in (two_stage_plan(), one_device_plan(), nvlink_plan()):
+    for plan in (two_stage_plan(), one_device_plan(), nvlink_plan(), spread_plan()):
         for device in report.summary(plan)["devices"]:
             terms = [value for name, value in device.items() if name.endswith("_bytes") and name != "capacity_bytes"]
             assert len(terms) == 8
@@ -78,7 +82,7 @@ def test_the_phases_add_up_to_the_step() -> None:
 
 
 def test_text_keeps_to_the_width_and_to_plain_characters() -> None:
-    for plan in (two_stage_plan(), one_device_plan(), nvlink_plan()):
+    for plan in (two_stage_plan(), one_device_plan(), nvlink_plan(), spread_plan()):
         for width in (80, 100, 120, 200):
             shown = report.text(plan, width, color=False)
             assert "\x1b" not in shown
@@ -103,6 +107,47 @@ def test_text_shows_placement_memory_and_proof() -> None:
     assert any(line.startswith("OPTIMAL: one step takes 19.8 ms, and no other placement") for line in lines)
 
 
+def test_text_shows_what_is_shared_and_where_it_comes_from() -> None:
+    lines = [" ".join(line.split()) for line in report.text(spread_plan(), 160, color=False).splitlines()]
+    assert "embed cpu0 128256 local 90.0 us" in lines
+    assert any(line.startswith("stage 0 0-59 gpu0 + gpu1 + gpu2 4 + 4 over 2 by context 10240") for line in lines)
+    assert lines.count("hop nccl") == 2
+    assert "hop gloo" in lines
+    assert "host box0 box0 box0 box1 box1" in lines
+    assert any("KV dtype float8_e4m3fn" in line for line in lines)
+
+
+def test_roles_name_tables_that_are_elsewhere() -> None:
+    roles = {line.id: line.role for line in view(spread_plan()).devices}
+    assert roles == {
+        "cpu0": "embed",
+        "gpu0": "stage 0",
+        "gpu1": "stage 0",
+        "gpu2": "stage 0, head, draft",
+        "gpu3": "stage 1, head, draft",
+    }
+    assert {line.role for line in view(one_device_plan()).devices} == {"stage 0"}
+
+
+def test_layers_that_are_unlike_are_told_apart() -> None:
+    plan = two_stage_plan()
+    first = plan.model.layers[0]
+    experts = dataclasses.replace(first.mlp, kind="moe", num_experts=8, experts_per_token=2)
+    layers = (dataclasses.replace(first, num_layers=5), dataclasses.replace(first, num_layers=3, mlp=experts))
+    shown = view(dataclasses.replace(plan, model=dataclasses.replace(plan.model, layers=layers))).model
+    heads = "8 heads of 32 over 4 KV heads"
+    assert shown.endswith(
+        f"5 layers of {heads}, MLP 768; 3 layers of {heads}, 8 experts, 2 for a token, of MLP 768"
+    )
+
+
+def test_what_was_asked_for_is_told() -> None:
+    options = dataclasses.replace(two_stage_plan().options, strategy="balanced", kv_axis="heads")
+    shown = view(dataclasses.replace(two_stage_plan(), options=options))
+    assert {("strategy", "balanced"), ("KV divided by", "heads")} < set(shown.options)
+    assert shown.verdict == "one step takes 19.8 ms; of the balanced placements none takes less"
+
+
 def test_color_is_asked_for_and_never_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = report.text(two_stage_plan(), 100, color=False)
     colored = report.text(two_stage_plan(), 100, color=True)
@@ -123,7 +168,7 @@ def test_an_accepted_gap_is_told() -> None:
 
 
 def test_markdown_tables_are_rectangular() -> None:
-    for plan in (two_stage_plan(), one_device_plan(), nvlink_plan()):
+    for plan in (two_stage_plan(), one_device_plan(), nvlink_plan(), spread_plan()):
         tables = [block for block in report.markdown(plan).split("\n\n") if block.startswith("|")]
         assert len(tables) == 2
         for table in tables:
@@ -151,7 +196,7 @@ class _Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize("plan", [two_stage_plan(), one_device_plan(), nvlink_plan()])
+@pytest.mark.parametrize("plan", [two_stage_plan(), one_device_plan(), nvlink_plan(), spread_plan()])
 def test_html_is_one_well_formed_page(plan: report.Plan) -> None:
     tags = _Tags()
     page = report.html(plan)
@@ -185,6 +230,6 @@ def test_differences_as_data_and_as_markdown() -> None:
     assert json.dumps(data)
     page = report.diff_markdown(plan, other)
     assert "| `stages[0].runs[1].kv_heads` | shares | [2, 2] | [3, 1] |" in page
-    assert "- cpu0: 0.4 MiB" in page
+    assert "In all 0.4 MiB.\n\n- cpu0: 0.4 MiB" in page
     assert report.diff_markdown(plan, plan) == "The plans are equal.\n"
     assert report.diff_data(plan, plan) == {"equal": True, "moves": [], "moved_bytes": {}, "differences": []}

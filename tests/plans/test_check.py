@@ -1,5 +1,6 @@
 """A sound plan has no violations; each unsound datum is reported with its path, what was found and expected."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plans.check import InvalidPlanError, check, group_transport, require
+from plans.codec import encode
 from plans.schema import Plan
-from tests.sample_plans import MIB, edited, nvlink_plan, one_device_plan, two_stage_plan
+from tests.sample_plans import MIB, edited, nvlink_plan, one_device_plan, spread_plan, two_stage_plan
 
 MOE: dict[str, Any] = {
     "kind": "moe",
@@ -22,7 +24,7 @@ MOE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("make", [two_stage_plan, one_device_plan, nvlink_plan])
+@pytest.mark.parametrize("make", [two_stage_plan, one_device_plan, nvlink_plan, spread_plan])
 def test_sound_plans_have_no_violations(make: Any) -> None:
     assert check(make()) == ()
     require(make(), "plan.yaml")
@@ -225,6 +227,162 @@ DIGITS = "64 hexadecimal digits"
 )
 def test_each_violation_is_reported(path: str, value: Any, message: str) -> None:
     assert message in [str(violation) for violation in check(edited(two_stage_plan(), path, value))]
+
+
+NO_PAIRS = "stages[0].kv_subgroups: found [1, 2], expected divisors of the"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "stages[0].kv_subgroups",
+            [1, 1],
+            "stages[0].kv_subgroups: found [1, 1], expected sizes of at least 1 that add up to 3 devices",
+        ),
+        (
+            "stages[0].kv_subgroups",
+            [3, 0],
+            "stages[0].kv_subgroups: found [3, 0], expected sizes of at least 1 that add up to 3 devices",
+        ),
+        (
+            "stages[0].kv_subgroups",
+            [1, 1, 1],
+            "stages[0].kv_subgroups: found [1, 1, 1], expected a subgroup of 2 or more",
+        ),
+        (
+            "stages[0].kv_axis",
+            "heads",
+            "stages[0].kv_subgroups: found [1, 2], expected subgroups of 1, as the axis is heads",
+        ),
+        (
+            "stages[1].kv_axis",
+            "context",
+            "stages[1].kv_subgroups: found [1], expected a subgroup of 2 or more",
+        ),
+        ("options.kv_axis", "batch", "stages[0].kv_axis: found context, expected batch, as options.kv_axis asks for"),
+        (
+            "stages[0].runs[0].kv_heads",
+            [4, 4, 3],
+            "stages[0].runs[0].kv_heads: found [4, 4, 3], expected shares of 8 KV heads for subgroups of [1, 2], each "
+            "at least 1 and equal inside one",
+        ),
+        (
+            "stages[0].runs[0].kv_heads",
+            [3, 4, 4],
+            "stages[0].runs[0].kv_heads: found [3, 4, 4], expected shares of 8 KV heads for subgroups of [1, 2], each "
+            "at least 1 and equal inside one",
+        ),
+        (
+            "stages[0].runs[0].kv_heads",
+            [8, 0, 0],
+            "stages[0].runs[0].kv_heads: found [8, 0, 0], expected shares of 8 KV heads for subgroups of [1, 2], each "
+            "at least 1 and equal inside one",
+        ),
+        (
+            "stages[0].hop_transport",
+            "local",
+            "stages[0].hop_transport: found local, expected gloo between [cpu0, gpu0, gpu1, gpu2]",
+        ),
+        (
+            "stages[1].hop_transport",
+            "local",
+            "stages[1].hop_transport: found local, expected nccl between [gpu0, gpu3]",
+        ),
+        ("embed.hop_transport", "gloo", "embed.hop_transport: found gloo, expected local: nothing is sent to the same "
+         "devices, [cpu0]"),
+        ("embed.transport", "gloo", "embed.transport: found gloo, expected local between [cpu0]"),
+        ("head.transport", "gloo", "head.transport: found gloo, expected nccl between [gpu2, gpu3]"),
+        ("head.hop_transport", "local", "head.hop_transport: found local, expected nccl between [gpu3, gpu2]"),
+        (
+            "draft_placement.feature_transport",
+            "nccl",
+            "draft_placement.feature_transport: found nccl, expected local: nothing is sent to the same devices, "
+            "[gpu2, gpu3]",
+        ),
+        ("head.devices[1]", "gpu9", "head.devices[1]: found gpu9, expected a device of the inventory"),
+        (
+            "head.devices[1]",
+            "gpu2",
+            "head.devices[1]: found gpu2, expected another device: the group has this one already",
+        ),
+        ("embed.devices", [], "embed.devices: found [], expected at least one device"),
+        ("embed.rows", [128000], "embed.rows: found [128000], expected 1 shares of 128256 rows"),
+        (
+            "memory[0].weights_bytes",
+            0,
+            "memory[0].weights_bytes: found 0, expected more than 0 for the part that cpu0 has",
+        ),
+        (
+            "options.strategy",
+            "custom",
+            "options.custom: found nothing, expected a device map, as the strategy is custom",
+        ),
+        (
+            "options.custom",
+            [{"module": "", "device": "gpu0"}],
+            "options.custom: found 1 lines, expected nothing, as the strategy is latency",
+        ),
+        (
+            "options.custom",
+            [{"module": "b", "device": "gpu0"}, {"module": "a", "device": "gpu0"}],
+            "options.custom: found [b, a], expected distinct modules in order",
+        ),
+        (
+            "options.custom",
+            [{"module": "a", "device": "tpu"}],
+            "options.custom[0].device: found tpu, expected a device of the inventory",
+        ),
+    ],
+)
+def test_each_violation_of_a_spread_plan_is_reported(path: str, value: Any, message: str) -> None:
+    assert message in [str(violation) for violation in check(edited(spread_plan(), path, value))]
+
+
+def test_a_subgroup_by_batch_has_a_sequence_for_each_member() -> None:
+    plan = edited(edited(spread_plan(), "stages[0].kv_axis", "batch"), "options.batch", 1)
+    assert "stages[0].kv_subgroups: found [1, 2], expected at most 1 in a subgroup, a sequence each" in [
+        str(violation) for violation in check(plan)
+    ]
+    assert not [v for v in check(edited(plan, "options.batch", 2)) if v.path.startswith("stages")]
+
+
+def test_parts_of_a_head_are_whole_rotary_pairs() -> None:
+    plan = edited(spread_plan(), "stages[0].kv_axis", "head_dim")
+    assert not [v for v in check(plan) if v.path.startswith("stages")]
+    odd = edited(plan, "model.layers[0].attention.head_dim", 126)
+    assert f"{NO_PAIRS} 63 rotary pairs of a head" in [str(violation) for violation in check(odd)]
+    normed = edited(plan, "model.layers[0].attention.qk_norm", True)
+    assert (
+        "stages[0].kv_subgroups: found [1, 2], expected subgroups of 1: a norm of q and k is of a whole head"
+        in [str(violation) for violation in check(normed)]
+    )
+
+
+def test_a_draft_on_the_devices_of_the_tables_uses_them() -> None:
+    plan = edited(spread_plan(), "draft.kind", "eagle")
+    messages = [str(violation) for violation in check(plan)]
+    assert (
+        "draft_placement.head_rows: found [16000, 16000], expected nothing, as the base's are on the same devices"
+        in messages
+    )
+    moved = edited(edited(spread_plan(), "embed.devices", ["gpu2", "gpu3"]), "embed.rows", [1, 128255])
+    messages = [str(violation) for violation in check(moved)]
+    assert (
+        "draft_placement.embed_rows: found [64128, 64128], expected nothing, as the base's are on the same devices"
+        in messages
+    )
+    own = edited(moved, "draft.own_embedding", True)
+    assert not [v for v in check(own) if v.path == "draft_placement.embed_rows"]
+
+
+def test_a_run_is_of_one_class() -> None:
+    plan = spread_plan()
+    classes = [encode(replace(plan.model.layers[0], num_layers=count)) for count in (30, 50)]
+    mixed = edited(plan, "model.layers", classes)
+    assert "stages[0].runs[0].num_layers: found 60, expected fewer: a run is of layers of one class" in [
+        str(violation) for violation in check(mixed)
+    ]
 
 
 def test_a_gap_that_was_accepted_is_no_violation() -> None:
