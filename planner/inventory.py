@@ -15,6 +15,7 @@ from planner import units
 from planner.catalog import CPU, DeviceType, catalog
 from planner.errors import InventoryError
 from plans.codec import dump_yaml, load_yaml
+from plans.facts import natural_key
 from plans.schema import Device, DType, Host, Inventory, Link, Pair, PlanError
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -64,12 +65,6 @@ def parse_inventory(data: Any, where: str, dtype: DType = "bfloat16") -> Invento
         network=_network(fields.get("network"), f"{where}: network", len(hosts)),
         devices=tuple(sorted(devices, key=lambda device: (device.host, natural_key(device.id)))),
     )
-
-
-def natural_key(text: str) -> tuple[tuple[tuple[str, int], ...], str]:
-    """A sort key in which numbers count as numbers: gpu2 comes before gpu10."""
-    parts = re.findall(r"([^0-9]*)([0-9]*)", text)
-    return tuple((letters, int(digits or 0)) for letters, digits in parts), text
 
 
 def catalog_device(name: str, *, device_id: str, host: str, ordinal: int, dtype: DType) -> Device:

@@ -91,6 +91,12 @@ def _check_options(options: Options) -> Iterator[Violation]:
         yield bad("options.tree.total_token", tree.total_token, f"at most {pool_rows(options) + 1}: {pool}")
 
 
+def natural_key(text: str) -> tuple[tuple[tuple[str, int, str], ...], str]:
+    """A sort key in which numbers count as numbers, whatever their length: gpu2 comes before gpu10."""
+    parts = [(letters, digits.lstrip("0")) for letters, digits in re.findall(r"([^0-9]*)([0-9]*)", text)]
+    return tuple((letters, len(digits), digits) for letters, digits in parts), text
+
+
 def _check_custom(options: Options, inventory: Inventory) -> Iterator[Violation]:
     if (options.custom is None) == (options.strategy == "custom"):
         expected = "a device map" if options.custom is None else "nothing"
@@ -121,8 +127,8 @@ def _check_inventory(inventory: Inventory) -> Iterator[Violation]:
             yield from _check_link(f"{path}.link", pair.link)
             if pair.a == pair.b or {at.get(pair.a), at.get(pair.b)} != {host.name}:
                 yield bad(path, f"{pair.a} and {pair.b}", f"two devices of host {host.name}")
-    order = tuple((device.host, device.id) for device in inventory.devices)
-    if list(order) != sorted(order):
+    order = [(device.host, natural_key(device.id)) for device in inventory.devices]
+    if order != sorted(order):
         yield bad("inventory.devices", tuple(at), "the order of hosts, then of ids")
     counts = Counter(device.id for device in inventory.devices)
     for i, device in enumerate(inventory.devices):

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from planner import layout, memory
 from plans.check import group_transport, hop_transport, require
+from plans.facts import natural_key
 from plans.schema import (
     Attention,
     Device,
@@ -194,7 +195,8 @@ def make_plan(
             embed_rows=None if placement.devices == embed and not draft.own_embedding else placement.embed_rows,
             head_rows=None if placement.devices == head and draft.kind == "eagle" else placement.head_rows,
         )
-    listed = sorted(devices or [make_device(name) for name in names], key=lambda device: (device.host, device.id))
+    listed = list(devices or [make_device(name) for name in names])
+    listed.sort(key=lambda device: (device.host, natural_key(device.id)))
     plan = Plan(
         schema="2.0",
         inputs=inputs or (INPUTS if draft is None else DRAFT_INPUTS),
