@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from planner import device_map
 from planner.emit import emit
 from planner.errors import ConfigError, InputError, OutputError
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
@@ -16,7 +17,20 @@ from planner.problem import Problem, most_bytes, most_ps
 from planner.shortage import infeasible
 from planner.solve import Settings, Solved, fits, solve
 from plans import codec
-from plans.schema import DTYPE_BYTES, DType, Inputs, Inventory, Options, Plan, Tree
+from plans.schema import (
+    DTYPE_BYTES,
+    DType,
+    Inputs,
+    Inventory,
+    KvAxis,
+    KvDType,
+    Options,
+    Pin,
+    Plan,
+    PlanError,
+    Strategy,
+    Tree,
+)
 
 DEMO = Path(__file__).parent / "demo"
 """The embedded model: ``base``, and its heads ``eagle3`` and ``eagle1``."""
@@ -48,8 +62,15 @@ class Wanted:
     context: int | Literal["max"] | None = None
     batch: int = 1
     dtype: DType | None = None
+    kv_dtype: KvDType | None = None
+    """Default: the dtype."""
     tree: Tree | None = None
     prefill_chunk: int | None = None
+    strategy: Strategy = "latency"
+    kv_axis: KvAxis | None = None
+    """Default: the solver's choice, stage by stage."""
+    custom: tuple[Pin, ...] | None = None
+    """The device map of the strategy ``custom``."""
     gap_ppm: int = 0
 
 
@@ -64,6 +85,10 @@ class Request:
     inventory_file: str
     """Its name in messages."""
     wanted: Wanted
+    """Without ``custom``: that is read from ``device_map``, whose devices are those of the inventory."""
+    device_map: Any = None
+    """Plain data of the file of the strategy ``custom``; None: none was given."""
+    device_map_file: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +124,8 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
         raise InputError(f"--context: found {context}, the {whose} {longest} positions")
     if draft is None and wanted.tree is not None:
         raise InputError("--tree: there is no draft that would grow one: give --draft")
+    if wanted.strategy == "custom" and wanted.custom is None:
+        raise InputError("--strategy custom: no device map was given: --device-map FILE")
     tree = (wanted.tree or DEFAULT_TREE) if draft else None
     if tree is not None:
         _check_tree(tree, draft)
@@ -109,11 +136,11 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
         batch=wanted.batch,
         context=context,
         dtype=dtype,
-        kv_dtype=dtype,
+        kv_dtype=wanted.kv_dtype or dtype,
         prefill_chunk=chunk,
-        strategy="latency",
-        kv_axis=None,
-        custom=None,
+        strategy=wanted.strategy,
+        kv_axis=wanted.kv_axis,
+        custom=wanted.custom,
         gap_ppm=wanted.gap_ppm,
         tree=tree,
     )
@@ -136,20 +163,25 @@ def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
 
 def build(request: Request, settings: Settings) -> Built:
     """The plan that was asked for; raise InputError, InfeasibleError or NotProvenError."""
-    wanted, (dtype, inventory) = request.wanted, devices_of(request)
+    dtype, inventory, wanted = understand(request)
     if wanted.context == "max":
         longest = longest_context(request.base, request.draft, inventory, wanted, dtype, settings)
         wanted = dataclasses.replace(wanted, context=longest)
-    return plan(
-        request.base, request.draft, inventory, resolve(wanted, dtype, request.base, request.draft), settings
-    )
+    return plan(request.base, request.draft, inventory, resolve(wanted, dtype, request.base, request.draft), settings)
 
 
-def devices_of(request: Request) -> tuple[DType, Inventory]:
-    """The dtype of a plan, and the devices with their rates at that dtype."""
+def understand(request: Request) -> tuple[DType, Inventory, Wanted]:
+    """The dtype of the plan, the devices with their rates at that dtype, and what is wanted of them."""
     listed = parse_inventory(request.inventory, request.inventory_file)
     dtype = resolve_dtype(request.wanted, request.base, listed)
-    return dtype, parse_inventory(request.inventory, request.inventory_file, dtype)
+    inventory = parse_inventory(request.inventory, request.inventory_file, dtype)
+    if request.device_map is None:
+        return dtype, inventory, request.wanted
+    if request.wanted.strategy != "custom":
+        raise InputError(f"--device-map: the strategy is {request.wanted.strategy}, expected custom")
+    draft = request.draft.draft if request.draft else None
+    pins = device_map.read(request.device_map, request.device_map_file, request.base.model, draft, inventory)
+    return dtype, inventory, dataclasses.replace(request.wanted, custom=pins)
 
 
 def plan(
@@ -171,11 +203,20 @@ def plan(
 
 def formulate(base: BaseInput, draft: DraftInput | None, inventory: Inventory, options: Options) -> Formulation:
     """What the solver is given; raise InputError for what cannot be counted."""
+    _refuse_unsolved(options)
     formulation = Formulation(
         model=base.model, draft=draft.draft if draft else None, options=options, inventory=inventory
     )
     _refuse_immense(formulation.problem)
     return formulation
+
+
+def _refuse_unsolved(options: Options) -> None:
+    """Raise InputError for what the formulation does not know yet, so that nothing is left out in silence."""
+    if options.strategy != "latency":
+        raise InputError(f"--strategy {options.strategy}: cannot be solved yet, expected latency")
+    if options.kv_axis not in (None, "heads"):
+        raise InputError(f"--kv {options.kv_axis}: cannot be solved yet, expected heads")
 
 
 def _refuse_immense(problem: Problem) -> None:
@@ -261,12 +302,24 @@ def write(directory: Path, built: Plan, base: BaseInput, draft: DraftInput | Non
 
 
 def refuse_foreign(directory: Path) -> None:
-    """Raise OutputError unless ``directory`` is free, or has a plan."""
+    """Raise OutputError unless ``directory`` is free, or has a plan, of whatever version."""
+    file = directory / "plan.yaml"
     if directory.is_dir():
-        if any(directory.iterdir()) and not (directory / "plan.yaml").is_file():
+        if any(directory.iterdir()) and not file.is_file():
             raise OutputError(f"{directory}: holds something other than a plan (no plan.yaml): give another --out")
+        if file.is_file() and not _is_plan(file):
+            raise OutputError(f"{file}: is no plan, and would be overwritten: give another --out, or take it away")
     elif directory.exists() or directory.is_symlink():
         raise OutputError(f"{directory}: is not a directory: give another --out")
+
+
+def _is_plan(file: Path) -> bool:
+    """Whether it has the fields by which every version of a plan is known."""
+    try:
+        data = codec.load_yaml(file.read_bytes(), str(file))
+    except (PlanError, OSError):
+        return False
+    return isinstance(data, dict) and {"schema", "inputs", "options", "inventory", "stages"} <= set(data)
 
 
 def _remove(files: Iterable[Path]) -> None:

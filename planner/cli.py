@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -21,6 +21,8 @@ from planner import build as builder
 from planner import report
 from planner.compile import CompileReport, compile_plan
 from planner.detect import detect
+from planner.device_map import load_device_map
+from planner.device_map import write as write_device_map
 from planner.errors import Change, InfeasibleError, InputError, NotProvenError, OutputError, PlannerError
 from planner.explain import explain
 from planner.families import BaseInput, DraftInput, load_base, load_draft, scan
@@ -32,7 +34,7 @@ from plans import codec
 from plans import diff as plan_diff
 from plans.check import require
 from plans.diff import format_bytes
-from plans.schema import DTYPE_BYTES, DType, Plan, PlanError, Tree
+from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, DType, KvAxis, Plan, PlanError, Strategy, Tree
 
 DIRECTORY = click.Path(path_type=Path)
 
@@ -141,7 +143,42 @@ def parse_context(context: click.Context, parameter: click.Parameter, value: str
     return int(value)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def parse_strategy(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, Path | None]:
+    """The name of a strategy, and the device map of ``custom:FILE``."""
+    name, colon, file = value.partition(":")
+    if name not in get_args(Strategy) or (colon and (name != "custom" or not file)):
+        raise click.BadParameter(f"found {value!r}, expected one of {', '.join(get_args(Strategy))}, or custom:FILE")
+    return name, Path(file) if file else None
+
+
+class Commands(click.Group):
+    """A group whose refusals of a command line are an object too where ``--json`` is given, as all others are."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        as_json = "--json" in args
+        with usage(as_json):
+            context = super().make_context(info_name, args, parent, **extra)
+        context.meta["as_json"] = as_json
+        return context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with usage(ctx.meta["as_json"]):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def usage(as_json: bool) -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        if as_json:
+            put({"error": {"type": "UsageError", "message": error.format_message(), "exit_code": error.exit_code}})
+        raise
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Plan where a model lies on your devices, prove it optimal, freeze it, and compile its images.
 
@@ -158,6 +195,18 @@ def main() -> None:
 @click.option("--context", callback=parse_context, help="Positions of a sequence, prompt and new tokens: N or max.")
 @click.option("--batch", type=click.IntRange(1, 1024), default=1, show_default=True, help="Sequences at a time.")
 @click.option("--dtype", type=click.Choice(list(DTYPE_BYTES)), help="Default: the checkpoint's, float32 on CPUs alone.")
+@click.option("--kv-dtype", type=click.Choice(list(KV_DTYPE_BYTES)), help="Of the KV cache; default: --dtype.")
+@click.option("--kv", "kv_axis", type=click.Choice(get_args(KvAxis)), help="How KV is divided; default: solved for.")
+@click.option(
+    "--strategy",
+    callback=parse_strategy,
+    default="latency",
+    show_default=True,
+    metavar="STRATEGY",
+    help=f"{', '.join(get_args(Strategy))}; custom:FILE is custom with --device-map FILE.",
+)
+@click.option("--device-map", type=DIRECTORY, help="A Hugging Face device_map (YAML or JSON), for custom.")
+@click.argument("map_file", metavar="[MAP]", type=DIRECTORY, required=False)
 @click.option("--tree", callback=parse_tree, help="total_token=60,depth=7,top_k=10: the draft token tree.")
 @click.option("--prefill-chunk", type=click.IntRange(min=1), help="Prompt tokens of one forward.")
 @click.option(
@@ -177,13 +226,19 @@ def build(
     model: Path | None,
     draft: Path | None,
     no_draft: bool,
+    strategy: tuple[Strategy, Path | None],
+    device_map: Path | None,
+    map_file: Path | None,
     out: Path | None,
     plan_only: bool,
     as_json: bool,
     verbose: int,
     **wanted: Any,
 ) -> None:
-    """Solve the placement of a model on an inventory, write the plan, and compile its images."""
+    """Solve the placement of a model on an inventory, write the plan, and compile its images.
+
+    MAP is the device map of --strategy custom, another way to give --device-map.
+    """
     gap_ppm = wanted.pop("gap")
     settings = Settings(
         workers=wanted.pop("workers"),
@@ -198,7 +253,10 @@ def build(
     out = out or Path("plans") / name_of(model)
     model = model or builder.DEMO / "base"
     builder.refuse_foreign(out)
-    asked = builder.Wanted(gap_ppm=gap_ppm, **wanted)
+    maps = [file for file in (strategy[1], device_map, map_file) if file is not None]
+    if len(maps) > 1 or (maps and strategy[0] != "custom"):
+        raise InputError(f"device map: found {maps[0]}, expected one map at most, and only with --strategy custom")
+    asked = builder.Wanted(gap_ppm=gap_ppm, strategy=strategy[0], **wanted)
     base = load_base(model)
     with pickle_cache() as cache:
         head = load_draft(draft, base, pickle_cache=cache) if draft else None
@@ -210,6 +268,8 @@ def build(
             inventory=read_inventory(inventory),
             inventory_file=str(inventory),
             wanted=asked,
+            device_map=load_device_map(maps[0]) if maps else None,
+            device_map_file=str(maps[0]) if maps else "",
         )
         try:
             built = builder.build(request, settings)
@@ -323,12 +383,19 @@ def compile_command(
 @click.option("--json", "as_json", is_flag=True, help="The plan and its summary as one object.")
 @click.option("--markdown", is_flag=True, help="A page for a review.")
 @click.option("--html", "html_file", type=DIRECTORY, help="Write a page that needs nothing else.")
+@click.option("--device-map", is_flag=True, help="As a Hugging Face device_map, where no layer is split.")
 @refusals
-def show(*, plan: Path, as_json: bool, markdown: bool, html_file: Path | None) -> None:
+def show(*, plan: Path, as_json: bool, markdown: bool, html_file: Path | None, device_map: bool) -> None:
     """Show a plan: stages, shares, memory of each device, predicted times."""
     frozen = codec.load(plan)
     require(frozen, str(plan / "plan.yaml"))
-    if as_json:
+    if device_map:
+        lines = write_device_map(frozen)
+        if as_json:
+            put({"plan": str(plan), "device_map": lines})
+        else:
+            click.echo(codec.dump_yaml(lines), nl=False)
+    elif as_json:
         put({"plan": str(plan), **report.summary(frozen), "content": codec.encode(frozen)})
     elif markdown:
         click.echo(report.markdown(frozen), nl=False)

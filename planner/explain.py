@@ -17,18 +17,18 @@ from planner.build import (
     Request,
     Wanted,
     build,
-    devices_of,
     formulate,
     largest,
     least_step,
     resolve,
+    understand,
 )
 from planner.catalog import CPU
 from planner.errors import Change, InfeasibleError, InputError, NotProvenError
-from planner.inventory import natural_key
 from planner.solve import Settings, fits
 from plans.codec import dump_yaml
-from plans.schema import DTYPE_BYTES, Device, DType, Options
+from plans.facts import natural_key
+from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, Device, DType, Inventory, KvAxis, KvDType, Options
 
 LIMIT = 30.0
 """Of one objective of one change, in the solver's units of work."""
@@ -59,8 +59,10 @@ def explain(request: Request, refused: InfeasibleError, settings: Settings) -> I
 
 
 def _changes(request: Request, refused: InfeasibleError, settings: Settings) -> Iterator[Change]:
-    for candidates in (_context, _kv_dtypes, _dtypes, _batch, _no_draft, _tree, _prefill_chunk):
+    for candidates in (_context, _kv_dtypes, _dtypes, _batch, _no_draft, _tree, _prefill_chunk, _axes, _strategy):
         yield from _solved(candidates(request, settings), settings)
+    if request.wanted.strategy == "custom":
+        return  # the map says which devices are used
     yield from _solved(_host_cpus(request, sum(refused.short_bytes.values()), settings), settings)
     yield from _solved(_more_devices(request), settings)
 
@@ -84,24 +86,23 @@ def _solved(candidates: Iterator[_Candidate], settings: Settings) -> Iterator[Ch
 def _fits(request: Request, settings: Settings) -> bool:
     """Whether a placement is found; one that would be refused, or is not proven within the limit, is none."""
     try:
-        dtype, inventory = devices_of(request)
-        options = _options(request, dtype)
+        options, inventory = _options(request)
         return fits(formulate(request.base, request.draft, inventory, options).problem, settings)
     except (InputError, NotProvenError):
         return False
 
 
-def _options(request: Request, dtype: DType) -> Options:
+def _options(request: Request) -> tuple[Options, Inventory]:
     """The options, with the least context where the longest is wanted."""
-    wanted = request.wanted
+    dtype, inventory, wanted = understand(request)
     if wanted.context == "max":
         longest = resolve(wanted, dtype, request.base, request.draft).context
         wanted = replace(wanted, context=min(longest, least_step(wanted) * CONTEXT_STEP))
-    return resolve(wanted, dtype, request.base, request.draft)
+    return resolve(wanted, dtype, request.base, request.draft), inventory
 
 
 def _asked(request: Request) -> Options:
-    return _options(request, devices_of(request)[0])
+    return _options(request)[0]
 
 
 def _with(request: Request, wanted: Wanted) -> Request:
@@ -133,14 +134,17 @@ def _context(request: Request, settings: Settings) -> Iterator[_Candidate]:
 
 
 def _kv_dtypes(request: Request, settings: Settings) -> Iterator[_Candidate]:
-    yield from ()
+    name: KvDType
+    for name in get_args(KvDType):
+        if KV_DTYPE_BYTES[name] < KV_DTYPE_BYTES[_asked(request).kv_dtype]:
+            narrower = _with(request, replace(request.wanted, kv_dtype=name))
+            yield _Candidate(words=f"KV in {name}", request=narrower, args=("--kv-dtype", name))
 
 
 def _dtypes(request: Request, settings: Settings) -> Iterator[_Candidate]:
-    dtype, _ = devices_of(request)
     name: DType
     for name in get_args(DType):
-        if DTYPE_BYTES[name] < DTYPE_BYTES[dtype]:
+        if DTYPE_BYTES[name] < DTYPE_BYTES[_asked(request).dtype]:
             narrower = _with(request, replace(request.wanted, dtype=name))
             yield _Candidate(words=f"weights in {name}", request=narrower, args=("--dtype", name))
 
@@ -183,6 +187,22 @@ def _prefill_chunk(request: Request, settings: Settings) -> Iterator[_Candidate]
     if found is not None:
         words = f"prefill in chunks of {found}"
         yield _Candidate(words=words, request=of(found), args=("--prefill-chunk", str(found)))
+
+
+def _axes(request: Request, settings: Settings) -> Iterator[_Candidate]:
+    """Another division of the KV cache than the one that was asked for."""
+    name: KvAxis
+    for name in get_args(KvAxis):
+        if request.wanted.kv_axis not in (None, name):
+            other = _with(request, replace(request.wanted, kv_axis=name))
+            yield _Candidate(words=f"KV divided by {name}", request=other, args=("--kv", name))
+
+
+def _strategy(request: Request, settings: Settings) -> Iterator[_Candidate]:
+    """Without the order of a strategy; a device map is an argument of its own, which no option takes back."""
+    if request.wanted.strategy not in ("latency", "custom"):
+        free = _with(request, replace(request.wanted, strategy="latency"))
+        yield _Candidate(words="the fastest placement", request=free, args=("--strategy", "latency"))
 
 
 # Devices
@@ -240,7 +260,7 @@ def _more_devices(request: Request) -> Iterator[_Candidate]:
 
 def _unlike_hosts(request: Request) -> Iterator[tuple[int, str, list[Device]]]:
     """Hosts as the file lists them, with their devices; of those that nothing tells apart the first in order."""
-    _, inventory = devices_of(request)
+    _, inventory = _options(request)
     positions = {entry["name"]: position for position, entry in enumerate(request.inventory["hosts"])}
     seen = set()
     for host in inventory.hosts:
@@ -260,7 +280,7 @@ def _figures(device: Device) -> tuple[str | int, ...]:
 
 def _with_device(request: Request, position: int, like: str, entry: Mapping[str, Any]) -> Request:
     """The request with one more device on a host, under a free id after ``like``; the others keep their ordinals."""
-    _, inventory = devices_of(request)
+    _, inventory = _options(request)
     data = copy.deepcopy(request.inventory)
     listed = data["hosts"][position]["devices"]
     here = [device for device in inventory.devices if device.host == data["hosts"][position]["name"]]

@@ -91,7 +91,7 @@ class Host:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inventory:
-    """What there is. Hosts sorted by name, devices by (host, id)."""
+    """What there is. Hosts sorted by name, devices by (host, id), where numbers in ids count as numbers."""
 
     hosts: tuple[Host, ...]
     network: Link | None
@@ -125,10 +125,10 @@ class Tree:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pin:
-    """One line of a device map: a module of the checkpoint, with all that is in it, and the device it is to be on."""
+    """One line of a device map: a piece of the model and the device it is to be on, whole."""
 
     module: str
-    """Dotted name as in the checkpoint; empty: everything that no other line names."""
+    """``embed``, ``layers.<i>`` of each layer, ``head`` (final norm and lm_head), or ``draft``."""
     device: str
 
 

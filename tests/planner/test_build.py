@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from planner import build
-from planner.build import Wanted, longest_context, refuse_foreign, replan, resolve, write
+from planner.build import Wanted, longest_context, refuse_foreign, replan, resolve, resolve_dtype, write
 from planner.errors import InfeasibleError, InputError, OutputError
 from planner.families import BaseInput, DraftInput
 from planner.solve import Settings
@@ -32,6 +32,12 @@ def test_a_plan_of_the_inputs_of_a_plan_is_that_plan(tmp_path: Path, data: Any, 
     frozen = codec.load(tmp_path / "p")
     again = replan(tmp_path / "p", frozen, Settings(workers=2, seed=3))
     assert codec.dumps(again).encode() == (tmp_path / "p" / "plan.yaml").read_bytes()
+
+
+def test_numbers_in_ids_count_as_numbers() -> None:
+    data = {"hosts": [host("box", cpu("c10", 14), cpu("c2", 15))]}
+    found, _, _ = built(data, None)
+    assert [device.id for device in found.plan.inventory.devices] == ["c2", "c10"]
 
 
 def test_a_plan_knows_no_place_and_no_time(tmp_path: Path) -> None:
@@ -110,6 +116,18 @@ def test_options_beyond_the_model_are_refused(wanted: Wanted, message: str) -> N
     base, draft = demo("eagle3")
     with pytest.raises(InputError, match=re.escape(message)):
         resolve(wanted, "bfloat16", base, draft)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "dtype"), [(("cpu", "cpu"), "float32"), (("cpu", "t4"), "bfloat16"), (("t4", "t4"), "bfloat16")]
+)
+def test_only_cpus_alone_make_the_default_float32(kinds: tuple[str, ...], dtype: str) -> None:
+    base, _ = demo(None)
+    base.checkpoint.config["dtype"] = "bfloat16"
+    devices = [cpu(f"d{i}", 64) if kind == "cpu" else {"id": f"d{i}", "type": kind} for i, kind in enumerate(kinds)]
+    inventory = inventory_of({"hosts": [host("box", *devices, links={"class": "pcie"})]})
+    assert resolve_dtype(Wanted(), base, inventory) == dtype
+    assert resolve_dtype(Wanted(dtype="float16"), base, inventory) == "float16"
 
 
 def test_a_tree_without_a_draft_is_refused() -> None:

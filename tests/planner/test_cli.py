@@ -278,6 +278,90 @@ def test_usage_is_refused_before_anything_is_read(tmp_path: Path, arguments: tup
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("build", "--json"),
+        ("build", "--gpus", "x", "--kv", "contxt", "--json"),
+        ("build", "--gpus", "x", "--strategy", "fast", "--json"),
+        ("build", "--gpus", "x", "--strategy", "latency:map.yaml", "--json"),
+        ("build", "--gpus", "x", "--surprise", "--json"),
+        ("show", "--json"),
+        ("buidl", "--json"),
+        ("--json",),
+    ],
+)
+def test_a_command_line_that_is_refused_is_told_as_an_object(arguments: tuple[str, ...]) -> None:
+    result = planner(*arguments)
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "UsageError"
+    assert error["exit_code"] == 2
+    assert error["message"] in result.stderr
+    plain = planner(*(argument for argument in arguments if argument != "--json"))
+    assert plain.exit_code in (0, 2)  # without --json nothing may be wrong
+    assert "{" not in plain.stdout
+
+
+def test_a_file_that_is_no_plan_is_not_overwritten(models: Path, tmp_path: Path) -> None:
+    for text in ("steps: [lay out, review]\n", "- a\n", ": [\n", ""):
+        (tmp_path / "plan.yaml").write_text(text)
+        result = build(models, tmp_path, "--plan-only", "--json")
+        assert result.exit_code == 2
+        assert json.loads(result.stdout)["error"]["type"] == "OutputError"
+        assert (tmp_path / "plan.yaml").read_text() == text
+
+
+def test_a_plan_of_another_version_is_overwritten(models: Path, plan: Path, tmp_path: Path) -> None:
+    edited(plan, tmp_path / "p", r"schema: '\d+\.\d+'", "schema: '1.0'")
+    assert build(models, tmp_path / "p", "--plan-only").exit_code == 0
+    assert (tmp_path / "p" / "plan.yaml").read_bytes() == (plan / "plan.yaml").read_bytes()
+
+
+def test_the_kv_cache_has_a_dtype_of_its_own(models: Path, tmp_path: Path) -> None:
+    kv = {}
+    for name in ("float32", "float16", "float8_e4m3fn"):
+        assert build(models, tmp_path / name, "--plan-only", "--kv-dtype", name).exit_code == 0
+        frozen = codec.load(tmp_path / name)
+        assert (frozen.options.dtype, frozen.options.kv_dtype) == ("float32", name)
+        kv[name] = sum(line.kv_bytes for line in frozen.memory)
+    assert kv["float32"] > 1.9 * kv["float16"] > 3.6 * kv["float8_e4m3fn"]
+    build(models, tmp_path / "default", "--plan-only", "--dtype", "bfloat16")
+    assert codec.load(tmp_path / "default").options.kv_dtype == "bfloat16"
+
+
+def test_a_device_map_comes_with_the_strategy_custom_alone(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text('"": c9\n')
+    file = tmp_path / "map.yaml"
+    for arguments in (("--strategy", f"custom:{file}"), ("--strategy", "custom", "--device-map", file)):
+        result = build(models, tmp_path / "p", "--plan-only", *arguments)
+        assert result.exit_code == 2
+        assert f"{file}: '': found 'c9', expected a device: c0, c1, c2, or an index" in result.stderr
+    refused = {
+        ("--strategy", "custom"): "no device map was given",
+        ("--device-map", str(file)): "expected one map at most, and only with --strategy custom",
+        ("--strategy", f"custom:{file}", "--device-map", str(file)): "expected one map at most",
+        ("--strategy", "custom", "--device-map", str(tmp_path / "none")): "cannot read",
+    }
+    for given, message in refused.items():
+        result = build(models, tmp_path / "p", "--plan-only", *given)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_a_plan_is_shown_as_a_device_map(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump({"hosts": [host("box", cpu("only", 64))]}))
+    chosen = ("--model", models / "base", "--plan-only", "--out", tmp_path / "p")
+    assert planner("build", "--gpus", tmp_path / "one.yaml", *chosen).exit_code == 0
+    lines = yaml.safe_load(planner("show", tmp_path / "p", "--device-map").stdout)
+    assert lines == dict.fromkeys(lines, "cpu")
+    assert len(lines) == 8 + 4
+    assert json.loads(planner("show", tmp_path / "p", "--device-map", "--json").stdout)["device_map"] == lines
+    split = planner("show", ROOT / "plans/llama70b-4gpu", "--device-map", "--json")
+    assert split.exit_code == 2
+    assert "is split over" in json.loads(split.stdout)["error"]["message"]
+
+
 def test_verbosity_from_the_environment(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = build(models, tmp_path / "p", "--plan-only").stderr
     monkeypatch.setenv("DEBUG", "1")
