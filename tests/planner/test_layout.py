@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from planner import layout
 from planner.layout import Slot
 from plans.artifact import ALIGNMENT_BYTES, PAGE_BYTES, align
-from plans.buffers import whole_heads
+from plans.buffers import kv_shares, whole_heads
 from plans.diff import moved_bytes
-from plans.schema import Model, Plan, Run
+from plans.schema import KvAxis, Model, Plan, Run
 from tests.plan_factory import Group, group, make_draft, make_model, make_plan, split_draft
 
 
@@ -199,6 +199,48 @@ def test_what_a_new_device_must_get_is_its_image_without_fillers(plan: Plan) -> 
     }
     assert moved_bytes(others, plan) == {device: nbytes for device, nbytes in wanted.items() if nbytes}
     assert moved_bytes(plan, plan) == {}
+
+
+@pytest.mark.parametrize("axis", ["context", "head_dim", "batch"])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_shared_heads_are_counted_as_they_are_laid_out(axis: KvAxis, parts: int) -> None:
+    """One KV head on the first device, two on a subgroup of 2 or 3; head dims and columns that do not divide evenly."""
+    model = make_model(num_layers=3, num_heads=6, num_kv_heads=3, head_dim=12, attention_bias=True, mlp_bias=True)
+    devices = ("a", "b", "c", "d")[: 1 + parts]
+    run = Run(num_layers=3, kv_heads=(1, *(2,) * parts), mlp_units=(8, *(0,) * parts))
+    shared = Group(devices=devices, runs=(run,), axis=axis, subgroups=(1, parts))
+    plan = make_plan(model, [shared], batch=3)
+    before = dataclasses.replace(plan, inputs=dataclasses.replace(plan.inputs, base_tensors_sha256="9" * 64))
+    moved, total = moved_bytes(before, plan), 0
+    for member, (device, share) in enumerate(zip(devices, kv_shares(plan.stages[0], run.kv_heads), strict=True)):
+        slots = slots_of(plan, device)
+        assert moved[device] == sum(slot.nbytes for slot in slots if not slot.name.startswith("_pad."))
+        layers, leader = model.layers[0], member == 0
+        expected = layout.rope_bytes(model) + table_bytes(plan, device)
+        expected += 3 * layout.layer_bytes(model, "float32", layers, share, run.mlp_units[member], leader)
+        assert layout.data_bytes(slots) == expected == layout.weights_bytes(plan, device)[0]
+        total += sum(slot.shape[1] for slot in slots if slot.name == "layers.0.o.weight")
+    assert total == 12 * (2 + 4 * (parts if axis == "batch" else 1)), "columns of o are divided, unless by sequences"
+
+
+def test_experts_and_layers_of_two_classes_are_counted_as_they_are_laid_out() -> None:
+    model = make_model(num_layers=5, num_heads=4, num_kv_heads=2)
+    first = model.layers[0]
+    experts = dataclasses.replace(first.mlp, kind="moe", num_experts=4, experts_per_token=2)
+    normed = dataclasses.replace(first.attention, qk_norm=True)
+    classes = (
+        dataclasses.replace(first, num_layers=2),
+        dataclasses.replace(first, num_layers=3, attention=normed, mlp=experts),
+    )
+    model = dataclasses.replace(model, layers=classes)
+    runs = tuple(Run(num_layers=count, kv_heads=(1, 1), mlp_units=(3, 5)) for count in (2, 3))
+    plan = make_plan(model, [Group(devices=("a", "b"), runs=runs)])
+    before = dataclasses.replace(plan, inputs=dataclasses.replace(plan.inputs, base_tensors_sha256="9" * 64))
+    for device, nbytes in moved_bytes(before, plan).items():
+        slots = [slot for slot in slots_of(plan, device) if not slot.name.startswith("_pad.")]
+        assert nbytes == sum(slot.nbytes for slot in slots)
+        assert {slot.name for slot in slots} > {"layers.2.router.weight", "layers.4.q_norm.weight"}
+        assert "layers.1.router.weight" not in {slot.name for slot in slots}
 
 
 def table_bytes(plan: Plan, device: str) -> int:
