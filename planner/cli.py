@@ -78,7 +78,7 @@ def describe(error: PlannerError | PlanError) -> dict[str, Any]:
         "exit_code": error.exit_code,
     }
     if isinstance(error, InfeasibleError):
-        described["short_bytes"] = sum(error.short_bytes.values())
+        described["short_bytes"] = sum(error.short_bytes.values()) if error.short_bytes else None
         described["devices"] = [{"id": name, "short_bytes": nbytes} for name, nbytes in error.short_bytes.items()]
         if error.changes is not None:
             described["changes"] = [describe_change(change) for change in error.changes]

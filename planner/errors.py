@@ -53,7 +53,7 @@ class InfeasibleError(PlannerError):
     exit_code = 3
 
     def __init__(self, message: str, short_bytes: Mapping[str, int], changes: tuple[Change, ...] | None = None) -> None:
-        """``short_bytes``: of each device, under the placement that misses least.
+        """``short_bytes``: of each device, under the placement that misses least; empty: not known.
 
         ``changes``: every single change that makes it fit; None: none was looked for.
         """

@@ -103,7 +103,8 @@ def test_the_longest_context_among_the_changes_is_that_of_max(tmp_path: Path) ->
 
 
 def test_the_least_context_of_max_may_be_too_long(tmp_path: Path) -> None:
-    error = refused(GPUS, ("--model", BASE, "--draft", EAGLE1, "--dtype", "bfloat16", "--context", "max"), tmp_path)
+    arguments = ("--no-draft", "--dtype", "bfloat16", "--context", "max", "--batch", 16, "--prefill-chunk", 32)
+    error = refused({"hosts": [host("box", cpu("c0", 10), cpu("c1", 10))]}, arguments, tmp_path)
     (args,) = (change["args"] for change in error["changes"] if change.get("args", [""])[0] == "--context")
     assert 1 <= int(args[1]) < 256
 

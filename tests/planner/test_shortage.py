@@ -43,6 +43,12 @@ def test_the_message_names_devices_and_bytes() -> None:
         assert f"({nbytes} bytes)" in str(error)
 
 
+def test_a_shortage_that_is_not_proven_is_not_told() -> None:
+    error = infeasible(formulation(SMALL, "eagle3").problem, Settings(limit=0.0))
+    assert error.short_bytes == {}
+    assert str(error).startswith("no placement fits; how many bytes are short is not known: missing bytes: ")
+
+
 def test_the_same_shortage_for_any_search() -> None:
     problem = formulation(SMALL, "eagle3").problem
     found = [infeasible(problem, Settings(workers=w, seed=s)).short_bytes for w, s in ((1, 0), (2, 5), (1, 77))]
