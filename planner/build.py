@@ -227,7 +227,8 @@ def _refuse_immense(problem: Problem) -> None:
     if most_bytes(problem) > MOST_BYTES:
         raise InputError("model, --batch and --context together take more than 1024 TiB: one of them is out of range")
     if most_ps(problem) > MOST_PS:
-        slowest = problem.devices[problem.unit_ps.index(max(problem.unit_ps))]
+        unit_ps = [max(times) for times in zip(*(kind.unit_ps for kind in problem.kinds), strict=True)]
+        slowest = problem.devices[unit_ps.index(max(unit_ps))]
         raise InputError(
             "a step could take more than 11 days: a bandwidth, flops, overhead or latency of the inventory is in the "
             f"wrong unit; the slowest device is {slowest}"

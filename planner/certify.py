@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from planner.cost import PS_PER_NS, ceil_div
-from planner.problem import Answer, Problem, StageAnswer, TailAnswer
+from planner.problem import Answer, Block, BlockAnswer, Option, Problem, Receive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,11 +13,10 @@ class Certificate:
 
     step_ns: int
     stage_ns: tuple[int, ...]
-    """Of each stage, with the hop into it."""
+    """Of each stage, with what it receives."""
     first_ns: int
     last_ns: int
     tail_ns: int
-    """Of the tail, with receiving."""
     message_ns: int
     load_bytes: tuple[int, ...]
     """Of each device."""
@@ -30,16 +29,18 @@ class Certificate:
 
 def certify(problem: Problem, answer: Answer) -> Certificate:
     """Check every constraint and price every term; a violated one is our bug and an AssertionError."""
-    _check_structure(problem, answer)
+    _check_stages(problem, answer)
     load = [0] * len(problem.devices)
     stages = tuple(_stage(problem, answer, position, load) for position in range(len(answer.stages)))
-    first_ns, last_ns = _tables(problem, answer, load)
-    tail_ns = _tail(problem, answer, answer.tail, load) if answer.tail else 0
+    first_ns = _block(problem, answer, problem.first, answer.first, load)
+    last_ns = _block(problem, answer, problem.last, answer.last, load)
+    last_ns += _last_receives(problem, answer)
+    tail_ns = _tail(problem, answer, load)
     messages = _messages(problem, devices_in_use(problem, answer))
     for device, capacity in enumerate(problem.capacity_bytes):
         assert load[device] <= capacity, f"{problem.devices[device]}: {load[device]} of {capacity} bytes"
     return Certificate(
-        step_ns=problem.fixed_ns + sum(stages) + first_ns + last_ns + tail_ns + messages,
+        step_ns=sum(stages) + first_ns + last_ns + tail_ns + messages,
         stage_ns=stages,
         first_ns=first_ns,
         last_ns=last_ns,
@@ -50,95 +51,134 @@ def certify(problem: Problem, answer: Answer) -> Certificate:
 
 
 def devices_in_use(problem: Problem, answer: Answer) -> tuple[int, ...]:
-    """Devices of the stages and of the tail, in order."""
-    groups = [stage.group for stage in answer.stages]
-    if answer.tail and problem.tail:
-        groups.append(problem.tail.groups[answer.tail.group].group)
-    return tuple(sorted({device for group in groups for device in problem.groups[group].devices}))
+    """Devices of the stages and of the blocks, in order."""
+    used = {device for stage in answer.stages for device in problem.groups[stage.group].devices}
+    for block, placed in _blocks(problem, answer):
+        used.update(block.options[placed.option].devices)
+    return tuple(sorted(used))
 
 
-def _check_structure(problem: Problem, answer: Answer) -> None:
-    assert (answer.tail is None) == (problem.tail is None)
+def _blocks(problem: Problem, answer: Answer) -> Iterator[tuple[Block, BlockAnswer]]:
+    yield problem.first, answer.first
+    yield problem.last, answer.last
+    assert (problem.tail is None) == (answer.tail is None)
+    if problem.tail is not None and answer.tail is not None:
+        yield problem.tail, answer.tail
+
+
+def _check_stages(problem: Problem, answer: Answer) -> None:
     members = [device for stage in answer.stages for device in problem.groups[stage.group].devices]
     assert len(members) == len(set(members)), "a device runs two stages"
-    assert sum(sum(stage.layers) for stage in answer.stages) == problem.layers
-    assert min(_counts(answer)) >= 0
+    kinds = [kind for kind, count in problem.sequence for _ in range(count)]
+    start = 0
     for stage in answer.stages:
-        assert sum(stage.layers) > 0
-        assert sum(stage.units) == problem.units * sum(stage.layers)
-    hosts = [problem.groups[stage.group].host for stage in answer.stages]
-    visits = [host for position, host in enumerate(hosts) if position == 0 or hosts[position - 1] != host]
-    assert len(visits) == len(set(visits)), "a host is entered twice"
-    assert sum(answer.first_rows) == problem.first_rows
-    assert sum(answer.last_rows) == problem.last_rows
+        group = problem.groups[stage.group]
+        assert stage.num_layers > 0
+        here = kinds[start : start + stage.num_layers]
+        start += stage.num_layers
+        for k, (counts, units) in enumerate(zip(stage.layers, stage.units, strict=True)):
+            assert min((*counts, *units)) >= 0
+            assert len(counts) == len(group.columns[k])
+            assert sum(counts) == here.count(k), "layers of another place in the sequence"
+            assert len(units) == len(group.devices)
+            assert sum(units) == problem.kinds[k].units * here.count(k)
+        if problem.counts is not None:
+            assert stage.num_layers == problem.counts[stage.group]
+    assert start == problem.layers
+    places = [problem.groups[stage.group].place for stage in answer.stages]
+    visits = [place for position, place in enumerate(places) if position == 0 or places[position - 1] != place]
+    assert len(visits) == len(set(visits)), "a place is entered twice"
+    order = [stage.group for stage in answer.stages]
+    assert not problem.ordered or order == sorted(order)
 
 
-def _counts(answer: Answer) -> Iterator[int]:
-    """Every count of layers, units and rows."""
-    for stage in answer.stages:
-        yield from stage.layers
-        yield from stage.units
-    yield from (*answer.first_rows, *answer.last_rows)
-    if answer.tail is not None:
-        yield from (*answer.tail.units, *(answer.tail.first_rows or ()), *(answer.tail.last_rows or ()))
-
-
-def _slowest(problem: Problem, counts: tuple[int, ...], each_ps: tuple[int, ...], devices: tuple[int, ...]) -> int:
+def slowest_ns(problem: Problem, counts: tuple[int, ...], each_ps: tuple[int, ...], devices: tuple[int, ...]) -> int:
+    """Time of the slowest share, in whole quanta."""
     times = (n * each_ps[device] for n, device in zip(counts, devices, strict=True))
     return problem.quantum_ns * ceil_div(max(times), PS_PER_NS * problem.quantum_ns)
 
 
+def received_ns(receive: Receive, devices: tuple[int, ...], source: tuple[int, ...], near: bool) -> int:
+    """What receiving from the leader of ``source`` costs ``devices``."""
+    if source == devices:
+        return receive.same_ns
+    if source[0] in devices:
+        return receive.inside_ns
+    return receive.near_ns if near else receive.far_ns
+
+
+def _host(problem: Problem, device: int) -> int:
+    return next(host for host, devices in enumerate(problem.hosts) if device in devices)
+
+
 def _stage(problem: Problem, answer: Answer, position: int, load: list[int]) -> int:
-    stage: StageAnswer = answer.stages[position]
+    stage = answer.stages[position]
     group = problem.groups[stage.group]
-    for n, column in zip(stage.layers, group.columns, strict=True):
+    total = 0
+    for kind, columns, counts, units in zip(problem.kinds, group.columns, stage.layers, stage.units, strict=True):
+        for n, column in zip(counts, columns, strict=True):
+            total += n * column.ns
+            for j, device in enumerate(group.devices):
+                load[device] += n * column.bytes[j]
         for j, device in enumerate(group.devices):
-            load[device] += n * column.bytes[j]
+            load[device] += units[j] * kind.unit_bytes
+        total += slowest_ns(problem, units, kind.unit_ps, group.devices)
     for j, device in enumerate(group.devices):
-        load[device] += group.stage_bytes[j] + stage.units[j] * problem.unit_bytes
-    columns = sum(n * column.ns for n, column in zip(stage.layers, group.columns, strict=True))
-    hop = 0
-    if position > 0:
-        before = problem.groups[answer.stages[position - 1].group]
-        hop = group.hop_ns if before.host == group.host else group.network_hop_ns
-    return columns + _slowest(problem, stage.units, problem.unit_ps, group.devices) + hop
+        load[device] += group.stage_bytes[j]
+    if position == 0:
+        source = problem.first.options[answer.first.option].devices
+        return total + received_ns(group.first, group.devices, source, _host(problem, source[0]) == group.place)
+    before = problem.groups[answer.stages[position - 1].group]
+    return total + (group.hop_ns if before.place == group.place else group.network_hop_ns)
 
 
-def _tables(problem: Problem, answer: Answer, load: list[int]) -> tuple[int, int]:
-    first, last = (problem.groups[answer.stages[end].group] for end in (0, -1))
-    for rows, device in zip(answer.first_rows, first.devices, strict=True):
-        load[device] += rows * problem.first_row_bytes
-    for j, (rows, device) in enumerate(zip(answer.last_rows, last.devices, strict=True)):
-        load[device] += rows * problem.last_row_bytes + last.last_bytes[j]
-    return first.first_ns, last.last_ns + _slowest(problem, answer.last_rows, problem.row_ps, last.devices)
+def _block(problem: Problem, answer: Answer, block: Block, placed: BlockAnswer, load: list[int]) -> int:
+    """Of a block, without receiving."""
+    option = block.options[placed.option]
+    column = option.columns[placed.column]
+    total = column.ns
+    for j, device in enumerate(option.devices):
+        load[device] += column.bytes[j]
+    assert len(placed.shares) == len(block.axes)
+    for axis, given in zip(block.axes, placed.shares, strict=True):
+        shares = given
+        if axis.shared is not None:
+            owner, theirs = _owner(problem, answer, axis.shared)
+            assert (given is None) == (owner.devices == option.devices), "shared on the same devices, and only there"
+            shares = theirs if given is None else given
+        assert shares is not None
+        assert len(shares) == len(option.devices)
+        assert min(shares) >= 0
+        assert sum(shares) == axis.count
+        total += slowest_ns(problem, shares, axis.each_ps, option.devices)
+        if given is not None:
+            for n, device in zip(given, option.devices, strict=True):
+                load[device] += n * axis.each_bytes
+    return total
 
 
-def _tail(problem: Problem, answer: Answer, placed: TailAnswer, load: list[int]) -> int:
-    tail = problem.tail
-    assert tail is not None
-    choice = tail.groups[placed.group]
-    group = problem.groups[choice.group]
-    first, last = answer.stages[0].group, answer.stages[-1].group
-    assert placed.first_rows is not None or (tail.shares_first and first == choice.group)
-    assert placed.last_rows is not None or (tail.shares_last and last == choice.group)
-    assert sum(placed.units) == tail.units
-    for rows, count, each in (
-        (placed.first_rows, tail.first_rows, tail.first_row_bytes),
-        (placed.last_rows, tail.last_rows, tail.last_row_bytes),
-    ):
-        if rows is not None:
-            assert sum(rows) == count
-            for n, device in zip(rows, group.devices, strict=True):
-                load[device] += n * each
-    column = choice.columns[placed.column]
-    for j, device in enumerate(group.devices):
-        load[device] += column.bytes[j] + placed.units[j] * tail.unit_bytes
-    sender = problem.groups[last]
-    receive = choice.receive_inside_ns if sender.devices[0] in group.devices else choice.receive_ns
-    network = 0 if sender.host == group.host else tail.network_ns
-    rows = placed.last_rows if placed.last_rows is not None else answer.last_rows
-    rows_ns = _slowest(problem, rows, tail.row_ps, group.devices)
-    return column.ns + _slowest(problem, placed.units, tail.unit_ps, group.devices) + rows_ns + receive + network
+def _owner(problem: Problem, answer: Answer, name: str) -> tuple[Option, tuple[int, ...] | None]:
+    """The block that others may share with, and how its axis is dealt out; that may be shared in turn."""
+    first = problem.first.options[answer.first.option]
+    if name == "first":
+        return first, answer.first.shares[0]
+    (shares,) = answer.last.shares
+    return problem.last.options[answer.last.option], answer.first.shares[0] if shares is None else shares
+
+
+def _last_receives(problem: Problem, answer: Answer) -> int:
+    option = problem.last.options[answer.last.option]
+    source = problem.groups[answer.stages[-1].group].devices
+    return received_ns(option.receive, option.devices, source, _host(problem, source[0]) in option.places)
+
+
+def _tail(problem: Problem, answer: Answer, load: list[int]) -> int:
+    if problem.tail is None or answer.tail is None:
+        return 0
+    option = problem.tail.options[answer.tail.option]
+    source = problem.last.options[answer.last.option].devices
+    received = received_ns(option.receive, option.devices, source, _host(problem, source[0]) in option.places)
+    return _block(problem, answer, problem.tail, answer.tail, load) + received
 
 
 def _messages(problem: Problem, used: tuple[int, ...]) -> int:

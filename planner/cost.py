@@ -5,6 +5,10 @@ the datasheet bandwidth predicts published per-layer profiles of A100, L4, T4 an
 rate, half is taken for matrix products as narrow as a draft tree. Integers, rounded up, so that every machine agrees.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
 from plans.schema import Device, Link
 
 BANDWIDTH_EFFICIENCY = (4, 5)
@@ -37,18 +41,60 @@ def rounds(members: int) -> int:
     return (members - 1).bit_length()
 
 
-def all_reduce_ns(link: Link | None, members: int, message_bytes: int) -> int:
-    """Reduce and broadcast along a tree for the latency, a ring for the bytes; 0 within one device."""
-    if members == 1:
-        return 0
-    assert link is not None
-    ring = ceil_div(2 * (members - 1) * message_bytes * 10**9, members * link.bandwidth_bytes_per_s)
-    return 2 * rounds(members) * link.latency_ns + ring
+def message_ns(link: Link, message_bytes: int) -> int:
+    """Time of one message over one link."""
+    return link.latency_ns + ceil_div(message_bytes * 10**9, link.bandwidth_bytes_per_s)
 
 
-def broadcast_ns(link: Link | None, members: int, message_bytes: int) -> int:
-    """A broadcast, or a gather of ``message_bytes`` in all, along a tree; 0 within one device."""
-    if members == 1:
-        return 0
-    assert link is not None
-    return rounds(members) * (link.latency_ns + ceil_div(message_bytes * 10**9, link.bandwidth_bytes_per_s))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tier:
+    """One level of a group: ``count`` members, or parts that are themselves groups, connected by ``link``."""
+
+    count: int
+    link: Link | None
+    """None: there is one alone."""
+
+
+def all_reduce_ns(tiers: Sequence[Tier], message_bytes: int) -> int:
+    """Reduce and broadcast along a tree in each tier for the latency, one ring for the bytes; 0 within one device."""
+    members = prod(tier.count for tier in tiers)
+    latency, slowest = 0, 0
+    for tier in tiers:
+        if tier.count > 1:
+            assert tier.link is not None
+            latency += 2 * rounds(tier.count) * tier.link.latency_ns
+            ring = ceil_div(2 * (members - 1) * message_bytes * 10**9, members * tier.link.bandwidth_bytes_per_s)
+            slowest = max(slowest, ring)
+    return latency + slowest
+
+
+def broadcast_ns(tiers: Sequence[Tier], message_bytes: int) -> int:
+    """A broadcast, or a gather of ``message_bytes`` in all, along a tree in each tier; 0 within one device."""
+    total = 0
+    for tier in tiers:
+        if tier.count > 1:
+            assert tier.link is not None
+            total += rounds(tier.count) * message_ns(tier.link, message_bytes)
+    return total
+
+
+def all_gather_ns(tiers: Sequence[Tier], message_bytes: int) -> int:
+    """Each member gets the messages of all the others, along a ring; 0 within one device."""
+    members = prod(tier.count for tier in tiers)
+    latency, slowest = 0, 0
+    for tier in tiers:
+        if tier.count > 1:
+            assert tier.link is not None
+            latency += rounds(tier.count) * tier.link.latency_ns
+            ring = ceil_div((members - 1) * message_bytes * 10**9, tier.link.bandwidth_bytes_per_s)
+            slowest = max(slowest, ring)
+    return latency + slowest
+
+
+def touched_bytes(expert_bytes: int, experts: int, each: int, rows: int) -> int:
+    """Expected bytes of those of ``experts`` that ``rows`` rows want, if each wants ``each`` at random: rounded up.
+
+    An expert is left alone with probability (1 - each/experts)^rows.
+    """
+    every, left = experts**rows, (experts - each) ** rows
+    return ceil_div(expert_bytes * experts * (every - left), every)

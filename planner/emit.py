@@ -1,13 +1,13 @@
 """Answer -> Plan: names instead of indices, units dealt out to single layers, memory lines, transports."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from planner.certify import Certificate, certify, devices_in_use
 from planner.formulate import Formulation
 from planner.layout import weights_bytes
 from planner.memory import device_memory
-from planner.problem import Answer, Problem, StageAnswer
+from planner.problem import Answer, Block, BlockAnswer, Column, Problem, StageAnswer
 from planner.solve import Solved
 from plans.check import check, group_transport, hop_transport
 from plans.schema import (
@@ -32,6 +32,8 @@ def emit(formulation: Formulation, inputs: Inputs, solved: Solved) -> Plan:
     problem, answer = formulation.problem, solved.answer
     certificate = certify(problem, answer)
     assert solved.bound_ns <= certificate.step_ns <= solved.objective_ns, (certificate.step_ns, solved)
+    embed = _members(problem.first, answer.first)
+    ends = _names(formulation, problem.groups[answer.stages[-1].group].devices)
     plan = Plan(
         schema=f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}",
         inputs=inputs,
@@ -40,8 +42,8 @@ def emit(formulation: Formulation, inputs: Inputs, solved: Solved) -> Plan:
         model=formulation.model,
         draft=formulation.draft,
         stages=_stages(formulation, answer, certificate),
-        embed=_split(formulation, answer.stages[0], answer.first_rows, certificate.first_ns),
-        head=_split(formulation, answer.stages[-1], answer.last_rows, certificate.last_ns),
+        embed=_split(formulation, problem.first, answer.first, _names(formulation, embed), certificate.first_ns),
+        head=_split(formulation, problem.last, answer.last, ends, certificate.last_ns),
         draft_placement=_draft(formulation, answer, certificate),
         message_transport=_transport(formulation, devices_in_use(problem, answer)),
         memory=(),
@@ -61,7 +63,8 @@ def _with_memory(plan: Plan, problem: Problem, answer: Answer, certificate: Cert
     for index in devices_in_use(problem, answer):
         name = problem.devices[index]
         line = device_memory(plan, name, *weights_bytes(plan, name))
-        assert line.planned_bytes <= certificate.load_bytes[index], f"{name}: more bytes than the solver was told"
+        told = certificate.load_bytes[index]
+        assert line.planned_bytes <= told, f"{name}: {line} is more than the {told} bytes that the solver was told"
         lines.append(line)
         free.append(problem.capacity_bytes[index] - line.planned_bytes)
     proof = dataclasses.replace(plan.proof, min_free_bytes=min(free))
@@ -71,17 +74,30 @@ def _with_memory(plan: Plan, problem: Problem, answer: Answer, certificate: Cert
     return whole
 
 
+def _names(formulation: Formulation, members: Iterable[int]) -> tuple[str, ...]:
+    return tuple(formulation.problem.devices[index] for index in members)
+
+
+def _members(block: Block, placed: BlockAnswer) -> tuple[int, ...]:
+    return block.options[placed.option].devices
+
+
 def _transport(formulation: Formulation, members: Iterable[int]) -> Transport:
-    return group_transport(formulation.inventory, (formulation.inventory.devices[index].id for index in members))
+    return group_transport(formulation.inventory, _names(formulation, members))
 
 
-def _split(formulation: Formulation, stage: StageAnswer, bundles: tuple[int, ...], predicted_ns: int) -> VocabSplit:
-    """A table on the devices of a stage."""
-    members = formulation.problem.groups[stage.group].devices
+def _split(
+    formulation: Formulation, block: Block, placed: BlockAnswer, before: tuple[str, ...], predicted_ns: int
+) -> VocabSplit:
+    """A table, which receives from the leader of ``before``."""
+    members = _members(block, placed)
+    devices = _names(formulation, members)
+    (bundles,) = placed.shares
+    assert bundles is not None, "a table of its own is shared with nothing"
     return VocabSplit(
-        devices=tuple(formulation.problem.devices[index] for index in members),
+        devices=devices,
         transport=_transport(formulation, members),
-        hop_transport="local",
+        hop_transport=hop_transport(formulation.inventory, before, devices),
         rows=_rows(formulation, bundles),
         predicted_ns=predicted_ns,
     )
@@ -93,39 +109,52 @@ def _rows(formulation: Formulation, bundles: tuple[int, ...]) -> tuple[int, ...]
 
 def _stages(formulation: Formulation, answer: Answer, certificate: Certificate) -> tuple[Stage, ...]:
     problem = formulation.problem
+    kinds = [kind for kind, count in problem.sequence for _ in range(count)]
     first_layer = 0
+    before = _names(formulation, _members(problem.first, answer.first))
     stages: list[Stage] = []
     for position, placed in enumerate(answer.stages):
         members = problem.groups[placed.group].devices
-        before = problem.groups[answer.stages[position - 1].group].devices[:1] if position else ()
-        runs = _runs(problem, placed)
+        devices = _names(formulation, members)
+        way = formulation.ways[placed.group]
+        here = kinds[first_layer : first_layer + placed.num_layers]
         stages.append(
             Stage(
                 first_layer=first_layer,
-                devices=tuple(problem.devices[index] for index in members),
+                devices=devices,
                 transport=_transport(formulation, members),
-                hop_transport=_transport(formulation, (*before, *members)) if position else "local",
-                kv_axis="heads",
-                kv_subgroups=(1,) * len(members),
-                runs=runs,
+                hop_transport=hop_transport(formulation.inventory, before, devices),
+                kv_axis=way.axis,
+                kv_subgroups=way.subgroups,
+                runs=_runs(problem, placed, here),
                 predicted_ns=certificate.stage_ns[position],
             )
         )
-        first_layer += stages[-1].num_layers
+        first_layer += placed.num_layers
+        before = devices
     return tuple(stages)
 
 
-def _runs(problem: Problem, placed: StageAnswer) -> tuple[Run, ...]:
-    columns = problem.groups[placed.group].columns
-    heads = [column.shares for n, column in zip(placed.layers, columns, strict=True) for _ in range(n)]
-    layers = list(zip(heads, deal(placed.units, len(heads)), strict=True))
-    runs: list[Run] = []
-    for kv_heads, units in layers:
-        if runs and (runs[-1].kv_heads, runs[-1].mlp_units) == (kv_heads, units):
-            runs[-1] = dataclasses.replace(runs[-1], num_layers=runs[-1].num_layers + 1)
-        else:
-            runs.append(Run(num_layers=1, kv_heads=kv_heads, mlp_units=units))
-    return tuple(runs)
+def _runs(problem: Problem, placed: StageAnswer, kinds: Sequence[int]) -> tuple[Run, ...]:
+    """The layers of a stage, of these kinds in this order; runs of equal layers with equal shares are one."""
+    listed = problem.groups[placed.group].columns
+    layers = [_layers(*kind) for kind in zip(listed, placed.layers, placed.units, strict=True)]
+    runs: list[tuple[int, Run]] = []
+    for kind in kinds:
+        kv_heads, units = next(layers[kind])
+        run = Run(num_layers=1, kv_heads=kv_heads, mlp_units=units)
+        if runs and runs[-1] == (kind, dataclasses.replace(run, num_layers=runs[-1][1].num_layers)):
+            run = dataclasses.replace(run, num_layers=runs.pop()[1].num_layers + 1)
+        runs.append((kind, run))
+    return tuple(run for _, run in runs)
+
+
+def _layers(
+    columns: Sequence[Column], counts: Sequence[int], units: Sequence[int]
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """KV heads and units of each member, layer by layer."""
+    heads = [column.shares for n, column in zip(counts, columns, strict=True) for _ in range(n)]
+    yield from zip(heads, deal(units, len(heads)), strict=True)
 
 
 def deal(totals: Sequence[int], layers: int) -> list[tuple[int, ...]]:
@@ -147,17 +176,18 @@ def _draft(formulation: Formulation, answer: Answer, certificate: Certificate) -
     problem, placed = formulation.problem, answer.tail
     if placed is None or problem.tail is None:
         return None
-    choice = problem.tail.groups[placed.group]
-    members = problem.groups[choice.group].devices
-    devices = tuple(problem.devices[index] for index in members)
-    head = tuple(problem.devices[index] for index in problem.groups[answer.stages[-1].group].devices)
+    members = _members(problem.tail, placed)
+    devices = _names(formulation, members)
+    head = _names(formulation, _members(problem.last, answer.last))
+    units, embed, rows = placed.shares
+    assert units is not None, "units are shared with nothing"
     return DraftPlacement(
         devices=devices,
         transport=_transport(formulation, members),
         feature_transport=hop_transport(formulation.inventory, head, devices),
-        kv_heads=choice.columns[placed.column].shares,
-        mlp_units=placed.units,
-        embed_rows=None if placed.first_rows is None else _rows(formulation, placed.first_rows),
-        head_rows=None if placed.last_rows is None else _rows(formulation, placed.last_rows),
+        kv_heads=problem.tail.options[placed.option].columns[placed.column].shares,
+        mlp_units=units,
+        embed_rows=None if embed is None else _rows(formulation, embed),
+        head_rows=None if rows is None else _rows(formulation, rows),
         predicted_ns=certificate.tail_ns,
     )

@@ -1,34 +1,26 @@
 """Model, head, options and inventory -> the integers of a Problem: candidate groups, bytes and times of every share.
 
-A group is any set of devices of one host, as large as the number of KV heads at most. Of devices that nothing tells
-apart only runs of neighbours are listed: every division of equal devices into groups is one of these, renamed.
+Groups are the candidates of :mod:`planner.candidates`, once for each way to divide the KV cache; what a share takes is
+counted by :mod:`planner.shares`. Devices that look alike, and hosts that do, are priced once.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby, product
+from functools import cache, cached_property
+from itertools import groupby
 
 import networkx as nx
 
-from planner import layout, memory
-from planner.cost import PS_PER_NS, all_reduce_ns, broadcast_ns, share_ns, share_ps
-from planner.graph import blocks, message_ns, slowest_link, topology
-from planner.problem import Column, Group, Problem, Tail, TailGroup
-from plans.buffers import (
-    draft_buffers,
-    draft_kv_bytes,
-    head_buffers,
-    kv_bytes,
-    kv_rows,
-    stage_buffers,
-    whole_heads,
-)
-from plans.schema import DTYPE_BYTES, Attention, Device, Draft, Inventory, LayerClass, Link, Model, Options
-
-MOST_COARSE_SHARES = 16
-"""KV heads are dealt out one by one up to so many, beyond that in equal bundles."""
+from planner.candidates import Candidates, DeviceSet, Way, bundles, divisions, repeated_divisions, sizes_of, ways
+from planner.cost import PS_PER_NS, Tier, all_reduce_ns, broadcast_ns, message_ns
+from planner.errors import InputError
+from planner.graph import Fabric, blocks
+from planner.memory import mlp_units
+from planner.problem import Axis, Block, Column, Goal, Group, Kind, Option, Problem, Receive
+from planner.shares import BaseShares, DraftShares, exchange_ns, sequence_of
+from plans.buffers import KvShare
+from plans.schema import Attention, Draft, Inventory, KvAxis, Model, Options
 
 MOST_ROW_UNIT = 64
 
@@ -37,10 +29,43 @@ QUANTUM_BITS = 14
 TREE_BLOCKS = 2
 """Growing and pruning the tree after a pass of the head takes about as long as so many blocks' fixed work."""
 
+CANDIDATE_BYTES = 16
+"""Of one candidate token in a gather: value and index."""
+
+NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
+
+GOALS: dict[str, Goal] = {
+    "latency": "time",
+    "balanced": "balance",
+    "balanced_low_0": "balance",
+    "sequential": "fill",
+    "custom": "time",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Variant:
+    """A group of a set of devices but for their names."""
+
+    way: Way
+    columns: tuple[tuple[Column, ...], ...]
+    stage_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Map:
+    """A device map: devices as indices, layers in the order of execution."""
+
+    embed: int
+    runs: tuple[tuple[int, int], ...]
+    """Devices in order, each with its number of layers."""
+    head: int
+    draft: int | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Formulation:
-    """What is planned, as given; ``problem`` is what the solver sees of it."""
+    """What is planned, as given; ``problem`` is what the solver sees of it, or an InputError for what cannot be."""
 
     model: Model
     draft: Draft | None
@@ -50,332 +75,523 @@ class Formulation:
     @cached_property
     def problem(self) -> Problem:
         devices = self.inventory.devices
-        embed = memory.table(
-            lambda n: layout.embed_bytes(self.model, self.options.dtype, n), self.vocab, self.hidden, self.options.dtype
-        )
-        head = self._head
-        hosts = [host.name for host in self.inventory.hosts]
+        kinds = range(len(self._base.kinds))
+        chosen = self._map
+        balances_low = self.options.strategy == "balanced_low_0"
+        network = self.inventory.network
         return Problem(
             devices=tuple(device.id for device in devices),
             capacity_bytes=tuple(device.memory_bytes - device.reserve_bytes for device in devices),
-            hosts=tuple(self._of_host(name) for name in hosts),
-            layers=sum(c.num_layers for c in self.model.layers),
-            units=memory.mlp_units(self.layer.mlp),
-            unit_bytes=memory.layer_mlp(self.model, self.options.dtype, self.layer, True).each,
-            unit_ps=tuple(self._unit_ps(device, self.hidden, self.layer.mlp.unit, self.rows) for device in devices),
-            first_rows=self.vocab // self.row_unit,
-            first_row_bytes=embed.each * self.row_unit,
-            last_rows=self.vocab // self.row_unit,
-            last_row_bytes=head.each * self.row_unit,
-            row_ps=tuple(self._row_ps(device, self.hidden, self.rows) for device in devices),
+            hosts=self._fabric.of_host,
+            alike=self._candidates.alike,
+            kinds=tuple(self._kind(kind) for kind in kinds),
+            sequence=sequence_of(self.model),
+            groups=tuple(group for group, _ in self._groups),
+            ordered=self.options.strategy in ("sequential", "custom"),
+            counts=None if chosen is None else tuple(count for _, count in chosen.runs),
+            first=self._embed(self._block_sets if chosen is None else self._pinned(chosen.embed)),
+            last=self._head(self._block_sets if chosen is None else self._pinned(chosen.head)),
+            tail=self._tail(chosen) if self.draft else None,
             quantum_ns=self._quantum_ns,
-            groups=tuple(self._group(members, embed.fixed) for members in self._members),
-            tail=self._tail() if self.draft else None,
-            fixed_ns=0,
-            message_ns=tuple(self._tell_ns(self._of_host(name)) for name in hosts),
-            network_message_ns=message_ns(self.inventory.network, self._message_bytes) if self.inventory.network else 0,
+            message_ns=tuple(self._tell_ns(members) for members in self._fabric.of_host),
+            network_message_ns=message_ns(network, self._message_bytes) if network else 0,
+            goal=GOALS[self.options.strategy],
+            spare=next((d for d, each in enumerate(devices) if each.kind == "cuda"), 0) if balances_low else None,
         )
+
+    @cached_property
+    def ways(self) -> tuple[Way, ...]:
+        """Of each group of the problem: how it divides the KV cache."""
+        return tuple(way for _, way in self._groups)
 
     # ---- sizes of the step ----
 
     @property
-    def layer(self) -> LayerClass:
-        (layer_class,) = self.model.layers
-        return layer_class
-
-    @property
-    def vocab(self) -> int:
-        return self.model.vocab_size
-
-    @property
-    def hidden(self) -> int:
-        return self.model.hidden_size
-
-    @property
-    def width(self) -> int:
-        return DTYPE_BYTES[self.options.dtype]
-
-    @property
-    def rows(self) -> int:
-        """Rows of a verify: tree nodes of all sequences."""
-        return self.options.batch * (self.options.tree.total_token if self.options.tree else 1)
-
-    @property
     def row_unit(self) -> int:
         """Vocabulary rows are dealt out in such bundles: a power of two that divides both vocabularies."""
-        both = math.gcd(self.vocab, self.draft.draft_vocab_size if self.draft else self.vocab)
+        vocab = self.model.vocab_size
+        both = math.gcd(vocab, self.draft.draft_vocab_size if self.draft else vocab)
         return math.gcd(both, MOST_ROW_UNIT)
 
     @property
-    def passes(self) -> list[int]:
-        """Rows of each pass of the head in a step: the accepted ones first, then depth beams."""
-        tree = self.options.tree
-        assert tree is not None
-        return [self.options.batch * (tree.depth + 2)] + [self.options.batch * tree.top_k] * tree.depth
-
-    @property
     def _message_bytes(self) -> int:
-        return 8 * (3 * self.rows + 64)
+        return 8 * (3 * self._base.given.rows + 64)
 
     @cached_property
     def _traffic(self) -> "nx.DiGraph[str]":
         return blocks(self.model, self.draft, self.options)
 
+    def _traffic_bytes(self, source: str, target: str) -> int:
+        nbytes: int = self._traffic.edges[source, target]["traffic_bytes"]
+        return nbytes
+
     @cached_property
-    def _graph(self) -> "nx.Graph[str]":
-        return topology(self.inventory)
+    def _fabric(self) -> Fabric:
+        return Fabric(inventory=self.inventory)
+
+    @cached_property
+    def _candidates(self) -> Candidates:
+        return Candidates(fabric=self._fabric)
+
+    @cached_property
+    def _base(self) -> BaseShares:
+        return BaseShares(model=self.model, draft=self.draft, options=self.options)
+
+    # ---- what the strategy leaves open ----
+
+    @cached_property
+    def _stage_sets(self) -> tuple[DeviceSet, ...]:
+        if self._map is not None:
+            return tuple(each for device, _ in self._map.runs for each in self._pinned(device))
+        return self._block_sets
+
+    @cached_property
+    def _block_sets(self) -> tuple[DeviceSet, ...]:
+        return self._candidates.singles if self.options.strategy == "sequential" else self._candidates.sets
+
+    def _pinned(self, device: int) -> tuple[DeviceSet, ...]:
+        return (DeviceSet(devices=(device,), hosts=(self._fabric.host_of[device],)),)
+
+    @cached_property
+    def _map(self) -> _Map | None:
+        if self.options.custom is None:
+            return None
+        return device_map(self.model, self.options, self._fabric)
 
     # ---- groups ----
 
-    def _of_host(self, name: str) -> tuple[int, ...]:
-        return tuple(index for index, device in enumerate(self.inventory.devices) if device.host == name)
+    @cached_property
+    def _groups(self) -> tuple[tuple[Group, Way], ...]:
+        self._refuse_axis()
+        found: list[tuple[Group, Way]] = []
+        places = len(self.inventory.hosts)
+        for each in self._stage_sets:
+            place = each.hosts[0]
+            if len(each.hosts) > 1:
+                place, places = places, places + 1
+            hop = self._receive(each, self._hop_bytes)
+            first = self._receive(each, self._hidden_bytes)
+            for variant in self._variants(each):
+                group = Group(
+                    devices=each.devices,
+                    place=place,
+                    columns=variant.columns,
+                    hop_ns=hop.near_ns,
+                    network_hop_ns=hop.far_ns,
+                    first=first,
+                    stage_bytes=variant.stage_bytes,
+                )
+                found.append((group, variant.way))
+        return tuple(found)
+
+    def _refuse_axis(self) -> None:
+        """Raise InputError for an axis along which nothing can be divided."""
+        asked, most = self.options.kv_axis, len(self.inventory.devices)
+        if asked == "batch" and self.options.batch == 1 and most > 1:
+            raise InputError("--kv batch: there is 1 sequence, expected 2 or more: give --batch, or another axis")
+        if asked == "head_dim" and most > 1 and not any(map(_pairs, self._attentions)):
+            raise InputError(
+                "--kv head_dim: heads are normed as a whole (qk_norm), their dims cannot be divided: give another axis"
+            )
+
+    @property
+    def _attentions(self) -> list[Attention]:
+        return [layers.attention for layers in self._base.kinds]
+
+    @property
+    def _hidden_bytes(self) -> int:
+        return self._traffic_bytes("embed", "layer0")
+
+    @property
+    def _hop_bytes(self) -> int:
+        """With the features that the head wants."""
+        last = sum(layers.num_layers for layers in self.model.layers) - 1
+        return self._traffic_bytes(f"layer{last}", "head")
+
+    def _signature(self, each: DeviceSet) -> tuple[object, ...]:
+        """Sets with equal ones are equal in all but names."""
+        hosts = [self.inventory.hosts[host] for host in each.hosts]
+        links = tuple(host.link for host in hosts) if not any(host.pairs for host in hosts) else each.devices
+        looks = tuple(self._candidates.looks[device] for device in each.devices)
+        parts = tuple(len(list(found)) for _, found in groupby(each.devices, key=lambda d: self._fabric.host_of[d]))
+        return looks, parts, links
 
     @cached_property
-    def _members(self) -> list[tuple[int, ...]]:
-        heads = coarse_shares(self.layer.attention.num_kv_heads)
-        found: list[tuple[int, ...]] = []
-        for host in self.inventory.hosts:
-            classes = self._classes(host.name, apart=bool(host.pairs))
-            for picked in product(*(list(_neighbours(members)) for members in classes)):
-                members = tuple(sorted(index for part in picked for index in part))
-                if 0 < len(members) <= heads:
-                    found.append(members)
-        return sorted(found, key=lambda members: (len(members), members))
+    def _variants(self) -> Callable[[DeviceSet], tuple[_Variant, ...]]:
+        known: dict[tuple[object, ...], tuple[_Variant, ...]] = {}
 
-    def _classes(self, host: str, *, apart: bool) -> list[tuple[int, ...]]:
-        """Devices of a host that nothing tells apart; links of their own tell devices apart."""
+        def variants(each: DeviceSet) -> tuple[_Variant, ...]:
+            key = self._signature(each)
+            if key not in known:
+                known[key] = self._new_variants(each)
+            return known[key]
 
-        def kind(index: int) -> tuple[object, ...]:
-            device = self.inventory.devices[index]
-            rates = (device.bandwidth_bytes_per_s, device.flops_per_s, device.overhead_ns)
-            sizes = (device.memory_bytes - device.reserve_bytes, device.kind, *rates)
-            return (*sizes, index) if apart else sizes
+        return variants
 
-        indices = sorted(self._of_host(host), key=kind)
-        return [tuple(sorted(members)) for _, members in groupby(indices, key=kind)]
+    def _new_variants(self, each: DeviceSet) -> tuple[_Variant, ...]:
+        """By every way to divide the KV cache, but for those that another one is never worse than."""
+        size = len(each.devices)
+        found: list[_Variant] = []
+        offered = {
+            way for attention in self._attentions for way in ways(size, attention.num_kv_heads, self.options.kv_axis)
+        }
+        for way in sorted(offered, key=lambda way: (way.axis != "heads", way.axis, way.subgroups)):
+            columns = tuple(self._columns(each, way, kind) for kind in range(len(self._base.kinds)))
+            if not any(columns):
+                continue
+            most = max(max(column.shares) for listed in columns for column in listed)
+            shares = [KvShare(heads=most, axis=way.axis, parts=m, part=0) for m in way.subgroups for _ in range(m)]
+            stage_bytes = tuple(self._base.stage_bytes(share, size) for share in shares)
+            variant = _Variant(way=way, columns=columns, stage_bytes=stage_bytes)
+            if not any(dominates(other, variant) for other in found):
+                found.append(variant)
+        return tuple(found)
 
-    def _link(self, members: Sequence[int], message_bytes: int) -> Link | None:
-        return slowest_link(self._graph, [self.inventory.devices[index].id for index in members], message_bytes)
+    @cached_property
+    def _bundles(self) -> tuple[int, ...]:
+        """Of each kind: into how many bundles its KV heads are divided."""
+        sizes = sizes_of(self._stage_sets)
+        return tuple(bundles(attention.num_kv_heads, sizes) for attention in self._attentions)
 
-    def _group(self, members: tuple[int, ...], embed_fixed: int) -> Group:
-        devices = [self.inventory.devices[index] for index in members]
+    def _columns(self, each: DeviceSet, way: Way, kind: int) -> tuple[Column, ...]:
+        """Every division of the KV heads of a layer over the subgroups of a way."""
+        attention, hosts = self._attentions[kind], len(each.hosts)
+        if not _allows(attention, self.options, way):
+            return ()
+        parts, heads = len(way.subgroups), attention.num_kv_heads
+        most = self._bundles[kind]
+        dealt = divisions(heads, most, parts) if hosts == 1 else repeated_divisions(heads, most, parts, hosts)
+        starts = [sum(way.subgroups[:i]) for i in range(parts)]
+        members = [each.devices[start : start + m] for start, m in zip(starts, way.subgroups, strict=True)]
+        shares = [
+            {k: self._subgroup(kind, way.axis, members[s], k, s == 0) for k in {found[s] for found in dealt}}
+            for s in range(parts)
+        ]
+        fixed = self._layer_ns(each.devices, kind)
+        columns = []
+        for division in dealt:
+            chosen = [shares[s][k] for s, k in enumerate(division)]
+            columns.append(
+                Column(
+                    shares=tuple(k for k, m in zip(division, way.subgroups, strict=True) for _ in range(m)),
+                    ns=fixed + max(ns for ns, _ in chosen),
+                    bytes=tuple(nbytes for _, found in chosen for nbytes in found),
+                )
+            )
+        return tuple(columns)
+
+    @cached_property
+    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool], tuple[int, tuple[int, ...]]]:
+        return cache(self._new_subgroup)
+
+    def _new_subgroup(
+        self, kind: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool
+    ) -> tuple[int, tuple[int, ...]]:
+        """Time, and bytes of each member, of a subgroup that holds so many KV heads."""
         count = len(members)
-        host = devices[0].host
-        hidden_bytes = self.rows * self.hidden * self.width
-        hop_bytes = self._traffic.edges["layer0", "layer1"]["traffic_bytes"] if self._traffic.has_node("layer1") else 0
-        around = self._link(self._of_host(host), hop_bytes)
-        overhead = max(device.overhead_ns for device in devices)
-        gather = broadcast_ns(self._link(members, self.rows * 16), count, self.rows * 16)
-        network = self.inventory.network
-        return Group(
-            devices=members,
-            host=[h.name for h in self.inventory.hosts].index(host),
-            columns=tuple(self._column(members, shares) for shares in self._divisions(self.layer.attention, count)),
-            hop_ns=broadcast_ns(around, count + 1, hop_bytes) if around else 0,
-            network_hop_ns=broadcast_ns(network, count + 1, hop_bytes) if network else 0,
-            stage_bytes=tuple(self._stage_bytes(count) + embed_fixed for _ in members),
-            first_ns=overhead + all_reduce_ns(self._link(members, hidden_bytes), count, hidden_bytes),
-            last_ns=overhead + gather,
-            last_bytes=(layout.norm_bytes(self.model, self.options.dtype) + self._head.fixed,) * count,
+        shares = [KvShare(heads=kv_heads, axis=axis, parts=count, part=part) for part in range(count)]
+        devices = [self.inventory.devices[device] for device in members]
+        slowest = max(
+            self._base.attention(kind, share).ns(device) for share, device in zip(shares, devices, strict=True)
         )
-
-    def _divisions(self, attention: Attention, count: int) -> Iterator[tuple[int, ...]]:
-        shares = coarse_shares(attention.num_kv_heads)
-        bundle = attention.num_kv_heads // shares
-        for parts in compositions(shares, count):
-            yield tuple(bundle * part for part in parts)
-
-    def _column(self, members: tuple[int, ...], shares: tuple[int, ...]) -> Column:
-        message = self.rows * self.hidden * self.width
-        reduce_ns = all_reduce_ns(self._link(members, message), len(members), message)
-        devices = [self.inventory.devices[index] for index in members]
-        slowest = max(self._attention_ns(device, share) for device, share in zip(devices, shares, strict=True))
-        overhead = max(device.overhead_ns for device in devices)
-        return Column(
-            shares=shares,
-            ns=slowest + overhead + 2 * reduce_ns,
-            bytes=tuple(self._layer_bytes(share, j == 0) for j, share in enumerate(shares)),
+        exchange = exchange_ns(
+            self._attentions[kind], self._base.given, shares[0], lambda nbytes: self._fabric.tiers(members, nbytes)
         )
+        nbytes = (self._base.attention_bytes(kind, share, leads and share.part == 0) for share in shares)
+        return slowest + exchange, tuple(nbytes)
 
-    def _layer_bytes(self, kv_heads: int, leader: bool) -> int:
-        dtype = self.options.dtype
-        attention = layout.attention_bytes(self.model, dtype, self.layer, whole_heads(kv_heads), leader)
-        mlp = memory.layer_mlp(self.model, dtype, self.layer, leader)
-        return attention + mlp.fixed + kv_bytes(self.options, self.layer.attention, whole_heads(kv_heads))
+    def _layer_ns(self, members: Sequence[int], kind: int) -> int:
+        """Of a layer, besides shares: fixed work, the router, and two sums of hidden states over the group."""
+        message, router = self._hidden_bytes, self._base.router(kind)
+        routed = max(router.ns(self.inventory.devices[device]) for device in members)
+        added = all_reduce_ns(self._fabric.tiers(members, message), message)
+        return self._overhead_ns(members) + routed + 2 * added
 
-    def _stage_bytes(self, count: int) -> int:
-        most = self.layer.attention.num_kv_heads - (count - 1)
-        units = memory.mlp_units(self.layer.mlp)
-        buffers = stage_buffers(
-            self.model, self.draft, self.options, share=whole_heads(most), mlp_units=units, group_size=count
-        )
-        return layout.rope_bytes(self.model) + memory.total(buffers)
+    def _overhead_ns(self, members: Sequence[int]) -> int:
+        return max(self.inventory.devices[device].overhead_ns for device in members)
+
+    # ---- links of the chain ----
 
     @cached_property
-    def _head(self) -> memory.Affine:
-        dtype = self.options.dtype
-        slots = memory.table(lambda n: layout.head_bytes(self.model, dtype, n), self.vocab, self.hidden, dtype)
-        most = max(len(members) for members in self._members)
-        return memory.with_rows(
-            slots,
-            lambda n: head_buffers(self.model, self.draft, self.options, rows=n, group_size=most, hop=False),
-            self.vocab,
+    def _receive(self) -> Callable[[DeviceSet, int], Receive]:
+        return cache(self._new_receive)
+
+    def _new_receive(self, each: DeviceSet, message_bytes: int) -> Receive:
+        """Broadcasts from a leader: inside the group, from its host, from another; each costs what the last does."""
+        inner, outer = self._fabric.tiers(each.devices, message_bytes)
+        inside = broadcast_ns((inner, outer), message_bytes)
+        network = self.inventory.network
+        if len(each.hosts) > 1:
+            far = broadcast_ns((inner, Tier(count=outer.count + 1, link=network)), message_bytes)
+            return Receive(same_ns=0, inside_ns=inside, near_ns=far, far_ns=far)
+        host = self._fabric.of_host[each.hosts[0]]
+        around = Tier(count=inner.count + 1, link=self._fabric.inner_link(host, message_bytes))
+        near = broadcast_ns((around,), message_bytes) if len(host) > len(each.devices) else inside
+        far = max(near, inside + message_ns(network, message_bytes)) if network else near
+        return Receive(same_ns=0, inside_ns=inside, near_ns=near, far_ns=far)
+
+    def _tell_ns(self, members: Sequence[int]) -> int:
+        return broadcast_ns(self._fabric.tiers(members, self._message_bytes), self._message_bytes)
+
+    # ---- axes ----
+
+    def _kind(self, kind: int) -> Kind:
+        return Kind(
+            units=mlp_units(self._base.kinds[kind].mlp),
+            unit_bytes=self._base.unit_bytes(kind),
+            unit_ps=tuple(self._base.unit(kind).ps(device) for device in self.inventory.devices),
         )
-
-    # ---- times ----
-
-    def _attention_ns(self, device: Device, kv_heads: int) -> int:
-        attention = self.layer.attention
-        kv = kv_bytes(self.options, attention, whole_heads(kv_heads))
-        return share_ns(device, *self._attention_work(attention, self.hidden, kv_heads, self.rows, kv))
-
-    def _attention_work(
-        self, attention: Attention, inputs: int, kv_heads: int, rows: int, kv: int
-    ) -> tuple[int, int]:
-        """Traffic and arithmetic of an attention share: its slices of q, k, v and o, and its KV."""
-        heads = kv_heads * attention.num_heads // attention.num_kv_heads
-        parameters = attention.head_dim * ((heads + 2 * kv_heads) * inputs + heads * self.hidden)
-        scores = 4 * rows * kv_rows(self.options) * heads * attention.head_dim
-        return parameters * self.width + kv, 2 * rows * parameters + scores
 
     @property
     def _quantum_ns(self) -> int:
-        """About 1/8192 of the MLP's time with every device at work: a power of two, the same for any listing."""
-        fastest = min(self._unit_ps(d, self.hidden, self.layer.mlp.unit, self.rows) for d in self.inventory.devices)
-        units = memory.mlp_units(self.layer.mlp) * sum(c.num_layers for c in self.model.layers)
-        estimate = units * fastest // (PS_PER_NS * len(self.inventory.devices))
+        """About 1/8192 of the MLPs' time with every device at work: a power of two, the same for any listing."""
+        estimate_ps = 0
+        for kind, count in sequence_of(self.model):
+            work = self._base.unit(kind)
+            fastest = min(work.ps(device) for device in self.inventory.devices)
+            estimate_ps += count * mlp_units(self._base.kinds[kind].mlp) * fastest
+        estimate = estimate_ps // (PS_PER_NS * len(self.inventory.devices))
         return 1 << max(0, estimate.bit_length() - QUANTUM_BITS)
 
-    def _unit_ps(self, device: Device, hidden: int, unit: int, rows: int) -> int:
-        parameters = 3 * hidden * unit
-        return share_ps(device, parameters * self.width, 2 * rows * parameters)
+    # ---- blocks ----
 
-    def _row_ps(self, device: Device, hidden: int, rows: int) -> int:
-        parameters = hidden * self.row_unit
-        return share_ps(device, parameters * self.width, 2 * rows * parameters)
+    def _embed(self, sets: Sequence[DeviceSet]) -> Block:
+        """A table that is looked up, and the sum of what was found."""
+        message = self._hidden_bytes
 
-    def _tell_ns(self, devices: tuple[int, ...]) -> int:
-        return broadcast_ns(self._link(devices, self._message_bytes), len(devices), self._message_bytes)
+        def column(members: tuple[int, ...]) -> Column:
+            added = all_reduce_ns(self._fabric.tiers(members, message), message)
+            ones = (1,) * len(members)
+            return Column(
+                shares=ones,
+                ns=self._overhead_ns(members) + added,
+                bytes=tuple(self._base.embed(len(ones)).fixed for _ in ones),
+            )
 
-    # ---- the draft ----
-
-    def _tail(self) -> Tail:
-        draft = self.draft
-        assert draft is not None
-        dtype, devices = self.options.dtype, self.inventory.devices
-        embed = memory.table(lambda n: layout.draft_embed_bytes(draft, dtype, n), self.vocab, draft.hidden_size, dtype)
-        head = memory.table(
-            lambda n: layout.draft_head_bytes(draft, dtype, n), draft.draft_vocab_size, draft.hidden_size, dtype
+        options = tuple(
+            Option(devices=each.devices, places=each.hosts, columns=(column(each.devices),), receive=NOTHING)
+            for each in sets
         )
-        most = coarse_shares(draft.attention.num_kv_heads)
-        tables = embed.fixed + head.fixed
-        groups = [(index, members) for index, members in enumerate(self._members) if len(members) <= most]
-        feature_bytes = self._traffic.edges["head", "draft"]["traffic_bytes"]
-        network = self.inventory.network
-        return Tail(
-            groups=tuple(self._tail_group(draft, index, members, tables) for index, members in groups),
-            units=memory.mlp_units(draft.mlp),
-            unit_bytes=memory.draft_mlp(draft, dtype, True).each,
-            unit_ps=tuple(
-                draft.num_layers
-                * sum(self._unit_ps(d, draft.hidden_size, draft.mlp.unit, rows) for rows in self.passes)
-                for d in devices
-            ),
-            first_rows=self.vocab // self.row_unit,
-            first_row_bytes=embed.each * self.row_unit,
-            shares_first=not draft.own_embedding,
-            last_rows=draft.draft_vocab_size // self.row_unit,
-            last_row_bytes=head.each * self.row_unit,
-            shares_last=draft.kind == "eagle",
-            row_ps=tuple(sum(self._row_ps(d, draft.hidden_size, rows) for rows in self.passes) for d in devices),
-            network_ns=message_ns(network, feature_bytes) if network else 0,
+        axis = Axis(
+            count=self.model.vocab_size // self.row_unit,
+            each_bytes=self._base.embed(1).each * self.row_unit,
+            each_ps=(0,) * len(self.inventory.devices),
+            shared=None,
+        )
+        return Block(options=options, axes=(axis,))
+
+    def _head(self, sets: Sequence[DeviceSet]) -> Block:
+        """Final norm, whole, and the lm_head; the best of each row are gathered."""
+        found = self._base.given.rows * CANDIDATE_BYTES
+
+        def column(members: tuple[int, ...]) -> Column:
+            size = len(members)
+            gather = broadcast_ns(self._fabric.tiers(members, found), found)
+            return Column(
+                shares=(1,) * size,
+                ns=self._overhead_ns(members) + gather,
+                bytes=(self._base.head(size).fixed,) * size,
+            )
+
+        options = tuple(
+            Option(
+                devices=each.devices,
+                places=each.hosts,
+                columns=(column(each.devices),),
+                receive=self._receive(each, self._hop_bytes),
+            )
+            for each in sets
+        )
+        work = self._base.rows(self.row_unit)
+        axis = Axis(
+            count=self.model.vocab_size // self.row_unit,
+            each_bytes=self._base.head(1).each * self.row_unit,
+            each_ps=tuple(work.ps(device) for device in self.inventory.devices),
+            shared=None,
+        )
+        return Block(options=options, axes=(axis,))
+
+    def _tail(self, chosen: _Map | None) -> Block:
+        assert self.draft is not None
+        sets: Sequence[DeviceSet] = self._block_sets
+        if chosen is not None and chosen.draft is not None:
+            sets = self._pinned(chosen.draft)
+        return _Tail(formulation=self, draft=self.draft, sets=tuple(sets)).block
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tail:
+    """The EAGLE head as a block."""
+
+    formulation: Formulation
+    draft: Draft
+    sets: tuple[DeviceSet, ...]
+
+    @cached_property
+    def _shares(self) -> DraftShares:
+        return DraftShares(model=self.formulation.model, draft=self.draft, options=self.formulation.options)
+
+    @property
+    def block(self) -> Block:
+        """Axes: MLP units, rows of the embedding table, rows of the lm_head."""
+        draft, devices = self.draft, self.formulation.inventory.devices
+        row_unit = self.formulation.row_unit
+        units = Axis(
+            count=mlp_units(draft.mlp),
+            each_bytes=self._shares.unit_bytes,
+            each_ps=tuple(self._shares.unit_ps(device) for device in devices),
+            shared=None,
+        )
+        embed = Axis(
+            count=self.formulation.model.vocab_size // row_unit,
+            each_bytes=self._shares.embed.each * row_unit,
+            each_ps=(0,) * len(devices),
+            shared=None if draft.own_embedding else "first",
+        )
+        head = Axis(
+            count=draft.draft_vocab_size // row_unit,
+            each_bytes=self._shares.head.each * row_unit,
+            each_ps=tuple(self._shares.rows_ps(device, row_unit) for device in devices),
+            shared="last" if draft.kind == "eagle" else None,
+        )
+        heads = draft.attention.num_kv_heads
+        options = tuple(self._option(each) for each in self.sets if len(each.devices) <= heads)
+        return Block(options=options, axes=(units, embed, head))
+
+    def _option(self, each: DeviceSet) -> Option:
+        nbytes = self.formulation._traffic_bytes("head", "draft")
+        receive = self.formulation._receive(each, nbytes)
+        return Option(devices=each.devices, places=each.hosts, columns=self._columns(each), receive=receive)
+
+    @cached_property
+    def _columns(self) -> Callable[[DeviceSet], tuple[Column, ...]]:
+        known: dict[tuple[object, ...], tuple[Column, ...]] = {}
+
+        def columns(each: DeviceSet) -> tuple[Column, ...]:
+            key = self.formulation._signature(each)
+            if key not in known:
+                known[key] = self._new_columns(each)
+            return known[key]
+
+        return columns
+
+    @cached_property
+    def _bundles(self) -> int:
+        return bundles(self.draft.attention.num_kv_heads, sizes_of(self.sets))
+
+    def _new_columns(self, each: DeviceSet) -> tuple[Column, ...]:
+        heads, size, hosts = self.draft.attention.num_kv_heads, len(each.devices), len(each.hosts)
+        most = self._bundles
+        dealt = divisions(heads, most, size) if hosts == 1 else repeated_divisions(heads, most, size, hosts)
+        passes = self._shares.passes
+        fixed = sum(times * self._pass_ns(each.devices, given.rows) for given, times in passes)
+        allowed = sorted({k for shares in dealt for k in shares})
+        tables = [
+            (times, [{k: self._ns(number, device, k) for k in allowed} for device in each.devices])
+            for number, (_, times) in enumerate(passes)
+        ]
+        nbytes = [{k: self._shares.bytes(k, j == 0, size) for k in allowed} for j in range(size)]
+        return tuple(
+            Column(
+                shares=shares,
+                ns=fixed
+                + sum(times * max(ns[k] for ns, k in zip(table, shares, strict=True)) for times, table in tables),
+                bytes=tuple(found[k] for found, k in zip(nbytes, shares, strict=True)),
+            )
+            for shares in dealt
         )
 
-    def _tail_group(self, draft: Draft, index: int, members: tuple[int, ...], tables: int) -> TailGroup:
-        feature_bytes = self._traffic.edges["head", "draft"]["traffic_bytes"]
-        count = len(members)
-        around = self._link(self._of_host(self.inventory.devices[members[0]].host), feature_bytes)
-        return TailGroup(
-            group=index,
-            columns=tuple(
-                self._tail_column(draft, members, shares, tables) for shares in self._divisions(draft.attention, count)
-            ),
-            receive_ns=broadcast_ns(around, count + 1, feature_bytes) if around else 0,
-            receive_inside_ns=broadcast_ns(self._link(members, feature_bytes), count, feature_bytes),
-        )
+    @cached_property
+    def _ns(self) -> Callable[[int, int, int], int]:
+        """Of the attention of one pass on a device with so many KV heads."""
+        devices = self.formulation.inventory.devices
+        return cache(lambda number, device, heads: self._shares.attention(number, heads).ns(devices[device]))
 
-    def _tail_column(self, draft: Draft, members: tuple[int, ...], shares: tuple[int, ...], tables: int) -> Column:
-        devices = [self.inventory.devices[index] for index in members]
-        work = 0
-        for position, rows in enumerate(self.passes):
-            with_fc = position == 0 or draft.kind == "eagle"
-            slowest = max(self._draft_ns(draft, d, k, rows, with_fc) for d, k in zip(devices, shares, strict=True))
-            work += self._pass_ns(draft, members, rows) + slowest
-        fixed = layout.draft_fixed_bytes(draft, self.options.dtype) + tables
-        return Column(
-            shares=shares,
-            ns=work,
-            bytes=tuple(
-                fixed + self._draft_bytes(draft, share, j == 0, len(members)) for j, share in enumerate(shares)
-            ),
-        )
-
-    def _pass_ns(self, draft: Draft, members: tuple[int, ...], rows: int) -> int:
+    def _pass_ns(self, members: Sequence[int], rows: int) -> int:
         """Fixed work and messages of one pass: embedding, two sums per layer, candidates."""
-        count = len(members)
-        overhead = max(self.inventory.devices[index].overhead_ns for index in members)
-        message = rows * draft.hidden_size * self.width
-        reduce_ns = all_reduce_ns(self._link(members, message), count, message)
-        assert self.options.tree is not None
-        found = rows * self.options.tree.top_k * 16
-        gather = broadcast_ns(self._link(members, found), count, found)
-        return overhead * (draft.num_layers + 1 + TREE_BLOCKS) + reduce_ns * (2 * draft.num_layers + 1) + gather
-
-    def _draft_ns(self, draft: Draft, device: Device, kv_heads: int, rows: int, with_fc: bool) -> int:
-        """Attention of one pass, and fc, which each device of the group computes whole."""
-        inputs = 2 * draft.hidden_size if draft.kind == "eagle3" else draft.hidden_size
-        kv = draft_kv_bytes(self.options, draft, kv_heads)
-        traffic, flops = self._attention_work(draft.attention, inputs, kv_heads, rows, kv)
-        width = len(draft.aux_layers) * draft.target_hidden_size if draft.kind == "eagle3" else 2 * draft.hidden_size
-        fc = width * draft.hidden_size if with_fc else 0
-        return share_ns(device, traffic + fc * self.width, flops + 2 * rows * fc)
-
-    def _draft_bytes(self, draft: Draft, kv_heads: int, leader: bool, count: int) -> int:
-        dtype = self.options.dtype
-        buffers = draft_buffers(
-            self.model,
-            draft,
-            self.options,
-            kv_heads=kv_heads,
-            mlp_units=memory.mlp_units(draft.mlp),
-            embed_rows=self.vocab,
-            head_rows=draft.draft_vocab_size,
-            group_size=count,
-        )
-        attention = layout.draft_attention_bytes(draft, dtype, kv_heads, leader)
-        mlp = memory.draft_mlp(draft, dtype, leader).fixed
-        return attention + mlp + memory.total(buffers) + draft_kv_bytes(self.options, draft, kv_heads)
+        draft, fabric = self.draft, self.formulation._fabric
+        tree = self.formulation.options.tree
+        assert tree is not None
+        message = rows * draft.hidden_size * self._shares.passes[0][0].width
+        added = all_reduce_ns(fabric.tiers(members, message), message)
+        found = rows * tree.top_k * CANDIDATE_BYTES
+        gather = broadcast_ns(fabric.tiers(members, found), found)
+        overhead = self.formulation._overhead_ns(members)
+        return overhead * (draft.num_layers + 1 + TREE_BLOCKS) + added * (2 * draft.num_layers + 1) + gather
 
 
-def coarse_shares(kv_heads: int) -> int:
-    """Into how many equal bundles KV heads are divided at most."""
-    divisors = [n for n in range(MOST_COARSE_SHARES, 1, -1) if kv_heads % n == 0]
-    return kv_heads if kv_heads <= MOST_COARSE_SHARES or not divisors else divisors[0]
+def _pairs(attention: Attention) -> int:
+    """Rotary pairs of a head that may be divided: none where it is normed as a whole."""
+    return 0 if attention.qk_norm else attention.head_dim // 2
 
 
-def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """Every way to write ``total`` as ``parts`` positive numbers in order."""
-    if parts == 1:
-        yield (total,)
-        return
-    for first in range(1, total - parts + 2):
-        for rest in compositions(total - first, parts - 1):
-            yield (first, *rest)
+def _allows(attention: Attention, options: Options, way: Way) -> bool:
+    """Whether a layer can be divided so: each part of a head has equally many rotary pairs, each of a batch some."""
+    if len(way.subgroups) > attention.num_kv_heads:
+        return False
+    if way.axis == "head_dim":
+        pairs = _pairs(attention)
+        return pairs > 0 and all(pairs % m == 0 for m in way.subgroups)
+    return way.axis != "batch" or max(way.subgroups) <= options.batch
 
 
-def _neighbours(members: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """No member, and every run of neighbours."""
-    yield ()
-    for start in range(len(members)):
-        for stop in range(start + 1, len(members) + 1):
-            yield members[start:stop]
+def dominates(one: _Variant, other: _Variant) -> bool:
+    """Whether whatever ``other`` can do, ``one`` can in no more time and no more bytes of any member.
+
+    For each column of one layer it has one with no more of either; and already one layer of it saves what a stage
+    takes more, once.
+    """
+    more = tuple(max(0, a - b) for a, b in zip(one.stage_bytes, other.stage_bytes, strict=True))
+    return all(
+        any(_no_worse(column, listed, more) for column in columns)
+        for columns, worse in zip(one.columns, other.columns, strict=True)
+        for listed in worse
+    )
+
+
+def _no_worse(one: Column, other: Column, more: tuple[int, ...]) -> bool:
+    return one.ns <= other.ns and all(a + m <= b for a, b, m in zip(one.bytes, other.bytes, more, strict=True))
+
+
+def device_map(model: Model, options: Options, fabric: Fabric) -> _Map:
+    """The pins of the strategy ``custom``; raise InputError for a map that is no chain of whole layers."""
+    devices = {device.id: index for index, device in enumerate(fabric.inventory.devices)}
+    total = sum(layers.num_layers for layers in model.layers)
+    layers = [f"layers.{i}" for i in range(total)]
+    pins: dict[str, int] = {}
+    for pin in options.custom or ():
+        if pin.module not in ("embed", "head", "draft", *layers):
+            raise InputError(f"device map: {pin.module}: expected embed, layers.0 to {layers[-1]}, head or draft")
+        if pin.device not in devices:
+            raise InputError(f"device map: {pin.module}: found {pin.device}, expected one of {', '.join(devices)}")
+        pins[pin.module] = devices[pin.device]
+    missing = [module for module in ("embed", *layers, "head") if module not in pins]
+    if missing:
+        raise InputError(f"device map: {missing[0]} is on no device: name it, or the module that has it")
+    runs = [(device, list(found)) for device, found in groupby(layers, key=pins.__getitem__)]
+    _refuse_returns(fabric, runs)
+    return _Map(
+        embed=pins["embed"],
+        runs=tuple((device, len(found)) for device, found in runs),
+        head=pins["head"],
+        draft=pins.get("draft"),
+    )
+
+
+def _refuse_returns(fabric: Fabric, runs: list[tuple[int, list[str]]]) -> None:
+    """A device has layers that follow one another, and so has a host."""
+    names = [device.id for device in fabric.inventory.devices]
+    for i, (device, layers) in enumerate(runs):
+        host = fabric.host_of[device]
+        for earlier, others in runs[:i]:
+            if earlier == device:
+                raise InputError(
+                    f"device map: {layers[0]} is on {names[device]}, which has {others[0]} to {others[-1]} and not "
+                    f"{runs[i - 1][1][-1]}: the layers of a device follow one another"
+                )
+        between = [earlier for earlier, _ in runs[:i]]
+        if host in map(fabric.host_of.__getitem__, between) and fabric.host_of[between[-1]] != host:
+            raise InputError(
+                f"device map: {layers[0]} is on host {fabric.host_names[host]}, which was left before "
+                f"{runs[i - 1][1][0]}: the layers of a host follow one another"
+            )

@@ -1,10 +1,13 @@
 """What is connected with what: devices by links, blocks by the traffic of one step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, pairwise
 
 import networkx as nx
 
+from planner.cost import Tier, message_ns
 from plans.schema import DTYPE_BYTES, Draft, Inventory, Link, Model, Options
 
 
@@ -30,9 +33,47 @@ def slowest_link(graph: "nx.Graph[str]", members: Iterable[str], message_bytes: 
     return max(links, key=lambda link: (message_ns(link, message_bytes), link.latency_ns), default=None)
 
 
-def message_ns(link: Link, message_bytes: int) -> int:
-    """Time of one message over one link."""
-    return link.latency_ns + -(-message_bytes * 10**9 // link.bandwidth_bytes_per_s)
+@dataclass(frozen=True, kw_only=True)
+class Fabric:
+    """The links of groups of devices, which are referred to by index in inventory order."""
+
+    inventory: Inventory
+
+    @cached_property
+    def _graph(self) -> "nx.Graph[str]":
+        return topology(self.inventory)
+
+    @cached_property
+    def host_names(self) -> tuple[str, ...]:
+        return tuple(host.name for host in self.inventory.hosts)
+
+    @cached_property
+    def host_of(self) -> tuple[int, ...]:
+        """Of each device, the index of its host."""
+        return tuple(self.host_names.index(device.host) for device in self.inventory.devices)
+
+    @cached_property
+    def of_host(self) -> tuple[tuple[int, ...], ...]:
+        """Of each host, its devices."""
+        hosts = range(len(self.host_names))
+        return tuple(tuple(d for d, host in enumerate(self.host_of) if host == each) for each in hosts)
+
+    def inner_link(self, members: Sequence[int], message_bytes: int) -> Link | None:
+        """The slowest link among members of one host; None for a single member."""
+        host = self.inventory.hosts[self.host_of[members[0]]]
+        if len(members) > 1 and not host.pairs:
+            return host.link
+        return slowest_link(self._graph, [self.inventory.devices[d].id for d in members], message_bytes)
+
+    def tiers(self, members: Sequence[int], message_bytes: int) -> tuple[Tier, Tier]:
+        """A group: inside hosts, where the largest part and the slowest link count, and between them."""
+        parts: dict[int, list[int]] = {}
+        for device in members:
+            parts.setdefault(self.host_of[device], []).append(device)
+        links = [link for part in parts.values() if (link := self.inner_link(part, message_bytes))]
+        slowest = max(links, key=lambda link: (message_ns(link, message_bytes), link.latency_ns), default=None)
+        inner = Tier(count=max(map(len, parts.values())), link=slowest)
+        return inner, Tier(count=len(parts), link=self.inventory.network if len(parts) > 1 else None)
 
 
 def blocks(model: Model, draft: Draft | None, options: Options) -> "nx.DiGraph[str]":

@@ -1,171 +1,228 @@
 """The waist between models and solvers: integers only, serialisable, no model words.
 
-Layers are equal and are run by *groups* of devices. Inside a group a layer has two divisible axes: a coarse one, of
+``layers`` layers run one after the other, in *stages*: consecutive layers, run by one group of devices. A device is in
+one stage at most. Layers are of one or several *kinds*. Inside a group a layer has two divisible axes: a coarse one, of
 which every way to divide it is listed as a *column* with its time and bytes, and a fine one (*units*), whose division
-is a number per device. Two tables of *rows* go to the devices of the first and of the last group. An optional *tail*
-is one more block, on any group, divided in the same way, with up to two tables of rows of its own.
+is a number per device. Before the first stage, after the last one, and after that, are up to three *blocks*: each is on
+one of its listed options, a set of devices, divided as one of the option's columns and along its own fine axes. Block
+and stages form a chain, ``first`` -> stages -> ``last`` -> ``tail``, in which each link of the chain receives from the
+leader (the first device) of the one before.
 
-Devices are referred to by index in canonical order; per-member tuples are in the order of ``Group.devices``.
+Devices are referred to by index in canonical order; per-member tuples are in the order of ``devices``.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
+
+Goal = Literal["time", "balance", "fill"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receive:
+    """What it costs to receive from the leader of the link before; none is less than the one above it."""
+
+    same_ns: int
+    """The link before is on the same devices."""
+    inside_ns: int
+    """Its leader is a member."""
+    near_ns: int
+    """Its leader is in the same place."""
+    far_ns: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """One way to divide the coarse axis of one layer over a group."""
+    """One way to divide the coarse axis."""
 
     shares: tuple[int, ...]
+    """Of each member; for whoever formulated the problem, nothing here depends on them."""
     ns: int
-    """Time of a layer without its units: the slowest share, fixed work, collectives."""
+    """Without the fine axes: the slowest share, fixed work, collectives. Of a stage: of one layer."""
     bytes: tuple[int, ...]
-    """Of each member, per layer."""
+    """Of each member. Of a stage: per layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """Devices that may run a stage together; those of one host."""
+class Kind:
+    """Layers that are alike: their fine axis."""
 
-    devices: tuple[int, ...]
-    host: int
-    columns: tuple[Column, ...]
-    hop_ns: int
-    """Reaching this group from another of its host."""
-    network_hop_ns: int
-    """Reaching it from another host."""
-    stage_bytes: tuple[int, ...]
-    """Of each member, once, when the group runs a stage."""
-    first_ns: int
-    """Rows of the first table: what being the first stage costs."""
-    last_ns: int
-    """What being the last stage costs beside the rows of the last table."""
-    last_bytes: tuple[int, ...]
-    """Of each member, once, when the stage is the last."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TailGroup:
-    """Devices that may run the tail together."""
-
-    group: int
-    """Index in ``Problem.groups``."""
-    columns: tuple[Column, ...]
-    """Their bytes hold all that does not depend on units and rows."""
-    receive_ns: int
-    """Receiving from the leader of the last stage."""
-    receive_inside_ns: int
-    """The same when that leader is in this group."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tail:
-    """The block after the last stage."""
-
-    groups: tuple[TailGroup, ...]
-    units: int
-    unit_bytes: int
-    unit_ps: tuple[int, ...]
-    """Time of one unit on each device."""
-    first_rows: int
-    first_row_bytes: int
-    shares_first: bool
-    """Its first table is the base's: on the first stage's group it may be shared, elsewhere it is a copy."""
-    last_rows: int
-    last_row_bytes: int
-    shares_last: bool
-    """Its last table is the base's: likewise on the last stage's group."""
-    row_ps: tuple[int, ...]
-    """Time of one row of the last table on each device."""
-    network_ns: int
-    """More for receiving, when the last stage is in another host."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
-    """Divide ``layers`` layers and two tables over devices such that one step takes least."""
-
-    devices: tuple[str, ...]
-    capacity_bytes: tuple[int, ...]
-    hosts: tuple[tuple[int, ...], ...]
-    """Devices of each host."""
-    layers: int
     units: int
     """Of one layer."""
     unit_bytes: int
     unit_ps: tuple[int, ...]
     """Time of one unit on each device."""
-    first_rows: int
-    first_row_bytes: int
-    last_rows: int
-    last_row_bytes: int
-    row_ps: tuple[int, ...]
-    """Time of one row of the last table on each device."""
-    quantum_ns: int
-    """Time that is divided freely, of units and of rows, is counted in whole quanta, rounded up: finer than any
-    prediction, and without it the proof is about the last nanosecond of a rounding."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Devices that may run a stage together, in one way; several groups may have the same devices."""
+
+    devices: tuple[int, ...]
+    place: int
+    """The host of the devices. Of a group over several hosts a place of its own, which no other group has. The stages
+    of a place follow one another."""
+    columns: tuple[tuple[Column, ...], ...]
+    """Of each kind; no columns: the group runs no layer of that kind."""
+    hop_ns: int
+    """Reaching this group from the stage before, in the same place."""
+    network_hop_ns: int
+    """Reaching it from a stage in another place."""
+    first: Receive
+    """When it runs the first stage: receiving from the block ``first``."""
+    stage_bytes: tuple[int, ...]
+    """Of each member, once, when the group runs a stage."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """A fine axis of a block: ``count`` pieces, dealt out over the members of its option in any numbers."""
+
+    count: int
+    each_bytes: int
+    each_ps: tuple[int, ...]
+    """Time of one piece on each device; the block waits for the slowest member."""
+    shared: Literal["first", "last"] | None
+    """On the same devices as that block the axis is that block's: the same numbers, and no bytes. The two have equally
+    many pieces. Elsewhere it is an axis of its own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """Devices that a block may be on."""
+
+    devices: tuple[int, ...]
+    places: tuple[int, ...]
+    """Hosts of the devices."""
+    columns: tuple[Column, ...]
+    receive: Receive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Something beside the layers that is on one set of devices."""
+
+    options: tuple[Option, ...]
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """Place layers and blocks on devices such that one step takes least."""
+
+    devices: tuple[str, ...]
+    capacity_bytes: tuple[int, ...]
+    hosts: tuple[tuple[int, ...], ...]
+    """Devices of each host."""
+    alike: tuple[int, ...]
+    """Devices of one host that nothing tells apart have the same number. Only a hint for bounds."""
+    kinds: tuple[Kind, ...]
+    sequence: tuple[tuple[int, int], ...]
+    """Runs of (kind, number of layers), in the order of execution."""
     groups: tuple[Group, ...]
-    tail: Tail | None
-    fixed_ns: int
-    """Of any placement."""
+    ordered: bool
+    """Stages run in the order of ``groups``."""
+    counts: tuple[int, ...] | None
+    """Layers that each group runs, where they are given."""
+    first: Block
+    """Has one axis; receives nothing (its options' ``receive`` is zero)."""
+    last: Block
+    """Has one axis; receives from the last stage."""
+    tail: Block | None
+    """Receives from ``last``."""
+    quantum_ns: int
+    """Time that is divided freely, along fine axes, is counted in whole quanta, rounded up: finer than any prediction,
+    and without it the proof is about the last nanosecond of a rounding. Per stage and kind, and per axis of a block."""
     message_ns: tuple[int, ...]
     """Of each host: telling its other devices, when it has more than one in use."""
     network_message_ns: int
-    """Telling one more host."""
+    """Telling one more host in use."""
+    goal: Goal
+    """What comes first. ``time``: the step. ``balance``: the least free memory of any device, in granules, as much as
+    can be, then the step. ``fill``: as many layers as can be on the first device, then on the second, …, then the
+    step."""
+    spare: int | None
+    """``balance`` only: the device on which as little as can be (in granules) is to lie, before all else; it does not
+    count for the balance."""
+
+    @property
+    def layers(self) -> int:
+        return sum(count for _, count in self.sequence)
+
+    def layers_of(self, kind: int) -> int:
+        return sum(count for each, count in self.sequence if each == kind)
+
+    @property
+    def blocks(self) -> Iterator[Block]:
+        """``first``, ``last`` and, where there is one, ``tail``."""
+        yield self.first
+        yield self.last
+        if self.tail is not None:
+            yield self.tail
+
+
+FREE_BITS = 12
+
+
+def granule_bytes(problem: Problem) -> int:
+    """Free memory is compared in granules: the largest capacity has FREE_BITS bits of them."""
+    return 1 << max(0, max(problem.capacity_bytes).bit_length() - FREE_BITS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageAnswer:
-    """A stage: layers of each column, and units of each member over all its layers."""
+    """A stage. The layers of each kind that it has are those of its place in the sequence."""
 
     group: int
-    layers: tuple[int, ...]
-    units: tuple[int, ...]
+    layers: tuple[tuple[int, ...], ...]
+    """Of each kind, of each of the group's columns."""
+    units: tuple[tuple[int, ...], ...]
+    """Of each kind, of each member, over all its layers of that kind."""
+
+    @property
+    def num_layers(self) -> int:
+        return sum(map(sum, self.layers))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TailAnswer:
-    """Rows are None where the base's tables are shared."""
+class BlockAnswer:
+    """Where a block is, and how each axis is dealt out over the members: None where it is shared."""
 
-    group: int
-    """Index in ``Tail.groups``."""
+    option: int
     column: int
-    units: tuple[int, ...]
-    first_rows: tuple[int, ...] | None
-    last_rows: tuple[int, ...] | None
+    shares: tuple[tuple[int, ...] | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """An assignment: stages in order; rows per member of the first and last stage."""
+    """An assignment: stages in the order of execution."""
 
     stages: tuple[StageAnswer, ...]
-    first_rows: tuple[int, ...]
-    last_rows: tuple[int, ...]
-    tail: TailAnswer | None
+    first: BlockAnswer
+    last: BlockAnswer
+    tail: BlockAnswer | None
 
 
 def most_ps(problem: Problem) -> int:
     """No answer takes longer, but for hops and messages of more than a thousand stages."""
-    groups, tail = problem.groups, problem.tail
-    fixed = [ns for g in groups for ns in (g.hop_ns, g.network_hop_ns, g.first_ns, g.last_ns)]
-    columns = problem.layers * max(column.ns for g in groups for column in g.columns)
-    times = problem.layers * problem.units * max(problem.unit_ps) + problem.last_rows * max(problem.row_ps)
-    if tail is not None:
-        fixed += [ns for g in tail.groups for ns in (g.receive_ns, g.receive_inside_ns)]
-        fixed += [column.ns for g in tail.groups for column in g.columns]
-        times += tail.units * max(tail.unit_ps) + max(tail.last_rows, problem.last_rows) * max(tail.row_ps)
+    groups = problem.groups
+    fixed = [ns for g in groups for ns in (g.hop_ns, g.network_hop_ns, g.first.far_ns)]
+    fixed += [
+        option.receive.far_ns + column.ns for b in problem.blocks for option in b.options for column in option.columns
+    ]
+    columns = problem.layers * max(column.ns for g in groups for columns in g.columns for column in columns)
+    times = sum(problem.layers_of(k) * kind.units * max(kind.unit_ps) for k, kind in enumerate(problem.kinds))
+    times += sum(axis.count * max(axis.each_ps) for block in problem.blocks for axis in block.axes)
     return 1000 * (columns + 1000 * max(fixed)) + times
 
 
 def most_bytes(problem: Problem) -> int:
     """No answer puts more on one device."""
-    groups, tail = problem.groups, problem.tail
-    columns = problem.layers * max(nbytes for g in groups for column in g.columns for nbytes in column.bytes)
-    rows = problem.first_rows * problem.first_row_bytes + problem.last_rows * problem.last_row_bytes
-    stage = max(max(g.stage_bytes) + max(g.last_bytes) for g in groups)
-    most = columns + problem.layers * problem.units * problem.unit_bytes + rows + stage
-    if tail is not None:
-        most += max(nbytes for g in tail.groups for column in g.columns for nbytes in column.bytes)
-        most += tail.units * tail.unit_bytes
-        most += tail.first_rows * tail.first_row_bytes + tail.last_rows * tail.last_row_bytes
+    groups = problem.groups
+    most = problem.layers * max(n for g in groups for columns in g.columns for column in columns for n in column.bytes)
+    most += sum(problem.layers_of(k) * kind.units * kind.unit_bytes for k, kind in enumerate(problem.kinds))
+    most += max(max(group.stage_bytes) for group in groups)
+    for block in problem.blocks:
+        most += max(nbytes for option in block.options for column in option.columns for nbytes in column.bytes)
+        most += sum(axis.count * axis.each_bytes for axis in block.axes)
     return most

@@ -1,46 +1,44 @@
 """Every answer of a tiny Problem, priced in the plainest way: what the solver and the certificate are held against.
 
-Nothing here knows of the solver or of :mod:`planner.certify`. A part of an answer (a stage, the rows, the tail) is a
-cost and a load of each device; parts are combined by adding both, and of two with one load the cheaper is enough.
+Nothing here knows of the solver or of :mod:`planner.certify`. A part of an answer (a stage, a block's axis) is a row:
+the load of each device, then the cost. Parts are combined by adding their rows, and of all rows that a part may have,
+its *front*, those are enough for which no other is as small in every number.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import pairwise, permutations
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
-from planner.problem import Problem, Tail, TailGroup
+from planner.problem import Axis, Block, Column, Group, Option, Problem, Receive, granule_bytes
 
-Load = tuple[int, ...]
-Front = dict[Load, int]
-"""The least cost of every load worth having."""
-
-
-def best(problem: Problem) -> tuple[int, int] | None:
-    """The least (step time, number of stages) of any feasible answer; None where there is none."""
-    found: tuple[int, int] | None = None
-    for sequence in sequences(problem):
-        for cost in _costs(problem, sequence):
-            candidate = (cost, len(sequence))
-            if found is None or candidate < found:
-                found = candidate
-    return found
+Front = NDArray[np.int64]
+"""Rows of one load per device and a cost, (n, devices + 1)."""
+Value = tuple[int, ...]
+"""What the goal puts first, the step time, the number of stages; less is better."""
 
 
-def sequences(problem: Problem) -> Iterator[tuple[int, ...]]:
-    """Every order of disjoint groups, a layer for each at least, that enters no host twice."""
-    for count in range(1, min(len(problem.devices), problem.layers) + 1):
-        for sequence in permutations(range(len(problem.groups)), count):
-            members = [device for index in sequence for device in problem.groups[index].devices]
-            hosts = [problem.groups[index].host for index in sequence]
-            visits = [host for i, host in enumerate(hosts) if i == 0 or host != hosts[i - 1]]
-            if len(set(members)) == len(members) and len(set(visits)) == len(visits):
-                yield sequence
+def best(problem: Problem) -> Value | None:
+    """The least value of any feasible answer; None where there is none."""
+    return _Search(problem).best()
+
+
+def goal_value(problem: Problem, load_bytes: Sequence[int], layers: Sequence[int]) -> Value:
+    """What the goal puts before the step, less is better, from the load and the layers of each device."""
+    granule = granule_bytes(problem)
+    free = [capacity - load for capacity, load in zip(problem.capacity_bytes, load_bytes, strict=True)]
+    if problem.goal == "balance":
+        spare = problem.spare
+        others = min(nbytes // granule for d, nbytes in enumerate(free) if d != spare)
+        return (-others,) if spare is None else (-(-load_bytes[spare] // granule), -others)
+    return tuple(-count for count in layers) if problem.goal == "fill" else ()
 
 
 def splits(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """Every way to write ``total`` as ``parts`` numbers, zeros allowed."""
+    """Every way to write ``total`` as ``parts`` numbers, zeros allowed; one part at least."""
     if parts == 1:
         yield (total,)
         return
@@ -49,175 +47,251 @@ def splits(total: int, parts: int) -> Iterator[tuple[int, ...]]:
             yield (first, *rest)
 
 
-def _costs(problem: Problem, sequence: tuple[int, ...]) -> Iterator[int]:
-    """Least costs of the answers with these stages in this order, one for each place of the tail."""
-    stages = _stages(problem, tuple(sorted(sequence)))
-    first, last = (problem.groups[sequence[end]] for end in (0, -1))
-    stages = _both(problem, stages, _rows(problem, first.devices, problem.first_rows, problem.first_row_bytes, ()))
-    stages = _both(problem, stages, _once(problem, last.devices, last.last_bytes, 0))
-    fixed = problem.fixed_ns + first.first_ns + last.last_ns + _hops(problem, sequence)
-    used = {device for index in sequence for device in problem.groups[index].devices}
-    if problem.tail is None:
-        rows = _rows(problem, last.devices, problem.last_rows, problem.last_row_bytes, (problem.row_ps,))
-        whole = _cheapest(problem, stages, rows)
-        if whole is not None:
-            yield fixed + whole + _messages(problem, used)
-        return
-    for choice in problem.tail.groups:
-        members = problem.groups[choice.group].devices
-        others = fixed + _receive(problem, problem.tail, choice, sequence[-1]) + _messages(problem, used | set(members))
-        for share_last in (False, True) if problem.tail.shares_last and choice.group == sequence[-1] else (False,):
-            read = (problem.row_ps, problem.tail.row_ps) if share_last else (problem.row_ps,)
-            rows = _rows(problem, last.devices, problem.last_rows, problem.last_row_bytes, read)
-            base = _both(problem, stages, rows)
-            for share_first in (False, True) if problem.tail.shares_first and choice.group == sequence[0] else (False,):
-                whole = _cheapest(problem, base, _tail(problem, problem.tail, choice, share_first, share_last))
-                if whole is not None:
-                    yield others + whole
+def may_follow(problem: Problem, sequence: tuple[int, ...], index: int) -> bool:
+    """Whether a group may run the stage after the stages of ``sequence``."""
+    group, before = problem.groups[index], [problem.groups[each] for each in sequence]
+    if any(set(group.devices) & set(each.devices) for each in before):
+        return False
+    if before and group.place != before[-1].place and group.place in {each.place for each in before}:
+        return False
+    return not (problem.ordered and sequence and index < sequence[-1])
 
 
-@lru_cache(maxsize=64)
-def _stages(problem: Problem, sequence: tuple[int, ...]) -> Front:
-    """Every division of the layers over these stages, in whatever order."""
-    fronts: dict[int, Front] = {0: {(0,) * len(problem.devices): 0}}
-    for index in sequence:
-        grown: dict[int, Front] = {}
-        for before, front in fronts.items():
-            for layers in range(1, problem.layers - before + 1):
-                for load, cost in _both(problem, front, _stage(problem, index, layers)).items():
-                    _keep(grown.setdefault(before + layers, {}), load, cost)
-        fronts = {layers: _undominated(front) for layers, front in grown.items()}
-    return fronts.get(problem.layers, {})
+def host_of(hosts: tuple[tuple[int, ...], ...], device: int) -> int:
+    return next(h for h, devices in enumerate(hosts) if device in devices)
 
 
-@lru_cache(maxsize=256)
-def _stage(problem: Problem, index: int, layers: int) -> Front:
-    """So many layers on one group: every mixture of columns, every division of units."""
-    group = problem.groups[index]
-    front: Front = {}
-    for counts in splits(layers, len(group.columns)):
-        chosen = [column for column, count in zip(group.columns, counts, strict=True) for _ in range(count)]
-        cost = sum(column.ns for column in chosen)
-        for units in splits(layers * problem.units, len(group.devices)):
-            load = [0] * len(problem.devices)
-            for j, device in enumerate(group.devices):
-                load[device] = group.stage_bytes[j] + units[j] * problem.unit_bytes
-                load[device] += sum(column.bytes[j] for column in chosen)
-            _keep(front, tuple(load), cost + _slowest_ns(problem, units, group.devices, problem.unit_ps))
-    return _fitting(problem, front)
+def receive_ns(problem: Problem, cost: Receive, sender: Sequence[int], to: Group | Option) -> int:
+    """Receiving from the leader of ``sender``."""
+    if sender == to.devices:
+        return cost.same_ns
+    if sender[0] in to.devices:
+        return cost.inside_ns
+    places = (to.place,) if isinstance(to, Group) else to.places
+    return cost.near_ns if host_of(problem.hosts, sender[0]) in places else cost.far_ns
 
 
-def _rows(
-    problem: Problem, devices: Sequence[int], rows: int, row_bytes: int, read: Iterable[tuple[int, ...]]
-) -> Front:
-    """Every division of a table, which costs the time of its slowest share once for each entry of ``read``."""
-    front: Front = {}
-    rates = tuple(read)
-    for shares in splits(rows, len(devices)):
-        load = [0] * len(problem.devices)
-        for device, count in zip(devices, shares, strict=True):
-            load[device] = count * row_bytes
-        _keep(front, tuple(load), sum(_slowest_ns(problem, shares, devices, each) for each in rates))
-    return front
+def slowest_ns(problem: Problem, counts: Sequence[int], devices: Sequence[int], each_ps: Sequence[int]) -> int:
+    """The longest of the shares, rounded up to whole quanta."""
+    longest = max(count * each_ps[device] for count, device in zip(counts, devices, strict=True))
+    return -(-longest // (problem.quantum_ns * 1000)) * problem.quantum_ns
 
 
-@lru_cache(maxsize=256)
-def _tail(problem: Problem, tail: Tail, choice: TailGroup, share_first: bool, share_last: bool) -> Front:
-    members = problem.groups[choice.group].devices
-    front = _union(_once(problem, members, column.bytes, column.ns) for column in choice.columns)
-    front = _both(problem, front, _rows(problem, members, tail.units, tail.unit_bytes, (tail.unit_ps,)))
-    if not share_first:
-        front = _both(problem, front, _rows(problem, members, tail.first_rows, tail.first_row_bytes, ()))
-    if not share_last:
-        front = _both(problem, front, _rows(problem, members, tail.last_rows, tail.last_row_bytes, (tail.row_ps,)))
-    return front
-
-
-def _once(problem: Problem, devices: Sequence[int], nbytes: Sequence[int], cost: int) -> Front:
-    load = [0] * len(problem.devices)
-    for device, each in zip(devices, nbytes, strict=True):
-        load[device] = each
-    return {tuple(load): cost}
-
-
-def _hops(problem: Problem, sequence: tuple[int, ...]) -> int:
-    total = 0
-    for before, index in pairwise(sequence):
-        here = problem.groups[index]
-        total += here.hop_ns if problem.groups[before].host == here.host else here.network_hop_ns
-    return total
-
-
-def _receive(problem: Problem, tail: Tail, choice: TailGroup, last: int) -> int:
-    sender, receivers = problem.groups[last], problem.groups[choice.group]
-    near = choice.receive_inside_ns if sender.devices[0] in receivers.devices else choice.receive_ns
-    return near + (tail.network_ns if sender.host != receivers.host else 0)
-
-
-def _messages(problem: Problem, used: set[int]) -> int:
-    counts = [len(used & set(devices)) for devices in problem.hosts]
+def messages_ns(problem: Problem, used: Iterable[int]) -> int:
+    counts = [len(set(used) & set(devices)) for devices in problem.hosts]
     told = sum(each for each, count in zip(problem.message_ns, counts, strict=True) if count >= 2)
     return told + (len([count for count in counts if count]) - 1) * problem.network_message_ns
 
 
-def _slowest_ns(problem: Problem, counts: Sequence[int], devices: Sequence[int], each_ps: Sequence[int]) -> int:
-    """The longest of the shares, each rounded up to whole quanta."""
-    quantum_ps = problem.quantum_ns * 1000
-    times = [count * each_ps[device] for count, device in zip(counts, devices, strict=True)]
-    return problem.quantum_ns * max(time // quantum_ps + (time % quantum_ps > 0) for time in times)
+@dataclass(frozen=True)
+class _Route:
+    """What blocks, messages and goals ask about the stages."""
+
+    first: int
+    last: int
+    stages: int
+    used: frozenset[int]
+    layers: tuple[int, ...]
+    """On each device, where the goal asks."""
 
 
-# ---- fronts ----
+@dataclass(frozen=True)
+class _Search:
+    problem: Problem
 
+    def best(self) -> Value | None:
+        found: Value | None = None
+        blocks = [(chosen, front) for chosen in self._choices() if len(front := self._blocks(chosen))]
+        pairs = [
+            (self._least(route, chosen, stages, others), route, chosen, stages, others)
+            for route, stages in self._routes().items()
+            for chosen, others in blocks
+        ]
+        for bound, route, chosen, stages, others in sorted(pairs, key=lambda pair: pair[0]):
+            if found is not None and bound >= found:
+                break
+            rows = self._fitting(self._pairs(stages, others))
+            if len(rows):
+                value = self._cheapest(route, chosen, rows)
+                found = value if found is None else min(found, value)
+        return found
 
-def _keep(front: Front, load: Load, cost: int) -> None:
-    if cost < front.get(load, cost + 1):
-        front[load] = cost
+    # ---- the whole ----
 
+    def _least(self, route: _Route, chosen: tuple[Option, ...], stages: Front, others: Front) -> Value:
+        """No answer of these is better."""
+        return self._cheapest(route, chosen, (stages.min(axis=0) + others.min(axis=0))[None])
 
-def _both(problem: Problem, one: Front, other: Front) -> Front:
-    """One part of each, where the two fit together."""
-    front: Front = {}
-    for load_a, cost_a in one.items():
-        for load_b, cost_b in other.items():
-            load = tuple(map(sum, zip(load_a, load_b, strict=True)))
-            _keep(front, load, cost_a + cost_b)
-    return _fitting(problem, front)
+    def _cheapest(self, route: _Route, chosen: tuple[Option, ...], rows: Front) -> Value:
+        problem = self.problem
+        step = self._between(route, chosen)
+        if problem.goal != "balance":
+            rows = rows[[rows[:, -1].argmin()]]
+        values = ((*goal_value(problem, row[:-1], route.layers), step + row[-1], route.stages) for row in rows.tolist())
+        return min(values)
 
+    def _between(self, route: _Route, chosen: tuple[Option, ...]) -> int:
+        """What receiving and messages cost."""
+        problem = self.problem
+        start, end = problem.groups[route.first], problem.groups[route.last]
+        total = receive_ns(problem, start.first, chosen[0].devices, start)
+        chain = (end.devices, *(option.devices for option in chosen[1:]))
+        for sender, option in zip(chain, chosen[1:], strict=False):
+            total += receive_ns(problem, option.receive, sender, option)
+        used = route.used.union(*(option.devices for option in chosen))
+        return total + messages_ns(problem, used)
 
-def _union(fronts: Iterable[Front]) -> Front:
-    joined: Front = {}
-    for front in fronts:
-        for load, cost in front.items():
-            _keep(joined, load, cost)
-    return joined
+    # ---- stages ----
 
+    @cached_property
+    def _kinds(self) -> list[int]:
+        """Of each layer."""
+        return [kind for kind, count in self.problem.sequence for _ in range(count)]
 
-def _fitting(problem: Problem, front: Front) -> Front:
-    capacity = problem.capacity_bytes
-    fits = {load: cost for load, cost in front.items() if all(map(int.__le__, load, capacity))}
-    return _undominated(fits)
+    def _routes(self) -> dict[_Route, Front]:
+        fronts: dict[_Route, list[Front]] = {}
+        for stages, front in self._grown((), 0, self._nothing):
+            fronts.setdefault(self._route(stages), []).append(front)
+        return {route: _undominated(np.concatenate(found)) for route, found in fronts.items()}
+
+    def _route(self, stages: tuple[tuple[int, int], ...]) -> _Route:
+        layers = [0] * len(self.problem.devices)
+        members = [(device, count) for index, count in stages for device in self.problem.groups[index].devices]
+        for device, count in members:
+            layers[device] = count
+        return _Route(
+            first=stages[0][0],
+            last=stages[-1][0],
+            stages=len(stages),
+            used=frozenset(device for device, _ in members),
+            layers=tuple(layers) if self.problem.goal == "fill" else (),
+        )
+
+    def _grown(
+        self, stages: tuple[tuple[int, int], ...], start: int, front: Front
+    ) -> Iterator[tuple[tuple[tuple[int, int], ...], Front]]:
+        """Every (group, number of layers) of each stage that goes on from here, with what all of it takes."""
+        problem = self.problem
+        if start == problem.layers:
+            yield stages, front
+            return
+        for index in range(len(problem.groups)):
+            if not may_follow(problem, tuple(each for each, _ in stages), index):
+                continue
+            hop = self._hop(stages[-1][0], index) if stages else 0
+            for count in range(1, problem.layers - start + 1):
+                if problem.counts is not None and problem.counts[index] != count:
+                    continue
+                grown = self._both(front, self._stage(index, self._kinds[start : start + count]))
+                if len(grown):
+                    grown[:, -1] += hop
+                    yield from self._grown((*stages, (index, count)), start + count, grown)
+
+    def _hop(self, before: int, index: int) -> int:
+        here = self.problem.groups[index]
+        return here.hop_ns if self.problem.groups[before].place == here.place else here.network_hop_ns
+
+    def _stage(self, index: int, kinds: list[int]) -> Front:
+        """These layers on one group: every mixture of columns, every division of units."""
+        group = self.problem.groups[index]
+        key = (index, *sorted(kinds))
+        if key not in self._stage_fronts:
+            front = self._once(group.devices, group.stage_bytes, 0)
+            for kind in sorted(set(kinds)):
+                front = self._both(front, self._columns(group, kind, kinds.count(kind)))
+                front = self._both(front, self._units(group, kind, kinds.count(kind)))
+            self._stage_fronts[key] = front
+        return self._stage_fronts[key]
+
+    @cached_property
+    def _stage_fronts(self) -> dict[tuple[int, ...], Front]:
+        return {}
+
+    def _columns(self, group: Group, kind: int, layers: int) -> Front:
+        columns = group.columns[kind]
+        if not columns:
+            return self._nothing[:0]
+        rows = []
+        for counts in splits(layers, len(columns)):
+            cost = sum(n * column.ns for n, column in zip(counts, columns, strict=True))
+            loads = np.array(counts) @ np.array([column.bytes for column in columns])
+            rows.append(self._once(group.devices, loads.tolist(), cost))
+        return self._fitting(np.concatenate(rows))
+
+    def _units(self, group: Group, kind: int, layers: int) -> Front:
+        alike = self.problem.kinds[kind]
+        return self._dealt(group.devices, layers * alike.units, alike.unit_bytes, [alike.unit_ps])
+
+    # ---- blocks ----
+
+    def _choices(self) -> Iterator[tuple[Option, ...]]:
+        """An option of each block."""
+        return product(*(block.options for block in self.problem.blocks))
+
+    def _blocks(self, chosen: tuple[Option, ...]) -> Front:
+        """Every division of the blocks on these options."""
+        front = self._nothing
+        blocks: list[Block] = list(self.problem.blocks)
+        sharing: dict[tuple[int, int], list[Axis]] = {}
+        for b, (block, option) in enumerate(zip(blocks, chosen, strict=True)):
+            front = self._both(front, self._whole(option.devices, option.columns))
+            for a, axis in enumerate(block.axes):
+                sharing.setdefault(self._owner(chosen, b, a), []).append(axis)
+        for (b, _), axes in sharing.items():
+            rates = [axis.each_ps for axis in axes]
+            front = self._both(front, self._dealt(chosen[b].devices, axes[0].count, axes[0].each_bytes, rates))
+        return front
+
+    def _owner(self, chosen: tuple[Option, ...], b: int, a: int) -> tuple[int, int]:
+        """(block, axis) that says how this axis is divided."""
+        shared = list(self.problem.blocks)[b].axes[a].shared
+        if shared is None:
+            return b, a
+        other = ("first", "last").index(shared)
+        return self._owner(chosen, other, 0) if chosen[other].devices == chosen[b].devices else (b, a)
+
+    def _whole(self, devices: Sequence[int], columns: Sequence[Column]) -> Front:
+        return self._fitting(np.concatenate([self._once(devices, column.bytes, column.ns) for column in columns]))
+
+    # ---- fronts ----
+
+    @cached_property
+    def _nothing(self) -> Front:
+        return np.zeros((1, len(self.problem.devices) + 1), dtype=np.int64)
+
+    def _once(self, devices: Sequence[int], nbytes: Sequence[int], cost: int) -> Front:
+        row = self._nothing.copy()
+        row[0, list(devices)] = nbytes
+        row[0, -1] = cost
+        return row
+
+    def _dealt(self, devices: Sequence[int], count: int, nbytes: int, rates: Sequence[Sequence[int]]) -> Front:
+        """Every division of equal pieces, which costs the time of its slowest share once for each of ``rates``."""
+        rows = []
+        for shares in splits(count, len(devices)):
+            cost = sum(slowest_ns(self.problem, shares, devices, each_ps) for each_ps in rates)
+            rows.append(self._once(devices, [n * nbytes for n in shares], cost))
+        return self._fitting(np.concatenate(rows))
+
+    def _pairs(self, one: Front, other: Front) -> Front:
+        return (one[:, None] + other[None]).reshape(-1, len(self.problem.devices) + 1)
+
+    def _both(self, one: Front, other: Front) -> Front:
+        """One part of each, where the two fit together."""
+        return self._fitting(self._pairs(one, other))
+
+    def _fitting(self, front: Front) -> Front:
+        return _undominated(front[(front[:, :-1] <= self.problem.capacity_bytes).all(axis=1)])
 
 
 def _undominated(front: Front) -> Front:
-    """Without the loads for which another is as small on every device and as cheap."""
-    ordered = sorted(front.items(), key=lambda item: (item[1], item[0]))
-    loads = np.array([load for load, _ in ordered])
-    kept: list[int] = []
-    for position in range(len(ordered)):
-        if not (loads[kept] <= loads[position]).all(axis=1).any():
-            kept.append(position)
-    return dict(ordered[position] for position in kept)
-
-
-def _cheapest(problem: Problem, one: Front, other: Front) -> int | None:
-    """The least cost of one part of each that fit together; None where none do."""
-    if not one or not other:
-        return None
-    loads, costs = np.array(list(other)), np.array(list(other.values()))
-    least = None
-    for load, cost in one.items():
-        fits = (loads + np.array(load) <= np.array(problem.capacity_bytes)).all(axis=1)
-        if fits.any() and (least is None or cost + costs[fits].min() < least):
-            least = int(cost + costs[fits].min())
-    return least
+    """Without the rows that have another, or an equal one before, that is as small in every number."""
+    front = front[np.argsort(front.sum(axis=1), kind="stable")]
+    position = 0
+    while position < len(front):
+        rest = front[position + 1 :]
+        worse = (front[position] <= rest).all(axis=1)
+        if worse.any():
+            front = np.concatenate([front[: position + 1], rest[~worse]])
+        position += 1
+    return front

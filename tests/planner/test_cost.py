@@ -1,12 +1,24 @@
 """Predicted times: the roofline against published profiles, collectives by hand, and that more takes longer."""
 
 import dataclasses
+import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.cost import all_reduce_ns, broadcast_ns, ceil_div, rounds, share_ns, share_ps
+from planner.cost import (
+    Tier,
+    all_reduce_ns,
+    broadcast_ns,
+    ceil_div,
+    message_ns,
+    rounds,
+    share_ns,
+    share_ps,
+    touched_bytes,
+)
 from planner.inventory import catalog_device
 from plans.schema import Device, Link
 
@@ -51,13 +63,46 @@ def test_wide_verification_turns_to_arithmetic() -> None:
     assert wide > narrow
 
 
+def alone(members: int, link: Link | None = LINK) -> tuple[Tier]:
+    return (Tier(count=members, link=link),)
+
+
+def test_a_message_takes_latency_and_bytes() -> None:
+    link = Link(link_class="x", latency_ns=7, bandwidth_bytes_per_s=10**9)
+    assert [message_ns(link, nbytes) for nbytes in (0, 1, 100)] == [7, 8, 107]
+
+
 def test_collectives_by_hand() -> None:
     assert [rounds(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]
-    assert all_reduce_ns(LINK, 2, 10_000) == 2 * 5_000 + 1_000  # 2 * (1/2) * 10 kB at 10 GB/s
-    assert all_reduce_ns(LINK, 4, 10_000) == 4 * 5_000 + 1_500  # 2 * (3/4)
-    assert broadcast_ns(LINK, 2, 10_000) == 5_000 + 1_000
-    assert broadcast_ns(LINK, 5, 10_000) == 3 * (5_000 + 1_000)
-    assert all_reduce_ns(None, 1, 10_000) == broadcast_ns(None, 1, 10_000) == 0
+    assert all_reduce_ns(alone(2), 10_000) == 2 * 5_000 + 1_000  # 2 * (1/2) * 10 kB at 10 GB/s
+    assert all_reduce_ns(alone(4), 10_000) == 4 * 5_000 + 1_500  # 2 * (3/4)
+    assert broadcast_ns(alone(2), 10_000) == 5_000 + 1_000
+    assert broadcast_ns(alone(5), 10_000) == 3 * (5_000 + 1_000)
+    assert all_reduce_ns(alone(1, None), 10_000) == broadcast_ns(alone(1, None), 10_000) == 0
+
+
+def test_collectives_over_hosts_cross_the_network_as_often_as_there_are_hosts() -> None:
+    slow = Link(link_class="net", latency_ns=40_000, bandwidth_bytes_per_s=1_000_000_000)
+    tiers = (Tier(count=4, link=LINK), Tier(count=2, link=slow))
+    # trees of 4 and of 2; the ring of 8 is as slow as the network: 2 * (7/8) * 10 kB at 1 GB/s
+    assert all_reduce_ns(tiers, 10_000) == 2 * (2 * 5_000 + 40_000) + 17_500
+    assert broadcast_ns(tiers, 10_000) == 2 * (5_000 + 1_000) + (40_000 + 10_000)
+    one_each = (Tier(count=1, link=None), Tier(count=2, link=slow))
+    assert all_reduce_ns(one_each, 10_000) == all_reduce_ns(alone(2, slow), 10_000)
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 40), st.integers(1, 10**9))
+def test_experts_that_are_wanted_at_least_once(experts: int, each: int, rows: int, nbytes: int) -> None:
+    each = min(each, experts)
+    expected = nbytes * experts * (1 - (1 - Fraction(each, experts)) ** rows)
+    assert touched_bytes(nbytes, experts, each, rows) == math.ceil(expected)
+    assert nbytes * each <= touched_bytes(nbytes, experts, each, rows) <= nbytes * experts
+
+
+def test_experts_by_hand() -> None:
+    assert touched_bytes(1000, 8, 2, 1) == 2000
+    assert touched_bytes(1000, 8, 2, 2) == 3500  # 8 * (1 - (3/4)^2)
+    assert touched_bytes(1000, 1, 1, 60) == 1000
 
 
 @given(st.integers(0, 10**15), st.integers(0, 10**15), st.integers(0, 10**18), st.integers(0, 10**18))
@@ -72,8 +117,10 @@ def test_more_never_takes_less(traffic: int, more_traffic: int, flops: int, more
 @given(st.integers(1, 64), st.integers(0, 10**12), st.integers(0, 10**9))
 def test_collectives_grow_with_members_and_bytes(members: int, message: int, more: int) -> None:
     for collective in (all_reduce_ns, broadcast_ns):
-        assert collective(LINK, members, message) <= collective(LINK, members + 1, message)
-        assert collective(LINK, members, message) <= collective(LINK, members, message + more)
+        assert collective(alone(members), message) <= collective(alone(members + 1), message)
+        assert collective(alone(members), message) <= collective(alone(members), message + more)
+        wider = (*alone(members), Tier(count=2, link=LINK))
+        assert collective(alone(members), message) <= collective(wider, message)
 
 
 @given(st.integers(0, 10**30), st.integers(1, 10**20))

@@ -13,9 +13,10 @@ from planner.formulate import Formulation
 from planner.solve import Settings, Solved, solve
 from plans import codec
 from plans.check import check
-from plans.schema import Inputs, Plan
-from tests.planner.instances import EQUAL, UNLIKE, Head, formulation
+from plans.schema import Inputs, KvAxis, Pin, Plan, Strategy
+from tests.planner.instances import EQUAL, UNLIKE, Head, cpu, formulation, host
 
+FAST = {"class": "fast", "latency": "1 us", "bandwidth": "1000 GB/s"}
 INPUTS = Inputs(
     base_config_sha256="0" * 64, base_tensors_sha256="1" * 64, draft_config_sha256=None, draft_tensors_sha256=None
 )
@@ -51,10 +52,13 @@ def test_what_is_left_over_goes_round_the_layers() -> None:
 
 def _solved(case: str) -> tuple[Formulation, Solved, Plan]:
     data, head, context = CASES[case]
-    found = formulation(data, head, context=context)
+    return _planned(formulation(data, head, context=context))
+
+
+def _planned(found: Formulation) -> tuple[Formulation, Solved, Plan]:
     solved = solve(found.problem, Settings())
     assert solved is not None
-    return found, solved, emit(found, WITH_DRAFT if head else INPUTS, solved)
+    return found, solved, emit(found, WITH_DRAFT if found.draft else INPUTS, solved)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -68,13 +72,115 @@ def test_a_plan_is_sound_and_says_what_was_certified(case: str) -> None:
     total += (placement.predicted_ns if placement else 0) + certificate.message_ns
     assert total == plan.proof.objective_ns == certificate.step_ns
     for stage, answer in zip(plan.stages, solved.answer.stages, strict=True):
-        columns = found.problem.groups[answer.group].columns
+        group = found.problem.groups[answer.group]
         for j in range(len(stage.devices)):
-            assert sum(run.num_layers * run.mlp_units[j] for run in stage.runs) == answer.units[j]
-            heads = sum(n * column.shares[j] for n, column in zip(answer.layers, columns, strict=True))
+            assert sum(run.num_layers * run.mlp_units[j] for run in stage.runs) == sum(
+                units[j] for units in answer.units
+            )
+            heads = sum(
+                n * column.shares[j]
+                for counts, columns in zip(answer.layers, group.columns, strict=True)
+                for n, column in zip(counts, columns, strict=True)
+            )
             assert sum(run.num_layers * run.kv_heads[j] for run in stage.runs) == heads
         assert all(a != b for a, b in zip(stage.runs, stage.runs[1:], strict=False)), "equal runs are one"
     assert sum(plan.embed.rows) == sum(plan.head.rows) == plan.model.vocab_size
+    for line in plan.memory:
+        index = found.problem.devices.index(line.device)
+        assert line.planned_bytes <= certificate.load_bytes[index] <= found.problem.capacity_bytes[index]
+
+
+BOXES: dict[str, Any] = {
+    "hosts": [host(f"h{i}", *(cpu(f"h{i}{letter}", 12) for letter in "ab"), links=FAST) for i in range(2)],
+    "network": FAST | {"latency": "2 us"},
+}
+"""Two equal hosts, and links so fast that devices work together."""
+
+
+def _with(found: Formulation, **changes: Any) -> Formulation:
+    return dataclasses.replace(found, options=dataclasses.replace(found.options, **changes))
+
+
+def _with_heads(found: Formulation, kv_heads: int) -> Formulation:
+    (layers,) = found.model.layers
+    layers = dataclasses.replace(layers, attention=dataclasses.replace(layers.attention, num_kv_heads=kv_heads))
+    return dataclasses.replace(found, model=dataclasses.replace(found.model, layers=(layers,)))
+
+
+@pytest.mark.parametrize("axis", ["heads", "context", "head_dim", "batch"])
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_each_axis_has_sound_plans(axis: KvAxis, kv_heads: int) -> None:
+    found = _with_heads(_with(formulation(BOXES, None), kv_axis=axis, batch=4), kv_heads)
+    _, _, plan = _planned(found)
+    assert check(plan) == ()
+    for stage in plan.stages:
+        assert stage.kv_axis == ("heads" if len(stage.devices) == 1 else axis)
+        assert sum(stage.kv_subgroups) == len(stage.devices)
+    if axis != "heads" or kv_heads > 1:
+        assert max(len(stage.devices) for stage in plan.stages) > 1
+
+
+def test_a_narrow_cache_has_a_sound_plan() -> None:
+    wide, narrow = (
+        _planned(_with(formulation(BOXES, "eagle3"), kv_dtype=kv))[2] for kv in ("float32", "float8_e4m3fn")
+    )
+    cached = [sum(line.kv_bytes + line.draft_kv_bytes for line in plan.memory) for plan in (wide, narrow)]
+    assert cached[0] == 4 * cached[1]
+    assert narrow.proof.objective_ns <= wide.proof.objective_ns
+
+
+@pytest.mark.parametrize("strategy", ["balanced", "balanced_low_0", "sequential"])
+def test_each_strategy_has_sound_plans(strategy: Strategy) -> None:
+    _, _, plan = _planned(_with(formulation(UNLIKE, "eagle3"), strategy=strategy))
+    assert check(plan) == ()
+    assert plan.options.strategy == strategy
+    if strategy == "sequential":
+        assert all(len(stage.devices) == 1 for stage in plan.stages)
+    assert plan.proof.objective_ns >= _solved("unlike")[2].proof.objective_ns
+
+
+def test_a_device_map_is_planned_as_given() -> None:
+    where = {"embed": "b1", "head": "a0", "draft": "b0"} | {
+        f"layers.{i}": ["a0", "a0", "a1", "a1", "b1", "b1", "b1", "b1"][i] for i in range(8)
+    }
+    pins = tuple(Pin(module=module, device=device) for module, device in sorted(where.items()))
+    data = {
+        **UNLIKE,
+        "hosts": [h | {"devices": [d | {"memory": "32 MiB"} for d in h["devices"]]} for h in UNLIKE["hosts"]],
+    }
+    _, _, plan = _planned(_with(formulation(data, "eagle3"), strategy="custom", custom=pins))
+    assert check(plan) == ()
+    assert [(stage.devices, stage.num_layers) for stage in plan.stages] == [(("a0",), 2), (("a1",), 2), (("b1",), 4)]
+    assert (plan.embed.devices, plan.head.devices) == (("b1",), ("a0",))
+    assert plan.draft_placement is not None
+    assert plan.draft_placement.devices == ("b0",)
+    assert plan.draft_placement.embed_rows is not None
+
+
+def test_layers_of_several_kinds_are_in_their_order() -> None:
+    found = formulation(UNLIKE, None)
+    (layers,) = found.model.layers
+    wide = dataclasses.replace(
+        layers, num_layers=1, mlp=dataclasses.replace(layers.mlp, intermediate_size=2 * layers.mlp.intermediate_size)
+    )
+    few = dataclasses.replace(layers, num_layers=2)
+    found = dataclasses.replace(found, model=dataclasses.replace(found.model, layers=(few, wide, few, wide, wide)))
+    _, solved, plan = _planned(found)
+    units = [sum(run.mlp_units) for stage in plan.stages for run in stage.runs for _ in range(run.num_layers)]
+    once = layers.mlp.intermediate_size // layers.mlp.unit
+    assert units == [once, once, 2 * once, once, once, 2 * once, 2 * once]
+    assert check(plan) == ()
+    assert certify(found.problem, solved.answer).step_ns == plan.proof.objective_ns
+
+
+def test_experts_have_a_sound_plan() -> None:
+    found = formulation(UNLIKE, "eagle3")
+    (layers,) = found.model.layers
+    moe = dataclasses.replace(layers.mlp, kind="moe", num_experts=4, experts_per_token=2, intermediate_size=128)
+    gated = dataclasses.replace(layers, num_layers=3)
+    mixed = (gated, dataclasses.replace(layers, num_layers=5, mlp=moe))
+    _, _, plan = _planned(dataclasses.replace(found, model=dataclasses.replace(found.model, layers=mixed)))
+    assert check(plan) == ()
 
 
 def test_an_accepted_gap_is_stated_and_never_understates_the_time() -> None:

@@ -3,8 +3,8 @@
 import networkx as nx
 import pytest
 
-from planner.graph import blocks, message_ns, slowest_link, topology
-from plans.schema import Link
+from planner.cost import Tier
+from planner.graph import Fabric, blocks, slowest_link, topology
 from tests.planner.instances import cpu, demo, host, inventory_of, options_of
 
 FAST = {"class": "fast", "latency": "1 us", "bandwidth": "100 GB/s"}
@@ -55,9 +55,17 @@ def test_the_slowest_link_of_a_group_depends_on_the_message() -> None:
     assert (small.link_class, large.link_class) == ("wide", "fast")
 
 
-def test_a_message_takes_latency_and_bytes() -> None:
-    link = Link(link_class="x", latency_ns=7, bandwidth_bytes_per_s=10**9)
-    assert [message_ns(link, nbytes) for nbytes in (0, 1, 100)] == [7, 8, 107]
+def test_a_group_is_connected_inside_hosts_and_between_them() -> None:
+    fabric = Fabric(inventory=INVENTORY)
+    assert fabric.of_host == ((0, 1, 2), (3,))
+    assert fabric.host_of == (0, 0, 0, 1)
+    inner, outer = fabric.tiers((0, 1, 3), 1)
+    assert (inner.count, inner.link and inner.link.link_class) == (2, "fast")
+    assert (outer.count, outer.link) == (2, INVENTORY.network)
+    assert fabric.tiers((2,), 1) == (Tier(count=1, link=None), Tier(count=1, link=None))
+    assert fabric.inner_link((0, 1, 2), 1) == slowest_link(topology(INVENTORY), ["a0", "a1", "a2"], 1)
+    equal = Fabric(inventory=inventory_of({"hosts": [host("box", cpu("c0", 8), cpu("c1", 8))]}))
+    assert equal.inner_link((0, 1), 1) == equal.inventory.hosts[0].link
 
 
 @pytest.mark.parametrize(("head", "aux", "width"), [("eagle3", 3, 3), ("eagle1", 0, 1), (None, 0, 0)])

@@ -5,14 +5,17 @@ from functools import cache
 
 import pytest
 
-from planner.certify import certify, devices_in_use
+from planner import solve as solver
+from planner.certify import certify
 from planner.errors import NotProvenError
-from planner.problem import Problem
-from planner.solve import Settings, Solved, shortfall, solve
-from tests.planner.brute_force import best, splits
+from planner.problem import Answer, Problem
+from planner.solve import Settings, Solved, fits, shortfall, solve
+from tests.planner.brute_force import Value, best, goal_value
 from tests.planner.tiny_problems import tiny_problem
 
 ONE = Settings(workers=1)
+CHUNK = 25
+SEEDS = range(300)
 
 
 @cache
@@ -20,53 +23,82 @@ def _solved(seed: int) -> Solved | None:
     return solve(tiny_problem(seed), ONE)
 
 
+def _value(problem: Problem, answer: Answer) -> Value:
+    layers = [0] * len(problem.devices)
+    for stage in answer.stages:
+        for device in problem.groups[stage.group].devices:
+            layers[device] = stage.num_layers
+    found = certify(problem, answer)
+    return (*goal_value(problem, found.load_bytes, layers), found.step_ns, len(answer.stages))
+
+
 def _more(problem: Problem, nbytes: tuple[int, ...]) -> Problem:
     capacity = tuple(map(sum, zip(problem.capacity_bytes, nbytes, strict=True)))
     return dataclasses.replace(problem, capacity_bytes=capacity)
 
 
-@pytest.mark.parametrize("start", range(0, 80, 10))
+@pytest.mark.parametrize("start", SEEDS[::CHUNK])
 def test_nothing_is_better_and_nothing_that_fits_is_missed(start: int) -> None:
-    for seed in range(start, start + 10):
+    for seed in SEEDS[start : start + CHUNK]:
         problem = tiny_problem(seed)
         expected, solved = best(problem), _solved(seed)
         if expected is None or solved is None:
             assert expected is None, f"seed {seed}: {expected} is possible"
             assert solved is None, f"seed {seed}: {solved} does not fit"
             continue
-        assert (solved.objective_ns, len(solved.answer.stages)) == expected, f"seed {seed}"
-        assert solved.bound_ns == solved.objective_ns
+        assert _value(problem, solved.answer) == expected, f"seed {seed}"
         certificate = certify(problem, solved.answer)
-        assert certificate.step_ns == solved.objective_ns
+        assert solved.bound_ns == solved.objective_ns == certificate.step_ns, f"seed {seed}"
         assert all(map(int.__le__, certificate.load_bytes, problem.capacity_bytes))
-        assert certificate.free_bytes(problem, solved.answer) >= 0
 
 
 def test_the_random_problems_are_of_every_kind() -> None:
-    problems = [tiny_problem(seed) for seed in range(80)]
-    solved = [_solved(seed) for seed in range(80)]
-    assert sum(answer is None for answer in solved) >= 5
-    assert sum(answer is not None and len(answer.answer.stages) > 1 for answer in solved) >= 5
-    tails = [problem.tail for problem in problems if problem.tail]
-    assert 20 <= len(tails) <= 70
-    for flag in (True, False):
-        assert any(tail.shares_first == flag for tail in tails)
-        assert any(tail.shares_last == flag for tail in tails)
-    answers = [answer.answer.tail for answer in solved if answer and answer.answer.tail]
-    assert any(tail.first_rows is None for tail in answers)
-    assert any(tail.last_rows is None for tail in answers)
-    assert any(len(problem.hosts) == 2 for problem in problems)
+    problems = [tiny_problem(seed) for seed in SEEDS]
+    solved = [_solved(seed) for seed in SEEDS]
+    assert 0.1 <= solved.count(None) / len(SEEDS) <= 0.3
+    pairs = [(problem, each.answer) for problem, each in zip(problems, solved, strict=True) if each is not None]
+    assert {len(answer.stages) for _, answer in pairs} >= {1, 2, 3}
+    for goal in ("time", "balance", "fill"):
+        assert sum(problem.goal == goal for problem, _ in pairs) >= 30
+    assert sum(problem.spare is not None for problem, _ in pairs) >= 10
+    assert sum(problem.ordered for problem, _ in pairs) >= 20
+    assert sum(problem.counts is not None for problem, _ in pairs) >= 15
+    assert sum(len(problem.kinds) > 1 and len(answer.stages) > 1 for problem, answer in pairs) >= 15
+    assert any(() in problem.groups[stage.group].columns for problem, answer in pairs for stage in answer.stages)
+    over = [
+        problem.groups[stage.group].place >= len(problem.hosts) for problem, answer in pairs for stage in answer.stages
+    ]
+    assert sum(over) >= 3
+    assert sum(len(set(problem.alike)) < len(problem.alike) for problem, _ in pairs) >= 30
+    assert sum(len({group.devices for group in problem.groups}) < len(problem.groups) for problem, _ in pairs) >= 20
+    tails = [(problem.tail, answer.tail) for problem, answer in pairs if problem.tail and answer.tail]
+    assert 0.4 <= len(tails) / len(pairs) <= 0.8
+    for name in ("first", "last"):
+        shares = [
+            given is None
+            for tail, placed in tails
+            for axis, given in zip(tail.axes, placed.shares, strict=True)
+            if axis.shared == name
+        ]
+        assert min(shares.count(True), shares.count(False)) >= 5
 
 
-@pytest.mark.parametrize("seed", [0, 5, 7, 29])
-def test_one_answer_whatever_the_search(seed: int) -> None:
-    problem = tiny_problem(seed)
-    answers = [solve(problem, Settings(workers=workers, seed=number)) for workers in (1, 2) for number in (0, 1, 12345)]
-    assert len({None if solved is None else solved.answer for solved in answers}) == 1
+@pytest.mark.parametrize("start", range(0, 20, 5))
+def test_one_answer_whatever_the_search(start: int) -> None:
+    for seed in range(start, start + 5):
+        expected = _solved(seed)
+        for workers, number in ((1, 1), (1, 12345), (2, 0), (2, 7)):
+            found = solve(tiny_problem(seed), Settings(workers=workers, seed=number))
+            assert (found and found.answer) == (expected and expected.answer), f"seed {seed}"
+
+
+def test_whether_it_fits() -> None:
+    for seed in range(60):
+        assert fits(tiny_problem(seed), ONE) == (_solved(seed) is not None), f"seed {seed}"
 
 
 def test_with_a_gap_the_answer_is_certified_and_does_not_depend_on_seed_or_workers() -> None:
-    for seed in range(12):
+    for seed in range(20):
         problem = tiny_problem(seed)
         exact = _solved(seed)
         rough = [solve(problem, Settings(workers=w, seed=s, gap_ppm=500_000)) for w, s in ((1, 0), (2, 7))]
@@ -77,35 +109,18 @@ def test_with_a_gap_the_answer_is_certified_and_does_not_depend_on_seed_or_worke
         assert rough[1] is not None
         assert rough[0].answer == rough[1].answer
         step = certify(problem, rough[0].answer).step_ns
-        assert rough[0].bound_ns <= exact.objective_ns <= step <= rough[0].objective_ns
-        assert step - rough[0].bound_ns <= 0.5 * step
-
-
-def test_free_memory_is_as_even_as_the_best_time_allows() -> None:
-    """Of two devices with rows that cost no time, no other division leaves more on the fuller one."""
-    checked = 0
-    for seed in range(80):
-        problem, solved = tiny_problem(seed), _solved(seed)
-        if solved is None or problem.tail is not None or len(problem.groups[solved.answer.stages[0].group].devices) < 2:
-            continue
-        certificate = certify(problem, solved.answer)
-        members = problem.groups[solved.answer.stages[0].group].devices
-        others = [d for d in devices_in_use(problem, solved.answer) if d not in members]
-        free = [problem.capacity_bytes[d] - certificate.load_bytes[d] for d in range(len(problem.devices))]
-        for rows in splits(problem.first_rows, len(members)):
-            moved = zip(members, rows, solved.answer.first_rows, strict=True)
-            there = [free[d] - (new - old) * problem.first_row_bytes for d, new, old in moved]
-            assert min(there + [free[d] for d in others]) <= certificate.free_bytes(problem, solved.answer)
-        checked += 1
-    assert checked >= 3
+        if problem.goal == "time":
+            assert rough[0].bound_ns <= exact.objective_ns <= step <= rough[0].objective_ns
+            assert step - rough[0].bound_ns <= 0.5 * step
 
 
 def test_missing_bytes_are_the_least_there_are() -> None:
     """With what is missing something fits, with a byte less of any device's share nothing does."""
     checked = 0
-    for seed in range(80):
+    for seed in SEEDS:
         problem = tiny_problem(seed)
-        if _solved(seed) is not None or checked >= 12 or len(problem.devices) > 3:
+        # Where counts are given, a group may lack the columns that they ask for: no bytes help.
+        if checked >= 12 or problem.counts is not None or len(problem.devices) > 3 or _solved(seed) is not None:
             continue
         short = shortfall(problem, ONE)
         assert sum(short) > 0
@@ -119,30 +134,19 @@ def test_missing_bytes_are_the_least_there_are() -> None:
 
 
 def test_nothing_is_missing_where_something_fits() -> None:
-    seed = next(seed for seed in range(80) if _solved(seed) is not None)
+    seed = next(seed for seed in SEEDS if _solved(seed) is not None)
     problem = tiny_problem(seed)
     assert shortfall(problem, ONE) == (0,) * len(problem.devices)
 
 
-def test_the_limit_ends_in_a_refusal_with_the_gap() -> None:
+def test_the_limit_ends_in_a_refusal_with_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = next(seed for seed in SEEDS if len(_stages(seed)) > 1)
+    monkeypatch.setattr(solver, "DETERMINISTIC_LIMIT", 0.0)
     with pytest.raises(NotProvenError, match="deterministic limit of 0") as refused:
-        solve(tiny_problem(0), Settings(limit=0.0))
+        solve(tiny_problem(seed), ONE)
     assert refused.value.exit_code == 3
-    assert (refused.value.objective_ns, refused.value.gap) == (None, None)
 
 
-def test_what_is_known_at_the_limit_encloses_the_optimum() -> None:
-    problem = tiny_problem(next(seed for seed in range(80) if _solved(seed) is not None))
-    solved = solve(problem, ONE)
-    assert solved is not None
-    gaps = []
-    for limit in (0.0001 * 2**n for n in range(16)):
-        try:
-            assert solve(problem, Settings(limit=limit)) is not None
-        except NotProvenError as error:
-            bound, found = error.bound_ns, error.objective_ns
-            assert bound is None or bound <= solved.objective_ns
-            assert found is None or found >= solved.objective_ns
-            gaps += [error.gap] if error.gap is not None else []
-    assert all(0 <= gap < 1 for gap in gaps)
-    assert gaps, "none of these limits is past a first placement and before the last proof"
+def _stages(seed: int) -> tuple[object, ...]:
+    solved = _solved(seed)
+    return solved.answer.stages if solved else ()

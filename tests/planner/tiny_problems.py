@@ -1,121 +1,204 @@
 """Random Problems, small enough to try every answer."""
 
 import random
+from collections.abc import Sequence
 from itertools import combinations
+from typing import Literal
 
-from planner.problem import Column, Group, Problem, Tail, TailGroup
-from tests.planner.brute_force import splits
+from planner.problem import Axis, Block, Column, Goal, Group, Kind, Option, Problem, Receive
+from tests.planner.brute_force import host_of, may_follow, splits
+
+NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
 
 
 def tiny_problem(seed: int) -> Problem:
-    """2 to 4 devices on 1 or 2 hosts, 2 to 4 layers of 1 to 3 units, few rows, with and without a tail."""
-    rng = random.Random(seed)
-    count = rng.choice((2, 2, 3, 3, 4))
-    border = rng.randint(1, count - 1) if rng.random() < 0.5 else count
-    hosts = tuple(h for h in (tuple(range(border)), tuple(range(border, count))) if h)
-    layers, units = rng.randint(2, 4 if count < 4 else 3), rng.randint(1, 3 if count < 4 else 2)
-    first_rows, last_rows = rng.randint(1, 3), rng.randint(1, 3)
-    coarse = rng.randint(2, 3)
-    groups = _groups(rng, hosts, coarse)
-    tail = _tail(rng, groups, count, first_rows, last_rows, coarse) if rng.random() < 0.6 else None
-    unit_bytes, first_row_bytes, last_row_bytes = rng.randint(3, 12), rng.randint(1, 9), rng.randint(1, 9)
-    # About what all of it takes, a stage on each device.
-    need = layers * (units * unit_bytes + 10 * coarse) + first_rows * first_row_bytes + last_rows * last_row_bytes
-    need += 10 * count + (40 + 10 * coarse if tail else 0)
-    room = rng.choice((0.6, 0.9, 1.1, 1.4, 2.0)) * need / count
-    return Problem(
-        devices=tuple(f"d{d}" for d in range(count)),
-        capacity_bytes=tuple(round(room * rng.uniform(0.5, 1.5)) for _ in range(count)),
-        hosts=hosts,
-        layers=layers,
-        units=units,
-        unit_bytes=unit_bytes,
-        unit_ps=_rates(rng, count, 9000),
-        first_rows=first_rows,
-        first_row_bytes=first_row_bytes,
-        last_rows=last_rows,
-        last_row_bytes=last_row_bytes,
-        row_ps=_rates(rng, count, 5000),
-        quantum_ns=rng.choice((1, 1, 4)),
-        groups=groups,
-        tail=tail,
-        fixed_ns=rng.randint(0, 9),
-        message_ns=tuple(rng.randint(0, 9) if len(host) > 1 else 0 for host in hosts),
-        network_message_ns=rng.randint(0, 9) if len(hosts) > 1 else 0,
-    )
+    """2 to 4 devices on 1 or 2 hosts, 2 to 4 layers of 1 or 2 kinds, and every field in use in some of them."""
+    return _Tiny(seed).problem()
 
 
-def _rates(rng: random.Random, count: int, most: int) -> tuple[int, ...]:
-    slowest = rng.randint(1, most)
-    return tuple(rng.randint(1, slowest) for _ in range(count))
+class _Tiny:
+    """What is drawn for devices depends on their ``alike`` alone, so that nothing else tells them apart."""
 
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.rng = rng = random.Random(seed)
+        self.count = rng.choice((2, 3, 3, 4))
+        border = rng.randint(1, self.count - 1) if rng.random() < 0.6 else self.count
+        self.hosts = tuple(h for h in (tuple(range(border)), tuple(range(border, self.count))) if h)
+        self.alike = tuple(range(self.count))
+        if rng.random() < 0.3:
+            self.alike = tuple(min(host) for host in self.hosts for _ in host)
+        self.coarse = 2 if self.count == 4 else rng.randint(2, 3)
+        self.scale = rng.choice((1, 1, 40, 250))
+        """Of bytes: granules of 1, about 2, about 16."""
 
-def _groups(rng: random.Random, hosts: tuple[tuple[int, ...], ...], coarse: int) -> tuple[Group, ...]:
-    found = []
-    for host, devices in enumerate(hosts):
-        for size in range(1, min(coarse, len(devices)) + 1):
-            for members in combinations(devices, size):
-                if size == 1 or rng.random() < 0.8:
-                    found.append(_group(rng, host, members, coarse))
-    return tuple(found)
+    def drawn(self, *key: object) -> random.Random:
+        return random.Random(f"{self.seed} {key}")
 
+    def classes(self, devices: Sequence[int]) -> tuple[int, ...]:
+        return tuple(sorted(self.alike[device] for device in devices))
 
-def _group(rng: random.Random, host: int, members: tuple[int, ...], coarse: int) -> Group:
-    return Group(
-        devices=members,
-        host=host,
-        columns=_columns(rng, len(members), coarse),
-        hop_ns=rng.randint(0, 20),
-        network_hop_ns=rng.randint(0, 40),
-        stage_bytes=_bytes(rng, members),
-        first_ns=rng.randint(0, 9),
-        last_ns=rng.randint(0, 9),
-        last_bytes=_bytes(rng, members),
-    )
+    def bytes(self, most: int, *key: object) -> int:
+        rng = self.drawn("bytes", *key)
+        return rng.randint(0, most) * self.scale + rng.randint(0, 1) * (self.scale > 1)
 
-
-def _columns(rng: random.Random, members: int, coarse: int) -> tuple[Column, ...]:
-    slowness = rng.randint(1, 20)
-    collective = rng.randint(0, 10) * (members - 1)
-    shares = [share for share in splits(coarse, members) if min(share) > 0]
-    return tuple(
-        Column(
-            shares=share,
-            ns=max(share) * slowness + collective + rng.randint(0, 3),
-            bytes=tuple(8 * n + rng.randint(0, 4) for n in share),
+    def problem(self) -> Problem:
+        rng = self.rng
+        sequence = rng.choice((((0, 2),), ((0, 3),), ((0, 4),), ((0, 1), (1, 1)), ((1, 1), (0, 2)), self._mixed()))
+        if self.count == 4 and sum(count for _, count in sequence) > 3:
+            sequence = ((0, 1), (1, 1), (0, 1))
+        kinds = tuple(self._kind(number) for number in range(len({kind for kind, _ in sequence})))
+        groups = self._groups(len(kinds))
+        first, last, tail = self._blocks()
+        goal: Goal = rng.choice(("time", "time", "balance", "fill"))
+        problem = Problem(
+            devices=tuple(f"d{d}" for d in range(self.count)),
+            capacity_bytes=(1,) * self.count,
+            hosts=self.hosts,
+            alike=self.alike,
+            kinds=kinds,
+            sequence=sequence,
+            groups=groups,
+            ordered=rng.random() < 0.2,
+            counts=None,
+            first=first,
+            last=last,
+            tail=tail,
+            quantum_ns=rng.choice((1, 1, 4)),
+            message_ns=tuple(rng.randint(0, 9) if len(host) > 1 else 0 for host in self.hosts),
+            network_message_ns=rng.randint(0, 9) if len(self.hosts) > 1 else 0,
+            goal=goal,
+            spare=rng.randrange(self.count) if goal == "balance" and rng.random() < 0.5 else None,
         )
-        for share in shares
-    )
+        changes: dict[str, object] = {"capacity_bytes": self._capacity(problem)}
+        if rng.random() < 0.15:
+            changes["counts"] = self._counts(problem)
+        return Problem(**{name: getattr(problem, name) for name in Problem.__slots__} | changes)  # type: ignore[arg-type]
 
+    def _mixed(self) -> tuple[tuple[int, int], ...]:
+        return self.rng.choice((((0, 1), (1, 1), (0, 1)), ((0, 2), (1, 2)), ((1, 1), (0, 1), (1, 1), (0, 1))))
 
-def _bytes(rng: random.Random, members: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(rng.randint(0, 6) for _ in members)
+    def _capacity(self, problem: Problem) -> tuple[int, ...]:
+        """From too tight to loose, of about what all of it takes."""
+        need = sum(kind.units * kind.unit_bytes * problem.layers_of(k) for k, kind in enumerate(problem.kinds))
+        need += sum(axis.count * axis.each_bytes for block in problem.blocks for axis in block.axes)
+        need += (8 * self.coarse * problem.layers + 12 * self.coarse + 6 * self.count) * self.scale
+        room = self.rng.choice((0.75, 0.9, 1.0, 1.2, 1.5, 2.0)) * need / self.count
+        return tuple(1 + round(room * self.drawn("capacity", each).uniform(0.7, 1.7)) for each in self.alike)
 
+    def _counts(self, problem: Problem) -> tuple[int, ...]:
+        """Of stages that may follow one another."""
+        stages: list[int] = []
+        while len(stages) < problem.layers:
+            able = [i for i in range(len(problem.groups)) if may_follow(problem, tuple(stages), i)]
+            if not able or (stages and self.rng.random() < 0.4):
+                break
+            stages.append(self.rng.choice(able))
+        ways = [way for way in splits(problem.layers, len(stages)) if min(way) > 0]
+        given = dict(zip(stages, self.rng.choice(ways), strict=True))
+        return tuple(given.get(index, 0) for index in range(len(problem.groups)))
 
-def _tail(
-    rng: random.Random, groups: tuple[Group, ...], count: int, first_rows: int, last_rows: int, coarse: int
-) -> Tail:
-    indices = [i for i in range(len(groups)) if rng.random() < 0.7] or [0]
-    shares_first, shares_last = rng.random() < 0.5, rng.random() < 0.5
-    return Tail(
-        groups=tuple(
-            TailGroup(
-                group=index,
-                columns=_columns(rng, len(groups[index].devices), coarse),
-                receive_ns=rng.randint(0, 20),
-                receive_inside_ns=rng.randint(0, 20),
-            )
-            for index in indices
-        ),
-        units=rng.randint(1, 2),
-        unit_bytes=rng.randint(1, 9),
-        unit_ps=_rates(rng, count, 9000),
-        first_rows=first_rows,
-        first_row_bytes=rng.randint(1, 9),
-        shares_first=shares_first,
-        last_rows=last_rows if shares_last else rng.randint(1, 3),
-        last_row_bytes=rng.randint(1, 9),
-        shares_last=shares_last,
-        row_ps=_rates(rng, count, 9000),
-        network_ns=rng.randint(0, 20),
-    )
+    def _kind(self, number: int) -> Kind:
+        rng = self.drawn("kind", number)
+        return Kind(
+            units=rng.randint(1, 3 if self.count < 4 else 2),
+            unit_bytes=self.bytes(9, "kind", number) + 1,
+            unit_ps=self._rates(9000, "kind", number),
+        )
+
+    def _rates(self, most: int, *key: object) -> tuple[int, ...]:
+        slowest = self.drawn("slowest", *key).randint(1, most)
+        return tuple(self.drawn("rate", *key, each).randint(1, slowest) for each in self.alike)
+
+    def _groups(self, kinds: int) -> tuple[Group, ...]:
+        """Inside hosts most, over both some, of the same devices a second at times; in any order."""
+        found: list[Group] = []
+        place = len(self.hosts)
+        for size in range(1, self.coarse + 1):
+            for devices in combinations(range(self.count), size):
+                over = len({host_of(self.hosts, device) for device in devices})
+                for variant, chance in enumerate((1.0 if size == 1 else 0.7 if over == 1 else 0.35, 0.15)):
+                    if self.drawn("group", self.classes(devices), variant).random() < chance:
+                        where = host_of(self.hosts, devices[0]) if over == 1 else place
+                        place += over > 1
+                        found.append(self._group(devices, where, kinds, variant))
+        self.rng.shuffle(found)
+        return tuple(found)
+
+    def _group(self, devices: tuple[int, ...], place: int, kinds: int, variant: int) -> Group:
+        key = ("group", self.classes(devices), variant)
+        rng = self.drawn(*key, "times")
+        lacking = rng.randrange(kinds) if kinds > 1 and rng.random() < 0.2 else None
+        return Group(
+            devices=devices,
+            place=place,
+            columns=tuple(() if k == lacking else self._columns(devices, 8, *key, k) for k in range(kinds)),
+            hop_ns=rng.randint(0, 20),
+            network_hop_ns=rng.randint(0, 40),
+            first=self._receive(*key),
+            stage_bytes=tuple(self.bytes(6, *key, self.alike[device]) for device in devices),
+        )
+
+    def _receive(self, *key: object) -> Receive:
+        rng = self.drawn(*key, "receive")
+        same, inside, near, far = sorted(rng.randint(0, 25) for _ in range(4))
+        return Receive(same_ns=rng.choice((0, same)), inside_ns=inside, near_ns=near, far_ns=far)
+
+    def _columns(self, devices: tuple[int, ...], nbytes: int, *key: object) -> tuple[Column, ...]:
+        slowness = self.drawn(*key, "slowness").randint(1, 20)
+        columns = []
+        for shares in splits(self.coarse, len(devices)):
+            members = [(self.alike[device], share) for device, share in zip(devices, shares, strict=True)]
+            if min(shares) > 0:
+                columns.append(
+                    Column(
+                        shares=shares,
+                        ns=max(shares) * slowness + self.drawn(*key, sorted(members)).randint(0, 9),
+                        bytes=tuple(nbytes * self.scale * n + self.bytes(4, *key, each) for each, n in members),
+                    )
+                )
+        return tuple(columns)
+
+    def _blocks(self) -> tuple[Block, Block, Block | None]:
+        rng = self.rng
+        first = self._axis("first", rng.randint(1, 3), None)
+        tied = rng.random() < 0.3
+        last = self._axis("last", first.count if tied else rng.randint(1, 3), "first" if tied else None)
+        tail = None
+        if rng.random() < 0.6:
+            axes = []
+            for number in range(rng.randint(0, 3)):
+                shared: Literal["first", "last"] | None = rng.choice(("first", "last", None))
+                count = {"first": first.count, "last": last.count, None: rng.randint(1, 2)}[shared]
+                axes.append(self._axis(f"tail {number}", count, shared))
+            tail = self._block("tail", tuple(axes))
+        return self._block("first", (first,)), self._block("last", (last,)), tail
+
+    def _axis(self, name: str, count: int, shared: Literal["first", "last"] | None) -> Axis:
+        return Axis(count=count, each_bytes=self.bytes(9, name), each_ps=self._rates(7000, name), shared=shared)
+
+    def _block(self, name: str, axes: tuple[Axis, ...]) -> Block:
+        found = []
+        chance = self.rng.choice((0.2, 0.5))
+        for size in range(1, self.coarse + 1):
+            for devices in combinations(range(self.count), size):
+                if self.drawn(name, self.classes(devices)).random() < chance:
+                    found.append(self._option(name, devices))
+        if not found:
+            found = [self._option(name, (device,)) for device in self.rng.choice(self.hosts)]
+        self.rng.shuffle(found)
+        return Block(options=tuple(found), axes=axes)
+
+    def _option(self, name: str, devices: tuple[int, ...]) -> Option:
+        key = (name, self.classes(devices))
+        columns = self._columns(devices, 3, *key)
+        if len(columns) > 1 and self.drawn(*key, "one").random() < 0.5:
+            # The division of most blocks makes no difference but along their axes.
+            even = tuple(self.bytes(6, *key, self.alike[device]) for device in devices)
+            columns = (Column(shares=columns[0].shares, ns=columns[0].ns, bytes=even),)
+        return Option(
+            devices=devices,
+            places=tuple(sorted({host_of(self.hosts, device) for device in devices})),
+            columns=columns,
+            receive=NOTHING if name == "first" else self._receive(*key),
+        )

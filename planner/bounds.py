@@ -1,0 +1,430 @@
+"""Lower bounds of the step time of any answer that uses a given group or option: what need not be searched.
+
+A relaxation that is solved exactly. Stages are priced by a convex function of their number of layers, and put together
+over all ways of dealing devices out into disjoint groups (a dynamic programme over how many devices of each kind a
+place has left); blocks cost what their cheapest option costs and take no memory. A group that is in no combination as
+good as an answer already found is in no optimal answer.
+
+The function of a stage is the upper envelope of lines: each is the Lagrangian of the linear programme of a stage (how
+many layers of each column, how many units on each member, within each member's memory) for some prices of memory.
+Whatever the prices, the line is a bound; good prices are the duals of the programme. Lines are computed in double
+precision and lowered by MARGIN, a thousand times their rounding error.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+from ortools.linear_solver import pywraplp
+
+from planner.cost import PS_PER_NS
+from planner.problem import Block, Column, Group, Option, Problem
+
+Curve = NDArray[np.float64]
+"""Least ns of 0 … L layers; infinite where so many do not fit."""
+
+MARGIN = 1e-9
+MOST_STATES = 5000
+"""Of one place: ways to have taken some of its devices, up to renaming of equal ones."""
+
+MOST_LINES = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """No answer takes less than ``least``, none with a group, or with a block so placed, less than its entry."""
+
+    least: float
+    groups: tuple[float, ...]
+    choices: tuple[dict[tuple[int, int], float], ...]
+    """Of each block, of each pair of an option and a column of it."""
+
+
+def lower_bounds(problem: Problem) -> Bounds | None:
+    """Bounds for every group and option; None for problems that this relaxation says nothing about."""
+    if problem.goal != "time" or len(problem.kinds) > 1 or problem.counts is not None:
+        return None
+    places = _Places(problem)
+    if places.most_states > MOST_STATES:
+        return None
+    stages = places.through_groups()
+    blocks = [
+        {(o, c): ns for o, option in enumerate(block.options) for c, ns in enumerate(_columns_ns(block, option))}
+        for block in problem.blocks
+    ]
+    cheapest = [min(costs.values()) for costs in blocks]
+    fixed = sum(cheapest)
+    least = min(stages) + fixed
+    return Bounds(
+        least=least,
+        groups=tuple(bound + fixed for bound in stages),
+        choices=tuple(
+            {key: least - low + ns for key, ns in costs.items()} for costs, low in zip(blocks, cheapest, strict=True)
+        ),
+    )
+
+
+def _columns_ns(block: Block, option: Option) -> Iterator[float]:
+    """The least time of a block on an option, for each column."""
+    axes = 0.0
+    for axis in block.axes:
+        rates = [axis.each_ps[device] / PS_PER_NS for device in option.devices]
+        if all(rates):
+            axes += axis.count / sum(1 / rate for rate in rates)
+    for column in option.columns:
+        yield (option.receive.same_ns + column.ns + axes) * (1 - MARGIN)
+
+
+# ---- one stage ----
+
+
+class _Stage:
+    """The linear programme of a stage on one group."""
+
+    def __init__(self, problem: Problem, group: Group) -> None:
+        ((self.columns,), (self.kind,)) = (group.columns, problem.kinds)
+        self.layers = problem.layers
+        self.rates = np.array([max(self.kind.unit_ps[d] / PS_PER_NS, 1e-12) for d in group.devices])
+        self.room = np.array(
+            [float(problem.capacity_bytes[d] - n) for d, n in zip(group.devices, group.stage_bytes, strict=True)]
+        )
+        self.ns = np.array([float(column.ns) for column in self.columns])
+        self.bytes = np.array([column.bytes for column in self.columns], dtype=np.float64)
+        self.lines: list[tuple[float, float]] = []
+        self.most = self.layers if len(self.columns) else 0
+
+    def curve(self) -> Curve:
+        """Least time of every number of layers."""
+        if self.most and (self.room < 0).any():
+            self.most = 0
+        if self.most:
+            self._limit(np.ones(len(self.room)))
+        if self.most:
+            self._search()
+        found = np.full(self.layers + 1, math.inf)
+        counts = np.arange(1, self.most + 1, dtype=np.float64)
+        if self.most:
+            values = np.max([slope * counts + fixed for slope, fixed in self.lines], axis=0)
+            found[1 : self.most + 1] = np.maximum(values, 0) * (1 - MARGIN)
+        return found
+
+    def _limit(self, weights: Curve) -> None:
+        """No more layers than memory has room for, weighed so."""
+        unit = self.kind.units * self.kind.unit_bytes
+        each = float((self.bytes @ weights).min() + unit * weights.min())
+        if each > 0:
+            self.most = min(self.most, math.floor(float(self.room @ weights) / each * (1 + MARGIN)))
+
+    def _line(self, prices: Curve) -> tuple[float, float]:
+        """Slope and value at 0 of the Lagrangian bound for these prices of memory, in ns per byte."""
+        column = float((self.ns + self.bytes @ prices).min())
+        order = np.argsort(prices, kind="stable")
+        speed = np.cumsum(1 / self.rates[order])
+        priced = np.cumsum(prices[order] / self.rates[order]) * self.kind.unit_bytes
+        units = float((self.kind.units / speed * (1 + priced)).min()) if self.kind.units else 0.0
+        return column + units, -float(prices @ self.room)
+
+    def _search(self) -> None:
+        """Lines at the ends, then where two meet below the programme's value."""
+        self.lines.append(self._line(np.zeros(len(self.room))))
+        programme = _Programme(self)
+        weights = programme.most_layers()
+        if weights is not None:
+            self._limit(weights)
+        if not self.most:
+            return
+        points = [float(self.most)]
+        while points and len(self.lines) < MOST_LINES:
+            point = points.pop()
+            prices = programme.prices(point)
+            if prices is None:
+                continue
+            line = self._line(prices)
+            known = max(slope * point + fixed for slope, fixed in self.lines)
+            if line[0] * point + line[1] <= known * (1 + 1e-6):
+                continue
+            for slope, fixed in self.lines:
+                if line[0] > slope:
+                    points.append((fixed - line[1]) / (line[0] - slope))
+            points = [point for point in points if 1 <= point <= self.most]
+            self.lines.append(line)
+
+
+class _Programme:
+    """The same, for the solver that finds good prices."""
+
+    def __init__(self, stage: _Stage) -> None:
+        self.solver = solver = pywraplp.Solver.CreateSolver("GLOP")
+        self.scale = max(1.0, float(stage.room.max()))
+        members = range(len(stage.room))
+        self.columns = [solver.NumVar(0, solver.infinity(), "") for _ in stage.columns]
+        self.units = [solver.NumVar(0, solver.infinity(), "") for _ in members]
+        self.time = solver.NumVar(0, solver.infinity(), "")
+        self.total = solver.RowConstraint(0, 0, "")
+        units = solver.RowConstraint(0, 0, "")
+        for column in self.columns:
+            self.total.SetCoefficient(column, 1)
+            units.SetCoefficient(column, stage.kind.units)
+        self.rooms = []
+        for j in members:
+            units.SetCoefficient(self.units[j], -1)
+            slowest = solver.RowConstraint(-solver.infinity(), 0, "")
+            slowest.SetCoefficient(self.units[j], stage.rates[j])
+            slowest.SetCoefficient(self.time, -1)
+            room = solver.RowConstraint(-solver.infinity(), stage.room[j] / self.scale, "")
+            room.SetCoefficient(self.units[j], stage.kind.unit_bytes / self.scale)
+            for column, nbytes in zip(self.columns, stage.bytes[:, j], strict=True):
+                room.SetCoefficient(column, nbytes / self.scale)
+            self.rooms.append(room)
+        self.ns = stage.ns
+
+    def _duals(self) -> Curve:
+        duals = np.array([room.dual_value() for room in self.rooms], dtype=np.float64)
+        prices: Curve = np.maximum(0, -duals) / self.scale
+        return prices
+
+    def most_layers(self) -> Curve | None:
+        """Weights of memory under which the most layers that fit are fewest."""
+        solver = self.solver
+        self.total.SetBounds(0, solver.infinity())
+        solver.Objective().Clear()
+        for column in self.columns:
+            solver.Objective().SetCoefficient(column, -1)
+        solver.Objective().SetMinimization()
+        return self._duals() if solver.Solve() == solver.OPTIMAL else None
+
+    def prices(self, layers: float) -> Curve | None:
+        """Duals of memory for so many layers."""
+        solver = self.solver
+        self.total.SetBounds(layers, layers)
+        solver.Objective().Clear()
+        for column, ns in zip(self.columns, self.ns, strict=True):
+            solver.Objective().SetCoefficient(column, float(ns))
+        solver.Objective().SetCoefficient(self.time, 1)
+        solver.Objective().SetMinimization()
+        return self._duals() if solver.Solve() == solver.OPTIMAL else None
+
+
+# ---- stages together ----
+
+
+HOP, NETWORK, FIRST = range(3)
+"""How stages of a place are reached: none has entered it yet; one has, over the network; one has, as the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Signature:
+    """What matters of a group: two of a host with equal ones have equal bounds."""
+
+    taken: tuple[int, ...]
+    """Devices of each class of the host."""
+    columns: tuple[Column, ...]
+    room: tuple[int, ...]
+    unit_ps: tuple[int, ...]
+    modes: tuple[int, int, int]
+    """ns of entering, by HOP, NETWORK, FIRST."""
+
+
+def _plus(one: Curve, other: Curve) -> Curve:
+    """Least sums over all ways to divide a number of layers; ``one`` may have leading axes."""
+    return _plus_all(one, _shifts(other))
+
+
+def _shifts(curve: Curve) -> Curve:
+    """[n, m]: the curve at n - m."""
+    size = len(curve)
+    padded = np.concatenate([np.full(size - 1, math.inf), curve])
+    shifts: Curve = np.lib.stride_tricks.sliding_window_view(padded, size)[:, ::-1]
+    return shifts
+
+
+def _plus_all(one: Curve, shifts: Curve) -> Curve:
+    sums: Curve = (one[..., None, :] + shifts).min(axis=-1)
+    return sums
+
+
+class _Places:
+    """Every way to deal the devices of each place out into groups, and the places put together."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.hosts = len(problem.hosts)
+        self.layers = problem.layers
+        self.classes = [sorted({problem.alike[d] for d in devices}) for devices in problem.hosts]
+        self.counts = [
+            tuple(sum(problem.alike[d] == each for d in devices) for each in classes)
+            for devices, classes in zip(problem.hosts, self.classes, strict=True)
+        ]
+        self.inside = [self._signatures(host) for host in range(self.hosts)]
+        self.wide = [i for i, group in enumerate(problem.groups) if group.place >= self.hosts]
+
+    @property
+    def most_states(self) -> int:
+        return max(math.prod(count + 1 for count in counts) for counts in self.counts)
+
+    def _taken(self, group: Group, host: int) -> tuple[int, ...]:
+        """How many devices of each class of a host a group has."""
+        here = [self.problem.alike[d] for d in group.devices if d in self.problem.hosts[host]]
+        return tuple(here.count(each) for each in self.classes[host])
+
+    def _signatures(self, host: int) -> dict["_Signature", list[int]]:
+        """Groups of a host, by what matters here."""
+        found: dict[_Signature, list[int]] = {}
+        for index, group in enumerate(self.problem.groups):
+            if group.place == host:
+                found.setdefault(self._signature(group, self._taken(group, host)), []).append(index)
+        return found
+
+    def _signature(self, group: Group, taken: tuple[int, ...]) -> "_Signature":
+        capacity, (kind,) = self.problem.capacity_bytes, self.problem.kinds
+        return _Signature(
+            taken=taken,
+            columns=group.columns[0],
+            room=tuple(capacity[d] - n for d, n in zip(group.devices, group.stage_bytes, strict=True)),
+            unit_ps=tuple(kind.unit_ps[d] for d in group.devices),
+            modes=(group.hop_ns, group.network_hop_ns, group.first.same_ns),
+        )
+
+    @cached_property
+    def curves(self) -> dict[int, Curve]:
+        """Of each group; equal ones are computed once."""
+        known: dict[tuple[object, ...], Curve] = {}
+        found = {}
+        for index, group in enumerate(self.problem.groups):
+            signature = self._signature(group, ())
+            key = (signature.columns, signature.room, signature.unit_ps)
+            if key not in known:
+                known[key] = _Stage(self.problem, group).curve()
+            found[index] = known[key]
+        return found
+
+    @cached_property
+    def tables(self) -> list["_Table"]:
+        """Of each host; equal ones are computed once."""
+        known: dict[tuple[object, ...], _Table] = {}
+        found = []
+        for host, signatures in enumerate(self.inside):
+            key = (self.counts[host], tuple(signatures))
+            if key not in known:
+                priced = [(each, self.curves[members[0]]) for each, members in signatures.items()]
+                known[key] = _Table(self.counts[host], priced, self.layers)
+            found.append(known[key])
+        return found
+
+    def through_groups(self) -> list[float]:
+        """The least time of the stages of any answer with each group."""
+        bounds = [math.inf] * len(self.problem.groups)
+        for wide in (None, *self.wide):
+            self._with_wide(wide, bounds)
+        return bounds
+
+    def _with_wide(self, wide: int | None, bounds: list[float]) -> None:
+        """Lower ``bounds`` to the least of the answers in which this group over several hosts runs, or none does."""
+        problem = self.problem
+        left = list(self.counts)
+        if wide is not None:
+            left = [_less(self.counts[host], self._taken(problem.groups[wide], host)) for host in range(self.hosts)]
+        parts = [table.place(rest) for table, rest in zip(self.tables, left, strict=True)]
+        if wide is not None:
+            parts.append(self._alone(wide))
+            mine = set(problem.groups[wide].devices)
+            for other in self.wide:
+                if not mine & set(problem.groups[other].devices):
+                    part = self._alone(other).copy()
+                    part[HOP, 0] = 0
+                    parts.append(part)
+        around = _all_but_each(parts, self.layers)
+        if wide is not None:
+            bounds[wide] = min(bounds[wide], _closed(parts[self.hosts], around[self.hosts]))
+        for host in range(self.hosts):
+            for signature, members in self.inside[host].items():
+                rest = _less(left[host], signature.taken)
+                if min(rest) < 0:
+                    continue
+                part = self.tables[host].with_group(rest, self.curves[members[0]], signature.modes)
+                value = _closed(part, around[host])
+                for index in members:
+                    bounds[index] = min(bounds[index], value)
+
+    def _alone(self, wide: int) -> Curve:
+        """The place of a group over several hosts, entered."""
+        group, curve = self.problem.groups[wide], self.curves[wide]
+        return np.stack([np.full_like(curve, math.inf), curve + group.network_hop_ns, curve + group.first.same_ns])
+
+
+def _less(counts: tuple[int, ...], taken: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(count - each for count, each in zip(counts, taken, strict=True))
+
+
+def _all_but_each(parts: Sequence[Curve], layers: int) -> list[Curve]:
+    """For each place, all the others together: [whether the first stage is among them, layers]."""
+    start = np.full((2, layers + 1), math.inf)
+    start[0, 0] = 0
+    before, after = [start], [start]
+    for part in parts[:-1]:
+        before.append(_with_place(before[-1], part))
+    for part in reversed(parts[1:]):
+        after.append(_with_place(after[-1], part))
+    return [_with_rest(one, other) for one, other in zip(before, reversed(after), strict=True)]
+
+
+def _with_place(rest: Curve, part: Curve) -> Curve:
+    """One more place: not entered (only with no layers), entered over the network, or the one where all begins."""
+    idle = rest + part[HOP, 0] if math.isfinite(part[HOP, 0]) else np.full_like(rest, math.inf)
+    found = np.minimum(idle, _plus(rest, part[NETWORK]))
+    found[1] = np.minimum(found[1], _plus(rest[0], part[FIRST]))
+    return found
+
+
+def _with_rest(one: Curve, other: Curve) -> Curve:
+    return np.stack([_plus(one[0], other[0]), np.minimum(_plus(one[1], other[0]), _plus(one[0], other[1]))])
+
+
+def _closed(part: Curve, around: Curve) -> float:
+    """All layers, the first stage in exactly one place."""
+    ours = (around[0] + part[FIRST][::-1]).min()
+    theirs = (around[1] + part[NETWORK][::-1]).min()
+    return float(min(ours, theirs))
+
+
+class _Table:
+    """Of one host, for any devices that are left of each class: least times with them.
+
+    Axes: state (how many devices of each class may be used), mode, layers.
+    """
+
+    def __init__(self, counts: tuple[int, ...], groups: Sequence[tuple[_Signature, Curve]], layers: int) -> None:
+        shape = tuple(count + 1 for count in counts)
+        self.best = np.full((*shape, 3, layers + 1), math.inf)
+        self.best[..., HOP, 0] = 0
+        for signature, curve in groups:
+            shifts = np.ascontiguousarray(_shifts(curve))
+            rest = tuple(size - taken for size, taken in zip(shape, signature.taken, strict=True))
+            for before in product(*map(range, rest)):  # ascending: a group may come again with what it has left
+                state = tuple(a + b for a, b in zip(before, signature.taken, strict=True))
+                grown = _grown(_plus_all(self.best[before], shifts), signature.modes)
+                np.minimum(self.best[state], grown, out=self.best[state])
+
+    def place(self, left: tuple[int, ...]) -> Curve:
+        """With at most the devices left; a place that is not entered has no layers."""
+        found: Curve = self.best[left].copy()
+        found[HOP, 1:] = math.inf
+        return found
+
+    def with_group(self, rest: tuple[int, ...], curve: Curve, modes: tuple[int, int, int]) -> Curve:
+        """With a group, and at most the devices left of the others."""
+        found = _grown(_plus(self.best[rest], curve), modes)
+        found[HOP] = math.inf
+        return found
+
+
+def _grown(stages: Curve, modes: tuple[int, int, int]) -> Curve:
+    """One stage more, without its entry, to with it: in a place that has been entered, or entering it."""
+    found = stages + modes[HOP]
+    for mode in (NETWORK, FIRST):
+        found[mode] = np.minimum(found[mode], stages[HOP] + modes[mode])
+    return found

@@ -1,0 +1,532 @@
+"""The placement as a CP-SAT model: variables, constraints, and the answer that a solution stands for.
+
+What the variables mean, in the words of :mod:`planner.problem`:
+
+    runs[G]            group G runs a stage           enters[G]   it is the first stage of its place
+    first[G]           its stage is the first         last[G]     its stage is the last
+    layers[G][k][c]    layers of kind k divided as column c
+    units[G][k][j]     units of its member j over all its layers of kind k
+    start[G]           layers before its stage; only where layers are of several kinds, so that its place matters
+    on[b][x]           block b is on the option, and divided as the column, of its choice x
+    shares[b][a][d]    pieces of axis a of block b on device d, none where the axis is shared
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, combinations
+
+from ortools.sat.python import cp_model
+
+from planner.cost import PS_PER_NS
+from planner.problem import (
+    Answer,
+    Axis,
+    Block,
+    BlockAnswer,
+    Column,
+    Option,
+    Problem,
+    Receive,
+    StageAnswer,
+    granule_bytes,
+)
+
+Linear = cp_model.LinearExpr | int
+Bool = cp_model.IntVar
+
+MOST_BYTES = 1 << 50
+MOST_NS = 1 << 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restriction:
+    """Part of a problem: its groups, and of each block pairs of an option and a column of it, all by index."""
+
+    groups: tuple[int, ...]
+    choices: tuple[tuple[tuple[int, int], ...], ...]
+
+
+def everything(problem: Problem) -> Restriction:
+    """No restriction."""
+    return Restriction(
+        groups=tuple(range(len(problem.groups))),
+        choices=tuple(
+            tuple((o, c) for o, option in enumerate(block.options) for c in range(len(option.columns)))
+            for block in problem.blocks
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What a block may be: on an option, divided as a column."""
+
+    option: Option
+    column: Column
+    index: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """One possible sender or receiver of a link of the chain."""
+
+    on: Bool
+    devices: tuple[int, ...]
+
+
+class Model:
+    """Variables and constraints of a problem; one method per family of constraints."""
+
+    def __init__(self, whole: Problem, restriction: Restriction, *, elastic: bool = False) -> None:
+        self.restriction = restriction
+        self.problem = problem = replace(
+            whole,
+            groups=tuple(whole.groups[g] for g in restriction.groups),
+            counts=None if whole.counts is None else tuple(whole.counts[g] for g in restriction.groups),
+        )
+        self.blocks = tuple(whole.blocks)
+        self.choices = [
+            [_Choice(block.options[o], block.options[o].columns[c], (o, c)) for o, c in kept]
+            for block, kept in zip(self.blocks, restriction.choices, strict=True)
+        ]
+        self.model = cp_model.CpModel()
+        self.quantum_ps = PS_PER_NS * problem.quantum_ns
+        self.values: list[int] = []
+        self.granule_bytes = granule_bytes(whole)
+        self.host_of = {device: host for host, devices in enumerate(problem.hosts) for device in devices}
+        self.load: list[list[Linear]] = [[] for _ in problem.devices]
+        self.time: list[Linear] = []
+        self.ands: dict[tuple[int, int], Bool] = {}
+        self.devices_of: dict[int, dict[tuple[int, ...], Bool]] = {}
+        groups = range(len(problem.groups))
+        self.runs, self.enters, self.first, self.last = (
+            [self._bool(f"{name}{i}") for i in groups] for name in ("runs", "enters", "first", "last")
+        )
+        self.used = [self._bool(f"used{d}") for d in range(len(problem.devices))]
+        self.short = [self._int(MOST_BYTES, f"short{d}") for d in range(len(problem.devices))] if elastic else []
+        self.start: list[cp_model.IntVar] = []
+        self._layers()
+        self._stages()
+        self._order_of_stages()
+        self._layer_time()
+        self._blocks()
+        self._chain()
+        self._messages()
+        self._capacity()
+        self.step_ns = self._int(MOST_NS, "step_ns")
+        self.model.add(self.step_ns == sum(self.time))
+
+    # ---- variables ----
+
+    def _bool(self, name: str) -> Bool:
+        return self.model.new_bool_var(name)
+
+    def _int(self, most: int, name: str) -> cp_model.IntVar:
+        return self.model.new_int_var(0, most, name)
+
+    def _both(self, one: Bool, other: Bool) -> Bool:
+        """Whether both are true."""
+        key = (one.index, other.index)
+        if key not in self.ands:
+            both = self.ands[key] = self._bool(f"and{one.index}_{other.index}")
+            self.model.add_bool_and([one, other]).only_enforce_if(both)
+            self.model.add_bool_or([one.negated(), other.negated(), both])
+        return self.ands[key]
+
+    def _layers(self) -> None:
+        problem = self.problem
+        self.layers = [
+            [
+                [self._int(problem.layers_of(k), f"n{i}_{k}_{c}") for c in range(len(cs))]
+                for k, cs in enumerate(g.columns)
+            ]
+            for i, g in enumerate(problem.groups)
+        ]
+        self.units = [
+            [
+                [self._int(problem.layers_of(k) * kind.units, f"u{i}_{k}_{j}") for j in range(len(g.devices))]
+                for k, kind in enumerate(problem.kinds)
+            ]
+            for i, g in enumerate(problem.groups)
+        ]
+        self.size: list[Linear] = [sum(n for columns in kinds for n in columns) for kinds in self.layers]
+
+    def _containing(self, device: int) -> list[int]:
+        return [index for index, group in enumerate(self.problem.groups) if device in group.devices]
+
+    # ---- stages ----
+
+    def _stages(self) -> None:
+        """Every layer runs in one stage; a device is in one group at most; a stage has a layer at least."""
+        problem = self.problem
+        for k in range(len(problem.kinds)):
+            self.model.add(sum(n for kinds in self.layers for n in kinds[k]) == problem.layers_of(k))
+        for i, (runs, kinds) in enumerate(zip(self.runs, self.layers, strict=True)):
+            for k, columns in enumerate(kinds):
+                self.model.add(sum(columns) <= problem.layers_of(k) * runs)
+                self.model.add(sum(self.units[i][k]) == problem.kinds[k].units * sum(columns))
+            self.model.add(self.size[i] >= runs)
+            if problem.counts is not None:
+                self.model.add(self.size[i] == problem.counts[i])
+        for device in range(len(problem.devices)):
+            self.model.add_at_most_one(self.runs[index] for index in self._containing(device))
+
+    def _order_of_stages(self) -> None:
+        """The stages of a place follow one another, so a place is entered once; hops are priced where they arrive."""
+        problem = self.problem
+        self.model.add_exactly_one(self.first)
+        self.model.add_exactly_one(self.last)
+        for index, group in enumerate(problem.groups):
+            self.model.add_implication(self.enters[index], self.runs[index])
+            self.model.add_implication(self.first[index], self.enters[index])
+            self.model.add_implication(self.last[index], self.runs[index])
+            self.time.append(group.hop_ns * (self.runs[index] - self.enters[index]))
+            self.time.append(group.network_hop_ns * (self.enters[index] - self.first[index]))
+        places = sorted({group.place for group in problem.groups})
+        self.here = {p: [i for i, group in enumerate(problem.groups) if group.place == p] for p in places}
+        self.visited = {place: self._bool(f"place{place}") for place in places}
+        for place, here in self.here.items():
+            self.model.add(sum(self.enters[i] for i in here) == self.visited[place])
+            for i in here:
+                self.model.add_implication(self.runs[i], self.visited[place])
+        if len(problem.sequence) > 1:
+            self._sequence()
+        elif problem.ordered:
+            self._listed_order()
+        else:
+            self._any_order()
+
+    def _any_order(self) -> None:
+        """Layers are alike, so only which stage enters a place, and which is first and last, makes a difference."""
+        for here in self.here.values():
+            for i in here:
+                # The stage that enters a place is its last only when it is its only one.
+                slack = len(self.problem.devices) * (2 - self.enters[i] - self.last[i])
+                self.model.add(sum(self.runs[other] for other in here) <= 1 + slack)
+            # A place that has the first and the last stage is the only one.
+            ends = sum(self.first[i] + self.last[i] for i in here)
+            self.model.add(sum(self.visited.values()) <= 1 + len(self.here) * (2 - ends))
+
+    def _listed_order(self) -> None:
+        for i, j in combinations(range(len(self.runs)), 2):
+            self.model.add_implication(self.first[j], self.runs[i].negated())
+            self.model.add_implication(self.last[i], self.runs[j].negated())
+            if self.problem.groups[i].place == self.problem.groups[j].place:
+                self.model.add_implication(self.enters[j], self.runs[i].negated())
+                for between in range(i + 1, j):
+                    if self.problem.groups[between].place != self.problem.groups[i].place:
+                        stages = (self.runs[i], self.runs[between], self.runs[j])
+                        self.model.add_bool_or([runs.negated() for runs in stages])
+
+    def _sequence(self) -> None:
+        """Stages are intervals of the sequence; which kinds they have is a difference of prefix sums."""
+        problem, most = self.problem, self.problem.layers
+        kinds = [kind for kind, count in problem.sequence for _ in range(count)]
+        prefix = [[0, *accumulate(int(each == k) for each in kinds)] for k in range(len(problem.kinds))]
+        self.start = [self._int(most, f"start{i}") for i in range(len(self.runs))]
+        intervals = []
+        for i, start in enumerate(self.start):
+            size, end = self._int(most, f"size{i}"), self._int(most, f"end{i}")
+            self.model.add(size == self.size[i])
+            self.model.add(end == start + size)
+            intervals.append(self.model.new_optional_interval_var(start, size, end, self.runs[i], f"stage{i}"))
+            self.model.add(start <= most * self.runs[i])
+            self.model.add(start <= most * (1 - self.first[i]))
+            self.model.add(end >= most * self.last[i])
+            for k in range(len(problem.kinds)):
+                before, after = self._int(most, f"before{i}_{k}"), self._int(most, f"after{i}_{k}")
+                self.model.add_element(start, prefix[k], before)
+                self.model.add_element(end, prefix[k], after)
+                self.model.add(sum(self.layers[i][k]) == after - before)
+        self.model.add_no_overlap(intervals)
+        self._sequence_of_places()
+        if problem.ordered:
+            for i, j in combinations(range(len(self.runs)), 2):
+                both = [self.runs[i], self.runs[j]]
+                self.model.add(self.start[i] + self.size[i] <= self.start[j]).only_enforce_if(both)
+
+    def _sequence_of_places(self) -> None:
+        most = self.problem.layers
+        intervals = []
+        for place, here in self.here.items():
+            visited = self.visited[place]
+            start, size, end = (self._int(most, f"place_{name}{place}") for name in ("start", "size", "end"))
+            self.model.add(size == sum(self.size[i] for i in here))
+            self.model.add(end == start + size)
+            intervals.append(self.model.new_optional_interval_var(start, size, end, visited, f"place{place}"))
+            for i in here:
+                self.model.add(start <= self.start[i]).only_enforce_if(self.runs[i])
+                self.model.add(self.start[i] + self.size[i] <= end).only_enforce_if(self.runs[i])
+                self.model.add(self.start[i] <= start).only_enforce_if(self.enters[i])
+        self.model.add_no_overlap(intervals)
+
+    def _layer_time(self) -> None:
+        """A layer waits for its slowest share; units are dealt out over the whole stage."""
+        problem = self.problem
+        for i, group in enumerate(problem.groups):
+            for j, device in enumerate(group.devices):
+                self.load[device].append(group.stage_bytes[j] * self.runs[i])
+            for k, kind in enumerate(problem.kinds):
+                self.time += [n * column.ns for n, column in zip(self.layers[i][k], group.columns[k], strict=True)]
+                rates = [kind.unit_ps[device] for device in group.devices]
+                self.time.append(self._slowest(self.units[i][k], rates, problem.layers_of(k) * kind.units))
+                for j, device in enumerate(group.devices):
+                    self.load[device].append(kind.unit_bytes * self.units[i][k][j])
+                    for n, column in zip(self.layers[i][k], group.columns[k], strict=True):
+                        self.load[device].append(column.bytes[j] * n)
+
+    def _slowest(self, counts: Sequence[Linear], rates_ps: Sequence[int], most: int) -> Linear:
+        """Time of the slowest share, in ns, counted in quanta."""
+        if not any(rates_ps):
+            return 0
+        quanta = self._int(most * max(rates_ps) // self.quantum_ps + 1, "quanta")
+        for count, each in zip(counts, rates_ps, strict=True):
+            self.model.add(self.quantum_ps * quanta >= count * each)
+        return self.problem.quantum_ns * quanta
+
+    # ---- blocks ----
+
+    def _blocks(self) -> None:
+        self.on: list[list[Bool]] = []
+        self.shares: list[list[list[cp_model.IntVar]]] = []
+        self.read: list[list[list[Linear]]] = []
+        for b, block in enumerate(self.blocks):
+            self._block(b, block)
+
+    def _block(self, b: int, block: Block) -> None:
+        """A block is one of its choices; its axes are dealt out over the option's devices."""
+        on = [self._bool(f"on{b}_{x}") for x in range(len(self.choices[b]))]
+        self.on.append(on)
+        self.model.add_exactly_one(on)
+        holders: list[list[Bool]] = [[] for _ in self.problem.devices]
+        for variable, choice in zip(on, self.choices[b], strict=True):
+            self.time.append(choice.column.ns * variable)
+            for device, nbytes in zip(choice.option.devices, choice.column.bytes, strict=True):
+                self.load[device].append(nbytes * variable)
+                holders[device].append(variable)
+        self.shares.append([])
+        self.read.append([])
+        for a, axis in enumerate(block.axes):
+            self._axis(b, a, axis, holders)
+
+    def _axis(self, b: int, a: int, axis: Axis, holders: Sequence[Sequence[Bool]]) -> None:
+        counts = [self._int(axis.count if holders[d] else 0, f"share{b}_{a}_{d}") for d in range(len(holders))]
+        self.shares[b].append(counts)
+        for count, here in zip(counts, holders, strict=True):
+            self.model.add(count <= axis.count * sum(here))
+        shared = self._same_devices(b, 0 if axis.shared == "first" else 1) if axis.shared else 0
+        self.model.add(sum(counts) == axis.count * (1 - shared))
+        read: list[Linear] = list(counts)
+        if axis.shared:
+            owned = self.read[0 if axis.shared == "first" else 1][0]
+            read = [self._read(mine, theirs, shared, axis.count) for mine, theirs in zip(counts, owned, strict=True)]
+        self.read[b].append(read)
+        if any(axis.each_ps):
+            self.time.append(self._slowest(read, axis.each_ps, axis.count))
+        for device, count in enumerate(counts):
+            self.load[device].append(axis.each_bytes * count)
+
+    def _read(self, mine: cp_model.IntVar, theirs: Linear, shared: Linear, most: int) -> Linear:
+        """Pieces that a device reads: its own, or those of the block that it shares with."""
+        read = self._int(most, f"read{mine.index}")
+        self.model.add(read >= mine)
+        self.model.add(read >= theirs - most * (1 - shared))
+        return read
+
+    def _same_devices(self, b: int, other: int) -> Linear:
+        """Whether block b is on the devices of another."""
+        mine, theirs = self._on_devices(b), self._on_devices(other)
+        return sum(self._both(on, theirs[devices]) for devices, on in mine.items() if devices in theirs)
+
+    def _on_devices(self, b: int) -> dict[tuple[int, ...], Bool]:
+        """Whether block b is on exactly these devices."""
+        if b not in self.devices_of:
+            found: dict[tuple[int, ...], list[Bool]] = {}
+            for on, choice in zip(self.on[b], self.choices[b], strict=True):
+                found.setdefault(choice.option.devices, []).append(on)
+            self.devices_of[b] = {devices: self._any(each) for devices, each in found.items()}
+        return self.devices_of[b]
+
+    def _any(self, exclusive: Sequence[Bool]) -> Bool:
+        if len(exclusive) == 1:
+            return exclusive[0]
+        either = self._bool("any")
+        self.model.add(sum(exclusive) == either)
+        return either
+
+    # ---- the chain ----
+
+    def _chain(self) -> None:
+        """The first stage receives from ``first``, ``last`` from the last stage, the tail from ``last``."""
+        groups = self.problem.groups
+        placed = [[_Link(on, devices) for devices, on in self._on_devices(b).items()] for b in range(len(self.blocks))]
+        ends = [_Link(on, group.devices) for on, group in zip(self.last, groups, strict=True)]
+        for on, group in zip(self.first, groups, strict=True):
+            self._receive(_Link(on, group.devices), group.first, {group.place}, placed[0])
+        for b, sources in ((1, ends), (2, placed[1]))[: len(self.blocks) - 1]:
+            options = {choice.option.devices: choice.option for choice in self.choices[b]}
+            for target in placed[b]:
+                option = options[target.devices]
+                self._receive(target, option.receive, set(option.places), sources)
+
+    def _receive(self, target: _Link, receive: Receive, places: set[int], sources: Sequence[_Link]) -> None:
+        def senders(test: Callable[[_Link], bool]) -> list[Bool]:
+            return [source.on for source in sources if test(source)]
+
+        same = senders(lambda s: s.devices == target.devices)
+        inside = senders(lambda s: s.devices[0] in target.devices)
+        near = senders(lambda s: s.devices[0] in target.devices or self.host_of[s.devices[0]] in places)
+        costs = (receive.far_ns, receive.near_ns, receive.inside_ns, receive.same_ns)
+        self.time.append(receive.far_ns * target.on)
+        for more, less, which in zip(costs[:-1], costs[1:], (near, inside, same), strict=True):
+            if more == less or not which:
+                continue
+            if len(which) == len(sources):
+                self.time.append((less - more) * target.on)
+                continue
+            saved = self._bool("saved")
+            self.model.add_implication(saved, target.on)
+            self.model.add(saved <= sum(which))
+            self.model.add(saved >= target.on + sum(which) - 1)
+            self.time.append((less - more) * saved)
+
+    # ---- messages, memory ----
+
+    def _messages(self) -> None:
+        """Every device in use is told what was accepted: once per host over the network, then inside the host."""
+        problem = self.problem
+        reached = [self._bool(f"reached{h}") for h in range(len(problem.hosts))]
+        for device, used in enumerate(self.used):
+            users = [self.runs[index] for index in self._containing(device)]
+            for b in range(len(self.blocks)):
+                users += [on for devices, on in self._on_devices(b).items() if device in devices]
+            self.model.add_max_equality(used, users) if users else self.model.add(used == 0)
+        for host, devices in enumerate(problem.hosts):
+            if problem.message_ns[host]:
+                several = self._bool(f"several{host}")
+                self.model.add(sum(self.used[d] for d in devices) <= 1 + (len(devices) - 1) * several)
+                self.time.append(problem.message_ns[host] * several)
+            for device in devices:
+                self.model.add_implication(self.used[device], reached[host])
+        self.time.append(problem.network_message_ns * (sum(reached) - 1))
+
+    def _capacity(self) -> None:
+        """Everything on a device fits.
+
+        ``free`` is the least that a device in use has left, ``balance`` the least that any device has but the spare
+        one, ``spare`` what lies on that: in granules. In bytes it would be a number partitioning problem, hard to
+        prove and of no use to anybody.
+        """
+        problem, granule = self.problem, self.granule_bytes
+        most = max(problem.capacity_bytes)
+        self.free, self.balance = self._int(most // granule, "free"), self._int(most // granule, "balance")
+        self.spare = self._int(most // granule + 1, "spare")
+        for device, capacity in enumerate(problem.capacity_bytes):
+            load = sum(self.load[device])
+            if self.short:
+                self.model.add(load <= capacity + self.short[device])
+                continue
+            self.model.add(load <= capacity)
+            self.model.add(load + granule * self.free <= capacity).only_enforce_if(self.used[device])
+            if problem.goal == "balance":
+                if device == problem.spare:
+                    self.model.add(load <= granule * self.spare)
+                else:
+                    self.model.add(load + granule * self.balance <= capacity)
+
+    # ---- solutions ----
+
+    def value(self, variable: cp_model.IntVar) -> int:
+        """Of the solution found last."""
+        return self.values[variable.index]
+
+    def chosen(self) -> Restriction:
+        """What the solution uses, in terms of the whole problem."""
+        groups = (g for g, runs in zip(self.restriction.groups, self.runs, strict=True) if self.value(runs))
+        pairs = (zip(choices, on, strict=True) for choices, on in zip(self.choices, self.on, strict=True))
+        return Restriction(
+            groups=tuple(groups),
+            choices=tuple(tuple(choice.index for choice, on in each if self.value(on)) for each in pairs),
+        )
+
+    def forbid(self, structure: Restriction) -> None:
+        """Exclude the solutions that use exactly this."""
+        groups = zip(self.restriction.groups, self.runs, strict=True)
+        literals = [runs.negated() if g in structure.groups else runs for g, runs in groups]
+        for choices, on, (chosen,) in zip(self.choices, self.on, structure.choices, strict=True):
+            literals += [
+                variable.negated() for choice, variable in zip(choices, on, strict=True) if choice.index == chosen
+            ]
+        self.model.add_bool_or(literals)
+
+    def rank(self) -> Linear:
+        """A number for a structure: by its number of stages, its choices, its groups. Sets of groups may share one."""
+        rank, scale = 0, 1
+        for positions in (self.runs, *self.on):
+            rank += scale * sum(position * variable for position, variable in enumerate(positions))
+            scale *= 1 + len(positions) * (len(self.problem.devices) if positions is self.runs else 1)
+        return rank + scale * sum(self.runs)
+
+    def ends(self) -> list[tuple[cp_model.IntVar, int]]:
+        """What orders the stages, once the structure is known; with the largest values."""
+        flags = [*self.first, *self.enters, *self.last]
+        return [(start, self.problem.layers) for start in self.start] + [(flag, 1) for flag in flags]
+
+    def quantities(self) -> list[tuple[cp_model.IntVar, int]]:
+        """Integers with their largest values, in the order in which they are settled."""
+        problem = self.problem
+        found = [(n, problem.layers) for kinds in self.layers for columns in kinds for n in columns]
+        for k, kind in enumerate(problem.kinds):
+            most = problem.layers_of(k) * kind.units
+            found += [(u, most) for kinds in self.units for u in kinds[k]]
+        for block, choices, axes in zip(self.blocks, self.choices, self.shares, strict=True):
+            used = {device for choice in choices for device in choice.option.devices}
+            for axis, counts in zip(block.axes, axes, strict=True):
+                found += [(counts[device], axis.count) for device in sorted(used)]
+        return found
+
+    def layers_on(self, device: int) -> Linear:
+        """Layers in whose stage a device is."""
+        return sum(self.size[i] for i in self._containing(device))
+
+    def answer(self) -> Answer:
+        """The solution of a model of nothing but its structure, in terms of the whole problem."""
+        stages = tuple(
+            StageAnswer(
+                group=self.restriction.groups[i],
+                layers=tuple(self._all(columns) for columns in self.layers[i]),
+                units=tuple(self._all(members) for members in self.units[i]),
+            )
+            for i in self._execution_order()
+        )
+        placed = [self._block_answer(b) for b in range(len(self.blocks))]
+        return Answer(stages=stages, first=placed[0], last=placed[1], tail=placed[2] if len(placed) > 2 else None)
+
+    def _block_answer(self, b: int) -> BlockAnswer:
+        (choice,) = self.choices[b]
+        shares = []
+        for axis, counts in zip(self.blocks[b].axes, self.shares[b], strict=True):
+            dealt = self._all(counts[device] for device in choice.option.devices)
+            shares.append(dealt if sum(dealt) == axis.count else None)
+        return BlockAnswer(option=choice.index[0], column=choice.index[1], shares=tuple(shares))
+
+    def _execution_order(self) -> list[int]:
+        """Groups that run a stage, first to last."""
+        running = [index for index, variable in enumerate(self.runs) if self.value(variable)]
+        if self.start:
+            return sorted(running, key=lambda index: self.value(self.start[index]))
+        if self.problem.ordered:
+            return running
+        places = [group.place for group in self.problem.groups]
+        first = next(index for index in running if self.value(self.first[index]))
+        last = next(index for index in running if self.value(self.last[index]))
+
+        def position(index: int) -> tuple[int, ...]:
+            place_rank = 0 if places[index] == places[first] else 2 if places[index] == places[last] else 1
+            stage_rank = 0 if self.value(self.enters[index]) else 2 if index == last else 1
+            return place_rank, places[index], stage_rank, index
+
+        return sorted(running, key=position)
+
+    def _all(self, variables: Iterable[cp_model.IntVar]) -> tuple[int, ...]:
+        return tuple(self.value(variable) for variable in variables)

@@ -1,0 +1,186 @@
+"""Every Answer of the tiniest Problems, written out one by one and priced as one reads the words of the Problem.
+
+What the brute force is held against; so that they are not wrong together, the prices share nothing with it.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
+
+from planner.problem import Answer, Block, BlockAnswer, Option, Problem, Receive, StageAnswer
+from tests.planner.brute_force import splits
+
+
+def every_answer(problem: Problem) -> Iterator[Answer]:
+    """Every one, whether it fits or not."""
+    for first, last in product(_placed(problem.first), _placed(problem.last)):
+        for tail in [None] if problem.tail is None else _placed(problem.tail):
+            blocks = _share(problem, [first, last] if tail is None else [first, last, tail])
+            if blocks is not None:
+                for stages in _stages(problem, (), 0):
+                    yield Answer(stages=stages, first=blocks[0], last=blocks[1], tail=blocks[2] if tail else None)
+
+
+def _placed(block: Block) -> Iterator[BlockAnswer]:
+    for o, option in enumerate(block.options):
+        for c in range(len(option.columns)):
+            for shares in product(*(list(splits(axis.count, len(option.devices))) for axis in block.axes)):
+                yield BlockAnswer(option=o, column=c, shares=shares)
+
+
+def _share(problem: Problem, blocks: list[BlockAnswer]) -> list[BlockAnswer] | None:
+    """Shared axes are None; of all their divisions the one that puts nothing elsewhere is kept, lest any come twice."""
+    devices = [block.options[placed.option].devices for block, placed in zip(problem.blocks, blocks, strict=True)]
+    found = []
+    for block, placed, here in zip(problem.blocks, blocks, devices, strict=True):
+        shares: list[tuple[int, ...] | None] = []
+        for axis, dealt in zip(block.axes, placed.shares, strict=True):
+            shared = axis.shared is not None and devices[("first", "last").index(axis.shared)] == here
+            if shared and dealt is not None and dealt[0] != axis.count:
+                return None
+            shares.append(None if shared else dealt)
+        found.append(dataclasses.replace(placed, shares=tuple(shares)))
+    return found
+
+
+def _stages(problem: Problem, before: tuple[int, ...], start: int) -> Iterator[tuple[StageAnswer, ...]]:
+    kinds = [kind for kind, count in problem.sequence for _ in range(count)]
+    if start == len(kinds):
+        yield ()
+        return
+    for g, group in enumerate(problem.groups):
+        earlier = [problem.groups[each] for each in before]
+        again = any(device in each.devices for each in earlier for device in group.devices)
+        back = group.place in [each.place for each in earlier] and group.place != earlier[-1].place
+        if again or back or (problem.ordered and g < max(before, default=-1)):
+            continue
+        for end in range(start + 1, len(kinds) + 1):
+            if problem.counts is not None and problem.counts[g] != end - start:
+                continue
+            of_kind = [kinds[start:end].count(k) for k in range(len(problem.kinds))]
+            if any(n and not columns for n, columns in zip(of_kind, group.columns, strict=True)):
+                continue
+            mixtures = [list(splits(n, len(c))) if c else [()] for n, c in zip(of_kind, group.columns, strict=True)]
+            units = [list(splits(n * k.units, len(group.devices))) for n, k in zip(of_kind, problem.kinds, strict=True)]
+            for rest in _stages(problem, (*before, g), end):
+                for layers, dealt in product(product(*mixtures), product(*units)):
+                    yield (StageAnswer(group=g, layers=layers, units=dealt), *rest)
+
+
+def value(problem: Problem, answer: Answer) -> tuple[int, ...] | None:
+    """What the goal puts first, the step, the number of stages; None where a device holds more than it can."""
+    load = load_bytes(problem, answer)
+    if any(capacity < each for capacity, each in zip(problem.capacity_bytes, load, strict=True)):
+        return None
+    return (*_goal(problem, answer, load), step_ns(problem, answer), len(answer.stages))
+
+
+def step_ns(problem: Problem, answer: Answer) -> int:
+    stages = sum(_stage_ns(problem, stage) for stage in answer.stages)
+    blocks = sum(_block_ns(problem, answer, number) for number in range(len(_blocks(answer))))
+    return stages + _hops_ns(problem, answer) + blocks + _links_ns(problem, answer) + _messages_ns(problem, answer)
+
+
+def load_bytes(problem: Problem, answer: Answer) -> list[int]:
+    load = [0] * len(problem.devices)
+    for stage in answer.stages:
+        group = problem.groups[stage.group]
+        for member, device in enumerate(group.devices):
+            load[device] += group.stage_bytes[member]
+            for kind, columns, counts, units in zip(
+                problem.kinds, group.columns, stage.layers, stage.units, strict=True
+            ):
+                load[device] += kind.unit_bytes * units[member]
+                load[device] += sum(n * column.bytes[member] for n, column in zip(counts, columns, strict=True))
+    for block, placed, option in zip(problem.blocks, _blocks(answer), _options(problem, answer), strict=True):
+        for member, device in enumerate(option.devices):
+            load[device] += option.columns[placed.column].bytes[member]
+            for axis, shares in zip(block.axes, placed.shares, strict=True):
+                load[device] += axis.each_bytes * shares[member] if shares is not None else 0
+    return load
+
+
+def _goal(problem: Problem, answer: Answer, load: Sequence[int]) -> list[int]:
+    if problem.goal == "time":
+        return []
+    if problem.goal == "fill":
+        return [
+            -sum(stage.num_layers for stage in answer.stages if device in problem.groups[stage.group].devices)
+            for device in range(len(load))
+        ]
+    granule = 1
+    while 4096 * granule <= max(problem.capacity_bytes):
+        granule *= 2
+    free = [problem.capacity_bytes[d] - load[d] for d in range(len(load)) if d != problem.spare]
+    balance = -(min(free) // granule)
+    return [balance] if problem.spare is None else [(load[problem.spare] + granule - 1) // granule, balance]
+
+
+def _blocks(answer: Answer) -> list[BlockAnswer]:
+    return [answer.first, answer.last] + ([answer.tail] if answer.tail else [])
+
+
+def _options(problem: Problem, answer: Answer) -> list[Option]:
+    return [block.options[each.option] for block, each in zip(problem.blocks, _blocks(answer), strict=True)]
+
+
+def _slowest_ns(problem: Problem, devices: Sequence[int], counts: Sequence[int], each_ps: Sequence[int]) -> int:
+    quantum_ps = 1000 * problem.quantum_ns
+    times = [count * each_ps[device] for device, count in zip(devices, counts, strict=True)]
+    return max((time + quantum_ps - 1) // quantum_ps for time in times) * problem.quantum_ns
+
+
+def _stage_ns(problem: Problem, stage: StageAnswer) -> int:
+    group = problem.groups[stage.group]
+    ns = 0
+    for kind, columns, counts, units in zip(problem.kinds, group.columns, stage.layers, stage.units, strict=True):
+        ns += sum(count * column.ns for column, count in zip(columns, counts, strict=True))
+        ns += _slowest_ns(problem, group.devices, units, kind.unit_ps)
+    return ns
+
+
+def _hops_ns(problem: Problem, answer: Answer) -> int:
+    groups = [problem.groups[stage.group] for stage in answer.stages]
+    return sum(
+        after.hop_ns if before.place == after.place else after.network_hop_ns for before, after in pairwise(groups)
+    )
+
+
+def _block_ns(problem: Problem, answer: Answer, number: int) -> int:
+    block, placed, option = list(problem.blocks)[number], _blocks(answer)[number], _options(problem, answer)[number]
+    ns = option.columns[placed.column].ns
+    for axis, shares in zip(block.axes, placed.shares, strict=True):
+        lender = {"first": answer.first, "last": answer.last, None: None}[axis.shared]
+        while shares is None:
+            assert lender is not None
+            shares, lender = lender.shares[0], answer.first
+        ns += _slowest_ns(problem, option.devices, shares, axis.each_ps)
+    return ns
+
+
+def _links_ns(problem: Problem, answer: Answer) -> int:
+    first, last, *tail = _options(problem, answer)
+    start, end = (problem.groups[answer.stages[at].group] for at in (0, -1))
+    ns = _receive_ns(problem, first.devices, start.devices, [start.place], start.first)
+    ns += _receive_ns(problem, end.devices, last.devices, last.places, last.receive)
+    return ns + sum(_receive_ns(problem, last.devices, each.devices, each.places, each.receive) for each in tail)
+
+
+def _receive_ns(
+    problem: Problem, sender: tuple[int, ...], devices: tuple[int, ...], places: Sequence[int], cost: Receive
+) -> int:
+    leader = sender[0]
+    (host,) = [h for h, there in enumerate(problem.hosts) if leader in there]
+    if sender == devices:
+        return cost.same_ns
+    if leader in devices:
+        return cost.inside_ns
+    return cost.near_ns if host in places else cost.far_ns
+
+
+def _messages_ns(problem: Problem, answer: Answer) -> int:
+    used = {device for stage in answer.stages for device in problem.groups[stage.group].devices}
+    used |= {device for option in _options(problem, answer) for device in option.devices}
+    in_use = [len(used.intersection(host)) for host in problem.hosts]
+    inside = sum(ns for ns, count in zip(problem.message_ns, in_use, strict=True) if count > 1)
+    return inside + problem.network_message_ns * (sum(count > 0 for count in in_use) - 1)
