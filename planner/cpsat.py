@@ -35,7 +35,7 @@ Linear = cp_model.LinearExpr | int
 Bool = cp_model.IntVar
 
 MOST_BYTES = 1 << 50
-MOST_NS = 1 << 60
+MOST_NS = 1 << 38
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +115,27 @@ class Model:
         self._capacity()
         self.step_ns = self._int(MOST_NS, "step_ns")
         self.model.add(self.step_ns == sum(self.time))
+        self.ties = self._ties(whole)
+        self.ranked_step: Linear = self.step_ns * self.ties + self._rank(whole)
+        """The time of a step; of equal ones fewer stages are less, then groups and choices that come first."""
+
+    def _ties(self, whole: Problem) -> int:
+        """How many ranks there are for one time of a step."""
+        return (len(whole.devices) + 1) * self._stage_rank(whole)
+
+    def _stage_rank(self, whole: Problem) -> int:
+        choices = sum(len(each) for each in everything(whole).choices)
+        return 1 + choices + len(whole.devices) * len(whole.groups)
+
+    def _rank(self, whole: Problem) -> Linear:
+        """Number of stages, then the sum of the places of groups and choices in the lists of the whole problem."""
+        rank: Linear = 0
+        for g, runs in zip(self.restriction.groups, self.runs, strict=True):
+            rank += (self._stage_rank(whole) + g) * runs
+        for all_choices, choices, on in zip(everything(whole).choices, self.choices, self.on, strict=True):
+            place = {key: position for position, key in enumerate(all_choices)}
+            rank += sum(place[choice.index] * variable for choice, variable in zip(choices, on, strict=True))
+        return rank
 
     # ---- variables ----
 
@@ -195,6 +216,12 @@ class Model:
             self._listed_order()
         else:
             self._any_order()
+
+    def leading(self, twins: Iterable[tuple[int, int]]) -> None:
+        """Of hosts that may change places the first have the most layers."""
+        layers = {place: sum(self.size[i] for i in here) for place, here in self.here.items()}
+        for one, other in twins:
+            self.model.add(layers.get(one, 0) >= layers.get(other, 0))
 
     def _any_order(self) -> None:
         """Layers are alike, so only which stage enters a place, and which is first and last, makes a difference."""
@@ -459,13 +486,9 @@ class Model:
             ]
         self.model.add_bool_or(literals)
 
-    def rank(self) -> Linear:
-        """A number for a structure: by its number of stages, its choices, its groups. Sets of groups may share one."""
-        rank, scale = 0, 1
-        for positions in (self.runs, *self.on):
-            rank += scale * sum(position * variable for position, variable in enumerate(positions))
-            scale *= 1 + len(positions) * (len(self.problem.devices) if positions is self.runs else 1)
-        return rank + scale * sum(self.runs)
+    def structure(self) -> list[Bool]:
+        """Which groups run a stage, and what each block is."""
+        return [*self.runs, *(variable for on in self.on for variable in on)]
 
     def ends(self) -> list[tuple[cp_model.IntVar, int]]:
         """What orders the stages, once the structure is known; with the largest values."""

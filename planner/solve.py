@@ -20,6 +20,7 @@ from planner.bounds import lower_bounds
 from planner.cpsat import MOST_BYTES, Linear, Model, Restriction, everything
 from planner.errors import NotProvenError
 from planner.problem import Answer, Problem
+from planner.symmetry import twins
 
 DETERMINISTIC_LIMIT = 600.0
 """Of one objective, in the solver's own units of work (about a second each): the same on every machine."""
@@ -85,12 +86,7 @@ def solve(problem: Problem, settings: Settings) -> Solved | None:
 
 def fits(problem: Problem, settings: Settings) -> bool:
     """Whether any placement exists: found, or proven that there is none."""
-    search = _Search(problem, settings)
-    try:
-        search.any_answer()
-    except _Infeasible:
-        return False
-    return True
+    return _Search(problem, settings).any_answer()
 
 
 def shortfall(problem: Problem, settings: Settings) -> tuple[int, ...]:
@@ -112,11 +108,14 @@ class _Search:
         self.optima: list[Optimum] = []
         self.goal: dict[str, list[int]] = {}
         self.bounds = lower_bounds(problem)
+        self.least = self.bounds.least if self.bounds else 0.0
+        self.twins = twins(problem)
 
     def run(self) -> Solved:
         self._settle_goal()
         model, step = self._step()
-        small = self._model(model.chosen(), step.value)
+        small = self._model(model.chosen())
+        small.model.add(small.step_ns <= step.value)
         small.model.add_bool_and(small.runs)
         self.order(small, small.ends())
         free = self.minimise(small, -small.free, what="free memory")
@@ -130,14 +129,10 @@ class _Search:
             solve_s=0.0,
         )
 
-    def any_answer(self) -> None:
-        for limit in self._limits(FIRST_LOOK[-1:]):
-            try:
-                self.minimise(self._model(self._within(limit)), 0, what="feasibility")
-            except _Infeasible:
-                continue
-            return
-        raise _Infeasible
+    def any_answer(self) -> bool:
+        """Whether there is one, first among those that would be good, which are few."""
+        limits = self._limits(FIRST_LOOK[-1:])
+        return any(self._has_answer(self._model(self._within(limit)), "feasibility") for limit in limits)
 
     # ---- what is searched ----
 
@@ -152,13 +147,13 @@ class _Search:
 
     def _limits(self, factors: Sequence[float]) -> Iterator[float]:
         """Times to look within, until no answer is left out."""
-        if self.bounds is not None and math.isinf(self.bounds.least):
+        if math.isinf(self.least):
             return
         if self.bounds is not None:
-            yield from (self.bounds.least * factor for factor in factors)
+            yield from (self.least * factor for factor in factors)
         yield math.inf
 
-    def _model(self, restriction: Restriction, step_ns: int | None = None) -> Model:
+    def _model(self, restriction: Restriction, ranked: int | None = None) -> Model:
         """A model of what is as good as is known by now."""
         model = Model(self.problem, restriction)
         for device, layers in enumerate(self.goal.get("fill", ())):
@@ -167,8 +162,9 @@ class _Search:
             model.model.add(model.spare <= value)
         for value in self.goal.get("balance", ()):
             model.model.add(model.balance >= value)
-        if step_ns is not None:
-            model.model.add(model.step_ns <= step_ns)
+        model.leading(self.twins)
+        if ranked is not None:
+            model.model.add(model.ranked_step <= ranked)
         return model
 
     # ---- objectives ----
@@ -176,63 +172,61 @@ class _Search:
     def _step(self) -> tuple[Model, Optimum]:
         """The least step, and a model whose solution has the groups and choices of the answer.
 
-        What a narrow look finds is usually the answer already. Then one proof is left: that with other groups or
-        choices nothing is as good.
+        What a near look finds is usually the answer already. Then one proof is left: that with other groups or choices
+        nothing is as good.
         """
-        model, step = self._first_step()
-        if self.settings.gap_ppm:  # the groups found are taken
-            while not _is_part(kept := self._within(step.value), model.restriction):
+        model, best = self._first_step()
+        while not self.settings.gap_ppm and (found := self._rival(model, best.value)):
+            if found == best.value:
+                model = self._first_in_order(model, found)
+                break
+            model = self._model(self._within(found // model.ties), found)
+            best = self._least_step(model)
+        if self.settings.gap_ppm:  # what was found is taken, but nothing that may be better was left out
+            while not _is_part(kept := self._within(best.value // model.ties), model.restriction):
                 model = self._model(kept)
-                step = self._least_step(model)
-            return model, step
-        while rival := self._rival(model, step.value):
-            found = rival.value(rival.step_ns)
-            if found == step.value and not self._better(step.value):
-                return self._first_in_order(step.value), step
-            model = self._model(self._within(found), min(found, step.value - 1))
-            step = self._least_step(model)
+                best = self._least_step(model)
+        value = model.value(model.step_ns)
+        step = Optimum(what="step time", value=value, bound=min(value, -(-best.bound // model.ties)), seconds=0.0)
+        self.optima.append(step)
         return model, step
 
     def _first_step(self) -> tuple[Model, Optimum]:
         """The best of what is nearest to the bounds, looking a little further as long as it is found quickly."""
-        model, step = None, None
+        model, best = None, None
         for limit in self._limits(FIRST_LOOK):
-            if step is not None and (limit >= step.value or limit > FAR * self.bounds.least):
+            if model is not None and limit >= min(model.value(model.step_ns), FAR * self.least):
                 break
-            nearest = self._model(self._within(limit), step.value - 1 if step else None)
+            nearest = self._model(self._within(limit), best.value - 1 if best else None)
             try:
-                model, step = nearest, self._least_step(nearest)
+                model, best = nearest, self._least_step(nearest)
             except _Infeasible:
                 continue
-        if model is None or step is None:
+        if model is None or best is None:
             raise _Infeasible
-        return model, step
+        return model, best
 
     def _least_step(self, model: Model) -> Optimum:
-        return self.minimise(model, model.step_ns, what="step time", gap_ppm=self.settings.gap_ppm)
+        return self.minimise(model, model.ranked_step, what="ranked step time", gap_ppm=self.settings.gap_ppm)
 
-    def _rival(self, model: Model, step_ns: int) -> Model | None:
-        """An answer with another structure that is as good as the best of ``model``, if there is one."""
-        rival = self._model(self._within(step_ns), step_ns)
+    def _rival(self, model: Model, ranked: int) -> int | None:
+        """What an answer with another structure takes that is as good as the best of ``model``, if there is one."""
+        rival = self._model(self._within(ranked // model.ties), ranked)
         rival.forbid(model.chosen())
-        return rival if self._has_answer(rival, "another answer") else None
-
-    def _better(self, step_ns: int) -> bool:
-        return self._has_answer(self._model(self._within(step_ns - 1), step_ns - 1), "a better answer")
+        return self.optima[-1].value if self._has_answer(rival, "another answer") else None
 
     def _has_answer(self, model: Model, what: str) -> bool:
+        """Whether there is any answer; the objective guides a proof that there is none, a tenth of the work without."""
         try:
-            self.minimise(model, 0, what=what)
+            self.minimise(model, model.ranked_step, what=what, any_answer=True)
         except _Infeasible:
             return False
         return True
 
-    def _first_in_order(self, step_ns: int) -> Model:
-        """Of structures that are equally good, the one with fewest stages, then the first in order."""
-        model = self._model(self._within(step_ns), step_ns)
-        rank = self.minimise(model, model.rank(), what="structure")
-        model.model.add(model.rank() == rank.value)
-        self.order(model, [(variable, 1) for variable in model.runs])
+    def _first_in_order(self, like: Model, ranked: int) -> Model:
+        """Of structures of equal rank the first in order."""
+        model = self._model(self._within(ranked // like.ties), ranked)
+        self.order(model, [(variable, 1) for variable in model.structure()])
         return model
 
     def _settle_goal(self) -> None:
@@ -251,7 +245,9 @@ class _Search:
             self.order(model, [(layers, problem.layers) for layers in filled])
             self.goal["fill"] = [model.value(layers) for layers in filled]
 
-    def minimise(self, model: Model, objective: Linear, *, what: str, gap_ppm: int = 0) -> Optimum:
+    def minimise(
+        self, model: Model, objective: Linear, *, what: str, gap_ppm: int = 0, any_answer: bool = False
+    ) -> Optimum:
         """Minimise, keep the solution in the model as values and as the next hint.
 
         What a search with a gap finds depends on how it searches: so there it is always the same search.
@@ -263,6 +259,7 @@ class _Search:
         solver.parameters.linearization_level = 2  # a third of the work of level 1, measured
         solver.parameters.max_deterministic_time = DETERMINISTIC_LIMIT
         solver.parameters.relative_gap_limit = gap_ppm / 1e6
+        solver.parameters.stop_after_first_solution = any_answer
         model.model.minimize(objective)
         status = solver.solve(model.model)
         if status == cp_model.INFEASIBLE:
@@ -273,7 +270,7 @@ class _Search:
                 f"{what}: no placement found within the deterministic limit of {DETERMINISTIC_LIMIT:g}"
             )
         value, bound = round(solver.objective_value), round(solver.best_objective_bound)
-        if status != cp_model.OPTIMAL:
+        if status != cp_model.OPTIMAL and not any_answer:
             gap = (value - bound) / max(1, abs(value))
             raise NotProvenError(
                 f"{what}: not proven optimal within the deterministic limit of {DETERMINISTIC_LIMIT:g}: found {value}, "
