@@ -46,6 +46,8 @@ class Settings:
     workers: int = 1
     seed: int = 0
     gap_ppm: int = 0
+    limit: float = DETERMINISTIC_LIMIT
+    """Of one objective; past it there is no answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,10 +119,10 @@ class _Search:
         small = self._model(model.chosen())
         small.model.add(small.step_ns <= step.value)
         small.model.add_bool_and(small.runs)
-        self.order(small, small.ends())
-        free = self.minimise(small, -small.free, what="free memory")
-        small.model.add(small.free >= -free.value)
-        self.order(small, small.quantities())
+        try:
+            self._settle(small)
+        except NotProvenError as error:
+            raise NotProvenError(str(error), objective_ns=step.value, bound_ns=step.bound) from error
         return Solved(
             answer=small.answer(),
             objective_ns=step.value,
@@ -128,6 +130,13 @@ class _Search:
             optima=tuple(self.optima),
             solve_s=0.0,
         )
+
+    def _settle(self, small: Model) -> None:
+        """All that the groups and choices leave open."""
+        self.order(small, small.ends())
+        free = self.minimise(small, -small.free, what="free memory")
+        small.model.add(small.free >= -free.value)
+        self.order(small, small.quantities())
 
     def any_answer(self) -> bool:
         """Whether there is one, first among those that would be good, which are few."""
@@ -207,13 +216,34 @@ class _Search:
         return model, best
 
     def _least_step(self, model: Model) -> Optimum:
-        return self.minimise(model, model.ranked_step, what="ranked step time", gap_ppm=self.settings.gap_ppm)
+        try:
+            return self.minimise(model, model.ranked_step, what="ranked step time", gap_ppm=self.settings.gap_ppm)
+        except NotProvenError as error:
+            found = None if error.objective_ns is None else error.objective_ns // model.ties
+            raise self._unproven(found) from error
+
+    def _unproven(self, step_ns: int | None) -> NotProvenError:
+        """The refusal past the limit: the best step found, and what the bounds say of every answer."""
+        bound = math.floor(self.least)
+        limit = f"within the deterministic limit of {self.settings.limit:g}"
+        if step_ns is None:
+            return NotProvenError(f"step time: no placement found, and none excluded, {limit}", bound_ns=bound)
+        gap = (step_ns - bound) / max(1, step_ns)
+        return NotProvenError(
+            f"step time: not proven optimal {limit}: found {step_ns} ns, bound {bound} ns, gap {gap:.2%}; accept one "
+            "with --gap",
+            objective_ns=step_ns,
+            bound_ns=bound,
+        )
 
     def _rival(self, model: Model, ranked: int) -> int | None:
         """What an answer with another structure takes that is as good as the best of ``model``, if there is one."""
         rival = self._model(self._within(ranked // model.ties), ranked)
         rival.forbid(model.chosen())
-        return self.optima[-1].value if self._has_answer(rival, "another answer") else None
+        try:
+            return self.optima[-1].value if self._has_answer(rival, "another answer") else None
+        except NotProvenError as error:
+            raise self._unproven(ranked // model.ties) from error
 
     def _has_answer(self, model: Model, what: str) -> bool:
         """Whether there is any answer; the objective guides a proof that there is none, a tenth of the work without."""
@@ -257,7 +287,7 @@ class _Search:
         solver.parameters.random_seed = 0 if gap_ppm else self.settings.seed
         solver.parameters.cp_model_probing_level = 0  # costs more than it saves here, measured
         solver.parameters.linearization_level = 2  # a third of the work of level 1, measured
-        solver.parameters.max_deterministic_time = DETERMINISTIC_LIMIT
+        solver.parameters.max_deterministic_time = self.settings.limit
         solver.parameters.relative_gap_limit = gap_ppm / 1e6
         solver.parameters.stop_after_first_solution = any_answer
         model.model.minimize(objective)
@@ -265,17 +295,12 @@ class _Search:
         if status == cp_model.INFEASIBLE:
             raise _Infeasible
         assert status != cp_model.MODEL_INVALID, model.model.validate()
+        limit = f"within the deterministic limit of {self.settings.limit:g}"
         if status == cp_model.UNKNOWN:
-            raise NotProvenError(
-                f"{what}: no placement found within the deterministic limit of {DETERMINISTIC_LIMIT:g}"
-            )
+            raise NotProvenError(f"{what}: no placement found, and none excluded, {limit}")
         value, bound = round(solver.objective_value), round(solver.best_objective_bound)
         if status != cp_model.OPTIMAL and not any_answer:
-            gap = (value - bound) / max(1, abs(value))
-            raise NotProvenError(
-                f"{what}: not proven optimal within the deterministic limit of {DETERMINISTIC_LIMIT:g}: found {value}, "
-                f"bound {bound}, gap {gap:.2%}; accept one with --gap"
-            )
+            raise NotProvenError(f"{what}: not proven optimal {limit}", objective_ns=value, bound_ns=bound)
         model.values = list(solver.response_proto.solution)
         model.model.clear_hints()  # type: ignore[no-untyped-call]
         for index, found in enumerate(model.values):
