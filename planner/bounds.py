@@ -33,6 +33,9 @@ MOST_STATES = 5000
 
 MOST_LINES = 8
 
+FAR = 1.03
+"""Groups over several hosts whose own bound is so much above the least are not looked into."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
@@ -316,25 +319,63 @@ class _Places:
         return found
 
     def through_groups(self) -> list[float]:
-        """The least time of the stages of any answer with each group."""
-        bounds = [math.inf] * len(self.problem.groups)
-        for wide in (None, *self.wide):
-            self._with_wide(wide, bounds)
-        return bounds
+        """The least time of the stages of any answer with each group.
 
-    def _with_wide(self, wide: int | None, bounds: list[float]) -> None:
+        Groups over several hosts are few or bad, as the network is slow: the bad ones are not gone into any further
+        than their own bound, which then bounds every answer that has one.
+        """
+        bounds = [math.inf] * len(self.problem.groups)
+        self._with_wide(None, (), bounds)
+        anywhere = self._any_wide()
+        for wide in self.wide:
+            bounds[wide] = self._through_wide(wide, anywhere)
+        limit = FAR * min(bounds)
+        near = [wide for wide in self.wide if bounds[wide] <= limit]
+        floor = min((bounds[wide] for wide in self.wide if bounds[wide] > limit), default=math.inf)
+        for wide in near:
+            bounds[wide] = math.inf
+        for wide in near:
+            self._with_wide(wide, near, bounds)
+        return [min(bound, max(floor, limit)) if math.isfinite(floor) else bound for bound in bounds]
+
+    def _left(self, wide: int) -> list[tuple[int, ...]]:
+        """Devices of each class of each host beside those of a group."""
+        group = self.problem.groups[wide]
+        return [_less(self.counts[host], self._taken(group, host)) for host in range(self.hosts)]
+
+    def _any_wide(self) -> Curve:
+        """The place of any groups over several hosts, as often as one likes."""
+        found = np.full((3, self.layers + 1), math.inf)
+        found[HOP, 0] = 0
+        for wide in self.wide:
+            found = np.minimum(found, self._alone(wide))
+        several = np.minimum(found[NETWORK], found[HOP])
+        for _ in range(len(self.problem.devices).bit_length()):
+            several = np.minimum(several, _plus(several, several))
+        found[NETWORK] = np.minimum(found[NETWORK], several)
+        found[NETWORK, 0] = math.inf
+        found[FIRST] = np.minimum(found[FIRST], _plus(found[FIRST], several))
+        return found
+
+    def _through_wide(self, wide: int, anywhere: Curve) -> float:
+        """The same of a group over several hosts, as if other such groups took no devices."""
+        parts = [table.place(rest) for table, rest in zip(self.tables, self._left(wide), strict=True)]
+        around = _nowhere(self.layers)
+        for part in (*parts, anywhere):
+            around = _with_place(around, part)
+        return _closed(self._alone(wide), around)
+
+    def _with_wide(self, wide: int | None, near: Sequence[int], bounds: list[float]) -> None:
         """Lower ``bounds`` to the least of the answers in which this group over several hosts runs, or none does."""
         problem = self.problem
-        left = list(self.counts)
-        if wide is not None:
-            left = [_less(self.counts[host], self._taken(problem.groups[wide], host)) for host in range(self.hosts)]
+        left = list(self.counts) if wide is None else self._left(wide)
         parts = [table.place(rest) for table, rest in zip(self.tables, left, strict=True)]
         if wide is not None:
             parts.append(self._alone(wide))
             mine = set(problem.groups[wide].devices)
-            for other in self.wide:
+            for other in near:
                 if not mine & set(problem.groups[other].devices):
-                    part = self._alone(other).copy()
+                    part = self._alone(other)
                     part[HOP, 0] = 0
                     parts.append(part)
         around = _all_but_each(parts, self.layers)
@@ -360,11 +401,16 @@ def _less(counts: tuple[int, ...], taken: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(count - each for count, each in zip(counts, taken, strict=True))
 
 
+def _nowhere(layers: int) -> Curve:
+    """No place: no layers, and no first stage."""
+    found = np.full((2, layers + 1), math.inf)
+    found[0, 0] = 0
+    return found
+
+
 def _all_but_each(parts: Sequence[Curve], layers: int) -> list[Curve]:
     """For each place, all the others together: [whether the first stage is among them, layers]."""
-    start = np.full((2, layers + 1), math.inf)
-    start[0, 0] = 0
-    before, after = [start], [start]
+    before, after = [_nowhere(layers)], [_nowhere(layers)]
     for part in parts[:-1]:
         before.append(_with_place(before[-1], part))
     for part in reversed(parts[1:]):

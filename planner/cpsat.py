@@ -508,10 +508,6 @@ class Model:
                 found += [(counts[device], axis.count) for device in sorted(used)]
         return found
 
-    def layers_on(self, device: int) -> Linear:
-        """Layers in whose stage a device is."""
-        return sum(self.size[i] for i in self._containing(device))
-
     def answer(self) -> Answer:
         """The solution of a model of nothing but its structure, in terms of the whole problem."""
         stages = tuple(

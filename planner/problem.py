@@ -139,7 +139,7 @@ class Problem:
     """Telling one more host in use."""
     goal: Goal
     """What comes first. ``time``: the step. ``balance``: the least free memory of any device, in granules, as much as
-    can be, then the step. ``fill``: as many layers as can be on the first device, then on the second, …, then the
+    can be, then the step. ``fill``: as many layers as can be in the first group, then in the second, …, then the
     step."""
     spare: int | None
     """``balance`` only: the device on which as little as can be (in granules) is to lie, before all else; it does not

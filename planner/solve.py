@@ -165,8 +165,10 @@ class _Search:
     def _model(self, restriction: Restriction, ranked: int | None = None) -> Model:
         """A model of what is as good as is known by now."""
         model = Model(self.problem, restriction)
-        for device, layers in enumerate(self.goal.get("fill", ())):
-            model.model.add(model.layers_on(device) == layers)
+        filled = self.goal.get("fill")
+        if filled is not None:
+            for group, size in zip(restriction.groups, model.size, strict=True):
+                model.model.add(size == filled[group])
         for value in self.goal.get("spare", ()):
             model.model.add(model.spare <= value)
         for value in self.goal.get("balance", ()):
@@ -269,9 +271,9 @@ class _Search:
             self.goal["balance"] = [-self.minimise(model, -model.balance, what="balance").value]
         if problem.goal == "fill":
             model = self._model(everything(problem))
-            filled = [model.model.new_int_var(0, problem.layers, f"on{d}") for d in range(len(problem.devices))]
-            for device, layers in enumerate(filled):
-                model.model.add(layers == model.layers_on(device))
+            filled = [model.model.new_int_var(0, problem.layers, f"filled{g}") for g in range(len(problem.groups))]
+            for layers, size in zip(filled, model.size, strict=True):
+                model.model.add(layers == size)
             self.order(model, [(layers, problem.layers) for layers in filled])
             self.goal["fill"] = [model.value(layers) for layers in filled]
 

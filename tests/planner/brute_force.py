@@ -155,15 +155,14 @@ class _Search:
         return {route: _undominated(np.concatenate(found)) for route, found in fronts.items()}
 
     def _route(self, stages: tuple[tuple[int, int], ...]) -> _Route:
-        layers = [0] * len(self.problem.devices)
-        members = [(device, count) for index, count in stages for device in self.problem.groups[index].devices]
-        for device, count in members:
-            layers[device] = count
+        layers = [0] * len(self.problem.groups)
+        for index, count in stages:
+            layers[index] = count
         return _Route(
             first=stages[0][0],
             last=stages[-1][0],
             stages=len(stages),
-            used=frozenset(device for device, _ in members),
+            used=frozenset(device for index, _ in stages for device in self.problem.groups[index].devices),
             layers=tuple(layers) if self.problem.goal == "fill" else (),
         )
 

@@ -105,8 +105,8 @@ def _goal(problem: Problem, answer: Answer, load: Sequence[int]) -> list[int]:
         return []
     if problem.goal == "fill":
         return [
-            -sum(stage.num_layers for stage in answer.stages if device in problem.groups[stage.group].devices)
-            for device in range(len(load))
+            -sum(stage.num_layers for stage in answer.stages if stage.group == group)
+            for group in range(len(problem.groups))
         ]
     granule = 1
     while 4096 * granule <= max(problem.capacity_bytes):

@@ -24,10 +24,9 @@ def _solved(seed: int) -> Solved | None:
 
 
 def _value(problem: Problem, answer: Answer) -> Value:
-    layers = [0] * len(problem.devices)
+    layers = [0] * len(problem.groups)
     for stage in answer.stages:
-        for device in problem.groups[stage.group].devices:
-            layers[device] = stage.num_layers
+        layers[stage.group] = stage.num_layers
     found = certify(problem, answer)
     return (*goal_value(problem, found.load_bytes, layers), found.step_ns, len(answer.stages))
 
