@@ -163,8 +163,8 @@ def test_layers_of_several_kinds_are_in_their_order() -> None:
     wide = dataclasses.replace(
         layers, num_layers=1, mlp=dataclasses.replace(layers.mlp, intermediate_size=2 * layers.mlp.intermediate_size)
     )
-    few = dataclasses.replace(layers, num_layers=2)
-    found = dataclasses.replace(found, model=dataclasses.replace(found.model, layers=(few, wide, few, wide, wide)))
+    few, twice = dataclasses.replace(layers, num_layers=2), dataclasses.replace(wide, num_layers=2)
+    found = dataclasses.replace(found, model=dataclasses.replace(found.model, layers=(few, wide, few, twice)))
     _, solved, plan = _planned(found)
     units = [sum(run.mlp_units) for stage in plan.stages for run in stage.runs for _ in range(run.num_layers)]
     once = layers.mlp.intermediate_size // layers.mlp.unit

@@ -5,7 +5,6 @@ from functools import cache
 
 import pytest
 
-from planner import solve as solver
 from planner.certify import certify
 from planner.errors import NotProvenError
 from planner.problem import Answer, Problem
@@ -138,11 +137,10 @@ def test_nothing_is_missing_where_something_fits() -> None:
     assert shortfall(problem, ONE) == (0,) * len(problem.devices)
 
 
-def test_the_limit_ends_in_a_refusal_with_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_ends_in_a_refusal_with_the_gap() -> None:
     seed = next(seed for seed in SEEDS if len(_stages(seed)) > 1)
-    monkeypatch.setattr(solver, "DETERMINISTIC_LIMIT", 0.0)
     with pytest.raises(NotProvenError, match="deterministic limit of 0") as refused:
-        solve(tiny_problem(seed), ONE)
+        solve(tiny_problem(seed), Settings(limit=0))
     assert refused.value.exit_code == 3
 
 
