@@ -291,6 +291,7 @@ class _Search:
         solver.parameters.linearization_level = 2  # a third of the work of level 1, measured
         solver.parameters.max_deterministic_time = self.settings.limit
         solver.parameters.relative_gap_limit = gap_ppm / 1e6
+        solver.parameters.absolute_gap_limit = 0.0  # doubles do not tell large values apart
         solver.parameters.stop_after_first_solution = any_answer
         model.model.minimize(objective)
         status = solver.solve(model.model)
@@ -300,7 +301,8 @@ class _Search:
         limit = f"within the deterministic limit of {self.settings.limit:g}"
         if status == cp_model.UNKNOWN:
             raise NotProvenError(f"{what}: no placement found, and none excluded, {limit}")
-        value, bound = round(solver.objective_value), round(solver.best_objective_bound)
+        value = solver.value(objective)
+        bound = value if status == cp_model.OPTIMAL and not gap_ppm else round(solver.best_objective_bound)
         if status != cp_model.OPTIMAL and not any_answer:
             raise NotProvenError(f"{what}: not proven optimal {limit}", objective_ns=value, bound_ns=bound)
         model.values = list(solver.response_proto.solution)

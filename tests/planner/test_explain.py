@@ -26,7 +26,7 @@ def gpu(name: str, mib: int, **figures: str) -> dict[str, Any]:
     return {"id": name, "type": "tiny-gpu", "memory": f"{mib} MiB"} | rates | figures
 
 
-GPUS = {"hosts": [host("box", gpu("gpu0", 8), gpu("gpu1", 6), links={"class": "pcie"})]}
+GPUS = {"hosts": [host("box", gpu("gpu0", 7), gpu("gpu1", 6), links={"class": "pcie"})]}
 CPUS = {"hosts": [host("left", cpu("c0", 7), cpu("c1", 5)), host("right", cpu("c2", 6))], "network": {"class": "shm"}}
 
 
