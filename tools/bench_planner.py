@@ -1,0 +1,274 @@
+"""Times the planner (``speed``), and sets its answers beside those of others (``rivals``).
+
+    python tools/bench_planner.py speed [--only NAME] [--json | --markdown]
+    python tools/bench_planner.py rivals [--only NAME] [--json | --markdown]
+
+``speed`` runs ``python -m planner build --plan-only`` once for each instance, with the defaults and the EAGLE-3 head,
+and reads time and peak memory of that process. ``rivals`` says what :mod:`rivals` says. Exit code 1: a promise is not
+kept, or somebody else's placement is faster or fits where ours does not.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instances import RIVALRIES, SPEED, Speed
+from planner.build import Wanted, formulate, resolve
+from planner.families import load_base, load_draft
+from planner.inventory import parse_inventory
+from rivals import Comparison, Priced, compare
+
+ROOT = Path(__file__).parent.parent
+
+MOST_RSS_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timed:
+    """One run of ``build``."""
+
+    speed: Speed
+    devices: int
+    groups: int
+    columns: int
+    """Of the problem, over all groups, and of the blocks."""
+    solve_s: float
+    wall_s: float
+    rss_bytes: int
+    """The most that the process had."""
+    status: str
+    gap: float
+    objective_ns: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether it took no more than it may."""
+        speed = self.speed
+        solved = speed.most_solve_s is None or self.solve_s <= speed.most_solve_s
+        in_all = speed.most_wall_s is None or self.wall_s <= speed.most_wall_s
+        return solved and in_all and self.rss_bytes <= MOST_RSS_BYTES and self.status == "OPTIMAL"
+
+
+# ---- speed ----
+
+
+def timed(speed: Speed) -> Timed:
+    """Run ``build`` and wait for it; its own messages go to stderr, and a failure of it ends this program."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        directory = Path(name)
+        model, draft, inventory = directory / "model", directory / "draft", directory / "inventory.yaml"
+        for path, config in ((model, speed.model), (draft, speed.draft)):
+            path.mkdir()
+            (path / "config.json").write_text(json.dumps(config))
+        inventory.write_text(json.dumps(speed.inventory))  # JSON is YAML
+        arguments = ["--gpus", inventory, "--model", model, "--draft", draft, "--out", directory / "plan"]
+        command = [sys.executable, "-m", "planner", "build", "--plan-only", "--json", *map(str, arguments)]
+        said, wall_s, rss_bytes = _run(command, directory / "seen.json")
+        base = load_base(model)
+        head = load_draft(draft, base)
+        options = resolve(Wanted(), "bfloat16", base, head)
+        problem = formulate(base, head, parse_inventory(speed.inventory, speed.name), options).problem
+    listed = [columns for group in problem.groups for columns in group.columns]
+    listed += [option.columns for block in problem.blocks for option in block.options]
+    return Timed(
+        speed=speed,
+        devices=len(problem.devices),
+        groups=len(problem.groups),
+        columns=sum(map(len, listed)),
+        solve_s=said["solve_s"],
+        wall_s=wall_s,
+        rss_bytes=rss_bytes,
+        status=said["status"],
+        gap=1 - said["bound_ns"] / said["objective_ns"],
+        objective_ns=said["objective_ns"],
+    )
+
+
+WATCH = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+wall_s = time.perf_counter() - start
+with open(sys.argv[1], "w") as file:
+    json.dump({"code": os.waitstatus_to_exitcode(status), "wall_s": wall_s, "maxrss": usage.ru_maxrss}, file)
+"""
+"""A small process that starts another: what a process has at most counts from what the one that started it has."""
+
+
+def _run(command: Sequence[str], report: Path) -> tuple[dict[str, Any], float, int]:
+    """What a program says in JSON, its time in s, and its peak memory in bytes."""
+    watched = [sys.executable, "-c", WATCH, str(report), *command]
+    said = subprocess.run(watched, stdout=subprocess.PIPE, cwd=ROOT, check=True).stdout
+    seen = json.loads(report.read_text())
+    if seen["code"]:
+        raise SystemExit(f"{' '.join(command)}: exit code {seen['code']}")
+    return json.loads(said), seen["wall_s"], seen["maxrss"] * (1 if sys.platform == "darwin" else 1024)
+
+
+SPEED_TITLES = ("instance", "groups", "columns", "solve s", "wall s", "peak MiB", "status", "gap")
+
+
+def speed_line(row: Timed) -> tuple[str, ...]:
+    return (
+        row.speed.title,
+        str(row.groups),
+        str(row.columns),
+        f"{row.solve_s:.2f}",
+        f"{row.wall_s:.1f}",
+        f"{row.rss_bytes / 2**20:.0f}",
+        row.status,
+        f"{row.gap:.2%}",
+    )
+
+
+def speed_data(row: Timed) -> dict[str, Any]:
+    return {
+        "name": row.speed.name,
+        "instance": row.speed.title,
+        "devices": row.devices,
+        "groups": row.groups,
+        "columns": row.columns,
+        "solve_s": row.solve_s,
+        "wall_s": round(row.wall_s, 3),
+        "peak_bytes": row.rss_bytes,
+        "status": row.status,
+        "gap": row.gap,
+        "objective_ns": row.objective_ns,
+        "kept": row.kept,
+    }
+
+
+# ---- rivals ----
+
+RIVAL_TITLES = (
+    *("instance", "accelerate, balanced", "best equal shares", "eagleplan, layers on devices"),
+    *("accelerate / ours", "equal / ours"),
+)
+
+
+def rival_line(row: Comparison) -> tuple[str, ...]:
+    spilled = f", {_gb(row.mapped.spilled_bytes)} on the CPU" if row.mapped.spilled_bytes else ""
+    return (
+        row.rivalry.title,
+        _priced(row.mapped.priced) + spilled,
+        f"{_priced(row.equal)} ({row.equal.name})",
+        _ours(row),
+        _ratio(row.mapped.priced, row),
+        _ratio(row.equal, row),
+    )
+
+
+def _priced(priced: Priced) -> str:
+    return f"does not fit, {_gb(priced.short_bytes)} short" if priced.short_bytes else _ms(priced.step_ns)
+
+
+def _ours(row: Comparison) -> str:
+    """The step, and what is not proven of it."""
+    if row.ours is None:
+        return "proven not to fit"
+    gap = 1 - row.ours.bound_ns / row.ours.objective_ns
+    return f"{_ms(row.ours.objective_ns)} ({row.stages}{f'; gap {gap:.3%}' if gap else ''})"
+
+
+def beaten(row: Comparison) -> list[str]:
+    """Whose placement is faster than ours, or fits where ours does not; to copy weights in every step is not to fit."""
+    others = {"equal shares": row.equal}
+    if not row.mapped.spilled_bytes:
+        others["accelerate"] = row.mapped.priced
+    fitting = {name: priced for name, priced in others.items() if priced.short_bytes == 0}
+    if row.ours is None:
+        return list(fitting)
+    theirs = fitting | {"accelerate": row.mapped.priced} if row.mapped.spilled_bytes else fitting
+    return [name for name, priced in theirs.items() if priced.step_ns < row.ours.objective_ns]
+
+
+def _ratio(priced: Priced, row: Comparison) -> str:
+    return "" if priced.short_bytes or row.ours is None else f"{priced.step_ns / row.ours.objective_ns:.2f}"
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB"
+
+
+def _ms(ns: int) -> str:
+    return f"{ns / 1e6:.2f} ms"
+
+
+def rival_data(row: Comparison) -> dict[str, Any]:
+    return {
+        "name": row.rivalry.name,
+        "instance": row.rivalry.title,
+        "accelerate": {
+            "step_ns": row.mapped.priced.step_ns,
+            "short_bytes": row.mapped.priced.short_bytes,
+            "spilled_bytes": row.mapped.spilled_bytes,
+            "spilled_from": row.mapped.spilled_from,
+        },
+        "equal": {"name": row.equal.name, "step_ns": row.equal.step_ns, "short_bytes": row.equal.short_bytes},
+        "ours": None
+        if row.ours is None
+        else {
+            "step_ns": row.ours.objective_ns,
+            "bound_ns": row.ours.bound_ns,
+            "solve_s": row.ours.solve_s,
+            "stages": row.stages,
+        },
+        "beaten_by": beaten(row),
+    }
+
+
+# ---- tables ----
+
+
+def markdown(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [titles, ["---"] * len(titles), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def columns_of(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [titles, *lines]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "rivals"))
+    parser.add_argument("--only", action="append", help="the name of an instance; may be repeated")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true")
+    form.add_argument("--markdown", action="store_true")
+    given = parser.parse_args()
+    names = [each.name for each in (SPEED if given.what == "speed" else RIVALRIES)]
+    for name in given.only or ():
+        if name not in names:
+            parser.error(f"--only {name}: expected one of {', '.join(names)}")
+    chosen = given.only or names
+    titles: tuple[str, ...]
+    lines: list[tuple[str, ...]]
+    if given.what == "speed":
+        timings = [timed(each) for each in SPEED if each.name in chosen]
+        titles, lines = SPEED_TITLES, [speed_line(row) for row in timings]
+        data, bad = [speed_data(row) for row in timings], [row.speed.name for row in timings if not row.kept]
+    else:
+        comparisons = [compare(each) for each in RIVALRIES if each.name in chosen]
+        titles, lines = RIVAL_TITLES, [rival_line(row) for row in comparisons]
+        data, bad = [rival_data(row) for row in comparisons], [row.rivalry.name for row in comparisons if beaten(row)]
+    if given.json:
+        print(json.dumps(data, indent=2))
+    else:
+        print((markdown if given.markdown else columns_of)(titles, lines))
+    if bad:
+        print(f"not as promised: {', '.join(bad)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""What the planner is measured on: models by their configs, machines by their inventories, and pairs of the two.
+
+Models that are named are real; a model of so many GB has the layers of a real one, as many as make up that size in
+bfloat16 with embedding and lm_head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plans.schema import DType
+
+Config = dict[str, Any]
+Hosts = dict[str, Any]
+"""An inventory as plain data."""
+
+_LLAMA: Config = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+def _llama(hidden: int, heads: int, kv_heads: int, intermediate: int, layers: int, vocab: int) -> Config:
+    return _LLAMA | {
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": hidden // heads,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "vocab_size": vocab,
+    }
+
+
+def _eagle3(base: Config) -> Config:
+    """The head as published for models of this family: one layer as wide as the base's."""
+    return base | {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "num_hidden_layers": 1,
+        "draft_vocab_size": 32000,
+        "torch_dtype": "float16",
+    }
+
+
+LLAMA_2_70B = _llama(8192, 64, 8, 28672, 80, 32000)
+LLAMA_3_70B = _llama(8192, 64, 8, 28672, 80, 128256)
+LLAMA_3_405B = _llama(16384, 128, 8, 53248, 126, 128256)
+GB_50 = _llama(5120, 40, 8, 27648, 51, 32000)
+"""50.4 GB: 51 layers of Qwen2.5-32B's shape."""
+GB_80 = _llama(8192, 64, 8, 28672, 46, 32000)
+"""79.8 GB: 46 layers of Llama-2-70B's shape."""
+QWEN_32B: Config = {key: value for key, value in _LLAMA.items() if key not in ("attention_bias", "mlp_bias")} | {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 5120,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "intermediate_size": 27648,
+    "num_hidden_layers": 64,
+    "vocab_size": 152064,
+    "use_sliding_window": False,
+}
+"""Qwen2.5-32B, 65.5 GB."""
+YI_6B = _llama(4096, 32, 4, 11008, 32, 64000)
+"""Four KV heads."""
+MIXTRAL_8X7B: Config = {key: value for key, value in _LLAMA.items() if key not in ("attention_bias", "mlp_bias")} | {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "sliding_window": None,
+    "vocab_size": 32000,
+}
+
+
+# ---- machines ----
+
+
+def box(link: str, *types: str, name: str = "box0") -> dict[str, Any]:
+    """A host with devices in this order; ``4 x a100-80g`` stands for four."""
+    devices = []
+    for entry in types:
+        count, _, type_name = entry.rpartition(" x ")
+        devices += [type_name] * int(count or 1)
+    listed = [{"id": f"{name}-{index}", "type": type_name} for index, type_name in enumerate(devices)]
+    return {"name": name, "links": {"class": link}, "devices": listed}
+
+
+def one(link: str, *types: str) -> Hosts:
+    return {"hosts": [box(link, *types)]}
+
+
+def several(network: dict[str, str], *hosts: tuple[str, Sequence[str]]) -> Hosts:
+    """Hosts as (class of its links, its devices)."""
+    named = [box(link, *types, name=f"box{index:02}") for index, (link, types) in enumerate(hosts)]
+    return {"hosts": named, "network": network}
+
+
+def alone(network: dict[str, str], *types: str) -> Hosts:
+    """Every device in a host of its own."""
+    (devices,) = one("pcie", *types)["hosts"]
+    return several(network, *(("pcie", [device["type"]]) for device in devices["devices"]))
+
+
+INFINIBAND = {"class": "infiniband"}
+ETHERNET_10 = {"class": "ethernet", "bandwidth": "10 Gbit/s"}
+ETHERNET_25 = {"class": "ethernet", "bandwidth": "25 Gbit/s"}
+
+FOUR_A100 = one("nvlink", "4 x a100-80g")
+TWO_BOXES = several(ETHERNET_25, *[("pcie", ("2 x a100-80g", "3 x a6000", "3 x rtx-4090"))] * 2)
+UNLIKE = one("pcie", "a100-80g", "a6000", "rtx-4090", "rtx-3090", "l40s", "rtx-5090", "a10", "l4")
+SIXTEEN_H100 = several(INFINIBAND, *[("nvlink", ("8 x h100-80g",))] * 2)
+EIGHT_BOXES = several(
+    INFINIBAND,
+    *[("nvlink", ("8 x h100-80g",))] * 2,
+    *[("nvlink", ("8 x a100-80g",))] * 2,
+    *[("pcie", ("8 x l40s",))] * 2,
+    *[("pcie", ("8 x a6000",))] * 2,
+)
+
+
+# ---- pairs ----
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """An instance whose planning is timed, with the EAGLE-3 head."""
+
+    name: str
+    title: str
+    model: Config
+    inventory: Hosts
+    most_solve_s: float | None
+    most_wall_s: float | None
+    """What it may take; None: no promise."""
+
+    @property
+    def draft(self) -> Config:
+        return _eagle3(self.model)
+
+
+SPEED = (
+    Speed(
+        name="a100x4",
+        title="Llama-3.3-70B, 4 x A100-80G",
+        model=LLAMA_3_70B,
+        inventory=FOUR_A100,
+        most_solve_s=None,
+        most_wall_s=2,
+    ),
+    Speed(
+        name="16of3",
+        title="Llama-3.3-70B, 16 GPUs of 3 types on 2 hosts",
+        model=LLAMA_3_70B,
+        inventory=TWO_BOXES,
+        most_solve_s=1,
+        most_wall_s=None,
+    ),
+    Speed(
+        name="unlike8",
+        title="Llama-3.3-70B, 8 all different GPUs on 1 host",
+        model=LLAMA_3_70B,
+        inventory=UNLIKE,
+        most_solve_s=10,
+        most_wall_s=None,
+    ),
+    Speed(
+        name="h100x16",
+        title="Llama-3.1-405B, 16 x H100 on 2 hosts",
+        model=LLAMA_3_405B,
+        inventory=SIXTEEN_H100,
+        most_solve_s=5,
+        most_wall_s=None,
+    ),
+    Speed(
+        name="64of4",
+        title="Llama-3.1-405B, 64 GPUs of 4 types on 8 hosts",
+        model=LLAMA_3_405B,
+        inventory=EIGHT_BOXES,
+        most_solve_s=60,
+        most_wall_s=None,
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rivalry:
+    """An instance on which others are asked too, without a draft: plain decoding of one sequence."""
+
+    name: str
+    title: str
+    model: Config
+    inventory: Hosts
+    dtype: DType = "bfloat16"
+    context: int = 4096
+
+
+RIVALRIES = (
+    Rivalry(
+        name="24-24-12",
+        title="50 GB, 2 x RTX 3090 + RTX 3060",
+        model=GB_50,
+        inventory=one("pcie", "rtx-3090", "rtx-3090", "rtx-3060-12g"),
+    ),
+    Rivalry(
+        name="24-12-24",
+        title="50 GB, RTX 3090 + RTX 3060 + RTX 3090",
+        model=GB_50,
+        inventory=one("pcie", "rtx-3090", "rtx-3060-12g", "rtx-3090"),
+    ),
+    Rivalry(
+        name="12-24-24",
+        title="50 GB, RTX 3060 + 2 x RTX 3090",
+        model=GB_50,
+        inventory=one("pcie", "rtx-3060-12g", "rtx-3090", "rtx-3090"),
+    ),
+    Rivalry(
+        name="48-24-24",
+        title="80 GB, A6000 + 2 x A5000",
+        model=GB_80,
+        inventory=one("pcie", "a6000", "a5000", "a5000"),
+    ),
+    Rivalry(
+        name="32-20-20",
+        title="Qwen2.5-32B, RTX 5090 + 2 x RTX A4500",
+        model=QWEN_32B,
+        inventory=one("pcie", "rtx-5090", "a4500", "a4500"),
+    ),
+    Rivalry(
+        name="3x24",
+        title="Qwen2.5-32B, 3 x RTX 3090",
+        model=QWEN_32B,
+        inventory=one("pcie", "3 x rtx-3090"),
+    ),
+    Rivalry(
+        name="7x24-12",
+        title="Llama-2-70B, 7 x RTX 3090 + RTX 3060",
+        model=LLAMA_2_70B,
+        inventory=one("pcie", "7 x rtx-3090", "rtx-3060-12g"),
+    ),
+    Rivalry(
+        name="hexgen",
+        title="Llama-2-70B, 4 x A6000, 2 x A5000, 2 x A4000 on 3 hosts (HexGen)",
+        model=LLAMA_2_70B,
+        inventory=several(ETHERNET_10, ("pcie", ("4 x a6000",)), ("pcie", ("2 x a5000",)), ("pcie", ("2 x a4000",))),
+    ),
+    Rivalry(
+        name="helix24",
+        title="Llama-2-70B, 4 x A100-40G, 8 x L4, 12 x T4, one a host (Helix)",
+        model=LLAMA_2_70B,
+        inventory=alone(ETHERNET_10, "4 x a100-40g", "8 x l4", "12 x t4"),
+        dtype="float16",
+    ),
+    Rivalry(
+        name="helix10",
+        title="Llama-2-70B, 4 x L4, 6 x T4, one a host (Helix)",
+        model=LLAMA_2_70B,
+        inventory=alone(ETHERNET_10, "4 x l4", "6 x t4"),
+        dtype="float16",
+    ),
+    Rivalry(
+        name="4090-3090",
+        title="80 GB, 2 x RTX 4090 + 2 x RTX 3090",
+        model=GB_80,
+        inventory=one("pcie", "2 x rtx-4090", "2 x rtx-3090"),
+    ),
+    Rivalry(
+        name="6-unlike",
+        title="Llama-3.3-70B, 2 x A6000 + 2 x RTX 4090 + 2 x RTX 3090",
+        model=LLAMA_3_70B,
+        inventory=one("pcie", "2 x a6000", "2 x rtx-4090", "2 x rtx-3090"),
+    ),
+    Rivalry(name="a100x4", title="Llama-3.3-70B, 4 x A100-80G", model=LLAMA_3_70B, inventory=FOUR_A100),
+    Rivalry(
+        name="mixtral",
+        title="Mixtral-8x7B, 3 x A6000",
+        model=MIXTRAL_8X7B,
+        inventory=one("pcie", "3 x a6000"),
+    ),
+    Rivalry(
+        name="few-heads",
+        title="Yi-6B (4 KV heads), 8 x L4",
+        model=YI_6B,
+        inventory=one("pcie", "8 x l4"),
+    ),
+    Rivalry(
+        name="h100x16",
+        title="Llama-3.1-405B, 16 x H100 on 2 hosts",
+        model=LLAMA_3_405B,
+        inventory=SIXTEEN_H100,
+    ),
+    Rivalry(
+        name="h100x8",
+        title="Llama-3.1-405B, 8 x H100 (too small)",
+        model=LLAMA_3_405B,
+        inventory=one("nvlink", "8 x h100-80g"),
+    ),
+)

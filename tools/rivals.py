@@ -1,0 +1,348 @@
+"""What others would do with the same model and devices, priced by our own cost and memory model.
+
+Equal shares are those of vLLM: tensor parallel over a number that divides the heads, where it is more than there are
+KV heads these are repeated; pipeline stages of equally many layers, the remainder on the last stages but one; ranks in
+the order of the inventory, those of one stage after one another; embedding on the first stage, lm_head on the last.
+Every pair of sizes is tried on all devices, and on those of every choice of types. Nothing is left for a draft, neither
+by them nor by us, and only what our plans count is counted: no fragmentation, no copies while loading.
+
+accelerate's balanced map is asked of accelerate itself, with the memory that we plan with. What it leaves to the CPU
+is, for every token, copied to the GPU that runs the last layers, over PCIe, and computed there, at no other cost; and
+its KV cache is anywhere.
+"""
+
+import dataclasses
+import itertools
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import modeling
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from instances import Rivalry
+from planner import device_map
+from planner.build import Wanted, resolve
+from planner.candidates import DeviceSet, even
+from planner.catalog import catalog
+from planner.certify import certify
+from planner.cost import ceil_div
+from planner.errors import NotProvenError
+from planner.families import load_base
+from planner.formulate import Formulation
+from planner.inventory import parse_inventory
+from planner.problem import Answer, Block, BlockAnswer, Problem, StageAnswer
+from planner.solve import Settings, Solved, solve
+from plans.schema import Inventory, Model
+
+ROOMY_BYTES = 1 << 62
+"""Of a device whose load is asked for, whatever it has."""
+
+LIMIT = 20.0
+"""Deterministic limit of a proof."""
+
+GAP_PPM = 200
+"""Accepted past the limit, and shown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A pipeline stage of somebody's placement."""
+
+    devices: DeviceSet
+    layers: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Priced:
+    """A placement under our model."""
+
+    name: str
+    step_ns: int
+    short_bytes: int
+    """What is missing on its devices, in all; 0: it fits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mapped:
+    """accelerate's map."""
+
+    priced: Priced
+    spilled_bytes: int
+    """Weights on the CPU."""
+    spilled_from: str | None
+    """The first module there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What we and the others make of an instance."""
+
+    rivalry: Rivalry
+    ours: Solved | None
+    """None: proven that nothing fits."""
+    stages: str
+    """Of ours, in words."""
+    equal: Priced
+    mapped: Mapped
+
+
+def formulation_of(rivalry: Rivalry) -> Formulation:
+    """The instance as our planner has it."""
+    with tempfile.TemporaryDirectory(prefix="rivals-") as directory:
+        file = Path(directory) / "config.json"
+        file.write_text(json.dumps(rivalry.model))
+        base = load_base(file)
+    wanted = Wanted(context=rivalry.context, dtype=rivalry.dtype)
+    return Formulation(
+        model=base.model,
+        draft=None,
+        options=resolve(wanted, rivalry.dtype, base, None),
+        inventory=parse_inventory(rivalry.inventory, rivalry.name, rivalry.dtype),
+    )
+
+
+def compare(rivalry: Rivalry, limit: float = LIMIT) -> Comparison:
+    """Ours, proven or past the limit within GAP_PPM, beside theirs."""
+    formulation = formulation_of(rivalry)
+    try:
+        ours = solve(formulation.problem, Settings(limit=limit))
+    except NotProvenError:
+        ours = solve(formulation.problem, Settings(gap_ppm=GAP_PPM))
+    return Comparison(
+        rivalry=rivalry,
+        ours=ours,
+        stages="" if ours is None else _in_words(formulation, ours.answer),
+        equal=best_equal_share(formulation),
+        mapped=mapped(formulation, rivalry.model),
+    )
+
+
+def _in_words(formulation: Formulation, answer: Answer) -> str:
+    """Layers on the devices of each stage, by type."""
+    devices = formulation.inventory.devices
+    stages = []
+    for stage in answer.stages:
+        types = [devices[d].type for d in formulation.problem.groups[stage.group].devices]
+        counted = " + ".join(f"{types.count(each)} x {each}" for each in dict.fromkeys(types))
+        stages.append(f"{stage.num_layers} on {counted}")
+    return ", ".join(stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Given(Formulation):
+    """A problem with nothing but the stages and blocks of a placement, in the order of execution."""
+
+    parts: tuple[Part, ...]
+    embed: DeviceSet
+    head: DeviceSet
+
+    @cached_property
+    def _stage_sets(self) -> tuple[DeviceSet, ...]:
+        return tuple(part.devices for part in self.parts)
+
+    @cached_property
+    def _block_sets(self) -> tuple[DeviceSet, ...]:
+        return tuple(dict.fromkeys((self.embed, self.head)))
+
+
+def price(
+    formulation: Formulation, parts: Sequence[Part], embed: DeviceSet, head: DeviceSet, name: str
+) -> tuple[Problem, Priced]:
+    """A placement in equal shares, by certify, and the problem that it is an answer of; it need not fit."""
+    options = dataclasses.replace(formulation.options, kv_axis="heads", strategy="latency", custom=None)
+    given = _Given(
+        model=formulation.model,
+        draft=None,
+        options=options,
+        inventory=formulation.inventory,
+        parts=tuple(parts),
+        embed=embed,
+        head=head,
+    )
+    problem = given.problem
+    assert len(problem.groups) == len(parts)
+    answer = Answer(
+        stages=tuple(_stages(problem, parts)),
+        first=_whole(problem.first, embed),
+        last=_whole(problem.last, head),
+        tail=None,
+    )
+    roomy = dataclasses.replace(problem, capacity_bytes=(ROOMY_BYTES,) * len(problem.devices))
+    certificate = certify(roomy, answer)
+    loads = zip(certificate.load_bytes, problem.capacity_bytes, strict=True)
+    short = sum(max(0, load - capacity) for load, capacity in loads)
+    return problem, Priced(name=name, step_ns=certificate.step_ns, short_bytes=short)
+
+
+def _stages(problem: Problem, parts: Sequence[Part]) -> Iterator[StageAnswer]:
+    kinds = [kind for kind, count in problem.sequence for _ in range(count)]
+    start = 0
+    for g, part in enumerate(parts):
+        here = kinds[start : start + part.layers]
+        start += part.layers
+        size = len(part.devices.devices)
+        layers, units = [], []
+        for k, columns in enumerate(problem.groups[g].columns):
+            most = max((max(column.shares) for column in columns if len(set(column.shares)) == 1), default=0)
+            chosen = [int(set(column.shares) == {most}) for column in columns]
+            assert sum(chosen) == 1, "one of the columns is in equal shares"
+            layers.append(tuple(here.count(k) * each for each in chosen))
+            units.append(even(problem.kinds[k].units * here.count(k), size))
+        yield StageAnswer(group=g, layers=tuple(layers), units=tuple(units))
+
+
+def _whole(block: Block, devices: DeviceSet) -> BlockAnswer:
+    option = next(i for i, option in enumerate(block.options) if option.devices == devices.devices)
+    return BlockAnswer(option=option, column=0, shares=(even(block.axes[0].count, len(devices.devices)),))
+
+
+# ---- equal shares ----
+
+
+def equal_layers(layers: int, stages: int) -> tuple[int, ...]:
+    """vLLM's division (``get_pp_indices``): the remainder goes to the last stages, but not to the very last."""
+    each, more = divmod(layers, stages)
+    counts = [each] * stages
+    for position in range(2, more + 2):
+        counts[-position] += 1
+    return tuple(counts)
+
+
+def allowed_sizes(model: Model, most: int) -> list[int]:
+    """Sizes of tensor parallel groups: divisors of heads and MLP, and of the KV heads or multiples of them."""
+    return [size for size in range(1, most + 1) if all(_divides(size, model, i) for i in range(len(model.layers)))]
+
+
+def _divides(size: int, model: Model, layer_class: int) -> bool:
+    layers = model.layers[layer_class]
+    heads, kv_heads = layers.attention.num_heads, layers.attention.num_kv_heads
+    repeated = kv_heads % size == 0 or size % kv_heads == 0
+    return heads % size == 0 and repeated and layers.mlp.intermediate_size % size == 0
+
+
+def repeat_heads(model: Model, size: int) -> Model:
+    """With each KV head as often as a group of this size holds it; for one that is smaller, the model itself."""
+
+    def repeated(kv_heads: int) -> int:
+        return max(kv_heads, size)
+
+    layers = tuple(
+        dataclasses.replace(
+            each, attention=dataclasses.replace(each.attention, num_kv_heads=repeated(each.attention.num_kv_heads))
+        )
+        for each in model.layers
+    )
+    return dataclasses.replace(model, layers=layers)
+
+
+def equal_shares(formulation: Formulation) -> Iterator[Priced]:
+    """Every equal-share placement, whether it fits or not."""
+    model, inventory = formulation.model, formulation.inventory
+    total = sum(layers.num_layers for layers in model.layers)
+    for chosen in _choices(inventory):
+        for size in allowed_sizes(model, len(chosen)):
+            given = dataclasses.replace(formulation, model=repeat_heads(model, size))
+            for stages in range(1, min(total, len(chosen) // size) + 1):
+                ranks = [_set(inventory, chosen[i * size : (i + 1) * size]) for i in range(stages)]
+                parts = [
+                    Part(devices=devices, layers=layers)
+                    for devices, layers in zip(ranks, equal_layers(total, stages), strict=True)
+                ]
+                name = _name(inventory, [d for each in ranks for d in each.devices], size, stages)
+                yield price(given, parts, ranks[0], ranks[-1], name)[1]
+
+
+def best_equal_share(formulation: Formulation) -> Priced:
+    """The fastest that fits, or where none does the one that is short of least."""
+    return min(equal_shares(formulation), key=lambda priced: (priced.short_bytes, priced.step_ns))
+
+
+def _choices(inventory: Inventory) -> Iterator[tuple[int, ...]]:
+    """Devices in the order of the inventory: all, then those of fewer types."""
+    types = list(dict.fromkeys(device.type for device in inventory.devices if device.kind == "cuda"))
+    for count in range(len(types), 0, -1):
+        for chosen in itertools.combinations(types, count):
+            yield tuple(d for d, device in enumerate(inventory.devices) if device.type in chosen)
+
+
+def _set(inventory: Inventory, devices: Sequence[int]) -> DeviceSet:
+    names = [host.name for host in inventory.hosts]
+    hosts = dict.fromkeys(names.index(inventory.devices[device].host) for device in devices)
+    return DeviceSet(devices=tuple(devices), hosts=tuple(hosts))
+
+
+def _name(inventory: Inventory, used: Sequence[int], size: int, stages: int) -> str:
+    left = len([device for device in inventory.devices if device.kind == "cuda"]) - len(used)
+    return f"TP {size} x PP {stages}" + (f", {left} unused" if left else "")
+
+
+# ---- accelerate ----
+
+
+def balanced_map(config: dict[str, Any], inventory: Inventory) -> tuple[dict[str, int | str], dict[str, int]]:
+    """accelerate's balanced map over the devices of an inventory, and the bytes of every module."""
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of devices that are not in this machine
+    keys = dict(config)
+    with torch.device("meta"):
+        shaped = AutoConfig.for_model(keys.pop("model_type"), **keys)
+        model = AutoModelForCausalLM.from_config(shaped, dtype=torch.bfloat16)
+    whole = list(model._no_split_modules or ())
+    capacities = [device.memory_bytes - device.reserve_bytes for device in inventory.devices if device.kind == "cuda"]
+    limits: dict[int | str, int | str] = {**dict(enumerate(capacities)), "cpu": ROOMY_BYTES}
+    balanced = modeling.get_balanced_memory(model, limits, no_split_module_classes=whole)
+    found = modeling.infer_auto_device_map(model, balanced, no_split_module_classes=whole)
+    return dict(found), dict(modeling.compute_module_sizes(model))
+
+
+def largest_host(inventory: Inventory) -> tuple[int, ...]:
+    """Devices of the host with most memory: a map is of one process, so of one host."""
+
+    def devices(host: str) -> list[int]:
+        return [d for d, each in enumerate(inventory.devices) if each.host == host and each.kind == "cuda"]
+
+    def capacity(host: str) -> int:
+        return sum(inventory.devices[d].memory_bytes - inventory.devices[d].reserve_bytes for d in devices(host))
+
+    return tuple(devices(max((host.name for host in inventory.hosts), key=capacity)))
+
+
+def mapped(formulation: Formulation, config: dict[str, Any]) -> Mapped:
+    """accelerate's balanced map, priced."""
+    inventory = formulation.inventory
+    usable = largest_host(inventory)
+    host = inventory.devices[usable[0]].host
+    local = dataclasses.replace(
+        inventory,
+        hosts=tuple(each for each in inventory.hosts if each.name == host),
+        network=None,
+        devices=tuple(inventory.devices[d] for d in usable),
+    )
+    found, sizes = balanced_map(config, local)
+    spilled = [name for name, place in found.items() if place == "cpu"]
+    nbytes = sum(sizes[name] for name in spilled)
+    last = max(place for place in found.values() if isinstance(place, int))
+    resident = {name: last if place == "cpu" else place for name, place in found.items()}
+    resident["model.norm"] = resident["lm_head"]  # no byte of any account, and one piece with lm_head for us
+    pins = {pin.module: pin.device for pin in device_map.read(resident, "accelerate", formulation.model, None, local)}
+    index = [device.id for device in local.devices].index
+    total = sum(layers.num_layers for layers in formulation.model.layers)
+    order = [index(pins[f"layers.{i}"]) for i in range(total)]
+    parts = [Part(devices=_set(local, (device,)), layers=len(list(run))) for device, run in itertools.groupby(order)]
+    embed, head = (_set(local, (index(pins[module]),)) for module in ("embed", "head"))
+    given = dataclasses.replace(formulation, inventory=local)
+    _, priced = price(given, parts, embed, head, "balanced")
+    if spilled:
+        priced = dataclasses.replace(priced, step_ns=priced.step_ns + copy_ns(nbytes), short_bytes=0)
+    return Mapped(priced=priced, spilled_bytes=nbytes, spilled_from=spilled[0] if spilled else None)
+
+
+def copy_ns(nbytes: int) -> int:
+    """Copying from the host to a GPU, over the catalogue's ``pcie`` link."""
+    return ceil_div(nbytes * 10**9, catalog().links["pcie"].bandwidth_bytes_per_s)
