@@ -203,20 +203,11 @@ def plan(
 
 def formulate(base: BaseInput, draft: DraftInput | None, inventory: Inventory, options: Options) -> Formulation:
     """What the solver is given; raise InputError for what cannot be counted."""
-    _refuse_unsolved(options)
     formulation = Formulation(
         model=base.model, draft=draft.draft if draft else None, options=options, inventory=inventory
     )
     _refuse_immense(formulation.problem)
     return formulation
-
-
-def _refuse_unsolved(options: Options) -> None:
-    """Raise InputError for what the formulation does not know yet, so that nothing is left out in silence."""
-    if options.strategy != "latency":
-        raise InputError(f"--strategy {options.strategy}: cannot be solved yet, expected latency")
-    if options.kv_axis not in (None, "heads"):
-        raise InputError(f"--kv {options.kv_axis}: cannot be solved yet, expected heads")
 
 
 def _refuse_immense(problem: Problem) -> None:

@@ -92,12 +92,14 @@ def fits(problem: Problem, settings: Settings) -> bool:
 
 
 def shortfall(problem: Problem, settings: Settings) -> tuple[int, ...]:
-    """The least bytes that are missing, in all, for any placement to exist: of each device."""
-    search = _Search(problem, settings)
+    """The least bytes that are missing, in all, for any placement to exist: of each device, under one such packing.
+
+    Which packing is a matter of the search, and to order all of them to the byte takes minutes: so it is always the
+    same search.
+    """
+    search = _Search(problem, Settings(limit=settings.limit))
     model = Model(problem, everything(problem), elastic=True)
-    least = search.minimise(model, sum(model.short), what="missing bytes")
-    model.model.add(sum(model.short) == least.value)
-    search.order(model, [(variable, MOST_BYTES) for variable in model.short])
+    search.minimise(model, sum(model.short), what="missing bytes", from_below=True)
     return tuple(model.value(variable) for variable in model.short)
 
 
@@ -278,17 +280,26 @@ class _Search:
             self.goal["fill"] = [model.value(layers) for layers in filled]
 
     def minimise(
-        self, model: Model, objective: Linear, *, what: str, gap_ppm: int = 0, any_answer: bool = False
+        self,
+        model: Model,
+        objective: Linear,
+        *,
+        what: str,
+        gap_ppm: int = 0,
+        any_answer: bool = False,
+        from_below: bool = False,
     ) -> Optimum:
         """Minimise, keep the solution in the model as values and as the next hint.
 
-        What a search with a gap finds depends on how it searches: so there it is always the same search.
+        What a search with a gap finds depends on how it searches: so there it is always the same search. ``from_below``
+        suits an objective whose bound is what is hard.
         """
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1 if gap_ppm else self.settings.workers
         solver.parameters.random_seed = 0 if gap_ppm else self.settings.seed
         solver.parameters.cp_model_probing_level = 0  # costs more than it saves here, measured
         solver.parameters.linearization_level = 2  # a third of the work of level 1, measured
+        solver.parameters.optimize_with_lb_tree_search = from_below
         solver.parameters.max_deterministic_time = self.settings.limit
         solver.parameters.relative_gap_limit = gap_ppm / 1e6
         solver.parameters.absolute_gap_limit = 0.0  # doubles do not tell large values apart

@@ -349,6 +349,45 @@ def test_a_device_map_comes_with_the_strategy_custom_alone(models: Path, tmp_pat
         assert message in result.stderr
 
 
+def test_a_device_map_is_what_is_planned_and_shown(models: Path, tmp_path: Path) -> None:
+    devices = [cpu("c0", 16), cpu("c1", 16), cpu("c2", 16, 40)]
+    (tmp_path / "box.yaml").write_text(yaml.safe_dump({"hosts": [host("box", *devices)]}))
+    wanted = {"model.embed_tokens": "c1", "model.layers": "c0", "model.norm": "c1", "lm_head": "c1", "draft": 2}
+    wanted |= {f"model.layers.{layer}": "c1" for layer in (5, 6, 7)}
+    (tmp_path / "map.yaml").write_text(yaml.safe_dump(wanted))
+    chosen = ("--gpus", tmp_path / "box.yaml", "--model", models / "base", "--draft", models / "head", "--plan-only")
+    for spelt in (("custom", tmp_path / "map.yaml"), ("custom", "--device-map", tmp_path / "map.yaml")):
+        built = planner("build", *chosen, "--out", tmp_path / "p", "--strategy", *spelt)
+        assert built.exit_code == 0, built.stderr
+    frozen = codec.load(tmp_path / "p")
+    assert [(stage.devices, stage.num_layers) for stage in frozen.stages] == [(("c0",), 5), (("c1",), 3)]
+    assert (frozen.embed.devices, frozen.head.devices) == (("c1",), ("c1",))
+    assert frozen.draft_placement is not None
+    assert frozen.draft_placement.devices == ("c2",)
+    assert planner("check", tmp_path / "p").exit_code == 0
+    shown = planner("show", tmp_path / "p", "--device-map").stdout
+    (tmp_path / "map.yaml").write_text(shown)
+    built = planner("build", *chosen, "--out", tmp_path / "q", "--strategy", f"custom:{tmp_path / 'map.yaml'}")
+    assert built.exit_code == 0
+    assert (tmp_path / "q" / "plan.yaml").read_bytes() == (tmp_path / "p" / "plan.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["balanced", "balanced_low_0", "sequential"])
+def test_a_strategy_is_recorded_and_planned_again(models: Path, tmp_path: Path, strategy: str) -> None:
+    assert build(models, tmp_path / "p", "--plan-only", "--strategy", strategy).exit_code == 0
+    assert codec.load(tmp_path / "p").options.strategy == strategy
+    assert planner("check", tmp_path / "p").exit_code == 0
+
+
+@pytest.mark.parametrize("axis", ["heads", "context", "head_dim", "batch"])
+def test_an_axis_is_recorded_and_planned_again(models: Path, tmp_path: Path, axis: str) -> None:
+    assert build(models, tmp_path / "p", "--plan-only", "--kv", axis, "--batch", 4).exit_code == 0
+    frozen = codec.load(tmp_path / "p")
+    assert frozen.options.kv_axis == axis
+    assert {stage.kv_axis for stage in frozen.stages if len(stage.devices) > 1} <= {axis}
+    assert planner("check", tmp_path / "p").exit_code == 0
+
+
 def test_a_plan_is_shown_as_a_device_map(models: Path, tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text(yaml.safe_dump({"hosts": [host("box", cpu("only", 64))]}))
     chosen = ("--model", models / "base", "--plan-only", "--out", tmp_path / "p")

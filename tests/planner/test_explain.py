@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from planner.build import DEMO
+from planner.build import DEMO, largest
 from planner.cli import main
 from plans import codec
 from tests.planner.instances import ROOT, cpu, host
@@ -26,7 +27,8 @@ def gpu(name: str, mib: int, **figures: str) -> dict[str, Any]:
     return {"id": name, "type": "tiny-gpu", "memory": f"{mib} MiB"} | rates | figures
 
 
-GPUS = {"hosts": [host("box", gpu("gpu0", 7), gpu("gpu1", 6), links={"class": "pcie"})]}
+GPUS = {"hosts": [host("box", gpu("gpu0", 8), gpu("gpu1", 6), links={"class": "pcie"})]}
+KIB = (6445, 3331, 5121)
 CPUS = {"hosts": [host("left", cpu("c0", 7), cpu("c1", 5)), host("right", cpu("c2", 6))], "network": {"class": "shm"}}
 
 
@@ -145,6 +147,39 @@ def test_one_more_device_keeps_the_names_and_numbers_of_the_others(tmp_path: Pat
     names = [c["change"].split(" on ")[1] for c in error["changes"] if "one more" in c["change"]]
     assert len(set(names)) == len(names)
     assert not [name for name in names if name.startswith("b,")], "of equal hosts, one is tried"
+
+
+def test_an_order_or_an_axis_that_was_asked_for_may_be_what_is_in_the_way(tmp_path: Path) -> None:
+    """On as little memory as the fastest placement takes, others are refused, and told that it would fit."""
+    arguments = ("--no-draft", "--dtype", "bfloat16", "--context", 500, "--batch", 4)
+    file = tmp_path / "inventory.yaml"
+
+    def data(percent: int) -> dict[str, Any]:
+        devices = (gpu(f"gpu{i}", 1) | {"memory": f"{kib * percent // 100} KiB"} for i, kib in enumerate(KIB))
+        return {"hosts": [host("box", *devices, links={"class": "pcie"})]}
+
+    def is_short(percent: int) -> bool:
+        file.write_text(yaml.safe_dump(data(percent)))
+        return command(file, arguments, tmp_path / "p")[0] == 3
+
+    short = largest(10, 400, is_short)
+    assert short is not None
+    wider = data(short + 1)
+    for option, value, instead in (("--kv", "context", "heads"), ("--strategy", "sequential", "latency")):
+        shutil.rmtree(tmp_path / "p", ignore_errors=True)
+        error = refused(wider, (*arguments, option, value), tmp_path)
+        assert [option, instead] in [change.get("args") for change in error["changes"]]
+
+
+def test_a_device_map_that_does_not_fit_is_explained(tmp_path: Path) -> None:
+    """Of the devices nothing is said, since the map says which are used."""
+    (tmp_path / "map.json").write_text('{"": 0}')
+    data = {"hosts": [host("box", gpu("gpu0", 13), gpu("gpu1", 64), links={"class": "pcie"})]}
+    arguments = ("--no-draft", "--strategy", "custom", "--device-map", tmp_path / "map.json", "--batch", 8)
+    error = refused(data, (*arguments, "--dtype", "bfloat16"), tmp_path)
+    assert [device["id"] for device in error["devices"]] == ["gpu0"]
+    assert "inventory" not in options(error)
+    assert {"--context", "--batch"} <= options(error)
 
 
 @pytest.mark.parametrize("seed", range(8))
