@@ -71,6 +71,8 @@ def serve(
     doing: Callable[[str], None] = lambda phase: None,
 ) -> None:
     """Be one rank: open the engine, serve the requests, and tell ``emit`` (which only rank 0's caller reads)."""
+    # a plan counts a host's GPUs as nvidia-smi lists them; CUDA, not yet initialised, would put the fastest first
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     started = time.perf_counter()
     with Engine.open(directory, rank=rank, rendezvous=rendezvous, doing=doing) as engine:
         emit(Started(load_s=time.perf_counter() - started))

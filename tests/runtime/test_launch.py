@@ -14,7 +14,7 @@ import pytest
 from plans.schema import Plan
 from runtime.engine import Piece
 from runtime.errors import ImageDamaged, MachineError, PeerError
-from runtime.launch import Event, run
+from runtime.launch import Ended, Event, run, serve
 from runtime.machine import check_machine
 from runtime.text import Request
 from tests.runtime.small import compiled_plan
@@ -78,6 +78,16 @@ def test_no_rank_outlives_its_parent(signals: signal.Signals, code: int, plan_di
     parent.stdout.close()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+
+
+def test_a_rank_counts_gpus_as_a_plan_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    directory, _ = compiled_plan(tmp_path)
+    orders: list[str] = []
+    seen: list[Event] = []
+    serve(directory, 0, None, [], seen.append, lambda phase: orders.append(os.environ["CUDA_DEVICE_ORDER"]))
+    assert isinstance(seen[-1], Ended)
+    assert set(orders) == {"PCI_BUS_ID"}, "from before an image is read"
 
 
 def test_a_machine_that_is_not_the_plans_is_refused(plan_dir: tuple[Path, Plan]) -> None:
