@@ -1,13 +1,17 @@
 """Groups of ranks, exactly as the plan names them, and the three collectives that a step is made of.
 
-    stage    the devices of one stage                 all_reduce after o and down; all_gather of the best tokens
-    hop      leader of the stage before + a stage     broadcast of hidden state and features
-    draft    the devices with a share of the head     all_reduce, all_gather of candidates
-    feature  leader of the last stage + draft         broadcast of accepted features
+    embed    the devices of the embedding             all_reduce of looked-up rows
+    stage    the devices of one stage                 all_reduce after o and down
+    head     the devices of the lm_head               all_gather of the best tokens
+    hop      leader of the group before + a group     broadcast of hidden state and features: embed, stages, head
+    draft    the devices with a share of the draft    all_reduce, all_gather of candidates
+    feature  leader of the head + draft               broadcast of accepted features
     world    all devices                              broadcast of the step's message
 
 A group of one is local: its collectives do nothing; so is a hop to the very devices that have what would be sent. The
-transport is the plan's; nothing is probed.
+transport is the plan's; nothing is probed. A device may be in any of these groups. No two ranks wait for each other,
+as all go through their groups in one order: embed, each stage behind the hop into it, head likewise, feature, draft,
+world.
 """
 
 from collections.abc import Iterator
@@ -44,6 +48,16 @@ class Group:
     """Messages of accelerators go through host memory, because the transport only knows that."""
     handle: dist.ProcessGroup | None
     """None: local. A group of several that is local is one to which nothing is sent: each has it already."""
+
+    @property
+    def sends(self) -> bool:
+        """Of a hop: whether this rank has what the others need."""
+        return self.handle is not None and self.leads
+
+    @property
+    def receives(self) -> bool:
+        """Of a hop: whether this rank needs what the first has."""
+        return self.handle is not None and not self.leads
 
     @property
     def leads(self) -> bool:
@@ -96,9 +110,11 @@ class Comm:
     """The groups this rank is in; None where it is not."""
 
     rank: int
+    embed: Group | None
     stages: tuple[Group | None, ...]
+    head: Group | None
     hops: tuple[Group | None, ...]
-    """``hops[s]``: from stage s - 1 into stage s."""
+    """``hops[s]``: into stage s, from the stage before or from the embedding; the last one: into the head."""
     draft: Group | None
     feature: Group | None
     world: Group
@@ -117,22 +133,27 @@ def connect(plan: Plan, rank: int, rendezvous: Rendezvous) -> Comm:
             raise PeerError(f"rank {rank} of {world}: the ranks did not meet: {error}") from error
     maker = _Maker(rank=rank, made={})
     ranks = {device.id: number for number, device in enumerate(plan.devices)}
-    stages = [tuple(ranks[name] for name in stage.devices) for stage in plan.stages]
-    verifier = stages[-1][0]
-    draft = tuple(ranks[name] for name in plan.draft_placement.devices) if plan.draft_placement else ()
     place = plan.draft_placement
+
+    def of(names: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(ranks[name] for name in names)
+
+    embed, stages, head = of(plan.embed.devices), [of(stage.devices) for stage in plan.stages], of(plan.head.devices)
+    draft = of(place.devices) if place else ()
     return Comm(
         rank=rank,
+        embed=maker.group("embed", embed, plan.embed.transport),
         stages=tuple(maker.group(f"stages[{s}]", stage, plan.stages[s].transport) for s, stage in enumerate(stages)),
+        head=maker.group("head", head, plan.head.transport),
         hops=(
-            None,
             *(
-                maker.group(f"stages[{s}].hop", (stages[s - 1][0], *stages[s]), plan.stages[s].hop_transport)
-                for s in range(1, len(stages))
+                maker.group(f"stages[{s}].hop", _with(before[0], stages[s]), plan.stages[s].hop_transport)
+                for s, before in enumerate([embed, *stages[:-1]])
             ),
+            maker.group("head.hop", _with(stages[-1][0], head), plan.head.hop_transport),
         ),
         draft=maker.group("draft", draft, place.transport) if place else None,
-        feature=maker.group("draft.feature", _with(verifier, draft), place.feature_transport) if place else None,
+        feature=maker.group("draft.feature", _with(head[0], draft), place.feature_transport) if place else None,
         world=maker.world(tuple(range(world)), plan.message_transport),
     )
 

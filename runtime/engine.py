@@ -1,6 +1,6 @@
 """One rank of a run: prefill, then draft -> verify -> commit until the output ends.
 
-    verifier (leader of the last stage)   draft group                 all ranks
+    verifier (leader of the head)         draft group                 all ranks
     ─────────────────────────────────     ─────────────────────────   ─────────────────────────
     verify: forward over the tree,
       argmax, accepted path
@@ -27,7 +27,7 @@ from plans.artifact import align
 from plans.buffers import accept_rows, tree_depth, tree_rows
 from plans.facts import show
 from plans.schema import Plan
-from runtime.base import BaseStage, Forward
+from runtime.base import Base, Forward
 from runtime.comm import Comm, Rendezvous, connect, disconnect
 from runtime.draft import Drafter, FeatureMessage, feature_message
 from runtime.errors import RequestError
@@ -108,12 +108,10 @@ class Channel:
 
 def check_supported(plan: Plan) -> None:
     """Raise RequestError for a plan that this runtime does not execute, naming what it does not."""
-    options, first, last = plan.options, plan.stages[0].devices, plan.stages[-1].devices
+    options = plan.options
     facts: list[tuple[str, object, object, str]] = [
         ("options.batch", options.batch, 1, "this runtime decodes 1 sequence"),
         ("options.kv_dtype", options.kv_dtype, options.dtype, "this runtime keeps KV in the plan's dtype"),
-        ("embed.devices", plan.embed.devices, first, "this runtime has the embedding on the first stage"),
-        ("head.devices", plan.head.devices, last, "this runtime has the head on the last stage"),
     ]
     for i, stage in enumerate(plan.stages):
         facts.append((f"stages[{i}].kv_axis", stage.kv_axis, "heads", "this runtime divides KV by heads"))
@@ -151,13 +149,12 @@ class Engine:
         device = plan.devices[comm.rank]
         self._device = torch_device(device)
         self.memory = Memory(plan, device.id, self._device)
-        stage = next((s for s, group in enumerate(comm.stages) if group is not None), None)
-        self._stage = None if stage is None else BaseStage(plan, stage, image, self.memory, comm)
+        in_base = any((comm.embed, *comm.stages, comm.head))
+        self._base = Base(plan, image, self.memory, comm) if in_base else None
         self._drafter = Drafter(plan, image, self.memory, comm) if comm.draft else None
         ranks = {device.id: rank for rank, device in enumerate(plan.devices)}
-        verifier = ranks[plan.stages[-1].devices[0]]
-        self._verifies = comm.stages[-1] is not None  # from equal logits, each device of the stage the same
-        buffer = self.memory.buffer("draft.message" if self._stage is None else "message")
+        verifier = ranks[plan.head.devices[0]]
+        buffer = self.memory.first("message", "embed.message", "head.message", "draft.message")
         self._plain = Channel(buffer, nodes=1, kept=1, levels=0, source=verifier, drafted=False)
         self._drafted = self._plain
         if plan.draft_placement is not None:
@@ -170,7 +167,8 @@ class Engine:
                 drafted=True,
             )
         self._features = self._feature_messages() if comm.feature else {}
-        self._chunk = self.memory.buffer("index")[0, : plan.options.prefill_chunk] if self._stage else None
+        index = self.memory.first("index", "embed.index", "head.index") if self._base else None
+        self._chunk = None if index is None else index[0, : plan.options.prefill_chunk]
         self._loaded: Tokenizer | None = None
         self._none = torch.zeros(accept_rows(plan.options), dtype=torch.int64, device=self._device)
 
@@ -268,18 +266,17 @@ class Engine:
         """Verify the tree in the channel, draft the next one, commit what was accepted."""
         self._doing("verify")
         verdict, features = None, None
-        if self._stage is not None:
+        if self._base is not None:
             mask = ancestors(channel.parents, channel.levels)
-            forward = self._stage.verify(channel.tokens, mask)
+            forward = self._base.verify(channel.tokens, mask)
             if forward is not None:
-                best = self._stage.best(forward.normed)
-                if self._verifies:
-                    verdict = greedy(channel.tokens, channel.parents, mask, best, channel.kept)
-                    features = forward.features.index_select(1, verdict.path)
+                best = self._base.best(forward.normed)
+                verdict = greedy(channel.tokens, channel.parents, mask, best, channel.kept)
+                features = forward.features.index_select(1, verdict.path)
         message = self._exchange(channel, channel.kept, verdict, features)
         self._doing("commit")
-        if self._stage is not None:
-            self._stage.cache.keep(channel.path, message.accepted, channel.nodes)
+        if self._base is not None and self._base.cache is not None:
+            self._base.cache.keep(channel.path, message.accepted, channel.nodes)
         if self._drafter is not None and channel.drafted:
             self._drafter.cache.commit(message.accepted + 1)
         return message
@@ -288,7 +285,7 @@ class Engine:
         """The verifier's verdict (and features [a, width, T]) -> the step's message, on every rank."""
         self._doing("draft")
         if channel.drafted:
-            told = self._tell_head(width, verdict, features)
+            told = self._tell_draft(width, verdict, features)
             if self._drafter is not None and told is not None:
                 tokens, parents = self._drafter.grow(self._drafter.extend(told), told)
                 if self._drafter.group.leads:
@@ -299,7 +296,7 @@ class Engine:
         self._comm.world.broadcast(channel.wire, channel.source)
         return channel.read()
 
-    def _tell_head(self, width: int, verdict: Verdict | None, features: Tensor | None) -> FeatureMessage | None:
+    def _tell_draft(self, width: int, verdict: Verdict | None, features: Tensor | None) -> FeatureMessage | None:
         """The feature message, from the verifier to the draft group; None on ranks that are neither."""
         group = self._comm.feature
         if group is None:
@@ -328,11 +325,11 @@ class Engine:
             forward = self._run_chunk(chunk)
             if start + width < len(prompt):
                 if channel.drafted:
-                    self._extend_head(self._prompt_verdict(following, forward, last, None), forward, last)
+                    self._extend_draft(self._prompt_verdict(following, forward, last, None), forward, last)
                 continue
             best = None
-            if self._stage is not None and forward is not None:
-                best = self._stage.best(forward.normed[last : last + 1])
+            if self._base is not None and forward is not None:
+                best = self._base.best(forward.normed[last : last + 1])
             verdict = self._prompt_verdict(following, forward, last, best)
             message = self._exchange(channel, width, verdict, None if forward is None else forward.features)
             if self._drafter is not None and channel.drafted:
@@ -341,16 +338,16 @@ class Engine:
 
     def _run_chunk(self, chunk: tuple[int, ...]) -> Forward | None:
         """A forward over a padded chunk, committed."""
-        if self._stage is None or self._chunk is None:
+        if self._base is None or self._chunk is None:
             return None
         padding = [0] * (self._chunk.shape[0] - len(chunk))
         self._chunk.copy_(torch.tensor([*chunk, *padding]))
-        return self._stage.prefill(self._chunk, len(chunk) - 1)
+        return self._base.prefill(self._chunk, len(chunk) - 1)
 
-    def _extend_head(self, verdict: Verdict | None, forward: Forward | None, last: int) -> None:
-        """Show the head a chunk that is not the last one."""
+    def _extend_draft(self, verdict: Verdict | None, forward: Forward | None, last: int) -> None:
+        """Show the draft a chunk that is not the last one."""
         features = None if forward is None else forward.features
-        told = self._tell_head(self.plan.options.prefill_chunk, verdict, features)
+        told = self._tell_draft(self.plan.options.prefill_chunk, verdict, features)
         if self._drafter is not None and told is not None:
             self._drafter.extend(told)
             self._drafter.cache.commit(last + 1)
@@ -359,7 +356,7 @@ class Engine:
         self, following: tuple[int, ...], forward: Forward | None, last: int, best: Tensor | None
     ) -> Verdict | None:
         """A chunk as if it had been drafted and accepted: the token behind each row, ``best`` [1] behind the last."""
-        if not self._verifies or forward is None:
+        if forward is None:
             return None
         width = self.plan.options.prefill_chunk
         tokens = torch.tensor([*following, *[0] * (width - len(following))], device=self._device)
@@ -370,7 +367,8 @@ class Engine:
     # ---- what a rank has ----
 
     def _caches(self) -> list[KvCache]:
-        return [part.cache for part in (self._stage, self._drafter) if part is not None]
+        caches = [part.cache for part in (self._base, self._drafter) if part is not None]
+        return [cache for cache in caches if cache is not None]
 
     def _tokenizer(self, request: Request) -> Tokenizer | None:
         """Rank 0 makes text where it can; where text decides the end, every rank must."""
@@ -382,6 +380,6 @@ class Engine:
 
     def _feature_messages(self) -> dict[int, FeatureMessage]:
         """By width: of a prefill chunk, and of an accepted path."""
-        buffer = self.memory.buffer("features" if self._verifies else "draft.features")
+        buffer = self.memory.buffer("features" if self._comm.head else "draft.features")
         widths = {self.plan.options.prefill_chunk, accept_rows(self.plan.options)}
         return {width: feature_message(self.plan, buffer, width) for width in widths}

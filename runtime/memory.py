@@ -33,6 +33,10 @@ class Memory:
             self._made[name] = torch.zeros(entry.shape, dtype=DTYPES[entry.dtype], device=self._device)
         return self._made[name]
 
+    def first(self, *names: str) -> Tensor:
+        """The buffer of the first of these names that the device has."""
+        return self.buffer(next(name for name in names if name in self._table))
+
     def names(self, term: Term) -> list[str]:
         """The buffers of a term, in the order of the table."""
         return [name for name, buffer in self._table.items() if buffer.term == term]

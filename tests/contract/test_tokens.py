@@ -13,7 +13,7 @@ from plans import codec
 from plans.schema import Inputs, Plan, Run
 from plans.schema import Tree as PlanTree
 from runtime.engine import Completion, Engine
-from runtime.launch import Event, run
+from runtime.launch import Ended, Event, run
 from runtime.text import Request
 from tests.contract.agreeing import LAYERS, write_agreeing_base, write_agreeing_head
 from tests.contract.reference_eagle import ReferenceHead, Tree, decode
@@ -192,6 +192,55 @@ def placed(name: str, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
         "draft alone on a device": ([group(model, ["a"], 8)], "eagle3", split_draft(model, eagle3, ("b",)), {}),
         "two unequal stages, eagle, draft whole": (uneven, "eagle", split_draft(model, eagle, ("c",)), {}),
         "plain": (uneven, None, None, {}),
+        "tables on each other's stage": (
+            [group(model, ["a"], 3), group(model, ["b"], 5)],
+            "eagle3",
+            split_draft(model, eagle3, ("b",)),
+            {"embed": ["b"], "head": ["a"]},
+        ),
+        "tables on devices without layers, draft with the head": (
+            [group(model, ["b", "a"], 8)],
+            "eagle3",
+            None,
+            {"embed": ["c"], "head": ["d"]},
+        ),
+        "tables on devices without layers, draft with the embedding": (
+            [group(model, ["a"], 8)],
+            "eagle",
+            split_draft(model, eagle, ("c", "b")),
+            {"embed": ["c", "b"], "head": ["b"]},
+        ),
+        "tables on one of the stage, the leader and the other": (
+            [group(model, ["a", "b"], 8)],
+            "eagle3",
+            split_draft(model, eagle3, ("a", "b")),
+            {"embed": ["b"], "head": ["a"]},
+        ),
+        "tables on one of the stage, the other and the leader": (
+            [group(model, ["a", "b"], 8)],
+            "eagle",
+            None,
+            {"embed": ["a"], "head": ["b"]},
+        ),
+        "tables on more than the stages": (
+            [group(model, ["b"], 3), group(model, ["a"], 5)],
+            "eagle3",
+            split_draft(model, eagle3, ("d",)),
+            {"embed": ["c", "b"], "head": ["b", "c", "a"], "embed_rows": (1, vocabulary - 1)},
+        ),
+        "tables on the stage in another order": (
+            [group(model, ["a", "b"], 8)],
+            "eagle3",
+            split_draft(model, eagle3, ("a", "c")),
+            {"embed": ["b", "a"], "head": ["b", "a"]},
+        ),
+        "all tables on all devices": (
+            uneven,
+            "eagle",
+            split_draft(model, eagle, ("b", "c", "d", "a")),
+            {"embed": ["a", "b", "c", "d"], "head": ["b", "c", "d", "a"], "head_rows": (30, 0, 2, vocabulary - 32)},
+        ),
+        "plain, tables elsewhere": (uneven, None, None, {"embed": ["c", "e"], "head": ["a", "e"]}),
     }
     groups, kind, placement, rows = table[name]
     draft = checkpoints.drafts[kind] if kind else None
@@ -219,6 +268,15 @@ def placed(name: str, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
         "draft alone on a device",
         "two unequal stages, eagle, draft whole",
         "plain",
+        "tables on each other's stage",
+        "tables on devices without layers, draft with the head",
+        "tables on devices without layers, draft with the embedding",
+        "tables on one of the stage, the leader and the other",
+        "tables on one of the stage, the other and the leader",
+        "tables on more than the stages",
+        "tables on the stage in another order",
+        "all tables on all devices",
+        "plain, tables elsewhere",
     ],
 )
 def test_every_placement_gives_the_tokens_of_transformers(name: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
@@ -235,3 +293,6 @@ def test_every_placement_gives_the_tokens_of_transformers(name: str, checkpoints
         assert list(done.tokens) == checkpoints.greedy(request.prompt_ids, request.max_new_tokens)
     if kind is not None:
         assert max(max(done.accept_lengths, default=0) for done in completions) >= 2
+    (ended,) = (event for event in events if isinstance(event, Ended))
+    for line, made in zip(plan.memory, ended.measured_bytes, strict=True):
+        assert all(count <= getattr(line, f"{term}_bytes") for term, count in made.items()), line.device

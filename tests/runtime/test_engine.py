@@ -10,10 +10,10 @@ from plans.buffers import device_terms
 from plans.codec import dumps
 from plans.schema import Plan, Run
 from runtime.comm import Rendezvous
-from runtime.engine import Engine, check_request, check_supported
+from runtime.engine import Engine, check_request
 from runtime.errors import RequestError
 from runtime.text import Output, Request
-from tests.plan_factory import Group, group, make_draft, make_model, make_plan, split_draft
+from tests.plan_factory import Group, group, make_model, make_plan
 from tests.runtime.small import CONTEXT, compiled_plan, write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -62,14 +62,6 @@ SHARED = Run(num_layers=8, kv_heads=(2, 2), mlp_units=(4, 4))
             "plan: options.kv_dtype: found float8_e4m3fn, expected float32: this runtime keeps KV in the plan's dtype",
         ),
         (
-            make_plan(MODEL, [group(MODEL, ["a"], 8)], embed=["b"]),
-            "plan: embed.devices: found [b], expected [a]: this runtime has the embedding on the first stage",
-        ),
-        (
-            make_plan(MODEL, [group(MODEL, ["a"], 8)], head=["a", "b"]),
-            "plan: head.devices: found [a, b], expected [a]: this runtime has the head on the last stage",
-        ),
-        (
             make_plan(MODEL, [Group(devices=("a", "b"), runs=(SHARED,), axis="context", subgroups=(2,))]),
             "plan: stages[0].kv_axis: found context, expected heads: this runtime divides KV by heads",
         ),
@@ -82,15 +74,6 @@ def test_what_is_not_executed_is_refused_before_an_image_is_looked_for(
     with pytest.raises(RequestError) as refusal:
         Engine.open(tmp_path, rendezvous=Rendezvous(file=None))
     assert str(refusal.value) == message
-
-
-def test_a_head_on_the_devices_of_the_draft_is_executed() -> None:
-    draft = make_draft(MODEL)
-    groups, place = [group(MODEL, ["a", "b"], 8)], split_draft(MODEL, draft, ("a", "b"))
-    plan = make_plan(MODEL, groups, draft=draft, placement=place)
-    assert plan.draft_placement is not None
-    assert plan.draft_placement.feature_transport == "local"
-    check_supported(plan)
 
 
 def test_context_may_be_used_up_exactly_and_requests_do_not_disturb_each_other(plan_dir: tuple[Path, Plan]) -> None:
