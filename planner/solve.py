@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from ortools.sat.python import cp_model
 
 from planner.bounds import lower_bounds
-from planner.cpsat import MOST_BYTES, Linear, Model, Restriction, everything
+from planner.cpsat import Linear, Model, Restriction, everything
 from planner.errors import NotProvenError
 from planner.problem import Answer, Problem
 from planner.symmetry import twins
