@@ -12,7 +12,7 @@ precision and lowered by MARGIN, a thousand times their rounding error.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -33,6 +33,10 @@ MOST_STATES = 5000
 
 MOST_LINES = 8
 
+MOST_GROUPS = 60
+MOST_CHOICES = 200
+"""Of each block: as much as these near the bounds is looked at for prices of memory."""
+
 FAR = 1.03
 """Groups over several hosts whose own bound is so much above the least are not looked into."""
 
@@ -48,19 +52,45 @@ class Bounds:
 
 
 def lower_bounds(problem: Problem) -> Bounds | None:
-    """Bounds for every group and option; None for problems that this relaxation says nothing about."""
+    """Bounds for every group and option; None for problems that this relaxation says nothing about.
+
+    Twice: with memory for nothing, where blocks take none from the stages, and at prices of memory, where every byte
+    is paid for and all memory is paid back: what answers that fit pay no more for. The better of the two counts.
+    """
     if problem.goal != "time" or len(problem.kinds) > 1 or problem.counts is not None:
         return None
-    places = _Places(problem)
+    free = _bounds(problem, np.zeros(len(problem.devices)))
+    if free is None or math.isinf(free.least):
+        return free
+    prices = _prices(problem, free)
+    priced = _bounds(problem, prices) if prices.any() else None
+    if priced is None:
+        return free
+    return Bounds(
+        least=max(free.least, priced.least),
+        groups=tuple(map(max, free.groups, priced.groups)),
+        choices=tuple(
+            {key: max(ns, other[key]) for key, ns in one.items()}
+            for one, other in zip(free.choices, priced.choices, strict=True)
+        ),
+    )
+
+
+def _bounds(problem: Problem, prices: Curve) -> Bounds | None:
+    places = _Places(problem, prices)
     if places.most_states > MOST_STATES:
         return None
     stages = places.through_groups()
     blocks = [
-        {(o, c): ns for o, option in enumerate(block.options) for c, ns in enumerate(_columns_ns(block, option))}
+        {
+            (o, c): ns
+            for o, option in enumerate(block.options)
+            for c, ns in enumerate(_columns_ns(block, option, prices))
+        }
         for block in problem.blocks
     ]
     cheapest = [min(costs.values()) for costs in blocks]
-    fixed = sum(cheapest)
+    fixed = sum(cheapest) - float(prices @ np.array(problem.capacity_bytes, dtype=np.float64)) * (1 + MARGIN)
     least = min(stages) + fixed
     return Bounds(
         least=least,
@@ -71,15 +101,101 @@ def lower_bounds(problem: Problem) -> Bounds | None:
     )
 
 
-def _columns_ns(block: Block, option: Option) -> Iterator[float]:
-    """The least time of a block on an option, for each column."""
+def _columns_ns(block: Block, option: Option, prices: Curve) -> Iterator[float]:
+    """The least time and price of a block on an option, for each column; what may be shared has no price."""
+    devices = list(option.devices)
     axes = 0.0
     for axis in block.axes:
-        rates = [axis.each_ps[device] / PS_PER_NS for device in option.devices]
-        if all(rates):
-            axes += axis.count / sum(1 / rate for rate in rates)
+        rates = np.array([max(axis.each_ps[device] / PS_PER_NS, 1e-12) for device in devices])
+        each = 0 if axis.shared else axis.each_bytes
+        axes += axis.count * _least_each(rates, each * prices[devices])
     for column in option.columns:
-        yield (option.receive.same_ns + column.ns + axes) * (1 - MARGIN)
+        paid = float(np.array(column.bytes, dtype=np.float64) @ prices[devices])
+        yield (option.receive.same_ns + column.ns + paid + axes) * (1 - MARGIN)
+
+
+def _least_each(rates: Curve, prices: Curve) -> float:
+    """Of each of many pieces dealt out at will: its part of the slowest member's time, and its price.
+
+    The members with the lowest prices take part, all equally long.
+    """
+    order = np.argsort(prices, kind="stable")
+    speed = np.cumsum(1 / rates[order])
+    paid = np.cumsum(prices[order] / rates[order])
+    return float(((1 + paid) / speed).min())
+
+
+def _prices(problem: Problem, bounds: Bounds) -> Curve:
+    """Prices of memory in ns per byte: duals of a linear programme of all that is near the bounds, fractions allowed.
+
+    Whatever they are, the bounds that they lead to are true. Devices that are alike get the same price.
+    """
+    programme = _Whole(problem, bounds)
+    found = programme.prices()
+    looks = [(problem.capacity_bytes[d], problem.kinds[0].unit_ps[d]) for d in range(len(problem.devices))]
+    return np.array([np.mean([found[e] for e in range(len(looks)) if looks[e] == look]) for look in looks])
+
+
+class _Whole:
+    """Fractions of stages and blocks, sharing the memory of the devices."""
+
+    def __init__(self, problem: Problem, bounds: Bounds) -> None:
+        self.solver = solver = pywraplp.Solver.CreateSolver("GLOP")
+        self.problem = problem
+        self.scale = float(max(problem.capacity_bytes))
+        self.rooms = [solver.RowConstraint(-solver.infinity(), n / self.scale, "") for n in problem.capacity_bytes]
+        self.layers = solver.RowConstraint(problem.layers, problem.layers, "")
+        solver.Objective().SetMinimization()
+        order = sorted(range(len(problem.groups)), key=lambda g: (bounds.groups[g], g))
+        for index in [g for g in order if math.isfinite(bounds.groups[g])][:MOST_GROUPS]:
+            self._stage(problem.groups[index])
+        for block, known in zip(problem.blocks, bounds.choices, strict=True):
+            self._block(block, sorted(known, key=lambda key: (known[key], key))[:MOST_CHOICES])
+
+    def _variable(self, ns: float, loads: Iterable[tuple[int, float]]) -> pywraplp.Variable:
+        variable = self.solver.NumVar(0, self.solver.infinity(), "")
+        self.solver.Objective().SetCoefficient(variable, float(ns))
+        for device, nbytes in loads:
+            self.rooms[device].SetCoefficient(variable, nbytes / self.scale)
+        return variable
+
+    def _dealt(self, total: pywraplp.Constraint, devices: Iterable[int], rates: Iterable[int], nbytes: int) -> None:
+        """Pieces on each device, which the slowest takes its time for."""
+        solver, time = self.solver, self._variable(1.0, ())
+        for device, each in zip(devices, rates, strict=True):
+            pieces = self._variable(0.0, [(device, nbytes)])
+            total.SetCoefficient(pieces, -1)
+            slowest = solver.RowConstraint(-solver.infinity(), 0, "")
+            slowest.SetCoefficient(pieces, each / PS_PER_NS)
+            slowest.SetCoefficient(time, -1)
+
+    def _stage(self, group: Group) -> None:
+        (kind,), (columns,) = self.problem.kinds, group.columns
+        units = self.solver.RowConstraint(0, 0, "")
+        for column in columns:
+            once = (n / self.problem.layers for n in group.stage_bytes)
+            loads = [(d, b + s) for d, b, s in zip(group.devices, column.bytes, once, strict=True)]
+            variable = self._variable(column.ns, loads)
+            self.layers.SetCoefficient(variable, 1)
+            units.SetCoefficient(variable, kind.units)
+        self._dealt(units, group.devices, [kind.unit_ps[d] for d in group.devices], kind.unit_bytes)
+
+    def _block(self, block: Block, choices: list[tuple[int, int]]) -> None:
+        one = self.solver.RowConstraint(1, 1, "")
+        for o, c in choices:
+            option = block.options[o]
+            column = option.columns[c]
+            loads = zip(option.devices, map(float, column.bytes), strict=True)
+            one.SetCoefficient(self._variable(column.ns + option.receive.same_ns, loads), 1)
+        devices = range(len(self.problem.devices))
+        for axis in block.axes:
+            total = self.solver.RowConstraint(-axis.count, -axis.count, "")
+            self._dealt(total, devices, axis.each_ps, 0 if axis.shared else axis.each_bytes)
+
+    def prices(self) -> list[float]:
+        if self.solver.Solve() != self.solver.OPTIMAL:
+            return [0.0] * len(self.rooms)
+        return [max(0.0, -room.dual_value()) / self.scale for room in self.rooms]
 
 
 # ---- one stage ----
@@ -88,8 +204,10 @@ def _columns_ns(block: Block, option: Option) -> Iterator[float]:
 class _Stage:
     """The linear programme of a stage on one group."""
 
-    def __init__(self, problem: Problem, group: Group) -> None:
+    def __init__(self, problem: Problem, group: Group, prices: Curve) -> None:
         ((self.columns,), (self.kind,)) = (group.columns, problem.kinds)
+        self.paid = prices[list(group.devices)]
+        self.once = np.array(group.stage_bytes, dtype=np.float64)
         self.layers = problem.layers
         self.rates = np.array([max(self.kind.unit_ps[d] / PS_PER_NS, 1e-12) for d in group.devices])
         self.room = np.array(
@@ -123,17 +241,17 @@ class _Stage:
             self.most = min(self.most, math.floor(float(self.room @ weights) / each * (1 + MARGIN)))
 
     def _line(self, prices: Curve) -> tuple[float, float]:
-        """Slope and value at 0 of the Lagrangian bound for these prices of memory, in ns per byte."""
+        """Slope and value at 0 of the Lagrangian bound for these prices of memory, in ns per byte.
+
+        What is paid anyway is part of the value; of what they are higher, the room within the stage is paid back.
+        """
         column = float((self.ns + self.bytes @ prices).min())
-        order = np.argsort(prices, kind="stable")
-        speed = np.cumsum(1 / self.rates[order])
-        priced = np.cumsum(prices[order] / self.rates[order]) * self.kind.unit_bytes
-        units = float((self.kind.units / speed * (1 + priced)).min()) if self.kind.units else 0.0
-        return column + units, -float(prices @ self.room)
+        units = self.kind.units * _least_each(self.rates, prices * self.kind.unit_bytes)
+        return column + units, float(self.paid @ self.once) - float((prices - self.paid) @ self.room)
 
     def _search(self) -> None:
         """Lines at the ends, then where two meet below the programme's value."""
-        self.lines.append(self._line(np.zeros(len(self.room))))
+        self.lines.append(self._line(self.paid))
         programme = _Programme(self)
         weights = programme.most_layers()
         if weights is not None:
@@ -146,7 +264,7 @@ class _Stage:
             prices = programme.prices(point)
             if prices is None:
                 continue
-            line = self._line(prices)
+            line = self._line(np.maximum(prices, self.paid))
             known = max(slope * point + fixed for slope, fixed in self.lines)
             if line[0] * point + line[1] <= known * (1 + 1e-6):
                 continue
@@ -228,6 +346,7 @@ class _Signature:
     columns: tuple[Column, ...]
     room: tuple[int, ...]
     unit_ps: tuple[int, ...]
+    paid: tuple[float, ...]
     modes: tuple[int, int, int]
     """ns of entering, by HOP, NETWORK, FIRST."""
 
@@ -253,8 +372,9 @@ def _plus_all(one: Curve, shifts: Curve) -> Curve:
 class _Places:
     """Every way to deal the devices of each place out into groups, and the places put together."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, prices: Curve) -> None:
         self.problem = problem
+        self.prices = prices
         self.hosts = len(problem.hosts)
         self.layers = problem.layers
         self.classes = [sorted({problem.alike[d] for d in devices}) for devices in problem.hosts]
@@ -289,6 +409,7 @@ class _Places:
             columns=group.columns[0],
             room=tuple(capacity[d] - n for d, n in zip(group.devices, group.stage_bytes, strict=True)),
             unit_ps=tuple(kind.unit_ps[d] for d in group.devices),
+            paid=tuple(float(self.prices[d]) for d in group.devices),
             modes=(group.hop_ns, group.network_hop_ns, group.first.same_ns),
         )
 
@@ -299,9 +420,9 @@ class _Places:
         found = {}
         for index, group in enumerate(self.problem.groups):
             signature = self._signature(group, ())
-            key = (signature.columns, signature.room, signature.unit_ps)
+            key = (signature.columns, signature.room, signature.unit_ps, signature.paid)
             if key not in known:
-                known[key] = _Stage(self.problem, group).curve()
+                known[key] = _Stage(self.problem, group, self.prices).curve()
             found[index] = known[key]
         return found
 
