@@ -329,7 +329,8 @@ def mapped(formulation: Formulation, config: dict[str, Any]) -> Mapped:
     nbytes = sum(sizes[name] for name in spilled)
     last = max(place for place in found.values() if isinstance(place, int))
     resident = {name: last if place == "cpu" else place for name, place in found.items()}
-    resident["model.norm"] = resident["lm_head"]  # no byte of any account, and one piece with lm_head for us
+    if "lm_head" in resident:  # else all is in one place
+        resident["model.norm"] = resident["lm_head"]  # no byte of any account, and one piece with lm_head for us
     pins = {pin.module: pin.device for pin in device_map.read(resident, "accelerate", formulation.model, None, local)}
     index = [device.id for device in local.devices].index
     total = sum(layers.num_layers for layers in formulation.model.layers)

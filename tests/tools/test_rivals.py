@@ -77,6 +77,13 @@ def test_the_balanced_map_depends_on_the_order_of_cards() -> None:
     assert spills["12-24-24"].spilled_bytes == 0
 
 
+def test_a_map_of_one_device_names_no_module() -> None:
+    small = Rivalry(name="small", title="", model=GB_50, inventory=one("pcie", "h100-80g"))
+    found = mapped(formulation_of(small), GB_50)
+    assert (found.spilled_bytes, found.priced.short_bytes) == (0, 0)
+    assert found.priced.step_ns == best_equal_share(formulation_of(small)).step_ns
+
+
 def test_a_map_that_fits_is_priced_as_our_strategy_custom() -> None:
     rivalry = BY_NAME["12-24-24"]
     formulation = formulation_of(rivalry)
