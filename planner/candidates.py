@@ -2,7 +2,8 @@
 
 Inside a host any set of devices is a candidate, but of devices that nothing tells apart only runs of neighbours: every
 division of equal devices into groups is one of these, renamed. Over several hosts it is the same part of each of a
-run of equal hosts: so many devices of each class of theirs.
+run of equal hosts: so many devices of each class of theirs; or devices that look alike, so many of each host of a run
+of those that have such, or all where a host has less.
 """
 
 import math
@@ -102,7 +103,7 @@ class Candidates:
             for picked in product(*(list(_neighbours(members)) for members in self.classes(host)))
             if any(picked)
         ]
-        return tuple(sorted(inside, key=_order)) + tuple(sorted(self._wide(), key=_order))
+        return tuple(sorted(inside, key=_order)) + tuple(sorted(self._wide, key=_order))
 
     @property
     def singles(self) -> tuple[DeviceSet, ...]:
@@ -118,7 +119,7 @@ class Candidates:
             math.prod(len(members) * (len(members) + 1) // 2 + 1 for members in self.classes(host)) - 1
             for host in hosts
         ]
-        wide = sum(len(self._parts(run[0])) * len(list(_runs(run, 2))) for run in self._equal_hosts)
+        wide = len(self._wide)
         if sum(inside) + wide > MOST_SETS:
             worst = max(hosts, key=lambda host: inside[host])
             host = self.inventory.hosts[worst]
@@ -148,11 +149,31 @@ class Candidates:
         choices = [(0, size) if whole else range(size + 1) for size in sizes.values()]
         return [dict(zip(sizes, picked, strict=True)) for picked in product(*choices) if any(picked)]
 
-    def _wide(self) -> Iterator[DeviceSet]:
+    @cached_property
+    def _wide(self) -> tuple[DeviceSet, ...]:
+        """Over several hosts, each once."""
+        return tuple(dict.fromkeys((*self._of_equal_hosts(), *self._of_one_look())))
+
+    def _of_equal_hosts(self) -> Iterator[DeviceSet]:
         for equal in self._equal_hosts:
             for part in self._parts(equal[0]):
                 for hosts in _runs(equal, 2):
                     devices = (self._part(host, part) for host in hosts)
+                    yield DeviceSet(devices=tuple(d for each in devices for d in each), hosts=tuple(hosts))
+
+    def _of_one_look(self) -> Iterator[DeviceSet]:
+        """Whatever else the hosts have, and however they are linked."""
+        if self.inventory.network is None:
+            return
+        found: dict[tuple[object, ...], dict[int, tuple[int, ...]]] = {}
+        for index, host in enumerate(self.inventory.hosts):
+            if not host.pairs:
+                for members in self.classes(index):
+                    found.setdefault(self.looks[members[0]], {})[index] = members
+        for having in found.values():
+            for hosts in _runs(tuple(having), 2):
+                for most in range(1, max(len(having[host]) for host in hosts) + 1):
+                    devices = (having[host][:most] for host in hosts)
                     yield DeviceSet(devices=tuple(d for each in devices for d in each), hosts=tuple(hosts))
 
     def _part(self, host: int, part: dict[tuple[object, ...], int]) -> list[int]:

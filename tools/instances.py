@@ -274,6 +274,14 @@ RIVALRIES = (
         dtype="float16",
     ),
     Rivalry(
+        name="1-2-1",
+        title="Llama-2-70B, 1 + 2 + 1 A100-40G on 3 hosts",
+        model=LLAMA_2_70B,
+        inventory=several(
+            ETHERNET_25, ("pcie", ("a100-40g",)), ("nvlink", ("2 x a100-40g",)), ("nvlink", ("a100-40g",))
+        ),
+    ),
+    Rivalry(
         name="4090-3090",
         title="80 GB, 2 x RTX 4090 + 2 x RTX 3090",
         model=GB_80,

@@ -77,12 +77,23 @@ def test_equal_hosts_lend_the_same_part() -> None:
     assert len(wide) == len(expected)
 
 
-def test_unlike_hosts_and_hosts_with_pairs_lend_nothing() -> None:
+def test_unlike_hosts_lend_devices_that_look_alike() -> None:
+    """So many of each, or all that a host has, and whatever link there is inside."""
+
+    def wide(*boxes: dict[str, Any]) -> set[tuple[str, ...]]:
+        return {each for each in sets_of(*boxes) if len({name[0] for name in each}) > 1}
+
+    two = host("a", cpu("a0", 8), cpu("a1", 8))
+    assert wide(two, host("b", cpu("b0", 8))) == {("a0", "b0"), ("a0", "a1", "b0")}
+    assert wide(two, host("b", cpu("b0", 9), cpu("b1", 8))) == {("a0", "b1"), ("a0", "a1", "b1")}
+    assert wide(host("a", cpu("a0", 8)), host("b", cpu("b0", 9)), host("c", cpu("c0", 8))) == {("a0", "c0")}
+    fast = {"class": "shm", "latency": "1 us"}
+    assert wide(two, host("b", cpu("b0", 8), cpu("b1", 8), links=fast)) == {("a0", "b0"), ("a0", "a1", "b0", "b1")}
+    assert wide(two, host("b", cpu("b0", 9))) == set()
+
+
+def test_hosts_with_pairs_lend_nothing() -> None:
     pair = {"between": ["b0", "b1"], "class": "x", "latency": "1 us", "bandwidth": "1 GB/s"}
-    for other in (host("b", cpu("b0", 8)), host("b", cpu("b0", 8), cpu("b1", 9))):
-        assert not [
-            each for each in sets_of(host("a", cpu("a0", 8), cpu("a1", 8)), other) if "a0" in each and "b0" in each
-        ]
     paired = host("b", cpu("b0", 8), cpu("b1", 8), links={"class": "shm", "pairs": [pair]})
     assert not [each for each in sets_of(host("a", cpu("a0", 8), cpu("a1", 8)), paired) if {"a0", "b0"} <= set(each)]
 
@@ -96,7 +107,8 @@ def test_only_whole_classes_of_hosts_with_many_parts() -> None:
         for each in sets_of(box("a"), box("b"))
         if any(d[0] == "a" for d in each) and any(d[0] == "b" for d in each)
     ]
-    assert len(wide) == 2**4 - 1
+    halves = 4  # one of each of two devices that look alike
+    assert len(wide) == 2**4 - 1 + halves
 
 
 def test_each_listed_set_is_one_of_distinct_devices() -> None:
