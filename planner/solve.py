@@ -190,11 +190,12 @@ class _Search:
         """
         model, best = self._first_step()
         while not self.settings.gap_ppm and (found := self._rival(model, best.value)):
-            if found == best.value:
-                model = self._first_in_order(model, found)
-                break
+            known = best.value
             model = self._model(self._within(found // model.ties), found)
             best = self._least_step(model)
+            if best.value == known:  # the rival was as good, and none is better
+                model = self._first_in_order(model, known)
+                break
         if self.settings.gap_ppm:  # what was found is taken, but nothing that may be better was left out
             while not _is_part(kept := self._within(best.value // model.ties), model.restriction):
                 model = self._model(kept)
