@@ -13,9 +13,10 @@ from planner.errors import ConfigError, InputError, OutputError
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.formulate import Formulation
 from planner.inventory import parse_inventory
+from planner.previous import earlier
 from planner.problem import Problem, most_bytes, most_ps
 from planner.shortage import infeasible
-from planner.solve import Settings, Solved, fits, solve
+from planner.solve import Keep, Settings, Solved, fits, solve
 from plans import codec
 from plans.schema import (
     DTYPE_BYTES,
@@ -72,6 +73,7 @@ class Wanted:
     custom: tuple[Pin, ...] | None = None
     """The device map of the strategy ``custom``."""
     gap_ppm: int = 0
+    within_ppm: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +91,8 @@ class Request:
     device_map: Any = None
     """Plain data of the file of the strategy ``custom``; None: none was given."""
     device_map_file: str = ""
+    previous: Plan | None = None
+    """With ``wanted.within_ppm``: an earlier plan of the model, of which as much is kept as that allows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +146,7 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
         kv_axis=wanted.kv_axis,
         custom=wanted.custom,
         gap_ppm=wanted.gap_ppm,
+        within_ppm=wanted.within_ppm,
         tree=tree,
     )
 
@@ -167,7 +172,8 @@ def build(request: Request, settings: Settings) -> Built:
     if wanted.context == "max":
         longest = longest_context(request.base, request.draft, inventory, wanted, dtype, settings)
         wanted = dataclasses.replace(wanted, context=longest)
-    return plan(request.base, request.draft, inventory, resolve(wanted, dtype, request.base, request.draft), settings)
+    options = resolve(wanted, dtype, request.base, request.draft)
+    return plan(request.base, request.draft, inventory, options, settings, request.previous)
 
 
 def understand(request: Request) -> tuple[DType, Inventory, Wanted]:
@@ -185,11 +191,22 @@ def understand(request: Request) -> tuple[DType, Inventory, Wanted]:
 
 
 def plan(
-    base: BaseInput, draft: DraftInput | None, inventory: Inventory, options: Options, settings: Settings
+    base: BaseInput,
+    draft: DraftInput | None,
+    inventory: Inventory,
+    options: Options,
+    settings: Settings,
+    previous: Plan | None = None,
 ) -> Built:
     """Solve; raise InfeasibleError or NotProvenError."""
     formulation = formulate(base, draft, inventory, options)
-    solved = solve(formulation.problem, settings)
+    keep = None
+    if options.within_ppm is not None:
+        assert previous is not None, "an earlier plan is what is kept"
+        if previous.model != base.model:
+            raise InputError("--previous: a plan of another model: give one of this model")
+        keep = Keep(earlier=earlier(formulation, previous), within_ppm=options.within_ppm)
+    solved = solve(formulation.problem, settings, keep)
     if solved is None:
         raise infeasible(formulation.problem, settings)
     inputs = Inputs(
@@ -263,12 +280,15 @@ def largest(least: int, most: int, works: Callable[[int], bool]) -> int | None:
 
 
 def replan(directory: Path, frozen: Plan, settings: Settings) -> Plan:
-    """The plan that the inputs recorded in ``directory`` lead to; no weights are needed."""
+    """The plan that the inputs recorded in ``directory`` lead to; no weights are needed.
+
+    One that kept as much of an earlier plan as was allowed is to keep all of itself.
+    """
     base = load_base(directory / "config.json")
     draft = None
     if frozen.draft is not None:
         draft = load_draft(directory / "draft" / "config.json", base, facts_of(frozen.draft))
-    return plan(base, draft, frozen.inventory, frozen.options, settings).plan
+    return plan(base, draft, frozen.inventory, frozen.options, settings, frozen).plan
 
 
 def write(directory: Path, built: Plan, base: BaseInput, draft: DraftInput | None) -> None:

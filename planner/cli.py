@@ -110,11 +110,26 @@ def verbosity(count: int) -> int:
     return max(count, int(os.environ.get("DEBUG", "0")) if os.environ.get("DEBUG", "0").isdecimal() else 0)
 
 
+DEFAULT_WITHIN_PPM = 20_000
+"""How much longer than the least a step may take with ``--previous``."""
+
+
 def parse_gap(context: click.Context, parameter: click.Parameter, value: str) -> int:
     """A relative distance, to parts per million."""
     if not re.fullmatch(r"0|0?\.[0-9]+", value):
         raise click.BadParameter(f"found {value!r}, expected a fraction like 0.05")
     return int(Decimal(value) * 1_000_000)
+
+
+def parse_within(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A relative distance in percent or as a fraction, to parts per million."""
+    if value is None:
+        return None
+    number = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?|\.[0-9]+)(%?)", value)
+    ppm = int(Decimal(number[1]) * (10_000 if number[2] else 1_000_000)) if number else -1
+    if not 0 <= ppm <= 1_000_000:
+        raise click.BadParameter(f"found {value!r}, expected a part of the step's time like 2% or 0.02")
+    return ppm
 
 
 def parse_tree(context: click.Context, parameter: click.Parameter, value: str | None) -> Tree | None:
@@ -212,6 +227,13 @@ def main() -> None:
 @click.option(
     "--gap", callback=parse_gap, default="0", show_default=True, help="Accept a placement this close, as 0.05."
 )
+@click.option("--previous", type=DIRECTORY, help="A plan of which as much is kept as --within allows.")
+@click.option(
+    "--within",
+    "within_ppm",
+    callback=parse_within,
+    help="How much longer than the least a step may take for that, as 2%; default: 2%.",
+)
 @click.option("--plan-only", is_flag=True, help="Write the plan, do not compile images.")
 @click.option("--out", type=DIRECTORY, help="Directory of the plan; default: plans/NAME after the model.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, hidden=True)
@@ -229,6 +251,7 @@ def build(
     strategy: tuple[Strategy, Path | None],
     device_map: Path | None,
     map_file: Path | None,
+    previous: Path | None,
     out: Path | None,
     plan_only: bool,
     as_json: bool,
@@ -256,6 +279,7 @@ def build(
     maps = [file for file in (strategy[1], device_map, map_file) if file is not None]
     if len(maps) > 1 or (maps and strategy[0] != "custom"):
         raise InputError(f"device map: found {maps[0]}, expected one map at most, and only with --strategy custom")
+    kept, wanted["within_ppm"] = load_previous(previous, wanted["within_ppm"], gap_ppm)
     asked = builder.Wanted(gap_ppm=gap_ppm, strategy=strategy[0], **wanted)
     base = load_base(model)
     with pickle_cache() as cache:
@@ -270,6 +294,7 @@ def build(
             wanted=asked,
             device_map=load_device_map(maps[0]) if maps else None,
             device_map_file=str(maps[0]) if maps else "",
+            previous=kept,
         )
         try:
             built = builder.build(request, settings)
@@ -277,6 +302,8 @@ def build(
             raise explain(request, error, settings) from error
         builder.write(out, built.plan, base, head)
         say(f"{out}: {summary_line(built.plan)}, solved in {built.solved.solve_s:.2f} s")
+        if kept is not None:
+            say(f"{out}: {plan_diff.moved(kept, built.plan)}, compared with {previous}")
         if verbosity(verbose):
             say(tables(built.plan, sys.stderr))
         if verbosity(verbose) > 1:
@@ -287,6 +314,19 @@ def build(
         put({"plan": str(out), **report.summary(built.plan), "solve_s": round(built.solved.solve_s, 4), **images})
     else:
         click.echo(str(out))
+
+
+def load_previous(previous: Path | None, within_ppm: int | None, gap_ppm: int) -> tuple[Plan | None, int | None]:
+    """The earlier plan, and how far from the least step it may be kept."""
+    if previous is None:
+        if within_ppm is not None:
+            raise InputError("--within: there is no earlier plan: give --previous")
+        return None, None
+    if gap_ppm:
+        raise InputError("--previous: what is near the least is known only where it is proven: leave --gap out")
+    kept = codec.load(previous)
+    require(kept, str(previous / "plan.yaml"))
+    return kept, DEFAULT_WITHIN_PPM if within_ppm is None else within_ppm
 
 
 def name_of(model: Path | None) -> str:

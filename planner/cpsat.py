@@ -11,7 +11,7 @@ What the variables mean, in the words of :mod:`planner.problem`:
     shares[b][a][d]    pieces of axis a of block b on device d, none where the axis is shared
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, combinations
 
@@ -24,6 +24,7 @@ from planner.problem import (
     Block,
     BlockAnswer,
     Column,
+    Earlier,
     Option,
     Problem,
     Receive,
@@ -460,6 +461,52 @@ class Model:
                     self.model.add(load <= granule * self.spare)
                 else:
                     self.model.add(load + granule * self.balance <= capacity)
+
+    # ---- what moves ----
+
+    def moved(self, earlier: Earlier) -> Linear:
+        """Bytes that lie on a device now and did not before: of every column, unit and piece more than there were.
+
+        Exchanging the first or the last stage moves all layers.
+        """
+        problem = self.problem
+        stages = {stage.group: stage for stage in earlier.stages}
+        moved: list[Linear] = []
+        for i, g in enumerate(self.restriction.groups):
+            before = stages.get(g)
+            for k, kind in enumerate(problem.kinds):
+                for c, column in enumerate(problem.groups[i].columns[k]):
+                    known = before.layers[k][c] if before else 0
+                    moved.append(sum(column.bytes) * self._more(self.layers[i][k][c], known))
+                for j, units in enumerate(self.units[i][k]):
+                    moved.append(kind.unit_bytes * self._more(units, before.units[k][j] if before else 0))
+        most = sum(problem.layers_of(k) * kind.units * kind.unit_bytes for k, kind in enumerate(problem.kinds))
+        for flags, group in ((self.first, earlier.first), (self.last, earlier.last)):
+            others = [on for g, on in zip(self.restriction.groups, flags, strict=True) if g != group and g in stages]
+            moved.append(most * sum(others))
+        for b, known_block in enumerate(earlier.blocks):
+            moved += self._moved_block(b, known_block)
+        return sum(moved)
+
+    def _moved_block(self, b: int, before: BlockAnswer | None) -> Iterator[Linear]:
+        where = (before.option, before.column) if before else None
+        for on, choice in zip(self.on[b], self.choices[b], strict=True):
+            if choice.index != where:
+                yield sum(choice.column.bytes) * on
+        devices = self.blocks[b].options[before.option].devices if before else ()
+        for a, axis in enumerate(self.blocks[b].axes):
+            known = before.shares[a] if before else None
+            pieces = dict(zip(devices, known, strict=True)) if known else {}
+            for device, count in enumerate(self.shares[b][a]):
+                yield axis.each_bytes * self._more(count, pieces.get(device, 0))
+
+    def _more(self, count: cp_model.IntVar, known: int) -> Linear:
+        """By how much it is more than it was."""
+        if not known:
+            return count
+        more = self._int(max(count.proto.domain), f"more{count.index}")
+        self.model.add(more >= count - known)
+        return more
 
     # ---- solutions ----
 

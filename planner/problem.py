@@ -203,6 +203,18 @@ class Answer:
     tail: BlockAnswer | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Earlier:
+    """What an answer is to keep as much of as it can: another one, as far as it is one of this problem."""
+
+    stages: tuple[StageAnswer, ...]
+    """Of groups that are left; numbers are not those of an answer of this problem."""
+    first: int | None
+    last: int | None
+    """Groups of the first and the last stage; None where they are not left."""
+    blocks: tuple[BlockAnswer | None, ...]
+
+
 def most_ps(problem: Problem) -> int:
     """No answer takes longer, but for hops and messages of more than a thousand stages."""
     groups = problem.groups

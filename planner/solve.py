@@ -19,7 +19,7 @@ from ortools.sat.python import cp_model
 from planner.bounds import lower_bounds
 from planner.cpsat import Linear, Model, Restriction, everything
 from planner.errors import NotProvenError
-from planner.problem import Answer, Problem
+from planner.problem import Answer, Earlier, Problem
 from planner.symmetry import twins
 
 DETERMINISTIC_LIMIT = 600.0
@@ -75,12 +75,20 @@ class Solved:
     solve_s: float
 
 
-def solve(problem: Problem, settings: Settings) -> Solved | None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keep:
+    """Of answers that take at most so much longer than the least, the one that moves the fewest bytes is wanted."""
+
+    earlier: Earlier
+    within_ppm: int
+
+
+def solve(problem: Problem, settings: Settings, keep: Keep | None = None) -> Solved | None:
     """The one optimal answer, or None where the solver proves that nothing fits; raise NotProvenError with the gap."""
     start = time.perf_counter()
     search = _Search(problem, settings)
     try:
-        solved = search.run()
+        solved = search.run(keep)
     except _Infeasible:
         return None
     return replace(solved, solve_s=time.perf_counter() - start)
@@ -115,10 +123,13 @@ class _Search:
         self.least = self.bounds.least if self.bounds else 0.0
         self.twins = twins(problem)
 
-    def run(self) -> Solved:
+    def run(self, keep: Keep | None) -> Solved:
         self._settle_goal()
         model, step = self._step()
-        small = self._model(model.chosen())
+        if keep is None:
+            small = self._model(model.chosen())
+        else:
+            small, step = self._keep(keep, step)
         small.model.add(small.step_ns <= step.value)
         small.model.add_bool_and(small.runs)
         try:
@@ -132,6 +143,19 @@ class _Search:
             optima=tuple(self.optima),
             solve_s=0.0,
         )
+
+    def _keep(self, keep: Keep, step: Optimum) -> tuple[Model, Optimum]:
+        """A model of the answers with the groups of the one that moves least, and how long they take."""
+        limit = step.value + step.value * keep.within_ppm // 10**6
+        model = self._model(self._within(limit), lead=False)
+        model.model.add(model.step_ns <= limit)
+        moved = model.moved(keep.earlier)
+        least = self.minimise(model, moved, what="moved bytes").value
+        model.model.add(moved <= least)
+        self._least_step(model)
+        small = self._model(model.chosen(), lead=False)
+        small.model.add(small.moved(keep.earlier) <= least)
+        return small, replace(step, value=model.value(model.step_ns))
 
     def _settle(self, small: Model) -> None:
         """All that the groups and choices leave open."""
@@ -164,8 +188,8 @@ class _Search:
             yield from (self.least * factor for factor in factors)
         yield math.inf
 
-    def _model(self, restriction: Restriction, ranked: int | None = None) -> Model:
-        """A model of what is as good as is known by now."""
+    def _model(self, restriction: Restriction, ranked: int | None = None, *, lead: bool = True) -> Model:
+        """A model of what is as good as is known by now; ``lead``: of twins the first have the most layers."""
         model = Model(self.problem, restriction)
         filled = self.goal.get("fill")
         if filled is not None:
@@ -175,7 +199,8 @@ class _Search:
             model.model.add(model.spare <= value)
         for value in self.goal.get("balance", ()):
             model.model.add(model.balance >= value)
-        model.leading(self.twins)
+        if lead:
+            model.leading(self.twins)
         if ranked is not None:
             model.model.add(model.ranked_step <= ranked)
         return model

@@ -275,7 +275,7 @@ def _check_memory(plan: Plan) -> Iterator[Violation]:
 
 
 def _check_proof(plan: Plan) -> Iterator[Violation]:
-    proof, gap = plan.proof, plan.options.gap_ppm
+    proof, gap = plan.proof, max(plan.options.gap_ppm, plan.options.within_ppm or 0)
     if proof.bound_ns > proof.objective_ns:
         yield bad("proof.bound_ns", proof.bound_ns, f"at most the objective, {proof.objective_ns}")
     elif proof.status == "OPTIMAL" and proof.bound_ns != proof.objective_ns:

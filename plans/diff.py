@@ -126,14 +126,18 @@ def moved_bytes(a: Plan, b: Plan) -> dict[str, int]:
 
 def summary(a: Plan, b: Plan) -> tuple[str, ...]:
     """Lines for people: moved layers, moved bytes, then every difference; none for equal plans."""
-    moved = moved_bytes(a, b)
-    lines = list(map(str, moves(a, b)))
-    if moved:
-        each = ", ".join(f"{device} {format_bytes(nbytes)}" for device, nbytes in moved.items())
-        lines.append(f"moves {format_bytes(sum(moved.values()))} of weights: {each}")
-    elif a != b:
-        lines.append("moves no weights")
-    return (*lines, *map(str, diff(a, b)))
+    if a == b:
+        return ()
+    return (*map(str, moves(a, b)), moved(a, b), *map(str, diff(a, b)))
+
+
+def moved(a: Plan, b: Plan) -> str:
+    """What :func:`moved_bytes` says, in words."""
+    found = moved_bytes(a, b)
+    if not found:
+        return "moves no weights"
+    each = ", ".join(f"{device} {format_bytes(nbytes)}" for device, nbytes in found.items())
+    return f"moves {format_bytes(sum(found.values()))} of weights: {each}"
 
 
 def format_bytes(nbytes: int) -> str:

@@ -79,6 +79,8 @@ def _check_options(options: Options) -> Iterator[Violation]:
         yield bad("options.prefill_chunk", options.prefill_chunk, f"from 1 to the context, {options.context}")
     if options.gap_ppm >= 10**6:
         yield bad("options.gap_ppm", options.gap_ppm, "less than 1000000")
+    if options.within_ppm is not None and not 0 <= options.within_ppm <= 10**6:
+        yield bad("options.within_ppm", options.within_ppm, "from 0 to 1000000, or null")
     tree = options.tree
     if tree is None:
         return

@@ -155,6 +155,9 @@ class Options:
     """The device map of the strategy ``custom``; None otherwise."""
     gap_ppm: int
     """Accepted relative distance of objective and bound, in parts per million; 0: proven optimal."""
+    within_ppm: int | None
+    """Of an earlier plan as much was kept as a step allows that takes at most so many millionths longer than the least,
+    which is the bound; None: there was none."""
     tree: Tree | None
     """None: plain decoding."""
 

@@ -210,6 +210,7 @@ def make_plan(
             kv_axis=None,
             custom=None,
             gap_ppm=0,
+            within_ppm=None,
             tree=tree if draft is not None else None,
         ),
         inventory=_inventory(tuple(listed)),

@@ -109,6 +109,7 @@ OPTIONS = Options(
     kv_axis=None,
     custom=None,
     gap_ppm=0,
+    within_ppm=None,
     tree=Tree(kind="dynamic", total_token=60, depth=7, top_k=10),
 )
 STAGES = (

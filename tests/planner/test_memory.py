@@ -68,6 +68,7 @@ def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int
         kv_axis=None,
         custom=None,
         gap_ppm=0,
+        within_ppm=None,
         tree=TREE if tree else None,
     )
 
