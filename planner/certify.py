@@ -116,8 +116,9 @@ def _stage(problem: Problem, answer: Answer, position: int, load: list[int]) -> 
     group = problem.groups[stage.group]
     total = 0
     for kind, columns, counts, units in zip(problem.kinds, group.columns, stage.layers, stage.units, strict=True):
+        divided = sum(n * column.ns for n, column in zip(counts, columns, strict=True))
+        total += problem.quantum_ns * ceil_div(divided, problem.quantum_ns)
         for n, column in zip(counts, columns, strict=True):
-            total += n * column.ns
             for j, device in enumerate(group.devices):
                 load[device] += n * column.bytes[j]
         for j, device in enumerate(group.devices):

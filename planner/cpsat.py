@@ -295,13 +295,22 @@ class Model:
             for j, device in enumerate(group.devices):
                 self.load[device].append(group.stage_bytes[j] * self.runs[i])
             for k, kind in enumerate(problem.kinds):
-                self.time += [n * column.ns for n, column in zip(self.layers[i][k], group.columns[k], strict=True)]
+                self.time.append(self._divided(self.layers[i][k], [column.ns for column in group.columns[k]]))
                 rates = [kind.unit_ps[device] for device in group.devices]
                 self.time.append(self._slowest(self.units[i][k], rates, problem.layers_of(k) * kind.units))
                 for j, device in enumerate(group.devices):
                     self.load[device].append(kind.unit_bytes * self.units[i][k][j])
                     for n, column in zip(self.layers[i][k], group.columns[k], strict=True):
                         self.load[device].append(column.bytes[j] * n)
+
+    def _divided(self, counts: Sequence[Linear], each_ns: Sequence[int]) -> Linear:
+        """Time of layers, each of which is divided in one of several ways, in ns, counted in quanta."""
+        if not each_ns:
+            return 0
+        quanta = self._int(self.problem.layers * max(each_ns) // self.problem.quantum_ns + 1, "quanta")
+        fixed = sum(n * each for n, each in zip(counts, each_ns, strict=True))
+        self.model.add(self.problem.quantum_ns * quanta >= fixed)
+        return self.problem.quantum_ns * quanta
 
     def _slowest(self, counts: Sequence[Linear], rates_ps: Sequence[int], most: int) -> Linear:
         """Time of the slowest share, in ns, counted in quanta."""

@@ -131,8 +131,9 @@ class Problem:
     tail: Block | None
     """Receives from ``last``."""
     quantum_ns: int
-    """Time that is divided freely, along fine axes, is counted in whole quanta, rounded up: finer than any prediction,
-    and without it the proof is about the last nanosecond of a rounding. Per stage and kind, and per axis of a block."""
+    """Time that is divided freely is counted in whole quanta, rounded up: finer than any prediction, and without it the
+    proof is about the last nanosecond of a rounding. Along fine axes per stage and kind, and per axis of a block; and
+    per stage and kind the time of the columns of all its layers together."""
     message_ns: tuple[int, ...]
     """Of each host: telling its other devices, when it has more than one in use."""
     network_message_ns: int

@@ -213,6 +213,7 @@ class _Search:
         rows = []
         for counts in splits(layers, len(columns)):
             cost = sum(n * column.ns for n, column in zip(counts, columns, strict=True))
+            cost += -cost % self.problem.quantum_ns
             loads = np.array(counts) @ np.array([column.bytes for column in columns])
             rows.append(self._once(group.devices, loads.tolist(), cost))
         return self._fitting(np.concatenate(rows))

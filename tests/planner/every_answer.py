@@ -134,7 +134,8 @@ def _stage_ns(problem: Problem, stage: StageAnswer) -> int:
     group = problem.groups[stage.group]
     ns = 0
     for kind, columns, counts, units in zip(problem.kinds, group.columns, stage.layers, stage.units, strict=True):
-        ns += sum(count * column.ns for column, count in zip(columns, counts, strict=True))
+        divided = sum(count * column.ns for column, count in zip(columns, counts, strict=True))
+        ns += (divided + problem.quantum_ns - 1) // problem.quantum_ns * problem.quantum_ns
         ns += _slowest_ns(problem, group.devices, units, kind.unit_ps)
     return ns
 

@@ -136,7 +136,7 @@ def test_every_term_by_hand() -> None:
 
 def test_time_is_counted_in_whole_quanta() -> None:
     found = certify(dataclasses.replace(PROBLEM, quantum_ns=8), ANSWER)
-    assert found.stage_ns == (50 + 8 + 1, 55 + 16 + 70)
+    assert found.stage_ns == (56 + 8 + 1, 56 + 16 + 70)
     assert (found.first_ns, found.last_ns, found.tail_ns) == (9 + 8, 13 + 8 + 1, 60 + 8 + 8 + 8 + 1)
 
 
