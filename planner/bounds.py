@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ortools.linear_solver import pywraplp
 
 from planner.cost import PS_PER_NS
-from planner.problem import Block, Column, Group, Option, Problem
+from planner.problem import Block, Column, Group, Option, Problem, Receive
 
 Curve = NDArray[np.float64]
 """Least ns of 0 … L layers; infinite where so many do not fit."""
@@ -37,43 +37,76 @@ MOST_GROUPS = 60
 MOST_CHOICES = 200
 """Of each block: as much as these near the bounds is looked at for prices of memory."""
 
+ROUNDS = 2
+"""How often each bound looks at what the others leave."""
+
+NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
+
 FAR = 1.03
 """Groups over several hosts whose own bound is so much above the least are not looked into."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
-    """No answer takes less than ``least``, none with a group, or with a block so placed, less than its entry."""
+    """No answer takes less than ``least``, none with a group, or with a block so placed, so much less than this more.
+
+    The parts add up: of an answer the excess of its dearest group and of each of its blocks together.
+    """
 
     least: float
-    groups: tuple[float, ...]
+    groups: dict[int, float]
+    """Excess over ``least``."""
     choices: tuple[dict[tuple[int, int], float], ...]
     """Of each block, of each pair of an option and a column of it."""
 
+    def within(self, problem: Problem, limit: float) -> "Bounds":
+        """Without what is in no answer that takes at most ``limit``."""
+        chain = _Chain(problem, self)
+        groups, choices = chain.excess()
+        room = limit - self.least
+        return Bounds(
+            least=self.least,
+            groups={g: self.groups[g] for g, excess in groups.items() if excess <= room},
+            choices=tuple(
+                {key: known[key] for key, excess in each.items() if excess <= room}
+                for known, each in zip(self.choices, choices, strict=True)
+            ),
+        )
 
-def lower_bounds(problem: Problem) -> Bounds | None:
-    """Bounds for every group and option; None for problems that this relaxation says nothing about.
+    def only(self, other: "Bounds") -> "Bounds":
+        """Without what another has not."""
+        return Bounds(
+            least=self.least,
+            groups={g: self.groups[g] for g in other.groups},
+            choices=tuple(
+                {key: mine[key] for key in theirs} for mine, theirs in zip(self.choices, other.choices, strict=True)
+            ),
+        )
 
-    Twice: with memory for nothing, where blocks take none from the stages, and at prices of memory, where every byte
-    is paid for and all memory is paid back: what answers that fit pay no more for. The better of the two counts.
+
+def lower_bounds(problem: Problem) -> tuple[Bounds, ...] | None:
+    """Bounds, all of them true; None for problems that this relaxation says nothing about, () where nothing fits.
+
+    The first is with memory for nothing, where blocks take none from the stages. The second is at prices of memory,
+    where every byte is paid for and all memory is paid back: what answers that fit pay no more for.
     """
     if problem.goal != "time" or len(problem.kinds) > 1 or problem.counts is not None:
         return None
     free = _bounds(problem, np.zeros(len(problem.devices)))
-    if free is None or math.isinf(free.least):
-        return free
+    if free is None or not free.groups:
+        return None if free is None else ()
     prices = _prices(problem, free)
     priced = _bounds(problem, prices) if prices.any() else None
-    if priced is None:
-        return free
-    return Bounds(
-        least=max(free.least, priced.least),
-        groups=tuple(map(max, free.groups, priced.groups)),
-        choices=tuple(
-            {key: max(ns, other[key]) for key, ns in one.items()}
-            for one, other in zip(free.choices, priced.choices, strict=True)
-        ),
-    )
+    return (free,) if priced is None else (free, priced)
+
+
+def within(problem: Problem, bounds: Sequence[Bounds], limit: float) -> Bounds:
+    """What may be in an answer that takes at most ``limit``, by all bounds, each looking at what the others leave."""
+    kept = bounds[0]
+    for _ in range(ROUNDS):
+        for each in bounds:
+            kept = each.only(kept).within(problem, limit)
+    return kept
 
 
 def _bounds(problem: Problem, prices: Curve) -> Bounds | None:
@@ -91,12 +124,12 @@ def _bounds(problem: Problem, prices: Curve) -> Bounds | None:
     ]
     cheapest = [min(costs.values()) for costs in blocks]
     fixed = sum(cheapest) - float(prices @ np.array(problem.capacity_bytes, dtype=np.float64)) * (1 + MARGIN)
-    least = min(stages) + fixed
+    least = min(stages)
     return Bounds(
-        least=least,
-        groups=tuple(bound + fixed for bound in stages),
+        least=least + fixed,
+        groups={g: bound - least for g, bound in enumerate(stages) if math.isfinite(bound)},
         choices=tuple(
-            {key: least - low + ns for key, ns in costs.items()} for costs, low in zip(blocks, cheapest, strict=True)
+            {key: ns - low for key, ns in costs.items()} for costs, low in zip(blocks, cheapest, strict=True)
         ),
     )
 
@@ -146,8 +179,7 @@ class _Whole:
         self.rooms = [solver.RowConstraint(-solver.infinity(), n / self.scale, "") for n in problem.capacity_bytes]
         self.layers = solver.RowConstraint(problem.layers, problem.layers, "")
         solver.Objective().SetMinimization()
-        order = sorted(range(len(problem.groups)), key=lambda g: (bounds.groups[g], g))
-        for index in [g for g in order if math.isfinite(bounds.groups[g])][:MOST_GROUPS]:
+        for index in sorted(bounds.groups, key=lambda g: (bounds.groups[g], g))[:MOST_GROUPS]:
             self._stage(problem.groups[index])
         for block, known in zip(problem.blocks, bounds.choices, strict=True):
             self._block(block, sorted(known, key=lambda key: (known[key], key))[:MOST_CHOICES])
@@ -196,6 +228,107 @@ class _Whole:
         if self.solver.Solve() != self.solver.OPTIMAL:
             return [0.0] * len(self.rooms)
         return [max(0.0, -room.dual_value()) / self.scale for room in self.rooms]
+
+
+# ---- the chain ----
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Receiver:
+    """What may receive in the chain: more than ``receive.same_ns`` is in no bound yet."""
+
+    devices: tuple[int, ...]
+    receive: Receive
+    places: tuple[int, ...]
+
+
+class _Chain:
+    """Shortest ways through the chain of block, stages, block and block, by what each receives from the one before."""
+
+    def __init__(self, problem: Problem, bounds: Bounds) -> None:
+        self.problem = problem
+        self.bounds = bounds
+        self.host_of = {device: host for host, devices in enumerate(problem.hosts) for device in devices}
+        self.groups = list(bounds.groups)
+        self.stages = [
+            _Receiver(devices=g.devices, receive=g.first, places=(g.place,))
+            for g in (problem.groups[index] for index in self.groups)
+        ]
+        self.blocks = list(problem.blocks)
+        self.keys = [list(known) for known in bounds.choices]
+
+    def excess(self) -> tuple[dict[int, float], list[dict[tuple[int, int], float]]]:
+        """Of groups and choices: the least that an answer with them takes more than ``least``."""
+        if not self.groups or not all(self.keys):
+            return {}, [{} for _ in self.keys]
+        blocks = [[self._receiver(b, key) for key in keys] for b, keys in enumerate(self.keys)]
+        own = [
+            np.array([known[key] for key in keys]) for known, keys in zip(self.bounds.choices, self.keys, strict=True)
+        ]
+        stage = np.array([self.bounds.groups[g] for g in self.groups])
+        to_first = self._after(own[0], blocks[0], self.stages)
+        to_last = self._through(to_first, stage)
+        to_head = self._after(to_last, self.stages, blocks[1]) + own[1]
+        after_head = np.zeros(len(own[1]))
+        if len(blocks) > 2:
+            after_head = self._before(own[2], blocks[2], blocks[1])
+        after_last = self._before(own[1] + after_head, blocks[1], self.stages)
+        after_first = self._through(after_last, stage)
+        found = [own[0] + self._before(after_first, self.stages, blocks[0]), to_head + after_head]
+        if len(blocks) > 2:
+            found.append(own[2] + self._after(to_head, blocks[1], blocks[2]))
+        ways = float(to_first.min() + after_last.min())
+        groups = dict(zip(self.groups, (stage + ways).tolist(), strict=True))
+        return groups, [
+            dict(zip(keys, each.tolist(), strict=True)) for keys, each in zip(self.keys, found, strict=True)
+        ]
+
+    def _receiver(self, b: int, key: tuple[int, int]) -> _Receiver:
+        option = self.blocks[b].options[key[0]]
+        receive = option.receive if b else NOTHING
+        return _Receiver(devices=option.devices, receive=receive, places=option.places)
+
+    def _through(self, ends: Curve, stage: Curve) -> Curve:
+        """From one end of the stages to the other: they take what the dearer of the two ends takes, at least."""
+        found = np.empty(len(stage))
+        for i, here in enumerate(stage):
+            found[i] = (ends + np.maximum(stage, here)).min()
+        return found
+
+    def _more_ns(self, target: _Receiver, leader: int) -> int:
+        receive = target.receive
+        if leader in target.devices:
+            return receive.inside_ns - receive.same_ns
+        near = self.host_of[leader] in target.places
+        return (receive.near_ns if near else receive.far_ns) - receive.same_ns
+
+    def _after(self, costs: Curve, sources: Sequence[_Receiver], targets: Sequence[_Receiver]) -> Curve:
+        """The least with which each target is reached."""
+        by_leader: dict[int, float] = {}
+        by_devices: dict[tuple[int, ...], float] = {}
+        for source, cost in zip(sources, costs.tolist(), strict=True):
+            leader = source.devices[0]
+            by_leader[leader] = min(cost, by_leader.get(leader, math.inf))
+            by_devices[source.devices] = min(cost, by_devices.get(source.devices, math.inf))
+        known: dict[_Receiver, float] = {}
+        for target in targets:
+            if target not in known:
+                away = min(cost + self._more_ns(target, leader) for leader, cost in by_leader.items())
+                known[target] = min(away, by_devices.get(target.devices, math.inf))
+        return np.array([known[target] for target in targets])
+
+    def _before(self, costs: Curve, targets: Sequence[_Receiver], sources: Sequence[_Receiver]) -> Curve:
+        """The least that comes after each source."""
+        least: dict[_Receiver, float] = {}
+        same: dict[tuple[int, ...], float] = {}
+        for target, cost in zip(targets, costs.tolist(), strict=True):
+            least[target] = min(cost, least.get(target, math.inf))
+            same[target.devices] = min(cost, same.get(target.devices, math.inf))
+        by_leader = {
+            leader: min(cost + self._more_ns(target, leader) for target, cost in least.items())
+            for leader in {source.devices[0] for source in sources}
+        }
+        return np.array([min(by_leader[s.devices[0]], same.get(s.devices, math.inf)) for s in sources])
 
 
 # ---- one stage ----

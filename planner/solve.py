@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from ortools.sat.python import cp_model
 
-from planner.bounds import lower_bounds
+from planner.bounds import lower_bounds, within
 from planner.cpsat import Linear, Model, Restriction, everything
 from planner.errors import NotProvenError
 from planner.problem import Answer, Earlier, Problem
@@ -28,7 +28,7 @@ DETERMINISTIC_LIMIT = 600.0
 PACK_BITS = 55
 """Ordered variables are minimised together as digits of one number of at most so many bits."""
 
-FIRST_LOOK = (1.0005, 1.002, 1.005, 1.02, 1.1)
+FIRST_LOOK = (1.0005, 1.001, 1.002, 1.003, 1.005, 1.0075, 1.01, 1.015, 1.02, 1.03, 1.05, 1.1)
 """The search begins with what may be in an answer within so much of the bound."""
 
 FAR = 1.005
@@ -120,7 +120,9 @@ class _Search:
         self.optima: list[Optimum] = []
         self.goal: dict[str, list[int]] = {}
         self.bounds = lower_bounds(problem)
-        self.least = self.bounds.least if self.bounds else 0.0
+        self.least = 0.0
+        if self.bounds is not None:
+            self.least = max((bounds.least for bounds in self.bounds), default=math.inf)
         self.twins = twins(problem)
 
     def run(self, keep: Keep | None) -> Solved:
@@ -175,10 +177,8 @@ class _Search:
         """All that may be in an answer that takes no longer."""
         if self.bounds is None:
             return everything(self.problem)
-        return Restriction(
-            groups=tuple(g for g, bound in enumerate(self.bounds.groups) if bound <= limit),
-            choices=tuple(tuple(key for key, bound in each.items() if bound <= limit) for each in self.bounds.choices),
-        )
+        kept = within(self.problem, self.bounds, limit)
+        return Restriction(groups=tuple(kept.groups), choices=tuple(map(tuple, kept.choices)))
 
     def _limits(self, factors: Sequence[float]) -> Iterator[float]:
         """Times to look within, until no answer is left out."""
@@ -236,7 +236,10 @@ class _Search:
         for limit in self._limits(FIRST_LOOK):
             if model is not None and limit >= min(model.value(model.step_ns), FAR * self.least):
                 break
-            nearest = self._model(self._within(limit), best.value - 1 if best else None)
+            near = self._within(limit)
+            if not near.groups or not all(near.choices):
+                continue
+            nearest = self._model(near, best.value - 1 if best else None)
             try:
                 model, best = nearest, self._least_step(nearest)
             except _Infeasible:
