@@ -1,0 +1,74 @@
+"""Bounds against answers that are written out or proven: none takes less than what it uses is said to allow."""
+
+from functools import cache
+
+import pytest
+
+from planner.bounds import Bounds, lower_bounds, within
+from planner.problem import Answer, Problem
+from planner.solve import Settings, solve
+from planner.symmetry import twins
+from tests.planner.every_answer import every_answer, value
+from tests.planner.tiny_problems import tiny_problem
+
+SEEDS = [seed for seed in range(400) if lower_bounds(tiny_problem(seed)) is not None]
+
+
+def uses(answer: Answer) -> tuple[set[int], list[tuple[int, int]]]:
+    """Groups, and the option and column of each block."""
+    blocks = [placed for placed in (answer.first, answer.last, answer.tail) if placed is not None]
+    return {stage.group for stage in answer.stages}, [(placed.option, placed.column) for placed in blocks]
+
+
+@cache
+def bounds_of(seed: int) -> tuple[Bounds, ...]:
+    found = lower_bounds(tiny_problem(seed))
+    assert found is not None
+    return found
+
+
+def is_left(seed: int, problem: Problem, answer: Answer, step_ns: int) -> bool:
+    bounds = bounds_of(seed)
+    if not bounds:
+        return False
+    kept = within(problem, bounds, step_ns)
+    groups, choices = uses(answer)
+    placed = all(choice in known for choice, known in zip(choices, kept.choices, strict=True))
+    return groups <= set(kept.groups) and placed and kept.least <= step_ns
+
+
+@pytest.mark.parametrize("start", range(0, 100, 25))
+def test_the_optimum_is_among_what_is_left_at_its_time(start: int) -> None:
+    for seed in SEEDS[start : start + 25]:
+        problem = tiny_problem(seed)
+        solved = solve(problem, Settings())
+        assert solved is None or is_left(seed, problem, solved.answer, solved.objective_ns), f"seed {seed}"
+
+
+def test_every_answer_that_fits_is_among_what_is_left_at_its_time() -> None:
+    seen = 0
+    for seed in SEEDS[:60]:
+        problem = tiny_problem(seed)
+        for number, answer in enumerate(every_answer(problem)):
+            if number == 200:
+                break
+            price = value(problem, answer)
+            if price is not None:
+                assert is_left(seed, problem, answer, price[-2]), f"seed {seed}: {answer}"
+                seen += 1
+    assert seen > 500
+
+
+def test_something_is_left_out() -> None:
+    problems = [tiny_problem(seed) for seed in SEEDS[:100]]
+    solved = [(problem, answer) for problem in problems if (answer := solve(problem, Settings()))]
+    left = [within(problem, lower_bounds(problem) or (), found.objective_ns) for problem, found in solved]
+    assert sum(len(kept.groups) < len(problem.groups) for kept, (problem, _) in zip(left, solved, strict=True)) > 40
+
+
+def test_twins_are_hosts_that_differ_by_name_alone() -> None:
+    found = [(problem, pairs) for seed in range(300) if (pairs := twins(problem := tiny_problem(seed)))]
+    for problem, pairs in found:
+        for one, other in pairs:
+            here, there = (problem.hosts[host] for host in (one, other))
+            assert [problem.capacity_bytes[d] for d in here] == [problem.capacity_bytes[d] for d in there]
