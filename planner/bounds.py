@@ -37,9 +37,6 @@ MOST_GROUPS = 60
 MOST_CHOICES = 200
 """Of each block: as much as these near the bounds is looked at for prices of memory."""
 
-ROUNDS = 2
-"""How often each bound looks at what the others leave."""
-
 NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
 
 FAR = 1.03
@@ -47,35 +44,36 @@ FAR = 1.03
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bounds:
-    """No answer takes less than ``least``, none with a group, or with a block so placed, so much less than this more.
+class Excess:
+    """How much more than ``least`` an answer takes at least that uses a group, or has a block so placed.
 
-    The parts add up: of an answer the excess of its dearest group and of each of its blocks together.
+    What is not listed is in no answer.
     """
 
     least: float
     groups: dict[int, float]
-    """Excess over ``least``."""
     choices: tuple[dict[tuple[int, int], float], ...]
     """Of each block, of each pair of an option and a column of it."""
 
-    def within(self, problem: Problem, limit: float) -> "Bounds":
+    @property
+    def raised(self) -> float:
+        """A bound of every answer: one group at least is used, and each block is somewhere."""
+        cheapest = [min(self.groups.values(), default=math.inf)]
+        cheapest += [min(each.values(), default=math.inf) for each in self.choices]
+        return self.least + max(cheapest)
+
+    def within(self, limit: float) -> "Excess":
         """Without what is in no answer that takes at most ``limit``."""
-        chain = _Chain(problem, self)
-        groups, choices = chain.excess()
         room = limit - self.least
-        return Bounds(
+        return Excess(
             least=self.least,
-            groups={g: self.groups[g] for g, excess in groups.items() if excess <= room},
-            choices=tuple(
-                {key: known[key] for key, excess in each.items() if excess <= room}
-                for known, each in zip(self.choices, choices, strict=True)
-            ),
+            groups={g: excess for g, excess in self.groups.items() if excess <= room},
+            choices=tuple({key: excess for key, excess in each.items() if excess <= room} for each in self.choices),
         )
 
-    def only(self, other: "Bounds") -> "Bounds":
+    def only(self, other: "Excess") -> "Excess":
         """Without what another has not."""
-        return Bounds(
+        return Excess(
             least=self.least,
             groups={g: self.groups[g] for g in other.groups},
             choices=tuple(
@@ -84,8 +82,38 @@ class Bounds:
         )
 
 
-def lower_bounds(problem: Problem) -> tuple[Bounds, ...] | None:
-    """Bounds, all of them true; None for problems that this relaxation says nothing about, () where nothing fits.
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Several bounds, all of them true; none where nothing fits."""
+
+    problem: Problem
+    apart: tuple[Excess, ...]
+    """Of each part of an answer by itself: an answer takes what its dearest group and all its blocks say, together."""
+
+    @cached_property
+    def chained(self) -> tuple[Excess, ...]:
+        """With what they receive from one another."""
+        return tuple(_Chain(self.problem, each).excess() for each in self.apart)
+
+    @property
+    def least(self) -> float:
+        """No answer takes less."""
+        return max((each.raised for each in self.chained), default=math.inf)
+
+    def within(self, limit: float) -> Excess:
+        """What may be in an answer that takes at most ``limit``: each bound looks at what the others leave."""
+        if not self.apart:
+            return Excess(least=math.inf, groups={}, choices=tuple({} for _ in self.problem.blocks))
+        kept = self.chained[0].within(limit)
+        for each in self.chained[1:]:
+            kept = each.only(kept).within(limit)
+        for each in self.apart:
+            kept = _Chain(self.problem, each.only(kept)).excess().within(limit)
+        return kept
+
+
+def lower_bounds(problem: Problem) -> Bounds | None:
+    """Bounds of every group and choice; None for problems that this relaxation says nothing about.
 
     The first is with memory for nothing, where blocks take none from the stages. The second is at prices of memory,
     where every byte is paid for and all memory is paid back: what answers that fit pay no more for.
@@ -94,22 +122,13 @@ def lower_bounds(problem: Problem) -> tuple[Bounds, ...] | None:
         return None
     free = _bounds(problem, np.zeros(len(problem.devices)))
     if free is None or not free.groups:
-        return None if free is None else ()
+        return None if free is None else Bounds(problem=problem, apart=())
     prices = _prices(problem, free)
     priced = _bounds(problem, prices) if prices.any() else None
-    return (free,) if priced is None else (free, priced)
+    return Bounds(problem=problem, apart=(free,) if priced is None else (free, priced))
 
 
-def within(problem: Problem, bounds: Sequence[Bounds], limit: float) -> Bounds:
-    """What may be in an answer that takes at most ``limit``, by all bounds, each looking at what the others leave."""
-    kept = bounds[0]
-    for _ in range(ROUNDS):
-        for each in bounds:
-            kept = each.only(kept).within(problem, limit)
-    return kept
-
-
-def _bounds(problem: Problem, prices: Curve) -> Bounds | None:
+def _bounds(problem: Problem, prices: Curve) -> Excess | None:
     places = _Places(problem, prices)
     if places.most_states > MOST_STATES:
         return None
@@ -125,7 +144,7 @@ def _bounds(problem: Problem, prices: Curve) -> Bounds | None:
     cheapest = [min(costs.values()) for costs in blocks]
     fixed = sum(cheapest) - float(prices @ np.array(problem.capacity_bytes, dtype=np.float64)) * (1 + MARGIN)
     least = min(stages)
-    return Bounds(
+    return Excess(
         least=least + fixed,
         groups={g: bound - least for g, bound in enumerate(stages) if math.isfinite(bound)},
         choices=tuple(
@@ -158,7 +177,7 @@ def _least_each(rates: Curve, prices: Curve) -> float:
     return float(((1 + paid) / speed).min())
 
 
-def _prices(problem: Problem, bounds: Bounds) -> Curve:
+def _prices(problem: Problem, bounds: Excess) -> Curve:
     """Prices of memory in ns per byte: duals of a linear programme of all that is near the bounds, fractions allowed.
 
     Whatever they are, the bounds that they lead to are true. Devices that are alike get the same price.
@@ -172,7 +191,7 @@ def _prices(problem: Problem, bounds: Bounds) -> Curve:
 class _Whole:
     """Fractions of stages and blocks, sharing the memory of the devices."""
 
-    def __init__(self, problem: Problem, bounds: Bounds) -> None:
+    def __init__(self, problem: Problem, bounds: Excess) -> None:
         self.solver = solver = pywraplp.Solver.CreateSolver("GLOP")
         self.problem = problem
         self.scale = float(max(problem.capacity_bytes))
@@ -245,7 +264,7 @@ class _Receiver:
 class _Chain:
     """Shortest ways through the chain of block, stages, block and block, by what each receives from the one before."""
 
-    def __init__(self, problem: Problem, bounds: Bounds) -> None:
+    def __init__(self, problem: Problem, bounds: Excess) -> None:
         self.problem = problem
         self.bounds = bounds
         self.host_of = {device: host for host, devices in enumerate(problem.hosts) for device in devices}
@@ -257,10 +276,10 @@ class _Chain:
         self.blocks = list(problem.blocks)
         self.keys = [list(known) for known in bounds.choices]
 
-    def excess(self) -> tuple[dict[int, float], list[dict[tuple[int, int], float]]]:
+    def excess(self) -> Excess:
         """Of groups and choices: the least that an answer with them takes more than ``least``."""
         if not self.groups or not all(self.keys):
-            return {}, [{} for _ in self.keys]
+            return Excess(least=self.bounds.least, groups={}, choices=tuple({} for _ in self.keys))
         blocks = [[self._receiver(b, key) for key in keys] for b, keys in enumerate(self.keys)]
         own = [
             np.array([known[key] for key in keys]) for known, keys in zip(self.bounds.choices, self.keys, strict=True)
@@ -278,10 +297,13 @@ class _Chain:
         if len(blocks) > 2:
             found.append(own[2] + self._after(to_head, blocks[1], blocks[2]))
         ways = float(to_first.min() + after_last.min())
-        groups = dict(zip(self.groups, (stage + ways).tolist(), strict=True))
-        return groups, [
-            dict(zip(keys, each.tolist(), strict=True)) for keys, each in zip(self.keys, found, strict=True)
-        ]
+        return Excess(
+            least=self.bounds.least,
+            groups=dict(zip(self.groups, (stage + ways).tolist(), strict=True)),
+            choices=tuple(
+                dict(zip(keys, each.tolist(), strict=True)) for keys, each in zip(self.keys, found, strict=True)
+            ),
+        )
 
     def _receiver(self, b: int, key: tuple[int, int]) -> _Receiver:
         option = self.blocks[b].options[key[0]]

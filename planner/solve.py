@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from ortools.sat.python import cp_model
 
-from planner.bounds import lower_bounds, within
+from planner.bounds import lower_bounds
 from planner.cpsat import Linear, Model, Restriction, everything
 from planner.errors import NotProvenError
 from planner.problem import Answer, Earlier, Problem
@@ -120,9 +120,7 @@ class _Search:
         self.optima: list[Optimum] = []
         self.goal: dict[str, list[int]] = {}
         self.bounds = lower_bounds(problem)
-        self.least = 0.0
-        if self.bounds is not None:
-            self.least = max((bounds.least for bounds in self.bounds), default=math.inf)
+        self.least = self.bounds.least if self.bounds else 0.0
         self.twins = twins(problem)
 
     def run(self, keep: Keep | None) -> Solved:
@@ -177,7 +175,7 @@ class _Search:
         """All that may be in an answer that takes no longer."""
         if self.bounds is None:
             return everything(self.problem)
-        kept = within(self.problem, self.bounds, limit)
+        kept = self.bounds.within(limit)
         return Restriction(groups=tuple(kept.groups), choices=tuple(map(tuple, kept.choices)))
 
     def _limits(self, factors: Sequence[float]) -> Iterator[float]:

@@ -4,8 +4,8 @@ from functools import cache
 
 import pytest
 
-from planner.bounds import Bounds, lower_bounds, within
-from planner.problem import Answer, Problem
+from planner.bounds import Bounds, lower_bounds
+from planner.problem import Answer
 from planner.solve import Settings, solve
 from planner.symmetry import twins
 from tests.planner.every_answer import every_answer, value
@@ -21,20 +21,18 @@ def uses(answer: Answer) -> tuple[set[int], list[tuple[int, int]]]:
 
 
 @cache
-def bounds_of(seed: int) -> tuple[Bounds, ...]:
+def bounds_of(seed: int) -> Bounds:
     found = lower_bounds(tiny_problem(seed))
     assert found is not None
     return found
 
 
-def is_left(seed: int, problem: Problem, answer: Answer, step_ns: int) -> bool:
+def is_left(seed: int, answer: Answer, step_ns: int) -> bool:
     bounds = bounds_of(seed)
-    if not bounds:
-        return False
-    kept = within(problem, bounds, step_ns)
+    kept = bounds.within(step_ns)
     groups, choices = uses(answer)
     placed = all(choice in known for choice, known in zip(choices, kept.choices, strict=True))
-    return groups <= set(kept.groups) and placed and kept.least <= step_ns
+    return groups <= set(kept.groups) and placed and bounds.least <= step_ns
 
 
 @pytest.mark.parametrize("start", range(0, 100, 25))
@@ -42,7 +40,7 @@ def test_the_optimum_is_among_what_is_left_at_its_time(start: int) -> None:
     for seed in SEEDS[start : start + 25]:
         problem = tiny_problem(seed)
         solved = solve(problem, Settings())
-        assert solved is None or is_left(seed, problem, solved.answer, solved.objective_ns), f"seed {seed}"
+        assert solved is None or is_left(seed, solved.answer, solved.objective_ns), f"seed {seed}"
 
 
 def test_every_answer_that_fits_is_among_what_is_left_at_its_time() -> None:
@@ -54,7 +52,7 @@ def test_every_answer_that_fits_is_among_what_is_left_at_its_time() -> None:
                 break
             price = value(problem, answer)
             if price is not None:
-                assert is_left(seed, problem, answer, price[-2]), f"seed {seed}: {answer}"
+                assert is_left(seed, answer, price[-2]), f"seed {seed}: {answer}"
                 seen += 1
     assert seen > 500
 
@@ -62,7 +60,7 @@ def test_every_answer_that_fits_is_among_what_is_left_at_its_time() -> None:
 def test_something_is_left_out() -> None:
     problems = [tiny_problem(seed) for seed in SEEDS[:100]]
     solved = [(problem, answer) for problem in problems if (answer := solve(problem, Settings()))]
-    left = [within(problem, lower_bounds(problem) or (), found.objective_ns) for problem, found in solved]
+    left = [bounds.within(found.objective_ns) for problem, found in solved if (bounds := lower_bounds(problem))]
     assert sum(len(kept.groups) < len(problem.groups) for kept, (problem, _) in zip(left, solved, strict=True)) > 40
 
 
