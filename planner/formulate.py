@@ -147,7 +147,9 @@ class Formulation:
 
     @cached_property
     def _block_sets(self) -> tuple[DeviceSet, ...]:
-        return self._candidates.singles if self.options.strategy == "sequential" else self._candidates.sets
+        """Strategies named after those of device maps place whole layers, as device maps do."""
+        whole = self.options.strategy in ("balanced", "balanced_low_0", "sequential")
+        return self._candidates.singles if whole else self._candidates.sets
 
     def _pinned(self, device: int) -> tuple[DeviceSet, ...]:
         return (DeviceSet(devices=(device,), hosts=(self._fabric.host_of[device],)),)

@@ -148,6 +148,7 @@ class Options:
     strategy: Strategy
     """What comes first: the time of a step (``latency``), the least free memory of a device (``balanced``; in
     ``balanced_low_0`` as little as can be on the first device before that), filling devices in order (``sequential``),
+    these three with every layer whole on a device,
     or the device map (``custom``); the rest is then the fastest."""
     kv_axis: KvAxis | None
     """Of all stages, as asked for; None: the solver chooses, stage by stage."""
