@@ -43,11 +43,13 @@ class DeviceSet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Way:
-    """How a group divides the KV cache: an axis, and subgroups of consecutive members that share heads along it."""
+    """How a group divides the KV cache: an axis, and subgroups of consecutive members that share heads along it, or by
+    ``heads`` repeat them and divide their query heads.
+    """
 
     axis: KvAxis
     subgroups: tuple[int, ...]
-    """Sizes; all 1 exactly for ``heads``."""
+    """Sizes; all 1 for ``heads`` alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +208,9 @@ def ways(size: int, kv_heads: int, asked: KvAxis | None) -> tuple[Way, ...]:
     """How a group of ``size`` may divide ``kv_heads``: by heads, or by subgroups of equal size m > 1.
 
     Where it has more members than there are heads, and not a multiple, also as many subgroups as there are heads, as
-    equal as can be. Asked for an axis, a group of several devices divides along this one.
+    equal as can be. Heads are repeated in subgroups only where there are more members than heads: else whole ones
+    take less of each member, but for some uneven divisions, which take long to exclude. Asked for an axis, a group of
+    several devices divides along this one.
     """
     found: list[Way] = []
     if size == 1 or (size <= kv_heads and asked in (None, "heads")):
@@ -215,7 +219,8 @@ def ways(size: int, kv_heads: int, asked: KvAxis | None) -> tuple[Way, ...]:
     sizes = [(m,) * (size // m) for m in divisors]
     if size > kv_heads and size % kv_heads:
         sizes.append(even(size, kv_heads))
-    axes: tuple[KvAxis, ...] = ("context", "head_dim", "batch")
+    shared: tuple[KvAxis, ...] = ("context", "head_dim", "batch")
+    axes: tuple[KvAxis, ...] = ("heads", *shared) if size > kv_heads else shared
     found += [Way(axis=axis, subgroups=each) for axis in axes if asked in (None, axis) for each in sizes]
     return tuple(found)
 

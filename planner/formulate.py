@@ -528,9 +528,13 @@ def _pairs(attention: Attention) -> int:
 
 
 def _allows(attention: Attention, options: Options, way: Way) -> bool:
-    """Whether a layer can be divided so: each part of a head has equally many rotary pairs, each of a batch some."""
+    """Whether a layer can be divided so: each part of a head has equally many rotary pairs or query heads, each of a
+    batch a sequence.
+    """
     if len(way.subgroups) > attention.num_kv_heads:
         return False
+    if way.axis == "heads":
+        return all(attention.num_heads // attention.num_kv_heads % m == 0 for m in way.subgroups)
     if way.axis == "head_dim":
         pairs = _pairs(attention)
         return pairs > 0 and all(pairs % m == 0 for m in way.subgroups)

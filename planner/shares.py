@@ -21,6 +21,7 @@ from plans.buffers import (
     head_buffers,
     kv_bytes,
     kv_rows,
+    query_heads,
     stage_buffers,
     verify_rows,
     whole_heads,
@@ -84,10 +85,10 @@ class Pass:
 def attention_work(attention: Attention, given: Pass, share: KvShare, cache_bytes: int) -> Work:
     """Slices of q, k, v and o, and the KV cache of a share.
 
-    context: q, k and v whole, T/m rows of the cache, a slice of o's columns. head_dim: 1/m of everything. batch: all
-    weights for the rows of ceil(B/m) sequences.
+    heads: k and v whole, 1/m of q and o, and the whole cache. context: q, k and v whole, T/m rows of the cache, a slice
+    of o's columns. head_dim: 1/m of everything. batch: all weights for the rows of ceil(B/m) sequences.
     """
-    heads = share.heads * attention.num_heads // attention.num_kv_heads
+    heads = query_heads(attention, share)
     wide = heads * attention.head_dim
     qkv = (heads + 2 * share.heads) * attention.head_dim * given.inputs
     rows, keys = given.rows, given.kv_rows
@@ -114,8 +115,8 @@ def exchange_ns(attention: Attention, given: Pass, share: KvShare, tiers: Callab
 
     Scores are summed for SCORE_COLUMNS rows of the cache at a time. ``tiers``: of the subgroup, for a message's bytes.
     """
-    rows = FLOAT32_BYTES * given.rows * share.heads * (attention.num_heads // attention.num_kv_heads)
-    if share.parts == 1 or share.axis == "batch":
+    rows = FLOAT32_BYTES * given.rows * query_heads(attention, share)
+    if share.parts == 1 or share.axis in ("heads", "batch"):
         return 0
     if share.axis == "context":
         message = rows * (attention.head_dim + 1)

@@ -39,14 +39,16 @@ def join_shares(shares: tuple[int, ...]) -> str:
 
 
 def describe_heads(shares: tuple[int, ...], stage: Stage) -> str:
-    """``3 + 1``; with subgroups ``4 + 4 over 2 by context``: one device has 4 heads, two share another 4."""
-    if stage.kv_axis == "heads":
+    """``3 + 1``; with subgroups ``4 + 4 over 2 by context``: one device has 4 heads, two share another 4; ``by query
+    heads`` each of the two has the 4.
+    """
+    if max(stage.kv_subgroups) == 1:
         return join_shares(shares)
     starts = [sum(stage.kv_subgroups[:i]) for i in range(len(stage.kv_subgroups))]
     sizes = zip(starts, stage.kv_subgroups, strict=True)
     texts = [str(shares[start]) if size == 1 else f"{shares[start]} over {size}" for start, size in sizes]
     folded = f"{len(texts)} x ({texts[0]})" if len(texts) > 2 and len(set(texts)) == 1 else " + ".join(texts)
-    return f"{folded} by {stage.kv_axis}"
+    return f"{folded} by {'query heads' if stage.kv_axis == 'heads' else stage.kv_axis}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ device, h its query heads, F width of a feature, m members of a subgroup.
 
 What a subgroup exchanges, beside the all-reduce of the stage:
 
+    heads     nothing: a member has its KV heads whole, and h is its part of their query heads
     context   each member attends to its rows of the cache; all gather the partial outputs, each with the logarithm of
               its sum of exponentials, in float32 [R, h, D + 1]: its own and those of all m. Merged, a member goes on
               with its slice of the columns of o
@@ -59,6 +60,7 @@ class KvShare:
     heads: int
     """KV heads that it has, or has a part of."""
     axis: KvAxis
+    """What its subgroup divides; by ``heads``, the query heads of KV heads that each member has whole."""
     parts: int
     """Size of its subgroup."""
     part: int
@@ -68,6 +70,12 @@ class KvShare:
 def whole_heads(heads: int) -> KvShare:
     """KV heads that no other device has a part of."""
     return KvShare(heads=heads, axis="heads", parts=1, part=0)
+
+
+def query_heads(attention: Attention, share: KvShare) -> int:
+    """h: query heads that a share attends with; by ``heads`` they are divided over the subgroup."""
+    parts = share.parts if share.axis == "heads" else 1
+    return share.heads * -(-attention.num_heads // attention.num_kv_heads // parts)
 
 
 def kv_shares(stage: Stage, kv_heads: tuple[int, ...]) -> tuple[KvShare, ...]:
@@ -330,7 +338,7 @@ def _layer_buffers(
 ) -> tuple[Buffer, ...]:
     """What running layers needs besides their KV: rotary table, mask, temporaries, copies for collectives."""
     dtype, rows = common.options.dtype, common.rows
-    heads = share.heads * attention.num_heads // attention.num_kv_heads
+    heads = query_heads(attention, share)
     _, _, seen, _, dims = _cache_shape(common.options, attention, share, 1, kv)
     # normed input twice (float32 inside the norm counts double), q k v, their rotated copy, output, residual
     copies = 4 if attention.qk_norm else 3
@@ -459,7 +467,7 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
 def _cache_shape(
     options: Options, attention: Attention, share: KvShare, num_layers: int, rows: int
 ) -> tuple[int, int, int, int, int]:
-    """Layers, B, T, 2k (keys, then values), D; one of B, T, D is divided over a subgroup."""
+    """Layers, B, T, 2k (keys, then values), D; one of B, T, D is divided over a subgroup, by ``heads`` none."""
     sequences, dims, parts = options.batch, attention.head_dim, share.parts
     if share.axis == "batch":
         sequences = -(-sequences // parts)

@@ -86,7 +86,7 @@ def _check_stages(plan: Plan) -> Iterator[Violation]:
                 yield bad(f"{path}.runs[{j}].num_layers", run.num_layers, "fewer: a run is of layers of one class")
             for layers in classes:
                 yield from _check_run(f"{path}.runs[{j}]", run, stage, layers.attention, layers.mlp)
-                yield from _check_head_dim(f"{path}.kv_subgroups", stage, layers.attention)
+                yield from _check_parts(f"{path}.kv_subgroups", stage, layers.attention)
             if run.num_layers < 1:
                 yield bad(f"{path}.runs[{j}].num_layers", run.num_layers, "at least 1")
             first += run.num_layers
@@ -127,18 +127,19 @@ def _check_subgroups(path: str, stage: Stage, options: Options) -> Iterator[Viol
     if sum(sizes) != count or min(sizes, default=0) < 1:
         yield bad(f"{path}.kv_subgroups", sizes, f"sizes of at least 1 that add up to {count} devices")
         return
-    if (stage.kv_axis == "heads") != (max(sizes) == 1):
-        expected = "subgroups of 1, as the axis is heads" if stage.kv_axis == "heads" else "a subgroup of 2 or more"
-        yield bad(f"{path}.kv_subgroups", sizes, expected)
+    if stage.kv_axis != "heads" and max(sizes) == 1:
+        yield bad(f"{path}.kv_subgroups", sizes, "a subgroup of 2 or more")
     if stage.kv_axis == "batch" and max(sizes) > options.batch:
         yield bad(f"{path}.kv_subgroups", sizes, f"at most {options.batch} in a subgroup, a sequence each")
     if asked is not None and count > 1 and stage.kv_axis != asked:
         yield bad(f"{path}.kv_axis", stage.kv_axis, f"{asked}, as options.kv_axis asks for")
 
 
-def _check_head_dim(path: str, stage: Stage, attention: Attention) -> Iterator[Violation]:
-    """Parts of a head are whole rotary pairs, equally many."""
-    pairs = attention.head_dim // 2
+def _check_parts(path: str, stage: Stage, attention: Attention) -> Iterator[Violation]:
+    """Parts of a head are whole rotary pairs, or whole query heads where the head is repeated; equally many."""
+    pairs, queries = attention.head_dim // 2, attention.num_heads // max(1, attention.num_kv_heads)
+    if stage.kv_axis == "heads" and any(size > 0 and queries % size for size in stage.kv_subgroups):
+        yield bad(path, stage.kv_subgroups, f"divisors of the {queries} query heads of a KV head, as the axis is heads")
     if stage.kv_axis == "head_dim" and attention.qk_norm:
         yield bad(path, stage.kv_subgroups, "subgroups of 1: a norm of q and k is of a whole head")
     if stage.kv_axis == "head_dim" and any(size > 0 and pairs % size for size in stage.kv_subgroups):

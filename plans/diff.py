@@ -204,7 +204,7 @@ def _show_holding(holding: Holding | None) -> str:
     if len(holding.devices) == 1:
         return holding.devices[0]
     shares = zip(holding.devices, holding.kv_heads, holding.mlp_units, strict=True)
-    axis = "" if holding.kv_axis == "heads" else f", KV by {holding.kv_axis} in {_show(list(holding.kv_subgroups))}"
+    axis = "" if max(holding.kv_subgroups) == 1 else f", KV by {holding.kv_axis} in {_show(list(holding.kv_subgroups))}"
     return " + ".join(f"{device} ({heads} KV heads, {units} MLP units)" for device, heads, units in shares) + axis
 
 

@@ -46,14 +46,22 @@ def attention_ranges(attention: Attention, first: int, share: KvShare) -> Attent
     """What a device has of the projections: of KV heads from ``first``, each with its query heads."""
     dim = attention.head_dim
     kv = first, first + share.heads
-    queries = scaled(kv, attention.num_heads // attention.num_kv_heads)
+    queries = _query_heads(attention, kv, share)
     rotated, values = _rotary_dims(share, dim), _value_dims(share, dim)
     columns = _of_heads(queries, dim, values)
     if share.axis == "context":
-        columns = (_slice(scaled(queries, dim), share),)
+        columns = (_slice(columns[0], share),)
     return AttentionRanges(
-        q=_of_heads(queries, dim, rotated), k=_of_heads(kv, dim, rotated), v=_of_heads(kv, dim, values), o=columns
+        q=_of_heads(queries, dim, rotated), k=_of_heads((kv,), dim, rotated), v=_of_heads((kv,), dim, values), o=columns
     )
+
+
+def _query_heads(attention: Attention, kv: Range, share: KvShare) -> Ranges:
+    """Those of the KV heads; where a subgroup repeats these, a part of those of each."""
+    each = attention.num_heads // attention.num_kv_heads
+    if share.axis != "heads" or share.parts == 1:
+        return (scaled(kv, each),)
+    return tuple(_slice(scaled((head, head + 1), each), share) for head in range(*kv))
 
 
 def _rotary_dims(share: KvShare, dim: int) -> Ranges:
@@ -74,8 +82,9 @@ def _slice(span: Range, share: KvShare) -> Range:
     return start + share.part * total // share.parts, start + (share.part + 1) * total // share.parts
 
 
-def _of_heads(heads: Range, dim: int, dims: Ranges) -> Ranges:
+def _of_heads(heads: Ranges, dim: int, dims: Ranges) -> Ranges:
     """Those dims of each head, in rows or columns of a projection; whole heads lie side by side."""
     if dims == ((0, dim),):
-        return (scaled(heads, dim),)
-    return tuple((head * dim + start, head * dim + stop) for head in range(*heads) for start, stop in dims)
+        return tuple(scaled(span, dim) for span in heads)
+    every = (head for span in heads for head in range(*span))
+    return tuple((head * dim + start, head * dim + stop) for head in every for start, stop in dims)

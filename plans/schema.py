@@ -252,8 +252,8 @@ class Run:
 
     num_layers: int
     kv_heads: tuple[int, ...]
-    """KV heads of each device, each with its query heads, at least 1; members of one subgroup hold the same heads and
-    show the same number, and the sum over subgroups is K."""
+    """KV heads of each device, each with its query heads or a part of them, at least 1; members of one subgroup hold
+    the same heads and show the same number, and the sum over subgroups is K."""
     mlp_units: tuple[int, ...]
     """MLP units of each device; the sum is U."""
 
@@ -264,6 +264,8 @@ class Stage:
 
     Consecutive devices form subgroups. The m members of a subgroup share the KV cache of its heads along ``kv_axis``:
     ``context``: ceil(T/m) rows of every sequence; ``head_dim``: D/m dims of every head; ``batch``: ceil(B/m) sequences.
+    ``heads``: none of it is shared, each member has it whole; the i-th has query heads [i*g/m, (i+1)*g/m) of the g of
+    each KV head.
     """
 
     first_layer: int
@@ -275,7 +277,8 @@ class Stage:
     group. ``local`` where both are the same devices."""
     kv_axis: KvAxis
     kv_subgroups: tuple[int, ...]
-    """Sizes of the subgroups, in the order of ``devices``; all 1 exactly for ``heads``. The sum is the group's size."""
+    """Sizes of the subgroups, in the order of ``devices``; all 1 for ``heads`` alone, where each divides g. The sum is
+    the group's size."""
     runs: tuple[Run, ...]
     predicted_ns: int
     """Of one verify: its layers with their collectives, and the hop into it."""

@@ -115,6 +115,8 @@ def check_supported(plan: Plan) -> None:
     ]
     for i, stage in enumerate(plan.stages):
         facts.append((f"stages[{i}].kv_axis", stage.kv_axis, "heads", "this runtime divides KV by heads"))
+        whole = (1,) * len(stage.devices)
+        facts.append((f"stages[{i}].kv_subgroups", stage.kv_subgroups, whole, "this runtime repeats no KV head"))
     for i, layers in enumerate(plan.model.layers):
         facts.append((f"model.layers[{i}].mlp.kind", layers.mlp.kind, "gated", "this runtime has no blocks of experts"))
     for path, found, expected, why in facts:

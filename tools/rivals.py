@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from instances import Rivalry
 from planner import device_map
 from planner.build import Wanted, resolve
-from planner.candidates import DeviceSet, even
+from planner.candidates import DeviceSet, Way, even
 from planner.catalog import catalog
 from planner.certify import certify
 from planner.cost import ceil_div
@@ -37,7 +37,7 @@ from planner.errors import NotProvenError
 from planner.families import load_base
 from planner.formulate import Formulation
 from planner.inventory import parse_inventory
-from planner.problem import Answer, Block, BlockAnswer, Problem, StageAnswer
+from planner.problem import Answer, Block, BlockAnswer, Group, Problem, StageAnswer
 from planner.solve import Settings, Solved, solve
 from plans.schema import Inventory, Model
 
@@ -150,6 +150,11 @@ class _Given(Formulation):
     @cached_property
     def _block_sets(self) -> tuple[DeviceSet, ...]:
         return tuple(dict.fromkeys((self.embed, self.head)))
+
+    @cached_property
+    def _groups(self) -> tuple[tuple[Group, Way], ...]:
+        """By heads alone: where a rival repeats some, the model has as many of them (``repeat_heads``)."""
+        return tuple((group, way) for group, way in super()._groups if max(way.subgroups) == 1)
 
 
 def price(

@@ -12,6 +12,7 @@ from planner.candidates import (
     MOST_BUNDLES,
     MOST_COLUMNS,
     Candidates,
+    Way,
     bundles,
     compositions,
     divisions,
@@ -150,18 +151,22 @@ def test_ways_are_legal_and_there_is_always_one_unless_asked(size: int, kv_heads
     for way in found:
         assert sum(way.subgroups) == size
         assert len(way.subgroups) <= kv_heads
-        assert (way.axis == "heads") == (max(way.subgroups) == 1)
+        assert way.axis == "heads" or max(way.subgroups) > 1
         assert max(way.subgroups) - min(way.subgroups) <= 1
         assert asked in (None, way.axis) or size == 1
     offered = {way.axis for way in found}
     if size > 1:
-        assert ("heads" in offered) == (asked in (None, "heads") and size <= kv_heads)
+        assert ("heads" in offered) == (asked in (None, "heads"))
+        whole = Way(axis="heads", subgroups=(1,) * size)
+        assert (whole in found) == (asked in (None, "heads") and size <= kv_heads)
+        assert all(way == whole or size > kv_heads for way in found if way.axis == "heads")
         assert ("context" in offered) == (asked in (None, "context"))
     else:
         assert offered == {"heads"}
 
 
 def test_more_members_than_heads() -> None:
+    assert {way.subgroups for way in ways(16, 8, "heads")} == {(2,) * 8, (4,) * 4, (8, 8), (16,)}
     assert {way.subgroups for way in ways(16, 8, "context")} == {(2,) * 8, (4,) * 4, (8, 8), (16,)}
     assert {way.subgroups for way in ways(12, 8, "batch")} == {
         (2,) * 6,

@@ -181,12 +181,12 @@ def check_base(wanted: dict[str, torch.Tensor], images: list[dict[str, torch.Ten
             assert torch.equal(together(f"{mine}down.bias"), wanted[f"{theirs}mlp.down_proj.bias"])
 
 
-@pytest.mark.parametrize("axis", ["context", "head_dim", "batch"])
+@pytest.mark.parametrize("axis", ["heads", "context", "head_dim", "batch"])
 @pytest.mark.parametrize("only", [None, ("b",)])
 def test_members_of_a_subgroup_have_their_slices(tmp_path: Path, axis: KvAxis, only: tuple[str, ...] | None) -> None:
     """Two KV heads on one device, one shared by two, one by three: against indices that torch selects."""
     tensors = write_base(
-        tmp_path / "base", num_layers=2, num_heads=8, num_kv_heads=4, head_dim=12, attention_bias=True, shards=2
+        tmp_path / "base", num_layers=2, num_heads=24, num_kv_heads=4, head_dim=12, attention_bias=True, shards=2
     )
     base = load_base(tmp_path / "base")
     names, sizes = tuple("abcdef"), (1, 2, 3)
@@ -214,10 +214,13 @@ def _check_attention(
     parts: int,
     part: int,
 ) -> None:
-    """4 KV heads of 12 dims, each with 2 query heads."""
+    """4 KV heads of 12 dims, each with 6 query heads."""
     dims = torch.arange(12).view(2, parts, 6 // parts)[:, part].flatten() if axis == "head_dim" else torch.arange(12)
     values = torch.arange(12).chunk(parts)[part] if axis == "head_dim" else torch.arange(12)
-    queries = torch.arange(2 * heads.start, 2 * heads.stop).unsqueeze(1) * 12
+    queries = torch.arange(24).view(4, 6)[heads.start : heads.stop]
+    if axis == "heads":
+        queries = queries.chunk(parts, dim=1)[part]
+    queries = queries.reshape(-1, 1) * 12
     keys = torch.arange(heads.start, heads.stop).unsqueeze(1) * 12
     columns = (queries + values).flatten()
     if axis == "context":

@@ -72,10 +72,12 @@ def test_every_listed_group_is_legal(case: str) -> None:
     problem = found.problem
     (layers,) = found.model.layers
     heads, pairs = layers.attention.num_kv_heads, layers.attention.head_dim // 2
+    queries = layers.attention.num_heads // heads
     assert len(found.ways) == len(problem.groups)
     for group, way in zip(problem.groups, found.ways, strict=True):
         assert sum(way.subgroups) == len(group.devices)
-        assert (way.axis == "heads") == (set(way.subgroups) == {1})
+        assert way.axis == "heads" or max(way.subgroups) > 1
+        assert way.axis != "heads" or all(queries % m == 0 for m in way.subgroups)
         assert way.axis != "batch" or max(way.subgroups) <= found.options.batch
         assert way.axis != "head_dim" or all(pairs % m == 0 for m in way.subgroups)
         (columns,) = group.columns
@@ -183,7 +185,9 @@ def test_more_devices_than_kv_heads_share_them() -> None:
     offered = axes(found.problem, found)
     everyone = tuple(sorted(found.problem.devices))
     assert offered[everyone] == {"context", "head_dim"} or offered[everyone] == {"context"}
-    assert all("heads" not in each for names, each in offered.items() if len(names) > 1)
+    queries = found.model.layers[0].attention.num_heads
+    assert all(("heads" in each) == (queries % len(names) == 0) for names, each in offered.items())
+    assert {len(names) for names, each in offered.items() if "heads" in each} > {1, 2}
 
 
 def test_an_axis_along_which_nothing_can_be_divided_is_refused() -> None:

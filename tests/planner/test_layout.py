@@ -201,11 +201,13 @@ def test_what_a_new_device_must_get_is_its_image_without_fillers(plan: Plan) -> 
     assert moved_bytes(plan, plan) == {}
 
 
-@pytest.mark.parametrize("axis", ["context", "head_dim", "batch"])
+@pytest.mark.parametrize("axis", ["heads", "context", "head_dim", "batch"])
 @pytest.mark.parametrize("parts", [2, 3])
 def test_shared_heads_are_counted_as_they_are_laid_out(axis: KvAxis, parts: int) -> None:
     """One KV head on the first device, two on a subgroup of 2 or 3; head dims and columns that do not divide evenly."""
-    model = make_model(num_layers=3, num_heads=6, num_kv_heads=3, head_dim=12, attention_bias=True, mlp_bias=True)
+    each = 6 if axis == "heads" else 2
+    heads = 3 * each
+    model = make_model(num_layers=3, num_heads=heads, num_kv_heads=3, head_dim=12, attention_bias=True, mlp_bias=True)
     devices = ("a", "b", "c", "d")[: 1 + parts]
     run = Run(num_layers=3, kv_heads=(1, *(2,) * parts), mlp_units=(8, *(0,) * parts))
     shared = Group(devices=devices, runs=(run,), axis=axis, subgroups=(1, parts))
@@ -220,7 +222,8 @@ def test_shared_heads_are_counted_as_they_are_laid_out(axis: KvAxis, parts: int)
         expected += 3 * layout.layer_bytes(model, "float32", layers, share, run.mlp_units[member], leader)
         assert layout.data_bytes(slots) == expected == layout.weights_bytes(plan, device)[0]
         total += sum(slot.shape[1] for slot in slots if slot.name == "layers.0.o.weight")
-    assert total == 12 * (2 + 4 * (parts if axis == "batch" else 1)), "columns of o are divided, unless by sequences"
+    copies = parts if axis == "batch" else 1
+    assert total == 12 * each * (1 + 2 * copies), "columns of o are divided, unless by sequences"
 
 
 def test_experts_and_layers_of_two_classes_are_counted_as_they_are_laid_out() -> None:

@@ -39,9 +39,9 @@ def test_a_share_by_hand() -> None:
     assert work.flops == 2 * 60 * parameters + 2 * (2 * 60 * 1024 * 8 * 32)  # scores and their sums
 
 
-@given(st.integers(1, 4), st.integers(2, 8), st.sampled_from(["context", "head_dim", "batch"]))
+@given(st.integers(1, 4), st.integers(2, 8), st.sampled_from(["heads", "context", "head_dim", "batch"]))
 def test_parts_add_up(heads: int, parts: int, axis: KvAxis) -> None:
-    if axis == "head_dim":
+    if axis in ("heads", "head_dim"):
         parts = 2 ** (parts // 3)
     whole = attention_work(ATTENTION, GIVEN, share(heads), 0)
     found = [attention_work(ATTENTION, GIVEN, share(heads, axis, parts, i), 0) for i in range(parts)]
@@ -51,6 +51,7 @@ def test_parts_add_up(heads: int, parts: int, axis: KvAxis) -> None:
     assert (
         total
         == {
+            "heads": qkv + out + (parts - 1) * 2 * heads * 32 * 512 * 2,  # k and v of every member
             "context": parts * qkv + out,
             "head_dim": qkv + out,
             "batch": parts * (qkv + out),
@@ -68,7 +69,7 @@ def test_what_a_subgroup_exchanges() -> None:
     def ns(share: KvShare) -> int:
         return exchange_ns(ATTENTION, dataclasses.replace(GIVEN, kv_rows=600), share, lambda nbytes: tiers)
 
-    assert ns(share(4)) == ns(share(4, "batch", 2)) == ns(share(4, "context", 1)) == 0
+    assert ns(share(4)) == ns(share(4, "batch", 2)) == ns(share(4, "heads", 2)) == ns(share(4, "context", 1)) == 0
     assert ns(share(2, "context", 2)) == 1000 + 4 * 60 * 8 * 33
     columns = 2 * (2000 + 4 * 60 * 8 * 256) + 2000 + 4 * 60 * 8 * 88  # 600 rows of the cache in pieces of 256
     assert ns(share(2, "head_dim", 2)) == columns

@@ -64,7 +64,7 @@ def test_no_buffer_shrinks_when_a_share_grows(heads: int, units: int, rows: int,
     options = plan_with().options
 
     def all_of(heads: int, units: int, rows: int) -> int:
-        share = KvShare(heads=heads, axis=axis, parts=1 if axis == "heads" else 2, part=0)
+        share = KvShare(heads=heads, axis=axis, parts=2, part=0)
         stage = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, group_size=size)
         head = head_buffers(MODEL, DRAFT, options, rows=rows, group_size=size, hop=True)
         draft = draft_buffers(
@@ -89,6 +89,7 @@ def test_the_parts_of_a_subgroup_hold_the_whole_cache(batch: int, context: int, 
         return kv_bytes(options, attention, KvShare(heads=heads, axis=axis, parts=parts, part=parts - 1))
 
     assert part_of("head_dim") * parts == whole
+    assert part_of("heads") == whole, "repeated"
     for axis, granule in (("context", 64 * batch), ("batch", kv_rows(options))):
         spare = parts * part_of(axis) - whole
         assert 0 <= spare < parts * granule * 2 * heads * attention.head_dim
@@ -104,7 +105,12 @@ def test_what_members_of_a_subgroup_exchange_is_counted() -> None:
         return {buffer.name: buffer.shape for buffer in found}
 
     assert forward_rows(options) == rows
-    whole, context, head_dim, batch = map(shapes, AXES)
+    repeated, context, head_dim, batch = map(shapes, AXES)
+    share = whole_heads(2)
+    found = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=4)
+    whole = {buffer.name: buffer.shape for buffer in found}
+    assert whole["scratch.attention"][1] - repeated["scratch.attention"][1] == 3 * dim * queries // 2
+    assert repeated | {"scratch.attention": whole["scratch.attention"]} == whole
     assert context["partial"] == (3, rows, queries, dim + 1)
     assert context["bias"] == (rows, 2112), "half of 4108 rows, rounded up to 64"
     assert head_dim["scores"] == (rows, queries, SCORE_COLUMNS)

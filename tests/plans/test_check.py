@@ -251,11 +251,6 @@ NO_PAIRS = "stages[0].kv_subgroups: found [1, 2], expected divisors of the"
             "stages[0].kv_subgroups: found [1, 1, 1], expected a subgroup of 2 or more",
         ),
         (
-            "stages[0].kv_axis",
-            "heads",
-            "stages[0].kv_subgroups: found [1, 2], expected subgroups of 1, as the axis is heads",
-        ),
-        (
             "stages[1].kv_axis",
             "context",
             "stages[1].kv_subgroups: found [1], expected a subgroup of 2 or more",
@@ -345,6 +340,19 @@ def test_a_subgroup_by_batch_has_a_sequence_for_each_member() -> None:
         str(violation) for violation in check(plan)
     ]
     assert not [v for v in check(edited(plan, "options.batch", 2)) if v.path.startswith("stages")]
+
+
+def test_members_that_repeat_kv_heads_have_equally_many_query_heads() -> None:
+    plan = edited(spread_plan(), "stages[0].kv_axis", "heads")
+    assert not [v for v in check(plan) if v.path.startswith("stages")]
+    for queries, expected in ((8, 1), (24, 3)):
+        odd = edited(plan, "model.layers[0].attention.num_heads", queries)
+        assert (
+            f"stages[0].kv_subgroups: found [1, 2], expected divisors of the {expected} query heads of a KV head, as "
+            "the axis is heads"
+        ) in [str(violation) for violation in check(odd)]
+    unequal = edited(plan, "stages[0].runs[0].kv_heads", [4, 2, 2])
+    assert [v for v in check(unequal) if v.path == "stages[0].runs[0].kv_heads"]
 
 
 def test_parts_of_a_head_are_whole_rotary_pairs() -> None:

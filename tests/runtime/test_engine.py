@@ -65,6 +65,10 @@ SHARED = Run(num_layers=8, kv_heads=(2, 2), mlp_units=(4, 4))
             make_plan(MODEL, [Group(devices=("a", "b"), runs=(SHARED,), axis="context", subgroups=(2,))]),
             "plan: stages[0].kv_axis: found context, expected heads: this runtime divides KV by heads",
         ),
+        (
+            make_plan(MODEL, [Group(devices=("a", "b"), runs=(SHARED,), axis="heads", subgroups=(2,))]),
+            "plan: stages[0].kv_subgroups: found [2], expected [1, 1]: this runtime repeats no KV head",
+        ),
     ],
 )
 def test_what_is_not_executed_is_refused_before_an_image_is_looked_for(

@@ -114,14 +114,7 @@ def test_a_map_is_of_one_host() -> None:
     assert largest_host(formulation_of(BY_NAME["hexgen"]).inventory) == (0, 1, 2, 3)
 
 
-REPEATS = pytest.mark.xfail(strict=True, reason="KV heads cannot be repeated over a group larger than their number")
-
-
-@pytest.mark.parametrize(
-    "rivalry",
-    [pytest.param(each, marks=REPEATS if each.name in ("few-heads", "h100x16") else ()) for each in RIVALRIES],
-    ids=list(BY_NAME),
-)
+@pytest.mark.parametrize("rivalry", RIVALRIES, ids=list(BY_NAME))
 def test_nobody_is_faster_or_fits_where_ours_does_not(rivalry: Rivalry) -> None:
     assert beaten(compare(rivalry, limit=2)) == []
 
