@@ -31,9 +31,6 @@ PACK_BITS = 55
 FIRST_LOOK = (1.0005, 1.001, 1.002, 1.003, 1.005, 1.0075, 1.01, 1.015, 1.02, 1.03, 1.05, 1.1)
 """The search begins with what may be in an answer within so much of the bound."""
 
-FAR = 1.005
-"""Once an answer is known, looking further than this is left to the proof."""
-
 
 class _Infeasible(Exception):
     """The solver has proven that there is no solution."""
@@ -229,22 +226,17 @@ class _Search:
         return model, step
 
     def _first_step(self) -> tuple[Model, Optimum]:
-        """The best of what is nearest to the bounds, looking a little further as long as it is found quickly."""
-        model, best = None, None
+        """The best of what is nearest to the bounds: usually the answer, and found quickly as it is little."""
         for limit in self._limits(FIRST_LOOK):
-            if model is not None and limit >= min(model.value(model.step_ns), FAR * self.least):
-                break
             near = self._within(limit)
             if not near.groups or not all(near.choices):
                 continue
-            nearest = self._model(near, best.value - 1 if best else None)
+            model = self._model(near)
             try:
-                model, best = nearest, self._least_step(nearest)
+                return model, self._least_step(model)
             except _Infeasible:
                 continue
-        if model is None or best is None:
-            raise _Infeasible
-        return model, best
+        raise _Infeasible
 
     def _least_step(self, model: Model) -> Optimum:
         try:

@@ -10,7 +10,9 @@ from plans.schema import Plan
 from tests.sample_plans import edited, nvlink_plan, one_device_plan, two_stage_plan
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # two whole plans
+@settings(  # two whole plans
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(st.builds(Plan), st.builds(Plan))
 def test_the_difference_is_empty_exactly_for_equal_plans(a: Plan, b: Plan) -> None:
     assert diff(a, a) == ()
