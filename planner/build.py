@@ -67,6 +67,8 @@ class Wanted:
     """Default: the dtype."""
     tree: Tree | None = None
     prefill_chunk: int | None = None
+    stall_timeout_s: int = 8
+    """Longer than any layer takes, and short enough that a run which hangs has ended within 10 s."""
     strategy: Strategy = "latency"
     kv_axis: KvAxis | None = None
     """Default: the solver's choice, stage by stage."""
@@ -142,6 +144,7 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
         dtype=dtype,
         kv_dtype=wanted.kv_dtype or dtype,
         prefill_chunk=chunk,
+        stall_timeout_s=wanted.stall_timeout_s,
         strategy=wanted.strategy,
         kv_axis=wanted.kv_axis,
         custom=wanted.custom,

@@ -34,6 +34,7 @@ from plans import codec
 from plans import diff as plan_diff
 from plans.check import require
 from plans.diff import format_bytes
+from plans.facts import MOST_STALL_S
 from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, DType, KvAxis, Plan, PlanError, Strategy, Tree
 
 DIRECTORY = click.Path(path_type=Path)
@@ -224,6 +225,15 @@ def main() -> None:
 @click.argument("map_file", metavar="[MAP]", type=DIRECTORY, required=False)
 @click.option("--tree", callback=parse_tree, help="total_token=60,depth=7,top_k=10: the draft token tree.")
 @click.option("--prefill-chunk", type=click.IntRange(min=1), help="Prompt tokens of one forward.")
+@click.option(
+    "--stall-timeout",
+    "stall_timeout_s",
+    metavar="S",
+    type=click.IntRange(1, MOST_STALL_S),
+    default=builder.Wanted().stall_timeout_s,
+    show_default=True,
+    help="Seconds without progress of a device after which a run ends.",
+)
 @click.option(
     "--gap", callback=parse_gap, default="0", show_default=True, help="Accept a placement this close, as 0.05."
 )

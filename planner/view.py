@@ -201,6 +201,7 @@ def _option_lines(plan: Plan) -> tuple[tuple[str, str], ...]:
         ("dtype", options.dtype),
         ("KV dtype", options.kv_dtype),
         ("prefill chunk", f"{options.prefill_chunk} tokens"),
+        ("stall timeout", f"{options.stall_timeout_s} s"),
         ("strategy", options.strategy),
     ]
     if options.kv_axis is not None:

@@ -253,6 +253,8 @@ def head_buffers(
     buffers = [
         *received,
         Buffer(name="scratch.head", term="buffers", dtype="float32", shape=(2, nodes, rows)),
+        # noise of the tokens that a step may add, and what making it for one of them takes
+        Buffer(name="scratch.noise", term="buffers", dtype="float64", shape=(6 + accept_rows(options), rows)),
         Buffer(name="scratch.normed", term="buffers", dtype="float32", shape=(2, forward, hidden)),
         Buffer(name="best", term="comm", dtype="float64", shape=(1 + group_size, nodes, 2)),
     ]

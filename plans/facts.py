@@ -14,6 +14,8 @@ MAX_LAYERS = 10_000
 """Of one class; more is no model, and would be expanded layer by layer."""
 MAX_EXPERTS = 10_000
 """Of one layer, likewise."""
+MOST_STALL_S = 3600
+"""A run that has been silent for longer is not worth waiting for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +79,8 @@ def _check_options(options: Options) -> Iterator[Violation]:
         yield bad("options.context", options.context, "at least 1")
     if not 1 <= options.prefill_chunk <= max(1, options.context):
         yield bad("options.prefill_chunk", options.prefill_chunk, f"from 1 to the context, {options.context}")
+    if not 1 <= options.stall_timeout_s <= MOST_STALL_S:
+        yield bad("options.stall_timeout_s", options.stall_timeout_s, f"from 1 to {MOST_STALL_S}")
     if options.gap_ppm >= 10**6:
         yield bad("options.gap_ppm", options.gap_ppm, "less than 1000000")
     if options.within_ppm is not None and not 0 <= options.within_ppm <= 10**6:

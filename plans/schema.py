@@ -145,6 +145,8 @@ class Options:
     """Of the KV caches of base and draft."""
     prefill_chunk: int
     """Prompt tokens of one forward in prefill."""
+    stall_timeout_s: int
+    """A run ends when one of its ranks has made no progress for so long, in s; a layer of a forward is progress."""
     strategy: Strategy
     """What comes first: the time of a step (``latency``), the least free memory of a device (``balanced``; in
     ``balanced_low_0`` as little as can be on the first device before that), filling devices in order (``sequential``),

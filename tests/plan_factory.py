@@ -176,6 +176,7 @@ def make_plan(
     batch: int = 1,
     context: int = 64,
     prefill_chunk: int = 16,
+    stall_timeout_s: int = 8,
     tree: Tree = TREE,
     devices: Sequence[Device] | None = None,
 ) -> Plan:
@@ -206,6 +207,7 @@ def make_plan(
             dtype=dtype,
             kv_dtype=kv_dtype or dtype,
             prefill_chunk=prefill_chunk,
+            stall_timeout_s=stall_timeout_s,
             strategy="latency",
             kv_axis=None,
             custom=None,

@@ -105,6 +105,7 @@ OPTIONS = Options(
     dtype="float32",
     kv_dtype="float32",
     prefill_chunk=64,
+    stall_timeout_s=8,
     strategy="latency",
     kv_axis=None,
     custom=None,

@@ -64,6 +64,7 @@ def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int
         dtype=dtype,
         kv_dtype=dtype,
         prefill_chunk=16,
+        stall_timeout_s=8,
         strategy="latency",
         kv_axis=None,
         custom=None,

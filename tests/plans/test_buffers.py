@@ -126,7 +126,7 @@ def test_a_device_without_layers_has_what_its_table_needs() -> None:
     names = {device: {buffer.name for buffer in device_buffers(plan, device)} for device in "abeh"}
     assert names["e"] == {"embed.index", "embed.message", "embed.hidden", "embed.scratch.rows", "embed.scratch.reduce"}
     received = {"head.index", "head.message", "head.carry"}
-    assert names["h"] == {*received, "scratch.head", "scratch.normed", "best", "features"}
+    assert names["h"] == {*received, "scratch.head", "scratch.noise", "scratch.normed", "best", "features"}
     assert names["h"] < names["b"]
     assert not any(name.startswith(("embed.", "head.")) for name in names["a"])
     shared = make_plan(MODEL, groups, draft=DRAFT)

@@ -45,6 +45,7 @@ DIGITS = "64 hexadecimal digits"
         ("inputs.draft_tensors_sha256", None, f"inputs.draft_tensors_sha256: found nothing, expected {DIGITS}"),
         ("options.batch", 0, "options.batch: found 0, expected at least 1"),
         ("options.prefill_chunk", 513, "options.prefill_chunk: found 513, expected from 1 to the context, 512"),
+        ("options.stall_timeout_s", 0, "options.stall_timeout_s: found 0, expected from 1 to 3600"),
         ("options.gap_ppm", 10**6, "options.gap_ppm: found 1000000, expected less than 1000000"),
         (
             "options.tree.total_token",

@@ -194,8 +194,8 @@ def test_a_newer_minor_schema_is_read_unless_it_has_more_fields(plan: Plan) -> N
         loads(dump_yaml(data))
     assert str(caught.value) == (
         "plan.yaml: options.zzz: unknown field, expected one of batch, context, dtype, kv_dtype, prefill_chunk, "
-        "strategy, kv_axis, custom, gap_ppm, within_ppm, tree (the plan has schema 2.7, this program knows 2.0: "
-        "update it)"
+        "stall_timeout_s, strategy, kv_axis, custom, gap_ppm, within_ppm, tree (the plan has schema 2.7, "
+        "this program knows 2.0: update it)"
     )
 
 
