@@ -2,19 +2,19 @@
 
 A relaxation that is solved exactly. Stages are priced by a convex function of their number of layers, and put together
 over all ways of dealing devices out into disjoint groups (a dynamic programme over how many devices of each kind a
-place has left); blocks cost what their cheapest option costs and take no memory. A group that is in no combination as
-good as an answer already found is in no optimal answer.
+place has left); messages are paid where a place is entered; blocks cost what their cheapest option costs and take no
+memory. A group that is in no combination as good as an answer already found is in no optimal answer.
 
 The function of a stage is the upper envelope of lines: each is the Lagrangian of the linear programme of a stage (how
 many layers of each column, how many units on each member, within each member's memory) for some prices of memory.
 Whatever the prices, the line is a bound; good prices are the duals of the programme. Lines are computed in double
-precision and lowered by MARGIN, a thousand times their rounding error.
+precision and lowered by MARGIN, a thousand times their rounding error; times without a price are whole quanta.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ortools.linear_solver import pywraplp
 
 from planner.cost import PS_PER_NS
-from planner.problem import Block, Column, Group, Option, Problem, Receive
+from planner.problem import Block, Column, Group, Option, Problem
 
 Curve = NDArray[np.float64]
 """Least ns of 0 … L layers; infinite where so many do not fit."""
@@ -36,8 +36,6 @@ MOST_LINES = 8
 MOST_GROUPS = 60
 MOST_CHOICES = 200
 """Of each block: as much as these near the bounds is looked at for prices of memory."""
-
-NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
 
 FAR = 1.03
 """Groups over several hosts whose own bound is so much above the least are not looked into."""
@@ -137,7 +135,7 @@ def _bounds(problem: Problem, prices: Curve) -> Excess | None:
         {
             (o, c): ns
             for o, option in enumerate(block.options)
-            for c, ns in enumerate(_columns_ns(block, option, prices))
+            for c, ns in enumerate(_columns_ns(block, option, prices, problem.quantum_ns))
         }
         for block in problem.blocks
     ]
@@ -153,17 +151,26 @@ def _bounds(problem: Problem, prices: Curve) -> Excess | None:
     )
 
 
-def _columns_ns(block: Block, option: Option, prices: Curve) -> Iterator[float]:
+def _columns_ns(block: Block, option: Option, prices: Curve, quantum_ns: int) -> list[float]:
     """The least time and price of a block on an option, for each column; what may be shared has no price."""
     devices = list(option.devices)
-    axes = 0.0
+    axes = float(option.receive.same_ns)
+    paid = np.zeros(len(option.columns))
+    if prices.any():
+        paid = np.array([column.bytes for column in option.columns], dtype=np.float64) @ prices[devices]
     for axis in block.axes:
-        rates = np.array([max(axis.each_ps[device] / PS_PER_NS, 1e-12) for device in devices])
-        each = 0 if axis.shared else axis.each_bytes
-        axes += axis.count * _least_each(rates, each * prices[devices])
-    for column in option.columns:
-        paid = float(np.array(column.bytes, dtype=np.float64) @ prices[devices])
-        yield (option.receive.same_ns + column.ns + paid + axes) * (1 - MARGIN)
+        each_ps = [axis.each_ps[device] for device in devices]
+        if prices.any():
+            each = 0 if axis.shared else axis.each_bytes
+            axes += axis.count * _least_each(_rates_ns(each_ps), each * prices[devices])
+        else:
+            axes += quantum_ns * _least_quanta((axis.count,), tuple(sorted(each_ps)), quantum_ns)[0]
+    return [(ns + axes) * (1 - MARGIN) for ns in (paid + [column.ns for column in option.columns]).tolist()]
+
+
+def _rates_ns(each_ps: Iterable[int]) -> Curve:
+    """What takes no time takes next to none: nothing is divided by nothing."""
+    return np.array([max(ps / PS_PER_NS, 1e-12) for ps in each_ps])
 
 
 def _least_each(rates: Curve, prices: Curve) -> float:
@@ -175,6 +182,19 @@ def _least_each(rates: Curve, prices: Curve) -> float:
     speed = np.cumsum(1 / rates[order])
     paid = np.cumsum(prices[order] / rates[order])
     return float(((1 + paid) / speed).min())
+
+
+@lru_cache(maxsize=4096)
+def _least_quanta(counts: tuple[int, ...], each_ps: tuple[int, ...], quantum_ns: int) -> tuple[int, ...]:
+    """Of each number of whole pieces, dealt out at will: the quanta that the slowest member takes, exactly."""
+    if not all(each_ps):
+        return (0,) * len(counts)
+    pieces, ps = np.array(counts, dtype=np.int64), np.array(each_ps, dtype=np.int64)
+    quantum_ps = PS_PER_NS * quantum_ns
+    found = np.floor(pieces / (quantum_ps / ps).sum() * (1 - MARGIN)).astype(np.int64)
+    while (few := (found[:, None] * quantum_ps // ps).sum(1) < pieces).any():
+        found += few
+    return tuple(found.tolist())
 
 
 def _prices(problem: Problem, bounds: Excess) -> Curve:
@@ -252,13 +272,44 @@ class _Whole:
 # ---- the chain ----
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Receiver:
-    """What may receive in the chain: more than ``receive.same_ns`` is in no bound yet."""
+class _Names(dict[tuple[int, ...], int]):
+    """Numbers of sets of devices."""
 
-    devices: tuple[int, ...]
-    receive: Receive
-    places: tuple[int, ...]
+    def __missing__(self, devices: tuple[int, ...]) -> int:
+        self[devices] = len(self)
+        return self[devices]
+
+
+class _Link:
+    """A link of the chain: all that may be it, as a sender and as a receiver.
+
+    Several candidates may be on one set of devices, and receive alike: ``of`` is which of them a candidate has.
+    """
+
+    def __init__(self, problem: Problem, of: Sequence[int], receivers: Sequence[Option | Group], names: _Names) -> None:
+        self.of = np.array(of, dtype=np.int64)
+        self.devices = np.array([names[each.devices] for each in receivers], dtype=np.int64)
+        self.leader = np.array([each.devices[0] for each in receivers], dtype=np.int64)
+        self.more = np.array([_more_ns(problem, each) for each in receivers], dtype=np.float64)
+
+    def least(self, costs: Curve) -> Curve:
+        """Of candidates with the same devices the least."""
+        found = np.full(len(self.leader), math.inf)
+        np.minimum.at(found, self.of, costs)
+        return found
+
+
+def _more_ns(problem: Problem, target: Option | Group) -> list[int]:
+    """What is received from each device as the leader, beyond ``same_ns``, which is in bounds already."""
+    receive = target.first if isinstance(target, Group) else target.receive
+    places = (target.place,) if isinstance(target, Group) else target.places
+    found = [receive.far_ns - receive.same_ns] * len(problem.devices)
+    for place in places:
+        for device in problem.hosts[place] if place < len(problem.hosts) else ():
+            found[device] = receive.near_ns - receive.same_ns
+    for device in target.devices:
+        found[device] = receive.inside_ns - receive.same_ns
+    return found
 
 
 class _Chain:
@@ -267,35 +318,35 @@ class _Chain:
     def __init__(self, problem: Problem, bounds: Excess) -> None:
         self.problem = problem
         self.bounds = bounds
-        self.host_of = {device: host for host, devices in enumerate(problem.hosts) for device in devices}
         self.groups = list(bounds.groups)
-        self.stages = [
-            _Receiver(devices=g.devices, receive=g.first, places=(g.place,))
-            for g in (problem.groups[index] for index in self.groups)
-        ]
-        self.blocks = list(problem.blocks)
         self.keys = [list(known) for known in bounds.choices]
 
     def excess(self) -> Excess:
         """Of groups and choices: the least that an answer with them takes more than ``least``."""
         if not self.groups or not all(self.keys):
             return Excess(least=self.bounds.least, groups={}, choices=tuple({} for _ in self.keys))
-        blocks = [[self._receiver(b, key) for key in keys] for b, keys in enumerate(self.keys)]
+        names = _Names()
+        problem = self.problem
+        stages = _Link(problem, range(len(self.groups)), [problem.groups[g] for g in self.groups], names)
+        blocks = [
+            _Link(problem, [o for o, _ in keys], block.options, names)
+            for block, keys in zip(problem.blocks, self.keys, strict=True)
+        ]
         own = [
             np.array([known[key] for key in keys]) for known, keys in zip(self.bounds.choices, self.keys, strict=True)
         ]
         stage = np.array([self.bounds.groups[g] for g in self.groups])
-        to_first = self._after(own[0], blocks[0], self.stages)
-        to_last = self._through(to_first, stage)
-        to_head = self._after(to_last, self.stages, blocks[1]) + own[1]
+        to_first = _after(own[0], blocks[0], stages)
+        to_last = _through(to_first, stage)
+        to_head = _after(to_last, stages, blocks[1]) + own[1]
         after_head = np.zeros(len(own[1]))
         if len(blocks) > 2:
-            after_head = self._before(own[2], blocks[2], blocks[1])
-        after_last = self._before(own[1] + after_head, blocks[1], self.stages)
-        after_first = self._through(after_last, stage)
-        found = [own[0] + self._before(after_first, self.stages, blocks[0]), to_head + after_head]
+            after_head = _before(own[2], blocks[2], blocks[1])
+        after_last = _before(own[1] + after_head, blocks[1], stages)
+        after_first = _through(after_last, stage)
+        found = [own[0] + _before(after_first, stages, blocks[0]), to_head + after_head]
         if len(blocks) > 2:
-            found.append(own[2] + self._after(to_head, blocks[1], blocks[2]))
+            found.append(own[2] + _after(to_head, blocks[1], blocks[2]))
         ways = float(to_first.min() + after_last.min())
         return Excess(
             least=self.bounds.least,
@@ -305,52 +356,36 @@ class _Chain:
             ),
         )
 
-    def _receiver(self, b: int, key: tuple[int, int]) -> _Receiver:
-        option = self.blocks[b].options[key[0]]
-        receive = option.receive if b else NOTHING
-        return _Receiver(devices=option.devices, receive=receive, places=option.places)
 
-    def _through(self, ends: Curve, stage: Curve) -> Curve:
-        """From one end of the stages to the other: they take what the dearer of the two ends takes, at least."""
-        found = np.empty(len(stage))
-        for i, here in enumerate(stage):
-            found[i] = (ends + np.maximum(stage, here)).min()
-        return found
+def _through(ends: Curve, stage: Curve) -> Curve:
+    """From one end of the stages to the other: they take what the dearer of the two ends takes, at least."""
+    order = np.argsort(stage, kind="stable")
+    cheaper = np.minimum.accumulate(ends[order]) + stage[order]
+    dearer = np.minimum.accumulate((ends + stage)[order][::-1])[::-1]
+    found = np.empty(len(stage))
+    found[order] = np.minimum(cheaper, dearer)
+    return found
 
-    def _more_ns(self, target: _Receiver, leader: int) -> int:
-        receive = target.receive
-        if leader in target.devices:
-            return receive.inside_ns - receive.same_ns
-        near = self.host_of[leader] in target.places
-        return (receive.near_ns if near else receive.far_ns) - receive.same_ns
 
-    def _after(self, costs: Curve, sources: Sequence[_Receiver], targets: Sequence[_Receiver]) -> Curve:
-        """The least with which each target is reached."""
-        by_leader: dict[int, float] = {}
-        by_devices: dict[tuple[int, ...], float] = {}
-        for source, cost in zip(sources, costs.tolist(), strict=True):
-            leader = source.devices[0]
-            by_leader[leader] = min(cost, by_leader.get(leader, math.inf))
-            by_devices[source.devices] = min(cost, by_devices.get(source.devices, math.inf))
-        known: dict[_Receiver, float] = {}
-        for target in targets:
-            if target not in known:
-                away = min(cost + self._more_ns(target, leader) for leader, cost in by_leader.items())
-                known[target] = min(away, by_devices.get(target.devices, math.inf))
-        return np.array([known[target] for target in targets])
+def _after(costs: Curve, sources: _Link, targets: _Link) -> Curve:
+    """The least with which each target is reached."""
+    least = sources.least(costs)
+    by_leader = np.full(targets.more.shape[1], math.inf)
+    np.minimum.at(by_leader, sources.leader, least)
+    same = np.full(max(sources.devices.max(), targets.devices.max()) + 1, math.inf)
+    np.minimum.at(same, sources.devices, least)
+    found: Curve = np.minimum((targets.more + by_leader).min(1), same[targets.devices])[targets.of]
+    return found
 
-    def _before(self, costs: Curve, targets: Sequence[_Receiver], sources: Sequence[_Receiver]) -> Curve:
-        """The least that comes after each source."""
-        least: dict[_Receiver, float] = {}
-        same: dict[tuple[int, ...], float] = {}
-        for target, cost in zip(targets, costs.tolist(), strict=True):
-            least[target] = min(cost, least.get(target, math.inf))
-            same[target.devices] = min(cost, same.get(target.devices, math.inf))
-        by_leader = {
-            leader: min(cost + self._more_ns(target, leader) for target, cost in least.items())
-            for leader in {source.devices[0] for source in sources}
-        }
-        return np.array([min(by_leader[s.devices[0]], same.get(s.devices, math.inf)) for s in sources])
+
+def _before(costs: Curve, targets: _Link, sources: _Link) -> Curve:
+    """The least that comes after each source."""
+    least = targets.least(costs)
+    by_leader = (targets.more + least[:, None]).min(0)
+    same = np.full(max(sources.devices.max(), targets.devices.max()) + 1, math.inf)
+    np.minimum.at(same, targets.devices, least)
+    found: Curve = np.minimum(by_leader[sources.leader], same[sources.devices])[sources.of]
+    return found
 
 
 # ---- one stage ----
@@ -364,7 +399,9 @@ class _Stage:
         self.paid = prices[list(group.devices)]
         self.once = np.array(group.stage_bytes, dtype=np.float64)
         self.layers = problem.layers
-        self.rates = np.array([max(self.kind.unit_ps[d] / PS_PER_NS, 1e-12) for d in group.devices])
+        self.quantum_ns = problem.quantum_ns
+        self.unit_ps = [self.kind.unit_ps[d] for d in group.devices]
+        self.rates = _rates_ns(self.unit_ps)
         self.room = np.array(
             [float(problem.capacity_bytes[d] - n) for d, n in zip(group.devices, group.stage_bytes, strict=True)]
         )
@@ -386,7 +423,19 @@ class _Stage:
         if self.most:
             values = np.max([slope * counts + fixed for slope, fixed in self.lines], axis=0)
             found[1 : self.most + 1] = np.maximum(values, 0) * (1 - MARGIN)
+            if not self.paid.any():
+                found[1 : self.most + 1] = self._whole(found[1 : self.most + 1])
         return found
+
+    def _whole(self, values: Curve) -> Curve:
+        """The same in whole quanta and whole units, of which memory is the lines' business."""
+        counts = range(1, self.most + 1)
+        least_ns = min(column.ns for column in self.columns)
+        units = tuple(count * self.kind.units for count in counts)
+        quanta = np.array(_least_quanta(units, tuple(sorted(self.unit_ps)), self.quantum_ns))
+        quanta += [-(-count * least_ns // self.quantum_ns) for count in counts]
+        whole: Curve = np.maximum(np.ceil(values / self.quantum_ns), quanta) * float(self.quantum_ns)
+        return whole
 
     def _limit(self, weights: Curve) -> None:
         """No more layers than memory has room for, weighed so."""
@@ -498,7 +547,8 @@ class _Signature:
 
     taken: tuple[int, ...]
     """Devices of each class of the host."""
-    columns: tuple[Column, ...]
+    columns: int
+    """Their number: equal columns have the same."""
     room: tuple[int, ...]
     unit_ps: tuple[int, ...]
     paid: tuple[float, ...]
@@ -537,6 +587,8 @@ class _Places:
             tuple(sum(problem.alike[d] == each for d in devices) for each in classes)
             for devices, classes in zip(problem.hosts, self.classes, strict=True)
         ]
+        self.known: dict[tuple[Column, ...], int] = {}
+        self.numbers: dict[int, int] = {}
         self.inside = [self._signatures(host) for host in range(self.hosts)]
         self.wide = [i for i, group in enumerate(problem.groups) if group.place >= self.hosts]
 
@@ -558,15 +610,28 @@ class _Places:
         return found
 
     def _signature(self, group: Group, taken: tuple[int, ...]) -> "_Signature":
-        capacity, (kind,) = self.problem.capacity_bytes, self.problem.kinds
+        problem = self.problem
+        capacity, (kind,) = problem.capacity_bytes, problem.kinds
+        inside = group.place < self.hosts and len(group.devices) > 1
+        message = problem.message_ns[group.place] if inside else 0
         return _Signature(
             taken=taken,
-            columns=group.columns[0],
+            columns=self._number(group.columns[0]),
             room=tuple(capacity[d] - n for d, n in zip(group.devices, group.stage_bytes, strict=True)),
             unit_ps=tuple(kind.unit_ps[d] for d in group.devices),
             paid=tuple(float(self.prices[d]) for d in group.devices),
-            modes=(group.hop_ns, group.network_hop_ns, group.first.same_ns),
+            modes=(
+                group.hop_ns,
+                group.network_hop_ns + message + problem.network_message_ns,
+                group.first.same_ns + message,
+            ),
         )
+
+    def _number(self, columns: tuple[Column, ...]) -> int:
+        """Of equal columns: columns are long to compare, and most groups of a look have the same object."""
+        if id(columns) not in self.numbers:
+            self.numbers[id(columns)] = self.known.setdefault(columns, len(self.known))
+        return self.numbers[id(columns)]
 
     @cached_property
     def curves(self) -> dict[int, Curve]:
@@ -668,9 +733,19 @@ class _Places:
                     bounds[index] = min(bounds[index], value)
 
     def _alone(self, wide: int) -> Curve:
-        """The place of a group over several hosts, entered."""
-        group, curve = self.problem.groups[wide], self.curves[wide]
-        return np.stack([np.full_like(curve, math.inf), curve + group.network_hop_ns, curve + group.first.same_ns])
+        """The place of a group over several hosts, entered.
+
+        Its hosts may be other places' too, which pay for messages to them: it pays itself only where it is all there
+        is. Of the hosts that are reached over the network, the one that the message comes from pays nothing.
+        """
+        problem = self.problem
+        group, curve = problem.groups[wide], self.curves[wide]
+        first = curve + (group.first.same_ns - problem.network_message_ns)
+        members = [len(set(group.devices) & set(devices)) for devices in problem.hosts]
+        several = sum(ns for ns, count in zip(problem.message_ns, members, strict=True) if count > 1)
+        reached = sum(count > 0 for count in members)
+        first[-1] += several + reached * problem.network_message_ns
+        return np.stack([np.full_like(curve, math.inf), curve + group.network_hop_ns, first])
 
 
 def _less(counts: tuple[int, ...], taken: tuple[int, ...]) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ DETERMINISTIC_LIMIT = 600.0
 PACK_BITS = 55
 """Ordered variables are minimised together as digits of one number of at most so many bits."""
 
-FIRST_LOOK = (1.0005, 1.001, 1.002, 1.003, 1.005, 1.0075, 1.01, 1.015, 1.02, 1.03, 1.05, 1.1)
+FIRST_LOOK = (1.000001, 1.0001, 1.0005, 1.001, 1.002, 1.003, 1.005, 1.0075, 1.01, 1.015, 1.02, 1.03, 1.05, 1.1)
 """The search begins with what may be in an answer within so much of the bound."""
 
 
@@ -196,6 +196,8 @@ class _Search:
             model.model.add(model.balance >= value)
         if lead:
             model.leading(self.twins)
+        if self.bounds is not None and self.bounds.apart:
+            model.model.add(model.step_ns >= math.ceil(self.least))
         if ranked is not None:
             model.model.add(model.ranked_step <= ranked)
         return model
