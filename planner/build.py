@@ -331,7 +331,7 @@ def refuse_foreign(directory: Path) -> None:
 def _is_plan(file: Path) -> bool:
     """Whether it has the fields by which every version of a plan is known."""
     try:
-        data = codec.load_yaml(file.read_bytes(), str(file))
+        data = codec.load_yaml(codec.read_document(file), str(file))
     except (PlanError, OSError):
         return False
     return isinstance(data, dict) and {"schema", "inputs", "options", "inventory", "stages"} <= set(data)

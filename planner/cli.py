@@ -318,7 +318,7 @@ def build(
             say(tables(built.plan, sys.stderr))
         if verbosity(verbose) > 1:
             say(reasons(built))
-        compiled = None if plan_only else compile_images(out, model, draft, None, cache)
+        compiled = None if plan_only else compile_images(out, model, draft, None)
     if as_json:
         images = {"images": images_data(compiled)} if compiled else {}
         put({"plan": str(out), **report.summary(built.plan), "solve_s": round(built.solved.solve_s, 4), **images})
@@ -384,9 +384,7 @@ def tables(plan: Plan, stream: Any) -> str:
     return report.text(plan, console.width, stream.isatty()).rstrip("\n")
 
 
-def compile_images(
-    directory: Path, model: Path, draft: Path | None, only: tuple[str, ...] | None, cache: Path
-) -> CompileReport:
+def compile_images(directory: Path, model: Path, draft: Path | None, only: tuple[str, ...] | None) -> CompileReport:
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -395,7 +393,7 @@ def compile_images(
         def show(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        compiled = compile_plan(directory, model, draft, only, show, cache)
+        compiled = compile_plan(directory, model, draft, only, show)
     for image in compiled.images:
         done = "unchanged" if image.reused else "written"
         say(f"{directory / image.file}: {format_bytes(image.size_bytes)} {done}, blake3 {image.blake3[:16]}")
@@ -422,8 +420,7 @@ def compile_command(
     frozen = codec.load(plan)
     if model is None and draft is None and frozen.draft is not None:
         draft = builder.DEMO / ("eagle3" if frozen.draft.kind == "eagle3" else "eagle1")
-    with pickle_cache() as cache:
-        compiled = compile_images(plan, model or builder.DEMO / "base", draft, only or None, cache)
+    compiled = compile_images(plan, model or builder.DEMO / "base", draft, only or None)
     if as_json:
         put({"plan": str(plan), **codec.encode(compiled)})
 

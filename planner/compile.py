@@ -9,31 +9,28 @@ Killed before: the old artifact, whole. Between: no ``images.yaml``, so nothing 
 """
 
 import contextlib
-import fcntl
-import hashlib
 import itertools
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blake3 import blake3
-
-from planner.checkpoint import TensorInfo
-from planner.errors import CheckpointError, InputError, OutputError
+from planner import publish, reuse
+from planner.casts import castable
+from planner.checkpoint import Checkpoint
+from planner.errors import CheckpointError, InputError
 from planner.families import BaseInput, DraftInput, load_base, load_draft
-from planner.layout import Part, Slot, data_bytes, header, image_slots, table_sha256
-from planner.stream import Progress, Reader, Writer, castable, row_width, stream
+from planner.headers import TensorInfo, stamp
+from planner.layout import Part, Slot, abi, data_bytes, header, image_slots
+from planner.sources import Reader
+from planner.stream import Progress, Writer, row_width, stream
 from plans import codec
-from plans.artifact import IMAGES_FILE, LAYOUT_VERSION, Image, Images, Sources, dump_images, image_file, load_images
+from plans.artifact import IMAGES_FILE, Image, Images, Source, SourceFile, Sources, dump_images, image_file, load_images
 from plans.check import require
-from plans.codec import encode
 from plans.ranges import Ranges
 from plans.schema import Plan, PlanError
 
-TEMPORARY = ".compile-"
-"""Prefix of files that a killed run may leave, and the next removes."""
+PICKLE_CACHE = f"{publish.TEMPORARY}pickle"
+"""In the plan's directory: where a head in a pickle is converted to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +42,7 @@ class ImageReport:
     size_bytes: int
     blake3: str
     reused: bool
-    """It was there already, made of the same inputs, and its digest holds."""
+    """It was there already, made of the same inputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,46 +75,53 @@ def compile_plan(
     draft_checkpoint: Path | None,
     only: Sequence[str] | None = None,
     progress: Progress | None = None,
-    pickle_cache: Path | None = None,
 ) -> CompileReport:
     """Write the images of a plan, and ``images.yaml``; raise PlanError, InputError, CheckpointError or OutputError.
 
-    ``only``: the devices to compile; the images of others are left as they are. ``pickle_cache``: where a head in
-    ``pytorch_model.bin`` is converted to; None refuses it.
+    ``only``: the devices to compile, by their ids or by their hosts; the images of others are left as they are.
     """
     plan = codec.load(directory)
     require(plan, str(directory / "plan.yaml"))
-    base = load_base(base_checkpoint)
-    draft = None if draft_checkpoint is None else load_draft(draft_checkpoint, base, pickle_cache=pickle_cache)
-    _check_inputs(plan, base, draft)
     chosen = _chosen(plan, only)
-    with _locked(directory):
-        _clean(directory)
+    with publish.locked(directory):
+        base = load_base(base_checkpoint)
+        cache = directory / PICKLE_CACHE
+        draft = None if draft_checkpoint is None else load_draft(draft_checkpoint, base, pickle_cache=cache)
+        _check_inputs(plan, base, draft)
         checkpoints = {"base": base.checkpoint} | ({} if draft is None else {"draft": draft.checkpoint})
         with Reader(checkpoints) as reader:
             targets = [_target(plan, directory, device.id, base, draft, reader) for device in plan.devices]
-            try:
-                return _compile(plan, directory, targets, chosen, reader, progress)
-            finally:
-                _clean(directory)
+            return _compile(plan, directory, targets, chosen, reader, _sources(base, draft), progress)
 
 
 def _compile(
-    plan: Plan, directory: Path, targets: list[_Target], chosen: set[str], reader: Reader, progress: Progress | None
+    plan: Plan,
+    directory: Path,
+    targets: list[_Target],
+    chosen: set[str],
+    reader: Reader,
+    sources: Sources,
+    progress: Progress | None,
 ) -> CompileReport:
-    old = _old_record(directory)
-    kept = {target.device: image for target in targets if (image := _reusable(target, old, target.device in chosen))}
+    old, memory = _old_record(directory), reuse.recall(directory)
+    found = {target.device: old.find(target.device) if old else None for target in targets}
+    kept = {
+        target.device: image
+        for target in targets
+        if (image := found[target.device]) and reuse.is_made(target.file, image, target.inputs_sha256, memory)
+    }
     todo = [target for target in targets if target.device in chosen and target.device not in kept]
-    made = _write_images(todo, reader, progress) if todo else {}
+    made = _write_images(plan, todo, reader, progress) if todo else {}
     images = kept | made
     record = Images(
-        layout_version=LAYOUT_VERSION,
         plan_sha256=codec.digest(plan),
-        sources=_sources(plan, reader),
+        sources=sources,
         images=tuple(images[target.device] for target in targets if target.device in images),
     )
     if todo or record != old:
-        _publish(directory, todo, record)
+        new = {target.file: publish.temporary(target.file) for target in todo}
+        publish.publish(new, directory / IMAGES_FILE, dump_images(record))
+    reuse.remember(directory, _memory([target for target in targets if target.device in images], images))
     return CompileReport(
         images=tuple(
             ImageReport(
@@ -173,11 +177,17 @@ def _check_source(
 
 
 def _chosen(plan: Plan, only: Sequence[str] | None) -> set[str]:
-    known = [device.id for device in plan.devices]
-    for device in only or ():
-        if device not in known:
-            raise InputError(f"--only {device}: not a device of the plan, which has {', '.join(known)}")
-    return set(known if only is None else only)
+    if only is None:
+        return {device.id for device in plan.devices}
+    chosen: set[str] = set()
+    for name in only:
+        named = {device.id for device in plan.devices if name in (device.id, device.host)}
+        if not named:
+            known = ", ".join(device.id for device in plan.devices)
+            hosts = ", ".join(sorted({device.host for device in plan.devices}))
+            raise InputError(f"--only {name}: not a device of the plan, which has {known} on {hosts}")
+        chosen |= named
+    return chosen
 
 
 def _target(
@@ -190,15 +200,14 @@ def _target(
             f"{directory / 'plan.yaml'}: memory: {device}: {line.weights_bytes} + {line.draft_weights_bytes} bytes of "
             f"weights, but the image takes {data_bytes(slots)}: build the plan again"
         )
-    parts = [(slot, part) for slot in slots for part in slot.parts]
-    for slot, part in parts:
-        _check_part(slot, part, reader.locate(part)[0])
-    files = sorted({reader.locate(part)[1] for _, part in parts})
-    text = json.dumps(
-        [LAYOUT_VERSION, device, encode(slots), [reader.identity(file) for file in files]], default=bytes.hex
-    )
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return _Target(device=device, file=image_file(directory, device), slots=slots, inputs_sha256=digest)
+    files = {}
+    for slot in slots:
+        for part in slot.parts:
+            info, file = reader.locate(part)
+            _check_part(slot, part, info)
+            files[file.path] = file
+    inputs = reuse.inputs_sha256(device, slots, [files[path] for path in sorted(files)])
+    return _Target(device=device, file=image_file(directory, device), slots=slots, inputs_sha256=inputs)
 
 
 def _are_inside(ranges: Ranges, length: int) -> bool:
@@ -216,44 +225,7 @@ def _check_part(slot: Slot, part: Part, info: TensorInfo) -> None:
         raise CheckpointError(f"{part.tensor}: dtype {info.dtype} cannot become {slot.dtype}")
 
 
-# ---- directory ----
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the directory against another compile; the lock goes with the process, however it ends."""
-    with _output_errors(directory):
-        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"{directory}: another compile of this plan is running: wait for it") from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _output_errors(where: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{where}: cannot write: {error.strerror or error}") from error
-
-
-def _clean(directory: Path) -> None:
-    with _output_errors(directory):
-        for file in directory.glob(f"{TEMPORARY}*"):
-            file.unlink(missing_ok=True)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+# ---- what is written ----
 
 
 def _old_record(directory: Path) -> Images | None:
@@ -264,70 +236,55 @@ def _old_record(directory: Path) -> Images | None:
         return None
 
 
-def _reusable(target: _Target, old: Images | None, hashed: bool) -> Image | None:
-    """The recorded image of a target, where it is made of the same inputs and is still whole."""
-    image = None if old is None else old.find(target.device)
-    if image is None or image.inputs_sha256 != target.inputs_sha256 or not target.file.is_file():
-        return None
-    if target.file.stat().st_size != image.size_bytes:
-        return None
-    if hashed and blake3(max_threads=blake3.AUTO).update_mmap(target.file).hexdigest() != image.blake3:
-        return None
-    return image
-
-
-def _write_images(targets: list[_Target], reader: Reader, progress: Progress | None) -> dict[str, Image]:
+def _write_images(plan: Plan, targets: list[_Target], reader: Reader, progress: Progress | None) -> dict[str, Image]:
     """Write images under temporary names, complete and on disk; what ``images.yaml`` will say of each."""
     with contextlib.ExitStack() as stack:
         writers = []
         for target in targets:
-            writer = Writer(_temporary(target), target.size_bytes)
+            writer = Writer(publish.temporary(target.file), target.size_bytes)
             stack.callback(writer.close)
-            writer.write(header(target.slots, target.device))
             writers.append(writer)
-        stream([(writer, target.slots) for writer, target in zip(writers, targets, strict=True)], reader, progress)
+        work = [
+            (writer, header(target.slots, target.device), target.slots)
+            for writer, target in zip(writers, targets, strict=True)
+        ]
+        stream(work, reader, progress)
         return {
             target.device: Image(
                 device=target.device,
                 size_bytes=target.size_bytes,
                 blake3=writer.finish(),
-                abi_sha256=table_sha256(target.slots),
-                inputs_sha256=target.inputs_sha256,
+                abi=abi(target.slots, plan.options.dtype),
             )
             for writer, target in zip(writers, targets, strict=True)
         }
 
 
-def _sources(plan: Plan, reader: Reader) -> Sources:
-    base_headers = reader.headers_sha256("base")
-    assert base_headers is not None
-    return Sources(
-        base_config_sha256=plan.inputs.base_config_sha256,
-        base_tensors_sha256=plan.inputs.base_tensors_sha256,
-        base_headers_sha256=base_headers,
-        draft_config_sha256=plan.inputs.draft_config_sha256,
-        draft_tensors_sha256=plan.inputs.draft_tensors_sha256,
-        draft_headers_sha256=reader.headers_sha256("draft"),
+def _sources(base: BaseInput, draft: DraftInput | None) -> Sources:
+    def source(given: BaseInput | DraftInput) -> Source:
+        return Source(
+            config_sha256=given.config_sha256, tensors_sha256=given.tensors_sha256, files=_files(given.checkpoint)
+        )
+
+    return Sources(base=source(base), draft=None if draft is None else source(draft))
+
+
+def _files(checkpoint: Checkpoint) -> tuple[SourceFile, ...]:
+    return tuple(
+        SourceFile(file=name, size_bytes=file.stamp.size_bytes, header_sha256=file.header_sha256)
+        for name, file in sorted(checkpoint.files.items())
     )
 
 
-def _publish(directory: Path, made: list[_Target], record: Images) -> None:
-    """Put the new images and their record in place; between the first and the last rename nothing verifies."""
-    temporary = directory / f"{TEMPORARY}{IMAGES_FILE}"
-    with _output_errors(directory):
-        with temporary.open("wb") as stream:
-            stream.write(dump_images(record).encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        if made:
-            (directory / IMAGES_FILE).unlink(missing_ok=True)
-            _sync(directory)
-        for target in made:
-            _temporary(target).rename(target.file)
-        _sync(directory)
-        temporary.rename(directory / IMAGES_FILE)
-        _sync(directory)
-
-
-def _temporary(target: _Target) -> Path:
-    return target.file.with_name(f"{TEMPORARY}{target.file.name}")
+def _memory(targets: list[_Target], images: dict[str, Image]) -> reuse.Memory:
+    return reuse.Memory(
+        images=tuple(
+            reuse.Made(
+                device=target.device,
+                inputs_sha256=target.inputs_sha256,
+                blake3=images[target.device].blake3,
+                stamp=stamp(target.file.stat()),
+            )
+            for target in targets
+        )
+    )

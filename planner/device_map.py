@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError
-from plans.codec import load_yaml
+from plans.codec import load_yaml, read_document
 from plans.schema import Device, Draft, Inventory, Model, Pin, Plan, PlanError
 
 DRAFT = "draft"
@@ -27,7 +27,7 @@ _TENSORS = {f"{name}.weight": name for name in ("model.embed_tokens", "model.nor
 def load_device_map(path: Path) -> Any:
     """A file in YAML or JSON as plain data, for :func:`read`."""
     try:
-        return load_yaml(path.read_bytes(), str(path))
+        return load_yaml(read_document(path), str(path))
     except OSError as error:
         raise InputError(f"--device-map {path}: cannot read: {error.strerror}") from error
     except PlanError as error:

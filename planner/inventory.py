@@ -14,7 +14,7 @@ from typing import Any, Literal
 from planner import units
 from planner.catalog import CPU, DeviceType, catalog
 from planner.errors import InventoryError
-from plans.codec import dump_yaml, load_yaml
+from plans.codec import dump_yaml, load_yaml, read_document
 from plans.facts import natural_key
 from plans.schema import Device, DType, Host, Inventory, Link, Pair, PlanError
 
@@ -40,7 +40,7 @@ def read_inventory(path: Path) -> Any:
         found = "a directory" if path.is_dir() else "no such file"
         raise InventoryError(f"{path}: {found}: give an inventory of hosts and devices")
     try:
-        return load_yaml(path.read_bytes(), str(path))
+        return load_yaml(read_document(path), str(path))
     except PlanError as error:
         raise InventoryError(str(error)) from error
 

@@ -17,7 +17,7 @@ from math import prod
 from typing import Literal
 
 from planner.families import BaseInput, DraftInput, inv_freq_bytes
-from plans.artifact import DTYPES, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, SlotEntry, abi_sha256, align
+from plans.artifact import DTYPES, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, Abi, SlotEntry, abi_of, align
 from plans.buffers import KvShare, first_head, kv_shares, layer_class, whole_heads
 from plans.ranges import Range, Ranges, attention_ranges, length, scaled, share_range
 from plans.schema import Attention, Draft, DType, LayerClass, Mlp, Model, Plan, Run, Stage
@@ -166,9 +166,7 @@ def _base_attention(
     return [norm, *_attention(make, model.hidden_size, model.hidden_size, attention, first, share, leader)]
 
 
-def _draft_attention(
-    make: _Maker, draft: Draft, layer: int, first: int, share: KvShare, leader: bool
-) -> list[Slot]:
+def _draft_attention(make: _Maker, draft: Draft, layer: int, first: int, share: KvShare, leader: bool) -> list[Slot]:
     """eagle3 attends over (embedding, hidden), 2H wide; the first layer of eagle has no norm before it."""
     hidden = draft.hidden_size
     if draft.kind == "eagle3":
@@ -398,9 +396,9 @@ def data_bytes(slots: tuple[Slot, ...]) -> int:
     return slots[-1].offset + slots[-1].nbytes if slots else 0
 
 
-def table_sha256(slots: tuple[Slot, ...]) -> str:
+def abi(slots: tuple[Slot, ...], dtype: DType) -> Abi:
     """The ABI of an image with these slots."""
-    return abi_sha256(slot.entry for slot in slots)
+    return abi_of((slot.entry for slot in slots), dtype)
 
 
 def header(slots: tuple[Slot, ...], device_id: str) -> bytes:

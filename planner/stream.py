@@ -1,199 +1,66 @@
 """Source rows -> image bytes: one walk over the tensors of the checkpoints feeds all images at once.
 
 The slots of every image are in the order of execution, so each image only ever grows at its end, is hashed while it
-grows, and a source row is read once for all devices:
+grows, and a source row is read once for all devices. Three threads besides the one that walks:
 
-    source rows  ──read──►  block [rows, width]  ──slice, cast──►  gpu0  gpu1  …   (BLAKE3 + write)
+    read ahead            walk                            hash      write
+    source rows ──► block [rows, width] ──slice, cast──►  BLAKE3 ∥  gpu0 gpu1 …
 
-A block has at most ``BLOCK_BYTES``, so memory does not depend on the model.
+Buffers are few and of ``BLOCK_BYTES``, so memory depends neither on the model nor on the size of a tensor. What is
+written is the same in any order of threads: an image's bytes are hashed by one thread, and written by one, in order.
 """
 
 import contextlib
-import hashlib
-import json
+import itertools
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from blake3 import blake3
 
-from planner.checkpoint import Checkpoint, TensorInfo
-from planner.errors import CheckpointError, OutputError
+from planner.casts import STORAGE, Array, cast_into
+from planner.errors import OutputError
+from planner.headers import TensorFile, TensorInfo
 from planner.layout import Part, Slot
+from planner.sources import Reader
 from plans.artifact import ITEM_BYTES
 from plans.ranges import Range, Ranges
 
-BLOCK_BYTES = 8 << 20
-"""Of source rows held at once; casting needs about four times as much beside it."""
+BLOCK_BYTES = 4 << 20
+"""Of source rows that are read at once."""
+AHEAD = 3
+"""Blocks that are being read while one is worked on."""
+SOURCE_BUFFERS = 8
+"""Of BLOCK_BYTES each: those ahead, and those that are still hashed and written."""
+TARGET_BUFFERS = 8
+"""For what is no view of a source buffer: columns, and casts, which may double its bytes."""
+LITERALS = 64
+"""Pieces that are in no buffer, waited for at a time."""
+FLUSH_BYTES = 32 << 20
+"""Written pages are sent to the disk this often, so that the last sync has little left to wait for."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes written and bytes to write."""
-Array = npt.NDArray[Any]
-
-_STORAGE = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I64": "<i8"}
-"""What numpy holds a source dtype in; it has no bfloat16, so that is its bits."""
-
-
-# ---- casts ----
-
-
-def _widen(bits: Array) -> Array:
-    """bfloat16 bits -> float32, exactly."""
-    widened = bits.astype(np.uint32)
-    np.left_shift(widened, np.uint32(16), out=widened)
-    return widened.view(np.float32)
-
-
-def _narrow(values: Array) -> Array:
-    """float32 -> bfloat16 bits, round to nearest even; a NaN stays a (quiet) NaN."""
-    bits: npt.NDArray[np.uint32] = values.view(np.uint32)
-    rounded = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
-    np.right_shift(rounded, np.uint32(16), out=rounded)
-    nan = np.isnan(values)
-    if nan.any():
-        rounded[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)
-    return rounded.astype(np.uint16)
-
-
-def _half(values: Array) -> Array:
-    """float32 -> float16, round to nearest even; beyond its range infinite, as everywhere."""
-    with np.errstate(over="ignore"):
-        return values.astype("<f2")
-
-
-_CASTS: dict[tuple[str, str], Callable[[Array], Array]] = {
-    ("F32", "BF16"): _narrow,
-    ("F32", "F16"): _half,
-    ("BF16", "F32"): _widen,
-    ("BF16", "F16"): lambda bits: _half(_widen(bits)),
-    ("F16", "F32"): lambda values: values.astype("<f4"),
-    ("F16", "BF16"): lambda values: _narrow(values.astype("<f4")),
-}
-
-
-def castable(source: str, target: str) -> bool:
-    """Whether a source dtype can become a slot's dtype."""
-    return (source == target and source in _STORAGE) or (source, target) in _CASTS
-
-
-def cast(array: Array, source: str, target: str) -> Array:
-    """An array in the storage of ``source`` as one, contiguous, in the storage of ``target``."""
-    contiguous = np.ascontiguousarray(array)
-    return contiguous if source == target else _CASTS[source, target](contiguous)
-
-
-# ---- sources ----
-
-
-class Reader:
-    """Reads rows of the checkpoints' tensors; each file is opened once, and must stay as it was then."""
-
-    def __init__(self, checkpoints: dict[str, Checkpoint]) -> None:
-        self._checkpoints = checkpoints
-        self._files: dict[Path, tuple[int, os.stat_result]] = {}
-        self._stack = contextlib.ExitStack()
-        self._buffer = np.empty(BLOCK_BYTES, np.uint8)
-        self.read_bytes = 0
-
-    def __enter__(self) -> "Reader":
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self._stack.close()
-
-    def locate(self, part: Part) -> tuple[TensorInfo, Path]:
-        """Where a part's tensor is."""
-        checkpoint = self._checkpoints[part.source]
-        assert checkpoint.tensors is not None
-        info = checkpoint.tensors[part.tensor]
-        return info, checkpoint.directory / info.file
-
-    def identity(self, file: Path) -> list[object]:
-        """What tells whether a file is the one of the last compile: name, size, time of change, header."""
-        status = self._open(file)[1]
-        return [file.name, status.st_size, status.st_mtime_ns, self._header_sha256(file)]
-
-    def headers_sha256(self, source: str) -> str | None:
-        """Of the safetensors headers of all files of a checkpoint, by name; None where there is no such checkpoint."""
-        if source not in self._checkpoints:
-            return None
-        checkpoint = self._checkpoints[source]
-        assert checkpoint.tensors is not None
-        files = sorted({info.file for info in checkpoint.tensors.values()})
-        text = json.dumps([[file, self._header_sha256(checkpoint.directory / file)] for file in files])
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def rows(self, info: TensorInfo, file: Path, start: int, stop: int) -> Array:
-        """Rows of a tensor as [rows, width] in the storage of its dtype; valid until the next call."""
-        width = row_width(info)
-        row_bytes = width * ITEM_BYTES[info.dtype]
-        block = self._buffer[: (stop - start) * row_bytes]
-        self._fill(file, info.offset + start * row_bytes, block)
-        return block.view(_STORAGE[info.dtype]).reshape(stop - start, width)
-
-    def check_unchanged(self) -> None:
-        """Raise CheckpointError where a file changed since it was opened."""
-        for file, (_, before) in self._files.items():
-            try:
-                now = file.stat()
-            except OSError as error:
-                raise CheckpointError(f"{file}: vanished while it was compiled: {error.strerror}") from error
-            if _stamp(now) != _stamp(before):
-                raise CheckpointError(f"{file}: changed while it was compiled: compile again")
-
-    def _fill(self, file: Path, offset: int, block: Array) -> None:
-        descriptor = self._open(file)[0]
-        view, done = block.data, 0
-        while done < len(view):
-            try:
-                count = os.preadv(descriptor, [view[done:]], offset + done)
-            except OSError as error:
-                raise CheckpointError(f"{file}: cannot read at byte {offset + done}: {error.strerror}") from error
-            if count == 0:
-                raise CheckpointError(f"{file}: ends at byte {offset + done}, within a tensor: the file was truncated")
-            done += count
-        self.read_bytes += done
-
-    def _open(self, file: Path) -> tuple[int, os.stat_result]:
-        if file not in self._files:
-            try:
-                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise CheckpointError(f"{file}: cannot open: {error.strerror}") from error
-            self._stack.callback(os.close, descriptor)
-            self._files[file] = descriptor, os.fstat(descriptor)
-        return self._files[file]
-
-    def _header_sha256(self, file: Path) -> str:
-        descriptor, status = self._open(file)
-        length = os.pread(descriptor, 8, 0)
-        text = os.pread(descriptor, min(int.from_bytes(length, "little"), status.st_size), 8)
-        return hashlib.sha256(length + text).hexdigest()
-
-
-def row_width(info: TensorInfo) -> int:
-    """Elements of one row; a vector has rows of one."""
-    return info.shape[1] if len(info.shape) == 2 else 1
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 # ---- images ----
 
 
 class Writer:
-    """A file that grows at its end and is hashed as it grows; complete and on disk after ``finish``."""
+    """A file that grows at its end and is hashed as it grows; complete and on disk after ``finish``.
+
+    ``hash`` and ``write`` are each called with the same pieces in the same order, perhaps by two threads.
+    """
 
     def __init__(self, file: Path, size_bytes: int) -> None:
         self._file = file
         self._hash = blake3(max_threads=blake3.AUTO)
+        self._flushed_bytes = 0
         self.size_bytes = size_bytes
         self.written_bytes = 0
         self._descriptor: int | None = None
@@ -201,16 +68,21 @@ class Writer:
             self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             os.posix_fallocate(self._descriptor, 0, size_bytes)  # a full disk is told before an hour of copying
 
-    def write(self, data: bytes | Array) -> None:
-        """Append bytes, or a contiguous array."""
-        view = memoryview(data).cast("B") if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data
-        self._hash.update(view)
+    def hash(self, piece: memoryview) -> None:
+        self._hash.update(piece)
+
+    def write(self, piece: memoryview) -> None:
+        """Append bytes; raise OutputError."""
         assert self._descriptor is not None
         with self._errors():
-            while view:
-                count = os.write(self._descriptor, view)
+            while piece:
+                count = os.write(self._descriptor, piece)
                 self.written_bytes += count
-                view = view[count:]
+                piece = piece[count:]
+            if (fresh := self.written_bytes - self._flushed_bytes) >= FLUSH_BYTES:
+                # of dirty pages this means: begin to write them, without waiting
+                os.posix_fadvise(self._descriptor, self._flushed_bytes, fresh, os.POSIX_FADV_DONTNEED)
+                self._flushed_bytes = self.written_bytes
 
     def finish(self) -> str:
         """Bring the file to disk; its BLAKE3 in hex."""
@@ -230,8 +102,82 @@ class Writer:
         try:
             yield
         except OSError as error:
-            self.close()
             raise OutputError(f"{self._file}: cannot write {self.size_bytes} bytes: {error.strerror}") from error
+
+
+# ---- threads ----
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Buffer:
+    """Memory, and what still reads it or fills it."""
+
+    memory: Array
+    users: list["Future[None]"] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Wait until nobody uses it; raise what went wrong with it."""
+        _settle(self.users)
+
+
+def _settle(futures: "list[Future[None]]") -> None:
+    for future in futures:
+        future.result()
+    futures.clear()
+
+
+class _Lanes:
+    """A thread that reads, one that hashes and one that writes, each in the order in which it was asked."""
+
+    def __init__(self) -> None:
+        self._reading, self._hashing, self._writing = (
+            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("read", "hash", "write")
+        )
+        self._sources = _ring(SOURCE_BUFFERS, BLOCK_BYTES)
+        self._targets = _ring(TARGET_BUFFERS, 2 * BLOCK_BYTES)
+        self._literals: list[Future[None]] = []
+
+    def __enter__(self) -> "_Lanes":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        for lane in (self._reading, self._hashing, self._writing):
+            lane.shutdown(wait=True, cancel_futures=True)
+
+    def read(self, reader: Reader, file: TensorFile, offset: int, nbytes: int) -> _Buffer:
+        """A buffer whose first ``nbytes`` are the file's, once it is settled."""
+        buffer = next(self._sources)
+        buffer.settle()
+        view = buffer.memory[:nbytes].data
+        buffer.users.append(self._reading.submit(reader.read_into, file, offset, view))
+        return buffer
+
+    def target(self) -> _Buffer:
+        """A buffer that nobody uses, of 2 * BLOCK_BYTES."""
+        buffer = next(self._targets)
+        buffer.settle()
+        return buffer
+
+    def append(self, writer: Writer, piece: memoryview, buffer: _Buffer | None) -> None:
+        """Hash and write bytes, which are part of ``buffer``, or (None) are nobody's."""
+        users = self._literals if buffer is None else buffer.users
+        if len(self._literals) >= LITERALS:
+            _settle(self._literals)
+        users += [self._hashing.submit(writer.hash, piece), self._writing.submit(writer.write, piece)]
+
+    def settle(self) -> None:
+        """Wait for everything; raise what went wrong."""
+        _settle(self._literals)
+        for ring, count in ((self._sources, SOURCE_BUFFERS), (self._targets, TARGET_BUFFERS)):
+            for buffer in itertools.islice(ring, count):
+                buffer.settle()
+
+
+def _ring(count: int, nbytes: int) -> Iterator[_Buffer]:
+    return itertools.cycle([_Buffer(memory=np.empty(nbytes, np.uint8)) for _ in range(count)])
+
+
+# ---- the walk ----
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,24 +190,96 @@ class _Key:
 
 _Piece = tuple[_Key, Slot, Part | None]
 """A part of a slot, or (None) its literal."""
+_Consumer = tuple[Writer, Slot, Part]
 
 
-def stream(images: Sequence[tuple[Writer, Sequence[Slot]]], reader: Reader, progress: Progress | None) -> None:
-    """Write the slots of all images, in one walk over the source tensors."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Literal:
+    """Bytes that are the plan's own."""
+
+    writer: Writer
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Block:
+    """A rectangle of a source tensor, side by side in its file, and who wants a part of it."""
+
+    info: TensorInfo
+    file: TensorFile
+    rows: Range
+    cols: Range
+    """Of whole rows, unless a single row is larger than a buffer."""
+    consumers: Sequence[_Consumer]
+
+    @property
+    def offset(self) -> int:
+        first = self.rows[0] * row_width(self.info) + self.cols[0]
+        return self.info.offset + first * ITEM_BYTES[self.info.dtype]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows[1] - self.rows[0], self.cols[1] - self.cols[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape[0] * self.shape[1] * ITEM_BYTES[self.info.dtype]
+
+
+def row_width(info: TensorInfo) -> int:
+    """Elements of one row; a vector has rows of one."""
+    return info.shape[1] if len(info.shape) == 2 else 1
+
+
+def stream(images: Sequence[tuple[Writer, bytes, Sequence[Slot]]], reader: Reader, progress: Progress | None) -> None:
+    """Write header and slots of all images, in one walk over the tensors; raise CheckpointError or OutputError."""
+    total = sum(writer.size_bytes for writer, _, _ in images)
+    with _Lanes() as lanes:
+        for writer, header, _ in images:
+            lanes.append(writer, memoryview(header), None)
+        walk = _walk([(writer, slots) for writer, _, slots in images], reader)
+        for step, buffer in _read_ahead(walk, lanes, reader):
+            if isinstance(step, _Literal):
+                lanes.append(step.writer, memoryview(step.data), None)
+                continue
+            assert buffer is not None
+            buffer.settle()
+            _deal(step, buffer, lanes)
+            if progress is not None:
+                progress(sum(writer.written_bytes for writer, _, _ in images), total)
+        lanes.settle()
+    reader.check_unchanged()
+    if progress is not None:
+        progress(total, total)
+
+
+def _read_ahead(
+    steps: Iterator[_Literal | _Block], lanes: _Lanes, reader: Reader
+) -> Iterator[tuple[_Literal | _Block, _Buffer | None]]:
+    """The steps, each block with its buffer; the next AHEAD blocks are being read meanwhile."""
+    begun: deque[tuple[_Literal | _Block, _Buffer | None]] = deque()
+    ahead = 0
+    for step in steps:
+        buffer = None if isinstance(step, _Literal) else lanes.read(reader, step.file, step.offset, step.nbytes)
+        begun.append((step, buffer))
+        ahead += buffer is not None
+        while ahead > AHEAD:
+            yield begun[0]
+            ahead -= begun.popleft()[1] is not None
+    yield from begun
+
+
+def _walk(images: Sequence[tuple[Writer, Sequence[Slot]]], reader: Reader) -> Iterator[_Literal | _Block]:
     queues = [(writer, deque(_pieces(slots))) for writer, slots in images]
     waiting = Counter(key for _, queue in queues for key, _, part in queue if part is not None)
-    total = sum(writer.size_bytes for writer, _ in images)
     while True:
         for writer, queue in queues:
-            _write_literals(writer, queue)
+            yield from _literals(writer, queue)
         ready = _next(queues, waiting)
         if not ready:
-            break
-        consumers = [(writer, *queue.popleft()) for writer, queue in ready]
-        for _ in _copy(reader, [(writer, slot, part) for writer, _, slot, part in consumers if part is not None]):
-            if progress is not None:
-                progress(sum(writer.written_bytes for writer, _ in images), total)
-    reader.check_unchanged()
+            return
+        taken = [(writer, *queue.popleft()) for writer, queue in ready]
+        yield from _blocks(reader, [(writer, slot, part) for writer, _, slot, part in taken if part is not None])
 
 
 def _pieces(slots: Sequence[Slot]) -> Iterator[_Piece]:
@@ -270,11 +288,11 @@ def _pieces(slots: Sequence[Slot]) -> Iterator[_Piece]:
             yield _Key(slot=slot.name, part=number), slot, part
 
 
-def _write_literals(writer: Writer, queue: deque[_Piece]) -> None:
+def _literals(writer: Writer, queue: deque[_Piece]) -> Iterator[_Literal]:
     while queue and queue[0][2] is None:
         literal = queue.popleft()[1].literal
         assert literal is not None
-        writer.write(literal)
+        yield _Literal(writer=writer, data=literal)
 
 
 def _next(queues: Sequence[tuple[Writer, deque[_Piece]]], waiting: Counter[_Key]) -> list[tuple[Writer, deque[_Piece]]]:
@@ -294,40 +312,68 @@ def _next(queues: Sequence[tuple[Writer, deque[_Piece]]], waiting: Counter[_Key]
     return []
 
 
-def _copy(reader: Reader, consumers: Sequence[tuple[Writer, Slot, Part]]) -> Iterator[None]:
-    """Read the rows that any consumer wants, block by block, and give each its rectangle."""
+def _blocks(reader: Reader, consumers: Sequence[_Consumer]) -> Iterator[_Block]:
+    """The rows that any consumer wants, in blocks of at most BLOCK_BYTES; a larger row in pieces."""
     info, file = reader.locate(consumers[0][2])
-    row_bytes = row_width(info) * ITEM_BYTES[info.dtype]
-    if row_bytes > BLOCK_BYTES:
-        raise CheckpointError(f"{consumers[0][2].tensor}: a row of {row_bytes} bytes, expected at most {BLOCK_BYTES}")
-    wanted = [span for _, _, part in consumers for span in part.rows]
-    for start, stop in _blocks(wanted, BLOCK_BYTES // row_bytes):
-        block = reader.rows(info, file, start, stop)
-        for writer, slot, part in consumers:
-            for rows in part.rows:
-                first, last = max(start, rows[0]), min(stop, rows[1])
-                if first < last:
-                    rectangle = _columns(block[first - start : last - start], part.cols)
-                    writer.write(cast(rectangle, info.dtype, slot.dtype))
-        yield
+    width = max(1, row_width(info))
+    most = max(1, BLOCK_BYTES // ITEM_BYTES[info.dtype])
+    for start, stop in _union([span for _, _, part in consumers for span in part.rows]):
+        for first in range(start, stop, max(1, most // width)):
+            last = min(stop, first + max(1, most // width))
+            for left in range(0, width, most if width > most else width):
+                cols = left, min(width, left + most) if width > most else width
+                yield _Block(info=info, file=file, rows=(first, last), cols=cols, consumers=consumers)
 
 
-def _columns(rows: Array, cols: Ranges | None) -> Array:
-    """Ranges of columns side by side; a single one is a view."""
-    if cols is None:
-        return rows
-    pieces = [rows[:, start:stop] for start, stop in cols]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
-
-
-def _blocks(ranges: Sequence[Range], most: int) -> Iterator[Range]:
-    """The union of row ranges, cut into blocks of at most ``most`` rows; ranges that touch are one."""
+def _union(ranges: Sequence[Range]) -> list[Range]:
+    """The union of ranges; those that touch are one."""
     union: list[Range] = []
     for start, stop in sorted(ranges):
         if union and start <= union[-1][1]:
             union[-1] = union[-1][0], max(stop, union[-1][1])
         else:
             union.append((start, stop))
-    for start, stop in union:
-        for first in range(start, stop, most):
-            yield first, min(stop, first + most)
+    return union
+
+
+def _deal(block: _Block, buffer: _Buffer, lanes: _Lanes) -> None:
+    """Give each consumer its rectangle of a block that was read."""
+    source = buffer.memory[: block.nbytes].view(STORAGE[block.info.dtype]).reshape(block.shape)
+    for writer, slot, part in block.consumers:
+        for rows in part.rows:
+            first, last = max(block.rows[0], rows[0]), min(block.rows[1], rows[1])
+            if first < last:
+                there = source[first - block.rows[0] : last - block.rows[0]]
+                _give(writer, slot, _columns(there, block.cols, part.cols), block.info.dtype, buffer, lanes)
+
+
+def _columns(there: Array, held: Range, wanted: Ranges | None) -> list[Array]:
+    """What a consumer wants of the columns ``held`` of some rows, as views side by side."""
+    pieces = []
+    for start, stop in wanted or (held,):
+        left, right = max(start, held[0]), min(stop, held[1])
+        if left < right:
+            pieces.append(there[:, left - held[0] : right - held[0]])
+    return pieces
+
+
+def _give(writer: Writer, slot: Slot, pieces: list[Array], dtype: str, buffer: _Buffer, lanes: _Lanes) -> None:
+    """Append some columns of the same rows to an image: as they lie there, or gathered and cast in a buffer."""
+    if not pieces:
+        return
+    if len(pieces) == 1 and dtype == slot.dtype and pieces[0].flags.c_contiguous:
+        lanes.append(writer, _bytes(pieces[0]), buffer)
+        return
+    target = lanes.target()
+    shape = len(pieces[0]), sum(piece.shape[1] for piece in pieces)
+    out = target.memory[: shape[0] * shape[1] * ITEM_BYTES[slot.dtype]].view(STORAGE[slot.dtype]).reshape(shape)
+    left = 0
+    for piece in pieces:
+        cast_into(out[:, left : left + piece.shape[1]], piece, dtype, slot.dtype)
+        left += piece.shape[1]
+    lanes.append(writer, _bytes(out), target)
+
+
+def _bytes(values: Array) -> memoryview:
+    flat: Any = values.reshape(-1).view(np.uint8)
+    return flat.data  # type: ignore[no-any-return]

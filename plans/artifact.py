@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from plans.codec import decode, dump_yaml, encode, load_yaml
-from plans.schema import PlanError
+from plans.codec import decode, dump_yaml, encode, load_yaml, read_document
+from plans.schema import DType, PlanError
 
 LAYOUT_VERSION = 1
 """Of names, order and alignment of slots; images of another version are foreign."""
+BYTE_ORDER = "little"
 PAGE_BYTES = 4096
 ALIGNMENT_BYTES = 256
 IMAGES_FILE = "images.yaml"
@@ -38,6 +39,18 @@ class SlotEntry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Abi:
+    """What a program must know of an image to use its bytes."""
+
+    layout_version: int
+    byte_order: str
+    dtype: DType
+    """Of the plan: of all floats but the rotary frequencies."""
+    slots_sha256: str
+    """Of the slot table: layout version, byte order, and name, dtype, shape and offset of each slot."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Image:
     """One compiled image."""
 
@@ -45,29 +58,43 @@ class Image:
     size_bytes: int
     blake3: str
     """Of the whole file, in hex."""
-    abi_sha256: str
-    """Of the layout version and the slot table."""
-    inputs_sha256: str
-    """Of all that determines the bytes: slot table, source ranges, and the identity of the source files."""
+    abi: Abi
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceFile:
+    """A file of tensors as it was read."""
+
+    file: str
+    size_bytes: int
+    header_sha256: str
+    """Of the header's length and text: names, dtypes, shapes and offsets of its tensors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A checkpoint that was read: digests of its config and tensor table as in the plan, and its files by name."""
+
+    config_sha256: str
+    tensors_sha256: str
+    files: tuple[SourceFile, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sources:
-    """The checkpoints that were read: digests of their headers, and of config and tensor table as in the plan."""
+    """The checkpoints that were read."""
 
-    base_config_sha256: str
-    base_tensors_sha256: str
-    base_headers_sha256: str
-    draft_config_sha256: str | None
-    draft_tensors_sha256: str | None
-    draft_headers_sha256: str | None
+    base: Source
+    draft: Source | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Images:
-    """What ``images.yaml`` holds; ``images`` in the order of the plan's devices, perhaps not all of them."""
+    """What ``images.yaml`` holds; ``images`` in the order of the plan's devices, perhaps not all of them.
 
-    layout_version: int
+    A pure function of the plan, the checkpoints and the devices that were compiled: no time, host or path.
+    """
+
     plan_sha256: str
     sources: Sources
     images: tuple[Image, ...]
@@ -96,11 +123,12 @@ def align(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def abi_sha256(slots: Iterable[SlotEntry]) -> str:
-    """Digest of what a program must know of an image: layout version, byte order, names, dtypes, shapes, offsets."""
+def abi_of(slots: Iterable[SlotEntry], dtype: DType) -> Abi:
+    """The ABI of an image with these slots, of a plan in ``dtype``."""
     table = [[slot.name, slot.dtype, list(slot.shape), slot.offset] for slot in slots]
-    text = json.dumps([LAYOUT_VERSION, "little", table], separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    text = json.dumps([LAYOUT_VERSION, BYTE_ORDER, table], separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Abi(layout_version=LAYOUT_VERSION, byte_order=BYTE_ORDER, dtype=dtype, slots_sha256=digest)
 
 
 def compile_command(directory: Path, draft: bool) -> str:
@@ -117,7 +145,7 @@ def dump_images(images: Images) -> str:
 def load_images(directory: Path) -> Images:
     """Read ``images.yaml``; raise PlanError naming what is wrong, FileNotFoundError where there is none."""
     file = directory / IMAGES_FILE
-    raw = file.read_bytes()
+    raw = read_document(file)
     sealed = decode(_Sealed, load_yaml(raw, str(file)), str(file))
     if dump_images(sealed.artifact).encode() != raw:
         raise PlanError(f"{file}: sha256: the file was changed after the images were compiled: compile again")

@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import math
+import os
 import re
 import types
 from collections.abc import Iterator
@@ -66,6 +67,16 @@ def dump_yaml(data: Any) -> str:
     """Canonical YAML of plain data: block style, sequences of scalars on a line, keys in the order given."""
     # An infinite width is the only one that never folds, whatever the length of a sequence or a string.
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=math.inf, allow_unicode=True)
+
+
+def read_document(file: Path) -> bytes:
+    """The bytes of a document, of which no more are read than are parsed; raise PlanError, or OSError as open does."""
+    with file.open("rb") as stream:
+        raw = stream.read(MAX_DOCUMENT_BYTES + 1)
+        if len(raw) > MAX_DOCUMENT_BYTES:
+            size = max(len(raw), os.fstat(stream.fileno()).st_size)
+            raise PlanError(f"{file}: {size} bytes, expected at most {MAX_DOCUMENT_BYTES}")
+    return raw
 
 
 def load_yaml(text: str | bytes, where: str) -> Any:
@@ -304,7 +315,11 @@ def load(directory: Path) -> Plan:
     file = directory / "plan.yaml"
     if not file.is_file():
         raise PlanError(f"{directory}: no plan.yaml here: give the directory of a plan, as `planner build` wrote it")
-    return loads(file.read_bytes(), str(file))
+    try:
+        raw = read_document(file)
+    except OSError as error:
+        raise PlanError(f"{file}: cannot read: {error.strerror}") from error
+    return loads(raw, str(file))
 
 
 def digest(plan: Plan) -> str:

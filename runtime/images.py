@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import sys
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -79,11 +80,7 @@ def _record(plan: Plan, directory: Path, wanted: list[str]) -> Images:
         ) from error
     except PlanError as error:
         raise ImageDamaged(f"{error}; {_command(plan, directory)}") from error
-    if record.layout_version != LAYOUT_VERSION:
-        raise ImageForeign(
-            f"{directory / IMAGES_FILE}: layout_version: found {record.layout_version}, this program uses "
-            f"{LAYOUT_VERSION}; {_command(plan, directory)}"
-        )
+    _check_abi(plan, directory, record)
     digest = codec.digest(plan)
     if record.plan_sha256 != digest:
         raise ImageForeign(
@@ -91,6 +88,22 @@ def _record(plan: Plan, directory: Path, wanted: list[str]) -> Images:
             f"plan.yaml is now {digest}: it was changed after its images were compiled; {_command(plan, directory)}"
         )
     return record
+
+
+def _check_abi(plan: Plan, directory: Path, record: Images) -> None:
+    """Layout, byte order and dtype of the images must be those of this program, this machine and the plan."""
+    for number, image in enumerate(record.images):
+        pairs = (
+            ("layout_version", image.abi.layout_version, LAYOUT_VERSION, "this program uses"),
+            ("byte_order", image.abi.byte_order, sys.byteorder, "this machine has"),
+            ("dtype", image.abi.dtype, plan.options.dtype, "the plan has"),
+        )
+        for name, found, expected, whose in pairs:
+            if found != expected:
+                raise ImageForeign(
+                    f"{directory / IMAGES_FILE}: artifact.images[{number}].abi.{name}: found {found}, {whose} "
+                    f"{expected}; {_command(plan, directory)}"
+                )
 
 
 def _check_plan_file(plan: Plan, directory: Path, record: Images) -> None:
@@ -163,11 +176,11 @@ def _slots(descriptor: int, directory: Path, device: str, expected: artifact.Ima
     if metadata.get("device") != device or metadata.get("abi") != str(LAYOUT_VERSION):
         wanted = {"abi": str(LAYOUT_VERSION), "device": device}
         raise ImageForeign(f"{file}: __metadata__: found {metadata}, expected {wanted}: compile it again")
-    found = artifact.abi_sha256(slots)
-    if found != expected.abi_sha256:
+    found = artifact.abi_of(slots, expected.abi.dtype)
+    if found.slots_sha256 != expected.abi.slots_sha256:
         raise ImageForeign(
-            f"{file}: slot table: SHA-256 {found}, expected {expected.abi_sha256} as {IMAGES_FILE} records: "
-            "the image is of another plan or another layout; compile it again"
+            f"{file}: slot table: SHA-256 {found.slots_sha256}, expected {expected.abi.slots_sha256} as {IMAGES_FILE} "
+            "records: the image is of another plan or another layout; compile it again"
         )
     return start, slots
 

@@ -138,7 +138,7 @@ def test_the_pickle_of_a_head(tmp_path: Path, base: BaseInput) -> None:
     (where / SINGLE).unlink()
     draft = load_draft(where, base, pickle_cache=tmp_path / "cache")
     assert (draft.draft, draft.roles) == (expected.draft, expected.roles)
-    assert (draft.checkpoint.directory / SINGLE).is_file()
+    assert draft.checkpoint.files[PICKLE].path.is_file()
     assert "a pickle, expected model.safetensors" in refused(CheckpointError, lambda: load_draft(where, base))
 
 

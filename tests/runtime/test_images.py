@@ -211,16 +211,17 @@ def test_another_devices_image_is_foreign(artifact: Artifact) -> None:
     record = load_images(artifact.directory)
     of_b = record.find("b")
     assert of_b is not None
-    changes = {"size_bytes": of_b.size_bytes, "blake3": of_b.blake3, "abi_sha256": of_b.abi_sha256}
+    changes = {"size_bytes": of_b.size_bytes, "blake3": of_b.blake3, "abi": of_b.abi}
     seal(artifact.directory, replaced(record, "a", **changes))
     assert "__metadata__: found {'abi': '1', 'device': 'b'}" in refusal(ImageForeign, artifact)
 
 
 def test_another_abi_is_foreign(artifact: Artifact) -> None:
     record = load_images(artifact.directory)
-    seal(artifact.directory, replaced(record, "a", abi_sha256="0" * 64))
+    abi = record.images[0].abi
+    seal(artifact.directory, replaced(record, "a", abi=dataclasses.replace(abi, slots_sha256="0" * 64)))
     assert "slot table: SHA-256" in refusal(ImageForeign, artifact)
-    seal(artifact.directory, dataclasses.replace(record, layout_version=2))
+    seal(artifact.directory, replaced(record, "a", abi=dataclasses.replace(abi, layout_version=2)))
     assert "layout_version: found 2, this program uses 1" in refusal(ImageForeign, artifact)
 
 

@@ -1,0 +1,64 @@
+"""Casts between the floats of checkpoints and images, round to nearest even, a piece that fits a cache at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+STORAGE = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I64": "<i8"}
+"""What numpy holds a dtype in; it has no bfloat16, so that is its bits."""
+_PIECE = 1 << 17
+"""Elements that are cast at a time: their intermediates stay in a core's cache, and take no memory to speak of."""
+
+
+def _widen(bits: Array) -> Array:
+    """bfloat16 bits -> float32, exactly."""
+    widened = bits.astype(np.uint32)
+    np.left_shift(widened, np.uint32(16), out=widened)
+    return widened.view(np.float32)
+
+
+def _narrow(values: Array) -> Array:
+    """float32 -> bfloat16 bits, round to nearest even; a NaN stays a (quiet) NaN."""
+    bits: npt.NDArray[np.uint32] = values.view(np.uint32)
+    rounded = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
+    np.right_shift(rounded, np.uint32(16), out=rounded)
+    nan = np.isnan(values)
+    if nan.any():
+        rounded[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)
+    return rounded.astype(np.uint16)
+
+
+def _half(values: Array) -> Array:
+    """float32 -> float16, round to nearest even; beyond its range infinite, as everywhere."""
+    with np.errstate(over="ignore"):
+        return values.astype("<f2")
+
+
+_CASTS: dict[tuple[str, str], Callable[[Array], Array]] = {
+    ("F32", "BF16"): _narrow,
+    ("F32", "F16"): _half,
+    ("BF16", "F32"): _widen,
+    ("BF16", "F16"): lambda bits: _half(_widen(bits)),
+    ("F16", "F32"): lambda values: values.astype("<f4"),
+    ("F16", "BF16"): lambda values: _narrow(values.astype("<f4")),
+}
+
+
+def castable(source: str, target: str) -> bool:
+    """Whether a source dtype can become a slot's dtype."""
+    return (source == target and source in STORAGE) or (source, target) in _CASTS
+
+
+def cast_into(out: Array, values: Array, source: str, target: str) -> None:
+    """Fill ``out`` [rows, width], in the storage of ``target``, with ``values`` of its shape in that of ``source``."""
+    if source == target:
+        np.copyto(out, values)
+        return
+    rows = max(1, _PIECE // max(1, values.shape[1]))
+    for start in range(0, len(values), rows):
+        piece = np.ascontiguousarray(values[start : start + rows])
+        out[start : start + rows] = _CASTS[source, target](piece)
