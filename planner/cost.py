@@ -57,15 +57,8 @@ class Tier:
 
 def all_reduce_ns(tiers: Sequence[Tier], message_bytes: int) -> int:
     """Reduce and broadcast along a tree in each tier for the latency, one ring for the bytes; 0 within one device."""
-    members = prod(tier.count for tier in tiers)
-    latency, slowest = 0, 0
-    for tier in tiers:
-        if tier.count > 1:
-            assert tier.link is not None
-            latency += 2 * rounds(tier.count) * tier.link.latency_ns
-            ring = ceil_div(2 * (members - 1) * message_bytes * 10**9, members * tier.link.bandwidth_bytes_per_s)
-            slowest = max(slowest, ring)
-    return latency + slowest
+    members = _members(tiers)
+    return _tree_and_ring_ns(tiers, trees=2, ring_bytes=2 * (members - 1) * message_bytes, parts=members)
 
 
 def broadcast_ns(tiers: Sequence[Tier], message_bytes: int) -> int:
@@ -80,14 +73,21 @@ def broadcast_ns(tiers: Sequence[Tier], message_bytes: int) -> int:
 
 def all_gather_ns(tiers: Sequence[Tier], message_bytes: int) -> int:
     """Each member gets the messages of all the others, along a ring; 0 within one device."""
-    members = prod(tier.count for tier in tiers)
+    return _tree_and_ring_ns(tiers, trees=1, ring_bytes=(_members(tiers) - 1) * message_bytes, parts=1)
+
+
+def _members(tiers: Sequence[Tier]) -> int:
+    return prod(tier.count for tier in tiers)
+
+
+def _tree_and_ring_ns(tiers: Sequence[Tier], *, trees: int, ring_bytes: int, parts: int) -> int:
+    """The latency of so many trees in each tier, and ``ring_bytes / parts`` over the slowest link of the ring."""
     latency, slowest = 0, 0
     for tier in tiers:
         if tier.count > 1:
             assert tier.link is not None
-            latency += rounds(tier.count) * tier.link.latency_ns
-            ring = ceil_div((members - 1) * message_bytes * 10**9, tier.link.bandwidth_bytes_per_s)
-            slowest = max(slowest, ring)
+            latency += trees * rounds(tier.count) * tier.link.latency_ns
+            slowest = max(slowest, ceil_div(ring_bytes * 10**9, parts * tier.link.bandwidth_bytes_per_s))
     return latency + slowest
 
 

@@ -112,6 +112,11 @@ def _with(request: Request, wanted: Wanted) -> Request:
     return replace(request, wanted=wanted)
 
 
+def _asking(request: Request, wanted: Wanted, words: str, *args: str) -> _Candidate:
+    """What else may be wanted, by options."""
+    return _Candidate(words=words, request=_with(request, wanted), args=args)
+
+
 # Options
 
 
@@ -140,16 +145,14 @@ def _kv_dtypes(request: Request, settings: Settings) -> Iterator[_Candidate]:
     name: KvDType
     for name in get_args(KvDType):
         if KV_DTYPE_BYTES[name] < KV_DTYPE_BYTES[_asked(request).kv_dtype]:
-            narrower = _with(request, replace(request.wanted, kv_dtype=name))
-            yield _Candidate(words=f"KV in {name}", request=narrower, args=("--kv-dtype", name))
+            yield _asking(request, replace(request.wanted, kv_dtype=name), f"KV in {name}", "--kv-dtype", name)
 
 
 def _dtypes(request: Request, settings: Settings) -> Iterator[_Candidate]:
     name: DType
     for name in get_args(DType):
         if DTYPE_BYTES[name] < DTYPE_BYTES[_asked(request).dtype]:
-            narrower = _with(request, replace(request.wanted, dtype=name))
-            yield _Candidate(words=f"weights in {name}", request=narrower, args=("--dtype", name))
+            yield _asking(request, replace(request.wanted, dtype=name), f"weights in {name}", "--dtype", name)
 
 
 def _batch(request: Request, settings: Settings) -> Iterator[_Candidate]:
@@ -197,15 +200,14 @@ def _axes(request: Request, settings: Settings) -> Iterator[_Candidate]:
     name: KvAxis
     for name in get_args(KvAxis):
         if request.wanted.kv_axis not in (None, name):
-            other = _with(request, replace(request.wanted, kv_axis=name))
-            yield _Candidate(words=f"KV divided by {name}", request=other, args=("--kv", name))
+            yield _asking(request, replace(request.wanted, kv_axis=name), f"KV divided by {name}", "--kv", name)
 
 
 def _strategy(request: Request, settings: Settings) -> Iterator[_Candidate]:
     """Without the order of a strategy; a device map is an argument of its own, which no option takes back."""
     if request.wanted.strategy not in ("latency", "custom"):
-        free = _with(request, replace(request.wanted, strategy="latency"))
-        yield _Candidate(words="the fastest placement", request=free, args=("--strategy", "latency"))
+        free = replace(request.wanted, strategy="latency")
+        yield _asking(request, free, "the fastest placement", "--strategy", "latency")
 
 
 # Devices

@@ -94,30 +94,30 @@ class _Port:
     version: int | None
 
 
-def read_machine(library: Any = pynvml) -> Machine:
-    """Ask NVML; ``library`` is nvidia-ml-py or a recording of it. Raise MachineError without a driver or a GPU."""
+def read_machine(nvml: Any = pynvml) -> Machine:
+    """Ask NVML; ``nvml`` is nvidia-ml-py or a recording of it. Raise MachineError without a driver or a GPU."""
     try:
-        library.nvmlInit()
+        nvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise MachineError(
             f"no GPU can be detected: NVML says {error}: install the NVIDIA driver, or write the inventory by hand"
         ) from error
     try:
-        return _read(_Calls(library))
+        return _read(_Calls(nvml))
     finally:
-        library.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
 class _Calls:
     """Calls by name, with NVML's errors told apart."""
 
-    def __init__(self, library: Any) -> None:
-        self.library = library
+    def __init__(self, nvml: Any) -> None:
+        self.nvml = nvml
 
     def need(self, name: str, *arguments: Any) -> Any:
         """What the call returns, text for bytes; any failure is a MachineError."""
         try:
-            value = getattr(self.library, name)(*arguments)
+            value = getattr(self.nvml, name)(*arguments)
         except pynvml.NVMLError as error:
             raise MachineError(f"{name}: NVML says {error}: this GPU cannot be detected") from error
         return value.decode() if isinstance(value, bytes) else value
