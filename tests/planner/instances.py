@@ -1,5 +1,6 @@
-"""Small real inputs for planning: the demo's configs without weights, and inventories of a few MiB."""
+"""Small real inputs for planning: the demo's configs without weights, smaller ones still, and inventories for both."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,35 @@ def cpu(name: str, mib: int, bandwidth: int = 10) -> dict[str, Any]:
 
 def host(name: str, *devices: dict[str, Any], links: Any = None) -> dict[str, Any]:
     return {"name": name, "links": links or {"class": "shm"}, "devices": list(devices)}
+
+
+def gpu(name: str, kib: int, **figures: str) -> dict[str, Any]:
+    """An accelerator that no catalogue lists."""
+    rates = {"bandwidth": "500 GB/s", "flops": "50 TFLOP/s", "reserve": "0 B"}
+    return {"id": name, "type": "tiny-gpu", "memory": f"{kib} KiB"} | rates | figures
+
+
+TINY: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+}
+"""A model that is solved in a tenth of a second, in 3 MiB with its head; also that head, with one layer."""
+TINY_HEAD = TINY | {"num_hidden_layers": 1}
+
+
+def saved(directory: Path, config: dict[str, Any]) -> Path:
+    """A bare config in a directory of its own; its file."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory / "config.json"
 
 
 EQUAL: dict[str, Any] = {"hosts": [host("box", *(cpu(f"cpu{i}", 11) for i in range(4)))]}
