@@ -36,8 +36,15 @@ from plans.schema import (
 DEMO = Path(__file__).parent / "demo"
 """The embedded model: ``base``, and its heads ``eagle3`` and ``eagle1``."""
 
-DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10)
-MOST_TREE = Tree(kind="dynamic", total_token=1024, depth=64, top_k=256)
+DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=None)
+STATIC_PATHS = (
+    *((rank,) for rank in range(4)),
+    *((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)),
+    *((0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (0, 1, 1), (0, 2, 0), (0, 2, 1), (1, 0, 0)),
+    *((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 2), (0, 0, 0, 0, 0), (0, 0, 0, 0, 1)),
+)
+"""The tree of EAGLE-1: 25 drafted nodes in 5 levels."""
+MOST_TREE = Tree(kind="dynamic", total_token=1024, depth=64, top_k=256, paths=None)
 """Larger trees cost more than any acceptance brings back, and sizes that overflow."""
 
 MOST_DEFAULT_CONTEXT = 8192
@@ -160,7 +167,7 @@ def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
         if found > most:
             raise InputError(f"--tree: {name}: found {found}, expected at most {most}")
     pool = tree.top_k + tree.depth * tree.top_k**2
-    if tree.total_token - 1 > pool:
+    if tree.paths is None and tree.total_token - 1 > pool:
         raise InputError(
             f"--tree: total_token={tree.total_token} wants {tree.total_token - 1} drafted nodes, depth={tree.depth} "
             f"and top_k={tree.top_k} draft {pool} at most (top_k + depth * top_k^2)"

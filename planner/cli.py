@@ -34,7 +34,7 @@ from plans import codec
 from plans import diff as plan_diff
 from plans.check import require
 from plans.diff import format_bytes
-from plans.facts import MOST_STALL_S
+from plans.facts import MOST_STALL_S, path_problems, static_tree
 from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, DType, KvAxis, Plan, PlanError, Strategy, Tree
 
 DIRECTORY = click.Path(path_type=Path)
@@ -134,9 +134,12 @@ def parse_within(context: click.Context, parameter: click.Parameter, value: str 
 
 
 def parse_tree(context: click.Context, parameter: click.Parameter, value: str | None) -> Tree | None:
-    """``total_token=60,depth=7,top_k=10``, each of them optional."""
+    """``total_token=60,depth=7,top_k=10``, each of them optional; ``static``, or ``static=0,1,0.0`` with its nodes."""
     if value is None:
         return None
+    kind, equals, paths = value.partition("=")
+    if kind == "static":
+        return static_tree(_paths(paths) if equals else builder.STATIC_PATHS)
     default = builder.DEFAULT_TREE
     numbers = {"total_token": default.total_token, "depth": default.depth, "top_k": default.top_k}
     for item in value.split(","):
@@ -147,7 +150,20 @@ def parse_tree(context: click.Context, parameter: click.Parameter, value: str | 
         if not number.isdecimal() or int(number) < least:
             raise click.BadParameter(f"{name}: found {number!r}, expected a whole number of at least {least}")
         numbers[name] = int(number)
-    return Tree(kind="dynamic", **numbers)
+    return Tree(kind="dynamic", **numbers, paths=None)
+
+
+def _paths(text: str) -> tuple[tuple[int, ...], ...]:
+    """Nodes as ranks from the root: 0.1 is the second child of the first; in the order of a plan."""
+    for item in text.split(","):
+        if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4})*", item):
+            raise click.BadParameter(f"static: found {item!r}, expected ranks of a node and of those above, as in 0.1")
+    given = [tuple(int(rank) for rank in item.split(".")) for item in text.split(",")]
+    paths = tuple(sorted(given, key=lambda path: (len(path), path)))
+    problem = next(path_problems(paths), None)
+    if problem is not None:
+        raise click.BadParameter(f"static: {problem}")
+    return paths
 
 
 def parse_context(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
@@ -223,7 +239,7 @@ def main() -> None:
 )
 @click.option("--device-map", type=DIRECTORY, help="A Hugging Face device_map (YAML or JSON), for custom.")
 @click.argument("map_file", metavar="[MAP]", type=DIRECTORY, required=False)
-@click.option("--tree", callback=parse_tree, help="total_token=60,depth=7,top_k=10: the draft token tree.")
+@click.option("--tree", callback=parse_tree, help="total_token=60,depth=7,top_k=10, or static: the draft token tree.")
 @click.option("--prefill-chunk", type=click.IntRange(min=1), help="Prompt tokens of one forward.")
 @click.option(
     "--stall-timeout",

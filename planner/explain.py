@@ -172,9 +172,9 @@ def _no_draft(request: Request, settings: Settings) -> Iterator[_Candidate]:
 
 def _tree(request: Request, settings: Settings) -> Iterator[_Candidate]:
     """The largest tree of the same depth and width."""
-    if request.draft is None:
-        return
     tree = request.wanted.tree or DEFAULT_TREE
+    if request.draft is None or tree.paths is not None:
+        return
 
     def of(nodes: int) -> Request:
         return _with(request, replace(request.wanted, tree=replace(tree, total_token=nodes)))

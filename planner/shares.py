@@ -18,6 +18,7 @@ from plans.buffers import (
     draft_kv_bytes,
     draft_kv_rows,
     embed_buffers,
+    fed_rows,
     head_buffers,
     kv_bytes,
     kv_rows,
@@ -271,7 +272,7 @@ class DraftShares:
 
     @cached_property
     def passes(self) -> tuple[tuple[Pass, int], ...]:
-        """Of a step, with how often it is made: over the accepted rows, then over a beam."""
+        """Of a step, with how often it is made: over the accepted rows, then over what is fed back of a level."""
         tree, batch, hidden = self.options.tree, self.options.batch, self.draft.hidden_size
         assert tree is not None
         first = Pass(
@@ -282,7 +283,9 @@ class DraftShares:
             hidden=hidden,
             width=DTYPE_BYTES[self.options.dtype],
         )
-        return (first, 1), (dataclasses.replace(first, rows=batch * tree.top_k), tree.depth)
+        fed = fed_rows(tree)
+        every = ((dataclasses.replace(first, rows=batch * rows), fed.count(rows)) for rows in dict.fromkeys(fed))
+        return (first, 1), *every
 
     @cached_property
     def attention(self) -> Callable[[int, int], Work]:

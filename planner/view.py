@@ -211,7 +211,8 @@ def _option_lines(plan: Plan) -> tuple[tuple[str, str], ...]:
     if options.gap_ppm:
         lines.append(("accepted gap", f"{options.gap_ppm / 10**4:g} %"))
     if tree is not None:
-        lines.append(("tree", f"total_token {tree.total_token}, depth {tree.depth}, top_k {tree.top_k}"))
+        static = "static, " if tree.kind == "static" else ""
+        lines.append(("tree", f"{static}total_token {tree.total_token}, depth {tree.depth}, top_k {tree.top_k}"))
     return tuple(lines)
 
 

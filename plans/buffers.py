@@ -13,10 +13,12 @@ What a subgroup exchanges, beside the all-reduce of the stage:
     heads     nothing: a member has its KV heads whole, and h is its part of their query heads
     context   each member attends to its rows of the cache; all gather the partial outputs, each with the logarithm of
               its sum of exponentials, in float32 [R, h, D + 1]: its own and those of all m. Merged, a member goes on
-              with its slice of the columns of o
-    head_dim  each member multiplies its dims of queries and keys; the scores are summed over the subgroup, for
-              SCORE_COLUMNS rows of the cache at a time, in float32 [R, h, columns]; the exponentials are kept beside
-              them, and the running maximum and sum
+              with its slice of the columns of o. The tree's rows are on every member, which all compute its keys
+              and values anyway, and so keep the accepted ones without a message
+    head_dim  each member multiplies its dims of queries and keys; the scores are summed over the subgroup in float32
+
+              Both go through the cache SCORE_COLUMNS rows at a time, in float32: the scores [R, h, columns], their
+              exponentials beside them, the running maximum and sum, and two outputs
     batch     nothing: a member has all rows and works on those of its sequences; the others' are zeros in the sum
 """
 
@@ -35,6 +37,7 @@ from plans.schema import (
     Options,
     Plan,
     Stage,
+    Tree,
 )
 
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
@@ -48,7 +51,7 @@ MAX_AUX_FEATURES = 3
 """Target features of an eagle3 head; an eagle head has one."""
 
 SCORE_COLUMNS = 256
-"""Cache rows whose scores a ``head_dim`` subgroup sums at once."""
+"""Cache rows whose scores a subgroup by ``context`` or ``head_dim`` has at once."""
 
 _BYTES = {**KV_DTYPE_BYTES, "int64": 8, "float64": 8, "uint8": 1}
 
@@ -133,9 +136,17 @@ def accept_rows(options: Options) -> int:
     return min(tree_depth(options) + 1, tree_rows(options))
 
 
+def fed_rows(tree: Tree) -> tuple[int, ...]:
+    """Rows of one sequence in each pass of the head that feeds drafted nodes back: a beam, or those with children."""
+    if tree.paths is None:
+        return (tree.top_k,) * tree.depth
+    parents = {path[:-1] for path in tree.paths}
+    return tuple(sum(len(path) == level for path in parents) for level in range(1, tree.depth + 1))
+
+
 def beam_rows(options: Options) -> int:
-    """Rows of one sequence in one pass of the head while the tree grows."""
-    return options.tree.top_k if options.tree else 0
+    """Most rows of one sequence in one pass of the head while the tree grows: the root's is one."""
+    return max(1, *fed_rows(options.tree)) if options.tree else 0
 
 
 def forward_rows(options: Options) -> int:
@@ -149,8 +160,8 @@ def draft_rows(options: Options) -> int:
 
 
 def pool_rows(options: Options) -> int:
-    """Candidates of one dynamic tree."""
-    return options.tree.top_k * (1 + options.tree.depth * options.tree.top_k) if options.tree else 0
+    """Candidates of one tree."""
+    return options.tree.top_k * (1 + sum(fed_rows(options.tree))) if options.tree else 0
 
 
 def kv_rows(options: Options) -> int:
@@ -159,8 +170,8 @@ def kv_rows(options: Options) -> int:
 
 
 def draft_tree_rows(options: Options) -> int:
-    """KV rows of the growing tree: one beam per level that is fed back; at least one, which takes padding."""
-    return max(1, options.tree.depth * options.tree.top_k) if options.tree else 1
+    """KV rows of the growing tree: of each level what is fed back; at least one, which takes padding."""
+    return max(1, sum(fed_rows(options.tree))) if options.tree else 1
 
 
 def draft_kv_rows(options: Options) -> int:
@@ -277,7 +288,7 @@ def draft_buffers(
     """Buffers of a device with a share of the EAGLE head; a looked-up row is whole, whatever the rows of the table."""
     assert embed_rows >= 0
     rows, beam, hidden = draft_rows(options), options.batch * beam_rows(options), draft.hidden_size
-    best, pool = 2 * beam_rows(options) + 2, options.batch * pool_rows(options)
+    best, pool = 2 * (options.tree.top_k if options.tree else 0) + 2, options.batch * pool_rows(options)
     common = _Common(options=options, prefix="draft.", hidden=hidden, rows=rows, group_size=group_size)
     kv = draft_kv_rows(options)
     return (
@@ -289,9 +300,7 @@ def draft_buffers(
         Buffer(name="draft.scratch.head", term="buffers", dtype="float32", shape=(3, beam, head_rows)),
         Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
         Buffer(name="draft.scratch.input", term="buffers", dtype=options.dtype, shape=(4, rows, hidden)),
-        *_layer_buffers(
-            common, draft.attention, (draft.mlp,), share=whole_heads(kv_heads), mlp_units=mlp_units, kv=kv
-        ),
+        *_layer_buffers(common, draft.attention, (draft.mlp,), share=whole_heads(kv_heads), mlp_units=mlp_units, kv=kv),
     )
 
 
@@ -341,7 +350,8 @@ def _layer_buffers(
     """What running layers needs besides their KV: rotary table, mask, temporaries, copies for collectives."""
     dtype, rows = common.options.dtype, common.rows
     heads = query_heads(attention, share)
-    _, _, seen, _, dims = _cache_shape(common.options, attention, share, 1, kv)
+    cache = _cache_shape(common.options, attention, share, 1, kv)
+    seen, dims = cache[2], cache[4]
     # normed input twice (float32 inside the norm counts double), q k v, their rotated copy, output, residual
     copies = 4 if attention.qk_norm else 3
     attention_width = 4 * common.hidden + copies * (heads + share.heads) * dims
@@ -353,7 +363,7 @@ def _layer_buffers(
         return Buffer(name=common.prefix + name, term=term, dtype=dtype, shape=shape)
 
     return (
-        buffer("rotary", "buffers", (2, rotary_rows(common.options), attention.head_dim)),
+        buffer("rotary", "buffers", (2, rotary_rows(common.options), dims)),
         buffer("bias", "buffers", (rows, seen)),
         buffer("scratch.bias", "buffers", (rows, seen)),
         buffer("scratch.attention", "buffers", (rows, attention_width)),
@@ -361,8 +371,17 @@ def _layer_buffers(
         # logits of the router, their softmax, its order and the weights that are left
         Buffer(name=f"{common.prefix}scratch.router", term="buffers", dtype="float32", shape=(4, rows, routed)),
         buffer("scratch.reduce", "comm", (rows, reduced)),
-        *_subgroup_buffers(share, rows, heads, attention.head_dim, seen),
+        *_converted(common, cache),
+        *_subgroup_buffers(share, rows, heads, attention.head_dim, cache),
     )
+
+
+def _converted(common: _Common, cache: tuple[int, ...]) -> tuple[Buffer, ...]:
+    """A layer's cache in the dtype of activations, where it is kept in another, and the rows that are written."""
+    if common.options.kv_dtype == common.options.dtype:
+        return ()
+    shape = (*cache[1:2], cache[2] + common.rows, *cache[3:])
+    return (Buffer(name=f"{common.prefix}scratch.kv", term="buffers", dtype=common.options.dtype, shape=shape),)
 
 
 def _mlp_width(mlp: Mlp, hidden: int, units: int) -> int:
@@ -376,20 +395,25 @@ def _mlp_width(mlp: Mlp, hidden: int, units: int) -> int:
     return 3 * channels
 
 
-def _subgroup_buffers(share: KvShare, rows: int, heads: int, head_dim: int, seen: int) -> tuple[Buffer, ...]:
-    """What members of a subgroup exchange, as told above."""
-    if share.parts == 1:
+def _subgroup_buffers(
+    share: KvShare, rows: int, heads: int, head_dim: int, cache: tuple[int, ...]
+) -> tuple[Buffer, ...]:
+    """What members of a subgroup exchange, as told above; ``cache``: the shape of one layer's."""
+    if share.parts == 1 or share.axis in ("heads", "batch"):
         return ()
-    if share.axis == "context":
-        shape = (1 + share.parts, rows, heads, head_dim + 1)
-        return (Buffer(name="partial", term="comm", dtype="float32", shape=shape),)
+    _, sequences, seen, both, dims = cache
+    columns = min(seen, SCORE_COLUMNS)
+    # scores and their exponentials lie in one buffer each, the keys and values of as many rows of the cache in another
+    streamed = (
+        Buffer(name="scratch.scores", term="buffers", dtype="float32", shape=(rows, heads, columns + 4 + 3 * dims)),
+        Buffer(name="scratch.columns", term="buffers", dtype="float32", shape=(sequences, columns, both, dims)),
+    )
+    scores = Buffer(name="scores", term="comm", dtype="float32", shape=(rows, heads, columns))
     if share.axis == "head_dim":
-        columns = min(seen, SCORE_COLUMNS)
-        return (
-            Buffer(name="scores", term="comm", dtype="float32", shape=(rows, heads, columns)),
-            Buffer(name="scratch.scores", term="buffers", dtype="float32", shape=(rows, heads, columns + 2)),
-        )
-    return ()
+        return (scores, *streamed)
+    partial = Buffer(name="partial", term="comm", dtype="float32", shape=(1 + share.parts, rows, heads, head_dim + 1))
+    merged = Buffer(name="scratch.merged", term="buffers", dtype="float32", shape=(share.parts, rows, heads, head_dim))
+    return (scores, partial, merged, *streamed)
 
 
 def _feature_buffer(name: str, options: Options, width: int) -> Buffer:
@@ -469,12 +493,15 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
 def _cache_shape(
     options: Options, attention: Attention, share: KvShare, num_layers: int, rows: int
 ) -> tuple[int, int, int, int, int]:
-    """Layers, B, T, 2k (keys, then values), D; one of B, T, D is divided over a subgroup, by ``heads`` none."""
+    """Layers, B, T, 2k (keys, then values), D; one of B, T, D is divided over a subgroup, by ``heads`` none.
+
+    Of T those of the sequence are divided, not those of the tree.
+    """
     sequences, dims, parts = options.batch, attention.head_dim, share.parts
     if share.axis == "batch":
         sequences = -(-sequences // parts)
     elif share.axis == "context":
-        rows = _align(-(-rows // parts), ROW_ALIGN)
+        rows = _align(tree_rows(options) + -(-options.context // parts), ROW_ALIGN) if parts > 1 else rows
     elif share.axis == "head_dim":
         assert dims % (2 * parts) == 0, "a part of a head is whole rotary pairs"
         dims //= parts

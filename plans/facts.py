@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from plans.buffers import MAX_AUX_FEATURES, pool_rows
-from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Options, Plan
+from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Options, Plan, Tree
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -85,16 +85,62 @@ def _check_options(options: Options) -> Iterator[Violation]:
         yield bad("options.gap_ppm", options.gap_ppm, "less than 1000000")
     if options.within_ppm is not None and not 0 <= options.within_ppm <= 10**6:
         yield bad("options.within_ppm", options.within_ppm, "from 0 to 1000000, or null")
-    tree = options.tree
-    if tree is None:
-        return
-    if tree.top_k < 1:
+    if options.tree is not None:
+        yield from _check_tree(options, options.tree)
+
+
+def _check_tree(options: Options, tree: Tree) -> Iterator[Violation]:
+    if (tree.kind == "static") != (tree.paths is not None):
+        yield bad("options.tree.paths", tree.paths, "nodes exactly where the kind is static")
+    elif tree.paths is not None:
+        yield from _check_paths(tree, tree.paths)
+    elif tree.top_k < 1:
         yield bad("options.tree.top_k", tree.top_k, "at least 1")
-    if tree.total_token < 2:
+    elif tree.total_token < 2:
         yield bad("options.tree.total_token", tree.total_token, "at least 2: the root and a drafted token")
     elif tree.total_token - 1 > pool_rows(options):
         pool = f"the root and a pool of {tree.top_k} + {tree.depth} * {tree.top_k}^2 candidates"
         yield bad("options.tree.total_token", tree.total_token, f"at most {pool_rows(options) + 1}: {pool}")
+
+
+def _check_paths(tree: Tree, paths: tuple[tuple[int, ...], ...]) -> Iterator[Violation]:
+    for problem in path_problems(paths):
+        yield bad("options.tree.paths", f"{len(paths)} nodes", problem)
+        return
+    follows = static_tree(paths)
+    for name in ("total_token", "depth", "top_k"):
+        if getattr(tree, name) != getattr(follows, name):
+            expected = f"{getattr(follows, name)}, which follows from the paths"
+            yield bad(f"options.tree.{name}", getattr(tree, name), expected)
+
+
+def path_problems(paths: tuple[tuple[int, ...], ...]) -> Iterator[str]:
+    """What is wrong with the nodes of a static tree."""
+    if not paths:
+        yield "expected at least one node"
+    known: set[tuple[int, ...]] = {()}
+    for path in paths:
+        name = ".".join(map(str, path))
+        if not path or min(path) < 0:
+            yield f"{name}: expected ranks of at least 0"
+        elif path in known:
+            yield f"{name}: expected once"
+        elif path[:-1] not in known:
+            yield f"{name}: expected its parent before it"
+        known.add(path)
+    if list(paths) != sorted(paths, key=lambda path: (len(path), path)):
+        yield "expected the shorter first, then in order"
+
+
+def static_tree(paths: tuple[tuple[int, ...], ...]) -> Tree:
+    """The static tree of these nodes."""
+    return Tree(
+        kind="static",
+        total_token=1 + len(paths),
+        depth=max(map(len, paths)) - 1,
+        top_k=1 + max(max(path) for path in paths),
+        paths=paths,
+    )
 
 
 def natural_key(text: str) -> tuple[tuple[tuple[str, int, str], ...], str]:

@@ -114,13 +114,19 @@ class Inputs:
 class Tree:
     """The draft token tree of one step, as eagle's ``total_token``, ``depth`` and ``top_k`` define it.
 
-    ``total_token`` counts the root; there are ``depth + 1`` drafted levels.
+    ``total_token`` counts the root; there are ``depth + 1`` drafted levels. ``dynamic``: the ``total_token`` - 1 most
+    probable nodes of those that beams of ``top_k`` find. ``static``: always the nodes of ``paths``; then the numbers
+    follow from these.
     """
 
-    kind: Literal["dynamic"]
+    kind: Literal["dynamic", "static"]
     total_token: int
     depth: int
     top_k: int
+    """Of ``static``: one more than the largest rank."""
+    paths: tuple[tuple[int, ...], ...] | None
+    """Of ``static``: the drafted nodes, each by the ranks of its ancestors and its own among the children of their
+    parents, from the root; the shorter first, then in order. None in ``dynamic``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -265,7 +271,8 @@ class Stage:
     """A contiguous range of layers run by one ordered group of devices; the first is its leader.
 
     Consecutive devices form subgroups. The m members of a subgroup share the KV cache of its heads along ``kv_axis``:
-    ``context``: ceil(T/m) rows of every sequence; ``head_dim``: D/m dims of every head; ``batch``: ceil(B/m) sequences.
+    ``context``: the tree's rows, and of every sequence each m-th position; ``head_dim``: D/m dims of every head;
+    ``batch``: ceil(B/m) sequences.
     ``heads``: none of it is shared, each member has it whole; the i-th has query heads [i*g/m, (i+1)*g/m) of the g of
     each KV head.
     """

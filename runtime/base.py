@@ -9,6 +9,9 @@
 
 Each arrow is one broadcast from a group's leader to the next group, and none where both are the same devices; a leader
 that is in the next group too goes on with what it sent.
+
+Shapes: B sequences, N nodes of the tree of each, C rows of a prefill chunk, W = B * N or C rows of a forward, H hidden
+size, a captured features.
 """
 
 import math
@@ -17,13 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plans.buffers import forward_rows, layer_class, tree_rows
+from plans.buffers import KvShare, kv_shares, layer_class, tree_rows
 from plans.schema import Plan, Stage
 from runtime.blocks import Binder, Layer, Slots
-from runtime.comm import Comm, Group
+from runtime.comm import Comm
 from runtime.kvcache import KvCache
-from runtime.layers import Rows, hide, rotary_at, rotary_table
+from runtime.layers import Attend, Rows, attend, hide, rotary_at, rotary_table
 from runtime.memory import DTYPES, Memory
+from runtime.subgroup import ByContext, ByHeadDim
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,29 +49,37 @@ class Base:
         self._stage = None if stage is None else BaseStage(plan, stage, slots, memory, comm)
         self._head = None if comm.head is None else BaseHead(plan, slots, memory, comm)
 
-    @property
-    def cache(self) -> KvCache | None:
-        """The KV cache of its layers."""
-        return None if self._stage is None else self._stage.cache
-
-    def prefill(self, tokens: Tensor, last: int) -> Forward | None:
-        """Run a chunk of the prompt, tokens [C] of which 0 … ``last`` count, behind what is committed; commit it.
+    def prefill(self, sequence: int, tokens: Tensor, last: int) -> Forward | None:
+        """Run a chunk of a prompt, tokens [C] of which 0 … ``last`` count, behind what is committed; commit it.
 
         The output on the devices of the head, None elsewhere.
         """
         width = tokens.shape[0]
         hidden = None if self._embedding is None else self._embedding(tokens)
-        carry = None if self._stage is None else self._stage.prefill(hidden, width, last)
+        carry = None if self._stage is None else self._stage.prefill(sequence, hidden, width, last)
         return None if self._head is None else self._head(carry, width)
 
     def verify(self, tokens: Tensor, mask: Tensor) -> Forward | None:
-        """Run a tree, tokens [N] whose ancestors are ``mask`` [N, N], behind what is committed; commits nothing.
+        """Run trees, tokens [B, N] whose ancestors are ``mask`` [B, N, N], behind what is committed; commits nothing.
 
         The output on the devices of the head, None elsewhere.
         """
-        hidden = None if self._embedding is None else self._embedding(tokens)
+        hidden = None if self._embedding is None else self._embedding(tokens.flatten())
         carry = None if self._stage is None else self._stage.verify(hidden, mask)
-        return None if self._head is None else self._head(carry, tokens.shape[0])
+        return None if self._head is None else self._head(carry, tokens.numel())
+
+    def keep(self, path: Tensor, accepted: Tensor, nodes: int, kept: list[int]) -> None:
+        """Commit of each tree the root and the accepted nodes: ``path`` [B, A] are their numbers, root first.
+
+        ``accepted`` [B]: how many behind the root, -1 where nothing is kept; ``kept``: one more, on the host.
+        """
+        if self._stage is not None:
+            self._stage.keep(path, accepted, nodes, kept)
+
+    def forget(self) -> None:
+        """Begin again, with nothing committed."""
+        if self._stage is not None:
+            self._stage.forget()
 
     def best(self, normed: Tensor) -> Tensor:
         """``normed`` [W, H] of the head's devices -> the base's choice after each row [W]."""
@@ -108,62 +120,100 @@ class BaseStage:
         self._hop_in = hop_in if hop_in.receives else None
         self._hop_out = hop_out if hop_out is not None and hop_out.sends else None
         binder = Binder(slots=slots, dtype=self._dtype, group=group, hidden=plan.model.hidden_size)
-        self._layers = _layers(plan, stage, binder, group)
+        self._layers = _layers(plan, stage, binder, _attend(plan, stage, memory, comm))
         eagle3 = plan.draft is not None and plan.draft.kind == "eagle3"
         aux = plan.draft.aux_layers if plan.draft is not None and eagle3 else ()
         self._captures = {layer - stage.first_layer: 1 + slot for slot, layer in enumerate(aux)}
         self._first = number == 0
-        self.cache = KvCache([memory.buffer(name) for name in memory.names("kv")], tree_rows(options))
+        # runs differ in the number of heads alone
+        self._share = kv_shares(stage, stage.runs[0].kv_heads)[group.index]
+        by_context = self._share.axis == "context"
+        self._sequences = _own_sequences(options.batch, self._share)
+        self.cache = KvCache(
+            [memory.buffer(name) for name in memory.names("kv")],
+            tree_rows(options),
+            sequences=self._sequences,
+            part=self._share.part if by_context else 0,
+            parts=self._share.parts if by_context else 1,
+        )
+        self._divided = len(self._sequences) < options.batch
         self._carry = Carry(memory.buffer("carry"))
         self._bias = memory.buffer("bias")
         self._rotary = memory.buffer("rotary")
-        inv_freq = slots.tensor("rope.inv_freq", (self._rotary.shape[2] // 2,), torch.float32)
-        self._rotary.copy_(rotary_table(inv_freq, self._rotary.shape[1], self._dtype))
-        self._number = torch.arange(forward_rows(options), device=self._bias.device)
+        self._rotary.copy_(rotary_table(_frequencies(plan, slots, self._share), self._rotary.shape[1], self._dtype))
+        self._nothing = Rows(
+            rotary=self._rotary[:, :0].unsqueeze(2),
+            bias=self._bias[:0].view(0, 1, 0, self._bias.shape[1]),
+            sequences=slice(0, 0),
+            seen=slice(0, 0),
+            written=slice(0, 0),
+            here=slice(0, 0),
+        )
 
-    def prefill(self, hidden: Tensor | None, width: int, last: int) -> Tensor:
+    def prefill(self, sequence: int, hidden: Tensor | None, width: int, last: int) -> Tensor:
         """A padded chunk of ``width`` rows, 0 … ``last`` of which count, behind what is committed; commits it.
 
         ``hidden`` [width, H]: of the embedding, where this device has it. The carry [1 + a, width, H].
         """
-        cache = self.cache
+        if sequence not in self._sequences:
+            return self._forward(hidden, width, self._nothing)
+        cache, number = self.cache, self._sequences.index(sequence)
+        own = slice(number, number + 1)
         start, window = cache.tree_rows, cache.window(width)
-        positions = self._number[:width] + cache.length
+        positions = cache.positions(width, own)
         bias = self._bias[:width, start:window]
-        hide(bias, cache.columns[: window - start] <= positions.unsqueeze(1))
+        hide(bias, cache.columns[: window - start] <= positions.view(width, 1))
         output = self._forward(
             hidden,
             width,
             Rows(
-                rotary=rotary_at(self._rotary, positions),
-                bias=bias,
+                rotary=rotary_at(self._rotary, positions.flatten()),
+                bias=bias[None, None],
+                sequences=own,
                 seen=slice(start, window),
-                written=cache.append(width, last),
+                written=cache.append(width, torch.full((1, 1), last, device=bias.device), own),
+                here=slice(0, width) if self._divided else None,
             ),
         )
-        cache.commit(last + 1)
+        cache.commit([last + 1 if other == number else 0 for other in range(len(self._sequences))])
         return output
 
     def verify(self, hidden: Tensor | None, mask: Tensor) -> Tensor:
-        """A tree whose ancestors are ``mask`` [N, N], behind what is committed; commits nothing.
+        """Trees whose ancestors are ``mask`` [B, N, N], behind what is committed; commits nothing.
 
-        ``hidden`` [N, H]: of the embedding, where this device has it. The carry [1 + a, N, H].
+        ``hidden`` [B * N, H]: of the embedding, where this device has it. The carry [1 + a, B * N, H].
         """
-        cache, nodes = self.cache, mask.shape[0]
+        cache, (batch, nodes, _) = self.cache, mask.shape
+        first, count = self._sequences.start, len(self._sequences)
+        mask = mask[first : first + count]
         place, window = cache.tree(nodes), cache.window(0)
-        bias = self._bias[:nodes, place.start : window]
-        hide(bias[:, nodes:], cache.columns[place.stop : window] < place.stop + cache.length)
-        hide(bias[:, :nodes], mask)
+        bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, place.start : window]
+        hide(bias[:, :, nodes:], cache.columns[: window - place.stop] < cache.lengths.unsqueeze(2))
+        if self._share.axis == "context" and self._share.part:
+            bias[:, :, :nodes].fill_(float("-inf"))  # the tree is on every member, and counts once
+        else:
+            hide(bias[:, :, :nodes], mask)
         return self._forward(
             hidden,
-            nodes,
+            batch * nodes,
             Rows(
-                rotary=rotary_at(self._rotary, mask.sum(1) + (cache.length - 1)),
-                bias=bias,
+                rotary=rotary_at(self._rotary, (mask.sum(2) + (cache.lengths - 1)).flatten()),
+                bias=bias.unsqueeze(1),
+                sequences=slice(0, count),
                 seen=slice(place.start, window),
                 written=place,
+                here=slice(first * nodes, (first + count) * nodes) if self._divided else None,
             ),
         )
+
+    def keep(self, path: Tensor, accepted: Tensor, nodes: int, kept: list[int]) -> None:
+        """Commit what was accepted: ``path`` [B, A], ``accepted`` [B] or -1, and one more on the host."""
+        own = slice(self._sequences.start, self._sequences.stop)
+        self.cache.keep(path[own], accepted[own].unsqueeze(1), nodes, kept[own])
+
+    def forget(self) -> None:
+        """Begin again, with nothing committed."""
+        self.cache.truncate([0] * len(self._sequences))
 
     def _forward(self, hidden: Tensor | None, width: int, rows: Rows) -> Tensor:
         """Hop in, layers, hop out."""
@@ -223,20 +273,47 @@ class Carry:
         return self._buffer[: math.prod(shape)].view(shape)
 
 
-def _layers(plan: Plan, stage: Stage, binder: Binder, group: Group) -> list[Layer]:
+def _own_sequences(batch: int, share: KvShare) -> range:
+    """Those of a member of a subgroup by ``batch``, otherwise all."""
+    if share.axis != "batch":
+        return range(batch)
+    return range(share.part * batch // share.parts, (share.part + 1) * batch // share.parts)
+
+
+def _frequencies(plan: Plan, slots: Slots, share: KvShare) -> Tensor:
+    """Of the rotary pairs that a device has of every head."""
+    pairs = plan.model.layers[0].attention.head_dim // 2
+    every = slots.tensor("rope.inv_freq", (pairs,), torch.float32)
+    if share.axis != "head_dim":
+        return every
+    return every[share.part * pairs // share.parts : (share.part + 1) * pairs // share.parts]
+
+
+def _attend(plan: Plan, stage: Stage, memory: Memory, comm: Comm) -> Attend:
+    """How a device of a stage attends: with its subgroup, where that divides heads or positions."""
+    if comm.subgroup is None:
+        return attend
+    scale = plan.model.layers[0].attention.head_dim ** -0.5
+    scores = memory.buffer("scores").flatten()
+    if stage.kv_axis == "head_dim":
+        return ByHeadDim(group=comm.subgroup, scale=scale, scores=scores)
+    return ByContext(group=comm.subgroup, scale=scale, scores=scores, partial=memory.buffer("partial").flatten())
+
+
+def _layers(plan: Plan, stage: Stage, binder: Binder, attended: Attend) -> list[Layer]:
     layers: list[Layer] = []
+    member, hidden, eps = binder.group.index, plan.model.hidden_size, plan.model.norm_eps
     for run in stage.runs:
+        share = kv_shares(stage, run.kv_heads)[member]
         for _ in range(run.num_layers):
             number = stage.first_layer + len(layers)
-            kind, prefix, eps = layer_class(plan.model, number), f"layers.{number}", plan.model.norm_eps
+            kind, prefix = layer_class(plan.model, number), f"layers.{number}"
             layers.append(
                 Layer(
                     attention_norm=binder.norm(f"{prefix}.attention_norm", eps),
-                    attention=binder.attention(
-                        prefix, plan.model.hidden_size, kind.attention, run.kv_heads[group.index], eps
-                    ),
+                    attention=binder.attention(prefix, hidden, kind.attention, share, eps, attended),
                     mlp_norm=binder.norm(f"{prefix}.mlp_norm", eps),
-                    mlp=binder.mlp(prefix, kind.mlp, run.mlp_units[group.index]),
+                    mlp=binder.mlp(prefix, kind.mlp, run.mlp_units[member]),
                 )
             )
     return layers

@@ -1,7 +1,7 @@
 """The closed vocabulary of blocks, each bound to slots of an image.
 
     embed          rows of the embedding table, summed over the group
-    base layer     norm, attention, norm, MLP
+    base layer     norm, attention, norm, MLP or experts
     eagle3 layer   attends over (embedding, hidden), each with its norm
     eagle layer    like a base layer, the first without the norm before attention
     head           rows of the lm_head, the best of which are gathered over the group
@@ -18,8 +18,10 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 import plans.schema as schema
+from plans.buffers import KvShare, query_heads
 from runtime.comm import Group
-from runtime.layers import Attention, GatedMlp, Linear, Norm, Rows
+from runtime.experts import Experts
+from runtime.layers import Attend, Attention, GatedMlp, Linear, Norm, Rows, attend
 
 
 class Slots(Protocol):
@@ -52,25 +54,41 @@ class Binder:
     def head_norm(self, name: str, head_dim: int, eps: float) -> Norm:
         return Norm(weight=self.vector(f"{name}.weight", head_dim), eps=eps)
 
-    def attention(self, prefix: str, width: int, attention: schema.Attention, kv_heads: int, eps: float) -> Attention:
+    def attention(
+        self,
+        prefix: str,
+        width: int,
+        attention: schema.Attention,
+        share: KvShare,
+        eps: float,
+        attended: Attend = attend,
+    ) -> Attention:
         """A share of attention; ``eps``: of the norms of q and k, where it has them."""
-        heads = kv_heads * attention.num_heads // attention.num_kv_heads
-        rows = (heads + 2 * kv_heads) * attention.head_dim
+        heads, dims = query_heads(attention, share), attention.head_dim
+        columns = heads * dims
+        if share.axis == "context":
+            columns = (share.part + 1) * columns // share.parts - share.part * columns // share.parts
+        elif share.axis == "head_dim":
+            dims //= share.parts
+            columns = heads * dims
+        rows = (heads + 2 * share.heads) * dims
         return Attention(
             qkv=self.linear(f"{prefix}.qkv", rows, width, attention.qkv_bias),
-            o=self.linear(
-                f"{prefix}.o", self.hidden, heads * attention.head_dim, attention.o_bias and self.group.leads
-            ),
+            o=self.linear(f"{prefix}.o", self.hidden, columns, attention.o_bias and self.group.leads),
             heads=heads,
-            kv_heads=kv_heads,
-            head_dim=attention.head_dim,
+            kv_heads=share.heads,
+            head_dim=dims,
             group=self.group,
+            attend=attended,
             q_norm=self.head_norm(f"{prefix}.q_norm", attention.head_dim, eps) if attention.qk_norm else None,
             k_norm=self.head_norm(f"{prefix}.k_norm", attention.head_dim, eps) if attention.qk_norm else None,
         )
 
-    def mlp(self, prefix: str, mlp: schema.Mlp, units: int) -> GatedMlp:
+    def mlp(self, prefix: str, mlp: schema.Mlp, units: int) -> GatedMlp | Experts:
+        """A share of an MLP, or of every expert."""
         channels, bias = units * mlp.unit, mlp.bias and self.group.leads
+        if mlp.kind == "moe":
+            return self._experts(prefix, mlp, channels)
         if not channels:
             alone = self.vector(f"{prefix}.down.bias", self.hidden) if bias else None
             return GatedMlp(gate_up=None, down=None, group=self.group, down_bias=alone)
@@ -79,6 +97,18 @@ class Binder:
             down=self.linear(f"{prefix}.down", self.hidden, channels, bias),
             group=self.group,
             down_bias=None,
+        )
+
+    def _experts(self, prefix: str, mlp: schema.Mlp, channels: int) -> Experts:
+        count, hidden, tensor = mlp.num_experts, self.hidden, self.slots.tensor
+        gate_up, down = (count, 2 * channels, hidden), (count, hidden, channels)
+        return Experts(
+            router=self.linear(f"{prefix}.router", count, hidden, False),
+            gate_up=tensor(f"{prefix}.gate_up.weight", gate_up, self.dtype) if channels else None,
+            down=tensor(f"{prefix}.down.weight", down, self.dtype) if channels else None,
+            picked=mlp.experts_per_token,
+            normed=mlp.norm_topk_prob,
+            group=self.group,
         )
 
     def embed(self, name: str, rows: Sequence[int]) -> "Embed":
@@ -99,7 +129,7 @@ class Layer:
     attention_norm: Norm | None
     attention: Attention
     mlp_norm: Norm
-    mlp: GatedMlp
+    mlp: GatedMlp | Experts
 
     def __call__(self, hidden: Tensor, cache: Tensor, rows: Rows) -> Tensor:
         normed = self.attention_norm(hidden) if self.attention_norm else hidden
@@ -115,7 +145,7 @@ class Eagle3Layer:
     hidden_norm: Norm
     attention: Attention
     mlp_norm: Norm
-    mlp: GatedMlp
+    mlp: GatedMlp | Experts
 
     def __call__(self, embedded: Tensor, hidden: Tensor, cache: Tensor, rows: Rows) -> Tensor:
         x = torch.cat([self.input_norm(embedded), self.hidden_norm(hidden)], 1)  # [W, 2H]

@@ -2,6 +2,8 @@
 
     embed    the devices of the embedding             all_reduce of looked-up rows
     stage    the devices of one stage                 all_reduce after o and down
+    subgroup those of a stage that share KV heads     context: all_gather of partial attention; head_dim: all_reduce of
+                                                      scores
     head     the devices of the lm_head               all_gather of the best tokens
     hop      leader of the group before + a group     broadcast of hidden state and features: embed, stages, head
     draft    the devices with a share of the draft    all_reduce, all_gather of candidates
@@ -18,13 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore
 
-from plans.schema import Plan, Transport
+from plans.schema import Plan, Stage, Transport
 from runtime.errors import PeerError
 
 TIMEOUT = timedelta(minutes=10)
@@ -81,15 +83,16 @@ class Group:
         with self._link(tensor) as wire:
             dist.all_reduce(wire, group=self.handle)
 
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        """Every member's tensor, stacked in the order of the group: [members, ...]."""
+    def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        """Every member's tensor, stacked in the order of the group: [members, ...], in ``out`` where it is given."""
         if self.handle is None:
             return tensor.unsqueeze(0)
-        joined = sorted(self.ranks)  # the order in which torch numbers a group's members
-        out = tensor.new_empty((len(self.ranks), *tensor.shape))
+        out = tensor.new_empty((len(self.ranks), *tensor.shape)) if out is None else out
         with self._link(out) as wire:
-            dist.all_gather(list(wire.unbind(0)), tensor.to(wire.device), group=self.handle)
-        return torch.stack([out[joined.index(rank)] for rank in self.ranks])
+            # torch numbers a group's members in ascending order
+            places = [wire[self.ranks.index(rank)] for rank in sorted(self.ranks)]
+            dist.all_gather(places, tensor.to(wire.device), group=self.handle)
+        return out
 
     @contextmanager
     def _link(self, tensor: Tensor) -> Iterator[Tensor]:
@@ -112,12 +115,25 @@ class Comm:
     rank: int
     embed: Group | None
     stages: tuple[Group | None, ...]
+    subgroup: Group | None
+    """Of this rank in its stage, where its members divide the KV of their heads; over the stage's transport."""
     head: Group | None
     hops: tuple[Group | None, ...]
     """``hops[s]``: into stage s, from the stage before or from the embedding; the last one: into the head."""
     draft: Group | None
     feature: Group | None
     world: Group
+
+
+class Maker(Protocol):
+    """Makes the groups of a rank."""
+
+    @property
+    def rank(self) -> int: ...
+
+    def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
+        """The group of these ranks, whose order is the plan's; None on a rank that is not among them."""
+        ...
 
 
 def connect(plan: Plan, rank: int, rendezvous: Rendezvous) -> Comm:
@@ -131,7 +147,11 @@ def connect(plan: Plan, rank: int, rendezvous: Rendezvous) -> Comm:
             )
         except (RuntimeError, ValueError) as error:
             raise PeerError(f"rank {rank} of {world}: the ranks did not meet: {error}") from error
-    maker = _Maker(rank=rank, made={})
+    return groups(plan, _Maker(rank=rank, made={}))
+
+
+def groups(plan: Plan, maker: Maker) -> Comm:
+    """The plan's groups, made in one order on every rank."""
     ranks = {device.id: number for number, device in enumerate(plan.devices)}
     place = plan.draft_placement
 
@@ -140,10 +160,18 @@ def connect(plan: Plan, rank: int, rendezvous: Rendezvous) -> Comm:
 
     embed, stages, head = of(plan.embed.devices), [of(stage.devices) for stage in plan.stages], of(plan.head.devices)
     draft = of(place.devices) if place else ()
+    subgroups = [
+        maker.group(f"stages[{s}].subgroup", of(members), stage.transport)
+        for s, stage in enumerate(plan.stages)
+        for members in exchanging(stage)
+    ]
+    world = maker.group("world", tuple(ranks.values()), plan.message_transport)
+    assert world is not None, "every rank is in the world"
     return Comm(
-        rank=rank,
+        rank=maker.rank,
         embed=maker.group("embed", embed, plan.embed.transport),
         stages=tuple(maker.group(f"stages[{s}]", stage, plan.stages[s].transport) for s, stage in enumerate(stages)),
+        subgroup=next((group for group in subgroups if group is not None), None),
         head=maker.group("head", head, plan.head.transport),
         hops=(
             *(
@@ -154,8 +182,17 @@ def connect(plan: Plan, rank: int, rendezvous: Rendezvous) -> Comm:
         ),
         draft=maker.group("draft", draft, place.transport) if place else None,
         feature=maker.group("draft.feature", _with(head[0], draft), place.feature_transport) if place else None,
-        world=maker.world(tuple(range(world)), plan.message_transport),
+        world=world,
     )
+
+
+def exchanging(stage: Stage) -> list[tuple[str, ...]]:
+    """The subgroups of a stage whose members tell each other of their attention."""
+    if stage.kv_axis not in ("context", "head_dim"):
+        return []
+    starts = [sum(stage.kv_subgroups[:i]) for i in range(len(stage.kv_subgroups))]
+    every = [stage.devices[i : i + size] for i, size in zip(starts, stage.kv_subgroups, strict=True)]
+    return [members for members in every if len(members) > 1]
 
 
 def disconnect() -> None:
@@ -176,11 +213,6 @@ class _Maker:
         if self.rank not in ranks:
             return None
         return Group(name=name, ranks=ranks, rank=self.rank, staged=transport == "gloo", handle=handle)
-
-    def world(self, ranks: tuple[int, ...], transport: Transport) -> Group:
-        group = self.group("world", ranks, transport)
-        assert group is not None, "every rank is in the world"
-        return group
 
     def _handle(self, ranks: tuple[int, ...], transport: Transport) -> dist.ProcessGroup:
         key = (tuple(sorted(ranks)), transport)

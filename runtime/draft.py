@@ -1,12 +1,12 @@
 """The EAGLE head: from accepted features to the next tree.
 
     extend   run the head over accepted (feature, token) pairs; their KV stays
-    grow     level by level: beam -> head -> candidates -> next beam; their KV lies in the cache's tree rows,
-             level j at j * top_k, and is overwritten by the next tree
+    grow     level by level: nodes -> head -> candidates -> the nodes that are fed next; their KV lies in the cache's
+             tree rows, one level behind the other, and is overwritten by the next tree
 
 Both heads predict the feature that follows a (feature, token) pair and read tokens off it; they differ in how the pair
-enters and in which lm_head reads (``kind``). Shapes: W rows, H hidden size of the head, F width of a target feature,
-k top_k.
+enters and in which lm_head reads (``kind``). Which nodes a tree has is told in ``growth``. Shapes: B sequences, W rows
+of all of them, n of one, H hidden size of the head, F width of a target feature, k top_k, A most rows kept at once.
 """
 
 from dataclasses import dataclass
@@ -14,45 +14,51 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plans.buffers import accept_rows, draft_rows, draft_tree_rows, feature_width, feature_words
-from plans.schema import Draft, Plan, Tree
+from plans.buffers import accept_rows, draft_tree_rows, feature_width, feature_words, whole_heads
+from plans.schema import Draft, Plan
 from runtime.blocks import Binder, Eagle3Layer, Embed, Layer, Slots
 from runtime.comm import Comm
+from runtime.growth import Growth, Level, growth_of
 from runtime.kvcache import KvCache
 from runtime.layers import Linear, Norm, Rows, hide, rotary_at, rotary_table
 from runtime.memory import DTYPES, Memory
-from runtime.tree import Candidates, best, join, select
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureMessage:
-    """What the verifier tells the head, over one buffer: views of it for W rows."""
+    """What the verifier tells the head, over one buffer: views of it, for the rows of all sequences or of one."""
 
     wire: Tensor
     """uint8, all of it."""
     accepted: Tensor
-    """[1]: rows 0 … accepted count."""
+    """[B]: rows 0 … accepted of a sequence count."""
     tokens: Tensor
-    """[W]: the token behind each row; at row ``accepted`` the one that was just decided."""
+    """[B, n]: the token behind each row; at row ``accepted`` the one that was just decided."""
     path: Tensor
-    """[A]: nodes of the last tree to keep."""
+    """[B, A]: nodes of the last tree to keep."""
     features: Tensor
     """[W, F]"""
 
+    @property
+    def roots(self) -> Tensor:
+        """[B]: the tokens that were just decided."""
+        return self.tokens.gather(1, self.accepted.unsqueeze(1)).squeeze(1)
 
-def feature_message(plan: Plan, buffer: Tensor, rows: int) -> FeatureMessage:
-    """Views of a feature buffer for a message of so many rows."""
+
+def feature_message(plan: Plan, buffer: Tensor, sequences: int, rows: int) -> FeatureMessage:
+    """Views of a feature buffer for a message of so many rows of each of so many sequences."""
     assert plan.draft is not None
     kept, width, dtype = accept_rows(plan.options), feature_width(plan.model, plan.draft), DTYPES[plan.options.dtype]
-    start = 8 * feature_words(plan.options, rows)
-    wire = buffer[: start + rows * width * dtype.itemsize]
+    every = sequences * rows
+    start = 8 * feature_words(plan.options, every)
+    wire = buffer[: start + every * width * dtype.itemsize]
     words = wire[:start].view(torch.int64)
     return FeatureMessage(
         wire=wire,
-        accepted=words[:1],
-        tokens=words[1 : 1 + rows],
-        path=words[1 + rows : 1 + rows + kept],
-        features=wire[start:].view(dtype).view(rows, width),
+        accepted=words[:sequences],
+        tokens=words[sequences : sequences + every].view(sequences, rows),
+        path=words[sequences + every : sequences + every + sequences * kept].view(sequences, kept),
+        features=wire[start:].view(dtype).view(every, width),
     )
 
 
@@ -96,7 +102,7 @@ class Eagle3Head:
 
 
 class Drafter:
-    """One device's share of the head, and the tree it grows."""
+    """One device's share of the head, and the trees it grows."""
 
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm) -> None:
         draft, place, options = plan.draft, plan.draft_placement, plan.options
@@ -105,8 +111,7 @@ class Drafter:
         assert options.tree is not None
         assert comm.draft is not None
         self.group = comm.draft
-        self._tree: Tree = options.tree
-        self._kept = accept_rows(options)
+        self._kept, self._batch = accept_rows(options), options.batch
         self._dtype = DTYPES[options.dtype]
         binder = Binder(slots=slots, dtype=DTYPES[options.dtype], group=comm.draft, hidden=draft.hidden_size)
         self._head = _head(plan, draft, binder, place.kv_heads[comm.draft.index], place.mlp_units[comm.draft.index])
@@ -115,95 +120,91 @@ class Drafter:
         self._lm_head = binder.head("draft.head" if own_head else "head", place.head_rows or plan.head.rows)
         d2t = slots.tensor("draft.d2t", (draft.draft_vocab_size,), torch.int64) if draft.maps_vocabulary else None
         self._targets = None if d2t is None else d2t + torch.arange(draft.draft_vocab_size, device=d2t.device)
-        self.cache = KvCache([memory.buffer("draft.kv")], draft_tree_rows(options))
+        self._cache = KvCache([memory.buffer("draft.kv")], draft_tree_rows(options))
         self._bias, self._beam_bias = memory.buffer("draft.bias"), memory.buffer("draft.beam")
         self._rotary = memory.buffer("draft.rotary")
         inv_freq = slots.tensor("draft.rope.inv_freq", (self._rotary.shape[2] // 2,), torch.float32)
         self._rotary.copy_(rotary_table(inv_freq, self._rotary.shape[1], self._dtype))
-        self._number = torch.arange(draft_rows(options), device=self._bias.device)
-        k = self._tree.top_k
-        self._own = torch.full((k, k), float("-inf"), dtype=self._dtype, device=self._bias.device).fill_diagonal_(0.0)
-        self._root_parents = torch.full((k,), -1, dtype=torch.int64, device=self._bias.device)
+        self._growth: Growth = growth_of(options.tree, options.batch, self._dtype, self._bias.device)
+        self._first_of = torch.arange(options.batch, device=self._bias.device)
 
-    def extend(self, message: FeatureMessage) -> Tensor:
+    def extend(self, message: FeatureMessage, sequence: int | None = None) -> Tensor:
         """Run the accepted pairs; their KV follows what is committed, but nothing is committed.
 
-        The output at the last pair [1, H], the root's feature.
+        The pairs are of all sequences, or of one. The outputs at the last pairs [B, H], or [1, H]: the roots' features.
         """
-        cache, width = self.cache, message.tokens.shape[0]
+        cache, (count, width) = self._cache, message.tokens.shape
+        own = slice(0, self._batch) if sequence is None else slice(sequence, sequence + 1)
         start, window = cache.tree_rows, cache.window(width)
-        positions = self._number[:width] + cache.length
-        bias = self._bias[:width, start:window]
-        hide(bias, cache.columns[: window - start] <= positions.unsqueeze(1))
+        positions = cache.positions(width, own)  # [B, n]
+        bias = self._bias[: count * width].view(count, 1, width, -1)[..., start:window]
+        hide(bias, cache.columns[: window - start] <= positions.view(count, 1, width, 1))
         rows = Rows(
-            rotary=rotary_at(self._rotary, positions),
+            rotary=rotary_at(self._rotary, positions.flatten()),
             bias=bias,
+            sequences=own,
             seen=slice(start, window),
-            written=cache.append(width, message.accepted),
+            written=cache.append(width, message.accepted.unsqueeze(1), own),
+            here=None,
         )
-        embedded = self._embed(message.tokens, self._dtype)
+        embedded = self._embed(message.tokens.flatten(), self._dtype)
         hidden = self._head(embedded, self._head.feature(message.features), cache.layers, rows)
-        return hidden.index_select(0, message.accepted)
+        return hidden.index_select(0, message.accepted + self._first_of[:count] * width)
 
-    def grow(self, feature: Tensor, message: FeatureMessage) -> tuple[Tensor, Tensor]:
-        """Grow the dynamic tree from the output of ``extend``: its tokens and parents [N]."""
-        k, depth = self._tree.top_k, self._tree.depth
-        tokens, scores = self._candidates(feature)  # [1, k]
-        beam = Candidates(tokens=tokens[0], scores=scores[0], parents=self._root_parents)
-        pool, found, hidden = [beam], self._number[:k], feature.expand(k, -1)
-        end = message.accepted + (self.cache.length + 1)
-        window = self._start_beam(end)
-        for level in range(depth):
-            hidden = self._feed(beam.tokens, hidden, level, end + level, window)  # [k, H]
-            tokens, scores = self._candidates(hidden)  # [k, k]
-            children = Candidates(
-                tokens=tokens.flatten(),
-                scores=(scores + beam.scores.unsqueeze(1)).flatten(),
-                parents=found.repeat_interleave(k),
-            )
-            pool.append(children)
-            if level + 1 < depth:
-                chosen = best(children.scores, k)
-                above = chosen // k
-                beam = Candidates(
-                    tokens=children.tokens[chosen], scores=children.scores[chosen], parents=children.parents[chosen]
-                )
-                found = chosen + (k + level * k * k)
-                hidden = hidden.index_select(0, above)
-                self._inherit(above, level)
-        root = message.tokens.index_select(0, message.accepted)
-        return select(join(pool), root, self._tree.total_token)
+    def grow(self, feature: Tensor, roots: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:
+        """Grow the trees from the outputs of ``extend`` [B, H] and their root tokens [B]: tokens and parents [B, N].
+
+        ``pending`` [B]: pairs that ``extend`` ran and that are not committed yet.
+        """
+        end = self._cache.lengths + pending.unsqueeze(1)  # [B, 1]
+        window = self._start(end)
+        level = self._growth.start(roots, *self._candidates(feature))
+        hidden = feature
+        while level is not None:
+            hidden = self._feed(level, hidden, end, window)
+            level = self._growth.grow(level, *self._candidates(hidden))
+        return self._growth.finish()
+
+    def commit(self, rows: list[int]) -> None:
+        """So many pairs that were run become part of each sequence."""
+        self._cache.commit(rows)
+
+    def forget(self) -> None:
+        """Begin again, with nothing committed."""
+        self._cache.truncate([0] * self._batch)
 
     def _candidates(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The k best tokens (ids of the base) after each row, and their log-probabilities [W, k]."""
-        tokens, scores = self._lm_head.top(self._head.read(hidden), self._tree.top_k)
+        tokens, scores = self._lm_head.top(self._head.read(hidden), self._growth.top_k)
         return (tokens if self._targets is None else self._targets[tokens]), scores
 
-    def _feed(self, tokens: Tensor, feature: Tensor, level: int, position: Tensor, window: int) -> Tensor:
-        """One pass of the beam, its KV at the rows of its level."""
-        k = self._tree.top_k
-        rows = Rows(
-            rotary=rotary_at(self._rotary, position.expand(k)),
-            bias=self._beam_bias[:, :window],
-            seen=slice(0, window),
-            written=slice(level * k, (level + 1) * k),
-        )
-        return self._head(self._embed(tokens, self._dtype), feature, self.cache.layers, rows)
-
-    def _start_beam(self, end: Tensor) -> int:
-        """The first beam sees the sequence up to ``end``, and each node itself."""
-        k, cache = self._tree.top_k, self.cache
+    def _start(self, end: Tensor) -> int:
+        """Every node sees the sequence up to ``end`` [B, 1]; the rows of the tree are each level's matter."""
+        cache, beams = self._cache, self._beam_bias.view(self._batch, -1, self._beam_bias.shape[1])
         window = cache.window(self._kept)
-        hide(self._beam_bias[:, cache.tree_rows : window], cache.columns[: window - cache.tree_rows] < end)
-        self._beam_bias[:, : cache.tree_rows].fill_(float("-inf"))
-        self._beam_bias[:, :k].copy_(self._own)
+        hide(beams[..., cache.tree_rows : window], cache.columns[: window - cache.tree_rows] < end.unsqueeze(2))
         return window
 
-    def _inherit(self, above: Tensor, level: int) -> None:
-        """The next beam sees what its parents saw, and each node itself."""
-        k, seen = self._tree.top_k, (level + 1) * self._tree.top_k
-        self._beam_bias[:, :seen].copy_(self._beam_bias[:, :seen].index_select(0, above))
-        self._beam_bias[:, seen : seen + k].copy_(self._own)
+    def _feed(self, level: Level, hidden: Tensor, end: Tensor, window: int) -> Tensor:
+        """One pass over nodes with their parents' outputs [W, H] as features; their KV goes to the level's rows."""
+        cache, rows = self._cache, level.parents.shape[1]
+        beams = self._beam_bias.view(self._batch, -1, self._beam_bias.shape[1])[:, :rows]
+        beams[..., : cache.tree_rows].copy_(level.bias)
+        feature = hidden.index_select(0, level.parents.flatten())
+        positions = (end + level.depth).expand(-1, rows).flatten()
+        return self._head(
+            self._embed(level.tokens.flatten(), self._dtype),
+            feature,
+            cache.layers,
+            Rows(
+                rotary=rotary_at(self._rotary, positions),
+                bias=beams[..., :window].unsqueeze(1),
+                sequences=slice(0, self._batch),
+                seen=slice(0, window),
+                written=level.place,
+                here=None,
+            ),
+        )
 
 
 def _head(plan: Plan, draft: Draft, binder: Binder, kv_heads: int, mlp_units: int) -> EagleHead | Eagle3Head:
@@ -215,7 +216,7 @@ def _head(plan: Plan, draft: Draft, binder: Binder, kv_heads: int, mlp_units: in
     eagle3_layers: list[Eagle3Layer] = []
     for number in range(draft.num_layers):
         prefix = f"draft.layers.{number}"
-        attention = binder.attention(prefix, (1 + eagle3) * hidden, draft.attention, kv_heads, eps)
+        attention = binder.attention(prefix, (1 + eagle3) * hidden, draft.attention, whole_heads(kv_heads), eps)
         mlp_norm, mlp = binder.norm(f"{prefix}.mlp_norm", eps), binder.mlp(prefix, draft.mlp, mlp_units)
         if eagle3:
             eagle3_layers.append(

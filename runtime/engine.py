@@ -1,14 +1,6 @@
-"""One rank of a run: prefill, then draft -> verify -> commit until the output ends.
+"""One rank of a run: requests go in, steps are made until the output ends.
 
-    verifier (leader of the head)         draft group                 all ranks
-    ─────────────────────────────────     ─────────────────────────   ─────────────────────────
-    verify: forward over the tree,
-      argmax, accepted path
-      ── feature message ──────────────►  extend, grow the next tree
-                                            ── step message ───────►  keep(path), next tree
-
-All ranks run this program; each does what the plan gave it. Every rank learns the tokens from the step message and so
-comes to the same end by itself.
+Every rank learns the tokens from the step message and so comes to the same end by itself.
 """
 
 import time
@@ -20,32 +12,23 @@ from typing import Self
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from plans import codec
 from plans.artifact import align
-from plans.buffers import accept_rows, tree_depth, tree_rows
-from plans.facts import show
 from plans.schema import Plan
-from runtime.base import Base, Forward
 from runtime.comm import Comm, Rendezvous, connect, disconnect
-from runtime.draft import Drafter, FeatureMessage, feature_message
 from runtime.errors import RequestError
 from runtime.images import Image, check_images, open_image
-from runtime.kvcache import KvCache
 from runtime.machine import check_machine, threads_per_rank, torch_device
 from runtime.memory import Memory
+from runtime.step import Doing, Message, Stepper
 from runtime.text import TOKENIZER_FILE, Output, Request, load_tokenizer
-from runtime.tree import ancestors
-from runtime.verify import Verdict, greedy
 
 MEMORY_TERMS = ("weights", "draft_weights", "kv", "draft_kv", "buffers", "comm")
 """Terms of ``plans.schema.DeviceMemory``, without ``_bytes``."""
 
 PHASES = ("starting", "reading its image", "meeting the other ranks", "prefill", "verify", "draft", "commit", "waiting")
 """What a rank can be doing; told to ``doing`` when it begins."""
-
-Doing = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,55 +58,6 @@ class Completion:
         return (len(self.tokens) - 1) / self.decode_s if len(self.tokens) > 1 else 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Message:
-    """The message of a step, on the host: how much of the last tree is kept, and the next tree's tokens."""
-
-    accepted: int
-    path: list[int]
-    tokens: list[int]
-    """Of the next tree, root first; the root is certain."""
-    parents: list[int]
-
-
-class Channel:
-    """The step message in a decoding mode: views of its buffer, and who fills it."""
-
-    def __init__(self, buffer: Tensor, nodes: int, kept: int, levels: int, source: int, drafted: bool) -> None:
-        self.wire = buffer[: 1 + kept + 2 * nodes]
-        self.path = self.wire[1 : 1 + kept]
-        self.tokens = self.wire[1 + kept : 1 + kept + nodes]
-        self.parents = self.wire[1 + kept + nodes :]
-        self.nodes, self.kept, self.levels, self.source, self.drafted = nodes, kept, levels, source, drafted
-
-    def write(self, accepted: Tensor, path: Tensor, tokens: Tensor, parents: Tensor) -> None:
-        torch.cat([accepted, path, tokens, parents], out=self.wire)
-
-    def read(self) -> Message:
-        """The one transfer to the host of a step."""
-        words = self.wire.tolist()
-        start, stop = 1 + self.kept, 1 + self.kept + self.nodes
-        return Message(accepted=words[0], path=words[1:start], tokens=words[start:stop], parents=words[stop:])
-
-
-def check_supported(plan: Plan) -> None:
-    """Raise RequestError for a plan that this runtime does not execute, naming what it does not."""
-    options = plan.options
-    facts: list[tuple[str, object, object, str]] = [
-        ("options.batch", options.batch, 1, "this runtime decodes 1 sequence"),
-        ("options.kv_dtype", options.kv_dtype, options.dtype, "this runtime keeps KV in the plan's dtype"),
-    ]
-    for i, stage in enumerate(plan.stages):
-        facts.append((f"stages[{i}].kv_axis", stage.kv_axis, "heads", "this runtime divides KV by heads"))
-        whole = (1,) * len(stage.devices)
-        facts.append((f"stages[{i}].kv_subgroups", stage.kv_subgroups, whole, "this runtime repeats no KV head"))
-    for i, layers in enumerate(plan.model.layers):
-        facts.append((f"model.layers[{i}].mlp.kind", layers.mlp.kind, "gated", "this runtime has no blocks of experts"))
-    for path, found, expected, why in facts:
-        if found != expected:
-            raise RequestError(f"plan: {path}: found {show(found)}, expected {show(expected)}: {why}")
-
-
 def check_request(plan: Plan, request: Request) -> None:
     """Raise RequestError where the plan cannot serve the request."""
     context, vocabulary, prompt = plan.options.context, plan.model.vocab_size, request.prompt_ids
@@ -151,28 +85,8 @@ class Engine:
         device = plan.devices[comm.rank]
         self._device = torch_device(device)
         self.memory = Memory(plan, device.id, self._device)
-        in_base = any((comm.embed, *comm.stages, comm.head))
-        self._base = Base(plan, image, self.memory, comm) if in_base else None
-        self._drafter = Drafter(plan, image, self.memory, comm) if comm.draft else None
-        ranks = {device.id: rank for rank, device in enumerate(plan.devices)}
-        verifier = ranks[plan.head.devices[0]]
-        buffer = self.memory.first("message", "embed.message", "head.message", "draft.message")
-        self._plain = Channel(buffer, nodes=1, kept=1, levels=0, source=verifier, drafted=False)
-        self._drafted = self._plain
-        if plan.draft_placement is not None:
-            self._drafted = Channel(
-                buffer,
-                nodes=tree_rows(plan.options),
-                kept=accept_rows(plan.options),
-                levels=tree_depth(plan.options),
-                source=ranks[plan.draft_placement.devices[0]],
-                drafted=True,
-            )
-        self._features = self._feature_messages() if comm.feature else {}
-        index = self.memory.first("index", "embed.index", "head.index") if self._base else None
-        self._chunk = None if index is None else index[0, : plan.options.prefill_chunk]
+        self._stepper = Stepper(plan, image, self.memory, comm, self._device, doing)
         self._loaded: Tokenizer | None = None
-        self._none = torch.zeros(accept_rows(plan.options), dtype=torch.int64, device=self._device)
 
     @classmethod
     def open(cls, directory: str | Path, *, rank: int = 0, rendezvous: Rendezvous | None = None,
@@ -183,7 +97,6 @@ class Engine:
         """
         directory = Path(directory)
         plan = codec.load(directory)
-        check_supported(plan)
         if len(plan.devices) > 1 and rendezvous is None:
             raise RequestError(f"{directory}: the plan has {len(plan.devices)} devices: use `python -m runtime run`")
         device = plan.devices[rank]
@@ -240,17 +153,12 @@ class Engine:
 
     def drafts(self, request: Request) -> bool:
         """Whether a request is decoded with the plan's draft."""
-        return request.draft and self._drafted.drafted
+        return request.draft and self._stepper.drafts
 
     def steps(self, prompt_ids: tuple[int, ...], *, draft: bool) -> Iterator[tuple[list[int], Message]]:
         """The tokens of each step, without end, and the message they came with; the first is prefill's one token."""
-        channel = self._drafted if draft else self._plain
-        message = self._prefill(prompt_ids, channel)
-        yield message.tokens[:1], message
-        while True:
-            tree, message = message.tokens, self._step(channel)
-            accepted = [tree[node] for node in message.path[1 : 1 + message.accepted]]
-            yield [*accepted, message.tokens[0]], message
+        for ((tokens, message),) in self._stepper.steps([prompt_ids], draft=draft):
+            yield tokens, message
 
     @torch.inference_mode()
     def measured_bytes(self) -> list[dict[str, int]]:
@@ -261,116 +169,7 @@ class Engine:
         every = self._comm.world.all_gather(torch.tensor(mine, device=self._device))
         return [dict(zip(MEMORY_TERMS, row, strict=True)) for row in every.tolist()]
 
-    # ---- one step ----
-
-    @torch.inference_mode()
-    def _step(self, channel: Channel) -> Message:
-        """Verify the tree in the channel, draft the next one, commit what was accepted."""
-        self._doing("verify")
-        verdict, features = None, None
-        if self._base is not None:
-            mask = ancestors(channel.parents, channel.levels)
-            forward = self._base.verify(channel.tokens, mask)
-            if forward is not None:
-                best = self._base.best(forward.normed)
-                verdict = greedy(channel.tokens, channel.parents, mask, best, channel.kept)
-                features = forward.features.index_select(1, verdict.path)
-        message = self._exchange(channel, channel.kept, verdict, features)
-        self._doing("commit")
-        if self._base is not None and self._base.cache is not None:
-            self._base.cache.keep(channel.path, message.accepted, channel.nodes)
-        if self._drafter is not None and channel.drafted:
-            self._drafter.cache.commit(message.accepted + 1)
-        return message
-
-    def _exchange(self, channel: Channel, width: int, verdict: Verdict | None, features: Tensor | None) -> Message:
-        """The verifier's verdict (and features [a, width, T]) -> the step's message, on every rank."""
-        self._doing("draft")
-        if channel.drafted:
-            told = self._tell_draft(width, verdict, features)
-            if self._drafter is not None and told is not None:
-                tokens, parents = self._drafter.grow(self._drafter.extend(told), told)
-                if self._drafter.group.leads:
-                    channel.write(told.accepted, told.path, tokens, parents)
-        elif verdict is not None:
-            root = verdict.tokens.index_select(0, verdict.accepted)
-            channel.write(verdict.accepted, verdict.path[:1], root, torch.zeros_like(root))
-        self._comm.world.broadcast(channel.wire, channel.source)
-        return channel.read()
-
-    def _tell_draft(self, width: int, verdict: Verdict | None, features: Tensor | None) -> FeatureMessage | None:
-        """The feature message, from the verifier to the draft group; None on ranks that are neither."""
-        group = self._comm.feature
-        if group is None:
-            return None
-        message = self._features[width]
-        if verdict is not None and features is not None:
-            message.accepted.copy_(verdict.accepted)
-            message.tokens.copy_(verdict.tokens)
-            message.path.copy_(verdict.path)
-            message.features.view(width, *features.shape[::2]).copy_(features.transpose(0, 1))
-        group.broadcast(message.wire, group.ranks[0])
-        return message
-
-    # ---- prefill ----
-
-    @torch.inference_mode()
-    def _prefill(self, prompt: tuple[int, ...], channel: Channel) -> Message:
-        """Run the prompt in chunks of a fixed width; the message holds the first token and the first tree."""
-        width = self.plan.options.prefill_chunk
-        for cache in self._caches():
-            cache.truncate(0)
-        for start in range(0, len(prompt), width):
-            self._doing("prefill")
-            chunk, following = prompt[start : start + width], prompt[start + 1 : start + 1 + width]
-            last = len(chunk) - 1
-            forward = self._run_chunk(chunk)
-            if start + width < len(prompt):
-                if channel.drafted:
-                    self._extend_draft(self._prompt_verdict(following, forward, last, None), forward, last)
-                continue
-            best = None
-            if self._base is not None and forward is not None:
-                best = self._base.best(forward.normed[last : last + 1])
-            verdict = self._prompt_verdict(following, forward, last, best)
-            message = self._exchange(channel, width, verdict, None if forward is None else forward.features)
-            if self._drafter is not None and channel.drafted:
-                self._drafter.cache.commit(last + 1)
-        return message
-
-    def _run_chunk(self, chunk: tuple[int, ...]) -> Forward | None:
-        """A forward over a padded chunk, committed."""
-        if self._base is None or self._chunk is None:
-            return None
-        padding = [0] * (self._chunk.shape[0] - len(chunk))
-        self._chunk.copy_(torch.tensor([*chunk, *padding]))
-        return self._base.prefill(self._chunk, len(chunk) - 1)
-
-    def _extend_draft(self, verdict: Verdict | None, forward: Forward | None, last: int) -> None:
-        """Show the draft a chunk that is not the last one."""
-        features = None if forward is None else forward.features
-        told = self._tell_draft(self.plan.options.prefill_chunk, verdict, features)
-        if self._drafter is not None and told is not None:
-            self._drafter.extend(told)
-            self._drafter.cache.commit(last + 1)
-
-    def _prompt_verdict(
-        self, following: tuple[int, ...], forward: Forward | None, last: int, best: Tensor | None
-    ) -> Verdict | None:
-        """A chunk as if it had been drafted and accepted: the token behind each row, ``best`` [1] behind the last."""
-        if forward is None:
-            return None
-        width = self.plan.options.prefill_chunk
-        tokens = torch.tensor([*following, *[0] * (width - len(following))], device=self._device)
-        if best is not None:
-            tokens[last : last + 1] = best
-        return Verdict(accepted=torch.tensor([last], device=self._device), path=self._none, tokens=tokens)
-
     # ---- what a rank has ----
-
-    def _caches(self) -> list[KvCache]:
-        caches = [part.cache for part in (self._base, self._drafter) if part is not None]
-        return [cache for cache in caches if cache is not None]
 
     def _tokenizer(self, request: Request) -> Tokenizer | None:
         """Rank 0 makes text where it can; where text decides the end, every rank must."""
@@ -379,9 +178,3 @@ class Engine:
         if self._loaded is None:
             self._loaded = load_tokenizer(self._directory)
         return self._loaded
-
-    def _feature_messages(self) -> dict[int, FeatureMessage]:
-        """By width: of a prefill chunk, and of an accepted path."""
-        buffer = self.memory.buffer("features" if self._comm.head else "draft.features")
-        widths = {self.plan.options.prefill_chunk, accept_rows(self.plan.options)}
-        return {width: feature_message(self.plan, buffer, width) for width in widths}

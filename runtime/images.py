@@ -210,8 +210,8 @@ def _entry(name: str, entry: Any, file: Path) -> SlotEntry:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise ImageDamaged(f"{file}: header: {name}: dtype: found {dtype!r}, expected one of {', '.join(ITEM_BYTES)}")
-    if not _naturals(shape) or not 1 <= len(shape) <= 2:
-        raise ImageDamaged(f"{file}: header: {name}: shape: found {shape!r}, expected one or two sizes")
+    if not _naturals(shape) or not 1 <= len(shape) <= 3:
+        raise ImageDamaged(f"{file}: header: {name}: shape: found {shape!r}, expected one to three sizes")
     if not _naturals(offsets) or len(offsets) != 2:
         raise ImageDamaged(f"{file}: header: {name}: data_offsets: found {offsets!r}, expected start and stop")
     nbytes = prod(shape) * ITEM_BYTES[dtype]

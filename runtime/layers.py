@@ -1,9 +1,11 @@
 """The arithmetic of one transformer layer on one device's share.
 
-W rows of this forward, t rows of the KV cache it looks at, H hidden size, D head dim, k KV heads of this device, h its
-query heads, m its MLP channels. Weights are bound transposed, as views of the image; nothing is copied.
+B sequences of this device, n rows of each in this forward, W = B * n, t rows of the KV cache it looks at, H hidden
+size, D head dim (of a share along ``head_dim`` its dims), k KV heads of this device, h its query heads, m its MLP
+channels, E experts, e of them for a row. Weights are bound transposed, as views of the image; nothing is copied.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,10 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from runtime.comm import Group
+from runtime.kvcache import moved
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""q [B, h, n, D], k and v [B, k, t, D], bias [B, 1, n, t] -> [W, the columns that o has]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,11 +26,15 @@ class Rows:
     rotary: Tensor
     """[2, W, 1, D]: cosines, and sines with the sign that a swap of halves needs."""
     bias: Tensor
-    """[W, t]: 0 where a row sees a row of the cache, -inf elsewhere."""
+    """[B, 1, n, t]: 0 where a row sees a row of the cache, -inf elsewhere."""
+    sequences: slice
+    """The B sequences, of those in the cache."""
     seen: slice
-    """The t rows of the cache."""
+    """The t rows of each sequence."""
     written: slice | Tensor
-    """The W rows of the cache that keys and values go to."""
+    """The rows that keys and values go to: n of each sequence, or W of all sequences' rows."""
+    here: slice | None
+    """The W rows among those of the forward; None: they are all of them. Others' rows are zeros in the sum."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,25 +74,37 @@ class Attention:
     kv_heads: int
     head_dim: int
     group: Group
+    attend: Attend
     q_norm: Norm | None
     """[D], of each head of q before it is rotated."""
     k_norm: Norm | None
 
     def __call__(self, x: Tensor, residual: Tensor, cache: Tensor, rows: Rows) -> Tensor:
-        """``x`` [W, H] (2H in eagle3), ``cache`` [T, 2k, D] -> residual + attention [W, H]."""
+        """``x`` [rows, H] (2H in eagle3), ``cache`` [B, T, 2k, D] -> residual + attention [rows, H]."""
+        if rows.here is None:
+            return reduced(self.o, self._attended(x, cache, rows), residual, self.group)
+        out = residual.clone() if self.group.leads else torch.zeros_like(residual)
+        if rows.here.stop > rows.here.start:
+            mine = out[rows.here]
+            mine.copy_(self.o.onto(mine, self._attended(x[rows.here], cache, rows)))
+        if self.group.leads and self.o.bias is not None:
+            _bias_elsewhere(out, rows.here, self.o.bias)
+        self.group.all_reduce(out)
+        return out
+
+    def _attended(self, x: Tensor, cache: Tensor, rows: Rows) -> Tensor:
+        """``x`` [W, H] -> [W, the columns that o has]."""
         h, k = self.heads, self.kv_heads
         qkv = self.qkv(x).view(x.shape[0], h + 2 * k, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             qkv[:, :h].copy_(self.q_norm(qkv[:, :h]))
             qkv[:, h : h + k].copy_(self.k_norm(qkv[:, h : h + k]))
         rotate(qkv[:, : h + k], rows.rotary)
-        if isinstance(rows.written, slice):
-            cache[rows.written].copy_(qkv[:, h:])
-        else:
-            cache.index_copy_(0, rows.written, qkv[:, h:])
-        seen = cache[rows.seen].transpose(0, 1).unsqueeze(0)  # [1, 2k, t, D]
-        attended = attend(qkv[:, :h].transpose(0, 1).unsqueeze(0), seen[:, :k], seen[:, k:], rows.bias)
-        return reduced(self.o, attended, residual, self.group)
+        store(cache, qkv[:, h:], rows)
+        seen = cache[rows.sequences, rows.seen].to(x.dtype).transpose(1, 2)  # [B, 2k, t, D]
+        sequences, _, n, _ = rows.bias.shape
+        q = qkv[:, :h].view(sequences, n, h, self.head_dim).transpose(1, 2)
+        return self.attend(q, seen[:, :k], seen[:, k:], rows.bias)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,11 +147,26 @@ def rotary_at(table: Tensor, positions: Tensor) -> Tensor:
     return table.index_select(1, positions.clamp(max=table.shape[1] - 1)).unsqueeze(2)
 
 
+def store(cache: Tensor, kv: Tensor, rows: Rows) -> None:
+    """Write keys and values ``kv`` [W, 2k, D] to the rows of ``cache`` [B, T, 2k, D] that they are for.
+
+    In a dtype of less range than theirs the largest values stand for those beyond.
+    """
+    if cache.dtype != kv.dtype:
+        most = torch.finfo(cache.dtype).max
+        kv = (kv.clamp(-most, most) if most < torch.finfo(kv.dtype).max else kv).to(cache.dtype)
+    if isinstance(rows.written, slice):
+        place = cache[rows.sequences, rows.written]
+        place.copy_(kv.view(place.shape))
+    else:
+        moved(cache).flatten(0, 1).index_copy_(0, rows.written, moved(kv))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """``q`` [1, h, W, D], ``k`` and ``v`` [1, k, t, D], ``bias`` [W, t] -> [W, h * D]."""
+    """Attention of whole heads to the whole cache; the shapes are those of ``Attend``."""
     grouped = q.shape[1] != k.shape[1]
-    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[None, None], enable_gqa=grouped)
-    return out.squeeze(0).transpose(0, 1).reshape(q.shape[2], -1)
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
+    return out.transpose(1, 2).reshape(q.shape[0] * q.shape[2], -1)
 
 
 def reduced(linear: Linear, x: Tensor, residual: Tensor, group: Group) -> Tensor:
@@ -137,6 +174,12 @@ def reduced(linear: Linear, x: Tensor, residual: Tensor, group: Group) -> Tensor
     out = linear.onto(residual, x) if group.leads else linear(x)
     group.all_reduce(out)
     return out
+
+
+def _bias_elsewhere(out: Tensor, here: slice, bias: Tensor) -> None:
+    """Add the bias to the rows that are not ``here``; their members have none."""
+    out[: here.start].add_(bias)
+    out[here.stop :].add_(bias)
 
 
 def hide(bias: Tensor, visible: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Draft trees as tensors: no loop over nodes, no shape that depends on data.
 
 A tree of N nodes is its tokens [N] and parents [N]; node 0 is the root and its own parent, and every other parent has
-a smaller number than its child.
+a smaller number than its child. B trees at once are [B, N].
 """
 
 from dataclasses import dataclass
@@ -11,28 +11,24 @@ from torch import Tensor
 
 
 def ancestors(parents: Tensor, levels: int) -> Tensor:
-    """[N, N] bool: entry (i, j) says that j is i or above it, for trees of at most ``levels`` levels below the root.
+    """``parents`` [B, N] -> [B, N, N] bool: entry (i, j) says that j is i or above it.
 
-    Parent links as a matrix, squared until they span the deepest path: parents ** 2 ** ceil(log2 levels).
+    For trees of at most ``levels`` levels below the root. Parent links as a matrix, squared until they span the
+    deepest path: parents ** 2 ** ceil(log2 levels).
     """
-    nodes = parents.shape[0]
-    reach = torch.eye(nodes, dtype=torch.float32, device=parents.device)
-    reach.scatter_(1, parents.unsqueeze(1), 1.0)
+    batch, nodes = parents.shape
+    reach = torch.eye(nodes, dtype=torch.float32, device=parents.device).expand(batch, -1, -1).contiguous()
+    reach.scatter_(2, parents.unsqueeze(2), 1.0)
     span = 1
     while span < levels:
-        reach = torch.mm(reach, reach).clamp_(max=1.0)
+        reach = torch.bmm(reach, reach).clamp_(max=1.0)
         span *= 2
     return reach > 0
 
 
-def depths(mask: Tensor) -> Tensor:
-    """[N] int64: how far each node is below the root."""
-    return mask.sum(1) - 1
-
-
 def best(scores: Tensor, count: int) -> Tensor:
-    """[count] indices of the highest scores, best first; of equal ones the first."""
-    return torch.sort(scores, descending=True, stable=True).indices[:count]
+    """[B, count] indices of the highest ``scores`` [B, P], best first; of equal ones the first."""
+    return torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :count]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,28 +36,37 @@ class Candidates:
     """Drafted nodes in the order in which they were found, parents before children: a pool, or a level of it."""
 
     tokens: Tensor
-    """[P] int64, ids of the base model."""
+    """[B, P] int64, ids of the base model."""
     scores: Tensor
-    """[P] float32: log-probability of the path from the root; never above the parent's."""
+    """[B, P] float32: log-probability of the path from the root; never above the parent's."""
     parents: Tensor
-    """[P] int64: index of the parent in the pool, -1 for the root."""
+    """[B, P] int64: index of the parent in the pool, -1 for the root."""
+
+    def take(self, chosen: Tensor) -> "Candidates":
+        """Those of numbers [B, p]."""
+        return Candidates(
+            tokens=self.tokens.gather(1, chosen),
+            scores=self.scores.gather(1, chosen),
+            parents=self.parents.gather(1, chosen),
+        )
 
 
 def join(levels: list[Candidates]) -> Candidates:
     """The pool of all levels."""
     return Candidates(
-        tokens=torch.cat([level.tokens for level in levels]),
-        scores=torch.cat([level.scores for level in levels]),
-        parents=torch.cat([level.parents for level in levels]),
+        tokens=torch.cat([level.tokens for level in levels], 1),
+        scores=torch.cat([level.scores for level in levels], 1),
+        parents=torch.cat([level.parents for level in levels], 1),
     )
 
 
-def select(pool: Candidates, root: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Tokens and parents [nodes] of the tree: ``root`` [1] and the best of the pool, in the pool's order.
+def select(pool: Candidates, roots: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """Tokens and parents [B, nodes] of the trees: ``roots`` [B] and the best of the pool, in the pool's order.
 
     The pool is ordered by depth, and a child never scores above its parent, so with ties going to the first no child
     comes without its parent.
     """
-    chosen = torch.sort(best(pool.scores, nodes - 1)).values
-    parents = torch.searchsorted(chosen, pool.parents[chosen], right=True)
-    return torch.cat([root, pool.tokens[chosen]]), torch.cat([torch.zeros_like(root), parents])
+    chosen = torch.sort(best(pool.scores, nodes - 1), dim=1).values
+    parents = torch.searchsorted(chosen, pool.parents.gather(1, chosen), right=True)
+    roots = roots.unsqueeze(1)
+    return torch.cat([roots, pool.tokens.gather(1, chosen)], 1), torch.cat([torch.zeros_like(roots), parents], 1)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What one verify decided."""
+    """What one verify decided of a tree, or with B before every shape of several."""
 
     accepted: Tensor
-    """[1] int64: accepted drafted nodes."""
+    """[1], or [B], int64: accepted drafted nodes."""
     path: Tensor
     """[A] int64: nodes from the root to the tip, the tip repeated behind it."""
     tokens: Tensor

@@ -40,7 +40,7 @@ from plans.schema import (
 
 MIB = 1 << 20
 LINK = Link(link_class="pcie", latency_ns=10_000, bandwidth_bytes_per_s=10_000_000_000)
-TREE = Tree(kind="dynamic", total_token=12, depth=3, top_k=4)
+TREE = Tree(kind="dynamic", total_token=12, depth=3, top_k=4, paths=None)
 INPUTS = Inputs(
     base_config_sha256="0" * 64, base_tensors_sha256="1" * 64, draft_config_sha256=None, draft_tensors_sha256=None
 )

@@ -111,7 +111,7 @@ OPTIONS = Options(
     custom=None,
     gap_ppm=0,
     within_ppm=None,
-    tree=Tree(kind="dynamic", total_token=60, depth=7, top_k=10),
+    tree=Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=None),
 )
 STAGES = (
     Stage(

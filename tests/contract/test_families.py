@@ -1,5 +1,6 @@
-"""Families in the runtime: the tokens of transformers where its blocks suffice, a refusal by name where not."""
+"""Every family: the logits and the tokens of transformers, whole and in shares, with and without a draft."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,75 +8,98 @@ import pytest
 import torch
 
 from planner.compile import compile_plan
-from planner.families import load_base
+from planner.families import load_base, load_draft
 from plans import codec
 from plans.schema import Inputs, Plan
+from runtime.base import Base
+from runtime.comm import Comm
 from runtime.engine import Engine
-from runtime.errors import RequestError
-from runtime.launch import Event, run
+from runtime.images import Image
+from runtime.memory import Memory
 from runtime.text import Request
-from tests.plan_factory import group, make_plan
+from tests.contract.ranks import on_all_ranks, with_engines
+from tests.plan_factory import Group, group, make_plan, write_draft
 from tests.planner.tiny_checkpoints import CLASSES, saved
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
 PROMPT = (5, 17, 30, 2, 9, 11, 3)
 COUNT = 20
+FAMILIES = [
+    ("llama", {}),
+    ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    ("mistral", {"head_dim": 6}),
+    ("mistral", {"tie_word_embeddings": True}),
+    ("qwen2", {}),
+    ("qwen2", {"tie_word_embeddings": True, "rope_theta": 1000000.0}),
+    ("qwen3", {"tie_word_embeddings": True, "head_dim": 12}),
+    ("qwen3", {"attention_bias": True, "head_dim": 10}),
+    ("mixtral", {}),
+    ("mixtral", {"tie_word_embeddings": True, "num_local_experts": 3, "intermediate_size": 20}),
+    ("qwen3_moe", {}),
+    ("qwen3_moe", {"tie_word_embeddings": True, "norm_topk_prob": False, "mlp_only_layers": [1], "num_experts": 6}),
+    ("qwen3_moe", {"moe_intermediate_size": 16, "num_experts_per_tok": 3, "decoder_sparse_step": 2, "head_dim": 6}),
+]
 
 
-def compiled(directory: Path, checkpoint: Path, devices: tuple[str, ...]) -> Plan:
+def compiled(directory: Path, checkpoint: Path, devices: tuple[str, ...]) -> tuple[Plan, Path]:
+    """A plan with a random head that fits the base, compiled."""
     base = load_base(checkpoint)
+    write_draft(directory / "head", hidden_size=16, num_heads=4, head_dim=4, vocab_size=32, draft_vocab_size=20)
+    draft = load_draft(directory / "head", base)
+    kinds = [replace(base.model, layers=(layers,)) for layers in base.model.layers]
+    runs = tuple(group(kind, devices, kind.layers[0].num_layers).runs[0] for kind in kinds)
     plan = make_plan(
         base.model,
-        [group(base.model, devices, base.model.layers[0].num_layers)],
+        [Group(devices=devices, runs=runs)],
+        draft=draft.draft,
         inputs=Inputs(
             base_config_sha256=base.config_sha256,
             base_tensors_sha256=base.tensors_sha256,
-            draft_config_sha256=None,
-            draft_tensors_sha256=None,
+            draft_config_sha256=draft.config_sha256,
+            draft_tensors_sha256=draft.tensors_sha256,
         ),
         context=48,
     )
-    directory.mkdir()
-    (directory / "plan.yaml").write_text(codec.dumps(plan))
-    compile_plan(directory, checkpoint, None)
-    return plan
+    target = directory / f"plan-{len(devices)}"
+    target.mkdir()
+    (target / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(target, checkpoint, directory / "head")
+    return plan, target
 
 
-@pytest.mark.parametrize("devices", [("a",), ("a", "b")], ids=["whole", "split"])
 @pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        ("mistral", {"head_dim": 6}),
-        ("qwen2", {}),
-        ("qwen2", {"tie_word_embeddings": True, "rope_theta": 1000000.0}),
-        ("qwen3", {}),
-        ("qwen3", {"attention_bias": True, "head_dim": 10}),
-    ],
-    ids=["mistral", "qwen2", "qwen2-tied", "qwen3", "qwen3-biased"],
+    ("family", "changes"), FAMILIES, ids=[f"{family}-{number}" for number, (family, _) in enumerate(FAMILIES)]
 )
-def test_the_tokens_are_those_of_transformers(
-    tmp_path: Path, family: str, changes: dict[str, Any], devices: tuple[str, ...]
-) -> None:
+def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
     torch.manual_seed(3)
     checkpoint = saved(tmp_path / "base", family, initializer_range=0.4, eos_token_id=None, **changes)
-    plan = compiled(tmp_path / "plan", checkpoint, devices)
-    model = CLASSES[family][1].from_pretrained(checkpoint, dtype=torch.float32).eval()
-    out = model.generate(torch.tensor([PROMPT]), max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False)
+    model = CLASSES[family][1].from_pretrained(checkpoint, dtype=torch.float32).requires_grad_(False).eval()
+    with torch.inference_mode():
+        out = model.generate(torch.tensor([PROMPT]), max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False)
+        logits = model(torch.tensor([PROMPT])).logits[0]
     expected = tuple(out[0, len(PROMPT) :].tolist())
     assert len(set(expected)) > 4, "a model that says one thing would prove nothing"
-    request = Request(prompt_ids=PROMPT, max_new_tokens=COUNT, draft=False, ignore_eos=True, stop=())
-    events: list[Event] = []
-    run(plan, tmp_path / "plan", [request], events.append, method="forkserver")
-    (tokens,) = (event.tokens for event in events if hasattr(event, "accept_lengths"))
-    assert tokens == expected
+
+    for devices in (("a",), ("a", "b")):
+        plan, directory = compiled(tmp_path, checkpoint, devices)
+        for state in on_all_ranks(plan, directory, lambda image, comm, plan=plan: last_states(plan, image, comm)):
+            found = state @ model.lm_head.weight.T
+            assert (found - logits).abs().max() <= 1e-4 * logits.abs().max()
+        for tokens in with_engines(plan, directory, both_ways):
+            assert tokens == [expected, expected]
 
 
-def test_experts_are_refused_by_name_before_an_image_is_read(tmp_path: Path) -> None:
-    compiled(tmp_path / "plan", saved(tmp_path / "base", "mixtral"), ("a",))
-    (tmp_path / "plan" / "a.safetensors").unlink()
-    with pytest.raises(RequestError) as caught:
-        Engine.open(tmp_path / "plan")
-    assert str(caught.value) == (
-        "plan: model.layers[0].mlp.kind: found moe, expected gated: this runtime has no blocks of experts"
-    )
+@torch.inference_mode()
+def last_states(plan: Plan, image: Image, comm: Comm) -> torch.Tensor:
+    """What the lm_head reads of the prompt."""
+    base = Base(plan, image, Memory(plan, plan.devices[comm.rank].id, torch.device("cpu")), comm)
+    forward = base.prefill(0, torch.tensor(PROMPT), len(PROMPT) - 1)
+    assert forward is not None
+    return forward.normed
+
+
+def both_ways(engine: Engine) -> list[tuple[int, ...]]:
+    """With the draft and without."""
+    request = Request(prompt_ids=PROMPT, max_new_tokens=COUNT, draft=True, ignore_eos=True, stop=())
+    return [engine.generate(replace(request, draft=draft)).tokens for draft in (True, False)]

@@ -83,7 +83,7 @@ def whole_plan(checkpoints: Checkpoints, kind: str | None, tree: Tree = TREE) ->
         inputs=inputs(checkpoints.base, draft),
         context=CONTEXT,
         prefill_chunk=CHUNK,
-        tree=PlanTree(kind="dynamic", total_token=tree.total_token, depth=tree.depth, top_k=tree.top_k),
+        tree=PlanTree(kind="dynamic", total_token=tree.total_token, depth=tree.depth, top_k=tree.top_k, paths=None),
     )
 
 
@@ -252,7 +252,7 @@ def placed(name: str, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
         inputs=inputs(checkpoints.base, draft),
         context=CONTEXT,
         prefill_chunk=CHUNK,
-        tree=PlanTree(kind="dynamic", total_token=TREE.total_token, depth=TREE.depth, top_k=TREE.top_k),
+        tree=PlanTree(kind="dynamic", total_token=TREE.total_token, depth=TREE.depth, top_k=TREE.top_k, paths=None),
         **rows,
     )
     return plan, kind

@@ -101,15 +101,21 @@ def test_defaults_are_written_out() -> None:
         (Wanted(context=513), "--context: found 513, the model has 512 positions"),
         (Wanted(context=64, prefill_chunk=65), "--prefill-chunk: found 65, expected at most the context of 64"),
         (
-            Wanted(tree=Tree(kind="dynamic", total_token=60, depth=1, top_k=5)),
+            Wanted(tree=Tree(kind="dynamic", total_token=60, depth=1, top_k=5, paths=None)),
             "--tree: total_token=60 wants 59 drafted nodes, depth=1 and top_k=5 draft 30 at most",
         ),
         (
-            Wanted(tree=Tree(kind="dynamic", total_token=60, depth=7, top_k=1025)),
+            Wanted(tree=Tree(kind="dynamic", total_token=60, depth=7, top_k=1025, paths=None)),
             "--tree: top_k: found 1025, expected at most 256",
         ),
-        (Wanted(tree=Tree(kind="dynamic", total_token=60, depth=10**9, top_k=10)), "--tree: depth: found 1000000000"),
-        (Wanted(tree=Tree(kind="dynamic", total_token=10**6, depth=7, top_k=1000)), "--tree: total_token: found 1000"),
+        (
+            Wanted(tree=Tree(kind="dynamic", total_token=60, depth=10**9, top_k=10, paths=None)),
+            "--tree: depth: found 10000",
+        ),
+        (
+            Wanted(tree=Tree(kind="dynamic", total_token=10**6, depth=7, top_k=8, paths=None)),
+            "--tree: total_token: found 1000",
+        ),
     ],
 )
 def test_options_beyond_the_model_are_refused(wanted: Wanted, message: str) -> None:

@@ -44,7 +44,7 @@ def bytes_of(buffers: tuple[Buffer, ...]) -> int:
 def test_kv_is_linear_in_heads_and_has_room_for_context_and_tree(
     context: int, total_token: int, depth: int, top_k: int, heads: int
 ) -> None:
-    tree = Tree(kind="dynamic", total_token=total_token, depth=depth, top_k=top_k)
+    tree = Tree(kind="dynamic", total_token=total_token, depth=depth, top_k=top_k, paths=None)
     options = dataclasses.replace(plan_with().options, tree=tree, context=context)
     attention = MODEL.layers[0].attention
     one = kv_bytes(options, attention, whole_heads(1))
@@ -90,7 +90,8 @@ def test_the_parts_of_a_subgroup_hold_the_whole_cache(batch: int, context: int, 
 
     assert part_of("head_dim") * parts == whole
     assert part_of("heads") == whole, "repeated"
-    for axis, granule in (("context", 64 * batch), ("batch", kv_rows(options))):
+    tree = tree_rows(options)
+    for axis, granule in (("context", (tree + 64) * batch), ("batch", kv_rows(options))):
         spare = parts * part_of(axis) - whole
         assert 0 <= spare < parts * granule * 2 * heads * attention.head_dim
 
@@ -112,11 +113,12 @@ def test_what_members_of_a_subgroup_exchange_is_counted() -> None:
     assert whole["scratch.attention"][1] - repeated["scratch.attention"][1] == 3 * dim * queries // 2
     assert repeated | {"scratch.attention": whole["scratch.attention"]} == whole
     assert context["partial"] == (3, rows, queries, dim + 1)
-    assert context["bias"] == (rows, 2112), "half of 4108 rows, rounded up to 64"
-    assert head_dim["scores"] == (rows, queries, SCORE_COLUMNS)
-    assert head_dim["scratch.scores"] == (rows, queries, SCORE_COLUMNS + 2)
+    assert context["bias"] == (rows, 2112), "12 rows of the tree and half of 4096, rounded up to 64"
+    assert head_dim["scores"] == context["scores"] == (rows, queries, SCORE_COLUMNS)
+    assert head_dim["rotary"][2] == dim // 2
     assert not {"partial", "scores"} & (whole.keys() | batch.keys())
-    assert head_dim.keys() - whole.keys() == {"scores", "scratch.scores"}
+    assert head_dim.keys() - whole.keys() == {"scores", "scratch.scores", "scratch.columns"}
+    assert context.keys() - head_dim.keys() == {"partial", "scratch.merged"}
 
 
 def test_a_device_without_layers_has_what_its_table_needs() -> None:
@@ -174,7 +176,7 @@ def test_norms_of_q_and_k_need_another_copy_of_both() -> None:
 
 
 def test_a_path_is_never_longer_than_its_tree() -> None:
-    options = plan_with(Tree(kind="dynamic", total_token=2, depth=7, top_k=4)).options
+    options = plan_with(Tree(kind="dynamic", total_token=2, depth=7, top_k=4, paths=None)).options
     assert (accept_rows(options), tree_rows(options), message_words(options)) == (2, 2, 1 + 2 + 4)
     plain = dataclasses.replace(options, tree=None)
     assert (accept_rows(plain), tree_rows(plain), message_words(plain)) == (1, 1, 4)

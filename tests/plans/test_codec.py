@@ -161,8 +161,8 @@ def test_a_missing_field_is_named() -> None:
     [
         ([], "x.yaml: found a sequence, expected a mapping (Tree)"),
         (
-            {"kind": "static", "total_token": 1, "depth": 1, "top_k": 1},
-            "x.yaml: kind: found 'static', expected one of dynamic",
+            {"kind": "grown", "total_token": 1, "depth": 1, "top_k": 1},
+            "x.yaml: kind: found 'grown', expected one of dynamic, static",
         ),
     ],
 )

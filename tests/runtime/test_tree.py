@@ -2,11 +2,14 @@
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.tree import Candidates, ancestors, best, depths, join, select
+from runtime.tree import Candidates, ancestors, best, join, select
+
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 @st.composite
@@ -27,17 +30,18 @@ def climb(parents: list[int], node: int) -> list[int]:
 @given(parent_lists())
 def test_mask_is_the_ancestors_and_the_node_itself(parents: list[int]) -> None:
     levels = max(len(climb(parents, node)) for node in range(len(parents))) - 1
-    mask = ancestors(torch.tensor(parents), levels)
-    for node, row in enumerate(mask.tolist()):
-        assert {other for other, seen in enumerate(row) if seen} == set(climb(parents, node))
-    assert depths(mask).tolist() == [len(climb(parents, node)) - 1 for node in range(len(parents))]
+    chain = [max(0, node - 1) for node in range(len(parents))]
+    for found, mask in zip((parents, chain), ancestors(torch.tensor([parents, chain]), len(parents)), strict=True):
+        for node, row in enumerate(mask.tolist()):
+            assert {other for other, seen in enumerate(row) if seen} == set(climb(found, node))
+    assert torch.equal(ancestors(torch.tensor([parents]), levels), ancestors(torch.tensor([parents]), len(parents)))
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.data())
 def test_best_prefers_the_first_of_equals(scores: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(scores)))
     expected = sorted(range(len(scores)), key=lambda number: (-scores[number], number))[:count]
-    assert best(torch.tensor(scores, dtype=torch.float32), count).tolist() == expected
+    assert best(torch.tensor([scores, scores], dtype=torch.float32), count).tolist() == [expected, expected]
 
 
 def grown(top_k: int, depth: int, scores: st.DataObject) -> tuple[Candidates, list[tuple[int, ...]]]:
@@ -52,14 +56,14 @@ def grown(top_k: int, depth: int, scores: st.DataObject) -> tuple[Candidates, li
         ]
         levels.append(
             Candidates(
-                tokens=torch.tensor([row[0] for row in rows]),
-                scores=torch.tensor([row[1] for row in rows]),
-                parents=torch.tensor([row[2] for row in rows]),
+                tokens=torch.tensor([[row[0] for row in rows]]),
+                scores=torch.tensor([[row[1] for row in rows]]),
+                parents=torch.tensor([[row[2] for row in rows]]),
             )
         )
         start = len(paths)
         paths += [(*path, number) for number, _, _, path in rows]
-        chosen = best(levels[-1].scores, top_k).tolist()
+        (chosen,) = best(levels[-1].scores, top_k).tolist()
         beam = [(start + i, rows[i][1], paths[start + i]) for i in chosen]
     return join(levels), paths
 
@@ -70,8 +74,8 @@ def test_select_takes_the_best_and_never_a_child_without_its_parent(
 ) -> None:
     pool, paths = grown(top_k, depth, data)
     nodes = data.draw(st.integers(2, len(paths) + 1))
-    tokens, parents = select(pool, torch.tensor([7]), nodes)
-    order = sorted(range(len(paths)), key=lambda number: (-pool.scores[number].item(), number))[: nodes - 1]
+    (tokens,), (parents,) = select(pool, torch.tensor([7]), nodes)
+    order = sorted(range(len(paths)), key=lambda number: (-pool.scores[0, number].item(), number))[: nodes - 1]
     assert tokens.tolist() == [7] + [paths[number][-1] for number in sorted(order)]
     assert parents[0] == 0
     for node in range(1, nodes):

@@ -1,0 +1,284 @@
+"""One rank's part in decoding a batch: prefill, then draft -> verify -> commit, one message a step.
+
+    verifier (leader of the head)         draft group                 all ranks
+    ─────────────────────────────────     ─────────────────────────   ─────────────────────────
+    verify: forward over the trees,
+      argmax, accepted paths
+      ── feature message ──────────────►  extend, grow the next trees
+                                            ── step message ───────►  keep(path), next trees
+
+All ranks run this; each does what the plan gave it. Sequences that have ended keep their place in every shape and
+commit nothing. Shapes: B sequences, N nodes of a tree, A most rows kept at once, C rows of a prefill chunk.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plans.buffers import accept_rows, tree_depth, tree_rows
+from plans.schema import Plan
+from runtime.base import Base, Forward
+from runtime.blocks import Slots
+from runtime.comm import Comm
+from runtime.draft import Drafter, FeatureMessage, feature_message
+from runtime.memory import Memory
+from runtime.tree import ancestors
+from runtime.verify import Verdict, greedy
+
+Doing = Callable[[str], None]
+"""Told what a rank begins to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """What a step says of one sequence, on the host: how much of the last tree is kept, and the next tree."""
+
+    accepted: int
+    path: list[int]
+    tokens: list[int]
+    """Of the next tree, root first; the root is certain."""
+    parents: list[int]
+
+
+class Channel:
+    """The step message in a decoding mode: views of its buffer, and who fills it."""
+
+    def __init__(
+        self, buffer: Tensor, *, batch: int, nodes: int, kept: int, levels: int, source: int, drafted: bool
+    ) -> None:
+        self.wire = buffer[: batch * (1 + kept + 2 * nodes)].view(batch, -1)
+        self.accepted = self.wire[:, 0]
+        self.path = self.wire[:, 1 : 1 + kept]
+        self.tokens = self.wire[:, 1 + kept : 1 + kept + nodes]
+        self.parents = self.wire[:, 1 + kept + nodes :]
+        self.nodes, self.kept, self.levels, self.source, self.drafted = nodes, kept, levels, source, drafted
+
+    def write(self, accepted: Tensor, path: Tensor, tokens: Tensor, parents: Tensor) -> None:
+        """``accepted`` [B], ``path`` [B, A], ``tokens`` and ``parents`` [B, N]."""
+        torch.cat([accepted.unsqueeze(1), path, tokens, parents], 1, out=self.wire)
+
+    def read(self) -> list[Message]:
+        """The one transfer to the host of a step."""
+        start, stop = 1 + self.kept, 1 + self.kept + self.nodes
+        return [
+            Message(accepted=words[0], path=words[1:start], tokens=words[start:stop], parents=words[stop:])
+            for words in self.wire.tolist()
+        ]
+
+
+class Stepper:
+    """One rank's share of a plan, which decodes one batch after the other."""
+
+    def __init__(
+        self, plan: Plan, slots: Slots, memory: Memory, comm: Comm, device: torch.device, doing: Doing
+    ) -> None:
+        options, place = plan.options, plan.draft_placement
+        self._comm, self._device, self._doing = comm, device, doing
+        self._batch, self._width = options.batch, options.prefill_chunk
+        in_base = any((comm.embed, *comm.stages, comm.head))
+        self._base = Base(plan, slots, memory, comm) if in_base else None
+        self._drafter = Drafter(plan, slots, memory, comm) if comm.draft else None
+        ranks = {device.id: rank for rank, device in enumerate(plan.devices)}
+        buffer = memory.first("message", "embed.message", "head.message", "draft.message")
+        self._plain = self._channel = Channel(
+            buffer,
+            batch=options.batch,
+            nodes=1,
+            kept=1,
+            levels=0,
+            source=ranks[plan.head.devices[0]],
+            drafted=False,
+        )
+        self._drafted = self._plain
+        if place is not None:
+            self._drafted = Channel(
+                buffer,
+                batch=options.batch,
+                nodes=tree_rows(options),
+                kept=accept_rows(options),
+                levels=tree_depth(options),
+                source=ranks[place.devices[0]],
+                drafted=True,
+            )
+        self._told = self._told_prompt = None
+        if comm.feature is not None:
+            features = memory.buffer("features" if comm.head else "draft.features")
+            self._told = feature_message(plan, features, options.batch, accept_rows(options))
+            self._told_prompt = feature_message(plan, features, 1, options.prefill_chunk)
+        index = memory.first("index", "embed.index", "head.index") if self._base else None
+        self._chunk = None if index is None else index[0, : options.prefill_chunk]
+        self._draft_hidden = plan.draft.hidden_size if plan.draft is not None else 0
+        self._first_node = torch.arange(options.batch, device=device).unsqueeze(1)
+        self._none = torch.zeros(options.batch, accept_rows(options), dtype=torch.int64, device=device)
+        self._active: list[bool] = []
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the plan has a draft."""
+        return self._drafted.drafted
+
+    def end(self, sequence: int) -> None:
+        """A sequence has ended: it commits nothing more."""
+        self._active[sequence] = False
+
+    def steps(self, prompts: Sequence[tuple[int, ...]], *, draft: bool) -> Iterator[list[tuple[list[int], Message]]]:
+        """Each step's tokens and message, sequence by sequence, without end; the first is prefill's one token."""
+        self._channel = self._drafted if draft else self._plain
+        messages = self._prefill(prompts)
+        yield [(message.tokens[:1], message) for message in messages[: len(prompts)]]
+        while True:
+            trees, messages = [message.tokens for message in messages], self._step()
+            yield [
+                ([*(tree[node] for node in message.path[1 : 1 + message.accepted]), message.tokens[0]], message)
+                for tree, message in zip(trees, messages[: len(prompts)], strict=False)
+            ]
+
+    # ---- one step ----
+
+    @torch.inference_mode()
+    def _step(self) -> list[Message]:
+        """Verify the trees in the channel, draft the next ones, commit what was accepted."""
+        channel = self._channel
+        self._doing("verify")
+        verdict, features = None, None
+        if self._base is not None:
+            mask = ancestors(channel.parents, channel.levels)
+            forward = self._base.verify(channel.tokens, mask)
+            if forward is not None:
+                verdict = self._judge(mask, self._base.best(forward.normed))
+                rows = (verdict.path + self._first_node * channel.nodes).flatten()
+                features = forward.features.index_select(1, rows)
+        self._doing("draft")
+        if channel.drafted:
+            self._draft_next(verdict, features)
+        elif verdict is not None:
+            roots = verdict.tokens.gather(1, verdict.accepted.unsqueeze(1))
+            channel.write(verdict.accepted, verdict.path, roots, torch.zeros_like(roots))
+        self._comm.world.broadcast(channel.wire, channel.source)
+        messages = channel.read()
+        self._doing("commit")
+        self._commit(messages)
+        return messages
+
+    def _judge(self, mask: Tensor, best: Tensor) -> Verdict:
+        """The verdict on every tree, of ``best`` [B * N]: accepted [B], path and tokens [B, A]."""
+        channel = self._channel
+        found = [
+            greedy(tokens, parents, seen, chosen, channel.kept)
+            for tokens, parents, seen, chosen in zip(
+                channel.tokens, channel.parents, mask, best.view(self._batch, channel.nodes), strict=True
+            )
+        ]
+        return Verdict(
+            accepted=torch.cat([verdict.accepted for verdict in found]),
+            path=torch.stack([verdict.path for verdict in found]),
+            tokens=torch.stack([verdict.tokens for verdict in found]),
+        )
+
+    def _draft_next(self, verdict: Verdict | None, features: Tensor | None) -> None:
+        """The verifier's verdict and features [a, B * A, T] -> the step's message, on the draft's leader."""
+        told = self._tell(self._told, verdict, features)
+        if self._drafter is not None and told is not None:
+            hidden = self._drafter.extend(told)
+            trees = self._drafter.grow(hidden, told.roots, told.accepted + 1)
+            if self._drafter.group.leads:
+                self._channel.write(told.accepted, told.path, *trees)
+
+    def _tell(
+        self, message: FeatureMessage | None, verdict: Verdict | None, features: Tensor | None
+    ) -> FeatureMessage | None:
+        """The feature message, from the verifier to the draft group; None on ranks that are neither."""
+        group = self._comm.feature
+        if group is None or message is None:
+            return None
+        if verdict is not None and features is not None:
+            message.accepted.copy_(verdict.accepted)
+            message.tokens.copy_(verdict.tokens)
+            message.path.copy_(verdict.path)
+            rows = message.features.shape[0]
+            message.features.view(rows, *features.shape[::2]).copy_(features.transpose(0, 1))
+        group.broadcast(message.wire, group.ranks[0])
+        return message
+
+    def _commit(self, messages: list[Message]) -> None:
+        """Keep what each sequence accepted, unless it has ended."""
+        channel = self._channel
+        kept = [message.accepted + 1 if on else 0 for message, on in zip(messages, self._active, strict=True)]
+        if self._base is not None:
+            accepted = channel.accepted
+            if not all(self._active):
+                accepted = accepted.masked_fill(torch.tensor(self._active, device=self._device).logical_not(), -1)
+            self._base.keep(channel.path, accepted, channel.nodes, kept)
+        if self._drafter is not None and channel.drafted:
+            self._drafter.commit(kept)
+
+    # ---- prefill ----
+
+    @torch.inference_mode()
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> list[Message]:
+        """Run the prompts in chunks of a fixed width; the message holds the first tokens and the first trees."""
+        assert 0 < len(prompts) <= self._batch
+        channel = self._channel
+        for part in (self._base, self._drafter):
+            if part is not None:
+                part.forget()
+        self._active = [number < len(prompts) for number in range(self._batch)]
+        roots = torch.zeros(self._batch, dtype=torch.int64, device=self._device)
+        hidden: list[Tensor] = []
+        for number, prompt in enumerate(prompts):
+            root, feature = self._prefill_one(number, prompt)
+            if root is not None:
+                roots[number : number + 1] = root
+            if feature is not None:
+                hidden.append(feature)
+        accepted = torch.zeros_like(roots)
+        if channel.drafted and self._drafter is not None:
+            absent = hidden[0].new_zeros(self._batch - len(prompts), self._draft_hidden)
+            trees = self._drafter.grow(torch.cat([*hidden, absent]), roots, accepted)
+            if self._drafter.group.leads:
+                channel.write(accepted, self._none, *trees)
+        elif not channel.drafted and self._base is not None:
+            channel.write(accepted, self._none[:, :1], roots.unsqueeze(1), accepted.unsqueeze(1))
+        self._comm.world.broadcast(channel.wire, channel.source)
+        return channel.read()
+
+    def _prefill_one(self, number: int, prompt: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
+        """One sequence: the token that follows the prompt [1], and the root's feature [1, H], where they are known."""
+        width, drafted = self._width, self._channel.drafted
+        root = feature = None
+        for start in range(0, len(prompt), width):
+            self._doing("prefill")
+            chunk, following = prompt[start : start + width], prompt[start + 1 : start + 1 + width]
+            last, ends = len(chunk) - 1, start + width >= len(prompt)
+            forward = self._run_chunk(number, chunk)
+            if ends and self._base is not None and forward is not None:
+                root = self._base.best(forward.normed[last : last + 1])
+            if drafted:
+                features = None if forward is None else forward.features
+                told = self._tell(self._told_prompt, self._as_accepted(following, forward, last, root), features)
+                if self._drafter is not None and told is not None:
+                    feature = self._drafter.extend(told, number)
+                    self._drafter.commit([last + 1 if other == number else 0 for other in range(self._batch)])
+                    root = told.roots.clone() if ends else None
+        return root, feature
+
+    def _run_chunk(self, number: int, chunk: tuple[int, ...]) -> Forward | None:
+        """A forward over a padded chunk, committed."""
+        if self._base is None or self._chunk is None:
+            return None
+        padding = [0] * (self._chunk.shape[0] - len(chunk))
+        self._chunk.copy_(torch.tensor([*chunk, *padding]))
+        return self._base.prefill(number, self._chunk, len(chunk) - 1)
+
+    def _as_accepted(
+        self, following: tuple[int, ...], forward: Forward | None, last: int, root: Tensor | None
+    ) -> Verdict | None:
+        """A chunk as if it had been drafted and accepted: the token behind each row, ``root`` [1] behind the last."""
+        if forward is None:
+            return None
+        tokens = torch.tensor([[*following, *[0] * (self._width - len(following))]], device=self._device)
+        if root is not None:
+            tokens[0, last : last + 1] = root
+        return Verdict(accepted=torch.tensor([last], device=self._device), path=self._none[:1], tokens=tokens)

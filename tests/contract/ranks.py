@@ -1,0 +1,105 @@
+"""All ranks of a plan as threads of this process: the same program, collectives in memory instead of over a network.
+
+What each rank computes is the product's; a group here meets at a barrier, and each member takes what it needs from what
+all have laid down. A rank that fails breaks every barrier, so that all end.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from plans.schema import Plan, Transport
+from runtime.comm import Comm, Group, groups
+from runtime.engine import Engine
+from runtime.images import Image, open_image
+
+T = TypeVar("T")
+WAIT_S = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Where the members of a group meet."""
+
+    barrier: threading.Barrier
+    laid: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThreadGroup(Group):
+    """A group whose members are threads."""
+
+    table: Table
+
+    def _all(self, tensor: Tensor) -> list[Tensor]:
+        """What every member has laid down, in the order of the group, once all have."""
+        self.table.laid[self.rank] = tensor.clone()
+        self.table.barrier.wait(WAIT_S)
+        found = [self.table.laid[rank] for rank in self.ranks]
+        self.table.barrier.wait(WAIT_S)
+        return found
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        tensor.copy_(self._all(tensor)[self.ranks.index(source)])
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        tensor.copy_(torch.stack(self._all(tensor)).sum(0))
+
+    def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        found = torch.stack(self._all(tensor))
+        return found if out is None else out.copy_(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadMaker:
+    """Makes the groups of one rank; those of all ranks share their tables."""
+
+    rank: int
+    tables: dict[tuple[str, tuple[int, ...]], Table]
+
+    def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
+        if self.rank not in ranks:
+            return None
+        if transport == "local":
+            return Group(name=name, ranks=ranks, rank=self.rank, staged=False, handle=None)
+        table = self.tables.setdefault((name, ranks), Table(barrier=threading.Barrier(len(ranks))))
+        handle: Any = table  # only asked whether it is there
+        return ThreadGroup(name=name, ranks=ranks, rank=self.rank, staged=False, handle=handle, table=table)
+
+
+def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) -> list[T]:
+    """What ``work`` gives on each rank of a compiled plan, from its image and its groups."""
+    tables: dict[tuple[str, tuple[int, ...]], Table] = {}
+
+    def serve(rank: int) -> T:
+        try:
+            torch.set_num_threads(1)
+            image = open_image(plan, directory, plan.devices[rank].id, torch.device("cpu"), verify=False)
+            return work(image, groups(plan, ThreadMaker(rank=rank, tables=tables)))
+        except BaseException:
+            for table in list(tables.values()):
+                table.barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(len(plan.devices)) as pool:
+        ranks = [pool.submit(serve, rank) for rank in range(len(plan.devices))]
+        failures = [error for rank in ranks if (error := rank.exception()) is not None]
+    broken = [error for error in failures if not isinstance(error, threading.BrokenBarrierError)]
+    for error in [*broken, *failures]:
+        raise error
+    return [rank.result() for rank in ranks]
+
+
+def with_engines(plan: Plan, directory: Path, work: Callable[[Engine], T]) -> list[T]:
+    """What ``work`` gives on each rank of a compiled plan, from its engine."""
+    return on_all_ranks(plan, directory, lambda image, comm: work(Engine(plan, directory, image, comm, _ignore)))
+
+
+def _ignore(phase: str) -> None:
+    pass
