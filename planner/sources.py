@@ -35,6 +35,10 @@ class Reader:
         self._open(file)
         return info, file
 
+    def expect(self, file: TensorFile, offset: int, nbytes: int) -> None:
+        """Let the disk begin to read what will be asked for."""
+        os.posix_fadvise(self._open_files[file.path], offset, nbytes, os.POSIX_FADV_WILLNEED)
+
     def read_into(self, file: TensorFile, offset: int, block: memoryview) -> None:
         """Fill ``block`` with the bytes from ``offset`` of a located file; raise CheckpointError."""
         descriptor, done = self._open_files[file.path], 0

@@ -31,11 +31,11 @@ from planner.sources import Reader
 from plans.artifact import ITEM_BYTES
 from plans.ranges import Range, Ranges
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 2 << 20
 """Of source rows that are read at once."""
-AHEAD = 3
+AHEAD = 8
 """Blocks that are being read while one is worked on."""
-SOURCE_BUFFERS = 8
+SOURCE_BUFFERS = 16
 """Of BLOCK_BYTES each: those ahead, and those that are still hashed and written."""
 TARGET_BUFFERS = 8
 """For what is no view of a source buffer: columns, and casts, which may double its bytes."""
@@ -43,6 +43,8 @@ LITERALS = 64
 """Pieces that are in no buffer, waited for at a time."""
 FLUSH_BYTES = 32 << 20
 """Written pages are sent to the disk this often, so that the last sync has little left to wait for."""
+HASH_THREADS = blake3.AUTO if (os.cpu_count() or 1) > 4 else 1
+"""Where cores are few, reading and writing need the others; the digest is the same."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes written and bytes to write."""
@@ -59,7 +61,7 @@ class Writer:
 
     def __init__(self, file: Path, size_bytes: int) -> None:
         self._file = file
-        self._hash = blake3(max_threads=blake3.AUTO)
+        self._hash = blake3(max_threads=HASH_THREADS)
         self._flushed_bytes = 0
         self.size_bytes = size_bytes
         self.written_bytes = 0
@@ -149,6 +151,7 @@ class _Lanes:
         buffer = next(self._sources)
         buffer.settle()
         view = buffer.memory[:nbytes].data
+        reader.expect(file, offset, nbytes)
         buffer.users.append(self._reading.submit(reader.read_into, file, offset, view))
         return buffer
 
