@@ -20,18 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from blake3 import blake3
 
 from plans import artifact, codec
 from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, Images, SlotEntry
 from plans.schema import Plan, PlanError
 from runtime.errors import ImageDamaged, ImageForeign, ImageMissing, ImageTruncated
+from runtime.lease import guard
+from runtime.transfer import CudaCopies, hash_file, upload
 
 MAX_HEADER_BYTES = 16 << 20
 """The header of an image of 1000 layers is below 2 MB; nothing larger is parsed."""
-CHUNK_BYTES = 16 << 20
-RING = 4
-"""Pinned buffers of CHUNK_BYTES through which an image goes to a GPU."""
 
 _TORCH = {
     "BF16": torch.bfloat16,
@@ -147,9 +145,16 @@ def _opened(directory: Path, device: str, record: Images) -> Iterator[tuple[int,
 
 
 def _check_blake3(descriptor: int, file: Path, expected: artifact.Image) -> None:
-    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapping:
-        found = blake3(max_threads=blake3.AUTO).update(mapping).hexdigest()
+    before = _state(descriptor)
+    found = hash_file(descriptor, expected.size_bytes, file)
+    if _state(descriptor) != before:
+        raise ImageDamaged(f"{file}: changed while it was verified: copy or compile it again")
     _compare(file, found, expected)
+
+
+def _state(descriptor: int) -> tuple[int, int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _compare(file: Path, found: str, expected: artifact.Image) -> None:
@@ -289,56 +294,23 @@ def open_image(
         if torch_device.type == "cpu":
             if verify:
                 _check_blake3(descriptor, file, expected)
-            memory = _mapped(descriptor, start)
+            memory = _mapped(descriptor, start, file, expected)
         else:
             memory = torch.empty(expected.size_bytes - start, dtype=torch.uint8, device=torch_device)
-            found = copy_to(memory, descriptor, start, file, hashed=verify)
+            found = upload(memory, descriptor, start, file, CudaCopies(torch_device), hashed=verify)
             if verify:
                 _compare(file, found, expected)
     named = {slot.name: slot for slot in slots if not slot.name.startswith("_pad.")}
     return Image(file=file, slots=named, memory=memory)
 
 
-def _mapped(descriptor: int, start: int) -> torch.Tensor:
+def _mapped(descriptor: int, start: int, file: Path, expected: artifact.Image) -> torch.Tensor:
     """The data of a file as uint8 [bytes] in the page cache: read-only, so a stray write faults."""
+    guard(descriptor, file)
+    found = os.fstat(descriptor).st_size
+    if found != expected.size_bytes:
+        raise ImageTruncated(f"{file}: {found} bytes, expected {expected.size_bytes}: it changed while it was opened")
     mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         return torch.frombuffer(mapping, dtype=torch.uint8)[start:]
-
-
-def copy_to(memory: torch.Tensor, descriptor: int, start: int, file: Path, *, hashed: bool) -> str:
-    """Fill ``memory`` with the data of a file, through a ring of pinned buffers; the BLAKE3 of the file if ``hashed``.
-
-    A buffer is read into again only after the copy out of it is done, which its event tells.
-    """
-    digest = blake3(max_threads=blake3.AUTO)
-    if hashed:
-        digest.update(os.pread(descriptor, start, 0))
-    pinned = memory.is_cuda
-    size = min(CHUNK_BYTES, memory.numel())
-    ring = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(RING)]
-    events: list[torch.cuda.Event | None] = [None] * RING
-    for number, offset in enumerate(range(0, memory.numel(), CHUNK_BYTES)):
-        turn = number % RING
-        if (event := events[turn]) is not None:
-            event.synchronize()
-        chunk = ring[turn][: min(CHUNK_BYTES, memory.numel() - offset)]
-        _fill(chunk, descriptor, start + offset, file)
-        if hashed:
-            digest.update(chunk.numpy().data)
-        memory[offset : offset + chunk.numel()].copy_(chunk, non_blocking=True)
-        if pinned:
-            events[turn] = torch.cuda.current_stream(memory.device).record_event()
-    if pinned:
-        torch.cuda.synchronize(memory.device)
-    return digest.hexdigest()
-
-
-def _fill(chunk: torch.Tensor, descriptor: int, offset: int, file: Path) -> None:
-    view, done = chunk.numpy().data, 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if count == 0:
-            raise ImageTruncated(f"{file}: ends at byte {offset + done}: it was truncated while it was read")
-        done += count

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import random
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from planner.families import load_base, load_draft
 from plans import codec
 from plans.artifact import IMAGES_FILE, Images, dump_images, load_images
 from plans.schema import Inputs, Plan, PlanError
-from runtime import images
+from runtime import images, transfer
 from runtime.errors import ImageDamaged, ImageError, ImageForeign, ImageMissing, ImageTruncated
 from runtime.images import check_images, open_image
 from tests.plan_factory import group, make_plan, split_draft, write_base, write_draft
@@ -135,23 +137,10 @@ def test_a_slot_of_another_shape_or_name_is_foreign(artifact: Artifact) -> None:
     assert "draft.fc.weight" not in image
 
 
-@pytest.mark.parametrize("chunk", [4096, 10_000, 1 << 24])
-def test_the_copy_through_the_ring_is_the_file(artifact: Artifact, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "CHUNK_BYTES", chunk)
-    file = artifact.directory / "a.safetensors"
-    raw = file.read_bytes()
-    start = 8 + int.from_bytes(raw[:8], "little")
-    memory = torch.zeros(len(raw) - start, dtype=torch.uint8)
-    with file.open("rb") as stream:
-        found = images.copy_to(memory, stream.fileno(), start, file, hashed=True)
-    assert memory.numpy().tobytes() == raw[start:]
-    assert found == blake3(raw).hexdigest()
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("chunk", [4096, 1 << 24])
 def test_one_allocation_on_a_gpu(artifact: Artifact, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", chunk)
     on_cpu = open_image(artifact.plan, artifact.directory, "b", CPU, verify=False)
     on_gpu = open_image(artifact.plan, artifact.directory, "b", torch.device("cuda:0"), verify=True)
     assert torch.equal(on_gpu.memory.cpu(), on_cpu.memory)
@@ -159,6 +148,61 @@ def test_one_allocation_on_a_gpu(artifact: Artifact, chunk: int, monkeypatch: py
     flip(artifact.directory / "b.safetensors", -300)
     with pytest.raises(ImageDamaged, match="BLAKE3"):
         open_image(artifact.plan, artifact.directory, "b", torch.device("cuda:0"), verify=True)
+
+
+RUNNING = """
+import sys, time, torch
+from pathlib import Path
+from plans import codec
+from runtime.errors import ImageError
+from runtime.images import open_image
+plan = codec.load(Path(sys.argv[1]))
+try:
+    weight = open_image(plan, Path(sys.argv[1]), "a", torch.device("cpu"), verify=True)["layers.7.down.weight"]
+    print("ready", flush=True)
+    while True:
+        weight.sum()
+except ImageError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.mark.parametrize("how", ["truncated", "replaced"])
+def test_a_file_that_changes_under_a_running_process(artifact: Artifact, how: str) -> None:
+    """A new file of the same name is no matter: what is mapped is what was verified."""
+    file = artifact.directory / "a.safetensors"
+    command = [sys.executable, "-c", RUNNING, str(artifact.directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        if how == "truncated":
+            os.truncate(file, 4096)
+        else:
+            (artifact.directory / "other").write_bytes(b"")
+            (artifact.directory / "other").rename(file)
+            time.sleep(0.3)
+            assert child.poll() is None
+            child.kill()
+            return
+        _, told = child.communicate(timeout=30)
+    assert child.returncode == 1, "an error, not a fault"
+    assert f"ImageTruncated: {file}: another program writes to it" in told
+
+
+def test_a_file_that_is_truncated_while_it_is_verified(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = artifact.directory / "a.safetensors"
+    original = images._slots
+
+    def late(*arguments: Any) -> Any:
+        slots = original(*arguments)
+        os.truncate(file, 8192)
+        return slots
+
+    monkeypatch.setattr(images, "_slots", late)
+    with pytest.raises(ImageTruncated, match="ends at byte 8192: it was truncated while it was read"):
+        open_image(artifact.plan, artifact.directory, "a", CPU, verify=True)
+    with pytest.raises(ImageTruncated, match="8192 bytes"):
+        open_image(artifact.plan, artifact.directory, "a", CPU, verify=False)
 
 
 # ---- missing, truncated, foreign ----

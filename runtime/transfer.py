@@ -1,0 +1,149 @@
+"""The bytes of an image on their way: read by threads, hashed in order, and to a GPU through a ring of pinned buffers.
+
+    file ──preadv, several at a time──► ring of buffers ──in order──► BLAKE3
+                                                        ──in order──► one stream ──► one allocation
+
+A buffer is read into again only when the copy out of it is done, which its event tells. Files are read, never mapped,
+so one that is truncated meanwhile is an error and no fault.
+"""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from blake3 import blake3
+
+from runtime.errors import ImageDamaged, ImageTruncated
+
+CHUNK_BYTES = 8 << 20
+READERS = min(8, os.cpu_count() or 1)
+RING = READERS + 2
+"""Buffers: those that are read into, one that is hashed, and one that is copied out of."""
+
+
+class CopyEngine(Protocol):
+    """What moves a chunk to where it stays, in the order in which it is asked to, perhaps later."""
+
+    def buffer(self, nbytes: int) -> torch.Tensor:
+        """Memory to read into, uint8 [nbytes]."""
+
+    def copy(self, target: torch.Tensor, chunk: torch.Tensor) -> Any:
+        """Begin to copy; an event that is reached when ``chunk`` may be overwritten."""
+
+    def wait(self, event: Any) -> None:
+        """Return when an event is reached."""
+
+    def finish(self) -> None:
+        """Return when all copies are done."""
+
+
+class CudaCopies:
+    """Copies on a stream of their own, out of pinned memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    def buffer(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def copy(self, target: torch.Tensor, chunk: torch.Tensor) -> Any:
+        with torch.cuda.stream(self._stream):
+            target.copy_(chunk, non_blocking=True)
+        return self._stream.record_event()
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        event.synchronize()
+
+    def finish(self) -> None:
+        self._stream.synchronize()
+
+
+class _NoCopies:
+    """Where bytes are only hashed."""
+
+    def buffer(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def copy(self, target: torch.Tensor, chunk: torch.Tensor) -> None:
+        pass
+
+    def wait(self, event: None) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+def hash_file(descriptor: int, size_bytes: int, file: Path) -> str:
+    """The BLAKE3 of an open file of this size; raise ImageTruncated or ImageDamaged."""
+    nowhere = torch.empty(0, dtype=torch.uint8)
+    return _transfer(nowhere, descriptor, 0, size_bytes, file, blake3(max_threads=blake3.AUTO), _NoCopies())
+
+
+def upload(memory: torch.Tensor, descriptor: int, start: int, file: Path, engine: CopyEngine, *, hashed: bool) -> str:
+    """Fill ``memory`` with the file from ``start`` on; the BLAKE3 of the file if ``hashed``.
+
+    Raises ImageTruncated or ImageDamaged.
+    """
+    digest = blake3(max_threads=blake3.AUTO) if hashed else None
+    if digest is not None:
+        digest.update(os.pread(descriptor, start, 0))
+    return _transfer(memory, descriptor, start, start + memory.numel(), file, digest, engine)
+
+
+def _transfer(
+    memory: torch.Tensor, descriptor: int, start: int, stop: int, file: Path, digest: Any, engine: CopyEngine
+) -> str:
+    ring = [engine.buffer(min(CHUNK_BYTES, stop - start)) for _ in range(RING)]
+    events: list[Any] = [None] * RING
+    reading: deque[tuple[int, int, torch.Tensor, Future[None]]] = deque()
+
+    def pass_on() -> None:
+        """The oldest chunk, once it is read."""
+        turn, offset, chunk, read = reading.popleft()
+        read.result()
+        if digest is not None:
+            digest.update(chunk.numpy().data)
+        events[turn] = engine.copy(memory[offset - start : offset - start + chunk.numel()], chunk)
+
+    with _threads() as pool:
+        for number, offset in enumerate(range(start, stop, CHUNK_BYTES)):
+            if len(reading) == READERS:
+                pass_on()
+            turn = number % RING
+            if events[turn] is not None:
+                engine.wait(events[turn])
+            chunk = ring[turn][: min(CHUNK_BYTES, stop - offset)]
+            os.posix_fadvise(descriptor, offset, chunk.numel(), os.POSIX_FADV_WILLNEED)
+            reading.append((turn, offset, chunk, pool.submit(_fill, chunk, descriptor, offset, file)))
+        while reading:
+            pass_on()
+    engine.finish()
+    return digest.hexdigest() if digest is not None else ""
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _fill(chunk: torch.Tensor, descriptor: int, offset: int, file: Path) -> None:
+    view, done = chunk.numpy().data, 0
+    while done < len(view):
+        try:
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+        except OSError as error:
+            raise ImageDamaged(f"{file}: cannot read at byte {offset + done}: {error.strerror}") from error
+        if count == 0:
+            raise ImageTruncated(f"{file}: ends at byte {offset + done}: it was truncated while it was read")
+        done += count
