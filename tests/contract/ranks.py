@@ -16,8 +16,9 @@ from torch import Tensor
 
 from plans.schema import Plan, Transport
 from runtime.comm import Comm, Group, groups
-from runtime.engine import Engine
+from runtime.engine import Rank
 from runtime.images import Image, open_image
+from runtime.progress import Progress
 
 T = TypeVar("T")
 WAIT_S = 60
@@ -61,6 +62,7 @@ class ThreadMaker:
     """Makes the groups of one rank; those of all ranks share their tables."""
 
     rank: int
+    progress: Progress
     tables: dict[tuple[str, tuple[int, ...]], Table]
 
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
@@ -81,7 +83,7 @@ def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) 
         try:
             torch.set_num_threads(1)
             image = open_image(plan, directory, plan.devices[rank].id, torch.device("cpu"), verify=False)
-            return work(image, groups(plan, ThreadMaker(rank=rank, tables=tables)))
+            return work(image, groups(plan, ThreadMaker(rank=rank, progress=Progress(), tables=tables)))
         except BaseException:
             for table in list(tables.values()):
                 table.barrier.abort()
@@ -96,10 +98,6 @@ def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) 
     return [rank.result() for rank in ranks]
 
 
-def with_engines(plan: Plan, directory: Path, work: Callable[[Engine], T]) -> list[T]:
+def with_engines(plan: Plan, directory: Path, work: Callable[[Rank], T]) -> list[T]:
     """What ``work`` gives on each rank of a compiled plan, from its engine."""
-    return on_all_ranks(plan, directory, lambda image, comm: work(Engine(plan, directory, image, comm, _ignore)))
-
-
-def _ignore(phase: str) -> None:
-    pass
+    return on_all_ranks(plan, directory, lambda image, comm: work(Rank(plan, directory, image, comm)))

@@ -12,9 +12,9 @@ from planner.families import BaseInput, DraftInput, load_base, load_draft
 from plans import codec
 from plans.schema import Inputs, Plan, Run
 from plans.schema import Tree as PlanTree
-from runtime.engine import Completion, Engine
-from runtime.launch import Ended, Event, run
-from runtime.text import Request
+from runtime.engine import Rank
+from runtime.launch import Event, run
+from runtime.request import Completion, Request
 from tests.contract.agreeing import LAYERS, write_agreeing_base, write_agreeing_head
 from tests.contract.reference_eagle import ReferenceHead, Tree, decode
 from tests.plan_factory import Group, group, make_plan, split_draft
@@ -111,8 +111,8 @@ def test_trees_and_accepted_lengths_are_those_of_eagle(
     head = ReferenceHead(checkpoints.heads[kind], checkpoints.model)
     with torch.inference_mode():
         trees, lengths = decode(checkpoints.model, head, list(prompt), greedy, tree)
-    with Engine.open(directory) as engine:
-        steps = engine.steps(prompt, draft=True)
+    with Rank.open(directory) as engine:
+        steps = engine.steps(ask(prompt, 1))
         _, message = next(steps)
         for expected, length in zip(trees, lengths, strict=True):
             paths = [()]
@@ -129,7 +129,7 @@ def test_one_device_gives_the_tokens_of_transformers(
     kind: str | None, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     directory = compiled(tmp_path / "plan", whole_plan(checkpoints, kind), checkpoints, kind)
-    with Engine.open(directory) as engine:
+    with Rank.open(directory) as engine:
         for prompt in PROMPTS:
             count = CONTEXT - len(prompt)
             greedy = checkpoints.greedy(prompt, count)
@@ -144,7 +144,7 @@ def test_output_ends_at_eos_and_at_the_count_inside_an_accepted_block(checkpoint
     prompt = PROMPTS[1]
     greedy = checkpoints.greedy(prompt, 60)
     directory = compiled(tmp_path / "plan", plan, checkpoints, "eagle3")
-    with Engine.open(directory) as engine:
+    with Rank.open(directory) as engine:
         lengths = engine.generate(ask(prompt, 60)).accept_lengths
         for count in range(1, 24):
             assert list(engine.generate(ask(prompt, count)).tokens) == greedy[:count]
@@ -293,6 +293,5 @@ def test_every_placement_gives_the_tokens_of_transformers(name: str, checkpoints
         assert list(done.tokens) == checkpoints.greedy(request.prompt_ids, request.max_new_tokens)
     if kind is not None:
         assert max(max(done.accept_lengths, default=0) for done in completions) >= 2
-    (ended,) = (event for event in events if isinstance(event, Ended))
-    for line, made in zip(plan.memory, ended.measured_bytes, strict=True):
+    for line, made in zip(plan.memory, completions[-1].measured_bytes, strict=True):
         assert all(count <= getattr(line, f"{term}_bytes") for term, count in made.items()), line.device
