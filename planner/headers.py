@@ -9,21 +9,23 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from planner.errors import CheckpointError
 
-MAX_HEADER_BYTES = 16 << 20
-"""Some 130 000 tensors; what claims more is refused unread, so that a refusal takes neither time nor memory."""
+MAX_HEADER_BYTES = 8 << 20
+"""Some 70 000 tensors in one file; what claims more is refused unread, so that a refusal takes no time or memory."""
 MAX_RANK = 64
 MAX_NAME = 1024
 _SMALL = 1 << 20
-_BYTES_PER_BRACKET = 20
-"""Of JSON beyond ``_SMALL``: a tensor takes 60 bytes at least and opens three brackets, each an object to parse."""
+_BYTES_PER_BRACKET, _BYTES_PER_COMMA = 20, 6
+"""Of JSON beyond ``_SMALL``: a tensor takes 60 bytes at least, with three brackets and five commas."""
 
 HOW_TO_CONVERT = "load it where you trust it and save it with safetensors (model.save_pretrained of transformers)"
 
@@ -99,9 +101,10 @@ def read_header(file: Path, name: str | None = None) -> tuple[dict[str, TensorIn
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{file}: header: __metadata__: expected an object of strings")
     tensors = {}
-    for tensor, entry in fields.items():
+    while fields:
+        tensor, entry = fields.popitem()
         _check_name(tensor, file)
-        tensors[tensor] = _tensor_info(entry, f"{file}: {tensor}", name or file.name, start)
+        tensors[tensor] = _tensor_info(entry, file, tensor, name or file.name, start)
     _check_cover(tensors, file, start, found.size_bytes)
     return tensors, TensorFile(path=file, original=file, stamp=found, header_sha256=digest)
 
@@ -109,12 +112,11 @@ def read_header(file: Path, name: str | None = None) -> tuple[dict[str, TensorIn
 def load_json(data: bytes, where: str) -> Any:
     """Strict JSON: UTF-8, no duplicate names, no NaN or infinity; raise CheckpointError."""
 
-    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise CheckpointError(f"{where}: {_shown(key)}: the name occurs twice")
-            result[key] = value
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise CheckpointError(f"{where}: {_shown(twice)}: the name occurs twice")
         return result
 
     def refuse(constant: str) -> None:
@@ -148,50 +150,55 @@ def _read_header_bytes(stream: BinaryIO, file: Path, size: int) -> bytes:
 
 def _check_brackets(header: bytes, file: Path) -> None:
     """A large header must be mostly names and numbers: brackets and escapes cost many times their bytes to parse."""
+    if len(header) <= _SMALL:
+        return
     brackets = header.count(b"{") + header.count(b"[") + header.count(b"\\")
-    if len(header) > _SMALL and (brackets > len(header) // _BYTES_PER_BRACKET or not header.isascii()):
+    commas = header.count(b",")
+    many = brackets * _BYTES_PER_BRACKET > len(header) or commas * _BYTES_PER_COMMA > len(header)
+    if many or not header.isascii():
         raise CheckpointError(
-            f"{file}: header: {len(header)} bytes with {brackets} brackets and escapes, expected ASCII and at most one "
-            f"of them in {_BYTES_PER_BRACKET} bytes: it is no table of tensors"
+            f"{file}: header: {len(header)} bytes with {brackets} brackets and escapes and {commas} commas, expected "
+            f"ASCII, and of these at most one in {_BYTES_PER_BRACKET} and {_BYTES_PER_COMMA}: it is no table of tensors"
         )
 
 
 def _check_name(name: str, file: Path) -> None:
     """Names go into messages, tables and lookups: one that could be taken for a path out of here is no name."""
-    parts = name.replace("\\", "/").split("/")
-    if not name or len(name) > MAX_NAME or not name.isprintable() or ".." in parts or parts[0] == "":
+    if not name.isprintable() or not 0 < len(name) <= MAX_NAME or _PATH.search(name):
         raise CheckpointError(
             f"{file}: header: {_shown(name)}: expected the name of a tensor: 1 to {MAX_NAME} printable characters, "
             "and no path"
         )
 
 
+_PATH = re.compile(r"^[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)")
+
+
 def _shown(name: str) -> str:
     return name if name.isprintable() and 0 < len(name) <= MAX_NAME else f"{name[:40]!r} of {len(name)} characters"
 
 
-def _tensor_info(entry: Any, path: str, file: str, start: int) -> TensorInfo:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+def _tensor_info(entry: Any, file: Path, tensor: str, name: str, start: int) -> TensorInfo:
+    def refuse(problem: str) -> NoReturn:
+        raise CheckpointError(f"{file}: {tensor}: {problem}")
+
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         found = ", ".join(entry) if isinstance(entry, dict) else repr(entry)
-        raise CheckpointError(f"{path}: found {_short(found)}, expected dtype, shape and data_offsets")
+        refuse(f"found {_short(found)}, expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise CheckpointError(f"{path}: dtype: found {_short(repr(dtype))}, expected one of {', '.join(DTYPE_BYTES)}")
+        refuse(f"dtype: found {_short(repr(dtype))}, expected one of {', '.join(DTYPE_BYTES)}")
     if not _are_sizes(shape):
-        raise CheckpointError(
-            f"{path}: shape: found {_short(repr(shape))}, expected at most {MAX_RANK} non-negative integers"
-        )
+        refuse(f"shape: found {_short(repr(shape))}, expected at most {MAX_RANK} non-negative integers")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(
-            f"{path}: data_offsets: found {_short(repr(offsets))}, expected [begin, end] with begin <= end"
-        )
+        refuse(f"data_offsets: found {_short(repr(offsets))}, expected [begin, end] with begin <= end")
     nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != nbytes:
-        raise CheckpointError(
-            f"{path}: {offsets[1] - offsets[0]} bytes claimed by data_offsets, "
-            f"but {dtype} of shape {shape} has {nbytes}"
-        )
-    return TensorInfo(file=file, dtype=dtype, shape=tuple(shape), offset=start + offsets[0], nbytes=nbytes)
+        refuse(f"{offsets[1] - offsets[0]} bytes claimed by data_offsets, but {dtype} of shape {shape} has {nbytes}")
+    return TensorInfo(file=name, dtype=dtype, shape=tuple(shape), offset=start + offsets[0], nbytes=nbytes)
+
+
+_FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 def _short(text: str) -> str:

@@ -1,0 +1,17 @@
+"""Executes plans. ``from runtime import Engine`` is the Python interface; see :mod:`runtime.service`."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime.request import Piece
+    from runtime.service import Engine, Generation
+
+__all__ = ["Engine", "Generation", "Piece"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is exported, imported when it is asked for: who needs the errors alone does not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("runtime.request" if name == "Piece" else "runtime.service"), name)

@@ -27,6 +27,7 @@ from runtime.comm import Comm
 from runtime.kvcache import KvCache
 from runtime.layers import Attend, Rows, attend, hide, rotary_at, rotary_table
 from runtime.memory import DTYPES, Memory
+from runtime.sampling import Draw
 from runtime.subgroup import ByContext, ByHeadDim
 
 
@@ -48,6 +49,7 @@ class Base:
         self._embedding = None if comm.embed is None else BaseEmbedding(plan, slots, memory, comm)
         self._stage = None if stage is None else BaseStage(plan, stage, slots, memory, comm)
         self._head = None if comm.head is None else BaseHead(plan, slots, memory, comm)
+        self._progress, self._stage_name = comm.progress, f"stages[{stage}]"
 
     def prefill(self, sequence: int, tokens: Tensor, last: int) -> Forward | None:
         """Run a chunk of a prompt, tokens [C] of which 0 … ``last`` count, behind what is committed; commit it.
@@ -65,7 +67,9 @@ class Base:
         The output on the devices of the head, None elsewhere.
         """
         hidden = None if self._embedding is None else self._embedding(tokens.flatten())
+        self._progress.lap("embed")
         carry = None if self._stage is None else self._stage.verify(hidden, mask)
+        self._progress.lap(self._stage_name)
         return None if self._head is None else self._head(carry, tokens.numel())
 
     def keep(self, path: Tensor, accepted: Tensor, nodes: int, kept: list[int]) -> None:
@@ -76,15 +80,20 @@ class Base:
         if self._stage is not None:
             self._stage.keep(path, accepted, nodes, kept)
 
-    def forget(self) -> None:
-        """Begin again, with nothing committed."""
+    def truncate(self, lengths: list[int]) -> None:
+        """Forget of each sequence what is committed behind so many positions."""
         if self._stage is not None:
-            self._stage.forget()
+            self._stage.truncate(lengths)
 
     def best(self, normed: Tensor) -> Tensor:
         """``normed`` [W, H] of the head's devices -> the base's choice after each row [W]."""
         assert self._head is not None
         return self._head.best(normed)
+
+    def draw(self, normed: Tensor, chance: Draw) -> Tensor:
+        """The same, drawn."""
+        assert self._head is not None
+        return self._head.draw(normed, chance)
 
 
 class BaseEmbedding:
@@ -124,7 +133,7 @@ class BaseStage:
         eagle3 = plan.draft is not None and plan.draft.kind == "eagle3"
         aux = plan.draft.aux_layers if plan.draft is not None and eagle3 else ()
         self._captures = {layer - stage.first_layer: 1 + slot for slot, layer in enumerate(aux)}
-        self._first = number == 0
+        self._first, self._progress = number == 0, comm.progress
         # runs differ in the number of heads alone
         self._share = kv_shares(stage, stage.runs[0].kv_heads)[group.index]
         by_context = self._share.axis == "context"
@@ -211,9 +220,9 @@ class BaseStage:
         own = slice(self._sequences.start, self._sequences.stop)
         self.cache.keep(path[own], accepted[own].unsqueeze(1), nodes, kept[own])
 
-    def forget(self) -> None:
-        """Begin again, with nothing committed."""
-        self.cache.truncate([0] * len(self._sequences))
+    def truncate(self, lengths: list[int]) -> None:
+        """Forget of each sequence what is committed behind so many positions."""
+        self.cache.truncate(lengths[self._sequences.start : self._sequences.stop])
 
     def _forward(self, hidden: Tensor | None, width: int, rows: Rows) -> Tensor:
         """Hop in, layers, hop out."""
@@ -227,6 +236,7 @@ class BaseStage:
             if number in self._captures:
                 carry[self._captures[number]].copy_(hidden)
             hidden = layer(hidden, cache, rows)
+            self._progress.tick()
         carry[0].copy_(hidden)
         if self._hop_out is not None:
             self._hop_out.broadcast(carry, self._hop_out.ranks[0])
@@ -257,6 +267,9 @@ class BaseHead:
 
     def best(self, normed: Tensor) -> Tensor:
         return self._rows.best(normed)
+
+    def draw(self, normed: Tensor, chance: Draw) -> Tensor:
+        return self._rows.draw(normed, chance)
 
 
 class Carry:

@@ -22,6 +22,7 @@ from plans.buffers import KvShare, query_heads
 from runtime.comm import Group
 from runtime.experts import Experts
 from runtime.layers import Attend, Attention, GatedMlp, Linear, Norm, Rows, attend
+from runtime.sampling import Draw, draw
 
 
 class Slots(Protocol):
@@ -203,6 +204,14 @@ class Head:
         values, tokens = self.group.all_gather(mine).unbind(2)  # [members, W]
         winner = values.max(0, keepdim=True).indices
         return tokens.gather(0, winner).squeeze(0).long()
+
+    def draw(self, normed: Tensor, chance: Draw) -> Tensor:
+        """``normed`` [W, H] -> a token drawn after each row [W]."""
+        if self.weight is None:
+            logits = torch.empty((normed.shape[0], 0), dtype=torch.float32, device=normed.device)
+        else:
+            logits = torch.mm(normed, self.weight).float()
+        return draw(logits, self.first, self.group, chance)
 
     def top(self, normed: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """``normed`` [W, H] -> tokens and their log-probabilities [W, count], best first.

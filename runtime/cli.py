@@ -3,25 +3,30 @@
 stdout is data, stderr is for people; the exit code is the error's.
 """
 
+import dataclasses
 import json
 import os
+import select
+import signal
+import stat
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from plans import codec
-from plans.check import require
 from plans.schema import Plan, PlanError
-from runtime.comm import Rendezvous
-from runtime.engine import Completion, Piece, check_request
+from runtime import report
+from runtime.bench import Bench, measure
+from runtime.chat import ChatTemplate, Turn
 from runtime.errors import MachineError, RequestError, RuntimeRefusal
 from runtime.images import check_images
-from runtime.launch import Ended, Event, Started, run, serve
-from runtime.text import TOKENIZER_FILE, Request, load_tokenizer
+from runtime.request import Request
+from runtime.service import DEFAULT_NEW_TOKENS, Engine, Generation, Stream, load_plan, make_request
+from runtime.text import TOKENIZER_FILE, load_tokenizer
 
 DEFAULT_PROMPT = """\
 import os
@@ -34,19 +39,39 @@ __all__ = ["Parser", "parse"]
 def parse(text, *, strict=False):
     \"\"\"Return the tree of a text.
 """
-DEFAULT_NEW_TOKENS = 200
 INTERRUPTED = 130
 
 PLAN = click.argument("directory", metavar="PLAN", type=click.Path(path_type=Path))
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 
-@dataclass(slots=True)
-class Record:
-    """What a run told, as it came."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """How to continue prompts, as it was asked for."""
 
-    load_s: float = 0.0
-    completions: list[Completion] = field(default_factory=list)
-    measured_bytes: list[dict[str, int]] = field(default_factory=list)
+    max_new_tokens: int | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+    stop: tuple[str, ...]
+    draft: bool
+    ignore_eos: bool
+
+    def request(self, plan: Plan, ids: tuple[int, ...], *, reuse: bool = False) -> Request:
+        return make_request(
+            plan,
+            ids,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=self.stop,
+            draft=self.draft,
+            ignore_eos=self.ignore_eos,
+            reuse=reuse,
+        )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,113 +81,97 @@ def commands() -> None:
 
 @commands.command("run")
 @PLAN
-@click.option("--prompt", metavar="TEXT", help="Text to continue; needs the tokenizer beside the plan.")
+@click.option("--prompt", metavar="TEXT", help="Text to continue, - for all of stdin; default: stdin if it is piped.")
 @click.option("--prompt-ids", metavar="1,2,3", help="Token ids to continue.")
+@click.option("--chat", is_flag=True, help="The prompt is a message, in the chat template of the tokenizer.")
+@click.option("--system", metavar="TEXT", help="With --chat: the system message.")
+@click.option("--interactive", is_flag=True, help="Prompts from stdin, a line each, that go on from one another.")
 @click.option("--max-new-tokens", metavar="N", type=int, help=f"At most N; default {DEFAULT_NEW_TOKENS}, or what fits.")
-@click.option("--temperature", metavar="T", type=float, default=0.0, help="Only 0: greedy.")
+@click.option("--temperature", metavar="T", type=float, default=0.0, show_default=True, help="0: greedy.")
+@click.option("--top-k", metavar="K", type=int, help="Draw from the K most probable tokens; 0: from all.")
+@click.option("--top-p", metavar="P", type=float, help="Then from the fewest that together reach P.")
+@click.option("--seed", metavar="S", type=int, help="The same text again; default: one that is drawn, and told.")
 @click.option("--no-draft", is_flag=True, help="Plain decoding.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; may be repeated.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@click.option("-v", "--verbose", count=True, help="Memory of each device, planned and measured.")
+@AS_JSON
+@click.option("-v", "--verbose", count=True, help="Acceptance per position; memory of each device, planned and made.")
 def run_command(
+    *,
     directory: Path,
     prompt: str | None,
     prompt_ids: str | None,
-    max_new_tokens: int | None,
-    temperature: float,
-    no_draft: bool,
-    ignore_eos: bool,
-    stop: tuple[str, ...],
+    chat: bool,
+    system: str | None,
+    interactive: bool,
     as_json: bool,
     verbose: int,
+    no_draft: bool,
+    **asked: Any,
 ) -> None:
     """Continue a prompt, streaming text as it is accepted."""
-    if temperature != 0:
-        raise RequestError(f"--temperature: found {temperature:g}, expected 0: sampling is not supported yet")
-    plan = _load(directory)
-    _require_images(plan, directory)
-    if any(not text for text in stop):
+    plan = load_plan(directory)
+    rank = _torchrun_rank(plan, directory)
+    if rank is None:
+        check_images(plan, directory, verify=False)  # before anything else is asked of the plan
+    wanted = Asked(draft=not no_draft, **asked)
+    if any(not text for text in wanted.stop):
         raise RequestError("--stop: found an empty text")
-    ids = _prompt_ids(directory, prompt, prompt_ids)
-    if stop:
+    if wanted.stop:
         load_tokenizer(directory)
-    request = Request(
-        prompt_ids=ids,
-        max_new_tokens=_new_tokens(plan, len(ids), max_new_tokens),
-        draft=not no_draft,
-        ignore_eos=ignore_eos,
-        stop=stop,
-    )
-    check_request(plan, request)
-    texts = (directory / TOKENIZER_FILE).is_file()
-
-    def show(piece: Piece) -> None:
-        if not as_json:
-            click.echo(piece.text if texts else "".join(f"{token} " for token in piece.tokens), nl=False)
-            sys.stdout.flush()
-
-    record = _execute(plan, directory, [request], show)
-    if record is None:
+    if system is not None and not chat:
+        raise RequestError("--system: only with --chat")
+    template = ChatTemplate(directory) if chat else None
+    if interactive:
+        if rank is not None or as_json or prompt is not None or prompt_ids is not None:
+            raise RequestError("--interactive: not with --prompt, --prompt-ids, --json or torchrun")
+        with Engine.open(directory, method="fork") as engine:
+            _interact(engine, wanted, template, system, verbose)
         return
-    completion = record.completions[0]
-    if as_json:
-        click.echo(json.dumps(_as_json(plan, record, completion)))
-        return
-    click.echo()
-    if verbose:
-        _show_memory(plan, record)
-    click.echo(_summary(plan, completion), err=True)
+    turns = [Turn(role="system", content=system)] if system is not None else []
+    ids = _prompt_ids(directory, prompt, prompt_ids, template, turns, piped=rank is None)
+    request = wanted.request(plan, ids)
+    with Engine.open(directory, rank=rank, method="fork") as engine:
+        stream = engine.serve(request)
+        if rank:
+            stream.finished()
+        elif as_json:
+            click.echo(json.dumps(dataclasses.asdict(stream.finished())))
+        else:
+            _tell(stream, (directory / TOKENIZER_FILE).is_file(), verbose)
 
 
 @commands.command("verify")
 @PLAN
 def verify_command(directory: Path) -> None:
     """Read every image of a plan and compare it with its digest."""
-    plan = _load(directory)
+    plan = load_plan(directory)
     check_images(plan, directory, verify=True)
     click.echo(f"{directory}: {len(plan.devices)} images are those that were compiled", err=True)
 
 
 @commands.command("bench")
 @PLAN
-@click.option("--prompt-tokens", metavar="N", type=int, default=32, show_default=True)
-@click.option("--max-new-tokens", metavar="N", type=int, default=128, show_default=True)
+@click.option("--prompt-tokens", metavar="N", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--max-new-tokens", metavar="N", type=click.IntRange(min=2), default=128, show_default=True)
 @click.option("--repeats", metavar="N", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def bench_command(directory: Path, prompt_tokens: int, max_new_tokens: int, repeats: int, as_json: bool) -> None:
-    """Time prefill, plain decoding and EAGLE decoding; the best of the repeats, after one that warms up."""
-    plan = _load(directory)
-    _require_images(plan, directory)
-    ids = tuple(1 + number * 7 % (plan.model.vocab_size - 1) for number in range(prompt_tokens))
-    modes = {"plain": False, **({"eagle": True} if plan.draft else {})}
-    requests = [
-        Request(prompt_ids=ids, max_new_tokens=max_new_tokens, draft=draft, ignore_eos=True, stop=())
-        for _ in range(repeats + 1)
-        for draft in modes.values()
-    ]
-    check_request(plan, requests[0])
-    record = _execute(plan, directory, requests, lambda piece: None)
-    if record is None:
-        return
-    table = {}
-    for number, mode in enumerate(modes):
-        done = record.completions[number + len(modes) :: len(modes)]
-        fastest = min(done, key=lambda completion: completion.decode_s)
-        steps = len(fastest.accept_lengths) or max_new_tokens - 1
-        table[mode] = {
-            "tokens_per_s": fastest.tokens_per_s,
-            "prefill_s": min(completion.prefill_s for completion in done),
-            "step_s": fastest.decode_s / max(1, steps),
-            "mean_acceptance_length": _acceptance(fastest),
-        }
+@click.option("--accept", metavar="N", type=int, help="Every step accepts N drafted tokens, right or wrong.")
+@AS_JSON
+def bench_command(*, directory: Path, as_json: bool, **asked: Any) -> None:
+    """Time prefill, plain and EAGLE decoding, phase by phase: medians of the repeats, after one that warms up."""
+    plan = load_plan(directory)
+    if _torchrun_rank(plan, directory) is not None:
+        raise RequestError("bench: not under torchrun, where no process sees the times of all ranks")
+    bench = Bench(**asked)
+    bench.requests(plan)
+    check_images(plan, directory, verify=False)
+    with Engine.open(directory, method="fork") as engine:
+        measured = measure(engine, bench)
     if as_json:
-        click.echo(json.dumps({**table, "plan_digest": codec.digest(plan), "load_s": record.load_s}))
+        click.echo(json.dumps(dataclasses.asdict(measured)))
         return
-    click.echo(f"{'':8}{'tokens/s':>10}{'prefill ms':>12}{'step ms':>10}{'acceptance':>12}")
-    for mode, row in table.items():
-        numbers = f"{row['tokens_per_s']:10.1f}{row['prefill_s'] * 1e3:12.2f}{row['step_s'] * 1e3:10.2f}"
-        click.echo(f"{mode:8}{numbers}{row['mean_acceptance_length']:12.2f}")
+    for line in report.bench_lines(measured):
+        click.echo(line)
 
 
 def main() -> NoReturn:
@@ -188,113 +197,120 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-# ---- a run ----
+# ---- what is asked ----
 
 
-def _load(directory: Path) -> Plan:
-    """A plan that agrees with itself."""
-    plan = codec.load(directory)
-    require(plan, str(directory / "plan.yaml"))
-    return plan
-
-
-def _require_images(plan: Plan, directory: Path) -> None:
-    """Refuse a plan without images before anything else is asked of it; torchrun's ranks each look at their own."""
-    if "RANK" not in os.environ:
-        check_images(plan, directory, verify=False)
-
-
-def _execute(plan: Plan, directory: Path, requests: list[Request], show: Callable[[Piece], None]) -> Record | None:
-    """Run requests here, or as the rank that torchrun made of this process; None on its ranks but 0."""
-    record = Record()
-
-    def take(event: Event) -> None:
-        match event:
-            case Started():
-                record.load_s = event.load_s
-            case Piece():
-                show(event)
-            case Completion():
-                record.completions.append(event)
-            case Ended():
-                record.measured_bytes = event.measured_bytes
-
+def _torchrun_rank(plan: Plan, directory: Path) -> int | None:
+    """The rank that torchrun made of this process; None where it did not."""
     rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if rank is None or world is None:
-        hosts = {device.host for device in plan.devices}
-        if len(hosts) > 1 and not all(device.kind == "cpu" for device in plan.devices):
-            raise MachineError(f"{directory}: the plan has hosts {', '.join(sorted(hosts))}: start it with torchrun")
-        run(plan, directory, requests, take)
-        return record
+        return None
     if int(world) != len(plan.devices):
         raise MachineError(
             f"{directory}: torchrun started {world} processes, the plan has {len(plan.devices)} devices: "
             "start one process per device"
         )
-    silent: Callable[[Event], None] = lambda event: None  # noqa: E731
-    serve(directory, int(rank), Rendezvous(file=None), requests, silent if int(rank) else take)
-    return None if int(rank) else record
+    return int(rank)
 
 
-def _prompt_ids(directory: Path, prompt: str | None, ids: str | None) -> tuple[int, ...]:
+def _prompt_ids(
+    directory: Path,
+    prompt: str | None,
+    ids: str | None,
+    template: ChatTemplate | None,
+    turns: list[Turn],
+    *,
+    piped: bool,
+) -> tuple[int, ...]:
+    """``piped``: without a prompt, stdin may have one."""
     if prompt is not None and ids is not None:
         raise RequestError("--prompt and --prompt-ids: give one of them")
     if ids is not None:
+        if template is not None:
+            raise RequestError("--chat: give the message as text, with --prompt")
         try:
             return tuple(int(part) for part in ids.split(",")) if ids.strip() else ()
         except ValueError as error:
             raise RequestError(f"--prompt-ids: found {ids!r}, expected numbers like 1,2,3") from error
-    tokens: list[int] = load_tokenizer(directory).encode(DEFAULT_PROMPT if prompt is None else prompt).ids
-    return tuple(tokens)
+    tokenizer = load_tokenizer(directory)
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    elif prompt is None and piped:
+        prompt = _piped() or None
+    text = DEFAULT_PROMPT if prompt is None else prompt
+    if template is not None:
+        text = template.render([*turns, Turn(role="user", content=text)])
+    return tuple(tokenizer.encode(text, add_special_tokens=template is None).ids)
 
 
-def _new_tokens(plan: Plan, prompt: int, asked: int | None) -> int:
-    return max(1, min(DEFAULT_NEW_TOKENS, plan.options.context - prompt)) if asked is None else asked
+def _piped() -> str:
+    """What a pipe or a file has for stdin; empty where it is a terminal, or a pipe that nobody has written to."""
+    try:
+        kind = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return ""  # closed, or no file at all
+    if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
+        return ""
+    return sys.stdin.read() if select.select([sys.stdin], [], [], 0)[0] else ""
+
+
+# ---- a conversation ----
+
+
+def _interact(engine: Engine, wanted: Asked, template: ChatTemplate | None, system: str | None, verbose: int) -> None:
+    """Answer lines of stdin until it ends; each prompt is all that was said, of which the caches have the most part."""
+    turns = [Turn(role="system", content=system)] if system is not None else []
+    said: list[int] = []
+    for line in _lines():
+        asked = [*turns, Turn(role="user", content=line)]
+        if template is not None:
+            ids = engine.tokenizer.encode(template.render(asked), add_special_tokens=False).ids
+        else:
+            ids = [*said, *engine.tokenizer.encode(line, add_special_tokens=not said).ids]
+        try:
+            stream = engine.serve(wanted.request(engine.plan, tuple(ids), reuse=True))
+        except RequestError as error:
+            click.echo(f"error: {error}", err=True)
+            continue
+        with _stopping(engine):
+            result = _tell(stream, True, verbose)
+        turns = [*asked, Turn(role="assistant", content=result.text)]
+        said = [*ids, *result.tokens]
+
+
+def _lines() -> Iterator[str]:
+    while True:
+        if sys.stdin.isatty():
+            click.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+@contextmanager
+def _stopping(engine: Engine) -> Iterator[None]:
+    """Ctrl-C ends the answer, not the conversation."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: engine.stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ---- what is shown ----
 
 
-def _acceptance(completion: Completion) -> float:
-    """Mean of accepted + 1; plain decoding commits one token per step."""
-    lengths = completion.accept_lengths
-    return sum(lengths) / len(lengths) + 1 if lengths else 1.0
-
-
-def _summary(plan: Plan, completion: Completion) -> str:
-    return (
-        f"{len(completion.tokens)} tokens, {completion.tokens_per_s:.1f} tokens/s, "
-        f"mean acceptance length {_acceptance(completion):.2f}, plan {codec.digest(plan)[:16]}"
-    )
-
-
-def _as_json(plan: Plan, record: Record, completion: Completion) -> dict[str, Any]:
-    return {
-        "prompt_ids": completion.prompt_ids,
-        "tokens": completion.tokens,
-        "text": completion.text,
-        "accept_lengths": completion.accept_lengths,
-        "load_s": record.load_s,
-        "prefill_s": completion.prefill_s,
-        "decode_s": completion.decode_s,
-        "tokens_per_s": completion.tokens_per_s,
-        "plan_digest": codec.digest(plan),
-        "devices": _memory(plan, record),
-    }
-
-
-def _memory(plan: Plan, record: Record) -> list[dict[str, Any]]:
-    rows = []
-    for device, measured in zip(plan.devices, record.measured_bytes, strict=True):
-        entry = next(entry for entry in plan.memory if entry.device == device.id)
-        planned = {term: getattr(entry, f"{term}_bytes") for term in measured}
-        rows.append({"device": device.id, "planned_bytes": planned, "measured_bytes": measured})
-    return rows
-
-
-def _show_memory(plan: Plan, record: Record) -> None:
-    for row in _memory(plan, record):
-        for term, planned in row["planned_bytes"].items():
-            click.echo(
-                f"{row['device']:12}{term:14}{planned:14} planned{row['measured_bytes'][term]:14} made", err=True
-            )
+def _tell(stream: Stream, as_text: bool, verbose: int) -> Generation:
+    """Print an output as it comes, and then its figures."""
+    for piece in stream:
+        click.echo(piece if as_text else "".join(f"{token} " for token in piece.tokens), nl=False)
+        sys.stdout.flush()
+    click.echo()
+    result = stream.finished()
+    if verbose:
+        for line in (*report.acceptance_lines(result), *report.memory_lines(result)):
+            click.echo(line, err=True)
+    click.echo(report.summary(result), err=True)
+    return result

@@ -18,16 +18,19 @@ world.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore
 
+from plans import codec
 from plans.schema import Plan, Stage, Transport
 from runtime.errors import PeerError
+from runtime.progress import Progress
 
 TIMEOUT = timedelta(minutes=10)
 
@@ -50,6 +53,7 @@ class Group:
     """Messages of accelerators go through host memory, because the transport only knows that."""
     handle: dist.ProcessGroup | None
     """None: local. A group of several that is local is one to which nothing is sent: each has it already."""
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def sends(self) -> bool:
@@ -73,14 +77,14 @@ class Group:
         """Fill ``tensor`` everywhere with what rank ``source`` has in it."""
         if self.handle is None:
             return
-        with self._link(tensor) as wire:
+        with self._link(tensor, inside=False) as wire:
             dist.broadcast(wire, source, group=self.handle)
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Sum in place."""
         if self.handle is None:
             return
-        with self._link(tensor) as wire:
+        with self._link(tensor, inside=True) as wire:
             dist.all_reduce(wire, group=self.handle)
 
     def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
@@ -88,19 +92,24 @@ class Group:
         if self.handle is None:
             return tensor.unsqueeze(0)
         out = tensor.new_empty((len(self.ranks), *tensor.shape)) if out is None else out
-        with self._link(out) as wire:
+        with self._link(out, inside=True) as wire:
             # torch numbers a group's members in ascending order
             places = [wire[self.ranks.index(rank)] for rank in sorted(self.ranks)]
             dist.all_gather(places, tensor.to(wire.device), group=self.handle)
         return out
 
     @contextmanager
-    def _link(self, tensor: Tensor) -> Iterator[Tensor]:
-        """The tensor as the transport takes it; what the collective leaves there goes back into it."""
+    def _link(self, tensor: Tensor, *, inside: bool) -> Iterator[Tensor]:
+        """The tensor as the transport takes it; what the collective leaves there goes back into it.
+
+        ``inside``: the time is that of the part of a step that is being done, as others do it too; else it is spent on
+        a message.
+        """
         staged = self.staged and tensor.is_cuda
         wire = tensor.cpu() if staged else tensor
         try:
-            yield wire
+            with self.progress.collective(self.name, inside=inside):
+                yield wire
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise PeerError(f"group {self.name} (ranks {', '.join(map(str, self.ranks))}): {reason}") from error
@@ -113,6 +122,7 @@ class Comm:
     """The groups this rank is in; None where it is not."""
 
     rank: int
+    progress: Progress
     embed: Group | None
     stages: tuple[Group | None, ...]
     subgroup: Group | None
@@ -131,13 +141,18 @@ class Maker(Protocol):
     @property
     def rank(self) -> int: ...
 
+    @property
+    def progress(self) -> Progress:
+        """Of the rank."""
+        ...
+
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
         """The group of these ranks, whose order is the plan's; None on a rank that is not among them."""
         ...
 
 
-def connect(plan: Plan, rank: int, rendezvous: Rendezvous) -> Comm:
-    """Join the other ranks and make the plan's groups; raise PeerError where one does not come."""
+def connect(plan: Plan, rank: int, rendezvous: Rendezvous, progress: Progress) -> Comm:
+    """Join the other ranks and make the plan's groups; raise PeerError where one does not come or has another plan."""
     world = len(plan.devices)
     if world > 1:
         store = FileStore(rendezvous.file, world) if rendezvous.file else None
@@ -147,7 +162,8 @@ def connect(plan: Plan, rank: int, rendezvous: Rendezvous) -> Comm:
             )
         except (RuntimeError, ValueError) as error:
             raise PeerError(f"rank {rank} of {world}: the ranks did not meet: {error}") from error
-    return groups(plan, _Maker(rank=rank, made={}))
+        _agree(plan, rank)
+    return groups(plan, _Maker(rank=rank, progress=progress, made={}))
 
 
 def groups(plan: Plan, maker: Maker) -> Comm:
@@ -169,6 +185,7 @@ def groups(plan: Plan, maker: Maker) -> Comm:
     assert world is not None, "every rank is in the world"
     return Comm(
         rank=maker.rank,
+        progress=maker.progress,
         embed=maker.group("embed", embed, plan.embed.transport),
         stages=tuple(maker.group(f"stages[{s}]", stage, plan.stages[s].transport) for s, stage in enumerate(stages)),
         subgroup=next((group for group in subgroups if group is not None), None),
@@ -195,6 +212,19 @@ def exchanging(stage: Stage) -> list[tuple[str, ...]]:
     return [members for members in every if len(members) > 1]
 
 
+def _agree(plan: Plan, rank: int) -> None:
+    """Raise PeerError where another rank has read another plan."""
+    mine = torch.frombuffer(bytearray.fromhex(codec.digest(plan)), dtype=torch.uint8)
+    every = [torch.empty_like(mine) for _ in plan.devices]
+    dist.all_gather(every, mine)
+    for other, found in enumerate(every):
+        if not torch.equal(found, mine):
+            raise PeerError(
+                f"rank {other} has plan {bytes(found.tolist()).hex()[:16]}, rank {rank} {codec.digest(plan)[:16]}: "
+                "give all hosts the same plan"
+            )
+
+
 def disconnect() -> None:
     """Leave the run."""
     if dist.is_initialized():
@@ -206,13 +236,15 @@ class _Maker:
     """Makes each group once, in the same order on every rank, as torch requires."""
 
     rank: int
+    progress: Progress
     made: dict[tuple[tuple[int, ...], str], dist.ProcessGroup]
 
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
         handle = self._handle(ranks, transport) if transport != "local" else None
         if self.rank not in ranks:
             return None
-        return Group(name=name, ranks=ranks, rank=self.rank, staged=transport == "gloo", handle=handle)
+        staged = transport == "gloo"
+        return Group(name=name, ranks=ranks, rank=self.rank, staged=staged, handle=handle, progress=self.progress)
 
     def _handle(self, ranks: tuple[int, ...], transport: Transport) -> dist.ProcessGroup:
         key = (tuple(sorted(ranks)), transport)

@@ -169,9 +169,9 @@ class Drafter:
         """So many pairs that were run become part of each sequence."""
         self._cache.commit(rows)
 
-    def forget(self) -> None:
-        """Begin again, with nothing committed."""
-        self._cache.truncate([0] * self._batch)
+    def truncate(self, lengths: list[int]) -> None:
+        """Forget of each sequence what is committed behind so many positions."""
+        self._cache.truncate(lengths)
 
     def _candidates(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The k best tokens (ids of the base) after each row, and their log-probabilities [W, k]."""

@@ -1,15 +1,16 @@
-"""One process per device of this host, and a parent that watches them: one that dies ends the run.
+"""One process per device of this host, and a parent that watches them: one that dies or hangs ends the run.
 
-    parent   forks, waits for events and deaths, ends all of them together
-    rank r   serves the requests; rank 0 sends what is decoded; each notes on the board what it is doing
+    parent   starts the ranks, gives all of them each request, watches for deaths and for standstill, ends them together
+    rank r   serves the requests; rank 0 sends what is decoded, each its completion, and notes on the board what it does
 
-A plan of one device runs in this process. Under torchrun, which has its own parent, a rank joins by itself.
+The watch is a thread of the parent, so that it watches while the caller does something else. Under torchrun, which has
+a parent of its own, a rank joins by itself.
 """
 
-import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
+import queue
 import signal
 import tempfile
 import threading
@@ -22,16 +23,23 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from plans.schema import Plan
 from runtime.comm import Rendezvous
-from runtime.engine import PHASES, Completion, Engine, Piece
+from runtime.engine import Rank
 from runtime.errors import PeerError, RuntimeRefusal
-from runtime.text import Request
+from runtime.progress import PHASES, Progress, Status
+from runtime.request import Completion, Piece, Request
 
 GRACE_S = 0.5
 """After the first failure, how long others are heard, so that the one that failed first is named."""
 STOP_S = 2.0
 """How long a rank has to end when it is asked to, before it is killed."""
+LOOK_S = 0.25
+"""How often the board is looked at."""
+LOADING: tuple[str, ...] = ("starting", "reading its image", "meeting the other ranks")
+"""What may take any time: standing still in these is no hang, unless the process is stopped."""
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
 
@@ -43,15 +51,8 @@ class Started:
     load_s: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
-    """All requests are served; bytes made on each device, term by term, in the order of the plan's devices."""
-
-    measured_bytes: list[dict[str, int]]
-
-
-Event = Started | Piece | Completion | Ended
-"""In this order: Started, then per request its Pieces and Completion, then Ended."""
+Event = Started | Piece | Completion
+"""In this order: Started, then per request its Pieces and the Completion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,23 +63,21 @@ class Failure:
     crash: str
 
 
-def serve(
-    directory: Path,
-    rank: int,
-    rendezvous: Rendezvous | None,
-    requests: Sequence[Request],
-    emit: Callable[[Event], None],
-    doing: Callable[[str], None] = lambda phase: None,
-) -> None:
-    """Be one rank: open the engine, serve the requests, and tell ``emit`` (which only rank 0's caller reads)."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """What rank ``rank`` sent."""
+
+    rank: int
+    event: Event
+
+
+def open_rank(directory: Path, rank: int, rendezvous: Rendezvous | None, progress: Progress) -> tuple[Rank, Started]:
+    """A rank in this process, and how long it took to open."""
     # a plan counts a host's GPUs as nvidia-smi lists them; CUDA, not yet initialised, would put the fastest first
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     started = time.perf_counter()
-    with Engine.open(directory, rank=rank, rendezvous=rendezvous, doing=doing) as engine:
-        emit(Started(load_s=time.perf_counter() - started))
-        for request in requests:
-            emit(engine.generate(request, emit))
-        emit(Ended(measured_bytes=engine.measured_bytes()))
+    opened = Rank.open(directory, rank=rank, rendezvous=rendezvous, progress=progress)
+    return opened, Started(load_s=time.perf_counter() - started)
 
 
 def run(
@@ -90,40 +89,60 @@ def run(
 ) -> None:
     """Serve requests with all devices of a plan, whose host is this one.
 
-    ``method``: fork is fast, and right where the caller has used no torch threads and no GPU (a command); programs
-    that have take forkserver. Raises what ``serve`` raises, and PeerError naming the device that died.
+    Raises what ``Rank`` raises, and PeerError naming the device that died or hung.
     """
     if len(plan.devices) == 1:
-        serve(directory, 0, None, requests, emit)
-        return
-    with tempfile.TemporaryDirectory(prefix="ranks-") as meeting:
-        family = _Family(plan, method)
-        try:
-            family.start(directory, Rendezvous(file=f"{meeting}/store"), requests)
-            for event in family.events():
+        alone, started = open_rank(directory, 0, None, Progress())
+        emit(started)
+        for request in requests:
+            for event in alone.serve(request):
                 emit(event)
-        finally:
-            family.end()
+        return
+    with Family(plan, directory, method) as family:
+        emit(family.started)
+        for request in requests:
+            for event in family.serve(request):
+                emit(event)
 
 
-class _Family:
-    """The rank processes of one run."""
+class Family:
+    """The rank processes of a plan whose devices are all of this host."""
 
-    def __init__(self, plan: Plan, method: StartMethod) -> None:
-        self._context: Any = multiprocessing.get_context(method)
+    def __init__(self, plan: Plan, directory: Path, method: StartMethod) -> None:
+        """Start the ranks and wait until they are ready.
+
+        ``method``: fork is fast, and right where the caller has used no torch threads and no GPU (a command); programs
+        that have take forkserver. Raises what ``Rank.open`` raises, and PeerError.
+        """
+        context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
-            self._context.set_forkserver_preload(["runtime.launch"])
+            context.set_forkserver_preload(["runtime.launch"])
         self._names = [device.id for device in plan.devices]
-        self._board = self._context.RawArray(ctypes.c_int, len(self._names))
+        self._stall_s = plan.options.stall_timeout_s
+        self._board: Any = context.RawArray(Status, len(self._names))
+        self._stopped: Any = context.RawValue("i", 0)
         self._children: list[BaseProcess] = []
         self._pipes: list[Connection] = []
+        self._told: queue.Queue[Told | RuntimeRefusal] = queue.Queue()
+        self._wake, self._woken = context.Pipe(duplex=False)
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self.timings: list[Completion] = []
+        """Of the last request, one of each rank."""
+        self._meeting = tempfile.TemporaryDirectory(prefix="ranks-")
+        try:
+            self._start(context, directory, Rendezvous(file=f"{self._meeting.name}/store"))
+            self._watcher.start()
+            self.started = self._wait_for_all()
+        except BaseException:
+            self.close()
+            raise
 
-    def start(self, directory: Path, rendezvous: Rendezvous, requests: Sequence[Request]) -> None:
+    def _start(self, context: Any, directory: Path, rendezvous: Rendezvous) -> None:
         for rank, name in enumerate(self._names):
-            mine, theirs = self._context.Pipe(duplex=False)
-            child = self._context.Process(
+            mine, theirs = context.Pipe(duplex=True)
+            child = context.Process(
                 target=_child,
-                args=(directory, rank, rendezvous, tuple(requests), theirs, self._board),
+                args=(directory, rank, rendezvous, theirs, self._board, self._stopped),
                 name=f"rank {rank} ({name})",
                 daemon=True,
             )
@@ -132,25 +151,127 @@ class _Family:
             self._children.append(child)
             self._pipes.append(mine)
 
-    def events(self) -> Iterator[Event]:
-        """What rank 0 emits, until all ranks have ended; raise at the first failure."""
-        open_pipes = dict(enumerate(self._pipes))
-        while open_pipes:
-            ready = multiprocessing.connection.wait(list(open_pipes.values()))
-            for rank in [rank for rank, pipe in open_pipes.items() if pipe in ready]:
-                message = _receive(open_pipes[rank])
-                if message is None:
-                    del open_pipes[rank]
-                    self._children[rank].join(STOP_S)
-                if isinstance(message, Failure) or (message is None and self._children[rank].exitcode != 0):
-                    raise self._blame({rank: message}, open_pipes)
-                if message is not None:
-                    yield message
+    def _wait_for_all(self) -> Started:
+        ready: dict[int, Started] = {}
+        while len(ready) < len(self._names):
+            told = self._next()
+            assert isinstance(told.event, Started), "ranks start before they serve"
+            ready[told.rank] = told.event
+        return ready[0]
 
-    def _blame(self, failures: dict[int, Failure | None], open_pipes: dict[int, Connection]) -> RuntimeRefusal:
+    def serve(self, request: Request) -> Iterator[Piece | Completion]:
+        """What rank 0 tells of a request; to leave before the end stops the output on all ranks."""
+        self._stopped.value = 0
+        for pipe in self._pipes:
+            pipe.send(request)
+        done: dict[int, Completion] = {}
+        try:
+            while len(done) < len(self._names):
+                told = self._next()
+                if isinstance(told.event, Completion):
+                    done[told.rank] = told.event
+                elif isinstance(told.event, Piece):
+                    yield told.event
+        except (GeneratorExit, KeyboardInterrupt):
+            self.stop()
+            while len(done) < len(self._names):
+                told = self._next()
+                if isinstance(told.event, Completion):
+                    done[told.rank] = told.event
+            raise
+        self.timings = [done[rank] for rank in sorted(done)]
+        yield done[0]
+
+    def stop(self) -> None:
+        """End the output of the request that is being served with the step that is being done."""
+        self._stopped.value = 1
+
+    def _next(self) -> Told:
+        told = self._told.get()
+        if isinstance(told, RuntimeRefusal):
+            self._told.put(told)  # whoever asks next learns of it too
+            raise told
+        return told
+
+    def __enter__(self) -> "Family":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave no process behind."""
+        if self._watcher.is_alive():
+            self._woken.send(None)  # not closed: ranks that were forked have it too
+            self._watcher.join()  # before anybody else waits for the children
+        for child in self._children:
+            if child.is_alive():
+                child.terminate()
+        deadline = time.monotonic() + STOP_S
+        for child in self._children:
+            child.join(max(0.0, deadline - time.monotonic()))
+        self._kill()
+        for pipe in (*self._pipes, self._wake, self._woken):
+            pipe.close()
+        self._meeting.cleanup()
+
+    def _kill(self) -> None:
+        for child in self._children:
+            if child.is_alive():
+                child.kill()
+        for child in self._children:
+            child.join()
+
+    # ---- the watch ----
+
+    def _watch(self) -> None:
+        """Pass on what ranks send; at the first failure end all of them and pass on why."""
+        failure = self._first_failure()
+        if failure is not None:
+            self._kill()
+            self._told.put(failure)
+
+    def _first_failure(self) -> RuntimeRefusal | None:
+        """Pass on what ranks send until one fails; None when the run is being ended."""
+        standstill = _Standstill(self._board)
+        while True:
+            ready = multiprocessing.connection.wait([*self._pipes, self._wake], LOOK_S)
+            if self._wake in ready:
+                return None
+            for rank in [rank for rank, pipe in enumerate(self._pipes) if pipe in ready]:
+                message = _receive(self._pipes[rank])
+                if message is None or isinstance(message, Failure):
+                    return self._blame({rank: message})
+                self._told.put(Told(rank=rank, event=message))
+            if standstill.seconds() >= self._stall_s and (hung := self._hung()) is not None:
+                return PeerError(self._indictment(hung))
+
+    def _hung(self) -> int | None:
+        """The rank that all others wait for, where none has got on."""
+        if all(PHASES[status.phase] == "waiting" for status in self._board):
+            return None
+        states = [_state(child) for child in self._children]
+        if psutil.STATUS_STOPPED in states:
+            return states.index(psutil.STATUS_STOPPED)
+        if any(PHASES[status.phase] in LOADING for status in self._board):
+            return None
+        alone = [rank for rank, status in enumerate(self._board) if not status.group]
+        return alone[0] if alone else 0
+
+    def _indictment(self, rank: int) -> str:
+        state = "its process is stopped" if _state(self._children[rank]) == psutil.STATUS_STOPPED else "it hangs"
+        others = "; ".join(
+            f"{name} in group {status.group.decode()}"
+            for other, (name, status) in enumerate(zip(self._names, self._board, strict=True))
+            if other != rank and status.group
+        )
+        waiting = f"; others wait: {others}" if others else ""
+        return f"{self._who(rank)}, made no progress for {self._stall_s} s: {state}{waiting}"
+
+    def _blame(self, failures: dict[int, Failure | None]) -> RuntimeRefusal:
         """The refusal to raise: of the rank that failed by itself, not of one that lost its peer."""
         deadline = time.monotonic() + GRACE_S
-        waiting = {rank: pipe for rank, pipe in open_pipes.items() if rank not in failures}
+        waiting = {rank: pipe for rank, pipe in enumerate(self._pipes) if rank not in failures}
         while waiting and (left := deadline - time.monotonic()) > 0:
             ready = multiprocessing.connection.wait(list(waiting.values()), left)
             for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
@@ -167,7 +288,7 @@ class _Family:
         return PeerError(f"{self._who(rank)}: {failure.refusal if failure else ''}")
 
     def _who(self, rank: int) -> str:
-        return f"device {self._names[rank]} (rank {rank}), while in {PHASES[self._board[rank]]!r}"
+        return f"device {self._names[rank]} (rank {rank}), while in {PHASES[self._board[rank].phase]!r}"
 
     def _obituary(self, rank: int, failure: Failure | None) -> str:
         if failure is not None:
@@ -179,19 +300,29 @@ class _Family:
             return f"{self._who(rank)}, was killed by {signal.Signals(-code).name}"
         return f"{self._who(rank)}, ended with exit code {code}"
 
-    def end(self) -> None:
-        """Leave no process behind."""
-        for child in self._children:
-            if child.is_alive():
-                child.terminate()
-        deadline = time.monotonic() + STOP_S
-        for child in self._children:
-            child.join(max(0.0, deadline - time.monotonic()))
-            if child.is_alive():
-                child.kill()
-                child.join()
-        for pipe in self._pipes:
-            pipe.close()
+
+class _Standstill:
+    """For how long no rank of a board has got on, by the clock of a process that may have been stopped itself."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._seen: list[int] = []
+        self._looked = time.monotonic()
+        self._still = 0.0
+
+    def seconds(self) -> float:
+        """To be asked every LOOK_S or oftener; what is longer between two looks was not watched, and does not count."""
+        now, seen = time.monotonic(), [status.ticks for status in self._board]
+        self._still = self._still + min(now - self._looked, 2 * LOOK_S) if seen == self._seen else 0.0
+        self._looked, self._seen = now, seen
+        return self._still
+
+
+def _state(child: BaseProcess) -> str:
+    try:
+        return str(psutil.Process(child.pid).status())
+    except psutil.NoSuchProcess:
+        return "dead"
 
 
 def _receive(pipe: Connection) -> Any:
@@ -202,25 +333,27 @@ def _receive(pipe: Connection) -> Any:
         return None
 
 
-def _child(
-    directory: Path, rank: int, rendezvous: Rendezvous, requests: Sequence[Request], pipe: Connection, board: Any
-) -> None:
+# ---- in a rank's process ----
+
+
+def _child(directory: Path, rank: int, rendezvous: Rendezvous, pipe: Connection, board: Any, stopped: Any) -> None:
     """The life of a rank process: Ctrl-C is the parent's matter, and without a parent there is no life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
     # one host: the ranks meet on loopback, whatever the host's name resolves to
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    phases = {phase: number for number, phase in enumerate(PHASES)}
-
-    def doing(phase: str) -> None:
-        board[rank] = phases[phase]
 
     def emit(event: Event) -> None:
-        if rank == 0:
+        if rank == 0 or not isinstance(event, Piece):
             pipe.send(event)
 
     try:
-        serve(directory, rank, rendezvous, requests, emit, doing)
+        served, started = open_rank(directory, rank, rendezvous, Progress(board[rank]))
+        with served:
+            emit(started)
+            while (request := _receive(pipe)) is not None:
+                for event in served.serve(request, lambda: bool(stopped.value)):
+                    emit(event)
     except RuntimeRefusal as refusal:
         pipe.send(Failure(refusal=refusal, crash=""))
         raise SystemExit(refusal.exit_code) from refusal

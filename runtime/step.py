@@ -3,7 +3,7 @@
     verifier (leader of the head)         draft group                 all ranks
     ─────────────────────────────────     ─────────────────────────   ─────────────────────────
     verify: forward over the trees,
-      argmax, accepted paths
+      choices, accepted paths
       ── feature message ──────────────►  extend, grow the next trees
                                             ── step message ───────►  keep(path), next trees
 
@@ -24,11 +24,32 @@ from runtime.blocks import Slots
 from runtime.comm import Comm
 from runtime.draft import Drafter, FeatureMessage, feature_message
 from runtime.memory import Memory
+from runtime.sampling import Draw, Sampling
 from runtime.tree import ancestors
-from runtime.verify import Verdict, greedy
+from runtime.verify import Verdict, forced, walk
 
-Doing = Callable[[str], None]
-"""Told what a rank begins to do."""
+STOP = 1 << 32
+"""Added to the accepted lengths by the rank that writes the message, when nobody reads the output any more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """How a batch is decoded."""
+
+    draft: bool
+    samplings: tuple[Sampling | None, ...]
+    """Of each sequence; None: greedy."""
+    accept: int | None
+    """Every step commits so many drafted nodes, right or wrong, which is for timing."""
+    reuse: bool
+    """Rows of the caches that the batch before left are kept, as far as sequences have the same tokens."""
+    stopped: Callable[[], bool]
+    """Whether nobody reads the output any more."""
+
+
+def decoding(*, draft: bool) -> Decoding:
+    """Greedy, from nothing, to the end."""
+    return Decoding(draft=draft, samplings=(), accept=None, reuse=False, stopped=lambda: False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +57,8 @@ class Message:
     """What a step says of one sequence, on the host: how much of the last tree is kept, and the next tree."""
 
     accepted: int
+    stopped: bool
+    """The output ends here for everybody."""
     path: list[int]
     tokens: list[int]
     """Of the next tree, root first; the root is certain."""
@@ -55,27 +78,36 @@ class Channel:
         self.parents = self.wire[:, 1 + kept + nodes :]
         self.nodes, self.kept, self.levels, self.source, self.drafted = nodes, kept, levels, source, drafted
 
-    def write(self, accepted: Tensor, path: Tensor, tokens: Tensor, parents: Tensor) -> None:
+    def write(self, accepted: Tensor, path: Tensor, tokens: Tensor, parents: Tensor, *, stop: bool) -> None:
         """``accepted`` [B], ``path`` [B, A], ``tokens`` and ``parents`` [B, N]."""
         torch.cat([accepted.unsqueeze(1), path, tokens, parents], 1, out=self.wire)
+        if stop:
+            self.accepted += STOP
 
     def read(self) -> list[Message]:
         """The one transfer to the host of a step."""
         start, stop = 1 + self.kept, 1 + self.kept + self.nodes
+        every = self.wire.tolist()
+        if every[0][0] >= STOP:
+            self.accepted -= STOP
         return [
-            Message(accepted=words[0], path=words[1:start], tokens=words[start:stop], parents=words[stop:])
-            for words in self.wire.tolist()
+            Message(
+                accepted=words[0] % STOP,
+                stopped=words[0] >= STOP,
+                path=words[1:start],
+                tokens=words[start:stop],
+                parents=words[stop:],
+            )
+            for words in every
         ]
 
 
 class Stepper:
     """One rank's share of a plan, which decodes one batch after the other."""
 
-    def __init__(
-        self, plan: Plan, slots: Slots, memory: Memory, comm: Comm, device: torch.device, doing: Doing
-    ) -> None:
+    def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm, device: torch.device) -> None:
         options, place = plan.options, plan.draft_placement
-        self._comm, self._device, self._doing = comm, device, doing
+        self._comm, self._device, self._progress = comm, device, comm.progress
         self._batch, self._width = options.batch, options.prefill_chunk
         in_base = any((comm.embed, *comm.stages, comm.head))
         self._base = Base(plan, slots, memory, comm) if in_base else None
@@ -113,6 +145,13 @@ class Stepper:
         self._first_node = torch.arange(options.batch, device=device).unsqueeze(1)
         self._none = torch.zeros(options.batch, accept_rows(options), dtype=torch.int64, device=device)
         self._active: list[bool] = []
+        self._how = decoding(draft=False)
+        self._committed: list[list[int]] = [[] for _ in range(options.batch)]
+        """Tokens of the committed positions of each sequence, on every rank."""
+        self._drafted_rows = [0] * options.batch
+        """So many of them are in the caches of the draft."""
+        self.reused = self._drafted_rows
+        """Positions of each sequence that the last prefill found in the caches."""
 
     @property
     def drafts(self) -> bool:
@@ -123,17 +162,38 @@ class Stepper:
         """A sequence has ended: it commits nothing more."""
         self._active[sequence] = False
 
-    def steps(self, prompts: Sequence[tuple[int, ...]], *, draft: bool) -> Iterator[list[tuple[list[int], Message]]]:
+    def steps(self, prompts: Sequence[tuple[int, ...]], how: Decoding) -> Iterator[list[tuple[list[int], Message]]]:
         """Each step's tokens and message, sequence by sequence, without end; the first is prefill's one token."""
-        self._channel = self._drafted if draft else self._plain
-        messages = self._prefill(prompts)
-        yield [(message.tokens[:1], message) for message in messages[: len(prompts)]]
-        while True:
-            trees, messages = [message.tokens for message in messages], self._step()
-            yield [
-                ([*(tree[node] for node in message.path[1 : 1 + message.accepted]), message.tokens[0]], message)
-                for tree, message in zip(trees, messages[: len(prompts)], strict=False)
-            ]
+        self._channel, self._how = self._drafted if how.draft else self._plain, how
+        whole = False
+        try:
+            messages = self._prefill(prompts)
+            whole = True
+            yield [(message.tokens[:1], message) for message in messages[: len(prompts)]]
+            while True:
+                whole = False
+                trees, messages = [message.tokens for message in messages], self._step()
+                accepted = [
+                    [tree[node] for node in message.path[1 : 1 + message.accepted]]
+                    for tree, message in zip(trees, messages, strict=True)
+                ]
+                self._note(trees, accepted)
+                whole = how.accept is None
+                yield [
+                    ([*tokens, message.tokens[0]], message)
+                    for tokens, message in zip(accepted, messages[: len(prompts)], strict=False)
+                ]
+        finally:
+            if not whole:
+                self._committed = [[] for _ in range(self._batch)]  # rows of a step that was interrupted, or forced
+
+    def _note(self, trees: list[list[int]], accepted: list[list[int]]) -> None:
+        """What a step committed."""
+        for number, (tree, tokens) in enumerate(zip(trees, accepted, strict=True)):
+            if self._active[number]:
+                self._committed[number] += [tree[0], *tokens]
+                if self._channel.drafted:
+                    self._drafted_rows[number] = len(self._committed[number])
 
     # ---- one step ----
 
@@ -141,34 +201,60 @@ class Stepper:
     def _step(self) -> list[Message]:
         """Verify the trees in the channel, draft the next ones, commit what was accepted."""
         channel = self._channel
-        self._doing("verify")
+        self._progress.begin("verify")
         verdict, features = None, None
         if self._base is not None:
             mask = ancestors(channel.parents, channel.levels)
             forward = self._base.verify(channel.tokens, mask)
             if forward is not None:
-                verdict = self._judge(mask, self._base.best(forward.normed))
+                verdict = self._judge(mask, self._choose_in_trees(forward.normed, mask))
                 rows = (verdict.path + self._first_node * channel.nodes).flatten()
                 features = forward.features.index_select(1, rows)
-        self._doing("draft")
+                self._progress.lap("head")
+        self._progress.begin("draft")
         if channel.drafted:
             self._draft_next(verdict, features)
         elif verdict is not None:
             roots = verdict.tokens.gather(1, verdict.accepted.unsqueeze(1))
-            channel.write(verdict.accepted, verdict.path, roots, torch.zeros_like(roots))
+            channel.write(verdict.accepted, verdict.path, roots, torch.zeros_like(roots), stop=self._how.stopped())
         self._comm.world.broadcast(channel.wire, channel.source)
         messages = channel.read()
-        self._doing("commit")
+        self._progress.begin("commit")
         self._commit(messages)
+        self._progress.lap("commit")
         return messages
 
-    def _judge(self, mask: Tensor, best: Tensor) -> Verdict:
-        """The verdict on every tree, of ``best`` [B * N]: accepted [B], path and tokens [B, A]."""
-        channel = self._channel
+    def _choose_in_trees(self, normed: Tensor, mask: Tensor) -> Tensor:
+        """The base's choice after each node, of ``normed`` [B * N, H]: [B * N].
+
+        The token behind a root comes after what is committed and the root.
+        """
+        assert self._base is not None
+        if not any(self._how.samplings):
+            return self._base.best(normed)
+        depths, rows = mask.sum(2) - 1, normed.unflatten(0, (self._batch, -1))
+        return torch.cat([
+            self._choose(number, rows[number], len(self._committed[number]) + 1, depths[number], self._channel.kept)
+            for number in range(self._batch)
+        ])  # fmt: skip
+
+    def _choose(self, number: int, normed: Tensor, place: int, depths: Tensor, places: int) -> Tensor:
+        """The base's choice after each row of one sequence, ``normed`` [W, H]: [W]; places as ``Draw`` has them."""
+        assert self._base is not None
+        sampling = self._how.samplings[number] if number < len(self._how.samplings) else None
+        if sampling is None:
+            return self._base.best(normed)
+        return self._base.draw(normed, Draw(sampling=sampling, place=place, depths=depths, places=places))
+
+    def _judge(self, mask: Tensor, chosen: Tensor) -> Verdict:
+        """The verdict on every tree, of ``chosen`` [B * N]: accepted [B], path and tokens [B, A]."""
+        channel, accept = self._channel, self._how.accept
         found = [
-            greedy(tokens, parents, seen, chosen, channel.kept)
-            for tokens, parents, seen, chosen in zip(
-                channel.tokens, channel.parents, mask, best.view(self._batch, channel.nodes), strict=True
+            walk(tokens, parents, seen, choices, channel.kept)
+            if accept is None or not channel.drafted
+            else forced(tokens, choices, channel.kept, accept)
+            for tokens, parents, seen, choices in zip(
+                channel.tokens, channel.parents, mask, chosen.view(self._batch, channel.nodes), strict=True
             )
         ]
         return Verdict(
@@ -184,7 +270,8 @@ class Stepper:
             hidden = self._drafter.extend(told)
             trees = self._drafter.grow(hidden, told.roots, told.accepted + 1)
             if self._drafter.group.leads:
-                self._channel.write(told.accepted, told.path, *trees)
+                self._channel.write(told.accepted, told.path, *trees, stop=self._how.stopped())
+            self._progress.lap("draft")
 
     def _tell(
         self, message: FeatureMessage | None, verdict: Verdict | None, features: Tensor | None
@@ -221,9 +308,7 @@ class Stepper:
         """Run the prompts in chunks of a fixed width; the message holds the first tokens and the first trees."""
         assert 0 < len(prompts) <= self._batch
         channel = self._channel
-        for part in (self._base, self._drafter):
-            if part is not None:
-                part.forget()
+        self.reused = self._keep(prompts)
         self._active = [number < len(prompts) for number in range(self._batch)]
         roots = torch.zeros(self._batch, dtype=torch.int64, device=self._device)
         hidden: list[Tensor] = []
@@ -238,23 +323,46 @@ class Stepper:
             absent = hidden[0].new_zeros(self._batch - len(prompts), self._draft_hidden)
             trees = self._drafter.grow(torch.cat([*hidden, absent]), roots, accepted)
             if self._drafter.group.leads:
-                channel.write(accepted, self._none, *trees)
+                channel.write(accepted, self._none, *trees, stop=False)
         elif not channel.drafted and self._base is not None:
-            channel.write(accepted, self._none[:, :1], roots.unsqueeze(1), accepted.unsqueeze(1))
+            channel.write(accepted, self._none[:, :1], roots.unsqueeze(1), accepted.unsqueeze(1), stop=False)
         self._comm.world.broadcast(channel.wire, channel.source)
+        for number, prompt in enumerate(prompts):
+            self._committed[number] = list(prompt)
+            if channel.drafted:
+                self._drafted_rows[number] = len(prompt)
         return channel.read()
+
+    def _keep(self, prompts: Sequence[tuple[int, ...]]) -> list[int]:
+        """Forget the last batch, but for the rows that this one has too; how many those are.
+
+        The draft's row of a position knows the token behind it too, so of a common beginning the last row is made anew.
+        """
+        every: list[tuple[int, ...]] = [*prompts, *(() for _ in range(self._batch - len(prompts)))]
+        kept = [0] * self._batch
+        if self._how.reuse:
+            kept = [max(0, _common(old, new) - 1) for old, new in zip(self._committed, every, strict=True)]
+        if self._channel.drafted:
+            kept = [min(rows, drafted) for rows, drafted in zip(kept, self._drafted_rows, strict=True)]
+        self._drafted_rows = [min(rows, drafted) for rows, drafted in zip(kept, self._drafted_rows, strict=True)]
+        self._committed = [tokens[:rows] for tokens, rows in zip(self._committed, kept, strict=True)]
+        if self._base is not None:
+            self._base.truncate(kept)
+        if self._drafter is not None:
+            self._drafter.truncate(self._drafted_rows)
+        return kept
 
     def _prefill_one(self, number: int, prompt: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
         """One sequence: the token that follows the prompt [1], and the root's feature [1, H], where they are known."""
         width, drafted = self._width, self._channel.drafted
         root = feature = None
-        for start in range(0, len(prompt), width):
-            self._doing("prefill")
+        for start in range(self.reused[number], len(prompt), width):
+            self._progress.begin("prefill")
             chunk, following = prompt[start : start + width], prompt[start + 1 : start + 1 + width]
             last, ends = len(chunk) - 1, start + width >= len(prompt)
             forward = self._run_chunk(number, chunk)
-            if ends and self._base is not None and forward is not None:
-                root = self._base.best(forward.normed[last : last + 1])
+            if ends and forward is not None:
+                root = self._choose(number, forward.normed[last : last + 1], len(prompt), self._none[0, :1], 1)
             if drafted:
                 features = None if forward is None else forward.features
                 told = self._tell(self._told_prompt, self._as_accepted(following, forward, last, root), features)
@@ -282,3 +390,9 @@ class Stepper:
         if root is not None:
             tokens[0, last : last + 1] = root
         return Verdict(accepted=torch.tensor([last], device=self._device), path=self._none[:1], tokens=tokens)
+
+
+def _common(old: Sequence[int], new: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    pairs = zip(old, new, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(old), len(new)))

@@ -1,37 +1,27 @@
 """From tokens to what the caller gets: where the output ends, and text that never splits a character."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from runtime.errors import RequestError
+from runtime.request import Finish, Request
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """One prompt and how far to continue it."""
-
-    prompt_ids: tuple[int, ...]
-    max_new_tokens: int
-    draft: bool
-    """False: plain decoding, also on a plan with a draft."""
-    ignore_eos: bool
-    stop: tuple[str, ...]
-    """The output ends before the first of these in its text."""
-
-
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer beside a plan; raise RequestError where there is none."""
+    """The tokenizer beside a plan; raise RequestError where there is none, or none that can be read."""
     file = directory / TOKENIZER_FILE
     if not file.is_file():
         raise RequestError(
             f"{file}: not there, so text cannot be read or stopped at: give --prompt-ids, without --stop"
         )
-    return Tokenizer.from_file(str(file))
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more precise
+        raise RequestError(f"{file}: not a tokenizer: {error}") from error
 
 
 class Output:
@@ -45,13 +35,17 @@ class Output:
         """``tokenizer``: None where nobody reads the text and there is no stop string."""
         assert tokenizer is not None or not request.stop
         self.tokens: list[int] = []
-        self.finished = False
+        self.finish: Finish | None = None
         self._request = request
         self._eos = frozenset() if request.ignore_eos else frozenset(eos)
         self._tokenizer = tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._text = ""
         self._shown = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.finish is not None
 
     def take(self, tokens: list[int]) -> list[int]:
         """The tokens of one step that belong to the output."""
@@ -62,6 +56,11 @@ class Output:
             kept.append(token)
             self._append(token)
         return kept
+
+    def cancel(self) -> None:
+        """The output ends here, because nobody reads on."""
+        if not self.finished:
+            self.finish = "cancelled"
 
     def piece(self) -> str:
         """Text that became certain since the last call."""
@@ -77,7 +76,10 @@ class Output:
 
     def _append(self, token: int) -> None:
         self.tokens.append(token)
-        self.finished = token in self._eos or len(self.tokens) == self._request.max_new_tokens
+        if token in self._eos:
+            self.finish = "eos"
+        elif len(self.tokens) == self._request.max_new_tokens:
+            self.finish = "length"
         if self._tokenizer is None:
             return
         self._text += self._decoder.step(self._tokenizer, token) or ""
@@ -87,7 +89,7 @@ class Output:
             self._text += whole[len(self._text) :] if whole.startswith(self._text) else ""
         ends = [end for end in (self._text.find(stop) for stop in self._request.stop) if end >= 0]
         if ends:
-            self.finished = True
+            self.finish = "stop"
             self._text = self._text[: min(ends)]
 
     def _held(self) -> int:

@@ -1,4 +1,18 @@
-"""The base's choices on a tree -> the accepted path. Pure; fixed shapes; no transfer to the host."""
+"""The base's choices on a tree -> the accepted path. Pure; fixed shapes; no transfer to the host.
+
+Greedy: the choice after a node is the argmax. Sampling: it is drawn from p, the processed distribution there. Then, in
+both, walk from the root to the child that was chosen, as far as it goes; the choice at the tip is the bonus token.
+
+That is EAGLE's rule for deterministic candidates (q = 1): try the children in order, accept child i with p of it
+renormalised after the rejected ones were removed, p[i] / (1 - p[1] - … - p[i-1]); if none is accepted draw from what
+is left. Its probability to accept child i is the product of that and of the rejections before it,
+
+    p[i] / (1 - p[1] - … - p[i-1]) * product over j < i of (1 - p[j] / (1 - p[1] - … - p[j-1])) = p[i]
+
+as each factor's numerator is the next one's denominator; likewise token x, no child, is drawn with p[x]. So one draw of
+x from p decides both: a child that is x is accepted, else x is the bonus token. The output is that of plain sampling,
+token by token; with noise that is a function of the place in the sequence it is even the same text.
+"""
 
 from dataclasses import dataclass
 
@@ -18,15 +32,15 @@ class Verdict:
     """[A] int64: the token that follows each node of the path; behind the tip the bonus token, repeated."""
 
 
-def greedy(tokens: Tensor, parents: Tensor, mask: Tensor, best: Tensor, kept: int) -> Verdict:
+def walk(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: int) -> Verdict:
     """Walk from the root to the child equal to the base's choice, as far as it goes; the choice there is the bonus.
 
-    ``tokens``, ``parents`` [N] of the nodes, ``mask`` [N, N] their ancestors and themselves, ``best`` [N] the base's
-    argmax after each node, ``kept`` = A the most nodes of a path. A node is accepted when it and all above it are what
+    ``tokens``, ``parents`` [N] of the nodes, ``mask`` [N, N] their ancestors and themselves, ``chosen`` [N] the base's
+    choice after each node, ``kept`` = A the most nodes of a path. A node is accepted when it and all above it are what
     the base chose; siblings differ, so the accepted nodes are one path, and the deepest of them is its tip.
     """
     nodes = tokens.shape[0]
-    wrong = tokens != best[parents]
+    wrong = tokens != chosen[parents]
     wrong[0] = False
     accepted = (mask & wrong).any(1).logical_not_()
     length, tip = torch.where(accepted, mask.sum(1) - 1, -1).max(0, keepdim=True)
@@ -34,4 +48,14 @@ def greedy(tokens: Tensor, parents: Tensor, mask: Tensor, best: Tensor, kept: in
     on_path = mask.index_select(0, tip).squeeze(0)
     path = torch.where(on_path, torch.arange(nodes, device=tokens.device), nodes).sort().values[:kept]
     path = torch.where(path < nodes, path, tip)
-    return Verdict(accepted=length, path=path, tokens=best[path])
+    return Verdict(accepted=length, path=path, tokens=chosen[path])
+
+
+def forced(tokens: Tensor, chosen: Tensor, kept: int, accepted: int) -> Verdict:
+    """Accept nodes 1 … ``accepted`` whatever they are, for timing: random weights agree on nothing.
+
+    Arguments as of ``walk``.
+    """
+    numbers = torch.arange(kept, device=tokens.device).clamp_(max=accepted)
+    following = torch.where(numbers < accepted, tokens[(numbers + 1).clamp_(max=tokens.shape[0] - 1)], chosen[numbers])
+    return Verdict(accepted=numbers[-1:], path=numbers, tokens=following)

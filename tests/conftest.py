@@ -11,6 +11,13 @@ settings.register_profile("unhurried", deadline=None)  # a busy machine is no fa
 settings.load_profile("unhurried")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much of what can be tried without end; CI takes a sample."""
+    parser.addoption("--kills", type=int, default=12, help="compiles that are killed at a random moment")
+    parser.addoption("--flips", type=int, default=120, help="bits of an artifact that are flipped, one at a time")
+    parser.addoption("--sparse-gigabytes", type=float, default=0.6, help="of the checkpoint that memory is bounded for")
+
+
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
     """Small models on one thread: two threads on a busy pair of cores mostly wait for each other."""

@@ -5,7 +5,7 @@ all have laid down. A rank that fails breaks every barrier, so that all end.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from plans.buffers import Term
 from plans.schema import Plan, Transport
 from runtime.comm import Comm, Group, groups
-from runtime.engine import Engine
+from runtime.engine import Rank
 from runtime.images import Image, open_image
-from runtime.memory import Memory
-from runtime.step import Stepper
+from runtime.progress import Progress
 
 T = TypeVar("T")
 WAIT_S = 60
@@ -64,6 +62,7 @@ class ThreadMaker:
     """Makes the groups of one rank; those of all ranks share their tables."""
 
     rank: int
+    progress: Progress
     tables: dict[tuple[str, tuple[int, ...]], Table]
 
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
@@ -84,7 +83,7 @@ def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) 
         try:
             torch.set_num_threads(1)
             image = open_image(plan, directory, plan.devices[rank].id, torch.device("cpu"), verify=False)
-            return work(image, groups(plan, ThreadMaker(rank=rank, tables=tables)))
+            return work(image, groups(plan, ThreadMaker(rank=rank, progress=Progress(), tables=tables)))
         except BaseException:
             for table in list(tables.values()):
                 table.barrier.abort()
@@ -99,46 +98,6 @@ def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) 
     return [rank.result() for rank in ranks]
 
 
-def with_engines(plan: Plan, directory: Path, work: Callable[[Engine], T]) -> list[T]:
+def with_engines(plan: Plan, directory: Path, work: Callable[[Rank], T]) -> list[T]:
     """What ``work`` gives on each rank of a compiled plan, from its engine."""
-    return on_all_ranks(plan, directory, lambda image, comm: work(Engine(plan, directory, image, comm, _ignore)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """What a rank made of prompts that were decoded together."""
-
-    tokens: list[list[int]]
-    accepted: list[list[int]]
-    measured: dict[Term, int]
-
-
-def decoded(
-    plan: Plan, directory: Path, prompts: Sequence[tuple[int, ...]], counts: Sequence[int], *, draft: bool
-) -> list[Decoded]:
-    """Each rank's tokens, so many for each prompt, and accepted lengths, up to what was asked for."""
-
-    def work(image: Image, comm: Comm) -> Decoded:
-        device = torch.device("cpu")
-        memory = Memory(plan, plan.devices[comm.rank].id, device)
-        with torch.inference_mode():
-            stepper = Stepper(plan, image, memory, comm, device, _ignore)
-        tokens: list[list[int]] = [[] for _ in prompts]
-        accepted: list[list[int]] = [[] for _ in prompts]
-        for number, step in enumerate(stepper.steps(prompts, draft=draft)):
-            for sequence, (new, message) in enumerate(step):
-                if len(tokens[sequence]) < counts[sequence]:
-                    tokens[sequence] += new
-                    accepted[sequence] += [message.accepted] if number else []
-                    if len(tokens[sequence]) >= counts[sequence]:
-                        stepper.end(sequence)
-            if all(len(found) >= count for found, count in zip(tokens, counts, strict=True)):
-                break
-        cut = [found[:count] for found, count in zip(tokens, counts, strict=True)]
-        return Decoded(tokens=cut, accepted=accepted, measured=memory.measured())
-
-    return on_all_ranks(plan, directory, work)
-
-
-def _ignore(phase: str) -> None:
-    pass
+    return on_all_ranks(plan, directory, lambda image, comm: work(Rank(plan, directory, image, comm)))

@@ -13,10 +13,10 @@ from plans import codec
 from plans.schema import Inputs, Plan
 from runtime.base import Base
 from runtime.comm import Comm
-from runtime.engine import Engine
+from runtime.engine import Rank
 from runtime.images import Image
 from runtime.memory import Memory
-from runtime.text import Request
+from runtime.request import Request
 from tests.contract.ranks import on_all_ranks, with_engines
 from tests.plan_factory import Group, group, make_plan, write_draft
 from tests.planner.tiny_checkpoints import CLASSES, saved
@@ -99,7 +99,7 @@ def last_states(plan: Plan, image: Image, comm: Comm) -> torch.Tensor:
     return forward.normed
 
 
-def both_ways(engine: Engine) -> list[tuple[int, ...]]:
+def both_ways(engine: Rank) -> list[tuple[int, ...]]:
     """With the draft and without."""
     request = Request(prompt_ids=PROMPT, max_new_tokens=COUNT, draft=True, ignore_eos=True, stop=())
     return [engine.generate(replace(request, draft=draft)).tokens for draft in (True, False)]

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from planner import sources, stream
+from planner import reuse, sources, stream
 from planner.casts import STORAGE, cast_into
 from planner.compile import compile_plan
 from planner.errors import CheckpointError, InputError, OutputError
@@ -311,16 +313,38 @@ def test_casts_keep_nan(target: str) -> None:
     assert torch.from_numpy(found).view(TORCH[target]).isnan().all()
 
 
-def test_small_blocks_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("nbytes", [1000, 100])
+def test_small_blocks_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
+    """100 bytes are less than a row."""
     directory, base_dir, draft_dir, plan = two_stages(tmp_path, dtype="bfloat16")
     compile_plan(directory, base_dir, draft_dir)
-    monkeypatch.setattr(stream, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", nbytes)
     again = save(plan, tmp_path / "again")
     compile_plan(again, base_dir, draft_dir)
-    names = sorted(file.name for file in directory.iterdir() if file.name != ".compiled")
-    assert names == ["a.safetensors", "b.safetensors", "c.safetensors", "d.safetensors", "images.yaml", "plan.yaml"]
-    for name in names:
-        assert (directory / name).read_bytes() == (again / name).read_bytes()
+    same_artifact(directory, again)
+
+
+def names(directory: Path) -> set[str]:
+    """What is in a directory, images by their devices."""
+    return {file.name.removesuffix(".safetensors") for file in directory.iterdir()}
+
+
+def same_artifact(a: Path, b: Path) -> None:
+    """All but what a machine remembers."""
+    assert names(a) == names(b) == {"a", "b", "c", "d", "images.yaml", "plan.yaml", ".compiled"}
+    for file in a.iterdir():
+        assert file.name == ".compiled" or file.read_bytes() == (b / file.name).read_bytes(), file.name
+
+
+def test_a_copy_of_the_checkpoint_elsewhere_gives_the_same_bytes(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path, dtype="float16")
+    compile_plan(directory, base_dir, draft_dir)
+    shutil.copytree(base_dir, tmp_path / "other base", copy_function=shutil.copyfile)
+    shutil.copytree(draft_dir, tmp_path / "other head", copy_function=shutil.copyfile)
+    again = save(plan, tmp_path / "again")
+    compile_plan(again, tmp_path / "other base", tmp_path / "other head", only=["d", "b"])
+    compile_plan(again, tmp_path / "other base", tmp_path / "other head", only=["box0"])
+    same_artifact(directory, again)
 
 
 def test_a_source_row_is_read_once_for_all_devices(tmp_path: Path) -> None:
@@ -338,11 +362,66 @@ def test_a_source_row_is_read_once_for_all_devices(tmp_path: Path) -> None:
 def test_nothing_changed_writes_nothing(tmp_path: Path) -> None:
     directory, base_dir, draft_dir, _ = two_stages(tmp_path)
     compile_plan(directory, base_dir, draft_dir)
-    before = {file.name: file.stat().st_mtime_ns for file in directory.glob("*.*") if file.name != ".lock"}
+    before = {file.name: file.stat().st_mtime_ns for file in directory.iterdir()}
     report = compile_plan(directory, base_dir, draft_dir)
     assert report.written_bytes == report.read_bytes == 0
     assert all(image.reused for image in report.images)
-    assert {name: (directory / name).stat().st_mtime_ns for name in before} == before
+    assert {file.name: file.stat().st_mtime_ns for file in directory.iterdir()} == before
+
+
+def test_an_unchanged_image_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, base_dir, draft_dir, _ = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    hashed: list[str] = []
+    original = reuse._blake3
+    monkeypatch.setattr(reuse, "_blake3", lambda file: hashed.append(file.stem) or original(file))  # type: ignore[func-returns-value]
+    compile_plan(directory, base_dir, draft_dir)
+    assert not hashed
+    (directory / "c.safetensors").touch()
+    report = compile_plan(directory, base_dir, draft_dir)
+    assert (hashed, report.written_bytes) == (["c"], 0)
+    compile_plan(directory, base_dir, draft_dir)
+    assert hashed == ["c"], "it is remembered"
+
+
+@pytest.mark.parametrize("damage", [b"", b"images: []\n", b"\xff", b"- &a [*a]\n"])
+def test_what_is_remembered_may_be_lost(tmp_path: Path, damage: bytes) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    (directory / ".compiled").write_bytes(damage)
+    assert not any(image.reused for image in compile_plan(directory, base_dir, draft_dir).images)
+    check_images(plan, directory, verify=True)
+    assert all(image.reused for image in compile_plan(directory, base_dir, draft_dir).images)
+
+
+def test_what_is_remembered_of_another_compile_is_not_believed(tmp_path: Path) -> None:
+    """Killed after the record and before the memory, which then is of the images before."""
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    shutil.copytree(draft_dir, tmp_path / "old head")
+    compile_plan(directory, base_dir, tmp_path / "old head")
+    remembered = (directory / ".compiled").read_bytes()
+    wanted = load_images(directory)
+    write_draft(draft_dir, seed=7)
+    compile_plan(directory, base_dir, draft_dir)
+    (directory / ".compiled").write_bytes(remembered)
+    compile_plan(directory, base_dir, tmp_path / "old head")
+    assert load_images(directory) == wanted
+    check_images(plan, directory, verify=True)
+
+
+def test_a_head_in_a_pickle_is_reused_and_leaves_nothing(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    tensors = load_file(draft_dir / "model.safetensors")
+    (draft_dir / "model.safetensors").unlink()
+    torch.save(tensors, draft_dir / "pytorch_model.bin")
+    compile_plan(directory, base_dir, draft_dir)
+    assert names(directory) == {"a", "b", "c", "d", "images.yaml", "plan.yaml", ".compiled"}
+    report = compile_plan(directory, base_dir, draft_dir)
+    assert all(image.reused for image in report.images)
+    sources = load_images(directory).sources
+    assert sources.draft is not None
+    assert [file.file for file in sources.draft.files] == ["pytorch_model.bin"]
+    check_images(plan, directory, verify=True)
 
 
 def test_a_new_head_rewrites_only_images_that_hold_it(tmp_path: Path) -> None:
@@ -487,6 +566,83 @@ def test_a_source_that_shrinks_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(directory.glob(".compile-*"))
 
 
+def edited(file: Path, how: str) -> None:
+    """A change of a source that leaves its size, and perhaps its time, as they were."""
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    if how == "replaced":
+        shutil.copy(file, file.with_name("other"))
+        file.with_name("other").rename(file)
+    elif how == "touched":
+        file.touch()
+    else:
+        flip(file, -1)
+        os.utime(file, ns=times)
+
+
+@pytest.mark.parametrize("how", ["replaced", "touched", "edited, with its old time"])
+@pytest.mark.parametrize("when", ["after its header was read", "while its weights are read"])
+def test_a_source_that_changes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, when: str) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    write_draft(draft_dir, seed=3)
+    file = draft_dir / "model.safetensors"
+    home, name = (sources.Reader, "__enter__") if when.startswith("after") else (sources.Reader, "check_unchanged")
+    original = getattr(home, name)
+
+    def changing(self: sources.Reader) -> object:
+        edited(file, how)
+        return original(self)
+
+    monkeypatch.setattr(home, name, changing)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: changed while it was compiled"):
+        compile_plan(directory, base_dir, draft_dir)
+    monkeypatch.undo()
+    check_images(plan, directory, verify=True)
+    assert names(directory) == {"a", "b", "c", "d", "images.yaml", "plan.yaml", ".compiled"}
+
+
+def test_a_source_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    write_draft(draft_dir, seed=3)
+
+    def fails(*args: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(sources.os, "preadv", fails)
+    with pytest.raises(CheckpointError, match=r"safetensors: cannot read at byte [0-9]+: Input/output error"):
+        compile_plan(directory, base_dir, draft_dir)
+    monkeypatch.undo()
+    check_images(plan, directory, verify=True)
+
+
+IN_A_SMALL_ROOM = """
+mount -t tmpfs -o size=$1k tmpfs "$2" && cp -a "$3/." "$2" && "$4" -m planner compile "$2" --model "$5" --draft "$6"
+code=$?
+"$4" -m runtime verify "$2"
+ls -A "$2"
+exit $code
+"""
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    directory, base_dir, draft_dir, _ = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    write_draft(draft_dir, seed=3)
+    (tmp_path / "room").mkdir()
+    kilobytes = sum(file.stat().st_size + 4096 for file in directory.iterdir()) // 1024 + 30
+    arguments = [str(kilobytes), *map(str, (tmp_path / "room", directory, sys.executable, base_dir, draft_dir))]
+    command = ["unshare", "-rm", "sh", "-c", IN_A_SMALL_ROOM, "sh", *arguments]
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces")
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "cannot write" in result.stderr
+    assert "No space left on device" in result.stderr
+    assert "4 images are those that were compiled" in result.stderr, "the old ones"
+    assert {name.removesuffix(".safetensors") for name in result.stdout.split()} == names(directory)
+
+
 @pytest.mark.parametrize("call", ["write", "fsync", "posix_fallocate"])
 def test_a_full_disk_leaves_the_old_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
@@ -534,7 +690,7 @@ def go(child: "subprocess.Popen[str]") -> None:
     child.stdin.flush()
 
 
-def test_killed_at_any_moment_no_mixture_verifies(tmp_path: Path) -> None:
+def test_killed_at_any_moment_no_mixture_verifies(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 2000, "num_layers": 7}
     write_base(tmp_path / "old", **sizes, seed=1)  # type: ignore[arg-type]
     write_base(tmp_path / "new", **sizes, seed=2)  # type: ignore[arg-type]
@@ -551,13 +707,13 @@ def test_killed_at_any_moment_no_mixture_verifies(tmp_path: Path) -> None:
         artifacts.append([image.blake3 for image in load_images(directory).images])
     generator = random.Random(0)
     outcomes = set()
-    for _ in range(15):
+    for _ in range(pytestconfig.getoption("--kills")):
         outcome = kill_and_look(plan, directory, tmp_path / "new", generator.uniform(0, 1.3 * elapsed), artifacts)
         outcomes.add(outcome)
         if outcome != "old":
             compile_plan(directory, tmp_path / "old", None)
     compile_plan(directory, tmp_path / "old", None)
-    assert not list(directory.glob(".compile-*")), "the next run cleans"
+    assert names(directory) == {"a", "b", "c", "d", "images.yaml", "plan.yaml", ".compiled"}, "the next run cleans"
     assert "old" in outcomes
 
 
@@ -597,6 +753,37 @@ def test_killed_between_any_two_renames_no_mixture_verifies(tmp_path: Path, monk
             check_images(plan, directory, verify=True)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_a_signal_it_leaves_nothing_behind(tmp_path: Path, number: int, code: int) -> None:
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    before = names(directory)
+    write_draft(draft_dir, seed=3)
+    program = SLOW.format(number=int(number))
+    command = [sys.executable, "-c", program, "compile", str(directory), "--model", str(base_dir)]
+    result = subprocess.run([*command, "--draft", str(draft_dir)], capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert names(directory) == before
+    check_images(plan, directory, verify=True)
+
+
+SLOW = """
+import os, sys
+from planner import stream
+from planner.cli import main
+original = stream.Writer.write
+
+def write(self, piece):
+    original(self, piece)
+    if self.written_bytes > 10000:
+        os.kill(os.getpid(), {number})
+
+stream.Writer.write = write
+main()
+"""
+
+
 def test_two_at_once_the_second_is_refused(tmp_path: Path) -> None:
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     refused = []
@@ -627,13 +814,14 @@ print(report.written_bytes, peak_bytes() - before)
 """
 
 
-def test_memory_does_not_depend_on_the_model(tmp_path: Path) -> None:
+def test_memory_does_not_depend_on_the_model(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     base_dir = tmp_path / "base"
     sizes = {"hidden_size": 1024, "num_heads": 8, "num_kv_heads": 2, "head_dim": 128, "num_layers": 1}
-    sizes |= {"intermediate_size": 4096, "vocab_size": 35_000}
+    rows = int(pytestconfig.getoption("--sparse-gigabytes") * 1e9) // (2 * 4 * 1024)
+    sizes |= {"intermediate_size": 4096, "vocab_size": rows - 8_000}
     sparse_base(base_dir, sizes)
     base = load_base(base_dir)
-    devices = [make_device(name, memory_bytes=1 << 30) for name in "ab"]
+    devices = [make_device(name, memory_bytes=1 << 40) for name in "ab"]
     groups = [group(base.model, ["a", "b"], 1)]
     plan = make_plan(base.model, groups, inputs=inputs_of(base, None), devices=devices, dtype="bfloat16")
     directory = save(plan, tmp_path / "plan")

@@ -8,9 +8,10 @@ from tokenizers import Tokenizer
 
 from plans.buffers import device_terms
 from plans.schema import Plan
-from runtime.engine import Engine, check_request
+from runtime.engine import Rank
 from runtime.errors import RequestError
-from runtime.text import Output, Request
+from runtime.request import Request, check_request
+from runtime.text import Output
 from tests.runtime.small import CONTEXT, compiled_plan, write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -44,7 +45,7 @@ def test_refused_before_prefill(change: dict[str, object], message: str, plan_di
 
 
 def test_context_may_be_used_up_exactly_and_requests_do_not_disturb_each_other(plan_dir: tuple[Path, Plan]) -> None:
-    with Engine.open(plan_dir[0]) as engine:
+    with Rank.open(plan_dir[0]) as engine:
         full = dataclasses.replace(REQUEST, max_new_tokens=CONTEXT - 3)
         first = engine.generate(full)
         assert len(first.tokens) == CONTEXT - 3

@@ -20,6 +20,7 @@ from planner.compile import compile_plan
 from planner.families import load_base, load_draft
 from plans import codec
 from plans.artifact import IMAGES_FILE, Images, dump_images, load_images
+from plans.check import require
 from plans.schema import Inputs, Plan, PlanError
 from runtime import images, transfer
 from runtime.errors import ImageDamaged, ImageError, ImageForeign, ImageMissing, ImageTruncated
@@ -278,17 +279,25 @@ def flip(file: Path, position: int, bit: int = 0) -> None:
     file.write_bytes(raw)
 
 
-def test_any_flipped_bit_is_refused(artifact: Artifact) -> None:
+def verify(directory: Path) -> None:
+    """As the command does."""
+    plan = codec.load(directory)
+    require(plan, str(directory / "plan.yaml"))
+    check_images(plan, directory, verify=True)
+
+
+def test_any_flipped_bit_is_refused(artifact: Artifact, pytestconfig: pytest.Config) -> None:
     generator = random.Random(0)
+    flips = pytestconfig.getoption("--flips") // 4
     for name in ["a.safetensors", "b.safetensors", IMAGES_FILE, "plan.yaml"]:
         file = artifact.directory / name
         raw = file.read_bytes()
         header = 8 + int.from_bytes(raw[:8], "little") if name.endswith(".safetensors") else 0
-        for turn in range(60):
+        for turn in range(flips):
             stop = min(len(raw), header) if header and turn % 2 else len(raw)
             flip(file, generator.randrange(stop), generator.randrange(8))
             with pytest.raises((ImageError, PlanError)) as caught:
-                check_images(codec.load(artifact.directory), artifact.directory, verify=True)
+                verify(artifact.directory)
             assert caught.value.exit_code in (2, 4)
             file.write_bytes(raw)
     check_images(artifact.plan, artifact.directory, verify=True)

@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from plans.schema import Plan
-from runtime.engine import Piece
 from runtime.errors import ImageDamaged, MachineError, PeerError
-from runtime.launch import Ended, Event, run, serve
+from runtime.launch import Event, open_rank, run
 from runtime.machine import check_machine
-from runtime.text import Request
+from runtime.progress import Phase, Progress
+from runtime.request import Piece, Request
 from tests.runtime.small import compiled_plan
 
 ROOT = Path(__file__).parents[2]
@@ -84,9 +84,13 @@ def test_a_rank_counts_gpus_as_a_plan_does(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     directory, _ = compiled_plan(tmp_path)
     orders: list[str] = []
-    seen: list[Event] = []
-    serve(directory, 0, None, [], seen.append, lambda phase: orders.append(os.environ["CUDA_DEVICE_ORDER"]))
-    assert isinstance(seen[-1], Ended)
+
+    class Watched(Progress):
+        def begin(self, phase: Phase) -> None:
+            orders.append(os.environ["CUDA_DEVICE_ORDER"])
+            super().begin(phase)
+
+    open_rank(directory, 0, None, Watched())
     assert set(orders) == {"PCI_BUS_ID"}, "from before an image is read"
 
 

@@ -1,11 +1,12 @@
-"""Greedy acceptance by tensor operations against a walk."""
+"""Acceptance by tensor operations against a walk."""
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.tree import ancestors
-from runtime.verify import greedy
+from runtime.verify import forced
+from runtime.verify import walk as walked
 
 
 @st.composite
@@ -33,15 +34,26 @@ def walk(tokens: list[int], parents: list[int], choices: list[int]) -> list[int]
 
 
 @given(trees())
-def test_greedy_walks_to_the_child_that_the_base_chose(tree: tuple[list[int], list[int], list[int]]) -> None:
+def test_it_walks_to_the_child_that_the_base_chose(tree: tuple[list[int], list[int], list[int]]) -> None:
     tokens, parents, choices = tree
     path = walk(tokens, parents, choices)
     parent_tensor = torch.tensor(parents)
-    verdict = greedy(
-        torch.tensor(tokens), parent_tensor, ancestors(parent_tensor, len(tokens)), torch.tensor(choices), len(tokens)
+    verdict = walked(
+        torch.tensor(tokens),
+        parent_tensor,
+        ancestors(parent_tensor.unsqueeze(0), len(tokens))[0],
+        torch.tensor(choices),
+        len(tokens),
     )
     accepted = len(path) - 1
     assert verdict.accepted.tolist() == [accepted]
     assert verdict.path.tolist()[: len(path)] == path
     assert verdict.tokens.tolist()[: len(path)] == [choices[node] for node in path]
     assert all(node == path[-1] for node in verdict.path.tolist()[len(path) :])
+
+
+def test_a_forced_length_is_accepted_whatever_the_base_chose() -> None:
+    verdict = forced(torch.tensor([5, 6, 7, 8]), torch.tensor([1, 2, 3, 4]), 3, 2)
+    assert (verdict.accepted.tolist(), verdict.path.tolist()) == ([2], [0, 1, 2])
+    assert verdict.tokens.tolist() == [6, 7, 3], "the bonus is what the base chose"
+    assert forced(torch.tensor([5, 6, 7, 8]), torch.tensor([1, 2, 3, 4]), 3, 0).tokens.tolist() == [1, 1, 1]

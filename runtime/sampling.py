@@ -1,0 +1,216 @@
+"""Tokens drawn from the processed distribution, by tensor operations of fixed shape, over rows of a divided lm_head.
+
+The distribution is that of transformers: logits over temperature; then the ``top_k`` highest; then, softmax of those,
+the fewest most probable that together reach ``top_p``. Tokens that are equal at a limit all stay.
+
+A draw is a race: token x with weight w[x] (its probability, times anything) arrives after E[x] / w[x], E exponential,
+and the first is drawn with probability w[x] / sum(w), exactly. So
+
+- the lm_head may be divided: each member has a race of its own rows, and what is gathered is the winners, two words of
+  each. Limits are found by bisecting on the bits of a weight, with sums over the group: of numbers of tokens for top_k,
+  of weights for top_p, some words a row. Whole logits never travel, and nothing is approximated.
+- E is a function of the seed, the place of the drawn token in the sequence, and its id, nothing else. One seed gives
+  one text, whether it is drafted or not, on any plan, as far as logits are the same; rows of one depth of a tree share
+  their E, since only one of them is on the path.
+
+Letters: W rows, v rows of the lm_head of this device, A places.
+"""
+
+import math
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.comm import Group
+from runtime.errors import RequestError
+
+MOST_SEED = (1 << 63) - 1
+LEAST_TEMPERATURE = 1e-6
+"""Lower ones are greedy, as 0 is; logits divided by them would overflow."""
+SLICES = 4
+"""Rows are worked on in so many parts, which bounds temporaries."""
+FEW = 1024
+"""So many numbers are no matter."""
+WEIGHT_BITS = 30
+"""Weights are at most 1.0, whose bits as an integer are below 2 ** 30."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are drawn; greedy decoding has none."""
+
+    temperature: float
+    top_k: int | None
+    """None: of all tokens."""
+    top_p: float | None
+    """None: of all of them."""
+    seed: int
+
+
+def sampling_of(temperature: float, top_k: int | None, top_p: float | None, seed: int | None) -> Sampling | None:
+    """Parameters as people give them: temperature 0 is greedy; top_k 0 or None, top_p None or 1: of all tokens.
+
+    Without a seed one is drawn.
+    """
+    if temperature == 0:
+        return None
+    return Sampling(
+        temperature=temperature,
+        top_k=top_k or None,
+        top_p=top_p,
+        seed=secrets.randbelow(MOST_SEED) if seed is None else seed,
+    )
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise RequestError for parameters that make no sense."""
+    if not (math.isfinite(sampling.temperature) and sampling.temperature >= LEAST_TEMPERATURE):
+        raise RequestError(
+            f"temperature: found {sampling.temperature:g}, expected 0 (greedy) or at least {LEAST_TEMPERATURE:g}"
+        )
+    if sampling.top_k is not None and sampling.top_k < 1:
+        raise RequestError(f"top_k: found {sampling.top_k}, expected at least 1")
+    if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
+        raise RequestError(f"top_p: found {sampling.top_p:g}, expected more than 0 and at most 1")
+    if not 0 <= sampling.seed <= MOST_SEED:
+        raise RequestError(f"seed: found {sampling.seed}, expected 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """What the draws of one forward share."""
+
+    sampling: Sampling
+    place: int
+    """In the sequence, of the token that follows a row of depth 0."""
+    depths: Tensor
+    """[W] int64, below ``places``."""
+    places: int
+    """A: one more than the largest depth there can be."""
+
+
+def draw(logits: Tensor, first: int, group: Group, chance: Draw) -> Tensor:
+    """``logits`` [W, v] float32 of tokens ``first`` …, overwritten -> a token drawn after each row [W]."""
+    weights = processed(logits, group, chance.sampling)
+    race = exponential(chance.sampling.seed, chance.place, chance.places, first, logits.shape[1], logits.device)
+    if not logits.shape[1]:
+        best = torch.zeros((logits.shape[0], 2), dtype=torch.float64, device=logits.device)
+        best[:, 0] = -1.0
+    else:
+        winners = [
+            (part / race.index_select(0, depths)).max(1)
+            for part, depths in zip(weights.chunk(SLICES), chance.depths.chunk(SLICES), strict=True)
+        ]
+        values, tokens = (torch.cat(column) for column in zip(*winners, strict=True))
+        if group.handle is None:
+            return tokens
+        best = torch.stack([values.double(), (tokens + first).double()], 1)
+    values, tokens = group.all_gather(best).unbind(2)  # [members, W]
+    winner = values.max(0, keepdim=True).indices
+    return tokens.gather(0, winner).squeeze(0).long()
+
+
+def processed(logits: Tensor, group: Group, sampling: Sampling) -> Tensor:
+    """``logits`` [W, v], overwritten -> weights [W, v]: probabilities of the processed distribution times a factor per
+    row, the same on all members.
+    """
+    rows = logits.shape[0]
+    high = logits.amax(1, keepdim=True) if logits.shape[1] else logits.new_full((rows, 1), -math.inf)
+    weights = logits.sub_(group.all_gather(high).amax(0)).div_(sampling.temperature).exp_()
+    if sampling.top_k is not None:
+        at_least = torch.full((rows, 1), sampling.top_k, dtype=torch.float64, device=logits.device)
+        keep_from(weights, limit(weights, at_least, group, _count))
+    if sampling.top_p is not None and sampling.top_p < 1:
+        everything = weights.sum(1, keepdim=True, dtype=torch.float64)
+        group.all_reduce(everything)
+        keep_from(weights, limit(weights, everything * sampling.top_p, group, _mass))
+    return weights
+
+
+def keep_from(weights: Tensor, least: Tensor) -> None:
+    """Weights below ``least`` [W, 1] become 0."""
+    for part, lower in zip(weights.chunk(SLICES), least.chunk(SLICES), strict=True):
+        part.masked_fill_(part < lower, 0.0)
+
+
+def limit(weights: Tensor, wanted: Tensor, group: Group, total: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """[W, 1]: the highest weight w with ``total`` of all weights from w on at least ``wanted`` [W, 1]; 0 if none has.
+
+    Digit by digit of its bits, highest first: numbers of 30 bits, which float32 between 0 and 1 are, have the order of
+    the floats. Over a group three bits at a time, as a sum over the group costs more than seven over the rows.
+    """
+    width = 1 if group.handle is None else 3
+    found = torch.zeros(wanted.shape, dtype=torch.int32, device=weights.device)
+    digits = torch.arange(1, 1 << width, dtype=torch.int32, device=weights.device)
+    for shift in range(WEIGHT_BITS - width, -1, -width):
+        tried = (found + (digits << shift)).view(torch.float32)  # [W, digits]
+        totals = torch.cat(
+            [total(part, lower) for part, lower in zip(weights.chunk(SLICES), tried.chunk(SLICES), strict=True)]
+        )
+        group.all_reduce(totals)
+        found += (totals >= wanted).sum(1, keepdim=True, dtype=torch.int32) << shift
+    return found.view(torch.float32)
+
+
+def _count(weights: Tensor, lowers: Tensor) -> Tensor:
+    """How many weights of a row are at least each of ``lowers`` [W, d]: [W, d] float64."""
+    return torch.stack([(weights >= lower.unsqueeze(1)).sum(1) for lower in lowers.unbind(1)], 1).double()
+
+
+def _mass(weights: Tensor, lowers: Tensor) -> Tensor:
+    """The sum of those: [W, d] float64."""
+    return torch.stack(
+        [torch.where(weights >= lower.unsqueeze(1), weights, 0.0).sum(1, dtype=torch.float64)
+         for lower in lowers.unbind(1)], 1
+    )  # fmt: skip
+
+
+# ---- noise ----
+
+
+def exponential(seed: int, place: int, places: int, first: int, count: int, device: torch.device) -> Tensor:
+    """[places, count] float32, exponential of mean 1: for each token ``first`` … at each place ``place`` ….
+
+    The hash is that of splitmix64; its upper 53 bits are a uniform number between 0 and 1, never either.
+    """
+    out = torch.empty((places, count), dtype=torch.float32, device=device)
+    tokens = torch.arange(first, first + count, device=device).mul_(_GOLDEN)
+    keys = _mixed(torch.arange(places, device=device).add_(_signed(_mix(seed) + place))).unsqueeze(1)
+    # a vocabulary is worked on place by place, which bounds temporaries
+    at_once = max(1, FEW // max(1, count))
+    for part, rows in zip(keys.split(at_once), out.split(at_once), strict=True):
+        uniform = _shifted(_mixed(tokens + part), 11).double().add_(0.5).mul_(2.0**-53)
+        rows.copy_(uniform.neg_().log1p_().neg_())
+    return out
+
+
+def _signed(word: int) -> int:
+    return (word & (1 << 64) - 1) - ((word & 1 << 63) << 1)
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def _mix(word: int) -> int:
+    """splitmix64 of a number."""
+    word = (word + 0x9E3779B97F4A7C15) & (1 << 64) - 1
+    word = ((word ^ word >> 30) * _FIRST) & (1 << 64) - 1
+    word = ((word ^ word >> 27) * _SECOND) & (1 << 64) - 1
+    return word ^ word >> 31
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """The same of int64 words, in place; products wrap around."""
+    words.add_(_GOLDEN)
+    words.bitwise_xor_(_shifted(words, 30)).mul_(_signed(_FIRST))
+    words.bitwise_xor_(_shifted(words, 27)).mul_(_signed(_SECOND))
+    return words.bitwise_xor_(_shifted(words, 31))
+
+
+def _shifted(words: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right."""
+    return words.bitwise_right_shift(bits).bitwise_and_((1 << 64 - bits) - 1)
