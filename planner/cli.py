@@ -19,20 +19,21 @@ import click
 from rich.console import Console
 
 from planner import build as builder
-from planner import progress, report
-from planner.compile import CompileReport, compile_plan
+from planner import progress, provenance, report, reuse
+from planner.compile import CompileReport, check_inputs, compile_plan, sources_of
 from planner.detect import detect
 from planner.device_map import load_device_map
 from planner.device_map import write as write_device_map
 from planner.errors import Change, InfeasibleError, InputError, NotProvenError, OutputError, PlannerError
 from planner.explain import explain
-from planner.families import BaseInput, DraftInput, load_base, load_draft, scan
+from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft, scan
 from planner.inventory import dump_inventory, load_inventory, read_inventory
 from planner.nvml import read_machine
 from planner.solve import DETERMINISTIC_LIMIT, Settings
 from planner.view import format_ns
 from plans import codec
 from plans import diff as plan_diff
+from plans.artifact import IMAGES_FILE, load_images
 from plans.check import require
 from plans.diff import format_bytes
 from plans.facts import MOST_STALL_S, path_problems, static_tree
@@ -463,12 +464,27 @@ def compile_command(
 @click.option("--markdown", is_flag=True, help="A page for a review.")
 @click.option("--html", "html_file", type=DIRECTORY, help="Write a page that needs nothing else.")
 @click.option("--device-map", is_flag=True, help="As a Hugging Face device_map, where no layer is split.")
+@click.option("--slot", metavar="NAME", help="Which bytes of which files a tensor of the images is made of.")
+@click.option("--model", type=DIRECTORY, help="With --slot: the checkpoint; default: the one that was compiled.")
+@click.option("--draft", type=DIRECTORY, help="With --slot: the EAGLE head, likewise.")
 @refusals
-def show(*, plan: Path, as_json: bool, markdown: bool, html_file: Path | None, device_map: bool) -> None:
+def show(
+    *,
+    plan: Path,
+    as_json: bool,
+    markdown: bool,
+    html_file: Path | None,
+    device_map: bool,
+    slot: str | None,
+    model: Path | None,
+    draft: Path | None,
+) -> None:
     """Show a plan: stages, shares, memory of each device, predicted times."""
     frozen = codec.load(plan)
     require(frozen, str(plan / "plan.yaml"))
-    if device_map:
+    if slot is not None:
+        show_slot(plan, frozen, slot, model, draft, as_json)
+    elif device_map:
         lines = write_device_map(frozen)
         if as_json:
             put({"plan": str(plan), "device_map": lines})
@@ -486,6 +502,48 @@ def show(*, plan: Path, as_json: bool, markdown: bool, html_file: Path | None, d
         say(f"{html_file}: written")
     else:
         click.echo(tables(frozen, sys.stdout))
+
+
+def show_slot(directory: Path, plan: Plan, name: str, model: Path | None, draft: Path | None, as_json: bool) -> None:
+    """What a slot is made of, by the checkpoints' headers or, where none are at hand, by the plan alone."""
+    memory = reuse.recall(directory)
+    if model is None and memory is not None and Path(memory.base).is_dir():
+        model, draft = Path(memory.base), draft or (Path(memory.draft) if memory.draft else None)
+    with pickle_cache() as cache:
+        base = load_base(model or directory / "config.json")
+        head = None
+        if plan.draft is not None:
+            headers = draft is not None and draft.is_dir()
+            head = load_draft(
+                draft if draft is not None and headers else directory / "draft" / "config.json",
+                base,
+                facts_of(plan.draft),
+                cache,
+            )
+        check_inputs(plan, base, head)
+        refuse_other_headers(directory, base, head)
+        found = provenance.provenance(plan, name, base, head)
+    if as_json:
+        put({"plan": str(directory), "slot": name, "devices": codec.encode(found)})
+        return
+    for line in provenance.lines(found):
+        click.echo(line)
+    if any(origin.file is None for here in found for origin in here.origins):
+        say("files and offsets are in the checkpoint's headers: give it with --model, and a head with --draft")
+
+
+def refuse_other_headers(directory: Path, base: BaseInput, draft: DraftInput | None) -> None:
+    """Headers that are not those of the checkpoints that were compiled would tell other offsets."""
+    if not (directory / IMAGES_FILE).is_file():
+        return
+    compiled, given = load_images(directory).sources, sources_of(base, draft)
+    pairs = ((base, compiled.base, given.base), (draft, compiled.draft, given.draft))
+    for checkpoint, then, now in pairs:
+        if checkpoint is not None and checkpoint.checkpoint.tensors is not None and then != now:
+            raise InputError(
+                f"{checkpoint.checkpoint.directory}: its files are not those that were compiled (sources in "
+                f"{directory / IMAGES_FILE}): give those with --model and --draft, or compile again"
+            )
 
 
 @main.command()

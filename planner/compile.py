@@ -87,11 +87,16 @@ def compile_plan(
         base = load_base(base_checkpoint)
         cache = directory / PICKLE_CACHE
         draft = None if draft_checkpoint is None else load_draft(draft_checkpoint, base, pickle_cache=cache)
-        _check_inputs(plan, base, draft)
+        check_inputs(plan, base, draft)
+        _require_weights(base)
+        _require_weights(draft)
         checkpoints = {"base": base.checkpoint} | ({} if draft is None else {"draft": draft.checkpoint})
         with Reader(checkpoints) as reader:
             targets = [_target(plan, directory, device.id, base, draft, reader) for device in plan.devices]
-            return _compile(plan, directory, targets, chosen, reader, _sources(base, draft), progress)
+            images, report = _compile(plan, directory, targets, chosen, reader, sources_of(base, draft), progress)
+        there = [target for target in targets if target.device in images]
+        reuse.remember(directory, _memory(base_checkpoint, draft_checkpoint, there, images))
+        return report
 
 
 def _compile(
@@ -102,7 +107,8 @@ def _compile(
     reader: Reader,
     sources: Sources,
     progress: Progress | None,
-) -> CompileReport:
+) -> tuple[dict[str, Image], CompileReport]:
+    """What is there now, and what was done."""
     old, memory = _old_record(directory), reuse.recall(directory)
     found = {target.device: old.find(target.device) if old else None for target in targets}
     kept = {
@@ -121,8 +127,7 @@ def _compile(
     if todo or record != old:
         new = {target.file: publish.temporary(target.file) for target in todo}
         publish.publish(new, directory / IMAGES_FILE, dump_images(record))
-    reuse.remember(directory, _memory([target for target in targets if target.device in images], images))
-    return CompileReport(
+    return images, CompileReport(
         images=tuple(
             ImageReport(
                 device=target.device,
@@ -143,8 +148,8 @@ def _compile(
 # ---- what is asked ----
 
 
-def _check_inputs(plan: Plan, base: BaseInput, draft: DraftInput | None) -> None:
-    """The checkpoints must be those that were planned; the first datum that differs is named."""
+def check_inputs(plan: Plan, base: BaseInput, draft: DraftInput | None) -> None:
+    """The checkpoints must be those that were planned; raise InputError naming the first datum that differs."""
     if plan.draft is None and draft is not None:
         raise InputError(f"{draft.checkpoint.directory}: a draft head, but the plan has none: leave out --draft")
     if plan.draft is not None and draft is None:
@@ -172,7 +177,11 @@ def _check_source(
             f"{where}: the table of tensors has SHA-256 {given.tensors_sha256}, but inputs.{role}_tensors_sha256 of "
             f"the plan is {table_sha256}: give the checkpoint that was planned, or build the plan again"
         )
-    if given.checkpoint.tensors is None:
+
+
+def _require_weights(given: BaseInput | DraftInput | None) -> None:
+    if given is not None and given.checkpoint.tensors is None:
+        where = given.checkpoint.directory
         raise InputError(f"{where}: a config without weights: give a directory with model.safetensors")
 
 
@@ -260,7 +269,9 @@ def _write_images(plan: Plan, targets: list[_Target], reader: Reader, progress: 
         }
 
 
-def _sources(base: BaseInput, draft: DraftInput | None) -> Sources:
+def sources_of(base: BaseInput, draft: DraftInput | None) -> Sources:
+    """What ``images.yaml`` says of checkpoints."""
+
     def source(given: BaseInput | DraftInput) -> Source:
         return Source(
             config_sha256=given.config_sha256, tensors_sha256=given.tensors_sha256, files=_files(given.checkpoint)
@@ -276,8 +287,10 @@ def _files(checkpoint: Checkpoint) -> tuple[SourceFile, ...]:
     )
 
 
-def _memory(targets: list[_Target], images: dict[str, Image]) -> reuse.Memory:
+def _memory(base: Path, draft: Path | None, targets: list[_Target], images: dict[str, Image]) -> reuse.Memory:
     return reuse.Memory(
+        base=str(base.resolve()),
+        draft=None if draft is None else str(draft.resolve()),
         images=tuple(
             reuse.Made(
                 device=target.device,
@@ -286,5 +299,5 @@ def _memory(targets: list[_Target], images: dict[str, Image]) -> reuse.Memory:
                 stamp=stamp(target.file.stat()),
             )
             for target in targets
-        )
+        ),
     )

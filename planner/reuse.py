@@ -36,6 +36,9 @@ class Made:
 class Memory:
     """What is in the file."""
 
+    base: str
+    """Where the base checkpoint was."""
+    draft: str | None
     images: tuple[Made, ...]
 
     def find(self, device: str) -> Made | None:
@@ -54,13 +57,13 @@ def inputs_sha256(device: str, slots: Sequence[Slot], files: Iterable[TensorFile
 _STATE = ("size_bytes", "modified_ns", "changed_ns")
 
 
-def recall(directory: Path) -> Memory:
-    """What is remembered of a directory's images; nothing, where the file is none of ours."""
+def recall(directory: Path) -> Memory | None:
+    """What is remembered of a directory's images; None where the file is none of ours."""
     file = directory / FILE
     try:
         return decode(Memory, load_yaml(read_document(file), str(file)), str(file))
     except (OSError, PlanError):
-        return Memory(images=())
+        return None
 
 
 def remember(directory: Path, memory: Memory) -> None:
@@ -69,9 +72,9 @@ def remember(directory: Path, memory: Memory) -> None:
         publish.write(directory / FILE, dump_yaml(encode(memory)))
 
 
-def is_made(file: Path, image: Image | None, inputs: str, memory: Memory) -> bool:
+def is_made(file: Path, image: Image | None, inputs: str, memory: Memory | None) -> bool:
     """Whether a file is the recorded ``image`` of these inputs; hashed only where its stamp is not remembered."""
-    made = None if image is None else memory.find(image.device)
+    made = None if image is None or memory is None else memory.find(image.device)
     if image is None or made is None or (made.inputs_sha256, made.blake3) != (inputs, image.blake3):
         return False
     if not file.is_file() or file.stat().st_size != image.size_bytes:
