@@ -146,7 +146,7 @@ def fed_rows(tree: Tree) -> tuple[int, ...]:
 
 def beam_rows(options: Options) -> int:
     """Most rows of one sequence in one pass of the head while the tree grows: the root's is one."""
-    return max(1, *fed_rows(options.tree)) if options.tree else 0
+    return max((1, *fed_rows(options.tree))) if options.tree else 0
 
 
 def forward_rows(options: Options) -> int:

@@ -5,7 +5,7 @@ all have laid down. A rank that fails breaks every barrier, so that all end.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from plans.buffers import Term
 from plans.schema import Plan, Transport
 from runtime.comm import Comm, Group, groups
 from runtime.engine import Rank
 from runtime.images import Image, open_image
+from runtime.memory import Memory
 from runtime.progress import Progress
+from runtime.step import Stepper, decoding
 
 T = TypeVar("T")
 WAIT_S = 60
@@ -101,3 +104,39 @@ def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) 
 def with_engines(plan: Plan, directory: Path, work: Callable[[Rank], T]) -> list[T]:
     """What ``work`` gives on each rank of a compiled plan, from its engine."""
     return on_all_ranks(plan, directory, lambda image, comm: work(Rank(plan, directory, image, comm)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What a rank made of prompts that were decoded together."""
+
+    tokens: list[list[int]]
+    accepted: list[list[int]]
+    measured: dict[Term, int]
+
+
+def decoded(
+    plan: Plan, directory: Path, prompts: Sequence[tuple[int, ...]], counts: Sequence[int], *, draft: bool
+) -> list[Decoded]:
+    """Each rank's tokens, so many for each prompt, and accepted lengths, up to what was asked for."""
+
+    def work(image: Image, comm: Comm) -> Decoded:
+        device = torch.device("cpu")
+        memory = Memory(plan, plan.devices[comm.rank].id, device)
+        with torch.inference_mode():
+            stepper = Stepper(plan, image, memory, comm, device)
+        tokens: list[list[int]] = [[] for _ in prompts]
+        accepted: list[list[int]] = [[] for _ in prompts]
+        for number, step in enumerate(stepper.steps(prompts, decoding(draft=draft))):
+            for sequence, (new, message) in enumerate(step):
+                if len(tokens[sequence]) < counts[sequence]:
+                    tokens[sequence] += new
+                    accepted[sequence] += [message.accepted] if number else []
+                    if len(tokens[sequence]) >= counts[sequence]:
+                        stepper.end(sequence)
+            if all(len(found) >= count for found, count in zip(tokens, counts, strict=True)):
+                break
+        cut = [found[:count] for found, count in zip(tokens, counts, strict=True)]
+        return Decoded(tokens=cut, accepted=accepted, measured=memory.measured())
+
+    return on_all_ranks(plan, directory, work)

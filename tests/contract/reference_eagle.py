@@ -18,11 +18,16 @@ from transformers import LlamaForCausalLM
 
 @dataclass(frozen=True)
 class Tree:
-    """total_token, depth, top_k as eagle names them."""
+    """total_token, depth, top_k as eagle names them; a static tree has paths of child ranks instead."""
 
-    total_token: int
-    depth: int
-    top_k: int
+    total_token: int = 0
+    depth: int = 0
+    top_k: int = 0
+    paths: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def most_accepted(self) -> int:
+        return max(map(len, self.paths), default=min(self.depth + 1, self.total_token - 1))
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,22 @@ class ReferenceHead:
         return [(int(i + offsets[i]), float(p)) for i, p in zip(top.indices, top.values, strict=True)]
 
 
+def draft_static(
+    head: ReferenceHead, accepted: list[tuple[Tensor, int]], paths: tuple[tuple[int, ...], ...]
+) -> list[tuple[int, ...]]:
+    """The tokens along each path of ranks, in the order of the paths."""
+    nodes = {(): Drafted((), accepted, 0.0)}
+    outputs: dict[tuple[int, ...], Tensor] = {}
+    for path in paths:
+        parent, rank = nodes[path[:-1]], path[-1]
+        if path[:-1] not in outputs:
+            outputs[path[:-1]] = head.run(parent.pairs)
+        output = outputs[path[:-1]]
+        token, score = head.children(output, rank + 1)[rank]
+        nodes[path] = Drafted((*parent.path, token), [*parent.pairs, (output, token)], parent.score + score)
+    return [nodes[path].path for path in paths]
+
+
 def draft(head: ReferenceHead, accepted: list[tuple[Tensor, int]], tree: Tree) -> list[tuple[int, ...]]:
     """The paths of the drafted nodes, parents first, in the order in which they were found."""
     beam = [Drafted((), accepted, 0.0)]
@@ -131,10 +152,10 @@ def decode(
     aux = torch.cat([states[layer][0] for layer in (2, count // 2, count - 3)], 1)
     targets = aux if head.eagle3 else states[-1][0]
     trees, lengths, done = [], [], 0
-    while done + tree.depth + 3 <= len(greedy):
+    while done + tree.most_accepted + 2 <= len(greedy):
         known = len(prompt) + done
         pairs = [(head.enter(targets[i]), int(sequence[0, i + 1])) for i in range(known)]
-        paths = draft(head, pairs, tree)
+        paths = draft_static(head, pairs, tree.paths) if tree.paths else draft(head, pairs, tree)
         length = 0
         while tuple(greedy[done + 1 : done + 2 + length]) in paths:
             length += 1

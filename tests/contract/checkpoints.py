@@ -1,0 +1,60 @@
+"""A base, heads of each kind that often agree with it, and what transformers makes of the base."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from transformers import LlamaForCausalLM
+
+from planner.compile import compile_plan
+from planner.families import BaseInput, DraftInput, load_base, load_draft
+from plans import codec
+from plans.schema import Inputs, Plan
+from tests.contract.agreeing import write_agreeing_base, write_agreeing_head
+
+CONTEXT = 80
+CHUNK = 16
+KINDS = ("eagle3", "eagle")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """A base and a head of each kind, as files, as the planner reads them, and as transformers does."""
+
+    base_dir: Path
+    heads: dict[str, Path]
+    base: BaseInput
+    drafts: dict[str, DraftInput]
+    model: LlamaForCausalLM
+
+    def greedy(self, prompt: tuple[int, ...], count: int) -> list[int]:
+        """What transformers generates."""
+        out = self.model.generate(torch.tensor([prompt]), max_new_tokens=count, min_new_tokens=count, do_sample=False)
+        tokens: list[int] = out[0, len(prompt) :].tolist()
+        return tokens
+
+
+def write_checkpoints(directory: Path) -> Checkpoints:
+    """All of them, in a directory."""
+    base_dir = write_agreeing_base(directory / "base", noise=0.04)
+    heads = {kind: write_agreeing_head(directory / kind, base_dir, kind=kind, noise=0.03) for kind in KINDS}
+    base = load_base(base_dir)
+    drafts = {kind: load_draft(head, base) for kind, head in heads.items()}
+    model = LlamaForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+    return Checkpoints(base_dir=base_dir, heads=heads, base=base, drafts=drafts, model=model.requires_grad_(False))
+
+
+def inputs(base: BaseInput, draft: DraftInput | None) -> Inputs:
+    return Inputs(
+        base_config_sha256=base.config_sha256,
+        base_tensors_sha256=base.tensors_sha256,
+        draft_config_sha256=draft.config_sha256 if draft else None,
+        draft_tensors_sha256=draft.tensors_sha256 if draft else None,
+    )
+
+
+def compiled(directory: Path, plan: Plan, checkpoints: Checkpoints, kind: str | None) -> Path:
+    directory.mkdir()
+    (directory / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(directory, checkpoints.base_dir, checkpoints.heads[kind] if kind else None)
+    return directory

@@ -1,0 +1,308 @@
+"""Checkpoint -> plan -> images -> tokens: on every placement the tokens of transformers.
+
+Most ranks are threads here; a few placements run as real processes too.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from planner.build import STATIC_PATHS
+from plans.facts import static_tree
+from plans.schema import KvAxis, Plan, Run, Tree
+from runtime.launch import Event, run
+from runtime.request import Completion, Request
+from tests.contract.agreeing import HEADS, KV_HEADS, LAYERS
+from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, inputs
+from tests.contract.ranks import decoded
+from tests.plan_factory import Group, even, group, make_plan, split_draft
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+PROMPTS = ((7,), (5, 17, 33, 2, 60), tuple(range(3, 3 + CHUNK)), tuple(range(90, 90 - 2 * CHUNK - 5, -1)))
+"""Shorter than a chunk, of one chunk, and longer."""
+TREE = Tree(kind="dynamic", total_token=16, depth=3, top_k=4, paths=None)
+OTHER_TREES = (
+    Tree(kind="dynamic", total_token=5, depth=4, top_k=1, paths=None),
+    static_tree(STATIC_PATHS),
+    static_tree(((0,), (1,), (4,), (1, 0), (1, 2), (4, 0), (1, 2, 0))),
+    static_tree(((0,), (1,))),
+)
+
+
+def _run(layers: int, kv_heads: tuple[int, ...], mlp_units: tuple[int, ...]) -> Run:
+    return Run(num_layers=layers, kv_heads=kv_heads, mlp_units=mlp_units)
+
+
+def placed(name: str, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
+    """The plan of a placement, and the kind of its head."""
+    model = checkpoints.base.model
+    units = model.layers[0].mlp.intermediate_size // model.layers[0].mlp.unit
+    assert units >= 4, units
+    tp = (units - units // 4, units // 4)
+    vocabulary = model.vocab_size
+    uneven = (
+        Group(devices=("d", "a"), runs=(_run(2, (3, 1), tp), _run(1, (1, 3), tp[::-1]))),
+        Group(devices=("c", "b"), runs=(_run(5, (3, 1), (0, units)),)),
+    )
+    eagle, eagle3 = checkpoints.drafts["eagle"].draft, checkpoints.drafts["eagle3"].draft
+    sharing = Run(num_layers=8, kv_heads=(KV_HEADS,) * 2, mlp_units=even(units, 2))
+
+    def shared(axis: KvAxis) -> list[Group]:
+        return [Group(devices=("b", "a"), runs=(sharing,), axis=axis, subgroups=(2,))]
+
+    table: dict[str, Any] = {
+        "two stages": ([group(model, ["b"], 3), group(model, ["a"], 5)], "eagle3", None, {}),
+        "tensor parallel, equal": ([group(model, ["a", "b"], 8)], "eagle3", None, {}),
+        "tensor parallel, unequal, head of the base": (
+            [Group(devices=("b", "a"), runs=(_run(8, (3, 1), tp),))],
+            "eagle",
+            split_draft(model, eagle, ("b", "a")),
+            {"embed_rows": (vocabulary, 0), "head_rows": (1, vocabulary - 1)},
+        ),
+        "two unequal stages, draft split": (
+            uneven,
+            "eagle3",
+            split_draft(model, eagle3, ("d", "b")),
+            {"embed_rows": (40, 56), "head_rows": (96, 0)},
+        ),
+        "draft alone on a device": ([group(model, ["a"], 8)], "eagle3", split_draft(model, eagle3, ("b",)), {}),
+        "two unequal stages, eagle, draft whole": (uneven, "eagle", split_draft(model, eagle, ("c",)), {}),
+        "plain": (uneven, None, None, {}),
+        "tables on each other's stage": (
+            [group(model, ["a"], 3), group(model, ["b"], 5)],
+            "eagle3",
+            split_draft(model, eagle3, ("b",)),
+            {"embed": ["b"], "head": ["a"]},
+        ),
+        "tables on devices without layers, draft with the head": (
+            [group(model, ["b", "a"], 8)],
+            "eagle3",
+            None,
+            {"embed": ["c"], "head": ["d"]},
+        ),
+        "tables on devices without layers, draft with the embedding": (
+            [group(model, ["a"], 8)],
+            "eagle",
+            split_draft(model, eagle, ("c", "b")),
+            {"embed": ["c", "b"], "head": ["b"]},
+        ),
+        "tables on one of the stage, the leader and the other": (
+            [group(model, ["a", "b"], 8)],
+            "eagle3",
+            split_draft(model, eagle3, ("a", "b")),
+            {"embed": ["b"], "head": ["a"]},
+        ),
+        "tables on one of the stage, the other and the leader": (
+            [group(model, ["a", "b"], 8)],
+            "eagle",
+            None,
+            {"embed": ["a"], "head": ["b"]},
+        ),
+        "tables on more than the stages": (
+            [group(model, ["b"], 3), group(model, ["a"], 5)],
+            "eagle3",
+            split_draft(model, eagle3, ("d",)),
+            {"embed": ["c", "b"], "head": ["b", "c", "a"], "embed_rows": (1, vocabulary - 1)},
+        ),
+        "tables on the stage in another order": (
+            [group(model, ["a", "b"], 8)],
+            "eagle3",
+            split_draft(model, eagle3, ("a", "c")),
+            {"embed": ["b", "a"], "head": ["b", "a"]},
+        ),
+        "all tables on all devices": (
+            uneven,
+            "eagle",
+            split_draft(model, eagle, ("b", "c", "d", "a")),
+            {"embed": ["a", "b", "c", "d"], "head": ["b", "c", "d", "a"], "head_rows": (30, 0, 2, vocabulary - 32)},
+        ),
+        "divided by context": (shared("context"), "eagle3", None, {}),
+        "divided by head_dim": (shared("head_dim"), "eagle", None, {"head": ["a"]}),
+        "divided by batch": (shared("batch"), "eagle3", None, {"batch": 2}),
+        "repeated heads": (shared("heads"), "eagle", None, {"embed": ["a"]}),
+        "plain, tables elsewhere": (uneven, None, None, {"embed": ["c", "e"], "head": ["a", "e"]}),
+    }
+    groups, kind, placement, rows = table[name]
+    draft = checkpoints.drafts[kind] if kind else None
+    plan = make_plan(
+        model,
+        groups,
+        draft=draft.draft if draft else None,
+        placement=placement,
+        inputs=inputs(checkpoints.base, draft),
+        context=CONTEXT,
+        prefill_chunk=CHUNK,
+        tree=TREE,
+        **rows,
+    )
+    return plan, kind
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two stages",
+        "tensor parallel, equal",
+        "tensor parallel, unequal, head of the base",
+        "draft alone on a device",
+        "two unequal stages, eagle, draft whole",
+        "plain",
+        "tables on each other's stage",
+        "tables on devices without layers, draft with the head",
+        "tables on devices without layers, draft with the embedding",
+        "tables on one of the stage, the leader and the other",
+        "tables on one of the stage, the other and the leader",
+        "tables on the stage in another order",
+        "all tables on all devices",
+        "plain, tables elsewhere",
+        "divided by context",
+        "divided by head_dim",
+        "divided by batch",
+        "repeated heads",
+    ],
+)
+def test_every_placement_gives_the_tokens_of_transformers(name: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    plan, kind = placed(name, checkpoints)
+    check(plan, compiled(tmp_path / "plan", plan, checkpoints, kind), checkpoints, PROMPTS[1::2], 24)
+
+
+def check(plan: Plan, directory: Path, checkpoints: Checkpoints, prompts: Any, most: int) -> None:
+    """Decode prompts, as many together as the plan allows, with the draft and without, on all ranks."""
+    batch = plan.options.batch
+    for start in range(0, len(prompts), batch):
+        together = prompts[start : start + batch]
+        counts = [min(most + 3 * number, CONTEXT - len(prompt)) for number, prompt in enumerate(together)]
+        expected = [checkpoints.greedy(prompt, count) for prompt, count in zip(together, counts, strict=True)]
+        for draft in (True, False):
+            for rank, found in enumerate(decoded(plan, directory, together, counts, draft=draft)):
+                assert found.tokens == expected, (rank, draft)
+                line = plan.memory[rank]
+                assert all(count <= getattr(line, f"{term}_bytes") for term, count in found.measured.items())
+
+
+@pytest.mark.parametrize(
+    "name", ["two unequal stages, draft split", "tables on more than the stages", "divided by context"]
+)
+def test_processes_give_the_tokens_of_transformers(name: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    plan, kind = placed(name, checkpoints)
+    directory = compiled(tmp_path / "plan", plan, checkpoints, kind)
+    requests = [
+        Request(prompt_ids=prompt, max_new_tokens=24, draft=draft, ignore_eos=True, stop=())
+        for prompt in PROMPTS[1::2]
+        for draft in (True, False)
+    ]
+    events: list[Event] = []
+    run(plan, directory, requests, events.append, method="forkserver")
+    completions = [event for event in events if isinstance(event, Completion)]
+    for request, done in zip(requests, completions, strict=True):
+        assert list(done.tokens) == checkpoints.greedy(request.prompt_ids, request.max_new_tokens)
+    assert max(max(done.accept_lengths, default=0) for done in completions) >= 2
+    for line, made in zip(plan.memory, completions[-1].measured_bytes, strict=True):
+        assert all(count <= getattr(line, f"{term}_bytes") for term, count in made.items()), line.device
+
+
+# ---- placements drawn at random ----
+
+NAMES = ("a", "b", "c", "d", "e", "f")
+
+
+@st.composite
+def parts(draw: st.DrawFn, total: int, count: int, least: int) -> tuple[int, ...]:
+    """So many shares of a total, each at least ``least``."""
+    rest = total - least * count
+    cuts = sorted(draw(st.lists(st.integers(0, rest), min_size=count - 1, max_size=count - 1)))
+    return tuple(least + stop - start for start, stop in zip([0, *cuts], [*cuts, rest], strict=True))
+
+
+@st.composite
+def stages(draw: st.DrawFn, layers: int, units: int, devices: tuple[str, ...], batch: int) -> Group:
+    """Any group that a plan may have: an axis, subgroups, and one or two runs of layers."""
+    axis: KvAxis = draw(st.sampled_from(["heads", "heads", "context", "head_dim", "batch"]))
+    queries, pairs = HEADS // KV_HEADS, 4
+    allowed = {
+        "heads": [size for size in (1, 2, 4) if queries % size == 0],
+        "context": [1, 2, 3, 4],
+        "head_dim": [size for size in (1, 2, 4) if pairs % size == 0],
+        "batch": list(range(1, batch + 1)),
+    }[axis]
+    several = [] if draw(st.booleans()) and axis == "heads" else [size for size in allowed if 1 < size <= len(devices)]
+    sizes: list[int] = [draw(st.sampled_from(several))] if several else []
+    while sum(sizes) < len(devices):
+        left = [size for size in allowed if size <= len(devices) - sum(sizes)]
+        sizes.append(draw(st.sampled_from(left if len(sizes) < KV_HEADS - 1 else left[-1:])))
+    if len(sizes) > KV_HEADS or max(sizes) == 1:
+        axis, sizes = "heads", [1] * len(devices)
+    first = draw(st.integers(1, layers))
+    runs = []
+    for count in (first, layers - first):
+        if count:
+            heads = draw(parts(KV_HEADS, len(sizes), 1))
+            every = tuple(share for share, size in zip(heads, sizes, strict=True) for _ in range(size))
+            runs.append(Run(num_layers=count, kv_heads=every, mlp_units=draw(parts(units, len(devices), 0))))
+    return Group(devices=devices, runs=tuple(runs), axis=axis, subgroups=tuple(sizes))
+
+
+@st.composite
+def plans(draw: st.DrawFn, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
+    """Any placement of the base and of a head on up to six devices."""
+    model = checkpoints.base.model
+    units = model.layers[0].mlp.intermediate_size // model.layers[0].mlp.unit
+    batch = draw(st.integers(1, 3))
+    names = draw(st.permutations(NAMES))
+    count = draw(st.sampled_from([1, 1, 2, 2, 3, 4]))
+    sizes = tuple(min(size, 4) for size in draw(parts(draw(st.integers(count, 5)), count, 1)))
+    layers = draw(parts(LAYERS, count, 1))
+    starts = [sum(sizes[:number]) for number in range(count)]
+    groups = [
+        draw(stages(some, units, tuple(names[start : start + size]), batch))
+        for some, start, size in zip(layers, starts, sizes, strict=True)
+    ]
+
+    def members(most: int) -> tuple[str, ...]:
+        return tuple(draw(st.permutations(names[: sum(sizes) + 1]))[: draw(st.integers(1, most))])
+
+    embed, head = (
+        draw(st.sampled_from([groups[0].devices, members(3)])),
+        draw(st.sampled_from([members(3), groups[-1].devices])),
+    )
+    kind = draw(st.sampled_from(["eagle3", "eagle", None]))
+    draft = checkpoints.drafts[kind] if kind else None
+    placement = None
+    if draft is not None:
+        on = draw(st.sampled_from([head, embed, members(3)]))
+        placement = split_draft(model, draft.draft, on)
+    plan = make_plan(
+        model,
+        groups,
+        draft=draft.draft if draft else None,
+        placement=placement,
+        inputs=inputs(checkpoints.base, draft),
+        context=CONTEXT,
+        prefill_chunk=CHUNK,
+        tree=draw(st.sampled_from([TREE, *OTHER_TREES])),
+        batch=batch,
+        embed=embed,
+        head=head,
+        embed_rows=draw(parts(model.vocab_size, len(embed), 0)),
+        head_rows=draw(parts(model.vocab_size, len(head), 0)),
+    )
+    return plan, kind
+
+
+@settings(
+    max_examples=12,
+    phases=[Phase.generate],
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+)
+@given(data=st.data())
+def test_any_placement_gives_the_tokens_of_transformers(
+    data: st.DataObject, checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    plan, kind = data.draw(plans(checkpoints))
+    directory = compiled(tmp_path_factory.mktemp("any") / "plan", plan, checkpoints, kind)
+    check(plan, directory, checkpoints, PROMPTS[4 - plan.options.batch :], 12)
