@@ -81,8 +81,14 @@ def commands() -> None:
 
 @commands.command("run")
 @PLAN
-@click.option("--prompt", metavar="TEXT", help="Text to continue, - for all of stdin; default: stdin if it is piped.")
-@click.option("--prompt-ids", metavar="1,2,3", help="Token ids to continue.")
+@click.option(
+    "--prompt",
+    "prompts",
+    metavar="TEXT",
+    multiple=True,
+    help="Text to continue, - for all of stdin; default: stdin if it is piped. Several are decoded together.",
+)
+@click.option("--prompt-ids", metavar="1,2,3", multiple=True, help="Token ids to continue; may be repeated likewise.")
 @click.option("--chat", is_flag=True, help="The prompt is a message, in the chat template of the tokenizer.")
 @click.option("--system", metavar="TEXT", help="With --chat: the system message.")
 @click.option("--interactive", is_flag=True, help="Prompts from stdin, a line each, that go on from one another.")
@@ -99,8 +105,8 @@ def commands() -> None:
 def run_command(
     *,
     directory: Path,
-    prompt: str | None,
-    prompt_ids: str | None,
+    prompts: tuple[str, ...],
+    prompt_ids: tuple[str, ...],
     chat: bool,
     system: str | None,
     interactive: bool,
@@ -123,16 +129,23 @@ def run_command(
         raise RequestError("--system: only with --chat")
     template = ChatTemplate(directory) if chat else None
     if interactive:
-        if rank is not None or as_json or prompt is not None or prompt_ids is not None:
+        if rank is not None or as_json or prompts or prompt_ids:
             raise RequestError("--interactive: not with --prompt, --prompt-ids, --json or torchrun")
         with Engine.open(directory, method="fork") as engine:
             _interact(engine, wanted, template, system, verbose)
         return
     turns = [Turn(role="system", content=system)] if system is not None else []
-    ids = _prompt_ids(directory, prompt, prompt_ids, template, turns, piped=rank is None)
-    request = wanted.request(plan, ids)
+    given: list[tuple[str | None, str | None]] = [(text, None) for text in prompts]
+    given += [(None, ids) for ids in prompt_ids] if prompt_ids or prompts else [(None, None)]
+    if prompts and prompt_ids:
+        raise RequestError("--prompt and --prompt-ids: give one of them")
+    every = [_prompt_ids(directory, text, ids, template, turns, piped=rank is None) for text, ids in given]
+    requests = [wanted.request(plan, ids) for ids in every]
     with Engine.open(directory, rank=rank, method="fork") as engine:
-        stream = engine.serve(request)
+        if len(requests) > 1:
+            _tell_all(engine.serve_batch(requests), rank, as_json, (directory / TOKENIZER_FILE).is_file())
+            return
+        stream = engine.serve(requests[0])
         if rank:
             stream.finished()
         elif as_json:
@@ -223,8 +236,6 @@ def _prompt_ids(
     piped: bool,
 ) -> tuple[int, ...]:
     """``piped``: without a prompt, stdin may have one."""
-    if prompt is not None and ids is not None:
-        raise RequestError("--prompt and --prompt-ids: give one of them")
     if ids is not None:
         if template is not None:
             raise RequestError("--chat: give the message as text, with --prompt")
@@ -300,6 +311,18 @@ def _stopping(engine: Engine) -> Iterator[None]:
 
 
 # ---- what is shown ----
+
+
+def _tell_all(generations: list[Generation], rank: int | None, as_json: bool, as_text: bool) -> None:
+    """Print outputs that were decoded together, one after the other, or one object of all."""
+    if rank:
+        return
+    if as_json:
+        click.echo(json.dumps({"generations": [dataclasses.asdict(each) for each in generations]}))
+        return
+    for each in generations:
+        click.echo(each.text if as_text else " ".join(map(str, each.tokens)))
+        click.echo(report.summary(each), err=True)
 
 
 def _tell(stream: Stream, as_text: bool, verbose: int) -> Generation:

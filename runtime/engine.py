@@ -6,7 +6,8 @@ and messages and nothing else, to keep an ``Output`` for each, and to ``end`` th
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from runtime.images import Image, check_images, open_image
 from runtime.machine import check_machine, threads_per_rank, torch_device
 from runtime.memory import Memory
 from runtime.progress import Progress, Timings
-from runtime.request import Completion, Piece, RankTimings, Request, check_request, fingerprint
+from runtime.request import Completion, Piece, RankTimings, Request, check_batch, fingerprint
 from runtime.step import Decoding, Message, Stepper
 from runtime.text import TOKENIZER_FILE, Output, load_tokenizer
 
@@ -105,41 +106,66 @@ class Rank:
         ``stopped``: asked on every step whether anybody still reads; the output ends there when nobody does. Every rank
         must be given the same request. Raises RequestError, PeerError.
         """
-        check_request(self.plan, request)
-        request = self._agreed(request)
-        output = Output(request, self.plan.model.eos_token_ids, self._tokenizer(request))
-        timings = self._progress.timings = Timings(self._device) if request.timed else None
-        accepts: list[int] = []
+        with closing(self.serve_batch((request,), stopped)) as events:
+            for (event,) in events:
+                yield event
+
+    def serve_batch(
+        self, requests: tuple[Request, ...], stopped: Callable[[], bool] = lambda: False
+    ) -> Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]:
+        """The same of several requests that are served together, each as it would be alone; the pieces of those that
+        have ended are empty.
+        """
+        check_batch(self.plan, requests)
+        requests = tuple(self._agreed(request) for request in requests)
+        eos, first = self.plan.model.eos_token_ids, requests[0]
+        outputs = [Output(request, eos, self._tokenizer(request)) for request in requests]
+        timings = self._progress.timings = Timings(self._device) if first.timed else None
+        accepts: list[list[int]] = [[] for _ in requests]
         started = prefilled = time.perf_counter()
-        for step, (tokens, message) in enumerate(self.steps(request, stopped)):
+        ended: dict[int, float] = {}
+        for step, every in enumerate(self._together(requests, stopped)):
             if step == 0:
                 prefilled = time.perf_counter()
                 if timings is not None:
                     timings.clear()
-            elif self.drafts(request):
-                accepts.append(message.accepted)
-            kept = output.take(tokens)
-            if message.stopped:
-                output.cancel()
-            yield Piece(output.piece(), tuple(kept))
-            if output.finish is not None:
+            pieces = []
+            for number, (output, (tokens, message)) in enumerate(zip(outputs, every, strict=True)):
+                if number in ended:
+                    pieces.append(Piece())
+                    continue
+                if step and self.drafts(first):
+                    accepts[number].append(message.accepted)
+                kept = output.take(tokens)
+                if message.stopped:
+                    output.cancel()
+                pieces.append(Piece(output.piece(), tuple(kept)))
+                if output.finished:
+                    self._stepper.end(number)
+                    ended[number] = time.perf_counter()
+            yield tuple(pieces)
+            if len(ended) == len(outputs):
                 break
-        decode_s = time.perf_counter() - prefilled
         self._progress.timings = None
         self._progress.begin("waiting")
-        assert output.finish is not None, "steps have no end of their own"
-        yield Completion(
-            prompt_ids=request.prompt_ids,
-            tokens=tuple(output.tokens),
-            text=output.text,
-            finish=output.finish,
-            accept_lengths=tuple(accepts),
-            reused=self._stepper.reused[0],
-            seed=None if request.sampling is None else request.sampling.seed,
-            prefill_s=prefilled - started,
-            decode_s=decode_s,
-            measured_bytes=self.measured_bytes(),
-            timings=None if timings is None else RankTimings(parts=dict(timings.parts), groups=dict(timings.groups)),
+        measured = self.measured_bytes()
+        yield tuple(
+            Completion(
+                prompt_ids=request.prompt_ids,
+                tokens=tuple(output.tokens),
+                text=output.text,
+                finish=output.ended_by,
+                accept_lengths=tuple(accepts[number]),
+                reused=self._stepper.reused[number],
+                seed=None if request.sampling is None else request.sampling.seed,
+                prefill_s=prefilled - started,
+                decode_s=ended[number] - prefilled,
+                measured_bytes=measured,
+                timings=None
+                if timings is None
+                else RankTimings(parts=dict(timings.parts), groups=dict(timings.groups)),
+            )
+            for number, (request, output) in enumerate(zip(requests, outputs, strict=True))
         )
 
     def drafts(self, request: Request) -> bool:
@@ -150,15 +176,22 @@ class Rank:
         self, request: Request, stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[list[int], Message]]:
         """The tokens of each step, without end, and the message they came with; the first is prefill's one token."""
+        with closing(self._together((request,), stopped)) as steps:
+            for (step,) in steps:
+                yield step
+
+    def _together(
+        self, requests: tuple[Request, ...], stopped: Callable[[], bool]
+    ) -> Generator[list[tuple[list[int], Message]], None, None]:
+        """The same of each of several requests."""
         how = Decoding(
-            draft=request.draft,
-            samplings=(request.sampling,),
-            accept=request.accept,
-            reuse=request.reuse,
+            draft=requests[0].draft,
+            samplings=tuple(request.sampling for request in requests),
+            accept=requests[0].accept,
+            reuse=requests[0].reuse,
             stopped=stopped,
         )
-        for ((tokens, message),) in self._stepper.steps([request.prompt_ids], how):
-            yield tokens, message
+        yield from self._stepper.steps([request.prompt_ids for request in requests], how)
 
     @torch.inference_mode()
     def measured_bytes(self) -> tuple[dict[str, int], ...]:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -51,8 +51,8 @@ class Started:
     load_s: float
 
 
-Event = Started | Piece | Completion
-"""In this order: Started, then per request its Pieces and the Completion."""
+Event = Started | tuple[Piece, ...] | tuple[Completion, ...]
+"""In this order: Started, then of requests that are served together the pieces of each step and the completions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,10 +84,10 @@ def run(
     plan: Plan,
     directory: Path,
     requests: Sequence[Request],
-    emit: Callable[[Event], None],
+    emit: Callable[[Started | Piece | Completion], None],
     method: StartMethod = "fork",
 ) -> None:
-    """Serve requests with all devices of a plan, whose host is this one.
+    """Serve requests, one after the other, with all devices of a plan, whose host is this one.
 
     Raises what ``Rank`` raises, and PeerError naming the device that died or hung.
     """
@@ -101,7 +101,7 @@ def run(
     with Family(plan, directory, method) as family:
         emit(family.started)
         for request in requests:
-            for event in family.serve(request):
+            for (event,) in family.serve((request,)):
                 emit(event)
 
 
@@ -159,27 +159,27 @@ class Family:
             ready[told.rank] = told.event
         return ready[0]
 
-    def serve(self, request: Request) -> Iterator[Piece | Completion]:
-        """What rank 0 tells of a request; to leave before the end stops the output on all ranks."""
+    def serve(self, requests: tuple[Request, ...]) -> Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]:
+        """What rank 0 tells of requests; to leave before the end stops the output on all ranks."""
         self._stopped.value = 0
         for pipe in self._pipes:
-            pipe.send(request)
-        done: dict[int, Completion] = {}
+            pipe.send(requests)
+        done: dict[int, tuple[Completion, ...]] = {}
         try:
             while len(done) < len(self._names):
                 told = self._next()
-                if isinstance(told.event, Completion):
-                    done[told.rank] = told.event
-                elif isinstance(told.event, Piece):
+                if completions := _completions(told.event):
+                    done[told.rank] = completions
+                elif isinstance(told.event, tuple):
                     yield told.event
         except (GeneratorExit, KeyboardInterrupt):
             self.stop()
             while len(done) < len(self._names):
                 told = self._next()
-                if isinstance(told.event, Completion):
-                    done[told.rank] = told.event
+                if completions := _completions(told.event):
+                    done[told.rank] = completions
             raise
-        self.timings = [done[rank] for rank in sorted(done)]
+        self.timings = [done[rank][0] for rank in sorted(done)]
         yield done[0]
 
     def stop(self) -> None:
@@ -318,6 +318,11 @@ class _Standstill:
         return self._still
 
 
+def _completions(event: Event) -> tuple[Completion, ...]:
+    """Those of the event that ends what was served; of others none."""
+    return tuple(each for each in event if isinstance(each, Completion)) if isinstance(event, tuple) else ()
+
+
 def _state(child: BaseProcess) -> str:
     try:
         return str(psutil.Process(child.pid).status())
@@ -344,15 +349,15 @@ def _child(directory: Path, rank: int, rendezvous: Rendezvous, pipe: Connection,
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 
     def emit(event: Event) -> None:
-        if rank == 0 or not isinstance(event, Piece):
+        if rank == 0 or isinstance(event, Started) or _completions(event):
             pipe.send(event)
 
     try:
         served, started = open_rank(directory, rank, rendezvous, Progress(board[rank]))
         with served:
             emit(started)
-            while (request := _receive(pipe)) is not None:
-                for event in served.serve(request, lambda: bool(stopped.value)):
+            while (requests := _receive(pipe)) is not None:
+                for event in served.serve_batch(requests, lambda: bool(stopped.value)):
                     emit(event)
     except RuntimeRefusal as refusal:
         pipe.send(Failure(refusal=refusal, crash=""))

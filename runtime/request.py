@@ -111,6 +111,19 @@ def check_request(plan: Plan, request: Request) -> None:
         _check_accept(plan, request.accept)
 
 
+def check_batch(plan: Plan, requests: tuple[Request, ...]) -> None:
+    """Raise RequestError where the plan cannot serve the requests together."""
+    if not 0 < len(requests) <= plan.options.batch:
+        raise RequestError(
+            f"prompts: found {len(requests)}, the plan has a batch of {plan.options.batch}: give at most so many, at "
+            "least one, or build a plan with a larger batch"
+        )
+    for request in requests:
+        check_request(plan, request)
+        if (request.draft, request.accept, request.reuse) != (requests[0].draft, requests[0].accept, requests[0].reuse):
+            raise RequestError("prompts that are decoded together: expected draft, accept and reuse of all alike")
+
+
 def _check_accept(plan: Plan, accept: int) -> None:
     tree = plan.options.tree
     if tree is None:

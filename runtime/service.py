@@ -9,7 +9,8 @@ The same engine serves one prompt after the other without loading anything again
 caller's process and sets its number of torch threads; one of several in a process per device, started here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -24,7 +25,7 @@ from runtime.errors import MachineError, RequestError
 from runtime.images import check_images
 from runtime.launch import Family, StartMethod, open_rank
 from runtime.progress import Progress
-from runtime.request import Completion, Finish, Piece, Request, check_request
+from runtime.request import Completion, Finish, Piece, Request, check_batch, check_request
 from runtime.sampling import sampling_of
 from runtime.text import load_tokenizer
 
@@ -66,13 +67,17 @@ class Generation:
     devices: tuple[DeviceBytes, ...]
 
 
+Events = Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]
+"""Of requests that are served together: the pieces of each step, then the completions."""
+
+
 class Serving(Protocol):
     """The ranks behind an engine."""
 
     timings: list[Completion]
     """Of the last request, one of each rank that is seen from here."""
 
-    def serve(self, request: Request) -> Iterator[Piece | Completion]: ...
+    def serve(self, requests: tuple[Request, ...]) -> Events: ...
 
     def stop(self) -> None: ...
 
@@ -191,15 +196,62 @@ class Engine:
             reuse=reuse,
         ).finished()
 
+    def generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        draft: bool = True,
+        ignore_eos: bool = False,
+    ) -> list[Generation]:
+        """What ``generate`` gives for each of several prompts, of which the plan's batch is decoded together."""
+        every = [tuple(self.tokenizer.encode(text).ids) if isinstance(text, str) else tuple(text) for text in prompts]
+        return self.serve_batch(
+            [
+                make_request(
+                    self.plan,
+                    ids,
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    seed=seed,
+                    stop=stop,
+                    draft=draft,
+                    ignore_eos=ignore_eos,
+                    reuse=False,
+                )
+                for ids in every
+            ]
+        )
+
     def serve(self, request: Request) -> "Stream":
         """The output of a request as it comes. Raises RequestError, also where another one is not finished."""
-        check_request(self.plan, request)
-        if request.stop:
+        self._check((request,))
+        self._current = Stream(self, _alone(self._ranks.serve((request,))))
+        return self._current
+
+    def serve_batch(self, requests: Sequence[Request]) -> list[Generation]:
+        """The outputs of requests, as many together as the plan's batch, each as it would be alone."""
+        made: list[Generation] = []
+        for start in range(0, len(requests), self.plan.options.batch):
+            together = tuple(requests[start : start + self.plan.options.batch])
+            self._check(together)
+            for event in self._ranks.serve(together):
+                made += [self.told(each) for each in event if isinstance(each, Completion)]
+        return made
+
+    def _check(self, requests: tuple[Request, ...]) -> None:
+        check_batch(self.plan, requests)
+        if any(request.stop for request in requests):
             _ = self.tokenizer
         if self._current is not None and not self._current.ended:
             raise RequestError("the engine is serving another request: read it to its end, or close its stream")
-        self._current = Stream(self, self._ranks.serve(request))
-        return self._current
 
     def stop(self) -> None:
         """End what is being served with the step that is being done."""
@@ -233,6 +285,13 @@ class Engine:
         for device, measured in zip(self.plan.devices, completion.measured_bytes, strict=True):
             planned = {term: getattr(lines[device.id], f"{term}_bytes") for term in measured}
             yield DeviceBytes(device=device.id, planned_bytes=planned, measured_bytes=measured)
+
+
+def _alone(events: Events) -> Iterator[Piece | Completion]:
+    """Those of the only request."""
+    with closing(events):
+        for (event,) in events:
+            yield event
 
 
 class Stream(Iterator[Piece]):
@@ -281,11 +340,10 @@ class _One:
         rendezvous = None if rank is None else Rendezvous(file=None)
         self._rank, self.started = open_rank(directory, rank or 0, rendezvous, Progress())
 
-    def serve(self, request: Request) -> Iterator[Piece | Completion]:
+    def serve(self, requests: tuple[Request, ...]) -> Events:
         self._stopped = False
-        for event in self._rank.serve(request, lambda: self._stopped):
-            if isinstance(event, Completion):
-                self.timings = [event]
+        for event in self._rank.serve_batch(requests, lambda: self._stopped):
+            self.timings = [each for each in event[:1] if isinstance(each, Completion)]
             yield event
 
     def stop(self) -> None:

@@ -44,6 +44,12 @@ class Output:
         self._shown = 0
 
     @property
+    def ended_by(self) -> Finish:
+        """Of an output that has ended."""
+        assert self.finish is not None, "steps have no end of their own"
+        return self.finish
+
+    @property
     def finished(self) -> bool:
         return self.finish is not None
 
