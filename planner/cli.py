@@ -164,7 +164,7 @@ def _paths(text: str) -> tuple[tuple[int, ...], ...]:
     paths = tuple(sorted(given, key=lambda path: (len(path), path)))
     problem = next(path_problems(paths), None)
     if problem is not None:
-        raise click.BadParameter(f"static: {problem}")
+        raise click.BadParameter(f"static: expected {problem}")
     return paths
 
 

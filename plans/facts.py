@@ -117,19 +117,19 @@ def _check_paths(tree: Tree, paths: tuple[tuple[int, ...], ...]) -> Iterator[Vio
 def path_problems(paths: tuple[tuple[int, ...], ...]) -> Iterator[str]:
     """What is wrong with the nodes of a static tree."""
     if not paths:
-        yield "expected at least one node"
+        yield "at least one node"
     known: set[tuple[int, ...]] = {()}
     for path in paths:
         name = ".".join(map(str, path))
         if not path or min(path) < 0:
-            yield f"{name}: expected ranks of at least 0"
+            yield f"{name}: ranks of at least 0"
         elif path in known:
-            yield f"{name}: expected once"
+            yield f"{name}: once"
         elif path[:-1] not in known:
-            yield f"{name}: expected its parent before it"
+            yield f"{name}: its parent before it"
         known.add(path)
     if list(paths) != sorted(paths, key=lambda path: (len(path), path)):
-        yield "expected the shorter first, then in order"
+        yield "the shorter first, then in order"
 
 
 def static_tree(paths: tuple[tuple[int, ...], ...]) -> Tree:

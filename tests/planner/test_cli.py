@@ -266,6 +266,9 @@ def test_the_longest_context(models: Path, tmp_path: Path) -> None:
         ("--tree", "depth=0"),
         ("--tree", "depht=3"),
         ("--tree", "total_token=1"),
+        ("--tree", "static=0,1.0"),
+        ("--tree", "static=0,a"),
+        ("--tree", "static="),
         ("--tree", ""),
         ("--prefill-chunk", "0"),
         ("--surprise",),
@@ -386,6 +389,16 @@ def test_an_axis_is_recorded_and_planned_again(models: Path, tmp_path: Path, axi
     assert frozen.options.kv_axis == axis
     assert {stage.kv_axis for stage in frozen.stages if len(stage.devices) > 1} <= {axis}
     assert planner("check", tmp_path / "p").exit_code == 0
+
+
+@pytest.mark.parametrize(("asked", "nodes"), [("static", 26), ("static=1,0.1,0,0.0", 5)])
+def test_a_static_tree_is_recorded_and_planned_again(models: Path, tmp_path: Path, asked: str, nodes: int) -> None:
+    assert build(models, tmp_path / "p", "--plan-only", "--tree", asked).exit_code == 0
+    tree = codec.load(tmp_path / "p").options.tree
+    assert tree is not None
+    assert (tree.kind, tree.total_token, len(tree.paths or ())) == ("static", nodes, nodes - 1)
+    assert planner("check", tmp_path / "p").exit_code == 0
+    assert "static, total_token" in planner("show", tmp_path / "p").stdout
 
 
 def test_a_plan_is_shown_as_a_device_map(models: Path, tmp_path: Path) -> None:

@@ -34,6 +34,15 @@ PLAN = two_stage_plan()
 LEAST_FREE = PLAN.proof.min_free_bytes
 KV = PLAN.memory[0].kv_bytes
 OVERFULL = PLAN.memory[1].planned_bytes - PLAN.memory[1].weights_bytes + 11 * MIB
+
+
+def static(paths: list[list[int]], *, depth: int = 1) -> dict[str, object]:
+    """A static tree as a plan says it."""
+    top_k = 1 + max(max(path) for path in paths)
+    return {"kind": "static", "total_token": 1 + len(paths), "depth": depth, "top_k": top_k, "paths": paths}
+
+
+PATHS = "options.tree.paths:"
 DIGITS = "64 hexadecimal digits"
 
 
@@ -59,6 +68,19 @@ DIGITS = "64 hexadecimal digits"
             "options.tree.total_token: found 1, expected at least 2: the root and a drafted token",
         ),
         ("options.tree", None, "options.tree: found nothing, expected one, as there is a draft"),
+        ("options.tree.kind", "static", f"{PATHS} found nothing, expected nodes exactly where the kind is static"),
+        (
+            "options.tree",
+            static([[0], [1], [0, 2]], depth=2),
+            "options.tree.depth: found 2, expected 1, which follows from the paths",
+        ),
+        (
+            "options.tree",
+            static([[0], [0, 1], [1]]),
+            f"{PATHS} found 3 nodes, expected the shorter first, then in order",
+        ),
+        ("options.tree", static([[0], [1, 0]]), f"{PATHS} found 2 nodes, expected 1.0: its parent before it"),
+        ("options.tree", static([[0], [0]]), f"{PATHS} found 2 nodes, expected 0: once"),
         ("inventory.hosts[0].name", "zzz", "inventory.hosts: found [zzz, right], expected distinct names in order"),
         ("inventory.network", None, "inventory.network: found nothing, expected a link, as there are 2 hosts"),
         (
