@@ -139,14 +139,15 @@ def compile_cold(plan: Path, model: Path) -> Compiled:
     return Compiled(seconds=seconds, read_bytes=read, written_bytes=written, peak_bytes=peak)
 
 
-def make_plan(directory: Path, model: Path, kind: str) -> Path:
+def make_plan(directory: Path, model: Path, kind: str, devices: str = INVENTORY) -> Path:
+    """A plan of a checkpoint, in a directory named after its kind."""
     inventory = directory / "inventory.yaml"
-    inventory.write_text(INVENTORY)
+    inventory.write_text(devices)
     plan = directory / kind.replace(" ", "-").replace(",", "")
     shutil.rmtree(plan, ignore_errors=True)
     command = [*("build", "--gpus", str(inventory), "--model", str(model), "--plan-only", "--out", str(plan))]
     subprocess.run(
-        [sys.executable, "-m", "planner", *command, "--context", "1024", *KINDS[kind]],
+        [sys.executable, "-m", "planner", *command, "--context", "1024", *KINDS.get(kind, [])],
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,0 +1,144 @@
+"""Loading a compiled image on a CPU, against other loaders of the same weights, in pairs of one run.
+
+    python tools/bench_load.py [--gigabytes 2] [--pairs 5] [--directory DIR]
+
+Each load is a process of its own; its time begins after its imports and ends when every weight can be used, and its
+memory is what it alone has then (Private_* of /proc/self/smaps_rollup), above what it had before. Files are in the page
+cache, but in the row that says cold: there both sides read from the disk.
+"""
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from bench_compile import ROOT, drop_caches, make_plan, write_checkpoint
+from plans.diff import format_bytes
+
+MEASURE = """
+import json, sys, time, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+{imports}
+
+def private_bytes():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+plan, model = Path(sys.argv[1]), Path(sys.argv[2])
+before, began = private_bytes(), time.perf_counter()
+{load}
+seconds = time.perf_counter() - began
+print(json.dumps([seconds, private_bytes() - before]))
+"""
+RUNTIME = "import torch\nfrom plans import codec\nfrom runtime.images import check_images, open_image"
+OPEN = """
+frozen = codec.load(plan)
+record = check_images(frozen, plan, verify=False)
+image = open_image(frozen, plan, "gpu0", torch.device("cpu"), record, verify={verify})
+weights = [image[name] for name in image.slots]
+"""
+LOADERS = {
+    "eagleplan, mapped": (RUNTIME, OPEN.format(verify=False)),
+    "eagleplan, verified": (RUNTIME, OPEN.format(verify=True)),
+    "safetensors load_file": (
+        "from safetensors.torch import load_file",
+        'weights = load_file(model / "model.safetensors")',
+    ),
+    "transformers from_pretrained": (
+        "import torch\nfrom transformers import AutoModelForCausalLM, LlamaForCausalLM\n"
+        "from transformers.utils import logging\nlogging.disable_progress_bar()",
+        "weights = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)",
+    ),
+}
+INVENTORY = """\
+hosts:
+  - name: box0
+    links: {class: pcie}
+    devices:
+      - {id: gpu0, type: a100-80g}
+"""
+
+
+def measure(name: str, plan: Path, model: Path) -> tuple[float, int]:
+    """Seconds and private bytes of one load, in a process of its own."""
+    imports, load = LOADERS[name]
+    program = MEASURE.format(imports=imports, load=load)
+    command = [sys.executable, "-c", program, str(plan), str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    seconds, private = json.loads(done.stdout.splitlines()[-1])
+    return seconds, private
+
+
+def read_file(file: Path) -> float:
+    """Seconds that reading a file takes."""
+    began = time.perf_counter()
+    with file.open("rb", buffering=0) as stream:
+        buffer = bytearray(16 << 20)
+        while stream.readinto(buffer):
+            pass
+    return time.perf_counter() - began
+
+
+def verify_against_reading(plan: Path, model: Path, pairs: int, cold: bool) -> str:
+    """One row: verifying the image, and reading it."""
+    file = plan / "gpu0.safetensors"
+    ratios, times = [], []
+    for _ in range(pairs):
+        if cold:
+            drop_caches([file])
+        seconds, _private = measure("eagleplan, verified", plan, model)
+        if cold:
+            drop_caches([file])
+        reading = read_file(file)
+        times.append((seconds, reading))
+        ratios.append(reading / seconds)
+    size = file.stat().st_size
+    verified, read = (statistics.median(one[side] for one in times) for side in (0, 1))
+    return (
+        f"| {'cold' if cold else 'warm'} | {size / verified / 1e9:.2f} | {size / read / 1e9:.2f} | "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+    )
+
+
+@click.command()
+@click.option("--gigabytes", type=float, default=2.0, show_default=True, help="Of the checkpoint.")
+@click.option("--pairs", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--directory", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
+def main(gigabytes: float, pairs: int, directory: Path) -> None:
+    """Print two tables; the directory takes two checkpoints, and is removed at the end."""
+    directory = directory.resolve()
+    model = directory / "model"
+    try:
+        if not model.exists():
+            write_checkpoint(model, int(gigabytes * 1e9))
+        plan = make_plan(directory, model, "one device", INVENTORY)
+        command = ["compile", str(plan), "--model", str(model), "--quiet"]
+        subprocess.run([sys.executable, "-m", "planner", *command], check=True, cwd=ROOT)
+        read_file(model / "model.safetensors")
+        read_file(plan / "gpu0.safetensors")
+        results: dict[str, list[tuple[float, int]]] = {name: [] for name in LOADERS}
+        for _ in range(pairs):
+            for name in LOADERS:
+                results[name].append(measure(name, plan, model))
+        click.echo("| loader | ready ms | private memory |")
+        click.echo("| --- | --- | --- |")
+        for name, loads in results.items():
+            seconds = [one[0] for one in loads]
+            span = f"{statistics.median(seconds) * 1e3:.0f} ({min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f})"
+            click.echo(f"| {name} | {span} | {format_bytes(max(one[1] for one in loads))} |")
+        click.echo("\n| verify | GB/s | reading GB/s | ratio |")
+        click.echo("| --- | --- | --- | --- |")
+        for cold in (True, False):
+            click.echo(verify_against_reading(plan, model, pairs, cold))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
