@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import click
 
+from plans import codec
 from plans.schema import Plan, PlanError
 from runtime import report
 from runtime.bench import Bench, measure
@@ -100,6 +101,7 @@ def commands() -> None:
 @click.option("--no-draft", is_flag=True, help="Plain decoding.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; may be repeated.")
+@click.option("--no-verify", is_flag=True, help="Do not compare the images with their digests; their sizes are anyway.")
 @AS_JSON
 @click.option("-v", "--verbose", count=True, help="Acceptance per position; memory of each device, planned and made.")
 def run_command(
@@ -113,6 +115,7 @@ def run_command(
     as_json: bool,
     verbose: int,
     no_draft: bool,
+    no_verify: bool,
     **asked: Any,
 ) -> None:
     """Continue a prompt, streaming text as it is accepted."""
@@ -131,7 +134,7 @@ def run_command(
     if interactive:
         if rank is not None or as_json or prompts or prompt_ids:
             raise RequestError("--interactive: not with --prompt, --prompt-ids, --json or torchrun")
-        with Engine.open(directory, method="fork") as engine:
+        with Engine.open(directory, method="fork", verify=not no_verify) as engine:
             _interact(engine, wanted, template, system, verbose)
         return
     turns = [Turn(role="system", content=system)] if system is not None else []
@@ -141,7 +144,7 @@ def run_command(
         raise RequestError("--prompt and --prompt-ids: give one of them")
     every = [_prompt_ids(directory, text, ids, template, turns, piped=rank is None) for text, ids in given]
     requests = [wanted.request(plan, ids) for ids in every]
-    with Engine.open(directory, rank=rank, method="fork") as engine:
+    with Engine.open(directory, rank=rank, method="fork", verify=not no_verify) as engine:
         if len(requests) > 1:
             _tell_all(engine.serve_batch(requests), rank, as_json, (directory / TOKENIZER_FILE).is_file())
             return
@@ -156,11 +159,22 @@ def run_command(
 
 @commands.command("verify")
 @PLAN
-def verify_command(directory: Path) -> None:
-    """Read every image of a plan and compare it with its digest."""
+@click.option("--only", multiple=True, help="Only the image of this device, or of this host's; may be repeated.")
+@AS_JSON
+def verify_command(*, directory: Path, only: tuple[str, ...], as_json: bool) -> None:
+    """Read every image of a plan and compare it with its digest; no model is loaded."""
     plan = load_plan(directory)
-    check_images(plan, directory, verify=True)
-    click.echo(f"{directory}: {len(plan.devices)} images are those that were compiled", err=True)
+    for name in only:
+        if not any(name in (device.id, device.host) for device in plan.devices):
+            known = ", ".join(device.id for device in plan.devices)
+            raise RequestError(f"--only {name}: not a device of the plan, which has {known}")
+    chosen = [device.id for device in plan.devices if not only or {device.id, device.host} & set(only)]
+    record = check_images(plan, directory, verify=True, devices=chosen)
+    if as_json:
+        images = [codec.encode(image) for image in record.images if image.device in chosen]
+        click.echo(json.dumps({"plan": str(directory), "plan_digest": record.plan_sha256, "images": images}))
+    said = "1 image is the one that was" if len(chosen) == 1 else f"{len(chosen)} images are those that were"
+    click.echo(f"{directory}: {said} compiled", err=True)
 
 
 @commands.command("bench")

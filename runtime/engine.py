@@ -54,9 +54,11 @@ class Rank:
         rank: int = 0,
         rendezvous: Rendezvous | None = None,
         progress: Progress | None = None,
+        verify: bool = True,
     ) -> Self:
-        """One rank of the plan in a directory, its image verified; a single-device plan needs no rendezvous.
+        """One rank of the plan in a directory; a single-device plan needs no rendezvous.
 
+        ``verify``: compare the image with its digest; its size and slot table are compared anyway.
         Raises PlanError, RequestError, MachineError, ImageError or PeerError.
         """
         directory, progress = Path(directory), progress or Progress()
@@ -71,7 +73,7 @@ class Rank:
             torch.cuda.set_device(place)
         progress.begin("reading its image")
         record = check_images(plan, directory, verify=False, devices=[device.id])
-        image = open_image(plan, directory, device.id, place, record, verify=True)
+        image = open_image(plan, directory, device.id, place, record, verify=verify)
         progress.begin("meeting the other ranks")
         comm = connect(plan, rank, rendezvous or Rendezvous(file=None), progress)
         progress.begin("waiting")

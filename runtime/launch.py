@@ -71,12 +71,14 @@ class Told:
     event: Event
 
 
-def open_rank(directory: Path, rank: int, rendezvous: Rendezvous | None, progress: Progress) -> tuple[Rank, Started]:
+def open_rank(
+    directory: Path, rank: int, rendezvous: Rendezvous | None, progress: Progress, *, verify: bool
+) -> tuple[Rank, Started]:
     """A rank in this process, and how long it took to open."""
     # a plan counts a host's GPUs as nvidia-smi lists them; CUDA, not yet initialised, would put the fastest first
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     started = time.perf_counter()
-    opened = Rank.open(directory, rank=rank, rendezvous=rendezvous, progress=progress)
+    opened = Rank.open(directory, rank=rank, rendezvous=rendezvous, progress=progress, verify=verify)
     return opened, Started(load_s=time.perf_counter() - started)
 
 
@@ -92,7 +94,7 @@ def run(
     Raises what ``Rank`` raises, and PeerError naming the device that died or hung.
     """
     if len(plan.devices) == 1:
-        alone, started = open_rank(directory, 0, None, Progress())
+        alone, started = open_rank(directory, 0, None, Progress(), verify=True)
         emit(started)
         for request in requests:
             for event in alone.serve(request):
@@ -108,7 +110,7 @@ def run(
 class Family:
     """The rank processes of a plan whose devices are all of this host."""
 
-    def __init__(self, plan: Plan, directory: Path, method: StartMethod) -> None:
+    def __init__(self, plan: Plan, directory: Path, method: StartMethod, *, verify: bool = True) -> None:
         """Start the ranks and wait until they are ready.
 
         ``method``: fork is fast, and right where the caller has used no torch threads and no GPU (a command); programs
@@ -130,19 +132,19 @@ class Family:
         """Of the last request, one of each rank."""
         self._meeting = tempfile.TemporaryDirectory(prefix="ranks-")
         try:
-            self._start(context, directory, Rendezvous(file=f"{self._meeting.name}/store"))
+            self._start(context, directory, Rendezvous(file=f"{self._meeting.name}/store"), verify)
             self._watcher.start()
             self.started = self._wait_for_all()
         except BaseException:
             self.close()
             raise
 
-    def _start(self, context: Any, directory: Path, rendezvous: Rendezvous) -> None:
+    def _start(self, context: Any, directory: Path, rendezvous: Rendezvous, verify: bool) -> None:
         for rank, name in enumerate(self._names):
             mine, theirs = context.Pipe(duplex=True)
             child = context.Process(
                 target=_child,
-                args=(directory, rank, rendezvous, theirs, self._board, self._stopped),
+                args=(directory, rank, rendezvous, verify, theirs, self._board, self._stopped),
                 name=f"rank {rank} ({name})",
                 daemon=True,
             )
@@ -297,7 +299,8 @@ class Family:
         child.join(STOP_S)
         code = child.exitcode
         if code is not None and code < 0:
-            return f"{self._who(rank)}, was killed by {signal.Signals(-code).name}"
+            truncated = ": its image was truncated while it was mapped" if -code == signal.SIGBUS else ""
+            return f"{self._who(rank)}, was killed by {signal.Signals(-code).name}{truncated}"
         return f"{self._who(rank)}, ended with exit code {code}"
 
 
@@ -341,7 +344,9 @@ def _receive(pipe: Connection) -> Any:
 # ---- in a rank's process ----
 
 
-def _child(directory: Path, rank: int, rendezvous: Rendezvous, pipe: Connection, board: Any, stopped: Any) -> None:
+def _child(
+    directory: Path, rank: int, rendezvous: Rendezvous, verify: bool, pipe: Connection, board: Any, stopped: Any
+) -> None:
     """The life of a rank process: Ctrl-C is the parent's matter, and without a parent there is no life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
@@ -353,7 +358,7 @@ def _child(directory: Path, rank: int, rendezvous: Rendezvous, pipe: Connection,
             pipe.send(event)
 
     try:
-        served, started = open_rank(directory, rank, rendezvous, Progress(board[rank]))
+        served, started = open_rank(directory, rank, rendezvous, Progress(board[rank]), verify=verify)
         with served:
             emit(started)
             while (requests := _receive(pipe)) is not None:

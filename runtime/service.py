@@ -95,23 +95,31 @@ class Engine:
         self._current: Stream | None = None
 
     @classmethod
-    def open(cls, directory: str | Path, *, rank: int | None = None, method: StartMethod = "forkserver") -> Self:
+    def open(
+        cls,
+        directory: str | Path,
+        *,
+        rank: int | None = None,
+        method: StartMethod = "forkserver",
+        verify: bool = True,
+    ) -> Self:
         """Load the plan in a directory on its devices.
 
         ``rank``: of this process, where torchrun has started one for each device and all of them run this; None: the
-        ranks are started here, on one host, by ``method``. Raises PlanError, RequestError, MachineError, ImageError or
+        ranks are started here, on one host, by ``method``. ``verify``: compare the images with their digests; their
+        sizes and slot tables are compared anyway. Raises PlanError, RequestError, MachineError, ImageError or
         PeerError.
         """
         directory = Path(directory)
         plan = load_plan(directory)
         if rank is not None or len(plan.devices) == 1:
-            alone = _One(directory, rank)
+            alone = _One(directory, rank, verify)
             return cls(plan, directory, alone, alone.started.load_s)
         hosts = sorted({device.host for device in plan.devices})
         if len(hosts) > 1 and any(device.kind != "cpu" for device in plan.devices):
             raise MachineError(f"{directory}: the plan has hosts {', '.join(hosts)}: start it with torchrun")
         check_images(plan, directory, verify=False)
-        family = Family(plan, directory, method)
+        family = Family(plan, directory, method, verify=verify)
         return cls(plan, directory, family, family.started.load_s)
 
     def __enter__(self) -> Self:
@@ -334,11 +342,11 @@ class Stream(Iterator[Piece]):
 class _One:
     """The rank of this process."""
 
-    def __init__(self, directory: Path, rank: int | None) -> None:
+    def __init__(self, directory: Path, rank: int | None, verify: bool) -> None:
         self._stopped = False
         self.timings: list[Completion] = []
         rendezvous = None if rank is None else Rendezvous(file=None)
-        self._rank, self.started = open_rank(directory, rank or 0, rendezvous, Progress())
+        self._rank, self.started = open_rank(directory, rank or 0, rendezvous, Progress(), verify=verify)
 
     def serve(self, requests: tuple[Request, ...]) -> Events:
         self._stopped = False

@@ -118,4 +118,10 @@ def test_verify_reads_every_image(plan_dir: tuple[Path, Plan], tmp_path: Path) -
     done = runtime("verify", directory)
     assert done.returncode == 4
     assert "b.safetensors: BLAKE3" in done.stderr
-    assert runtime("run", directory, "--prompt-ids", "1").returncode == 4
+    done = runtime("verify", directory, "--only", "a", "--json")
+    assert (done.returncode, [image["device"] for image in json.loads(done.stdout)["images"]]) == (0, ["a"])
+    asked = ("run", directory, "--prompt-ids", "1", "--max-new-tokens", "4")
+    assert runtime(*asked).returncode == 4
+    assert runtime(*asked, "--no-verify").returncode == 0
+    image.write_bytes(damaged[:-256])
+    assert runtime(*asked, "--no-verify").returncode == 4, "sizes are compared anyway"
