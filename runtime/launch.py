@@ -72,7 +72,7 @@ class Told:
 
 
 def open_rank(
-    directory: Path, rank: int, rendezvous: Rendezvous | None, progress: Progress, *, verify: bool
+    directory: Path, rank: int, rendezvous: Rendezvous | None, progress: Progress, *, verify: bool = True
 ) -> tuple[Rank, Started]:
     """A rank in this process, and how long it took to open."""
     # a plan counts a host's GPUs as nvidia-smi lists them; CUDA, not yet initialised, would put the fastest first
@@ -94,7 +94,7 @@ def run(
     Raises what ``Rank`` raises, and PeerError naming the device that died or hung.
     """
     if len(plan.devices) == 1:
-        alone, started = open_rank(directory, 0, None, Progress(), verify=True)
+        alone, started = open_rank(directory, 0, None, Progress())
         emit(started)
         for request in requests:
             for event in alone.serve(request):
