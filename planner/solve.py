@@ -96,14 +96,15 @@ def fits(problem: Problem, settings: Settings) -> bool:
     return _Search(problem, settings).any_answer()
 
 
-def shortfall(problem: Problem, settings: Settings) -> tuple[int, ...]:
-    """The least bytes that are missing, in all, for any placement to exist: of each device, under one such packing.
+def shortfall(problem: Problem, settings: Settings, among: Restriction | None = None) -> tuple[int, ...]:
+    """The least bytes that are missing, in all, for any placement (``among`` some) to exist: of each device, under one
+    such packing.
 
     Which packing is a matter of the search, and to order all of them to the byte takes minutes: so it is always the
     same search.
     """
     search = _Search(problem, Settings(limit=settings.limit))
-    model = Model(problem, everything(problem), elastic=True)
+    model = Model(problem, among or everything(problem), elastic=True)
     search.minimise(model, sum(model.short), what="missing bytes", from_below=True)
     return tuple(model.value(variable) for variable in model.short)
 

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from planner import build
+from planner import build, shortage
+from planner.cpsat import Restriction
 from planner.errors import InfeasibleError
 from planner.formulate import Formulation
 from planner.problem import Problem
@@ -70,3 +71,19 @@ def test_more_memory_as_the_inventory_says_it_makes_it_fit() -> None:
         model=base.model, draft=draft.draft if draft else None, options=options, inventory=larger_devices
     )
     assert solve(fits.problem, ONE) is not None
+
+
+def test_a_shortage_that_takes_long_to_prove_is_that_of_simple_packings(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = formulation(SMALL, "eagle3").problem
+    least = sum(infeasible(problem, ONE).short_bytes.values())
+    searched = shortage.shortfall
+
+    def impatient(problem: Problem, settings: Settings, among: Restriction | None = None) -> tuple[int, ...]:
+        return searched(problem, settings if among else Settings(limit=0.0), among)
+
+    monkeypatch.setattr(shortage, "shortfall", impatient)
+    error = infeasible(problem, ONE)
+    assert sum(error.short_bytes.values()) >= least
+    assert solve(larger(problem, error.short_bytes), ONE) is not None
+    assert str(error).startswith("no placement fits: at most ")
+    assert "under the best packing on whole hosts and single devices:\n" in str(error)
