@@ -239,3 +239,17 @@ def most_bytes(problem: Problem) -> int:
         most += max(nbytes for option in block.options for column in option.columns for nbytes in column.bytes)
         most += sum(axis.count * axis.each_bytes for axis in block.axes)
     return most
+
+
+def least_bytes(problem: Problem) -> int:
+    """No answer takes less of all devices together; a problem of which this is more than they have is infeasible."""
+    groups = problem.groups
+    least = min(sum(group.stage_bytes) for group in groups)
+    for number, kind in enumerate(problem.kinds):
+        columns = [column for group in groups for column in group.columns[number]]
+        each = min((sum(column.bytes) for column in columns), default=0) + kind.units * kind.unit_bytes
+        least += problem.layers_of(number) * each
+    for block in problem.blocks:
+        least += min(sum(column.bytes) for option in block.options for column in option.columns)
+        least += sum(axis.count * axis.each_bytes for axis in block.axes if axis.shared is None)
+    return least

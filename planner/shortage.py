@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from planner.cpsat import Restriction
 from planner.errors import InfeasibleError, NotProvenError
-from planner.problem import Problem
+from planner.problem import Problem, least_bytes
 from planner.solve import Settings, shortfall
 from plans.diff import format_bytes
 
@@ -25,7 +25,7 @@ def infeasible(problem: Problem, settings: Settings) -> InfeasibleError:
         try:
             missing = shortfall(problem, limited, whole_hosts_and_devices(problem))
         except NotProvenError as error:
-            return InfeasibleError(f"no placement fits; how many bytes are short is not known: {error}", {})
+            return InfeasibleError(f"no placement fits{_at_least(problem)}: {error}", {})
     short = dict(zip(problem.devices, missing, strict=True))
     capacity = dict(zip(problem.devices, problem.capacity_bytes, strict=True))
     lines = [
@@ -39,6 +39,15 @@ def infeasible(problem: Problem, settings: Settings) -> InfeasibleError:
         f"no placement fits: {at_most}{format_bytes(total)} short in all ({total} bytes) under {packing}:\n"
         + "\n".join(lines),
         {name: nbytes for name, nbytes in short.items() if nbytes},
+    )
+
+
+def _at_least(problem: Problem) -> str:
+    least = least_bytes(problem) - sum(problem.capacity_bytes)
+    if least <= 0:
+        return "; how many bytes are short is not known"
+    return (
+        f": at least {format_bytes(least)} short in all ({least} bytes); how many under the best packing is not known"
     )
 
 

@@ -13,13 +13,14 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ortools.sat.python import cp_model
 
-from planner.bounds import lower_bounds
+from planner.bounds import Bounds, lower_bounds
 from planner.cpsat import Linear, Model, Restriction, everything
 from planner.errors import NotProvenError
-from planner.problem import Answer, Earlier, Problem
+from planner.problem import Answer, Earlier, Problem, least_bytes
 from planner.symmetry import twins
 
 DETERMINISTIC_LIMIT = 600.0
@@ -82,6 +83,8 @@ class Keep:
 
 def solve(problem: Problem, settings: Settings, keep: Keep | None = None) -> Solved | None:
     """The one optimal answer, or None where the solver proves that nothing fits; raise NotProvenError with the gap."""
+    if least_bytes(problem) > sum(problem.capacity_bytes):
+        return None
     start = time.perf_counter()
     search = _Search(problem, settings)
     try:
@@ -93,7 +96,7 @@ def solve(problem: Problem, settings: Settings, keep: Keep | None = None) -> Sol
 
 def fits(problem: Problem, settings: Settings) -> bool:
     """Whether any placement exists: found, or proven that there is none."""
-    return _Search(problem, settings).any_answer()
+    return least_bytes(problem) <= sum(problem.capacity_bytes) and _Search(problem, settings).any_answer()
 
 
 def shortfall(problem: Problem, settings: Settings, among: Restriction | None = None) -> tuple[int, ...]:
@@ -117,9 +120,18 @@ class _Search:
         self.settings = settings
         self.optima: list[Optimum] = []
         self.goal: dict[str, list[int]] = {}
-        self.bounds = lower_bounds(problem)
-        self.least = self.bounds.least if self.bounds else 0.0
-        self.twins = twins(problem)
+
+    @cached_property
+    def bounds(self) -> Bounds | None:
+        return lower_bounds(self.problem)
+
+    @property
+    def least(self) -> float:
+        return self.bounds.least if self.bounds else 0.0
+
+    @cached_property
+    def twins(self) -> tuple[tuple[int, int], ...]:
+        return twins(self.problem)
 
     def run(self, keep: Keep | None) -> Solved:
         self._settle_goal()

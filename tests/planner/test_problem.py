@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from planner.problem import Problem, granule_bytes, most_bytes, most_ps
+from planner.problem import Problem, granule_bytes, least_bytes, most_bytes, most_ps
 from plans.codec import decode, encode
 from tests.planner.every_answer import every_answer, load_bytes, step_ns
 from tests.planner.tiny_problems import tiny_problem
@@ -45,11 +45,12 @@ def test_every_field_is_serialisable() -> None:
         assert hash(problem) == hash(tiny_problem(seed))
 
 
-def test_no_answer_is_more_than_the_most() -> None:
+def test_no_answer_is_more_than_the_most_or_less_than_the_least() -> None:
     for seed in range(40):
         problem = tiny_problem(seed)
         for answer in islice(every_answer(problem), 0, 1000, 20):
             assert max(load_bytes(problem, answer)) <= most_bytes(problem)
+            assert least_bytes(problem) <= sum(load_bytes(problem, answer))
             assert 1000 * step_ns(problem, answer) <= most_ps(problem)
 
 
