@@ -74,7 +74,7 @@ class Wanted:
     """Default: the dtype."""
     tree: Tree | None = None
     prefill_chunk: int | None = None
-    stall_timeout_s: int = 8
+    stall_timeout_s: int = 6
     """Longer than any layer takes, and short enough that a run which hangs has ended within 10 s."""
     strategy: Strategy = "latency"
     kv_axis: KvAxis | None = None

@@ -29,7 +29,7 @@ from plans.schema import Plan
 from runtime.comm import Rendezvous
 from runtime.engine import Rank
 from runtime.errors import PeerError, RuntimeRefusal
-from runtime.progress import PHASES, Progress, Status
+from runtime.progress import PHASES, Phase, Progress, Status
 from runtime.request import Completion, Piece, Request
 
 GRACE_S = 0.5
@@ -38,8 +38,8 @@ STOP_S = 2.0
 """How long a rank has to end when it is asked to, before it is killed."""
 LOOK_S = 0.25
 """How often the board is looked at."""
-LOADING: tuple[str, ...] = ("starting", "reading its image", "meeting the other ranks")
-"""What may take any time: standing still in these is no hang, unless the process is stopped."""
+LOADING: tuple[Phase, ...] = ("starting", "reading its image", "meeting the other ranks")
+"""What may take any time, without a layer to count: to get on is to have used the processor."""
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
 
@@ -235,7 +235,7 @@ class Family:
 
     def _first_failure(self) -> RuntimeRefusal | None:
         """Pass on what ranks send until one fails; None when the run is being ended."""
-        standstill = _Standstill(self._board)
+        standstill = _Standstill(self._board, self._children)
         while True:
             ready = multiprocessing.connection.wait([*self._pipes, self._wake], LOOK_S)
             if self._wake in ready:
@@ -255,9 +255,8 @@ class Family:
         states = [_state(child) for child in self._children]
         if psutil.STATUS_STOPPED in states:
             return states.index(psutil.STATUS_STOPPED)
-        if any(PHASES[status.phase] in LOADING for status in self._board):
-            return None
-        alone = [rank for rank, status in enumerate(self._board) if not status.group]
+        meeting = PHASES.index("meeting the other ranks")
+        alone = [rank for rank, status in enumerate(self._board) if not status.group and status.phase != meeting]
         return alone[0] if alone else 0
 
     def _indictment(self, rank: int) -> str:
@@ -307,15 +306,19 @@ class Family:
 class _Standstill:
     """For how long no rank of a board has got on, by the clock of a process that may have been stopped itself."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
-        self._seen: list[int] = []
+    def __init__(self, board: Any, children: Sequence[BaseProcess]) -> None:
+        self._board, self._children = board, children
+        self._seen: list[tuple[int, float]] = []
         self._looked = time.monotonic()
         self._still = 0.0
 
     def seconds(self) -> float:
         """To be asked every LOOK_S or oftener; what is longer between two looks was not watched, and does not count."""
-        now, seen = time.monotonic(), [status.ticks for status in self._board]
+        now = time.monotonic()
+        seen = [
+            (status.ticks, _used_s(child) if PHASES[status.phase] in LOADING else 0.0)
+            for status, child in zip(self._board, self._children, strict=True)
+        ]
         self._still = self._still + min(now - self._looked, 2 * LOOK_S) if seen == self._seen else 0.0
         self._looked, self._seen = now, seen
         return self._still
@@ -331,6 +334,15 @@ def _state(child: BaseProcess) -> str:
         return str(psutil.Process(child.pid).status())
     except psutil.NoSuchProcess:
         return "dead"
+
+
+def _used_s(child: BaseProcess) -> float:
+    """Processor time of a process."""
+    try:
+        used = psutil.Process(child.pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(used.user + used.system)
 
 
 def _receive(pipe: Connection) -> Any:

@@ -18,7 +18,7 @@ Letters: W rows, v rows of the lm_head of this device, A places.
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,8 @@ MOST_SEED = (1 << 63) - 1
 LEAST_TEMPERATURE = 1e-6
 """Lower ones are greedy, as 0 is; logits divided by them would overflow."""
 SLICES = 4
-"""Rows are worked on in so many parts, which bounds temporaries."""
+"""Rows are worked on in so many parts, which bounds temporaries, unless there is little of them."""
+LITTLE = 1 << 17
 FEW = 1024
 """So many numbers are no matter."""
 WEIGHT_BITS = 30
@@ -102,7 +103,7 @@ def draw(logits: Tensor, first: int, group: Group, chance: Draw) -> Tensor:
     else:
         winners = [
             (part / race.index_select(0, depths)).max(1)
-            for part, depths in zip(weights.chunk(SLICES), chance.depths.chunk(SLICES), strict=True)
+            for part, depths in _slices(weights, chance.depths)
         ]
         values, tokens = (torch.cat(column) for column in zip(*winners, strict=True))
         if group.handle is None:
@@ -132,7 +133,7 @@ def processed(logits: Tensor, group: Group, sampling: Sampling) -> Tensor:
 
 def keep_from(weights: Tensor, least: Tensor) -> None:
     """Weights below ``least`` [W, 1] become 0."""
-    for part, lower in zip(weights.chunk(SLICES), least.chunk(SLICES), strict=True):
+    for part, lower in _slices(weights, least):
         part.masked_fill_(part < lower, 0.0)
 
 
@@ -147,12 +148,16 @@ def limit(weights: Tensor, wanted: Tensor, group: Group, total: Callable[[Tensor
     digits = torch.arange(1, 1 << width, dtype=torch.int32, device=weights.device)
     for shift in range(WEIGHT_BITS - width, -1, -width):
         tried = (found + (digits << shift)).view(torch.float32)  # [W, digits]
-        totals = torch.cat(
-            [total(part, lower) for part, lower in zip(weights.chunk(SLICES), tried.chunk(SLICES), strict=True)]
-        )
+        totals = torch.cat([total(part, lower) for part, lower in _slices(weights, tried)])
         group.all_reduce(totals)
         found += (totals >= wanted).sum(1, keepdim=True, dtype=torch.int32) << shift
     return found.view(torch.float32)
+
+
+def _slices(weights: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of both, part by part."""
+    parts = SLICES if weights.numel() > LITTLE else 1
+    return zip(weights.chunk(parts), other.chunk(parts), strict=True)
 
 
 def _count(weights: Tensor, lowers: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from tests.plan_factory import group, make_plan, write_base, write_draft
 CONTEXT = 48
 
 
-def compiled_plan(directory: Path, devices: tuple[str, ...] = ("a",), *, context: int = CONTEXT) -> tuple[Path, Plan]:
+def compiled_plan(
+    directory: Path, devices: tuple[str, ...] = ("a",), *, context: int = CONTEXT, stall_timeout_s: int = 8
+) -> tuple[Path, Plan]:
     """A plan of one group of devices with an eagle3 head, compiled."""
     write_base(directory / "base", num_layers=8)
     write_draft(directory / "head")
@@ -31,6 +33,7 @@ def compiled_plan(directory: Path, devices: tuple[str, ...] = ("a",), *, context
             draft_tensors_sha256=draft.tensors_sha256,
         ),
         context=context,
+        stall_timeout_s=stall_timeout_s,
     )
     target = directory / "plan"
     target.mkdir()

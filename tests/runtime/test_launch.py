@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kill_ranks import strike
 from plans.schema import Plan
 from runtime.errors import ImageDamaged, MachineError, PeerError
 from runtime.launch import Event, open_rank, run
@@ -103,3 +105,62 @@ def test_a_machine_that_is_not_the_plans_is_refused(plan_dir: tuple[Path, Plan])
     missing = dataclasses.replace(plan.devices[0], kind="cuda", ordinal=99)
     with pytest.raises(MachineError, match="cuda:99 is not there"):
         check_machine(plan, missing)
+
+
+def test_ranks_hit_at_random_moments_end_the_run(tmp_path: Path) -> None:
+    """`tools/kill_ranks.py` strikes as often as one likes."""
+    directory, plan = compiled_plan(tmp_path, ("a", "b"), context=2000, stall_timeout_s=2)
+    for seed in (3, 5):
+        assert strike(directory, random.Random(seed)).complaint == ""
+    assert plan.options.stall_timeout_s == 2
+
+
+HANGS = """
+import sys, time
+from pathlib import Path
+from plans import codec
+from runtime.errors import PeerError
+from runtime.images import open_image
+from runtime import engine, launch
+from runtime.request import Request
+from runtime.step import Stepper
+
+directory, where = Path(sys.argv[1]), sys.argv[2]
+commit = Stepper._commit
+
+def in_a_step(stepper, messages):
+    commit(stepper, messages)
+    if stepper._comm.rank == 1:
+        time.sleep(600)
+
+def while_loading(plan, directory, device, *others, **more):
+    if device == "b":
+        time.sleep(600)
+    return open_image(plan, directory, device, *others, **more)
+
+if where == "step":
+    Stepper._commit = in_a_step
+else:
+    engine.open_image = while_loading
+request = Request(prompt_ids=(1, 2, 3), max_new_tokens=400, draft=True, ignore_eos=True, stop=())
+try:
+    launch.run(codec.load(directory), directory, [request], lambda event: None, method="fork")
+except PeerError as error:
+    print(error, end="")
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("step", "'commit', made no progress for 1 s: it hangs; others wait: a in group embed"),
+        ("loading", "'reading its image', made no progress for 1 s: it hangs"),
+    ],
+)
+def test_a_rank_that_hangs_is_named_and_all_end(where: str, message: str, tmp_path: Path) -> None:
+    directory, _ = compiled_plan(tmp_path, ("a", "b"), context=2000, stall_timeout_s=1)
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS, str(directory), where],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (f"device b (rank 1), while in {message}", "")

@@ -1,0 +1,123 @@
+"""The Python interface: prompts one after the other, on one device and on several, and what of the caches is kept."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plans.schema import Plan
+from runtime import Engine
+from runtime.errors import RequestError
+from runtime.service import Generation
+from tests.runtime.small import CONTEXT, compiled_plan, write_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+PROMPT = [3, 1, 4, 1, 5]
+
+
+@pytest.fixture(scope="module")
+def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
+    directory, plan = compiled_plan(tmp_path_factory.mktemp("service"))
+    write_tokenizer(directory)
+    return directory, plan
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import runtime, sys; assert 'torch' not in sys.modules; from runtime import Engine; print(Engine.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("Engine\n", "")
+
+
+def test_one_engine_streams_and_generates_prompt_after_prompt(plan_dir: tuple[Path, Plan]) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        first = engine.generate(PROMPT, max_new_tokens=12)
+        stream = engine.stream(PROMPT, max_new_tokens=12)
+        pieces = list(stream)
+        assert "".join(pieces) == first.text
+        assert [token for piece in pieces for token in piece.tokens] == list(first.tokens)
+        assert stream.result is not None
+        assert stream.result.tokens == first.tokens
+        text = engine.generate("dbebf", max_new_tokens=12)
+        assert (text.prompt_ids, text.tokens) == (tuple(PROMPT), first.tokens), "letters are ids"
+        assert engine.generate(PROMPT, max_new_tokens=12, draft=False).tokens == first.tokens
+        assert len(engine.generate(PROMPT).tokens) == CONTEXT - len(PROMPT), "what fits"
+        with pytest.raises(RequestError, match="the plan has a context of"):
+            engine.stream([1] * CONTEXT)
+        assert engine.generate(PROMPT, max_new_tokens=12).tokens == first.tokens
+
+
+def test_what_is_told_is_json_with_planned_and_measured_bytes(plan_dir: tuple[Path, Plan]) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        told = json.loads(json.dumps(dataclasses.asdict(engine.generate(PROMPT, max_new_tokens=4, temperature=1.0))))
+    assert told.keys() == {field.name for field in dataclasses.fields(Generation)}
+    assert 0 <= told["seed"] < 1 << 63
+    ((device),) = told["devices"]
+    assert device["planned_bytes"].keys() == device["measured_bytes"].keys()
+    for term in ("weights", "draft_weights", "kv", "draft_kv"):
+        assert device["measured_bytes"][term] == device["planned_bytes"][term] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.7}, {"top_k": 20, "top_p": 0.9}])
+def test_a_seed_gives_the_same_text_with_the_draft_and_without(
+    options: dict[str, float], plan_dir: tuple[Path, Plan]
+) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        texts = set()
+        for seed in range(3):
+            drawn = engine.generate(PROMPT, max_new_tokens=20, temperature=0.9, seed=seed, **options)
+            assert drawn.seed == seed
+            for draft in (True, False):
+                again = engine.generate(PROMPT, max_new_tokens=20, temperature=0.9, seed=seed, draft=draft, **options)
+                assert again.tokens == drawn.tokens
+            texts.add(drawn.tokens)
+        assert len(texts) == 3
+        greedy = engine.generate(PROMPT, max_new_tokens=30).tokens
+        assert engine.generate(PROMPT, max_new_tokens=30, temperature=5.0, top_k=1, seed=3).tokens == greedy
+        seeds = {engine.generate(PROMPT, max_new_tokens=1, temperature=1.0).seed for _ in range(3)}
+        assert len(seeds) == 3, "without one, each request has another"
+
+
+@pytest.mark.parametrize("draft", [True, False])
+def test_a_conversation_keeps_what_the_caches_have(draft: bool, plan_dir: tuple[Path, Plan]) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        fresh = engine.generate(PROMPT, max_new_tokens=10, draft=draft, reuse=True)
+        assert fresh.reused == 0
+        turn = [*PROMPT, *fresh.tokens, 7, 8]
+        kept = engine.generate(turn, max_new_tokens=10, draft=draft, reuse=True)
+        assert len(turn) - 5 <= kept.reused < len(turn)
+        assert kept.tokens == engine.generate(turn, max_new_tokens=10, draft=draft).tokens
+        other = [*turn[:8], 9, *turn[9:]]
+        changed = engine.generate(other, max_new_tokens=10, draft=draft, reuse=True)
+        assert changed.reused == 7
+        assert changed.tokens == engine.generate(other, max_new_tokens=10, draft=draft).tokens
+
+
+def test_the_draft_keeps_only_what_it_has_seen(plan_dir: tuple[Path, Plan]) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        plain = engine.generate(PROMPT, max_new_tokens=10, draft=False)
+        turn = [*PROMPT, *plain.tokens]
+        drafted = engine.generate(turn, max_new_tokens=10, reuse=True)
+        assert drafted.reused == 0, "plain decoding filled the base's caches alone"
+        assert drafted.accept_lengths == engine.generate(turn, max_new_tokens=10).accept_lengths
+
+
+@pytest.mark.parametrize("devices", [("a",), ("a", "b")])
+def test_a_stream_that_is_closed_ends_and_the_next_one_is_as_ever(devices: tuple[str, ...], tmp_path: Path) -> None:
+    directory, _ = compiled_plan(tmp_path, devices, context=2000)
+    with Engine.open(directory) as engine:
+        expected = engine.generate(PROMPT, max_new_tokens=9, temperature=1.0, seed=5).tokens
+        stream = engine.stream(PROMPT, max_new_tokens=1900)
+        next(stream)
+        with pytest.raises(RequestError, match="serving another request"):
+            engine.stream(PROMPT)
+        stream.close()
+        assert engine.generate(PROMPT, max_new_tokens=9, temperature=1.0, seed=5).tokens == expected
+        stream = engine.stream(PROMPT, max_new_tokens=1900)
+        next(stream)
+        engine.stop()
+        result = stream.finished()
+        assert (result.finish, len(result.tokens) < 1900) == ("cancelled", True)

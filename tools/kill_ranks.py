@@ -1,0 +1,134 @@
+"""Kills ranks of a run at random moments, by several signals, and looks at how the run ends.
+
+    python tools/kill_ranks.py PLAN [--times 50] [--seed 0]
+
+Each time: the command exits with 5, within the plan's stall timeout + 3 s of a rank that was stopped and within 3 s of
+one that died, names the device and what it was doing, and leaves no process behind. A rank that is hit when the run is
+over changes nothing. PLAN must have several devices and its images.
+"""
+
+import argparse
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from plans import codec
+
+ROOT = Path(__file__).resolve().parents[1]
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGSTOP)
+SLACK_S = 3.0
+"""Of a busy machine, over what the plan says."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How one run ended."""
+
+    victim: int
+    signal: signal.Signals
+    after_s: float
+    code: int
+    ended_s: float
+    """From the signal to the end of the command."""
+    phase: str
+    """As the command told."""
+    complaint: str
+    """What is wrong with it; empty: nothing."""
+
+
+def strike(directory: Path, choose: random.Random) -> Outcome:
+    """Start a run, hit one of its ranks, and wait for the end."""
+    plan = codec.load(directory)
+    names = [device.id for device in plan.devices]
+    victim, sent = choose.randrange(len(names)), choose.choice(SIGNALS)
+    room = plan.options.context - 3
+    command = [sys.executable, "-m", "runtime", "run", str(directory), "--prompt-ids", "1,2,3", "--ignore-eos"]
+    with tempfile.TemporaryFile("w+") as told:
+        run = subprocess.Popen(
+            [*command, "--max-new-tokens", str(room)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=told,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        ranks = _ranks(run, len(names))
+        after_s = choose.uniform(0.0, 2.0)
+        time.sleep(after_s)
+        hit = _hit(ranks[victim], sent) if len(ranks) == len(names) else False
+        started = time.monotonic()
+        code = run.wait(120)
+        ended_s = time.monotonic() - started
+        told.seek(0)
+        text = told.read()
+    _, alive = psutil.wait_procs(ranks, timeout=1.0)
+    found = re.search(r"device (\S+) \(rank \d+\), while in '([^']+)', (was killed by SIG\w+|made no progress)", text)
+    limit = SLACK_S + (plan.options.stall_timeout_s if sent == signal.SIGSTOP else 0)
+    complaint = ""
+    if alive:
+        complaint = f"left {alive}"
+    elif hit and code != 0:
+        if code != 5 or found is None or found[1] != names[victim]:
+            complaint = f"exit {code}: {text.strip()}"
+        elif ended_s > limit:
+            complaint = f"took {ended_s:.1f} s"
+    elif code != 0:
+        complaint = f"exit {code} without being hit: {text.strip()}"
+    return Outcome(
+        victim=victim, signal=sent, after_s=after_s, code=code, ended_s=ended_s, phase=found[2] if found else "",
+        complaint=complaint,
+    )  # fmt: skip
+
+
+def _ranks(run: subprocess.Popen[bytes], count: int) -> list[psutil.Process]:
+    """The rank processes of a run, in their order, once all are there."""
+    parent = psutil.Process(run.pid)
+    while run.poll() is None:
+        children = sorted(parent.children(), key=lambda child: child.pid)
+        if len(children) == count:
+            return children
+        time.sleep(0.01)
+    return []
+
+
+def _hit(process: psutil.Process, sent: signal.Signals) -> bool:
+    try:
+        process.send_signal(sent)
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+def main() -> None:
+    """Strike, and print what happened."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    choose, outcomes = random.Random(asked.seed), []
+    for number in range(asked.times):
+        outcome = strike(asked.plan, choose)
+        outcomes.append(outcome)
+        print(
+            f"{number:3}  {outcome.signal.name:8} rank {outcome.victim} after {outcome.after_s:4.2f} s: exit "
+            f"{outcome.code} in {outcome.ended_s:5.2f} s, while in {outcome.phase!r} {outcome.complaint}",
+            flush=True,
+        )
+    for sent in SIGNALS:
+        times = [outcome.ended_s for outcome in outcomes if outcome.signal == sent and outcome.code]
+        if times:
+            print(f"{sent.name:8} {len(times):3} runs ended, in at most {max(times):.2f} s")
+    print("phases:", dict(Counter(outcome.phase for outcome in outcomes if outcome.phase)))
+    wrong = [outcome for outcome in outcomes if outcome.complaint]
+    print(f"{len(outcomes) - len(wrong)} of {len(outcomes)} as they must be")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
