@@ -11,9 +11,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from planner.errors import CheckpointError
-from planner.headers import DTYPE_BYTES, HOW_TO_CONVERT, TensorFile, TensorInfo, load_json, read_header, stamp
+from planner.headers import (
+    DTYPE_BYTES,
+    HOW_TO_CONVERT,
+    TensorFile,
+    TensorInfo,
+    check_brackets,
+    load_json,
+    read_header,
+    stamp,
+)
 
-MAX_CONFIG_BYTES = 16 << 20
+MAX_CONFIG_BYTES = 12 << 20
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -128,9 +137,11 @@ def _read_small(file: Path) -> bytes:
         size = file.stat().st_size
         if size > MAX_CONFIG_BYTES:
             raise CheckpointError(f"{file}: {size} bytes, expected at most {MAX_CONFIG_BYTES}")
-        return file.read_bytes()
+        content = file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{file}: cannot read: {error.strerror}") from error
+    check_brackets(content, str(file))
+    return content
 
 
 def _read_tables(directory: Path) -> _Tables | None:

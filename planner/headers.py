@@ -94,7 +94,7 @@ def read_header(file: Path, name: str | None = None) -> tuple[dict[str, TensorIn
     except OSError as error:
         raise CheckpointError(f"{file}: cannot read: {error.strerror}") from error
     digest = hashlib.sha256(struct.pack("<Q", len(header)) + header).hexdigest()
-    _check_brackets(header, file)
+    check_brackets(header, f"{file}: header")
     start = 8 + len(header)
     fields = load_json(header, f"{file}: header")
     metadata = fields.pop("__metadata__", {})
@@ -148,8 +148,8 @@ def _read_header_bytes(stream: BinaryIO, file: Path, size: int) -> bytes:
     return header
 
 
-def _check_brackets(header: bytes, file: Path) -> None:
-    """A large header must be mostly names and numbers: brackets and escapes cost many times their bytes to parse."""
+def check_brackets(header: bytes, where: str) -> None:
+    """Large JSON must be mostly names and numbers: brackets and escapes cost many times their bytes to parse."""
     if len(header) <= _SMALL:
         return
     brackets = header.count(b"{") + header.count(b"[") + header.count(b"\\")
@@ -157,7 +157,7 @@ def _check_brackets(header: bytes, file: Path) -> None:
     many = brackets * _BYTES_PER_BRACKET > len(header) or commas * _BYTES_PER_COMMA > len(header)
     if many or not header.isascii():
         raise CheckpointError(
-            f"{file}: header: {len(header)} bytes with {brackets} brackets and escapes and {commas} commas, expected "
+            f"{where}: {len(header)} bytes with {brackets} brackets and escapes and {commas} commas, expected "
             f"ASCII, and of these at most one in {_BYTES_PER_BRACKET} and {_BYTES_PER_COMMA}: it is no table of tensors"
         )
 

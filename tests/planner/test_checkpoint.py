@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from planner import pickled
 from planner.checkpoint import INDEX, PICKLE, SINGLE, Checkpoint, describe, read_checkpoint
 from planner.errors import CheckpointError
+from planner.headers import read_header
 
 
 def directory(path: Path, tensors: dict[str, torch.Tensor] | None = None) -> Path:
@@ -146,6 +149,72 @@ def test_an_index_names_a_file_once(tmp_path: Path) -> None:
     where = indexed(tmp_path, GOOD_MAP)
     (where / INDEX).write_text('{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}')
     assert refused(lambda: read_checkpoint(where)) == f"{where / INDEX}: a: the name occurs twice"
+
+
+def test_a_shard_that_the_index_does_not_name_is_surplus(tmp_path: Path) -> None:
+    where = indexed(tmp_path, GOOD_MAP)
+    shutil.copy(where / "two.safetensors", where / "consolidated.safetensors")
+    assert set(read_checkpoint(where).files) == {"one.safetensors", "two.safetensors"}
+    shutil.copy(where / "two.safetensors", where / "model-00003-of-00003.safetensors")
+    assert refused(lambda: read_checkpoint(where)) == (
+        f"{where / INDEX}: weight_map: does not name model-00003-of-00003.safetensors, which is beside it: "
+        "take away what is of another checkpoint"
+    )
+
+
+def test_a_large_index_of_brackets_is_no_index(tmp_path: Path) -> None:
+    where = indexed(tmp_path, GOOD_MAP)
+    (where / INDEX).write_bytes(b'{"weight_map":[' + b"[]," * 1_000_000 + b"[]]}")
+    assert "1000003 brackets and escapes" in refused(lambda: read_checkpoint(where))
+    with (where / INDEX).open("wb") as file:
+        file.truncate(1 << 40)
+    assert "1099511627776 bytes, expected at most" in refused(lambda: read_checkpoint(where))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"a": {"x": 1}}, "'a': found dict, expected a dense tensor with a name"),
+        ({1: torch.zeros(1)}, "1: found Tensor, expected a dense tensor with a name"),
+        ([torch.zeros(1)], "found list, expected a dictionary of tensors"),
+        ({"a": torch.zeros(1).expand(10**12)}, "'a': (1000000000000,) in 4 bytes: it repeats its elements"),
+        ({"a": torch.zeros(2, 2).to_sparse()}, "'a': found Tensor, expected a dense tensor with a name"),
+        ({"a": torch.zeros(1, dtype=torch.complex64)}, "'a': found a tensor of torch.complex64, expected one of"),
+    ],
+)
+def test_a_pickle_of_other_things_is_refused(
+    tmp_path: Path, data: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(data, tmp_path / PICKLE)
+    with pytest.raises(SystemExit) as ended:
+        pickled.convert(tmp_path / PICKLE, tmp_path / SINGLE)
+    assert str(ended.value).startswith(message)
+    assert not list(tmp_path.glob("*safetensors*"))
+
+
+def test_a_pickle_of_one_memory_many_times_is_a_bomb(tmp_path: Path) -> None:
+    values = torch.zeros(1000, 100)
+    torch.save({f"a{number}": values for number in range(5)}, tmp_path / PICKLE)
+    with pytest.raises(SystemExit, match="tensors of 2000000 bytes in a file of"):
+        pickled.convert(tmp_path / PICKLE, tmp_path / SINGLE)
+
+
+def test_what_is_converted_is_what_the_library_reads(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = {
+        "half": torch.randn(3, 5, generator=generator, dtype=torch.float32).bfloat16(),
+        "turned": torch.randn(7, 2, generator=generator).t(),
+        "whole": torch.arange(5),
+        "bytes": torch.arange(3, dtype=torch.uint8),
+        "scalar": torch.tensor(2.5),
+        "none": torch.zeros(0, 4),
+    }
+    torch.save(values, tmp_path / PICKLE)
+    pickled.convert(tmp_path / PICKLE, tmp_path / SINGLE)
+    found = load_file(tmp_path / SINGLE)
+    assert found.keys() == values.keys()
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in values.items())
+    assert read_header(tmp_path / SINGLE)[0].keys() == values.keys()
 
 
 def test_a_link_may_not_leave_the_directory(tmp_path: Path) -> None:

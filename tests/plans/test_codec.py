@@ -227,6 +227,16 @@ def test_versions_that_are_refused(text: str, message: str) -> None:
     assert not isinstance(caught.value, NewerSchemaError)
 
 
+def test_no_more_of_a_document_is_read_than_is_parsed(tmp_path: Path) -> None:
+    """100 MB, and what would never fit into memory."""
+    for size in (100 << 20, 1 << 42):
+        with (tmp_path / "plan.yaml").open("wb") as file:
+            file.truncate(size)
+        with pytest.raises(PlanError) as caught:
+            load(tmp_path)
+        assert str(caught.value) == f"{tmp_path / 'plan.yaml'}: {size} bytes, expected at most {MAX_DOCUMENT_BYTES}"
+
+
 def test_a_directory_without_a_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         load(tmp_path)
