@@ -7,7 +7,6 @@ from typing import Any
 from plans.buffers import device_terms
 from plans.codec import decode, encode
 from plans.schema import (
-    Attention,
     Device,
     DeviceMemory,
     Draft,
@@ -15,9 +14,7 @@ from plans.schema import (
     Host,
     Inputs,
     Inventory,
-    LayerClass,
     Link,
-    Mlp,
     Model,
     Options,
     Pair,
@@ -29,63 +26,37 @@ from plans.schema import (
     Tree,
     VocabSplit,
 )
+from tests.plan_factory import MIB, make_device, make_draft, make_model
 
-MIB = 1 << 20
-ATTENTION = Attention(num_heads=8, num_kv_heads=4, head_dim=32, qkv_bias=False, o_bias=False, qk_norm=False)
-MLP = Mlp(
-    kind="gated",
-    intermediate_size=768,
-    unit=16,
-    activation="silu",
-    bias=False,
-    num_experts=1,
-    experts_per_token=1,
-    norm_topk_prob=False,
-)
 LOCAL = Link(link_class="shared-memory", latency_ns=1_000_000, bandwidth_bytes_per_s=1_000_000_000)
 NETWORK = Link(link_class="ethernet", latency_ns=20_000, bandwidth_bytes_per_s=3_125_000_000)
 
 
 def device(name: str, host: str, memory_bytes: int) -> Device:
-    return Device(
-        id=name,
-        host=host,
-        type="cpu",
-        kind="cpu",
-        ordinal=0,
-        reported_name="",
-        memory_bytes=memory_bytes,
-        reserve_bytes=MIB,
-        bandwidth_bytes_per_s=10_000_000_000,
-        flops_per_s=50_000_000_000,
-        overhead_ns=50_000,
+    return dataclasses.replace(make_device(name, memory_bytes=memory_bytes, host=host), flops_per_s=50_000_000_000)
+
+
+def model_of(*, layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int, unit: int, vocab: int) -> Model:
+    plain = make_model(
+        num_layers=layers,
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=hidden // heads,
+        intermediate_size=intermediate,
+        unit=unit,
+        vocab_size=vocab,
     )
+    return dataclasses.replace(plain, norm_eps=1e-05, bos_token_id=0, eos_token_ids=(1,))
 
 
-MODEL = Model(
-    family="llama",
-    vocab_size=1024,
-    hidden_size=256,
-    norm_eps=1e-05,
-    tied_head=False,
-    layers=(LayerClass(num_layers=8, attention=ATTENTION, mlp=MLP),),
-    bos_token_id=0,
-    eos_token_ids=(1,),
-)
-DRAFT = Draft(
-    kind="eagle3",
-    hidden_size=256,
-    target_hidden_size=256,
-    num_layers=1,
-    attention=ATTENTION,
-    mlp=MLP,
-    norm_eps=1e-06,
-    fc_bias=False,
-    draft_vocab_size=512,
-    maps_vocabulary=True,
-    own_embedding=False,
-    aux_layers=(2, 4, 5),
-)
+def draft_of(base: Model, vocab: int) -> Draft:
+    """A head with the attention of its base."""
+    return dataclasses.replace(make_draft(base, draft_vocab_size=vocab), attention=base.layers[0].attention)
+
+
+MODEL = model_of(layers=8, hidden=256, heads=8, kv_heads=4, intermediate=768, unit=16, vocab=1024)
+DRAFT = draft_of(MODEL, 512)
 INVENTORY = Inventory(
     hosts=(
         Host(name="left", link=LOCAL, pairs=(Pair(a="cpu0", b="cpu1", link=LOCAL),), transport="auto"),
@@ -142,9 +113,7 @@ STAGES = (
 
 def split(devices: tuple[str, ...], transport: Transport, rows: tuple[int, ...], predicted_ns: int) -> VocabSplit:
     """A table on the devices of the stage beside it."""
-    return VocabSplit(
-        devices=devices, transport=transport, hop_transport="local", rows=rows, predicted_ns=predicted_ns
-    )
+    return VocabSplit(devices=devices, transport=transport, hop_transport="local", rows=rows, predicted_ns=predicted_ns)
 
 
 def two_stage_plan() -> Plan:
@@ -228,20 +197,8 @@ def nvlink_plan() -> Plan:
         )
         for i, name in enumerate(names)
     )
-    attention = Attention(num_heads=64, num_kv_heads=8, head_dim=128, qkv_bias=False, o_bias=False, qk_norm=False)
-    mlp = Mlp(
-        kind="gated",
-        intermediate_size=28672,
-        unit=128,
-        activation="silu",
-        bias=False,
-        num_experts=1,
-        experts_per_token=1,
-        norm_topk_prob=False,
-    )
-    inventory = Inventory(
-        hosts=(Host(name="box0", link=link, pairs=(), transport="auto"),), network=None, devices=gpus
-    )
+    large = model_of(layers=80, hidden=8192, heads=64, kv_heads=8, intermediate=28672, unit=128, vocab=128256)
+    inventory = Inventory(hosts=(Host(name="box0", link=link, pairs=(), transport="auto"),), network=None, devices=gpus)
     run = Run(num_layers=80, kv_heads=(2,) * 4, mlp_units=(56,) * 4)
     stage = dataclasses.replace(
         STAGES[0], devices=names, transport="nccl", kv_subgroups=(1,) * 4, runs=(run,), predicted_ns=25_900_000
@@ -252,21 +209,8 @@ def nvlink_plan() -> Plan:
         base,
         options=dataclasses.replace(OPTIONS, context=8192, dtype="bfloat16", kv_dtype="bfloat16", prefill_chunk=512),
         inventory=inventory,
-        model=dataclasses.replace(
-            MODEL,
-            vocab_size=128256,
-            hidden_size=8192,
-            layers=(LayerClass(num_layers=80, attention=attention, mlp=mlp),),
-        ),
-        draft=dataclasses.replace(
-            DRAFT,
-            hidden_size=8192,
-            target_hidden_size=8192,
-            attention=attention,
-            mlp=mlp,
-            draft_vocab_size=32000,
-            aux_layers=(2, 40, 77),
-        ),
+        model=large,
+        draft=draft_of(large, 32000),
         stages=(stage,),
         embed=split(names, "nccl", (32064,) * 4, 30_000),
         head=split(names, "nccl", (32064,) * 4, 400_000),

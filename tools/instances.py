@@ -206,116 +206,62 @@ class Rivalry:
     title: str
     model: Config
     inventory: Hosts
-    dtype: DType = "bfloat16"
+    dtype: DType
     context: int = 4096
 
 
+def _rivalry(name: str, title: str, model: Config, inventory: Hosts, dtype: DType = "bfloat16") -> Rivalry:
+    return Rivalry(name=name, title=title, model=model, inventory=inventory, dtype=dtype)
+
+
 RIVALRIES = (
-    Rivalry(
-        name="24-24-12",
-        title="50 GB, 2 x RTX 3090 + RTX 3060",
-        model=GB_50,
-        inventory=one("pcie", "rtx-3090", "rtx-3090", "rtx-3060-12g"),
+    _rivalry("24-24-12", "50 GB, 2 x RTX 3090 + RTX 3060", GB_50, one("pcie", "rtx-3090", "rtx-3090", "rtx-3060-12g")),
+    _rivalry(
+        "24-12-24", "50 GB, RTX 3090 + RTX 3060 + RTX 3090", GB_50, one("pcie", "rtx-3090", "rtx-3060-12g", "rtx-3090")
     ),
-    Rivalry(
-        name="24-12-24",
-        title="50 GB, RTX 3090 + RTX 3060 + RTX 3090",
-        model=GB_50,
-        inventory=one("pcie", "rtx-3090", "rtx-3060-12g", "rtx-3090"),
+    _rivalry("12-24-24", "50 GB, RTX 3060 + 2 x RTX 3090", GB_50, one("pcie", "rtx-3060-12g", "rtx-3090", "rtx-3090")),
+    _rivalry("48-24-24", "80 GB, A6000 + 2 x A5000", GB_80, one("pcie", "a6000", "a5000", "a5000")),
+    _rivalry("32-20-20", "Qwen2.5-32B, RTX 5090 + 2 x RTX A4500", QWEN_32B, one("pcie", "rtx-5090", "a4500", "a4500")),
+    _rivalry("3x24", "Qwen2.5-32B, 3 x RTX 3090", QWEN_32B, one("pcie", "3 x rtx-3090")),
+    _rivalry(
+        "7x24-12", "Llama-2-70B, 7 x RTX 3090 + RTX 3060", LLAMA_2_70B, one("pcie", "7 x rtx-3090", "rtx-3060-12g")
     ),
-    Rivalry(
-        name="12-24-24",
-        title="50 GB, RTX 3060 + 2 x RTX 3090",
-        model=GB_50,
-        inventory=one("pcie", "rtx-3060-12g", "rtx-3090", "rtx-3090"),
+    _rivalry(
+        "hexgen",
+        "Llama-2-70B, 4 x A6000, 2 x A5000, 2 x A4000 on 3 hosts (HexGen)",
+        LLAMA_2_70B,
+        several(ETHERNET_10, ("pcie", ("4 x a6000",)), ("pcie", ("2 x a5000",)), ("pcie", ("2 x a4000",))),
     ),
-    Rivalry(
-        name="48-24-24",
-        title="80 GB, A6000 + 2 x A5000",
-        model=GB_80,
-        inventory=one("pcie", "a6000", "a5000", "a5000"),
-    ),
-    Rivalry(
-        name="32-20-20",
-        title="Qwen2.5-32B, RTX 5090 + 2 x RTX A4500",
-        model=QWEN_32B,
-        inventory=one("pcie", "rtx-5090", "a4500", "a4500"),
-    ),
-    Rivalry(
-        name="3x24",
-        title="Qwen2.5-32B, 3 x RTX 3090",
-        model=QWEN_32B,
-        inventory=one("pcie", "3 x rtx-3090"),
-    ),
-    Rivalry(
-        name="7x24-12",
-        title="Llama-2-70B, 7 x RTX 3090 + RTX 3060",
-        model=LLAMA_2_70B,
-        inventory=one("pcie", "7 x rtx-3090", "rtx-3060-12g"),
-    ),
-    Rivalry(
-        name="hexgen",
-        title="Llama-2-70B, 4 x A6000, 2 x A5000, 2 x A4000 on 3 hosts (HexGen)",
-        model=LLAMA_2_70B,
-        inventory=several(ETHERNET_10, ("pcie", ("4 x a6000",)), ("pcie", ("2 x a5000",)), ("pcie", ("2 x a4000",))),
-    ),
-    Rivalry(
-        name="helix24",
-        title="Llama-2-70B, 4 x A100-40G, 8 x L4, 12 x T4, one a host (Helix)",
-        model=LLAMA_2_70B,
-        inventory=alone(ETHERNET_10, "4 x a100-40g", "8 x l4", "12 x t4"),
+    _rivalry(
+        "helix24",
+        "Llama-2-70B, 4 x A100-40G, 8 x L4, 12 x T4, one a host (Helix)",
+        LLAMA_2_70B,
+        alone(ETHERNET_10, "4 x a100-40g", "8 x l4", "12 x t4"),
         dtype="float16",
     ),
-    Rivalry(
-        name="helix10",
-        title="Llama-2-70B, 4 x L4, 6 x T4, one a host (Helix)",
-        model=LLAMA_2_70B,
-        inventory=alone(ETHERNET_10, "4 x l4", "6 x t4"),
+    _rivalry(
+        "helix10",
+        "Llama-2-70B, 4 x L4, 6 x T4, one a host (Helix)",
+        LLAMA_2_70B,
+        alone(ETHERNET_10, "4 x l4", "6 x t4"),
         dtype="float16",
     ),
-    Rivalry(
-        name="1-2-1",
-        title="Llama-2-70B, 1 + 2 + 1 A100-40G on 3 hosts",
-        model=LLAMA_2_70B,
-        inventory=several(
-            ETHERNET_25, ("pcie", ("a100-40g",)), ("nvlink", ("2 x a100-40g",)), ("nvlink", ("a100-40g",))
-        ),
+    _rivalry(
+        "1-2-1",
+        "Llama-2-70B, 1 + 2 + 1 A100-40G on 3 hosts",
+        LLAMA_2_70B,
+        several(ETHERNET_25, ("pcie", ("a100-40g",)), ("nvlink", ("2 x a100-40g",)), ("nvlink", ("a100-40g",))),
     ),
-    Rivalry(
-        name="4090-3090",
-        title="80 GB, 2 x RTX 4090 + 2 x RTX 3090",
-        model=GB_80,
-        inventory=one("pcie", "2 x rtx-4090", "2 x rtx-3090"),
+    _rivalry("4090-3090", "80 GB, 2 x RTX 4090 + 2 x RTX 3090", GB_80, one("pcie", "2 x rtx-4090", "2 x rtx-3090")),
+    _rivalry(
+        "6-unlike",
+        "Llama-3.3-70B, 2 x A6000 + 2 x RTX 4090 + 2 x RTX 3090",
+        LLAMA_3_70B,
+        one("pcie", "2 x a6000", "2 x rtx-4090", "2 x rtx-3090"),
     ),
-    Rivalry(
-        name="6-unlike",
-        title="Llama-3.3-70B, 2 x A6000 + 2 x RTX 4090 + 2 x RTX 3090",
-        model=LLAMA_3_70B,
-        inventory=one("pcie", "2 x a6000", "2 x rtx-4090", "2 x rtx-3090"),
-    ),
-    Rivalry(name="a100x4", title="Llama-3.3-70B, 4 x A100-80G", model=LLAMA_3_70B, inventory=FOUR_A100),
-    Rivalry(
-        name="mixtral",
-        title="Mixtral-8x7B, 3 x A6000",
-        model=MIXTRAL_8X7B,
-        inventory=one("pcie", "3 x a6000"),
-    ),
-    Rivalry(
-        name="few-heads",
-        title="Yi-6B (4 KV heads), 8 x L4",
-        model=YI_6B,
-        inventory=one("pcie", "8 x l4"),
-    ),
-    Rivalry(
-        name="h100x16",
-        title="Llama-3.1-405B, 16 x H100 on 2 hosts",
-        model=LLAMA_3_405B,
-        inventory=SIXTEEN_H100,
-    ),
-    Rivalry(
-        name="h100x8",
-        title="Llama-3.1-405B, 8 x H100 (too small)",
-        model=LLAMA_3_405B,
-        inventory=one("nvlink", "8 x h100-80g"),
-    ),
+    _rivalry("a100x4", "Llama-3.3-70B, 4 x A100-80G", LLAMA_3_70B, FOUR_A100),
+    _rivalry("mixtral", "Mixtral-8x7B, 3 x A6000", MIXTRAL_8X7B, one("pcie", "3 x a6000")),
+    _rivalry("few-heads", "Yi-6B (4 KV heads), 8 x L4", YI_6B, one("pcie", "8 x l4")),
+    _rivalry("h100x16", "Llama-3.1-405B, 16 x H100 on 2 hosts", LLAMA_3_405B, SIXTEEN_H100),
+    _rivalry("h100x8", "Llama-3.1-405B, 8 x H100 (too small)", LLAMA_3_405B, one("nvlink", "8 x h100-80g")),
 )

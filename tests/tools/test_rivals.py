@@ -78,7 +78,7 @@ def test_the_balanced_map_depends_on_the_order_of_cards() -> None:
 
 
 def test_a_map_of_one_device_names_no_module() -> None:
-    small = Rivalry(name="small", title="", model=GB_50, inventory=one("pcie", "h100-80g"))
+    small = Rivalry(name="small", title="", model=GB_50, dtype="bfloat16", inventory=one("pcie", "h100-80g"))
     found = mapped(formulation_of(small), GB_50)
     assert (found.spilled_bytes, found.priced.short_bytes) == (0, 0)
     assert found.priced.step_ns == best_equal_share(formulation_of(small)).step_ns
@@ -120,7 +120,7 @@ def test_nobody_is_faster_or_fits_where_ours_does_not(rivalry: Rivalry) -> None:
 
 
 def test_a_faster_rival_is_told() -> None:
-    small = Rivalry(name="small", title="", model=GB_50, inventory=one("pcie", "3 x rtx-3090"))
+    small = Rivalry(name="small", title="", model=GB_50, dtype="bfloat16", inventory=one("pcie", "3 x rtx-3090"))
     row = compare(small)
     assert row.ours is not None
     assert beaten(row) == []
