@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from decimal import Decimal
 from functools import wraps
 from pathlib import Path
 from types import FrameType
@@ -20,15 +19,17 @@ from rich.console import Console
 
 from planner import build as builder
 from planner import progress, provenance, report, reuse
+from planner.arguments import parse_context, parse_gap, parse_strategy, parse_tree, parse_within
 from planner.compile import CompileReport, check_inputs, compile_plan, sources_of
 from planner.detect import detect
 from planner.device_map import load_device_map
 from planner.device_map import write as write_device_map
-from planner.errors import Change, InfeasibleError, InputError, NotProvenError, OutputError, PlannerError
+from planner.errors import InfeasibleError, InputError, OutputError, PlannerError
 from planner.explain import explain
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft, scan
 from planner.inventory import dump_inventory, load_inventory, read_inventory
 from planner.nvml import read_machine
+from planner.refusal import changes_table, describe
 from planner.solve import DETERMINISTIC_LIMIT, Settings
 from planner.view import format_ns
 from plans import codec
@@ -36,8 +37,8 @@ from plans import diff as plan_diff
 from plans.artifact import IMAGES_FILE, load_images
 from plans.check import require
 from plans.diff import format_bytes
-from plans.facts import MOST_STALL_S, path_problems, static_tree
-from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, DType, KvAxis, Plan, PlanError, Strategy, Tree
+from plans.facts import MOST_STALL_S
+from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, DType, KvAxis, Plan, PlanError, Strategy
 
 DIRECTORY = click.Path(path_type=Path)
 
@@ -73,41 +74,6 @@ def refusals(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def describe(error: PlannerError | PlanError) -> dict[str, Any]:
-    """An error for programs."""
-    described: dict[str, Any] = {
-        "type": type(error).__name__,
-        "message": str(error),
-        "exit_code": error.exit_code,
-    }
-    if isinstance(error, InfeasibleError):
-        described["short_bytes"] = sum(error.short_bytes.values()) if error.short_bytes else None
-        described["devices"] = [{"id": name, "short_bytes": nbytes} for name, nbytes in error.short_bytes.items()]
-        if error.changes is not None:
-            described["changes"] = [describe_change(change) for change in error.changes]
-    if isinstance(error, NotProvenError):
-        described |= {"objective_ns": error.objective_ns, "bound_ns": error.bound_ns, "gap": error.gap}
-    return described
-
-
-def describe_change(change: Change) -> dict[str, Any]:
-    """A change for programs: with ``args``, or with the text of the changed ``inventory``."""
-    how = {"args": list(change.args)} if change.inventory is None else {"inventory": change.inventory}
-    return {"change": change.change, "objective_ns": change.objective_ns, **how}
-
-
-def changes_table(changes: tuple[Change, ...]) -> str:
-    """The changes for people: time of a step, words, and the options where it is done with options."""
-    if not changes:
-        return "No single change makes it fit."
-    lines = [
-        f"  {format_ns(change.objective_ns):>9} per step  {change.change}"
-        + (f": {' '.join(change.args)}" if change.args else "")
-        for change in changes
-    ]
-    return "\n".join(["Any one of these makes it fit:", *lines])
-
-
 def verbosity(count: int) -> int:
     """-v and -vv, or DEBUG=1 and DEBUG=2."""
     return max(count, int(os.environ.get("DEBUG", "0")) if os.environ.get("DEBUG", "0").isdecimal() else 0)
@@ -115,74 +81,6 @@ def verbosity(count: int) -> int:
 
 DEFAULT_WITHIN_PPM = 20_000
 """How much longer than the least a step may take with ``--previous``."""
-
-
-def parse_gap(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """A relative distance, to parts per million."""
-    if not re.fullmatch(r"0|0?\.[0-9]+", value):
-        raise click.BadParameter(f"found {value!r}, expected a fraction like 0.05")
-    return int(Decimal(value) * 1_000_000)
-
-
-def parse_within(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """A relative distance in percent or as a fraction, to parts per million."""
-    if value is None:
-        return None
-    number = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?|\.[0-9]+)(%?)", value)
-    ppm = int(Decimal(number[1]) * (10_000 if number[2] else 1_000_000)) if number else -1
-    if not 0 <= ppm <= 1_000_000:
-        raise click.BadParameter(f"found {value!r}, expected a part of the step's time like 2% or 0.02")
-    return ppm
-
-
-def parse_tree(context: click.Context, parameter: click.Parameter, value: str | None) -> Tree | None:
-    """``total_token=60,depth=7,top_k=10``, each of them optional; ``static``, or ``static=0,1,0.0`` with its nodes."""
-    if value is None:
-        return None
-    kind, equals, paths = value.partition("=")
-    if kind == "static":
-        return static_tree(_paths(paths) if equals else builder.STATIC_PATHS)
-    default = builder.DEFAULT_TREE
-    numbers = {"total_token": default.total_token, "depth": default.depth, "top_k": default.top_k}
-    for item in value.split(","):
-        name, _, number = item.partition("=")
-        if name not in numbers:
-            raise click.BadParameter(f"found {name!r}, expected {', '.join(numbers)}")
-        least = 2 if name == "total_token" else 1
-        if not number.isdecimal() or int(number) < least:
-            raise click.BadParameter(f"{name}: found {number!r}, expected a whole number of at least {least}")
-        numbers[name] = int(number)
-    return Tree(kind="dynamic", **numbers, paths=None)
-
-
-def _paths(text: str) -> tuple[tuple[int, ...], ...]:
-    """Nodes as ranks from the root: 0.1 is the second child of the first; in the order of a plan."""
-    for item in text.split(","):
-        if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4})*", item):
-            raise click.BadParameter(f"static: found {item!r}, expected ranks of a node and of those above, as in 0.1")
-    given = [tuple(int(rank) for rank in item.split(".")) for item in text.split(",")]
-    paths = tuple(sorted(given, key=lambda path: (len(path), path)))
-    problem = next(path_problems(paths), None)
-    if problem is not None:
-        raise click.BadParameter(f"static: expected {problem}")
-    return paths
-
-
-def parse_context(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
-    """A number of positions, or ``max``."""
-    if value is None or value == "max":
-        return value
-    if not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(f"found {value!r}, expected a whole number of positions, at least 1, or max")
-    return int(value)
-
-
-def parse_strategy(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, Path | None]:
-    """The name of a strategy, and the device map of ``custom:FILE``."""
-    name, colon, file = value.partition(":")
-    if name not in get_args(Strategy) or (colon and (name != "custom" or not file)):
-        raise click.BadParameter(f"found {value!r}, expected one of {', '.join(get_args(Strategy))}, or custom:FILE")
-    return name, Path(file) if file else None
 
 
 class Commands(click.Group):
@@ -304,9 +202,7 @@ def build(
     out = out or Path("plans") / name_of(model)
     model = model or builder.DEMO / "base"
     builder.refuse_foreign(out)
-    maps = [file for file in (strategy[1], device_map, map_file) if file is not None]
-    if len(maps) > 1 or (maps and strategy[0] != "custom"):
-        raise InputError(f"device map: found {maps[0]}, expected one map at most, and only with --strategy custom")
+    chosen = one_map(strategy, device_map, map_file)
     kept, wanted["within_ppm"] = load_previous(previous, wanted["within_ppm"], gap_ppm)
     asked = builder.Wanted(gap_ppm=gap_ppm, strategy=strategy[0], **wanted)
     base = load_base(model)
@@ -320,8 +216,8 @@ def build(
             inventory=read_inventory(inventory),
             inventory_file=str(inventory),
             wanted=asked,
-            device_map=load_device_map(maps[0]) if maps else None,
-            device_map_file=str(maps[0]) if maps else "",
+            device_map=load_device_map(chosen) if chosen else None,
+            device_map_file=str(chosen or ""),
             previous=kept,
         )
         try:
@@ -329,19 +225,32 @@ def build(
         except InfeasibleError as error:
             raise explain(request, error, settings) from error
         builder.write(out, built.plan, base, head)
-        say(f"{out}: {summary_line(built.plan)}, solved in {built.solved.solve_s:.2f} s")
-        if kept is not None:
-            say(f"{out}: {plan_diff.moved(kept, built.plan)}, compared with {previous}")
-        if verbosity(verbose):
-            say(tables(built.plan, sys.stderr))
-        if verbosity(verbose) > 1:
-            say(reasons(built))
+        tell(out, built, kept, previous, verbosity(verbose))
         compiled = None if plan_only else compile_images(out, model, draft, None)
     if as_json:
         images = {"images": images_data(compiled)} if compiled else {}
         put({"plan": str(out), **report.summary(built.plan), "solve_s": round(built.solved.solve_s, 4), **images})
     else:
         click.echo(str(out))
+
+
+def one_map(strategy: tuple[Strategy, Path | None], device_map: Path | None, map_file: Path | None) -> Path | None:
+    """The device map, in whichever way it was given."""
+    maps = [file for file in (strategy[1], device_map, map_file) if file is not None]
+    if len(maps) > 1 or (maps and strategy[0] != "custom"):
+        raise InputError(f"device map: found {maps[0]}, expected one map at most, and only with --strategy custom")
+    return maps[0] if maps else None
+
+
+def tell(out: Path, built: builder.Built, kept: Plan | None, previous: Path | None, verbose: int) -> None:
+    """What came out, and on request how."""
+    say(f"{out}: {summary_line(built.plan)}, solved in {built.solved.solve_s:.2f} s")
+    if kept is not None:
+        say(f"{out}: {plan_diff.moved(kept, built.plan)}, compared with {previous}")
+    if verbose:
+        say(tables(built.plan, sys.stderr))
+    if verbose > 1:
+        say(reasons(built))
 
 
 def load_previous(previous: Path | None, within_ppm: int | None, gap_ppm: int) -> tuple[Plan | None, int | None]:
