@@ -1,8 +1,8 @@
 """Times of a plan: prefill, plain and EAGLE decoding, phase by phase and part by part, beside what was predicted.
 
 A part's time is that of the slowest of its devices, with the all-reduces among them and without the wait for other
-parts. ``collectives`` is what the rank that leads the head spends in hops and messages, the wait for others included:
-it does verify and hands over to the draft, so that its phases add up to the step.
+parts, as the plan predicts it. The phases add up to the step: ``verify`` is embedding, stages and head one after the
+other, ``collectives`` what is left: hops from part to part, messages, and waking up for them.
 """
 
 import statistics
@@ -68,7 +68,7 @@ class Mode:
     step_s: float
     acceptance_length: float
     phases: tuple[Row, ...]
-    """draft, verify, commit, collectives; and the step."""
+    """draft, verify, commit, collectives, and the step that they add up to."""
     parts: tuple[Row, ...]
     """embed, each stage, head, draft."""
 
@@ -111,35 +111,31 @@ def _mode(plan: Plan, name: str, runs: list[list[Completion]]) -> Mode:
         prefill_s=statistics.median(first.prefill_s for first in firsts),
         step_s=step_s,
         acceptance_length=statistics.median(first.acceptance_length for first in firsts),
-        phases=tuple(_phases(plan, name, round(step_s * 1e9), parts, runs, steps)),
+        phases=tuple(_phases(plan, name, round(step_s * 1e9), parts)),
         parts=tuple(
             Row(name=part, measured_ns=ns, predicted_ns=_predicted(plan, part, name)) for part, ns in parts.items()
         ),
     )
 
 
-def _phases(
-    plan: Plan, mode: str, step_ns: int, parts: dict[str, int], runs: list[list[Completion]], steps: list[int]
-) -> Iterator[Row]:
-    head = next(rank for rank, device in enumerate(plan.devices) if device.id == plan.head.devices[0])
-    between = ("hop", "feature", "world")
-
-    def spent(completion: Completion) -> int:
-        groups = _timings(completion).groups
-        return sum(ns for group, ns in groups.items() if group.rpartition(".")[2] in between)
-
-    whole = plan.proof.objective_ns if mode == "eagle" or plan.draft is None else None
-    verify = [part for part in parts if part != "draft" and part != "commit"]
-    predicted = [_predicted(plan, part, mode) for part in verify]
+def _phases(plan: Plan, mode: str, step_ns: int, parts: dict[str, int]) -> Iterator[Row]:
+    own = ("draft", "commit")
+    verify = [part for part in parts if part not in own]
+    as_planned = (mode == "eagle") == (plan.draft is not None)
+    whole = plan.proof.objective_ns if as_planned else None
+    predicted = {part: _predicted(plan, part, mode) or 0 for part in parts} if as_planned else None
     yield Row(name="draft", measured_ns=parts.get("draft", 0), predicted_ns=_predicted(plan, "draft", mode))
     yield Row(
         name="verify",
         measured_ns=sum(parts[part] for part in verify),
-        predicted_ns=sum(ns for ns in predicted if ns is not None) if whole is not None else None,
+        predicted_ns=None if predicted is None else sum(predicted[part] for part in verify),
     )
     yield Row(name="commit", measured_ns=parts["commit"], predicted_ns=None)
-    collectives = _median(spent(ranks[head]) // count for ranks, count in zip(runs, steps, strict=True))
-    yield Row(name="collectives", measured_ns=collectives, predicted_ns=None)
+    yield Row(
+        name="collectives",
+        measured_ns=max(0, step_ns - sum(parts.values())),
+        predicted_ns=None if predicted is None or whole is None else max(0, whole - sum(predicted.values())),
+    )
     yield Row(name="step", measured_ns=step_ns, predicted_ns=whole)
 
 

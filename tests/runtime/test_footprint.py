@@ -1,0 +1,51 @@
+"""No step takes memory."""
+
+import ctypes
+import gc
+from pathlib import Path
+
+import pytest
+
+from runtime.service import Engine
+from tests.runtime.small import compiled_plan
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+
+class Mallinfo(ctypes.Structure):
+    """glibc's ``mallinfo2``."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in
+                     ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+                      "keepcost"))  # fmt: skip
+
+
+def held_bytes() -> int:
+    """Bytes of the process that the allocator has given out and not got back; Python's own small objects aside."""
+    gc.collect()
+    mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
+    mallinfo2.restype = Mallinfo
+    info = mallinfo2()
+    return int(info.uordblks) + int(info.hblkhd)
+
+
+@pytest.mark.parametrize("draft", [True, False])
+def test_the_process_holds_as_much_after_step_300_as_after_step_3(draft: bool, tmp_path: Path) -> None:
+    directory, _ = compiled_plan(tmp_path, context=1600)
+    with Engine.open(directory) as engine:
+        _held_at_steps(engine, draft)  # libraries keep something for each shape that they see
+        held = _held_at_steps(engine, draft)
+    # lists of tokens grow; nothing else: a row of any cache or a logit of any step would be more than this
+    assert abs(held[300] - held[3]) < 64 << 10, held
+
+
+def _held_at_steps(engine: Engine, draft: bool) -> dict[int, int]:
+    held = {}
+    stream = engine.stream([1, 2, 3], max_new_tokens=1590, draft=draft, ignore_eos=True)
+    for step, _ in enumerate(stream):
+        if step in (3, 300):
+            held[step] = held_bytes()
+        if step == 300:
+            break
+    stream.close()
+    return held
