@@ -23,6 +23,7 @@ from plans.schema import Plan, PlanError
 from runtime import report
 from runtime.bench import Bench, measure
 from runtime.chat import ChatTemplate, Turn
+from runtime.comm import interface_towards
 from runtime.errors import MachineError, RequestError, RuntimeRefusal
 from runtime.images import check_images
 from runtime.request import Request
@@ -237,6 +238,9 @@ def _torchrun_rank(plan: Plan, directory: Path) -> int | None:
             f"{directory}: torchrun started {world} processes, the plan has {len(plan.devices)} devices: "
             "start one process per device"
         )
+    interface = interface_towards(os.environ.get("MASTER_ADDR", "localhost"))
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     return int(rank)
 
 

@@ -16,12 +16,14 @@ as all go through their groups in one order: embed, each stage behind the hop in
 world.
 """
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -210,6 +212,24 @@ def exchanging(stage: Stage) -> list[tuple[str, ...]]:
     starts = [sum(stage.kv_subgroups[:i]) for i in range(len(stage.kv_subgroups))]
     every = [stage.devices[i : i + size] for i, size in zip(starts, stage.kv_subgroups, strict=True)]
     return [members for members in every if len(members) > 1]
+
+
+def interface_towards(address: str) -> str | None:
+    """The network interface through which this host reaches another one, or itself; None where none is known.
+
+    gloo would take the one that the host's name resolves to, which need not be that of the network between the hosts.
+    """
+    try:
+        family, _, _, _, target = socket.getaddrinfo(address, 1, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    return next(
+        (name for name, addresses in psutil.net_if_addrs().items() if any(own == known.address for known in addresses)),
+        None,
+    )
 
 
 def _agree(plan: Plan, rank: int) -> None:

@@ -9,15 +9,20 @@ from planner.compile import compile_plan
 from planner.families import load_base, load_draft
 from plans import codec
 from plans.schema import Inputs, Plan
-from tests.plan_factory import group, make_plan, write_base, write_draft
+from tests.plan_factory import group, make_device, make_plan, write_base, write_draft
 
 CONTEXT = 48
 
 
 def compiled_plan(
-    directory: Path, devices: tuple[str, ...] = ("a",), *, context: int = CONTEXT, stall_timeout_s: int = 8
+    directory: Path,
+    devices: tuple[str, ...] = ("a",),
+    *,
+    context: int = CONTEXT,
+    stall_timeout_s: int = 8,
+    hosts: tuple[str, ...] | None = None,
 ) -> tuple[Path, Plan]:
-    """A plan of one group of devices with an eagle3 head, compiled."""
+    """A plan of one group of devices with an eagle3 head, compiled; ``hosts``: of each device, by default one."""
     write_base(directory / "base", num_layers=8)
     write_draft(directory / "head")
     base = load_base(directory / "base")
@@ -34,6 +39,7 @@ def compiled_plan(
         ),
         context=context,
         stall_timeout_s=stall_timeout_s,
+        devices=hosts and [make_device(name, host=host) for name, host in zip(devices, hosts, strict=True)],
     )
     target = directory / "plan"
     target.mkdir()
