@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from plans import codec
 from plans.schema import Plan
 from runtime.cli import main
+from runtime.service import Engine
 from tests.runtime.small import CONTEXT, compiled_plan, write_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -125,3 +127,70 @@ def test_verify_reads_every_image(plan_dir: tuple[Path, Plan], tmp_path: Path) -
     assert runtime(*asked, "--no-verify").returncode == 0
     image.write_bytes(damaged[:-256])
     assert runtime(*asked, "--no-verify").returncode == 4, "sizes are compared anyway"
+
+
+@pytest.fixture(scope="module")
+def chat_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One device, with a tokenizer and a chat template."""
+    directory, _ = compiled_plan(tmp_path_factory.mktemp("chat"))
+    write_tokenizer(directory)
+    template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}a"
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return directory
+
+
+def fed(text: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "runtime", *map(str, arguments)],
+        cwd=ROOT, input=text, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_a_prompt_from_stdin_in_the_chat_template(chat_dir: Path) -> None:
+    common = ("run", chat_dir, "--max-new-tokens", "5", "--json", "--temperature", "1", "--seed", "7")
+    piped = json.loads(fed("bcd", *common, "--prompt", "-", "--chat", "--system", "e").stdout)
+    told = json.loads(runtime(*common, "--prompt", "seubcda").stdout)
+    assert (piped["prompt_ids"], piped["tokens"], piped["seed"]) == (told["prompt_ids"], told["tokens"], 7)
+
+
+def test_a_conversation_goes_on_from_what_was_said(chat_dir: Path) -> None:
+    done = fed("bc\n\ndef\n" + "g" * CONTEXT + "\nh\n", "run", chat_dir, "--interactive", "--max-new-tokens", "4", "-v")
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.splitlines()
+    with Engine.open(chat_dir) as engine:
+        answer = engine.generate("bc", max_new_tokens=4)
+        assert first == answer.text
+        said = [*answer.prompt_ids, *answer.tokens, 3, 4, 5]
+        again = engine.generate(said, max_new_tokens=4)
+        assert second == again.text
+        assert third == engine.generate([*said, *again.tokens, 7], max_new_tokens=4).text, (
+            "what was refused was not said"
+        )
+    assert done.stderr.count("tokens/s, mean acceptance length") == 3
+    assert f"the plan has a context of {CONTEXT}" in done.stderr
+
+
+def test_ctrl_c_ends_the_answer_and_then_the_conversation(tmp_path: Path) -> None:
+    directory, _ = compiled_plan(tmp_path, context=4000)
+    write_tokenizer(directory)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "runtime", "run", str(directory), "--interactive", "--ignore-eos",
+         "--max-new-tokens", "3900"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert run.stdin is not None
+    assert run.stdout is not None
+    run.stdin.write("abc\n")
+    run.stdin.flush()
+    assert run.stdout.read(1)
+    run.send_signal(signal.SIGINT)
+    run.stdin.write("de\n")
+    run.stdin.flush()
+    while run.stdout.read(1) != "\n":
+        pass
+    assert run.stdout.read(1), "the conversation goes on"
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate(timeout=60)
+    assert run.returncode == 0, told
+    assert told.count("tokens/s, mean acceptance length") == 2
+    assert "Traceback" not in told
