@@ -26,7 +26,7 @@ def guard(descriptor: int, file: Path) -> None:
         return
 
     def refuse(number: int, frame: FrameType | None) -> None:
-        raise ImageTruncated(f"{file}: another program writes to it, or truncates it, while it is mapped: verify it, and run again")
+        raise ImageTruncated(f"{file}: another program writes to it, or truncates it, while it is mapped: verify it")
 
     signal.signal(signal.SIGIO, refuse)
     with contextlib.suppress(OSError):  # not every file can have one; see above
