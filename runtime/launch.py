@@ -12,11 +12,14 @@ import multiprocessing.connection
 import os
 import queue
 import signal
+import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Sequence
+import types
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -148,7 +151,8 @@ class Family:
                 name=f"rank {rank} ({name})",
                 daemon=True,
             )
-            child.start()
+            with _without_main():
+                child.start()
             theirs.close()
             self._children.append(child)
             self._pipes.append(mine)
@@ -351,6 +355,20 @@ def _receive(pipe: Connection) -> Any:
         return pipe.recv()
     except (EOFError, OSError):
         return None
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Start a process that does not run the caller's script again, as multiprocessing would have it import that.
+
+    Ranks need nothing of it, and a script need not guard what it does at its top.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 # ---- in a rank's process ----

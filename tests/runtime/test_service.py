@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,21 @@ def test_a_stream_that_is_closed_ends_and_the_next_one_is_as_ever(devices: tuple
         engine.stop()
         result = stream.finished()
         assert (result.finish, len(result.tokens) < 1900) == ("cancelled", True)
+
+
+def test_a_script_needs_no_guard_and_may_have_used_torch(tmp_path: Path) -> None:
+    directory, _ = compiled_plan(tmp_path, ("a", "b"))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "torch.ones(500, 500) @ torch.ones(500, 500)\n"
+        "from runtime import Engine\n"
+        f"with Engine.open({str(directory)!r}) as engine:\n"
+        "    for prompt in ([1, 2, 3], [4, 5]):\n"
+        "        for piece in engine.stream(prompt, max_new_tokens=5):\n"
+        "            print(*piece.tokens, end=' ')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": "."}
+    )
+    assert (done.stderr, len(done.stdout.split())) == ("", 10)
