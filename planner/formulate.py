@@ -17,6 +17,7 @@ from planner.cost import PS_PER_NS, Tier, all_reduce_ns, broadcast_ns, message_n
 from planner.errors import InputError
 from planner.graph import Fabric, blocks
 from planner.memory import mlp_units
+from planner.pinned import PinnedChain, pinned_chain
 from planner.problem import Axis, Block, Column, Goal, Group, Kind, Option, Problem, Receive
 from planner.shares import BaseShares, DraftShares, exchange_ns, sequence_of
 from plans.buffers import KvShare
@@ -50,17 +51,6 @@ class _Variant:
     way: Way
     columns: tuple[tuple[Column, ...], ...]
     stage_bytes: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Map:
-    """A device map: devices as indices, layers in the order of execution."""
-
-    embed: int
-    runs: tuple[tuple[int, int], ...]
-    """Devices in order, each with its number of layers."""
-    head: int
-    draft: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +145,10 @@ class Formulation:
         return (DeviceSet(devices=(device,), hosts=(self._fabric.host_of[device],)),)
 
     @cached_property
-    def _map(self) -> _Map | None:
+    def _map(self) -> PinnedChain | None:
         if self.options.custom is None:
             return None
-        return device_map(self.model, self.options, self._fabric)
+        return pinned_chain(self.model, self.options, self._fabric)
 
     # ---- groups ----
 
@@ -413,7 +403,7 @@ class Formulation:
         )
         return Block(options=options, axes=(axis,))
 
-    def _tail(self, chosen: _Map | None) -> Block:
+    def _tail(self, chosen: PinnedChain | None) -> Block:
         assert self.draft is not None
         sets: Sequence[DeviceSet] = self._block_sets
         if chosen is not None and chosen.draft is not None:
@@ -557,47 +547,3 @@ def dominates(one: _Variant, other: _Variant) -> bool:
 
 def _no_worse(one: Column, other: Column, more: tuple[int, ...]) -> bool:
     return one.ns <= other.ns and all(a + m <= b for a, b, m in zip(one.bytes, other.bytes, more, strict=True))
-
-
-def device_map(model: Model, options: Options, fabric: Fabric) -> _Map:
-    """The pins of the strategy ``custom``; raise InputError for a map that is no chain of whole layers."""
-    devices = {device.id: index for index, device in enumerate(fabric.inventory.devices)}
-    total = sum(layers.num_layers for layers in model.layers)
-    layers = [f"layers.{i}" for i in range(total)]
-    pins: dict[str, int] = {}
-    for pin in options.custom or ():
-        if pin.module not in ("embed", "head", "draft", *layers):
-            raise InputError(f"device map: {pin.module}: expected embed, layers.0 to {layers[-1]}, head or draft")
-        if pin.device not in devices:
-            raise InputError(f"device map: {pin.module}: found {pin.device}, expected one of {', '.join(devices)}")
-        pins[pin.module] = devices[pin.device]
-    missing = [module for module in ("embed", *layers, "head") if module not in pins]
-    if missing:
-        raise InputError(f"device map: {missing[0]} is on no device: name it, or the module that has it")
-    runs = [(device, list(found)) for device, found in groupby(layers, key=pins.__getitem__)]
-    _refuse_returns(fabric, runs)
-    return _Map(
-        embed=pins["embed"],
-        runs=tuple((device, len(found)) for device, found in runs),
-        head=pins["head"],
-        draft=pins.get("draft"),
-    )
-
-
-def _refuse_returns(fabric: Fabric, runs: list[tuple[int, list[str]]]) -> None:
-    """A device has layers that follow one another, and so has a host."""
-    names = [device.id for device in fabric.inventory.devices]
-    for i, (device, layers) in enumerate(runs):
-        host = fabric.host_of[device]
-        for earlier, others in runs[:i]:
-            if earlier == device:
-                raise InputError(
-                    f"device map: {layers[0]} is on {names[device]}, which has {others[0]} to {others[-1]} and not "
-                    f"{runs[i - 1][1][-1]}: the layers of a device follow one another"
-                )
-        between = [earlier for earlier, _ in runs[:i]]
-        if host in map(fabric.host_of.__getitem__, between) and fabric.host_of[between[-1]] != host:
-            raise InputError(
-                f"device map: {layers[0]} is on host {fabric.host_names[host]}, which was left before "
-                f"{runs[i - 1][1][0]}: the layers of a host follow one another"
-            )
