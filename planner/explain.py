@@ -8,6 +8,7 @@ be proven within a part of the solver's limit is not listed.
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, get_args
 
 from planner import units
@@ -31,9 +32,7 @@ from plans.facts import natural_key
 from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, Device, DType, Inventory, KvAxis, KvDType, Options
 
 LIMIT = 8.0
-HOST_LIMIT = 4.0
-"""Of one objective of one change, in the solver's units of work. With a host CPU, which is so slow that all others are
-filled to the last byte, the proof takes little or very long."""
+"""Of one objective of one change, in the solver's units of work."""
 
 HOST_BANDWIDTH = "40 GB/s"
 HOST_FLOPS = "500 GFLOP/s"
@@ -65,8 +64,8 @@ def _changes(request: Request, refused: InfeasibleError, settings: Settings) -> 
         yield from _solved(candidates(request, settings), settings)
     if request.wanted.strategy == "custom":
         return  # the map says which devices are used
-    hosts = replace(settings, limit=min(settings.limit, HOST_LIMIT))
-    yield from _solved(_host_cpus(request, sum(refused.short_bytes.values()), hosts), hosts)
+    for sizes in _host_cpus(request, sum(refused.short_bytes.values()), settings):
+        yield from islice(_solved(sizes, settings), 1)
     yield from _solved(_more_devices(request), settings)
 
 
@@ -213,24 +212,41 @@ def _strategy(request: Request, settings: Settings) -> Iterator[_Candidate]:
 # Devices
 
 
-def _host_cpus(request: Request, short_bytes: int, settings: Settings) -> Iterator[_Candidate]:
-    """The CPU of each host that does not list it, with the memory that it takes, and a bandwidth that is assumed."""
+def _host_cpus(request: Request, short_bytes: int, settings: Settings) -> Iterator[Iterator[_Candidate]]:
+    """The CPU of each host that does not list it, at rates that are assumed, with as much memory as hosts have, and if
+    that is not proven with the least that does: where the last byte counts, proofs take long.
+    """
     granule = min(GIB, max(MIB, 1 << max(0, short_bytes // 16).bit_length()))
     least = short_bytes // granule + 1
+
+    def size(granules: int) -> str:
+        return units.render(units.SIZE, granules * granule)
+
     for position, name, devices in _unlike_hosts(request):
         if any(device.kind == "cpu" for device in devices):
             continue
 
         def of(granules: int, position: int = position) -> Request:
-            memory = units.render(units.SIZE, granules * granule)
+            memory = size(granules)
             entry = {"type": CPU, "memory": memory, "bandwidth": HOST_BANDWIDTH, "flops": HOST_FLOPS}
             return _with_device(request, position, "cpu", entry)
 
         found = _least(least, of, settings)
-        if found is not None:
-            size = units.render(units.SIZE, found * granule)
-            words = f"the host CPU of {name} as a device, if {size} are free, at {HOST_BANDWIDTH} and {HOST_FLOPS}"
-            yield _Candidate(words=words, request=of(found), inventory=True)
+        if found is None:
+            continue
+        roomy = 1 << (found - 1).bit_length()
+        sizes = {roomy: f"{size(roomy)} are free ({size(found)} at least)", found: f"{size(found)} are free"}
+        rates = f"at {HOST_BANDWIDTH} and {HOST_FLOPS}"
+        yield iter(
+            [
+                _Candidate(
+                    words=f"the host CPU of {name} as a device, if {free}, {rates}",
+                    request=of(granules),
+                    inventory=True,
+                )
+                for granules, free in sizes.items()
+            ]
+        )
 
 
 def _least(start: int, make: Callable[[int], Request], settings: Settings) -> int | None:

@@ -102,7 +102,7 @@ def test_every_change_works(named: bool, tmp_path: Path) -> None:
 def test_quantities_change_no_more_than_they_must(plain: tuple[object, ...], tmp_path: Path) -> None:
     """The next context and the next batch that could be asked for are infeasible."""
     arguments = (*plain, "--context", 250, "--batch", 16)
-    error = refused({"hosts": [pcie("box", gpu("g0", 1500), gpu("g1", 1000))]}, arguments, tmp_path)
+    error = refused({"hosts": [pcie("box", gpu("g0", 1800), gpu("g1", 1200))]}, arguments, tmp_path)
     assert {"--context", "--batch", "--kv-dtype", "inventory"} <= options(error)
     for change in error["changes"]:
         option, number = change.get("args", ("", ""))
@@ -122,7 +122,7 @@ def test_the_longest_context_among_the_changes_is_that_of_max(tmp_path: Path) ->
 
 def test_the_least_context_of_max_may_be_too_long(plain: tuple[object, ...], tmp_path: Path) -> None:
     arguments = (*plain, "--context", "max", "--batch", 16, "--prefill-chunk", 32)
-    error = refused({"hosts": [pcie("box", gpu("g0", 1500), gpu("g1", 1000))]}, arguments, tmp_path)
+    error = refused({"hosts": [pcie("box", gpu("g0", 1800), gpu("g1", 1200))]}, arguments, tmp_path)
     (args,) = (change["args"] for change in error["changes"] if change.get("args", [""])[0] == "--context")
     assert 1 <= int(args[1]) < 256
 
