@@ -23,7 +23,7 @@ from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR, NewerSchemaError, Plan, Pla
 
 T = TypeVar("T")
 
-MAX_DOCUMENT_BYTES = 4 << 20
+MAX_DOCUMENT_BYTES = 1 << 20
 """A plan of 64 devices is below 100 kB; nothing larger is parsed."""
 MAX_DEPTH = 32
 """Of nested collections; a plan has 6."""
