@@ -13,7 +13,7 @@ settings.load_profile("unhurried")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How much of what can be tried without end; CI takes a sample."""
-    parser.addoption("--kills", type=int, default=12, help="compiles that are killed at a random moment")
+    parser.addoption("--kills", type=int, default=8, help="compiles that are killed at a random moment")
     parser.addoption("--flips", type=int, default=120, help="bits of an artifact that are flipped, one at a time")
     parser.addoption("--sparse-gigabytes", type=float, default=0.6, help="of the checkpoint that memory is bounded for")
 
