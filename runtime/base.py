@@ -102,7 +102,9 @@ class BaseEmbedding:
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm) -> None:
         assert comm.embed is not None
         self._dtype, hop = DTYPES[plan.options.dtype], comm.hops[0]
-        binder = Binder(slots=slots, dtype=self._dtype, group=comm.embed, hidden=plan.model.hidden_size)
+        binder = Binder(
+            slots=slots, dtype=self._dtype, group=comm.embed, hidden=plan.model.hidden_size, wide=memory.wide
+        )
         self._rows = binder.embed("embed", plan.embed.rows)
         self._hop_out = hop if hop is not None and hop.sends else None
         self._sent = None if self._hop_out is None else memory.buffer("embed.hidden")
@@ -128,7 +130,7 @@ class BaseStage:
         self._dtype = DTYPES[options.dtype]
         self._hop_in = hop_in if hop_in.receives else None
         self._hop_out = hop_out if hop_out is not None and hop_out.sends else None
-        binder = Binder(slots=slots, dtype=self._dtype, group=group, hidden=plan.model.hidden_size)
+        binder = Binder(slots=slots, dtype=self._dtype, group=group, hidden=plan.model.hidden_size, wide=memory.wide)
         self._layers = _layers(plan, stage, binder, _attend(plan, stage, memory, comm))
         eagle3 = plan.draft is not None and plan.draft.kind == "eagle3"
         aux = plan.draft.aux_layers if plan.draft is not None and eagle3 else ()
@@ -250,7 +252,13 @@ class BaseHead:
         hop = comm.hops[-1]
         assert comm.head is not None
         assert hop is not None
-        binder = Binder(slots=slots, dtype=DTYPES[plan.options.dtype], group=comm.head, hidden=plan.model.hidden_size)
+        binder = Binder(
+            slots=slots,
+            dtype=DTYPES[plan.options.dtype],
+            group=comm.head,
+            hidden=plan.model.hidden_size,
+            wide=memory.wide,
+        )
         self._norm = binder.norm("norm", plan.model.norm_eps)
         self._rows = binder.head("head", plan.head.rows)
         self._hop_in = hop if hop.receives else None

@@ -113,7 +113,9 @@ class Drafter:
         self.group = comm.draft
         self._kept, self._batch = accept_rows(options), options.batch
         self._dtype = DTYPES[options.dtype]
-        binder = Binder(slots=slots, dtype=DTYPES[options.dtype], group=comm.draft, hidden=draft.hidden_size)
+        binder = Binder(
+            slots=slots, dtype=DTYPES[options.dtype], group=comm.draft, hidden=draft.hidden_size, wide=memory.wide
+        )
         self._head = _head(plan, draft, binder, place.kv_heads[comm.draft.index], place.mlp_units[comm.draft.index])
         own_embed, own_head = place.embed_rows is not None, place.head_rows is not None
         self._embed: Embed = binder.embed("draft.embed" if own_embed else "embed", place.embed_rows or plan.embed.rows)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from runtime.comm import Group
 from runtime.kvcache import moved
+from runtime.product import product
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """q [B, h, n, D], k and v [B, k, t, D], bias [B, 1, n, t] -> [W, the columns that o has]."""
@@ -54,13 +55,15 @@ class Linear:
 
     weight: Tensor
     bias: Tensor | None
+    wide: Tensor | None = None
+    """As ``product`` takes it."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
+        return product(x, self.weight, self.wide, None if self.bias is None else self.bias.unsqueeze(0))
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """The same, added to ``residual``."""
-        out = torch.addmm(residual, x, self.weight)
+        out = product(x, self.weight, self.wide, residual)
         return out if self.bias is None else out.add_(self.bias)
 
 
