@@ -45,8 +45,8 @@ class Outcome:
     """What is wrong with it; empty: nothing."""
 
 
-def strike(directory: Path, choose: random.Random) -> Outcome:
-    """Start a run, hit one of its ranks, and wait for the end."""
+def strike(directory: Path, choose: random.Random, slack_s: float = SLACK_S) -> Outcome:
+    """Start a run, hit one of its ranks, and wait for the end, which may take ``slack_s`` longer than the plan says."""
     plan = codec.load(directory)
     names = [device.id for device in plan.devices]
     victim, sent = choose.randrange(len(names)), choose.choice(SIGNALS)
@@ -68,7 +68,7 @@ def strike(directory: Path, choose: random.Random) -> Outcome:
         text = told.read()
     _, alive = psutil.wait_procs(ranks, timeout=1.0)
     found = re.search(r"device (\S+) \(rank \d+\), while in '([^']+)', (was killed by SIG\w+|made no progress)", text)
-    limit = SLACK_S + (plan.options.stall_timeout_s if sent == signal.SIGSTOP else 0)
+    limit = slack_s + (plan.options.stall_timeout_s if sent == signal.SIGSTOP else 0)
     complaint = ""
     if alive:
         complaint = f"left {alive}"

@@ -140,3 +140,20 @@ def test_a_script_needs_no_guard_and_may_have_used_torch(tmp_path: Path) -> None
         [sys.executable, script], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": "."}
     )
     assert (done.stderr, len(done.stdout.split())) == ("", 10)
+
+
+def test_a_seed_gives_the_same_text_over_a_divided_head(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
+    directory, plan = compiled_plan(tmp_path, ("a", "b"))
+    assert plan.head.rows == (25, 25)
+    asked = [(0.9, None, None), (0.9, 7, None), (0.9, None, 0.8), (1.5, 30, 0.9)]
+    texts = []
+    for where in (directory, plan_dir[0]):
+        with Engine.open(where) as engine:
+            texts.append(
+                [
+                    engine.generate(PROMPT, max_new_tokens=16, temperature=t, top_k=k, top_p=p, seed=2).tokens
+                    for t, k, p in asked
+                ]
+            )
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == len(asked)
