@@ -13,7 +13,7 @@ precision and lowered by MARGIN, a thousand times their rounding error; times wi
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ortools.linear_solver import pywraplp
 
 from planner.cost import PS_PER_NS
-from planner.problem import Block, Column, Group, Option, Problem
+from planner.problem import Block, Column, Group, Option, Problem, Receive
 
 Curve = NDArray[np.float64]
 """Least ns of 0 … L layers; infinite where so many do not fit."""
@@ -73,9 +73,10 @@ class Excess:
         """Without what another has not."""
         return Excess(
             least=self.least,
-            groups={g: self.groups[g] for g in other.groups},
+            groups={g: excess for g, excess in self.groups.items() if g in other.groups},
             choices=tuple(
-                {key: mine[key] for key in theirs} for mine, theirs in zip(self.choices, other.choices, strict=True)
+                {key: excess for key, excess in mine.items() if key in theirs}
+                for mine, theirs in zip(self.choices, other.choices, strict=True)
             ),
         )
 
@@ -114,16 +115,53 @@ def lower_bounds(problem: Problem) -> Bounds | None:
     """Bounds of every group and choice; None for problems that this relaxation says nothing about.
 
     The first is with memory for nothing, where blocks take none from the stages. The second is at prices of memory,
-    where every byte is paid for and all memory is paid back: what answers that fit pay no more for.
+    where every byte is paid for and all memory is paid back: what answers that fit pay no more for. Before both, what
+    is in no answer that fits: where time costs nothing and every byte the same, it pays more than all memory.
     """
     if problem.goal != "time" or len(problem.kinds) > 1 or problem.counts is not None:
         return None
-    free = _bounds(problem, np.zeros(len(problem.devices)))
-    if free is None or not free.groups:
-        return None if free is None else Bounds(problem=problem, apart=())
+    nowhere = np.zeros(len(problem.devices))
+    free = _bounds(problem, nowhere)
+    if free is None:
+        return None
+    room = _bounds(_timeless(problem), nowhere + 1)
+    assert room is not None
+    free = free.only(room.within(0))
+    if not free.groups or not all(free.choices):
+        return Bounds(problem=problem, apart=())
     prices = _prices(problem, free)
     priced = _bounds(problem, prices) if prices.any() else None
-    return Bounds(problem=problem, apart=(free,) if priced is None else (free, priced))
+    return Bounds(problem=problem, apart=(free,) if priced is None else (free, priced.only(free)))
+
+
+def _timeless(problem: Problem) -> Problem:
+    """The same with nothing that takes time."""
+    nothing = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
+    none = (0,) * len(problem.devices)
+    known: dict[int, tuple[Column, ...]] = {}
+
+    def timeless(columns: tuple[Column, ...]) -> tuple[Column, ...]:
+        if id(columns) not in known:  # most groups of a look have the same object
+            known[id(columns)] = tuple(replace(column, ns=0) for column in columns)
+        return known[id(columns)]
+
+    def block(each: Block) -> Block:
+        options = (replace(o, columns=timeless(o.columns), receive=nothing) for o in each.options)
+        return Block(options=tuple(options), axes=tuple(replace(axis, each_ps=none) for axis in each.axes))
+
+    return replace(
+        problem,
+        kinds=tuple(replace(kind, unit_ps=none) for kind in problem.kinds),
+        groups=tuple(
+            replace(group, columns=(timeless(group.columns[0]),), hop_ns=0, network_hop_ns=0, first=nothing)
+            for group in problem.groups
+        ),
+        first=block(problem.first),
+        last=block(problem.last),
+        tail=block(problem.tail) if problem.tail else None,
+        message_ns=(0,) * len(problem.hosts),
+        network_message_ns=0,
+    )
 
 
 def _bounds(problem: Problem, prices: Curve) -> Excess | None:

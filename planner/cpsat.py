@@ -4,7 +4,8 @@ What the variables mean, in the words of :mod:`planner.problem`:
 
     runs[G]            group G runs a stage           enters[G]   it is the first stage of its place
     first[G]           its stage is the first         last[G]     its stage is the last
-    layers[G][k][c]    layers of kind k divided as column c
+    layers[G][k][c]    layers of kind k divided as column c, or that take as long as level c says
+    dealt[G][k][c][j]  shares of its member j in all of these, where they are counted by level
     units[G][k][j]     units of its member j over all its layers of kind k
     start[G]           layers before its stage; only where layers are of several kinds, so that its place matters
     on[b][x]           block b is on the option, and divided as the column, of its choice x
@@ -18,6 +19,7 @@ from itertools import accumulate, combinations
 from ortools.sat.python import cp_model
 
 from planner.cost import PS_PER_NS
+from planner.levels import levels
 from planner.problem import (
     Answer,
     Axis,
@@ -78,7 +80,13 @@ class _Link:
 class Model:
     """Variables and constraints of a problem; one method per family of constraints."""
 
-    def __init__(self, whole: Problem, restriction: Restriction, *, elastic: bool = False) -> None:
+    def __init__(
+        self, whole: Problem, restriction: Restriction, *, elastic: bool = False, by_level: bool = False
+    ) -> None:
+        """``elastic``: devices may be short of memory; ``by_level``: where columns can be told by their time, they are,
+
+        and which layer has which column is left open.
+        """
         self.restriction = restriction
         self.problem = problem = replace(
             whole,
@@ -99,6 +107,10 @@ class Model:
         self.time: list[Linear] = []
         self.ands: dict[tuple[int, int], Bool] = {}
         self.devices_of: dict[int, dict[tuple[int, ...], Bool]] = {}
+        self.levels = [
+            [levels(columns) if by_level and columns else None for columns in g.columns] for g in problem.groups
+        ]
+        self.dealt: list[list[list[list[cp_model.IntVar]]]] = [[[] for _ in g.columns] for g in problem.groups]
         groups = range(len(problem.groups))
         self.runs, self.enters, self.first, self.last = (
             [self._bool(f"{name}{i}") for i in groups] for name in ("runs", "enters", "first", "last")
@@ -159,8 +171,8 @@ class Model:
         problem = self.problem
         self.layers = [
             [
-                [self._int(problem.layers_of(k), f"n{i}_{k}_{c}") for c in range(len(cs))]
-                for k, cs in enumerate(g.columns)
+                [self._int(problem.layers_of(k), f"n{i}_{k}_{c}") for c in range(len(self._times(i, k)))]
+                for k in range(len(g.columns))
             ]
             for i, g in enumerate(problem.groups)
         ]
@@ -172,6 +184,11 @@ class Model:
             for i, g in enumerate(problem.groups)
         ]
         self.size: list[Linear] = [sum(n for columns in kinds for n in columns) for kinds in self.layers]
+
+    def _times(self, group: int, kind: int) -> list[int]:
+        """Of a layer, for each way in which layers of the kind are counted."""
+        level = self.levels[group][kind]
+        return list(level.ns) if level else [column.ns for column in self.problem.groups[group].columns[kind]]
 
     def _containing(self, device: int) -> list[int]:
         return [index for index, group in enumerate(self.problem.groups) if device in group.devices]
@@ -295,13 +312,31 @@ class Model:
             for j, device in enumerate(group.devices):
                 self.load[device].append(group.stage_bytes[j] * self.runs[i])
             for k, kind in enumerate(problem.kinds):
-                self.time.append(self._divided(self.layers[i][k], [column.ns for column in group.columns[k]]))
+                self.time.append(self._divided(self.layers[i][k], self._times(i, k)))
                 rates = [kind.unit_ps[device] for device in group.devices]
                 self.time.append(self._slowest(self.units[i][k], rates, problem.layers_of(k) * kind.units))
                 for j, device in enumerate(group.devices):
                     self.load[device].append(kind.unit_bytes * self.units[i][k][j])
-                    for n, column in zip(self.layers[i][k], group.columns[k], strict=True):
-                        self.load[device].append(column.bytes[j] * n)
+                self._coarse_loads(i, k)
+
+    def _coarse_loads(self, i: int, k: int) -> None:
+        """Bytes of the layers of a kind in a group, but for their units."""
+        group, level, layers = self.problem.groups[i], self.levels[i][k], self.layers[i][k]
+        if level is None:
+            for n, column in zip(layers, group.columns[k], strict=True):
+                for device, nbytes in zip(group.devices, column.bytes, strict=True):
+                    self.load[device].append(nbytes * n)
+            return
+        for t, n in enumerate(layers):
+            shares: list[cp_model.IntVar] = []
+            for j, device in enumerate(group.devices):
+                share = self._int(self.problem.layers_of(k) * level.most[t][j], f"h{i}_{k}_{t}_{j}")
+                self.model.add(share >= level.least[j] * n)
+                self.model.add(share <= level.most[t][j] * n)
+                self.load[device].append(level.fixed_bytes[j] * n + level.each_bytes[j] * share)
+                shares.append(share)
+            self.model.add(sum(shares) == level.total * n)
+            self.dealt[i][k].append(shares)
 
     def _divided(self, counts: Sequence[Linear], each_ns: Sequence[int]) -> Linear:
         """Time of layers, each of which is divided in one of several ways, in ns, counted in quanta."""
@@ -555,6 +590,13 @@ class Model:
         """Integers with their largest values, in the order in which they are settled."""
         problem = self.problem
         found = [(n, problem.layers) for kinds in self.layers for columns in kinds for n in columns]
+        found += [
+            (share, max(share.proto.domain))
+            for kinds in self.dealt
+            for dealt in kinds
+            for shares in dealt
+            for share in shares
+        ]
         for k, kind in enumerate(problem.kinds):
             most = problem.layers_of(k) * kind.units
             found += [(u, most) for kinds in self.units for u in kinds[k]]
@@ -569,13 +611,25 @@ class Model:
         stages = tuple(
             StageAnswer(
                 group=self.restriction.groups[i],
-                layers=tuple(self._all(columns) for columns in self.layers[i]),
+                layers=tuple(self._columns(i, k) for k in range(len(self.problem.kinds))),
                 units=tuple(self._all(members) for members in self.units[i]),
             )
             for i in self._execution_order()
         )
         placed = [self._block_answer(b) for b in range(len(self.blocks))]
         return Answer(stages=stages, first=placed[0], last=placed[1], tail=placed[2] if len(placed) > 2 else None)
+
+    def _columns(self, i: int, k: int) -> tuple[int, ...]:
+        """Layers of each column of a kind of a group."""
+        level, counts = self.levels[i][k], self._all(self.layers[i][k])
+        if level is None:
+            return counts
+        number = {column.shares: c for c, column in enumerate(self.problem.groups[i].columns[k])}
+        found = [0] * len(number)
+        for count, dealt in zip(counts, self.dealt[i][k], strict=True):
+            for shares, n in level.divided(count, self._all(dealt)):
+                found[number[shares]] += n
+        return tuple(found)
 
     def _block_answer(self, b: int) -> BlockAnswer:
         (choice,) = self.choices[b]

@@ -7,6 +7,7 @@ counted by :mod:`planner.shares`. Devices that look alike, and hosts that do, ar
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache, cached_property
 from itertools import groupby
 
@@ -21,7 +22,7 @@ from planner.pinned import PinnedChain, pinned_chain
 from planner.problem import Axis, Block, Column, Goal, Group, Kind, Option, Problem, Receive
 from planner.shares import BaseShares, DraftShares, exchange_ns, sequence_of
 from plans.buffers import KvShare
-from plans.schema import Attention, Draft, Inventory, KvAxis, Model, Options
+from plans.schema import Attention, Device, Draft, Inventory, KvAxis, Model, Options
 
 MOST_ROW_UNIT = 64
 
@@ -336,14 +337,23 @@ class Formulation:
 
     @property
     def _quantum_ns(self) -> int:
-        """About 1/8192 of the MLPs' time with every device at work: a power of two, the same for any listing."""
-        estimate_ps = 0
-        for kind, count in sequence_of(self.model):
-            work = self._base.unit(kind)
-            fastest = min(work.ps(device) for device in self.inventory.devices)
-            estimate_ps += count * mlp_units(self._base.kinds[kind].mlp) * fastest
-        estimate = estimate_ps // (PS_PER_NS * len(self.inventory.devices))
+        """About 1/8192 of the MLPs' time with every device at work, each as far as it has room for layers.
+
+        A power of two, the same for any listing. Where most of the time is that of a slow device, which has what the
+        others have no room for, to count finer would make the proof longer and the plan no better.
+        """
+        estimate = _shared_ps([self._body(device) for device in self.inventory.devices]) // PS_PER_NS
         return 1 << max(0, estimate.bit_length() - QUANTUM_BITS)
+
+    def _body(self, device: Device) -> tuple[Fraction, int]:
+        """Which part of all layers a device has room for, and the ps that it would take for the MLPs of all."""
+        nbytes, ps = 0, 0
+        for kind, count in sequence_of(self.model):
+            units = mlp_units(self._base.kinds[kind].mlp)
+            whole = KvShare(heads=self._attentions[kind].num_kv_heads, axis="heads", parts=1, part=0)
+            nbytes += count * (self._base.attention_bytes(kind, whole, True) + units * self._base.unit_bytes(kind))
+            ps += count * units * self._base.unit(kind).ps(device)
+        return Fraction(device.memory_bytes - device.reserve_bytes, nbytes), max(1, ps)
 
     # ---- blocks ----
 
@@ -547,3 +557,15 @@ def dominates(one: _Variant, other: _Variant) -> bool:
 
 def _no_worse(one: Column, other: Column, more: tuple[int, ...]) -> bool:
     return one.ns <= other.ns and all(a + m <= b for a, b, m in zip(one.bytes, other.bytes, more, strict=True))
+
+
+def _shared_ps(bodies: Sequence[tuple[Fraction, int]]) -> int:
+    """Time of work that devices share at once: parts of it that they have room for, and ps of each for all of it."""
+    left, speed, shared = Fraction(1), sum((Fraction(1, ps) for _, ps in bodies), Fraction(0)), Fraction(0)
+    for room, ps in sorted(bodies, key=lambda body: body[0] * body[1]):
+        shared = left / speed
+        if shared <= room * ps:
+            break
+        left -= room
+        speed -= Fraction(1, ps)
+    return math.floor(shared)

@@ -3,7 +3,8 @@
 Objectives in lexicographic order, each proven optimal and then fixed: the goal of the problem; the time of a step; the
 number of stages; an order over groups and options. Then, with only these left: an order over stages and over the
 division of blocks; the least free memory of a device in use, in granules, maximised; a total order over quantities. So
-there is one answer.
+there is one answer. The quantities are settled by a search that is always the same, as far as SETTLE_LIMIT: where
+memory is full to the last bytes, the proof that no quantity can be larger is a puzzle with no end and of no use.
 
 What :mod:`planner.bounds` shows to be in no answer as good as one that is known is left out of the search, so what is
 searched depends on the problem alone, and never on luck.
@@ -25,6 +26,9 @@ from planner.symmetry import twins
 
 DETERMINISTIC_LIMIT = 600.0
 """Of one objective, in the solver's own units of work (about a second each): the same on every machine."""
+
+SETTLE_LIMIT = 1.0
+"""Of one step of settling quantities, in the same units."""
 
 PACK_BITS = 55
 """Ordered variables are minimised together as digits of one number of at most so many bits."""
@@ -107,7 +111,7 @@ def shortfall(problem: Problem, settings: Settings, among: Restriction | None = 
     same search.
     """
     search = _Search(problem, Settings(limit=settings.limit))
-    model = Model(problem, among or everything(problem), elastic=True)
+    model = Model(problem, among or everything(problem), elastic=True, by_level=True)
     search.minimise(model, sum(model.short), what="missing bytes", from_below=True)
     return tuple(model.value(variable) for variable in model.short)
 
@@ -125,7 +129,7 @@ class _Search:
     def bounds(self) -> Bounds | None:
         return lower_bounds(self.problem)
 
-    @property
+    @cached_property
     def least(self) -> float:
         return self.bounds.least if self.bounds else 0.0
 
@@ -137,7 +141,7 @@ class _Search:
         self._settle_goal()
         model, step = self._step()
         if keep is None:
-            small = self._model(model.chosen())
+            small = self._model(model.chosen(), whole=bool(self.settings.gap_ppm))
         else:
             small, step = self._keep(keep, step)
         small.model.add(small.step_ns <= step.value)
@@ -157,22 +161,22 @@ class _Search:
     def _keep(self, keep: Keep, step: Optimum) -> tuple[Model, Optimum]:
         """A model of the answers with the groups of the one that moves least, and how long they take."""
         limit = step.value + step.value * keep.within_ppm // 10**6
-        model = self._model(self._within(limit), lead=False)
+        model = self._model(self._within(limit), lead=False, whole=True)
         model.model.add(model.step_ns <= limit)
         moved = model.moved(keep.earlier)
         least = self.minimise(model, moved, what="moved bytes").value
         model.model.add(moved <= least)
         self._least_step(model)
-        small = self._model(model.chosen(), lead=False)
+        small = self._model(model.chosen(), lead=False, whole=True)
         small.model.add(small.moved(keep.earlier) <= least)
         return small, replace(step, value=model.value(model.step_ns))
 
     def _settle(self, small: Model) -> None:
         """All that the groups and choices leave open."""
         self.order(small, small.ends())
-        free = self.minimise(small, -small.free, what="free memory")
+        free = self.minimise(small, -small.free, what="free memory", always_same=True)
         small.model.add(small.free >= -free.value)
-        self.order(small, small.quantities())
+        self.order(small, small.quantities(), SETTLE_LIMIT)
 
     def any_answer(self) -> bool:
         """Whether there is one, first among those that would be good, which are few."""
@@ -196,9 +200,16 @@ class _Search:
             yield from (self.least * factor for factor in factors)
         yield math.inf
 
-    def _model(self, restriction: Restriction, ranked: int | None = None, *, lead: bool = True) -> Model:
-        """A model of what is as good as is known by now; ``lead``: of twins the first have the most layers."""
-        model = Model(self.problem, restriction)
+    def _model(
+        self, restriction: Restriction, ranked: int | None = None, *, lead: bool = True, whole: bool = False
+    ) -> Model:
+        """A model of what is as good as is known by now; ``lead``: of twins the first have the most layers.
+
+        ``whole``: with the columns of layers, where others have only the levels of their time. They are needed for what
+        an earlier answer is compared with, and where a gap is accepted: columns may take less than their level, though
+        not less than the least.
+        """
+        model = Model(self.problem, restriction, by_level=not whole)
         filled = self.goal.get("fill")
         if filled is not None:
             for group, size in zip(restriction.groups, model.size, strict=True):
@@ -322,19 +333,22 @@ class _Search:
         gap_ppm: int = 0,
         any_answer: bool = False,
         from_below: bool = False,
+        always_same: bool = False,
+        enough: float = math.inf,
     ) -> Optimum:
         """Minimise, keep the solution in the model as values and as the next hint.
 
         What a search with a gap finds depends on how it searches: so there it is always the same search. ``from_below``
-        suits an objective whose bound is what is hard.
+        suits an objective whose bound is what is hard. ``enough``: after so much work the best is taken as it is.
         """
+        same = always_same or gap_ppm or math.isfinite(enough)
         solver = cp_model.CpSolver()
-        solver.parameters.num_workers = 1 if gap_ppm else self.settings.workers
-        solver.parameters.random_seed = 0 if gap_ppm else self.settings.seed
+        solver.parameters.num_workers = 1 if same else self.settings.workers
+        solver.parameters.random_seed = 0 if same else self.settings.seed
         solver.parameters.cp_model_probing_level = 0  # costs more than it saves here, measured
         solver.parameters.linearization_level = 2  # a third of the work of level 1, measured
         solver.parameters.optimize_with_lb_tree_search = from_below
-        solver.parameters.max_deterministic_time = self.settings.limit
+        solver.parameters.max_deterministic_time = enough if math.isfinite(enough) else self.settings.limit
         solver.parameters.relative_gap_limit = gap_ppm / 1e6
         solver.parameters.absolute_gap_limit = 0.0  # doubles do not tell large values apart
         solver.parameters.stop_after_first_solution = any_answer
@@ -348,7 +362,7 @@ class _Search:
             raise NotProvenError(f"{what}: no placement found, and none excluded, {limit}")
         value = solver.value(objective)
         bound = value if status == cp_model.OPTIMAL and not gap_ppm else round(solver.best_objective_bound)
-        if status != cp_model.OPTIMAL and not any_answer:
+        if status != cp_model.OPTIMAL and not any_answer and math.isinf(enough):
             raise NotProvenError(f"{what}: not proven optimal {limit}", objective_ns=value, bound_ns=bound)
         model.values = list(solver.response_proto.solution)
         model.model.clear_hints()  # type: ignore[no-untyped-call]
@@ -357,7 +371,9 @@ class _Search:
         self.optima.append(Optimum(what=what, value=value, bound=min(value, bound), seconds=solver.wall_time))
         return self.optima[-1]
 
-    def order(self, model: Model, variables: Sequence[tuple[cp_model.IntVar, int]]) -> None:
+    def order(
+        self, model: Model, variables: Sequence[tuple[cp_model.IntVar, int]], enough: float = math.inf
+    ) -> None:
         """Settle ``variables`` one after the other, each as large as those before allow: a total order."""
         pack: list[tuple[cp_model.IntVar, int]] = []
         bits = 0
@@ -366,7 +382,7 @@ class _Search:
             if pack and (variable is None or bits + width > PACK_BITS):
                 shifts = [sum(w for _, w in pack[position + 1 :]) for position in range(len(pack))]
                 objective = sum((1 << shift) * item for (item, _), shift in zip(pack, shifts, strict=True))
-                self.minimise(model, -objective, what="order")
+                self.minimise(model, -objective, what="order", always_same=True, enough=enough)
                 for item, _ in pack:
                     model.model.add(item == model.value(item))
                 pack, bits = [], 0
