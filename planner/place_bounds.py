@@ -1,0 +1,308 @@
+"""Lower bounds of the time of all stages that have a given group among them.
+
+A dynamic programme over all ways of dealing devices out into disjoint groups: over how many devices of each kind a
+place has left, and how many layers. Messages are paid where a place is entered.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+
+from planner.problem import Column, Group, Problem
+from planner.stage_bounds import Curve, StageBound
+
+FAR = 1.03
+"""Groups over several hosts whose own bound is so much above the least are not looked into."""
+
+HOP, NETWORK, FIRST = range(3)
+"""How stages of a place are reached: none has entered it yet; one has, over the network; one has, as the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Signature:
+    """What matters of a group: two of a host with equal ones have equal bounds."""
+
+    taken: tuple[int, ...]
+    """Devices of each class of the host."""
+    columns: int
+    """Their number: equal columns have the same."""
+    room: tuple[int, ...]
+    unit_ps: tuple[int, ...]
+    paid: tuple[float, ...]
+    modes: tuple[int, int, int]
+    """ns of entering, by HOP, NETWORK, FIRST."""
+
+
+def _plus(one: Curve, other: Curve) -> Curve:
+    """Least sums over all ways to divide a number of layers; ``one`` may have leading axes."""
+    return _plus_all(one, _shifts(other))
+
+
+def _shifts(curve: Curve) -> Curve:
+    """[n, m]: the curve at n - m."""
+    size = len(curve)
+    padded = np.concatenate([np.full(size - 1, math.inf), curve])
+    shifts: Curve = np.lib.stride_tricks.sliding_window_view(padded, size)[:, ::-1]
+    return shifts
+
+
+def _plus_all(one: Curve, shifts: Curve) -> Curve:
+    sums: Curve = (one[..., None, :] + shifts).min(axis=-1)
+    return sums
+
+
+class Places:
+    """Every way to deal the devices of each place out into groups, and the places put together."""
+
+    def __init__(self, problem: Problem, prices: Curve) -> None:
+        self.problem = problem
+        self.prices = prices
+        self.hosts = len(problem.hosts)
+        self.layers = problem.layers
+        self.classes = [sorted({problem.alike[d] for d in devices}) for devices in problem.hosts]
+        self.counts = [
+            tuple(sum(problem.alike[d] == each for d in devices) for each in classes)
+            for devices, classes in zip(problem.hosts, self.classes, strict=True)
+        ]
+        self.known: dict[tuple[Column, ...], int] = {}
+        self.numbers: dict[int, int] = {}
+        self.inside = [self._signatures(host) for host in range(self.hosts)]
+        self.wide = [i for i, group in enumerate(problem.groups) if group.place >= self.hosts]
+
+    @property
+    def most_states(self) -> int:
+        return max(math.prod(count + 1 for count in counts) for counts in self.counts)
+
+    def _taken(self, group: Group, host: int) -> tuple[int, ...]:
+        """How many devices of each class of a host a group has."""
+        here = [self.problem.alike[d] for d in group.devices if d in self.problem.hosts[host]]
+        return tuple(here.count(each) for each in self.classes[host])
+
+    def _signatures(self, host: int) -> dict["_Signature", list[int]]:
+        """Groups of a host, by what matters here."""
+        found: dict[_Signature, list[int]] = {}
+        for index, group in enumerate(self.problem.groups):
+            if group.place == host:
+                found.setdefault(self._signature(group, self._taken(group, host)), []).append(index)
+        return found
+
+    def _signature(self, group: Group, taken: tuple[int, ...]) -> "_Signature":
+        problem = self.problem
+        capacity, (kind,) = problem.capacity_bytes, problem.kinds
+        inside = group.place < self.hosts and len(group.devices) > 1
+        message = problem.message_ns[group.place] if inside else 0
+        return _Signature(
+            taken=taken,
+            columns=self._number(group.columns[0]),
+            room=tuple(capacity[d] - n for d, n in zip(group.devices, group.stage_bytes, strict=True)),
+            unit_ps=tuple(kind.unit_ps[d] for d in group.devices),
+            paid=tuple(float(self.prices[d]) for d in group.devices),
+            modes=(
+                group.hop_ns,
+                group.network_hop_ns + message + problem.network_message_ns,
+                group.first.same_ns + message,
+            ),
+        )
+
+    def _number(self, columns: tuple[Column, ...]) -> int:
+        """Of equal columns: columns are long to compare, and most groups of a look have the same object."""
+        if id(columns) not in self.numbers:
+            self.numbers[id(columns)] = self.known.setdefault(columns, len(self.known))
+        return self.numbers[id(columns)]
+
+    @cached_property
+    def curves(self) -> dict[int, Curve]:
+        """Of each group; equal ones are computed once."""
+        known: dict[tuple[object, ...], Curve] = {}
+        found = {}
+        for index, group in enumerate(self.problem.groups):
+            signature = self._signature(group, ())
+            key = (signature.columns, signature.room, signature.unit_ps, signature.paid)
+            if key not in known:
+                known[key] = StageBound(self.problem, group, self.prices).curve()
+            found[index] = known[key]
+        return found
+
+    @cached_property
+    def tables(self) -> list["_Table"]:
+        """Of each host; equal ones are computed once."""
+        known: dict[tuple[object, ...], _Table] = {}
+        found = []
+        for host, signatures in enumerate(self.inside):
+            key = (self.counts[host], tuple(signatures))
+            if key not in known:
+                priced = [(each, self.curves[members[0]]) for each, members in signatures.items()]
+                known[key] = _Table(self.counts[host], priced, self.layers)
+            found.append(known[key])
+        return found
+
+    def through_groups(self) -> list[float]:
+        """The least time of the stages of any answer with each group.
+
+        Groups over several hosts are few or bad, as the network is slow: the bad ones are not gone into any further
+        than their own bound, which then bounds every answer that has one.
+        """
+        bounds = [math.inf] * len(self.problem.groups)
+        self._with_wide(None, (), bounds)
+        anywhere = self._any_wide()
+        for wide in self.wide:
+            bounds[wide] = self._through_wide(wide, anywhere)
+        limit = FAR * min(bounds)
+        near = [wide for wide in self.wide if bounds[wide] <= limit]
+        floor = min((bounds[wide] for wide in self.wide if bounds[wide] > limit), default=math.inf)
+        for wide in near:
+            bounds[wide] = math.inf
+        for wide in near:
+            self._with_wide(wide, near, bounds)
+        return [min(bound, max(floor, limit)) if math.isfinite(floor) else bound for bound in bounds]
+
+    def _left(self, wide: int) -> list[tuple[int, ...]]:
+        """Devices of each class of each host beside those of a group."""
+        group = self.problem.groups[wide]
+        return [_less(self.counts[host], self._taken(group, host)) for host in range(self.hosts)]
+
+    def _any_wide(self) -> Curve:
+        """The place of any groups over several hosts, as often as one likes."""
+        found = np.full((3, self.layers + 1), math.inf)
+        found[HOP, 0] = 0
+        for wide in self.wide:
+            found = np.minimum(found, self._alone(wide))
+        several = np.minimum(found[NETWORK], found[HOP])
+        for _ in range(len(self.problem.devices).bit_length()):
+            several = np.minimum(several, _plus(several, several))
+        found[NETWORK] = np.minimum(found[NETWORK], several)
+        found[NETWORK, 0] = math.inf
+        found[FIRST] = np.minimum(found[FIRST], _plus(found[FIRST], several))
+        return found
+
+    def _through_wide(self, wide: int, anywhere: Curve) -> float:
+        """The same of a group over several hosts, as if other such groups took no devices."""
+        parts = [table.place(rest) for table, rest in zip(self.tables, self._left(wide), strict=True)]
+        around = _nowhere(self.layers)
+        for part in (*parts, anywhere):
+            around = _with_place(around, part)
+        return _closed(self._alone(wide), around)
+
+    def _with_wide(self, wide: int | None, near: Sequence[int], bounds: list[float]) -> None:
+        """Lower ``bounds`` to the least of the answers in which this group over several hosts runs, or none does."""
+        problem = self.problem
+        left = list(self.counts) if wide is None else self._left(wide)
+        parts = [table.place(rest) for table, rest in zip(self.tables, left, strict=True)]
+        if wide is not None:
+            parts.append(self._alone(wide))
+            mine = set(problem.groups[wide].devices)
+            for other in near:
+                if not mine & set(problem.groups[other].devices):
+                    part = self._alone(other)
+                    part[HOP, 0] = 0
+                    parts.append(part)
+        around = _all_but_each(parts, self.layers)
+        if wide is not None:
+            bounds[wide] = min(bounds[wide], _closed(parts[self.hosts], around[self.hosts]))
+        for host in range(self.hosts):
+            for signature, members in self.inside[host].items():
+                rest = _less(left[host], signature.taken)
+                if min(rest) < 0:
+                    continue
+                part = self.tables[host].with_group(rest, self.curves[members[0]], signature.modes)
+                value = _closed(part, around[host])
+                for index in members:
+                    bounds[index] = min(bounds[index], value)
+
+    def _alone(self, wide: int) -> Curve:
+        """The place of a group over several hosts, entered.
+
+        Its hosts may be other places' too, which pay for messages to them: it pays itself only where it is all there
+        is. Of the hosts that are reached over the network, the one that the message comes from pays nothing.
+        """
+        problem = self.problem
+        group, curve = problem.groups[wide], self.curves[wide]
+        first = curve + (group.first.same_ns - problem.network_message_ns)
+        members = [len(set(group.devices) & set(devices)) for devices in problem.hosts]
+        several = sum(ns for ns, count in zip(problem.message_ns, members, strict=True) if count > 1)
+        reached = sum(count > 0 for count in members)
+        first[-1] += several + reached * problem.network_message_ns
+        return np.stack([np.full_like(curve, math.inf), curve + group.network_hop_ns, first])
+
+
+def _less(counts: tuple[int, ...], taken: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(count - each for count, each in zip(counts, taken, strict=True))
+
+
+def _nowhere(layers: int) -> Curve:
+    """No place: no layers, and no first stage."""
+    found = np.full((2, layers + 1), math.inf)
+    found[0, 0] = 0
+    return found
+
+
+def _all_but_each(parts: Sequence[Curve], layers: int) -> list[Curve]:
+    """For each place, all the others together: [whether the first stage is among them, layers]."""
+    before, after = [_nowhere(layers)], [_nowhere(layers)]
+    for part in parts[:-1]:
+        before.append(_with_place(before[-1], part))
+    for part in reversed(parts[1:]):
+        after.append(_with_place(after[-1], part))
+    return [_with_rest(one, other) for one, other in zip(before, reversed(after), strict=True)]
+
+
+def _with_place(rest: Curve, part: Curve) -> Curve:
+    """One more place: not entered (only with no layers), entered over the network, or the one where all begins."""
+    idle = rest + part[HOP, 0] if math.isfinite(part[HOP, 0]) else np.full_like(rest, math.inf)
+    found = np.minimum(idle, _plus(rest, part[NETWORK]))
+    found[1] = np.minimum(found[1], _plus(rest[0], part[FIRST]))
+    return found
+
+
+def _with_rest(one: Curve, other: Curve) -> Curve:
+    return np.stack([_plus(one[0], other[0]), np.minimum(_plus(one[1], other[0]), _plus(one[0], other[1]))])
+
+
+def _closed(part: Curve, around: Curve) -> float:
+    """All layers, the first stage in exactly one place."""
+    ours = (around[0] + part[FIRST][::-1]).min()
+    theirs = (around[1] + part[NETWORK][::-1]).min()
+    return float(min(ours, theirs))
+
+
+class _Table:
+    """Of one host, for any devices that are left of each class: least times with them.
+
+    Axes: state (how many devices of each class may be used), mode, layers.
+    """
+
+    def __init__(self, counts: tuple[int, ...], groups: Sequence[tuple[_Signature, Curve]], layers: int) -> None:
+        shape = tuple(count + 1 for count in counts)
+        self.best = np.full((*shape, 3, layers + 1), math.inf)
+        self.best[..., HOP, 0] = 0
+        for signature, curve in groups:
+            shifts = np.ascontiguousarray(_shifts(curve))
+            rest = tuple(size - taken for size, taken in zip(shape, signature.taken, strict=True))
+            for before in product(*map(range, rest)):  # ascending: a group may come again with what it has left
+                state = tuple(a + b for a, b in zip(before, signature.taken, strict=True))
+                grown = _grown(_plus_all(self.best[before], shifts), signature.modes)
+                np.minimum(self.best[state], grown, out=self.best[state])
+
+    def place(self, left: tuple[int, ...]) -> Curve:
+        """With at most the devices left; a place that is not entered has no layers."""
+        found: Curve = self.best[left].copy()
+        found[HOP, 1:] = math.inf
+        return found
+
+    def with_group(self, rest: tuple[int, ...], curve: Curve, modes: tuple[int, int, int]) -> Curve:
+        """With a group, and at most the devices left of the others."""
+        found = _grown(_plus(self.best[rest], curve), modes)
+        found[HOP] = math.inf
+        return found
+
+
+def _grown(stages: Curve, modes: tuple[int, int, int]) -> Curve:
+    """One stage more, without its entry, to with it: in a place that has been entered, or entering it."""
+    found = stages + modes[HOP]
+    for mode in (NETWORK, FIRST):
+        found[mode] = np.minimum(found[mode], stages[HOP] + modes[mode])
+    return found
