@@ -67,13 +67,11 @@ def lower_bounds(problem: Problem) -> Bounds | None:
     """
     if problem.goal != "time" or len(problem.kinds) > 1 or problem.counts is not None:
         return None
-    nowhere = np.zeros(len(problem.devices))
-    free = _bounds(problem, nowhere)
-    if free is None:
+    nothing = np.zeros(len(problem.devices))
+    if Places(problem, nothing).most_states > MOST_STATES:
         return None
-    room = _bounds(_timeless(problem), nowhere + 1)
-    assert room is not None
-    free = free.only(room.within(0))
+    fitting = _bounds(_timeless(problem), nothing + 1).within(0)
+    free = _bounds(problem, nothing).only(fitting) if fitting.groups and all(fitting.choices) else fitting
     if not free.groups or not all(free.choices):
         return Bounds(problem=problem, apart=())
     prices = _prices(problem, free)
@@ -111,11 +109,8 @@ def _timeless(problem: Problem) -> Problem:
     )
 
 
-def _bounds(problem: Problem, prices: Curve) -> Excess | None:
-    places = Places(problem, prices)
-    if places.most_states > MOST_STATES:
-        return None
-    stages = places.through_groups()
+def _bounds(problem: Problem, prices: Curve) -> Excess:
+    stages = Places(problem, prices).through_groups()
     blocks = [
         {
             (o, c): ns

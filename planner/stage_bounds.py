@@ -89,6 +89,8 @@ class StageBound:
     def _search(self) -> None:
         """Lines at the ends, then where two meet below the programme's value."""
         self.lines.append(self._line(self.paid))
+        if not self.ns.any() and not any(self.unit_ps):
+            return  # where bytes are all that is paid for, this is nearly all there is to know
         programme = _Programme(self)
         weights = programme.most_layers()
         if weights is not None:
