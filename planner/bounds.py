@@ -16,7 +16,7 @@ from ortools.linear_solver import pywraplp
 
 from planner.chain_bounds import Chain, Excess
 from planner.cost import PS_PER_NS
-from planner.place_bounds import Places
+from planner.place_bounds import FAR, Places
 from planner.problem import Block, Column, Group, Option, Problem, Receive
 from planner.stage_bounds import MARGIN, Curve, least_each, least_quanta, rates_ns
 
@@ -62,21 +62,25 @@ def lower_bounds(problem: Problem) -> Bounds | None:
     """Bounds of every group and choice; None for problems that this relaxation says nothing about.
 
     The first is with memory for nothing, where blocks take none from the stages. The second is at prices of memory,
-    where every byte is paid for and all memory is paid back: what answers that fit pay no more for. Before both, what
-    is in no answer that fits: where time costs nothing and every byte the same, it pays more than all memory.
+    where every byte is paid for and all memory is paid back: what answers that fit pay no more for. Where memory has a
+    price, what is in no answer that fits is left out: if time costs nothing and every byte the same, it pays more than
+    all memory.
     """
     if problem.goal != "time" or len(problem.kinds) > 1 or problem.counts is not None:
         return None
     nothing = np.zeros(len(problem.devices))
     if Places(problem, nothing).most_states > MOST_STATES:
         return None
-    fitting = _bounds(_timeless(problem), nothing + 1).within(0)
-    free = _bounds(problem, nothing).only(fitting) if fitting.groups and all(fitting.choices) else fitting
-    if not free.groups or not all(free.choices):
+    free = _bounds(problem, nothing)
+    if not free.groups:
         return Bounds(problem=problem, apart=())
     prices = _prices(problem, free)
-    priced = _bounds(problem, prices) if prices.any() else None
-    return Bounds(problem=problem, apart=(free,) if priced is None else (free, priced.only(free)))
+    if prices is not None and not prices.any():
+        return Bounds(problem=problem, apart=(free,))
+    free = free.only(_bounds(_timeless(problem), nothing + 1, far=0).within(0))
+    if not free.groups or not all(free.choices):
+        return Bounds(problem=problem, apart=())
+    return Bounds(problem=problem, apart=(free,) if prices is None else (free, _bounds(problem, prices).only(free)))
 
 
 def _timeless(problem: Problem) -> Problem:
@@ -109,8 +113,8 @@ def _timeless(problem: Problem) -> Problem:
     )
 
 
-def _bounds(problem: Problem, prices: Curve) -> Excess:
-    stages = Places(problem, prices).through_groups()
+def _bounds(problem: Problem, prices: Curve, far: float = FAR) -> Excess:
+    stages = Places(problem, prices).through_groups(far)
     blocks = [
         {
             (o, c): ns
@@ -141,20 +145,22 @@ def _columns_ns(block: Block, option: Option, prices: Curve, quantum_ns: int) ->
     for axis in block.axes:
         each_ps = [axis.each_ps[device] for device in devices]
         if prices.any():
-            each = 0 if axis.shared else axis.each_bytes
-            axes += axis.count * least_each(rates_ns(each_ps), each * prices[devices])
+            paid_each = (0 if axis.shared else axis.each_bytes) * prices[devices]
+            axes += axis.count * (least_each(rates_ns(each_ps), paid_each) if any(each_ps) else float(paid_each.min()))
         else:
             axes += quantum_ns * least_quanta((axis.count,), tuple(sorted(each_ps)), quantum_ns)[0]
     return [(ns + axes) * (1 - MARGIN) for ns in (paid + [column.ns for column in option.columns]).tolist()]
 
 
-def _prices(problem: Problem, bounds: Excess) -> Curve:
+def _prices(problem: Problem, bounds: Excess) -> Curve | None:
     """Prices of memory in ns per byte: duals of a linear programme of all that is near the bounds, fractions allowed.
 
-    Whatever they are, the bounds that they lead to are true. Devices that are alike get the same price.
+    Whatever they are, the bounds that they lead to are true. Devices that are alike get the same price. None where even
+    fractions do not fit.
     """
-    programme = _Whole(problem, bounds)
-    found = programme.prices()
+    found = _Whole(problem, bounds).prices()
+    if found is None:
+        return None
     looks = [(problem.capacity_bytes[d], problem.kinds[0].unit_ps[d]) for d in range(len(problem.devices))]
     return np.array([np.mean([found[e] for e in range(len(looks)) if looks[e] == look]) for look in looks])
 
@@ -214,7 +220,7 @@ class _Whole:
             total = self.solver.RowConstraint(-axis.count, -axis.count, "")
             self._dealt(total, devices, axis.each_ps, 0 if axis.shared else axis.each_bytes)
 
-    def prices(self) -> list[float]:
+    def prices(self) -> list[float] | None:
         if self.solver.Solve() != self.solver.OPTIMAL:
-            return [0.0] * len(self.rooms)
+            return None
         return [max(0.0, -room.dual_value()) / self.scale for room in self.rooms]

@@ -94,6 +94,7 @@ class Model:
             counts=None if whole.counts is None else tuple(whole.counts[g] for g in restriction.groups),
         )
         self.blocks = tuple(whole.blocks)
+        self.all_choices = everything(whole).choices
         self.choices = [
             [_Choice(block.options[o], block.options[o].columns[c], (o, c)) for o, c in kept]
             for block, kept in zip(self.blocks, restriction.choices, strict=True)
@@ -137,7 +138,7 @@ class Model:
         return (len(whole.devices) + 1) * self._stage_rank(whole)
 
     def _stage_rank(self, whole: Problem) -> int:
-        choices = sum(len(each) for each in everything(whole).choices)
+        choices = sum(map(len, self.all_choices))
         return 1 + choices + len(whole.devices) * len(whole.groups)
 
     def _rank(self, whole: Problem) -> Linear:
@@ -145,7 +146,7 @@ class Model:
         rank: Linear = 0
         for g, runs in zip(self.restriction.groups, self.runs, strict=True):
             rank += (self._stage_rank(whole) + g) * runs
-        for all_choices, choices, on in zip(everything(whole).choices, self.choices, self.on, strict=True):
+        for all_choices, choices, on in zip(self.all_choices, self.choices, self.on, strict=True):
             place = {key: position for position, key in enumerate(all_choices)}
             rank += sum(place[choice.index] * variable for choice, variable in zip(choices, on, strict=True))
         return rank

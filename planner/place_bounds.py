@@ -16,7 +16,7 @@ from planner.problem import Column, Group, Problem
 from planner.stage_bounds import Curve, StageBound
 
 FAR = 1.03
-"""Groups over several hosts whose own bound is so much above the least are not looked into."""
+"""Groups over several hosts whose own bound is so much above the least are usually not looked into."""
 
 HOP, NETWORK, FIRST = range(3)
 """How stages of a place are reached: none has entered it yet; one has, over the network; one has, as the first."""
@@ -140,7 +140,7 @@ class Places:
             found.append(known[key])
         return found
 
-    def through_groups(self) -> list[float]:
+    def through_groups(self, far: float = FAR) -> list[float]:
         """The least time of the stages of any answer with each group.
 
         Groups over several hosts are few or bad, as the network is slow: the bad ones are not gone into any further
@@ -151,7 +151,7 @@ class Places:
         anywhere = self._any_wide()
         for wide in self.wide:
             bounds[wide] = self._through_wide(wide, anywhere)
-        limit = FAR * min(bounds)
+        limit = far * min(bounds)
         near = [wide for wide in self.wide if bounds[wide] <= limit]
         floor = min((bounds[wide] for wide in self.wide if bounds[wide] > limit), default=math.inf)
         for wide in near:
