@@ -26,7 +26,7 @@ from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, ITEM_BYTES, LAYOUT_VERS
 from plans.schema import Plan, PlanError
 from runtime.errors import ImageDamaged, ImageForeign, ImageMissing, ImageTruncated
 from runtime.lease import guard
-from runtime.transfer import CudaCopies, hash_file, upload
+from runtime.transfer import CudaCopies, hash_file, hash_mapped, upload
 
 MAX_HEADER_BYTES = 16 << 20
 """The header of an image of 1000 layers is below 2 MB; nothing larger is parsed."""
@@ -145,8 +145,11 @@ def _opened(directory: Path, device: str, record: Images) -> Iterator[tuple[int,
 
 
 def _check_blake3(descriptor: int, file: Path, expected: artifact.Image) -> None:
-    before = _state(descriptor)
-    found = hash_file(descriptor, expected.size_bytes, file)
+    guarded, before = guard(descriptor, file), _state(descriptor)  # in this order: a size that is guarded stays
+    if guarded and before[0] == expected.size_bytes:
+        found = hash_mapped(descriptor, expected.size_bytes)
+    else:
+        found = hash_file(descriptor, expected.size_bytes, file)
     if _state(descriptor) != before:
         raise ImageDamaged(f"{file}: changed while it was verified: copy or compile it again")
     _compare(file, found, expected)

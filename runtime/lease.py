@@ -6,7 +6,6 @@ step takes. There is none on some network file systems, of files of other users,
 than the main one; there the fault stays, and the parent of the ranks says which device it was.
 """
 
-import contextlib
 import fcntl
 import signal
 import sys
@@ -17,17 +16,20 @@ from types import FrameType
 from runtime.errors import ImageTruncated
 
 
-def guard(descriptor: int, file: Path) -> None:
+def guard(descriptor: int, file: Path) -> bool:
     """From now on, while a descriptor or mapping of this open file is left, a writer of it raises ImageTruncated here.
 
-    One file at a time: the last one that was guarded is the one that is named.
+    One file at a time: the last one that was guarded is the one that is named. False where there is no lease.
     """
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        return
+        return False
 
     def refuse(number: int, frame: FrameType | None) -> None:
         raise ImageTruncated(f"{file}: another program writes to it, or truncates it, while it is mapped: verify it")
 
     signal.signal(signal.SIGIO, refuse)
-    with contextlib.suppress(OSError):  # not every file can have one; see above
+    try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError:
+        return False
+    return True

@@ -3,11 +3,13 @@
     file ──preadv, several at a time──► ring of buffers ──in order──► BLAKE3
                                                         ──in order──► one stream ──► one allocation
 
-A buffer is read into again only when the copy out of it is done, which its event tells. Files are read, never mapped,
-so one that is truncated meanwhile is an error and no fault.
+A buffer is read into again only when the copy out of it is done, which its event tells. What is read is never mapped,
+so a file that is truncated meanwhile is an error and no fault. Where a lease guards the file, hashing alone maps it:
+all cores hash the page cache where it lies, which takes half of the processor's time.
 """
 
 import contextlib
+import mmap
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -24,6 +26,8 @@ CHUNK_BYTES = 8 << 20
 READERS = min(8, os.cpu_count() or 1)
 RING = READERS + 2
 """Buffers: those that are read into, one that is hashed, and one that is copied out of."""
+SLICE_BYTES = 32 << 20
+"""Of a mapping that is hashed at a time, a multiple of every page: between two, signals are heard."""
 
 
 class CopyEngine(Protocol):
@@ -80,8 +84,21 @@ class _NoCopies:
         pass
 
 
+def hash_mapped(descriptor: int, size_bytes: int) -> str:
+    """The BLAKE3 of an open file of this size; the caller sees to it that nobody truncates it meanwhile."""
+    digest = blake3(max_threads=blake3.AUTO)
+    mapping = mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_READ)
+    view = memoryview(mapping)
+    for start in range(0, size_bytes, SLICE_BYTES):
+        piece = view[start : start + SLICE_BYTES]
+        os.posix_fadvise(descriptor, start + SLICE_BYTES, SLICE_BYTES, os.POSIX_FADV_WILLNEED)
+        digest.update(piece)
+        mapping.madvise(mmap.MADV_DONTNEED, start, len(piece))  # nobody comes back: it need not count as memory
+    return digest.hexdigest()
+
+
 def hash_file(descriptor: int, size_bytes: int, file: Path) -> str:
-    """The BLAKE3 of an open file of this size; raise ImageTruncated or ImageDamaged."""
+    """The BLAKE3 of an open file of this size, which is read; raise ImageTruncated or ImageDamaged."""
     nowhere = torch.empty(0, dtype=torch.uint8)
     return _transfer(nowhere, descriptor, 0, size_bytes, file, blake3(max_threads=blake3.AUTO), _NoCopies())
 

@@ -190,6 +190,38 @@ def test_a_file_that_changes_under_a_running_process(artifact: Artifact, how: st
     assert f"ImageTruncated: {file}: another program writes to it" in told
 
 
+VERIFYING = """
+import sys, time
+from pathlib import Path
+from plans import codec
+from runtime import transfer
+from runtime.errors import ImageError
+from runtime.images import check_images
+
+def slow(descriptor, start, nbytes, advice):
+    if start == 3 * 4096:
+        print("hashing", flush=True)
+        time.sleep(30)
+
+transfer.SLICE_BYTES, transfer.os.posix_fadvise = 4096, slow
+try:
+    check_images(codec.load(Path(sys.argv[1])), Path(sys.argv[1]), verify=True)
+except ImageError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_a_file_that_is_truncated_while_its_mapping_is_hashed(artifact: Artifact) -> None:
+    file = artifact.directory / "a.safetensors"
+    command = [sys.executable, "-c", VERIFYING, str(artifact.directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "hashing\n"
+        os.truncate(file, 8192)
+        _, told = child.communicate(timeout=30)
+    assert (child.returncode, told.startswith(f"ImageTruncated: {file}: another program writes")) == (1, True), told
+
+
 def test_a_file_that_is_truncated_while_it_is_verified(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     file = artifact.directory / "a.safetensors"
     original = images._slots

@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from runtime import transfer
 from runtime.errors import ImageDamaged, ImageTruncated
-from runtime.transfer import CudaCopies, hash_file, upload
+from runtime.transfer import CudaCopies, hash_file, hash_mapped, upload
 
 START = 4096
 
@@ -65,6 +65,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(transfer, "SLICE_BYTES", 4096)
 
 
 @pytest.mark.parametrize("readers", [1, 3, 8])
@@ -115,7 +116,10 @@ def test_a_hash_is_blake3_of_the_whole_file(tmp_path: Path, size: int) -> None:
     path = tmp_path / "x"
     path.write_bytes(bytes(range(256)) * (size // 256) + bytes(size % 256))
     with path.open("rb") as stream:
-        assert hash_file(stream.fileno(), size, path) == blake3(path.read_bytes()).hexdigest()
+        expected = blake3(path.read_bytes()).hexdigest()
+        assert hash_file(stream.fileno(), size, path) == expected
+        if size:
+            assert hash_mapped(stream.fileno(), size) == expected
 
 
 def test_a_file_that_ends_early(file: Path) -> None:
