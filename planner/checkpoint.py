@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from planner.headers import (
     check_brackets,
     load_json,
     read_header,
+    read_stream,
     stamp,
 )
 
@@ -75,10 +77,10 @@ class Summary:
     tensors: tuple[TensorSummary, ...]
 
 
-def read_checkpoint(path: Path, pickle_cache: Path | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, *, pickles: bool = False) -> Checkpoint:
     """Read a checkpoint directory, or a bare config file.
 
-    ``pickle_cache``: the directory into which a ``pytorch_model.bin`` is converted; without it a pickle is refused.
+    ``pickles``: whether the tensors may be in one ``pytorch_model.bin``, as those of EAGLE heads are.
     """
     if path.is_dir():
         config_file = path / "config.json"
@@ -91,7 +93,7 @@ def read_checkpoint(path: Path, pickle_cache: Path | None = None) -> Checkpoint:
     config = load_json(config_bytes, str(config_file))
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_file}: expected a JSON object")
-    tables = _read_tables(path) or _read_pickle(path, pickle_cache) if path.is_dir() else None
+    tables = _read_tables(path) or _read_pickle(path, pickles) if path.is_dir() else None
     return Checkpoint(
         directory=path if path.is_dir() else path.parent,
         config_file=config_file,
@@ -219,32 +221,53 @@ def _inside(index: Path, name: str) -> Path:
 # Pickles
 
 
-def _read_pickle(directory: Path, cache: Path | None) -> _Tables | None:
-    """The one pickle of an EAGLE head, converted; None if the directory holds no weights at all."""
+def with_tensors(checkpoint: Checkpoint, cache: Path) -> Checkpoint:
+    """The checkpoint with its pickle, if it has one, as a safetensors file in a new directory ``cache``."""
+    if PICKLE not in checkpoint.files:
+        return checkpoint
+    before = checkpoint.files[PICKLE]
+    cache.mkdir()
+    _run_pickled(before.original, cache / SINGLE)
+    tensors, file = read_header(cache / SINGLE, PICKLE)
+    if file.header_sha256 != before.header_sha256:
+        raise CheckpointError(f"{before.original}: changed while it was compiled: compile again")
+    files = {PICKLE: dataclasses.replace(file, original=before.original, stamp=before.stamp)}
+    return dataclasses.replace(checkpoint, tensors=tensors, files=files)
+
+
+def _read_pickle(directory: Path, accepted: bool) -> _Tables | None:
+    """The tensors of the one pickle of an EAGLE head; None if the directory holds no weights at all.
+
+    Their header is read as any other, from a file without a name that has nothing else: it is gone with the process.
+    """
     files = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
     if not files:
         return None
-    if cache is None or files != [PICKLE]:
+    if not accepted or files != [PICKLE]:
         raise CheckpointError(
             f"{directory}: found {', '.join(files)}, a pickle, expected {SINGLE} or {INDEX}: {HOW_TO_CONVERT}"
         )
     pickle = directory / PICKLE
-    before = stamp(pickle.stat())
-    tensors, file = read_header(_convert_pickle(pickle, cache), PICKLE)
-    return tensors, {PICKLE: dataclasses.replace(file, original=pickle, stamp=before)}
+    try:
+        before = stamp(pickle.stat())
+        with tempfile.TemporaryFile() as stream:
+            _run_pickled(pickle, Path(f"/dev/fd/{stream.fileno()}"), "--header", descriptors=(stream.fileno(),))
+            stream.seek(0)
+            tensors, file = read_stream(stream, pickle)
+    except OSError as error:
+        raise CheckpointError(f"{pickle}: cannot be read into a temporary file: {error.strerror or error}") from error
+    return tensors, {PICKLE: dataclasses.replace(file, stamp=before)}
 
 
-def _convert_pickle(file: Path, cache: Path) -> Path:
-    """The tensors of a pickle as a safetensors file, which is then read with the distrust that any other is."""
-    cache.mkdir(parents=True, exist_ok=True)
+def _run_pickled(file: Path, target: Path, *options: str, descriptors: tuple[int, ...] = ()) -> None:
+    """Write the tensors of a pickle, which are then read with the distrust that any others are."""
     # A process of its own, so that planning never imports torch; -P keeps this directory out of its module path.
     program = Path(__file__).with_name("pickled.py")
-    command = [sys.executable, "-P", str(program), str(file.resolve()), str((cache / SINGLE).resolve())]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", str(program), *options, str(file.resolve()), str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=descriptors)
     if result.returncode != 0:
         reason = result.stderr.strip().rpartition("\n")[2] or f"exit status {result.returncode}"
         raise CheckpointError(f"{file}: cannot be read as a dictionary of tensors: {reason}")
-    return cache / SINGLE
 
 
 # Blocks by name, for people to read

@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -206,27 +205,26 @@ def build(
     kept, wanted["within_ppm"] = load_previous(previous, wanted["within_ppm"], gap_ppm)
     asked = builder.Wanted(gap_ppm=gap_ppm, strategy=strategy[0], **wanted)
     base = load_base(model)
-    with pickle_cache() as cache:
-        head = load_draft(draft, base, pickle_cache=cache) if draft else None
-        if not plan_only:
-            refuse_bare(base, head)
-        request = builder.Request(
-            base=base,
-            draft=head,
-            inventory=read_inventory(inventory),
-            inventory_file=str(inventory),
-            wanted=asked,
-            device_map=load_device_map(chosen) if chosen else None,
-            device_map_file=str(chosen or ""),
-            previous=kept,
-        )
-        try:
-            built = builder.build(request, settings)
-        except InfeasibleError as error:
-            raise explain(request, error, settings) from error
-        builder.write(out, built.plan, base, head)
-        tell(out, built, kept, previous, verbosity(verbose))
-        compiled = None if plan_only else compile_images(out, model, draft, None)
+    head = load_draft(draft, base) if draft else None
+    if not plan_only:
+        refuse_bare(base, head)
+    request = builder.Request(
+        base=base,
+        draft=head,
+        inventory=read_inventory(inventory),
+        inventory_file=str(inventory),
+        wanted=asked,
+        device_map=load_device_map(chosen) if chosen else None,
+        device_map_file=str(chosen or ""),
+        previous=kept,
+    )
+    try:
+        built = builder.build(request, settings)
+    except InfeasibleError as error:
+        raise explain(request, error, settings) from error
+    builder.write(out, built.plan, base, head)
+    tell(out, built, kept, previous, verbosity(verbose))
+    compiled = None if plan_only else compile_images(out, model, draft, None)
     if as_json:
         images = {"images": images_data(compiled)} if compiled else {}
         put({"plan": str(out), **report.summary(built.plan), "solve_s": round(built.solved.solve_s, 4), **images})
@@ -272,13 +270,6 @@ def name_of(model: Path | None) -> str:
         return "demo"
     resolved = model.resolve()
     return (resolved.parent if resolved.suffix == ".json" else resolved).name
-
-
-@contextmanager
-def pickle_cache() -> Iterator[Path]:
-    """Where a head in a pickle is converted to."""
-    with tempfile.TemporaryDirectory(prefix="planner-") as directory:
-        yield Path(directory)
 
 
 def refuse_bare(base: BaseInput, draft: DraftInput | None) -> None:
@@ -418,20 +409,14 @@ def show_slot(directory: Path, plan: Plan, name: str, model: Path | None, draft:
     memory = reuse.recall(directory)
     if model is None and memory is not None and Path(memory.base).is_dir():
         model, draft = Path(memory.base), draft or (Path(memory.draft) if memory.draft else None)
-    with pickle_cache() as cache:
-        base = load_base(model or directory / "config.json")
-        head = None
-        if plan.draft is not None:
-            headers = draft is not None and draft.is_dir()
-            head = load_draft(
-                draft if draft is not None and headers else directory / "draft" / "config.json",
-                base,
-                facts_of(plan.draft),
-                cache,
-            )
-        check_inputs(plan, base, head)
-        refuse_other_headers(directory, base, head)
-        found = provenance.provenance(plan, name, base, head)
+    base = load_base(model or directory / "config.json")
+    head = None
+    if plan.draft is not None:
+        given = draft if draft is not None and draft.is_dir() else directory / "draft" / "config.json"
+        head = load_draft(given, base, facts_of(plan.draft))
+    check_inputs(plan, base, head)
+    refuse_other_headers(directory, base, head)
+    found = provenance.provenance(plan, name, base, head)
     if as_json:
         put({"plan": str(directory), "slot": name, "devices": codec.encode(found)})
         return
@@ -546,8 +531,7 @@ def write_detected(file: Path | None, dtype: DType, as_json: bool) -> None:
 @refusals
 def scan_command(*, checkpoint: Path, as_json: bool) -> None:
     """What a checkpoint holds, from its headers alone."""
-    with pickle_cache() as cache:
-        summary = scan(checkpoint, cache)
+    summary = scan(checkpoint)
     if as_json:
         put({"checkpoint": str(checkpoint), **codec.encode(summary)})
         return

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from planner import publish, reuse
 from planner.casts import castable
-from planner.checkpoint import Checkpoint
+from planner.checkpoint import Checkpoint, with_tensors
 from planner.errors import CheckpointError, InputError
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.headers import TensorInfo, stamp
 from planner.layout import Part, Slot, abi, data_bytes, header, image_slots
-from planner.sources import Reader
+from planner.sources import Checkpoints, Reader, locate
 from planner.stream import Progress, Writer, row_width, stream
 from plans import codec
 from plans.artifact import IMAGES_FILE, Image, Images, Source, SourceFile, Sources, dump_images, image_file, load_images
@@ -29,8 +29,8 @@ from plans.check import require
 from plans.ranges import Ranges
 from plans.schema import Plan, PlanError
 
-PICKLE_CACHE = f"{publish.TEMPORARY}pickle"
-"""In the plan's directory: where a head in a pickle is converted to."""
+PICKLES = f"{publish.TEMPORARY}pickle-"
+"""In the plan's directory: where a checkpoint in a pickle is converted to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,15 +85,13 @@ def compile_plan(
     chosen = _chosen(plan, only)
     with publish.locked(directory):
         base = load_base(base_checkpoint)
-        cache = directory / PICKLE_CACHE
-        draft = None if draft_checkpoint is None else load_draft(draft_checkpoint, base, pickle_cache=cache)
+        draft = None if draft_checkpoint is None else load_draft(draft_checkpoint, base)
         check_inputs(plan, base, draft)
         _require_weights(base)
         _require_weights(draft)
         checkpoints = {"base": base.checkpoint} | ({} if draft is None else {"draft": draft.checkpoint})
-        with Reader(checkpoints) as reader:
-            targets = [_target(plan, directory, device.id, base, draft, reader) for device in plan.devices]
-            images, report = _compile(plan, directory, targets, chosen, reader, sources_of(base, draft), progress)
+        targets = [_target(plan, directory, device.id, base, draft, checkpoints) for device in plan.devices]
+        images, report = _compile(plan, directory, targets, chosen, checkpoints, sources_of(base, draft), progress)
         there = [target for target in targets if target.device in images]
         reuse.remember(directory, _memory(base_checkpoint, draft_checkpoint, there, images))
         return report
@@ -104,7 +102,7 @@ def _compile(
     directory: Path,
     targets: list[_Target],
     chosen: set[str],
-    reader: Reader,
+    checkpoints: Checkpoints,
     sources: Sources,
     progress: Progress | None,
 ) -> tuple[dict[str, Image], CompileReport]:
@@ -117,7 +115,7 @@ def _compile(
         if (image := found[target.device]) and reuse.is_made(target.file, image, target.inputs_sha256, memory)
     }
     todo = [target for target in targets if target.device in chosen and target.device not in kept]
-    made = _write_images(plan, todo, reader, progress) if todo else {}
+    made, read_bytes = _write_images(plan, directory, todo, checkpoints, progress) if todo else ({}, 0)
     images = kept | made
     record = Images(
         plan_sha256=codec.digest(plan),
@@ -140,7 +138,7 @@ def _compile(
             if target.device in chosen
         ),
         missing=tuple(target.device for target in targets if target.device not in images),
-        read_bytes=reader.read_bytes,
+        read_bytes=read_bytes,
         written_bytes=sum(image.size_bytes for image in made.values()),
     )
 
@@ -200,7 +198,7 @@ def _chosen(plan: Plan, only: Sequence[str] | None) -> set[str]:
 
 
 def _target(
-    plan: Plan, directory: Path, device: str, base: BaseInput, draft: DraftInput | None, reader: Reader
+    plan: Plan, directory: Path, device: str, base: BaseInput, draft: DraftInput | None, checkpoints: Checkpoints
 ) -> _Target:
     slots = image_slots(plan, device, base, draft)
     line = next(line for line in plan.memory if line.device == device)
@@ -212,7 +210,7 @@ def _target(
     files = {}
     for slot in slots:
         for part in slot.parts:
-            info, file = reader.locate(part)
+            info, file = locate(checkpoints, part)
             _check_part(slot, part, info)
             files[file.path] = file
     inputs = reuse.inputs_sha256(device, slots, [files[path] for path in sorted(files)])
@@ -245,9 +243,18 @@ def _old_record(directory: Path) -> Images | None:
         return None
 
 
-def _write_images(plan: Plan, targets: list[_Target], reader: Reader, progress: Progress | None) -> dict[str, Image]:
-    """Write images under temporary names, complete and on disk; what ``images.yaml`` will say of each."""
+def _write_images(
+    plan: Plan, directory: Path, targets: list[_Target], checkpoints: Checkpoints, progress: Progress | None
+) -> tuple[dict[str, Image], int]:
+    """Write images under temporary names, complete and on disk; what ``images.yaml`` will say of each, and bytes read.
+
+    Only what these images are made of is opened, and only here is a pickle converted.
+    """
+    needed: set[str] = {part.source for target in targets for slot in target.slots for part in slot.parts}
+    with publish.output_errors(directory):
+        readable = {name: with_tensors(checkpoints[name], directory / f"{PICKLES}{name}") for name in sorted(needed)}
     with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(Reader(readable))
         writers = []
         for target in targets:
             writer = Writer(publish.temporary(target.file), target.size_bytes)
@@ -258,7 +265,7 @@ def _write_images(plan: Plan, targets: list[_Target], reader: Reader, progress: 
             for writer, target in zip(writers, targets, strict=True)
         ]
         stream(work, reader, progress)
-        return {
+        images = {
             target.device: Image(
                 device=target.device,
                 size_bytes=target.size_bytes,
@@ -267,6 +274,7 @@ def _write_images(plan: Plan, targets: list[_Target], reader: Reader, progress: 
             )
             for writer, target in zip(writers, targets, strict=True)
         }
+        return images, reader.read_bytes
 
 
 def sources_of(base: BaseInput, draft: DraftInput | None) -> Sources:

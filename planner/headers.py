@@ -89,10 +89,15 @@ def read_header(file: Path, name: str | None = None) -> tuple[dict[str, TensorIn
         raise CheckpointError(f"{file}: no such file")
     try:
         with file.open("rb") as stream:
-            found = stamp(os.fstat(stream.fileno()))
-            header = _read_header_bytes(stream, file, found.size_bytes)
+            return read_stream(stream, file, name)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot read: {error.strerror}") from error
+
+
+def read_stream(stream: BinaryIO, file: Path, name: str | None = None) -> tuple[dict[str, TensorInfo], TensorFile]:
+    """As ``read_header``, of an open file; messages call it ``file``."""
+    found = stamp(os.fstat(stream.fileno()))
+    header = _read_header_bytes(stream, file, found.size_bytes)
     digest = hashlib.sha256(struct.pack("<Q", len(header)) + header).hexdigest()
     check_brackets(header, f"{file}: header")
     start = 8 + len(header)

@@ -1,11 +1,11 @@
 """A program of its own: a pickled dictionary of tensors becomes a safetensors file. Never imported by the planner.
 
 ``python -P pickled.py SOURCE TARGET``. Only tensors are read (``weights_only``): no code of the file is run. They are
-written one at a time, and what reads the result distrusts it as it does any other file.
+written one at a time, and what reads the result distrusts it as it does any other file. ``--header`` in front of both
+writes the header alone, to a file that has room for the rest and does not take it.
 """
 
 import json
-import os
 import pickle
 import sys
 import zipfile
@@ -31,8 +31,8 @@ MOST_TIMES = 4
 """As many times its own bytes may a file have in tensors that share memory; more is a bomb."""
 
 
-def convert(source: Path, target: Path) -> None:
-    """Write the tensors of ``source`` to ``target``, completely or not at all; end with a message otherwise."""
+def convert(source: Path, target: Path, *, header_only: bool = False) -> None:
+    """Write the tensors of ``source`` to ``target``; end with a message where they are no tensors."""
     data = _load(source)
     if not isinstance(data, dict):
         sys.exit(f"found {type(data).__name__}, expected a dictionary of tensors")
@@ -41,9 +41,10 @@ def convert(source: Path, target: Path) -> None:
     total = sum(value.numel() * value.element_size() for value in data.values())
     if total > MOST_TIMES * source.stat().st_size:
         sys.exit(f"tensors of {total} bytes in a file of {source.stat().st_size}, expected {MOST_TIMES} times at most")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    _save(data, temporary)
-    temporary.replace(target)
+    try:
+        _save(data, target, header_only)
+    except OSError as error:
+        sys.exit(f"cannot write {target}: {error.strerror}")
 
 
 def _load(source: Path) -> Any:
@@ -65,7 +66,7 @@ def _check(name: Any, value: Any) -> None:
         sys.exit(f"{name!r}: {tuple(value.shape)} in {value.untyped_storage().nbytes()} bytes: it repeats its elements")
 
 
-def _save(tensors: dict[str, torch.Tensor], target: Path) -> None:
+def _save(tensors: dict[str, torch.Tensor], target: Path, header_only: bool) -> None:
     """As safetensors' own writer lays them out, but without all of them in memory at once."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -79,6 +80,9 @@ def _save(tensors: dict[str, torch.Tensor], target: Path) -> None:
     text += b" " * (-len(text) % 8)
     with target.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
+        if header_only:
+            stream.truncate(8 + len(text) + offset)
+            return
         for name in order:
             raw = tensors[name].detach().contiguous().reshape(-1).view(torch.uint8)
             for start in range(0, raw.numel(), PIECE_BYTES):
@@ -86,4 +90,4 @@ def _save(tensors: dict[str, torch.Tensor], target: Path) -> None:
 
 
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    convert(Path(sys.argv[-2]), Path(sys.argv[-1]), header_only=sys.argv[1] == "--header")

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from planner.checkpoint import PICKLE
 from planner.errors import InputError
 from planner.families import BaseInput, DraftInput
 from planner.layout import Part, Slot, header, image_slots
@@ -89,7 +90,6 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
     assert given is not None, "a part of a head that there is not"
     info = (given.checkpoint.tensors or {}).get(part.tensor)
     verb = "copy" if info is None or info.dtype == slot.dtype else f"cast {info.dtype} to {slot.dtype}"
-    source = None if info is None else given.checkpoint.files[info.file]
     width = 1 if info is None or len(info.shape) == 1 else info.shape[1]
     item = 0 if info is None else ITEM_BYTES[info.dtype]
     ranges = None if info is None else tuple(_ranges(part, info.offset, width, item))
@@ -101,7 +101,7 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
         columns=part.cols,
         operation=verb if part.cols is None else f"{verb}, columns",
         file=None if info is None else info.file,
-        ranges=ranges if source is None or source.original == source.path else None,
+        ranges=None if info is not None and info.file == PICKLE else ranges,
     )
 
 

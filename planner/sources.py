@@ -10,11 +10,22 @@ from planner.errors import CheckpointError
 from planner.headers import TensorFile, TensorInfo, stamp
 from planner.layout import Part
 
+Checkpoints = Mapping[str, Checkpoint]
+"""By the name that a part calls them."""
+
+
+def locate(checkpoints: Checkpoints, part: Part) -> tuple[TensorInfo, TensorFile]:
+    """Where a part's tensor is."""
+    checkpoint = checkpoints[part.source]
+    assert checkpoint.tensors is not None
+    info = checkpoint.tensors[part.tensor]
+    return info, checkpoint.files[info.file]
+
 
 class Reader:
-    """Reads bytes of the checkpoints' tensors, from any thread; ``checkpoints`` by the name that a part calls them."""
+    """Reads bytes of the checkpoints' tensors, from any thread."""
 
-    def __init__(self, checkpoints: Mapping[str, Checkpoint]) -> None:
+    def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints
         self._open_files: dict[Path, int] = {}
         self._stack = contextlib.ExitStack()
@@ -28,10 +39,7 @@ class Reader:
 
     def locate(self, part: Part) -> tuple[TensorInfo, TensorFile]:
         """Where a part's tensor is; the file is open from now on."""
-        checkpoint = self._checkpoints[part.source]
-        assert checkpoint.tensors is not None
-        info = checkpoint.tensors[part.tensor]
-        file = checkpoint.files[info.file]
+        info, file = locate(self._checkpoints, part)
         self._open(file)
         return info, file
 

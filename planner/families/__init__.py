@@ -83,15 +83,12 @@ def load_base(path: Path) -> BaseInput:
     )
 
 
-def load_draft(
-    path: Path, base: BaseInput, facts: DraftFacts | None = None, pickle_cache: Path | None = None
-) -> DraftInput:
+def load_draft(path: Path, base: BaseInput, facts: DraftFacts | None = None) -> DraftInput:
     """Read an EAGLE head for ``base``: a directory or a bare config; raise ConfigError or CheckpointError.
 
     ``facts``: what a plan says that the bare config does not; with tensors, the two must agree.
-    ``pickle_cache``: the directory into which a ``pytorch_model.bin`` is converted; without it a pickle is refused.
     """
-    checkpoint = read_checkpoint(path, pickle_cache)
+    checkpoint = read_checkpoint(path, pickles=True)
     keys = Keys(checkpoint.config, str(checkpoint.config_file))
     if keys.get("model_type", "llama") not in _FAMILIES:
         raise keys.fail("model_type", f"found {keys.get('model_type')!r}, expected one of {', '.join(_FAMILIES)}")
@@ -120,9 +117,9 @@ def facts_of(draft: Draft) -> DraftFacts:
     )
 
 
-def scan(path: Path, pickle_cache: Path | None = None) -> Summary:
+def scan(path: Path) -> Summary:
     """What a checkpoint holds: its headers, or for a bare config of a base model the tensors that it implies."""
-    checkpoint = read_checkpoint(path, pickle_cache)
+    checkpoint = read_checkpoint(path, pickles=True)
     if checkpoint.tensors is not None:
         return describe({name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()})
     base = load_base(path)

@@ -1,8 +1,10 @@
 """Checkpoints by their headers: everything a file claims is checked, and each refusal is asserted whole."""
 
 import json
+import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -276,7 +278,8 @@ def test_the_pickle_of_a_head_is_converted_by_another_process(tmp_path: Path, zi
     shared = torch.arange(12, dtype=torch.float16).reshape(3, 4)
     values = {"a": shared, "b": shared.t(), "d2t": torch.arange(5)}
     torch.save(values, where / PICKLE, _use_new_zipfile_serialization=zipped)
-    checkpoint = read_checkpoint(where, tmp_path / "cache")
+    before = {file.name for file in where.iterdir()}
+    checkpoint = read_checkpoint(where, pickles=True)
     assert (checkpoint.directory, checkpoint.config_file) == (where, where / "config.json")
     assert checkpoint.tensors is not None
     assert {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()} == {
@@ -284,7 +287,20 @@ def test_the_pickle_of_a_head_is_converted_by_another_process(tmp_path: Path, zi
         "b": ("F16", (4, 3)),
         "d2t": ("I64", (5,)),
     }
-    assert [file.name for file in (tmp_path / "cache").iterdir()] == [SINGLE]
+    assert {file.name for file in where.iterdir()} == before
+
+
+def test_a_killed_scan_of_a_pickle_leaves_no_file(tmp_path: Path) -> None:
+    where = directory(tmp_path / "head")
+    torch.save({"a": torch.zeros(1)}, where / PICKLE)
+    (tmp_path / "room").mkdir()
+    command = [sys.executable, "-m", "planner", "scan", str(where)]
+    with subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path / "room")}) as process:
+        while not (children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
+            assert process.poll() is None
+        process.kill()
+    assert not list((tmp_path / "room").iterdir())
+    os.kill(int(children[0]), signal.SIGKILL)
 
 
 class Evil:
@@ -296,12 +312,11 @@ def test_a_pickle_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     where = directory(tmp_path / "head")
     (where / PICKLE).write_bytes(pickle.dumps({"a": Evil()}))
-    assert refused(lambda: read_checkpoint(where, tmp_path / "cache")) == (
+    assert refused(lambda: read_checkpoint(where, pickles=True)) == (
         f"{where / PICKLE}: cannot be read as a dictionary of tensors: "
         "it is no pickle, or holds something else than tensors, which is never loaded"
     )
     assert not (tmp_path / "evil").exists()
-    assert list((tmp_path / "cache").iterdir()) == []
 
 
 # Scan
