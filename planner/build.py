@@ -13,7 +13,7 @@ from planner.errors import ConfigError, InputError, OutputError
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.formulate import Formulation
 from planner.inventory import parse_inventory
-from planner.previous import earlier
+from planner.previous import Previous
 from planner.problem import Problem, most_bytes, most_ps
 from planner.shortage import infeasible
 from planner.solve import Keep, Settings, Solved, fits, solve
@@ -210,22 +210,23 @@ def plan(
 ) -> Built:
     """Solve; raise InfeasibleError or NotProvenError."""
     formulation = formulate(base, draft, inventory, options)
-    keep = None
-    if options.within_ppm is not None:
-        assert previous is not None, "an earlier plan is what is kept"
-        if previous.model != base.model:
-            raise InputError("--previous: a plan of another model: give one of this model")
-        keep = Keep(earlier=earlier(formulation, previous), within_ppm=options.within_ppm)
-    solved = solve(formulation.problem, settings, keep)
-    if solved is None:
-        raise infeasible(formulation.problem, settings)
     inputs = Inputs(
         base_config_sha256=base.config_sha256,
         base_tensors_sha256=base.tensors_sha256,
         draft_config_sha256=draft.config_sha256 if draft else None,
         draft_tensors_sha256=draft.tensors_sha256 if draft else None,
     )
-    return Built(plan=emit(formulation, inputs, solved), solved=solved)
+    earlier = keep = None
+    if options.within_ppm is not None:
+        assert previous is not None, "an earlier plan is what is kept"
+        if previous.model != base.model:
+            raise InputError("--previous: a plan of another model: give one of this model")
+        earlier = Previous(formulation, inputs, previous)
+        keep = Keep(earlier=earlier, within_ppm=options.within_ppm)
+    solved = solve(formulation.problem, settings, keep)
+    if solved is None:
+        raise infeasible(formulation.problem, settings)
+    return Built(plan=emit(formulation, inputs, solved, earlier), solved=solved)
 
 
 def formulate(base: BaseInput, draft: DraftInput | None, inventory: Inventory, options: Options) -> Formulation:

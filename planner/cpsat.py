@@ -7,12 +7,12 @@ What the variables mean, in the words of :mod:`planner.problem`:
     layers[G][k][c]    layers of kind k divided as column c, or that take as long as level c says
     dealt[G][k][c][j]  shares of its member j in all of these, where they are counted by level
     units[G][k][j]     units of its member j over all its layers of kind k
-    start[G]           layers before its stage; only where layers are of several kinds, so that its place matters
+    start[G]           layers before its stage; only where its place matters: layers are of several kinds, or to be kept
     on[b][x]           block b is on the option, and divided as the column, of its choice x
     shares[b][a][d]    pieces of axis a of block b on device d, none where the axis is shared
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, combinations
 
@@ -26,7 +26,6 @@ from planner.problem import (
     Block,
     BlockAnswer,
     Column,
-    Earlier,
     Option,
     Problem,
     Receive,
@@ -81,11 +80,17 @@ class Model:
     """Variables and constraints of a problem; one method per family of constraints."""
 
     def __init__(
-        self, whole: Problem, restriction: Restriction, *, elastic: bool = False, by_level: bool = False
+        self,
+        whole: Problem,
+        restriction: Restriction,
+        *,
+        elastic: bool = False,
+        by_level: bool = False,
+        placed: bool = False,
     ) -> None:
         """``elastic``: devices may be short of memory; ``by_level``: where columns can be told by their time, they are,
 
-        and which layer has which column is left open.
+        and which layer has which column is left open; ``placed``: every stage has its place in the sequence.
         """
         self.restriction = restriction
         self.problem = problem = replace(
@@ -121,7 +126,7 @@ class Model:
         self.start: list[cp_model.IntVar] = []
         self._layers()
         self._stages()
-        self._order_of_stages()
+        self._order_of_stages(placed)
         self._layer_time()
         self._blocks()
         self._chain()
@@ -211,7 +216,7 @@ class Model:
         for device in range(len(problem.devices)):
             self.model.add_at_most_one(self.runs[index] for index in self._containing(device))
 
-    def _order_of_stages(self) -> None:
+    def _order_of_stages(self, placed: bool) -> None:
         """The stages of a place follow one another, so a place is entered once; hops are priced where they arrive."""
         problem = self.problem
         self.model.add_exactly_one(self.first)
@@ -229,7 +234,7 @@ class Model:
             self.model.add(sum(self.enters[i] for i in here) == self.visited[place])
             for i in here:
                 self.model.add_implication(self.runs[i], self.visited[place])
-        if len(problem.sequence) > 1:
+        if placed or len(problem.sequence) > 1:
             self._sequence()
         elif problem.ordered:
             self._listed_order()
@@ -279,7 +284,7 @@ class Model:
             self.model.add(start <= most * self.runs[i])
             self.model.add(start <= most * (1 - self.first[i]))
             self.model.add(end >= most * self.last[i])
-            for k in range(len(problem.kinds)):
+            for k in range(len(problem.kinds)) if len(problem.kinds) > 1 else ():
                 before, after = self._int(most, f"before{i}_{k}"), self._int(most, f"after{i}_{k}")
                 self.model.add_element(start, prefix[k], before)
                 self.model.add_element(end, prefix[k], after)
@@ -506,52 +511,6 @@ class Model:
                     self.model.add(load <= granule * self.spare)
                 else:
                     self.model.add(load + granule * self.balance <= capacity)
-
-    # ---- what moves ----
-
-    def moved(self, earlier: Earlier) -> Linear:
-        """Bytes that lie on a device now and did not before: of every column, unit and piece more than there were.
-
-        Exchanging the first or the last stage moves all layers.
-        """
-        problem = self.problem
-        stages = {stage.group: stage for stage in earlier.stages}
-        moved: list[Linear] = []
-        for i, g in enumerate(self.restriction.groups):
-            before = stages.get(g)
-            for k, kind in enumerate(problem.kinds):
-                for c, column in enumerate(problem.groups[i].columns[k]):
-                    known = before.layers[k][c] if before else 0
-                    moved.append(sum(column.bytes) * self._more(self.layers[i][k][c], known))
-                for j, units in enumerate(self.units[i][k]):
-                    moved.append(kind.unit_bytes * self._more(units, before.units[k][j] if before else 0))
-        most = sum(problem.layers_of(k) * kind.units * kind.unit_bytes for k, kind in enumerate(problem.kinds))
-        for flags, group in ((self.first, earlier.first), (self.last, earlier.last)):
-            others = [on for g, on in zip(self.restriction.groups, flags, strict=True) if g != group and g in stages]
-            moved.append(most * sum(others))
-        for b, known_block in enumerate(earlier.blocks):
-            moved += self._moved_block(b, known_block)
-        return sum(moved)
-
-    def _moved_block(self, b: int, before: BlockAnswer | None) -> Iterator[Linear]:
-        where = (before.option, before.column) if before else None
-        for on, choice in zip(self.on[b], self.choices[b], strict=True):
-            if choice.index != where:
-                yield sum(choice.column.bytes) * on
-        devices = self.blocks[b].options[before.option].devices if before else ()
-        for a, axis in enumerate(self.blocks[b].axes):
-            known = before.shares[a] if before else None
-            pieces = dict(zip(devices, known, strict=True)) if known else {}
-            for device, count in enumerate(self.shares[b][a]):
-                yield axis.each_bytes * self._more(count, pieces.get(device, 0))
-
-    def _more(self, count: cp_model.IntVar, known: int) -> Linear:
-        """By how much it is more than it was."""
-        if not known:
-            return count
-        more = self._int(max(count.proto.domain), f"more{count.index}")
-        self.model.add(more >= count - known)
-        return more
 
     # ---- solutions ----
 

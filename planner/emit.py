@@ -1,13 +1,14 @@
 """Answer -> Plan: names instead of indices, units dealt out to single layers, memory lines, transports."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from planner.certify import Certificate, certify, devices_in_use
 from planner.formulate import Formulation
 from planner.layout import weights_bytes
 from planner.memory import device_memory
-from planner.problem import Answer, Block, BlockAnswer, Column, Problem, StageAnswer
+from planner.previous import Previous
+from planner.problem import Answer, Block, BlockAnswer, Problem, StageAnswer
 from planner.solve import Solved
 from plans.check import check, group_transport, hop_transport
 from plans.schema import (
@@ -24,8 +25,8 @@ from plans.schema import (
 )
 
 
-def emit(formulation: Formulation, inputs: Inputs, solved: Solved) -> Plan:
-    """The plan of a certified answer.
+def emit(formulation: Formulation, inputs: Inputs, solved: Solved, previous: Previous | None = None) -> Plan:
+    """The plan of a certified answer; its layers in an order in which the fewest bytes move from ``previous``.
 
     The solver counts a share's bytes from above where it divides freely; the plan's lines are exact, and never more.
     """
@@ -41,7 +42,7 @@ def emit(formulation: Formulation, inputs: Inputs, solved: Solved) -> Plan:
         inventory=formulation.inventory,
         model=formulation.model,
         draft=formulation.draft,
-        stages=_stages(formulation, answer, certificate),
+        stages=_stages(formulation, answer, certificate, previous),
         embed=_split(formulation, problem.first, answer.first, _names(formulation, embed), certificate.first_ns),
         head=_split(formulation, problem.last, answer.last, ends, certificate.last_ns),
         draft_placement=_draft(formulation, answer, certificate),
@@ -107,7 +108,9 @@ def _rows(formulation: Formulation, bundles: tuple[int, ...]) -> tuple[int, ...]
     return tuple(formulation.row_unit * count for count in bundles)
 
 
-def _stages(formulation: Formulation, answer: Answer, certificate: Certificate) -> tuple[Stage, ...]:
+def _stages(
+    formulation: Formulation, answer: Answer, certificate: Certificate, previous: Previous | None
+) -> tuple[Stage, ...]:
     problem = formulation.problem
     kinds = [kind for kind, count in problem.sequence for _ in range(count)]
     first_layer = 0
@@ -118,6 +121,7 @@ def _stages(formulation: Formulation, answer: Answer, certificate: Certificate) 
         devices = _names(formulation, members)
         way = formulation.ways[placed.group]
         here = kinds[first_layer : first_layer + placed.num_layers]
+        order = previous.in_order(placed, first_layer) if previous else _as_listed(placed)
         stages.append(
             Stage(
                 first_layer=first_layer,
@@ -126,7 +130,7 @@ def _stages(formulation: Formulation, answer: Answer, certificate: Certificate) 
                 hop_transport=hop_transport(formulation.inventory, before, devices),
                 kv_axis=way.axis,
                 kv_subgroups=way.subgroups,
-                runs=_runs(problem, placed, here),
+                runs=_runs(problem, placed, here, order),
                 predicted_ns=certificate.stage_ns[position],
             )
         )
@@ -135,10 +139,20 @@ def _stages(formulation: Formulation, answer: Answer, certificate: Certificate) 
     return tuple(stages)
 
 
-def _runs(problem: Problem, placed: StageAnswer, kinds: Sequence[int]) -> tuple[Run, ...]:
+def _as_listed(placed: StageAnswer) -> list[list[int]]:
+    """Of each kind, the column of each of its layers."""
+    return [[column for column, count in enumerate(counts) for _ in range(count)] for counts in placed.layers]
+
+
+def _runs(
+    problem: Problem, placed: StageAnswer, kinds: Sequence[int], order: Sequence[Sequence[int]]
+) -> tuple[Run, ...]:
     """The layers of a stage, of these kinds in this order; runs of equal layers with equal shares are one."""
     listed = problem.groups[placed.group].columns
-    layers = [_layers(*kind) for kind in zip(listed, placed.layers, placed.units, strict=True)]
+    layers = [
+        zip((columns[column].shares for column in each), deal(units, len(each)), strict=True)
+        for columns, units, each in zip(listed, placed.units, order, strict=True)
+    ]
     runs: list[tuple[int, Run]] = []
     for kind in kinds:
         kv_heads, units = next(layers[kind])
@@ -149,20 +163,14 @@ def _runs(problem: Problem, placed: StageAnswer, kinds: Sequence[int]) -> tuple[
     return tuple(run for _, run in runs)
 
 
-def _layers(
-    columns: Sequence[Column], counts: Sequence[int], units: Sequence[int]
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """KV heads and units of each member, layer by layer."""
-    heads = [column.shares for n, column in zip(counts, columns, strict=True) for _ in range(n)]
-    yield from zip(heads, deal(units, len(heads)), strict=True)
-
-
 def deal(totals: Sequence[int], layers: int) -> list[tuple[int, ...]]:
     """Divide each member's total over ``layers`` layers such that every layer has the same sum.
 
     No two layers differ by more than one unit for any member: what is left over after equal shares goes round the
     layers once, member after member (McNaughton's wrap-around rule).
     """
+    if not layers:
+        return []
     dealt = [[total // layers for total in totals] for _ in range(layers)]
     turn = 0
     for member, total in enumerate(totals):

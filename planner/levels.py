@@ -32,7 +32,6 @@ class Levels:
     each_bytes: tuple[int, ...]
     """Of each member, of one more share."""
 
-
     def divided(self, layers: int, shares: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
         """Columns with their numbers of layers, as even as can be; ``shares``: of each member, in all of them.
 

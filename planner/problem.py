@@ -11,9 +11,9 @@ leader (the first device) of the one before.
 Devices are referred to by index in canonical order; per-member tuples are in the order of ``devices``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 Goal = Literal["time", "balance", "fill"]
 
@@ -205,15 +205,59 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Earlier:
-    """What an answer is to keep as much of as it can: another one, as far as it is one of this problem."""
+class Segment:
+    """Consecutive layers of one kind that an earlier answer has in one stage, and divides as one column."""
 
-    stages: tuple[StageAnswer, ...]
-    """Of groups that are left; numbers are not those of an answer of this problem."""
-    first: int | None
-    last: int | None
-    """Groups of the first and the last stage; None where they are not left."""
-    blocks: tuple[BlockAnswer | None, ...]
+    kind: int
+    first: int
+    count: int
+    stage: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """Units that a device had, summed over so many layers: of each, those from the mean start to the mean stop."""
+
+    layers: int
+    start: int
+    stop: int
+
+
+class Earlier(Protocol):
+    """An earlier answer, of which much is to be kept: bytes of weights that a device has not had, and what it had."""
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """All layers, in order."""
+
+    @property
+    def stage_of(self) -> Sequence[int | None]:
+        """Of each device."""
+
+    @property
+    def order(self) -> Sequence[int]:
+        """Devices such that all groups and options list theirs in this order."""
+
+    def stage_bytes(self, group: Group) -> int:
+        """Anew for having a stage at all."""
+
+    def column_bytes(self, group: int, kind: int, column: int, segment: Segment | None) -> int:
+        """Anew for a layer of the segment, without its units; None: of no segment that any of the group had."""
+
+    def unit_bytes(self, kind: int) -> int:
+        """Of one unit of one layer."""
+
+    def units(self, device: int, kind: int) -> Held | None:
+        """Had over all layers of the kind in the device's stage."""
+
+    def choice_bytes(self, block: int, option: int, column: int) -> int:
+        """Anew for a block, without its axes."""
+
+    def piece_bytes(self, block: int, axis: int) -> int:
+        """Of one piece."""
+
+    def pieces(self, block: int, axis: int, device: int) -> tuple[int, int] | None:
+        """Had: start and stop."""
 
 
 def most_ps(problem: Problem) -> int:

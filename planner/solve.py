@@ -21,6 +21,7 @@ from ortools.sat.python import cp_model
 from planner.bounds import Bounds, lower_bounds
 from planner.cpsat import Linear, Model, Restriction, everything
 from planner.errors import NotProvenError
+from planner.moves import moved_bytes
 from planner.problem import Answer, Earlier, Problem, least_bytes
 from planner.symmetry import twins
 
@@ -161,14 +162,14 @@ class _Search:
     def _keep(self, keep: Keep, step: Optimum) -> tuple[Model, Optimum]:
         """A model of the answers with the groups of the one that moves least, and how long they take."""
         limit = step.value + step.value * keep.within_ppm // 10**6
-        model = self._model(self._within(limit), lead=False, whole=True)
+        model = self._model(self._within(limit), keep=True)
         model.model.add(model.step_ns <= limit)
-        moved = model.moved(keep.earlier)
+        moved = moved_bytes(model, keep.earlier)
         least = self.minimise(model, moved, what="moved bytes").value
         model.model.add(moved <= least)
         self._least_step(model)
-        small = self._model(model.chosen(), lead=False, whole=True)
-        small.model.add(small.moved(keep.earlier) <= least)
+        small = self._model(model.chosen(), keep=True)
+        small.model.add(moved_bytes(small, keep.earlier) <= least)
         return small, replace(step, value=model.value(model.step_ns))
 
     def _settle(self, small: Model) -> None:
@@ -201,15 +202,15 @@ class _Search:
         yield math.inf
 
     def _model(
-        self, restriction: Restriction, ranked: int | None = None, *, lead: bool = True, whole: bool = False
+        self, restriction: Restriction, ranked: int | None = None, *, keep: bool = False, whole: bool = False
     ) -> Model:
-        """A model of what is as good as is known by now; ``lead``: of twins the first have the most layers.
+        """A model of what is as good as is known by now; of twins the first have the most layers.
 
-        ``whole``: with the columns of layers, where others have only the levels of their time. They are needed for what
-        an earlier answer is compared with, and where a gap is accepted: columns may take less than their level, though
-        not less than the least.
+        ``whole``: with the columns of layers, where others have only the levels of their time: for where a gap is
+        accepted, as columns may take less than their level, though not less than the least. ``keep``: such that it can
+        be compared with an earlier answer.
         """
-        model = Model(self.problem, restriction, by_level=not whole)
+        model = Model(self.problem, restriction, by_level=not (whole or keep), placed=keep)
         filled = self.goal.get("fill")
         if filled is not None:
             for group, size in zip(restriction.groups, model.size, strict=True):
@@ -218,7 +219,7 @@ class _Search:
             model.model.add(model.spare <= value)
         for value in self.goal.get("balance", ()):
             model.model.add(model.balance >= value)
-        if lead:
+        if not keep:
             model.leading(self.twins)
         if self.bounds is not None and self.bounds.apart:
             model.model.add(model.step_ns >= math.ceil(self.least))
@@ -371,9 +372,7 @@ class _Search:
         self.optima.append(Optimum(what=what, value=value, bound=min(value, bound), seconds=solver.wall_time))
         return self.optima[-1]
 
-    def order(
-        self, model: Model, variables: Sequence[tuple[cp_model.IntVar, int]], enough: float = math.inf
-    ) -> None:
+    def order(self, model: Model, variables: Sequence[tuple[cp_model.IntVar, int]], enough: float = math.inf) -> None:
         """Settle ``variables`` one after the other, each as large as those before allow: a total order."""
         pack: list[tuple[cp_model.IntVar, int]] = []
         bits = 0

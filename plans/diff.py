@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from plans.codec import encode
-from plans.ranges import common
 from plans.schema import KvAxis, Plan
-from plans.weights import held
+from plans.weights import had, held
 
 Kind = Literal[
     "schema",
@@ -109,18 +108,10 @@ def moved_bytes(a: Plan, b: Plan) -> dict[str, int]:
     Of a tensor of which it has other rows or columns only those that are new are counted; the fillers of images are
     not. All of a device's bytes where the two plans are not of the same weights. Both must be sound (plans.check).
     """
-    same_base = (a.model, a.options.dtype, a.inputs.base_tensors_sha256) == (
-        b.model,
-        b.options.dtype,
-        b.inputs.base_tensors_sha256,
-    )
-    same_draft = same_base and (a.draft, a.inputs.draft_tensors_sha256) == (b.draft, b.inputs.draft_tensors_sha256)
-    before = {(item.device, item.tensor): item for item in held(a)}
+    before = had(a, b.model, b.draft, b.options.dtype, b.inputs)
     moved = {device.id: 0 for device in b.inventory.devices}
     for item in held(b):
-        old = before.get((item.device, item.tensor)) if (same_draft if item.draft else same_base) else None
-        kept = common(item.rows, old.rows) * common(item.cols, old.cols) * item.value_bytes if old else 0
-        moved[item.device] += item.nbytes - kept
+        moved[item.device] += item.more(before.get((item.device, item.tensor)))
     return {device: nbytes for device, nbytes in moved.items() if nbytes}
 
 

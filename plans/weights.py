@@ -7,9 +7,21 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from plans.buffers import feature_width, first_head, kv_shares, layer_class, whole_heads
-from plans.ranges import AttentionRanges, Ranges, attention_ranges, length, scaled, share_range
-from plans.schema import DTYPE_BYTES, Attention, Draft, Mlp, Model, Plan, Stage
+from plans.buffers import KvShare, feature_width, first_head, kv_shares, layer_class, whole_heads
+from plans.ranges import AttentionRanges, Range, Ranges, attention_ranges, common, length, scaled, share_range
+from plans.schema import (
+    DTYPE_BYTES,
+    Attention,
+    Draft,
+    DraftPlacement,
+    DType,
+    Inputs,
+    Mlp,
+    Model,
+    Plan,
+    Stage,
+    VocabSplit,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,15 +40,29 @@ class Held:
     def nbytes(self) -> int:
         return length(self.rows) * length(self.cols) * self.value_bytes
 
+    def more(self, before: "Held | None") -> int:
+        """Bytes that are not in what the device had of the same tensor."""
+        kept = common(self.rows, before.rows) * common(self.cols, before.cols) * self.value_bytes if before else 0
+        return self.nbytes - kept
+
+
+def had(plan: Plan, model: Model, draft: Draft | None, dtype: DType, inputs: Inputs) -> dict[tuple[str, str], Held]:
+    """By device and tensor, what of these weights the devices of ``plan`` have: nothing of others."""
+    base = plan.model == model and plan.options.dtype == dtype
+    base = base and plan.inputs.base_tensors_sha256 == inputs.base_tensors_sha256
+    head = base and plan.draft == draft and plan.inputs.draft_tensors_sha256 == inputs.draft_tensors_sha256
+    return {(item.device, item.tensor): item for item in held(plan) if (head if item.draft else base)}
+
 
 def held(plan: Plan) -> Iterator[Held]:
     """Every tensor that a device has, or has a part of; those of no rows or columns are left out."""
-    model, width = plan.model, DTYPE_BYTES[plan.options.dtype]
-    everything = [*_tables(plan, width), *_draft(plan, width)]
+    model, dtype = plan.model, plan.options.dtype
+    everything = [*table("embed", model, plan.embed, dtype), *table("head", model, plan.head, dtype)]
+    if plan.draft is not None and plan.draft_placement is not None:
+        everything += draft_head(model, plan.draft, plan.draft_placement, dtype)
     for stage in plan.stages:
         for member, device in enumerate(stage.devices):
-            every = _Maker(device=device, prefix="", width=width, draft=False)
-            everything += [every.rope(model.layers[0].attention), *_stage(every, model, stage, member)]
+            everything += [stage_table(model, device), *_stage(model, stage, member, dtype)]
     yield from (item for item in everything if item.nbytes)
 
 
@@ -68,27 +94,40 @@ class _Maker:
         return dataclasses.replace(self, prefix=self.prefix + prefix)
 
 
-def _tables(plan: Plan, width: int) -> Iterator[Held]:
-    hidden = ((0, plan.model.hidden_size),)
-    for name, split in (("embed.weight", plan.embed), ("head.weight", plan.head)):
-        for member, device in enumerate(split.devices):
-            make = _Maker(device=device, prefix="", width=width, draft=False)
-            yield make.matrix(name, (share_range(split.rows, member),), hidden)
-            if split is plan.head:
-                yield make.vector("norm.weight", plan.model.hidden_size)
+def table(name: str, model: Model, split: VocabSplit, dtype: DType) -> Iterator[Held]:
+    """Rows of ``embed`` or ``head``; the final norm is whole on each device of the lm_head."""
+    for member, device in enumerate(split.devices):
+        make = _Maker(device=device, prefix="", width=DTYPE_BYTES[dtype], draft=False)
+        yield make.matrix(f"{name}.weight", (share_range(split.rows, member),), ((0, model.hidden_size),))
+        if name == "head":
+            yield make.vector("norm.weight", model.hidden_size)
 
 
-def _stage(make: _Maker, model: Model, stage: Stage, member: int) -> Iterator[Held]:
-    layer, hidden, leader = stage.first_layer, model.hidden_size, member == 0
+def stage_table(model: Model, device: str) -> Held:
+    """What a device of any stage has once."""
+    return _Maker(device=device, prefix="", width=0, draft=False).rope(model.layers[0].attention)
+
+
+def _stage(model: Model, stage: Stage, member: int, dtype: DType) -> Iterator[Held]:
+    layer, device = stage.first_layer, stage.devices[member]
     for run in stage.runs:
         first, share = first_head(stage, run.kv_heads, member), kv_shares(stage, run.kv_heads)[member]
+        units = share_range(run.mlp_units, member)
         for _ in range(run.num_layers):
-            found, here = layer_class(model, layer), make.at(f"layers.{layer}.")
-            yield here.vector("attention_norm.weight", hidden)
-            had = attention_ranges(found.attention, first, share)
-            yield from _attention(here, hidden, hidden, found.attention, had, leader)
-            yield from _mlp(here, hidden, found.mlp, share_range(run.mlp_units, member), leader)
+            yield from layer_share(model, layer, device, first, share, units, member == 0, dtype)
             layer += 1
+
+
+def layer_share(
+    model: Model, layer: int, device: str, first: int, share: KvShare, units: Range, leader: bool, dtype: DType
+) -> Iterator[Held]:
+    """Of one layer: KV heads from ``first``, and a range of MLP units."""
+    make = _Maker(device=device, prefix=f"layers.{layer}.", width=DTYPE_BYTES[dtype], draft=False)
+    found, hidden = layer_class(model, layer), model.hidden_size
+    yield make.vector("attention_norm.weight", hidden)
+    had = attention_ranges(found.attention, first, share)
+    yield from _attention(make, hidden, hidden, found.attention, had, leader)
+    yield from _mlp(make, hidden, found.mlp, units, leader)
 
 
 def _attention(
@@ -106,7 +145,7 @@ def _attention(
         yield make.vector("o.bias", hidden)
 
 
-def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: tuple[int, int], leader: bool) -> Iterator[Held]:
+def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool) -> Iterator[Held]:
     """Gate, up and down, of every expert where there are several; they are divided alike."""
     span, copies = (scaled(units, mlp.unit),), mlp.num_experts
     yield make.vector("mlp_norm.weight", hidden)
@@ -119,14 +158,12 @@ def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: tuple[int, int], leader: bo
         yield make.vector("down.bias", hidden)
 
 
-def _draft(plan: Plan, width: int) -> Iterator[Held]:
-    draft, place = plan.draft, plan.draft_placement
-    if draft is None or place is None:
-        return
+def draft_head(model: Model, draft: Draft, place: DraftPlacement, dtype: DType) -> Iterator[Held]:
+    """The EAGLE head."""
     hidden = draft.hidden_size
     for member, device in enumerate(place.devices):
-        make = _Maker(device=device, prefix="draft.", width=width, draft=True)
-        yield from _draft_whole(make, plan.model, draft)
+        make = _Maker(device=device, prefix="draft.", width=DTYPE_BYTES[dtype], draft=True)
+        yield from _draft_whole(make, model, draft)
         share = whole_heads(place.kv_heads[member])
         had = attention_ranges(draft.attention, sum(place.kv_heads[:member]), share)
         inputs = 2 * hidden if draft.kind == "eagle3" else hidden

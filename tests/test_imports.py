@@ -19,7 +19,7 @@ NEVER_IN_PLANNER = {"runtime", "transformers"}
 READS_WEIGHTS = {"planner.compile", "planner.pickled", "planner.stream"}
 """The only modules of the planner that may touch torch; none of them is imported to plan."""
 ONLY_IN = {
-    "ortools": {"planner.bounds", "planner.cpsat", "planner.solve", "planner.stage_bounds"},
+    "ortools": {"planner.bounds", "planner.cpsat", "planner.moves", "planner.solve", "planner.stage_bounds"},
     "jinja2": {"planner.report", "runtime.chat"},
     "pynvml": {"planner.nvml"},
 }

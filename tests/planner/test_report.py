@@ -139,9 +139,7 @@ def test_layers_that_are_unlike_are_told_apart() -> None:
     layers = (dataclasses.replace(first, num_layers=5), dataclasses.replace(first, num_layers=3, mlp=experts))
     shown = view(dataclasses.replace(plan, model=dataclasses.replace(plan.model, layers=layers))).model
     heads = "8 heads of 32 over 4 KV heads"
-    assert shown.endswith(
-        f"5 layers of {heads}, MLP 768; 3 layers of {heads}, 8 experts, 2 for a token, of MLP 768"
-    )
+    assert shown.endswith(f"5 layers of {heads}, MLP 768; 3 layers of {heads}, 8 experts, 2 for a token, of MLP 768")
 
 
 def test_what_was_asked_for_is_told() -> None:

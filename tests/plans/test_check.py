@@ -307,8 +307,11 @@ NO_PAIRS = "stages[0].kv_subgroups: found [1, 2], expected divisors of the"
             "local",
             "stages[1].hop_transport: found local, expected nccl between [gpu0, gpu3]",
         ),
-        ("embed.hop_transport", "gloo", "embed.hop_transport: found gloo, expected local: nothing is sent to the same "
-         "devices, [cpu0]"),
+        (
+            "embed.hop_transport",
+            "gloo",
+            "embed.hop_transport: found gloo, expected local: nothing is sent to the same devices, [cpu0]",
+        ),
         ("embed.transport", "gloo", "embed.transport: found gloo, expected local between [cpu0]"),
         ("head.transport", "gloo", "head.transport: found gloo, expected nccl between [gpu2, gpu3]"),
         ("head.hop_transport", "local", "head.hop_transport: found local, expected nccl between [gpu3, gpu2]"),
@@ -384,10 +387,9 @@ def test_parts_of_a_head_are_whole_rotary_pairs() -> None:
     odd = edited(plan, "model.layers[0].attention.head_dim", 126)
     assert f"{NO_PAIRS} 63 rotary pairs of a head" in [str(violation) for violation in check(odd)]
     normed = edited(plan, "model.layers[0].attention.qk_norm", True)
-    assert (
-        "stages[0].kv_subgroups: found [1, 2], expected subgroups of 1: a norm of q and k is of a whole head"
-        in [str(violation) for violation in check(normed)]
-    )
+    assert "stages[0].kv_subgroups: found [1, 2], expected subgroups of 1: a norm of q and k is of a whole head" in [
+        str(violation) for violation in check(normed)
+    ]
 
 
 def test_a_draft_on_the_devices_of_the_tables_uses_them() -> None:

@@ -57,7 +57,5 @@ def test_a_forced_length_is_what_every_step_accepts(accept: int, plan_dir: tuple
 
 
 def test_a_length_that_no_step_accepts_is_refused(plan_dir: tuple[Path, Plan]) -> None:
-    with pytest.raises(
-        RequestError, match="accept: found 5, expected 0 to 4, the most"
-    ):
+    with pytest.raises(RequestError, match="accept: found 5, expected 0 to 4, the most"):
         dataclasses.replace(BENCH, accept=5).requests(plan_dir[1])
