@@ -101,10 +101,7 @@ def draw(logits: Tensor, first: int, group: Group, chance: Draw) -> Tensor:
         best = torch.zeros((logits.shape[0], 2), dtype=torch.float64, device=logits.device)
         best[:, 0] = -1.0
     else:
-        winners = [
-            (part / race.index_select(0, depths)).max(1)
-            for part, depths in _slices(weights, chance.depths)
-        ]
+        winners = [(part / race.index_select(0, depths)).max(1) for part, depths in _slices(weights, chance.depths)]
         values, tokens = (torch.cat(column) for column in zip(*winners, strict=True))
         if group.handle is None:
             return tokens

@@ -9,6 +9,8 @@ from plans.diff import Difference, diff, moved_bytes, moves, summary
 from plans.schema import Plan
 from tests.sample_plans import edited, nvlink_plan, one_device_plan, two_stage_plan
 
+st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))  # a plan has no other
+
 
 @settings(  # two whole plans
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
