@@ -1,7 +1,8 @@
 """Source rows -> image bytes: one walk over the tensors of the checkpoints feeds all images at once.
 
 The slots of every image are in the order of execution, so each image only ever grows at its end, is hashed while it
-grows, and a source row is read once for all devices. Three threads besides the one that walks:
+grows, and a source row is read once for all devices. Where another slot wants rows again (a tied head, the embedding of
+an EAGLE head), they are read from the image that has them. Three threads besides the one that walks:
 
     read ahead            walk                            hash      write
     source rows ──► block [rows, width] ──slice, cast──►  BLAKE3 ∥  gpu0 gpu1 …
@@ -67,7 +68,7 @@ class Writer:
         self.written_bytes = 0
         self._descriptor: int | None = None
         with self._errors():
-            self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             os.posix_fallocate(self._descriptor, 0, size_bytes)  # a full disk is told before an hour of copying
 
     def hash(self, piece: memoryview) -> None:
@@ -85,6 +86,19 @@ class Writer:
                 # of dirty pages this means: begin to write them, without waiting
                 os.posix_fadvise(self._descriptor, self._flushed_bytes, fresh, os.POSIX_FADV_DONTNEED)
                 self._flushed_bytes = self.written_bytes
+
+    def has(self, offset: int, nbytes: int) -> bool:
+        """Whether these bytes are written."""
+        return offset + nbytes <= self.written_bytes
+
+    def read_into(self, offset: int, block: memoryview) -> None:
+        """Fill ``block`` with bytes that were written; raise OutputError."""
+        assert self._descriptor is not None
+        with self._errors():
+            while block:
+                count = os.preadv(self._descriptor, [block], offset)
+                assert count, f"{self._file}: {offset} is beyond the {self.written_bytes} bytes that were written"
+                offset, block = offset + count, block[count:]
 
     def finish(self) -> str:
         """Bring the file to disk; its BLAKE3 in hex."""
@@ -146,13 +160,16 @@ class _Lanes:
         for lane in (self._reading, self._hashing, self._writing):
             lane.shutdown(wait=True, cancel_futures=True)
 
-    def read(self, reader: Reader, file: TensorFile, offset: int, nbytes: int) -> _Buffer:
-        """A buffer whose first ``nbytes`` are the file's, once it is settled."""
+    def read(self, reader: Reader, block: "_Block") -> _Buffer:
+        """A buffer that begins with the bytes of a block, once it is settled."""
         buffer = next(self._sources)
         buffer.settle()
-        view = buffer.memory[:nbytes].data
-        reader.expect(file, offset, nbytes)
-        buffer.users.append(self._reading.submit(reader.read_into, file, offset, view))
+        view = buffer.memory[: block.nbytes].data
+        if isinstance(block.where, Writer):
+            buffer.users.append(self._reading.submit(block.where.read_into, block.offset, view))
+        else:
+            reader.expect(block.where, block.offset, block.nbytes)
+            buffer.users.append(self._reading.submit(reader.read_into, block.where, block.offset, view))
         return buffer
 
     def target(self) -> _Buffer:
@@ -205,20 +222,29 @@ class _Literal:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Block:
-    """A rectangle of a source tensor, side by side in its file, and who wants a part of it."""
+class _Held:
+    """Whole rows of a tensor that an image has, from ``offset`` of its file on."""
 
-    info: TensorInfo
-    file: TensorFile
+    rows: Range
+    dtype: str
+    writer: Writer
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Block:
+    """A rectangle of a source tensor, side by side where it is read, and who wants a part of it."""
+
+    where: TensorFile | Writer
+    """Its file, or an image that has these rows."""
+    offset: int
+    """There."""
+    dtype: str
+    """There: the tensor's, or the slot's."""
     rows: Range
     cols: Range
     """Of whole rows, unless a single row is larger than a buffer."""
     consumers: Sequence[_Consumer]
-
-    @property
-    def offset(self) -> int:
-        first = self.rows[0] * row_width(self.info) + self.cols[0]
-        return self.info.offset + first * ITEM_BYTES[self.info.dtype]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -226,7 +252,7 @@ class _Block:
 
     @property
     def nbytes(self) -> int:
-        return self.shape[0] * self.shape[1] * ITEM_BYTES[self.info.dtype]
+        return self.shape[0] * self.shape[1] * ITEM_BYTES[self.dtype]
 
 
 def row_width(info: TensorInfo) -> int:
@@ -240,8 +266,7 @@ def stream(images: Sequence[tuple[Writer, bytes, Sequence[Slot]]], reader: Reade
     with _Lanes() as lanes:
         for writer, header, _ in images:
             lanes.append(writer, memoryview(header), None)
-        walk = _walk([(writer, slots) for writer, _, slots in images], reader)
-        for step, buffer in _read_ahead(walk, lanes, reader):
+        for step, buffer in _read_ahead(_walk(images, reader), lanes, reader):
             if isinstance(step, _Literal):
                 lanes.append(step.writer, memoryview(step.data), None)
                 continue
@@ -263,7 +288,12 @@ def _read_ahead(
     begun: deque[tuple[_Literal | _Block, _Buffer | None]] = deque()
     ahead = 0
     for step in steps:
-        buffer = None if isinstance(step, _Literal) else lanes.read(reader, step.file, step.offset, step.nbytes)
+        if isinstance(step, _Block) and isinstance(step.where, Writer) and not step.where.has(step.offset, step.nbytes):
+            yield from begun  # what is to be read there is among these, or is still being written
+            begun.clear()
+            ahead = 0
+            lanes.settle()
+        buffer = None if isinstance(step, _Literal) else lanes.read(reader, step)
         begun.append((step, buffer))
         ahead += buffer is not None
         while ahead > AHEAD:
@@ -272,9 +302,10 @@ def _read_ahead(
     yield from begun
 
 
-def _walk(images: Sequence[tuple[Writer, Sequence[Slot]]], reader: Reader) -> Iterator[_Literal | _Block]:
-    queues = [(writer, deque(_pieces(slots))) for writer, slots in images]
+def _walk(images: Sequence[tuple[Writer, bytes, Sequence[Slot]]], reader: Reader) -> Iterator[_Literal | _Block]:
+    queues = [(writer, deque(_pieces(slots))) for writer, _, slots in images]
     waiting = Counter(key for _, queue in queues for key, _, part in queue if part is not None)
+    tables = _Tables(images)
     while True:
         for writer, queue in queues:
             yield from _literals(writer, queue)
@@ -282,7 +313,36 @@ def _walk(images: Sequence[tuple[Writer, Sequence[Slot]]], reader: Reader) -> It
         if not ready:
             return
         taken = [(writer, *queue.popleft()) for writer, queue in ready]
-        yield from _blocks(reader, [(writer, slot, part) for writer, _, slot, part in taken if part is not None])
+        consumers = [(writer, slot, part) for writer, _, slot, part in taken if part is not None]
+        yield from _blocks(reader, consumers, tables.held(consumers))
+        tables.hold(reader, consumers)
+
+
+class _Tables:
+    """The tensors that several slots want rows of, and which of their rows images have already."""
+
+    def __init__(self, images: Sequence[tuple[Writer, bytes, Sequence[Slot]]]) -> None:
+        self._data_start = {id(writer): len(header) for writer, header, _ in images}
+        slots: dict[tuple[str, str], set[str]] = {}
+        for slot in (slot for _, _, image in images for slot in image):
+            for part in slot.parts:
+                slots.setdefault((part.source, part.tensor), set()).add(slot.name)
+        self._held: dict[tuple[str, str], list[_Held]] = {name: [] for name, own in slots.items() if len(own) > 1}
+
+    def held(self, consumers: Sequence[_Consumer]) -> list[_Held]:
+        _, slot, part = consumers[0]
+        return [one for one in self._held.get((part.source, part.tensor), []) if one.dtype == slot.dtype]
+
+    def hold(self, reader: Reader, consumers: Sequence[_Consumer]) -> None:
+        """From now on the images of the consumers have their rows."""
+        for writer, slot, part in consumers:
+            if (part.source, part.tensor) in self._held and len(slot.parts) == 1 and part.cols is None:
+                offset = self._data_start[id(writer)] + slot.offset
+                row_bytes = row_width(reader.locate(part)[0]) * ITEM_BYTES[slot.dtype]
+                for rows in part.rows:
+                    held = _Held(rows=rows, dtype=slot.dtype, writer=writer, offset=offset)
+                    self._held[part.source, part.tensor].append(held)
+                    offset += (rows[1] - rows[0]) * row_bytes
 
 
 def _pieces(slots: Sequence[Slot]) -> Iterator[_Piece]:
@@ -315,17 +375,39 @@ def _next(queues: Sequence[tuple[Writer, deque[_Piece]]], waiting: Counter[_Key]
     return []
 
 
-def _blocks(reader: Reader, consumers: Sequence[_Consumer]) -> Iterator[_Block]:
+def _blocks(reader: Reader, consumers: Sequence[_Consumer], held: Sequence[_Held]) -> Iterator[_Block]:
     """The rows that any consumer wants, in blocks of at most BLOCK_BYTES; a larger row in pieces."""
     info, file = reader.locate(consumers[0][2])
     width = max(1, row_width(info))
-    most = max(1, BLOCK_BYTES // ITEM_BYTES[info.dtype])
-    for start, stop in _union([span for _, _, part in consumers for span in part.rows]):
-        for first in range(start, stop, max(1, most // width)):
-            last = min(stop, first + max(1, most // width))
-            for left in range(0, width, most if width > most else width):
-                cols = left, min(width, left + most) if width > most else width
-                yield _Block(info=info, file=file, rows=(first, last), cols=cols, consumers=consumers)
+    for span in _union([span for _, _, part in consumers for span in part.rows]):
+        for (start, stop), there in _split(span, held):
+            dtype = info.dtype if there is None else there.dtype
+            item, most = ITEM_BYTES[dtype], max(1, BLOCK_BYTES // ITEM_BYTES[dtype])
+            where, offset = (file, info.offset) if there is None else (there.writer, there.offset)
+            origin = offset - (0 if there is None else there.rows[0] * width * item)
+            for first in range(start, stop, max(1, most // width)):
+                last = min(stop, first + max(1, most // width))
+                for left in range(0, width, most if width > most else width):
+                    cols = left, min(width, left + most) if width > most else width
+                    yield _Block(
+                        where=where,
+                        offset=origin + (first * width + left) * item,
+                        dtype=dtype,
+                        rows=(first, last),
+                        cols=cols,
+                        consumers=consumers,
+                    )
+
+
+def _split(span: Range, held: Sequence[_Held]) -> Iterator[tuple[Range, _Held | None]]:
+    """A range of rows in pieces, each with an image that has it, or None."""
+    start, stop = span
+    while start < stop:
+        there = next((one for one in held if one.rows[0] <= start < one.rows[1]), None)
+        begins = [one.rows[0] for one in held if one.rows[0] > start] if there is None else [there.rows[1]]
+        end = min([stop, *begins])
+        yield (start, end), there
+        start = end
 
 
 def _union(ranges: Sequence[Range]) -> list[Range]:
@@ -341,13 +423,13 @@ def _union(ranges: Sequence[Range]) -> list[Range]:
 
 def _deal(block: _Block, buffer: _Buffer, lanes: _Lanes) -> None:
     """Give each consumer its rectangle of a block that was read."""
-    source = buffer.memory[: block.nbytes].view(STORAGE[block.info.dtype]).reshape(block.shape)
+    source = buffer.memory[: block.nbytes].view(STORAGE[block.dtype]).reshape(block.shape)
     for writer, slot, part in block.consumers:
         for rows in part.rows:
             first, last = max(block.rows[0], rows[0]), min(block.rows[1], rows[1])
             if first < last:
                 there = source[first - block.rows[0] : last - block.rows[0]]
-                _give(writer, slot, _columns(there, block.cols, part.cols), block.info.dtype, buffer, lanes)
+                _give(writer, slot, _columns(there, block.cols, part.cols), block.dtype, buffer, lanes)
 
 
 def _columns(there: Array, held: Range, wanted: Ranges | None) -> list[Array]:

@@ -348,13 +348,54 @@ def test_a_copy_of_the_checkpoint_elsewhere_gives_the_same_bytes(tmp_path: Path)
     same_artifact(directory, again)
 
 
-def test_a_source_row_is_read_once_for_all_devices(tmp_path: Path) -> None:
-    tensors = write_base(tmp_path / "base")
+@pytest.mark.parametrize("blocks", [2 << 20, 1000])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_a_source_byte_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tied: bool, dtype: str, blocks: int
+) -> None:
+    """Embedding and head in two unlike divisions, and again in the EAGLE head: as the kernel is asked for them."""
+    tensors = write_base(tmp_path / "base", num_layers=8, tied=tied, shards=2)
+    write_draft(tmp_path / "head", kind=kind)
     base = load_base(tmp_path / "base")
-    plan = make_plan(base.model, [group(base.model, ["a", "b"], 4)], inputs=inputs_of(base, None))
-    report = compile_plan(save(plan, tmp_path / "plan"), tmp_path / "base", None)
-    shared = sum(t.nbytes for name, t in tensors.items())
-    assert report.read_bytes == shared
+    draft = load_draft(tmp_path / "head", base)
+    plan = make_plan(
+        base.model,
+        [group(base.model, ["a", "b"], 8)],
+        draft=draft.draft,
+        placement=split_draft(base.model, draft.draft, ("b",)),
+        embed_rows=(13, 37),
+        head_rows=(30, 20),
+        inputs=inputs_of(base, draft),
+        dtype=dtype,  # type: ignore[arg-type]
+    )
+    monkeypatch.setattr(stream, "BLOCK_BYTES", blocks)
+    asked: dict[Path, list[tuple[int, int]]] = {}
+    original = os.preadv
+
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        count = original(descriptor, buffers, offset)
+        asked.setdefault(Path(f"/proc/self/fd/{descriptor}").readlink(), []).append((offset, offset + count))
+        return count
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    report = compile_plan(save(plan, tmp_path / "plan"), tmp_path / "base", tmp_path / "head")
+    monkeypatch.undo()
+    of_sources = [sorted(spans) for file, spans in asked.items() if tmp_path / "plan" not in file.parents]
+    for spans in of_sources:
+        assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans))
+    assert sum(stop - start for spans in of_sources for start, stop in spans) == report.read_bytes
+    head = load_file(tmp_path / "head" / "model.safetensors")
+    everything = [*tensors.values(), *(tensor for name, tensor in head.items() if name != "t2d")]
+    assert report.read_bytes == sum(tensor.nbytes for tensor in everything)
+    images = images_of(tmp_path / "plan")
+    of_head = tensors["model.embed_tokens.weight" if tied else "lm_head.weight"].to(TORCH[dtype])
+    assert torch.equal(images["b"]["draft.embed.weight"], tensors["model.embed_tokens.weight"].to(TORCH[dtype]))
+    assert torch.equal(torch.cat([images[name]["head.weight"] for name in "ab"]), of_head)
+    if kind == "eagle":
+        assert torch.equal(images["b"]["draft.head.weight"], of_head)
+    check_images(plan, tmp_path / "plan", verify=True)
 
 
 # ---- reuse ----
