@@ -1,6 +1,7 @@
 """A plan's directory while images come into it: one compile at a time, temporaries, and the order of renames."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -113,6 +114,8 @@ def publish(images: Mapping[Path, Path], record: Path, text: str) -> None:
     directory = record.parent
     with unbroken(), output_errors(directory):
         _write_temporary(record, text)
+        for file, new in images.items():
+            _check_replaceable(file, new)
         if images:
             record.unlink(missing_ok=True)
             _sync(directory)
@@ -121,6 +124,13 @@ def publish(images: Mapping[Path, Path], record: Path, text: str) -> None:
         _sync(directory)
         temporary(record).rename(record)
         _sync(directory)
+
+
+def _check_replaceable(file: Path, new: Path) -> None:
+    """What could keep a rename from being done is told while the old artifact is whole."""
+    new.stat()
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{file.name} is a directory")
 
 
 def _write_temporary(file: Path, text: str) -> None:
