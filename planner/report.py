@@ -122,10 +122,22 @@ def html(plan: Plan) -> str:
 
 
 def text(plan: Plan, width: int, color: bool) -> str:
-    """Tables for a terminal of so many columns, with escape codes only if ``color``."""
-    shown = view(plan)
-    stream = io.StringIO()
-    console = Console(
+    """Tables for a terminal of so many columns, with escape codes only if ``color``.
+
+    Only a table that is wider at its narrowest has longer lines: nothing is cut off.
+    """
+    shown, stream = view(plan), io.StringIO()
+    marks = _COLOR_MARKS if color else _PLAIN_MARKS
+    tables = [_parts_table(shown, width), *_memory_tables(shown, width)]
+    _console(stream, width, color).print(_header(shown), "", sep="\n")
+    for table in tables:
+        _console(stream, max(width, _width(table)), color).print(table, "", sep="\n")
+    _console(stream, width, color).print(_bars(shown, width, marks), _verdict(shown), sep="\n")
+    return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().splitlines())
+
+
+def _console(stream: io.StringIO, width: int, color: bool) -> Console:
+    return Console(
         file=stream,
         width=width,
         color_system="standard" if color else None,
@@ -136,17 +148,12 @@ def text(plan: Plan, width: int, color: bool) -> str:
         legacy_windows=False,
         _environ={},  # the terminal is the caller's, not this function's
     )
-    marks = _COLOR_MARKS if color else _PLAIN_MARKS
-    items = [_header(shown), "", _parts_table(shown), *_memory_tables(shown, width), _bars(shown, width, marks)]
-    for item in (*items, _verdict(shown)):
-        console.print(item)
-    return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().splitlines())
 
 
 def _header(shown: View) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
-    grid.add_column()
+    grid.add_column(overflow="fold")
     grid.add_row("model", shown.model)
     grid.add_row("draft", shown.draft)
     grid.add_row("options", ", ".join(f"{name} {value}" for name, value in shown.options))
@@ -154,28 +161,41 @@ def _header(shown: View) -> RenderableType:
     return grid
 
 
-def _parts_table(shown: View) -> RenderableType:
+def _parts_table(shown: View, width: int) -> Table:
+    """With as many shares on a line as the width allows, so that no column is cut."""
+    most = max(len(part.devices) for part in shown.parts)
+    tables = (_parts_of(shown, on_line) for on_line in range(most, 0, -1))
+    return next((table for table in tables if _width(table) <= width), _parts_of(shown, 1))
+
+
+def _parts_of(shown: View, on_line: int) -> Table:
     table = _table("Placement")
-    widest = max(len(device) for part in shown.parts for device in part.devices) + len(" +")
-    table.add_column("part", no_wrap=True)
-    table.add_column("layers", no_wrap=True)
-    table.add_column("devices", min_width=widest)
-    for name in ("KV\nheads", "MLP\nchannels", "vocabulary\nrows"):
-        table.add_column(name, min_width=max(map(len, name.split())))
-    table.add_column("transport", no_wrap=True)
+    for name in ("part", "layers", "devices", "KV\nheads", "MLP\nchannels", "vocabulary\nrows", "transport"):
+        table.add_column(name, no_wrap=True)
     table.add_column("predicted", justify="right", no_wrap=True)
     for part in shown.parts:
+        shares = (" + ".join(part.devices), part.kv_heads, join_shares(part.mlp), join_shares(part.rows))
         table.add_row(
             part.name,
             part.layers,
-            " + ".join(part.devices),
-            part.kv_heads,
-            join_shares(part.mlp),
-            join_shares(part.rows),
+            *(_folded(text, on_line) for text in shares),
             f"{part.transport}\nhop {part.hop}" if part.hop else part.transport,
             format_ns(part.predicted_ns) if part.predicted_ns is not None else "",
         )
     return table
+
+
+def _folded(shares: str, on_line: int) -> str:
+    """``3 + 2 + 1`` with so many shares on a line; alone on it, what shares one is told below it."""
+    items = shares.split(" + ")
+    if on_line == 1:
+        items = [item.replace(" by ", "\nby ").replace("query ", "query\n") for item in items]
+    return " +\n".join(" + ".join(items[i : i + on_line]) for i in range(0, len(items), on_line))
+
+
+def _width(table: Table) -> int:
+    """Columns of a terminal in which nothing of a table is cut."""
+    return _console(io.StringIO(), 10_000, color=False).measure(table).maximum
 
 
 def _table(title: str) -> Table:
@@ -184,6 +204,7 @@ def _table(title: str) -> Table:
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
         padding=(0, 1),
         collapse_padding=True,
@@ -216,25 +237,30 @@ def _append_bar(bars: Text, line: DeviceLine, room: int, marks: dict[str, str]) 
         cells = max(cells, upto)
 
 
-def _memory_tables(shown: View, width: int) -> list[RenderableType]:
+def _memory_tables(shown: View, width: int) -> list[Table]:
     """Terms down, devices across: as many tables as it takes to keep to the width."""
-    hosts = (len(line.host) for line in shown.devices if shown.several_hosts)
-    wide = max(10, *(len(line.id) for line in shown.devices), *hosts) + 1
-    fit = max(1, (width - 15) // wide)
-    tables: list[RenderableType] = []
-    for start in range(0, len(shown.devices), fit):
-        lines = shown.devices[start : start + fit]
-        table = _table("Memory" if start == 0 else "")
-        table.add_column("", no_wrap=True)
-        for line in lines:
-            table.add_column(line.id, justify="right", no_wrap=True, min_width=wide - 1)
-        if shown.several_hosts:
-            table.add_row("host", *(line.host for line in lines))
-        for term, title in TERM_TITLES.items():
-            table.add_row(title, *(format_bytes(line.terms[term]) for line in lines))
-        table.add_row("capacity", *(format_bytes(line.capacity_bytes) for line in lines), style="bold")
-        tables.append(table)
+    tables: list[Table] = []
+    left = shown.devices
+    while left:
+        title = "" if tables else "Memory"
+        sizes = range(len(left), 0, -1)
+        fit = next((n for n in sizes if _width(_memory_of(shown, left[:n], title)) <= width), 1)
+        tables.append(_memory_of(shown, left[:fit], title))
+        left = left[fit:]
     return tables
+
+
+def _memory_of(shown: View, lines: tuple[DeviceLine, ...], title: str) -> Table:
+    table = _table(title)
+    table.add_column("", no_wrap=True)
+    for line in lines:
+        table.add_column(line.id, justify="right", no_wrap=True, min_width=len("1000.0 MiB"))
+    if shown.several_hosts:
+        table.add_row("host", *(line.host for line in lines))
+    for term, title in TERM_TITLES.items():
+        table.add_row(title, *(format_bytes(line.terms[term]) for line in lines))
+    table.add_row("capacity", *(format_bytes(line.capacity_bytes) for line in lines), style="bold")
+    return table
 
 
 def _verdict(shown: View) -> RenderableType:

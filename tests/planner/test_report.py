@@ -3,12 +3,14 @@
 import dataclasses
 import html.parser
 import json
+from pathlib import Path
 
 import pytest
 from jinja2 import StrictUndefined
 
 from planner import report
 from planner.view import format_ns, join_shares, view
+from plans import codec
 from plans.check import check
 from plans.codec import digest
 from plans.diff import format_bytes
@@ -81,13 +83,32 @@ def test_the_phases_add_up_to_the_step() -> None:
     assert sum(phase.duration_ns for phase in phases) == 20_000_000
 
 
+COMMITTED = Path(__file__).parents[2] / "plans" / "llama70b-6gpu"
+"""Six devices with shares of their own in each of eight parts."""
+
+
 def test_text_keeps_to_the_width_and_to_plain_characters() -> None:
-    for plan in (two_stage_plan(), one_device_plan(), nvlink_plan(), spread_plan()):
+    for plan in (two_stage_plan(), one_device_plan(), nvlink_plan(), spread_plan(), codec.load(COMMITTED)):
         for width in (80, 100, 120, 200):
             shown = report.text(plan, width, color=False)
             assert "\x1b" not in shown
             assert max(len(line) for line in shown.splitlines()) <= width
             assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+
+
+@pytest.mark.parametrize("width", [20, 60, 80, 100, 200])
+def test_text_of_any_width_has_every_figure(width: int) -> None:
+    plan = codec.load(COMMITTED)
+    shown = report.text(plan, width, color=False)
+    assert digest(plan) in "".join(shown.split())
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    figures = shown.split()
+    for part in view(plan).parts:
+        if part.predicted_ns is not None:
+            assert format_ns(part.predicted_ns).split()[0] in figures
+        assert {*part.devices, *map(str, (*part.rows, *part.mlp))} <= set(figures)
+    for line in view(plan).devices:
+        assert {format_bytes(nbytes).split()[0] for nbytes in line.terms.values()} <= set(figures)
 
 
 def test_text_of_many_devices_takes_several_tables() -> None:
