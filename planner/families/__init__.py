@@ -160,7 +160,8 @@ def _facts(checkpoint: Checkpoint, keys: Keys, base: BaseInput, given: DraftFact
     found = DraftFacts(
         kind=_kind(checkpoint, checkpoint.tensors),
         own_embedding="embed_tokens.weight" in checkpoint.tensors,
-        maps_vocabulary="d2t" in checkpoint.tensors,
+        # A map of the whole vocabulary to itself, which some heads carry, is not read: ids are direct.
+        maps_vocabulary="d2t" in checkpoint.tensors and keys.get("draft_vocab_size") != base.model.vocab_size,
         qkv_bias=any(name.endswith("self_attn.q_proj.bias") for name in checkpoint.tensors),
     )
     if given is not None and given != found:

@@ -53,7 +53,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
         max_positions=keys.integer("max_position_embeddings", 2048),
         roles=roles(draft, base),
         # The reverse map serves training: whether a token is in the draft vocabulary.
-        ignored={"t2d": (base.vocab_size,)} if draft.maps_vocabulary else {},
+        ignored={"t2d": (base.vocab_size,)} | ({} if draft.maps_vocabulary else {"d2t": (base.vocab_size,)}),
     )
     keys.finish(HARMLESS | CARRIED_OVER | {"bias"})  # fc of this head never has a bias, whatever the key says
     return reading

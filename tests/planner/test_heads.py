@@ -312,10 +312,23 @@ def test_the_map_is_there_exactly_when_vocabularies_differ(tmp_path: Path, base:
     assert refused(ConfigError, lambda: load_draft(where, base)) == (
         f"{where / 'config.json'}: draft_vocab_size: found 8 of 32 tokens, expected d2t: the map between the two"
     )
-    whole = head(tmp_path / "b", EAGLE3 | {"draft_vocab_size": 32}, shapes_of_eagle3(vocab=32) | {"d2t": (32,)})
-    assert refused(ConfigError, lambda: load_draft(whole, base)) == (
-        f"{whole / 'config.json'}: draft_vocab_size: found 32, the whole vocabulary, expected no d2t: ids are direct"
+    whole = EAGLE3 | {"draft_vocab_size": 32}
+    facts = DraftFacts(kind="eagle3", own_embedding=False, maps_vocabulary=True, qkv_bias=False)
+    where = bare(tmp_path / "b", whole)
+    assert refused(ConfigError, lambda: load_draft(where, base, facts)) == (
+        f"{where}: draft_vocab_size: found 32, the whole vocabulary, expected no d2t: ids are direct"
     )
+
+
+def test_maps_of_the_whole_vocabulary_are_not_needed(tmp_path: Path, base: BaseInput) -> None:
+    """As the reference has it, which takes them out before it loads such a head (Vicuna's)."""
+    shapes = shapes_of_eagle3(vocab=32)
+    where = head(tmp_path / "a", EAGLE3 | {"draft_vocab_size": 32}, shapes | {"d2t": (32,), "t2d": (32,)})
+    draft = load_draft(where, base)
+    assert {source.name: source.shape for source in draft.roles.values()} == shapes
+    assert not draft.draft.maps_vocabulary
+    again = load_draft(where / "config.json", base, facts_of(draft.draft))
+    assert (again.draft, again.tensors_sha256) == (draft.draft, draft.tensors_sha256)
 
 
 def test_what_is_no_head_is_refused(tmp_path: Path, base: BaseInput) -> None:
