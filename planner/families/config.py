@@ -141,7 +141,11 @@ class Keys:
     def _value(self, name: str, default: Any, kind: str) -> Any:
         value = self.get(name, None if default is _REQUIRED else default)
         if value is None:
-            raise self.fail(name, f"missing, expected {kind}")
+            inner = next(
+                (key for key, value in self._config.items() if isinstance(value, dict) and name in value), None
+            )
+            hint = f" here: a config with its keys inside {inner} is of a layout that is not read" if inner else ""
+            raise self.fail(name, f"missing, expected {kind}{hint}")
         return value
 
 

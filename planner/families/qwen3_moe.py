@@ -14,6 +14,9 @@
 | num_key_value_heads | default: 4 |
 | use_sliding_window, sliding_window | a window that is switched off is ignored; another is refused |
 | mlp_bias | must be false |
+| qkv_bias | must be false: biases are told by attention_bias |
+| use_qk_norm | must be true: the norms of q and k are part of the family |
+| shared_expert_intermediate_size | must be 0: no expert is shared |
 | router_aux_loss_coef, output_router_logits | nothing: they are for training |
 """
 
@@ -38,6 +41,9 @@ def read(keys: Keys) -> BaseReading:
     """Read a config; raise ConfigError with the key that is missing, wrong or not computed here."""
     refuse_window(keys, layers=None)
     keys.expect("mlp_bias", False, "the MLP of qwen3_moe has no biases")
+    keys.expect("qkv_bias", False, "biases of q, k and v are told by attention_bias")
+    keys.expect("use_qk_norm", True, "q and k of qwen3_moe have norms")
+    keys.expect("shared_expert_intermediate_size", 0, "experts that every token takes are not computed here")
     bias = keys.boolean("attention_bias", False)
     attention = read_attention(keys, default_kv_heads=4, qkv_bias=bias, o_bias=bias, qk_norm=True)
     return base_reading(

@@ -123,6 +123,11 @@ KEYS: list[tuple[dict[str, Any], str]] = [
         {"layer_types": ["full_attention", "sliding_attention"]},
         "layer_types: found ['full_attention', 'sliding_attention'], expected full_attention in every layer",
     ),
+    (
+        {"hidden_size": None, "text_config": {"hidden_size": 16}},
+        "hidden_size: missing, expected an integer here: a config with its keys inside text_config is of a layout "
+        "that is not read",
+    ),
     ({"hidden_size": 0}, "hidden_size: found 0, expected an integer from 1 to 2147483647"),
     ({"hidden_size": 16.0}, "hidden_size: found 16.0, expected an integer from 1 to 2147483647"),
     ({"hidden_size": True}, "hidden_size: found True, expected an integer from 1 to 2147483647"),

@@ -367,8 +367,13 @@ KEYS: list[tuple[str, dict[str, Any], str]] = [
     (
         "qwen3_moe",
         {"shared_expert_intermediate_size": 8},
-        "shared_expert_intermediate_size: unknown key: it may change what is computed; if it does not, "
-        "remove it from the config",
+        "shared_expert_intermediate_size: found 8, expected 0: experts that every token takes are not computed here",
+    ),
+    ("qwen3_moe", {"use_qk_norm": False}, "use_qk_norm: found False, expected True: q and k of qwen3_moe have norms"),
+    (
+        "qwen3_moe",
+        {"qkv_bias": True},
+        "qkv_bias: found True, expected False: biases of q, k and v are told by attention_bias",
     ),
     (
         "qwen3_moe",
@@ -400,6 +405,7 @@ def test_a_key_that_is_not_computed_is_refused_by_name(
         ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 7}),
         ("qwen3", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}),
         ("qwen3_moe", {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 0}),
+        ("qwen3_moe", {"qkv_bias": False, "use_qk_norm": True, "shared_expert_intermediate_size": 0}),
         ("mixtral", {"router_jitter_noise": 0.1, "router_aux_loss_coef": 0.5, "output_router_logits": True}),
         ("mistral", {"attention_dropout": 0.3}),
     ],
