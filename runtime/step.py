@@ -247,21 +247,12 @@ class Stepper:
         return self._base.draw(normed, Draw(sampling=sampling, place=place, depths=depths, places=places))
 
     def _judge(self, mask: Tensor, chosen: Tensor) -> Verdict:
-        """The verdict on every tree, of ``chosen`` [B * N]: accepted [B], path and tokens [B, A]."""
+        """The verdict on every tree, of ``chosen`` [B * N]."""
         channel, accept = self._channel, self._how.accept
-        found = [
-            walk(tokens, parents, seen, choices, channel.kept)
-            if accept is None or not channel.drafted
-            else forced(tokens, choices, channel.kept, accept)
-            for tokens, parents, seen, choices in zip(
-                channel.tokens, channel.parents, mask, chosen.view(self._batch, channel.nodes), strict=True
-            )
-        ]
-        return Verdict(
-            accepted=torch.cat([verdict.accepted for verdict in found]),
-            path=torch.stack([verdict.path for verdict in found]),
-            tokens=torch.stack([verdict.tokens for verdict in found]),
-        )
+        choices = chosen.view(self._batch, channel.nodes)
+        if accept is None or not channel.drafted:
+            return walk(channel.tokens, channel.parents, mask, choices, channel.kept)
+        return forced(channel.tokens, choices, channel.kept, accept)
 
     def _draft_next(self, verdict: Verdict | None, features: Tensor | None) -> None:
         """The verifier's verdict and features [a, B * A, T] -> the step's message, on the draft's leader."""

@@ -22,33 +22,33 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What one verify decided of a tree, or with B before every shape of several."""
+    """What one verify decided of each tree."""
 
     accepted: Tensor
-    """[1], or [B], int64: accepted drafted nodes."""
+    """[B] int64: accepted drafted nodes."""
     path: Tensor
-    """[A] int64: nodes from the root to the tip, the tip repeated behind it."""
+    """[B, A] int64: nodes from the root to the tip, the tip repeated behind it."""
     tokens: Tensor
-    """[A] int64: the token that follows each node of the path; behind the tip the bonus token, repeated."""
+    """[B, A] int64: the token that follows each node of the path; behind the tip the bonus token, repeated."""
 
 
 def walk(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: int) -> Verdict:
     """Walk from the root to the child equal to the base's choice, as far as it goes; the choice there is the bonus.
 
-    ``tokens``, ``parents`` [N] of the nodes, ``mask`` [N, N] their ancestors and themselves, ``chosen`` [N] the base's
-    choice after each node, ``kept`` = A the most nodes of a path. A node is accepted when it and all above it are what
-    the base chose; siblings differ, so the accepted nodes are one path, and the deepest of them is its tip.
+    ``tokens``, ``parents`` [B, N] of the nodes, ``mask`` [B, N, N] their ancestors and themselves, ``chosen`` [B, N]
+    the base's choice after each node, ``kept`` = A the most nodes of a path. A node is accepted when it and all above
+    it are what the base chose; siblings differ, so the accepted nodes are one path, and the deepest is its tip.
     """
-    nodes = tokens.shape[0]
-    wrong = tokens != chosen[parents]
-    wrong[0] = False
-    accepted = (mask & wrong).any(1).logical_not_()
-    length, tip = torch.where(accepted, mask.sum(1) - 1, -1).max(0, keepdim=True)
+    nodes = tokens.shape[1]
+    wrong = tokens != chosen.gather(1, parents)
+    wrong[:, 0] = False
+    accepted = (mask & wrong.unsqueeze(1)).any(2).logical_not_()
+    length, tip = torch.where(accepted, mask.sum(2) - 1, -1).max(1, keepdim=True)
     # the ancestors of the tip in ascending order are the path, since parents come first; all others sort behind them
-    on_path = mask.index_select(0, tip).squeeze(0)
-    path = torch.where(on_path, torch.arange(nodes, device=tokens.device), nodes).sort().values[:kept]
+    on_path = mask.gather(1, tip.unsqueeze(2).expand(-1, -1, nodes)).squeeze(1)
+    path = torch.where(on_path, torch.arange(nodes, device=tokens.device), nodes).sort(1).values[:, :kept]
     path = torch.where(path < nodes, path, tip)
-    return Verdict(accepted=length, path=path, tokens=chosen[path])
+    return Verdict(accepted=length.squeeze(1), path=path, tokens=chosen.gather(1, path))
 
 
 def forced(tokens: Tensor, chosen: Tensor, kept: int, accepted: int) -> Verdict:
@@ -56,6 +56,9 @@ def forced(tokens: Tensor, chosen: Tensor, kept: int, accepted: int) -> Verdict:
 
     Arguments as of ``walk``.
     """
-    numbers = torch.arange(kept, device=tokens.device).clamp_(max=accepted)
-    following = torch.where(numbers < accepted, tokens[(numbers + 1).clamp_(max=tokens.shape[0] - 1)], chosen[numbers])
-    return Verdict(accepted=numbers[-1:], path=numbers, tokens=following)
+    batch, nodes = tokens.shape
+    path = torch.arange(kept, device=tokens.device).clamp_(max=accepted).expand(batch, -1)
+    following = tokens.gather(1, (path + 1).clamp_(max=nodes - 1))
+    return Verdict(
+        accepted=path[:, -1], path=path, tokens=torch.where(path < accepted, following, chosen.gather(1, path))
+    )

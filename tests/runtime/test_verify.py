@@ -1,7 +1,7 @@
 """Acceptance by tensor operations against a walk."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.tree import ancestors
@@ -33,27 +33,31 @@ def walk(tokens: list[int], parents: list[int], choices: list[int]) -> list[int]
         path.append(agreed[0])
 
 
-@given(trees())
-def test_it_walks_to_the_child_that_the_base_chose(tree: tuple[list[int], list[int], list[int]]) -> None:
-    tokens, parents, choices = tree
-    path = walk(tokens, parents, choices)
-    parent_tensor = torch.tensor(parents)
-    verdict = walked(
-        torch.tensor(tokens),
-        parent_tensor,
-        ancestors(parent_tensor.unsqueeze(0), len(tokens))[0],
-        torch.tensor(choices),
-        len(tokens),
-    )
-    accepted = len(path) - 1
-    assert verdict.accepted.tolist() == [accepted]
-    assert verdict.path.tolist()[: len(path)] == path
-    assert verdict.tokens.tolist()[: len(path)] == [choices[node] for node in path]
-    assert all(node == path[-1] for node in verdict.path.tolist()[len(path) :])
+@settings(max_examples=50)
+@given(st.lists(trees(), min_size=1, max_size=3))
+def test_it_walks_to_the_child_that_the_base_chose(drawn: list[tuple[list[int], list[int], list[int]]]) -> None:
+    most = max(len(tokens) for tokens, _, _ in drawn)
+    padded = [
+        # nodes that no base agrees with make trees of one length
+        (
+            tokens + [9] * (most - len(tokens)),
+            parents + [0] * (most - len(tokens)),
+            choices + [0] * (most - len(tokens)),
+        )
+        for tokens, parents, choices in drawn
+    ]
+    tokens, parents, choices = (torch.tensor(column) for column in zip(*padded, strict=True))
+    verdict = walked(tokens, parents, ancestors(parents, most), choices, most)
+    for number, tree in enumerate(drawn):
+        path = walk(*tree)
+        assert verdict.accepted[number] == len(path) - 1
+        assert verdict.path[number].tolist() == path + path[-1:] * (most - len(path))
+        assert verdict.tokens[number].tolist()[: len(path)] == [tree[2][node] for node in path]
 
 
 def test_a_forced_length_is_accepted_whatever_the_base_chose() -> None:
-    verdict = forced(torch.tensor([5, 6, 7, 8]), torch.tensor([1, 2, 3, 4]), 3, 2)
-    assert (verdict.accepted.tolist(), verdict.path.tolist()) == ([2], [0, 1, 2])
-    assert verdict.tokens.tolist() == [6, 7, 3], "the bonus is what the base chose"
-    assert forced(torch.tensor([5, 6, 7, 8]), torch.tensor([1, 2, 3, 4]), 3, 0).tokens.tolist() == [1, 1, 1]
+    tokens, chosen = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]]), torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
+    verdict = forced(tokens, chosen, 3, 2)
+    assert (verdict.accepted.tolist(), verdict.path.tolist()) == ([2, 2], [[0, 1, 2]] * 2)
+    assert verdict.tokens.tolist() == [[6, 7, 3], [8, 7, 2]], "the bonus is what the base chose"
+    assert forced(tokens, chosen, 3, 0).tokens.tolist() == [[1, 1, 1], [4, 4, 4]]
