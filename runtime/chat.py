@@ -60,8 +60,8 @@ class ChatTemplate:
         messages = [asdict(turn) for turn in turns]
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
-        except jinja2.TemplateError as error:
-            raise RequestError(f"{self._where}: chat_template: {error}") from error
+        except Exception as error:  # a template is a program, which may fail like any other
+            raise RequestError(f"{self._where}: chat_template: {type(error).__name__}: {error}") from error
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -78,8 +78,12 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 def _source(directory: Path, config: dict[str, Any]) -> str | None:
     """Of several named templates the default one."""
-    if (directory / TEMPLATE_FILE).is_file():
-        return (directory / TEMPLATE_FILE).read_text(encoding="utf-8")
+    file = directory / TEMPLATE_FILE
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{file}: cannot be read: {error}") from error
     found = config.get("chat_template")
     if isinstance(found, list):
         named = {entry["name"]: entry["template"] for entry in found if isinstance(entry, dict) and "name" in entry}

@@ -55,8 +55,10 @@ def test_a_conversation_is_what_transformers_makes_of_it(place: str, tmp_path: P
     [
         (None, "chat_template: missing, and no chat_template.jinja beside it: the tokenizer has no chat template"),
         ("{% if %}", "chat_template: not a template: Expected an expression"),
-        (REFUSING, "chat_template: No system turn!"),
-        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "chat_template: access to attribute"),
+        (REFUSING, "chat_template: TemplateError: No system turn!"),
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "chat_template: SecurityError: access to attribute"),
+        ("{{ 1 // 0 }}", "chat_template: ZeroDivisionError: integer division"),
+        ("{{ messages + 1 }}", "chat_template: TypeError: can only concatenate"),
     ],
 )
 def test_what_cannot_be_rendered_is_refused_by_name(template: str | None, message: str, tmp_path: Path) -> None:
@@ -64,3 +66,9 @@ def test_what_cannot_be_rendered_is_refused_by_name(template: str | None, messag
     with pytest.raises(RequestError, match=r"tokenizer_config\.json: ") as refusal:
         ChatTemplate(directory).render(TURNS)
     assert message in str(refusal.value)
+
+
+def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (written(tmp_path, None) / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(RequestError, match=r"chat_template\.jinja: cannot be read: 'utf-8' codec"):
+        ChatTemplate(tmp_path)
