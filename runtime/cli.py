@@ -3,32 +3,35 @@
 stdout is data, stderr is for people; the exit code is the error's.
 """
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import select
 import signal
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
+from tokenizers import Tokenizer
 
 from plans import codec
 from plans.schema import Plan, PlanError
 from runtime import report
 from runtime.bench import Bench, measure
 from runtime.chat import ChatTemplate, Turn
-from runtime.comm import interface_towards
 from runtime.errors import MachineError, RequestError, RuntimeRefusal
 from runtime.images import check_images
-from runtime.request import Request
-from runtime.service import DEFAULT_NEW_TOKENS, Engine, Generation, Stream, load_plan, make_request
-from runtime.text import TOKENIZER_FILE, load_tokenizer
+from runtime.service import DEFAULT_NEW_TOKENS, Engine, Generation, Stream, Wanted, load_plan, make_request
+from runtime.text import TOKENIZER_FILE, encode, load_tokenizer
+from runtime.torchrun import Torchrun, interface_towards
 
 DEFAULT_PROMPT = """\
 import os
@@ -42,38 +45,11 @@ def parse(text, *, strict=False):
     \"\"\"Return the tree of a text.
 """
 INTERRUPTED = 130
+SILENCE_S = 10
+"""How long a pipe that was not asked for may be silent."""
 
 PLAN = click.argument("directory", metavar="PLAN", type=click.Path(path_type=Path))
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """How to continue prompts, as it was asked for."""
-
-    max_new_tokens: int | None
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    seed: int | None
-    stop: tuple[str, ...]
-    draft: bool
-    ignore_eos: bool
-
-    def request(self, plan: Plan, ids: tuple[int, ...], *, reuse: bool = False) -> Request:
-        return make_request(
-            plan,
-            ids,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-            stop=self.stop,
-            draft=self.draft,
-            ignore_eos=self.ignore_eos,
-            reuse=reuse,
-        )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -121,36 +97,37 @@ def run_command(
 ) -> None:
     """Continue a prompt, streaming text as it is accepted."""
     plan = load_plan(directory)
-    rank = _torchrun_rank(plan, directory)
-    if rank is None:
+    torchrun = _torchrun(plan, directory)
+    if torchrun is None:
         check_images(plan, directory, verify=False)  # before anything else is asked of the plan
-    wanted = Asked(draft=not no_draft, **asked)
-    if any(not text for text in wanted.stop):
+    wanted: Wanted = {"draft": not no_draft, **asked}  # type: ignore[typeddict-item]  # click has checked them
+    if any(not text for text in asked["stop"]):
         raise RequestError("--stop: found an empty text")
-    if wanted.stop:
+    if asked["stop"]:
         load_tokenizer(directory)
     if system is not None and not chat:
         raise RequestError("--system: only with --chat")
-    template = ChatTemplate(directory) if chat else None
+    talk = Talk(
+        template=ChatTemplate(directory) if chat else None,
+        turns=[Turn(role="system", content=system)] if system is not None else [],
+    )
     if interactive:
-        if rank is not None or as_json or prompts or prompt_ids:
+        if torchrun is not None or as_json or prompts or prompt_ids:
             raise RequestError("--interactive: not with --prompt, --prompt-ids, --json or torchrun")
+        if sys.stdin is None:
+            raise RequestError("--interactive: stdin is closed")
+        load_tokenizer(directory)
         with Engine.open(directory, method="fork", verify=not no_verify) as engine:
-            _interact(engine, wanted, template, system, verbose)
+            _interact(engine, wanted, talk, verbose)
         return
-    turns = [Turn(role="system", content=system)] if system is not None else []
-    given: list[tuple[str | None, str | None]] = [(text, None) for text in prompts]
-    given += [(None, ids) for ids in prompt_ids] if prompt_ids or prompts else [(None, None)]
-    if prompts and prompt_ids:
-        raise RequestError("--prompt and --prompt-ids: give one of them")
-    every = [_prompt_ids(directory, text, ids, template, turns, piped=rank is None) for text, ids in given]
-    requests = [wanted.request(plan, ids) for ids in every]
-    with Engine.open(directory, rank=rank, method="fork", verify=not no_verify) as engine:
+    every = _prompts(directory, prompts, prompt_ids, talk, torchrun)
+    requests = [make_request(plan, ids, wanted) for ids in every]
+    with Engine.open(directory, torchrun=torchrun, method="fork", verify=not no_verify) as engine:
         if len(requests) > 1:
-            _tell_all(engine.serve_batch(requests), rank, as_json, (directory / TOKENIZER_FILE).is_file())
+            _tell_all(engine.serve_batch(requests), torchrun, as_json, (directory / TOKENIZER_FILE).is_file())
             return
         stream = engine.serve(requests[0])
-        if rank:
+        if torchrun is not None and torchrun.rank:
             stream.finished()
         elif as_json:
             click.echo(json.dumps(dataclasses.asdict(stream.finished())))
@@ -188,7 +165,7 @@ def verify_command(*, directory: Path, only: tuple[str, ...], as_json: bool) -> 
 def bench_command(*, directory: Path, as_json: bool, **asked: Any) -> None:
     """Time prefill, plain and EAGLE decoding, phase by phase: medians of the repeats, after one that warms up."""
     plan = load_plan(directory)
-    if _torchrun_rank(plan, directory) is not None:
+    if _torchrun(plan, directory) is not None:
         raise RequestError("bench: not under torchrun, where no process sees the times of all ranks")
     bench = Bench(**asked)
     bench.requests(plan)
@@ -204,107 +181,152 @@ def bench_command(*, directory: Path, as_json: bool, **asked: Any) -> None:
 
 def main() -> NoReturn:
     """Run a command; errors become one line on stderr, for programs an object too, and their exit code."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as in arguments: what is no text is refused as a prompt
     try:
-        commands.main(standalone_mode=False)
+        with _at(signal.SIGTERM, _terminate):
+            commands.main(standalone_mode=False)
     except (RuntimeRefusal, PlanError) as error:
         click.echo(f"error: {error}", err=True)
         if "--json" in sys.argv[1:] and os.environ.get("RANK", "0") == "0":
             told = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
             click.echo(json.dumps({"error": told}))
-        sys.exit(error.exit_code)
+        _end(error.exit_code, str(error))
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        _end(error.exit_code, error.format_message())
     except (KeyboardInterrupt, click.Abort):
         click.echo("\ninterrupted", err=True)
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # whoever read stdout has gone; nothing is left to say, nor to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _end(INTERRUPTED, "interrupted")
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # of which whoever read stdout need not be told
+            click.echo(f"error: {error}", err=True)
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of the output goes nowhere
+        _end(1, str(error))
     sys.exit(0)
+
+
+def _end(code: int, message: str) -> NoReturn:
+    """Exit with a code; under torchrun the other processes are told why."""
+    with contextlib.suppress(MachineError):
+        if (torchrun := Torchrun.of(os.environ)) is not None:
+            torchrun.tell_failure(message)
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave as at an error, so that ranks are ended too."""
+    sys.exit(128 + number)
 
 
 # ---- what is asked ----
 
 
-def _torchrun_rank(plan: Plan, directory: Path) -> int | None:
-    """The rank that torchrun made of this process; None where it did not."""
-    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if rank is None or world is None:
+def _torchrun(plan: Plan, directory: Path) -> Torchrun | None:
+    """What torchrun told this process; None where it did not start it. Raises MachineError."""
+    found = Torchrun.of(os.environ)
+    if found is None:
         return None
-    if int(world) != len(plan.devices):
+    if found.world != len(plan.devices):
         raise MachineError(
-            f"{directory}: torchrun started {world} processes, the plan has {len(plan.devices)} devices: "
+            f"{directory}: torchrun started {found.world} processes, the plan has {len(plan.devices)} devices: "
             "start one process per device"
         )
-    interface = interface_towards(os.environ.get("MASTER_ADDR", "localhost"))
+    interface = interface_towards(found.host)
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    return int(rank)
+    return found
 
 
-def _prompt_ids(
-    directory: Path,
-    prompt: str | None,
-    ids: str | None,
-    template: ChatTemplate | None,
-    turns: list[Turn],
-    *,
-    piped: bool,
-) -> tuple[int, ...]:
-    """``piped``: without a prompt, stdin may have one."""
-    if ids is not None:
-        if template is not None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Talk:
+    """What stands before a prompt, and around it."""
+
+    template: ChatTemplate | None
+    turns: list[Turn]
+
+    def ids(self, tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+        """The tokens of a prompt."""
+        if self.template is None:
+            return encode(tokenizer, text)
+        return encode(tokenizer, self.template.render([*self.turns, Turn(role="user", content=text)]), special=False)
+
+
+def _prompts(
+    directory: Path, prompts: tuple[str, ...], prompt_ids: tuple[str, ...], talk: Talk, torchrun: Torchrun | None
+) -> list[tuple[int, ...]]:
+    """The tokens of every prompt that was given; without one, of stdin or of the default prompt."""
+    if prompts and prompt_ids:
+        raise RequestError("--prompt and --prompt-ids: give one of them")
+    if prompt_ids:
+        if talk.template is not None:
             raise RequestError("--chat: give the message as text, with --prompt")
-        try:
-            return tuple(int(part) for part in ids.split(",")) if ids.strip() else ()
-        except ValueError as error:
-            raise RequestError(f"--prompt-ids: found {ids!r}, expected numbers like 1,2,3") from error
+        return [_numbers(ids) for ids in prompt_ids]
+    if torchrun is not None and "-" in prompts:
+        raise RequestError("--prompt -: not under torchrun, whose processes have one stdin: give the text")
     tokenizer = load_tokenizer(directory)
-    if prompt == "-":
-        prompt = sys.stdin.read()
-    elif prompt is None and piped:
-        prompt = _piped() or None
-    text = DEFAULT_PROMPT if prompt is None else prompt
-    if template is not None:
-        text = template.render([*turns, Turn(role="user", content=text)])
-    return tuple(tokenizer.encode(text, add_special_tokens=template is None).ids)
+    if prompts:
+        texts = [_stdin() if text == "-" else text for text in prompts]
+    elif torchrun is None and _is_piped():
+        texts = [_stdin(silence_s=SILENCE_S)]
+    else:
+        texts = [DEFAULT_PROMPT]
+        if torchrun is None or not torchrun.rank:
+            click.echo("no --prompt, and nothing piped: this continues the default prompt", err=True)
+    return [talk.ids(tokenizer, text) for text in texts]
 
 
-def _piped() -> str:
-    """What a pipe or a file has for stdin; empty where it is a terminal, or a pipe that nobody has written to."""
+def _numbers(ids: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in ids.split(",")) if ids.strip() else ()
+    except ValueError as error:
+        raise RequestError(f"--prompt-ids: found {ids!r}, expected numbers like 1,2,3") from error
+
+
+def _is_piped() -> bool:
+    """Whether stdin is a file, or somebody may write to it who is no terminal."""
     try:
         kind = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError):
-        return ""  # closed, or no file at all
-    if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
-        return ""
-    return sys.stdin.read() if select.select([sys.stdin], [], [], 0)[0] else ""
+    except (AttributeError, OSError, ValueError):
+        return False  # there is no stdin
+    return stat.S_ISFIFO(kind) or stat.S_ISREG(kind) or stat.S_ISSOCK(kind)
+
+
+def _stdin(silence_s: int | None = None) -> str:
+    """All of stdin; raise RequestError where it cannot be read, or nothing comes for so long."""
+    if sys.stdin is None:
+        raise RequestError("--prompt -: stdin is closed")
+    if silence_s is not None and not select.select([sys.stdin], [], [], silence_s)[0]:
+        raise RequestError(
+            f"stdin is a pipe, and nothing came from it for {silence_s} s: give --prompt TEXT, --prompt - to wait for "
+            "it, or </dev/null for the default prompt"
+        )
+    return sys.stdin.read()
 
 
 # ---- a conversation ----
 
 
-def _interact(engine: Engine, wanted: Asked, template: ChatTemplate | None, system: str | None, verbose: int) -> None:
+def _interact(engine: Engine, wanted: Wanted, talk: Talk, verbose: int) -> None:
     """Answer lines of stdin until it ends; each prompt is all that was said, of which the caches have the most part."""
-    turns = [Turn(role="system", content=system)] if system is not None else []
-    said: list[int] = []
+    wanted = wanted | Wanted(reuse=True)
+    said: tuple[int, ...] = ()
     for line in _lines():
-        asked = [*turns, Turn(role="user", content=line)]
-        if template is not None:
-            ids = engine.tokenizer.encode(template.render(asked), add_special_tokens=False).ids
-        else:
-            ids = [*said, *engine.tokenizer.encode(line, add_special_tokens=not said).ids]
         try:
-            stream = engine.serve(wanted.request(engine.plan, tuple(ids), reuse=True))
+            ids = (
+                talk.ids(engine.tokenizer, line)
+                if talk.template is not None
+                else (*said, *encode(engine.tokenizer, line, special=not said))
+            )
+            stream = engine.stream(ids, **wanted)
         except RequestError as error:
             click.echo(f"error: {error}", err=True)
             continue
-        with _stopping(engine):
+        with _at(signal.SIGINT, lambda number, frame: engine.stop()):  # the answer ends, not the conversation
             result = _tell(stream, True, verbose)
-        turns = [*asked, Turn(role="assistant", content=result.text)]
-        said = [*ids, *result.tokens]
+        talk.turns.extend([Turn(role="user", content=line), Turn(role="assistant", content=result.text)])
+        said = (*ids, *result.tokens)
 
 
 def _lines() -> Iterator[str]:
@@ -319,21 +341,21 @@ def _lines() -> Iterator[str]:
 
 
 @contextmanager
-def _stopping(engine: Engine) -> Iterator[None]:
-    """Ctrl-C ends the answer, not the conversation."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: engine.stop())
+def _at(number: signal.Signals, handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """A signal is answered so for a while."""
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 # ---- what is shown ----
 
 
-def _tell_all(generations: list[Generation], rank: int | None, as_json: bool, as_text: bool) -> None:
+def _tell_all(generations: list[Generation], torchrun: Torchrun | None, as_json: bool, as_text: bool) -> None:
     """Print outputs that were decoded together, one after the other, or one object of all."""
-    if rank:
+    if torchrun is not None and torchrun.rank:
         return
     if as_json:
         click.echo(json.dumps({"generations": [dataclasses.asdict(each) for each in generations]}))
@@ -347,7 +369,6 @@ def _tell(stream: Stream, as_text: bool, verbose: int) -> Generation:
     """Print an output as it comes, and then its figures."""
     for piece in stream:
         click.echo(piece if as_text else "".join(f"{token} " for token in piece.tokens), nl=False)
-        sys.stdout.flush()
     click.echo()
     result = stream.finished()
     if verbose:

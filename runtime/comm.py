@@ -16,18 +16,16 @@ as all go through their groups in one order: embed, each stage behind the hop in
 world.
 """
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore
+from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from plans import codec
 from plans.schema import Plan, Stage, Transport
@@ -39,9 +37,17 @@ TIMEOUT = timedelta(minutes=10)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rendezvous:
-    """Where the ranks of a run meet: a file both sides can open, or None for torchrun's environment."""
+    """Where the ranks of a run meet: a file that all of them can open, or a store that listens somewhere."""
 
-    file: str | None
+    file: str | None = None
+    address: tuple[str, int] | None = None
+
+    def store(self, world: int) -> Store:
+        """Waits for one that is not there yet; raises RuntimeError where none comes."""
+        if self.file is not None:
+            return FileStore(self.file, world)
+        assert self.address is not None, "ranks meet somewhere"
+        return TCPStore(*self.address, timeout=TIMEOUT, wait_for_workers=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,18 +159,19 @@ class Maker(Protocol):
         ...
 
 
-def connect(plan: Plan, rank: int, rendezvous: Rendezvous, progress: Progress) -> Comm:
-    """Join the other ranks and make the plan's groups; raise PeerError where one does not come or has another plan."""
+def connect(plan: Plan, rank: int, rendezvous: Rendezvous | None, progress: Progress) -> Comm:
+    """Join the other ranks and make the plan's groups; raise PeerError where one does not come or has another plan.
+
+    ``rendezvous``: None where there is but one rank.
+    """
     world = len(plan.devices)
-    if world > 1:
-        store = FileStore(rendezvous.file, world) if rendezvous.file else None
+    if rendezvous is not None and world > 1:
         try:
-            dist.init_process_group(
-                "gloo", store=store, rank=rank if store else -1, world_size=world if store else -1, timeout=TIMEOUT
-            )
+            store = rendezvous.store(world)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+            _agree(plan, rank)
         except (RuntimeError, ValueError) as error:
             raise PeerError(f"rank {rank} of {world}: the ranks did not meet: {error}") from error
-        _agree(plan, rank)
     return groups(plan, _Maker(rank=rank, progress=progress, made={}))
 
 
@@ -212,24 +219,6 @@ def exchanging(stage: Stage) -> list[tuple[str, ...]]:
     starts = [sum(stage.kv_subgroups[:i]) for i in range(len(stage.kv_subgroups))]
     every = [stage.devices[i : i + size] for i, size in zip(starts, stage.kv_subgroups, strict=True)]
     return [members for members in every if len(members) > 1]
-
-
-def interface_towards(address: str) -> str | None:
-    """The network interface through which this host reaches another one, or itself; None where none is known.
-
-    gloo would take the one that the host's name resolves to, which need not be that of the network between the hosts.
-    """
-    try:
-        family, _, _, _, target = socket.getaddrinfo(address, 1, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(target)  # sends nothing
-            own = probe.getsockname()[0]
-    except OSError:
-        return None
-    return next(
-        (name for name, addresses in psutil.net_if_addrs().items() if any(own == known.address for known in addresses)),
-        None,
-    )
 
 
 def _agree(plan: Plan, rank: int) -> None:

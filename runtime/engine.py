@@ -75,7 +75,7 @@ class Rank:
         record = check_images(plan, directory, verify=False, devices=[device.id])
         image = open_image(plan, directory, device.id, place, record, verify=verify)
         progress.begin("meeting the other ranks")
-        comm = connect(plan, rank, rendezvous or Rendezvous(file=None), progress)
+        comm = connect(plan, rank, rendezvous, progress)
         progress.begin("waiting")
         return cls(plan, directory, image, comm)
 

@@ -1,10 +1,10 @@
-"""One process per device of this host, and a parent that watches them: one that dies or hangs ends the run.
+"""One process per device, and a parent that watches them: one that dies or hangs ends the run.
 
     parent   starts the ranks, gives all of them each request, watches for deaths and for standstill, ends them together
     rank r   serves the requests; rank 0 sends what is decoded, each its completion, and notes on the board what it does
 
-The watch is a thread of the parent, so that it watches while the caller does something else. Under torchrun, which has
-a parent of its own, a rank joins by itself.
+The watch is a thread of the parent, so that it watches while the caller does something else. On one host a parent has
+all ranks; of those that torchrun starts each has one, and is told of the others (``runtime.torchrun``).
 """
 
 import multiprocessing
@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -26,23 +26,19 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from plans.schema import Plan
 from runtime.comm import Rendezvous
 from runtime.engine import Rank
 from runtime.errors import PeerError, RuntimeRefusal
-from runtime.progress import PHASES, Phase, Progress, Status
+from runtime.progress import Progress, Status
 from runtime.request import Completion, Piece, Request
+from runtime.torchrun import Exchange, Torchrun
+from runtime.watch import LOOK_S, Sight, Watch, who
 
 GRACE_S = 0.5
 """After the first failure, how long others are heard, so that the one that failed first is named."""
 STOP_S = 2.0
 """How long a rank has to end when it is asked to, before it is killed."""
-LOOK_S = 0.25
-"""How often the board is looked at."""
-LOADING: tuple[Phase, ...] = ("starting", "reading its image", "meeting the other ranks")
-"""What may take any time, without a layer to count: to get on is to have used the processor."""
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
 
@@ -85,35 +81,12 @@ def open_rank(
     return opened, Started(load_s=time.perf_counter() - started)
 
 
-def run(
-    plan: Plan,
-    directory: Path,
-    requests: Sequence[Request],
-    emit: Callable[[Started | Piece | Completion], None],
-    method: StartMethod = "fork",
-) -> None:
-    """Serve requests, one after the other, with all devices of a plan, whose host is this one.
-
-    Raises what ``Rank`` raises, and PeerError naming the device that died or hung.
-    """
-    if len(plan.devices) == 1:
-        alone, started = open_rank(directory, 0, None, Progress())
-        emit(started)
-        for request in requests:
-            for event in alone.serve(request):
-                emit(event)
-        return
-    with Family(plan, directory, method) as family:
-        emit(family.started)
-        for request in requests:
-            for (event,) in family.serve((request,)):
-                emit(event)
-
-
 class Family:
-    """The rank processes of a plan whose devices are all of this host."""
+    """The rank processes of a plan whose devices are all of this host, or under torchrun the one of this process."""
 
-    def __init__(self, plan: Plan, directory: Path, method: StartMethod, *, verify: bool = True) -> None:
+    def __init__(
+        self, plan: Plan, directory: Path, method: StartMethod, *, verify: bool = True, torchrun: Torchrun | None = None
+    ) -> None:
         """Start the ranks and wait until they are ready.
 
         ``method``: fork is fast, and right where the caller has used no torch threads and no GPU (a command); programs
@@ -123,19 +96,26 @@ class Family:
         if method == "forkserver":
             context.set_forkserver_preload(["runtime.launch"])
         self._names = [device.id for device in plan.devices]
+        self._ranks = range(len(self._names)) if torchrun is None else range(torchrun.rank, torchrun.rank + 1)
         self._stall_s = plan.options.stall_timeout_s
-        self._board: Any = context.RawArray(Status, len(self._names))
+        self._board: dict[int, Any] = {rank: context.RawValue(Status) for rank in self._ranks}
         self._stopped: Any = context.RawValue("i", 0)
-        self._children: list[BaseProcess] = []
-        self._pipes: list[Connection] = []
+        self._children: dict[int, BaseProcess] = {}
+        self._pipes: dict[int, Connection] = {}
         self._told: queue.Queue[Told | RuntimeRefusal] = queue.Queue()
         self._wake, self._woken = context.Pipe(duplex=False)
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._exchange: Exchange | None = None
+        self._owing: set[int] = set()
+        """Ranks that have not completed what is being served."""
         self.timings: list[Completion] = []
-        """Of the last request, one of each rank."""
+        """Of the last request, one of each rank that is watched here."""
         self._meeting = tempfile.TemporaryDirectory(prefix="ranks-")
         try:
-            self._start(context, directory, Rendezvous(file=f"{self._meeting.name}/store"), verify)
+            here = Rendezvous(file=f"{self._meeting.name}/store")
+            self._start(context, directory, here if torchrun is None else torchrun.rendezvous, verify)
+            if torchrun is not None:
+                self._exchange = Exchange(torchrun, self._stall_s)
             self._watcher.start()
             self.started = self._wait_for_all()
         except BaseException:
@@ -143,50 +123,61 @@ class Family:
             raise
 
     def _start(self, context: Any, directory: Path, rendezvous: Rendezvous, verify: bool) -> None:
-        for rank, name in enumerate(self._names):
+        for rank, status in self._board.items():
             mine, theirs = context.Pipe(duplex=True)
             child = context.Process(
                 target=_child,
-                args=(directory, rank, rendezvous, verify, theirs, self._board, self._stopped),
-                name=f"rank {rank} ({name})",
+                args=(directory, rank, rendezvous, verify, theirs, status, self._stopped),
+                name=f"rank {rank} ({self._names[rank]})",
                 daemon=True,
             )
             with _without_main():
                 child.start()
             theirs.close()
-            self._children.append(child)
-            self._pipes.append(mine)
+            self._children[rank], self._pipes[rank] = child, mine
 
     def _wait_for_all(self) -> Started:
         ready: dict[int, Started] = {}
-        while len(ready) < len(self._names):
+        while len(ready) < len(self._ranks):
             told = self._next()
             assert isinstance(told.event, Started), "ranks start before they serve"
             ready[told.rank] = told.event
-        return ready[0]
+        return ready[self._ranks[0]]
 
     def serve(self, requests: tuple[Request, ...]) -> Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]:
         """What rank 0 tells of requests; to leave before the end stops the output on all ranks."""
+        self._drain()
         self._stopped.value = 0
-        for pipe in self._pipes:
-            pipe.send(requests)
+        self._send(requests)
         done: dict[int, tuple[Completion, ...]] = {}
         try:
-            while len(done) < len(self._names):
+            while self._owing:
                 told = self._next()
                 if completions := _completions(told.event):
                     done[told.rank] = completions
                 elif isinstance(told.event, tuple):
                     yield told.event
         except (GeneratorExit, KeyboardInterrupt):
-            self.stop()
-            while len(done) < len(self._names):
-                told = self._next()
-                if completions := _completions(told.event):
-                    done[told.rank] = completions
+            self._drain()
             raise
         self.timings = [done[rank][0] for rank in sorted(done)]
-        yield done[0]
+        yield done[self._ranks[0]]
+
+    def _send(self, requests: tuple[Request, ...]) -> None:
+        for rank, pipe in self._pipes.items():
+            try:
+                pipe.send(requests)
+            except OSError:  # the rank has gone: why, the watch tells
+                while True:
+                    self._next()
+            self._owing.add(rank)
+
+    def _drain(self) -> None:
+        """End what is being served, if somebody left it."""
+        if self._owing:
+            self.stop()
+        while self._owing:
+            self._next()
 
     def stop(self) -> None:
         """End the output of the request that is being served with the step that is being done."""
@@ -197,6 +188,8 @@ class Family:
         if isinstance(told, RuntimeRefusal):
             self._told.put(told)  # whoever asks next learns of it too
             raise told
+        if _completions(told.event):
+            self._owing.discard(told.rank)
         return told
 
     def __enter__(self) -> "Family":
@@ -210,22 +203,24 @@ class Family:
         if self._watcher.is_alive():
             self._woken.send(None)  # not closed: ranks that were forked have it too
             self._watcher.join()  # before anybody else waits for the children
-        for child in self._children:
+        if self._exchange is not None:
+            self._exchange.end()
+        for child in self._children.values():
             if child.is_alive():
                 child.terminate()
         deadline = time.monotonic() + STOP_S
-        for child in self._children:
+        for child in self._children.values():
             child.join(max(0.0, deadline - time.monotonic()))
         self._kill()
-        for pipe in (*self._pipes, self._wake, self._woken):
+        for pipe in (*self._pipes.values(), self._wake, self._woken):
             pipe.close()
         self._meeting.cleanup()
 
     def _kill(self) -> None:
-        for child in self._children:
+        for child in self._children.values():
             if child.is_alive():
                 child.kill()
-        for child in self._children:
+        for child in self._children.values():
             child.join()
 
     # ---- the watch ----
@@ -234,66 +229,72 @@ class Family:
         """Pass on what ranks send; at the first failure end all of them and pass on why."""
         failure = self._first_failure()
         if failure is not None:
+            if self._exchange is not None:
+                self._exchange.tell_failure(str(failure))
             self._kill()
             self._told.put(failure)
 
     def _first_failure(self) -> RuntimeRefusal | None:
         """Pass on what ranks send until one fails; None when the run is being ended."""
-        standstill = _Standstill(self._board, self._children)
+        watch, looked = Watch(self._names, self._stall_s), 0.0
         while True:
-            ready = multiprocessing.connection.wait([*self._pipes, self._wake], LOOK_S)
+            ready = multiprocessing.connection.wait([*self._pipes.values(), self._wake], LOOK_S)
             if self._wake in ready:
                 return None
-            for rank in [rank for rank, pipe in enumerate(self._pipes) if pipe in ready]:
+            for rank in [rank for rank, pipe in self._pipes.items() if pipe in ready]:
                 message = _receive(self._pipes[rank])
                 if message is None or isinstance(message, Failure):
                     return self._blame({rank: message})
                 self._told.put(Told(rank=rank, event=message))
-            if standstill.seconds() >= self._stall_s and (hung := self._hung()) is not None:
-                return PeerError(self._indictment(hung))
+            if time.monotonic() - looked >= LOOK_S:
+                looked = time.monotonic()
+                if complaint := self._failure_elsewhere() or watch.complaint(self._sights()):
+                    return PeerError(complaint)
 
-    def _hung(self) -> int | None:
-        """The rank that all others wait for, where none has got on."""
-        if all(PHASES[status.phase] == "waiting" for status in self._board):
-            return None
-        states = [_state(child) for child in self._children]
-        if psutil.STATUS_STOPPED in states:
-            return states.index(psutil.STATUS_STOPPED)
-        meeting = PHASES.index("meeting the other ranks")
-        alone = [rank for rank, status in enumerate(self._board) if not status.group and status.phase != meeting]
-        return alone[0] if alone else 0
+    def _sights(self) -> list[Sight | None]:
+        """Of every rank of the plan, as it is seen here or told."""
+        own = {rank: self._sight(rank) for rank in self._ranks}
+        if self._exchange is None:
+            return list(own.values())
+        (self._exchange.own,) = own.values()
+        known = self._exchange.others | own
+        return [known.get(rank) for rank in range(len(self._names))]
 
-    def _indictment(self, rank: int) -> str:
-        state = "its process is stopped" if _state(self._children[rank]) == psutil.STATUS_STOPPED else "it hangs"
-        others = "; ".join(
-            f"{name} in group {status.group.decode()}"
-            for other, (name, status) in enumerate(zip(self._names, self._board, strict=True))
-            if other != rank and status.group
-        )
-        waiting = f"; others wait: {others}" if others else ""
-        return f"{self._who(rank)}, made no progress for {self._stall_s} s: {state}{waiting}"
+    def _sight(self, rank: int) -> Sight:
+        return Sight.of(self._board[rank], self._children[rank])
+
+    def _failure_elsewhere(self) -> str:
+        return "" if self._exchange is None else self._exchange.failure
 
     def _blame(self, failures: dict[int, Failure | None]) -> RuntimeRefusal:
         """The refusal to raise: of the rank that failed by itself, not of one that lost its peer."""
         deadline = time.monotonic() + GRACE_S
-        waiting = {rank: pipe for rank, pipe in enumerate(self._pipes) if rank not in failures}
-        while waiting and (left := deadline - time.monotonic()) > 0:
-            ready = multiprocessing.connection.wait(list(waiting.values()), left)
+        while (cause := self._cause(failures)) is None and (left := deadline - time.monotonic()) > 0:
+            waiting = {rank: pipe for rank, pipe in self._pipes.items() if rank not in failures}
+            ready = multiprocessing.connection.wait([*waiting.values(), self._wake], min(left, LOOK_S))
+            if self._wake in ready:
+                break
             for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
                 message = _receive(waiting[rank])
                 if message is None or isinstance(message, Failure):
                     failures[rank] = message
-                    del waiting[rank]
+        if cause is not None:
+            return cause
+        rank, failure = next(iter(failures.items()))
+        return PeerError(f"{self._who(rank)}: {failure.refusal if failure else ''}")
+
+    def _cause(self, failures: dict[int, Failure | None]) -> RuntimeRefusal | None:
+        """What was not the failure of another rank; None while that is not known."""
         for rank, failure in failures.items():
             if failure is not None and failure.refusal is not None and not isinstance(failure.refusal, PeerError):
                 return failure.refusal
             if failure is None or failure.refusal is None:
                 return PeerError(self._obituary(rank, failure))
-        rank, failure = next(iter(failures.items()))
-        return PeerError(f"{self._who(rank)}: {failure.refusal if failure else ''}")
+        elsewhere = self._failure_elsewhere()
+        return PeerError(elsewhere) if elsewhere else None
 
     def _who(self, rank: int) -> str:
-        return f"device {self._names[rank]} (rank {rank}), while in {PHASES[self._board[rank].phase]!r}"
+        return who(self._names, rank, self._sight(rank).phase)
 
     def _obituary(self, rank: int, failure: Failure | None) -> str:
         if failure is not None:
@@ -307,46 +308,9 @@ class Family:
         return f"{self._who(rank)}, ended with exit code {code}"
 
 
-class _Standstill:
-    """For how long no rank of a board has got on, by the clock of a process that may have been stopped itself."""
-
-    def __init__(self, board: Any, children: Sequence[BaseProcess]) -> None:
-        self._board, self._children = board, children
-        self._seen: list[tuple[int, float]] = []
-        self._looked = time.monotonic()
-        self._still = 0.0
-
-    def seconds(self) -> float:
-        """To be asked every LOOK_S or oftener; what is longer between two looks was not watched, and does not count."""
-        now = time.monotonic()
-        seen = [
-            (status.ticks, _used_s(child) if PHASES[status.phase] in LOADING else 0.0)
-            for status, child in zip(self._board, self._children, strict=True)
-        ]
-        self._still = self._still + min(now - self._looked, 2 * LOOK_S) if seen == self._seen else 0.0
-        self._looked, self._seen = now, seen
-        return self._still
-
-
 def _completions(event: Event) -> tuple[Completion, ...]:
     """Those of the event that ends what was served; of others none."""
     return tuple(each for each in event if isinstance(each, Completion)) if isinstance(event, tuple) else ()
-
-
-def _state(child: BaseProcess) -> str:
-    try:
-        return str(psutil.Process(child.pid).status())
-    except psutil.NoSuchProcess:
-        return "dead"
-
-
-def _used_s(child: BaseProcess) -> float:
-    """Processor time of a process."""
-    try:
-        used = psutil.Process(child.pid).cpu_times()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return float(used.user + used.system)
 
 
 def _receive(pipe: Connection) -> Any:
@@ -375,20 +339,22 @@ def _without_main() -> Iterator[None]:
 
 
 def _child(
-    directory: Path, rank: int, rendezvous: Rendezvous, verify: bool, pipe: Connection, board: Any, stopped: Any
+    directory: Path, rank: int, rendezvous: Rendezvous, verify: bool, pipe: Connection, status: Status, stopped: Any
 ) -> None:
     """The life of a rank process: Ctrl-C is the parent's matter, and without a parent there is no life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    # one host: the ranks meet on loopback, whatever the host's name resolves to
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    if rendezvous.file is not None:
+        # one host: the ranks meet on loopback, whatever the host's name resolves to
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 
     def emit(event: Event) -> None:
         if rank == 0 or isinstance(event, Started) or _completions(event):
             pipe.send(event)
 
     try:
-        served, started = open_rank(directory, rank, rendezvous, Progress(board[rank]), verify=verify)
+        served, started = open_rank(directory, rank, rendezvous, Progress(status), verify=verify)
         with served:
             emit(started)
             while (requests := _receive(pipe)) is not None:

@@ -54,16 +54,16 @@ class Sampling:
 def sampling_of(temperature: float, top_k: int | None, top_p: float | None, seed: int | None) -> Sampling | None:
     """Parameters as people give them: temperature 0 is greedy; top_k 0 or None, top_p None or 1: of all tokens.
 
-    Without a seed one is drawn.
+    Without a seed one is drawn. Raises RequestError for what makes no sense, also where it would not be used.
     """
-    if temperature == 0:
-        return None
-    return Sampling(
-        temperature=temperature,
+    sampling = Sampling(
+        temperature=temperature or 1.0,
         top_k=top_k or None,
         top_p=top_p,
         seed=secrets.randbelow(MOST_SEED) if seed is None else seed,
     )
+    check_sampling(sampling)
+    return sampling if temperature else None
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -72,8 +72,8 @@ def check_sampling(sampling: Sampling) -> None:
         raise RequestError(
             f"temperature: found {sampling.temperature:g}, expected 0 (greedy) or at least {LEAST_TEMPERATURE:g}"
         )
-    if sampling.top_k is not None and sampling.top_k < 1:
-        raise RequestError(f"top_k: found {sampling.top_k}, expected at least 1")
+    if sampling.top_k is not None and not 1 <= sampling.top_k <= MOST_SEED:
+        raise RequestError(f"top_k: found {sampling.top_k}, expected 1 to 2^63 - 1")
     if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
         raise RequestError(f"top_p: found {sampling.top_p:g}, expected more than 0 and at most 1")
     if not 0 <= sampling.seed <= MOST_SEED:

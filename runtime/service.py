@@ -9,27 +9,33 @@ The same engine serves one prompt after the other without loading anything again
 caller's process and sets its number of torch threads; one of several in a process per device, started here.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+import threading
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, SupportsIndex, TypedDict, Unpack
 
 from tokenizers import Tokenizer
 
 from plans import codec
 from plans.check import require
 from plans.schema import Plan
-from runtime.comm import Rendezvous
 from runtime.errors import MachineError, RequestError
 from runtime.images import check_images
 from runtime.launch import Family, StartMethod, open_rank
 from runtime.progress import Progress
 from runtime.request import Completion, Finish, Piece, Request, check_batch, check_request
 from runtime.sampling import sampling_of
-from runtime.text import load_tokenizer
+from runtime.text import encode, load_tokenizer
+from runtime.torchrun import Torchrun
 
 DEFAULT_NEW_TOKENS = 200
+
+Prompt = str | Iterable[SupportsIndex]
+"""Text, or token ids."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +73,29 @@ class Generation:
     devices: tuple[DeviceBytes, ...]
 
 
+class Wanted(TypedDict, total=False):
+    """How a prompt is to be continued: the keyword arguments of ``stream``, ``generate`` and ``generate_batch``."""
+
+    max_new_tokens: int | None
+    """None, the default: 200, or what fits."""
+    temperature: float
+    """0, the default, is greedy; above it tokens are drawn from what ``top_k``, then ``top_p`` leave."""
+    top_k: int | None
+    """The most probable tokens that are drawn from; 0 or None, the default: all."""
+    top_p: float | None
+    """Then the fewest of them that together have this probability; None, the default: all."""
+    seed: int | None
+    """The same seed gives the same text; None, the default: one that is drawn, and told in the result."""
+    stop: Sequence[str]
+    """The output ends before the first of these; by default there is none."""
+    draft: bool
+    """False: plain decoding, also on a plan with a draft."""
+    ignore_eos: bool
+    """True: go on after an end-of-sequence token."""
+    reuse: bool
+    """True: what the last request and this prompt have in common is kept in the caches."""
+
+
 Events = Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]
 """Of requests that are served together: the pieces of each step, then the completions."""
 
@@ -92,34 +121,37 @@ class Engine:
         self._ranks = ranks
         self._digest = codec.digest(plan)
         self._tokenizer: Tokenizer | None = None
-        self._current: Stream | None = None
+        self._current: weakref.ref[Stream] | None = None
+        """Not kept: a stream that nobody has any more has ended."""
+        self._free, self._closed = threading.Lock(), False
 
     @classmethod
     def open(
         cls,
         directory: str | Path,
         *,
-        rank: int | None = None,
+        torchrun: Torchrun | None = None,
         method: StartMethod = "forkserver",
         verify: bool = True,
     ) -> Self:
         """Load the plan in a directory on its devices.
 
-        ``rank``: of this process, where torchrun has started one for each device and all of them run this; None: the
-        ranks are started here, on one host, by ``method``. ``verify``: compare the images with their digests; their
-        sizes and slot tables are compared anyway. Raises PlanError, RequestError, MachineError, ImageError or
-        PeerError.
+        ``torchrun``: of this process, where it has started one for each device and all of them run this; None: all
+        ranks are started here, on one host. They are started by ``method``. ``verify``: compare the images with their
+        digests; their sizes and slot tables are compared anyway. Raises PlanError, RequestError, MachineError,
+        ImageError or PeerError.
         """
         directory = Path(directory)
         plan = load_plan(directory)
-        if rank is not None or len(plan.devices) == 1:
-            alone = _One(directory, rank, verify)
+        if len(plan.devices) == 1:
+            alone = _One(directory, verify)
             return cls(plan, directory, alone, alone.started.load_s)
-        hosts = sorted({device.host for device in plan.devices})
-        if len(hosts) > 1 and any(device.kind != "cpu" for device in plan.devices):
-            raise MachineError(f"{directory}: the plan has hosts {', '.join(hosts)}: start it with torchrun")
-        check_images(plan, directory, verify=False)
-        family = Family(plan, directory, method, verify=verify)
+        if torchrun is None:
+            hosts = sorted({device.host for device in plan.devices})
+            if len(hosts) > 1 and any(device.kind != "cpu" for device in plan.devices):
+                raise MachineError(f"{directory}: the plan has hosts {', '.join(hosts)}: start it with torchrun")
+            check_images(plan, directory, verify=False)
+        family = Family(plan, directory, method, verify=verify, torchrun=torchrun)
         return cls(plan, directory, family, family.started.load_s)
 
     def __enter__(self) -> Self:
@@ -130,6 +162,7 @@ class Engine:
 
     def close(self) -> None:
         """End the ranks; the engine serves no more."""
+        self._closed = True
         self._ranks.close()
 
     @property
@@ -139,127 +172,64 @@ class Engine:
             self._tokenizer = load_tokenizer(self.directory)
         return self._tokenizer
 
-    def stream(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        draft: bool = True,
-        ignore_eos: bool = False,
-        reuse: bool = False,
-    ) -> "Stream":
+    def stream(self, prompt: Prompt, **wanted: Unpack[Wanted]) -> "Stream":
         """Continue a prompt, text or token ids, piece by piece as tokens are accepted.
 
-        ``max_new_tokens``: by default 200, or what fits. ``temperature`` 0 is greedy; above it tokens are drawn from
-        the distribution that ``top_k``, then ``top_p`` leave (None: all tokens), by ``seed`` (None: one that is drawn).
-        ``stop``: the output ends before the first of these. ``reuse``: keep what the last request and this prompt have
-        in common. Raises RequestError before anything is computed, PeerError when a rank fails.
+        Raises RequestError before anything is computed, PeerError when a rank fails.
         """
-        ids = tuple(self.tokenizer.encode(prompt).ids) if isinstance(prompt, str) else tuple(prompt)
-        request = make_request(
-            self.plan,
-            ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            draft=draft,
-            ignore_eos=ignore_eos,
-            reuse=reuse,
-        )
-        return self.serve(request)
+        return self.serve(self.request(prompt, **wanted))
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        draft: bool = True,
-        ignore_eos: bool = False,
-        reuse: bool = False,
-    ) -> Generation:
+    def generate(self, prompt: Prompt, **wanted: Unpack[Wanted]) -> Generation:
         """All of what ``stream``, with these arguments, would give."""
-        return self.stream(
-            prompt,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            draft=draft,
-            ignore_eos=ignore_eos,
-            reuse=reuse,
-        ).finished()
+        return self.stream(prompt, **wanted).finished()
 
-    def generate_batch(
-        self,
-        prompts: Sequence[str | Sequence[int]],
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        draft: bool = True,
-        ignore_eos: bool = False,
-    ) -> list[Generation]:
+    def generate_batch(self, prompts: Sequence[Prompt], **wanted: Unpack[Wanted]) -> list[Generation]:
         """What ``generate`` gives for each of several prompts, of which the plan's batch is decoded together."""
-        every = [tuple(self.tokenizer.encode(text).ids) if isinstance(text, str) else tuple(text) for text in prompts]
-        return self.serve_batch(
-            [
-                make_request(
-                    self.plan,
-                    ids,
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    seed=seed,
-                    stop=stop,
-                    draft=draft,
-                    ignore_eos=ignore_eos,
-                    reuse=False,
-                )
-                for ids in every
-            ]
-        )
+        return self.serve_batch([self.request(prompt, **wanted) for prompt in prompts])
+
+    def request(self, prompt: Prompt, **wanted: Unpack[Wanted]) -> Request:
+        """What ``stream``, with these arguments, serves. Raises RequestError."""
+        ids = encode(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
+        return make_request(self.plan, ids, wanted)
 
     def serve(self, request: Request) -> "Stream":
         """The output of a request as it comes. Raises RequestError, also where another one is not finished."""
         self._check((request,))
-        self._current = Stream(self, _alone(self._ranks.serve((request,))))
-        return self._current
+        stream = Stream(self, _alone(self._serve((request,))))
+        self._current = weakref.ref(stream)
+        return stream
 
     def serve_batch(self, requests: Sequence[Request]) -> list[Generation]:
         """The outputs of requests, as many together as the plan's batch, each as it would be alone."""
-        made: list[Generation] = []
-        for start in range(0, len(requests), self.plan.options.batch):
-            together = tuple(requests[start : start + self.plan.options.batch])
+        batch, made = self.plan.options.batch, list[Generation]()
+        every = [tuple(requests[start : start + batch]) for start in range(0, len(requests), batch)]
+        for together in every:
             self._check(together)
-            for event in self._ranks.serve(together):
-                made += [self.told(each) for each in event if isinstance(each, Completion)]
+        for together in every:
+            with closing(self._serve(together)) as events:
+                for event in events:
+                    made += [self.told(each) for each in event if isinstance(each, Completion)]
         return made
 
     def _check(self, requests: tuple[Request, ...]) -> None:
         check_batch(self.plan, requests)
         if any(request.stop for request in requests):
             _ = self.tokenizer
-        if self._current is not None and not self._current.ended:
+        current = None if self._current is None else self._current()
+        if current is not None and not current.ended:
             raise RequestError("the engine is serving another request: read it to its end, or close its stream")
+
+    def _serve(self, requests: tuple[Request, ...]) -> Events:
+        """Requests that were checked; one at a time, also of several threads."""
+        if not self._free.acquire(blocking=False):
+            raise RequestError("the engine is serving another request, of another thread: one at a time")
+        try:
+            if self._closed:
+                raise RequestError("the engine is closed: open another one")
+            with closing(self._ranks.serve(requests)) as events:
+                yield from events
+        finally:
+            self._free.release()
 
     def stop(self) -> None:
         """End what is being served with the step that is being done."""
@@ -328,7 +298,8 @@ class Stream(Iterator[Piece]):
         """Read to the end."""
         for _ in self:
             pass
-        assert self.result is not None, "a stream ends with its result"
+        if self.result is None:
+            raise RequestError("the stream was closed before its end: it has no result")
         return self.result
 
     def close(self) -> None:
@@ -340,19 +311,19 @@ class Stream(Iterator[Piece]):
 
 
 class _One:
-    """The rank of this process."""
+    """The only rank of a plan, in this process."""
 
-    def __init__(self, directory: Path, rank: int | None, verify: bool) -> None:
+    def __init__(self, directory: Path, verify: bool) -> None:
         self._stopped = False
         self.timings: list[Completion] = []
-        rendezvous = None if rank is None else Rendezvous(file=None)
-        self._rank, self.started = open_rank(directory, rank or 0, rendezvous, Progress(), verify=verify)
+        self._rank, self.started = open_rank(directory, 0, None, Progress(), verify=verify)
 
     def serve(self, requests: tuple[Request, ...]) -> Events:
         self._stopped = False
-        for event in self._rank.serve_batch(requests, lambda: self._stopped):
-            self.timings = [each for each in event[:1] if isinstance(each, Completion)]
-            yield event
+        with closing(self._rank.serve_batch(requests, lambda: self._stopped)) as events:
+            for event in events:
+                self.timings = [each for each in event[:1] if isinstance(each, Completion)]
+                yield event
 
     def stop(self) -> None:
         self._stopped = True
@@ -368,30 +339,40 @@ def load_plan(directory: Path) -> Plan:
     return plan
 
 
-def make_request(
-    plan: Plan,
-    prompt_ids: tuple[int, ...],
-    *,
-    max_new_tokens: int | None,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
-    stop: Sequence[str],
-    draft: bool,
-    ignore_eos: bool,
-    reuse: bool,
-) -> Request:
+def make_request(plan: Plan, prompt_ids: Iterable[SupportsIndex], wanted: Wanted) -> Request:
     """A request of what people give to ``Engine.stream``; raise RequestError where the plan cannot serve it."""
-    fitting = max(1, min(DEFAULT_NEW_TOKENS, plan.options.context - len(prompt_ids)))
+    ids = _prompt(prompt_ids)
+    stop = wanted.get("stop", ())
+    most, top_k, seed = wanted.get("max_new_tokens"), wanted.get("top_k"), wanted.get("seed")
+    fitting = max(1, min(DEFAULT_NEW_TOKENS, plan.options.context - len(ids)))
     request = Request(
-        prompt_ids=prompt_ids,
-        max_new_tokens=fitting if max_new_tokens is None else max_new_tokens,
-        draft=draft,
-        ignore_eos=ignore_eos,
+        prompt_ids=ids,
+        max_new_tokens=fitting if most is None else _whole("max_new_tokens", most),
+        draft=wanted.get("draft", True),
+        ignore_eos=wanted.get("ignore_eos", False),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        sampling=sampling_of(temperature, top_k, top_p, seed),
-        reuse=reuse,
+        sampling=sampling_of(
+            wanted.get("temperature", 0.0),
+            None if top_k is None else _whole("top_k", top_k),
+            wanted.get("top_p"),
+            None if seed is None else _whole("seed", seed),
+        ),
+        reuse=wanted.get("reuse", False),
     )
     check_request(plan, request)
     return request
+
+
+def _prompt(ids: Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """Token ids as Python's numbers, whoever's they are."""
+    if not isinstance(ids, Iterable):
+        raise RequestError(f"prompt: found {type(ids).__name__}, expected text or token ids")
+    return tuple(_whole(f"prompt_ids[{position}]", token) for position, token in enumerate(ids))
+
+
+def _whole(name: str, value: SupportsIndex) -> int:
+    """A number that needs no rounding."""
+    try:
+        return index(value)
+    except TypeError as error:
+        raise RequestError(f"{name}: found {value!r}, expected a whole number") from error

@@ -24,6 +24,15 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         raise RequestError(f"{file}: not a tokenizer: {error}") from error
 
 
+def encode(tokenizer: Tokenizer, text: str, *, special: bool = True) -> tuple[int, ...]:
+    """The ids of a text, with what the tokenizer puts around one if ``special``; raise RequestError for none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"prompt: character {error.start} is none: the bytes are not UTF-8") from error
+    return tuple(tokenizer.encode(text, add_special_tokens=special).ids)
+
+
 class Output:
     """The output of one request: takes the tokens of each step, cuts them where it ends, and makes text of them.
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from planner.build import STATIC_PATHS
 from plans.facts import static_tree
 from plans.schema import KvAxis, Plan, Run, Tree
-from runtime.launch import Event, run
-from runtime.request import Completion, Request
+from runtime import Engine
 from tests.contract.agreeing import HEADS, KV_HEADS, LAYERS
 from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, inputs
 from tests.contract.ranks import decoded
@@ -190,19 +189,17 @@ def check(plan: Plan, directory: Path, checkpoints: Checkpoints, prompts: Any, m
 def test_processes_give_the_tokens_of_transformers(name: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     plan, kind = placed(name, checkpoints)
     directory = compiled(tmp_path / "plan", plan, checkpoints, kind)
-    requests = [
-        Request(prompt_ids=prompt, max_new_tokens=24, draft=draft, ignore_eos=True, stop=())
-        for prompt in PROMPTS[1::2]
-        for draft in (True, False)
-    ]
-    events: list[Event] = []
-    run(plan, directory, requests, events.append, method="forkserver")
-    completions = [event for event in events if isinstance(event, Completion)]
-    for request, done in zip(requests, completions, strict=True):
-        assert list(done.tokens) == checkpoints.greedy(request.prompt_ids, request.max_new_tokens)
-    assert max(max(done.accept_lengths, default=0) for done in completions) >= 2
-    for line, made in zip(plan.memory, completions[-1].measured_bytes, strict=True):
-        assert all(count <= getattr(line, f"{term}_bytes") for term, count in made.items()), line.device
+    with Engine.open(directory) as engine:
+        done = [
+            engine.generate(prompt, max_new_tokens=24, draft=draft, ignore_eos=True)
+            for prompt in PROMPTS[1::2]
+            for draft in (True, False)
+        ]
+    for each in done:
+        assert list(each.tokens) == checkpoints.greedy(each.prompt_ids, 24)
+    assert max(max(each.accept_lengths, default=0) for each in done) >= 2
+    for device in done[-1].devices:
+        assert all(made <= device.planned_bytes[term] for term, made in device.measured_bytes.items()), device.device
 
 
 # ---- placements drawn at random ----

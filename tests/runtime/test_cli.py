@@ -71,7 +71,7 @@ def test_run_streams_text_on_stdout_and_figures_on_stderr(plan_dir: tuple[Path, 
         (["--prompt-ids", "1", "--stop", "x"], 2, "tokenizer.json: not there"),
         (["--prompt-ids", "1", "--temperature", "-1"], 2, "temperature: found -1, expected 0 (greedy) or at least"),
         (["--prompt-ids", "1", "--temperature", "1", "--top-p", "0"], 2, "top_p: found 0, expected more than 0"),
-        (["--prompt-ids", "1", "--temperature", "1", "--top-k", "-1"], 2, "top_k: found -1, expected at least 1"),
+        (["--prompt-ids", "1", "--temperature", "1", "--top-k", "-1"], 2, "top_k: found -1, expected 1 to 2^63 - 1"),
         (["--prompt-ids", "1", "--temperature", "1", "--seed", "-1"], 2, "seed: found -1, expected 0 to 2^63 - 1"),
         (["--prompt-ids", "1", "--chat"], 2, "tokenizer_config.json: chat_template: missing"),
         (["--prompt-ids", "1", "--system", "x"], 2, "--system: only with --chat"),
@@ -104,7 +104,8 @@ def test_run_without_images_names_them_and_the_command(plan_dir: tuple[Path, Pla
 
 
 def test_torchrun_must_start_one_process_per_device(plan_dir: tuple[Path, Plan]) -> None:
-    done = runtime("run", plan_dir[0], "--prompt-ids", "1", RANK="0", WORLD_SIZE="3")
+    place = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    done = runtime("run", plan_dir[0], "--prompt-ids", "1", **place)
     assert done.returncode == 5
     assert "torchrun started 3 processes, the plan has 2 devices" in done.stderr
 

@@ -130,7 +130,7 @@ def test_one_seed_of_many_has_the_frequencies_of_the_distribution() -> None:
     [
         ((math.nan, None, None), "temperature: found nan, expected 0 (greedy) or at least 1e-06"),
         ((1e-9, None, None), "temperature: found 1e-09, expected 0 (greedy) or at least 1e-06"),
-        ((1.0, -1, None), "top_k: found -1, expected at least 1"),
+        ((1.0, -1, None), "top_k: found -1, expected 1 to 2^63 - 1"),
         ((1.0, None, 1.5), "top_p: found 1.5, expected more than 0 and at most 1"),
     ],
 )
@@ -194,20 +194,18 @@ Rule = Callable[[Tensor, Tensor, Tensor, Tensor, int], Verdict]
 def with_trees(parameters: Parameters, seed: int, sampled: Tensor, rule: Rule) -> tuple[Tensor, int]:
     """The same as an engine decodes them, and how many drafted tokens were accepted; ``sampled``: what ``plain`` is."""
     count = sampled.shape[0]
-    mask, levels = ancestors(PARENTS.unsqueeze(0), LEVELS)[0], LEVELS + 1
-    depths = mask.sum(1) - 1
+    parents, levels = PARENTS.expand(count, -1), LEVELS + 1
+    mask = ancestors(parents, LEVELS)
+    depths = mask[0].sum(1) - 1
     tokens = torch.zeros((count, 3 + levels + 1), dtype=torch.int64)
     tokens[:, :1] = sampled[:, :1]
     lengths, accepted = torch.ones((count, 1), dtype=torch.int64), 0
 
-    def judge(nodes: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        verdict = rule(nodes, PARENTS, mask, chosen, levels)
-        return verdict.accepted, verdict.tokens
-
     while (lengths < 3).any():
         nodes = (tokens.gather(1, lengths - 1) + BEHIND) % VOCABULARY  # [count, N]
         chosen = drawn(parameters, seed, nodes, lengths + depths)
-        more, following = torch.vmap(judge)(nodes, chosen)
+        verdict = rule(nodes, parents, mask, chosen, levels)
+        more, following = verdict.accepted.unsqueeze(1), verdict.tokens
         unfinished = lengths < 3
         accepted += int((more * unfinished).sum())
         places = lengths + torch.arange(levels)
@@ -236,13 +234,14 @@ def distance(outcomes: Tensor, parameters: Parameters) -> tuple[float, int]:
 
 def first_child_for_all(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: int) -> Verdict:
     """A mutation: the first child of the root is accepted when any of the root's children was drawn."""
-    first = torch.where((chosen[0] == tokens[1]) | (chosen[0] == tokens[2]), tokens[1:2], chosen[:1])
-    return walk(tokens, parents, mask, torch.cat([first, chosen[1:]]), kept)
+    drawn = chosen[:, :1]
+    first = torch.where((drawn == tokens[:, 1:3]).any(1, keepdim=True), tokens[:, 1:2], drawn)
+    return walk(tokens, parents, mask, torch.cat([first, chosen[:, 1:]], 1), kept)
 
 
 def reused_draw(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: int) -> Verdict:
     """A mutation: behind the first child the draw of the root is taken again."""
-    return walk(tokens, parents, mask, torch.cat([chosen[:1], chosen[:1], chosen[2:]]), kept)
+    return walk(tokens, parents, mask, torch.cat([chosen[:, :1], chosen[:, :1], chosen[:, 2:]], 1), kept)
 
 
 @pytest.mark.parametrize("parameters", [(1.0, None, None), (0.8, 3, 0.9)])

@@ -5,9 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from plans.schema import Plan
 from runtime import Engine
@@ -25,6 +29,12 @@ def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
     directory, plan = compiled_plan(tmp_path_factory.mktemp("service"))
     write_tokenizer(directory)
     return directory, plan
+
+
+@pytest.fixture(scope="module")
+def engine(plan_dir: tuple[Path, Plan], one_core: None) -> Iterator[Engine]:
+    with Engine.open(plan_dir[0]) as opened:
+        yield opened
 
 
 def test_importing_the_package_imports_no_torch() -> None:
@@ -157,3 +167,72 @@ def test_a_seed_gives_the_same_text_over_a_divided_head(plan_dir: tuple[Path, Pl
             )
     assert texts[0] == texts[1]
     assert len(set(texts[0])) == len(asked)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted", "message"),
+    [
+        ([1, 1.5], {}, r"prompt_ids\[1\]: found 1.5, expected a whole number"),
+        ([1, None], {}, r"prompt_ids\[1\]: found None, expected a whole number"),
+        (None, {}, "prompt: found NoneType, expected text or token ids"),
+        ("a\ud800", {}, "prompt: character 1 is none: the bytes are not UTF-8"),
+        ([1], {"max_new_tokens": 1.5}, "max_new_tokens: found 1.5, expected a whole number"),
+        ([1], {"top_k": "7"}, "top_k: found '7', expected a whole number"),
+        ([1], {"top_k": 1 << 70}, "top_k: found 1180591620717411303424, expected 1 to 2"),
+        ([1], {"top_p": 2}, "top_p: found 2, expected more than 0 and at most 1"),
+        ([1], {"seed": -1}, "seed: found -1, expected 0 to"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_also_where_it_would_not_be_used(
+    prompt: Any, wanted: Any, message: str, engine: Engine
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        engine.generate(prompt, **wanted)
+
+
+def test_ids_may_be_anybodys_numbers(engine: Engine) -> None:
+    told = engine.generate(torch.tensor(PROMPT), max_new_tokens=3)
+    assert json.loads(json.dumps(told.prompt_ids)) == PROMPT
+    assert engine.generate(iter(PROMPT), max_new_tokens=3).tokens == told.tokens
+
+
+def test_a_stream_that_is_dropped_leaves_the_engine_free_and_one_that_is_kept_does_not(engine: Engine) -> None:
+    expected = engine.generate(PROMPT, max_new_tokens=9).tokens
+    for _ in engine.stream(PROMPT, max_new_tokens=40):
+        break
+    assert engine.generate(PROMPT, max_new_tokens=9).tokens == expected
+    kept = engine.stream(PROMPT, max_new_tokens=40)
+    for ask in (engine.generate, lambda prompt: engine.generate_batch([prompt])):
+        with pytest.raises(RequestError, match="serving another request"):
+            ask(PROMPT)
+    next(kept)
+    kept.close()
+    with pytest.raises(RequestError, match="the stream was closed before its end: it has no result"):
+        kept.finished()
+    assert engine.generate(PROMPT, max_new_tokens=9).tokens == expected
+
+
+def test_several_threads_are_refused_or_served_one_at_a_time(engine: Engine) -> None:
+    expected = engine.generate(PROMPT, max_new_tokens=9).tokens
+
+    def ask(number: int) -> tuple[int, ...] | str:
+        try:
+            both = engine.generate_batch([PROMPT]) if number % 2 else [engine.generate(PROMPT, max_new_tokens=9)]
+            return both[0].tokens[:9]
+        except RequestError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        told = set(pool.map(ask, range(16)))
+    assert {each for each in told if not isinstance(each, str)} == {expected}
+    assert all("serving another request" in each for each in told if isinstance(each, str))
+
+
+def test_an_engine_that_is_closed_serves_no_more(plan_dir: tuple[Path, Plan]) -> None:
+    with Engine.open(plan_dir[0]) as engine, Engine.open(plan_dir[0]) as other:
+        one, two = (each.stream(PROMPT, max_new_tokens=9) for each in (engine, other))
+        assert [*map(str, one)] == [*map(str, two)], "two at once"
+        left = engine.stream(PROMPT)
+    for ask in (left.finished, lambda: engine.generate(PROMPT)):
+        with pytest.raises(RequestError, match="the engine is closed"):
+            ask()

@@ -1,0 +1,68 @@
+"""Who is to blame where no rank gets on."""
+
+from dataclasses import replace
+
+import pytest
+
+from runtime import watch
+from runtime.watch import LOOK_S, Sight, Watch
+
+NAMES = ("a", "b", "c")
+BUSY = Sight(phase="verify", ticks=7, group="", used_s=0.0, stopped=False)
+WAITS = replace(BUSY, group="stages[0]")
+STALL_S = 2
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, as whoever watches sees it."""
+    now = [100.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    return now
+
+
+def looked(clock: list[float], seconds: float, *sights: Sight | None) -> str:
+    """The complaint after so many seconds of the same sights."""
+    seen, found = Watch(NAMES, STALL_S), ""
+    for _ in range(round(seconds / LOOK_S) + 1):
+        found = seen.complaint(sights)
+        clock[0] += LOOK_S
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sights", "blamed"),
+    [
+        ((WAITS, BUSY, WAITS), "device b (rank 1), while in 'verify', made no progress for 2 s: it hangs; "
+                               "others wait: a in group stages[0]; c in group stages[0]"),
+        ((WAITS, WAITS, WAITS), "device a (rank 0), while in 'verify'"),
+        ((WAITS, WAITS, replace(WAITS, stopped=True)), "device c (rank 2), while in 'verify', made no progress for 2 "
+                                                       "s: its process is stopped"),
+        ((replace(BUSY, phase="meeting the other ranks"), replace(BUSY, phase="reading its image"), WAITS),
+         "device b (rank 1), while in 'reading its image', made no progress for 2 s: it hangs"),
+    ],
+)  # fmt: skip
+def test_the_one_that_the_others_wait_for_is_named(clock: list[float], sights: tuple[Sight, ...], blamed: str) -> None:
+    assert looked(clock, STALL_S - LOOK_S, *sights) == ""
+    assert looked(clock, STALL_S, *sights).startswith(blamed)
+
+
+def test_ranks_without_a_request_and_ranks_that_nobody_knows_yet_stand_still_for_ever(clock: list[float]) -> None:
+    idle = replace(BUSY, phase="waiting")
+    assert looked(clock, 100, idle, idle, idle) == ""
+    assert looked(clock, 100, BUSY, None, BUSY) == ""
+
+
+def test_any_progress_of_anybody_counts_and_so_does_not_the_time_in_which_nobody_watched(clock: list[float]) -> None:
+    seen = Watch(NAMES, STALL_S)
+    for tick in range(40):
+        assert seen.complaint([WAITS, replace(BUSY, ticks=tick // 5), WAITS]) == ""
+        clock[0] += LOOK_S
+    reading = replace(BUSY, phase="reading its image")
+    for tick in range(40):
+        assert seen.complaint([WAITS, replace(reading, used_s=1 + tick // 5), WAITS]) == ""
+        clock[0] += LOOK_S
+    seen = Watch(NAMES, STALL_S)
+    assert seen.complaint([WAITS, BUSY, WAITS]) == ""
+    clock[0] += 1000
+    assert seen.complaint([WAITS, BUSY, WAITS]) == "", "whoever watches was stopped too"
