@@ -128,13 +128,16 @@ def resolve_dtype(wanted: Wanted, base: BaseInput, inventory: Inventory) -> DTyp
 
 
 def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | None) -> Options:
-    """Options with every default written out, ``max`` as the model's limit; raise InputError for what cannot be."""
-    longest = base.max_positions if draft is None else min(base.max_positions, draft.max_positions)
-    default = min(longest, MOST_DEFAULT_CONTEXT)
+    """Options with every default written out, ``max`` as the model's limit; raise InputError for what cannot be.
+
+    The default keeps to the positions that the EAGLE head was trained for, of which published heads name few; beyond
+    them it only drafts worse, so that any context of the model's may be asked for.
+    """
+    longest = base.max_positions
+    default = min(longest, draft.max_positions if draft else longest, MOST_DEFAULT_CONTEXT)
     context = longest if wanted.context == "max" else wanted.context or default
     if context > longest:
-        whose = "model has" if longest == base.max_positions else "EAGLE head has"
-        raise InputError(f"--context: found {context}, the {whose} {longest} positions")
+        raise InputError(f"--context: found {context}, the model has {longest} positions")
     if draft is None and wanted.tree is not None:
         raise InputError("--tree: there is no draft that would grow one: give --draft")
     if wanted.strategy == "custom" and wanted.custom is None:

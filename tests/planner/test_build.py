@@ -124,6 +124,14 @@ def test_options_beyond_the_model_are_refused(wanted: Wanted, message: str) -> N
         resolve(wanted, "bfloat16", base, draft)
 
 
+@pytest.mark.parametrize(("wanted", "context"), [(None, 128), (129, 129), (512, 512), ("max", 512)])
+def test_a_head_of_fewer_positions_sets_the_default_alone(wanted: int | None, context: int) -> None:
+    base, draft = demo("eagle3")
+    assert draft is not None
+    draft = dataclasses.replace(draft, max_positions=128)
+    assert resolve(Wanted(context=wanted), "bfloat16", base, draft).context == context
+
+
 @pytest.mark.parametrize(
     ("kinds", "dtype"), [(("cpu", "cpu"), "float32"), (("cpu", "t4"), "bfloat16"), (("t4", "t4"), "bfloat16")]
 )
