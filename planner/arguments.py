@@ -13,21 +13,26 @@ from plans.schema import Strategy, Tree
 
 
 def parse_gap(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """A relative distance, to parts per million."""
-    if not re.fullmatch(r"0|0?\.[0-9]+", value):
-        raise click.BadParameter(f"found {value!r}, expected a fraction like 0.05")
-    return int(Decimal(value) * 1_000_000)
+    """A relative distance in percent or as a fraction, to parts per million."""
+    ppm = _relative(value)
+    if ppm is None or ppm == 1_000_000:
+        raise click.BadParameter(f"found {value!r}, expected a fraction like 0.05 or 5%")
+    return ppm
 
 
 def parse_within(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """A relative distance in percent or as a fraction, to parts per million."""
-    if value is None:
-        return None
-    number = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?|\.[0-9]+)(%?)", value)
-    ppm = int(Decimal(number[1]) * (10_000 if number[2] else 1_000_000)) if number else -1
-    if not 0 <= ppm <= 1_000_000:
+    ppm = None if value is None else _relative(value)
+    if value is not None and ppm is None:
         raise click.BadParameter(f"found {value!r}, expected a part of the step's time like 2% or 0.02")
     return ppm
+
+
+def _relative(value: str) -> int | None:
+    """``0.05``, ``.05`` or ``5%``, to parts per million; None: no such text, or more than the whole."""
+    number = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?|\.[0-9]+)(%?)", value)
+    ppm = int(Decimal(number[1]) * (10_000 if number[2] else 1_000_000)) if number else -1
+    return ppm if 0 <= ppm <= 1_000_000 else None
 
 
 def parse_tree(context: click.Context, parameter: click.Parameter, value: str | None) -> Tree | None:

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from types import FrameType
@@ -224,6 +225,8 @@ def build(
         raise explain(request, error, settings) from error
     builder.write(out, built.plan, base, head)
     tell(out, built, kept, previous, verbosity(verbose))
+    if head is not None and built.plan.options.context > head.max_positions:
+        say(f"{out}: the EAGLE head was trained for {head.max_positions} positions: beyond them it may draft worse")
     compiled = None if plan_only else compile_images(out, model, draft, None)
     if as_json:
         images = {"images": images_data(compiled)} if compiled else {}
@@ -380,6 +383,9 @@ def show(
     draft: Path | None,
 ) -> None:
     """Show a plan: stages, shares, memory of each device, predicted times."""
+    pages = (("--markdown", markdown), ("--html", html_file))
+    one_form(("--json", as_json), *pages)
+    one_form(*pages, ("--device-map", device_map), ("--slot", slot))
     frozen = codec.load(plan)
     require(frozen, str(plan / "plan.yaml"))
     if slot is not None:
@@ -402,6 +408,13 @@ def show(
         say(f"{html_file}: written")
     else:
         click.echo(tables(frozen, sys.stdout))
+
+
+def one_form(*forms: tuple[str, object]) -> None:
+    """Raise a usage error where more than one form of an answer is asked for."""
+    asked = [option for option, given in forms if given]
+    if len(asked) > 1:
+        raise click.UsageError(f"found {' and '.join(asked)}, expected one of them at most")
 
 
 def show_slot(directory: Path, plan: Plan, name: str, model: Path | None, draft: Path | None, as_json: bool) -> None:
@@ -448,6 +461,7 @@ def refuse_other_headers(directory: Path, base: BaseInput, draft: DraftInput | N
 @refusals
 def diff(*, a: Path, b: Path, as_json: bool, markdown: bool) -> None:
     """What differs between two plans; exit code 1 if anything does."""
+    one_form(("--json", as_json), ("--markdown", markdown))
     plans = []
     for directory in (a, b):
         plans.append(codec.load(directory))
@@ -470,22 +484,34 @@ def diff(*, a: Path, b: Path, as_json: bool, markdown: bool) -> None:
 @refusals
 def check(*, plans: tuple[Path, ...], workers: int, solver_seed: int, as_json: bool) -> None:
     """Solve plans again from their own inputs, without weights; exit code 1 if one is not what comes out."""
-    results = []
+    results, refused = [], []
     for directory in plans:
-        frozen = codec.load(directory)
-        require(frozen, str(directory / "plan.yaml"))
-        settings = Settings(workers=workers, seed=solver_seed, gap_ppm=frozen.options.gap_ppm)
-        again = builder.replan(directory, frozen, settings)
-        differences = [str(difference) for difference in plan_diff.diff(frozen, again)]
-        if not differences and (directory / "plan.yaml").read_bytes() != codec.dumps(frozen).encode():
-            differences = ["plan.yaml: not in canonical form"]
+        try:
+            differences = differences_of(directory, Settings(workers=workers, seed=solver_seed))
+        except (PlannerError, PlanError) as error:  # the others are checked all the same
+            say(f"error: {error}")
+            refused.append(error)
+            continue
         results.append({"plan": str(directory), "clean": not differences, "differences": differences})
         say(f"{directory}: " + ("clean" if not differences else f"{len(differences)} differences"))
         for line in differences:
             say(f"  {line}")
     if as_json:
-        put({"plans": results})
+        put(({"error": describe(refused[0])} if refused else {}) | {"plans": results})
+    if refused:
+        sys.exit(refused[0].exit_code)
     sys.exit(0 if all(result["clean"] for result in results) else 1)
+
+
+def differences_of(directory: Path, settings: Settings) -> list[str]:
+    """Of a plan from what its own inputs lead to."""
+    frozen = codec.load(directory)
+    require(frozen, str(directory / "plan.yaml"))
+    again = builder.replan(directory, frozen, replace(settings, gap_ppm=frozen.options.gap_ppm))
+    differences = [str(difference) for difference in plan_diff.diff(frozen, again)]
+    if not differences and (directory / "plan.yaml").read_bytes() != codec.dumps(frozen).encode():
+        return ["plan.yaml: not in canonical form"]
+    return differences
 
 
 @main.command()

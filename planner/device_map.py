@@ -27,11 +27,14 @@ _TENSORS = {f"{name}.weight": name for name in ("model.embed_tokens", "model.nor
 def load_device_map(path: Path) -> Any:
     """A file in YAML or JSON as plain data, for :func:`read`."""
     try:
-        return load_yaml(read_document(path), str(path))
+        data = load_yaml(read_document(path), str(path))
     except OSError as error:
         raise InputError(f"--device-map {path}: cannot read: {error.strerror}") from error
     except PlanError as error:
         raise InputError(str(error)) from error
+    if data is None:
+        raise InputError(f"{path}: found nothing, expected a mapping of modules to devices")
+    return data
 
 
 def read(data: Any, where: str, model: Model, draft: Draft | None, inventory: Inventory) -> tuple[Pin, ...]:

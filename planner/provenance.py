@@ -63,12 +63,13 @@ def provenance(plan: Plan, name: str, base: BaseInput, draft: DraftInput | None)
     known: dict[str, None] = {}
     for device in plan.devices:
         slots = image_slots(plan, device.id, base, draft)
-        known |= dict.fromkeys(slot.name for slot in slots)
+        known |= dict.fromkeys(slot.name for slot in slots if slot.parts)
         start = len(header(slots, device.id))
         found += [_of(slot, device.id, start, base, draft) for slot in slots if slot.name == name]
     if not found:
         near = difflib.get_close_matches(name, known, n=3)
-        raise InputError(f"--slot {name}: no device has it: " + (f"did you mean {', '.join(near)}?" if near else ""))
+        hint = f"did you mean {', '.join(near)}?" if near else f"expected a name like {', '.join(list(known)[:3])}"
+        raise InputError(f"--slot {name}: no device has it: {hint}")
     return tuple(found)
 
 

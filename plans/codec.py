@@ -313,6 +313,8 @@ def _check_version(data: Any, where: str) -> int:
 def load(directory: Path) -> Plan:
     """Read ``plan.yaml`` of a plan's directory."""
     file = directory / "plan.yaml"
+    if directory.name == "plan.yaml" and directory.is_file():
+        raise PlanError(f"{directory}: found a file, expected the directory of a plan: give {directory.parent}")
     if not file.is_file():
         raise PlanError(f"{directory}: no plan.yaml here: give the directory of a plan, as `planner build` wrote it")
     try:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,44 @@ def test_show_has_four_forms(plan: Path, tmp_path: Path) -> None:
     assert str(tmp_path / "none" / "x.html") in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("show", "p", "--json", "--markdown"), "--json and --markdown"),
+        (("show", "p", "--json", "--html", "x"), "--json and --html"),
+        (("show", "p", "--device-map", "--html", "x"), "--html and --device-map"),
+        (("diff", "p", "q", "--json", "--markdown"), "--json and --markdown"),
+    ],
+)
+def test_an_answer_has_one_form(arguments: tuple[str, ...], found: str) -> None:
+    result = planner(*arguments)
+    assert result.exit_code == 2
+    assert f"found {found}, expected one of them at most" in result.stderr
+
+
+def test_the_file_of_a_plan_is_told_from_its_directory(plan: Path) -> None:
+    file = plan / "plan.yaml"
+    result = planner("show", file)
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {file}: found a file, expected the directory of a plan: give {plan}\n"
+
+
+def test_a_slot_that_is_none_is_refused_with_some_that_are(plan: Path) -> None:
+    found = planner("show", plan, "--slot", "layers.0.qkv.weigth").stderr
+    assert "did you mean layers.0.qkv.weight" in found
+    assert "no device has it: expected a name like embed.weight, " in planner("show", plan, "--slot", "?").stderr
+
+
+def test_a_head_of_few_positions_is_told(models: Path, tmp_path: Path) -> None:
+    few = tmp_path / "head"
+    shutil.copytree(models / "head", few)
+    config = json.loads((few / "config.json").read_text())
+    (few / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}))
+    told = f"{tmp_path / 'p'}: the EAGLE head was trained for 128 positions: beyond them it may draft worse"
+    assert told in build(models, tmp_path / "p", "--draft", few, "--plan-only").stderr
+    assert told not in build(models, tmp_path / "p", "--draft", few, "--context", 128, "--plan-only").stderr
+
+
 def test_diff_ends_with_one_where_plans_differ(models: Path, plan: Path, tmp_path: Path) -> None:
     same = planner("diff", plan, plan, "--json")
     assert same.exit_code == 0
@@ -192,6 +231,13 @@ def test_check_solves_again(plan: Path, tmp_path: Path) -> None:
     error = json.loads(result.stdout)["error"]
     assert error["type"] == "InvalidPlanError"
     assert "stages[0].first_layer" in error["message"]
+    # One that is refused keeps no other from being checked.
+    result = planner("check", broken, plan, tmp_path / "none", "--json")
+    assert result.exit_code == 2
+    data = json.loads(result.stdout)
+    assert data["plans"] == [{"plan": str(plan), "clean": True, "differences": []}]
+    assert data["error"]["type"] == "InvalidPlanError"
+    assert f"{tmp_path / 'none'}: no plan.yaml here" in result.stderr
     # Its inputs are not those that it records.
     other = edited(plan, tmp_path / "d", r"\A", "")
     config = json.loads((other / "config.json").read_text())
@@ -256,6 +302,7 @@ def test_the_longest_context(models: Path, tmp_path: Path) -> None:
     [
         ("--gap", "1"),
         ("--gap", "nan"),
+        ("--gap", "100%"),
         ("--gap", "-0.1"),
         ("--batch", "0"),
         ("--batch", "1000000000000"),

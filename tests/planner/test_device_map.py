@@ -167,6 +167,9 @@ def test_files_are_yaml_or_json(tmp_path: Path) -> None:
     (tmp_path / "map").write_text('{"": 0, "": 1}')
     with pytest.raises(InputError, match="duplicate key"):
         load_device_map(tmp_path / "map")
+    (tmp_path / "map").write_text("# to be filled in\n")
+    with pytest.raises(InputError, match="map: found nothing, expected a mapping of modules to devices"):
+        load_device_map(tmp_path / "map")
     with pytest.raises(InputError, match=r"--device-map .*none: cannot read: No such file"):
         load_device_map(tmp_path / "none")
 
