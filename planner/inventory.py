@@ -130,7 +130,7 @@ def _device(data: Any, host: str, path: str, dtype: DType) -> Device:
     memory = _figure(fields, "memory", units.SIZE, default.memory_bytes, path)
     reserve = _figure(fields, "reserve", units.SIZE, default.reserve_bytes, path)
     if reserve >= memory:
-        raise InventoryError(f"{path}.reserve: found {reserve} bytes, expected less than memory, {memory} bytes")
+        _refuse_reserve(fields, reserve, memory, path)
     return Device(
         id=device_id,
         host=host,
@@ -161,6 +161,16 @@ _OTHER = DeviceType(
 """Defaults of a type that the catalogue does not list."""
 
 
+def _refuse_reserve(fields: Mapping[str, Any], reserve: int, memory: int, path: str) -> None:
+    """Of the two, the one that the file gives is wrong; a memory without a unit is in bytes."""
+    if "reserve" in fields or "memory" not in fields:
+        raise InventoryError(f"{path}.reserve: found {reserve} bytes, expected less than memory, {memory} bytes")
+    remedy = f"give it with a unit, like {units.SIZE.example}" if type(fields["memory"]) is int else "give a reserve"
+    raise InventoryError(
+        f"{path}.memory: found {memory} bytes, expected more than the reserve, {reserve} bytes: {remedy}"
+    )
+
+
 def _require_figures(fields: Mapping[str, Any], type_name: str, path: str) -> None:
     missing = [name for name in ("memory", "bandwidth", "flops") if name not in fields]
     if missing:
@@ -171,11 +181,13 @@ def _require_figures(fields: Mapping[str, Any], type_name: str, path: str) -> No
 
 
 def _nearest_types(name: Any) -> str:
-    """Those that the name begins (h100), then those that are spelt alike."""
-    text = re.sub(r"[ _]+", "-", name.lower()) if type(name) is str else ""
+    """Those that the name begins (h100) or is a part of (4090, orin), then those that are spelt alike."""
+    text = re.sub(r"[ _]+", "-", name.lower()) if type(name) is str else str(name) if type(name) is int else ""
     begun = [known for known in catalog().devices if text and known.startswith(text)]
-    nearest = dict.fromkeys([*begun, *difflib.get_close_matches(text, catalog().devices, n=3, cutoff=0.5)])
-    return f"; the nearest known types are {', '.join(list(nearest)[:3])}" if nearest else ""
+    within = [known for known in catalog().devices if len(text) > 2 and text in known]
+    alike = difflib.get_close_matches(text, catalog().devices, n=3, cutoff=0.5 if type(name) is str else 0.7)
+    nearest = list(dict.fromkeys([*begun, *within, *alike]))[:3]
+    return f"; the nearest known types are {', '.join(nearest)}" if nearest else ""
 
 
 def _figure(fields: Mapping[str, Any], name: str, quantity: units.Quantity, default: int | None, path: str) -> int:

@@ -190,6 +190,31 @@ PATHS: list[tuple[str, Any, str]] = [
         "like {class: ethernet, bandwidth: 25 Gbit/s, latency: 20 us}",
     ),
     (
+        "hosts.0.devices.0.memory",
+        24,
+        "f: hosts[0].devices[0].memory: found 24 bytes, expected more than the reserve, 1073741824 bytes: give it with "
+        "a unit, like 24 GiB",
+    ),
+    (
+        "hosts.0.devices.0.memory",
+        "512 MiB",
+        "f: hosts[0].devices[0].memory: found 536870912 bytes, expected more than the reserve, 1073741824 bytes: give "
+        "a reserve",
+    ),
+    (
+        "hosts.0.devices.0.type",
+        4090,
+        "f: hosts[0].devices[0].type: found 4090, expected a name of lower-case letters, digits, '.', '_' and "
+        "'-'; the nearest known types are rtx-4090, rtx-4090-d",
+    ),
+    (
+        "hosts.0.devices.0.type",
+        "orin",
+        "f: hosts[0].devices[0].type: 'orin' is not in the catalogue; the nearest known types are jetson-agx-orin-64g, "
+        "jetson-agx-orin-32g, jetson-orin-nx-16g; a device of another type gives memory, bandwidth and flops itself; "
+        "missing: memory, bandwidth, flops",
+    ),
+    (
         "hosts.0.devices.0.type",
         "a100-81g",
         "f: hosts[0].devices[0].type: 'a100-81g' is not in the catalogue; the nearest known types are a100-80g, "
