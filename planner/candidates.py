@@ -15,6 +15,7 @@ from itertools import groupby, product
 
 from planner.errors import InputError
 from planner.graph import Fabric
+from plans.buffers import KvDivision
 from plans.schema import Inventory, KvAxis
 
 MOST_SETS = 20_000
@@ -39,17 +40,6 @@ class DeviceSet:
 
     devices: tuple[int, ...]
     hosts: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Way:
-    """How a group divides the KV cache: an axis, and subgroups of consecutive members that share heads along it, or by
-    ``heads`` repeat them and divide their query heads.
-    """
-
-    axis: KvAxis
-    subgroups: tuple[int, ...]
-    """Sizes; all 1 for ``heads`` alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +194,7 @@ def _neighbours(members: tuple[int, ...]) -> Iterator[Sequence[int]]:
 
 
 @cache
-def ways(size: int, kv_heads: int, asked: KvAxis | None) -> tuple[Way, ...]:
+def ways(size: int, kv_heads: int, asked: KvAxis | None) -> tuple[KvDivision, ...]:
     """How a group of ``size`` may divide ``kv_heads``: by heads, or by subgroups of equal size m > 1.
 
     Where it has more members than there are heads, and not a multiple, also as many subgroups as there are heads, as
@@ -212,16 +202,16 @@ def ways(size: int, kv_heads: int, asked: KvAxis | None) -> tuple[Way, ...]:
     take less of each member, but for some uneven divisions, which take long to exclude. Asked for an axis, a group of
     several devices divides along this one.
     """
-    found: list[Way] = []
+    found: list[KvDivision] = []
     if size == 1 or (size <= kv_heads and asked in (None, "heads")):
-        found.append(Way(axis="heads", subgroups=(1,) * size))
+        found.append(KvDivision(axis="heads", subgroups=(1,) * size))
     divisors = [m for m in range(2, size + 1) if size % m == 0 and size // m <= kv_heads]
     sizes = [(m,) * (size // m) for m in divisors]
     if size > kv_heads and size % kv_heads:
         sizes.append(even(size, kv_heads))
     shared: tuple[KvAxis, ...] = ("context", "head_dim", "batch")
     axes: tuple[KvAxis, ...] = ("heads", *shared) if size > kv_heads else shared
-    found += [Way(axis=axis, subgroups=each) for axis in axes if asked in (None, axis) for each in sizes]
+    found += [KvDivision(axis=axis, subgroups=each) for axis in axes if asked in (None, axis) for each in sizes]
     return tuple(found)
 
 

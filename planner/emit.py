@@ -189,10 +189,14 @@ def _draft(formulation: Formulation, answer: Answer, certificate: Certificate) -
     head = _names(formulation, _members(problem.last, answer.last))
     units, embed, rows = placed.shares
     assert units is not None, "units are shared with nothing"
+    way = formulation.draft_ways[placed.option][placed.column]
+    alone = max(way.subgroups) == 1
     return DraftPlacement(
         devices=devices,
         transport=_transport(formulation, members),
         feature_transport=hop_transport(formulation.inventory, head, devices),
+        kv_axis=None if alone else way.axis,
+        kv_subgroups=None if alone else way.subgroups,
         kv_heads=problem.tail.options[placed.option].columns[placed.column].shares,
         mlp_units=units,
         embed_rows=None if embed is None else _rows(formulation, embed),

@@ -13,15 +13,16 @@ from itertools import groupby
 
 import networkx as nx
 
-from planner.candidates import Candidates, DeviceSet, Way, bundles, divisions, repeated_divisions, sizes_of, ways
+from planner.candidates import Candidates, DeviceSet, bundles, sizes_of, ways
+from planner.columns import Subgroup, Variant, allows, divided, dominates, no_worse, parts_of, rotary_pairs
 from planner.cost import PS_PER_NS, Tier, all_reduce_ns, broadcast_ns, message_ns
 from planner.errors import InputError
 from planner.graph import Fabric, blocks
 from planner.memory import mlp_units
 from planner.pinned import PinnedChain, pinned_chain
 from planner.problem import Axis, Block, Column, Goal, Group, Kind, Option, Problem, Receive
-from planner.shares import BaseShares, DraftShares, exchange_ns, sequence_of
-from plans.buffers import KvShare
+from planner.shares import BaseShares, DraftShares, Pass, Work, exchange_ns, sequence_of
+from plans.buffers import KvDivision, KvShare
 from plans.schema import Attention, Device, Draft, Inventory, KvAxis, Model, Options
 
 MOST_ROW_UNIT = 64
@@ -43,15 +44,6 @@ GOALS: dict[str, Goal] = {
     "sequential": "fill",
     "custom": "time",
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Variant:
-    """A group of a set of devices but for their names."""
-
-    way: Way
-    columns: tuple[tuple[Column, ...], ...]
-    stage_bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +74,7 @@ class Formulation:
             counts=None if chosen is None else tuple(count for _, count in chosen.runs),
             first=self._embed(self._block_sets if chosen is None else self._pinned(chosen.embed)),
             last=self._head(self._block_sets if chosen is None else self._pinned(chosen.head)),
-            tail=self._tail(chosen) if self.draft else None,
+            tail=None if self._tail is None else self._tail.block,
             quantum_ns=self._quantum_ns,
             message_ns=tuple(self._tell_ns(members) for members in self._fabric.of_host),
             network_message_ns=message_ns(network, self._message_bytes) if network else 0,
@@ -91,9 +83,14 @@ class Formulation:
         )
 
     @cached_property
-    def ways(self) -> tuple[Way, ...]:
+    def ways(self) -> tuple[KvDivision, ...]:
         """Of each group of the problem: how it divides the KV cache."""
         return tuple(way for _, way in self._groups)
+
+    @cached_property
+    def draft_ways(self) -> tuple[tuple[KvDivision, ...], ...]:
+        """The same of each option of ``tail``, for each of its columns."""
+        return () if self._tail is None else self._tail.ways
 
     # ---- sizes of the step ----
 
@@ -154,9 +151,9 @@ class Formulation:
     # ---- groups ----
 
     @cached_property
-    def _groups(self) -> tuple[tuple[Group, Way], ...]:
+    def _groups(self) -> tuple[tuple[Group, KvDivision], ...]:
         self._refuse_axis()
-        found: list[tuple[Group, Way]] = []
+        found: list[tuple[Group, KvDivision]] = []
         places = len(self.inventory.hosts)
         for each in self._stage_sets:
             place = each.hosts[0]
@@ -182,7 +179,7 @@ class Formulation:
         asked, most = self.options.kv_axis, len(self.inventory.devices)
         if asked == "batch" and self.options.batch == 1 and most > 1:
             raise InputError("--kv batch: there is 1 sequence, expected 2 or more: give --batch, or another axis")
-        if asked == "head_dim" and most > 1 and not any(map(_pairs, self._attentions)):
+        if asked == "head_dim" and most > 1 and not any(map(rotary_pairs, self._attentions)):
             raise InputError(
                 "--kv head_dim: heads are normed as a whole (qk_norm), their dims cannot be divided: give another axis"
             )
@@ -210,10 +207,10 @@ class Formulation:
         return looks, parts, links
 
     @cached_property
-    def _variants(self) -> Callable[[DeviceSet], tuple[_Variant, ...]]:
-        known: dict[tuple[object, ...], tuple[_Variant, ...]] = {}
+    def _variants(self) -> Callable[[DeviceSet], tuple[Variant, ...]]:
+        known: dict[tuple[object, ...], tuple[Variant, ...]] = {}
 
-        def variants(each: DeviceSet) -> tuple[_Variant, ...]:
+        def variants(each: DeviceSet) -> tuple[Variant, ...]:
             key = self._signature(each)
             if key not in known:
                 known[key] = self._new_variants(each)
@@ -221,10 +218,10 @@ class Formulation:
 
         return variants
 
-    def _new_variants(self, each: DeviceSet) -> tuple[_Variant, ...]:
+    def _new_variants(self, each: DeviceSet) -> tuple[Variant, ...]:
         """By every way to divide the KV cache, but for those that another one is never worse than."""
         size = len(each.devices)
-        found: list[_Variant] = []
+        found: list[Variant] = []
         offered = {
             way for attention in self._attentions for way in ways(size, attention.num_kv_heads, self.options.kv_axis)
         }
@@ -235,7 +232,7 @@ class Formulation:
             most = max(max(column.shares) for listed in columns for column in listed)
             shares = [KvShare(heads=most, axis=way.axis, parts=m, part=0) for m in way.subgroups for _ in range(m)]
             stage_bytes = tuple(self._base.stage_bytes(share, size) for share in shares)
-            variant = _Variant(way=way, columns=columns, stage_bytes=stage_bytes)
+            variant = Variant(way=way, columns=columns, stage_bytes=stage_bytes)
             if not any(dominates(other, variant) for other in found):
                 found.append(variant)
         return tuple(found)
@@ -246,52 +243,38 @@ class Formulation:
         sizes = sizes_of(self._stage_sets)
         return tuple(bundles(attention.num_kv_heads, sizes) for attention in self._attentions)
 
-    def _columns(self, each: DeviceSet, way: Way, kind: int) -> tuple[Column, ...]:
+    def _columns(self, each: DeviceSet, way: KvDivision, kind: int) -> tuple[Column, ...]:
         """Every division of the KV heads of a layer over the subgroups of a way."""
-        attention, hosts = self._attentions[kind], len(each.hosts)
-        if not _allows(attention, self.options, way):
+        attention = self._attentions[kind]
+        if not allows(attention, self.options, way):
             return ()
-        parts, heads = len(way.subgroups), attention.num_kv_heads
-        most = self._bundles[kind]
-        dealt = divisions(heads, most, parts) if hosts == 1 else repeated_divisions(heads, most, parts, hosts)
-        starts = [sum(way.subgroups[:i]) for i in range(parts)]
-        members = [each.devices[start : start + m] for start, m in zip(starts, way.subgroups, strict=True)]
-        shares = [
-            {k: self._subgroup(kind, way.axis, members[s], k, s == 0) for k in {found[s] for found in dealt}}
-            for s in range(parts)
-        ]
-        fixed = self._layer_ns(each.devices, kind)
-        columns = []
-        for division in dealt:
-            chosen = [shares[s][k] for s, k in enumerate(division)]
-            columns.append(
-                Column(
-                    shares=tuple(k for k, m in zip(division, way.subgroups, strict=True) for _ in range(m)),
-                    ns=fixed + max(ns for ns, _ in chosen),
-                    bytes=tuple(nbytes for _, found in chosen for nbytes in found),
-                )
-            )
-        return tuple(columns)
+        return divided(
+            each,
+            way,
+            attention.num_kv_heads,
+            self._bundles[kind],
+            lambda axis, members, kv_heads, leads: self._subgroup(kind, axis, members, kv_heads, leads),
+            fixed_ns=self._layer_ns(each.devices, kind),
+            times=(1,),
+        )
 
     @cached_property
-    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool], tuple[int, tuple[int, ...]]]:
+    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool], Subgroup]:
         return cache(self._new_subgroup)
 
-    def _new_subgroup(
-        self, kind: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool
-    ) -> tuple[int, tuple[int, ...]]:
-        """Time, and bytes of each member, of a subgroup that holds so many KV heads."""
-        count = len(members)
-        shares = [KvShare(heads=kv_heads, axis=axis, parts=count, part=part) for part in range(count)]
-        devices = [self.inventory.devices[device] for device in members]
-        slowest = max(
-            self._base.attention(kind, share).ns(device) for share, device in zip(shares, devices, strict=True)
-        )
-        exchange = exchange_ns(
-            self._attentions[kind], self._base.given, shares[0], lambda nbytes: self._fabric.tiers(members, nbytes)
-        )
-        nbytes = (self._base.attention_bytes(kind, share, leads and share.part == 0) for share in shares)
-        return slowest + exchange, tuple(nbytes)
+    def _new_subgroup(self, kind: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool) -> Subgroup:
+        """Of a layer."""
+        shares = parts_of(axis, members, kv_heads)
+        slowest = self._slowest_ns(members, [self._base.attention(kind, share) for share in shares])
+        exchange = self._exchange_ns(self._attentions[kind], self._base.given, members, shares[0])
+        nbytes = (self._base.attention_bytes(kind, share, leads and j == 0) for j, share in enumerate(shares))
+        return Subgroup(ns=(slowest + exchange,), bytes=tuple(nbytes))
+
+    def _slowest_ns(self, members: Sequence[int], works: Sequence[Work]) -> int:
+        return max(work.ns(self.inventory.devices[device]) for work, device in zip(works, members, strict=True))
+
+    def _exchange_ns(self, attention: Attention, given: Pass, members: Sequence[int], share: KvShare) -> int:
+        return exchange_ns(attention, given, share, lambda nbytes: self._fabric.tiers(members, nbytes))
 
     def _layer_ns(self, members: Sequence[int], kind: int) -> int:
         """Of a layer, besides shares: fixed work, the router, and two sums of hidden states over the group."""
@@ -413,12 +396,13 @@ class Formulation:
         )
         return Block(options=options, axes=(axis,))
 
-    def _tail(self, chosen: PinnedChain | None) -> Block:
-        assert self.draft is not None
-        sets: Sequence[DeviceSet] = self._block_sets
-        if chosen is not None and chosen.draft is not None:
-            sets = self._pinned(chosen.draft)
-        return _Tail(formulation=self, draft=self.draft, sets=tuple(sets)).block
+    @cached_property
+    def _tail(self) -> "_Tail | None":
+        if self.draft is None:
+            return None
+        chosen = None if self._map is None else self._map.draft
+        sets = self._block_sets if chosen is None else self._pinned(chosen)
+        return _Tail(formulation=self, draft=self.draft, sets=tuple(sets))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -456,58 +440,77 @@ class _Tail:
             each_ps=tuple(self._shares.rows_ps(device, row_unit) for device in devices),
             shared="last" if draft.kind == "eagle" else None,
         )
-        heads = draft.attention.num_kv_heads
-        options = tuple(self._option(each) for each in self.sets if len(each.devices) <= heads)
-        return Block(options=options, axes=(units, embed, head))
+        return Block(options=tuple(map(self._option, self._offered)), axes=(units, embed, head))
+
+    @property
+    def ways(self) -> tuple[tuple[KvDivision, ...], ...]:
+        """Of each option, of each of its columns."""
+        return tuple(self._divisions(each)[0] for each in self._offered)
+
+    @property
+    def _offered(self) -> list[DeviceSet]:
+        return [each for each in self.sets if self._divisions(each)[0]]
 
     def _option(self, each: DeviceSet) -> Option:
         nbytes = self.formulation._traffic_bytes("head", "draft")
         receive = self.formulation._receive(each, nbytes)
-        return Option(devices=each.devices, places=each.hosts, columns=self._columns(each), receive=receive)
+        return Option(devices=each.devices, places=each.hosts, columns=self._divisions(each)[1], receive=receive)
 
     @cached_property
-    def _columns(self) -> Callable[[DeviceSet], tuple[Column, ...]]:
-        known: dict[tuple[object, ...], tuple[Column, ...]] = {}
+    def _divisions(self) -> Callable[[DeviceSet], tuple[tuple[KvDivision, ...], tuple[Column, ...]]]:
+        """Ways to divide the KV cache, each with a column: equal sets have the same ones."""
+        known: dict[tuple[object, ...], tuple[tuple[KvDivision, ...], tuple[Column, ...]]] = {}
 
-        def columns(each: DeviceSet) -> tuple[Column, ...]:
+        def divisions(each: DeviceSet) -> tuple[tuple[KvDivision, ...], tuple[Column, ...]]:
             key = self.formulation._signature(each)
             if key not in known:
-                known[key] = self._new_columns(each)
+                known[key] = self._new_divisions(each)
             return known[key]
 
-        return columns
+        return divisions
 
     @cached_property
     def _bundles(self) -> int:
         return bundles(self.draft.attention.num_kv_heads, sizes_of(self.sets))
 
-    def _new_columns(self, each: DeviceSet) -> tuple[Column, ...]:
-        heads, size, hosts = self.draft.attention.num_kv_heads, len(each.devices), len(each.hosts)
-        most = self._bundles
-        dealt = divisions(heads, most, size) if hosts == 1 else repeated_divisions(heads, most, size, hosts)
-        passes = self._shares.passes
+    def _new_divisions(self, each: DeviceSet) -> tuple[tuple[KvDivision, ...], tuple[Column, ...]]:
+        """By every way, but for columns that another one is never worse than."""
+        attention, size, passes = self.draft.attention, len(each.devices), self._shares.passes
         fixed = sum(times * self._pass_ns(each.devices, given.rows) for given, times in passes)
-        allowed = sorted({k for shares in dealt for k in shares})
-        tables = [
-            (times, [{k: self._ns(number, device, k) for k in allowed} for device in each.devices])
-            for number, (_, times) in enumerate(passes)
-        ]
-        nbytes = [{k: self._shares.bytes(k, j == 0, size) for k in allowed} for j in range(size)]
-        return tuple(
-            Column(
-                shares=shares,
-                ns=fixed
-                + sum(times * max(ns[k] for ns, k in zip(table, shares, strict=True)) for times, table in tables),
-                bytes=tuple(found[k] for found, k in zip(nbytes, shares, strict=True)),
+        nothing = (0,) * size
+        found_ways: list[KvDivision] = []
+        found: list[Column] = []
+        for way in ways(size, attention.num_kv_heads, None):
+            if not allows(attention, self.formulation.options, way):
+                continue
+            columns = divided(
+                each,
+                way,
+                attention.num_kv_heads,
+                self._bundles,
+                lambda axis, members, kv_heads, leads: self._subgroup(size, axis, members, kv_heads, leads),
+                fixed_ns=fixed,
+                times=tuple(times for _, times in passes),
             )
-            for shares in dealt
-        )
+            better = [column for column in columns if not any(no_worse(one, column, nothing) for one in found)]
+            found += better
+            found_ways += [way] * len(better)
+        return tuple(found_ways), tuple(found)
 
     @cached_property
-    def _ns(self) -> Callable[[int, int, int], int]:
-        """Of the attention of one pass on a device with so many KV heads."""
-        devices = self.formulation.inventory.devices
-        return cache(lambda number, device, heads: self._shares.attention(number, heads).ns(devices[device]))
+    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool], Subgroup]:
+        return cache(self._new_subgroup)
+
+    def _new_subgroup(self, size: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool) -> Subgroup:
+        """Of all layers, in a group of this size."""
+        draft, known, shares = self.draft, self._shares, parts_of(axis, members, kv_heads)
+        times = []
+        for number, (given, _) in enumerate(known.passes):
+            exchange = self.formulation._exchange_ns(draft.attention, given, members, shares[0])
+            works = [known.attention(number, share) for share in shares]
+            times.append(self.formulation._slowest_ns(members, works) + draft.num_layers * exchange)
+        nbytes = (known.bytes(share, leads and j == 0, size) for j, share in enumerate(shares))
+        return Subgroup(ns=tuple(times), bytes=tuple(nbytes))
 
     def _pass_ns(self, members: Sequence[int], rows: int) -> int:
         """Fixed work and messages of one pass: embedding, two sums per layer, candidates."""
@@ -520,43 +523,6 @@ class _Tail:
         gather = broadcast_ns(fabric.tiers(members, found), found)
         overhead = self.formulation._overhead_ns(members)
         return overhead * (draft.num_layers + 1 + TREE_BLOCKS) + added * (2 * draft.num_layers + 1) + gather
-
-
-def _pairs(attention: Attention) -> int:
-    """Rotary pairs of a head that may be divided: none where it is normed as a whole."""
-    return 0 if attention.qk_norm else attention.head_dim // 2
-
-
-def _allows(attention: Attention, options: Options, way: Way) -> bool:
-    """Whether a layer can be divided so: each part of a head has equally many rotary pairs or query heads, each of a
-    batch a sequence.
-    """
-    if len(way.subgroups) > attention.num_kv_heads:
-        return False
-    if way.axis == "heads":
-        return all(attention.num_heads // attention.num_kv_heads % m == 0 for m in way.subgroups)
-    if way.axis == "head_dim":
-        pairs = _pairs(attention)
-        return pairs > 0 and all(pairs % m == 0 for m in way.subgroups)
-    return way.axis != "batch" or max(way.subgroups) <= options.batch
-
-
-def dominates(one: _Variant, other: _Variant) -> bool:
-    """Whether whatever ``other`` can do, ``one`` can in no more time and no more bytes of any member.
-
-    For each column of one layer it has one with no more of either; and already one layer of it saves what a stage
-    takes more, once.
-    """
-    more = tuple(max(0, a - b) for a, b in zip(one.stage_bytes, other.stage_bytes, strict=True))
-    return all(
-        any(_no_worse(column, listed, more) for column in columns)
-        for columns, worse in zip(one.columns, other.columns, strict=True)
-        for listed in worse
-    )
-
-
-def _no_worse(one: Column, other: Column, more: tuple[int, ...]) -> bool:
-    return one.ns <= other.ns and all(a + m <= b for a, b, m in zip(one.bytes, other.bytes, more, strict=True))
 
 
 def _shared_ps(bodies: Sequence[tuple[Fraction, int]]) -> int:

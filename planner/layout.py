@@ -18,7 +18,7 @@ from typing import Literal
 
 from planner.families import BaseInput, DraftInput, inv_freq_bytes
 from plans.artifact import DTYPES, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, Abi, SlotEntry, abi_of, align
-from plans.buffers import KvShare, first_head, kv_shares, layer_class, whole_heads
+from plans.buffers import KvShare, first_head, kv_shares, layer_class
 from plans.ranges import Range, Ranges, attention_ranges, length, scaled, share_range
 from plans.schema import Attention, Draft, DType, LayerClass, Mlp, Model, Plan, Run, Stage
 
@@ -245,18 +245,20 @@ def rope_bytes(model: Model) -> int:
     return _total([_rope("rope.inv_freq", model.layers[0].attention.head_dim, None)])
 
 
-def draft_attention_bytes(draft: Draft, dtype: DType, kv_heads: int, leader: bool) -> int:
-    """Bytes of the attention slots, with their norms, of all layers of the head."""
+@cache
+def draft_attention_bytes(draft: Draft, dtype: DType, share: KvShare, leader: bool) -> int:
+    """Bytes of the attention slots, with their norms, of all layers of the head on a device with a share of its KV."""
     make = _counter(dtype)
-    layers, share = range(draft.num_layers), whole_heads(kv_heads)
-    return sum(_total(_draft_attention(make, draft, layer, 0, share, leader)) for layer in layers)
+    return sum(_total(_draft_attention(make, draft, layer, 0, share, leader)) for layer in range(draft.num_layers))
 
 
+@cache
 def draft_mlp_bytes(draft: Draft, dtype: DType, mlp_units: int, leader: bool) -> int:
     """Bytes of the MLP slots, with their norms, of all layers of the head."""
     return draft.num_layers * _total(_mlp(_counter(dtype), draft.hidden_size, draft.mlp, (0, mlp_units), leader))
 
 
+@cache
 def draft_fixed_bytes(draft: Draft, dtype: DType) -> int:
     """Bytes that each device of the draft group has whole: rotary frequencies, fc, final norm, d2t."""
     make = _counter(dtype)
@@ -365,7 +367,8 @@ def _draft_slots(plan: Plan, device_id: str, base: _Given, given: _Given) -> lis
     slots += _draft_fc(make, draft)
     for layer in range(draft.num_layers):
         maker = dataclasses.replace(make, prefix=f"draft.layers.{layer}.", role=f"draft.layers.{layer}.")
-        first, share = sum(placement.kv_heads[:member]), whole_heads(placement.kv_heads[member])
+        first = first_head(placement, placement.kv_heads, member)
+        share = kv_shares(placement, placement.kv_heads)[member]
         slots += _draft_attention(maker, draft, layer, first, share, leader)
         slots += _mlp(maker, draft.hidden_size, draft.mlp, share_range(placement.mlp_units, member), leader)
     slots += _draft_norm(make, draft)

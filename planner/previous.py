@@ -9,7 +9,7 @@ import networkx as nx
 from planner.formulate import Formulation
 from planner.problem import Group, Held, Segment, StageAnswer
 from plans import weights
-from plans.buffers import KvShare, whole_heads
+from plans.buffers import KvDivision, KvShare, whole_heads
 from plans.ranges import share_range
 from plans.schema import DTYPE_BYTES, DraftPlacement, Inputs, Plan, Run, Stage, VocabSplit
 
@@ -139,15 +139,20 @@ class Previous:
         if block < len(_TABLES):
             split = VocabSplit(devices=names, transport="local", hop_transport="local", rows=none, predicted_ns=0)
             return self._anew(weights.table(_TABLES[block], formulation.model, split, formulation.options.dtype))
-        return self._anew(self._draft(names, listed.columns[column].shares, none))
+        way = formulation.draft_ways[option][column]
+        return self._anew(self._draft(names, way, listed.columns[column].shares, none))
 
-    def _draft(self, names: tuple[str, ...], heads: tuple[int, ...], units: tuple[int, ...]) -> Iterator[weights.Held]:
+    def _draft(
+        self, names: tuple[str, ...], way: KvDivision, heads: tuple[int, ...], units: tuple[int, ...]
+    ) -> Iterator[weights.Held]:
         formulation, none = self.formulation, (0,) * len(names)
         assert formulation.draft is not None
         place = DraftPlacement(
             devices=names,
             transport="local",
             feature_transport="local",
+            kv_axis=way.axis,
+            kv_subgroups=way.subgroups,
             kv_heads=heads,
             mlp_units=units,
             embed_rows=none,
@@ -159,7 +164,10 @@ class Previous:
     def piece_bytes(self, block: int, axis: int) -> int:
         formulation = self.formulation
         if block == len(_TABLES) and axis == 0:
-            none, one = (sum(item.nbytes for item in self._draft((_NOBODY,), (0,), units)) for units in ((0,), (1,)))
+            alone = KvDivision(axis="heads", subgroups=(1,))
+            none, one = (
+                sum(item.nbytes for item in self._draft((_NOBODY,), alone, (0,), units)) for units in ((0,), (1,))
+            )
             return one - none
         draft = formulation.draft if block == len(_TABLES) else None
         hidden = draft.hidden_size if draft else formulation.model.hidden_size

@@ -25,7 +25,6 @@ from plans.buffers import (
     query_heads,
     stage_buffers,
     verify_rows,
-    whole_heads,
 )
 from plans.schema import DTYPE_BYTES, Attention, Device, Draft, LayerClass, Mlp, Model, Options
 
@@ -264,7 +263,7 @@ class BaseShares:
 
 @dataclass(frozen=True, kw_only=True)
 class DraftShares:
-    """Shares of the EAGLE head; its attention is divided by heads alone."""
+    """Shares of the EAGLE head."""
 
     model: Model
     draft: Draft
@@ -288,13 +287,12 @@ class DraftShares:
         return (first, 1), *every
 
     @cached_property
-    def attention(self) -> Callable[[int, int], Work]:
+    def attention(self) -> Callable[[int, KvShare], Work]:
         """Of all layers in one pass (by its number), and ``fc``, which each device computes whole."""
 
-        def work(number: int, kv_heads: int) -> Work:
+        def work(number: int, share: KvShare) -> Work:
             draft, (given, _) = self.draft, self.passes[number]
-            share = whole_heads(kv_heads)
-            kv = draft_kv_bytes(self.options, draft, kv_heads)
+            kv = draft_kv_bytes(self.options, draft, share)
             found = attention_work(draft.attention, given, share, ceil_div(kv, draft.num_layers))
             fc = self._fc_parameters if number == 0 or draft.kind == "eagle" else 0
             return Work(
@@ -329,25 +327,25 @@ class DraftShares:
         return sum(n * work.ps(device) for work, n in works)
 
     @cached_property
-    def bytes(self) -> Callable[[int, bool, int], int]:
-        """Of a device with so many KV heads in a group of this size, but for units and rows."""
+    def bytes(self) -> Callable[[KvShare, bool, int], int]:
+        """Of a device with a share of the KV heads in a group of this size, but for units and rows."""
 
-        def count(kv_heads: int, leader: bool, group_size: int) -> int:
+        def count(share: KvShare, leader: bool, group_size: int) -> int:
             draft, dtype = self.draft, self.options.dtype
             buffers = draft_buffers(
                 self.model,
                 draft,
                 self.options,
-                kv_heads=kv_heads,
+                share=share,
                 mlp_units=memory.mlp_units(draft.mlp),
                 embed_rows=self.model.vocab_size,
                 head_rows=draft.draft_vocab_size,
                 group_size=group_size,
             )
-            weights = layout.draft_attention_bytes(draft, dtype, kv_heads, leader)
+            weights = layout.draft_attention_bytes(draft, dtype, share, leader)
             whole = memory.draft_mlp(draft, dtype, leader).fixed + layout.draft_fixed_bytes(draft, dtype)
             tables = self.embed.fixed + self.head.fixed
-            cached = draft_kv_bytes(self.options, draft, kv_heads)
+            cached = draft_kv_bytes(self.options, draft, share)
             return weights + whole + tables + memory.total(buffers) + cached
 
         return cache(count)

@@ -6,7 +6,7 @@ Bytes are MiB or GiB and ns are us or ms here, with one decimal; the exact integ
 import dataclasses
 from dataclasses import dataclass
 
-from plans.buffers import layer_class
+from plans.buffers import KvDivision, kv_division, layer_class
 from plans.codec import digest
 from plans.schema import Attention, Device, DeviceMemory, Mlp, Model, Plan, Stage, VocabSplit
 
@@ -38,17 +38,17 @@ def join_shares(shares: tuple[int, ...]) -> str:
     return " + ".join(map(str, shares))
 
 
-def describe_heads(shares: tuple[int, ...], stage: Stage) -> str:
+def describe_heads(shares: tuple[int, ...], divided: KvDivision) -> str:
     """``3 + 1``; with subgroups ``4 + 4 over 2 by context``: one device has 4 heads, two share another 4; ``by query
     heads`` each of the two has the 4.
     """
-    if max(stage.kv_subgroups) == 1:
+    if max(divided.subgroups) == 1:
         return join_shares(shares)
-    starts = [sum(stage.kv_subgroups[:i]) for i in range(len(stage.kv_subgroups))]
-    sizes = zip(starts, stage.kv_subgroups, strict=True)
+    starts = [sum(divided.subgroups[:i]) for i in range(len(divided.subgroups))]
+    sizes = zip(starts, divided.subgroups, strict=True)
     texts = [str(shares[start]) if size == 1 else f"{shares[start]} over {size}" for start, size in sizes]
     folded = f"{len(texts)} x ({texts[0]})" if len(texts) > 2 and len(set(texts)) == 1 else " + ".join(texts)
-    return f"{folded} by {'query heads' if stage.kv_axis == 'heads' else stage.kv_axis}"
+    return f"{folded} by {'query heads' if divided.axis == 'heads' else divided.axis}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,7 +254,7 @@ def _parts(plan: Plan) -> tuple[Part, ...]:
                 layers="",
                 devices=place.devices,
                 attention=place.kv_heads,
-                kv_heads=join_shares(place.kv_heads),
+                kv_heads=describe_heads(place.kv_heads, kv_division(place)),
                 mlp=tuple(units * plan.draft.mlp.unit for units in place.mlp_units),
                 rows=place.head_rows or (),
                 transport=place.transport,
@@ -293,7 +293,7 @@ def _stage_parts(plan: Plan, number: int, stage: Stage, empty: Part) -> list[Par
                 layers=_range(layer, run.num_layers),
                 devices=stage.devices,
                 attention=run.kv_heads,
-                kv_heads=describe_heads(run.kv_heads, stage),
+                kv_heads=describe_heads(run.kv_heads, kv_division(stage)),
                 mlp=tuple(units * unit for units in run.mlp_units),
                 transport=stage.transport if position == 0 else "",
                 hop=_hop(stage.hop_transport) if position == 0 else "",

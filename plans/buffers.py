@@ -30,6 +30,7 @@ from plans.schema import (
     KV_DTYPE_BYTES,
     Attention,
     Draft,
+    DraftPlacement,
     KvAxis,
     LayerClass,
     Mlp,
@@ -81,19 +82,38 @@ def query_heads(attention: Attention, share: KvShare) -> int:
     return share.heads * -(-attention.num_heads // attention.num_kv_heads // parts)
 
 
-def kv_shares(stage: Stage, kv_heads: tuple[int, ...]) -> tuple[KvShare, ...]:
-    """The share of each member of a stage, whose KV heads are given."""
-    places = [(size, part) for size in stage.kv_subgroups for part in range(size)]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KvDivision:
+    """How a group divides the KV cache: an axis, and subgroups of consecutive members that share heads along it, or by
+    ``heads`` repeat them and divide their query heads.
+    """
+
+    axis: KvAxis
+    subgroups: tuple[int, ...]
+    """Sizes; all 1 for ``heads`` alone."""
+
+
+def kv_division(group: Stage | DraftPlacement) -> KvDivision:
+    """How a stage, or the group of the EAGLE head, divides its KV cache."""
+    alone = (1,) * len(group.devices)
+    sizes = alone if group.kv_subgroups is None else group.kv_subgroups
+    return KvDivision(axis=group.kv_axis or "heads", subgroups=sizes)
+
+
+def kv_shares(group: Stage | DraftPlacement, kv_heads: tuple[int, ...]) -> tuple[KvShare, ...]:
+    """The share of each member of a group, whose KV heads are given."""
+    divided = kv_division(group)
+    places = [(size, part) for size in divided.subgroups for part in range(size)]
     return tuple(
-        KvShare(heads=heads, axis=stage.kv_axis, parts=size, part=part)
+        KvShare(heads=heads, axis=divided.axis, parts=size, part=part)
         for heads, (size, part) in zip(kv_heads, places, strict=True)
     )
 
 
-def first_head(stage: Stage, kv_heads: tuple[int, ...], member: int) -> int:
+def first_head(group: Stage | DraftPlacement, kv_heads: tuple[int, ...], member: int) -> int:
     """The first KV head of a member: what the subgroups before its own hold comes before it."""
     first = start = 0
-    for size in stage.kv_subgroups:
+    for size in kv_division(group).subgroups:
         if start + size > member:
             return first
         first += kv_heads[start]
@@ -212,13 +232,12 @@ def layer_class(model: Model, layer: int) -> LayerClass:
 
 def kv_bytes(options: Options, attention: Attention, share: KvShare) -> int:
     """KV of one base layer for a share; linear in its heads."""
-    return _cache_bytes(options, attention, share, kv_rows(options))
+    return _cache_bytes(options, attention, share, tree_rows(options))
 
 
-def draft_kv_bytes(options: Options, draft: Draft, kv_heads: int) -> int:
-    """KV of all layers of the head for so many KV heads; linear in them."""
-    share = whole_heads(kv_heads)
-    return draft.num_layers * _cache_bytes(options, draft.attention, share, draft_kv_rows(options))
+def draft_kv_bytes(options: Options, draft: Draft, share: KvShare) -> int:
+    """KV of all layers of the head for a share; linear in its heads."""
+    return draft.num_layers * _cache_bytes(options, draft.attention, share, draft_tree_rows(options))
 
 
 def stage_buffers(
@@ -232,7 +251,7 @@ def stage_buffers(
     return (
         *_rank_buffers(options, ""),
         _carry("carry", model, draft, options),
-        *_layer_buffers(common, attention, mlps, share=share, mlp_units=mlp_units, kv=kv_rows(options)),
+        *_layer_buffers(common, attention, mlps, share=share, mlp_units=mlp_units, tree=tree_rows(options)),
     )
 
 
@@ -279,7 +298,7 @@ def draft_buffers(
     draft: Draft,
     options: Options,
     *,
-    kv_heads: int,
+    share: KvShare,
     mlp_units: int,
     embed_rows: int,
     head_rows: int,
@@ -290,17 +309,18 @@ def draft_buffers(
     rows, beam, hidden = draft_rows(options), options.batch * beam_rows(options), draft.hidden_size
     best, pool = 2 * (options.tree.top_k if options.tree else 0) + 2, options.batch * pool_rows(options)
     common = _Common(options=options, prefix="draft.", hidden=hidden, rows=rows, group_size=group_size)
-    kv = draft_kv_rows(options)
+    tree = draft_tree_rows(options)
+    seen = _cache_shape(options, draft.attention, share, 1, tree)[2]
     return (
         _feature_buffer("draft.features", options, feature_width(model, draft)),
         Buffer(name="draft.message", term="comm", dtype="int64", shape=(message_words(options),)),
         Buffer(name="draft.candidates", term="comm", dtype="float64", shape=(1 + group_size, beam, best)),
-        Buffer(name="draft.beam", term="buffers", dtype=options.dtype, shape=(beam, kv)),
+        Buffer(name="draft.beam", term="buffers", dtype=options.dtype, shape=(beam, seen)),
         Buffer(name="draft.scratch.pool", term="buffers", dtype="int64", shape=(12, pool)),
         Buffer(name="draft.scratch.head", term="buffers", dtype="float32", shape=(3, beam, head_rows)),
         Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
         Buffer(name="draft.scratch.input", term="buffers", dtype=options.dtype, shape=(4, rows, hidden)),
-        *_layer_buffers(common, draft.attention, (draft.mlp,), share=whole_heads(kv_heads), mlp_units=mlp_units, kv=kv),
+        *_layer_buffers(common, draft.attention, (draft.mlp,), share=share, mlp_units=mlp_units, tree=tree),
     )
 
 
@@ -345,12 +365,15 @@ def _carry(name: str, model: Model, draft: Draft | None, options: Options) -> Bu
 
 
 def _layer_buffers(
-    common: _Common, attention: Attention, mlps: tuple[Mlp, ...], *, share: KvShare, mlp_units: int, kv: int
+    common: _Common, attention: Attention, mlps: tuple[Mlp, ...], *, share: KvShare, mlp_units: int, tree: int
 ) -> tuple[Buffer, ...]:
-    """What running layers needs besides their KV: rotary table, mask, temporaries, copies for collectives."""
+    """What running layers needs besides their KV: rotary table, mask, temporaries, copies for collectives.
+
+    ``tree``: rows of the cache before those of the sequence.
+    """
     dtype, rows = common.options.dtype, common.rows
     heads = query_heads(attention, share)
-    cache = _cache_shape(common.options, attention, share, 1, kv)
+    cache = _cache_shape(common.options, attention, share, 1, tree)
     seen, dims = cache[2], cache[4]
     # normed input twice (float32 inside the norm counts double), q k v, their rotated copy, output, residual
     copies = 4 if attention.qk_norm else 3
@@ -372,7 +395,7 @@ def _layer_buffers(
         Buffer(name=f"{common.prefix}scratch.router", term="buffers", dtype="float32", shape=(4, rows, routed)),
         buffer("scratch.reduce", "comm", (rows, reduced)),
         *_converted(common, cache),
-        *_subgroup_buffers(share, rows, heads, attention.head_dim, cache),
+        *_subgroup_buffers(common, share, heads, attention.head_dim, cache),
     )
 
 
@@ -396,23 +419,27 @@ def _mlp_width(mlp: Mlp, hidden: int, units: int) -> int:
 
 
 def _subgroup_buffers(
-    share: KvShare, rows: int, heads: int, head_dim: int, cache: tuple[int, ...]
+    common: _Common, share: KvShare, heads: int, head_dim: int, cache: tuple[int, ...]
 ) -> tuple[Buffer, ...]:
     """What members of a subgroup exchange, as told above; ``cache``: the shape of one layer's."""
     if share.parts == 1 or share.axis in ("heads", "batch"):
         return ()
     _, sequences, seen, both, dims = cache
-    columns = min(seen, SCORE_COLUMNS)
+    columns, rows, parts = min(seen, SCORE_COLUMNS), common.rows, share.parts
+
+    def buffer(name: str, term: Term, *shape: int) -> Buffer:
+        return Buffer(name=common.prefix + name, term=term, dtype="float32", shape=shape)
+
     # scores and their exponentials lie in one buffer each, the keys and values of as many rows of the cache in another
     streamed = (
-        Buffer(name="scratch.scores", term="buffers", dtype="float32", shape=(rows, heads, columns + 4 + 3 * dims)),
-        Buffer(name="scratch.columns", term="buffers", dtype="float32", shape=(sequences, columns, both, dims)),
+        buffer("scratch.scores", "buffers", rows, heads, columns + 4 + 3 * dims),
+        buffer("scratch.columns", "buffers", sequences, columns, both, dims),
     )
-    scores = Buffer(name="scores", term="comm", dtype="float32", shape=(rows, heads, columns))
+    scores = buffer("scores", "comm", rows, heads, columns)
     if share.axis == "head_dim":
         return (scores, *streamed)
-    partial = Buffer(name="partial", term="comm", dtype="float32", shape=(1 + share.parts, rows, heads, head_dim + 1))
-    merged = Buffer(name="scratch.merged", term="buffers", dtype="float32", shape=(share.parts, rows, heads, head_dim))
+    partial = buffer("partial", "comm", 1 + parts, rows, heads, head_dim + 1)
+    merged = buffer("scratch.merged", "buffers", parts, rows, heads, head_dim)
     return (scores, partial, merged, *streamed)
 
 
@@ -432,7 +459,7 @@ def _stage_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     shares = [kv_shares(stage, run.kv_heads)[member] for run in stage.runs]
     for run, share in zip(stage.runs, shares, strict=True):
         attention = layer_class(plan.model, first).attention
-        shape = _cache_shape(options, attention, share, run.num_layers, kv_rows(options))
+        shape = _cache_shape(options, attention, share, run.num_layers, tree_rows(options))
         buffers.append(Buffer(name=f"kv.{first}", term="kv", dtype=options.kv_dtype, shape=shape))
         first += run.num_layers
     buffers += stage_buffers(
@@ -472,44 +499,44 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     place, draft, options = plan.draft_placement, plan.draft, plan.options
     if place is None or draft is None or device_id not in place.devices:
         return ()
-    share = place.devices.index(device_id)
-    heads = place.kv_heads[share]
-    shape = _cache_shape(options, draft.attention, whole_heads(heads), draft.num_layers, draft_kv_rows(options))
+    member = place.devices.index(device_id)
+    share = kv_shares(place, place.kv_heads)[member]
+    shape = _cache_shape(options, draft.attention, share, draft.num_layers, draft_tree_rows(options))
     return (
         Buffer(name="draft.kv", term="draft_kv", dtype=options.kv_dtype, shape=shape),
         *draft_buffers(
             plan.model,
             draft,
             options,
-            kv_heads=heads,
-            mlp_units=place.mlp_units[share],
-            embed_rows=(place.embed_rows or plan.embed.rows)[share],
-            head_rows=(place.head_rows or plan.head.rows)[share],
+            share=share,
+            mlp_units=place.mlp_units[member],
+            embed_rows=(place.embed_rows or plan.embed.rows)[member],
+            head_rows=(place.head_rows or plan.head.rows)[member],
             group_size=len(place.devices),
         ),
     )
 
 
 def _cache_shape(
-    options: Options, attention: Attention, share: KvShare, num_layers: int, rows: int
+    options: Options, attention: Attention, share: KvShare, num_layers: int, tree: int
 ) -> tuple[int, int, int, int, int]:
     """Layers, B, T, 2k (keys, then values), D; one of B, T, D is divided over a subgroup, by ``heads`` none.
 
-    Of T those of the sequence are divided, not those of the tree.
+    Of T those of the sequence are divided, not the ``tree`` rows before them.
     """
-    sequences, dims, parts = options.batch, attention.head_dim, share.parts
+    sequences, positions, dims, parts = options.batch, options.context, attention.head_dim, share.parts
     if share.axis == "batch":
         sequences = -(-sequences // parts)
     elif share.axis == "context":
-        rows = _align(tree_rows(options) + -(-options.context // parts), ROW_ALIGN) if parts > 1 else rows
+        positions = -(-positions // parts)
     elif share.axis == "head_dim":
         assert dims % (2 * parts) == 0, "a part of a head is whole rotary pairs"
         dims //= parts
-    return (num_layers, sequences, rows, 2 * share.heads, dims)
+    return (num_layers, sequences, _align(tree + positions, ROW_ALIGN), 2 * share.heads, dims)
 
 
-def _cache_bytes(options: Options, attention: Attention, share: KvShare, rows: int) -> int:
-    return math.prod(_cache_shape(options, attention, share, 1, rows)) * _BYTES[options.kv_dtype]
+def _cache_bytes(options: Options, attention: Attention, share: KvShare, tree: int) -> int:
+    return math.prod(_cache_shape(options, attention, share, 1, tree)) * _BYTES[options.kv_dtype]
 
 
 def _align(value: int, granule: int) -> int:

@@ -6,7 +6,7 @@ presumes sound names and shares (memory, transports) is checked only where those
 
 from collections.abc import Iterable, Iterator
 
-from plans.buffers import TERMS, device_terms
+from plans.buffers import TERMS, KvDivision, device_terms, kv_division
 from plans.facts import Violation, bad, check_facts, show
 from plans.schema import (
     Attention,
@@ -77,7 +77,8 @@ def _check_stages(plan: Plan) -> Iterator[Violation]:
         for j, device in enumerate(stage.devices):
             if seen.setdefault(device, i) != i:
                 yield bad(f"{path}.devices[{j}]", device, f"another device: stages[{seen[device]}] has this one")
-        yield from _check_subgroups(path, stage, plan.options)
+        yield from _check_subgroups(path, kv_division(stage), len(stage.devices), plan.options)
+        yield from _check_axis(path, stage, plan.options)
         if not stage.runs:
             yield bad(f"{path}.runs", (), "at least one run of layers")
         for j, run in enumerate(stage.runs):
@@ -86,7 +87,7 @@ def _check_stages(plan: Plan) -> Iterator[Violation]:
                 yield bad(f"{path}.runs[{j}].num_layers", run.num_layers, "fewer: a run is of layers of one class")
             for layers in classes:
                 yield from _check_run(f"{path}.runs[{j}]", run, stage, layers.attention, layers.mlp)
-                yield from _check_parts(f"{path}.kv_subgroups", stage, layers.attention)
+                yield from _check_parts(f"{path}.kv_subgroups", kv_division(stage), layers.attention)
             if run.num_layers < 1:
                 yield bad(f"{path}.runs[{j}].num_layers", run.num_layers, "at least 1")
             first += run.num_layers
@@ -117,40 +118,47 @@ def _check_group(path: str, group: tuple[str, ...], inventory: Inventory) -> Ite
 
 def _check_run(path: str, run: Run, stage: Stage, attention: Attention, mlp: Mlp) -> Iterator[Violation]:
     count = len(stage.devices)
-    yield from _check_heads(f"{path}.kv_heads", run.kv_heads, stage, attention.num_kv_heads)
+    yield from _check_heads(f"{path}.kv_heads", run.kv_heads, kv_division(stage), count, attention.num_kv_heads)
     units = mlp.intermediate_size // max(1, mlp.unit)
     yield from _check_shares(f"{path}.mlp_units", run.mlp_units, count, units, "MLP units", 0)
 
 
-def _check_subgroups(path: str, stage: Stage, options: Options) -> Iterator[Violation]:
-    sizes, count, asked = stage.kv_subgroups, len(stage.devices), options.kv_axis
-    if sum(sizes) != count or min(sizes, default=0) < 1:
-        yield bad(f"{path}.kv_subgroups", sizes, f"sizes of at least 1 that add up to {count} devices")
-        return
-    if stage.kv_axis != "heads" and max(sizes) == 1:
-        yield bad(f"{path}.kv_subgroups", sizes, "a subgroup of 2 or more")
-    if stage.kv_axis == "batch" and max(sizes) > options.batch:
-        yield bad(f"{path}.kv_subgroups", sizes, f"at most {options.batch} in a subgroup, a sequence each")
-    if asked is not None and count > 1 and stage.kv_axis != asked:
+def _check_axis(path: str, stage: Stage, options: Options) -> Iterator[Violation]:
+    asked = options.kv_axis
+    if asked is not None and len(stage.devices) > 1 and stage.kv_axis != asked:
         yield bad(f"{path}.kv_axis", stage.kv_axis, f"{asked}, as options.kv_axis asks for")
 
 
-def _check_parts(path: str, stage: Stage, attention: Attention) -> Iterator[Violation]:
+def _check_subgroups(path: str, divided: KvDivision, count: int, options: Options) -> Iterator[Violation]:
+    sizes, axis = divided.subgroups, divided.axis
+    if sum(sizes) != count or min(sizes, default=0) < 1:
+        yield bad(f"{path}.kv_subgroups", sizes, f"sizes of at least 1 that add up to {count} devices")
+        return
+    if axis != "heads" and max(sizes) == 1:
+        yield bad(f"{path}.kv_subgroups", sizes, "a subgroup of 2 or more")
+    if axis == "batch" and max(sizes) > options.batch:
+        yield bad(f"{path}.kv_subgroups", sizes, f"at most {options.batch} in a subgroup, a sequence each")
+
+
+def _check_parts(path: str, divided: KvDivision, attention: Attention) -> Iterator[Violation]:
     """Parts of a head are whole rotary pairs, or whole query heads where the head is repeated; equally many."""
     pairs, queries = attention.head_dim // 2, attention.num_heads // max(1, attention.num_kv_heads)
-    if stage.kv_axis == "heads" and any(size > 0 and queries % size for size in stage.kv_subgroups):
-        yield bad(path, stage.kv_subgroups, f"divisors of the {queries} query heads of a KV head, as the axis is heads")
-    if stage.kv_axis == "head_dim" and attention.qk_norm:
-        yield bad(path, stage.kv_subgroups, "subgroups of 1: a norm of q and k is of a whole head")
-    if stage.kv_axis == "head_dim" and any(size > 0 and pairs % size for size in stage.kv_subgroups):
-        yield bad(path, stage.kv_subgroups, f"divisors of the {pairs} rotary pairs of a head")
+    sizes, axis = divided.subgroups, divided.axis
+    if axis == "heads" and any(size > 0 and queries % size for size in sizes):
+        yield bad(path, sizes, f"divisors of the {queries} query heads of a KV head, as the axis is heads")
+    if axis == "head_dim" and attention.qk_norm:
+        yield bad(path, sizes, "subgroups of 1: a norm of q and k is of a whole head")
+    if axis == "head_dim" and any(size > 0 and pairs % size for size in sizes):
+        yield bad(path, sizes, f"divisors of the {pairs} rotary pairs of a head")
 
 
-def _check_heads(path: str, shares: tuple[int, ...], stage: Stage, total: int) -> Iterator[Violation]:
+def _check_heads(
+    path: str, shares: tuple[int, ...], divided: KvDivision, count: int, total: int
+) -> Iterator[Violation]:
     """The members of a subgroup hold the same heads."""
-    sizes = stage.kv_subgroups
+    sizes = divided.subgroups
     if max(sizes, default=1) == 1 or sum(sizes) != len(shares) or min(sizes) < 1:
-        yield from _check_shares(path, shares, len(stage.devices), total, "KV heads", 1)
+        yield from _check_shares(path, shares, count, total, "KV heads", 1)
         return
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     same = all(len(set(shares[i : i + size])) == 1 for i, size in zip(starts, sizes, strict=True))
@@ -179,12 +187,23 @@ def _check_placement(plan: Plan) -> Iterator[Violation]:
         return
     path, count = "draft_placement", len(place.devices)
     yield from _check_group(f"{path}.devices", place.devices, plan.inventory)
-    heads, mlp = draft.attention.num_kv_heads, draft.mlp
-    yield from _check_shares(f"{path}.kv_heads", place.kv_heads, count, heads, "KV heads", 1)
-    units = mlp.intermediate_size // max(1, mlp.unit)
+    yield from _check_draft_heads(plan, place, draft)
+    units = draft.mlp.intermediate_size // max(1, draft.mlp.unit)
     yield from _check_shares(f"{path}.mlp_units", place.mlp_units, count, units, "MLP units", 0)
     yield from _check_draft_embedding(plan, place, draft)
     yield from _check_draft_head(plan, place, draft)
+
+
+def _check_draft_heads(plan: Plan, place: DraftPlacement, draft: Draft) -> Iterator[Violation]:
+    path, count, divided = "draft_placement", len(place.devices), kv_division(place)
+    if place.kv_axis is None and place.kv_subgroups is not None:
+        yield bad(f"{path}.kv_axis", None, "one, as there are kv_subgroups")
+    elif place.kv_axis is not None and max(divided.subgroups, default=2) == 1:
+        yield bad(f"{path}.kv_axis", place.kv_axis, "nothing, as no KV head is on more than one device")
+    else:
+        yield from _check_subgroups(path, divided, count, plan.options)
+        yield from _check_parts(f"{path}.kv_subgroups", divided, draft.attention)
+    yield from _check_heads(f"{path}.kv_heads", place.kv_heads, divided, count, draft.attention.num_kv_heads)
 
 
 def _check_draft_embedding(plan: Plan, place: DraftPlacement, draft: Draft) -> Iterator[Violation]:

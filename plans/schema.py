@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SCHEMA_MAJOR = 2
-SCHEMA_MINOR = 0
+SCHEMA_MINOR = 1
 
 DType = Literal["bfloat16", "float16", "float32"]
 DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -20,7 +20,7 @@ KV_DTYPE_BYTES: dict[str, int] = {**DTYPE_BYTES, "float8_e4m3fn": 1}
 
 Strategy = Literal["latency", "balanced", "balanced_low_0", "sequential", "custom"]
 KvAxis = Literal["heads", "context", "head_dim", "batch"]
-"""What a subgroup divides of the KV cache of its heads; ``heads``: each head is held by one device."""
+"""What a subgroup divides of the KV cache of its heads; ``heads``: each head is held by one device, or repeated."""
 
 Transport = Literal["gloo", "nccl", "local"]
 """How a group communicates: ``local`` means that the group has one member and never does."""
@@ -159,7 +159,7 @@ class Options:
     these three with every layer whole on a device,
     or the device map (``custom``); the rest is then the fastest."""
     kv_axis: KvAxis | None
-    """Of all stages, as asked for; None: the solver chooses, stage by stage."""
+    """Of all stages, as asked for; None: the solver chooses, stage by stage. Of the draft it always does."""
     custom: tuple[Pin, ...] | None
     """The device map of the strategy ``custom``; None otherwise."""
     gap_ppm: int
@@ -324,6 +324,10 @@ class DraftPlacement:
     feature_transport: Transport
     """Of {leader of the head's group} + this group: accepted features and the verified tokens; ``local``
     where both are the same devices."""
+    kv_axis: KvAxis | None
+    """As in a stage; None exactly where no KV head is on more than one device."""
+    kv_subgroups: tuple[int, ...] | None
+    """As in a stage; None exactly where ``kv_axis`` is."""
     kv_heads: tuple[int, ...]
     mlp_units: tuple[int, ...]
     embed_rows: tuple[int, ...] | None

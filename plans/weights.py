@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from plans.buffers import KvShare, feature_width, first_head, kv_shares, layer_class, whole_heads
+from plans.buffers import KvShare, feature_width, first_head, kv_shares, layer_class
 from plans.ranges import AttentionRanges, Range, Ranges, attention_ranges, common, length, scaled, share_range
 from plans.schema import (
     DTYPE_BYTES,
@@ -164,8 +164,8 @@ def draft_head(model: Model, draft: Draft, place: DraftPlacement, dtype: DType) 
     for member, device in enumerate(place.devices):
         make = _Maker(device=device, prefix="draft.", width=DTYPE_BYTES[dtype], draft=True)
         yield from _draft_whole(make, model, draft)
-        share = whole_heads(place.kv_heads[member])
-        had = attention_ranges(draft.attention, sum(place.kv_heads[:member]), share)
+        first, share = first_head(place, place.kv_heads, member), kv_shares(place, place.kv_heads)[member]
+        had = attention_ranges(draft.attention, first, share)
         inputs = 2 * hidden if draft.kind == "eagle3" else hidden
         for layer in range(draft.num_layers):
             here = make.at(f"layers.{layer}.")

@@ -20,15 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plans.buffers import KvShare, kv_shares, layer_class, tree_rows
+from plans.buffers import kv_shares, layer_class, tree_rows
 from plans.schema import Plan, Stage
 from runtime.blocks import Binder, Layer, Slots
 from runtime.comm import Comm
-from runtime.kvcache import KvCache
-from runtime.layers import Attend, Rows, attend, hide, rotary_at, rotary_table
+from runtime.layers import Attend, Rows, hide, rotary_at, rotary_table
 from runtime.memory import DTYPES, Memory
 from runtime.sampling import Draw
-from runtime.subgroup import ByContext, ByHeadDim
+from runtime.subgroup import attend_of, cache_of, own_frequencies
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,27 +130,24 @@ class BaseStage:
         self._hop_in = hop_in if hop_in.receives else None
         self._hop_out = hop_out if hop_out is not None and hop_out.sends else None
         binder = Binder(slots=slots, dtype=self._dtype, group=group, hidden=plan.model.hidden_size, wide=memory.wide)
-        self._layers = _layers(plan, stage, binder, _attend(plan, stage, memory, comm))
+        # runs differ in the number of heads alone
+        self._share = share = kv_shares(stage, stage.runs[0].kv_heads)[group.index]
+        head_dim = plan.model.layers[0].attention.head_dim
+        attended = attend_of(share, head_dim, comm.subgroup, memory, "")
+        self._layers = _layers(plan, stage, binder, attended)
         eagle3 = plan.draft is not None and plan.draft.kind == "eagle3"
         aux = plan.draft.aux_layers if plan.draft is not None and eagle3 else ()
         self._captures = {layer - stage.first_layer: 1 + slot for slot, layer in enumerate(aux)}
         self._first, self._progress = number == 0, comm.progress
-        # runs differ in the number of heads alone
-        self._share = kv_shares(stage, stage.runs[0].kv_heads)[group.index]
-        by_context = self._share.axis == "context"
-        self._sequences = _own_sequences(options.batch, self._share)
-        self.cache = KvCache(
-            [memory.buffer(name) for name in memory.names("kv")],
-            tree_rows(options),
-            sequences=self._sequences,
-            part=self._share.part if by_context else 0,
-            parts=self._share.parts if by_context else 1,
-        )
+        kept = [memory.buffer(name) for name in memory.names("kv")]
+        self.cache = cache_of(kept, tree_rows(options), options.batch, share)
+        self._sequences = self.cache.sequences
         self._divided = len(self._sequences) < options.batch
         self._carry = Carry(memory.buffer("carry"))
         self._bias = memory.buffer("bias")
         self._rotary = memory.buffer("rotary")
-        self._rotary.copy_(rotary_table(_frequencies(plan, slots, self._share), self._rotary.shape[1], self._dtype))
+        every = slots.tensor("rope.inv_freq", (head_dim // 2,), torch.float32)
+        self._rotary.copy_(rotary_table(own_frequencies(every, share), self._rotary.shape[1], self._dtype))
         self._nothing = Rows(
             rotary=self._rotary[:, :0].unsqueeze(2),
             bias=self._bias[:0].view(0, 1, 0, self._bias.shape[1]),
@@ -292,33 +288,6 @@ class Carry:
         """[1 + a, width, H], contiguous."""
         shape = (self._planes, width, self._hidden)
         return self._buffer[: math.prod(shape)].view(shape)
-
-
-def _own_sequences(batch: int, share: KvShare) -> range:
-    """Those of a member of a subgroup by ``batch``, otherwise all."""
-    if share.axis != "batch":
-        return range(batch)
-    return range(share.part * batch // share.parts, (share.part + 1) * batch // share.parts)
-
-
-def _frequencies(plan: Plan, slots: Slots, share: KvShare) -> Tensor:
-    """Of the rotary pairs that a device has of every head."""
-    pairs = plan.model.layers[0].attention.head_dim // 2
-    every = slots.tensor("rope.inv_freq", (pairs,), torch.float32)
-    if share.axis != "head_dim":
-        return every
-    return every[share.part * pairs // share.parts : (share.part + 1) * pairs // share.parts]
-
-
-def _attend(plan: Plan, stage: Stage, memory: Memory, comm: Comm) -> Attend:
-    """How a device of a stage attends: with its subgroup, where that divides heads or positions."""
-    if comm.subgroup is None:
-        return attend
-    scale = plan.model.layers[0].attention.head_dim ** -0.5
-    scores = memory.buffer("scores").flatten()
-    if stage.kv_axis == "head_dim":
-        return ByHeadDim(group=comm.subgroup, scale=scale, scores=scores)
-    return ByContext(group=comm.subgroup, scale=scale, scores=scores, partial=memory.buffer("partial").flatten())
 
 
 def _layers(plan: Plan, stage: Stage, binder: Binder, attended: Attend) -> list[Layer]:

@@ -6,7 +6,7 @@
                                                       scores
     head     the devices of the lm_head               all_gather of the best tokens
     hop      leader of the group before + a group     broadcast of hidden state and features: embed, stages, head
-    draft    the devices with a share of the draft    all_reduce, all_gather of candidates
+    draft    the devices with a share of the draft    all_reduce, all_gather of candidates; its subgroups as a stage's
     feature  leader of the head + draft               broadcast of accepted features
     world    all devices                              broadcast of the step's message
 
@@ -28,7 +28,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from plans import codec
-from plans.schema import Plan, Stage, Transport
+from plans.buffers import kv_division
+from plans.schema import DraftPlacement, Plan, Stage, Transport
 from runtime.errors import PeerError
 from runtime.progress import Progress
 
@@ -139,6 +140,8 @@ class Comm:
     hops: tuple[Group | None, ...]
     """``hops[s]``: into stage s, from the stage before or from the embedding; the last one: into the head."""
     draft: Group | None
+    draft_subgroup: Group | None
+    """As ``subgroup``, of this rank in the draft."""
     feature: Group | None
     world: Group
 
@@ -190,6 +193,11 @@ def groups(plan: Plan, maker: Maker) -> Comm:
         for s, stage in enumerate(plan.stages)
         for members in exchanging(stage)
     ]
+    draft_subgroups = [
+        maker.group("draft.subgroup", of(members), placed.transport)
+        for placed in ([place] if place else [])
+        for members in exchanging(placed)
+    ]
     world = maker.group("world", tuple(ranks.values()), plan.message_transport)
     assert world is not None, "every rank is in the world"
     return Comm(
@@ -207,17 +215,19 @@ def groups(plan: Plan, maker: Maker) -> Comm:
             maker.group("head.hop", _with(stages[-1][0], head), plan.head.hop_transport),
         ),
         draft=maker.group("draft", draft, place.transport) if place else None,
+        draft_subgroup=next((group for group in draft_subgroups if group is not None), None),
         feature=maker.group("draft.feature", _with(head[0], draft), place.feature_transport) if place else None,
         world=world,
     )
 
 
-def exchanging(stage: Stage) -> list[tuple[str, ...]]:
-    """The subgroups of a stage whose members tell each other of their attention."""
-    if stage.kv_axis not in ("context", "head_dim"):
+def exchanging(group: Stage | DraftPlacement) -> list[tuple[str, ...]]:
+    """The subgroups of a stage, or of the draft, whose members tell each other of their attention."""
+    divided = kv_division(group)
+    if divided.axis not in ("context", "head_dim"):
         return []
-    starts = [sum(stage.kv_subgroups[:i]) for i in range(len(stage.kv_subgroups))]
-    every = [stage.devices[i : i + size] for i, size in zip(starts, stage.kv_subgroups, strict=True)]
+    starts = [sum(divided.subgroups[:i]) for i in range(len(divided.subgroups))]
+    every = [group.devices[i : i + size] for i, size in zip(starts, divided.subgroups, strict=True)]
     return [members for members in every if len(members) > 1]
 
 

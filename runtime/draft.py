@@ -5,8 +5,9 @@
              tree rows, one level behind the other, and is overwritten by the next tree
 
 Both heads predict the feature that follows a (feature, token) pair and read tokens off it; they differ in how the pair
-enters and in which lm_head reads (``kind``). Which nodes a tree has is told in ``growth``. Shapes: B sequences, W rows
-of all of them, n of one, H hidden size of the head, F width of a target feature, k top_k, A most rows kept at once.
+enters and in which lm_head reads (``kind``). Which nodes a tree has is told in ``growth``. Shapes: B sequences, b
+those of them that this device has in its cache, W rows of all of them, n of one, H hidden size of the head, F width of
+a target feature, k top_k, A most rows kept at once.
 """
 
 from dataclasses import dataclass
@@ -14,14 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plans.buffers import accept_rows, draft_tree_rows, feature_width, feature_words, whole_heads
+from plans.buffers import KvShare, accept_rows, draft_tree_rows, feature_width, feature_words, kv_shares
 from plans.schema import Draft, Plan
 from runtime.blocks import Binder, Eagle3Layer, Embed, Layer, Slots
 from runtime.comm import Comm
 from runtime.growth import Growth, Level, growth_of
-from runtime.kvcache import KvCache
-from runtime.layers import Linear, Norm, Rows, hide, rotary_at, rotary_table
+from runtime.layers import Attend, Linear, Norm, Rows, hide, rotary_at, rotary_table
 from runtime.memory import DTYPES, Memory
+from runtime.subgroup import attend_of, cache_of, own_frequencies
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,17 +117,20 @@ class Drafter:
         binder = Binder(
             slots=slots, dtype=DTYPES[options.dtype], group=comm.draft, hidden=draft.hidden_size, wide=memory.wide
         )
-        self._head = _head(plan, draft, binder, place.kv_heads[comm.draft.index], place.mlp_units[comm.draft.index])
+        self._share = share = kv_shares(place, place.kv_heads)[comm.draft.index]
+        attended = attend_of(share, draft.attention.head_dim, comm.draft_subgroup, memory, "draft.")
+        self._head = _head(plan, draft, binder, share, place.mlp_units[comm.draft.index], attended)
         own_embed, own_head = place.embed_rows is not None, place.head_rows is not None
         self._embed: Embed = binder.embed("draft.embed" if own_embed else "embed", place.embed_rows or plan.embed.rows)
         self._lm_head = binder.head("draft.head" if own_head else "head", place.head_rows or plan.head.rows)
         d2t = slots.tensor("draft.d2t", (draft.draft_vocab_size,), torch.int64) if draft.maps_vocabulary else None
         self._targets = None if d2t is None else d2t + torch.arange(draft.draft_vocab_size, device=d2t.device)
-        self._cache = KvCache([memory.buffer("draft.kv")], draft_tree_rows(options))
-        self._bias, self._beam_bias = memory.buffer("draft.bias"), memory.buffer("draft.beam")
+        self._cache = cache_of([memory.buffer("draft.kv")], draft_tree_rows(options), options.batch, share)
+        self._bias, beams = memory.buffer("draft.bias"), memory.buffer("draft.beam")
+        self._beams = beams.view(options.batch, -1, beams.shape[1])[: len(self._cache.sequences)]
         self._rotary = memory.buffer("draft.rotary")
-        inv_freq = slots.tensor("draft.rope.inv_freq", (self._rotary.shape[2] // 2,), torch.float32)
-        self._rotary.copy_(rotary_table(inv_freq, self._rotary.shape[1], self._dtype))
+        every = slots.tensor("draft.rope.inv_freq", (draft.attention.head_dim // 2,), torch.float32)
+        self._rotary.copy_(rotary_table(own_frequencies(every, share), self._rotary.shape[1], self._dtype))
         self._growth: Growth = growth_of(options.tree, options.batch, self._dtype, self._bias.device)
         self._first_of = torch.arange(options.batch, device=self._bias.device)
 
@@ -135,30 +139,43 @@ class Drafter:
 
         The pairs are of all sequences, or of one. The outputs at the last pairs [B, H], or [1, H]: the roots' features.
         """
-        cache, (count, width) = self._cache, message.tokens.shape
-        own = slice(0, self._batch) if sequence is None else slice(sequence, sequence + 1)
+        count, width = message.tokens.shape
+        first = 0 if sequence is None else sequence
+        rows = self._appended(range(first, first + count), width, message.accepted)
+        embedded = self._embed(message.tokens.flatten(), self._dtype)
+        hidden = self._head(embedded, self._head.feature(message.features), self._cache.layers, rows)
+        return hidden.index_select(0, message.accepted + self._first_of[:count] * width)
+
+    def _appended(self, sequences: range, width: int, accepted: Tensor) -> Rows:
+        """``width`` rows of each of these sequences, behind what is committed of it."""
+        cache = self._cache
+        mine = range(max(sequences.start, cache.sequences.start), min(sequences.stop, cache.sequences.stop))
+        count, begin = len(mine), mine.start - sequences.start
+        own = slice(mine.start - cache.sequences.start, mine.start - cache.sequences.start + count)
         start, window = cache.tree_rows, cache.window(width)
-        positions = cache.positions(width, own)  # [B, n]
-        bias = self._bias[: count * width].view(count, 1, width, -1)[..., start:window]
+        positions = cache.positions(width, own)  # [b, n]
+        bias = self._bias[: count * width].view(count, 1, width, self._bias.shape[1])[..., start:window]
         hide(bias, cache.columns[: window - start] <= positions.view(count, 1, width, 1))
-        rows = Rows(
+        return Rows(
             rotary=rotary_at(self._rotary, positions.flatten()),
             bias=bias,
             sequences=own,
             seen=slice(start, window),
-            written=cache.append(width, message.accepted.unsqueeze(1), own),
-            here=None,
+            written=cache.append(width, accepted[begin : begin + count].unsqueeze(1), own),
+            here=self._here(range(begin, begin + count), width),
         )
-        embedded = self._embed(message.tokens.flatten(), self._dtype)
-        hidden = self._head(embedded, self._head.feature(message.features), cache.layers, rows)
-        return hidden.index_select(0, message.accepted + self._first_of[:count] * width)
+
+    def _here(self, own: range, width: int) -> slice | None:
+        """Where the rows of the device's own sequences lie in a forward; None where it has all sequences."""
+        return slice(own.start * width, own.stop * width) if len(self._cache.sequences) < self._batch else None
 
     def grow(self, feature: Tensor, roots: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:
         """Grow the trees from the outputs of ``extend`` [B, H] and their root tokens [B]: tokens and parents [B, N].
 
         ``pending`` [B]: pairs that ``extend`` ran and that are not committed yet.
         """
-        end = self._cache.lengths + pending.unsqueeze(1)  # [B, 1]
+        own = self._cache.sequences
+        end = self._cache.lengths + pending[own.start : own.stop].unsqueeze(1)  # [b, 1]
         window = self._start(end)
         level = self._growth.start(roots, *self._candidates(feature))
         hidden = feature
@@ -169,11 +186,11 @@ class Drafter:
 
     def commit(self, rows: list[int]) -> None:
         """So many pairs that were run become part of each sequence."""
-        self._cache.commit(rows)
+        self._cache.commit(rows[self._cache.sequences.start : self._cache.sequences.stop])
 
     def truncate(self, lengths: list[int]) -> None:
         """Forget of each sequence what is committed behind so many positions."""
-        self._cache.truncate(lengths)
+        self._cache.truncate(lengths[self._cache.sequences.start : self._cache.sequences.stop])
 
     def _candidates(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The k best tokens (ids of the base) after each row, and their log-probabilities [W, k]."""
@@ -181,17 +198,20 @@ class Drafter:
         return (tokens if self._targets is None else self._targets[tokens]), scores
 
     def _start(self, end: Tensor) -> int:
-        """Every node sees the sequence up to ``end`` [B, 1]; the rows of the tree are each level's matter."""
-        cache, beams = self._cache, self._beam_bias.view(self._batch, -1, self._beam_bias.shape[1])
+        """Every node sees the sequence up to ``end`` [b, 1]; the rows of the tree are each level's matter."""
+        cache, beams = self._cache, self._beams
         window = cache.window(self._kept)
         hide(beams[..., cache.tree_rows : window], cache.columns[: window - cache.tree_rows] < end.unsqueeze(2))
         return window
 
     def _feed(self, level: Level, hidden: Tensor, end: Tensor, window: int) -> Tensor:
         """One pass over nodes with their parents' outputs [W, H] as features; their KV goes to the level's rows."""
-        cache, rows = self._cache, level.parents.shape[1]
-        beams = self._beam_bias.view(self._batch, -1, self._beam_bias.shape[1])[:, :rows]
-        beams[..., : cache.tree_rows].copy_(level.bias)
+        cache, rows, own = self._cache, level.parents.shape[1], self._cache.sequences
+        beams = self._beams[:, :rows]
+        if self._share.axis == "context" and self._share.part:
+            beams[..., : cache.tree_rows].fill_(float("-inf"))  # the tree is on every member, and counts once
+        else:
+            beams[..., : cache.tree_rows].copy_(level.bias.expand(self._batch, -1, -1)[own.start : own.stop])
         feature = hidden.index_select(0, level.parents.flatten())
         positions = (end + level.depth).expand(-1, rows).flatten()
         return self._head(
@@ -201,15 +221,17 @@ class Drafter:
             Rows(
                 rotary=rotary_at(self._rotary, positions),
                 bias=beams[..., :window].unsqueeze(1),
-                sequences=slice(0, self._batch),
+                sequences=slice(0, len(own)),
                 seen=slice(0, window),
                 written=level.place,
-                here=None,
+                here=self._here(own, rows),
             ),
         )
 
 
-def _head(plan: Plan, draft: Draft, binder: Binder, kv_heads: int, mlp_units: int) -> EagleHead | Eagle3Head:
+def _head(
+    plan: Plan, draft: Draft, binder: Binder, share: KvShare, mlp_units: int, attended: Attend
+) -> EagleHead | Eagle3Head:
     """Bind the head's own blocks."""
     hidden, eps = draft.hidden_size, draft.norm_eps
     eagle3 = draft.kind == "eagle3"
@@ -218,7 +240,7 @@ def _head(plan: Plan, draft: Draft, binder: Binder, kv_heads: int, mlp_units: in
     eagle3_layers: list[Eagle3Layer] = []
     for number in range(draft.num_layers):
         prefix = f"draft.layers.{number}"
-        attention = binder.attention(prefix, (1 + eagle3) * hidden, draft.attention, whole_heads(kv_heads), eps)
+        attention = binder.attention(prefix, (1 + eagle3) * hidden, draft.attention, share, eps, attended)
         mlp_norm, mlp = binder.norm(f"{prefix}.mlp_norm", eps), binder.mlp(prefix, draft.mlp, mlp_units)
         if eagle3:
             eagle3_layers.append(

@@ -1,6 +1,7 @@
-"""Attention whose KV cache a subgroup of devices divides: by positions (``context``) or dims of heads (``head_dim``).
+"""Attention whose KV cache a subgroup of devices divides: what a member has of it, and how it attends with the others.
 
-Both go through the cache a block of SCORE_COLUMNS rows at a time, in float32, with a running maximum M and sum S:
+By positions (``context``) and by dims of heads (``head_dim``) members exchange what they come to. Both go through the
+cache a block of SCORE_COLUMNS rows at a time, in float32, with a running maximum M and sum S:
 
     scores = q · k / sqrt(D) + bias            head_dim: q · k summed over the subgroup first
     M' = max(M, max of scores)                 S' = S exp(M - M') + sum of exp(scores - M')
@@ -12,13 +13,58 @@ and the whole is their average by weight, of which a member goes on with the col
 Letters as in ``layers``; P members of the subgroup.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from plans.buffers import SCORE_COLUMNS
+from plans.buffers import SCORE_COLUMNS, KvShare
 from runtime.comm import Group
+from runtime.kvcache import KvCache
+from runtime.layers import Attend, attend
+from runtime.memory import Memory
+
+
+def attend_of(share: KvShare, head_dim: int, subgroup: Group | None, memory: Memory, prefix: str) -> Attend:
+    """How a device attends: with its subgroup, where that divides heads or positions; else it has no ``subgroup``.
+
+    ``head_dim``: of a whole head. ``prefix``: of the names of its buffers.
+    """
+    if subgroup is None:
+        return attend
+    scale = head_dim**-0.5
+    scores = memory.buffer(f"{prefix}scores").flatten()
+    if share.axis == "head_dim":
+        return ByHeadDim(group=subgroup, scale=scale, scores=scores)
+    return ByContext(group=subgroup, scale=scale, scores=scores, partial=memory.buffer(f"{prefix}partial").flatten())
+
+
+def cache_of(runs: Sequence[Tensor], tree_rows: int, batch: int, share: KvShare) -> KvCache:
+    """The cache of a device's share, of ``batch`` sequences in all, over its buffers."""
+    by_context = share.axis == "context"
+    return KvCache(
+        runs,
+        tree_rows,
+        sequences=own_sequences(batch, share),
+        part=share.part if by_context else 0,
+        parts=share.parts if by_context else 1,
+    )
+
+
+def own_sequences(batch: int, share: KvShare) -> range:
+    """Those of a member of a subgroup by ``batch``, otherwise all."""
+    if share.axis != "batch":
+        return range(batch)
+    return range(share.part * batch // share.parts, (share.part + 1) * batch // share.parts)
+
+
+def own_frequencies(every: Tensor, share: KvShare) -> Tensor:
+    """Of the rotary pairs that a device has of every head, of those of all [D/2]."""
+    if share.axis != "head_dim":
+        return every
+    pairs = every.shape[0]
+    return every[share.part * pairs // share.parts : (share.part + 1) * pairs // share.parts]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -97,12 +97,19 @@ def make_model(
     )
 
 
-def make_draft(model: Model, *, kind: str = "eagle3", draft_vocab_size: int = 30, num_layers: int = 1) -> Draft:
-    """A head for ``model``, of its widths, with its number of query heads as KV heads."""
+def make_draft(
+    model: Model,
+    *,
+    kind: str = "eagle3",
+    draft_vocab_size: int = 30,
+    num_layers: int = 1,
+    num_kv_heads: int | None = None,
+) -> Draft:
+    """A head for ``model``, of its widths, by default with its number of query heads as KV heads."""
     own = kind == "eagle3"
     layers = model.layers[0]
     attention = dataclasses.replace(
-        layers.attention, num_kv_heads=layers.attention.num_heads, qkv_bias=False, o_bias=False
+        layers.attention, num_kv_heads=num_kv_heads or layers.attention.num_heads, qkv_bias=False, o_bias=False
     )
     depth = sum(layer_class.num_layers for layer_class in model.layers)
     return Draft(
@@ -199,7 +206,7 @@ def make_plan(
     listed = list(devices or [make_device(name) for name in names])
     listed.sort(key=lambda device: (device.host, natural_key(device.id)))
     plan = Plan(
-        schema="2.0",
+        schema="2.1",
         inputs=inputs or (INPUTS if draft is None else DRAFT_INPUTS),
         options=Options(
             batch=batch,
@@ -238,11 +245,31 @@ def split_draft(model: Model, draft: Draft, devices: tuple[str, ...]) -> DraftPl
         devices=devices,
         transport="local",
         feature_transport="local",
+        kv_axis=None,
+        kv_subgroups=None,
         kv_heads=even(draft.attention.num_kv_heads, count),
         mlp_units=even(draft.mlp.intermediate_size // draft.mlp.unit, count),
         embed_rows=even(model.vocab_size, count),
         head_rows=even(draft.draft_vocab_size, count),
         predicted_ns=1000,
+    )
+
+
+def shared_draft(
+    model: Model,
+    draft: Draft,
+    devices: tuple[str, ...],
+    axis: KvAxis,
+    subgroups: tuple[int, ...],
+    kv_heads: tuple[int, ...],
+) -> DraftPlacement:
+    """The head over a group whose subgroups have so many KV heads each; the rest in nearly equal shares."""
+    alone = max(subgroups) == 1
+    return dataclasses.replace(
+        split_draft(model, draft, devices),
+        kv_axis=None if alone else axis,
+        kv_subgroups=None if alone else subgroups,
+        kv_heads=tuple(heads for heads, size in zip(kv_heads, subgroups, strict=True) for _ in range(size)),
     )
 
 
@@ -396,6 +423,7 @@ def write_draft(
     num_layers: int = 1,
     hidden_size: int = 32,
     num_heads: int = 4,
+    num_kv_heads: int | None = None,
     head_dim: int = 8,
     intermediate_size: int = 64,
     vocab_size: int = 50,
@@ -404,7 +432,8 @@ def write_draft(
     dtype: torch.dtype = torch.float32,
     seed: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """An EAGLE head of random weights; its tensors."""
+    """An EAGLE head of random weights, by default with a KV head for each query head; its tensors."""
+    kv_heads = num_kv_heads or num_heads
     config: dict[str, Any] = {
         "model_type": "llama",
         "vocab_size": vocab_size,
@@ -412,19 +441,20 @@ def write_draft(
         "intermediate_size": intermediate_size,
         "num_hidden_layers": num_layers,
         "num_attention_heads": num_heads,
-        "num_key_value_heads": num_heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    q, eagle3 = num_heads * head_dim, kind == "eagle3"
+    q, kv, eagle3 = num_heads * head_dim, kv_heads * head_dim, kind == "eagle3"
     shapes: dict[str, tuple[int, ...]] = {"fc.weight": (hidden_size, (3 if eagle3 else 2) * hidden_size)}
     shapes |= {"embed_tokens.weight": (vocab_size, hidden_size)} if own_embedding else {}
     for layer in range(num_layers):
         prefix = "midlayer." if eagle3 else f"layers.{layer}."
-        matrices = _matrices(hidden_size, 2 * hidden_size if eagle3 else hidden_size, q, q, intermediate_size)
+        matrices = _matrices(hidden_size, 2 * hidden_size if eagle3 else hidden_size, q, kv, intermediate_size)
         shapes |= {f"{prefix}{name}.weight": shape for name, shape in matrices.items()}
         norms = ["post_attention_layernorm"]
         norms += ["hidden_norm", "input_layernorm"] if eagle3 else ["input_layernorm"] if layer else []

@@ -119,7 +119,7 @@ def split(devices: tuple[str, ...], transport: Transport, rows: tuple[int, ...],
 def two_stage_plan() -> Plan:
     """An unequal pair, then one device with the draft; the fourth device of the inventory is not used."""
     plan = Plan(
-        schema="2.0",
+        schema="2.1",
         inputs=Inputs(
             base_config_sha256="1" * 64,
             base_tensors_sha256="2" * 64,
@@ -137,6 +137,8 @@ def two_stage_plan() -> Plan:
             devices=("cpu2",),
             transport="local",
             feature_transport="local",
+            kv_axis=None,
+            kv_subgroups=None,
             kv_heads=(4,),
             mlp_units=(48,),
             embed_rows=(1024,),
@@ -234,7 +236,7 @@ def nvlink_plan() -> Plan:
 
 
 def spread_plan() -> Plan:
-    """Two hosts: embedding on the CPU, a stage over both with a subgroup, head and draft on devices of two stages."""
+    """Two hosts: embedding on the CPU, a stage over both, head and draft on devices of two stages; KV is divided."""
     base = nvlink_plan()
     gpus, link = base.inventory.devices, base.inventory.hosts[0].link
     cpu = dataclasses.replace(device("cpu0", "box0", 64 << 30), reserve_bytes=4 << 30, type="host")
@@ -276,7 +278,13 @@ def spread_plan() -> Plan:
         embed=split(("cpu0",), "local", (128256,), 90_000),
         head=dataclasses.replace(split(pair, "nccl", (64128, 64128), 600_000), hop_transport="nccl"),
         draft_placement=dataclasses.replace(
-            base.draft_placement, devices=pair, transport="nccl", feature_transport="local"
+            base.draft_placement,
+            devices=pair,
+            transport="nccl",
+            feature_transport="local",
+            kv_axis="batch",
+            kv_subgroups=(2,),
+            kv_heads=(8, 8),
         ),
         message_transport="gloo",
         memory=tuple(_empty_memory(name) for name in ("cpu0", "gpu0", "gpu1", "gpu2", "gpu3")),

@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from instances import Rivalry
 from planner import device_map
 from planner.build import Wanted, resolve
-from planner.candidates import DeviceSet, Way, even
+from planner.candidates import DeviceSet, even
 from planner.catalog import catalog
 from planner.certify import certify
 from planner.cost import ceil_div
@@ -39,6 +39,7 @@ from planner.formulate import Formulation
 from planner.inventory import parse_inventory
 from planner.problem import Answer, Block, BlockAnswer, Group, Problem, StageAnswer
 from planner.solve import Settings, Solved, solve
+from plans.buffers import KvDivision
 from plans.schema import Inventory, Model
 
 ROOMY_BYTES = 1 << 62
@@ -152,7 +153,7 @@ class _Given(Formulation):
         return tuple(dict.fromkeys((self.embed, self.head)))
 
     @cached_property
-    def _groups(self) -> tuple[tuple[Group, Way], ...]:
+    def _groups(self) -> tuple[tuple[Group, KvDivision], ...]:
         """By heads alone: where a rival repeats some, the model has as many of them (``repeat_heads``)."""
         return tuple((group, way) for group, way in super()._groups if max(way.subgroups) == 1)
 

@@ -17,6 +17,10 @@ HIDDEN = 64
 HEADS = 8
 KV_HEADS = 4
 HEAD_DIM = 8
+DRAFT_HEADS = 8
+DRAFT_KV_HEADS = 4
+DRAFT_HEAD_DIM = HIDDEN // DRAFT_KV_HEADS
+"""Values of all KV heads together are as wide as an embedding."""
 VOCABULARY = 96
 DRAFT_VOCABULARY = 80
 
@@ -54,8 +58,9 @@ def write_agreeing_head(directory: Path, base: Path, *, kind: str, noise: float,
         directory,
         kind=kind,
         hidden_size=HIDDEN,
-        num_heads=HEADS,
-        head_dim=HEAD_DIM,
+        num_heads=DRAFT_HEADS,
+        num_kv_heads=DRAFT_KV_HEADS,
+        head_dim=DRAFT_HEAD_DIM,
         intermediate_size=96,
         vocab_size=VOCABULARY,
         draft_vocab_size=DRAFT_VOCABULARY,
@@ -83,6 +88,8 @@ def _wire_eagle3(tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]
     for name in ("q_proj", "k_proj"):
         tensors[f"midlayer.self_attn.{name}.weight"][:, 0] += 2.0
     tensors["midlayer.self_attn.v_proj.weight"] += torch.cat([torch.eye(HIDDEN), -torch.eye(HIDDEN)], 1)
-    tensors["midlayer.self_attn.o_proj.weight"] += torch.eye(HIDDEN)
+    each = DRAFT_HEADS // DRAFT_KV_HEADS
+    values = torch.eye(HIDDEN).view(HIDDEN, DRAFT_KV_HEADS, 1, DRAFT_HEAD_DIM)
+    tensors["midlayer.self_attn.o_proj.weight"] += values.expand(-1, -1, each, -1).flatten(1) / each
     kept = torch.arange(DRAFT_VOCABULARY) + tensors["d2t"]
     tensors["lm_head.weight"] += base["lm_head.weight"][kept]

@@ -112,13 +112,15 @@ class Decoded:
 
     tokens: list[list[int]]
     accepted: list[list[int]]
+    trees: list[list[tuple[list[int], list[int]]]]
+    """Of each prompt, of each step: tokens and parents of the tree that was drafted in it."""
     measured: dict[Term, int]
 
 
 def decoded(
     plan: Plan, directory: Path, prompts: Sequence[tuple[int, ...]], counts: Sequence[int], *, draft: bool
 ) -> list[Decoded]:
-    """Each rank's tokens, so many for each prompt, and accepted lengths, up to what was asked for."""
+    """Each rank's tokens, so many for each prompt, with accepted lengths and trees, up to what was asked for."""
 
     def work(image: Image, comm: Comm) -> Decoded:
         device = torch.device("cpu")
@@ -127,16 +129,18 @@ def decoded(
             stepper = Stepper(plan, image, memory, comm, device)
         tokens: list[list[int]] = [[] for _ in prompts]
         accepted: list[list[int]] = [[] for _ in prompts]
+        trees: list[list[tuple[list[int], list[int]]]] = [[] for _ in prompts]
         for number, step in enumerate(stepper.steps(prompts, decoding(draft=draft))):
             for sequence, (new, message) in enumerate(step):
                 if len(tokens[sequence]) < counts[sequence]:
                     tokens[sequence] += new
                     accepted[sequence] += [message.accepted] if number else []
+                    trees[sequence].append((message.tokens, message.parents))
                     if len(tokens[sequence]) >= counts[sequence]:
                         stepper.end(sequence)
             if all(len(found) >= count for found, count in zip(tokens, counts, strict=True)):
                 break
         cut = [found[:count] for found, count in zip(tokens, counts, strict=True)]
-        return Decoded(tokens=cut, accepted=accepted, measured=memory.measured())
+        return Decoded(tokens=cut, accepted=accepted, trees=trees, measured=memory.measured())
 
     return on_all_ranks(plan, directory, work)

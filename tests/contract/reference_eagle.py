@@ -72,12 +72,14 @@ class ReferenceHead:
         return (hidden + (functional.silu(gate) * up) @ self.tensors[f"{self.prefix}mlp.down_proj.weight"].T)[-1]
 
     def attention(self, x: Tensor) -> Tensor:
-        heads, length = self.config["num_attention_heads"], x.shape[0]
+        length, shared = x.shape[0], self.config["num_attention_heads"] // self.config["num_key_value_heads"]
         q, k, v = (
-            (x @ self.tensors[f"{self.prefix}self_attn.{name}_proj.weight"].T).view(length, heads, -1).transpose(0, 1)
+            (x @ self.tensors[f"{self.prefix}self_attn.{name}_proj.weight"].T)
+            .view(length, -1, self.config["head_dim"])
+            .transpose(0, 1)
             for name in "qkv"
         )
-        q, k = self.rotate(q), self.rotate(k)
+        q, k, v = self.rotate(q), self.rotate(k).repeat_interleave(shared, 0), v.repeat_interleave(shared, 0)
         scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
         scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -math.inf)
         attended = (scores.softmax(-1) @ v).transpose(0, 1).reshape(length, -1)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from planner.build import STATIC_PATHS
 from plans.facts import static_tree
-from plans.schema import KvAxis, Plan, Run, Tree
+from plans.schema import Draft, DraftPlacement, KvAxis, Model, Plan, Run, Tree
 from runtime import Engine
-from tests.contract.agreeing import HEADS, KV_HEADS, LAYERS
+from tests.contract.agreeing import DRAFT_HEAD_DIM, DRAFT_HEADS, DRAFT_KV_HEADS, HEAD_DIM, HEADS, KV_HEADS, LAYERS
 from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, inputs
-from tests.contract.ranks import decoded
-from tests.plan_factory import Group, even, group, make_plan, split_draft
+from tests.contract.ranks import Decoded, decoded
+from tests.plan_factory import Group, even, group, make_plan, shared_draft, split_draft
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -119,10 +119,30 @@ def placed(name: str, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
             split_draft(model, eagle, ("b", "c", "d", "a")),
             {"embed": ["a", "b", "c", "d"], "head": ["b", "c", "d", "a"], "head_rows": (30, 0, 2, vocabulary - 32)},
         ),
-        "divided by context": (shared("context"), "eagle3", None, {}),
-        "divided by head_dim": (shared("head_dim"), "eagle", None, {"head": ["a"]}),
-        "divided by batch": (shared("batch"), "eagle3", None, {"batch": 2}),
-        "repeated heads": (shared("heads"), "eagle", None, {"embed": ["a"]}),
+        "divided by context": (
+            shared("context"),
+            "eagle3",
+            shared_draft(model, eagle3, ("a", "c", "b"), "context", (1, 2), (1, 3)),
+            {},
+        ),
+        "divided by head_dim": (
+            shared("head_dim"),
+            "eagle",
+            shared_draft(model, eagle, ("b", "a"), "head_dim", (2,), (4,)),
+            {"head": ["a"]},
+        ),
+        "divided by batch": (
+            shared("batch"),
+            "eagle3",
+            shared_draft(model, eagle3, ("c", "b", "a"), "batch", (2, 1), (3, 1)),
+            {"batch": 2},
+        ),
+        "repeated heads, draft on more devices than it has KV heads": (
+            shared("heads"),
+            "eagle3",
+            shared_draft(model, eagle3, ("e", "a", "d", "b", "c", "f"), "heads", (2, 1, 1, 2), (1, 1, 1, 1)),
+            {"embed": ["a"]},
+        ),
         "plain, tables elsewhere": (uneven, None, None, {"embed": ["c", "e"], "head": ["a", "e"]}),
     }
     groups, kind, placement, rows = table[name]
@@ -161,24 +181,65 @@ def placed(name: str, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
         "divided by context",
         "divided by head_dim",
         "divided by batch",
-        "repeated heads",
+        "repeated heads, draft on more devices than it has KV heads",
     ],
 )
-def test_every_placement_gives_the_tokens_of_transformers(name: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
-    plan, kind = placed(name, checkpoints)
-    check(plan, compiled(tmp_path / "plan", plan, checkpoints, kind), checkpoints, PROMPTS[1::2], 24)
+def test_every_placement_gives_the_tokens_of_transformers(name: str, alone: "Alone", tmp_path: Path) -> None:
+    plan, kind = placed(name, alone.checkpoints)
+    check(plan, compiled(tmp_path / "plan", plan, alone.checkpoints, kind), kind, alone, PROMPTS[1::2], 24)
 
 
-def check(plan: Plan, directory: Path, checkpoints: Checkpoints, prompts: Any, most: int) -> None:
-    """Decode prompts, as many together as the plan allows, with the draft and without, on all ranks."""
+Together = tuple[tuple[int, ...], ...]
+
+
+class Alone:
+    """What heads on one device make of prompts."""
+
+    def __init__(self, checkpoints: Checkpoints, directory: Path) -> None:
+        self.checkpoints, self._directory = checkpoints, directory
+        self._known: dict[tuple[object, ...], Decoded] = {}
+
+    def decoded(self, plan: Plan, kind: str, together: Together, counts: list[int]) -> Decoded:
+        """Of prompts that are decoded together, with the plan's batch and tree."""
+        model, tree, batch = plan.model, plan.options.tree, plan.options.batch
+        key = (kind, tree, batch, together, tuple(counts))
+        if key not in self._known:
+            assert tree is not None
+            one = make_plan(
+                model,
+                [group(model, ["a"], LAYERS)],
+                draft=plan.draft,
+                inputs=plan.inputs,
+                context=CONTEXT,
+                prefill_chunk=CHUNK,
+                tree=tree,
+                batch=batch,
+            )
+            directory = compiled(self._directory / str(len(self._known)), one, self.checkpoints, kind)
+            self._known[key] = decoded(one, directory, together, counts, draft=True)[0]
+        return self._known[key]
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    return Alone(checkpoints, tmp_path_factory.mktemp("alone"))
+
+
+def check(plan: Plan, directory: Path, kind: str | None, alone: Alone, prompts: Together, most: int) -> None:
+    """Decode prompts, as many together as the plan allows, with the draft and without, on all ranks.
+
+    However the head is divided, it drafts what it drafts on one device.
+    """
     batch = plan.options.batch
     for start in range(0, len(prompts), batch):
         together = prompts[start : start + batch]
         counts = [min(most + 3 * number, CONTEXT - len(prompt)) for number, prompt in enumerate(together)]
-        expected = [checkpoints.greedy(prompt, count) for prompt, count in zip(together, counts, strict=True)]
+        expected = [alone.checkpoints.greedy(prompt, count) for prompt, count in zip(together, counts, strict=True)]
         for draft in (True, False):
             for rank, found in enumerate(decoded(plan, directory, together, counts, draft=draft)):
                 assert found.tokens == expected, (rank, draft)
+                if kind and draft:
+                    assert found.trees == alone.decoded(plan, kind, together, counts).trees, rank
                 line = plan.memory[rank]
                 assert all(count <= getattr(line, f"{term}_bytes") for term, count in found.measured.items())
 
@@ -216,23 +277,39 @@ def parts(draw: st.DrawFn, total: int, count: int, least: int) -> tuple[int, ...
 
 
 @st.composite
-def stages(draw: st.DrawFn, layers: int, units: int, devices: tuple[str, ...], batch: int) -> Group:
-    """Any group that a plan may have: an axis, subgroups, and one or two runs of layers."""
+def divisions(
+    draw: st.DrawFn, count: int, queries: int, kv_heads: int, pairs: int, batch: int
+) -> tuple[KvAxis, tuple[int, ...]]:
+    """Any way that so many devices have to divide KV heads: an axis, and sizes of subgroups."""
     axis: KvAxis = draw(st.sampled_from(["heads", "heads", "context", "head_dim", "batch"]))
-    queries, pairs = HEADS // KV_HEADS, 4
     allowed = {
         "heads": [size for size in (1, 2, 4) if queries % size == 0],
         "context": [1, 2, 3, 4],
         "head_dim": [size for size in (1, 2, 4) if pairs % size == 0],
         "batch": list(range(1, batch + 1)),
     }[axis]
-    several = [] if draw(st.booleans()) and axis == "heads" else [size for size in allowed if 1 < size <= len(devices)]
+    several = [] if draw(st.booleans()) and axis == "heads" else [size for size in allowed if 1 < size <= count]
     sizes: list[int] = [draw(st.sampled_from(several))] if several else []
-    while sum(sizes) < len(devices):
-        left = [size for size in allowed if size <= len(devices) - sum(sizes)]
-        sizes.append(draw(st.sampled_from(left if len(sizes) < KV_HEADS - 1 else left[-1:])))
-    if len(sizes) > KV_HEADS or max(sizes) == 1:
-        axis, sizes = "heads", [1] * len(devices)
+    while sum(sizes) < count:
+        left = [size for size in allowed if size <= count - sum(sizes)]
+        sizes.append(draw(st.sampled_from(left if len(sizes) < kv_heads - 1 else left[-1:])))
+    if len(sizes) > kv_heads or max(sizes) == 1:
+        return ("heads", (1,) * count) if count <= kv_heads else ("context", (count,))
+    return axis, tuple(sizes)
+
+
+@st.composite
+def heads_of_draft(draw: st.DrawFn, model: Model, draft: Draft, devices: tuple[str, ...], batch: int) -> DraftPlacement:
+    """The head over these devices, its KV divided in any way."""
+    queries = DRAFT_HEADS // DRAFT_KV_HEADS
+    axis, sizes = draw(divisions(len(devices), queries, DRAFT_KV_HEADS, DRAFT_HEAD_DIM // 2, batch))
+    return shared_draft(model, draft, devices, axis, sizes, draw(parts(DRAFT_KV_HEADS, len(sizes), 1)))
+
+
+@st.composite
+def stages(draw: st.DrawFn, layers: int, units: int, devices: tuple[str, ...], batch: int) -> Group:
+    """Any group that a plan may have: an axis, subgroups, and one or two runs of layers."""
+    axis, sizes = draw(divisions(len(devices), HEADS // KV_HEADS, KV_HEADS, HEAD_DIM // 2, batch))
     first = draw(st.integers(1, layers))
     runs = []
     for count in (first, layers - first):
@@ -240,7 +317,7 @@ def stages(draw: st.DrawFn, layers: int, units: int, devices: tuple[str, ...], b
             heads = draw(parts(KV_HEADS, len(sizes), 1))
             every = tuple(share for share, size in zip(heads, sizes, strict=True) for _ in range(size))
             runs.append(Run(num_layers=count, kv_heads=every, mlp_units=draw(parts(units, len(devices), 0))))
-    return Group(devices=devices, runs=tuple(runs), axis=axis, subgroups=tuple(sizes))
+    return Group(devices=devices, runs=tuple(runs), axis=axis, subgroups=sizes)
 
 
 @st.composite
@@ -270,8 +347,8 @@ def plans(draw: st.DrawFn, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
     draft = checkpoints.drafts[kind] if kind else None
     placement = None
     if draft is not None:
-        on = draw(st.sampled_from([head, embed, members(3)]))
-        placement = split_draft(model, draft.draft, on)
+        on = draw(st.sampled_from([head, embed, members(6)]))
+        placement = draw(heads_of_draft(model, draft.draft, on, batch))
     plan = make_plan(
         model,
         groups,
@@ -298,8 +375,8 @@ def plans(draw: st.DrawFn, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
 )
 @given(data=st.data())
 def test_any_placement_gives_the_tokens_of_transformers(
-    data: st.DataObject, checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory
+    data: st.DataObject, alone: Alone, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    plan, kind = data.draw(plans(checkpoints))
-    directory = compiled(tmp_path_factory.mktemp("any") / "plan", plan, checkpoints, kind)
-    check(plan, directory, checkpoints, PROMPTS[4 - plan.options.batch :], 12)
+    plan, kind = data.draw(plans(alone.checkpoints))
+    directory = compiled(tmp_path_factory.mktemp("any") / "plan", plan, alone.checkpoints, kind)
+    check(plan, directory, kind, alone, PROMPTS[4 - plan.options.batch :], 12)

@@ -12,7 +12,6 @@ from planner.candidates import (
     MOST_BUNDLES,
     MOST_COLUMNS,
     Candidates,
-    Way,
     bundles,
     compositions,
     divisions,
@@ -22,6 +21,7 @@ from planner.candidates import (
 )
 from planner.errors import InputError
 from planner.graph import Fabric
+from plans.buffers import KvDivision
 from tests.planner.instances import cpu, host, inventory_of
 
 ETHERNET = {"class": "ethernet"}
@@ -157,7 +157,7 @@ def test_ways_are_legal_and_there_is_always_one_unless_asked(size: int, kv_heads
     offered = {way.axis for way in found}
     if size > 1:
         assert ("heads" in offered) == (asked in (None, "heads"))
-        whole = Way(axis="heads", subgroups=(1,) * size)
+        whole = KvDivision(axis="heads", subgroups=(1,) * size)
         assert (whole in found) == (asked in (None, "heads") and size <= kv_heads)
         assert all(way == whole or size > kv_heads for way in found if way.axis == "heads")
         assert ("context" in offered) == (asked in (None, "context"))

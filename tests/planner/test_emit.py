@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from planner.certify import certify
 from planner.emit import deal, emit
 from planner.formulate import Formulation
+from planner.previous import Previous
 from planner.solve import Settings, Solved, solve
 from plans import codec
 from plans.check import check
-from plans.schema import Inputs, KvAxis, Pin, Plan, Strategy
+from plans.schema import Inputs, KvAxis, Pin, Plan, Strategy, Tree
 from tests.planner.instances import EQUAL, UNLIKE, Head, cpu, formulation, host
 
 FAST = {"class": "fast", "latency": "1 us", "bandwidth": "1000 GB/s"}
@@ -28,6 +29,7 @@ CASES: dict[str, tuple[Any, Head, int]] = {
     "plain": (EQUAL, None, 256),
     "odd context": (UNLIKE, "eagle3", 201),
 }
+SMALL = Tree(kind="dynamic", total_token=6, depth=1, top_k=3, paths=None)
 
 
 @given(st.data())
@@ -118,6 +120,30 @@ def test_each_axis_has_sound_plans(axis: KvAxis, kv_heads: int) -> None:
         assert sum(stage.kv_subgroups) == len(stage.devices)
     if axis != "heads" or kv_heads > 1:
         assert max(len(stage.devices) for stage in plan.stages) > 1
+
+
+@pytest.mark.parametrize(("devices", "kv_heads"), [(3, 1), (4, 2)])
+def test_a_head_may_be_divided_over_more_devices_than_it_has_kv_heads(devices: int, kv_heads: int) -> None:
+    """Its tables, and those of the base, are what the devices are full of."""
+    data = {"hosts": [host("box", *(cpu(f"c{i}", 24) for i in range(devices)), links=FAST)]}
+    found = _with(formulation(data, "eagle3"), context=64, prefill_chunk=16, tree=SMALL)
+    assert found.draft is not None
+    attention = dataclasses.replace(found.draft.attention, num_heads=4, num_kv_heads=kv_heads, head_dim=48)
+    vocab = 64 * 300
+    draft = dataclasses.replace(found.draft, attention=attention, draft_vocab_size=vocab, maps_vocabulary=False)
+    model = dataclasses.replace(found.model, vocab_size=vocab)
+    found, solved, plan = _planned(dataclasses.replace(found, model=model, draft=draft))
+    placement = plan.draft_placement
+    assert placement is not None
+    assert placement.kv_subgroups is not None
+    assert sum(placement.kv_subgroups) == len(placement.devices) > kv_heads
+    assert check(plan) == ()
+    assert codec.loads(codec.dumps(plan)) == plan
+    tail, previous = solved.answer.tail, Previous(found, WITH_DRAFT, plan)
+    assert tail is not None
+    assert previous.choice_bytes(2, tail.option, tail.column) == 0, "all of it is there"
+    others = [c for c in range(len(found.draft_ways[tail.option])) if c != tail.column]
+    assert all(previous.choice_bytes(2, tail.option, column) > 0 for column in others)
 
 
 def test_a_narrow_cache_has_a_sound_plan() -> None:

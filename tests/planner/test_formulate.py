@@ -8,12 +8,14 @@ import pytest
 
 from planner import formulate, layout
 from planner.candidates import Candidates
+from planner.columns import allows
 from planner.cost import share_ns
 from planner.errors import InputError
 from planner.formulate import Formulation
 from planner.inventory import parse_inventory
 from planner.memory import layer_mlp
 from planner.problem import Column, Group, Problem, Receive
+from planner.shares import DraftShares
 from planner.solve import Settings, solve
 from plans.buffers import KvShare, kv_bytes, whole_heads
 from plans.schema import KvAxis, LayerClass, Pin, Strategy
@@ -40,6 +42,12 @@ def with_mlp(found: Formulation, **changes: Any) -> Formulation:
     (layers,) = found.model.layers
     layers = dataclasses.replace(layers, mlp=dataclasses.replace(layers.mlp, **changes))
     return dataclasses.replace(found, model=dataclasses.replace(found.model, layers=(layers,)))
+
+
+def with_head(found: Formulation, **attention: Any) -> Formulation:
+    assert found.draft is not None
+    draft = dataclasses.replace(found.draft, attention=dataclasses.replace(found.draft.attention, **attention))
+    return dataclasses.replace(found, draft=draft)
 
 
 def axes(problem: Problem, found: Formulation) -> dict[tuple[str, ...], set[KvAxis]]:
@@ -152,11 +160,51 @@ def test_blocks_may_be_on_any_candidates(case: str) -> None:
             assert {h for h, members in enumerate(problem.hosts) if set(members) & set(option.devices)} == {
                 *option.places
             }
-    if found.draft is not None and problem.tail is not None:
-        heads = found.draft.attention.num_kv_heads
-        assert {option.devices for option in problem.tail.options} == {each for each in sets if len(each) <= heads}
-        for option in problem.tail.options:
-            assert all(sum(column.shares) == heads and min(column.shares) > 0 for column in option.columns)
+    if problem.tail is not None:
+        assert {option.devices for option in problem.tail.options} == sets
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_the_head_is_divided_in_every_legal_way(kv_heads: int) -> None:
+    found = with_options(with_head(CASES["boxes"], num_heads=4, num_kv_heads=kv_heads, head_dim=48), batch=2)
+    assert found.draft is not None
+    tail, draft = found.problem.tail, found.draft
+    assert tail is not None
+    shares = DraftShares(model=found.model, draft=draft, options=found.options)
+    offered = set()
+    for option, ways in zip(tail.options, found.draft_ways, strict=True):
+        size = len(option.devices)
+        assert len(set(zip(ways, (column.shares for column in option.columns), strict=True))) == len(ways)
+        for column, way in zip(option.columns, ways, strict=True):
+            assert allows(draft.attention, found.options, way)
+            places = [(m, part) for m in way.subgroups for part in range(m)]
+            parts = [
+                KvShare(heads=heads, axis=way.axis, parts=m, part=part)
+                for heads, (m, part) in zip(column.shares, places, strict=True)
+            ]
+            assert sum(share.heads for share in parts if share.part == 0) == kv_heads
+            assert column.bytes == tuple(shares.bytes(share, j == 0, size) for j, share in enumerate(parts))
+            offered.add((size, way.axis))
+    most = len(found.problem.devices)
+    assert {size for size, _ in offered} == {1, 2, 3, 4, most}
+    assert {axis for size, axis in offered if size > kv_heads} >= {"context", "head_dim"}
+    assert (4, "heads") in offered
+
+
+def test_divisions_of_the_head_that_are_left_out_are_never_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = with_options(with_head(CASES["boxes"], num_heads=4, num_kv_heads=2, head_dim=48), batch=2)
+    tail = kept.problem.tail
+    monkeypatch.setattr(formulate, "no_worse", lambda one, other, more: False)
+    every = dataclasses.replace(kept).problem.tail
+    assert tail is not None
+    assert every is not None
+    assert sum(len(option.columns) for option in every.options) > sum(len(option.columns) for option in tail.options)
+    for one, other in zip(tail.options, every.options, strict=True):
+        for column in other.columns:
+            assert any(
+                mine.ns <= column.ns and all(a <= b for a, b in zip(mine.bytes, column.bytes, strict=True))
+                for mine in one.columns
+            )
 
 
 def test_a_group_over_several_hosts_pays_for_the_network() -> None:

@@ -12,8 +12,8 @@ from planner.layout import Slot
 from plans.artifact import ALIGNMENT_BYTES, PAGE_BYTES, align
 from plans.buffers import kv_shares, whole_heads
 from plans.diff import moved_bytes
-from plans.schema import KvAxis, Model, Plan, Run
-from tests.plan_factory import Group, group, make_draft, make_model, make_plan, split_draft
+from plans.schema import Draft, DraftPlacement, KvAxis, Model, Plan, Run
+from tests.plan_factory import Group, group, make_draft, make_model, make_plan, shared_draft, split_draft
 
 
 def slots_of(plan: Plan, device: str) -> tuple[Slot, ...]:
@@ -103,11 +103,11 @@ def plans(draw: st.DrawFn) -> Plan:
         draw(stage(model, tuple(names[: sizes[0]]), cut)),
         draw(stage(model, tuple(names[sizes[0] : sum(sizes)]), total - cut)),
     ]
-    draft = draw(st.sampled_from([None, make_draft(model), make_draft(model, kind="eagle", num_layers=2)]))
+    heads = [make_draft(model), make_draft(model, kind="eagle", num_layers=2), make_draft(model, num_kv_heads=kv_heads)]
+    draft = draw(st.sampled_from([None, *heads]))
     place = None
     if draft is not None:
-        count = draw(st.integers(1, min(2, draft.attention.num_kv_heads)))
-        place = split_draft(model, draft, tuple(names[-count:]))
+        place = draw(draft_place(model, draft, names))
     dtype = draw(st.sampled_from(["float32", "bfloat16"]))
     embed = draw(st.sampled_from([groups[0].devices, ("e0",), ("e0", names[0])]))
     head = draw(st.sampled_from([groups[1].devices, ("e0",), (names[0], "e1")]))
@@ -122,6 +122,19 @@ def plans(draw: st.DrawFn) -> Plan:
         embed_rows=draw(shares(model.vocab_size, len(embed), 1)),
         head_rows=draw(shares(model.vocab_size, len(head), 0)),
     )
+
+
+@st.composite
+def draft_place(draw: st.DrawFn, model: Model, draft: Draft, names: list[str]) -> DraftPlacement:
+    kv_heads = draft.attention.num_kv_heads
+    queries, pairs = draft.attention.num_heads // kv_heads, draft.attention.head_dim // 2
+    axes: list[KvAxis | None] = [None, "context", *(["head_dim"] if pairs % 2 == 0 else [])]
+    axis = draw(st.sampled_from(axes + (["heads"] if queries % 2 == 0 else [])))
+    if axis is None:
+        return split_draft(model, draft, tuple(names[-draw(st.integers(1, min(2, kv_heads))) :]))
+    subgroups = draw(st.sampled_from([(2,), (1, 2), (2, 2)][: 3 if kv_heads > 1 else 1]))
+    dealt = draw(shares(kv_heads, len(subgroups), 1))
+    return shared_draft(model, draft, tuple(names[-sum(subgroups) :]), axis, subgroups, dealt)
 
 
 @st.composite
@@ -181,7 +194,8 @@ def test_bytes_of_shares_add_up_to_the_device(plan: Plan) -> None:
     if draft is not None and place is not None:
         for member, device in enumerate(place.devices):
             total = layout.draft_fixed_bytes(draft, dtype)
-            total += layout.draft_attention_bytes(draft, dtype, place.kv_heads[member], member == 0)
+            share = kv_shares(place, place.kv_heads)[member]
+            total += layout.draft_attention_bytes(draft, dtype, share, member == 0)
             total += layout.draft_mlp_bytes(draft, dtype, place.mlp_units[member], member == 0)
             total += layout.draft_embed_bytes(draft, dtype, place.embed_rows[member]) if place.embed_rows else 0
             total += layout.draft_head_bytes(draft, dtype, place.head_rows[member]) if place.head_rows else 0

@@ -132,6 +132,7 @@ def test_text_shows_what_is_shared_and_where_it_comes_from() -> None:
     lines = [" ".join(line.split()) for line in report.text(spread_plan(), 160, color=False).splitlines()]
     assert "embed cpu0 128256 local 90.0 us" in lines
     assert any(line.startswith("stage 0 0-59 gpu0 + gpu1 + gpu2 4 + 4 over 2 by context 10240") for line in lines)
+    assert any(line.startswith("draft gpu2 + gpu3 8 over 2 by batch") for line in lines)
     first, *others = spread_plan().stages
     plan = dataclasses.replace(spread_plan(), stages=(dataclasses.replace(first, kv_axis="heads"), *others))
     assert "4 + 4 over 2 by query heads" in " ".join(report.text(plan, 160, color=False).split())

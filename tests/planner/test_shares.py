@@ -101,7 +101,7 @@ def test_the_head_reads_its_weights_in_each_pass(head: Any) -> None:
         (options.tree.depth + 2, 1),
         (options.tree.top_k, options.tree.depth),
     ]
-    heads = draft.attention.num_kv_heads
+    heads = share(draft.attention.num_kv_heads)
     norms = {"eagle3": 2, "eagle1": 0}[head] * draft.num_layers * layout.align(4 * draft.hidden_size)
     weights = layout.draft_attention_bytes(draft, options.dtype, heads, False) - norms
     fc = draft.hidden_size * (3 * found.model.hidden_size if head == "eagle3" else 2 * draft.hidden_size)

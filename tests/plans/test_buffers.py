@@ -16,6 +16,8 @@ from plans.buffers import (
     draft_buffers,
     draft_kv_bytes,
     draft_kv_rows,
+    draft_rows,
+    draft_tree_rows,
     forward_rows,
     head_buffers,
     kv_bytes,
@@ -25,8 +27,8 @@ from plans.buffers import (
     tree_rows,
     whole_heads,
 )
-from plans.schema import KvAxis, Model, Plan, Tree
-from tests.plan_factory import TREE, Group, group, make_draft, make_model, make_plan, split_draft
+from plans.schema import KvAxis, Model, Plan, Run, Tree
+from tests.plan_factory import TREE, Group, group, make_draft, make_model, make_plan, shared_draft, split_draft
 
 MODEL = make_model(num_layers=8, num_heads=8, num_kv_heads=4)
 DRAFT = make_draft(MODEL)
@@ -50,7 +52,7 @@ def test_kv_is_linear_in_heads_and_has_room_for_context_and_tree(
     one = kv_bytes(options, attention, whole_heads(1))
     assert one == 2 * kv_rows(options) * attention.head_dim * 4
     assert kv_bytes(options, attention, whole_heads(heads)) == heads * one
-    assert draft_kv_bytes(options, DRAFT, heads) == heads * draft_kv_bytes(options, DRAFT, 1)
+    assert draft_kv_bytes(options, DRAFT, whole_heads(heads)) == heads * draft_kv_bytes(options, DRAFT, whole_heads(1))
     assert kv_rows(options) >= context + total_token
     assert draft_kv_rows(options) >= context + depth * top_k
     assert one % 256 == 0
@@ -68,7 +70,7 @@ def test_no_buffer_shrinks_when_a_share_grows(heads: int, units: int, rows: int,
         stage = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, group_size=size)
         head = head_buffers(MODEL, DRAFT, options, rows=rows, group_size=size, hop=True)
         draft = draft_buffers(
-            MODEL, DRAFT, options, kv_heads=heads, mlp_units=units, embed_rows=rows, head_rows=rows, group_size=size
+            MODEL, DRAFT, options, share=share, mlp_units=units, embed_rows=rows, head_rows=rows, group_size=size
         )
         return bytes_of((*stage, *head, *draft))
 
@@ -94,6 +96,9 @@ def test_the_parts_of_a_subgroup_hold_the_whole_cache(batch: int, context: int, 
     for axis, granule in (("context", (tree + 64) * batch), ("batch", kv_rows(options))):
         spare = parts * part_of(axis) - whole
         assert 0 <= spare < parts * granule * 2 * heads * attention.head_dim
+    of_draft = draft_kv_bytes(options, DRAFT, KvShare(heads=heads, axis="context", parts=parts, part=0))
+    spare = parts * of_draft - draft_kv_bytes(options, DRAFT, whole_heads(heads))
+    assert 0 <= spare < parts * (draft_tree_rows(options) + 64) * batch * 2 * heads * DRAFT.attention.head_dim
 
 
 def test_what_members_of_a_subgroup_exchange_is_counted() -> None:
@@ -119,6 +124,21 @@ def test_what_members_of_a_subgroup_exchange_is_counted() -> None:
     assert not {"partial", "scores"} & (whole.keys() | batch.keys())
     assert head_dim.keys() - whole.keys() == {"scores", "scratch.scores", "scratch.columns"}
     assert context.keys() - head_dim.keys() == {"partial", "scratch.merged"}
+
+
+def test_a_head_whose_kv_is_divided_has_buffers_of_its_own() -> None:
+    place = shared_draft(MODEL, DRAFT, ("a", "b"), "context", (2,), (DRAFT.attention.num_kv_heads,))
+    run = Run(num_layers=8, kv_heads=(4, 4), mlp_units=(4, 4))
+    sharing = Group(devices=("a", "b"), runs=(run,), axis="context", subgroups=(2,))
+    plan = make_plan(MODEL, [sharing], draft=DRAFT, placement=place, context=1000)
+    shapes = {buffer.name: buffer.shape for buffer in device_buffers(plan, "b")}
+    assert len(shapes) == len(device_buffers(plan, "b"))
+    rows, heads, dim = draft_rows(plan.options), DRAFT.attention.num_heads, DRAFT.attention.head_dim
+    kept = -(-(draft_tree_rows(plan.options) + 500) // 64) * 64
+    assert shapes["draft.kv"] == (1, 1, kept, 2 * DRAFT.attention.num_kv_heads, dim)
+    assert shapes["draft.partial"] == (3, rows, heads, dim + 1)
+    assert shapes["draft.beam"][1] == shapes["draft.bias"][1] == kept
+    assert {"scores", "partial", "draft.scores"} <= shapes.keys()
 
 
 def test_a_device_without_layers_has_what_its_table_needs() -> None:
@@ -207,4 +227,4 @@ def test_kv_of_a_device_is_what_the_solver_counted() -> None:
     attention = MODEL.layers[0].attention
     terms = device_terms(plan, "a")
     assert terms["kv"] == 8 * kv_bytes(plan.options, attention, whole_heads(attention.num_kv_heads))
-    assert terms["draft_kv"] == draft_kv_bytes(plan.options, DRAFT, DRAFT.attention.num_kv_heads)
+    assert terms["draft_kv"] == draft_kv_bytes(plan.options, DRAFT, whole_heads(DRAFT.attention.num_kv_heads))

@@ -298,6 +298,32 @@ NO_PAIRS = "stages[0].kv_subgroups: found [1, 2], expected divisors of the"
             "at least 1 and equal inside one",
         ),
         (
+            "draft_placement.kv_axis",
+            None,
+            "draft_placement.kv_axis: found nothing, expected one, as there are kv_subgroups",
+        ),
+        (
+            "draft_placement.kv_subgroups",
+            [1, 1],
+            "draft_placement.kv_axis: found batch, expected nothing, as no KV head is on more than one device",
+        ),
+        (
+            "draft_placement.kv_subgroups",
+            [3],
+            "draft_placement.kv_subgroups: found [3], expected sizes of at least 1 that add up to 2 devices",
+        ),
+        (
+            "options.batch",
+            1,
+            "draft_placement.kv_subgroups: found [2], expected at most 1 in a subgroup, a sequence each",
+        ),
+        (
+            "draft_placement.kv_heads",
+            [4, 4],
+            "draft_placement.kv_heads: found [4, 4], expected shares of 8 KV heads for subgroups of [2], each at least "
+            "1 and equal inside one",
+        ),
+        (
             "stages[0].hop_transport",
             "local",
             "stages[0].hop_transport: found local, expected gloo between [cpu0, gpu0, gpu1, gpu2]",

@@ -46,7 +46,7 @@ def test_a_difference_names_kind_path_and_values() -> None:
 def test_kinds_follow_the_sections() -> None:
     plan = two_stage_plan()
     kinds = {
-        "schema": "2.1",
+        "schema": "2.7",
         "inputs.base_config_sha256": "f",
         "inventory.hosts[0].transport": "gloo",
         "model.hidden_size": 1,
