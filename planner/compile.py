@@ -20,9 +20,10 @@ from planner.checkpoint import Checkpoint, with_tensors
 from planner.errors import CheckpointError, InputError
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.headers import TensorInfo, stamp
+from planner.lanes import Writer
 from planner.layout import Part, Slot, abi, data_bytes, header, image_slots
 from planner.sources import Checkpoints, Reader, locate
-from planner.stream import Progress, Writer, row_width, stream
+from planner.stream import Progress, row_width, stream
 from plans import codec
 from plans.artifact import IMAGES_FILE, Image, Images, Source, SourceFile, Sources, dump_images, image_file, load_images
 from plans.check import require

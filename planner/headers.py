@@ -188,7 +188,7 @@ def _tensor_info(entry: Any, file: Path, tensor: str, name: str, start: int) -> 
         raise CheckpointError(f"{file}: {tensor}: {problem}")
 
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        found = ", ".join(entry) if isinstance(entry, dict) else repr(entry)
+        found = ", ".join(map(_shown, entry)) if isinstance(entry, dict) else repr(entry)
         refuse(f"found {_short(found)}, expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:

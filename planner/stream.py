@@ -7,26 +7,19 @@ an EAGLE head), they are read from the image that has them. Three threads beside
     read ahead            walk                            hash      write
     source rows ──► block [rows, width] ──slice, cast──►  BLAKE3 ∥  gpu0 gpu1 …
 
-Buffers are few and of ``BLOCK_BYTES``, so memory depends neither on the model nor on the size of a tensor. What is
-written is the same in any order of threads: an image's bytes are hashed by one thread, and written by one, in order.
+What is written is the same in any order of threads: an image's bytes are hashed by one, and written by one, in order.
 """
 
-import contextlib
-import itertools
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from blake3 import blake3
 
 from planner.casts import STORAGE, Array, cast_into
-from planner.errors import OutputError
 from planner.headers import TensorFile, TensorInfo
+from planner.lanes import Buffer, Lanes, Writer
 from planner.layout import Part, Slot
 from planner.sources import Reader
 from plans.artifact import ITEM_BYTES
@@ -36,168 +29,9 @@ BLOCK_BYTES = 2 << 20
 """Of source rows that are read at once."""
 AHEAD = 8
 """Blocks that are being read while one is worked on."""
-SOURCE_BUFFERS = 16
-"""Of BLOCK_BYTES each: those ahead, and those that are still hashed and written."""
-TARGET_BUFFERS = 8
-"""For what is no view of a source buffer: columns, and casts, which may double its bytes."""
-LITERALS = 64
-"""Pieces that are in no buffer, waited for at a time."""
-FLUSH_BYTES = 32 << 20
-"""Written pages are sent to the disk this often, so that the last sync has little left to wait for."""
-HASH_THREADS = blake3.AUTO if (os.cpu_count() or 1) > 4 else 1
-"""Where cores are few, reading and writing need the others; the digest is the same."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes written and bytes to write."""
-
-
-# ---- images ----
-
-
-class Writer:
-    """A file that grows at its end and is hashed as it grows; complete and on disk after ``finish``.
-
-    ``hash`` and ``write`` are each called with the same pieces in the same order, perhaps by two threads.
-    """
-
-    def __init__(self, file: Path, size_bytes: int) -> None:
-        self._file = file
-        self._hash = blake3(max_threads=HASH_THREADS)
-        self._flushed_bytes = 0
-        self.size_bytes = size_bytes
-        self.written_bytes = 0
-        self._descriptor: int | None = None
-        with self._errors():
-            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            os.posix_fallocate(self._descriptor, 0, size_bytes)  # a full disk is told before an hour of copying
-
-    def hash(self, piece: memoryview) -> None:
-        self._hash.update(piece)
-
-    def write(self, piece: memoryview) -> None:
-        """Append bytes; raise OutputError."""
-        assert self._descriptor is not None
-        with self._errors():
-            while piece:
-                count = os.write(self._descriptor, piece)
-                self.written_bytes += count
-                piece = piece[count:]
-            if (fresh := self.written_bytes - self._flushed_bytes) >= FLUSH_BYTES:
-                # of dirty pages this means: begin to write them, without waiting
-                os.posix_fadvise(self._descriptor, self._flushed_bytes, fresh, os.POSIX_FADV_DONTNEED)
-                self._flushed_bytes = self.written_bytes
-
-    def has(self, offset: int, nbytes: int) -> bool:
-        """Whether these bytes are written."""
-        return offset + nbytes <= self.written_bytes
-
-    def read_into(self, offset: int, block: memoryview) -> None:
-        """Fill ``block`` with bytes that were written; raise OutputError."""
-        assert self._descriptor is not None
-        with self._errors():
-            while block:
-                count = os.preadv(self._descriptor, [block], offset)
-                assert count, f"{self._file}: {offset} is beyond the {self.written_bytes} bytes that were written"
-                offset, block = offset + count, block[count:]
-
-    def finish(self) -> str:
-        """Bring the file to disk; its BLAKE3 in hex."""
-        assert self.written_bytes == self.size_bytes, f"{self._file}: {self.written_bytes} of {self.size_bytes} bytes"
-        assert self._descriptor is not None
-        with self._errors():
-            os.fsync(self._descriptor)
-        return self._hash.hexdigest()
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutputError(f"{self._file}: cannot write {self.size_bytes} bytes: {error.strerror}") from error
-
-
-# ---- threads ----
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Buffer:
-    """Memory, and what still reads it or fills it."""
-
-    memory: Array
-    users: list["Future[None]"] = field(default_factory=list)
-
-    def settle(self) -> None:
-        """Wait until nobody uses it; raise what went wrong with it."""
-        _settle(self.users)
-
-
-def _settle(futures: "list[Future[None]]") -> None:
-    for future in futures:
-        future.result()
-    futures.clear()
-
-
-class _Lanes:
-    """A thread that reads, one that hashes and one that writes, each in the order in which it was asked."""
-
-    def __init__(self) -> None:
-        self._reading, self._hashing, self._writing = (
-            ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("read", "hash", "write")
-        )
-        self._sources = _ring(SOURCE_BUFFERS, BLOCK_BYTES)
-        self._targets = _ring(TARGET_BUFFERS, 2 * BLOCK_BYTES)
-        self._literals: list[Future[None]] = []
-
-    def __enter__(self) -> "_Lanes":
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        for lane in (self._reading, self._hashing, self._writing):
-            lane.shutdown(wait=True, cancel_futures=True)
-
-    def read(self, reader: Reader, block: "_Block") -> _Buffer:
-        """A buffer that begins with the bytes of a block, once it is settled."""
-        buffer = next(self._sources)
-        buffer.settle()
-        view = buffer.memory[: block.nbytes].data
-        if isinstance(block.where, Writer):
-            buffer.users.append(self._reading.submit(block.where.read_into, block.offset, view))
-        else:
-            reader.expect(block.where, block.offset, block.nbytes)
-            buffer.users.append(self._reading.submit(reader.read_into, block.where, block.offset, view))
-        return buffer
-
-    def target(self) -> _Buffer:
-        """A buffer that nobody uses, of 2 * BLOCK_BYTES."""
-        buffer = next(self._targets)
-        buffer.settle()
-        return buffer
-
-    def append(self, writer: Writer, piece: memoryview, buffer: _Buffer | None) -> None:
-        """Hash and write bytes, which are part of ``buffer``, or (None) are nobody's."""
-        users = self._literals if buffer is None else buffer.users
-        if len(self._literals) >= LITERALS:
-            _settle(self._literals)
-        users += [self._hashing.submit(writer.hash, piece), self._writing.submit(writer.write, piece)]
-
-    def settle(self) -> None:
-        """Wait for everything; raise what went wrong."""
-        _settle(self._literals)
-        for ring, count in ((self._sources, SOURCE_BUFFERS), (self._targets, TARGET_BUFFERS)):
-            for buffer in itertools.islice(ring, count):
-                buffer.settle()
-
-
-def _ring(count: int, nbytes: int) -> Iterator[_Buffer]:
-    return itertools.cycle([_Buffer(memory=np.empty(nbytes, np.uint8)) for _ in range(count)])
-
-
-# ---- the walk ----
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,7 +97,7 @@ def row_width(info: TensorInfo) -> int:
 def stream(images: Sequence[tuple[Writer, bytes, Sequence[Slot]]], reader: Reader, progress: Progress | None) -> None:
     """Write header and slots of all images, in one walk over the tensors; raise CheckpointError or OutputError."""
     total = sum(writer.size_bytes for writer, _, _ in images)
-    with _Lanes() as lanes:
+    with Lanes(BLOCK_BYTES) as lanes:
         for writer, header, _ in images:
             lanes.append(writer, memoryview(header), None)
         for step, buffer in _read_ahead(_walk(images, reader), lanes, reader):
@@ -282,10 +116,10 @@ def stream(images: Sequence[tuple[Writer, bytes, Sequence[Slot]]], reader: Reade
 
 
 def _read_ahead(
-    steps: Iterator[_Literal | _Block], lanes: _Lanes, reader: Reader
-) -> Iterator[tuple[_Literal | _Block, _Buffer | None]]:
+    steps: Iterator[_Literal | _Block], lanes: Lanes, reader: Reader
+) -> Iterator[tuple[_Literal | _Block, Buffer | None]]:
     """The steps, each block with its buffer; the next AHEAD blocks are being read meanwhile."""
-    begun: deque[tuple[_Literal | _Block, _Buffer | None]] = deque()
+    begun: deque[tuple[_Literal | _Block, Buffer | None]] = deque()
     ahead = 0
     for step in steps:
         if isinstance(step, _Block) and isinstance(step.where, Writer) and not step.where.has(step.offset, step.nbytes):
@@ -293,7 +127,7 @@ def _read_ahead(
             begun.clear()
             ahead = 0
             lanes.settle()
-        buffer = None if isinstance(step, _Literal) else lanes.read(reader, step)
+        buffer = None if isinstance(step, _Literal) else lanes.read(reader, step.where, step.offset, step.nbytes)
         begun.append((step, buffer))
         ahead += buffer is not None
         while ahead > AHEAD:
@@ -421,7 +255,7 @@ def _union(ranges: Sequence[Range]) -> list[Range]:
     return union
 
 
-def _deal(block: _Block, buffer: _Buffer, lanes: _Lanes) -> None:
+def _deal(block: _Block, buffer: Buffer, lanes: Lanes) -> None:
     """Give each consumer its rectangle of a block that was read."""
     source = buffer.memory[: block.nbytes].view(STORAGE[block.dtype]).reshape(block.shape)
     for writer, slot, part in block.consumers:
@@ -442,7 +276,7 @@ def _columns(there: Array, held: Range, wanted: Ranges | None) -> list[Array]:
     return pieces
 
 
-def _give(writer: Writer, slot: Slot, pieces: list[Array], dtype: str, buffer: _Buffer, lanes: _Lanes) -> None:
+def _give(writer: Writer, slot: Slot, pieces: list[Array], dtype: str, buffer: Buffer, lanes: Lanes) -> None:
     """Append some columns of the same rows to an image: as they lie there, or gathered and cast in a buffer."""
     if not pieces:
         return

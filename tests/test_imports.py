@@ -5,7 +5,7 @@ Read from the source, so that nothing needs to be imported, and an import inside
 
 import ast
 import sys
-from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -16,8 +16,8 @@ PACKAGES = ("plans", "planner", "runtime")
 CONTRACT_MAY_IMPORT = {"plans", "yaml", *sys.stdlib_module_names}
 NEVER_IN_RUNTIME = {"planner", "ortools", "networkx", "transformers"}
 NEVER_IN_PLANNER = {"runtime", "transformers"}
-READS_WEIGHTS = {"planner.compile", "planner.pickled", "planner.stream"}
-"""The only modules of the planner that may touch torch; none of them is imported to plan."""
+READS_WEIGHTS = {"planner.compile", "planner.lanes", "planner.pickled", "planner.stream"}
+"""The only modules of the planner that touch weights; none of them is imported to plan."""
 ONLY_IN = {
     "ortools": {"planner.bounds", "planner.cpsat", "planner.moves", "planner.solve", "planner.stage_bounds"},
     "jinja2": {"planner.report", "runtime.chat"},
@@ -35,21 +35,29 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imported(name: str) -> Iterator[tuple[str, ast.stmt]]:
-    """Every module that a module imports, with the statement."""
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+@cache
+def nodes(name: str) -> tuple[ast.AST, ...]:
+    """All of a module's syntax tree."""
+    return tuple(ast.walk(ast.parse(MODULES[name].read_text())))
+
+
+@cache
+def imported(name: str) -> frozenset[str]:
+    """Every module that a module imports."""
+    found: set[str] = set()
+    for node in nodes(name):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node) for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}: line {node.lineno}: relative import"
             source = node.module or ""
             inner = [f"{source}.{alias.name}" for alias in node.names]
-            for target in inner:
-                yield (target if target in MODULES else source, node)
+            found |= {target if target in MODULES else source for target in inner}
+    return frozenset(found)
 
 
 def tops(name: str) -> set[str]:
-    return {target.partition(".")[0] for target, _ in imported(name)}
+    return {target.partition(".")[0] for target in imported(name)}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -65,10 +73,9 @@ def test_packages_form_a_v(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_nothing_is_imported_inside_a_function(name: str) -> None:
-    tree = ast.parse(MODULES[name].read_text())
     inner = [
         f"{name}: line {node.lineno}"
-        for function in ast.walk(tree)
+        for function in nodes(name)
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
         if isinstance(node, ast.Import | ast.ImportFrom)
@@ -79,7 +86,7 @@ def test_nothing_is_imported_inside_a_function(name: str) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_has_no_cycle(package: str) -> None:
     graph = {
-        name: {target for target, _ in imported(name) if target in MODULES and target != name}
+        name: {target for target in imported(name) if target in MODULES and target != name}
         for name in MODULES
         if name.partition(".")[0] == package
     }
@@ -93,7 +100,7 @@ def test_each_large_library_has_its_home() -> None:
 
 def reachable(name: str, seen: set[str]) -> set[str]:
     seen.add(name)
-    for target, _ in imported(name):
+    for target in imported(name):
         if target in MODULES and target not in seen:
             reachable(target, seen)
     return seen
@@ -108,8 +115,8 @@ def test_planning_imports_no_torch(name: str) -> None:
 def test_only_the_edge_prints() -> None:
     prints = {
         name
-        for name, file in MODULES.items()
-        for node in ast.walk(ast.parse(file.read_text()))
+        for name in MODULES
+        for node in nodes(name)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
     assert prints <= {"planner.cli", "runtime.cli"}

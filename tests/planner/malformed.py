@@ -136,6 +136,7 @@ MALFORMED: dict[str, Write] = {
     "no shape": table({"a": {"dtype": "F32", "data_offsets": [0, 24]}}),
     "no offsets": table({"a": {"dtype": "F32", "shape": [2, 3]}}),
     "surplus key": table({"a": tensor() | {"stride": [3, 1]}}),
+    "unprintable key": text('{"dtype":"F32","sha\\u0000pe":[2,3],"data_offsets":[0,24]}'),
     "unknown dtype": one(dtype="Q4_K"),
     "dtype in small letters": one(dtype="f32"),
     "dtype is a number": one(dtype=4),

@@ -699,7 +699,7 @@ def test_a_full_disk_leaves_the_old_artifact(tmp_path: Path, monkeypatch: pytest
     def full(*args: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(stream.os, call, full)
+    monkeypatch.setattr(os, call, full)
     with pytest.raises(OutputError, match=r"cannot write.*No space left on device"):
         compile_plan(directory, base_dir, draft_dir)
     monkeypatch.undo()
@@ -844,16 +844,16 @@ def test_stopped_by_a_signal_it_leaves_nothing_behind(tmp_path: Path, number: in
 
 SLOW = """
 import os, sys
-from planner import stream
 from planner.cli import main
-original, sent = stream.Writer.write, []
+from planner.lanes import Writer
+original, sent = Writer.write, []
 
 def write(self, piece):
     original(self, piece)
     if self.written_bytes > 10000 and not sent:
         sent.append(os.kill(os.getpid(), {number}))
 
-stream.Writer.write = write
+Writer.write = write
 main()
 """
 
