@@ -1,0 +1,178 @@
+"""What a plan counts is what a run takes: every term of every device, of plans that have little in common.
+
+Weights, caches and messages are counted to the byte. Of step buffers a plan counts the largest temporaries that the
+operations of a step have at once; here all tensors that are alive are added up, after every operation.
+"""
+
+import collections
+import sys
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from plans.schema import DType, KvAxis, KvDType, Plan, Run, Tree
+from runtime.comm import Comm
+from runtime.engine import Rank
+from runtime.images import Image
+from runtime.request import Request
+from runtime.sampling import Sampling
+from tests.contract import ranks
+from tests.contract.agreeing import KV_HEADS, LAYERS
+from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs
+from tests.plan_factory import Group, even, group, make_plan, split_draft
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+CONTEXT = 200
+MOST_OVER = 256 << 20
+EXACT = ("weights", "draft_weights", "kv", "draft_kv")
+SAMPLING = Sampling(temperature=0.9, top_k=30, top_p=0.95, seed=3)
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the tensors that were made while this is on and have not gone: now, and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = self._now = 0
+        self._owners: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {each.untyped_storage().data_ptr() for each in _tensors([args, list((kwargs or {}).values())])}
+        out = func(*args, **(kwargs or {}))
+        if any(name == ranks.__file__ for name in _callers()):
+            return out  # messages between threads are no part of the product
+        for tensor in _tensors([out]):
+            storage = tensor.untyped_storage()
+            place, size = storage.data_ptr(), storage.nbytes()
+            if place in self._owners:
+                self._owners[place] += 1
+            elif place in given or not size:
+                continue
+            else:
+                self._owners[place] = 1
+                self._now += size
+            weakref.finalize(tensor, self._gone, place, size)
+        self.most = max(self.most, self._now)
+        return out
+
+    def _gone(self, place: int, size: int) -> None:
+        self._owners[place] -= 1
+        if not self._owners[place]:
+            del self._owners[place]
+            self._now -= size
+
+
+def _callers() -> list[str]:
+    """Files of the nearest frames below whoever asks."""
+    frame, found = sys._getframe(2), []
+    for _ in range(4):
+        if frame is not None:
+            found.append(frame.f_code.co_filename)
+            frame = frame.f_back
+    return found
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    found = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What sets a plan apart from the others."""
+
+    kind: str | None = "eagle3"
+    devices: tuple[str, ...] = ("a",)
+    axis: KvAxis = "heads"
+    stages: int = 1
+    dtype: DType = "float32"
+    kv_dtype: KvDType | None = None
+    batch: int = 1
+    tree: tuple[int, int, int] = (16, 3, 4)
+    chunk: int = CHUNK
+    tables: tuple[str, ...] = ()
+    draft: tuple[str, ...] = ()
+
+
+CASES = (
+    Case(),
+    Case(kind=None, chunk=64),
+    Case(kind="eagle", dtype="bfloat16", tree=(60, 7, 10)),
+    Case(dtype="float16", batch=3, tree=(60, 7, 10)),
+    Case(devices=("a", "b"), kv_dtype="float8_e4m3fn"),
+    Case(devices=("a", "b"), axis="context", dtype="bfloat16", batch=2),
+    Case(devices=("a", "b"), axis="head_dim", kind="eagle", kv_dtype="bfloat16"),
+    Case(devices=("a", "b"), axis="batch", batch=4, chunk=8),
+    Case(devices=("a", "b", "c"), stages=3, tables=("d",), draft=("e",), tree=(2, 0, 1)),
+    Case(devices=("a", "b"), stages=2, kind="eagle", tables=("c", "a"), draft=("b", "c"), chunk=64, dtype="bfloat16"),
+    Case(devices=("a", "b", "c", "d"), draft=("a", "b", "c", "d"), batch=2, tree=(30, 5, 6)),
+)
+
+
+def planned(case: Case, checkpoints: Checkpoints) -> Plan:
+    model, draft = checkpoints.base.model, checkpoints.drafts[case.kind] if case.kind else None
+    units = model.layers[0].mlp.intermediate_size // model.layers[0].mlp.unit
+    members = len(case.devices)
+    if case.stages > 1:
+        layers = even(LAYERS, members)
+        groups = [group(model, [name], count) for name, count in zip(case.devices, layers, strict=True)]
+    elif case.axis == "heads":
+        groups = [group(model, case.devices, LAYERS)]
+    else:
+        run = Run(num_layers=LAYERS, kv_heads=(KV_HEADS,) * members, mlp_units=even(units, members))
+        groups = [Group(devices=case.devices, runs=(run,), axis=case.axis, subgroups=(members,))]
+    total_token, depth, top_k = case.tree
+    return make_plan(
+        model,
+        groups,
+        draft=draft.draft if draft else None,
+        placement=split_draft(model, draft.draft, case.draft) if draft and case.draft else None,
+        inputs=inputs(checkpoints.base, draft),
+        context=CONTEXT,
+        prefill_chunk=case.chunk,
+        dtype=case.dtype,
+        kv_dtype=case.kv_dtype,
+        batch=case.batch,
+        embed=case.tables,
+        head=case.tables,
+        tree=Tree(kind="dynamic", total_token=total_token, depth=depth, top_k=top_k, paths=None),
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_run_takes_what_its_plan_counts(case: Case, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    plan = planned(case, checkpoints)
+    directory = compiled(tmp_path / "plan", plan, checkpoints, case.kind)
+    prompt = tuple(range(3, 23))
+
+    def serve(image: Image, comm: Comm) -> tuple[dict[str, int], int]:
+        rank, alive = Rank(plan, directory, image, comm), Alive()
+        for draft, sampling in ((True, SAMPLING), (False, None)):
+            request = Request(
+                prompt_ids=prompt, max_new_tokens=4, draft=draft, ignore_eos=True, stop=(), sampling=sampling
+            )
+            events = rank.serve_batch((request,) * case.batch)
+            with alive:
+                collections.deque(events, maxlen=0)
+        return rank.measured_bytes()[comm.rank], alive.most
+
+    for number, (measured, most) in enumerate(ranks.on_all_ranks(plan, directory, serve)):
+        line, name = plan.memory[number], plan.devices[number].id
+        counted = {term: getattr(line, f"{term}_bytes") for term in measured}
+        for term in EXACT:
+            assert measured[term] == counted[term], (name, term)
+        assert all(measured[term] <= counted[term] for term in measured), name
+        steps = sum(counted[term] - measured[term] for term in ("buffers", "comm"))
+        assert 0 < most <= steps, (name, most, steps)
+        assert steps - most <= max(line.planned_bytes // 100, MOST_OVER), name
