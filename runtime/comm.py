@@ -172,6 +172,7 @@ def connect(plan: Plan, rank: int, rendezvous: Rendezvous | None, progress: Prog
         try:
             store = rendezvous.store(world)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+            progress.tick()
             _agree(plan, rank)
         except (RuntimeError, ValueError) as error:
             raise PeerError(f"rank {rank} of {world}: the ranks did not meet: {error}") from error
@@ -269,6 +270,7 @@ class _Maker:
         key = (tuple(sorted(ranks)), transport)
         if key not in self.made:
             self.made[key] = dist.new_group(list(key[0]), backend=transport, timeout=TIMEOUT)
+            self.progress.tick()
         return self.made[key]
 
 

@@ -162,8 +162,9 @@ class Engine:
 
     def close(self) -> None:
         """End the ranks; the engine serves no more."""
-        self._closed = True
-        self._ranks.close()
+        if not self._closed:
+            self._closed = True
+            self._ranks.close()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -330,6 +331,7 @@ class _One:
 
     def close(self) -> None:
         self._rank.close()
+        del self._rank  # and with it the image, which may be replaced from now on
 
 
 def load_plan(directory: Path) -> Plan:

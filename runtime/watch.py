@@ -17,7 +17,7 @@ from runtime.progress import PHASES, Phase, Status
 
 LOOK_S = 0.25
 """How often ranks are looked at."""
-LOADING: tuple[Phase, ...] = ("starting", "reading its image", "meeting the other ranks")
+LOADING: tuple[Phase, ...] = ("starting", "reading its image")
 """What may take any time, without a layer to count: to get on is to have used the processor."""
 
 

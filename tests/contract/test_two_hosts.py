@@ -15,7 +15,7 @@ from runtime import Engine
 from tests.runtime.small import compiled_plan
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("eagleplan-left", "eagleplan-right")
+NAMES = tuple(f"eagleplan-{os.getpid()}-{side}" for side in ("left", "right"))
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 pytestmark = pytest.mark.usefixtures("one_core")
 PROMPT = (3, 1, 4, 1, 5)
@@ -29,7 +29,7 @@ def ip(*arguments: str) -> None:
 
 
 @pytest.fixture
-def hosts() -> Iterator[tuple[str, str]]:
+def hosts() -> Iterator[tuple[str, ...]]:
     """Two network namespaces, joined by a pair of interfaces."""
     try:
         for name in NAMES:
@@ -77,7 +77,7 @@ def both(directory: Path, per_node: int, *more: tuple[str, ...]) -> list[tuple[i
     return told
 
 
-def test_two_hosts_give_the_tokens_of_one_device(hosts: tuple[str, str], tmp_path: Path) -> None:
+def test_two_hosts_give_the_tokens_of_one_device(hosts: tuple[str, ...], tmp_path: Path) -> None:
     alone, _ = compiled_plan(tmp_path / "one")
     with Engine.open(alone) as engine:
         one = engine.generate(PROMPT, max_new_tokens=COUNT, ignore_eos=True)
@@ -90,7 +90,7 @@ def test_two_hosts_give_the_tokens_of_one_device(hosts: tuple[str, str], tmp_pat
     assert right[1] == "", "rank 0 tells"
 
 
-def test_hosts_that_disagree_end_the_run(hosts: tuple[str, str], tmp_path: Path) -> None:
+def test_hosts_that_disagree_end_the_run(hosts: tuple[str, ...], tmp_path: Path) -> None:
     directory, _ = two_hosts(tmp_path)
     (left, right) = both(directory, 1, (), ("--no-draft",))
     assert left[0] != 0

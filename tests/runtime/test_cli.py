@@ -1,17 +1,23 @@
 """The commands as a shell sees them: exit codes, what goes to stdout, what to stderr."""
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from plans import codec
 from plans.schema import Plan
+from runtime import cli
 from runtime.cli import main
 from runtime.service import Engine
 from tests.runtime.small import CONTEXT, compiled_plan, write_tokenizer
@@ -50,15 +56,49 @@ def test_run_prints_one_object(plan_dir: tuple[Path, Plan]) -> None:
         assert all(device["measured_bytes"][term] <= planned for term, planned in device["planned_bytes"].items())
 
 
-def test_run_streams_text_on_stdout_and_figures_on_stderr(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
-    directory = tmp_path / "plan"
-    shutil.copytree(plan_dir[0], directory)
+@dataclass(frozen=True)
+class Told:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Told]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_core: None) -> Command:
+    """A command in this process, which has imported torch already; with ``stdin``, by default a terminal's."""
+
+    def run(*arguments: str | Path, stdin: TextIO | None = None) -> Told:
+        monkeypatch.setattr(sys, "argv", ["runtime", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO() if stdin is None else stdin)
+        with pytest.raises(SystemExit) as end:
+            main()
+        told = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return Told(end.value.code, told.out, told.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One device, with a tokenizer and a chat template."""
+    directory, _ = compiled_plan(tmp_path_factory.mktemp("one"))
     write_tokenizer(directory)
-    done = runtime("run", directory, "--prompt", "abc", "--max-new-tokens", "8", "--no-draft")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("\n")
-    assert "mean acceptance length 1.00" in done.stderr
-    assert codec.digest(plan_dir[1])[:16] in done.stderr
+    template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}a"
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return directory
+
+
+def test_run_streams_text_on_stdout_and_figures_on_stderr(command: Command, one_dir: Path) -> None:
+    done = command("run", one_dir, "--prompt", "abc", "--max-new-tokens", "8", "--no-draft")
+    assert (done.code, done.out[-1]) == (0, "\n"), done.err
+    assert "mean acceptance length 1.00" in done.err
+    assert codec.digest(codec.load(one_dir))[:16] in done.err
 
 
 @pytest.mark.parametrize(
@@ -80,85 +120,116 @@ def test_run_streams_text_on_stdout_and_figures_on_stderr(plan_dir: tuple[Path, 
     ],
 )
 def test_run_refuses(
-    arguments: list[str],
-    code: int,
-    message: str,
-    plan_dir: tuple[Path, Plan],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], code: int, message: str, plan_dir: tuple[Path, Plan], command: Command
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["runtime", "run", str(plan_dir[0]), *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    told = capsys.readouterr()
-    assert (end.value.code, told.out) == (code, "")
-    assert message in told.err
+    done = command("run", plan_dir[0], *arguments)
+    assert (done.code, done.out) == (code, "")
+    assert message in done.err
 
 
-def test_run_without_images_names_them_and_the_command(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
+def test_run_without_images_names_them_and_the_command(
+    plan_dir: tuple[Path, Plan], tmp_path: Path, command: Command
+) -> None:
     (tmp_path / "plan.yaml").write_bytes((plan_dir[0] / "plan.yaml").read_bytes())
-    done = runtime("run", tmp_path, "--prompt-ids", "1")
-    assert done.returncode == 4
-    assert "a.safetensors, b.safetensors" in done.stderr
-    assert f"python -m planner compile {tmp_path}" in done.stderr
+    done = command("run", tmp_path, "--prompt-ids", "1")
+    assert done.code == 4
+    assert "a.safetensors, b.safetensors" in done.err
+    assert f"python -m planner compile {tmp_path}" in done.err
 
 
-def test_torchrun_must_start_one_process_per_device(plan_dir: tuple[Path, Plan]) -> None:
-    place = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    done = runtime("run", plan_dir[0], "--prompt-ids", "1", **place)
-    assert done.returncode == 5
-    assert "torchrun started 3 processes, the plan has 2 devices" in done.stderr
+def test_torchrun_must_start_one_process_per_device(
+    plan_dir: tuple[Path, Plan], command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    done = command("run", plan_dir[0], "--prompt-ids", "1")
+    assert done.code == 5
+    assert "torchrun started 3 processes, the plan has 2 devices" in done.err
 
 
-def test_verify_reads_every_image(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
-    assert runtime("verify", plan_dir[0]).returncode == 0
+def test_verify_reads_every_image(plan_dir: tuple[Path, Plan], tmp_path: Path, command: Command) -> None:
+    assert command("verify", plan_dir[0]).code == 0
     directory = tmp_path / "plan"
     shutil.copytree(plan_dir[0], directory)
-    image = directory / "b.safetensors"
-    damaged = bytearray(image.read_bytes())
-    damaged[-1000] ^= 1
-    image.write_bytes(damaged)
-    done = runtime("verify", directory)
-    assert done.returncode == 4
-    assert "b.safetensors: BLAKE3" in done.stderr
-    done = runtime("verify", directory, "--only", "a", "--json")
-    assert (done.returncode, [image["device"] for image in json.loads(done.stdout)["images"]]) == (0, ["a"])
+    damage(directory / "b.safetensors")
+    done = command("verify", directory)
+    assert done.code == 4
+    assert "b.safetensors: BLAKE3" in done.err
+    done = command("verify", directory, "--only", "a", "--json")
+    assert (done.code, [image["device"] for image in json.loads(done.out)["images"]]) == (0, ["a"])
+
+
+def test_run_verifies_unless_it_must_not(one_dir: Path, tmp_path: Path, command: Command) -> None:
+    directory = tmp_path / "plan"
+    shutil.copytree(one_dir, directory)
+    damaged = damage(directory / "a.safetensors")
     asked = ("run", directory, "--prompt-ids", "1", "--max-new-tokens", "4")
-    assert runtime(*asked).returncode == 4
-    assert runtime(*asked, "--no-verify").returncode == 0
-    image.write_bytes(damaged[:-256])
-    assert runtime(*asked, "--no-verify").returncode == 4, "sizes are compared anyway"
+    assert command(*asked).code == 4
+    assert command(*asked, "--no-verify").code == 0
+    (directory / "a.safetensors").write_bytes(damaged[:-256])
+    assert command(*asked, "--no-verify").code == 4, "sizes are compared anyway"
 
 
-@pytest.fixture(scope="module")
-def chat_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One device, with a tokenizer and a chat template."""
-    directory, _ = compiled_plan(tmp_path_factory.mktemp("chat"))
-    write_tokenizer(directory)
-    template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}a"
-    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    return directory
+def damage(image: Path) -> bytearray:
+    """Flip a bit."""
+    data = bytearray(image.read_bytes())
+    data[-1000] ^= 1
+    image.write_bytes(data)
+    return data
 
 
-def fed(text: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "runtime", *map(str, arguments)],
-        cwd=ROOT, input=text, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+# ---- stdin and stdout ----
 
 
-def test_a_prompt_from_stdin_in_the_chat_template(chat_dir: Path) -> None:
-    common = ("run", chat_dir, "--max-new-tokens", "5", "--json", "--temperature", "1", "--seed", "7")
-    piped = json.loads(fed("bcd", *common, "--prompt", "-", "--chat", "--system", "e").stdout)
-    told = json.loads(runtime(*common, "--prompt", "seubcda").stdout)
+def test_a_prompt_from_stdin_in_the_chat_template(one_dir: Path, command: Command) -> None:
+    common = ("run", one_dir, "--max-new-tokens", "5", "--json", "--temperature", "1", "--seed", "7")
+    asked = command(*common, "--prompt", "-", "--chat", "--system", "e", stdin=io.StringIO("bcd"))
+    piped, told = json.loads(asked.out), json.loads(command(*common, "--prompt", "seubcda").out)
     assert (piped["prompt_ids"], piped["tokens"], piped["seed"]) == (told["prompt_ids"], told["tokens"], 7)
 
 
-def test_a_conversation_goes_on_from_what_was_said(chat_dir: Path) -> None:
-    done = fed("bc\n\ndef\n" + "g" * CONTEXT + "\nh\n", "run", chat_dir, "--interactive", "--max-new-tokens", "4", "-v")
-    assert done.returncode == 0, done.stderr
-    first, second, third = done.stdout.splitlines()
-    with Engine.open(chat_dir) as engine:
+def test_what_is_piped_is_the_prompt_and_a_silent_pipe_is_refused(
+    one_dir: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("run", one_dir, "--max-new-tokens", "3", "--json")
+    for late_s in (0.0, 0.5):
+        reading, writing = os.pipe()
+        threading.Timer(late_s, lambda end=writing: (os.write(end, b"bc"), os.close(end))).start()
+        with os.fdopen(reading) as stdin:
+            assert json.loads(command(*asked, stdin=stdin).out)["prompt_ids"] == [1, 2]
+    monkeypatch.setattr(cli, "SILENCE_S", 1)
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stdin:
+        done = command(*asked, stdin=stdin)
+    os.close(writing)
+    assert (done.code, json.loads(done.out)["error"]["exit_code"]) == (2, 2)
+    assert "stdin is a pipe, and nothing came from it for 1 s: give --prompt TEXT" in done.err
+    with Path(os.devnull).open() as stdin:
+        assert "this continues the default prompt" in command(*asked, stdin=stdin).err
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe"])
+def test_what_is_piped_and_is_no_text_is_refused(data: bytes, one_dir: Path, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "prompt").write_bytes(data)
+    with (tmp_path / "prompt").open(encoding="utf-8") as stdin:
+        done = command("run", one_dir, stdin=stdin)
+    assert (done.code, done.out) == (2, "")
+    assert ("prompt: character 0 is none: the bytes are not UTF-8" if data else "prompt: empty") in done.err
+
+
+def test_an_output_that_cannot_be_written_ends_the_run(one_dir: Path) -> None:
+    command = [sys.executable, "-m", "runtime", "run", str(one_dir), "--prompt-ids", "1", "--max-new-tokens", "9"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
+
+
+def test_a_conversation_goes_on_from_what_was_said(one_dir: Path, command: Command) -> None:
+    said_too = io.StringIO("bc\n\ndef\n" + "g" * CONTEXT + "\n\ud800\nh\n")
+    done = command("run", one_dir, "--interactive", "--max-new-tokens", "4", "-v", stdin=said_too)
+    assert done.code == 0, done.err
+    first, second, third = done.out.splitlines()
+    with Engine.open(one_dir) as engine:
         answer = engine.generate("bc", max_new_tokens=4)
         assert first == answer.text
         said = [*answer.prompt_ids, *answer.tokens, 3, 4, 5]
@@ -167,8 +238,9 @@ def test_a_conversation_goes_on_from_what_was_said(chat_dir: Path) -> None:
         assert third == engine.generate([*said, *again.tokens, 7], max_new_tokens=4).text, (
             "what was refused was not said"
         )
-    assert done.stderr.count("tokens/s, mean acceptance length") == 3
-    assert f"the plan has a context of {CONTEXT}" in done.stderr
+    assert done.err.count("tokens/s, mean acceptance length") == 3
+    assert f"the plan has a context of {CONTEXT}" in done.err
+    assert "prompt: character 0 is none" in done.err
 
 
 def test_ctrl_c_ends_the_answer_and_then_the_conversation(tmp_path: Path) -> None:

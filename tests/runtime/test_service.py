@@ -228,11 +228,16 @@ def test_several_threads_are_refused_or_served_one_at_a_time(engine: Engine) -> 
     assert all("serving another request" in each for each in told if isinstance(each, str))
 
 
-def test_an_engine_that_is_closed_serves_no_more(plan_dir: tuple[Path, Plan]) -> None:
-    with Engine.open(plan_dir[0]) as engine, Engine.open(plan_dir[0]) as other:
+def test_an_engine_that_is_closed_serves_no_more_and_has_left_its_image(tmp_path: Path) -> None:
+    directory, _ = compiled_plan(tmp_path)
+    with Engine.open(directory) as engine, Engine.open(directory) as other:
         one, two = (each.stream(PROMPT, max_new_tokens=9) for each in (engine, other))
         assert [*map(str, one)] == [*map(str, two)], "two at once"
         left = engine.stream(PROMPT)
+        next(other.stream(PROMPT))
     for ask in (left.finished, lambda: engine.generate(PROMPT)):
         with pytest.raises(RequestError, match="the engine is closed"):
             ask()
+    engine.close()
+    with (directory / "a.safetensors").open("r+b"):
+        pass  # a lease that were left would refuse this
