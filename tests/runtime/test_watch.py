@@ -1,10 +1,14 @@
 """Who is to blame where no rank gets on."""
 
+import multiprocessing
+import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from runtime import watch
+from runtime.progress import PHASES, Status
 from runtime.watch import LOOK_S, Sight, Watch
 
 NAMES = ("a", "b", "c")
@@ -45,6 +49,13 @@ def looked(clock: list[float], seconds: float, *sights: Sight | None) -> str:
 def test_the_one_that_the_others_wait_for_is_named(clock: list[float], sights: tuple[Sight, ...], blamed: str) -> None:
     assert looked(clock, STALL_S - LOOK_S, *sights) == ""
     assert looked(clock, STALL_S, *sights).startswith(blamed)
+
+
+def test_to_use_the_processor_is_to_get_on_while_an_image_is_read_and_not_while_others_are_waited_for() -> None:
+    process = multiprocessing.get_context("fork").Process()
+    process._popen = SimpleNamespace(pid=os.getpid())  # type: ignore[attr-defined]  # that is this one
+    for phase, used in (("starting", True), ("reading its image", True), ("meeting the other ranks", False)):
+        assert bool(Sight.of(Status(phase=PHASES.index(phase), ticks=3), process).used_s) == used
 
 
 def test_ranks_without_a_request_and_ranks_that_nobody_knows_yet_stand_still_for_ever(clock: list[float]) -> None:
