@@ -19,6 +19,7 @@ from planner.casts import Array
 from planner.errors import OutputError
 from planner.headers import TensorFile
 from planner.sources import Reader
+from plans import paging
 
 SOURCE_BUFFERS = 16
 """Those that are read ahead, and those that are still hashed and written."""
@@ -47,7 +48,7 @@ class Writer:
         self._descriptor: int | None = None
         with self._errors():
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            os.posix_fallocate(self._descriptor, 0, size_bytes)  # a full disk is told before an hour of copying
+            paging.reserve(self._descriptor, size_bytes)  # a full disk is told before an hour of copying
 
     def hash(self, piece: memoryview) -> None:
         self._hash.update(piece)
@@ -61,8 +62,7 @@ class Writer:
                 self.written_bytes += count
                 piece = piece[count:]
             if (fresh := self.written_bytes - self._flushed_bytes) >= FLUSH_BYTES:
-                # of dirty pages this means: begin to write them, without waiting
-                os.posix_fadvise(self._descriptor, self._flushed_bytes, fresh, os.POSIX_FADV_DONTNEED)
+                paging.begin_to_write(self._descriptor, self._flushed_bytes, fresh)
                 self._flushed_bytes = self.written_bytes
 
     def has(self, offset: int, nbytes: int) -> bool:

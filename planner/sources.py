@@ -9,6 +9,7 @@ from planner.checkpoint import Checkpoint
 from planner.errors import CheckpointError
 from planner.headers import TensorFile, TensorInfo, stamp
 from planner.layout import Part
+from plans import paging
 
 Checkpoints = Mapping[str, Checkpoint]
 """By the name that a part calls them."""
@@ -45,7 +46,7 @@ class Reader:
 
     def expect(self, file: TensorFile, offset: int, nbytes: int) -> None:
         """Let the disk begin to read what will be asked for."""
-        os.posix_fadvise(self._open_files[file.path], offset, nbytes, os.POSIX_FADV_WILLNEED)
+        paging.will_read(self._open_files[file.path], offset, nbytes)
 
     def read_into(self, file: TensorFile, offset: int, block: memoryview) -> None:
         """Fill ``block`` with the bytes from ``offset`` of a located file; raise CheckpointError."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 
 import torch
 
@@ -17,7 +18,8 @@ def torch_device(device: Device) -> torch.device:
 def threads_per_rank(plan: Plan, device: Device) -> int:
     """CPU threads of one rank: the cores that this process may use, dealt out over the plan's devices of the host."""
     ranks = sum(other.host == device.host for other in plan.devices)
-    return max(1, len(os.sched_getaffinity(0)) // ranks)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores // ranks)
 
 
 def is_named(found: str, expected: str) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from blake3 import blake3
 
+from plans import paging
 from runtime.errors import ImageDamaged, ImageTruncated
 
 CHUNK_BYTES = 8 << 20
@@ -91,7 +92,7 @@ def hash_mapped(descriptor: int, size_bytes: int) -> str:
     view = memoryview(mapping)
     for start in range(0, size_bytes, SLICE_BYTES):
         piece = view[start : start + SLICE_BYTES]
-        os.posix_fadvise(descriptor, start + SLICE_BYTES, SLICE_BYTES, os.POSIX_FADV_WILLNEED)
+        paging.will_read(descriptor, start + SLICE_BYTES, SLICE_BYTES)
         digest.update(piece)
         mapping.madvise(mmap.MADV_DONTNEED, start, len(piece))  # nobody comes back: it need not count as memory
     return digest.hexdigest()
@@ -137,7 +138,7 @@ def _transfer(
             if events[turn] is not None:
                 engine.wait(events[turn])
             chunk = ring[turn][: min(CHUNK_BYTES, stop - offset)]
-            os.posix_fadvise(descriptor, offset, chunk.numel(), os.POSIX_FADV_WILLNEED)
+            paging.will_read(descriptor, offset, chunk.numel())
             reading.append((turn, offset, chunk, pool.submit(_fill, chunk, descriptor, offset, file)))
         while reading:
             pass_on()

@@ -481,6 +481,19 @@ def test_a_new_head_rewrites_only_images_that_hold_it(tmp_path: Path) -> None:
     check_images(plan, directory, verify=True)
 
 
+def test_a_source_that_is_edited_and_set_back_in_time_is_read_again(tmp_path: Path) -> None:
+    """No program can set the time at which an inode changed."""
+    directory, base_dir, draft_dir, plan = two_stages(tmp_path)
+    compile_plan(directory, base_dir, draft_dir)
+    before = load_images(directory)
+    edited(base_dir / "model-00003-of-00003.safetensors", "edited, with its old time")
+    compile_plan(directory, base_dir, draft_dir)
+    after = load_images(directory)
+    assert after.sources == before.sources, "they tell of headers; the bytes are told by the images"
+    assert after.images != before.images
+    check_images(plan, directory, verify=True)
+
+
 def test_a_damaged_image_is_made_again(tmp_path: Path) -> None:
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     compile_plan(directory, base_dir, draft_dir)

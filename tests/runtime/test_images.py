@@ -198,12 +198,12 @@ from runtime import transfer
 from runtime.errors import ImageError
 from runtime.images import check_images
 
-def slow(descriptor, start, nbytes, advice):
+def slow(descriptor, start, nbytes):
     if start == 3 * 4096:
         print("hashing", flush=True)
         time.sleep(30)
 
-transfer.SLICE_BYTES, transfer.os.posix_fadvise = 4096, slow
+transfer.SLICE_BYTES, transfer.paging.will_read = 4096, slow
 try:
     check_images(codec.load(Path(sys.argv[1])), Path(sys.argv[1]), verify=True)
 except ImageError as error:
