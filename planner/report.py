@@ -5,6 +5,8 @@ Pure functions from plans to strings and data.
 
 import dataclasses
 import io
+from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
 import jinja2
@@ -164,8 +166,7 @@ def _header(shown: View) -> RenderableType:
 def _parts_table(shown: View, width: int) -> Table:
     """With as many shares on a line as the width allows, so that no column is cut."""
     most = max(len(part.devices) for part in shown.parts)
-    tables = (_parts_of(shown, on_line) for on_line in range(most, 0, -1))
-    return next((table for table in tables if _width(table) <= width), _parts_of(shown, 1))
+    return _widest((_parts_of(shown, on_line) for on_line in range(1, most + 1)), width)
 
 
 def _parts_of(shown: View, on_line: int) -> Table:
@@ -191,6 +192,15 @@ def _folded(shares: str, on_line: int) -> str:
     if on_line == 1:
         items = [item.replace(" by ", "\nby ").replace("query ", "query\n") for item in items]
     return " +\n".join(" + ".join(items[i : i + on_line]) for i in range(0, len(items), on_line))
+
+
+def _widest(tables: Iterable[Table], width: int) -> Table:
+    """Of tables that grow the widest that fits; where none does the first."""
+    growing = iter(tables)
+    found = next(growing)
+    for table in takewhile(lambda table: _width(table) <= width, growing):
+        found = table
+    return found
 
 
 def _width(table: Table) -> int:
@@ -243,10 +253,8 @@ def _memory_tables(shown: View, width: int) -> list[Table]:
     left = shown.devices
     while left:
         title = "" if tables else "Memory"
-        sizes = range(len(left), 0, -1)
-        fit = next((n for n in sizes if _width(_memory_of(shown, left[:n], title)) <= width), 1)
-        tables.append(_memory_of(shown, left[:fit], title))
-        left = left[fit:]
+        tables.append(_widest((_memory_of(shown, left[: n + 1], title) for n in range(len(left))), width))
+        left = left[len(tables[-1].columns) - 1 :]
     return tables
 
 
