@@ -1,25 +1,19 @@
 """The solver against every answer of tiny problems, and what it promises beside the optimum."""
 
 import dataclasses
-from functools import cache
 
 import pytest
 
 from planner.certify import certify
 from planner.errors import NotProvenError
 from planner.problem import Answer, Problem
-from planner.solve import Settings, Solved, fits, shortfall, solve
+from planner.solve import Settings, fits, shortfall, solve
 from tests.planner.brute_force import Value, best, goal_value
-from tests.planner.tiny_problems import tiny_problem
+from tests.planner.tiny_problems import tiny_answer, tiny_problem
 
 ONE = Settings(workers=1)
 CHUNK = 25
 SEEDS = range(300)
-
-
-@cache
-def _solved(seed: int) -> Solved | None:
-    return solve(tiny_problem(seed), ONE)
 
 
 def _value(problem: Problem, answer: Answer) -> Value:
@@ -39,7 +33,7 @@ def _more(problem: Problem, nbytes: tuple[int, ...]) -> Problem:
 def test_nothing_is_better_and_nothing_that_fits_is_missed(start: int) -> None:
     for seed in SEEDS[start : start + CHUNK]:
         problem = tiny_problem(seed)
-        expected, solved = best(problem), _solved(seed)
+        expected, solved = best(problem), tiny_answer(seed)
         if expected is None or solved is None:
             assert expected is None, f"seed {seed}: {expected} is possible"
             assert solved is None, f"seed {seed}: {solved} does not fit"
@@ -52,7 +46,7 @@ def test_nothing_is_better_and_nothing_that_fits_is_missed(start: int) -> None:
 
 def test_the_random_problems_are_of_every_kind() -> None:
     problems = [tiny_problem(seed) for seed in SEEDS]
-    solved = [_solved(seed) for seed in SEEDS]
+    solved = [tiny_answer(seed) for seed in SEEDS]
     assert 0.1 <= solved.count(None) / len(SEEDS) <= 0.3
     pairs = [(problem, each.answer) for problem, each in zip(problems, solved, strict=True) if each is not None]
     assert {len(answer.stages) for _, answer in pairs} >= {1, 2, 3}
@@ -84,7 +78,7 @@ def test_the_random_problems_are_of_every_kind() -> None:
 @pytest.mark.parametrize("start", range(0, 20, 5))
 def test_one_answer_whatever_the_search(start: int) -> None:
     for seed in range(start, start + 5):
-        expected = _solved(seed)
+        expected = tiny_answer(seed)
         for workers, number in ((1, 1), (1, 12345), (2, 0), (2, 7)):
             found = solve(tiny_problem(seed), Settings(workers=workers, seed=number))
             assert (found and found.answer) == (expected and expected.answer), f"seed {seed}"
@@ -92,13 +86,13 @@ def test_one_answer_whatever_the_search(start: int) -> None:
 
 def test_whether_it_fits() -> None:
     for seed in range(60):
-        assert fits(tiny_problem(seed), ONE) == (_solved(seed) is not None), f"seed {seed}"
+        assert fits(tiny_problem(seed), ONE) == (tiny_answer(seed) is not None), f"seed {seed}"
 
 
 def test_with_a_gap_the_answer_is_certified_and_does_not_depend_on_seed_or_workers() -> None:
     for seed in range(20):
         problem = tiny_problem(seed)
-        exact = _solved(seed)
+        exact = tiny_answer(seed)
         rough = [solve(problem, Settings(workers=w, seed=s, gap_ppm=500_000)) for w, s in ((1, 0), (2, 7))]
         if exact is None:
             assert rough == [None, None]
@@ -118,7 +112,7 @@ def test_missing_bytes_are_the_least_there_are() -> None:
     for seed in SEEDS:
         problem = tiny_problem(seed)
         # Where counts are given, a group may lack the columns that they ask for: no bytes help.
-        if checked >= 12 or problem.counts is not None or len(problem.devices) > 3 or _solved(seed) is not None:
+        if checked >= 12 or problem.counts is not None or len(problem.devices) > 3 or tiny_answer(seed) is not None:
             continue
         short = shortfall(problem, ONE)
         assert sum(short) > 0
@@ -132,7 +126,7 @@ def test_missing_bytes_are_the_least_there_are() -> None:
 
 
 def test_nothing_is_missing_where_something_fits() -> None:
-    seed = next(seed for seed in SEEDS if _solved(seed) is not None)
+    seed = next(seed for seed in SEEDS if tiny_answer(seed) is not None)
     problem = tiny_problem(seed)
     assert shortfall(problem, ONE) == (0,) * len(problem.devices)
 
@@ -145,5 +139,5 @@ def test_the_limit_ends_in_a_refusal_with_the_gap() -> None:
 
 
 def _stages(seed: int) -> tuple[object, ...]:
-    solved = _solved(seed)
+    solved = tiny_answer(seed)
     return solved.answer.stages if solved else ()

@@ -2,18 +2,27 @@
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from itertools import combinations
 from typing import Literal
 
 from planner.problem import Axis, Block, Column, Goal, Group, Kind, Option, Problem, Receive
+from planner.solve import Settings, Solved, solve
 from tests.planner.brute_force import host_of, may_follow, splits
 
 NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
 
 
+@cache
 def tiny_problem(seed: int) -> Problem:
     """2 to 4 devices on 1 or 2 hosts, 2 to 4 layers of 1 or 2 kinds, and every field in use in some of them."""
     return _Tiny(seed).problem()
+
+
+@cache
+def tiny_answer(seed: int) -> Solved | None:
+    """What the solver answers to it, once for all tests."""
+    return solve(tiny_problem(seed), Settings())
 
 
 class _Tiny:
