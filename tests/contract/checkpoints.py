@@ -26,12 +26,17 @@ class Checkpoints:
     base: BaseInput
     drafts: dict[str, DraftInput]
     model: LlamaForCausalLM
+    known: dict[tuple[int, ...], list[int]] = dataclasses.field(default_factory=dict)
+    """What it generated for a prompt."""
 
     def greedy(self, prompt: tuple[int, ...], count: int) -> list[int]:
-        """What transformers generates."""
-        out = self.model.generate(torch.tensor([prompt]), max_new_tokens=count, min_new_tokens=count, do_sample=False)
-        tokens: list[int] = out[0, len(prompt) :].tolist()
-        return tokens
+        """What transformers generates; what it generated for a prompt is not asked again."""
+        if len(self.known.get(prompt, ())) < count:
+            out = self.model.generate(
+                torch.tensor([prompt]), max_new_tokens=count, min_new_tokens=count, do_sample=False
+            )
+            self.known[prompt] = out[0, len(prompt) :].tolist()
+        return self.known[prompt][:count]
 
 
 def write_checkpoints(directory: Path) -> Checkpoints:
