@@ -101,9 +101,7 @@ class BaseEmbedding:
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm) -> None:
         assert comm.embed is not None
         self._dtype, hop = DTYPES[plan.options.dtype], comm.hops[0]
-        binder = Binder(
-            slots=slots, dtype=self._dtype, group=comm.embed, hidden=plan.model.hidden_size, wide=memory.wide
-        )
+        binder = Binder(slots=slots, dtype=self._dtype, group=comm.embed, hidden=plan.model.hidden_size)
         self._rows = binder.embed("embed", plan.embed.rows)
         self._hop_out = hop if hop is not None and hop.sends else None
         self._sent = None if self._hop_out is None else memory.buffer("embed.hidden")
@@ -129,7 +127,7 @@ class BaseStage:
         self._dtype = DTYPES[options.dtype]
         self._hop_in = hop_in if hop_in.receives else None
         self._hop_out = hop_out if hop_out is not None and hop_out.sends else None
-        binder = Binder(slots=slots, dtype=self._dtype, group=group, hidden=plan.model.hidden_size, wide=memory.wide)
+        binder = Binder(slots=slots, dtype=self._dtype, group=group, hidden=plan.model.hidden_size)
         # runs differ in the number of heads alone
         self._share = share = kv_shares(stage, stage.runs[0].kv_heads)[group.index]
         head_dim = plan.model.layers[0].attention.head_dim
@@ -253,7 +251,6 @@ class BaseHead:
             dtype=DTYPES[plan.options.dtype],
             group=comm.head,
             hidden=plan.model.hidden_size,
-            wide=memory.wide,
         )
         self._norm = binder.norm("norm", plan.model.norm_eps)
         self._rows = binder.head("head", plan.head.rows)

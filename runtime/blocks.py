@@ -19,10 +19,10 @@ from torch import Tensor
 
 import plans.schema as schema
 from plans.buffers import KvShare, query_heads
+from runtime import ops
 from runtime.comm import Group
 from runtime.experts import Experts
 from runtime.layers import Attend, Attention, GatedMlp, Linear, Norm, Rows, attend
-from runtime.product import product
 from runtime.sampling import Draw, draw
 
 
@@ -42,8 +42,6 @@ class Binder:
     dtype: torch.dtype
     group: Group
     hidden: int
-    wide: Tensor | None
-    """As ``product`` takes it."""
 
     def vector(self, name: str, length: int) -> Tensor:
         return self.slots.tensor(name, (length,), self.dtype)
@@ -53,7 +51,7 @@ class Binder:
 
     def linear(self, name: str, rows: int, width: int, bias: bool) -> Linear:
         weight = self.slots.tensor(f"{name}.weight", (rows, width), self.dtype)
-        return Linear(weight=weight.t(), bias=self.vector(f"{name}.bias", rows) if bias else None, wide=self.wide)
+        return Linear(weight=weight.t(), bias=self.vector(f"{name}.bias", rows) if bias else None)
 
     def head_norm(self, name: str, head_dim: int, eps: float) -> Norm:
         return Norm(weight=self.vector(f"{name}.weight", head_dim), eps=eps)
@@ -123,7 +121,7 @@ class Binder:
     def head(self, name: str, rows: Sequence[int]) -> "Head":
         first, mine = _range(rows, self.group.index)
         weight = self.slots.tensor(f"{name}.weight", (mine, self.hidden), self.dtype).t() if mine else None
-        return Head(weight=weight, first=first, rows=mine, group=self.group, wide=self.wide)
+        return Head(weight=weight, first=first, rows=mine, group=self.group)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,8 +191,6 @@ class Head:
     first: int
     rows: int
     group: Group
-    wide: Tensor | None = None
-    """As ``product`` takes it."""
 
     def best(self, normed: Tensor) -> Tensor:
         """``normed`` [W, H] -> the token of the highest logit of each row [W]; of equal ones the first."""
@@ -202,7 +198,7 @@ class Head:
             mine = normed.new_zeros((normed.shape[0], 2), dtype=torch.float64)
             mine[:, 0] = float("-inf")
         else:
-            values, tokens = product(normed, self.weight, self.wide).max(1)
+            values, tokens = ops.product(normed, self.weight).max(1)
             if self.group.handle is None:
                 return tokens
             mine = torch.stack([values.double(), (tokens + self.first).double()], 1)
@@ -215,7 +211,7 @@ class Head:
         if self.weight is None:
             logits = torch.empty((normed.shape[0], 0), dtype=torch.float32, device=normed.device)
         else:
-            logits = product(normed, self.weight, self.wide).float()
+            logits = ops.product(normed, self.weight).float()
         return draw(logits, self.first, self.group, chance)
 
     def top(self, normed: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -243,7 +239,7 @@ class Head:
         tokens = torch.zeros((width, count), dtype=torch.int64, device=normed.device)
         if self.weight is None:
             return values, tokens, values[:, :1], torch.zeros_like(values[:, :1])
-        logits = product(normed, self.weight, self.wide).float()
+        logits = ops.product(normed, self.weight).float()
         found = min(count, self.rows)
         top = logits.topk(found, 1)
         high = top.values[:, :1]

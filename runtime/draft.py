@@ -114,9 +114,7 @@ class Drafter:
         self.group = comm.draft
         self._kept, self._batch = accept_rows(options), options.batch
         self._dtype = DTYPES[options.dtype]
-        binder = Binder(
-            slots=slots, dtype=DTYPES[options.dtype], group=comm.draft, hidden=draft.hidden_size, wide=memory.wide
-        )
+        binder = Binder(slots=slots, dtype=DTYPES[options.dtype], group=comm.draft, hidden=draft.hidden_size)
         self._share = share = kv_shares(place, place.kv_heads)[comm.draft.index]
         attended = attend_of(share, draft.attention.head_dim, comm.draft_subgroup, memory, "draft.")
         self._head = _head(plan, draft, binder, share, place.mlp_units[comm.draft.index], attended)

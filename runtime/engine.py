@@ -19,11 +19,12 @@ from tokenizers import Tokenizer
 from plans import codec
 from plans.artifact import align
 from plans.schema import Plan
+from runtime import ops
 from runtime.comm import Comm, Rendezvous, connect, disconnect
 from runtime.errors import PeerError, RequestError
 from runtime.images import Image, check_images, open_image
 from runtime.machine import check_machine, threads_per_rank, torch_device
-from runtime.memory import Memory
+from runtime.memory import DTYPES, Memory
 from runtime.progress import Progress, Timings
 from runtime.request import Completion, Piece, RankTimings, Request, check_batch, fingerprint
 from runtime.step import Decoding, Message, Stepper
@@ -72,6 +73,8 @@ class Rank:
         if place.type == "cuda":
             torch.cuda.set_device(place)
         progress.begin("reading its image")
+        if place.type == "cpu":
+            ops.prepare(DTYPES[plan.options.dtype])
         record = check_images(plan, directory, verify=False, devices=[device.id])
         image = open_image(plan, directory, device.id, place, record, verify=verify)
         progress.begin("meeting the other ranks")

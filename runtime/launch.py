@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plans.schema import Plan
+from runtime import ops
 from runtime.comm import Rendezvous
 from runtime.engine import Rank
 from runtime.errors import PeerError, RuntimeRefusal
+from runtime.memory import DTYPES
 from runtime.progress import Progress, Status
 from runtime.request import Completion, Piece, Request
 from runtime.torchrun import Exchange, Torchrun
@@ -92,6 +94,8 @@ class Family:
         ``method``: fork is fast, and right where the caller has used no torch threads and no GPU (a command); programs
         that have take forkserver. Raises what ``Rank.open`` raises, and PeerError.
         """
+        if any(device.kind == "cpu" for device in plan.devices):
+            ops.prepare(DTYPES[plan.options.dtype])  # once, for all ranks
         context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload(["runtime.launch"])

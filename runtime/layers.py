@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from runtime import ops
 from runtime.comm import Group
 from runtime.kvcache import moved
-from runtime.product import product
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """q [B, h, n, D], k and v [B, k, t, D], bias [B, 1, n, t] -> [W, the columns that o has]."""
@@ -46,7 +46,7 @@ class Norm:
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return ops.norm(x, self.weight, self.eps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,15 +55,13 @@ class Linear:
 
     weight: Tensor
     bias: Tensor | None
-    wide: Tensor | None = None
-    """As ``product`` takes it."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        return product(x, self.weight, self.wide, None if self.bias is None else self.bias.unsqueeze(0))
+        return ops.product(x, self.weight, None if self.bias is None else self.bias.unsqueeze(0))
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """The same, added to ``residual``."""
-        out = product(x, self.weight, self.wide, residual)
+        out = ops.product(x, self.weight, residual)
         return out if self.bias is None else out.add_(self.bias)
 
 
@@ -100,8 +98,11 @@ class Attention:
         h, k = self.heads, self.kv_heads
         qkv = self.qkv(x).view(x.shape[0], h + 2 * k, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
-            qkv[:, :h].copy_(self.q_norm(qkv[:, :h]))
-            qkv[:, h : h + k].copy_(self.k_norm(qkv[:, h : h + k]))
+            for norm, some in ((self.q_norm, qkv[:, :h]), (self.k_norm, qkv[:, h : h + k])):
+                some.copy_(norm(some.flatten(0, 1)).view(some.shape))
+        if self.attend is attend and ops.attends(qkv, cache):
+            first = rows.sequences.start
+            return ops.attend(qkv, h, cache, rows.rotary, rows.bias, rows.seen.start, rows.written, first)
         rotate(qkv[:, : h + k], rows.rotary)
         store(cache, qkv[:, h:], rows)
         seen = cache[rows.sequences, rows.seen].to(x.dtype).transpose(1, 2)  # [B, 2k, t, D]
@@ -128,8 +129,7 @@ class GatedMlp:
                 mine.add_(self.down_bias)
             self.group.all_reduce(mine)
             return mine
-        gate, up = self.gate_up(x).chunk(2, dim=1)
-        return reduced(self.down, functional.silu(gate).mul_(up), residual, self.group)
+        return reduced(self.down, ops.gated(self.gate_up(x)), residual, self.group)
 
 
 def rotate(x: Tensor, rotary: Tensor) -> None:

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from plans.buffers import TERMS, Buffer, Term, device_buffers
 from plans.schema import Plan
-from runtime.product import wide_block
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -25,8 +24,6 @@ class Memory:
         self._device = device
         self._table = {buffer.name: buffer for buffer in device_buffers(plan, device_id)}
         self._made: dict[str, Tensor] = {}
-        self.wide = wide_block(DTYPES[plan.options.dtype], device)
-        """As ``product`` takes it."""
 
     def buffer(self, name: str) -> Tensor:
         """The buffer of this name, in its shape."""

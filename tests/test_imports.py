@@ -20,6 +20,7 @@ READS_WEIGHTS = {"planner.compile", "planner.lanes", "planner.pickled", "planner
 """The only modules of the planner that touch weights; none of them is imported to plan."""
 ONLY_IN = {
     "ortools": {"planner.bounds", "planner.cpsat", "planner.moves", "planner.solve", "planner.stage_bounds"},
+    "numba": {"runtime.kernels"},
     "jinja2": {"planner.report", "runtime.chat"},
     "pynvml": {"planner.nvml"},
 }

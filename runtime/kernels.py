@@ -1,0 +1,521 @@
+"""The arithmetic of a layer on a CPU, compiled for the machine by Numba and kept beside this file, or in its cache.
+
+Torch reads 16-bit weights at less than half of the bandwidth where a CPU has no instructions for them, multiplies few
+rows slowly, and takes longer to start an operation than a small model needs for it. Here one kernel is one step of a
+layer. All threads of the team run it (libgomp's, which are torch's own) and divide its results among them.
+
+Elements are float32, bfloat16 (as uint16) or float16 (as int16), and are computed with as float32. Each result is
+summed in an order of its own, whatever the number of rows, threads or other results: a row of a tree has the same bits
+as the same row alone. A kernel's only argument is a pointer whose type tells the elements and which points to its
+words: addresses and numbers, all int64, as unpacked in its first lines. Strides are in bytes.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import cfunc, njit
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+LANES = 16
+"""Of the sums of a product."""
+KEY_LANES = 8
+"""Of the products of attention."""
+AHEAD_BYTES = 1024
+"""So far ahead weights are asked for."""
+EPSILON_UNIT = 2.0**-60
+"""Of a norm's epsilon, which a kernel takes as a whole number."""
+FLOATING = {"reassoc", "contract", "nsz", "arcp", "nnan"}
+"""Sums may be taken in another order than written, though always in the same; infinities stay what they are."""
+
+F = np.float32
+F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+POINTER = ir.PointerType()
+
+ELEMENTS = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
+"""What kernels are compiled for."""
+
+thread = types.ExternalFunction("omp_get_thread_num", types.int32())
+threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+barrier = types.ExternalFunction("GOMP_barrier", types.void())
+
+
+@cache
+def compiled(kernel: Callable[[Any], None], dtype: torch.dtype) -> int:
+    """The address of a kernel for a dtype."""
+    signature = types.void(types.CPointer(ELEMENTS[dtype]))
+    return int(cfunc(signature, cache=True, fastmath=FLOATING, error_model="numpy")(kernel).address)
+
+
+# ---- what Numba has no word for ----
+
+
+def widened(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
+    """An element, or a vector of them, as float32."""
+
+    def like(scalar: ir.Type) -> ir.Type:
+        return ir.VectorType(scalar, value.type.count) if isinstance(value.type, ir.VectorType) else scalar
+
+    if element == types.float32:
+        return value
+    if element == types.int16:
+        return builder.fpext(builder.bitcast(value, like(ir.HalfType())), like(F32))
+    wide = builder.zext(value, like(I32))
+    half = ir.Constant(wide.type, [16] * wide.type.count if isinstance(wide.type, ir.VectorType) else 16)
+    return builder.bitcast(builder.shl(wide, half), like(F32))
+
+
+def narrowed(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
+    """A float32 as an element, rounded to the nearest, of two to the even one."""
+    if element == types.float32:
+        return value
+    if element == types.int16:
+        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), I16)
+    bits = builder.bitcast(value, I32)
+    odd = builder.and_(builder.lshr(bits, I32(16)), I32(1))
+    rounded = builder.add(builder.add(bits, I32(0x7FFF)), odd)
+    quiet = builder.or_(bits, I32(1 << 22))
+    kept = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+    return builder.trunc(builder.lshr(kept, I32(16)), I16)
+
+
+def scalar_of(element: types.Type) -> ir.Type:
+    return F32 if element == types.float32 else I16
+
+
+def pointer(builder: ir.IRBuilder, address: Any) -> Any:
+    return builder.inttoptr(address, POINTER)
+
+
+def multiply_add(builder: ir.IRBuilder, vector: ir.Type) -> Any:
+    kind = ir.FunctionType(vector, [vector] * 3)
+    return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{vector.count}f32")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def words(typing: Any, data: Any) -> Any:
+    """The words of a call."""
+    kind = types.CPointer(types.int64)
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(kind))
+
+    return kind(data), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def numbers(typing: Any, address: Any) -> Any:
+    """A pointer to int64."""
+    kind = types.CPointer(types.int64)
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(types.int64), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def room(typing: Any) -> Any:
+    """Place for a few float32 on the stack: its address."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(cgutils.alloca_once(builder, F32, size=8), I64)
+
+    return types.int64(), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def elements(typing: Any, data: Any, address: Any) -> Any:
+    """A pointer to elements."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[1], context.get_value_type(data))
+
+    return data(data, types.int64), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def floats(typing: Any, address: Any) -> Any:
+    """A pointer to float32."""
+    kind = types.CPointer(types.float32)
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(types.int64), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def size(typing: Any, data: Any) -> Any:
+    """Bytes of an element."""
+    width = data.dtype.bitwidth // 8
+    return types.int64(data), lambda context, builder, signature, args: I64(width)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def wide(typing: Any, value: Any) -> Any:
+    """An element as float32."""
+    return types.float32(value), lambda context, builder, signature, args: widened(builder, args[0], value)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def put(typing: Any, data: Any, index: Any, value: Any) -> Any:
+    """Write a float32 as the element of an index."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        target = builder.gep(args[0], [args[1]], source_etype=scalar_of(data.dtype))
+        builder.store(narrowed(builder, args[2], data.dtype), target, align=data.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64, types.float32), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def two_to(typing: Any, power: Any) -> Any:
+    """2 ** power, of an int32 that is the exponent of a float32."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.shl(builder.add(args[0], I32(127)), I32(23)), F32)
+
+    return types.float32(types.int32), code
+
+
+def dots(outputs: int, rows: int, lanes: int, ahead: int) -> Any:
+    """A kernel's inner loop: so many rows of elements (weights) by so many of float32 (x), each product one sum.
+
+    Called with the pointer of the kernel; address and stride of the elements; of x; of the results, float32
+    [rows, outputs]; and how long rows are, a multiple of ``lanes``. It asks for elements ``ahead`` bytes before.
+    """
+
+    def code(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
+        _, weights, weights_stride, x, x_stride, out, out_stride, length = args
+        vector = ir.VectorType(F32, lanes)
+        fma = multiply_add(builder, vector)
+        prefetch = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32]), "llvm.prefetch.p0"
+        )
+
+        def at(base: Any, stride: Any, number: int) -> Any:
+            return builder.add(base, builder.mul(stride, I64(number)))
+
+        before, loop = builder.block, builder.append_basic_block("loop")
+        after = builder.append_basic_block("after")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        place = builder.phi(I64)
+        place.add_incoming(I64(0), before)
+        sums = [builder.phi(vector) for _ in range(outputs * rows)]
+        for each in sums:
+            each.add_incoming(ir.Constant(vector, [0.0] * lanes), before)
+
+        def load(start: Any, scalar: ir.Type, nbytes: int) -> Any:
+            where = pointer(builder, builder.add(start, builder.mul(place, I64(nbytes))))
+            return builder.load(where, typ=ir.VectorType(scalar, lanes), align=nbytes)
+
+        given = [load(at(x, x_stride, row), F32, 4) for row in range(rows)]
+        found = []
+        for output in range(outputs):
+            start, nbytes = at(weights, weights_stride, output), element.bitwidth // 8
+            if ahead:
+                later = builder.add(start, builder.add(builder.mul(place, I64(nbytes)), I64(ahead)))
+                builder.call(prefetch, [pointer(builder, later), I32(0), I32(3), I32(1)])
+            weight = widened(builder, load(start, scalar_of(element), nbytes), element)
+            found += [builder.call(fma, [weight, given[row], sums[output * rows + row]]) for row in range(rows)]
+        following = builder.add(place, I64(lanes))
+        place.add_incoming(following, loop)
+        for each, value in zip(sums, found, strict=True):
+            each.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed("<", following, length), loop, after)
+        builder.position_at_end(after)
+        for number, value in enumerate(found):
+            output, row = divmod(number, rows)
+            target = builder.add(at(out, out_stride, row), I64(4 * output))
+            builder.store(_total(builder, value), pointer(builder, target), align=4)
+        return context.get_dummy_value()
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def made(
+        typing: Any, data: Any, weights: Any, stride: Any, x: Any, x_stride: Any, out: Any, out_stride: Any, length: Any
+    ) -> Any:
+        signature = types.void(data, *[types.int64] * 7)
+        return signature, lambda context, builder, signature, args: code(data.dtype, context, builder, args)
+
+    return made
+
+
+def _total(builder: ir.IRBuilder, value: Any) -> Any:
+    """The sum of a vector: halves added until one is left."""
+    lanes = value.type.count
+    while lanes > 1:
+        lanes //= 2
+        low, high = (ir.Constant(ir.VectorType(I32, lanes), list(range(s, s + lanes))) for s in (0, lanes))
+        value = builder.fadd(builder.shuffle_vector(value, value, low), builder.shuffle_vector(value, value, high))
+    return builder.extract_element(value, I32(0))
+
+
+def weigh(lanes: int) -> Any:
+    """A kernel's inner loop: the sum of rows of so many elements (values), each times its float32 (weight).
+
+    Called with the pointer of the kernel; address and stride of the elements; of the weights; of the sums, float32; and
+    how many rows there are.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def made(typing: Any, data: Any, values: Any, stride: Any, weights: Any, out: Any, rows: Any) -> Any:
+        def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            _, values, stride, weights, out, rows = args
+            vector, element = ir.VectorType(F32, lanes), data.dtype
+            fma = multiply_add(builder, vector)
+            before, loop = builder.block, builder.append_basic_block("loop")
+            after = builder.append_basic_block("after")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            row, total = builder.phi(I64), builder.phi(vector)
+            row.add_incoming(I64(0), before)
+            total.add_incoming(ir.Constant(vector, [0.0] * lanes), before)
+            start = pointer(builder, builder.add(values, builder.mul(row, stride)))
+            value = builder.load(start, typ=ir.VectorType(scalar_of(element), lanes), align=element.bitwidth // 8)
+            weight = builder.load(pointer(builder, builder.add(weights, builder.mul(row, I64(4)))), typ=F32, align=4)
+            first = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, I32(0))
+            every = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+            found = builder.call(fma, [widened(builder, value, element), every, total])
+            following = builder.add(row, I64(1))
+            row.add_incoming(following, loop)
+            total.add_incoming(found, loop)
+            builder.cbranch(builder.icmp_signed("<", following, rows), loop, after)
+            builder.position_at_end(after)
+            builder.store(found, pointer(builder, out), align=4)
+            return context.get_dummy_value()
+
+        return types.void(data, *[types.int64] * 5), code
+
+    return made
+
+
+dots_1_1, dots_1_2, dots_1_3 = (dots(1, rows, LANES, AHEAD_BYTES) for rows in (1, 2, 3))
+dots_2_1, dots_2_2, dots_2_3 = (dots(2, rows, LANES, AHEAD_BYTES) for rows in (1, 2, 3))
+key_1, key_4 = (dots(keys, 1, KEY_LANES, 0) for keys in (1, 4))
+weigh_8, weigh_32 = weigh(8), weigh(32)
+
+
+# ---- the kernels ----
+
+
+@njit(fastmath={"contract"}, error_model="numpy")  # type: ignore[untyped-decorator]
+def exp(x: Any) -> Any:
+    """e ** x of a float32, within 2 units in the last place; 0 below -87."""
+    y = min(max(x, F(-87)), F(88))
+    n = np.floor(y * F(1.44269504) + F(0.5))
+    r = (y - n * F(0.693359375)) - n * F(-2.12194440e-4)
+    p = F(1.9875691500e-4)
+    p = p * r + F(1.3981999507e-3)
+    p = p * r + F(8.3334519073e-3)
+    p = p * r + F(4.1665795894e-2)
+    p = p * r + F(1.6666665459e-1)
+    p = p * r + F(5.0000001201e-1)
+    found = (p * r * r + r + F(1)) * two_to(np.int32(n))
+    return F(0) if x < F(-87) else found
+
+
+def product(data: Any) -> None:
+    """x [rows, inputs] @ weight [outputs, inputs].T + added; ``copy``: place for x as float32, 0 where it is."""
+    w = words(data)
+    x, x_stride, weight, weight_stride, added, added_stride = w[0], w[1], w[2], w[3], w[4], w[5]
+    out, out_stride, rows, inputs, outputs, copy, copy_stride = w[6], w[7], w[8], w[9], w[10], w[11], w[12]
+    me, team = np.int64(thread()), np.int64(threads())
+    if copy:
+        for row in range(me, rows, team):
+            given, taken = elements(data, x + row * x_stride), floats(copy + row * copy_stride)
+            for i in range(inputs):
+                taken[i] = wide(given[i])
+        barrier()
+        x, x_stride = copy, copy_stride
+    whole, sums = inputs - inputs % LANES, room()
+    output, last = outputs * me // team, outputs * (me + 1) // team
+    while output < last:
+        pair = 2 if rows > 1 and output + 1 < last else 1
+        start = weight + output * weight_stride
+        row = 0
+        while row < rows:
+            few = min(3, rows - row)
+            _dots(data, start, weight_stride, x + row * x_stride, x_stride, sums, whole, pair, few)
+            for number in range(few * pair):
+                found = floats(sums)[number]
+                i, j = output + number % pair, row + number // pair
+                last_weights, last_x = elements(data, weight + i * weight_stride), floats(x + j * x_stride)
+                for k in range(whole, inputs):
+                    found += wide(last_weights[k]) * last_x[k]
+                if added:
+                    found += wide(elements(data, added + j * added_stride)[i])
+                put(elements(data, out + j * out_stride), i, found)
+            row += few
+        output += pair
+
+
+@njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
+def _dots(
+    data: Any, start: Any, stride: Any, x: Any, x_stride: Any, sums: Any, length: Any, pair: Any, few: Any
+) -> None:
+    """Sums [few, pair] of products over ``length``."""
+    if length == 0:
+        for number in range(few * pair):
+            floats(sums)[number] = F(0)
+    elif pair == 1:
+        if few == 1:
+            dots_1_1(data, start, stride, x, x_stride, sums, 4, length)
+        elif few == 2:
+            dots_1_2(data, start, stride, x, x_stride, sums, 4, length)
+        else:
+            dots_1_3(data, start, stride, x, x_stride, sums, 4, length)
+    elif few == 1:
+        dots_2_1(data, start, stride, x, x_stride, sums, 8, length)
+    elif few == 2:
+        dots_2_2(data, start, stride, x, x_stride, sums, 8, length)
+    else:
+        dots_2_3(data, start, stride, x, x_stride, sums, 8, length)
+
+
+def norm(data: Any) -> None:
+    """x [rows, inputs] over its root mean square, times weight [inputs]; epsilon in ``EPSILON_UNIT``."""
+    w = words(data)
+    x, x_stride, weight, epsilon, out, out_stride, rows, inputs = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
+    scales = elements(data, weight)
+    for row in range(np.int64(thread()), rows, np.int64(threads())):
+        given, made = elements(data, x + row * x_stride), elements(data, out + row * out_stride)
+        total = F(0)
+        for i in range(inputs):
+            total += wide(given[i]) * wide(given[i])
+        scale = F(1) / np.sqrt(total / F(inputs) + F(epsilon) * F(EPSILON_UNIT))
+        for i in range(inputs):
+            put(made, i, wide(given[i]) * scale * wide(scales[i]))
+
+
+def gated(data: Any) -> None:
+    """silu(gate) * up, of x [rows, 2 * channels]: gates, then ups."""
+    w = words(data)
+    x, x_stride, out, out_stride, rows, channels = w[0], w[1], w[2], w[3], w[4], w[5]
+    for row in range(np.int64(thread()), rows, np.int64(threads())):
+        gate, made = elements(data, x + row * x_stride), elements(data, out + row * out_stride)
+        up = elements(data, x + row * x_stride + channels * size(data))
+        for i in range(channels):
+            value = wide(gate[i])
+            put(made, i, value / (F(1) + exp(-value)) * wide(up[i]))
+
+
+def attend(data: Any) -> None:
+    """Rotate, store, attend; what is in qkv [W, h + 2k, D] is rotated in place."""
+    w = words(data)
+    qkv, rotary, rotary_plane, rows, per_sequence = w[0], w[1], w[2], w[3], w[4]
+    heads, kv_heads, dims = w[5], w[6], w[7]
+    cache, sequence_stride, row_stride, every, written, first_written = w[8], w[9], w[10], w[11], w[12], w[13]
+    seen, bias, bias_sequence, bias_row, out, scratch = w[14], w[15], w[16], w[17], w[18], w[19]
+    me, team = np.int64(thread()), np.int64(threads())
+    head_bytes, all_heads = dims * size(data), heads + 2 * kv_heads
+    for item in range(me, rows * all_heads, team):
+        row, head = item // all_heads, item % all_heads
+        given = elements(data, qkv + item * head_bytes)
+        if head < heads + kv_heads:
+            cosines = rotary + row * head_bytes
+            _rotate(given, elements(data, cosines), elements(data, cosines + rotary_plane), dims)
+        if head >= heads:
+            if written:
+                place = every + numbers(written)[row] * row_stride
+            else:
+                place = first_written + row // per_sequence * sequence_stride + row % per_sequence * row_stride
+            kept = elements(data, place + (head - heads) * head_bytes)
+            for i in range(dims):
+                kept[i] = given[i]
+    barrier()
+    place_of_mine = scratch + me * (2 * dims + seen) * 4
+    for item in range(me, rows * heads, team):
+        row, head = item // heads, item % heads
+        sequence, place = row // per_sequence, row % per_sequence
+        keys = cache + sequence * sequence_stride + head // (heads // kv_heads) * head_bytes
+        _attend_one(
+            data,
+            elements(data, qkv + (row * all_heads + head) * head_bytes),
+            keys,
+            keys + kv_heads * head_bytes,
+            row_stride,
+            elements(data, bias + sequence * bias_sequence + place * bias_row),
+            seen,
+            dims,
+            elements(data, out + item * head_bytes),
+            place_of_mine,
+        )
+
+
+@njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
+def _rotate(x: Any, cosines: Any, sines: Any, dims: Any) -> None:
+    half = dims // 2
+    for i in range(half):
+        low, high = wide(x[i]), wide(x[i + half])
+        put(x, i, low * wide(cosines[i]) + high * wide(sines[i]))
+        put(x, i + half, high * wide(cosines[i + half]) + low * wide(sines[i + half]))
+
+
+@njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
+def _attend_one(
+    data: Any, q: Any, keys: Any, values: Any, stride: Any, bias: Any, seen: Any, dims: Any, out: Any, query: Any
+) -> None:
+    """One head of one row; ``query``: place for the query, then the sum of values, then the scores, float32."""
+    total, scores = query + 4 * dims, query + 8 * dims
+    scale = F(1) / np.sqrt(F(dims))
+    for i in range(dims):
+        floats(query)[i] = wide(q[i]) * scale
+    _multiply_keys(data, query, keys, stride, scores, seen, dims)
+    score, high = floats(scores), F(-np.inf)
+    for column in range(seen):
+        found = score[column] + wide(bias[column])
+        score[column] = found
+        high = max(high, found)
+    base, weight = (high if high > F(-3e38) else F(0)), F(0)
+    for column in range(seen):
+        chance = exp(score[column] - base)
+        score[column] = chance
+        weight += chance
+    _sum_values(data, scores, values, stride, total, seen, dims)
+    for i in range(dims):
+        put(out, i, floats(total)[i] / weight)
+
+
+@njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
+def _multiply_keys(data: Any, query: Any, keys: Any, stride: Any, scores: Any, seen: Any, dims: Any) -> None:
+    whole, column = dims - dims % KEY_LANES, 0
+    while column < seen:
+        few, place = (4 if column + 4 <= seen else 1), scores + 4 * column
+        if whole == 0:
+            for number in range(few):
+                floats(place)[number] = F(0)
+        elif few == 4:
+            key_4(data, keys + column * stride, stride, query, 0, place, 0, whole)
+        else:
+            key_1(data, keys + column * stride, stride, query, 0, place, 0, whole)
+        for number in range(few):
+            key = elements(data, keys + (column + number) * stride)
+            for i in range(whole, dims):
+                floats(place)[number] += floats(query)[i] * wide(key[i])
+        column += few
+
+
+@njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
+def _sum_values(data: Any, weights: Any, values: Any, stride: Any, total: Any, seen: Any, dims: Any) -> None:
+    start = 0
+    while start < dims:
+        address = values + start * size(data)
+        if start + 32 <= dims:
+            weigh_32(data, address, stride, weights, total + 4 * start, seen)
+            start += 32
+        elif start + 8 <= dims:
+            weigh_8(data, address, stride, weights, total + 4 * start, seen)
+            start += 8
+        else:
+            found = F(0)
+            for column in range(seen):
+                found += floats(weights)[column] * wide(elements(data, address + column * stride)[0])
+            floats(total)[start] = found
+            start += 1

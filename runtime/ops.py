@@ -1,0 +1,125 @@
+"""The steps of a layer, as the device does them: on a CPU by ``kernels``, elsewhere by torch.
+
+W rows, H hidden size, t rows of the KV cache that a forward looks at, D head dim, h query heads, k KV heads, m MLP
+channels. Which it is follows from the device alone, and on a CPU from the dtype of the KV cache; nothing is tried.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from runtime import kernels
+
+WORTH = 1 << 16
+"""Multiplications from which on threads divide a step: fewer take less time than to meet."""
+APART = 16
+"""Values between widened rows: rows that lie a power of two apart share a few lines of the processor's cache."""
+KERNELS = (kernels.product, kernels.norm, kernels.gated, kernels.attend)
+
+
+def prepare(dtype: torch.dtype) -> None:
+    """Compile the kernels for a dtype, or load those that were compiled before."""
+    for kernel in KERNELS:
+        _entry(kernel, dtype)
+
+
+def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
+    """``x`` [W, in] @ ``weight`` [in, out] + ``added`` [W or 1, out]; ``weight`` is the transpose of a slot."""
+    if not x.is_cpu:
+        return torch.mm(x, weight) if added is None else torch.addmm(added, x, weight)
+    (rows, inputs), outputs, size = x.shape, weight.shape[1], x.itemsize
+    out = torch.empty(rows, outputs, dtype=x.dtype)
+    copy = None if size == 4 else torch.empty(rows, inputs + APART)
+    _call(
+        kernels.product, x.dtype, rows * inputs * outputs,
+        x.data_ptr(), size * x.stride(0), weight.data_ptr(), size * weight.stride(1),
+        0 if added is None else added.data_ptr(),
+        0 if added is None or added.shape[0] == 1 else size * added.stride(0),
+        out.data_ptr(), size * outputs, rows, inputs, outputs,
+        0 if copy is None else copy.data_ptr(), 4 * (inputs + APART),
+    )  # fmt: skip
+    return out
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x`` [W, H] over its root mean square, times ``weight`` [H]."""
+    if not x.is_cpu:
+        return functional.rms_norm(x, weight.shape, weight, eps)
+    (rows, inputs), size, out = x.shape, x.itemsize, torch.empty_like(x)
+    _call(
+        kernels.norm, x.dtype, rows * inputs,
+        x.data_ptr(), size * x.stride(0), weight.data_ptr(), round(eps / kernels.EPSILON_UNIT),
+        out.data_ptr(), size * out.stride(0), rows, inputs,
+    )  # fmt: skip
+    return out
+
+
+def gated(both: Tensor) -> Tensor:
+    """silu(gate) * up [W, m], of ``both`` [W, 2m]."""
+    if not both.is_cpu:
+        gate, up = both.chunk(2, dim=1)
+        return functional.silu(gate).mul_(up)
+    (rows, width), size = both.shape, both.itemsize
+    out = torch.empty(rows, width // 2, dtype=both.dtype)
+    _call(
+        kernels.gated, both.dtype, 4 * both.numel(),
+        both.data_ptr(), size * both.stride(0), out.data_ptr(), size * (width // 2), rows, width // 2,
+    )  # fmt: skip
+    return out
+
+
+def attends(qkv: Tensor, cache: Tensor) -> bool:
+    """Whether ``attend`` does it: on a CPU, where keys and values are kept in the dtype that they are computed in."""
+    return qkv.is_cpu and cache.dtype == qkv.dtype
+
+
+def attend(
+    qkv: Tensor, heads: int, cache: Tensor, rotary: Tensor, bias: Tensor, seen: int, written: slice | Tensor, first: int
+) -> Tensor:
+    """Rotate ``qkv`` [W, h + 2k, D] in place, store its keys and values, and attend: [W, h * D].
+
+    ``cache`` [B, T, 2k, D]: of its sequences those from ``first`` on. ``rotary`` [2, W, 1, D] and ``bias`` [b, 1, n, t]
+    as layers have them; ``seen``: the first of the t rows. Keys and values go to ``written``: n rows of each sequence,
+    or W of all sequences' rows.
+    """
+    (rows, every, dims), size, (_, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
+    out = torch.empty(rows, heads * dims, dtype=qkv.dtype)
+    place = torch.empty(torch.get_num_threads() * (2 * dims + columns))
+    start, sequence, row = cache.data_ptr(), size * cache.stride(0), size * cache.stride(1)
+    own = start + first * sequence
+    index, target = (0, own + written.start * row) if isinstance(written, slice) else (written.data_ptr(), 0)
+    _call(
+        kernels.attend, qkv.dtype, 2 * rows * heads * columns * dims,
+        qkv.data_ptr(), rotary.data_ptr(), size * rotary.stride(0), rows, n, heads, (every - heads) // 2, dims,
+        own + seen * row, sequence, row, start, index, target,
+        columns, bias.data_ptr(), size * bias.stride(0), size * bias.stride(2), out.data_ptr(), place.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+# libgomp's, which torch brings and uses: its threads are the only ones
+_parallel = ctypes.CDLL(None).GOMP_parallel
+_function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _entry(kernel: Callable[[Any], None], dtype: torch.dtype) -> tuple[ctypes.c_void_p, Callable[[Any], None]]:
+    """A kernel as libgomp takes it and as it is called here."""
+    address = kernels.compiled(kernel, dtype)
+    return ctypes.c_void_p(address), _function(address)
+
+
+def _call(kernel: Callable[[Any], None], dtype: torch.dtype, work: int, *words: int) -> None:
+    """Run a kernel with all of torch's threads, where its work is worth it."""
+    block = (ctypes.c_int64 * len(words))(*words)
+    shared, alone = _entry(kernel, dtype)
+    threads = torch.get_num_threads()
+    if threads > 1 and work >= WORTH:
+        _parallel(shared, block, threads, 0)
+    else:
+        alone(block)

@@ -1,0 +1,94 @@
+"""The steps of a layer on a CPU against torch's own in float64, and row by row against themselves."""
+
+import pytest
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from runtime import ops
+from runtime.layers import rotary_table, rotate
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def seeded(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def near(found: Tensor, expected: Tensor, roundings: int = 1) -> bool:
+    """Within so many roundings of the dtype, half a unit each, of the largest value that is summed."""
+    step = torch.finfo(found.dtype).eps * roundings * 0.51
+    return bool(((found.double() - expected).abs() <= step * expected.abs() + 2e-5).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 768, 100), (2, 15, 3), (3, 40, 7), (8, 1500, 33), (61, 192, 129)]
+)
+def test_a_product_is_rounded_once(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
+    x, weight = seeded(rows, inputs, dtype=dtype), seeded(outputs, inputs, dtype=dtype) / inputs**0.5
+    residual, bias = seeded(rows, outputs, dtype=dtype), seeded(1, outputs, dtype=dtype)
+    exact = x.double() @ weight.double().T
+    for added in (None, residual, bias):
+        found = ops.product(x, weight.t(), added)
+        assert found.dtype == dtype
+        assert near(found, exact if added is None else exact + added.double())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_the_same_beside_others(dtype: torch.dtype, threads: int) -> None:
+    """Bit for bit, whoever computes it: so a tree is verified as plain decoding would have."""
+    x, weight, scale = seeded(14, 203, dtype=dtype), seeded(501, 203, dtype=dtype), seeded(203, dtype=dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    together = ops.product(x, weight.t()), ops.norm(x, scale, 1e-5), ops.gated(x[:, :202])
+    torch.set_num_threads(1)
+    for row in range(14):
+        one = x[row : row + 1]
+        alone = ops.product(one, weight.t()), ops.norm(one, scale, 1e-5), ops.gated(one[:, :202])
+        assert all(torch.equal(many[row : row + 1], single) for many, single in zip(together, alone, strict=True))
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_and_gate(dtype: torch.dtype) -> None:
+    x, scale, both = seeded(5, 203, dtype=dtype), seeded(203, dtype=dtype), seeded(5, 86, dtype=dtype) * 30
+    exact = functional.rms_norm(x.double(), (203,), scale.double(), 1e-5)
+    assert near(ops.norm(x, scale, 1e-5), exact, roundings=5)
+    gate, up = both.double().chunk(2, 1)
+    assert near(ops.gated(both), functional.silu(gate) * up, roundings=5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(4, 2, 24), (3, 3, 64), (8, 1, 6), (2, 1, 140)])
+def test_attention_rotates_stores_and_sees_what_the_bias_lets_it_see(
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int
+) -> None:
+    """Two of three sequences, three rows each, at rows of the cache that a slice or their numbers tell."""
+    n, first, seen, columns = 3, 1, 2, 37
+    qkv = seeded(2 * n, heads + 2 * kv_heads, dims, dtype=dtype)
+    rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), 2 * n, dtype).unsqueeze(2)
+    bias = torch.where(seeded(2, 1, n, columns, dtype=torch.float32) > 0, 0.0, float("-inf")).to(dtype)
+    bias[..., 4:7] = 0.0
+    turned = qkv.double()
+    rotate(turned[:, : heads + kv_heads], rotary.double())
+    for written in (slice(6, 6 + n), torch.tensor([51, 52, 53, 99, 98, 50])):
+        cache = seeded(3, 45, 2 * kv_heads, dims, dtype=dtype)
+        expected = cache.double()
+        if isinstance(written, slice):
+            expected[first:, written] = turned[:, heads:].view(2, n, 2 * kv_heads, dims)
+        else:
+            expected.flatten(0, 1)[written] = turned[:, heads:]
+        given = qkv.clone()
+        out = ops.attend(given, heads, cache, rotary, bias, seen, written, first)
+        assert near(given, turned)
+        assert near(cache, expected)
+        keys, values = expected[first:, seen : seen + columns].transpose(1, 2).split(kv_heads, 1)
+        q = turned[:, :heads].view(2, n, heads, dims).transpose(1, 2)
+        whole = functional.scaled_dot_product_attention(
+            q, keys, values, attn_mask=bias.double(), enable_gqa=heads != kv_heads
+        )
+        torch.testing.assert_close(
+            out.double(), whole.transpose(1, 2).reshape(2 * n, -1), rtol=0, atol=12 * torch.finfo(dtype).eps
+        )
