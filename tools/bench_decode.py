@@ -3,9 +3,10 @@
     python tools/bench_decode.py [--rounds 5] [--tokens 128] [--json]
 
 Two models: a random bf16 Llama of 134 M parameters with a random EAGLE-3 head, where every step is made to accept three
-tokens, and the embedded model with its own head. Same weights, prompt, dtype and threads for all; times are of whole
-requests, prefill and all; medians over rounds, and ratios of the times of one round. transformers decodes with the
-faster one of its dynamic and its static cache. The limit is bytes of weights over the bandwidth of reading memory.
+tokens, and the embedded model with its own head and the prompt of `runtime run`. Same weights, prompt, dtype and
+threads for all; times are of whole requests, prefill and all; medians over rounds, and ratios of the times of one
+round. transformers decodes with the faster one of its dynamic and its static cache. The limit is bytes of weights over
+the bandwidth of reading memory.
 """
 
 import argparse
@@ -24,8 +25,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from runtime.cli import DEFAULT_PROMPT
 from runtime.request import Request
 from runtime.service import Engine
+from runtime.text import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "planner" / "demo"
@@ -113,12 +116,19 @@ def reading_bytes_per_s() -> float:
 
 
 def measure(
-    name: str, base: Path, plan: Path, dtype: torch.dtype, accept: int | None, tokens: int, rounds: int, limit: float
+    name: str,
+    base: Path,
+    plan: Path,
+    prompt: tuple[int, ...],
+    dtype: torch.dtype,
+    accept: int | None,
+    tokens: int,
+    rounds: int,
+    limit: float,
 ) -> list[Row]:
     """All ways to decode one model, in turns."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
     weights = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
-    prompt = tuple(1 + number * 7 % 1000 for number in range(PROMPT_TOKENS))
     lengths: list[float] = []
 
     def reference(cache: str) -> None:
@@ -176,7 +186,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--tree", default="total_token=8,depth=2,top_k=4", help="of the random model")
-    parser.add_argument("--demo-tree", default="total_token=8,depth=4,top_k=3", help="of the embedded model")
+    parser.add_argument("--demo-tree", default="total_token=4,depth=2,top_k=1", help="of the embedded model")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     limit = reading_bytes_per_s()
@@ -185,8 +195,10 @@ def main() -> None:
         base, head = random_llama(made / "base"), random_head(made / "head")
         random = built(made / "random", base, head, "bfloat16", asked.tree, 512)
         demo = built(made / "demo", DEMO / "base", DEMO / "eagle3", "float32", asked.demo_tree, 512)
-        rows = measure("134 M, bf16", base, random, torch.bfloat16, 3, asked.tokens, asked.rounds, limit)
-        rows += measure("embedded", DEMO / "base", demo, torch.float32, None, asked.tokens, asked.rounds, limit)
+        some = tuple(1 + number * 7 % 1000 for number in range(PROMPT_TOKENS))
+        text = tuple(load_tokenizer(demo).encode(DEFAULT_PROMPT).ids)
+        rows = measure("134 M, bf16", base, random, some, torch.bfloat16, 3, asked.tokens, asked.rounds, limit)
+        rows += measure("embedded", DEMO / "base", demo, text, torch.float32, None, asked.tokens, asked.rounds, limit)
     if asked.json:
         print(json.dumps({"read_bytes_per_s": limit, "rows": [asdict(row) for row in rows]}))
         return
