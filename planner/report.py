@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.view import TERM_TITLES, DeviceLine, View, device_line, format_ns, join_shares, view
+from planner.view import TERM_TITLES, DeviceLine, Part, View, device_line, format_ns, join_shares, view
 from plans import diff as plan_diff
 from plans.codec import digest
 from plans.diff import format_bytes
@@ -180,10 +180,17 @@ def _parts_of(shown: View, on_line: int) -> Table:
             part.name,
             part.layers,
             *(_folded(text, on_line) for text in shares),
-            f"{part.transport}\nhop {part.hop}" if part.hop else part.transport,
+            _transports(part),
             format_ns(part.predicted_ns) if part.predicted_ns is not None else "",
         )
     return table
+
+
+def _transports(part: Part) -> str:
+    """Of the group, and of what it receives; one device that receives has no group to tell of."""
+    if not part.hop:
+        return part.transport
+    return f"hop {part.hop}" if part.transport == "local" else f"{part.transport}\nhop {part.hop}"
 
 
 def _folded(shares: str, on_line: int) -> str:
