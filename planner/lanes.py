@@ -29,8 +29,8 @@ LITERALS = 64
 """Pieces that are in no buffer, waited for at a time."""
 FLUSH_BYTES = 32 << 20
 """Written pages are sent to the disk this often, so that the last sync has little left to wait for."""
-HASH_THREADS = blake3.AUTO if (os.cpu_count() or 1) > 4 else 1
-"""Where cores are few, reading and writing need the others; the digest is the same."""
+HASH_THREADS = min(4, max(1, (os.cpu_count() or 1) - 3))
+"""Of each image; reading, writing and the walk need cores too."""
 
 
 class Writer:

@@ -6,6 +6,7 @@ this machine alone: where it is missing or does not fit, images are made or hash
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def is_made(file: Path, image: Image | None, inputs: str, memory: Memory | None)
 
 
 def _blake3(file: Path) -> str:
-    digest = blake3(max_threads=blake3.AUTO)
+    digest = blake3(max_threads=os.cpu_count() or 1)
     with file.open("rb", buffering=0) as stream:
         buffer = memoryview(bytearray(16 << 20))
         while count := stream.readinto(buffer):

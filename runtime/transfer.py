@@ -25,6 +25,8 @@ from runtime.errors import ImageDamaged, ImageTruncated
 
 CHUNK_BYTES = 8 << 20
 READERS = min(8, os.cpu_count() or 1)
+HASHERS = min(16, os.cpu_count() or 1)
+"""Threads that a digest has for itself: those of blake3.AUTO are gone in a forked process, which then hangs."""
 RING = READERS + 2
 """Buffers: those that are read into, one that is hashed, and one that is copied out of."""
 SLICE_BYTES = 32 << 20
@@ -87,7 +89,7 @@ class _NoCopies:
 
 def hash_mapped(descriptor: int, size_bytes: int) -> str:
     """The BLAKE3 of an open file of this size; the caller sees to it that nobody truncates it meanwhile."""
-    digest = blake3(max_threads=blake3.AUTO)
+    digest = blake3(max_threads=HASHERS)
     mapping = mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_READ)
     view = memoryview(mapping)
     for start in range(0, size_bytes, SLICE_BYTES):
@@ -101,7 +103,7 @@ def hash_mapped(descriptor: int, size_bytes: int) -> str:
 def hash_file(descriptor: int, size_bytes: int, file: Path) -> str:
     """The BLAKE3 of an open file of this size, which is read; raise ImageTruncated or ImageDamaged."""
     nowhere = torch.empty(0, dtype=torch.uint8)
-    return _transfer(nowhere, descriptor, 0, size_bytes, file, blake3(max_threads=blake3.AUTO), _NoCopies())
+    return _transfer(nowhere, descriptor, 0, size_bytes, file, blake3(max_threads=HASHERS), _NoCopies())
 
 
 def upload(memory: torch.Tensor, descriptor: int, start: int, file: Path, engine: CopyEngine, *, hashed: bool) -> str:
@@ -109,7 +111,7 @@ def upload(memory: torch.Tensor, descriptor: int, start: int, file: Path, engine
 
     Raises ImageTruncated or ImageDamaged.
     """
-    digest = blake3(max_threads=blake3.AUTO) if hashed else None
+    digest = blake3(max_threads=HASHERS) if hashed else None
     if digest is not None:
         digest.update(os.pread(descriptor, start, 0))
     return _transfer(memory, descriptor, start, start + memory.numel(), file, digest, engine)

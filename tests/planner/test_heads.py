@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from planner.checkpoint import PICKLE, SINGLE
+from planner.checkpoint import SINGLE
 from planner.errors import CheckpointError, ConfigError
 from planner.families import BaseInput, DraftFacts, facts_of, load_base, load_draft
 from tests.planner.tiny_checkpoints import SMALL, bare, refused, saved
@@ -129,16 +129,6 @@ def test_a_head_of_another_width_brings_its_embedding(tmp_path: Path, base: Base
         f"{where / 'config.json'}: target_hidden_size: found 24, expected 16, the base model's hidden_size: "
         "the head belongs to another base model"
     )
-
-
-def test_the_pickle_of_a_head(tmp_path: Path, base: BaseInput) -> None:
-    where = head(tmp_path / "head", EAGLE3, shapes_of_eagle3())
-    expected = load_draft(where, base)
-    torch.save(load_file(where / SINGLE), where / PICKLE)
-    (where / SINGLE).unlink()
-    draft = load_draft(where, base)
-    assert (draft.draft, draft.roles) == (expected.draft, expected.roles)
-    assert list(draft.checkpoint.files) == [PICKLE]
 
 
 def test_the_tensors_tell_whether_q_k_and_v_have_biases(tmp_path: Path, base: BaseInput) -> None:

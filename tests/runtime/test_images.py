@@ -1,14 +1,16 @@
 """Images are opened only as compiled: every kind of damage has its own refusal, and slots are views of one memory."""
 
 import dataclasses
+import faulthandler
 import json
+import multiprocessing
 import os
 import random
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from runtime.images import check_images, open_image
 from tests.plan_factory import group, make_plan, split_draft, write_base, write_draft
 
 CPU = torch.device("cpu")
+FORK = multiprocessing.get_context("fork")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,17 +115,24 @@ def test_a_slot_outlives_its_image(artifact: Artifact) -> None:
     assert int(tensor.min()) >= 0
 
 
+def forked(action: Callable[[Artifact, Connection], None], artifact: Artifact) -> tuple[ForkProcess, Connection]:
+    """A process that does something and says how far it is; of this one, which has imported torch already."""
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=action, args=(artifact, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def write_to_the_mapping(artifact: Artifact, told: Connection) -> None:
+    faulthandler.disable()
+    open_image(artifact.plan, artifact.directory, "a", CPU, verify=False)["norm.weight"].fill_(0)
+
+
 def test_the_mapping_is_read_only(artifact: Artifact) -> None:
-    code = """
-import sys, torch
-from pathlib import Path
-from plans import codec
-from runtime.images import open_image
-plan = codec.load(Path(sys.argv[1]))
-open_image(plan, Path(sys.argv[1]), "a", torch.device("cpu"), verify=False)["norm.weight"].fill_(0)
-"""
-    child = subprocess.run([sys.executable, "-c", code, str(artifact.directory)], capture_output=True, check=False)
-    assert child.returncode == -11, "a write faults instead of changing the weights of every reader"
+    process, _ = forked(write_to_the_mapping, artifact)
+    process.join()
+    assert process.exitcode == -11, "a write faults instead of changing the weights of every reader"
     check_images(artifact.plan, artifact.directory, verify=True)
 
 
@@ -151,75 +161,59 @@ def test_one_allocation_on_a_gpu(artifact: Artifact, chunk: int, monkeypatch: py
         open_image(artifact.plan, artifact.directory, "b", torch.device("cuda:0"), verify=True)
 
 
-RUNNING = """
-import sys, time, torch
-from pathlib import Path
-from plans import codec
-from runtime.errors import ImageError
-from runtime.images import open_image
-plan = codec.load(Path(sys.argv[1]))
-try:
-    weight = open_image(plan, Path(sys.argv[1]), "a", torch.device("cpu"), verify=True)["layers.7.down.weight"]
-    print("ready", flush=True)
-    while True:
-        weight.sum()
-except ImageError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
+def read_on(artifact: Artifact, told: Connection) -> None:
+    try:
+        weight = open_image(artifact.plan, artifact.directory, "a", CPU, verify=True)["layers.7.down.weight"]
+        told.send("ready")
+        while True:
+            weight.sum()
+    except ImageError as error:
+        told.send(f"{type(error).__name__}: {error}")
 
 
-@pytest.mark.parametrize("how", ["truncated", "replaced"])
-def test_a_file_that_changes_under_a_running_process(artifact: Artifact, how: str) -> None:
-    """A new file of the same name is no matter: what is mapped is what was verified."""
+def test_a_file_that_is_truncated_under_a_running_process(artifact: Artifact) -> None:
     file = artifact.directory / "a.safetensors"
-    command = [sys.executable, "-c", RUNNING, str(artifact.directory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        if how == "truncated":
-            os.truncate(file, 4096)
-        else:
-            (artifact.directory / "other").write_bytes(b"")
-            (artifact.directory / "other").rename(file)
-            time.sleep(0.3)
-            assert child.poll() is None
-            child.kill()
-            return
-        _, told = child.communicate(timeout=30)
-    assert child.returncode == 1, "an error, not a fault"
-    assert f"ImageTruncated: {file}: another program writes to it" in told
+    process, told = forked(read_on, artifact)
+    assert told.recv() == "ready"
+    os.truncate(file, 4096)
+    assert told.recv().startswith(f"ImageTruncated: {file}: another program writes to it"), "an error, not a fault"
+    process.join()
+    assert process.exitcode == 0
 
 
-VERIFYING = """
-import sys, time
-from pathlib import Path
-from plans import codec
-from runtime import transfer
-from runtime.errors import ImageError
-from runtime.images import check_images
+def test_a_file_that_is_replaced_under_a_running_process(artifact: Artifact) -> None:
+    """A new file of the same name is no matter: what is mapped is what was verified."""
+    process, told = forked(read_on, artifact)
+    assert told.recv() == "ready"
+    (artifact.directory / "other").write_bytes(b"")
+    (artifact.directory / "other").rename(artifact.directory / "a.safetensors")
+    assert not told.poll(0.3)
+    assert process.is_alive()
+    process.kill()
+    process.join()
 
-def slow(descriptor, start, nbytes):
-    if start == 3 * 4096:
-        print("hashing", flush=True)
-        time.sleep(30)
 
-transfer.SLICE_BYTES, transfer.paging.will_read = 4096, slow
-try:
-    check_images(codec.load(Path(sys.argv[1])), Path(sys.argv[1]), verify=True)
-except ImageError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
+def verify_slowly(artifact: Artifact, told: Connection) -> None:
+    def slow(descriptor: int, start: int, nbytes: int) -> None:
+        if start == 3 * 4096:
+            told.send("hashing")
+            time.sleep(30)
+
+    transfer.SLICE_BYTES, transfer.paging.will_read = 4096, slow
+    try:
+        check_images(artifact.plan, artifact.directory, verify=True)
+    except ImageError as error:
+        told.send(f"{type(error).__name__}: {error}")
 
 
 def test_a_file_that_is_truncated_while_its_mapping_is_hashed(artifact: Artifact) -> None:
     file = artifact.directory / "a.safetensors"
-    command = [sys.executable, "-c", VERIFYING, str(artifact.directory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "hashing\n"
-        os.truncate(file, 8192)
-        _, told = child.communicate(timeout=30)
-    assert (child.returncode, told.startswith(f"ImageTruncated: {file}: another program writes")) == (1, True), told
+    process, told = forked(verify_slowly, artifact)
+    assert told.recv() == "hashing"
+    os.truncate(file, 8192)
+    assert told.recv().startswith(f"ImageTruncated: {file}: another program writes to it"), "an error, not a fault"
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_a_file_that_is_truncated_while_it_is_verified(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
