@@ -63,7 +63,7 @@ def refusals(command: Callable[..., None]) -> Callable[..., None]:
         except (PlannerError, PlanError) as error:
             say(f"error: {error}")
             if isinstance(error, InfeasibleError) and error.changes is not None:
-                say(changes_table(error.changes))
+                say(changes_table(error.changes, error.undecided))
             if options.get("as_json"):
                 put({"error": describe(error)})
             sys.exit(error.exit_code)

@@ -52,13 +52,23 @@ class InfeasibleError(PlannerError):
 
     exit_code = 3
 
-    def __init__(self, message: str, short_bytes: Mapping[str, int], changes: tuple[Change, ...] | None = None) -> None:
-        """``short_bytes``: of each device, under the placement that misses least; empty: not known.
+    def __init__(
+        self,
+        message: str,
+        short_bytes: Mapping[str, int],
+        least_bytes: int = 0,
+        changes: tuple[Change, ...] | None = None,
+        undecided: tuple[str, ...] = (),
+    ) -> None:
+        """``short_bytes``: of each device, under the packing that the message names; ``least_bytes``: in all, proven.
 
-        ``changes``: every single change that makes it fit; None: none was looked for.
+        ``changes``: every single change that makes it fit; None: none was looked for. ``undecided``: kinds of changes
+        of which the limit left open whether they do.
         """
         super().__init__(message)
         self.short_bytes = dict(short_bytes)
+        self.least_bytes = least_bytes
+        self.undecided = undecided
         self.changes = changes
 
 

@@ -8,7 +8,7 @@ be proven within a part of the solver's limit is not listed.
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from typing import Any, get_args
 
 from planner import units
@@ -26,6 +26,7 @@ from planner.build import (
 )
 from planner.catalog import CPU
 from planner.errors import Change, InfeasibleError, InputError, NotProvenError
+from planner.problem import Problem, least_bytes
 from planner.solve import Settings, fits
 from plans.codec import dump_yaml
 from plans.facts import natural_key
@@ -51,33 +52,46 @@ class _Candidate:
     args: tuple[str, ...] = ()
     inventory: bool = False
     """The inventory is what changes."""
+    otherwise: bool = False
+    """Only for where none before it works."""
 
 
-def explain(request: Request, refused: InfeasibleError, settings: Settings) -> InfeasibleError:
-    """The refusal of ``request``, with the changes that would help."""
-    limited = replace(settings, limit=min(settings.limit, LIMIT))
-    return InfeasibleError(str(refused), refused.short_bytes, tuple(_changes(request, refused, limited)))
+@dataclass(kw_only=True, slots=True)
+class _Questions:
+    """What is asked of the solver about one kind of change."""
 
+    settings: Settings
+    undecided: bool = False
+    """A question was not decided within the limit."""
 
-def _changes(request: Request, refused: InfeasibleError, settings: Settings) -> Iterator[Change]:
-    for candidates in (_context, _kv_dtypes, _dtypes, _batch, _no_draft, _tree, _prefill_chunk, _axes, _strategy):
-        yield from _solved(candidates(request, settings), settings)
-    if request.wanted.strategy == "custom":
-        return  # the map says which devices are used
-    for sizes in _host_cpus(request, sum(refused.short_bytes.values()), settings):
-        yield from islice(_solved(sizes, settings), 1)
-    yield from _solved(_more_devices(request), settings)
+    @staticmethod
+    def problem(request: Request) -> Problem:
+        """What the solver is given."""
+        options, inventory = _options(request)
+        return formulate(request.base, request.draft, inventory, options).problem
 
-
-def _solved(candidates: Iterator[_Candidate], settings: Settings) -> Iterator[Change]:
-    for candidate in candidates:
-        if not _fits(candidate.request, settings):
-            continue
+    def fits(self, request: Request) -> bool:
+        """Whether a placement is found; one that would be refused, or is not proven within the limit, is none."""
         try:
-            built = build(candidate.request, settings)
-        except (InputError, InfeasibleError, NotProvenError):
-            continue  # not a change that works
-        yield Change(
+            return fits(self.problem(request), self.settings)
+        except InputError:
+            return False
+        except NotProvenError:
+            self.undecided = True
+            return False
+
+    def solved(self, candidate: _Candidate) -> Change | None:
+        """The change, where it works."""
+        if not self.fits(candidate.request):
+            return None
+        try:
+            built = build(candidate.request, self.settings)
+        except (InputError, InfeasibleError):
+            return None
+        except NotProvenError:
+            self.undecided = True
+            return None
+        return Change(
             change=candidate.words,
             objective_ns=built.plan.proof.objective_ns,
             args=candidate.args,
@@ -85,13 +99,45 @@ def _solved(candidates: Iterator[_Candidate], settings: Settings) -> Iterator[Ch
         )
 
 
-def _fits(request: Request, settings: Settings) -> bool:
-    """Whether a placement is found; one that would be refused, or is not proven within the limit, is none."""
-    try:
-        options, inventory = _options(request)
-        return fits(formulate(request.base, request.draft, inventory, options).problem, settings)
-    except (InputError, NotProvenError):
-        return False
+_Candidates = Callable[[Request, _Questions], Iterator[_Candidate]]
+
+
+def explain(request: Request, refused: InfeasibleError, settings: Settings) -> InfeasibleError:
+    """The refusal of ``request``, with the changes that would help."""
+    limited = replace(settings, limit=min(settings.limit, LIMIT))
+    changes: list[Change] = []
+    undecided: list[str] = []
+    for kind, candidates in _kinds(request):
+        ask = _Questions(settings=limited)
+        found: list[Change] = []
+        for candidate in candidates(request, ask):
+            if not (candidate.otherwise and found) and (change := ask.solved(candidate)):
+                found.append(change)
+        changes += found
+        if ask.undecided and not found:
+            undecided.append(kind)
+    return InfeasibleError(str(refused), refused.short_bytes, refused.least_bytes, tuple(changes), tuple(undecided))
+
+
+def _kinds(request: Request) -> Iterator[tuple[str, _Candidates]]:
+    """Kinds of changes, and what they are called where it is not decided whether one helps."""
+    yield from (
+        ("a smaller context", _context),
+        ("another dtype of the KV cache", _kv_dtypes),
+        ("another dtype of the weights", _dtypes),
+        ("a smaller batch", _batch),
+        ("no draft", _no_draft),
+        ("a smaller tree", _tree),
+        ("a smaller prefill chunk", _prefill_chunk),
+        ("another KV axis", _axes),
+        ("the fastest placement", _strategy),
+    )
+    if request.wanted.strategy == "custom":
+        return  # the map says which devices are used
+    for position, name, devices in _unlike_hosts(request):
+        if not any(device.kind == "cpu" for device in devices):
+            yield f"the host CPU of {name}", partial(_host_cpu, position, name)
+    yield "one more device", _more_devices
 
 
 def _options(request: Request) -> tuple[Options, Inventory]:
@@ -119,14 +165,14 @@ def _asking(request: Request, wanted: Wanted, words: str, *args: str) -> _Candid
 # Options
 
 
-def _largest(least: int, most: int, make: Callable[[int], Request], settings: Settings) -> int | None:
+def _largest(least: int, most: int, make: Callable[[int], Request], ask: _Questions) -> int | None:
     """The largest n of a quantity with which a placement is found; one question where not even the least helps."""
-    if least > most or not _fits(make(least), settings):
+    if least > most or not ask.fits(make(least)):
         return None
-    return largest(least, most, lambda n: n == least or _fits(make(n), settings))
+    return largest(least, most, lambda n: n == least or ask.fits(make(n)))
 
 
-def _context(request: Request, settings: Settings) -> Iterator[_Candidate]:
+def _context(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     """The largest multiple of 256, as ``--context max`` finds it, or where none fits the largest number below 256."""
     asked = _asked(request).context
     least = request.wanted.prefill_chunk or 1
@@ -134,42 +180,42 @@ def _context(request: Request, settings: Settings) -> Iterator[_Candidate]:
     def of(context: int) -> Request:
         return _with(request, replace(request.wanted, context=context))
 
-    steps = _largest(least_step(request.wanted), (asked - 1) // CONTEXT_STEP, lambda n: of(n * CONTEXT_STEP), settings)
-    found = _largest(least, min(asked, CONTEXT_STEP) - 1, of, settings) if steps is None else steps * CONTEXT_STEP
+    steps = _largest(least_step(request.wanted), (asked - 1) // CONTEXT_STEP, lambda n: of(n * CONTEXT_STEP), ask)
+    found = _largest(least, min(asked, CONTEXT_STEP) - 1, of, ask) if steps is None else steps * CONTEXT_STEP
     if found is not None:
         yield _Candidate(words=f"context down to {found}", request=of(found), args=("--context", str(found)))
 
 
-def _kv_dtypes(request: Request, settings: Settings) -> Iterator[_Candidate]:
+def _kv_dtypes(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     name: KvDType
     for name in get_args(KvDType):
         if KV_DTYPE_BYTES[name] < KV_DTYPE_BYTES[_asked(request).kv_dtype]:
             yield _asking(request, replace(request.wanted, kv_dtype=name), f"KV in {name}", "--kv-dtype", name)
 
 
-def _dtypes(request: Request, settings: Settings) -> Iterator[_Candidate]:
+def _dtypes(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     name: DType
     for name in get_args(DType):
         if DTYPE_BYTES[name] < DTYPE_BYTES[_asked(request).dtype]:
             yield _asking(request, replace(request.wanted, dtype=name), f"weights in {name}", "--dtype", name)
 
 
-def _batch(request: Request, settings: Settings) -> Iterator[_Candidate]:
+def _batch(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     def of(batch: int) -> Request:
         return _with(request, replace(request.wanted, batch=batch))
 
-    found = _largest(1, request.wanted.batch - 1, of, settings)
+    found = _largest(1, request.wanted.batch - 1, of, ask)
     if found is not None:
         yield _Candidate(words=f"batch down to {found}", request=of(found), args=("--batch", str(found)))
 
 
-def _no_draft(request: Request, settings: Settings) -> Iterator[_Candidate]:
+def _no_draft(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     if request.draft is not None:
         plain = replace(_with(request, replace(request.wanted, tree=None)), draft=None)
         yield _Candidate(words="no draft: a step is then one token", request=plain, args=("--no-draft",))
 
 
-def _tree(request: Request, settings: Settings) -> Iterator[_Candidate]:
+def _tree(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     """The largest tree of the same depth and width."""
     tree = request.wanted.tree or DEFAULT_TREE
     if request.draft is None or tree.paths is not None:
@@ -178,23 +224,23 @@ def _tree(request: Request, settings: Settings) -> Iterator[_Candidate]:
     def of(nodes: int) -> Request:
         return _with(request, replace(request.wanted, tree=replace(tree, total_token=nodes)))
 
-    found = _largest(2, tree.total_token - 1, of, settings)
+    found = _largest(2, tree.total_token - 1, of, ask)
     if found is not None:
         text = f"total_token={found},depth={tree.depth},top_k={tree.top_k}"
         yield _Candidate(words=f"tree down to {found} nodes", request=of(found), args=("--tree", text))
 
 
-def _prefill_chunk(request: Request, settings: Settings) -> Iterator[_Candidate]:
+def _prefill_chunk(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     def of(chunk: int) -> Request:
         return _with(request, replace(request.wanted, prefill_chunk=chunk))
 
-    found = _largest(1, _asked(request).prefill_chunk - 1, of, settings)
+    found = _largest(1, _asked(request).prefill_chunk - 1, of, ask)
     if found is not None:
         words = f"prefill in chunks of {found}"
         yield _Candidate(words=words, request=of(found), args=("--prefill-chunk", str(found)))
 
 
-def _axes(request: Request, settings: Settings) -> Iterator[_Candidate]:
+def _axes(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     """Another division of the KV cache than the one that was asked for."""
     name: KvAxis
     for name in get_args(KvAxis):
@@ -202,7 +248,7 @@ def _axes(request: Request, settings: Settings) -> Iterator[_Candidate]:
             yield _asking(request, replace(request.wanted, kv_axis=name), f"KV divided by {name}", "--kv", name)
 
 
-def _strategy(request: Request, settings: Settings) -> Iterator[_Candidate]:
+def _strategy(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     """Without the order of a strategy; a device map is an argument of its own, which no option takes back."""
     if request.wanted.strategy not in ("latency", "custom"):
         free = replace(request.wanted, strategy="latency")
@@ -212,56 +258,54 @@ def _strategy(request: Request, settings: Settings) -> Iterator[_Candidate]:
 # Devices
 
 
-def _host_cpus(request: Request, short_bytes: int, settings: Settings) -> Iterator[Iterator[_Candidate]]:
-    """The CPU of each host that does not list it, at rates that are assumed, with as much memory as hosts have, and if
+def _host_cpu(position: int, name: str, request: Request, ask: _Questions) -> Iterator[_Candidate]:
+    """The CPU of a host that does not list it, at rates that are assumed, with as much memory as hosts have, and if
     that is not proven with the least that does: where the last byte counts, proofs take long.
     """
-    granule = min(GIB, max(MIB, 1 << max(0, short_bytes // 16).bit_length()))
-    least = short_bytes // granule + 1
+    problem = ask.problem(request)
+    most = least_bytes(problem)
+    short = max(0, most - sum(problem.capacity_bytes))
+    granule = min(GIB, max(MIB, 1 << max(0, short // 16).bit_length()))
 
     def size(granules: int) -> str:
         return units.render(units.SIZE, granules * granule)
 
-    for position, name, devices in _unlike_hosts(request):
-        if any(device.kind == "cpu" for device in devices):
-            continue
+    def of(granules: int) -> Request:
+        entry = {"type": CPU, "memory": size(granules), "bandwidth": HOST_BANDWIDTH, "flops": HOST_FLOPS}
+        return _with_device(request, position, "cpu", entry)
 
-        def of(granules: int, position: int = position) -> Request:
-            memory = size(granules)
-            entry = {"type": CPU, "memory": memory, "bandwidth": HOST_BANDWIDTH, "flops": HOST_FLOPS}
-            return _with_device(request, position, "cpu", entry)
-
-        found = _least(least, of, settings)
-        if found is None:
-            continue
-        roomy = 1 << (found - 1).bit_length()
-        sizes = {roomy: f"{size(roomy)} are free ({size(found)} at least)", found: f"{size(found)} are free"}
-        rates = f"at {HOST_BANDWIDTH} and {HOST_FLOPS}"
-        yield iter(
-            [
-                _Candidate(
-                    words=f"the host CPU of {name} as a device, if {free}, {rates}",
-                    request=of(granules),
-                    inventory=True,
-                )
-                for granules, free in sizes.items()
-            ]
-        )
+    found = _least(short // granule + 1, 2 * most // granule, of, ask)
+    if found is None:
+        return
+    least, proven = found
+    roomy = 1 << (least - 1).bit_length()
+    at_least = f" ({size(least)} at least)" if proven else ""
+    sizes = {roomy: f"{size(roomy)} are free{at_least}", least: f"{size(least)} are free"}
+    for granules, free in sizes.items():
+        words = f"the host CPU of {name} as a device, if {free}, at {HOST_BANDWIDTH} and {HOST_FLOPS}"
+        yield _Candidate(words=words, request=of(granules), inventory=True, otherwise=granules == least)
 
 
-def _least(start: int, make: Callable[[int], Request], settings: Settings) -> int | None:
-    """A number from ``start`` on with which a placement is found, and none with one less; None: no reasonable one."""
-    below, step = start - 1, 1
-    while not _fits(make(below + step), settings):
-        below, step = below + step, 2 * step
-        if below > 8 * start + 64:
+def _least(start: int, most: int, make: Callable[[int], Request], ask: _Questions) -> tuple[int, bool] | None:
+    """A number from ``start`` on with which a placement is found, and whether none is with one less: where that was
+    not decided, of what is known the least. None: no number below ``most`` is known. Powers of two are asked first.
+    """
+    roomy = 1 << (start - 1).bit_length()
+    while not ask.fits(make(roomy)):
+        if ask.undecided or roomy > most:
             return None
-    more = largest(0, step - 1, lambda n: n == 0 or not _fits(make(below + n), settings))
-    assert more is not None
-    return below + more + 1
+        start, roomy = roomy + 1, 2 * roomy
+    low, high = start - 1, roomy
+    while high - low > 1 and not ask.undecided:
+        middle = (low + high) // 2
+        if ask.fits(make(middle)):
+            high = middle
+        elif not ask.undecided:
+            low = middle
+    return high, high - low == 1
 
 
-def _more_devices(request: Request) -> Iterator[_Candidate]:
+def _more_devices(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     """One more of each device that is unlike the others of its host."""
     for position, name, devices in _unlike_hosts(request):
         entries = {entry["id"]: entry for entry in request.inventory["hosts"][position]["devices"]}

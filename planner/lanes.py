@@ -173,5 +173,3 @@ class Lanes:
 
 def _ring(count: int, nbytes: int) -> Iterator[Buffer]:
     return itertools.cycle([Buffer(memory=np.empty(nbytes, np.uint8)) for _ in range(count)])
-
-

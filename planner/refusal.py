@@ -19,6 +19,7 @@ def describe(error: PlannerError | PlanError) -> dict[str, Any]:
         described["devices"] = [{"id": name, "short_bytes": nbytes} for name, nbytes in error.short_bytes.items()]
         if error.changes is not None:
             described["changes"] = [describe_change(change) for change in error.changes]
+            described["undecided"] = list(error.undecided)
     if isinstance(error, NotProvenError):
         described |= {"objective_ns": error.objective_ns, "bound_ns": error.bound_ns, "gap": error.gap}
     return described
@@ -30,13 +31,14 @@ def describe_change(change: Change) -> dict[str, Any]:
     return {"change": change.change, "objective_ns": change.objective_ns, **how}
 
 
-def changes_table(changes: tuple[Change, ...]) -> str:
+def changes_table(changes: tuple[Change, ...], undecided: tuple[str, ...]) -> str:
     """The changes for people: time of a step, words, and the options where it is done with options."""
-    if not changes:
-        return "No single change makes it fit."
     lines = [
         f"  {format_ns(change.objective_ns):>9} per step  {change.change}"
         + (f": {' '.join(change.args)}" if change.args else "")
         for change in changes
     ]
-    return "\n".join(["Any one of these makes it fit:", *lines])
+    said = ["Any one of these makes it fit:", *lines] if lines else []
+    if undecided:
+        said.append(f"Whether this alone makes it fit was not decided within the limit: {', '.join(undecided)}.")
+    return "\n".join(said) or "No single change makes it fit."

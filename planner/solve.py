@@ -104,16 +104,16 @@ def fits(problem: Problem, settings: Settings) -> bool:
     return least_bytes(problem) <= sum(problem.capacity_bytes) and _Search(problem, settings).any_answer()
 
 
-def shortfall(problem: Problem, settings: Settings, among: Restriction | None = None) -> tuple[int, ...]:
-    """The least bytes that are missing, in all, for any placement (``among`` some) to exist: of each device, under one
-    such packing.
+def shortfall(problem: Problem, settings: Settings, *, any_packing: bool = False) -> tuple[int, ...]:
+    """The least bytes that are missing, in all, for any placement to exist: of each device, under one such packing.
 
     Which packing is a matter of the search, and to order all of them to the byte takes minutes: so it is always the
-    same search.
+    same search. ``any_packing``: the best that it finds within the limit.
     """
     search = _Search(problem, Settings(limit=settings.limit))
-    model = Model(problem, among or everything(problem), elastic=True, by_level=True)
-    search.minimise(model, sum(model.short), what="missing bytes", from_below=True)
+    model = Model(problem, everything(problem), elastic=True, by_level=True)
+    enough = settings.limit if any_packing else math.inf
+    search.minimise(model, sum(model.short), what="missing bytes", from_below=not any_packing, enough=enough)
     return tuple(model.value(variable) for variable in model.short)
 
 
