@@ -27,6 +27,9 @@ KEY_LANES = 8
 """Of the products of attention."""
 AHEAD_BYTES = 1024
 """So far ahead weights are asked for."""
+MOST = 6
+"""Rows that the registers have sums for, and rows from which on two of the weights are multiplied together."""
+MANY = 8
 EPSILON_UNIT = 2.0**-60
 """Of a norm's epsilon, which a kernel takes as a whole number."""
 FLOATING = {"reassoc", "contract", "nsz", "arcp", "nnan"}
@@ -296,8 +299,8 @@ def weigh(lanes: int) -> Any:
     return made
 
 
-dots_1_1, dots_1_2, dots_1_3 = (dots(1, rows, LANES, AHEAD_BYTES) for rows in (1, 2, 3))
-dots_2_1, dots_2_2, dots_2_3 = (dots(2, rows, LANES, AHEAD_BYTES) for rows in (1, 2, 3))
+dots_1, dots_2, dots_3, dots_4, dots_5, dots_6 = (dots(1, rows, LANES, AHEAD_BYTES) for rows in range(1, 7))
+dots_2_3 = dots(2, 3, LANES, AHEAD_BYTES)
 key_1, key_4 = (dots(keys, 1, KEY_LANES, 0) for keys in (1, 4))
 weigh_8, weigh_32 = weigh(8), weigh(32)
 
@@ -336,12 +339,15 @@ def product(data: Any) -> None:
         x, x_stride = copy, copy_stride
     whole, sums = inputs - inputs % LANES, room()
     output, last = outputs * me // team, outputs * (me + 1) // team
+    # memory is read fastest as one stream; many rows are bound by arithmetic, and share what they load of x
+    passes = (rows + MOST - 1) // MOST
+    each = 3 if rows > MANY else (rows + passes - 1) // passes
     while output < last:
-        pair = 2 if rows > 1 and output + 1 < last else 1
+        pair = 2 if rows > MANY and output + 1 < last else 1
         start = weight + output * weight_stride
-        row = 0
-        while row < rows:
-            few = min(3, rows - row)
+        for begun in range(0, rows, each):
+            few = each if rows > MANY else min(each, rows - begun)
+            row = min(begun, rows - few)  # the last of many are computed again
             _dots(data, start, weight_stride, x + row * x_stride, x_stride, sums, whole, pair, few)
             for number in range(few * pair):
                 found = floats(sums)[number]
@@ -352,7 +358,6 @@ def product(data: Any) -> None:
                 if added:
                     found += wide(elements(data, added + j * added_stride)[i])
                 put(elements(data, out + j * out_stride), i, found)
-            row += few
         output += pair
 
 
@@ -364,19 +369,20 @@ def _dots(
     if length == 0:
         for number in range(few * pair):
             floats(sums)[number] = F(0)
-    elif pair == 1:
-        if few == 1:
-            dots_1_1(data, start, stride, x, x_stride, sums, 4, length)
-        elif few == 2:
-            dots_1_2(data, start, stride, x, x_stride, sums, 4, length)
-        else:
-            dots_1_3(data, start, stride, x, x_stride, sums, 4, length)
-    elif few == 1:
-        dots_2_1(data, start, stride, x, x_stride, sums, 8, length)
-    elif few == 2:
-        dots_2_2(data, start, stride, x, x_stride, sums, 8, length)
-    else:
+    elif pair == 2:
         dots_2_3(data, start, stride, x, x_stride, sums, 8, length)
+    elif few == 1:
+        dots_1(data, start, stride, x, x_stride, sums, 4, length)
+    elif few == 2:
+        dots_2(data, start, stride, x, x_stride, sums, 4, length)
+    elif few == 3:
+        dots_3(data, start, stride, x, x_stride, sums, 4, length)
+    elif few == 4:
+        dots_4(data, start, stride, x, x_stride, sums, 4, length)
+    elif few == 5:
+        dots_5(data, start, stride, x, x_stride, sums, 4, length)
+    else:
+        dots_6(data, start, stride, x, x_stride, sums, 4, length)
 
 
 def norm(data: Any) -> None:
