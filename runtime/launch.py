@@ -250,7 +250,7 @@ class Family:
                 if message is None or isinstance(message, Failure):
                     return self._blame({rank: message})
                 self._told.put(Told(rank=rank, event=message))
-            if time.monotonic() - looked >= LOOK_S:
+            if time.monotonic() - looked >= LOOK_S / 2:
                 looked = time.monotonic()
                 if complaint := self._failure_elsewhere() or watch.complaint(self._sights()):
                     return PeerError(complaint)

@@ -17,6 +17,8 @@ from runtime.progress import PHASES, Phase, Status
 
 LOOK_S = 0.25
 """How often ranks are looked at."""
+MOST_UNSEEN_S = 1.0
+"""More than this between two looks was not watched, and does not count: the watcher itself may have been stopped."""
 LOADING: tuple[Phase, ...] = ("starting", "reading its image")
 """What may take any time, without a layer to count: to get on is to have used the processor."""
 
@@ -72,7 +74,7 @@ class Watch:
         """Who is to blame that nobody has got on for too long; empty while somebody has.
 
         ``sights``: of every rank, None where its watcher tells nothing yet: until then nobody is waited for in vain.
-        To be asked every LOOK_S or oftener; what is longer between two looks was not watched, and does not count.
+        To be asked every LOOK_S or oftener.
         """
         now = time.monotonic()
         known = [sight for sight in sights if sight is not None]
@@ -80,7 +82,7 @@ class Watch:
         if idle or [sight.done for sight in known] != [sight.done for sight in self._seen]:
             self._still = 0.0
         else:
-            self._still += min(now - self._looked, 2 * LOOK_S)
+            self._still += min(now - self._looked, MOST_UNSEEN_S)
         self._looked, self._seen = now, known
         return self._indictment(known) if self._still >= self._stall_s else ""
 

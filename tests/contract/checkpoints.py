@@ -26,17 +26,16 @@ class Checkpoints:
     base: BaseInput
     drafts: dict[str, DraftInput]
     model: LlamaForCausalLM
-    known: dict[tuple[int, ...], list[int]] = dataclasses.field(default_factory=dict)
-    """What it generated for a prompt."""
+    said: dict[tuple[int, ...], list[int]] = dataclasses.field(default_factory=dict)
+    """What transformers generated for a prompt, so far as it was asked."""
 
     def greedy(self, prompt: tuple[int, ...], count: int) -> list[int]:
-        """What transformers generates; what it generated for a prompt is not asked again."""
-        if len(self.known.get(prompt, ())) < count:
-            out = self.model.generate(
-                torch.tensor([prompt]), max_new_tokens=count, min_new_tokens=count, do_sample=False
-            )
-            self.known[prompt] = out[0, len(prompt) :].tolist()
-        return self.known[prompt][:count]
+        """What transformers generates."""
+        if len(self.said.get(prompt, ())) < count:
+            most = max(count, CONTEXT - len(prompt))
+            out = self.model.generate(torch.tensor([prompt]), max_new_tokens=most, min_new_tokens=most, do_sample=False)
+            self.said[prompt] = out[0, len(prompt) :].tolist()
+        return self.said[prompt][:count]
 
 
 def write_checkpoints(directory: Path) -> Checkpoints:

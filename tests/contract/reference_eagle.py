@@ -1,7 +1,7 @@
 """EAGLE decoding as the description has it, slow and readable: plain Python over transformers' outputs.
 
-No cache, no batch of nodes, no masks: a node of the tree is the list of tokens that leads to it, and the head is run
-anew over the whole sequence for each. Shares nothing with what it checks.
+No cache, no masks of trees: a node is the list of tokens that leads to it, and the head is run anew over the whole
+sequence for each, those of one level beside each other. Shares nothing with what it checks.
 """
 
 import json
@@ -54,41 +54,41 @@ class ReferenceHead:
         """A target feature as the recurrence takes it."""
         return self.tensors["fc.weight"] @ target if self.eagle3 else target
 
-    def run(self, pairs: list[tuple[Tensor, int]]) -> Tensor:
-        """The output [H] at the last of (feature, token) pairs, positions 0, 1, …"""
-        features = torch.stack([feature for feature, _ in pairs])
-        embedded = self.embedding[torch.tensor([token for _, token in pairs])]
+    def run(self, sequences: list[list[tuple[Tensor, int]]]) -> Tensor:
+        """The outputs [n, H] at the last of the (feature, token) pairs of n equally long sequences, from position 0."""
+        features = torch.stack([torch.stack([feature for feature, _ in pairs]) for pairs in sequences])
+        embedded = self.embedding[torch.tensor([[token for _, token in pairs] for pairs in sequences])]
         if self.eagle3:
             x = torch.cat(
-                [self.norm("midlayer.input_layernorm", embedded), self.norm("midlayer.hidden_norm", features)], 1
+                [self.norm("midlayer.input_layernorm", embedded), self.norm("midlayer.hidden_norm", features)], 2
             )
             hidden = features
         else:
-            x = torch.cat([embedded, features], 1) @ self.tensors["fc.weight"].T + self.tensors["fc.bias"]
+            x = torch.cat([embedded, features], 2) @ self.tensors["fc.weight"].T + self.tensors["fc.bias"]
             hidden = x
         hidden = hidden + self.attention(x)
         normed = self.norm(f"{self.prefix}post_attention_layernorm", hidden)
         gate, up = (normed @ self.tensors[f"{self.prefix}mlp.{name}_proj.weight"].T for name in ("gate", "up"))
-        return (hidden + (functional.silu(gate) * up) @ self.tensors[f"{self.prefix}mlp.down_proj.weight"].T)[-1]
+        return (hidden + (functional.silu(gate) * up) @ self.tensors[f"{self.prefix}mlp.down_proj.weight"].T)[:, -1]
 
     def attention(self, x: Tensor) -> Tensor:
-        length, shared = x.shape[0], self.config["num_attention_heads"] // self.config["num_key_value_heads"]
+        (count, length, _), shared = x.shape, self.config["num_attention_heads"] // self.config["num_key_value_heads"]
         q, k, v = (
             (x @ self.tensors[f"{self.prefix}self_attn.{name}_proj.weight"].T)
-            .view(length, -1, self.config["head_dim"])
-            .transpose(0, 1)
+            .view(count, length, -1, self.config["head_dim"])
+            .transpose(1, 2)
             for name in "qkv"
         )
-        q, k, v = self.rotate(q), self.rotate(k).repeat_interleave(shared, 0), v.repeat_interleave(shared, 0)
-        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])
+        q, k, v = self.rotate(q), self.rotate(k).repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
         scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -math.inf)
-        attended = (scores.softmax(-1) @ v).transpose(0, 1).reshape(length, -1)
+        attended = (scores.softmax(-1) @ v).transpose(1, 2).reshape(count, length, -1)
         return attended @ self.tensors[f"{self.prefix}self_attn.o_proj.weight"].T
 
     def rotate(self, x: Tensor) -> Tensor:
         half = x.shape[-1] // 2
         frequencies = self.config["rope_theta"] ** -(torch.arange(half) / half)
-        angles = torch.arange(x.shape[1])[:, None] * frequencies
+        angles = torch.arange(x.shape[2])[:, None] * frequencies
         a, b = x[..., :half], x[..., half:]
         return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
 
@@ -112,14 +112,14 @@ def draft_static(
 ) -> list[tuple[int, ...]]:
     """The tokens along each path of ranks, in the order of the paths."""
     nodes = {(): Drafted((), accepted, 0.0)}
-    outputs: dict[tuple[int, ...], Tensor] = {}
-    for path in paths:
-        parent, rank = nodes[path[:-1]], path[-1]
-        if path[:-1] not in outputs:
-            outputs[path[:-1]] = head.run(parent.pairs)
-        output = outputs[path[:-1]]
-        token, score = head.children(output, rank + 1)[rank]
-        nodes[path] = Drafted((*parent.path, token), [*parent.pairs, (output, token)], parent.score + score)
+    for level in range(1, max(map(len, paths)) + 1):
+        here = [path for path in paths if len(path) == level]
+        above = sorted({path[:-1] for path in here})
+        outputs = dict(zip(above, head.run([nodes[path].pairs for path in above]), strict=True))
+        for path in here:
+            parent, rank, output = nodes[path[:-1]], path[-1], outputs[path[:-1]]
+            token, score = head.children(output, rank + 1)[rank]
+            nodes[path] = Drafted((*parent.path, token), [*parent.pairs, (output, token)], parent.score + score)
     return [nodes[path].path for path in paths]
 
 
@@ -129,8 +129,7 @@ def draft(head: ReferenceHead, accepted: list[tuple[Tensor, int]], tree: Tree) -
     pool = []
     for _ in range(tree.depth + 1):
         level = []
-        for node in beam:
-            output = head.run(node.pairs)
+        for node, output in zip(beam, head.run([node.pairs for node in beam]), strict=True):
             level += [
                 Drafted((*node.path, token), [*node.pairs, (output, token)], node.score + score)
                 for token, score in head.children(output, tree.top_k)
