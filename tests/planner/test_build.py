@@ -15,14 +15,13 @@ from planner.families import BaseInput, DraftInput
 from planner.solve import Settings
 from plans import codec
 from plans.schema import Tree
-from tests.planner.instances import EQUAL, UNLIKE, Head, cpu, demo, host, inventory_of, options_of
+from tests.planner.instances import EQUAL, UNLIKE, Head, cpu, demo, host, inventory_of, options_of, planned
 
 ONE = Settings(workers=1)
 
 
 def built(data: Any, head: Head, context: int = 256) -> tuple[build.Built, BaseInput, DraftInput | None]:
-    base, draft = demo(head)
-    return build.plan(base, draft, inventory_of(data), options_of(base, draft, context, "float32"), ONE), base, draft
+    return planned(data, head, context), *demo(head)
 
 
 @pytest.mark.parametrize(("data", "head"), [(EQUAL, "eagle3"), (UNLIKE, "eagle1"), (UNLIKE, None)])

@@ -114,7 +114,7 @@ def test_planned_lines_are_within_what_the_solver_counted(data, head) -> None:
     solved = solve(problem_of.problem, Settings(workers=1))
     assert solved is not None
     certificate = certify(problem_of.problem, solved.answer)
-    plan = planned(data, head)
+    plan = planned(data, head).plan
     for index, line in zip(devices_in_use(problem_of.problem, solved.answer), plan.memory, strict=True):
         assert problem_of.problem.devices[index] == line.device
         assert line.planned_bytes <= certificate.load_bytes[index] <= problem_of.problem.capacity_bytes[index]

@@ -19,6 +19,7 @@ from planner.solve import Settings, Solved
 from plans import codec
 from plans.diff import moved_bytes
 from plans.schema import Plan
+from tests.planner import instances
 from tests.planner.every_answer import every_answer, value
 from tests.planner.instances import EQUAL, TINY, UNLIKE, cpu, demo, gpu, host, inventory_of, options_of, saved
 
@@ -27,6 +28,8 @@ ROOMY: Any = {"hosts": [host("box", *(cpu(f"cpu{i}", 30) for i in range(3)))]}
 
 
 def planned(data: Any, context: int, previous: Plan | None = None, within_ppm: int | None = None) -> Plan:
+    if previous is None:
+        return instances.planned(data, "eagle3", context).plan
     base, draft = demo("eagle3")
     options = dataclasses.replace(options_of(base, draft, context, "float32"), within_ppm=within_ppm)
     return build.plan(base, draft, inventory_of(data), options, Settings(), previous).plan
