@@ -1,8 +1,7 @@
 """One rank of a run: requests go in, steps are made until the output ends.
 
-Every rank learns the tokens from the step message and so comes to the same end by itself. Requests are served one after
-the other; to serve several together is to give ``Stepper.steps`` a prompt and a sampling of each, which share forwards
-and messages and nothing else, to keep an ``Output`` for each, and to ``end`` those that have ended.
+Every rank learns the tokens from the step message and so comes to the same end by itself. Requests that are served
+together share forwards and messages and nothing else; those that have ended wait for the others.
 """
 
 import time
@@ -124,53 +123,36 @@ class Rank:
         check_batch(self.plan, requests)
         requests = tuple(self._agreed(request) for request in requests)
         eos, first = self.plan.model.eos_token_ids, requests[0]
-        outputs = [Output(request, eos, self._tokenizer(request)) for request in requests]
+        every = [_Served(request, Output(request, eos, self._tokenizer(request))) for request in requests]
         timings = self._progress.timings = Timings(self._device) if first.timed else None
-        accepts: list[list[int]] = [[] for _ in requests]
         started = prefilled = time.perf_counter()
-        ended: dict[int, float] = {}
-        for step, every in enumerate(self._together(requests, stopped)):
+        for step, made in enumerate(self._together(requests, stopped)):
             if step == 0:
                 prefilled = time.perf_counter()
                 if timings is not None:
                     timings.clear()
             pieces = []
-            for number, (output, (tokens, message)) in enumerate(zip(outputs, every, strict=True)):
-                if number in ended:
-                    pieces.append(Piece())
-                    continue
-                if step and self.drafts(first):
-                    accepts[number].append(message.accepted)
-                kept = output.take(tokens)
-                if message.stopped:
-                    output.cancel()
-                pieces.append(Piece(output.piece(), tuple(kept)))
-                if output.finished:
+            for number, (served, (tokens, message)) in enumerate(zip(every, made, strict=True)):
+                running = not served.output.finished
+                pieces.append(served.take(tokens, message, drafted=step > 0 and self.drafts(first)))
+                if running and served.output.finished:
                     self._stepper.end(number)
-                    ended[number] = time.perf_counter()
             yield tuple(pieces)
-            if len(ended) == len(outputs):
+            if all(served.output.finished for served in every):
                 break
         self._progress.timings = None
         self._progress.begin("waiting")
         measured = self.measured_bytes()
+        spent = None if timings is None else RankTimings(parts=dict(timings.parts), groups=dict(timings.groups))
         yield tuple(
-            Completion(
-                prompt_ids=request.prompt_ids,
-                tokens=tuple(output.tokens),
-                text=output.text,
-                finish=output.ended_by,
-                accept_lengths=tuple(accepts[number]),
-                reused=self._stepper.reused[number],
-                seed=None if request.sampling is None else request.sampling.seed,
+            served.completion(
+                reused=reused,
                 prefill_s=prefilled - started,
-                decode_s=ended[number] - prefilled,
-                measured_bytes=measured,
-                timings=None
-                if timings is None
-                else RankTimings(parts=dict(timings.parts), groups=dict(timings.groups)),
+                prefilled=prefilled,
+                measured=measured,
+                timings=spent,
             )
-            for number, (request, output) in enumerate(zip(requests, outputs, strict=True))
+            for served, reused in zip(every, self._stepper.reused, strict=False)
         )
 
     def drafts(self, request: Request) -> bool:
@@ -232,3 +214,50 @@ class Rank:
         if self._loaded is None:
             self._loaded = load_tokenizer(self._directory)
         return self._loaded
+
+
+class _Served:
+    """A request that is being served."""
+
+    def __init__(self, request: Request, output: Output) -> None:
+        self.request, self.output = request, output
+        self._accepts: list[int] = []
+        self._ended = 0.0
+
+    def take(self, tokens: list[int], message: Message, *, drafted: bool) -> Piece:
+        """What a step adds to the output; nothing once that has ended."""
+        if self.output.finished:
+            return Piece()
+        if drafted:
+            self._accepts.append(message.accepted)
+        kept = self.output.take(tokens)
+        if message.stopped:
+            self.output.cancel()
+        if self.output.finish is not None:
+            self._ended = time.perf_counter()
+        return Piece(self.output.piece(), tuple(kept))
+
+    def completion(
+        self,
+        *,
+        reused: int,
+        prefill_s: float,
+        prefilled: float,
+        measured: tuple[dict[str, int], ...],
+        timings: RankTimings | None,
+    ) -> Completion:
+        """All of the output, which has ended; ``prefilled``: when its first token was there."""
+        sampling = self.request.sampling
+        return Completion(
+            prompt_ids=self.request.prompt_ids,
+            tokens=tuple(self.output.tokens),
+            text=self.output.text,
+            finish=self.output.ended_by,
+            accept_lengths=tuple(self._accepts),
+            reused=reused,
+            seed=None if sampling is None else sampling.seed,
+            prefill_s=prefill_s,
+            decode_s=self._ended - prefilled,
+            measured_bytes=measured,
+            timings=timings,
+        )
