@@ -301,8 +301,9 @@ def reasons(built: builder.Built) -> str:
 
 
 def tables(plan: Plan, stream: Any) -> str:
+    """For the terminal that the stream is, in colour unless NO_COLOR asks for none."""
     console = Console(file=stream)
-    return report.text(plan, console.width, stream.isatty()).rstrip("\n")
+    return report.text(plan, console.width, stream.isatty() and not console.no_color).rstrip("\n")
 
 
 def compile_images(

@@ -1,5 +1,6 @@
 """The commands: what they print, what they write, and how they end."""
 
+import io
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from click.testing import CliRunner, Result
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from planner.cli import main
+from planner.cli import main, tables
 from plans import codec
 from plans.artifact import load_images
 from tests.plan_factory import write_base, write_draft
@@ -467,6 +468,20 @@ def test_verbosity_from_the_environment(models: Path, tmp_path: Path, monkeypatc
     assert len(build(models, tmp_path / "p", "--plan-only").stderr) > len(quiet)
     monkeypatch.setenv("DEBUG", "yes")
     assert build(models, tmp_path / "p", "--plan-only").exit_code == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_colours_unless_none_are_asked_for(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = codec.load(plan)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" in tables(frozen, Terminal())
+    assert "\x1b[" not in tables(frozen, io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in tables(frozen, Terminal())
 
 
 def test_the_commands_run_as_a_module_and_planning_imports_no_torch(models: Path, tmp_path: Path) -> None:
