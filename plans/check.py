@@ -303,6 +303,8 @@ def _check_proof(plan: Plan) -> Iterator[Violation]:
     elif (proof.objective_ns - proof.bound_ns) * 10**6 > gap * proof.objective_ns:
         expected = f"within {gap} ppm of the objective, {proof.objective_ns}"
         yield bad("proof.bound_ns", proof.bound_ns, expected)
+    if not {entry.device for entry in plan.memory} <= {device.id for device in plan.inventory.devices}:
+        return  # told with the memory
     least = min((_free_bytes(plan, entry.device, entry.planned_bytes) for entry in plan.memory), default=0)
     if proof.min_free_bytes != least:
         yield bad("proof.min_free_bytes", proof.min_free_bytes, f"{least}, the least that a device in use has free")

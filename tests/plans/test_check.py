@@ -231,6 +231,11 @@ DIGITS = "64 hexadecimal digits"
         ),
         (
             "memory[2].device",
+            "zzz",
+            "memory: found [cpu0, cpu1, zzz], expected the devices in use, [cpu0, cpu1, cpu2]",
+        ),
+        (
+            "memory[2].device",
             "cpu3",
             "memory: found [cpu0, cpu1, cpu3], expected the devices in use, [cpu0, cpu1, cpu2]",
         ),
