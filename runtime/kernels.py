@@ -330,12 +330,13 @@ def product(data: Any) -> None:
     x, x_stride, weight, weight_stride, added, added_stride = w[0], w[1], w[2], w[3], w[4], w[5]
     out, out_stride, rows, inputs, outputs, copy, copy_stride = w[6], w[7], w[8], w[9], w[10], w[11], w[12]
     me, team = np.int64(thread()), np.int64(threads())
-    if copy:
-        for row in range(me, rows, team):
-            given, taken = elements(data, x + row * x_stride), floats(copy + row * copy_stride)
-            for i in range(inputs):
-                taken[i] = wide(given[i])
+    if copy and rows > MANY:
+        _widen(data, x, x_stride, copy, copy_stride, inputs, me, rows, team)
         barrier()
+        x, x_stride = copy, copy_stride
+    elif copy:  # so few that each thread has them for itself, and waits for no other
+        copy += me * rows * copy_stride
+        _widen(data, x, x_stride, copy, copy_stride, inputs, 0, rows, 1)
         x, x_stride = copy, copy_stride
     whole, sums = inputs - inputs % LANES, room()
     output, last = outputs * me // team, outputs * (me + 1) // team
@@ -359,6 +360,16 @@ def product(data: Any) -> None:
                     found += wide(elements(data, added + j * added_stride)[i])
                 put(elements(data, out + j * out_stride), i, found)
         output += pair
+
+
+@njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
+def _widen(
+    data: Any, x: Any, x_stride: Any, copy: Any, copy_stride: Any, inputs: Any, first: Any, rows: Any, step: Any
+) -> None:
+    for row in range(first, rows, step):
+        given, taken = elements(data, x + row * x_stride), floats(copy + row * copy_stride)
+        for i in range(inputs):
+            taken[i] = wide(given[i])
 
 
 @njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
@@ -420,44 +431,44 @@ def attend(data: Any) -> None:
     cache, sequence_stride, row_stride, every, written, first_written = w[8], w[9], w[10], w[11], w[12], w[13]
     seen, bias, bias_sequence, bias_row, out, scratch = w[14], w[15], w[16], w[17], w[18], w[19]
     me, team = np.int64(thread()), np.int64(threads())
-    head_bytes, all_heads = dims * size(data), heads + 2 * kv_heads
-    for item in range(me, rows * all_heads, team):
-        row, head = item // all_heads, item % all_heads
-        given = elements(data, qkv + item * head_bytes)
-        if head < heads + kv_heads:
-            cosines = rotary + row * head_bytes
-            _rotate(given, elements(data, cosines), elements(data, cosines + rotary_plane), dims)
-        if head >= heads:
+    head_bytes, all_heads, grouped = dims * size(data), heads + 2 * kv_heads, heads // kv_heads
+    place = scratch + me * (2 * dims + seen) * 4
+    for own in range(me, kv_heads, team):  # a head of the cache with its query heads: no thread waits for another
+        for row in range(rows):
+            given, cosines = qkv + row * all_heads * head_bytes, rotary + row * head_bytes
+            for head in range(own * grouped, (own + 1) * grouped):
+                _rotate(data, given + head * head_bytes, cosines, cosines + rotary_plane, dims)
+            _rotate(data, given + (heads + own) * head_bytes, cosines, cosines + rotary_plane, dims)
             if written:
-                place = every + numbers(written)[row] * row_stride
+                kept = every + numbers(written)[row] * row_stride
             else:
-                place = first_written + row // per_sequence * sequence_stride + row % per_sequence * row_stride
-            kept = elements(data, place + (head - heads) * head_bytes)
-            for i in range(dims):
-                kept[i] = given[i]
-    barrier()
-    place_of_mine = scratch + me * (2 * dims + seen) * 4
-    for item in range(me, rows * heads, team):
-        row, head = item // heads, item % heads
-        sequence, place = row // per_sequence, row % per_sequence
-        keys = cache + sequence * sequence_stride + head // (heads // kv_heads) * head_bytes
-        _attend_one(
-            data,
-            elements(data, qkv + (row * all_heads + head) * head_bytes),
-            keys,
-            keys + kv_heads * head_bytes,
-            row_stride,
-            elements(data, bias + sequence * bias_sequence + place * bias_row),
-            seen,
-            dims,
-            elements(data, out + item * head_bytes),
-            place_of_mine,
-        )
+                kept = first_written + row // per_sequence * sequence_stride + row % per_sequence * row_stride
+            for both in range(own, 2 * kv_heads, kv_heads):  # its key, and its value
+                target = elements(data, kept + both * head_bytes)
+                source = elements(data, given + (heads + both) * head_bytes)
+                for i in range(dims):
+                    target[i] = source[i]
+        for item in range(rows * grouped):
+            row, head = item // grouped, own * grouped + item % grouped
+            sequence = row // per_sequence
+            keys = cache + sequence * sequence_stride + own * head_bytes
+            _attend_one(
+                data,
+                elements(data, qkv + (row * all_heads + head) * head_bytes),
+                keys,
+                keys + kv_heads * head_bytes,
+                row_stride,
+                elements(data, bias + sequence * bias_sequence + row % per_sequence * bias_row),
+                seen,
+                dims,
+                elements(data, out + (row * heads + head) * head_bytes),
+                place,
+            )
 
 
 @njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
-def _rotate(x: Any, cosines: Any, sines: Any, dims: Any) -> None:
-    half = dims // 2
+def _rotate(data: Any, head: Any, cosine: Any, sine: Any, dims: Any) -> None:
+    x, cosines, sines, half = elements(data, head), elements(data, cosine), elements(data, sine), dims // 2
     for i in range(half):
         low, high = wide(x[i]), wide(x[i + half])
         put(x, i, low * wide(cosines[i]) + high * wide(sines[i]))

@@ -34,7 +34,8 @@ def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
         return torch.mm(x, weight) if added is None else torch.addmm(added, x, weight)
     (rows, inputs), outputs, size = x.shape, weight.shape[1], x.itemsize
     out = torch.empty(rows, outputs, dtype=x.dtype)
-    copy = None if size == 4 else torch.empty(rows, inputs + APART)
+    copies = torch.get_num_threads() if rows <= kernels.MANY else 1
+    copy = None if size == 4 else torch.empty(copies * rows, inputs + APART)
     _call(
         kernels.product, x.dtype, rows * inputs * outputs,
         x.data_ptr(), size * x.stride(0), weight.data_ptr(), size * weight.stride(1),
