@@ -312,6 +312,10 @@ def write(directory: Path, built: Plan, base: BaseInput, draft: DraftInput | Non
     given = {name: source / name for name in TOKENIZER_FILES if (source / name).is_file()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        text = codec.dumps(built).encode()
+        unchanged = _has(directory / "plan.yaml", text)
+        if not unchanged:
+            _write_new(directory / "plan.yaml", text)  # first: by it is known whose a half-written directory is
         files = {name: file.read_bytes() for name, file in given.items()}
         files["config.json"] = base.checkpoint.config_bytes
         if draft is not None:
@@ -321,17 +325,20 @@ def write(directory: Path, built: Plan, base: BaseInput, draft: DraftInput | Non
         if draft is None and (directory / "draft").is_dir():
             (directory / "draft").rmdir()
         for name, content in files.items():
-            _replace(directory / name, content)
-        _replace(directory / "plan.yaml", codec.dumps(built).encode())
+            if not _has(directory / name, content):
+                _write_new(directory / name, content)
+                _publish(directory / name)
+        if not unchanged:
+            _publish(directory / "plan.yaml")
     except OSError as error:
         raise OutputError(f"{directory}: cannot write the plan: {error}") from error
 
 
 def refuse_foreign(directory: Path) -> None:
-    """Raise OutputError unless ``directory`` is free, or has a plan, of whatever version."""
+    """Raise OutputError unless ``directory`` is free, or has a plan, of whatever version, if only half written."""
     file = directory / "plan.yaml"
     if directory.is_dir():
-        if any(directory.iterdir()) and not file.is_file():
+        if any(directory.iterdir()) and not file.is_file() and not _new(file).is_file():
             raise OutputError(f"{directory}: holds something other than a plan (no plan.yaml): give another --out")
         if file.is_file() and not _is_plan(file):
             raise OutputError(f"{file}: is no plan, and would be overwritten: give another --out, or take it away")
@@ -353,16 +360,26 @@ def _remove(files: Iterable[Path]) -> None:
         file.unlink(missing_ok=True)
 
 
-def _replace(file: Path, content: bytes) -> None:
-    """Write ``file`` in one step, on disk when this returns; leave it alone where it has this content."""
-    if file.is_file() and file.read_bytes() == content:
-        return
-    temporary = file.with_name(f".{file.name}.new")
-    with temporary.open("wb") as stream:
+def _has(file: Path, content: bytes) -> bool:
+    return file.is_file() and file.read_bytes() == content
+
+
+def _new(file: Path) -> Path:
+    """Where it is until it is whole."""
+    return file.with_name(f".{file.name}.new")
+
+
+def _write_new(file: Path, content: bytes) -> None:
+    """On disk when this returns, but not yet in its place."""
+    with _new(file).open("wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    temporary.replace(file)
+
+
+def _publish(file: Path) -> None:
+    """Put what was written into its place in one step, on disk when this returns."""
+    _new(file).replace(file)
     handle = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -67,6 +68,18 @@ def test_writing_the_same_again_touches_nothing(tmp_path: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "p").rglob("*")}
     write(tmp_path / "p", found.plan, base, draft)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "p").rglob("*")} == before
+
+
+def test_one_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
+    found, base, draft = built(EQUAL, "eagle3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_publish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "p", found.plan, base, draft)
+    assert not (tmp_path / "p" / "plan.yaml").exists()
+    write(tmp_path / "p", found.plan, base, draft)
+    assert codec.load(tmp_path / "p") == found.plan
+    assert not list((tmp_path / "p").rglob("*.new"))
 
 
 def test_other_files_in_the_way_are_left_alone(tmp_path: Path) -> None:
