@@ -243,6 +243,16 @@ def test_a_conversation_goes_on_from_what_was_said(one_dir: Path, command: Comma
     assert "prompt: character 0 is none" in done.err
 
 
+def test_ctrl_c_ends_a_command_that_has_not_begun(one_dir: Path) -> None:
+    command = [sys.executable, "-v", "-m", "runtime", "run", str(one_dir), "--interactive"]
+    run = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    assert any("import 'torch._C'" in line for line in run.stderr), "as -v tells of each module"
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate(timeout=60)
+    assert (run.returncode, "Traceback" in told) == (-signal.SIGINT, False)
+
+
 def test_ctrl_c_ends_the_answer_and_then_the_conversation(tmp_path: Path) -> None:
     directory, _ = compiled_plan(tmp_path, context=4000)
     write_tokenizer(directory)
