@@ -325,16 +325,18 @@ def exp(x: Any) -> Any:
 
 
 def product(data: Any) -> None:
-    """x [rows, inputs] @ weight [outputs, inputs].T + added; ``copy``: place for x as float32, 0 where it is."""
+    """x [rows, inputs] @ weight [outputs, inputs].T + added; ``copy``: place for x as float32, 0 where it is, of each
+    thread its ``own``, or one of all.
+    """
     w = words(data)
     x, x_stride, weight, weight_stride, added, added_stride = w[0], w[1], w[2], w[3], w[4], w[5]
-    out, out_stride, rows, inputs, outputs, copy, copy_stride = w[6], w[7], w[8], w[9], w[10], w[11], w[12]
+    out, out_stride, rows, inputs, outputs, copy, copy_stride, own = w[6], w[7], w[8], w[9], w[10], w[11], w[12], w[13]
     me, team = np.int64(thread()), np.int64(threads())
-    if copy and rows > MANY:
+    if copy and not own:
         _widen(data, x, x_stride, copy, copy_stride, inputs, me, rows, team)
         barrier()
         x, x_stride = copy, copy_stride
-    elif copy:  # so few that each thread has them for itself, and waits for no other
+    elif copy:
         copy += me * rows * copy_stride
         _widen(data, x, x_stride, copy, copy_stride, inputs, 0, rows, 1)
         x, x_stride = copy, copy_stride

@@ -14,18 +14,29 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from runtime import kernels
+from runtime.errors import MachineError
 
 WORTH = 1 << 16
 """Multiplications from which on threads divide a step: fewer take less time than to meet."""
+OWN_ROWS = 16
+"""So many rows may be widened in all where each thread has them for itself, and waits for no other; where a plan's
+forward has fewer, they are part of the device's reserve."""
 APART = 16
 """Values between widened rows: rows that lie a power of two apart share a few lines of the processor's cache."""
 KERNELS = (kernels.product, kernels.norm, kernels.gated, kernels.attend)
 
 
 def prepare(dtype: torch.dtype) -> None:
-    """Compile the kernels for a dtype, or load those that were compiled before."""
-    for kernel in KERNELS:
-        _entry(kernel, dtype)
+    """Compile the kernels for a dtype, or load those that were compiled before; raise MachineError."""
+    try:
+        for kernel in KERNELS:
+            _entry(kernel, dtype)
+    except RuntimeError as error:
+        raise MachineError(
+            f"the CPU kernels cannot be kept: {error}: set NUMBA_CACHE_DIR to a directory that can be written"
+        ) from error
+    except AttributeError as error:
+        raise MachineError(f"the CPU kernels want libgomp, which torch brings on Linux: {error}") from error
 
 
 def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
@@ -34,15 +45,16 @@ def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
         return torch.mm(x, weight) if added is None else torch.addmm(added, x, weight)
     (rows, inputs), outputs, size = x.shape, weight.shape[1], x.itemsize
     out = torch.empty(rows, outputs, dtype=x.dtype)
-    copies = torch.get_num_threads() if rows <= kernels.MANY else 1
-    copy = None if size == 4 else torch.empty(copies * rows, inputs + APART)
+    threads = torch.get_num_threads()
+    own = threads * rows <= OWN_ROWS
+    copy = None if size == 4 else torch.empty(threads * rows if own else rows, inputs + APART)
     _call(
         kernels.product, x.dtype, rows * inputs * outputs,
         x.data_ptr(), size * x.stride(0), weight.data_ptr(), size * weight.stride(1),
         0 if added is None else added.data_ptr(),
         0 if added is None or added.shape[0] == 1 else size * added.stride(0),
         out.data_ptr(), size * outputs, rows, inputs, outputs,
-        0 if copy is None else copy.data_ptr(), 4 * (inputs + APART),
+        0 if copy is None else copy.data_ptr(), 4 * (inputs + APART), own,
     )  # fmt: skip
     return out
 
@@ -103,14 +115,20 @@ def attend(
     return out
 
 
-# libgomp's, which torch brings and uses: its threads are the only ones
-_parallel = ctypes.CDLL(None).GOMP_parallel
 _function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _parallel() -> Callable[..., None]:
+    """libgomp's, which torch brings and uses: its threads are the only ones."""
+    found: Callable[..., None] = ctypes.CDLL(None).GOMP_parallel
+    return found
 
 
 @cache
 def _entry(kernel: Callable[[Any], None], dtype: torch.dtype) -> tuple[ctypes.c_void_p, Callable[[Any], None]]:
     """A kernel as libgomp takes it and as it is called here."""
+    _parallel()
     address = kernels.compiled(kernel, dtype)
     return ctypes.c_void_p(address), _function(address)
 
@@ -121,6 +139,6 @@ def _call(kernel: Callable[[Any], None], dtype: torch.dtype, work: int, *words: 
     shared, alone = _entry(kernel, dtype)
     threads = torch.get_num_threads()
     if threads > 1 and work >= WORTH:
-        _parallel(shared, block, threads, 0)
+        _parallel()(shared, block, threads, 0)
     else:
         alone(block)

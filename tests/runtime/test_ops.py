@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from runtime import ops
+from runtime import kernels, ops
+from runtime.errors import MachineError
 from runtime.layers import rotary_table, rotate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -94,3 +95,12 @@ def test_attention_rotates_stores_and_sees_what_the_bias_lets_it_see(
         torch.testing.assert_close(
             out.double(), whole.transpose(1, 2).reshape(2 * n, -1), rtol=0, atol=12 * torch.finfo(dtype).eps
         )
+
+
+def test_kernels_that_cannot_be_kept_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where neither the package nor any cache directory can be written."""
+    monkeypatch.setattr("numba.core.caching._CacheImpl._locator_classes", [])
+    ops._entry.cache_clear()
+    kernels.compiled.cache_clear()
+    with pytest.raises(MachineError, match="the CPU kernels cannot be kept: .*: set NUMBA_CACHE_DIR"):
+        ops.prepare(torch.float32)
