@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as functional
+from numba.core import caching
 from torch import Tensor
 
 from runtime import kernels, ops
@@ -99,8 +100,9 @@ def test_attention_rotates_stores_and_sees_what_the_bias_lets_it_see(
 
 def test_kernels_that_cannot_be_kept_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where neither the package nor any cache directory can be written."""
-    monkeypatch.setattr("numba.core.caching._CacheImpl._locator_classes", [])
+    for impl in (caching.CompileResultCacheImpl, caching.CodeLibraryCacheImpl):
+        monkeypatch.setattr(impl, "_locator_classes", [])
     ops._entry.cache_clear()
     kernels.compiled.cache_clear()
-    with pytest.raises(MachineError, match="the CPU kernels cannot be kept: .*: set NUMBA_CACHE_DIR"):
+    with pytest.raises(MachineError, match=r"the CPU kernels cannot be kept: .*: set NUMBA_CACHE_DIR"):
         ops.prepare(torch.float32)
