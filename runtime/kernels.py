@@ -110,15 +110,21 @@ def words(typing: Any, data: Any) -> Any:
     return kind(data), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def numbers(typing: Any, address: Any) -> Any:
-    """A pointer to int64."""
-    kind = types.CPointer(types.int64)
+def pointer_to(element: types.Type) -> Any:
+    """An address as a pointer to elements of one type."""
+    kind = types.CPointer(element)
 
-    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(kind))
+    @intrinsic  # type: ignore[untyped-decorator]
+    def made(typing: Any, address: Any) -> Any:
+        def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(kind))
 
-    return kind(types.int64), code
+        return kind(types.int64), code
+
+    return made
+
+
+numbers, floats = pointer_to(types.int64), pointer_to(types.float32)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -139,17 +145,6 @@ def elements(typing: Any, data: Any, address: Any) -> Any:
         return builder.inttoptr(args[1], context.get_value_type(data))
 
     return data(data, types.int64), code
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def floats(typing: Any, address: Any) -> Any:
-    """A pointer to float32."""
-    kind = types.CPointer(types.float32)
-
-    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(kind))
-
-    return kind(types.int64), code
 
 
 @intrinsic  # type: ignore[untyped-decorator]
