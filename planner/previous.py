@@ -7,7 +7,7 @@ from itertools import groupby
 import networkx as nx
 
 from planner.formulate import Formulation
-from planner.problem import Group, Held, Segment, StageAnswer
+from planner.problem import Group, HeldUnits, Segment, StageAnswer
 from plans import weights
 from plans.buffers import KvDivision, KvShare, whole_heads
 from plans.ranges import share_range
@@ -95,7 +95,7 @@ class Previous:
         )
         return one - none
 
-    def units(self, device: int, kind: int) -> Held | None:
+    def units(self, device: int, kind: int) -> HeldUnits | None:
         number = self.stage_of[device]
         if number is None or not self.had:
             return None
@@ -107,7 +107,7 @@ class Previous:
             layers += count
             start += count * sum(run.mlp_units[:member])
             stop += count * sum(run.mlp_units[: member + 1])
-        return Held(layers=layers, start=start, stop=stop) if stop > start else None
+        return HeldUnits(layers=layers, start=start, stop=stop) if stop > start else None
 
     def in_order(self, placed: StageAnswer, first_layer: int) -> list[list[int]]:
         """Of each kind, the column of each layer of a stage, such that the fewest bytes move."""

@@ -215,7 +215,7 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Held:
+class HeldUnits:
     """Units that a device had, summed over so many layers: of each, those from the mean start to the mean stop."""
 
     layers: int
@@ -247,7 +247,7 @@ class Earlier(Protocol):
     def unit_bytes(self, kind: int) -> int:
         """Of one unit of one layer."""
 
-    def units(self, device: int, kind: int) -> Held | None:
+    def units(self, device: int, kind: int) -> HeldUnits | None:
         """Had over all layers of the kind in the device's stage."""
 
     def choice_bytes(self, block: int, option: int, column: int) -> int:

@@ -39,15 +39,15 @@ def infeasible(problem: Problem, settings: Settings) -> InfeasibleError:
 def _packed(problem: Problem, settings: Settings) -> tuple[tuple[int, ...], str] | None:
     """Bytes missing of each device under a packing, and which one that is: the first that is found within the limit."""
     hosts, devices = {*problem.hosts}, {(device,) for device in range(len(problem.devices))}
-    for of, packing in (
-        (problem, BEST),
-        (_simple(problem, hosts | devices), "the best packing on whole hosts and single devices"),
-        (_simple(problem, hosts), "a packing on whole hosts"),
+    for of, packing, is_any in (
+        (problem, BEST, False),
+        (_simple(problem, hosts | devices), "the best packing on whole hosts and single devices", False),
+        (_simple(problem, hosts), "a packing on whole hosts", True),
     ):
         if not of.groups or not all(block.options for block in of.blocks) or (of is not problem and problem.counts):
             continue  # a strategy has other groups
         try:
-            return shortfall(of, settings, any_packing=packing.startswith("a ")), packing
+            return shortfall(of, settings, any_packing=is_any), packing
         except NotProvenError:
             continue
     return None
