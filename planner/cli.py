@@ -35,7 +35,7 @@ from planner.view import format_ns
 from plans import codec
 from plans import diff as plan_diff
 from plans.artifact import IMAGES_FILE, load_images
-from plans.check import require
+from plans.check import load
 from plans.diff import format_bytes
 from plans.facts import MOST_STALL_S
 from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, DType, KvAxis, Plan, PlanError, Strategy
@@ -262,9 +262,7 @@ def load_previous(previous: Path | None, within_ppm: int | None, gap_ppm: int) -
         return None, None
     if gap_ppm:
         raise InputError("--previous: what is near the least is known only where it is proven: leave --gap out")
-    kept = codec.load(previous)
-    require(kept, str(previous / "plan.yaml"))
-    return kept, DEFAULT_WITHIN_PPM if within_ppm is None else within_ppm
+    return load(previous), DEFAULT_WITHIN_PPM if within_ppm is None else within_ppm
 
 
 def name_of(model: Path | None) -> str:
@@ -387,8 +385,7 @@ def show(
     pages = (("--markdown", markdown), ("--html", html_file))
     one_form(("--json", as_json), *pages)
     one_form(*pages, ("--device-map", device_map), ("--slot", slot))
-    frozen = codec.load(plan)
-    require(frozen, str(plan / "plan.yaml"))
+    frozen = load(plan)
     if slot is not None:
         show_slot(plan, frozen, slot, model, draft, as_json)
     elif device_map:
@@ -463,10 +460,7 @@ def refuse_other_headers(directory: Path, base: BaseInput, draft: DraftInput | N
 def diff(*, a: Path, b: Path, as_json: bool, markdown: bool) -> None:
     """What differs between two plans; exit code 1 if anything does."""
     one_form(("--json", as_json), ("--markdown", markdown))
-    plans = []
-    for directory in (a, b):
-        plans.append(codec.load(directory))
-        require(plans[-1], str(directory / "plan.yaml"))
+    plans = [load(directory) for directory in (a, b)]
     if as_json:
         put(report.diff_data(*plans))
     elif markdown:
@@ -506,8 +500,7 @@ def check(*, plans: tuple[Path, ...], workers: int, solver_seed: int, as_json: b
 
 def differences_of(directory: Path, settings: Settings) -> list[str]:
     """Of a plan from what its own inputs lead to."""
-    frozen = codec.load(directory)
-    require(frozen, str(directory / "plan.yaml"))
+    frozen = load(directory)
     again = builder.replan(directory, frozen, replace(settings, gap_ppm=frozen.options.gap_ppm))
     differences = [str(difference) for difference in plan_diff.diff(frozen, again)]
     if not differences and (directory / "plan.yaml").read_bytes() != codec.dumps(frozen).encode():

@@ -26,7 +26,7 @@ from planner.sources import Checkpoints, Reader, locate
 from planner.stream import Progress, row_width, stream
 from plans import codec
 from plans.artifact import IMAGES_FILE, Image, Images, Source, SourceFile, Sources, dump_images, image_file, load_images
-from plans.check import require
+from plans.check import load
 from plans.ranges import Ranges
 from plans.schema import Plan, PlanError
 
@@ -81,8 +81,7 @@ def compile_plan(
 
     ``only``: the devices to compile, by their ids or by their hosts; the images of others are left as they are.
     """
-    plan = codec.load(directory)
-    require(plan, str(directory / "plan.yaml"))
+    plan = load(directory)
     chosen = _chosen(plan, only)
     with publish.locked(directory):
         base = load_base(base_checkpoint)

@@ -5,7 +5,9 @@ presumes sound names and shares (memory, transports) is checked only where those
 """
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+from plans import codec
 from plans.buffers import TERMS, KvDivision, device_terms, kv_division
 from plans.facts import Violation, bad, check_facts, show
 from plans.schema import (
@@ -38,6 +40,13 @@ def require(plan: Plan, where: str) -> None:
     """Raise InvalidPlanError (exit 2) with all violations of ``plan``, one a line, unless there are none."""
     if violations := check(plan):
         raise InvalidPlanError(where, violations)
+
+
+def load(directory: Path) -> Plan:
+    """The plan of a directory, if it agrees with itself; raise PlanError (exit 2)."""
+    plan = codec.load(directory)
+    require(plan, str(directory / "plan.yaml"))
+    return plan
 
 
 def check(plan: Plan) -> tuple[Violation, ...]:

@@ -1,15 +1,9 @@
 """``python -m runtime``."""
 
-import signal
+from runtime.signals import nothing_to_clean_up
 
-HANDLED = signal.getsignal(signal.SIGINT)
-if HANDLED is signal.default_int_handler:
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # to import torch takes seconds, in which Ctrl-C has nothing to clean up
-
-from runtime.cli import main  # noqa: E402
+with nothing_to_clean_up():
+    from runtime.cli import main
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, HANDLED)
     main()

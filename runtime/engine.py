@@ -21,13 +21,14 @@ from plans.schema import Plan
 from runtime import ops
 from runtime.comm import Comm, Rendezvous, connect, disconnect
 from runtime.errors import PeerError, RequestError
-from runtime.images import Image, check_images, open_image
+from runtime.images import check_images
 from runtime.machine import check_machine, threads_per_rank, torch_device
 from runtime.memory import DTYPES, Memory
 from runtime.progress import Progress, Timings
 from runtime.request import Completion, Piece, RankTimings, Request, check_batch, fingerprint
 from runtime.step import Decoding, Message, Stepper
 from runtime.text import TOKENIZER_FILE, Output, load_tokenizer
+from runtime.weights import Image, open_image
 
 MEMORY_TERMS = ("weights", "draft_weights", "kv", "draft_kv", "buffers", "comm")
 """Terms of ``plans.schema.DeviceMemory``, without ``_bytes``."""

@@ -1,43 +1,24 @@
-"""Images in, distrusted: every refusal comes before a weight is read, and a slot is a view of one piece of memory.
-
-file      8 | header, padded ...        | slots and fillers ...            |
-          0                             start (multiple of 4096)           size in images.yaml
-CPU       ╰────────────── one read-only mapping; the slots are views of it ╯
-CUDA                                    ╰ one allocation, copied in one piece ╯
-"""
+"""Images in, distrusted: whether they are there, whole and the plan's is told before a weight is used."""
 
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import sys
-import warnings
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from plans import artifact, codec
 from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, Images, SlotEntry
 from plans.schema import Plan, PlanError
 from runtime.errors import ImageDamaged, ImageForeign, ImageMissing, ImageTruncated
 from runtime.lease import guard
-from runtime.transfer import CudaCopies, hash_file, hash_mapped, upload
+from runtime.transfer import hash_file, hash_mapped
 
 MAX_HEADER_BYTES = 16 << 20
 """The header of an image of 1000 layers is below 2 MB; nothing larger is parsed."""
-
-_TORCH = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "I64": torch.int64,
-    "U8": torch.uint8,
-}
 
 
 # ---- what is refused ----
@@ -51,15 +32,15 @@ def check_images(plan: Plan, directory: Path, verify: bool, devices: Collection[
     each with exit code 4.
     """
     wanted = [device.id for device in plan.devices if devices is None or device.id in devices]
-    record = _record(plan, directory, wanted)
+    record = read_record(plan, directory, wanted)
     if verify:
         _check_plan_file(plan, directory, record)
     _check_present(plan, directory, record, wanted)
     for device in wanted:
-        with _opened(directory, device, record) as (descriptor, expected):
-            _slots(descriptor, directory, device, expected)
+        with opened(directory, device, record) as (descriptor, expected):
+            read_slots(descriptor, directory, device, expected)
             if verify:
-                _check_blake3(descriptor, artifact.image_file(directory, device), expected)
+                check_digest(descriptor, artifact.image_file(directory, device), expected)
     return record
 
 
@@ -67,7 +48,7 @@ def _command(plan: Plan, directory: Path) -> str:
     return f"compile with: {artifact.compile_command(directory, plan.draft is not None)}"
 
 
-def _record(plan: Plan, directory: Path, wanted: list[str]) -> Images:
+def read_record(plan: Plan, directory: Path, wanted: list[str]) -> Images:
     """``images.yaml``, of this layout and of this plan."""
     try:
         record = artifact.load_images(directory)
@@ -125,7 +106,7 @@ def _check_present(plan: Plan, directory: Path, record: Images, wanted: list[str
 
 
 @contextlib.contextmanager
-def _opened(directory: Path, device: str, record: Images) -> Iterator[tuple[int, artifact.Image]]:
+def opened(directory: Path, device: str, record: Images) -> Iterator[tuple[int, artifact.Image]]:
     """The file of an image, open and of the recorded size."""
     expected = record.find(device)
     file = artifact.image_file(directory, device)
@@ -144,7 +125,7 @@ def _opened(directory: Path, device: str, record: Images) -> Iterator[tuple[int,
         os.close(descriptor)
 
 
-def _check_blake3(descriptor: int, file: Path, expected: artifact.Image) -> None:
+def check_digest(descriptor: int, file: Path, expected: artifact.Image) -> None:
     guarded, before = guard(descriptor, file), _state(descriptor)  # in this order: a size that is guarded stays
     if guarded and before[0] == expected.size_bytes:
         found = hash_mapped(descriptor, expected.size_bytes)
@@ -152,7 +133,7 @@ def _check_blake3(descriptor: int, file: Path, expected: artifact.Image) -> None
         found = hash_file(descriptor, expected.size_bytes, file)
     if _state(descriptor) != before:
         raise ImageDamaged(f"{file}: changed while it was verified: copy or compile it again")
-    _compare(file, found, expected)
+    compare_digest(file, found, expected)
 
 
 def _state(descriptor: int) -> tuple[int, int, int]:
@@ -160,7 +141,7 @@ def _state(descriptor: int) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _compare(file: Path, found: str, expected: artifact.Image) -> None:
+def compare_digest(file: Path, found: str, expected: artifact.Image) -> None:
     if found != expected.blake3:
         raise ImageDamaged(f"{file}: BLAKE3 {found}, expected {expected.blake3}: copy or compile it again")
 
@@ -168,7 +149,7 @@ def _compare(file: Path, found: str, expected: artifact.Image) -> None:
 # ---- header ----
 
 
-def _slots(descriptor: int, directory: Path, device: str, expected: artifact.Image) -> tuple[int, list[SlotEntry]]:
+def read_slots(descriptor: int, directory: Path, device: str, expected: artifact.Image) -> tuple[int, list[SlotEntry]]:
     """Where the data starts, and the slots of an open image, fillers included; checked against the recorded ABI."""
     file = artifact.image_file(directory, device)
     start = 8 + int.from_bytes(os.pread(descriptor, 8, 0), "little")
@@ -244,76 +225,3 @@ def _check_table(slots: list[SlotEntry], file: Path) -> int:
             )
         end += slot.nbytes
     return end
-
-
-# ---- weights ----
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Image:
-    """The weights of one device: ``image["layers.0.qkv.weight"]`` is a view of ``memory``."""
-
-    file: Path
-    slots: dict[str, SlotEntry]
-    """Without fillers."""
-    memory: torch.Tensor
-    """All slots and fillers, uint8 [bytes]; on a CPU the mapping itself, never to be written."""
-
-    @property
-    def nbytes(self) -> int:
-        return self.memory.numel()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.slots
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.slots:
-            raise ImageForeign(f"{self.file}: {name}: no such slot: the image is of another plan; compile it again")
-        slot = self.slots[name]
-        return self.memory[slot.offset : slot.offset + slot.nbytes].view(_TORCH[slot.dtype]).view(slot.shape)
-
-    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """The slot of a name, which must have this shape and dtype; raise ImageForeign."""
-        tensor = self[name]
-        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
-            raise ImageForeign(
-                f"{self.file}: {name}: found {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {tuple(shape)}: "
-                "the image is of another plan; compile it again"
-            )
-        return tensor
-
-
-def open_image(
-    plan: Plan, directory: Path, device: str, torch_device: torch.device, record: Images | None = None, *, verify: bool
-) -> Image:
-    """The image of one device as tensors on ``torch_device``; with ``verify`` its BLAKE3 is checked on the way.
-
-    ``record``: what ``check_images`` returned; None reads ``images.yaml`` again. Raises as ``check_images`` does.
-    """
-    record = _record(plan, directory, [device]) if record is None else record
-    file = artifact.image_file(directory, device)
-    with _opened(directory, device, record) as (descriptor, expected):
-        start, slots = _slots(descriptor, directory, device, expected)
-        if torch_device.type == "cpu":
-            if verify:
-                _check_blake3(descriptor, file, expected)
-            memory = _mapped(descriptor, start, file, expected)
-        else:
-            memory = torch.empty(expected.size_bytes - start, dtype=torch.uint8, device=torch_device)
-            found = upload(memory, descriptor, start, file, CudaCopies(torch_device), hashed=verify)
-            if verify:
-                _compare(file, found, expected)
-    named = {slot.name: slot for slot in slots if not slot.name.startswith("_pad.")}
-    return Image(file=file, slots=named, memory=memory)
-
-
-def _mapped(descriptor: int, start: int, file: Path, expected: artifact.Image) -> torch.Tensor:
-    """The data of a file as uint8 [bytes] in the page cache: read-only, so a stray write faults."""
-    guard(descriptor, file)
-    found = os.fstat(descriptor).st_size
-    if found != expected.size_bytes:
-        raise ImageTruncated(f"{file}: {found} bytes, expected {expected.size_bytes}: it changed while it was opened")
-    mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return torch.frombuffer(mapping, dtype=torch.uint8)[start:]

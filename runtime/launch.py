@@ -4,7 +4,7 @@
     rank r   serves the requests; rank 0 sends what is decoded, each its completion, and notes on the board what it does
 
 The watch is a thread of the parent, so that it watches while the caller does something else. On one host a parent has
-all ranks; of those that torchrun starts each has one, and is told of the others (``runtime.torchrun``).
+all ranks; of those that torchrun starts each has one, and is told of the others (``runtime.exchange``).
 """
 
 import multiprocessing
@@ -31,10 +31,11 @@ from runtime import ops
 from runtime.comm import Rendezvous
 from runtime.engine import Rank
 from runtime.errors import PeerError, RuntimeRefusal
+from runtime.exchange import Exchange
 from runtime.memory import DTYPES
 from runtime.progress import Progress, Status
 from runtime.request import Completion, Piece, Request
-from runtime.torchrun import Exchange, Torchrun
+from runtime.torchrun import Torchrun
 from runtime.watch import LOOK_S, Sight, Watch, who
 
 GRACE_S = 0.5
@@ -111,14 +112,19 @@ class Family:
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._exchange: Exchange | None = None
         self._owing: set[int] = set()
-        """Ranks that have not completed what is being served."""
+        """Ranks that have not completed what is being served, as far as whoever asked has read."""
+        self._asked = 0
+        """Outputs, of every rank."""
+        self._served = dict.fromkeys(self._ranks, 0)
+        """Outputs that each has told to the end, read or not."""
         self.timings: list[Completion] = []
         """Of the last request, one of each rank that is watched here."""
         self._meeting = tempfile.TemporaryDirectory(prefix="ranks-")
         try:
-            here = Rendezvous(file=f"{self._meeting.name}/store")
-            self._start(context, directory, here if torchrun is None else torchrun.rendezvous, verify)
-            if torchrun is not None:
+            if torchrun is None:
+                self._start(context, directory, Rendezvous(file=f"{self._meeting.name}/store"), verify)
+            else:
+                self._start(context, directory, Rendezvous(address=(torchrun.host, torchrun.port)), verify)
                 self._exchange = Exchange(torchrun, self._stall_s)
             self._watcher.start()
             self.started = self._wait_for_all()
@@ -168,6 +174,7 @@ class Family:
         yield done[self._ranks[0]]
 
     def _send(self, requests: tuple[Request, ...]) -> None:
+        self._asked += 1
         for rank, pipe in self._pipes.items():
             try:
                 pipe.send(requests)
@@ -249,6 +256,7 @@ class Family:
                 message = _receive(self._pipes[rank])
                 if message is None or isinstance(message, Failure):
                     return self._blame({rank: message})
+                self._served[rank] += bool(_completions(message))
                 self._told.put(Told(rank=rank, event=message))
             if time.monotonic() - looked >= LOOK_S / 2:
                 looked = time.monotonic()
@@ -265,7 +273,7 @@ class Family:
         return [known.get(rank) for rank in range(len(self._names))]
 
     def _sight(self, rank: int) -> Sight:
-        return Sight.of(self._board[rank], self._children[rank])
+        return Sight.of(self._board[rank], self._children[rank], self._asked, self._served[rank])
 
     def _failure_elsewhere(self) -> str:
         return "" if self._exchange is None else self._exchange.failure

@@ -21,7 +21,7 @@ from typing import Protocol, Self, SupportsIndex, TypedDict, Unpack
 from tokenizers import Tokenizer
 
 from plans import codec
-from plans.check import require
+from plans.check import load
 from plans.schema import Plan
 from runtime.errors import MachineError, RequestError
 from runtime.images import check_images
@@ -142,7 +142,7 @@ class Engine:
         ImageError or PeerError.
         """
         directory = Path(directory)
-        plan = load_plan(directory)
+        plan = load(directory)
         if len(plan.devices) == 1:
             alone = _One(directory, verify)
             return cls(plan, directory, alone, alone.started.load_s)
@@ -332,13 +332,6 @@ class _One:
     def close(self) -> None:
         self._rank.close()
         del self._rank  # and with it the image, which may be replaced from now on
-
-
-def load_plan(directory: Path) -> Plan:
-    """A plan that agrees with itself; raise PlanError."""
-    plan = codec.load(directory)
-    require(plan, str(directory / "plan.yaml"))
-    return plan
 
 
 def make_request(plan: Plan, prompt_ids: Iterable[SupportsIndex], wanted: Wanted) -> Request:

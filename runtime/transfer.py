@@ -1,7 +1,7 @@
 """The bytes of an image on their way: read by threads, hashed in order, and to a GPU through a ring of pinned buffers.
 
     file ──preadv, several at a time──► ring of buffers ──in order──► BLAKE3
-                                                        ──in order──► one stream ──► one allocation
+                                                        ──in order──► one stream ──► one allocation (runtime.weights)
 
 A buffer is read into again only when the copy out of it is done, which its event tells. What is read is never mapped,
 so a file that is truncated meanwhile is an error and no fault. Where a lease guards the file, hashing alone maps it:
@@ -17,8 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+import numpy as np
 from blake3 import blake3
+from numpy.typing import NDArray
 
 from plans import paging
 from runtime.errors import ImageDamaged, ImageTruncated
@@ -33,14 +34,17 @@ SLICE_BYTES = 32 << 20
 """Of a mapping that is hashed at a time, a multiple of every page: between two, signals are heard."""
 
 
+Chunk = NDArray[np.uint8]
+
+
 class CopyEngine(Protocol):
     """What moves a chunk to where it stays, in the order in which it is asked to, perhaps later."""
 
-    def buffer(self, nbytes: int) -> torch.Tensor:
+    def buffer(self, nbytes: int) -> Chunk:
         """Memory to read into, uint8 [nbytes]."""
 
-    def copy(self, target: torch.Tensor, chunk: torch.Tensor) -> Any:
-        """Begin to copy; an event that is reached when ``chunk`` may be overwritten."""
+    def copy(self, offset: int, chunk: Chunk) -> Any:
+        """Begin to copy to an offset of where it stays; an event that is reached when ``chunk`` may be overwritten."""
 
     def wait(self, event: Any) -> None:
         """Return when an event is reached."""
@@ -49,35 +53,13 @@ class CopyEngine(Protocol):
         """Return when all copies are done."""
 
 
-class CudaCopies:
-    """Copies on a stream of their own, out of pinned memory."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
-        self._stream.wait_stream(torch.cuda.current_stream(device))
-
-    def buffer(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-
-    def copy(self, target: torch.Tensor, chunk: torch.Tensor) -> Any:
-        with torch.cuda.stream(self._stream):
-            target.copy_(chunk, non_blocking=True)
-        return self._stream.record_event()
-
-    def wait(self, event: torch.cuda.Event) -> None:
-        event.synchronize()
-
-    def finish(self) -> None:
-        self._stream.synchronize()
-
-
 class _NoCopies:
     """Where bytes are only hashed."""
 
-    def buffer(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8)
+    def buffer(self, nbytes: int) -> Chunk:
+        return np.empty(nbytes, np.uint8)
 
-    def copy(self, target: torch.Tensor, chunk: torch.Tensor) -> None:
+    def copy(self, offset: int, chunk: Chunk) -> None:
         pass
 
     def wait(self, event: None) -> None:
@@ -102,35 +84,32 @@ def hash_mapped(descriptor: int, size_bytes: int) -> str:
 
 def hash_file(descriptor: int, size_bytes: int, file: Path) -> str:
     """The BLAKE3 of an open file of this size, which is read; raise ImageTruncated or ImageDamaged."""
-    nowhere = torch.empty(0, dtype=torch.uint8)
-    return _transfer(nowhere, descriptor, 0, size_bytes, file, blake3(max_threads=HASHERS), _NoCopies())
+    return _transfer(descriptor, 0, size_bytes, file, blake3(max_threads=HASHERS), _NoCopies())
 
 
-def upload(memory: torch.Tensor, descriptor: int, start: int, file: Path, engine: CopyEngine, *, hashed: bool) -> str:
-    """Fill ``memory`` with the file from ``start`` on; the BLAKE3 of the file if ``hashed``.
+def upload(descriptor: int, start: int, size_bytes: int, file: Path, engine: CopyEngine, *, hashed: bool) -> str:
+    """Copy an open file of this size from ``start`` on; the BLAKE3 of the whole file if ``hashed``.
 
     Raises ImageTruncated or ImageDamaged.
     """
     digest = blake3(max_threads=HASHERS) if hashed else None
     if digest is not None:
         digest.update(os.pread(descriptor, start, 0))
-    return _transfer(memory, descriptor, start, start + memory.numel(), file, digest, engine)
+    return _transfer(descriptor, start, size_bytes, file, digest, engine)
 
 
-def _transfer(
-    memory: torch.Tensor, descriptor: int, start: int, stop: int, file: Path, digest: Any, engine: CopyEngine
-) -> str:
+def _transfer(descriptor: int, start: int, stop: int, file: Path, digest: Any, engine: CopyEngine) -> str:
     ring = [engine.buffer(min(CHUNK_BYTES, stop - start)) for _ in range(RING)]
     events: list[Any] = [None] * RING
-    reading: deque[tuple[int, int, torch.Tensor, Future[None]]] = deque()
+    reading: deque[tuple[int, int, Chunk, Future[None]]] = deque()
 
     def pass_on() -> None:
         """The oldest chunk, once it is read."""
         turn, offset, chunk, read = reading.popleft()
         read.result()
         if digest is not None:
-            digest.update(chunk.numpy().data)
-        events[turn] = engine.copy(memory[offset - start : offset - start + chunk.numel()], chunk)
+            digest.update(chunk.data)
+        events[turn] = engine.copy(offset - start, chunk)
 
     with _threads() as pool:
         for number, offset in enumerate(range(start, stop, CHUNK_BYTES)):
@@ -140,7 +119,7 @@ def _transfer(
             if events[turn] is not None:
                 engine.wait(events[turn])
             chunk = ring[turn][: min(CHUNK_BYTES, stop - offset)]
-            paging.will_read(descriptor, offset, chunk.numel())
+            paging.will_read(descriptor, offset, len(chunk))
             reading.append((turn, offset, chunk, pool.submit(_fill, chunk, descriptor, offset, file)))
         while reading:
             pass_on()
@@ -157,8 +136,8 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _fill(chunk: torch.Tensor, descriptor: int, offset: int, file: Path) -> None:
-    view, done = chunk.numpy().data, 0
+def _fill(chunk: Chunk, descriptor: int, offset: int, file: Path) -> None:
+    view, done = chunk.data, 0
     while done < len(view):
         try:
             count = os.preadv(descriptor, [view[done:]], offset + done)

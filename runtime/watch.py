@@ -1,7 +1,7 @@
 """Whether the ranks of a run get on, and which of them is to blame where they do not.
 
 A rank notes on its board what it does (``runtime.progress``). Who watches it reads that, and what the host tells of its
-process; of ranks on other hosts it has what their watchers tell (``runtime.torchrun``).
+process; of ranks on other hosts it has what their watchers tell (``runtime.exchange``).
 """
 
 import json
@@ -35,9 +35,13 @@ class Sight:
     """Processor time of its process while it loads, afterwards 0."""
     stopped: bool
     """Its process is: by a signal, or a debugger."""
+    asked: int
+    """For how many outputs it was."""
+    served: int
+    """How many of them it has told to the end."""
 
     @classmethod
-    def of(cls, status: Status, process: BaseProcess) -> Self:
+    def of(cls, status: Status, process: BaseProcess, asked: int, served: int) -> Self:
         """What a rank of this process's own does."""
         phase, used_s, stopped = PHASES[status.phase], 0.0, False
         try:
@@ -46,7 +50,10 @@ class Sight:
             used_s = sum(found.cpu_times()[:2]) if phase in LOADING else 0.0
         except psutil.NoSuchProcess:
             pass  # that it died is told by its pipe
-        return cls(phase=phase, ticks=status.ticks, group=status.group.decode(), used_s=used_s, stopped=stopped)
+        return cls(
+            phase=phase, ticks=status.ticks, group=status.group.decode(), used_s=used_s, stopped=stopped, asked=asked,
+            served=served,
+        )  # fmt: skip
 
     def dumps(self) -> str:
         """For another watcher."""
@@ -78,8 +85,11 @@ class Watch:
         """
         now = time.monotonic()
         known = [sight for sight in sights if sight is not None]
-        idle = len(known) < len(sights) or all(sight.phase == "waiting" for sight in known)
-        if idle or [sight.done for sight in known] != [sight.done for sight in self._seen]:
+        if (
+            len(known) < len(sights)
+            or _idle(known)
+            or [sight.done for sight in known] != [sight.done for sight in self._seen]
+        ):
             self._still = 0.0
         else:
             self._still += min(now - self._looked, MOST_UNSEEN_S)
@@ -107,6 +117,13 @@ class Watch:
             rank for rank, sight in enumerate(sights) if not sight.group and sight.phase != "meeting the other ranks"
         ]
         return (alone[0] if alone else 0), "it hangs"
+
+
+def _idle(sights: list[Sight]) -> bool:
+    """Whether nobody owes anything: no rank was asked, or not every one was yet, which only other hosts can change."""
+    asked = {sight.asked for sight in sights}
+    owed = len(asked) == 1 and any(sight.served < sight.asked for sight in sights)
+    return not owed and all(sight.phase == "waiting" for sight in sights)
 
 
 def who(names: Sequence[str], rank: int, phase: Phase) -> str:

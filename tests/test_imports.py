@@ -120,4 +120,8 @@ def test_only_the_edge_prints() -> None:
         for node in nodes(name)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     }
-    assert prints <= {"planner.cli", "runtime.cli"}
+    assert prints <= {"planner.cli", "runtime.cli", "runtime.commands"}
+
+
+def test_verifying_imports_no_torch() -> None:
+    assert not [module for module in reachable("runtime.cli", set()) if tops(module) & {"torch", "numba"}]

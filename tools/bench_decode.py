@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from runtime.cli import DEFAULT_PROMPT
+from runtime.commands import DEFAULT_PROMPT
 from runtime.request import Request
 from runtime.service import Engine
 from runtime.text import load_tokenizer

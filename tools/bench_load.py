@@ -39,7 +39,12 @@ before, began = private_bytes(), time.perf_counter()
 seconds = time.perf_counter() - began
 print(json.dumps([seconds, private_bytes() - before]))
 """
-RUNTIME = "import torch\nfrom plans import codec\nfrom runtime.images import check_images, open_image"
+RUNTIME = """
+import torch
+from plans import codec
+from runtime.images import check_images
+from runtime.weights import open_image
+"""
 OPEN = """
 frozen = codec.load(plan)
 record = check_images(frozen, plan, verify=False)

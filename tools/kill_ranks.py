@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGSTOP)
 SLACK_S = 3.0
 """Of a busy machine, over what the plan says."""
+MOST_S = 60.0
+"""A run that has not ended by then hangs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +64,13 @@ def strike(directory: Path, choose: random.Random, slack_s: float = SLACK_S) -> 
         time.sleep(after_s)
         hit = _hit(ranks[victim], sent) if len(ranks) == len(names) else False
         started = time.monotonic()
-        code = run.wait(120)
+        try:
+            code = run.wait(MOST_S)
+        except subprocess.TimeoutExpired:
+            run.kill()  # and its ranks follow it, but for one that is stopped
+            for left in ranks:
+                _hit(left, signal.SIGKILL)
+            code = run.wait()
         ended_s = time.monotonic() - started
         told.seek(0)
         text = told.read()

@@ -18,10 +18,10 @@ from plans.buffers import Term
 from plans.schema import Plan, Transport
 from runtime.comm import Comm, Group, groups
 from runtime.engine import Rank
-from runtime.images import Image, open_image
 from runtime.memory import Memory
 from runtime.progress import Progress
 from runtime.step import Stepper, decoding
+from runtime.weights import Image, open_image
 
 T = TypeVar("T")
 WAIT_S = 60

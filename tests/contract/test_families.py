@@ -14,9 +14,9 @@ from plans.schema import Inputs, Plan
 from runtime.base import Base
 from runtime.comm import Comm
 from runtime.engine import Rank
-from runtime.images import Image
 from runtime.memory import Memory
 from runtime.request import Request
+from runtime.weights import Image
 from tests.contract.ranks import on_all_ranks, with_engines
 from tests.plan_factory import Group, group, make_plan, write_draft
 from tests.planner.tiny_checkpoints import CLASSES, saved

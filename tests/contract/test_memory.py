@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from plans.schema import DType, KvAxis, KvDType, Plan, Run, Tree
 from runtime.comm import Comm
 from runtime.engine import Rank
-from runtime.images import Image
 from runtime.request import Request
 from runtime.sampling import Sampling
+from runtime.weights import Image
 from tests.contract import ranks
 from tests.contract.agreeing import KV_HEADS, LAYERS
 from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs

@@ -24,9 +24,10 @@ from plans import codec
 from plans.artifact import IMAGES_FILE, Images, dump_images, load_images
 from plans.check import require
 from plans.schema import Inputs, Plan, PlanError
-from runtime import images, transfer
+from runtime import transfer, weights
 from runtime.errors import ImageDamaged, ImageError, ImageForeign, ImageMissing, ImageTruncated
-from runtime.images import check_images, open_image
+from runtime.images import check_images
+from runtime.weights import open_image
 from tests.plan_factory import group, make_plan, split_draft, write_base, write_draft
 
 CPU = torch.device("cpu")
@@ -218,14 +219,14 @@ def test_a_file_that_is_truncated_while_its_mapping_is_hashed(artifact: Artifact
 
 def test_a_file_that_is_truncated_while_it_is_verified(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     file = artifact.directory / "a.safetensors"
-    original = images._slots
+    original = weights.read_slots
 
     def late(*arguments: Any) -> Any:
         slots = original(*arguments)
         os.truncate(file, 8192)
         return slots
 
-    monkeypatch.setattr(images, "_slots", late)
+    monkeypatch.setattr(weights, "read_slots", late)
     with pytest.raises(ImageTruncated, match="ends at byte 8192: it was truncated while it was read"):
         open_image(artifact.plan, artifact.directory, "a", CPU, verify=True)
     with pytest.raises(ImageTruncated, match="8192 bytes"):

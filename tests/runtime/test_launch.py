@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -114,12 +115,23 @@ def test_ranks_hit_at_random_moments_end_the_run(tmp_path: Path) -> None:
     assert plan.options.stall_timeout_s == 2
 
 
+def test_a_rank_that_is_stopped_between_two_requests_is_named(tmp_path: Path) -> None:
+    directory, _ = compiled_plan(tmp_path, ("a", "b"), stall_timeout_s=1)
+    with Engine.open(directory) as engine:
+        engine.generate([1, 2, 3], max_new_tokens=2)
+        max(psutil.Process().children(recursive=True), key=lambda child: child.pid).suspend()
+        time.sleep(2)  # without a request nobody is waited for
+        told = r"device b \(rank 1\), while in 'waiting', made no progress for 1 s: its process is stopped"
+        with pytest.raises(PeerError, match=told):
+            engine.generate([1, 2, 3], max_new_tokens=2)
+
+
 HANGS = """
 import sys, time
 from pathlib import Path
 from runtime import Engine, engine
 from runtime.errors import PeerError
-from runtime.images import open_image
+from runtime.weights import open_image
 from runtime.step import Stepper
 
 commit = Stepper._commit

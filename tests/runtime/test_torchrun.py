@@ -15,12 +15,13 @@ from torch.distributed import TCPStore
 from plans.schema import Plan
 from runtime import Engine
 from runtime.errors import MachineError, PeerError
-from runtime.torchrun import Exchange, Torchrun, interface_towards
+from runtime.exchange import Exchange, tell_failure
+from runtime.torchrun import Torchrun, interface_towards
 from runtime.watch import Sight
 from tests.runtime.small import compiled_plan
 
 ENVIRONMENT = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "9"}
-SIGHT = Sight(phase="verify", ticks=7, group="world", used_s=0.5, stopped=False)
+SIGHT = Sight(phase="verify", ticks=7, group="world", used_s=0.5, stopped=False, asked=1, served=0)
 
 
 def test_what_torchrun_tells(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +72,7 @@ def test_each_sees_what_the_others_see_and_the_first_that_fails_is_heard() -> No
     until(lambda: len(exchanges[2].others) == 2)
     assert [exchanges[2].others[rank].done for rank in range(2)] == [(0, 0.5), (1, 0.5)]
     assert 2 not in exchanges[0].others, "it has told nothing"
-    every[1].tell_failure("no image")
+    tell_failure(every[1], "no image")
     exchanges[2].tell_failure("lost a peer")
     until(lambda: exchanges[0].failure and exchanges[2].failure)
     assert {exchange.failure for exchange in exchanges} == {"", "rank 1 ended the run: no image"}

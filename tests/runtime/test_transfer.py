@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from blake3 import blake3
 
 from runtime import transfer
 from runtime.errors import ImageDamaged, ImageTruncated
-from runtime.transfer import CudaCopies, hash_file, hash_mapped, upload
+from runtime.transfer import Chunk, hash_file, hash_mapped, upload
+from runtime.weights import CudaCopies
 
 START = 4096
 
@@ -23,22 +25,22 @@ class LateCopies:
     Every copy must be begun in the order of the file, and no two buffers overlap.
     """
 
-    def __init__(self, memory: torch.Tensor, eager: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, memory: Chunk, eager: Callable[[], bool] = lambda: False) -> None:
         self._memory = memory
         self._eager = eager
-        self._queue: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.buffers: list[torch.Tensor] = []
+        self._queue: list[tuple[int, Chunk]] = []
+        self.buffers: list[Chunk] = []
         self.begun = self.done = 0
         self.next_byte = 0
 
-    def buffer(self, nbytes: int) -> torch.Tensor:
-        self.buffers.append(torch.full((nbytes,), 0xEE, dtype=torch.uint8))
+    def buffer(self, nbytes: int) -> Chunk:
+        self.buffers.append(np.full(nbytes, 0xEE, np.uint8))
         return self.buffers[-1]
 
-    def copy(self, target: torch.Tensor, chunk: torch.Tensor) -> int:
-        assert target.data_ptr() == self._memory.data_ptr() + self.next_byte, "chunks go out in the order of the file"
-        self.next_byte += chunk.numel()
-        self._queue.append((target, chunk))
+    def copy(self, offset: int, chunk: Chunk) -> int:
+        assert offset == self.next_byte, "chunks go out in the order of the file"
+        self.next_byte += len(chunk)
+        self._queue.append((offset, chunk))
         self.begun += 1
         if self._eager():
             self.wait(self.begun)
@@ -46,8 +48,8 @@ class LateCopies:
 
     def wait(self, event: int) -> None:
         while self.done < event:
-            target, chunk = self._queue.pop(0)
-            target.copy_(chunk)
+            offset, chunk = self._queue.pop(0)
+            self._memory[offset : offset + len(chunk)] = chunk
             self.done += 1
 
     def finish(self) -> None:
@@ -85,7 +87,7 @@ def test_what_arrives_is_the_file(
 
     monkeypatch.setattr(transfer, "_fill", uneven)
     raw = file.read_bytes()
-    memory = torch.zeros(len(raw) - START, dtype=torch.uint8)
+    memory = np.zeros(len(raw) - START, np.uint8)
     moods: dict[str, Callable[[], bool]] = {
         "late": lambda: False,
         "eager": lambda: True,
@@ -93,8 +95,8 @@ def test_what_arrives_is_the_file(
     }
     engine = LateCopies(memory, moods[mood])
     with file.open("rb") as stream:
-        digest = upload(memory, stream.fileno(), START, file, engine, hashed=hashed)
-    assert memory.numpy().tobytes() == raw[START:]
+        digest = upload(stream.fileno(), START, len(raw), file, engine, hashed=hashed)
+    assert memory.tobytes() == raw[START:]
     assert digest == (blake3(raw).hexdigest() if hashed else "")
     assert engine.done == engine.begun == 31
     assert len(engine.buffers) == readers + 2
@@ -102,13 +104,13 @@ def test_what_arrives_is_the_file(
 
 def test_the_late_engine_sees_an_overwritten_buffer(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test of the test: without waiting for events, the bytes that arrive are wrong."""
-    memory = torch.zeros(file.stat().st_size - START, dtype=torch.uint8)
+    memory = np.zeros(file.stat().st_size - START, np.uint8)
     engine = LateCopies(memory)
     monkeypatch.setattr(engine, "wait", lambda event: None)
     with file.open("rb") as stream:
-        upload(memory, stream.fileno(), START, file, engine, hashed=False)
+        upload(stream.fileno(), START, file.stat().st_size, file, engine, hashed=False)
     LateCopies.wait(engine, engine.begun)
-    assert memory.numpy().tobytes() != file.read_bytes()[START:]
+    assert memory.tobytes() != file.read_bytes()[START:]
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 34_113])
@@ -128,9 +130,9 @@ def test_a_file_that_ends_early(file: Path) -> None:
     with file.open("rb") as stream:
         with pytest.raises(ImageTruncated, match="ends at byte 20000: it was truncated while it was read"):
             hash_file(stream.fileno(), size, file)
-        memory = torch.zeros(size - START, dtype=torch.uint8)
+        memory = np.zeros(size - START, np.uint8)
         with pytest.raises(ImageTruncated):
-            upload(memory, stream.fileno(), START, file, LateCopies(memory), hashed=True)
+            upload(stream.fileno(), START, size, file, LateCopies(memory), hashed=True)
 
 
 def test_a_disk_that_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +149,6 @@ def test_on_a_gpu(file: Path) -> None:
     raw = file.read_bytes()
     memory = torch.zeros(len(raw) - START, dtype=torch.uint8, device="cuda:0")
     with file.open("rb") as stream:
-        digest = upload(memory, stream.fileno(), START, file, CudaCopies(memory.device), hashed=True)
+        digest = upload(stream.fileno(), START, len(raw), file, CudaCopies(memory), hashed=True)
     assert memory.cpu().numpy().tobytes() == raw[START:]
     assert digest == blake3(raw).hexdigest()

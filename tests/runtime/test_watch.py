@@ -12,7 +12,7 @@ from runtime.progress import PHASES, Status
 from runtime.watch import LOOK_S, Sight, Watch
 
 NAMES = ("a", "b", "c")
-BUSY = Sight(phase="verify", ticks=7, group="", used_s=0.0, stopped=False)
+BUSY = Sight(phase="verify", ticks=7, group="", used_s=0.0, stopped=False, asked=1, served=0)
 WAITS = replace(BUSY, group="stages[0]")
 STALL_S = 2
 
@@ -55,13 +55,23 @@ def test_to_use_the_processor_is_to_get_on_while_an_image_is_read_and_not_while_
     process = multiprocessing.get_context("fork").Process()
     process._popen = SimpleNamespace(pid=os.getpid())  # type: ignore[attr-defined]  # that is this one
     for phase, used in (("starting", True), ("reading its image", True), ("meeting the other ranks", False)):
-        assert bool(Sight.of(Status(phase=PHASES.index(phase), ticks=3), process).used_s) == used
+        assert bool(Sight.of(Status(phase=PHASES.index(phase), ticks=3), process, 0, 0).used_s) == used
 
 
 def test_ranks_without_a_request_and_ranks_that_nobody_knows_yet_stand_still_for_ever(clock: list[float]) -> None:
-    idle = replace(BUSY, phase="waiting")
+    idle = replace(BUSY, phase="waiting", served=1)
     assert looked(clock, 100, idle, idle, idle) == ""
     assert looked(clock, 100, BUSY, None, BUSY) == ""
+
+
+def test_ranks_that_have_not_begun_what_they_were_asked_or_not_told_its_end_are_waited_for(clock: list[float]) -> None:
+    asked = replace(BUSY, phase="waiting")
+    agreeing, stopped = replace(asked, group="world"), replace(asked, stopped=True)
+    told = "device b (rank 1), while in 'waiting', made no progress for 2 s: its process is stopped"
+    assert looked(clock, STALL_S, agreeing, stopped, agreeing).startswith(told)
+    assert looked(clock, STALL_S, replace(asked, served=1), stopped, replace(asked, served=1)).startswith(told)
+    assert looked(clock, STALL_S, asked, asked, asked)
+    assert looked(clock, 100, asked, replace(asked, asked=0), agreeing) == "", "another host may ask later"
 
 
 def test_any_progress_of_anybody_counts_and_so_does_not_the_time_in_which_nobody_watched(clock: list[float]) -> None:
