@@ -432,7 +432,7 @@ def test_a_row_of_the_catalogue_is_sane(name: str) -> None:
     entry = catalog().devices[name]
     assert re.fullmatch(r"[a-z0-9][a-z0-9-]*", name)
     assert entry.source.strip()
-    assert entry.flops_per_s["float32"] <= entry.flops_per_s["float16"] or name == "cpu"
+    assert entry.flops_per_s["float32"] <= entry.flops_per_s["float16"]
     assert entry.flops_per_s["bfloat16"] <= entry.flops_per_s["float16"]
     if name == "cpu":
         assert entry.memory_bytes is entry.bandwidth_bytes_per_s is None
