@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from runtime import ops
 from runtime.comm import Group
 from runtime.layers import Linear
 
 GROUPED_ALIGN_BYTES = 16
-"""What torch's grouped product wants rows of its operands to be a multiple of."""
+"""What torch's grouped product, that of a GPU, wants rows of its operands to be a multiple of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +43,7 @@ class Experts:
             aligned = all(
                 part.shape[2] * part.itemsize % GROUPED_ALIGN_BYTES == 0 for part in (self.gate_up, self.down)
             )
-            run = _sorted if aligned else _one_by_one
+            run = _sorted if x.is_cpu or aligned else _one_by_one
             out.add_(run(x, self.gate_up, self.down, weights, experts))
         self.group.all_reduce(out)
         return out
@@ -58,11 +59,8 @@ def _sorted(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: 
     """Each expert's rows side by side, so that only the experts that are wanted are read."""
     rows, picked = experts.shape
     chosen, order = torch.sort(experts.flatten(), stable=True)
-    numbers = torch.arange(gate_up.shape[0], device=x.device)
-    ends = torch.searchsorted(chosen, numbers, right=True, out_int32=True)
-    both = functional.grouped_mm(x.index_select(0, order // picked), gate_up.transpose(1, 2), offs=ends)
-    gate, up = both.chunk(2, dim=1)
-    results = functional.grouped_mm(functional.silu(gate).mul_(up), down.transpose(1, 2), offs=ends)
+    ends = torch.searchsorted(chosen, torch.arange(gate_up.shape[0], device=x.device), right=True)
+    results = ops.grouped(ops.gated(ops.grouped(x, order // picked, gate_up, ends)), None, down, ends)
     results.mul_(weights.flatten().index_select(0, order).unsqueeze(1))
     back = torch.empty_like(results).index_copy_(0, order, results)
     return back.view(rows, picked, -1).sum(1)

@@ -335,8 +335,44 @@ def product(data: Any) -> None:
         copy += me * rows * copy_stride
         _widen(data, x, x_stride, copy, copy_stride, inputs, 0, rows, 1)
         x, x_stride = copy, copy_stride
-    whole, sums = inputs - inputs % LANES, room()
     output, last = outputs * me // team, outputs * (me + 1) // team
+    _multiply(
+        data, x, x_stride, weight, weight_stride, added, added_stride, out, out_stride, rows, inputs, output, last
+    )
+
+
+def grouped(data: Any) -> None:
+    """Products of several weights [groups, outputs, inputs], each with its rows of x, side by side; ``ends``: of each
+    group's. Row r is row ``index[r]`` of x, or itself where index is 0; ``copy``: place for all as float32, or 0.
+    """
+    w = words(data)
+    x, x_stride, index, weights, group_stride, weight_stride, ends = w[0], w[1], w[2], w[3], w[4], w[5], w[6]
+    out, out_stride, rows, groups, inputs, outputs = w[7], w[8], w[9], w[10], w[11], w[12]
+    copy, copy_stride = w[13], w[14]
+    me, team = np.int64(thread()), np.int64(threads())
+    if copy:
+        for row in range(me, rows, team):
+            given = numbers(index)[row] if index else row
+            _widen(data, x + given * x_stride, 0, copy + row * copy_stride, 0, inputs, 0, 1, 1)
+        barrier()
+        x, x_stride = copy, copy_stride
+    output, last = outputs * me // team, outputs * (me + 1) // team
+    for group in range(groups):
+        first = numbers(ends)[group - 1] if group else 0
+        few = numbers(ends)[group] - first
+        if few:
+            own, made = x + first * x_stride, out + first * out_stride
+            weight = weights + group * group_stride
+            _multiply(data, own, x_stride, weight, weight_stride, 0, 0, made, out_stride, few, inputs, output, last)
+
+
+@njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
+def _multiply(
+    data: Any, x: Any, x_stride: Any, weight: Any, weight_stride: Any, added: Any, added_stride: Any, out: Any,
+    out_stride: Any, rows: Any, inputs: Any, output: Any, last: Any,
+) -> None:  # fmt: skip
+    """Outputs from ``output`` to ``last`` of a product; x is float32."""
+    whole, sums = inputs - inputs % LANES, room()
     # memory is read fastest as one stream; many rows are bound by arithmetic, and share what they load of x
     passes = (rows + MOST - 1) // MOST
     each = 3 if rows > MANY else (rows + passes - 1) // passes

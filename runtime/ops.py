@@ -23,7 +23,7 @@ OWN_ROWS = 16
 forward has fewer, they are part of the device's reserve."""
 APART = 16
 """Values between widened rows: rows that lie a power of two apart share a few lines of the processor's cache."""
-KERNELS = (kernels.product, kernels.norm, kernels.gated, kernels.attend)
+KERNELS = (kernels.product, kernels.grouped, kernels.norm, kernels.gated, kernels.attend)
 
 
 def prepare(dtype: torch.dtype) -> None:
@@ -55,6 +55,29 @@ def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
         0 if added is None or added.shape[0] == 1 else size * added.stride(0),
         out.data_ptr(), size * outputs, rows, inputs, outputs,
         0 if copy is None else copy.data_ptr(), 4 * (inputs + APART), own,
+    )  # fmt: skip
+    return out
+
+
+def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> Tensor:
+    """Rows ``index`` [R] of ``x``, or all of them, each @ a weight of ``weights`` [G, out, in], transposed: [R, out].
+
+    Those of one weight lie side by side; ``ends`` [G] int64: where each weight's end. Nothing is read of a weight
+    without rows.
+    """
+    if not x.is_cpu:
+        chosen = x if index is None else x.index_select(0, index)
+        return functional.grouped_mm(chosen, weights.transpose(1, 2), offs=ends.int())
+    groups, outputs, inputs = weights.shape
+    rows, size = x.shape[0] if index is None else index.shape[0], x.itemsize
+    out = torch.empty(rows, outputs, dtype=x.dtype)
+    copy = None if size == 4 and index is None else torch.empty(rows, inputs + APART)
+    _call(
+        kernels.grouped, x.dtype, rows * inputs * outputs,
+        x.data_ptr(), size * x.stride(0), 0 if index is None else index.data_ptr(),
+        weights.data_ptr(), size * weights.stride(0), size * weights.stride(1), ends.data_ptr(),
+        out.data_ptr(), size * outputs, rows, groups, inputs, outputs,
+        0 if copy is None else copy.data_ptr(), 4 * (inputs + APART),
     )  # fmt: skip
     return out
 

@@ -7,7 +7,7 @@ operations of a step have at once; here all tensors that are alive are added up,
 import collections
 import sys
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from planner.compile import compile_plan
+from planner.families import load_base
+from plans import codec
 from plans.schema import DType, KvAxis, KvDType, Plan, Run, Tree
 from runtime.comm import Comm
 from runtime.engine import Rank
@@ -25,6 +28,7 @@ from tests.contract import ranks
 from tests.contract.agreeing import KV_HEADS, LAYERS
 from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs
 from tests.plan_factory import Group, even, group, make_plan, split_draft
+from tests.planner.tiny_checkpoints import saved
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -153,16 +157,46 @@ def planned(case: Case, checkpoints: Checkpoints) -> Plan:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_run_takes_what_its_plan_counts(case: Case, checkpoints: Checkpoints, tmp_path: Path) -> None:
     plan = planned(case, checkpoints)
-    directory = compiled(tmp_path / "plan", plan, checkpoints, case.kind)
+    takes_what_it_counts(plan, compiled(tmp_path / "plan", plan, checkpoints, case.kind), case.batch)
+
+
+@pytest.mark.parametrize("devices", [("a",), ("a", "b")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "sizes"), [("mixtral", {"intermediate_size": 64}), ("qwen3_moe", {"moe_intermediate_size": 24})]
+)
+def test_experts_take_what_their_plan_counts(
+    tmp_path: Path, family: str, sizes: dict[str, int], dtype: DType, devices: tuple[str, ...]
+) -> None:
+    base = load_base(saved(tmp_path / "base", family, hidden_size=64, num_attention_heads=4, head_dim=16, **sizes))
+    runs = tuple(
+        group(replace(base.model, layers=(kind,)), devices, kind.num_layers).runs[0] for kind in base.model.layers
+    )
+    plan = make_plan(
+        base.model,
+        [Group(devices=devices, runs=runs)],
+        inputs=inputs(base, None),
+        context=200,
+        prefill_chunk=64,
+        dtype=dtype,
+    )
+    target = tmp_path / "plan"
+    target.mkdir()
+    (target / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(target, tmp_path / "base", None)
+    takes_what_it_counts(plan, target, 1)
+
+
+def takes_what_it_counts(plan: Plan, directory: Path, batch: int) -> None:
     prompt = tuple(range(3, 23))
 
     def serve(image: Image, comm: Comm) -> tuple[dict[str, int], int]:
         rank, alive = Rank(plan, directory, image, comm), Alive()
-        for draft, sampling in ((True, SAMPLING), (False, None)):
+        for draft, sampling in ((plan.draft is not None, SAMPLING), (False, None)):
             request = Request(
                 prompt_ids=prompt, max_new_tokens=4, draft=draft, ignore_eos=True, stop=(), sampling=sampling
             )
-            events = rank.serve_batch((request,) * case.batch)
+            events = rank.serve_batch((request,) * batch)
             with alive:
                 collections.deque(events, maxlen=0)
         return rank.measured_bytes()[comm.rank], alive.most

@@ -55,6 +55,23 @@ def test_a_row_is_the_same_beside_others(dtype: torch.dtype, threads: int) -> No
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_grouped_product_is_that_of_each_group_and_of_each_row(dtype: torch.dtype, threads: int) -> None:
+    """Of groups without rows, with one and with many, and of rows that are chosen from others."""
+    x, weights = seeded(9, 75, dtype=dtype), seeded(5, 131, 75, dtype=dtype) / 75**0.5
+    index, ends = torch.tensor([3, 3, 8, 0, *range(9), 1, 2]), torch.tensor([0, 1, 4, 4, 15])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = ops.grouped(x, index, weights, ends)
+    assert torch.equal(ops.grouped(x[index], None, weights, ends), found)
+    torch.set_num_threads(before)
+    for row, group in enumerate([1, 2, 2, 2, *[4] * 11]):
+        alone = (torch.arange(5) >= group).long()
+        assert torch.equal(ops.grouped(x, index[row : row + 1], weights, alone), found[row : row + 1])
+        assert near(found[row], x[index[row]].double() @ weights[group].double().T)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norm_and_gate(dtype: torch.dtype) -> None:
     x, scale, both = seeded(5, 203, dtype=dtype), seeded(203, dtype=dtype), seeded(5, 86, dtype=dtype) * 30
