@@ -15,8 +15,9 @@ from planner.formulate import Formulation
 from planner.inventory import parse_inventory
 from planner.previous import Previous
 from planner.problem import Problem, most_bytes, most_ps
+from planner.search import Settings
 from planner.shortage import infeasible
-from planner.solve import Keep, Settings, Solved, fits, solve
+from planner.solve import Keep, Solved, fits, solve
 from plans import codec
 from plans.schema import (
     DTYPE_BYTES,

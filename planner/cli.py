@@ -30,7 +30,7 @@ from planner.families import BaseInput, DraftInput, facts_of, load_base, load_dr
 from planner.inventory import dump_inventory, load_inventory, read_inventory
 from planner.nvml import read_machine
 from planner.refusal import changes_table, describe
-from planner.solve import DETERMINISTIC_LIMIT, Settings
+from planner.search import DETERMINISTIC_LIMIT, Settings
 from planner.view import format_ns
 from plans import codec
 from plans import diff as plan_diff

@@ -27,7 +27,8 @@ from planner.build import (
 from planner.catalog import CPU
 from planner.errors import Change, InfeasibleError, InputError, NotProvenError
 from planner.problem import Problem, least_bytes
-from planner.solve import Settings, fits
+from planner.search import Settings
+from planner.solve import fits
 from plans.codec import dump_yaml
 from plans.facts import natural_key
 from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, Device, DType, Inventory, KvAxis, KvDType, Options

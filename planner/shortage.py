@@ -1,32 +1,42 @@
 """Why nothing fits: how many bytes are short, and on which devices, under the packing that misses least."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 
+from planner.counts import least_missing
+from planner.cpsat import Model, everything
 from planner.errors import InfeasibleError, NotProvenError
-from planner.problem import Block, Column, Group, Problem, least_bytes
-from planner.solve import Settings, shortfall
+from planner.packing import packed
+from planner.problem import Problem, least_bytes
+from planner.search import Settings, minimise
 from plans.diff import format_bytes
 
 LIMIT = 1.0
 """Of the proof that no packing misses less, in the solver's units of work."""
 
-BEST = "the best packing"
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shortage:
+    """What is missing for any placement to exist."""
+
+    least_bytes: int
+    """In all, proven."""
+    missing: tuple[int, ...] | None
+    """Of each device, under a packing: the best one, if it is ``least_bytes`` in all. None: none was found."""
 
 
 def infeasible(problem: Problem, settings: Settings) -> InfeasibleError:
-    """The refusal of an infeasible problem, with its shortage; where that takes long to prove, of a simple packing."""
-    least = max(0, least_bytes(problem) - sum(problem.capacity_bytes))
+    """The refusal of an infeasible problem, with its shortage; where that takes long to prove, of a good packing."""
+    found = shortage(problem, min(settings.limit, LIMIT))
+    least = found.least_bytes
     at_least = f"at least {format_bytes(least)} short in all ({least} bytes)"
-    found = _packed(problem, replace(settings, limit=min(settings.limit, LIMIT)))
-    if found is None:
+    if found.missing is None:
         unknown = "how many bytes are short is not known"
         return InfeasibleError(f"no placement fits: {at_least if least else unknown}", {}, least)
-    missing, packing = found
-    total = sum(missing)
-    said = f"{format_bytes(total)} short in all ({total} bytes)"
-    if packing != BEST:
-        said = f"{at_least}; at most {said}" if least else f"at most {said}"
-    short = {name: nbytes for name, nbytes in zip(problem.devices, missing, strict=True) if nbytes}
+    total = sum(found.missing)
+    said, packing = f"{format_bytes(total)} short in all ({total} bytes)", "the best packing"
+    if total > least:
+        said, packing = f"{at_least}; at most {said}", "the best packing that was found"
+    short = {name: nbytes for name, nbytes in zip(problem.devices, found.missing, strict=True) if nbytes}
     capacity = dict(zip(problem.devices, problem.capacity_bytes, strict=True))
     lines = [
         f"  {name}: {format_bytes(nbytes)} short, {format_bytes(capacity[name] + nbytes)} wanted of "
@@ -36,49 +46,32 @@ def infeasible(problem: Problem, settings: Settings) -> InfeasibleError:
     return InfeasibleError(f"no placement fits: {said} under {packing}:\n" + "\n".join(lines), short, least)
 
 
-def _packed(problem: Problem, settings: Settings) -> tuple[tuple[int, ...], str] | None:
-    """Bytes missing of each device under a packing, and which one that is: the first that is found within the limit."""
-    hosts, devices = {*problem.hosts}, {(device,) for device in range(len(problem.devices))}
-    for of, packing, is_any in (
-        (problem, BEST, False),
-        (_simple(problem, hosts | devices), "the best packing on whole hosts and single devices", False),
-        (_simple(problem, hosts), "a packing on whole hosts", True),
-    ):
-        if not of.groups or not all(block.options for block in of.blocks) or (of is not problem and problem.counts):
-            continue  # a strategy has other groups
+def shortage(problem: Problem, limit: float) -> Shortage:
+    """The least bytes that are missing, in all, for any placement to exist, and a packing that misses as few as known.
+
+    Equal devices are counted first; where that does not settle it, all packings are searched. Which packing it is is a
+    matter of the search, and to order all of them to the byte takes minutes: so it is always the same search.
+    """
+    least, structure = least_missing(problem)
+    least = max(least, least_bytes(problem) - sum(problem.capacity_bytes))
+    found = packed(problem, structure) if structure else None
+    if found is not None and sum(found) == least:
+        return Shortage(least_bytes=least, missing=found)
+    for from_below in (True, False) if found is None else (True,):  # the first finds little but proofs
         try:
-            return shortfall(of, settings, any_packing=is_any), packing
+            bound, packing = _searched(problem, least, limit, from_below)
         except NotProvenError:
             continue
-    return None
+        least = max(least, bound)
+        found = packing if found is None else min(found, packing, key=sum)
+        break
+    return Shortage(least_bytes=least, missing=found)
 
 
-def _simple(problem: Problem, sets: set[tuple[int, ...]]) -> Problem:
-    """With stages and blocks on these sets of devices alone, each divided in the way that takes the fewest bytes."""
-    groups: dict[tuple[int, ...], Group] = {}
-    for group in problem.groups:
-        if tuple(sorted(group.devices)) in sets:
-            one = replace(group, columns=tuple(map(_least, group.columns)))
-            groups[group.devices] = min(groups.get(group.devices, one), one, key=_group_bytes)
-
-    def block(whole: Block) -> Block:
-        options = (option for option in whole.options if tuple(sorted(option.devices)) in sets)
-        return replace(whole, options=tuple(replace(each, columns=_least(each.columns)) for each in options))
-
-    return replace(
-        problem,
-        groups=tuple(groups.values()),
-        first=block(problem.first),
-        last=block(problem.last),
-        tail=problem.tail and block(problem.tail),
-    )
-
-
-def _least(columns: tuple[Column, ...]) -> tuple[Column, ...]:
-    """The one of the fewest bytes, the most even of several."""
-    return (min(columns, key=lambda column: (sum(column.bytes), max(column.bytes))),) if columns else ()
-
-
-def _group_bytes(group: Group) -> int:
-    """Of a stage with one layer of each kind."""
-    return sum(group.stage_bytes) + sum(sum(column.bytes) for columns in group.columns for column in columns)
+def _searched(problem: Problem, least: int, limit: float, from_below: bool) -> tuple[int, tuple[int, ...]]:
+    """What is proven of all packings, and the best that was found."""
+    model = Model(problem, everything(problem), elastic=True, by_level=True)
+    missing = sum(model.short)
+    model.model.add(missing >= least)
+    best = minimise(model, missing, Settings(), what="missing bytes", from_below=from_below, enough=limit)
+    return best.bound, tuple(model.value(variable) for variable in model.short)

@@ -19,14 +19,14 @@ from functools import cached_property
 from ortools.sat.python import cp_model
 
 from planner.bounds import Bounds, lower_bounds
+from planner.counts import roomiest
 from planner.cpsat import Linear, Model, Restriction, everything
 from planner.errors import NotProvenError
 from planner.moves import moved_bytes
+from planner.packing import packed
 from planner.problem import Answer, Earlier, Problem, least_bytes
+from planner.search import Infeasible, Optimum, Settings, minimise
 from planner.symmetry import twins
-
-DETERMINISTIC_LIMIT = 600.0
-"""Of one objective, in the solver's own units of work (about a second each): the same on every machine."""
 
 SETTLE_LIMIT = 1.0
 """Of one step of settling quantities, in the same units."""
@@ -36,31 +36,6 @@ PACK_BITS = 55
 
 FIRST_LOOK = (1.000001, 1.0001, 1.0005, 1.001, 1.002, 1.003, 1.005, 1.0075, 1.01, 1.015, 1.02, 1.03, 1.05, 1.1)
 """The search begins with what may be in an answer within so much of the bound."""
-
-
-class _Infeasible(Exception):
-    """The solver has proven that there is no solution."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """How to search; none of it decides what is found."""
-
-    workers: int = 1
-    seed: int = 0
-    gap_ppm: int = 0
-    limit: float = DETERMINISTIC_LIMIT
-    """Of one objective; past it there is no answer."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Optimum:
-    """One objective, minimised: its value and the proven bound, which are equal unless a gap was accepted."""
-
-    what: str
-    value: int
-    bound: int
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,27 +69,21 @@ def solve(problem: Problem, settings: Settings, keep: Keep | None = None) -> Sol
     search = _Search(problem, settings)
     try:
         solved = search.run(keep)
-    except _Infeasible:
+    except Infeasible:
         return None
     return replace(solved, solve_s=time.perf_counter() - start)
 
 
 def fits(problem: Problem, settings: Settings) -> bool:
     """Whether any placement exists: found, or proven that there is none."""
-    return least_bytes(problem) <= sum(problem.capacity_bytes) and _Search(problem, settings).any_answer()
-
-
-def shortfall(problem: Problem, settings: Settings, *, any_packing: bool = False) -> tuple[int, ...]:
-    """The least bytes that are missing, in all, for any placement to exist: of each device, under one such packing.
-
-    Which packing is a matter of the search, and to order all of them to the byte takes minutes: so it is always the
-    same search. ``any_packing``: the best that it finds within the limit.
-    """
-    search = _Search(problem, Settings(limit=settings.limit))
-    model = Model(problem, everything(problem), elastic=True, by_level=True)
-    enough = settings.limit if any_packing else math.inf
-    search.minimise(model, sum(model.short), what="missing bytes", from_below=not any_packing, enough=enough)
-    return tuple(model.value(variable) for variable in model.short)
+    if least_bytes(problem) > sum(problem.capacity_bytes):
+        return False
+    try:
+        structure = roomiest(problem)
+    except Infeasible:
+        return False
+    missing = packed(problem, structure) if structure else None
+    return (missing is not None and not any(missing)) or _Search(problem, settings).any_answer()
 
 
 class _Search:
@@ -261,9 +230,9 @@ class _Search:
             model = self._model(near)
             try:
                 return model, self._least_step(model)
-            except _Infeasible:
+            except Infeasible:
                 continue
-        raise _Infeasible
+        raise Infeasible
 
     def _least_step(self, model: Model) -> Optimum:
         try:
@@ -299,7 +268,7 @@ class _Search:
         """Whether there is any answer; the objective guides a proof that there is none, a tenth of the work without."""
         try:
             self.minimise(model, model.ranked_step, what=what, any_answer=True)
-        except _Infeasible:
+        except Infeasible:
             return False
         return True
 
@@ -333,44 +302,22 @@ class _Search:
         what: str,
         gap_ppm: int = 0,
         any_answer: bool = False,
-        from_below: bool = False,
         always_same: bool = False,
         enough: float = math.inf,
     ) -> Optimum:
-        """Minimise, keep the solution in the model as values and as the next hint.
-
-        What a search with a gap finds depends on how it searches: so there it is always the same search. ``from_below``
-        suits an objective whose bound is what is hard. ``enough``: after so much work the best is taken as it is.
-        """
-        same = always_same or gap_ppm or math.isfinite(enough)
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = 1 if same else self.settings.workers
-        solver.parameters.random_seed = 0 if same else self.settings.seed
-        solver.parameters.cp_model_probing_level = 0  # costs more than it saves here, measured
-        solver.parameters.linearization_level = 2  # a third of the work of level 1, measured
-        solver.parameters.optimize_with_lb_tree_search = from_below
-        solver.parameters.max_deterministic_time = enough if math.isfinite(enough) else self.settings.limit
-        solver.parameters.relative_gap_limit = gap_ppm / 1e6
-        solver.parameters.absolute_gap_limit = 0.0  # doubles do not tell large values apart
-        solver.parameters.stop_after_first_solution = any_answer
-        model.model.minimize(objective)
-        status = solver.solve(model.model)
-        if status == cp_model.INFEASIBLE:
-            raise _Infeasible
-        assert status != cp_model.MODEL_INVALID, model.model.validate()
-        limit = f"within the deterministic limit of {self.settings.limit:g}"
-        if status == cp_model.UNKNOWN:
-            raise NotProvenError(f"{what}: no placement found, and none excluded, {limit}")
-        value = solver.value(objective)
-        bound = value if status == cp_model.OPTIMAL and not gap_ppm else round(solver.best_objective_bound)
-        if status != cp_model.OPTIMAL and not any_answer and math.isinf(enough):
-            raise NotProvenError(f"{what}: not proven optimal {limit}", objective_ns=value, bound_ns=bound)
-        model.values = list(solver.response_proto.solution)
-        model.model.clear_hints()  # type: ignore[no-untyped-call]
-        for index, found in enumerate(model.values):
-            model.model.add_hint(model.model.get_int_var_from_proto_index(index), found)
-        self.optima.append(Optimum(what=what, value=value, bound=min(value, bound), seconds=solver.wall_time))
-        return self.optima[-1]
+        """One objective more."""
+        found = minimise(
+            model,
+            objective,
+            self.settings,
+            what=what,
+            gap_ppm=gap_ppm,
+            any_answer=any_answer,
+            always_same=always_same,
+            enough=enough,
+        )
+        self.optima.append(found)
+        return found
 
     def order(self, model: Model, variables: Sequence[tuple[cp_model.IntVar, int]], enough: float = math.inf) -> None:
         """Settle ``variables`` one after the other, each as large as those before allow: a total order."""

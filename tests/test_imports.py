@@ -19,7 +19,15 @@ NEVER_IN_PLANNER = {"runtime", "transformers"}
 READS_WEIGHTS = {"planner.compile", "planner.lanes", "planner.pickled", "planner.stream"}
 """The only modules of the planner that touch weights; none of them is imported to plan."""
 ONLY_IN = {
-    "ortools": {"planner.bounds", "planner.cpsat", "planner.moves", "planner.solve", "planner.stage_bounds"},
+    "ortools": {
+        "planner.bounds",
+        "planner.counts",
+        "planner.cpsat",
+        "planner.moves",
+        "planner.search",
+        "planner.solve",
+        "planner.stage_bounds",
+    },
     "numba": {"runtime.kernels"},
     "jinja2": {"planner.report", "runtime.chat"},
     "pynvml": {"planner.nvml"},

@@ -38,7 +38,8 @@ from planner.families import load_base
 from planner.formulate import Formulation
 from planner.inventory import parse_inventory
 from planner.problem import Answer, Block, BlockAnswer, Group, Problem, StageAnswer
-from planner.solve import Settings, Solved, solve
+from planner.search import Settings
+from planner.solve import Solved, solve
 from plans.buffers import KvDivision
 from plans.schema import Inventory, Model
 

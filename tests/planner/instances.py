@@ -12,7 +12,7 @@ from planner import build
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.formulate import Formulation
 from planner.inventory import parse_inventory
-from planner.solve import Settings
+from planner.search import Settings
 from plans.schema import DType, Inventory, Options
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from planner import build
 from planner.build import Wanted, longest_context, refuse_foreign, replan, resolve, resolve_dtype, write
 from planner.errors import InfeasibleError, InputError, OutputError
 from planner.families import BaseInput, DraftInput
-from planner.solve import Settings
+from planner.search import Settings
 from plans import codec
 from plans.schema import Tree
 from tests.planner.instances import EQUAL, UNLIKE, Head, cpu, demo, host, inventory_of, options_of, planned

@@ -11,7 +11,8 @@ from planner.certify import certify
 from planner.emit import deal, emit
 from planner.formulate import Formulation
 from planner.previous import Previous
-from planner.solve import Settings, Solved, solve
+from planner.search import Settings
+from planner.solve import Solved, solve
 from plans import codec
 from plans.check import check
 from plans.schema import Inputs, KvAxis, Pin, Plan, Strategy, Tree

@@ -15,8 +15,9 @@ from planner.formulate import Formulation
 from planner.inventory import parse_inventory
 from planner.memory import layer_mlp
 from planner.problem import Column, Group, Problem, Receive
+from planner.search import Settings
 from planner.shares import DraftShares
-from planner.solve import Settings, solve
+from planner.solve import solve
 from plans.buffers import KvShare, kv_bytes, whole_heads
 from plans.schema import KvAxis, LayerClass, Pin, Strategy
 from tests.planner.instances import UNLIKE, Head, cpu, demo, formulation, host

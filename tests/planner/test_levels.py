@@ -14,7 +14,8 @@ from planner.families import load_base
 from planner.formulate import Formulation
 from planner.levels import levels
 from planner.problem import Column
-from planner.solve import Settings, solve
+from planner.search import Settings
+from planner.solve import solve
 from tests.planner.instances import TINY, gpu, host, inventory_of, options_of, saved
 
 

@@ -8,7 +8,8 @@ from planner import layout, memory
 from planner.certify import certify, devices_in_use
 from planner.formulate import Formulation
 from planner.memory import Affine, affine
-from planner.solve import Settings, solve
+from planner.search import Settings
+from planner.solve import solve
 from plans.artifact import ALIGNMENT_BYTES
 from plans.buffers import head_buffers
 from plans.schema import DTYPE_BYTES, DType, Options

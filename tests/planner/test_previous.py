@@ -15,7 +15,8 @@ from planner.emit import emit
 from planner.families import load_base
 from planner.formulate import Formulation
 from planner.previous import Previous
-from planner.solve import Settings, Solved
+from planner.search import Settings
+from planner.solve import Solved
 from plans import codec
 from plans.diff import moved_bytes
 from plans.schema import Plan

@@ -14,7 +14,7 @@ import pytest
 
 from planner.build import Request, Wanted, build, replan, write
 from planner.families import BaseInput, DraftInput, load_base, load_draft
-from planner.solve import Settings
+from planner.search import Settings
 from plans import codec
 from plans.schema import Plan
 from tests.planner.instances import (
@@ -156,7 +156,7 @@ def test_the_process_does_not_matter() -> None:
     """Other hashes of strings, other addresses."""
     program = (
         "from plans import codec\n"
-        "from planner.solve import Settings\n"
+        "from planner.search import Settings\n"
         "from tests.planner.test_uniqueness import CASES, planned\n"
         "for name in CASES:\n"
         "    print(codec.digest(planned(name, Settings(workers=2, seed=31), 5)))\n"

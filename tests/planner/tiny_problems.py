@@ -7,7 +7,8 @@ from itertools import combinations
 from typing import Literal
 
 from planner.problem import Axis, Block, Column, Goal, Group, Kind, Option, Problem, Receive
-from planner.solve import Settings, Solved, solve
+from planner.search import Settings
+from planner.solve import Solved, solve
 from tests.planner.brute_force import host_of, may_follow, splits
 
 NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)

@@ -8,7 +8,8 @@ from bench_planner import beaten
 from instances import GB_50, GB_80, RIVALRIES, Rivalry, one
 from planner.device_map import read
 from planner.formulate import Formulation
-from planner.solve import Settings, solve
+from planner.search import Settings
+from planner.solve import solve
 from rivals import (
     allowed_sizes,
     balanced_map,
