@@ -15,5 +15,5 @@ if __name__ == "__main__":
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-        assert isinstance(end.code, int), "main ends with a code"
-        os._exit(end.code)  # all is closed; to take torch down would take most of a second
+        # all is closed; to take torch down would take most of a second
+        os._exit(end.code if isinstance(end.code, int) else 1)
