@@ -25,6 +25,8 @@ LANES = 16
 """Of the sums of a product."""
 KEY_LANES = 8
 """Of the products of attention."""
+ITEMS = 4
+"""Query heads that attend together to a head of the cache, which they then read once."""
 AHEAD_BYTES = 1024
 """So far ahead weights are asked for."""
 MOST = 6
@@ -255,41 +257,60 @@ def _total(builder: ir.IRBuilder, value: Any) -> Any:
     return builder.extract_element(value, I32(0))
 
 
-def weigh(lanes: int) -> Any:
-    """A kernel's inner loop: the sum of rows of so many elements (values), each times its float32 (weight).
+def weigh(lanes: int, items: int) -> Any:
+    """A kernel's inner loop: sums of rows of so many elements (values), each times its float32 (weight) of each item.
 
-    Called with the pointer of the kernel; address and stride of the elements; of the weights; of the sums, float32; and
-    how many rows there are.
+    Called with the pointer of the kernel; address and stride of the elements; of the weights, float32 [items, rows]; of
+    the sums, float32 [items, lanes]; and how many rows there are. Each sum is taken in the order of the rows.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def made(typing: Any, data: Any, values: Any, stride: Any, weights: Any, out: Any, rows: Any) -> Any:
+    def made(
+        typing: Any, data: Any, values: Any, stride: Any, weights: Any, weights_stride: Any, out: Any, out_stride: Any,
+        rows: Any,
+    ) -> Any:  # fmt: skip
         def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            _, values, stride, weights, out, rows = args
-            vector, element = ir.VectorType(F32, lanes), data.dtype
+            _, values, stride, weights, weights_stride, out, out_stride, rows = args
+            vector, element = ir.VectorType(F32, 8), data.dtype
+            nbytes, parts = element.bitwidth // 8, range(lanes // 8)
             fma = multiply_add(builder, vector)
             before, loop = builder.block, builder.append_basic_block("loop")
             after = builder.append_basic_block("after")
             builder.branch(loop)
             builder.position_at_end(loop)
-            row, total = builder.phi(I64), builder.phi(vector)
+            row = builder.phi(I64)
             row.add_incoming(I64(0), before)
-            total.add_incoming(ir.Constant(vector, [0.0] * lanes), before)
-            start = pointer(builder, builder.add(values, builder.mul(row, stride)))
-            value = builder.load(start, typ=ir.VectorType(scalar_of(element), lanes), align=element.bitwidth // 8)
-            weight = builder.load(pointer(builder, builder.add(weights, builder.mul(row, I64(4)))), typ=F32, align=4)
-            first = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, I32(0))
-            every = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
-            found = builder.call(fma, [widened(builder, value, element), every, total])
+            totals = [builder.phi(vector) for _ in range(items) for _ in parts]
+            for total in totals:
+                total.add_incoming(ir.Constant(vector, [0.0] * 8), before)
+
+            def at(base: Any, step: Any, number: Any, beyond: int = 0) -> Any:
+                return pointer(builder, builder.add(base, builder.add(builder.mul(step, number), I64(beyond))))
+
+            given = []
+            for part in parts:
+                start = at(values, stride, row, 8 * nbytes * part)
+                loaded = builder.load(start, typ=ir.VectorType(scalar_of(element), 8), align=nbytes)
+                given.append(widened(builder, loaded, element))
+            found: list[Any] = []
+            for item in range(items):
+                own = builder.add(weights, builder.mul(weights_stride, I64(item)))
+                weight = builder.load(at(own, I64(4), row), typ=F32, align=4)
+                first = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, I32(0))
+                every = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, 8), [0] * 8))
+                found += [builder.call(fma, [given[part], every, totals[len(found) + part]]) for part in parts]
             following = builder.add(row, I64(1))
             row.add_incoming(following, loop)
-            total.add_incoming(found, loop)
+            for total, each in zip(totals, found, strict=True):
+                total.add_incoming(each, loop)
             builder.cbranch(builder.icmp_signed("<", following, rows), loop, after)
             builder.position_at_end(after)
-            builder.store(found, pointer(builder, out), align=4)
+            for number, each in enumerate(found):
+                item, part = divmod(number, len(parts))
+                builder.store(each, at(out, out_stride, I64(item), 32 * part), align=4)
             return context.get_dummy_value()
 
-        return types.void(data, *[types.int64] * 5), code
+        return types.void(data, *[types.int64] * 7), code
 
     return made
 
@@ -297,7 +318,9 @@ def weigh(lanes: int) -> Any:
 dots_1, dots_2, dots_3, dots_4, dots_5, dots_6 = (dots(1, rows, LANES, AHEAD_BYTES) for rows in range(1, 7))
 dots_2_3 = dots(2, 3, LANES, AHEAD_BYTES)
 key_1, key_4 = (dots(keys, 1, KEY_LANES, 0) for keys in (1, 4))
-weigh_8, weigh_32 = weigh(8), weigh(32)
+key_1_4, key_2_4 = (dots(keys, ITEMS, KEY_LANES, 0) for keys in (1, 2))
+weigh_8, weigh_32 = (weigh(lanes, 1) for lanes in (8, 32))
+weigh_8_4, weigh_16_4, weigh_24_4 = (weigh(lanes, ITEMS) for lanes in (8, 16, 24))
 
 
 # ---- the kernels ----
@@ -383,15 +406,19 @@ def _multiply(
             few = each if rows > MANY else min(each, rows - begun)
             row = min(begun, rows - few)  # the last of many are computed again
             _dots(data, start, weight_stride, x + row * x_stride, x_stride, sums, whole, pair, few)
-            for number in range(few * pair):
-                found = floats(sums)[number]
-                i, j = output + number % pair, row + number // pair
-                last_weights, last_x = elements(data, weight + i * weight_stride), floats(x + j * x_stride)
-                for k in range(whole, inputs):
-                    found += wide(last_weights[k]) * last_x[k]
-                if added:
-                    found += wide(elements(data, added + j * added_stride)[i])
-                put(elements(data, out + j * out_stride), i, found)
+            number = 0
+            for j in range(row, row + few):
+                made = elements(data, out + j * out_stride)
+                for i in range(output, output + pair):
+                    found = floats(sums)[number]
+                    number += 1
+                    if whole < inputs:
+                        last_weights, last_x = elements(data, weight + i * weight_stride), floats(x + j * x_stride)
+                        for k in range(whole, inputs):
+                            found += wide(last_weights[k]) * last_x[k]
+                    if added:
+                        found += wide(elements(data, added + j * added_stride)[i])
+                    put(made, i, found)
         output += pair
 
 
@@ -456,6 +483,29 @@ def gated(data: Any) -> None:
             put(made, i, value / (F(1) + exp(-value)) * wide(up[i]))
 
 
+def top(data: Any) -> None:
+    """The ``count`` highest of logits [rows, columns], best first and of equal ones the first: columns, log-softmax."""
+    w = words(data)
+    logits, stride, columns_out, scores_out, rows, columns, count = w[0], w[1], w[2], w[3], w[4], w[5], w[6]
+    for row in range(np.int64(thread()), rows, np.int64(threads())):
+        given = elements(data, logits + row * stride)
+        best, score = numbers(columns_out + row * count * 8), floats(scores_out + row * count * 4)
+        for place in range(count):
+            best[place], score[place] = 0, F(-np.inf)
+        for column in range(columns):
+            value, place = wide(given[column]), count - 1
+            if value > score[place]:
+                while place > 0 and value > score[place - 1]:
+                    best[place], score[place] = best[place - 1], score[place - 1]
+                    place -= 1
+                best[place], score[place] = column, value
+        high, total = score[0], F(0)
+        for column in range(columns):
+            total += exp(wide(given[column]) - high)
+        for place in range(count):
+            score[place] = (score[place] - high) - np.log(total)
+
+
 def attend(data: Any) -> None:
     """Rotate, store, attend; what is in qkv [W, h + 2k, D] is rotated in place."""
     w = words(data)
@@ -465,7 +515,7 @@ def attend(data: Any) -> None:
     seen, bias, bias_sequence, bias_row, out, scratch = w[14], w[15], w[16], w[17], w[18], w[19]
     me, team = np.int64(thread()), np.int64(threads())
     head_bytes, all_heads, grouped = dims * size(data), heads + 2 * kv_heads, heads // kv_heads
-    place = scratch + me * (2 * dims + seen) * 4
+    place, items = scratch + me * ITEMS * (2 * dims + seen) * 4, per_sequence * grouped
     for own in range(me, kv_heads, team):  # a head of the cache with its query heads: no thread waits for another
         for row in range(rows):
             given, cosines = qkv + row * all_heads * head_bytes, rotary + row * head_bytes
@@ -481,22 +531,27 @@ def attend(data: Any) -> None:
                 source = elements(data, given + (heads + both) * head_bytes)
                 for i in range(dims):
                     target[i] = source[i]
-        for item in range(rows * grouped):
-            row, head = item // grouped, own * grouped + item % grouped
-            sequence = row // per_sequence
-            keys = cache + sequence * sequence_stride + own * head_bytes
-            _attend_one(
-                data,
-                elements(data, qkv + (row * all_heads + head) * head_bytes),
-                keys,
-                keys + kv_heads * head_bytes,
-                row_stride,
-                elements(data, bias + sequence * bias_sequence + row % per_sequence * bias_row),
-                seen,
-                dims,
-                elements(data, out + (row * heads + head) * head_bytes),
-                place,
-            )
+        for sequence in range(rows // per_sequence):
+            first_row = sequence * per_sequence
+            for begun in range(0, items, ITEMS):
+                _attend_some(
+                    data,
+                    qkv + (first_row * all_heads + own * grouped) * head_bytes,
+                    all_heads * head_bytes,
+                    cache + sequence * sequence_stride + own * head_bytes,
+                    kv_heads * head_bytes,
+                    row_stride,
+                    bias + sequence * bias_sequence,
+                    bias_row,
+                    out + (first_row * heads + own * grouped) * head_bytes,
+                    heads * head_bytes,
+                    grouped,
+                    begun,
+                    items,
+                    seen,
+                    dims,
+                    place,
+                )
 
 
 @njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -509,18 +564,40 @@ def _rotate(data: Any, head: Any, cosine: Any, sine: Any, dims: Any) -> None:
 
 
 @njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
-def _attend_one(
-    data: Any, q: Any, keys: Any, values: Any, stride: Any, bias: Any, seen: Any, dims: Any, out: Any, query: Any
-) -> None:
-    """One head of one row; ``query``: place for the query, then the sum of values, then the scores, float32."""
-    total, scores = query + 4 * dims, query + 8 * dims
+def _attend_some(
+    data: Any, q: Any, q_row: Any, keys: Any, to_values: Any, stride: Any, bias: Any, bias_row: Any, out: Any,
+    out_row: Any, grouped: Any, begun: Any, items: Any, seen: Any, dims: Any, place: Any,
+) -> None:  # fmt: skip
+    """The items from ``begun`` on, one or ITEMS of them, the last of all computed again where fewer are left.
+
+    An item is one of ``grouped`` heads of a row. ``place``: of each the query, the sum of values, the scores, float32.
+    """
+    count, own = (ITEMS if begun + 1 < items else 1), 4 * (2 * dims + seen)
     scale = F(1) / np.sqrt(F(dims))
-    for i in range(dims):
-        floats(query)[i] = wide(q[i]) * scale
-    _multiply_keys(data, query, keys, stride, scores, seen, dims)
-    score, high = floats(scores), F(-np.inf)
+    for number in range(count):
+        item, query = min(begun + number, items - 1), floats(place + number * own)
+        given = elements(data, q + item // grouped * q_row + item % grouped * dims * size(data))
+        for i in range(dims):
+            query[i] = wide(given[i]) * scale
+    _multiply_keys(data, place, keys, stride, place + 8 * dims, own, count, seen, dims)
+    for number in range(count):
+        item = min(begun + number, items - 1)
+        weight = _soften(data, place + number * own + 8 * dims, bias + item // grouped * bias_row, seen)
+        floats(place + number * own)[0] = weight  # the query has been used
+    _sum_values(data, place + 8 * dims, own, keys + to_values, stride, place + 4 * dims, count, seen, dims)
+    for number in range(count):
+        item, weight, total = min(begun + number, items - 1), floats(place + number * own)[0], place + number * own
+        made = elements(data, out + item // grouped * out_row + item % grouped * dims * size(data))
+        for i in range(dims):
+            put(made, i, floats(total)[dims + i] / weight)
+
+
+@njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
+def _soften(data: Any, scores: Any, bias: Any, seen: Any) -> Any:
+    """Scores with their bias -> exp(score - the highest); their sum."""
+    score, hidden, high = floats(scores), elements(data, bias), F(-np.inf)
     for column in range(seen):
-        found = score[column] + wide(bias[column])
+        found = score[column] + wide(hidden[column])
         score[column] = found
         high = max(high, found)
     base, weight = (high if high > F(-3e38) else F(0)), F(0)
@@ -528,44 +605,66 @@ def _attend_one(
         chance = exp(score[column] - base)
         score[column] = chance
         weight += chance
-    _sum_values(data, scores, values, stride, total, seen, dims)
-    for i in range(dims):
-        put(out, i, floats(total)[i] / weight)
+    return weight
 
 
 @njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
-def _multiply_keys(data: Any, query: Any, keys: Any, stride: Any, scores: Any, seen: Any, dims: Any) -> None:
-    whole, column = dims - dims % KEY_LANES, 0
+def _multiply_keys(
+    data: Any, queries: Any, keys: Any, stride: Any, scores: Any, own: Any, count: Any, seen: Any, dims: Any
+) -> None:
+    """Scores of one query, or of ITEMS that lie ``own`` bytes apart, as their scores do."""
+    whole, column, most = dims - dims % KEY_LANES, 0, (4 if count == 1 else 2)
     while column < seen:
-        few, place = (4 if column + 4 <= seen else 1), scores + 4 * column
+        few, first, place = (most if column + most <= seen else 1), keys + column * stride, scores + 4 * column
         if whole == 0:
-            for number in range(few):
-                floats(place)[number] = F(0)
-        elif few == 4:
-            key_4(data, keys + column * stride, stride, query, 0, place, 0, whole)
+            for item in range(count):
+                for number in range(few):
+                    floats(place + item * own)[number] = F(0)
+        elif count == 1 and few == 4:
+            key_4(data, first, stride, queries, 0, place, 0, whole)
+        elif count == 1:
+            key_1(data, first, stride, queries, 0, place, 0, whole)
+        elif few == 2:
+            key_2_4(data, first, stride, queries, own, place, own, whole)
         else:
-            key_1(data, keys + column * stride, stride, query, 0, place, 0, whole)
-        for number in range(few):
-            key = elements(data, keys + (column + number) * stride)
-            for i in range(whole, dims):
-                floats(place)[number] += floats(query)[i] * wide(key[i])
+            key_1_4(data, first, stride, queries, own, place, own, whole)
+        if whole < dims:
+            for item in range(count):
+                for number in range(few):
+                    key = elements(data, first + number * stride)
+                    for i in range(whole, dims):
+                        floats(place + item * own)[number] += floats(queries + item * own)[i] * wide(key[i])
         column += few
 
 
 @njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
-def _sum_values(data: Any, weights: Any, values: Any, stride: Any, total: Any, seen: Any, dims: Any) -> None:
+def _sum_values(
+    data: Any, weights: Any, own: Any, values: Any, stride: Any, totals: Any, count: Any, seen: Any, dims: Any
+) -> None:
+    """Values, each times its weight, of one item or of ITEMS that lie ``own`` bytes apart, as the sums do."""
     start = 0
     while start < dims:
-        address = values + start * size(data)
-        if start + 32 <= dims:
-            weigh_32(data, address, stride, weights, total + 4 * start, seen)
+        address, total, left = values + start * size(data), totals + 4 * start, dims - start
+        if count == 1 and left >= 32:
+            weigh_32(data, address, stride, weights, own, total, own, seen)
             start += 32
-        elif start + 8 <= dims:
-            weigh_8(data, address, stride, weights, total + 4 * start, seen)
+        elif count == 1 and left >= 8:
+            weigh_8(data, address, stride, weights, own, total, own, seen)
+            start += 8
+        elif left >= 24:
+            weigh_24_4(data, address, stride, weights, own, total, own, seen)
+            start += 24
+        elif left >= 16:
+            weigh_16_4(data, address, stride, weights, own, total, own, seen)
+            start += 16
+        elif left >= 8:
+            weigh_8_4(data, address, stride, weights, own, total, own, seen)
             start += 8
         else:
-            found = F(0)
-            for column in range(seen):
-                found += floats(weights)[column] * wide(elements(data, address + column * stride)[0])
-            floats(total)[start] = found
+            for item in range(count):
+                found = F(0)
+                for column in range(seen):
+                    value = wide(elements(data, address + column * stride)[0])
+                    found += floats(weights + item * own)[column] * value
+                floats(total + item * own)[0] = found
             start += 1

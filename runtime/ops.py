@@ -23,7 +23,7 @@ OWN_ROWS = 16
 forward has fewer, they are part of the device's reserve."""
 APART = 16
 """Values between widened rows: rows that lie a power of two apart share a few lines of the processor's cache."""
-KERNELS = (kernels.product, kernels.grouped, kernels.norm, kernels.gated, kernels.attend)
+KERNELS = (kernels.product, kernels.grouped, kernels.norm, kernels.gated, kernels.top, kernels.attend)
 
 
 def prepare(dtype: torch.dtype) -> None:
@@ -109,6 +109,21 @@ def gated(both: Tensor) -> Tensor:
     return out
 
 
+def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` highest of each row of logits [W, V], best first: their columns, and log-softmax in float32."""
+    if not logits.is_cpu:
+        found = logits.float().topk(count, 1)
+        return found.indices, found.values - logits.float().logsumexp(1, keepdim=True)
+    (rows, columns), size = logits.shape, logits.itemsize
+    best = torch.empty(rows, count, dtype=torch.int64)
+    scores = torch.empty(rows, count, dtype=torch.float32)
+    _call(
+        kernels.top, logits.dtype, 4 * logits.numel(),
+        logits.data_ptr(), size * logits.stride(0), best.data_ptr(), scores.data_ptr(), rows, columns, count,
+    )  # fmt: skip
+    return best, scores
+
+
 def attends(qkv: Tensor, cache: Tensor) -> bool:
     """Whether ``attend`` does it: on a CPU, where keys and values are kept in the dtype that they are computed in."""
     return qkv.is_cpu and cache.dtype == qkv.dtype
@@ -125,7 +140,7 @@ def attend(
     """
     (rows, every, dims), size, (_, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
     out = torch.empty(rows, heads * dims, dtype=qkv.dtype)
-    place = torch.empty(torch.get_num_threads() * (2 * dims + columns))
+    place = torch.empty(torch.get_num_threads() * kernels.ITEMS * (2 * dims + columns))
     start, sequence, row = cache.data_ptr(), size * cache.stride(0), size * cache.stride(1)
     own = start + first * sequence
     index, target = (0, own + written.start * row) if isinstance(written, slice) else (written.data_ptr(), 0)

@@ -115,6 +115,31 @@ def test_attention_rotates_stores_and_sees_what_the_bias_lets_it_see(
         )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(3, 3, 64), (4, 2, 30)])
+def test_a_row_attends_the_same_beside_others(dtype: torch.dtype, heads: int, kv_heads: int, dims: int) -> None:
+    rows, columns = 5, 37
+    qkv, cache = seeded(rows, heads + 2 * kv_heads, dims, dtype=dtype), seeded(1, 40, 2 * kv_heads, dims, dtype=dtype)
+    rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), rows, dtype).unsqueeze(2)
+    bias = torch.where(seeded(1, 1, rows, columns, dtype=torch.float32) > 0, 0.0, float("-inf")).to(dtype)
+    together = ops.attend(qkv.clone(), heads, cache, rotary, bias, 0, slice(0, rows), 0)
+    for row in range(rows):
+        own = slice(row, row + 1)
+        alone = ops.attend(qkv[own].clone(), heads, cache, rotary[:, own], bias[:, :, own], 0, own, 0)
+        assert torch.equal(alone, together[own])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns", "count"), [(1, 5, 5), (3, 1024, 3), (10, 999, 10)])
+def test_top_is_the_best_of_the_log_softmax(dtype: torch.dtype, rows: int, columns: int, count: int) -> None:
+    logits = seeded(rows, columns, dtype=dtype) * 4
+    logits[:, 2] = logits[:, 4] = logits.amax(1)  # of equal ones the first
+    tokens, scores = ops.top(logits, count)
+    exact = torch.sort(logits.double().log_softmax(1), dim=1, descending=True, stable=True)
+    assert torch.equal(tokens, exact.indices[:, :count])
+    torch.testing.assert_close(scores.double(), exact.values[:, :count], rtol=0, atol=1e-5)
+
+
 def test_kernels_that_cannot_be_kept_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where neither the package nor any cache directory can be written."""
     for impl in (caching.CompileResultCacheImpl, caching.CodeLibraryCacheImpl):
