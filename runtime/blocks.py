@@ -220,35 +220,30 @@ class Head:
         Each member brings its ``count`` best, its maximum m and the sum s of exp(logit - m) over its rows; with the
         maximum M over members, log p = (logit - M) - log(sum of s * exp(m - M)), exactly the log-softmax of the whole.
         """
-        values, tokens, high, total = self._local(normed, count)
-        if self.group.handle is not None:
-            mine = torch.cat([values, tokens.double(), high, total], 1)
-            every = self.group.all_gather(mine)  # [members, W, 2 * count + 2]
-            values = every[:, :, :count].transpose(0, 1).flatten(1)
-            tokens = every[:, :, count : 2 * count].transpose(0, 1).flatten(1).long()
-            high = every[:, :, -2].amax(0).unsqueeze(1)
-            total = (every[:, :, -1] * (every[:, :, -2] - high.T).exp()).sum(0).unsqueeze(1)
-            order = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :count]
-            values, tokens = values.gather(1, order), tokens.gather(1, order)
+        if self.weight is not None and self.group.handle is None:
+            return ops.top(ops.product(normed, self.weight), count)
+        every = self.group.all_gather(self._local(normed, count))  # [members, W, 2 * count + 2]
+        values = every[:, :, :count].transpose(0, 1).flatten(1)
+        tokens = every[:, :, count : 2 * count].transpose(0, 1).flatten(1).long()
+        high = every[:, :, -2].amax(0).unsqueeze(1)
+        total = (every[:, :, -1] * (every[:, :, -2] - high.T).exp()).sum(0).unsqueeze(1)
+        order = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :count]
+        values, tokens = values.gather(1, order), tokens.gather(1, order)
         return tokens, ((values - high) - total.log()).float()
 
-    def _local(self, normed: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """This member's part of ``top``; where it has fewer rows than ``count``, the rest scores -inf."""
-        width = normed.shape[0]
-        values = normed.new_full((width, count), float("-inf"), dtype=torch.float64)
-        tokens = torch.zeros((width, count), dtype=torch.int64, device=normed.device)
+    def _local(self, normed: Tensor, count: int) -> Tensor:
+        """What this member brings to ``top``; where it has fewer rows than ``count``, the rest scores -inf."""
+        mine = torch.zeros((normed.shape[0], 2 * count + 2), dtype=torch.float64, device=normed.device)
+        mine[:, :count] = mine[:, -2] = float("-inf")
         if self.weight is None:
-            return values, tokens, values[:, :1], torch.zeros_like(values[:, :1])
+            return mine
         logits = ops.product(normed, self.weight).float()
         found = min(count, self.rows)
         top = logits.topk(found, 1)
         high = top.values[:, :1]
-        total = (logits - high).exp_().sum(1, keepdim=True)
-        if self.group.handle is None and found == count:
-            return top.values, top.indices, high, total
-        values[:, :found] = top.values
-        tokens[:, :found] = top.indices + self.first
-        return values, tokens, high.double(), total.double()
+        mine[:, :found], mine[:, count : count + found] = top.values, top.indices + self.first
+        mine[:, -2:] = torch.cat([high, (logits - high).exp_().sum(1, keepdim=True)], 1)
+        return mine
 
 
 def _range(rows: Sequence[int], index: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plans.buffers import KvShare, accept_rows, draft_tree_rows, feature_width, feature_words, kv_shares
+from plans.buffers import KvShare, accept_rows, draft_tree_rows, feature_width, feature_words, fed_rows, kv_shares
 from plans.schema import Draft, Plan
 from runtime.blocks import Binder, Eagle3Layer, Embed, Layer, Slots
 from runtime.comm import Comm
@@ -131,6 +131,12 @@ class Drafter:
         self._rotary.copy_(rotary_table(own_frequencies(every, share), self._rotary.shape[1], self._dtype))
         self._growth: Growth = growth_of(options.tree, options.batch, self._dtype, self._bias.device)
         self._first_of = torch.arange(options.batch, device=self._bias.device)
+        mine = range(len(self._cache.sequences))
+        places = [
+            (own, depth) for depth, rows in enumerate(fed_rows(options.tree)) for own in mine for _ in range(rows)
+        ]
+        self._fed = torch.tensor(places, dtype=torch.int64, device=self._bias.device).view(-1, 2)
+        """Of each row that is fed while trees grow, level by level: its sequence, and its level."""
 
     def extend(self, message: FeatureMessage, sequence: int | None = None) -> Tensor:
         """Run the accepted pairs; their KV follows what is committed, but nothing is committed.
@@ -177,8 +183,9 @@ class Drafter:
         window = self._start(end)
         level = self._growth.start(roots, *self._candidates(feature))
         hidden = feature
+        rotary = rotary_at(self._rotary, end.flatten()[self._fed[:, 0]] + self._fed[:, 1])
         while level is not None:
-            hidden = self._feed(level, hidden, end, window)
+            hidden = self._feed(level, hidden, rotary, window)
             level = self._growth.grow(level, *self._candidates(hidden))
         return self._growth.finish()
 
@@ -202,26 +209,24 @@ class Drafter:
         hide(beams[..., cache.tree_rows : window], cache.columns[: window - cache.tree_rows] < end.unsqueeze(2))
         return window
 
-    def _feed(self, level: Level, hidden: Tensor, end: Tensor, window: int) -> Tensor:
+    def _feed(self, level: Level, hidden: Tensor, rotary: Tensor, window: int) -> Tensor:
         """One pass over nodes with their parents' outputs [W, H] as features; their KV goes to the level's rows."""
-        cache, rows, own = self._cache, level.parents.shape[1], self._cache.sequences
+        cache, rows, own, place = self._cache, level.parents.shape[1], self._cache.sequences, level.place
         beams = self._beams[:, :rows]
         if self._share.axis == "context" and self._share.part:
             beams[..., : cache.tree_rows].fill_(float("-inf"))  # the tree is on every member, and counts once
         else:
             beams[..., : cache.tree_rows].copy_(level.bias.expand(self._batch, -1, -1)[own.start : own.stop])
-        feature = hidden.index_select(0, level.parents.flatten())
-        positions = (end + level.depth).expand(-1, rows).flatten()
         return self._head(
             self._embed(level.tokens.flatten(), self._dtype),
-            feature,
+            hidden.index_select(0, level.parents.flatten()),
             cache.layers,
             Rows(
-                rotary=rotary_at(self._rotary, positions),
+                rotary=rotary[:, place.start * len(own) : place.stop * len(own)],
                 bias=beams[..., :window].unsqueeze(1),
                 sequences=slice(0, len(own)),
                 seen=slice(0, window),
-                written=level.place,
+                written=place,
                 here=self._here(own, rows),
             ),
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from plans.buffers import fed_rows
 from plans.schema import Tree
-from runtime.tree import Candidates, best, join, select
+from runtime.tree import Candidates, best, select
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,10 +68,9 @@ class Dynamic:
     def __init__(self, tree: Tree, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         self.top_k, self._depth, self._nodes, self._batch = tree.top_k, tree.depth, tree.total_token, batch
         k, rows = tree.top_k, max(1, tree.depth * tree.top_k)
-        self._roots, self._pool = torch.empty(0), list[Candidates]()
-        self._beam = Candidates(tokens=self._roots, scores=self._roots, parents=self._roots)
+        self._roots = self._beam = torch.empty(0)
+        self._tokens, self._scores, self._fed = list[Tensor](), list[Tensor](), list[Tensor]()
         self._numbers = torch.arange(k, device=device).expand(batch, -1)
-        self._found = self._numbers
         self._root_parents = torch.full((batch, k), -1, dtype=torch.int64, device=device)
         self._sequence = torch.arange(batch, device=device).unsqueeze(1)
         own = torch.full((tree.depth, k, rows), float("-inf"), dtype=dtype, device=device)
@@ -81,40 +80,51 @@ class Dynamic:
         self._hidden = torch.full((batch, k, rows), float("-inf"), dtype=dtype, device=device)
 
     def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
-        self._roots, self._found = roots, self._numbers
-        self._beam = Candidates(tokens=tokens, scores=scores, parents=self._root_parents)
-        self._pool = [self._beam]
-        return self._level(0, self._sequence.expand(-1, self.top_k), self._hidden) if self._depth else None
+        self._roots, self._tokens, self._scores, self._fed = roots, [tokens], [scores], []
+        if not self._depth:
+            return None
+        return self._feed(0, self._numbers, tokens, scores, self._sequence.expand(-1, self.top_k), self._hidden)
 
     def grow(self, level: Level, tokens: Tensor, scores: Tensor) -> Level | None:
         k, number = self.top_k, level.depth
-        children = Candidates(
-            tokens=tokens.view(self._batch, k * k),
-            scores=(scores.view(self._batch, k, k) + self._beam.scores.unsqueeze(2)).flatten(1),
-            parents=self._found.repeat_interleave(k, 1),
-        )
-        self._pool.append(children)
+        tokens = tokens.view(self._batch, k * k)
+        scores = (scores.view(self._batch, k, k) + self._beam.unsqueeze(2)).view(self._batch, k * k)
+        self._tokens.append(tokens)
+        self._scores.append(scores)
         if number + 1 == self._depth:
             return None
-        chosen = best(children.scores, k)
+        chosen = best(scores, k)
         above = chosen // k
-        self._beam = children.take(chosen)
-        self._found = chosen + (k + number * k * k)
-        seen = level.bias.gather(1, above.unsqueeze(2).expand(-1, -1, level.bias.shape[2]))
-        return self._level(number + 1, above + self._sequence * k, seen)
+        return self._feed(
+            number + 1,
+            chosen + (k + number * k * k),
+            tokens.gather(1, chosen),
+            scores.gather(1, chosen),
+            above + self._sequence * k,
+            level.bias.gather(1, above.unsqueeze(2).expand(-1, -1, level.bias.shape[2])),
+        )
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        return select(join(self._pool), self._roots, self._nodes)
+        above = [numbers.unsqueeze(2).expand(-1, -1, self.top_k).flatten(1) for numbers in self._fed]
+        pool = Candidates(
+            tokens=torch.cat(self._tokens, 1),
+            scores=torch.cat(self._scores, 1),
+            parents=torch.cat([self._root_parents, *above], 1),
+        )
+        return select(pool, self._roots, self._nodes)
 
-    def _level(self, number: int, parents: Tensor, seen: Tensor) -> Level:
-        """The beam as a level: it sees what its parents saw, and each node itself."""
-        k = self.top_k
+    def _feed(
+        self, number: int, numbers: Tensor, tokens: Tensor, scores: Tensor, parents: Tensor, seen: Tensor
+    ) -> Level:
+        """The beam as a level, of ``numbers`` in the pool: it sees what its parents saw, and each node itself."""
+        self._fed.append(numbers)
+        self._beam = scores
         return Level(
             depth=number,
-            tokens=self._beam.tokens,
+            tokens=tokens,
             parents=parents,
             bias=torch.maximum(seen, self._own[number]),
-            place=slice(number * k, (number + 1) * k),
+            place=slice(number * self.top_k, (number + 1) * self.top_k),
         )
 
 

@@ -33,7 +33,7 @@ def best(scores: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidates:
-    """Drafted nodes in the order in which they were found, parents before children: a pool, or a level of it."""
+    """Drafted nodes in the order in which they were found, level by level: the pool."""
 
     tokens: Tensor
     """[B, P] int64, ids of the base model."""
@@ -41,23 +41,6 @@ class Candidates:
     """[B, P] float32: log-probability of the path from the root; never above the parent's."""
     parents: Tensor
     """[B, P] int64: index of the parent in the pool, -1 for the root."""
-
-    def take(self, chosen: Tensor) -> "Candidates":
-        """Those of numbers [B, p]."""
-        return Candidates(
-            tokens=self.tokens.gather(1, chosen),
-            scores=self.scores.gather(1, chosen),
-            parents=self.parents.gather(1, chosen),
-        )
-
-
-def join(levels: list[Candidates]) -> Candidates:
-    """The pool of all levels."""
-    return Candidates(
-        tokens=torch.cat([level.tokens for level in levels], 1),
-        scores=torch.cat([level.scores for level in levels], 1),
-        parents=torch.cat([level.parents for level in levels], 1),
-    )
 
 
 def select(pool: Candidates, roots: Tensor, nodes: int) -> tuple[Tensor, Tensor]:

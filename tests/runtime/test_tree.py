@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.tree import Candidates, ancestors, best, join, select
+from runtime.tree import Candidates, ancestors, best, select
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -49,23 +49,19 @@ def grown(top_k: int, depth: int, scores: st.DataObject) -> tuple[Candidates, li
     token = itertools.count(100)
     logs = st.sampled_from([0.0, -0.5, -0.5, -1.0, -2.0])
     beam: list[tuple[int, float, tuple[int, ...]]] = [(-1, 0.0, ())]
-    levels, paths = [], []
+    pool: list[tuple[int, float, int]] = []
+    paths: list[tuple[int, ...]] = []
     for _ in range(depth + 1):
         rows = [
             (next(token), score + scores.draw(logs), parent, path) for parent, score, path in beam for _ in range(top_k)
         ]
-        levels.append(
-            Candidates(
-                tokens=torch.tensor([[row[0] for row in rows]]),
-                scores=torch.tensor([[row[1] for row in rows]]),
-                parents=torch.tensor([[row[2] for row in rows]]),
-            )
-        )
         start = len(paths)
+        pool += [row[:3] for row in rows]
         paths += [(*path, number) for number, _, _, path in rows]
-        (chosen,) = best(levels[-1].scores, top_k).tolist()
+        (chosen,) = best(torch.tensor([[row[1] for row in rows]]), top_k).tolist()
         beam = [(start + i, rows[i][1], paths[start + i]) for i in chosen]
-    return join(levels), paths
+    tokens, sums, parents = (torch.tensor([column]) for column in zip(*pool, strict=True))
+    return Candidates(tokens=tokens, scores=sums, parents=parents), paths
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.data())
