@@ -34,9 +34,6 @@ from plans.schema import (
     Tree,
 )
 
-DEMO = Path(__file__).parent / "demo"
-"""The embedded model: ``base``, and its heads ``eagle3`` and ``eagle1``."""
-
 DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=None)
 STATIC_PATHS = (
     *((rank,) for rank in range(4)),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from planner import build
+from planner.commands.console import DEMO
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.formulate import Formulation
 from planner.inventory import parse_inventory
@@ -76,8 +77,8 @@ def root_inventory() -> Any:
 
 def demo(head: Head) -> tuple[BaseInput, DraftInput | None]:
     """The embedded model and one of its heads, as bare configs."""
-    base = load_base(build.DEMO / "base" / "config.json")
-    return base, load_draft(build.DEMO / head / "config.json", base) if head else None
+    base = load_base(DEMO / "base" / "config.json")
+    return base, load_draft(DEMO / head / "config.json", base) if head else None
 
 
 def options_of(base: BaseInput, draft: DraftInput | None, context: int | None, dtype: DType) -> Options:

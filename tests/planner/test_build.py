@@ -11,6 +11,7 @@ import pytest
 
 from planner import build
 from planner.build import Wanted, longest_context, refuse_foreign, replan, resolve, resolve_dtype, write
+from planner.commands.console import DEMO
 from planner.errors import InfeasibleError, InputError, OutputError
 from planner.families import BaseInput, DraftInput
 from planner.search import Settings
@@ -45,7 +46,7 @@ def test_a_plan_knows_no_place_and_no_time(tmp_path: Path) -> None:
     write(tmp_path / "p", found.plan, base, draft)
     text = (tmp_path / "p" / "plan.yaml").read_text()
     assert str(tmp_path) not in text
-    assert str(build.DEMO) not in text
+    assert str(DEMO) not in text
     assert not re.search(r"\b20[0-9]{2}-[0-9]{2}-[0-9]{2}\b", text)
     assert os.uname().nodename not in text
 

@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from planner.cli import main, tables
+from planner.cli import main
+from planner.commands.console import tables
 from plans import codec
 from plans.artifact import load_images
 from tests.plan_factory import write_base, write_draft

@@ -11,6 +11,8 @@ import yaml
 from click.testing import CliRunner
 
 from planner import build, cli
+from planner.commands import build as commands_build
+from planner.commands.console import DEMO
 from planner.errors import InfeasibleError
 from plans import codec
 from tests.planner.instances import ROOT, TINY, TINY_HEAD, cpu, gpu, host, saved
@@ -80,7 +82,7 @@ def largest_short(
 
     with monkeypatch.context() as patch:
         patch.setattr(build, "infeasible", lambda problem, settings: InfeasibleError("", {}))
-        patch.setattr(cli, "explain", lambda request, refused, settings: refused)
+        patch.setattr(commands_build, "explain", lambda request, refused, settings: refused)
         short = build.largest(1, 100, is_short)
     assert short is not None
     return short
@@ -93,7 +95,7 @@ def options(error: dict[str, Any]) -> set[str]:
 @pytest.mark.parametrize("named", [False, True])
 def test_every_change_works(named: bool, tmp_path: Path) -> None:
     """Of the demo, whether it is the default or named."""
-    arguments = ("--draft", build.DEMO / "eagle3", "--model", build.DEMO / "base") if named else ()
+    arguments = ("--draft", DEMO / "eagle3", "--model", DEMO / "base") if named else ()
     error = refused(CPUS, arguments, tmp_path)
     assert "--dtype" in options(error)
     assert sum(device["short_bytes"] for device in error["devices"]) == error["short_bytes"] > 0
