@@ -14,9 +14,9 @@ from functools import cached_property
 import numpy as np
 from ortools.linear_solver import pywraplp
 
-from planner.chain_bounds import Chain, Excess
+from planner.chain_bounds import Chain, Excess, received
 from planner.cost import PS_PER_NS
-from planner.place_bounds import FAR, Places
+from planner.place_bounds import FAR, Places, most_states
 from planner.problem import Block, Column, Group, Option, Problem, Receive
 from planner.stage_bounds import MARGIN, Curve, least_each, least_quanta, rates_ns
 
@@ -49,7 +49,7 @@ class Bounds:
     def within(self, limit: float) -> Excess:
         """What may be in an answer that takes at most ``limit``: each bound looks at what the others leave."""
         if not self.apart:
-            return Excess(least=math.inf, groups={}, choices=tuple({} for _ in self.problem.blocks))
+            return Excess(least=math.inf, groups={}, received={}, choices=tuple({} for _ in self.problem.blocks))
         kept = self.chained[0].within(limit)
         for each in self.chained[1:]:
             kept = each.only(kept).within(limit)
@@ -69,7 +69,7 @@ def lower_bounds(problem: Problem) -> Bounds | None:
     if problem.goal != "time" or len(problem.kinds) > 1 or problem.counts is not None:
         return None
     nothing = np.zeros(len(problem.devices))
-    if Places(problem, nothing).most_states > MOST_STATES:
+    if most_states(problem) > MOST_STATES:
         return None
     free = _bounds(problem, nothing)
     if not free.groups:
@@ -114,7 +114,6 @@ def _timeless(problem: Problem) -> Problem:
 
 
 def _bounds(problem: Problem, prices: Curve, far: float = FAR) -> Excess:
-    stages = Places(problem, prices).through_groups(far)
     blocks = [
         {
             (o, c): ns
@@ -124,14 +123,16 @@ def _bounds(problem: Problem, prices: Curve, far: float = FAR) -> Excess:
         for block in problem.blocks
     ]
     cheapest = [min(costs.values()) for costs in blocks]
+    choices = tuple({key: ns - low for key, ns in costs.items()} for costs, low in zip(blocks, cheapest, strict=True))
+    starts = received(problem, choices[0])
+    stages = Places(problem, prices, starts).through_groups(far)
     fixed = sum(cheapest) - float(prices @ np.array(problem.capacity_bytes, dtype=np.float64)) * (1 + MARGIN)
     least = min(stages)
     return Excess(
         least=least + fixed,
         groups={g: bound - least for g, bound in enumerate(stages) if math.isfinite(bound)},
-        choices=tuple(
-            {key: ns - low for key, ns in costs.items()} for costs, low in zip(blocks, cheapest, strict=True)
-        ),
+        received=dict(enumerate(starts)),
+        choices=choices,
     )
 
 

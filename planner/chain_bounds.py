@@ -19,6 +19,9 @@ class Excess:
 
     least: float
     groups: dict[int, float]
+    received: dict[int, float]
+    """Of each group: what is counted already for the block ``first``, and for receiving from it, when the group runs
+    the first stage."""
     choices: tuple[dict[tuple[int, int], float], ...]
     """Of each block, of each pair of an option and a column of it."""
 
@@ -35,6 +38,7 @@ class Excess:
         return Excess(
             least=self.least,
             groups={g: excess for g, excess in self.groups.items() if excess <= room},
+            received=self.received,
             choices=tuple({key: excess for key, excess in each.items() if excess <= room} for each in self.choices),
         )
 
@@ -43,6 +47,7 @@ class Excess:
         return Excess(
             least=self.least,
             groups={g: excess for g, excess in self.groups.items() if g in other.groups},
+            received=self.received,
             choices=tuple(
                 {key: excess for key, excess in mine.items() if key in theirs}
                 for mine, theirs in zip(self.choices, other.choices, strict=True)
@@ -102,7 +107,7 @@ class Chain:
     def excess(self) -> Excess:
         """Of groups and choices: the least that an answer with them takes more than ``least``."""
         if not self.groups or not all(self.keys):
-            return Excess(least=self.bounds.least, groups={}, choices=tuple({} for _ in self.keys))
+            return Excess(least=self.bounds.least, groups={}, received={}, choices=tuple({} for _ in self.keys))
         names = _Names()
         problem = self.problem
         stages = _Link(problem, range(len(self.groups)), [problem.groups[g] for g in self.groups], names)
@@ -114,7 +119,8 @@ class Chain:
             np.array([known[key] for key in keys]) for known, keys in zip(self.bounds.choices, self.keys, strict=True)
         ]
         stage = np.array([self.bounds.groups[g] for g in self.groups])
-        to_first = _after(own[0], blocks[0], stages)
+        received = np.array([self.bounds.received[g] for g in self.groups])
+        to_first = _after(own[0], blocks[0], stages) - received
         to_last = _through(to_first, stage)
         to_head = _after(to_last, stages, blocks[1]) + own[1]
         after_head = np.zeros(len(own[1]))
@@ -122,17 +128,28 @@ class Chain:
             after_head = _before(own[2], blocks[2], blocks[1])
         after_last = _before(own[1] + after_head, blocks[1], stages)
         after_first = _through(after_last, stage)
-        found = [own[0] + _before(after_first, stages, blocks[0]), to_head + after_head]
+        found = [own[0] + _before(after_first - received, stages, blocks[0]), to_head + after_head]
         if len(blocks) > 2:
             found.append(own[2] + _after(to_head, blocks[1], blocks[2]))
         ways = float(to_first.min() + after_last.min())
         return Excess(
             least=self.bounds.least,
             groups=dict(zip(self.groups, (stage + ways).tolist(), strict=True)),
+            received=self.bounds.received,
             choices=tuple(
                 dict(zip(keys, each.tolist(), strict=True)) for keys, each in zip(self.keys, found, strict=True)
             ),
         )
+
+
+def received(problem: Problem, first: dict[tuple[int, int], float]) -> list[float]:
+    """Of each group: what its best choice of the block ``first`` takes, and to receive from it beyond ``same_ns``."""
+    names = _Names()
+    stages = _Link(problem, range(len(problem.groups)), problem.groups, names)
+    block = _Link(problem, [o for o, _ in first], problem.first.options, names)
+    least = _after(np.array(list(first.values())), block, stages)
+    found: list[float] = (np.floor(1024 * least) / 1024).tolist()  # what only rounding tells apart is equal
+    return found
 
 
 def _through(ends: Curve, stage: Curve) -> Curve:

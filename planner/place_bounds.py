@@ -33,7 +33,7 @@ class _Signature:
     room: tuple[int, ...]
     unit_ps: tuple[int, ...]
     paid: tuple[float, ...]
-    modes: tuple[int, int, int]
+    modes: tuple[float, float, float]
     """ns of entering, by HOP, NETWORK, FIRST."""
 
 
@@ -55,27 +55,40 @@ def _plus_all(one: Curve, shifts: Curve) -> Curve:
     return sums
 
 
+def _classes(problem: Problem) -> list[list[int]]:
+    """Of each host."""
+    return [sorted({problem.alike[d] for d in devices}) for devices in problem.hosts]
+
+
+def _counts(problem: Problem) -> list[tuple[int, ...]]:
+    """How many devices each host has of each of its classes."""
+    return [
+        tuple(sum(problem.alike[d] == each for d in devices) for each in classes)
+        for devices, classes in zip(problem.hosts, _classes(problem), strict=True)
+    ]
+
+
+def most_states(problem: Problem) -> int:
+    """Of one place."""
+    return max(math.prod(count + 1 for count in counts) for counts in _counts(problem))
+
+
 class Places:
     """Every way to deal the devices of each place out into groups, and the places put together."""
 
-    def __init__(self, problem: Problem, prices: Curve) -> None:
+    def __init__(self, problem: Problem, prices: Curve, received: Sequence[float]) -> None:
+        """``received``: what each group takes more when it runs the first stage."""
         self.problem = problem
         self.prices = prices
+        self.received = received
         self.hosts = len(problem.hosts)
         self.layers = problem.layers
-        self.classes = [sorted({problem.alike[d] for d in devices}) for devices in problem.hosts]
-        self.counts = [
-            tuple(sum(problem.alike[d] == each for d in devices) for each in classes)
-            for devices, classes in zip(problem.hosts, self.classes, strict=True)
-        ]
+        self.classes = _classes(problem)
+        self.counts = _counts(problem)
         self.known: dict[tuple[Column, ...], int] = {}
         self.numbers: dict[int, int] = {}
         self.inside = [self._signatures(host) for host in range(self.hosts)]
         self.wide = [i for i, group in enumerate(problem.groups) if group.place >= self.hosts]
-
-    @property
-    def most_states(self) -> int:
-        return max(math.prod(count + 1 for count in counts) for counts in self.counts)
 
     def _taken(self, group: Group, host: int) -> tuple[int, ...]:
         """How many devices of each class of a host a group has."""
@@ -87,14 +100,12 @@ class Places:
         found: dict[_Signature, list[int]] = {}
         for index, group in enumerate(self.problem.groups):
             if group.place == host:
-                found.setdefault(self._signature(group, self._taken(group, host)), []).append(index)
+                found.setdefault(self._signature(index, self._taken(group, host)), []).append(index)
         return found
 
-    def _signature(self, group: Group, taken: tuple[int, ...]) -> "_Signature":
-        problem = self.problem
+    def _signature(self, index: int, taken: tuple[int, ...]) -> "_Signature":
+        problem, group = self.problem, self.problem.groups[index]
         capacity, (kind,) = problem.capacity_bytes, problem.kinds
-        inside = group.place < self.hosts and len(group.devices) > 1
-        message = problem.message_ns[group.place] if inside else 0
         return _Signature(
             taken=taken,
             columns=self._number(group.columns[0]),
@@ -103,8 +114,8 @@ class Places:
             paid=tuple(float(self.prices[d]) for d in group.devices),
             modes=(
                 group.hop_ns,
-                group.network_hop_ns + message + problem.network_message_ns,
-                group.first.same_ns + message,
+                group.network_hop_ns + problem.network_message_ns,
+                group.first.same_ns + self.received[index],
             ),
         )
 
@@ -120,7 +131,7 @@ class Places:
         known: dict[tuple[object, ...], Curve] = {}
         found = {}
         for index, group in enumerate(self.problem.groups):
-            signature = self._signature(group, ())
+            signature = self._signature(index, ())
             key = (signature.columns, signature.room, signature.unit_ps, signature.paid)
             if key not in known:
                 known[key] = StageBound(self.problem, group, self.prices).curve()
@@ -133,10 +144,11 @@ class Places:
         known: dict[tuple[object, ...], _Table] = {}
         found = []
         for host, signatures in enumerate(self.inside):
-            key = (self.counts[host], tuple(signatures))
+            message = self.problem.message_ns[host]
+            key = (self.counts[host], tuple(signatures), message)
             if key not in known:
                 priced = [(each, self.curves[members[0]]) for each, members in signatures.items()]
-                known[key] = _Table(self.counts[host], priced, self.layers)
+                known[key] = _Table(self.counts[host], priced, self.layers, message)
             found.append(known[key])
         return found
 
@@ -208,7 +220,7 @@ class Places:
                 rest = _less(left[host], signature.taken)
                 if min(rest) < 0:
                     continue
-                part = self.tables[host].with_group(rest, self.curves[members[0]], signature.modes)
+                part = self.tables[host].with_group(rest, signature, self.curves[members[0]])
                 value = _closed(part, around[host])
                 for index in members:
                     bounds[index] = min(bounds[index], value)
@@ -221,7 +233,7 @@ class Places:
         """
         problem = self.problem
         group, curve = problem.groups[wide], self.curves[wide]
-        first = curve + (group.first.same_ns - problem.network_message_ns)
+        first = curve + (group.first.same_ns + self.received[wide] - problem.network_message_ns)
         members = [len(set(group.devices) & set(devices)) for devices in problem.hosts]
         several = sum(ns for ns, count in zip(problem.message_ns, members, strict=True) if count > 1)
         reached = sum(count > 0 for count in members)
@@ -272,10 +284,15 @@ def _closed(part: Curve, around: Curve) -> float:
 class _Table:
     """Of one host, for any devices that are left of each class: least times with them.
 
-    Axes: state (how many devices of each class may be used), mode, layers.
+    Axes: state (how many devices of each class may be used), mode, layers. A host is told a message in all but the
+    answers that use a single device of it.
     """
 
-    def __init__(self, counts: tuple[int, ...], groups: Sequence[tuple[_Signature, Curve]], layers: int) -> None:
+    def __init__(
+        self, counts: tuple[int, ...], groups: Sequence[tuple[_Signature, Curve]], layers: int, message_ns: int
+    ) -> None:
+        self.message_ns = message_ns
+        self.alone = [(each.taken, _alone(curve, each.modes)) for each, curve in groups if sum(each.taken) == 1]
         shape = tuple(count + 1 for count in counts)
         self.best = np.full((*shape, 3, layers + 1), math.inf)
         self.best[..., HOP, 0] = 0
@@ -289,18 +306,31 @@ class _Table:
 
     def place(self, left: tuple[int, ...]) -> Curve:
         """With at most the devices left; a place that is not entered has no layers."""
-        found: Curve = self.best[left].copy()
-        found[HOP, 1:] = math.inf
+        found = self._told(self.best[left].copy())
+        for taken, alone in self.alone:
+            if min(_less(left, taken)) >= 0:
+                found = np.minimum(found, alone)
+        found[HOP, 0] = 0
         return found
 
-    def with_group(self, rest: tuple[int, ...], curve: Curve, modes: tuple[int, int, int]) -> Curve:
+    def with_group(self, rest: tuple[int, ...], signature: _Signature, curve: Curve) -> Curve:
         """With a group, and at most the devices left of the others."""
-        found = _grown(_plus(self.best[rest], curve), modes)
+        found = self._told(_grown(_plus(self.best[rest], curve), signature.modes))
+        return np.minimum(found, _alone(curve, signature.modes)) if sum(signature.taken) == 1 else found
+
+    def _told(self, found: Curve) -> Curve:
+        """Of several devices, in a place that is entered."""
         found[HOP] = math.inf
+        found += self.message_ns
         return found
 
 
-def _grown(stages: Curve, modes: tuple[int, int, int]) -> Curve:
+def _alone(curve: Curve, modes: tuple[float, float, float]) -> Curve:
+    """A place of one group."""
+    return np.stack([np.full_like(curve, math.inf), curve + modes[NETWORK], curve + modes[FIRST]])
+
+
+def _grown(stages: Curve, modes: tuple[float, float, float]) -> Curve:
     """One stage more, without its entry, to with it: in a place that has been entered, or entering it."""
     found = stages + modes[HOP]
     for mode in (NETWORK, FIRST):
