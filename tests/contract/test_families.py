@@ -10,7 +10,7 @@ import torch
 from planner.compile import compile_plan
 from planner.families import load_base, load_draft
 from plans import codec
-from plans.schema import Inputs, Plan
+from plans.schema import DType, Inputs, Plan
 from runtime.base import Base
 from runtime.comm import Comm
 from runtime.engine import Rank
@@ -42,7 +42,9 @@ FAMILIES = [
 ]
 
 
-def compiled(directory: Path, checkpoint: Path, devices: tuple[str, ...]) -> tuple[Plan, Path]:
+def compiled(
+    directory: Path, checkpoint: Path, devices: tuple[str, ...], dtype: DType = "float32"
+) -> tuple[Plan, Path]:
     """A plan with a random head that fits the base, compiled."""
     base = load_base(checkpoint)
     write_draft(directory / "head", hidden_size=16, num_heads=4, head_dim=4, vocab_size=32, draft_vocab_size=20)
@@ -60,6 +62,7 @@ def compiled(directory: Path, checkpoint: Path, devices: tuple[str, ...]) -> tup
             draft_tensors_sha256=draft.tensors_sha256,
         ),
         context=48,
+        dtype=dtype,
     )
     target = directory / f"plan-{len(devices)}"
     target.mkdir()
@@ -88,6 +91,26 @@ def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, family: str
             assert (found - logits).abs().max() <= 1e-4 * logits.abs().max()
         for tokens in with_engines(plan, directory, both_ways):
             assert tokens == [expected, expected]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mixtral"])
+def test_halves_are_as_near_to_float32_as_those_of_transformers(tmp_path: Path, family: str, dtype: DType) -> None:
+    """By the median: where two experts are within rounding, any implementation may take the other one."""
+    theirs, ours = [], []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        checkpoint = saved(tmp_path / f"{seed}", family, initializer_range=0.4)
+        half = CLASSES[family][1].from_pretrained(checkpoint, dtype=getattr(torch, dtype)).eval()
+        exact = CLASSES[family][1].from_pretrained(checkpoint, dtype=getattr(torch, dtype)).float().eval()
+        with torch.inference_mode():
+            expected = exact.model(torch.tensor([PROMPT])).last_hidden_state[0]
+            theirs.append((half.model(torch.tensor([PROMPT])).last_hidden_state[0] - expected).abs())
+        for devices in (("a",), ("a", "b")):
+            plan, directory = compiled(tmp_path / f"{seed}", checkpoint, devices, dtype)
+            for state in on_all_ranks(plan, directory, lambda image, comm, plan=plan: last_states(plan, image, comm)):
+                ours.append((state - expected).abs())
+    assert torch.cat(ours).median() <= 1.2 * torch.cat(theirs).median()
 
 
 @torch.inference_mode()
