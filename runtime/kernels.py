@@ -8,6 +8,8 @@ Elements are float32, bfloat16 (as uint16) or float16 (as int16), and are comput
 summed in an order of its own, whatever the number of rows, threads or other results: a row of a tree has the same bits
 as the same row alone. A kernel's only argument is a pointer whose type tells the elements and which points to its
 words: addresses and numbers, all int64, as unpacked in its first lines. Strides are in bytes.
+
+All of it is one file: whether what Numba keeps is still that of the source, it sees by the kernel's own file alone.
 """
 
 from collections.abc import Callable
