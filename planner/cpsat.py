@@ -247,6 +247,15 @@ class Model:
         for one, other in twins:
             self.model.add(layers.get(one, 0) >= layers.get(other, 0))
 
+    def in_turn(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Of devices that may change places the first are in use, and of those that have no block, have more layers."""
+        size = dict(zip((group.devices for group in self.problem.groups), self.size, strict=True))
+        for one, other in pairs:
+            self.model.add_implication(self.used[other], self.used[one])
+            if (one,) in size and (other,) in size:
+                blocks = [self._on_devices(b).get((d,), 0) for b in range(len(self.blocks)) for d in (one, other)]
+                self.model.add(size[one,] + self.problem.layers * sum(blocks) >= size[other,])
+
     def _any_order(self) -> None:
         """Layers are alike, so only which stage enters a place, and which is first and last, makes a difference."""
         for here in self.here.values():

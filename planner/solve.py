@@ -24,9 +24,9 @@ from planner.cpsat import Linear, Model, Restriction, everything
 from planner.errors import NotProvenError
 from planner.moves import moved_bytes
 from planner.packing import packed
-from planner.problem import Answer, Earlier, Problem, least_bytes
+from planner.problem import Answer, Earlier, Problem, granule_bytes, least_bytes
 from planner.search import Infeasible, Optimum, Settings, minimise
-from planner.symmetry import twins
+from planner.symmetry import alike_alone, twins
 
 SETTLE_LIMIT = 1.0
 """Of one step of settling quantities, in the same units."""
@@ -94,24 +94,43 @@ class _Search:
         self.settings = settings
         self.optima: list[Optimum] = []
         self.goal: dict[str, list[int]] = {}
+        self.settled = problem.goal == "time"
 
     @cached_property
     def bounds(self) -> Bounds | None:
-        return lower_bounds(self.problem)
+        """Of the answers that the goal leaves, once it is settled."""
+        return lower_bounds(self._for_time())
 
     @cached_property
     def least(self) -> float:
         return self.bounds.least if self.bounds else 0.0
 
+    def _for_time(self) -> Problem:
+        """What is left to be as fast as can be: with a balance, in the memory that may then be taken."""
+        problem, granule = self.problem, granule_bytes(self.problem)
+        if problem.goal == "fill":
+            return problem
+        capacity = [
+            each - granule * value for each in problem.capacity_bytes for value in self.goal.get("balance", [0])
+        ]
+        if problem.spare is not None:
+            most = problem.capacity_bytes[problem.spare]
+            capacity[problem.spare] = min([most, *(granule * value for value in self.goal.get("spare", ()))])
+        return replace(problem, goal="time", spare=None, capacity_bytes=tuple(capacity))
+
     @cached_property
     def twins(self) -> tuple[tuple[int, int], ...]:
         return twins(self.problem)
+
+    @cached_property
+    def alike(self) -> tuple[tuple[int, int], ...]:
+        return alike_alone(self.problem)
 
     def run(self, keep: Keep | None) -> Solved:
         self._settle_goal()
         model, step = self._step()
         if keep is None:
-            small = self._model(model.chosen(), whole=bool(self.settings.gap_ppm))
+            small = self._model(model.chosen(), whole=bool(self.settings.gap_ppm), alone=True)
         else:
             small, step = self._keep(keep, step)
         small.model.add(small.step_ns <= step.value)
@@ -171,13 +190,20 @@ class _Search:
         yield math.inf
 
     def _model(
-        self, restriction: Restriction, ranked: int | None = None, *, keep: bool = False, whole: bool = False
+        self,
+        restriction: Restriction,
+        ranked: int | None = None,
+        *,
+        keep: bool = False,
+        whole: bool = False,
+        alone: bool = False,
     ) -> Model:
-        """A model of what is as good as is known by now; of twins the first have the most layers.
+        """A model of what is as good as is known by now; of hosts or devices alike the first have the most layers.
 
         ``whole``: with the columns of layers, where others have only the levels of their time: for where a gap is
         accepted, as columns may take less than their level, though not less than the least. ``keep``: such that it can
-        be compared with an earlier answer.
+        be compared with an earlier answer. ``alone``: there are no other groups and choices, which devices could be
+        exchanged for.
         """
         model = Model(self.problem, restriction, by_level=not (whole or keep), placed=keep)
         filled = self.goal.get("fill")
@@ -190,7 +216,9 @@ class _Search:
             model.model.add(model.balance >= value)
         if not keep:
             model.leading(self.twins)
-        if self.bounds is not None and self.bounds.apart:
+        if not (keep or alone):
+            model.in_turn(self.alike)
+        if self.settled and self.bounds is not None and self.bounds.apart:
             model.model.add(model.step_ns >= math.ceil(self.least))
         if ranked is not None:
             model.model.add(model.ranked_step <= ranked)
@@ -293,6 +321,7 @@ class _Search:
                 model.model.add(layers == size)
             self.order(model, [(layers, problem.layers) for layers in filled])
             self.goal["fill"] = [model.value(layers) for layers in filled]
+        self.settled = True
 
     def minimise(
         self,

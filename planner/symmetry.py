@@ -1,4 +1,6 @@
-"""Hosts that a problem does not tell apart: of answers that are equal but for their names, one is enough."""
+"""Hosts and devices that a problem does not tell apart: of answers that are equal but for names, one is enough."""
+
+from dataclasses import replace
 
 from planner.problem import Block, Group, Option, Problem
 
@@ -48,3 +50,45 @@ def _same_options(problem: Problem, block: Block, exchanged: list[int]) -> bool:
 
     known = {key(option, option.devices) for option in block.options}
     return all(key(option, tuple(exchanged[d] for d in option.devices)) in known for option in block.options)
+
+
+def alike_alone(problem: Problem) -> tuple[tuple[int, int], ...]:
+    """Pairs of devices, each the next of its like, that may change places where all is on single devices.
+
+    What is on the first then never comes later in the lists of groups and options than if it were on the second.
+    """
+    if problem.ordered or problem.counts is not None or problem.goal == "fill":
+        return ()
+    placed = [[group.devices for group in problem.groups]]
+    placed += [[option.devices for option in block.options] for block in problem.blocks]
+    if any(len(devices) > 1 for sets in placed for devices in sets) or any(
+        len(each) > len(set(each)) for each in placed
+    ):
+        return ()
+    last: dict[int, int] = {}
+    found = []
+    for device, number in enumerate(problem.alike):
+        if device != problem.spare:
+            if number in last and _same_alone(problem, last[number], device):
+                found.append((last[number], device))
+            last[number] = device
+    return tuple(found)
+
+
+def _same_alone(problem: Problem, one: int, other: int) -> bool:
+    rates = [kind.unit_ps for kind in problem.kinds]
+    rates += [axis.each_ps for block in problem.blocks for axis in block.axes]
+    if any(each[one] != each[other] for each in (problem.capacity_bytes, *rates)):
+        return False
+    if any((one in devices) != (other in devices) for devices in problem.hosts):
+        return False
+    listed: list[dict[int, tuple[int, object]]] = [
+        {g.devices[0]: (i, replace(g, devices=())) for i, g in enumerate(problem.groups)}
+    ]
+    for block in problem.blocks:
+        listed.append({o.devices[0]: (i, replace(o, devices=())) for i, o in enumerate(block.options)})
+    return all(
+        (one in each) == (other in each)
+        and (one not in each or (each[one][0] < each[other][0] and each[one][1] == each[other][1]))
+        for each in listed
+    )

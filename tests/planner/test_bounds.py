@@ -7,7 +7,6 @@ import pytest
 
 from planner.bounds import Bounds, lower_bounds
 from planner.problem import Answer
-from planner.symmetry import twins
 from tests.planner.every_answer import every_answer, value
 from tests.planner.tiny_problems import tiny_answer, tiny_problem
 
@@ -63,11 +62,3 @@ def test_something_is_left_out() -> None:
         if bounds is not None and solved is not None:
             less += len(bounds.within(solved.objective_ns).groups) < len(tiny_problem(seed).groups)
     assert less > 40
-
-
-def test_twins_are_hosts_that_differ_by_name_alone() -> None:
-    found = [(problem, pairs) for seed in range(300) if (pairs := twins(problem := tiny_problem(seed)))]
-    for problem, pairs in found:
-        for one, other in pairs:
-            here, there = (problem.hosts[host] for host in (one, other))
-            assert [problem.capacity_bytes[d] for d in here] == [problem.capacity_bytes[d] for d in there]
