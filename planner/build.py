@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from planner import device_map
+from planner import device_map, silence
 from planner.emit import emit
 from planner.errors import ConfigError, InputError, OutputError
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
@@ -19,6 +19,7 @@ from planner.search import Settings
 from planner.shortage import infeasible
 from planner.solve import Keep, Solved, fits, solve
 from plans import codec
+from plans.facts import MOST_STALL_S
 from plans.schema import (
     DTYPE_BYTES,
     DType,
@@ -72,8 +73,8 @@ class Wanted:
     """Default: the dtype."""
     tree: Tree | None = None
     prefill_chunk: int | None = None
-    stall_timeout_s: int = 6
-    """Longer than any layer takes, and short enough that a run which hangs has ended within 10 s."""
+    stall_timeout_s: int | None = None
+    """Default: as long as the slowest device needs, and no less than ``silence.LEAST_S``."""
     strategy: Strategy = "latency"
     kv_axis: KvAxis | None = None
     """Default: the solver's choice, stage by stage."""
@@ -152,7 +153,7 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
         dtype=dtype,
         kv_dtype=wanted.kv_dtype or dtype,
         prefill_chunk=chunk,
-        stall_timeout_s=wanted.stall_timeout_s,
+        stall_timeout_s=wanted.stall_timeout_s or silence.LEAST_S,
         strategy=wanted.strategy,
         kv_axis=wanted.kv_axis,
         custom=wanted.custom,
@@ -184,7 +185,22 @@ def build(request: Request, settings: Settings) -> Built:
         longest = longest_context(request.base, request.draft, inventory, wanted, dtype, settings)
         wanted = dataclasses.replace(wanted, context=longest)
     options = resolve(wanted, dtype, request.base, request.draft)
-    return plan(request.base, request.draft, inventory, options, settings, request.previous)
+    built = plan(request.base, request.draft, inventory, options, settings, request.previous)
+    return dataclasses.replace(built, plan=_patient(built.plan, wanted.stall_timeout_s))
+
+
+def _patient(plan: Plan, asked_s: int | None) -> Plan:
+    """The plan with a stall timeout that its devices can keep; raise InputError where one asked for is too short."""
+    device, silence_ns = silence.longest_silence(plan)
+    if asked_s is None:
+        stall_timeout_s = min(silence.stall_timeout_s(silence_ns), MOST_STALL_S)
+        return dataclasses.replace(plan, options=dataclasses.replace(plan.options, stall_timeout_s=stall_timeout_s))
+    if asked_s * 10**9 < silence_ns:
+        raise InputError(
+            f"--stall-timeout: found {asked_s}, device {device} is predicted to compute {silence_ns / 1e9:.1f} s in "
+            f"one piece: give {silence.stall_timeout_s(silence_ns)}, or a smaller --prefill-chunk"
+        )
+    return plan
 
 
 def understand(request: Request) -> tuple[DType, Inventory, Wanted]:

@@ -58,9 +58,7 @@ DEFAULT_WITHIN_PPM = 20_000
     "stall_timeout_s",
     metavar="S",
     type=click.IntRange(1, MOST_STALL_S),
-    default=builder.Wanted().stall_timeout_s,
-    show_default=True,
-    help="Seconds without progress of a device after which a run ends.",
+    help="Seconds without progress of a device after which a run ends; default: 6, or what the slowest needs.",
 )
 @click.option(
     "--gap", callback=parse_gap, default="0", show_default=True, help="Accept a placement this close, as 0.05."
