@@ -222,6 +222,14 @@ def groups(plan: Plan, maker: Maker) -> Comm:
     )
 
 
+def transports(plan: Plan) -> set[Transport]:
+    """Of all groups of a plan."""
+    stages = [transport for stage in plan.stages for transport in (stage.transport, stage.hop_transport)]
+    place = plan.draft_placement
+    draft = [place.transport, place.feature_transport] if place else []
+    return {plan.message_transport, plan.embed.transport, plan.head.transport, plan.head.hop_transport, *stages, *draft}
+
+
 def exchanging(group: Stage | DraftPlacement) -> list[tuple[str, ...]]:
     """The subgroups of a stage, or of the draft, whose members tell each other of their attention."""
     divided = kv_division(group)
@@ -269,8 +277,13 @@ class _Maker:
     def _handle(self, ranks: tuple[int, ...], transport: Transport) -> dist.ProcessGroup:
         key = (tuple(sorted(ranks)), transport)
         if key not in self.made:
-            self.made[key] = dist.new_group(list(key[0]), backend=transport, timeout=TIMEOUT)
+            made = self.made[key] = dist.new_group(list(key[0]), backend=transport, timeout=TIMEOUT)
             self.progress.tick()
+            if transport == "nccl" and self.rank in ranks:
+                # its buffers and connections, which it would make in the first step
+                dist.all_reduce(torch.zeros(1, device="cuda"), group=made)
+                torch.cuda.synchronize()
+                self.progress.tick()
         return self.made[key]
 
 

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from plans.schema import Plan
 from runtime import ops
-from runtime.comm import Rendezvous
+from runtime.comm import Rendezvous, transports
 from runtime.engine import Rank
 from runtime.errors import PeerError, RuntimeRefusal
 from runtime.exchange import Exchange
@@ -36,7 +36,7 @@ from runtime.memory import DTYPES
 from runtime.progress import Progress, Status
 from runtime.request import Completion, Piece, Request
 from runtime.torchrun import Torchrun
-from runtime.watch import LOOK_S, Sight, Watch, who
+from runtime.watch import LOOK_S, NCCL_S, Sight, Watch, who
 
 GRACE_S = 0.5
 """After the first failure, how long others are heard, so that the one that failed first is named."""
@@ -103,6 +103,7 @@ class Family:
         self._names = [device.id for device in plan.devices]
         self._ranks = range(len(self._names)) if torchrun is None else range(torchrun.rank, torchrun.rank + 1)
         self._stall_s = plan.options.stall_timeout_s
+        self._meeting_s = NCCL_S if "nccl" in transports(plan) else 0
         self._board: dict[int, Any] = {rank: context.RawValue(Status) for rank in self._ranks}
         self._stopped: Any = context.RawValue("i", 0)
         self._children: dict[int, BaseProcess] = {}
@@ -247,7 +248,7 @@ class Family:
 
     def _first_failure(self) -> RuntimeRefusal | None:
         """Pass on what ranks send until one fails; None when the run is being ended."""
-        watch, looked = Watch(self._names, self._stall_s), 0.0
+        watch, looked = Watch(self._names, self._stall_s, self._meeting_s), 0.0
         while True:
             ready = multiprocessing.connection.wait([*self._pipes.values(), self._wake], LOOK_S)
             if self._wake in ready:

@@ -19,6 +19,8 @@ LOOK_S = 0.25
 """How often ranks are looked at."""
 MOST_UNSEEN_S = 1.0
 """More than this between two looks was not watched, and does not count: the watcher itself may have been stopped."""
+NCCL_S = 60
+"""So long ranks may stand still while they meet over NCCL, which looks for its ways without a sign of life."""
 LOADING: tuple[Phase, ...] = ("starting", "reading its image")
 """What may take any time, without a layer to count: to get on is to have used the processor."""
 
@@ -72,8 +74,9 @@ class Sight:
 class Watch:
     """For how long no rank of a run has got on, by the clock of a process that may have been stopped itself."""
 
-    def __init__(self, names: Sequence[str], stall_s: int) -> None:
-        self._names, self._stall_s = names, stall_s
+    def __init__(self, names: Sequence[str], stall_s: int, meeting_s: int) -> None:
+        """``meeting_s``: the same of ranks of which some are meeting the others."""
+        self._names, self._stall_s, self._meeting_s = names, stall_s, max(stall_s, meeting_s)
         self._looked, self._still = time.monotonic(), 0.0
         self._seen: list[Sight] = []
 
@@ -94,9 +97,11 @@ class Watch:
         else:
             self._still += min(now - self._looked, MOST_UNSEEN_S)
         self._looked, self._seen = now, known
-        return self._indictment(known) if self._still >= self._stall_s else ""
+        meeting = any(sight.phase == "meeting the other ranks" for sight in known)
+        most_s = self._meeting_s if meeting else self._stall_s
+        return self._indictment(known, most_s) if self._still >= most_s else ""
 
-    def _indictment(self, sights: list[Sight]) -> str:
+    def _indictment(self, sights: list[Sight], still_s: int) -> str:
         rank, reason = self._hung(sights)
         others = "; ".join(
             f"{name} in group {sight.group}"
@@ -104,9 +109,7 @@ class Watch:
             if other != rank and sight.group
         )
         waiting = f"; others wait: {others}" if others else ""
-        return (
-            f"{who(self._names, rank, sights[rank].phase)}, made no progress for {self._stall_s} s: {reason}{waiting}"
-        )
+        return f"{who(self._names, rank, sights[rank].phase)}, made no progress for {still_s} s: {reason}{waiting}"
 
     def _hung(self, sights: list[Sight]) -> tuple[int, str]:
         """The rank that all others wait for, and what is known of it."""

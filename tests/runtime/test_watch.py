@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def looked(clock: list[float], seconds: float, *sights: Sight | None) -> str:
     """The complaint after so many seconds of the same sights."""
-    seen, found = Watch(NAMES, STALL_S), ""
+    seen, found = Watch(NAMES, STALL_S, 0), ""
     for _ in range(round(seconds / LOOK_S) + 1):
         found = seen.complaint(sights)
         clock[0] += LOOK_S
@@ -74,8 +74,21 @@ def test_ranks_that_have_not_begun_what_they_were_asked_or_not_told_its_end_are_
     assert looked(clock, 100, asked, replace(asked, asked=0), agreeing) == "", "another host may ask later"
 
 
+def test_ranks_that_meet_over_nccl_may_take_longer(clock: list[float]) -> None:
+    meets = replace(WAITS, phase="meeting the other ranks")
+    seen = Watch(NAMES, STALL_S, 10)
+    told = []
+    for _ in range(round(10 / LOOK_S) + 1):
+        told.append(seen.complaint([meets, replace(meets, stopped=True), WAITS]))
+        clock[0] += LOOK_S
+    assert not any(told[:-1])
+    assert told[-1].startswith(
+        "device b (rank 1), while in 'meeting the other ranks', made no progress for 10 s: its pr"
+    )
+
+
 def test_any_progress_of_anybody_counts_and_so_does_not_the_time_in_which_nobody_watched(clock: list[float]) -> None:
-    seen = Watch(NAMES, STALL_S)
+    seen = Watch(NAMES, STALL_S, 0)
     for tick in range(40):
         assert seen.complaint([WAITS, replace(BUSY, ticks=tick // 5), WAITS]) == ""
         clock[0] += LOOK_S
@@ -83,7 +96,7 @@ def test_any_progress_of_anybody_counts_and_so_does_not_the_time_in_which_nobody
     for tick in range(40):
         assert seen.complaint([WAITS, replace(reading, used_s=1 + tick // 5), WAITS]) == ""
         clock[0] += LOOK_S
-    seen = Watch(NAMES, STALL_S)
+    seen = Watch(NAMES, STALL_S, 0)
     assert seen.complaint([WAITS, BUSY, WAITS]) == ""
     clock[0] += 1000
     assert seen.complaint([WAITS, BUSY, WAITS]) == "", "whoever watches was stopped too"
