@@ -1,5 +1,9 @@
 """``python -m planner``."""
 
-from planner.cli import main
+from plans.signals import nothing_to_clean_up
 
-main(prog_name="python -m planner")
+with nothing_to_clean_up():
+    from planner.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="python -m planner")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from planner.commands.console import put
+from plans.signals import nothing_to_clean_up
 
 HOMES = {
     "build": "build",
@@ -33,7 +34,9 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in HOMES:
             return None
-        found: click.Command = getattr(import_module(f"planner.commands.{HOMES[cmd_name]}"), f"{cmd_name}_command")
+        with nothing_to_clean_up():
+            module = import_module(f"planner.commands.{HOMES[cmd_name]}")
+        found: click.Command = getattr(module, f"{cmd_name}_command")
         return found
 
     def make_context(

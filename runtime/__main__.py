@@ -3,7 +3,7 @@
 import os
 import sys
 
-from runtime.signals import nothing_to_clean_up
+from plans.signals import nothing_to_clean_up
 
 with nothing_to_clean_up():
     from runtime.cli import main

@@ -20,10 +20,10 @@ import click
 from plans import codec
 from plans.check import load
 from plans.schema import PlanError
+from plans.signals import answered, nothing_to_clean_up
 from runtime.arguments import AS_JSON, PLAN
 from runtime.errors import MachineError, RequestError, RuntimeRefusal
 from runtime.images import check_images
-from runtime.signals import answered, nothing_to_clean_up
 from runtime.torchrun import Torchrun
 
 INTERRUPTED = 130

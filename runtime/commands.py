@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from plans.check import load
 from plans.schema import Plan
+from plans.signals import answered
 from runtime import report
 from runtime.arguments import AS_JSON, PLAN
 from runtime.bench import Bench, measure
@@ -24,7 +25,6 @@ from runtime.chat import ChatTemplate, Turn
 from runtime.errors import MachineError, RequestError
 from runtime.images import check_images
 from runtime.service import DEFAULT_NEW_TOKENS, Engine, Generation, Stream, Wanted, make_request
-from runtime.signals import answered
 from runtime.text import TOKENIZER_FILE, encode, load_tokenizer
 from runtime.torchrun import Torchrun, interface_towards
 

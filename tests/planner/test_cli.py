@@ -4,8 +4,10 @@ import io
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -501,3 +503,17 @@ def test_the_commands_run_as_a_module_and_planning_imports_no_torch(models: Path
     )
     for command in ("build", "compile", "show", "diff", "check", "scan", "inventory"):
         assert command in shown.stdout
+
+
+@pytest.mark.parametrize("after_s", [0.1, 0.4, 0.8])
+def test_ctrl_c_is_no_difference_and_no_traceback(models: Path, tmp_path: Path, after_s: float) -> None:
+    """While modules are imported, and while a command does its work."""
+    command = [sys.executable, "-m", "planner", "build", "--gpus", str(models / "inventory.yaml"), "--plan-only"]
+    run = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "p")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(after_s)
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate()
+    assert run.returncode in (-signal.SIGINT, 130, 0)
+    assert "Traceback" not in told

@@ -1,4 +1,4 @@
-"""What signals do for a while."""
+"""What signals do for a while; for the commands of both packages."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ def answered(number: signal.Signals, handler: Callable[[int, FrameType | None], 
 
 @contextmanager
 def nothing_to_clean_up() -> Iterator[None]:
-    """Ctrl-C ends the process at once, where it would be an exception: to import torch takes seconds."""
+    """Ctrl-C ends the process at once, where it would be an exception: to import what a command needs takes seconds."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
