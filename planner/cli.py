@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from planner.commands.console import put
+from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
 from plans.signals import nothing_to_clean_up
 
 HOMES = {
@@ -20,6 +21,9 @@ HOMES = {
     "show": "show",
 }
 """The module of each command."""
+
+
+VERSION = f"%(package)s %(version)s, plans of schema {SCHEMA_MAJOR}.{SCHEMA_MINOR}"
 
 
 class Commands(click.Group):
@@ -64,6 +68,7 @@ def usage(as_json: bool) -> Iterator[None]:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="eagleplan", message=VERSION)
 def main() -> None:
     """Plan where a model lies on your devices, prove it optimal, freeze it, and compile its images.
 

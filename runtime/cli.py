@@ -19,7 +19,7 @@ import click
 
 from plans import codec
 from plans.check import load
-from plans.schema import PlanError
+from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR, PlanError
 from plans.signals import answered, nothing_to_clean_up
 from runtime.arguments import AS_JSON, PLAN
 from runtime.errors import MachineError, RequestError, RuntimeRefusal
@@ -29,6 +29,9 @@ from runtime.torchrun import Torchrun
 INTERRUPTED = 130
 DECODING = ("bench", "run")
 """Commands of `runtime.commands`."""
+
+
+VERSION = f"%(package)s %(version)s, plans of schema {SCHEMA_MAJOR}.{SCHEMA_MINOR}"
 
 
 class Commands(click.Group):
@@ -47,6 +50,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="eagleplan", message=VERSION)
 def commands() -> None:
     """Execute plans: EAGLE decoding on exactly the devices that a plan names."""
 

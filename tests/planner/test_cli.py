@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from planner.cli import main
 from planner.commands.console import tables
 from plans import codec
 from plans.artifact import load_images
+from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
 from tests.plan_factory import write_base, write_draft
 from tests.planner.instances import ROOT, cpu, host
 
@@ -514,3 +516,11 @@ def test_ctrl_c_while_modules_are_imported_is_no_difference_and_no_traceback(mod
     _, told = run.communicate()
     assert run.returncode == -signal.SIGINT
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("package", ["planner", "runtime"])
+def test_the_version_is_that_of_the_package_and_of_its_plans(package: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", package, "--version"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == f"eagleplan {metadata.version('eagleplan')}, plans of schema {SCHEMA_MAJOR}.{SCHEMA_MINOR}\n"
