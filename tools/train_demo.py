@@ -49,7 +49,13 @@ DRAFT_VOCAB_SIZE = 1024
 PROMPT_TOKENS = 96
 MAX_POSITIONS = 512
 NEW_TOKENS = 200
-HEAD_TOKENS = 256
+HEAD_TOKENS = 320
+HEAD_PROMPTS = (16, 32, 64, 96)
+SELF_FED_ROWS = 128
+GENERATED_TOGETHER = 128
+HEAD_ROWS = 5
+SOFT_SHARE = 0.1
+STEP_DECAY = 0.9
 MUON_LR = 0.02
 WARM_UP_STEPS = 25
 HEAD_CONFIG: dict[str, Any] = {
@@ -83,7 +89,7 @@ class Budget:
     generated_rows: int
     eagle3_steps: int
     eagle1_steps: int
-    eagle3_unroll: int = 4
+    eagle3_unroll: int = 5
     eagle1_unroll: int = 2
     sequence_tokens: int = MAX_POSITIONS
     batch_sequences: int = 8
@@ -380,22 +386,25 @@ class Unrolled:
     up to i, which are committed pairs, and row i of steps 1..j, which are its own ancestors:
 
         step 0 rows   0 1 .. i | step 1: i | step 2: i | .. | step j: i
+
+    Step 0 has all rows, the later ones `rows` [R] of them, as many of a text are much alike.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Tensor, length: int) -> None:
         self.steps: list[tuple[Tensor, Tensor]] = []
+        self.future = torch.arange(length) > rows[:, None]  # [R, T]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[B, heads, T, D]; every call is the next step."""
+        """[B, heads, T, D], then [B, heads, R, D]; every call is the next step."""
         self.steps.append((k, v))
         (k0, v0), own = self.steps[0], self.steps[1:]
         if not own:
             return F.scaled_dot_product_attention(q, k0, v0, is_causal=True)
-        length = q.shape[2]
-        future = torch.ones(length, length, dtype=torch.bool).triu(1)
-        scores = [(q @ k0.mT).masked_fill(future, float("-inf"))]
+        length = k0.shape[2]
+        q = q * q.shape[-1] ** -0.5
+        scores = [(q @ k0.mT).masked_fill(self.future, float("-inf"))]
         scores += [(q * kj).sum(-1, keepdim=True) for kj, _ in own]
-        weights = (torch.cat(scores, dim=-1) * q.shape[-1] ** -0.5).softmax(-1)
+        weights = torch.cat(scores, dim=-1).softmax(-1)
         out = weights[..., :length] @ v0
         for j, (_, vj) in enumerate(own):
             out = out + weights[..., length + j, None] * vj
@@ -403,36 +412,41 @@ class Unrolled:
         return result
 
 
-def imitation_loss(draft_logits: Tensor, target_logits: Tensor) -> Tensor:
-    """Cross entropy against the target's distribution over the draft ids, half of it moved onto its first choice."""
-    log_p = draft_logits.log_softmax(-1)
-    soft = -(target_logits.softmax(-1) * log_p).sum(-1)
-    hard = -log_p.gather(-1, target_logits.argmax(-1, keepdim=True))[..., 0]
-    return 0.5 * (soft + hard)
+def target_choices(head: Head, final: Tensor, base: LlamaForCausalLM) -> tuple[Tensor, Tensor]:
+    """What a head should say of the base's final states [B, T, H]: weights [B, T, draft ids], and which rows count.
+
+    Mostly the base's first choice, which greedy decoding asks for, and a little of its distribution. A row whose first
+    choice lies outside the draft vocabulary is left out.
+    """
+    logits = base.lm_head(final)
+    known = logits[..., head.token_ids()]
+    first = F.one_hot(known.argmax(-1), known.shape[-1])
+    return torch.lerp(first.float(), known.softmax(-1), SOFT_SHARE), known.amax(-1) == logits.amax(-1)
 
 
-def head_loss(head: Head, ids: Tensor, states: tuple[Tensor, ...], base: LlamaForCausalLM, unroll: int) -> Tensor:
-    """Loss over `unroll` self-fed steps on ids [B, T + unroll]; `states` are the base's hidden states there.
+def head_loss(
+    head: Head, ids: Tensor, states: tuple[Tensor, ...], base: LlamaForCausalLM, unroll: int, rows: Tensor
+) -> Tensor:
+    """Loss over `unroll` self-fed steps, the later ones of `rows` [R] alone, on ids [B, T + unroll].
 
-    EAGLE-1 adds its smooth-L1 regression of the feature it stands for. A row whose first choice lies outside the draft
-    vocabulary is left out.
+    `states` are the base's hidden states there. EAGLE-1 adds its smooth-L1 regression of the feature it stands for.
     """
     length = ids.shape[1] - unroll
     feature = head.target_feature(states)[:, :length]
     embedding = base.model.embed_tokens(ids)
-    draft_ids, memory, loss = head.token_ids(), Unrolled(), torch.zeros(())
+    target, covered = target_choices(head, states[-1], base)
+    memory, loss, fed = Unrolled(rows, length), torch.zeros(()), torch.arange(length)
     for j in range(unroll):
-        positions = torch.arange(j, j + length)
-        feature = head(embedding[:, j + 1 : j + 1 + length], feature, positions, memory.attend)
-        final = states[-1][:, j + 1 : j + 1 + length]
-        logits = base.lm_head(final)
-        known = logits[..., draft_ids]
-        rows = imitation_loss(head.logits(feature, base), known)
-        covered = known.amax(-1) == logits.amax(-1)
-        loss = loss + 0.9**j * (rows * covered).sum() / covered.sum()
+        feature = head(embedding[:, fed + 1], feature, fed, memory.attend)
+        log_p = head.logits(feature, base).log_softmax(-1)
+        missed = -(target[:, fed + 1] * log_p).sum(-1) * covered[:, fed + 1]
+        loss = loss + STEP_DECAY**j * missed.sum() / covered[:, fed + 1].sum()
         if isinstance(head, Eagle1Head):
-            loss = loss + 0.9**j * F.smooth_l1_loss(feature, final)
-    return loss / sum(0.9**j for j in range(unroll))
+            loss = loss + STEP_DECAY**j * F.smooth_l1_loss(feature, states[-1][:, fed + 1])
+        if j == 0:
+            feature, fed = feature[:, rows], rows
+        fed = fed + 1
+    return loss / sum(STEP_DECAY**j for j in range(unroll))
 
 
 def head_config(name: str) -> dict[str, Any]:
@@ -457,21 +471,24 @@ def new_head(name: str, base: LlamaForCausalLM, frequency: Tensor) -> Head:
     return head
 
 
-def head_batches(train: Tensor, generated: Tensor, width: int, rng: random.Random) -> Iterator[Tensor]:
-    """Endless [8, width] batches: six rows of the base's own greedy text, two of the corpus."""
+def head_batches(generated: Tensor, width: int, rng: random.Random) -> Iterator[Tensor]:
+    """Endless shuffled epochs of [rows, width] batches of the base's own greedy text."""
     while True:
         order = list(range(len(generated)))
         rng.shuffle(order)
-        for i in range(0, len(order) - 5, 6):
-            yield torch.cat((generated[order[i : i + 6], :width], windows(train, 2, width, rng)))
+        for i in range(0, len(order) - HEAD_ROWS + 1, HEAD_ROWS):
+            yield generated[order[i : i + HEAD_ROWS], :width]
 
 
 def generated_rows(base: LlamaForCausalLM, train: Tensor, budget: Budget) -> Tensor:
-    """The base's greedy continuations of training windows, prompts of 64 tokens included."""
+    """The base's greedy continuations of training windows of several lengths, these included."""
     rng = random.Random(budget.seed + 3)
     width = HEAD_TOKENS + max(budget.eagle3_unroll, budget.eagle1_unroll)
-    chunks = [windows(train, 64, 64, rng) for _ in range(budget.generated_rows // 64)]
-    return torch.cat([generate_greedily(base, prompts, width - 64) for prompts in chunks])
+    chunks = []
+    for number in range(budget.generated_rows // GENERATED_TOGETHER):
+        prompts = windows(train, GENERATED_TOGETHER, HEAD_PROMPTS[number % len(HEAD_PROMPTS)], rng)
+        chunks.append(generate_greedily(base, prompts, width - prompts.shape[1]))
+    return torch.cat(chunks)
 
 
 def train_head(
@@ -486,13 +503,13 @@ def train_head(
     frequency += torch.bincount(train, minlength=VOCAB_SIZE) / len(train)
     head = new_head(name, base, frequency)
     trainer = Trainer(head, steps, adam_lr=0.002)
-    source = head_batches(train, generated, HEAD_TOKENS + unroll, random.Random(budget.seed))
-    loss_of = torch.compile(head_loss)
+    source = head_batches(generated, HEAD_TOKENS + unroll, random.Random(budget.seed))
     for step in range(steps):
         ids = next(source)
+        rows = torch.randperm(HEAD_TOKENS)[:SELF_FED_ROWS].sort().values
         with torch.no_grad():
             states = base.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-        loss = loss_of(head, ids, states, base, unroll)
+        loss = head_loss(head, ids, states, base, unroll, rows)
         trainer.step(loss)
         log.step(name, step, loss)
     return head.state_dict()
@@ -534,14 +551,15 @@ Losses are of training batches, smoothed over about twenty steps.
 | cool-down to a tenth | {cooldown_steps} such steps | {cooldown[seconds]} s | {cooldown[loss]:.3f} nats per token |
 | unlikelihood | {unlikelihood_steps} steps | {unlikelihood[seconds]} s | {unlikelihood[loss]:.3f} nats per token |
 | greedy text for the heads | {generated_rows} continuations | {generated[seconds]} s | |
-| EAGLE-3 head | {eagle3_steps} steps of 2048 pairs x {eagle3_unroll} | {eagle3[seconds]} s | {eagle3[loss]:.3f} |
-| EAGLE-1 head | {eagle1_steps} steps of 2048 pairs x {eagle1_unroll} | {eagle1[seconds]} s | {eagle1[loss]:.3f} |
+| EAGLE-3 head | {eagle3_steps} steps of {head_step} x {eagle3_unroll} | {eagle3[seconds]} s | {eagle3[loss]:.3f} |
+| EAGLE-1 head | {eagle1_steps} steps of {head_step} x {eagle1_unroll} | {eagle1[seconds]} s | {eagle1[loss]:.3f} |
 
 The wall times are of a machine that did other work too. The unlikelihood stage is there because a base this small
 repeats itself under greedy decoding: beside the usual loss it lowers the probability of tokens that complete a 6-gram
 which the base's own greedy continuation of a training prompt already holds. The heads learn from the stored (bfloat16)
-base computed in float32, on three parts of its own greedy text and one part of corpus; "x n" means n
-self-fed steps, over which the loss is averaged.
+base computed in float32, on its own greedy continuations of windows of the corpus of 16 to 96 tokens: nine tenths of
+the loss are of the base's first choice, the rest of its distribution. "x n" means n self-fed steps, each of which
+weighs nine tenths of the one before.
 
 ## Measured
 
@@ -620,6 +638,7 @@ def model_card(
         **parameters,
         **stages,
         **dataclasses.asdict(budget),
+        head_step=f"{HEAD_ROWS * HEAD_TOKENS} pairs, {HEAD_ROWS * SELF_FED_ROWS} of them",
         total_bytes=total,
         python=platform.python_version(),
         corpus=corpus,
@@ -687,8 +706,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps-base", type=int, default=400)
     parser.add_argument("--steps-cooldown", type=int, default=120)
     parser.add_argument("--steps-unlikelihood", type=int, default=12)
-    parser.add_argument("--generated-rows", type=int, default=512)
-    parser.add_argument("--steps-eagle3", type=int, default=280)
+    parser.add_argument("--generated-rows", type=int, default=2048)
+    parser.add_argument("--steps-eagle3", type=int, default=1500)
     parser.add_argument("--steps-eagle1", type=int, default=160)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
