@@ -19,6 +19,7 @@ from planner.cost import PS_PER_NS
 from planner.place_bounds import FAR, Places, most_states
 from planner.problem import Block, Column, Group, Option, Problem, Receive
 from planner.stage_bounds import MARGIN, Curve, least_each, least_quanta, rates_ns
+from planner.whole_bounds import whole_bounds
 
 MOST_STATES = 5000
 """Of one place: ways to have taken some of its devices, up to renaming of equal ones."""
@@ -36,10 +37,14 @@ class Bounds:
     apart: tuple[Excess, ...]
     """Of each part of an answer by itself: an answer takes what its dearest group and all its blocks say, together."""
 
+    whole: Excess | None = None
+    """Of an answer of whole layers: what it takes with what is received."""
+
     @cached_property
     def chained(self) -> tuple[Excess, ...]:
         """With what they receive from one another."""
-        return tuple(Chain(self.problem, each).excess() for each in self.apart)
+        found = tuple(Chain(self.problem, each).excess() for each in self.apart)
+        return found if self.whole is None else (*found, self.whole)
 
     @property
     def least(self) -> float:
@@ -74,6 +79,9 @@ def lower_bounds(problem: Problem) -> Bounds | None:
     free = _bounds(problem, nothing)
     if not free.groups:
         return Bounds(problem=problem, apart=())
+    whole = whole_bounds(problem, lambda placed: _bounds(placed, nothing))
+    if whole is not None:
+        return Bounds(problem=problem, apart=(free,) if whole.groups else (), whole=whole)
     prices = _prices(problem, free)
     if prices is not None and not prices.any():
         return Bounds(problem=problem, apart=(free,))

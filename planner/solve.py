@@ -110,13 +110,13 @@ class _Search:
         problem, granule = self.problem, granule_bytes(self.problem)
         if problem.goal == "fill":
             return problem
-        capacity = [
-            each - granule * value for each in problem.capacity_bytes for value in self.goal.get("balance", [0])
-        ]
+        free = sum(self.goal.get("balance", ()))
+        capacity, alike = [each - granule * free for each in problem.capacity_bytes], list(problem.alike)
         if problem.spare is not None:
             most = problem.capacity_bytes[problem.spare]
             capacity[problem.spare] = min([most, *(granule * value for value in self.goal.get("spare", ()))])
-        return replace(problem, goal="time", spare=None, capacity_bytes=tuple(capacity))
+            alike[problem.spare] = max(alike) + 1
+        return replace(problem, goal="time", spare=None, capacity_bytes=tuple(capacity), alike=tuple(alike))
 
     @cached_property
     def twins(self) -> tuple[tuple[int, int], ...]:

@@ -1,12 +1,17 @@
 """Bounds against answers that are written out or proven: none takes less than what it uses is said to allow."""
 
+import dataclasses
+import math
 from functools import cache
 from itertools import count, islice
 
 import pytest
 
 from planner.bounds import Bounds, lower_bounds
-from planner.problem import Answer
+from planner.problem import Answer, Problem
+from planner.search import Settings
+from planner.solve import solve
+from tests.planner.brute_force import best
 from tests.planner.every_answer import every_answer, value
 from tests.planner.tiny_problems import tiny_answer, tiny_problem
 
@@ -62,3 +67,38 @@ def test_something_is_left_out() -> None:
         if bounds is not None and solved is not None:
             less += len(bounds.within(solved.objective_ns).groups) < len(tiny_problem(seed).groups)
     assert less > 40
+
+
+def on_single_devices(seed: int) -> Problem | None:
+    """What is left of a problem where nothing is divided."""
+    problem = tiny_problem(seed)
+    blocks = [
+        dataclasses.replace(block, options=tuple(each for each in block.options if len(each.devices) == 1))
+        for block in problem.blocks
+    ]
+    groups = tuple(group for group in problem.groups if len(group.devices) == 1)
+    if not all(block.options for block in blocks) or len(problem.kinds) > 1 or problem.counts is not None:
+        return None
+    tail = blocks[2] if len(blocks) > 2 else None
+    return dataclasses.replace(
+        problem, goal="time", spare=None, groups=groups, first=blocks[0], last=blocks[1], tail=tail
+    )
+
+
+def test_where_all_is_whole_bounds_are_nearly_exact() -> None:
+    seen = exact = 0
+    for seed in range(150):
+        problem = on_single_devices(seed)
+        if problem is None or (expected := best(problem)) is None:
+            continue
+        bounds = lower_bounds(problem)
+        assert bounds is not None
+        assert bounds.whole is not None
+        assert bounds.least <= expected[-2], f"seed {seed}"
+        seen += 1
+        exact += math.ceil(bounds.least) == expected[-2]
+        answer = solve(problem, Settings())
+        assert answer is not None
+        assert answer.objective_ns == expected[-2]
+    assert seen >= 20
+    assert exact >= 0.3 * seen
