@@ -36,6 +36,9 @@ from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, Device, DType, Inventory, 
 LIMIT = 8.0
 """Of one objective of one change, in the solver's units of work."""
 
+FITS_LIMIT = 2.0
+"""Of whether anything fits, which more work seldom decides."""
+
 HOST_BANDWIDTH = "40 GB/s"
 HOST_FLOPS = "500 GFLOP/s"
 """Assumed of a host CPU that the inventory does not list, and said so: two channels of DDR4, eight cores with AVX2."""
@@ -74,7 +77,7 @@ class _Questions:
     def fits(self, request: Request) -> bool:
         """Whether a placement is found; one that would be refused, or is not proven within the limit, is none."""
         try:
-            return fits(self.problem(request), self.settings)
+            return fits(self.problem(request), replace(self.settings, limit=min(self.settings.limit, FITS_LIMIT)))
         except InputError:
             return False
         except NotProvenError:
