@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--tree", default="total_token=4,depth=2,top_k=1", help="of the random model")
-    parser.add_argument("--demo-tree", default="total_token=4,depth=2,top_k=1", help="of the embedded model")
+    parser.add_argument("--demo-tree", default="total_token=12,depth=4,top_k=2", help="of the embedded model")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     limit = reading_bytes_per_s()
