@@ -38,6 +38,8 @@ Bool = cp_model.IntVar
 
 MOST_BYTES = 1 << 50
 MOST_NS = 1 << 38
+MOST_RANKED = 1 << 61
+"""Times and ranks together: with the most groups that there may be, a step may still take seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,9 +134,9 @@ class Model:
         self._chain()
         self._messages()
         self._capacity()
-        self.step_ns = self._int(MOST_NS, "step_ns")
-        self.model.add(self.step_ns == sum(self.time))
         self.ties = self._ties(whole)
+        self.step_ns = self._int(min(MOST_NS, MOST_RANKED // self.ties), "step_ns")
+        self.model.add(self.step_ns == sum(self.time))
         self.ranked_step: Linear = self.step_ns * self.ties + self._rank(whole)
         """The time of a step; of equal ones fewer stages are less, then groups and choices that come first."""
 

@@ -7,7 +7,7 @@ from planner.cpsat import Model, everything
 from planner.errors import InfeasibleError, NotProvenError
 from planner.packing import packed
 from planner.problem import Problem, least_bytes
-from planner.search import Settings, minimise
+from planner.search import Infeasible, Settings, minimise
 from plans.diff import format_bytes
 
 LIMIT = 1.0
@@ -52,15 +52,19 @@ def shortage(problem: Problem, limit: float) -> Shortage:
     Equal devices are counted first; where that does not settle it, all packings are searched. Which packing it is is a
     matter of the search, and to order all of them to the byte takes minutes: so it is always the same search.
     """
-    least, structure = least_missing(problem)
-    least = max(least, least_bytes(problem) - sum(problem.capacity_bytes))
+    least = max(0, least_bytes(problem) - sum(problem.capacity_bytes))
+    try:
+        counted, structure = least_missing(problem)
+    except Infeasible:  # whatever memory there were
+        return Shortage(least_bytes=least, missing=None)
+    least = max(least, counted)
     found = packed(problem, structure) if structure else None
     if found is not None and sum(found) == least:
         return Shortage(least_bytes=least, missing=found)
     for from_below in (True, False) if found is None else (True,):  # the first finds little but proofs
         try:
             bound, packing = _searched(problem, least, limit, from_below)
-        except NotProvenError:
+        except (Infeasible, NotProvenError):
             continue
         least = max(least, bound)
         found = packing if found is None else min(found, packing, key=sum)

@@ -64,10 +64,12 @@ def test_a_shortage_that_takes_long_to_prove_has_two_bounds() -> None:
     assert seen
 
 
-def test_a_shortage_that_is_not_found_is_not_told() -> None:
-    problem = formulation(SMALL | {"hosts": SMALL["hosts"][:1]}, "eagle3").problem
-    mixed = dataclasses.replace(problem, counts=(0,) * len(problem.groups))
-    error = infeasible(mixed, Settings(limit=0.0))
+def test_where_no_memory_helps_no_shortage_is_told() -> None:
+    problem = formulation(SMALL, "eagle3").problem
+    halves = (problem.kinds[0], dataclasses.replace(problem.kinds[0], units=1))
+    lacking = tuple(dataclasses.replace(group, columns=(*group.columns, ())) for group in problem.groups)
+    sequence = (*problem.sequence, (1, 1))
+    error = infeasible(dataclasses.replace(problem, kinds=halves, groups=lacking, sequence=sequence), ONE)
     assert error.short_bytes == {}
     assert re.fullmatch(r"no placement fits: at least .* MiB short in all \([0-9]+ bytes\)", str(error))
 
