@@ -176,7 +176,7 @@ class _Counts:
         """Whether the last block may be on the devices of another."""
         mine, theirs = _by_members(self.on[-1]), _by_members(self.on[other])
         both = []
-        for members in mine.keys() & theirs.keys():
+        for members in sorted(mine.keys() & theirs.keys()):
             same = self.model.new_bool_var("")
             self.model.add(same <= sum(mine[members]))
             self.model.add(same <= sum(theirs[members]))
