@@ -535,7 +535,9 @@ def attend(data: Any) -> None:
                     target[i] = source[i]
         for sequence in range(rows // per_sequence):
             first_row = sequence * per_sequence
-            for begun in range(0, items, ITEMS):
+            begun = 0
+            while begun < items:
+                count = ITEMS if begun + 2 < items else 1
                 _attend_some(
                     data,
                     qkv + (first_row * all_heads + own * grouped) * head_bytes,
@@ -550,10 +552,12 @@ def attend(data: Any) -> None:
                     grouped,
                     begun,
                     items,
+                    count,
                     seen,
                     dims,
                     place,
                 )
+                begun += count
 
 
 @njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -568,13 +572,13 @@ def _rotate(data: Any, head: Any, cosine: Any, sine: Any, dims: Any) -> None:
 @njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
 def _attend_some(
     data: Any, q: Any, q_row: Any, keys: Any, to_values: Any, stride: Any, bias: Any, bias_row: Any, out: Any,
-    out_row: Any, grouped: Any, begun: Any, items: Any, seen: Any, dims: Any, place: Any,
+    out_row: Any, grouped: Any, begun: Any, items: Any, count: Any, seen: Any, dims: Any, place: Any,
 ) -> None:  # fmt: skip
-    """The items from ``begun`` on, one or ITEMS of them, the last of all computed again where fewer are left.
+    """The items from ``begun`` on, ``count`` of them: one, or ITEMS, the last of all again where fewer are left.
 
     An item is one of ``grouped`` heads of a row. ``place``: of each the query, the sum of values, the scores, float32.
     """
-    count, own = (ITEMS if begun + 1 < items else 1), 4 * (2 * dims + seen)
+    own = 4 * (2 * dims + seen)
     scale = F(1) / np.sqrt(F(dims))
     for number in range(count):
         item, query = min(begun + number, items - 1), floats(place + number * own)
