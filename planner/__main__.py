@@ -1,9 +1,10 @@
 """``python -m planner``."""
 
-from plans.signals import nothing_to_clean_up
+from plans.process import ended_at_once, importing
 
-with nothing_to_clean_up():
+with importing():
     from planner.cli import main
 
 if __name__ == "__main__":
-    main(prog_name="python -m planner")
+    with ended_at_once():
+        main(prog_name="python -m planner")

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from planner.commands.console import put
+from plans.process import importing
 from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
-from plans.signals import nothing_to_clean_up
 
 HOMES = {
     "build": "build",
@@ -38,7 +38,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in HOMES:
             return None
-        with nothing_to_clean_up():
+        with importing():
             module = import_module(f"planner.commands.{HOMES[cmd_name]}")
         found: click.Command = getattr(module, f"{cmd_name}_command")
         return found

@@ -19,8 +19,8 @@ import click
 
 from plans import codec
 from plans.check import load
+from plans.process import answered, importing
 from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR, PlanError
-from plans.signals import answered, nothing_to_clean_up
 from runtime.arguments import AS_JSON, PLAN
 from runtime.errors import MachineError, RequestError, RuntimeRefusal
 from runtime.images import check_images
@@ -43,7 +43,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in DECODING:
             return super().get_command(ctx, cmd_name)
-        with nothing_to_clean_up():
+        with importing():
             module = importlib.import_module("runtime.commands")
         found: click.Command = getattr(module, f"{cmd_name}_command")
         return found

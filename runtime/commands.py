@@ -16,8 +16,8 @@ import click
 from tokenizers import Tokenizer
 
 from plans.check import load
+from plans.process import answered
 from plans.schema import Plan
-from plans.signals import answered
 from runtime import report
 from runtime.arguments import AS_JSON, PLAN
 from runtime.bench import Bench, measure
