@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from planner.commands.console import put
-from plans.process import importing
-from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
+from plans.process import VERSION_MESSAGE, importing
 
 HOMES = {
     "build": "build",
@@ -21,9 +20,6 @@ HOMES = {
     "show": "show",
 }
 """The module of each command."""
-
-
-VERSION = f"%(package)s %(version)s, plans of schema {SCHEMA_MAJOR}.{SCHEMA_MINOR}"
 
 
 class Commands(click.Group):
@@ -68,7 +64,7 @@ def usage(as_json: bool) -> Iterator[None]:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="eagleplan", message=VERSION)
+@click.version_option(package_name="eagleplan", message=VERSION_MESSAGE)
 def main() -> None:
     """Plan where a model lies on your devices, prove it optimal, freeze it, and compile its images.
 

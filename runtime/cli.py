@@ -19,8 +19,8 @@ import click
 
 from plans import codec
 from plans.check import load
-from plans.process import answered, importing
-from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR, PlanError
+from plans.process import VERSION_MESSAGE, answered, importing
+from plans.schema import PlanError
 from runtime.arguments import AS_JSON, PLAN
 from runtime.errors import MachineError, RequestError, RuntimeRefusal
 from runtime.images import check_images
@@ -29,9 +29,6 @@ from runtime.torchrun import Torchrun
 INTERRUPTED = 130
 DECODING = ("bench", "run")
 """Commands of `runtime.commands`."""
-
-
-VERSION = f"%(package)s %(version)s, plans of schema {SCHEMA_MAJOR}.{SCHEMA_MINOR}"
 
 
 class Commands(click.Group):
@@ -50,7 +47,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="eagleplan", message=VERSION)
+@click.version_option(package_name="eagleplan", message=VERSION_MESSAGE)
 def commands() -> None:
     """Execute plans: EAGLE decoding on exactly the devices that a plan names."""
 
