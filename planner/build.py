@@ -19,7 +19,7 @@ from planner.search import Settings
 from planner.shortage import infeasible
 from planner.solve import Keep, Solved, fits, solve
 from plans import codec
-from plans.facts import MOST_STALL_S
+from plans.facts import MOST_STALL_S, MOST_TREE
 from plans.schema import (
     DTYPE_BYTES,
     DType,
@@ -43,8 +43,6 @@ STATIC_PATHS = (
     *((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 2), (0, 0, 0, 0, 0), (0, 0, 0, 0, 1)),
 )
 """The tree of EAGLE-1: 25 drafted nodes in 5 levels."""
-MOST_TREE = Tree(kind="dynamic", total_token=1024, depth=64, top_k=256, paths=None)
-"""Larger trees cost more than any acceptance brings back, and sizes that overflow."""
 
 MOST_DEFAULT_CONTEXT = 8192
 CONTEXT_STEP = 256
@@ -164,10 +162,9 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
 
 
 def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
-    for name in ("total_token", "depth", "top_k"):
-        found, most = getattr(tree, name), getattr(MOST_TREE, name)
-        if found > most:
-            raise InputError(f"--tree: {name}: found {found}, expected at most {most}")
+    for name, most in MOST_TREE.items():
+        if getattr(tree, name) > most:
+            raise InputError(f"--tree: {name}: found {getattr(tree, name)}, expected at most {most}")
     pool = tree.top_k + tree.depth * tree.top_k**2
     if tree.paths is None and tree.total_token - 1 > pool:
         raise InputError(

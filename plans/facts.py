@@ -16,6 +16,8 @@ MAX_EXPERTS = 10_000
 """Of one layer, likewise."""
 MOST_STALL_S = 3600
 """A run that has been silent for longer is not worth waiting for."""
+MOST_TREE = {"total_token": 1024, "depth": 64, "top_k": 256}
+"""Larger trees cost more than any acceptance brings back, and sizes that overflow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +92,10 @@ def _check_options(options: Options) -> Iterator[Violation]:
 
 
 def _check_tree(options: Options, tree: Tree) -> Iterator[Violation]:
+    for name, most in MOST_TREE.items():
+        if getattr(tree, name) > most:
+            yield bad(f"options.tree.{name}", getattr(tree, name), f"at most {most}")
+            return
     if (tree.kind == "static") != (tree.paths is not None):
         yield bad("options.tree.paths", tree.paths, "nodes exactly where the kind is static")
     elif tree.paths is not None:

@@ -56,6 +56,7 @@ DIGITS = "64 hexadecimal digits"
         ("options.prefill_chunk", 513, "options.prefill_chunk: found 513, expected from 1 to the context, 512"),
         ("options.stall_timeout_s", 0, "options.stall_timeout_s: found 0, expected from 1 to 3600"),
         ("options.gap_ppm", 10**6, "options.gap_ppm: found 1000000, expected less than 1000000"),
+        ("options.tree.depth", 4 * 10**9, "options.tree.depth: found 4000000000, expected at most 64"),
         (
             "options.tree.total_token",
             712,
