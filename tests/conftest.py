@@ -20,9 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
-    """Small models on one thread: two threads on a busy pair of cores mostly wait for each other."""
+    """Small models on one thread: two threads on a busy pair of cores mostly wait for each other.
+
+    Each worker of pytest-xdist has a core of its own, as far as there are enough.
+    """
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    os.sched_setaffinity(0, {min(cores)})
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {sorted(cores)[worker % len(cores)]})
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
