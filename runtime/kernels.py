@@ -12,13 +12,15 @@ words: addresses and numbers, all int64, as unpacked in its first lines. Strides
 All of it is one file: whether what Numba keeps is still that of the source, it sees by the kernel's own file alone.
 """
 
+import zlib
 from collections.abc import Callable
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import cfunc, njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -53,9 +55,22 @@ barrier = types.ExternalFunction("GOMP_barrier", types.void())
 
 @cache
 def compiled(kernel: Callable[[Any], None], dtype: torch.dtype) -> int:
-    """The address of a kernel for a dtype."""
+    """The address of a kernel for a dtype.
+
+    Numba numbers the files of one name by who comes first: of two processes that compile for other dtypes, or other
+    processors, at the same time, one could take the other's code for its own. So each has a name.
+    """
+    assert isinstance(kernel, FunctionType)
+    own = FunctionType(kernel.__code__, kernel.__globals__)
+    own.__module__, own.__qualname__ = kernel.__module__, f"{kernel.__name__}_{ELEMENTS[dtype]}_{_processor()}"
     signature = types.void(types.CPointer(ELEMENTS[dtype]))
-    return int(cfunc(signature, cache=True, fastmath=FLOATING, error_model="numpy")(kernel).address)
+    return int(cfunc(signature, cache=True, fastmath=FLOATING, error_model="numpy")(own).address)
+
+
+@cache
+def _processor() -> str:
+    named = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    return f"{zlib.crc32(named.encode()):08x}"
 
 
 # ---- what Numba has no word for ----

@@ -1,5 +1,10 @@
 """The steps of a layer on a CPU against torch's own in float64, and row by row against themselves."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as functional
@@ -138,6 +143,22 @@ def test_top_is_the_best_of_the_log_softmax(dtype: torch.dtype, rows: int, colum
     exact = torch.sort(logits.double().log_softmax(1), dim=1, descending=True, stable=True)
     assert torch.equal(tokens, exact.indices[:, :count])
     torch.testing.assert_close(scores.double(), exact.values[:, :count], rtol=0, atol=1e-5)
+
+
+def test_what_is_kept_of_a_kernel_is_never_that_of_another_dtype(tmp_path: Path) -> None:
+    """Whoever comes first: no file's name depends on what else is there."""
+    script = f"""if True:
+        import torch
+        from runtime import kernels
+        for dtype in {DTYPES[:2]}:
+            kernels.compiled(kernels.norm, dtype)"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    assert sorted(path.name.partition("-")[0].split(".")[1][:12] for path in tmp_path.rglob("*.1.nbc")) == [
+        "norm_float32",
+        "norm_uint16_",
+    ]
+    assert not list(tmp_path.rglob("*.2.nbc"))
 
 
 def test_kernels_that_cannot_be_kept_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
