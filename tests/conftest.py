@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests import plan_factory
+
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
 settings.load_profile("unhurried")
 
@@ -15,7 +17,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """How much of what can be tried without end; CI takes a sample."""
     parser.addoption("--kills", type=int, default=8, help="compiles that are killed at a random moment")
     parser.addoption("--flips", type=int, default=120, help="bits of an artifact that are flipped, one at a time")
+    parser.addoption("--cuda", action="store_true", help="devices that tests make are parts of the first GPU")
     parser.addoption("--sparse-gigabytes", type=float, default=0.6, help="of the checkpoint that memory is bounded for")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--cuda"):
+        plan_factory.KIND = "cuda"
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -40,6 +40,9 @@ from plans.schema import (
 
 MIB = 1 << 20
 LINK = Link(link_class="pcie", latency_ns=10_000, bandwidth_bytes_per_s=10_000_000_000)
+KIND: Literal["cuda", "cpu"] = "cpu"
+"""Of the devices that are made here; pytest's --cuda sets it."""
+
 TREE = Tree(kind="dynamic", total_token=12, depth=3, top_k=4, paths=None)
 INPUTS = Inputs(
     base_config_sha256="0" * 64, base_tensors_sha256="1" * 64, draft_config_sha256=None, draft_tensors_sha256=None
@@ -129,12 +132,12 @@ def make_draft(
 
 
 def make_device(device_id: str, *, memory_bytes: int = 64 * MIB, host: str = "box0") -> Device:
-    """A CPU device."""
+    """A CPU device, or with ``--cuda`` a part of the first GPU."""
     return Device(
         id=device_id,
         host=host,
-        type="cpu",
-        kind="cpu",
+        type="cpu" if KIND == "cpu" else "gpu",
+        kind=KIND,
         ordinal=0,
         reported_name="",
         memory_bytes=memory_bytes,

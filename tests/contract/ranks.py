@@ -18,6 +18,7 @@ from plans.buffers import Term
 from plans.schema import Plan, Transport
 from runtime.comm import Comm, Group, groups
 from runtime.engine import Rank
+from runtime.machine import torch_device
 from runtime.memory import Memory
 from runtime.progress import Progress
 from runtime.step import Stepper, decoding
@@ -85,7 +86,8 @@ def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) 
     def serve(rank: int) -> T:
         try:
             torch.set_num_threads(1)
-            image = open_image(plan, directory, plan.devices[rank].id, torch.device("cpu"), verify=False)
+            device = plan.devices[rank]
+            image = open_image(plan, directory, device.id, torch_device(device), verify=False)
             return work(image, groups(plan, ThreadMaker(rank=rank, progress=Progress(), tables=tables)))
         except BaseException:
             for table in list(tables.values()):
@@ -123,7 +125,7 @@ def decoded(
     """Each rank's tokens, so many for each prompt, with accepted lengths and trees, up to what was asked for."""
 
     def work(image: Image, comm: Comm) -> Decoded:
-        device = torch.device("cpu")
+        device = torch_device(plan.devices[comm.rank])
         memory = Memory(plan, plan.devices[comm.rank].id, device)
         with torch.inference_mode():
             stepper = Stepper(plan, image, memory, comm, device)

@@ -14,6 +14,7 @@ from plans.schema import DType, Inputs, Plan
 from runtime.base import Base
 from runtime.comm import Comm
 from runtime.engine import Rank
+from runtime.machine import torch_device
 from runtime.memory import Memory
 from runtime.request import Request
 from runtime.weights import Image
@@ -116,10 +117,11 @@ def test_halves_are_as_near_to_float32_as_those_of_transformers(tmp_path: Path, 
 @torch.inference_mode()
 def last_states(plan: Plan, image: Image, comm: Comm) -> torch.Tensor:
     """What the lm_head reads of the prompt."""
-    base = Base(plan, image, Memory(plan, plan.devices[comm.rank].id, torch.device("cpu")), comm)
-    forward = base.prefill(0, torch.tensor(PROMPT), len(PROMPT) - 1)
+    device = plan.devices[comm.rank]
+    base = Base(plan, image, Memory(plan, device.id, torch_device(device)), comm)
+    forward = base.prefill(0, torch.tensor(PROMPT, device=torch_device(device)), len(PROMPT) - 1)
     assert forward is not None
-    return forward.normed
+    return forward.normed.cpu()
 
 
 def both_ways(engine: Rank) -> list[tuple[int, ...]]:
