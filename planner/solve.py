@@ -20,7 +20,7 @@ from ortools.sat.python import cp_model
 
 from planner.bounds import Bounds, lower_bounds
 from planner.counts import roomiest
-from planner.cpsat import Linear, Model, Restriction, everything
+from planner.cpsat import MOST_NS, Linear, Model, Restriction, everything
 from planner.errors import NotProvenError
 from planner.moves import moved_bytes
 from planner.packing import packed
@@ -95,6 +95,8 @@ class _Search:
         self.optima: list[Optimum] = []
         self.goal: dict[str, list[int]] = {}
         self.settled = problem.goal == "time"
+        self.excluded = 0
+        """No answer takes less, as what was searched so far shows."""
 
     @cached_property
     def bounds(self) -> Bounds | None:
@@ -230,7 +232,7 @@ class _Search:
         """The least step, and a model whose solution has the groups and choices of the answer.
 
         What a near look finds is usually the answer already. Then one proof is left: that with other groups or choices
-        nothing is as good.
+        nothing is as good, or where a gap is accepted nothing is better by more than that.
         """
         model, best = self._first_step()
         while not self.settings.gap_ppm and (found := self._rival(model, best.value)):
@@ -240,12 +242,11 @@ class _Search:
             if best.value == known:  # the rival was as good, and none is better
                 model = self._first_in_order(model, known)
                 break
-        if self.settings.gap_ppm:  # what was found is taken, but nothing that may be better was left out
-            while not _is_part(kept := self._within(best.value // model.ties), model.restriction):
-                model = self._model(kept)
-                best = self._least_step(model)
+        if self.settings.gap_ppm:
+            model = self._near(model)
         value = model.value(model.step_ns)
-        step = Optimum(what="step time", value=value, bound=min(value, -(-best.bound // model.ties)), seconds=0.0)
+        bound = min(value, self.excluded) if self.settings.gap_ppm else value
+        step = Optimum(what="step time", value=value, bound=bound, seconds=0.0)
         self.optima.append(step)
         return model, step
 
@@ -253,25 +254,57 @@ class _Search:
         """The best of what is nearest to the bounds: usually the answer, and found quickly as it is little."""
         for limit in self._limits(FIRST_LOOK):
             near = self._within(limit)
-            if not near.groups or not all(near.choices):
-                continue
-            model = self._model(near)
-            try:
-                return model, self._least_step(model)
-            except Infeasible:
-                continue
+            if near.groups and all(near.choices):
+                model = self._model(near)
+                try:
+                    return model, self._least_step(model, limit)
+                except Infeasible:
+                    pass
+            self._exclude(limit)
         raise Infeasible
 
-    def _least_step(self, model: Model) -> Optimum:
+    def _near(self, model: Model) -> Model:
+        """A solution within the gap that is accepted: of what was looked at, or else of all that takes less."""
+        value, gap_ppm = model.value(model.step_ns), self.settings.gap_ppm
+        enough = value - value * gap_ppm // 10**6
+        if self.excluded >= enough:
+            return model
         try:
-            return self.minimise(model, model.ranked_step, what="ranked step time", gap_ppm=self.settings.gap_ppm)
+            closer = self._model(model.restriction)
+            closer.model.add(closer.step_ns <= self.excluded * 10**6 // (10**6 - gap_ppm))
+            self._least_step(closer, known=value)
+            return closer
+        except Infeasible:
+            pass
+        near = self._within(enough)
+        try:
+            if near.groups and all(near.choices):
+                faster = self._model(near)
+                faster.model.add(faster.step_ns <= enough)
+                self._least_step(faster, enough, known=value)
+                return faster
+        except Infeasible:
+            pass
+        self._exclude(enough)
+        return model
+
+    def _exclude(self, limit: float) -> None:
+        """No answer takes less than the bounds say, nor than what was searched without finding any."""
+        self.excluded = max(self.excluded, math.floor(self.least), math.floor(min(limit, MOST_NS)))
+
+    def _least_step(self, model: Model, looked: float = 0, known: int | None = None) -> Optimum:
+        """The best of a model in which is all that takes no longer than ``looked``; ``known``: what another takes."""
+        try:
+            found = self.minimise(model, model.ranked_step, what="ranked step time", gap_ppm=self.settings.gap_ppm)
         except NotProvenError as error:
-            found = None if error.objective_ns is None else error.objective_ns // model.ties
-            raise self._unproven(found) from error
+            self._exclude(min(looked, (error.bound_ns or 0) // model.ties))
+            raise self._unproven(known if error.objective_ns is None else error.objective_ns // model.ties) from error
+        self._exclude(min(looked, found.bound // model.ties))
+        return found
 
     def _unproven(self, step_ns: int | None) -> NotProvenError:
-        """The refusal past the limit: the best step found, and what the bounds say of every answer."""
-        bound = math.floor(self.least)
+        """The refusal past the limit: the best step found, and what is known of every answer."""
+        bound = max(self.excluded, math.floor(self.least))
         limit = f"within the deterministic limit of {self.settings.limit:g}"
         if step_ns is None:
             return NotProvenError(f"step time: no placement found, and none excluded, {limit}", bound_ns=bound)
@@ -364,8 +397,3 @@ class _Search:
             if variable is not None:
                 pack.append((variable, width))
                 bits += width
-
-
-def _is_part(some: Restriction, of: Restriction) -> bool:
-    pairs = zip(some.choices, of.choices, strict=True)
-    return set(some.groups) <= set(of.groups) and all(set(mine) <= set(theirs) for mine, theirs in pairs)
