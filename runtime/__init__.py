@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from runtime.waiting import wait_briefly
+
 if TYPE_CHECKING:
     from runtime.request import Piece
     from runtime.service import Engine, Generation
@@ -14,4 +16,5 @@ def __getattr__(name: str) -> Any:
     """What is exported, imported when it is asked for: who needs the errors alone does not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    wait_briefly()
     return getattr(importlib.import_module("runtime.request" if name == "Piece" else "runtime.service"), name)

@@ -25,6 +25,7 @@ from runtime.arguments import AS_JSON, PLAN
 from runtime.errors import MachineError, RequestError, RuntimeRefusal
 from runtime.images import check_images
 from runtime.torchrun import Torchrun
+from runtime.waiting import wait_briefly
 
 INTERRUPTED = 130
 DECODING = ("bench", "run")
@@ -40,6 +41,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in DECODING:
             return super().get_command(ctx, cmd_name)
+        wait_briefly()
         with importing():
             module = importlib.import_module("runtime.commands")
         found: click.Command = getattr(module, f"{cmd_name}_command")
