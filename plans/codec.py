@@ -313,11 +313,13 @@ def _check_version(data: Any, where: str) -> int:
 def load(directory: Path) -> Plan:
     """Read ``plan.yaml`` of a plan's directory."""
     file = directory / "plan.yaml"
-    if directory.name == "plan.yaml" and directory.is_file():
-        raise PlanError(f"{directory}: found a file, expected the directory of a plan: give {directory.parent}")
-    if not file.is_file():
-        raise PlanError(f"{directory}: no plan.yaml here: give the directory of a plan, as `planner build` wrote it")
     try:
+        if directory.name == "plan.yaml" and directory.is_file():
+            raise PlanError(f"{directory}: found a file, expected the directory of a plan: give {directory.parent}")
+        if not file.is_file():
+            raise PlanError(
+                f"{directory}: no plan.yaml here: give the directory of a plan, as `planner build` wrote it"
+            )
         raw = read_document(file)
     except OSError as error:
         raise PlanError(f"{file}: cannot read: {error.strerror}") from error

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
 
 from planner import report
-from planner.errors import InfeasibleError, PlannerError
+from planner.errors import InfeasibleError, InputError, PlannerError
 from planner.refusal import changes_table, describe
 from plans.schema import Plan, PlanError
 
@@ -35,20 +35,29 @@ def refusals(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**options: Any) -> None:
+        as_json = bool(options.get("as_json"))
         try:
             command(**options)
         except (PlannerError, PlanError) as error:
-            say(f"error: {error}")
-            if isinstance(error, InfeasibleError) and error.changes is not None:
-                say(changes_table(error.changes, error.undecided))
-            if options.get("as_json"):
-                put({"error": describe(error)})
-            sys.exit(error.exit_code)
+            _refuse(error, as_json)
+        except OSError as error:
+            if error.filename is None:  # a closed pipe, say, which click answers
+                raise
+            _refuse(InputError(f"{error.filename}: {error.strerror}"), as_json)
         except KeyboardInterrupt:
             say("interrupted")
             sys.exit(130)
 
     return run
+
+
+def _refuse(error: PlannerError | PlanError, as_json: bool) -> NoReturn:
+    say(f"error: {error}")
+    if isinstance(error, InfeasibleError) and error.changes is not None:
+        say(changes_table(error.changes, error.undecided))
+    if as_json:
+        put({"error": describe(error)})
+    sys.exit(error.exit_code)
 
 
 def one_form(*forms: tuple[str, object]) -> None:

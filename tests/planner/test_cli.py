@@ -336,6 +336,23 @@ def test_usage_is_refused_before_anything_is_read(tmp_path: Path, arguments: tup
 @pytest.mark.parametrize(
     "arguments",
     [
+        ("build", "--gpus", "inventory.yaml", "--out", "a" * 300),
+        ("build", "--gpus", "inventory.yaml", "--model", "a" * 300),
+        ("compile", "a" * 300),
+        ("show", "a" * 300),
+        ("diff", "a" * 300, "plans/demo"),
+        ("scan", "a" * 300),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_told_with_its_reason(arguments: tuple[str, ...]) -> None:
+    result = planner(*arguments)
+    assert result.exit_code == 2
+    assert re.fullmatch(r"error: \S*a{300}\S*: (cannot read: )?File name too long\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
         ("build", "--json"),
         ("build", "--gpus", "x", "--kv", "contxt", "--json"),
         ("build", "--gpus", "x", "--strategy", "fast", "--json"),
