@@ -46,6 +46,8 @@ class Optimum:
     value: int
     bound: int
     seconds: float
+    work: float
+    """What it took, in the units of the limit."""
 
 
 def minimise(
@@ -92,4 +94,5 @@ def minimise(
     model.model.clear_hints()  # type: ignore[no-untyped-call]
     for index, found in enumerate(model.values):
         model.model.add_hint(model.model.get_int_var_from_proto_index(index), found)
-    return Optimum(what=what, value=value, bound=min(value, bound), seconds=solver.wall_time)
+    work = solver.response_proto.deterministic_time
+    return Optimum(what=what, value=value, bound=min(value, bound), seconds=solver.wall_time, work=work)

@@ -13,6 +13,7 @@ searched depends on the problem alone, and never on luck.
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -28,8 +29,11 @@ from planner.problem import Answer, Earlier, Problem, granule_bytes, least_bytes
 from planner.search import Infeasible, Optimum, Settings, minimise
 from planner.symmetry import alike_alone, twins
 
-SETTLE_LIMIT = 1.0
-"""Of one step of settling quantities, in the same units."""
+SETTLE_LIMIT = 0.1
+"""Of settling quantities, all together, in the same units."""
+
+QUICK_LIMIT = 0.03
+"""Of a search from below for the least step: where the bounds are exact, as they mostly are, it needs no more."""
 
 PACK_BITS = 55
 """Ordered variables are minimised together as digits of one number of at most so many bits."""
@@ -164,6 +168,7 @@ class _Search:
 
     def _settle(self, small: Model) -> None:
         """All that the groups and choices leave open."""
+        self.minimise(small, small.step_ns, what="any answer", any_answer=True, always_same=True)  # to begin with
         self.order(small, small.ends())
         free = self.minimise(small, -small.free, what="free memory", always_same=True)
         small.model.add(small.free >= -free.value)
@@ -246,7 +251,7 @@ class _Search:
             model = self._near(model)
         value = model.value(model.step_ns)
         bound = min(value, self.excluded) if self.settings.gap_ppm else value
-        step = Optimum(what="step time", value=value, bound=bound, seconds=0.0)
+        step = Optimum(what="step time", value=value, bound=bound, seconds=0.0, work=0.0)
         self.optima.append(step)
         return model, step
 
@@ -295,12 +300,20 @@ class _Search:
     def _least_step(self, model: Model, looked: float = 0, known: int | None = None) -> Optimum:
         """The best of a model in which is all that takes no longer than ``looked``; ``known``: what another takes."""
         try:
-            found = self.minimise(model, model.ranked_step, what="ranked step time", gap_ppm=self.settings.gap_ppm)
+            found = self._ranked(model)
         except NotProvenError as error:
             self._exclude(min(looked, (error.bound_ns or 0) // model.ties))
             raise self._unproven(known if error.objective_ns is None else error.objective_ns // model.ties) from error
         self._exclude(min(looked, found.bound // model.ties))
         return found
+
+    def _ranked(self, model: Model) -> Optimum:
+        """The least step: first from below, then by a search that also finds what is far from the bounds."""
+        if not self.settings.gap_ppm:
+            quick = replace(self.settings, limit=min(QUICK_LIMIT, self.settings.limit), workers=1)
+            with suppress(NotProvenError):
+                return self.minimise(model, model.ranked_step, what="ranked step time", from_below=True, settings=quick)
+        return self.minimise(model, model.ranked_step, what="ranked step time", gap_ppm=self.settings.gap_ppm)
 
     def _unproven(self, step_ns: int | None) -> NotProvenError:
         """The refusal past the limit: the best step found, and what is known of every answer."""
@@ -364,17 +377,20 @@ class _Search:
         what: str,
         gap_ppm: int = 0,
         any_answer: bool = False,
+        from_below: bool = False,
         always_same: bool = False,
         enough: float = math.inf,
+        settings: Settings | None = None,
     ) -> Optimum:
         """One objective more."""
         found = minimise(
             model,
             objective,
-            self.settings,
+            settings or self.settings,
             what=what,
             gap_ppm=gap_ppm,
             any_answer=any_answer,
+            from_below=from_below,
             always_same=always_same,
             enough=enough,
         )
@@ -382,18 +398,28 @@ class _Search:
         return found
 
     def order(self, model: Model, variables: Sequence[tuple[cp_model.IntVar, int]], enough: float = math.inf) -> None:
-        """Settle ``variables`` one after the other, each as large as those before allow: a total order."""
-        pack: list[tuple[cp_model.IntVar, int]] = []
-        bits = 0
-        for variable, most in [*variables, (None, 0)]:
-            width = most.bit_length()
-            if pack and (variable is None or bits + width > PACK_BITS):
-                shifts = [sum(w for _, w in pack[position + 1 :]) for position in range(len(pack))]
-                objective = sum((1 << shift) * item for (item, _), shift in zip(pack, shifts, strict=True))
-                self.minimise(model, -objective, what="order", always_same=True, enough=enough)
-                for item, _ in pack:
-                    model.model.add(item == model.value(item))
-                pack, bits = [], 0
-            if variable is not None:
-                pack.append((variable, width))
-                bits += width
+        """Settle ``variables`` one after the other, each as large as those before allow: a total order.
+
+        ``enough``: after so much work the rest remain as the search has left them.
+        """
+        for pack in _packs(variables):
+            width = [most.bit_length() for _, most in pack]
+            objective = sum((1 << sum(width[number + 1 :])) * item for number, (item, _) in enumerate(pack))
+            with suppress(NotProvenError) if math.isfinite(enough) else nullcontext():
+                enough -= self.minimise(model, -objective, what="order", always_same=True, enough=enough).work
+            for item, _ in pack:
+                model.model.add(item == model.value(item))
+            if enough <= 0:
+                return
+
+
+def _packs(variables: Sequence[tuple[cp_model.IntVar, int]]) -> Iterator[list[tuple[cp_model.IntVar, int]]]:
+    """In order, as many together as are digits of one number."""
+    pack: list[tuple[cp_model.IntVar, int]] = []
+    for variable, most in variables:
+        if pack and sum(other.bit_length() for _, other in pack) + most.bit_length() > PACK_BITS:
+            yield pack
+            pack = []
+        pack.append((variable, most))
+    if pack:
+        yield pack
