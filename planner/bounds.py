@@ -122,14 +122,7 @@ def _timeless(problem: Problem) -> Problem:
 
 
 def _bounds(problem: Problem, prices: Curve, far: float = FAR) -> Excess:
-    blocks = [
-        {
-            (o, c): ns
-            for o, option in enumerate(block.options)
-            for c, ns in enumerate(_columns_ns(block, option, prices, problem.quantum_ns))
-        }
-        for block in problem.blocks
-    ]
+    blocks = [_choices_ns(block, prices, problem.quantum_ns) for block in problem.blocks]
     cheapest = [min(costs.values()) for costs in blocks]
     choices = tuple({key: ns - low for key, ns in costs.items()} for costs, low in zip(blocks, cheapest, strict=True))
     starts = received(problem, choices[0])
@@ -142,6 +135,23 @@ def _bounds(problem: Problem, prices: Curve, far: float = FAR) -> Excess:
         received=dict(enumerate(starts)),
         choices=choices,
     )
+
+
+def _choices_ns(block: Block, prices: Curve, quantum_ns: int) -> dict[tuple[int, int], float]:
+    """Of each choice; equal ones are computed once."""
+    looks = list(zip(prices.tolist(), *(axis.each_ps for axis in block.axes), strict=True))
+    number = {look: index for index, look in enumerate(dict.fromkeys(looks))}
+    of = [number[look] for look in looks]
+    known: dict[tuple[object, ...], list[float]] = {}
+    found = {}
+    for o, option in enumerate(block.options):
+        columns = option.columns[0] if len(option.columns) == 1 else id(option.columns)  # long ones are shared
+        key = (columns, option.receive.same_ns, *[of[device] for device in option.devices])
+        if key not in known:
+            known[key] = _columns_ns(block, option, prices, quantum_ns)
+        for c, ns in enumerate(known[key]):
+            found[o, c] = ns
+    return found
 
 
 def _columns_ns(block: Block, option: Option, prices: Curve, quantum_ns: int) -> list[float]:

@@ -73,7 +73,7 @@ class _Link:
         self.of = np.array(of, dtype=np.int64)
         self.devices = np.array([names[each.devices] for each in receivers], dtype=np.int64)
         self.leader = np.array([each.devices[0] for each in receivers], dtype=np.int64)
-        self.more = np.array([_more_ns(problem, each) for each in receivers], dtype=np.float64)
+        self.more = _more_ns(problem, receivers)
 
     def least(self, costs: Curve) -> Curve:
         """Of candidates with the same devices the least."""
@@ -82,16 +82,24 @@ class _Link:
         return found
 
 
-def _more_ns(problem: Problem, target: Option | Group) -> list[int]:
-    """What is received from each device as the leader, beyond ``same_ns``, which is in bounds already."""
-    receive = target.first if isinstance(target, Group) else target.receive
-    places = (target.place,) if isinstance(target, Group) else target.places
-    found = [receive.far_ns - receive.same_ns] * len(problem.devices)
-    for place in places:
-        for device in problem.hosts[place] if place < len(problem.hosts) else ():
-            found[device] = receive.near_ns - receive.same_ns
-    for device in target.devices:
-        found[device] = receive.inside_ns - receive.same_ns
+def _more_ns(problem: Problem, targets: Sequence[Option | Group]) -> Curve:
+    """[target, device]: what is received from the device as leader, beyond ``same_ns``, which is counted already."""
+    receives = [target.first if isinstance(target, Group) else target.receive for target in targets]
+    same = np.array([each.same_ns for each in receives], dtype=np.float64)
+    far, near, inside = (
+        np.array(ns, dtype=np.float64)[:, None] - same[:, None]
+        for ns in zip(*((each.far_ns, each.near_ns, each.inside_ns) for each in receives), strict=True)
+    )
+    host_of = np.zeros(len(problem.devices), dtype=np.int64)
+    for host, devices in enumerate(problem.hosts):
+        host_of[list(devices)] = host
+    reached = np.zeros((len(targets), len(problem.hosts) + 1), dtype=bool)  # the last: places over several hosts
+    member = np.zeros((len(targets), len(problem.devices)), dtype=bool)
+    for number, target in enumerate(targets):
+        places = (min(target.place, len(problem.hosts)),) if isinstance(target, Group) else target.places
+        reached[number, list(places)] = True
+        member[number, list(target.devices)] = True
+    found: Curve = np.where(member, inside, np.where(reached[:, host_of], near, far))
     return found
 
 

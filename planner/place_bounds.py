@@ -87,6 +87,7 @@ class Places:
         self.counts = _counts(problem)
         self.known: dict[tuple[Column, ...], int] = {}
         self.numbers: dict[int, int] = {}
+        self.looks = self._looks()
         self.inside = [self._signatures(host) for host in range(self.hosts)]
         self.wide = [i for i, group in enumerate(problem.groups) if group.place >= self.hosts]
 
@@ -95,28 +96,42 @@ class Places:
         here = [self.problem.alike[d] for d in group.devices if d in self.problem.hosts[host]]
         return tuple(here.count(each) for each in self.classes[host])
 
+    def _looks(self) -> list[int]:
+        """Of each device: of those that matter alike the same number."""
+        problem, (kind,) = self.problem, self.problem.kinds
+        numbers: dict[tuple[int, int, float], int] = {}
+        looks = zip(problem.capacity_bytes, kind.unit_ps, self.prices.tolist(), strict=True)
+        return [numbers.setdefault(look, len(numbers)) for look in looks]
+
+    def _look(self, group: Group) -> tuple[object, ...]:
+        """What matters for the time of a stage."""
+        return self._number(group.columns[0]), group.stage_bytes, *[self.looks[d] for d in group.devices]
+
     def _signatures(self, host: int) -> dict["_Signature", list[int]]:
         """Groups of a host, by what matters here."""
-        found: dict[_Signature, list[int]] = {}
+        alike = self.problem.alike
+        found: dict[tuple[object, ...], list[int]] = {}
         for index, group in enumerate(self.problem.groups):
             if group.place == host:
-                found.setdefault(self._signature(index, self._taken(group, host)), []).append(index)
-        return found
+                key = (*self._look(group), *[alike[d] for d in group.devices], *self._modes(index))
+                found.setdefault(key, []).append(index)
+        return {self._signature(members[0], host): members for members in found.values()}
 
-    def _signature(self, index: int, taken: tuple[int, ...]) -> "_Signature":
+    def _modes(self, index: int) -> tuple[float, float, float]:
+        group = self.problem.groups[index]
+        over = group.network_hop_ns + self.problem.network_message_ns
+        return group.hop_ns, over, group.first.same_ns + self.received[index]
+
+    def _signature(self, index: int, host: int) -> "_Signature":
         problem, group = self.problem, self.problem.groups[index]
         capacity, (kind,) = problem.capacity_bytes, problem.kinds
         return _Signature(
-            taken=taken,
+            taken=self._taken(group, host),
             columns=self._number(group.columns[0]),
             room=tuple(capacity[d] - n for d, n in zip(group.devices, group.stage_bytes, strict=True)),
             unit_ps=tuple(kind.unit_ps[d] for d in group.devices),
             paid=tuple(float(self.prices[d]) for d in group.devices),
-            modes=(
-                group.hop_ns,
-                group.network_hop_ns + problem.network_message_ns,
-                group.first.same_ns + self.received[index],
-            ),
+            modes=self._modes(index),
         )
 
     def _number(self, columns: tuple[Column, ...]) -> int:
@@ -131,8 +146,7 @@ class Places:
         known: dict[tuple[object, ...], Curve] = {}
         found = {}
         for index, group in enumerate(self.problem.groups):
-            signature = self._signature(index, ())
-            key = (signature.columns, signature.room, signature.unit_ps, signature.paid)
+            key = self._look(group)
             if key not in known:
                 known[key] = StageBound(self.problem, group, self.prices).curve()
             found[index] = known[key]
@@ -216,12 +230,12 @@ class Places:
         if wide is not None:
             bounds[wide] = min(bounds[wide], _closed(parts[self.hosts], around[self.hosts]))
         for host in range(self.hosts):
+            closing = _Closing(self.tables[host], around[host])
             for signature, members in self.inside[host].items():
                 rest = _less(left[host], signature.taken)
                 if min(rest) < 0:
                     continue
-                part = self.tables[host].with_group(rest, signature, self.curves[members[0]])
-                value = _closed(part, around[host])
+                value = closing.value(rest, signature, self.curves[members[0]])
                 for index in members:
                     bounds[index] = min(bounds[index], value)
 
@@ -292,17 +306,32 @@ class _Table:
         self, counts: tuple[int, ...], groups: Sequence[tuple[_Signature, Curve]], layers: int, message_ns: int
     ) -> None:
         self.message_ns = message_ns
-        self.alone = [(each.taken, _alone(curve, each.modes)) for each, curve in groups if sum(each.taken) == 1]
-        shape = tuple(count + 1 for count in counts)
-        self.best = np.full((*shape, 3, layers + 1), math.inf)
-        self.best[..., HOP, 0] = 0
-        for signature, curve in groups:
-            shifts = np.ascontiguousarray(_shifts(curve))
-            rest = tuple(size - taken for size, taken in zip(shape, signature.taken, strict=True))
-            for before in product(*map(range, rest)):  # ascending: a group may come again with what it has left
-                state = tuple(a + b for a, b in zip(before, signature.taken, strict=True))
-                grown = _grown(_plus_all(self.best[before], shifts), signature.modes)
-                np.minimum(self.best[state], grown, out=self.best[state])
+        merged: dict[tuple[tuple[int, ...], tuple[float, float, float]], Curve] = {}
+        for each, curve in groups:  # of those that take the same devices and are reached alike, the best
+            key = each.taken, each.modes
+            merged[key] = np.minimum(merged[key], curve) if key in merged else curve
+        self.alone = [(taken, _alone(curve, modes)) for (taken, modes), curve in merged.items() if sum(taken) == 1]
+        self.best = np.full((*(count + 1 for count in counts), 3, layers + 1), math.inf)
+        first = (0,) * len(counts)
+        self.best[first][HOP, 0] = 0
+        stages = [(taken, modes, np.ascontiguousarray(_shifts(curve))) for (taken, modes), curve in merged.items()]
+        self.taken = np.array([taken for taken, _, _ in stages], dtype=np.int64).reshape(-1, len(counts))
+        for state in product(*(range(count + 1) for count in counts)):
+            if state != first:
+                self._deal(state, stages)
+
+    def _deal(
+        self, state: tuple[int, ...], stages: Sequence[tuple[tuple[int, ...], tuple[float, float, float], Curve]]
+    ) -> None:
+        """Of the first class that is left, either one device remains idle, or some group has one."""
+        here = next(number for number, count in enumerate(state) if count)
+        best = self.best[(*state[:here], state[here] - 1, *state[here + 1 :])].copy()
+        fitting = (self.taken[:, here] > 0) & (self.taken <= state).all(axis=1)
+        for number in np.flatnonzero(fitting).tolist():
+            taken, modes, shifts = stages[number]
+            rest = _less(state, taken)
+            np.minimum(best, _grown(_plus_all(self.best[rest], shifts), modes), out=best)
+        self.best[state] = best
 
     def place(self, left: tuple[int, ...]) -> Curve:
         """With at most the devices left; a place that is not entered has no layers."""
@@ -313,16 +342,44 @@ class _Table:
         found[HOP, 0] = 0
         return found
 
-    def with_group(self, rest: tuple[int, ...], signature: _Signature, curve: Curve) -> Curve:
-        """With a group, and at most the devices left of the others."""
-        found = self._told(_grown(_plus(self.best[rest], curve), signature.modes))
-        return np.minimum(found, _alone(curve, signature.modes)) if sum(signature.taken) == 1 else found
-
     def _told(self, found: Curve) -> Curve:
         """Of several devices, in a place that is entered."""
         found[HOP] = math.inf
         found += self.message_ns
         return found
+
+
+class _Closing:
+    """Least times of all layers with a group of a host, in what is around the host."""
+
+    def __init__(self, table: _Table, around: Curve) -> None:
+        self.table = table
+        self.around = around
+        self.rests: dict[tuple[int, ...], tuple[Curve, Curve]] = {}
+        self.closed: dict[tuple[object, ...], Curve] = {}
+
+    def value(self, rest: tuple[int, ...], signature: _Signature, curve: Curve) -> float:
+        """With at most the devices left of the others."""
+        single = sum(signature.taken) == 1
+        key = (rest, single, signature.modes)
+        if key not in self.closed:
+            self.closed[key] = self._beside(rest, single, signature.modes)[::-1]
+        return float((curve + self.closed[key]).min())
+
+    def _beside(self, rest: tuple[int, ...], single: bool, modes: tuple[float, float, float]) -> Curve:
+        """Of all but the group, the host told where it has several devices."""
+        if rest not in self.rests:
+            self.rests[rest] = self._of_rest(rest)
+        entered, empty = self.rests[rest]
+        entering = np.array([modes[FIRST], modes[NETWORK]])[:, None]
+        found: Curve = np.minimum(entered + modes[HOP], (empty + entering).min(axis=0)) + self.table.message_ns
+        return np.minimum(found, (self.around + entering).min(axis=0)) if single else found
+
+    def _of_rest(self, rest: tuple[int, ...]) -> tuple[Curve, Curve]:
+        """With the place entered, and [whether the first stage is elsewhere] before it is."""
+        best, (none, some) = self.table.best[rest], (_shifts(each) for each in self.around)
+        entered = np.minimum(_plus_all(best[FIRST], none), _plus_all(best[NETWORK], some))
+        return entered, np.stack([_plus_all(best[HOP], none), _plus_all(best[HOP], some)])
 
 
 def _alone(curve: Curve, modes: tuple[float, float, float]) -> Curve:

@@ -86,11 +86,21 @@ class StageBound:
         units = self.kind.units * least_each(self.rates, prices * self.kind.unit_bytes)
         return column + units, float(self.paid @ self.once) - float((prices - self.paid) @ self.room)
 
+    def _fits(self) -> bool:
+        """Whether what is best at what is paid has room, however many layers there are: no other price says more."""
+        paid = self.ns + self.bytes @ self.paid
+        each = self.bytes[paid <= paid.min() * (1 + 1e-12)]
+        units = self.kind.units * self.kind.unit_bytes * least_parts(self.rates, self.paid * self.kind.unit_bytes)
+        loads = self.most * (np.vstack([each, each.mean(axis=0)]) + units)
+        return bool((loads <= self.room).all(axis=1).any())
+
     def _search(self) -> None:
         """Lines at the ends, then where two meet below the programme's value."""
         self.lines.append(self._line(self.paid))
         if not self.ns.any() and not any(self.unit_ps):
             return  # where bytes are all that is paid for, this is nearly all there is to know
+        if self._fits():
+            return
         programme = _Programme(self)
         weights = programme.most_layers()
         if weights is not None:
@@ -186,6 +196,17 @@ def least_each(rates: Curve, prices: Curve) -> float:
     speed = np.cumsum(1 / rates[order])
     paid = np.cumsum(prices[order] / rates[order])
     return float(((1 + paid) / speed).min())
+
+
+def least_parts(rates: Curve, prices: Curve) -> Curve:
+    """The part of the pieces that each member has when they are dealt out so that this is what each takes."""
+    order = np.argsort(prices, kind="stable")
+    speed = np.cumsum(1 / rates[order])
+    paid = np.cumsum(prices[order] / rates[order])
+    members = int(((1 + paid) / speed).argmin()) + 1
+    parts = np.zeros(len(rates))
+    parts[order[:members]] = 1 / rates[order[:members]] / speed[members - 1]
+    return parts
 
 
 @lru_cache(maxsize=4096)
