@@ -7,6 +7,7 @@ The watch is a thread of the parent, so that it watches while the caller does so
 all ranks; of those that torchrun starts each has one, and is told of the others (``runtime.exchange``).
 """
 
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -40,6 +41,8 @@ from runtime.watch import LOOK_S, NCCL_S, Sight, Watch, who
 
 GRACE_S = 0.5
 """After the first failure, how long others are heard, so that the one that failed first is named."""
+PR_SET_PDEATHSIG = 1
+"""Linux' prctl(2): the signal that a process gets when the thread ends that started it."""
 STOP_S = 2.0
 """How long a rank has to end when it is asked to, before it is killed."""
 
@@ -134,11 +137,13 @@ class Family:
             raise
 
     def _start(self, context: Any, directory: Path, rendezvous: Rendezvous, verify: bool) -> None:
+        # to the system a rank's parent is the thread that starts it, and other threads may end before the process
+        lasting = context.get_start_method() == "forkserver" or threading.current_thread() is threading.main_thread()
         for rank, status in self._board.items():
             mine, theirs = context.Pipe(duplex=True)
             child = context.Process(
                 target=_child,
-                args=(directory, rank, rendezvous, verify, theirs, status, self._stopped),
+                args=(directory, rank, rendezvous, verify, theirs, status, self._stopped, lasting),
                 name=f"rank {rank} ({self._names[rank]})",
                 daemon=True,
             )
@@ -352,11 +357,20 @@ def _without_main() -> Iterator[None]:
 
 
 def _child(
-    directory: Path, rank: int, rendezvous: Rendezvous, verify: bool, pipe: Connection, status: Status, stopped: Any
+    directory: Path,
+    rank: int,
+    rendezvous: Rendezvous,
+    verify: bool,
+    pipe: Connection,
+    status: Status,
+    stopped: Any,
+    lasting: bool,
 ) -> None:
     """The life of a rank process: Ctrl-C is the parent's matter, and without a parent there is no life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if lasting and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also where this process is stopped
     threading.Thread(target=_follow_parent, daemon=True).start()
     if rendezvous.file is not None:
         # one host: the ranks meet on loopback, whatever the host's name resolves to
