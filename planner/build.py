@@ -189,6 +189,11 @@ def build(request: Request, settings: Settings) -> Built:
 def _patient(plan: Plan, asked_s: int | None) -> Plan:
     """The plan with a stall timeout that its devices can keep; raise InputError where one asked for is too short."""
     device, silence_ns = silence.longest_silence(plan)
+    if silence_ns > MOST_STALL_S * 10**9:
+        raise InputError(
+            f"device {device} is predicted to compute {silence_ns / 1e9:.1f} s in one piece, and a run that is silent "
+            f"for {MOST_STALL_S} s is taken to hang: leave the device out, or give a smaller --prefill-chunk"
+        )
     if asked_s is None:
         stall_timeout_s = min(silence.stall_timeout_s(silence_ns), MOST_STALL_S)
         return dataclasses.replace(plan, options=dataclasses.replace(plan.options, stall_timeout_s=stall_timeout_s))

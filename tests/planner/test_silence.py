@@ -51,3 +51,10 @@ def test_a_timeout_that_is_asked_for_is_kept_or_refused(tmp_path: Any) -> None:
     assert found.options.stall_timeout_s == 2
     write(tmp_path / "p", found, demo(None)[0], None)
     assert replan(tmp_path / "p", found, Settings()) == found
+
+
+def test_a_device_that_nobody_would_wait_for_is_refused() -> None:
+    slow = cpu("c", 64) | {"flops": "0.1 MFLOP/s"}
+    with pytest.raises(InputError, match=r"device c is predicted to compute \d{4}\.\d s in one piece, .* for 3600 s"):
+        planned(slow, prefill_chunk=CONTEXT)
+    assert planned(slow, prefill_chunk=CHUNK).options.stall_timeout_s == 3600, "not three times what is predicted"
