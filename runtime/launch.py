@@ -47,6 +47,8 @@ STOP_S = 2.0
 """How long a rank has to end when it is asked to, before it is killed."""
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
+Starter = Literal["server", "main thread", "thread"]
+"""What a rank's parent is to the system: a fork server, or a thread of the parent, which may end before the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,13 +139,15 @@ class Family:
             raise
 
     def _start(self, context: Any, directory: Path, rendezvous: Rendezvous, verify: bool) -> None:
-        # to the system a rank's parent is the thread that starts it, and other threads may end before the process
-        lasting = context.get_start_method() == "forkserver" or threading.current_thread() is threading.main_thread()
+        in_main = threading.current_thread() is threading.main_thread()
+        starter: Starter = "main thread" if in_main else "thread"
+        if context.get_start_method() == "forkserver":
+            starter = "server"
         for rank, status in self._board.items():
             mine, theirs = context.Pipe(duplex=True)
             child = context.Process(
                 target=_child,
-                args=(directory, rank, rendezvous, verify, theirs, status, self._stopped, lasting),
+                args=(directory, rank, rendezvous, verify, theirs, status, self._stopped, starter),
                 name=f"rank {rank} ({self._names[rank]})",
                 daemon=True,
             )
@@ -364,14 +368,15 @@ def _child(
     pipe: Connection,
     status: Status,
     stopped: Any,
-    lasting: bool,
+    starter: Starter,
 ) -> None:
     """The life of a rank process: Ctrl-C is the parent's matter, and without a parent there is no life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if lasting and sys.platform == "linux":
+    if starter != "thread" and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also where this process is stopped
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    server = os.getppid() if starter == "server" else None
+    threading.Thread(target=_follow_parent, args=(server,), daemon=True).start()
     if rendezvous.file is not None:
         # one host: the ranks meet on loopback, whatever the host's name resolves to
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -395,8 +400,11 @@ def _child(
         raise SystemExit(1) from None
 
 
-def _follow_parent() -> None:
+def _follow_parent(server: int | None) -> None:
+    """End with the parent; first its fork server, which would stay for a rank that is stopped, and takes that along."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
+    if server is not None and os.getppid() == server:
+        os.kill(server, signal.SIGKILL)
     os._exit(PeerError.exit_code)
