@@ -71,6 +71,8 @@ def minimise(
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1 if same else settings.workers
     solver.parameters.random_seed = 0 if same else settings.seed
+    solver.parameters.auto_detect_greater_than_at_least_one_of = False  # proves what is not so, of sums of bytes
+    solver.parameters.presolve_inclusion_work_limit = 0  # counts in 32 bits: google/or-tools#5293
     solver.parameters.cp_model_probing_level = 0  # costs more than it saves here, measured
     solver.parameters.linearization_level = 2  # a third of the work of level 1, measured
     solver.parameters.optimize_with_lb_tree_search = from_below

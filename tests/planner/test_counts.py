@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from planner.counts import least_missing, roomiest
+from planner.cpsat import Restriction
 from planner.families import load_base
 from planner.formulate import Formulation
 from planner.packing import packed
@@ -75,3 +76,19 @@ def test_what_is_missing_on_many_equal_devices_is_proven(hosts: int) -> None:
     assert found.missing is not None
     assert sum(found.missing) == found.least_bytes > 90 << 30
     assert max(found.missing) < 1.5 * min(found.missing)
+
+
+@pytest.mark.parametrize("mib", [24_000, 30_000])
+def test_a_bound_is_never_more_than_a_packing_of_gigabytes_misses(mib: int) -> None:
+    """Mixtral-8x7B in whole layers on three hosts: of sums of so many bytes the solver must prove nothing wrong."""
+    base = load_base(ROOT / "plans/mixtral-8x7b-2gpu/config.json")
+    row = [{"id": f"g{n}", "type": "v100-32g", "memory": f"{mib} MiB"} for n in range(3)]
+    hosts = [{"name": device["id"], "links": {"class": "pcie"}, "devices": [device]} for device in row]
+    devices = inventory_of({"hosts": hosts, "network": {"class": "infiniband"}}, "bfloat16")
+    options = dataclasses.replace(options_of(base, None, 8192, "bfloat16"), strategy="balanced")
+    problem = Formulation(model=base.model, draft=None, options=options, inventory=devices).problem
+    spread = packed(problem, Restriction(groups=(0, 1, 2), choices=(((0, 0),), ((0, 0),))))
+    assert spread is not None
+    found = shortage(problem, 1.0)
+    assert found.missing is not None
+    assert 0 < found.least_bytes <= sum(found.missing) <= sum(spread)
