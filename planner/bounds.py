@@ -8,7 +8,7 @@ memory. A group that is in no combination as good as an answer already found is 
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ from ortools.linear_solver import pywraplp
 from planner.chain_bounds import Chain, Excess, received
 from planner.cost import PS_PER_NS
 from planner.place_bounds import FAR, Places, most_states
-from planner.problem import Block, Column, Group, Option, Problem, Receive
+from planner.problem import Block, Group, Option, Problem, timeless
 from planner.stage_bounds import MARGIN, Curve, least_each, least_quanta, rates_ns
 from planner.whole_bounds import whole_bounds
 
@@ -85,40 +85,10 @@ def lower_bounds(problem: Problem) -> Bounds | None:
     prices = _prices(problem, free)
     if prices is not None and not prices.any():
         return Bounds(problem=problem, apart=(free,))
-    free = free.only(_bounds(_timeless(problem), nothing + 1, far=0).within(0))
+    free = free.only(_bounds(timeless(problem), nothing + 1, far=0).within(0))
     if not free.groups or not all(free.choices):
         return Bounds(problem=problem, apart=())
     return Bounds(problem=problem, apart=(free,) if prices is None else (free, _bounds(problem, prices).only(free)))
-
-
-def _timeless(problem: Problem) -> Problem:
-    """The same with nothing that takes time."""
-    nothing = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
-    none = (0,) * len(problem.devices)
-    known: dict[int, tuple[Column, ...]] = {}
-
-    def timeless(columns: tuple[Column, ...]) -> tuple[Column, ...]:
-        if id(columns) not in known:  # most groups of a look have the same object
-            known[id(columns)] = tuple(replace(column, ns=0) for column in columns)
-        return known[id(columns)]
-
-    def block(each: Block) -> Block:
-        options = (replace(o, columns=timeless(o.columns), receive=nothing) for o in each.options)
-        return Block(options=tuple(options), axes=tuple(replace(axis, each_ps=none) for axis in each.axes))
-
-    return replace(
-        problem,
-        kinds=tuple(replace(kind, unit_ps=none) for kind in problem.kinds),
-        groups=tuple(
-            replace(group, columns=(timeless(group.columns[0]),), hop_ns=0, network_hop_ns=0, first=nothing)
-            for group in problem.groups
-        ),
-        first=block(problem.first),
-        last=block(problem.last),
-        tail=block(problem.tail) if problem.tail else None,
-        message_ns=(0,) * len(problem.hosts),
-        network_message_ns=0,
-    )
 
 
 def _bounds(problem: Problem, prices: Curve, far: float = FAR) -> Excess:

@@ -39,7 +39,7 @@ Bool = cp_model.IntVar
 MOST_BYTES = 1 << 50
 MOST_NS = 1 << 38
 MOST_RANKED = 1 << 61
-"""Times and ranks together: with the most groups that there may be, a step may still take seconds."""
+"""Times and ranks together: with the most groups that there may be, a step may still take a minute."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +59,21 @@ def everything(problem: Problem) -> Restriction:
             for block in problem.blocks
         ),
     )
+
+
+def most_step_ns(problem: Problem) -> int:
+    """The longest step that is told from others: what takes longer is not found."""
+    return min(MOST_NS, MOST_RANKED // _ties(problem))
+
+
+def _ties(problem: Problem) -> int:
+    """How many ranks there are for one time of a step."""
+    return (len(problem.devices) + 1) * _stage_rank(problem)
+
+
+def _stage_rank(problem: Problem) -> int:
+    choices = sum(len(option.columns) for block in problem.blocks for option in block.options)
+    return 1 + choices + len(problem.devices) * len(problem.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,25 +149,17 @@ class Model:
         self._chain()
         self._messages()
         self._capacity()
-        self.ties = self._ties(whole)
-        self.step_ns = self._int(min(MOST_NS, MOST_RANKED // self.ties), "step_ns")
+        self.ties = _ties(whole)
+        self.step_ns = self._int(most_step_ns(whole), "step_ns")
         self.model.add(self.step_ns == sum(self.time))
         self.ranked_step: Linear = self.step_ns * self.ties + self._rank(whole)
         """The time of a step; of equal ones fewer stages are less, then groups and choices that come first."""
-
-    def _ties(self, whole: Problem) -> int:
-        """How many ranks there are for one time of a step."""
-        return (len(whole.devices) + 1) * self._stage_rank(whole)
-
-    def _stage_rank(self, whole: Problem) -> int:
-        choices = sum(map(len, self.all_choices))
-        return 1 + choices + len(whole.devices) * len(whole.groups)
 
     def _rank(self, whole: Problem) -> Linear:
         """Number of stages, then the sum of the places of groups and choices in the lists of the whole problem."""
         rank: Linear = 0
         for g, runs in zip(self.restriction.groups, self.runs, strict=True):
-            rank += (self._stage_rank(whole) + g) * runs
+            rank += (_stage_rank(whole) + g) * runs
         for all_choices, choices, on in zip(self.all_choices, self.choices, self.on, strict=True):
             place = {key: position for position, key in enumerate(all_choices)}
             rank += sum(place[choice.index] * variable for choice, variable in zip(choices, on, strict=True))

@@ -12,7 +12,7 @@ Devices are referred to by index in canonical order; per-member tuples are in th
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 Goal = Literal["time", "balance", "fill"]
@@ -297,3 +297,33 @@ def least_bytes(problem: Problem) -> int:
         least += min(sum(column.bytes) for option in block.options for column in option.columns)
         least += sum(axis.count * axis.each_bytes for axis in block.axes if axis.shared is None)
     return least
+
+
+def timeless(problem: Problem) -> Problem:
+    """The same with nothing that takes time."""
+    nothing = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
+    none = (0,) * len(problem.devices)
+    known: dict[int, tuple[Column, ...]] = {}
+
+    def untimed(columns: tuple[Column, ...]) -> tuple[Column, ...]:
+        if id(columns) not in known:  # most groups of a look have the same object
+            known[id(columns)] = tuple(replace(column, ns=0) for column in columns)
+        return known[id(columns)]
+
+    def block(each: Block) -> Block:
+        options = (replace(o, columns=untimed(o.columns), receive=nothing) for o in each.options)
+        return Block(options=tuple(options), axes=tuple(replace(axis, each_ps=none) for axis in each.axes))
+
+    return replace(
+        problem,
+        kinds=tuple(replace(kind, unit_ps=none) for kind in problem.kinds),
+        groups=tuple(
+            replace(group, columns=tuple(map(untimed, group.columns)), hop_ns=0, network_hop_ns=0, first=nothing)
+            for group in problem.groups
+        ),
+        first=block(problem.first),
+        last=block(problem.last),
+        tail=block(problem.tail) if problem.tail else None,
+        message_ns=(0,) * len(problem.hosts),
+        network_message_ns=0,
+    )

@@ -20,12 +20,13 @@ from functools import cached_property
 from ortools.sat.python import cp_model
 
 from planner.bounds import Bounds, lower_bounds
+from planner.cost import PS_PER_NS
 from planner.counts import roomiest
-from planner.cpsat import MOST_NS, Linear, Model, Restriction, everything
+from planner.cpsat import Linear, Model, Restriction, everything, most_step_ns
 from planner.errors import NotProvenError
 from planner.moves import moved_bytes
 from planner.packing import packed
-from planner.problem import Answer, Earlier, Problem, granule_bytes, least_bytes
+from planner.problem import Answer, Earlier, Problem, granule_bytes, least_bytes, most_ps, timeless
 from planner.search import Infeasible, Optimum, Settings, minimise
 from planner.symmetry import alike_alone, twins
 
@@ -66,7 +67,10 @@ class Keep:
 
 
 def solve(problem: Problem, settings: Settings, keep: Keep | None = None) -> Solved | None:
-    """The one optimal answer, or None where the solver proves that nothing fits; raise NotProvenError with the gap."""
+    """The one optimal answer, or None where the solver proves that nothing fits.
+
+    Raise NotProvenError with the gap, or where what fits takes longer than any step that is told from others.
+    """
     if least_bytes(problem) > sum(problem.capacity_bytes):
         return None
     start = time.perf_counter()
@@ -74,6 +78,13 @@ def solve(problem: Problem, settings: Settings, keep: Keep | None = None) -> Sol
     try:
         solved = search.run(keep)
     except Infeasible:
+        if _may_be_slow(problem) and fits(problem, settings):
+            most = most_step_ns(problem)
+            raise NotProvenError(
+                f"step time: found none of at most {most / 1e9:.0f} s, and no longer step is told from others among "
+                f"{len(problem.groups)} groups of devices: give faster devices, or a smaller --batch or --context",
+                bound_ns=most,
+            ) from None
         return None
     return replace(solved, solve_s=time.perf_counter() - start)
 
@@ -87,7 +98,14 @@ def fits(problem: Problem, settings: Settings) -> bool:
     except Infeasible:
         return False
     missing = packed(problem, structure) if structure else None
+    if _may_be_slow(problem):
+        problem = timeless(problem)
     return (missing is not None and not any(missing)) or _Search(problem, settings).any_answer()
+
+
+def _may_be_slow(problem: Problem) -> bool:
+    """Whether there may be answers that take longer than any step that is told from others."""
+    return most_ps(problem) > PS_PER_NS * most_step_ns(problem)
 
 
 class _Search:
@@ -295,7 +313,7 @@ class _Search:
 
     def _exclude(self, limit: float) -> None:
         """No answer takes less than the bounds say, nor than what was searched without finding any."""
-        self.excluded = max(self.excluded, math.floor(self.least), math.floor(min(limit, MOST_NS)))
+        self.excluded = max(self.excluded, math.floor(self.least), math.floor(min(limit, most_step_ns(self.problem))))
 
     def _least_step(self, model: Model, looked: float = 0, known: int | None = None) -> Optimum:
         """The best of a model in which is all that takes no longer than ``looked``; ``known``: what another takes."""

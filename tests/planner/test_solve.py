@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from planner.certify import certify
+from planner.cpsat import most_step_ns
 from planner.errors import NotProvenError
 from planner.problem import Answer, Problem
 from planner.search import Settings
@@ -147,6 +148,37 @@ def test_the_limit_ends_in_a_refusal_with_the_gap() -> None:
     with pytest.raises(NotProvenError, match="deterministic limit of 0") as refused:
         solve(tiny_problem(seed), Settings(limit=0))
     assert refused.value.exit_code == 3
+
+
+def _slower(problem: Problem, ns: int) -> Problem:
+    """With so much more time for every layer."""
+    columns = {id(listed): listed for group in problem.groups for listed in group.columns}
+    slow = {
+        known: tuple(dataclasses.replace(column, ns=column.ns + ns) for column in listed)
+        for known, listed in columns.items()
+    }
+    groups = (dataclasses.replace(g, columns=tuple(slow[id(listed)] for listed in g.columns)) for g in problem.groups)
+    return dataclasses.replace(problem, groups=tuple(groups))
+
+
+def test_what_fits_but_is_too_slow_to_be_told_from_others_is_not_said_to_miss_memory() -> None:
+    fitting = [tiny_answer(seed) is not None for seed in SEEDS[:20]]
+    assert set(fitting) == {True, False}
+    for seed, fit in zip(SEEDS, fitting, strict=False):
+        problem = tiny_problem(seed)
+        most = most_step_ns(problem)
+        late = _slower(problem, most)
+        assert fits(late, ONE) == fit, f"seed {seed}"
+        if not fit:
+            assert solve(late, ONE) is None, f"seed {seed}"
+            continue
+        with pytest.raises(NotProvenError, match="no longer step is told from others") as refused:
+            solve(late, ONE)
+        assert refused.value.bound_ns == most
+        solved, answer = solve(_slower(problem, most // 8), ONE), tiny_answer(seed)
+        assert solved is not None, f"seed {seed}"
+        assert answer is not None
+        assert solved.objective_ns >= answer.objective_ns + problem.layers * (most // 8)
 
 
 def _stages(seed: int) -> tuple[object, ...]:
