@@ -151,6 +151,7 @@ class BaseStage:
             bias=self._bias[:0].view(0, 1, 0, self._bias.shape[1]),
             sequences=slice(0, 0),
             seen=slice(0, 0),
+            tree=0,
             written=slice(0, 0),
             here=slice(0, 0),
         )
@@ -176,6 +177,7 @@ class BaseStage:
                 bias=bias[None, None],
                 sequences=own,
                 seen=slice(start, window),
+                tree=0,
                 written=cache.append(width, torch.full((1, 1), last, device=bias.device), own),
                 here=slice(0, width) if self._divided else None,
             ),
@@ -206,6 +208,7 @@ class BaseStage:
                 bias=bias.unsqueeze(1),
                 sequences=slice(0, count),
                 seen=slice(place.start, window),
+                tree=nodes,
                 written=place,
                 here=slice(first * nodes, (first + count) * nodes) if self._divided else None,
             ),

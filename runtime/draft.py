@@ -165,6 +165,7 @@ class Drafter:
             bias=bias,
             sequences=own,
             seen=slice(start, window),
+            tree=0,
             written=cache.append(width, accepted[begin : begin + count].unsqueeze(1), own),
             here=self._here(range(begin, begin + count), width),
         )
@@ -226,6 +227,7 @@ class Drafter:
                 bias=beams[..., :window].unsqueeze(1),
                 sequences=slice(0, len(own)),
                 seen=slice(0, window),
+                tree=cache.tree_rows,
                 written=place,
                 here=self._here(own, rows),
             ),

@@ -36,6 +36,8 @@ AHEAD_BYTES = 1024
 MOST = 6
 """Rows that the registers have sums for, and rows from which on two of the weights are multiplied together."""
 MANY = 8
+UNIT = 2.0**30
+"""What a softmax's weights, 1 at most, are counted in when they are summed: whole numbers have one sum in any order."""
 EPSILON_UNIT = 2.0**-60
 """Of a norm's epsilon, which a kernel takes as a whole number."""
 FLOATING = {"reassoc", "contract", "nsz", "arcp", "nnan"}
@@ -275,10 +277,10 @@ def _total(builder: ir.IRBuilder, value: Any) -> Any:
 
 
 def weigh(lanes: int, items: int) -> Any:
-    """A kernel's inner loop: sums of rows of so many elements (values), each times its float32 (weight) of each item.
+    """A kernel's inner loop: rows of so many elements (values), each times its float32 (weight) of an item, are added.
 
     Called with the pointer of the kernel; address and stride of the elements; of the weights, float32 [items, rows]; of
-    the sums, float32 [items, lanes]; and how many rows there are. Each sum is taken in the order of the rows.
+    the sums so far, float32 [items, lanes]; and how many rows there are. Each sum is taken in the order of the rows.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -293,21 +295,23 @@ def weigh(lanes: int, items: int) -> Any:
             fma = multiply_add(builder, vector)
             before, loop = builder.block, builder.append_basic_block("loop")
             after = builder.append_basic_block("after")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            row = builder.phi(I64)
-            row.add_incoming(I64(0), before)
-            totals = [builder.phi(vector) for _ in range(items) for _ in parts]
-            for total in totals:
-                total.add_incoming(ir.Constant(vector, [0.0] * 8), before)
 
             def at(base: Any, step: Any, number: Any, beyond: int = 0) -> Any:
                 return pointer(builder, builder.add(base, builder.add(builder.mul(step, number), I64(beyond))))
 
+            places = [(item, part) for item in range(items) for part in parts]
+            known = [builder.load(at(out, out_stride, I64(i), 32 * j), typ=vector, align=4) for i, j in places]
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            row = builder.phi(I64)
+            row.add_incoming(I64(0), before)
+            totals = [builder.phi(vector) for _ in places]
+            for total, start in zip(totals, known, strict=True):
+                total.add_incoming(start, before)
             given = []
             for part in parts:
-                start = at(values, stride, row, 8 * nbytes * part)
-                loaded = builder.load(start, typ=ir.VectorType(scalar_of(element), 8), align=nbytes)
+                first = at(values, stride, row, 8 * nbytes * part)
+                loaded = builder.load(first, typ=ir.VectorType(scalar_of(element), 8), align=nbytes)
                 given.append(widened(builder, loaded, element))
             found: list[Any] = []
             for item in range(items):
@@ -322,8 +326,7 @@ def weigh(lanes: int, items: int) -> Any:
                 total.add_incoming(each, loop)
             builder.cbranch(builder.icmp_signed("<", following, rows), loop, after)
             builder.position_at_end(after)
-            for number, each in enumerate(found):
-                item, part = divmod(number, len(parts))
+            for (item, part), each in zip(places, found, strict=True):
                 builder.store(each, at(out, out_stride, I64(item), 32 * part), align=4)
             return context.get_dummy_value()
 
@@ -529,7 +532,7 @@ def attend(data: Any) -> None:
     qkv, rotary, rotary_plane, rows, per_sequence = w[0], w[1], w[2], w[3], w[4]
     heads, kv_heads, dims = w[5], w[6], w[7]
     cache, sequence_stride, row_stride, every, written, first_written = w[8], w[9], w[10], w[11], w[12], w[13]
-    seen, bias, bias_sequence, bias_row, out, scratch = w[14], w[15], w[16], w[17], w[18], w[19]
+    seen, tree, bias, bias_sequence, bias_row, out, scratch = w[14], w[15], w[16], w[17], w[18], w[19], w[20]
     me, team = np.int64(thread()), np.int64(threads())
     head_bytes, all_heads, grouped = dims * size(data), heads + 2 * kv_heads, heads // kv_heads
     place, items = scratch + me * ITEMS * (2 * dims + seen) * 4, per_sequence * grouped
@@ -569,6 +572,7 @@ def attend(data: Any) -> None:
                     items,
                     count,
                     seen,
+                    tree,
                     dims,
                     place,
                 )
@@ -587,7 +591,7 @@ def _rotate(data: Any, head: Any, cosine: Any, sine: Any, dims: Any) -> None:
 @njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
 def _attend_some(
     data: Any, q: Any, q_row: Any, keys: Any, to_values: Any, stride: Any, bias: Any, bias_row: Any, out: Any,
-    out_row: Any, grouped: Any, begun: Any, items: Any, count: Any, seen: Any, dims: Any, place: Any,
+    out_row: Any, grouped: Any, begun: Any, items: Any, count: Any, seen: Any, tree: Any, dims: Any, place: Any,
 ) -> None:  # fmt: skip
     """The items from ``begun`` on, ``count`` of them: one, or ITEMS, the last of all again where fewer are left.
 
@@ -605,7 +609,7 @@ def _attend_some(
         item = min(begun + number, items - 1)
         weight = _soften(data, place + number * own + 8 * dims, bias + item // grouped * bias_row, seen)
         floats(place + number * own)[0] = weight  # the query has been used
-    _sum_values(data, place + 8 * dims, own, keys + to_values, stride, place + 4 * dims, count, seen, dims)
+    _sum_values(data, place + 8 * dims, own, keys + to_values, stride, place + 4 * dims, count, seen, tree, dims)
     for number in range(count):
         item, weight, total = min(begun + number, items - 1), floats(place + number * own)[0], place + number * own
         made = elements(data, out + item // grouped * out_row + item % grouped * dims * size(data))
@@ -615,18 +619,18 @@ def _attend_some(
 
 @njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
 def _soften(data: Any, scores: Any, bias: Any, seen: Any) -> Any:
-    """Scores with their bias -> exp(score - the highest); their sum."""
+    """Scores with their bias -> exp(score - the highest); their sum, which is the same in any order."""
     score, hidden, high = floats(scores), elements(data, bias), F(-np.inf)
     for column in range(seen):
         found = score[column] + wide(hidden[column])
         score[column] = found
         high = max(high, found)
-    base, weight = (high if high > F(-3e38) else F(0)), F(0)
+    base, weight = (high if high > F(-3e38) else F(0)), np.int64(0)
     for column in range(seen):
         chance = exp(score[column] - base)
         score[column] = chance
-        weight += chance
-    return weight
+        weight += np.int64(np.int32(chance * F(UNIT) + F(0.5)))
+    return F(weight) / F(UNIT)
 
 
 @njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
@@ -660,9 +664,27 @@ def _multiply_keys(
 
 @njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
 def _sum_values(
+    data: Any, weights: Any, own: Any, values: Any, stride: Any, totals: Any, count: Any, seen: Any, tree: Any,
+    dims: Any,
+) -> None:  # fmt: skip
+    """Values, each times its weight, of one item or of ITEMS that lie ``own`` bytes apart, as the sums do.
+
+    First those of the sequence, then the ``tree``'s, whose rows lie before it: as they will lie when they are kept.
+    """
+    for item in range(count):
+        for i in range(dims):
+            floats(totals + item * own)[i] = F(0)
+    if tree < seen:
+        _add_values(data, weights + 4 * tree, own, values + tree * stride, stride, totals, count, seen - tree, dims)
+    if tree > 0:
+        _add_values(data, weights, own, values, stride, totals, count, tree, dims)
+
+
+@njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
+def _add_values(
     data: Any, weights: Any, own: Any, values: Any, stride: Any, totals: Any, count: Any, seen: Any, dims: Any
 ) -> None:
-    """Values, each times its weight, of one item or of ITEMS that lie ``own`` bytes apart, as the sums do."""
+    """The same of rows one after the other, beside what has been summed."""
     start = 0
     while start < dims:
         address, total, left = values + start * size(data), totals + 4 * start, dims - start
@@ -683,9 +705,14 @@ def _sum_values(
             start += 8
         else:
             for item in range(count):
-                found = F(0)
-                for column in range(seen):
-                    value = wide(elements(data, address + column * stride)[0])
-                    found += floats(weights + item * own)[column] * value
-                floats(total + item * own)[0] = found
+                _add_one(data, weights + item * own, address, stride, total + item * own, seen)
             start += 1
+
+
+@njit(fastmath={"contract"})  # type: ignore[untyped-decorator]
+def _add_one(data: Any, weights: Any, values: Any, stride: Any, total: Any, seen: Any) -> None:
+    """One element of each row; in the order of the rows."""
+    found, weight = floats(total)[0], floats(weights)
+    for column in range(seen):
+        found += weight[column] * wide(elements(data, values + column * stride)[0])
+    floats(total)[0] = found

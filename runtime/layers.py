@@ -32,6 +32,8 @@ class Rows:
     """The B sequences, of those in the cache."""
     seen: slice
     """The t rows of each sequence."""
+    tree: int
+    """How many of them are a tree's: the first, of what comes behind all others."""
     written: slice | Tensor
     """The rows that keys and values go to: n of each sequence, or W of all sequences' rows."""
     here: slice | None
@@ -102,7 +104,7 @@ class Attention:
                 some.copy_(norm(some.flatten(0, 1)).view(some.shape))
         if self.attend is attend and ops.attends(qkv, cache):
             first = rows.sequences.start
-            return ops.attend(qkv, h, cache, rows.rotary, rows.bias, rows.seen.start, rows.written, first)
+            return ops.attend(qkv, h, cache, rows.rotary, rows.bias, rows.seen.start, rows.tree, rows.written, first)
         rotate(qkv[:, : h + k], rows.rotary)
         store(cache, qkv[:, h:], rows)
         seen = cache[rows.sequences, rows.seen].to(x.dtype).transpose(1, 2)  # [B, 2k, t, D]

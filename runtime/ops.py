@@ -130,13 +130,14 @@ def attends(qkv: Tensor, cache: Tensor) -> bool:
 
 
 def attend(
-    qkv: Tensor, heads: int, cache: Tensor, rotary: Tensor, bias: Tensor, seen: int, written: slice | Tensor, first: int
-) -> Tensor:
+    qkv: Tensor, heads: int, cache: Tensor, rotary: Tensor, bias: Tensor, seen: int, tree: int,
+    written: slice | Tensor, first: int,
+) -> Tensor:  # fmt: skip
     """Rotate ``qkv`` [W, h + 2k, D] in place, store its keys and values, and attend: [W, h * D].
 
     ``cache`` [B, T, 2k, D]: of its sequences those from ``first`` on. ``rotary`` [2, W, 1, D] and ``bias`` [b, 1, n, t]
-    as layers have them; ``seen``: the first of the t rows. Keys and values go to ``written``: n rows of each sequence,
-    or W of all sequences' rows.
+    as layers have them; ``seen``: the first of the t rows, and ``tree``: how many of them are a tree's. Keys and values
+    go to ``written``: n rows of each sequence, or W of all sequences' rows.
     """
     (rows, every, dims), size, (_, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
     out = torch.empty(rows, heads * dims, dtype=qkv.dtype)
@@ -148,7 +149,7 @@ def attend(
         kernels.attend, qkv.dtype, 2 * rows * heads * columns * dims,
         qkv.data_ptr(), rotary.data_ptr(), size * rotary.stride(0), rows, n, heads, (every - heads) // 2, dims,
         own + seen * row, sequence, row, start, index, target,
-        columns, bias.data_ptr(), size * bias.stride(0), size * bias.stride(2), out.data_ptr(), place.data_ptr(),
+        columns, tree, bias.data_ptr(), size * bias.stride(0), size * bias.stride(2), out.data_ptr(), place.data_ptr(),
     )  # fmt: skip
     return out
 

@@ -10,6 +10,7 @@ import torch
 from planner.compile import compile_plan
 from planner.families import load_base, load_draft
 from plans import codec
+from plans.buffers import accept_rows
 from plans.schema import DType, Inputs, Plan
 from runtime.base import Base
 from runtime.comm import Comm
@@ -112,6 +113,50 @@ def test_halves_are_as_near_to_float32_as_those_of_transformers(tmp_path: Path, 
             for state in on_all_ranks(plan, directory, lambda image, comm, plan=plan: last_states(plan, image, comm)):
                 ours.append((state - expected).abs())
     assert torch.cat(ours).median() <= 1.2 * torch.cat(theirs).median()
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("llama", "float32"), ("qwen3", "bfloat16"), ("mixtral", "float16"), ("qwen3_moe", "bfloat16")],
+)
+def test_a_tree_is_verified_with_the_bits_of_plain_decoding(tmp_path: Path, family: str, dtype: DType) -> None:
+    """On one CPU device, or two: no token depends on whether a draft was right, in halves either."""
+    torch.manual_seed(1)
+    checkpoint = saved(tmp_path, family, initializer_range=0.4)
+    for devices in (("a",), ("a", "b")):
+        plan, directory = compiled(tmp_path, checkpoint, devices, dtype)
+        for tree, alone in on_all_ranks(
+            plan, directory, lambda image, comm, plan=plan: both_verified(plan, image, comm)
+        ):
+            assert torch.equal(tree, alone)
+
+
+@torch.inference_mode()
+def both_verified(plan: Plan, image: Image, comm: Comm) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the lm_head reads of each node of a tree [N, H], and where its ancestors and it come one by one."""
+    device = plan.devices[comm.rank]
+
+    def behind_prompt() -> Base:
+        base = Base(plan, image, Memory(plan, device.id, torch_device(device)), comm)
+        base.prefill(0, torch.tensor(PROMPT, device=torch_device(device)), len(PROMPT) - 1)
+        return base
+
+    def verified(base: Base, tokens: list[int], mask: torch.Tensor) -> torch.Tensor:
+        found = base.verify(torch.tensor([tokens], device=torch_device(device)), mask.to(torch_device(device))[None])
+        assert found is not None
+        return found.normed.clone()
+
+    paths, tokens = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5)), [7, 21, 4, 30, 13, 8]
+    mask = torch.tensor([[row in path for row in range(len(paths))] for path in paths])
+    tree, alone = verified(behind_prompt(), tokens, mask), []
+    root = torch.zeros((1, accept_rows(plan.options)), dtype=torch.int64, device=torch_device(device))
+    for path in paths:
+        base = behind_prompt()
+        for node in path:
+            last = verified(base, [tokens[node]], torch.ones((1, 1), dtype=torch.bool))
+            base.keep(root, root[:, 0], 1, [1])
+        alone.append(last)
+    return tree, torch.cat(alone)
 
 
 @torch.inference_mode()

@@ -107,7 +107,7 @@ def test_attention_rotates_stores_and_sees_what_the_bias_lets_it_see(
         else:
             expected.flatten(0, 1)[written] = turned[:, heads:]
         given = qkv.clone()
-        out = ops.attend(given, heads, cache, rotary, bias, seen, written, first)
+        out = ops.attend(given, heads, cache, rotary, bias, seen, n, written, first)
         assert near(given, turned)
         assert near(cache, expected)
         keys, values = expected[first:, seen : seen + columns].transpose(1, 2).split(kv_heads, 1)
@@ -127,11 +127,43 @@ def test_a_row_attends_the_same_beside_others(dtype: torch.dtype, heads: int, kv
     qkv, cache = seeded(rows, heads + 2 * kv_heads, dims, dtype=dtype), seeded(1, 40, 2 * kv_heads, dims, dtype=dtype)
     rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), rows, dtype).unsqueeze(2)
     bias = torch.where(seeded(1, 1, rows, columns, dtype=torch.float32) > 0, 0.0, float("-inf")).to(dtype)
-    together = ops.attend(qkv.clone(), heads, cache, rotary, bias, 0, slice(0, rows), 0)
+    together = ops.attend(qkv.clone(), heads, cache, rotary, bias, 0, 0, slice(0, rows), 0)
     for row in range(rows):
         own = slice(row, row + 1)
-        alone = ops.attend(qkv[own].clone(), heads, cache, rotary[:, own], bias[:, :, own], 0, own, 0)
+        alone = ops.attend(qkv[own].clone(), heads, cache, rotary[:, own], bias[:, :, own], 0, 0, own, 0)
         assert torch.equal(alone, together[own])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(2, 2, 64), (8, 2, 30), (5, 1, 24)])
+def test_a_node_of_a_tree_attends_as_it_will_behind_what_was_accepted(
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int
+) -> None:
+    """Bit for bit, in another place of the cache, beside other columns, and alone: so no token depends on the draft."""
+    paths, length = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5)), 43
+    nodes, columns = len(paths), [0.0 if row in path else float("-inf") for path in paths for row in range(len(paths))]
+    qkv = seeded(nodes, heads + 2 * kv_heads, dims, dtype=dtype)
+    table = rotary_table(torch.linspace(1, 0.01, dims // 2), length + nodes, dtype).unsqueeze(2)
+    before = seeded(1, nodes + 90, 2 * kv_heads, dims, dtype=dtype)
+
+    def visible(count: int, of: int) -> list[float]:
+        return [0.0] * count + [float("-inf")] * (of - count)
+
+    bias = torch.cat([torch.tensor(columns).view(nodes, nodes), torch.tensor(visible(length, 60)).expand(nodes, -1)], 1)
+    rotary = table[:, [length + len(path) - 1 for path in paths]]
+    given = qkv.clone()
+    together = ops.attend(
+        given, heads, before.clone(), rotary, bias.to(dtype)[None, None], 0, nodes, slice(0, nodes), 0
+    )
+    for path in paths:
+        cache = before.clone()
+        for depth, node in enumerate(path):
+            own = torch.tensor([[0.0, *visible(length + depth, 77)]]).to(dtype)[None, None]
+            rows, place = qkv[node : node + 1].clone(), slice(nodes - 1, nodes)
+            turned = table[:, length + depth : length + depth + 1]
+            alone = ops.attend(rows, heads, cache, turned, own, nodes - 1, 1, place, 0)
+            cache[:, nodes + length + depth] = cache[:, nodes - 1]
+        assert torch.equal(alone, together[path[-1] : path[-1] + 1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
