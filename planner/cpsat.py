@@ -32,6 +32,7 @@ from planner.problem import (
     StageAnswer,
     granule_bytes,
 )
+from planner.symmetry import exchanged, moved
 
 Linear = cp_model.LinearExpr | int
 Bool = cp_model.IntVar
@@ -254,7 +255,23 @@ class Model:
         """Of hosts that may change places the first have the most layers."""
         layers = {place: sum(self.size[i] for i in here) for place, here in self.here.items()}
         for one, other in twins:
-            self.model.add(layers.get(one, 0) >= layers.get(other, 0))
+            to = exchanged(self.problem, one, other)
+            fixed = self._moved_groups(to) + self._moved_choices(to)
+            self.model.add(layers.get(one, 0) + self.problem.layers * sum(fixed) >= layers.get(other, 0))
+
+    def _moved_groups(self, to: Sequence[int]) -> list[Bool]:
+        """Whether groups over several hosts run that are others with these devices exchanged."""
+        groups, hosts = self.problem.groups, len(self.problem.hosts)
+        return [runs for runs, g in zip(self.runs, groups, strict=True) if g.place >= hosts and moved(g, to)]
+
+    def _moved_choices(self, to: Sequence[int]) -> list[Bool]:
+        """The same of blocks over several hosts."""
+        return [
+            on
+            for variables, choices in zip(self.on, self.choices, strict=True)
+            for on, choice in zip(variables, choices, strict=True)
+            if len(choice.option.places) > 1 and moved(choice.option, to)
+        ]
 
     def in_turn(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Of devices that may change places the first are in use, and of those that have no block, have more layers."""

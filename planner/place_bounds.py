@@ -5,7 +5,7 @@ place has left, and how many layers. Messages are paid where a place is entered.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -17,6 +17,9 @@ from planner.stage_bounds import Curve, StageBound
 
 FAR = 1.03
 """Groups over several hosts whose own bound is so much above the least are usually not looked into."""
+
+MOST_NEAR = 200
+"""Nor are many more than so many, but for those that are as good as one of these."""
 
 HOP, NETWORK, FIRST = range(3)
 """How stages of a place are reached: none has entered it yet; one has, over the network; one has, as the first."""
@@ -46,8 +49,8 @@ def _shifts(curve: Curve) -> Curve:
     """[n, m]: the curve at n - m."""
     size = len(curve)
     padded = np.concatenate([np.full(size - 1, math.inf), curve])
-    shifts: Curve = np.lib.stride_tricks.sliding_window_view(padded, size)[:, ::-1]
-    return shifts
+    step = padded.itemsize
+    return np.ndarray((size, size), padded.dtype, padded, (size - 1) * step, (step, -step))
 
 
 def _plus_all(one: Curve, shifts: Curve) -> Curve:
@@ -88,6 +91,7 @@ class Places:
         self.known: dict[tuple[Column, ...], int] = {}
         self.numbers: dict[int, int] = {}
         self.looks = self._looks()
+        self.entered: dict[int, Curve] = {}
         self.inside = [self._signatures(host) for host in range(self.hosts)]
         self.wide = [i for i, group in enumerate(problem.groups) if group.place >= self.hosts]
 
@@ -174,10 +178,12 @@ class Places:
         """
         bounds = [math.inf] * len(self.problem.groups)
         self._with_wide(None, (), bounds)
-        anywhere = self._any_wide()
+        anywhere = self._any_of(self.wide)
         for wide in self.wide:
             bounds[wide] = self._through_wide(wide, anywhere)
         limit = far * min(bounds)
+        if len(self.wide) > MOST_NEAR:
+            limit = min(limit, sorted(bounds[wide] for wide in self.wide)[MOST_NEAR])
         near = [wide for wide in self.wide if bounds[wide] <= limit]
         floor = min((bounds[wide] for wide in self.wide if bounds[wide] > limit), default=math.inf)
         for wide in near:
@@ -191,11 +197,11 @@ class Places:
         group = self.problem.groups[wide]
         return [_less(self.counts[host], self._taken(group, host)) for host in range(self.hosts)]
 
-    def _any_wide(self) -> Curve:
-        """The place of any groups over several hosts, as often as one likes."""
+    def _any_of(self, wides: Iterable[int]) -> Curve:
+        """The place of any of these groups over several hosts, as often as one likes."""
         found = np.full((3, self.layers + 1), math.inf)
         found[HOP, 0] = 0
-        for wide in self.wide:
+        for wide in wides:
             found = np.minimum(found, self._alone(wide))
         several = np.minimum(found[NETWORK], found[HOP])
         for _ in range(len(self.problem.devices).bit_length()):
@@ -221,11 +227,7 @@ class Places:
         if wide is not None:
             parts.append(self._alone(wide))
             mine = set(problem.groups[wide].devices)
-            for other in near:
-                if not mine & set(problem.groups[other].devices):
-                    part = self._alone(other)
-                    part[HOP, 0] = 0
-                    parts.append(part)
+            parts.append(self._any_of(other for other in near if not mine & set(problem.groups[other].devices)))
         around = _all_but_each(parts, self.layers)
         if wide is not None:
             bounds[wide] = min(bounds[wide], _closed(parts[self.hosts], around[self.hosts]))
@@ -240,6 +242,11 @@ class Places:
                     bounds[index] = min(bounds[index], value)
 
     def _alone(self, wide: int) -> Curve:
+        if wide not in self.entered:
+            self.entered[wide] = self._new_alone(wide)
+        return self.entered[wide]
+
+    def _new_alone(self, wide: int) -> Curve:
         """The place of a group over several hosts, entered.
 
         Its hosts may be other places' too, which pay for messages to them: it pays itself only where it is all there
@@ -355,6 +362,7 @@ class _Closing:
     def __init__(self, table: _Table, around: Curve) -> None:
         self.table = table
         self.around = around
+        self.shifts = [np.ascontiguousarray(_shifts(each)) for each in around]
         self.rests: dict[tuple[int, ...], tuple[Curve, Curve]] = {}
         self.closed: dict[tuple[object, ...], Curve] = {}
 
@@ -377,7 +385,7 @@ class _Closing:
 
     def _of_rest(self, rest: tuple[int, ...]) -> tuple[Curve, Curve]:
         """With the place entered, and [whether the first stage is elsewhere] before it is."""
-        best, (none, some) = self.table.best[rest], (_shifts(each) for each in self.around)
+        best, (none, some) = self.table.best[rest], self.shifts
         entered = np.minimum(_plus_all(best[FIRST], none), _plus_all(best[NETWORK], some))
         return entered, np.stack([_plus_all(best[HOP], none), _plus_all(best[HOP], some)])
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from planner.problem import Problem
+from planner.problem import Column, Option, Problem, Receive
 from planner.search import Settings
 from planner.solve import solve
-from planner.symmetry import alike_alone, twins
+from planner.symmetry import alike_alone, moved, twins
 from tests.planner.instances import cpu, formulation, host
 from tests.planner.tiny_problems import tiny_problem
 
@@ -26,6 +26,33 @@ def test_twins_are_hosts_that_differ_by_name_alone() -> None:
         for one, other in pairs:
             here, there = (problem.hosts[host] for host in (one, other))
             assert [problem.capacity_bytes[d] for d in here] == [problem.capacity_bytes[d] for d in there]
+
+
+def test_equal_hosts_may_change_places_whatever_is_over_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = [host(f"box{h}", *(cpu(f"c{h}{i}", 9) for i in range(2))) for h in range(3)]
+    network = {"class": "ethernet", "bandwidth": "25 Gbit/s", "latency": "20 us"}
+    problem = formulation({"hosts": hosts, "network": network}, "eagle3").problem
+    assert any(group.place >= len(problem.hosts) for group in problem.groups)
+    assert twins(problem) == ((0, 1), (1, 2))
+    found = solve(problem, ONE)
+    monkeypatch.setattr("planner.solve.twins", lambda _: ())
+    expected = solve(problem, ONE)
+    assert found is not None
+    assert expected is not None
+    assert found.objective_ns == expected.objective_ns
+    layers = [sum(s.num_layers for s in found.answer.stages if problem.groups[s.group].place == h) for h in range(3)]
+    assert layers == sorted(layers, reverse=True)
+
+
+def test_what_an_exchange_of_hosts_moves() -> None:
+    column = Column(shares=(1, 1, 1), ns=1, bytes=(4, 5, 5))
+    nothing = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
+    option = Option(devices=(0, 1, 2), places=(0, 1, 2), columns=(column,), receive=nothing)
+    assert not moved(option, [0, 2, 1, 3])
+    assert moved(option, [1, 0, 2, 3])
+    assert moved(option, [0, 1, 3, 2])
+    apart = dataclasses.replace(option, columns=(dataclasses.replace(column, bytes=(4, 5, 6)),))
+    assert moved(apart, [0, 2, 1, 3])
 
 
 def test_equal_devices_may_change_places_where_layers_are_whole() -> None:
