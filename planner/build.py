@@ -17,7 +17,7 @@ from planner.previous import Previous
 from planner.problem import Problem, most_bytes, most_ps
 from planner.search import Settings
 from planner.shortage import infeasible
-from planner.solve import Keep, Solved, fits, solve
+from planner.solve import Keep, Solved, fits, solve, solve_nearly
 from plans import codec
 from plans.facts import MOST_STALL_S, MOST_TREE
 from plans.schema import (
@@ -175,14 +175,17 @@ def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
         raise InputError(f"--tree: top_k={tree.top_k}, the draft vocabulary has {draft.draft.draft_vocab_size} tokens")
 
 
-def build(request: Request, settings: Settings) -> Built:
-    """The plan that was asked for; raise InputError, InfeasibleError or NotProvenError."""
+def build(request: Request, settings: Settings, *, nearly: bool = False) -> Built:
+    """The plan that was asked for; raise InputError, InfeasibleError or NotProvenError.
+
+    ``nearly``: where it is not proven within the limit, that which a larger gap would give, with that gap.
+    """
     dtype, inventory, wanted = understand(request)
     if wanted.context == "max":
         longest = longest_context(request.base, request.draft, inventory, wanted, dtype, settings)
         wanted = dataclasses.replace(wanted, context=longest)
     options = resolve(wanted, dtype, request.base, request.draft)
-    built = plan(request.base, request.draft, inventory, options, settings, request.previous)
+    built = plan(request.base, request.draft, inventory, options, settings, request.previous, nearly=nearly)
     return dataclasses.replace(built, plan=_patient(built.plan, wanted.stall_timeout_s))
 
 
@@ -226,6 +229,8 @@ def plan(
     options: Options,
     settings: Settings,
     previous: Plan | None = None,
+    *,
+    nearly: bool = False,
 ) -> Built:
     """Solve; raise InfeasibleError or NotProvenError."""
     formulation = formulate(base, draft, inventory, options)
@@ -242,7 +247,10 @@ def plan(
             raise InputError("--previous: a plan of another model: give one of this model")
         earlier = Previous(formulation, inputs, previous)
         keep = Keep(earlier=earlier, within_ppm=options.within_ppm)
-    solved = solve(formulation.problem, settings, keep)
+    if nearly and keep is None:
+        solved = solve_nearly(formulation.problem, settings)
+    else:
+        solved = solve(formulation.problem, settings, keep)
     if solved is None:
         raise infeasible(formulation.problem, settings)
     return Built(plan=emit(formulation, inputs, solved, earlier), solved=solved)

@@ -38,7 +38,7 @@ def emit(formulation: Formulation, inputs: Inputs, solved: Solved, previous: Pre
     plan = Plan(
         schema=f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}",
         inputs=inputs,
-        options=formulation.options,
+        options=dataclasses.replace(formulation.options, gap_ppm=solved.gap_ppm),
         inventory=formulation.inventory,
         model=formulation.model,
         draft=formulation.draft,

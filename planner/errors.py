@@ -42,9 +42,12 @@ class Change:
     objective_ns: int
     """Predicted time of one step of the plan that comes out."""
     args: tuple[str, ...] = ()
-    """Options to add to those that were given; each overrides what was given for it."""
+    """Options to add to those that were given; each overrides what was given for it. ``--gap`` is among them where no
+    more is proven within the limit."""
     inventory: str | None = None
-    """Instead of options: the whole changed inventory file, for ``--gpus``."""
+    """The whole changed inventory file, for ``--gpus``."""
+    bound_ns: int | None = None
+    """Where a gap is accepted: no placement takes less."""
 
 
 class InfeasibleError(PlannerError):
@@ -59,16 +62,18 @@ class InfeasibleError(PlannerError):
         least_bytes: int = 0,
         changes: tuple[Change, ...] | None = None,
         undecided: tuple[str, ...] = (),
+        untimed: tuple[str, ...] = (),
     ) -> None:
         """``short_bytes``: of each device, under the packing that the message names; ``least_bytes``: in all, proven.
 
         ``changes``: every single change that makes it fit; None: none was looked for. ``undecided``: kinds of changes
-        of which the limit left open whether they do.
+        of which the limit left open whether they do; ``untimed``: of those that do, how fast a step then is.
         """
         super().__init__(message)
         self.short_bytes = dict(short_bytes)
         self.least_bytes = least_bytes
         self.undecided = undecided
+        self.untimed = untimed
         self.changes = changes
 
 

@@ -1,8 +1,8 @@
 """What would help where nothing fits: every single change of what was given with which a placement exists.
 
 A change is a request of its own and is solved like one, so what is listed is what ``build`` answers. A quantity is
-changed no more than it must be: bytes only grow with it, and the largest that fits is found by bisection. What cannot
-be proven within a part of the solver's limit is not listed.
+changed no more than it must be: bytes only grow with it, and the largest that fits is found by bisection. Where the
+fastest placement is not proven within a part of the solver's limit, the change is listed with the gap that is.
 """
 
 import copy
@@ -28,16 +28,22 @@ from planner.catalog import CPU
 from planner.errors import Change, InfeasibleError, InputError, NotProvenError
 from planner.problem import Problem, least_bytes
 from planner.search import Settings
-from planner.solve import fits
+from planner.solve import fits, fits_counted
 from plans.codec import dump_yaml
 from plans.facts import natural_key
 from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, Device, DType, Inventory, KvAxis, KvDType, Options
 
-LIMIT = 8.0
-"""Of one objective of one change, in the solver's units of work."""
+LIMIT = 2.0
+"""Of one objective of one change, in the solver's units of work; after each that reaches it, of the next half as much,
+but LEAST_LIMIT: a person waits for all of them."""
 
-FITS_LIMIT = 2.0
-"""Of whether anything fits, which more work seldom decides."""
+LEAST_LIMIT = 0.25
+
+BRIEF_LIMIT = 0.25
+"""Of how little memory is enough, which decides nothing but what is said."""
+
+FEW_DEVICES = 16
+"""On more of them only that is asked of it which counting tells at once."""
 
 HOST_BANDWIDTH = "40 GB/s"
 HOST_FLOPS = "500 GFLOP/s"
@@ -56,8 +62,8 @@ class _Candidate:
     args: tuple[str, ...] = ()
     inventory: bool = False
     """The inventory is what changes."""
-    otherwise: bool = False
-    """Only for where none before it works."""
+    known: bool = False
+    """A placement is known to exist."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,7 +72,11 @@ class _Questions:
 
     settings: Settings
     undecided: bool = False
-    """A question was not decided within the limit."""
+    """Whether anything fits was not decided within the limit."""
+    untimed: bool = False
+    """Something fits, and how fast it is was not decided within the limit."""
+    near: bool = False
+    """Of something it is known how fast it is within a gap alone."""
 
     @staticmethod
     def problem(request: Request) -> Problem:
@@ -74,53 +84,77 @@ class _Questions:
         options, inventory = _options(request)
         return formulate(request.base, request.draft, inventory, options).problem
 
-    def fits(self, request: Request) -> bool:
-        """Whether a placement is found; one that would be refused, or is not proven within the limit, is none."""
+    def known(self, request: Request, *, briefly: bool = False) -> bool | None:
+        """Whether a placement exists; None: not decided within the limit, or by counting. One refused is none."""
         try:
-            return fits(self.problem(request), replace(self.settings, limit=min(self.settings.limit, FITS_LIMIT)))
+            problem = self.problem(request)
+            if briefly and len(problem.devices) > FEW_DEVICES:
+                return fits_counted(problem)
+            limit = min(self.settings.limit, BRIEF_LIMIT) if briefly else self.settings.limit
+            return fits(problem, replace(self.settings, limit=limit))
         except InputError:
             return False
         except NotProvenError:
-            self.undecided = True
-            return False
+            return None
+
+    def fits(self, request: Request) -> bool:
+        """Whether a placement is known to exist."""
+        known = self.known(request)
+        self.undecided |= known is None
+        return bool(known)
 
     def solved(self, candidate: _Candidate) -> Change | None:
         """The change, where it works."""
-        if not self.fits(candidate.request):
+        if not (candidate.known or self.fits(candidate.request)):
             return None
+        asked = candidate.request.wanted
         try:
-            built = build(candidate.request, self.settings)
+            plan = build(candidate.request, self.settings, nearly=True).plan
         except (InputError, InfeasibleError):
             return None
         except NotProvenError:
-            self.undecided = True
+            self.untimed = True
             return None
+        gap = ("--gap", f"{plan.options.gap_ppm / 10**4:g}%") if plan.options.gap_ppm > asked.gap_ppm else ()
+        self.near |= bool(gap)
         return Change(
             change=candidate.words,
-            objective_ns=built.plan.proof.objective_ns,
-            args=candidate.args,
+            objective_ns=plan.proof.objective_ns,
+            args=(*candidate.args, *gap),
             inventory=dump_yaml(candidate.request.inventory) if candidate.inventory else None,
+            bound_ns=None if plan.proof.status == "OPTIMAL" else plan.proof.bound_ns,
         )
 
 
 _Candidates = Callable[[Request, _Questions], Iterator[_Candidate]]
 
 
-def explain(request: Request, refused: InfeasibleError, settings: Settings) -> InfeasibleError:
-    """The refusal of ``request``, with the changes that would help."""
-    limited = replace(settings, limit=min(settings.limit, LIMIT))
+def explain(
+    request: Request, refused: InfeasibleError, settings: Settings, trying: Callable[[str], None]
+) -> InfeasibleError:
+    """The refusal of ``request``, with the changes that would help; ``trying`` is told of each before it is solved."""
+    limit = min(settings.limit, LIMIT)
     changes: list[Change] = []
     undecided: list[str] = []
+    untimed: list[str] = []
     for kind, candidates in _kinds(request):
-        ask = _Questions(settings=limited)
+        ask = _Questions(settings=replace(settings, limit=limit))
         found: list[Change] = []
+        trying(kind)
         for candidate in candidates(request, ask):
-            if not (candidate.otherwise and found) and (change := ask.solved(candidate)):
+            trying(candidate.words)
+            if change := ask.solved(candidate):
                 found.append(change)
+        if ask.undecided or ask.untimed or ask.near:
+            limit = min(limit, max(LEAST_LIMIT, limit / 2))
         changes += found
-        if ask.undecided and not found:
+        if not found and ask.untimed:
+            untimed.append(kind)
+        elif not found and ask.undecided:
             undecided.append(kind)
-    return InfeasibleError(str(refused), refused.short_bytes, refused.least_bytes, tuple(changes), tuple(undecided))
+    return InfeasibleError(
+        str(refused), refused.short_bytes, refused.least_bytes, tuple(changes), tuple(undecided), tuple(untimed)
+    )
 
 
 def _kinds(request: Request) -> Iterator[tuple[str, _Candidates]]:
@@ -187,7 +221,9 @@ def _context(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     steps = _largest(least_step(request.wanted), (asked - 1) // CONTEXT_STEP, lambda n: of(n * CONTEXT_STEP), ask)
     found = _largest(least, min(asked, CONTEXT_STEP) - 1, of, ask) if steps is None else steps * CONTEXT_STEP
     if found is not None:
-        yield _Candidate(words=f"context down to {found}", request=of(found), args=("--context", str(found)))
+        yield _Candidate(
+            words=f"context down to {found}", request=of(found), args=("--context", str(found)), known=True
+        )
 
 
 def _kv_dtypes(request: Request, ask: _Questions) -> Iterator[_Candidate]:
@@ -210,7 +246,7 @@ def _batch(request: Request, ask: _Questions) -> Iterator[_Candidate]:
 
     found = _largest(1, request.wanted.batch - 1, of, ask)
     if found is not None:
-        yield _Candidate(words=f"batch down to {found}", request=of(found), args=("--batch", str(found)))
+        yield _Candidate(words=f"batch down to {found}", request=of(found), args=("--batch", str(found)), known=True)
 
 
 def _no_draft(request: Request, ask: _Questions) -> Iterator[_Candidate]:
@@ -231,7 +267,7 @@ def _tree(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     found = _largest(2, tree.total_token - 1, of, ask)
     if found is not None:
         text = f"total_token={found},depth={tree.depth},top_k={tree.top_k}"
-        yield _Candidate(words=f"tree down to {found} nodes", request=of(found), args=("--tree", text))
+        yield _Candidate(words=f"tree down to {found} nodes", request=of(found), args=("--tree", text), known=True)
 
 
 def _prefill_chunk(request: Request, ask: _Questions) -> Iterator[_Candidate]:
@@ -241,7 +277,7 @@ def _prefill_chunk(request: Request, ask: _Questions) -> Iterator[_Candidate]:
     found = _largest(1, _asked(request).prefill_chunk - 1, of, ask)
     if found is not None:
         words = f"prefill in chunks of {found}"
-        yield _Candidate(words=words, request=of(found), args=("--prefill-chunk", str(found)))
+        yield _Candidate(words=words, request=of(found), args=("--prefill-chunk", str(found)), known=True)
 
 
 def _axes(request: Request, ask: _Questions) -> Iterator[_Candidate]:
@@ -263,13 +299,13 @@ def _strategy(request: Request, ask: _Questions) -> Iterator[_Candidate]:
 
 
 def _host_cpu(position: int, name: str, request: Request, ask: _Questions) -> Iterator[_Candidate]:
-    """The CPU of a host that does not list it, at rates that are assumed, with as much memory as hosts have, and if
-    that is not proven with the least that does: where the last byte counts, proofs take long.
+    """The CPU of a host that does not list it, at rates that are assumed, with as much memory as hosts have: with the
+    least that does, proofs take long.
     """
     problem = ask.problem(request)
     most = least_bytes(problem)
     short = max(0, most - sum(problem.capacity_bytes))
-    granule = min(GIB, max(MIB, 1 << max(0, short // 16).bit_length()))
+    granule = min(4 * GIB, max(MIB, 1 << max(0, short // 16).bit_length()))
 
     def size(granules: int) -> str:
         return units.render(units.SIZE, granules * granule)
@@ -284,10 +320,8 @@ def _host_cpu(position: int, name: str, request: Request, ask: _Questions) -> It
     least, proven = found
     roomy = 1 << (least - 1).bit_length()
     at_least = f" ({size(least)} at least)" if proven else ""
-    sizes = {roomy: f"{size(roomy)} are free{at_least}", least: f"{size(least)} are free"}
-    for granules, free in sizes.items():
-        words = f"the host CPU of {name} as a device, if {free}, at {HOST_BANDWIDTH} and {HOST_FLOPS}"
-        yield _Candidate(words=words, request=of(granules), inventory=True, otherwise=granules == least)
+    words = f"the host CPU of {name} as a device, if {size(roomy)} are free{at_least}, at {HOST_BANDWIDTH} and "
+    yield _Candidate(words=words + HOST_FLOPS, request=of(roomy), inventory=True, known=True)
 
 
 def _least(start: int, most: int, make: Callable[[int], Request], ask: _Questions) -> tuple[int, bool] | None:
@@ -295,18 +329,19 @@ def _least(start: int, most: int, make: Callable[[int], Request], ask: _Question
     not decided, of what is known the least. None: no number below ``most`` is known. Powers of two are asked first.
     """
     roomy = 1 << (start - 1).bit_length()
-    while not ask.fits(make(roomy)):
-        if ask.undecided or roomy > most:
+    while not (known := ask.known(make(roomy), briefly=roomy <= most)):
+        if roomy > most:
+            ask.undecided = known is None
             return None
-        start, roomy = roomy + 1, 2 * roomy
+        start, roomy = (start if known is None else roomy + 1), 2 * roomy
     low, high = start - 1, roomy
-    while high - low > 1 and not ask.undecided:
+    while high - low > 1:
         middle = (low + high) // 2
-        if ask.fits(make(middle)):
-            high = middle
-        elif not ask.undecided:
-            low = middle
-    return high, high - low == 1
+        known = ask.known(make(middle), briefly=True)
+        if known is None:
+            return high, False
+        low, high = (low, middle) if known else (middle, high)
+    return high, True
 
 
 def _more_devices(request: Request, ask: _Questions) -> Iterator[_Candidate]:

@@ -1,10 +1,11 @@
-"""How far a compile is, for people: a bar on a terminal, lines where there is none."""
+"""How far a command is, for people: on a terminal what moves there, lines where there is none."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from planner.stream import Progress as Report
@@ -24,6 +25,23 @@ def shown(console: Console, say: Callable[[str], None]) -> Iterator[Report]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("images", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def trying(
+    console: Console, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[str], None]]:
+    """Whom to tell what is tried next where nothing fits: a line on ``console`` that goes away, or lines to ``say``.
+
+    There are none in the first LINE_S.
+    """
+    text = "nothing fits: trying what would help"
+    if console.is_terminal:
+        with console.status(text) as status:
+            yield lambda words: status.update(f"{text}: {escape(words)}")
+        return
+    began = clock()
+    yield lambda words: say(f"{text}: {words}") if clock() - began >= LINE_S else None
 
 
 class Lines:

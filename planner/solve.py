@@ -42,6 +42,15 @@ PACK_BITS = 55
 FIRST_LOOK = (1.000001, 1.0001, 1.0005, 1.001, 1.002, 1.003, 1.005, 1.0075, 1.01, 1.015, 1.02, 1.03, 1.05, 1.1)
 """The search begins with what may be in an answer within so much of the bound."""
 
+PACKED_LIMIT = 0.5
+"""Of the search on groups that have room by count, in the same units."""
+
+GAPS_PPM = tuple(10_000 * percent for percent in (2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 60, 75, 90))
+"""What is accepted where more is not proven."""
+
+GAP_FACTOR = 1.1
+"""As much more than what was reached is accepted: a search for the last of it takes long."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Solved:
@@ -56,6 +65,8 @@ class Solved:
     optima: tuple[Optimum, ...]
     """Of all objectives, in the order in which they were settled."""
     solve_s: float
+    gap_ppm: int = 0
+    """What was accepted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,34 +84,48 @@ def solve(problem: Problem, settings: Settings, keep: Keep | None = None) -> Sol
     """
     if least_bytes(problem) > sum(problem.capacity_bytes):
         return None
-    start = time.perf_counter()
+    return _Search(problem, settings).solved(keep)
+
+
+def solve_nearly(problem: Problem, settings: Settings) -> Solved | None:
+    """As ``solve``; where that is not proven within the limit, as with the least of GAPS_PPM that seems to be."""
+    if least_bytes(problem) > sum(problem.capacity_bytes):
+        return None
     search = _Search(problem, settings)
     try:
-        solved = search.run(keep)
-    except Infeasible:
-        if _may_be_slow(problem) and fits(problem, settings):
-            most = most_step_ns(problem)
-            raise NotProvenError(
-                f"step time: found none of at most {most / 1e9:.0f} s, and no longer step is told from others among "
-                f"{len(problem.groups)} groups of devices: give faster devices, or a smaller --batch or --context",
-                bound_ns=most,
-            ) from None
-        return None
-    return replace(solved, solve_s=time.perf_counter() - start)
+        return search.solved(None)
+    except NotProvenError as error:
+        reached = 1.0 if error.gap is None else error.gap
+        wanted = max(settings.gap_ppm, round(GAP_FACTOR * reached * 10**6))
+        gap_ppm = min((each for each in GAPS_PPM if each > wanted), default=None)
+        if gap_ppm is None:
+            raise
+        return search.again(gap_ppm).solved(None)
 
 
 def fits(problem: Problem, settings: Settings) -> bool:
     """Whether any placement exists: found, or proven that there is none."""
+    known = fits_counted(problem)
+    if known is not None:
+        return known
+    return _Search(timeless(problem) if _may_be_slow(problem) else problem, settings).any_answer()
+
+
+def fits_counted(problem: Problem) -> bool | None:
+    """The same as far as equal devices that are counted, and one packing of them, tell."""
     if least_bytes(problem) > sum(problem.capacity_bytes):
         return False
     try:
-        structure = roomiest(problem)
+        return True if _roomy(problem) else None
     except Infeasible:
         return False
+
+
+def _roomy(problem: Problem) -> Restriction | None:
+    """Groups and choices that a packing has room on, if counting finds them; raise Infeasible where there are none."""
+    structure = roomiest(problem)
     missing = packed(problem, structure) if structure else None
-    if _may_be_slow(problem):
-        problem = timeless(problem)
-    return (missing is not None and not any(missing)) or _Search(problem, settings).any_answer()
+    return None if missing is None or any(missing) else structure
 
 
 def _may_be_slow(problem: Problem) -> bool:
@@ -150,8 +175,30 @@ class _Search:
     def alike(self) -> tuple[tuple[int, int], ...]:
         return alike_alone(self.problem)
 
-    def run(self, keep: Keep | None) -> Solved:
-        self._settle_goal()
+    def again(self, gap_ppm: int) -> "_Search":
+        """The same with another gap, as if it were the first."""
+        self.settings, self.optima, self.excluded = replace(self.settings, gap_ppm=gap_ppm), [], 0
+        return self
+
+    def solved(self, keep: Keep | None) -> Solved | None:
+        """The answer, if there is one."""
+        start = time.perf_counter()
+        try:
+            return replace(self._run(keep), solve_s=time.perf_counter() - start)
+        except Infeasible:
+            if _may_be_slow(self.problem) and fits(self.problem, self.settings):
+                most = most_step_ns(self.problem)
+                raise NotProvenError(
+                    f"step time: found none of at most {most / 1e9:.0f} s, and no longer step is told from others "
+                    f"among {len(self.problem.groups)} groups of devices: give faster devices, or a smaller --batch or "
+                    "--context",
+                    bound_ns=most,
+                ) from None
+            return None
+
+    def _run(self, keep: Keep | None) -> Solved:
+        if not self.settled:
+            self._settle_goal()
         model, step = self._step()
         if keep is None:
             small = self._model(model.chosen(), whole=bool(self.settings.gap_ppm), alone=True)
@@ -169,6 +216,7 @@ class _Search:
             bound_ns=step.bound,
             optima=tuple(self.optima),
             solve_s=0.0,
+            gap_ppm=self.settings.gap_ppm,
         )
 
     def _keep(self, keep: Keep, step: Optimum) -> tuple[Model, Optimum]:
@@ -257,21 +305,47 @@ class _Search:
         What a near look finds is usually the answer already. Then one proof is left: that with other groups or choices
         nothing is as good, or where a gap is accepted nothing is better by more than that.
         """
+        if self.settings.gap_ppm:
+            return self._near_step()
         model, best = self._first_step()
-        while not self.settings.gap_ppm and (found := self._rival(model, best.value)):
+        while found := self._rival(model, best.value):
             known = best.value
             model = self._model(self._within(found // model.ties), found)
             best = self._least_step(model)
             if best.value == known:  # the rival was as good, and none is better
                 model = self._first_in_order(model, known)
                 break
-        if self.settings.gap_ppm:
-            model = self._near(model)
-        value = model.value(model.step_ns)
-        bound = min(value, self.excluded) if self.settings.gap_ppm else value
+        return model, self._settled_step(model.value(model.step_ns), model.value(model.step_ns))
+
+    def _settled_step(self, value: int, bound: int) -> Optimum:
         step = Optimum(what="step time", value=value, bound=bound, seconds=0.0, work=0.0)
         self.optima.append(step)
-        return model, step
+        return step
+
+    def _near_step(self) -> tuple[Model, Optimum]:
+        """A step within the gap that is accepted, and its model: what there is room for may be that already."""
+        self._exclude(0)
+        model = self._packing()
+        if model is None or not self._is_near(model.value(model.step_ns)):
+            model = self._near(self._first_step()[0])
+        value = model.value(model.step_ns)
+        return model, self._settled_step(value, min(value, self.excluded))
+
+    def _is_near(self, value: int) -> bool:
+        """Whether what takes so long is within the gap that is accepted."""
+        return value - value * self.settings.gap_ppm // 10**6 <= self.excluded
+
+    def _packing(self) -> Model | None:
+        """The best that is soon found on groups that have room by count: always the same search."""
+        structure = _roomy(self.problem)
+        if structure is None:
+            return None
+        model = self._model(structure, alone=True)
+        try:
+            self.minimise(model, model.ranked_step, what="packed step time", enough=PACKED_LIMIT)
+        except (Infeasible, NotProvenError):
+            return None
+        return model
 
     def _first_step(self) -> tuple[Model, Optimum]:
         """The best of what is nearest to the bounds: usually the answer, and found quickly as it is little."""
@@ -283,45 +357,40 @@ class _Search:
                     return model, self._least_step(model, limit)
                 except Infeasible:
                     pass
+                except NotProvenError as error:
+                    if error.objective_ns is not None or (packing := self._packing()) is None:
+                        raise
+                    self.excluded = 0  # a gap that is asked for is measured before anything is searched
+                    raise self._unproven(packing.value(packing.step_ns)) from error
             self._exclude(limit)
         raise Infeasible
 
     def _near(self, model: Model) -> Model:
-        """A solution within the gap that is accepted: of what was looked at, or else of all that takes less."""
+        """A solution within the gap that is accepted: of what was looked at, or else of all that takes no longer."""
         value, gap_ppm = model.value(model.step_ns), self.settings.gap_ppm
-        enough = value - value * gap_ppm // 10**6
-        if self.excluded >= enough:
-            return model
-        try:
-            closer = self._model(model.restriction)
-            closer.model.add(closer.step_ns <= self.excluded * 10**6 // (10**6 - gap_ppm))
-            self._least_step(closer, known=value)
-            return closer
-        except Infeasible:
-            pass
-        near = self._within(enough)
-        try:
-            if near.groups and all(near.choices):
-                faster = self._model(near)
-                faster.model.add(faster.step_ns <= enough)
-                self._least_step(faster, enough, known=value)
-                return faster
-        except Infeasible:
-            pass
-        self._exclude(enough)
+        looked = model.restriction
+        while not self._is_near(value):
+            target = self.excluded * 10**6 // (10**6 - gap_ppm)
+            for restriction in (looked, self._within(target)):
+                if restriction.groups and all(restriction.choices):
+                    near = self._model(restriction)
+                    near.model.add(near.step_ns <= target)
+                    if self._has_answer(near, "an answer within the gap", always_same=True, known=value):
+                        return near
+            self._exclude(target + 1)
         return model
 
     def _exclude(self, limit: float) -> None:
         """No answer takes less than the bounds say, nor than what was searched without finding any."""
         self.excluded = max(self.excluded, math.floor(self.least), math.floor(min(limit, most_step_ns(self.problem))))
 
-    def _least_step(self, model: Model, looked: float = 0, known: int | None = None) -> Optimum:
-        """The best of a model in which is all that takes no longer than ``looked``; ``known``: what another takes."""
+    def _least_step(self, model: Model, looked: float = 0) -> Optimum:
+        """The best of a model in which is all that takes no longer than ``looked``."""
         try:
             found = self._ranked(model)
         except NotProvenError as error:
             self._exclude(min(looked, (error.bound_ns or 0) // model.ties))
-            raise self._unproven(known if error.objective_ns is None else error.objective_ns // model.ties) from error
+            raise self._unproven(error.objective_ns and error.objective_ns // model.ties) from error
         self._exclude(min(looked, found.bound // model.ties))
         return found
 
@@ -351,17 +420,22 @@ class _Search:
         """What an answer with another structure takes that is as good as the best of ``model``, if there is one."""
         rival = self._model(self._within(ranked // model.ties), ranked)
         rival.forbid(model.chosen())
-        try:
-            return self.optima[-1].value if self._has_answer(rival, "another answer") else None
-        except NotProvenError as error:
-            raise self._unproven(ranked // model.ties) from error
+        found = self._has_answer(rival, "another answer", known=ranked // model.ties)
+        return self.optima[-1].value if found else None
 
-    def _has_answer(self, model: Model, what: str) -> bool:
-        """Whether there is any answer; the objective guides a proof that there is none, a tenth of the work without."""
+    def _has_answer(self, model: Model, what: str, *, always_same: bool = False, known: int | None = None) -> bool:
+        """Whether there is any answer; the objective guides a proof that there is none, a tenth of the work without.
+
+        ``known``: what another takes.
+        """
         try:
-            self.minimise(model, model.ranked_step, what=what, any_answer=True)
+            self.minimise(model, model.ranked_step, what=what, any_answer=True, always_same=always_same)
         except Infeasible:
             return False
+        except NotProvenError as error:
+            if known is None:
+                raise
+            raise self._unproven(known) from error
         return True
 
     def _first_in_order(self, like: Model, ranked: int) -> Model:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from rich.console import Console
 
 from planner import build as builder
 from planner import report
@@ -18,6 +19,7 @@ from planner.errors import InfeasibleError, InputError, PlannerError
 from planner.explain import explain
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.inventory import read_inventory
+from planner.progress import trying
 from planner.refusal import describe
 from planner.search import DETERMINISTIC_LIMIT, Settings
 from planner.view import format_ns
@@ -132,7 +134,9 @@ def build_command(
     try:
         built = builder.build(request, settings)
     except InfeasibleError as error:
-        raise explain(request, error, settings) from error
+        with trying(Console(stderr=True), say) as tell_tried:
+            explained = explain(request, error, settings, tell_tried)
+        raise explained from error
     builder.write(out, built.plan, base, head)
     tell(out, built, kept, previous, verbosity(verbose))
     if head is not None and built.plan.options.context > head.max_positions:

@@ -54,7 +54,7 @@ def refusals(command: Callable[..., None]) -> Callable[..., None]:
 def _refuse(error: PlannerError | PlanError, as_json: bool) -> NoReturn:
     say(f"error: {error}")
     if isinstance(error, InfeasibleError) and error.changes is not None:
-        say(changes_table(error.changes, error.undecided))
+        say(changes_table(error))
     if as_json:
         put({"error": describe(error)})
     sys.exit(error.exit_code)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from click.testing import CliRunner
 from planner import build, cli
 from planner.commands import build as commands_build
 from planner.commands.console import DEMO
-from planner.errors import InfeasibleError
+from planner.errors import Change, InfeasibleError, InputError
+from planner.problem import Problem
+from planner.refusal import changes_table
+from planner.search import Settings
+from planner.solve import Keep, fits
 from plans import codec
 from tests.planner.instances import ROOT, TINY, TINY_HEAD, cpu, gpu, host, saved
 
@@ -62,12 +67,13 @@ def refused(data: Any, arguments: tuple[object, ...], tmp_path: Path) -> dict[st
 
 
 def apply(file: Path, arguments: tuple[object, ...], change: dict[str, Any], out: Path) -> tuple[int, dict[str, Any]]:
-    assert set(change) in ({"change", "objective_ns", "args"}, {"change", "objective_ns", "inventory"})
-    if "args" in change:
-        return command(file, (*arguments, *change["args"]), out)
-    changed = file.with_name(f"{out.name}.yaml")
-    changed.write_text(change["inventory"])
-    return command(changed, arguments, out)
+    """Build with a change, whatever it is made of."""
+    assert {"change", "objective_ns"} < set(change) <= {"change", "objective_ns", "bound_ns", "args", "inventory"}
+    assert change.get("bound_ns", change["objective_ns"]) <= change["objective_ns"]
+    if "inventory" in change:
+        file = file.with_name(f"{out.name}.yaml")
+        file.write_text(change["inventory"])
+    return command(file, (*arguments, *change.get("args", ())), out)
 
 
 def largest_short(
@@ -80,16 +86,21 @@ def largest_short(
         file.write_text(yaml.safe_dump(data(n)))
         return command(file, arguments, tmp_path / "edge")[0] == 3
 
+    def whether(problem: Problem, settings: Settings, keep: Keep | None = None) -> None:
+        """No step is solved for either."""
+        raise InfeasibleError("", {}) if not fits(problem, settings) else InputError("it fits")
+
     with monkeypatch.context() as patch:
         patch.setattr(build, "infeasible", lambda problem, settings: InfeasibleError("", {}))
-        patch.setattr(commands_build, "explain", lambda request, refused, settings: refused)
+        patch.setattr(build, "solve", whether)
+        patch.setattr(commands_build, "explain", lambda request, refused, settings, trying: refused)
         short = build.largest(1, 100, is_short)
     assert short is not None
     return short
 
 
 def options(error: dict[str, Any]) -> set[str]:
-    return {change["args"][0] if "args" in change else "inventory" for change in error["changes"]}
+    return {"inventory" if "inventory" in change else change["args"][0] for change in error["changes"]}
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -213,3 +224,18 @@ def test_a_large_model_on_too_little_is_explained_in_seconds(tmp_path: Path) -> 
     model = ("--model", ROOT / "plans/llama70b-4gpu/config.json")
     error = refused({"hosts": [pcie("box", {"id": "gpu0", "type": "a100-80g"})]}, model, tmp_path)
     assert [change["change"].split(" of ")[0] for change in error["changes"]] == ["the host CPU", "one more a100-80g"]
+
+
+def test_what_is_not_proven_in_time_is_listed_with_the_gap_that_is(tmp_path: Path) -> None:
+    """A build with that gap has the step and the bound that were promised; what has none is told as fitting."""
+    model = saved(tmp_path / "model", TINY | {"num_hidden_layers": 7, "num_key_value_heads": 4})
+    data = {"hosts": [pcie("box", *(gpu(f"g{i}", kib) for i, kib in enumerate((391, 336, 270, 200))))]}
+    error = refused(data, ("--model", model, "--context", 64, "--solver-limit", 0.01), tmp_path)
+    near = [change for change in error["changes"] if "--gap" in change.get("args", ())]
+    assert near
+    for change in near:
+        assert 0 < change["bound_ns"] < change["objective_ns"]
+    found = InfeasibleError("", {}, changes=tuple(Change(**change) for change in near), untimed=("a smaller tree",))
+    table = changes_table(found)
+    assert re.search(r"\(the fastest placement is not proven: none takes less than .* [um]s\): .*--gap \d+%", table)
+    assert "This alone makes it fit too, but how fast it then is was not decided within the limit: a smaller" in table

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from planner import cli, progress
-from planner.progress import Lines, shown
+from planner.progress import Lines, shown, trying
 from tests.planner.test_compile import two_stages
 
 
@@ -56,3 +56,21 @@ def test_quiet_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "a.safetensors: " in told.stderr
     refused = CliRunner().invoke(cli.main, [*command, "--quiet", "--only", "z"])
     assert (refused.exit_code, "error: --only z" in refused.stderr) == (2, True)
+
+
+def test_what_is_tried_is_told_after_a_second() -> None:
+    said: list[str] = []
+    now = [100.0]
+    with trying(Console(file=io.StringIO()), said.append, lambda: now[0]) as tell:
+        tell("a smaller batch")
+        now[0] += 1.0
+        tell("no draft")
+    assert said == ["nothing fits: trying what would help: no draft"]
+
+
+def test_a_terminal_shows_what_is_tried() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with trying(console, pytest.fail) as tell:
+        tell("the host CPU of [box]")
+    assert isinstance(console.file, io.StringIO)
+    assert "nothing fits: trying what would help" in console.file.getvalue()
