@@ -7,7 +7,7 @@ memory. A group that is in no combination as good as an answer already found is 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,8 @@ from ortools.linear_solver import pywraplp
 
 from planner.chain_bounds import Chain, Excess, received
 from planner.cost import PS_PER_NS
-from planner.place_bounds import FAR, Places, most_states
+from planner.layer_sums import ByLayers, ByPrice
+from planner.place_bounds import FAR, Places, Stages, most_states
 from planner.problem import Block, Group, Option, Problem, timeless
 from planner.stage_bounds import MARGIN, Curve, least_each, least_quanta, rates_ns
 from planner.whole_bounds import whole_bounds
@@ -96,7 +97,7 @@ def _bounds(problem: Problem, prices: Curve, far: float = FAR) -> Excess:
     cheapest = [min(costs.values()) for costs in blocks]
     choices = tuple({key: ns - low for key, ns in costs.items()} for costs, low in zip(blocks, cheapest, strict=True))
     starts = received(problem, choices[0])
-    stages = Places(problem, prices, starts).through_groups(far)
+    stages = _through_groups(Stages(problem, prices), starts, far)
     fixed = sum(cheapest) - float(prices @ np.array(problem.capacity_bytes, dtype=np.float64)) * (1 + MARGIN)
     least = min(stages)
     return Excess(
@@ -105,6 +106,29 @@ def _bounds(problem: Problem, prices: Curve, far: float = FAR) -> Excess:
         received=dict(enumerate(starts)),
         choices=choices,
     )
+
+
+def _through_groups(stages: Stages, starts: Sequence[float], far: float) -> list[float]:
+    """The least time of the stages of any answer with each group: exactly where that may be near the least of all.
+
+    What is added up by the price of a layer says which groups these are. Others are not gone into any further, and an
+    answer with one of them takes what the least of them does.
+    """
+    by_layers = ByLayers(stages.problem.layers)
+    groups = range(len(stages.problem.groups))
+    slopes = [stage.line[0] for stage in map(stages.of, stages.problem.groups) if stage.most]
+    if far < 1 or not slopes or min(slopes) <= 0:
+        return Places(stages, starts, by_layers).through_groups(far)
+    known = Places(stages, starts, ByPrice(stages.problem.layers, min(slopes))).through_groups(far)
+    reach = far * min(known)
+    while True:
+        kept = {g for g in groups if known[g] <= reach}
+        floor = min((known[g] for g in groups if known[g] > reach), default=math.inf)
+        found = Places(stages, starts, by_layers, kept).through_groups(far)
+        least = min(found)
+        if floor >= far * least or math.isinf(floor):
+            return [max(known[g], min(found[g], floor)) if g in kept else known[g] for g in groups]
+        reach = far * least if math.isfinite(least) else far * floor
 
 
 def _choices_ns(block: Block, prices: Curve, quantum_ns: int) -> dict[tuple[int, int], float]:

@@ -5,13 +5,14 @@ place has left, and how many layers. Messages are paid where a place is entered.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
 import numpy as np
 
+from planner.layer_sums import Sums
 from planner.problem import Column, Group, Problem
 from planner.stage_bounds import Curve, StageBound
 
@@ -40,24 +41,6 @@ class _Signature:
     """ns of entering, by HOP, NETWORK, FIRST."""
 
 
-def _plus(one: Curve, other: Curve) -> Curve:
-    """Least sums over all ways to divide a number of layers; ``one`` may have leading axes."""
-    return _plus_all(one, _shifts(other))
-
-
-def _shifts(curve: Curve) -> Curve:
-    """[n, m]: the curve at n - m."""
-    size = len(curve)
-    padded = np.concatenate([np.full(size - 1, math.inf), curve])
-    step = padded.itemsize
-    return np.ndarray((size, size), padded.dtype, padded, (size - 1) * step, (step, -step))
-
-
-def _plus_all(one: Curve, shifts: Curve) -> Curve:
-    sums: Curve = (one[..., None, :] + shifts).min(axis=-1)
-    return sums
-
-
 def _classes(problem: Problem) -> list[list[int]]:
     """Of each host."""
     return [sorted({problem.alike[d] for d in devices}) for devices in problem.hosts]
@@ -76,29 +59,16 @@ def most_states(problem: Problem) -> int:
     return max(math.prod(count + 1 for count in counts) for counts in _counts(problem))
 
 
-class Places:
-    """Every way to deal the devices of each place out into groups, and the places put together."""
+class Stages:
+    """Stages of the groups of a problem, at prices of memory; equal ones are looked at once."""
 
-    def __init__(self, problem: Problem, prices: Curve, received: Sequence[float]) -> None:
-        """``received``: what each group takes more when it runs the first stage."""
+    def __init__(self, problem: Problem, prices: Curve) -> None:
         self.problem = problem
         self.prices = prices
-        self.received = received
-        self.hosts = len(problem.hosts)
-        self.layers = problem.layers
-        self.classes = _classes(problem)
-        self.counts = _counts(problem)
         self.known: dict[tuple[Column, ...], int] = {}
         self.numbers: dict[int, int] = {}
         self.looks = self._looks()
-        self.entered: dict[int, Curve] = {}
-        self.inside = [self._signatures(host) for host in range(self.hosts)]
-        self.wide = [i for i, group in enumerate(problem.groups) if group.place >= self.hosts]
-
-    def _taken(self, group: Group, host: int) -> tuple[int, ...]:
-        """How many devices of each class of a host a group has."""
-        here = [self.problem.alike[d] for d in group.devices if d in self.problem.hosts[host]]
-        return tuple(here.count(each) for each in self.classes[host])
+        self.stages: dict[tuple[object, ...], StageBound] = {}
 
     def _looks(self) -> list[int]:
         """Of each device: of those that matter alike the same number."""
@@ -107,17 +77,54 @@ class Places:
         looks = zip(problem.capacity_bytes, kind.unit_ps, self.prices.tolist(), strict=True)
         return [numbers.setdefault(look, len(numbers)) for look in looks]
 
-    def _look(self, group: Group) -> tuple[object, ...]:
+    def look(self, group: Group) -> tuple[object, ...]:
         """What matters for the time of a stage."""
-        return self._number(group.columns[0]), group.stage_bytes, *[self.looks[d] for d in group.devices]
+        return self.number(group.columns[0]), group.stage_bytes, *[self.looks[d] for d in group.devices]
+
+    def of(self, group: Group) -> StageBound:
+        look = self.look(group)
+        if look not in self.stages:
+            self.stages[look] = StageBound(self.problem, group, self.prices)
+        return self.stages[look]
+
+    def number(self, columns: tuple[Column, ...]) -> int:
+        """Of equal columns: columns are long to compare, and most groups of a look have the same object."""
+        if id(columns) not in self.numbers:
+            self.numbers[id(columns)] = self.known.setdefault(columns, len(self.known))
+        return self.numbers[id(columns)]
+
+
+class Places:
+    """Every way to deal the devices of each place out into groups, and the places put together."""
+
+    def __init__(
+        self, stages: Stages, received: Sequence[float], sums: Sums, kept: Container[int] | None = None
+    ) -> None:
+        """``received``: what each group takes more when it runs the first stage; ``kept``: there are no others."""
+        self.problem = problem = stages.problem
+        self.stages = stages
+        self.received = received
+        self.sums = sums
+        self.kept = range(len(problem.groups)) if kept is None else kept
+        self.hosts = len(problem.hosts)
+        self.classes = _classes(problem)
+        self.counts = _counts(problem)
+        self.entered: dict[int, Curve] = {}
+        self.inside = [self._signatures(host) for host in range(self.hosts)]
+        self.wide = [i for i, g in enumerate(problem.groups) if g.place >= self.hosts and i in self.kept]
+
+    def _taken(self, group: Group, host: int) -> tuple[int, ...]:
+        """How many devices of each class of a host a group has."""
+        here = [self.problem.alike[d] for d in group.devices if d in self.problem.hosts[host]]
+        return tuple(here.count(each) for each in self.classes[host])
 
     def _signatures(self, host: int) -> dict["_Signature", list[int]]:
         """Groups of a host, by what matters here."""
         alike = self.problem.alike
         found: dict[tuple[object, ...], list[int]] = {}
         for index, group in enumerate(self.problem.groups):
-            if group.place == host:
-                key = (*self._look(group), *[alike[d] for d in group.devices], *self._modes(index))
+            if group.place == host and index in self.kept:
+                key = (*self.stages.look(group), *[alike[d] for d in group.devices], *self._modes(index))
                 found.setdefault(key, []).append(index)
         return {self._signature(members[0], host): members for members in found.values()}
 
@@ -131,29 +138,24 @@ class Places:
         capacity, (kind,) = problem.capacity_bytes, problem.kinds
         return _Signature(
             taken=self._taken(group, host),
-            columns=self._number(group.columns[0]),
+            columns=self.stages.number(group.columns[0]),
             room=tuple(capacity[d] - n for d, n in zip(group.devices, group.stage_bytes, strict=True)),
             unit_ps=tuple(kind.unit_ps[d] for d in group.devices),
-            paid=tuple(float(self.prices[d]) for d in group.devices),
+            paid=tuple(float(self.stages.prices[d]) for d in group.devices),
             modes=self._modes(index),
         )
-
-    def _number(self, columns: tuple[Column, ...]) -> int:
-        """Of equal columns: columns are long to compare, and most groups of a look have the same object."""
-        if id(columns) not in self.numbers:
-            self.numbers[id(columns)] = self.known.setdefault(columns, len(self.known))
-        return self.numbers[id(columns)]
 
     @cached_property
     def curves(self) -> dict[int, Curve]:
         """Of each group; equal ones are computed once."""
-        known: dict[tuple[object, ...], Curve] = {}
+        known: dict[int, Curve] = {}
         found = {}
         for index, group in enumerate(self.problem.groups):
-            key = self._look(group)
-            if key not in known:
-                known[key] = StageBound(self.problem, group, self.prices).curve()
-            found[index] = known[key]
+            if index in self.kept:
+                stage = self.stages.of(group)
+                if id(stage) not in known:
+                    known[id(stage)] = self.sums.curve(stage)
+                found[index] = known[id(stage)]
         return found
 
     @cached_property
@@ -166,7 +168,7 @@ class Places:
             key = (self.counts[host], tuple(signatures), message)
             if key not in known:
                 priced = [(each, self.curves[members[0]]) for each, members in signatures.items()]
-                known[key] = _Table(self.counts[host], priced, self.layers, message)
+                known[key] = _Table(self.counts[host], priced, self.sums, message)
             found.append(known[key])
         return found
 
@@ -199,25 +201,25 @@ class Places:
 
     def _any_of(self, wides: Iterable[int]) -> Curve:
         """The place of any of these groups over several hosts, as often as one likes."""
-        found = np.full((3, self.layers + 1), math.inf)
-        found[HOP, 0] = 0
+        sums = self.sums
+        found = np.full((3, sums.size), math.inf)
+        found[HOP] = sums.no_layers()
         for wide in wides:
             found = np.minimum(found, self._alone(wide))
         several = np.minimum(found[NETWORK], found[HOP])
         for _ in range(len(self.problem.devices).bit_length()):
-            several = np.minimum(several, _plus(several, several))
+            several = np.minimum(several, sums.plus(several, sums.spread(several)))
         found[NETWORK] = np.minimum(found[NETWORK], several)
-        found[NETWORK, 0] = math.inf
-        found[FIRST] = np.minimum(found[FIRST], _plus(found[FIRST], several))
+        found[FIRST] = np.minimum(found[FIRST], sums.plus(found[FIRST], sums.spread(several)))
         return found
 
     def _through_wide(self, wide: int, anywhere: Curve) -> float:
         """The same of a group over several hosts, as if other such groups took no devices."""
         parts = [table.place(rest) for table, rest in zip(self.tables, self._left(wide), strict=True)]
-        around = _nowhere(self.layers)
+        around = _nowhere(self.sums)
         for part in (*parts, anywhere):
-            around = _with_place(around, part)
-        return _closed(self._alone(wide), around)
+            around = _with_place(self.sums, around, part)
+        return _closed(self.sums, self._alone(wide), around)
 
     def _with_wide(self, wide: int | None, near: Sequence[int], bounds: list[float]) -> None:
         """Lower ``bounds`` to the least of the answers in which this group over several hosts runs, or none does."""
@@ -228,9 +230,9 @@ class Places:
             parts.append(self._alone(wide))
             mine = set(problem.groups[wide].devices)
             parts.append(self._any_of(other for other in near if not mine & set(problem.groups[other].devices)))
-        around = _all_but_each(parts, self.layers)
+        around = _all_but_each(self.sums, parts)
         if wide is not None:
-            bounds[wide] = min(bounds[wide], _closed(parts[self.hosts], around[self.hosts]))
+            bounds[wide] = min(bounds[wide], _closed(self.sums, parts[self.hosts], around[self.hosts]))
         for host in range(self.hosts):
             closing = _Closing(self.tables[host], around[host])
             for signature, members in self.inside[host].items():
@@ -258,7 +260,7 @@ class Places:
         members = [len(set(group.devices) & set(devices)) for devices in problem.hosts]
         several = sum(ns for ns, count in zip(problem.message_ns, members, strict=True) if count > 1)
         reached = sum(count > 0 for count in members)
-        first[-1] += several + reached * problem.network_message_ns
+        first = self.sums.with_all(first, several + reached * problem.network_message_ns)
         return np.stack([np.full_like(curve, math.inf), curve + group.network_hop_ns, first])
 
 
@@ -266,40 +268,37 @@ def _less(counts: tuple[int, ...], taken: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(count - each for count, each in zip(counts, taken, strict=True))
 
 
-def _nowhere(layers: int) -> Curve:
+def _nowhere(sums: Sums) -> Curve:
     """No place: no layers, and no first stage."""
-    found = np.full((2, layers + 1), math.inf)
-    found[0, 0] = 0
-    return found
+    return np.stack([sums.no_layers(), np.full(sums.size, math.inf)])
 
 
-def _all_but_each(parts: Sequence[Curve], layers: int) -> list[Curve]:
-    """For each place, all the others together: [whether the first stage is among them, layers]."""
-    before, after = [_nowhere(layers)], [_nowhere(layers)]
+def _all_but_each(sums: Sums, parts: Sequence[Curve]) -> list[Curve]:
+    """For each place, all the others together: [whether the first stage is among them, …]."""
+    before, after = [_nowhere(sums)], [_nowhere(sums)]
     for part in parts[:-1]:
-        before.append(_with_place(before[-1], part))
+        before.append(_with_place(sums, before[-1], part))
     for part in reversed(parts[1:]):
-        after.append(_with_place(after[-1], part))
-    return [_with_rest(one, other) for one, other in zip(before, reversed(after), strict=True)]
+        after.append(_with_place(sums, after[-1], part))
+    return [_with_rest(sums, one, other) for one, other in zip(before, reversed(after), strict=True)]
 
 
-def _with_place(rest: Curve, part: Curve) -> Curve:
+def _with_place(sums: Sums, rest: Curve, part: Curve) -> Curve:
     """One more place: not entered (only with no layers), entered over the network, or the one where all begins."""
     idle = rest + part[HOP, 0] if math.isfinite(part[HOP, 0]) else np.full_like(rest, math.inf)
-    found = np.minimum(idle, _plus(rest, part[NETWORK]))
-    found[1] = np.minimum(found[1], _plus(rest[0], part[FIRST]))
+    found = np.minimum(idle, sums.plus(rest, sums.spread(part[NETWORK])))
+    found[1] = np.minimum(found[1], sums.plus(rest[0], sums.spread(part[FIRST])))
     return found
 
 
-def _with_rest(one: Curve, other: Curve) -> Curve:
-    return np.stack([_plus(one[0], other[0]), np.minimum(_plus(one[1], other[0]), _plus(one[0], other[1]))])
+def _with_rest(sums: Sums, one: Curve, other: Curve) -> Curve:
+    none, some = (sums.spread(each) for each in other)
+    return np.stack([sums.plus(one[0], none), np.minimum(sums.plus(one[1], none), sums.plus(one[0], some))])
 
 
-def _closed(part: Curve, around: Curve) -> float:
+def _closed(sums: Sums, part: Curve, around: Curve) -> float:
     """All layers, the first stage in exactly one place."""
-    ours = (around[0] + part[FIRST][::-1]).min()
-    theirs = (around[1] + part[NETWORK][::-1]).min()
-    return float(min(ours, theirs))
+    return min(sums.all_layers(part[FIRST], around[0]), sums.all_layers(part[NETWORK], around[1]))
 
 
 class _Table:
@@ -310,18 +309,19 @@ class _Table:
     """
 
     def __init__(
-        self, counts: tuple[int, ...], groups: Sequence[tuple[_Signature, Curve]], layers: int, message_ns: int
+        self, counts: tuple[int, ...], groups: Sequence[tuple[_Signature, Curve]], sums: Sums, message_ns: int
     ) -> None:
         self.message_ns = message_ns
+        self.sums = sums
         merged: dict[tuple[tuple[int, ...], tuple[float, float, float]], Curve] = {}
         for each, curve in groups:  # of those that take the same devices and are reached alike, the best
             key = each.taken, each.modes
             merged[key] = np.minimum(merged[key], curve) if key in merged else curve
         self.alone = [(taken, _alone(curve, modes)) for (taken, modes), curve in merged.items() if sum(taken) == 1]
-        self.best = np.full((*(count + 1 for count in counts), 3, layers + 1), math.inf)
+        self.best = np.full((*(count + 1 for count in counts), 3, sums.size), math.inf)
         first = (0,) * len(counts)
-        self.best[first][HOP, 0] = 0
-        stages = [(taken, modes, np.ascontiguousarray(_shifts(curve))) for (taken, modes), curve in merged.items()]
+        self.best[first][HOP] = sums.no_layers()
+        stages = [(taken, modes, sums.spread(curve)) for (taken, modes), curve in merged.items()]
         self.taken = np.array([taken for taken, _, _ in stages], dtype=np.int64).reshape(-1, len(counts))
         for state in product(*(range(count + 1) for count in counts)):
             if state != first:
@@ -335,9 +335,9 @@ class _Table:
         best = self.best[(*state[:here], state[here] - 1, *state[here + 1 :])].copy()
         fitting = (self.taken[:, here] > 0) & (self.taken <= state).all(axis=1)
         for number in np.flatnonzero(fitting).tolist():
-            taken, modes, shifts = stages[number]
+            taken, modes, spread = stages[number]
             rest = _less(state, taken)
-            np.minimum(best, _grown(_plus_all(self.best[rest], shifts), modes), out=best)
+            np.minimum(best, _grown(self.sums.plus(self.best[rest], spread), modes), out=best)
         self.best[state] = best
 
     def place(self, left: tuple[int, ...]) -> Curve:
@@ -346,7 +346,7 @@ class _Table:
         for taken, alone in self.alone:
             if min(_less(left, taken)) >= 0:
                 found = np.minimum(found, alone)
-        found[HOP, 0] = 0
+        found[HOP] = self.sums.no_layers()
         return found
 
     def _told(self, found: Curve) -> Curve:
@@ -362,7 +362,8 @@ class _Closing:
     def __init__(self, table: _Table, around: Curve) -> None:
         self.table = table
         self.around = around
-        self.shifts = [np.ascontiguousarray(_shifts(each)) for each in around]
+        self.sums = table.sums
+        self.spread = [self.sums.spread(each) for each in around]
         self.rests: dict[tuple[int, ...], tuple[Curve, Curve]] = {}
         self.closed: dict[tuple[object, ...], Curve] = {}
 
@@ -371,8 +372,8 @@ class _Closing:
         single = sum(signature.taken) == 1
         key = (rest, single, signature.modes)
         if key not in self.closed:
-            self.closed[key] = self._beside(rest, single, signature.modes)[::-1]
-        return float((curve + self.closed[key]).min())
+            self.closed[key] = self._beside(rest, single, signature.modes)
+        return self.sums.all_layers(curve, self.closed[key])
 
     def _beside(self, rest: tuple[int, ...], single: bool, modes: tuple[float, float, float]) -> Curve:
         """Of all but the group, the host told where it has several devices."""
@@ -385,9 +386,9 @@ class _Closing:
 
     def _of_rest(self, rest: tuple[int, ...]) -> tuple[Curve, Curve]:
         """With the place entered, and [whether the first stage is elsewhere] before it is."""
-        best, (none, some) = self.table.best[rest], self.shifts
-        entered = np.minimum(_plus_all(best[FIRST], none), _plus_all(best[NETWORK], some))
-        return entered, np.stack([_plus_all(best[HOP], none), _plus_all(best[HOP], some)])
+        best, (none, some), plus = self.table.best[rest], self.spread, self.sums.plus
+        entered = np.minimum(plus(best[FIRST], none), plus(best[NETWORK], some))
+        return entered, np.stack([plus(best[HOP], none), plus(best[HOP], some)])
 
 
 def _alone(curve: Curve, modes: tuple[float, float, float]) -> Curve:

@@ -8,7 +8,7 @@ lowered by MARGIN, a thousand times their rounding error; times without a price 
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,15 +40,15 @@ class StageBound:
         )
         self.ns = np.array([float(column.ns) for column in self.columns])
         self.bytes = np.array([column.bytes for column in self.columns], dtype=np.float64)
-        self.lines: list[tuple[float, float]] = []
-        self.most = self.layers if len(self.columns) else 0
-
-    def curve(self) -> Curve:
-        """Least time of every number of layers."""
-        if self.most and (self.room < 0).any():
-            self.most = 0
+        self.most = self.layers if len(self.columns) and (self.room >= 0).all() else 0
         if self.most:
             self._limit(np.ones(len(self.room)))
+        self.line = self._line(self.paid) if self.most else (0.0, math.inf)
+        """Slope and value at 0, of what is paid alone."""
+        self.lines = [self.line]
+
+    @cached_property
+    def _curve(self) -> Curve:
         if self.most:
             self._search()
         found = np.full(self.layers + 1, math.inf)
@@ -59,6 +59,10 @@ class StageBound:
             if not self.paid.any():
                 found[1 : self.most + 1] = self._whole(found[1 : self.most + 1])
         return found
+
+    def curve(self) -> Curve:
+        """Least time of every number of layers."""
+        return self._curve
 
     def _whole(self, values: Curve) -> Curve:
         """The same in whole quanta and whole units, of which memory is the lines' business."""
@@ -96,7 +100,6 @@ class StageBound:
 
     def _search(self) -> None:
         """Lines at the ends, then where two meet below the programme's value."""
-        self.lines.append(self._line(self.paid))
         if not self.ns.any() and not any(self.unit_ps):
             return  # where bytes are all that is paid for, this is nearly all there is to know
         if self._fits():
@@ -147,10 +150,11 @@ class _Programme:
             slowest.SetCoefficient(self.time, -1)
             room = solver.RowConstraint(-solver.infinity(), stage.room[j] / self.scale, "")
             room.SetCoefficient(self.units[j], stage.kind.unit_bytes / self.scale)
-            for column, nbytes in zip(self.columns, stage.bytes[:, j], strict=True):
-                room.SetCoefficient(column, nbytes / self.scale)
+            for column, nbytes in zip(self.columns, (stage.bytes[:, j] / self.scale).tolist(), strict=True):
+                room.SetCoefficient(column, nbytes)
             self.rooms.append(room)
         self.ns = stage.ns
+        self.timed = False
 
     def _duals(self) -> Curve:
         duals = np.array([room.dual_value() for room in self.rooms], dtype=np.float64)
@@ -161,21 +165,22 @@ class _Programme:
         """Weights of memory under which the most layers that fit are fewest."""
         solver = self.solver
         self.total.SetBounds(0, solver.infinity())
-        solver.Objective().Clear()
+        objective = solver.Objective()
         for column in self.columns:
-            solver.Objective().SetCoefficient(column, -1)
-        solver.Objective().SetMinimization()
+            objective.SetCoefficient(column, -1)
+        objective.SetMinimization()
         return self._duals() if solver.Solve() == solver.OPTIMAL else None
 
     def prices(self, layers: float) -> Curve | None:
         """Duals of memory for so many layers."""
         solver = self.solver
         self.total.SetBounds(layers, layers)
-        solver.Objective().Clear()
-        for column, ns in zip(self.columns, self.ns, strict=True):
-            solver.Objective().SetCoefficient(column, float(ns))
-        solver.Objective().SetCoefficient(self.time, 1)
-        solver.Objective().SetMinimization()
+        if not self.timed:
+            self.timed = True
+            objective = solver.Objective()
+            for column, ns in zip(self.columns, self.ns.tolist(), strict=True):
+                objective.SetCoefficient(column, ns)
+            objective.SetCoefficient(self.time, 1)
         return self._duals() if solver.Solve() == solver.OPTIMAL else None
 
 
