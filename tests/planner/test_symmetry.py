@@ -29,7 +29,7 @@ def test_twins_are_hosts_that_differ_by_name_alone() -> None:
 
 
 def test_equal_hosts_may_change_places_whatever_is_over_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    hosts = [host(f"box{h}", cpu(f"c{h}", 9)) for h in range(3)]
+    hosts = [host(f"box{h}", cpu(f"c{h}", 14)) for h in range(3)]
     network = {"class": "ethernet", "bandwidth": "25 Gbit/s", "latency": "20 us"}
     problem = formulation({"hosts": hosts, "network": network}, "eagle3").problem
     assert any(group.place >= len(problem.hosts) for group in problem.groups)
