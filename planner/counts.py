@@ -32,6 +32,9 @@ MOST_COLUMNS = 5000
 LIMITED = Settings(limit=1.0)
 """It is the same search for anybody: what it finds decides what is tried, and how far it gets."""
 
+ENOUGH = 0.25
+"""Of the search for the most room, in the solver's units of work."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Sort:
@@ -57,10 +60,13 @@ def least_missing(problem: Problem) -> tuple[int, Restriction | None]:
 
 
 def roomiest(problem: Problem) -> Restriction | None:
-    """Groups and choices that leave most memory, if these are found; raise Infeasible where none can have enough."""
+    """Groups and choices that leave much memory, if any are found; raise Infeasible where none can have enough.
+
+    That none leaves more need not be proven: they are tried.
+    """
     counts = _counts(problem, elastic=False)
     try:
-        found = counts and minimise(counts, counts.load, LIMITED, what="bytes")
+        found = counts and minimise(counts, counts.load, LIMITED, what="bytes", enough=ENOUGH)
     except NotProvenError:
         found = None
     return counts.told_apart() if counts and found else None
