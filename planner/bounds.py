@@ -25,6 +25,9 @@ from planner.whole_bounds import whole_bounds
 MOST_STATES = 5000
 """Of one place: ways to have taken some of its devices, up to renaming of equal ones."""
 
+CLOSE = 1.05
+"""What may be in an answer within so much of the least is looked at exactly."""
+
 MOST_GROUPS = 60
 MOST_CHOICES = 200
 """Of each block: as much as these near the bounds is looked at for prices of memory."""
@@ -111,24 +114,25 @@ def _bounds(problem: Problem, prices: Curve, far: float = FAR) -> Excess:
 def _through_groups(stages: Stages, starts: Sequence[float], far: float) -> list[float]:
     """The least time of the stages of any answer with each group: exactly where that may be near the least of all.
 
-    What is added up by the price of a layer says which groups these are. Others are not gone into any further, and an
+    What is added up by the price of a layer says which groups these are, where memory has no price: where it has one,
+    all are looked at, as what they are told apart by is little. Others are not gone into any further, and an
     answer with one of them takes what the least of them does.
     """
     by_layers = ByLayers(stages.problem.layers)
     groups = range(len(stages.problem.groups))
     slopes = [stage.line[0] for stage in map(stages.of, stages.problem.groups) if stage.most]
-    if far < 1 or not slopes or min(slopes) <= 0:
+    if far < 1 or stages.prices.any() or not slopes or min(slopes) <= 0:
         return Places(stages, starts, by_layers).through_groups(far)
     known = Places(stages, starts, ByPrice(stages.problem.layers, min(slopes))).through_groups(far)
-    reach = far * min(known)
+    reach = CLOSE * min(known)
     while True:
         kept = {g for g in groups if known[g] <= reach}
         floor = min((known[g] for g in groups if known[g] > reach), default=math.inf)
         found = Places(stages, starts, by_layers, kept).through_groups(far)
         least = min(found)
-        if floor >= far * least or math.isinf(floor):
+        if floor >= CLOSE * least or math.isinf(floor):
             return [max(known[g], min(found[g], floor)) if g in kept else known[g] for g in groups]
-        reach = far * least if math.isfinite(least) else far * floor
+        reach = CLOSE * least if math.isfinite(least) else CLOSE * floor
 
 
 def _choices_ns(block: Block, prices: Curve, quantum_ns: int) -> dict[tuple[int, int], float]:
