@@ -317,16 +317,15 @@ def _host_cpu(position: int, name: str, request: Request, ask: _Questions) -> It
     found = _least(short // granule + 1, 2 * most // granule, of, ask)
     if found is None:
         return
-    least, proven = found
-    roomy = 1 << (least - 1).bit_length()
-    at_least = f" ({size(least)} at least)" if proven else ""
-    words = f"the host CPU of {name} as a device, if {size(roomy)} are free{at_least}, at {HOST_BANDWIDTH} and "
+    roomy = 1 << (found - 1).bit_length()
+    enough = f" ({size(found)} are enough)" if found < roomy else ""
+    words = f"the host CPU of {name} as a device, if {size(roomy)} are free{enough}, at {HOST_BANDWIDTH} and "
     yield _Candidate(words=words + HOST_FLOPS, request=of(roomy), inventory=True, known=True)
 
 
-def _least(start: int, most: int, make: Callable[[int], Request], ask: _Questions) -> tuple[int, bool] | None:
-    """A number from ``start`` on with which a placement is found, and whether none is with one less: where that was
-    not decided, of what is known the least. None: no number below ``most`` is known. Powers of two are asked first.
+def _least(start: int, most: int, make: Callable[[int], Request], ask: _Questions) -> int | None:
+    """The least number from ``start`` on with which a placement is known to exist. None: none is known of any below
+    ``most``. Powers of two are asked first.
     """
     roomy = 1 << (start - 1).bit_length()
     while not (known := ask.known(make(roomy), briefly=roomy <= most)):
@@ -339,9 +338,9 @@ def _least(start: int, most: int, make: Callable[[int], Request], ask: _Question
         middle = (low + high) // 2
         known = ask.known(make(middle), briefly=True)
         if known is None:
-            return high, False
+            break
         low, high = (low, middle) if known else (middle, high)
-    return high, True
+    return high
 
 
 def _more_devices(request: Request, ask: _Questions) -> Iterator[_Candidate]:
