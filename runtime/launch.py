@@ -139,8 +139,7 @@ class Family:
             raise
 
     def _start(self, context: Any, directory: Path, rendezvous: Rendezvous, verify: bool) -> None:
-        in_main = threading.current_thread() is threading.main_thread()
-        starter: Starter = "main thread" if in_main else "thread"
+        starter: Starter = "main thread" if threading.current_thread() is threading.main_thread() else "thread"
         if context.get_start_method() == "forkserver":
             starter = "server"
         for rank, status in self._board.items():
