@@ -1,0 +1,1 @@
+"""Plans placements offline: reads checkpoints and an inventory, solves, writes plans and compiles their images."""

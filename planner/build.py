@@ -1,104 +1,37 @@
 """From inputs to a plan, and from a plan to its directory: what ``build`` and ``check`` share."""
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from planner import device_map, silence
+from planner.costs import stall
 from planner.emit import emit
-from planner.errors import ConfigError, InputError, OutputError
+from planner.errors import InputError
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
-from planner.formulate import Formulation
-from planner.inventory import parse_inventory
-from planner.previous import Previous
-from planner.problem import Problem, most_bytes, most_ps
-from planner.search import Settings
-from planner.shortage import infeasible
-from planner.solve import Keep, Solved, fits, solve, solve_nearly
-from plans import codec
-from plans.facts import MOST_STALL_S, MOST_TREE
+from planner.hardware.inventory import parse_inventory
+from planner.infeasible import infeasible
+from planner.problem import device_map
+from planner.problem.formulate import Formulation
+from planner.problem.previous_plan import Previous
+from planner.request import Request, Wanted, resolve, resolve_dtype
+from planner.solver.minimise import Settings
+from planner.solver.problem import Problem
+from planner.solver.problem_bounds import most_bytes, most_ps
+from planner.solver.solve import Keep, Solved, fits, solve, solve_nearly
+from plans.check_inputs import MOST_STALL_S
 from plans.schema import (
-    DTYPE_BYTES,
     DType,
     Inputs,
     Inventory,
-    KvAxis,
-    KvDType,
     Options,
-    Pin,
     Plan,
-    PlanError,
-    Strategy,
-    Tree,
 )
 
-DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=None)
-STATIC_PATHS = (
-    *((rank,) for rank in range(4)),
-    *((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)),
-    *((0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (0, 1, 1), (0, 2, 0), (0, 2, 1), (1, 0, 0)),
-    *((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 2), (0, 0, 0, 0, 0), (0, 0, 0, 0, 1)),
-)
-"""The tree of EAGLE-1: 25 drafted nodes in 5 levels."""
-
-MOST_DEFAULT_CONTEXT = 8192
 CONTEXT_STEP = 256
 
 MOST_BYTES = 1 << 50
 MOST_PS = 10**18
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
-    """What a person asked for; None: the default, which the plan then states."""
-
-    context: int | Literal["max"] | None = None
-    batch: int = 1
-    dtype: DType | None = None
-    kv_dtype: KvDType | None = None
-    """Default: the dtype."""
-    tree: Tree | None = None
-    prefill_chunk: int | None = None
-    stall_timeout_s: int | None = None
-    """Default: as long as the slowest device needs, and no less than ``silence.LEAST_S``."""
-    strategy: Strategy = "latency"
-    kv_axis: KvAxis | None = None
-    """Default: the solver's choice, stage by stage."""
-    custom: tuple[Pin, ...] | None = None
-    """The device map of the strategy ``custom``."""
-    gap_ppm: int = 0
-    within_ppm: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """Everything that a plan is made of, as it was given."""
-
-    base: BaseInput
-    draft: DraftInput | None
-    inventory: Any
-    """Plain data of the inventory file: rates of its devices depend on the dtype."""
-    inventory_file: str
-    """Its name in messages."""
-    wanted: Wanted
-    """Without ``custom``: that is read from ``device_map``, whose devices are those of the inventory."""
-    device_map: Any = None
-    """Plain data of the file of the strategy ``custom``; None: none was given."""
-    device_map_file: str = ""
-    previous: Plan | None = None
-    """With ``wanted.within_ppm``: an earlier plan of the model, of which as much is kept as that allows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,72 +40,6 @@ class Built:
 
     plan: Plan
     solved: Solved
-
-
-def resolve_dtype(wanted: Wanted, base: BaseInput, inventory: Inventory) -> DType:
-    """The dtype asked for, else float32 on CPUs alone, which have no units for the halves, else the checkpoint's."""
-    if wanted.dtype is not None:
-        return wanted.dtype
-    if all(device.kind == "cpu" for device in inventory.devices):
-        return "float32"
-    config = base.checkpoint.config
-    found = config.get("dtype", config.get("torch_dtype", "bfloat16"))
-    for known in DTYPE_BYTES:
-        if found == known:
-            return known  # type: ignore[return-value]
-    expected = ", ".join(DTYPE_BYTES)
-    raise ConfigError(f"{base.checkpoint.config_file}: dtype: found {found!r}, expected one of {expected}")
-
-
-def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | None) -> Options:
-    """Options with every default written out, ``max`` as the model's limit; raise InputError for what cannot be.
-
-    The default keeps to the positions that the EAGLE head was trained for, of which published heads name few; beyond
-    them it only drafts worse, so that any context of the model's may be asked for.
-    """
-    longest = base.max_positions
-    default = min(longest, draft.max_positions if draft else longest, MOST_DEFAULT_CONTEXT)
-    context = longest if wanted.context == "max" else wanted.context or default
-    if context > longest:
-        raise InputError(f"--context: found {context}, the model has {longest} positions")
-    if draft is None and wanted.tree is not None:
-        raise InputError("--tree: there is no draft that would grow one: give --draft")
-    if wanted.strategy == "custom" and wanted.custom is None:
-        raise InputError("--strategy custom: no device map was given: --device-map FILE")
-    tree = (wanted.tree or DEFAULT_TREE) if draft else None
-    if tree is not None:
-        _check_tree(tree, draft)
-    chunk = wanted.prefill_chunk or min(512, max(64, context // 8), context)
-    if chunk > context:
-        raise InputError(f"--prefill-chunk: found {chunk}, expected at most the context of {context}")
-    return Options(
-        batch=wanted.batch,
-        context=context,
-        dtype=dtype,
-        kv_dtype=wanted.kv_dtype or dtype,
-        prefill_chunk=chunk,
-        stall_timeout_s=wanted.stall_timeout_s or silence.LEAST_S,
-        strategy=wanted.strategy,
-        kv_axis=wanted.kv_axis,
-        custom=wanted.custom,
-        gap_ppm=wanted.gap_ppm,
-        within_ppm=wanted.within_ppm,
-        tree=tree,
-    )
-
-
-def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
-    for name, most in MOST_TREE.items():
-        if getattr(tree, name) > most:
-            raise InputError(f"--tree: {name}: found {getattr(tree, name)}, expected at most {most}")
-    pool = tree.top_k + tree.depth * tree.top_k**2
-    if tree.paths is None and tree.total_token - 1 > pool:
-        raise InputError(
-            f"--tree: total_token={tree.total_token} wants {tree.total_token - 1} drafted nodes, depth={tree.depth} "
-            f"and top_k={tree.top_k} draft {pool} at most (top_k + depth * top_k^2)"
-        )
-    if draft is not None and tree.top_k > draft.draft.draft_vocab_size:
-        raise InputError(f"--tree: top_k={tree.top_k}, the draft vocabulary has {draft.draft.draft_vocab_size} tokens")
 
 
 def build(request: Request, settings: Settings, *, nearly: bool = False) -> Built:
@@ -191,19 +58,19 @@ def build(request: Request, settings: Settings, *, nearly: bool = False) -> Buil
 
 def _patient(plan: Plan, asked_s: int | None) -> Plan:
     """The plan with a stall timeout that its devices can keep; raise InputError where one asked for is too short."""
-    device, silence_ns = silence.longest_silence(plan)
+    device, silence_ns = stall.longest_silence(plan)
     if silence_ns > MOST_STALL_S * 10**9:
         raise InputError(
             f"device {device} is predicted to compute {silence_ns / 1e9:.1f} s in one piece, and a run that is silent "
             f"for {MOST_STALL_S} s is taken to hang: leave the device out, or give a smaller --prefill-chunk"
         )
     if asked_s is None:
-        stall_timeout_s = min(silence.stall_timeout_s(silence_ns), MOST_STALL_S)
+        stall_timeout_s = min(stall.stall_timeout_s(silence_ns), MOST_STALL_S)
         return dataclasses.replace(plan, options=dataclasses.replace(plan.options, stall_timeout_s=stall_timeout_s))
     if asked_s * 10**9 < silence_ns:
         raise InputError(
             f"--stall-timeout: found {asked_s}, device {device} is predicted to compute {silence_ns / 1e9:.1f} s in "
-            f"one piece: give {silence.stall_timeout_s(silence_ns)}, or a smaller --prefill-chunk"
+            f"one piece: give {stall.stall_timeout_s(silence_ns)}, or a smaller --prefill-chunk"
         )
     return plan
 
@@ -327,85 +194,3 @@ def replan(directory: Path, frozen: Plan, settings: Settings) -> Plan:
     if frozen.draft is not None:
         draft = load_draft(directory / "draft" / "config.json", base, facts_of(frozen.draft))
     return plan(base, draft, frozen.inventory, frozen.options, settings, frozen).plan
-
-
-def write(directory: Path, built: Plan, base: BaseInput, draft: DraftInput | None) -> None:
-    """Write a plan's directory, ``plan.yaml`` last; raise OutputError where something else is in the way."""
-    refuse_foreign(directory)
-    source = base.checkpoint.config_file.parent
-    given = {name: source / name for name in TOKENIZER_FILES if (source / name).is_file()}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        text = codec.dumps(built).encode()
-        unchanged = _has(directory / "plan.yaml", text)
-        if not unchanged:
-            _write_new(directory / "plan.yaml", text)  # first: by it is known whose a half-written directory is
-        files = {name: file.read_bytes() for name, file in given.items()}
-        files["config.json"] = base.checkpoint.config_bytes
-        if draft is not None:
-            (directory / "draft").mkdir(exist_ok=True)
-            files["draft/config.json"] = draft.checkpoint.config_bytes
-        _remove(directory / name for name in (*TOKENIZER_FILES, "draft/config.json") if name not in files)
-        if draft is None and (directory / "draft").is_dir():
-            (directory / "draft").rmdir()
-        for name, content in files.items():
-            if not _has(directory / name, content):
-                _write_new(directory / name, content)
-                _publish(directory / name)
-        if not unchanged:
-            _publish(directory / "plan.yaml")
-    except OSError as error:
-        raise OutputError(f"{directory}: cannot write the plan: {error}") from error
-
-
-def refuse_foreign(directory: Path) -> None:
-    """Raise OutputError unless ``directory`` is free, or has a plan, of whatever version, if only half written."""
-    file = directory / "plan.yaml"
-    if directory.is_dir():
-        if any(directory.iterdir()) and not file.is_file() and not _new(file).is_file():
-            raise OutputError(f"{directory}: holds something other than a plan (no plan.yaml): give another --out")
-        if file.is_file() and not _is_plan(file):
-            raise OutputError(f"{file}: is no plan, and would be overwritten: give another --out, or take it away")
-    elif directory.exists() or directory.is_symlink():
-        raise OutputError(f"{directory}: is not a directory: give another --out")
-
-
-def _is_plan(file: Path) -> bool:
-    """Whether it has the fields by which every version of a plan is known."""
-    try:
-        data = codec.load_yaml(codec.read_document(file), str(file))
-    except (PlanError, OSError):
-        return False
-    return isinstance(data, dict) and {"schema", "inputs", "options", "inventory", "stages"} <= set(data)
-
-
-def _remove(files: Iterable[Path]) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)
-
-
-def _has(file: Path, content: bytes) -> bool:
-    return file.is_file() and file.read_bytes() == content
-
-
-def _new(file: Path) -> Path:
-    """Where it is until it is whole."""
-    return file.with_name(f".{file.name}.new")
-
-
-def _write_new(file: Path, content: bytes) -> None:
-    """On disk when this returns, but not yet in its place."""
-    with _new(file).open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _publish(file: Path) -> None:
-    """Put what was written into its place in one step, on disk when this returns."""
-    _new(file).replace(file)
-    handle = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,13 +3,12 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from planner.certify import Certificate, certify, devices_in_use
-from planner.formulate import Formulation
-from planner.layout import weights_bytes
-from planner.memory import device_memory
-from planner.previous import Previous
-from planner.problem import Answer, Block, BlockAnswer, Problem, StageAnswer
-from planner.solve import Solved
+from planner.costs.memory import device_memory
+from planner.problem.formulate import Formulation
+from planner.problem.previous_plan import Previous
+from planner.solver.certify import Certificate, certify, devices_in_use
+from planner.solver.problem import Answer, Block, BlockAnswer, Problem, StageAnswer
+from planner.solver.solve import Solved
 from plans.check import check, group_transport, hop_transport
 from plans.schema import (
     SCHEMA_MAJOR,
@@ -23,6 +22,7 @@ from plans.schema import (
     Transport,
     VocabSplit,
 )
+from plans.slots import weights_bytes
 
 
 def emit(formulation: Formulation, inputs: Inputs, solved: Solved, previous: Previous | None = None) -> Plan:
@@ -140,18 +140,18 @@ def _stages(
 
 
 def _as_listed(placed: StageAnswer) -> list[list[int]]:
-    """Of each kind, the column of each of its layers."""
-    return [[column for column, count in enumerate(counts) for _ in range(count)] for counts in placed.layers]
+    """Of each kind, the split of each of its layers."""
+    return [[split for split, count in enumerate(counts) for _ in range(count)] for counts in placed.layers]
 
 
 def _runs(
     problem: Problem, placed: StageAnswer, kinds: Sequence[int], order: Sequence[Sequence[int]]
 ) -> tuple[Run, ...]:
     """The layers of a stage, of these kinds in this order; runs of equal layers with equal shares are one."""
-    listed = problem.groups[placed.group].columns
+    listed = problem.groups[placed.group].splits
     layers = [
-        zip((columns[column].shares for column in each), deal(units, len(each)), strict=True)
-        for columns, units, each in zip(listed, placed.units, order, strict=True)
+        zip((splits[split].shares for split in each), deal(units, len(each)), strict=True)
+        for splits, units, each in zip(listed, placed.units, order, strict=True)
     ]
     runs: list[tuple[int, Run]] = []
     for kind in kinds:
@@ -189,7 +189,7 @@ def _draft(formulation: Formulation, answer: Answer, certificate: Certificate) -
     head = _names(formulation, _members(problem.last, answer.last))
     units, embed, rows = placed.shares
     assert units is not None, "units are shared with nothing"
-    way = formulation.draft_ways[placed.option][placed.column]
+    way = formulation.draft_ways[placed.option][placed.split]
     alone = max(way.subgroups) == 1
     return DraftPlacement(
         devices=devices,
@@ -197,7 +197,7 @@ def _draft(formulation: Formulation, answer: Answer, certificate: Certificate) -
         feature_transport=hop_transport(formulation.inventory, head, devices),
         kv_axis=None if alone else way.axis,
         kv_subgroups=None if alone else way.subgroups,
-        kv_heads=problem.tail.options[placed.option].columns[placed.column].shares,
+        kv_heads=problem.tail.options[placed.option].splits[placed.split].shares,
         mlp_units=units,
         embed_rows=None if embed is None else _rows(formulation, embed),
         head_rows=None if rows is None else _rows(formulation, rows),

@@ -11,26 +11,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
 
-from planner import units
-from planner.build import (
-    CONTEXT_STEP,
-    DEFAULT_TREE,
-    Request,
-    Wanted,
-    build,
-    formulate,
-    largest,
-    least_step,
-    resolve,
-    understand,
-)
-from planner.catalog import CPU
+from planner.build import CONTEXT_STEP, build, formulate, largest, least_step, understand
 from planner.errors import Change, InfeasibleError, InputError, NotProvenError
-from planner.problem import Problem, least_bytes
-from planner.search import Settings
-from planner.solve import fits, fits_counted
+from planner.hardware import units
+from planner.hardware.catalog import CPU
+from planner.request import DEFAULT_TREE, Request, Wanted, resolve
+from planner.solver.minimise import Settings
+from planner.solver.problem import Problem
+from planner.solver.problem_bounds import least_bytes
+from planner.solver.solve import fits, fits_counted
+from plans.check_inputs import natural_key
 from plans.codec import dump_yaml
-from plans.facts import natural_key
 from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, Device, DType, Inventory, KvAxis, KvDType, Options
 
 LIMIT = 2.0

@@ -1,0 +1,1 @@
+"""Plans: the contract between planner and runtime."""

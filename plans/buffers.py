@@ -26,27 +26,38 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from plans.kv import KvShare, kv_shares, query_heads
 from plans.schema import (
     KV_DTYPE_BYTES,
     Attention,
     Draft,
-    DraftPlacement,
-    KvAxis,
-    LayerClass,
     Mlp,
     Model,
     Options,
     Plan,
-    Stage,
-    Tree,
+)
+from plans.step import (
+    ALIGN_BYTES,
+    ROW_ALIGN,
+    _align,
+    accept_rows,
+    beam_rows,
+    draft_rows,
+    draft_tree_rows,
+    feature_width,
+    feature_words,
+    forward_rows,
+    layer_class,
+    message_words,
+    pool_rows,
+    rotary_rows,
+    tree_rows,
+    verify_rows,
 )
 
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
 TERMS: tuple[Term, ...] = ("kv", "draft_kv", "buffers", "comm")
 
-ALIGN_BYTES = 256
-ROW_ALIGN = 64
-"""KV rows come in this multiple: the cache of one head of any width is then a multiple of ALIGN_BYTES."""
 
 MAX_AUX_FEATURES = 3
 """Target features of an eagle3 head; an eagle head has one."""
@@ -55,70 +66,6 @@ SCORE_COLUMNS = 256
 """Cache rows whose scores a subgroup by ``context`` or ``head_dim`` has at once."""
 
 _BYTES = {**KV_DTYPE_BYTES, "int64": 8, "float64": 8, "uint8": 1}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KvShare:
-    """What one device has of the KV cache of a layer."""
-
-    heads: int
-    """KV heads that it has, or has a part of."""
-    axis: KvAxis
-    """What its subgroup divides; by ``heads``, the query heads of KV heads that each member has whole."""
-    parts: int
-    """Size of its subgroup."""
-    part: int
-    """Its index there."""
-
-
-def whole_heads(heads: int) -> KvShare:
-    """KV heads that no other device has a part of."""
-    return KvShare(heads=heads, axis="heads", parts=1, part=0)
-
-
-def query_heads(attention: Attention, share: KvShare) -> int:
-    """h: query heads that a share attends with; by ``heads`` they are divided over the subgroup."""
-    parts = share.parts if share.axis == "heads" else 1
-    return share.heads * -(-attention.num_heads // attention.num_kv_heads // parts)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KvDivision:
-    """How a group divides the KV cache: an axis, and subgroups of consecutive members that share heads along it, or by
-    ``heads`` repeat them and divide their query heads.
-    """
-
-    axis: KvAxis
-    subgroups: tuple[int, ...]
-    """Sizes; all 1 for ``heads`` alone."""
-
-
-def kv_division(group: Stage | DraftPlacement) -> KvDivision:
-    """How a stage, or the group of the EAGLE head, divides its KV cache."""
-    alone = (1,) * len(group.devices)
-    sizes = alone if group.kv_subgroups is None else group.kv_subgroups
-    return KvDivision(axis=group.kv_axis or "heads", subgroups=sizes)
-
-
-def kv_shares(group: Stage | DraftPlacement, kv_heads: tuple[int, ...]) -> tuple[KvShare, ...]:
-    """The share of each member of a group, whose KV heads are given."""
-    divided = kv_division(group)
-    places = [(size, part) for size in divided.subgroups for part in range(size)]
-    return tuple(
-        KvShare(heads=heads, axis=divided.axis, parts=size, part=part)
-        for heads, (size, part) in zip(kv_heads, places, strict=True)
-    )
-
-
-def first_head(group: Stage | DraftPlacement, kv_heads: tuple[int, ...], member: int) -> int:
-    """The first KV head of a member: what the subgroups before its own hold comes before it."""
-    first = start = 0
-    for size in kv_division(group).subgroups:
-        if start + size > member:
-            return first
-        first += kv_heads[start]
-        start += size
-    raise AssertionError("no such member")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,100 +81,6 @@ class Buffer:
     def nbytes(self) -> int:
         """Bytes, rounded up to the allocator's granule."""
         return _align(math.prod(self.shape) * _BYTES[self.dtype], ALIGN_BYTES)
-
-
-def tree_rows(options: Options) -> int:
-    """N: rows of one sequence in a verify; 1 in plain decoding."""
-    return options.tree.total_token if options.tree else 1
-
-
-def verify_rows(options: Options) -> int:
-    """B * N: rows of one verify."""
-    return options.batch * tree_rows(options)
-
-
-def tree_depth(options: Options) -> int:
-    """Drafted levels: the most tokens one step can accept."""
-    return options.tree.depth + 1 if options.tree else 0
-
-
-def accept_rows(options: Options) -> int:
-    """A: the root and the most accepted nodes of one step."""
-    return min(tree_depth(options) + 1, tree_rows(options))
-
-
-def fed_rows(tree: Tree) -> tuple[int, ...]:
-    """Rows of one sequence in each pass of the head that feeds drafted nodes back: a beam, or those with children."""
-    if tree.paths is None:
-        return (tree.top_k,) * tree.depth
-    parents = {path[:-1] for path in tree.paths}
-    return tuple(sum(len(path) == level for path in parents) for level in range(1, tree.depth + 1))
-
-
-def beam_rows(options: Options) -> int:
-    """Most rows of one sequence in one pass of the head while the tree grows: the root's is one."""
-    return max((1, *fed_rows(options.tree))) if options.tree else 0
-
-
-def forward_rows(options: Options) -> int:
-    """R of the base: a prefill chunk or the trees of a verify, whichever is longer."""
-    return max(options.prefill_chunk, verify_rows(options))
-
-
-def draft_rows(options: Options) -> int:
-    """R of the head: a prefill chunk, the rows of the accepted paths, or the beams."""
-    return max(options.prefill_chunk, options.batch * accept_rows(options), options.batch * beam_rows(options))
-
-
-def pool_rows(options: Options) -> int:
-    """Candidates of one tree."""
-    return options.tree.top_k * (1 + sum(fed_rows(options.tree))) if options.tree else 0
-
-
-def kv_rows(options: Options) -> int:
-    """T of a base layer: the tree, then the sequence."""
-    return _align(tree_rows(options) + options.context, ROW_ALIGN)
-
-
-def draft_tree_rows(options: Options) -> int:
-    """KV rows of the growing tree: of each level what is fed back; at least one, which takes padding."""
-    return max(1, sum(fed_rows(options.tree))) if options.tree else 1
-
-
-def draft_kv_rows(options: Options) -> int:
-    """T of a layer of the head: the levels of the growing tree, then the sequence."""
-    return _align(draft_tree_rows(options) + options.context, ROW_ALIGN)
-
-
-def rotary_rows(options: Options) -> int:
-    """Positions that can occur: those of the context, and of a tree at its end."""
-    return options.context + tree_depth(options) + 1
-
-
-def message_words(options: Options) -> int:
-    """Words of the message of a step, per sequence: accepted length, kept rows, tokens and parents of the next tree."""
-    return options.batch * (1 + accept_rows(options) + 2 * tree_rows(options))
-
-
-def feature_words(options: Options, rows: int) -> int:
-    """Words before the features of so many rows: a token per row, and per sequence how many rows count and the kept
-    rows; 256-aligned.
-    """
-    return _align(8 * (rows + options.batch * (1 + accept_rows(options))), ALIGN_BYTES) // 8
-
-
-def feature_width(model: Model, draft: Draft) -> int:
-    """F: values of the target feature of one position."""
-    return model.hidden_size * (len(draft.aux_layers) if draft.kind == "eagle3" else 1)
-
-
-def layer_class(model: Model, layer: int) -> LayerClass:
-    """The class of a layer, by its global index."""
-    for found in model.layers:
-        if layer < found.num_layers:
-            return found
-        layer -= found.num_layers
-    raise AssertionError("no such layer")
 
 
 def kv_bytes(options: Options, attention: Attention, share: KvShare) -> int:
@@ -537,7 +390,3 @@ def _cache_shape(
 
 def _cache_bytes(options: Options, attention: Attention, share: KvShare, tree: int) -> int:
     return math.prod(_cache_shape(options, attention, share, 1, tree)) * _BYTES[options.kv_dtype]
-
-
-def _align(value: int, granule: int) -> int:
-    return -(-value // granule) * granule

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from plans import codec
-from plans.buffers import TERMS, KvDivision, device_terms, kv_division
-from plans.facts import Violation, bad, check_facts, show
+from plans.buffers import TERMS, device_terms
+from plans.check_inputs import Violation, bad, check_facts, show
+from plans.kv import KvDivision, kv_division
 from plans.schema import (
     Attention,
     Draft,

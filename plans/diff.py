@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from plans.codec import encode
+from plans.format import format_bytes
 from plans.schema import KvAxis, Plan
 from plans.weights import had, held
 
@@ -129,15 +130,6 @@ def moved(a: Plan, b: Plan) -> str:
         return "moves no weights"
     each = ", ".join(f"{device} {format_bytes(nbytes)}" for device, nbytes in found.items())
     return f"moves {format_bytes(sum(found.values()))} of weights: {each}"
-
-
-def format_bytes(nbytes: int) -> str:
-    """``1.5 GiB``, ``12.0 MiB``, ``0.1 MiB``; exact where it is less than a tenth of a MiB."""
-    if nbytes >= 1 << 30:
-        return f"{nbytes / (1 << 30):.1f} GiB"
-    if nbytes * 20 >= 1 << 20:
-        return f"{nbytes / (1 << 20):.1f} MiB"
-    return f"{nbytes} B"
 
 
 def _compare(path: str, a: Any, b: Any) -> Iterator[Difference]:

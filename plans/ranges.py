@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from plans.buffers import KvShare
+from plans.kv import KvShare
 from plans.schema import Attention
 
 Range = tuple[int, int]

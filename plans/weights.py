@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from plans.buffers import KvShare, feature_width, first_head, kv_shares, layer_class
+from plans.kv import KvShare, first_head, kv_shares
 from plans.ranges import AttentionRanges, Range, Ranges, attention_ranges, common, length, scaled, share_range
 from plans.schema import (
     DTYPE_BYTES,
@@ -22,6 +22,7 @@ from plans.schema import (
     Stage,
     VocabSplit,
 )
+from plans.step import feature_width, layer_class
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

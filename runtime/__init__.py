@@ -1,13 +1,13 @@
-"""Executes plans. ``from runtime import Engine`` is the Python interface; see :mod:`runtime.service`."""
+"""Executes plans. ``from runtime import Engine`` is the Python interface; see :mod:`runtime.engine`."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from runtime.waiting import wait_briefly
+from runtime.processes.thread_wait import wait_briefly
 
 if TYPE_CHECKING:
+    from runtime.engine import Engine, Generation
     from runtime.request import Piece
-    from runtime.service import Engine, Generation
 
 __all__ = ["Engine", "Generation", "Piece"]
 
@@ -17,4 +17,4 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     wait_briefly()
-    return getattr(importlib.import_module("runtime.request" if name == "Piece" else "runtime.service"), name)
+    return getattr(importlib.import_module("runtime.request" if name == "Piece" else "runtime.engine"), name)

@@ -21,11 +21,11 @@ from plans import codec
 from plans.check import load
 from plans.process import VERSION_MESSAGE, answered, importing
 from plans.schema import PlanError
-from runtime.arguments import AS_JSON, PLAN
+from runtime.commands.options import AS_JSON, PLAN
 from runtime.errors import MachineError, RequestError, RuntimeRefusal
-from runtime.images import check_images
-from runtime.torchrun import Torchrun
-from runtime.waiting import wait_briefly
+from runtime.image.verify import check_images
+from runtime.processes.thread_wait import wait_briefly
+from runtime.processes.torchrun import Torchrun
 
 INTERRUPTED = 130
 DECODING = ("bench", "run")
@@ -43,7 +43,7 @@ class Commands(click.Group):
             return super().get_command(ctx, cmd_name)
         wait_briefly()
         with importing():
-            module = importlib.import_module("runtime.commands")
+            module = importlib.import_module("runtime.commands.run")
         found: click.Command = getattr(module, f"{cmd_name}_command")
         return found
 
@@ -106,7 +106,7 @@ def _end(code: int, message: str) -> NoReturn:
     """Exit with a code; under torchrun the other processes are told why."""
     with contextlib.suppress(MachineError):
         if (torchrun := Torchrun.of(os.environ)) is not None:
-            importlib.import_module("runtime.exchange").tell_failure(torchrun, message)
+            importlib.import_module("runtime.processes.torchrun_store").tell_failure(torchrun, message)
     sys.exit(code)
 
 

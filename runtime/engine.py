@@ -1,264 +1,373 @@
-"""One rank of a run: requests go in, steps are made until the output ends.
+"""A plan that serves prompts: the Python interface, which the commands use too.
 
-Every rank learns the tokens from the step message and so comes to the same end by itself. Requests that are served
-together share forwards and messages and nothing else; those that have ended wait for the others.
+    with Engine.open("plans/x") as engine:
+        for piece in engine.stream("def f(", max_new_tokens=100, temperature=0.7):
+            print(piece, end="", flush=True)
+        result = engine.generate([1, 2, 3], max_new_tokens=20)
+
+The same engine serves one prompt after the other without loading anything again. A plan of one device runs in the
+caller's process and sets its number of torch threads; one of several in a process per device, started here.
 """
 
-import time
-from collections.abc import Callable, Generator, Iterator
+import threading
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass
+from operator import index
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Protocol, Self, SupportsIndex, TypedDict, Unpack
 
-import torch
 from tokenizers import Tokenizer
 
 from plans import codec
-from plans.artifact import align
+from plans.check import load
 from plans.schema import Plan
-from runtime import ops
-from runtime.comm import Comm, Rendezvous, connect, disconnect
-from runtime.errors import PeerError, RequestError
-from runtime.images import check_images
-from runtime.machine import check_machine, threads_per_rank, torch_device
-from runtime.memory import DTYPES, Memory
-from runtime.progress import Progress, Timings
-from runtime.request import Completion, Piece, RankTimings, Request, check_batch, fingerprint
-from runtime.step import Decoding, Message, Stepper
-from runtime.text import TOKENIZER_FILE, Output, load_tokenizer
-from runtime.weights import Image, open_image
+from runtime.comm.progress import Progress
+from runtime.errors import MachineError, RequestError
+from runtime.image.verify import check_images
+from runtime.processes.launch import Family, StartMethod, open_rank
+from runtime.processes.torchrun import Torchrun
+from runtime.request import Completion, Finish, Piece, Request, check_batch, check_request
+from runtime.sampling import sampling_of
+from runtime.text import encode, load_tokenizer
 
-MEMORY_TERMS = ("weights", "draft_weights", "kv", "draft_kv", "buffers", "comm")
-"""Terms of ``plans.schema.DeviceMemory``, without ``_bytes``."""
+DEFAULT_NEW_TOKENS = 200
+
+Prompt = str | Iterable[SupportsIndex]
+"""Text, or token ids."""
 
 
-class Rank:
-    """One rank's share of a plan, ready to serve requests one after the other."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceBytes:
+    """Bytes of one device, term by term, as planned and as made."""
 
-    @torch.inference_mode()
-    def __init__(self, plan: Plan, directory: Path, image: Image, comm: Comm) -> None:
-        self.plan, self._directory, self._comm, self._image = plan, directory, comm, image
-        self._progress = comm.progress
-        device = plan.devices[comm.rank]
-        self._device = torch_device(device)
-        self.memory = Memory(plan, device.id, self._device)
-        self._stepper = Stepper(plan, image, self.memory, comm, self._device)
-        self._loaded: Tokenizer | None = None
+    device: str
+    planned_bytes: dict[str, int]
+    measured_bytes: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """The output of one request: the fields of ``run --json``."""
+
+    prompt_ids: tuple[int, ...]
+    tokens: tuple[int, ...]
+    """New ids, without the prompt; an end-of-sequence token is the last of them."""
+    text: str
+    finish: Finish
+    accept_lengths: tuple[int, ...]
+    """Accepted drafted tokens of each step; empty in plain decoding."""
+    acceptance_length: float
+    """Mean of accepted + 1."""
+    reused: int
+    """Tokens of the prompt whose rows were in the caches already."""
+    seed: int | None
+    """Of sampling, given or drawn; the same seed gives the same text again."""
+    load_s: float
+    """Of the engine."""
+    prefill_s: float
+    decode_s: float
+    tokens_per_s: float
+    plan_digest: str
+    devices: tuple[DeviceBytes, ...]
+
+
+class Wanted(TypedDict, total=False):
+    """How a prompt is to be continued: the keyword arguments of ``stream``, ``generate`` and ``generate_batch``."""
+
+    max_new_tokens: int | None
+    """None, the default: 200, or what fits."""
+    temperature: float
+    """0, the default, is greedy; above it tokens are drawn from what ``top_k``, then ``top_p`` leave."""
+    top_k: int | None
+    """The most probable tokens that are drawn from; 0 or None, the default: all."""
+    top_p: float | None
+    """Then the fewest of them that together have this probability; None, the default: all."""
+    seed: int | None
+    """The same seed gives the same text; None, the default: one that is drawn, and told in the result."""
+    stop: Sequence[str]
+    """The output ends before the first of these; by default there is none."""
+    draft: bool
+    """False: plain decoding, also on a plan with a draft."""
+    ignore_eos: bool
+    """True: go on after an end-of-sequence token."""
+    reuse: bool
+    """True: what the last request and this prompt have in common is kept in the caches."""
+
+
+Events = Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]
+"""Of requests that are served together: the pieces of each step, then the completions."""
+
+
+class Serving(Protocol):
+    """The ranks behind an engine."""
+
+    timings: list[Completion]
+    """Of the last request, one of each rank that is seen from here."""
+
+    def serve(self, requests: tuple[Request, ...]) -> Events: ...
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Engine:
+    """A plan, loaded, on all its devices."""
+
+    def __init__(self, plan: Plan, directory: Path, ranks: Serving, load_s: float) -> None:
+        self.plan, self.directory, self.load_s = plan, directory, load_s
+        self._ranks = ranks
+        self._digest = codec.digest(plan)
+        self._tokenizer: Tokenizer | None = None
+        self._current: weakref.ref[Stream] | None = None
+        """Not kept: a stream that nobody has any more has ended."""
+        self._free, self._closed = threading.Lock(), False
 
     @classmethod
     def open(
         cls,
         directory: str | Path,
         *,
-        rank: int = 0,
-        rendezvous: Rendezvous | None = None,
-        progress: Progress | None = None,
+        torchrun: Torchrun | None = None,
+        method: StartMethod = "forkserver",
         verify: bool = True,
     ) -> Self:
-        """One rank of the plan in a directory; a single-device plan needs no rendezvous.
+        """Load the plan in a directory on its devices.
 
-        ``verify``: compare the image with its digest; its size and slot table are compared anyway.
-        Raises PlanError, RequestError, MachineError, ImageError or PeerError.
+        ``torchrun``: of this process, where it has started one for each device and all of them run this; None: all
+        ranks are started here, on one host. They are started by ``method``. ``verify``: compare the images with their
+        digests; their sizes and slot tables are compared anyway. Raises PlanError, RequestError, MachineError,
+        ImageError or PeerError.
         """
-        directory, progress = Path(directory), progress or Progress()
-        plan = codec.load(directory)
-        if len(plan.devices) > 1 and rendezvous is None:
-            raise RequestError(f"{directory}: the plan has {len(plan.devices)} devices: use `python -m runtime run`")
-        device = plan.devices[rank]
-        check_machine(plan, device)
-        torch.set_num_threads(threads_per_rank(plan, device))
-        place = torch_device(device)
-        if place.type == "cuda":
-            torch.cuda.set_device(place)
-        progress.begin("reading its image")
-        if place.type == "cpu":
-            ops.prepare(DTYPES[plan.options.dtype])
-        record = check_images(plan, directory, verify=False, devices=[device.id])
-        image = open_image(plan, directory, device.id, place, record, verify=verify)
-        progress.begin("meeting the other ranks")
-        comm = connect(plan, rank, rendezvous, progress)
-        progress.begin("waiting")
-        return cls(plan, directory, image, comm)
+        directory = Path(directory)
+        plan = load(directory)
+        if len(plan.devices) == 1:
+            alone = _One(directory, verify)
+            return cls(plan, directory, alone, alone.started.load_s)
+        if torchrun is None:
+            hosts = sorted({device.host for device in plan.devices})
+            if len(hosts) > 1 and any(device.kind != "cpu" for device in plan.devices):
+                raise MachineError(f"{directory}: the plan has hosts {', '.join(hosts)}: start it with torchrun")
+            check_images(plan, directory, verify=False)
+        family = Family(plan, directory, method, verify=verify, torchrun=torchrun)
+        return cls(plan, directory, family, family.started.load_s)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Leave the group of ranks."""
-        disconnect()
+        """End the ranks; the engine serves no more."""
+        if not self._closed:
+            self._closed = True
+            self._ranks.close()
 
-    # ---- requests ----
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer beside the plan; raise RequestError where there is none."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.directory)
+        return self._tokenizer
 
-    def generate(self, request: Request) -> Completion:
-        """Serve one request; every rank of the plan must be given the same one. Raises RequestError, PeerError."""
-        completion = None
-        for event in self.serve(request):
-            if isinstance(event, Completion):
-                completion = event
-        assert completion is not None, "serving ends with a completion"
-        return completion
+    def stream(self, prompt: Prompt, **wanted: Unpack[Wanted]) -> "Stream":
+        """Continue a prompt, text or token ids, piece by piece as tokens are accepted.
 
-    def serve(self, request: Request, stopped: Callable[[], bool] = lambda: False) -> Iterator[Piece | Completion]:
-        """What each step adds to the output of a request, then all of it.
-
-        ``stopped``: asked on every step whether anybody still reads; the output ends there when nobody does. Every rank
-        must be given the same request. Raises RequestError, PeerError.
+        Raises RequestError before anything is computed, PeerError when a rank fails.
         """
-        with closing(self.serve_batch((request,), stopped)) as events:
-            for (event,) in events:
+        return self.serve(self.request(prompt, **wanted))
+
+    def generate(self, prompt: Prompt, **wanted: Unpack[Wanted]) -> Generation:
+        """All of what ``stream``, with these arguments, would give."""
+        return self.stream(prompt, **wanted).finished()
+
+    def generate_batch(self, prompts: Sequence[Prompt], **wanted: Unpack[Wanted]) -> list[Generation]:
+        """What ``generate`` gives for each of several prompts, of which the plan's batch is decoded together."""
+        return self.serve_batch([self.request(prompt, **wanted) for prompt in prompts])
+
+    def request(self, prompt: Prompt, **wanted: Unpack[Wanted]) -> Request:
+        """What ``stream``, with these arguments, serves. Raises RequestError."""
+        ids = encode(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
+        return make_request(self.plan, ids, wanted)
+
+    def serve(self, request: Request) -> "Stream":
+        """The output of a request as it comes. Raises RequestError, also where another one is not finished."""
+        self._check((request,))
+        stream = Stream(self, _alone(self._serve((request,))))
+        self._current = weakref.ref(stream)
+        return stream
+
+    def serve_batch(self, requests: Sequence[Request]) -> list[Generation]:
+        """The outputs of requests, as many together as the plan's batch, each as it would be alone."""
+        batch, made = self.plan.options.batch, list[Generation]()
+        every = [tuple(requests[start : start + batch]) for start in range(0, len(requests), batch)]
+        for together in every:
+            self._check(together)
+        for together in every:
+            with closing(self._serve(together)) as events:
+                for event in events:
+                    made += [self.told(each) for each in event if isinstance(each, Completion)]
+        return made
+
+    def _check(self, requests: tuple[Request, ...]) -> None:
+        check_batch(self.plan, requests)
+        if any(request.stop for request in requests):
+            _ = self.tokenizer
+        current = None if self._current is None else self._current()
+        if current is not None and not current.ended:
+            raise RequestError("the engine is serving another request: read it to its end, or close its stream")
+
+    def _serve(self, requests: tuple[Request, ...]) -> Events:
+        """Requests that were checked; one at a time, also of several threads."""
+        if not self._free.acquire(blocking=False):
+            raise RequestError("the engine is serving another request, of another thread: one at a time")
+        try:
+            if self._closed:
+                raise RequestError("the engine is closed: open another one")
+            with closing(self._ranks.serve(requests)) as events:
+                yield from events
+        finally:
+            self._free.release()
+
+    def stop(self) -> None:
+        """End what is being served with the step that is being done."""
+        self._ranks.stop()
+
+    def timings(self) -> list[Completion]:
+        """Of the last request, as every rank that is seen from here tells it."""
+        return self._ranks.timings
+
+    def told(self, completion: Completion) -> Generation:
+        """What the caller gets to know of a completion."""
+        return Generation(
+            prompt_ids=completion.prompt_ids,
+            tokens=completion.tokens,
+            text=completion.text,
+            finish=completion.finish,
+            accept_lengths=completion.accept_lengths,
+            acceptance_length=completion.acceptance_length,
+            reused=completion.reused,
+            seed=completion.seed,
+            load_s=self.load_s,
+            prefill_s=completion.prefill_s,
+            decode_s=completion.decode_s,
+            tokens_per_s=completion.tokens_per_s,
+            plan_digest=self._digest,
+            devices=tuple(self._bytes(completion)),
+        )
+
+    def _bytes(self, completion: Completion) -> Iterator[DeviceBytes]:
+        lines = {entry.device: entry for entry in self.plan.memory}
+        for device, measured in zip(self.plan.devices, completion.measured_bytes, strict=True):
+            planned = {term: getattr(lines[device.id], f"{term}_bytes") for term in measured}
+            yield DeviceBytes(device=device.id, planned_bytes=planned, measured_bytes=measured)
+
+
+def _alone(events: Events) -> Iterator[Piece | Completion]:
+    """Those of the only request."""
+    with closing(events):
+        for (event,) in events:
+            yield event
+
+
+class Stream(Iterator[Piece]):
+    """The pieces of one output; to close it ends the output."""
+
+    def __init__(self, engine: Engine, events: Iterator[Piece | Completion]) -> None:
+        self._engine, self._events = engine, events
+        self.result: Generation | None = None
+        """When all pieces were read."""
+        self.ended = False
+
+    def __next__(self) -> Piece:
+        try:
+            event = next(self._events)
+            if isinstance(event, Piece):
+                return event
+            self.result = self._engine.told(event)
+            next(self._events, None)  # let what serves it finish too
+        except BaseException:
+            self.ended = True
+            raise
+        self.ended = True
+        raise StopIteration
+
+    def finished(self) -> Generation:
+        """Read to the end."""
+        for _ in self:
+            pass
+        if self.result is None:
+            raise RequestError("the stream was closed before its end: it has no result")
+        return self.result
+
+    def close(self) -> None:
+        """End the output with the step that is being done."""
+        self.ended = True
+        close = getattr(self._events, "close", None)
+        if close is not None:
+            close()
+
+
+class _One:
+    """The only rank of a plan, in this process."""
+
+    def __init__(self, directory: Path, verify: bool) -> None:
+        self._stopped = False
+        self.timings: list[Completion] = []
+        self._rank, self.started = open_rank(directory, 0, None, Progress(), verify=verify)
+
+    def serve(self, requests: tuple[Request, ...]) -> Events:
+        self._stopped = False
+        with closing(self._rank.serve_batch(requests, lambda: self._stopped)) as events:
+            for event in events:
+                self.timings = [each for each in event[:1] if isinstance(each, Completion)]
                 yield event
 
-    def serve_batch(
-        self, requests: tuple[Request, ...], stopped: Callable[[], bool] = lambda: False
-    ) -> Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]:
-        """The same of several requests that are served together, each as it would be alone; the pieces of those that
-        have ended are empty.
-        """
-        check_batch(self.plan, requests)
-        requests = tuple(self._agreed(request) for request in requests)
-        eos, first = self.plan.model.eos_token_ids, requests[0]
-        every = [_Served(request, Output(request, eos, self._tokenizer(request))) for request in requests]
-        timings = self._progress.timings = Timings(self._device) if first.timed else None
-        started = prefilled = time.perf_counter()
-        for step, made in enumerate(self._together(requests, stopped)):
-            if step == 0:
-                prefilled = time.perf_counter()
-                if timings is not None:
-                    timings.clear()
-            pieces = []
-            for number, (served, (tokens, message)) in enumerate(zip(every, made, strict=True)):
-                running = not served.output.finished
-                pieces.append(served.take(tokens, message, drafted=step > 0 and self.drafts(first)))
-                if running and served.output.finished:
-                    self._stepper.end(number)
-            yield tuple(pieces)
-            if all(served.output.finished for served in every):
-                break
-        self._progress.timings = None
-        self._progress.begin("waiting")
-        measured = self.measured_bytes()
-        spent = None if timings is None else RankTimings(parts=dict(timings.parts), groups=dict(timings.groups))
-        yield tuple(
-            served.completion(
-                reused=reused,
-                prefill_s=prefilled - started,
-                prefilled=prefilled,
-                measured=measured,
-                timings=spent,
-            )
-            for served, reused in zip(every, self._stepper.reused, strict=False)
-        )
+    def stop(self) -> None:
+        self._stopped = True
 
-    def drafts(self, request: Request) -> bool:
-        """Whether a request is decoded with the plan's draft."""
-        return request.draft and self._stepper.drafts
-
-    def steps(
-        self, request: Request, stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[tuple[list[int], Message]]:
-        """The tokens of each step, without end, and the message they came with; the first is prefill's one token."""
-        with closing(self._together((request,), stopped)) as steps:
-            for (step,) in steps:
-                yield step
-
-    def _together(
-        self, requests: tuple[Request, ...], stopped: Callable[[], bool]
-    ) -> Generator[list[tuple[list[int], Message]], None, None]:
-        """The same of each of several requests."""
-        how = Decoding(
-            draft=requests[0].draft,
-            samplings=tuple(request.sampling for request in requests),
-            accept=requests[0].accept,
-            reuse=requests[0].reuse,
-            stopped=stopped,
-        )
-        yield from self._stepper.steps([request.prompt_ids for request in requests], how)
-
-    @torch.inference_mode()
-    def measured_bytes(self) -> tuple[dict[str, int], ...]:
-        """Bytes made on each device of the plan, term by term; every rank must ask."""
-        drafted = sum(align(slot.nbytes) for name, slot in self._image.slots.items() if name.startswith("draft."))
-        made = self.memory.measured()
-        mine = [self._image.nbytes - drafted, drafted, made["kv"], made["draft_kv"], made["buffers"], made["comm"]]
-        every = self._comm.world.all_gather(torch.tensor(mine, device=self._device))
-        return tuple(dict(zip(MEMORY_TERMS, row, strict=True)) for row in every.tolist())
-
-    def _agreed(self, request: Request) -> Request:
-        """The request with rank 0's seed; raise PeerError where another rank was given another one."""
-        seed = 0 if request.sampling is None else request.sampling.seed
-        mine = torch.tensor([fingerprint(request), seed], device=self._device)
-        every: list[list[int]] = self._comm.world.all_gather(mine).tolist()
-        for rank, (found, _) in enumerate(every):
-            if found != every[0][0]:
-                names = [device.id for device in self.plan.devices]
-                raise PeerError(
-                    f"device {names[rank]} (rank {rank}) was given another request than {names[0]} (rank 0): "
-                    "give all ranks the same prompt and options"
-                )
-        if request.sampling is None:
-            return request
-        return replace(request, sampling=replace(request.sampling, seed=every[0][1]))
-
-    # ---- what a rank has ----
-
-    def _tokenizer(self, request: Request) -> Tokenizer | None:
-        """Rank 0 makes text where it can; where text decides the end, every rank must."""
-        if not request.stop and (self._comm.rank or not (self._directory / TOKENIZER_FILE).is_file()):
-            return None
-        if self._loaded is None:
-            self._loaded = load_tokenizer(self._directory)
-        return self._loaded
+    def close(self) -> None:
+        self._rank.close()
+        del self._rank  # and with it the image, which may be replaced from now on
 
 
-class _Served:
-    """A request that is being served."""
+def make_request(plan: Plan, prompt_ids: Iterable[SupportsIndex], wanted: Wanted) -> Request:
+    """A request of what people give to ``Engine.stream``; raise RequestError where the plan cannot serve it."""
+    ids = _prompt(prompt_ids)
+    stop = wanted.get("stop", ())
+    most, top_k, seed = wanted.get("max_new_tokens"), wanted.get("top_k"), wanted.get("seed")
+    fitting = max(1, min(DEFAULT_NEW_TOKENS, plan.options.context - len(ids)))
+    request = Request(
+        prompt_ids=ids,
+        max_new_tokens=fitting if most is None else _whole("max_new_tokens", most),
+        draft=wanted.get("draft", True),
+        ignore_eos=wanted.get("ignore_eos", False),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        sampling=sampling_of(
+            wanted.get("temperature", 0.0),
+            None if top_k is None else _whole("top_k", top_k),
+            wanted.get("top_p"),
+            None if seed is None else _whole("seed", seed),
+        ),
+        reuse=wanted.get("reuse", False),
+    )
+    check_request(plan, request)
+    return request
 
-    def __init__(self, request: Request, output: Output) -> None:
-        self.request, self.output = request, output
-        self._accepts: list[int] = []
-        self._ended = 0.0
 
-    def take(self, tokens: list[int], message: Message, *, drafted: bool) -> Piece:
-        """What a step adds to the output; nothing once that has ended."""
-        if self.output.finished:
-            return Piece()
-        if drafted:
-            self._accepts.append(message.accepted)
-        kept = self.output.take(tokens)
-        if message.stopped:
-            self.output.cancel()
-        if self.output.finish is not None:
-            self._ended = time.perf_counter()
-        return Piece(self.output.piece(), tuple(kept))
+def _prompt(ids: Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """Token ids as Python's numbers, whoever's they are."""
+    if not isinstance(ids, Iterable):
+        raise RequestError(f"prompt: found {type(ids).__name__}, expected text or token ids")
+    return tuple(_whole(f"prompt_ids[{position}]", token) for position, token in enumerate(ids))
 
-    def completion(
-        self,
-        *,
-        reused: int,
-        prefill_s: float,
-        prefilled: float,
-        measured: tuple[dict[str, int], ...],
-        timings: RankTimings | None,
-    ) -> Completion:
-        """All of the output, which has ended; ``prefilled``: when its first token was there."""
-        sampling = self.request.sampling
-        return Completion(
-            prompt_ids=self.request.prompt_ids,
-            tokens=tuple(self.output.tokens),
-            text=self.output.text,
-            finish=self.output.ended_by,
-            accept_lengths=tuple(self._accepts),
-            reused=reused,
-            seed=None if sampling is None else sampling.seed,
-            prefill_s=prefill_s,
-            decode_s=self._ended - prefilled,
-            measured_bytes=measured,
-            timings=timings,
-        )
+
+def _whole(name: str, value: SupportsIndex) -> int:
+    """A number that needs no rounding."""
+    try:
+        return index(value)
+    except TypeError as error:
+        raise RequestError(f"{name}: found {value!r}, expected a whole number") from error

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
-from planner import layout, memory
+from planner.costs import memory
+from plans import slots
 from plans.check import group_transport, hop_transport, require
-from plans.facts import natural_key
+from plans.check_inputs import natural_key
 from plans.schema import (
     Attention,
     Device,
@@ -350,7 +351,7 @@ def _with_transports(plan: Plan) -> Plan:
 def _with_memory(plan: Plan) -> Plan:
     """The plan with the bytes that planning would count."""
     lines = tuple(
-        memory.device_memory(plan, device.id, *layout.weights_bytes(plan, device.id)) for device in plan.devices
+        memory.device_memory(plan, device.id, *slots.weights_bytes(plan, device.id)) for device in plan.devices
     )
     free = min(
         device.memory_bytes - device.reserve_bytes - line.planned_bytes

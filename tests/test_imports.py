@@ -1,4 +1,4 @@
-"""The direction of imports: planner -> plans <- runtime, and within a package only what lies above.
+"""The direction of imports, by package: planner -> plans <- runtime, and inside each what a room may use.
 
 Read from the source, so that nothing needs to be imported, and an import inside a function counts as well.
 """
@@ -12,36 +12,67 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("plans", "planner", "runtime")
+TOPS = ("plans", "planner", "runtime")
+
+ROOMS = {
+    "planner.integers": set(),
+    "planner.errors": set(),
+    "planner.hardware": {"planner.errors"},
+    "planner.checkpoints": {"planner.errors"},
+    "planner.families": {"planner.errors", "planner.checkpoints"},
+    "planner.costs": {"planner.integers"},
+    "planner.solver": {"planner.errors", "planner.integers"},
+    "planner.problem": {"planner.errors", "planner.integers", "planner.costs", "planner.solver"},
+    "planner.images": {"planner.errors", "planner.checkpoints", "planner.families"},
+    "planner.report": set(),
+    "planner.request": {"planner.errors", "planner.costs", "planner.families"},
+    "planner.emit": {"planner.costs", "planner.problem", "planner.solver"},
+    "planner.infeasible": {"planner.errors", "planner.solver"},
+    "planner.plan_directory": {"planner.errors", "planner.families"},
+    "runtime.errors": set(),
+    "runtime.sampling": {"runtime.errors"},
+    "runtime.request": {"runtime.errors", "runtime.sampling"},
+    "runtime.text": {"runtime.errors", "runtime.request"},
+    "runtime.chat": {"runtime.errors"},
+    "runtime.comm": {"runtime.errors"},
+    "runtime.image": {"runtime.errors"},
+    "runtime.model": {"runtime.errors", "runtime.sampling", "runtime.comm", "runtime.image"},
+    "runtime.decode": {"runtime.sampling", "runtime.comm", "runtime.image", "runtime.model"},
+}
+"""What a room may import of its own package; rooms that are not listed may use all of them."""
+
+SOLVER = "planner.solver"
 CONTRACT_MAY_IMPORT = {"plans", "yaml", *sys.stdlib_module_names}
 NEVER_IN_RUNTIME = {"planner", "ortools", "networkx", "transformers"}
 NEVER_IN_PLANNER = {"runtime", "transformers"}
-READS_WEIGHTS = {"planner.compile", "planner.lanes", "planner.pickled", "planner.stream"}
+READS_WEIGHTS = {
+    "planner.checkpoints.pickle_to_safetensors",
+    "planner.images.compile",
+    "planner.images.pipeline",
+    "planner.images.stream",
+}
 """The only modules of the planner that touch weights; none of them is imported to plan."""
 ONLY_IN = {
-    "ortools": {
-        "planner.bounds",
-        "planner.counts",
-        "planner.cpsat",
-        "planner.moves",
-        "planner.search",
-        "planner.solve",
-        "planner.stage_bounds",
-    },
-    "numba": {"runtime.kernels"},
+    "ortools": {"planner.solver"},
+    "numba": {"runtime.model"},
     "jinja2": {"planner.report", "runtime.chat"},
-    "pynvml": {"planner.nvml"},
+    "pynvml": {"planner.hardware"},
 }
 
 
 def modules() -> dict[str, Path]:
     """Dotted names of the product's modules."""
-    files = (file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py")))
+    files = (file for top in TOPS for file in sorted((ROOT / top).rglob("*.py")))
     names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
     return {name.removesuffix(".__init__"): file for name, file in names.items()}
 
 
 MODULES = modules()
+
+
+def room(name: str) -> str:
+    """The package below planner, plans or runtime in which a module is, or the module itself."""
+    return ".".join(name.split(".")[:2])
 
 
 @cache
@@ -53,31 +84,85 @@ def nodes(name: str) -> tuple[ast.AST, ...]:
 @cache
 def imported(name: str) -> frozenset[str]:
     """Every module that a module imports."""
-    found: set[str] = set()
+    targets: set[str] = set()
     for node in nodes(name):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            targets |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}: line {node.lineno}: relative import"
             source = node.module or ""
             inner = [f"{source}.{alias.name}" for alias in node.names]
-            found |= {target if target in MODULES else source for target in inner}
-    return frozenset(found)
+            targets |= {target if target in MODULES else source for target in inner}
+    return frozenset(targets)
 
 
 def tops(name: str) -> set[str]:
     return {target.partition(".")[0] for target in imported(name)}
 
 
+def reachable(name: str, seen: set[str]) -> set[str]:
+    seen.add(name)
+    for target in imported(name):
+        if target in MODULES and target not in seen:
+            reachable(target, seen)
+    return seen
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_packages_form_a_v(name: str) -> None:
-    package = name.partition(".")[0]
-    if package == "plans":
+    top = name.partition(".")[0]
+    if top == "plans":
         assert tops(name) <= CONTRACT_MAY_IMPORT
-    if package == "runtime":
+    if top == "runtime":
         assert not tops(name) & NEVER_IN_RUNTIME
-    if package == "planner":
+    if top == "planner":
         assert not tops(name) & NEVER_IN_PLANNER
+
+
+@pytest.mark.parametrize("own", sorted(ROOMS))
+def test_a_room_uses_only_the_rooms_below_it(own: str) -> None:
+    top = own.partition(".")[0]
+    used = {
+        room(target)
+        for name in MODULES
+        if room(name) == own
+        for target in imported(name)
+        if target in MODULES and target.partition(".")[0] == top
+    }
+    assert used - {own} <= ROOMS[own]
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_rooms_form_no_cycle(top: str) -> None:
+    graph: dict[str, set[str]] = {}
+    for name in MODULES:
+        if name.partition(".")[0] == top and name != top:
+            own = room(name)
+            used = {room(target) for target in imported(name) if target in MODULES and target != top}
+            graph.setdefault(own, set()).update(used - {own})
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_modules_form_no_cycle(top: str) -> None:
+    graph = {
+        name: {target for target in imported(name) if target in MODULES and target != name}
+        for name in MODULES
+        if name.partition(".")[0] == top
+    }
+    TopologicalSorter(graph).prepare()
+
+
+def test_the_solver_is_a_closed_library() -> None:
+    """Its Problem, errors and integers; nothing of models, plans or inventories."""
+    used = {target for name in MODULES if room(name) == SOLVER for target in imported(name)}
+    product = {target for target in used if target.partition(".")[0] in TOPS and room(target) != SOLVER}
+    assert product <= {"planner.errors", "planner.integers"}
+
+
+def test_each_large_library_has_its_home() -> None:
+    homes = {library: {room(name) for name in MODULES if library in tops(name)} for library in ONLY_IN}
+    assert homes == ONLY_IN
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -92,30 +177,16 @@ def test_nothing_is_imported_inside_a_function(name: str) -> None:
     assert inner == []
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_a_package_has_no_cycle(package: str) -> None:
-    graph = {
-        name: {target for target in imported(name) if target in MODULES and target != name}
-        for name in MODULES
-        if name.partition(".")[0] == package
-    }
-    TopologicalSorter(graph).prepare()
-
-
-def test_each_large_library_has_its_home() -> None:
-    homes = {library: {name for name in MODULES if library in tops(name)} for library in ONLY_IN}
-    assert homes == ONLY_IN
-
-
-def reachable(name: str, seen: set[str]) -> set[str]:
-    seen.add(name)
-    for target in imported(name):
-        if target in MODULES and target not in seen:
-            reachable(target, seen)
-    return seen
-
-
-@pytest.mark.parametrize("name", [f"planner.{name}" for name in ("solve", "certify", "emit", "layout", "report")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "planner.solver.solve",
+        "planner.solver.certify",
+        "planner.emit",
+        "planner.images.layout",
+        "planner.report.render",
+    ],
+)
 def test_planning_imports_no_torch(name: str) -> None:
     assert not [module for module in reachable(name, set()) if "torch" in tops(module)]
     assert not reachable(name, set()) & READS_WEIGHTS
@@ -123,12 +194,12 @@ def test_planning_imports_no_torch(name: str) -> None:
 
 def test_only_the_edge_prints() -> None:
     prints = {
-        name
+        room(name)
         for name in MODULES
         for node in nodes(name)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "click.echo")
     }
-    assert {name for name in prints if not name.startswith("planner.commands.")} == {"runtime.cli", "runtime.commands"}
+    assert prints == {"planner.commands", "runtime.cli", "runtime.commands"}
 
 
 @pytest.mark.parametrize(
@@ -140,3 +211,8 @@ def test_only_to_build_needs_the_solver(name: str) -> None:
 
 def test_verifying_imports_no_torch() -> None:
     assert not [module for module in reachable("runtime.cli", set()) if tops(module) & {"torch", "numba"}]
+
+
+@pytest.mark.parametrize("package", sorted(name for name, file in MODULES.items() if file.name == "__init__.py"))
+def test_every_package_says_what_it_is_for(package: str) -> None:
+    assert ast.get_docstring(ast.parse(MODULES[package].read_text()))

@@ -42,7 +42,7 @@ KINDS = {
 TIMED = """
 import json, sys, time
 from pathlib import Path
-from planner.compile import compile_plan
+from planner.images.compile import compile_plan
 
 def peak_bytes():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -25,9 +25,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from runtime.commands import DEFAULT_PROMPT
+from runtime.commands.run import DEFAULT_PROMPT
+from runtime.engine import Engine
 from runtime.request import Request
-from runtime.service import Engine
 from runtime.text import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

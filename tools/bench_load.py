@@ -21,7 +21,7 @@ import click
 from blake3 import blake3
 
 from bench_compile import ROOT, drop_caches, make_plan, write_checkpoint
-from plans.diff import format_bytes
+from plans.format import format_bytes
 
 MEASURE = """
 import json, sys, time, warnings

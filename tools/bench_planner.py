@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from instances import RIVALRIES, SPEED, Speed
-from planner.build import Wanted, formulate, resolve
+from planner.build import formulate
 from planner.families import load_base, load_draft
-from planner.inventory import parse_inventory
+from planner.hardware.inventory import parse_inventory
+from planner.request import Wanted, resolve
 from rivals import Comparison, Priced, compare
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,7 @@ class Timed:
     speed: Speed
     devices: int
     groups: int
-    columns: int
+    splits: int
     """Of the problem, over all groups, and of the blocks."""
     solve_s: float
     wall_s: float
@@ -74,13 +75,13 @@ def timed(speed: Speed) -> Timed:
         head = load_draft(draft, base)
         options = resolve(Wanted(), "bfloat16", base, head)
         problem = formulate(base, head, parse_inventory(speed.inventory, speed.name), options).problem
-    listed = [columns for group in problem.groups for columns in group.columns]
-    listed += [option.columns for block in problem.blocks for option in block.options]
+    listed = [splits for group in problem.groups for splits in group.splits]
+    listed += [option.splits for block in problem.blocks for option in block.options]
     return Timed(
         speed=speed,
         devices=len(problem.devices),
         groups=len(problem.groups),
-        columns=sum(map(len, listed)),
+        splits=sum(map(len, listed)),
         solve_s=said["solve_s"],
         wall_s=wall_s,
         rss_bytes=rss_bytes,
@@ -112,14 +113,14 @@ def _run(command: Sequence[str], report: Path) -> tuple[dict[str, Any], float, i
     return json.loads(said), seen["wall_s"], seen["maxrss"] * (1 if sys.platform == "darwin" else 1024)
 
 
-SPEED_TITLES = ("instance", "groups", "columns", "solve s", "wall s", "peak MiB", "status", "gap")
+SPEED_TITLES = ("instance", "groups", "splits", "solve s", "wall s", "peak MiB", "status", "gap")
 
 
 def speed_line(row: Timed) -> tuple[str, ...]:
     return (
         row.speed.title,
         str(row.groups),
-        str(row.columns),
+        str(row.splits),
         f"{row.solve_s:.2f}",
         f"{row.wall_s:.1f}",
         f"{row.rss_bytes / 2**20:.0f}",
@@ -134,7 +135,7 @@ def speed_data(row: Timed) -> dict[str, Any]:
         "instance": row.speed.title,
         "devices": row.devices,
         "groups": row.groups,
-        "columns": row.columns,
+        "splits": row.splits,
         "solve_s": row.solve_s,
         "wall_s": round(row.wall_s, 3),
         "peak_bytes": row.rss_bytes,
@@ -232,7 +233,7 @@ def markdown(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def columns_of(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def splits_of(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rows = [titles, *lines]
     widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -264,7 +265,7 @@ def main() -> None:
     if given.json:
         print(json.dumps(data, indent=2))
     else:
-        print((markdown if given.markdown else columns_of)(titles, lines))
+        print((markdown if given.markdown else splits_of)(titles, lines))
     if bad:
         print(f"not as promised: {', '.join(bad)}", file=sys.stderr)
         sys.exit(1)

@@ -27,20 +27,20 @@ from accelerate.utils import modeling
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from instances import Rivalry
-from planner import device_map
-from planner.build import Wanted, resolve
-from planner.candidates import DeviceSet, even
-from planner.catalog import catalog
-from planner.certify import certify
-from planner.cost import ceil_div
 from planner.errors import NotProvenError
 from planner.families import load_base
-from planner.formulate import Formulation
-from planner.inventory import parse_inventory
-from planner.problem import Answer, Block, BlockAnswer, Group, Problem, StageAnswer
-from planner.search import Settings
-from planner.solve import Solved, solve
-from plans.buffers import KvDivision
+from planner.hardware.catalog import catalog
+from planner.hardware.inventory import parse_inventory
+from planner.integers import ceil_div
+from planner.problem import device_map
+from planner.problem.device_sets import DeviceSet, even
+from planner.problem.formulate import Formulation
+from planner.request import Wanted, resolve
+from planner.solver.certify import certify
+from planner.solver.minimise import Settings
+from planner.solver.problem import Answer, Block, BlockAnswer, Group, Problem, StageAnswer
+from planner.solver.solve import Solved, solve
+from plans.kv import KvDivision
 from plans.schema import Inventory, Model
 
 ROOMY_BYTES = 1 << 62
@@ -196,10 +196,10 @@ def _stages(problem: Problem, parts: Sequence[Part]) -> Iterator[StageAnswer]:
         start += part.layers
         size = len(part.devices.devices)
         layers, units = [], []
-        for k, columns in enumerate(problem.groups[g].columns):
-            most = max((max(column.shares) for column in columns if len(set(column.shares)) == 1), default=0)
-            chosen = [int(set(column.shares) == {most}) for column in columns]
-            assert sum(chosen) == 1, "one of the columns is in equal shares"
+        for k, splits in enumerate(problem.groups[g].splits):
+            most = max((max(split.shares) for split in splits if len(set(split.shares)) == 1), default=0)
+            chosen = [int(set(split.shares) == {most}) for split in splits]
+            assert sum(chosen) == 1, "one of the splits is in equal shares"
             layers.append(tuple(here.count(k) * each for each in chosen))
             units.append(even(problem.kinds[k].units * here.count(k), size))
         yield StageAnswer(group=g, layers=tuple(layers), units=tuple(units))
@@ -207,7 +207,7 @@ def _stages(problem: Problem, parts: Sequence[Part]) -> Iterator[StageAnswer]:
 
 def _whole(block: Block, devices: DeviceSet) -> BlockAnswer:
     option = next(i for i, option in enumerate(block.options) if option.devices == devices.devices)
-    return BlockAnswer(option=option, column=0, shares=(even(block.axes[0].count, len(devices.devices)),))
+    return BlockAnswer(option=option, split=0, shares=(even(block.axes[0].count, len(devices.devices)),))
 
 
 # ---- equal shares ----

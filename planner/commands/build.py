@@ -10,23 +10,24 @@ import click
 from rich.console import Console
 
 from planner import build as builder
-from planner import report
-from planner.arguments import parse_context, parse_gap, parse_strategy, parse_tree, parse_within
+from planner import plan_directory, request
 from planner.commands.compile import compile_images, images_data
 from planner.commands.console import DEMO, DIRECTORY, put, refusals, say, tables
-from planner.device_map import load_device_map
+from planner.commands.options import parse_context, parse_gap, parse_strategy, parse_tree, parse_within
+from planner.commands.progress import trying
+from planner.commands.refusals import describe
 from planner.errors import InfeasibleError, InputError, PlannerError
 from planner.explain import explain
 from planner.families import BaseInput, DraftInput, load_base, load_draft
-from planner.inventory import read_inventory
-from planner.progress import trying
-from planner.refusal import describe
-from planner.search import DETERMINISTIC_LIMIT, Settings
-from planner.view import format_ns
+from planner.hardware.inventory import read_inventory
+from planner.problem.device_map import load_device_map
+from planner.report import render
+from planner.solver.minimise import DETERMINISTIC_LIMIT, Settings
 from plans import codec
 from plans import diff as plan_diff
 from plans.check import load
-from plans.facts import MOST_STALL_S
+from plans.check_inputs import MOST_STALL_S
+from plans.format import format_ns
 from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, KvAxis, Plan, PlanError, Strategy
 
 DEFAULT_WITHIN_PPM = 20_000
@@ -113,15 +114,15 @@ def build_command(
         draft = DEMO / "eagle3"
     out = out or Path("plans") / name_of(model)
     model = model or DEMO / "base"
-    builder.refuse_foreign(out)
+    plan_directory.refuse_foreign(out)
     chosen = one_map(strategy, device_map, map_file)
     kept, wanted["within_ppm"] = load_previous(previous, wanted["within_ppm"], gap_ppm)
-    asked = builder.Wanted(gap_ppm=gap_ppm, strategy=strategy[0], **wanted)
+    asked = request.Wanted(gap_ppm=gap_ppm, strategy=strategy[0], **wanted)
     base = load_base(model)
     head = load_draft(draft, base) if draft else None
     if not plan_only:
         refuse_bare(base, head)
-    request = builder.Request(
+    asked_for = request.Request(
         base=base,
         draft=head,
         inventory=read_inventory(inventory),
@@ -132,19 +133,19 @@ def build_command(
         previous=kept,
     )
     try:
-        built = builder.build(request, settings)
+        built = builder.build(asked_for, settings)
     except InfeasibleError as error:
         with trying(Console(stderr=True), say) as tell_tried:
-            explained = explain(request, error, settings, tell_tried)
+            explained = explain(asked_for, error, settings, tell_tried)
         raise explained from error
-    builder.write(out, built.plan, base, head)
+    plan_directory.write(out, built.plan, base, head)
     tell(out, built, kept, previous, verbosity(verbose))
     if head is not None and built.plan.options.context > head.max_positions:
         say(f"{out}: the EAGLE head was trained for {head.max_positions} positions: beyond them it may draft worse")
     compiled = None if plan_only else compile_images(out, model, draft, None)
     if as_json:
         images = {"images": images_data(compiled)} if compiled else {}
-        put({"plan": str(out), **report.summary(built.plan), "solve_s": round(built.solved.solve_s, 4), **images})
+        put({"plan": str(out), **render.summary(built.plan), "solve_s": round(built.solved.solve_s, 4), **images})
     else:
         click.echo(str(out))
 

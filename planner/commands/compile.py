@@ -11,11 +11,11 @@ from typing import Any
 import click
 from rich.console import Console
 
-from planner import progress
+from planner.commands import progress
 from planner.commands.console import DEMO, DIRECTORY, put, refusals, say
-from planner.compile import CompileReport, compile_plan
+from planner.images.compile import CompileReport, compile_plan
 from plans import codec
-from plans.diff import format_bytes
+from plans.format import format_bytes
 
 
 def compile_images(

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
-from planner import report
+from planner.commands.refusals import changes_table, describe
 from planner.errors import InfeasibleError, InputError, PlannerError
-from planner.refusal import changes_table, describe
+from planner.report import render
 from plans.schema import Plan, PlanError
 
 DIRECTORY = click.Path(path_type=Path)
@@ -70,4 +70,4 @@ def one_form(*forms: tuple[str, object]) -> None:
 def tables(plan: Plan, stream: Any) -> str:
     """For the terminal that the stream is, in colour unless NO_COLOR asks for none."""
     console = Console(file=stream)
-    return report.text(plan, console.width, stream.isatty() and not console.no_color).rstrip("\n")
+    return render.text(plan, console.width, stream.isatty() and not console.no_color).rstrip("\n")

@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from planner.commands.console import DIRECTORY, put, refusals, say
-from planner.detect import detect
 from planner.errors import OutputError
 from planner.families import scan
-from planner.inventory import dump_inventory, load_inventory
-from planner.nvml import read_machine
+from planner.hardware.detect import detect
+from planner.hardware.inventory import dump_inventory, load_inventory
+from planner.hardware.nvml import read_machine
 from plans import codec
-from plans.diff import format_bytes
+from plans.format import format_bytes
 from plans.schema import DTYPE_BYTES, DType
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
-from planner import provenance, report, reuse
 from planner.commands.console import DIRECTORY, one_form, put, refusals, say, tables
-from planner.compile import check_inputs, sources_of
-from planner.device_map import write as write_device_map
 from planner.errors import InputError
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
+from planner.images import provenance, reuse
+from planner.images.compile import check_inputs, sources_of
+from planner.problem.device_map import write as write_device_map
+from planner.report import render
 from plans import codec
 from plans import diff as plan_diff
 from plans.artifact import IMAGES_FILE, load_images
@@ -53,12 +54,12 @@ def show_command(
         else:
             click.echo(codec.dump_yaml(lines), nl=False)
     elif as_json:
-        put({"plan": str(plan), **report.summary(frozen), "content": codec.encode(frozen)})
+        put({"plan": str(plan), **render.summary(frozen), "content": codec.encode(frozen)})
     elif markdown:
-        click.echo(report.markdown(frozen), nl=False)
+        click.echo(render.markdown(frozen), nl=False)
     elif html_file is not None:
         try:
-            html_file.write_text(report.html(frozen))
+            html_file.write_text(render.html(frozen))
         except OSError as error:
             raise InputError(f"--html {html_file}: cannot write: {error}") from error
         say(f"{html_file}: written")
@@ -113,9 +114,9 @@ def diff_command(*, a: Path, b: Path, as_json: bool, markdown: bool) -> None:
     one_form(("--json", as_json), ("--markdown", markdown))
     plans = [load(directory) for directory in (a, b)]
     if as_json:
-        put(report.diff_data(*plans))
+        put(render.diff_data(*plans))
     elif markdown:
-        click.echo(report.diff_markdown(*plans), nl=False)
+        click.echo(render.diff_markdown(*plans), nl=False)
     else:
         for line in plan_diff.summary(*plans):
             click.echo(line)

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from planner.checkpoint import Checkpoint, Summary, describe, read_checkpoint
+from planner.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from planner.checkpoints.header import TensorInfo
+from planner.checkpoints.summary import Summary, describe
 from planner.errors import CheckpointError
 from planner.families.config import Keys
 from planner.families.records import (
@@ -23,7 +25,6 @@ from planner.families.records import (
     Source,
 )
 from planner.families.rope import LinearScaling, Llama3Scaling, Rope, inv_freq, inv_freq_bytes
-from planner.headers import TensorInfo
 from plans.schema import Draft
 
 __all__ = [

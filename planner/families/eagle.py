@@ -1,7 +1,7 @@
 """The head of EAGLE-1 and EAGLE-2: ``fc(cat(embedding, feature))``, layers, and the base's own lm_head."""
 
 from planner.families.config import MAX_LAYERS, Keys, read_mlp, read_rope
-from planner.families.heads import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_head_attention
+from planner.families.eagle_common import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_head_attention
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
 from plans.schema import Draft, Model
 

@@ -10,7 +10,7 @@ the reference. A head may name others, in the two conventions in which such head
 from typing import Any
 
 from planner.families.config import Keys, read_mlp, read_rope
-from planner.families.heads import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_head_attention
+from planner.families.eagle_common import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_head_attention
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
 from plans.schema import Draft, Model
 

@@ -9,7 +9,7 @@
 """
 
 from planner.families.config import Keys, read_attention, read_mlps
-from planner.families.plain import Defaults, base_reading
+from planner.families.llama_layout import Defaults, base_reading
 from planner.families.records import BaseReading
 
 DEFAULTS = Defaults(max_positions=4096 * 32, bos_token_id=1, eos_token_id=2)

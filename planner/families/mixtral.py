@@ -12,7 +12,7 @@
 """
 
 from planner.families.config import ROUTER_TRAINING, Keys, read_attention, read_experts, read_layers
-from planner.families.plain import Defaults, ExpertNames, base_reading
+from planner.families.llama_layout import Defaults, ExpertNames, base_reading
 from planner.families.records import BaseReading
 
 DEFAULTS = Defaults(max_positions=4096 * 32, bos_token_id=1, eos_token_id=2, norm_eps=1e-5, rope_theta=1e6)

@@ -10,7 +10,7 @@
 """  # noqa: E501
 
 from planner.families.config import Keys, read_attention, read_layers, read_mlps, refuse_window
-from planner.families.plain import Defaults, base_reading
+from planner.families.llama_layout import Defaults, base_reading
 from planner.families.records import BaseReading
 
 DEFAULTS = Defaults(max_positions=32768, bos_token_id=None, eos_token_id=None)

@@ -29,7 +29,7 @@ from planner.families.config import (
     read_mlp,
     refuse_window,
 )
-from planner.families.plain import Defaults, ExpertNames, base_reading
+from planner.families.llama_layout import Defaults, ExpertNames, base_reading
 from planner.families.records import BaseReading
 from plans.schema import Mlp
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.checkpoint import Checkpoint
+from planner.checkpoints.checkpoint import Checkpoint
 from planner.families.rope import Rope
 from plans.schema import Draft, Model
 

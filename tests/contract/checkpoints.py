@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
-from planner.compile import compile_plan
 from planner.families import BaseInput, DraftInput, load_base, load_draft
+from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import Inputs, Plan
 from tests.contract.agreeing import write_agreeing_base, write_agreeing_head

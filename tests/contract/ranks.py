@@ -16,13 +16,13 @@ from torch import Tensor
 
 from plans.buffers import Term
 from plans.schema import Plan, Transport
-from runtime.comm import Comm, Group, groups
-from runtime.engine import Rank
-from runtime.machine import torch_device
-from runtime.memory import Memory
-from runtime.progress import Progress
-from runtime.step import Stepper, decoding
-from runtime.weights import Image, open_image
+from runtime.comm.groups import Comm, Group, groups
+from runtime.comm.progress import Progress
+from runtime.decode.step import Stepper, decoding
+from runtime.image.buffers import Memory
+from runtime.image.slots import Image, open_image
+from runtime.processes.machine import torch_device
+from runtime.processes.rank import Rank
 
 T = TypeVar("T")
 WAIT_S = 60

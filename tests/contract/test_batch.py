@@ -9,11 +9,11 @@ from click.testing import CliRunner
 
 from plans.schema import Plan, Run
 from runtime.cli import commands
-from runtime.engine import Rank
+from runtime.engine import Engine
 from runtime.errors import RequestError
+from runtime.processes.rank import Rank
 from runtime.request import Completion, Request
 from runtime.sampling import Sampling
-from runtime.service import Engine
 from tests.contract.agreeing import LAYERS
 from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, inputs
 from tests.plan_factory import Group, even, group, make_plan

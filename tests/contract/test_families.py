@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from planner.compile import compile_plan
 from planner.families import load_base, load_draft
+from planner.images.compile import compile_plan
 from plans import codec
-from plans.buffers import accept_rows
 from plans.schema import DType, Inputs, Plan
-from runtime.base import Base
-from runtime.comm import Comm
-from runtime.engine import Rank
-from runtime.machine import torch_device
-from runtime.memory import Memory
+from plans.step import accept_rows
+from runtime.comm.groups import Comm
+from runtime.image.buffers import Memory
+from runtime.image.slots import Image
+from runtime.model.base import Base
+from runtime.processes.machine import torch_device
+from runtime.processes.rank import Rank
 from runtime.request import Request
-from runtime.weights import Image
 from tests.contract.ranks import on_all_ranks, with_engines
 from tests.plan_factory import Group, group, make_plan, write_draft
 from tests.planner.tiny_checkpoints import CLASSES, saved

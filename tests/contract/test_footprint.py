@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.families import load_draft
 from plans.schema import Plan, Tree
-from runtime.engine import Rank
+from runtime.processes.rank import Rank
 from runtime.request import Piece, Request
 from runtime.sampling import Sampling
 from tests.contract.agreeing import DRAFT_VOCABULARY, HEAD_DIM, HEADS, HIDDEN, LAYERS, VOCABULARY

@@ -15,15 +15,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planner.compile import compile_plan
 from planner.families import load_base
+from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import DType, KvAxis, KvDType, Plan, Run, Tree
-from runtime.comm import Comm
-from runtime.engine import Rank
+from runtime.comm.groups import Comm
+from runtime.image.slots import Image
+from runtime.processes.rank import Rank
 from runtime.request import Request
 from runtime.sampling import Sampling
-from runtime.weights import Image
 from tests.contract import ranks
 from tests.contract.agreeing import KV_HEADS, LAYERS
 from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from planner.build import STATIC_PATHS
-from plans.facts import static_tree
+from planner.request import STATIC_PATHS
+from plans.check_inputs import static_tree
 from plans.schema import Draft, DraftPlacement, KvAxis, Model, Plan, Run, Tree
 from runtime import Engine
 from tests.contract.agreeing import DRAFT_HEAD_DIM, DRAFT_HEADS, DRAFT_KV_HEADS, HEAD_DIM, HEADS, KV_HEADS, LAYERS

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from planner.build import STATIC_PATHS
-from plans.facts import static_tree
+from planner.request import STATIC_PATHS
+from plans.check_inputs import static_tree
 from plans.schema import Plan
 from plans.schema import Tree as PlanTree
-from runtime.engine import Rank
+from runtime.processes.rank import Rank
 from runtime.request import Request
 from tests.contract.agreeing import LAYERS
 from tests.contract.checkpoints import CHUNK, CONTEXT, KINDS, Checkpoints, compiled, inputs

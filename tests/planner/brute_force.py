@@ -1,6 +1,7 @@
 """Every answer of a tiny Problem, priced in the plainest way: what the solver and the certificate are held against.
 
-Nothing here knows of the solver or of :mod:`planner.certify`. A part of an answer (a stage, a block's axis) is a row:
+Nothing here knows of the solver or of :mod:`planner.solver.certify`. A part of an answer (a stage, a block's axis) is
+a row:
 the load of each device, then the cost. Parts are combined by adding their rows, and of all rows that a part may have,
 its *front*, those are enough for which no other is as small in every number.
 """
@@ -13,7 +14,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.problem import Axis, Block, Column, Group, Option, Problem, Receive, granule_bytes
+from planner.solver.problem import Axis, Block, Group, Option, Problem, Receive, Split, granule_bytes
 
 Front = NDArray[np.int64]
 """Rows of one load per device and a cost, (n, devices + 1)."""
@@ -37,13 +38,13 @@ def goal_value(problem: Problem, load_bytes: Sequence[int], layers: Sequence[int
     return tuple(-count for count in layers) if problem.goal == "fill" else ()
 
 
-def splits(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+def divisions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
     """Every way to write ``total`` as ``parts`` numbers, zeros allowed; one part at least."""
     if parts == 1:
         yield (total,)
         return
     for first in range(total + 1):
-        for rest in splits(total - first, parts - 1):
+        for rest in divisions(total - first, parts - 1):
             yield (first, *rest)
 
 
@@ -52,7 +53,7 @@ def may_follow(problem: Problem, sequence: tuple[int, ...], index: int) -> bool:
     group, before = problem.groups[index], [problem.groups[each] for each in sequence]
     if any(set(group.devices) & set(each.devices) for each in before):
         return False
-    if before and group.place != before[-1].place and group.place in {each.place for each in before}:
+    if before and group.site != before[-1].site and group.site in {each.site for each in before}:
         return False
     return not (problem.ordered and sequence and index < sequence[-1])
 
@@ -67,7 +68,7 @@ def receive_ns(problem: Problem, cost: Receive, sender: Sequence[int], to: Group
         return cost.same_ns
     if sender[0] in to.devices:
         return cost.inside_ns
-    places = (to.place,) if isinstance(to, Group) else to.places
+    places = (to.site,) if isinstance(to, Group) else to.sites
     return cost.near_ns if host_of(problem.hosts, sender[0]) in places else cost.far_ns
 
 
@@ -188,16 +189,16 @@ class _Search:
 
     def _hop(self, before: int, index: int) -> int:
         here = self.problem.groups[index]
-        return here.hop_ns if self.problem.groups[before].place == here.place else here.network_hop_ns
+        return here.hop_ns if self.problem.groups[before].site == here.site else here.network_hop_ns
 
     def _stage(self, index: int, kinds: list[int]) -> Front:
-        """These layers on one group: every mixture of columns, every division of units."""
+        """These layers on one group: every mixture of splits, every division of units."""
         group = self.problem.groups[index]
         key = (index, *sorted(kinds))
         if key not in self._stage_fronts:
             front = self._once(group.devices, group.stage_bytes, 0)
             for kind in sorted(set(kinds)):
-                front = self._both(front, self._columns(group, kind, kinds.count(kind)))
+                front = self._both(front, self._splits(group, kind, kinds.count(kind)))
                 front = self._both(front, self._units(group, kind, kinds.count(kind)))
             self._stage_fronts[key] = front
         return self._stage_fronts[key]
@@ -206,15 +207,15 @@ class _Search:
     def _stage_fronts(self) -> dict[tuple[int, ...], Front]:
         return {}
 
-    def _columns(self, group: Group, kind: int, layers: int) -> Front:
-        columns = group.columns[kind]
-        if not columns:
+    def _splits(self, group: Group, kind: int, layers: int) -> Front:
+        splits = group.splits[kind]
+        if not splits:
             return self._nothing[:0]
         rows = []
-        for counts in splits(layers, len(columns)):
-            cost = sum(n * column.ns for n, column in zip(counts, columns, strict=True))
+        for counts in divisions(layers, len(splits)):
+            cost = sum(n * split.ns for n, split in zip(counts, splits, strict=True))
             cost += -cost % self.problem.quantum_ns
-            loads = np.array(counts) @ np.array([column.bytes for column in columns])
+            loads = np.array(counts) @ np.array([split.bytes for split in splits])
             rows.append(self._once(group.devices, loads.tolist(), cost))
         return self._fitting(np.concatenate(rows))
 
@@ -234,7 +235,7 @@ class _Search:
         blocks: list[Block] = list(self.problem.blocks)
         sharing: dict[tuple[int, int], list[Axis]] = {}
         for b, (block, option) in enumerate(zip(blocks, chosen, strict=True)):
-            front = self._both(front, self._whole(option.devices, option.columns))
+            front = self._both(front, self._whole(option.devices, option.splits))
             for a, axis in enumerate(block.axes):
                 sharing.setdefault(self._owner(chosen, b, a), []).append(axis)
         for (b, _), axes in sharing.items():
@@ -250,8 +251,8 @@ class _Search:
         other = ("first", "last").index(shared)
         return self._owner(chosen, other, 0) if chosen[other].devices == chosen[b].devices else (b, a)
 
-    def _whole(self, devices: Sequence[int], columns: Sequence[Column]) -> Front:
-        return self._fitting(np.concatenate([self._once(devices, column.bytes, column.ns) for column in columns]))
+    def _whole(self, devices: Sequence[int], splits: Sequence[Split]) -> Front:
+        return self._fitting(np.concatenate([self._once(devices, split.bytes, split.ns) for split in splits]))
 
     # ---- fronts ----
 
@@ -268,7 +269,7 @@ class _Search:
     def _dealt(self, devices: Sequence[int], count: int, nbytes: int, rates: Sequence[Sequence[int]]) -> Front:
         """Every division of equal pieces, which costs the time of its slowest share once for each of ``rates``."""
         rows = []
-        for shares in splits(count, len(devices)):
+        for shares in divisions(count, len(devices)):
             cost = sum(slowest_ns(self.problem, shares, devices, each_ps) for each_ps in rates)
             rows.append(self._once(devices, [n * nbytes for n in shares], cost))
         return self._fitting(np.concatenate(rows))

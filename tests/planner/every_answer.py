@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 
-from planner.problem import Answer, Block, BlockAnswer, Option, Problem, Receive, StageAnswer
-from tests.planner.brute_force import splits
+from planner.solver.problem import Answer, Block, BlockAnswer, Option, Problem, Receive, StageAnswer
+from tests.planner.brute_force import divisions
 
 
 def every_answer(problem: Problem) -> Iterator[Answer]:
@@ -23,9 +23,9 @@ def every_answer(problem: Problem) -> Iterator[Answer]:
 
 def _placed(block: Block) -> Iterator[BlockAnswer]:
     for o, option in enumerate(block.options):
-        for c in range(len(option.columns)):
-            for shares in product(*(list(splits(axis.count, len(option.devices))) for axis in block.axes)):
-                yield BlockAnswer(option=o, column=c, shares=shares)
+        for c in range(len(option.splits)):
+            for shares in product(*(list(divisions(axis.count, len(option.devices))) for axis in block.axes)):
+                yield BlockAnswer(option=o, split=c, shares=shares)
 
 
 def _share(problem: Problem, blocks: list[BlockAnswer]) -> list[BlockAnswer] | None:
@@ -51,17 +51,19 @@ def _stages(problem: Problem, before: tuple[int, ...], start: int) -> Iterator[t
     for g, group in enumerate(problem.groups):
         earlier = [problem.groups[each] for each in before]
         again = any(device in each.devices for each in earlier for device in group.devices)
-        back = group.place in [each.place for each in earlier] and group.place != earlier[-1].place
+        back = group.site in [each.site for each in earlier] and group.site != earlier[-1].site
         if again or back or (problem.ordered and g < max(before, default=-1)):
             continue
         for end in range(start + 1, len(kinds) + 1):
             if problem.counts is not None and problem.counts[g] != end - start:
                 continue
             of_kind = [kinds[start:end].count(k) for k in range(len(problem.kinds))]
-            if any(n and not columns for n, columns in zip(of_kind, group.columns, strict=True)):
+            if any(n and not splits for n, splits in zip(of_kind, group.splits, strict=True)):
                 continue
-            mixtures = [list(splits(n, len(c))) if c else [()] for n, c in zip(of_kind, group.columns, strict=True)]
-            units = [list(splits(n * k.units, len(group.devices))) for n, k in zip(of_kind, problem.kinds, strict=True)]
+            mixtures = [list(divisions(n, len(c))) if c else [()] for n, c in zip(of_kind, group.splits, strict=True)]
+            units = [
+                list(divisions(n * k.units, len(group.devices))) for n, k in zip(of_kind, problem.kinds, strict=True)
+            ]
             for rest in _stages(problem, (*before, g), end):
                 for layers, dealt in product(product(*mixtures), product(*units)):
                     yield (StageAnswer(group=g, layers=layers, units=dealt), *rest)
@@ -87,14 +89,12 @@ def load_bytes(problem: Problem, answer: Answer) -> list[int]:
         group = problem.groups[stage.group]
         for member, device in enumerate(group.devices):
             load[device] += group.stage_bytes[member]
-            for kind, columns, counts, units in zip(
-                problem.kinds, group.columns, stage.layers, stage.units, strict=True
-            ):
+            for kind, splits, counts, units in zip(problem.kinds, group.splits, stage.layers, stage.units, strict=True):
                 load[device] += kind.unit_bytes * units[member]
-                load[device] += sum(n * column.bytes[member] for n, column in zip(counts, columns, strict=True))
+                load[device] += sum(n * split.bytes[member] for n, split in zip(counts, splits, strict=True))
     for block, placed, option in zip(problem.blocks, _blocks(answer), _options(problem, answer), strict=True):
         for member, device in enumerate(option.devices):
-            load[device] += option.columns[placed.column].bytes[member]
+            load[device] += option.splits[placed.split].bytes[member]
             for axis, shares in zip(block.axes, placed.shares, strict=True):
                 load[device] += axis.each_bytes * shares[member] if shares is not None else 0
     return load
@@ -133,8 +133,8 @@ def _slowest_ns(problem: Problem, devices: Sequence[int], counts: Sequence[int],
 def _stage_ns(problem: Problem, stage: StageAnswer) -> int:
     group = problem.groups[stage.group]
     ns = 0
-    for kind, columns, counts, units in zip(problem.kinds, group.columns, stage.layers, stage.units, strict=True):
-        divided = sum(count * column.ns for column, count in zip(columns, counts, strict=True))
+    for kind, splits, counts, units in zip(problem.kinds, group.splits, stage.layers, stage.units, strict=True):
+        divided = sum(count * split.ns for split, count in zip(splits, counts, strict=True))
         ns += (divided + problem.quantum_ns - 1) // problem.quantum_ns * problem.quantum_ns
         ns += _slowest_ns(problem, group.devices, units, kind.unit_ps)
     return ns
@@ -143,13 +143,13 @@ def _stage_ns(problem: Problem, stage: StageAnswer) -> int:
 def _hops_ns(problem: Problem, answer: Answer) -> int:
     groups = [problem.groups[stage.group] for stage in answer.stages]
     return sum(
-        after.hop_ns if before.place == after.place else after.network_hop_ns for before, after in pairwise(groups)
+        after.hop_ns if before.site == after.site else after.network_hop_ns for before, after in pairwise(groups)
     )
 
 
 def _block_ns(problem: Problem, answer: Answer, number: int) -> int:
     block, placed, option = list(problem.blocks)[number], _blocks(answer)[number], _options(problem, answer)[number]
-    ns = option.columns[placed.column].ns
+    ns = option.splits[placed.split].ns
     for axis, shares in zip(block.axes, placed.shares, strict=True):
         lender = {"first": answer.first, "last": answer.last, None: None}[axis.shared]
         while shares is None:
@@ -162,13 +162,13 @@ def _block_ns(problem: Problem, answer: Answer, number: int) -> int:
 def _links_ns(problem: Problem, answer: Answer) -> int:
     first, last, *tail = _options(problem, answer)
     start, end = (problem.groups[answer.stages[at].group] for at in (0, -1))
-    ns = _receive_ns(problem, first.devices, start.devices, [start.place], start.first)
-    ns += _receive_ns(problem, end.devices, last.devices, last.places, last.receive)
-    return ns + sum(_receive_ns(problem, last.devices, each.devices, each.places, each.receive) for each in tail)
+    ns = _receive_ns(problem, first.devices, start.devices, [start.site], start.first)
+    ns += _receive_ns(problem, end.devices, last.devices, last.sites, last.receive)
+    return ns + sum(_receive_ns(problem, last.devices, each.devices, each.sites, each.receive) for each in tail)
 
 
 def _receive_ns(
-    problem: Problem, sender: tuple[int, ...], devices: tuple[int, ...], places: Sequence[int], cost: Receive
+    problem: Problem, sender: tuple[int, ...], devices: tuple[int, ...], sites: Sequence[int], cost: Receive
 ) -> int:
     leader = sender[0]
     (host,) = [h for h, there in enumerate(problem.hosts) if leader in there]
@@ -176,7 +176,7 @@ def _receive_ns(
         return cost.same_ns
     if leader in devices:
         return cost.inside_ns
-    return cost.near_ns if host in places else cost.far_ns
+    return cost.near_ns if host in sites else cost.far_ns
 
 
 def _messages_ns(problem: Problem, answer: Answer) -> int:

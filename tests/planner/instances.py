@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import yaml
 
-from planner import build
+from planner import build, request
 from planner.commands.console import DEMO
 from planner.families import BaseInput, DraftInput, load_base, load_draft
-from planner.formulate import Formulation
-from planner.inventory import parse_inventory
-from planner.search import Settings
+from planner.hardware.inventory import parse_inventory
+from planner.problem.formulate import Formulation
+from planner.solver.minimise import Settings
 from plans.schema import DType, Inventory, Options
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def demo(head: Head) -> tuple[BaseInput, DraftInput | None]:
 
 
 def options_of(base: BaseInput, draft: DraftInput | None, context: int | None, dtype: DType) -> Options:
-    return build.resolve(build.Wanted(context=context), dtype, base, draft)
+    return request.resolve(request.Wanted(context=context), dtype, base, draft)
 
 
 def inventory_of(data: Any, dtype: DType = "float32") -> Inventory:

@@ -9,12 +9,14 @@ from unittest.mock import Mock
 
 import pytest
 
-from planner import build
-from planner.build import Wanted, longest_context, refuse_foreign, replan, resolve, resolve_dtype, write
+from planner import build, plan_directory, request
+from planner.build import longest_context, replan
 from planner.commands.console import DEMO
 from planner.errors import InfeasibleError, InputError, OutputError
 from planner.families import BaseInput, DraftInput
-from planner.search import Settings
+from planner.plan_directory import refuse_foreign, write
+from planner.request import Wanted, resolve, resolve_dtype
+from planner.solver.minimise import Settings
 from plans import codec
 from plans.schema import Tree
 from tests.planner.instances import EQUAL, UNLIKE, Head, cpu, demo, host, inventory_of, options_of, planned
@@ -74,7 +76,7 @@ def test_writing_the_same_again_touches_nothing(tmp_path: Path) -> None:
 def test_one_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
     found, base, draft = built(EQUAL, "eagle3")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_publish", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(plan_directory, "_publish", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path / "p", found.plan, base, draft)
     assert not (tmp_path / "p" / "plan.yaml").exists()
@@ -103,7 +105,7 @@ def test_other_files_in_the_way_are_left_alone(tmp_path: Path) -> None:
 def test_defaults_are_written_out() -> None:
     base, draft = demo("eagle3")
     options = resolve(Wanted(), "bfloat16", base, draft)
-    assert (options.context, options.prefill_chunk, options.tree) == (512, 64, build.DEFAULT_TREE)
+    assert (options.context, options.prefill_chunk, options.tree) == (512, 64, request.DEFAULT_TREE)
     assert resolve(Wanted(), "bfloat16", base, None).tree is None
     assert resolve(Wanted(context=40), "bfloat16", base, draft).prefill_chunk == 40
 
@@ -160,7 +162,7 @@ def test_only_cpus_alone_make_the_default_float32(kinds: tuple[str, ...], dtype:
 def test_a_tree_without_a_draft_is_refused() -> None:
     base, _ = demo(None)
     with pytest.raises(InputError, match="--tree: there is no draft"):
-        resolve(Wanted(tree=build.DEFAULT_TREE), "bfloat16", base, None)
+        resolve(Wanted(tree=request.DEFAULT_TREE), "bfloat16", base, None)
 
 
 def roomy() -> tuple[BaseInput, DraftInput]:

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.certify import certify
 from planner.emit import deal, emit
-from planner.formulate import Formulation
-from planner.previous import Previous
-from planner.search import Settings
-from planner.solve import Solved, solve
+from planner.problem.formulate import Formulation
+from planner.problem.previous_plan import Previous
+from planner.solver.certify import certify
+from planner.solver.minimise import Settings
+from planner.solver.solve import Solved, solve
 from plans import codec
 from plans.check import check
 from plans.schema import Inputs, KvAxis, Pin, Plan, Strategy, Tree
@@ -81,9 +81,9 @@ def test_a_plan_is_sound_and_says_what_was_certified(case: str) -> None:
                 units[j] for units in answer.units
             )
             heads = sum(
-                n * column.shares[j]
-                for counts, columns in zip(answer.layers, group.columns, strict=True)
-                for n, column in zip(counts, columns, strict=True)
+                n * split.shares[j]
+                for counts, splits in zip(answer.layers, group.splits, strict=True)
+                for n, split in zip(counts, splits, strict=True)
             )
             assert sum(run.num_layers * run.kv_heads[j] for run in stage.runs) == heads
         assert all(a != b for a, b in zip(stage.runs, stage.runs[1:], strict=False)), "equal runs are one"
@@ -142,9 +142,9 @@ def test_a_head_may_be_divided_over_more_devices_than_it_has_kv_heads(devices: i
     assert codec.loads(codec.dumps(plan)) == plan
     tail, previous = solved.answer.tail, Previous(found, WITH_DRAFT, plan)
     assert tail is not None
-    assert previous.choice_bytes(2, tail.option, tail.column) == 0, "all of it is there"
-    others = [c for c in range(len(found.draft_ways[tail.option])) if c != tail.column]
-    assert all(previous.choice_bytes(2, tail.option, column) > 0 for column in others)
+    assert previous.choice_bytes(2, tail.option, tail.split) == 0, "all of it is there"
+    others = [c for c in range(len(found.draft_ways[tail.option])) if c != tail.split]
+    assert all(previous.choice_bytes(2, tail.option, split) > 0 for split in others)
 
 
 def test_a_narrow_cache_has_a_sound_plan() -> None:

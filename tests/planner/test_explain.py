@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from planner import build, cli
 from planner.commands import build as commands_build
 from planner.commands.console import DEMO
+from planner.commands.refusals import changes_table
 from planner.errors import Change, InfeasibleError, InputError
-from planner.problem import Problem
-from planner.refusal import changes_table
-from planner.search import Settings
-from planner.solve import Keep, fits
+from planner.solver.minimise import Settings
+from planner.solver.problem import Problem
+from planner.solver.solve import Keep, fits
 from plans import codec
 from tests.planner.instances import ROOT, TINY, TINY_HEAD, cpu, gpu, host, saved
 

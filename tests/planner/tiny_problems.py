@@ -6,10 +6,10 @@ from functools import cache
 from itertools import combinations
 from typing import Literal
 
-from planner.problem import Axis, Block, Column, Goal, Group, Kind, Option, Problem, Receive
-from planner.search import Settings
-from planner.solve import Solved, solve
-from tests.planner.brute_force import host_of, may_follow, splits
+from planner.solver.minimise import Settings
+from planner.solver.problem import Axis, Block, Goal, Group, Kind, Option, Problem, Receive, Split
+from planner.solver.solve import Solved, solve
+from tests.planner.brute_force import divisions, host_of, may_follow
 
 NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
 
@@ -104,7 +104,7 @@ class _Tiny:
             if not able or (stages and self.rng.random() < 0.4):
                 break
             stages.append(self.rng.choice(able))
-        ways = [way for way in splits(problem.layers, len(stages)) if min(way) > 0]
+        ways = [way for way in divisions(problem.layers, len(stages)) if min(way) > 0]
         given = dict(zip(stages, self.rng.choice(ways), strict=True))
         return tuple(given.get(index, 0) for index in range(len(problem.groups)))
 
@@ -123,26 +123,26 @@ class _Tiny:
     def _groups(self, kinds: int) -> tuple[Group, ...]:
         """Inside hosts most, over both some, of the same devices a second at times; in any order."""
         found: list[Group] = []
-        place = len(self.hosts)
+        site = len(self.hosts)
         for size in range(1, self.coarse + 1):
             for devices in combinations(range(self.count), size):
                 over = len({host_of(self.hosts, device) for device in devices})
                 for variant, chance in enumerate((1.0 if size == 1 else 0.7 if over == 1 else 0.35, 0.15)):
                     if self.drawn("group", self.classes(devices), variant).random() < chance:
-                        where = host_of(self.hosts, devices[0]) if over == 1 else place
-                        place += over > 1
+                        where = host_of(self.hosts, devices[0]) if over == 1 else site
+                        site += over > 1
                         found.append(self._group(devices, where, kinds, variant))
         self.rng.shuffle(found)
         return tuple(found)
 
-    def _group(self, devices: tuple[int, ...], place: int, kinds: int, variant: int) -> Group:
+    def _group(self, devices: tuple[int, ...], site: int, kinds: int, variant: int) -> Group:
         key = ("group", self.classes(devices), variant)
         rng = self.drawn(*key, "times")
         lacking = rng.randrange(kinds) if kinds > 1 and rng.random() < 0.2 else None
         return Group(
             devices=devices,
-            place=place,
-            columns=tuple(() if k == lacking else self._columns(devices, 8, *key, k) for k in range(kinds)),
+            site=site,
+            splits=tuple(() if k == lacking else self._splits(devices, 8, *key, k) for k in range(kinds)),
             hop_ns=rng.randint(0, 20),
             network_hop_ns=rng.randint(0, 40),
             first=self._receive(*key),
@@ -154,20 +154,20 @@ class _Tiny:
         same, inside, near, far = sorted(rng.randint(0, 25) for _ in range(4))
         return Receive(same_ns=rng.choice((0, same)), inside_ns=inside, near_ns=near, far_ns=far)
 
-    def _columns(self, devices: tuple[int, ...], nbytes: int, *key: object) -> tuple[Column, ...]:
+    def _splits(self, devices: tuple[int, ...], nbytes: int, *key: object) -> tuple[Split, ...]:
         slowness = self.drawn(*key, "slowness").randint(1, 20)
-        columns = []
-        for shares in splits(self.coarse, len(devices)):
+        splits = []
+        for shares in divisions(self.coarse, len(devices)):
             members = [(self.alike[device], share) for device, share in zip(devices, shares, strict=True)]
             if min(shares) > 0:
-                columns.append(
-                    Column(
+                splits.append(
+                    Split(
                         shares=shares,
                         ns=max(shares) * slowness + self.drawn(*key, sorted(members)).randint(0, 9),
                         bytes=tuple(nbytes * self.scale * n + self.bytes(4, *key, each) for each, n in members),
                     )
                 )
-        return tuple(columns)
+        return tuple(splits)
 
     def _blocks(self) -> tuple[Block, Block, Block | None]:
         rng = self.rng
@@ -201,14 +201,14 @@ class _Tiny:
 
     def _option(self, name: str, devices: tuple[int, ...]) -> Option:
         key = (name, self.classes(devices))
-        columns = self._columns(devices, 3, *key)
-        if len(columns) > 1 and self.drawn(*key, "one").random() < 0.5:
+        splits = self._splits(devices, 3, *key)
+        if len(splits) > 1 and self.drawn(*key, "one").random() < 0.5:
             # The division of most blocks makes no difference but along their axes.
             even = tuple(self.bytes(6, *key, self.alike[device]) for device in devices)
-            columns = (Column(shares=columns[0].shares, ns=columns[0].ns, bytes=even),)
+            splits = (Split(shares=splits[0].shares, ns=splits[0].ns, bytes=even),)
         return Option(
             devices=devices,
-            places=tuple(sorted({host_of(self.hosts, device) for device in devices})),
-            columns=columns,
+            sites=tuple(sorted({host_of(self.hosts, device) for device in devices})),
+            splits=splits,
             receive=NOTHING if name == "first" else self._receive(*key),
         )

@@ -9,25 +9,26 @@ from plans.buffers import (
     SCORE_COLUMNS,
     TERMS,
     Buffer,
-    KvShare,
-    accept_rows,
     device_buffers,
     device_terms,
     draft_buffers,
     draft_kv_bytes,
+    head_buffers,
+    kv_bytes,
+    stage_buffers,
+)
+from plans.kv import KvShare, whole_heads
+from plans.schema import KvAxis, Model, Plan, Run, Tree
+from plans.step import (
+    accept_rows,
     draft_kv_rows,
     draft_rows,
     draft_tree_rows,
     forward_rows,
-    head_buffers,
-    kv_bytes,
     kv_rows,
     message_words,
-    stage_buffers,
     tree_rows,
-    whole_heads,
 )
-from plans.schema import KvAxis, Model, Plan, Run, Tree
 from tests.plan_factory import TREE, Group, group, make_draft, make_model, make_plan, shared_draft, split_draft
 
 MODEL = make_model(num_layers=8, num_heads=8, num_kv_heads=4)

@@ -8,18 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plans.codec import (
-    MAX_DEPTH,
-    MAX_DOCUMENT_BYTES,
-    decode,
-    digest,
-    dump_yaml,
-    dumps,
-    encode,
-    load,
-    load_yaml,
-    loads,
-)
+from plans.codec import MAX_DEPTH, MAX_DOCUMENT_BYTES, decode, digest, dump_yaml, dumps, encode, load, load_yaml, loads
 from plans.schema import Link, NewerSchemaError, Plan, PlanError, Tree, VocabSplit
 
 TEXT = st.text(st.characters(exclude_categories=("C", "Zs", "Zl", "Zp"), include_characters=" "))

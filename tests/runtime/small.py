@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from planner.compile import compile_plan
 from planner.families import load_base, load_draft
+from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import Inputs, Plan
 from tests.plan_factory import group, make_device, make_plan, write_base, write_draft

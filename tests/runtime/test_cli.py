@@ -17,9 +17,9 @@ import pytest
 
 from plans import codec
 from plans.schema import Plan
-from runtime import commands
 from runtime.cli import main
-from runtime.service import Engine
+from runtime.commands import run
+from runtime.engine import Engine
 from tests.runtime.small import CONTEXT, compiled_plan, write_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +197,7 @@ def test_what_is_piped_is_the_prompt_and_a_silent_pipe_is_refused(
         threading.Timer(late_s, lambda end=writing: (os.write(end, b"bc"), os.close(end))).start()
         with os.fdopen(reading) as stdin:
             assert json.loads(command(*asked, stdin=stdin).out)["prompt_ids"] == [1, 2]
-    monkeypatch.setattr(commands, "SILENCE_S", 1)
+    monkeypatch.setattr(run, "SILENCE_S", 1)
     reading, writing = os.pipe()
     with os.fdopen(reading) as stdin:
         done = command(*asked, stdin=stdin)

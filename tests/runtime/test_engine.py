@@ -1,97 +1,243 @@
-"""Requests that a plan cannot serve, outputs that end where they must, and a footprint that stays."""
+"""The Python interface: prompts one after the other, on one device and on several, and what of the caches is kept."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+import torch
 
-from plans.buffers import device_terms
 from plans.schema import Plan
-from runtime.engine import Rank
+from runtime import Engine
+from runtime.engine import Generation
 from runtime.errors import RequestError
-from runtime.request import Request, check_request
-from runtime.text import Output
 from tests.runtime.small import CONTEXT, compiled_plan, write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
-REQUEST = Request(prompt_ids=(1, 2, 3), max_new_tokens=5, draft=True, ignore_eos=False, stop=())
+PROMPT = [3, 1, 4, 1, 5]
 
 
 @pytest.fixture(scope="module")
 def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
-    return compiled_plan(tmp_path_factory.mktemp("engine"))
+    directory, plan = compiled_plan(tmp_path_factory.mktemp("service"))
+    write_tokenizer(directory)
+    return directory, plan
+
+
+@pytest.fixture(scope="module")
+def engine(plan_dir: tuple[Path, Plan], one_core: None) -> Iterator[Engine]:
+    with Engine.open(plan_dir[0]) as opened:
+        yield opened
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import runtime, sys; assert 'torch' not in sys.modules; from runtime import Engine; print(Engine.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("Engine\n", "")
+
+
+def test_one_engine_streams_and_generates_prompt_after_prompt(plan_dir: tuple[Path, Plan]) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        first = engine.generate(PROMPT, max_new_tokens=12)
+        stream = engine.stream(PROMPT, max_new_tokens=12)
+        pieces = list(stream)
+        assert "".join(pieces) == first.text
+        assert [token for piece in pieces for token in piece.tokens] == list(first.tokens)
+        assert stream.result is not None
+        assert stream.result.tokens == first.tokens
+        text = engine.generate("dbebf", max_new_tokens=12)
+        assert (text.prompt_ids, text.tokens) == (tuple(PROMPT), first.tokens), "letters are ids"
+        assert engine.generate(PROMPT, max_new_tokens=12, draft=False).tokens == first.tokens
+        assert len(engine.generate(PROMPT).tokens) == CONTEXT - len(PROMPT), "what fits"
+        with pytest.raises(RequestError, match="the plan has a context of"):
+            engine.stream([1] * CONTEXT)
+        assert engine.generate(PROMPT, max_new_tokens=12).tokens == first.tokens
+
+
+def test_what_is_told_is_json_with_planned_and_measured_bytes(plan_dir: tuple[Path, Plan]) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        told = json.loads(json.dumps(dataclasses.asdict(engine.generate(PROMPT, max_new_tokens=4, temperature=1.0))))
+    assert told.keys() == {field.name for field in dataclasses.fields(Generation)}
+    assert 0 <= told["seed"] < 1 << 63
+    ((device),) = told["devices"]
+    assert device["planned_bytes"].keys() == device["measured_bytes"].keys()
+    for term in ("weights", "draft_weights", "kv", "draft_kv"):
+        assert device["measured_bytes"][term] == device["planned_bytes"][term] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.7}, {"top_k": 20, "top_p": 0.9}])
+def test_a_seed_gives_the_same_text_with_the_draft_and_without(
+    options: dict[str, float], plan_dir: tuple[Path, Plan]
+) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        texts = set()
+        for seed in range(3):
+            drawn = engine.generate(PROMPT, max_new_tokens=20, temperature=0.9, seed=seed, **options)
+            assert drawn.seed == seed
+            for draft in (True, False):
+                again = engine.generate(PROMPT, max_new_tokens=20, temperature=0.9, seed=seed, draft=draft, **options)
+                assert again.tokens == drawn.tokens
+            texts.add(drawn.tokens)
+        assert len(texts) == 3
+        greedy = engine.generate(PROMPT, max_new_tokens=30).tokens
+        assert engine.generate(PROMPT, max_new_tokens=30, temperature=5.0, top_k=1, seed=3).tokens == greedy
+        seeds = {engine.generate(PROMPT, max_new_tokens=1, temperature=1.0).seed for _ in range(3)}
+        assert len(seeds) == 3, "without one, each request has another"
+
+
+@pytest.mark.parametrize("draft", [True, False])
+def test_a_conversation_keeps_what_the_caches_have(draft: bool, plan_dir: tuple[Path, Plan]) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        fresh = engine.generate(PROMPT, max_new_tokens=10, draft=draft, reuse=True)
+        assert fresh.reused == 0
+        turn = [*PROMPT, *fresh.tokens, 7, 8]
+        kept = engine.generate(turn, max_new_tokens=10, draft=draft, reuse=True)
+        assert len(turn) - 5 <= kept.reused < len(turn)
+        assert kept.tokens == engine.generate(turn, max_new_tokens=10, draft=draft).tokens
+        other = [*turn[:8], 9, *turn[9:]]
+        changed = engine.generate(other, max_new_tokens=10, draft=draft, reuse=True)
+        assert changed.reused == 7
+        assert changed.tokens == engine.generate(other, max_new_tokens=10, draft=draft).tokens
+
+
+def test_the_draft_keeps_only_what_it_has_seen(plan_dir: tuple[Path, Plan]) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        plain = engine.generate(PROMPT, max_new_tokens=10, draft=False)
+        turn = [*PROMPT, *plain.tokens]
+        drafted = engine.generate(turn, max_new_tokens=10, reuse=True)
+        assert drafted.reused == 0, "plain decoding filled the base's caches alone"
+        assert drafted.accept_lengths == engine.generate(turn, max_new_tokens=10).accept_lengths
+
+
+@pytest.mark.parametrize("devices", [("a",), ("a", "b")])
+def test_a_stream_that_is_closed_ends_and_the_next_one_is_as_ever(devices: tuple[str, ...], tmp_path: Path) -> None:
+    directory, _ = compiled_plan(tmp_path, devices, context=2000)
+    with Engine.open(directory) as engine:
+        expected = engine.generate(PROMPT, max_new_tokens=9, temperature=1.0, seed=5).tokens
+        stream = engine.stream(PROMPT, max_new_tokens=1900)
+        next(stream)
+        with pytest.raises(RequestError, match="serving another request"):
+            engine.stream(PROMPT)
+        stream.close()
+        assert engine.generate(PROMPT, max_new_tokens=9, temperature=1.0, seed=5).tokens == expected
+        stream = engine.stream(PROMPT, max_new_tokens=1900)
+        next(stream)
+        engine.stop()
+        result = stream.finished()
+        assert (result.finish, len(result.tokens) < 1900) == ("cancelled", True)
+
+
+def test_a_script_needs_no_guard_and_may_have_used_torch(tmp_path: Path) -> None:
+    directory, _ = compiled_plan(tmp_path, ("a", "b"))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "torch.ones(500, 500) @ torch.ones(500, 500)\n"
+        "from runtime import Engine\n"
+        f"with Engine.open({str(directory)!r}) as engine:\n"
+        "    for prompt in ([1, 2, 3], [4, 5]):\n"
+        "        for piece in engine.stream(prompt, max_new_tokens=5):\n"
+        "            print(*piece.tokens, end=' ')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": "."}
+    )
+    assert (done.stderr, len(done.stdout.split())) == ("", 10)
+
+
+def test_a_seed_gives_the_same_text_over_a_divided_head(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
+    directory, plan = compiled_plan(tmp_path, ("a", "b"))
+    assert plan.head.rows == (25, 25)
+    asked = [(0.9, None, None), (0.9, 7, None), (0.9, None, 0.8), (1.5, 30, 0.9)]
+    texts = []
+    for where in (directory, plan_dir[0]):
+        with Engine.open(where) as engine:
+            texts.append(
+                [
+                    engine.generate(PROMPT, max_new_tokens=16, temperature=t, top_k=k, top_p=p, seed=2).tokens
+                    for t, k, p in asked
+                ]
+            )
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == len(asked)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("prompt", "wanted", "message"),
     [
-        ({"prompt_ids": ()}, "prompt: empty, expected at least one token"),
-        ({"prompt_ids": (1, 50)}, "prompt_ids[1]: found 50, expected 0 to 49"),
-        ({"prompt_ids": (-1,)}, "prompt_ids[0]: found -1, expected 0 to 49"),
-        ({"max_new_tokens": 0}, "max_new_tokens: found 0, expected at least 1"),
-        (
-            {"max_new_tokens": CONTEXT - 2},
-            f"prompt of 3 tokens + max_new_tokens {CONTEXT - 2} = {CONTEXT + 1}, the plan has a context of {CONTEXT}: "
-            f"ask for at most {CONTEXT - 3} new tokens, or build a plan with a longer context",
-        ),
+        ([1, 1.5], {}, r"prompt_ids\[1\]: found 1.5, expected a whole number"),
+        ([1, None], {}, r"prompt_ids\[1\]: found None, expected a whole number"),
+        (None, {}, "prompt: found NoneType, expected text or token ids"),
+        ("a\ud800", {}, "prompt: character 1 is none: the bytes are not UTF-8"),
+        ([1], {"max_new_tokens": 1.5}, "max_new_tokens: found 1.5, expected a whole number"),
+        ([1], {"top_k": "7"}, "top_k: found '7', expected a whole number"),
+        ([1], {"top_k": 1 << 70}, "top_k: found 1180591620717411303424, expected 1 to 2"),
+        ([1], {"top_p": 2}, "top_p: found 2, expected more than 0 and at most 1"),
+        ([1], {"seed": -1}, "seed: found -1, expected 0 to"),
     ],
 )
-def test_refused_before_prefill(change: dict[str, object], message: str, plan_dir: tuple[Path, Plan]) -> None:
-    with pytest.raises(RequestError) as refusal:
-        check_request(plan_dir[1], dataclasses.replace(REQUEST, **change))
-    assert str(refusal.value) == message
+def test_what_makes_no_sense_is_refused_also_where_it_would_not_be_used(
+    prompt: Any, wanted: Any, message: str, engine: Engine
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        engine.generate(prompt, **wanted)
 
 
-def test_context_may_be_used_up_exactly_and_requests_do_not_disturb_each_other(plan_dir: tuple[Path, Plan]) -> None:
-    with Rank.open(plan_dir[0]) as engine:
-        full = dataclasses.replace(REQUEST, max_new_tokens=CONTEXT - 3)
-        first = engine.generate(full)
-        assert len(first.tokens) == CONTEXT - 3
-        made = engine.memory.measured()
-        assert engine.generate(dataclasses.replace(full, draft=False)).tokens == first.tokens
-        assert engine.generate(full).tokens == first.tokens
-        assert engine.memory.measured() == made
-        planned = device_terms(plan_dir[1], "a")
-        assert all(made[term] <= planned[term] for term in planned)
-        assert made["kv"] == planned["kv"]
-        assert made["draft_kv"] == planned["draft_kv"]
+def test_ids_may_be_anybodys_numbers(engine: Engine) -> None:
+    told = engine.generate(torch.tensor(PROMPT), max_new_tokens=3)
+    assert json.loads(json.dumps(told.prompt_ids)) == PROMPT
+    assert engine.generate(iter(PROMPT), max_new_tokens=3).tokens == told.tokens
 
 
-def output(tmp_path: Path, **change: object) -> Output:
-    write_tokenizer(tmp_path)
-    request = dataclasses.replace(REQUEST, max_new_tokens=20, **change)
-    return Output(request, (9,), Tokenizer.from_file(str(tmp_path / "tokenizer.json")))
+def test_a_stream_that_is_dropped_leaves_the_engine_free_and_one_that_is_kept_does_not(engine: Engine) -> None:
+    expected = engine.generate(PROMPT, max_new_tokens=9).tokens
+    for _ in engine.stream(PROMPT, max_new_tokens=40):
+        break
+    assert engine.generate(PROMPT, max_new_tokens=9).tokens == expected
+    kept = engine.stream(PROMPT, max_new_tokens=40)
+    for ask in (engine.generate, lambda prompt: engine.generate_batch([prompt])):
+        with pytest.raises(RequestError, match="serving another request"):
+            ask(PROMPT)
+    next(kept)
+    kept.close()
+    with pytest.raises(RequestError, match="the stream was closed before its end: it has no result"):
+        kept.finished()
+    assert engine.generate(PROMPT, max_new_tokens=9).tokens == expected
 
 
-def test_output_ends_with_eos_inside_a_block_unless_ignored(tmp_path: Path) -> None:
-    out = output(tmp_path)
-    assert out.take([1, 2]) == [1, 2]
-    assert out.take([3, 9, 4]) == [3, 9]
-    assert out.finished
-    ignoring = output(tmp_path, ignore_eos=True)
-    assert ignoring.take([3, 9, 4]) == [3, 9, 4]
-    assert not ignoring.finished
+def test_several_threads_are_refused_or_served_one_at_a_time(engine: Engine) -> None:
+    expected = engine.generate(PROMPT, max_new_tokens=9).tokens
+
+    def ask(number: int) -> tuple[int, ...] | str:
+        try:
+            both = engine.generate_batch([PROMPT]) if number % 2 else [engine.generate(PROMPT, max_new_tokens=9)]
+            return both[0].tokens[:9]
+        except RequestError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        told = set(pool.map(ask, range(16)))
+    assert {each for each in told if not isinstance(each, str)} == {expected}
+    assert all("serving another request" in each for each in told if isinstance(each, str))
 
 
-def test_text_is_cut_before_a_stop_string_and_never_shown_beyond_it(tmp_path: Path) -> None:
-    out = output(tmp_path, stop=("cd", "dxy"))
-    out.take([0, 1, 2])
-    assert out.piece() == "ab", "the c may be the beginning of a stop string"
-    out.take([4])
-    assert out.piece() == "ce"
-    assert out.take([2, 3, 5]) == [2, 3], "the token that completes the stop string is the last"
-    assert out.piece() == ""
-    assert (out.text, out.finished) == ("abce", True)
-
-
-def test_a_character_of_several_tokens_is_shown_when_it_is_whole(tmp_path: Path) -> None:
-    out = output(tmp_path)
-    out.take([0, 48])
-    assert out.piece() == "a"
-    out.take([49, 1])
-    assert out.piece() == "éb"
-    cut = output(tmp_path, stop=("q",))
-    cut.take([0] * 19 + [48])
-    assert (cut.finished, cut.text) == (True, "a" * 19 + "\ufffd")
+def test_an_engine_that_is_closed_serves_no_more_and_has_left_its_image(tmp_path: Path) -> None:
+    directory, _ = compiled_plan(tmp_path)
+    with Engine.open(directory) as engine, Engine.open(directory) as other:
+        one, two = (each.stream(PROMPT, max_new_tokens=9) for each in (engine, other))
+        assert [*map(str, one)] == [*map(str, two)], "two at once"
+        left = engine.stream(PROMPT)
+        next(other.stream(PROMPT))
+    for ask in (left.finished, lambda: engine.generate(PROMPT)):
+        with pytest.raises(RequestError, match="the engine is closed"):
+            ask()
+    engine.close()
+    with (directory / "a.safetensors").open("r+b"):
+        pass  # a lease that were left would refuse this

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from runtime.service import Engine
+from runtime.engine import Engine
 from tests.runtime.small import compiled_plan
 
 pytestmark = pytest.mark.usefixtures("one_core")

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from runtime.comm import Group
+from runtime.comm.groups import Group
+from runtime.decode.tree import ancestors
+from runtime.decode.verify import Verdict, walk
 from runtime.errors import RequestError
-from runtime.sampling import Draw, Sampling, check_sampling, draw, exponential, processed, sampling_of
-from runtime.tree import ancestors
-from runtime.verify import Verdict, walk
+from runtime.model.draw import Draw, draw, exponential, processed
+from runtime.sampling import Sampling, check_sampling, sampling_of
 
 pytestmark = pytest.mark.usefixtures("one_core")
 

@@ -6,10 +6,10 @@ import pytest
 
 from bench_planner import beaten
 from instances import GB_50, GB_80, RIVALRIES, Rivalry, one
-from planner.device_map import read
-from planner.formulate import Formulation
-from planner.search import Settings
-from planner.solve import solve
+from planner.problem.device_map import read
+from planner.problem.formulate import Formulation
+from planner.solver.minimise import Settings
+from planner.solver.solve import solve
 from rivals import (
     allowed_sizes,
     balanced_map,

@@ -1,0 +1,1 @@
+"""Checkpoints: safetensors headers and configs of models and EAGLE heads, as given."""

@@ -1,0 +1,219 @@
+"""Checkpoints: ``config.json``, the index and the headers of its files, never the bytes of a tensor."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from planner.checkpoints.header import (
+    HOW_TO_CONVERT,
+    TensorFile,
+    TensorInfo,
+    check_brackets,
+    load_json,
+    read_header,
+    read_stream,
+    stamp,
+)
+from planner.errors import CheckpointError
+
+MAX_CONFIG_BYTES = 12 << 20
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+_SHARD = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A config and, unless it is a bare ``config.json``, the table of its tensors."""
+
+    directory: Path
+    """Of the tensor files; for a converted pickle, that of the pickle."""
+    config_file: Path
+    config: dict[str, Any]
+    config_bytes: bytes
+    tensors: dict[str, TensorInfo] | None
+    """None for a bare config: a file, or a directory without weights."""
+    files: dict[str, TensorFile]
+    """The files that hold the tensors, by the name that a tensor gives its file."""
+
+
+def read_checkpoint(path: Path, *, pickles: bool = False) -> Checkpoint:
+    """Read a checkpoint directory, or a bare config file.
+
+    ``pickles``: whether the tensors may be in one ``pytorch_model.bin``, as those of EAGLE heads are.
+    """
+    if path.is_dir():
+        config_file = path / "config.json"
+    elif path.suffix == ".json":
+        config_file = path
+    else:
+        found = "a file" if path.exists() else "nothing"
+        raise CheckpointError(f"{path}: found {found}, expected a checkpoint's directory or its config.json")
+    config_bytes = _read_small(config_file)
+    config = load_json(config_bytes, str(config_file))
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{config_file}: expected a JSON object")
+    tables = _read_tables(path) or _read_pickle(path, pickles) if path.is_dir() else None
+    return Checkpoint(
+        directory=path if path.is_dir() else path.parent,
+        config_file=config_file,
+        config=config,
+        config_bytes=config_bytes,
+        tensors=None if tables is None else tables[0],
+        files={} if tables is None else tables[1],
+    )
+
+
+# Files
+
+
+_Tables = tuple[dict[str, TensorInfo], dict[str, TensorFile]]
+"""The tensors by name, and their files by theirs."""
+
+
+def _read_small(file: Path) -> bytes:
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file")
+    try:
+        size = file.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{file}: {size} bytes, expected at most {MAX_CONFIG_BYTES}")
+        content = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot read: {error.strerror}") from error
+    check_brackets(content, str(file))
+    return content
+
+
+def _read_tables(directory: Path) -> _Tables | None:
+    single, index = directory / SINGLE, directory / INDEX
+    if single.exists() and index.exists():
+        raise CheckpointError(f"{directory}: found both {SINGLE} and {INDEX}, expected one of them: remove the other")
+    if single.exists():
+        tensors, file = read_header(single)
+        return tensors, {SINGLE: file}
+    if index.exists():
+        return _read_index(index)
+    others = sorted(file.name for file in directory.glob("*.safetensors"))
+    if others:
+        raise CheckpointError(
+            f"{directory}: found {', '.join(others)} without {INDEX}, "
+            f"expected {SINGLE}, or an index that names the files"
+        )
+    return None
+
+
+def _read_index(index: Path) -> _Tables:
+    data = load_json(_read_small(index), str(index))
+    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map: expected an object from tensor names to file names")
+    tensors: dict[str, TensorInfo] = {}
+    files: dict[str, TensorFile] = {}
+    names = sorted(set(weight_map.values()))
+    _refuse_surplus(index, names)
+    for name in names:
+        file = _inside(index, name)
+        if not file.is_file():
+            raise CheckpointError(f"{index}: weight_map: {name}: no such file in {index.parent}")
+        shard, files[name] = read_header(file, name)
+        for tensor in shard:
+            if weight_map.get(tensor) != name:
+                raise CheckpointError(f"{file}: {tensor}: in the file, but {index.name} does not place it there")
+        tensors |= shard
+    for tensor, name in weight_map.items():
+        if tensor not in tensors:
+            raise CheckpointError(f"{index}: weight_map: {tensor}: not in {name}, where the index places it")
+    return tensors, files
+
+
+def _refuse_surplus(index: Path, names: list[str]) -> None:
+    """A shard beside the index that it does not name is of another checkpoint, or the index is."""
+    found = sorted(file.name for file in index.parent.glob("*.safetensors") if _SHARD.fullmatch(file.name))
+    if surplus := [name for name in found if name not in names]:
+        raise CheckpointError(
+            f"{index}: weight_map: does not name {', '.join(surplus)}, which {'is' if len(surplus) == 1 else 'are'} "
+            "beside it: take away what is of another checkpoint"
+        )
+
+
+def _inside(index: Path, name: str) -> Path:
+    """The file ``name`` beside the index; links may point into the directory, or into the blobs of a hub cache."""
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
+        raise CheckpointError(
+            f"{index}: weight_map: {name!r} is outside the checkpoint's directory, expected a file in it"
+        )
+    directory = index.parent.resolve()
+    target = (directory / name).resolve()
+    homes = [directory]
+    if directory.parent.name == "snapshots":
+        homes.append(directory.parent.parent / "blobs")
+    if not any(target.is_relative_to(home) for home in homes):
+        raise CheckpointError(
+            f"{index}: weight_map: {name!r} is a link to {target}, outside the checkpoint's directory, "
+            "expected a file in it"
+        )
+    return index.parent / name
+
+
+# Pickles
+
+
+def with_tensors(checkpoint: Checkpoint, cache: Path) -> Checkpoint:
+    """The checkpoint with its pickle, if it has one, as a safetensors file in a new directory ``cache``."""
+    if PICKLE not in checkpoint.files:
+        return checkpoint
+    before = checkpoint.files[PICKLE]
+    cache.mkdir()
+    _run_pickled(before.original, cache / SINGLE)
+    tensors, file = read_header(cache / SINGLE, PICKLE)
+    if file.header_sha256 != before.header_sha256:
+        raise CheckpointError(f"{before.original}: changed while it was compiled: compile again")
+    files = {PICKLE: dataclasses.replace(file, original=before.original, stamp=before.stamp)}
+    return dataclasses.replace(checkpoint, tensors=tensors, files=files)
+
+
+def _read_pickle(directory: Path, accepted: bool) -> _Tables | None:
+    """The tensors of the one pickle of an EAGLE head; None if the directory holds no weights at all.
+
+    Their header is read as any other, from a file without a name that has nothing else: it is gone with the process.
+    """
+    files = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
+    if not files:
+        return None
+    if not accepted or files != [PICKLE]:
+        raise CheckpointError(
+            f"{directory}: found {', '.join(files)}, a pickle, expected {SINGLE} or {INDEX}: {HOW_TO_CONVERT}"
+        )
+    pickle = directory / PICKLE
+    try:
+        before = stamp(pickle.stat())
+        with tempfile.TemporaryFile() as stream:
+            _run_pickled(pickle, Path(f"/dev/fd/{stream.fileno()}"), "--header", descriptors=(stream.fileno(),))
+            stream.seek(0)
+            tensors, file = read_stream(stream, pickle)
+    except OSError as error:
+        raise CheckpointError(f"{pickle}: cannot be read into a temporary file: {error.strerror or error}") from error
+    return tensors, {PICKLE: dataclasses.replace(file, stamp=before)}
+
+
+def _run_pickled(file: Path, target: Path, *options: str, descriptors: tuple[int, ...] = ()) -> None:
+    """Write the tensors of a pickle, which are then read with the distrust that any others are."""
+    # A process of its own, so that planning never imports torch; -P keeps this directory out of its module path.
+    program = Path(__file__).with_name("pickle_to_safetensors.py")
+    command = [sys.executable, "-P", str(program), *options, str(file.resolve()), str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=descriptors)
+    if result.returncode != 0:
+        reason = result.stderr.strip().rpartition("\n")[2] or f"exit status {result.returncode}"
+        raise CheckpointError(f"{file}: cannot be read as a dictionary of tensors: {reason}")
+
+
+# Blocks by name, for people to read

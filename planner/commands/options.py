@@ -1,0 +1,85 @@
+"""Values of options on a command line: text -> value, or click's BadParameter."""
+
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from planner.request import DEFAULT_TREE, STATIC_PATHS
+from plans.check_inputs import path_problems, static_tree
+from plans.schema import Strategy, Tree
+
+
+def parse_gap(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """A relative distance in percent or as a fraction, to parts per million."""
+    ppm = _relative(value)
+    if ppm is None or ppm == 1_000_000:
+        raise click.BadParameter(f"found {value!r}, expected a fraction like 0.05 or 5%")
+    return ppm
+
+
+def parse_within(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A relative distance in percent or as a fraction, to parts per million."""
+    ppm = None if value is None else _relative(value)
+    if value is not None and ppm is None:
+        raise click.BadParameter(f"found {value!r}, expected a part of the step's time like 2% or 0.02")
+    return ppm
+
+
+def _relative(value: str) -> int | None:
+    """``0.05``, ``.05`` or ``5%``, to parts per million; None: no such text, or more than the whole."""
+    number = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?|\.[0-9]+)(%?)", value)
+    ppm = int(Decimal(number[1]) * (10_000 if number[2] else 1_000_000)) if number else -1
+    return ppm if 0 <= ppm <= 1_000_000 else None
+
+
+def parse_tree(context: click.Context, parameter: click.Parameter, value: str | None) -> Tree | None:
+    """``total_token=60,depth=7,top_k=10``, each of them optional; ``static``, or ``static=0,1,0.0`` with its nodes."""
+    if value is None:
+        return None
+    kind, equals, paths = value.partition("=")
+    if kind == "static":
+        return static_tree(_paths(paths) if equals else STATIC_PATHS)
+    default = DEFAULT_TREE
+    numbers = {"total_token": default.total_token, "depth": default.depth, "top_k": default.top_k}
+    for item in value.split(","):
+        name, _, number = item.partition("=")
+        if name not in numbers:
+            raise click.BadParameter(f"found {name!r}, expected {', '.join(numbers)}")
+        least = 2 if name == "total_token" else 1
+        if not number.isdecimal() or int(number) < least:
+            raise click.BadParameter(f"{name}: found {number!r}, expected a whole number of at least {least}")
+        numbers[name] = int(number)
+    return Tree(kind="dynamic", **numbers, paths=None)
+
+
+def _paths(text: str) -> tuple[tuple[int, ...], ...]:
+    """Nodes as ranks from the root: 0.1 is the second child of the first; in the order of a plan."""
+    for item in text.split(","):
+        if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4})*", item):
+            raise click.BadParameter(f"static: found {item!r}, expected ranks of a node and of those above, as in 0.1")
+    given = [tuple(int(rank) for rank in item.split(".")) for item in text.split(",")]
+    paths = tuple(sorted(given, key=lambda path: (len(path), path)))
+    problem = next(path_problems(paths), None)
+    if problem is not None:
+        raise click.BadParameter(f"static: expected {problem}")
+    return paths
+
+
+def parse_context(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
+    """A number of positions, or ``max``."""
+    if value is None or value == "max":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"found {value!r}, expected a whole number of positions, at least 1, or max")
+    return int(value)
+
+
+def parse_strategy(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, Path | None]:
+    """The name of a strategy, and the device map of ``custom:FILE``."""
+    name, colon, file = value.partition(":")
+    if name not in get_args(Strategy) or (colon and (name != "custom" or not file)):
+        raise click.BadParameter(f"found {value!r}, expected one of {', '.join(get_args(Strategy))}, or custom:FILE")
+    return name, Path(file) if file else None

@@ -1,0 +1,83 @@
+"""Bytes of shares: exact where a share is listed, an affine upper bound where the solver divides freely.
+
+Slots are counted by :mod:`planner.images.layout`, everything that the runtime allocates beside them by
+:mod:`plans.buffers`.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from plans import slots
+from plans.artifact import ALIGNMENT_BYTES
+from plans.buffers import Buffer, device_terms
+from plans.schema import DTYPE_BYTES, DeviceMemory, Draft, DType, LayerClass, Mlp, Model, Plan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Affine:
+    """At most ``fixed + each * n`` bytes for a share of n."""
+
+    fixed: int
+    each: int
+
+
+def affine(exact: Callable[[int], int], most: int, each: int, slots: int) -> Affine:
+    """Bound ``exact`` on 0 … ``most``, which grows by ``each`` bytes but for the alignment of ``slots`` slots."""
+    aligned = all(exact(n) == exact(0) + n * each for n in (1, most))
+    bound = Affine(fixed=exact(0) + (0 if aligned else slots * ALIGNMENT_BYTES), each=each)
+    assert bound.fixed + most * each >= exact(most), "an affine bound below the bytes that it bounds"
+    return bound
+
+
+def _unit_bytes(mlp: Mlp, hidden: int, dtype: DType) -> int:
+    return mlp.num_experts * (3 * hidden + (2 if mlp.bias else 0)) * mlp.unit * DTYPE_BYTES[dtype]
+
+
+def mlp_units(mlp: Mlp) -> int:
+    """U, the number of units of one layer."""
+    return mlp.intermediate_size // mlp.unit
+
+
+def layer_mlp(model: Model, dtype: DType, layer_class: LayerClass, leader: bool) -> Affine:
+    """Slots of a layer's MLP, in units."""
+    mlp = layer_class.mlp
+    each = _unit_bytes(mlp, model.hidden_size, dtype)
+    return affine(lambda n: slots.mlp_bytes(model, dtype, layer_class, n, leader), mlp_units(mlp), each, 3)
+
+
+def draft_mlp(draft: Draft, dtype: DType, leader: bool) -> Affine:
+    """Slots of the MLPs of all layers of the head, in units of one layer."""
+    each = draft.num_layers * _unit_bytes(draft.mlp, draft.hidden_size, dtype)
+    aligned = 3 * draft.num_layers
+    return affine(lambda n: slots.draft_mlp_bytes(draft, dtype, n, leader), mlp_units(draft.mlp), each, aligned)
+
+
+def table(exact: Callable[[int], int], rows: int, width: int, dtype: DType) -> Affine:
+    """Slots of a vocabulary table, in rows."""
+    return affine(exact, rows, width * DTYPE_BYTES[dtype], 1)
+
+
+def total(buffers: Iterable[Buffer]) -> int:
+    """Bytes of a table of buffers."""
+    return sum(buffer.nbytes for buffer in buffers)
+
+
+def with_rows(slots: Affine, buffers: Callable[[int], tuple[Buffer, ...]], rows: int) -> Affine:
+    """``slots`` and the buffers that grow with their rows."""
+    none, all_rows = total(buffers(0)), total(buffers(rows))
+    each = -(-(all_rows - none) // rows)
+    return Affine(fixed=slots.fixed + none + ALIGNMENT_BYTES * len(buffers(rows)), each=slots.each + each)
+
+
+def device_memory(plan: Plan, device: str, weights_bytes: int, draft_weights_bytes: int) -> DeviceMemory:
+    """The lines of one device."""
+    terms = device_terms(plan, device)
+    return DeviceMemory(
+        device=device,
+        weights_bytes=weights_bytes,
+        draft_weights_bytes=draft_weights_bytes,
+        kv_bytes=terms["kv"],
+        draft_kv_bytes=terms["draft_kv"],
+        buffers_bytes=terms["buffers"],
+        comm_bytes=terms["comm"],
+    )

@@ -1,0 +1,363 @@
+"""What a share of the model takes of one device: bytes of weights, KV and buffers, and predicted time.
+
+Letters: R rows of a pass (tree nodes of all sequences), T rows of a KV cache, H hidden size, D head dim, k KV heads of
+a share, h their query heads, m members of a subgroup, w = h * D.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from planner.costs import memory
+from planner.costs.roofline import Tier, all_gather_ns, all_reduce_ns, share_ns, share_ps, touched_bytes
+from planner.integers import ceil_div
+from plans import slots
+from plans.buffers import (
+    SCORE_COLUMNS,
+    draft_buffers,
+    draft_kv_bytes,
+    embed_buffers,
+    head_buffers,
+    kv_bytes,
+    stage_buffers,
+)
+from plans.kv import KvShare, query_heads
+from plans.schema import DTYPE_BYTES, Attention, Device, Draft, LayerClass, Mlp, Model, Options
+from plans.step import draft_kv_rows, fed_rows, kv_rows, verify_rows
+
+FLOAT32_BYTES = 4
+"""Partial results of attention are added up in float32."""
+
+
+def kinds_of(model: Model) -> tuple[LayerClass, ...]:
+    """The first of each run of layers that is unlike all before."""
+    found: dict[tuple[Attention, Mlp], LayerClass] = {}
+    for layers in model.layers:
+        found.setdefault((layers.attention, layers.mlp), layers)
+    return tuple(found.values())
+
+
+def sequence_of(model: Model) -> tuple[tuple[int, int], ...]:
+    """Runs of (kind, number of layers) in the order of execution."""
+    kinds = [(layers.attention, layers.mlp) for layers in kinds_of(model)]
+    runs: list[tuple[int, int]] = []
+    for layers in model.layers:
+        kind = kinds.index((layers.attention, layers.mlp))
+        before = runs.pop() if runs and runs[-1][0] == kind else (kind, 0)
+        runs.append((kind, before[1] + layers.num_layers))
+    return tuple(runs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a share reads and computes in one pass."""
+
+    traffic_bytes: int
+    flops: int
+
+    def ns(self, device: Device) -> int:
+        return share_ns(device, self.traffic_bytes, self.flops)
+
+    def ps(self, device: Device) -> int:
+        return share_ps(device, self.traffic_bytes, self.flops)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """Sizes of one pass over the layers."""
+
+    rows: int
+    """R."""
+    batch: int
+    """Sequences that the rows are of, equally many each."""
+    kv_rows: int
+    """T."""
+    inputs: int
+    """Width of what q, k and v are computed from."""
+    hidden: int
+    width: int
+    """Bytes of a weight."""
+
+
+def attention_work(attention: Attention, given: Pass, share: KvShare, cache_bytes: int) -> Work:
+    """Slices of q, k, v and o, and the KV cache of a share.
+
+    heads: k and v whole, 1/m of q and o, and the whole cache. context: q, k and v whole, T/m rows of the cache, a slice
+    of o's columns. head_dim: 1/m of everything. batch: all weights for the rows of ceil(B/m) sequences.
+    """
+    heads = query_heads(attention, share)
+    wide = heads * attention.head_dim
+    qkv = (heads + 2 * share.heads) * attention.head_dim * given.inputs
+    rows, keys = given.rows, given.kv_rows
+    if share.axis == "context":
+        keys = ceil_div(keys, share.parts)
+        start, stop = (position * wide // share.parts for position in (share.part, share.part + 1))
+        out = stop - start
+    elif share.axis == "head_dim":
+        qkv, wide = qkv // share.parts, wide // share.parts
+        out = wide
+    elif share.axis == "batch":
+        rows = given.rows // given.batch * ceil_div(given.batch, share.parts)
+        out = wide
+    else:
+        out = wide
+    parameters = qkv + out * given.hidden
+    return Work(
+        traffic_bytes=parameters * given.width + cache_bytes, flops=2 * rows * parameters + 4 * rows * keys * wide
+    )
+
+
+def exchange_ns(attention: Attention, given: Pass, share: KvShare, tiers: Callable[[int], Sequence[Tier]]) -> int:
+    """What a subgroup exchanges before o: partial outputs with their weights by context, scores by head_dim.
+
+    Scores are summed for SCORE_COLUMNS rows of the cache at a time. ``tiers``: of the subgroup, for a message's bytes.
+    """
+    rows = FLOAT32_BYTES * given.rows * query_heads(attention, share)
+    if share.parts == 1 or share.axis in ("heads", "batch"):
+        return 0
+    if share.axis == "context":
+        message = rows * (attention.head_dim + 1)
+        return all_gather_ns(tiers(message), message)
+    whole, rest = divmod(given.kv_rows, SCORE_COLUMNS)
+    messages = ((rows * SCORE_COLUMNS, whole), (rows * rest, 1 if rest else 0))
+    return sum(times * all_reduce_ns(tiers(message), message) for message, times in messages)
+
+
+def unit_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
+    """One unit of an MLP: of the experts that some row wants, and for each row of those that it wants."""
+    parameters = 3 * hidden * mlp.unit
+    return Work(
+        traffic_bytes=touched_bytes(parameters * width, mlp.num_experts, mlp.experts_per_token, rows),
+        flops=2 * rows * mlp.experts_per_token * parameters,
+    )
+
+
+def router_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
+    """The router of a layer, which each device computes whole."""
+    parameters = mlp.num_experts * hidden if mlp.kind == "moe" else 0
+    return Work(traffic_bytes=parameters * width, flops=2 * rows * parameters)
+
+
+def rows_work(hidden: int, width: int, table_rows: int, rows: int) -> Work:
+    """Logits of so many rows of a vocabulary."""
+    parameters = hidden * table_rows
+    return Work(traffic_bytes=parameters * width, flops=2 * rows * parameters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseShares:
+    """Shares of the base model."""
+
+    model: Model
+    draft: Draft | None
+    options: Options
+
+    @cached_property
+    def kinds(self) -> tuple[LayerClass, ...]:
+        return kinds_of(self.model)
+
+    @cached_property
+    def given(self) -> Pass:
+        """Of a verify."""
+        return Pass(
+            rows=verify_rows(self.options),
+            batch=self.options.batch,
+            kv_rows=kv_rows(self.options),
+            inputs=self.model.hidden_size,
+            hidden=self.model.hidden_size,
+            width=DTYPE_BYTES[self.options.dtype],
+        )
+
+    @cached_property
+    def attention(self) -> Callable[[int, KvShare], Work]:
+        """Of a layer of a kind."""
+
+        def work(kind: int, share: KvShare) -> Work:
+            attention = self.kinds[kind].attention
+            return attention_work(attention, self.given, share, kv_bytes(self.options, attention, share))
+
+        return cache(work)
+
+    @cached_property
+    def attention_bytes(self) -> Callable[[int, KvShare, bool], int]:
+        """Of a layer of a kind: attention, KV, and what is whole of its MLP; the leader has some biases."""
+
+        def count(kind: int, share: KvShare, leader: bool) -> int:
+            layers, dtype = self.kinds[kind], self.options.dtype
+            weights = slots.attention_bytes(self.model, dtype, layers, share, leader)
+            whole = memory.layer_mlp(self.model, dtype, layers, leader).fixed
+            return weights + whole + kv_bytes(self.options, layers.attention, share)
+
+        return cache(count)
+
+    @cached_property
+    def unit(self) -> Callable[[int], Work]:
+        """One unit of a layer of a kind."""
+        model, given = self.model, self.given
+        return cache(lambda kind: unit_work(self.kinds[kind].mlp, model.hidden_size, given.width, given.rows))
+
+    @cached_property
+    def router(self) -> Callable[[int], Work]:
+        """Of a layer of a kind; nothing where there is none."""
+        model, given = self.model, self.given
+        return cache(lambda kind: router_work(self.kinds[kind].mlp, model.hidden_size, given.width, given.rows))
+
+    def unit_bytes(self, kind: int) -> int:
+        """Of one unit of a layer of a kind."""
+        return memory.layer_mlp(self.model, self.options.dtype, self.kinds[kind], True).each
+
+    @cached_property
+    def stage_bytes(self) -> Callable[[KvShare, int], int]:
+        """Of a device of a stage of this size, once; the share is the largest that it can have."""
+
+        def count(share: KvShare, group_size: int) -> int:
+            units = max(memory.mlp_units(layers.mlp) for layers in self.kinds)
+            buffers = stage_buffers(
+                self.model, self.draft, self.options, share=share, mlp_units=units, group_size=group_size
+            )
+            return slots.rope_bytes(self.model) + memory.total(buffers)
+
+        return cache(count)
+
+    # ---- tables: as if what they receive from, or send to, were on other devices ----
+
+    @cached_property
+    def embed(self) -> Callable[[int], memory.Affine]:
+        """Rows of the embedding table with buffers, on a device of a group of this size."""
+        model, dtype, options = self.model, self.options.dtype, self.options
+
+        def count(group_size: int) -> memory.Affine:
+            rows = memory.table(
+                lambda n: slots.embed_bytes(model, dtype, n), model.vocab_size, model.hidden_size, dtype
+            )
+            buffers = memory.total(embed_buffers(model, options, group_size=group_size, hop=True))
+            return memory.Affine(fixed=rows.fixed + buffers, each=rows.each)
+
+        return cache(count)
+
+    @cached_property
+    def head(self) -> Callable[[int], memory.Affine]:
+        """Rows of the lm_head with final norm and buffers, on a device of a group of this size."""
+        model, draft, dtype, options = self.model, self.draft, self.options.dtype, self.options
+
+        def count(group_size: int) -> memory.Affine:
+            weights = memory.table(
+                lambda n: slots.head_bytes(model, dtype, n), model.vocab_size, model.hidden_size, dtype
+            )
+            rows = memory.with_rows(
+                weights,
+                lambda n: head_buffers(model, draft, options, rows=n, group_size=group_size, hop=True),
+                model.vocab_size,
+            )
+            return memory.Affine(fixed=rows.fixed + slots.norm_bytes(model, dtype), each=rows.each)
+
+        return cache(count)
+
+    def rows(self, table_rows: int) -> Work:
+        """Logits."""
+        return rows_work(self.model.hidden_size, self.given.width, table_rows, self.given.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftShares:
+    """Shares of the EAGLE head."""
+
+    model: Model
+    draft: Draft
+    options: Options
+
+    @cached_property
+    def passes(self) -> tuple[tuple[Pass, int], ...]:
+        """Of a step, with how often it is made: over the accepted rows, then over what is fed back of a level."""
+        tree, batch, hidden = self.options.tree, self.options.batch, self.draft.hidden_size
+        assert tree is not None
+        first = Pass(
+            rows=batch * (tree.depth + 2),
+            batch=batch,
+            kv_rows=draft_kv_rows(self.options),
+            inputs=2 * hidden if self.draft.kind == "eagle3" else hidden,
+            hidden=hidden,
+            width=DTYPE_BYTES[self.options.dtype],
+        )
+        fed = fed_rows(tree)
+        every = ((dataclasses.replace(first, rows=batch * rows), fed.count(rows)) for rows in dict.fromkeys(fed))
+        return (first, 1), *every
+
+    @cached_property
+    def attention(self) -> Callable[[int, KvShare], Work]:
+        """Of all layers in one pass (by its number), and ``fc``, which each device computes whole."""
+
+        def work(number: int, share: KvShare) -> Work:
+            draft, (given, _) = self.draft, self.passes[number]
+            kv = draft_kv_bytes(self.options, draft, share)
+            found = attention_work(draft.attention, given, share, ceil_div(kv, draft.num_layers))
+            fc = self._fc_parameters if number == 0 or draft.kind == "eagle" else 0
+            return Work(
+                traffic_bytes=draft.num_layers * found.traffic_bytes + fc * given.width,
+                flops=draft.num_layers * found.flops + 2 * given.rows * fc,
+            )
+
+        return cache(work)
+
+    @property
+    def _fc_parameters(self) -> int:
+        draft = self.draft
+        eagle3 = draft.kind == "eagle3"
+        width = len(draft.aux_layers) * draft.target_hidden_size if eagle3 else 2 * draft.hidden_size
+        return width * draft.hidden_size
+
+    @property
+    def unit_bytes(self) -> int:
+        """One unit of every layer."""
+        return memory.draft_mlp(self.draft, self.options.dtype, True).each
+
+    def unit_ps(self, device: Device) -> int:
+        """One unit of every layer in all passes."""
+        draft, width = self.draft, DTYPE_BYTES[self.options.dtype]
+        works = ((unit_work(draft.mlp, draft.hidden_size, width, given.rows), n) for given, n in self.passes)
+        return draft.num_layers * sum(n * work.ps(device) for work, n in works)
+
+    def rows_ps(self, device: Device, table_rows: int) -> int:
+        """Logits in all passes."""
+        width = DTYPE_BYTES[self.options.dtype]
+        works = ((rows_work(self.draft.hidden_size, width, table_rows, given.rows), n) for given, n in self.passes)
+        return sum(n * work.ps(device) for work, n in works)
+
+    @cached_property
+    def bytes(self) -> Callable[[KvShare, bool, int], int]:
+        """Of a device with a share of the KV heads in a group of this size, but for units and rows."""
+
+        def count(share: KvShare, leader: bool, group_size: int) -> int:
+            draft, dtype = self.draft, self.options.dtype
+            buffers = draft_buffers(
+                self.model,
+                draft,
+                self.options,
+                share=share,
+                mlp_units=memory.mlp_units(draft.mlp),
+                embed_rows=self.model.vocab_size,
+                head_rows=draft.draft_vocab_size,
+                group_size=group_size,
+            )
+            weights = slots.draft_attention_bytes(draft, dtype, share, leader)
+            whole = memory.draft_mlp(draft, dtype, leader).fixed + slots.draft_fixed_bytes(draft, dtype)
+            tables = self.embed.fixed + self.head.fixed
+            cached = draft_kv_bytes(self.options, draft, share)
+            return weights + whole + tables + memory.total(buffers) + cached
+
+        return cache(count)
+
+    @cached_property
+    def embed(self) -> memory.Affine:
+        draft, dtype = self.draft, self.options.dtype
+        return memory.table(
+            lambda n: slots.draft_embed_bytes(draft, dtype, n), self.model.vocab_size, draft.hidden_size, dtype
+        )
+
+    @cached_property
+    def head(self) -> memory.Affine:
+        draft, dtype = self.draft, self.options.dtype
+        return memory.table(
+            lambda n: slots.draft_head_bytes(draft, dtype, n), draft.draft_vocab_size, draft.hidden_size, dtype
+        )

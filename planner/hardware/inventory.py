@@ -1,0 +1,374 @@
+"""``inventory.yaml``: hosts, devices and links, with the defaults of the catalogue, and back to its canonical text.
+
+The order of a list never matters: hosts are sorted by name, devices by host and natural id. Every refusal is an
+InventoryError that starts with the file and the path to the datum.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from planner.errors import InventoryError
+from planner.hardware import units
+from planner.hardware.catalog import CPU, DeviceType, catalog
+from plans.check_inputs import natural_key
+from plans.codec import dump_yaml, load_yaml, read_document
+from plans.schema import Device, DType, Host, Inventory, Link, Pair, PlanError
+
+_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_CLASS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+_LINK_FIELDS = ("class", "latency", "bandwidth")
+_DEVICE_FIELDS = (
+    *("id", "type", "memory", "reserve", "bandwidth", "flops", "overhead"),
+    *("ordinal", "reported_name"),
+)
+
+
+def load_inventory(path: Path, dtype: DType = "bfloat16") -> Inventory:
+    """Read an inventory file; ``dtype`` picks the rate of devices whose ``flops`` the catalogue gives."""
+    return parse_inventory(read_inventory(path), str(path), dtype)
+
+
+def read_inventory(path: Path) -> Any:
+    """An inventory file as plain data, for :func:`parse_inventory`."""
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "no such file"
+        raise InventoryError(f"{path}: {found}: give an inventory of hosts and devices")
+    try:
+        return load_yaml(read_document(path), str(path))
+    except PlanError as error:
+        raise InventoryError(str(error)) from error
+
+
+def parse_inventory(data: Any, where: str, dtype: DType = "bfloat16") -> Inventory:
+    """The inventory of plain data, where ``where`` names the file in messages."""
+    fields = _mapping(data, f"{where}: ", ("hosts", "network"), "a mapping with hosts and network")
+    entries = _sequence(fields.get("hosts"), f"{where}: hosts", "a sequence of hosts")
+    hosts: list[Host] = []
+    devices: list[Device] = []
+    for position, entry in enumerate(entries):
+        host, own = _host(entry, f"{where}: hosts[{position}]", dtype)
+        if any(host.name == other.name for other in hosts):
+            raise InventoryError(f"{where}: hosts[{position}].name: {host.name!r} is already the name of another host")
+        _refuse_known_ids(own, devices, f"{where}: hosts[{position}].devices")
+        hosts.append(host)
+        devices.extend(own)
+    if not hosts:
+        raise InventoryError(f"{where}: hosts: no host, expected at least one with at least one device")
+    return Inventory(
+        hosts=tuple(sorted(hosts, key=lambda host: host.name)),
+        network=_network(fields.get("network"), f"{where}: network", len(hosts)),
+        devices=tuple(sorted(devices, key=lambda device: (device.host, natural_key(device.id)))),
+    )
+
+
+def catalog_device(name: str, *, device_id: str, host: str, ordinal: int, dtype: DType) -> Device:
+    """A device with nothing but the catalogue's figures; raise InventoryError where those are not enough."""
+    return _device({"id": device_id, "type": name, "ordinal": ordinal}, host, f"one more {name}", dtype)
+
+
+def dump_inventory(inventory: Inventory) -> str:
+    """The canonical text, every figure spelt out: parsing it gives the same inventory, whatever the dtype."""
+    hosts = [_dump_host(host, inventory.devices) for host in inventory.hosts]
+    network = {} if inventory.network is None else {"network": _dump_link(inventory.network)}
+    return dump_yaml({"hosts": hosts} | network)
+
+
+# Reading
+
+
+def _host(data: Any, path: str, dtype: DType) -> tuple[Host, list[Device]]:
+    fields = _mapping(data, f"{path}.", ("name", "links", "devices"), "a host with name, links and devices")
+    name = _text(fields, "name", path, _HOST_NAME, "letters, digits, '.', '_' and '-'")
+    entries = _sequence(fields.get("devices"), f"{path}.devices", "a sequence of devices")
+    if not entries:
+        raise InventoryError(f"{path}.devices: no device, expected at least one")
+    devices: list[Device] = []
+    for position, entry in enumerate(entries):
+        device = _device(entry, name, f"{path}.devices[{position}]", dtype)
+        _refuse_known_ids([device], devices, f"{path}.devices", position)
+        devices.append(device)
+    devices = _number_accelerators(devices, entries)
+    return _links(fields.get("links"), f"{path}.links", name, devices), devices
+
+
+def _refuse_known_ids(new: Iterable[Device], known: list[Device], path: str, start: int = 0) -> None:
+    hosts = {device.id: device.host for device in known}
+    for position, device in enumerate(new, start):
+        if device.id in hosts:
+            raise InventoryError(
+                f"{path}[{position}].id: {device.id!r} is already the id of a device of host {hosts[device.id]}, "
+                "expected an id that is unique in the whole inventory"
+            )
+
+
+def _number_accelerators(devices: list[Device], entries: list[Any]) -> list[Device]:
+    """Devices without an ordinal take their position among the accelerators of the host, in the order of ids."""
+    order = sorted((device for device in devices if device.kind == "cuda"), key=lambda device: natural_key(device.id))
+    position = {device.id: number for number, device in enumerate(order)}
+    return [
+        device
+        if "ordinal" in entry or device.kind == "cpu"
+        else dataclasses.replace(device, ordinal=position[device.id])
+        for device, entry in zip(devices, entries, strict=True)
+    ]
+
+
+def _device(data: Any, host: str, path: str, dtype: DType) -> Device:
+    fields = _mapping(data, f"{path}.", _DEVICE_FIELDS, "a device with id and type")
+    device_id = _text(fields, "id", path, _ID, "lower-case letters, digits, '_' and '-'")
+    expected = f"lower-case letters, digits, '.', '_' and '-'{_nearest_types(fields.get('type'))}"
+    type_name = _text(fields, "type", path, _CLASS, expected)
+    if type_name not in catalog().devices:
+        _require_figures(fields, type_name, path)
+    default = catalog().devices.get(type_name, _OTHER)
+    memory = _figure(fields, "memory", units.SIZE, default.memory_bytes, path)
+    reserve = _figure(fields, "reserve", units.SIZE, default.reserve_bytes, path)
+    if reserve >= memory:
+        _refuse_reserve(fields, reserve, memory, path)
+    return Device(
+        id=device_id,
+        host=host,
+        type=type_name,
+        kind="cpu" if type_name == CPU else "cuda",
+        ordinal=_ordinal(fields, type_name, path),
+        reported_name=_reported_name(fields, default, path),
+        memory_bytes=memory,
+        reserve_bytes=reserve,
+        bandwidth_bytes_per_s=_figure(fields, "bandwidth", units.BANDWIDTH, default.bandwidth_bytes_per_s, path),
+        flops_per_s=_figure(fields, "flops", units.RATE, default.flops_per_s.get(dtype), path),
+        overhead_ns=_figure(fields, "overhead", units.DURATION, default.overhead_ns, path),
+    )
+
+
+_OTHER = DeviceType(
+    name="",
+    memory_bytes=None,
+    reserve_bytes=1 << 30,
+    bandwidth_bytes_per_s=None,
+    flops_per_s={},
+    overhead_ns=10_000,
+    reported_name="",
+    names=(),
+    memory_type="",
+    source="the largest reserve and the overhead of the GPUs in the catalogue",
+)
+"""Defaults of a type that the catalogue does not list."""
+
+
+def _refuse_reserve(fields: Mapping[str, Any], reserve: int, memory: int, path: str) -> None:
+    """Of the two, the one that the file gives is wrong; a memory without a unit is in bytes."""
+    if "reserve" in fields or "memory" not in fields:
+        raise InventoryError(f"{path}.reserve: found {reserve} bytes, expected less than memory, {memory} bytes")
+    remedy = f"give it with a unit, like {units.SIZE.example}" if type(fields["memory"]) is int else "give a reserve"
+    raise InventoryError(
+        f"{path}.memory: found {memory} bytes, expected more than the reserve, {reserve} bytes: {remedy}"
+    )
+
+
+def _require_figures(fields: Mapping[str, Any], type_name: str, path: str) -> None:
+    missing = [name for name in ("memory", "bandwidth", "flops") if name not in fields]
+    if missing:
+        raise InventoryError(
+            f"{path}.type: {type_name!r} is not in the catalogue{_nearest_types(type_name)}; "
+            f"a device of another type gives memory, bandwidth and flops itself; missing: {', '.join(missing)}"
+        )
+
+
+def _nearest_types(name: Any) -> str:
+    """Those that the name begins (h100) or is a part of (4090, orin), then those that are spelt alike."""
+    text = re.sub(r"[ _]+", "-", name.lower()) if type(name) is str else str(name) if type(name) is int else ""
+    begun = [known for known in catalog().devices if text and known.startswith(text)]
+    within = [known for known in catalog().devices if len(text) > 2 and text in known]
+    alike = difflib.get_close_matches(text, catalog().devices, n=3, cutoff=0.5 if type(name) is str else 0.7)
+    nearest = list(dict.fromkeys([*begun, *within, *alike]))[:3]
+    return f"; the nearest known types are {', '.join(nearest)}" if nearest else ""
+
+
+def _figure(fields: Mapping[str, Any], name: str, quantity: units.Quantity, default: int | None, path: str) -> int:
+    """A quantity; only reserve, overhead and latency may be zero."""
+    if name not in fields:
+        if default is None:
+            raise InventoryError(f"{path}.{name}: missing, expected a quantity like {quantity.example}")
+        return default
+    value = units.parse(quantity, fields[name], f"{path}.{name}")
+    if value == 0 and name not in ("reserve", "overhead", "latency"):
+        raise InventoryError(f"{path}.{name}: found {fields[name]}, expected more than zero")
+    return value
+
+
+def _ordinal(fields: Mapping[str, Any], type_name: str, path: str) -> int:
+    value = fields.get("ordinal", 0)
+    if type(value) is not int or not 0 <= value < 1024:
+        raise InventoryError(f"{path}.ordinal: found {value!r}, expected the index of an accelerator, 0 to 1023")
+    if type_name == CPU and value != 0:
+        raise InventoryError(f"{path}.ordinal: found {value}, expected 0: a cpu is not numbered")
+    return value
+
+
+def _reported_name(fields: Mapping[str, Any], default: DeviceType, path: str) -> str:
+    value = fields.get("reported_name", default.reported_name)
+    if type(value) is not str or not value.isprintable() or len(value) > 64:
+        raise InventoryError(f"{path}.reported_name: found {value!r}, expected a part of the driver's device name")
+    return value
+
+
+# Links
+
+
+def _links(data: Any, path: str, name: str, devices: list[Device]) -> Host:
+    """The links of a host. Without ``links``: processes of one CPU host, or PCIe where there is an accelerator."""
+    entries = {"pairs": data} if isinstance(data, list) else ({} if data is None else data)
+    allowed = (*_LINK_FIELDS, "transport", "pairs")
+    fields = _mapping(entries, f"{path}.", allowed, "a mapping with class, or a sequence of pairs")
+    all_cpu = all(device.kind == "cpu" for device in devices)
+    base = {"class": "shm" if all_cpu else "pcie"} | {key: fields[key] for key in _LINK_FIELDS if key in fields}
+    return Host(
+        name=name,
+        link=_link(base, path),
+        pairs=_pairs(fields.get("pairs", []), f"{path}.pairs" if isinstance(data, dict) else path, devices),
+        transport=_transport(fields.get("transport", "auto"), f"{path}.transport"),
+    )
+
+
+def _transport(value: Any, path: str) -> Literal["auto", "gloo"]:
+    if value == "auto":
+        return "auto"
+    if value == "gloo":
+        return "gloo"
+    raise InventoryError(f"{path}: found {value!r}, expected auto or gloo")
+
+
+def _pairs(data: Any, path: str, devices: list[Device]) -> tuple[Pair, ...]:
+    order = {device.id: natural_key(device.id) for device in devices}
+    pairs: dict[tuple[str, str], Pair] = {}
+    for position, entry in enumerate(_sequence(data, path, "a sequence of pairs")):
+        where = f"{path}[{position}]"
+        fields = _mapping(entry, f"{where}.", ("between", *_LINK_FIELDS), "a pair with between and class")
+        a, b = _between(fields.get("between"), f"{where}.between", order)
+        if (a, b) in pairs:
+            raise InventoryError(f"{where}.between: the link of {a} and {b} is already given")
+        link = _link({key: value for key, value in fields.items() if key != "between"}, where)
+        pairs[a, b] = Pair(a=a, b=b, link=link)
+    return tuple(pairs[key] for key in sorted(pairs, key=lambda key: (order[key[0]], order[key[1]])))
+
+
+def _between(data: Any, path: str, order: Mapping[str, Any]) -> tuple[str, str]:
+    if not isinstance(data, list) or len(data) != 2 or data[0] == data[1]:
+        raise InventoryError(f"{path}: found {data!r}, expected the ids of two devices")
+    for name in data:
+        if type(name) is not str or name not in order:
+            raise InventoryError(f"{path}: {name!r} is no device of this host{_nearest(str(name), order)}")
+    a, b = sorted(data, key=lambda name: order[name])
+    return a, b
+
+
+def _network(data: Any, path: str, hosts: int) -> Link | None:
+    if data is None:
+        if hosts > 1:
+            raise InventoryError(
+                f"{path}: missing, expected the link between the {hosts} hosts, "
+                "like {class: ethernet, bandwidth: 25 Gbit/s, latency: 20 us}"
+            )
+        return None
+    link = _link(_mapping(data, f"{path}.", _LINK_FIELDS, "a link with class, bandwidth and latency"), path)
+    return link if hosts > 1 else None
+
+
+def _link(fields: Mapping[str, Any], path: str) -> Link:
+    link_class = _text(fields, "class", path, _CLASS, "lower-case letters, digits, '.', '_' and '-'")
+    known = catalog().links.get(link_class)
+    missing = [name for name in ("latency", "bandwidth") if name not in fields]
+    if known is None and missing:
+        raise InventoryError(
+            f"{path}.class: {link_class!r} is not in the catalogue{_nearest(link_class, catalog().links)}; "
+            f"a link of another class gives latency and bandwidth itself; missing: {', '.join(missing)}"
+        )
+    return Link(
+        link_class=link_class,
+        latency_ns=_figure(fields, "latency", units.DURATION, known.latency_ns if known else None, path),
+        bandwidth_bytes_per_s=_figure(
+            fields, "bandwidth", units.BANDWIDTH, known.bandwidth_bytes_per_s if known else None, path
+        ),
+    )
+
+
+# Typed getters
+
+
+def _mapping(data: Any, prefix: str, allowed: tuple[str, ...], expected: str) -> Mapping[str, Any]:
+    """``data`` as a mapping with no other keys than ``allowed``; ``prefix`` is what a field's name is put after."""
+    if not isinstance(data, dict):
+        raise InventoryError(f"{prefix.rstrip('.: ')}: found {_kind(data)}, expected {expected}")
+    for key in data:
+        if key not in allowed:
+            hint = _nearest(str(key), allowed) or f", expected one of {', '.join(allowed)}"
+            raise InventoryError(f"{prefix}{key}: unknown field{hint}")
+    return data
+
+
+def _sequence(data: Any, path: str, expected: str) -> list[Any]:
+    if data is None:
+        raise InventoryError(f"{path}: missing, expected {expected}")
+    if not isinstance(data, list):
+        raise InventoryError(f"{path}: found {_kind(data)}, expected {expected}")
+    return data
+
+
+def _text(fields: Mapping[str, Any], name: str, path: str, pattern: re.Pattern[str], expected: str) -> str:
+    if name not in fields:
+        raise InventoryError(f"{path}.{name}: missing, expected a name of {expected}")
+    value = fields[name]
+    if type(value) is not str or not pattern.fullmatch(value):
+        raise InventoryError(f"{path}.{name}: found {value!r}, expected a name of {expected}")
+    return value
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {matches[0]}?" if matches else ""
+
+
+def _kind(data: Any) -> str:
+    names = {dict: "a mapping", list: "a sequence", type(None): "nothing"}
+    return names.get(type(data), repr(data))
+
+
+# Writing
+
+
+def _dump_host(host: Host, devices: tuple[Device, ...]) -> dict[str, Any]:
+    links = _dump_link(host.link) | ({} if host.transport == "auto" else {"transport": host.transport})
+    pairs = [{"between": [pair.a, pair.b]} | _dump_link(pair.link) for pair in host.pairs]
+    return {
+        "name": host.name,
+        "links": links | ({"pairs": pairs} if pairs else {}),
+        "devices": [_dump_device(device) for device in devices if device.host == host.name],
+    }
+
+
+def _dump_link(link: Link) -> dict[str, Any]:
+    return {
+        "class": link.link_class,
+        "latency": units.render(units.DURATION, link.latency_ns),
+        "bandwidth": units.render(units.BANDWIDTH, link.bandwidth_bytes_per_s),
+    }
+
+
+def _dump_device(device: Device) -> dict[str, Any]:
+    entry = {
+        "id": device.id,
+        "type": device.type,
+        "memory": units.render(units.SIZE, device.memory_bytes),
+        "reserve": units.render(units.SIZE, device.reserve_bytes),
+        "bandwidth": units.render(units.BANDWIDTH, device.bandwidth_bytes_per_s),
+        "flops": units.render(units.RATE, device.flops_per_s),
+        "overhead": units.render(units.DURATION, device.overhead_ns),
+        "reported_name": device.reported_name,
+    }
+    return entry if device.kind == "cpu" else entry | {"ordinal": device.ordinal}

@@ -1,0 +1,1 @@
+"""Images: lays out, writes, publishes and explains the per-device safetensors images."""

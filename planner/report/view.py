@@ -1,0 +1,345 @@
+"""A plan in the words and the order of the reports: parts of a step, memory of devices, lines of prose.
+
+Bytes are MiB or GiB and ns are us or ms here, with one decimal; the exact integers are in the plan.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from plans.codec import digest
+from plans.format import format_ns
+from plans.kv import KvDivision, kv_division
+from plans.schema import Attention, Device, DeviceMemory, Mlp, Model, Plan, Stage, VocabSplit
+from plans.step import layer_class
+
+TERMS = ("weights", "draft_weights", "kv", "draft_kv", "buffers", "comm")
+"""Memory terms in the order of the schema."""
+TERM_TITLES = {
+    "weights": "weights",
+    "draft_weights": "draft weights",
+    "kv": "KV",
+    "draft_kv": "draft KV",
+    "buffers": "buffers",
+    "comm": "comm",
+    "reserve": "reserve",
+    "free": "free",
+}
+
+
+def join_shares(shares: tuple[int, ...]) -> str:
+    """``3 + 1``; many equal ones as ``8 x 2``."""
+    if len(shares) > 2 and len(set(shares)) == 1:
+        return f"{len(shares)} x {shares[0]}"
+    return " + ".join(map(str, shares))
+
+
+def describe_heads(shares: tuple[int, ...], divided: KvDivision) -> str:
+    """``3 + 1``; with subgroups ``4 + 4 over 2 by context``: one device has 4 heads, two share another 4; ``by query
+    heads`` each of the two has the 4.
+    """
+    if max(divided.subgroups) == 1:
+        return join_shares(shares)
+    starts = [sum(divided.subgroups[:i]) for i in range(len(divided.subgroups))]
+    sizes = zip(starts, divided.subgroups, strict=True)
+    texts = [str(shares[start]) if size == 1 else f"{shares[start]} over {size}" for start, size in sizes]
+    folded = f"{len(texts)} x ({texts[0]})" if len(texts) > 2 and len(set(texts)) == 1 else " + ".join(texts)
+    return f"{folded} by {'query heads' if divided.axis == 'heads' else divided.axis}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One block of a step: where it runs and in what shares; ``layers`` is empty for embed, head and draft."""
+
+    name: str
+    """Empty for all but the first run of a stage."""
+    layers: str
+    devices: tuple[str, ...]
+    attention: tuple[int, ...]
+    """KV heads of each device; empty where the part has none."""
+    kv_heads: str
+    """The same in words, with what subgroups share."""
+    mlp: tuple[int, ...]
+    """Channels of each device."""
+    rows: tuple[int, ...]
+    """Vocabulary rows of each device."""
+    transport: str
+    """Of the group; empty for all but the first line of a stage."""
+    hop: str
+    """Transport of what it receives; empty where nothing is sent."""
+    predicted_ns: int | None
+    """None on all but the first line of a stage."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceLine:
+    """The memory of one device; the terms with reserve and free add up to the capacity."""
+
+    id: str
+    host: str
+    type: str
+    role: str
+    capacity_bytes: int
+    terms: dict[str, int]
+
+    @property
+    def free_bytes(self) -> int:
+        return self.terms["free"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """A share of the predicted step, for the time bar."""
+
+    name: str
+    duration_ns: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """All that the three forms show."""
+
+    title: str
+    model: str
+    draft: str
+    inputs: tuple[tuple[str, str], ...]
+    options: tuple[tuple[str, str], ...]
+    parts: tuple[Part, ...]
+    blocks: tuple[tuple[Part, ...], ...]
+    """The same parts, those of one stage together."""
+    devices: tuple[DeviceLine, ...]
+    several_hosts: bool
+    """Of the devices in use."""
+    unused: tuple[Device, ...]
+    phases: tuple[Phase, ...]
+    objective_ns: int
+    bound_ns: int
+    status: str
+    verdict: str
+    min_free_bytes: int
+    digest: str
+
+
+def view(plan: Plan) -> View:
+    """The plan in the words and the order of the report."""
+    parts = _parts(plan)
+    used = {entry.device for entry in plan.memory}
+    return View(
+        title=f"{plan.model.family}, {sum(item.num_layers for item in plan.model.layers)} layers, on {len(used)} "
+        + ("device" if len(used) == 1 else "devices"),
+        model=_model_line(plan),
+        draft=_draft_line(plan),
+        inputs=_input_lines(plan),
+        options=_option_lines(plan),
+        parts=parts,
+        blocks=_blocks(parts),
+        devices=tuple(device_line(plan, entry) for entry in plan.memory),
+        several_hosts=len({plan.device(name).host for name in used}) > 1,
+        unused=tuple(device for device in plan.inventory.devices if device.id not in used),
+        phases=_phases(plan),
+        objective_ns=plan.proof.objective_ns,
+        bound_ns=plan.proof.bound_ns,
+        status=plan.proof.status,
+        verdict=_verdict_line(plan),
+        min_free_bytes=plan.proof.min_free_bytes,
+        digest=digest(plan),
+    )
+
+
+def _model_line(plan: Plan) -> str:
+    head = "tied head" if plan.model.tied_head else "untied head"
+    return (
+        f"{plan.model.family}: hidden {plan.model.hidden_size}, vocabulary {plan.model.vocab_size} ({head}), "
+        f"{_layers_line(plan.model)}"
+    )
+
+
+def _layers_line(model: Model) -> str:
+    """The shape of a layer, or of each kind of layer with their number."""
+    counts: dict[str, int] = {}
+    for layers in model.layers:
+        shape = _shape_line(layers.attention, layers.mlp)
+        counts[shape] = counts.get(shape, 0) + layers.num_layers
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{count} layers of {shape}" for shape, count in counts.items())
+
+
+def _shape_line(attention: Attention, mlp: Mlp) -> str:
+    experts = f"{mlp.num_experts} experts, {mlp.experts_per_token} for a token, of " if mlp.kind == "moe" else ""
+    return (
+        f"{attention.num_heads} heads of {attention.head_dim} over {attention.num_kv_heads} KV heads, "
+        f"{experts}MLP {mlp.intermediate_size}"
+    )
+
+
+def _draft_line(plan: Plan) -> str:
+    draft, tree = plan.draft, plan.options.tree
+    if draft is None or tree is None:
+        return "none: plain decoding"
+    name = {"eagle": "EAGLE-1/2", "eagle3": "EAGLE-3"}[draft.kind]
+    return (
+        f"{name}: hidden {draft.hidden_size}, vocabulary {draft.draft_vocab_size}, "
+        f"{_shape_line(draft.attention, draft.mlp)}"
+    )
+
+
+def _input_lines(plan: Plan) -> tuple[tuple[str, str], ...]:
+    values = ((field.name, getattr(plan.inputs, field.name)) for field in dataclasses.fields(plan.inputs))
+    return tuple((name, value) for name, value in values if value is not None)
+
+
+def _option_lines(plan: Plan) -> tuple[tuple[str, str], ...]:
+    options, tree = plan.options, plan.options.tree
+    lines = [
+        ("context", f"{options.context} positions"),
+        ("batch", str(options.batch)),
+        ("dtype", options.dtype),
+        ("KV dtype", options.kv_dtype),
+        ("prefill chunk", f"{options.prefill_chunk} tokens"),
+        ("stall timeout", f"{options.stall_timeout_s} s"),
+        ("strategy", options.strategy),
+    ]
+    if options.kv_axis is not None:
+        lines.append(("KV divided by", options.kv_axis))
+    if options.custom is not None:
+        lines.append(("device map", f"{len(options.custom)} modules"))
+    if options.gap_ppm:
+        lines.append(("accepted gap", f"{options.gap_ppm / 10**4:g} %"))
+    if tree is not None:
+        static = "static, " if tree.kind == "static" else ""
+        lines.append(("tree", f"{static}total_token {tree.total_token}, depth {tree.depth}, top_k {tree.top_k}"))
+    return tuple(lines)
+
+
+def _verdict_line(plan: Plan) -> str:
+    proof, strategy = plan.proof, plan.options.strategy
+    if proof.status == "OPTIMAL" and strategy != "latency":
+        return f"one step takes {format_ns(proof.objective_ns)}; of the {strategy} placements none takes less"
+    if proof.status == "OPTIMAL":
+        return f"one step takes {format_ns(proof.objective_ns)}, and no other placement on these devices takes less"
+    gap = (proof.objective_ns - proof.bound_ns) / max(1, proof.objective_ns)
+    return (
+        f"one step takes {format_ns(proof.objective_ns)}; no placement takes less than {format_ns(proof.bound_ns)}, "
+        f"{gap:.1%} below"
+    )
+
+
+def _parts(plan: Plan) -> tuple[Part, ...]:
+    empty = Part(
+        name="",
+        layers="",
+        devices=(),
+        attention=(),
+        kv_heads="",
+        mlp=(),
+        rows=(),
+        transport="",
+        hop="",
+        predicted_ns=None,
+    )
+    place = plan.draft_placement
+    parts = [_table_part("embed", plan.embed, empty)]
+    for number, stage in enumerate(plan.stages):
+        parts += _stage_parts(plan, number, stage, empty)
+    parts.append(_table_part("head", plan.head, empty))
+    if place is not None and plan.draft is not None:
+        parts.append(
+            Part(
+                name="draft",
+                layers="",
+                devices=place.devices,
+                attention=place.kv_heads,
+                kv_heads=describe_heads(place.kv_heads, kv_division(place)),
+                mlp=tuple(units * plan.draft.mlp.unit for units in place.mlp_units),
+                rows=place.head_rows or (),
+                transport=place.transport,
+                hop=_hop(place.feature_transport),
+                predicted_ns=place.predicted_ns,
+            )
+        )
+    return tuple(parts)
+
+
+def _table_part(name: str, split: VocabSplit, empty: Part) -> Part:
+    return dataclasses.replace(
+        empty,
+        name=name,
+        devices=split.devices,
+        rows=split.rows,
+        transport=split.transport,
+        hop=_hop(split.hop_transport),
+        predicted_ns=split.predicted_ns,
+    )
+
+
+def _hop(transport: str) -> str:
+    return "" if transport == "local" else transport
+
+
+def _stage_parts(plan: Plan, number: int, stage: Stage, empty: Part) -> list[Part]:
+    """One line for each run of the stage."""
+    parts, layer = [], stage.first_layer
+    for position, run in enumerate(stage.runs):
+        unit = layer_class(plan.model, layer).mlp.unit
+        parts.append(
+            dataclasses.replace(
+                empty,
+                name=f"stage {number}" if position == 0 else "",
+                layers=_range(layer, run.num_layers),
+                devices=stage.devices,
+                attention=run.kv_heads,
+                kv_heads=describe_heads(run.kv_heads, kv_division(stage)),
+                mlp=tuple(units * unit for units in run.mlp_units),
+                transport=stage.transport if position == 0 else "",
+                hop=_hop(stage.hop_transport) if position == 0 else "",
+                predicted_ns=stage.predicted_ns if position == 0 else None,
+            )
+        )
+        layer += run.num_layers
+    return parts
+
+
+def _blocks(parts: tuple[Part, ...]) -> tuple[tuple[Part, ...], ...]:
+    blocks: list[tuple[Part, ...]] = []
+    for part in parts:
+        if part.name:
+            blocks.append((part,))
+        else:
+            blocks[-1] = (*blocks[-1], part)
+    return tuple(blocks)
+
+
+def _range(first: int, count: int) -> str:
+    return f"{first}-{first + count - 1}" if count > 1 else str(first)
+
+
+def device_line(plan: Plan, entry: DeviceMemory) -> DeviceLine:
+    device = plan.device(entry.device)
+    roles = [f"stage {i}" for i, stage in enumerate(plan.stages) if device.id in stage.devices]
+    tables = (("embed", plan.embed.devices, plan.stages[0]), ("head", plan.head.devices, plan.stages[-1]))
+    roles += [name for name, devices, beside in tables if device.id in devices and devices != beside.devices]
+    if plan.draft_placement is not None and device.id in plan.draft_placement.devices:
+        roles.append("draft")
+    terms = {term: getattr(entry, f"{term}_bytes") for term in TERMS}
+    terms["reserve"] = device.reserve_bytes
+    terms["free"] = device.memory_bytes - device.reserve_bytes - entry.planned_bytes
+    return DeviceLine(
+        id=device.id,
+        host=device.host,
+        type=device.type,
+        role=", ".join(roles),
+        capacity_bytes=device.memory_bytes,
+        terms=terms,
+    )
+
+
+def _phases(plan: Plan) -> tuple[Phase, ...]:
+    phases = [Phase(name="embed", duration_ns=plan.embed.predicted_ns)]
+    phases += [Phase(name=f"stage {i}", duration_ns=stage.predicted_ns) for i, stage in enumerate(plan.stages)]
+    phases.append(Phase(name="head", duration_ns=plan.head.predicted_ns))
+    if plan.draft_placement is not None:
+        phases.append(Phase(name="draft", duration_ns=plan.draft_placement.predicted_ns))
+    rest = plan.proof.objective_ns - sum(phase.duration_ns for phase in phases)
+    if rest > 0:
+        phases.append(Phase(name="messages", duration_ns=rest))
+    return tuple(phases)

@@ -1,0 +1,1 @@
+"""Solver: finds and proves the placement of least step time with CP-SAT."""

@@ -1,0 +1,1 @@
+"""Bounds: lower bounds of the step time of every group and choice."""

@@ -1,0 +1,188 @@
+"""Recomputes the time and every capacity of an answer from the Problem alone; never believes the solver."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from planner.integers import PS_PER_NS, ceil_div
+from planner.solver.problem import Answer, Block, BlockAnswer, Option, Problem, Receive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Certificate:
+    """What an answer costs, term by term; ``step_ns`` is their sum."""
+
+    step_ns: int
+    stage_ns: tuple[int, ...]
+    """Of each stage, with what it receives."""
+    first_ns: int
+    last_ns: int
+    tail_ns: int
+    message_ns: int
+    load_bytes: tuple[int, ...]
+    """Of each device."""
+
+    def free_bytes(self, problem: Problem, answer: Answer) -> int:
+        """The least that a device in use has left."""
+        used = devices_in_use(problem, answer)
+        return min(problem.capacity_bytes[d] - self.load_bytes[d] for d in used)
+
+
+def certify(problem: Problem, answer: Answer) -> Certificate:
+    """Check every constraint and price every term; a violated one is our bug and an AssertionError."""
+    _check_stages(problem, answer)
+    load = [0] * len(problem.devices)
+    stages = tuple(_stage(problem, answer, position, load) for position in range(len(answer.stages)))
+    first_ns = _block(problem, answer, problem.first, answer.first, load)
+    last_ns = _block(problem, answer, problem.last, answer.last, load)
+    last_ns += _last_receives(problem, answer)
+    tail_ns = _tail(problem, answer, load)
+    messages = _messages(problem, devices_in_use(problem, answer))
+    for device, capacity in enumerate(problem.capacity_bytes):
+        assert load[device] <= capacity, f"{problem.devices[device]}: {load[device]} of {capacity} bytes"
+    return Certificate(
+        step_ns=sum(stages) + first_ns + last_ns + tail_ns + messages,
+        stage_ns=stages,
+        first_ns=first_ns,
+        last_ns=last_ns,
+        tail_ns=tail_ns,
+        message_ns=messages,
+        load_bytes=tuple(load),
+    )
+
+
+def devices_in_use(problem: Problem, answer: Answer) -> tuple[int, ...]:
+    """Devices of the stages and of the blocks, in order."""
+    used = {device for stage in answer.stages for device in problem.groups[stage.group].devices}
+    for block, placed in _blocks(problem, answer):
+        used.update(block.options[placed.option].devices)
+    return tuple(sorted(used))
+
+
+def _blocks(problem: Problem, answer: Answer) -> Iterator[tuple[Block, BlockAnswer]]:
+    yield problem.first, answer.first
+    yield problem.last, answer.last
+    assert (problem.tail is None) == (answer.tail is None)
+    if problem.tail is not None and answer.tail is not None:
+        yield problem.tail, answer.tail
+
+
+def _check_stages(problem: Problem, answer: Answer) -> None:
+    members = [device for stage in answer.stages for device in problem.groups[stage.group].devices]
+    assert len(members) == len(set(members)), "a device runs two stages"
+    kinds = [kind for kind, count in problem.sequence for _ in range(count)]
+    start = 0
+    for stage in answer.stages:
+        group = problem.groups[stage.group]
+        assert stage.num_layers > 0
+        here = kinds[start : start + stage.num_layers]
+        start += stage.num_layers
+        for k, (counts, units) in enumerate(zip(stage.layers, stage.units, strict=True)):
+            assert min((*counts, *units)) >= 0
+            assert len(counts) == len(group.splits[k])
+            assert sum(counts) == here.count(k), "layers of another place in the sequence"
+            assert len(units) == len(group.devices)
+            assert sum(units) == problem.kinds[k].units * here.count(k)
+        if problem.counts is not None:
+            assert stage.num_layers == problem.counts[stage.group]
+    assert start == problem.layers
+    sites = [problem.groups[stage.group].site for stage in answer.stages]
+    visits = [site for position, site in enumerate(sites) if position == 0 or sites[position - 1] != site]
+    assert len(visits) == len(set(visits)), "a site is entered twice"
+    order = [stage.group for stage in answer.stages]
+    assert not problem.ordered or order == sorted(order)
+
+
+def slowest_ns(problem: Problem, counts: tuple[int, ...], each_ps: tuple[int, ...], devices: tuple[int, ...]) -> int:
+    """Time of the slowest share, in whole quanta."""
+    times = (n * each_ps[device] for n, device in zip(counts, devices, strict=True))
+    return problem.quantum_ns * ceil_div(max(times), PS_PER_NS * problem.quantum_ns)
+
+
+def received_ns(receive: Receive, devices: tuple[int, ...], source: tuple[int, ...], near: bool) -> int:
+    """What receiving from the leader of ``source`` costs ``devices``."""
+    if source == devices:
+        return receive.same_ns
+    if source[0] in devices:
+        return receive.inside_ns
+    return receive.near_ns if near else receive.far_ns
+
+
+def _host(problem: Problem, device: int) -> int:
+    return next(host for host, devices in enumerate(problem.hosts) if device in devices)
+
+
+def _stage(problem: Problem, answer: Answer, position: int, load: list[int]) -> int:
+    stage = answer.stages[position]
+    group = problem.groups[stage.group]
+    total = 0
+    for kind, splits, counts, units in zip(problem.kinds, group.splits, stage.layers, stage.units, strict=True):
+        divided = sum(n * split.ns for n, split in zip(counts, splits, strict=True))
+        total += problem.quantum_ns * ceil_div(divided, problem.quantum_ns)
+        for n, split in zip(counts, splits, strict=True):
+            for j, device in enumerate(group.devices):
+                load[device] += n * split.bytes[j]
+        for j, device in enumerate(group.devices):
+            load[device] += units[j] * kind.unit_bytes
+        total += slowest_ns(problem, units, kind.unit_ps, group.devices)
+    for j, device in enumerate(group.devices):
+        load[device] += group.stage_bytes[j]
+    if position == 0:
+        source = problem.first.options[answer.first.option].devices
+        return total + received_ns(group.first, group.devices, source, _host(problem, source[0]) == group.site)
+    before = problem.groups[answer.stages[position - 1].group]
+    return total + (group.hop_ns if before.site == group.site else group.network_hop_ns)
+
+
+def _block(problem: Problem, answer: Answer, block: Block, placed: BlockAnswer, load: list[int]) -> int:
+    """Of a block, without receiving."""
+    option = block.options[placed.option]
+    split = option.splits[placed.split]
+    total = split.ns
+    for j, device in enumerate(option.devices):
+        load[device] += split.bytes[j]
+    assert len(placed.shares) == len(block.axes)
+    for axis, given in zip(block.axes, placed.shares, strict=True):
+        shares = given
+        if axis.shared is not None:
+            owner, theirs = _owner(problem, answer, axis.shared)
+            assert (given is None) == (owner.devices == option.devices), "shared on the same devices, and only there"
+            shares = theirs if given is None else given
+        assert shares is not None
+        assert len(shares) == len(option.devices)
+        assert min(shares) >= 0
+        assert sum(shares) == axis.count
+        total += slowest_ns(problem, shares, axis.each_ps, option.devices)
+        if given is not None:
+            for n, device in zip(given, option.devices, strict=True):
+                load[device] += n * axis.each_bytes
+    return total
+
+
+def _owner(problem: Problem, answer: Answer, name: str) -> tuple[Option, tuple[int, ...] | None]:
+    """The block that others may share with, and how its axis is dealt out; that may be shared in turn."""
+    first = problem.first.options[answer.first.option]
+    if name == "first":
+        return first, answer.first.shares[0]
+    (shares,) = answer.last.shares
+    return problem.last.options[answer.last.option], answer.first.shares[0] if shares is None else shares
+
+
+def _last_receives(problem: Problem, answer: Answer) -> int:
+    option = problem.last.options[answer.last.option]
+    source = problem.groups[answer.stages[-1].group].devices
+    return received_ns(option.receive, option.devices, source, _host(problem, source[0]) in option.sites)
+
+
+def _tail(problem: Problem, answer: Answer, load: list[int]) -> int:
+    if problem.tail is None or answer.tail is None:
+        return 0
+    option = problem.tail.options[answer.tail.option]
+    source = problem.last.options[answer.last.option].devices
+    received = received_ns(option.receive, option.devices, source, _host(problem, source[0]) in option.sites)
+    return _block(problem, answer, problem.tail, answer.tail, load) + received
+
+
+def _messages(problem: Problem, used: tuple[int, ...]) -> int:
+    per_host = [sum(device in used for device in devices) for devices in problem.hosts]
+    inside = sum(ns for ns, count in zip(problem.message_ns, per_host, strict=True) if count > 1)
+    return inside + problem.network_message_ns * (sum(count > 0 for count in per_host) - 1)

@@ -1,0 +1,74 @@
+"""Bounds of a problem's quantities: the largest time and bytes, the least bytes, and the problem without time."""
+
+from dataclasses import replace
+
+from planner.solver.problem import Block, Problem, Receive, Split
+
+
+def most_ps(problem: Problem) -> int:
+    """No answer takes longer, but for hops and messages of more than a thousand stages."""
+    groups = problem.groups
+    fixed = [ns for g in groups for ns in (g.hop_ns, g.network_hop_ns, g.first.far_ns)]
+    fixed += [
+        option.receive.far_ns + split.ns for b in problem.blocks for option in b.options for split in option.splits
+    ]
+    splits = problem.layers * max(split.ns for g in groups for splits in g.splits for split in splits)
+    times = sum(problem.layers_of(k) * kind.units * max(kind.unit_ps) for k, kind in enumerate(problem.kinds))
+    times += sum(axis.count * max(axis.each_ps) for block in problem.blocks for axis in block.axes)
+    return 1000 * (splits + 1000 * max(fixed)) + times
+
+
+def most_bytes(problem: Problem) -> int:
+    """No answer puts more on one device."""
+    groups = problem.groups
+    most = problem.layers * max(n for g in groups for splits in g.splits for split in splits for n in split.bytes)
+    most += sum(problem.layers_of(k) * kind.units * kind.unit_bytes for k, kind in enumerate(problem.kinds))
+    most += max(max(group.stage_bytes) for group in groups)
+    for block in problem.blocks:
+        most += max(nbytes for option in block.options for split in option.splits for nbytes in split.bytes)
+        most += sum(axis.count * axis.each_bytes for axis in block.axes)
+    return most
+
+
+def least_bytes(problem: Problem) -> int:
+    """No answer takes less of all devices together; a problem of which this is more than they have is infeasible."""
+    groups = problem.groups
+    least = min(sum(group.stage_bytes) for group in groups)
+    for number, kind in enumerate(problem.kinds):
+        splits = [split for group in groups for split in group.splits[number]]
+        each = min((sum(split.bytes) for split in splits), default=0) + kind.units * kind.unit_bytes
+        least += problem.layers_of(number) * each
+    for block in problem.blocks:
+        least += min(sum(split.bytes) for option in block.options for split in option.splits)
+        least += sum(axis.count * axis.each_bytes for axis in block.axes if axis.shared is None)
+    return least
+
+
+def timeless(problem: Problem) -> Problem:
+    """The same with nothing that takes time."""
+    nothing = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
+    none = (0,) * len(problem.devices)
+    known: dict[int, tuple[Split, ...]] = {}
+
+    def untimed(splits: tuple[Split, ...]) -> tuple[Split, ...]:
+        if id(splits) not in known:  # most groups of a look have the same object
+            known[id(splits)] = tuple(replace(split, ns=0) for split in splits)
+        return known[id(splits)]
+
+    def block(each: Block) -> Block:
+        options = (replace(o, splits=untimed(o.splits), receive=nothing) for o in each.options)
+        return Block(options=tuple(options), axes=tuple(replace(axis, each_ps=none) for axis in each.axes))
+
+    return replace(
+        problem,
+        kinds=tuple(replace(kind, unit_ps=none) for kind in problem.kinds),
+        groups=tuple(
+            replace(group, splits=tuple(map(untimed, group.splits)), hop_ns=0, network_hop_ns=0, first=nothing)
+            for group in problem.groups
+        ),
+        first=block(problem.first),
+        last=block(problem.last),
+        tail=block(problem.tail) if problem.tail else None,
+        message_ns=(0,) * len(problem.hosts),
+        network_message_ns=0,
+    )

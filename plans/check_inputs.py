@@ -1,0 +1,310 @@
+"""What is asked for, what there is, and what is to be run: whether these parts of a plan make sense by themselves."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from plans.buffers import MAX_AUX_FEATURES
+from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Options, Plan, Tree
+from plans.step import pool_rows
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_LAYERS = 10_000
+"""Of one class; more is no model, and would be expanded layer by layer."""
+MAX_EXPERTS = 10_000
+"""Of one layer, likewise."""
+MOST_STALL_S = 3600
+"""A run that has been silent for longer is not worth waiting for."""
+MOST_TREE = {"total_token": 1024, "depth": 64, "top_k": 256}
+"""Larger trees cost more than any acceptance brings back, and sizes that overflow."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Violation:
+    """One datum that contradicts the rest of the plan."""
+
+    path: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: found {self.found}, expected {self.expected}"
+
+
+def check_facts(plan: Plan) -> tuple[Violation, ...]:
+    """Violations in all that is not the placement: inputs, options, inventory, model, draft."""
+    return (
+        *_check_head(plan),
+        *_check_options(plan.options),
+        *_check_custom(plan.options, plan.inventory),
+        *_check_inventory(plan.inventory),
+        *_check_model(plan),
+        *_check_draft(plan),
+    )
+
+
+def bad(path: str, found: object, expected: object) -> Violation:
+    return Violation(path=path, found=show(found), expected=show(expected))
+
+
+def show(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return "nothing" if value is None else str(value)
+
+
+def _check_head(plan: Plan) -> Iterator[Violation]:
+    if plan.schema.partition(".")[0] != str(SCHEMA_MAJOR):
+        yield bad("schema", plan.schema, f"{SCHEMA_MAJOR}.x")
+    inputs = plan.inputs
+    for name, value in (
+        ("base_config_sha256", inputs.base_config_sha256),
+        ("base_tensors_sha256", inputs.base_tensors_sha256),
+    ):
+        if not _SHA256.fullmatch(value):
+            yield bad(f"inputs.{name}", value, "64 hexadecimal digits")
+    for name, digest in (
+        ("draft_config_sha256", inputs.draft_config_sha256),
+        ("draft_tensors_sha256", inputs.draft_tensors_sha256),
+    ):
+        if plan.draft is None and digest is not None:
+            yield bad(f"inputs.{name}", digest, "nothing, as there is no draft")
+        if plan.draft is not None and (digest is None or not _SHA256.fullmatch(digest)):
+            yield bad(f"inputs.{name}", digest, "64 hexadecimal digits")
+
+
+def _check_options(options: Options) -> Iterator[Violation]:
+    if options.batch < 1:
+        yield bad("options.batch", options.batch, "at least 1")
+    if options.context < 1:
+        yield bad("options.context", options.context, "at least 1")
+    if not 1 <= options.prefill_chunk <= max(1, options.context):
+        yield bad("options.prefill_chunk", options.prefill_chunk, f"from 1 to the context, {options.context}")
+    if not 1 <= options.stall_timeout_s <= MOST_STALL_S:
+        yield bad("options.stall_timeout_s", options.stall_timeout_s, f"from 1 to {MOST_STALL_S}")
+    if options.gap_ppm >= 10**6:
+        yield bad("options.gap_ppm", options.gap_ppm, "less than 1000000")
+    if options.within_ppm is not None and not 0 <= options.within_ppm <= 10**6:
+        yield bad("options.within_ppm", options.within_ppm, "from 0 to 1000000, or null")
+    if options.tree is not None:
+        yield from _check_tree(options, options.tree)
+
+
+def _check_tree(options: Options, tree: Tree) -> Iterator[Violation]:
+    for name, most in MOST_TREE.items():
+        if getattr(tree, name) > most:
+            yield bad(f"options.tree.{name}", getattr(tree, name), f"at most {most}")
+            return
+    if (tree.kind == "static") != (tree.paths is not None):
+        yield bad("options.tree.paths", tree.paths, "nodes exactly where the kind is static")
+    elif tree.paths is not None:
+        yield from _check_paths(tree, tree.paths)
+    elif tree.top_k < 1:
+        yield bad("options.tree.top_k", tree.top_k, "at least 1")
+    elif tree.total_token < 2:
+        yield bad("options.tree.total_token", tree.total_token, "at least 2: the root and a drafted token")
+    elif tree.total_token - 1 > pool_rows(options):
+        pool = f"the root and a pool of {tree.top_k} + {tree.depth} * {tree.top_k}^2 candidates"
+        yield bad("options.tree.total_token", tree.total_token, f"at most {pool_rows(options) + 1}: {pool}")
+
+
+def _check_paths(tree: Tree, paths: tuple[tuple[int, ...], ...]) -> Iterator[Violation]:
+    for problem in path_problems(paths):
+        yield bad("options.tree.paths", f"{len(paths)} nodes", problem)
+        return
+    follows = static_tree(paths)
+    for name in ("total_token", "depth", "top_k"):
+        if getattr(tree, name) != getattr(follows, name):
+            expected = f"{getattr(follows, name)}, which follows from the paths"
+            yield bad(f"options.tree.{name}", getattr(tree, name), expected)
+
+
+def path_problems(paths: tuple[tuple[int, ...], ...]) -> Iterator[str]:
+    """What is wrong with the nodes of a static tree."""
+    if not paths:
+        yield "at least one node"
+    known: set[tuple[int, ...]] = {()}
+    for path in paths:
+        name = ".".join(map(str, path))
+        if not path or min(path) < 0:
+            yield f"{name}: ranks of at least 0"
+        elif path in known:
+            yield f"{name}: once"
+        elif path[:-1] not in known:
+            yield f"{name}: its parent before it"
+        known.add(path)
+    if list(paths) != sorted(paths, key=lambda path: (len(path), path)):
+        yield "the shorter first, then in order"
+
+
+def static_tree(paths: tuple[tuple[int, ...], ...]) -> Tree:
+    """The static tree of these nodes."""
+    return Tree(
+        kind="static",
+        total_token=1 + len(paths),
+        depth=max(map(len, paths)) - 1,
+        top_k=1 + max(max(path) for path in paths),
+        paths=paths,
+    )
+
+
+def natural_key(text: str) -> tuple[tuple[tuple[str, int, str], ...], str]:
+    """A sort key in which numbers count as numbers, whatever their length: gpu2 comes before gpu10."""
+    parts = [(letters, digits.lstrip("0")) for letters, digits in re.findall(r"([^0-9]*)([0-9]*)", text)]
+    return tuple((letters, len(digits), digits) for letters, digits in parts), text
+
+
+def _check_custom(options: Options, inventory: Inventory) -> Iterator[Violation]:
+    if (options.custom is None) == (options.strategy == "custom"):
+        expected = "a device map" if options.custom is None else "nothing"
+        found = None if options.custom is None else f"{len(options.custom)} lines"
+        yield bad("options.custom", found, f"{expected}, as the strategy is {options.strategy}")
+    modules = tuple(pin.module for pin in options.custom or ())
+    if list(modules) != sorted(set(modules)):
+        yield bad("options.custom", modules, "distinct modules in order")
+    known = {device.id for device in inventory.devices}
+    for i, pin in enumerate(options.custom or ()):
+        if pin.device not in known:
+            yield bad(f"options.custom[{i}].device", pin.device, "a device of the inventory")
+
+
+def _check_inventory(inventory: Inventory) -> Iterator[Violation]:
+    names = tuple(host.name for host in inventory.hosts)
+    if list(names) != sorted(set(names)):
+        yield bad("inventory.hosts", names, "distinct names in order")
+    if len(names) > 1 and inventory.network is None:
+        yield bad("inventory.network", None, f"a link, as there are {len(names)} hosts")
+    if inventory.network is not None:
+        yield from _check_link("inventory.network", inventory.network)
+    at = {device.id: device.host for device in inventory.devices}
+    for i, host in enumerate(inventory.hosts):
+        yield from _check_link(f"inventory.hosts[{i}].link", host.link)
+        for j, pair in enumerate(host.pairs):
+            path = f"inventory.hosts[{i}].pairs[{j}]"
+            yield from _check_link(f"{path}.link", pair.link)
+            if pair.a == pair.b or {at.get(pair.a), at.get(pair.b)} != {host.name}:
+                yield bad(path, f"{pair.a} and {pair.b}", f"two devices of host {host.name}")
+    order = [(device.host, natural_key(device.id)) for device in inventory.devices]
+    if order != sorted(order):
+        yield bad("inventory.devices", tuple(at), "the order of hosts, then of ids")
+    counts = Counter(device.id for device in inventory.devices)
+    for i, device in enumerate(inventory.devices):
+        if counts[device.id] > 1:
+            expected = f"another id: {counts[device.id]} devices have this one"
+            yield bad(f"inventory.devices[{i}].id", device.id, expected)
+        yield from _check_device(f"inventory.devices[{i}]", device, names)
+
+
+def _check_link(path: str, link: Link) -> Iterator[Violation]:
+    if link.bandwidth_bytes_per_s < 1:
+        yield bad(f"{path}.bandwidth_bytes_per_s", link.bandwidth_bytes_per_s, "at least 1")
+
+
+def _check_device(path: str, device: Device, hosts: tuple[str, ...]) -> Iterator[Violation]:
+    if not _ID.fullmatch(device.id):
+        yield bad(f"{path}.id", repr(device.id), "letters, digits, '.', '_' and '-': it names a file")
+    if device.host not in hosts:
+        yield bad(f"{path}.host", device.host, f"one of {', '.join(hosts)}")
+    if device.reserve_bytes > device.memory_bytes:
+        yield bad(f"{path}.reserve_bytes", device.reserve_bytes, f"at most the memory, {device.memory_bytes}")
+    if device.kind == "cpu" and device.ordinal != 0:
+        yield bad(f"{path}.ordinal", device.ordinal, "0 for a CPU")
+    for name in ("bandwidth_bytes_per_s", "flops_per_s"):
+        if getattr(device, name) < 1:
+            yield bad(f"{path}.{name}", getattr(device, name), "at least 1")
+
+
+def _check_model(plan: Plan) -> Iterator[Violation]:
+    model = plan.model
+    if model.vocab_size < 1:
+        yield bad("model.vocab_size", model.vocab_size, "at least 1")
+    if model.hidden_size < 1:
+        yield bad("model.hidden_size", model.hidden_size, "at least 1")
+    if not model.layers:
+        yield bad("model.layers", (), "at least one class of layers")
+    for i, layers in enumerate(model.layers):
+        if not 1 <= layers.num_layers <= MAX_LAYERS:
+            yield bad(f"model.layers[{i}].num_layers", layers.num_layers, f"from 1 to {MAX_LAYERS}")
+        yield from _check_attention(f"model.layers[{i}].attention", layers.attention)
+        yield from _check_mlp(f"model.layers[{i}].mlp", layers.mlp)
+    ids = [("model.bos_token_id", model.bos_token_id)] if model.bos_token_id is not None else []
+    for path, token in (*ids, *((f"model.eos_token_ids[{i}]", token) for i, token in enumerate(model.eos_token_ids))):
+        if token is not None and token >= model.vocab_size:
+            yield bad(path, token, f"less than the vocabulary, {model.vocab_size}")
+
+
+def _check_attention(path: str, attention: Attention) -> Iterator[Violation]:
+    if attention.num_kv_heads < 1:
+        yield bad(f"{path}.num_kv_heads", attention.num_kv_heads, "at least 1")
+    elif attention.num_heads < 1 or attention.num_heads % attention.num_kv_heads:
+        yield bad(f"{path}.num_heads", attention.num_heads, f"a multiple of {attention.num_kv_heads} KV heads")
+    if attention.head_dim < 2 or attention.head_dim % 2:
+        yield bad(f"{path}.head_dim", attention.head_dim, "an even number: rotary pairs")
+
+
+def _check_mlp(path: str, mlp: Mlp) -> Iterator[Violation]:
+    if mlp.unit < 1:
+        yield bad(f"{path}.unit", mlp.unit, "at least 1")
+    elif mlp.intermediate_size < 1 or mlp.intermediate_size % mlp.unit:
+        yield bad(f"{path}.intermediate_size", mlp.intermediate_size, f"a multiple of the unit, {mlp.unit}")
+    if mlp.kind == "gated":
+        for name, value, only in (
+            ("num_experts", mlp.num_experts, 1),
+            ("experts_per_token", mlp.experts_per_token, 1),
+            ("norm_topk_prob", mlp.norm_topk_prob, False),
+        ):
+            if value != only:
+                yield bad(f"{path}.{name}", value, f"{only}, as a gated MLP has no experts")
+        return
+    if not 1 <= mlp.num_experts <= MAX_EXPERTS:
+        yield bad(f"{path}.num_experts", mlp.num_experts, f"from 1 to {MAX_EXPERTS}")
+    if not 1 <= mlp.experts_per_token <= max(1, mlp.num_experts):
+        yield bad(f"{path}.experts_per_token", mlp.experts_per_token, f"from 1 to the {mlp.num_experts} experts")
+    if mlp.bias:
+        yield bad(f"{path}.bias", "true", "false, as experts have no biases")
+
+
+def _check_draft(plan: Plan) -> Iterator[Violation]:
+    draft = plan.draft
+    for path, part in (("options.tree", plan.options.tree), ("draft_placement", plan.draft_placement)):
+        if (part is None) != (draft is None):
+            expected = "nothing, as there is no draft" if draft is None else "one, as there is a draft"
+            yield bad(path, None if part is None else "one", expected)
+    if draft is None:
+        return
+    yield from _check_attention("draft.attention", draft.attention)
+    yield from _check_mlp("draft.mlp", draft.mlp)
+    if draft.mlp.kind != "gated":
+        yield bad("draft.mlp.kind", draft.mlp.kind, "gated: an EAGLE head has no experts")
+    if draft.attention.qk_norm:
+        yield bad("draft.attention.qk_norm", "true", "false: an EAGLE head has no norms of q and k")
+    yield from _check_draft_vocabulary(plan, draft)
+    if draft.num_layers < 1 or (draft.kind == "eagle3" and draft.num_layers != 1):
+        yield bad("draft.num_layers", draft.num_layers, "1" if draft.kind == "eagle3" else "at least 1")
+    if draft.target_hidden_size != plan.model.hidden_size:
+        yield bad("draft.target_hidden_size", draft.target_hidden_size, f"the model's, {plan.model.hidden_size}")
+    if draft.kind == "eagle" and draft.hidden_size != plan.model.hidden_size:
+        yield bad("draft.hidden_size", draft.hidden_size, f"the model's, {plan.model.hidden_size}")
+    if not draft.own_embedding and draft.hidden_size != plan.model.hidden_size:
+        yield bad("draft.own_embedding", "false", f"true, as the model's is {plan.model.hidden_size} wide")
+    layers = sum(item.num_layers for item in plan.model.layers)
+    count = MAX_AUX_FEATURES if draft.kind == "eagle3" else 0
+    aux = draft.aux_layers
+    if len(aux) != count or len(set(aux)) != count or max(aux, default=0) >= layers:
+        expected = f"{count} different layers below {layers}" if count else "none, as the head is of kind eagle"
+        yield bad("draft.aux_layers", aux, expected)
+
+
+def _check_draft_vocabulary(plan: Plan, draft: Draft) -> Iterator[Violation]:
+    size, base = draft.draft_vocab_size, plan.model.vocab_size
+    if draft.kind == "eagle" and size != base:
+        yield bad("draft.draft_vocab_size", size, f"the model's vocabulary, {base}")
+    if not 1 <= size <= base:
+        yield bad("draft.draft_vocab_size", size, f"from 1 to the model's vocabulary, {base}")
+    elif size != base and not draft.maps_vocabulary:
+        yield bad("draft.maps_vocabulary", "false", f"true, as {size} of {base} tokens are drafted")
+    tree = plan.options.tree
+    if tree is not None and tree.top_k > size:
+        yield bad("options.tree.top_k", tree.top_k, f"at most the draft's vocabulary, {size}")

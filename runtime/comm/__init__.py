@@ -1,0 +1,1 @@
+"""Comm: collectives between ranks, and progress reports."""

@@ -1,0 +1,1 @@
+"""Decode: one EAGLE step, from draft to commit."""

@@ -1,0 +1,225 @@
+"""The EAGLE head: from accepted features to the next tree.
+
+    extend   run the head over accepted (feature, token) pairs; their KV stays
+    grow     level by level: nodes -> head -> candidates -> the nodes that are fed next; their KV lies in the cache's
+             tree rows, one level behind the other, and is overwritten by the next tree
+
+Both heads predict the feature that follows a (feature, token) pair and read tokens off it; they differ in how the pair
+enters and in which lm_head reads (``kind``). Which nodes a tree has is told in ``growth``. Shapes: B sequences, b
+those of them that this device has in its cache, W rows of all of them, n of one, H hidden size of the head, F width of
+a target feature, k top_k, A most rows kept at once.
+"""
+
+import torch
+from torch import Tensor
+
+from plans.kv import KvShare, kv_shares
+from plans.schema import Draft, Plan
+from plans.step import accept_rows, draft_tree_rows, feature_width, fed_rows
+from runtime.comm.groups import Comm
+from runtime.decode.messages import FeatureMessage
+from runtime.decode.tree_growth import Growth, Level, growth_of
+from runtime.image.buffers import DTYPES, Memory
+from runtime.model.blocks import Binder, Eagle3Layer, Embed, Layer, Slots
+from runtime.model.layers import Attend, Linear, Norm, Rows, hide, rotary_at, rotary_table
+from runtime.model.split_kv import attend_of, cache_of, own_frequencies
+
+
+class EagleHead:
+    """The input and the layers of an eagle head: x = fc(embedding, feature), then layers; read without a norm."""
+
+    def __init__(self, fc: Linear, layers: list[Layer]) -> None:
+        self._fc, self._layers = fc, layers
+
+    def feature(self, target: Tensor) -> Tensor:
+        """The target feature as it enters: as it is."""
+        return target
+
+    def __call__(self, embedded: Tensor, feature: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
+        hidden = self._fc(torch.cat([embedded, feature], 1))
+        for layer, cache in zip(self._layers, caches, strict=True):
+            hidden = layer(hidden, cache, rows)
+        return hidden
+
+    def read(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+class Eagle3Head:
+    """An eagle3 head: target features enter through fc, its own output as it is; read through a norm."""
+
+    def __init__(self, fc: Linear, layers: list[Eagle3Layer], norm: Norm) -> None:
+        self._fc, self._layers, self._norm = fc, layers, norm
+
+    def feature(self, target: Tensor) -> Tensor:
+        """[W, 3T] -> [W, H]."""
+        return self._fc(target)
+
+    def __call__(self, embedded: Tensor, feature: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
+        for layer, cache in zip(self._layers, caches, strict=True):
+            feature = layer(embedded, feature, cache, rows)
+        return feature
+
+    def read(self, hidden: Tensor) -> Tensor:
+        return self._norm(hidden)
+
+
+class Drafter:
+    """One device's share of the head, and the trees it grows."""
+
+    def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm) -> None:
+        draft, place, options = plan.draft, plan.draft_placement, plan.options
+        assert draft is not None
+        assert place is not None
+        assert options.tree is not None
+        assert comm.draft is not None
+        self.group = comm.draft
+        self._kept, self._batch = accept_rows(options), options.batch
+        self._dtype = DTYPES[options.dtype]
+        binder = Binder(slots=slots, dtype=DTYPES[options.dtype], group=comm.draft, hidden=draft.hidden_size)
+        self._share = share = kv_shares(place, place.kv_heads)[comm.draft.index]
+        attended = attend_of(share, draft.attention.head_dim, comm.draft_subgroup, memory, "draft.")
+        self._head = _head(plan, draft, binder, share, place.mlp_units[comm.draft.index], attended)
+        own_embed, own_head = place.embed_rows is not None, place.head_rows is not None
+        self._embed: Embed = binder.embed("draft.embed" if own_embed else "embed", place.embed_rows or plan.embed.rows)
+        self._lm_head = binder.head("draft.head" if own_head else "head", place.head_rows or plan.head.rows)
+        d2t = slots.tensor("draft.d2t", (draft.draft_vocab_size,), torch.int64) if draft.maps_vocabulary else None
+        self._targets = None if d2t is None else d2t + torch.arange(draft.draft_vocab_size, device=d2t.device)
+        self._cache = cache_of([memory.buffer("draft.kv")], draft_tree_rows(options), options.batch, share)
+        self._bias, beams = memory.buffer("draft.bias"), memory.buffer("draft.beam")
+        self._beams = beams.view(options.batch, -1, beams.shape[1])[: len(self._cache.sequences)]
+        self._rotary = memory.buffer("draft.rotary")
+        every = slots.tensor("draft.rope.inv_freq", (draft.attention.head_dim // 2,), torch.float32)
+        self._rotary.copy_(rotary_table(own_frequencies(every, share), self._rotary.shape[1], self._dtype))
+        self._growth: Growth = growth_of(options.tree, options.batch, self._dtype, self._bias.device)
+        self._first_of = torch.arange(options.batch, device=self._bias.device)
+        mine = range(len(self._cache.sequences))
+        places = [
+            (own, depth) for depth, rows in enumerate(fed_rows(options.tree)) for own in mine for _ in range(rows)
+        ]
+        self._fed = torch.tensor(places, dtype=torch.int64, device=self._bias.device).view(-1, 2)
+        """Of each row that is fed while trees grow, level by level: its sequence, and its level."""
+
+    def extend(self, message: FeatureMessage, sequence: int | None = None) -> Tensor:
+        """Run the accepted pairs; their KV follows what is committed, but nothing is committed.
+
+        The pairs are of all sequences, or of one. The outputs at the last pairs [B, H], or [1, H]: the roots' features.
+        """
+        count, width = message.tokens.shape
+        first = 0 if sequence is None else sequence
+        rows = self._appended(range(first, first + count), width, message.accepted)
+        embedded = self._embed(message.tokens.flatten(), self._dtype)
+        hidden = self._head(embedded, self._head.feature(message.features), self._cache.layers, rows)
+        return hidden.index_select(0, message.accepted + self._first_of[:count] * width)
+
+    def _appended(self, sequences: range, width: int, accepted: Tensor) -> Rows:
+        """``width`` rows of each of these sequences, behind what is committed of it."""
+        cache = self._cache
+        mine = range(max(sequences.start, cache.sequences.start), min(sequences.stop, cache.sequences.stop))
+        count, begin = len(mine), mine.start - sequences.start
+        own = slice(mine.start - cache.sequences.start, mine.start - cache.sequences.start + count)
+        start, window = cache.tree_rows, cache.window(width)
+        positions = cache.positions(width, own)  # [b, n]
+        bias = self._bias[: count * width].view(count, 1, width, self._bias.shape[1])[..., start:window]
+        hide(bias, cache.columns[: window - start] <= positions.view(count, 1, width, 1))
+        return Rows(
+            rotary=rotary_at(self._rotary, positions.flatten()),
+            bias=bias,
+            sequences=own,
+            seen=slice(start, window),
+            tree=0,
+            written=cache.append(width, accepted[begin : begin + count].unsqueeze(1), own),
+            here=self._here(range(begin, begin + count), width),
+        )
+
+    def _here(self, own: range, width: int) -> slice | None:
+        """Where the rows of the device's own sequences lie in a forward; None where it has all sequences."""
+        return slice(own.start * width, own.stop * width) if len(self._cache.sequences) < self._batch else None
+
+    def grow(self, feature: Tensor, roots: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:
+        """Grow the trees from the outputs of ``extend`` [B, H] and their root tokens [B]: tokens and parents [B, N].
+
+        ``pending`` [B]: pairs that ``extend`` ran and that are not committed yet.
+        """
+        own = self._cache.sequences
+        end = self._cache.lengths + pending[own.start : own.stop].unsqueeze(1)  # [b, 1]
+        window = self._start(end)
+        level = self._growth.start(roots, *self._candidates(feature))
+        hidden = feature
+        rotary = rotary_at(self._rotary, end.flatten()[self._fed[:, 0]] + self._fed[:, 1])
+        while level is not None:
+            hidden = self._feed(level, hidden, rotary, window)
+            level = self._growth.grow(level, *self._candidates(hidden))
+        return self._growth.finish()
+
+    def commit(self, rows: list[int]) -> None:
+        """So many pairs that were run become part of each sequence."""
+        self._cache.commit(rows[self._cache.sequences.start : self._cache.sequences.stop])
+
+    def truncate(self, lengths: list[int]) -> None:
+        """Forget of each sequence what is committed behind so many positions."""
+        self._cache.truncate(lengths[self._cache.sequences.start : self._cache.sequences.stop])
+
+    def _candidates(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The k best tokens (ids of the base) after each row, and their log-probabilities [W, k]."""
+        tokens, scores = self._lm_head.top(self._head.read(hidden), self._growth.top_k)
+        return (tokens if self._targets is None else self._targets[tokens]), scores
+
+    def _start(self, end: Tensor) -> int:
+        """Every node sees the sequence up to ``end`` [b, 1]; the rows of the tree are each level's matter."""
+        cache, beams = self._cache, self._beams
+        window = cache.window(self._kept)
+        hide(beams[..., cache.tree_rows : window], cache.columns[: window - cache.tree_rows] < end.unsqueeze(2))
+        return window
+
+    def _feed(self, level: Level, hidden: Tensor, rotary: Tensor, window: int) -> Tensor:
+        """One pass over nodes with their parents' outputs [W, H] as features; their KV goes to the level's rows."""
+        cache, rows, own, place = self._cache, level.parents.shape[1], self._cache.sequences, level.place
+        beams = self._beams[:, :rows]
+        if self._share.axis == "context" and self._share.part:
+            beams[..., : cache.tree_rows].fill_(float("-inf"))  # the tree is on every member, and counts once
+        else:
+            beams[..., : cache.tree_rows].copy_(level.bias.expand(self._batch, -1, -1)[own.start : own.stop])
+        return self._head(
+            self._embed(level.tokens.flatten(), self._dtype),
+            hidden.index_select(0, level.parents.flatten()),
+            cache.layers,
+            Rows(
+                rotary=rotary[:, place.start * len(own) : place.stop * len(own)],
+                bias=beams[..., :window].unsqueeze(1),
+                sequences=slice(0, len(own)),
+                seen=slice(0, window),
+                tree=cache.tree_rows,
+                written=place,
+                here=self._here(own, rows),
+            ),
+        )
+
+
+def _head(
+    plan: Plan, draft: Draft, binder: Binder, share: KvShare, mlp_units: int, attended: Attend
+) -> EagleHead | Eagle3Head:
+    """Bind the head's own blocks."""
+    hidden, eps = draft.hidden_size, draft.norm_eps
+    eagle3 = draft.kind == "eagle3"
+    fc = binder.linear("draft.fc", hidden, feature_width(plan.model, draft) if eagle3 else 2 * hidden, draft.fc_bias)
+    layers: list[Layer] = []
+    eagle3_layers: list[Eagle3Layer] = []
+    for number in range(draft.num_layers):
+        prefix = f"draft.layers.{number}"
+        attention = binder.attention(prefix, (1 + eagle3) * hidden, draft.attention, share, eps, attended)
+        mlp_norm, mlp = binder.norm(f"{prefix}.mlp_norm", eps), binder.mlp(prefix, draft.mlp, mlp_units)
+        if eagle3:
+            eagle3_layers.append(
+                Eagle3Layer(
+                    input_norm=binder.norm(f"{prefix}.input_norm", eps),
+                    hidden_norm=binder.norm(f"{prefix}.hidden_norm", eps),
+                    attention=attention,
+                    mlp_norm=mlp_norm,
+                    mlp=mlp,
+                )
+            )
+        else:
+            norm = binder.norm(f"{prefix}.attention_norm", eps) if number else None
+            layers.append(Layer(attention_norm=norm, attention=attention, mlp_norm=mlp_norm, mlp=mlp))
+    return Eagle3Head(fc, eagle3_layers, binder.norm("draft.norm", eps)) if eagle3 else EagleHead(fc, layers)

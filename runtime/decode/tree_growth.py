@@ -1,0 +1,191 @@
+"""How a draft tree grows: which candidates of a level are fed back, and which become nodes.
+
+    start    the candidates of the root's output
+    grow     the candidates of a level's outputs -> the level that is fed next, None behind the last one
+    finish   tokens and parents of the trees
+
+``Dynamic`` is the tree of EAGLE-2 and -3: of each level's candidates a beam of the k best is fed, and the best of all
+are the tree. ``Static`` is that of EAGLE-1: its shape is the plan's. No shape depends on what is drafted. Shapes: B
+sequences, f nodes of a level, k candidates of a node, R rows of the cache that growing trees have, N nodes.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from plans.schema import Tree
+from plans.step import fed_rows
+from runtime.decode.tree import Candidates, best, select
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Level:
+    """Nodes that are fed to the head together."""
+
+    depth: int
+    """Levels of drafted nodes above."""
+    tokens: Tensor
+    """[B, f]"""
+    parents: Tensor
+    """[B, f]: the rows of their parents' outputs, among all rows of the level before."""
+    bias: Tensor
+    """[B or 1, f, R]: 0 where a node sees a row of the growing tree, -inf elsewhere."""
+    place: slice
+    """The rows of the cache that are theirs."""
+
+
+class Growth(Protocol):
+    """A tree in the making."""
+
+    top_k: int
+
+    def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
+        """``roots`` [B], their candidates' tokens and log-probabilities [B, k]: the first level."""
+        ...
+
+    def grow(self, level: Level, tokens: Tensor, scores: Tensor) -> Level | None:
+        """The candidates of a level's nodes [B * f, k]: the next level."""
+        ...
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Tokens and parents [B, N]."""
+        ...
+
+
+def growth_of(tree: Tree, batch: int, dtype: torch.dtype, device: torch.device) -> Growth:
+    """What grows the trees of a plan."""
+    if tree.paths is None:
+        return Dynamic(tree, batch, dtype, device)
+    return Static(tree.paths, tree, batch, dtype, device)
+
+
+class Dynamic:
+    """Beams of the k best of each level; the tree is the best of the pool."""
+
+    def __init__(self, tree: Tree, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.top_k, self._depth, self._nodes, self._batch = tree.top_k, tree.depth, tree.total_token, batch
+        k, rows = tree.top_k, max(1, tree.depth * tree.top_k)
+        self._roots = self._beam = torch.empty(0)
+        self._tokens, self._scores, self._fed = list[Tensor](), list[Tensor](), list[Tensor]()
+        self._numbers = torch.arange(k, device=device).expand(batch, -1)
+        self._root_parents = torch.full((batch, k), -1, dtype=torch.int64, device=device)
+        self._sequence = torch.arange(batch, device=device).unsqueeze(1)
+        own = torch.full((tree.depth, k, rows), float("-inf"), dtype=dtype, device=device)
+        for level in range(tree.depth):
+            own[level, :, level * k : (level + 1) * k].fill_diagonal_(0.0)
+        self._own = own
+        self._hidden = torch.full((batch, k, rows), float("-inf"), dtype=dtype, device=device)
+
+    def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
+        self._roots, self._tokens, self._scores, self._fed = roots, [tokens], [scores], []
+        if not self._depth:
+            return None
+        return self._feed(0, self._numbers, tokens, scores, self._sequence.expand(-1, self.top_k), self._hidden)
+
+    def grow(self, level: Level, tokens: Tensor, scores: Tensor) -> Level | None:
+        k, number = self.top_k, level.depth
+        tokens = tokens.view(self._batch, k * k)
+        scores = (scores.view(self._batch, k, k) + self._beam.unsqueeze(2)).view(self._batch, k * k)
+        self._tokens.append(tokens)
+        self._scores.append(scores)
+        if number + 1 == self._depth:
+            return None
+        chosen = best(scores, k)
+        above = chosen // k
+        return self._feed(
+            number + 1,
+            chosen + (k + number * k * k),
+            tokens.gather(1, chosen),
+            scores.gather(1, chosen),
+            above + self._sequence * k,
+            level.bias.gather(1, above.unsqueeze(2).expand(-1, -1, level.bias.shape[2])),
+        )
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        above = [numbers.unsqueeze(2).expand(-1, -1, self.top_k).flatten(1) for numbers in self._fed]
+        pool = Candidates(
+            tokens=torch.cat(self._tokens, 1),
+            scores=torch.cat(self._scores, 1),
+            parents=torch.cat([self._root_parents, *above], 1),
+        )
+        return select(pool, self._roots, self._nodes)
+
+    def _feed(
+        self, number: int, numbers: Tensor, tokens: Tensor, scores: Tensor, parents: Tensor, seen: Tensor
+    ) -> Level:
+        """The beam as a level, of ``numbers`` in the pool: it sees what its parents saw, and each node itself."""
+        self._fed.append(numbers)
+        self._beam = scores
+        return Level(
+            depth=number,
+            tokens=tokens,
+            parents=parents,
+            bias=torch.maximum(seen, self._own[number]),
+            place=slice(number * self.top_k, (number + 1) * self.top_k),
+        )
+
+
+class Static:
+    """The nodes of ``paths``; those with children are fed."""
+
+    def __init__(
+        self, paths: tuple[tuple[int, ...], ...], tree: Tree, batch: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.top_k, self._batch, self._tokens = tree.top_k, batch, list[Tensor]()
+        inner = {path[:-1] for path in paths}
+        levels = [[path for path in paths if len(path) == length + 1] for length in range(tree.depth + 1)]
+        root: list[tuple[int, ...]] = [()]
+        fed = [root, *([path for path in level if path in inner] for level in levels[:-1])]
+        self._starts = [sum(fed_rows(tree)[:number]) for number in range(tree.depth)]
+        rows = [path for level in fed[1:] for path in level]
+
+        def indices(numbers: list[int]) -> Tensor:
+            return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+        self._picked = [
+            indices([above.index(path[:-1]) * tree.top_k + path[-1] for path in level])
+            for above, level in zip(fed, levels, strict=True)
+        ]
+        self._fed = [
+            indices([level.index(path) for path in nodes]) for level, nodes in zip(levels[:-1], fed[1:], strict=True)
+        ]
+        sequence = torch.arange(batch, device=device).unsqueeze(1)
+        self._parents = [
+            indices([above.index(path[:-1]) for path in nodes]) + sequence * len(above)
+            for above, nodes in pairwise(fed)
+        ]
+        self._bias = []
+        for nodes in fed[1:]:
+            visible = [[path[: len(row)] == row for row in rows] for path in nodes]
+            hidden = torch.full((1, len(nodes), max(1, len(rows))), float("-inf"), dtype=dtype, device=device)
+            self._bias.append(hidden.masked_fill_(torch.tensor([visible], device=device), 0.0))
+        numbers = {path: number for number, path in enumerate([(), *paths])}
+        self._links = indices([0, *(numbers[path[:-1]] for path in paths)]).expand(batch, -1)
+
+    def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
+        self._tokens = [roots.unsqueeze(1)]
+        return self._level(0, tokens)
+
+    def grow(self, level: Level, tokens: Tensor, scores: Tensor) -> Level | None:
+        return self._level(level.depth + 1, tokens)
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        return torch.cat(self._tokens, 1), self._links
+
+    def _level(self, number: int, candidates: Tensor) -> Level | None:
+        """Pick the nodes of a level from the candidates of the nodes that were fed."""
+        nodes = candidates.view(self._batch, -1).index_select(1, self._picked[number])
+        self._tokens.append(nodes)
+        if number == len(self._fed):
+            return None
+        start, parents = self._starts[number], self._parents[number]
+        return Level(
+            depth=number,
+            tokens=nodes.index_select(1, self._fed[number]),
+            parents=parents,
+            bias=self._bias[number],
+            place=slice(start, start + parents.shape[1]),
+        )

@@ -1,0 +1,125 @@
+"""The weights of a device, views of one piece of memory: on a CPU its image, mapped; on a GPU one copy of that.
+
+file      8 | header, padded ...        | slots and fillers ...            |
+          0                             start (multiple of 4096)           size in images.yaml
+CPU       ╰────────────── one read-only mapping; the slots are views of it ╯
+CUDA                                    ╰ one allocation, copied in one piece ╯
+"""
+
+import mmap
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plans import artifact
+from plans.artifact import Images, SlotEntry
+from plans.schema import Plan
+from runtime.errors import ImageForeign, ImageTruncated
+from runtime.image.lease import guard
+from runtime.image.transfer import Chunk, upload
+from runtime.image.verify import check_digest, compare_digest, opened, read_record, read_slots
+
+_TORCH = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Image:
+    """The weights of one device: ``image["layers.0.qkv.weight"]`` is a view of ``memory``."""
+
+    file: Path
+    slots: dict[str, SlotEntry]
+    """Without fillers."""
+    memory: torch.Tensor
+    """All slots and fillers, uint8 [bytes]; on a CPU the mapping itself, never to be written."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.memory.numel()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.slots
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.slots:
+            raise ImageForeign(f"{self.file}: {name}: no such slot: the image is of another plan; compile it again")
+        slot = self.slots[name]
+        return self.memory[slot.offset : slot.offset + slot.nbytes].view(_TORCH[slot.dtype]).view(slot.shape)
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The slot of a name, which must have this shape and dtype; raise ImageForeign."""
+        tensor = self[name]
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
+            raise ImageForeign(
+                f"{self.file}: {name}: found {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {tuple(shape)}: "
+                "the image is of another plan; compile it again"
+            )
+        return tensor
+
+
+class CudaCopies:
+    """Copies into memory of a GPU, uint8 [bytes], on a stream of their own, out of pinned buffers."""
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self._memory = memory
+        self._stream = torch.cuda.Stream(memory.device)
+        self._stream.wait_stream(torch.cuda.current_stream(memory.device))
+
+    def buffer(self, nbytes: int) -> Chunk:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()  # a view that keeps it
+
+    def copy(self, offset: int, chunk: Chunk) -> Any:
+        with torch.cuda.stream(self._stream):
+            self._memory[offset : offset + len(chunk)].copy_(torch.from_numpy(chunk), non_blocking=True)
+        return self._stream.record_event()
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        event.synchronize()
+
+    def finish(self) -> None:
+        self._stream.synchronize()
+
+
+def open_image(
+    plan: Plan, directory: Path, device: str, torch_device: torch.device, record: Images | None = None, *, verify: bool
+) -> Image:
+    """The image of one device as tensors on ``torch_device``; with ``verify`` its BLAKE3 is checked on the way.
+
+    ``record``: what ``check_images`` returned; None reads ``images.yaml`` again. Raises as ``check_images`` does.
+    """
+    record = read_record(plan, directory, [device]) if record is None else record
+    file = artifact.image_file(directory, device)
+    with opened(directory, device, record) as (descriptor, expected):
+        start, slots = read_slots(descriptor, directory, device, expected)
+        if torch_device.type == "cpu":
+            if verify:
+                check_digest(descriptor, file, expected)
+            memory = _mapped(descriptor, start, file, expected)
+        else:
+            memory = torch.empty(expected.size_bytes - start, dtype=torch.uint8, device=torch_device)
+            found = upload(descriptor, start, expected.size_bytes, file, CudaCopies(memory), hashed=verify)
+            if verify:
+                compare_digest(file, found, expected)
+    named = {slot.name: slot for slot in slots if not slot.name.startswith("_pad.")}
+    return Image(file=file, slots=named, memory=memory)
+
+
+def _mapped(descriptor: int, start: int, file: Path, expected: artifact.Image) -> torch.Tensor:
+    """The data of a file as uint8 [bytes] in the page cache: read-only, so a stray write faults."""
+    guard(descriptor, file)
+    found = os.fstat(descriptor).st_size
+    if found != expected.size_bytes:
+        raise ImageTruncated(f"{file}: {found} bytes, expected {expected.size_bytes}: it changed while it was opened")
+    mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(mapping, dtype=torch.uint8)[start:]

@@ -1,0 +1,1 @@
+"""Model: arithmetic of the base model on one device."""

@@ -1,0 +1,250 @@
+"""The closed vocabulary of blocks, each bound to slots of an image.
+
+    embed          rows of the embedding table, summed over the group
+    base layer     norm, attention, norm, MLP or experts
+    eagle3 layer   attends over (embedding, hidden), each with its norm
+    eagle layer    like a base layer, the first without the norm before attention
+    head           rows of the lm_head, the best of which are gathered over the group
+
+A new model family needs no change here unless it brings a new kind of block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+import plans.schema as schema
+from plans.kv import KvShare, query_heads
+from runtime.comm.groups import Group
+from runtime.model import ops
+from runtime.model.draw import Draw, draw
+from runtime.model.experts import Experts
+from runtime.model.layers import Attend, Attention, GatedMlp, Linear, Norm, Rows, attend
+
+
+class Slots(Protocol):
+    """What a block needs of an image."""
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The slot as a view of the image."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Binder:
+    """Binds the blocks of one device: the image, the plan's dtype, and the device's place in its group."""
+
+    slots: Slots
+    dtype: torch.dtype
+    group: Group
+    hidden: int
+
+    def vector(self, name: str, length: int) -> Tensor:
+        return self.slots.tensor(name, (length,), self.dtype)
+
+    def norm(self, name: str, eps: float) -> Norm:
+        return Norm(weight=self.vector(f"{name}.weight", self.hidden), eps=eps)
+
+    def linear(self, name: str, rows: int, width: int, bias: bool) -> Linear:
+        weight = self.slots.tensor(f"{name}.weight", (rows, width), self.dtype)
+        return Linear(weight=weight.t(), bias=self.vector(f"{name}.bias", rows) if bias else None)
+
+    def head_norm(self, name: str, head_dim: int, eps: float) -> Norm:
+        return Norm(weight=self.vector(f"{name}.weight", head_dim), eps=eps)
+
+    def attention(
+        self,
+        prefix: str,
+        width: int,
+        attention: schema.Attention,
+        share: KvShare,
+        eps: float,
+        attended: Attend = attend,
+    ) -> Attention:
+        """A share of attention; ``eps``: of the norms of q and k, where it has them."""
+        heads, dims = query_heads(attention, share), attention.head_dim
+        columns = heads * dims
+        if share.axis == "context":
+            columns = (share.part + 1) * columns // share.parts - share.part * columns // share.parts
+        elif share.axis == "head_dim":
+            dims //= share.parts
+            columns = heads * dims
+        rows = (heads + 2 * share.heads) * dims
+        return Attention(
+            qkv=self.linear(f"{prefix}.qkv", rows, width, attention.qkv_bias),
+            o=self.linear(f"{prefix}.o", self.hidden, columns, attention.o_bias and self.group.leads),
+            heads=heads,
+            kv_heads=share.heads,
+            head_dim=dims,
+            group=self.group,
+            attend=attended,
+            q_norm=self.head_norm(f"{prefix}.q_norm", attention.head_dim, eps) if attention.qk_norm else None,
+            k_norm=self.head_norm(f"{prefix}.k_norm", attention.head_dim, eps) if attention.qk_norm else None,
+        )
+
+    def mlp(self, prefix: str, mlp: schema.Mlp, units: int) -> GatedMlp | Experts:
+        """A share of an MLP, or of every expert."""
+        channels, bias = units * mlp.unit, mlp.bias and self.group.leads
+        if mlp.kind == "moe":
+            return self._experts(prefix, mlp, channels)
+        if not channels:
+            alone = self.vector(f"{prefix}.down.bias", self.hidden) if bias else None
+            return GatedMlp(gate_up=None, down=None, group=self.group, down_bias=alone)
+        return GatedMlp(
+            gate_up=self.linear(f"{prefix}.gate_up", 2 * channels, self.hidden, mlp.bias),
+            down=self.linear(f"{prefix}.down", self.hidden, channels, bias),
+            group=self.group,
+            down_bias=None,
+        )
+
+    def _experts(self, prefix: str, mlp: schema.Mlp, channels: int) -> Experts:
+        count, hidden, tensor = mlp.num_experts, self.hidden, self.slots.tensor
+        gate_up, down = (count, 2 * channels, hidden), (count, hidden, channels)
+        return Experts(
+            router=self.linear(f"{prefix}.router", count, hidden, False),
+            gate_up=tensor(f"{prefix}.gate_up.weight", gate_up, self.dtype) if channels else None,
+            down=tensor(f"{prefix}.down.weight", down, self.dtype) if channels else None,
+            picked=mlp.experts_per_token,
+            normed=mlp.norm_topk_prob,
+            group=self.group,
+        )
+
+    def embed(self, name: str, rows: Sequence[int]) -> "Embed":
+        first, mine = _range(rows, self.group.index)
+        table = self.slots.tensor(f"{name}.weight", (mine, self.hidden), self.dtype) if mine else None
+        return Embed(table=table, first=first, whole=mine == sum(rows), hidden=self.hidden, group=self.group)
+
+    def head(self, name: str, rows: Sequence[int]) -> "Head":
+        first, mine = _range(rows, self.group.index)
+        weight = self.slots.tensor(f"{name}.weight", (mine, self.hidden), self.dtype).t() if mine else None
+        return Head(weight=weight, first=first, rows=mine, group=self.group)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """One layer of the base, or of an eagle head (whose first has no norm before attention)."""
+
+    attention_norm: Norm | None
+    attention: Attention
+    mlp_norm: Norm
+    mlp: GatedMlp | Experts
+
+    def __call__(self, hidden: Tensor, cache: Tensor, rows: Rows) -> Tensor:
+        normed = self.attention_norm(hidden) if self.attention_norm else hidden
+        hidden = self.attention(normed, hidden, cache, rows)
+        return self.mlp(self.mlp_norm(hidden), hidden)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Eagle3Layer:
+    """The layer of an eagle3 head; the residual is the hidden state without norm."""
+
+    input_norm: Norm
+    hidden_norm: Norm
+    attention: Attention
+    mlp_norm: Norm
+    mlp: GatedMlp | Experts
+
+    def __call__(self, embedded: Tensor, hidden: Tensor, cache: Tensor, rows: Rows) -> Tensor:
+        x = torch.cat([self.input_norm(embedded), self.hidden_norm(hidden)], 1)  # [W, 2H]
+        hidden = self.attention(x, hidden, cache, rows)
+        return self.mlp(self.mlp_norm(hidden), hidden)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embed:
+    """Rows ``first`` … of the embedding table; the group's sum has the row of every token."""
+
+    table: Tensor | None
+    first: int
+    whole: bool
+    hidden: int
+    group: Group
+
+    def __call__(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """``tokens`` [W] -> [W, H]."""
+        if self.table is None:
+            out = torch.zeros(tokens.shape[0], self.hidden, dtype=dtype, device=tokens.device)
+        elif self.whole:
+            out = functional.embedding(tokens, self.table)
+        else:
+            local = tokens - self.first
+            inside = (local >= 0) & (local < self.table.shape[0])
+            out = functional.embedding(torch.where(inside, local, 0), self.table)
+            out = out.masked_fill_(inside.logical_not().unsqueeze(1), 0.0)
+        self.group.all_reduce(out)
+        return out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """Rows ``first`` … of the lm_head. What is gathered is fixed in width: never whole logits.
+
+    Messages are float64, which holds a float32 value and a token id exactly.
+    """
+
+    weight: Tensor | None
+    first: int
+    rows: int
+    group: Group
+
+    def best(self, normed: Tensor) -> Tensor:
+        """``normed`` [W, H] -> the token of the highest logit of each row [W]; of equal ones the first."""
+        if self.weight is None:
+            mine = normed.new_zeros((normed.shape[0], 2), dtype=torch.float64)
+            mine[:, 0] = float("-inf")
+        else:
+            values, tokens = ops.product(normed, self.weight).max(1)
+            if self.group.handle is None:
+                return tokens
+            mine = torch.stack([values.double(), (tokens + self.first).double()], 1)
+        values, tokens = self.group.all_gather(mine).unbind(2)  # [members, W]
+        winner = values.max(0, keepdim=True).indices
+        return tokens.gather(0, winner).squeeze(0).long()
+
+    def draw(self, normed: Tensor, chance: Draw) -> Tensor:
+        """``normed`` [W, H] -> a token drawn after each row [W]."""
+        if self.weight is None:
+            logits = torch.empty((normed.shape[0], 0), dtype=torch.float32, device=normed.device)
+        else:
+            logits = ops.product(normed, self.weight).float()
+        return draw(logits, self.first, self.group, chance)
+
+    def top(self, normed: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """``normed`` [W, H] -> tokens and their log-probabilities [W, count], best first.
+
+        Each member brings its ``count`` best, its maximum m and the sum s of exp(logit - m) over its rows; with the
+        maximum M over members, log p = (logit - M) - log(sum of s * exp(m - M)), exactly the log-softmax of the whole.
+        """
+        if self.weight is not None and self.group.handle is None:
+            return ops.top(ops.product(normed, self.weight), count)
+        every = self.group.all_gather(self._local(normed, count))  # [members, W, 2 * count + 2]
+        values = every[:, :, :count].transpose(0, 1).flatten(1)
+        tokens = every[:, :, count : 2 * count].transpose(0, 1).flatten(1).long()
+        high = every[:, :, -2].amax(0).unsqueeze(1)
+        total = (every[:, :, -1] * (every[:, :, -2] - high.T).exp()).sum(0).unsqueeze(1)
+        order = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :count]
+        values, tokens = values.gather(1, order), tokens.gather(1, order)
+        return tokens, ((values - high) - total.log()).float()
+
+    def _local(self, normed: Tensor, count: int) -> Tensor:
+        """What this member brings to ``top``; where it has fewer rows than ``count``, the rest scores -inf."""
+        mine = torch.zeros((normed.shape[0], 2 * count + 2), dtype=torch.float64, device=normed.device)
+        mine[:, :count] = mine[:, -2] = float("-inf")
+        if self.weight is None:
+            return mine
+        logits = ops.product(normed, self.weight).float()
+        found = min(count, self.rows)
+        top = logits.topk(found, 1)
+        high = top.values[:, :1]
+        mine[:, :found], mine[:, count : count + found] = top.values, top.indices + self.first
+        mine[:, -2:] = torch.cat([high, (logits - high).exp_().sum(1, keepdim=True)], 1)
+        return mine
+
+
+def _range(rows: Sequence[int], index: int) -> tuple[int, int]:
+    return sum(rows[:index]), rows[index]

@@ -1,0 +1,123 @@
+"""Bounds that the solver counts with are never below the bytes, and no more above than alignment explains."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.costs import memory
+from planner.costs.memory import Affine, affine
+from planner.problem.formulate import Formulation
+from planner.solver.certify import certify, devices_in_use
+from planner.solver.minimise import Settings
+from planner.solver.solve import solve
+from plans import slots
+from plans.artifact import ALIGNMENT_BYTES
+from plans.buffers import head_buffers
+from plans.schema import DTYPE_BYTES, DType, Options
+from tests.plan_factory import TREE, make_draft, make_model
+from tests.planner.instances import EQUAL, UNLIKE, formulation, planned
+
+DTYPES = st.sampled_from(sorted(DTYPE_BYTES))
+SIZES = st.tuples(st.integers(1, 70), st.integers(1, 9), st.integers(1, 20))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.booleans(), st.booleans(), DTYPES)
+def test_mlp_bounds_hold_for_any_sizes(sizes: tuple[int, int, int], bias: bool, leader: bool, dtype: DType) -> None:
+    hidden, units, unit = sizes
+    model = make_model(hidden_size=hidden, intermediate_size=units * unit, unit=unit, mlp_bias=bias)
+    (layer,) = model.layers
+    assert memory.mlp_units(layer.mlp) == units
+    bound = memory.layer_mlp(model, dtype, layer, leader)
+    _holds(bound, [slots.mlp_bytes(model, dtype, layer, n, leader) for n in range(units + 1)], slack_slots=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIZES, st.integers(1, 3), st.booleans(), DTYPES)
+def test_draft_mlp_bounds_hold(sizes: tuple[int, int, int], layers: int, leader: bool, dtype: DType) -> None:
+    hidden, units, unit = sizes
+    model = make_model(num_layers=8, hidden_size=hidden, intermediate_size=units * unit, unit=unit)
+    draft = make_draft(model, kind="eagle", num_layers=layers)
+    bound = memory.draft_mlp(draft, dtype, leader)
+    _holds(bound, [slots.draft_mlp_bytes(draft, dtype, n, leader) for n in range(units + 1)], slack_slots=4 * layers)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 60), DTYPES)
+def test_table_bounds_hold(hidden: int, vocab: int, dtype: DType) -> None:
+    model = make_model(hidden_size=hidden, vocab_size=vocab)
+    draft = make_draft(make_model(num_layers=8, hidden_size=hidden, vocab_size=vocab), draft_vocab_size=vocab)
+    for exact in (
+        lambda n: slots.embed_bytes(model, dtype, n),
+        lambda n: slots.head_bytes(model, dtype, n),
+        lambda n: slots.draft_embed_bytes(draft, dtype, n),
+        lambda n: slots.draft_head_bytes(draft, dtype, n),
+    ):
+        _holds(memory.table(exact, vocab, hidden, dtype), [exact(n) for n in range(vocab + 1)], slack_slots=1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 60), st.integers(1, 4), DTYPES, st.booleans())
+def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int, dtype: DType, tree: bool) -> None:
+    model = make_model(hidden_size=hidden, vocab_size=vocab)
+    options = Options(
+        batch=1,
+        context=64,
+        dtype=dtype,
+        kv_dtype=dtype,
+        prefill_chunk=16,
+        stall_timeout_s=8,
+        strategy="latency",
+        kv_axis=None,
+        custom=None,
+        gap_ppm=0,
+        within_ppm=None,
+        tree=TREE if tree else None,
+    )
+
+    def weights(n: int) -> int:
+        return slots.head_bytes(model, dtype, n)
+
+    def buffers(n: int) -> int:
+        return memory.total(head_buffers(model, None, options, rows=n, group_size=group, hop=True))
+
+    bound = memory.with_rows(
+        memory.table(weights, vocab, hidden, dtype),
+        lambda n: head_buffers(model, None, options, rows=n, group_size=group, hop=True),
+        vocab,
+    )
+    for n in range(vocab + 1):
+        assert bound.fixed + n * bound.each >= weights(n) + buffers(n)
+
+
+def _holds(bound: Affine, exact: list[int], *, slack_slots: int) -> None:
+    for n, nbytes in enumerate(exact):
+        assert 0 <= bound.fixed + n * bound.each - nbytes <= 2 * slack_slots * ALIGNMENT_BYTES
+
+
+def test_aligned_shares_are_counted_exactly() -> None:
+    model = make_model(hidden_size=128, intermediate_size=512, unit=64, vocab_size=100)
+    (layer,) = model.layers
+    bound = memory.layer_mlp(model, "bfloat16", layer, True)
+    assert [bound.fixed + n * bound.each for n in range(9)] == [
+        slots.mlp_bytes(model, "bfloat16", layer, n, True) for n in range(9)
+    ]
+
+
+def test_a_bound_below_its_bytes_is_our_bug() -> None:
+    with pytest.raises(AssertionError, match="below"):
+        affine(lambda n: 10_000 * n, most=4, each=1, slots=1)
+
+
+@pytest.mark.parametrize("data", [EQUAL, UNLIKE], ids=["equal", "unlike"])
+@pytest.mark.parametrize("head", ["eagle3", "eagle1", None])
+def test_planned_lines_are_within_what_the_solver_counted(data, head) -> None:
+    problem_of: Formulation = formulation(data, head)
+    solved = solve(problem_of.problem, Settings(workers=1))
+    assert solved is not None
+    certificate = certify(problem_of.problem, solved.answer)
+    plan = planned(data, head).plan
+    for index, line in zip(devices_in_use(problem_of.problem, solved.answer), plan.memory, strict=True):
+        assert problem_of.problem.devices[index] == line.device
+        assert line.planned_bytes <= certificate.load_bytes[index] <= problem_of.problem.capacity_bytes[index]
+        assert (line.weights_bytes, line.draft_weights_bytes) == slots.weights_bytes(plan, line.device)

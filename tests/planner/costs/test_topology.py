@@ -1,0 +1,85 @@
+"""Topology of an inventory, and the traffic of a step."""
+
+import networkx as nx
+import pytest
+
+from planner.costs.roofline import Tier
+from planner.costs.topology import Fabric, blocks, slowest_link, topology
+from tests.planner.instances import cpu, demo, host, inventory_of, options_of
+
+FAST = {"class": "fast", "latency": "1 us", "bandwidth": "100 GB/s"}
+WIDE = {"class": "wide", "latency": "100 us", "bandwidth": "1000 GB/s"}
+INVENTORY = inventory_of(
+    {
+        "hosts": [
+            host(
+                "left",
+                *(cpu(f"a{i}", 8) for i in range(3)),
+                links={"class": "shm", "pairs": [{"between": ["a0", "a1"]} | FAST, {"between": ["a1", "a2"]} | WIDE]},
+            ),
+            host("right", cpu("b0", 8)),
+        ],
+        "network": {"class": "ethernet"},
+    }
+)
+
+
+def test_every_two_devices_have_the_link_between_them() -> None:
+    graph = topology(INVENTORY)
+    found = {tuple(sorted(pair)): graph.edges[pair]["link"].link_class for pair in graph.edges}
+    assert found == {
+        ("a0", "a1"): "fast",
+        ("a1", "a2"): "wide",
+        ("a0", "a2"): "shm",
+        ("a0", "b0"): "ethernet",
+        ("a1", "b0"): "ethernet",
+        ("a2", "b0"): "ethernet",
+    }
+
+
+def test_the_slowest_link_of_a_group_depends_on_the_message() -> None:
+    graph = topology(INVENTORY)
+    assert slowest_link(graph, ["a0"], 1) is None
+    pair = slowest_link(graph, ["a1", "a0"], 1)
+    assert pair is not None
+    assert pair.link_class == "fast"
+    everyone = slowest_link(graph, ["a0", "a1", "a2"], 1)
+    assert everyone is not None
+    assert everyone.link_class == "shm"
+    without = graph.copy()
+    without.remove_edge("a0", "a2")
+    without.add_edge("a0", "a2", link=without.edges["a0", "a1"]["link"])
+    small, large = (slowest_link(without, ["a0", "a1", "a2"], nbytes) for nbytes in (1, 10**9))
+    assert small is not None
+    assert large is not None
+    assert (small.link_class, large.link_class) == ("wide", "fast")
+
+
+def test_a_group_is_connected_inside_hosts_and_between_them() -> None:
+    fabric = Fabric(inventory=INVENTORY)
+    assert fabric.of_host == ((0, 1, 2), (3,))
+    assert fabric.host_of == (0, 0, 0, 1)
+    inner, outer = fabric.tiers((0, 1, 3), 1)
+    assert (inner.count, inner.link and inner.link.link_class) == (2, "fast")
+    assert (outer.count, outer.link) == (2, INVENTORY.network)
+    assert fabric.tiers((2,), 1) == (Tier(count=1, link=None), Tier(count=1, link=None))
+    assert fabric.inner_link((0, 1, 2), 1) == slowest_link(topology(INVENTORY), ["a0", "a1", "a2"], 1)
+    equal = Fabric(inventory=inventory_of({"hosts": [host("box", cpu("c0", 8), cpu("c1", 8))]}))
+    assert equal.inner_link((0, 1), 1) == equal.inventory.hosts[0].link
+
+
+@pytest.mark.parametrize(("head", "aux", "width"), [("eagle3", 3, 3), ("eagle1", 0, 1), (None, 0, 0)])
+def test_features_travel_with_the_hidden_state(head, aux: int, width: int) -> None:
+    base, draft = demo(head)
+    options = options_of(base, draft, 256, "float32")
+    graph = blocks(base.model, draft.draft if draft else None, options)
+    assert nx.is_directed_acyclic_graph(graph)
+    rows = options.tree.total_token if options.tree else 1
+    hidden = rows * 192 * 4
+    assert graph.edges["embed", "layer0"]["traffic_bytes"] == hidden
+    assert graph.edges["layer3", "layer4"]["traffic_bytes"] == (1 + aux) * hidden
+    assert nx.dag_longest_path(graph)[:2] == ["embed", "layer0"]
+    if options.tree:
+        assert graph.edges["head", "draft"]["traffic_bytes"] == (options.tree.depth + 2) * (width * 192 * 4 + 8)
+    else:
+        assert "draft" not in graph

@@ -1,0 +1,425 @@
+"""Each family against transformers: names, shapes and dtypes of tensors, what they mean, and every key judged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from planner.checkpoints.checkpoint import INDEX, SINGLE, read_checkpoint
+from planner.errors import ConfigError
+from planner.families import BaseInput, load_base, scan
+from planner.families.config import gated_mlp
+from planner.families.rope import inv_freq
+from tests.planner.tiny_checkpoints import CLASSES, OWN, SMALL, bare, config_of, refused, saved
+
+CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+PLAIN: list[dict[str, Any]] = [
+    {},
+    {"tie_word_embeddings": True},
+    {"dtype": "bfloat16"},
+    {"dtype": "float16"},
+    {"head_dim": 6},
+    {"head_dim": 10, "num_key_value_heads": 4, "num_hidden_layers": 1, "vocab_size": 37},
+    {"num_key_value_heads": 1, "intermediate_size": 13, "num_hidden_layers": 2},
+]
+BIASED: dict[str, list[dict[str, Any]]] = {
+    "llama": [{"attention_bias": True}, {"mlp_bias": True}, {"attention_bias": True, "mlp_bias": True}],
+    "qwen3": [{"attention_bias": True}],
+    "qwen3_moe": [
+        {"attention_bias": True, "norm_topk_prob": False},
+        {"mlp_only_layers": [0, 3]},
+        {"decoder_sparse_step": 3},
+        {"decoder_sparse_step": 2, "mlp_only_layers": [1, 6], "tie_word_embeddings": True},
+    ],
+    "mixtral": [{"num_local_experts": 3, "num_experts_per_tok": 1}],
+}
+CASES = [(family, changes) for family in CLASSES for changes in [*PLAIN, *BIASED.get(family, [])]]
+
+
+def tensors_of(base: BaseInput) -> dict[str, torch.Tensor]:
+    """Role to tensor."""
+    stored = load_file(base.checkpoint.directory / SINGLE)
+    return {role: stored[source.name] for role, source in base.roles.items()}
+
+
+@pytest.mark.parametrize("max_shard_size", ["1GB", "4KB"])
+@pytest.mark.parametrize(("family", "changes"), CASES, ids=[f"{family}-{json.dumps(c)}" for family, c in CASES])
+def test_derived_tensors_are_those_of_transformers(
+    tmp_path: Path, family: str, changes: dict[str, Any], max_shard_size: str
+) -> None:
+    dtype = changes.get("dtype", "float32")
+    model = CLASSES[family][1](config_of(family, **changes)).to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert (tmp_path / INDEX).exists() == (max_shard_size == "4KB")
+    headers = read_checkpoint(tmp_path).tensors
+    assert headers is not None
+    base = load_base(tmp_path)
+    derived = {source.name: (CODES[dtype], source.shape) for source in base.roles.values()}
+    assert derived == {name: (info.dtype, info.shape) for name, info in headers.items()}
+    assert scan(tmp_path) == scan(tmp_path / "config.json")
+    again = load_base(tmp_path / "config.json")
+    assert (again.model, again.rope, again.roles) == (base.model, base.rope, base.roles)
+    assert (again.config_sha256, again.tensors_sha256) == (base.config_sha256, base.tensors_sha256)
+    assert sum(layers.num_layers for layers in base.model.layers) == model.config.num_hidden_layers
+    assert base.model.tied_head == changes.get("tie_word_embeddings", False)
+    assert base.model.norm_eps == model.config.rms_norm_eps
+    frequencies = type(model.model.rotary_emb)(model.config).inv_freq
+    assert list(inv_freq(base.rope)) == frequencies.tolist()
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_roles_mean_what_transformers_computes(tmp_path: Path, family: str) -> None:
+    extra = {"mlp_only_layers": [2]} if family == "qwen3_moe" else {}
+    base = load_base(saved(tmp_path, family, **extra))
+    model = CLASSES[family][1].from_pretrained(tmp_path, dtype=torch.float32).eval()
+    tensors = tensors_of(base)
+    x = torch.randn(5, SMALL["hidden_size"], generator=torch.Generator().manual_seed(1))
+    for i, layer in enumerate(model.model.layers):
+        roles = {role.removeprefix(f"layers.{i}."): t for role, t in tensors.items() if role.startswith(f"layers.{i}.")}
+        torch.testing.assert_close(roles["attention_norm.weight"], layer.input_layernorm.weight.detach())
+        torch.testing.assert_close(roles["mlp_norm.weight"], layer.post_attention_layernorm.weight.detach())
+        for name in ("q", "k", "v", "o"):
+            linear = getattr(layer.self_attn, f"{name}_proj")
+            torch.testing.assert_close(roles[f"{name}.weight"], linear.weight.detach())
+            assert (f"{name}.bias" in roles) == (linear.bias is not None)
+        for name in ("q_norm", "k_norm"):
+            assert (f"{name}.weight" in roles) == hasattr(layer.self_attn, name)
+        with torch.no_grad():
+            expected = layer.mlp(x.unsqueeze(0)).squeeze(0)
+        torch.testing.assert_close(mlp_of(base, i, roles, x), expected)
+
+
+def mlp_of(base: BaseInput, i: int, roles: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """The MLP of a layer by what the records say, from the tensors by role."""
+    mlp = [layers.mlp for layers in base.model.layers for _ in range(layers.num_layers)][i]
+
+    def gated(prefix: str, rows: torch.Tensor) -> torch.Tensor:
+        gate, up, down = (roles[f"{prefix}{name}.weight"] for name in ("gate", "up", "down"))
+        return (torch.nn.functional.silu(rows @ gate.T) * (rows @ up.T)) @ down.T
+
+    if mlp.kind == "gated":
+        assert "router.weight" not in roles
+        return gated("", x)
+    weights, picked = torch.softmax(x @ roles["router.weight"].T, 1).topk(mlp.experts_per_token, 1)
+    if mlp.norm_topk_prob:
+        weights = weights / weights.sum(1, keepdim=True)
+    rows = [
+        sum(w * gated(f"experts.{int(e)}.", x[row]) for w, e in zip(weights[row], picked[row], strict=True))
+        for row in range(len(x))
+    ]
+    return torch.stack(rows)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path, family: str) -> None:
+    required = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    config: dict[str, Any] = {name: SMALL[name] for name in required} | {"num_attention_heads": 16, "hidden_size": 64}
+    if family in ("qwen2", "qwen3"):
+        config["num_attention_heads"] = 64  # a multiple of the 32 KV heads that an absent key means
+        config["hidden_size"] = 128
+    if family == "mistral":
+        config["sliding_window"] = None
+    if family == "qwen3_moe":
+        required[required.index("intermediate_size")] = "moe_intermediate_size"
+        config["moe_intermediate_size"] = 12
+    base = load_base(bare(tmp_path, config | {"model_type": family}))
+    theirs = CLASSES[family][0](**config)
+    attention, mlp = base.model.layers[0].attention, base.model.layers[0].mlp
+    assert attention.num_kv_heads == theirs.num_key_value_heads
+    head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    assert attention.head_dim == base.rope.dim == head_dim
+    assert (base.model.norm_eps, base.max_positions) == (theirs.rms_norm_eps, theirs.max_position_embeddings)
+    assert base.rope.theta == theirs.rope_parameters["rope_theta"]
+    assert base.model.bos_token_id == theirs.bos_token_id
+    assert base.model.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+    assert base.model.tied_head == theirs.tie_word_embeddings
+    if mlp.kind == "moe":
+        assert mlp.num_experts == theirs.num_local_experts
+        assert mlp.experts_per_token == theirs.num_experts_per_tok
+        assert mlp.norm_topk_prob == getattr(theirs, "norm_topk_prob", True)
+    for name in required:
+        rest = {key: value for key, value in config.items() if key != name} | {"model_type": family}
+        file = bare(tmp_path / name, rest)
+        message = refused(ConfigError, lambda file=file: load_base(file))
+        assert message == f"{file}: {name}: missing, expected an integer"
+
+
+def test_null_kv_heads_are_as_many_as_heads(tmp_path: Path) -> None:
+    for family in ("mistral", "qwen3"):
+        file = bare(tmp_path / family, SMALL | OWN[family] | {"model_type": family, "num_key_value_heads": None})
+        assert load_base(file).model.layers[0].attention.num_kv_heads == SMALL["num_attention_heads"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({}, "EEEEEEE"),
+        ({"mlp_only_layers": [0, 1, 6]}, "ddEEEEd"),
+        ({"decoder_sparse_step": 2}, "dEdEdEd"),
+        ({"decoder_sparse_step": 3, "mlp_only_layers": [2]}, "dddddEd"),
+    ],
+)
+def test_dense_layers_among_experts_are_classes_of_their_own(
+    tmp_path: Path, changes: dict[str, Any], kinds: str
+) -> None:
+    base = load_base(bare(tmp_path, SMALL | OWN["qwen3_moe"] | {"model_type": "qwen3_moe"} | changes))
+    found = "".join(("E" if c.mlp.kind == "moe" else "d") * c.num_layers for c in base.model.layers)
+    assert found == kinds
+    assert all(one.mlp != other.mlp for one, other in zip(base.model.layers, base.model.layers[1:], strict=False))
+    sizes = {c.mlp.kind: c.mlp.intermediate_size for c in base.model.layers}
+    assert sizes["moe"] == 12
+    assert sizes.get("gated", 24) == 24
+
+
+def test_sizes_of_each_layer(tmp_path: Path) -> None:
+    """A model of transformers whose MLPs are replaced by ones of other sizes."""
+    sizes = [24, 24, 40, 8, 8, 8, 24]
+    saved(tmp_path)
+    config = config_of("llama")
+    tensors = {name: t for name, t in load_file(tmp_path / SINGLE).items() if ".mlp." not in name}
+    for i, size in enumerate(sizes):
+        config.intermediate_size = size
+        tensors |= {f"model.layers.{i}.mlp.{name}": t for name, t in LlamaMLP(config).state_dict().items()}
+    save_file(tensors, tmp_path / SINGLE)
+    data = json.loads((tmp_path / "config.json").read_text())
+    bare(tmp_path, data | {"intermediate_size": sizes})
+    base = load_base(tmp_path)
+    derived = {source.name: source.shape for source in base.roles.values()}
+    assert derived == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    classes = [(c.num_layers, c.mlp) for c in base.model.layers]
+    assert classes == [(n, gated_mlp(size, bias=False)) for n, size in ((2, 24), (1, 40), (3, 8), (1, 24))]
+    for wrong, message in (
+        (sizes[1:], "intermediate_size: found a list of 6, expected 7: one for each of num_hidden_layers"),
+        (
+            [*sizes[:6], 24.0],
+            "intermediate_size[6]: found 24.0, expected an integer from 1 to 2147483647",
+        ),
+    ):
+        file = bare(tmp_path / "wrong", data | {"intermediate_size": wrong})
+        assert refused(ConfigError, lambda file=file: load_base(file)) == f"{file}: {message}"
+
+
+def test_mixtral_in_its_published_spelling(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["MixtralForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768,
+        "model_type": "mixtral",
+        "num_attention_heads": 32,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "output_router_logits": False,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0,
+        "router_aux_loss_coef": 0.02,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.36.0.dev0",
+        "use_cache": True,
+        "vocab_size": 32000,
+    }
+    base = load_base(bare(tmp_path, config))
+    (layers,) = base.model.layers
+    assert (layers.num_layers, layers.mlp.num_experts, layers.mlp.unit) == (32, 8, 128)
+    assert base.roles["layers.31.experts.7.down.weight"].name == "model.layers.31.block_sparse_moe.experts.7.w2.weight"
+    parameters = sum(torch.Size(source.shape).numel() for source in base.roles.values())
+    assert parameters == 46_702_792_704
+
+
+QWEN3_MOE: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+
+
+def test_qwen3_moe_in_its_published_spelling(tmp_path: Path) -> None:
+    base = load_base(bare(tmp_path, QWEN3_MOE))
+    (layers,) = base.model.layers
+    assert (layers.attention.qk_norm, layers.mlp.num_experts, layers.mlp.norm_topk_prob) == (True, 128, True)
+    parameters = sum(torch.Size(source.shape).numel() for source in base.roles.values())
+    assert parameters == 30_532_122_624
+
+
+WINDOW = "attention over a sliding window is not computed here"
+
+KEYS: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "llama",
+        {"intermediate_size": [24]},
+        "intermediate_size: found a list of 1, expected 7: one for each of num_hidden_layers",
+    ),
+    ("mistral", {"sliding_window": 4096}, f"sliding_window: found 4096, expected null: {WINDOW}"),
+    ("mistral", {"attention_bias": True}, "attention_bias: found True, expected False: mistral has no biases"),
+    ("mixtral", {"sliding_window": 4096}, f"sliding_window: found 4096, expected null: {WINDOW}"),
+    (
+        "mixtral",
+        {"norm_topk_prob": False},
+        "norm_topk_prob: found False, expected True: the weights of the picked experts are divided by their sum",
+    ),
+    ("mixtral", {"num_experts": 8}, "num_local_experts: found 4, expected 8 as in num_experts"),
+    (
+        "mixtral",
+        {"num_experts_per_tok": 5},
+        "num_experts_per_tok: found 5, expected at most 4, the number of experts",
+    ),
+    ("mixtral", {"num_local_experts": 0}, "num_local_experts: found 0, expected an integer from 1 to 1024"),
+    (
+        "mixtral",
+        {"intermediate_size": [24] * 7},
+        "intermediate_size: found [24, 24, 24, 24, 24, 24, 24], expected an integer from 1 to 2147483647",
+    ),
+    (
+        "qwen2",
+        {"attention_bias": False},
+        "attention_bias: found False, expected True: q, k and v of qwen2 have biases",
+    ),
+    (
+        "qwen2",
+        {"use_mrope": True},
+        "use_mrope: found True, expected False: rotary embedding in sections is not computed here",
+    ),
+    (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 5},
+        f"use_sliding_window: found True, a window of 32 from layer 5 of 7 on, expected False: {WINDOW}",
+    ),
+    (
+        "qwen3",
+        {"layer_types": ["full_attention"] * 6 + ["sliding_attention"]},
+        "layer_types: found ['full_attention', 'full_attention', 'full_attention', 'full_attention', 'ful..., "
+        "expected full_attention in every layer",
+    ),
+    (
+        "qwen3",
+        {"layer_types": ["full_attention"] * 6},
+        "layer_types: found 6 of them, expected 7: one for each layer",
+    ),
+    ("qwen3", {"mlp_bias": True}, "mlp_bias: found True, expected False: the MLP of qwen3 has no biases"),
+    (
+        "qwen3",
+        {"num_experts": 4},
+        "num_experts: unknown key: it may change what is computed; if it does not, remove it from the config",
+    ),
+    (
+        "qwen3",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        "rope_scaling: rope_type: found 'yarn', expected one of default, linear, llama3",
+    ),
+    (
+        "qwen3_moe",
+        {"use_sliding_window": True, "sliding_window": 32},
+        f"use_sliding_window: found True, a window of 32 in every layer, expected False: {WINDOW}",
+    ),
+    ("qwen3_moe", {"mlp_only_layers": [7]}, "mlp_only_layers: found [7], expected a list of layers from 0 to 6"),
+    (
+        "qwen3_moe",
+        {"decoder_sparse_step": 0},
+        "decoder_sparse_step: found 0, expected an integer from 1 to 2147483647",
+    ),
+    ("qwen3_moe", {"norm_topk_prob": 1}, "norm_topk_prob: found 1, expected true or false"),
+    ("qwen3_moe", {"moe_intermediate_size": None}, "moe_intermediate_size: missing, expected an integer"),
+    (
+        "qwen3_moe",
+        {"shared_expert_intermediate_size": 8},
+        "shared_expert_intermediate_size: found 8, expected 0: experts that every token takes are not computed here",
+    ),
+    ("qwen3_moe", {"use_qk_norm": False}, "use_qk_norm: found False, expected True: q and k of qwen3_moe have norms"),
+    (
+        "qwen3_moe",
+        {"qkv_bias": True},
+        "qkv_bias: found True, expected False: biases of q, k and v are told by attention_bias",
+    ),
+    (
+        "qwen3_moe",
+        {"quantization_config": {"quant_method": "fp8"}},
+        "quantization_config: found {'quant_method': 'fp8'}, expected null: quantized weights are not read "
+        "here: give the checkpoint before quantization",
+    ),
+    (
+        "qwen3_moe",
+        {"architectures": ["Qwen3ForCausalLM"]},
+        "architectures: found ['Qwen3ForCausalLM'], expected ['Qwen3MoeForCausalLM']",
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), KEYS, ids=[f"{f}-{json.dumps(c)}" for f, c, _ in KEYS])
+def test_a_key_that_is_not_computed_is_refused_by_name(
+    tmp_path: Path, family: str, changes: dict[str, Any], message: str
+) -> None:
+    file = bare(tmp_path, SMALL | OWN[family] | {"model_type": family} | changes)
+    assert refused(ConfigError, lambda: load_base(file)) == f"{file}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 131072, "max_window_layers": 5}),
+        ("qwen2", {"sliding_window": 131072}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 7}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}),
+        ("qwen3_moe", {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 0}),
+        ("qwen3_moe", {"qkv_bias": False, "use_qk_norm": True, "shared_expert_intermediate_size": 0}),
+        ("mixtral", {"router_jitter_noise": 0.1, "router_aux_loss_coef": 0.5, "output_router_logits": True}),
+        ("mistral", {"attention_dropout": 0.3}),
+    ],
+)
+def test_a_key_that_changes_nothing_is_accepted(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
+    config = SMALL | OWN[family] | {"model_type": family}
+    plain, changed = load_base(bare(tmp_path / "a", config)), load_base(bare(tmp_path / "b", config | changes))
+    assert (changed.model, changed.rope, changed.roles) == (plain.model, plain.rope, plain.roles)
+    if "use_sliding_window" in changes:
+        theirs = CLASSES[family][0](**(SMALL | OWN[family] | changes))
+        assert set(getattr(theirs, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+
+
+def test_a_family_is_found_by_its_architecture(tmp_path: Path) -> None:
+    for family, (_, model) in CLASSES.items():
+        config = SMALL | OWN[family] | {"architectures": [model.__name__]}
+        assert load_base(bare(tmp_path / family, config)).model.family == family

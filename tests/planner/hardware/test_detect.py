@@ -1,0 +1,214 @@
+"""A detected machine as an inventory: types, memory, links and slices, and what is said where NVML does not tell."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from planner import cli
+from planner.commands import inputs
+from planner.errors import MachineError
+from planner.hardware.catalog import catalog
+from planner.hardware.detect import Detected, detect
+from planner.hardware.inventory import dump_inventory, load_inventory
+from planner.hardware.nvml import read_machine
+from plans.schema import Device
+from tests.planner.hardware.nvml_recording import DIRECTORY, Recording
+
+NAMES = sorted(file.stem for file in DIRECTORY.glob("*.json"))
+
+
+def detected(name: str, dtype: Any = "bfloat16") -> Detected:
+    return detect(read_machine(Recording(name)), "box0", dtype)
+
+
+def device(found: Detected, device_id: str) -> Device:
+    return next(device for device in found.inventory.devices if device.id == device_id)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "orin"])
+def test_the_text_is_an_inventory(name: str, tmp_path: Path) -> None:
+    found = detected(name)
+    file = tmp_path / "inventory.yaml"
+    file.write_text(found.text)
+    assert load_inventory(file) == found.inventory
+    file.write_text(dump_inventory(found.inventory))
+    assert load_inventory(file) == found.inventory
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bus_width_and_clock_agree_with_the_datasheets(name: str) -> None:
+    """What is computed for a GPU without a row is right for those that have one."""
+    for gpu in read_machine(Recording(name)).gpus:
+        rows = [row for row in catalog().devices.values() if gpu.name.removeprefix("NVIDIA ") in row.names]
+        for row in rows:
+            if gpu.bus_bits and gpu.memory_mhz and row.bandwidth_bytes_per_s:
+                computed = gpu.bus_bits // 8 * 2 * gpu.memory_mhz * 10**6
+                assert computed == pytest.approx(row.bandwidth_bytes_per_s, rel=0.02)
+
+
+def test_four_a100_in_a_mesh() -> None:
+    found = detected("a100x4-nvlink")
+    (host,) = found.inventory.hosts
+    # Four of the twelve links of a GPU go to each of the others.
+    assert (host.name, host.link.link_class, host.link.bandwidth_bytes_per_s) == ("box0", "nvlink3", 80 * 10**9)
+    assert host.pairs == ()
+    for ordinal, entry in enumerate(found.inventory.devices):
+        assert (entry.type, entry.ordinal, entry.memory_bytes) == ("a100-40g", ordinal, 40326 << 20)
+    for gpu in read_machine(Recording("a100x4-nvlink")).gpus:
+        assert f"{gpu.uuid}, {gpu.pci}" in found.text
+
+
+def test_eight_h100_on_a_switch() -> None:
+    found = detected("h100x8-nvswitch")
+    (host,) = found.inventory.hosts
+    assert host.link == catalog().links["nvlink4"]
+    assert "# NV18 to a switch: all" in found.text
+    assert [entry.id for entry in found.inventory.devices] == [f"gpu{index}" for index in range(8)]
+    assert {entry.type for entry in found.inventory.devices} == {"h100-80g"}
+
+
+def test_two_4090_on_pcie() -> None:
+    found = detected("rtx4090x2-pcie")
+    (host,) = found.inventory.hosts
+    assert host.link == catalog().links["pcie4"]
+    assert "# PCIe, NODE, no direct copies: all" in found.text
+    # Of 24564 MiB the driver keeps 480: what torch calls 23.52 GiB.
+    assert {(entry.type, entry.memory_bytes >> 20) for entry in found.inventory.devices} == {("rtx-4090", 24084)}
+
+
+@pytest.mark.parametrize(("dtype", "sevenths"), [("bfloat16", 312_000), ("float32", 19_500)])
+def test_slices_of_an_a100(dtype: str, sevenths: int) -> None:
+    found = detected("a100-mig", dtype)
+    expected = {"gpu0-mig0": (40192, 4, 3), "gpu0-mig1": (19968, 2, 2), "gpu0-mig2": (9728, 1, 1)}
+    for device_id, (mebibytes, eighths, slices) in expected.items():
+        entry = device(found, device_id)
+        assert entry.memory_bytes == mebibytes << 20
+        assert entry.bandwidth_bytes_per_s == 2039 * 10**9 * eighths // 8
+        assert entry.flops_per_s == sevenths * slices // 7 * 10**9
+        assert (entry.ordinal, entry.reported_name) == (0, "A100")
+        assert entry.type not in catalog().devices
+    assert (device(found, "gpu1").type, device(found, "gpu1").ordinal) == ("a100-80g", 1)
+    (host,) = found.inventory.hosts
+    assert (host.transport, host.link.link_class) == ("gloo", "pcie4")
+
+
+def test_a_gpu_in_mig_mode_without_slices_is_left_out() -> None:
+    recording = Recording("a100-mig")
+    recording.data["devices"][0]["migs"] = {}
+    found = detect(read_machine(recording), "box0", "bfloat16")
+    assert [entry.id for entry in found.inventory.devices] == ["gpu1"]
+    (line,) = found.left_out
+    assert line.startswith("gpu0 (NVIDIA A100-SXM4-80GB, GPU-")
+    assert line.endswith("): MIG is on and no slice is made, so that no program can use it")
+
+
+def test_a_machine_of_unlike_gpus() -> None:
+    found = detected("mixed")
+    (host,) = found.inventory.hosts
+    # The bridge of two RTX 3090 has four links of 14 GB/s; the third card has eight lanes.
+    assert (host.link.link_class, host.link.bandwidth_bytes_per_s) == ("pcie4", 11 * 10**9)
+    (pair,) = host.pairs
+    assert (pair.a, pair.b, pair.link.link_class) == ("gpu0", "gpu1", "nvlink3")
+    assert pair.link.bandwidth_bytes_per_s == pytest.approx(0.8 * 4 * 14.0625e9, rel=1e-3)
+    other = device(found, "gpu2")
+    assert (other.type, other.reported_name) == ("rtx-4000-sff-ada-generation", "RTX 4000 SFF Ada Generation")
+    assert other.bandwidth_bytes_per_s == 280_040 * 10**6
+    assert other.flops_per_s == 2 * 6144 * 1560 * 10**6 // 10**9 * 10**9
+    assert other.memory_bytes == 19995 << 20
+    (line,) = found.left_out
+    assert line.startswith("gpu3 (NVIDIA GeForce GT 710")
+    missing = "bandwidth (bus width and clock), flops (cores and clock)"
+    assert line.endswith(f"): not in the catalogue; NVML does not tell {missing}: give them")
+    assert "# - {id: gpu3, type: gt-710, ordinal: 3}" in found.text
+
+
+def test_memory_that_nvml_does_not_tell_is_the_catalogues() -> None:
+    for name, kind in (("gb10", "gb10"), ("t4-old-driver", "t4")):
+        found = detected(name)
+        assert device(found, "gpu0").memory_bytes == catalog().devices[kind].memory_bytes
+        assert "the catalogue's figure" in found.text
+
+
+def test_types_that_only_memory_tells_apart_are_not_guessed() -> None:
+    with pytest.raises(MachineError, match=r"one of jetson-agx-orin-64g, .*, which memory tells apart"):
+        detected("orin")
+    for mebibytes, kind in ((10240, "rtx-3080-10g"), (12288, "rtx-3080-12g"), (20480, "rtx-3080")):
+        recording = Recording("rtx4090x2-pcie")
+        del recording.data["devices"][1]
+        gpu = recording.data["devices"][0]
+        gpu["nvmlDeviceGetName"] = "NVIDIA GeForce RTX 3080"
+        gpu["nvmlDeviceGetMemoryInfo_v2"] |= {"total": mebibytes << 20, "reserved": 350 << 20}
+        found = detect(read_machine(recording), "box0", "bfloat16")
+        assert device(found, "gpu0").type == kind
+        assert device(found, "gpu0").memory_bytes == (mebibytes - 350) << 20
+
+
+def test_links_that_the_catalogue_does_not_have_are_not_guessed() -> None:
+    recording = Recording("a100x4-nvlink")
+    for gpu in recording.data["devices"]:
+        for link in gpu["links"]:
+            link["nvmlDeviceGetNvLinkVersion"] = 99
+    found = detect(read_machine(recording), "box0", "bfloat16")
+    assert found.inventory.hosts[0].link.link_class == "pcie4"
+    assert "4 NVLinks of a generation that the catalogue does not have, so PCIe" in found.text
+
+
+def test_the_classes_of_the_catalogue_are_of_all_links_of_a_gpu() -> None:
+    """NVIDIA's figures of a GPU's links in both directions; collectives reach four fifths of one direction."""
+    for generation, both in ((1, 160), (2, 300), (3, 600), (4, 900), (5, 1800)):
+        link = catalog().links[f"nvlink{generation}"]
+        assert link.bandwidth_bytes_per_s == both // 2 * 8 // 10 * 10**9
+    for generation in range(1, 6):
+        larger = catalog().links[f"pcie{generation + 1}"].bandwidth_bytes_per_s
+        assert larger == pytest.approx(2 * catalog().links[f"pcie{generation}"].bandwidth_bytes_per_s, rel=0.02)
+
+
+# The command
+
+
+def inventory(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.main, ["inventory", *(str(argument) for argument in arguments)])
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine is the recorded one of unlike GPUs."""
+    monkeypatch.setattr(inputs, "read_machine", lambda: read_machine(Recording("mixed")))
+    monkeypatch.setattr("socket.gethostname", lambda: "0123.cluster")
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_command_prints_or_writes_the_inventory(tmp_path: Path) -> None:
+    printed = inventory("--detect")
+    assert printed.exit_code == 0
+    assert '- name: "0123"\n' in printed.stdout
+    assert printed.stderr.startswith("left out: gpu3 (NVIDIA GeForce GT 710")
+    file = tmp_path / "inventory.yaml"
+    written = inventory("--detect", file)
+    assert (written.exit_code, written.stdout) == (0, "")
+    assert file.read_text() == printed.stdout
+    assert inventory(file).exit_code == 0
+    assert json.loads(inventory("--detect", "--json").stdout)["left_out"]
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_command_overwrites_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "inventory.yaml"
+    file.write_text("mine")
+    refused = inventory("--detect", file)
+    assert refused.exit_code == 2
+    assert f"error: {file}: cannot write the inventory: File exists: give a new file" in refused.stderr
+    assert file.read_text() == "mine"
+    assert inventory("--detect", tmp_path / "none" / "x.yaml").exit_code == 2
+
+
+def test_without_a_gpu_the_command_ends_with_five(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(inputs, "read_machine", lambda: read_machine(Recording("gb10", devices=[])))
+    result = inventory("--detect", tmp_path / "x.yaml", "--json")
+    assert result.exit_code == 5
+    assert json.loads(result.stdout)["error"]["type"] == "MachineError"
+    assert "no GPU can be detected" in result.stderr
+    assert not (tmp_path / "x.yaml").exists()

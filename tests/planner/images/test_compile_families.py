@@ -1,0 +1,128 @@
+"""Checkpoints of every family, compiled: each slot is the slice that torch makes of transformers' tensors."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from planner.checkpoints.checkpoint import SINGLE
+from planner.costs import memory
+from planner.families import BaseInput, load_base
+from planner.images.compile import compile_plan
+from plans import codec, slots
+from plans.schema import Inputs, Plan, Run
+from plans.step import layer_class
+from tests.plan_factory import Group, make_plan
+from tests.planner.tiny_checkpoints import CLASSES, saved
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((family, {"num_hidden_layers": 2}) for family in CLASSES),
+    ("qwen3", {"num_hidden_layers": 2, "attention_bias": True, "head_dim": 6}),
+    ("qwen3_moe", {"num_hidden_layers": 4, "mlp_only_layers": [2], "attention_bias": True}),
+    ("mixtral", {"num_hidden_layers": 1, "num_local_experts": 3, "intermediate_size": 40}),
+]
+
+
+def two_devices(base: BaseInput, units_of_first: int) -> Plan:
+    """One pair: of the MLPs the first device has so many units, or all; KV heads one each."""
+    runs = []
+    for layers in base.model.layers:
+        units = memory.mlp_units(layers.mlp)
+        first = min(units_of_first, units)
+        runs.append(Run(num_layers=layers.num_layers, kv_heads=(1, 1), mlp_units=(first, units - first)))
+    inputs = Inputs(
+        base_config_sha256=base.config_sha256,
+        base_tensors_sha256=base.tensors_sha256,
+        draft_config_sha256=None,
+        draft_tensors_sha256=None,
+    )
+    return make_plan(base.model, [Group(devices=("a", "b"), runs=tuple(runs))], inputs=inputs, context=32)
+
+
+@pytest.mark.parametrize("units", [0, 1, 1000])
+@pytest.mark.parametrize(("family", "changes"), CASES, ids=[f"{family}-{len(c)}" for family, c in CASES])
+def test_slots_are_slices_of_the_checkpoint(tmp_path: Path, family: str, changes: dict[str, Any], units: int) -> None:
+    checkpoint = saved(tmp_path / "base", family, **changes)
+    base = load_base(checkpoint)
+    plan = two_devices(base, units)
+    directory = tmp_path / "plan"
+    directory.mkdir()
+    (directory / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(directory, checkpoint, None)
+    stored = load_file(checkpoint / SINGLE)
+    tensors = {role: stored[source.name] for role, source in base.roles.items()}
+    for member, device in enumerate("ab"):
+        expected = slots_of_member(plan, member, tensors)
+        with safe_open(directory / f"{device}.safetensors", framework="pt") as image:
+            names = {name for name in image.keys() if not name.startswith("_pad.")}  # noqa: SIM118 - not a mapping
+            assert {name for name in names if name.startswith("layers.")} == set(expected)
+            for name, tensor in expected.items():
+                assert torch.equal(image.get_tensor(name), tensor), name
+
+
+def slots_of_member(plan: Plan, member: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The slots of all layers on one member of the pair, with torch from tensors by role."""
+    slots: dict[str, torch.Tensor] = {}
+    layer = 0
+    for run in plan.stages[0].runs:
+        for _ in range(run.num_layers):
+            prefix = f"layers.{layer}."
+            roles = {role.removeprefix(prefix): t for role, t in tensors.items() if role.startswith(prefix)}
+            mine = attention_slots(plan, layer, member, roles) | mlp_slots(plan, layer, member, run, roles)
+            slots |= {f"layers.{layer}.{name}": tensor for name, tensor in mine.items()}
+            layer += 1
+    return slots
+
+
+def attention_slots(plan: Plan, layer: int, member: int, roles: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    attention = layer_class(plan.model, layer).attention
+    group, dim = attention.num_heads // attention.num_kv_heads, attention.head_dim
+    kv = slice(member * dim, (member + 1) * dim)
+    q = slice(member * group * dim, (member + 1) * group * dim)
+    slots = {name: roles[name] for name in ("attention_norm.weight", "mlp_norm.weight")}
+    for kind in ("weight", "bias") if attention.qkv_bias else ("weight",):
+        parts = [roles[f"q.{kind}"][q], roles[f"k.{kind}"][kv], roles[f"v.{kind}"][kv]]
+        slots[f"qkv.{kind}"] = torch.cat(parts)
+    slots["o.weight"] = roles["o.weight"][:, q]
+    if attention.o_bias and member == 0:
+        slots["o.bias"] = roles["o.bias"]
+    if attention.qk_norm:
+        slots |= {name: roles[name] for name in ("q_norm.weight", "k_norm.weight")}
+    return slots
+
+
+def mlp_slots(plan: Plan, layer: int, member: int, run: Run, roles: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    mlp = layer_class(plan.model, layer).mlp
+    start = sum(run.mlp_units[:member]) * mlp.unit
+    span = slice(start, start + run.mlp_units[member] * mlp.unit)
+    slots = {"router.weight": roles["router.weight"]} if mlp.kind == "moe" else {}
+    if span.start == span.stop:
+        return slots
+    if mlp.kind == "gated":
+        slots["gate_up.weight"] = torch.cat([roles["gate.weight"][span], roles["up.weight"][span]])
+        slots["down.weight"] = roles["down.weight"][:, span]
+        return slots
+    gate, up, down = (
+        torch.stack([roles[f"experts.{e}.{name}.weight"] for e in range(mlp.num_experts)])
+        for name in ("gate", "up", "down")
+    )
+    slots["gate_up.weight"] = torch.cat([gate[:, span], up[:, span]], 1)
+    slots["down.weight"] = down[:, :, span]
+    return slots
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_are_counted_as_they_are_laid_out(tmp_path: Path, family: str, dtype: Any) -> None:
+    base = load_base(
+        saved(tmp_path, family, **({"mlp_only_layers": [0]} if family == "qwen3_moe" else {})) / "config.json"
+    )
+    for layers in base.model.layers:
+        for leader in (True, False):
+            bound = memory.layer_mlp(base.model, dtype, layers, leader)
+            for units in range(memory.mlp_units(layers.mlp) + 1):
+                exact = slots.mlp_bytes(base.model, dtype, layers, units, leader)
+                assert exact <= bound.fixed + bound.each * units <= exact + 4 * 256

@@ -1,0 +1,479 @@
+"""What the solver is offered: candidate groups, divisions, and figures that agree with slots and buffers."""
+
+import dataclasses
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from planner.costs.memory import layer_mlp
+from planner.costs.roofline import share_ns
+from planner.costs.shares import DraftShares
+from planner.errors import InputError
+from planner.hardware.inventory import parse_inventory
+from planner.problem import formulate
+from planner.problem.device_sets import Candidates
+from planner.problem.formulate import Formulation
+from planner.problem.kv_splits import allows
+from planner.solver.minimise import Settings
+from planner.solver.problem import Group, Problem, Receive, Split
+from planner.solver.solve import solve
+from plans import slots
+from plans.buffers import kv_bytes
+from plans.kv import KvShare, whole_heads
+from plans.schema import KvAxis, LayerClass, Pin, Strategy
+from tests.planner.instances import UNLIKE, Head, cpu, demo, formulation, host
+
+BOXES: dict[str, Any] = {
+    "hosts": [host(f"h{i}", *(cpu(f"h{i}{letter}", 16) for letter in "abc")) for i in range(2)],
+    "network": {"class": "ethernet", "latency": "5 ms"},
+}
+"""Two equal hosts of three equal devices."""
+
+
+def with_options(found: Formulation, **changes: Any) -> Formulation:
+    return dataclasses.replace(found, options=dataclasses.replace(found.options, **changes))
+
+
+def with_attention(found: Formulation, **changes: Any) -> Formulation:
+    (layers,) = found.model.layers
+    layers = dataclasses.replace(layers, attention=dataclasses.replace(layers.attention, **changes))
+    return dataclasses.replace(found, model=dataclasses.replace(found.model, layers=(layers,)))
+
+
+def with_mlp(found: Formulation, **changes: Any) -> Formulation:
+    (layers,) = found.model.layers
+    layers = dataclasses.replace(layers, mlp=dataclasses.replace(layers.mlp, **changes))
+    return dataclasses.replace(found, model=dataclasses.replace(found.model, layers=(layers,)))
+
+
+def with_head(found: Formulation, **attention: Any) -> Formulation:
+    assert found.draft is not None
+    draft = dataclasses.replace(found.draft, attention=dataclasses.replace(found.draft.attention, **attention))
+    return dataclasses.replace(found, draft=draft)
+
+
+def axes(problem: Problem, found: Formulation) -> dict[tuple[str, ...], set[KvAxis]]:
+    """Of each set of devices, the axes that are offered."""
+    offered: dict[tuple[str, ...], set[KvAxis]] = {}
+    for group, way in zip(problem.groups, found.ways, strict=True):
+        names = tuple(problem.devices[d] for d in group.devices)
+        offered.setdefault(names, set()).add(way.axis)
+    return offered
+
+
+CASES: dict[str, Formulation] = {
+    "unlike": formulation(UNLIKE, "eagle3"),
+    "boxes": formulation(BOXES, "eagle1"),
+    "batch": with_options(formulation(BOXES, None), batch=3),
+    "narrow cache": with_options(formulation(BOXES, "eagle3"), kv_dtype="float8_e4m3fn"),
+    "multi-query": with_attention(formulation(BOXES, None), num_kv_heads=1),
+    "many heads": with_attention(formulation(UNLIKE, None), num_heads=32, num_kv_heads=32),
+    "normed heads": with_attention(formulation(BOXES, None), qk_norm=True),
+    "experts": with_mlp(
+        formulation(UNLIKE, None), kind="moe", num_experts=4, experts_per_token=2, intermediate_size=128
+    ),
+    "context": with_options(formulation(BOXES, "eagle3"), kv_axis="context"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_listed_group_is_legal(case: str) -> None:
+    found = CASES[case]
+    problem = found.problem
+    (layers,) = found.model.layers
+    heads, pairs = layers.attention.num_kv_heads, layers.attention.head_dim // 2
+    queries = layers.attention.num_heads // heads
+    assert len(found.ways) == len(problem.groups)
+    for group, way in zip(problem.groups, found.ways, strict=True):
+        assert sum(way.subgroups) == len(group.devices)
+        assert way.axis == "heads" or max(way.subgroups) > 1
+        assert way.axis != "heads" or all(queries % m == 0 for m in way.subgroups)
+        assert way.axis != "batch" or max(way.subgroups) <= found.options.batch
+        assert way.axis != "head_dim" or all(pairs % m == 0 for m in way.subgroups)
+        (splits,) = group.splits
+        assert splits
+        assert len({split.shares for split in splits}) == len(splits)
+        for split in splits:
+            starts = [sum(way.subgroups[:i]) for i in range(len(way.subgroups))]
+            assert sum(split.shares[start] for start in starts) == heads
+            for start, m in zip(starts, way.subgroups, strict=True):
+                assert len(set(split.shares[start : start + m])) == 1
+            assert min(split.shares) >= 1
+            assert len(split.bytes) == len(split.shares) == len(group.devices)
+    sites = {group.site: group.devices for group in problem.groups if group.site >= len(problem.hosts)}
+    for group in problem.groups:
+        hosts = {h for h, members in enumerate(problem.hosts) if set(members) & set(group.devices)}
+        assert hosts == {group.site} or (len(hosts) > 1 and sites[group.site] == group.devices)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_splits_have_exact_bytes(case: str) -> None:
+    found = CASES[case]
+    (layers,) = found.model.layers
+    dtype = found.options.dtype
+    for group, way in zip(found.problem.groups, found.ways, strict=True):
+        sites = [(m, part) for m in way.subgroups for part in range(m)]
+        for split in group.splits[0]:
+            for j, (heads, (m, part)) in enumerate(zip(split.shares, sites, strict=True)):
+                share = KvShare(heads=heads, axis=way.axis, parts=m, part=part)
+                exact = slots.attention_bytes(found.model, dtype, layers, share, j == 0)
+                exact += layer_mlp(found.model, dtype, layers, j == 0).fixed
+                assert split.bytes[j] == exact + kv_bytes(found.options, layers.attention, share)
+
+
+def test_a_device_alone_takes_its_traffic() -> None:
+    found = CASES["unlike"]
+    (layers,) = found.model.layers
+    alone = next(group for group in found.problem.groups if group.devices == (0,))
+    ((split,),) = alone.splits
+    device = found.inventory.devices[0]
+    share = whole_heads(layers.attention.num_kv_heads)
+    traffic = slots.attention_bytes(found.model, "float32", layers, share, True) - 192 * 4
+    cached = kv_bytes(found.options, layers.attention, share)
+    assert split.ns >= device.overhead_ns + share_ns(device, traffic + cached, 0)
+
+
+def rising(receive: Receive) -> bool:
+    costs = (receive.same_ns, receive.inside_ns, receive.near_ns, receive.far_ns)
+    return all(a <= b for a, b in pairwise(costs))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_receiving_costs_more_from_further_away(case: str) -> None:
+    problem = CASES[case].problem
+    for group in problem.groups:
+        assert rising(group.first)
+        assert 0 == group.first.same_ns < group.first.far_ns
+        assert group.hop_ns <= group.network_hop_ns
+    for block in problem.blocks:
+        assert all(rising(option.receive) for option in block.options)
+    assert all(option.receive.far_ns == 0 for option in problem.first.options)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_may_be_on_any_candidates(case: str) -> None:
+    found = CASES[case]
+    problem = found.problem
+    sets = {each.devices for each in found._candidates.sets}
+    for block in (problem.first, problem.last):
+        assert {option.devices for option in block.options} == sets
+        assert [axis.count * found.row_unit for axis in block.axes] == [found.model.vocab_size]
+        for option in block.options:
+            assert {h for h, members in enumerate(problem.hosts) if set(members) & set(option.devices)} == {
+                *option.sites
+            }
+    if problem.tail is not None:
+        assert {option.devices for option in problem.tail.options} == sets
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_the_head_is_divided_in_every_legal_way(kv_heads: int) -> None:
+    found = with_options(with_head(CASES["boxes"], num_heads=4, num_kv_heads=kv_heads, head_dim=48), batch=2)
+    assert found.draft is not None
+    tail, draft = found.problem.tail, found.draft
+    assert tail is not None
+    shares = DraftShares(model=found.model, draft=draft, options=found.options)
+    offered = set()
+    for option, ways in zip(tail.options, found.draft_ways, strict=True):
+        size = len(option.devices)
+        assert len(set(zip(ways, (split.shares for split in option.splits), strict=True))) == len(ways)
+        for split, way in zip(option.splits, ways, strict=True):
+            assert allows(draft.attention, found.options, way)
+            sites = [(m, part) for m in way.subgroups for part in range(m)]
+            parts = [
+                KvShare(heads=heads, axis=way.axis, parts=m, part=part)
+                for heads, (m, part) in zip(split.shares, sites, strict=True)
+            ]
+            assert sum(share.heads for share in parts if share.part == 0) == kv_heads
+            assert split.bytes == tuple(shares.bytes(share, j == 0, size) for j, share in enumerate(parts))
+            offered.add((size, way.axis))
+    most = len(found.problem.devices)
+    assert {size for size, _ in offered} == {1, 2, 3, 4, most}
+    assert {axis for size, axis in offered if size > kv_heads} >= {"context", "head_dim"}
+    assert (4, "heads") in offered
+
+
+def test_divisions_of_the_head_that_are_left_out_are_never_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = with_options(with_head(CASES["boxes"], num_heads=4, num_kv_heads=2, head_dim=48), batch=2)
+    tail = kept.problem.tail
+    monkeypatch.setattr(formulate, "no_worse", lambda one, other, more: False)
+    every = dataclasses.replace(kept).problem.tail
+    assert tail is not None
+    assert every is not None
+    assert sum(len(option.splits) for option in every.options) > sum(len(option.splits) for option in tail.options)
+    for one, other in zip(tail.options, every.options, strict=True):
+        for split in other.splits:
+            assert any(
+                mine.ns <= split.ns and all(a <= b for a, b in zip(mine.bytes, split.bytes, strict=True))
+                for mine in one.splits
+            )
+
+
+def test_a_group_over_several_hosts_pays_for_the_network() -> None:
+    found = CASES["boxes"]
+    problem = found.problem
+    names = [tuple(problem.devices[d] for d in group.devices) for group in problem.groups]
+    near, far = (problem.groups[names.index(pair)] for pair in (("h0a", "h0b"), ("h0a", "h1a")))
+    for split in near.splits[0]:
+        if split.shares == far.splits[0][0].shares:
+            assert split.ns < far.splits[0][0].ns
+            assert split.bytes == far.splits[0][0].bytes
+    assert far.site >= 2
+
+
+@pytest.mark.parametrize("asked", ["heads", "context", "head_dim", "batch"])
+def test_an_axis_that_is_asked_for_is_the_only_one(asked: KvAxis) -> None:
+    found = with_options(CASES["boxes"], kv_axis=asked, batch=2)
+    offered = axes(found.problem, found)
+    assert all(each == ({"heads"} if len(names) == 1 else {asked}) for names, each in offered.items())
+    assert any(len(names) > 1 for names in offered)
+    assert sum(len(names) == 1 for names in offered) == 6
+
+
+def test_more_devices_than_kv_heads_share_them() -> None:
+    found = CASES["multi-query"]
+    offered = axes(found.problem, found)
+    everyone = tuple(sorted(found.problem.devices))
+    assert offered[everyone] == {"context", "head_dim"} or offered[everyone] == {"context"}
+    queries = found.model.layers[0].attention.num_heads
+    assert all(("heads" in each) == (queries % len(names) == 0) for names, each in offered.items())
+    assert {len(names) for names, each in offered.items() if "heads" in each} > {1, 2}
+
+
+def test_an_axis_along_which_nothing_can_be_divided_is_refused() -> None:
+    with pytest.raises(InputError, match="--kv batch: there is 1 sequence"):
+        _ = with_options(CASES["boxes"], kv_axis="batch").problem
+    with pytest.raises(InputError, match=r"--kv head_dim: .*qk_norm"):
+        _ = with_options(CASES["normed heads"], kv_axis="head_dim").problem
+    assert "head_dim" not in {way.axis for way in CASES["normed heads"].ways}
+
+
+def test_ways_that_are_left_out_are_never_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = CASES["batch"]
+    monkeypatch.setattr(formulate, "dominates", lambda one, other: False)
+    every = dataclasses.replace(kept)
+    assert len(every.problem.groups) > len(kept.problem.groups)
+    offered = list(zip(kept.problem.groups, kept.ways, strict=True))
+    for group, way in zip(every.problem.groups, every.ways, strict=True):
+        same = [other for other, _ in offered if other.devices == group.devices]
+        if any(other.devices == group.devices and theirs == way for other, theirs in offered):
+            continue
+        assert any(all(_has_as_good(other, group, split) for split in group.splits[0]) for other in same)
+
+
+def _has_as_good(one: Group, other: Group, split: Split) -> bool:
+    """Whether ``one`` has a split with no more time and, with what a stage takes, no more bytes in 1 to 9 layers."""
+    return any(
+        mine.ns <= split.ns
+        and all(
+            a + n * mine.bytes[j] <= b + n * split.bytes[j]
+            for j, (a, b) in enumerate(zip(one.stage_bytes, other.stage_bytes, strict=True))
+            for n in (1, 9)
+        )
+        for mine in one.splits[0]
+    )
+
+
+@pytest.mark.parametrize("mib", [12, 14])
+def test_ways_that_are_left_out_lose_no_time(mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"hosts": [host("box", *(cpu(f"c{i}", mib) for i in range(2)))]}
+    kept = with_options(formulation(data, None), batch=2)
+    least = solve(kept.problem, Settings())
+    monkeypatch.setattr(formulate, "dominates", lambda one, other: False)
+    every = dataclasses.replace(kept)
+    assert len(every.problem.groups) > len(kept.problem.groups)
+    other = solve(every.problem, Settings())
+    assert (least and least.objective_ns) == (other and other.objective_ns)
+
+
+def test_a_table_larger_than_any_device_can_be_divided() -> None:
+    found = formulation({"hosts": [host("box", *(cpu(f"c{i}", 24) for i in range(5)))]}, None)
+    model = dataclasses.replace(found.model, vocab_size=64 * 600)
+    found = dataclasses.replace(found, model=model)
+    problem = found.problem
+    for block in (problem.first, problem.last):
+        (axis,) = block.axes
+        assert axis.count * axis.each_bytes > max(problem.capacity_bytes)
+        assert axis.each_bytes * 2 < min(problem.capacity_bytes)
+    solved = solve(problem, Settings())
+    assert solved is not None
+    assert len(problem.first.options[solved.answer.first.option].devices) > 1
+
+
+@pytest.mark.parametrize("head", ["eagle3", "eagle1"])
+def test_the_tail_may_share_what_is_the_bases(head: Head) -> None:
+    tail = formulation(UNLIKE, head).problem.tail
+    assert tail is not None
+    assert [axis.shared for axis in tail.axes] == [None, "first", "last" if head == "eagle1" else None]
+    found = formulation(UNLIKE, head)
+    assert found.draft is not None
+    own = dataclasses.replace(found, draft=dataclasses.replace(found.draft, own_embedding=True)).problem.tail
+    assert own is not None
+    assert own.axes[1].shared is None
+
+
+def test_rows_come_in_bundles_that_divide_both_vocabularies() -> None:
+    found = formulation(UNLIKE, "eagle3")
+    assert found.row_unit == 64
+    odd = dataclasses.replace(found, model=dataclasses.replace(found.model, vocab_size=2047))
+    assert odd.row_unit == 1
+    assert odd.problem.first.axes[0].count == 2047
+
+
+class _Unfolded(Formulation):
+    """Offers every subset, equal devices or not."""
+
+    @property
+    def _candidates(self) -> Candidates:  # type: ignore[override]
+        return _Apart(fabric=self._fabric)
+
+
+class _Apart(Candidates):
+    def classes(self, host: int) -> list[tuple[int, ...]]:
+        return [(device,) for device in self.fabric.of_host[host]]
+
+
+@pytest.mark.parametrize("mib", [12, 13, 16, 24])
+def test_folding_equal_devices_loses_no_time(mib: int) -> None:
+    data = {"hosts": [host("box", *(cpu(f"c{i}", mib) for i in range(3)))]}
+    folded = formulation(data, "eagle3")
+    fields = {field.name: getattr(folded, field.name) for field in dataclasses.fields(folded)}
+    unfolded = _Unfolded(**fields)
+    assert len(unfolded.problem.first.options) == len(folded.problem.first.options) + 1
+    answers = [solve(found.problem, Settings(workers=1)) for found in (folded, unfolded)]
+    objectives = [answer and answer.objective_ns for answer in answers]
+    assert objectives[0] == objectives[1] is not None
+
+
+def test_a_model_of_one_layer() -> None:
+    base, _ = demo(None)
+    (layers,) = base.model.layers
+    model = dataclasses.replace(
+        base.model, layers=(LayerClass(num_layers=1, attention=layers.attention, mlp=layers.mlp),)
+    )
+    problem = dataclasses.replace(formulation(UNLIKE, None), model=model).problem
+    solved = solve(problem, Settings(workers=1))
+    assert solved is not None
+    assert len(solved.answer.stages) == 1
+
+
+def test_kinds_of_layers_have_splits_of_their_own() -> None:
+    found = formulation(UNLIKE, None)
+    (layers,) = found.model.layers
+    heads = dataclasses.replace(layers.attention, num_kv_heads=2)
+    other = dataclasses.replace(layers, attention=heads, num_layers=2)
+    wide = dataclasses.replace(layers, mlp=dataclasses.replace(layers.mlp, intermediate_size=1024), num_layers=1)
+    model = dataclasses.replace(found.model, layers=(layers, other, wide, layers))
+    found = dataclasses.replace(found, model=model)
+    problem = found.problem
+    count = layers.num_layers
+    assert problem.sequence == ((0, count), (1, 2), (2, 1), (0, count))
+    assert problem.layers == 2 * count + 3
+    assert problem.kinds[2].units * layers.mlp.unit == 1024
+    for group in problem.groups:
+        for kind, total in ((0, 4), (1, 2), (2, 4)):
+            for split in group.splits[kind]:
+                assert sum(split.shares) >= total
+    assert any(group.splits[0] and not group.splits[1] for group in problem.groups) == (
+        max(len(group.devices) for group in problem.groups) > 2
+    )
+
+
+def test_a_unit_has_a_slice_of_every_expert() -> None:
+    found = CASES["experts"]
+    (kind,) = found.problem.kinds
+    (layers,) = found.model.layers
+    assert kind.unit_bytes == 4 * 3 * 192 * layers.mlp.unit * 4
+    plain = with_mlp(found, kind="gated", num_experts=1, experts_per_token=1).problem
+    one, other = (problem.groups[0].splits[0][0] for problem in (found.problem, plain))
+    assert one.bytes[0] == other.bytes[0] + 4 * 192 * 4, "the router"
+    assert one.ns > other.ns
+    assert all(2 * b <= a <= 4 * b for a, b in zip(kind.unit_ps, plain.kinds[0].unit_ps, strict=True))
+
+
+STRATEGIES: dict[Strategy, tuple[str, int | None, bool]] = {
+    "latency": ("time", None, False),
+    "balanced": ("balance", None, False),
+    "balanced_low_0": ("balance", 1, False),
+    "sequential": ("fill", None, True),
+}
+MIXED = {
+    "hosts": [
+        host("box", cpu("cpu", 64), *({"id": f"gpu{i}", "type": "t4"} for i in range(2)), links={"class": "pcie"})
+    ]
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_is_a_goal(strategy: Strategy) -> None:
+    problem = with_options(formulation(MIXED, "eagle3"), strategy=strategy).problem
+    goal, spare, ordered = STRATEGIES[strategy]
+    assert (problem.goal, problem.spare, problem.ordered) == (goal, spare, ordered)
+    assert problem.devices == ("cpu", "gpu0", "gpu1")
+    assert problem.counts is None
+    if strategy == "sequential":
+        assert [group.devices for group in problem.groups] == [(1,), (2,), (0,)]
+        assert {len(option.devices) for block in problem.blocks for option in block.options} == {1}
+
+
+def mapped(**devices: str) -> tuple[Pin, ...]:
+    """A map: ``embed``, ``head``, ``draft``, and of each run of layers ``from_to``."""
+    pins = {}
+    for name, device in devices.items():
+        if name[0] == "l":
+            start, stop = map(int, name[1:].split("_"))
+            pins |= {f"layers.{i}": device for i in range(start, stop)}
+        else:
+            pins[name] = device
+    return tuple(Pin(module=module, device=device) for module, device in sorted(pins.items()))
+
+
+def test_a_device_map_leaves_one_answer() -> None:
+    pins = mapped(embed="gpu1", l0_3="gpu0", l3_7="cpu", l7_8="gpu1", head="gpu0", draft="gpu1")
+    found = with_options(formulation(MIXED, "eagle3"), strategy="custom", custom=pins)
+    problem = found.problem
+    assert [(group.devices, len(group.splits[0])) for group in problem.groups] == [((1,), 1), ((0,), 1), ((2,), 1)]
+    assert (problem.counts, problem.ordered, problem.goal) == ((3, 4, 1), True, "time")
+    assert [[option.devices for option in block.options] for block in problem.blocks] == [[(2,)], [(1,)], [(2,)]]
+    solved = solve(problem, Settings())
+    assert solved is not None
+    assert [(stage.group, stage.num_layers) for stage in solved.answer.stages] == [(0, 3), (1, 4), (2, 1)]
+
+
+def test_a_device_map_without_the_head_leaves_it_to_the_solver() -> None:
+    pins = mapped(embed="gpu0", l0_8="gpu0", head="gpu0")
+    tail = with_options(formulation(MIXED, "eagle3"), strategy="custom", custom=pins).problem.tail
+    assert tail is not None
+    assert len(tail.options) > 1
+
+
+@pytest.mark.parametrize(
+    ("pins", "message"),
+    [
+        (mapped(embed="gpu0", l0_8="gpu0"), "device map: head is on no device"),
+        (mapped(embed="gpu0", l0_7="gpu0", head="gpu0"), "device map: layers.7 is on no device"),
+        (mapped(embed="gpu0", l0_9="gpu0", head="gpu0"), "device map: layers.8: expected embed, layers.0 to layers.7"),
+        (mapped(embed="gpu9", l0_8="gpu0", head="gpu0"), "device map: embed: found gpu9, expected one of cpu, gpu0"),
+        (
+            mapped(embed="gpu0", l0_3="gpu0", l3_5="gpu1", l5_8="gpu0", head="gpu0"),
+            r"device map: layers.5 is on gpu0, which has layers.0 to layers.2 and not layers.4",
+        ),
+    ],
+)
+def test_a_device_map_that_is_no_chain_is_refused(pins: tuple[Pin, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _ = with_options(formulation(MIXED, None), strategy="custom", custom=pins).problem
+
+
+def test_a_device_map_that_returns_to_a_host_is_refused() -> None:
+    pins = mapped(embed="h0a", l0_3="h0a", l3_5="h1a", l5_8="h0b", head="h0a")
+    with pytest.raises(InputError, match=r"layers.5 is on host h0, which was left before layers.3"):
+        _ = with_options(formulation(BOXES, None), strategy="custom", custom=pins).problem
+
+
+def test_the_listing_order_changes_nothing() -> None:
+    backwards = {"hosts": [h | {"devices": h["devices"][::-1]} for h in UNLIKE["hosts"][::-1]]}
+    data = UNLIKE | backwards
+    assert parse_inventory(data, "x") == parse_inventory(UNLIKE, "x")
+    assert formulation(data, "eagle3").problem == formulation(UNLIKE, "eagle3").problem

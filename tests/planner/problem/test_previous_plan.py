@@ -1,0 +1,153 @@
+"""A plan that keeps as much of an earlier one as its step allows."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from planner import build
+from planner.cli import main
+from planner.emit import emit
+from planner.families import load_base
+from planner.problem.formulate import Formulation
+from planner.problem.previous_plan import Previous
+from planner.solver.minimise import Settings
+from planner.solver.solve import Solved
+from plans import codec
+from plans.diff import moved_bytes
+from plans.schema import Plan
+from tests.planner import instances
+from tests.planner.every_answer import every_answer, value
+from tests.planner.instances import EQUAL, TINY, UNLIKE, cpu, demo, gpu, host, inventory_of, options_of, saved
+
+PERCENT = 10_000
+ROOMY: Any = {"hosts": [host("box", *(cpu(f"cpu{i}", 30) for i in range(3)))]}
+
+
+def planned(data: Any, context: int, previous: Plan | None = None, within_ppm: int | None = None) -> Plan:
+    if previous is None:
+        return instances.planned(data, "eagle3", context).plan
+    base, draft = demo("eagle3")
+    options = dataclasses.replace(options_of(base, draft, context, "float32"), within_ppm=within_ppm)
+    return build.plan(base, draft, inventory_of(data), options, Settings(), previous).plan
+
+
+def moved(a: Plan, b: Plan) -> int:
+    return sum(moved_bytes(a, b).values())
+
+
+@pytest.mark.parametrize(("data", "context"), [(EQUAL, 280), (UNLIKE, 200), (UNLIKE, 280)])
+def test_no_more_moves_than_anew_and_the_step_is_within(data: Any, context: int) -> None:
+    before, anew = planned(data, 256), planned(data, context)
+    kept = planned(data, context, before, 2 * PERCENT)
+    assert moved(before, kept) <= moved(before, anew)
+    assert kept.proof.bound_ns == anew.proof.objective_ns
+    assert kept.proof.objective_ns <= anew.proof.objective_ns * 1.02
+
+
+def test_nothing_moves_where_the_earlier_plan_is_still_good() -> None:
+    before = planned(UNLIKE, 256)
+    kept = planned(UNLIKE, 255, before, 2 * PERCENT)
+    assert moved(before, kept) == 0
+    assert [stage.runs for stage in kept.stages] == [stage.runs for stage in before.stages]
+
+
+def test_how_much_longer_decides() -> None:
+    """One device of the earlier plan is slow now: it is left at once, or kept for as long as that costs little."""
+    before = planned(ROOMY, 256)
+    slow = json.loads(json.dumps(ROOMY))
+    used = max(before.stages, key=lambda stage: stage.num_layers).devices[0]
+    for device in slow["hosts"][0]["devices"]:
+        if device["id"] == used:
+            device["bandwidth"] = "6 GB/s"
+    strict, lax = (planned(slow, 256, before, ppm) for ppm in (0, 10**6))
+    assert moved(before, lax) == 0
+    assert lax.proof.objective_ns > strict.proof.objective_ns == strict.proof.bound_ns == lax.proof.bound_ns
+
+
+def test_a_device_that_is_gone_loses_what_it_held() -> None:
+    roomy = json.loads(json.dumps(ROOMY))
+    before = planned(roomy, 256)
+    fewer = json.loads(json.dumps(roomy))
+    gone = before.devices[0].id
+    fewer["hosts"][0]["devices"] = [d for d in fewer["hosts"][0]["devices"] if d["id"] != gone]
+    kept = planned(fewer, 256, before, 2 * PERCENT)
+    assert gone not in {device.id for device in kept.devices}
+    assert 0 < moved(before, kept) <= moved(before, planned(fewer, 256))
+
+
+def test_it_is_what_its_own_inputs_lead_to(tmp_path: Path) -> None:
+    inventory = tmp_path / "gpus.yaml"
+    inventory.write_text(yaml.safe_dump(UNLIKE))
+    run = CliRunner().invoke
+    common = ["build", "--gpus", str(inventory), "--plan-only", "--out"]
+    assert run(main, [*common, str(tmp_path / "a"), "--context", "256"]).exit_code == 0
+    kept = run(main, [*common, str(tmp_path / "b"), "--context", "240", "--previous", str(tmp_path / "a")])
+    assert kept.exit_code == 0, kept.output
+    assert "moves no weights" in kept.output
+    assert codec.load(tmp_path / "b").options.within_ppm == 2 * PERCENT
+    assert run(main, ["check", str(tmp_path / "b")]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("layers", "before", "after", "within"),
+    [
+        (3, [401, 376], [361, 376], 20),
+        (3, [382, 376], [362, 376], 20),
+        (3, [419, 376], [419, 346], 100),
+        (3, [371, 347], [401, 327], 2),
+        (3, [392, 455], [422, 415], 2),
+        (3, [368, 376], [398, 356], 20),
+        (2, [302, 315, 158], [242, 315, 198], 100),
+        (2, [315, 235, 292], [345, 265, 252], 20),
+    ],
+)
+def test_of_all_that_are_near_enough_the_one_that_moves_least(
+    tmp_path: Path, layers: int, before: list[int], after: list[int], within: int
+) -> None:
+    """Every answer is written out, made a plan, and compared as `diff` does; sizes of the devices in KiB."""
+    sizes = {"num_hidden_layers": layers, "vocab_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
+    base = load_base(saved(tmp_path / "m", TINY | sizes))
+    common = options_of(base, None, 64, "bfloat16")
+
+    def on(kib: list[int], previous: Plan | None = None) -> tuple[Formulation, build.Built]:
+        devices = [gpu(f"g{i}", each) for i, each in enumerate(kib)]
+        inventory = inventory_of({"hosts": [host("box", *devices)]}, "bfloat16")
+        options = dataclasses.replace(common, within_ppm=within * PERCENT if previous else None)
+        formulation = Formulation(model=base.model, draft=None, options=options, inventory=inventory)
+        return formulation, build.plan(base, None, inventory, options, Settings(), previous)
+
+    old = on(before)[1].plan
+    formulation, kept = on(after, old)
+    previous, bound = Previous(formulation, kept.plan.inputs, old), kept.solved.bound_ns
+    least = None
+    for answer in every_answer(formulation.problem):
+        price = value(formulation.problem, answer)
+        if price is not None and price[0] * 100 <= bound * (100 + within):
+            solved = Solved(answer=answer, objective_ns=price[0], bound_ns=bound, optima=(), solve_s=0.0)
+            found = moved(old, emit(formulation, kept.plan.inputs, solved, previous))
+            least = found if least is None else min(least, found)
+    rounding = layers * previous.unit_bytes(0)
+    assert least is not None
+    assert least <= moved(old, kept.plan) <= least + rounding
+
+
+def test_refusals(tmp_path: Path) -> None:
+    inventory = tmp_path / "gpus.yaml"
+    inventory.write_text(yaml.safe_dump(UNLIKE))
+    common = ["build", "--gpus", str(inventory), "--plan-only", "--out", str(tmp_path / "b")]
+    for arguments, said in (
+        (["--within", "2%"], "--within: there is no earlier plan"),
+        (["--previous", "plans/llama8b-1gpu"], "--previous: a plan of another model"),
+        (["--previous", "plans/demo", "--within", "200%"], "expected a part of the step's time"),
+        (["--previous", "plans/demo", "--gap", "0.1"], "--previous: what is near the least"),
+        (["--previous", str(tmp_path / "nowhere")], "nowhere"),
+    ):
+        result = CliRunner().invoke(main, [*common, *arguments])
+        assert result.exit_code == 2, result.output
+        assert said in result.output
+    assert not (tmp_path / "b").exists()

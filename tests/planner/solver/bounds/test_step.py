@@ -1,0 +1,104 @@
+"""Bounds against answers that are written out or proven: none takes less than what it uses is said to allow."""
+
+import dataclasses
+import math
+from functools import cache
+from itertools import count, islice
+
+import pytest
+
+from planner.solver.bounds.step import Bounds, lower_bounds
+from planner.solver.minimise import Settings
+from planner.solver.problem import Answer, Problem
+from planner.solver.solve import solve
+from tests.planner.brute_force import best
+from tests.planner.every_answer import every_answer, value
+from tests.planner.tiny_problems import tiny_answer, tiny_problem
+
+
+def uses(answer: Answer) -> tuple[set[int], list[tuple[int, int]]]:
+    """Groups, and the option and split of each block."""
+    blocks = [placed for placed in (answer.first, answer.last, answer.tail) if placed is not None]
+    return {stage.group for stage in answer.stages}, [(placed.option, placed.split) for placed in blocks]
+
+
+@cache
+def bounds_of(seed: int) -> Bounds | None:
+    return lower_bounds(tiny_problem(seed))
+
+
+SEEDS = list(islice((seed for seed in count() if bounds_of(seed) is not None), 100))
+
+
+def is_left(seed: int, answer: Answer, step_ns: int) -> bool:
+    bounds = bounds_of(seed)
+    assert bounds is not None
+    kept = bounds.within(step_ns)
+    groups, choices = uses(answer)
+    placed = all(choice in known for choice, known in zip(choices, kept.choices, strict=True))
+    return groups <= set(kept.groups) and placed and bounds.least <= step_ns
+
+
+@pytest.mark.parametrize("start", range(0, 100, 25))
+def test_the_optimum_is_among_what_is_left_at_its_time(start: int) -> None:
+    for seed in SEEDS[start : start + 25]:
+        solved = tiny_answer(seed)
+        assert solved is None or is_left(seed, solved.answer, solved.objective_ns), f"seed {seed}"
+
+
+def test_every_answer_that_fits_is_among_what_is_left_at_its_time() -> None:
+    seen = 0
+    for seed in SEEDS[:60]:
+        problem = tiny_problem(seed)
+        for number, answer in enumerate(every_answer(problem)):
+            if number == 200:
+                break
+            price = value(problem, answer)
+            if price is not None:
+                assert is_left(seed, answer, price[-2]), f"seed {seed}: {answer}"
+                seen += 1
+    assert seen > 500
+
+
+def test_something_is_left_out() -> None:
+    less = 0
+    for seed in SEEDS:
+        bounds, solved = bounds_of(seed), tiny_answer(seed)
+        if bounds is not None and solved is not None:
+            less += len(bounds.within(solved.objective_ns).groups) < len(tiny_problem(seed).groups)
+    assert less > 40
+
+
+def on_single_devices(seed: int) -> Problem | None:
+    """What is left of a problem where nothing is divided."""
+    problem = tiny_problem(seed)
+    blocks = [
+        dataclasses.replace(block, options=tuple(each for each in block.options if len(each.devices) == 1))
+        for block in problem.blocks
+    ]
+    groups = tuple(group for group in problem.groups if len(group.devices) == 1)
+    if not all(block.options for block in blocks) or len(problem.kinds) > 1 or problem.counts is not None:
+        return None
+    tail = blocks[2] if len(blocks) > 2 else None
+    return dataclasses.replace(
+        problem, goal="time", spare=None, groups=groups, first=blocks[0], last=blocks[1], tail=tail
+    )
+
+
+def test_where_all_is_whole_bounds_are_nearly_exact() -> None:
+    seen = exact = 0
+    for seed in range(150):
+        problem = on_single_devices(seed)
+        if problem is None or (expected := best(problem)) is None:
+            continue
+        bounds = lower_bounds(problem)
+        assert bounds is not None
+        assert bounds.whole is not None
+        assert bounds.least <= expected[-2], f"seed {seed}"
+        seen += 1
+        exact += math.ceil(bounds.least) == expected[-2]
+        answer = solve(problem, Settings())
+        assert answer is not None
+        assert answer.objective_ns == expected[-2]
+    assert seen >= 20
+    assert exact >= 0.3 * seen

@@ -1,0 +1,186 @@
+"""The solver against every answer of tiny problems, and what it promises beside the optimum."""
+
+import dataclasses
+
+import pytest
+
+from planner.errors import NotProvenError
+from planner.solver.certify import certify
+from planner.solver.feasible.shortage import shortage
+from planner.solver.minimise import Settings
+from planner.solver.model import most_step_ns
+from planner.solver.problem import Answer, Problem
+from planner.solver.solve import fits, solve
+from tests.planner.brute_force import Value, best, goal_value
+from tests.planner.tiny_problems import tiny_answer, tiny_problem
+
+ONE = Settings(workers=1)
+CHUNK = 25
+SEEDS = range(300)
+
+
+def _value(problem: Problem, answer: Answer) -> Value:
+    layers = [0] * len(problem.groups)
+    for stage in answer.stages:
+        layers[stage.group] = stage.num_layers
+    found = certify(problem, answer)
+    return (*goal_value(problem, found.load_bytes, layers), found.step_ns, len(answer.stages))
+
+
+def _more(problem: Problem, nbytes: tuple[int, ...]) -> Problem:
+    capacity = tuple(map(sum, zip(problem.capacity_bytes, nbytes, strict=True)))
+    return dataclasses.replace(problem, capacity_bytes=capacity)
+
+
+@pytest.mark.parametrize("start", SEEDS[::CHUNK])
+def test_nothing_is_better_and_nothing_that_fits_is_missed(start: int) -> None:
+    for seed in SEEDS[start : start + CHUNK]:
+        problem = tiny_problem(seed)
+        expected, solved = best(problem), tiny_answer(seed)
+        if expected is None or solved is None:
+            assert expected is None, f"seed {seed}: {expected} is possible"
+            assert solved is None, f"seed {seed}: {solved} does not fit"
+            continue
+        assert _value(problem, solved.answer) == expected, f"seed {seed}"
+        certificate = certify(problem, solved.answer)
+        assert solved.bound_ns == solved.objective_ns == certificate.step_ns, f"seed {seed}"
+        assert all(map(int.__le__, certificate.load_bytes, problem.capacity_bytes))
+
+
+def test_the_random_problems_are_of_every_kind() -> None:
+    problems = [tiny_problem(seed) for seed in SEEDS]
+    solved = [tiny_answer(seed) for seed in SEEDS]
+    assert 0.1 <= solved.count(None) / len(SEEDS) <= 0.3
+    pairs = [(problem, each.answer) for problem, each in zip(problems, solved, strict=True) if each is not None]
+    assert {len(answer.stages) for _, answer in pairs} >= {1, 2, 3}
+    for goal in ("time", "balance", "fill"):
+        assert sum(problem.goal == goal for problem, _ in pairs) >= 30
+    assert sum(problem.spare is not None for problem, _ in pairs) >= 10
+    assert sum(problem.ordered for problem, _ in pairs) >= 20
+    assert sum(problem.counts is not None for problem, _ in pairs) >= 15
+    assert sum(len(problem.kinds) > 1 and len(answer.stages) > 1 for problem, answer in pairs) >= 15
+    assert any(() in problem.groups[stage.group].splits for problem, answer in pairs for stage in answer.stages)
+    over = [
+        problem.groups[stage.group].site >= len(problem.hosts) for problem, answer in pairs for stage in answer.stages
+    ]
+    assert sum(over) >= 3
+    assert sum(len(set(problem.alike)) < len(problem.alike) for problem, _ in pairs) >= 30
+    assert sum(len({group.devices for group in problem.groups}) < len(problem.groups) for problem, _ in pairs) >= 20
+    tails = [(problem.tail, answer.tail) for problem, answer in pairs if problem.tail and answer.tail]
+    assert 0.4 <= len(tails) / len(pairs) <= 0.8
+    for name in ("first", "last"):
+        shares = [
+            given is None
+            for tail, placed in tails
+            for axis, given in zip(tail.axes, placed.shares, strict=True)
+            if axis.shared == name
+        ]
+        assert min(shares.count(True), shares.count(False)) >= 5
+
+
+@pytest.mark.parametrize("start", range(0, 20, 5))
+def test_one_answer_whatever_the_search(start: int) -> None:
+    for seed in range(start, start + 5):
+        expected = tiny_answer(seed)
+        for workers, number in ((1, 1), (1, 12345), (2, 0), (2, 7)):
+            found = solve(tiny_problem(seed), Settings(workers=workers, seed=number))
+            assert (found and found.answer) == (expected and expected.answer), f"seed {seed}"
+
+
+def test_whether_it_fits() -> None:
+    for seed in range(60):
+        assert fits(tiny_problem(seed), ONE) == (tiny_answer(seed) is not None), f"seed {seed}"
+
+
+def test_with_a_gap_the_answer_is_certified_and_does_not_depend_on_seed_or_workers() -> None:
+    """The last two round a bound to the nanosecond."""
+    rounded = ((31, 10_000), (58, 100_000))
+    for seed, gap_ppm in (*((seed, (500_000, 100_000, 10_000)[seed % 3]) for seed in range(18)), *rounded):
+        problem = tiny_problem(seed)
+        exact = tiny_answer(seed)
+        rough = [solve(problem, Settings(workers=w, seed=s, gap_ppm=gap_ppm)) for w, s in ((1, 0), (2, 7))]
+        if exact is None:
+            assert rough == [None, None]
+            continue
+        assert rough[0] is not None
+        assert rough[1] is not None
+        assert rough[0].answer == rough[1].answer
+        step = certify(problem, rough[0].answer).step_ns
+        assert 10**6 * (rough[0].objective_ns - rough[0].bound_ns) <= gap_ppm * rough[0].objective_ns
+        if problem.goal == "time":
+            assert rough[0].bound_ns <= exact.objective_ns <= step <= rough[0].objective_ns
+
+
+def missing(problem: Problem) -> tuple[int, ...]:
+    found = shortage(problem, 10.0)
+    assert found.missing is not None
+    assert found.least_bytes == sum(found.missing)
+    return found.missing
+
+
+def test_missing_bytes_are_the_least_there_are() -> None:
+    """With what is missing something fits, with a byte less of any device's share nothing does."""
+    checked = 0
+    for seed in SEEDS:
+        problem = tiny_problem(seed)
+        # Where counts are given, a group may lack the splits that they ask for: no bytes help.
+        if checked >= 12 or problem.counts is not None or len(problem.devices) > 3 or tiny_answer(seed) is not None:
+            continue
+        short = missing(problem)
+        assert sum(short) > 0
+        assert best(_more(problem, short)) is not None
+        for device, nbytes in enumerate(short):
+            if nbytes:
+                less = tuple(n - (d == device) for d, n in enumerate(short))
+                assert best(_more(problem, less)) is None
+                checked += 1
+    assert checked >= 5
+
+
+def test_nothing_is_missing_where_something_fits() -> None:
+    seed = next(seed for seed in SEEDS if tiny_answer(seed) is not None)
+    problem = tiny_problem(seed)
+    assert missing(problem) == (0,) * len(problem.devices)
+
+
+def test_the_limit_ends_in_a_refusal_with_the_gap() -> None:
+    seed = next(seed for seed in SEEDS if len(_stages(seed)) > 1)
+    with pytest.raises(NotProvenError, match="deterministic limit of 0") as refused:
+        solve(tiny_problem(seed), Settings(limit=0))
+    assert refused.value.exit_code == 3
+
+
+def _slower(problem: Problem, ns: int) -> Problem:
+    """With so much more time for every layer."""
+    splits = {id(listed): listed for group in problem.groups for listed in group.splits}
+    slow = {
+        known: tuple(dataclasses.replace(split, ns=split.ns + ns) for split in listed)
+        for known, listed in splits.items()
+    }
+    groups = (dataclasses.replace(g, splits=tuple(slow[id(listed)] for listed in g.splits)) for g in problem.groups)
+    return dataclasses.replace(problem, groups=tuple(groups))
+
+
+def test_what_fits_but_is_too_slow_to_be_told_from_others_is_not_said_to_miss_memory() -> None:
+    fitting = [tiny_answer(seed) is not None for seed in SEEDS[:20]]
+    assert set(fitting) == {True, False}
+    for seed, fit in zip(SEEDS, fitting, strict=False):
+        problem = tiny_problem(seed)
+        most = most_step_ns(problem)
+        late = _slower(problem, most)
+        assert fits(late, ONE) == fit, f"seed {seed}"
+        if not fit:
+            assert solve(late, ONE) is None, f"seed {seed}"
+            continue
+        with pytest.raises(NotProvenError, match="no longer step is told from others") as refused:
+            solve(late, ONE)
+        assert refused.value.bound_ns == most
+        solved, answer = solve(_slower(problem, most // 8), ONE), tiny_answer(seed)
+        assert solved is not None, f"seed {seed}"
+        assert answer is not None
+        assert solved.objective_ns >= answer.objective_ns + problem.layers * (most // 8)
+
+
+def _stages(seed: int) -> tuple[object, ...]:
+    solved = tiny_answer(seed)
+    return solved.answer.stages if solved else ()

@@ -1,0 +1,61 @@
+"""What the bench tells: phases that add up to the step, parts of every stage, forced lengths."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from plans.schema import Plan
+from runtime.commands import report
+from runtime.commands.bench import Bench, Mode, measure
+from runtime.engine import Engine
+from runtime.errors import RequestError
+from tests.runtime.small import compiled_plan
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+BENCH = Bench(prompt_tokens=5, max_new_tokens=16, repeats=2, accept=None)
+
+
+@pytest.fixture(scope="module")
+def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
+    return compiled_plan(tmp_path_factory.mktemp("bench"))
+
+
+def rows(mode: Mode) -> dict[str, int]:
+    return {row.name: row.measured_ns for row in (*mode.phases, *mode.parts)}
+
+
+@pytest.mark.parametrize("devices", [("a",), ("a", "b")])
+def test_phases_add_up_to_the_step(devices: tuple[str, ...], tmp_path: Path) -> None:
+    directory, plan = compiled_plan(tmp_path, devices)
+    with Engine.open(directory) as engine:
+        measured = measure(engine, BENCH)
+    assert [mode.name for mode in measured.modes] == ["plain", "eagle"]
+    for mode in measured.modes:
+        told = rows(mode)
+        together = told["draft"] + told["verify"] + told["commit"] + told["collectives"]
+        assert together == pytest.approx(told["step"], rel=0.25), "medians of few repeats"
+        assert told["step"] == pytest.approx(mode.step_s * 1e9)
+        assert min(told["embed"], told["stages[0]"], told["head"], told["commit"]) > 0
+        assert (told["draft"] > 0) == (mode.name == "eagle")
+    predicted = {row.name: row.predicted_ns for row in (*measured.modes[1].phases, *measured.modes[1].parts)}
+    assert predicted["stages[0]"] == plan.stages[0].predicted_ns
+    assert predicted["step"] == plan.proof.objective_ns
+    assert json.loads(json.dumps(dataclasses.asdict(measured)))["plan_digest"] == measured.plan_digest
+    assert any("stages[0]" in line for line in report.bench_lines(measured))
+
+
+@pytest.mark.parametrize("accept", [0, 3])
+def test_a_forced_length_is_what_every_step_accepts(accept: int, plan_dir: tuple[Path, Plan]) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        fresh = engine.generate([1, 2, 3], max_new_tokens=10).tokens
+        plain, eagle = measure(engine, dataclasses.replace(BENCH, accept=accept)).modes
+        assert (plain.acceptance_length, eagle.acceptance_length) == (1.0, accept + 1.0)
+        assert engine.generate([1, 2, 3], max_new_tokens=10, reuse=True).tokens == fresh, "nothing of it is kept"
+
+
+def test_a_length_that_no_step_accepts_is_refused(plan_dir: tuple[Path, Plan]) -> None:
+    with pytest.raises(RequestError, match="accept: found 5, expected 0 to 4, the most"):
+        dataclasses.replace(BENCH, accept=5).requests(plan_dir[1])

@@ -1,0 +1,84 @@
+"""The arithmetic of a layer against its formulas, whole and in shares."""
+
+import torch
+from torch import Tensor
+
+from runtime.comm.groups import Group
+from runtime.model.blocks import Embed, Head
+from runtime.model.layers import GatedMlp, Linear, attend, hide, rotary_at, rotary_table, rotate
+
+ALONE = Group(name="test", ranks=(0,), rank=0, staged=False, handle=None)
+
+
+def seeded(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def test_rotation_turns_pairs_of_halves_by_position_times_frequency() -> None:
+    inv_freq = torch.tensor([1.0, 0.1, 0.01])
+    x = seeded(4, 2, 6)
+    turned = x.clone()
+    positions = torch.tensor([0, 3, 1, 9])
+    rotate(turned, rotary_at(rotary_table(inv_freq, 10, torch.float32), positions))
+    pairs = (
+        torch.complex(x[..., :3], x[..., 3:]) * torch.polar(torch.ones(4, 3), positions[:, None] * inv_freq)[:, None]
+    )
+    torch.testing.assert_close(turned, torch.cat([pairs.real, pairs.imag], -1))
+
+
+def test_positions_behind_the_table_take_its_last_row() -> None:
+    table = rotary_table(torch.tensor([1.0]), 4, torch.float32)
+    assert torch.equal(rotary_at(table, torch.tensor([3, 9]))[:, 0], rotary_at(table, torch.tensor([3, 9]))[:, 1])
+
+
+def test_attention_sees_what_the_bias_lets_it_see() -> None:
+    q, k, v = seeded(1, 4, 3, 8), seeded(1, 2, 10, 8), seeded(1, 2, 10, 5 + 3)
+    visible = torch.zeros(3, 10, dtype=torch.bool)
+    visible[0, 2] = visible[1, :4] = visible[2, 9] = visible[2, 0] = True
+    bias = torch.empty(3, 10)
+    hide(bias, visible)
+    out = attend(q, k, v, bias).view(3, 4, 8)
+    for row in range(3):
+        for head in range(4):
+            keys, values = k[0, head // 2][visible[row]], v[0, head // 2][visible[row]]
+            expected = (keys @ q[0, head, row] / 8**0.5).softmax(0) @ values
+            torch.testing.assert_close(out[row, head], expected)
+
+
+def test_a_leader_without_channels_brings_the_residual_and_the_bias() -> None:
+    residual, bias = seeded(2, 4), seeded(4)
+    mlp = GatedMlp(gate_up=None, down=None, group=ALONE, down_bias=bias)
+    assert torch.equal(mlp(seeded(2, 4), residual), residual + bias)
+
+
+def test_gated_mlp() -> None:
+    gate_up, down, x, residual = seeded(12, 4), seeded(4, 6), seeded(3, 4), seeded(3, 4)
+    mlp = GatedMlp(
+        gate_up=Linear(weight=gate_up.t(), bias=None),
+        down=Linear(weight=down.t(), bias=seeded(4)),
+        group=ALONE,
+        down_bias=None,
+    )
+    hidden = torch.nn.functional.silu(x @ gate_up[:6].T) * (x @ gate_up[6:].T)
+    torch.testing.assert_close(mlp(x, residual), residual + hidden @ down.T + seeded(4))
+
+
+def test_embedding_of_a_part_is_zero_for_tokens_of_others() -> None:
+    table = seeded(10, 4)
+    tokens = torch.tensor([0, 3, 6, 9])
+    parts = [
+        Embed(table=table[start:stop] if stop > start else None, first=start, whole=False, hidden=4, group=ALONE)
+        for start, stop in ((0, 3), (3, 3), (3, 10))
+    ]
+    assert torch.equal(sum(part(tokens, torch.float32) for part in parts), table[tokens])
+
+
+def test_head_reads_the_first_of_equal_tokens_and_exact_log_probabilities() -> None:
+    weight, normed = seeded(20, 4), seeded(3, 4)
+    weight[7] = weight[3]
+    head = Head(weight=weight.t(), first=0, rows=20, group=ALONE)
+    logits = normed @ weight.T
+    assert torch.equal(head.best(normed), logits.argmax(1))
+    tokens, scores = head.top(normed, 5)
+    torch.testing.assert_close(scores, logits.log_softmax(1).topk(5).values)
+    torch.testing.assert_close(logits.gather(1, tokens), logits.topk(5).values)

@@ -1,0 +1,203 @@
+"""The steps of a layer on a CPU against torch's own in float64, and row by row against themselves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as functional
+from numba.core import caching
+from torch import Tensor
+
+from runtime.errors import MachineError
+from runtime.model import kernels, ops
+from runtime.model.layers import rotary_table, rotate
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def seeded(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def near(found: Tensor, expected: Tensor, roundings: int = 1) -> bool:
+    """Within so many roundings of the dtype, half a unit each, of the largest value that is summed."""
+    step = torch.finfo(found.dtype).eps * roundings * 0.51
+    return bool(((found.double() - expected).abs() <= step * expected.abs() + 2e-5).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 768, 100), (2, 15, 3), (3, 40, 7), (8, 1500, 33), (61, 192, 129)]
+)
+def test_a_product_is_rounded_once(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
+    x, weight = seeded(rows, inputs, dtype=dtype), seeded(outputs, inputs, dtype=dtype) / inputs**0.5
+    residual, bias = seeded(rows, outputs, dtype=dtype), seeded(1, outputs, dtype=dtype)
+    exact = x.double() @ weight.double().T
+    for added in (None, residual, bias):
+        found = ops.product(x, weight.t(), added)
+        assert found.dtype == dtype
+        assert near(found, exact if added is None else exact + added.double())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_the_same_beside_others(dtype: torch.dtype, threads: int) -> None:
+    """Bit for bit, whoever computes it: so a tree is verified as plain decoding would have."""
+    x, weight, scale = seeded(14, 203, dtype=dtype), seeded(501, 203, dtype=dtype), seeded(203, dtype=dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    together = ops.product(x, weight.t()), ops.norm(x, scale, 1e-5), ops.gated(x[:, :202])
+    torch.set_num_threads(1)
+    for count in range(2, 14):
+        assert torch.equal(ops.product(x[:count], weight.t()), together[0][:count])
+    for row in range(14):
+        one = x[row : row + 1]
+        alone = ops.product(one, weight.t()), ops.norm(one, scale, 1e-5), ops.gated(one[:, :202])
+        assert all(torch.equal(many[row : row + 1], single) for many, single in zip(together, alone, strict=True))
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_grouped_product_is_that_of_each_group_and_of_each_row(dtype: torch.dtype, threads: int) -> None:
+    """Of groups without rows, with one and with many, and of rows that are chosen from others."""
+    x, weights = seeded(9, 75, dtype=dtype), seeded(5, 131, 75, dtype=dtype) / 75**0.5
+    index, ends = torch.tensor([3, 3, 8, 0, *range(9), 1, 2]), torch.tensor([0, 1, 4, 4, 15])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = ops.grouped(x, index, weights, ends)
+    assert torch.equal(ops.grouped(x[index], None, weights, ends), found)
+    torch.set_num_threads(before)
+    for row, group in enumerate([1, 2, 2, 2, *[4] * 11]):
+        alone = (torch.arange(5) >= group).long()
+        assert torch.equal(ops.grouped(x, index[row : row + 1], weights, alone), found[row : row + 1])
+        assert near(found[row], x[index[row]].double() @ weights[group].double().T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_and_gate(dtype: torch.dtype) -> None:
+    x, scale, both = seeded(5, 203, dtype=dtype), seeded(203, dtype=dtype), seeded(5, 86, dtype=dtype) * 30
+    exact = functional.rms_norm(x.double(), (203,), scale.double(), 1e-5)
+    assert near(ops.norm(x, scale, 1e-5), exact, roundings=5)
+    gate, up = both.double().chunk(2, 1)
+    assert near(ops.gated(both), functional.silu(gate) * up, roundings=5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(4, 2, 24), (3, 3, 64), (8, 1, 6), (2, 1, 140)])
+def test_attention_rotates_stores_and_sees_what_the_bias_lets_it_see(
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int
+) -> None:
+    """Two of three sequences, three rows each, at rows of the cache that a slice or their numbers tell."""
+    n, first, seen, columns = 3, 1, 2, 37
+    qkv = seeded(2 * n, heads + 2 * kv_heads, dims, dtype=dtype)
+    rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), 2 * n, dtype).unsqueeze(2)
+    bias = torch.where(seeded(2, 1, n, columns, dtype=torch.float32) > 0, 0.0, float("-inf")).to(dtype)
+    bias[..., 4:7] = 0.0
+    turned = qkv.double()
+    rotate(turned[:, : heads + kv_heads], rotary.double())
+    for written in (slice(6, 6 + n), torch.tensor([51, 52, 53, 99, 98, 50])):
+        cache = seeded(3, 45, 2 * kv_heads, dims, dtype=dtype)
+        expected = cache.double()
+        if isinstance(written, slice):
+            expected[first:, written] = turned[:, heads:].view(2, n, 2 * kv_heads, dims)
+        else:
+            expected.flatten(0, 1)[written] = turned[:, heads:]
+        given = qkv.clone()
+        out = ops.attend(given, heads, cache, rotary, bias, seen, n, written, first)
+        assert near(given, turned)
+        assert near(cache, expected)
+        keys, values = expected[first:, seen : seen + columns].transpose(1, 2).split(kv_heads, 1)
+        q = turned[:, :heads].view(2, n, heads, dims).transpose(1, 2)
+        whole = functional.scaled_dot_product_attention(
+            q, keys, values, attn_mask=bias.double(), enable_gqa=heads != kv_heads
+        )
+        torch.testing.assert_close(
+            out.double(), whole.transpose(1, 2).reshape(2 * n, -1), rtol=0, atol=12 * torch.finfo(dtype).eps
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(3, 3, 64), (4, 2, 30)])
+def test_a_row_attends_the_same_beside_others(dtype: torch.dtype, heads: int, kv_heads: int, dims: int) -> None:
+    rows, columns = 5, 37
+    qkv, cache = seeded(rows, heads + 2 * kv_heads, dims, dtype=dtype), seeded(1, 40, 2 * kv_heads, dims, dtype=dtype)
+    rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), rows, dtype).unsqueeze(2)
+    bias = torch.where(seeded(1, 1, rows, columns, dtype=torch.float32) > 0, 0.0, float("-inf")).to(dtype)
+    together = ops.attend(qkv.clone(), heads, cache, rotary, bias, 0, 0, slice(0, rows), 0)
+    for row in range(rows):
+        own = slice(row, row + 1)
+        alone = ops.attend(qkv[own].clone(), heads, cache, rotary[:, own], bias[:, :, own], 0, 0, own, 0)
+        assert torch.equal(alone, together[own])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(2, 2, 64), (8, 2, 30), (5, 1, 24)])
+def test_a_node_of_a_tree_attends_as_it_will_behind_what_was_accepted(
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int
+) -> None:
+    """Bit for bit, in another place of the cache, beside other columns, and alone: so no token depends on the draft."""
+    paths, length = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5)), 43
+    nodes, columns = len(paths), [0.0 if row in path else float("-inf") for path in paths for row in range(len(paths))]
+    qkv = seeded(nodes, heads + 2 * kv_heads, dims, dtype=dtype)
+    table = rotary_table(torch.linspace(1, 0.01, dims // 2), length + nodes, dtype).unsqueeze(2)
+    before = seeded(1, nodes + 90, 2 * kv_heads, dims, dtype=dtype)
+
+    def visible(count: int, of: int) -> list[float]:
+        return [0.0] * count + [float("-inf")] * (of - count)
+
+    bias = torch.cat([torch.tensor(columns).view(nodes, nodes), torch.tensor(visible(length, 60)).expand(nodes, -1)], 1)
+    rotary = table[:, [length + len(path) - 1 for path in paths]]
+    given = qkv.clone()
+    together = ops.attend(
+        given, heads, before.clone(), rotary, bias.to(dtype)[None, None], 0, nodes, slice(0, nodes), 0
+    )
+    for path in paths:
+        cache = before.clone()
+        for depth, node in enumerate(path):
+            own = torch.tensor([[0.0, *visible(length + depth, 77)]]).to(dtype)[None, None]
+            rows, place = qkv[node : node + 1].clone(), slice(nodes - 1, nodes)
+            turned = table[:, length + depth : length + depth + 1]
+            alone = ops.attend(rows, heads, cache, turned, own, nodes - 1, 1, place, 0)
+            cache[:, nodes + length + depth] = cache[:, nodes - 1]
+        assert torch.equal(alone, together[path[-1] : path[-1] + 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns", "count"), [(1, 5, 5), (3, 1024, 3), (10, 999, 10)])
+def test_top_is_the_best_of_the_log_softmax(dtype: torch.dtype, rows: int, columns: int, count: int) -> None:
+    logits = seeded(rows, columns, dtype=dtype) * 4
+    logits[:, 2] = logits[:, 4] = logits.amax(1)  # of equal ones the first
+    tokens, scores = ops.top(logits, count)
+    exact = torch.sort(logits.double().log_softmax(1), dim=1, descending=True, stable=True)
+    assert torch.equal(tokens, exact.indices[:, :count])
+    torch.testing.assert_close(scores.double(), exact.values[:, :count], rtol=0, atol=1e-5)
+
+
+def test_what_is_kept_of_a_kernel_is_never_that_of_another_dtype(tmp_path: Path) -> None:
+    """Whoever comes first: no file's name depends on what else is there."""
+    script = f"""if True:
+        import torch
+        from runtime.model import kernels
+        for dtype in {DTYPES[:2]}:
+            kernels.compiled(kernels.norm, dtype)"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    assert sorted(path.name.partition("-")[0].split(".")[1][:12] for path in tmp_path.rglob("*.1.nbc")) == [
+        "norm_float32",
+        "norm_uint16_",
+    ]
+    assert not list(tmp_path.rglob("*.2.nbc"))
+
+
+def test_kernels_that_cannot_be_kept_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where neither the package nor any cache directory can be written."""
+    for impl in (caching.CompileResultCacheImpl, caching.CodeLibraryCacheImpl):
+        monkeypatch.setattr(impl, "_locator_classes", [])
+    ops._entry.cache_clear()
+    kernels.compiled.cache_clear()
+    with pytest.raises(MachineError, match=r"the CPU kernels cannot be kept: .*: set NUMBA_CACHE_DIR"):
+        ops.prepare(torch.float32)

@@ -1,0 +1,144 @@
+"""Processes that torchrun starts: what they are told, what they tell each other, and how a run of them ends."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from torch.distributed import TCPStore
+
+from plans.schema import Plan
+from runtime import Engine
+from runtime.errors import MachineError, PeerError
+from runtime.processes.torchrun import Torchrun, interface_towards
+from runtime.processes.torchrun_store import Exchange, tell_failure
+from runtime.processes.watchdog import Sight
+from tests.runtime.small import compiled_plan
+
+ENVIRONMENT = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "9"}
+SIGHT = Sight(phase="verify", ticks=7, group="world", used_s=0.5, stopped=False, asked=1, served=0)
+
+
+def test_what_torchrun_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Torchrun.of({}) is None
+    assert Torchrun.of(ENVIRONMENT) == Torchrun(rank=1, world=2, host="h", port=9, serves=False)
+    first = ENVIRONMENT | {"RANK": "0"}
+    assert [Torchrun.of(first | {"TORCHELASTIC_USE_AGENT_STORE": told}).serves for told in ("True", "False")] == [
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"RANK": "x"}, "invalid literal"),
+        ({"RANK": "2"}, "RANK: found 2, expected 0 to 1"),
+        ({"MASTER_PORT": None}, "MASTER_PORT: not set"),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR: not set"),
+    ],
+)
+def test_what_torchrun_does_not_tell(change: dict[str, str | None], message: str) -> None:
+    environment = {name: value for name, value in (ENVIRONMENT | change).items() if value is not None}
+    with pytest.raises(MachineError, match=message):
+        Torchrun.of(environment)
+
+
+def places(count: int) -> list[Torchrun]:
+    """As without torchrun's own store, on this host."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    return [Torchrun(rank=rank, world=count, host="127.0.0.1", port=port, serves=rank == 0) for rank in range(count)]
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+
+
+def test_each_sees_what_the_others_see_and_the_first_that_fails_is_heard() -> None:
+    every = places(3)
+    exchanges = [Exchange(place, 5) for place in every]
+    for number, exchange in enumerate(exchanges[:2]):
+        exchange.own = Sight.loads(SIGHT.dumps().replace("7", str(number)))
+    until(lambda: len(exchanges[2].others) == 2)
+    assert [exchanges[2].others[rank].done for rank in range(2)] == [(0, 0.5), (1, 0.5)]
+    assert 2 not in exchanges[0].others, "it has told nothing"
+    tell_failure(every[1], "no image")
+    exchanges[2].tell_failure("lost a peer")
+    until(lambda: exchanges[0].failure and exchanges[2].failure)
+    assert {exchange.failure for exchange in exchanges} == {"", "rank 1 ended the run: no image"}
+    for exchange in reversed(exchanges):
+        exchange.end()
+
+
+def test_one_that_is_silent_ends_the_run_and_one_that_is_done_does_not() -> None:
+    every = places(3)
+    exchanges = [Exchange(place, 1) for place in every[:2]]
+    for exchange in exchanges:
+        exchange.own = SIGHT
+    until(lambda: all(exchange.others for exchange in exchanges))
+    exchanges[1].end()
+    until(lambda: not exchanges[0].others)
+    time.sleep(1.5)
+    assert exchanges[0].failure == ""
+    TCPStore(every[2].host, every[2].port, wait_for_workers=False).set("rank/2", f"1 {SIGHT.dumps()}")
+    until(lambda: exchanges[0].failure)
+    assert exchanges[0].failure == "rank 2: nothing was heard of its process for 1 s"
+    exchanges[0].end()
+
+
+@pytest.fixture(scope="module")
+def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
+    return compiled_plan(tmp_path_factory.mktemp("torchrun"), ("a", "b"), context=2000, stall_timeout_s=2)
+
+
+def ended(directory: Path, hit: Callable[[int], None]) -> list[str]:
+    """What two processes say of a run, each with its rank, whose rank 1 is ``hit`` by its process id."""
+
+    def serve(place: Torchrun) -> str:
+        try:
+            with Engine.open(directory, torchrun=place) as engine:
+                engine.generate([1, 2, 3], max_new_tokens=1900, ignore_eos=True)
+        except PeerError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        told = [pool.submit(serve, place) for place in places(2)]
+        until(lambda: len(multiprocessing.active_children()) == 2)
+        child = next(child for child in multiprocessing.active_children() if child.name.startswith("rank 1"))
+        assert child.pid is not None
+        hit(child.pid)
+        found = [each.result(60) for each in told]
+    assert multiprocessing.active_children() == []
+    return found
+
+
+def test_a_rank_that_is_stopped_is_named_on_all_hosts(plan_dir: tuple[Path, Plan]) -> None:
+    for said in ended(plan_dir[0], lambda pid: os.kill(pid, signal.SIGSTOP)):
+        assert "device b (rank 1), while in" in said
+        assert "made no progress for 2 s: its process is stopped" in said
+
+
+def test_a_rank_that_dies_is_named_on_all_hosts(plan_dir: tuple[Path, Plan]) -> None:
+    def later(pid: int) -> None:
+        time.sleep(1.5)
+        os.kill(pid, signal.SIGKILL)
+
+    for said in ended(plan_dir[0], later):
+        assert "device b (rank 1), while in" in said
+        assert "was killed by SIGKILL" in said
+
+
+def test_an_address_is_reached_through_an_interface() -> None:
+    assert interface_towards("127.0.0.1") == "lo"
+    assert interface_towards("no.such.host.invalid") is None
