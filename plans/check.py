@@ -101,7 +101,7 @@ def _check_stages(plan: Plan) -> Iterator[Violation]:
             if run.num_layers < 1:
                 yield bad(f"{path}.runs[{j}].num_layers", run.num_layers, "at least 1")
             first += run.num_layers
-    total = sum(layers.num_layers for layers in plan.model.layers)
+    total = plan.model.num_layers
     if first != total or not plan.stages:
         yield bad("stages", f"{first} layers", f"the model's {total}")
 
@@ -299,7 +299,7 @@ def _check_memory(plan: Plan) -> Iterator[Violation]:
             if (getattr(entry, name) > 0) != (entry.device in group):
                 role = "more than 0" if entry.device in group else "0"
                 yield bad(f"{path}.{name}", getattr(entry, name), f"{role} for the part that {entry.device} has")
-        room = device.memory_bytes - device.reserve_bytes
+        room = device.capacity_bytes
         if entry.planned_bytes > room:
             yield bad(path, f"{entry.planned_bytes} bytes planned", f"at most {room}: memory less reserve")
 
@@ -322,4 +322,4 @@ def _check_proof(plan: Plan) -> Iterator[Violation]:
 
 def _free_bytes(plan: Plan, device_id: str, planned_bytes: int) -> int:
     device = plan.device(device_id)
-    return device.memory_bytes - device.reserve_bytes - planned_bytes
+    return device.capacity_bytes - planned_bytes

@@ -289,7 +289,7 @@ def _check_draft(plan: Plan) -> Iterator[Violation]:
         yield bad("draft.hidden_size", draft.hidden_size, f"the model's, {plan.model.hidden_size}")
     if not draft.own_embedding and draft.hidden_size != plan.model.hidden_size:
         yield bad("draft.own_embedding", "false", f"true, as the model's is {plan.model.hidden_size} wide")
-    layers = sum(item.num_layers for item in plan.model.layers)
+    layers = plan.model.num_layers
     count = MAX_AUX_FEATURES if draft.kind == "eagle3" else 0
     aux = draft.aux_layers
     if len(aux) != count or len(set(aux)) != count or max(aux, default=0) >= layers:

@@ -59,6 +59,11 @@ class Device:
     overhead_ns: int
     """Fixed time of one block: launches, norms, element-wise work."""
 
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes that may be planned: the memory without the reserve."""
+        return self.memory_bytes - self.reserve_bytes
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Link:
@@ -230,6 +235,11 @@ class Model:
     layers: tuple[LayerClass, ...]
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """L: layers of all classes together."""
+        return sum(layers.num_layers for layers in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -115,7 +115,7 @@ def make_draft(
     attention = dataclasses.replace(
         layers.attention, num_kv_heads=num_kv_heads or layers.attention.num_heads, qkv_bias=False, o_bias=False
     )
-    depth = sum(layer_class.num_layers for layer_class in model.layers)
+    depth = model.num_layers
     return Draft(
         kind="eagle3" if own else "eagle",
         hidden_size=model.hidden_size,
@@ -353,10 +353,7 @@ def _with_memory(plan: Plan) -> Plan:
     lines = tuple(
         memory.device_memory(plan, device.id, *slots.weights_bytes(plan, device.id)) for device in plan.devices
     )
-    free = min(
-        device.memory_bytes - device.reserve_bytes - line.planned_bytes
-        for device, line in zip(plan.devices, lines, strict=True)
-    )
+    free = min(device.capacity_bytes - line.planned_bytes for device, line in zip(plan.devices, lines, strict=True))
     assert free >= 0, "the plan does not fit its devices: give larger ones"
     return dataclasses.replace(plan, memory=lines, proof=dataclasses.replace(plan.proof, min_free_bytes=free))
 

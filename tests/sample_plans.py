@@ -304,7 +304,7 @@ def with_memory(plan: Plan, weights: dict[str, int], draft_weights: dict[str, in
             "draft_weights_bytes": draft_weights.get(entry.device, 0),
         }
         memory.append(DeviceMemory(device=entry.device, **line))
-    room = {item.id: item.memory_bytes - item.reserve_bytes for item in plan.inventory.devices}
+    room = {item.id: item.capacity_bytes for item in plan.inventory.devices}
     free = min(room[entry.device] - entry.planned_bytes for entry in memory)
     proof = dataclasses.replace(plan.proof, min_free_bytes=free)
     return dataclasses.replace(plan, memory=tuple(memory), proof=proof)

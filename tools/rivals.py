@@ -252,7 +252,7 @@ def repeat_heads(model: Model, size: int) -> Model:
 def equal_shares(formulation: Formulation) -> Iterator[Priced]:
     """Every equal-share placement, whether it fits or not."""
     model, inventory = formulation.model, formulation.inventory
-    total = sum(layers.num_layers for layers in model.layers)
+    total = model.num_layers
     for chosen in _choices(inventory):
         for size in allowed_sizes(model, len(chosen)):
             given = dataclasses.replace(formulation, model=repeat_heads(model, size))
@@ -301,7 +301,7 @@ def balanced_map(config: dict[str, Any], inventory: Inventory) -> tuple[dict[str
         shaped = AutoConfig.for_model(keys.pop("model_type"), **keys)
         model = AutoModelForCausalLM.from_config(shaped, dtype=torch.bfloat16)
     whole = list(model._no_split_modules or ())
-    capacities = [device.memory_bytes - device.reserve_bytes for device in inventory.devices if device.kind == "cuda"]
+    capacities = [device.capacity_bytes for device in inventory.devices if device.kind == "cuda"]
     limits: dict[int | str, int | str] = {**dict(enumerate(capacities)), "cpu": ROOMY_BYTES}
     balanced = modeling.get_balanced_memory(model, limits, no_split_module_classes=whole)
     found = modeling.infer_auto_device_map(model, balanced, no_split_module_classes=whole)
@@ -315,7 +315,7 @@ def largest_host(inventory: Inventory) -> tuple[int, ...]:
         return [d for d, each in enumerate(inventory.devices) if each.host == host and each.kind == "cuda"]
 
     def capacity(host: str) -> int:
-        return sum(inventory.devices[d].memory_bytes - inventory.devices[d].reserve_bytes for d in devices(host))
+        return sum(inventory.devices[d].capacity_bytes for d in devices(host))
 
     return tuple(devices(max((host.name for host in inventory.hosts), key=capacity)))
 
@@ -340,7 +340,7 @@ def mapped(formulation: Formulation, config: dict[str, Any]) -> Mapped:
         resident["model.norm"] = resident["lm_head"]  # no byte of any account, and one piece with lm_head for us
     pins = {pin.module: pin.device for pin in device_map.read(resident, "accelerate", formulation.model, None, local)}
     index = [device.id for device in local.devices].index
-    total = sum(layers.num_layers for layers in formulation.model.layers)
+    total = formulation.model.num_layers
     order = [index(pins[f"layers.{i}"]) for i in range(total)]
     parts = [Part(devices=_set(local, (device,)), layers=len(list(run))) for device, run in itertools.groupby(order)]
     embed, head = (_set(local, (index(pins[module]),)) for module in ("embed", "head"))

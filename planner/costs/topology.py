@@ -86,7 +86,7 @@ def blocks(model: Model, draft: Draft | None, options: Options) -> "nx.DiGraph[s
     hidden_bytes = options.batch * tree * model.hidden_size * dtype_bytes
     features = len(draft.aux_layers) if draft else 0
     graph: nx.DiGraph[str] = nx.DiGraph()
-    names = ["embed", *(f"layer{i}" for i in range(sum(c.num_layers for c in model.layers))), "head"]
+    names = ["embed", *(f"layer{i}" for i in range(model.num_layers)), "head"]
     for position, (source, target) in enumerate(pairwise(names)):
         traffic = hidden_bytes * (1 + features if position else 1)
         graph.add_edge(source, target, traffic_bytes=traffic)

@@ -44,7 +44,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
         draft_vocab_size=keys.integer("draft_vocab_size", base.vocab_size),
         maps_vocabulary=facts.maps_vocabulary,
         own_embedding=facts.own_embedding,
-        aux_layers=_aux_layers(keys, sum(layers.num_layers for layers in base.layers)),
+        aux_layers=_aux_layers(keys, base.num_layers),
     )
     _check_tables(keys, draft, base)
     reading = DraftReading(

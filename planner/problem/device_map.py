@@ -45,7 +45,7 @@ def read(data: Any, where: str, model: Model, draft: Draft | None, inventory: In
     """
     if not isinstance(data, dict):
         raise InputError(f"{where}: found {type(data).__name__}, expected a mapping of modules to devices")
-    layers = sum(layer_class.num_layers for layer_class in model.layers)
+    layers = model.num_layers
     lines = {}
     for name, value in data.items():
         module = _module(name, f"{where}: {name!r}", layers)

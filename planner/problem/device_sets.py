@@ -58,7 +58,7 @@ class Candidates:
         return tuple(
             (
                 device.kind,
-                device.memory_bytes - device.reserve_bytes,
+                device.capacity_bytes,
                 device.bandwidth_bytes_per_s,
                 device.flops_per_s,
                 device.overhead_ns,

@@ -60,7 +60,7 @@ class Formulation:
         network = self.inventory.network
         return Problem(
             devices=tuple(device.id for device in devices),
-            capacity_bytes=tuple(device.memory_bytes - device.reserve_bytes for device in devices),
+            capacity_bytes=tuple(device.capacity_bytes for device in devices),
             hosts=self._fabric.of_host,
             alike=self._candidates.alike,
             kinds=tuple(self._kind(kind) for kind in kinds),
@@ -191,7 +191,7 @@ class Formulation:
     @property
     def _hop_bytes(self) -> int:
         """With the features that the head wants."""
-        last = sum(layers.num_layers for layers in self.model.layers) - 1
+        last = self.model.num_layers - 1
         return self._traffic_bytes(f"layer{last}", "head")
 
     def _signature(self, each: DeviceSet) -> tuple[object, ...]:
@@ -332,7 +332,7 @@ class Formulation:
             whole = KvShare(heads=self._attentions[kind].num_kv_heads, axis="heads", parts=1, part=0)
             nbytes += count * (self._base.attention_bytes(kind, whole, True) + units * self._base.unit_bytes(kind))
             ps += count * units * self._base.unit(kind).ps(device)
-        return Fraction(device.memory_bytes - device.reserve_bytes, nbytes), max(1, ps)
+        return Fraction(device.capacity_bytes, nbytes), max(1, ps)
 
     # ---- blocks ----
 

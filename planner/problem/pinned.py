@@ -22,7 +22,7 @@ class PinnedChain:
 def pinned_chain(model: Model, options: Options, fabric: Fabric) -> PinnedChain:
     """The pins of the strategy ``custom``; raise InputError for a map that is no chain of whole layers."""
     devices = {device.id: index for index, device in enumerate(fabric.inventory.devices)}
-    total = sum(layers.num_layers for layers in model.layers)
+    total = model.num_layers
     layers = [f"layers.{i}" for i in range(total)]
     pins: dict[str, int] = {}
     for pin in options.custom or ():

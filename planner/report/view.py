@@ -124,7 +124,7 @@ def view(plan: Plan) -> View:
     parts = _parts(plan)
     used = {entry.device for entry in plan.memory}
     return View(
-        title=f"{plan.model.family}, {sum(item.num_layers for item in plan.model.layers)} layers, on {len(used)} "
+        title=f"{plan.model.family}, {plan.model.num_layers} layers, on {len(used)} "
         + ("device" if len(used) == 1 else "devices"),
         model=_model_line(plan),
         draft=_draft_line(plan),
@@ -322,7 +322,7 @@ def device_line(plan: Plan, entry: DeviceMemory) -> DeviceLine:
         roles.append("draft")
     terms = {term: getattr(entry, f"{term}_bytes") for term in TERMS}
     terms["reserve"] = device.reserve_bytes
-    terms["free"] = device.memory_bytes - device.reserve_bytes - entry.planned_bytes
+    terms["free"] = device.capacity_bytes - entry.planned_bytes
     return DeviceLine(
         id=device.id,
         host=device.host,
