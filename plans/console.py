@@ -1,0 +1,96 @@
+"""How the commands of both packages end: refusals as text, as JSON and as an exit code, and how much they print.
+
+    error ─► describe(error) ─► Refusal ─► stderr: its text, for people
+                                        ─► stdout: {"error": {...}}, for programs, where --json is given
+                                        ─► the exit code
+
+`describe` belongs to the package, because only it knows its errors; everything else is here. A pipe that its reader has
+closed (``| head -1``) ends a command without a word, because click answers that before an error arrives here.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell has it: 128 + SIGINT."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """An error as a command reports it."""
+
+    exit_code: int
+    text: str
+    """For people, without a final newline."""
+    data: Mapping[str, Any] | None
+    """For programs: the value of ``error`` in the JSON object; None where no object can or should be written."""
+
+
+INTERRUPTION = Refusal(exit_code=INTERRUPTED, text="interrupted", data=None)
+"""The end of a command after Ctrl-C."""
+
+Describe = Callable[[BaseException], Refusal | None]
+"""Turns an error into a refusal; None for an error that is a bug and keeps its traceback."""
+
+
+def error_data(error: BaseException, message: str, exit_code: int) -> dict[str, Any]:
+    """Return the fields that every error has for programs: type, message and exit code."""
+    return {"type": type(error).__name__, "message": message, "exit_code": exit_code}
+
+
+@contextmanager
+def refusals_reported(
+    describe: Describe,
+    *,
+    as_json: bool,
+    indent: int | None = None,
+    ending: Callable[[str], object] = lambda message: None,
+) -> Iterator[None]:
+    """Report an error that ``describe`` knows and exit with its code; let all others through.
+
+    ``as_json``: also write the error as one JSON object to stdout, with this ``indent``. ``ending``: called with the
+    text before the exit.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        refusal = INTERRUPTION if isinstance(error, KeyboardInterrupt) else describe(error)
+        if refusal is None:
+            raise
+        if isinstance(error, OSError) and error.filename is None:
+            _discard(sys.stdout)  # it is stdout that could not be written
+        _write_line(sys.stderr, refusal.text)
+        if as_json and refusal.data is not None:
+            _write_line(sys.stdout, json.dumps({"error": refusal.data}, indent=indent))
+        ending(refusal.text)
+        sys.exit(refusal.exit_code)
+
+
+def verbosity(count: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Return how much to print: the number of ``-v``, or of DEBUG where that is more; other values of DEBUG count 0."""
+    value = environment.get("DEBUG", "")
+    return max(count, int(value) if value.isdecimal() else 0)
+
+
+def _write_line(stream: TextIO | None, text: str) -> None:
+    """Write a line, unless the stream is closed or nobody reads it any more."""
+    if stream is None:
+        return
+    try:
+        stream.write(f"{text}\n")
+        stream.flush()
+    except OSError:
+        _discard(stream)
+
+
+def _discard(stream: TextIO | None) -> None:
+    """Send what is left in the stream's buffer to nowhere, so that the end of the process cannot fail on it."""
+    if stream is None:
+        return
+    with suppress(OSError):  # a stream of a test, which is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
