@@ -15,6 +15,7 @@ from planner.problem import device_map
 from planner.problem.formulate import Formulation
 from planner.problem.previous_plan import Previous
 from planner.request import Request, Wanted, resolve, resolve_dtype
+from planner.solver import limits
 from planner.solver.minimise import Settings
 from planner.solver.problem import Problem
 from planner.solver.problem_bounds import most_bytes, most_ps
@@ -29,9 +30,6 @@ from plans.schema import (
 )
 
 CONTEXT_STEP = 256
-
-MOST_BYTES = 1 << 50
-MOST_PS = 10**18
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,11 +133,11 @@ def formulate(base: BaseInput, draft: DraftInput | None, inventory: Inventory, o
 def _refuse_immense(problem: Problem) -> None:
     """Raise InputError where sums would leave 64 bits: some figure is off by many orders of magnitude."""
     for name, nbytes in zip(problem.devices, problem.capacity_bytes, strict=True):
-        if nbytes > MOST_BYTES:
+        if nbytes > limits.MOST_BYTES:
             raise InputError(f"device {name}: memory of {nbytes} bytes, expected at most 1024 TiB")
-    if most_bytes(problem) > MOST_BYTES:
+    if most_bytes(problem) > limits.MOST_BYTES:
         raise InputError("model, --batch and --context together take more than 1024 TiB: one of them is out of range")
-    if most_ps(problem) > MOST_PS:
+    if most_ps(problem) > limits.MOST_PS:
         unit_ps = [max(times) for times in zip(*(kind.unit_ps for kind in problem.kinds), strict=True)]
         slowest = problem.devices[unit_ps.index(max(unit_ps))]
         raise InputError(

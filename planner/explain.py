@@ -16,6 +16,7 @@ from planner.errors import Change, InfeasibleError, InputError, NotProvenError
 from planner.hardware import units
 from planner.hardware.catalog import CPU
 from planner.request import DEFAULT_TREE, Request, Wanted, resolve
+from planner.solver import limits
 from planner.solver.minimise import Settings
 from planner.solver.problem import Problem
 from planner.solver.problem_bounds import least_bytes
@@ -23,18 +24,6 @@ from planner.solver.solve import fits, fits_counted
 from plans.check_inputs import natural_key
 from plans.codec import dump_yaml
 from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, Device, DType, Inventory, KvAxis, KvDType, Options
-
-LIMIT = 2.0
-"""Of one objective of one change, in the solver's units of work; after each that reaches it, of the next half as much,
-but LEAST_LIMIT: a person waits for all of them."""
-
-LEAST_LIMIT = 0.25
-
-BRIEF_LIMIT = 0.25
-"""Of how little memory is enough, which decides nothing but what is said."""
-
-FEW_DEVICES = 16
-"""On more of them only that is asked of it which counting tells at once."""
 
 HOST_BANDWIDTH = "40 GB/s"
 HOST_FLOPS = "500 GFLOP/s"
@@ -79,9 +68,9 @@ class _Questions:
         """Whether a placement exists; None: not decided within the limit, or by counting. One refused is none."""
         try:
             problem = self.problem(request)
-            if briefly and len(problem.devices) > FEW_DEVICES:
+            if briefly and len(problem.devices) > limits.FEW_DEVICES:
                 return fits_counted(problem)
-            limit = min(self.settings.limit, BRIEF_LIMIT) if briefly else self.settings.limit
+            limit = min(self.settings.limit, limits.BRIEF_LIMIT) if briefly else self.settings.limit
             return fits(problem, replace(self.settings, limit=limit))
         except InputError:
             return False
@@ -124,7 +113,7 @@ def explain(
     request: Request, refused: InfeasibleError, settings: Settings, trying: Callable[[str], None]
 ) -> InfeasibleError:
     """The refusal of ``request``, with the changes that would help; ``trying`` is told of each before it is solved."""
-    limit = min(settings.limit, LIMIT)
+    limit = min(settings.limit, limits.CHANGE_LIMIT)
     changes: list[Change] = []
     undecided: list[str] = []
     untimed: list[str] = []
@@ -137,7 +126,7 @@ def explain(
             if change := ask.solved(candidate):
                 found.append(change)
         if ask.undecided or ask.untimed or ask.near:
-            limit = min(limit, max(LEAST_LIMIT, limit / 2))
+            limit = min(limit, max(limits.LEAST_CHANGE_LIMIT, limit / 2))
         changes += found
         if not found and ask.untimed:
             untimed.append(kind)

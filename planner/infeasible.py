@@ -1,18 +1,16 @@
 """Builds the refusal of a problem that has no placement, from the shortage that the solver proves."""
 
 from planner.errors import InfeasibleError
+from planner.solver import limits
 from planner.solver.feasible.shortage import shortage
 from planner.solver.minimise import Settings
 from planner.solver.problem import Problem
 from plans.format import format_bytes
 
-LIMIT = 1.0
-"""Deterministic-time budget for the proof that no packing misses fewer bytes."""
-
 
 def infeasible(problem: Problem, settings: Settings) -> InfeasibleError:
     """The refusal of an infeasible problem, with its shortage; where that takes long to prove, of a good packing."""
-    found = shortage(problem, min(settings.limit, LIMIT))
+    found = shortage(problem, min(settings.limit, limits.SHORTAGE_LIMIT))
     least = found.least_bytes
     at_least = f"at least {format_bytes(least)} short in all ({least} bytes)"
     if found.missing is None:

@@ -22,7 +22,8 @@ from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.hardware.inventory import read_inventory
 from planner.problem.device_map import load_device_map
 from planner.report import render
-from planner.solver.minimise import DETERMINISTIC_LIMIT, Settings
+from planner.solver import limits
+from planner.solver.minimise import Settings
 from plans import codec
 from plans import diff as plan_diff
 from plans.check import load
@@ -77,7 +78,12 @@ DEFAULT_WITHIN_PPM = 20_000
 @click.option("--out", type=DIRECTORY, help="Directory of the plan; default: plans/NAME after the model.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, hidden=True)
 @click.option("--solver-seed", type=click.IntRange(min=0), default=0, hidden=True)
-@click.option("--solver-limit", type=click.FloatRange(0, DETERMINISTIC_LIMIT), default=DETERMINISTIC_LIMIT, hidden=True)
+@click.option(
+    "--solver-limit",
+    type=click.FloatRange(0, limits.DETERMINISTIC_LIMIT),
+    default=limits.DETERMINISTIC_LIMIT,
+    hidden=True,
+)
 @click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
 @click.option("-v", "verbose", count=True, help="The plan as tables; -vv: and each objective with its bound.")
 @refusals

@@ -7,9 +7,7 @@ from typing import Protocol
 from ortools.sat.python import cp_model
 
 from planner.errors import NotProvenError
-
-DETERMINISTIC_LIMIT = 600.0
-"""Of one objective, in the solver's own units of work (about a second each): the same on every machine."""
+from planner.solver import limits
 
 
 class Infeasible(Exception):
@@ -34,7 +32,7 @@ class Settings:
     workers: int = 1
     seed: int = 0
     gap_ppm: int = 0
-    limit: float = DETERMINISTIC_LIMIT
+    limit: float = limits.DETERMINISTIC_LIMIT
     """Of one objective; past it there is no answer."""
 
 

@@ -19,6 +19,7 @@ from itertools import accumulate, combinations
 from ortools.sat.python import cp_model
 
 from planner.integers import PS_PER_NS
+from planner.solver import limits
 from planner.solver.problem import (
     Answer,
     Axis,
@@ -36,15 +37,10 @@ from planner.solver.split_levels import levels
 from planner.solver.symmetry import exchanged, moved
 from planner.solver.variables import Bool, Linear
 
-MOST_BYTES = 1 << 50
-MOST_NS = 1 << 38
-MOST_RANKED = 1 << 61
-"""Times and ranks together: with the most groups that there may be, a step may still take a minute."""
-
 
 def most_step_ns(problem: Problem) -> int:
     """The longest step that is told from others: what takes longer is not found."""
-    return min(MOST_NS, MOST_RANKED // _ties(problem))
+    return min(limits.MOST_NS, limits.MOST_RANKED // _ties(problem))
 
 
 def _ties(problem: Problem) -> int:
@@ -118,7 +114,7 @@ class Model:
             [self._bool(f"{name}{i}") for i in groups] for name in ("runs", "enters", "first", "last")
         )
         self.used = [self._bool(f"used{d}") for d in range(len(problem.devices))]
-        self.short = [self._int(MOST_BYTES, f"short{d}") for d in range(len(problem.devices))] if elastic else []
+        self.short = [self._int(limits.MOST_BYTES, f"short{d}") for d in range(len(problem.devices))] if elastic else []
         self.start: list[cp_model.IntVar] = []
         self._layers()
         self._stages()

@@ -22,6 +22,7 @@ from ortools.sat.python import cp_model
 
 from planner.errors import NotProvenError
 from planner.integers import PS_PER_NS
+from planner.solver import limits
 from planner.solver.bounds.step import Bounds, lower_bounds
 from planner.solver.feasible.class_model import roomiest
 from planner.solver.feasible.greedy import packed
@@ -33,27 +34,6 @@ from planner.solver.problem_bounds import least_bytes, most_ps, timeless
 from planner.solver.restriction import Restriction, everything
 from planner.solver.symmetry import alike_alone, twins
 from planner.solver.variables import Linear
-
-SETTLE_LIMIT = 0.1
-"""Of settling quantities, all together, in the same units."""
-
-QUICK_LIMIT = 0.03
-"""Of a search from below for the least step: where the bounds are exact, as they mostly are, it needs no more."""
-
-PACK_BITS = 55
-"""Ordered variables are minimised together as digits of one number of at most so many bits."""
-
-FIRST_LOOK = (1.000001, 1.0001, 1.0005, 1.001, 1.002, 1.003, 1.005, 1.0075, 1.01, 1.015, 1.02, 1.03, 1.05, 1.1)
-"""The search begins with what may be in an answer within so much of the bound."""
-
-PACKED_LIMIT = 0.5
-"""Of the search on groups that have room by count, in the same units."""
-
-GAPS_PPM = tuple(10_000 * percent for percent in (2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 60, 75, 90))
-"""What is accepted where more is not proven."""
-
-GAP_FACTOR = 1.1
-"""As much more than what was reached is accepted: a search for the last of it takes long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +80,8 @@ def solve_nearly(problem: Problem, settings: Settings) -> Solved | None:
         return search.solved(None)
     except NotProvenError as error:
         reached = 1.0 if error.gap is None else error.gap
-        wanted = max(settings.gap_ppm, round(GAP_FACTOR * reached * 10**6))
-        gap_ppm = min((each for each in GAPS_PPM if each > wanted), default=None)
+        wanted = max(settings.gap_ppm, round(limits.GAP_FACTOR * reached * 10**6))
+        gap_ppm = min((each for each in limits.GAPS_PPM if each > wanted), default=None)
         if gap_ppm is None:
             raise
         return search.again(gap_ppm).solved(None)
@@ -242,12 +222,12 @@ class _Search:
         self.order(small, small.ends())
         free = self.minimise(small, -small.free, what="free memory", always_same=True)
         small.model.add(small.free >= -free.value)
-        self.order(small, small.quantities(), SETTLE_LIMIT)
+        self.order(small, small.quantities(), limits.SETTLE_LIMIT)
 
     def any_answer(self) -> bool:
         """Whether there is one, first among those that would be good, which are few."""
-        limits = self._limits(FIRST_LOOK[-1:])
-        return any(self._has_answer(self._model(self._within(limit)), "feasibility") for limit in limits)
+        factors = limits.FIRST_LOOK[-1:]
+        return any(self._has_answer(self._model(self._within(limit)), "feasibility") for limit in self._limits(factors))
 
     # ---- what is searched ----
 
@@ -346,14 +326,14 @@ class _Search:
             return None
         model = self._model(structure, alone=True)
         try:
-            self.minimise(model, model.ranked_step, what="packed step time", enough=PACKED_LIMIT)
+            self.minimise(model, model.ranked_step, what="packed step time", enough=limits.PACKED_LIMIT)
         except (Infeasible, NotProvenError):
             return None
         return model
 
     def _first_step(self) -> tuple[Model, Optimum]:
         """The best of what is nearest to the bounds: usually the answer, and found quickly as it is little."""
-        for limit in self._limits(FIRST_LOOK):
+        for limit in self._limits(limits.FIRST_LOOK):
             near = self._within(limit)
             if near.groups and all(near.choices):
                 model = self._model(near)
@@ -401,7 +381,7 @@ class _Search:
     def _ranked(self, model: Model) -> Optimum:
         """The least step: first from below, then by a search that also finds what is far from the bounds."""
         if not self.settings.gap_ppm:
-            quick = replace(self.settings, limit=min(QUICK_LIMIT, self.settings.limit), workers=1)
+            quick = replace(self.settings, limit=min(limits.QUICK_LIMIT, self.settings.limit), workers=1)
             with suppress(NotProvenError):
                 return self.minimise(model, model.ranked_step, what="ranked step time", from_below=True, settings=quick)
         return self.minimise(model, model.ranked_step, what="ranked step time", gap_ppm=self.settings.gap_ppm)
@@ -513,7 +493,7 @@ def _packs(variables: Sequence[tuple[cp_model.IntVar, int]]) -> Iterator[list[tu
     """In order, as many together as are digits of one number."""
     pack: list[tuple[cp_model.IntVar, int]] = []
     for variable, most in variables:
-        if pack and sum(other.bit_length() for _, other in pack) + most.bit_length() > PACK_BITS:
+        if pack and sum(other.bit_length() for _, other in pack) + most.bit_length() > limits.PACK_BITS:
             yield pack
             pack = []
         pack.append((variable, most))

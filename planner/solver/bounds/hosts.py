@@ -12,15 +12,10 @@ from itertools import product
 
 import numpy as np
 
+from planner.solver import limits
 from planner.solver.bounds.combine import Sums
 from planner.solver.bounds.stage import Curve, StageBound
 from planner.solver.problem import Group, Problem, Split
-
-FAR = 1.03
-"""Groups over several hosts whose own bound is so much above the least are usually not looked into."""
-
-MOST_NEAR = 200
-"""Nor are many more than so many, but for those that are as good as one of these."""
 
 HOP, NETWORK, FIRST = range(3)
 """How stages of a site are reached: none has entered it yet; one has, over the network; one has, as the first."""
@@ -172,7 +167,7 @@ class Places:
             found.append(known[key])
         return found
 
-    def through_groups(self, far: float = FAR) -> list[float]:
+    def through_groups(self, far: float = limits.FAR) -> list[float]:
         """The least time of the stages of any answer with each group.
 
         Groups over several hosts are few or bad, as the network is slow: the bad ones are not gone into any further
@@ -184,8 +179,8 @@ class Places:
         for wide in self.wide:
             bounds[wide] = self._through_wide(wide, anywhere)
         limit = far * min(bounds)
-        if len(self.wide) > MOST_NEAR:
-            limit = min(limit, sorted(bounds[wide] for wide in self.wide)[MOST_NEAR])
+        if len(self.wide) > limits.MOST_NEAR:
+            limit = min(limit, sorted(bounds[wide] for wide in self.wide)[limits.MOST_NEAR])
         near = [wide for wide in self.wide if bounds[wide] <= limit]
         floor = min((bounds[wide] for wide in self.wide if bounds[wide] > limit), default=math.inf)
         for wide in near:

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from ortools.linear_solver import pywraplp
 
 from planner.integers import PS_PER_NS
+from planner.solver import limits
 from planner.solver.problem import Group, Problem
 
 Curve = NDArray[np.float64]
 """Least ns of 0 … L layers; infinite where so many do not fit."""
 
 MARGIN = 1e-9
-MOST_LINES = 8
 
 
 class StageBound:
@@ -111,7 +111,7 @@ class StageBound:
         if not self.most:
             return
         points = [float(self.most)]
-        while points and len(self.lines) < MOST_LINES:
+        while points and len(self.lines) < limits.MOST_LINES:
             point = points.pop()
             prices = programme.prices(point)
             if prices is None:

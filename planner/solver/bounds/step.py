@@ -15,23 +15,14 @@ import numpy as np
 from ortools.linear_solver import pywraplp
 
 from planner.integers import PS_PER_NS
+from planner.solver import limits
 from planner.solver.bounds.chain import Chain, Excess, received
 from planner.solver.bounds.combine import ByLayers, ByPrice
-from planner.solver.bounds.hosts import FAR, Places, Stages, most_states
+from planner.solver.bounds.hosts import Places, Stages, most_states
 from planner.solver.bounds.stage import MARGIN, Curve, least_each, least_quanta, rates_ns
 from planner.solver.bounds.whole_layers import whole_bounds
 from planner.solver.problem import Block, Group, Option, Problem
 from planner.solver.problem_bounds import timeless
-
-MOST_STATES = 5000
-"""Of one site: ways to have taken some of its devices, up to renaming of equal ones."""
-
-CLOSE = 1.05
-"""What may be in an answer within so much of the least is looked at exactly."""
-
-MOST_GROUPS = 60
-MOST_CHOICES = 200
-"""Of each block: as much as these near the bounds is looked at for prices of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +70,7 @@ def lower_bounds(problem: Problem) -> Bounds | None:
     if problem.goal != "time" or len(problem.kinds) > 1 or problem.counts is not None:
         return None
     nothing = np.zeros(len(problem.devices))
-    if most_states(problem) > MOST_STATES:
+    if most_states(problem) > limits.MOST_STATES:
         return None
     free = _bounds(problem, nothing)
     if not free.groups:
@@ -96,7 +87,7 @@ def lower_bounds(problem: Problem) -> Bounds | None:
     return Bounds(problem=problem, apart=(free,) if prices is None else (free, _bounds(problem, prices).only(free)))
 
 
-def _bounds(problem: Problem, prices: Curve, far: float = FAR) -> Excess:
+def _bounds(problem: Problem, prices: Curve, far: float = limits.FAR) -> Excess:
     blocks = [_choices_ns(block, prices, problem.quantum_ns) for block in problem.blocks]
     cheapest = [min(costs.values()) for costs in blocks]
     choices = tuple({key: ns - low for key, ns in costs.items()} for costs, low in zip(blocks, cheapest, strict=True))
@@ -125,15 +116,15 @@ def _through_groups(stages: Stages, starts: Sequence[float], far: float) -> list
     if far < 1 or stages.prices.any() or not slopes or min(slopes) <= 0:
         return Places(stages, starts, by_layers).through_groups(far)
     known = Places(stages, starts, ByPrice(stages.problem.layers, min(slopes))).through_groups(far)
-    reach = CLOSE * min(known)
+    reach = limits.CLOSE * min(known)
     while True:
         kept = {g for g in groups if known[g] <= reach}
         floor = min((known[g] for g in groups if known[g] > reach), default=math.inf)
         found = Places(stages, starts, by_layers, kept).through_groups(far)
         least = min(found)
-        if floor >= CLOSE * least or math.isinf(floor):
+        if floor >= limits.CLOSE * least or math.isinf(floor):
             return [max(known[g], min(found[g], floor)) if g in kept else known[g] for g in groups]
-        reach = CLOSE * least if math.isfinite(least) else CLOSE * floor
+        reach = limits.CLOSE * least if math.isfinite(least) else limits.CLOSE * floor
 
 
 def _choices_ns(block: Block, prices: Curve, quantum_ns: int) -> dict[tuple[int, int], float]:
@@ -193,10 +184,10 @@ class _Whole:
         self.rooms = [solver.RowConstraint(-solver.infinity(), n / self.scale, "") for n in problem.capacity_bytes]
         self.layers = solver.RowConstraint(problem.layers, problem.layers, "")
         solver.Objective().SetMinimization()
-        for index in sorted(bounds.groups, key=lambda g: (bounds.groups[g], g))[:MOST_GROUPS]:
+        for index in sorted(bounds.groups, key=lambda g: (bounds.groups[g], g))[: limits.MOST_GROUPS]:
             self._stage(problem.groups[index])
         for block, known in zip(problem.blocks, bounds.choices, strict=True):
-            self._block(block, sorted(known, key=lambda key: (known[key], key))[:MOST_CHOICES])
+            self._block(block, sorted(known, key=lambda key: (known[key], key))[: limits.MOST_CHOICES])
 
     def _variable(self, ns: float, loads: Iterable[tuple[int, float]]) -> pywraplp.Variable:
         variable = self.solver.NumVar(0, self.solver.infinity(), "")

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from planner.solver import limits
 from planner.solver.bounds.chain import Chain, Excess
 from planner.solver.problem import Block, Option, Problem
-
-MOST_PLACEMENTS = 64
 
 
 def whole_bounds(problem: Problem, apart: Callable[[Problem], Excess]) -> Excess | None:
@@ -24,8 +23,8 @@ def whole_bounds(problem: Problem, apart: Callable[[Problem], Excess]) -> Excess
     sets += [option.devices for block in problem.blocks for option in block.options]
     if max(map(len, sets)) > 1:
         return None
-    placements = list(islice(_placements(problem, ()), MOST_PLACEMENTS + 1))
-    if len(placements) > MOST_PLACEMENTS:
+    placements = list(islice(_placements(problem, ()), limits.MOST_PLACEMENTS + 1))
+    if len(placements) > limits.MOST_PLACEMENTS:
         return None
     groups: dict[int, float] = {}
     choices: list[dict[int, float]] = [{} for _ in problem.blocks]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
 from planner.errors import NotProvenError
+from planner.solver import limits
 from planner.solver.minimise import Settings, minimise
 from planner.solver.problem import Block, Problem, Split
 from planner.solver.restriction import Restriction
@@ -25,15 +26,6 @@ from planner.solver.restriction import Restriction
 Linear = cp_model.LinearExpr | int
 Loads = tuple[int, ...]
 """Bytes on all members of each class together."""
-
-MOST_COLUMNS = 5000
-"""Of all sorts. Where there are more, hardly any devices are equal, and counting them is no help."""
-
-LIMITED = Settings(limit=1.0)
-"""It is the same search for anybody: what it finds decides what is tried, and how far it gets."""
-
-ENOUGH = 0.25
-"""Of the search for the most room, in the solver's units of work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +45,7 @@ def least_missing(problem: Problem) -> tuple[int, Restriction | None]:
     if counts is None:
         return 0, None
     try:
-        found = minimise(counts, counts.missing, LIMITED, what="missing bytes")
+        found = minimise(counts, counts.missing, Settings(limit=limits.COUNT_LIMIT), what="missing bytes")
     except NotProvenError as error:
         return max(0, error.bound_ns or 0), None
     return found.value, counts.told_apart()
@@ -66,7 +58,8 @@ def roomiest(problem: Problem) -> Restriction | None:
     """
     counts = _counts(problem, elastic=False)
     try:
-        found = counts and minimise(counts, counts.load, LIMITED, what="bytes", enough=ENOUGH)
+        settings = Settings(limit=limits.COUNT_LIMIT)  # never the caller's: the result decides what is tried
+        found = counts and minimise(counts, counts.load, settings, what="bytes", enough=limits.ROOM_LIMIT)
     except NotProvenError:
         found = None
     return counts.told_apart() if counts and found else None
@@ -75,7 +68,7 @@ def roomiest(problem: Problem) -> Restriction | None:
 def _counts(problem: Problem, *, elastic: bool) -> "_Counts | None":
     """None where there is too much to count."""
     sorts = _sorts(problem)
-    if sum(len(splits) for sort in sorts for splits in sort.splits) > MOST_COLUMNS:
+    if sum(len(splits) for sort in sorts for splits in sort.splits) > limits.MOST_COLUMNS:
         return None
     return _Counts(problem, sorts, elastic=elastic)
 
