@@ -9,17 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from planner.checkpoints.header import (
-    HOW_TO_CONVERT,
-    TensorFile,
-    TensorInfo,
-    check_brackets,
-    load_json,
-    read_header,
-    read_stream,
-    stamp,
-)
+from planner.checkpoints.header import HOW_TO_CONVERT, TensorFile, TensorInfo, read_header, read_stream, stamp
 from planner.errors import CheckpointError
+from plans import strict_json
+from plans.strict_json import JsonError
 
 MAX_CONFIG_BYTES = 12 << 20
 
@@ -57,7 +50,7 @@ def read_checkpoint(path: Path, *, pickles: bool = False) -> Checkpoint:
         found = "a file" if path.exists() else "nothing"
         raise CheckpointError(f"{path}: found {found}, expected a checkpoint's directory or its config.json")
     config_bytes = _read_small(config_file)
-    config = load_json(config_bytes, str(config_file))
+    config = _parse_json(config_bytes, config_file)
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_file}: expected a JSON object")
     tables = _read_tables(path) or _read_pickle(path, pickles) if path.is_dir() else None
@@ -85,11 +78,16 @@ def _read_small(file: Path) -> bytes:
         size = file.stat().st_size
         if size > MAX_CONFIG_BYTES:
             raise CheckpointError(f"{file}: {size} bytes, expected at most {MAX_CONFIG_BYTES}")
-        content = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{file}: cannot read: {error.strerror}") from error
-    check_brackets(content, str(file))
-    return content
+
+
+def _parse_json(content: bytes, file: Path) -> Any:
+    try:
+        return strict_json.loads(content)
+    except JsonError as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def _read_tables(directory: Path) -> _Tables | None:
@@ -111,7 +109,7 @@ def _read_tables(directory: Path) -> _Tables | None:
 
 
 def _read_index(index: Path) -> _Tables:
-    data = load_json(_read_small(index), str(index))
+    data = _parse_json(_read_small(index), index)
     weight_map = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map: expected an object from tensor names to file names")

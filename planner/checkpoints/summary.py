@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from planner.checkpoints.header import DTYPE_BYTES
+from plans.safetensors_header import DTYPE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,24 +2,18 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Collection, Iterator
-from math import prod
 from pathlib import Path
-from typing import Any
 
 from plans import artifact, codec
 from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, Images, SlotEntry
+from plans.safetensors_header import PREFIX_BYTES, Header, HeaderError, TensorEntry, header_length, parse_header
 from plans.schema import Plan, PlanError
 from runtime.errors import ImageDamaged, ImageForeign, ImageMissing, ImageTruncated
 from runtime.image.lease import guard
 from runtime.image.transfer import hash_file, hash_mapped
-
-MAX_HEADER_BYTES = 16 << 20
-"""The header of an image of 1000 layers is below 2 MB; nothing larger is parsed."""
-
 
 # ---- what is refused ----
 
@@ -150,71 +144,58 @@ def compare_digest(file: Path, found: str, expected: artifact.Image) -> None:
 
 
 def read_slots(descriptor: int, directory: Path, device: str, expected: artifact.Image) -> tuple[int, list[SlotEntry]]:
-    """Where the data starts, and the slots of an open image, fillers included; checked against the recorded ABI."""
+    """Return the offset of the data in an open image, and its slots, fillers included.
+
+    The header is checked against the rules of its format, of images, and against the recorded ABI; raise ImageDamaged
+    or ImageForeign.
+    """
     file = artifact.image_file(directory, device)
-    start = 8 + int.from_bytes(os.pread(descriptor, 8, 0), "little")
-    if start > min(expected.size_bytes, MAX_HEADER_BYTES) or start % PAGE_BYTES:
-        raise ImageDamaged(
-            f"{file}: header: claims to end at byte {start}, expected a multiple of {PAGE_BYTES} up to "
-            f"{min(expected.size_bytes, MAX_HEADER_BYTES)}"
-        )
-    metadata, slots = _parse(os.pread(descriptor, start - 8, 8), file)
-    end = _check_table(slots, file)
-    if start + end != expected.size_bytes:
-        raise ImageDamaged(f"{file}: header: slots end at byte {start + end}, the file at {expected.size_bytes}")
-    if metadata.get("device") != device or metadata.get("abi") != str(LAYOUT_VERSION):
-        wanted = {"abi": str(LAYOUT_VERSION), "device": device}
-        raise ImageForeign(f"{file}: __metadata__: found {metadata}, expected {wanted}: compile it again")
-    found = artifact.abi_of(slots, expected.abi.dtype)
-    if found.slots_sha256 != expected.abi.slots_sha256:
+    header = _read_header(descriptor, file, expected)
+    slots = [_slot(tensor, file) for tensor in header.tensors]
+    _check_order(slots, file)
+    if header.metadata is None:
+        raise ImageDamaged(f"{file}: header: no __metadata__, expected one with abi and device")
+    wanted = {"abi": str(LAYOUT_VERSION), "device": device}
+    if any(header.metadata.get(name) != value for name, value in wanted.items()):
+        raise ImageForeign(f"{file}: __metadata__: found {dict(header.metadata)}, expected {wanted}: compile it again")
+    abi = artifact.abi_of(slots, expected.abi.dtype)
+    if abi.slots_sha256 != expected.abi.slots_sha256:
         raise ImageForeign(
-            f"{file}: slot table: SHA-256 {found.slots_sha256}, expected {expected.abi.slots_sha256} as {IMAGES_FILE} "
+            f"{file}: slot table: SHA-256 {abi.slots_sha256}, expected {expected.abi.slots_sha256} as {IMAGES_FILE} "
             "records: the image is of another plan or another layout; compile it again"
         )
-    return start, slots
+    return header.data_start, slots
 
 
-def _parse(text: bytes, file: Path) -> tuple[dict[str, Any], list[SlotEntry]]:
-    """Metadata and slots in the order of the header, each with the types that the format demands."""
+def _read_header(descriptor: int, file: Path, expected: artifact.Image) -> Header:
     try:
-        table = json.loads(text.decode(), object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        raise ImageDamaged(f"{file}: header: not valid JSON: {error}") from error
-    metadata = table.pop("__metadata__", None) if isinstance(table, dict) else None
-    if not isinstance(metadata, dict):
-        raise ImageDamaged(f"{file}: header: expected a mapping with __metadata__")
-    return metadata, [_entry(name, entry, file) for name, entry in table.items()]
+        length = header_length(os.pread(descriptor, PREFIX_BYTES, 0), expected.size_bytes)
+        if (PREFIX_BYTES + length) % PAGE_BYTES:
+            raise HeaderError(
+                f"claims {length} bytes, so the data starts at byte {PREFIX_BYTES + length}, expected a multiple of "
+                f"{PAGE_BYTES}"
+            )
+        return parse_header(os.pread(descriptor, length, PREFIX_BYTES), expected.size_bytes)
+    except HeaderError as error:
+        raise ImageDamaged(f"{file}: header: {error}") from error
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return table
+def _slot(tensor: TensorEntry, file: Path) -> SlotEntry:
+    """Return a tensor as the slot of an image, which has fewer dtypes and ranks than the format."""
+    if tensor.dtype not in ITEM_BYTES:
+        expected = ", ".join(ITEM_BYTES)
+        raise ImageDamaged(f"{file}: header: {tensor.name}: dtype: found {tensor.dtype}, expected one of {expected}")
+    if not 1 <= len(tensor.shape) <= 3:
+        raise ImageDamaged(
+            f"{file}: header: {tensor.name}: shape: found {list(tensor.shape)}, expected one to three sizes"
+        )
+    return SlotEntry(
+        name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, offset=tensor.offset, nbytes=tensor.nbytes
+    )
 
 
-def _entry(name: str, entry: Any, file: Path) -> SlotEntry:
-    if not isinstance(entry, dict) or entry.keys() != {"data_offsets", "dtype", "shape"}:
-        raise ImageDamaged(f"{file}: header: {name}: expected data_offsets, dtype and shape")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise ImageDamaged(f"{file}: header: {name}: dtype: found {dtype!r}, expected one of {', '.join(ITEM_BYTES)}")
-    if not _naturals(shape) or not 1 <= len(shape) <= 3:
-        raise ImageDamaged(f"{file}: header: {name}: shape: found {shape!r}, expected one to three sizes")
-    if not _naturals(offsets) or len(offsets) != 2:
-        raise ImageDamaged(f"{file}: header: {name}: data_offsets: found {offsets!r}, expected start and stop")
-    nbytes = prod(shape) * ITEM_BYTES[dtype]
-    if offsets[1] - offsets[0] != nbytes:
-        raise ImageDamaged(f"{file}: header: {name}: data_offsets: {offsets} for {nbytes} bytes of {dtype} {shape}")
-    return SlotEntry(name=name, dtype=dtype, shape=tuple(shape), offset=offsets[0], nbytes=nbytes)
-
-
-def _naturals(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
-def _check_table(slots: list[SlotEntry], file: Path) -> int:
-    """Slots follow each other without a hole, each (but fillers) aligned; the end of the last one."""
+def _check_order(slots: list[SlotEntry], file: Path) -> None:
+    """Raise ImageDamaged unless the header lists slots in the order of their data, each but fillers aligned."""
     end = 0
     for slot in slots:
         filler = slot.name.startswith("_pad.")
@@ -224,4 +205,3 @@ def _check_table(slots: list[SlotEntry], file: Path) -> int:
                 f"{ALIGNMENT_BYTES}"
             )
         end += slot.nbytes
-    return end

@@ -271,9 +271,13 @@ CHECKPOINTS: dict[str, tuple[Callable[[Bench], object], str, str]] = {
         "CheckpointError",
         "{root}/base: model.norm.weight: found dtype I8",
     ),
-    "truncated file": (truncate, "CheckpointError", "{root}/base/model.safetensors: truncated"),
-    "truncated header": (truncate_header, "CheckpointError", "{root}/base/model.safetensors: truncated: 3 bytes"),
-    "immense header": (claim_header, "CheckpointError", f"model.safetensors: header of {1 << 60} bytes claimed"),
+    "truncated file": (truncate, "CheckpointError", "{root}/base/model.safetensors: header: truncated"),
+    "truncated header": (
+        truncate_header,
+        "CheckpointError",
+        "{root}/base/model.safetensors: header: truncated: 3 bytes",
+    ),
+    "immense header": (claim_header, "CheckpointError", f"model.safetensors: header: claims {1 << 60} bytes"),
     "index to elsewhere": (
         escape,
         "CheckpointError",

@@ -56,32 +56,32 @@ RAW: list[tuple[str, bytes, bytes, int | None, str]] = [
         b"{}",
         b"",
         1000,
-        "truncated: header of 1000 bytes claimed, but the file has 10 bytes in all",
+        "claims 1000 bytes, but the file has 10 bytes in all: it is truncated",
     ),
     (
         "enormous header",
         b"{}",
         b"",
         1 << 40,
-        "header of 1099511627776 bytes claimed, expected at most 8388608",
+        "claims 1099511627776 bytes, expected at most 8388608",
     ),
-    ("no object", b"[]", b"", None, "header: starts with b'[]', expected a JSON object"),
-    ("leading space", b" {}", b"", None, "header: starts with b' {}', expected a JSON object"),
-    ("two names", b'{"a": 1, "a": 2}', b"", None, "header: a: the name occurs twice"),
+    ("no object", b"[]", b"", None, "starts with b'[]', expected a JSON object"),
+    ("leading space", b" {}", b"", None, "starts with b' {}', expected a JSON object"),
+    ("two names", b'{"a": 1, "a": 2}', b"", None, "a: the name occurs twice"),
     (
         "not UTF-8",
         b'{"\xff": 1}',
         b"",
         None,
-        "header: not valid JSON: 'utf-8' codec can't decode byte 0xff in position 2: invalid start byte",
+        "not valid JSON: 'utf-8' codec can't decode byte 0xff in position 2: invalid start byte",
     ),
-    ("NaN", b'{"a": NaN}', b"", None, "header: found NaN, which is not JSON"),
+    ("NaN", b'{"a": NaN}', b"", None, "found NaN, which is not JSON"),
     (
         "metadata",
         b'{"__metadata__": {"a": 1}}',
         b"",
         None,
-        "header: __metadata__: expected an object of strings",
+        "__metadata__: expected an object of strings",
     ),
 ]
 
@@ -92,7 +92,7 @@ def test_a_header_that_is_no_header_is_refused(
 ) -> None:
     file = tmp_path / "x.safetensors"
     write_raw(file, header, data, length)
-    assert refused(lambda: read_header(file)) == f"{file}: {message}"
+    assert refused(lambda: read_header(file)) == f"{file}: header: {message}"
 
 
 TENSORS: list[tuple[str, dict[str, Any], int, str]] = [
@@ -123,12 +123,12 @@ TENSORS: list[tuple[str, dict[str, Any], int, str]] = [
         "a: data_offsets: found [24, 0], expected [begin, end] with begin <= end",
     ),
     ("size", {"a": tensor(end=20)}, 20, "a: 20 bytes claimed by data_offsets, but F32 of shape [2, 3] has 24"),
-    ("truncated", {"a": tensor()}, 20, "truncated: the header claims {} bytes in all, the file has {}"),
+    ("truncated", {"a": tensor()}, 20, "truncated: claims {} bytes in all, the file has {}"),
     (
         "trailing",
         {"a": tensor()},
         28,
-        "4 bytes after the last tensor: the header claims {} bytes in all, the file has {}",
+        "4 bytes after the last tensor: claims {} bytes in all, the file has {}",
     ),
     (
         "hole",
@@ -157,7 +157,7 @@ def test_a_tensor_is_what_it_claims(tmp_path: Path, header: dict[str, Any], size
     write(file, header, bytes(size))
     total = file.stat().st_size
     expected = message.format(total - size + 24, total) if "{}" in message else message
-    assert refused(lambda: read_header(file)) == f"{file}: {expected}"
+    assert refused(lambda: read_header(file)) == f"{file}: header: {expected}"
 
 
 def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:

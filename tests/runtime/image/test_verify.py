@@ -425,7 +425,7 @@ def test_a_header_that_is_no_table_is_damaged(artifact: Artifact, header: bytes)
 @pytest.mark.parametrize("length", [0, 1, 100, 4096, (1 << 64) - 1, (1 << 63), 1 << 33])
 def test_a_header_length_is_distrusted(artifact: Artifact, length: int) -> None:
     rewrite(artifact, b"{}", b"", length)
-    assert "a.safetensors: header: claims to end at byte" in refusal(ImageDamaged, artifact)
+    assert f"a.safetensors: header: claims {length} bytes" in refusal(ImageDamaged, artifact)
 
 
 def test_a_device_id_that_is_a_path_is_refused(artifact: Artifact) -> None:
