@@ -1,9 +1,15 @@
-"""Writes the directory of a plan: ``plan.yaml``, the given configs and the tokenizer files."""
+"""Write the directory of a plan: ``plan.yaml``, the configs from which it was planned, and the tokenizer files.
 
-import os
+    .plan.yaml.new  ►  configs and tokenizer files, each replaced in one step  ►  plan.yaml renamed into place
+
+The new plan is written first under its temporary name, by which a half-written directory is recognised as a plan's and
+may be written again; it takes its place last, so that a ``plan.yaml`` always has its other files beside it.
+"""
+
 from collections.abc import Iterable
 from pathlib import Path
 
+from planner import durable
 from planner.errors import OutputError
 from planner.families import BaseInput, DraftInput
 from plans import codec
@@ -17,42 +23,40 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+PLAN_FIELDS = {"schema", "inputs", "options", "inventory", "stages"}
+"""Top-level fields that every version of ``plan.yaml`` has."""
 
 
-def write(directory: Path, built: Plan, base: BaseInput, draft: DraftInput | None) -> None:
-    """Write a plan's directory, ``plan.yaml`` last; raise OutputError where something else is in the way."""
+def write(directory: Path, plan: Plan, base: BaseInput, draft: DraftInput | None) -> None:
+    """Write a plan's directory; files that are unchanged are left alone. Raise OutputError."""
     refuse_foreign(directory)
-    source = base.checkpoint.config_file.parent
-    given = {name: source / name for name in TOKENIZER_FILES if (source / name).is_file()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        text = codec.dumps(built).encode()
-        unchanged = _has(directory / "plan.yaml", text)
-        if not unchanged:
-            _write_new(directory / "plan.yaml", text)  # first: by it is known whose a half-written directory is
-        files = {name: file.read_bytes() for name, file in given.items()}
-        files["config.json"] = base.checkpoint.config_bytes
+        plan_file, text = directory / "plan.yaml", codec.dumps(plan).encode()
+        plan_changes = not _has(plan_file, text)
+        if plan_changes:
+            durable.write_synced(_temporary(plan_file), text)
+        files = _files_beside(base, draft)
         if draft is not None:
             (directory / "draft").mkdir(exist_ok=True)
-            files["draft/config.json"] = draft.checkpoint.config_bytes
         _remove(directory / name for name in (*TOKENIZER_FILES, "draft/config.json") if name not in files)
         if draft is None and (directory / "draft").is_dir():
             (directory / "draft").rmdir()
         for name, content in files.items():
-            if not _has(directory / name, content):
-                _write_new(directory / name, content)
-                _publish(directory / name)
-        if not unchanged:
-            _publish(directory / "plan.yaml")
+            file = directory / name
+            if not _has(file, content):
+                durable.replace(file, content, _temporary(file))
+        if plan_changes:
+            durable.put_in_place(_temporary(plan_file), plan_file)
     except OSError as error:
         raise OutputError(f"{directory}: cannot write the plan: {error}") from error
 
 
 def refuse_foreign(directory: Path) -> None:
-    """Raise OutputError unless ``directory`` is free, or has a plan, of whatever version, if only half written."""
+    """Raise OutputError unless ``directory`` is free or has a plan of any version, which may be half written."""
     file = directory / "plan.yaml"
     if directory.is_dir():
-        if any(directory.iterdir()) and not file.is_file() and not _new(file).is_file():
+        if any(directory.iterdir()) and not file.is_file() and not _temporary(file).is_file():
             raise OutputError(f"{directory}: holds something other than a plan (no plan.yaml): give another --out")
         if file.is_file() and not _is_plan(file):
             raise OutputError(f"{file}: is no plan, and would be overwritten: give another --out, or take it away")
@@ -60,13 +64,23 @@ def refuse_foreign(directory: Path) -> None:
         raise OutputError(f"{directory}: is not a directory: give another --out")
 
 
+def _files_beside(base: BaseInput, draft: DraftInput | None) -> dict[str, bytes]:
+    """Return the contents of the files beside ``plan.yaml``, by their names in the directory."""
+    source = base.checkpoint.config_file.parent
+    files = {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
+    files["config.json"] = base.checkpoint.config_bytes
+    if draft is not None:
+        files["draft/config.json"] = draft.checkpoint.config_bytes
+    return files
+
+
 def _is_plan(file: Path) -> bool:
-    """Whether it has the fields by which every version of a plan is known."""
+    """Return True if a file has the fields by which a plan of any version is recognised."""
     try:
         data = codec.load_yaml(codec.read_document(file), str(file))
     except (PlanError, OSError):
         return False
-    return isinstance(data, dict) and {"schema", "inputs", "options", "inventory", "stages"} <= set(data)
+    return isinstance(data, dict) and set(data) >= PLAN_FIELDS
 
 
 def _remove(files: Iterable[Path]) -> None:
@@ -78,24 +92,6 @@ def _has(file: Path, content: bytes) -> bool:
     return file.is_file() and file.read_bytes() == content
 
 
-def _new(file: Path) -> Path:
-    """Where it is until it is whole."""
+def _temporary(file: Path) -> Path:
+    """Return the name under which a file is written until it is complete."""
     return file.with_name(f".{file.name}.new")
-
-
-def _write_new(file: Path, content: bytes) -> None:
-    """On disk when this returns, but not yet in its place."""
-    with _new(file).open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _publish(file: Path) -> None:
-    """Put what was written into its place in one step, on disk when this returns."""
-    _new(file).replace(file)
-    handle = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

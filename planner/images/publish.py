@@ -1,4 +1,8 @@
-"""A plan's directory while images come into it: one compile at a time, temporaries, and the order of renames."""
+"""Guard a plan's directory while its images are compiled, and put new images in place of old ones.
+
+One compile at a time holds the directory. It writes under temporary names, which the next compile removes if this one
+is killed, and publishes in an order of renames in which no mixture of old and new images ever verifies.
+"""
 
 import contextlib
 import errno
@@ -11,18 +15,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
+from planner import durable
 from planner.errors import OutputError
 
 TEMPORARY = ".compile-"
-"""Prefix of what a killed run may leave, and the next removes."""
+"""Prefix of the names of files that are not in place yet; a killed compile may leave some."""
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory against another compile, without what a killed one left; raise OutputError.
+    """Hold the directory against other compiles, and remove temporaries before and after; raise OutputError.
 
-    The lock goes with the process, however it ends; the file goes with the run.
+    The lock ends with the process, however that ends; the lock's file is removed at the end of the context.
     """
     file = directory / LOCK
     with output_errors(directory):
@@ -31,7 +36,7 @@ def locked(directory: Path) -> Iterator[None]:
         clean(directory)
         yield
     finally:
-        with unbroken():
+        with defer_signals():
             clean(directory)
             with output_errors(directory):
                 file.unlink(missing_ok=True)
@@ -39,6 +44,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def _lock(file: Path) -> int:
+    """Return a descriptor of the lock's file, locked; raise OutputError if another process has the lock."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -49,47 +55,47 @@ def _lock(file: Path) -> int:
             os.close(descriptor)
             raise OutputError(f"{file.parent}: another compile of this plan is running: wait for it") from error
         except FileNotFoundError:
-            pass  # who held it has just removed it: what is locked here is no file any more
+            pass  # the previous holder removed the file after it was opened here: the lock is on no name, so try again
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def output_errors(where: Path) -> Iterator[None]:
-    """Turn a failure of the system to write into an OutputError."""
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError into an OutputError that names ``path``."""
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{where}: cannot write: {error.strerror or error}") from error
+        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
-def unbroken() -> Iterator[None]:
-    """Signals that would end the command wait until this is over, so that it is not left half done."""
+def defer_signals() -> Iterator[None]:
+    """Defer SIGINT, SIGTERM and SIGHUP to the end of the context, so that it is not left half done."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python handles signals in the main thread alone
+        yield  # Python runs signal handlers in the main thread only
         return
-    came: list[int] = []
+    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
 
-    handlers = {kind: signal.signal(kind, note) for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        for kind, handler in handlers.items():
-            signal.signal(kind, handler)
-    for number in came[:1]:
-        signal.raise_signal(number)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for first in received[:1]:
+        signal.raise_signal(first)
 
 
 def temporary(file: Path) -> Path:
-    """Where a file is written before it is put in place."""
+    """Return the name under which a file is written until it is put in place."""
     return file.with_name(f"{TEMPORARY}{file.name}")
 
 
 def clean(directory: Path) -> None:
-    """Remove what was not put in place."""
+    """Remove temporaries, files and directories; raise OutputError."""
     with output_errors(directory):
         for file in directory.glob(f"{TEMPORARY}*"):
             if file.is_dir() and not file.is_symlink():
@@ -99,50 +105,33 @@ def clean(directory: Path) -> None:
 
 
 def write(file: Path, text: str) -> None:
-    """Write a small file in one step, on disk when this returns."""
+    """Replace a small file in one step, on disk when this returns; raise OutputError."""
     with output_errors(file.parent):
-        _write_temporary(file, text)
-        temporary(file).rename(file)
-        _sync(file.parent)
+        durable.replace(file, text.encode(), temporary(file))
 
 
 def publish(images: Mapping[Path, Path], record: Path, text: str) -> None:
-    """Put new images in place of old ones, by their temporary files, and then the ``record`` of them all.
+    """Put new images in place and then the ``record`` of all images; raise OutputError.
 
-    Between the first and the last rename there is no record, so nothing verifies.
+    ``images``: temporary file by final name, all in the directory of the record. Between the removal of the old record
+    and the rename of the new one there is none, so no mixture of old and new images verifies.
     """
     directory = record.parent
-    with unbroken(), output_errors(directory):
-        _write_temporary(record, text)
+    with defer_signals(), output_errors(directory):
+        durable.write_synced(temporary(record), text.encode())
         for file, new in images.items():
             _check_replaceable(file, new)
         if images:
             record.unlink(missing_ok=True)
-            _sync(directory)
+            durable.sync_directory(directory)
         for file, new in images.items():
             new.rename(file)
-        _sync(directory)
-        temporary(record).rename(record)
-        _sync(directory)
+        durable.sync_directory(directory)
+        durable.put_in_place(temporary(record), record)
 
 
 def _check_replaceable(file: Path, new: Path) -> None:
-    """What could keep a rename from being done is told while the old artifact is whole."""
+    """Raise OSError for what would make the rename fail, while the old artifact is still whole."""
     new.stat()
     if file.is_dir():
         raise IsADirectoryError(errno.EISDIR, f"{file.name} is a directory")
-
-
-def _write_temporary(file: Path, text: str) -> None:
-    with temporary(file).open("wb") as stream:
-        stream.write(text.encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from planner import build, plan_directory, request
+from planner import build, durable, request
 from planner.build import longest_context, replan
 from planner.commands.console import DEMO
 from planner.errors import InfeasibleError, InputError, OutputError
@@ -76,7 +76,7 @@ def test_writing_the_same_again_touches_nothing(tmp_path: Path) -> None:
 def test_one_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
     found, base, draft = built(EQUAL, "eagle3")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_directory, "_publish", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(durable, "put_in_place", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path / "p", found.plan, base, draft)
     assert not (tmp_path / "p" / "plan.yaml").exists()
