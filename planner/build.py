@@ -183,12 +183,17 @@ def largest(least: int, most: int, works: Callable[[int], bool]) -> int | None:
 
 
 def replan(directory: Path, frozen: Plan, settings: Settings) -> Plan:
-    """The plan that the inputs recorded in ``directory`` lead to; no weights are needed.
+    """Return the plan that the inputs recorded in ``directory`` lead to; see :func:`rebuild`."""
+    return rebuild(directory, frozen, settings).plan
 
-    One that kept as much of an earlier plan as was allowed is to keep all of itself.
+
+def rebuild(directory: Path, frozen: Plan, settings: Settings) -> Built:
+    """Solve the problem of the plan ``frozen`` again from the inputs recorded in ``directory``; no weights are needed.
+
+    A plan that kept weights of an earlier one is solved with itself as the earlier one, of which all is to be kept.
     """
     base = load_base(directory / "config.json")
     draft = None
     if frozen.draft is not None:
         draft = load_draft(directory / "draft" / "config.json", base, facts_of(frozen.draft))
-    return plan(base, draft, frozen.inventory, frozen.options, settings, frozen).plan
+    return plan(base, draft, frozen.inventory, frozen.options, settings, frozen)

@@ -1,43 +1,39 @@
-"""The command line: which command is meant. It exits with what the command says."""
+"""The command line of the planner: picks the command and exits with its code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import click
 
 from planner.commands.console import put
-from plans.process import VERSION_MESSAGE, importing
+from planner.commands.declarations import COMMANDS
+from plans.process import VERSION_MESSAGE
 
-HOMES = {
-    "build": "build",
-    "check": "build",
-    "compile": "compile",
-    "diff": "show",
-    "inventory": "inputs",
-    "scan": "inputs",
-    "show": "show",
-}
-"""The module of each command."""
+EXIT_CODES = (
+    ("0", "done; no difference"),
+    ("1", "plans differ"),
+    ("2", "an input or the command line is wrong"),
+    ("3", "the model does not fit, or the proof did not end within its limit"),
+    ("4", "a compiled artifact is missing, damaged or of another plan"),
+    ("5", "the machine is not that of the plan"),
+    ("130", "interrupted by Ctrl-C"),
+)
 
 
 class Commands(click.Group):
-    """Commands that are imported when one of them, or help on all, is asked for: only to build needs the solver.
-
-    Refusals of a command line are an object too where ``--json`` is given, as all others are.
-    """
+    """The group of all commands; with ``--json`` a refused command line is a JSON object too, like all refusals."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(HOMES)
+        """Return the names in the order of declaration."""
+        return list(self.commands)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in HOMES:
-            return None
-        with importing():
-            module = import_module(f"planner.commands.{HOMES[cmd_name]}")
-        found: click.Command = getattr(module, f"{cmd_name}_command")
-        return found
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the exit codes."""
+        with formatter.section("Exit codes"):
+            formatter.write_dl(EXIT_CODES)
+        formatter.write_paragraph()
+        formatter.write_text(f"{ctx.info_name} COMMAND --help describes a command, with examples.")
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -55,6 +51,7 @@ class Commands(click.Group):
 
 @contextmanager
 def usage(as_json: bool) -> Iterator[None]:
+    """Write a usage error as an object too where ``as_json``, and raise it again for click to report."""
     try:
         yield
     except click.UsageError as error:
@@ -63,11 +60,11 @@ def usage(as_json: bool) -> Iterator[None]:
         raise
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands,
+    commands=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="eagleplan", message=VERSION_MESSAGE)
 def main() -> None:
-    """Plan where a model lies on your devices, prove it optimal, freeze it, and compile its images.
-
-    Exit codes: 0 done, 1 plans differ, 2 bad input, 3 infeasible or not proven, 4 artifact missing or damaged,
-    5 wrong machine.
-    """
+    """Place a model and its EAGLE head on your devices, prove the placement, freeze it, compile its images."""

@@ -1,4 +1,4 @@
-"""`compile`: images of a plan, as a command and at the end of a build."""
+"""``compile``: the images of a plan, as a command of its own and at the end of ``build``."""
 
 import signal
 import sys
@@ -8,67 +8,93 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import click
 from rich.console import Console
+from safetensors import safe_open
 
 from planner.commands import progress
-from planner.commands.console import DEMO, DIRECTORY, put, refusals, say
+from planner.commands.console import put, say
+from planner.demo_model import BASE, HEADS
 from planner.images.compile import CompileReport, compile_plan
 from plans import codec
 from plans.format import format_bytes
 
-
-def compile_images(
-    directory: Path, model: Path, draft: Path | None, only: tuple[str, ...] | None, quiet: bool = False
-) -> CompileReport:
-    with ends_cleanly(), progress.shown(Console(stderr=True), say) as report_to:
-        compiled = compile_plan(directory, model, draft, only, None if quiet else report_to)
-    if quiet:
-        return compiled
-    for image in compiled.images:
-        done = "unchanged" if image.reused else "written"
-        say(f"{directory / image.file}: {format_bytes(image.size_bytes)} {done}, blake3 {image.blake3[:16]}")
-    if compiled.missing:
-        say(f"not compiled yet: {', '.join(compiled.missing)}")
-    return compiled
+FILLER = "_pad."
+"""First characters of the names of fillers between slots."""
 
 
-@contextmanager
-def ends_cleanly() -> Iterator[None]:
-    """Let a request to end unwind, as Ctrl-C does, so that nothing is left behind."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    asked = [kind for kind in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(kind) is signal.SIG_DFL]
-    for kind in asked:
-        signal.signal(kind, end)
-    try:
-        yield
-    finally:
-        for kind in asked:
-            signal.signal(kind, signal.SIG_DFL)
-
-
-def images_data(compiled: CompileReport) -> list[dict[str, Any]]:
-    return [codec.encode(image) for image in compiled.images]
-
-
-@click.command("compile")
-@click.argument("plan", type=DIRECTORY)
-@click.option("--model", type=DIRECTORY, help="Checkpoint directory; default: the embedded demo model.")
-@click.option("--draft", type=DIRECTORY, help="Directory of the EAGLE head.")
-@click.option("--only", multiple=True, help="Only the image of this device, or of this host's; may be repeated.")
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing but errors.")
-@click.option("--json", "as_json", is_flag=True, help="One object on stdout.")
-@refusals
-def compile_command(
-    *, plan: Path, model: Path | None, draft: Path | None, only: tuple[str, ...], quiet: bool, as_json: bool
+def run(
+    *,
+    plan: Path,
+    model: Path | None,
+    draft: Path | None,
+    only: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+    verbose: int,
 ) -> None:
     """Compile the images of a plan from its checkpoints."""
     frozen = codec.load(plan)
     if model is None and draft is None and frozen.draft is not None:
-        draft = DEMO / ("eagle3" if frozen.draft.kind == "eagle3" else "eagle1")
-    compiled = compile_images(plan, model or DEMO / "base", draft, only or None, quiet)
+        draft = HEADS[frozen.draft.kind]
+    compiled = compile_images(plan, model or BASE, draft, only or None, quiet, verbose)
     if as_json:
         put({"plan": str(plan), **codec.encode(compiled)})
+
+
+def compile_images(
+    directory: Path,
+    model: Path,
+    draft: Path | None,
+    only: tuple[str, ...] | None,
+    quiet: bool = False,
+    verbose: int = 0,
+) -> CompileReport:
+    """Compile, with a line for each image unless ``quiet``; return what was done."""
+    with ends_cleanly(), progress.shown(Console(stderr=True), say) as report_to:
+        compiled = compile_plan(directory, model, draft, only, None if quiet else report_to)
+    if not quiet:
+        for image in compiled.images:
+            action = "unchanged" if image.reused else "written"
+            say(f"{directory / image.file}: {format_bytes(image.size_bytes)} {action}, blake3 {image.blake3[:16]}")
+        if compiled.missing:
+            say(f"not compiled yet: {', '.join(compiled.missing)}")
+    if verbose:
+        for image in compiled.images:
+            for line in image_lines(directory / image.file, verbose):
+                say(line)
+        say(f"read {format_bytes(compiled.read_bytes)}, wrote {format_bytes(compiled.written_bytes)}")
+    return compiled
+
+
+def image_lines(file: Path, verbose: int) -> Iterator[str]:
+    """Yield what an image holds, from its header: the number of slots, and with ``verbose`` > 1 each of them."""
+    with safe_open(file, "numpy") as image:
+        names = [name for name in image.keys() if not name.startswith(FILLER)]  # noqa: SIM118 (it is no mapping)
+        drafter = sum(name.startswith("draft.") for name in names)
+        yield f"{file}: {len(names) - drafter} slots of the model, {drafter} of the EAGLE head"
+        if verbose > 1:
+            for name in names:
+                slot = image.get_slice(name)
+                yield f"  {name}: {slot.get_dtype()}, {' x '.join(map(str, slot.get_shape()))}"
+
+
+@contextmanager
+def ends_cleanly() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that temporary files are removed as they are after Ctrl-C."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    unhandled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in unhandled:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in unhandled:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def images_data(compiled: CompileReport) -> list[dict[str, Any]]:
+    """Return the images of a report for ``--json``."""
+    return [codec.encode(image) for image in compiled.images]

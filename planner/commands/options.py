@@ -1,4 +1,4 @@
-"""Values of options on a command line: text -> value, or click's BadParameter."""
+"""Values of options: each function turns the text of an option into a value, or raises click's BadParameter."""
 
 import re
 from decimal import Decimal
@@ -9,11 +9,15 @@ import click
 
 from planner.request import DEFAULT_TREE, STATIC_PATHS
 from plans.check_inputs import path_problems, static_tree
+from plans.console import verbosity
 from plans.schema import Strategy, Tree
+
+PATH = click.Path(path_type=Path)
+"""A file or directory; whether it exists is for the command to find out."""
 
 
 def parse_gap(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """A relative distance in percent or as a fraction, to parts per million."""
+    """Parse a relative distance, as a percentage or a fraction, to parts per million."""
     ppm = _relative(value)
     if ppm is None or ppm == 1_000_000:
         raise click.BadParameter(f"found {value!r}, expected a fraction like 0.05 or 5%")
@@ -21,26 +25,26 @@ def parse_gap(context: click.Context, parameter: click.Parameter, value: str) ->
 
 
 def parse_within(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """A relative distance in percent or as a fraction, to parts per million."""
+    """Parse a relative distance, as a percentage or a fraction, to parts per million."""
     ppm = None if value is None else _relative(value)
     if value is not None and ppm is None:
-        raise click.BadParameter(f"found {value!r}, expected a part of the step's time like 2% or 0.02")
+        raise click.BadParameter(f"found {value!r}, expected a fraction of the step time like 2% or 0.02")
     return ppm
 
 
 def _relative(value: str) -> int | None:
-    """``0.05``, ``.05`` or ``5%``, to parts per million; None: no such text, or more than the whole."""
+    """Parse ``0.05``, ``.05`` or ``5%`` to parts per million; None where it is no such text, or more than 100%."""
     number = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?|\.[0-9]+)(%?)", value)
     ppm = int(Decimal(number[1]) * (10_000 if number[2] else 1_000_000)) if number else -1
     return ppm if 0 <= ppm <= 1_000_000 else None
 
 
 def parse_tree(context: click.Context, parameter: click.Parameter, value: str | None) -> Tree | None:
-    """``total_token=60,depth=7,top_k=10``, each of them optional; ``static``, or ``static=0,1,0.0`` with its nodes."""
+    """Parse ``total_token=60,depth=7,top_k=10``, each optional; ``static``; or ``static=0,1,0.0`` with its nodes."""
     if value is None:
         return None
-    kind, equals, paths = value.partition("=")
-    if kind == "static":
+    shape, equals, paths = value.partition("=")
+    if shape == "static":
         return static_tree(_paths(paths) if equals else STATIC_PATHS)
     default = DEFAULT_TREE
     numbers = {"total_token": default.total_token, "depth": default.depth, "top_k": default.top_k}
@@ -56,12 +60,12 @@ def parse_tree(context: click.Context, parameter: click.Parameter, value: str | 
 
 
 def _paths(text: str) -> tuple[tuple[int, ...], ...]:
-    """Nodes as ranks from the root: 0.1 is the second child of the first; in the order of a plan."""
+    """Parse tree nodes, each the ranks on the path from the root (0.1: second child of the first), in plan order."""
     for item in text.split(","):
         if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4})*", item):
             raise click.BadParameter(f"static: found {item!r}, expected ranks of a node and of those above, as in 0.1")
-    given = [tuple(int(rank) for rank in item.split(".")) for item in text.split(",")]
-    paths = tuple(sorted(given, key=lambda path: (len(path), path)))
+    nodes = [tuple(int(rank) for rank in item.split(".")) for item in text.split(",")]
+    paths = tuple(sorted(nodes, key=lambda path: (len(path), path)))
     problem = next(path_problems(paths), None)
     if problem is not None:
         raise click.BadParameter(f"static: expected {problem}")
@@ -69,17 +73,28 @@ def _paths(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def parse_context(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
-    """A number of positions, or ``max``."""
+    """Parse a number of positions like ``4096``, in units of 1024 like ``32k``, or ``max``."""
     if value is None or value == "max":
         return value
-    if not value.isdecimal() or int(value) < 1:
-        raise click.BadParameter(f"found {value!r}, expected a whole number of positions, at least 1, or max")
-    return int(value)
+    number = re.fullmatch(r"([0-9]{1,12})([kK]?)", value)
+    positions = int(number[1]) * (1024 if number[2] else 1) if number else 0
+    if positions < 1:
+        raise click.BadParameter(f"found {value!r}, expected positions like 4096 or 32k (32 x 1024), or max")
+    return positions
 
 
-def parse_strategy(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, Path | None]:
-    """The name of a strategy, and the device map of ``custom:FILE``."""
-    name, colon, file = value.partition(":")
+def parse_strategy(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[str | None, Path | None]:
+    """Parse the name of a strategy (``auto`` is ``latency``), with the device map of ``custom:FILE``."""
+    if value is None:
+        return None, None
+    name, colon, file = ("latency" if value == "auto" else value).partition(":")
     if name not in get_args(Strategy) or (colon and (name != "custom" or not file)):
-        raise click.BadParameter(f"found {value!r}, expected one of {', '.join(get_args(Strategy))}, or custom:FILE")
+        raise click.BadParameter(f"found {value!r}, expected one of {', '.join(get_args(Strategy))} or auto")
     return name, Path(file) if file else None
+
+
+def parse_verbosity(context: click.Context, parameter: click.Parameter, value: int) -> int:
+    """Return the number of -v, or the environment variable DEBUG where it is larger."""
+    return verbosity(value)

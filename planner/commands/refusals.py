@@ -1,54 +1,63 @@
-"""A refusal as data for programs, and the changes that it suggests as lines for people."""
+"""Errors as refusals: their exit codes, their data for programs, and the changes they suggest as lines for people."""
 
 from typing import Any
 
-from planner.errors import Change, InfeasibleError, NotProvenError, PlannerError
+from planner.errors import Change, InfeasibleError, InputError, NotProvenError, PlannerError
+from plans.console import Refusal, error_data
 from plans.format import format_ns
 from plans.schema import PlanError
 
 
+def refusal(error: BaseException) -> Refusal | None:
+    """Return the refusal of an error of the planner, of a plan, or of a file; None for any other."""
+    if isinstance(error, OSError) and error.filename is not None:  # without a name: a closed pipe, which click handles
+        error = InputError(f"{error.filename}: {error.strerror}")
+    if not isinstance(error, PlannerError | PlanError):
+        return None
+    text = f"error: {error}"
+    if isinstance(error, InfeasibleError) and error.changes is not None:
+        text += f"\n{changes_table(error)}"
+    return Refusal(exit_code=error.exit_code, text=text, data=describe(error))
+
+
 def describe(error: PlannerError | PlanError) -> dict[str, Any]:
-    """An error for programs."""
-    described: dict[str, Any] = {
-        "type": type(error).__name__,
-        "message": str(error),
-        "exit_code": error.exit_code,
-    }
+    """Return an error as data for programs."""
+    data = error_data(error, str(error), error.exit_code)
     if isinstance(error, InfeasibleError):
-        described["short_bytes"] = sum(error.short_bytes.values()) if error.short_bytes else None
-        described["devices"] = [{"id": name, "short_bytes": nbytes} for name, nbytes in error.short_bytes.items()]
+        data["short_bytes"] = sum(error.short_bytes.values()) if error.short_bytes else None
+        data["devices"] = [{"id": name, "short_bytes": nbytes} for name, nbytes in error.short_bytes.items()]
         if error.changes is not None:
-            described["changes"] = [describe_change(change) for change in error.changes]
-            described["undecided"] = list(error.undecided)
-            described["untimed"] = list(error.untimed)
+            data["changes"] = [describe_change(change) for change in error.changes]
+            data["undecided"] = list(error.undecided)
+            data["untimed"] = list(error.untimed)
     if isinstance(error, NotProvenError):
-        described |= {"objective_ns": error.objective_ns, "bound_ns": error.bound_ns, "gap": error.gap}
-    return described
+        data |= {"objective_ns": error.objective_ns, "bound_ns": error.bound_ns, "gap": error.gap}
+    return data
 
 
 def describe_change(change: Change) -> dict[str, Any]:
-    """A change for programs: with ``args``, with the text of the changed ``inventory``, or with both."""
-    described: dict[str, Any] = {"change": change.change, "objective_ns": change.objective_ns}
+    """Return a change as data for programs: with ``args``, the text of the changed ``inventory``, or both."""
+    data: dict[str, Any] = {"change": change.change, "objective_ns": change.objective_ns}
     if change.bound_ns is not None:
-        described["bound_ns"] = change.bound_ns
+        data["bound_ns"] = change.bound_ns
     if change.args or change.inventory is None:
-        described["args"] = list(change.args)
+        data["args"] = list(change.args)
     if change.inventory is not None:
-        described["inventory"] = change.inventory
-    return described
+        data["inventory"] = change.inventory
+    return data
 
 
 def changes_table(error: InfeasibleError) -> str:
-    """The changes for people: time of a step, words, and the options where it is done with options."""
+    """Return the changes as lines: step time, words, and the options that make the change, if options do."""
     lines = [_line(change) for change in error.changes or ()]
-    said = ["Any one of these makes it fit:", *lines] if lines else []
+    text = ["Any one of these makes it fit:", *lines] if lines else []
     if error.untimed:
         kinds = ", ".join(error.untimed)
-        said.append(f"This alone makes it fit too, but how fast it then is was not decided within the limit: {kinds}.")
+        text.append(f"Also makes it fit, with a step time that was not proven within the limit: {kinds}.")
     if error.undecided:
         kinds = ", ".join(error.undecided)
-        said.append(f"Whether this alone makes it fit was not decided within the limit: {kinds}.")
-    return "\n".join(said) or "No single change makes it fit."
+        text.append(f"Not decided within the limit whether this makes it fit: {kinds}.")
+    return "\n".join(text) or "No single change makes it fit."
 
 
 def _line(change: Change) -> str:

@@ -135,7 +135,7 @@ def view(plan: Plan) -> View:
         devices=tuple(device_line(plan, entry) for entry in plan.memory),
         several_hosts=len({plan.device(name).host for name in used}) > 1,
         unused=tuple(device for device in plan.inventory.devices if device.id not in used),
-        phases=_phases(plan),
+        phases=tuple(Phase(name=name, duration_ns=duration_ns) for name, duration_ns in part_times(plan)),
         objective_ns=plan.proof.objective_ns,
         bound_ns=plan.proof.bound_ns,
         status=plan.proof.status,
@@ -285,7 +285,7 @@ def _stage_parts(plan: Plan, number: int, stage: Stage, empty: Part) -> list[Par
             dataclasses.replace(
                 empty,
                 name=f"stage {number}" if position == 0 else "",
-                layers=_range(layer, run.num_layers),
+                layers=layer_range(layer, run.num_layers),
                 devices=stage.devices,
                 attention=run.kv_heads,
                 kv_heads=describe_heads(run.kv_heads, kv_division(stage)),
@@ -309,7 +309,8 @@ def _blocks(parts: tuple[Part, ...]) -> tuple[tuple[Part, ...], ...]:
     return tuple(blocks)
 
 
-def _range(first: int, count: int) -> str:
+def layer_range(first: int, count: int) -> str:
+    """Return ``3-7``, or ``3`` for one layer."""
     return f"{first}-{first + count - 1}" if count > 1 else str(first)
 
 
@@ -333,13 +334,12 @@ def device_line(plan: Plan, entry: DeviceMemory) -> DeviceLine:
     )
 
 
-def _phases(plan: Plan) -> tuple[Phase, ...]:
-    phases = [Phase(name="embed", duration_ns=plan.embed.predicted_ns)]
-    phases += [Phase(name=f"stage {i}", duration_ns=stage.predicted_ns) for i, stage in enumerate(plan.stages)]
-    phases.append(Phase(name="head", duration_ns=plan.head.predicted_ns))
+def part_times(plan: Plan) -> tuple[tuple[str, int], ...]:
+    """Return the parts of a step with their predicted ns, in order; ``messages`` is the rest of the step."""
+    parts = [("embed", plan.embed.predicted_ns)]
+    parts += [(f"stage {i}", stage.predicted_ns) for i, stage in enumerate(plan.stages)]
+    parts.append(("head", plan.head.predicted_ns))
     if plan.draft_placement is not None:
-        phases.append(Phase(name="draft", duration_ns=plan.draft_placement.predicted_ns))
-    rest = plan.proof.objective_ns - sum(phase.duration_ns for phase in phases)
-    if rest > 0:
-        phases.append(Phase(name="messages", duration_ns=rest))
-    return tuple(phases)
+        parts.append(("draft", plan.draft_placement.predicted_ns))
+    rest = plan.proof.objective_ns - sum(duration_ns for _, duration_ns in parts)
+    return (*parts, ("messages", rest)) if rest > 0 else tuple(parts)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from planner import build, request
-from planner.commands.console import DEMO
+from planner.demo_model import DEMO
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.hardware.inventory import parse_inventory
 from planner.problem.formulate import Formulation

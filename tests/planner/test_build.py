@@ -11,7 +11,7 @@ import pytest
 
 from planner import build, durable, request
 from planner.build import longest_context, replan
-from planner.commands.console import DEMO
+from planner.demo_model import DEMO
 from planner.errors import InfeasibleError, InputError, OutputError
 from planner.families import BaseInput, DraftInput
 from planner.plan_directory import refuse_foreign, write

@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from planner.cli import main
-from planner.commands.console import tables
+from planner.commands.tables import tables
 from plans import codec
 from plans.artifact import load_images
 from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
@@ -298,7 +300,9 @@ def test_a_refusal_for_want_of_proof_tells_what_is_known(models: Path, tmp_path:
 
 def test_the_longest_context(models: Path, tmp_path: Path) -> None:
     chosen = ("--model", models / "base", "--plan-only", "--context", "max", "--out", tmp_path / "p")
-    assert planner("build", "--gpus", models / "inventory.yaml", *chosen).exit_code == 0
+    result = planner("build", "--gpus", models / "inventory.yaml", *chosen)
+    assert result.exit_code == 0
+    assert f"{tmp_path / 'p'}: --context max is 512, the model's limit\n" in result.stderr
     assert codec.load(tmp_path / "p").options.context == 512
 
 
@@ -402,23 +406,45 @@ def test_the_kv_cache_has_a_dtype_of_its_own(models: Path, tmp_path: Path) -> No
     assert codec.load(tmp_path / "default").options.kv_dtype == "bfloat16"
 
 
-def test_a_device_map_comes_with_the_strategy_custom_alone(models: Path, tmp_path: Path) -> None:
+def test_a_device_map_is_the_strategy_custom_and_comes_with_no_other(models: Path, tmp_path: Path) -> None:
     (tmp_path / "map.yaml").write_text('"": c9\n')
     file = tmp_path / "map.yaml"
-    for arguments in (("--strategy", f"custom:{file}"), ("--strategy", "custom", "--device-map", file)):
+    forms: tuple[tuple[object, ...], ...] = (
+        ("--device-map", file),
+        ("--strategy", f"custom:{file}"),
+        ("--strategy", "custom", "--device-map", file),
+        (file,),
+    )
+    for arguments in forms:
         result = build(models, tmp_path / "p", "--plan-only", *arguments)
         assert result.exit_code == 2
         assert f"{file}: '': found 'c9', expected a device: c0, c1, c2, or an index" in result.stderr
     refused = {
         ("--strategy", "custom"): "no device map was given",
-        ("--device-map", str(file)): "expected one map at most, and only with --strategy custom",
-        ("--strategy", f"custom:{file}", "--device-map", str(file)): "expected one map at most",
+        ("--strategy", "latency", "--device-map", str(file)): "is strategy custom: leave --strategy latency out",
+        ("--strategy", f"custom:{file}", "--device-map", str(file)): "expected one device map",
         ("--strategy", "custom", "--device-map", str(tmp_path / "none")): "cannot read",
     }
-    for given, message in refused.items():
-        result = build(models, tmp_path / "p", "--plan-only", *given)
+    for arguments, message in refused.items():
+        result = build(models, tmp_path / "p", "--plan-only", *arguments)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+def test_auto_is_the_default_strategy(models: Path, tmp_path: Path) -> None:
+    assert build(models, tmp_path / "p", "--plan-only", "--strategy", "auto").exit_code == 0
+    assert codec.load(tmp_path / "p").options.strategy == "latency"
+
+
+def test_a_bare_config_is_only_planned(models: Path, tmp_path: Path) -> None:
+    config = models / "base" / "config.json"
+    chosen = ("--gpus", models / "inventory.yaml", "--model", config, "--context", 512, "--out", tmp_path / "p")
+    result = planner("build", *chosen, "--json")
+    assert result.exit_code == 0
+    assert f"only planned: {config} without tensors, which images are compiled from" in result.stderr
+    assert "images" not in json.loads(result.stdout)
+    assert not list((tmp_path / "p").glob("*.safetensors"))
+    assert "only planned" not in planner("build", *chosen, "--plan-only").stderr
 
 
 def test_a_device_map_is_what_is_planned_and_shown(models: Path, tmp_path: Path) -> None:
@@ -484,11 +510,84 @@ def test_a_plan_is_shown_as_a_device_map(models: Path, tmp_path: Path) -> None:
 
 
 def test_verbosity_from_the_environment(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quiet = build(models, tmp_path / "p", "--plan-only").stderr
-    monkeypatch.setenv("DEBUG", "1")
-    assert len(build(models, tmp_path / "p", "--plan-only").stderr) > len(quiet)
+    outputs = [build(models, tmp_path / "p", "--plan-only", *flags).stderr for flags in ((), ("-v",), ("-vv",))]
+    for level, output in enumerate(outputs):
+        monkeypatch.setenv("DEBUG", str(level))
+        again = build(models, tmp_path / "p", "--plan-only").stderr
+        assert len(again.splitlines()) == len(output.splitlines())
     monkeypatch.setenv("DEBUG", "yes")
     assert build(models, tmp_path / "p", "--plan-only").exit_code == 0
+    assert len(outputs[0].splitlines()) == 1
+    assert "Devices found: 3 on 2 hosts\n  c0 on left: cpu, 5.0 MiB of which" in outputs[1]
+    assert "Memory" in outputs[1]
+    assert (
+        "Contents of each device\n  c2: embed, 512 rows; stage 0: layers 0-7 with 4 KV heads, 192 MLP channels"
+        in outputs[2]
+    )
+    assert re.search(r"Objectives, in the order .*\n.* \d+ bound +\d+ ", outputs[2])
+
+
+def test_every_command_says_more_where_more_is_asked_for(models: Path, plan: Path, tmp_path: Path) -> None:
+    build(models, tmp_path / "q", "--plan-only", "--context", 500)
+    expected: dict[tuple[object, ...], tuple[str, str]] = {
+        ("inventory", models / "inventory.yaml"): ("c0 on left: cpu\n  memory     5 MiB          given\n", ""),
+        ("scan", models / "base"): ("model.norm.weight: F32, 64, 256 B", ""),
+        ("compile", plan, "--model", models / "base", "--draft", models / "head"): (
+            "slots of the model",
+            "  layers.0.qkv.weight: F32, ",
+        ),
+        ("show", plan): ("Devices found: 3 on 2 hosts", "Contents of each device"),
+        ("diff", plan, tmp_path / "q"): ("  c2: draft KV ", "  stage 0: "),
+        ("check", plan): ("solved again on 3 devices in ", "Objectives, in the order"),
+    }
+    for arguments, texts in expected.items():
+        quiet, once, twice = (planner(*arguments, *flags) for flags in ((), ("-v",), ("-vv",)))
+        assert quiet.stdout == once.stdout == twice.stdout
+        assert quiet.exit_code == once.exit_code == twice.exit_code
+        first, second = texts
+        assert first in once.stderr
+        assert first not in quiet.stderr
+        assert second in twice.stderr
+        assert not second or second not in once.stderr
+
+
+PRINTING = {
+    "help": ("--help",),
+    "build": ("build", "--gpus", "inventory.yaml", "--plan-only", "--out", "p"),
+    "build -vv": ("build", "--gpus", "inventory.yaml", "--plan-only", "--out", "p", "-vv", "--json"),
+    "compile": ("compile", "p", "--json"),
+    "show": ("show", "plans/demo"),
+    "show --json": ("show", "plans/demo", "--json"),
+    "diff": ("diff", "plans/demo", "plans/llama70b-4gpu"),
+    "check": ("check", "plans/demo", "--json"),
+    "inventory": ("inventory", "inventory.yaml"),
+    "scan": ("scan", "planner/demo/base", "--json"),
+    "refusal": ("show", "nothing", "--json"),
+    "usage": ("show", "--json"),
+}
+
+
+@pytest.mark.parametrize("arguments", PRINTING.values(), ids=PRINTING)
+def test_a_closed_pipe_ends_a_command_quietly(arguments: tuple[str, ...], plan: Path, tmp_path: Path) -> None:
+    """Nobody reads stdout; then nobody reads stderr either."""
+    for name in ("inventory.yaml", "plans", "planner"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "plans" / "demo", tmp_path / "p")
+    for both in (False, True):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "planner", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        with tempfile.TemporaryFile() as errors:
+            stderr = writing if both else errors
+            done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=writing, stderr=stderr, check=False)
+            os.close(writing)
+            errors.seek(0)
+            text = errors.read().decode()
+        assert done.returncode >= 0, text
+        assert "Traceback" not in text
+        assert "Broken pipe" not in text
+        assert "BrokenPipe" not in text
 
 
 class Terminal(io.StringIO):

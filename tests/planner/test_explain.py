@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from planner import build, cli
 from planner.commands import build as commands_build
-from planner.commands.console import DEMO
 from planner.commands.refusals import changes_table
+from planner.demo_model import DEMO
 from planner.errors import Change, InfeasibleError, InputError
 from planner.solver.minimise import Settings
 from planner.solver.problem import Problem
@@ -238,4 +238,4 @@ def test_what_is_not_proven_in_time_is_listed_with_the_gap_that_is(tmp_path: Pat
     found = InfeasibleError("", {}, changes=tuple(Change(**change) for change in near), untimed=("a smaller tree",))
     table = changes_table(found)
     assert re.search(r"\(the fastest placement is not proven: none takes less than .* [um]s\): .*--gap \d+%", table)
-    assert "This alone makes it fit too, but how fast it then is was not decided within the limit: a smaller" in table
+    assert "Also makes it fit, with a step time that was not proven within the limit: a smaller" in table

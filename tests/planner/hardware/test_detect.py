@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from planner import cli
-from planner.commands import inputs
+from planner.commands import inventory as inventory_command
 from planner.errors import MachineError
 from planner.hardware.catalog import catalog
 from planner.hardware.detect import Detected, detect
@@ -176,7 +176,7 @@ def inventory(*arguments: object) -> Result:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine is the recorded one of unlike GPUs."""
-    monkeypatch.setattr(inputs, "read_machine", lambda: read_machine(Recording("mixed")))
+    monkeypatch.setattr(inventory_command, "read_machine", lambda: read_machine(Recording("mixed")))
     monkeypatch.setattr("socket.gethostname", lambda: "0123.cluster")
 
 
@@ -206,7 +206,7 @@ def test_the_command_overwrites_nothing(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_the_command_ends_with_five(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(inputs, "read_machine", lambda: read_machine(Recording("gb10", devices=[])))
+    monkeypatch.setattr(inventory_command, "read_machine", lambda: read_machine(Recording("gb10", devices=[])))
     result = inventory("--detect", tmp_path / "x.yaml", "--json")
     assert result.exit_code == 5
     assert json.loads(result.stdout)["error"]["type"] == "MachineError"

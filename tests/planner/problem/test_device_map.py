@@ -13,7 +13,7 @@ import yaml
 from accelerate.utils import check_device_map
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from planner.commands.console import DEMO
+from planner.demo_model import DEMO
 from planner.errors import InputError
 from planner.families import load_base, load_draft
 from planner.problem.device_map import load_device_map, read, write

@@ -1,0 +1,297 @@
+"""Every command of the planner with its arguments, options, help and examples.
+
+Nothing heavy is imported here (a test lists what): ``--help`` and a refused command line take no longer than click.
+"""
+
+from typing import get_args
+
+import click
+
+from planner.commands.command import Command, HiddenArgument
+from planner.commands.options import (
+    PATH,
+    parse_context,
+    parse_gap,
+    parse_strategy,
+    parse_tree,
+    parse_verbosity,
+    parse_within,
+)
+from planner.solver import limits
+from plans.check_inputs import MOST_STALL_S
+from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, KvAxis, Strategy
+
+
+def verbose(once: str, twice: str = "") -> click.Option:
+    """Return the option -v of a command that writes ``once`` to stderr, and with -vv ``twice`` too."""
+    also = f"; -vv: also {twice}" if twice else ""
+    text = f"Write to stderr {once}{also}. DEBUG={'1 and DEBUG=2 do' if twice else '1 does'} the same."
+    return click.Option(["-v", "verbose"], count=True, callback=parse_verbosity, help=text)
+
+
+def json_option(text: str = "Write one JSON object to stdout, also for an error.") -> click.Option:
+    """Return the option --json."""
+    return click.Option(["--json", "as_json"], is_flag=True, help=text)
+
+
+def plan_argument(name: str = "plan") -> click.Argument:
+    """Return the argument that is the directory of a plan."""
+    return click.Argument([name], type=PATH)
+
+
+def solver_options() -> tuple[click.Option, ...]:
+    """Return hidden options for experiments with the solver; none of them changes the plan."""
+    return (
+        click.Option(["--workers"], type=click.IntRange(min=1), default=1, hidden=True),
+        click.Option(["--solver-seed"], type=click.IntRange(min=0), default=0, hidden=True),
+    )
+
+
+INVENTORY = Command(
+    "inventory",
+    summary="Show an inventory of devices with its defaults, or detect this machine.",
+    details=(
+        "Without --detect: read FILE (default: inventory.yaml) and print it with every default written out.\n\n"
+        "With --detect: describe the devices of this machine and print the inventory; with FILE, write it there. "
+        "A file that exists is not overwritten."
+    ),
+    params=(
+        click.Argument(["file"], type=PATH, required=False),
+        click.Option(["--detect"], is_flag=True, help="Describe the devices of this machine."),
+        click.Option(
+            ["--dtype"],
+            type=click.Choice(list(DTYPE_BYTES)),
+            default="bfloat16",
+            show_default=True,
+            help="Print the FLOP rates at this dtype.",
+        ),
+        json_option(),
+        verbose("each device with the source of each figure"),
+    ),
+    examples=("--detect inventory.yaml", "inventory.yaml"),
+)
+
+SCAN = Command(
+    "scan",
+    summary="List the tensors of a checkpoint by block, from its headers alone.",
+    details="CHECKPOINT is a directory with config.json and safetensors, or a config.json alone.",
+    params=(
+        click.Argument(["checkpoint"], type=PATH),
+        json_option(),
+        verbose("every tensor with its dtype, shape and bytes"),
+    ),
+    examples=("Llama-3.1-8B-Instruct", "Llama-3.1-8B-Instruct --json"),
+)
+
+BUILD = Command(
+    "build",
+    summary="Place a model on an inventory, write the plan, compile its images.",
+    details=(
+        "Solve for the placement with the shortest predicted step, prove it, write plan.yaml and the configs to the "
+        "directory --out, and compile one weight image per device beside them. Images are as large as the model. "
+        "Without --model the embedded demo model is planned.\n\n"
+        "A config.json alone has no tensors: it is planned, and no image is compiled."
+    ),
+    params=(
+        click.Option(["--gpus", "inventory"], type=PATH, required=True, help="Inventory of devices (YAML)."),
+        click.Option(["--model"], type=PATH, help="Checkpoint directory or config.json.  [default: the demo model]"),
+        click.Option(
+            ["--draft"],
+            type=PATH,
+            help="EAGLE head: checkpoint directory or config.json.  [default: none, for the demo model its own]",
+        ),
+        click.Option(["--no-draft"], is_flag=True, help="Decode without an EAGLE head; ignores --draft and --tree."),
+        click.Option(
+            ["--context"],
+            callback=parse_context,
+            metavar="N",
+            help=(
+                "Positions per sequence, prompt and new tokens together: 4096, 32k (32 x 1024), or max for the most "
+                "that fits.  [default: the model's and the EAGLE head's limit, at most 8k]"
+            ),
+        ),
+        click.Option(
+            ["--batch"],
+            type=click.IntRange(1, 1024),
+            default=1,
+            metavar="N",
+            show_default=True,
+            help="Sequences per batch.",
+        ),
+        click.Option(
+            ["--dtype"],
+            type=click.Choice(list(DTYPE_BYTES)),
+            help="Dtype of weights and activations.  [default: the checkpoint's; float32 on CPUs alone]",
+        ),
+        click.Option(
+            ["--kv-dtype"], type=click.Choice(list(KV_DTYPE_BYTES)), help="Dtype of the KV cache.  [default: --dtype]"
+        ),
+        click.Option(
+            ["--kv", "kv_axis"],
+            type=click.Choice(get_args(KvAxis)),
+            help="Divide the KV cache between devices along this axis.  [default: solved for, stage by stage]",
+        ),
+        click.Option(
+            ["--strategy"],
+            callback=parse_strategy,
+            metavar="NAME",
+            help=(
+                f"{', '.join(name for name in get_args(Strategy) if name != 'custom')}: latency (or auto) minimises "
+                "the step; the others place whole layers in that order.  [default: latency]"
+            ),
+        ),
+        click.Option(
+            ["--device-map"],
+            type=PATH,
+            metavar="FILE",
+            help="Place modules as this Hugging Face device_map (YAML or JSON) says, instead of --strategy.",
+        ),
+        HiddenArgument(["map_file"], type=PATH, required=False),
+        click.Option(
+            ["--tree"],
+            metavar="TREE",
+            callback=parse_tree,
+            help="Draft tree: total_token=60,depth=7,top_k=10 (the default), or static for that of EAGLE-1.",
+        ),
+        click.Option(
+            ["--prefill-chunk"],
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Prompt tokens per forward pass.  [default: an eighth of the context, 64 to 512]",
+        ),
+        click.Option(
+            ["--stall-timeout", "stall_timeout_s"],
+            metavar="S",
+            type=click.IntRange(1, MOST_STALL_S),
+            help="End a run after S seconds without progress.  [default: 6, more where a device is predicted slower]",
+        ),
+        click.Option(
+            ["--gap"],
+            metavar="X",
+            callback=parse_gap,
+            default="0",
+            help="Accept a placement proven to be within X of the best, like 5% or 0.05.  [default: 0]",
+        ),
+        click.Option(
+            ["--previous"],
+            type=PATH,
+            metavar="PLAN",
+            help="Keep as many weights where this plan has them as --within allows.",
+        ),
+        click.Option(
+            ["--within", "within_ppm"],
+            metavar="X",
+            callback=parse_within,
+            help="With --previous: accept a step longer than the shortest by X.  [default: 2%]",
+        ),
+        click.Option(["--plan-only"], is_flag=True, help="Write the plan, compile no images."),
+        click.Option(
+            ["--out"],
+            type=PATH,
+            help="Directory of the plan and its images.  [default: plans/NAME in the current directory]",
+        ),
+        *solver_options(),
+        click.Option(
+            ["--solver-limit"],
+            type=click.FloatRange(0, limits.DETERMINISTIC_LIMIT),
+            default=limits.DETERMINISTIC_LIMIT,
+            hidden=True,
+        ),
+        json_option(),
+        verbose(
+            "the devices found and the plan as tables, with the memory of each device",
+            "the layers, tensors and KV cache of each device, and each objective with its proven bound",
+        ),
+    ),
+    examples=(
+        "--gpus inventory.yaml",
+        "--gpus inventory.yaml --model Llama-3.1-8B-Instruct --draft EAGLE3-LLaMA3.1-8B --context 32k",
+        "--gpus inventory.yaml --model config.json --batch 4 --plan-only",
+        "--gpus inventory.yaml --model Llama-3.1-8B-Instruct --device-map map.json",
+    ),
+)
+
+COMPILE = Command(
+    "compile",
+    summary="Compile the images of a plan from its checkpoints.",
+    details=(
+        "PLAN is the directory of a plan. Images whose inputs have not changed are kept. All new images are complete "
+        "on disk before the first old one is replaced."
+    ),
+    params=(
+        plan_argument(),
+        click.Option(["--model"], type=PATH, help="Checkpoint directory.  [default: the demo model]"),
+        click.Option(
+            ["--draft"],
+            type=PATH,
+            help="Directory of the EAGLE head.  [default: the demo model's, where --model is left out]",
+        ),
+        click.Option(
+            ["--only"], metavar="NAME", multiple=True, help="Only the images of this device or host; repeatable."
+        ),
+        click.Option(["--quiet", "-q"], is_flag=True, help="Write nothing to stderr but errors."),
+        json_option(),
+        verbose("each image with its bytes by kind", "each slot with its dtype, shape and offset"),
+    ),
+    examples=(
+        "plans/llama8b --model Llama-3.1-8B-Instruct --draft EAGLE3-LLaMA3.1-8B",
+        "plans/llama8b --model Llama-3.1-8B-Instruct --only gpu0",
+    ),
+)
+
+SHOW = Command(
+    "show",
+    summary="Show a plan: stages, shares, memory of each device, predicted times.",
+    details="PLAN is the directory of a plan.",
+    params=(
+        plan_argument(),
+        json_option("Write the plan and its summary to stdout as one JSON object."),
+        click.Option(["--markdown"], is_flag=True, help="Write Markdown for a review."),
+        click.Option(["--html", "html_file"], type=PATH, metavar="FILE", help="Write one self-contained HTML file."),
+        click.Option(["--device-map"], is_flag=True, help="Write a Hugging Face device_map, where no layer is split."),
+        click.Option(
+            ["--slot"], metavar="NAME", help="Write which bytes of which checkpoint files a slot of the images is from."
+        ),
+        click.Option(
+            ["--model"],
+            type=PATH,
+            help="With --slot: the checkpoint.  [default: the one that was compiled]",
+        ),
+        click.Option(["--draft"], type=PATH, help="With --slot: the EAGLE head.  [default: the one that was compiled]"),
+        verbose("every device of the inventory", "the layers, tensors and KV cache of each device"),
+    ),
+    examples=("plans/demo", "plans/demo --html demo.html", "plans/demo --slot layers.0.qkv.weight"),
+)
+
+DIFF = Command(
+    "diff",
+    summary="Compare two plans: step time, layers and bytes that move, every field.",
+    details="A and B are directories of plans. The exit code is 0 where the plans are equal and 1 where they differ.",
+    params=(
+        plan_argument("a"),
+        plan_argument("b"),
+        json_option(),
+        click.Option(["--markdown"], is_flag=True, help="Write Markdown for a review."),
+        verbose("the memory of each device, before and after", "the predicted time of each part, before and after"),
+    ),
+    examples=("plans/before plans/after", "plans/before plans/after --markdown"),
+)
+
+CHECK = Command(
+    "check",
+    summary="Solve plans again from their own inputs; exit code 1 if one differs.",
+    details=(
+        "PLANS are directories of plans. No weights are read: the configs in the directory and the inventory and "
+        "options in plan.yaml are all it takes."
+    ),
+    params=(
+        click.Argument(["plans"], type=PATH, nargs=-1, required=True),
+        *solver_options(),
+        json_option(),
+        verbose("what was compared, and how long it took", "each objective with its proven bound"),
+    ),
+    examples=("plans/*", "plans/demo --json"),
+)
+
+COMMANDS = {command.name: command for command in (INVENTORY, SCAN, BUILD, COMPILE, SHOW, DIFF, CHECK)}
+"""Commands by name, in the order in which they are used."""

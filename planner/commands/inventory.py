@@ -1,0 +1,84 @@
+"""``inventory``: an inventory with its defaults written out, or that of this machine."""
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from planner.commands.console import put, say
+from planner.errors import OutputError
+from planner.hardware import units
+from planner.hardware.catalog import catalog
+from planner.hardware.detect import detect as detect_devices
+from planner.hardware.inventory import dump_inventory, parse_inventory, read_inventory
+from planner.hardware.nvml import read_machine
+from plans import codec
+from plans.schema import Device, DType, Inventory
+
+DEFAULT_FILE = Path("inventory.yaml")
+DEFAULT_HOST = "box0"
+"""Name of the detected host where the machine's own name cannot stand in an inventory."""
+
+
+def run(*, file: Path | None, detect: bool, dtype: DType, as_json: bool, verbose: int) -> None:
+    """Write an inventory: that of ``file``, or with ``detect`` that of this machine."""
+    if detect:
+        write_detected(file, dtype, as_json, verbose)
+        return
+    source = file or DEFAULT_FILE
+    data = read_inventory(source)
+    inventory = parse_inventory(data, str(source), dtype)
+    say_devices(data, inventory, verbose)
+    if as_json:
+        put({"inventory": codec.encode(inventory)})
+    else:
+        click.echo(dump_inventory(inventory), nl=False)
+
+
+def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int) -> None:
+    """Detect the devices of this machine; write their inventory to ``file`` if it is new, or to stdout."""
+    name = socket.gethostname().partition(".")[0]
+    host = name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) else DEFAULT_HOST
+    detected = detect_devices(read_machine(), host, dtype)
+    for line in detected.left_out:
+        say(f"left out: {line}")
+    say_devices(codec.load_yaml(detected.text, "detected"), detected.inventory, verbose)
+    if file is not None:
+        try:
+            with file.open("x") as stream:
+                stream.write(detected.text)
+        except OSError as error:
+            raise OutputError(f"{file}: cannot write the inventory: {error.strerror}: give a new file") from error
+        say(f"{file}: {len(detected.inventory.devices)} devices")
+    if as_json:
+        put({"inventory": codec.encode(detected.inventory), "left_out": list(detected.left_out)})
+    elif file is None:
+        click.echo(detected.text, nl=False)
+
+
+def say_devices(data: Any, inventory: Inventory, verbose: int) -> None:
+    """Write each device with the source of each figure, with -v; ``data``: the inventory before its defaults."""
+    if verbose:
+        fields = {entry["id"]: entry for host in data["hosts"] for entry in host["devices"]}
+        for device in inventory.devices:
+            for line in device_lines(device, fields[device.id]):
+                say(line)
+
+
+def device_lines(device: Device, fields: dict[str, Any]) -> Iterator[str]:
+    """Yield the figures of a device, one a line: given in its ``fields``, or from the catalogue or a default."""
+    yield f"{device.id} on {device.host}: {device.type}"
+    known = catalog().devices.get(device.type)
+    default = f"default: {known.source}" if known else "default of a type that the catalogue does not list"
+    figures = (
+        ("memory", units.SIZE, device.memory_bytes),
+        ("reserve", units.SIZE, device.reserve_bytes),
+        ("bandwidth", units.BANDWIDTH, device.bandwidth_bytes_per_s),
+        ("flops", units.RATE, device.flops_per_s),
+        ("overhead", units.DURATION, device.overhead_ns),
+    )
+    for name, quantity, value in figures:
+        yield f"  {name:<10} {units.render(quantity, value):<14} {'given' if name in fields else default}"

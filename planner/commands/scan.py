@@ -1,0 +1,25 @@
+"""``scan``: what the headers of a checkpoint declare."""
+
+from pathlib import Path
+
+import click
+
+from planner.commands.console import put, say
+from planner.families import scan
+from plans import codec
+from plans.format import format_bytes
+
+
+def run(*, checkpoint: Path, as_json: bool, verbose: int) -> None:
+    """Write the tensors of a checkpoint, summed by block."""
+    summary = scan(checkpoint)
+    if verbose:
+        for tensor in summary.tensors:
+            shape = " x ".join(map(str, tensor.shape))
+            say(f"{tensor.name}: {tensor.dtype}, {shape or 'scalar'}, {format_bytes(tensor.nbytes)}")
+    if as_json:
+        put({"checkpoint": str(checkpoint), **codec.encode(summary)})
+        return
+    click.echo(f"{summary.num_tensors} tensors, {format_bytes(summary.nbytes)}, {', '.join(summary.dtypes)}")
+    for block in summary.blocks:
+        click.echo(f"  {block.block:<10} {block.num_tensors:>4} tensors  {format_bytes(block.nbytes):>10}")
