@@ -38,19 +38,22 @@ from plans.schema import (
 )
 from plans.step import (
     ALIGN_BYTES,
+    BEST_WORDS,
     ROW_ALIGN,
-    _align,
+    CandidateLayout,
     accept_rows,
     beam_rows,
+    carry_planes,
     draft_rows,
     draft_tree_rows,
-    feature_width,
-    feature_words,
     forward_rows,
     layer_class,
     message_words,
     pool_rows,
+    prefill_features,
     rotary_rows,
+    round_up,
+    step_features,
     tree_rows,
     verify_rows,
 )
@@ -58,9 +61,6 @@ from plans.step import (
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
 TERMS: tuple[Term, ...] = ("kv", "draft_kv", "buffers", "comm")
 
-
-MAX_AUX_FEATURES = 3
-"""Target features of an eagle3 head; an eagle head has one."""
 
 SCORE_COLUMNS = 256
 """Cache rows whose scores a subgroup by ``context`` or ``head_dim`` has at once."""
@@ -78,9 +78,14 @@ class Buffer:
     shape: tuple[int, ...]
 
     @property
+    def scratch(self) -> bool:
+        """Whether the entry bounds temporaries, and is not allocated."""
+        return "scratch." in self.name
+
+    @property
     def nbytes(self) -> int:
         """Bytes, rounded up to the allocator's granule."""
-        return _align(math.prod(self.shape) * _BYTES[self.dtype], ALIGN_BYTES)
+        return round_up(math.prod(self.shape) * _BYTES[self.dtype], ALIGN_BYTES)
 
 
 def kv_bytes(options: Options, attention: Attention, share: KvShare) -> int:
@@ -102,48 +107,51 @@ def stage_buffers(
     mlps = tuple(layers.mlp for layers in model.layers)
     common = _Common(options=options, prefix="", hidden=hidden, rows=rows, group_size=group_size)
     return (
-        *_rank_buffers(options, ""),
+        *_rank_buffers(options),
         _carry("carry", model, draft, options),
         *_layer_buffers(common, attention, mlps, share=share, mlp_units=mlp_units, tree=tree_rows(options)),
     )
 
 
-def embed_buffers(model: Model, options: Options, *, group_size: int, hop: bool) -> tuple[Buffer, ...]:
-    """Buffers of a device of the embedding's group; ``hop``: the first stage is not on the same devices.
+def embed_buffers(model: Model, options: Options, *, group_size: int, hop: bool, leads: bool) -> tuple[Buffer, ...]:
+    """Return the buffers of a device of the embedding's group.
 
-    Without a hop the rows are looked up into what the first layer then works on, and there are none.
+    ``hop``: the first stage is on other devices; without one the rows are looked up into what the first layer works on,
+    and there are no buffers. ``leads``: the device sends the hidden states.
     """
     if not hop:
         return ()
     rows, hidden, dtype = forward_rows(options), model.hidden_size, options.dtype
     reduced = hidden if group_size > 1 else 0
+    sent = (Buffer(name="embed.hidden", term="comm", dtype=dtype, shape=(rows, hidden)),) if leads else ()
     return (
-        *_rank_buffers(options, "embed."),
-        Buffer(name="embed.hidden", term="comm", dtype=dtype, shape=(rows, hidden)),
+        *_rank_buffers(options),
+        *sent,
         Buffer(name="embed.scratch.rows", term="buffers", dtype=dtype, shape=(2, rows, hidden)),
         Buffer(name="embed.scratch.reduce", term="comm", dtype=dtype, shape=(rows, reduced)),
     )
 
 
 def head_buffers(
-    model: Model, draft: Draft | None, options: Options, *, rows: int, group_size: int, hop: bool
+    model: Model, draft: Draft | None, options: Options, *, rows: int, group_size: int, receives: bool, leads: bool
 ) -> tuple[Buffer, ...]:
-    """Buffers of a device of the head's group with so many rows of the lm_head; ``hop``: the last stage is not on the
-    same devices, and sends hidden states and features.
+    """Return the buffers of a device with ``rows`` rows of the lm_head.
+
+    ``receives``: the device is sent the hidden states and features of the last stage, as it is not that stage's leader
+    and the stage is on other devices. ``leads``: it sends the features to the drafter.
     """
     nodes, forward, hidden = verify_rows(options), forward_rows(options), model.hidden_size
-    received = (*_rank_buffers(options, "head."), _carry("head.carry", model, draft, options)) if hop else ()
-    buffers = [
+    received = (*_rank_buffers(options), _carry("head.carry", model, draft, options)) if receives else ()
+    sent = (_feature_buffer(model, draft, options),) if draft is not None and leads else ()
+    return (
         *received,
+        *sent,
         Buffer(name="scratch.head", term="buffers", dtype="float32", shape=(2, nodes, rows)),
         # noise of the tokens that a step may add, and what making it for one of them takes
         Buffer(name="scratch.noise", term="buffers", dtype="float64", shape=(6 + accept_rows(options), rows)),
         Buffer(name="scratch.normed", term="buffers", dtype="float32", shape=(2, forward, hidden)),
-        Buffer(name="best", term="comm", dtype="float64", shape=(1 + group_size, nodes, 2)),
-    ]
-    if options.tree is not None:
-        buffers.append(_feature_buffer("features", options, MAX_AUX_FEATURES * hidden))
-    return tuple(buffers)
+        Buffer(name="scratch.best", term="comm", dtype="float64", shape=(1 + group_size, nodes, BEST_WORDS)),
+    )
 
 
 def draft_buffers(
@@ -153,21 +161,20 @@ def draft_buffers(
     *,
     share: KvShare,
     mlp_units: int,
-    embed_rows: int,
     head_rows: int,
     group_size: int,
 ) -> tuple[Buffer, ...]:
     """Buffers of a device with a share of the EAGLE head; a looked-up row is whole, whatever the rows of the table."""
-    assert embed_rows >= 0
+    assert options.tree is not None, "a draft comes with a tree"
     rows, beam, hidden = draft_rows(options), options.batch * beam_rows(options), draft.hidden_size
-    best, pool = 2 * (options.tree.top_k if options.tree else 0) + 2, options.batch * pool_rows(options)
+    words, pool = CandidateLayout(top_k=options.tree.top_k).words, options.batch * pool_rows(options)
     common = _Common(options=options, prefix="draft.", hidden=hidden, rows=rows, group_size=group_size)
     tree = draft_tree_rows(options)
     seen = _cache_shape(options, draft.attention, share, 1, tree)[2]
     return (
-        _feature_buffer("draft.features", options, feature_width(model, draft)),
-        Buffer(name="draft.message", term="comm", dtype="int64", shape=(message_words(options),)),
-        Buffer(name="draft.candidates", term="comm", dtype="float64", shape=(1 + group_size, beam, best)),
+        _message_buffer(options),
+        _feature_buffer(model, draft, options),
+        Buffer(name="draft.scratch.candidates", term="comm", dtype="float64", shape=(1 + group_size, beam, words)),
         Buffer(name="draft.beam", term="buffers", dtype=options.dtype, shape=(beam, seen)),
         Buffer(name="draft.scratch.pool", term="buffers", dtype="int64", shape=(12, pool)),
         Buffer(name="draft.scratch.head", term="buffers", dtype="float32", shape=(3, beam, head_rows)),
@@ -178,13 +185,17 @@ def draft_buffers(
 
 
 def device_buffers(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
-    """All buffers of one device of a plan."""
-    return (
+    """Return all buffers of one device of a plan; those that several parts need (``message``, …) are there once."""
+    parts = (
         *_stage_of(plan, device_id),
         *_embed_of(plan, device_id),
         *_head_of(plan, device_id),
         *_draft_of(plan, device_id),
     )
+    table: dict[str, Buffer] = {}
+    for buffer in parts:
+        assert table.setdefault(buffer.name, buffer) == buffer, f"two buffers {buffer.name} that differ"
+    return tuple(table.values())
 
 
 def device_terms(plan: Plan, device_id: str) -> dict[Term, int]:
@@ -202,18 +213,23 @@ class _Common:
     group_size: int
 
 
-def _rank_buffers(options: Options, prefix: str) -> tuple[Buffer, Buffer]:
-    """What every part of a step has: its tokens and positions, and the message of the step."""
+def _rank_buffers(options: Options) -> tuple[Buffer, ...]:
+    """Return what every part of the base model has: a prompt's chunk, indices of rows, and the message of the step."""
     return (
-        Buffer(name=f"{prefix}index", term="buffers", dtype="int64", shape=(4, forward_rows(options))),
-        Buffer(name=f"{prefix}message", term="comm", dtype="int64", shape=(message_words(options),)),
+        Buffer(name="chunk", term="buffers", dtype="int64", shape=(options.prefill_chunk,)),
+        Buffer(name="scratch.index", term="buffers", dtype="int64", shape=(4, forward_rows(options))),
+        _message_buffer(options),
     )
+
+
+def _message_buffer(options: Options) -> Buffer:
+    """The message of the step, on every device (``runtime.decode.messages.Channel``)."""
+    return Buffer(name="message", term="comm", dtype="int64", shape=(message_words(options),))
 
 
 def _carry(name: str, model: Model, draft: Draft | None, options: Options) -> Buffer:
     """The hidden state and the captured features, as they go from stage to stage."""
-    aux = len(draft.aux_layers) if draft is not None and draft.kind == "eagle3" else 0
-    shape = (1 + aux, forward_rows(options), model.hidden_size)
+    shape = (carry_planes(draft), forward_rows(options), model.hidden_size)
     return Buffer(name=name, term="buffers", dtype=options.dtype, shape=shape)
 
 
@@ -296,11 +312,10 @@ def _subgroup_buffers(
     return (scores, partial, merged, *streamed)
 
 
-def _feature_buffer(name: str, options: Options, width: int) -> Buffer:
-    """The message to the head: words, then per row a feature."""
-    rows = draft_rows(options)
-    nbytes = 8 * feature_words(options, rows) + rows * width * _BYTES[options.dtype]
-    return Buffer(name=name, term="comm", dtype="uint8", shape=(nbytes,))
+def _feature_buffer(model: Model, draft: Draft, options: Options) -> Buffer:
+    """The message to the drafter: of a step or of a prefill chunk, whichever is longer."""
+    layouts = step_features(model, draft, options), prefill_features(model, draft, options)
+    return Buffer(name="features", term="comm", dtype="uint8", shape=(max(layout.nbytes for layout in layouts),))
 
 
 def _stage_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
@@ -330,12 +345,17 @@ def _embed_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     devices = plan.embed.devices
     if device_id not in devices:
         return ()
-    hop = devices != plan.stages[0].devices
-    return embed_buffers(plan.model, plan.options, group_size=len(devices), hop=hop)
+    return embed_buffers(
+        plan.model,
+        plan.options,
+        group_size=len(devices),
+        hop=devices != plan.stages[0].devices,
+        leads=device_id == devices[0],
+    )
 
 
 def _head_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
-    devices = plan.head.devices
+    devices, last = plan.head.devices, plan.stages[-1].devices
     if device_id not in devices:
         return ()
     return head_buffers(
@@ -344,7 +364,8 @@ def _head_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
         plan.options,
         rows=plan.head.rows[devices.index(device_id)],
         group_size=len(devices),
-        hop=devices != plan.stages[-1].devices,
+        receives=devices != last and device_id != last[0],
+        leads=device_id == devices[0],
     )
 
 
@@ -363,7 +384,6 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
             options,
             share=share,
             mlp_units=place.mlp_units[member],
-            embed_rows=(place.embed_rows or plan.embed.rows)[member],
             head_rows=(place.head_rows or plan.head.rows)[member],
             group_size=len(place.devices),
         ),
@@ -385,7 +405,7 @@ def _cache_shape(
     elif share.axis == "head_dim":
         assert dims % (2 * parts) == 0, "a part of a head is whole rotary pairs"
         dims //= parts
-    return (num_layers, sequences, _align(tree + positions, ROW_ALIGN), 2 * share.heads, dims)
+    return (num_layers, sequences, round_up(tree + positions, ROW_ALIGN), 2 * share.heads, dims)
 
 
 def _cache_bytes(options: Options, attention: Attention, share: KvShare, tree: int) -> int:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from plans.buffers import MAX_AUX_FEATURES
 from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Options, Plan, Tree
 from plans.step import pool_rows
 
@@ -17,6 +16,8 @@ MAX_EXPERTS = 10_000
 """Of one layer, likewise."""
 MOST_STALL_S = 3600
 """A run that has been silent for longer is not worth waiting for."""
+MAX_AUX_FEATURES = 3
+"""Target features of an eagle3 head; an eagle head has one."""
 MOST_TREE = {"total_token": 1024, "depth": 64, "top_k": 256}
 """Larger trees cost more than any acceptance brings back, and sizes that overflow."""
 

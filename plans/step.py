@@ -1,12 +1,35 @@
-"""Row counts and message sizes of one step, as functions of the plan's options."""
+"""Row counts of one decoding step, and the size and layout of every message that it sends, as functions of the plan.
 
-from plans.schema import Draft, LayerClass, Model, Options, Tree
+The planner prices these sizes, ``plans.buffers`` counts the buffers that hold them, and the runtime sends views that
+are cut by these layouts.
+
+    message               from -> to                           sent as
+    hidden states         embedding -> first stage             [B * N, H]                 broadcast
+    hop                   stage -> stage, stage -> lm_head     [1 + a, B * N, H]          broadcast
+    best                  among the lm_head's devices          [B * N, 2] float64         all-gather
+    features              lm_head -> drafter                   FeatureLayout              broadcast
+    candidates            among the drafter's devices          [W, 2 * top_k + 2] float64 all-gather
+    step message          drafter -> all devices               StepLayout                 broadcast
+
+Letters: B batch, N nodes of a tree with the root, A most rows kept by one step, H hidden size, a captured features (the
+aux layers of an eagle3 head), F width of a target feature, W rows of one pass of the drafter.
+"""
+
+from dataclasses import dataclass
+
+from plans.schema import DTYPE_BYTES, Draft, LayerClass, Model, Options, Tree
 
 ALIGN_BYTES = 256
-
+"""Buffers take a multiple of this; the words of a feature message too, so that its features are aligned."""
 
 ROW_ALIGN = 64
 """KV rows come in this multiple: the cache of one head of any width is then a multiple of ALIGN_BYTES."""
+
+WORD_BYTES = 8
+"""Bytes of a word of a message: an int64 or a float64."""
+
+
+# ---- rows ----
 
 
 def tree_rows(options: Options) -> int:
@@ -25,12 +48,12 @@ def tree_depth(options: Options) -> int:
 
 
 def accept_rows(options: Options) -> int:
-    """A: the root and the most accepted nodes of one step."""
+    """A: rows of one sequence that a step keeps at most, the root and the accepted nodes: min(depth + 2, N)."""
     return min(tree_depth(options) + 1, tree_rows(options))
 
 
 def fed_rows(tree: Tree) -> tuple[int, ...]:
-    """Rows of one sequence in each pass of the head that feeds drafted nodes back: a beam, or those with children."""
+    """Rows of one sequence in each drafter pass that feeds drafted nodes back: a beam, or the nodes with children."""
     if tree.paths is None:
         return (tree.top_k,) * tree.depth
     parents = {path[:-1] for path in tree.paths}
@@ -38,55 +61,48 @@ def fed_rows(tree: Tree) -> tuple[int, ...]:
 
 
 def beam_rows(options: Options) -> int:
-    """Most rows of one sequence in one pass of the head while the tree grows: the root's is one."""
+    """Most rows of one sequence in one drafter pass while the tree grows, at least the root's one."""
     return max((1, *fed_rows(options.tree))) if options.tree else 0
 
 
 def forward_rows(options: Options) -> int:
-    """R of the base: a prefill chunk or the trees of a verify, whichever is longer."""
+    """R of the base model: a prefill chunk or the trees of a verify, whichever is longer."""
     return max(options.prefill_chunk, verify_rows(options))
 
 
 def draft_rows(options: Options) -> int:
-    """R of the head: a prefill chunk, the rows of the accepted paths, or the beams."""
+    """R of the drafter: the longest of a prefill chunk, the rows of the accepted paths, and the beams."""
     return max(options.prefill_chunk, options.batch * accept_rows(options), options.batch * beam_rows(options))
 
 
+def tree_pool(tree: Tree) -> int:
+    """Candidates among which the nodes of one tree are chosen; of a dynamic tree top_k + depth * top_k^2."""
+    return tree.top_k * (1 + sum(fed_rows(tree)))
+
+
 def pool_rows(options: Options) -> int:
-    """Candidates of one tree."""
-    return options.tree.top_k * (1 + sum(fed_rows(options.tree))) if options.tree else 0
+    """Candidates of one tree; 0 in plain decoding."""
+    return tree_pool(options.tree) if options.tree else 0
 
 
 def kv_rows(options: Options) -> int:
     """T of a base layer: the tree, then the sequence."""
-    return _align(tree_rows(options) + options.context, ROW_ALIGN)
+    return round_up(tree_rows(options) + options.context, ROW_ALIGN)
 
 
 def draft_tree_rows(options: Options) -> int:
-    """KV rows of the growing tree: of each level what is fed back; at least one, which takes padding."""
+    """KV rows of the growing tree: the rows fed back of every level; at least one, which takes padding."""
     return max(1, sum(fed_rows(options.tree))) if options.tree else 1
 
 
 def draft_kv_rows(options: Options) -> int:
-    """T of a layer of the head: the levels of the growing tree, then the sequence."""
-    return _align(draft_tree_rows(options) + options.context, ROW_ALIGN)
+    """T of a layer of the drafter: the levels of the growing tree, then the sequence."""
+    return round_up(draft_tree_rows(options) + options.context, ROW_ALIGN)
 
 
 def rotary_rows(options: Options) -> int:
-    """Positions that can occur: those of the context, and of a tree at its end."""
+    """Positions that can occur: those of the context, and those of a tree at its end."""
     return options.context + tree_depth(options) + 1
-
-
-def message_words(options: Options) -> int:
-    """Words of the message of a step, per sequence: accepted length, kept rows, tokens and parents of the next tree."""
-    return options.batch * (1 + accept_rows(options) + 2 * tree_rows(options))
-
-
-def feature_words(options: Options, rows: int) -> int:
-    """Words before the features of so many rows: a token per row, and per sequence how many rows count and the kept
-    rows; 256-aligned.
-    """
-    return _align(8 * (rows + options.batch * (1 + accept_rows(options))), ALIGN_BYTES) // 8
 
 
 def feature_width(model: Model, draft: Draft) -> int:
@@ -94,14 +110,197 @@ def feature_width(model: Model, draft: Draft) -> int:
     return model.hidden_size * (len(draft.aux_layers) if draft.kind == "eagle3" else 1)
 
 
+def carry_planes(draft: Draft | None) -> int:
+    """1 + a: the hidden state and the captured features, as they go from stage to stage."""
+    return 1 + (len(draft.aux_layers) if draft is not None and draft.kind == "eagle3" else 0)
+
+
 def layer_class(model: Model, layer: int) -> LayerClass:
-    """The class of a layer, by its global index."""
-    for found in model.layers:
-        if layer < found.num_layers:
-            return found
-        layer -= found.num_layers
+    """Return the class of a layer, by its global index."""
+    for layers in model.layers:
+        if layer < layers.num_layers:
+            return layers
+        layer -= layers.num_layers
     raise AssertionError("no such layer")
 
 
-def _align(value: int, granule: int) -> int:
+# ---- messages ----
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepLayout:
+    """Words of one sequence in the step message, int64; the message is one row of words per sequence.
+
+    0          1 … A         A+1 … A+N       A+N+1 … A+2N
+    accepted | kept nodes  | tokens        | parents
+    """
+
+    kept: int
+    """A."""
+    nodes: int
+    """N."""
+
+    @property
+    def path(self) -> slice:
+        """Nodes of the last tree that are kept."""
+        return slice(1, 1 + self.kept)
+
+    @property
+    def tokens(self) -> slice:
+        """Tokens of the next tree, root first."""
+        return slice(self.path.stop, self.path.stop + self.nodes)
+
+    @property
+    def parents(self) -> slice:
+        """Parents of the next tree's nodes."""
+        return slice(self.tokens.stop, self.tokens.stop + self.nodes)
+
+    @property
+    def words(self) -> int:
+        """Words of one sequence: 1 + A + 2N."""
+        return 1 + self.kept + 2 * self.nodes
+
+
+PLAIN_STEP = StepLayout(kept=1, nodes=1)
+"""Layout of plain decoding: the tree is its root."""
+
+
+def step_layout(options: Options) -> StepLayout:
+    """Return the layout of the step message of a plan; with a draft the larger of its two decoding modes."""
+    return StepLayout(kept=accept_rows(options), nodes=tree_rows(options))
+
+
+def message_words(options: Options) -> int:
+    """Words of the step message of all sequences."""
+    return options.batch * step_layout(options).words
+
+
+def message_bytes(options: Options) -> int:
+    """Bytes of the step message: 8 * B * (1 + A + 2N)."""
+    return WORD_BYTES * message_words(options)
+
+
+def hidden_bytes(model: Model, options: Options) -> int:
+    """Bytes of the hidden states of a verify, from the embedding to the first stage and in every sum over a group."""
+    return verify_rows(options) * model.hidden_size * DTYPE_BYTES[options.dtype]
+
+
+def hop_bytes(model: Model, draft: Draft | None, options: Options) -> int:
+    """Bytes from one stage to the next and to the lm_head: hidden states and captured features."""
+    return carry_planes(draft) * hidden_bytes(model, options)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureLayout:
+    """The message to the drafter: int64 words, zeros up to a multiple of ALIGN_BYTES, then a feature per row.
+
+    words     0 … S          S … S(1+n)     S(1+n) … S(1+n+A)
+              accepted [S] | tokens [S, n] | path [S, A]
+    """
+
+    sequences: int
+    """S."""
+    rows: int
+    """n, of each sequence."""
+    kept: int
+    """A."""
+    row_bytes: int
+    """Bytes of the feature of one row."""
+
+    @property
+    def accepted(self) -> slice:
+        """Words that count the rows of each sequence behind its first."""
+        return slice(0, self.sequences)
+
+    @property
+    def tokens(self) -> slice:
+        """Words with the token behind each row."""
+        return slice(self.accepted.stop, self.accepted.stop + self.sequences * self.rows)
+
+    @property
+    def path(self) -> slice:
+        """Words with the nodes of the last tree that are kept."""
+        return slice(self.tokens.stop, self.tokens.stop + self.sequences * self.kept)
+
+    @property
+    def feature_start(self) -> int:
+        """Offset of the features, in bytes."""
+        return round_up(WORD_BYTES * self.path.stop, ALIGN_BYTES)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the message."""
+        return self.feature_start + self.sequences * self.rows * self.row_bytes
+
+
+def feature_layout(model: Model, draft: Draft, options: Options, *, sequences: int, rows: int) -> FeatureLayout:
+    """Return the layout of a feature message with so many rows of each of so many sequences."""
+    row_bytes = feature_width(model, draft) * DTYPE_BYTES[options.dtype]
+    return FeatureLayout(sequences=sequences, rows=rows, kept=accept_rows(options), row_bytes=row_bytes)
+
+
+def step_features(model: Model, draft: Draft, options: Options) -> FeatureLayout:
+    """Return the layout of the feature message of a step: the kept rows of all sequences."""
+    return feature_layout(model, draft, options, sequences=options.batch, rows=accept_rows(options))
+
+
+def prefill_features(model: Model, draft: Draft, options: Options) -> FeatureLayout:
+    """Return the layout of the feature message of a prefill chunk: rows of one sequence."""
+    return feature_layout(model, draft, options, sequences=1, rows=options.prefill_chunk)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateLayout:
+    """Words of one row in the all-gather of candidates, float64, which holds a float32 and a token id exactly.
+
+    0 … k              k … 2k           2k                 2k + 1
+    highest logits   | their tokens   | highest logit m  | sum of exp(logit - m)
+    """
+
+    top_k: int
+    """k."""
+
+    @property
+    def values(self) -> slice:
+        """The k highest logits of a member's rows of the lm_head."""
+        return slice(0, self.top_k)
+
+    @property
+    def tokens(self) -> slice:
+        """Their tokens."""
+        return slice(self.top_k, 2 * self.top_k)
+
+    @property
+    def highest(self) -> int:
+        """The word with the highest logit m."""
+        return 2 * self.top_k
+
+    @property
+    def total(self) -> int:
+        """The word with the sum of exp(logit - m)."""
+        return 2 * self.top_k + 1
+
+    @property
+    def words(self) -> int:
+        """Words of one row: 2k + 2."""
+        return 2 * self.top_k + 2
+
+
+BEST_WORDS = 2
+"""Words of one row in the all-gather of the best token, float64: the highest logit and its token."""
+
+
+def best_bytes(options: Options) -> int:
+    """Bytes that one device of the lm_head brings to the all-gather of a verify."""
+    return WORD_BYTES * BEST_WORDS * verify_rows(options)
+
+
+def candidate_bytes(options: Options, rows: int) -> int:
+    """Bytes that one device of the drafter brings to the all-gather of the candidates of so many rows."""
+    assert options.tree is not None, "plain decoding drafts nothing"
+    return WORD_BYTES * CandidateLayout(top_k=options.tree.top_k).words * rows
+
+
+def round_up(value: int, granule: int) -> int:
+    """Return the least multiple of ``granule`` that is at least ``value``."""
     return -(-value // granule) * granule

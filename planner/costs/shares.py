@@ -24,7 +24,7 @@ from plans.buffers import (
 )
 from plans.kv import KvShare, query_heads
 from plans.schema import DTYPE_BYTES, Attention, Device, Draft, LayerClass, Mlp, Model, Options
-from plans.step import draft_kv_rows, fed_rows, kv_rows, verify_rows
+from plans.step import accept_rows, draft_kv_rows, fed_rows, kv_rows, verify_rows
 
 FLOAT32_BYTES = 4
 """Partial results of attention are added up in float32."""
@@ -231,7 +231,7 @@ class BaseShares:
             rows = memory.table(
                 lambda n: slots.embed_bytes(model, dtype, n), model.vocab_size, model.hidden_size, dtype
             )
-            buffers = memory.total(embed_buffers(model, options, group_size=group_size, hop=True))
+            buffers = memory.total(embed_buffers(model, options, group_size=group_size, hop=True, leads=True))
             return memory.Affine(fixed=rows.fixed + buffers, each=rows.each)
 
         return cache(count)
@@ -247,7 +247,7 @@ class BaseShares:
             )
             rows = memory.with_rows(
                 weights,
-                lambda n: head_buffers(model, draft, options, rows=n, group_size=group_size, hop=True),
+                lambda n: head_buffers(model, draft, options, rows=n, group_size=group_size, receives=True, leads=True),
                 model.vocab_size,
             )
             return memory.Affine(fixed=rows.fixed + slots.norm_bytes(model, dtype), each=rows.each)
@@ -273,7 +273,7 @@ class DraftShares:
         tree, batch, hidden = self.options.tree, self.options.batch, self.draft.hidden_size
         assert tree is not None
         first = Pass(
-            rows=batch * (tree.depth + 2),
+            rows=batch * accept_rows(self.options),
             batch=batch,
             kv_rows=draft_kv_rows(self.options),
             inputs=2 * hidden if self.draft.kind == "eagle3" else hidden,
@@ -283,6 +283,12 @@ class DraftShares:
         fed = fed_rows(tree)
         every = ((dataclasses.replace(first, rows=batch * rows), fed.count(rows)) for rows in dict.fromkeys(fed))
         return (first, 1), *every
+
+    @cached_property
+    def read_rows(self) -> tuple[int, ...]:
+        """Rows that the lm_head reads in each of the passes: of the first only the output at the root."""
+        (_, *again), batch = self.passes, self.options.batch
+        return (batch, *(given.rows for given, _ in again))
 
     @cached_property
     def attention(self) -> Callable[[int, KvShare], Work]:
@@ -321,8 +327,8 @@ class DraftShares:
     def rows_ps(self, device: Device, table_rows: int) -> int:
         """Logits in all passes."""
         width = DTYPE_BYTES[self.options.dtype]
-        works = ((rows_work(self.draft.hidden_size, width, table_rows, given.rows), n) for given, n in self.passes)
-        return sum(n * work.ps(device) for work, n in works)
+        times = zip(self.read_rows, (times for _, times in self.passes), strict=True)
+        return sum(n * rows_work(self.draft.hidden_size, width, table_rows, rows).ps(device) for rows, n in times)
 
     @cached_property
     def bytes(self) -> Callable[[KvShare, bool, int], int]:
@@ -336,7 +342,6 @@ class DraftShares:
                 self.options,
                 share=share,
                 mlp_units=memory.mlp_units(draft.mlp),
-                embed_rows=self.model.vocab_size,
                 head_rows=draft.draft_vocab_size,
                 group_size=group_size,
             )

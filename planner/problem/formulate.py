@@ -12,19 +12,18 @@ from fractions import Fraction
 from functools import cache, cached_property
 from itertools import groupby
 
-import networkx as nx
-
 from planner.costs.memory import mlp_units
 from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns, message_ns
 from planner.costs.shares import BaseShares, DraftShares, Pass, Work, exchange_ns, sequence_of
-from planner.costs.topology import Fabric, blocks
+from planner.costs.topology import Fabric
 from planner.errors import InputError
 from planner.integers import PS_PER_NS
 from planner.problem.device_sets import Candidates, DeviceSet, bundles, sizes_of, ways
 from planner.problem.kv_splits import Subgroup, Variant, allows, divided, dominates, no_worse, parts_of, rotary_pairs
-from planner.problem.links import CANDIDATE_BYTES, NOTHING, TREE_BLOCKS
+from planner.problem.links import NOTHING, TREE_BLOCKS
 from planner.problem.pinned import PinnedChain, pinned_chain
 from planner.solver.problem import Axis, Block, Goal, Group, Kind, Option, Problem, Receive, Split
+from plans import step
 from plans.kv import KvDivision, KvShare
 from plans.schema import Attention, Device, Draft, Inventory, KvAxis, Model, Options
 
@@ -99,15 +98,7 @@ class Formulation:
 
     @property
     def _message_bytes(self) -> int:
-        return 8 * (3 * self._base.given.rows + 64)
-
-    @cached_property
-    def _traffic(self) -> "nx.DiGraph[str]":
-        return blocks(self.model, self.draft, self.options)
-
-    def _traffic_bytes(self, source: str, target: str) -> int:
-        nbytes: int = self._traffic.edges[source, target]["traffic_bytes"]
-        return nbytes
+        return step.message_bytes(self.options)
 
     @cached_property
     def _fabric(self) -> Fabric:
@@ -186,13 +177,12 @@ class Formulation:
 
     @property
     def _hidden_bytes(self) -> int:
-        return self._traffic_bytes("embed", "layer0")
+        return step.hidden_bytes(self.model, self.options)
 
     @property
     def _hop_bytes(self) -> int:
         """With the features that the head wants."""
-        last = self.model.num_layers - 1
-        return self._traffic_bytes(f"layer{last}", "head")
+        return step.hop_bytes(self.model, self.draft, self.options)
 
     def _signature(self, each: DeviceSet) -> tuple[object, ...]:
         """Sets with equal ones are equal in all but names."""
@@ -363,7 +353,7 @@ class Formulation:
 
     def _head(self, sets: Sequence[DeviceSet]) -> Block:
         """Final norm, whole, and the lm_head; the best of each row are gathered."""
-        found = self._base.given.rows * CANDIDATE_BYTES
+        found = step.best_bytes(self.options)
 
         def split(members: tuple[int, ...]) -> Split:
             size = len(members)
@@ -448,7 +438,7 @@ class _Tail:
         return [each for each in self.sets if self._divisions(each)[0]]
 
     def _option(self, each: DeviceSet) -> Option:
-        nbytes = self.formulation._traffic_bytes("head", "draft")
+        nbytes = step.step_features(self.formulation.model, self.draft, self.formulation.options).nbytes
         receive = self.formulation._receive(each, nbytes)
         return Option(devices=each.devices, sites=each.hosts, splits=self._divisions(each)[1], receive=receive)
 
@@ -472,7 +462,8 @@ class _Tail:
     def _new_divisions(self, each: DeviceSet) -> tuple[tuple[KvDivision, ...], tuple[Split, ...]]:
         """By every way, but for splits that another one is never worse than."""
         attention, size, passes = self.draft.attention, len(each.devices), self._shares.passes
-        fixed = sum(times * self._pass_ns(each.devices, given.rows) for given, times in passes)
+        rows = zip(passes, self._shares.read_rows, strict=True)
+        fixed = sum(times * self._pass_ns(each.devices, given.rows, read) for (given, times), read in rows)
         nothing = (0,) * size
         found_ways: list[KvDivision] = []
         found: list[Split] = []
@@ -508,14 +499,12 @@ class _Tail:
         nbytes = (known.bytes(share, leads and j == 0, size) for j, share in enumerate(shares))
         return Subgroup(ns=tuple(times), bytes=tuple(nbytes))
 
-    def _pass_ns(self, members: Sequence[int], rows: int) -> int:
-        """Fixed work and messages of one pass: embedding, two sums per layer, candidates."""
+    def _pass_ns(self, members: Sequence[int], rows: int, read_rows: int) -> int:
+        """Fixed work and messages of one pass: embedding, two sums per layer, candidates of the rows that are read."""
         draft, fabric = self.draft, self.formulation._fabric
-        tree = self.formulation.options.tree
-        assert tree is not None
         message = rows * draft.hidden_size * self._shares.passes[0][0].width
         added = all_reduce_ns(fabric.tiers(members, message), message)
-        found = rows * tree.top_k * CANDIDATE_BYTES
+        found = step.candidate_bytes(self.formulation.options, read_rows)
         gather = broadcast_ns(fabric.tiers(members, found), found)
         overhead = self.formulation._overhead_ns(members)
         return overhead * (draft.num_layers + 1 + TREE_BLOCKS) + added * (2 * draft.num_layers + 1) + gather

@@ -6,8 +6,4 @@ TREE_BLOCKS = 2
 """Growing and pruning the tree after a pass of the head takes about as long as so many blocks' fixed work."""
 
 
-CANDIDATE_BYTES = 16
-"""Of one candidate token in a gather: value and index."""
-
-
 NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)

@@ -1,50 +1,47 @@
-"""Fixed-width messages between ranks: the message of a step, and the features for the EAGLE head."""
+"""Fixed-width messages between ranks, as views of their buffers: the step message, and the features for the drafter.
+
+``plans.step`` has the layouts; nothing here knows an offset.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from plans.schema import Plan
-from plans.step import accept_rows, feature_width, feature_words
-from runtime.image.buffers import DTYPES
+from plans.step import FeatureLayout, StepLayout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureMessage:
-    """What the verifier tells the head, over one buffer: views of it, for the rows of all sequences or of one."""
+    """Views of the message from the verifier to the drafter; S sequences of n rows each."""
 
     wire: Tensor
-    """uint8, all of it."""
+    """The message, uint8 [bytes]."""
     accepted: Tensor
-    """[B]: rows 0 … accepted of a sequence count."""
+    """[S]: rows 0 … accepted of a sequence count."""
     tokens: Tensor
-    """[B, n]: the token behind each row; at row ``accepted`` the one that was just decided."""
+    """[S, n]: the token behind each row; at row ``accepted`` the one that was just decided."""
     path: Tensor
-    """[B, A]: nodes of the last tree to keep."""
+    """[S, A]: nodes of the last tree to keep."""
     features: Tensor
-    """[W, F]"""
+    """[S * n, F], in the dtype of the plan."""
 
     @property
     def roots(self) -> Tensor:
-        """[B]: the tokens that were just decided."""
+        """[S]: the tokens that were just decided."""
         return self.tokens.gather(1, self.accepted.unsqueeze(1)).squeeze(1)
 
 
-def feature_message(plan: Plan, buffer: Tensor, sequences: int, rows: int) -> FeatureMessage:
-    """Views of a feature buffer for a message of so many rows of each of so many sequences."""
-    assert plan.draft is not None
-    kept, width, dtype = accept_rows(plan.options), feature_width(plan.model, plan.draft), DTYPES[plan.options.dtype]
-    every = sequences * rows
-    start = 8 * feature_words(plan.options, every)
-    wire = buffer[: start + every * width * dtype.itemsize]
-    words = wire[:start].view(torch.int64)
+def feature_message(layout: FeatureLayout, buffer: Tensor, dtype: torch.dtype) -> FeatureMessage:
+    """Return the views of a feature buffer, uint8, for a message of this layout with features of ``dtype``."""
+    wire = buffer[: layout.nbytes]
+    words = wire[: layout.feature_start].view(torch.int64)
     return FeatureMessage(
         wire=wire,
-        accepted=words[:sequences],
-        tokens=words[sequences : sequences + every].view(sequences, rows),
-        path=words[sequences + every : sequences + every + sequences * kept].view(sequences, kept),
-        features=wire[start:].view(dtype).view(every, width),
+        accepted=words[layout.accepted],
+        tokens=words[layout.tokens].view(layout.sequences, layout.rows),
+        path=words[layout.path].view(layout.sequences, layout.kept),
+        features=wire[layout.feature_start :].view(dtype).view(layout.sequences * layout.rows, -1),
     )
 
 
@@ -54,49 +51,51 @@ STOP = 1 << 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """What a step says of one sequence, on the host: how much of the last tree is kept, and the next tree."""
+    """One sequence's part of the step message, on the host: how much of the last tree is kept, and the next tree."""
 
     accepted: int
     stopped: bool
     """The output ends here for everybody."""
     path: list[int]
     tokens: list[int]
-    """Of the next tree, root first; the root is certain."""
+    """Tokens of the next tree, root first; the root is certain."""
     parents: list[int]
 
 
 class Channel:
-    """The step message in a decoding mode: views of its buffer, and who fills it."""
+    """The step message in a decoding mode: views of its buffer, and the rank that fills it."""
 
     def __init__(
-        self, buffer: Tensor, *, batch: int, nodes: int, kept: int, levels: int, source: int, drafted: bool
+        self, buffer: Tensor, layout: StepLayout, *, batch: int, levels: int, source: int, drafted: bool
     ) -> None:
-        self.wire = buffer[: batch * (1 + kept + 2 * nodes)].view(batch, -1)
+        """``levels``: most levels of a tree below its root; ``source``: the rank that writes the message."""
+        self._layout = layout
+        self.wire = buffer[: batch * layout.words].view(batch, -1)
         self.accepted = self.wire[:, 0]
-        self.path = self.wire[:, 1 : 1 + kept]
-        self.tokens = self.wire[:, 1 + kept : 1 + kept + nodes]
-        self.parents = self.wire[:, 1 + kept + nodes :]
-        self.nodes, self.kept, self.levels, self.source, self.drafted = nodes, kept, levels, source, drafted
+        self.path = self.wire[:, layout.path]
+        self.tokens = self.wire[:, layout.tokens]
+        self.parents = self.wire[:, layout.parents]
+        self.nodes, self.kept = layout.nodes, layout.kept
+        self.levels, self.source, self.drafted = levels, source, drafted
 
     def write(self, accepted: Tensor, path: Tensor, tokens: Tensor, parents: Tensor, *, stop: bool) -> None:
-        """``accepted`` [B], ``path`` [B, A], ``tokens`` and ``parents`` [B, N]."""
+        """Write ``accepted`` [B], ``path`` [B, A], ``tokens`` and ``parents`` [B, N]."""
         torch.cat([accepted.unsqueeze(1), path, tokens, parents], 1, out=self.wire)
         if stop:
             self.accepted += STOP
 
     def read(self) -> list[Message]:
-        """The one transfer to the host of a step."""
-        start, stop = 1 + self.kept, 1 + self.kept + self.nodes
-        every = self.wire.tolist()
-        if every[0][0] >= STOP:
+        """Return the message of each sequence: the one transfer to the host of a step."""
+        rows, layout = self.wire.tolist(), self._layout
+        if rows[0][0] >= STOP:
             self.accepted -= STOP
         return [
             Message(
                 accepted=words[0] % STOP,
                 stopped=words[0] >= STOP,
-                path=words[1:start],
-                tokens=words[start:stop],
-                parents=words[stop:],
+                path=words[layout.path],
+                tokens=words[layout.tokens],
+                parents=words[layout.parents],
             )
-            for words in every
+            for words in rows
         ]

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from plans.schema import Plan
-from plans.step import accept_rows, tree_depth, tree_rows
+from plans.step import PLAIN_STEP, accept_rows, prefill_features, step_features, step_layout, tree_depth
 from runtime.comm.groups import Comm
 from runtime.decode.eagle_head import Drafter
 from runtime.decode.messages import Channel, FeatureMessage, Message, feature_message
 from runtime.decode.tree import ancestors
 from runtime.decode.verify import Verdict, forced, walk
-from runtime.image.buffers import Memory
+from runtime.image.buffers import DTYPES, Memory
 from runtime.model.base import Base, Forward
 from runtime.model.blocks import Slots
 from runtime.model.draw import Draw
@@ -62,12 +62,11 @@ class Stepper:
         self._base = Base(plan, slots, memory, comm) if in_base else None
         self._drafter = Drafter(plan, slots, memory, comm) if comm.draft else None
         ranks = {device.id: rank for rank, device in enumerate(plan.devices)}
-        buffer = memory.first("message", "embed.message", "head.message", "draft.message")
+        buffer = memory.buffer("message")
         self._plain = self._channel = Channel(
             buffer,
+            PLAIN_STEP,
             batch=options.batch,
-            nodes=1,
-            kept=1,
             levels=0,
             source=ranks[plan.head.devices[0]],
             drafted=False,
@@ -76,20 +75,18 @@ class Stepper:
         if place is not None:
             self._drafted = Channel(
                 buffer,
+                step_layout(options),
                 batch=options.batch,
-                nodes=tree_rows(options),
-                kept=accept_rows(options),
                 levels=tree_depth(options),
                 source=ranks[place.devices[0]],
                 drafted=True,
             )
         self._told = self._told_prompt = None
-        if comm.feature is not None:
-            features = memory.buffer("features" if comm.head else "draft.features")
-            self._told = feature_message(plan, features, options.batch, accept_rows(options))
-            self._told_prompt = feature_message(plan, features, 1, options.prefill_chunk)
-        index = memory.first("index", "embed.index", "head.index") if self._base else None
-        self._chunk = None if index is None else index[0, : options.prefill_chunk]
+        if comm.feature is not None and plan.draft is not None:
+            features, dtype = memory.buffer("features"), DTYPES[options.dtype]
+            self._told = feature_message(step_features(plan.model, plan.draft, options), features, dtype)
+            self._told_prompt = feature_message(prefill_features(plan.model, plan.draft, options), features, dtype)
+        self._chunk = memory.buffer("chunk") if self._base else None
         self._draft_hidden = plan.draft.hidden_size if plan.draft is not None else 0
         self._first_node = torch.arange(options.batch, device=device).unsqueeze(1)
         self._none = torch.zeros(options.batch, accept_rows(options), dtype=torch.int64, device=device)

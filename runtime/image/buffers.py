@@ -21,21 +21,17 @@ class Memory:
     """Zeroed buffers by name; ``scratch`` entries of the table bound temporaries and are not allocated."""
 
     def __init__(self, plan: Plan, device_id: str, device: torch.device) -> None:
-        self._device = device
+        self.device_id, self._device = device_id, device
         self._table = {buffer.name: buffer for buffer in device_buffers(plan, device_id)}
         self._made: dict[str, Tensor] = {}
 
     def buffer(self, name: str) -> Tensor:
         """The buffer of this name, in its shape."""
-        assert "scratch" not in name, "temporaries are not allocated"
+        entry = self._table[name]
+        assert not entry.scratch, "temporaries are not allocated"
         if name not in self._made:
-            entry = self._table[name]
             self._made[name] = torch.zeros(entry.shape, dtype=DTYPES[entry.dtype], device=self._device)
         return self._made[name]
-
-    def first(self, *names: str) -> Tensor:
-        """The buffer of the first of these names that the device has."""
-        return self.buffer(next(name for name in names if name in self._table))
 
     def names(self, term: Term) -> list[str]:
         """The buffers of a term, in the order of the table."""

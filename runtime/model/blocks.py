@@ -19,6 +19,7 @@ from torch import Tensor
 
 import plans.schema as schema
 from plans.kv import KvShare, query_heads
+from plans.step import BEST_WORDS, CandidateLayout
 from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.draw import Draw, draw
@@ -195,7 +196,7 @@ class Head:
     def best(self, normed: Tensor) -> Tensor:
         """``normed`` [W, H] -> the token of the highest logit of each row [W]; of equal ones the first."""
         if self.weight is None:
-            mine = normed.new_zeros((normed.shape[0], 2), dtype=torch.float64)
+            mine = normed.new_zeros((normed.shape[0], BEST_WORDS), dtype=torch.float64)
             mine[:, 0] = float("-inf")
         else:
             values, tokens = ops.product(normed, self.weight).max(1)
@@ -222,27 +223,31 @@ class Head:
         """
         if self.weight is not None and self.group.handle is None:
             return ops.top(ops.product(normed, self.weight), count)
-        every = self.group.all_gather(self._local(normed, count))  # [members, W, 2 * count + 2]
-        values = every[:, :, :count].transpose(0, 1).flatten(1)
-        tokens = every[:, :, count : 2 * count].transpose(0, 1).flatten(1).long()
-        high = every[:, :, -2].amax(0).unsqueeze(1)
-        total = (every[:, :, -1] * (every[:, :, -2] - high.T).exp()).sum(0).unsqueeze(1)
+        layout = CandidateLayout(top_k=count)
+        gathered = self.group.all_gather(self._local(normed, layout))  # [members, W, words]
+        values = gathered[:, :, layout.values].transpose(0, 1).flatten(1)
+        tokens = gathered[:, :, layout.tokens].transpose(0, 1).flatten(1).long()
+        highest, sums = gathered[:, :, layout.highest], gathered[:, :, layout.total]  # [members, W]
+        high = highest.amax(0).unsqueeze(1)
+        total = (sums * (highest - high.T).exp()).sum(0).unsqueeze(1)
         order = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :count]
         values, tokens = values.gather(1, order), tokens.gather(1, order)
         return tokens, ((values - high) - total.log()).float()
 
-    def _local(self, normed: Tensor, count: int) -> Tensor:
-        """What this member brings to ``top``; where it has fewer rows than ``count``, the rest scores -inf."""
-        mine = torch.zeros((normed.shape[0], 2 * count + 2), dtype=torch.float64, device=normed.device)
-        mine[:, :count] = mine[:, -2] = float("-inf")
+    def _local(self, normed: Tensor, layout: CandidateLayout) -> Tensor:
+        """Return this member's candidates [W, words]; where it has fewer rows than ``top_k``, the rest scores -inf."""
+        mine = torch.zeros((normed.shape[0], layout.words), dtype=torch.float64, device=normed.device)
+        mine[:, layout.values] = mine[:, layout.highest] = float("-inf")
         if self.weight is None:
             return mine
         logits = ops.product(normed, self.weight).float()
-        found = min(count, self.rows)
-        top = logits.topk(found, 1)
+        count = min(layout.top_k, self.rows)
+        top = logits.topk(count, 1)
         high = top.values[:, :1]
-        mine[:, :found], mine[:, count : count + found] = top.values, top.indices + self.first
-        mine[:, -2:] = torch.cat([high, (logits - high).exp_().sum(1, keepdim=True)], 1)
+        mine[:, layout.values][:, :count] = top.values
+        mine[:, layout.tokens][:, :count] = top.indices + self.first
+        mine[:, layout.highest] = high[:, 0]
+        mine[:, layout.total] = (logits - high).exp_().sum(1)
         return mine
 
 

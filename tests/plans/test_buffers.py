@@ -69,10 +69,8 @@ def test_no_buffer_shrinks_when_a_share_grows(heads: int, units: int, rows: int,
     def all_of(heads: int, units: int, rows: int) -> int:
         share = KvShare(heads=heads, axis=axis, parts=2, part=0)
         stage = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, group_size=size)
-        head = head_buffers(MODEL, DRAFT, options, rows=rows, group_size=size, hop=True)
-        draft = draft_buffers(
-            MODEL, DRAFT, options, share=share, mlp_units=units, embed_rows=rows, head_rows=rows, group_size=size
-        )
+        head = head_buffers(MODEL, DRAFT, options, rows=rows, group_size=size, receives=True, leads=True)
+        draft = draft_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, head_rows=rows, group_size=size)
         return bytes_of((*stage, *head, *draft))
 
     now = all_of(heads, units, rows)
@@ -147,10 +145,11 @@ def test_a_device_without_layers_has_what_its_table_needs() -> None:
     place = split_draft(MODEL, DRAFT, ("b",))
     plan = make_plan(MODEL, groups, draft=DRAFT, embed=["e"], head=["h", "b"], placement=place)
     names = {device: {buffer.name for buffer in device_buffers(plan, device)} for device in "abeh"}
-    assert names["e"] == {"embed.index", "embed.message", "embed.hidden", "embed.scratch.rows", "embed.scratch.reduce"}
-    received = {"head.index", "head.message", "head.carry"}
-    assert names["h"] == {*received, "scratch.head", "scratch.noise", "scratch.normed", "best", "features"}
-    assert names["h"] < names["b"]
+    shared = {"chunk", "message", "scratch.index"}
+    assert names["e"] == {*shared, "embed.hidden", "embed.scratch.rows", "embed.scratch.reduce"}
+    received = {*shared, "head.carry"}
+    assert names["h"] == {*received, "scratch.head", "scratch.noise", "scratch.normed", "scratch.best", "features"}
+    assert names["h"] - names["b"] == {"head.carry"}, "b leads the last stage, and sends what the head receives"
     assert not any(name.startswith(("embed.", "head.")) for name in names["a"])
     shared = make_plan(MODEL, groups, draft=DRAFT)
     assert not any(name.startswith(("embed.", "head.")) for name in shared_names(shared))
@@ -212,10 +211,10 @@ def test_a_device_has_the_buffers_of_what_it_does() -> None:
     )
     names = {device: {buffer.name for buffer in device_buffers(plan, device)} for device in "abcd"}
     assert "kv.0" in names["a"]
-    assert not names["a"] & {"best", "features", "draft.kv"}
-    assert {"kv.5", "best", "features", "draft.kv"} <= names["b"]
-    assert {"kv.5", "best"} <= names["c"]
-    assert all(name.startswith("draft.") for name in names["d"])
+    assert not names["a"] & {"scratch.best", "features", "draft.kv"}
+    assert {"kv.5", "scratch.best", "features", "draft.kv"} <= names["b"]
+    assert {"kv.5", "scratch.best"} <= names["c"]
+    assert {name for name in names["d"] if not name.startswith("draft.")} == {"message", "features"}
     for device in "abcd":
         terms = device_terms(plan, device)
         assert tuple(terms) == TERMS

@@ -79,11 +79,11 @@ def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int
         return slots.head_bytes(model, dtype, n)
 
     def buffers(n: int) -> int:
-        return memory.total(head_buffers(model, None, options, rows=n, group_size=group, hop=True))
+        return memory.total(head_buffers(model, None, options, rows=n, group_size=group, receives=True, leads=True))
 
     bound = memory.with_rows(
         memory.table(weights, vocab, hidden, dtype),
-        lambda n: head_buffers(model, None, options, rows=n, group_size=group, hop=True),
+        lambda n: head_buffers(model, None, options, rows=n, group_size=group, receives=True, leads=True),
         vocab,
     )
     for n in range(vocab + 1):

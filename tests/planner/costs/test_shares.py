@@ -103,6 +103,7 @@ def test_the_head_reads_its_weights_in_each_pass(head: Any) -> None:
         (options.tree.depth + 2, 1),
         (options.tree.top_k, options.tree.depth),
     ]
+    assert shares.read_rows == (1, options.tree.top_k)
     heads = share(draft.attention.num_kv_heads)
     norms = {"eagle3": 2, "eagle1": 0}[head] * draft.num_layers * layout.align(4 * draft.hidden_size)
     weights = slots.draft_attention_bytes(draft, options.dtype, heads, False) - norms

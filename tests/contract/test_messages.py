@@ -1,0 +1,112 @@
+"""Every tensor that a step passes to its collectives has the bytes that the planner prices."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from plans import step
+from plans.buffers import device_buffers
+from plans.schema import DTYPE_BYTES, Plan, Tree
+from runtime.image.buffers import Memory
+from tests.contract import ranks
+from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs
+from tests.plan_factory import group, make_plan, split_draft
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+TREES = {"wide": (40, 4, 5), "short": (3, 7, 2), "flat": (4, 0, 6)}
+
+
+def planned(checkpoints: Checkpoints, kind: str, tree: tuple[int, int, int], batch: int) -> Plan:
+    """A plan in which every part is on two devices of its own, or of another order."""
+    model, draft = checkpoints.base.model, checkpoints.drafts[kind]
+    total_token, depth, top_k = tree
+    return make_plan(
+        model,
+        [group(model, ["c", "d"], 5), group(model, ["e", "f"], 3)],
+        draft=draft.draft,
+        placement=split_draft(model, draft.draft, ("c", "g")),
+        inputs=inputs(checkpoints.base, draft),
+        embed=("a", "b"),
+        head=("f", "h"),
+        context=96,
+        prefill_chunk=CHUNK + 1,
+        batch=batch,
+        tree=Tree(kind="dynamic", total_token=total_token, depth=depth, top_k=top_k, paths=None),
+    )
+
+
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+@pytest.mark.parametrize(("kind", "batch"), [("eagle3", 1), ("eagle", 2)])
+def test_collectives_carry_what_is_priced(
+    kind: str,
+    batch: int,
+    tree: tuple[int, int, int],
+    checkpoints: Checkpoints,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = planned(checkpoints, kind, tree, batch)
+    sent: dict[tuple[str, str], set[int]] = defaultdict(set)
+
+    def recorded(name: str, collective: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: ranks.ThreadGroup, tensor: Tensor, *more: Any) -> Any:
+            sent[self.name, name].add(tensor.nbytes)
+            return collective(self, tensor, *more)
+
+        return call
+
+    for name in ("broadcast", "all_reduce", "all_gather"):
+        monkeypatch.setattr(ranks.ThreadGroup, name, recorded(name, getattr(ranks.ThreadGroup, name)))
+    directory = compiled(tmp_path / "plan", plan, checkpoints, kind)
+    ranks.decoded(plan, directory, [(5, 3, 8)] * batch, [9] * batch, draft=True)
+
+    model, draft, options = plan.model, plan.draft, plan.options
+    assert draft is not None
+    assert options.tree is not None
+    width = DTYPE_BYTES[options.dtype]
+    chunk = options.prefill_chunk * model.hidden_size * width
+    hidden, planes = step.hidden_bytes(model, options), step.carry_planes(draft)
+    hop = {step.hop_bytes(model, draft, options), planes * chunk}
+    fed = {batch * rows for rows in step.fed_rows(options.tree)}
+    drafted = {batch * step.accept_rows(options), options.prefill_chunk, *fed}
+    assert dict(sent) == {
+        ("embed", "all_reduce"): {hidden, chunk},
+        ("stages[0]", "all_reduce"): {hidden, chunk},
+        ("stages[1]", "all_reduce"): {hidden, chunk},
+        ("stages[0].hop", "broadcast"): {hidden, chunk},
+        ("stages[1].hop", "broadcast"): hop,
+        ("head.hop", "broadcast"): hop,
+        ("head", "all_gather"): {step.best_bytes(options), step.WORD_BYTES * step.BEST_WORDS},  # a prompt's last row
+        ("draft.feature", "broadcast"): {
+            step.step_features(model, draft, options).nbytes,
+            step.prefill_features(model, draft, options).nbytes,
+        },
+        ("draft", "all_reduce"): {rows * draft.hidden_size * width for rows in drafted},
+        ("draft", "all_gather"): {step.candidate_bytes(options, rows) for rows in {batch, *fed}},
+        ("world", "broadcast"): {step.message_bytes(options)},
+    }
+
+
+def test_a_device_allocates_the_buffers_that_its_plan_lists(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(checkpoints, "eagle3", TREES["wide"], 1)
+    taken: dict[str, set[str]] = defaultdict(set)
+    buffer = Memory.buffer
+
+    def recorded(self: Memory, name: str) -> Tensor:
+        taken[self.device_id].add(name)
+        return buffer(self, name)
+
+    monkeypatch.setattr(Memory, "buffer", recorded)
+    ranks.decoded(plan, compiled(tmp_path / "plan", plan, checkpoints, "eagle3"), [(5, 3, 8)], [9], draft=True)
+    listed = {
+        device.id: {buffer.name for buffer in device_buffers(plan, device.id) if not buffer.scratch}
+        for device in plan.devices
+    }
+    assert taken == listed
