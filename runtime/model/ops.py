@@ -1,7 +1,8 @@
-"""The steps of a layer, as the device does them: on a CPU by ``kernels``, elsewhere by torch.
+"""The operations of a layer, as the device does them: on a CPU by ``kernels``, elsewhere by torch.
 
-W rows, H hidden size, t rows of the KV cache that a forward looks at, D head dim, h query heads, k KV heads, m MLP
-channels. Which it is follows from the device alone, and on a CPU from the dtype of the KV cache; nothing is tried.
+Letters as in ``layers``: W rows, H hidden size, t rows of the KV cache that a forward looks at, D head dim, h query
+heads, k KV heads, m MLP channels. Which one runs follows from the device alone, and on a CPU from the dtype of the KV
+cache; nothing is tried and nothing falls back.
 """
 
 import ctypes
@@ -14,16 +15,17 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from runtime.errors import MachineError
-from runtime.model import kernels
+from runtime.model.kernels import arguments, attention, products, rowwise
+from runtime.model.kernels.compiled import Kernel, compiled
 
-WORTH = 1 << 16
-"""Multiplications from which on threads divide a step: fewer take less time than to meet."""
-OWN_ROWS = 16
-"""So many rows may be widened in all where each thread has them for itself, and waits for no other; where a plan's
-forward has fewer, they are part of the device's reserve."""
-APART = 16
+PARALLEL_WORK = 1 << 16
+"""Multiplications from which on threads divide an operation: fewer take less time than to start the team."""
+WIDENED_ROWS = 16
+"""Most rows, over all threads, that each thread widens for itself, so that it waits for no other. Where a plan's
+forward has fewer rows, this scratch is part of the device's reserve."""
+PADDING = 16
 """Values between widened rows: rows that lie a power of two apart share a few lines of the processor's cache."""
-KERNELS = (kernels.product, kernels.grouped, kernels.norm, kernels.gated, kernels.top, kernels.attend)
+KERNELS = (products.product, products.grouped, rowwise.norm, rowwise.gated, rowwise.top, attention.attend)
 
 
 def prepare(dtype: torch.dtype) -> None:
@@ -40,30 +42,39 @@ def prepare(dtype: torch.dtype) -> None:
 
 
 def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
-    """``x`` [W, in] @ ``weight`` [in, out] + ``added`` [W or 1, out]; ``weight`` is the transpose of a slot."""
+    """Return ``x`` [W, in] @ ``weight`` [in, out] + ``added`` [W or 1, out]; ``weight`` is the transpose of a slot."""
     if not x.is_cpu:
         return torch.mm(x, weight) if added is None else torch.addmm(added, x, weight)
     (rows, inputs), outputs, size = x.shape, weight.shape[1], x.itemsize
     out = torch.empty(rows, outputs, dtype=x.dtype)
     threads = torch.get_num_threads()
-    own = threads * rows <= OWN_ROWS
-    copy = None if size == 4 else torch.empty(threads * rows if own else rows, inputs + APART)
-    _call(
-        kernels.product, x.dtype, rows * inputs * outputs,
-        x.data_ptr(), size * x.stride(0), weight.data_ptr(), size * weight.stride(1),
-        0 if added is None else added.data_ptr(),
-        0 if added is None or added.shape[0] == 1 else size * added.stride(0),
-        out.data_ptr(), size * outputs, rows, inputs, outputs,
-        0 if copy is None else copy.data_ptr(), 4 * (inputs + APART), own,
-    )  # fmt: skip
+    per_thread = threads * rows <= WIDENED_ROWS
+    widened = None if size == 4 else torch.empty(threads * rows if per_thread else rows, inputs + PADDING)
+    call = arguments.Product(
+        x=x.data_ptr(),
+        x_stride=size * x.stride(0),
+        weight=weight.data_ptr(),
+        weight_stride=size * weight.stride(1),
+        added=0 if added is None else added.data_ptr(),
+        added_stride=0 if added is None or added.shape[0] == 1 else size * added.stride(0),
+        out=out.data_ptr(),
+        out_stride=size * outputs,
+        rows=rows,
+        inputs=inputs,
+        outputs=outputs,
+        widened=0 if widened is None else widened.data_ptr(),
+        widened_stride=4 * (inputs + PADDING),
+        widened_per_thread=per_thread,
+    )
+    _run(products.product, x.dtype, rows * inputs * outputs, call)
     return out
 
 
 def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> Tensor:
-    """Rows ``index`` [R] of ``x``, or all of them, each @ a weight of ``weights`` [G, out, in], transposed: [R, out].
+    """Return rows ``index`` [R] of ``x``, or all of them, each times its group's weight: [R, out].
 
-    Those of one weight lie side by side; ``ends`` [G] int64: where each weight's end. Nothing is read of a weight
-    without rows.
+    ``weights`` [G, out, in], one per group, are transposed in the product. Of the R rows, those from ends[g - 1] to
+    ends[g] - 1 belong to group g, ``ends`` [G] int64. The weight of a group without rows is not read.
     """
     if not x.is_cpu:
         chosen = x if index is None else x.index_select(0, index)
@@ -71,86 +82,131 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> T
     groups, outputs, inputs = weights.shape
     rows, size = x.shape[0] if index is None else index.shape[0], x.itemsize
     out = torch.empty(rows, outputs, dtype=x.dtype)
-    copy = None if size == 4 and index is None else torch.empty(rows, inputs + APART)
-    _call(
-        kernels.grouped, x.dtype, rows * inputs * outputs,
-        x.data_ptr(), size * x.stride(0), 0 if index is None else index.data_ptr(),
-        weights.data_ptr(), size * weights.stride(0), size * weights.stride(1), ends.data_ptr(),
-        out.data_ptr(), size * outputs, rows, groups, inputs, outputs,
-        0 if copy is None else copy.data_ptr(), 4 * (inputs + APART),
-    )  # fmt: skip
+    widened = None if size == 4 and index is None else torch.empty(rows, inputs + PADDING)
+    call = arguments.GroupedProduct(
+        x=x.data_ptr(),
+        x_stride=size * x.stride(0),
+        row_index=0 if index is None else index.data_ptr(),
+        weights=weights.data_ptr(),
+        group_stride=size * weights.stride(0),
+        weight_stride=size * weights.stride(1),
+        ends=ends.data_ptr(),
+        out=out.data_ptr(),
+        out_stride=size * outputs,
+        rows=rows,
+        groups=groups,
+        inputs=inputs,
+        outputs=outputs,
+        widened=0 if widened is None else widened.data_ptr(),
+        widened_stride=4 * (inputs + PADDING),
+    )
+    _run(products.grouped, x.dtype, rows * inputs * outputs, call)
     return out
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``x`` [W, H] over its root mean square, times ``weight`` [H]."""
+    """Return ``x`` [W, H] over its root mean square, times ``weight`` [H]."""
     if not x.is_cpu:
         return functional.rms_norm(x, weight.shape, weight, eps)
     (rows, inputs), size, out = x.shape, x.itemsize, torch.empty_like(x)
-    _call(
-        kernels.norm, x.dtype, rows * inputs,
-        x.data_ptr(), size * x.stride(0), weight.data_ptr(), round(eps / kernels.EPSILON_UNIT),
-        out.data_ptr(), size * out.stride(0), rows, inputs,
-    )  # fmt: skip
+    call = arguments.Norm(
+        x=x.data_ptr(),
+        x_stride=size * x.stride(0),
+        weight=weight.data_ptr(),
+        epsilon=round(eps / rowwise.EPSILON_UNIT),
+        out=out.data_ptr(),
+        out_stride=size * out.stride(0),
+        rows=rows,
+        inputs=inputs,
+    )
+    _run(rowwise.norm, x.dtype, rows * inputs, call)
     return out
 
 
 def gated(both: Tensor) -> Tensor:
-    """silu(gate) * up [W, m], of ``both`` [W, 2m]."""
+    """Return silu(gate) * up [W, m], of ``both`` [W, 2m]: gates, then ups."""
     if not both.is_cpu:
         gate, up = both.chunk(2, dim=1)
         return functional.silu(gate).mul_(up)
     (rows, width), size = both.shape, both.itemsize
     out = torch.empty(rows, width // 2, dtype=both.dtype)
-    _call(
-        kernels.gated, both.dtype, 4 * both.numel(),
-        both.data_ptr(), size * both.stride(0), out.data_ptr(), size * (width // 2), rows, width // 2,
-    )  # fmt: skip
+    call = arguments.Gated(
+        x=both.data_ptr(),
+        x_stride=size * both.stride(0),
+        out=out.data_ptr(),
+        out_stride=size * (width // 2),
+        rows=rows,
+        channels=width // 2,
+    )
+    _run(rowwise.gated, both.dtype, 4 * both.numel(), call)
     return out
 
 
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` highest of each row of logits [W, V], best first: their columns, and log-softmax in float32."""
+    """Return the ``count`` highest of each row of logits [W, V], best first: columns, and log-softmax in float32."""
     if not logits.is_cpu:
-        found = logits.float().topk(count, 1)
-        return found.indices, found.values - logits.float().logsumexp(1, keepdim=True)
+        highest = logits.float().topk(count, 1)
+        return highest.indices, highest.values - logits.float().logsumexp(1, keepdim=True)
     (rows, columns), size = logits.shape, logits.itemsize
     best = torch.empty(rows, count, dtype=torch.int64)
     scores = torch.empty(rows, count, dtype=torch.float32)
-    _call(
-        kernels.top, logits.dtype, 4 * logits.numel(),
-        logits.data_ptr(), size * logits.stride(0), best.data_ptr(), scores.data_ptr(), rows, columns, count,
-    )  # fmt: skip
+    call = arguments.Top(
+        logits=logits.data_ptr(),
+        logits_stride=size * logits.stride(0),
+        best=best.data_ptr(),
+        scores=scores.data_ptr(),
+        rows=rows,
+        columns=columns,
+        top_k=count,
+    )
+    _run(rowwise.top, logits.dtype, 4 * logits.numel(), call)
     return best, scores
 
 
 def attends(qkv: Tensor, cache: Tensor) -> bool:
-    """Whether ``attend`` does it: on a CPU, where keys and values are kept in the dtype that they are computed in."""
+    """Return whether ``attend`` applies: on a CPU whose KV cache has the dtype of the activations."""
     return qkv.is_cpu and cache.dtype == qkv.dtype
 
 
 def attend(
-    qkv: Tensor, heads: int, cache: Tensor, rotary: Tensor, bias: Tensor, seen: int, tree: int,
+    qkv: Tensor, query_heads: int, cache: Tensor, rotary: Tensor, bias: Tensor, seen: int, tree: int,
     written: slice | Tensor, first: int,
 ) -> Tensor:  # fmt: skip
-    """Rotate ``qkv`` [W, h + 2k, D] in place, store its keys and values, and attend: [W, h * D].
+    """Rotate ``qkv`` [W, h + 2k, D] in place, write its keys and values to the cache, and attend: [W, h * D].
 
-    ``cache`` [B, T, 2k, D]: of its sequences those from ``first`` on. ``rotary`` [2, W, 1, D] and ``bias`` [b, 1, n, t]
-    as layers have them; ``seen``: the first of the t rows, and ``tree``: how many of them are a tree's. Keys and values
-    go to ``written``: n rows of each sequence, or W of all sequences' rows.
+    ``cache`` [B, T, 2k, D], of which the sequences from ``first`` on take part; ``rotary`` [2, W, 1, D] and ``bias``
+    [b, 1, n, t] as in ``layers.Rows``. ``seen``: the first of the t cache rows; the first ``tree`` are tree rows.
+    Keys and values go to ``written``: n rows of each sequence, or W of all sequences' rows.
     """
-    (rows, every, dims), size, (_, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
-    out = torch.empty(rows, heads * dims, dtype=qkv.dtype)
-    place = torch.empty(torch.get_num_threads() * kernels.ITEMS * (2 * dims + columns))
-    start, sequence, row = cache.data_ptr(), size * cache.stride(0), size * cache.stride(1)
-    own = start + first * sequence
-    index, target = (0, own + written.start * row) if isinstance(written, slice) else (written.data_ptr(), 0)
-    _call(
-        kernels.attend, qkv.dtype, 2 * rows * heads * columns * dims,
-        qkv.data_ptr(), rotary.data_ptr(), size * rotary.stride(0), rows, n, heads, (every - heads) // 2, dims,
-        own + seen * row, sequence, row, start, index, target,
-        columns, tree, bias.data_ptr(), size * bias.stride(0), size * bias.stride(2), out.data_ptr(), place.data_ptr(),
-    )  # fmt: skip
+    (rows, all_heads, head_dim), size, (_, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
+    out = torch.empty(rows, query_heads * head_dim, dtype=qkv.dtype)
+    scratch = torch.empty(torch.get_num_threads() * attention.ITEMS * (2 * head_dim + columns))
+    all_rows, sequence_stride, row_stride = cache.data_ptr(), size * cache.stride(0), size * cache.stride(1)
+    own_rows = all_rows + first * sequence_stride
+    call = arguments.Attend(
+        qkv=qkv.data_ptr(),
+        cosines=rotary.data_ptr(),
+        sines_offset=size * rotary.stride(0),
+        rows=rows,
+        rows_per_sequence=n,
+        query_heads=query_heads,
+        kv_heads=(all_heads - query_heads) // 2,
+        head_dim=head_dim,
+        seen=own_rows + seen * row_stride,
+        sequence_stride=sequence_stride,
+        row_stride=row_stride,
+        all_rows=all_rows,
+        written_index=0 if isinstance(written, slice) else written.data_ptr(),
+        written=own_rows + written.start * row_stride if isinstance(written, slice) else 0,
+        columns=columns,
+        tree_columns=tree,
+        bias=bias.data_ptr(),
+        bias_sequence_stride=size * bias.stride(0),
+        bias_row_stride=size * bias.stride(2),
+        out=out.data_ptr(),
+        scratch=scratch.data_ptr(),
+    )
+    _run(attention.attend, qkv.dtype, 2 * rows * query_heads * columns * head_dim, call)
     return out
 
 
@@ -159,25 +215,25 @@ _function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 @cache
 def _parallel() -> Callable[..., None]:
-    """libgomp's, which torch brings and uses: its threads are the only ones."""
-    found: Callable[..., None] = ctypes.CDLL(None).GOMP_parallel
-    return found
+    """Return libgomp's GOMP_parallel, which torch brings and uses, so that there is one team of threads."""
+    parallel: Callable[..., None] = ctypes.CDLL(None).GOMP_parallel
+    return parallel
 
 
 @cache
-def _entry(kernel: Callable[[Any], None], dtype: torch.dtype) -> tuple[ctypes.c_void_p, Callable[[Any], None]]:
-    """A kernel as libgomp takes it and as it is called here."""
+def _entry(kernel: Kernel, dtype: torch.dtype) -> tuple[ctypes.c_void_p, Callable[[Any], None]]:
+    """Return a compiled kernel as libgomp takes it, and as one thread calls it."""
     _parallel()
-    address = kernels.compiled(kernel, dtype)
+    address = compiled(kernel, dtype)
     return ctypes.c_void_p(address), _function(address)
 
 
-def _call(kernel: Callable[[Any], None], dtype: torch.dtype, work: int, *words: int) -> None:
-    """Run a kernel with all of torch's threads, where its work is worth it."""
-    block = (ctypes.c_int64 * len(words))(*words)
+def _run(kernel: Kernel, dtype: torch.dtype, work: int, call: tuple[int, ...]) -> None:
+    """Run a kernel on its arguments, with all of torch's threads where it has enough work (multiplications)."""
+    words = (ctypes.c_int64 * len(call))(*call)
     shared, alone = _entry(kernel, dtype)
     threads = torch.get_num_threads()
-    if threads > 1 and work >= WORTH:
-        _parallel()(shared, block, threads, 0)
+    if threads > 1 and work >= PARALLEL_WORK:
+        _parallel()(shared, words, threads, 0)
     else:
-        alone(block)
+        alone(words)

@@ -17,7 +17,7 @@ def cache_of(rows: int = ROWS, batch: int = 2, part: int = 0, parts: int = 1) ->
 
 
 def write(cache: KvCache, rows: torch.Tensor, values: list[int]) -> None:
-    """A value per written row, of all sequences one after the other."""
+    """Write a value to each row, ``rows`` among those of all sequences."""
     for layer in cache.layers:
         flat = layer.flatten(0, 1)
         flat[rows] = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).expand(-1, *flat.shape[1:])
@@ -29,15 +29,15 @@ def write_trees(cache: KvCache, nodes: int, values: list[list[int]]) -> None:
 
 
 def sequence(members: list[KvCache], number: int) -> list[int]:
-    """What is committed of a sequence, gathered from the members that divide its positions."""
+    """Return what is committed of a sequence, gathered from the members that divide its positions."""
     length = int(members[0].lengths[number])
-    found = []
+    values = []
     for position in range(length):
         cache = members[position % len(members)]
         rows = {int(layer[number, TREE + position // len(members), 0, 0]) for layer in cache.layers}
         assert len(rows) == 1, "all layers move together"
-        found.append(rows.pop())
-    return found
+        values.append(rows.pop())
+    return values
 
 
 @given(st.integers(1, 3), st.data())

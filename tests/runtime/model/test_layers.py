@@ -39,10 +39,10 @@ def test_attention_sees_what_the_bias_lets_it_see() -> None:
     hide(bias, visible)
     out = attend(q, k, v, bias).view(3, 4, 8)
     for row in range(3):
-        for head in range(4):
-            keys, values = k[0, head // 2][visible[row]], v[0, head // 2][visible[row]]
-            expected = (keys @ q[0, head, row] / 8**0.5).softmax(0) @ values
-            torch.testing.assert_close(out[row, head], expected)
+        for query_head in range(4):
+            keys, values = k[0, query_head // 2][visible[row]], v[0, query_head // 2][visible[row]]
+            expected = (keys @ q[0, query_head, row] / 8**0.5).softmax(0) @ values
+            torch.testing.assert_close(out[row, query_head], expected)
 
 
 def test_a_leader_without_channels_brings_the_residual_and_the_bias() -> None:

@@ -1,18 +1,11 @@
-"""The steps of a layer on a CPU against torch's own in float64, and row by row against themselves."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The operations of a layer on a CPU against torch's own in float64, and row by row against themselves."""
 
 import pytest
 import torch
 import torch.nn.functional as functional
-from numba.core import caching
 from torch import Tensor
 
-from runtime.errors import MachineError
-from runtime.model import kernels, ops
+from runtime.model import ops
 from runtime.model.layers import rotary_table, rotate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -22,10 +15,10 @@ def seeded(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
-def near(found: Tensor, expected: Tensor, roundings: int = 1) -> bool:
-    """Within so many roundings of the dtype, half a unit each, of the largest value that is summed."""
-    step = torch.finfo(found.dtype).eps * roundings * 0.51
-    return bool(((found.double() - expected).abs() <= step * expected.abs() + 2e-5).all())
+def near(computed: Tensor, expected: Tensor, roundings: int = 1) -> bool:
+    """Return whether values are within ``roundings`` roundings of their dtype, half a unit in the last place each."""
+    step = torch.finfo(computed.dtype).eps * roundings * 0.51
+    return bool(((computed.double() - expected).abs() <= step * expected.abs() + 2e-5).all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -37,9 +30,9 @@ def test_a_product_is_rounded_once(dtype: torch.dtype, rows: int, inputs: int, o
     residual, bias = seeded(rows, outputs, dtype=dtype), seeded(1, outputs, dtype=dtype)
     exact = x.double() @ weight.double().T
     for added in (None, residual, bias):
-        found = ops.product(x, weight.t(), added)
-        assert found.dtype == dtype
-        assert near(found, exact if added is None else exact + added.double())
+        out = ops.product(x, weight.t(), added)
+        assert out.dtype == dtype
+        assert near(out, exact if added is None else exact + added.double())
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -63,18 +56,18 @@ def test_a_row_is_the_same_beside_others(dtype: torch.dtype, threads: int) -> No
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_grouped_product_is_that_of_each_group_and_of_each_row(dtype: torch.dtype, threads: int) -> None:
-    """Of groups without rows, with one and with many, and of rows that are chosen from others."""
+    """Groups without rows, with one and with many, and rows chosen by an index."""
     x, weights = seeded(9, 75, dtype=dtype), seeded(5, 131, 75, dtype=dtype) / 75**0.5
     index, ends = torch.tensor([3, 3, 8, 0, *range(9), 1, 2]), torch.tensor([0, 1, 4, 4, 15])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    found = ops.grouped(x, index, weights, ends)
-    assert torch.equal(ops.grouped(x[index], None, weights, ends), found)
+    together = ops.grouped(x, index, weights, ends)
+    assert torch.equal(ops.grouped(x[index], None, weights, ends), together)
     torch.set_num_threads(before)
     for row, group in enumerate([1, 2, 2, 2, *[4] * 11]):
         alone = (torch.arange(5) >= group).long()
-        assert torch.equal(ops.grouped(x, index[row : row + 1], weights, alone), found[row : row + 1])
-        assert near(found[row], x[index[row]].double() @ weights[group].double().T)
+        assert torch.equal(ops.grouped(x, index[row : row + 1], weights, alone), together[row : row + 1])
+        assert near(together[row], x[index[row]].double() @ weights[group].double().T)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -91,7 +84,7 @@ def test_norm_and_gate(dtype: torch.dtype) -> None:
 def test_attention_rotates_stores_and_sees_what_the_bias_lets_it_see(
     dtype: torch.dtype, heads: int, kv_heads: int, dims: int
 ) -> None:
-    """Two of three sequences, three rows each, at rows of the cache that a slice or their numbers tell."""
+    """Two of three sequences, three rows each, written to cache rows given by a slice or by their numbers."""
     n, first, seen, columns = 3, 1, 2, 37
     qkv = seeded(2 * n, heads + 2 * kv_heads, dims, dtype=dtype)
     rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), 2 * n, dtype).unsqueeze(2)
@@ -106,9 +99,9 @@ def test_attention_rotates_stores_and_sees_what_the_bias_lets_it_see(
             expected[first:, written] = turned[:, heads:].view(2, n, 2 * kv_heads, dims)
         else:
             expected.flatten(0, 1)[written] = turned[:, heads:]
-        given = qkv.clone()
-        out = ops.attend(given, heads, cache, rotary, bias, seen, n, written, first)
-        assert near(given, turned)
+        rotated = qkv.clone()
+        out = ops.attend(rotated, heads, cache, rotary, bias, seen, n, written, first)
+        assert near(rotated, turned)
         assert near(cache, expected)
         keys, values = expected[first:, seen : seen + columns].transpose(1, 2).split(kv_heads, 1)
         q = turned[:, :heads].view(2, n, heads, dims).transpose(1, 2)
@@ -139,7 +132,7 @@ def test_a_row_attends_the_same_beside_others(dtype: torch.dtype, heads: int, kv
 def test_a_node_of_a_tree_attends_as_it_will_behind_what_was_accepted(
     dtype: torch.dtype, heads: int, kv_heads: int, dims: int
 ) -> None:
-    """Bit for bit, in another place of the cache, beside other columns, and alone: so no token depends on the draft."""
+    """Bit for bit, at other rows of the cache, beside other columns, and alone: so no token depends on the draft."""
     paths, length = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5)), 43
     nodes, columns = len(paths), [0.0 if row in path else float("-inf") for path in paths for row in range(len(paths))]
     qkv = seeded(nodes, heads + 2 * kv_heads, dims, dtype=dtype)
@@ -151,17 +144,16 @@ def test_a_node_of_a_tree_attends_as_it_will_behind_what_was_accepted(
 
     bias = torch.cat([torch.tensor(columns).view(nodes, nodes), torch.tensor(visible(length, 60)).expand(nodes, -1)], 1)
     rotary = table[:, [length + len(path) - 1 for path in paths]]
-    given = qkv.clone()
     together = ops.attend(
-        given, heads, before.clone(), rotary, bias.to(dtype)[None, None], 0, nodes, slice(0, nodes), 0
+        qkv.clone(), heads, before.clone(), rotary, bias.to(dtype)[None, None], 0, nodes, slice(0, nodes), 0
     )
     for path in paths:
         cache = before.clone()
         for depth, node in enumerate(path):
             own = torch.tensor([[0.0, *visible(length + depth, 77)]]).to(dtype)[None, None]
-            rows, place = qkv[node : node + 1].clone(), slice(nodes - 1, nodes)
+            rows, last = qkv[node : node + 1].clone(), slice(nodes - 1, nodes)
             turned = table[:, length + depth : length + depth + 1]
-            alone = ops.attend(rows, heads, cache, turned, own, nodes - 1, 1, place, 0)
+            alone = ops.attend(rows, heads, cache, turned, own, nodes - 1, 1, last, 0)
             cache[:, nodes + length + depth] = cache[:, nodes - 1]
         assert torch.equal(alone, together[path[-1] : path[-1] + 1])
 
@@ -175,29 +167,3 @@ def test_top_is_the_best_of_the_log_softmax(dtype: torch.dtype, rows: int, colum
     exact = torch.sort(logits.double().log_softmax(1), dim=1, descending=True, stable=True)
     assert torch.equal(tokens, exact.indices[:, :count])
     torch.testing.assert_close(scores.double(), exact.values[:, :count], rtol=0, atol=1e-5)
-
-
-def test_what_is_kept_of_a_kernel_is_never_that_of_another_dtype(tmp_path: Path) -> None:
-    """Whoever comes first: no file's name depends on what else is there."""
-    script = f"""if True:
-        import torch
-        from runtime.model import kernels
-        for dtype in {DTYPES[:2]}:
-            kernels.compiled(kernels.norm, dtype)"""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
-    assert sorted(path.name.partition("-")[0].split(".")[1][:12] for path in tmp_path.rglob("*.1.nbc")) == [
-        "norm_float32",
-        "norm_uint16_",
-    ]
-    assert not list(tmp_path.rglob("*.2.nbc"))
-
-
-def test_kernels_that_cannot_be_kept_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where neither the package nor any cache directory can be written."""
-    for impl in (caching.CompileResultCacheImpl, caching.CodeLibraryCacheImpl):
-        monkeypatch.setattr(impl, "_locator_classes", [])
-    ops._entry.cache_clear()
-    kernels.compiled.cache_clear()
-    with pytest.raises(MachineError, match=r"the CPU kernels cannot be kept: .*: set NUMBA_CACHE_DIR"):
-        ops.prepare(torch.float32)

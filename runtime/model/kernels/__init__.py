@@ -1,0 +1,23 @@
+"""CPU kernels of one transformer layer, compiled by Numba for the processor of the machine.
+
+Torch reads 16-bit weights at less than half of the memory bandwidth on a CPU that has no instructions for them, is slow
+for products of few rows, and takes longer to start an operation than a small model needs to run it. Here one kernel is
+one step of a layer, and all threads of libgomp's team (the threads that torch has already started) share its results.
+
+    arguments     the arguments of each kernel by name, in one table that the caller and the kernel both unpack
+    elements      intrinsics: loads, stores and conversions of float32, bfloat16 and float16 elements; exp
+    inner_loops   the two vectorised inner loops, written as LLVM IR: dot products and weighted sums of rows
+    products      product with a weight matrix; grouped product with one weight matrix per expert
+    rowwise       RMS norm, gated activation, top-k with log-softmax
+    attention     rotary embedding, write to the KV cache, attention
+    team          libgomp's functions that a kernel calls: number of this thread, of all threads, barrier
+    compiled      compilation for a dtype and the on-disk cache
+
+Elements are float32, bfloat16 (as uint16) or float16 (as int16) and are converted to float32 for all arithmetic. Every
+result is summed in an order that depends neither on the number of rows or threads nor on other results: a row of a tree
+gets the same bits as the same row alone.
+
+A kernel takes one pointer. Its type carries the dtype of the elements; it points to int64 words, the kernel's
+arguments: addresses, strides in bytes, and counts. A kernel checks none of them, so only ``runtime.model.ops``, which
+takes tensors and knows their shapes, calls kernels. No torch operation and no rule of a model lives here.
+"""

@@ -1,0 +1,176 @@
+"""Elements of float32, bfloat16 and float16 in compiled code: the intrinsics that Numba does not have.
+
+Numba has no 16-bit floats on a CPU. A kernel is compiled for a pointer type that stands for the dtype: bfloat16 is
+uint16 and float16 is int16 there. An address is an int64; a function here makes it a pointer.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+F = np.float32
+F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+POINTER = ir.PointerType()
+FLOATING = {"reassoc", "contract", "nsz", "arcp", "nnan"}
+"""Fast-math flags of the kernels: sums may be taken in another order than written, though always in the same one;
+infinities keep their meaning."""
+STACK_FLOATS = 8
+"""Most sums that an inner loop of dot products leaves."""
+
+ELEMENTS = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
+"""The element type that stands for each dtype."""
+
+
+# ---- LLVM builders, used by intrinsics here and by the inner loops ----
+
+
+def widened(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
+    """Convert an element, or a vector of elements, to float32."""
+
+    def like(scalar: ir.Type) -> ir.Type:
+        return ir.VectorType(scalar, value.type.count) if isinstance(value.type, ir.VectorType) else scalar
+
+    if element == types.float32:
+        return value
+    if element == types.int16:
+        return builder.fpext(builder.bitcast(value, like(ir.HalfType())), like(F32))
+    bits = builder.zext(value, like(I32))
+    half = ir.Constant(bits.type, [16] * bits.type.count if isinstance(bits.type, ir.VectorType) else 16)
+    return builder.bitcast(builder.shl(bits, half), like(F32))
+
+
+def narrowed(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
+    """Convert a float32 to an element, rounded to nearest, ties to even; a NaN stays a NaN."""
+    if element == types.float32:
+        return value
+    if element == types.int16:
+        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), I16)
+    bits = builder.bitcast(value, I32)
+    odd = builder.and_(builder.lshr(bits, I32(16)), I32(1))
+    rounded = builder.add(builder.add(bits, I32(0x7FFF)), odd)
+    quiet = builder.or_(bits, I32(1 << 22))
+    chosen = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+    return builder.trunc(builder.lshr(chosen, I32(16)), I16)
+
+
+def scalar_of(element: types.Type) -> ir.Type:
+    """Return the LLVM type of an element."""
+    return F32 if element == types.float32 else I16
+
+
+def pointer(builder: ir.IRBuilder, address: Any) -> Any:
+    """Convert an int64 address to a pointer."""
+    return builder.inttoptr(address, POINTER)
+
+
+# ---- intrinsics ----
+
+
+def arguments_of(table: Any) -> Any:
+    """Return an intrinsic that loads a kernel's arguments from its pointer as ``table``, a NamedTuple of int64."""
+    record = types.NamedUniTuple(types.int64, len(table._fields), table)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def load(typing: Any, data: Any) -> Any:
+        def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            return builder.load(args[0], typ=context.get_value_type(record), align=8)
+
+        return record(data), code
+
+    return load
+
+
+def pointer_to(element: types.Type) -> Any:
+    """Return an intrinsic that makes an address a pointer to one type of element."""
+    pointers = types.CPointer(element)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def cast(typing: Any, address: Any) -> Any:
+        def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(pointers))
+
+        return pointers(types.int64), code
+
+    return cast
+
+
+numbers, floats = pointer_to(types.int64), pointer_to(types.float32)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def elements(typing: Any, data: Any, address: Any) -> Any:
+    """Make an address a pointer to elements, of the type that the kernel's pointer ``data`` has."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[1], context.get_value_type(data))
+
+    return data(data, types.int64), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def stack_floats(typing: Any) -> Any:
+    """Reserve STACK_FLOATS float32 on the stack; return their address."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(cgutils.alloca_once(builder, F32, size=STACK_FLOATS), I64)
+
+    return types.int64(), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def itemsize(typing: Any, data: Any) -> Any:
+    """Return the bytes of an element."""
+    width = data.dtype.bitwidth // 8
+    return types.int64(data), lambda context, builder, signature, args: I64(width)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def wide(typing: Any, value: Any) -> Any:
+    """Convert an element to float32."""
+    return types.float32(value), lambda context, builder, signature, args: widened(builder, args[0], value)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def put(typing: Any, data: Any, index: Any, value: Any) -> Any:
+    """Store a float32 as element ``index`` of ``data``."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        target = builder.gep(args[0], [args[1]], source_etype=scalar_of(data.dtype))
+        builder.store(narrowed(builder, args[2], data.dtype), target, align=data.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64, types.float32), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def two_to(typing: Any, power: Any) -> Any:
+    """Return 2 ** power as float32, for an int32 power between -126 and 127."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.shl(builder.add(args[0], I32(127)), I32(23)), F32)
+
+    return types.float32(types.int32), code
+
+
+@njit(fastmath={"contract"}, error_model="numpy")  # type: ignore[untyped-decorator]
+def exp(x: Any) -> Any:
+    """Return e ** x of a float32, within 2 units in the last place; 0 below -87.
+
+    x = n * log(2) + r, with log(2) as the sum of two float32; e ** r by the polynomial of Cephes' expf.
+    """
+    y = min(max(x, F(-87)), F(88))
+    n = np.floor(y * F(1.44269504) + F(0.5))
+    r = (y - n * F(0.693359375)) - n * F(-2.12194440e-4)
+    p = F(1.9875691500e-4)
+    p = p * r + F(1.3981999507e-3)
+    p = p * r + F(8.3334519073e-3)
+    p = p * r + F(4.1665795894e-2)
+    p = p * r + F(1.6666665459e-1)
+    p = p * r + F(5.0000001201e-1)
+    power = (p * r * r + r + F(1)) * two_to(np.int32(n))
+    return F(0) if x < F(-87) else power

@@ -1,0 +1,61 @@
+"""Kernels that work row by row: RMS norm, gated activation, top-k with log-softmax. A thread computes whole rows."""
+
+from typing import Any
+
+import numpy as np
+
+from runtime.model.kernels.arguments import Gated, Norm, Top
+from runtime.model.kernels.elements import F, arguments_of, elements, exp, floats, itemsize, numbers, put, wide
+from runtime.model.kernels.team import thread, threads
+
+EPSILON_UNIT = 2.0**-60
+"""Unit of a norm's epsilon, which a kernel takes as a whole number."""
+
+norm_arguments, gated_arguments, top_arguments = arguments_of(Norm), arguments_of(Gated), arguments_of(Top)
+
+
+def norm(data: Any) -> None:
+    """Divide each row by its root mean square and multiply it by a weight; arguments: ``Norm``."""
+    a = norm_arguments(data)
+    scales = elements(data, a.weight)
+    for row in range(np.int64(thread()), a.rows, np.int64(threads())):
+        x, out = elements(data, a.x + row * a.x_stride), elements(data, a.out + row * a.out_stride)
+        total = F(0)
+        for i in range(a.inputs):
+            total += wide(x[i]) * wide(x[i])
+        scale = F(1) / np.sqrt(total / F(a.inputs) + F(a.epsilon) * F(EPSILON_UNIT))
+        for i in range(a.inputs):
+            put(out, i, wide(x[i]) * scale * wide(scales[i]))
+
+
+def gated(data: Any) -> None:
+    """Compute silu(gate) * up of each row; arguments: ``Gated``."""
+    a = gated_arguments(data)
+    for row in range(np.int64(thread()), a.rows, np.int64(threads())):
+        gate, out = elements(data, a.x + row * a.x_stride), elements(data, a.out + row * a.out_stride)
+        up = elements(data, a.x + row * a.x_stride + a.channels * itemsize(data))
+        for i in range(a.channels):
+            value = wide(gate[i])
+            put(out, i, value / (F(1) + exp(-value)) * wide(up[i]))
+
+
+def top(data: Any) -> None:
+    """Find the highest logits of each row, of equal ones the first, by insertion; arguments: ``Top``."""
+    a = top_arguments(data)
+    for row in range(np.int64(thread()), a.rows, np.int64(threads())):
+        logits = elements(data, a.logits + row * a.logits_stride)
+        best, score = numbers(a.best + row * a.top_k * 8), floats(a.scores + row * a.top_k * 4)
+        for rank in range(a.top_k):
+            best[rank], score[rank] = 0, F(-np.inf)
+        for column in range(a.columns):
+            value, rank = wide(logits[column]), a.top_k - 1
+            if value > score[rank]:
+                while rank > 0 and value > score[rank - 1]:
+                    best[rank], score[rank] = best[rank - 1], score[rank - 1]
+                    rank -= 1
+                best[rank], score[rank] = column, value
+        high, total = score[0], F(0)
+        for column in range(a.columns):
+            total += exp(wide(logits[column]) - high)
+        for rank in range(a.top_k):
+            score[rank] = (score[rank] - high) - np.log(total)
