@@ -1,19 +1,20 @@
-"""Groups of ranks, exactly as the plan names them, and the three collectives that a step is made of.
+"""Groups of ranks, as the plan names them, and the three collectives of a step: all-reduce, all-gather, broadcast.
 
-    embed    the devices of the embedding             all_reduce of looked-up rows
-    stage    the devices of one stage                 all_reduce after o and down
-    subgroup those of a stage that share KV heads     context: all_gather of partial attention; head_dim: all_reduce of
-                                                      scores
-    head     the devices of the lm_head               all_gather of the best tokens
-    hop      leader of the group before + a group     broadcast of hidden state and features: embed, stages, head
-    draft    the devices with a share of the draft    all_reduce, all_gather of candidates; its subgroups as a stage's
-    feature  leader of the head + draft               broadcast of accepted features
-    world    all devices                              broadcast of the step's message
+    group      members                                  collectives
+    embed      devices of the embedding                 all_reduce of looked-up rows
+    stage      devices of one stage                     all_reduce after o and down
+    subgroup   members of a stage that share KV heads   context: all_gather of partial attention; head_dim: all_reduce
+                                                        of scores
+    head       devices of the lm_head                   all_gather of the best tokens
+    hop        leader of the previous group + a group   broadcast of hidden state and features: embed, stages, head
+    draft      devices of the drafter                   all_reduce, all_gather of candidates; subgroups as in a stage
+    feature    leader of the head + the drafter's       broadcast of accepted features
+    world      all devices                              broadcast of the step message
 
-A group of one is local: its collectives do nothing; so is a hop to the very devices that have what would be sent. The
-transport is the plan's; nothing is probed. A device may be in any of these groups. No two ranks wait for each other,
-as all go through their groups in one order: embed, each stage behind the hop into it, head likewise, feature, draft,
-world.
+A group of one is local: its collectives do nothing. So is a hop whose receivers are the very devices that hold the
+data. The transport is the plan's; nothing is probed. A device may be in any of these groups. There is no deadlock,
+because all ranks go through their groups in one order: embed, each stage after the hop into it, head after its hop,
+feature, draft, world.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore, Store, TCPStore
+from torch.distributed import FileStore, Store, TCPStore
 
 from plans import codec
 from plans.kv import kv_division
@@ -34,44 +35,45 @@ from runtime.comm.progress import Progress
 from runtime.errors import PeerError
 
 TIMEOUT = timedelta(minutes=10)
+"""Time-out of a collective; the watchdog, which can tell who hangs, ends a run long before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rendezvous:
-    """Where the ranks of a run meet: a file that all of them can open, or a store that listens somewhere."""
+    """Meeting point of the ranks of a run: a file that all of them can open, or the address of a store."""
 
     file: str | None = None
     address: tuple[str, int] | None = None
 
     def store(self, world: int) -> Store:
-        """Waits for one that is not there yet; raises RuntimeError where none comes."""
+        """Return the store; wait for one that is not there yet, and raise RuntimeError where none comes."""
         if self.file is not None:
             return FileStore(self.file, world)
-        assert self.address is not None, "ranks meet somewhere"
+        assert self.address is not None, "a rendezvous has a file or an address"
         return TCPStore(*self.address, timeout=TIMEOUT, wait_for_workers=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Ordered ranks, the first of which leads; ``rank`` is this process."""
+    """Ordered ranks, the first of which is the leader; ``rank`` is that of this process."""
 
     name: str
     ranks: tuple[int, ...]
     rank: int
     staged: bool
-    """Messages of accelerators go through host memory, because the transport only knows that."""
+    """True: tensors of an accelerator are copied through host memory, because the transport knows only that."""
     handle: dist.ProcessGroup | None
-    """None: local. A group of several that is local is one to which nothing is sent: each has it already."""
+    """torch's group; None: local. A local group of several ranks is one whose members all hold the data already."""
     progress: Progress = field(default_factory=Progress)
 
     @property
     def sends(self) -> bool:
-        """Of a hop: whether this rank has what the others need."""
+        """True in a hop where this rank has what the others need."""
         return self.handle is not None and self.leads
 
     @property
     def receives(self) -> bool:
-        """Of a hop: whether this rank needs what the first has."""
+        """True in a hop where this rank needs what the leader has."""
         return self.handle is not None and not self.leads
 
     @property
@@ -83,36 +85,36 @@ class Group:
         return self.ranks.index(self.rank)
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
-        """Fill ``tensor`` everywhere with what rank ``source`` has in it."""
+        """Fill ``tensor`` on all members with its value on rank ``source``."""
         if self.handle is None:
             return
         with self._link(tensor, inside=False) as wire:
             dist.broadcast(wire, source, group=self.handle)
 
     def all_reduce(self, tensor: Tensor) -> None:
-        """Sum in place."""
+        """Sum over the members, in place."""
         if self.handle is None:
             return
         with self._link(tensor, inside=True) as wire:
             dist.all_reduce(wire, group=self.handle)
 
     def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
-        """Every member's tensor, stacked in the order of the group: [members, ...], in ``out`` where it is given."""
+        """Return all members' tensors, stacked in the order of the group: [members, ...], in ``out`` if it is given."""
         if self.handle is None:
             return tensor.unsqueeze(0)
         out = tensor.new_empty((len(self.ranks), *tensor.shape)) if out is None else out
         with self._link(out, inside=True) as wire:
             # torch numbers a group's members in ascending order
-            places = [wire[self.ranks.index(rank)] for rank in sorted(self.ranks)]
-            dist.all_gather(places, tensor.to(wire.device), group=self.handle)
+            rows = [wire[self.ranks.index(rank)] for rank in sorted(self.ranks)]
+            dist.all_gather(rows, tensor.to(wire.device), group=self.handle)
         return out
 
     @contextmanager
     def _link(self, tensor: Tensor, *, inside: bool) -> Iterator[Tensor]:
-        """The tensor as the transport takes it; what the collective leaves there goes back into it.
+        """Yield the tensor as the transport takes it; afterwards copy back what the collective left there.
 
-        ``inside``: the time is that of the part of a step that is being done, as others do it too; else it is spent on
-        a message.
+        ``inside``: the time belongs to the part of a step that is running, which the other members run too; otherwise
+        it is that of a message between parts. Raises PeerError.
         """
         staged = self.staged and tensor.is_cuda
         wire = tensor.cpu() if staged else tensor
@@ -128,44 +130,45 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comm:
-    """The groups this rank is in; None where it is not."""
+    """Groups of this rank; None for a group that it is not in."""
 
     rank: int
     progress: Progress
     embed: Group | None
     stages: tuple[Group | None, ...]
     subgroup: Group | None
-    """Of this rank in its stage, where its members divide the KV of their heads; over the stage's transport."""
+    """Subgroup of this rank in its stage, where members divide the KV of their heads; over the stage's transport."""
     head: Group | None
     hops: tuple[Group | None, ...]
-    """``hops[s]``: into stage s, from the stage before or from the embedding; the last one: into the head."""
+    """``hops[s]``: into stage s, from the previous stage or the embedding; the last one: into the lm_head."""
     draft: Group | None
     draft_subgroup: Group | None
-    """As ``subgroup``, of this rank in the draft."""
+    """Subgroup of this rank in the drafter."""
     feature: Group | None
     world: Group
 
 
 class Maker(Protocol):
-    """Makes the groups of a rank."""
+    """Factory of the groups of a rank: torch's, or a test's."""
 
     @property
     def rank(self) -> int: ...
 
     @property
     def progress(self) -> Progress:
-        """Of the rank."""
+        """Progress of the rank, to which its collectives are reported."""
         ...
 
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
-        """The group of these ranks, whose order is the plan's; None on a rank that is not among them."""
+        """Return the group of these ranks, in the plan's order; None on a rank that is not among them."""
         ...
 
 
 def connect(plan: Plan, rank: int, rendezvous: Rendezvous | None, progress: Progress) -> Comm:
-    """Join the other ranks and make the plan's groups; raise PeerError where one does not come or has another plan.
+    """Connect to the other ranks and make the plan's groups; raise PeerError where one does not come or differs in
+    plan.
 
-    ``rendezvous``: None where there is but one rank.
+    ``rendezvous``: None where there is only one rank.
     """
     world = len(plan.devices)
     if rendezvous is not None and world > 1:
@@ -176,19 +179,19 @@ def connect(plan: Plan, rank: int, rendezvous: Rendezvous | None, progress: Prog
             _agree(plan, rank)
         except (RuntimeError, ValueError) as error:
             raise PeerError(f"rank {rank} of {world}: the ranks did not meet: {error}") from error
-    return groups(plan, _Maker(rank=rank, progress=progress, made={}))
+    return groups(plan, _Maker(rank=rank, progress=progress, handles={}))
 
 
 def groups(plan: Plan, maker: Maker) -> Comm:
-    """The plan's groups, made in one order on every rank."""
+    """Return the plan's groups, made in one order on every rank."""
     ranks = {device.id: number for number, device in enumerate(plan.devices)}
-    place = plan.draft_placement
+    drafter = plan.draft_placement
 
     def of(names: tuple[str, ...]) -> tuple[int, ...]:
         return tuple(ranks[name] for name in names)
 
     embed, stages, head = of(plan.embed.devices), [of(stage.devices) for stage in plan.stages], of(plan.head.devices)
-    draft = of(place.devices) if place else ()
+    draft = of(drafter.devices) if drafter else ()
     subgroups = [
         maker.group(f"stages[{s}].subgroup", of(members), stage.transport)
         for s, stage in enumerate(plan.stages)
@@ -196,7 +199,7 @@ def groups(plan: Plan, maker: Maker) -> Comm:
     ]
     draft_subgroups = [
         maker.group("draft.subgroup", of(members), placed.transport)
-        for placed in ([place] if place else [])
+        for placed in ([drafter] if drafter else [])
         for members in exchanging(placed)
     ]
     world = maker.group("world", tuple(ranks.values()), plan.message_transport)
@@ -215,23 +218,23 @@ def groups(plan: Plan, maker: Maker) -> Comm:
             ),
             maker.group("head.hop", _with(stages[-1][0], head), plan.head.hop_transport),
         ),
-        draft=maker.group("draft", draft, place.transport) if place else None,
+        draft=maker.group("draft", draft, drafter.transport) if drafter else None,
         draft_subgroup=next((group for group in draft_subgroups if group is not None), None),
-        feature=maker.group("draft.feature", _with(head[0], draft), place.feature_transport) if place else None,
+        feature=maker.group("draft.feature", _with(head[0], draft), drafter.feature_transport) if drafter else None,
         world=world,
     )
 
 
 def transports(plan: Plan) -> set[Transport]:
-    """Of all groups of a plan."""
+    """Return the transports of all groups of a plan."""
     stages = [transport for stage in plan.stages for transport in (stage.transport, stage.hop_transport)]
-    place = plan.draft_placement
-    draft = [place.transport, place.feature_transport] if place else []
+    drafter = plan.draft_placement
+    draft = [drafter.transport, drafter.feature_transport] if drafter else []
     return {plan.message_transport, plan.embed.transport, plan.head.transport, plan.head.hop_transport, *stages, *draft}
 
 
 def exchanging(group: Stage | DraftPlacement) -> list[tuple[str, ...]]:
-    """The subgroups of a stage, or of the draft, whose members tell each other of their attention."""
+    """Return the subgroups of a stage, or of the drafter, whose members exchange parts of their attention."""
     divided = kv_division(group)
     if divided.axis not in ("context", "head_dim"):
         return []
@@ -241,31 +244,32 @@ def exchanging(group: Stage | DraftPlacement) -> list[tuple[str, ...]]:
 
 
 def _agree(plan: Plan, rank: int) -> None:
-    """Raise PeerError where another rank has read another plan."""
-    mine = torch.frombuffer(bytearray.fromhex(codec.digest(plan)), dtype=torch.uint8)
-    every = [torch.empty_like(mine) for _ in plan.devices]
-    dist.all_gather(every, mine)
-    for other, found in enumerate(every):
-        if not torch.equal(found, mine):
+    """Compare the digests of all ranks' plans; raise PeerError where one differs."""
+    own = torch.frombuffer(bytearray.fromhex(codec.digest(plan)), dtype=torch.uint8)
+    digests = [torch.empty_like(own) for _ in plan.devices]
+    dist.all_gather(digests, own)
+    for other, digest in enumerate(digests):
+        if not torch.equal(digest, own):
             raise PeerError(
-                f"rank {other} has plan {bytes(found.tolist()).hex()[:16]}, rank {rank} {codec.digest(plan)[:16]}: "
+                f"rank {other} has plan {bytes(digest.tolist()).hex()[:16]}, rank {rank} {codec.digest(plan)[:16]}: "
                 "give all hosts the same plan"
             )
 
 
 def disconnect() -> None:
-    """Leave the run."""
+    """Leave the groups of the run."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Maker:
-    """Makes each group once, in the same order on every rank, as torch requires."""
+    """Factory that makes each of torch's groups once, in the same order on every rank, as torch requires."""
 
     rank: int
     progress: Progress
-    made: dict[tuple[tuple[int, ...], str], dist.ProcessGroup]
+    handles: dict[tuple[tuple[int, ...], str], dist.ProcessGroup]
+    """By ascending ranks and transport."""
 
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
         handle = self._handle(ranks, transport) if transport != "local" else None
@@ -276,16 +280,17 @@ class _Maker:
 
     def _handle(self, ranks: tuple[int, ...], transport: Transport) -> dist.ProcessGroup:
         key = (tuple(sorted(ranks)), transport)
-        if key not in self.made:
-            made = self.made[key] = dist.new_group(list(key[0]), backend=transport, timeout=TIMEOUT)
+        if key not in self.handles:
+            handle = self.handles[key] = dist.new_group(list(key[0]), backend=transport, timeout=TIMEOUT)
             self.progress.tick()
             if transport == "nccl" and self.rank in ranks:
-                # its buffers and connections, which it would make in the first step
-                dist.all_reduce(torch.zeros(1, device="cuda"), group=made)
+                # makes its buffers and connections now rather than in the first step
+                dist.all_reduce(torch.zeros(1, device="cuda"), group=handle)
                 torch.cuda.synchronize()
                 self.progress.tick()
-        return self.made[key]
+        return self.handles[key]
 
 
 def _with(leader: int, members: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the ranks of a hop: the sender, then the receivers."""
     return (leader, *(rank for rank in members if rank != leader))

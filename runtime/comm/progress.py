@@ -1,7 +1,7 @@
-"""What a rank is doing, for whoever watches it, and how long each part of it took, for whoever measures.
+"""Progress of a rank: its status, for the process that watches it, and a timer of the parts of a step, for `bench`.
 
-The status lies in memory that the watching process shares; without one it is the rank's own. A collective notes the
-group that it waits in, so that of ranks that stand still the one is known that does not wait for another.
+The status lies in memory that the rank shares with its parent process; without one it is the rank's own. It has the
+group of the collective that the rank is in: where no rank makes progress, the one that is in no collective is to blame.
 """
 
 import ctypes
@@ -17,13 +17,14 @@ Phase = Literal["starting", "reading its image", "meeting the other ranks", "pre
                 "waiting"]  # fmt: skip
 PHASES: tuple[Phase, ...] = ("starting", "reading its image", "meeting the other ranks", "prefill", "verify", "draft",
                              "commit", "waiting")  # fmt: skip
-"""In the order in which they come; ``waiting``: for a request."""
+"""Phases in the order in which they come; ``waiting``: for a request."""
 
 MOST_GROUP_NAME = 32
+"""Bytes of a group's name in the status, with the final zero."""
 
 
 class Status(ctypes.Structure):
-    """One rank, as others see it."""
+    """Status of a rank, as a C structure that processes share."""
 
     _fields_ = (
         ("phase", ctypes.c_int),
@@ -32,38 +33,39 @@ class Status(ctypes.Structure):
     )
     phase: int
     ticks: int
-    """Grows with every layer, collective and phase."""
+    """Progress counter: grows with every layer, collective and phase."""
     group: bytes
-    """The group of the collective that the rank is in; empty outside."""
+    """Name of the group of the collective that the rank is in; empty outside."""
 
 
 class Timings:
-    """Nanoseconds by name, of what was done since ``clear``."""
+    """Timer of the parts of a step, in ns, since ``clear``."""
 
     def __init__(self, device: torch.device) -> None:
         self.parts: defaultdict[str, int] = defaultdict(int)
-        """Time of each part of a step without hops and messages, but with the all-reduces inside it."""
+        """Time by part of a step: with the all-reduces inside the part, without hops and messages."""
         self.groups: defaultdict[str, int] = defaultdict(int)
-        """Time inside the collectives of each group, waiting included."""
+        """Time by group inside its collectives, waiting included."""
         self._device = device
         self._last = time.perf_counter_ns()
-        self._elsewhere = 0
+        self._messages_ns = 0
 
     def clear(self) -> None:
+        """Forget all times, and start from now."""
         self.parts.clear()
         self.groups.clear()
-        self._last, self._elsewhere = self._now(), 0
+        self._last, self._messages_ns = self._now(), 0
 
     def lap(self, part: str) -> None:
-        """What was done since the last lap was ``part``."""
+        """Add the time since the last lap to ``part``, without that of messages."""
         now = self._now()
-        self.parts[part] += now - self._last - self._elsewhere
-        self._last, self._elsewhere = now, 0
+        self.parts[part] += now - self._last - self._messages_ns
+        self._last, self._messages_ns = now, 0
 
     def collective(self, group: str, ns: int, *, inside: bool) -> None:
-        """A collective took ``ns``; ``inside``: it is a piece of the part that is being timed."""
+        """Add ``ns`` to a group's time; ``inside``: it counts in the part that is running, too."""
         self.groups[group] += ns
-        self._elsewhere += 0 if inside else ns
+        self._messages_ns += 0 if inside else ns
 
     def _now(self) -> int:
         if self._device.type == "cuda":
@@ -72,31 +74,31 @@ class Timings:
 
 
 class Progress:
-    """What one rank tells about itself."""
+    """Progress of one rank, which it reports itself."""
 
     def __init__(self, status: Status | None = None) -> None:
         self.status = Status() if status is None else status
         self.timings: Timings | None = None
-        """Set while the rank is measured."""
+        """Timer; None unless the request is timed."""
 
     def begin(self, phase: Phase) -> None:
-        """The rank goes on to ``phase``."""
+        """Enter a phase."""
         self.status.phase = PHASES.index(phase)
         self.status.ticks += 1
 
     def tick(self) -> None:
-        """The rank got on."""
+        """Count one piece of progress."""
         self.status.ticks += 1
 
     def lap(self, part: str) -> None:
-        """The rank did ``part``: ``embed``, ``stages[s]``, ``head``, ``draft``, ``commit``."""
+        """End a part of the step: ``embed``, ``stages[s]``, ``head``, ``draft`` or ``commit``."""
         self.status.ticks += 1
         if self.timings is not None:
             self.timings.lap(part)
 
     @contextmanager
     def collective(self, group: str, *, inside: bool) -> Iterator[None]:
-        """Be in a collective of ``group``; ``inside``: an all-reduce or gather that belongs to the part being done."""
+        """Report a collective of ``group``; ``inside``: it belongs to the part of the step that is running."""
         self.status.group = group.encode()[: MOST_GROUP_NAME - 1]
         started = time.perf_counter_ns()
         yield
