@@ -1,20 +1,38 @@
-"""Executes plans. ``from runtime import Engine`` is the Python interface; see :mod:`runtime.engine`."""
+"""The runtime: executes a plan on exactly the devices that it names, and refuses where anything differs from it.
+
+    from runtime import Engine
+
+`Engine` is the Python interface (``runtime.engine``); `Generation` is what it returns, `Piece` a part of a stream. They
+are imported when they are first used, so that ``runtime.errors``, the class tree of what they raise, needs no torch.
+``python -m runtime`` is the command line (``runtime.cli``).
+
+Packages, from the edge inwards: ``commands`` (the command line's commands), ``processes`` (rank processes and their
+supervision), ``decode`` (one EAGLE step), ``model`` (layers and kernels), ``image`` (weights, verified), ``comm``
+(groups of ranks). Nothing here plans: the runtime reads what ``plans`` defines and never imports ``planner``.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from runtime.processes.thread_wait import wait_briefly
+from runtime.processes.thread_wait import limit_spinning
 
 if TYPE_CHECKING:
     from runtime.engine import Engine, Generation
     from runtime.request import Piece
 
+_MODULES = {"Engine": "runtime.engine", "Generation": "runtime.engine", "Piece": "runtime.request"}
+
 __all__ = ["Engine", "Generation", "Piece"]
 
 
 def __getattr__(name: str) -> Any:
-    """What is exported, imported when it is asked for: who needs the errors alone does not wait for torch."""
-    if name not in __all__:
+    """Import and return an exported name when it is first used."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    wait_briefly()
-    return getattr(importlib.import_module("runtime.request" if name == "Piece" else "runtime.engine"), name)
+    limit_spinning()
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the exported names, imported or not, beside those of the module itself."""
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""``python -m runtime``."""
+"""``python -m runtime``: runs the command line."""
 
 from plans.process import ended_at_once, importing
 

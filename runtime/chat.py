@@ -1,8 +1,8 @@
-"""A conversation as the prompt that a model was trained on: the chat template beside the tokenizer.
+"""Chat template: renders a conversation as the prompt format that the model was trained on.
 
-The template is Jinja, run in a sandbox, with the variables and functions that transformers gives it: ``messages``,
-``add_generation_prompt``, the special tokens by name, ``raise_exception``, ``strftime_now``, and ``tojson`` that leaves
-letters as they are.
+The template lies beside the tokenizer. It is Jinja, run in a sandbox, with the variables and functions that
+transformers gives it: ``messages``, ``add_generation_prompt``, the special tokens by name, ``raise_exception``,
+``strftime_now``, and a ``tojson`` that does not escape non-ASCII letters.
 """
 
 import datetime
@@ -31,10 +31,10 @@ class Turn:
 
 
 class ChatTemplate:
-    """The template of a plan's tokenizer."""
+    """Chat template of a plan's tokenizer."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises RequestError where there is no template, or none that can be read."""
+        """Load the template; raise RequestError where there is none, or none that can be read."""
         config_file = directory / CONFIG_FILE
         config = _read_config(config_file)
         source = _source(directory, config)
@@ -43,7 +43,7 @@ class ChatTemplate:
                 f"{config_file}: chat_template: missing, and no {TEMPLATE_FILE} beside it: the tokenizer has no chat "
                 "template, so prompt without --chat"
             )
-        self._where = config_file
+        self._config_file = config_file
         self._tokens = {name: text for name, value in config.items() if (text := _token(name, value)) is not None}
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
@@ -56,12 +56,12 @@ class ChatTemplate:
             raise RequestError(f"{config_file}: chat_template: not a template: {error}") from error
 
     def render(self, turns: Sequence[Turn]) -> str:
-        """The text of a conversation, up to where the model's next turn begins; raise RequestError where it cannot."""
+        """Return the text of a conversation, up to where the model's next turn begins; raise RequestError."""
         messages = [asdict(turn) for turn in turns]
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
-        except Exception as error:  # a template is a program, which may fail like any other
-            raise RequestError(f"{self._where}: chat_template: {type(error).__name__}: {error}") from error
+        except Exception as error:  # a template is a program and may raise anything
+            raise RequestError(f"{self._config_file}: chat_template: {type(error).__name__}: {error}") from error
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -77,26 +77,26 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _source(directory: Path, config: dict[str, Any]) -> str | None:
-    """Of several named templates the default one."""
+    """Return the source of the template, of several named ones that of the default; None where there is none."""
     file = directory / TEMPLATE_FILE
     if file.is_file():
         try:
             return file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise RequestError(f"{file}: cannot be read: {error}") from error
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        named = {entry["name"]: entry["template"] for entry in found if isinstance(entry, dict) and "name" in entry}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template if isinstance(entry, dict) and "name" in entry}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
 def _token(name: str, value: Any) -> str | None:
-    """The text of a special token, which is written as a string or as a mapping."""
+    """Return the text of a special token, which the config has as a string or as a mapping; None for other fields."""
     if not name.endswith("_token"):
         return None
-    found = value.get("content") if isinstance(value, dict) else value
-    return found if isinstance(found, str) else None
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:

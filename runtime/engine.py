@@ -1,4 +1,4 @@
-"""A plan that serves prompts: the Python interface, which the commands use too.
+"""Engine: a plan, loaded on its devices, that serves prompts. The Python interface; the commands use it too.
 
     with Engine.open("plans/x") as engine:
         for piece in engine.stream("def f(", max_new_tokens=100, temperature=0.7):
@@ -6,33 +6,39 @@
         result = engine.generate([1, 2, 3], max_new_tokens=20)
 
 The same engine serves one prompt after the other without loading anything again. A plan of one device runs in the
-caller's process and sets its number of torch threads; one of several in a process per device, started here.
+caller's process and sets its number of torch threads; one of several devices in a process per device, started here.
 """
 
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from operator import index
 from pathlib import Path
-from typing import Protocol, Self, SupportsIndex, TypedDict, Unpack
+from typing import Self, SupportsIndex, Unpack
 
 from tokenizers import Tokenizer
 
 from plans import codec
 from plans.check import load
 from plans.schema import Plan
-from runtime.comm.progress import Progress
 from runtime.errors import MachineError, RequestError
 from runtime.image.verify import check_images
-from runtime.processes.launch import Family, StartMethod, open_rank
+from runtime.processes.launch import StartMethod
+from runtime.processes.rank_process import Started
+from runtime.processes.serving import InProcess, InProcesses, Report, Serving
 from runtime.processes.torchrun import Torchrun
-from runtime.request import Completion, Finish, Piece, Request, check_batch, check_request
-from runtime.sampling import sampling_of
+from runtime.request import (
+    Completion,
+    Events,
+    Finish,
+    GenerateOptions,
+    Piece,
+    Request,
+    check_together,
+    make_request,
+)
 from runtime.text import encode, load_tokenizer
-
-DEFAULT_NEW_TOKENS = 200
 
 Prompt = str | Iterable[SupportsIndex]
 """Text, or token ids."""
@@ -40,7 +46,7 @@ Prompt = str | Iterable[SupportsIndex]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceBytes:
-    """Bytes of one device, term by term, as planned and as made."""
+    """Memory of one device in bytes, by term: as planned, and as allocated."""
 
     device: str
     planned_bytes: dict[str, int]
@@ -59,70 +65,35 @@ class Generation:
     accept_lengths: tuple[int, ...]
     """Accepted drafted tokens of each step; empty in plain decoding."""
     acceptance_length: float
-    """Mean of accepted + 1."""
+    """Mean tokens per step: mean of accepted + 1."""
     reused: int
-    """Tokens of the prompt whose rows were in the caches already."""
+    """Tokens of the prompt whose KV cache rows were there already."""
     seed: int | None
-    """Of sampling, given or drawn; the same seed gives the same text again."""
+    """Seed of sampling, as asked for or random; the same seed gives the same text again. None: greedy."""
     load_s: float
-    """Of the engine."""
+    """Load time of the engine."""
     prefill_s: float
     decode_s: float
     tokens_per_s: float
+    """Tokens after the first per second of decoding."""
     plan_digest: str
     devices: tuple[DeviceBytes, ...]
 
 
-class Wanted(TypedDict, total=False):
-    """How a prompt is to be continued: the keyword arguments of ``stream``, ``generate`` and ``generate_batch``."""
-
-    max_new_tokens: int | None
-    """None, the default: 200, or what fits."""
-    temperature: float
-    """0, the default, is greedy; above it tokens are drawn from what ``top_k``, then ``top_p`` leave."""
-    top_k: int | None
-    """The most probable tokens that are drawn from; 0 or None, the default: all."""
-    top_p: float | None
-    """Then the fewest of them that together have this probability; None, the default: all."""
-    seed: int | None
-    """The same seed gives the same text; None, the default: one that is drawn, and told in the result."""
-    stop: Sequence[str]
-    """The output ends before the first of these; by default there is none."""
-    draft: bool
-    """False: plain decoding, also on a plan with a draft."""
-    ignore_eos: bool
-    """True: go on after an end-of-sequence token."""
-    reuse: bool
-    """True: what the last request and this prompt have in common is kept in the caches."""
-
-
-Events = Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]
-"""Of requests that are served together: the pieces of each step, then the completions."""
-
-
-class Serving(Protocol):
-    """The ranks behind an engine."""
-
-    timings: list[Completion]
-    """Of the last request, one of each rank that is seen from here."""
-
-    def serve(self, requests: tuple[Request, ...]) -> Events: ...
-
-    def stop(self) -> None: ...
-
-    def close(self) -> None: ...
+def ignore(phase: str) -> None:
+    """Report no phase of loading."""
 
 
 class Engine:
-    """A plan, loaded, on all its devices."""
+    """A plan, loaded on all its devices."""
 
-    def __init__(self, plan: Plan, directory: Path, ranks: Serving, load_s: float) -> None:
-        self.plan, self.directory, self.load_s = plan, directory, load_s
+    def __init__(self, plan: Plan, directory: Path, ranks: Serving) -> None:
+        self.plan, self.directory = plan, directory
         self._ranks = ranks
         self._digest = codec.digest(plan)
         self._tokenizer: Tokenizer | None = None
         self._current: weakref.ref[Stream] | None = None
-        """Not kept: a stream that nobody has any more has ended."""
+        """Weak reference, so that an abandoned stream does not block the engine."""
         self._free, self._closed = threading.Lock(), False
 
     @classmethod
@@ -136,23 +107,35 @@ class Engine:
     ) -> Self:
         """Load the plan in a directory on its devices.
 
-        ``torchrun``: of this process, where it has started one for each device and all of them run this; None: all
-        ranks are started here, on one host. They are started by ``method``. ``verify``: compare the images with their
-        digests; their sizes and slot tables are compared anyway. Raises PlanError, RequestError, MachineError,
-        ImageError or PeerError.
+        ``torchrun``: the rank of this process, where torchrun has started one for each device and all of them run this;
+        None: all ranks are started here, on one host. ``method``: how their processes are started; see `Ranks`.
+        ``verify``: compare the images with their digests; their sizes and slot tables are compared anyway. Raises
+        PlanError, RequestError, MachineError, ImageError or PeerError.
         """
         directory = Path(directory)
-        plan = load(directory)
+        return cls.load(load(directory), directory, torchrun=torchrun, method=method, verify=verify)
+
+    @classmethod
+    def load(
+        cls,
+        plan: Plan,
+        directory: Path,
+        *,
+        torchrun: Torchrun | None = None,
+        method: StartMethod = "forkserver",
+        verify: bool = True,
+        report: Report = ignore,
+    ) -> Self:
+        """Load a plan that was read from its directory; ``report`` is called with each phase. Raises as ``open``."""
         if len(plan.devices) == 1:
-            alone = _One(directory, verify)
-            return cls(plan, directory, alone, alone.started.load_s)
+            return cls(plan, directory, InProcess(plan, directory, verify=verify, report=report))
         if torchrun is None:
             hosts = sorted({device.host for device in plan.devices})
             if len(hosts) > 1 and any(device.kind != "cpu" for device in plan.devices):
                 raise MachineError(f"{directory}: the plan has hosts {', '.join(hosts)}: start it with torchrun")
             check_images(plan, directory, verify=False)
-        family = Family(plan, directory, method, verify=verify, torchrun=torchrun)
-        return cls(plan, directory, family, family.started.load_s)
+        ranks = InProcesses(plan, directory, method=method, verify=verify, torchrun=torchrun, report=report)
+        return cls(plan, directory, ranks)
 
     def __enter__(self) -> Self:
         return self
@@ -173,47 +156,67 @@ class Engine:
             self._tokenizer = load_tokenizer(self.directory)
         return self._tokenizer
 
-    def stream(self, prompt: Prompt, **wanted: Unpack[Wanted]) -> "Stream":
+    @property
+    def load_s(self) -> float:
+        """Load time of the first rank of this process, in s."""
+        return self.started[0].load_s
+
+    @property
+    def started(self) -> list[Started]:
+        """Device and memory of each rank of this process or its children, in the order of ranks."""
+        return self._ranks.started
+
+    @property
+    def completions(self) -> list[Completion]:
+        """Completions of the last request, one of each such rank."""
+        return self._ranks.completions
+
+    # ---- requests ----
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> "Stream":
         """Continue a prompt, text or token ids, piece by piece as tokens are accepted.
 
         Raises RequestError before anything is computed, PeerError when a rank fails.
         """
-        return self.serve(self.request(prompt, **wanted))
+        return self.serve(self.request(prompt, **options))
 
-    def generate(self, prompt: Prompt, **wanted: Unpack[Wanted]) -> Generation:
-        """All of what ``stream``, with these arguments, would give."""
-        return self.stream(prompt, **wanted).finished()
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
+        """Continue a prompt and return the whole output; arguments and errors as of ``stream``."""
+        return self.stream(prompt, **options).finished()
 
-    def generate_batch(self, prompts: Sequence[Prompt], **wanted: Unpack[Wanted]) -> list[Generation]:
-        """What ``generate`` gives for each of several prompts, of which the plan's batch is decoded together."""
-        return self.serve_batch([self.request(prompt, **wanted) for prompt in prompts])
+    def generate_batch(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Generation]:
+        """Continue several prompts, as many at a time as the plan's batch, each as ``generate`` would."""
+        return self.serve_batch([self.request(prompt, **options) for prompt in prompts])
 
-    def request(self, prompt: Prompt, **wanted: Unpack[Wanted]) -> Request:
-        """What ``stream``, with these arguments, serves. Raises RequestError."""
+    def request(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Request:
+        """Return the request that ``stream``, with these arguments, serves. Raises RequestError."""
         ids = encode(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
-        return make_request(self.plan, ids, wanted)
+        return make_request(self.plan, ids, options)
 
     def serve(self, request: Request) -> "Stream":
-        """The output of a request as it comes. Raises RequestError, also where another one is not finished."""
+        """Serve a request that was checked against this plan (``Engine.request``, ``make_request``).
+
+        Raises RequestError where another request is not finished, PeerError when a rank fails.
+        """
         self._check((request,))
-        stream = Stream(self, _alone(self._serve((request,))))
+        stream = Stream(self, _only(self._serve((request,))))
         self._current = weakref.ref(stream)
         return stream
 
     def serve_batch(self, requests: Sequence[Request]) -> list[Generation]:
-        """The outputs of requests, as many together as the plan's batch, each as it would be alone."""
-        batch, made = self.plan.options.batch, list[Generation]()
-        every = [tuple(requests[start : start + batch]) for start in range(0, len(requests), batch)]
-        for together in every:
+        """Serve requests that were checked against this plan, as many at a time as its batch, each as if alone."""
+        batch, generations = self.plan.options.batch, list[Generation]()
+        batches = [tuple(requests[start : start + batch]) for start in range(0, len(requests), batch)]
+        for together in batches:
             self._check(together)
-        for together in every:
+        for together in batches:
             with closing(self._serve(together)) as events:
                 for event in events:
-                    made += [self.told(each) for each in event if isinstance(each, Completion)]
-        return made
+                    generations += [self.generation(output) for output in event if isinstance(output, Completion)]
+        return generations
 
     def _check(self, requests: tuple[Request, ...]) -> None:
-        check_batch(self.plan, requests)
+        check_together(self.plan, requests)
         if any(request.stop for request in requests):
             _ = self.tokenizer
         current = None if self._current is None else self._current()
@@ -221,7 +224,7 @@ class Engine:
             raise RequestError("the engine is serving another request: read it to its end, or close its stream")
 
     def _serve(self, requests: tuple[Request, ...]) -> Events:
-        """Requests that were checked; one at a time, also of several threads."""
+        """Yield the output of requests; one call at a time, from whatever thread."""
         if not self._free.acquire(blocking=False):
             raise RequestError("the engine is serving another request, of another thread: one at a time")
         try:
@@ -233,15 +236,11 @@ class Engine:
             self._free.release()
 
     def stop(self) -> None:
-        """End what is being served with the step that is being done."""
+        """End what is being served with the current step; may be called from a signal handler or another thread."""
         self._ranks.stop()
 
-    def timings(self) -> list[Completion]:
-        """Of the last request, as every rank that is seen from here tells it."""
-        return self._ranks.timings
-
-    def told(self, completion: Completion) -> Generation:
-        """What the caller gets to know of a completion."""
+    def generation(self, completion: Completion) -> Generation:
+        """Return a completion with the engine's own facts."""
         return Generation(
             prompt_ids=completion.prompt_ids,
             tokens=completion.tokens,
@@ -260,14 +259,14 @@ class Engine:
         )
 
     def _bytes(self, completion: Completion) -> Iterator[DeviceBytes]:
-        lines = {entry.device: entry for entry in self.plan.memory}
+        memory = {entry.device: entry for entry in self.plan.memory}
         for device, measured in zip(self.plan.devices, completion.measured_bytes, strict=True):
-            planned = {term: getattr(lines[device.id], f"{term}_bytes") for term in measured}
+            planned = {term: getattr(memory[device.id], f"{term}_bytes") for term in measured}
             yield DeviceBytes(device=device.id, planned_bytes=planned, measured_bytes=measured)
 
 
-def _alone(events: Events) -> Iterator[Piece | Completion]:
-    """Those of the only request."""
+def _only(events: Events) -> Iterator[Piece | Completion]:
+    """Yield the outputs of the only request."""
     with closing(events):
         for (event,) in events:
             yield event
@@ -279,7 +278,7 @@ class Stream(Iterator[Piece]):
     def __init__(self, engine: Engine, events: Iterator[Piece | Completion]) -> None:
         self._engine, self._events = engine, events
         self.result: Generation | None = None
-        """When all pieces were read."""
+        """The whole output, once all pieces were read."""
         self.ended = False
 
     def __next__(self) -> Piece:
@@ -287,8 +286,8 @@ class Stream(Iterator[Piece]):
             event = next(self._events)
             if isinstance(event, Piece):
                 return event
-            self.result = self._engine.told(event)
-            next(self._events, None)  # let what serves it finish too
+            self.result = self._engine.generation(event)
+            next(self._events, None)  # lets the generators behind it finish too
         except BaseException:
             self.ended = True
             raise
@@ -296,7 +295,7 @@ class Stream(Iterator[Piece]):
         raise StopIteration
 
     def finished(self) -> Generation:
-        """Read to the end."""
+        """Read to the end and return the whole output; raise RequestError for a stream that was closed before."""
         for _ in self:
             pass
         if self.result is None:
@@ -304,70 +303,8 @@ class Stream(Iterator[Piece]):
         return self.result
 
     def close(self) -> None:
-        """End the output with the step that is being done."""
+        """End the output with the current step."""
         self.ended = True
         close = getattr(self._events, "close", None)
         if close is not None:
             close()
-
-
-class _One:
-    """The only rank of a plan, in this process."""
-
-    def __init__(self, directory: Path, verify: bool) -> None:
-        self._stopped = False
-        self.timings: list[Completion] = []
-        self._rank, self.started = open_rank(directory, 0, None, Progress(), verify=verify)
-
-    def serve(self, requests: tuple[Request, ...]) -> Events:
-        self._stopped = False
-        with closing(self._rank.serve_batch(requests, lambda: self._stopped)) as events:
-            for event in events:
-                self.timings = [each for each in event[:1] if isinstance(each, Completion)]
-                yield event
-
-    def stop(self) -> None:
-        self._stopped = True
-
-    def close(self) -> None:
-        self._rank.close()
-        del self._rank  # and with it the image, which may be replaced from now on
-
-
-def make_request(plan: Plan, prompt_ids: Iterable[SupportsIndex], wanted: Wanted) -> Request:
-    """A request of what people give to ``Engine.stream``; raise RequestError where the plan cannot serve it."""
-    ids = _prompt(prompt_ids)
-    stop = wanted.get("stop", ())
-    most, top_k, seed = wanted.get("max_new_tokens"), wanted.get("top_k"), wanted.get("seed")
-    fitting = max(1, min(DEFAULT_NEW_TOKENS, plan.options.context - len(ids)))
-    request = Request(
-        prompt_ids=ids,
-        max_new_tokens=fitting if most is None else _whole("max_new_tokens", most),
-        draft=wanted.get("draft", True),
-        ignore_eos=wanted.get("ignore_eos", False),
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        sampling=sampling_of(
-            wanted.get("temperature", 0.0),
-            None if top_k is None else _whole("top_k", top_k),
-            wanted.get("top_p"),
-            None if seed is None else _whole("seed", seed),
-        ),
-        reuse=wanted.get("reuse", False),
-    )
-    check_request(plan, request)
-    return request
-
-
-def _prompt(ids: Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """Token ids as Python's numbers, whoever's they are."""
-    if not isinstance(ids, Iterable):
-        raise RequestError(f"prompt: found {type(ids).__name__}, expected text or token ids")
-    return tuple(_whole(f"prompt_ids[{position}]", token) for position, token in enumerate(ids))
-
-
-def _whole(name: str, value: SupportsIndex) -> int:
-    """A number that needs no rounding."""
-    try:
-        return index(value)
-    except TypeError as error:
-        raise RequestError(f"{name}: found {value!r}, expected a whole number") from error

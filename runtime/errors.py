@@ -1,32 +1,46 @@
-"""Why the runtime refuses to run: one tree, each error with the exit code a command ends with."""
+"""The error tree of the runtime: each class knows the exit code that a command ends with.
+
+    RuntimeRefusal            2
+    ├── RequestError          2   the plan cannot serve the request
+    ├── ImageError            4   an image, or images.yaml, is not the plan's
+    │   ├── ImageMissing      4
+    │   ├── ImageTruncated    4
+    │   ├── ImageDamaged      4
+    │   └── ImageForeign      4
+    ├── MachineError          5   the machine is not the plan's
+    └── PeerError             5   another rank died, hung or disagrees
+
+A plan that cannot be read raises ``plans.schema.PlanError`` (2). A message carries the path to the datum, what was
+found, what was expected, and what to do.
+"""
 
 
 class RuntimeRefusal(Exception):
-    """Reality differs from the plan, or from what can be run; the message names the datum."""
+    """Any refusal of the runtime: the request, a file or the machine is not what the plan needs."""
 
     exit_code = 2
 
 
 class RequestError(RuntimeRefusal):
-    """The request cannot be served by this plan: too long, malformed, or asking for what the plan does not have."""
+    """A request that this plan cannot serve: too long, malformed, or asking for what the plan does not have."""
 
 
 class ImageError(RuntimeRefusal):
-    """An image, or ``images.yaml``, is not what the plan needs."""
+    """An image, or ``images.yaml``, that is not what the plan needs."""
 
     exit_code = 4
 
 
 class ImageMissing(ImageError):
-    """The file is not there."""
+    """A file that is not there."""
 
 
 class ImageTruncated(ImageError):
-    """The file has another size than ``images.yaml`` records."""
+    """A file of another size than ``images.yaml`` records."""
 
 
 class ImageDamaged(ImageError):
-    """The bytes are not those that were compiled."""
+    """Bytes that are not those that were compiled."""
 
 
 class ImageForeign(ImageError):
@@ -34,12 +48,12 @@ class ImageForeign(ImageError):
 
 
 class MachineError(RuntimeRefusal):
-    """The machine is not the plan's: a device is missing, of another type, or has too little memory."""
+    """A machine that is not the plan's: a device is missing, of another type, or has too little memory."""
 
     exit_code = 5
 
 
 class PeerError(RuntimeRefusal):
-    """Another rank died, hung, or disagrees."""
+    """Another rank that died, hung, or was given another plan or request."""
 
     exit_code = 5

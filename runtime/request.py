@@ -1,14 +1,48 @@
-"""What is asked of a plan, what comes back, and what a plan cannot serve."""
+"""Requests and their outputs, and the checks of whether a plan can serve a request.
+
+    prompt, options ─► make_request ─► Request ─► Engine.serve ─► Rank.serve_batch ─► Piece, Piece, ..., Completion
+
+A Request is checked where it is made, once; who serves one relies on that. `check_together` adds what several requests
+that are decoded together must have in common.
+"""
 
 import hashlib
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from operator import index
+from typing import Literal, Self, SupportsIndex, TypedDict
 
 from plans.schema import Plan
 from runtime.errors import RequestError
-from runtime.sampling import Sampling, check_sampling
+from runtime.sampling import Sampling, check_sampling, sampling_of
 
 Finish = Literal["length", "eos", "stop", "cancelled"]
+
+DEFAULT_NEW_TOKENS = 200
+"""New tokens of a request that names no number, where the context has room for them."""
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of ``Engine.stream``, ``generate`` and ``generate_batch``: how a prompt is continued."""
+
+    max_new_tokens: int | None
+    """None, the default: 200, or as many as fit into the context."""
+    temperature: float
+    """0, the default, is greedy; above it tokens are drawn from what ``top_k``, then ``top_p`` leave."""
+    top_k: int | None
+    """Draw from this many most probable tokens; 0 or None, the default: from all."""
+    top_p: float | None
+    """Then from the fewest tokens that together have this probability; None, the default: from all."""
+    seed: int | None
+    """Seed of sampling: the same seed gives the same text; None, the default: a random one, which the result has."""
+    stop: Sequence[str]
+    """The output ends before the first of these strings; the default is none."""
+    draft: bool
+    """False: plain decoding, also on a plan with a drafter."""
+    ignore_eos: bool
+    """True: go on after an end-of-sequence token."""
+    reuse: bool
+    """True: keep the KV cache rows of the longest prefix that the last request and this prompt have in common."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,19 +52,19 @@ class Request:
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     draft: bool
-    """False: plain decoding, also on a plan with a draft."""
+    """False: plain decoding, also on a plan with a drafter."""
     ignore_eos: bool
     stop: tuple[str, ...]
     """The output ends before the first of these in its text."""
     sampling: Sampling | None = None
     """None: greedy."""
     reuse: bool = False
-    """Rows of the caches that the request before left are kept as far as both have the same tokens. The numbers are
-    those of a prompt that came in other chunks: equal but for rounding."""
+    """Keep the KV cache rows of the longest prefix that the request before and this one have in common. The logits are
+    then those of a prompt that came in other chunks: equal but for rounding."""
     accept: int | None = None
-    """Every step commits so many drafted nodes, right or wrong: the time of a step, not its text, is wanted."""
+    """Every step commits this many drafted nodes, right or wrong: to measure the time of a step, not to get a text."""
     timed: bool = False
-    """Each part of a step is timed, on every rank."""
+    """Measure each part of a step, on every rank."""
 
 
 class Piece(str):
@@ -46,16 +80,28 @@ class Piece(str):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankTimings:
-    """Where the steps of one request went on one rank, in ns of all its steps."""
+    """Time of all steps of one request on one rank, in ns; see ``runtime.comm.progress.Timings``."""
 
     parts: dict[str, int]
-    """As ``runtime.progress.Timings`` has them."""
+    """By part of a step, without the wait for other parts."""
     groups: dict[str, int]
+    """By group of ranks: time inside its collectives, waiting included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryReading:
+    """Memory of one device at one moment, in bytes, as the driver or the operating system reports it."""
+
+    total_bytes: int
+    free_bytes: int
+    """Free memory of the whole device, so other processes count too."""
+    process_bytes: int
+    """Resident memory of the rank's process on the host."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """The output of one request, with its times."""
+    """The output of one request on one rank, with its times."""
 
     prompt_ids: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -64,27 +110,57 @@ class Completion:
     accept_lengths: tuple[int, ...]
     """Accepted drafted tokens of each step; empty in plain decoding."""
     reused: int
-    """Tokens of the prompt whose rows were in the caches already."""
+    """Tokens of the prompt whose KV cache rows were there already."""
     seed: int | None
-    """Of sampling."""
+    """Seed of sampling; None: greedy."""
     prefill_s: float
     decode_s: float
-    """After the first token."""
+    """Seconds after the first token, which prefill gives."""
     measured_bytes: tuple[dict[str, int], ...]
-    """Made on each device of the plan, term by term."""
+    """Bytes allocated on each device, by term, in the order of the plan's devices."""
+    memory: MemoryReading
+    """Memory of this rank's device after the request."""
     timings: RankTimings | None
-    """Of this rank, if they were asked for."""
+    """Timings of this rank; None where the request is not ``timed``."""
 
     @property
     def tokens_per_s(self) -> float:
-        """Of decoding: the tokens after the first, which prefill gives."""
+        """Tokens after the first, which prefill gives, per second of decoding; 0 where there is no other."""
         return (len(self.tokens) - 1) / self.decode_s if len(self.tokens) > 1 else 0.0
 
     @property
     def acceptance_length(self) -> float:
-        """Mean of accepted + 1; plain decoding commits one token per step."""
+        """Mean tokens per step, accepted + 1; 1 in plain decoding."""
         lengths = self.accept_lengths
         return sum(lengths) / len(lengths) + 1 if lengths else 1.0
+
+
+Events = Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]
+"""Output of requests that are served together: for each step a piece per request, then the completions."""
+
+
+def make_request(plan: Plan, prompt_ids: Iterable[SupportsIndex], options: GenerateOptions) -> Request:
+    """Return the request for a prompt; raise RequestError where the plan cannot serve it."""
+    ids = _token_ids(prompt_ids)
+    stop = options.get("stop", ())
+    new_tokens, top_k, seed = options.get("max_new_tokens"), options.get("top_k"), options.get("seed")
+    fitting = max(1, min(DEFAULT_NEW_TOKENS, plan.options.context - len(ids)))
+    request = Request(
+        prompt_ids=ids,
+        max_new_tokens=fitting if new_tokens is None else _whole("max_new_tokens", new_tokens),
+        draft=options.get("draft", True),
+        ignore_eos=options.get("ignore_eos", False),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        sampling=sampling_of(
+            options.get("temperature", 0.0),
+            None if top_k is None else _whole("top_k", top_k),
+            options.get("top_p"),
+            None if seed is None else _whole("seed", seed),
+        ),
+        reuse=options.get("reuse", False),
+    )
+    check_request(plan, request)
+    return request
 
 
 def check_request(plan: Plan, request: Request) -> None:
@@ -111,17 +187,15 @@ def check_request(plan: Plan, request: Request) -> None:
         _check_accept(plan, request.accept)
 
 
-def check_batch(plan: Plan, requests: tuple[Request, ...]) -> None:
-    """Raise RequestError where the plan cannot serve the requests together."""
+def check_together(plan: Plan, requests: tuple[Request, ...]) -> None:
+    """Raise RequestError where the plan cannot decode the requests together; each has been checked already."""
     if not 0 < len(requests) <= plan.options.batch:
         raise RequestError(
             f"prompts: found {len(requests)}, the plan has a batch of {plan.options.batch}: give at most so many, at "
             "least one, or build a plan with a larger batch"
         )
-    for request in requests:
-        check_request(plan, request)
-        if (request.draft, request.accept, request.reuse) != (requests[0].draft, requests[0].accept, requests[0].reuse):
-            raise RequestError("prompts that are decoded together: expected draft, accept and reuse of all alike")
+    if len({(request.draft, request.accept, request.reuse) for request in requests}) > 1:
+        raise RequestError("prompts that are decoded together: expected draft, accept and reuse of all alike")
 
 
 def _check_accept(plan: Plan, accept: int) -> None:
@@ -134,9 +208,9 @@ def _check_accept(plan: Plan, accept: int) -> None:
 
 
 def fingerprint(request: Request) -> int:
-    """63 bits that differ where requests do, but for the seed: ranks compare theirs."""
+    """Return a 63-bit hash of all but the seed and ``timed``, by which ranks compare their requests."""
     sampling = request.sampling
-    told = (
+    fields = (
         request.prompt_ids,
         request.max_new_tokens,
         request.draft,
@@ -146,4 +220,19 @@ def fingerprint(request: Request) -> int:
         request.reuse,
         request.accept,
     )
-    return int.from_bytes(hashlib.blake2b(repr(told).encode(), digest_size=8).digest()) >> 1
+    return int.from_bytes(hashlib.blake2b(repr(fields).encode(), digest_size=8).digest()) >> 1
+
+
+def _token_ids(ids: Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """Return token ids as Python integers, whatever library's integers they are; raise RequestError."""
+    if not isinstance(ids, Iterable):
+        raise RequestError(f"prompt: found {type(ids).__name__}, expected text or token ids")
+    return tuple(_whole(f"prompt_ids[{position}]", token) for position, token in enumerate(ids))
+
+
+def _whole(name: str, value: SupportsIndex) -> int:
+    """Return a value that needs no rounding as an integer; raise RequestError for any other."""
+    try:
+        return index(value)
+    except TypeError as error:
+        raise RequestError(f"{name}: found {value!r}, expected a whole number") from error

@@ -1,19 +1,19 @@
-"""Tokens drawn from the processed distribution, by tensor operations of fixed shape, over rows of a divided lm_head.
+"""Sampling parameters, and the distribution that they mean; ``runtime.model.draw`` computes it.
 
-The distribution is that of transformers: logits over temperature; then the ``top_k`` highest; then, softmax of those,
-the fewest most probable that together reach ``top_p``. Tokens that are equal at a limit all stay.
+The distribution is that of transformers: logits divided by the temperature; then the ``top_k`` highest; then, of their
+softmax, the fewest most probable tokens that together reach ``top_p``. Tokens that tie at a limit all stay.
 
-A draw is a race: token x with weight w[x] (its probability, times anything) arrives after E[x] / w[x], E exponential,
-and the first is drawn with probability w[x] / sum(w), exactly. So
+A token is drawn by an exponential race (the Gumbel-max trick): token x with weight w[x], its probability times any
+constant, arrives at time E[x] / w[x] with E exponentially distributed; the first to arrive is x with probability
+w[x] / sum(w), exactly. So
 
-- the lm_head may be divided: each member has a race of its own rows, and what is gathered is the winners, two words of
-  each. Limits are found by bisecting on the bits of a weight, with sums over the group: of numbers of tokens for top_k,
-  of weights for top_p, some words a row. Whole logits never travel, and nothing is approximated.
-- E is a function of the seed, the place of the drawn token in the sequence, and its id, nothing else. One seed gives
-  one text, whether it is drafted or not, on any plan, as far as logits are the same; rows of one depth of a tree share
-  their E, since only one of them is on the path.
-
-Letters: W rows, v rows of the lm_head of this device, A places.
+- the lm_head may be divided over devices: each member races its own rows, and only the winners are gathered, two words
+  per row. The limits of top_k and top_p are found by bisection on the bits of a weight, with sums over the group: of
+  token counts for top_k, of weights for top_p, a few words per row. Logits are never gathered, and nothing is
+  approximated.
+- E is a function of the seed, the position of the drawn token in the sequence, and the token's id, nothing else. One
+  seed gives one text, with and without the drafter and on any plan, as far as the logits are equal. Rows of one depth
+  of a tree share their E, since only one of them is on the accepted path.
 """
 
 import math
@@ -29,20 +29,21 @@ LEAST_TEMPERATURE = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How tokens are drawn; greedy decoding has none."""
+    """Parameters of sampling; greedy decoding has none."""
 
     temperature: float
     top_k: int | None
-    """None: of all tokens."""
+    """Draw from this many most probable tokens; None: from all."""
     top_p: float | None
-    """None: of all of them."""
+    """Draw from the fewest tokens that together have this probability; None: from all."""
     seed: int
 
 
 def sampling_of(temperature: float, top_k: int | None, top_p: float | None, seed: int | None) -> Sampling | None:
-    """Parameters as people give them: temperature 0 is greedy; top_k 0 or None, top_p None or 1: of all tokens.
+    """Return the sampling of parameters as a caller gives them; None where temperature 0 means greedy.
 
-    Without a seed one is drawn. Raises RequestError for what makes no sense, also where it would not be used.
+    top_k 0 or None and top_p 1 or None: no limit. seed None: a random one. Raises RequestError for a value out of
+    range, also where greedy decoding would not use it.
     """
     sampling = Sampling(
         temperature=temperature or 1.0,
@@ -55,7 +56,7 @@ def sampling_of(temperature: float, top_k: int | None, top_p: float | None, seed
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Raise RequestError for parameters that make no sense."""
+    """Raise RequestError for a parameter out of range."""
     if not (math.isfinite(sampling.temperature) and sampling.temperature >= LEAST_TEMPERATURE):
         raise RequestError(
             f"temperature: found {sampling.temperature:g}, expected 0 (greedy) or at least {LEAST_TEMPERATURE:g}"

@@ -1,4 +1,7 @@
-"""From tokens to what the caller gets: where the output ends, and text that never splits a character."""
+"""Text to token ids and back: the tokenizer beside a plan, and the output of a request, which ends where it must.
+
+Text is handed out in pieces that never split a character and never go beyond a stop string.
+"""
 
 from pathlib import Path
 
@@ -12,7 +15,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer beside a plan; raise RequestError where there is none, or none that can be read."""
+    """Return the tokenizer beside a plan; raise RequestError where there is none, or none that can be read."""
     file = directory / TOKENIZER_FILE
     if not file.is_file():
         raise RequestError(
@@ -25,7 +28,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, text: str, *, special: bool = True) -> tuple[int, ...]:
-    """The ids of a text, with what the tokenizer puts around one if ``special``; raise RequestError for none."""
+    """Return the ids of a text, with special tokens if ``special``; raise RequestError for invalid UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -34,14 +37,14 @@ def encode(tokenizer: Tokenizer, text: str, *, special: bool = True) -> tuple[in
 
 
 class Output:
-    """The output of one request: takes the tokens of each step, cuts them where it ends, and makes text of them.
+    """Output of one request: take the tokens of each step, cut them where the output ends, and decode them.
 
-    It ends at ``max_new_tokens``, after an end-of-sequence token (which is its last) or, in text, before a stop string
-    (the token that completes it is the last).
+    The output ends at ``max_new_tokens``, after an end-of-sequence token (which is its last) or, in text, before a stop
+    string (the token that completes it is the last).
     """
 
     def __init__(self, request: Request, eos: tuple[int, ...], tokenizer: Tokenizer | None) -> None:
-        """``tokenizer``: None where nobody reads the text and there is no stop string."""
+        """``tokenizer``: None where the text is not needed: nobody reads it, and there is no stop string."""
         assert tokenizer is not None or not request.stop
         self.tokens: list[int] = []
         self.finish: Finish | None = None
@@ -54,7 +57,7 @@ class Output:
 
     @property
     def ended_by(self) -> Finish:
-        """Of an output that has ended."""
+        """Reason for the end of an output that has ended."""
         assert self.finish is not None, "steps have no end of their own"
         return self.finish
 
@@ -63,7 +66,7 @@ class Output:
         return self.finish is not None
 
     def take(self, tokens: list[int]) -> list[int]:
-        """The tokens of one step that belong to the output."""
+        """Append the tokens of one step; return those that belong to the output."""
         kept = []
         for token in tokens:
             if self.finished:
@@ -73,12 +76,12 @@ class Output:
         return kept
 
     def cancel(self) -> None:
-        """The output ends here, because nobody reads on."""
+        """End the output here, because nobody reads on."""
         if not self.finished:
             self.finish = "cancelled"
 
     def piece(self) -> str:
-        """Text that became certain since the last call."""
+        """Return the text that became certain since the last call."""
         end = len(self._text) if self.finished else len(self._text) - self._held()
         piece = self._text[self._shown : end]
         self._shown = max(end, self._shown)
@@ -86,7 +89,7 @@ class Output:
 
     @property
     def text(self) -> str:
-        """All text so far, cut at a stop string."""
+        """Text so far, cut at a stop string."""
         return self._text
 
     def _append(self, token: int) -> None:
@@ -99,7 +102,7 @@ class Output:
             return
         self._text += self._decoder.step(self._tokenizer, token) or ""
         if self.finished:
-            # bytes of a character that never became whole
+            # append bytes of an incomplete character, which the stream decoder holds back
             whole = self._tokenizer.decode(self.tokens, skip_special_tokens=True)
             self._text += whole[len(self._text) :] if whole.startswith(self._text) else ""
         ends = [end for end in (self._text.find(stop) for stop in self._request.stop) if end >= 0]
@@ -108,7 +111,7 @@ class Output:
             self._text = self._text[: min(ends)]
 
     def _held(self) -> int:
-        """Characters at the end that may be the beginning of a stop string."""
+        """Return the number of characters at the end that may be the beginning of a stop string."""
         return max(
             (size for stop in self._request.stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])),
             default=0,

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from runtime.commands.run import DEFAULT_PROMPT
+from runtime.commands.prompts import DEFAULT_PROMPT
 from runtime.engine import Engine
 from runtime.request import Request
 from runtime.text import load_tokenizer

@@ -1,172 +1,73 @@
-"""Times of a plan: prefill, plain and EAGLE decoding, phase by phase and part by part, beside what was predicted.
+"""The command `bench`: times the steps of a plan."""
 
-A part's time is that of the slowest of its devices, with the all-reduces among them and without the wait for other
-parts, as the plan predicts it. The phases add up to the step: ``verify`` is embedding, stages and head one after the
-other, ``collectives`` what is left: hops from part to part, messages, and waking up for them.
-"""
+from pathlib import Path
 
-import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass
+import click
 
-from plans.schema import Plan
-from runtime.engine import Engine
-from runtime.request import Completion, RankTimings, Request, check_request
+from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, load_module
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bench:
-    """What is to be timed."""
+@click.command(
+    "bench",
+    short_help="Time prefill, plain and EAGLE decoding.",
+    epilog="Example: python -m runtime bench plans/demo --accept 3 --repeats 5",
+)
+@PLAN
+@click.option(
+    "--prompt-tokens",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Tokens of the prompt; the ids are arbitrary.",
+)
+@click.option(
+    "--max-new-tokens",
+    metavar="N",
+    type=click.IntRange(min=2),
+    default=128,
+    show_default=True,
+    help="New tokens of each request.",
+)
+@click.option(
+    "--repeats",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Requests of each mode, after one that warms up.",
+)
+@click.option(
+    "--accept",
+    metavar="N",
+    type=int,
+    help="Every step accepts N drafted tokens, right or wrong: for random weights, whose drafts never agree.",
+)
+@AS_JSON
+@QUIET
+@VERBOSE
+def bench_command(
+    *,
+    directory: Path,
+    prompt_tokens: int,
+    max_new_tokens: int,
+    repeats: int,
+    accept: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+) -> None:
+    """Time prefill, plain and EAGLE decoding: each phase and part of a step, beside its predicted time.
 
-    prompt_tokens: int
-    max_new_tokens: int
-    repeats: int
-    accept: int | None
-    """Every step of EAGLE decoding accepts so many drafted tokens; None: those that agree."""
-
-    def requests(self, plan: Plan) -> dict[str, Request]:
-        """By mode; raise RequestError where the plan cannot serve them."""
-        ids = tuple(1 + number * 7 % (plan.model.vocab_size - 1) for number in range(self.prompt_tokens))
-        modes = {"plain": False, **({"eagle": True} if plan.draft else {})}
-        requests = {
-            mode: Request(
-                prompt_ids=ids,
-                max_new_tokens=self.max_new_tokens,
-                draft=draft,
-                ignore_eos=True,
-                stop=(),
-                accept=self.accept if draft else None,
-                timed=True,
-            )
-            for mode, draft in modes.items()
-        }
-        if self.accept is not None and plan.draft is None:
-            check_request(plan, Request(prompt_ids=ids, max_new_tokens=1, draft=True, ignore_eos=True, stop=(),
-                                        accept=self.accept))  # fmt: skip
-        for request in requests.values():
-            check_request(plan, request)
-        return requests
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One phase or part of a step."""
-
-    name: str
-    measured_ns: int
-    predicted_ns: int | None
-    """None: the plan predicts none, or not for this mode."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mode:
-    """Plain or EAGLE decoding: medians over the repeats."""
-
-    name: str
-    tokens_per_s: float
-    prefill_s: float
-    step_s: float
-    acceptance_length: float
-    phases: tuple[Row, ...]
-    """draft, verify, commit, collectives, and the step that they add up to."""
-    parts: tuple[Row, ...]
-    """embed, each stage, head, draft."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """All that was timed."""
-
-    plan_digest: str
-    load_s: float
-    accept: int | None
-    modes: tuple[Mode, ...]
-
-
-def measure(engine: Engine, bench: Bench) -> Measured:
-    """Time a plan; the modes take turns, so that what disturbs one disturbs the other."""
-    requests = bench.requests(engine.plan)
-    runs: dict[str, list[list[Completion]]] = {mode: [] for mode in requests}
-    digest = ""
-    for number in range(bench.repeats + 1):
-        for mode, request in requests.items():
-            digest = engine.serve(request).finished().plan_digest
-            if number:  # the first one warms up
-                runs[mode].append(engine.timings())
-    modes = tuple(_mode(engine.plan, mode, done) for mode, done in runs.items())
-    return Measured(plan_digest=digest, load_s=engine.load_s, accept=bench.accept, modes=modes)
-
-
-def _mode(plan: Plan, name: str, runs: list[list[Completion]]) -> Mode:
-    firsts = [ranks[0] for ranks in runs]
-    steps = [_steps(first) for first in firsts]
-    step_s = statistics.median(first.decode_s / count for first, count in zip(firsts, steps, strict=True))
-    parts = {
-        part: _median(max(_of(rank, part) for rank in ranks) // count for ranks, count in zip(runs, steps, strict=True))
-        for part in _parts(plan, drafted=name == "eagle")
-    }
-    return Mode(
-        name=name,
-        tokens_per_s=statistics.median(first.tokens_per_s for first in firsts),
-        prefill_s=statistics.median(first.prefill_s for first in firsts),
-        step_s=step_s,
-        acceptance_length=statistics.median(first.acceptance_length for first in firsts),
-        phases=tuple(_phases(plan, name, round(step_s * 1e9), parts)),
-        parts=tuple(
-            Row(name=part, measured_ns=ns, predicted_ns=_predicted(plan, part, name)) for part, ns in parts.items()
-        ),
+    Figures are medians over the repeats. Not under torchrun, where no process sees the times of all ranks.
+    """
+    load_module("runtime.commands.measure").bench(
+        directory,
+        prompt_tokens=prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        repeats=repeats,
+        accept=accept,
+        as_json=as_json,
+        quiet=quiet,
+        verbose=verbose,
     )
-
-
-def _phases(plan: Plan, mode: str, step_ns: int, parts: dict[str, int]) -> Iterator[Row]:
-    own = ("draft", "commit")
-    verify = [part for part in parts if part not in own]
-    as_planned = (mode == "eagle") == (plan.draft is not None)
-    whole = plan.proof.objective_ns if as_planned else None
-    predicted = {part: _predicted(plan, part, mode) or 0 for part in parts} if as_planned else None
-    yield Row(name="draft", measured_ns=parts.get("draft", 0), predicted_ns=_predicted(plan, "draft", mode))
-    yield Row(
-        name="verify",
-        measured_ns=sum(parts[part] for part in verify),
-        predicted_ns=None if predicted is None else sum(predicted[part] for part in verify),
-    )
-    yield Row(name="commit", measured_ns=parts["commit"], predicted_ns=None)
-    yield Row(
-        name="collectives",
-        measured_ns=max(0, step_ns - sum(parts.values())),
-        predicted_ns=None if predicted is None or whole is None else max(0, whole - sum(predicted.values())),
-    )
-    yield Row(name="step", measured_ns=step_ns, predicted_ns=whole)
-
-
-def _parts(plan: Plan, *, drafted: bool) -> list[str]:
-    stages = [f"stages[{number}]" for number in range(len(plan.stages))]
-    return ["embed", *stages, "head", *(["draft"] if drafted else []), "commit"]
-
-
-def _predicted(plan: Plan, part: str, mode: str) -> int | None:
-    """Of one step as it was planned: with the draft where there is one."""
-    if (mode == "eagle") != (plan.draft is not None):
-        return None
-    placed = {"embed": plan.embed.predicted_ns, "head": plan.head.predicted_ns}
-    placed |= {f"stages[{number}]": stage.predicted_ns for number, stage in enumerate(plan.stages)}
-    if plan.draft_placement is not None:
-        placed["draft"] = plan.draft_placement.predicted_ns
-    return placed.get(part)
-
-
-def _timings(completion: Completion) -> RankTimings:
-    assert completion.timings is not None, "it was asked for"
-    return completion.timings
-
-
-def _of(completion: Completion, part: str) -> int:
-    return _timings(completion).parts.get(part, 0)
-
-
-def _steps(completion: Completion) -> int:
-    return max(1, len(completion.accept_lengths) or len(completion.tokens) - 1)
-
-
-def _median(values: Iterator[int]) -> int:
-    return round(statistics.median(values))

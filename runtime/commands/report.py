@@ -1,13 +1,20 @@
-"""Figures of a run, for people."""
+"""Figures of a run and of a bench as lines of text."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from runtime.commands.bench import Measured
-from runtime.engine import Generation
+from plans.format import format_bytes
+from plans.schema import Plan
+from runtime.request import Completion, MemoryReading
+
+if TYPE_CHECKING:
+    from runtime.commands.step_times import Measured
+    from runtime.engine import Generation
+    from runtime.processes.rank_process import Started
 
 
-def summary(result: Generation) -> str:
-    """One line."""
+def summary(result: "Generation") -> str:
+    """Return one line: tokens, speed, acceptance, seed and plan."""
     seed = "" if result.seed is None else f"seed {result.seed}, "
     return (
         f"{len(result.tokens)} tokens, {result.tokens_per_s:.1f} tokens/s, "
@@ -15,23 +22,45 @@ def summary(result: Generation) -> str:
     )
 
 
-def acceptance_lines(result: Generation) -> Iterator[str]:
-    """For each drafted level, in how many of the steps a token of it was accepted."""
+def acceptance_lines(result: "Generation") -> Iterator[str]:
+    """Yield for each drafted level in how many of the steps a token of it was accepted."""
     lengths = result.accept_lengths
     for position in range(1, max(lengths, default=0) + 1):
         accepted = sum(length >= position for length in lengths)
         yield f"position {position:2}   {accepted / len(lengths):6.1%} of {len(lengths)} steps"
 
 
-def memory_lines(result: Generation) -> Iterator[str]:
-    """Bytes of each device, term by term."""
+def memory_lines(result: "Generation") -> Iterator[str]:
+    """Yield the bytes of each device, term by term: planned, and allocated."""
     for row in result.devices:
         for term, planned in row.planned_bytes.items():
             yield f"{row.device:12}{term:14}{planned:14} planned{row.measured_bytes[term]:14} made"
 
 
-def bench_lines(measured: Measured) -> Iterator[str]:
-    """Modes, then phases and parts of a step."""
+def device_lines(plan: Plan, started: list["Started"], first: int) -> Iterator[str]:
+    """Yield each rank's physical device, and its memory before and after loading; ``first``: rank of the first."""
+    for rank, start in enumerate(started, first):
+        device = plan.devices[rank].id
+        yield f"{device}: {start.device}, loaded in {start.load_s:.1f} s"
+        yield f"{device}: memory before: {_memory(start.before)}"
+        yield f"{device}: memory loaded: {_memory(start.loaded)}"
+
+
+def after_lines(plan: Plan, completions: list[Completion], first: int) -> Iterator[str]:
+    """Yield the memory of each rank's device after a request; ``first``: rank of the first completion."""
+    for rank, completion in enumerate(completions, first):
+        yield f"{plan.devices[rank].id}: memory after: {_memory(completion.memory)}"
+
+
+def _memory(reading: MemoryReading) -> str:
+    return (
+        f"{format_bytes(reading.free_bytes)} free of {format_bytes(reading.total_bytes)}, process "
+        f"{format_bytes(reading.process_bytes)}"
+    )
+
+
+def bench_lines(measured: "Measured") -> Iterator[str]:
+    """Yield a table of modes, then of each mode the phases and parts of a step."""
     yield f"{'':8}{'tokens/s':>10}{'prefill ms':>12}{'step ms':>10}{'acceptance':>12}"
     for mode in measured.modes:
         yield (

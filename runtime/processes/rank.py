@@ -1,7 +1,8 @@
 """One rank of a run: requests go in, steps are made until the output ends.
 
-Every rank learns the tokens from the step message and so comes to the same end by itself. Requests that are served
-together share forwards and messages and nothing else; those that have ended wait for the others.
+Every rank reads the tokens of a step from the step message, and so comes to the same end of the output by itself.
+Requests that are served together share forwards and messages and nothing else; those that have ended wait for the
+others.
 """
 
 import time
@@ -15,7 +16,6 @@ from typing import Self
 import torch
 from tokenizers import Tokenizer
 
-from plans import codec
 from plans.artifact import align
 from plans.schema import Plan
 from runtime.comm.groups import Comm, Rendezvous, connect, disconnect
@@ -27,16 +27,24 @@ from runtime.image.buffers import DTYPES, Memory
 from runtime.image.slots import Image, open_image
 from runtime.image.verify import check_images
 from runtime.model import ops
-from runtime.processes.machine import check_machine, threads_per_rank, torch_device
-from runtime.request import Completion, Piece, RankTimings, Request, check_batch, fingerprint
+from runtime.processes.machine import read_memory, threads_per_rank, torch_device
+from runtime.request import Completion, Events, Piece, RankTimings, Request, fingerprint
 from runtime.text import TOKENIZER_FILE, Output, load_tokenizer
 
 MEMORY_TERMS = ("weights", "draft_weights", "kv", "draft_kv", "buffers", "comm")
 """Terms of ``plans.schema.DeviceMemory``, without ``_bytes``."""
 
+Steps = Generator[list[tuple[list[int], Message]], None, None]
+"""New tokens and step message of each request, step by step; the first step is prefill, which gives one token."""
+
+
+def never() -> bool:
+    """Return False: nobody asks the output to stop."""
+    return False
+
 
 class Rank:
-    """One rank's share of a plan, ready to serve requests one after the other."""
+    """One rank's part of a plan, ready to serve requests one after the other."""
 
     @torch.inference_mode()
     def __init__(self, plan: Plan, directory: Path, image: Image, comm: Comm) -> None:
@@ -46,38 +54,37 @@ class Rank:
         self._device = torch_device(device)
         self.memory = Memory(plan, device.id, self._device)
         self._stepper = Stepper(plan, image, self.memory, comm, self._device)
-        self._loaded: Tokenizer | None = None
+        self._tokenizer: Tokenizer | None = None
 
     @classmethod
     def open(
         cls,
-        directory: str | Path,
+        plan: Plan,
+        directory: Path,
         *,
         rank: int = 0,
         rendezvous: Rendezvous | None = None,
         progress: Progress | None = None,
         verify: bool = True,
     ) -> Self:
-        """One rank of the plan in a directory; a single-device plan needs no rendezvous.
+        """Open one rank of a plan in this process; a plan of one device needs no rendezvous.
 
         ``verify``: compare the image with its digest; its size and slot table are compared anyway.
-        Raises PlanError, RequestError, MachineError, ImageError or PeerError.
+        Raises RequestError, MachineError, ImageError or PeerError.
         """
-        directory, progress = Path(directory), progress or Progress()
-        plan = codec.load(directory)
+        progress = progress or Progress()
         if len(plan.devices) > 1 and rendezvous is None:
             raise RequestError(f"{directory}: the plan has {len(plan.devices)} devices: use `python -m runtime run`")
         device = plan.devices[rank]
-        check_machine(plan, device)
         torch.set_num_threads(threads_per_rank(plan, device))
-        place = torch_device(device)
-        if place.type == "cuda":
-            torch.cuda.set_device(place)
+        target = torch_device(device)
+        if target.type == "cuda":
+            torch.cuda.set_device(target)
         progress.begin("reading its image")
-        if place.type == "cpu":
+        if target.type == "cpu":
             ops.prepare(DTYPES[plan.options.dtype])
         record = check_images(plan, directory, verify=False, devices=[device.id])
-        image = open_image(plan, directory, device.id, place, record, verify=verify)
+        image = open_image(plan, directory, device.id, target, record, verify=verify)
         progress.begin("meeting the other ranks")
         comm = connect(plan, rank, rendezvous, progress)
         progress.begin("waiting")
@@ -98,106 +105,107 @@ class Rank:
     # ---- requests ----
 
     def generate(self, request: Request) -> Completion:
-        """Serve one request; every rank of the plan must be given the same one. Raises RequestError, PeerError."""
-        completion = None
-        for event in self.serve(request):
-            if isinstance(event, Completion):
-                completion = event
-        assert completion is not None, "serving ends with a completion"
+        """Serve one request; every rank of the plan must be sent the same one. Raises PeerError."""
+        with closing(self.serve_batch((request,))) as events:
+            *_, (completion,) = events
+        assert isinstance(completion, Completion), "serving ends with completions"
         return completion
 
-    def serve(self, request: Request, stopped: Callable[[], bool] = lambda: False) -> Iterator[Piece | Completion]:
-        """What each step adds to the output of a request, then all of it.
+    def serve_batch(self, requests: tuple[Request, ...], stopped: Callable[[], bool] = never) -> Events:
+        """Yield the output of requests that are served together, each as if alone; pieces of ended ones are empty.
 
-        ``stopped``: asked on every step whether anybody still reads; the output ends there when nobody does. Every rank
-        must be given the same request. Raises RequestError, PeerError.
+        The requests have been checked against the plan, and every rank must be sent the same ones. ``stopped`` is
+        called on every step: True ends the output there, because nobody reads it any more. Raises PeerError.
         """
-        with closing(self.serve_batch((request,), stopped)) as events:
-            for (event,) in events:
-                yield event
-
-    def serve_batch(
-        self, requests: tuple[Request, ...], stopped: Callable[[], bool] = lambda: False
-    ) -> Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]:
-        """The same of several requests that are served together, each as it would be alone; the pieces of those that
-        have ended are empty.
-        """
-        check_batch(self.plan, requests)
         requests = tuple(self._agreed(request) for request in requests)
         eos, first = self.plan.model.eos_token_ids, requests[0]
-        every = [_Served(request, Output(request, eos, self._tokenizer(request))) for request in requests]
+        served = [_Served(request, Output(request, eos, self._text_decoder(request))) for request in requests]
         timings = self._progress.timings = Timings(self._device) if first.timed else None
-        started = prefilled = time.perf_counter()
-        for step, made in enumerate(self._together(requests, stopped)):
-            if step == 0:
+        begin = prefilled = time.perf_counter()
+        for number, step in enumerate(self._steps(requests, stopped)):
+            if number == 0:
                 prefilled = time.perf_counter()
                 if timings is not None:
                     timings.clear()
-            pieces = []
-            for number, (served, (tokens, message)) in enumerate(zip(every, made, strict=True)):
-                running = not served.output.finished
-                pieces.append(served.take(tokens, message, drafted=step > 0 and self.drafts(first)))
-                if running and served.output.finished:
-                    self._stepper.end(number)
-            yield tuple(pieces)
-            if all(served.output.finished for served in every):
+            yield self._take(served, step, drafted=number > 0 and self.drafts(first))
+            if all(request.output.finished for request in served):
                 break
         self._progress.timings = None
         self._progress.begin("waiting")
-        measured = self.measured_bytes()
+        yield self._completions(served, begin, prefilled, timings)
+
+    def _take(
+        self, served: list["_Served"], step: list[tuple[list[int], Message]], *, drafted: bool
+    ) -> tuple[Piece, ...]:
+        """Return what a step adds to each output; end the sequences whose output ends with it."""
+        pieces = []
+        for sequence, (request, (tokens, message)) in enumerate(zip(served, step, strict=True)):
+            running = not request.output.finished
+            pieces.append(request.take(tokens, message, drafted=drafted))
+            if running and request.output.finished:
+                self._stepper.end(sequence)
+        return tuple(pieces)
+
+    def _completions(
+        self, served: list["_Served"], begin: float, prefilled: float, timings: Timings | None
+    ) -> tuple[Completion, ...]:
+        """Return the completions of ended outputs; ``begin``, ``prefilled``: times of the start and the first token."""
+        measured, memory = self.measured_bytes(), read_memory(self._device)
         spent = None if timings is None else RankTimings(parts=dict(timings.parts), groups=dict(timings.groups))
-        yield tuple(
-            served.completion(
+        return tuple(
+            Completion(
+                prompt_ids=request.request.prompt_ids,
+                tokens=tuple(request.output.tokens),
+                text=request.output.text,
+                finish=request.output.ended_by,
+                accept_lengths=tuple(request.accept_lengths),
                 reused=reused,
-                prefill_s=prefilled - started,
-                prefilled=prefilled,
-                measured=measured,
+                seed=None if request.request.sampling is None else request.request.sampling.seed,
+                prefill_s=prefilled - begin,
+                decode_s=request.ended - prefilled,
+                measured_bytes=measured,
+                memory=memory,
                 timings=spent,
             )
-            for served, reused in zip(every, self._stepper.reused, strict=False)
+            for request, reused in zip(served, self._stepper.reused, strict=False)
         )
 
     def drafts(self, request: Request) -> bool:
-        """Whether a request is decoded with the plan's draft."""
+        """Return True where a request is decoded with the plan's drafter."""
         return request.draft and self._stepper.drafts
 
-    def steps(
-        self, request: Request, stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[tuple[list[int], Message]]:
-        """The tokens of each step, without end, and the message they came with; the first is prefill's one token."""
-        with closing(self._together((request,), stopped)) as steps:
+    def steps(self, request: Request, stopped: Callable[[], bool] = never) -> Iterator[tuple[list[int], Message]]:
+        """Yield the new tokens and the step message of each step of one request, without end."""
+        with closing(self._steps((request,), stopped)) as steps:
             for (step,) in steps:
                 yield step
 
-    def _together(
-        self, requests: tuple[Request, ...], stopped: Callable[[], bool]
-    ) -> Generator[list[tuple[list[int], Message]], None, None]:
-        """The same of each of several requests."""
-        how = Decoding(
+    def _steps(self, requests: tuple[Request, ...], stopped: Callable[[], bool]) -> Steps:
+        decoding = Decoding(
             draft=requests[0].draft,
             samplings=tuple(request.sampling for request in requests),
             accept=requests[0].accept,
             reuse=requests[0].reuse,
             stopped=stopped,
         )
-        yield from self._stepper.steps([request.prompt_ids for request in requests], how)
+        yield from self._stepper.steps([request.prompt_ids for request in requests], decoding)
 
     @torch.inference_mode()
     def measured_bytes(self) -> tuple[dict[str, int], ...]:
-        """Bytes made on each device of the plan, term by term; every rank must ask."""
-        drafted = sum(align(slot.nbytes) for name, slot in self._image.slots.items() if name.startswith("draft."))
-        made = self.memory.measured()
-        mine = [self._image.nbytes - drafted, drafted, made["kv"], made["draft_kv"], made["buffers"], made["comm"]]
-        every = self._comm.world.all_gather(torch.tensor(mine, device=self._device))
+        """Return the bytes allocated on each device of the plan, by term; a collective: every rank must call it."""
+        drafter = sum(align(slot.nbytes) for name, slot in self._image.slots.items() if name.startswith("draft."))
+        terms = self.memory.measured()
+        own = [self._image.nbytes - drafter, drafter, terms["kv"], terms["draft_kv"], terms["buffers"], terms["comm"]]
+        every = self._comm.world.all_gather(torch.tensor(own, device=self._device))
         return tuple(dict(zip(MEMORY_TERMS, row, strict=True)) for row in every.tolist())
 
     def _agreed(self, request: Request) -> Request:
-        """The request with rank 0's seed; raise PeerError where another rank was given another one."""
+        """Return the request with rank 0's seed; raise PeerError where another rank was sent another request."""
         seed = 0 if request.sampling is None else request.sampling.seed
-        mine = torch.tensor([fingerprint(request), seed], device=self._device)
-        every: list[list[int]] = self._comm.world.all_gather(mine).tolist()
-        for rank, (found, _) in enumerate(every):
-            if found != every[0][0]:
+        own = torch.tensor([fingerprint(request), seed], device=self._device)
+        every: list[list[int]] = self._comm.world.all_gather(own).tolist()
+        for rank, (other, _) in enumerate(every):
+            if other != every[0][0]:
                 names = [device.id for device in self.plan.devices]
                 raise PeerError(
                     f"device {names[rank]} (rank {rank}) was given another request than {names[0]} (rank 0): "
@@ -207,59 +215,33 @@ class Rank:
             return request
         return replace(request, sampling=replace(request.sampling, seed=every[0][1]))
 
-    # ---- what a rank has ----
-
-    def _tokenizer(self, request: Request) -> Tokenizer | None:
-        """Rank 0 makes text where it can; where text decides the end, every rank must."""
+    def _text_decoder(self, request: Request) -> Tokenizer | None:
+        """Return the tokenizer where this rank needs text: rank 0 for the output, every rank for stop strings."""
         if not request.stop and (self._comm.rank or not (self._directory / TOKENIZER_FILE).is_file()):
             return None
-        if self._loaded is None:
-            self._loaded = load_tokenizer(self._directory)
-        return self._loaded
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._directory)
+        return self._tokenizer
 
 
 class _Served:
-    """A request that is being served."""
+    """A request that is being served: its output, and the accepted length of each step."""
 
     def __init__(self, request: Request, output: Output) -> None:
         self.request, self.output = request, output
-        self._accepts: list[int] = []
-        self._ended = 0.0
+        self.accept_lengths: list[int] = []
+        self.ended = 0.0
+        """Time at which the output ended."""
 
     def take(self, tokens: list[int], message: Message, *, drafted: bool) -> Piece:
-        """What a step adds to the output; nothing once that has ended."""
+        """Add a step to the output and return what it adds: nothing once the output has ended."""
         if self.output.finished:
             return Piece()
         if drafted:
-            self._accepts.append(message.accepted)
+            self.accept_lengths.append(message.accepted)
         kept = self.output.take(tokens)
         if message.stopped:
             self.output.cancel()
         if self.output.finish is not None:
-            self._ended = time.perf_counter()
+            self.ended = time.perf_counter()
         return Piece(self.output.piece(), tuple(kept))
-
-    def completion(
-        self,
-        *,
-        reused: int,
-        prefill_s: float,
-        prefilled: float,
-        measured: tuple[dict[str, int], ...],
-        timings: RankTimings | None,
-    ) -> Completion:
-        """All of the output, which has ended; ``prefilled``: when its first token was there."""
-        sampling = self.request.sampling
-        return Completion(
-            prompt_ids=self.request.prompt_ids,
-            tokens=tuple(self.output.tokens),
-            text=self.output.text,
-            finish=self.output.ended_by,
-            accept_lengths=tuple(self._accepts),
-            reused=reused,
-            seed=None if sampling is None else sampling.seed,
-            prefill_s=prefill_s,
-            decode_s=self._ended - prefilled,
-            measured_bytes=measured,
-            timings=timings,
-        )

@@ -1,14 +1,15 @@
-"""How long the threads of a process keep their cores while they wait for each other."""
+"""Spin time of OpenMP threads: how long a thread that waits for the others of its process keeps its core busy."""
 
 import os
 
 SPINS = 3000
-"""A tenth of a millisecond or less: longer than from one kernel to the next, and much shorter than the turn of another
-program that has the core of a thread which is waited for. Left to itself libgomp spins a hundred times as long: where
-something else runs on the machine too, decoding a small model on a CPU took two to four times as long as with this."""
+"""Iterations of libgomp's wait loop, a tenth of a millisecond or less: longer than the gap between two kernels, and
+much shorter than the time slice of another program that holds the core of a thread which is waited for. libgomp's own
+default is a hundred times as long; with it, decoding a small model on a CPU beside other programs took two to four
+times as long."""
 
 
-def wait_briefly() -> None:
-    """To be called before torch is imported, whose libgomp looks once; what the user has set stays."""
+def limit_spinning() -> None:
+    """Set GOMP_SPINCOUNT, unless the user has set it or OMP_WAIT_POLICY; to be called before torch is imported."""
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)

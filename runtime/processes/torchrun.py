@@ -1,4 +1,4 @@
-"""What torchrun told the process that it started, and the way to the others."""
+"""Environment of a process that torchrun started: its rank, and the address of the run's store."""
 
 import socket
 from collections.abc import Mapping
@@ -12,18 +12,20 @@ from runtime.errors import MachineError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Torchrun:
-    """What torchrun told this process: which rank is its own, of how many, and where the store is."""
+    """Rank of this process among those that torchrun started, and where their key-value store is."""
 
     rank: int
     world: int
+    """Number of processes."""
     host: str
+    """Address of the store."""
     port: int
     serves: bool
-    """The store is this process's matter, since torchrun has none: then the process of rank 0 has it."""
+    """True where this process must run the store: torchrun has none of its own, and this is rank 0."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self | None:
-        """As the environment has it; None where torchrun did not start this process. Raises MachineError."""
+        """Read the environment; return None where torchrun did not start this process. Raises MachineError."""
         if "RANK" not in environment or "WORLD_SIZE" not in environment:
             return None
         try:
@@ -42,14 +44,14 @@ class Torchrun:
 
 
 def interface_towards(address: str) -> str | None:
-    """The network interface through which this host reaches another one, or itself; None where none is known.
+    """Return the network interface through which this host reaches an address; None where there is no route.
 
-    gloo would take the one that the host's name resolves to, which need not be that of the network between the hosts.
+    gloo would take the interface that the host's name resolves to, which need not be the network between the hosts.
     """
     try:
         family, _, _, _, target = socket.getaddrinfo(address, 1, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(target)  # sends nothing
+            probe.connect(target)  # a datagram socket sends nothing here, but has its own address now
             own = probe.getsockname()[0]
     except OSError:
         return None

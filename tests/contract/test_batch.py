@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from plans import codec
 from plans.schema import Plan, Run
 from runtime.cli import commands
 from runtime.engine import Engine
@@ -66,7 +67,7 @@ def test_an_end_of_sequence_ends_one_and_not_the_others(checkpoints: Checkpoints
     plan = batched(checkpoints, "eagle")
     directory = compiled(tmp_path / "plan", plan, checkpoints, "eagle")
     one = Request(prompt_ids=(1,), max_new_tokens=24, draft=True, ignore_eos=False, stop=())
-    with Rank.open(directory) as rank:
+    with Rank.open(codec.load(directory), directory) as rank:
         rank.plan = replace(plan, model=replace(plan.model, eos_token_ids=(eos,)))
         *_, found = rank.serve_batch(tuple(replace(one, prompt_ids=prompt) for prompt in PROMPTS[:3]))
     for tokens, generation in zip(expected, found, strict=True):

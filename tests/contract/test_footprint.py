@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.families import load_draft
+from plans import codec
 from plans.schema import Plan, Tree
 from runtime.processes.rank import Rank
 from runtime.request import Piece, Request
@@ -96,7 +97,7 @@ def test_every_step_does_the_same_and_is_read_once(
         for number, sampling in enumerate(samplings)
     )  # fmt: skip
     seen, lengths = set(), set()
-    with Rank.open(directory) as rank:
+    with Rank.open(codec.load(directory), directory) as rank:
         steps = rank.serve_batch(requests)
         next(steps)
         for _ in range(24):
@@ -128,7 +129,7 @@ def test_a_head_that_never_agrees_changes_nothing(checkpoints: Checkpoints, tmp_
     prompt = (5, 17, 33, 2, 60)
     plan = planned(checkpoints, "random", 256, load_draft(tmp_path / "head", checkpoints.base))
     directory = compiled(tmp_path / "plan", plan, checkpoints, "random")
-    with Rank.open(directory) as rank:
+    with Rank.open(codec.load(directory), directory) as rank:
         done = rank.generate(Request(prompt_ids=prompt, max_new_tokens=120, draft=True, ignore_eos=True, stop=()))
     assert list(done.tokens) == checkpoints.greedy(prompt, 120)
     assert sum(done.accept_lengths) < len(done.accept_lengths) / 2, "a head of noise should seldom agree"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from planner.request import STATIC_PATHS
+from plans import codec
 from plans.check_inputs import static_tree
 from plans.schema import Plan
 from plans.schema import Tree as PlanTree
@@ -72,7 +73,7 @@ def test_trees_and_accepted_lengths_are_those_of_eagle(
     head, steps, deepest = ReferenceHead(checkpoints.heads[kind], checkpoints.model), 0, set()
     for number, tree in enumerate(trees):
         directory = compiled(tmp_path / str(number), whole_plan(checkpoints, kind, tree), checkpoints, kind)
-        with Rank.open(directory) as engine:
+        with Rank.open(codec.load(directory), directory) as engine:
             for prompt in PROMPTS[: 1 if tree.total_token > 50 else 2]:
                 lengths = compare(engine, checkpoints, head, prompt, tree)
                 steps += len(lengths)
@@ -105,7 +106,7 @@ def test_one_device_gives_the_tokens_of_transformers(
     kind: str | None, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     directory = compiled(tmp_path / "plan", whole_plan(checkpoints, kind), checkpoints, kind)
-    with Rank.open(directory) as engine:
+    with Rank.open(codec.load(directory), directory) as engine:
         for prompt in PROMPTS:
             count = CONTEXT - len(prompt)
             greedy = checkpoints.greedy(prompt, count)
@@ -120,7 +121,7 @@ def test_output_ends_at_eos_and_at_the_count_inside_an_accepted_block(checkpoint
     prompt = PROMPTS[1]
     greedy = checkpoints.greedy(prompt, 60)
     directory = compiled(tmp_path / "plan", plan, checkpoints, "eagle3")
-    with Rank.open(directory) as engine:
+    with Rank.open(codec.load(directory), directory) as engine:
         lengths = engine.generate(ask(prompt, 60)).accept_lengths
         for count in range(1, 24):
             assert list(engine.generate(ask(prompt, count)).tokens) == greedy[:count]

@@ -18,7 +18,7 @@ import pytest
 from plans import codec
 from plans.schema import Plan
 from runtime.cli import main
-from runtime.commands import run
+from runtime.commands import prompts
 from runtime.engine import Engine
 from tests.runtime.small import CONTEXT, compiled_plan, write_tokenizer
 
@@ -197,7 +197,7 @@ def test_what_is_piped_is_the_prompt_and_a_silent_pipe_is_refused(
         threading.Timer(late_s, lambda end=writing: (os.write(end, b"bc"), os.close(end))).start()
         with os.fdopen(reading) as stdin:
             assert json.loads(command(*asked, stdin=stdin).out)["prompt_ids"] == [1, 2]
-    monkeypatch.setattr(run, "SILENCE_S", 1)
+    monkeypatch.setattr(prompts, "SILENCE_S", 1)
     reading, writing = os.pipe()
     with os.fdopen(reading) as stdin:
         done = command(*asked, stdin=stdin)
@@ -218,7 +218,7 @@ def test_what_is_piped_and_is_no_text_is_refused(data: bytes, one_dir: Path, com
 
 
 def test_an_output_that_cannot_be_written_ends_the_run(one_dir: Path) -> None:
-    command = [sys.executable, "-m", "runtime", "run", str(one_dir), "--prompt-ids", "1", "--max-new-tokens", "9"]
+    command = [sys.executable, "-m", "runtime", "run", str(one_dir), "--prompt-ids", "1", "-q", "--max-new-tokens", "9"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")

@@ -18,8 +18,8 @@ from plans.schema import Plan
 from runtime import Engine
 from runtime.comm.progress import Phase, Progress
 from runtime.errors import ImageDamaged, MachineError, PeerError
-from runtime.processes.launch import open_rank
 from runtime.processes.machine import check_machine
+from runtime.processes.rank_process import open_rank
 from runtime.request import Request
 from tests.runtime.small import compiled_plan
 
@@ -89,7 +89,7 @@ def test_no_rank_outlives_its_parent(
 
 def test_a_rank_counts_gpus_as_a_plan_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
-    directory, _ = compiled_plan(tmp_path)
+    directory, plan = compiled_plan(tmp_path)
     orders: list[str] = []
 
     class Watched(Progress):
@@ -97,7 +97,7 @@ def test_a_rank_counts_gpus_as_a_plan_does(tmp_path: Path, monkeypatch: pytest.M
             orders.append(os.environ["CUDA_DEVICE_ORDER"])
             super().begin(phase)
 
-    open_rank(directory, 0, None, Watched())
+    open_rank(plan, directory, 0, None, Watched())
     assert set(orders) == {"PCI_BUS_ID"}, "from before an image is read"
 
 

@@ -45,7 +45,7 @@ def test_refused_before_prefill(change: dict[str, object], message: str, plan_di
 
 
 def test_context_may_be_used_up_exactly_and_requests_do_not_disturb_each_other(plan_dir: tuple[Path, Plan]) -> None:
-    with Rank.open(plan_dir[0]) as engine:
+    with Rank.open(plan_dir[1], plan_dir[0]) as engine:
         full = dataclasses.replace(REQUEST, max_new_tokens=CONTEXT - 3)
         first = engine.generate(full)
         assert len(first.tokens) == CONTEXT - 3

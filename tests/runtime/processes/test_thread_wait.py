@@ -1,29 +1,34 @@
-"""What libgomp says that it has read."""
+"""Spin count as libgomp reports that it has read it."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from runtime.processes.thread_wait import SPINS
+from tests.runtime.small import compiled_plan
+
+RUN = ("-m", "runtime", "run", "{}", "--prompt-ids", "1", "--max-new-tokens", "1")
 
 
 @pytest.mark.parametrize(
     ("arguments", "users", "spins"),
     [
         (("-c", "from runtime import Engine"), {}, SPINS),
-        (("-m", "runtime", "run", "--help"), {}, SPINS),
-        (("-m", "runtime", "run", "--help"), {"GOMP_SPINCOUNT": "77"}, 77),
+        (RUN, {}, SPINS),
+        (RUN, {"GOMP_SPINCOUNT": "77"}, 77),
         (("-c", "from runtime import Engine"), {"OMP_WAIT_POLICY": "passive"}, 0),
     ],
 )
 def test_threads_wait_briefly_unless_the_user_wants_otherwise(
-    arguments: tuple[str, ...], users: dict[str, str], spins: int
+    arguments: tuple[str, ...], users: dict[str, str], spins: int, tmp_path: Path
 ) -> None:
+    directory, _ = compiled_plan(tmp_path)
     kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run(
-        [sys.executable, *arguments], env=kept | users | {"OMP_DISPLAY_ENV": "verbose"},
-        capture_output=True, text=True, check=True,
+        [sys.executable, *(argument.format(directory) for argument in arguments)],
+        env=kept | users | {"OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from plans.schema import Plan
 from runtime.commands import report
-from runtime.commands.bench import Bench, Mode, measure
+from runtime.commands.step_times import Bench, Mode, measure
 from runtime.engine import Engine
 from runtime.errors import RequestError
 from tests.runtime.small import compiled_plan

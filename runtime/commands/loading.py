@@ -1,0 +1,84 @@
+"""Loading of the engine for a command, and the line on stderr that says what it is doing until the output begins."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from plans.schema import Plan
+from runtime.commands.options import load_module
+from runtime.processes.torchrun import Torchrun
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+
+QUIET_S = 1.0
+"""Seconds before the first line where stderr is no terminal: a command that is fast prints none."""
+
+
+class Status:
+    """Current phase of a command: one line on a terminal, which goes away, elsewhere a line for each later phase.
+
+    It needs no thread, so that processes can be forked meanwhile.
+    """
+
+    def __init__(self, console: Console | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """``console``: where stderr goes; None shows nothing."""
+        self._console, self._clock = console, clock
+        self._begin = clock()
+        self._shown = False
+        self._live: Live | None = None
+        if console is not None and console.is_terminal:
+            self._live = Live(console=console, transient=True, auto_refresh=False)
+            self._live.start()
+
+    def __call__(self, phase: str) -> None:
+        """Show that a phase begins."""
+        if self._live is not None:
+            self._live.update(Text(f"{phase} ..."), refresh=True)
+        elif self._clock() - self._begin >= QUIET_S:
+            self._line(f"{phase} ...")
+
+    def end(self, result: str) -> None:
+        """Show no more; where lines were shown, ``result`` is the last one."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._shown:
+            self._line(f"{result} in {self._clock() - self._begin:.1f} s")
+        self._shown, self._console = False, None
+
+    def _line(self, text: str) -> None:
+        if self._console is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._shown = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def stderr_status(*, quiet: bool, torchrun: Torchrun | None) -> Status:
+    """Return the status of a command on stderr; of the processes of torchrun only rank 0 shows one."""
+    shown = not quiet and (torchrun is None or torchrun.rank == 0)
+    return Status(Console(stderr=True) if shown else None)
+
+
+def load_engine(
+    plan: Plan, directory: Path, status: Status, *, torchrun: Torchrun | None = None, verify: bool = True
+) -> "Engine":
+    """Import torch and load a plan that was read from a directory, showing each phase."""
+    status("loading torch")
+    engine: Any = load_module("runtime.engine").Engine
+    loaded: Engine = engine.load(plan, directory, torchrun=torchrun, method="fork", verify=verify, report=status)
+    return loaded

@@ -1,0 +1,174 @@
+"""Times of a plan's steps: prefill, plain and EAGLE decoding, by phase and by part, beside the prediction.
+
+A part's time is that of the slowest of its devices, with the all-reduces among them and without the wait for other
+parts, as the plan predicts it. The phases add up to the step: ``verify`` is embedding, stages and lm_head one after the
+other, ``collectives`` is the rest: hops from part to part, messages, and waking up for them.
+"""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from plans.schema import Plan
+from runtime.request import Completion, RankTimings, Request, check_request
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench:
+    """Requests to be timed."""
+
+    prompt_tokens: int
+    max_new_tokens: int
+    repeats: int
+    accept: int | None
+    """Drafted tokens that every step of EAGLE decoding accepts; None: those that agree."""
+
+    def requests(self, plan: Plan) -> dict[str, Request]:
+        """Return a request for each mode, plain and eagle; raise RequestError where the plan cannot serve them."""
+        ids = tuple(1 + number * 7 % (plan.model.vocab_size - 1) for number in range(self.prompt_tokens))
+        modes = {"plain": False, **({"eagle": True} if plan.draft else {})}
+        requests = {
+            mode: Request(
+                prompt_ids=ids,
+                max_new_tokens=self.max_new_tokens,
+                draft=draft,
+                ignore_eos=True,
+                stop=(),
+                accept=self.accept if draft else None,
+                timed=True,
+            )
+            for mode, draft in modes.items()
+        }
+        if self.accept is not None and plan.draft is None:
+            check_request(plan, Request(prompt_ids=ids, max_new_tokens=1, draft=True, ignore_eos=True, stop=(),
+                                        accept=self.accept))  # fmt: skip
+        for request in requests.values():
+            check_request(plan, request)
+        return requests
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One phase or part of a step."""
+
+    name: str
+    measured_ns: int
+    predicted_ns: int | None
+    """None: the plan has no prediction, or not for this mode."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mode:
+    """Times of plain or EAGLE decoding: medians over the repeats."""
+
+    name: str
+    tokens_per_s: float
+    prefill_s: float
+    step_s: float
+    acceptance_length: float
+    phases: tuple[Row, ...]
+    """Rows draft, verify, commit, collectives, and the step that they add up to."""
+    parts: tuple[Row, ...]
+    """Rows embed, each stage, head, draft, commit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """Times of a plan."""
+
+    plan_digest: str
+    load_s: float
+    accept: int | None
+    modes: tuple[Mode, ...]
+
+
+def measure(engine: "Engine", bench: Bench) -> Measured:
+    """Time a plan; the modes take turns, so that other load on the machine disturbs both alike."""
+    requests = bench.requests(engine.plan)
+    runs: dict[str, list[list[Completion]]] = {mode: [] for mode in requests}
+    digest = ""
+    for number in range(bench.repeats + 1):
+        for mode, request in requests.items():
+            digest = engine.serve(request).finished().plan_digest
+            if number:  # the first one warms up
+                runs[mode].append(engine.completions)
+    modes = tuple(_mode(engine.plan, mode, completions) for mode, completions in runs.items())
+    return Measured(plan_digest=digest, load_s=engine.load_s, accept=bench.accept, modes=modes)
+
+
+def _mode(plan: Plan, name: str, runs: list[list[Completion]]) -> Mode:
+    firsts = [ranks[0] for ranks in runs]
+    steps = [_steps(first) for first in firsts]
+    step_s = statistics.median(first.decode_s / count for first, count in zip(firsts, steps, strict=True))
+    parts = {
+        part: _median(
+            max(_timings(rank).parts.get(part, 0) for rank in ranks) // count
+            for ranks, count in zip(runs, steps, strict=True)
+        )
+        for part in _parts(plan, drafted=name == "eagle")
+    }
+    return Mode(
+        name=name,
+        tokens_per_s=statistics.median(first.tokens_per_s for first in firsts),
+        prefill_s=statistics.median(first.prefill_s for first in firsts),
+        step_s=step_s,
+        acceptance_length=statistics.median(first.acceptance_length for first in firsts),
+        phases=tuple(_phases(plan, name, round(step_s * 1e9), parts)),
+        parts=tuple(
+            Row(name=part, measured_ns=ns, predicted_ns=_predicted(plan, part, name)) for part, ns in parts.items()
+        ),
+    )
+
+
+def _phases(plan: Plan, mode: str, step_ns: int, parts: dict[str, int]) -> Iterator[Row]:
+    own = ("draft", "commit")
+    verify = [part for part in parts if part not in own]
+    as_planned = (mode == "eagle") == (plan.draft is not None)
+    whole = plan.proof.objective_ns if as_planned else None
+    predicted = {part: _predicted(plan, part, mode) or 0 for part in parts} if as_planned else None
+    yield Row(name="draft", measured_ns=parts.get("draft", 0), predicted_ns=_predicted(plan, "draft", mode))
+    yield Row(
+        name="verify",
+        measured_ns=sum(parts[part] for part in verify),
+        predicted_ns=None if predicted is None else sum(predicted[part] for part in verify),
+    )
+    yield Row(name="commit", measured_ns=parts["commit"], predicted_ns=None)
+    yield Row(
+        name="collectives",
+        measured_ns=max(0, step_ns - sum(parts.values())),
+        predicted_ns=None if predicted is None or whole is None else max(0, whole - sum(predicted.values())),
+    )
+    yield Row(name="step", measured_ns=step_ns, predicted_ns=whole)
+
+
+def _parts(plan: Plan, *, drafted: bool) -> list[str]:
+    stages = [f"stages[{number}]" for number in range(len(plan.stages))]
+    return ["embed", *stages, "head", *(["draft"] if drafted else []), "commit"]
+
+
+def _predicted(plan: Plan, part: str, mode: str) -> int | None:
+    """Return the predicted time of a part in ns; None for the mode that was not planned (plain, with a drafter)."""
+    if (mode == "eagle") != (plan.draft is not None):
+        return None
+    placed = {"embed": plan.embed.predicted_ns, "head": plan.head.predicted_ns}
+    placed |= {f"stages[{number}]": stage.predicted_ns for number, stage in enumerate(plan.stages)}
+    if plan.draft_placement is not None:
+        placed["draft"] = plan.draft_placement.predicted_ns
+    return placed.get(part)
+
+
+def _timings(completion: Completion) -> RankTimings:
+    assert completion.timings is not None, "the requests of a bench are timed"
+    return completion.timings
+
+
+def _steps(completion: Completion) -> int:
+    return max(1, len(completion.accept_lengths) or len(completion.tokens) - 1)
+
+
+def _median(values: Iterator[int]) -> int:
+    return round(statistics.median(values))

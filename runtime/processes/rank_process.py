@@ -1,0 +1,157 @@
+"""Code of a rank process: opens its rank, tells the parent, and serves requests until the parent ends it.
+
+parent ── requests ──► rank r      pipe
+       ◄── Started, pieces (rank 0 only), completions, or a Failure
+"""
+
+import ctypes
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+from plans.schema import Plan
+from runtime.comm.groups import Rendezvous
+from runtime.comm.progress import Progress, Status
+from runtime.errors import PeerError, RuntimeRefusal
+from runtime.processes.machine import check_machine, device_name, read_memory, torch_device
+from runtime.processes.rank import Rank
+from runtime.request import Completion, MemoryReading, Piece
+
+PR_SET_PDEATHSIG = 1
+"""Option of Linux' prctl(2): the signal that a process gets when the thread that started it ends."""
+
+Starter = Literal["server", "main thread", "thread"]
+"""Parent of a rank process for the system: a fork server, or a thread of the parent, which may end before others."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """A rank that is ready."""
+
+    load_s: float
+    device: str
+    """Name of the physical device."""
+    before: MemoryReading
+    """Memory before the image is read."""
+    loaded: MemoryReading
+    """Memory with weights, caches and buffers."""
+
+
+Event = Started | tuple[Piece, ...] | tuple[Completion, ...]
+"""Output of a rank, in order: Started; then for each batch of requests the pieces of each step and the completions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Reason for the end of a rank: the refusal that it raised, or the traceback of a bug."""
+
+    refusal: RuntimeRefusal | None
+    crash: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankArguments:
+    """Arguments of a rank process."""
+
+    plan: Plan
+    directory: Path
+    rank: int
+    rendezvous: Rendezvous
+    verify: bool
+    """True: compare the image with its digest."""
+    starter: Starter
+    pipe: Connection
+    """Requests in, events out."""
+    status: Status
+    """Progress of the rank, in memory that the parent shares."""
+    stopped: Any
+    """Shared integer: not 0 asks the ranks to end the output with the current step."""
+
+
+def open_rank(
+    plan: Plan, directory: Path, rank: int, rendezvous: Rendezvous | None, progress: Progress, *, verify: bool = True
+) -> tuple[Rank, Started]:
+    """Open a rank in this process; return it with its load time and memory.
+
+    Raises RequestError, MachineError, ImageError or PeerError.
+    """
+    # a plan counts a host's GPUs as nvidia-smi lists them; CUDA, not yet initialised, would put the fastest first
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    device = plan.devices[rank]
+    begin = time.perf_counter()
+    check_machine(plan, device)
+    before = read_memory(torch_device(device))
+    opened = Rank.open(plan, directory, rank=rank, rendezvous=rendezvous, progress=progress, verify=verify)
+    loaded, load_s = read_memory(torch_device(device)), time.perf_counter() - begin
+    return opened, Started(load_s=load_s, device=device_name(device), before=before, loaded=loaded)
+
+
+def completions(event: Event) -> tuple[Completion, ...]:
+    """Return the completions of an event that ends what was served; of any other event none."""
+    return tuple(output for output in event if isinstance(output, Completion)) if isinstance(event, tuple) else ()
+
+
+def receive(pipe: Connection) -> Any:
+    """Return the next message of a pipe; None when no more will come."""
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return None
+
+
+def run_rank(arguments: RankArguments) -> None:
+    """Entry point of a rank process: leaves SIGINT to the parent, and exits when the parent dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if arguments.starter != "thread" and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # reaches a process that is stopped, too
+    server = os.getppid() if arguments.starter == "server" else None
+    threading.Thread(target=_follow_parent, args=(server,), daemon=True).start()
+    if arguments.rendezvous.file is not None:
+        # one host: the ranks meet on loopback, whatever the host's name resolves to
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    try:
+        _serve(arguments)
+    except RuntimeRefusal as refusal:
+        arguments.pipe.send(Failure(refusal=refusal, crash=""))
+        raise SystemExit(refusal.exit_code) from refusal
+    except Exception:  # whatever it is, the parent must learn of it; the process ends here
+        arguments.pipe.send(Failure(refusal=None, crash=traceback.format_exc()))
+        raise SystemExit(1) from None
+
+
+def _serve(arguments: RankArguments) -> None:
+    """Serve requests until the pipe ends; only rank 0 sends pieces."""
+    pipe, stopped = arguments.pipe, arguments.stopped
+    rank, started = open_rank(
+        arguments.plan, arguments.directory, arguments.rank, arguments.rendezvous, Progress(arguments.status),
+        verify=arguments.verify,
+    )  # fmt: skip
+    with rank:
+        pipe.send(started)
+        while (requests := receive(pipe)) is not None:
+            for event in rank.serve_batch(requests, lambda: bool(stopped.value)):
+                if arguments.rank == 0 or completions(event):
+                    pipe.send(event)
+
+
+def _follow_parent(server: int | None) -> None:
+    """Exit when the parent dies.
+
+    Its fork server goes first: it would stay for a rank that is stopped, and takes such a rank along.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    if server is not None and os.getppid() == server:
+        os.kill(server, signal.SIGKILL)
+    os._exit(PeerError.exit_code)

@@ -1,0 +1,44 @@
+"""Counts of requests: how many the ranks were asked to serve, and how many each has finished."""
+
+import threading
+from collections.abc import Iterable
+
+
+class Requests:
+    """Request counts of the ranks of this process; the caller's thread and the supervisor's thread share them.
+
+    Every access takes the lock, so that a count is never seen half-way between the two threads.
+    """
+
+    def __init__(self, ranks: Iterable[int]) -> None:
+        self._lock = threading.Lock()
+        self._asked = 0
+        self._finished = dict.fromkeys(ranks, 0)
+        self._unread: set[int] = set()
+
+    def ask(self) -> None:
+        """Count one more request to every rank (caller)."""
+        with self._lock:
+            self._asked += 1
+            self._unread = set(self._finished)
+
+    def finish(self, rank: int) -> None:
+        """Count a completion that arrived from a rank (supervisor)."""
+        with self._lock:
+            self._finished[rank] += 1
+
+    def read(self, rank: int) -> None:
+        """Note that the caller has taken a rank's completion from the queue (caller)."""
+        with self._lock:
+            self._unread.discard(rank)
+
+    @property
+    def open(self) -> bool:
+        """True until the caller has read the completion of every rank."""
+        with self._lock:
+            return bool(self._unread)
+
+    def counts(self, rank: int) -> tuple[int, int]:
+        """Return how many requests a rank was asked to serve, and how many it has finished."""
+        with self._lock:
+            return self._asked, self._finished[rank]
