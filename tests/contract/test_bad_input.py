@@ -340,11 +340,6 @@ CHECKPOINTS: dict[str, tuple[Callable[[Bench], object], str, str]] = {
         "CheckpointError",
         "{root}/base/config.json",
     ),
-    "base without weights": (
-        lambda bench: (bench.base / "model.safetensors").unlink(),
-        "InputError",
-        "{root}/base/config.json: has a config and no tensors",
-    ),
     "no checkpoint": (
         lambda bench: shutil.rmtree(bench.base),
         "CheckpointError",
@@ -359,6 +354,15 @@ def test_checkpoints(bench: Bench, name: str) -> None:
     change(bench)
     refused(bench, bench.arguments(), error=error, exit_code=2, message=message)
     assert not (bench.root / "mark").exists()
+
+
+def test_a_base_without_weights_is_only_planned(bench: Bench) -> None:
+    (bench.base / "model.safetensors").unlink()
+    result = CliRunner().invoke(planner_main, bench.arguments())
+    assert result.exit_code == 0, result.stderr
+    assert f"{bench.out}: only planned: " in result.stderr
+    assert not list(bench.out.glob("*.safetensors"))
+    assert codec.load(bench.out).model.num_layers == 8
 
 
 def test_models_in_each_others_place(bench: Bench) -> None:
