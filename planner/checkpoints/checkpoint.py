@@ -1,6 +1,14 @@
-"""Checkpoints: ``config.json``, the index and the headers of its files, never the bytes of a tensor."""
+"""Read a checkpoint: ``config.json``, the index and the headers of its files, never the bytes of a tensor.
+
+    config.json ─────────────────────────────────────────────────► config
+    model.safetensors, or model.safetensors.index.json + shards ─► tensors: position of each one's bytes
+    pytorch_model.bin (EAGLE heads only) ─ another process ──────► the same, of the file that it would be converted to
+
+Everything that a file claims is checked; what is wrong raises CheckpointError (exit code 2).
+"""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -15,11 +23,14 @@ from plans import strict_json
 from plans.strict_json import JsonError
 
 MAX_CONFIG_BYTES = 12 << 20
+"""Largest ``config.json`` or index that is read."""
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
 _SHARD = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
+_SOURCES = Path(__file__).resolve().parents[2]
+"""Directory of the packages ``planner`` and ``plans``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,33 +38,36 @@ class Checkpoint:
     """A config and, unless it is a bare ``config.json``, the table of its tensors."""
 
     directory: Path
-    """Of the tensor files; for a converted pickle, that of the pickle."""
+    """Directory of the tensor files; of a converted pickle, that of the pickle."""
     config_file: Path
     config: dict[str, Any]
     config_bytes: bytes
+    """Content of ``config_file``."""
     tensors: dict[str, TensorInfo] | None
-    """None for a bare config: a file, or a directory without weights."""
+    """Tensors by name; None for a bare config: a file, or a directory without weights."""
     files: dict[str, TensorFile]
-    """The files that hold the tensors, by the name that a tensor gives its file."""
+    """Files of the tensors, by ``TensorInfo.file``."""
 
 
 def read_checkpoint(path: Path, *, pickles: bool = False) -> Checkpoint:
-    """Read a checkpoint directory, or a bare config file.
+    """Read a checkpoint directory, or a bare config file; raise CheckpointError.
 
-    ``pickles``: whether the tensors may be in one ``pytorch_model.bin``, as those of EAGLE heads are.
+    ``pickles``: accept tensors in one ``pytorch_model.bin``, in which many EAGLE heads are published.
     """
     if path.is_dir():
         config_file = path / "config.json"
     elif path.suffix == ".json":
         config_file = path
     else:
-        found = "a file" if path.exists() else "nothing"
-        raise CheckpointError(f"{path}: found {found}, expected a checkpoint's directory or its config.json")
+        kind = "a file" if path.exists() else "nothing"
+        raise CheckpointError(f"{path}: found {kind}, expected a checkpoint's directory or its config.json")
     config_bytes = _read_small(config_file)
     config = _parse_json(config_bytes, config_file)
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_file}: expected a JSON object")
-    tables = _read_tables(path) or _read_pickle(path, pickles) if path.is_dir() else None
+    tables = None
+    if path.is_dir():
+        tables = _read_tables(path) or _read_pickle(path, pickles)
     return Checkpoint(
         directory=path if path.is_dir() else path.parent,
         config_file=config_file,
@@ -64,11 +78,10 @@ def read_checkpoint(path: Path, *, pickles: bool = False) -> Checkpoint:
     )
 
 
-# Files
-
+# ---- safetensors files ----
 
 _Tables = tuple[dict[str, TensorInfo], dict[str, TensorFile]]
-"""The tensors by name, and their files by theirs."""
+"""Tensors by name, and files by ``TensorInfo.file``."""
 
 
 def _read_small(file: Path) -> bytes:
@@ -91,6 +104,7 @@ def _parse_json(content: bytes, file: Path) -> Any:
 
 
 def _read_tables(directory: Path) -> _Tables | None:
+    """Read the headers of a directory's safetensors files; None if it has none."""
     single, index = directory / SINGLE, directory / INDEX
     if single.exists() and index.exists():
         raise CheckpointError(f"{directory}: found both {SINGLE} and {INDEX}, expected one of them: remove the other")
@@ -133,9 +147,9 @@ def _read_index(index: Path) -> _Tables:
 
 
 def _refuse_surplus(index: Path, names: list[str]) -> None:
-    """A shard beside the index that it does not name is of another checkpoint, or the index is."""
-    found = sorted(file.name for file in index.parent.glob("*.safetensors") if _SHARD.fullmatch(file.name))
-    if surplus := [name for name in found if name not in names]:
+    """Raise CheckpointError for a shard that the index does not name: one of the two is of another checkpoint."""
+    shards = sorted(file.name for file in index.parent.glob("*.safetensors") if _SHARD.fullmatch(file.name))
+    if surplus := [name for name in shards if name not in names]:
         raise CheckpointError(
             f"{index}: weight_map: does not name {', '.join(surplus)}, which {'is' if len(surplus) == 1 else 'are'} "
             "beside it: take away what is of another checkpoint"
@@ -143,7 +157,10 @@ def _refuse_surplus(index: Path, names: list[str]) -> None:
 
 
 def _inside(index: Path, name: str) -> Path:
-    """The file ``name`` beside the index; links may point into the directory, or into the blobs of a hub cache."""
+    """Return the path of a shard; raise CheckpointError if it, or the target of its link, is outside the checkpoint.
+
+    Links may point into the checkpoint's directory, or into the blobs of a Hugging Face cache.
+    """
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
         raise CheckpointError(
@@ -151,10 +168,10 @@ def _inside(index: Path, name: str) -> Path:
         )
     directory = index.parent.resolve()
     target = (directory / name).resolve()
-    homes = [directory]
+    allowed = [directory]
     if directory.parent.name == "snapshots":
-        homes.append(directory.parent.parent / "blobs")
-    if not any(target.is_relative_to(home) for home in homes):
+        allowed.append(directory.parent.parent / "blobs")
+    if not any(target.is_relative_to(parent) for parent in allowed):
         raise CheckpointError(
             f"{index}: weight_map: {name!r} is a link to {target}, outside the checkpoint's directory, "
             "expected a file in it"
@@ -162,16 +179,19 @@ def _inside(index: Path, name: str) -> Path:
     return index.parent / name
 
 
-# Pickles
+# ---- pickles ----
 
 
 def with_tensors(checkpoint: Checkpoint, cache: Path) -> Checkpoint:
-    """The checkpoint with its pickle, if it has one, as a safetensors file in a new directory ``cache``."""
+    """Return the checkpoint with its pickle, if it has one, converted to a safetensors file in a new directory.
+
+    ``cache``: the directory to make. Raises CheckpointError if the pickle is no longer what was read.
+    """
     if PICKLE not in checkpoint.files:
         return checkpoint
     before = checkpoint.files[PICKLE]
     cache.mkdir()
-    _run_pickled(before.original, cache / SINGLE)
+    _convert_pickle(before.original, cache / SINGLE)
     tensors, file = read_header(cache / SINGLE, PICKLE)
     if file.header_sha256 != before.header_sha256:
         raise CheckpointError(f"{before.original}: changed while it was compiled: compile again")
@@ -180,9 +200,10 @@ def with_tensors(checkpoint: Checkpoint, cache: Path) -> Checkpoint:
 
 
 def _read_pickle(directory: Path, accepted: bool) -> _Tables | None:
-    """The tensors of the one pickle of an EAGLE head; None if the directory holds no weights at all.
+    """Read the tensors of the one pickle of an EAGLE head; None if the directory holds no weights at all.
 
-    Their header is read as any other, from a file without a name that has nothing else: it is gone with the process.
+    The header of the converted file is written to a temporary file without a name, which ends with the process, and is
+    read like any other.
     """
     files = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
     if not files:
@@ -195,7 +216,7 @@ def _read_pickle(directory: Path, accepted: bool) -> _Tables | None:
     try:
         before = stamp(pickle.stat())
         with tempfile.TemporaryFile() as stream:
-            _run_pickled(pickle, Path(f"/dev/fd/{stream.fileno()}"), "--header", descriptors=(stream.fileno(),))
+            _convert_pickle(pickle, Path(f"/dev/fd/{stream.fileno()}"), "--header", descriptors=(stream.fileno(),))
             stream.seek(0)
             tensors, file = read_stream(stream, pickle)
     except OSError as error:
@@ -203,15 +224,17 @@ def _read_pickle(directory: Path, accepted: bool) -> _Tables | None:
     return tensors, {PICKLE: dataclasses.replace(file, stamp=before)}
 
 
-def _run_pickled(file: Path, target: Path, *options: str, descriptors: tuple[int, ...] = ()) -> None:
-    """Write the tensors of a pickle, which are then read with the distrust that any others are."""
-    # A process of its own, so that planning never imports torch; -P keeps this directory out of its module path.
+def _convert_pickle(file: Path, target: Path, *options: str, descriptors: tuple[int, ...] = ()) -> None:
+    """Run ``pickle_to_safetensors`` in a process of its own, so that planning never imports torch.
+
+    ``descriptors``: open files that the process inherits. Raises CheckpointError with the reason of a failure.
+    """
     program = Path(__file__).with_name("pickle_to_safetensors.py")
+    # -P keeps the program's own directory out of its module path; it imports ``plans`` from where this process has it.
     command = [sys.executable, "-P", str(program), *options, str(file.resolve()), str(target)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=descriptors)
+    paths = [str(_SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=descriptors, env=environment)
     if result.returncode != 0:
         reason = result.stderr.strip().rpartition("\n")[2] or f"exit status {result.returncode}"
         raise CheckpointError(f"{file}: cannot be read as a dictionary of tensors: {reason}")
-
-
-# Blocks by name, for people to read

@@ -1,12 +1,14 @@
-"""A program of its own: a pickled dictionary of tensors becomes a safetensors file. Never imported by the planner.
+"""Convert a pickled dictionary of tensors to a safetensors file. A program of its own, never imported by the planner.
 
-``python -P pickle_to_safetensors.py SOURCE TARGET``. Only tensors are read (``weights_only``): no code of the file is
-run. They are
-written one at a time, and what reads the result distrusts it as it does any other file. ``--header`` in front of both
-writes the header alone, to a file that has room for the rest and does not take it.
+    python pickle_to_safetensors.py [--header] SOURCE TARGET
+
+Only tensors are unpickled (``weights_only``), so no code in the file is run. The result is checked by its reader like
+any other file. ``--header`` writes the header alone and leaves the data as a hole, which takes no room on disk.
+
+The writer of the safetensors library is not used: it refuses tensors that share memory or are transposed, so all of
+them would have to be copied at once, and it cannot write a header without the data.
 """
 
-import json
 import pickle
 import sys
 import zipfile
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from plans.safetensors_header import TensorEntry, encode_header
 
 DTYPES = {
     torch.bool: "BOOL",
@@ -28,33 +32,36 @@ DTYPES = {
     torch.float64: "F64",
 }
 PIECE_BYTES = 16 << 20
-MOST_TIMES = 4
-"""As many times its own bytes may a file have in tensors that share memory; more is a bomb."""
+"""Bytes of a tensor that are written at a time."""
+MAX_EXPANSION = 4
+"""Greatest ratio of the tensors' bytes to the file's: tensors may share memory, but not without limit."""
+DATA_ALIGNMENT_BYTES = 8
 
 
 def convert(source: Path, target: Path, *, header_only: bool = False) -> None:
-    """Write the tensors of ``source`` to ``target``; end with a message where they are no tensors."""
-    data = _load(source)
-    if not isinstance(data, dict):
-        sys.exit(f"found {type(data).__name__}, expected a dictionary of tensors")
-    for name, value in data.items():
+    """Write the tensors of ``source`` to ``target``; exit with a message if it holds anything else."""
+    tensors = _load(source)
+    if not isinstance(tensors, dict):
+        sys.exit(f"found {type(tensors).__name__}, expected a dictionary of tensors")
+    for name, value in tensors.items():
         _check(name, value)
-    total = sum(value.numel() * value.element_size() for value in data.values())
-    if total > MOST_TIMES * source.stat().st_size:
-        sys.exit(f"tensors of {total} bytes in a file of {source.stat().st_size}, expected {MOST_TIMES} times at most")
+    total = sum(_nbytes(value) for value in tensors.values())
+    file_bytes = source.stat().st_size
+    if total > MAX_EXPANSION * file_bytes:
+        sys.exit(f"tensors of {total} bytes in a file of {file_bytes}, expected {MAX_EXPANSION} times at most")
     try:
-        _save(data, target, header_only)
+        _save(tensors, target, header_only)
     except OSError as error:
         sys.exit(f"cannot write {target}: {error.strerror}")
 
 
 def _load(source: Path) -> Any:
-    """Only the newer, zipped format can be mapped; the older one is read whole."""
+    """Unpickle tensors; a zip archive is mapped, the older format can only be read whole."""
     try:
         return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source) or None)
     except pickle.UnpicklingError:
         sys.exit("it is no pickle, or holds something else than tensors, which is never loaded")
-    except Exception as error:  # a damaged archive fails in as many ways as there are lines in its reader
+    except Exception as error:  # torch raises errors of many classes for a damaged archive
         sys.exit(str(error).partition(". ")[0].partition("\n")[0] or type(error).__name__)
 
 
@@ -63,26 +70,30 @@ def _check(name: Any, value: Any) -> None:
         sys.exit(f"{name!r}: found {type(value).__name__}, expected a dense tensor with a name")
     if value.dtype not in DTYPES or value.is_quantized or value.is_meta:
         sys.exit(f"{name!r}: found a tensor of {value.dtype}, expected one of {', '.join(DTYPES.values())}")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    if _nbytes(value) > value.untyped_storage().nbytes():
         sys.exit(f"{name!r}: {tuple(value.shape)} in {value.untyped_storage().nbytes()} bytes: it repeats its elements")
 
 
+def _nbytes(value: torch.Tensor) -> int:
+    return value.numel() * value.element_size()
+
+
 def _save(tensors: dict[str, torch.Tensor], target: Path, header_only: bool) -> None:
-    """As safetensors' own writer lays them out, but without all of them in memory at once."""
+    """Write tensors by falling alignment and then by name, one piece at a time."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
+    entries, data_bytes = [], 0
     for name in order:
         value = tensors[name]
-        end = offset + value.numel() * value.element_size()
-        header[name] = {"dtype": DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+        entry = TensorEntry(
+            name=name, dtype=DTYPES[value.dtype], shape=tuple(value.shape), offset=data_bytes, nbytes=_nbytes(value)
+        )
+        entries.append(entry)
+        data_bytes += entry.nbytes
+    header = encode_header(entries, {"format": "pt"}, DATA_ALIGNMENT_BYTES)
     with target.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(header)
         if header_only:
-            stream.truncate(8 + len(text) + offset)
+            stream.truncate(len(header) + data_bytes)
             return
         for name in order:
             raw = tensors[name].detach().contiguous().reshape(-1).view(torch.uint8)

@@ -9,12 +9,12 @@ others d = D.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable
 
 from planner.families import BaseInput, DraftInput, inv_freq_bytes
 from plans.artifact import LAYOUT_VERSION, PAGE_BYTES, Abi, abi_of, align
 from plans.kv import KvShare
+from plans.safetensors_header import TensorEntry, encode_header
 from plans.schema import DType, LayerClass, Model, Plan
 from plans.slots import Slot, _base_slots, _draft_slots, _Given, _slot, attention_bytes, mlp_bytes
 
@@ -82,10 +82,8 @@ def header(slots: tuple[Slot, ...], device_id: str) -> bytes:
 
     The plan's digest is not in it: an image that a new plan leaves as it was keeps its bytes.
     """
-    table: dict[str, object] = {"__metadata__": {"abi": str(LAYOUT_VERSION), "device": device_id}}
-    for slot in slots:
-        offsets = [slot.offset, slot.offset + slot.nbytes]
-        table[slot.name] = {"data_offsets": offsets, "dtype": slot.dtype, "shape": list(slot.shape)}
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % PAGE_BYTES)
-    return len(text).to_bytes(8, "little") + text
+    tensors = [
+        TensorEntry(name=slot.name, dtype=slot.dtype, shape=slot.shape, offset=slot.offset, nbytes=slot.nbytes)
+        for slot in slots
+    ]
+    return encode_header(tensors, {"abi": str(LAYOUT_VERSION), "device": device_id}, PAGE_BYTES)
