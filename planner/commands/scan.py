@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from planner.checkpoints.summary import fold
 from planner.commands.console import put, say
 from planner.families import scan
 from plans import codec
@@ -21,5 +22,7 @@ def run(*, checkpoint: Path, as_json: bool, verbose: int) -> None:
         put({"checkpoint": str(checkpoint), **codec.encode(summary)})
         return
     click.echo(f"{summary.num_tensors} tensors, {format_bytes(summary.nbytes)}, {', '.join(summary.dtypes)}")
-    for block in summary.blocks:
-        click.echo(f"  {block.block:<10} {block.num_tensors:>4} tensors  {format_bytes(block.nbytes):>10}")
+    for blocks in fold(summary):
+        unit = " each" if blocks.num_blocks > 1 else ""
+        tensors = f"{blocks.num_tensors:>5} tensors{unit:<5}"
+        click.echo(f"  {blocks.label:<13} {tensors} {format_bytes(blocks.nbytes):>10}{unit}".rstrip())

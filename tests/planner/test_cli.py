@@ -257,6 +257,10 @@ def test_scan_counts_tensors_from_headers(models: Path) -> None:
     assert data["num_tensors"] == 3 + 9 * 8
     assert data["dtypes"] == ["F32"]
     assert data["nbytes"] == sum(tensor["nbytes"] for tensor in data["tensors"])
+    assert len(data["blocks"]) == 2 + 8
+    text = planner("scan", models / "base").stdout
+    assert [line.split("  ")[1] for line in text.splitlines()[1:]] == ["embed", "layers 0-7", "head"]
+    assert "9 tensors each" in text
     text = planner("scan", models / "head").stdout
     assert "draft" in text
     assert "tensors" in text

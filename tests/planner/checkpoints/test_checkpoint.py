@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from planner.checkpoints import pickle_to_safetensors
 from planner.checkpoints.checkpoint import INDEX, PICKLE, SINGLE, Checkpoint, read_checkpoint
 from planner.checkpoints.header import read_header
-from planner.checkpoints.summary import describe
+from planner.checkpoints.summary import describe, fold
 from planner.errors import CheckpointError
 
 
@@ -347,7 +347,40 @@ def test_a_summary_has_blocks_in_the_order_of_execution() -> None:
     assert [block.block for block in heads.blocks] == ["draft", "other"]
 
 
-def test_reading_a_checkpoint_imports_no_torch() -> None:
+def layer(number: int, dtype: str = "BF16", width: int = 4) -> dict[str, tuple[str, tuple[int, ...]]]:
+    prefix = f"model.layers.{number}"
+    return {f"{prefix}.mlp.up_proj.weight": (dtype, (8, width)), f"{prefix}.input_layernorm.weight": ("F32", (4,))}
 
+
+def test_equal_layers_are_folded() -> None:
+    table = {"model.embed_tokens.weight": ("BF16", (10, 4)), "lm_head.weight": ("BF16", (10, 4))}
+    for number in range(12):
+        table |= layer(number)
+    summary = describe(table)
+    assert len(summary.blocks) == 14, "the summary itself lists every layer"
+    assert [(run.label, run.num_blocks, run.num_tensors, run.nbytes) for run in fold(summary)] == [
+        ("embed", 1, 1, 80),
+        ("layers 0-11", 12, 2, 80),
+        ("head", 1, 1, 80),
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        layer(2, dtype="F16"),
+        layer(2, width=2) | {"model.layers.2.pad": ("BF16", (8, 2))},
+        layer(2) | {"model.layers.2.mlp.up_proj.bias": ("BF16", (8,))},
+    ],
+    ids=["dtype", "shape", "surplus tensor"],
+)
+def test_only_equal_layers_are_folded(change: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    table = {name: entry for number in range(4) for name, entry in layer(number).items()} | change
+    assert [run.label for run in fold(describe(table))] == ["layers 0-1", "layer 2", "layer 3"]
+    gap = {name: entry for number in (0, 1, 3, 4) for name, entry in layer(number).items()}
+    assert [run.label for run in fold(describe(gap))] == ["layers 0-1", "layers 3-4"]
+
+
+def test_reading_a_checkpoint_imports_no_torch() -> None:
     program = "import sys, planner.families; sys.exit(sum(m in sys.modules for m in ('torch', 'numpy', 'safetensors')))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
