@@ -1,1 +1,16 @@
-"""Decode: one EAGLE step, from draft to commit."""
+"""Speculative decoding: one EAGLE step on one rank, from draft to commit, and the batch that is made of steps.
+
+    step          the loop: draft, verify, accept, commit; begin reading here
+    prefill       prompts through base and drafter, in chunks, up to the first trees
+    parts         the parts of a plan that a rank runs, and what it sends to the other ranks with
+    sequences     the record of what each sequence has in the KV caches, and how much of it a new prompt can reuse
+    messages      views of the step message and the feature message
+    eagle_head    the drafter: from accepted features to the next tree
+    tree_growth   the candidates that become nodes of a draft tree, dynamic (EAGLE-2, -3) or static (EAGLE-1)
+    tree          draft trees as tensors: ancestors, selection of nodes
+    verify        acceptance of tree nodes, lossless for greedy decoding and for sampling
+
+Every rank runs the same steps and does what the plan gave it. The arithmetic of layers lives in ``runtime.model``,
+collectives in ``runtime.comm``, tokens as text and the end of an output in ``runtime.text``. The one caller is
+``runtime.processes.rank``.
+"""

@@ -129,7 +129,7 @@ class Drafter:
             seen=slice(start, window),
             tree=0,
             written=cache.append(width, accepted[begin : begin + count].unsqueeze(1), own),
-            here=self._here(range(begin, begin + count), width),
+            own=self._here(range(begin, begin + count), width),
         )
 
     def _here(self, own: range, width: int) -> slice | None:
@@ -174,7 +174,7 @@ class Drafter:
 
     def _feed(self, level: Level, hidden: Tensor, rotary: Tensor, window: int) -> Tensor:
         """One pass over nodes with their parents' outputs [W, H] as features; their KV goes to the level's rows."""
-        cache, rows, own, place = self._cache, level.parents.shape[1], self._cache.sequences, level.place
+        cache, rows, own, place = self._cache, level.parents.shape[1], self._cache.sequences, level.cache_rows
         beams = self._beams[:, :rows]
         if self._share.axis == "context" and self._share.part:
             beams[..., : cache.tree_rows].fill_(float("-inf"))  # the tree is on every member, and counts once
@@ -191,7 +191,7 @@ class Drafter:
                 seen=slice(0, window),
                 tree=cache.tree_rows,
                 written=place,
-                here=self._here(own, rows),
+                own=self._here(own, rows),
             ),
         )
 

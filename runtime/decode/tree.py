@@ -1,7 +1,7 @@
 """Draft trees as tensors: no loop over nodes, no shape that depends on data.
 
 A tree of N nodes is its tokens [N] and parents [N]; node 0 is the root and its own parent, and every other parent has
-a smaller number than its child. B trees at once are [B, N].
+a smaller number than its child. A batch of B trees is [B, N].
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def ancestors(parents: Tensor, levels: int) -> Tensor:
-    """``parents`` [B, N] -> [B, N, N] bool: entry (i, j) says that j is i or above it.
+    """Return [B, N, N] bool, of ``parents`` [B, N]: entry (i, j) is True where j is i or an ancestor of i.
 
-    For trees of at most ``levels`` levels below the root. Parent links as a matrix, squared until they span the
-    deepest path: parents ** 2 ** ceil(log2 levels).
+    Trees have at most ``levels`` levels below the root. The matrix of parent links, with ones on its diagonal, is
+    squared until it spans the deepest path: ceil(log2(levels)) times.
     """
     batch, nodes = parents.shape
     reach = torch.eye(nodes, dtype=torch.float32, device=parents.device).expand(batch, -1, -1).contiguous()
@@ -27,13 +27,13 @@ def ancestors(parents: Tensor, levels: int) -> Tensor:
 
 
 def best(scores: Tensor, count: int) -> Tensor:
-    """[B, count] indices of the highest ``scores`` [B, P], best first; of equal ones the first."""
+    """Return [B, count]: indices of the highest ``scores`` [B, P], best first, of equal ones the first."""
     return torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :count]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidates:
-    """Drafted nodes in the order in which they were found, level by level: the pool."""
+    """The pool: candidates of a tree level by level, P of them."""
 
     tokens: Tensor
     """[B, P] int64, ids of the base model."""
@@ -44,11 +44,12 @@ class Candidates:
 
 
 def select(pool: Candidates, roots: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Tokens and parents [B, nodes] of the trees: ``roots`` [B] and the best of the pool, in the pool's order.
+    """Return tokens and parents [B, nodes] of the trees: ``roots`` [B] and the best of the pool, in the pool's order.
 
     The pool is ordered by depth, and a child never scores above its parent, so with ties going to the first no child
-    comes without its parent.
+    is chosen without its parent.
     """
+    # bounded, like the pool, by `draft.scratch.pool` in plans/buffers.py
     chosen = torch.sort(best(pool.scores, nodes - 1), dim=1).values
     parents = torch.searchsorted(chosen, pool.parents.gather(1, chosen), right=True)
     roots = roots.unsqueeze(1)

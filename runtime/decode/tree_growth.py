@@ -1,12 +1,14 @@
-"""How a draft tree grows: which candidates of a level are fed back, and which become nodes.
+"""Growth of draft trees: selection of the candidates that the drafter is fed next, and of those that become nodes.
 
-    start    the candidates of the root's output
+    start    the candidates of the root's output -> the level that is fed next
     grow     the candidates of a level's outputs -> the level that is fed next, None behind the last one
     finish   tokens and parents of the trees
 
-``Dynamic`` is the tree of EAGLE-2 and -3: of each level's candidates a beam of the k best is fed, and the best of all
-are the tree. ``Static`` is that of EAGLE-1: its shape is the plan's. No shape depends on what is drafted. Shapes: B
-sequences, f nodes of a level, k candidates of a node, R rows of the cache that growing trees have, N nodes.
+``Dynamic`` is the tree of EAGLE-2 and -3: of each level's candidates the k best by path probability, the beam, are fed,
+and the best of all candidates are the tree. ``Static`` is the tree of EAGLE-1: the plan gives its shape. Shapes do not
+depend on what is drafted: B sequences, f nodes of a level, k candidates of a node, R cache rows of a growing tree, N
+nodes. The temporaries of growth, candidates of all levels and their selection, are bounded by `draft.scratch.pool` in
+plans/buffers.py.
 """
 
 from dataclasses import dataclass
@@ -23,47 +25,48 @@ from runtime.decode.tree import Candidates, best, select
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Level:
-    """Nodes that are fed to the head together."""
+    """Nodes that are fed to the drafter together."""
 
     depth: int
-    """Levels of drafted nodes above."""
+    """Levels of drafted nodes above this one."""
     tokens: Tensor
     """[B, f]"""
     parents: Tensor
-    """[B, f]: the rows of their parents' outputs, among all rows of the level before."""
+    """[B, f]: row of each parent's output, among all rows of the previous level."""
     bias: Tensor
     """[B or 1, f, R]: 0 where a node sees a row of the growing tree, -inf elsewhere."""
-    place: slice
-    """The rows of the cache that are theirs."""
+    cache_rows: slice
+    """The rows of the drafter's cache that their keys and values are written to."""
 
 
 class Growth(Protocol):
-    """A tree in the making."""
+    """The growth of the trees of a batch, used again for every step."""
 
     top_k: int
+    """k"""
 
     def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
-        """``roots`` [B], their candidates' tokens and log-probabilities [B, k]: the first level."""
+        """Begin trees of ``roots`` [B] with their candidates, tokens and log-probabilities [B, k]; return a level."""
         ...
 
     def grow(self, level: Level, tokens: Tensor, scores: Tensor) -> Level | None:
-        """The candidates of a level's nodes [B * f, k]: the next level."""
+        """Take the candidates of a level's nodes [B * f, k]; return the next level."""
         ...
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """Tokens and parents [B, N]."""
+        """Return tokens and parents [B, N]."""
         ...
 
 
 def growth_of(tree: Tree, batch: int, dtype: torch.dtype, device: torch.device) -> Growth:
-    """What grows the trees of a plan."""
+    """Return the growth of a plan's trees."""
     if tree.paths is None:
         return Dynamic(tree, batch, dtype, device)
     return Static(tree.paths, tree, batch, dtype, device)
 
 
 class Dynamic:
-    """Beams of the k best of each level; the tree is the best of the pool."""
+    """Dynamic trees: beams of the k best candidates of each level; the tree is the best of the pool."""
 
     def __init__(self, tree: Tree, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         self.top_k, self._depth, self._nodes, self._batch = tree.top_k, tree.depth, tree.total_token, batch
@@ -73,17 +76,17 @@ class Dynamic:
         self._numbers = torch.arange(k, device=device).expand(batch, -1)
         self._root_parents = torch.full((batch, k), -1, dtype=torch.int64, device=device)
         self._sequence = torch.arange(batch, device=device).unsqueeze(1)
-        own = torch.full((tree.depth, k, rows), float("-inf"), dtype=dtype, device=device)
+        own_bias = torch.full((tree.depth, k, rows), float("-inf"), dtype=dtype, device=device)
         for level in range(tree.depth):
-            own[level, :, level * k : (level + 1) * k].fill_diagonal_(0.0)
-        self._own = own
-        self._hidden = torch.full((batch, k, rows), float("-inf"), dtype=dtype, device=device)
+            own_bias[level, :, level * k : (level + 1) * k].fill_diagonal_(0.0)
+        self._own_bias = own_bias  # each node sees its own row
+        self._root_bias = torch.full((batch, k, rows), float("-inf"), dtype=dtype, device=device)
 
     def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
         self._roots, self._tokens, self._scores, self._fed = roots, [tokens], [scores], []
         if not self._depth:
             return None
-        return self._feed(0, self._numbers, tokens, scores, self._sequence.expand(-1, self.top_k), self._hidden)
+        return self._feed(0, self._numbers, tokens, scores, self._sequence.expand(-1, self.top_k), self._root_bias)
 
     def grow(self, level: Level, tokens: Tensor, scores: Tensor) -> Level | None:
         k, number = self.top_k, level.depth
@@ -94,7 +97,7 @@ class Dynamic:
         if number + 1 == self._depth:
             return None
         chosen = best(scores, k)
-        above = chosen // k
+        above = chosen // k  # [B, k]: numbers of the parents in the beam
         return self._feed(
             number + 1,
             chosen + (k + number * k * k),
@@ -116,20 +119,20 @@ class Dynamic:
     def _feed(
         self, number: int, numbers: Tensor, tokens: Tensor, scores: Tensor, parents: Tensor, seen: Tensor
     ) -> Level:
-        """The beam as a level, of ``numbers`` in the pool: it sees what its parents saw, and each node itself."""
+        """Return the beam, ``numbers`` in the pool, as a level: a node sees what its parent saw, and itself."""
         self._fed.append(numbers)
         self._beam = scores
         return Level(
             depth=number,
             tokens=tokens,
             parents=parents,
-            bias=torch.maximum(seen, self._own[number]),
-            place=slice(number * self.top_k, (number + 1) * self.top_k),
+            bias=torch.maximum(seen, self._own_bias[number]),
+            cache_rows=slice(number * self.top_k, (number + 1) * self.top_k),
         )
 
 
 class Static:
-    """The nodes of ``paths``; those with children are fed."""
+    """Static trees: the nodes of ``paths``, child ranks from the root; those with children are fed."""
 
     def __init__(
         self, paths: tuple[tuple[int, ...], ...], tree: Tree, batch: int, dtype: torch.dtype, device: torch.device
@@ -176,7 +179,7 @@ class Static:
         return torch.cat(self._tokens, 1), self._links
 
     def _level(self, number: int, candidates: Tensor) -> Level | None:
-        """Pick the nodes of a level from the candidates of the nodes that were fed."""
+        """Select the nodes of a level from the candidates of what was fed; return those that are fed next."""
         nodes = candidates.view(self._batch, -1).index_select(1, self._picked[number])
         self._tokens.append(nodes)
         if number == len(self._fed):
@@ -187,5 +190,5 @@ class Static:
             tokens=nodes.index_select(1, self._fed[number]),
             parents=parents,
             bias=self._bias[number],
-            place=slice(start, start + parents.shape[1]),
+            cache_rows=slice(start, start + parents.shape[1]),
         )

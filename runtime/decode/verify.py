@@ -1,17 +1,17 @@
-"""The base's choices on a tree -> the accepted path. Pure; fixed shapes; no transfer to the host.
+"""Acceptance of draft trees: the base's choice after each node -> the accepted path. Pure; fixed shapes; no host read.
 
-Greedy: the choice after a node is the argmax. Sampling: it is drawn from p, the processed distribution there. Then, in
-both, walk from the root to the child that was chosen, as far as it goes; the choice at the tip is the bonus token.
+Greedy: the choice after a node is the argmax. Sampling: it is drawn from p, the processed distribution there. In both,
+walk from the root to the child that was chosen, as far as there is one; the choice at the tip is the bonus token.
 
-That is EAGLE's rule for deterministic candidates (q = 1): try the children in order, accept child i with p of it
-renormalised after the rejected ones were removed, p[i] / (1 - p[1] - … - p[i-1]); if none is accepted draw from what
-is left. Its probability to accept child i is the product of that and of the rejections before it,
+This is EAGLE's rule for deterministic candidates (q = 1): try the children in order, accept child i with its
+probability after the rejected ones were removed and p renormalised, p[i] / (1 - p[1] - … - p[i-1]); if none is accepted
+draw from the rest. The probability to accept child i is the product of that and of the rejections before it,
 
     p[i] / (1 - p[1] - … - p[i-1]) * product over j < i of (1 - p[j] / (1 - p[1] - … - p[j-1])) = p[i]
 
 as each factor's numerator is the next one's denominator; likewise token x, no child, is drawn with p[x]. So one draw of
-x from p decides both: a child that is x is accepted, else x is the bonus token. The output is that of plain sampling,
-token by token; with noise that is a function of the place in the sequence it is even the same text.
+x from p decides both: a child that is x is accepted, else x is the bonus token. The output has the distribution of
+plain sampling, token by token; with random numbers that are a function of the position it is even the same text.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What one verify decided of each tree."""
+    """The decision on each tree of a verify."""
 
     accepted: Tensor
-    """[B] int64: accepted drafted nodes."""
+    """[B] int64: accepted nodes behind the root."""
     path: Tensor
     """[B, A] int64: nodes from the root to the tip, the tip repeated behind it."""
     tokens: Tensor
@@ -52,9 +52,9 @@ def walk(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: in
 
 
 def forced(tokens: Tensor, chosen: Tensor, kept: int, accepted: int) -> Verdict:
-    """Accept nodes 1 … ``accepted`` whatever they are, for timing: random weights agree on nothing.
+    """Accept nodes 1 … ``accepted`` whatever they are, for timing models with random weights, which agree on nothing.
 
-    Arguments as of ``walk``.
+    ``tokens``, ``chosen`` and ``kept`` as in ``walk``.
     """
     batch, nodes = tokens.shape
     path = torch.arange(kept, device=tokens.device).clamp_(max=accepted).expand(batch, -1)

@@ -1,17 +1,17 @@
-"""One device's part of the base model: its share of the embedding, of one stage, of the head, or of several of them.
+"""The base model on one device: its share of the embedding, of one stage, of the lm_head, or of several of them.
 
-    embedding          stage 0                 stage s                       head
-    ─────────          ───────                 ───────                       ────
+    embedding          stage 0                 stage s                       lm_head
+    ─────────          ───────                 ───────                       ───────
     rows, summed
       ── hidden ─────► layers
                          ── hidden, features ► layers
                                                  ── hidden, features ──────► final norm, best tokens
 
-Each arrow is one broadcast from a group's leader to the next group, and none where both are the same devices; a leader
-that is in the next group too goes on with what it sent.
+Each arrow, a hop, is one broadcast from a group's leader to the next group, and none where both groups have the same
+devices. A leader that is in the next group too goes on with the buffer that it sent.
 
 Shapes: B sequences, N nodes of the tree of each, C rows of a prefill chunk, W = B * N or C rows of a forward, H hidden
-size, a captured features.
+size, a captured features. The carry [1 + a, W, H] is the hidden state and the captured features on their way.
 """
 
 import math
@@ -23,93 +23,93 @@ from torch import Tensor
 from plans.kv import kv_shares
 from plans.schema import Plan, Stage
 from plans.step import layer_class, tree_rows
-from runtime.comm.groups import Comm
+from runtime.comm.groups import Comm, Group
 from runtime.image.buffers import DTYPES, Memory
-from runtime.model.blocks import Binder, Layer, Slots
-from runtime.model.draw import Draw
+from runtime.model.blocks import Binder, Head, Layer, Slots
 from runtime.model.layers import Attend, Rows, hide, rotary_at, rotary_table
 from runtime.model.split_kv import attend_of, cache_of, own_frequencies
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forward:
-    """What the head knows of a forward's rows: the normed hidden state and the captured features."""
+    """Output of a forward on a device of the lm_head."""
 
     normed: Tensor
-    """[W, H]"""
+    """[W, H]: the hidden state after the final norm, which the lm_head reads."""
     features: Tensor
-    """[a, W, H]: eagle3: inputs of the a aux layers; eagle: the normed state, a = 1."""
+    """[a, W, H]: eagle3: inputs of the a captured layers; eagle: the normed state, a = 1."""
+    lm_head: Head
+    """This device's rows of the lm_head."""
 
 
 class Base:
-    """What one device has of the base model, run in the order of the model."""
+    """The parts of the base model on one device, run in the order of the model; a part of other devices is None."""
 
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm) -> None:
-        stage = next((s for s, group in enumerate(comm.stages) if group is not None), None)
-        self._embedding = None if comm.embed is None else BaseEmbedding(plan, slots, memory, comm)
-        self._stage = None if stage is None else BaseStage(plan, stage, slots, memory, comm)
-        self._head = None if comm.head is None else BaseHead(plan, slots, memory, comm)
-        self._progress, self._stage_name = comm.progress, f"stages[{stage}]"
+        hop_in, hop_out = comm.hops[0], comm.hops[-1]
+        self._embedding = None if comm.embed is None else BaseEmbedding(plan, slots, memory, comm.embed, hop_in)
+        self._stage = next(
+            (
+                BaseStage(plan, number, slots, memory, comm, group)
+                for number, group in enumerate(comm.stages)
+                if group is not None
+            ),
+            None,
+        )
+        self._lm_head = None if comm.head is None else BaseLmHead(plan, slots, memory, comm.head, hop_out)
+        self._progress = comm.progress
 
     def prefill(self, sequence: int, tokens: Tensor, last: int) -> Forward | None:
-        """Run a chunk of a prompt, tokens [C] of which 0 … ``last`` count, behind what is committed; commit it.
+        """Run and commit a chunk of a prompt, tokens [C], behind what is committed of a sequence.
 
-        The output on the devices of the head, None elsewhere.
+        Rows 0 … ``last`` count, the others are padding. Returns the output on devices of the lm_head, None elsewhere.
         """
         width = tokens.shape[0]
         hidden = None if self._embedding is None else self._embedding(tokens)
         carry = None if self._stage is None else self._stage.prefill(sequence, hidden, width, last)
-        return None if self._head is None else self._head(carry, width)
+        return None if self._lm_head is None else self._lm_head(carry, width)
 
     def verify(self, tokens: Tensor, mask: Tensor) -> Forward | None:
-        """Run trees, tokens [B, N] whose ancestors are ``mask`` [B, N, N], behind what is committed; commits nothing.
+        """Run trees, tokens [B, N], behind what is committed; commit nothing.
 
-        The output on the devices of the head, None elsewhere.
+        ``mask`` [B, N, N]: each node's ancestors and itself. Returns as ``prefill`` does, W = B * N rows.
         """
         hidden = None if self._embedding is None else self._embedding(tokens.flatten())
         self._progress.lap("embed")
-        carry = None if self._stage is None else self._stage.verify(hidden, mask)
-        self._progress.lap(self._stage_name)
-        return None if self._head is None else self._head(carry, tokens.numel())
+        carry = None
+        if self._stage is not None:
+            carry = self._stage.verify(hidden, mask)
+            self._progress.lap(self._stage.name)
+        return None if self._lm_head is None else self._lm_head(carry, tokens.numel())
 
-    def keep(self, path: Tensor, accepted: Tensor, nodes: int, kept: list[int]) -> None:
-        """Commit of each tree the root and the accepted nodes: ``path`` [B, A] are their numbers, root first.
+    def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: list[int]) -> None:
+        """Commit the root and the accepted nodes of each tree of ``nodes`` nodes; see ``KvCache.keep``.
 
-        ``accepted`` [B]: how many behind the root, -1 where nothing is kept; ``kept``: one more, on the host.
+        ``path`` [B, A]: node numbers, root first. ``accepted`` [B]: accepted nodes behind the root, -1 where nothing is
+        kept. ``rows``: accepted + 1 of each sequence, on the host.
         """
         if self._stage is not None:
-            self._stage.keep(path, accepted, nodes, kept)
+            self._stage.keep(path, accepted, nodes, rows)
 
     def truncate(self, lengths: list[int]) -> None:
-        """Forget of each sequence what is committed behind so many positions."""
+        """Discard what is committed of each sequence from position ``lengths`` on."""
         if self._stage is not None:
             self._stage.truncate(lengths)
 
-    def best(self, normed: Tensor) -> Tensor:
-        """``normed`` [W, H] of the head's devices -> the base's choice after each row [W]."""
-        assert self._head is not None
-        return self._head.best(normed)
-
-    def draw(self, normed: Tensor, chance: Draw) -> Tensor:
-        """The same, drawn."""
-        assert self._head is not None
-        return self._head.draw(normed, chance)
-
 
 class BaseEmbedding:
-    """Rows of the embedding table, with the hop out of it."""
+    """Rows of the embedding table, with the hop out of them."""
 
-    def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm) -> None:
-        assert comm.embed is not None
-        self._dtype, hop = DTYPES[plan.options.dtype], comm.hops[0]
-        binder = Binder(slots=slots, dtype=self._dtype, group=comm.embed, hidden=plan.model.hidden_size)
+    def __init__(self, plan: Plan, slots: Slots, memory: Memory, group: Group, hop_out: Group | None) -> None:
+        self._dtype = DTYPES[plan.options.dtype]
+        binder = Binder(slots=slots, dtype=self._dtype, group=group, hidden=plan.model.hidden_size)
         self._rows = binder.embed("embed", plan.embed.rows)
-        self._hop_out = hop if hop is not None and hop.sends else None
+        self._hop_out = _sending(hop_out)
         self._sent = None if self._hop_out is None else memory.buffer("embed.hidden")
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """``tokens`` [W] -> [W, H], and from the leader to the first stage."""
-        hidden = self._rows(tokens, self._dtype)
+        """Look up ``tokens`` [W] -> [W, H]; the leader sends the result to the first stage."""
+        hidden = self._rows(tokens, self._dtype)  # scratch: bounded by `embed.scratch.rows` in plans/buffers.py
         if self._hop_out is None or self._sent is None:
             return hidden
         sent = self._sent[: tokens.shape[0]].copy_(hidden)
@@ -118,52 +118,48 @@ class BaseEmbedding:
 
 
 class BaseStage:
-    """A stage's layers on one of its devices, with the hop into it and the one out of it."""
+    """A stage's layers on one of its devices, with the hops into and out of them."""
 
-    def __init__(self, plan: Plan, number: int, slots: Slots, memory: Memory, comm: Comm) -> None:
-        group, hop_in, hop_out = comm.stages[number], comm.hops[number], comm.hops[number + 1]
-        assert group is not None
-        assert hop_in is not None
+    def __init__(self, plan: Plan, number: int, slots: Slots, memory: Memory, comm: Comm, group: Group) -> None:
         stage, options = plan.stages[number], plan.options
+        self.name = f"stages[{number}]"
         self._dtype = DTYPES[options.dtype]
-        self._hop_in = hop_in if hop_in.receives else None
-        self._hop_out = hop_out if hop_out is not None and hop_out.sends else None
+        self._hop_in, self._hop_out = _receiving(comm.hops[number]), _sending(comm.hops[number + 1])
         binder = Binder(slots=slots, dtype=self._dtype, group=group, hidden=plan.model.hidden_size)
-        # runs differ in the number of heads alone
+        # runs differ in their number of KV heads alone
         self._share = share = kv_shares(stage, stage.runs[0].kv_heads)[group.index]
         head_dim = plan.model.layers[0].attention.head_dim
-        attended = attend_of(share, head_dim, comm.subgroup, memory, "")
-        self._layers = _layers(plan, stage, binder, attended)
+        self._layers = _layers(plan, stage, binder, attend_of(share, head_dim, comm.subgroup, memory, ""))
         eagle3 = plan.draft is not None and plan.draft.kind == "eagle3"
         aux = plan.draft.aux_layers if plan.draft is not None and eagle3 else ()
-        self._captures = {layer - stage.first_layer: 1 + slot for slot, layer in enumerate(aux)}
+        self._captures = {layer - stage.first_layer: 1 + plane for plane, layer in enumerate(aux)}
+        """Plane of the carry that keeps the input of a layer, by the number of the layer in this stage."""
         self._first, self._progress = number == 0, comm.progress
-        kept = [memory.buffer(name) for name in memory.names("kv")]
-        self.cache = cache_of(kept, tree_rows(options), options.batch, share)
+        runs = [memory.buffer(name) for name in memory.names("kv")]
+        self.cache = cache_of(runs, tree_rows(options), options.batch, share)
         self._sequences = self.cache.sequences
         self._divided = len(self._sequences) < options.batch
         self._carry = Carry(memory.buffer("carry"))
-        self._bias = memory.buffer("bias")
-        self._rotary = memory.buffer("rotary")
-        every = slots.tensor("rope.inv_freq", (head_dim // 2,), torch.float32)
-        self._rotary.copy_(rotary_table(own_frequencies(every, share), self._rotary.shape[1], self._dtype))
-        self._nothing = Rows(
+        self._bias, self._rotary = memory.buffer("bias"), memory.buffer("rotary")
+        frequencies = slots.tensor("rope.inv_freq", (head_dim // 2,), torch.float32)
+        self._rotary.copy_(rotary_table(own_frequencies(frequencies, share), self._rotary.shape[1], self._dtype))
+        self._no_rows = Rows(
             rotary=self._rotary[:, :0].unsqueeze(2),
             bias=self._bias[:0].view(0, 1, 0, self._bias.shape[1]),
             sequences=slice(0, 0),
             seen=slice(0, 0),
             tree=0,
             written=slice(0, 0),
-            here=slice(0, 0),
+            own=slice(0, 0),
         )
 
     def prefill(self, sequence: int, hidden: Tensor | None, width: int, last: int) -> Tensor:
-        """A padded chunk of ``width`` rows, 0 … ``last`` of which count, behind what is committed; commits it.
+        """Run and commit a padded chunk of ``width`` rows, of which 0 … ``last`` count, behind what is committed.
 
-        ``hidden`` [width, H]: of the embedding, where this device has it. The carry [1 + a, width, H].
+        ``hidden`` [width, H]: the embedding's, where this device has it. Returns the carry.
         """
         if sequence not in self._sequences:
-            return self._forward(hidden, width, self._nothing)
+            return self._forward(hidden, width, self._no_rows)
         cache, number = self.cache, self._sequences.index(sequence)
         own = slice(number, number + 1)
         start, window = cache.tree_rows, cache.window(width)
@@ -180,25 +176,25 @@ class BaseStage:
                 seen=slice(start, window),
                 tree=0,
                 written=cache.append(width, torch.full((1, 1), last, device=bias.device), own),
-                here=slice(0, width) if self._divided else None,
+                own=slice(0, width) if self._divided else None,
             ),
         )
         cache.commit([last + 1 if other == number else 0 for other in range(len(self._sequences))])
         return output
 
     def verify(self, hidden: Tensor | None, mask: Tensor) -> Tensor:
-        """Trees whose ancestors are ``mask`` [B, N, N], behind what is committed; commits nothing.
+        """Run trees behind what is committed; commit nothing. ``mask`` [B, N, N]: each node's ancestors and itself.
 
-        ``hidden`` [B * N, H]: of the embedding, where this device has it. The carry [1 + a, B * N, H].
+        ``hidden`` [B * N, H]: the embedding's, where this device has it. Returns the carry.
         """
         cache, (batch, nodes, _) = self.cache, mask.shape
         first, count = self._sequences.start, len(self._sequences)
         mask = mask[first : first + count]
-        place, window = cache.tree(nodes), cache.window(0)
-        bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, place.start : window]
-        hide(bias[:, :, nodes:], cache.columns[: window - place.stop] < cache.lengths.unsqueeze(2))
+        tree, window = cache.tree(nodes), cache.window(0)
+        bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, tree.start : window]
+        hide(bias[:, :, nodes:], cache.columns[: window - tree.stop] < cache.lengths.unsqueeze(2))
         if self._share.axis == "context" and self._share.part:
-            bias[:, :, :nodes].fill_(float("-inf"))  # the tree is on every member, and counts once
+            bias[:, :, :nodes].fill_(float("-inf"))  # every member has the tree's rows; the first attends to them
         else:
             hide(bias[:, :, :nodes], mask)
         return self._forward(
@@ -208,30 +204,30 @@ class BaseStage:
                 rotary=rotary_at(self._rotary, (mask.sum(2) + (cache.lengths - 1)).flatten()),
                 bias=bias.unsqueeze(1),
                 sequences=slice(0, count),
-                seen=slice(place.start, window),
+                seen=slice(tree.start, window),
                 tree=nodes,
-                written=place,
-                here=slice(first * nodes, (first + count) * nodes) if self._divided else None,
+                written=tree,
+                own=slice(first * nodes, (first + count) * nodes) if self._divided else None,
             ),
         )
 
-    def keep(self, path: Tensor, accepted: Tensor, nodes: int, kept: list[int]) -> None:
-        """Commit what was accepted: ``path`` [B, A], ``accepted`` [B] or -1, and one more on the host."""
+    def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: list[int]) -> None:
+        """Commit what was accepted of all sequences; arguments as in ``Base.keep``."""
         own = slice(self._sequences.start, self._sequences.stop)
-        self.cache.keep(path[own], accepted[own].unsqueeze(1), nodes, kept[own])
+        self.cache.keep(path[own], accepted[own].unsqueeze(1), nodes, rows[own])
 
     def truncate(self, lengths: list[int]) -> None:
-        """Forget of each sequence what is committed behind so many positions."""
+        """Discard what is committed of each of all sequences from position ``lengths`` on."""
         self.cache.truncate(lengths[self._sequences.start : self._sequences.stop])
 
     def _forward(self, hidden: Tensor | None, width: int, rows: Rows) -> Tensor:
-        """Hop in, layers, hop out."""
+        """Receive the carry, run the layers, send the carry; return it."""
         carry = self._carry.view(width)
         if self._hop_in is not None:
-            # the embedding has no features to bring
+            # there are no features before the first layer
             self._hop_in.broadcast(carry[0] if self._first else carry, self._hop_in.ranks[0])
             hidden = carry[0]
-        assert hidden is not None, "a device has what it is not sent"
+        assert hidden is not None, "what a device is not sent it has computed"
         for number, (layer, cache) in enumerate(zip(self._layers, self.cache.layers, strict=True)):
             if number in self._captures:
                 carry[self._captures[number]].copy_(hidden)
@@ -243,68 +239,67 @@ class BaseStage:
         return carry
 
 
-class BaseHead:
-    """The final norm and rows of the lm_head, with the hop into it."""
+class BaseLmHead:
+    """The final norm and rows of the lm_head, with the hop into them."""
 
-    def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm) -> None:
-        hop = comm.hops[-1]
-        assert comm.head is not None
-        assert hop is not None
-        binder = Binder(
-            slots=slots,
-            dtype=DTYPES[plan.options.dtype],
-            group=comm.head,
-            hidden=plan.model.hidden_size,
-        )
+    def __init__(self, plan: Plan, slots: Slots, memory: Memory, group: Group, hop_in: Group | None) -> None:
+        dtype = DTYPES[plan.options.dtype]
+        binder = Binder(slots=slots, dtype=dtype, group=group, hidden=plan.model.hidden_size)
         self._norm = binder.norm("norm", plan.model.norm_eps)
-        self._rows = binder.head("head", plan.head.rows)
-        self._hop_in = hop if hop.receives else None
-        self._received = Carry(memory.buffer("head.carry")) if hop.receives else None
+        self._lm_head = binder.head("head", plan.head.rows)
+        self._hop_in = _receiving(hop_in)
+        self._received = None if self._hop_in is None else Carry(memory.buffer("head.carry"))
 
     def __call__(self, carry: Tensor | None, width: int) -> Forward:
-        """``carry`` [1 + a, width, H] of the last stage, where this device is in it."""
+        """Norm the last hidden state; ``carry`` [1 + a, width, H] of the last stage, where this device is in it."""
         if self._hop_in is not None and self._received is not None:
             carry = self._received.view(width)
             self._hop_in.broadcast(carry, self._hop_in.ranks[0])
-        assert carry is not None, "a device has what it is not sent"
-        normed = self._norm(carry[0])
-        return Forward(normed=normed, features=carry[1:] if carry.shape[0] > 1 else normed.unsqueeze(0))
-
-    def best(self, normed: Tensor) -> Tensor:
-        return self._rows.best(normed)
-
-    def draw(self, normed: Tensor, chance: Draw) -> Tensor:
-        return self._rows.draw(normed, chance)
+        assert carry is not None, "what a device is not sent it has computed"
+        normed = self._norm(carry[0])  # scratch: bounded by `scratch.normed` in plans/buffers.py
+        features = carry[1:] if carry.shape[0] > 1 else normed.unsqueeze(0)
+        return Forward(normed=normed, features=features, lm_head=self._lm_head)
 
 
 class Carry:
-    """The hidden state and the captured features of a forward, as they go from group to group."""
+    """Buffer of the hidden state and the captured features of a forward."""
 
     def __init__(self, buffer: Tensor) -> None:
-        """``buffer`` [1 + a, R, H]."""
+        """``buffer`` [1 + a, R, H], R most rows of a forward."""
         self._planes, _, self._hidden = buffer.shape
         self._buffer = buffer.flatten()
 
     def view(self, width: int) -> Tensor:
-        """[1 + a, width, H], contiguous."""
+        """Return [1 + a, width, H], contiguous."""
         shape = (self._planes, width, self._hidden)
         return self._buffer[: math.prod(shape)].view(shape)
 
 
+def _sending(hop: Group | None) -> Group | None:
+    """Return a hop on the rank that sends, None on others."""
+    return hop if hop is not None and hop.sends else None
+
+
+def _receiving(hop: Group | None) -> Group | None:
+    """Return a hop on a rank that receives, None on others."""
+    return hop if hop is not None and hop.receives else None
+
+
 def _layers(plan: Plan, stage: Stage, binder: Binder, attended: Attend) -> list[Layer]:
+    """Bind the layers of a stage to this member's share of them."""
     layers: list[Layer] = []
     member, hidden, eps = binder.group.index, plan.model.hidden_size, plan.model.norm_eps
     for run in stage.runs:
         share = kv_shares(stage, run.kv_heads)[member]
         for _ in range(run.num_layers):
             number = stage.first_layer + len(layers)
-            kind, prefix = layer_class(plan.model, number), f"layers.{number}"
+            layer, prefix = layer_class(plan.model, number), f"layers.{number}"
             layers.append(
                 Layer(
                     attention_norm=binder.norm(f"{prefix}.attention_norm", eps),
-                    attention=binder.attention(prefix, hidden, kind.attention, share, eps, attended),
+                    attention=binder.attention(prefix, hidden, layer.attention, share, eps, attended),
                     mlp_norm=binder.norm(f"{prefix}.mlp_norm", eps),
-                    mlp=binder.mlp(prefix, kind.mlp, run.mlp_units[member]),
+                    mlp=binder.mlp(prefix, layer.mlp, run.mlp_units[member]),
                 )
             )
     return layers

@@ -78,7 +78,7 @@ class Binder:
         return Attention(
             qkv=self.linear(f"{prefix}.qkv", rows, width, attention.qkv_bias),
             o=self.linear(f"{prefix}.o", self.hidden, columns, attention.o_bias and self.group.leads),
-            heads=heads,
+            query_heads=heads,
             kv_heads=share.heads,
             head_dim=dims,
             group=self.group,

@@ -1,9 +1,10 @@
-"""A block of experts on one device's share: a slice of the channels of every expert, and the whole router.
+"""Mixture of experts on one device's share: a slice of the channels of every expert, and the whole router.
 
-    x ── router ── softmax ── the e best of E experts, and their weights
-    rows · e copies of x, sorted by expert ── gate, up ── down ── weighed, back in their order, summed by row
+    x [W, H] ── router ── softmax ── the e best of E experts and their weights [W, e]
+    W · e copies of rows, sorted by expert ── gate, up ── down ── times weight, back in their order, summed by row
 
-Every shape is of rows · e, whatever is picked. Letters as in ``layers``.
+Shapes depend on W · e alone, not on which experts are chosen. Letters as in ``layers``. Temporaries are bounded by
+`scratch.router` and `scratch.mlp` in plans/buffers.py.
 """
 
 from dataclasses import dataclass
@@ -17,26 +18,26 @@ from runtime.model import ops
 from runtime.model.layers import Linear
 
 GROUPED_ALIGN_BYTES = 16
-"""What torch's grouped product, that of a GPU, wants rows of its operands to be a multiple of."""
+"""Multiple of which the rows of its operands must be for torch's grouped product on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experts:
-    """The sum of the picked experts, each down(silu(gate(x)) * up(x)), by the router's weights."""
+    """The sum of e experts, each down(silu(gate(x)) * up(x)), by the router's weights."""
 
     router: Linear
     gate_up: Tensor | None
-    """[E, 2m, H]; None: this device has no channels and only joins the sum."""
+    """[E, 2m, H]; None: this device has no channels and only takes part in the sum."""
     down: Tensor | None
     """[E, H, m]"""
     picked: int
-    """e"""
+    """e, experts of each row."""
     normed: bool
-    """The weights of the picked are divided by their sum."""
+    """True: the weights of a row's experts are divided by their sum."""
     group: Group
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
-        """``x`` [W, H] -> residual + experts [W, H]."""
+        """Return residual + experts [W, H], of ``x`` [W, H]."""
         out = residual.clone() if self.group.leads else torch.zeros_like(residual)
         if self.gate_up is not None and self.down is not None:
             weights, experts = self.route(x)
@@ -49,14 +50,14 @@ class Experts:
         return out
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x`` [W, H] -> weights, in float32, and numbers of the picked experts [W, e]."""
+        """Return weights, in float32, and numbers of the experts of each row [W, e], of ``x`` [W, H]."""
         chances = self.router(x).float().softmax(1)
         weights, experts = chances.topk(self.picked, 1)
         return (weights / weights.sum(1, keepdim=True) if self.normed else weights), experts
 
 
 def _sorted(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
-    """Each expert's rows side by side, so that only the experts that are wanted are read."""
+    """Sum the experts by one grouped product over rows sorted by expert: only experts with rows are read."""
     rows, picked = experts.shape
     chosen, order = torch.sort(experts.flatten(), stable=True)
     ends = torch.searchsorted(chosen, torch.arange(gate_up.shape[0], device=x.device), right=True)
@@ -67,7 +68,7 @@ def _sorted(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: 
 
 
 def _one_by_one(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
-    """Every expert for every row, where a share's channels are not as aligned as a grouped product wants them."""
+    """Sum every expert over every row, where the channels are not aligned for a grouped product on a GPU."""
     dense = torch.zeros(x.shape[0], gate_up.shape[0], device=x.device).scatter_(1, experts, weights)
     out = torch.zeros_like(x)
     for expert in range(gate_up.shape[0]):

@@ -92,7 +92,7 @@ def test_the_processed_distribution_is_that_of_transformers(
     expected = warped(logits, *parameters)
     assert torch.equal(weights > 0, expected > 0)
     torch.testing.assert_close(weights / weights.sum(1, keepdim=True), expected)
-    chance = Draw(sampling=sampling(*parameters), place=11, depths=torch.arange(9) % 4, places=4)
+    chance = Draw(sampling=sampling(*parameters), position=11, depths=torch.arange(9) % 4, num_depths=4)
     alone = draw(logits.clone(), 0, ALONE, chance)
     for drawn in together(len(shares), lambda g: draw(mine[g.rank].clone(), firsts[g.rank], g, chance)):
         assert torch.equal(drawn, alone), "a divided head draws the same tokens"
@@ -118,7 +118,7 @@ def test_one_seed_of_many_has_the_frequencies_of_the_distribution() -> None:
     expected = logits.softmax(1)[0]
     places = draw(
         logits.repeat(20_000, 1), 0, ALONE,
-        Draw(sampling=sampling(1.0, None, None), place=0, depths=torch.arange(20_000), places=20_000),
+        Draw(sampling=sampling(1.0, None, None), position=0, depths=torch.arange(20_000), num_depths=20_000),
     )  # fmt: skip
     race = torch.cat([exponential(seed, 5, 1, 0, 6, torch.device("cpu")) for seed in range(4_000)])
     for drawn in (places, (expected / race).argmax(1)):
@@ -176,7 +176,10 @@ def drawn(parameters: Parameters, seed: int, nodes: Tensor, places: Tensor) -> T
     """A token behind each of ``nodes`` [n, N] at ``places`` [n, N], sampling i having places of its own: [n, N]."""
     apart = SPACING * torch.arange(nodes.shape[0]).unsqueeze(1) + places
     chance = Draw(
-        sampling=sampling(*parameters, seed=seed), place=0, depths=apart.flatten(), places=SPACING * nodes.shape[0]
+        sampling=sampling(*parameters, seed=seed),
+        position=0,
+        depths=apart.flatten(),
+        num_depths=SPACING * nodes.shape[0],
     )
     return draw(TABLE[nodes.flatten()], 0, ALONE, chance).view(nodes.shape)
 

@@ -31,9 +31,9 @@ def climb(parents: list[int], node: int) -> list[int]:
 def test_mask_is_the_ancestors_and_the_node_itself(parents: list[int]) -> None:
     levels = max(len(climb(parents, node)) for node in range(len(parents))) - 1
     chain = [max(0, node - 1) for node in range(len(parents))]
-    for found, mask in zip((parents, chain), ancestors(torch.tensor([parents, chain]), len(parents)), strict=True):
+    for tree, mask in zip((parents, chain), ancestors(torch.tensor([parents, chain]), len(parents)), strict=True):
         for node, row in enumerate(mask.tolist()):
-            assert {other for other, seen in enumerate(row) if seen} == set(climb(found, node))
+            assert {other for other, seen in enumerate(row) if seen} == set(climb(tree, node))
     assert torch.equal(ancestors(torch.tensor([parents]), levels), ancestors(torch.tensor([parents]), len(parents)))
 
 

@@ -1,0 +1,109 @@
+"""The parts of a plan that one rank runs, and the channels on which it exchanges messages with the other ranks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plans.schema import Plan
+from plans.step import PLAIN_STEP, prefill_features, step_features, step_layout, tree_depth
+from runtime.comm.groups import Comm, Group
+from runtime.decode.eagle_head import Drafter
+from runtime.decode.messages import Channel, FeatureMessage, feature_message
+from runtime.decode.verify import Verdict
+from runtime.image.buffers import DTYPES, Memory
+from runtime.model.base import Base
+from runtime.model.blocks import Slots
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accepted:
+    """The decision of the verifier on rows of the base, with their features: what the drafter extends by."""
+
+    verdict: Verdict
+    features: Tensor
+    """[a, S * n, H]: the captured features of the rows that the verdict is about."""
+
+
+class FeatureLink:
+    """The broadcast of accepted features from the verifier, the leader of the lm_head, to the drafter's ranks."""
+
+    def __init__(self, group: Group, step: FeatureMessage, chunk: FeatureMessage) -> None:
+        """``step``, ``chunk``: views of the buffer for the kept rows of all sequences, and for a prompt's chunk."""
+        self._group, self.step, self.chunk = group, step, chunk
+
+    def broadcast(self, message: FeatureMessage, accepted: Accepted | None) -> FeatureMessage:
+        """Send ``accepted`` from the verifier, the only rank whose value counts; return the message."""
+        if accepted is not None:
+            message.accepted.copy_(accepted.verdict.accepted)
+            message.tokens.copy_(accepted.verdict.tokens)
+            message.path.copy_(accepted.verdict.path)
+            rows, features = message.features.shape[0], accepted.features
+            message.features.view(rows, *features.shape[::2]).copy_(features.transpose(0, 1))
+        self._group.broadcast(message.wire, self._group.ranks[0])
+        return message
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """The parts of one rank; None for a part that other ranks run."""
+
+    base: Base | None
+    drafter: Drafter | None
+    features: FeatureLink | None
+    """On the verifier and on the drafter's ranks."""
+    plain: Channel
+    """Step message of plain decoding."""
+    drafted: Channel | None
+    """Step message of speculative decoding; None: the plan has no drafter."""
+    device: torch.device
+
+
+def parts_of(plan: Plan, slots: Slots, memory: Memory, comm: Comm, device: torch.device) -> Parts:
+    """Bind the parts of a plan that this rank runs to its image and its buffers."""
+    in_base = any((comm.embed, *comm.stages, comm.head))
+    return Parts(
+        base=Base(plan, slots, memory, comm) if in_base else None,
+        drafter=Drafter(plan, slots, memory, comm) if comm.draft is not None else None,
+        features=_feature_link(plan, memory, comm),
+        plain=_plain_channel(plan, memory),
+        drafted=_drafted_channel(plan, memory),
+        device=device,
+    )
+
+
+def _plain_channel(plan: Plan, memory: Memory) -> Channel:
+    """Return the step message of a tree that is its root; the leader of the lm_head writes it."""
+    source = _rank_of(plan, plan.head.devices[0])
+    batch = plan.options.batch
+    return Channel(memory.buffer("message"), PLAIN_STEP, batch=batch, levels=0, source=source, drafted=False)
+
+
+def _drafted_channel(plan: Plan, memory: Memory) -> Channel | None:
+    """Return the step message of draft trees; the leader of the drafter's group writes it."""
+    if plan.draft_placement is None:
+        return None
+    return Channel(
+        memory.buffer("message"),
+        step_layout(plan.options),
+        batch=plan.options.batch,
+        levels=tree_depth(plan.options),
+        source=_rank_of(plan, plan.draft_placement.devices[0]),
+        drafted=True,
+    )
+
+
+def _feature_link(plan: Plan, memory: Memory, comm: Comm) -> FeatureLink | None:
+    if comm.feature is None or plan.draft is None:
+        return None
+    model, draft, options = plan.model, plan.draft, plan.options
+    buffer, dtype = memory.buffer("features"), DTYPES[options.dtype]
+    return FeatureLink(
+        comm.feature,
+        step=feature_message(step_features(model, draft, options), buffer, dtype),
+        chunk=feature_message(prefill_features(model, draft, options), buffer, dtype),
+    )
+
+
+def _rank_of(plan: Plan, device_id: str) -> int:
+    return next(rank for rank, device in enumerate(plan.devices) if device.id == device_id)
