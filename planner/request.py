@@ -1,16 +1,17 @@
-"""Records of what a person asks for, and the options that follow from them with every default written out."""
+"""The request for a plan, and the options that follow from it with every default written out."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from planner.costs import stall
 from planner.errors import ConfigError, InputError
 from planner.families import BaseInput, DraftInput
+from planner.hardware.records import HardwareInventory
 from plans.check_inputs import MOST_TREE
-from plans.schema import DTYPE_BYTES, DType, Inventory, KvAxis, KvDType, Options, Pin, Plan, Strategy, Tree
+from plans.schema import DType, Inventory, KvAxis, KvDType, Options, Pin, Plan, Strategy, Tree
 
 DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=None)
-
+"""Draft tree of EAGLE-2 and -3."""
 
 STATIC_PATHS = (
     *((rank,) for rank in range(4)),
@@ -18,73 +19,83 @@ STATIC_PATHS = (
     *((0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (0, 1, 1), (0, 2, 0), (0, 2, 1), (1, 0, 0)),
     *((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 2), (0, 0, 0, 0, 0), (0, 0, 0, 0, 1)),
 )
-"""The tree of EAGLE-1: 25 drafted nodes in 5 levels."""
-
+"""Draft tree of EAGLE-1: 25 drafted nodes in 5 levels, each as the ranks on its path from the root."""
 
 MOST_DEFAULT_CONTEXT = 8192
+"""Positions at most where no context is asked for, whatever the model's limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What a person asked for; None: the default, which the plan then states."""
+    """Options as they were asked for; None stands for the default, which the plan then states."""
 
     context: int | Literal["max"] | None = None
+    """Positions of a sequence; ``max``: the most with which the model fits."""
     batch: int = 1
+    """Sequences decoded at a time."""
     dtype: DType | None = None
+    """Dtype of weights and activations; default: see :func:`resolve_dtype`."""
     kv_dtype: KvDType | None = None
-    """Default: the dtype."""
+    """Dtype of the KV caches; default: ``dtype``."""
     tree: Tree | None = None
+    """Draft token tree; default: DEFAULT_TREE where there is a drafter."""
     prefill_chunk: int | None = None
+    """Prompt tokens of one forward pass."""
     stall_timeout_s: int | None = None
-    """Default: as long as the slowest device needs, and no less than ``stall.LEAST_S``."""
+    """Seconds without progress that end a run; default: what the slowest device needs, at least ``stall.LEAST_S``."""
     strategy: Strategy = "latency"
     kv_axis: KvAxis | None = None
-    """Default: the solver's choice, stage by stage."""
+    """Axis along which the KV cache is divided; default: the solver's choice for each stage."""
     custom: tuple[Pin, ...] | None = None
-    """The device map of the strategy ``custom``."""
+    """Device map of the strategy ``custom``, as :func:`planner.problem.device_map.read` returns it."""
     gap_ppm: int = 0
+    """Accepted relative distance of step time and bound, in parts per million."""
     within_ppm: int | None = None
+    """With an earlier plan: how much longer than the optimum a step may take, in parts per million."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """Everything that a plan is made of, as it was given."""
+    """Inputs of one plan: the model, its drafter, the hardware, and the options asked for."""
 
     base: BaseInput
     draft: DraftInput | None
-    inventory: Any
-    """Plain data of the inventory file: rates of its devices depend on the dtype."""
-    inventory_file: str
-    """Its name in messages."""
+    inventory: HardwareInventory
     wanted: Wanted
-    """Without ``custom``: that is read from ``device_map``, whose devices are those of the inventory."""
-    device_map: Any = None
-    """Plain data of the file of the strategy ``custom``; None: none was given."""
-    device_map_file: str = ""
     previous: Plan | None = None
     """With ``wanted.within_ppm``: an earlier plan of the model, of which as much is kept as that allows."""
 
 
-def resolve_dtype(wanted: Wanted, base: BaseInput, inventory: Inventory) -> DType:
-    """The dtype asked for, else float32 on CPUs alone, which have no units for the halves, else the checkpoint's."""
+def resolve_request(request: Request) -> tuple[Options, Inventory]:
+    """Return all options and the devices with their rates in the dtype, with ``max`` as the model's limit.
+
+    Raise InputError for options that exclude each other or exceed the model.
+    """
+    dtype = resolve_dtype(request.wanted, request.base, request.inventory)
+    return resolve(request.wanted, dtype, request.base, request.draft), request.inventory.at(dtype)
+
+
+def resolve_dtype(wanted: Wanted, base: BaseInput, inventory: HardwareInventory) -> DType:
+    """Return the dtype asked for, else float32 on CPUs alone, which lack 16-bit units, else the checkpoint's."""
     if wanted.dtype is not None:
         return wanted.dtype
     if all(device.kind == "cpu" for device in inventory.devices):
         return "float32"
     config = base.checkpoint.config
-    found = config.get("dtype", config.get("torch_dtype", "bfloat16"))
-    for known in DTYPE_BYTES:
-        if found == known:
-            return known  # type: ignore[return-value]
-    expected = ", ".join(DTYPE_BYTES)
-    raise ConfigError(f"{base.checkpoint.config_file}: dtype: found {found!r}, expected one of {expected}")
+    name = config.get("dtype", config.get("torch_dtype", "bfloat16"))
+    dtype: DType
+    for dtype in get_args(DType):
+        if name == dtype:
+            return dtype
+    expected = ", ".join(get_args(DType))
+    raise ConfigError(f"{base.checkpoint.config_file}: dtype: found {name!r}, expected one of {expected}")
 
 
 def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | None) -> Options:
-    """Options with every default written out, ``max`` as the model's limit; raise InputError for what cannot be.
+    """Return options with every default written out, ``max`` as the model's limit; raise InputError for bad ones.
 
-    The default keeps to the positions that the EAGLE head was trained for, of which published heads name few; beyond
-    them it only drafts worse, so that any context of the model's may be asked for.
+    The default context stays within the positions that the EAGLE head was trained for; published heads were trained
+    for few. Beyond them the head only drafts worse, so any context of the model may be asked for.
     """
     longest = base.max_positions
     default = min(longest, draft.max_positions if draft else longest, MOST_DEFAULT_CONTEXT)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from instances import RIVALRIES, SPEED, Speed
-from planner.build import formulate
 from planner.families import load_base, load_draft
+from planner.formulations import Formulations
 from planner.hardware.inventory import parse_inventory
 from planner.request import Wanted, resolve
 from rivals import Comparison, Priced, compare
@@ -74,7 +74,8 @@ def timed(speed: Speed) -> Timed:
         base = load_base(model)
         head = load_draft(draft, base)
         options = resolve(Wanted(), "bfloat16", base, head)
-        problem = formulate(base, head, parse_inventory(speed.inventory, speed.name), options).problem
+        inventory_at = parse_inventory(speed.inventory, speed.name).at(options.dtype)
+        problem = Formulations().of(base, head, inventory_at, options).problem
     listed = [splits for group in problem.groups for splits in group.splits]
     listed += [option.splits for block in problem.blocks for option in block.options]
     return Timed(

@@ -106,7 +106,7 @@ def formulation_of(rivalry: Rivalry) -> Formulation:
         model=base.model,
         draft=None,
         options=resolve(wanted, rivalry.dtype, base, None),
-        inventory=parse_inventory(rivalry.inventory, rivalry.name, rivalry.dtype),
+        inventory=parse_inventory(rivalry.inventory, rivalry.name).at(rivalry.dtype),
     )
 
 
@@ -338,7 +338,8 @@ def mapped(formulation: Formulation, config: dict[str, Any]) -> Mapped:
     resident = {name: last if place == "cpu" else place for name, place in found.items()}
     if "lm_head" in resident:  # else all is in one place
         resident["model.norm"] = resident["lm_head"]  # no byte of any account, and one piece with lm_head for us
-    pins = {pin.module: pin.device for pin in device_map.read(resident, "accelerate", formulation.model, None, local)}
+    listed = device_map.read(resident, "accelerate", formulation.model, None, local.devices)
+    pins = {pin.module: pin.device for pin in listed}
     index = [device.id for device in local.devices].index
     total = formulation.model.num_layers
     order = [index(pins[f"layers.{i}"]) for i in range(total)]

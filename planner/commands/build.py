@@ -18,15 +18,17 @@ from planner.demo_model import BASE, DEFAULT_HEAD
 from planner.errors import InfeasibleError, InputError
 from planner.explain import explain
 from planner.families import BaseInput, DraftInput, load_base, load_draft
-from planner.hardware.inventory import read_inventory
+from planner.hardware.inventory import load_inventory
+from planner.hardware.records import HardwareInventory
 from planner.problem.device_map import load_device_map
+from planner.problem.device_map import read as read_device_map
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
 from planner.solver.minimise import Settings
 from plans import diff as plan_diff
 from plans.check import load
 from plans.format import format_ns
-from plans.schema import DType, KvAxis, KvDType, Plan, Strategy, Tree
+from plans.schema import DType, KvAxis, KvDType, Pin, Plan, Strategy, Tree
 
 DEFAULT_WITHIN_PPM = 20_000
 """Relative increase of the step time that ``--previous`` accepts, in parts per million."""
@@ -73,6 +75,7 @@ def run(
     earlier, within_ppm = load_previous(previous, within_ppm, gap)
     base = load_base(model)
     drafter = load_draft(draft, base) if draft else None
+    devices = load_inventory(inventory)
     wanted = request.Wanted(
         context=context,
         batch=batch,
@@ -83,19 +86,11 @@ def run(
         stall_timeout_s=stall_timeout_s,
         strategy=chosen_strategy(strategy[0], map_path),
         kv_axis=kv_axis,
+        custom=read_map(map_path, base, drafter, devices) if map_path else None,
         gap_ppm=gap,
         within_ppm=within_ppm,
     )
-    asked = request.Request(
-        base=base,
-        draft=drafter,
-        inventory=read_inventory(inventory),
-        inventory_file=str(inventory),
-        wanted=wanted,
-        device_map=load_device_map(map_path) if map_path else None,
-        device_map_file=str(map_path or ""),
-        previous=earlier,
-    )
+    asked = request.Request(base=base, draft=drafter, inventory=devices, wanted=wanted, previous=earlier)
     built = solved(asked, settings)
     plan_directory.write(out, built.plan, base, drafter)
     report(out, built, asked, previous, verbose)
@@ -137,6 +132,12 @@ def chosen_strategy(name: Strategy | None, device_map: Path | None) -> Strategy:
     return "custom"
 
 
+def read_map(file: Path, base: BaseInput, drafter: DraftInput | None, devices: HardwareInventory) -> tuple[Pin, ...]:
+    """Return the device map of a file as pins of the model to the devices of an inventory."""
+    data = load_device_map(file)
+    return read_device_map(data, str(file), base.model, drafter.draft if drafter else None, devices.devices)
+
+
 def load_previous(previous: Path | None, within_ppm: int | None, gap_ppm: int) -> tuple[Plan | None, int | None]:
     """Return the earlier plan, and how much longer than the shortest a step may take to keep its weights in place."""
     if previous is None:
@@ -166,9 +167,9 @@ def report(out: Path, built: builder.Built, asked: request.Request, previous: Pa
     """Write what was planned to stderr, with the details that ``verbose`` asks for."""
     plan, drafter = built.plan, asked.draft
     say(f"{out}: {summary_line(plan)}, solved in {built.solved.solve_s:.2f} s")
-    if asked.wanted.context == "max":
-        limit = "the model's limit" if plan.options.context == asked.base.max_positions else "the most that fits"
-        say(f"{out}: --context max is {plan.options.context}, {limit}")
+    if built.longest_context is not None:
+        limit = "the model's limit" if built.longest_context == asked.base.max_positions else "the most that fits"
+        say(f"{out}: --context max is {built.longest_context}, {limit}")
     if asked.previous is not None:
         say(f"{out}: {plan_diff.moved(asked.previous, plan)}, compared with {previous}")
     if drafter is not None and plan.options.context > drafter.max_positions:

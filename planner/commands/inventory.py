@@ -13,7 +13,8 @@ from planner.errors import OutputError
 from planner.hardware import units
 from planner.hardware.catalog import catalog
 from planner.hardware.detect import detect as detect_devices
-from planner.hardware.inventory import dump_inventory, parse_inventory, read_inventory
+from planner.hardware.inventory import parse_inventory, read_inventory
+from planner.hardware.inventory_text import dump_inventory
 from planner.hardware.nvml import read_machine
 from plans import codec
 from plans.schema import Device, DType, Inventory
@@ -30,7 +31,7 @@ def run(*, file: Path | None, detect: bool, dtype: DType, as_json: bool, verbose
         return
     source = file or DEFAULT_FILE
     data = read_inventory(source)
-    inventory = parse_inventory(data, str(source), dtype)
+    inventory = parse_inventory(data, str(source)).at(dtype)
     say_devices(data, inventory, verbose)
     if as_json:
         put({"inventory": codec.encode(inventory)})
@@ -45,16 +46,17 @@ def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int)
     detected = detect_devices(read_machine(), host, dtype)
     for line in detected.left_out:
         say(f"left out: {line}")
-    say_devices(codec.load_yaml(detected.text, "detected"), detected.inventory, verbose)
+    inventory = detected.inventory.at(dtype)
+    say_devices(codec.load_yaml(detected.text, "detected"), inventory, verbose)
     if file is not None:
         try:
             with file.open("x") as stream:
                 stream.write(detected.text)
         except OSError as error:
             raise OutputError(f"{file}: cannot write the inventory: {error.strerror}: give a new file") from error
-        say(f"{file}: {len(detected.inventory.devices)} devices")
+        say(f"{file}: {len(inventory.devices)} devices")
     if as_json:
-        put({"inventory": codec.encode(detected.inventory), "left_out": list(detected.left_out)})
+        put({"inventory": codec.encode(inventory), "left_out": list(detected.left_out)})
     elif file is None:
         click.echo(detected.text, nl=False)
 

@@ -16,8 +16,9 @@ from planner.hardware import units
 from planner.hardware.catalog import CPU, DeviceType, catalog
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.nvml import Gpu, Machine, NvLink, Slice
+from planner.hardware.records import HardwareInventory
 from plans.codec import load_yaml
-from plans.schema import DType, Inventory
+from plans.schema import DType
 
 _MAKERS = re.compile(r"(?:(?:NVIDIA|Tesla|GeForce) )*")
 
@@ -39,7 +40,7 @@ class Detected:
     """The text, what it says once read, and what a person should know that is not in it."""
 
     text: str
-    inventory: Inventory
+    inventory: HardwareInventory
     left_out: tuple[str, ...]
     """Devices that are comments, and why."""
 
@@ -84,7 +85,7 @@ def detect(machine: Machine, host: str, dtype: DType) -> Detected:
     ]
     text = "\n".join(lines) + "\n"
     try:
-        inventory = parse_inventory(load_yaml(text, "detected"), "detected", dtype)
+        inventory = parse_inventory(load_yaml(text, "detected"), "detected")
     except InventoryError as error:
         raise MachineError(f"what NVML tells is no inventory: {error}: write the inventory by hand") from error
     return Detected(text=text, inventory=inventory, left_out=left_out)

@@ -1,7 +1,7 @@
-"""``inventory.yaml``: hosts, devices and links, with the defaults of the catalogue, and back to its canonical text.
+"""Reads ``inventory.yaml``: hosts, devices and links, with the defaults of the catalogue filled in.
 
 The order of a list never matters: hosts are sorted by name, devices by host and natural id. Every refusal is an
-InventoryError that starts with the file and the path to the datum.
+InventoryError that starts with the file and the path to the datum. :mod:`planner.hardware.inventory_text` writes it.
 """
 
 import dataclasses
@@ -14,9 +14,10 @@ from typing import Any, Literal
 from planner.errors import InventoryError
 from planner.hardware import units
 from planner.hardware.catalog import CPU, DeviceType, catalog
+from planner.hardware.records import HardwareInventory, ListedDevice, in_order
 from plans.check_inputs import natural_key
-from plans.codec import dump_yaml, load_yaml, read_document
-from plans.schema import Device, DType, Host, Inventory, Link, Pair, PlanError
+from plans.codec import load_yaml, read_document
+from plans.schema import DTYPE_BYTES, Host, Link, Pair, PlanError
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -29,30 +30,30 @@ _DEVICE_FIELDS = (
 )
 
 
-def load_inventory(path: Path, dtype: DType = "bfloat16") -> Inventory:
-    """Read an inventory file; ``dtype`` picks the rate of devices whose ``flops`` the catalogue gives."""
-    return parse_inventory(read_inventory(path), str(path), dtype)
+def load_inventory(path: Path) -> HardwareInventory:
+    """Read an inventory file; raise InventoryError for anything that is not one."""
+    return parse_inventory(read_inventory(path), str(path))
 
 
 def read_inventory(path: Path) -> Any:
-    """An inventory file as plain data, for :func:`parse_inventory`."""
+    """Return an inventory file as plain data, for :func:`parse_inventory`."""
     if not path.is_file():
-        found = "a directory" if path.is_dir() else "no such file"
-        raise InventoryError(f"{path}: {found}: give an inventory of hosts and devices")
+        obstacle = "a directory" if path.is_dir() else "no such file"
+        raise InventoryError(f"{path}: {obstacle}: give an inventory of hosts and devices")
     try:
         return load_yaml(read_document(path), str(path))
     except PlanError as error:
         raise InventoryError(str(error)) from error
 
 
-def parse_inventory(data: Any, where: str, dtype: DType = "bfloat16") -> Inventory:
-    """The inventory of plain data, where ``where`` names the file in messages."""
+def parse_inventory(data: Any, where: str) -> HardwareInventory:
+    """Return the inventory of plain data; ``where`` names the file in messages."""
     fields = _mapping(data, f"{where}: ", ("hosts", "network"), "a mapping with hosts and network")
     entries = _sequence(fields.get("hosts"), f"{where}: hosts", "a sequence of hosts")
     hosts: list[Host] = []
-    devices: list[Device] = []
+    devices: list[ListedDevice] = []
     for position, entry in enumerate(entries):
-        host, own = _host(entry, f"{where}: hosts[{position}]", dtype)
+        host, own = _host(entry, f"{where}: hosts[{position}]")
         if any(host.name == other.name for other in hosts):
             raise InventoryError(f"{where}: hosts[{position}].name: {host.name!r} is already the name of another host")
         _refuse_known_ids(own, devices, f"{where}: hosts[{position}].devices")
@@ -60,44 +61,32 @@ def parse_inventory(data: Any, where: str, dtype: DType = "bfloat16") -> Invento
         devices.extend(own)
     if not hosts:
         raise InventoryError(f"{where}: hosts: no host, expected at least one with at least one device")
-    return Inventory(
+    return HardwareInventory(
         hosts=tuple(sorted(hosts, key=lambda host: host.name)),
         network=_network(fields.get("network"), f"{where}: network", len(hosts)),
-        devices=tuple(sorted(devices, key=lambda device: (device.host, natural_key(device.id)))),
+        devices=in_order(devices),
     )
 
 
-def catalog_device(name: str, *, device_id: str, host: str, ordinal: int, dtype: DType) -> Device:
-    """A device with nothing but the catalogue's figures; raise InventoryError where those are not enough."""
-    return _device({"id": device_id, "type": name, "ordinal": ordinal}, host, f"one more {name}", dtype)
+# Devices
 
 
-def dump_inventory(inventory: Inventory) -> str:
-    """The canonical text, every figure spelt out: parsing it gives the same inventory, whatever the dtype."""
-    hosts = [_dump_host(host, inventory.devices) for host in inventory.hosts]
-    network = {} if inventory.network is None else {"network": _dump_link(inventory.network)}
-    return dump_yaml({"hosts": hosts} | network)
-
-
-# Reading
-
-
-def _host(data: Any, path: str, dtype: DType) -> tuple[Host, list[Device]]:
+def _host(data: Any, path: str) -> tuple[Host, list[ListedDevice]]:
     fields = _mapping(data, f"{path}.", ("name", "links", "devices"), "a host with name, links and devices")
     name = _text(fields, "name", path, _HOST_NAME, "letters, digits, '.', '_' and '-'")
     entries = _sequence(fields.get("devices"), f"{path}.devices", "a sequence of devices")
     if not entries:
         raise InventoryError(f"{path}.devices: no device, expected at least one")
-    devices: list[Device] = []
+    devices: list[ListedDevice] = []
     for position, entry in enumerate(entries):
-        device = _device(entry, name, f"{path}.devices[{position}]", dtype)
+        device = _device(entry, name, f"{path}.devices[{position}]")
         _refuse_known_ids([device], devices, f"{path}.devices", position)
         devices.append(device)
     devices = _number_accelerators(devices, entries)
     return _links(fields.get("links"), f"{path}.links", name, devices), devices
 
 
-def _refuse_known_ids(new: Iterable[Device], known: list[Device], path: str, start: int = 0) -> None:
+def _refuse_known_ids(new: Iterable[ListedDevice], known: list[ListedDevice], path: str, start: int = 0) -> None:
     hosts = {device.id: device.host for device in known}
     for position, device in enumerate(new, start):
         if device.id in hosts:
@@ -107,8 +96,8 @@ def _refuse_known_ids(new: Iterable[Device], known: list[Device], path: str, sta
             )
 
 
-def _number_accelerators(devices: list[Device], entries: list[Any]) -> list[Device]:
-    """Devices without an ordinal take their position among the accelerators of the host, in the order of ids."""
+def _number_accelerators(devices: list[ListedDevice], entries: list[Any]) -> list[ListedDevice]:
+    """Give devices without an ordinal their position among the accelerators of the host, in the order of ids."""
     order = sorted((device for device in devices if device.kind == "cuda"), key=lambda device: natural_key(device.id))
     position = {device.id: number for number, device in enumerate(order)}
     return [
@@ -119,7 +108,7 @@ def _number_accelerators(devices: list[Device], entries: list[Any]) -> list[Devi
     ]
 
 
-def _device(data: Any, host: str, path: str, dtype: DType) -> Device:
+def _device(data: Any, host: str, path: str) -> ListedDevice:
     fields = _mapping(data, f"{path}.", _DEVICE_FIELDS, "a device with id and type")
     device_id = _text(fields, "id", path, _ID, "lower-case letters, digits, '_' and '-'")
     expected = f"lower-case letters, digits, '.', '_' and '-'{_nearest_types(fields.get('type'))}"
@@ -131,7 +120,7 @@ def _device(data: Any, host: str, path: str, dtype: DType) -> Device:
     reserve = _figure(fields, "reserve", units.SIZE, default.reserve_bytes, path)
     if reserve >= memory:
         _refuse_reserve(fields, reserve, memory, path)
-    return Device(
+    return ListedDevice(
         id=device_id,
         host=host,
         type=type_name,
@@ -141,9 +130,16 @@ def _device(data: Any, host: str, path: str, dtype: DType) -> Device:
         memory_bytes=memory,
         reserve_bytes=reserve,
         bandwidth_bytes_per_s=_figure(fields, "bandwidth", units.BANDWIDTH, default.bandwidth_bytes_per_s, path),
-        flops_per_s=_figure(fields, "flops", units.RATE, default.flops_per_s.get(dtype), path),
+        flops_per_s=_rates(fields, default, path),
         overhead_ns=_figure(fields, "overhead", units.DURATION, default.overhead_ns, path),
     )
+
+
+def _rates(fields: Mapping[str, Any], default: DeviceType, path: str) -> Mapping[str, int]:
+    """Return the rate by dtype: one rate that the file gives holds for all, else the catalogue's."""
+    if "flops" not in fields:
+        return default.flops_per_s
+    return dict.fromkeys(DTYPE_BYTES, _figure(fields, "flops", units.RATE, None, path))
 
 
 _OTHER = DeviceType(
@@ -162,7 +158,10 @@ _OTHER = DeviceType(
 
 
 def _refuse_reserve(fields: Mapping[str, Any], reserve: int, memory: int, path: str) -> None:
-    """Of the two, the one that the file gives is wrong; a memory without a unit is in bytes."""
+    """Raise InventoryError for a reserve as large as the memory, about whichever of the two the file gives.
+
+    A memory without a unit is in bytes, which is the usual mistake.
+    """
     if "reserve" in fields or "memory" not in fields:
         raise InventoryError(f"{path}.reserve: found {reserve} bytes, expected less than memory, {memory} bytes")
     remedy = f"give it with a unit, like {units.SIZE.example}" if type(fields["memory"]) is int else "give a reserve"
@@ -181,7 +180,7 @@ def _require_figures(fields: Mapping[str, Any], type_name: str, path: str) -> No
 
 
 def _nearest_types(name: Any) -> str:
-    """Those that the name begins (h100) or is a part of (4090, orin), then those that are spelt alike."""
+    """Name up to three known types: those that begin with the name (h100), contain it (4090), or are spelt alike."""
     text = re.sub(r"[ _]+", "-", name.lower()) if type(name) is str else str(name) if type(name) is int else ""
     begun = [known for known in catalog().devices if text and known.startswith(text)]
     within = [known for known in catalog().devices if len(text) > 2 and text in known]
@@ -191,7 +190,7 @@ def _nearest_types(name: Any) -> str:
 
 
 def _figure(fields: Mapping[str, Any], name: str, quantity: units.Quantity, default: int | None, path: str) -> int:
-    """A quantity; only reserve, overhead and latency may be zero."""
+    """Return a quantity in base units; raise InventoryError for a zero that is no reserve, overhead or latency."""
     if name not in fields:
         if default is None:
             raise InventoryError(f"{path}.{name}: missing, expected a quantity like {quantity.example}")
@@ -221,8 +220,8 @@ def _reported_name(fields: Mapping[str, Any], default: DeviceType, path: str) ->
 # Links
 
 
-def _links(data: Any, path: str, name: str, devices: list[Device]) -> Host:
-    """The links of a host. Without ``links``: processes of one CPU host, or PCIe where there is an accelerator."""
+def _links(data: Any, path: str, name: str, devices: list[ListedDevice]) -> Host:
+    """Return a host with its links; by default shared memory between CPUs alone, PCIe where there is an accelerator."""
     entries = {"pairs": data} if isinstance(data, list) else ({} if data is None else data)
     allowed = (*_LINK_FIELDS, "transport", "pairs")
     fields = _mapping(entries, f"{path}.", allowed, "a mapping with class, or a sequence of pairs")
@@ -244,7 +243,7 @@ def _transport(value: Any, path: str) -> Literal["auto", "gloo"]:
     raise InventoryError(f"{path}: found {value!r}, expected auto or gloo")
 
 
-def _pairs(data: Any, path: str, devices: list[Device]) -> tuple[Pair, ...]:
+def _pairs(data: Any, path: str, devices: list[ListedDevice]) -> tuple[Pair, ...]:
     order = {device.id: natural_key(device.id) for device in devices}
     pairs: dict[tuple[str, str], Pair] = {}
     for position, entry in enumerate(_sequence(data, path, "a sequence of pairs")):
@@ -302,7 +301,7 @@ def _link(fields: Mapping[str, Any], path: str) -> Link:
 
 
 def _mapping(data: Any, prefix: str, allowed: tuple[str, ...], expected: str) -> Mapping[str, Any]:
-    """``data`` as a mapping with no other keys than ``allowed``; ``prefix`` is what a field's name is put after."""
+    """Return ``data`` as a mapping of ``allowed`` keys; a message is ``prefix`` followed by the key."""
     if not isinstance(data, dict):
         raise InventoryError(f"{prefix.rstrip('.: ')}: found {_kind(data)}, expected {expected}")
     for key in data:
@@ -337,38 +336,3 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 def _kind(data: Any) -> str:
     names = {dict: "a mapping", list: "a sequence", type(None): "nothing"}
     return names.get(type(data), repr(data))
-
-
-# Writing
-
-
-def _dump_host(host: Host, devices: tuple[Device, ...]) -> dict[str, Any]:
-    links = _dump_link(host.link) | ({} if host.transport == "auto" else {"transport": host.transport})
-    pairs = [{"between": [pair.a, pair.b]} | _dump_link(pair.link) for pair in host.pairs]
-    return {
-        "name": host.name,
-        "links": links | ({"pairs": pairs} if pairs else {}),
-        "devices": [_dump_device(device) for device in devices if device.host == host.name],
-    }
-
-
-def _dump_link(link: Link) -> dict[str, Any]:
-    return {
-        "class": link.link_class,
-        "latency": units.render(units.DURATION, link.latency_ns),
-        "bandwidth": units.render(units.BANDWIDTH, link.bandwidth_bytes_per_s),
-    }
-
-
-def _dump_device(device: Device) -> dict[str, Any]:
-    entry = {
-        "id": device.id,
-        "type": device.type,
-        "memory": units.render(units.SIZE, device.memory_bytes),
-        "reserve": units.render(units.SIZE, device.reserve_bytes),
-        "bandwidth": units.render(units.BANDWIDTH, device.bandwidth_bytes_per_s),
-        "flops": units.render(units.RATE, device.flops_per_s),
-        "overhead": units.render(units.DURATION, device.overhead_ns),
-        "reported_name": device.reported_name,
-    }
-    return entry if device.kind == "cpu" else entry | {"ordinal": device.ordinal}

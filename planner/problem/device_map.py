@@ -1,6 +1,6 @@
-"""Hugging Face device maps, in and out: which module is on which device, as accelerate and transformers write it.
+"""Reads and writes Hugging Face device maps: which module is on which device, as accelerate and transformers have it.
 
-The longest name that is a module or has it decides, as in accelerate. A placement has three kinds of whole pieces: the
+The longest name that is the module or contains it decides, as in accelerate. A placement consists of whole pieces: the
 embedding, each layer, and the head, which is the final norm with ``lm_head``; and the EAGLE head, if the map names it
 as ``draft``, which is no module of theirs. A device is an id of the inventory, an index into its accelerators (into all
 devices where there is none) as 1 or ``cuda:1``, or ``cpu``.
@@ -8,15 +8,16 @@ devices where there is none) as 1 or ``cuda:1``, or ``cpu``.
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from planner.errors import InputError
 from plans.codec import load_yaml, read_document
-from plans.schema import Device, Draft, Inventory, Model, Pin, Plan, PlanError
+from plans.schema import Draft, Inventory, Model, Pin, Plan, PlanError
 
 DRAFT = "draft"
+"""Name of the EAGLE head in a device map."""
 
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]*)")
 _CUDA = re.compile(r"cuda:(0|[1-9][0-9]*)")
@@ -24,8 +25,20 @@ _WHOLE = ("", "model", "model.embed_tokens", "model.layers", "model.norm", "mode
 _TENSORS = {f"{name}.weight": name for name in ("model.embed_tokens", "model.norm", "lm_head")}
 
 
+class Listed(Protocol):
+    """A device of an inventory, with its id and kind."""
+
+    @property
+    def id(self) -> str:
+        """The name by which a map may refer to it."""
+
+    @property
+    def kind(self) -> Literal["cuda", "cpu"]:
+        """Indices count accelerators only, where there is any."""
+
+
 def load_device_map(path: Path) -> Any:
-    """A file in YAML or JSON as plain data, for :func:`read`."""
+    """Read a file in YAML or JSON as plain data, for :func:`read`; raise InputError where there is none."""
     try:
         data = load_yaml(read_document(path), str(path))
     except OSError as error:
@@ -37,33 +50,33 @@ def load_device_map(path: Path) -> Any:
     return data
 
 
-def read(data: Any, where: str, model: Model, draft: Draft | None, inventory: Inventory) -> tuple[Pin, ...]:
-    """Pins of ``embed``, of each ``layers.<i>``, of ``head``, and of ``draft`` if it is named; sorted by module.
+def read(data: Any, where: str, model: Model, draft: Draft | None, devices: Sequence[Listed]) -> tuple[Pin, ...]:
+    """Return pins of ``embed``, each ``layers.<i>``, ``head``, and ``draft`` if it is named; sorted by module.
 
-    ``where`` names the file in messages. Raise InputError for a name or a device that is none, for a module that no
-    line covers, and for what is no placement of whole pieces.
+    ``where`` names the file in messages. Raise InputError for an unknown module or device, for a module that no line
+    covers, and for a map that divides a piece.
     """
     if not isinstance(data, dict):
         raise InputError(f"{where}: found {type(data).__name__}, expected a mapping of modules to devices")
     layers = model.num_layers
-    lines = {}
+    lines: dict[str, str] = {}
     for name, value in data.items():
         module = _module(name, f"{where}: {name!r}", layers)
-        lines[module] = _device(value, f"{where}: {name!r}", inventory)
+        lines[module] = _device(value, f"{where}: {name!r}", devices)
     if draft is None and DRAFT in lines:
         raise InputError(f"{where}: {DRAFT!r}: there is no EAGLE head to place: take the line out, or give --draft")
     if model.tied_head and "model.embed_tokens" in lines:
         lines.setdefault("lm_head", lines["model.embed_tokens"])  # one tensor: its line covers both
-    pins = {f"layers.{i}": _of(f"model.layers.{i}", lines, where) for i in range(layers)}
-    pins |= {"embed": _of("model.embed_tokens", lines, where), "head": _of("lm_head", lines, where)}
-    _check_norm(_of("model.norm", lines, where), pins["head"], pins[f"layers.{layers - 1}"], model, where)
+    pins = {f"layers.{i}": _device_of(f"model.layers.{i}", lines, where) for i in range(layers)}
+    pins |= {"embed": _device_of("model.embed_tokens", lines, where), "head": _device_of("lm_head", lines, where)}
+    _check_norm(_device_of("model.norm", lines, where), pins["head"], pins[f"layers.{layers - 1}"], model, where)
     if DRAFT in lines:
         pins[DRAFT] = lines[DRAFT]
     return tuple(Pin(module=module, device=pins[module]) for module in sorted(pins))
 
 
 def _module(name: str, where: str, layers: int) -> str:
-    """A known module; raise InputError for others, and for a part of a layer."""
+    """Return the name of a known module; raise InputError for other names, and for a part of a layer."""
     if name in _WHOLE or name in _TENSORS:
         return _TENSORS.get(name, name)
     layer = _LAYER.match(name)
@@ -82,8 +95,8 @@ def _module(name: str, where: str, layers: int) -> str:
     return name
 
 
-def _of(module: str, lines: Mapping[str, str], where: str) -> str:
-    """The device of a module: of its own line, or of the nearest module that has it."""
+def _device_of(module: str, lines: Mapping[str, str], where: str) -> str:
+    """Return the device of a module: that of its own line, or of the nearest module that contains it."""
     name = module
     while name not in lines:
         if not name:
@@ -93,42 +106,50 @@ def _of(module: str, lines: Mapping[str, str], where: str) -> str:
 
 
 def _check_norm(norm: str, head: str, last: str, model: Model, where: str) -> None:
-    """The final norm runs where ``lm_head`` does. Where that is the embedding's tensor, which accelerate keeps with the
-    embedding, the norm may be listed with the last layer: the head is placed by its tensor."""
+    """Raise InputError where the final norm is not on the device of ``lm_head``, which runs it.
+
+    A tied ``lm_head`` is kept with the embedding by accelerate, so there the norm may be listed with the last layer.
+    """
     if norm != head and not (model.tied_head and norm == last):
         raise InputError(
             f"{where}: model.norm is on {norm} and lm_head on {head}: the two are one piece, expected one device"
         )
 
 
-def _device(value: Any, where: str, inventory: Inventory) -> str:
-    devices = {device.id: device for device in inventory.devices}
-    if isinstance(value, str) and value in devices:
+def _device(value: Any, where: str, devices: Sequence[Listed]) -> str:
+    """Return the id of the device that a line names; raise InputError for anything that is no device."""
+    ids = [device.id for device in devices]
+    if isinstance(value, str) and value in ids:
         return value
-    numbered = _numbered(inventory)
+    numbered = _numbered(devices)
     index = value if type(value) is int else None
     if isinstance(value, str) and (cuda := _CUDA.fullmatch(value)):
         index = int(cuda[1])
     if index is not None:
         if not 0 <= index < len(numbered):
-            listed = ", ".join(f"{number} ({device.id})" for number, device in enumerate(numbered))
+            listed = ", ".join(f"{number} ({name})" for number, name in enumerate(numbered))
             raise InputError(f"{where}: found {value!r}, the inventory has {listed}")
-        return numbered[index].id
+        return numbered[index]
     if value == "cpu":
-        return _cpu(inventory, where)
+        return _cpu(devices, where)
     if value == "disk":
         raise InputError(f"{where}: found 'disk', expected a device: all weights stay in memory")
-    raise InputError(f"{where}: found {value!r}, expected a device: {', '.join(devices)}, or an index")
+    raise InputError(f"{where}: found {value!r}, expected a device: {', '.join(ids)}, or an index")
 
 
-def _numbered(inventory: Inventory) -> list[Device]:
-    """What indices count: the accelerators, or where there is none all devices."""
-    accelerators = [device for device in inventory.devices if device.kind == "cuda"]
-    return accelerators or list(inventory.devices)
+def _numbered(devices: Sequence[Listed]) -> list[str]:
+    """Return the ids that indices count: those of the accelerators, or where there is none of all devices."""
+    accelerators = [device.id for device in devices if device.kind == "cuda"]
+    return accelerators or [device.id for device in devices]
 
 
-def _cpu(inventory: Inventory, where: str) -> str:
-    cpus = [device.id for device in inventory.devices if device.kind == "cpu"]
+def _cpus(devices: Sequence[Listed]) -> list[str]:
+    return [device.id for device in devices if device.kind == "cpu"]
+
+
+def _cpu(devices: Sequence[Listed], where: str) -> str:
+    """Return the id of the only CPU; raise InputError where there is none or more than one."""
+    cpus = _cpus(devices)
     if not cpus:
         raise InputError(f"{where}: found 'cpu', and the inventory lists no device of type cpu: add the host's to it")
     if len(cpus) > 1:
@@ -137,10 +158,10 @@ def _cpu(inventory: Inventory, where: str) -> str:
 
 
 def write(plan: Plan) -> dict[str, int | str]:
-    """The device map of a plan, in the order of execution; raise InputError with the first piece that is split.
+    """Return the device map of a plan, in the order of execution; raise InputError for a piece that is split.
 
-    Devices are indices and ``cpu`` where that is what accelerate would call them, ids on several hosts or CPUs. A draft
-    that is split is left out.
+    On one host devices are called as accelerate calls them, by index or ``cpu``; on several hosts, or with several
+    CPUs, by id. A drafter that is split is left out.
     """
     names = _names(plan.inventory)
     lines = {}
@@ -157,6 +178,7 @@ def write(plan: Plan) -> dict[str, int | str]:
 
 
 def _pieces(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield modules with their devices, in the order of execution."""
     yield "model.embed_tokens", plan.embed.devices
     for stage in plan.stages:
         for layer in range(stage.first_layer, stage.first_layer + stage.num_layers):
@@ -166,10 +188,14 @@ def _pieces(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _names(inventory: Inventory) -> dict[str, int | str]:
-    names: dict[str, int | str] = {device.id: device.id for device in inventory.devices}
-    cpus = [device.id for device in inventory.devices if device.kind == "cpu"]
-    if len(inventory.hosts) == 1:
-        names |= {d.id: index for index, d in enumerate(_numbered(inventory)) if d.kind == "cuda"}
-        if len(cpus) == 1:
-            names[cpus[0]] = "cpu"
+    """Return the name of each device in a map, by id."""
+    devices = inventory.devices
+    names: dict[str, int | str] = {device.id: device.id for device in devices}
+    if len(inventory.hosts) > 1:
+        return names
+    cpus = _cpus(devices)
+    if len(cpus) < len(devices):
+        names |= {name: index for index, name in enumerate(_numbered(devices))}
+    if len(cpus) == 1:
+        names[cpus[0]] = "cpu"
     return names

@@ -21,6 +21,7 @@ from planner.integers import PS_PER_NS
 from planner.problem.device_sets import Candidates, DeviceSet, bundles, sizes_of, ways
 from planner.problem.kv_splits import Subgroup, Variant, allows, divided, dominates, no_worse, parts_of, rotary_pairs
 from planner.problem.links import NOTHING, TREE_BLOCKS
+from planner.problem.magnitude import refuse_immense
 from planner.problem.pinned import PinnedChain, pinned_chain
 from planner.solver.problem import Axis, Block, Goal, Group, Kind, Option, Problem, Receive, Split
 from plans import step
@@ -57,7 +58,7 @@ class Formulation:
         chosen = self._map
         balances_low = self.options.strategy == "balanced_low_0"
         network = self.inventory.network
-        return Problem(
+        problem = Problem(
             devices=tuple(device.id for device in devices),
             capacity_bytes=tuple(device.capacity_bytes for device in devices),
             hosts=self._fabric.of_host,
@@ -76,6 +77,8 @@ class Formulation:
             goal=GOALS[self.options.strategy],
             spare=next((d for d, each in enumerate(devices) if each.kind == "cuda"), 0) if balances_low else None,
         )
+        refuse_immense(problem)
+        return problem
 
     @cached_property
     def ways(self) -> tuple[KvDivision, ...]:

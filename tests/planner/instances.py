@@ -11,10 +11,12 @@ import yaml
 from planner import build, request
 from planner.demo_model import DEMO
 from planner.families import BaseInput, DraftInput, load_base, load_draft
+from planner.formulations import Formulations
 from planner.hardware.inventory import parse_inventory
+from planner.hardware.records import HardwareInventory
 from planner.problem.formulate import Formulation
 from planner.solver.minimise import Settings
-from plans.schema import DType, Inventory, Options
+from plans.schema import DType, Inventory, Options, Plan
 
 ROOT = Path(__file__).parents[2]
 Head = Literal["eagle3", "eagle1"] | None
@@ -85,8 +87,12 @@ def options_of(base: BaseInput, draft: DraftInput | None, context: int | None, d
     return request.resolve(request.Wanted(context=context), dtype, base, draft)
 
 
+def listed(data: Any) -> HardwareInventory:
+    return parse_inventory(data, "inventory.yaml")
+
+
 def inventory_of(data: Any, dtype: DType = "float32") -> Inventory:
-    return parse_inventory(data, "inventory.yaml", dtype)
+    return listed(data).at(dtype)
 
 
 def formulation(data: Any, head: Head, *, context: int | None = 256, dtype: DType = "float32") -> Formulation:
@@ -108,7 +114,19 @@ def planned(data: Any, head: Head, context: int = 256) -> build.Built:
 def _planned(data: str, head: Head, context: int) -> build.Built:
     base, draft = demo(head)
     options = options_of(base, draft, context, "float32")
-    return build.plan(base, draft, inventory_of(json.loads(data)), options, Settings(workers=1))
+    return plan_of(base, draft, inventory_of(json.loads(data)), options)
+
+
+def plan_of(
+    base: BaseInput,
+    draft: DraftInput | None,
+    inventory: Inventory,
+    options: Options,
+    previous: Plan | None = None,
+) -> build.Built:
+    """The plan of these options, which need not be those of a request."""
+    formulation = Formulations().of(base, draft, inventory, options)
+    return build.plan(formulation, build.inputs_of(base, draft), Settings(workers=1), previous)
 
 
 def shuffled(data: Any, seed: int) -> Any:

@@ -10,16 +10,30 @@ from unittest.mock import Mock
 import pytest
 
 from planner import build, durable, request
-from planner.build import longest_context, replan
+from planner.build import replan
 from planner.demo_model import DEMO
 from planner.errors import InfeasibleError, InputError, OutputError
 from planner.families import BaseInput, DraftInput
+from planner.formulations import Formulations
+from planner.longest_context import longest_context
 from planner.plan_directory import refuse_foreign, write
-from planner.request import Wanted, resolve, resolve_dtype
+from planner.request import Request, Wanted, resolve, resolve_dtype
 from planner.solver.minimise import Settings
 from plans import codec
 from plans.schema import Tree
-from tests.planner.instances import EQUAL, UNLIKE, Head, cpu, demo, host, inventory_of, options_of, planned
+from tests.planner.instances import (
+    EQUAL,
+    UNLIKE,
+    Head,
+    cpu,
+    demo,
+    host,
+    inventory_of,
+    listed,
+    options_of,
+    plan_of,
+    planned,
+)
 
 ONE = Settings(workers=1)
 
@@ -154,7 +168,7 @@ def test_only_cpus_alone_make_the_default_float32(kinds: tuple[str, ...], dtype:
     base, _ = demo(None)
     base.checkpoint.config["dtype"] = "bfloat16"
     devices = [cpu(f"d{i}", 64) if kind == "cpu" else {"id": f"d{i}", "type": kind} for i, kind in enumerate(kinds)]
-    inventory = inventory_of({"hosts": [host("box", *devices, links={"class": "pcie"})]})
+    inventory = listed({"hosts": [host("box", *devices, links={"class": "pcie"})]})
     assert resolve_dtype(Wanted(), base, inventory) == dtype
     assert resolve_dtype(Wanted(dtype="float16"), base, inventory) == "float16"
 
@@ -172,17 +186,22 @@ def roomy() -> tuple[BaseInput, DraftInput]:
     return dataclasses.replace(base, max_positions=2048), dataclasses.replace(draft, max_positions=2048)
 
 
+def longest_on(data: Any, **wanted: Any) -> int:
+    """Positions that ``max`` comes to on an inventory."""
+    base, draft = roomy()
+    request = Request(base=base, draft=draft, inventory=listed(data), wanted=Wanted(context="max", **wanted))
+    return longest_context(request, ONE, Formulations())
+
+
 def test_the_longest_context_fits_and_the_next_does_not() -> None:
     base, draft = roomy()
-    devices = inventory_of({"hosts": [host("box", cpu("c0", 14), cpu("c1", 14), cpu("c2", 14))]})
-    wanted = Wanted(context="max")
-    longest = longest_context(base, draft, devices, wanted, "float32", ONE)
+    data = {"hosts": [host("box", cpu("c0", 14), cpu("c1", 14), cpu("c2", 14))]}
+    longest = longest_on(data)
     assert 0 < longest < 2048
     assert longest % 256 == 0
 
     def plan(context: int) -> None:
-        options = resolve(dataclasses.replace(wanted, context=context), "float32", base, draft)
-        build.plan(base, draft, devices, options, ONE)
+        plan_of(base, draft, inventory_of(data), resolve(Wanted(context=context), "float32", base, draft))
 
     plan(longest)
     with pytest.raises(InfeasibleError):
@@ -191,14 +210,18 @@ def test_the_longest_context_fits_and_the_next_does_not() -> None:
 
 def test_the_longest_context_with_a_chunk_of_its_own() -> None:
     """Contexts shorter than the chunk are not tried; where none fits it is infeasible, and says so."""
-    base, draft = roomy()
-    few = inventory_of({"hosts": [host("box", cpu("c0", 5), cpu("c1", 5))]})
     with pytest.raises(InfeasibleError):
-        longest_context(base, draft, few, Wanted(context="max", prefill_chunk=600), "float32", ONE)
-    many = inventory_of({"hosts": [host("box", cpu("c0", 36), cpu("c1", 30))]})
-    wanted = Wanted(context="max", prefill_chunk=500)
-    longest = longest_context(base, draft, many, wanted, "float32", ONE)
-    assert 500 <= longest < 2048
+        longest_on({"hosts": [host("box", cpu("c0", 5), cpu("c1", 5))]}, prefill_chunk=600)
+    assert 500 <= longest_on({"hosts": [host("box", cpu("c0", 36), cpu("c1", 30))]}, prefill_chunk=500) < 2048
+
+
+def test_what_the_longest_context_came_to_is_told() -> None:
+    base, draft = demo("eagle3")
+    data = {"hosts": [host("box", cpu("c0", 64))]}
+    for context, longest in (("max", 512), (256, None)):
+        wanted = Wanted(context=context)  # type: ignore[arg-type]
+        request = Request(base=base, draft=draft, inventory=listed(data), wanted=wanted)
+        assert build.build(request, ONE).longest_context == longest
 
 
 @pytest.mark.parametrize(
@@ -212,15 +235,15 @@ def test_the_longest_context_with_a_chunk_of_its_own() -> None:
 )
 def test_figures_that_cannot_be_counted_are_refused(figures: dict[str, str], message: str) -> None:
     base, draft = demo("eagle3")
-    devices = inventory_of({"hosts": [host("box", cpu("c0", 64) | figures, cpu("c1", 64))]})
+    data = {"hosts": [host("box", cpu("c0", 64) | figures, cpu("c1", 64))]}
     with pytest.raises(InputError, match=message):
-        build.plan(base, draft, devices, options_of(base, draft, 256, "float32"), ONE)
+        plan_of(base, draft, inventory_of(data), options_of(base, draft, 256, "float32"))
     with pytest.raises(InputError, match=message):
-        longest_context(base, draft, devices, Wanted(context="max"), "float32", ONE)
+        longest_on(data)
 
 
 def test_a_batch_that_cannot_be_counted_is_refused() -> None:
     base, draft = demo("eagle3")
     options = dataclasses.replace(options_of(base, draft, 256, "float32"), batch=10**12)
     with pytest.raises(InputError, match=r"take more than 1024 TiB|more than 11 days"):
-        build.plan(base, draft, inventory_of(EQUAL), options, ONE)
+        plan_of(base, draft, inventory_of(EQUAL), options)

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from planner import build, cli
+from planner import build, cli, longest_context
 from planner.commands import build as commands_build
 from planner.commands.refusals import changes_table
 from planner.demo_model import DEMO
 from planner.errors import Change, InfeasibleError, InputError
+from planner.hardware import inventory as inventory_module
+from planner.hardware.records import HardwareInventory
+from planner.problem.formulate import Formulation
 from planner.solver.minimise import Settings
 from planner.solver.problem import Problem
 from planner.solver.solve import Keep, fits
@@ -91,10 +95,11 @@ def largest_short(
         raise InfeasibleError("", {}) if not fits(problem, settings) else InputError("it fits")
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "infeasible", lambda problem, settings: InfeasibleError("", {}))
+        for module in (build, longest_context):
+            patch.setattr(module, "infeasible", lambda problem, settings: InfeasibleError("", {}))
         patch.setattr(build, "solve", whether)
         patch.setattr(commands_build, "explain", lambda request, refused, settings, trying: refused)
-        short = build.largest(1, 100, is_short)
+        short = longest_context.largest(1, 100, is_short)
     assert short is not None
     return short
 
@@ -218,6 +223,35 @@ def test_every_change_of_random_instances_works(seed: int, tmp_path: Path, monke
     short = largest_short(inventory, (*model, *arguments), tmp_path, monkeypatch)
     error = refused(inventory(short), (*model, *arguments), tmp_path)
     assert len(error["changes"]) > 1
+
+
+def test_the_inventory_is_parsed_once_and_no_request_is_formulated_twice(
+    plain: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the refused request itself, of which both the build and the explanation ask."""
+    parsed: list[str] = []
+    formulated: list[Formulation] = []
+    parse, formulate = inventory_module.parse_inventory, Formulation.problem.func
+
+    def counted(formulation: Formulation) -> Problem:
+        formulated.append(formulation)
+        return formulate(formulation)
+
+    def noted(data: Any, where: str) -> HardwareInventory:
+        parsed.append(where)
+        return parse(data, where)
+
+    monkeypatch.setattr(inventory_module, "parse_inventory", noted)
+    problem = cached_property(counted)
+    problem.__set_name__(Formulation, "problem")
+    monkeypatch.setattr(Formulation, "problem", problem)
+    file = tmp_path / "inventory.yaml"
+    file.write_text(yaml.safe_dump({"hosts": [pcie("box", *(gpu(f"gpu{i}", 1050) for i in range(3)))]}))
+    code, said = command(file, (*plain, "--context", 250, "--batch", 16), tmp_path / "p")
+    assert code == 3
+    assert len(said["error"]["changes"]) > 2
+    assert parsed == [str(file)]
+    assert {formulation for formulation in formulated if formulated.count(formulation) > 1} <= {formulated[0]}
 
 
 def test_a_large_model_on_too_little_is_explained_in_seconds(tmp_path: Path) -> None:

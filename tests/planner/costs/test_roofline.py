@@ -18,7 +18,7 @@ from planner.costs.roofline import (
     share_ps,
     touched_bytes,
 )
-from planner.hardware.inventory import catalog_device
+from planner.hardware.inventory import parse_inventory
 from planner.integers import ceil_div
 from plans.schema import Device, Link
 
@@ -28,7 +28,8 @@ LAYER_PARAMETERS = 8192 * (2 * 8192 + 2 * 1024 + 3 * 28672)
 
 
 def device(type_name: str) -> Device:
-    return catalog_device(type_name, device_id="gpu0", host="box", ordinal=0, dtype="float16")
+    listed = parse_inventory({"hosts": [{"name": "box", "devices": [{"id": "gpu0", "type": type_name}]}]}, "one")
+    return listed.at("float16").devices[0]
 
 
 def rounded(bandwidth: int, flops: int) -> Device:

@@ -12,7 +12,8 @@ from planner.commands import inventory as inventory_command
 from planner.errors import MachineError
 from planner.hardware.catalog import catalog
 from planner.hardware.detect import Detected, detect
-from planner.hardware.inventory import dump_inventory, load_inventory
+from planner.hardware.inventory import load_inventory
+from planner.hardware.inventory_text import dump_inventory
 from planner.hardware.nvml import read_machine
 from plans.schema import Device
 from tests.planner.hardware.nvml_recording import DIRECTORY, Recording
@@ -25,7 +26,7 @@ def detected(name: str, dtype: Any = "bfloat16") -> Detected:
 
 
 def device(found: Detected, device_id: str) -> Device:
-    return next(device for device in found.inventory.devices if device.id == device_id)
+    return next(device for device in found.inventory.at("bfloat16").devices if device.id == device_id)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "orin"])

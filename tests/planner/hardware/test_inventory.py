@@ -1,6 +1,7 @@
 """The inventory: defaults, order, whole messages, and its canonical text."""
 
 import copy
+import dataclasses
 import itertools
 import math
 import re
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from planner.errors import InventoryError
 from planner.hardware import catalog as catalog_module
 from planner.hardware.catalog import catalog
-from planner.hardware.inventory import catalog_device, dump_inventory, load_inventory, natural_key, parse_inventory
+from planner.hardware.inventory import load_inventory, parse_inventory
+from planner.hardware.inventory_text import dump_inventory
+from plans.check_inputs import natural_key
 from plans.codec import decode, dump_yaml, encode, load_yaml
-from plans.schema import Device, Host, Inventory, Link, Pair
+from plans.schema import Device, DType, Host, Inventory, Link, Pair
 from runtime.processes.machine import is_named
 
 CATALOG = Path(catalog_module.__file__).with_name("catalog.yaml")
@@ -39,8 +42,12 @@ def design() -> Any:
     return load_yaml(DESIGN, "design")
 
 
+def parsed(data: Any, dtype: DType = "bfloat16") -> Inventory:
+    return parse_inventory(data, "f").at(dtype)
+
+
 def test_the_catalogue_fills_in_what_the_file_does_not_say() -> None:
-    inventory = parse_inventory(design(), "f")
+    inventory = parsed(design())
     cpu, gpu0, gpu1, *_ = inventory.devices
     assert gpu0 == Device(
         id="gpu0",
@@ -62,7 +69,7 @@ def test_the_catalogue_fills_in_what_the_file_does_not_say() -> None:
 
 
 def test_devices_are_in_natural_order_and_numbered_in_it() -> None:
-    inventory = parse_inventory(design(), "f")
+    inventory = parsed(design())
     assert [(device.id, device.ordinal) for device in inventory.devices if device.host == "box1"] == [
         ("gpu2", 0),
         ("gpu9", 1),
@@ -81,16 +88,16 @@ def test_the_order_of_a_list_never_matters() -> None:
 
 def test_a_rate_follows_the_dtype_unless_it_is_given() -> None:
     for dtype, flops in (("bfloat16", 8_100), ("float16", 65_000), ("float32", 8_100)):
-        inventory = parse_inventory(design(), "f", dtype)  # type: ignore[arg-type]
+        inventory = parsed(design(), dtype)  # type: ignore[arg-type]
         assert inventory.devices[-1].flops_per_s == flops * 10**9, dtype
     data = design()
     data["hosts"][0]["devices"][0]["flops"] = "1 TFLOP/s"
-    assert parse_inventory(data, "f", "float32").devices[1].flops_per_s == 10**12
+    assert parsed(data, "float32").devices[1].flops_per_s == 10**12
 
 
 def test_a_device_of_no_listed_type_gives_its_own_figures() -> None:
     entry = {"id": "x", "type": "tpu-9", "memory": "1 GiB", "reserve": 0, "bandwidth": "1 GB/s", "flops": "1 TFLOP/s"}
-    (device,) = parse_inventory({"hosts": [{"name": "a", "devices": [entry]}]}, "f").devices
+    (device,) = parsed({"hosts": [{"name": "a", "devices": [entry]}]}).devices
     assert (device.kind, device.type, device.reported_name, device.reserve_bytes) == ("cuda", "tpu-9", "", 0)
 
 
@@ -363,10 +370,25 @@ def inventories(draw: st.DrawFn) -> Inventory:
 @settings(max_examples=60, deadline=None)
 def test_the_canonical_text_reads_back(inventory: Inventory, dtype: Any) -> None:
     text = dump_inventory(inventory)
-    again = parse_inventory(load_yaml(text, "dump"), "dump", dtype)
+    again = parse_inventory(load_yaml(text, "dump"), "dump").at(dtype)
     assert again == inventory
     assert dump_inventory(again) == text
     assert decode(Inventory, load_yaml(dump_yaml(encode(inventory)), "record"), "record") == inventory
+
+
+def test_a_listed_inventory_reads_back_with_its_rates_for_every_dtype() -> None:
+    data = design()
+    data["hosts"][0]["devices"][0]["flops"] = "1 TFLOP/s"
+    listed = parse_inventory(data, "f")
+    assert parse_inventory(load_yaml(dump_inventory(listed), "dump"), "dump") == listed
+
+
+def test_one_more_device_is_as_if_the_file_listed_it() -> None:
+    data = design()
+    listed = parse_inventory(data, "f")
+    another = dataclasses.replace(listed.devices[1], id="gpu2x", ordinal=2)
+    data["hosts"][0]["devices"].insert(0, {"id": "gpu2x", "type": "a100-80g", "ordinal": 2})
+    assert listed.with_device(another) == parse_inventory(data, "f")
 
 
 # Catalogue
@@ -472,11 +494,3 @@ def test_devices_without_bfloat16_units_run_it_at_the_rate_of_float32() -> None:
     for name in ("t4", "v100-16g", "v100-32g"):
         rates = catalog().devices[name].flops_per_s
         assert rates["bfloat16"] == rates["float32"] < rates["float16"]
-
-
-def test_one_more_device_of_a_listed_type() -> None:
-    device = catalog_device("t4", device_id="new", host="box0", ordinal=3, dtype="float16")
-    assert (device.id, device.host, device.type, device.ordinal) == ("new", "box0", "t4", 3)
-    with pytest.raises(InventoryError) as caught:
-        catalog_device("cpu", device_id="new", host="box0", ordinal=0, dtype="float16")
-    assert str(caught.value) == "one more cpu.memory: missing, expected a quantity like 24 GiB"

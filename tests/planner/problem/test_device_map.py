@@ -49,7 +49,7 @@ def base_of(model: LlamaForCausalLM, directory: Path) -> Model:
 
 
 def pins(data: Any, inventory: Inventory = GPUS, **model: Any) -> dict[str, str]:
-    found = read(data, "map.yaml", make_model(**model), None, inventory)
+    found = read(data, "map.yaml", make_model(**model), None, inventory.devices)
     assert [pin.module for pin in found] == sorted(pin.module for pin in found)
     return {pin.module: pin.device for pin in found}
 
@@ -64,7 +64,7 @@ def test_what_accelerate_infers_is_read(tied: bool, memory: dict[Any, int], tmp_
     inferred = accelerate.infer_auto_device_map(
         model, max_memory=memory, no_split_module_classes=["LlamaDecoderLayer"], dtype=torch.float32
     )
-    found = {pin.module: pin.device for pin in read(inferred, "map", base_of(model, tmp_path), None, WITH_CPU)}
+    found = {pin.module: pin.device for pin in read(inferred, "map", base_of(model, tmp_path), None, WITH_CPU.devices)}
     names = {0: "gpu0", 1: "gpu1", "cpu": "host"}
 
     def theirs(module: str) -> str:
@@ -86,7 +86,7 @@ def test_a_layer_that_accelerate_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"map: 'model\.layers\.[0-9]\..*': a part of a layer, and a device map places"
     ):
-        read(inferred, "map", base_of(model, tmp_path), None, WITH_CPU)
+        read(inferred, "map", base_of(model, tmp_path), None, WITH_CPU.devices)
 
 
 def test_the_longest_name_decides() -> None:
@@ -204,7 +204,7 @@ def as_pins(plan: Plan) -> tuple[Pin, ...]:
 def test_a_map_that_was_written_reads_back(inventory: Inventory, head: bool) -> None:
     first, second = (device.id for device in inventory.devices[:2])
     plan = plan_of((first,), (second,), draft=(second,) if head else None, inventory=inventory)
-    assert read(write(plan), "map", plan.model, plan.draft, inventory) == as_pins(plan)
+    assert read(write(plan), "map", plan.model, plan.draft, inventory.devices) == as_pins(plan)
 
 
 def test_devices_are_written_as_accelerate_calls_them() -> None:
@@ -270,6 +270,6 @@ def test_accelerate_and_transformers_take_what_is_written(tmp_path: Path) -> Non
 def test_a_draft_is_a_line_of_its_own() -> None:
     base = load_base(DEMO / "base" / "config.json")
     draft = load_draft(DEMO / "eagle3" / "config.json", base).draft
-    found = read({"": 0, "draft": 1}, "map", base.model, draft, GPUS)
+    found = read({"": 0, "draft": 1}, "map", base.model, draft, GPUS.devices)
     assert {pin.module for pin in found if pin.device == "gpu3"} == {"draft"}
-    assert "draft" not in {pin.module for pin in read({"": 0}, "map", base.model, draft, GPUS)}
+    assert "draft" not in {pin.module for pin in read({"": 0}, "map", base.model, draft, GPUS.devices)}

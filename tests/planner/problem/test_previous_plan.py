@@ -15,14 +15,13 @@ from planner.emit import emit
 from planner.families import load_base
 from planner.problem.formulate import Formulation
 from planner.problem.previous_plan import Previous
-from planner.solver.minimise import Settings
 from planner.solver.solve import Solved
 from plans import codec
 from plans.diff import moved_bytes
 from plans.schema import Plan
 from tests.planner import instances
 from tests.planner.every_answer import every_answer, value
-from tests.planner.instances import EQUAL, TINY, UNLIKE, cpu, demo, gpu, host, inventory_of, options_of, saved
+from tests.planner.instances import EQUAL, TINY, UNLIKE, cpu, demo, gpu, host, inventory_of, options_of, plan_of, saved
 
 PERCENT = 10_000
 ROOMY: Any = {"hosts": [host("box", *(cpu(f"cpu{i}", 30) for i in range(3)))]}
@@ -33,7 +32,7 @@ def planned(data: Any, context: int, previous: Plan | None = None, within_ppm: i
         return instances.planned(data, "eagle3", context).plan
     base, draft = demo("eagle3")
     options = dataclasses.replace(options_of(base, draft, context, "float32"), within_ppm=within_ppm)
-    return build.plan(base, draft, inventory_of(data), options, Settings(), previous).plan
+    return plan_of(base, draft, inventory_of(data), options, previous=previous).plan
 
 
 def moved(a: Plan, b: Plan) -> int:
@@ -119,7 +118,7 @@ def test_of_all_that_are_near_enough_the_one_that_moves_least(
         inventory = inventory_of({"hosts": [host("box", *devices)]}, "bfloat16")
         options = dataclasses.replace(common, within_ppm=within * PERCENT if previous else None)
         formulation = Formulation(model=base.model, draft=None, options=options, inventory=inventory)
-        return formulation, build.plan(base, None, inventory, options, Settings(), previous)
+        return formulation, plan_of(base, None, inventory, options, previous=previous)
 
     old = on(before)[1].plan
     formulation, kept = on(after, old)

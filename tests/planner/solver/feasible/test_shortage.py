@@ -5,14 +5,13 @@ import re
 
 import pytest
 
-from planner import build
 from planner.errors import InfeasibleError
 from planner.infeasible import infeasible
 from planner.problem.formulate import Formulation
 from planner.solver.minimise import Settings
 from planner.solver.problem import Problem
 from planner.solver.solve import solve
-from tests.planner.instances import cpu, demo, formulation, host, inventory_of, options_of
+from tests.planner.instances import cpu, demo, formulation, host, inventory_of, options_of, plan_of
 from tests.planner.tiny_problems import tiny_problem
 
 ONE = Settings(workers=1)
@@ -85,7 +84,7 @@ def test_more_memory_as_the_inventory_says_it_makes_it_fit() -> None:
     options = options_of(base, draft, 256, "float32")
     devices = inventory_of(SMALL)
     with pytest.raises(InfeasibleError) as refused:
-        build.plan(base, draft, devices, options, ONE)
+        plan_of(base, draft, devices, options)
     more = tuple(
         dataclasses.replace(d, memory_bytes=d.memory_bytes + refused.value.short_bytes.get(d.id, 0))
         for d in devices.devices

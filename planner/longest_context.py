@@ -1,0 +1,54 @@
+"""The longest context with which a model fits (``--context max``), found by bisection: bytes only grow with it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+from planner.formulations import Formulations
+from planner.infeasible import infeasible
+from planner.request import Request, Wanted, resolve_request
+from planner.solver.minimise import Settings
+from planner.solver.problem import Problem
+from planner.solver.solve import fits
+
+CONTEXT_STEP = 256
+"""Contexts tried are multiples of this, or the model's limit."""
+
+
+def longest_context(request: Request, settings: Settings, formulations: Formulations) -> int:
+    """Return the model's limit where it fits, else the largest multiple of 256 of which the next is proven not to fit.
+
+    Raise InfeasibleError where not even the least context fits.
+    """
+    longest = resolve_request(dataclasses.replace(request, wanted=_with_context(request.wanted, "max")))[0].context
+
+    def problem(context: int) -> Problem:
+        wanted = _with_context(request.wanted, context)
+        options, inventory = resolve_request(dataclasses.replace(request, wanted=wanted))
+        return formulations.of(request.base, request.draft, inventory, options).problem
+
+    if fits(problem(longest), settings):
+        return longest
+    least = least_step(request.wanted)
+    steps = largest(least, -(-longest // CONTEXT_STEP) - 1, lambda n: fits(problem(n * CONTEXT_STEP), settings))
+    if steps is None:
+        raise infeasible(problem(min(least * CONTEXT_STEP, longest)), settings)
+    return steps * CONTEXT_STEP
+
+
+def _with_context(wanted: Wanted, context: int | Literal["max"]) -> Wanted:
+    return dataclasses.replace(wanted, context=context)
+
+
+def least_step(wanted: Wanted) -> int:
+    """Return the least context that ``max`` tries, in steps of 256: a prefill chunk is at most the context."""
+    return -(-(wanted.prefill_chunk or 1) // CONTEXT_STEP)
+
+
+def largest(least: int, most: int, works: Callable[[int], bool]) -> int | None:
+    """Return the largest n in ``least`` … ``most`` that works, None where none does; if n works, so does n - 1."""
+    low, high = least - 1, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if works(middle) else (low, middle)
+    return low if low >= least else None

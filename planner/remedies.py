@@ -1,0 +1,280 @@
+"""Changes of a refused request that may make it fit: of one option, or one more device.
+
+A quantity is changed no more than it must be: bytes only grow with it, so the largest value that fits is found by
+bisection.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import get_args
+
+from planner.hardware import units
+from planner.hardware.catalog import CPU, catalog
+from planner.hardware.records import ListedDevice
+from planner.longest_context import CONTEXT_STEP, largest, least_step
+from planner.probe import Candidate, Probe
+from planner.request import DEFAULT_TREE, Request, Wanted, resolve_dtype
+from planner.solver.problem_bounds import least_bytes
+from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, DType, Host, KvAxis, KvDType
+
+HOST_BANDWIDTH_BYTES_PER_S = 40 * 10**9
+HOST_FLOPS_PER_S = 500 * 10**9
+"""Rates assumed for a host CPU that the inventory does not list, and named in the change: two channels of DDR4, eight
+cores with AVX2."""
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+Candidates = Callable[[Probe], Iterator[Candidate]]
+
+
+def kinds_of_change(request: Request) -> Iterator[tuple[str, Candidates]]:
+    """Yield each kind of change with its candidates; its name is what a refusal calls it where it is not decided."""
+    options: dict[str, Callable[[Request, Probe], Iterator[Candidate]]] = {
+        "a smaller context": _context,
+        "another dtype of the KV cache": _kv_dtypes,
+        "another dtype of the weights": _dtypes,
+        "a smaller batch": _batch,
+        "no draft": _no_draft,
+        "a smaller tree": _tree,
+        "a smaller prefill chunk": _prefill_chunk,
+        "another KV axis": _axes,
+        "the fastest placement": _strategy,
+    }
+    for name, candidates in options.items():
+        yield name, partial(candidates, request)
+    if request.wanted.strategy == "custom":
+        return  # the device map says which devices are used
+    for host, devices in _unlike_hosts(request):
+        if not any(device.kind == "cpu" for device in devices):
+            yield f"the host CPU of {host.name}", partial(_host_cpu, request, host)
+    yield "one more device", partial(_more_devices, request)
+
+
+def _with(request: Request, wanted: Wanted) -> Request:
+    return replace(request, wanted=wanted)
+
+
+def _asking(request: Request, wanted: Wanted, words: str, *args: str) -> Candidate:
+    """Return the candidate that asks for other options."""
+    return Candidate(words=words, request=_with(request, wanted), args=args)
+
+
+# Options
+
+
+def _largest(least: int, most: int, changed: Callable[[int], Request], probe: Probe) -> int | None:
+    """Return the largest value of a quantity with which a placement is known; one question where the least has none."""
+    if least > most or not probe.fits(changed(least)):
+        return None
+    return largest(least, most, lambda n: n == least or probe.fits(changed(n)))
+
+
+def _context(request: Request, probe: Probe) -> Iterator[Candidate]:
+    """Yield the largest multiple of 256, as ``--context max`` finds it, or if none fits the largest number below."""
+    asked = probe.options(request).context
+    least = request.wanted.prefill_chunk or 1
+
+    def changed(context: int) -> Request:
+        return _with(request, replace(request.wanted, context=context))
+
+    first_step = least_step(request.wanted)
+    steps = _largest(first_step, (asked - 1) // CONTEXT_STEP, lambda n: changed(n * CONTEXT_STEP), probe)
+    below = None if steps else _largest(least, min(asked, CONTEXT_STEP) - 1, changed, probe)
+    context = steps * CONTEXT_STEP if steps else below
+    if context is not None:
+        yield Candidate(
+            words=f"context down to {context}", request=changed(context), args=("--context", str(context)), known=True
+        )
+
+
+def _kv_dtypes(request: Request, probe: Probe) -> Iterator[Candidate]:
+    asked: KvDType = probe.options(request).kv_dtype
+    name: KvDType
+    for name in get_args(KvDType):
+        if KV_DTYPE_BYTES[name] < KV_DTYPE_BYTES[asked]:
+            yield _asking(request, replace(request.wanted, kv_dtype=name), f"KV in {name}", "--kv-dtype", name)
+
+
+def _dtypes(request: Request, probe: Probe) -> Iterator[Candidate]:
+    asked: DType = probe.options(request).dtype
+    name: DType
+    for name in get_args(DType):
+        if DTYPE_BYTES[name] < DTYPE_BYTES[asked]:
+            yield _asking(request, replace(request.wanted, dtype=name), f"weights in {name}", "--dtype", name)
+
+
+def _batch(request: Request, probe: Probe) -> Iterator[Candidate]:
+    def changed(batch: int) -> Request:
+        return _with(request, replace(request.wanted, batch=batch))
+
+    batch = _largest(1, request.wanted.batch - 1, changed, probe)
+    if batch is not None:
+        yield Candidate(
+            words=f"batch down to {batch}", request=changed(batch), args=("--batch", str(batch)), known=True
+        )
+
+
+def _no_draft(request: Request, probe: Probe) -> Iterator[Candidate]:
+    """Yield plain decoding, unless the device map places the drafter and would then be refused."""
+    pins = request.wanted.custom or ()
+    if request.draft is not None and not any(pin.module == "draft" for pin in pins):
+        plain = replace(_with(request, replace(request.wanted, tree=None)), draft=None)
+        yield Candidate(words="no draft: a step is then one token", request=plain, args=("--no-draft",))
+
+
+def _tree(request: Request, probe: Probe) -> Iterator[Candidate]:
+    """Yield the largest tree of the same depth and width."""
+    tree = request.wanted.tree or DEFAULT_TREE
+    if request.draft is None or tree.paths is not None:
+        return
+
+    def changed(nodes: int) -> Request:
+        return _with(request, replace(request.wanted, tree=replace(tree, total_token=nodes)))
+
+    nodes = _largest(2, tree.total_token - 1, changed, probe)
+    if nodes is not None:
+        text = f"total_token={nodes},depth={tree.depth},top_k={tree.top_k}"
+        yield Candidate(words=f"tree down to {nodes} nodes", request=changed(nodes), args=("--tree", text), known=True)
+
+
+def _prefill_chunk(request: Request, probe: Probe) -> Iterator[Candidate]:
+    def changed(chunk: int) -> Request:
+        return _with(request, replace(request.wanted, prefill_chunk=chunk))
+
+    chunk = _largest(1, probe.options(request).prefill_chunk - 1, changed, probe)
+    if chunk is not None:
+        words = f"prefill in chunks of {chunk}"
+        yield Candidate(words=words, request=changed(chunk), args=("--prefill-chunk", str(chunk)), known=True)
+
+
+def _axes(request: Request, probe: Probe) -> Iterator[Candidate]:
+    """Yield the other axes along which the KV cache may be divided, where one was asked for."""
+    name: KvAxis
+    for name in get_args(KvAxis):
+        if request.wanted.kv_axis not in (None, name):
+            yield _asking(request, replace(request.wanted, kv_axis=name), f"KV divided by {name}", "--kv", name)
+
+
+def _strategy(request: Request, probe: Probe) -> Iterator[Candidate]:
+    """Yield the strategy ``latency``; a device map is an argument of its own, which no further option takes back."""
+    if request.wanted.strategy not in ("latency", "custom"):
+        free = replace(request.wanted, strategy="latency")
+        yield _asking(request, free, "the fastest placement", "--strategy", "latency")
+
+
+# Devices
+
+
+def _host_cpu(request: Request, host: Host, probe: Probe) -> Iterator[Candidate]:
+    """Yield the CPU of a host that does not list it, at assumed rates and with a power of two of memory.
+
+    With the least memory that is enough, proofs take long.
+    """
+    problem = probe.problem(request)
+    needed = least_bytes(problem)
+    short = max(0, needed - sum(problem.capacity_bytes))
+    granule = min(4 * GIB, max(MIB, 1 << max(0, short // 16).bit_length()))
+
+    def changed(granules: int) -> Request:
+        cpu = _assumed_cpu(request, host, granules * granule)
+        return replace(request, inventory=request.inventory.with_device(cpu))
+
+    enough = _least(short // granule + 1, 2 * needed // granule, changed, probe)
+    if enough is None:
+        return
+    roomy = 1 << (enough - 1).bit_length()
+    less = f" ({units.render(units.SIZE, enough * granule)} are enough)" if enough < roomy else ""
+    bandwidth = units.render(units.BANDWIDTH, HOST_BANDWIDTH_BYTES_PER_S)
+    flops = units.render(units.RATE, HOST_FLOPS_PER_S)
+    words = f"the host CPU of {host.name} as a device, if {units.render(units.SIZE, roomy * granule)} are free{less}"
+    yield Candidate(
+        words=f"{words}, at {bandwidth} and {flops}", request=changed(roomy), changes_inventory=True, known=True
+    )
+
+
+def _assumed_cpu(request: Request, host: Host, memory_bytes: int) -> ListedDevice:
+    row = catalog().devices[CPU]
+    return ListedDevice(
+        id=_free_id(CPU, request),
+        host=host.name,
+        type=CPU,
+        kind="cpu",
+        ordinal=0,
+        reported_name=row.reported_name,
+        memory_bytes=memory_bytes,
+        reserve_bytes=row.reserve_bytes,
+        bandwidth_bytes_per_s=HOST_BANDWIDTH_BYTES_PER_S,
+        flops_per_s=dict.fromkeys(DTYPE_BYTES, HOST_FLOPS_PER_S),
+        overhead_ns=row.overhead_ns,
+    )
+
+
+def _least(start: int, most: int, changed: Callable[[int], Request], probe: Probe) -> int | None:
+    """Return the least number from ``start`` on with which a placement is known, None where none is known to ``most``.
+
+    Powers of two are asked first, in rising order; then the interval below the first that fits is bisected.
+    """
+    roomy = 1 << (start - 1).bit_length()
+    while not (known := probe.known(changed(roomy), briefly=roomy <= most)):
+        if roomy > most:
+            probe.undecided = known is None
+            return None
+        start, roomy = (start if known is None else roomy + 1), 2 * roomy
+    low, high = start - 1, roomy
+    while high - low > 1:
+        middle = (low + high) // 2
+        known = probe.known(changed(middle), briefly=True)
+        if known is None:
+            break
+        low, high = (low, middle) if known else (middle, high)
+    return high
+
+
+def _more_devices(request: Request, probe: Probe) -> Iterator[Candidate]:
+    """Yield one more of each device that is unlike the others of its host; the others keep their ordinals."""
+    for host, devices in _unlike_hosts(request):
+        seen = set()
+        ordinals = [device.ordinal for device in devices if device.kind == "cuda"]
+        for device in devices:
+            if _figures(device, request) in seen:
+                continue
+            seen.add(_figures(device, request))
+            ordinal = 0 if device.kind == "cpu" else max(ordinals) + 1
+            another = replace(device, id=_free_id(device.id, request), ordinal=ordinal)
+            memory = units.render(units.SIZE, device.memory_bytes)
+            yield Candidate(
+                words=f"one more {device.type} of {memory} on {host.name}, like {device.id}",
+                request=replace(request, inventory=request.inventory.with_device(another)),
+                changes_inventory=True,
+            )
+
+
+def _unlike_hosts(request: Request) -> Iterator[tuple[Host, list[ListedDevice]]]:
+    """Yield hosts with their devices; of hosts that differ only in names, the first."""
+    seen = set()
+    for host in request.inventory.hosts:
+        devices = [device for device in request.inventory.devices if device.host == host.name]
+        links = (host.link, host.transport, host.name if host.pairs else "")
+        likeness = (links, tuple(sorted(_figures(device, request) for device in devices)))
+        if likeness not in seen:
+            seen.add(likeness)
+            yield host, devices
+
+
+def _figures(device: ListedDevice, request: Request) -> tuple[str | int, ...]:
+    """Return everything about a device on which a placement may depend but its name and host."""
+    dtype = resolve_dtype(request.wanted, request.base, request.inventory)
+    rates = (device.bandwidth_bytes_per_s, device.flops_per_s[dtype], device.overhead_ns)
+    return (device.type, device.memory_bytes, device.reserve_bytes, *rates)
+
+
+def _free_id(like: str, request: Request) -> str:
+    """Return an id that no device has: ``like`` itself, or its letters with the next number."""
+    ids = {device.id for device in request.inventory.devices}
+    if like not in ids:
+        return like
+    letters = like.rstrip("0123456789")
+    tails = [name.removeprefix(letters) for name in ids if name.startswith(letters)]
+    return f"{letters}{max((int(tail) for tail in tails if tail.isdecimal()), default=0) + 1}"
