@@ -6,11 +6,13 @@ and memory lines by name; a list of names or shares is one value. ``diff`` is em
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 from plans.codec import encode
-from plans.format import format_bytes
+from plans.format import format_bytes, format_ns
 from plans.schema import KvAxis, Plan
+from plans.step import layer_class
 from plans.weights import had, held
 
 Kind = Literal[
@@ -75,11 +77,6 @@ class Move:
     before: Holding | None
     after: Holding | None
 
-    def __str__(self) -> str:
-        last = self.first_layer + self.num_layers - 1
-        layers = f"layers {self.first_layer}-{last}" if self.num_layers > 1 else f"layer {last}"
-        return f"{layers}: {_show_holding(self.before)} -> {_show_holding(self.after)}"
-
 
 def diff(a: Plan, b: Plan) -> tuple[Difference, ...]:
     """All fields in which two plans differ, in the order of the schema."""
@@ -117,19 +114,48 @@ def moved_bytes(a: Plan, b: Plan) -> dict[str, int]:
 
 
 def summary(a: Plan, b: Plan) -> tuple[str, ...]:
-    """Lines for people: moved layers, moved bytes, then every difference; none for equal plans."""
+    """Return lines for people: headline, moved layers, then every difference; none for equal plans."""
     if a == b:
         return ()
-    return (*map(str, moves(a, b)), moved(a, b), *map(str, diff(a, b)))
+    return (headline(a, b), *move_lines(a, b), *map(str, diff(a, b)))
+
+
+def headline(a: Plan, b: Plan) -> str:
+    """Return the two step times and the bytes of weights that move, in one line."""
+    before, after = a.proof.objective_ns, b.proof.objective_ns
+    if before == after:
+        times = f"step {format_ns(before)}, unchanged"
+    else:
+        times = f"step {format_ns(before)} -> {format_ns(after)} ({(after - before) / max(1, before):+.1%})"
+    return f"{times}; {moved(a, b)}"
 
 
 def moved(a: Plan, b: Plan) -> str:
-    """What :func:`moved_bytes` says, in words."""
-    found = moved_bytes(a, b)
-    if not found:
+    """Return the result of :func:`moved_bytes` in words."""
+    nbytes = moved_bytes(a, b)
+    if not nbytes:
         return "moves no weights"
-    each = ", ".join(f"{device} {format_bytes(nbytes)}" for device, nbytes in found.items())
-    return f"moves {format_bytes(sum(found.values()))} of weights: {each}"
+    devices = ", ".join(f"{device} {format_bytes(count)}" for device, count in nbytes.items())
+    return f"moves {format_bytes(sum(nbytes.values()))} of weights: {devices}"
+
+
+def move_lines(a: Plan, b: Plan) -> tuple[str, ...]:
+    """Return a line per move, with MLP shares in channels; one per unit size where layers of several sizes move."""
+    lines = []
+    for move in moves(a, b):
+        layers = range(move.first_layer, move.first_layer + move.num_layers)
+        for (old_unit, new_unit), group in groupby(
+            layers, key=lambda layer: (_mlp_unit(a, layer), _mlp_unit(b, layer))
+        ):
+            run = list(group)
+            name = f"layers {run[0]}-{run[-1]}" if len(run) > 1 else f"layer {run[0]}"
+            lines.append(f"{name}: {_show_holding(move.before, old_unit)} -> {_show_holding(move.after, new_unit)}")
+    return tuple(lines)
+
+
+def _mlp_unit(plan: Plan, layer: int) -> int:
+    """Return the channels of an MLP unit of a layer; 1 where the plan has no such layer."""
+    return layer_class(plan.model, layer).mlp.unit if layer < plan.model.num_layers else 1
 
 
 def _compare(path: str, a: Any, b: Any) -> Iterator[Difference]:
@@ -181,14 +207,16 @@ def _show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _show_holding(holding: Holding | None) -> str:
+def _show_holding(holding: Holding | None, mlp_unit: int) -> str:
     if holding is None:
         return "nothing"
     if len(holding.devices) == 1:
         return holding.devices[0]
     shares = zip(holding.devices, holding.kv_heads, holding.mlp_units, strict=True)
-    axis = "" if max(holding.kv_subgroups) == 1 else f", KV by {holding.kv_axis} in {_show(list(holding.kv_subgroups))}"
-    return " + ".join(f"{device} ({heads} KV heads, {units} MLP units)" for device, heads, units in shares) + axis
+    members = (f"{device} ({heads} KV heads, {units * mlp_unit} MLP channels)" for device, heads, units in shares)
+    subgroups = _show(list(holding.kv_subgroups))
+    axis = "" if max(holding.kv_subgroups) == 1 else f", KV heads divided by {holding.kv_axis} in {subgroups}"
+    return " + ".join(members) + axis
 
 
 def _holdings(plan: Plan) -> list[Holding]:

@@ -36,7 +36,7 @@ def device_details(plan: Plan) -> Iterator[str]:
     yield "Contents of each device"
     for line in plan.memory:
         device = plan.device(line.device)
-        free = device.memory_bytes - device.reserve_bytes - line.planned_bytes
+        free = device.capacity_bytes - line.planned_bytes
         yield f"  {line.device}: {'; '.join(_parts_on(plan, line.device))}"
         yield (
             f"    {tensors[line.device]} tensors, {format_bytes(line.weights_bytes + line.draft_weights_bytes)}; "

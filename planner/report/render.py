@@ -1,4 +1,4 @@
-"""A plan for people: text for a terminal, Markdown for a review, one HTML page; and plain data for programs.
+"""Renders a plan: tables for a terminal, Markdown for a review, one HTML page, and plain data for programs.
 
 Pure functions from plans to strings and data.
 """
@@ -48,7 +48,7 @@ TEMPLATES.filters["ns"] = format_ns
 
 
 def summary(plan: Plan) -> dict[str, Any]:
-    """What ``build --json`` says of a plan, exactly: all sizes in bytes, all times in ns."""
+    """Return the data of ``build --json``: sizes in bytes, times in ns."""
     return {
         "stages": [_stage_data(stage) for stage in plan.stages],
         "embed": _split_data(plan.embed),
@@ -70,7 +70,7 @@ def summary(plan: Plan) -> dict[str, Any]:
 
 
 def _stage_data(stage: Stage) -> dict[str, Any]:
-    """The shares of a stage are sums over its layers, in the order of its devices; ``runs`` has them by layer."""
+    """Return a stage as data: shares summed over its layers, in the order of its devices, and per run in ``runs``."""
     members = range(len(stage.devices))
     return {
         "devices": list(stage.devices),
@@ -92,7 +92,7 @@ def _split_data(split: VocabSplit) -> dict[str, Any]:
 
 
 def diff_data(a: Plan, b: Plan) -> dict[str, Any]:
-    """What ``diff --json`` says: layers that move, bytes of weights that are new to a device, every field."""
+    """Return the data of ``diff --json``: layers that move, bytes of weights new to each device, every difference."""
     return {
         "equal": a == b,
         "moves": [dataclasses.asdict(move) for move in plan_diff.moves(a, b)],
@@ -102,19 +102,22 @@ def diff_data(a: Plan, b: Plan) -> dict[str, Any]:
 
 
 def markdown(plan: Plan) -> str:
-    """A page for a review."""
+    """Return a plan as Markdown."""
     return TEMPLATES.get_template("plan.md.jinja").render(view=view(plan), titles=TERM_TITLES)
 
 
 def diff_markdown(a: Plan, b: Plan) -> str:
-    """Two plans for a review: what moves, then every field."""
+    """Return two plans compared, as Markdown: step time and bytes that move, layers that move, every difference."""
     return TEMPLATES.get_template("diff.md.jinja").render(
-        moves=plan_diff.moves(a, b), moved=plan_diff.moved_bytes(a, b), differences=plan_diff.diff(a, b)
+        headline=plan_diff.headline(a, b),
+        moves=plan_diff.move_lines(a, b),
+        moved=plan_diff.moved_bytes(a, b),
+        differences=plan_diff.diff(a, b),
     )
 
 
 def html(plan: Plan) -> str:
-    """One page that needs nothing else."""
+    """Return a plan as one self-contained HTML page."""
     shown = view(plan)
     largest = max((line.capacity_bytes for line in shown.devices), default=1)
     total = max(1, sum(phase.duration_ns for phase in shown.phases))
@@ -124,9 +127,9 @@ def html(plan: Plan) -> str:
 
 
 def text(plan: Plan, width: int, color: bool) -> str:
-    """Tables for a terminal of so many columns, with escape codes only if ``color``.
+    """Return a plan as tables for a terminal of ``width`` columns, with escape codes only if ``color``.
 
-    Only a table that is wider at its narrowest has longer lines: nothing is cut off.
+    Nothing is cut off: a table whose narrowest form is wider than ``width`` has longer lines.
     """
     shown, stream = view(plan), io.StringIO()
     marks = _COLOR_MARKS if color else _PLAIN_MARKS
@@ -164,7 +167,7 @@ def _header(shown: View) -> RenderableType:
 
 
 def _parts_table(shown: View, width: int) -> Table:
-    """With as many shares on a line as the width allows, so that no column is cut."""
+    """Return the placement, with as many shares per line as the width allows."""
     most = max(len(part.devices) for part in shown.parts)
     return _widest((_parts_of(shown, on_line) for on_line in range(1, most + 1)), width)
 
@@ -187,14 +190,14 @@ def _parts_of(shown: View, on_line: int) -> Table:
 
 
 def _transports(part: Part) -> str:
-    """Of the group, and of what it receives; one device that receives has no group to tell of."""
+    """Return the transport of the group's all-reduces and that of its input; one device alone has no all-reduce."""
     if not part.hop:
         return part.transport
     return f"hop {part.hop}" if part.transport == "local" else f"{part.transport}\nhop {part.hop}"
 
 
 def _folded(shares: str, on_line: int) -> str:
-    """``3 + 2 + 1`` with so many shares on a line; alone on it, what shares one is told below it."""
+    """Fold ``3 + 2 + 1`` to ``on_line`` shares per line; at one per line, subgroups are described on lines below."""
     items = shares.split(" + ")
     if on_line == 1:
         items = [item.replace(" by ", "\nby ").replace("query ", "query\n") for item in items]
@@ -202,16 +205,16 @@ def _folded(shares: str, on_line: int) -> str:
 
 
 def _widest(tables: Iterable[Table], width: int) -> Table:
-    """Of tables that grow the widest that fits; where none does the first."""
+    """Return the last table that fits, of tables in increasing width; the first one where none fits."""
     growing = iter(tables)
-    found = next(growing)
+    widest = next(growing)
     for table in takewhile(lambda table: _width(table) <= width, growing):
-        found = table
-    return found
+        widest = table
+    return widest
 
 
 def _width(table: Table) -> int:
-    """Columns of a terminal in which nothing of a table is cut."""
+    """Return the terminal columns that a table takes uncut."""
     return _console(io.StringIO(), 10_000, color=False).measure(table).maximum
 
 
@@ -229,7 +232,7 @@ def _table(title: str) -> Table:
 
 
 def _bars(shown: View, width: int, marks: dict[str, str]) -> RenderableType:
-    """What fills each device, all to the same scale: the largest device is as long as the line allows."""
+    """Return a memory bar per device, to one scale: that of the largest device is as long as the line allows."""
     largest = max(line.capacity_bytes for line in shown.devices)
     names = max(len(line.id) for line in shown.devices)
     room = max(8, min(64, width - names - 14))
@@ -245,7 +248,7 @@ def _bars(shown: View, width: int, marks: dict[str, str]) -> RenderableType:
 
 
 def _append_bar(bars: Text, line: DeviceLine, room: int, marks: dict[str, str]) -> None:
-    """The capacity in cells: each term ends at the cell nearest to where its bytes end."""
+    """Append a device's memory as ``room`` cells; each term ends at the cell nearest to the end of its bytes."""
     end, cells = 0, 0
     for term, nbytes in line.terms.items():
         end += nbytes
@@ -255,7 +258,7 @@ def _append_bar(bars: Text, line: DeviceLine, room: int, marks: dict[str, str]) 
 
 
 def _memory_tables(shown: View, width: int) -> list[Table]:
-    """Terms down, devices across: as many tables as it takes to keep to the width."""
+    """Return tables of memory terms (rows) by device (columns), as many as it takes to keep to the width."""
     tables: list[Table] = []
     left = shown.devices
     while left:

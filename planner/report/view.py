@@ -1,6 +1,7 @@
-"""A plan in the words and the order of the reports: parts of a step, memory of devices, lines of prose.
+"""A plan in the words and the order of the reports: parts of a step, memory of each device, lines of text.
 
-Bytes are MiB or GiB and ns are us or ms here, with one decimal; the exact integers are in the plan.
+Lines of text have sizes in MiB or GiB and times in us or ms, with one decimal; the exact integers are in the plan. An
+MLP share is in channels here (units x channels per unit), as in ``plans.diff``.
 """
 
 import dataclasses
@@ -27,15 +28,17 @@ TERM_TITLES = {
 
 
 def join_shares(shares: tuple[int, ...]) -> str:
-    """``3 + 1``; many equal ones as ``8 x 2``."""
+    """Return shares as ``3 + 1``, more than two equal ones as ``8 x 2``."""
     if len(shares) > 2 and len(set(shares)) == 1:
         return f"{len(shares)} x {shares[0]}"
     return " + ".join(map(str, shares))
 
 
 def describe_heads(shares: tuple[int, ...], divided: KvDivision) -> str:
-    """``3 + 1``; with subgroups ``4 + 4 over 2 by context``: one device has 4 heads, two share another 4; ``by query
-    heads`` each of the two has the 4.
+    """Return the KV heads of each device as ``3 + 1``, with subgroups as ``4 + 4 over 2 by context``.
+
+    There the first device has 4 KV heads and two devices share another 4, each with a part of the context. ``by query
+    heads``: each of the two has all 4 KV heads, and a part of their query heads.
     """
     if max(divided.subgroups) == 1:
         return join_shares(shares)
@@ -48,31 +51,31 @@ def describe_heads(shares: tuple[int, ...], divided: KvDivision) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """One block of a step: where it runs and in what shares; ``layers`` is empty for embed, head and draft."""
+    """One line of the placement: a run of layers of a stage, or embed, lm_head or draft, where ``layers`` is empty."""
 
     name: str
-    """Empty for all but the first run of a stage."""
+    """``stage 0``, ``embed``, ``lm_head`` or ``draft``; empty for all but the first run of a stage."""
     layers: str
     devices: tuple[str, ...]
     attention: tuple[int, ...]
-    """KV heads of each device; empty where the part has none."""
+    """KV heads per device, in the order of ``devices``; empty where the part has none."""
     kv_heads: str
-    """The same in words, with what subgroups share."""
+    """``attention`` as text, with the subgroups of devices that share KV heads."""
     mlp: tuple[int, ...]
-    """Channels of each device."""
+    """MLP channels per device, in the order of ``devices``."""
     rows: tuple[int, ...]
-    """Vocabulary rows of each device."""
+    """Vocabulary rows per device, in the order of ``devices``."""
     transport: str
-    """Of the group; empty for all but the first line of a stage."""
+    """Transport of the all-reduces in the group; empty for all but the first line of a stage."""
     hop: str
-    """Transport of what it receives; empty where nothing is sent."""
+    """Transport over which the part receives its input; empty where nothing is sent."""
     predicted_ns: int | None
-    """None on all but the first line of a stage."""
+    """Predicted ns per step; None on all but the first line of a stage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceLine:
-    """The memory of one device; the terms with reserve and free add up to the capacity."""
+    """The memory of one device: ``terms`` are bytes by term and, with reserve and free, add up to the capacity."""
 
     id: str
     host: str
@@ -81,14 +84,10 @@ class DeviceLine:
     capacity_bytes: int
     terms: dict[str, int]
 
-    @property
-    def free_bytes(self) -> int:
-        return self.terms["free"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """A share of the predicted step, for the time bar."""
+    """One part of the predicted step, for the time bar."""
 
     name: str
     duration_ns: int
@@ -96,7 +95,7 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """All that the three forms show."""
+    """The content of all forms of a report: text, Markdown and HTML."""
 
     title: str
     model: str
@@ -105,10 +104,10 @@ class View:
     options: tuple[tuple[str, str], ...]
     parts: tuple[Part, ...]
     blocks: tuple[tuple[Part, ...], ...]
-    """The same parts, those of one stage together."""
+    """``parts`` with the lines of one stage in one tuple."""
     devices: tuple[DeviceLine, ...]
     several_hosts: bool
-    """Of the devices in use."""
+    """True where the devices in use are on more than one host."""
     unused: tuple[Device, ...]
     phases: tuple[Phase, ...]
     objective_ns: int
@@ -120,7 +119,7 @@ class View:
 
 
 def view(plan: Plan) -> View:
-    """The plan in the words and the order of the report."""
+    """Return the content of the report of a plan."""
     parts = _parts(plan)
     used = {entry.device for entry in plan.memory}
     return View(
@@ -146,15 +145,15 @@ def view(plan: Plan) -> View:
 
 
 def _model_line(plan: Plan) -> str:
-    head = "tied head" if plan.model.tied_head else "untied head"
+    lm_head = "tied lm_head" if plan.model.tied_head else "untied lm_head"
     return (
-        f"{plan.model.family}: hidden {plan.model.hidden_size}, vocabulary {plan.model.vocab_size} ({head}), "
+        f"{plan.model.family}: hidden {plan.model.hidden_size}, vocabulary {plan.model.vocab_size} ({lm_head}), "
         f"{_layers_line(plan.model)}"
     )
 
 
 def _layers_line(model: Model) -> str:
-    """The shape of a layer, or of each kind of layer with their number."""
+    """Return the shape of a layer; where layers have several shapes, each with the number of its layers."""
     counts: dict[str, int] = {}
     for layers in model.layers:
         shape = _shape_line(layers.attention, layers.mlp)
@@ -214,13 +213,13 @@ def _option_lines(plan: Plan) -> tuple[tuple[str, str], ...]:
 def _verdict_line(plan: Plan) -> str:
     proof, strategy = plan.proof, plan.options.strategy
     if proof.status == "OPTIMAL" and strategy != "latency":
-        return f"one step takes {format_ns(proof.objective_ns)}; of the {strategy} placements none takes less"
+        return f"one step takes {format_ns(proof.objective_ns)}, and no other {strategy} placement takes less"
     if proof.status == "OPTIMAL":
-        return f"one step takes {format_ns(proof.objective_ns)}, and no other placement on these devices takes less"
+        return f"one step takes {format_ns(proof.objective_ns)}, and no other candidate placement takes less"
     gap = (proof.objective_ns - proof.bound_ns) / max(1, proof.objective_ns)
     return (
-        f"one step takes {format_ns(proof.objective_ns)}; no placement takes less than {format_ns(proof.bound_ns)}, "
-        f"{gap:.1%} below"
+        f"one step takes {format_ns(proof.objective_ns)}; no candidate placement takes less than "
+        f"{format_ns(proof.bound_ns)}, {gap:.1%} below"
     )
 
 
@@ -237,24 +236,24 @@ def _parts(plan: Plan) -> tuple[Part, ...]:
         hop="",
         predicted_ns=None,
     )
-    place = plan.draft_placement
+    drafter = plan.draft_placement
     parts = [_table_part("embed", plan.embed, empty)]
     for number, stage in enumerate(plan.stages):
         parts += _stage_parts(plan, number, stage, empty)
-    parts.append(_table_part("head", plan.head, empty))
-    if place is not None and plan.draft is not None:
+    parts.append(_table_part("lm_head", plan.head, empty))
+    if drafter is not None and plan.draft is not None:
         parts.append(
             Part(
                 name="draft",
                 layers="",
-                devices=place.devices,
-                attention=place.kv_heads,
-                kv_heads=describe_heads(place.kv_heads, kv_division(place)),
-                mlp=tuple(units * plan.draft.mlp.unit for units in place.mlp_units),
-                rows=place.head_rows or (),
-                transport=place.transport,
-                hop=_hop(place.feature_transport),
-                predicted_ns=place.predicted_ns,
+                devices=drafter.devices,
+                attention=drafter.kv_heads,
+                kv_heads=describe_heads(drafter.kv_heads, kv_division(drafter)),
+                mlp=tuple(units * plan.draft.mlp.unit for units in drafter.mlp_units),
+                rows=drafter.head_rows or (),
+                transport=drafter.transport,
+                hop=_hop(drafter.feature_transport),
+                predicted_ns=drafter.predicted_ns,
             )
         )
     return tuple(parts)
@@ -277,7 +276,7 @@ def _hop(transport: str) -> str:
 
 
 def _stage_parts(plan: Plan, number: int, stage: Stage, empty: Part) -> list[Part]:
-    """One line for each run of the stage."""
+    """Return one line per run of layers of a stage."""
     parts, layer = [], stage.first_layer
     for position, run in enumerate(stage.runs):
         unit = layer_class(plan.model, layer).mlp.unit
@@ -315,9 +314,10 @@ def layer_range(first: int, count: int) -> str:
 
 
 def device_line(plan: Plan, entry: DeviceMemory) -> DeviceLine:
+    """Return the memory of a device with its roles; a table beside the devices of its stage is no role of its own."""
     device = plan.device(entry.device)
     roles = [f"stage {i}" for i, stage in enumerate(plan.stages) if device.id in stage.devices]
-    tables = (("embed", plan.embed.devices, plan.stages[0]), ("head", plan.head.devices, plan.stages[-1]))
+    tables = (("embed", plan.embed.devices, plan.stages[0]), ("lm_head", plan.head.devices, plan.stages[-1]))
     roles += [name for name, devices, beside in tables if device.id in devices and devices != beside.devices]
     if plan.draft_placement is not None and device.id in plan.draft_placement.devices:
         roles.append("draft")
@@ -338,7 +338,7 @@ def part_times(plan: Plan) -> tuple[tuple[str, int], ...]:
     """Return the parts of a step with their predicted ns, in order; ``messages`` is the rest of the step."""
     parts = [("embed", plan.embed.predicted_ns)]
     parts += [(f"stage {i}", stage.predicted_ns) for i, stage in enumerate(plan.stages)]
-    parts.append(("head", plan.head.predicted_ns))
+    parts.append(("lm_head", plan.head.predicted_ns))
     if plan.draft_placement is not None:
         parts.append(("draft", plan.draft_placement.predicted_ns))
     rest = plan.proof.objective_ns - sum(duration_ns for _, duration_ns in parts)

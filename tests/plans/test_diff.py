@@ -5,7 +5,7 @@ import dataclasses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plans.diff import Difference, diff, moved_bytes, moves, summary
+from plans.diff import Difference, diff, headline, move_lines, moved_bytes, summary
 from plans.schema import Plan
 from tests.sample_plans import edited, nvlink_plan, one_device_plan, two_stage_plan
 
@@ -85,10 +85,25 @@ def test_an_order_that_differs_is_a_difference() -> None:
 
 
 def test_moves_are_maximal_runs_of_layers() -> None:
-    assert [str(move) for move in moves(two_stage_plan(), one_device_plan())] == [
-        "layers 0-2: cpu0 (3 KV heads, 32 MLP units) + cpu1 (1 KV heads, 16 MLP units) -> cpu2",
-        "layers 3-4: cpu0 (2 KV heads, 33 MLP units) + cpu1 (2 KV heads, 15 MLP units) -> cpu2",
-    ]
+    assert move_lines(two_stage_plan(), one_device_plan()) == (
+        "layers 0-2: cpu0 (3 KV heads, 512 MLP channels) + cpu1 (1 KV heads, 256 MLP channels) -> cpu2",
+        "layers 3-4: cpu0 (2 KV heads, 528 MLP channels) + cpu1 (2 KV heads, 240 MLP channels) -> cpu2",
+    )
+
+
+def test_moves_of_layers_whose_mlp_units_differ_have_a_line_each() -> None:
+    plan = two_stage_plan()
+    (layers,) = plan.model.layers
+    coarse = dataclasses.replace(layers, num_layers=6, mlp=dataclasses.replace(layers.mlp, unit=32))
+    kinds = (dataclasses.replace(layers, num_layers=2), coarse)
+    plan = dataclasses.replace(plan, model=dataclasses.replace(plan.model, layers=kinds))
+    other = edited(plan, "stages[0].runs[0].kv_heads", [1, 3])
+    assert move_lines(plan, other) == (
+        "layers 0-1: cpu0 (3 KV heads, 512 MLP channels) + cpu1 (1 KV heads, 256 MLP channels) -> "
+        "cpu0 (1 KV heads, 512 MLP channels) + cpu1 (3 KV heads, 256 MLP channels)",
+        "layer 2: cpu0 (3 KV heads, 1024 MLP channels) + cpu1 (1 KV heads, 512 MLP channels) -> "
+        "cpu0 (1 KV heads, 1024 MLP channels) + cpu1 (3 KV heads, 512 MLP channels)",
+    )
 
 
 HEAD_BYTES = 32 * ((2 + 2) * 256 + 2 * 256) * 4
@@ -131,12 +146,20 @@ def test_everything_moves_where_the_weights_are_others() -> None:
     assert set(moved_bytes(plan, nvlink_plan())) == {"gpu0", "gpu1", "gpu2", "gpu3"}
 
 
+def test_the_headline_has_the_step_times_and_what_moves() -> None:
+    plan = two_stage_plan()
+    other = edited(plan, "stages[0].runs[1].kv_heads", [3, 1])
+    assert headline(plan, other) == "step 19.8 ms, unchanged; moves 0.4 MiB of weights: cpu0 0.4 MiB"
+    slower = edited(other, "proof.objective_ns", 20_030_000)
+    assert headline(plan, slower) == "step 19.8 ms -> 20.0 ms (+1.0%); moves 0.4 MiB of weights: cpu0 0.4 MiB"
+
+
 def test_the_summary_is_for_people() -> None:
     plan = two_stage_plan()
     other = edited(plan, "stages[1].runs[0].mlp_units", [47])
     assert summary(plan, edited(other, "proof.objective_ns", 5)) == (
+        "step 19.8 ms -> 0.0 us (-100.0%); moves no weights",
         "layers 5-7: cpu2 -> cpu2",
-        "moves no weights",
         "stages[1].runs[0].mlp_units: [48] -> [47]",
         "proof.objective_ns: 19830000 -> 5",
     )

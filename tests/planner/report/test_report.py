@@ -79,7 +79,7 @@ def test_the_terms_of_a_device_add_up_to_its_capacity() -> None:
 def test_the_phases_add_up_to_the_step() -> None:
     plan = edited(two_stage_plan(), "proof.objective_ns", 20_000_000)
     phases = view(plan).phases
-    assert [phase.name for phase in phases] == ["embed", "stage 0", "stage 1", "head", "draft", "messages"]
+    assert [phase.name for phase in phases] == ["embed", "stage 0", "stage 1", "lm_head", "draft", "messages"]
     assert sum(phase.duration_ns for phase in phases) == 20_000_000
 
 
@@ -125,7 +125,7 @@ def test_text_shows_placement_memory_and_proof() -> None:
     assert "weights 9.0 MiB 3.0 MiB 7.0 MiB" in lines
     assert "capacity 24.0 MiB 12.0 MiB 32.0 MiB" in lines
     assert "not used: cpu3" in lines
-    assert any(line.startswith("OPTIMAL: one step takes 19.8 ms, and no other placement") for line in lines)
+    assert any(line.startswith("OPTIMAL: one step takes 19.8 ms, and no other candidate placement") for line in lines)
 
 
 def test_text_shows_what_is_shared_and_where_it_comes_from() -> None:
@@ -136,7 +136,7 @@ def test_text_shows_what_is_shared_and_where_it_comes_from() -> None:
     first, *others = spread_plan().stages
     plan = dataclasses.replace(spread_plan(), stages=(dataclasses.replace(first, kv_axis="heads"), *others))
     assert "4 + 4 over 2 by query heads" in " ".join(render.text(plan, 160, color=False).split())
-    assert lines.count("hop nccl") == 1  # of the head; of a stage on one device it is beside the time
+    assert lines.count("hop nccl") == 1  # of the lm_head; of a stage on one device it is beside the time
     assert "stage 1 60-79 gpu3 8 28672 hop nccl 9.0 ms" in lines
     assert "hop gloo" in lines
     assert "host box0 box0 box0 box1 box1" in lines
@@ -149,8 +149,8 @@ def test_roles_name_tables_that_are_elsewhere() -> None:
         "cpu0": "embed",
         "gpu0": "stage 0",
         "gpu1": "stage 0",
-        "gpu2": "stage 0, head, draft",
-        "gpu3": "stage 1, head, draft",
+        "gpu2": "stage 0, lm_head, draft",
+        "gpu3": "stage 1, lm_head, draft",
     }
     assert {line.role for line in view(one_device_plan()).devices} == {"stage 0"}
 
@@ -169,7 +169,7 @@ def test_what_was_asked_for_is_told() -> None:
     options = dataclasses.replace(two_stage_plan().options, strategy="balanced", kv_axis="heads")
     shown = view(dataclasses.replace(two_stage_plan(), options=options))
     assert {("strategy", "balanced"), ("KV divided by", "heads")} < set(shown.options)
-    assert shown.verdict == "one step takes 19.8 ms; of the balanced placements none takes less"
+    assert shown.verdict == "one step takes 19.8 ms, and no other balanced placement takes less"
 
 
 def test_color_is_asked_for_and_never_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_an_accepted_gap_is_told() -> None:
     plan = edited(edited(two_stage_plan(), "proof.status", "FEASIBLE"), "proof.bound_ns", 19_000_000)
     plan = edited(plan, "options.gap_ppm", 50_000)
     assert check(plan) == ()
-    verdict = "one step takes 19.8 ms; no placement takes less than 19.0 ms, 4.2% below"
+    verdict = "one step takes 19.8 ms; no candidate placement takes less than 19.0 ms, 4.2% below"
     assert f"**FEASIBLE**: {verdict}." in render.markdown(plan)
     assert "- accepted gap: 5 %" in render.markdown(plan)
 
@@ -255,5 +255,7 @@ def test_differences_as_data_and_as_markdown() -> None:
     page = render.diff_markdown(plan, other)
     assert "| `stages[0].runs[1].kv_heads` | shares | [2, 2] | [3, 1] |" in page
     assert "In all 0.4 MiB.\n\n- cpu0: 0.4 MiB" in page
+    assert page.startswith("**step 19.8 ms, unchanged; moves 0.4 MiB of weights: cpu0 0.4 MiB**\n\n")
+    assert "- layers 3-4: cpu0 (2 KV heads, 528 MLP channels)" in page
     assert render.diff_markdown(plan, plan) == "The plans are equal.\n"
     assert render.diff_data(plan, plan) == {"equal": True, "moves": [], "moved_bytes": {}, "differences": []}
