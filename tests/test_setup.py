@@ -72,5 +72,5 @@ def test_the_set_up_refuses_an_older_python(tmp_path: Path) -> None:
     environment = {"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "tools/setup: no Python 3.11 or newer found (python3 is Python 3.9.2): install one\n"
+    assert done.stderr == "tools/setup: no Python 3.11.1 or newer found (python3 is Python 3.9.2): install one\n"
     assert not (tmp_path / "tree" / ".venv").exists()
