@@ -63,7 +63,7 @@ def help_lines() -> Iterator[str]:
             group = getattr(import_module(f"{package}.cli"), GROUPS[package])
         yield ""
         yield f"Commands of python -m {package}:"
-        yield from (f"  {name:<10} {group.get_command(None, name).get_short_help_str(limit=100)}" for name in names)
+        yield from (f"  {name:<10} {group.get_command(None, name).get_short_help_str(limit=400)}" for name in names)
     yield ""
     yield "eagleplan COMMAND --help describes a command, with examples."
     yield f"Exit codes: {' and '.join(f'python -m {package} --help' for package in PACKAGES)} list them."

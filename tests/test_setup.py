@@ -74,3 +74,14 @@ def test_the_set_up_refuses_an_older_python(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == "tools/setup: no Python 3.11.1 or newer found (python3 is Python 3.9.2): install one\n"
     assert not (tmp_path / "tree" / ".venv").exists()
+
+
+def test_the_demo_continues_the_default_prompt() -> None:
+    """The prompt that the demo prints and passes is that of `run` without one."""
+    text = (ROOT / "tools/demo").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("PROMPT="))
+    command = ["bash", "-c", f'set --; {line}; printf "%s" "$PROMPT"']
+    prompt = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    sources = "".join(file.read_text() for file in sorted((ROOT / "runtime" / "commands").glob("*.py")))
+    body = prompt.replace('"""', '\\"\\"\\"')
+    assert f'DEFAULT_PROMPT = """\\\n{body}"""\n' in sources
