@@ -31,6 +31,12 @@ ROOMS = {
     "planner.infeasible": {"planner.errors", "planner.solver"},
     "planner.formulations": {"planner.families", "planner.problem"},
     "planner.plan_directory": {"planner.errors", "planner.durable", "planner.families"},
+    "planner.api": {
+        *("planner.errors", "planner.demo_model", "planner.families", "planner.hardware", "planner.problem"),
+        *("planner.solver", "planner.images", "planner.request", "planner.build", "planner.explain"),
+        "planner.plan_directory",
+    },
+    "planner.demo_model": set(),
     "runtime.errors": set(),
     "runtime.sampling": {"runtime.errors"},
     "runtime.request": {"runtime.errors", "runtime.sampling"},

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from safetensors import safe_open
 
+from planner.api import compiling
 from planner.commands import progress
 from planner.commands.console import put, say
-from planner.demo_model import BASE, HEADS
-from planner.images.compile import CompileReport, compile_plan
+from planner.images.compile import CompileReport
 from plans import codec
 from plans.format import format_bytes
 
@@ -33,17 +33,14 @@ def run(
     verbose: int,
 ) -> None:
     """Compile the images of a plan from its checkpoints."""
-    frozen = codec.load(plan)
-    if model is None and draft is None and frozen.draft is not None:
-        draft = HEADS[frozen.draft.kind]
-    compiled = compile_images(plan, model or BASE, draft, only or None, quiet, verbose)
+    compiled = compile_images(plan, model, draft, only or None, quiet, verbose)
     if as_json:
         put({"plan": str(plan), **codec.encode(compiled)})
 
 
 def compile_images(
     directory: Path,
-    model: Path,
+    model: Path | None,
     draft: Path | None,
     only: tuple[str, ...] | None,
     quiet: bool = False,
@@ -51,7 +48,8 @@ def compile_images(
 ) -> CompileReport:
     """Compile, with a line for each image unless ``quiet``; return what was done."""
     with ends_cleanly(), progress.shown(Console(stderr=True), say) as report_to:
-        compiled = compile_plan(directory, model, draft, only, None if quiet else report_to)
+        report = None if quiet else report_to
+        compiled = compiling.compile(directory, model=model, draft=draft, only=only, progress=report)
     if not quiet:
         for image in compiled.images:
             action = "unchanged" if image.reused else "written"

@@ -1,0 +1,53 @@
+"""Checks a plan: solves it again from its own inputs."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from planner.build import Built, rebuild
+from planner.solver.minimise import Settings
+from plans import codec
+from plans.check import load
+from plans.diff import Difference, diff
+from plans.schema import Plan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckResult:
+    """A plan, and the one that its inputs lead to."""
+
+    plan: Plan
+    again: Built
+    """The plan solved again, with its proof."""
+    differences: tuple[Difference, ...]
+    canonical: bool
+    """True where plan.yaml has exactly the bytes of its canonical form."""
+
+    @property
+    def clean(self) -> bool:
+        """True where the plan is what its inputs lead to, byte for byte."""
+        return not self.differences and self.canonical
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Differences in words."""
+        if not self.differences and not self.canonical:
+            return ("plan.yaml: not in canonical form",)
+        return tuple(map(str, self.differences))
+
+
+def check(directory: str | Path, *, workers: int = 1, seed: int = 0) -> CheckResult:
+    """Solve the plan in ``directory`` again from its own inputs and compare; no weights are read.
+
+    ``workers``, ``seed``: of the solver; no plan depends on them. Raise InvalidPlanError where the plan contradicts
+    itself, InputError where its inputs cannot be read, InfeasibleError or NotProvenError where they lead to no plan.
+    """
+    directory = Path(directory)
+    frozen = load(directory)
+    settings = replace(Settings(workers=workers, seed=seed), gap_ppm=frozen.options.gap_ppm)
+    again = rebuild(directory, frozen, settings)
+    return CheckResult(
+        plan=frozen,
+        again=again,
+        differences=diff(frozen, again.plan),
+        canonical=(directory / "plan.yaml").read_bytes() == codec.dumps(frozen).encode(),
+    )

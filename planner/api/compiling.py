@@ -1,0 +1,30 @@
+"""Compiles the images of a plan."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from planner.demo_model import BASE, HEADS
+from planner.images.compile import CompileReport, compile_plan
+from planner.images.stream import Progress
+from plans import codec
+
+
+def compile(  # noqa: A001 (planner.compile is its name)
+    directory: str | Path,
+    *,
+    model: str | Path | None = None,
+    draft: str | Path | None = None,
+    only: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> CompileReport:
+    """Compile the images of the plan in ``directory`` and return what was done.
+
+    ``model``, ``draft``: checkpoint directories; without a model those of the demo model. ``only``: names of devices
+    or hosts whose images are compiled. ``progress`` is called with the bytes that are done and all bytes.
+
+    Raise InputError where a checkpoint is not that of the plan, OutputError where an image cannot be written.
+    """
+    if model is None and draft is None:
+        drafter = codec.load(Path(directory)).draft
+        draft = HEADS[drafter.kind] if drafter else None
+    return compile_plan(Path(directory), Path(model or BASE), Path(draft) if draft else None, only, progress)

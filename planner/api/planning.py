@@ -1,0 +1,195 @@
+"""Plans a model on an inventory: reads the inputs, solves, and holds the result."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from planner import plan_directory
+from planner.build import build
+from planner.demo_model import BASE, DEFAULT_HEAD
+from planner.errors import InfeasibleError, InputError
+from planner.explain import explain
+from planner.families import BaseInput, DraftInput, load_base, load_draft
+from planner.hardware.inventory import load_inventory
+from planner.hardware.records import HardwareInventory
+from planner.problem.device_map import load_device_map
+from planner.problem.device_map import read as read_device_map
+from planner.request import Request, Wanted
+from planner.solver.minimise import Settings
+from planner.solver.solve import Solved
+from plans.check import load
+from plans.schema import DType, KvAxis, KvDType, Pin, Plan, Strategy, Tree
+
+PPM = 1_000_000
+DEFAULTS = Wanted()
+DEFAULT_WITHIN_PPM = 20_000
+"""Relative increase of the step time that keeping an earlier plan's weights in place may cost, in parts per million."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanResult:
+    """A plan with its proof and the checkpoints that it was made for."""
+
+    plan: Plan
+    solved: Solved
+    """Proof: objective and bound in ns, each objective of the solver, seconds."""
+    base: BaseInput
+    draft: DraftInput | None
+
+    @property
+    def configs_without_tensors(self) -> tuple[Path, ...]:
+        """Configs that were given without tensors: nothing can be compiled from them."""
+        checkpoints = (self.base.checkpoint, *((self.draft.checkpoint,) if self.draft else ()))
+        return tuple(checkpoint.config_file for checkpoint in checkpoints if checkpoint.tensors is None)
+
+    def write(self, directory: str | Path) -> Path:
+        """Write plan.yaml, the configs and the tokenizer to ``directory``; raise OutputError where it cannot be used.
+
+        The images are compiled by :func:`planner.compile`.
+        """
+        plan_directory.write(Path(directory), self.plan, self.base, self.draft)
+        return Path(directory)
+
+
+def plan(
+    model: str | Path | None = None,
+    *,
+    inventory: str | Path,
+    draft: str | Path | None = None,
+    context: int | Literal["max"] | None = DEFAULTS.context,
+    batch: int = DEFAULTS.batch,
+    dtype: DType | None = DEFAULTS.dtype,
+    kv_dtype: KvDType | None = DEFAULTS.kv_dtype,
+    kv_axis: KvAxis | None = DEFAULTS.kv_axis,
+    strategy: Strategy | None = None,
+    device_map: str | Path | None = None,
+    tree: Tree | None = DEFAULTS.tree,
+    prefill_chunk: int | None = DEFAULTS.prefill_chunk,
+    stall_timeout_s: int | None = DEFAULTS.stall_timeout_s,
+    gap: float = 0.0,
+    previous: str | Path | None = None,
+    within: float | None = None,
+) -> PlanResult:
+    """Return the plan of a model on an inventory; the arguments are the options of ``build``.
+
+    ``model``, ``draft``: checkpoint directories or bare configs; without either, the demo model and its EAGLE head.
+    ``gap``: accept a placement proven to be within this fraction of the best. ``within``: with ``previous``, accept a
+    step that is longer than the shortest by this fraction, 0.02 by default.
+
+    Raise InputError for what cannot be read or planned, InfeasibleError with the changes that would make it fit, or
+    NotProvenError where the solver's limit ends the proof.
+    """
+    if model is None and draft is None:
+        draft = DEFAULT_HEAD
+    request = request_of(
+        model,
+        inventory=inventory,
+        draft=draft,
+        context=context,
+        batch=batch,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        kv_axis=kv_axis,
+        strategy=strategy,
+        device_map=device_map,
+        tree=tree,
+        prefill_chunk=prefill_chunk,
+        stall_timeout_s=stall_timeout_s,
+        gap_ppm=_ppm("gap", gap, PPM - 1),
+        previous=previous,
+        within_ppm=None if within is None else _ppm("within", within, PPM),
+    )
+    settings = Settings(gap_ppm=request.wanted.gap_ppm)
+    try:
+        return solved(request, settings)
+    except InfeasibleError as error:
+        raise explain(request, error, settings, lambda words: None) from error
+
+
+def request_of(
+    model: str | Path | None,
+    *,
+    inventory: str | Path,
+    draft: str | Path | None,
+    context: int | Literal["max"] | None,
+    batch: int,
+    dtype: DType | None,
+    kv_dtype: KvDType | None,
+    kv_axis: KvAxis | None,
+    strategy: Strategy | None,
+    device_map: str | Path | None,
+    tree: Tree | None,
+    prefill_chunk: int | None,
+    stall_timeout_s: int | None,
+    gap_ppm: int,
+    previous: str | Path | None,
+    within_ppm: int | None,
+) -> Request:
+    """Read all inputs and return the request; raise InputError for what cannot be read or contradicts itself.
+
+    Without a ``model`` the demo model; without a ``draft`` plain decoding; without a ``strategy`` that of the device
+    map, or ``latency``.
+    """
+    earlier, within_ppm = _load_previous(previous, within_ppm, gap_ppm)
+    base = load_base(Path(model or BASE))
+    drafter = load_draft(Path(draft), base) if draft else None
+    devices = load_inventory(Path(inventory))
+    return Request(
+        base=base,
+        draft=drafter,
+        inventory=devices,
+        wanted=Wanted(
+            context=context,
+            batch=batch,
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            kv_axis=kv_axis,
+            strategy=_strategy(strategy, device_map),
+            tree=tree,
+            prefill_chunk=prefill_chunk,
+            stall_timeout_s=stall_timeout_s,
+            custom=_pins(Path(device_map), base, drafter, devices) if device_map else None,
+            gap_ppm=gap_ppm,
+            within_ppm=within_ppm,
+        ),
+        previous=earlier,
+    )
+
+
+def solved(request: Request, settings: Settings) -> PlanResult:
+    """Solve a request; raise InputError, InfeasibleError without changes, or NotProvenError."""
+    built = build(request, settings)
+    return PlanResult(plan=built.plan, solved=built.solved, base=request.base, draft=request.draft)
+
+
+def _strategy(name: Strategy | None, device_map: str | Path | None) -> Strategy:
+    """Return the strategy: ``custom`` with a device map, else the default where none is named."""
+    if device_map is None:
+        return name or DEFAULTS.strategy
+    if name not in (None, "custom"):
+        raise InputError(f"--device-map {device_map}: is strategy custom: leave --strategy {name} out")
+    return "custom"
+
+
+def _pins(device_map: Path, base: BaseInput, drafter: DraftInput | None, devices: HardwareInventory) -> tuple[Pin, ...]:
+    """Return a device map as pins of the model's modules to the devices of an inventory."""
+    data = load_device_map(device_map)
+    return read_device_map(data, str(device_map), base.model, drafter.draft if drafter else None, devices.devices)
+
+
+def _load_previous(previous: str | Path | None, within_ppm: int | None, gap_ppm: int) -> tuple[Plan | None, int | None]:
+    """Return the earlier plan, and how much longer than the shortest a step may take to keep its weights in place."""
+    if previous is None:
+        if within_ppm is not None:
+            raise InputError("--within: there is no earlier plan: give --previous")
+        return None, None
+    if gap_ppm:
+        raise InputError("--previous: needs the proven shortest step, which --gap does not give: leave --gap out")
+    return load(Path(previous)), DEFAULT_WITHIN_PPM if within_ppm is None else within_ppm
+
+
+def _ppm(name: str, fraction: float, most: int) -> int:
+    ppm = round(fraction * PPM)
+    if not 0 <= ppm <= most:
+        raise InputError(f"{name}: found {fraction}, expected a fraction like 0.05")
+    return ppm

@@ -1,0 +1,121 @@
+"""The Python interface, with the demo model: the same plans as the commands, typed, and cheap to import."""
+
+import dataclasses
+import subprocess
+import sys
+from inspect import signature
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+import planner
+from planner.api import planning
+from planner.cli import main
+from planner.commands.declarations import COMMANDS
+from planner.demo_model import BASE, DEFAULT_HEAD
+from planner.errors import InfeasibleError, InputError
+from plans import codec
+from plans.schema import PlanError
+from tests.planner.instances import ROOT, cpu, host
+
+OPTIONS_OF_THE_COMMAND = {
+    "no_draft": "a drafter is left out",
+    "map_file": "another spelling of device_map",
+    "plan_only": "planner.compile is a function of its own",
+    "out": "PlanResult.write",
+    "workers": "changes no plan",
+    "solver_seed": "changes no plan",
+    "solver_limit": "changes no plan",
+    "as_json": "how a result is printed",
+    "verbose": "how much is printed",
+}
+NAMES = {"within_ppm": "within"}
+
+
+@pytest.fixture(scope="module")
+def result() -> planner.PlanResult:
+    return planner.plan(inventory=ROOT / "inventory.yaml")
+
+
+def test_it_plans_what_the_command_plans(result: planner.PlanResult, tmp_path: Path) -> None:
+    directory = result.write(tmp_path / "a")
+    command = ["build", "--gpus", str(ROOT / "inventory.yaml"), "--plan-only", "--out", str(tmp_path / "b")]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert (directory / "plan.yaml").read_bytes() == (tmp_path / "b" / "plan.yaml").read_bytes()
+    assert result.plan == planner.read(directory)
+    assert result.solved.objective_ns == result.plan.proof.objective_ns
+    assert result.configs_without_tensors == ()
+
+
+def test_it_compiles_checks_and_compares(result: planner.PlanResult, tmp_path: Path) -> None:
+    directory = result.write(tmp_path / "p")
+    report = planner.compile(directory)
+    assert {image.device for image in report.images} == {line.device for line in result.plan.memory}
+    assert report.missing == ()
+    assert all(image.reused for image in planner.compile(directory, model=BASE, draft=DEFAULT_HEAD).images)
+    checked = planner.check(directory)
+    assert checked.clean
+    assert (checked.differences, checked.lines, checked.again.plan) == ((), (), result.plan)
+    plain = planner.plan(BASE, inventory=ROOT / "inventory.yaml", context=256, batch=2, strategy="balanced")
+    assert (plain.plan.draft, plain.plan.options.batch, plain.plan.options.strategy) == (None, 2, "balanced")
+    compared = planner.diff(directory, plain.plan)
+    assert not compared.equal
+    assert compared.moved_bytes
+    assert "options.batch" in {difference.path for difference in compared.differences}
+    assert compared.lines[0].startswith("step ")
+    assert planner.diff(result.plan, directory).equal
+
+
+def test_a_plan_that_was_edited_is_not_clean(result: planner.PlanResult, tmp_path: Path) -> None:
+    directory = result.write(tmp_path / "p")
+    file = directory / "plan.yaml"
+    file.write_text(f"# reviewed\n{file.read_text()}")
+    checked = planner.check(directory)
+    assert not checked.clean
+    assert checked.lines == ("plan.yaml: not in canonical form",)
+
+
+def test_options_are_those_of_the_command() -> None:
+    options = {NAMES.get(name, name) for name in (parameter.name for parameter in COMMANDS["build"].params) if name}
+    assert set(signature(planner.plan).parameters) == options - set(OPTIONS_OF_THE_COMMAND)
+    defaults = {parameter.name: parameter.default for parameter in COMMANDS["build"].params}
+    assert defaults["batch"] == signature(planner.plan).parameters["batch"].default == planning.DEFAULTS.batch
+
+
+def test_refusals_are_typed(tmp_path: Path) -> None:
+    inventory = ROOT / "inventory.yaml"
+    for options in ({"gap": 1.0}, {"gap": -0.1}, {"within": 0.1}, {"strategy": "latency", "device_map": "map.yaml"}):
+        with pytest.raises(InputError):
+            planner.plan(inventory=inventory, **options)  # type: ignore[arg-type]
+    small = tmp_path / "small.yaml"
+    small.write_text(yaml.safe_dump({"hosts": [host("box", cpu("c0", 1))]}))
+    with pytest.raises(InfeasibleError) as refused:
+        planner.plan(inventory=small)
+    assert refused.value.changes is not None
+    with pytest.raises(PlanError):
+        planner.read(tmp_path)
+
+
+def test_results_are_frozen(result: planner.PlanResult) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.plan = codec.load(ROOT / "plans" / "demo")  # type: ignore[misc]
+
+
+def test_names_are_listed_and_imported_when_they_are_used() -> None:
+    assert set(planner.__all__) == set(planner._MODULES) == set(dir(planner))
+    for name in planner.__all__:
+        assert getattr(planner, name).__doc__
+    with pytest.raises(AttributeError, match="has no attribute 'plans'"):
+        _ = planner.plans  # type: ignore[attr-defined]
+    program = (
+        "import sys, planner\n"
+        "heavy = {'ortools', 'torch', 'numpy', 'rich', 'click', 'yaml'}\n"
+        "assert not heavy & set(sys.modules)\n"
+        "assert planner.read('plans/demo').options.batch == 1\n"
+        "assert planner.diff('plans/demo', 'plans/demo').equal\n"
+        "planner.compile\n"
+        "assert not {'ortools', 'torch'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
