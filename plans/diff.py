@@ -1,4 +1,4 @@
-"""Two plans as a typed list of differences, the layers that move, and the weights that each device must newly hold.
+"""Compares two plans: a typed list of differences, the layers that move, and the weights new to each device.
 
 Fields are compared in the order of the schema. Stages, runs and layer classes are aligned by position; hosts, devices
 and memory lines by name; a list of names or shares is one value. ``diff`` is empty exactly for equal plans.
@@ -37,7 +37,7 @@ _SECTIONS: dict[str, Kind] = {"stages": "layers", "embed": "shares", "head": "sh
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One datum that differs; ``before`` and ``after`` are as in the YAML, None where there is nothing."""
+    """One datum that differs; ``before`` and ``after`` are as in the YAML, None where a plan has no such datum."""
 
     kind: Kind
     path: str
@@ -59,7 +59,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holding:
-    """Who runs a layer, and in what shares."""
+    """The devices of a layer with their shares, in the order of ``devices``."""
 
     devices: tuple[str, ...]
     kv_axis: KvAxis
@@ -79,32 +79,33 @@ class Move:
 
 
 def diff(a: Plan, b: Plan) -> tuple[Difference, ...]:
-    """All fields in which two plans differ, in the order of the schema."""
+    """Return all fields in which two plans differ, in the order of the schema."""
     return tuple(_compare("", encode(a), encode(b)))
 
 
 def moves(a: Plan, b: Plan) -> tuple[Move, ...]:
-    """The layers whose group or split differs, in maximal runs."""
+    """Return the layers whose devices or shares differ, in maximal runs."""
     before, after = _holdings(a), _holdings(b)
-    found: list[Move] = []
+    runs: list[Move] = []
     for layer in range(max(len(before), len(after))):
         old = before[layer] if layer < len(before) else None
         new = after[layer] if layer < len(after) else None
         if old == new:
             continue
-        last = found[-1] if found else None
+        last = runs[-1] if runs else None
         if last and (last.before, last.after, last.first_layer + last.num_layers) == (old, new, layer):
-            found[-1] = Move(first_layer=last.first_layer, num_layers=last.num_layers + 1, before=old, after=new)
+            runs[-1] = Move(first_layer=last.first_layer, num_layers=last.num_layers + 1, before=old, after=new)
         else:
-            found.append(Move(first_layer=layer, num_layers=1, before=old, after=new))
-    return tuple(found)
+            runs.append(Move(first_layer=layer, num_layers=1, before=old, after=new))
+    return tuple(runs)
 
 
 def moved_bytes(a: Plan, b: Plan) -> dict[str, int]:
-    """Bytes of weights that each device has in ``b`` and the device of that id has not in ``a``, where there are any.
+    """Return the bytes of weights that are new to each device: in ``b``, and not on the device of that id in ``a``.
 
-    Of a tensor of which it has other rows or columns only those that are new are counted; the fillers of images are
-    not. All of a device's bytes where the two plans are not of the same weights. Both must be sound (plans.check).
+    Of a tensor whose rows or columns on a device change only the new ones count; fillers of images do not. Where the
+    plans are not of the same weights, all bytes of a device count. Devices without new bytes are left out. Both plans
+    must be sound (plans.check).
     """
     before = had(a, b.model, b.draft, b.options.dtype, b.inputs)
     moved = {device.id: 0 for device in b.inventory.devices}
@@ -220,7 +221,7 @@ def _show_holding(holding: Holding | None, mlp_unit: int) -> str:
 
 
 def _holdings(plan: Plan) -> list[Holding]:
-    """Of each layer."""
+    """Return the holding of each layer, in order."""
     return [
         Holding(
             devices=stage.devices,

@@ -1,4 +1,4 @@
-"""How far a command is, for people: on a terminal what moves there, lines where there is none."""
+"""Progress of a command: a bar or a spinner on a terminal, lines elsewhere."""
 
 import contextlib
 import time
@@ -12,12 +12,12 @@ from planner.images.stream import Progress as Report
 from plans.format import format_bytes
 
 LINE_S = 1.0
-"""Between two lines at least; and there is one for a tenth of the bytes at most."""
+"""Least seconds between two lines; there is also at most one line per tenth of the bytes."""
 
 
 @contextlib.contextmanager
 def shown(console: Console, say: Callable[[str], None]) -> Iterator[Report]:
-    """What to report to: a bar with bytes, rate and time left on ``console``, or lines to ``say``."""
+    """Yield a progress callback: it draws a bar with bytes, rate and time left on ``console``, or writes lines."""
     if not console.is_terminal:
         yield Lines(say)
         return
@@ -31,9 +31,9 @@ def shown(console: Console, say: Callable[[str], None]) -> Iterator[Report]:
 def trying(
     console: Console, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[str], None]]:
-    """Whom to tell what is tried next where nothing fits: a line on ``console`` that goes away, or lines to ``say``.
+    """Yield a callback for the change tried next where nothing fits: it updates a spinner, or writes a line.
 
-    There are none in the first LINE_S.
+    No line is written in the first LINE_S seconds.
     """
     text = "nothing fits: trying what would help"
     if console.is_terminal:
@@ -45,7 +45,7 @@ def trying(
 
 
 class Lines:
-    """Bytes, rate and time left, at most a line each tenth; the last one when all is written."""
+    """A progress callback that writes bytes, rate and time left, at most a line per tenth; the last at the end."""
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._say = say

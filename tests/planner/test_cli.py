@@ -104,16 +104,16 @@ def test_images_are_safetensors_with_the_weights_of_the_checkpoint(models: Path,
     assert [image.device for image in images.images] == [device.id for device in frozen.devices]
     source = load_file(models / "base" / "model-00001-of-00002.safetensors")
     source |= load_file(models / "base" / "model-00002-of-00002.safetensors")
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for image in images.images:
         with safe_open(plan / f"{image.device}.safetensors", "pt") as file:
             for name in file.keys():  # noqa: SIM118
-                found.setdefault(name, []).append(file.get_tensor(name))
-    assert all(tensor.equal(source["model.norm.weight"]) for tensor in found["norm.weight"])
-    rows = sum(tensor.shape[0] for tensor in found["embed.weight"])
+                tensors.setdefault(name, []).append(file.get_tensor(name))
+    assert all(tensor.equal(source["model.norm.weight"]) for tensor in tensors["norm.weight"])
+    rows = sum(tensor.shape[0] for tensor in tensors["embed.weight"])
     assert rows == 512
-    assert len({name.split(".")[1] for name in found if name.startswith("layers.")}) == 8
-    assert sum(tensor.shape[0] for tensor in found["draft.head.weight"]) == 256
+    assert len({name.split(".")[1] for name in tensors if name.startswith("layers.")}) == 8
+    assert sum(tensor.shape[0] for tensor in tensors["draft.head.weight"]) == 256
 
 
 def test_a_second_build_reuses_every_image(models: Path, plan: Path) -> None:
@@ -151,7 +151,7 @@ def test_show_has_four_forms(plan: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "found"),
+    ("arguments", "forms"),
     [
         (("show", "p", "--json", "--markdown"), "--json and --markdown"),
         (("show", "p", "--json", "--html", "x"), "--json and --html"),
@@ -159,10 +159,10 @@ def test_show_has_four_forms(plan: Path, tmp_path: Path) -> None:
         (("diff", "p", "q", "--json", "--markdown"), "--json and --markdown"),
     ],
 )
-def test_an_answer_has_one_form(arguments: tuple[str, ...], found: str) -> None:
+def test_an_answer_has_one_form(arguments: tuple[str, ...], forms: str) -> None:
     result = planner(*arguments)
     assert result.exit_code == 2
-    assert f"found {found}, expected one of them at most" in result.stderr
+    assert f"found {forms}, expected one of them at most" in result.stderr
 
 
 def test_the_file_of_a_plan_is_told_from_its_directory(plan: Path) -> None:
@@ -173,19 +173,19 @@ def test_the_file_of_a_plan_is_told_from_its_directory(plan: Path) -> None:
 
 
 def test_a_slot_that_is_none_is_refused_with_some_that_are(plan: Path) -> None:
-    found = planner("show", plan, "--slot", "layers.0.qkv.weigth").stderr
-    assert "did you mean layers.0.qkv.weight" in found
+    message = planner("show", plan, "--slot", "layers.0.qkv.weigth").stderr
+    assert "did you mean layers.0.qkv.weight" in message
     assert "no device has it: expected a name like embed.weight, " in planner("show", plan, "--slot", "?").stderr
 
 
-def test_a_head_of_few_positions_is_told(models: Path, tmp_path: Path) -> None:
+def test_a_context_beyond_the_positions_of_the_eagle_head_is_warned_of(models: Path, tmp_path: Path) -> None:
     few = tmp_path / "head"
     shutil.copytree(models / "head", few)
     config = json.loads((few / "config.json").read_text())
     (few / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}))
-    told = f"{tmp_path / 'p'}: the EAGLE head was trained for 128 positions: beyond them it may draft worse"
-    assert told in build(models, tmp_path / "p", "--draft", few, "--plan-only").stderr
-    assert told not in build(models, tmp_path / "p", "--draft", few, "--context", 128, "--plan-only").stderr
+    warning = f"{tmp_path / 'p'}: the EAGLE head was trained for 128 positions: beyond them it may draft worse"
+    assert warning in build(models, tmp_path / "p", "--draft", few, "--plan-only").stderr
+    assert warning not in build(models, tmp_path / "p", "--draft", few, "--context", 128, "--plan-only").stderr
 
 
 def test_diff_ends_with_one_where_plans_differ(models: Path, plan: Path, tmp_path: Path) -> None:
@@ -633,9 +633,9 @@ def test_ctrl_c_while_modules_are_imported_is_no_difference_and_no_traceback(mod
     assert run.stderr is not None
     assert any(line.rstrip().endswith(f" {module}") for line in run.stderr)
     run.send_signal(signal.SIGINT)
-    _, told = run.communicate()
+    _, text = run.communicate()
     assert run.returncode == -signal.SIGINT
-    assert "Traceback" not in told
+    assert "Traceback" not in text
 
 
 @pytest.mark.parametrize("package", ["planner", "runtime"])

@@ -63,8 +63,8 @@ def test_kinds_follow_the_sections() -> None:
         "message_transport": "nccl",
         "proof.bound_ns": 1,
     }
-    found = [diff(plan, edited(plan, path, value))[0].kind for path, value in kinds.items()]
-    assert found == [
+    actual = [diff(plan, edited(plan, path, value))[0].kind for path, value in kinds.items()]
+    assert actual == [
         *("schema", "inputs", "inventory", "model", "layers", "transport", "prediction", "shares", "draft"),
         *("shares", "transport", "proof"),
     ]

@@ -1,4 +1,4 @@
-"""How far a compile is: a line for a tenth at most and a second at least, and always the last one."""
+"""Progress of a compile: at most a line per tenth and per second, and always the last one."""
 
 import io
 from pathlib import Path
@@ -14,25 +14,25 @@ from tests.planner.images.test_compile import two_stages
 
 
 def test_lines_have_bytes_rate_and_time_left() -> None:
-    said: list[str] = []
+    lines_written: list[str] = []
     now = [100.0]
-    lines = Lines(said.append, lambda: now[0])
+    lines = Lines(lines_written.append, lambda: now[0])
     for second in range(1, 21):
         now[0] = 100.0 + second
         lines(second << 20, 20 << 20)
-    assert len(said) == 10
-    assert said[0] == "images: 2.0 MiB of 20.0 MiB, 1.0 MiB/s, 18 s left"
-    assert said[-1] == "images: 20.0 MiB of 20.0 MiB, 1.0 MiB/s in 20.0 s"
+    assert len(lines_written) == 10
+    assert lines_written[0] == "images: 2.0 MiB of 20.0 MiB, 1.0 MiB/s, 18 s left"
+    assert lines_written[-1] == "images: 20.0 MiB of 20.0 MiB, 1.0 MiB/s in 20.0 s"
 
 
 def test_a_quick_compile_has_one_line() -> None:
-    said: list[str] = []
+    lines_written: list[str] = []
     now = [100.0]
-    lines = Lines(said.append, lambda: now[0])
+    lines = Lines(lines_written.append, lambda: now[0])
     for step in range(1, 101):
         now[0] += 0.001
         lines(step << 20, 100 << 20)
-    assert said == ["images: 100.0 MiB of 100.0 MiB, 1000.0 MiB/s in 0.1 s"]
+    assert lines_written == ["images: 100.0 MiB of 100.0 MiB, 1000.0 MiB/s in 0.1 s"]
 
 
 def test_a_terminal_has_a_bar_that_goes_away() -> None:
@@ -51,22 +51,22 @@ def test_quiet_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     quiet = CliRunner().invoke(cli.main, [*command, "--quiet"])
     assert (quiet.exit_code, quiet.output) == (0, "")
     (directory / "a.safetensors").unlink()
-    told = CliRunner().invoke(cli.main, command)
-    assert (told.exit_code, told.stdout) == (0, "")
-    assert "images: " in told.stderr
-    assert "a.safetensors: " in told.stderr
+    noisy = CliRunner().invoke(cli.main, command)
+    assert (noisy.exit_code, noisy.stdout) == (0, "")
+    assert "images: " in noisy.stderr
+    assert "a.safetensors: " in noisy.stderr
     refused = CliRunner().invoke(cli.main, [*command, "--quiet", "--only", "z"])
     assert (refused.exit_code, "error: --only z" in refused.stderr) == (2, True)
 
 
 def test_what_is_tried_is_told_after_a_second() -> None:
-    said: list[str] = []
+    lines_written: list[str] = []
     now = [100.0]
-    with trying(Console(file=io.StringIO()), said.append, lambda: now[0]) as tell:
+    with trying(Console(file=io.StringIO()), lines_written.append, lambda: now[0]) as tell:
         tell("a smaller batch")
         now[0] += 1.0
         tell("no draft")
-    assert said == ["nothing fits: trying what would help: no draft"]
+    assert lines_written == ["nothing fits: trying what would help: no draft"]
 
 
 def test_a_terminal_shows_what_is_tried() -> None:
