@@ -66,7 +66,7 @@ INVENTORY = Command(
             help="Print the FLOP rates at this dtype.",
         ),
         json_option(),
-        verbose("each device with the source of each figure"),
+        verbose("the figures of each device, and which are given in the file and which are the catalogue's"),
     ),
     examples=("--detect inventory.yaml", "inventory.yaml"),
 )
@@ -231,7 +231,7 @@ COMPILE = Command(
         ),
         click.Option(["--quiet", "-q"], is_flag=True, help="Write nothing to stderr but errors."),
         json_option(),
-        verbose("each image with its bytes by kind", "each slot with its dtype, shape and offset"),
+        verbose("the number of slots of each image", "each slot with its dtype and shape"),
     ),
     examples=(
         "plans/llama8b --model Llama-3.1-8B-Instruct --draft EAGLE3-LLaMA3.1-8B",

@@ -72,9 +72,9 @@ def say_devices(data: Any, inventory: Inventory, verbose: int) -> None:
 
 def device_lines(device: Device, fields: dict[str, Any]) -> Iterator[str]:
     """Yield the figures of a device, one a line: given in its ``fields``, or from the catalogue or a default."""
-    yield f"{device.id} on {device.host}: {device.type}"
     known = catalog().devices.get(device.type)
-    default = f"default: {known.source}" if known else "default of a type that the catalogue does not list"
+    yield f"{device.id} on {device.host}: {device.type}" + (f", in the catalogue from {known.source}" if known else "")
+    default = "catalogue" if known else "default of a type that the catalogue does not list"
     figures = (
         ("memory", units.SIZE, device.memory_bytes),
         ("reserve", units.SIZE, device.reserve_bytes),

@@ -534,7 +534,10 @@ def test_verbosity_from_the_environment(models: Path, tmp_path: Path, monkeypatc
 def test_every_command_says_more_where_more_is_asked_for(models: Path, plan: Path, tmp_path: Path) -> None:
     build(models, tmp_path / "q", "--plan-only", "--context", 500)
     expected: dict[tuple[object, ...], tuple[str, str]] = {
-        ("inventory", models / "inventory.yaml"): ("c0 on left: cpu\n  memory     5 MiB          given\n", ""),
+        ("inventory", models / "inventory.yaml"): (
+            "\n  memory     5 MiB          given\n  reserve    0 B            catalogue\n",
+            "",
+        ),
         ("scan", models / "base"): ("model.norm.weight: F32, 64, 256 B", ""),
         ("compile", plan, "--model", models / "base", "--draft", models / "head"): (
             "slots of the model",
