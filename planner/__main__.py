@@ -1,4 +1,4 @@
-"""``python -m planner``."""
+"""``python -m planner``: runs the command line."""
 
 from plans.process import ended_at_once, importing
 
