@@ -31,6 +31,12 @@ GAPS_PPM = tuple(10_000 * percent for percent in (2, 3, 5, 7, 10, 15, 20, 25, 30
 GAP_FACTOR = 1.1
 """The accepted gap exceeds the one that the search reached by at least this factor."""
 
+SIGNAL_S = 0.05
+"""Seconds for which a search is waited for before signals are looked at: Ctrl-C ends a search within them."""
+
+STOP_S = 1.0
+"""Most seconds for which an interrupted search is waited for; the process may end with it still running."""
+
 # ---- numbers of the CP-SAT model ----
 
 MOST_BYTES = 1 << 50

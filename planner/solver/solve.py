@@ -26,7 +26,19 @@ from planner.solver import limits
 from planner.solver.bounds.step import Bounds, lower_bounds
 from planner.solver.feasible.class_model import roomiest
 from planner.solver.feasible.greedy import packed
-from planner.solver.minimise import Infeasible, Optimum, Settings, minimise
+from planner.solver.minimise import (
+    FIND,
+    FIND_SAME,
+    PROVE,
+    SAME,
+    Infeasible,
+    Mode,
+    Optimum,
+    Settings,
+    best_within,
+    minimise,
+    within_gap,
+)
 from planner.solver.model import Model, most_step_ns
 from planner.solver.moved_bytes import moved_bytes
 from planner.solver.problem import Answer, Earlier, Problem, granule_bytes
@@ -218,9 +230,9 @@ class _Search:
 
     def _settle(self, small: Model) -> None:
         """All that the groups and choices leave open."""
-        self.minimise(small, small.step_ns, what="any answer", any_answer=True, always_same=True)  # to begin with
+        self.minimise(small, small.step_ns, what="any answer", mode=FIND_SAME)  # to begin with
         self.order(small, small.ends())
-        free = self.minimise(small, -small.free, what="free memory", always_same=True)
+        free = self.minimise(small, -small.free, what="free memory", mode=SAME)
         small.model.add(small.free >= -free.value)
         self.order(small, small.quantities(), limits.SETTLE_LIMIT)
 
@@ -326,7 +338,7 @@ class _Search:
             return None
         model = self._model(structure, alone=True)
         try:
-            self.minimise(model, model.ranked_step, what="packed step time", enough=limits.PACKED_LIMIT)
+            self.minimise(model, model.ranked_step, what="packed step time", mode=best_within(limits.PACKED_LIMIT))
         except (Infeasible, NotProvenError):
             return None
         return model
@@ -383,8 +395,10 @@ class _Search:
         if not self.settings.gap_ppm:
             quick = replace(self.settings, limit=min(limits.QUICK_LIMIT, self.settings.limit), workers=1)
             with suppress(NotProvenError):
-                return self.minimise(model, model.ranked_step, what="ranked step time", from_below=True, settings=quick)
-        return self.minimise(model, model.ranked_step, what="ranked step time", gap_ppm=self.settings.gap_ppm)
+                return self.minimise(
+                    model, model.ranked_step, what="ranked step time", mode=Mode(from_below=True), settings=quick
+                )
+        return self.minimise(model, model.ranked_step, what="ranked step time", mode=within_gap(self.settings.gap_ppm))
 
     def _unproven(self, step_ns: int | None) -> NotProvenError:
         """The refusal past the limit: the best step found, and what is known of every answer."""
@@ -413,7 +427,7 @@ class _Search:
         ``known``: what another takes.
         """
         try:
-            self.minimise(model, model.ranked_step, what=what, any_answer=True, always_same=always_same)
+            self.minimise(model, model.ranked_step, what=what, mode=FIND_SAME if always_same else FIND)
         except Infeasible:
             return False
         except NotProvenError as error:
@@ -451,25 +465,11 @@ class _Search:
         objective: Linear,
         *,
         what: str,
-        gap_ppm: int = 0,
-        any_answer: bool = False,
-        from_below: bool = False,
-        always_same: bool = False,
-        enough: float = math.inf,
+        mode: Mode = PROVE,
         settings: Settings | None = None,
     ) -> Optimum:
         """One objective more."""
-        found = minimise(
-            model,
-            objective,
-            settings or self.settings,
-            what=what,
-            gap_ppm=gap_ppm,
-            any_answer=any_answer,
-            from_below=from_below,
-            always_same=always_same,
-            enough=enough,
-        )
+        found = minimise(model, objective, settings or self.settings, what=what, mode=mode)
         self.optima.append(found)
         return found
 
@@ -482,7 +482,7 @@ class _Search:
             width = [most.bit_length() for _, most in pack]
             objective = sum((1 << sum(width[number + 1 :])) * item for number, (item, _) in enumerate(pack))
             with suppress(NotProvenError) if math.isfinite(enough) else nullcontext():
-                enough -= self.minimise(model, -objective, what="order", always_same=True, enough=enough).work
+                enough -= self.minimise(model, -objective, what="order", mode=best_within(enough)).work
             for item, _ in pack:
                 model.model.add(item == model.value(item))
             if enough <= 0:

@@ -19,7 +19,7 @@ from ortools.sat.python import cp_model
 
 from planner.errors import NotProvenError
 from planner.solver import limits
-from planner.solver.minimise import Settings, minimise
+from planner.solver.minimise import Settings, best_within, minimise
 from planner.solver.problem import Block, Problem, Split
 from planner.solver.restriction import Restriction
 
@@ -59,7 +59,7 @@ def roomiest(problem: Problem) -> Restriction | None:
     counts = _counts(problem, elastic=False)
     try:
         settings = Settings(limit=limits.COUNT_LIMIT)  # never the caller's: the result decides what is tried
-        found = counts and minimise(counts, counts.load, settings, what="bytes", enough=limits.ROOM_LIMIT)
+        found = counts and minimise(counts, counts.load, settings, what="bytes", mode=best_within(limits.ROOM_LIMIT))
     except NotProvenError:
         found = None
     return counts.told_apart() if counts and found else None

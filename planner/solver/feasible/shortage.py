@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from planner.errors import NotProvenError
 from planner.solver.feasible.class_model import least_missing
 from planner.solver.feasible.greedy import packed
-from planner.solver.minimise import Infeasible, Settings, minimise
+from planner.solver.minimise import Infeasible, Settings, best_within, minimise
 from planner.solver.model import Model
 from planner.solver.problem import Problem
 from planner.solver.problem_bounds import least_bytes
@@ -53,5 +53,5 @@ def _searched(problem: Problem, least: int, limit: float, from_below: bool) -> t
     model = Model(problem, everything(problem), elastic=True, by_level=True)
     missing = sum(model.short)
     model.model.add(missing >= least)
-    best = minimise(model, missing, Settings(), what="missing bytes", from_below=from_below, enough=limit)
+    best = minimise(model, missing, Settings(), what="missing bytes", mode=best_within(limit, from_below=from_below))
     return best.bound, tuple(model.value(variable) for variable in model.short)

@@ -1,0 +1,172 @@
+"""One run of CP-SAT: what each mode ends with, and that Ctrl-C ends it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ortools.sat.python import cp_model
+
+from planner.errors import NotProvenError
+from planner.solver.minimise import (
+    FIND,
+    PROVE,
+    SAME,
+    Infeasible,
+    Mode,
+    Settings,
+    best_within,
+    minimise,
+    within_gap,
+)
+from tests.planner.instances import ROOT, saved
+
+
+class Partition:
+    """Divide numbers of 45 bits into two halves of nearly the same sum: with 60 of them no proof ends."""
+
+    def __init__(self, numbers: int) -> None:
+        self.model = cp_model.CpModel()
+        self.values: list[int] = []
+        rng = random.Random(7)
+        weights = [rng.randrange(1 << 45) for _ in range(numbers)]
+        self.left = [self.model.new_bool_var("") for _ in weights]
+        self.difference = self.model.new_int_var(0, sum(weights), "")
+        signed = sum(weight * (2 * left - 1) for weight, left in zip(weights, self.left, strict=True))
+        self.model.add(self.difference >= signed)
+        self.model.add(self.difference >= -signed)
+
+
+def test_a_proof_is_of_the_least() -> None:
+    partition = Partition(8)
+    optimum = minimise(partition, partition.difference, Settings(), what="difference")
+    assert optimum.value == optimum.bound == partition.values[partition.difference.index]
+    partition.model.add(partition.difference < optimum.value)
+    with pytest.raises(Infeasible):
+        minimise(partition, partition.difference, Settings(), what="difference")
+
+
+@pytest.mark.parametrize("mode", [SAME, best_within(1.0), Mode(from_below=True)])
+def test_what_is_proven_does_not_depend_on_the_mode(mode: Mode) -> None:
+    partition = Partition(8)
+    expected = minimise(partition, partition.difference, Settings(), what="difference")
+    assert minimise(partition, partition.difference, Settings(), what="difference", mode=mode).value == expected.value
+
+
+def test_the_best_within_a_budget_is_always_the_same() -> None:
+    solutions = []
+    for settings in (Settings(), Settings(workers=2, seed=5)):
+        partition = Partition(60)
+        optimum = minimise(partition, partition.difference, settings, what="difference", mode=best_within(0.05))
+        assert optimum.bound < optimum.value
+        solutions.append(partition.values)
+    assert solutions[0] == solutions[1]
+
+
+def test_any_solution_may_be_far_from_the_least() -> None:
+    partition = Partition(60)
+    optimum = minimise(partition, partition.difference, Settings(), what="difference", mode=FIND)
+    assert optimum.bound <= optimum.value
+
+
+def test_past_the_limit_the_best_is_told_and_not_taken() -> None:
+    partition = Partition(60)
+    with pytest.raises(NotProvenError, match="difference: not proven") as refused:
+        minimise(partition, partition.difference, Settings(limit=0.05), what="difference")
+    assert refused.value.objective_ns is not None
+    assert partition.values == []
+
+
+def test_no_gap_is_a_proof() -> None:
+    assert within_gap(0) == PROVE
+    assert within_gap(5).fixed
+
+
+# ---- Ctrl-C ----
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupt_ends_a_search(workers: int) -> None:
+    partition = Partition(60)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        minimise(partition, partition.difference, Settings(workers=workers), what="difference")
+    for thread in [t for t in threading.enumerate() if t.name == "cp-sat"]:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    optimum = minimise(partition, partition.difference, Settings(), what="difference", mode=FIND)
+    assert optimum.value > 0
+
+
+LLAMA_405B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 16384,
+    "intermediate_size": 53248,
+    "num_hidden_layers": 126,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+}
+HEAD = LLAMA_405B | {"architectures": ["LlamaForCausalLMEagle3"], "num_hidden_layers": 1, "draft_vocab_size": 32000}
+
+PROGRAM = """
+import os, signal, sys, threading
+import planner.commands.build
+from planner.cli import main
+threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGINT)).start()
+main(sys.argv[2:])
+"""
+"""Interrupts itself some seconds after all is imported, as Ctrl-C does."""
+
+
+def _machine(*types: str) -> dict[str, Any]:
+    """Hosts of eight devices of a type each."""
+    hosts = [
+        {
+            "name": f"box{number}",
+            "links": {"class": "pcie"},
+            "devices": [{"id": f"{number}-{i}", "type": name} for i in range(8)],
+        }
+        for number, name in enumerate(types)
+    ]
+    return {"hosts": hosts, "network": {"class": "infiniband"}}
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.6, 1.7, 4.3])
+@pytest.mark.parametrize(
+    ("types", "options"),
+    [
+        (
+            ("h100-80g", "h100-80g", "a100-80g", "a100-80g", "l40s", "l40s", "a6000", "a6000"),
+            ("--strategy", "balanced"),
+        ),
+        (("l4", "l4", "a6000"), ("--context", "131072")),
+    ],
+    ids=["search", "explain"],
+)
+def test_ctrl_c_ends_build_and_writes_nothing(
+    types: tuple[str, ...], options: tuple[str, ...], seconds: float, tmp_path: Path
+) -> None:
+    for name, config in (("base", LLAMA_405B), ("head", HEAD)):
+        saved(tmp_path / name, config)
+    (tmp_path / "inventory.yaml").write_text(json.dumps(_machine(*types)))
+    files = {"--gpus": "inventory.yaml", "--model": "base", "--draft": "head", "--out": "plan"}
+    arguments = ["build", "--plan-only", "--json", *options]
+    for option, name in files.items():
+        arguments += [option, str(tmp_path / name)]
+    program = [sys.executable, "-c", PROGRAM, str(seconds), *arguments]
+    run = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (run.returncode, run.stdout) == (130, "")
+    assert run.stderr.endswith("interrupted\n")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["base", "head", "inventory.yaml"]
