@@ -125,6 +125,7 @@ FOUR_A100 = one("nvlink", "4 x a100-80g")
 TWO_BOXES = several(ETHERNET_25, *[("pcie", ("2 x a100-80g", "3 x a6000", "3 x rtx-4090"))] * 2)
 UNLIKE = one("pcie", "a100-80g", "a6000", "rtx-4090", "rtx-3090", "l40s", "rtx-5090", "a10", "l4")
 SIXTEEN_H100 = several(INFINIBAND, *[("nvlink", ("8 x h100-80g",))] * 2)
+THREE_EQUAL = several(ETHERNET_25, *[("pcie", ("4 x rtx-3090",))] * 3)
 EIGHT_BOXES = several(
     INFINIBAND,
     *[("nvlink", ("8 x h100-80g",))] * 2,
@@ -193,6 +194,14 @@ SPEED = (
         model=LLAMA_3_405B,
         inventory=EIGHT_BOXES,
         most_solve_s=60,
+        most_wall_s=None,
+    ),
+    Speed(
+        name="3x4",
+        title="Llama-3.3-70B, 3 equal hosts of 4 x RTX 3090",
+        model=LLAMA_3_70B,
+        inventory=THREE_EQUAL,
+        most_solve_s=2,
         most_wall_s=None,
     ),
 )

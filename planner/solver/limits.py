@@ -20,7 +20,11 @@ SETTLE_LIMIT = 0.1
 """Budget for breaking ties among share counts, of all of them together."""
 
 QUICK_LIMIT = 0.03
-"""Budget of a search from below for the least step."""
+"""Budget of a first search for the least step, from below: enough where the bounds are exact, as they mostly are.
+
+29 November 2026, CPU time of ``solve`` with and without it: 0.23 and 0.48 s on ``bench_planner speed --only 3x4``, 0.29
+and 0.39 s on ``16of3``, 0.17 and 0.45 s there with ``--strategy balanced``; on the others there is no difference.
+"""
 
 PACK_BITS = 55
 """Most bits of one objective that minimises several ordered variables as digits of a number."""

@@ -63,6 +63,9 @@ class Mode:
 PROVE = Mode()
 """End with the proven optimum, or raise NotProvenError past the limit of the settings."""
 
+FROM_BELOW = Mode(from_below=True)
+"""The proven optimum: quickly where the bounds of the problem are exact, and else hardly ever."""
+
 SAME = Mode(fixed=True)
 """The proven optimum, and always the same one of several."""
 

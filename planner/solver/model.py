@@ -4,8 +4,7 @@ What the variables mean, in the words of :mod:`planner.solver.problem`:
 
     runs[G]            group G runs a stage           enters[G]   it is the first stage of its site
     first[G]           its stage is the first         last[G]     its stage is the last
-    layers[G][k][c]    layers of kind k divided as split c, or that take as long as level c says
-    dealt[G][k][c][j]  shares of its member j in all of these, where they are counted by level
+    layers[G][k][c]    layers of kind k divided as split c
     units[G][k][j]     units of its member j over all its layers of kind k
     start[G]           layers before its stage; only where its place matters: layers are of several kinds, or to be kept
     on[b][x]           block b is on the option, and divided as the split, of its choice x
@@ -33,7 +32,6 @@ from planner.solver.problem import (
     granule_bytes,
 )
 from planner.solver.restriction import Restriction, everything
-from planner.solver.split_levels import levels
 from planner.solver.symmetry import exchanged, moved
 from planner.solver.variables import Bool, Linear
 
@@ -79,12 +77,11 @@ class Model:
         restriction: Restriction,
         *,
         elastic: bool = False,
-        by_level: bool = False,
         placed: bool = False,
     ) -> None:
-        """``elastic``: devices may be short of memory; ``by_level``: where splits can be told by their time, they are,
+        """Build the model of ``whole`` restricted to ``restriction``.
 
-        and which layer has which split is left open; ``placed``: every stage has its place in the sequence.
+        ``elastic``: devices may be short of memory. ``placed``: every stage has its place in the sequence.
         """
         self.restriction = restriction
         self.problem = problem = replace(
@@ -107,8 +104,6 @@ class Model:
         self.time: list[Linear] = []
         self.ands: dict[tuple[int, int], Bool] = {}
         self.devices_of: dict[int, dict[tuple[int, ...], Bool]] = {}
-        self.levels = [[levels(splits) if by_level and splits else None for splits in g.splits] for g in problem.groups]
-        self.dealt: list[list[list[list[cp_model.IntVar]]]] = [[[] for _ in g.splits] for g in problem.groups]
         groups = range(len(problem.groups))
         self.runs, self.enters, self.first, self.last = (
             [self._bool(f"{name}{i}") for i in groups] for name in ("runs", "enters", "first", "last")
@@ -161,7 +156,7 @@ class Model:
         problem = self.problem
         self.layers = [
             [
-                [self._int(problem.layers_of(k), f"n{i}_{k}_{c}") for c in range(len(self._times(i, k)))]
+                [self._int(problem.layers_of(k), f"n{i}_{k}_{c}") for c in range(len(g.splits[k]))]
                 for k in range(len(g.splits))
             ]
             for i, g in enumerate(problem.groups)
@@ -174,11 +169,6 @@ class Model:
             for i, g in enumerate(problem.groups)
         ]
         self.size: list[Linear] = [sum(n for splits in kinds for n in splits) for kinds in self.layers]
-
-    def _times(self, group: int, kind: int) -> list[int]:
-        """Of a layer, for each way in which layers of the kind are counted."""
-        level = self.levels[group][kind]
-        return list(level.ns) if level else [split.ns for split in self.problem.groups[group].splits[kind]]
 
     def _containing(self, device: int) -> list[int]:
         return [index for index, group in enumerate(self.problem.groups) if device in group.devices]
@@ -246,15 +236,6 @@ class Model:
             for on, choice in zip(variables, choices, strict=True)
             if len(choice.option.sites) > 1 and moved(choice.option, to)
         ]
-
-    def in_turn(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Of devices that may change places the first are in use, and of those that have no block, have more layers."""
-        size = dict(zip((group.devices for group in self.problem.groups), self.size, strict=True))
-        for one, other in pairs:
-            self.model.add_implication(self.used[other], self.used[one])
-            if (one,) in size and (other,) in size:
-                blocks = [self._on_devices(b).get((d,), 0) for b in range(len(self.blocks)) for d in (one, other)]
-                self.model.add(size[one,] + self.problem.layers * sum(blocks) >= size[other,])
 
     def _any_order(self) -> None:
         """Layers are alike, so only which stage enters a site, and which is first and last, makes a difference."""
@@ -327,7 +308,7 @@ class Model:
             for j, device in enumerate(group.devices):
                 self.load[device].append(group.stage_bytes[j] * self.runs[i])
             for k, kind in enumerate(problem.kinds):
-                self.time.append(self._divided(self.layers[i][k], self._times(i, k)))
+                self.time.append(self._divided(self.layers[i][k], [split.ns for split in group.splits[k]]))
                 rates = [kind.unit_ps[device] for device in group.devices]
                 self.time.append(self._slowest(self.units[i][k], rates, problem.layers_of(k) * kind.units))
                 for j, device in enumerate(group.devices):
@@ -336,22 +317,10 @@ class Model:
 
     def _coarse_loads(self, i: int, k: int) -> None:
         """Bytes of the layers of a kind in a group, but for their units."""
-        group, level, layers = self.problem.groups[i], self.levels[i][k], self.layers[i][k]
-        if level is None:
-            for n, split in zip(layers, group.splits[k], strict=True):
-                for device, nbytes in zip(group.devices, split.bytes, strict=True):
-                    self.load[device].append(nbytes * n)
-            return
-        for t, n in enumerate(layers):
-            shares: list[cp_model.IntVar] = []
-            for j, device in enumerate(group.devices):
-                share = self._int(self.problem.layers_of(k) * level.most[t][j], f"h{i}_{k}_{t}_{j}")
-                self.model.add(share >= level.least[j] * n)
-                self.model.add(share <= level.most[t][j] * n)
-                self.load[device].append(level.fixed_bytes[j] * n + level.each_bytes[j] * share)
-                shares.append(share)
-            self.model.add(sum(shares) == level.total * n)
-            self.dealt[i][k].append(shares)
+        group = self.problem.groups[i]
+        for n, split in zip(self.layers[i][k], group.splits[k], strict=True):
+            for device, nbytes in zip(group.devices, split.bytes, strict=True):
+                self.load[device].append(nbytes * n)
 
     def _divided(self, counts: Sequence[Linear], each_ns: Sequence[int]) -> Linear:
         """Time of layers, each of which is divided in one of several ways, in ns, counted in quanta."""
@@ -559,13 +528,6 @@ class Model:
         """Integers with their largest values, in the order in which they are settled."""
         problem = self.problem
         found = [(n, problem.layers) for kinds in self.layers for splits in kinds for n in splits]
-        found += [
-            (share, max(share.proto.domain))
-            for kinds in self.dealt
-            for dealt in kinds
-            for shares in dealt
-            for share in shares
-        ]
         for k, kind in enumerate(problem.kinds):
             most = problem.layers_of(k) * kind.units
             found += [(u, most) for kinds in self.units for u in kinds[k]]
@@ -580,25 +542,13 @@ class Model:
         stages = tuple(
             StageAnswer(
                 group=self.restriction.groups[i],
-                layers=tuple(self._splits(i, k) for k in range(len(self.problem.kinds))),
+                layers=tuple(self._all(counts) for counts in self.layers[i]),
                 units=tuple(self._all(members) for members in self.units[i]),
             )
             for i in self._execution_order()
         )
         placed = [self._block_answer(b) for b in range(len(self.blocks))]
         return Answer(stages=stages, first=placed[0], last=placed[1], tail=placed[2] if len(placed) > 2 else None)
-
-    def _splits(self, i: int, k: int) -> tuple[int, ...]:
-        """Layers of each split of a kind of a group."""
-        level, counts = self.levels[i][k], self._all(self.layers[i][k])
-        if level is None:
-            return counts
-        number = {split.shares: c for c, split in enumerate(self.problem.groups[i].splits[k])}
-        found = [0] * len(number)
-        for count, dealt in zip(counts, self.dealt[i][k], strict=True):
-            for shares, n in level.divided(count, self._all(dealt)):
-                found[number[shares]] += n
-        return tuple(found)
 
     def _block_answer(self, b: int) -> BlockAnswer:
         (choice,) = self.choices[b]

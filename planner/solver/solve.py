@@ -29,6 +29,7 @@ from planner.solver.feasible.greedy import packed
 from planner.solver.minimise import (
     FIND,
     FIND_SAME,
+    FROM_BELOW,
     PROVE,
     SAME,
     Infeasible,
@@ -44,7 +45,7 @@ from planner.solver.moved_bytes import moved_bytes
 from planner.solver.problem import Answer, Earlier, Problem, granule_bytes
 from planner.solver.problem_bounds import least_bytes, most_ps, timeless
 from planner.solver.restriction import Restriction, everything
-from planner.solver.symmetry import alike_alone, twins
+from planner.solver.symmetry import twins
 from planner.solver.variables import Linear
 
 
@@ -167,10 +168,6 @@ class _Search:
     def twins(self) -> tuple[tuple[int, int], ...]:
         return twins(self.problem)
 
-    @cached_property
-    def alike(self) -> tuple[tuple[int, int], ...]:
-        return alike_alone(self.problem)
-
     def again(self, gap_ppm: int) -> "_Search":
         """The same with another gap, as if it were the first."""
         self.settings, self.optima, self.excluded = replace(self.settings, gap_ppm=gap_ppm), [], 0
@@ -197,7 +194,7 @@ class _Search:
             self._settle_goal()
         model, step = self._step()
         if keep is None:
-            small = self._model(model.chosen(), whole=bool(self.settings.gap_ppm), alone=True)
+            small = self._model(model.chosen())
         else:
             small, step = self._keep(keep, step)
         small.model.add(small.step_ns <= step.value)
@@ -264,17 +261,12 @@ class _Search:
         ranked: int | None = None,
         *,
         keep: bool = False,
-        whole: bool = False,
-        alone: bool = False,
     ) -> Model:
         """A model of what is as good as is known by now; of hosts or devices alike the first have the most layers.
 
-        ``whole``: with the splits of layers, where others have only the levels of their time: for where a gap is
-        accepted, as splits may take less than their level, though not less than the least. ``keep``: such that it can
-        be compared with an earlier answer. ``alone``: there are no other groups and choices, which devices could be
-        exchanged for.
+        ``keep``: such that it can be compared with an earlier answer.
         """
-        model = Model(self.problem, restriction, by_level=not (whole or keep), placed=keep)
+        model = Model(self.problem, restriction, placed=keep)
         filled = self.goal.get("fill")
         if filled is not None:
             for group, size in zip(restriction.groups, model.size, strict=True):
@@ -285,8 +277,6 @@ class _Search:
             model.model.add(model.balance >= value)
         if not keep:
             model.leading(self.twins)
-        if not (keep or alone):
-            model.in_turn(self.alike)
         if self.settled and self.bounds is not None and self.bounds.apart:
             model.model.add(model.step_ns >= math.ceil(self.least))
         if ranked is not None:
@@ -336,7 +326,7 @@ class _Search:
         structure = _roomy(self.problem)
         if structure is None:
             return None
-        model = self._model(structure, alone=True)
+        model = self._model(structure)
         try:
             self.minimise(model, model.ranked_step, what="packed step time", mode=best_within(limits.PACKED_LIMIT))
         except (Infeasible, NotProvenError):
@@ -392,13 +382,12 @@ class _Search:
 
     def _ranked(self, model: Model) -> Optimum:
         """The least step: first from below, then by a search that also finds what is far from the bounds."""
-        if not self.settings.gap_ppm:
+        gap_ppm = self.settings.gap_ppm
+        if not gap_ppm:
             quick = replace(self.settings, limit=min(limits.QUICK_LIMIT, self.settings.limit), workers=1)
             with suppress(NotProvenError):
-                return self.minimise(
-                    model, model.ranked_step, what="ranked step time", mode=Mode(from_below=True), settings=quick
-                )
-        return self.minimise(model, model.ranked_step, what="ranked step time", mode=within_gap(self.settings.gap_ppm))
+                return self.minimise(model, model.ranked_step, what="ranked step time", mode=FROM_BELOW, settings=quick)
+        return self.minimise(model, model.ranked_step, what="ranked step time", mode=within_gap(gap_ppm))
 
     def _unproven(self, step_ns: int | None) -> NotProvenError:
         """The refusal past the limit: the best step found, and what is known of every answer."""

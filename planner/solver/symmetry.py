@@ -1,7 +1,6 @@
 """Hosts and devices that a problem does not tell apart: of answers that are equal but for names, one is enough."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from planner.solver.problem import Block, Group, Option, Problem
 
@@ -68,45 +67,3 @@ def _same_options(block: Block, hosts: tuple[int, int], to: Sequence[int]) -> bo
     options = [option for option in block.options if option.sites in ((hosts[0],), (hosts[1],))]
     known = {(option.devices, option.splits, option.receive) for option in options}
     return all((tuple(to[d] for d in option.devices), option.splits, option.receive) in known for option in options)
-
-
-def alike_alone(problem: Problem) -> tuple[tuple[int, int], ...]:
-    """Pairs of devices, each the next of its like, that may change places where all is on single devices.
-
-    What is on the first then never comes later in the lists of groups and options than if it were on the second.
-    """
-    if problem.ordered or problem.counts is not None or problem.goal == "fill":
-        return ()
-    placed = [[group.devices for group in problem.groups]]
-    placed += [[option.devices for option in block.options] for block in problem.blocks]
-    if any(len(devices) > 1 for sets in placed for devices in sets) or any(
-        len(each) > len(set(each)) for each in placed
-    ):
-        return ()
-    last: dict[int, int] = {}
-    found = []
-    for device, number in enumerate(problem.alike):
-        if device != problem.spare:
-            if number in last and _same_alone(problem, last[number], device):
-                found.append((last[number], device))
-            last[number] = device
-    return tuple(found)
-
-
-def _same_alone(problem: Problem, one: int, other: int) -> bool:
-    rates = [kind.unit_ps for kind in problem.kinds]
-    rates += [axis.each_ps for block in problem.blocks for axis in block.axes]
-    if any(each[one] != each[other] for each in (problem.capacity_bytes, *rates)):
-        return False
-    if any((one in devices) != (other in devices) for devices in problem.hosts):
-        return False
-    listed: list[dict[int, tuple[int, object]]] = [
-        {g.devices[0]: (i, replace(g, devices=())) for i, g in enumerate(problem.groups)}
-    ]
-    for block in problem.blocks:
-        listed.append({o.devices[0]: (i, replace(o, devices=())) for i, o in enumerate(block.options)})
-    return all(
-        (one in each) == (other in each)
-        and (one not in each or (each[one][0] < each[other][0] and each[one][1] == each[other][1]))
-        for each in listed
-    )

@@ -50,7 +50,7 @@ def shortage(problem: Problem, limit: float) -> Shortage:
 
 def _searched(problem: Problem, least: int, limit: float, from_below: bool) -> tuple[int, tuple[int, ...]]:
     """What is proven of all packings, and the best that was found."""
-    model = Model(problem, everything(problem), elastic=True, by_level=True)
+    model = Model(problem, everything(problem), elastic=True)
     missing = sum(model.short)
     model.model.add(missing >= least)
     best = minimise(model, missing, Settings(), what="missing bytes", mode=best_within(limit, from_below=from_below))

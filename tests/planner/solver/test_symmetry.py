@@ -5,19 +5,13 @@ import dataclasses
 import pytest
 
 from planner.solver.minimise import Settings
-from planner.solver.problem import Option, Problem, Receive, Split
+from planner.solver.problem import Option, Receive, Split
 from planner.solver.solve import solve
-from planner.solver.symmetry import alike_alone, moved, twins
+from planner.solver.symmetry import moved, twins
 from tests.planner.instances import cpu, formulation, host
 from tests.planner.tiny_problems import tiny_problem
 
 ONE = Settings(workers=1)
-
-
-def strategy(name: str, *mib: int) -> Problem:
-    given = formulation({"hosts": [host("box", *(cpu(f"c{i}", n) for i, n in enumerate(mib)))]}, "eagle3")
-    options = dataclasses.replace(given.options, strategy=name)
-    return dataclasses.replace(given, options=options).problem
 
 
 def test_twins_are_hosts_that_differ_by_name_alone() -> None:
@@ -53,26 +47,3 @@ def test_what_an_exchange_of_hosts_moves() -> None:
     assert moved(option, [0, 1, 3, 2])
     apart = dataclasses.replace(option, splits=(dataclasses.replace(split, bytes=(4, 5, 6)),))
     assert moved(apart, [0, 2, 1, 3])
-
-
-def test_equal_devices_may_change_places_where_layers_are_whole() -> None:
-    assert alike_alone(strategy("balanced", 9, 8, 9, 8, 9)) == ((0, 2), (1, 3), (2, 4))
-    assert alike_alone(strategy("latency", 9, 8, 9, 8, 9)) == ()
-    assert alike_alone(strategy("sequential", 9, 8, 9, 8, 9)) == ()
-
-
-def test_the_device_that_is_spared_is_like_no_other() -> None:
-    problem = dataclasses.replace(strategy("balanced_low_0", 9, 9, 9), spare=1)
-    assert alike_alone(problem) == ((0, 2),)
-
-
-@pytest.mark.parametrize("mib", [(13, 13, 13), (9, 14, 9, 14), (9, 9, 9, 9, 9)])
-@pytest.mark.parametrize("name", ["balanced", "balanced_low_0"])
-def test_the_answer_is_the_same_without_it(name: str, mib: tuple[int, ...]) -> None:
-    problem = strategy(name, *mib)
-    assert alike_alone(problem)
-    apart = dataclasses.replace(problem, alike=tuple(range(len(mib))))
-    assert alike_alone(apart) == ()
-    found, expected = solve(problem, ONE), solve(apart, ONE)
-    assert (found and found.answer) == (expected and expected.answer)
-    assert found is not None
