@@ -32,8 +32,10 @@ from plans.schema import (
 class InvalidPlanError(PlanError):
     """A plan that reads well and contradicts itself; ``violations`` has every datum."""
 
-    def __init__(self, where: str, violations: tuple[Violation, ...]) -> None:
-        super().__init__("\n".join(f"{where}: {violation}" for violation in violations))
+    def __init__(self, where: str, violations: tuple[Violation, ...], change: str | None = None) -> None:
+        """``change``: how the plan came to contradict itself, where that is known; it comes first in the message."""
+        first = [] if change is None else [f"{where}: {change}, and now:"]
+        super().__init__("\n".join([*first, *(f"{where}: {violation}" for violation in violations)]))
         self.violations = violations
 
 

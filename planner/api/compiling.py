@@ -5,6 +5,7 @@ from pathlib import Path
 
 from planner.demo_model import BASE, HEADS
 from planner.images.compile import CompileReport, compile_plan
+from planner.images.inputs import changes_first, check_default
 from planner.images.stream import Progress
 from plans import codec
 
@@ -24,7 +25,10 @@ def compile(  # noqa: A001 (planner.compile is its name)
 
     Raise InputError where a checkpoint is not that of the plan, OutputError where an image cannot be written.
     """
-    if model is None and draft is None:
-        drafter = codec.load(Path(directory)).draft
-        draft = HEADS[drafter.kind] if drafter else None
+    if model is None:
+        plan = codec.load(Path(directory))
+        with changes_first(Path(directory), plan):
+            check_default(Path(directory), plan, BASE)
+        if draft is None:
+            draft = HEADS[plan.draft.kind] if plan.draft else None
     return compile_plan(Path(directory), Path(model or BASE), Path(draft) if draft else None, only, progress)

@@ -10,7 +10,7 @@ from planner.commands.tables import tables
 from planner.errors import InputError
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.images import provenance, reuse
-from planner.images.compile import check_inputs, sources_of
+from planner.images.inputs import check_inputs, sources_of
 from planner.problem.device_map import write as write_device_map
 from planner.report import render
 from planner.report.details import device_details, inventory_lines

@@ -1,4 +1,4 @@
-"""Casts between the floats of checkpoints and images, round to nearest even, a piece that fits a cache at a time."""
+"""Cast between the floating-point dtypes of checkpoints and images, rounding to nearest even."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +9,20 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 STORAGE = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I64": "<i8"}
-"""What numpy holds a dtype in; it has no bfloat16, so that is its bits."""
+"""Numpy dtype in which values of a header's dtype are held; numpy has no bfloat16, so that is held as its bits."""
 _PIECE = 1 << 17
-"""Elements that are cast at a time: their intermediates stay in a core's cache, and take no memory to speak of."""
+"""Elements that are cast at a time: intermediate arrays stay in a core's cache and take little memory."""
 
 
 def _widen(bits: Array) -> Array:
-    """bfloat16 bits -> float32, exactly."""
+    """Convert bfloat16 bits to float32, exactly."""
     widened = bits.astype(np.uint32)
     np.left_shift(widened, np.uint32(16), out=widened)
     return widened.view(np.float32)
 
 
 def _narrow(values: Array) -> Array:
-    """float32 -> bfloat16 bits, round to nearest even; a NaN stays a (quiet) NaN."""
+    """Round float32 to bfloat16 bits, to nearest even; a NaN becomes a quiet NaN."""
     bits: npt.NDArray[np.uint32] = values.view(np.uint32)
     rounded = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
     np.right_shift(rounded, np.uint32(16), out=rounded)
@@ -33,7 +33,7 @@ def _narrow(values: Array) -> Array:
 
 
 def _half(values: Array) -> Array:
-    """float32 -> float16, round to nearest even; beyond its range infinite, as everywhere."""
+    """Round float32 to float16, to nearest even; values beyond its range become infinite, as in torch."""
     with np.errstate(over="ignore"):
         return values.astype("<f2")
 
@@ -49,7 +49,7 @@ _CASTS: dict[tuple[str, str], Callable[[Array], Array]] = {
 
 
 def castable(source: str, target: str) -> bool:
-    """Whether a source dtype can become a slot's dtype."""
+    """Return True if values of a source dtype can become those of a slot's dtype."""
     return (source == target and source in STORAGE) or (source, target) in _CASTS
 
 

@@ -1,7 +1,10 @@
-"""Images as they grow, and the threads that do it: one that reads, one that hashes and one that writes.
+"""Run one thread that reads, one that hashes and one that writes, over two small rings of buffers.
 
-Buffers are few, and what is in one stays until all who use it are done, so memory depends neither on the model nor on
-the size of a tensor.
+    reading thread ──► source ring ──► the walk (``stream``) ──► hashing thread ∥ writing thread ──► image
+                                            └─ columns, casts ─► target ring ─┘
+
+A buffer is used again only when every operation on it is done, so memory depends neither on the model nor on the size
+of a tensor. Each thread works in the order in which it was asked, so an image has the same bytes whatever the timing.
 """
 
 import contextlib
@@ -22,21 +25,22 @@ from planner.images.reader import Reader
 from plans import paging
 
 SOURCE_BUFFERS = 16
-"""Those that are read ahead, and those that are still hashed and written."""
+"""Buffers of the source ring: blocks that are read ahead, and blocks that are still hashed and written."""
 TARGET_BUFFERS = 8
-"""For what is no view of a source buffer: columns, and casts, which may double its bytes."""
-LITERALS = 64
-"""Pieces that are in no buffer, waited for at a time."""
+"""Buffers of the target ring, for bytes that are no view of a source buffer: gathered columns, and casts."""
+MAX_LITERALS = 64
+"""Pieces outside all buffers that may be pending before the walk waits for them."""
 FLUSH_BYTES = 32 << 20
-"""Written pages are sent to the disk this often, so that the last sync has little left to wait for."""
+"""Written bytes after which write-back is started, so that the final fsync has little left to wait for."""
 HASH_THREADS = min(4, max(1, (os.cpu_count() or 1) - 3))
-"""Of each image; reading, writing and the walk need cores too."""
+"""Threads that hash one image; three cores are left for reading, writing and the walk."""
 
 
 class Writer:
-    """A file that grows at its end and is hashed as it grows; complete and on disk after ``finish``.
+    """An image's file, which grows at its end and is hashed as it grows.
 
-    ``hash`` and ``write`` are each called with the same pieces in the same order, perhaps by two threads.
+    ``hash`` and ``write`` are each called with the same pieces in the same order, possibly by two threads. The file is
+    complete and on disk after ``finish``. All methods raise OutputError.
     """
 
     def __init__(self, file: Path, size_bytes: int) -> None:
@@ -48,29 +52,30 @@ class Writer:
         self._descriptor: int | None = None
         with self._errors():
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            paging.reserve(self._descriptor, size_bytes)  # a full disk is told before an hour of copying
+            paging.reserve(self._descriptor, size_bytes)  # a full disk is reported before an hour of copying
 
     def hash(self, piece: memoryview) -> None:
+        """Add bytes to the digest."""
         self._hash.update(piece)
 
     def write(self, piece: memoryview) -> None:
-        """Append bytes; raise OutputError."""
+        """Append bytes to the file."""
         assert self._descriptor is not None
         with self._errors():
             while piece:
                 count = os.write(self._descriptor, piece)
                 self.written_bytes += count
                 piece = piece[count:]
-            if (fresh := self.written_bytes - self._flushed_bytes) >= FLUSH_BYTES:
-                paging.begin_to_write(self._descriptor, self._flushed_bytes, fresh)
+            if (unflushed := self.written_bytes - self._flushed_bytes) >= FLUSH_BYTES:
+                paging.begin_to_write(self._descriptor, self._flushed_bytes, unflushed)
                 self._flushed_bytes = self.written_bytes
 
     def has(self, offset: int, nbytes: int) -> bool:
-        """Whether these bytes are written."""
+        """Return True if these bytes are written."""
         return offset + nbytes <= self.written_bytes
 
     def read_into(self, offset: int, block: memoryview) -> None:
-        """Fill ``block`` with bytes that were written; raise OutputError."""
+        """Fill ``block`` with written bytes, from ``offset`` on."""
         assert self._descriptor is not None
         with self._errors():
             while block:
@@ -79,7 +84,7 @@ class Writer:
                 offset, block = offset + count, block[count:]
 
     def finish(self) -> str:
-        """Bring the file to disk; its BLAKE3 in hex."""
+        """Bring the file to disk; return its BLAKE3 in hex."""
         assert self.written_bytes == self.size_bytes, f"{self._file}: {self.written_bytes} of {self.size_bytes} bytes"
         assert self._descriptor is not None
         with self._errors():
@@ -87,6 +92,7 @@ class Writer:
         return self._hash.hexdigest()
 
     def close(self) -> None:
+        """Close the file; closing twice is allowed."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -101,13 +107,14 @@ class Writer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Buffer:
-    """Memory, and what still reads it or fills it."""
+    """Memory of a ring, uint8 [bytes]."""
 
     memory: Array
     users: list["Future[None]"] = field(default_factory=list)
+    """Pending operations that fill or read the memory."""
 
     def settle(self) -> None:
-        """Wait until nobody uses it; raise what went wrong with it."""
+        """Wait until no operation uses the buffer; raise the error of one that failed."""
         _settle(self.users)
 
 
@@ -117,10 +124,10 @@ def _settle(futures: "list[Future[None]]") -> None:
     futures.clear()
 
 
-class Lanes:
-    """A thread that reads, one that hashes and one that writes, each in the order in which it was asked.
+class Pipeline:
+    """The three threads and the two rings.
 
-    ``block_bytes``: the most that is read at once.
+    ``block_bytes``: the most that is read at once. A target buffer has twice as many, as a cast may double its bytes.
     """
 
     def __init__(self, block_bytes: int) -> None:
@@ -131,40 +138,40 @@ class Lanes:
         self._targets = _ring(TARGET_BUFFERS, 2 * block_bytes)
         self._literals: list[Future[None]] = []
 
-    def __enter__(self) -> "Lanes":
+    def __enter__(self) -> "Pipeline":
         return self
 
     def __exit__(self, *unused: object) -> None:
-        for lane in (self._reading, self._hashing, self._writing):
-            lane.shutdown(wait=True, cancel_futures=True)
+        for thread in (self._reading, self._hashing, self._writing):
+            thread.shutdown(wait=True, cancel_futures=True)
 
-    def read(self, reader: Reader, where: TensorFile | Writer, offset: int, nbytes: int) -> Buffer:
-        """A buffer that begins with bytes of a source, or of an image, once it is settled."""
+    def read(self, reader: Reader, origin: TensorFile | Writer, offset: int, nbytes: int) -> Buffer:
+        """Begin to read bytes of a checkpoint, or of an image; return a buffer that begins with them once settled."""
         buffer = next(self._sources)
         buffer.settle()
         view = buffer.memory[:nbytes].data
-        if isinstance(where, Writer):
-            buffer.users.append(self._reading.submit(where.read_into, offset, view))
+        if isinstance(origin, Writer):
+            buffer.users.append(self._reading.submit(origin.read_into, offset, view))
         else:
-            reader.expect(where, offset, nbytes)
-            buffer.users.append(self._reading.submit(reader.read_into, where, offset, view))
+            reader.expect(origin, offset, nbytes)
+            buffer.users.append(self._reading.submit(reader.read_into, origin, offset, view))
         return buffer
 
     def target(self) -> Buffer:
-        """A buffer that nobody uses, twice as large as a block."""
+        """Return a free buffer of the target ring, twice as large as a block."""
         buffer = next(self._targets)
         buffer.settle()
         return buffer
 
     def append(self, writer: Writer, piece: memoryview, buffer: Buffer | None) -> None:
-        """Hash and write bytes, which are part of ``buffer``, or (None) are nobody's."""
+        """Begin to hash and write bytes; ``buffer``: the one that they lie in, None for literal bytes."""
         users = self._literals if buffer is None else buffer.users
-        if len(self._literals) >= LITERALS:
+        if len(self._literals) >= MAX_LITERALS:
             _settle(self._literals)
         users += [self._hashing.submit(writer.hash, piece), self._writing.submit(writer.write, piece)]
 
     def settle(self) -> None:
-        """Wait for everything; raise what went wrong."""
+        """Wait for all operations; raise the error of one that failed."""
         _settle(self._literals)
         for ring, count in ((self._sources, SOURCE_BUFFERS), (self._targets, TARGET_BUFFERS)):
             for buffer in itertools.islice(ring, count):

@@ -1,4 +1,4 @@
-"""Where the bytes of a slot come from: tensors, rows and columns by the plan; files and offsets by the headers."""
+"""Trace a slot's bytes to their sources: tensors, rows and columns by the plan, files and offsets by the headers."""
 
 import difflib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from plans.slots import Part, Slot
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
-    """Bytes of a source file: ``count`` runs of ``nbytes``, each ``stride_bytes`` after the one before."""
+    """Bytes of a source file: ``count`` runs of ``nbytes``, each beginning ``stride_bytes`` after the one before."""
 
     offset: int
     nbytes: int
@@ -26,7 +26,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What one part of a slot is made of; the parts of a slot are stacked along its first axis."""
+    """Source of one part of a slot; the parts of a slot are stacked along its first axis."""
 
     checkpoint: str
     """``base`` or ``draft``."""
@@ -34,17 +34,18 @@ class Origin:
     shape: tuple[int, ...] | None
     rows: Ranges
     columns: Ranges | None
-    """None: all."""
+    """None: all columns."""
     operation: str
+    """``copy`` or ``cast F32 to BF16``, followed by ``, columns`` if only some columns are taken."""
     file: str | None
-    """None, as ``ranges`` and ``shape``, where no headers are at hand."""
+    """None, like ``ranges`` and ``shape``, where only a bare config was given."""
     ranges: tuple[Range, ...] | None
-    """Also None in a pickle, whose tensors lie wherever they lie."""
+    """None in a pickle too: offsets in the file it is converted to are not those in the pickle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance:
-    """A slot in the image of one device."""
+    """Sources of a slot in the image of one device."""
 
     device: str
     slot: str
@@ -52,29 +53,29 @@ class Provenance:
     shape: tuple[int, ...]
     image: str
     offset: int
-    """In the image's file."""
+    """Offset of the slot's first byte in the image's file."""
     nbytes: int
     origins: tuple[Origin, ...]
-    """None of them: rotary frequencies, computed from the config, or a gap."""
+    """Empty for rotary frequencies, which are computed from the config, and for a filler."""
 
 
 def provenance(plan: Plan, name: str, base: BaseInput, draft: DraftInput | None) -> tuple[Provenance, ...]:
-    """The slot of a name on every device that has it; raise InputError where none has."""
-    found: list[Provenance] = []
+    """Return the sources of a slot on every device that has it; raise InputError if none has."""
+    traced: list[Provenance] = []
     known: dict[str, None] = {}
     for device in plan.devices:
         slots = image_slots(plan, device.id, base, draft)
         known |= dict.fromkeys(slot.name for slot in slots if slot.parts)
         start = len(header(slots, device.id))
-        found += [_of(slot, device.id, start, base, draft) for slot in slots if slot.name == name]
-    if not found:
+        traced += [_trace(slot, device.id, start, base, draft) for slot in slots if slot.name == name]
+    if not traced:
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"expected a name like {', '.join(list(known)[:3])}"
         raise InputError(f"--slot {name}: no device has it: {hint}")
-    return tuple(found)
+    return tuple(traced)
 
 
-def _of(slot: Slot, device: str, start: int, base: BaseInput, draft: DraftInput | None) -> Provenance:
+def _trace(slot: Slot, device: str, start: int, base: BaseInput, draft: DraftInput | None) -> Provenance:
     return Provenance(
         device=device,
         slot=slot.name,
@@ -88,9 +89,9 @@ def _of(slot: Slot, device: str, start: int, base: BaseInput, draft: DraftInput 
 
 
 def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -> Origin:
-    given = base if part.source == "base" else draft
-    assert given is not None, "a part of a head that there is not"
-    info = (given.checkpoint.tensors or {}).get(part.tensor)
+    source = base if part.source == "base" else draft
+    assert source is not None, "a slot of the EAGLE head, but no head"
+    info = (source.checkpoint.tensors or {}).get(part.tensor)
     verb = "copy" if info is None or info.dtype == slot.dtype else f"cast {info.dtype} to {slot.dtype}"
     width = 1 if info is None or len(info.shape) == 1 else info.shape[1]
     item = 0 if info is None else ITEM_BYTES[info.dtype]
@@ -108,6 +109,7 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
 
 
 def _ranges(part: Part, offset: int, width: int, item: int) -> Iterator[Range]:
+    """Yield the bytes of a part, of a tensor at ``offset`` with rows of ``width`` elements of ``item`` bytes."""
     row = width * item
     for first, last in part.rows:
         if part.cols is None:
@@ -122,16 +124,16 @@ def _ranges(part: Part, offset: int, width: int, item: int) -> Iterator[Range]:
             )
 
 
-def lines(found: tuple[Provenance, ...]) -> Iterator[str]:
-    """For people."""
-    for here in found:
-        size = "x".join(map(str, here.shape))
-        yield f"{here.device}: {here.dtype} [{size}], {here.nbytes} bytes at {here.offset} of {here.image}"
-        if not here.origins:
+def lines(traced: tuple[Provenance, ...]) -> Iterator[str]:
+    """Yield the sources of a slot as lines of text."""
+    for slot in traced:
+        size = "x".join(map(str, slot.shape))
+        yield f"{slot.device}: {slot.dtype} [{size}], {slot.nbytes} bytes at {slot.offset} of {slot.image}"
+        if not slot.origins:
             yield (
-                "  zeros: a gap" if here.slot.startswith("_pad.") else "  computed from the config: rotary frequencies"
+                "  zeros: a gap" if slot.slot.startswith("_pad.") else "  computed from the config: rotary frequencies"
             )
-        for origin in here.origins:
+        for origin in slot.origins:
             yield f"  {origin.operation}: {_spans(origin)} of {origin.tensor} ({origin.checkpoint})"
             for span in origin.ranges or ():
                 runs = f"{span.count} x {span.nbytes} bytes, each {span.stride_bytes} on" if span.stride_bytes else ""

@@ -1,7 +1,7 @@
-"""Which images of an earlier compile are what this one would make: known without reading a weight.
+"""Find the images of an earlier compile that this one would write again unchanged, without reading a weight.
 
-``.compiled`` beside the images says of each what it was made of, and the stamp that its file had. It is a memory of
-this machine alone: where it is missing or does not fit, images are made or hashed again, and nothing else follows.
+``.compiled`` beside the images records the inputs of each and the stamp that its file had. It is only a cache of this
+machine: where it is missing or does not match, images are hashed or written again, and nothing else follows.
 """
 
 import hashlib
@@ -21,11 +21,15 @@ from plans.schema import PlanError
 from plans.slots import Slot
 
 FILE = ".compiled"
+_STATE = ("size_bytes", "modified_ns", "changed_ns")
+"""Fields of a source file's stamp that are inputs of an image."""
+_READ_BYTES = 16 << 20
+"""Bytes that are hashed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Made:
-    """Of one image: ``inputs_sha256`` makes bytes of this ``blake3``, and a file of this stamp has them."""
+    """Record of one image: ``inputs_sha256`` compiles to bytes of this ``blake3``, which a file of ``stamp`` has."""
 
     device: str
     inputs_sha256: str
@@ -35,19 +39,21 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Memory:
-    """What is in the file."""
+    """Content of ``.compiled``."""
 
     base: str
-    """Where the base checkpoint was."""
+    """Path of the base checkpoint of the last compile."""
     draft: str | None
+    """Path of the EAGLE head's checkpoint; None without one."""
     images: tuple[Made, ...]
 
     def find(self, device: str) -> Made | None:
-        return next((made for made in self.images if made.device == device), None)
+        """Return the record of a device's image, if there is one."""
+        return next((image for image in self.images if image.device == device), None)
 
 
 def inputs_sha256(device: str, slots: Sequence[Slot], files: Iterable[TensorFile]) -> str:
-    """Digest of all that determines the bytes of an image: slot table, source ranges, and the state of the sources."""
+    """Return the digest of all that determines an image's bytes: slots, ranges of the sources, state of their files."""
     states = [
         [file.original.name, *(encode(file.stamp)[name] for name in _STATE), file.header_sha256] for file in files
     ]
@@ -55,11 +61,8 @@ def inputs_sha256(device: str, slots: Sequence[Slot], files: Iterable[TensorFile
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-_STATE = ("size_bytes", "modified_ns", "changed_ns")
-
-
 def recall(directory: Path) -> Memory | None:
-    """What is remembered of a directory's images; None where the file is none of ours."""
+    """Return the record of a directory's images; None if it is missing or cannot be read."""
     file = directory / FILE
     try:
         return decode(Memory, load_yaml(read_document(file), str(file)), str(file))
@@ -68,25 +71,25 @@ def recall(directory: Path) -> Memory | None:
 
 
 def remember(directory: Path, memory: Memory) -> None:
-    """Write what is remembered, where it is not written already; raise OutputError."""
+    """Write the record unless it is there already; raise OutputError."""
     if memory != recall(directory):
         publish.write(directory / FILE, dump_yaml(encode(memory)))
 
 
 def is_made(file: Path, image: Image | None, inputs: str, memory: Memory | None) -> bool:
-    """Whether a file is the recorded ``image`` of these inputs; hashed only where its stamp is not remembered."""
-    made = None if image is None or memory is None else memory.find(image.device)
-    if image is None or made is None or (made.inputs_sha256, made.blake3) != (inputs, image.blake3):
+    """Return True if a file is the recorded ``image`` of these inputs; it is hashed only if its stamp is a new one."""
+    record = None if image is None or memory is None else memory.find(image.device)
+    if image is None or record is None or (record.inputs_sha256, record.blake3) != (inputs, image.blake3):
         return False
     if not file.is_file() or file.stat().st_size != image.size_bytes:
         return False
-    return stamp(file.stat()) == made.stamp or _blake3(file) == image.blake3
+    return stamp(file.stat()) == record.stamp or _blake3(file) == image.blake3
 
 
 def _blake3(file: Path) -> str:
     digest = blake3(max_threads=os.cpu_count() or 1)
     with file.open("rb", buffering=0) as stream:
-        buffer = memoryview(bytearray(16 << 20))
+        buffer = memoryview(bytearray(_READ_BYTES))
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()

@@ -558,7 +558,7 @@ def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
     directory, base_dir, draft_dir, _ = two_stages(tmp_path)
     config = json.loads((base_dir / "config.json").read_text())
     (base_dir / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
-    with pytest.raises(InputError, match=r"config\.json: SHA-256 .* but inputs\.base_config_sha256 of the plan"):
+    with pytest.raises(InputError, match=r"config\.json has SHA-256 .* but inputs\.base_config_sha256 of the plan"):
         compile_plan(directory, base_dir, draft_dir)
     assert not list(directory.glob("*.safetensors"))
 
@@ -604,7 +604,9 @@ def test_planned_bytes_that_are_not_the_images_are_refused(tmp_path: Path) -> No
     most = max(plan.memory, key=lambda line: line.planned_bytes)
     lines = [dataclasses.replace(m, weights_bytes=m.weights_bytes - 256) if m != most else m for m in plan.memory]
     save(dataclasses.replace(plan, memory=tuple(lines)), directory)
-    with pytest.raises(InputError, match=r"plan\.yaml: memory: \w: .* but the image takes \d+: build the plan again"):
+    with pytest.raises(
+        InputError, match=r"plan\.yaml: edited by hand.*: memory: \w: .* but the image takes \d+: build the plan again"
+    ):
         compile_plan(directory, base_dir, draft_dir)
 
 

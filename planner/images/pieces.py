@@ -1,0 +1,85 @@
+"""Resolve an image into the pieces that are appended to it, each found in its checkpoint and checked once."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from planner.checkpoints.checkpoint import Checkpoint
+from planner.checkpoints.header import TensorInfo
+from planner.errors import CheckpointError
+from planner.images.casts import castable
+from plans.ranges import Ranges
+from plans.slots import Part, Slot
+
+Checkpoints = Mapping[str, Checkpoint]
+"""Checkpoints by ``Part.source``: ``base`` and ``draft``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Copied:
+    """One part of a slot, with the tensor that its bytes come from."""
+
+    slot: Slot
+    number: int
+    """Index among the parts of the slot."""
+    part: Part
+    tensor: TensorInfo
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Slot and part: images that have a share of it want rows of the same tensor, at the same point of the walk."""
+        return self.slot.name, self.number
+
+    @property
+    def tensor_key(self) -> tuple[str, str]:
+        """Checkpoint and name of the tensor."""
+        return self.part.source, self.part.tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Literal:
+    """A slot whose bytes come from no checkpoint: rotary frequencies, or a filler of zeros."""
+
+    data: bytes
+
+
+Piece = Copied | Literal
+
+
+def resolve(slots: Sequence[Slot], checkpoints: Checkpoints) -> tuple[Piece, ...]:
+    """Return the pieces of an image in the order of its file; raise CheckpointError for a dtype that cannot be cast."""
+    return tuple(_pieces(slots, checkpoints))
+
+
+def row_width(tensor: TensorInfo) -> int:
+    """Return the number of elements of one row; a vector has rows of one."""
+    return tensor.shape[1] if len(tensor.shape) == 2 else 1
+
+
+def _pieces(slots: Sequence[Slot], checkpoints: Checkpoints) -> Iterator[Piece]:
+    for slot in slots:
+        if not slot.parts:
+            assert slot.literal is not None, f"{slot.name}: neither parts nor literal bytes"
+            yield Literal(data=slot.literal)
+        for number, part in enumerate(slot.parts):
+            tensors = checkpoints[part.source].tensors
+            assert tensors is not None, "a checkpoint without weights is refused before"
+            piece = Copied(slot=slot, number=number, part=part, tensor=tensors[part.tensor])
+            _check(piece)
+            yield piece
+
+
+def _check(piece: Copied) -> None:
+    slot, part, tensor = piece.slot, piece.part, piece.tensor
+    width = row_width(tensor)
+    columns = part.cols or ((0, width),)
+    inside = _are_inside(part.rows, tensor.shape[0]) and _are_inside(columns, width)
+    assert inside, f"{slot.name}: rows {part.rows} and columns {columns} of {part.tensor}, of shape {tensor.shape}"
+    if not castable(tensor.dtype, slot.dtype):
+        raise CheckpointError(f"{part.tensor}: dtype {tensor.dtype} cannot become {slot.dtype}")
+
+
+def _are_inside(ranges: Ranges, length: int) -> bool:
+    """Return True if the ranges are ascending and disjoint, from 0 to ``length``."""
+    edges = [0, *(edge for span in ranges for edge in span), length]
+    return all(a <= b for a, b in itertools.pairwise(edges))
