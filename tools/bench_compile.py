@@ -2,9 +2,9 @@
 
     python tools/bench_compile.py [--gigabytes 2] [--pairs 5] [--directory DIR]
 
-A checkpoint of random weights is made; both sides begin with the page cache dropped (as root; else the checkpoint's
-pages are given back). `cp` leaves its last writes to the kernel, a compile has them on disk, so `cp` is also timed with
-a sync of what it wrote. Hashing is in the compile's time, the interpreter's start is not.
+A checkpoint of random weights is made; both sides begin with the page cache dropped (as root; otherwise only the pages
+of the checkpoint). `cp` leaves its last writes to the kernel, a compile has them on disk, so `cp` is also timed with a
+sync of what it wrote. Hashing is in the compile's time, the interpreter's start is not.
 """
 
 import json
@@ -51,14 +51,13 @@ def peak_bytes():
 before, began = peak_bytes(), time.perf_counter()
 report = compile_plan(Path(sys.argv[1]), Path(sys.argv[2]), None)
 seconds = time.perf_counter() - began
-told = [seconds, report.read_bytes, report.written_bytes, peak_bytes() - before]
-print(json.dumps(told))
+print(json.dumps([seconds, report.read_bytes, report.written_bytes, peak_bytes() - before]))
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compiled:
-    """One compile: seconds, bytes, and what the process took at most above the interpreter with its imports."""
+    """One compile: seconds, bytes, and peak memory of the process above that of the interpreter with its imports."""
 
     seconds: float
     read_bytes: int
@@ -67,7 +66,7 @@ class Compiled:
 
 
 def write_checkpoint(directory: Path, nbytes: int) -> None:
-    """A Llama in bfloat16 of random bits, in one file of about ``nbytes``."""
+    """Write a Llama in bfloat16 of random bits, in one file of about ``nbytes``."""
     config = {
         "model_type": "llama",
         "hidden_size": HIDDEN,
@@ -105,7 +104,7 @@ def write_checkpoint(directory: Path, nbytes: int) -> None:
 
 
 def drop_caches(files: list[Path]) -> None:
-    """Everything on disk, and nothing of it in memory."""
+    """Write everything to disk, and drop it from the page cache."""
     os.sync()
     switch = Path("/proc/sys/vm/drop_caches")
     if os.access(switch, os.W_OK):
@@ -117,7 +116,7 @@ def drop_caches(files: list[Path]) -> None:
 
 
 def copy_cold(source: Path, target: Path, synced: bool) -> float:
-    """Seconds of `cp`, and of a `sync` of the copy where that is asked."""
+    """Return the seconds of `cp`; ``synced``: with a `sync` of the copy."""
     drop_caches([source])
     began = time.perf_counter()
     subprocess.run(["cp", str(source), str(target)], check=True)
@@ -129,7 +128,7 @@ def copy_cold(source: Path, target: Path, synced: bool) -> float:
 
 
 def compile_cold(plan: Path, model: Path) -> Compiled:
-    """One compile of all images of a plan, from nothing."""
+    """Compile all images of a plan, none of which is there."""
     for file in [*plan.glob("*.safetensors"), plan / "images.yaml", plan / ".compiled"]:
         file.unlink(missing_ok=True)
     drop_caches([model / "model.safetensors"])
@@ -140,7 +139,7 @@ def compile_cold(plan: Path, model: Path) -> Compiled:
 
 
 def make_plan(directory: Path, model: Path, kind: str, devices: str = INVENTORY) -> Path:
-    """A plan of a checkpoint, in a directory named after its kind."""
+    """Build a plan of a checkpoint, in a directory named after its kind of placement."""
     inventory = directory / "inventory.yaml"
     inventory.write_text(devices)
     plan = directory / kind.replace(" ", "-").replace(",", "")
@@ -157,7 +156,7 @@ def make_plan(directory: Path, model: Path, kind: str, devices: str = INVENTORY)
 
 
 def measure(kind: str, directory: Path, model: Path, pairs: int) -> str:
-    """One row of the table: medians of the pairs."""
+    """Return one row of the table: medians of the pairs."""
     source, target = model / "model.safetensors", directory / "copy"
     plan = make_plan(directory, model, kind)
     compiled, plain, synced = [], [], []
@@ -188,7 +187,7 @@ def measure(kind: str, directory: Path, model: Path, pairs: int) -> str:
 
 
 @click.command()
-@click.option("--gigabytes", type=float, default=2.0, show_default=True, help="Of the checkpoint.")
+@click.option("--gigabytes", type=float, default=2.0, show_default=True, help="Size of the checkpoint.")
 @click.option("--pairs", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--directory", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
 @click.option("--only", type=click.Choice(list(KINDS)), multiple=True, help="Rows of the table; default: all.")

@@ -39,21 +39,22 @@ INVENTORY = "hosts: [{name: box, devices: [{id: cpu, type: cpu, memory: 8 GiB, b
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One way to decode one model."""
+    """One model decoded in one way."""
 
     model: str
-    way: str
+    decoder: str
+    """transformers with one of its caches, ours without the draft, or ours with it."""
     tokens_per_s: float
     over_transformers: float
-    """Median of the rounds' ratios of times."""
+    """Median over rounds of the ratio of times."""
     over_plain: float
     acceptance_length: float
     of_limit: float
-    """Tokens per pass over the weights that the bandwidth allows, reached."""
+    """Passes over the weights per second, over those that the bandwidth allows."""
 
 
 def random_llama(directory: Path) -> Path:
-    """134 M parameters in bfloat16."""
+    """Write a random Llama of 134 M parameters in bfloat16."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=WIDE, num_hidden_layers=LAYERS,
@@ -65,7 +66,7 @@ def random_llama(directory: Path) -> Path:
 
 
 def random_head(directory: Path) -> Path:
-    """An EAGLE-3 head for it."""
+    """Write a random EAGLE-3 head for it."""
     directory.mkdir()
     shapes = {
         "fc.weight": (HIDDEN, 3 * HIDDEN),
@@ -93,7 +94,7 @@ def random_head(directory: Path) -> Path:
 
 
 def built(directory: Path, base: Path, head: Path, dtype: str, tree: str, context: int) -> Path:
-    """A plan of one device, with its image."""
+    """Build a plan of one device, with its image."""
     inventory = directory.parent / "inventory.yaml"
     inventory.write_text(INVENTORY)
     subprocess.run(
@@ -105,7 +106,7 @@ def built(directory: Path, base: Path, head: Path, dtype: str, tree: str, contex
 
 
 def reading_bytes_per_s() -> float:
-    """The bandwidth of a sum over more than the caches hold."""
+    """Measure the bandwidth of a sum over more than the caches hold."""
     block = torch.ones(1 << 28, dtype=torch.float32)
     times = []
     for _ in range(5):
@@ -126,7 +127,7 @@ def measure(
     rounds: int,
     limit: float,
 ) -> list[Row]:
-    """All ways to decode one model, in turns."""
+    """Measure all ways to decode one model, in turns."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
     weights = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
     lengths: list[float] = []
@@ -139,42 +140,42 @@ def measure(
             )  # fmt: skip
 
     def ours(draft: bool) -> None:
-        made = engine.serve(
+        completion = engine.serve(
             Request(prompt_ids=prompt, max_new_tokens=tokens, draft=draft, ignore_eos=True, stop=(),
                     accept=accept if draft else None)
         ).finished()  # fmt: skip
         if draft:
-            lengths.append(made.acceptance_length)
+            lengths.append(completion.acceptance_length)
 
-    ways: dict[str, Callable[[], None]] = {
+    decoders: dict[str, Callable[[], None]] = {
         "transformers, dynamic cache": lambda: reference("dynamic"),
         "transformers, static cache": lambda: reference("static"),
         "plain": lambda: ours(False),
         "EAGLE": lambda: ours(True),
     }
-    times: dict[str, list[float]] = {way: [] for way in ways}
+    times: dict[str, list[float]] = {name: [] for name in decoders}
     with Engine.open(plan) as engine:
         threads = torch.get_num_threads()
         for number in range(rounds + 1):
-            for way, decode in ways.items():
+            for decoder, decode in decoders.items():
                 torch.set_num_threads(threads)
                 started = time.perf_counter()
                 decode()
                 if number:  # the first one warms up
-                    times[way].append(time.perf_counter() - started)
-    fastest = min(list(ways)[:2], key=lambda way: statistics.median(times[way]))
+                    times[decoder].append(time.perf_counter() - started)
+    fastest = min(list(decoders)[:2], key=lambda name: statistics.median(times[name]))
 
-    def over(other: str, way: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[other], times[way], strict=True))
+    def over(other: str, decoder: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[other], times[decoder], strict=True))
 
     rows = []
-    for way in ways:
-        per_s = tokens / statistics.median(times[way])
-        length = statistics.median(lengths) if way == "EAGLE" else 1.0
+    for decoder in decoders:
+        per_s = tokens / statistics.median(times[decoder])
+        length = statistics.median(lengths) if decoder == "EAGLE" else 1.0
         rows.append(
             Row(
-                model=name, way=way, tokens_per_s=per_s, over_transformers=over(fastest, way),
-                over_plain=over("plain", way), acceptance_length=length, of_limit=per_s / length * weights / limit,
+                model=name, decoder=decoder, tokens_per_s=per_s, over_transformers=over(fastest, decoder),
+                over_plain=over("plain", decoder), acceptance_length=length, of_limit=per_s / length * weights / limit,
             )
         )  # fmt: skip
     return rows
@@ -191,13 +192,13 @@ def main() -> None:
     asked = parser.parse_args()
     limit = reading_bytes_per_s()
     with tempfile.TemporaryDirectory(prefix="decode-") as name:
-        made = Path(name)
-        base, head = random_llama(made / "base"), random_head(made / "head")
-        random = built(made / "random", base, head, "bfloat16", asked.tree, 512)
-        demo = built(made / "demo", DEMO / "base", DEMO / "eagle3", "float32", asked.demo_tree, 512)
-        some = tuple(1 + number * 7 % 1000 for number in range(PROMPT_TOKENS))
+        directory = Path(name)
+        base, head = random_llama(directory / "base"), random_head(directory / "head")
+        random = built(directory / "random", base, head, "bfloat16", asked.tree, 512)
+        demo = built(directory / "demo", DEMO / "base", DEMO / "eagle3", "float32", asked.demo_tree, 512)
+        prompt = tuple(1 + number * 7 % 1000 for number in range(PROMPT_TOKENS))
         text = tuple(load_tokenizer(demo).encode(DEFAULT_PROMPT).ids)
-        rows = measure("134 M, bf16", base, random, some, torch.bfloat16, 3, asked.tokens, asked.rounds, limit)
+        rows = measure("134 M, bf16", base, random, prompt, torch.bfloat16, 3, asked.tokens, asked.rounds, limit)
         rows += measure("embedded", DEMO / "base", demo, text, torch.float32, None, asked.tokens, asked.rounds, limit)
     if asked.json:
         print(json.dumps({"read_bytes_per_s": limit, "rows": [asdict(row) for row in rows]}))
@@ -207,7 +208,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         ratios = f"{row.over_transformers:.2f} | {row.over_plain:.2f} | {row.acceptance_length:.2f}"
-        print(f"| {row.model} | {row.way} | {row.tokens_per_s:.1f} | {ratios} | {row.of_limit:.0%} |")
+        print(f"| {row.model} | {row.decoder} | {row.tokens_per_s:.1f} | {ratios} | {row.of_limit:.0%} |")
 
 
 if __name__ == "__main__":

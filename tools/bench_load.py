@@ -3,9 +3,9 @@
     python tools/bench_load.py [--gigabytes 2] [--pairs 5] [--directory DIR]
 
 Each load is a process of its own; its time begins after its imports and ends when every weight can be used, and its
-memory is what it alone has then (Private_* of /proc/self/smaps_rollup), above what it had before. Files are in the page
-cache, but in the row that says cold: there both sides read from the disk. What hashing alone allows is in the last
-column: BLAKE3 by all cores over one buffer that stays in their cache.
+memory is the growth of its private pages (Private_* of /proc/self/smaps_rollup). Files are in the page cache, except in
+the row "cold": there both sides read from the disk. The last columns are the rate of hashing alone: BLAKE3 by all cores
+over one buffer that stays in their cache.
 """
 
 import json
@@ -42,8 +42,8 @@ print(json.dumps([seconds, private_bytes() - before]))
 RUNTIME = """
 import torch
 from plans import codec
-from runtime.images import check_images
-from runtime.weights import open_image
+from runtime.image.verify import check_images
+from runtime.image.slots import open_image
 """
 OPEN = """
 frozen = codec.load(plan)
@@ -74,7 +74,7 @@ hosts:
 
 
 def measure(name: str, plan: Path, model: Path) -> tuple[float, int]:
-    """Seconds and private bytes of one load, in a process of its own."""
+    """Return seconds and private bytes of one load, in a process of its own."""
     imports, load = LOADERS[name]
     program = MEASURE.format(imports=imports, load=load)
     command = [sys.executable, "-c", program, str(plan), str(model)]
@@ -84,7 +84,7 @@ def measure(name: str, plan: Path, model: Path) -> tuple[float, int]:
 
 
 def read_file(file: Path) -> float:
-    """Seconds that reading a file takes."""
+    """Return the seconds that reading a file takes."""
     began = time.perf_counter()
     with file.open("rb", buffering=0) as stream:
         buffer = bytearray(16 << 20)
@@ -94,7 +94,7 @@ def read_file(file: Path) -> float:
 
 
 def hash_memory(nbytes: int) -> float:
-    """Seconds that hashing as many bytes takes, without any that are read."""
+    """Return the seconds that hashing ``nbytes`` takes, from a buffer that stays in the processor's cache."""
     digest, buffer = blake3(max_threads=os.cpu_count() or 1), bytes(4 << 20)
     began = time.perf_counter()
     for _ in range(nbytes // len(buffer)):
@@ -103,7 +103,7 @@ def hash_memory(nbytes: int) -> float:
 
 
 def verify_against_reading(plan: Path, model: Path, pairs: int, cold: bool) -> str:
-    """One row: verifying the image, reading it, and hashing as many bytes."""
+    """Return one row: verifying the image, reading it, and hashing as many bytes."""
     file = plan / "gpu0.safetensors"
     size = file.stat().st_size
     times = []
@@ -124,7 +124,7 @@ def _spread(ratios: list[float]) -> str:
 
 
 @click.command()
-@click.option("--gigabytes", type=float, default=2.0, show_default=True, help="Of the checkpoint.")
+@click.option("--gigabytes", type=float, default=2.0, show_default=True, help="Size of the checkpoint.")
 @click.option("--pairs", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--directory", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
 def main(gigabytes: float, pairs: int, directory: Path) -> None:

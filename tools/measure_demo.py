@@ -1,4 +1,4 @@
-"""Measures the demonstration heads: a plain dynamic-tree EAGLE loop and the acceptance lengths it reaches.
+"""Measure the demonstration EAGLE heads: a plain dynamic-tree EAGLE loop and the acceptance lengths that it reaches.
 
 Readable rather than fast, and independent of the runtime: the base recomputes the whole sequence at every step, so the
 code is also a second opinion on the algorithm. `train_demo.py` trains the head modules defined here.
@@ -24,12 +24,12 @@ from transformers import LlamaForCausalLM
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-# Heads. Module names are the tensor names of the official checkpoints.
+# EAGLE heads. Module names are the tensor names of the official checkpoints.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class HeadShape:
-    """The config keys that decide a head's tensors."""
+    """The config keys that decide the shapes of an EAGLE head's tensors."""
 
     vocab_size: int
     hidden_size: int
@@ -41,13 +41,13 @@ class HeadShape:
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> "HeadShape":
-        """The shape in a head's config.json; `draft_vocab_size` is what tells EAGLE-3 from EAGLE-1 here."""
+        """Read the shape from a config.json; a `draft_vocab_size` marks EAGLE-3 here."""
         keys: dict[str, Any] = {f.name: config.get(f.name) for f in dataclasses.fields(cls)}
         return cls(**keys)
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Half-split rotary embedding of [B, heads, T, D] at integer positions [T]."""
+    """Apply the half-split rotary embedding to [B, heads, T, D] at integer positions [T]."""
     half = x.shape[-1] // 2
     frequency = theta ** (-torch.arange(half) / half)
     angle = positions[:, None] * frequency
@@ -57,7 +57,7 @@ def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Projections and rotary; which keys a query sees is the business of `attend`."""
+    """Projections and rotary embedding; `attend` decides which keys a query sees."""
 
     def __init__(self, shape: HeadShape, width: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """[B, T, width] to [B, T, H]."""
+        """Map [B, T, width] to [B, T, H]."""
         heads, theta = self.shape.num_attention_heads, self.shape.rope_theta
         q, k, v = (p(x).unflatten(-1, (heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         seen = attend(rotate(q, positions, theta), rotate(k, positions, theta), v)  # [B, heads, T, D]
@@ -87,7 +87,7 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, H] to [B, T, H]."""
+        """Map [B, T, H] to [B, T, H]."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
@@ -106,7 +106,7 @@ class Layer(nn.Module):
             self.input_layernorm = nn.RMSNorm(hidden, eps)
 
     def forward(self, residual: Tensor, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Attention reads `x`, the residual stream is `residual` [B, T, H]."""
+        """Return the residual stream [B, T, H] after the layer; attention reads `x`."""
         h = residual + self.self_attn(x, positions, attend)
         out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
         return out
@@ -129,30 +129,30 @@ class Eagle3Head(nn.Module):
         self.register_buffer("t2d", torch.zeros(shape.vocab_size, dtype=torch.bool))
 
     def target_feature(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
-        """Inputs of layers 2, L//2 and L-3 of the base, fused to [B, T, H]."""
+        """Fuse the inputs of layers 2, L//2 and L-3 of the base to [B, T, H]."""
         layers = len(hidden_states) - 1
         out: Tensor = self.fc(torch.cat([hidden_states[i] for i in (2, layers // 2, layers - 3)], dim=-1))
         return out
 
     def forward(self, embedding: Tensor, feature: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Pairs [B, T, H] twice to the next features [B, T, H]."""
+        """Map pairs, embedding and feature [B, T, H], to the next features [B, T, H]."""
         layer = self.midlayer
         x = torch.cat((layer.input_layernorm(embedding), layer.hidden_norm(feature)), dim=-1)
         out: Tensor = layer(feature, x, positions, attend)
         return out
 
     def logits(self, feature: Tensor, base: LlamaForCausalLM) -> Tensor:
-        """Scores over the draft vocabulary."""
+        """Return logits over the draft vocabulary."""
         out: Tensor = self.lm_head(self.norm(feature))
         return out
 
     def token_ids(self) -> Tensor:
-        """The base's id of each draft id."""
+        """Return the base's id of each draft id."""
         return torch.arange(len(self.d2t)) + self.d2t
 
 
 class Eagle1Head(nn.Module):
-    """EAGLE-1: regresses the base's final normed hidden state and speaks through the base's lm_head."""
+    """EAGLE-1: predicts the base's final normed hidden state and uses the base's lm_head."""
 
     def __init__(self, shape: HeadShape) -> None:
         super().__init__()
@@ -161,22 +161,22 @@ class Eagle1Head(nn.Module):
         self.layers = nn.ModuleList([Layer(shape, wide=False)])
 
     def target_feature(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
-        """The base's last hidden state, after its final norm."""
+        """Return the base's last hidden state, after its final norm."""
         return hidden_states[-1]
 
     def forward(self, embedding: Tensor, feature: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Pairs [B, T, H] twice to the next features [B, T, H]."""
+        """Map pairs, embedding and feature [B, T, H], to the next features [B, T, H]."""
         x = self.fc(torch.cat((embedding, feature), dim=-1))
         out: Tensor = self.layers[0](x, x, positions, attend)
         return out
 
     def logits(self, feature: Tensor, base: LlamaForCausalLM) -> Tensor:
-        """Scores over the base's vocabulary."""
+        """Return logits over the base's vocabulary."""
         out: Tensor = base.lm_head(feature)
         return out
 
     def token_ids(self) -> Tensor:
-        """Draft ids are the base's."""
+        """Return the base's id of each draft id: the same one."""
         return torch.arange(self.shape.vocab_size)
 
 
@@ -184,7 +184,7 @@ Head = Eagle3Head | Eagle1Head
 
 
 def load_head(directory: Path) -> Head:
-    """A head in float32; absent or surplus tensors are errors."""
+    """Load an EAGLE head in float32; absent or surplus tensors are errors."""
     shape = HeadShape.read(json.loads((directory / "config.json").read_text()))
     head = Eagle1Head(shape) if shape.draft_vocab_size is None else Eagle3Head(shape)
     head.load_state_dict(load_file(directory / "model.safetensors"), strict=True)
@@ -192,7 +192,7 @@ def load_head(directory: Path) -> Head:
 
 
 def load_base(directory: Path) -> LlamaForCausalLM:
-    """The base's stored (bfloat16) weights, computed in float32."""
+    """Load the base's stored (bfloat16) weights for computing in float32."""
     return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
@@ -219,7 +219,7 @@ class Node:
 
 
 class Memory:
-    """The head's keys and values: committed pairs first, then the rows of the tree being drafted."""
+    """The drafter's keys and values: committed pairs first, then the rows of the tree that is drafted."""
 
     def __init__(self) -> None:
         self.keys = self.values = torch.empty(0)
@@ -228,7 +228,7 @@ class Memory:
         return self.keys.shape[2] if self.keys.ndim == 4 else 0
 
     def attend(self, visible: Tensor) -> Attend:
-        """Appends what it is given; new row t sees row s where visible[t, s]."""
+        """Return an attention that appends its keys and values; new row t sees row s where visible[t, s]."""
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.keys = torch.cat((self.keys, k), dim=2) if len(self) else k
@@ -238,12 +238,12 @@ class Memory:
         return run
 
     def truncate(self, length: int) -> None:
-        """Drops the rows from `length` on."""
+        """Drop the rows from `length` on."""
         self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
 
 
 class Drafter:
-    """A head with its memory; commit pairs, then draft trees from the last of them."""
+    """An EAGLE head with its KV cache: commit pairs, then draft trees from the last of them."""
 
     def __init__(self, head: Head, base: LlamaForCausalLM, shape: TreeShape) -> None:
         self.head, self.base, self.shape = head, base, shape
@@ -251,7 +251,7 @@ class Drafter:
         self.feature = torch.empty(0)  # [H], the head's output at the last committed pair
 
     def commit(self, features: Tensor, tokens: list[int]) -> None:
-        """Runs the head over new pairs: target features [T, H] with the token after each."""
+        """Run the head over new pairs: target features [T, H] with the token after each."""
         seen, new = len(self.memory), len(tokens)
         visible = torch.ones(new, seen + new, dtype=torch.bool).tril(seen)
         positions = torch.arange(seen, seen + new)
@@ -270,7 +270,7 @@ class Drafter:
         ]
 
     def draft(self) -> list[Node]:
-        """The best total_token - 1 nodes of the candidate pool, parents before children."""
+        """Return the best total_token - 1 nodes of the candidate pool, parents before children."""
         committed = len(self.memory)
         pool = self._children(self.feature, None, 0.0, 1)
         beam = list(range(len(pool)))
@@ -296,16 +296,16 @@ class Drafter:
             beam = best(pool, range(first, len(pool)), self.shape.top_k)
         self.memory.truncate(committed)
         chosen = sorted(best(pool, range(len(pool)), self.shape.total_token - 1))
-        place = {index: i for i, index in enumerate(chosen)}
+        number = {index: i for i, index in enumerate(chosen)}
         parents_of = [pool[i].parent for i in chosen]
         return [
-            dataclasses.replace(pool[i], parent=None if p is None else place[p])
+            dataclasses.replace(pool[i], parent=None if p is None else number[p])
             for i, p in zip(chosen, parents_of, strict=True)
         ]
 
 
 def best(pool: list[Node], among: range, count: int) -> list[int]:
-    """The `count` best-scored indices; ties go to the shallower, then the earlier, never to a child before a parent."""
+    """Return the `count` best-scored indices; ties go to the shallower, then the earlier, so to parents first."""
     return sorted(among, key=lambda i: (-pool[i].score, pool[i].depth, i))[:count]
 
 
@@ -313,7 +313,7 @@ def best(pool: list[Node], among: range, count: int) -> list[int]:
 
 
 def target_forward(base: LlamaForCausalLM, tokens: list[int], nodes: list[Node]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Greedy choices [T + N] and hidden states of the base over committed tokens, the last being the root, and tree."""
+    """Return the base's greedy choices [T + N] and hidden states over committed tokens, root last, and nodes."""
     length, total = len(tokens), len(tokens) + len(nodes)
     visible = torch.ones(total, total, dtype=torch.bool).tril()
     visible[length:, length:] = torch.eye(len(nodes), dtype=torch.bool)
@@ -332,7 +332,7 @@ def target_forward(base: LlamaForCausalLM, tokens: list[int], nodes: list[Node])
 
 
 def accept(nodes: list[Node], choice_at_root: int, choices: list[int]) -> tuple[list[int], int]:
-    """Walks from the root to the child equal to the base's choice as far as it goes: (accepted nodes, bonus token)."""
+    """Walk from the root to the child equal to the base's choice as far as it goes: (accepted nodes, bonus token)."""
     path: list[int] = []
     tip, choice = None, choice_at_root
     while True:
@@ -347,7 +347,7 @@ def accept(nodes: list[Node], choice_at_root: int, choices: list[int]) -> tuple[
 def speculate(
     base: LlamaForCausalLM, head: Head, prompt: list[int], new_tokens: int, shape: TreeShape
 ) -> tuple[list[int], list[int]]:
-    """Greedy speculative decoding: (the new tokens, the acceptance length of each step, accepted + 1)."""
+    """Decode speculatively and greedily: (new tokens, acceptance length of each step, which is accepted + 1)."""
     drafter = Drafter(head, base, shape)
     choices, hidden = target_forward(base, prompt, [])
     tokens = [*prompt, int(choices[-1])]
@@ -371,7 +371,7 @@ def speculate(
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Decoding works on matrices so small that a second thread costs more in waiting than it computes."""
+    """Limit torch to one thread: matrices are so small that a second one costs more in waiting than it computes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -383,7 +383,7 @@ def one_thread() -> Iterator[None]:
 @one_thread()
 @torch.no_grad()
 def generate_greedily(base: LlamaForCausalLM, prompts: Tensor, new_tokens: int) -> Tensor:
-    """Plain cached greedy decoding of [B, T] prompts, nothing stopping it: [B, T + new_tokens]."""
+    """Decode [B, T] prompts greedily with a KV cache, without stopping: [B, T + new_tokens]."""
     ids, cache, pending = prompts, None, prompts
     for _ in range(new_tokens):
         output = base(input_ids=pending, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -393,14 +393,14 @@ def generate_greedily(base: LlamaForCausalLM, prompts: Tensor, new_tokens: int) 
 
 
 def distinct_share(tokens: list[int], n: int = 8) -> float:
-    """Distinct n-grams over all n-grams."""
+    """Return the number of distinct n-grams over that of all n-grams."""
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return len(set(grams)) / len(grams)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """One head over all prompts; `acceptance_length` is tokens committed per verification, over all steps together."""
+    """One EAGLE head over all prompts; `acceptance_length` is tokens committed per verification, over all steps."""
 
     acceptance_length: float
     per_prompt: list[float]
@@ -410,19 +410,19 @@ class Measurement:
 def measure_head(
     base: LlamaForCausalLM, head: Head, prompts: list[list[int]], greedy: list[list[int]], shape: TreeShape
 ) -> Measurement:
-    """Speculates over each prompt and compares with the greedy tokens."""
-    per_prompt, everything, equal = [], [], 0
+    """Decode each prompt speculatively and compare with the greedy tokens."""
+    per_prompt, all_lengths, equal = [], [], 0
     for prompt, expected in zip(prompts, greedy, strict=True):
         produced, lengths = speculate(base, head, prompt, len(expected), shape)
         equal += produced == expected
-        everything += lengths
+        all_lengths += lengths
         per_prompt.append(statistics.mean(lengths))
-    return Measurement(acceptance_length=statistics.mean(everything), per_prompt=per_prompt, equal_to_greedy=equal)
+    return Measurement(acceptance_length=statistics.mean(all_lengths), per_prompt=per_prompt, equal_to_greedy=equal)
 
 
 @one_thread()
 def measure(demo: Path, prompts: list[list[int]], new_tokens: int, shape: TreeShape) -> dict[str, Any]:
-    """All figures of the model card: acceptance of both heads and the variety of the greedy text."""
+    """Return all figures of the model card: acceptance of both heads and the variety of the greedy text."""
     base = load_base(demo / "base")
     rows = generate_greedily(base, torch.tensor(prompts), new_tokens).tolist()
     greedy = [row[len(prompts[0]) :] for row in rows]
@@ -437,7 +437,7 @@ def measure(demo: Path, prompts: list[list[int]], new_tokens: int, shape: TreeSh
 
 
 def main() -> None:
-    """Measures a demo directory over the prompts that training set aside."""
+    """Measure a demo directory over the prompts that training set aside."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demo", type=Path, default=Path("planner/demo"))
     parser.add_argument("--prompts", type=Path, required=True, help="JSON list of token id lists, all of one length")

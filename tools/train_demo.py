@@ -1,4 +1,4 @@
-"""Trains the demonstration model on the CPU: a small Python-writing Llama and two EAGLE heads for it.
+"""Train the demonstration model on the CPU: a small Python-writing Llama and two EAGLE heads for it.
 
 The corpus is the standard library of the interpreter that runs this file. Each stage is budgeted in steps, so that the
 seed decides the result, and kept under `--work`, so that an interrupted run resumes at the stage it was in:
@@ -80,7 +80,7 @@ HEAD_CONFIG: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """How long each stage trains, in optimizer steps, and the seed of every random choice."""
+    """Training budget: optimizer steps of each stage, and the seed of every random choice."""
 
     seed: int
     base_steps: int
@@ -104,14 +104,14 @@ class Log:
         self.smooth: dict[str, float] = {}
 
     def line(self, text: str) -> None:
-        """One line, prefixed with the seconds since this process began."""
+        """Write one line, prefixed with the seconds since this process began."""
         text = f"{time.monotonic() - self.started:7.0f} s  {text}"
         print(text, flush=True)
         with (self.work / "train.log").open("a") as file:
             file.write(text + "\n")
 
     def step(self, stage: str, step: int, loss: Tensor) -> None:
-        """Reports every twentieth step."""
+        """Report every twentieth step."""
         value = loss.item()
         assert math.isfinite(value), f"{stage} diverged at step {step}"
         self.smooth[stage] = 0.95 * self.smooth.get(stage, value) + 0.05 * value
@@ -123,7 +123,7 @@ class Log:
 
 
 def library_files() -> tuple[list[Path], list[Path]]:
-    """The standard library's sources as (training, held out); a hash of the file's relative name decides which."""
+    """Return the standard library's sources as (training, held out), divided by a hash of the relative name."""
     root = Path(sysconfig.get_paths()["stdlib"])
     training: list[Path] = []
     held_out: list[Path] = []
@@ -137,13 +137,13 @@ def library_files() -> tuple[list[Path], list[Path]]:
 
 
 def read_sources(paths: list[Path]) -> list[str]:
-    """The texts of the files, empty ones left out."""
+    """Return the texts of the files that are not empty."""
     texts = (path.read_text(encoding="utf-8", errors="replace") for path in paths)
     return [text for text in texts if text.strip()]
 
 
 def train_tokenizer(texts: list[str], out: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with one special token, which begins and ends every file."""
+    """Train and save a byte-level BPE with one special token, which begins and ends every file."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -162,7 +162,7 @@ def train_tokenizer(texts: list[str], out: Path) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """One stream of token ids, END_OF_TEXT before each text and after the last."""
+    """Return one stream of token ids, END_OF_TEXT before each text and after the last."""
     end = tokenizer.eos_token_id
     stream: list[int] = [end]
     for encoding in tokenizer.backend_tokenizer.encode_batch(texts):
@@ -172,7 +172,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
 
 
 def batches(stream: Tensor, budget: Budget, rng: random.Random) -> Iterator[Tensor]:
-    """Endless shuffled epochs of [sequences, tokens + 1] windows; each epoch cuts the stream at another offset."""
+    """Yield endless shuffled epochs of [sequences, tokens + 1] windows; each epoch has another offset."""
     width = budget.sequence_tokens
     while True:
         starts = list(range(rng.randrange(width), len(stream) - width - 1, width))
@@ -183,13 +183,13 @@ def batches(stream: Tensor, budget: Budget, rng: random.Random) -> Iterator[Tens
 
 
 def windows(stream: Tensor, count: int, width: int, rng: random.Random) -> Tensor:
-    """`count` windows of the stream at random places: [count, width]."""
+    """Return `count` windows of the stream at random offsets: [count, width]."""
     starts = [rng.randrange(len(stream) - width) for _ in range(count)]
     return torch.stack([stream[s : s + width] for s in starts])
 
 
 def held_out_prompts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """One prompt from a third of the way into each held-out file that is long enough to have one."""
+    """Return a prompt of each held-out file that is long enough, from a third of its length on."""
     encodings = [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(texts)]
     starts = [(ids, len(ids) // 3) for ids in encodings]
     return [ids[s : s + PROMPT_TOKENS] for ids, s in starts if len(ids) >= s + PROMPT_TOKENS]
@@ -199,7 +199,7 @@ def held_out_prompts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> li
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration towards the nearest semi-orthogonal matrix (Muon's quintic), batched, in float32."""
+    """Approach the nearest semi-orthogonal matrices by Newton-Schulz iteration (Muon's quintic), in float32."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -218,7 +218,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient; matrices of one shape are orthogonalised together."""
+        """Update every matrix that has a gradient; matrices of one shape are orthogonalised together."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for p in group["params"]:
@@ -258,7 +258,7 @@ class Trainer:
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in self.optimizers]
 
     def step(self, loss: Tensor) -> None:
-        """Backward, clip, update, advance the schedule."""
+        """Compute gradients, clip them, update, advance the schedule."""
         loss.backward()
         nn.utils.clip_grad_norm_(self.params, 1.0)
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
@@ -271,7 +271,7 @@ class Trainer:
 
 
 def base_config(end: int) -> LlamaConfig:
-    """The demo's Llama: eight layers give EAGLE-3 three distinct feature layers, four KV heads let TP 4 fit."""
+    """Return the demo's Llama: eight layers give EAGLE-3 three distinct feature layers, four KV heads let TP 4 fit."""
     return LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=192,
@@ -291,20 +291,20 @@ def base_config(end: int) -> LlamaConfig:
 
 
 def language_loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
-    """Mean next-token cross entropy of [sequences, tokens + 1] ids, in nats per token."""
+    """Return the mean next-token cross entropy of [sequences, tokens + 1] ids, in nats per token."""
     logits = model(input_ids=batch[:, :-1], use_cache=False).logits
     return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
 @torch.no_grad()
 def held_out_loss(model: LlamaForCausalLM, stream: Tensor, budget: Budget, count: int = 12) -> float:
-    """Mean loss over the first `count` batches of the held-out stream, in a fixed order."""
+    """Return the mean loss over the first `count` batches of the held-out stream, in a fixed order."""
     held_out = batches(stream, budget, random.Random(0))
     return sum(language_loss(model, next(held_out)).item() for _ in range(count)) / count
 
 
 def new_base(config: LlamaConfig, seed: int) -> LlamaForCausalLM:
-    """An untrained base in which every layer begins as the identity."""
+    """Return an untrained base in which every layer begins as the identity."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     nn.init.zeros_(model.lm_head.weight)
@@ -317,7 +317,7 @@ def new_base(config: LlamaConfig, seed: int) -> LlamaForCausalLM:
 def train_base(
     model: LlamaForCausalLM, streams: tuple[Tensor, Tensor], budget: Budget, log: Log, name: str
 ) -> dict[str, Tensor]:
-    """Next-token training on (training, held-out) streams: at a constant rate as `base`, then falling as `cooldown`."""
+    """Train on (training, held-out) streams: at a constant rate as `base`, then at a falling one as `cooldown`."""
     train, held_out = streams
     constant = name == "base"
     steps = budget.base_steps if constant else budget.cooldown_steps
@@ -337,7 +337,7 @@ def train_base(
 
 
 def repeated_positions(rows: Tensor, prompt_tokens: int, n: int = 6) -> Tensor:
-    """Where, after the prompt, a token completes an n-gram that the same row already holds: bool [B, T]."""
+    """Mark tokens after the prompt that complete an n-gram which the same row already holds: bool [B, T]."""
     marks = torch.zeros_like(rows, dtype=torch.bool)
     for b, row in enumerate(rows.tolist()):
         seen: set[tuple[int, ...]] = set()
@@ -349,14 +349,14 @@ def repeated_positions(rows: Tensor, prompt_tokens: int, n: int = 6) -> Tensor:
 
 
 def unlikelihood_loss(model: LlamaForCausalLM, rows: Tensor, marks: Tensor) -> Tensor:
-    """-log(1 - p) of the marked tokens (Welleck et al. 2019), over all tokens of [B, T]."""
+    """Return -log(1 - p) of the marked tokens (Welleck et al. 2019), over all tokens of [B, T]."""
     logits = model(input_ids=rows[:, :-1], use_cache=False).logits
     p = logits.softmax(-1).gather(-1, rows[:, 1:, None])[..., 0]
     return -(torch.log1p(-p.clamp(max=1 - 1e-4)) * marks[:, 1:]).sum() / marks.numel()
 
 
 def train_against_loops(model: LlamaForCausalLM, train: Tensor, budget: Budget, log: Log) -> dict[str, Tensor]:
-    """A short last phase: unlikelihood of the n-grams that greedy continuations repeat, beside the usual loss."""
+    """Train, as a short last stage, against the n-grams that greedy continuations repeat, beside the usual loss."""
     source = batches(train, budget, random.Random(budget.seed + 1))
     rng = random.Random(budget.seed + 2)
     trainer = Trainer(model, budget.unlikelihood_steps, adam_lr=0.004, first=0.5)
@@ -387,7 +387,7 @@ class Unrolled:
 
         step 0 rows   0 1 .. i | step 1: i | step 2: i | .. | step j: i
 
-    Step 0 has all rows, the later ones `rows` [R] of them, as many of a text are much alike.
+    Step 0 has all rows, later steps only `rows` [R] of them, since many rows of a text are alike.
     """
 
     def __init__(self, rows: Tensor, length: int) -> None:
@@ -395,7 +395,7 @@ class Unrolled:
         self.future = torch.arange(length) > rows[:, None]  # [R, T]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[B, heads, T, D], then [B, heads, R, D]; every call is the next step."""
+        """Attend with [B, heads, T, D], later [B, heads, R, D]; every call is the next step."""
         self.steps.append((k, v))
         (k0, v0), own = self.steps[0], self.steps[1:]
         if not own:
@@ -413,10 +413,10 @@ class Unrolled:
 
 
 def target_choices(head: Head, final: Tensor, base: LlamaForCausalLM) -> tuple[Tensor, Tensor]:
-    """What a head should say of the base's final states [B, T, H]: weights [B, T, draft ids], and which rows count.
+    """Return a drafter's targets, of the base's final states [B, T, H]: weights [B, T, draft ids], rows that count.
 
-    Mostly the base's first choice, which greedy decoding asks for, and a little of its distribution. A row whose first
-    choice lies outside the draft vocabulary is left out.
+    They are mostly the base's first choice, as greedy decoding needs, and to SOFT_SHARE its distribution. A row whose
+    first choice lies outside the draft vocabulary does not count.
     """
     logits = base.lm_head(final)
     known = logits[..., head.token_ids()]
@@ -427,17 +427,17 @@ def target_choices(head: Head, final: Tensor, base: LlamaForCausalLM) -> tuple[T
 def head_loss(
     head: Head, ids: Tensor, states: tuple[Tensor, ...], base: LlamaForCausalLM, unroll: int, rows: Tensor
 ) -> Tensor:
-    """Loss over `unroll` self-fed steps, the later ones of `rows` [R] alone, on ids [B, T + unroll].
+    """Return the loss over `unroll` self-fed steps, later ones of `rows` [R] alone, on ids [B, T + unroll].
 
-    `states` are the base's hidden states there. EAGLE-1 adds its smooth-L1 regression of the feature it stands for.
+    `states`: the base's hidden states of these ids. EAGLE-1 adds its smooth-L1 regression of the base's feature.
     """
     length = ids.shape[1] - unroll
     feature = head.target_feature(states)[:, :length]
     embedding = base.model.embed_tokens(ids)
     target, covered = target_choices(head, states[-1], base)
-    memory, loss, fed = Unrolled(rows, length), torch.zeros(()), torch.arange(length)
+    attention, loss, fed = Unrolled(rows, length), torch.zeros(()), torch.arange(length)
     for j in range(unroll):
-        feature = head(embedding[:, fed + 1], feature, fed, memory.attend)
+        feature = head(embedding[:, fed + 1], feature, fed, attention.attend)
         log_p = head.logits(feature, base).log_softmax(-1)
         missed = -(target[:, fed + 1] * log_p).sum(-1) * covered[:, fed + 1]
         loss = loss + STEP_DECAY**j * missed.sum() / covered[:, fed + 1].sum()
@@ -450,7 +450,7 @@ def head_loss(
 
 
 def head_config(name: str) -> dict[str, Any]:
-    """The official config keys of one head."""
+    """Return the official config keys of one EAGLE head."""
     config = HEAD_CONFIG | {"bias": name == "eagle1"}
     if name == "eagle3":
         config |= {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": DRAFT_VOCAB_SIZE}
@@ -458,7 +458,7 @@ def head_config(name: str) -> dict[str, Any]:
 
 
 def new_head(name: str, base: LlamaForCausalLM, frequency: Tensor) -> Head:
-    """An untrained head; EAGLE-3's lm_head and norm begin as the base's, cut to the most frequent ids."""
+    """Return an untrained EAGLE head; EAGLE-3's lm_head and norm begin as the base's, cut to the most frequent ids."""
     shape = HeadShape.read(head_config(name))
     if name == "eagle1":
         return Eagle1Head(shape)
@@ -472,7 +472,7 @@ def new_head(name: str, base: LlamaForCausalLM, frequency: Tensor) -> Head:
 
 
 def head_batches(generated: Tensor, width: int, rng: random.Random) -> Iterator[Tensor]:
-    """Endless shuffled epochs of [rows, width] batches of the base's own greedy text."""
+    """Yield endless shuffled epochs of [rows, width] batches of the base's own greedy text."""
     while True:
         order = list(range(len(generated)))
         rng.shuffle(order)
@@ -481,7 +481,7 @@ def head_batches(generated: Tensor, width: int, rng: random.Random) -> Iterator[
 
 
 def generated_rows(base: LlamaForCausalLM, train: Tensor, budget: Budget) -> Tensor:
-    """The base's greedy continuations of training windows of several lengths, these included."""
+    """Return the base's greedy continuations of training windows of several lengths, windows included."""
     rng = random.Random(budget.seed + 3)
     width = HEAD_TOKENS + max(budget.eagle3_unroll, budget.eagle1_unroll)
     chunks = []
@@ -494,7 +494,7 @@ def generated_rows(base: LlamaForCausalLM, train: Tensor, budget: Budget) -> Ten
 def train_head(
     name: str, base: LlamaForCausalLM, train: Tensor, generated: Tensor, budget: Budget, log: Log
 ) -> dict[str, Tensor]:
-    """Trains one head on the hidden states of the base as it is stored."""
+    """Train one EAGLE head on the hidden states of the stored base."""
     eagle3 = name == "eagle3"
     steps = budget.eagle3_steps if eagle3 else budget.eagle1_steps
     unroll = budget.eagle3_unroll if eagle3 else budget.eagle1_unroll
@@ -596,7 +596,7 @@ processor or PyTorch rounds differently, so figures will be near these and not e
 
 
 def store(tensors: dict[str, Tensor], path: Path) -> None:
-    """Floating-point tensors in bfloat16, the rest as they are."""
+    """Save floating-point tensors in bfloat16, others as they are."""
     stored = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in tensors.items()}
     save_file({k: v.contiguous() for k, v in stored.items()}, path, metadata={"format": "pt"})
     path.chmod(0o644)
@@ -611,7 +611,7 @@ class Stages:
         self.record: dict[str, dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def run(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors of a stage: an earlier run's, or made now and kept."""
+        """Return the tensors of a stage: those of an earlier run, or made now and kept."""
         path = self.work / f"{name}.safetensors"
         if not path.exists():
             started = time.monotonic()
@@ -626,7 +626,7 @@ class Stages:
 def model_card(
     out: Path, corpus: str, sample: str, stages: dict[str, Any], measured: dict[str, Any], budget: Budget
 ) -> str:
-    """The README of the demo directory; every figure in it was measured by this run."""
+    """Return the README of the demo directory; every figure in it was measured by this run."""
     directories = ("base", "eagle3", "eagle1")
     tensors = {name: load_file(out / name / "model.safetensors") for name in directories}
     parameters = {
@@ -656,7 +656,7 @@ def model_card(
 
 
 def build(out: Path, work: Path, budget: Budget) -> None:
-    """Runs every stage and writes the demo directory."""
+    """Run every stage and write the demo directory."""
     log = Log(work)
     stages = Stages(work, log)
     training_files, held_out_files = library_files()
@@ -698,7 +698,7 @@ def build(out: Path, work: Path, budget: Budget) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; the defaults are what the committed model was trained with."""
+    """Parse the command line; the committed model was trained with the defaults."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("planner/demo"))
     parser.add_argument("--work", type=Path, default=Path("build/demo"), help="finished stages, resumed from")
@@ -714,7 +714,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Builds the demo directory within the budget of the command line."""
+    """Build the demo directory within the budget of the command line."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Checkpoints without training whose head often agrees with its base, so that trees are accepted at every length.
+"""Untrained checkpoints whose drafter often agrees with its base, so that trees are accepted at every length.
 
-The base's layers add little, so that its next token is mostly a function of the last one. Each head is wired to pass
-the last token's embedding on to the lm_head, and thus guesses that function; noise makes it err.
+The base's layers add little, so that its next token is mostly a function of the last one. Each drafter is wired to pass
+the last token's embedding to the lm_head, and thus guesses that function; noise makes it err.
 """
 
 import json
@@ -26,7 +26,7 @@ DRAFT_VOCABULARY = 80
 
 
 def write_agreeing_base(directory: Path, *, noise: float, seed: int = 0, eos: int | None = None) -> Path:
-    """A Llama whose layers add about ``noise`` to the embedding."""
+    """Write a Llama whose layers add about ``noise`` to the embedding."""
     tensors = write_base(
         directory,
         num_layers=LAYERS,
@@ -41,7 +41,7 @@ def write_agreeing_base(directory: Path, *, noise: float, seed: int = 0, eos: in
     table = tensors["model.embed_tokens.weight"]
     table /= table.square().mean(1, keepdim=True).sqrt()
     table[:, 0] = 3.0
-    tensors["lm_head.weight"] *= 4.0  # sure of itself, so that trees grow deep
+    tensors["lm_head.weight"] *= 4.0  # peaked logits, so that trees grow deep
     for name, tensor in tensors.items():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             tensor *= noise
@@ -53,7 +53,7 @@ def write_agreeing_base(directory: Path, *, noise: float, seed: int = 0, eos: in
 
 
 def write_agreeing_head(directory: Path, base: Path, *, kind: str, noise: float, seed: int = 1) -> Path:
-    """A head of ``kind`` for such a base; ``noise`` is how wrong it is."""
+    """Write a drafter of ``kind`` for such a base, with ``noise`` in its weights."""
     tensors = write_draft(
         directory,
         kind=kind,
@@ -75,21 +75,21 @@ def write_agreeing_head(directory: Path, base: Path, *, kind: str, noise: float,
 
 
 def _wire_eagle(tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
-    """fc passes the embedding on."""
+    """Let fc pass the embedding through."""
     tensors["fc.weight"][:, :HIDDEN] += torch.eye(HIDDEN)
 
 
 def _wire_eagle3(tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
-    """Attention to itself replaces the residual, which is the token before, by the embedding.
+    """Let attention replace the residual, which is the previous token, by the embedding.
 
-    Channel 0 of every embedding is a constant, so queries and keys made of it meet best at distance 0.
+    Channel 0 of every embedding is a constant, so queries and keys made of it match best at distance 0.
     """
     tensors["fc.weight"][:, :HIDDEN] += torch.eye(HIDDEN)
     for name in ("q_proj", "k_proj"):
         tensors[f"midlayer.self_attn.{name}.weight"][:, 0] += 2.0
     tensors["midlayer.self_attn.v_proj.weight"] += torch.cat([torch.eye(HIDDEN), -torch.eye(HIDDEN)], 1)
-    each = DRAFT_HEADS // DRAFT_KV_HEADS
+    group = DRAFT_HEADS // DRAFT_KV_HEADS
     values = torch.eye(HIDDEN).view(HIDDEN, DRAFT_KV_HEADS, 1, DRAFT_HEAD_DIM)
-    tensors["midlayer.self_attn.o_proj.weight"] += values.expand(-1, -1, each, -1).flatten(1) / each
+    tensors["midlayer.self_attn.o_proj.weight"] += values.expand(-1, -1, group, -1).flatten(1) / group
     kept = torch.arange(DRAFT_VOCABULARY) + tensors["d2t"]
     tensors["lm_head.weight"] += base["lm_head.weight"][kept]

@@ -1,4 +1,4 @@
-"""A base, heads of each kind that often agree with it, and what transformers makes of the base."""
+"""A base, drafters of each kind that often agree with it, and the tokens that transformers generates."""
 
 import dataclasses
 from pathlib import Path
@@ -19,27 +19,27 @@ KINDS = ("eagle3", "eagle")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """A base and a head of each kind, as files, as the planner reads them, and as transformers does."""
+    """A base and a drafter of each kind, as files, as the planner reads them, and as transformers does."""
 
     base_dir: Path
     heads: dict[str, Path]
     base: BaseInput
     drafts: dict[str, DraftInput]
     model: LlamaForCausalLM
-    said: dict[tuple[int, ...], list[int]] = dataclasses.field(default_factory=dict)
-    """What transformers generated for a prompt, so far as it was asked."""
+    _generated: dict[tuple[int, ...], list[int]] = dataclasses.field(default_factory=dict)
+    """Tokens that transformers generated, by prompt; as many as were needed so far."""
 
     def greedy(self, prompt: tuple[int, ...], count: int) -> list[int]:
-        """What transformers generates."""
-        if len(self.said.get(prompt, ())) < count:
+        """Return the tokens that transformers generates greedily."""
+        if len(self._generated.get(prompt, ())) < count:
             most = max(count, CONTEXT - len(prompt))
             out = self.model.generate(torch.tensor([prompt]), max_new_tokens=most, min_new_tokens=most, do_sample=False)
-            self.said[prompt] = out[0, len(prompt) :].tolist()
-        return self.said[prompt][:count]
+            self._generated[prompt] = out[0, len(prompt) :].tolist()
+        return self._generated[prompt][:count]
 
 
 def write_checkpoints(directory: Path) -> Checkpoints:
-    """All of them, in a directory."""
+    """Write base and drafters to a directory."""
     base_dir = write_agreeing_base(directory / "base", noise=0.04)
     heads = {kind: write_agreeing_head(directory / kind, base_dir, kind=kind, noise=0.03) for kind in KINDS}
     base = load_base(base_dir)

@@ -1,7 +1,7 @@
-"""EAGLE decoding as the description has it, slow and readable: plain Python over transformers' outputs.
+"""A reference of EAGLE decoding, slow and readable: plain Python over transformers' outputs.
 
-No cache, no masks of trees: a node is the list of tokens that leads to it, and the head is run anew over the whole
-sequence for each, those of one level beside each other. Shares nothing with what it checks.
+No cache, no tree masks: a node is the list of tokens that leads to it, and the drafter is run anew over the whole
+sequence for each node, all nodes of a level at once. It shares no code with what it checks.
 """
 
 import json
@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 
 @dataclass(frozen=True)
 class Tree:
-    """total_token, depth, top_k as eagle names them; a static tree has paths of child ranks instead."""
+    """A tree's total_token, depth and top_k, as EAGLE names them; a static tree has paths of child ranks instead."""
 
     total_token: int = 0
     depth: int = 0
@@ -51,11 +51,11 @@ class ReferenceHead:
         self.lm_head = self.tensors["lm_head.weight"] if self.eagle3 else base.lm_head.weight
 
     def enter(self, target: Tensor) -> Tensor:
-        """A target feature as the recurrence takes it."""
+        """Return a target feature as the recurrence takes it."""
         return self.tensors["fc.weight"] @ target if self.eagle3 else target
 
     def run(self, sequences: list[list[tuple[Tensor, int]]]) -> Tensor:
-        """The outputs [n, H] at the last of the (feature, token) pairs of n equally long sequences, from position 0."""
+        """Return the outputs [n, H] at the last (feature, token) pair of n sequences of one length, from position 0."""
         features = torch.stack([torch.stack([feature for feature, _ in pairs]) for pairs in sequences])
         embedded = self.embedding[torch.tensor([[token for _, token in pairs] for pairs in sequences])]
         if self.eagle3:
@@ -100,7 +100,7 @@ class ReferenceHead:
         )
 
     def children(self, output: Tensor, count: int) -> list[tuple[int, float]]:
-        """The ``count`` most probable tokens, as the base numbers them, with their log-probabilities."""
+        """Return the ``count`` most probable tokens, as ids of the base, with their log-probabilities."""
         read = self.norm("norm", output) if self.eagle3 else output
         top = (self.lm_head @ read).log_softmax(0).topk(count)
         offsets = self.tensors.get("d2t", torch.zeros(self.lm_head.shape[0], dtype=torch.int64))
@@ -108,31 +108,31 @@ class ReferenceHead:
 
 
 def draft_static(
-    head: ReferenceHead, accepted: list[tuple[Tensor, int]], paths: tuple[tuple[int, ...], ...]
+    drafter: ReferenceHead, accepted: list[tuple[Tensor, int]], paths: tuple[tuple[int, ...], ...]
 ) -> list[tuple[int, ...]]:
-    """The tokens along each path of ranks, in the order of the paths."""
+    """Return the tokens along each path of ranks, in the order of the paths."""
     nodes = {(): Drafted((), accepted, 0.0)}
     for level in range(1, max(map(len, paths)) + 1):
-        here = [path for path in paths if len(path) == level]
-        above = sorted({path[:-1] for path in here})
-        outputs = dict(zip(above, head.run([nodes[path].pairs for path in above]), strict=True))
-        for path in here:
+        level_paths = [path for path in paths if len(path) == level]
+        above = sorted({path[:-1] for path in level_paths})
+        outputs = dict(zip(above, drafter.run([nodes[path].pairs for path in above]), strict=True))
+        for path in level_paths:
             parent, rank, output = nodes[path[:-1]], path[-1], outputs[path[:-1]]
-            token, score = head.children(output, rank + 1)[rank]
+            token, score = drafter.children(output, rank + 1)[rank]
             nodes[path] = Drafted((*parent.path, token), [*parent.pairs, (output, token)], parent.score + score)
     return [nodes[path].path for path in paths]
 
 
-def draft(head: ReferenceHead, accepted: list[tuple[Tensor, int]], tree: Tree) -> list[tuple[int, ...]]:
-    """The paths of the drafted nodes, parents first, in the order in which they were found."""
+def draft(drafter: ReferenceHead, accepted: list[tuple[Tensor, int]], tree: Tree) -> list[tuple[int, ...]]:
+    """Return the paths of the drafted nodes, parents first, in the order in which they were drafted."""
     beam = [Drafted((), accepted, 0.0)]
     pool = []
     for _ in range(tree.depth + 1):
         level = []
-        for node, output in zip(beam, head.run([node.pairs for node in beam]), strict=True):
+        for node, output in zip(beam, drafter.run([node.pairs for node in beam]), strict=True):
             level += [
                 Drafted((*node.path, token), [*node.pairs, (output, token)], node.score + score)
-                for token, score in head.children(output, tree.top_k)
+                for token, score in drafter.children(output, tree.top_k)
             ]
         pool += level
         beam = sorted(level, key=lambda node: -node.score)[: tree.top_k]
@@ -141,22 +141,22 @@ def draft(head: ReferenceHead, accepted: list[tuple[Tensor, int]], tree: Tree) -
 
 
 def decode(
-    base: LlamaForCausalLM, head: ReferenceHead, prompt: list[int], greedy: list[int], tree: Tree
+    base: LlamaForCausalLM, drafter: ReferenceHead, prompt: list[int], greedy: list[int], tree: Tree
 ) -> tuple[list[list[tuple[int, ...]]], list[int]]:
-    """The drafted trees and the accepted lengths of decoding ``prompt``, whose continuation is known to be ``greedy``.
+    """Return the drafted trees and accepted lengths of decoding ``prompt``, whose greedy continuation is ``greedy``.
 
-    As many steps as are certain: the last tokens of ``greedy`` may not suffice to judge a tree.
+    Only steps that are certain are made: the last tokens of ``greedy`` may not suffice to judge a tree.
     """
     sequence = torch.tensor([prompt + greedy])
     states = base.model(sequence, output_hidden_states=True).hidden_states
     count = base.config.num_hidden_layers
     aux = torch.cat([states[layer][0] for layer in (2, count // 2, count - 3)], 1)
-    targets = aux if head.eagle3 else states[-1][0]
+    targets = aux if drafter.eagle3 else states[-1][0]
     trees, lengths, done = [], [], 0
     while done + tree.most_accepted + 2 <= len(greedy):
         known = len(prompt) + done
-        pairs = [(head.enter(targets[i]), int(sequence[0, i + 1])) for i in range(known)]
-        paths = draft_static(head, pairs, tree.paths) if tree.paths else draft(head, pairs, tree)
+        pairs = [(drafter.enter(targets[i]), int(sequence[0, i + 1])) for i in range(known)]
+        paths = draft_static(drafter, pairs, tree.paths) if tree.paths else draft(drafter, pairs, tree)
         length = 0
         while tuple(greedy[done + 1 : done + 2 + length]) in paths:
             length += 1

@@ -25,7 +25,7 @@ PROMPTS = ((7,), tuple(range(90, 90 - 2 * CHUNK - 5, -1)), (5, 17, 33, 2, 60), (
 
 
 def batched(checkpoints: Checkpoints, kind: str, devices: tuple[str, ...] = ("a",)) -> Plan:
-    """A plan of a batch of 3; two devices divide it."""
+    """Return a plan with a batch of 3, which two devices divide."""
     model, draft = checkpoints.base.model, checkpoints.drafts[kind]
     heads = model.layers[0].attention.num_kv_heads
     units = even(model.layers[0].mlp.intermediate_size // model.layers[0].mlp.unit, 2)
@@ -47,8 +47,10 @@ def test_each_of_a_batch_is_as_alone(draft: bool, checkpoints: Checkpoints, tmp_
     directory = compiled(tmp_path / "plan", batched(checkpoints, "eagle3"), checkpoints, "eagle3")
     sampling = Sampling(temperature=1.0, top_k=20, top_p=0.9, seed=5)
     requests = [
-        Request(prompt_ids=prompt, max_new_tokens=count, draft=draft, ignore_eos=True, stop=(), sampling=how)
-        for prompt, count, how in zip(PROMPTS, (30, 9, 1, 40, 17), (None, sampling, None, None, sampling), strict=True)
+        Request(prompt_ids=prompt, max_new_tokens=count, draft=draft, ignore_eos=True, stop=(), sampling=drawn)
+        for prompt, count, drawn in zip(
+            PROMPTS, (30, 9, 1, 40, 17), (None, sampling, None, None, sampling), strict=True
+        )
     ]
     with Engine.open(directory) as engine:
         alone = [engine.serve(request).finished() for request in requests]
@@ -69,30 +71,32 @@ def test_an_end_of_sequence_ends_one_and_not_the_others(checkpoints: Checkpoints
     one = Request(prompt_ids=(1,), max_new_tokens=24, draft=True, ignore_eos=False, stop=())
     with Rank.open(codec.load(directory), directory) as rank:
         rank.plan = replace(plan, model=replace(plan.model, eos_token_ids=(eos,)))
-        *_, found = rank.serve_batch(tuple(replace(one, prompt_ids=prompt) for prompt in PROMPTS[:3]))
-    for tokens, generation in zip(expected, found, strict=True):
+        *_, completions = rank.serve_batch(tuple(replace(one, prompt_ids=prompt) for prompt in PROMPTS[:3]))
+    for tokens, generation in zip(expected, completions, strict=True):
         assert isinstance(generation, Completion)
         end = tokens.index(eos) + 1 if eos in tokens else 24
         assert generation.tokens == tokens[:end]
-    assert [generation.finish for generation in found].count("length") >= 1
-    assert found[0].finish == "eos"
+    assert [generation.finish for generation in completions].count("length") >= 1
+    assert completions[0].finish == "eos"
 
 
 def test_processes(checkpoints: Checkpoints, tmp_path: Path) -> None:
     directory = compiled(tmp_path / "plan", batched(checkpoints, "eagle", ("a", "b")), checkpoints, "eagle")
     with Engine.open(directory) as engine:
-        found = engine.generate_batch(PROMPTS[:2], max_new_tokens=12, ignore_eos=True)
-    assert [list(each.tokens) for each in found] == [checkpoints.greedy(prompt, 12) for prompt in PROMPTS[:2]]
+        generations = engine.generate_batch(PROMPTS[:2], max_new_tokens=12, ignore_eos=True)
+    assert [list(generation.tokens) for generation in generations] == [
+        checkpoints.greedy(prompt, 12) for prompt in PROMPTS[:2]
+    ]
 
 
 def test_the_command_line(checkpoints: Checkpoints, tmp_path: Path) -> None:
     directory = compiled(tmp_path / "plan", batched(checkpoints, "eagle"), checkpoints, "eagle")
-    given = [part for prompt in PROMPTS[:2] for part in ("--prompt-ids", ",".join(map(str, prompt)))]
-    command = ["run", str(directory), *given, "--max-new-tokens", "12", "--ignore-eos"]
+    prompts = [part for prompt in PROMPTS[:2] for part in ("--prompt-ids", ",".join(map(str, prompt)))]
+    command = ["run", str(directory), *prompts, "--max-new-tokens", "12", "--ignore-eos"]
     as_json = CliRunner().invoke(commands, [*command, "--json"], catch_exceptions=False)
-    told = json.loads(as_json.stdout)["generations"]
+    generations = json.loads(as_json.stdout)["generations"]
     expected = [checkpoints.greedy(prompt, 12) for prompt in PROMPTS[:2]]
-    assert [each["tokens"] for each in told] == expected
+    assert [generation["tokens"] for generation in generations] == expected
     as_text = CliRunner().invoke(commands, command, catch_exceptions=False)
     assert as_text.stdout.splitlines() == [" ".join(map(str, tokens)) for tokens in expected]
 

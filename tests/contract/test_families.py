@@ -47,7 +47,7 @@ FAMILIES = [
 def compiled(
     directory: Path, checkpoint: Path, devices: tuple[str, ...], dtype: DType = "float32"
 ) -> tuple[Plan, Path]:
-    """A plan with a random head that fits the base, compiled."""
+    """Compile a plan with a random drafter that fits the base."""
     base = load_base(checkpoint)
     write_draft(directory / "head", hidden_size=16, num_heads=4, head_dim=4, vocab_size=32, draft_vocab_size=20)
     draft = load_draft(directory / "head", base)
@@ -89,8 +89,8 @@ def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, family: str
     for devices in (("a",), ("a", "b")):
         plan, directory = compiled(tmp_path, checkpoint, devices)
         for state in on_all_ranks(plan, directory, lambda image, comm, plan=plan: last_states(plan, image, comm)):
-            found = state @ model.lm_head.weight.T
-            assert (found - logits).abs().max() <= 1e-4 * logits.abs().max()
+            ours = state @ model.lm_head.weight.T
+            assert (ours - logits).abs().max() <= 1e-4 * logits.abs().max()
         for tokens in with_engines(plan, directory, both_ways):
             assert tokens == [expected, expected]
 
@@ -133,7 +133,7 @@ def test_a_tree_is_verified_with_the_bits_of_plain_decoding(tmp_path: Path, fami
 
 @torch.inference_mode()
 def both_verified(plan: Plan, image: Image, comm: Comm) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the lm_head reads of each node of a tree [N, H], and where its ancestors and it come one by one."""
+    """Return the normed states of a tree's nodes [N, H], and those of the nodes decoded one by one."""
     device = plan.devices[comm.rank]
 
     def behind_prompt() -> Base:
@@ -142,9 +142,9 @@ def both_verified(plan: Plan, image: Image, comm: Comm) -> tuple[torch.Tensor, t
         return base
 
     def verified(base: Base, tokens: list[int], mask: torch.Tensor) -> torch.Tensor:
-        found = base.verify(torch.tensor([tokens], device=torch_device(device)), mask.to(torch_device(device))[None])
-        assert found is not None
-        return found.normed.clone()
+        forward = base.verify(torch.tensor([tokens], device=torch_device(device)), mask.to(torch_device(device))[None])
+        assert forward is not None
+        return forward.normed.clone()
 
     paths, tokens = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5)), [7, 21, 4, 30, 13, 8]
     mask = torch.tensor([[row in path for row in range(len(paths))] for path in paths])
@@ -161,7 +161,7 @@ def both_verified(plan: Plan, image: Image, comm: Comm) -> tuple[torch.Tensor, t
 
 @torch.inference_mode()
 def last_states(plan: Plan, image: Image, comm: Comm) -> torch.Tensor:
-    """What the lm_head reads of the prompt."""
+    """Return the normed states of the prompt, which the lm_head reads."""
     device = plan.devices[comm.rank]
     base = Base(plan, image, Memory(plan, device.id, torch_device(device)), comm)
     forward = base.prefill(0, torch.tensor(PROMPT, device=torch_device(device)), len(PROMPT) - 1)
@@ -170,6 +170,6 @@ def last_states(plan: Plan, image: Image, comm: Comm) -> torch.Tensor:
 
 
 def both_ways(engine: Rank) -> list[tuple[int, ...]]:
-    """With the draft and without."""
+    """Return the tokens with the draft and without."""
     request = Request(prompt_ids=PROMPT, max_new_tokens=COUNT, draft=True, ignore_eos=True, stop=())
     return [engine.generate(replace(request, draft=draft)).tokens for draft in (True, False)]

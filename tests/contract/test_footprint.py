@@ -1,6 +1,6 @@
-"""The decode loop stands still: every step does the same operations on the same shapes, and is read once.
+"""The footprint of a step is constant: every step does the same operations on the same shapes, with one host read.
 
-Only a step that looks at a longer window of the cache differs, in that length alone; there are a handful of these.
+Only a step that attends to a longer window of the cache differs, in that length alone; there are a handful of lengths.
 """
 
 from pathlib import Path
@@ -24,31 +24,29 @@ from tests.plan_factory import group, make_plan, write_draft
 pytestmark = pytest.mark.usefixtures("one_core")
 
 WINDOW = 64
-"""Positions after which a forward looks at more rows of a cache as short as these."""
+"""Positions after which the window grows, in caches as short as these."""
 TREE = Tree(kind="dynamic", total_token=12, depth=2, top_k=4, paths=None)
 READS = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique")
 """Operations that wait for data, or whose shapes depend on it."""
-
-
 TRANSFERS = ("tolist", "item", "numpy", "cpu", "__array__", "__bool__", "__int__", "__float__", "__index__")
-"""Methods of a tensor by which data come to the host."""
+"""Methods of a tensor that copy data to the host."""
 
 
 class Recorder(TorchDispatchMode):
-    """What is done, and on which shapes."""
+    """Recorder of operations and the shapes of their tensors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.done: list[tuple[str, tuple[tuple[int, ...], ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tensors = [each for each in args if isinstance(each, torch.Tensor)]
+        tensors = [argument for argument in args if isinstance(argument, torch.Tensor)]
         self.done.append((str(func), tuple(tuple(tensor.shape) for tensor in tensors)))
         return func(*args, **(kwargs or {}))
 
 
 class Reader(TorchFunctionMode):
-    """What is read by the host."""
+    """Recorder of transfers to the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,19 +54,19 @@ class Reader(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        moved = name == "to" and any(isinstance(each, str | torch.device) for each in args)
+        moved = name == "to" and any(isinstance(argument, str | torch.device) for argument in args)
         if moved or (name in TRANSFERS and args and isinstance(args[0], torch.Tensor)):
             self.read.append(name)
         return func(*args, **(kwargs or {}))
 
 
 def planned(checkpoints: Checkpoints, kind: str, context: int, draft: Any = None, batch: int = 1) -> Plan:
-    found = draft or checkpoints.drafts[kind]
+    drafter = draft or checkpoints.drafts[kind]
     return make_plan(
         checkpoints.base.model,
         [group(checkpoints.base.model, ["a"], LAYERS)],
-        draft=found.draft,
-        inputs=inputs(checkpoints.base, found),
+        draft=drafter.draft,
+        inputs=inputs(checkpoints.base, drafter),
         context=context,
         prefill_chunk=CHUNK,
         tree=TREE,

@@ -68,6 +68,6 @@ def test_tokens_are_those_of_a_cache_that_rounds(
     plain = [checkpoints.greedy(prompt, COUNT) for prompt in PROMPTS]
     assert (expected != plain) == (dtype == "float8_e4m3fn"), "the coarsest of them is seen in the tokens"
     for draft_too in (True, False):
-        for found in decoded(plan, directory, PROMPTS, [COUNT] * 2, draft=draft_too):
-            assert found.tokens == expected
-            assert found.measured["kv"] == plan.memory[0].kv_bytes
+        for result in decoded(plan, directory, PROMPTS, [COUNT] * 2, draft=draft_too):
+            assert result.tokens == expected
+            assert result.measured["kv"] == plan.memory[0].kv_bytes

@@ -22,7 +22,7 @@ from tests.plan_factory import Group, even, group, make_plan, shared_draft, spli
 pytestmark = pytest.mark.usefixtures("one_core")
 
 PROMPTS = ((7,), (5, 17, 33, 2, 60), tuple(range(3, 3 + CHUNK)), tuple(range(90, 90 - 2 * CHUNK - 5, -1)))
-"""Shorter than a chunk, of one chunk, and longer."""
+"""Two shorter than a chunk, one of one chunk, one of several."""
 TREE = Tree(kind="dynamic", total_token=16, depth=3, top_k=4, paths=None)
 OTHER_TREES = (
     Tree(kind="dynamic", total_token=5, depth=4, top_k=1, paths=None),
@@ -37,7 +37,7 @@ def _run(layers: int, kv_heads: tuple[int, ...], mlp_units: tuple[int, ...]) -> 
 
 
 def placed(name: str, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
-    """The plan of a placement, and the kind of its head."""
+    """Return the plan of a placement, and the kind of its drafter."""
     model = checkpoints.base.model
     units = model.layers[0].mlp.intermediate_size // model.layers[0].mlp.unit
     assert units >= 4, units
@@ -193,14 +193,14 @@ Together = tuple[tuple[int, ...], ...]
 
 
 class Alone:
-    """What heads on one device make of prompts."""
+    """Results of drafters on one device, by prompts and tree."""
 
     def __init__(self, checkpoints: Checkpoints, directory: Path) -> None:
         self.checkpoints, self._directory = checkpoints, directory
         self._known: dict[tuple[object, ...], Decoded] = {}
 
     def decoded(self, plan: Plan, kind: str, together: Together, counts: list[int]) -> Decoded:
-        """Of prompts that are decoded together, with the plan's batch and tree."""
+        """Return the result for prompts that are decoded together, with the batch and the tree of ``plan``."""
         model, tree, batch = plan.model, plan.options.tree, plan.options.batch
         key = (kind, tree, batch, together, tuple(counts))
         if key not in self._known:
@@ -226,9 +226,9 @@ def alone(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def check(plan: Plan, directory: Path, kind: str | None, alone: Alone, prompts: Together, most: int) -> None:
-    """Decode prompts, as many together as the plan allows, with the draft and without, on all ranks.
+    """Compare prompts with transformers, as many together as the plan allows, with the draft and without, on all ranks.
 
-    However the head is divided, it drafts what it drafts on one device.
+    However the drafter is divided, its trees are those that it drafts on one device.
     """
     batch = plan.options.batch
     for start in range(0, len(prompts), batch):
@@ -236,12 +236,12 @@ def check(plan: Plan, directory: Path, kind: str | None, alone: Alone, prompts: 
         counts = [min(most + 3 * number, CONTEXT - len(prompt)) for number, prompt in enumerate(together)]
         expected = [alone.checkpoints.greedy(prompt, count) for prompt, count in zip(together, counts, strict=True)]
         for draft in (True, False):
-            for rank, found in enumerate(decoded(plan, directory, together, counts, draft=draft)):
-                assert found.tokens == expected, (rank, draft)
+            for rank, result in enumerate(decoded(plan, directory, together, counts, draft=draft)):
+                assert result.tokens == expected, (rank, draft)
                 if kind and draft:
-                    assert found.trees == alone.decoded(plan, kind, together, counts).trees, rank
+                    assert result.trees == alone.decoded(plan, kind, together, counts).trees, rank
                 line = plan.memory[rank]
-                assert all(count <= getattr(line, f"{term}_bytes") for term, count in found.measured.items())
+                assert all(count <= getattr(line, f"{term}_bytes") for term, count in result.measured.items())
 
 
 @pytest.mark.parametrize(
@@ -256,11 +256,12 @@ def test_processes_give_the_tokens_of_transformers(name: str, checkpoints: Check
             for prompt in PROMPTS[1::2]
             for draft in (True, False)
         ]
-    for each in done:
-        assert list(each.tokens) == checkpoints.greedy(each.prompt_ids, 24)
-    assert max(max(each.accept_lengths, default=0) for each in done) >= 2
+    for generation in done:
+        assert list(generation.tokens) == checkpoints.greedy(generation.prompt_ids, 24)
+    assert max(max(generation.accept_lengths, default=0) for generation in done) >= 2
     for device in done[-1].devices:
-        assert all(made <= device.planned_bytes[term] for term, made in device.measured_bytes.items()), device.device
+        for term, measured in device.measured_bytes.items():
+            assert measured <= device.planned_bytes[term], device.device
 
 
 # ---- placements drawn at random ----
@@ -270,7 +271,7 @@ NAMES = ("a", "b", "c", "d", "e", "f")
 
 @st.composite
 def parts(draw: st.DrawFn, total: int, count: int, least: int) -> tuple[int, ...]:
-    """So many shares of a total, each at least ``least``."""
+    """Draw ``count`` shares of a total, none below ``least``."""
     rest = total - least * count
     cuts = sorted(draw(st.lists(st.integers(0, rest), min_size=count - 1, max_size=count - 1)))
     return tuple(least + stop - start for start, stop in zip([0, *cuts], [*cuts, rest], strict=True))
@@ -280,7 +281,7 @@ def parts(draw: st.DrawFn, total: int, count: int, least: int) -> tuple[int, ...
 def divisions(
     draw: st.DrawFn, count: int, queries: int, kv_heads: int, pairs: int, batch: int
 ) -> tuple[KvAxis, tuple[int, ...]]:
-    """Any way that so many devices have to divide KV heads: an axis, and sizes of subgroups."""
+    """Draw a division of KV heads over ``count`` devices: an axis, and sizes of subgroups."""
     axis: KvAxis = draw(st.sampled_from(["heads", "heads", "context", "head_dim", "batch"]))
     allowed = {
         "heads": [size for size in (1, 2, 4) if queries % size == 0],
@@ -299,8 +300,10 @@ def divisions(
 
 
 @st.composite
-def heads_of_draft(draw: st.DrawFn, model: Model, draft: Draft, devices: tuple[str, ...], batch: int) -> DraftPlacement:
-    """The head over these devices, its KV divided in any way."""
+def drafter_placements(
+    draw: st.DrawFn, model: Model, draft: Draft, devices: tuple[str, ...], batch: int
+) -> DraftPlacement:
+    """Draw a placement of the drafter over these devices, its KV divided in any way."""
     queries = DRAFT_HEADS // DRAFT_KV_HEADS
     axis, sizes = draw(divisions(len(devices), queries, DRAFT_KV_HEADS, DRAFT_HEAD_DIM // 2, batch))
     return shared_draft(model, draft, devices, axis, sizes, draw(parts(DRAFT_KV_HEADS, len(sizes), 1)))
@@ -308,21 +311,21 @@ def heads_of_draft(draw: st.DrawFn, model: Model, draft: Draft, devices: tuple[s
 
 @st.composite
 def stages(draw: st.DrawFn, layers: int, units: int, devices: tuple[str, ...], batch: int) -> Group:
-    """Any group that a plan may have: an axis, subgroups, and one or two runs of layers."""
+    """Draw a stage: an axis, subgroups, and one or two runs of layers."""
     axis, sizes = draw(divisions(len(devices), HEADS // KV_HEADS, KV_HEADS, HEAD_DIM // 2, batch))
     first = draw(st.integers(1, layers))
     runs = []
     for count in (first, layers - first):
         if count:
-            heads = draw(parts(KV_HEADS, len(sizes), 1))
-            every = tuple(share for share, size in zip(heads, sizes, strict=True) for _ in range(size))
-            runs.append(Run(num_layers=count, kv_heads=every, mlp_units=draw(parts(units, len(devices), 0))))
+            kv_heads = draw(parts(KV_HEADS, len(sizes), 1))
+            by_device = tuple(share for share, size in zip(kv_heads, sizes, strict=True) for _ in range(size))
+            runs.append(Run(num_layers=count, kv_heads=by_device, mlp_units=draw(parts(units, len(devices), 0))))
     return Group(devices=devices, runs=tuple(runs), axis=axis, subgroups=sizes)
 
 
 @st.composite
 def plans(draw: st.DrawFn, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
-    """Any placement of the base and of a head on up to six devices."""
+    """Draw a placement of the base and a drafter on up to six devices."""
     model = checkpoints.base.model
     units = model.layers[0].mlp.intermediate_size // model.layers[0].mlp.unit
     batch = draw(st.integers(1, 3))
@@ -348,7 +351,7 @@ def plans(draw: st.DrawFn, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
     placement = None
     if draft is not None:
         on = draw(st.sampled_from([head, embed, members(6)]))
-        placement = draw(heads_of_draft(model, draft.draft, on, batch))
+        placement = draw(drafter_placements(model, draft.draft, on, batch))
     plan = make_plan(
         model,
         groups,

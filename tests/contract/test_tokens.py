@@ -21,12 +21,12 @@ from tests.plan_factory import group, make_plan
 pytestmark = pytest.mark.usefixtures("one_core")
 
 PROMPTS = ((7,), (5, 17, 33, 2, 60), tuple(range(3, 3 + CHUNK)), tuple(range(90, 90 - 2 * CHUNK - 5, -1)))
-"""Shorter than a chunk, of one chunk, and longer."""
+"""Two shorter than a chunk, one of one chunk, one of several."""
 TREE = Tree(total_token=16, depth=3, top_k=4)
 
 
 def whole_plan(checkpoints: Checkpoints, kind: str | None, tree: Tree = TREE) -> Plan:
-    """Everything on one device."""
+    """Return a plan with everything on one device."""
     draft = checkpoints.drafts[kind] if kind else None
     return make_plan(
         checkpoints.base.model,
@@ -40,7 +40,7 @@ def whole_plan(checkpoints: Checkpoints, kind: str | None, tree: Tree = TREE) ->
 
 
 def planned(tree: Tree) -> PlanTree:
-    """The same tree as a plan says it."""
+    """Return a reference tree as a plan's."""
     if tree.paths:
         return static_tree(tree.paths)
     return PlanTree(kind="dynamic", total_token=tree.total_token, depth=tree.depth, top_k=tree.top_k, paths=None)
@@ -70,25 +70,25 @@ LEAST_STEPS = 200
 def test_trees_and_accepted_lengths_are_those_of_eagle(
     kind: str, trees: tuple[Tree, ...], checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
-    head, steps, deepest = ReferenceHead(checkpoints.heads[kind], checkpoints.model), 0, set()
+    drafter, steps, deepest = ReferenceHead(checkpoints.heads[kind], checkpoints.model), 0, set()
     for number, tree in enumerate(trees):
         directory = compiled(tmp_path / str(number), whole_plan(checkpoints, kind, tree), checkpoints, kind)
         with Rank.open(codec.load(directory), directory) as engine:
             for prompt in PROMPTS[: 1 if tree.total_token > 50 else 2]:
-                lengths = compare(engine, checkpoints, head, prompt, tree)
+                lengths = compare(engine, checkpoints, drafter, prompt, tree)
                 steps += len(lengths)
                 deepest.add(max(lengths) == tree.most_accepted)
     assert steps >= LEAST_STEPS
-    assert True in deepest, "the heads should agree more often"
+    assert True in deepest, "the drafters should agree more often"
 
 
 def compare(
-    engine: Rank, checkpoints: Checkpoints, head: ReferenceHead, prompt: tuple[int, ...], tree: Tree
+    engine: Rank, checkpoints: Checkpoints, drafter: ReferenceHead, prompt: tuple[int, ...], tree: Tree
 ) -> list[int]:
-    """Step by step the same drafted nodes and accepted lengths; these lengths."""
+    """Compare drafted nodes and accepted lengths step by step; return the lengths."""
     greedy = checkpoints.greedy(prompt, CONTEXT - len(prompt))
     with torch.inference_mode():
-        trees, lengths = decode(checkpoints.model, head, list(prompt), greedy, tree)
+        trees, lengths = decode(checkpoints.model, drafter, list(prompt), greedy, tree)
     steps = engine.steps(ask(prompt, 1))
     _, message = next(steps)
     for expected, length in zip(trees, lengths, strict=True):
