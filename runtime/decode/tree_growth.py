@@ -71,8 +71,9 @@ class Dynamic:
     def __init__(self, tree: Tree, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         self.top_k, self._depth, self._nodes, self._batch = tree.top_k, tree.depth, tree.total_token, batch
         k, rows = tree.top_k, max(1, tree.depth * tree.top_k)
-        self._roots = self._beam = torch.empty(0)
+        self._roots = self._beam = torch.empty(0)  # root tokens [B], scores of the last beam [B, k]
         self._tokens, self._scores, self._fed = list[Tensor](), list[Tensor](), list[Tensor]()
+        # of each level: candidates' tokens and scores [B, k] or [B, k * k], and the beam's numbers in the pool [B, k]
         self._numbers = torch.arange(k, device=device).expand(batch, -1)
         self._root_parents = torch.full((batch, k), -1, dtype=torch.int64, device=device)
         self._sequence = torch.arange(batch, device=device).unsqueeze(1)
@@ -91,12 +92,12 @@ class Dynamic:
     def grow(self, level: Level, tokens: Tensor, scores: Tensor) -> Level | None:
         k, number = self.top_k, level.depth
         tokens = tokens.view(self._batch, k * k)
-        scores = (scores.view(self._batch, k, k) + self._beam.unsqueeze(2)).view(self._batch, k * k)
+        scores = (scores.view(self._batch, k, k) + self._beam.unsqueeze(2)).view(self._batch, k * k)  # of whole paths
         self._tokens.append(tokens)
         self._scores.append(scores)
         if number + 1 == self._depth:
             return None
-        chosen = best(scores, k)
+        chosen = best(scores, k)  # [B, k]: numbers among the level's candidates
         above = chosen // k  # [B, k]: numbers of the parents in the beam
         return self._feed(
             number + 1,
@@ -148,23 +149,28 @@ class Static:
         def indices(numbers: list[int]) -> Tensor:
             return torch.tensor(numbers, dtype=torch.int64, device=device)
 
+        # of each level, which of the candidates of the nodes that were fed become nodes
         self._picked = [
             indices([above.index(path[:-1]) * tree.top_k + path[-1] for path in level])
             for above, level in zip(fed, levels, strict=True)
         ]
+        # of each level but the last, which of its nodes are fed
         self._fed = [
             indices([level.index(path) for path in nodes]) for level, nodes in zip(levels[:-1], fed[1:], strict=True)
         ]
+        # of each level that is fed, the row of each node's parent among the outputs of the previous level [B, f]
         sequence = torch.arange(batch, device=device).unsqueeze(1)
         self._parents = [
             indices([above.index(path[:-1]) for path in nodes]) + sequence * len(above)
             for above, nodes in pairwise(fed)
         ]
+        # of each level that is fed, 0 where a node sees a fed node: itself and its ancestors [1, f, R]
         self._bias = []
         for nodes in fed[1:]:
             visible = [[path[: len(row)] == row for row in rows] for path in nodes]
             hidden = torch.full((1, len(nodes), max(1, len(rows))), float("-inf"), dtype=dtype, device=device)
             self._bias.append(hidden.masked_fill_(torch.tensor([visible], device=device), 0.0))
+        # parents of the finished tree [B, N]
         numbers = {path: number for number, path in enumerate([(), *paths])}
         self._links = indices([0, *(numbers[path[:-1]] for path in paths)]).expand(batch, -1)
 
@@ -180,7 +186,7 @@ class Static:
 
     def _level(self, number: int, candidates: Tensor) -> Level | None:
         """Select the nodes of a level from the candidates of what was fed; return those that are fed next."""
-        nodes = candidates.view(self._batch, -1).index_select(1, self._picked[number])
+        nodes = candidates.view(self._batch, -1).index_select(1, self._picked[number])  # [B, nodes of the level]
         self._tokens.append(nodes)
         if number == len(self._fed):
             return None

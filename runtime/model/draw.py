@@ -13,8 +13,8 @@ from torch import Tensor
 from runtime.comm.groups import Group
 from runtime.sampling import Sampling
 
-# The temporaries of a draw are bounded by `scratch.head` (weights [W, v], and one chunk of them) and `scratch.noise`
-# (exponentials [A, v], and what making one row of them takes) in plans/buffers.py.
+# The temporaries of a draw are bounded in plans/buffers.py by `scratch.head` (weights [W, v], and as much again),
+# `scratch.noise` (exponentials [A, v], and what making one row of them takes) and `scratch.best` (gathered winners).
 CHUNKS = 4
 """Parts in which rows of weights are processed, which bounds temporaries."""
 SMALL_WEIGHTS = 1 << 17

@@ -15,7 +15,8 @@ Where a subgroup divides the cache by ``context``, position p is in row N + p //
 members have the tree: each commits those accepted rows whose positions are its own. By ``batch`` a member has some of
 the sequences.
 
-Letters as in ``layers``; here n is the rows of a tree, N the most rows of any tree, A the most rows kept at once.
+Temporaries, numbers of rows and positions, are bounded by `scratch.index` in plans/buffers.py. Letters as in
+``layers``; here n is the rows of a tree, N the most rows of any tree, A the most rows kept at once.
 """
 
 from collections.abc import Sequence

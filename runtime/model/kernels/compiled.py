@@ -4,7 +4,7 @@ Numba decides by the file of the kernel alone whether compiled code is up to dat
 other files. It also numbers the files of one kernel in the order in which they are written: of two processes that
 compile for different dtypes or processors at the same time, one could load the other's code. So the name under which
 the code of a kernel is kept holds everything that it depends on: the dtype, the processor, and a checksum of every
-source file of this package.
+source file of this package. Code of other sources is never loaded; it stays on disk until the cache is deleted.
 """
 
 import zlib
