@@ -1,4 +1,4 @@
-"""Answer -> Plan: names instead of indices, units dealt out to single layers, memory lines, transports."""
+"""Turns an answer into a plan: names for indices, units dealt out to single layers, memory lines, transports."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -26,9 +26,9 @@ from plans.slots import weights_bytes
 
 
 def emit(formulation: Formulation, inputs: Inputs, solved: Solved, previous: Previous | None = None) -> Plan:
-    """The plan of a certified answer; its layers in an order in which the fewest bytes move from ``previous``.
+    """Return the plan of a certified answer, its layers in an order in which the fewest bytes move from ``previous``.
 
-    The solver counts a share's bytes from above where it divides freely; the plan's lines are exact, and never more.
+    Where the solver divides freely it bounds the bytes of a share from above; the plan's lines are exact and no larger.
     """
     problem, answer = formulation.problem, solved.answer
     certificate = certify(problem, answer)
@@ -59,13 +59,14 @@ def emit(formulation: Formulation, inputs: Inputs, solved: Solved, previous: Pre
 
 
 def _with_memory(plan: Plan, problem: Problem, answer: Answer, certificate: Certificate) -> Plan:
+    """Return the plan with the memory lines of its devices, and assert that it is consistent."""
     lines = []
     free = []
     for index in devices_in_use(problem, answer):
         name = problem.devices[index]
         line = device_memory(plan, name, *weights_bytes(plan, name))
-        told = certificate.load_bytes[index]
-        assert line.planned_bytes <= told, f"{name}: {line} is more than the {told} bytes that the solver was told"
+        bound = certificate.load_bytes[index]
+        assert line.planned_bytes <= bound, f"{name}: {line} exceeds the {bound} bytes of the solver's problem"
         lines.append(line)
         free.append(problem.capacity_bytes[index] - line.planned_bytes)
     proof = dataclasses.replace(plan.proof, min_free_bytes=min(free))
@@ -90,11 +91,11 @@ def _transport(formulation: Formulation, members: Iterable[int]) -> Transport:
 def _split(
     formulation: Formulation, block: Block, placed: BlockAnswer, before: tuple[str, ...], predicted_ns: int
 ) -> VocabSplit:
-    """A table, which receives from the leader of ``before``."""
+    """Return the placement of a vocabulary table, which receives from the leader of ``before``."""
     members = _members(block, placed)
     devices = _names(formulation, members)
     (bundles,) = placed.shares
-    assert bundles is not None, "a table of its own is shared with nothing"
+    assert bundles is not None, "the tables of the base model are no other block's"
     return VocabSplit(
         devices=devices,
         transport=_transport(formulation, members),
@@ -119,8 +120,8 @@ def _stages(
     for position, placed in enumerate(answer.stages):
         members = problem.groups[placed.group].devices
         devices = _names(formulation, members)
-        way = formulation.ways[placed.group]
-        here = kinds[first_layer : first_layer + placed.num_layers]
+        division = formulation.kv_divisions[placed.group]
+        stage_kinds = kinds[first_layer : first_layer + placed.num_layers]
         order = previous.in_order(placed, first_layer) if previous else _as_listed(placed)
         stages.append(
             Stage(
@@ -128,9 +129,9 @@ def _stages(
                 devices=devices,
                 transport=_transport(formulation, members),
                 hop_transport=hop_transport(formulation.inventory, before, devices),
-                kv_axis=way.axis,
-                kv_subgroups=way.subgroups,
-                runs=_runs(problem, placed, here, order),
+                kv_axis=division.axis,
+                kv_subgroups=division.subgroups,
+                runs=_runs(problem, placed, stage_kinds, order),
                 predicted_ns=certificate.stage_ns[position],
             )
         )
@@ -140,18 +141,21 @@ def _stages(
 
 
 def _as_listed(placed: StageAnswer) -> list[list[int]]:
-    """Of each kind, the split of each of its layers."""
+    """Return the split of every layer, by kind, in the order in which splits are listed."""
     return [[split for split, count in enumerate(counts) for _ in range(count)] for counts in placed.layers]
 
 
 def _runs(
     problem: Problem, placed: StageAnswer, kinds: Sequence[int], order: Sequence[Sequence[int]]
 ) -> tuple[Run, ...]:
-    """The layers of a stage, of these kinds in this order; runs of equal layers with equal shares are one."""
+    """Return the layers of a stage as runs of equal kinds and shares.
+
+    ``kinds``: of its layers, in the order of execution; ``order``: by kind, the split of every layer.
+    """
     listed = problem.groups[placed.group].splits
     layers = [
-        zip((splits[split].shares for split in each), deal(units, len(each)), strict=True)
-        for splits, units, each in zip(listed, placed.units, order, strict=True)
+        zip((splits[split].shares for split in chosen), deal(units, len(chosen)), strict=True)
+        for splits, units, chosen in zip(listed, placed.units, order, strict=True)
     ]
     runs: list[tuple[int, Run]] = []
     for kind in kinds:
@@ -164,10 +168,10 @@ def _runs(
 
 
 def deal(totals: Sequence[int], layers: int) -> list[tuple[int, ...]]:
-    """Divide each member's total over ``layers`` layers such that every layer has the same sum.
+    """Divide every member's total over ``layers`` layers such that all layers have the same sum.
 
-    No two layers differ by more than one unit for any member: what is left over after equal shares goes round the
-    layers once, member after member (McNaughton's wrap-around rule).
+    No two layers differ by more than one unit for any member: remainders are dealt to the layers in turn, member after
+    member (McNaughton's wrap-around rule).
     """
     if not layers:
         return []
@@ -181,6 +185,7 @@ def deal(totals: Sequence[int], layers: int) -> list[tuple[int, ...]]:
 
 
 def _draft(formulation: Formulation, answer: Answer, certificate: Certificate) -> DraftPlacement | None:
+    """Return the placement of the drafter, None without one."""
     problem, placed = formulation.problem, answer.tail
     if placed is None or problem.tail is None:
         return None
@@ -188,15 +193,15 @@ def _draft(formulation: Formulation, answer: Answer, certificate: Certificate) -
     devices = _names(formulation, members)
     head = _names(formulation, _members(problem.last, answer.last))
     units, embed, rows = placed.shares
-    assert units is not None, "units are shared with nothing"
-    way = formulation.draft_ways[placed.option][placed.split]
-    alone = max(way.subgroups) == 1
+    assert units is not None, "MLP units of the drafter are no other block's"
+    division = formulation.draft_kv_divisions[placed.option][placed.split]
+    alone = max(division.subgroups) == 1
     return DraftPlacement(
         devices=devices,
         transport=_transport(formulation, members),
         feature_transport=hop_transport(formulation.inventory, head, devices),
-        kv_axis=None if alone else way.axis,
-        kv_subgroups=None if alone else way.subgroups,
+        kv_axis=None if alone else division.axis,
+        kv_subgroups=None if alone else division.subgroups,
         kv_heads=problem.tail.options[placed.option].splits[placed.split].shares,
         mlp_units=units,
         embed_rows=None if embed is None else _rows(formulation, embed),

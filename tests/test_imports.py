@@ -51,7 +51,7 @@ ROOMS = {
 
 SOLVER = "planner.solver"
 CONTRACT_MAY_IMPORT = {"plans", "yaml", *sys.stdlib_module_names}
-NEVER_IN_RUNTIME = {"planner", "ortools", "networkx", "transformers"}
+NEVER_IN_RUNTIME = {"planner", "ortools", "transformers"}
 NEVER_IN_PLANNER = {"runtime", "transformers"}
 READS_WEIGHTS = {
     "planner.checkpoints.pickle_to_safetensors",
@@ -215,7 +215,7 @@ def test_only_the_edge_prints() -> None:
     ["planner.cli", *(f"planner.commands.{name}" for name in ("compile", "diff", "inventory", "scan", "show"))],
 )
 def test_only_to_build_needs_the_solver(name: str) -> None:
-    assert not [module for module in reachable(name, set()) if tops(module) & {"ortools", "networkx"}]
+    assert not [module for module in reachable(name, set()) if tops(module) & {"ortools"}]
 
 
 @pytest.mark.parametrize("name", ["runtime.cli", "runtime.commands.verify_images"])

@@ -33,8 +33,9 @@ from planner.hardware.catalog import catalog
 from planner.hardware.inventory import parse_inventory
 from planner.integers import ceil_div
 from planner.problem import device_map
-from planner.problem.device_sets import DeviceSet, even
+from planner.problem.device_sets import DeviceSet
 from planner.problem.formulate import Formulation
+from planner.problem.kv_splits import even
 from planner.request import Wanted, resolve
 from planner.solver.certify import certify
 from planner.solver.minimise import Settings
@@ -146,17 +147,17 @@ class _Given(Formulation):
     head: DeviceSet
 
     @cached_property
-    def _stage_sets(self) -> tuple[DeviceSet, ...]:
+    def stage_sets(self) -> tuple[DeviceSet, ...]:
         return tuple(part.devices for part in self.parts)
 
     @cached_property
-    def _block_sets(self) -> tuple[DeviceSet, ...]:
+    def block_sets(self) -> tuple[DeviceSet, ...]:
         return tuple(dict.fromkeys((self.embed, self.head)))
 
     @cached_property
-    def _groups(self) -> tuple[tuple[Group, KvDivision], ...]:
+    def groups(self) -> tuple[tuple[Group, KvDivision], ...]:
         """By heads alone: where a rival repeats some, the model has as many of them (``repeat_heads``)."""
-        return tuple((group, way) for group, way in super()._groups if max(way.subgroups) == 1)
+        return tuple((group, division) for group, division in super().groups if max(division.subgroups) == 1)
 
 
 def price(

@@ -1,36 +1,142 @@
-"""How a group may divide attention, as splits: every division of the KV heads, and which ways are worth offering."""
+"""Divisions of attention over a device set, as splits. Optimality is proven over these alone.
 
-from collections.abc import Callable, Sequence
+A *KV division* (:class:`plans.kv.KvDivision`) is an axis and the sizes of subgroups; :func:`kv_divisions` lists them
+for a group of n devices and K KV heads:
+
+* ``heads`` with n subgroups of one device, where n <= K: every device has whole KV heads of its own.
+* Subgroups of equal size m > 1, for every divisor m of n with n/m <= K, that divide each of their heads' cache along
+  ``context``, ``head_dim`` or ``batch``; along ``heads`` (each member repeats the cache) only where n > K.
+* Where n > K and K does not divide n, also K subgroups as equal as can be.
+
+For each, a *split* is made of every way to deal K heads out over the subgroups, at least one each, in equal bundles of
+heads (:func:`bundles`): at most 16 bundles, fewer where there would be more than MOST_SPLITS splits. More subgroups
+than bundles divide the heads as evenly as can be, in that one way. Over several hosts the heads are dealt out equally
+to the hosts, and on each host in the same way, in at most 8 bundles; where that is not possible, as evenly as can be.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
 
-from planner.problem.device_sets import DeviceSet, divisions, repeated_divisions
+from planner.problem.device_sets import DeviceSet
 from planner.solver.problem import Split
 from plans.kv import KvDivision, KvShare
 from plans.schema import Attention, KvAxis, Options
 
+MOST_BUNDLES = 16
+"""KV heads are dealt out one by one up to this number, beyond it in equal bundles."""
+
+MOST_WIDE_BUNDLES = 8
+"""Bundles on each host of a group over several hosts at most."""
+
+MOST_SPLITS = 60_000
+"""Splits of all candidates of one host at most; where there would be more, KV heads come in larger bundles."""
+
+
+@cache
+def kv_divisions(size: int, kv_heads: int, asked: KvAxis | None) -> tuple[KvDivision, ...]:
+    """Return the divisions of ``kv_heads`` over a group of ``size``, as the head of this module lists them.
+
+    Heads are repeated in subgroups only where there are more members than heads: otherwise whole heads take less of
+    every member, except for some uneven divisions, which take long to exclude. With an axis asked for, a group of
+    several devices divides along that one.
+    """
+    divisions: list[KvDivision] = []
+    if size == 1 or (size <= kv_heads and asked in (None, "heads")):
+        divisions.append(KvDivision(axis="heads", subgroups=(1,) * size))
+    divisors = [m for m in range(2, size + 1) if size % m == 0 and size // m <= kv_heads]
+    sizes = [(m,) * (size // m) for m in divisors]
+    if size > kv_heads and size % kv_heads:
+        sizes.append(even(size, kv_heads))
+    shared: tuple[KvAxis, ...] = ("context", "head_dim", "batch")
+    axes: tuple[KvAxis, ...] = ("heads", *shared) if size > kv_heads else shared
+    divisions += [KvDivision(axis=axis, subgroups=m) for axis in axes if asked in (None, axis) for m in sizes]
+    return tuple(divisions)
+
+
+@cache
+def bundles(kv_heads: int, sizes: tuple[tuple[int, int], ...]) -> int:
+    """Return the number of equal bundles of KV heads; ``sizes``: (size, number) of the sets that divide them."""
+    fitting = [n for n in range(min(MOST_BUNDLES, kv_heads), 0, -1) if kv_heads % n == 0]
+    if kv_heads > MOST_BUNDLES and fitting[0] == 1:
+        fitting.insert(0, kv_heads)  # a prime number of heads comes in no bundles
+
+    def splits(parts: int) -> int:
+        return sum(number * math.comb(parts - 1, size - 1) for size, number in sizes if size <= parts)
+
+    return next(n for n in fitting if splits(n) <= MOST_SPLITS or n == fitting[-1])
+
+
+@cache
+def head_divisions(kv_heads: int, most_bundles: int, parts: int) -> tuple[tuple[int, ...], ...]:
+    """Return every way to deal bundles out over ``parts``, at least one each; more parts than bundles share evenly."""
+    if parts > most_bundles:
+        return (even(kv_heads, parts),) if parts <= kv_heads else ()
+    heads = kv_heads // most_bundles
+    return tuple(tuple(heads * part for part in shares) for shares in compositions(most_bundles, parts))
+
+
+@cache
+def repeated_head_divisions(kv_heads: int, most_bundles: int, parts: int, hosts: int) -> tuple[tuple[int, ...], ...]:
+    """Return the divisions that are the same on each of several hosts where there are any, else the most even one."""
+    if parts % hosts == 0 and kv_heads % hosts == 0 and parts <= kv_heads:
+        most = min(most_bundles, MOST_WIDE_BUNDLES)
+        inside = max(n for n in range(1, most + 1) if kv_heads // hosts % n == 0)
+        return tuple(shares * hosts for shares in head_divisions(kv_heads // hosts, inside, parts // hosts))
+    return (even(kv_heads, parts),) if parts <= kv_heads else ()
+
+
+def even(total: int, parts: int) -> tuple[int, ...]:
+    """Return ``total`` as ``parts`` numbers that differ by one at most, the larger first."""
+    share, more = divmod(total, parts)
+    return (share + 1,) * more + (share,) * (parts - more)
+
+
+def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Yield every way to write ``total`` as ``parts`` positive numbers in order."""
+    if parts == 1:
+        yield (total,)
+        return
+    for first in range(1, total - parts + 2):
+        for rest in compositions(total - first, parts - 1):
+            yield (first, *rest)
+
+
+def sizes_of(sets: Iterable[DeviceSet]) -> tuple[tuple[int, int], ...]:
+    """Return (size, number of candidates of that size) for the candidates of one host."""
+    lengths = sorted(len(device_set.devices) for device_set in sets if len(device_set.hosts) == 1)
+    return tuple((size, len(list(equal))) for size, equal in groupby(lengths))
+
+
+# ---- prices of divisions ----
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """A group of a set of devices but for their names."""
+    """One division of the KV cache over a device set, priced; it holds for all sets that differ only in names."""
 
-    way: KvDivision
+    division: KvDivision
     splits: tuple[tuple[Split, ...], ...]
+    """Splits of one layer of each kind; none where layers of the kind cannot be divided so."""
     stage_bytes: tuple[int, ...]
+    """Bytes per member, once per stage, in the order of devices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subgroup:
-    """Devices that share KV heads."""
+    """Price of a subgroup: devices that share the cache of some KV heads."""
 
     ns: tuple[int, ...]
-    """In each kind of pass: of the slowest of them, with what they exchange."""
+    """Time of each kind of pass: the slowest member and the exchange of partial results."""
     bytes: tuple[int, ...]
-    """Of each of them."""
+    """Bytes per member."""
 
 
 def divided(
-    each: DeviceSet,
-    way: KvDivision,
+    device_set: DeviceSet,
+    division: KvDivision,
     kv_heads: int,
     most_bundles: int,
     subgroup: Callable[[KvAxis, tuple[int, ...], int, bool], Subgroup],
@@ -38,65 +144,67 @@ def divided(
     fixed_ns: int,
     times: tuple[int, ...],
 ) -> tuple[Split, ...]:
-    """A split for each division of the KV heads, in so many bundles at most, over the subgroups of a way.
+    """Return a split for every way to deal KV heads out over the subgroups of a division.
 
-    ``subgroup``: of an axis, members, KV heads, and whether the group's leader is among them. ``times``: how often each
-    kind of pass is made; all wait for the slowest subgroup in each.
+    ``subgroup`` prices an axis, members and KV heads, with a flag for the group's leader. ``times``: passes of each
+    kind in a step; the time is ``fixed_ns`` + Σ times · max over subgroups, since each pass waits for the slowest.
     """
-    parts, hosts = len(way.subgroups), len(each.hosts)
+    parts, hosts = len(division.subgroups), len(device_set.hosts)
     if hosts == 1:
-        dealt = divisions(kv_heads, most_bundles, parts)
+        dealt = head_divisions(kv_heads, most_bundles, parts)
     else:
-        dealt = repeated_divisions(kv_heads, most_bundles, parts, hosts)
-    starts = [sum(way.subgroups[:i]) for i in range(parts)]
-    members = [each.devices[start : start + m] for start, m in zip(starts, way.subgroups, strict=True)]
-    shares = [
-        {k: subgroup(way.axis, members[s], k, s == 0) for k in {found[s] for found in dealt}} for s in range(parts)
+        dealt = repeated_head_divisions(kv_heads, most_bundles, parts, hosts)
+    starts = [sum(division.subgroups[:i]) for i in range(parts)]
+    members = [device_set.devices[start : start + m] for start, m in zip(starts, division.subgroups, strict=True)]
+    prices = [
+        {k: subgroup(division.axis, members[s], k, s == 0) for k in {heads[s] for heads in dealt}} for s in range(parts)
     ]
     splits = []
-    for division in dealt:
-        chosen = [shares[s][k] for s, k in enumerate(division)]
-        slowest = (n * max(found.ns[number] for found in chosen) for number, n in enumerate(times))
+    for heads in dealt:
+        chosen = [prices[s][k] for s, k in enumerate(heads)]
+        slowest = (n * max(price.ns[number] for price in chosen) for number, n in enumerate(times))
         splits.append(
             Split(
-                shares=tuple(k for k, m in zip(division, way.subgroups, strict=True) for _ in range(m)),
+                shares=tuple(k for k, m in zip(heads, division.subgroups, strict=True) for _ in range(m)),
                 ns=fixed_ns + sum(slowest),
-                bytes=tuple(nbytes for found in chosen for nbytes in found.bytes),
+                bytes=tuple(nbytes for price in chosen for nbytes in price.bytes),
             )
         )
     return tuple(splits)
 
 
 def parts_of(axis: KvAxis, members: Sequence[int], kv_heads: int) -> list[KvShare]:
-    """The share of each member of a subgroup, but for its place there where that makes no difference to its size."""
+    """Return the share of every member of a subgroup; only along ``context`` does its size depend on the position."""
     count, apart = len(members), axis == "context"
     return [KvShare(heads=kv_heads, axis=axis, parts=count, part=part if apart else 0) for part in range(count)]
 
 
 def rotary_pairs(attention: Attention) -> int:
-    """Rotary pairs of a head that may be divided: none where it is normed as a whole."""
+    """Return the rotary pairs of a head that may be divided: none where the head is normed as a whole."""
     return 0 if attention.qk_norm else attention.head_dim // 2
 
 
-def allows(attention: Attention, options: Options, way: KvDivision) -> bool:
-    """Whether a layer can be divided so: each part of a head has equally many rotary pairs or query heads, each of a
-    batch a sequence.
+def allows(attention: Attention, options: Options, division: KvDivision) -> bool:
+    """Return whether a layer can be divided so.
+
+    Every subgroup needs a KV head; every part of a head equally many query heads (``heads``) or rotary pairs
+    (``head_dim``); every part of a batch a sequence.
     """
-    if len(way.subgroups) > attention.num_kv_heads:
+    if len(division.subgroups) > attention.num_kv_heads:
         return False
-    if way.axis == "heads":
-        return all(attention.num_heads // attention.num_kv_heads % m == 0 for m in way.subgroups)
-    if way.axis == "head_dim":
+    if division.axis == "heads":
+        return all(attention.num_heads // attention.num_kv_heads % m == 0 for m in division.subgroups)
+    if division.axis == "head_dim":
         pairs = rotary_pairs(attention)
-        return pairs > 0 and all(pairs % m == 0 for m in way.subgroups)
-    return way.axis != "batch" or max(way.subgroups) <= options.batch
+        return pairs > 0 and all(pairs % m == 0 for m in division.subgroups)
+    return division.axis != "batch" or max(division.subgroups) <= options.batch
 
 
 def dominates(one: Variant, other: Variant) -> bool:
-    """Whether whatever ``other`` can do, ``one`` can in no more time and no more bytes of any member.
+    """Return whether ``one`` can do whatever ``other`` can, in no more time and no more bytes of any member.
 
-    For each split of one layer it has one with no more of either; and already one layer of it saves what a stage
-    takes more, once.
+    For every split of ``other``, ``one`` has a split with no more of either; and its savings on a single layer make up
+    for the bytes that its stage takes more, once.
     """
     more = tuple(max(0, a - b) for a, b in zip(one.stage_bytes, other.stage_bytes, strict=True))
     return all(
@@ -107,5 +215,5 @@ def dominates(one: Variant, other: Variant) -> bool:
 
 
 def no_worse(one: Split, other: Split, more: tuple[int, ...]) -> bool:
-    """Whether a split takes no more time and, with so many ``more`` bytes of each member, no more of them."""
+    """Return whether ``one`` takes no more time than ``other``, nor, with ``more`` bytes per member, more memory."""
     return one.ns <= other.ns and all(a + m <= b for a, b, m in zip(one.bytes, other.bytes, more, strict=True))

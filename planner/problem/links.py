@@ -1,9 +1,76 @@
-"""Bytes and times of the messages that one step sends along the chain of blocks and stages."""
+"""Times of messages between devices, and of the fixed work of a block, as the solver is given them.
 
+Knows the links of an inventory and the roofline's collectives; message sizes come from :mod:`plans.step`, what a share
+computes from :mod:`planner.costs.shares`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns, message_ns
+from planner.costs.shares import Pass, Work, exchange_ns
+from planner.costs.topology import Fabric
+from planner.problem.device_sets import DeviceSet
 from planner.solver.problem import Receive
-
-TREE_BLOCKS = 2
-"""Growing and pruning the tree after a pass of the head takes about as long as so many blocks' fixed work."""
-
+from plans.kv import KvShare
+from plans.schema import Attention, Device
 
 NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
+"""Cost of receiving nothing, as the first block of the chain does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """Times of collectives, hops and fixed work, in ns; devices are indices in inventory order."""
+
+    fabric: Fabric
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Devices of the inventory."""
+        return self.fabric.inventory.devices
+
+    @cached_property
+    def receive(self) -> Callable[[DeviceSet, int], Receive]:
+        """Return the cost of receiving a message of so many bytes from the leader of the link of the chain before."""
+        return cache(self._receive)
+
+    def _receive(self, device_set: DeviceSet, message_bytes: int) -> Receive:
+        """Price broadcasts from a leader inside the set, from its host, and from another host, in rising order."""
+        inner, outer = self.fabric.tiers(device_set.devices, message_bytes)
+        inside = broadcast_ns((inner, outer), message_bytes)
+        network = self.fabric.inventory.network
+        if len(device_set.hosts) > 1:
+            far = broadcast_ns((inner, Tier(count=outer.count + 1, link=network)), message_bytes)
+            return Receive(same_ns=0, inside_ns=inside, near_ns=far, far_ns=far)
+        host = self.fabric.of_host[device_set.hosts[0]]
+        around = Tier(count=inner.count + 1, link=self.fabric.inner_link(host, message_bytes))
+        near = broadcast_ns((around,), message_bytes) if len(host) > len(device_set.devices) else inside
+        far = max(near, inside + message_ns(network, message_bytes)) if network else near
+        return Receive(same_ns=0, inside_ns=inside, near_ns=near, far_ns=far)
+
+    def broadcast_ns(self, members: Sequence[int], message_bytes: int) -> int:
+        """Return the time of a broadcast in a group, or of a gather of so many bytes in all."""
+        return broadcast_ns(self.fabric.tiers(members, message_bytes), message_bytes)
+
+    def all_reduce_ns(self, members: Sequence[int], message_bytes: int) -> int:
+        """Return the time of a sum over a group."""
+        return all_reduce_ns(self.fabric.tiers(members, message_bytes), message_bytes)
+
+    def network_ns(self, message_bytes: int) -> int:
+        """Return the time of one message to another host, 0 where there is none."""
+        network = self.fabric.inventory.network
+        return message_ns(network, message_bytes) if network else 0
+
+    def exchange_ns(self, attention: Attention, rows: Pass, members: Sequence[int], share: KvShare) -> int:
+        """Return the time in which a subgroup completes its attention from the parts of its members."""
+        return exchange_ns(attention, rows, share, lambda nbytes: self.fabric.tiers(members, nbytes))
+
+    def slowest_ns(self, members: Sequence[int], works: Sequence[Work]) -> int:
+        """Return the time of the slowest member, each with its own work."""
+        return max(work.ns(self.devices[device]) for work, device in zip(works, members, strict=True))
+
+    def overhead_ns(self, members: Sequence[int]) -> int:
+        """Return the fixed time of one block: launches and small kernels of the slowest member."""
+        return max(self.devices[device].overhead_ns for device in members)

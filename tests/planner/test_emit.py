@@ -143,7 +143,7 @@ def test_a_head_may_be_divided_over_more_devices_than_it_has_kv_heads(devices: i
     tail, previous = solved.answer.tail, Previous(found, WITH_DRAFT, plan)
     assert tail is not None
     assert previous.choice_bytes(2, tail.option, tail.split) == 0, "all of it is there"
-    others = [c for c in range(len(found.draft_ways[tail.option])) if c != tail.split]
+    others = [c for c in range(len(found.draft_kv_divisions[tail.option])) if c != tail.split]
     assert all(previous.choice_bytes(2, tail.option, split) > 0 for split in others)
 
 

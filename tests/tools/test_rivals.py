@@ -89,7 +89,7 @@ def test_a_map_that_fits_is_priced_as_our_strategy_custom() -> None:
     rivalry = BY_NAME["12-24-24"]
     formulation = formulation_of(rivalry)
     found, _ = balanced_map(rivalry.model, formulation.inventory)
-    pins = read(found | {"model.norm": found["lm_head"]}, "map", formulation.model, None, formulation.inventory)
+    pins = read(found | {"model.norm": found["lm_head"]}, "map", formulation.model, None, formulation.inventory.devices)
     options = dataclasses.replace(formulation.options, strategy="custom", custom=pins)
     custom = Formulation(model=formulation.model, draft=None, options=options, inventory=formulation.inventory)
     solved = solve(custom.problem, Settings())

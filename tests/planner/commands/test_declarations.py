@@ -16,7 +16,7 @@ from planner.commands.declarations import COMMANDS
 from planner.errors import PlannerError
 
 ROOT = Path(__file__).parents[3]
-HEAVY = ("ortools", "torch", "numpy", "rich", "networkx", "jinja2", "safetensors", "blake3")
+HEAVY = ("ortools", "torch", "numpy", "rich", "jinja2", "safetensors", "blake3")
 INVOCATIONS = [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)]
 
 

@@ -9,9 +9,10 @@ import pytest
 from planner.costs.memory import layer_mlp
 from planner.costs.roofline import share_ns
 from planner.costs.shares import DraftShares
+from planner.costs.topology import Fabric
 from planner.errors import InputError
 from planner.hardware.inventory import parse_inventory
-from planner.problem import formulate
+from planner.problem import draft_block, stage_groups
 from planner.problem.device_sets import Candidates
 from planner.problem.formulate import Formulation
 from planner.problem.kv_splits import allows
@@ -56,7 +57,7 @@ def with_head(found: Formulation, **attention: Any) -> Formulation:
 def axes(problem: Problem, found: Formulation) -> dict[tuple[str, ...], set[KvAxis]]:
     """Of each set of devices, the axes that are offered."""
     offered: dict[tuple[str, ...], set[KvAxis]] = {}
-    for group, way in zip(problem.groups, found.ways, strict=True):
+    for group, way in zip(problem.groups, found.kv_divisions, strict=True):
         names = tuple(problem.devices[d] for d in group.devices)
         offered.setdefault(names, set()).add(way.axis)
     return offered
@@ -84,8 +85,8 @@ def test_every_listed_group_is_legal(case: str) -> None:
     (layers,) = found.model.layers
     heads, pairs = layers.attention.num_kv_heads, layers.attention.head_dim // 2
     queries = layers.attention.num_heads // heads
-    assert len(found.ways) == len(problem.groups)
-    for group, way in zip(problem.groups, found.ways, strict=True):
+    assert len(found.kv_divisions) == len(problem.groups)
+    for group, way in zip(problem.groups, found.kv_divisions, strict=True):
         assert sum(way.subgroups) == len(group.devices)
         assert way.axis == "heads" or max(way.subgroups) > 1
         assert way.axis != "heads" or all(queries % m == 0 for m in way.subgroups)
@@ -112,7 +113,7 @@ def test_splits_have_exact_bytes(case: str) -> None:
     found = CASES[case]
     (layers,) = found.model.layers
     dtype = found.options.dtype
-    for group, way in zip(found.problem.groups, found.ways, strict=True):
+    for group, way in zip(found.problem.groups, found.kv_divisions, strict=True):
         sites = [(m, part) for m in way.subgroups for part in range(m)]
         for split in group.splits[0]:
             for j, (heads, (m, part)) in enumerate(zip(split.shares, sites, strict=True)):
@@ -155,7 +156,7 @@ def test_receiving_costs_more_from_further_away(case: str) -> None:
 def test_blocks_may_be_on_any_candidates(case: str) -> None:
     found = CASES[case]
     problem = found.problem
-    sets = {each.devices for each in found._candidates.sets}
+    sets = {each.devices for each in found.candidates.sets}
     for block in (problem.first, problem.last):
         assert {option.devices for option in block.options} == sets
         assert [axis.count * found.row_unit for axis in block.axes] == [found.model.vocab_size]
@@ -175,7 +176,7 @@ def test_the_head_is_divided_in_every_legal_way(kv_heads: int) -> None:
     assert tail is not None
     shares = DraftShares(model=found.model, draft=draft, options=found.options)
     offered = set()
-    for option, ways in zip(tail.options, found.draft_ways, strict=True):
+    for option, ways in zip(tail.options, found.draft_kv_divisions, strict=True):
         size = len(option.devices)
         assert len(set(zip(ways, (split.shares for split in option.splits), strict=True))) == len(ways)
         for split, way in zip(option.splits, ways, strict=True):
@@ -197,7 +198,7 @@ def test_the_head_is_divided_in_every_legal_way(kv_heads: int) -> None:
 def test_divisions_of_the_head_that_are_left_out_are_never_better(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = with_options(with_head(CASES["boxes"], num_heads=4, num_kv_heads=2, head_dim=48), batch=2)
     tail = kept.problem.tail
-    monkeypatch.setattr(formulate, "no_worse", lambda one, other, more: False)
+    monkeypatch.setattr(draft_block, "no_worse", lambda one, other, more: False)
     every = dataclasses.replace(kept).problem.tail
     assert tail is not None
     assert every is not None
@@ -246,16 +247,16 @@ def test_an_axis_along_which_nothing_can_be_divided_is_refused() -> None:
         _ = with_options(CASES["boxes"], kv_axis="batch").problem
     with pytest.raises(InputError, match=r"--kv head_dim: .*qk_norm"):
         _ = with_options(CASES["normed heads"], kv_axis="head_dim").problem
-    assert "head_dim" not in {way.axis for way in CASES["normed heads"].ways}
+    assert "head_dim" not in {way.axis for way in CASES["normed heads"].kv_divisions}
 
 
 def test_ways_that_are_left_out_are_never_better(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = CASES["batch"]
-    monkeypatch.setattr(formulate, "dominates", lambda one, other: False)
+    monkeypatch.setattr(stage_groups, "dominates", lambda one, other: False)
     every = dataclasses.replace(kept)
     assert len(every.problem.groups) > len(kept.problem.groups)
-    offered = list(zip(kept.problem.groups, kept.ways, strict=True))
-    for group, way in zip(every.problem.groups, every.ways, strict=True):
+    offered = list(zip(kept.problem.groups, kept.kv_divisions, strict=True))
+    for group, way in zip(every.problem.groups, every.kv_divisions, strict=True):
         same = [other for other, _ in offered if other.devices == group.devices]
         if any(other.devices == group.devices and theirs == way for other, theirs in offered):
             continue
@@ -280,7 +281,7 @@ def test_ways_that_are_left_out_lose_no_time(mib: int, monkeypatch: pytest.Monke
     data = {"hosts": [host("box", *(cpu(f"c{i}", mib) for i in range(2)))]}
     kept = with_options(formulation(data, None), batch=2)
     least = solve(kept.problem, Settings())
-    monkeypatch.setattr(formulate, "dominates", lambda one, other: False)
+    monkeypatch.setattr(stage_groups, "dominates", lambda one, other: False)
     every = dataclasses.replace(kept)
     assert len(every.problem.groups) > len(kept.problem.groups)
     other = solve(every.problem, Settings())
@@ -325,8 +326,8 @@ class _Unfolded(Formulation):
     """Offers every subset, equal devices or not."""
 
     @property
-    def _candidates(self) -> Candidates:  # type: ignore[override]
-        return _Apart(fabric=self._fabric)
+    def candidates(self) -> Candidates:  # type: ignore[override]
+        return _Apart(fabric=Fabric(inventory=self.inventory))
 
 
 class _Apart(Candidates):

@@ -142,8 +142,8 @@ def test_refusals(tmp_path: Path) -> None:
     for arguments, said in (
         (["--within", "2%"], "--within: there is no earlier plan"),
         (["--previous", "plans/llama8b-1gpu"], "--previous: a plan of another model"),
-        (["--previous", "plans/demo", "--within", "200%"], "expected a part of the step's time"),
-        (["--previous", "plans/demo", "--gap", "0.1"], "--previous: what is near the least"),
+        (["--previous", "plans/demo", "--within", "200%"], "expected a fraction of the step time"),
+        (["--previous", "plans/demo", "--gap", "0.1"], "--previous: needs the proven shortest step"),
         (["--previous", str(tmp_path / "nowhere")], "nowhere"),
     ):
         result = CliRunner().invoke(main, [*common, *arguments])

@@ -1,0 +1,158 @@
+"""The drafter (EAGLE head) as a block: its fine axes are MLP units, embedding rows and lm_head rows.
+
+A drafter runs several passes per step: one over the accepted tokens, then one per level of the tree. Its KV cache is
+divided as that of a stage is, but there is one option per device set, with a split for each division.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from planner.costs.memory import mlp_units
+from planner.costs.shares import DraftShares
+from planner.problem.device_sets import Candidates, DeviceSet
+from planner.problem.kv_splits import (
+    Subgroup,
+    allows,
+    bundles,
+    divided,
+    kv_divisions,
+    no_worse,
+    parts_of,
+    sizes_of,
+)
+from planner.problem.links import Links
+from planner.solver.problem import Axis, Block, Option, Split
+from plans import step
+from plans.kv import KvDivision
+from plans.schema import KvAxis
+
+TREE_BLOCKS = 2
+"""Fixed work of growing and pruning the tree after a pass, in blocks."""
+
+Splits = tuple[tuple[KvDivision, Split], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftBlock:
+    """The drafter on the device sets that may run it."""
+
+    shares: DraftShares
+    candidates: Candidates
+    links: Links
+    sets: tuple[DeviceSet, ...]
+    bundle_rows: int
+
+    @property
+    def block(self) -> Block:
+        """Return the block; its axes are MLP units, rows of the embedding and rows of the lm_head."""
+        draft, devices = self.shares.draft, self.links.devices
+        units = Axis(
+            count=mlp_units(draft.mlp),
+            each_bytes=self.shares.unit_bytes,
+            each_ps=tuple(self.shares.unit_ps(device) for device in devices),
+            shared=None,
+        )
+        embed = Axis(
+            count=self.shares.model.vocab_size // self.bundle_rows,
+            each_bytes=self.shares.embed.each * self.bundle_rows,
+            each_ps=(0,) * len(devices),
+            shared=None if draft.own_embedding else "first",
+        )
+        lm_head = Axis(
+            count=draft.draft_vocab_size // self.bundle_rows,
+            each_bytes=self.shares.head.each * self.bundle_rows,
+            each_ps=tuple(self.shares.rows_ps(device, self.bundle_rows) for device in devices),
+            shared="last" if draft.kind == "eagle" else None,
+        )
+        return Block(options=tuple(map(self._option, self._offered)), axes=(units, embed, lm_head))
+
+    @cached_property
+    def kv_divisions(self) -> tuple[tuple[KvDivision, ...], ...]:
+        """Division of the KV cache of every split of every option."""
+        return tuple(tuple(division for division, _ in self._splits(members)) for members in self._offered)
+
+    @cached_property
+    def _offered(self) -> list[DeviceSet]:
+        return [device_set for device_set in self.sets if self._splits(device_set)]
+
+    def _option(self, device_set: DeviceSet) -> Option:
+        shares = self.shares
+        features = step.step_features(shares.model, shares.draft, shares.options).nbytes
+        return Option(
+            devices=device_set.devices,
+            sites=device_set.hosts,
+            splits=tuple(split for _, split in self._splits(device_set)),
+            receive=self.links.receive(device_set, features),
+        )
+
+    @cached_property
+    def _splits(self) -> Callable[[DeviceSet], Splits]:
+        """Return the splits of a set with their divisions; sets that differ only in names are priced once."""
+        known: dict[tuple[object, ...], Splits] = {}
+
+        def splits(device_set: DeviceSet) -> Splits:
+            key = self.candidates.signature(device_set)
+            if key not in known:
+                known[key] = self._new_splits(device_set)
+            return known[key]
+
+        return splits
+
+    def _new_splits(self, device_set: DeviceSet) -> Splits:
+        """Price every division of the KV cache; leave out splits for which another is never worse."""
+        attention, passes = self.shares.draft.attention, self.shares.passes
+        size, members = len(device_set.devices), device_set.devices
+        rows = zip(passes, self.shares.read_rows, strict=True)
+        fixed_ns = sum(times * self._pass_ns(members, forward.rows, read_rows) for (forward, times), read_rows in rows)
+        kept: list[tuple[KvDivision, Split]] = []
+        for division in kv_divisions(size, attention.num_kv_heads, None):
+            if not allows(attention, self.shares.options, division):
+                continue
+            splits = divided(
+                device_set,
+                division,
+                attention.num_kv_heads,
+                self._bundles,
+                lambda axis, part, kv_heads, leads: self._subgroup(size, axis, part, kv_heads, leads),
+                fixed_ns=fixed_ns,
+                times=tuple(times for _, times in passes),
+            )
+            earlier = [split for _, split in kept]
+            kept += [
+                (division, split)
+                for split in splits
+                if not any(no_worse(other, split, (0,) * size) for other in earlier)
+            ]
+        return tuple(kept)
+
+    @cached_property
+    def _bundles(self) -> int:
+        return bundles(self.shares.draft.attention.num_kv_heads, sizes_of(self.sets))
+
+    @cached_property
+    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool], Subgroup]:
+        return cache(self._new_subgroup)
+
+    def _new_subgroup(self, size: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool) -> Subgroup:
+        """Price the attention of all layers for a subgroup of a group of ``size``; ``leads``: with the leader."""
+        draft, shares = self.shares.draft, parts_of(axis, members, kv_heads)
+        times = []
+        for number, (forward, _) in enumerate(self.shares.passes):
+            exchange = self.links.exchange_ns(draft.attention, forward, members, shares[0])
+            works = [self.shares.attention(number, share) for share in shares]
+            times.append(self.links.slowest_ns(members, works) + draft.num_layers * exchange)
+        nbytes = (self.shares.bytes(share, leads and j == 0, size) for j, share in enumerate(shares))
+        return Subgroup(ns=tuple(times), bytes=tuple(nbytes))
+
+    def _pass_ns(self, members: Sequence[int], rows: int, read_rows: int) -> int:
+        """Return the fixed work and messages of one pass.
+
+        These are the embedding, two sums per layer, and the gathering of the candidates of the rows that are read.
+        """
+        draft = self.shares.draft
+        message = rows * draft.hidden_size * self.shares.passes[0][0].width
+        added = self.links.all_reduce_ns(members, message)
+        gather = self.links.broadcast_ns(members, step.candidate_bytes(self.shares.options, read_rows))
+        overhead = self.links.overhead_ns(members)
+        return overhead * (draft.num_layers + 1 + TREE_BLOCKS) + added * (2 * draft.num_layers + 1) + gather

@@ -1,0 +1,152 @@
+"""Groups that may run a stage: every candidate device set, once for each division of the KV cache worth offering."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from planner.costs.shares import BaseShares
+from planner.errors import InputError
+from planner.problem.device_sets import Candidates, DeviceSet
+from planner.problem.kv_splits import (
+    Subgroup,
+    Variant,
+    allows,
+    bundles,
+    divided,
+    dominates,
+    kv_divisions,
+    parts_of,
+    rotary_pairs,
+    sizes_of,
+)
+from planner.problem.links import Links
+from planner.solver.problem import Group, Split
+from plans import step
+from plans.kv import KvDivision, KvShare
+from plans.schema import Attention, Inventory, KvAxis, Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageGroups:
+    """The groups of a problem with the division of the KV cache of each."""
+
+    shares: BaseShares
+    candidates: Candidates
+    links: Links
+    sets: tuple[DeviceSet, ...]
+    """Device sets that may run a stage, in the order of the groups."""
+
+    @cached_property
+    def groups(self) -> tuple[tuple[Group, KvDivision], ...]:
+        """Groups with their divisions; a set over several hosts is a site of its own, after those of the hosts."""
+        groups: list[tuple[Group, KvDivision]] = []
+        sites = len(self.candidates.inventory.hosts)
+        model, options = self.shares.model, self.shares.options
+        hop_bytes, hidden_bytes = step.hop_bytes(model, self.shares.draft, options), step.hidden_bytes(model, options)
+        for device_set in self.sets:
+            site = device_set.hosts[0]
+            if len(device_set.hosts) > 1:
+                site, sites = sites, sites + 1
+            hop = self.links.receive(device_set, hop_bytes)
+            first = self.links.receive(device_set, hidden_bytes)
+            for variant in self._variants(device_set):
+                group = Group(
+                    devices=device_set.devices,
+                    site=site,
+                    splits=variant.splits,
+                    hop_ns=hop.near_ns,
+                    network_hop_ns=hop.far_ns,
+                    first=first,
+                    stage_bytes=variant.stage_bytes,
+                )
+                groups.append((group, variant.division))
+        return tuple(groups)
+
+    @property
+    def _attentions(self) -> list[Attention]:
+        return [layers.attention for layers in self.shares.kinds]
+
+    @cached_property
+    def _variants(self) -> Callable[[DeviceSet], tuple[Variant, ...]]:
+        """Return the variants of a set; sets that differ only in names are priced once."""
+        known: dict[tuple[object, ...], tuple[Variant, ...]] = {}
+
+        def variants(device_set: DeviceSet) -> tuple[Variant, ...]:
+            key = self.candidates.signature(device_set)
+            if key not in known:
+                known[key] = self._new_variants(device_set)
+            return known[key]
+
+        return variants
+
+    def _new_variants(self, device_set: DeviceSet) -> tuple[Variant, ...]:
+        """Price every division of the KV cache, by heads first; leave out those that an earlier one dominates."""
+        size, asked = len(device_set.devices), self.shares.options.kv_axis
+        variants: list[Variant] = []
+        offered = {
+            division for attention in self._attentions for division in kv_divisions(size, attention.num_kv_heads, asked)
+        }
+        for division in sorted(offered, key=lambda d: (d.axis != "heads", d.axis, d.subgroups)):
+            splits = tuple(self._splits(device_set, division, kind) for kind in range(len(self.shares.kinds)))
+            if not any(splits):
+                continue
+            most = max(max(split.shares) for listed in splits for split in listed)
+            parts = (m for m in division.subgroups for _ in range(m))
+            shares = (KvShare(heads=most, axis=division.axis, parts=m, part=0) for m in parts)
+            stage_bytes = tuple(self.shares.stage_bytes(share, size) for share in shares)
+            variant = Variant(division=division, splits=splits, stage_bytes=stage_bytes)
+            if not any(dominates(other, variant) for other in variants):
+                variants.append(variant)
+        return tuple(variants)
+
+    @cached_property
+    def _bundles(self) -> tuple[int, ...]:
+        """Bundles into which the KV heads of each layer kind are divided at most."""
+        sizes = sizes_of(self.sets)
+        return tuple(bundles(attention.num_kv_heads, sizes) for attention in self._attentions)
+
+    def _splits(self, device_set: DeviceSet, division: KvDivision, kind: int) -> tuple[Split, ...]:
+        """Return a split for every way to deal the KV heads of a layer over the subgroups; none if not allowed."""
+        attention = self._attentions[kind]
+        if not allows(attention, self.shares.options, division):
+            return ()
+        return divided(
+            device_set,
+            division,
+            attention.num_kv_heads,
+            self._bundles[kind],
+            lambda axis, members, kv_heads, leads: self._subgroup(kind, axis, members, kv_heads, leads),
+            fixed_ns=self._layer_ns(device_set.devices, kind),
+            times=(1,),
+        )
+
+    @cached_property
+    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool], Subgroup]:
+        return cache(self._new_subgroup)
+
+    def _new_subgroup(self, kind: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool) -> Subgroup:
+        """Price the attention of one layer for a subgroup; ``leads``: the leader of the group is its first member."""
+        shares = parts_of(axis, members, kv_heads)
+        slowest = self.links.slowest_ns(members, [self.shares.attention(kind, share) for share in shares])
+        exchange = self.links.exchange_ns(self._attentions[kind], self.shares.given, members, shares[0])
+        nbytes = (self.shares.attention_bytes(kind, share, leads and j == 0) for j, share in enumerate(shares))
+        return Subgroup(ns=(slowest + exchange,), bytes=tuple(nbytes))
+
+    def _layer_ns(self, members: Sequence[int], kind: int) -> int:
+        """Return the time of a layer besides shares: fixed work, the router, and two sums of hidden states."""
+        message = step.hidden_bytes(self.shares.model, self.shares.options)
+        router = self.shares.router(kind)
+        routed = max(router.ns(self.links.devices[device]) for device in members)
+        return self.links.overhead_ns(members) + routed + 2 * self.links.all_reduce_ns(members, message)
+
+
+def refuse_axis(options: Options, inventory: Inventory, attentions: Sequence[Attention]) -> None:
+    """Raise InputError for an axis along which nothing can be divided, where there is more than one device."""
+    if len(inventory.devices) == 1:
+        return
+    if options.kv_axis == "batch" and options.batch == 1:
+        raise InputError("--kv batch: there is 1 sequence, expected 2 or more: give --batch, or another axis")
+    if options.kv_axis == "head_dim" and not any(map(rotary_pairs, attentions)):
+        raise InputError(
+            "--kv head_dim: heads are normed as a whole (qk_norm), their dims cannot be divided: give another axis"
+        )

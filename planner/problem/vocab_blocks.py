@@ -1,0 +1,71 @@
+"""The two vocabulary tables as blocks: the embedding, and the final norm with the lm_head.
+
+Rows are dealt out in bundles, the one fine axis of each block.
+"""
+
+import math
+from collections.abc import Sequence
+
+from planner.costs.shares import BaseShares
+from planner.problem.device_sets import DeviceSet
+from planner.problem.links import NOTHING, Links
+from planner.solver.problem import Axis, Block, Option, Split
+from plans import step
+from plans.schema import Draft, Model
+
+MOST_ROW_UNIT = 64
+"""Vocabulary rows of a bundle at most."""
+
+
+def row_unit(model: Model, draft: Draft | None) -> int:
+    """Return the vocabulary rows of one bundle: the largest power of two up to 64 that divides both vocabularies."""
+    vocab = model.vocab_size
+    both = math.gcd(vocab, draft.draft_vocab_size if draft else vocab)
+    return math.gcd(both, MOST_ROW_UNIT)
+
+
+def embed_block(shares: BaseShares, links: Links, sets: Sequence[DeviceSet], bundle_rows: int) -> Block:
+    """Return the embedding: a look-up on each device, and the sum of the rows over the group."""
+    message = step.hidden_bytes(shares.model, shares.options)
+
+    def option(device_set: DeviceSet) -> Option:
+        members = device_set.devices
+        split = Split(
+            shares=(1,) * len(members),
+            ns=links.overhead_ns(members) + links.all_reduce_ns(members, message),
+            bytes=(shares.embed(len(members)).fixed,) * len(members),
+        )
+        return Option(devices=members, sites=device_set.hosts, splits=(split,), receive=NOTHING)
+
+    axis = Axis(
+        count=shares.model.vocab_size // bundle_rows,
+        each_bytes=shares.embed(1).each * bundle_rows,
+        each_ps=(0,) * len(links.devices),
+        shared=None,
+    )
+    return Block(options=tuple(map(option, sets)), axes=(axis,))
+
+
+def lm_head_block(shares: BaseShares, links: Links, sets: Sequence[DeviceSet], bundle_rows: int) -> Block:
+    """Return the final norm, whole on each device, and the lm_head, whose best tokens of each row are gathered."""
+    model, options = shares.model, shares.options
+    hop_bytes, gathered = step.hop_bytes(model, shares.draft, options), step.best_bytes(options)
+
+    def option(device_set: DeviceSet) -> Option:
+        members = device_set.devices
+        split = Split(
+            shares=(1,) * len(members),
+            ns=links.overhead_ns(members) + links.broadcast_ns(members, gathered),
+            bytes=(shares.head(len(members)).fixed,) * len(members),
+        )
+        receive = links.receive(device_set, hop_bytes)
+        return Option(devices=members, sites=device_set.hosts, splits=(split,), receive=receive)
+
+    work = shares.rows(bundle_rows)
+    axis = Axis(
+        count=model.vocab_size // bundle_rows,
+        each_bytes=shares.head(1).each * bundle_rows,
+        each_ps=tuple(work.ps(device) for device in links.devices),
+        shared=None,
+    )
+    return Block(options=tuple(map(option, sets)), axes=(axis,))

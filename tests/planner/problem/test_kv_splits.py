@@ -1,0 +1,104 @@
+"""Divisions of the KV cache of a group, and the ways to deal KV heads out over it."""
+
+from itertools import combinations
+from math import comb
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.problem.kv_splits import (
+    MOST_BUNDLES,
+    MOST_SPLITS,
+    bundles,
+    compositions,
+    even,
+    head_divisions,
+    kv_divisions,
+    repeated_head_divisions,
+)
+from plans.kv import KvDivision
+
+
+@given(st.integers(1, 40), st.integers(1, 20), st.sampled_from([None, "heads", "context", "head_dim", "batch"]))
+def test_ways_are_legal_and_there_is_always_one_unless_asked(size: int, kv_heads: int, asked: Any) -> None:
+    found = kv_divisions(size, kv_heads, asked)
+    assert len(set(found)) == len(found)
+    for division in found:
+        assert sum(division.subgroups) == size
+        assert len(division.subgroups) <= kv_heads
+        assert division.axis == "heads" or max(division.subgroups) > 1
+        assert max(division.subgroups) - min(division.subgroups) <= 1
+        assert asked in (None, division.axis) or size == 1
+    offered = {division.axis for division in found}
+    if size > 1:
+        assert ("heads" in offered) == (asked in (None, "heads"))
+        whole = KvDivision(axis="heads", subgroups=(1,) * size)
+        assert (whole in found) == (asked in (None, "heads") and size <= kv_heads)
+        assert all(division == whole or size > kv_heads for division in found if division.axis == "heads")
+        assert ("context" in offered) == (asked in (None, "context"))
+    else:
+        assert offered == {"heads"}
+
+
+def test_more_members_than_heads() -> None:
+    assert {division.subgroups for division in kv_divisions(16, 8, "heads")} == {(2,) * 8, (4,) * 4, (8, 8), (16,)}
+    assert {division.subgroups for division in kv_divisions(16, 8, "context")} == {(2,) * 8, (4,) * 4, (8, 8), (16,)}
+    assert {division.subgroups for division in kv_divisions(12, 8, "batch")} == {
+        (2,) * 6,
+        (3,) * 4,
+        (4,) * 3,
+        (6, 6),
+        (12,),
+        (2,) * 4 + (1,) * 4,
+    }
+    assert {division.subgroups for division in kv_divisions(5, 1, None)} == {(5,)}
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_compositions_are_all_there_once(total: int, parts: int) -> None:
+    if parts > total:
+        assert list(compositions(total, parts)) == []
+        return
+    cuts = combinations(range(1, total), parts - 1)
+    expected = [tuple(b - a for a, b in zip((0, *cut), (*cut, total), strict=True)) for cut in cuts]
+    assert list(compositions(total, parts)) == expected
+
+
+@given(st.integers(1, 300))
+def test_bundles_are_equal(kv_heads: int) -> None:
+    found = bundles(kv_heads, ())
+    assert kv_heads % found == 0
+    assert found == kv_heads or found <= MOST_BUNDLES or all(kv_heads % n for n in range(2, 17))
+
+
+def test_known_bundles() -> None:
+    assert [bundles(n, ()) for n in (1, 8, 16, 32, 64, 96, 40)] == [1, 8, 16, 16, 16, 16, 10]
+
+
+def test_bundles_are_larger_where_there_are_many_splits() -> None:
+    unlike = tuple((size, comb(8, size)) for size in range(1, 9))
+    assert sum(number * comb(15, size - 1) for size, number in unlike) > MOST_SPLITS
+    assert bundles(32, unlike) == 8
+    assert bundles(8, unlike) == 8
+
+
+@given(st.integers(1, 14), st.integers(1, 16))
+def test_divisions_are_whole_and_every_group_up_to_the_heads_has_one(kv_heads: int, parts: int) -> None:
+    found = head_divisions(kv_heads, bundles(kv_heads, ()), parts)
+    assert bool(found) == (parts <= kv_heads)
+    assert all(sum(shares) == kv_heads and min(shares) >= 1 and len(shares) == parts for shares in found)
+    assert len(set(found)) == len(found)
+
+
+@given(st.integers(1, 32), st.integers(2, 4), st.integers(1, 6))
+def test_divisions_over_hosts_are_the_same_in_each(kv_heads: int, hosts: int, each: int) -> None:
+    parts = hosts * each
+    found = repeated_head_divisions(kv_heads, bundles(kv_heads, ()), parts, hosts)
+    assert bool(found) == (parts <= kv_heads)
+    for shares in found:
+        assert sum(shares) == kv_heads
+        assert min(shares) >= 1
+        if kv_heads % hosts == 0:
+            assert shares == shares[:each] * hosts
+    assert found == () or even(kv_heads, parts) in found or kv_heads % hosts == 0
