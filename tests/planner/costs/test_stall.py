@@ -11,7 +11,7 @@ from planner.plan_directory import write
 from planner.request import Request, Wanted
 from planner.solver.minimise import Settings
 from plans.schema import Plan
-from tests.planner.instances import cpu, demo, gpu, host
+from tests.planner.instances import cpu, demo, gpu, host, listed
 
 LAYERS, HIDDEN, INTERMEDIATE, KEYS = 8, 192, 512, 4 * 24
 CONTEXT, CHUNK = 256, 64
@@ -21,8 +21,8 @@ def planned(device: dict[str, Any], **wanted: Any) -> Plan:
     """The embedded model without a head on one device."""
     base, _ = demo(None)
     asked = Wanted(context=CONTEXT, dtype="float32", **wanted)
-    inventory = {"hosts": [host("box", device)]}
-    return build(Request(base=base, draft=None, inventory=inventory, inventory_file="i", wanted=asked), Settings()).plan
+    inventory = listed({"hosts": [host("box", device)]})
+    return build(Request(base=base, draft=None, inventory=inventory, wanted=asked), Settings()).plan
 
 
 def layer_ns(rows: int, flops_per_s: int) -> int:

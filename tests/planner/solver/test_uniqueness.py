@@ -1,5 +1,6 @@
 """One problem has one plan, byte for byte: whatever the search, the listing order, or the process."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import pytest
 from planner.build import build, replan
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.plan_directory import write
+from planner.problem import device_map
 from planner.request import Request, Wanted
 from planner.solver.minimise import Settings
 from plans import codec
 from plans.schema import Plan
-from tests.planner.instances import ROOT, TINY, TINY_HEAD, cpu, demo, gpu, host, root_inventory, saved, shuffled
+from tests.planner.instances import ROOT, TINY, TINY_HEAD, cpu, demo, gpu, host, listed, root_inventory, saved, shuffled
 
 FAST = {"class": "nvlink", "latency": "100 ns"}
 NETWORK = {"class": "ethernet", "latency": "200 ns", "bandwidth": "400 Gbit/s"}
@@ -118,14 +120,17 @@ def planned(name: str, settings: Settings, order: int | None = None) -> Plan:
     """The plan of a case, its inventory listed in some other order."""
     case = CASES[name]
     base, draft = inputs(case)
+    inventory = listed(case.inventory if order is None else shuffled(case.inventory, order))
+    pins = None
+    if case.device_map is not None:
+        pins = device_map.read(
+            case.device_map, "map.yaml", base.model, draft.draft if draft else None, inventory.devices
+        )
     request = Request(
         base=base,
         draft=draft,
-        inventory=case.inventory if order is None else shuffled(case.inventory, order),
-        inventory_file="inventory.yaml",
-        wanted=case.wanted,
-        device_map=case.device_map,
-        device_map_file="map.yaml",
+        inventory=inventory,
+        wanted=dataclasses.replace(case.wanted, custom=pins),
         previous=codec.loads(expected(case.previous)) if case.previous else None,
     )
     return build(request, settings).plan
