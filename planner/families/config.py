@@ -1,4 +1,4 @@
-"""``config.json`` read key by key: each is used, asserted or known to be harmless, and any other is refused by name.
+"""Read ``config.json`` key by key: each is used, asserted or known to be harmless, and any other is refused by name.
 
 Both spellings are read: ``rope_theta`` + ``rope_scaling``, and ``rope_parameters`` of transformers 5. Defaults are
 transformers' own for an absent key.
@@ -37,44 +37,47 @@ _ASSERTED: Mapping[str, tuple[Any, str]] = {
     "pruned_heads": ({}, "pruned heads are not computed here"),
     "auto_map": (None, "code that comes with a checkpoint is never run"),
 }
-"""Keys with the one value that is computed, and why another is refused."""
+"""The one value of a key that is computed here, and the reason for which another is refused."""
 
 
 def words(text: str) -> frozenset[str]:
-    """The names in a text: a table of names that reads as lines."""
+    """Return the names in a text, so that a set of many names can be written as lines."""
     return frozenset(text.split())
 
 
 _HARMLESS = (
-    # What the checkpoint is called, was trained with and was saved in.
+    # Names, training, and the dtype in which the checkpoint was saved.
     words("architectures model_type transformers_version _name_or_path torch_dtype dtype initializer_range use_cache")
     | words("attention_dropout hidden_dropout embd_pdrop resid_pdrop max_window_layers unsloth_fixed unsloth_version")
     | words("_attn_implementation _attn_implementation_autoset attn_implementation torchscript use_bfloat16")
     | words("is_llama_config transformers.js_config")
-    # Tokens that decoding here never inserts.
+    # Tokens that are never inserted by this runtime.
     | words("pad_token_id sep_token_id unk_token_id cls_token_id decoder_start_token_id forced_bos_token_id")
     | words("forced_eos_token_id tokenizer_class prefix")
-    # Which outputs transformers returns, and for which task.
+    # Outputs that transformers returns, and the task for which it returns them.
     | words("return_dict return_dict_in_generate output_hidden_states output_attentions output_scores is_decoder")
     | words(
         "id2label label2id num_labels problem_type finetuning_task task_specific_params tf_legacy_loss use_bfloat16"
     )
-    # Generation settings that older versions wrote here: sampling is asked for at run time.
+    # Generation settings that older versions wrote into the config: sampling is chosen at run time.
     | words("max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature")
     | words("top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences")
     | words("encoder_no_repeat_ngram_size bad_words_ids remove_invalid_values exponential_decay_length_penalty")
     | words("suppress_tokens begin_suppress_tokens")
 )
-"""Keys whose value changes nothing that is computed here."""
+"""Keys that change nothing, whatever their value."""
 
 ROUTER_TRAINING = words("router_aux_loss_coef output_router_logits router_jitter_noise")
-"""Of a router: its loss and its noise, which exist in training alone."""
+"""Keys of a router's loss and noise, which exist in training only."""
 
 _REQUIRED: Final = object()
 
 
 class Keys:
-    """The keys of one config: remembers which were read, so that the rest can be judged."""
+    """The keys of one config. It records which were read, so that ``finish`` can judge the rest.
+
+    Methods raise ConfigError with the path of the file and the key.
+    """
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.where = where
@@ -82,55 +85,58 @@ class Keys:
         self._read: set[str] = set()
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a key as it is; a null is an absent key."""
+        """Return the value of a key, unchecked; a null counts as an absent key."""
         self._read.add(name)
         value = self._config.get(name)
         return default if value is None else value
 
     def has(self, name: str) -> bool:
+        """Return True if the key has a value other than null."""
         return self._config.get(name) is not None
 
     def spells(self, name: str) -> bool:
-        """Whether the key is there at all, even as null."""
+        """Return True if the key is present, even as null."""
         return name in self._config
 
     def fail(self, name: str, problem: str) -> ConfigError:
+        """Return the error of a key, to be raised."""
         return ConfigError(f"{self.where}: {name}: {problem}")
 
     def integer(self, name: str, default: Any = _REQUIRED, *, most: int = MAX_SIZE - 1) -> int:
-        """A size: an integer from 1 to ``most``."""
+        """Return a size: an integer from 1 to ``most``."""
         value = self._value(name, default, "an integer")
         if type(value) is not int or not 1 <= value <= most:
             raise self.fail(name, f"found {_show(value)}, expected an integer from 1 to {most}")
         return value
 
     def number(self, name: str, default: Any = _REQUIRED) -> float:
-        """A positive finite number."""
+        """Return a positive finite number."""
         value = self._value(name, default, "a number")
         if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
             raise self.fail(name, f"found {_show(value)}, expected a positive number")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:
+        """Return true or false."""
         value = self.get(name, default)
         if type(value) is not bool:
             raise self.fail(name, f"found {_show(value)}, expected true or false")
         return value
 
     def expect(self, name: str, allowed: Any, reason: str) -> None:
-        """The key is absent or has the one value that is computed here."""
+        """Raise ConfigError unless the key is absent or has the one value that is computed here."""
         value = self.get(name, allowed)
         if (type(value) is bool and type(allowed) is not bool) or value != allowed:
             expected = "null" if allowed is None else _show(allowed)
             raise self.fail(name, f"found {_show(value)}, expected {expected}: {reason}")
 
     def finish(self, harmless: frozenset[str] = frozenset()) -> None:
-        """Judge every key that was not read."""
+        """Raise ConfigError for a key that was not read, unless it has its asserted value or is harmless."""
         for name, (allowed, reason) in _ASSERTED.items():
             if name not in self._read:
                 self.expect(name, allowed, reason)
         layer_types = self.get("layer_types", [])
-        if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        if not isinstance(layer_types, list) or any(layer != "full_attention" for layer in layer_types):
             raise self.fail("layer_types", f"found {_show(layer_types)}, expected full_attention in every layer")
         for name in self._config:
             if name not in self._read and name not in _HARMLESS and name not in harmless:
@@ -138,14 +144,14 @@ class Keys:
                     name, "unknown key: it may change what is computed; if it does not, remove it from the config"
                 )
 
-    def _value(self, name: str, default: Any, kind: str) -> Any:
+    def _value(self, name: str, default: Any, expected: str) -> Any:
         value = self.get(name, None if default is _REQUIRED else default)
         if value is None:
             inner = next(
                 (key for key, value in self._config.items() if isinstance(value, dict) and name in value), None
             )
             hint = f" here: a config with its keys inside {inner} is of a layout that is not read" if inner else ""
-            raise self.fail(name, f"missing, expected {kind}{hint}")
+            raise self.fail(name, f"missing, expected {expected}{hint}")
         return value
 
 
@@ -158,9 +164,10 @@ def read_attention(
     o_bias: bool,
     qk_norm: bool = False,
 ) -> Attention:
-    """Heads and their size: an absent ``head_dim`` is the default, or hidden_size / num_attention_heads.
+    """Read numbers of query and KV heads and their size.
 
-    Absent KV heads are the default's, or as many as heads; null KV heads are as many as heads.
+    Absent ``head_dim``: ``default_head_dim``, or hidden_size / num_attention_heads. Absent ``num_key_value_heads``:
+    ``default_kv_heads``, or as many as query heads; null: as many as query heads.
     """
     hidden = keys.integer("hidden_size")
     num_heads = keys.integer("num_attention_heads")
@@ -184,12 +191,12 @@ def read_attention(
 
 
 def read_mlp(keys: Keys, *, bias: bool) -> Mlp:
-    """The gated MLP; ``hidden_act`` is asserted with the rest."""
+    """Read the one gated MLP of all layers; ``hidden_act`` is asserted by ``Keys.finish``."""
     return gated_mlp(keys.integer("intermediate_size"), bias=bias)
 
 
 def gated_mlp(size: int, *, bias: bool) -> Mlp:
-    """A gated MLP of ``size`` channels."""
+    """Return a gated MLP of ``size`` channels."""
     return Mlp(
         kind="gated",
         intermediate_size=size,
@@ -203,12 +210,12 @@ def gated_mlp(size: int, *, bias: bool) -> Mlp:
 
 
 def read_layers(keys: Keys) -> int:
-    """``num_hidden_layers``."""
+    """Read ``num_hidden_layers``."""
     return keys.integer("num_hidden_layers", most=MAX_LAYERS)
 
 
 def read_mlps(keys: Keys, *, bias: bool) -> tuple[Mlp, ...]:
-    """The gated MLP of each layer: ``intermediate_size`` is one size, or a list of one per layer."""
+    """Read the gated MLP of each layer: ``intermediate_size`` is one size, or a list of one per layer."""
     count, sizes = read_layers(keys), keys.get("intermediate_size")
     if not isinstance(sizes, list):
         return (read_mlp(keys, bias=bias),) * count
@@ -223,9 +230,10 @@ def read_mlps(keys: Keys, *, bias: bool) -> tuple[Mlp, ...]:
 
 
 def read_experts(keys: Keys, *, size: str, default_experts: int, default_per_token: int, norm_topk_prob: bool) -> Mlp:
-    """Gated experts of ``size`` channels each, of which the router picks some for each token.
+    """Read a mixture of gated experts, of which the router picks some for each token.
 
-    transformers 5 writes ``num_local_experts`` for what Qwen's configs call ``num_experts``; both must agree.
+    ``size``: name of the key that has the channels of one expert. transformers 5 writes ``num_local_experts`` for what
+    Qwen's configs call ``num_experts``; if both are present they must agree.
     """
     channels = keys.integer(size)
     local = keys.integer("num_local_experts", default_experts, most=MAX_EXPERTS)
@@ -248,10 +256,11 @@ def read_experts(keys: Keys, *, size: str, default_experts: int, default_per_tok
 
 
 def refuse_window(keys: Keys, *, layers: int | None) -> None:
-    """Raise ConfigError where some layer attends over a window; a window that is switched off is none.
+    """Raise ConfigError if any layer attends over a sliding window, in a config with ``use_sliding_window``.
 
-    For the configs that have ``use_sliding_window``, false when absent. ``layers``: the window begins at layer
-    ``max_window_layers``, so that of a model with no more layers is none; None: it would be in every layer.
+    ``use_sliding_window`` is false when absent, and then ``sliding_window`` has no effect. ``layers``: number of layers
+    of a family whose window begins at layer ``max_window_layers``, so that it may be in none; None: in a family whose
+    window is in every layer.
     """
     null = keys.spells("sliding_window") and not keys.has("sliding_window")
     window, first = keys.get("sliding_window", 4096), keys.get("max_window_layers", 28)
@@ -263,7 +272,7 @@ def refuse_window(keys: Keys, *, layers: int | None) -> None:
 
 
 def mlp_unit(intermediate_size: int) -> int:
-    """Channels of one unit: the finest grain in which the MLP is dealt out to devices.
+    """Return the channels of one unit, the smallest share of an MLP that a device can have.
 
     The largest power of two up to 128 that divides the size and leaves at least 8 units, so that slices stay aligned
     and shares stay fine; 256 where 128 would make more than 512 units.
@@ -276,7 +285,7 @@ def mlp_unit(intermediate_size: int) -> int:
 
 
 def read_tokens(keys: Keys, name: str, default: int | None) -> tuple[int, ...]:
-    """Token ids given as one id, a list, or null: none. An absent key has transformers' default."""
+    """Read token ids written as one id, a list, or null for none; an absent key has transformers' default."""
     value = keys.get(name, [] if default is None or keys.spells(name) else default)
     values = value if isinstance(value, list) else [value]
     if not all(type(token) is int and 0 <= token < MAX_SIZE for token in values):
@@ -285,7 +294,7 @@ def read_tokens(keys: Keys, name: str, default: int | None) -> tuple[int, ...]:
 
 
 def read_rope(keys: Keys, head_dim: int, default_theta: float = 10000.0) -> Rope:
-    """Both spellings of the rotary embedding; types other than default, linear and llama3 are refused by name."""
+    """Read either spelling of the rotary embedding; types other than default, linear and llama3 are refused by name."""
     new = keys.has("rope_parameters")
     if new and keys.has("rope_scaling"):
         raise keys.fail("rope_parameters", "found beside rope_scaling, expected one of the two spellings")
@@ -302,12 +311,12 @@ def read_rope(keys: Keys, head_dim: int, default_theta: float = 10000.0) -> Rope
 
 
 def _read_scaling(fields: Keys) -> LinearScaling | Llama3Scaling | None:
-    kind = fields.get("rope_type", fields.get("type", "default"))
-    fields.expect("type", kind, "rope_type and type must agree")
+    rope_type = fields.get("rope_type", fields.get("type", "default"))
+    fields.expect("type", rope_type, "rope_type and type must agree")
     scaling: LinearScaling | Llama3Scaling | None = None
-    if kind == "linear":
+    if rope_type == "linear":
         scaling = LinearScaling(factor=fields.number("factor"))
-    elif kind == "llama3":
+    elif rope_type == "llama3":
         scaling = Llama3Scaling(
             factor=fields.number("factor"),
             low_freq_factor=fields.number("low_freq_factor"),
@@ -318,8 +327,8 @@ def _read_scaling(fields: Keys) -> LinearScaling | Llama3Scaling | None:
             raise fields.fail(
                 "high_freq_factor", f"found {scaling.high_freq_factor}, expected more than low_freq_factor"
             )
-    elif kind != "default":
-        raise fields.fail("rope_type", f"found {_show(kind)}, expected one of default, linear, llama3")
+    elif rope_type != "default":
+        raise fields.fail("rope_type", f"found {_show(rope_type)}, expected one of default, linear, llama3")
     fields.finish()
     return scaling
 

@@ -1,7 +1,7 @@
-"""The head of EAGLE-1 and EAGLE-2: ``fc(cat(embedding, feature))``, layers, and the base's own lm_head."""
+"""Read the head of EAGLE-1 and EAGLE-2: ``fc(cat(embedding, feature))``, then layers, then the base model's lm_head."""
 
 from planner.families.config import MAX_LAYERS, Keys, read_mlp, read_rope
-from planner.families.eagle_common import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_head_attention
+from planner.families.eagle_common import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_drafter_attention
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
 from plans.schema import Draft, Model
 
@@ -13,7 +13,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
     if target != hidden:
         raise keys.fail("target_hidden_size", f"found {target}, expected {hidden}, hidden_size: fc joins the two")
     check_base(keys, base, hidden, "hidden_size")
-    attention = read_head_attention(keys, facts)
+    attention = read_drafter_attention(keys, facts)
     draft = Draft(
         kind="eagle",
         hidden_size=hidden,
@@ -43,7 +43,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
 
 
 def roles(draft: Draft, base: Model) -> Roles:
-    """The tensors of a checkpoint, derived; the first layer has no norm before its attention."""
+    """Return the tensors that the config implies; the first layer has no norm before its attention."""
     hidden = draft.hidden_size
     table: Roles = {}
     if draft.own_embedding:

@@ -1,7 +1,7 @@
-"""The head of EAGLE-3: features of three layers of the base, one layer of double-width attention, its own lm_head.
+"""Read the head of EAGLE-3: features of three base layers, one layer with attention of double width, its own lm_head.
 
-Which features: the inputs of base layers 2, L // 2 and L - 3 (0-based; ``hidden_states[i]`` of transformers), as in
-the reference. A head may name others, in the two conventions in which such heads are published:
+The features are the inputs of base layers 2, L // 2 and L - 3 (0-based; ``hidden_states[i]`` of transformers), as in
+the reference implementation. A config may name others, in either convention in which such heads are published:
 
 - ``eagle_aux_hidden_state_layer_ids`` at the top of the config (vLLM, speculators): i means the *input* of layer i;
 - the same key inside ``eagle_config`` (ModelOpt, SGLang): i means the *output* of layer i, the input of layer i + 1.
@@ -10,7 +10,7 @@ the reference. A head may name others, in the two conventions in which such head
 from typing import Any
 
 from planner.families.config import Keys, read_mlp, read_rope
-from planner.families.eagle_common import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_head_attention
+from planner.families.eagle_common import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_drafter_attention
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
 from plans.schema import Draft, Model
 
@@ -22,7 +22,7 @@ _EAGLE_CONFIG = {
     "use_last_layernorm": True,
     "use_mtp_layernorm": False,
 }
-"""Keys of ``eagle_config`` with the one value that is this head."""
+"""Keys of ``eagle_config`` with the one value that is computed here."""
 
 
 def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
@@ -31,7 +31,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
     target = keys.integer("target_hidden_size", hidden)
     check_base(keys, base, target, "target_hidden_size" if keys.has("target_hidden_size") else "hidden_size")
     _check_form(keys)
-    attention = read_head_attention(keys, facts)
+    attention = read_drafter_attention(keys, facts)
     draft = Draft(
         kind="eagle3",
         hidden_size=hidden,
@@ -52,7 +52,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
         rope=read_rope(keys, attention.head_dim),
         max_positions=keys.integer("max_position_embeddings", 2048),
         roles=roles(draft, base),
-        # The reverse map serves training: whether a token is in the draft vocabulary.
+        # t2d says which tokens are in the draft vocabulary; only training needs it.
         ignored={"t2d": (base.vocab_size,)} | ({} if draft.maps_vocabulary else {"d2t": (base.vocab_size,)}),
     )
     keys.finish(HARMLESS | CARRIED_OVER | {"bias"})  # fc of this head never has a bias, whatever the key says
@@ -60,7 +60,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
 
 
 def roles(draft: Draft, base: Model) -> Roles:
-    """The tensors of a checkpoint, derived."""
+    """Return the tensors that the config implies."""
     hidden = draft.hidden_size
     table: Roles = {}
     if draft.own_embedding:
@@ -82,7 +82,7 @@ def _check_form(keys: Keys) -> None:
 
 
 def _check_tables(keys: Keys, draft: Draft, base: Model) -> None:
-    """The embedding and the map between vocabularies are there exactly when they are needed."""
+    """Raise ConfigError unless embedding and map between vocabularies are present exactly when they are needed."""
     vocab, own = base.vocab_size, draft.draft_vocab_size
     if own > vocab:
         raise keys.fail("draft_vocab_size", f"found {own}, expected at most {vocab}, the base model's vocab_size")
@@ -99,6 +99,7 @@ def _check_tables(keys: Keys, draft: Draft, base: Model) -> None:
 
 
 def _aux_layers(keys: Keys, num_layers: int) -> tuple[int, ...]:
+    """Return the three base layers, 0-based, whose inputs are the features."""
     outer = keys.get(AUX_LAYERS)
     inner = _read_eagle_config(keys)
     if outer is not None and inner is not None:
@@ -129,12 +130,15 @@ def _read_eagle_config(keys: Keys) -> Any:
 
 
 def _checked(keys: Keys, name: str, ids: Any, shift: int, num_layers: int) -> tuple[int, ...]:
-    """``ids`` counted as inputs of layers; three different ones of the base, in order."""
+    """Return ``ids`` as layers whose inputs are meant; raise ConfigError unless they are three, different, in order.
+
+    ``shift``: 1 where ids name layers by their outputs, 0 where by their inputs.
+    """
     if not isinstance(ids, list) or len(ids) != 3 or not all(type(i) is int for i in ids):
         raise keys.fail(name, f"found {ids!r}, expected three layers")
     layers = tuple(i + shift for i in ids)
     if not 0 <= layers[0] < layers[1] < layers[2] < num_layers:
-        what = "outputs" if shift else "inputs"
+        side = "outputs" if shift else "inputs"
         last = num_layers - 1 - shift
-        raise keys.fail(name, f"found {ids}, expected three different {what} of layers 0 to {last}, in order")
+        raise keys.fail(name, f"found {ids}, expected three different {side} of layers 0 to {last}, in order")
     return layers

@@ -1,10 +1,11 @@
-"""What the heads of EAGLE-1, -2 and -3 have in common: how their config is read, and the roles of a layer.
+"""Read the parts that the heads of EAGLE-1, -2 and -3 share: checks against the base, attention, roles of a layer.
 
-A head is a small Llama, whatever its base is: its attention has no norms of q and k, and its MLP is dense, so of the
-family that its config may carry over from the base (``model_type``) only sizes count. Official heads exist for
+An EAGLE head is a small Llama, whatever its base model is: its attention has no norms of q and k, and its MLP is dense.
+Its config may carry over keys of the base model's family (``model_type``), of which only sizes count. Official heads
+exist for
 
 - eagle: llama (Llama 2 and 3, Vicuna), qwen2 (with biases of q, k and v: ``qkv_bias``) and mixtral (one dense MLP, and
-  as many KV heads as heads);
+  as many KV heads as query heads);
 - eagle3: llama, and for qwen2, qwen3, qwen3_moe, mistral those of SpecForge, SGLang and AngelSlim, in the same layout.
 """
 
@@ -13,16 +14,19 @@ from planner.families.llama_layout import attention_roles, mlp_roles, prefixed
 from planner.families.records import DraftFacts, Roles, Source
 from plans.schema import Attention, Draft, Model
 
-# The token ids are the base's; tying means nothing to a head, which has its own tables or borrows the base's.
 HARMLESS = words("bos_token_id eos_token_id tie_word_embeddings target_model_type") | ROUTER_TRAINING
+"""Keys without effect: token ids are the base model's, and an EAGLE head has its own tables or uses the base's."""
 CARRIED_OVER = words("num_local_experts num_experts num_experts_per_tok norm_topk_prob moe_intermediate_size") | words(
     "decoder_sparse_step mlp_only_layers"
 )
-"""Keys of a base with experts in the config of its head, which is dense all the same: its tensors say so."""
+"""Keys of a base model with experts, in the config of a head that is dense all the same, as its tensors show."""
 
 
 def check_base(keys: Keys, base: Model, target_hidden_size: int, name: str) -> None:
-    """The head was trained for a model of this width and vocabulary; raise ConfigError otherwise."""
+    """Raise ConfigError unless the head was trained for a base model of this width and vocabulary.
+
+    ``name``: the key that has ``target_hidden_size``.
+    """
     reason = "the head belongs to another base model"
     if target_hidden_size != base.hidden_size:
         problem = f"found {target_hidden_size}, expected {base.hidden_size}, the base model's hidden_size: {reason}"
@@ -32,10 +36,10 @@ def check_base(keys: Keys, base: Model, target_hidden_size: int, name: str) -> N
         raise keys.fail("vocab_size", f"found {vocab}, expected {base.vocab_size}, the base model's: {reason}")
 
 
-def read_head_attention(keys: Keys, facts: DraftFacts) -> Attention:
-    """Attention of Llama; whether q, k and v have biases is told by the tensors, and the config must not deny it."""
-    has = "have them" if facts.qkv_bias else "have none"
-    keys.expect("qkv_bias", facts.qkv_bias, f"biases of q, k and v: the tensors of the head {has}")
+def read_drafter_attention(keys: Keys, facts: DraftFacts) -> Attention:
+    """Read Llama attention; the tensors tell if q, k and v have biases, and the config must not contradict them."""
+    biases = "have them" if facts.qkv_bias else "have none"
+    keys.expect("qkv_bias", facts.qkv_bias, f"biases of q, k and v: the tensors of the head {biases}")
     keys.expect("attention_bias", False, "o of an EAGLE head has no bias; those of q, k and v are qkv_bias")
     keys.expect("mlp_bias", False, "the MLP of an EAGLE head has no biases")
     if keys.has("use_sliding_window"):
@@ -44,7 +48,10 @@ def read_head_attention(keys: Keys, facts: DraftFacts) -> Attention:
 
 
 def layer_roles(draft: Draft, i: int, prefix: str, width: int) -> Roles:
-    """Attention (on inputs of ``width``) and MLP of layer ``i``, whose tensors' names start with ``prefix``."""
+    """Return the roles of attention, on inputs of ``width``, and MLP of layer ``i``.
+
+    ``prefix``: first part of the names of the layer's tensors.
+    """
     layer = attention_roles(draft.attention, draft.hidden_size, width) | mlp_roles(draft.mlp, draft.hidden_size)
     layer["mlp_norm.weight"] = Source(name="post_attention_layernorm.weight", shape=(draft.hidden_size,))
     return prefixed(layer, f"draft.layers.{i}", prefix)

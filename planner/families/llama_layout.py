@@ -1,6 +1,7 @@
-"""What all families share: the layout of Llama, in which they differ by biases, norms of q and k, and experts.
+"""Derive layers and tensors in the layout of Llama, which all families share.
 
-A family reads its keys into one (attention, MLP) per layer; from these come the classes of layers and the tensors.
+Families differ by biases, norms of q and k, and experts. Each reads its keys into one attention and one MLP per layer;
+from these ``base_reading`` derives the classes of equal layers and the names and shapes of the tensors.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from plans.schema import Attention, LayerClass, Mlp, Model
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Defaults:
-    """What transformers assumes when a key is absent."""
+    """Values that transformers assumes when a key is absent."""
 
     max_positions: int
     bos_token_id: int | None
@@ -25,7 +26,7 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpertNames:
-    """How a checkpoint calls a router and the matrices of its experts."""
+    """Names of the router and of the experts' matrices in a checkpoint."""
 
     block: str
     """``model.layers.i.<block>.gate`` is the router, ``<block>.experts.e`` an expert."""
@@ -43,9 +44,10 @@ def base_reading(
     experts: ExpertNames | None = None,
     harmless: frozenset[str] = frozenset(),
 ) -> BaseReading:
-    """Read the rest of a config whose layers are read; raise ConfigError with the key that is not as it must be.
+    """Read the keys that all families share, and judge those that are left; raise ConfigError.
 
-    ``experts``: the names of a family with MLPs of kind ``moe``. ``harmless``: keys that change nothing in it.
+    ``mlps``: one per layer. ``experts``: names of the experts, for a family with MLPs of kind ``moe``. ``harmless``:
+    keys that change nothing in this family.
     """
     model = Model(
         family=family,
@@ -62,20 +64,20 @@ def base_reading(
         rope=read_rope(keys, attention.head_dim, defaults.rope_theta),
         max_positions=keys.integer("max_position_embeddings", defaults.max_positions),
         roles=_roles(model, attention, mlps, experts),
-        # Rotary frequencies that old versions of transformers saved: they are evaluated from the config.
+        # Old versions of transformers saved rotary frequencies; here they are computed from the config.
         ignored={
             f"model.layers.{i}.self_attn.rotary_emb.inv_freq": (attention.head_dim // 2,) for i in range(len(mlps))
         },
     )
     keys.finish(harmless)
-    kinds = keys.get("layer_types", [])
-    if kinds and len(kinds) != len(mlps):
-        raise keys.fail("layer_types", f"found {len(kinds)} of them, expected {len(mlps)}: one for each layer")
+    layer_types = keys.get("layer_types", [])
+    if layer_types and len(layer_types) != len(mlps):
+        raise keys.fail("layer_types", f"found {len(layer_types)} of them, expected {len(mlps)}: one for each layer")
     return reading
 
 
 def _roles(model: Model, attention: Attention, mlps: Sequence[Mlp], experts: ExpertNames | None) -> Roles:
-    """The tensors of a checkpoint, derived."""
+    """Return the tensors that the config implies."""
     hidden, vocab = model.hidden_size, model.vocab_size
     embed = Source(name="model.embed_tokens.weight", shape=(vocab, hidden))
     table: Roles = {"embed.weight": embed}
@@ -93,12 +95,14 @@ def _roles(model: Model, attention: Attention, mlps: Sequence[Mlp], experts: Exp
 
 
 def prefixed(roles: Roles, role: str, name: str) -> Roles:
-    """The roles of one layer as those of a model: with the prefixes of its roles and of its tensors' names."""
-    return {f"{role}.{key}": Source(name=f"{name}.{s.name}", shape=s.shape) for key, s in roles.items()}
+    """Return the roles of one layer as roles of a model, with prefixes for the roles and for the tensors' names."""
+    return {
+        f"{role}.{inner}": Source(name=f"{name}.{source.name}", shape=source.shape) for inner, source in roles.items()
+    }
 
 
 def attention_roles(attention: Attention, hidden: int, width: int) -> Roles:
-    """q, k, v and o with their biases and norms, on inputs of ``width``."""
+    """Return the roles of q, k, v and o with their biases and norms, on inputs of ``width``."""
     q, kv = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
     table = {
         **_linear("q", "self_attn.q_proj", q, width, attention.qkv_bias),
@@ -113,7 +117,7 @@ def attention_roles(attention: Attention, hidden: int, width: int) -> Roles:
 
 
 def mlp_roles(mlp: Mlp, hidden: int) -> Roles:
-    """gate, up and down of a gated MLP."""
+    """Return the roles of gate, up and down of a gated MLP."""
     inner = mlp.intermediate_size
     return {
         **_linear("gate", "mlp.gate_proj", inner, hidden, mlp.bias),
@@ -123,7 +127,7 @@ def mlp_roles(mlp: Mlp, hidden: int) -> Roles:
 
 
 def _moe_roles(mlp: Mlp, hidden: int, names: ExpertNames) -> Roles:
-    """The router, and gate, up and down of each expert."""
+    """Return the roles of the router, and of gate, up and down of each expert."""
     inner, count = mlp.intermediate_size, mlp.num_experts
     table = _linear("router", f"{names.block}.gate", count, hidden, False)
     for e in range(count):

@@ -4,11 +4,11 @@
 |---|---|
 | num_local_experts, num_experts | experts of a layer, default 8; if both are there they must agree |
 | num_experts_per_tok | picked for each token, default 2; their weights are always divided by their sum |
-| intermediate_size | of one expert |
+| intermediate_size | channels of one expert |
 | norm_topk_prob | must be true |
 | sliding_window | must be null |
 | attention_bias, mlp_bias | must be false |
-| router_aux_loss_coef, router_jitter_noise, output_router_logits | nothing: they are for training |
+| router_aux_loss_coef, router_jitter_noise, output_router_logits | without effect: they are for training |
 """
 
 from planner.families.config import ROUTER_TRAINING, Keys, read_attention, read_experts, read_layers

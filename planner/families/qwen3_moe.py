@@ -4,20 +4,20 @@
 |---|---|
 | num_experts, num_local_experts | experts of a layer, default 128; if both are there they must agree |
 | num_experts_per_tok | picked for each token, default 8 |
-| norm_topk_prob | whether the weights of the picked experts are divided by their sum, default false |
-| moe_intermediate_size | of one expert |
+| norm_topk_prob | true divides the weights of the picked experts by their sum, default false |
+| moe_intermediate_size | channels of one expert |
 | decoder_sparse_step | layer i has experts if it divides i + 1, default 1 |
 | mlp_only_layers | layers that are dense all the same |
-| intermediate_size | of a dense layer; needed where there is one |
+| intermediate_size | channels of a dense layer; needed if there is one |
 | head_dim | default: hidden_size / num_attention_heads |
 | attention_bias | biases of q, k, v and o |
 | num_key_value_heads | default: 4 |
 | use_sliding_window, sliding_window | a window that is switched off is ignored; another is refused |
 | mlp_bias | must be false |
-| qkv_bias | must be false: biases are told by attention_bias |
+| qkv_bias | must be false: attention_bias says which biases there are |
 | use_qk_norm | must be true: the norms of q and k are part of the family |
 | shared_expert_intermediate_size | must be 0: no expert is shared |
-| router_aux_loss_coef, output_router_logits | nothing: they are for training |
+| router_aux_loss_coef, output_router_logits | without effect: they are for training |
 """
 
 from planner.families.config import (
@@ -52,7 +52,7 @@ def read(keys: Keys) -> BaseReading:
 
 
 def _mlps(keys: Keys) -> tuple[Mlp, ...]:
-    """Experts in every layer but those that ``mlp_only_layers`` and ``decoder_sparse_step`` make dense."""
+    """Read the MLP of each layer: experts, unless ``mlp_only_layers`` or ``decoder_sparse_step`` makes it dense."""
     count = read_layers(keys)
     step = keys.integer("decoder_sparse_step", 1)
     only = keys.get("mlp_only_layers", [])

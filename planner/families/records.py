@@ -1,4 +1,4 @@
-"""What a family says about a checkpoint."""
+"""Records that a family returns: a config as it was read, and a checkpoint that is ready to be planned."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,43 +18,50 @@ class Source:
 
 
 Roles = dict[str, Source]
-"""Role, in the words of the blocks and before anything is fused (``layers.3.q.weight``), to the tensor that plays it.
-A role is present exactly when the checkpoint has the tensor. A tied ``head.weight`` names the embedding's tensor."""
+"""Tensor of each role. A role is a weight as the blocks name it, before anything is fused: ``layers.3.q.weight``. It is
+present exactly when the checkpoint has the tensor; a tied ``head.weight`` names the embedding's tensor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """A config, read: ``ignored`` are tensors that a checkpoint may have and nothing here needs."""
+    """A config, read by its family."""
 
     rope: Rope
     max_positions: int
-    """``max_position_embeddings``: what the model was trained for; nothing enforces it."""
+    """``max_position_embeddings``: the context that the model was trained for; nothing enforces it."""
     roles: Roles
     ignored: Mapping[str, tuple[int, ...]]
+    """Shapes of tensors that a checkpoint may have and nothing needs, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseReading(Reading):
-    """The config of a base model, read."""
+    """The config of a base model."""
 
     model: Model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DraftReading(Reading):
-    """The config of an EAGLE head, read."""
+    """The config of an EAGLE head."""
 
     draft: Draft
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DraftFacts:
-    """What the tensors of a head tell and its config does not; a plan keeps them for re-planning from the config."""
+    """Facts of an EAGLE head that its tensors tell and its config does not.
+
+    A plan records them, so that it can be planned again from the config alone.
+    """
 
     kind: Literal["eagle", "eagle3"]
     own_embedding: bool
+    """The head has ``embed_tokens.weight``; otherwise it uses the base model's embedding."""
     maps_vocabulary: bool
+    """The head has ``d2t``: its vocabulary is a part of the base model's."""
     qkv_bias: bool
+    """q, k and v have biases."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,9 +73,11 @@ class BaseInput:
     roles: Roles
     checkpoint: Checkpoint
     max_positions: int
+    """``max_position_embeddings``."""
     config_sha256: str
+    """SHA-256 of ``config.json``."""
     tensors_sha256: str
-    """Of the derived table, one line ``name:d0,d1`` per tensor, sorted: the same for a bare config."""
+    """Digest of the derived tensors (``tensors.table_sha256``): a bare config has the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,5 +89,8 @@ class DraftInput:
     roles: Roles
     checkpoint: Checkpoint
     max_positions: int
+    """``max_position_embeddings``."""
     config_sha256: str
+    """SHA-256 of ``config.json``."""
     tensors_sha256: str
+    """Digest of the derived tensors (``tensors.table_sha256``): a bare config has the same."""

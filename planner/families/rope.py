@@ -1,8 +1,8 @@
-"""Rotary frequencies, evaluated once when images are compiled.
+"""Compute rotary frequencies, once, when images are compiled.
 
 The arithmetic is transformers' own (``modeling_rope_utils``), operation by operation in float32, except that the power
-is correctly rounded: on a CPU torch's vectorised power differs from that in the last place for about one value in
-seventy, and from itself on another machine, while an image must be the same bytes everywhere.
+is correctly rounded: on a CPU torch's vectorised power differs in the last place for about one value in seventy, and
+between machines, while an image must have the same bytes everywhere.
 """
 
 import math
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearScaling:
-    """Frequencies divided by ``factor``."""
+    """All frequencies are divided by ``factor``."""
 
     factor: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Llama3Scaling:
-    """Low frequencies divided by ``factor``, high ones kept, those between interpolated (Llama 3.1)."""
+    """Low frequencies are divided by ``factor``, high ones kept, those in between interpolated (Llama 3.1)."""
 
     factor: float
     low_freq_factor: float
@@ -29,7 +29,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rope:
-    """Half-split rotary embedding of heads of ``dim`` channels."""
+    """Rotary embedding of attention heads of ``dim`` channels, each paired with the one dim / 2 further."""
 
     theta: float
     dim: int
@@ -37,7 +37,7 @@ class Rope:
 
 
 def inv_freq(rope: Rope) -> tuple[float, ...]:
-    """The dim / 2 inverse frequencies; each is a float32 value."""
+    """Return the dim / 2 inverse frequencies, theta ** (-2i / dim) before scaling; each is a float32 value."""
     base = [_f32(1.0 / _f32(_f32(rope.theta) ** _f32(i / rope.dim))) for i in range(0, rope.dim, 2)]
     if rope.scaling is None:
         return tuple(base)
@@ -48,7 +48,7 @@ def inv_freq(rope: Rope) -> tuple[float, ...]:
 
 
 def inv_freq_bytes(rope: Rope) -> bytes:
-    """The same as little-endian float32: the content of an image's slot."""
+    """Return the inverse frequencies as little-endian float32, the content of an image's slot."""
     values = inv_freq(rope)
     return struct.pack(f"<{len(values)}f", *values)
 
@@ -68,6 +68,6 @@ def _llama3(value: float, scaling: Llama3Scaling) -> float:
 
 
 def _f32(value: float) -> float:
-    """Rounded to float32. A single operation done in double and then rounded is the float32 operation."""
+    """Round to float32; one operation in double that is then rounded equals the operation in float32."""
     (rounded,) = struct.unpack("<f", struct.pack("<f", value))
     return float(rounded)

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from planner.checkpoints.checkpoint import SINGLE
 from planner.errors import CheckpointError, ConfigError
-from planner.families import Llama3Scaling, Rope, load_base, scan
+from planner.families import Llama3Scaling, Rope, load, load_base, scan
 from planner.families.config import gated_mlp, mlp_unit
 from plans.schema import Attention, LayerClass, Model
 from tests.planner.tiny_checkpoints import SMALL, bare, refused, saved
@@ -93,6 +93,13 @@ def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             load_base(file)
         assert str(caught.value) == f"{file}: {name}: missing, expected an integer"
+
+
+def test_the_readme_lists_every_family_and_kind_of_eagle_head() -> None:
+    text = Path(load.__file__).with_name("README.md").read_text()
+    rows = {tuple(line.split("`")[1::2][:2]) for line in text.splitlines() if line.startswith("| `")}
+    assert set(load.FAMILIES.items()) <= rows
+    assert all(f"\n| `{kind}`" in text for kind in load.DRAFTERS)
 
 
 KEYS: list[tuple[dict[str, Any], str]] = [
