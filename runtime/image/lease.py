@@ -1,9 +1,9 @@
-"""A mapped image is not to be changed: whoever opens it for writing waits while this process learns of it, and ends.
+"""Guard a mapped image with a lease: a program that opens it for writing waits while this process is told and ends.
 
-Without this, a file that is truncated under its mapping faults at the next access (SIGBUS), wherever that is. The
-kernel calls it a lease (fcntl(2), F_SETLEASE): the writer is held back until the process has gone, which takes what a
-step takes. There is none on some network file systems, of files of other users, outside Linux, and in other threads
-than the main one; there the fault stays, and the parent of the ranks says which device it was.
+Without a lease, a file that is truncated under its mapping faults at the next access (SIGBUS), wherever that is. With a
+lease of the kernel (fcntl(2), F_SETLEASE) the writer is held back until this process has ended, which takes about one
+step. There are no leases on some network file systems, for files of other users, outside Linux, and in threads other
+than the main one; there the fault remains, and the parent of the ranks reports the device.
 """
 
 import fcntl
@@ -17,9 +17,10 @@ from runtime.errors import ImageTruncated
 
 
 def guard(descriptor: int, file: Path) -> bool:
-    """From now on, while a descriptor or mapping of this open file is left, a writer of it raises ImageTruncated here.
+    """Raise ImageTruncated in this process when another opens the file for writing; return False without a lease.
 
-    One file at a time: the last one that was guarded is the one that is named. False where there is no lease.
+    The guard lasts as long as any descriptor or mapping of this open file. The error names the file that was guarded
+    last.
     """
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
         return False

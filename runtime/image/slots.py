@@ -1,7 +1,7 @@
-"""The weights of a device, views of one piece of memory: on a CPU its image, mapped; on a GPU one copy of that.
+"""Open the weights of a device as views of one memory: on a CPU the mapped image, on a GPU one copy of it.
 
 file      8 | header, padded ...        | slots and fillers ...            |
-          0                             start (multiple of 4096)           size in images.yaml
+          0                             data_start (multiple of 4096)      size in images.yaml
 CPU       ╰────────────── one read-only mapping; the slots are views of it ╯
 CUDA                                    ╰ one allocation, copied in one piece ╯
 """
@@ -38,25 +38,28 @@ class Image:
 
     file: Path
     slots: dict[str, SlotEntry]
-    """Without fillers."""
+    """Slots by name, without fillers."""
     memory: torch.Tensor
-    """All slots and fillers, uint8 [bytes]; on a CPU the mapping itself, never to be written."""
+    """All slots and fillers, uint8 [bytes]; on a CPU the read-only mapping itself."""
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all slots and fillers."""
         return self.memory.numel()
 
     def __contains__(self, name: str) -> bool:
+        """Return True if the image has a slot of this name."""
         return name in self.slots
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        """Return a slot as a view of ``memory``; raise ImageForeign if there is none of this name."""
         if name not in self.slots:
             raise ImageForeign(f"{self.file}: {name}: no such slot: the image is of another plan; compile it again")
         slot = self.slots[name]
         return self.memory[slot.offset : slot.offset + slot.nbytes].view(_TORCH[slot.dtype]).view(slot.shape)
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """The slot of a name, which must have this shape and dtype; raise ImageForeign."""
+        """Return a slot of a given shape and dtype; raise ImageForeign if it is missing or has others."""
         tensor = self[name]
         if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype:
             raise ImageForeign(
@@ -67,7 +70,7 @@ class Image:
 
 
 class CudaCopies:
-    """Copies into memory of a GPU, uint8 [bytes], on a stream of their own, out of pinned buffers."""
+    """Copies from pinned buffers into memory of a GPU, uint8 [bytes], on a stream of its own."""
 
     def __init__(self, memory: torch.Tensor) -> None:
         self._memory = memory
@@ -75,26 +78,31 @@ class CudaCopies:
         self._stream.wait_stream(torch.cuda.current_stream(memory.device))
 
     def buffer(self, nbytes: int) -> Chunk:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()  # a view that keeps it
+        """Return pinned memory."""
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()  # the view keeps the tensor alive
 
     def copy(self, offset: int, chunk: Chunk) -> Any:
+        """Begin to copy a chunk to an offset of the memory; return the event of its end."""
         with torch.cuda.stream(self._stream):
             self._memory[offset : offset + len(chunk)].copy_(torch.from_numpy(chunk), non_blocking=True)
         return self._stream.record_event()
 
     def wait(self, event: torch.cuda.Event) -> None:
+        """Wait for the end of one copy."""
         event.synchronize()
 
     def finish(self) -> None:
+        """Wait for all copies."""
         self._stream.synchronize()
 
 
 def open_image(
     plan: Plan, directory: Path, device: str, torch_device: torch.device, record: Images | None = None, *, verify: bool
 ) -> Image:
-    """The image of one device as tensors on ``torch_device``; with ``verify`` its BLAKE3 is checked on the way.
+    """Return the image of one device as tensors on ``torch_device``; raise the errors of ``check_images``.
 
-    ``record``: what ``check_images`` returned; None reads ``images.yaml`` again. Raises as ``check_images`` does.
+    ``record``: result of ``check_images``; None reads ``images.yaml`` again. ``verify``: check the image's BLAKE3 while
+    it is read.
     """
     record = read_record(plan, directory, [device]) if record is None else record
     file = artifact.image_file(directory, device)
@@ -106,19 +114,21 @@ def open_image(
             memory = _mapped(descriptor, start, file, expected)
         else:
             memory = torch.empty(expected.size_bytes - start, dtype=torch.uint8, device=torch_device)
-            found = upload(descriptor, start, expected.size_bytes, file, CudaCopies(memory), hashed=verify)
+            digest = upload(descriptor, start, expected.size_bytes, file, CudaCopies(memory), hashed=verify)
             if verify:
-                compare_digest(file, found, expected)
+                compare_digest(file, digest, expected)
     named = {slot.name: slot for slot in slots if not slot.name.startswith("_pad.")}
     return Image(file=file, slots=named, memory=memory)
 
 
 def _mapped(descriptor: int, start: int, file: Path, expected: artifact.Image) -> torch.Tensor:
-    """The data of a file as uint8 [bytes] in the page cache: read-only, so a stray write faults."""
+    """Return the data of a file as uint8 [bytes] in the page cache, mapped read-only, so that a stray write faults."""
     guard(descriptor, file)
-    found = os.fstat(descriptor).st_size
-    if found != expected.size_bytes:
-        raise ImageTruncated(f"{file}: {found} bytes, expected {expected.size_bytes}: it changed while it was opened")
+    size_bytes = os.fstat(descriptor).st_size
+    if size_bytes != expected.size_bytes:
+        raise ImageTruncated(
+            f"{file}: {size_bytes} bytes, expected {expected.size_bytes}: it changed while it was opened"
+        )
     mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")

@@ -1,11 +1,11 @@
-"""The bytes of an image on their way: read by threads, hashed in order, and to a GPU through a ring of pinned buffers.
+"""Read an image with several threads, hash it in order, and copy it to a GPU through a ring of pinned buffers.
 
     file ──preadv, several at a time──► ring of buffers ──in order──► BLAKE3
-                                                        ──in order──► one stream ──► one allocation (runtime.weights)
+                                                        ──in order──► one stream ──► one allocation (image.slots)
 
-A buffer is read into again only when the copy out of it is done, which its event tells. What is read is never mapped,
-so a file that is truncated meanwhile is an error and no fault. Where a lease guards the file, hashing alone maps it:
-all cores hash the page cache where it lies, which takes half of the processor's time.
+A buffer is filled again only when the event of its copy is reached. The file is read, not mapped, so one that is
+truncated meanwhile gives an error instead of a fault (SIGBUS). Only for hashing, and only where a lease guards the
+file, it is mapped: all cores hash the page cache in place, in half of the processor's time.
 """
 
 import contextlib
@@ -25,36 +25,38 @@ from plans import paging
 from runtime.errors import ImageDamaged, ImageTruncated
 
 CHUNK_BYTES = 8 << 20
+"""Bytes that are read, hashed and copied at a time."""
 READERS = min(8, os.cpu_count() or 1)
+"""Threads that read."""
 HASHERS = min(16, os.cpu_count() or 1)
-"""Threads that a digest has for itself: those of blake3.AUTO are gone in a forked process, which then hangs."""
+"""Threads of each digest, its own ones: the shared ones of blake3.AUTO are gone in a forked process, which hangs."""
 RING = READERS + 2
-"""Buffers: those that are read into, one that is hashed, and one that is copied out of."""
+"""Buffers: one per reading thread, one that is hashed, and one that is copied."""
 SLICE_BYTES = 32 << 20
-"""Of a mapping that is hashed at a time, a multiple of every page: between two, signals are heard."""
+"""Bytes of a mapping that are hashed at a time, a multiple of any page size; signals are handled between two slices."""
 
 
 Chunk = NDArray[np.uint8]
 
 
 class CopyEngine(Protocol):
-    """What moves a chunk to where it stays, in the order in which it is asked to, perhaps later."""
+    """Copies chunks to their destination in the order of the calls, possibly asynchronously."""
 
     def buffer(self, nbytes: int) -> Chunk:
-        """Memory to read into, uint8 [nbytes]."""
+        """Return memory to read into, uint8 [nbytes]."""
 
     def copy(self, offset: int, chunk: Chunk) -> Any:
-        """Begin to copy to an offset of where it stays; an event that is reached when ``chunk`` may be overwritten."""
+        """Begin to copy to an offset of the destination; return an event, after which ``chunk`` may be overwritten."""
 
     def wait(self, event: Any) -> None:
-        """Return when an event is reached."""
+        """Wait for an event."""
 
     def finish(self) -> None:
-        """Return when all copies are done."""
+        """Wait for all copies."""
 
 
 class _NoCopies:
-    """Where bytes are only hashed."""
+    """Copies nothing, for bytes that are only hashed."""
 
     def buffer(self, nbytes: int) -> Chunk:
         return np.empty(nbytes, np.uint8)
@@ -70,7 +72,7 @@ class _NoCopies:
 
 
 def hash_mapped(descriptor: int, size_bytes: int) -> str:
-    """The BLAKE3 of an open file of this size; the caller sees to it that nobody truncates it meanwhile."""
+    """Return the BLAKE3 of an open file of this size by mapping it; a lease must keep others from truncating it."""
     digest = blake3(max_threads=HASHERS)
     mapping = mmap.mmap(descriptor, size_bytes, access=mmap.ACCESS_READ)
     view = memoryview(mapping)
@@ -78,19 +80,19 @@ def hash_mapped(descriptor: int, size_bytes: int) -> str:
         piece = view[start : start + SLICE_BYTES]
         paging.will_read(descriptor, start + SLICE_BYTES, SLICE_BYTES)
         digest.update(piece)
-        mapping.madvise(mmap.MADV_DONTNEED, start, len(piece))  # nobody comes back: it need not count as memory
+        mapping.madvise(mmap.MADV_DONTNEED, start, len(piece))  # not read again: it need not count as memory
     return digest.hexdigest()
 
 
 def hash_file(descriptor: int, size_bytes: int, file: Path) -> str:
-    """The BLAKE3 of an open file of this size, which is read; raise ImageTruncated or ImageDamaged."""
+    """Return the BLAKE3 of an open file of this size by reading it; raise ImageTruncated or ImageDamaged."""
     return _transfer(descriptor, 0, size_bytes, file, blake3(max_threads=HASHERS), _NoCopies())
 
 
 def upload(descriptor: int, start: int, size_bytes: int, file: Path, engine: CopyEngine, *, hashed: bool) -> str:
-    """Copy an open file of this size from ``start`` on; the BLAKE3 of the whole file if ``hashed``.
+    """Copy an open file from ``start`` on; return the BLAKE3 of the whole file if ``hashed``, else an empty string.
 
-    Raises ImageTruncated or ImageDamaged.
+    Raise ImageTruncated or ImageDamaged.
     """
     digest = blake3(max_threads=HASHERS) if hashed else None
     if digest is not None:
@@ -104,7 +106,7 @@ def _transfer(descriptor: int, start: int, stop: int, file: Path, digest: Any, e
     reading: deque[tuple[int, int, Chunk, Future[None]]] = deque()
 
     def pass_on() -> None:
-        """The oldest chunk, once it is read."""
+        """Hash and copy the oldest chunk, once it is read."""
         turn, offset, chunk, read = reading.popleft()
         read.result()
         if digest is not None:
@@ -137,6 +139,7 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def _fill(chunk: Chunk, descriptor: int, offset: int, file: Path) -> None:
+    """Read a chunk; raise ImageTruncated or ImageDamaged."""
     view, done = chunk.data, 0
     while done < len(view):
         try:

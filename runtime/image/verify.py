@@ -1,4 +1,12 @@
-"""Images in, distrusted: whether they are there, whole and the plan's is told before a weight is used."""
+"""Check images before a weight is used: that they are present, complete, undamaged and those of the plan.
+
+    images.yaml ── plan digest, layout, byte order, dtype ──► ImageForeign
+    each image ─── present, size ───────────────────────────► ImageMissing, ImageTruncated
+               ─── header: format, slots, recorded ABI ─────► ImageDamaged, ImageForeign
+               ─── BLAKE3 (``verify`` only) ────────────────► ImageDamaged
+
+Every refusal ends a command with exit code 4 and says how to get good images.
+"""
 
 import contextlib
 import hashlib
@@ -15,15 +23,15 @@ from runtime.errors import ImageDamaged, ImageForeign, ImageMissing, ImageTrunca
 from runtime.image.lease import guard
 from runtime.image.transfer import hash_file, hash_mapped
 
-# ---- what is refused ----
+# ---- images of a plan ----
 
 
 def check_images(plan: Plan, directory: Path, verify: bool, devices: Collection[str] | None = None) -> Images:
-    """Check that the images of a plan are there and are the plan's; no weight is read.
+    """Check that the images of a plan are present and belong to it; return the record in ``images.yaml``.
 
-    ``verify`` also reads each file and compares its BLAKE3, and ``plan.yaml`` byte by byte. ``devices``: only their
-    images; None: those of all devices of the plan. Raises ImageMissing, ImageTruncated, ImageDamaged or ImageForeign,
-    each with exit code 4.
+    ``verify``: also read each file and compare its BLAKE3, and ``plan.yaml`` byte by byte; without it no weight is
+    read. ``devices``: check only their images; None: those of all devices of the plan. Raise ImageMissing,
+    ImageTruncated, ImageDamaged or ImageForeign, each with exit code 4.
     """
     wanted = [device.id for device in plan.devices if devices is None or device.id in devices]
     record = read_record(plan, directory, wanted)
@@ -43,7 +51,7 @@ def _command(plan: Plan, directory: Path) -> str:
 
 
 def read_record(plan: Plan, directory: Path, wanted: list[str]) -> Images:
-    """``images.yaml``, of this layout and of this plan."""
+    """Return ``images.yaml``; raise an ImageError unless it is of this layout and of this plan."""
     try:
         record = artifact.load_images(directory)
     except FileNotFoundError as error:
@@ -57,42 +65,45 @@ def read_record(plan: Plan, directory: Path, wanted: list[str]) -> Images:
     digest = codec.digest(plan)
     if record.plan_sha256 != digest:
         raise ImageForeign(
-            f"{directory / IMAGES_FILE}: plan_sha256: the images were compiled for plan {record.plan_sha256}, but "
-            f"plan.yaml is now {digest}: it was changed after its images were compiled; {_command(plan, directory)}"
+            f"{directory / 'plan.yaml'}: it was changed after its images were compiled, by hand or by another build: "
+            f"its digest is {digest}, but plan_sha256 in {IMAGES_FILE} is {record.plan_sha256}; "
+            f"{_command(plan, directory)}"
         )
     return record
 
 
 def _check_abi(plan: Plan, directory: Path, record: Images) -> None:
-    """Layout, byte order and dtype of the images must be those of this program, this machine and the plan."""
+    """Raise ImageForeign unless layout, byte order and dtype are those of this program, this machine and the plan."""
     for number, image in enumerate(record.images):
         pairs = (
             ("layout_version", image.abi.layout_version, LAYOUT_VERSION, "this program uses"),
             ("byte_order", image.abi.byte_order, sys.byteorder, "this machine has"),
             ("dtype", image.abi.dtype, plan.options.dtype, "the plan has"),
         )
-        for name, found, expected, whose in pairs:
-            if found != expected:
+        for name, value, expected, owner in pairs:
+            if value != expected:
                 raise ImageForeign(
-                    f"{directory / IMAGES_FILE}: artifact.images[{number}].abi.{name}: found {found}, {whose} "
+                    f"{directory / IMAGES_FILE}: artifact.images[{number}].abi.{name}: found {value}, {owner} "
                     f"{expected}; {_command(plan, directory)}"
                 )
 
 
 def _check_plan_file(plan: Plan, directory: Path, record: Images) -> None:
+    """Raise ImageForeign unless ``plan.yaml`` has the very bytes for which the images were compiled."""
     file = directory / "plan.yaml"
     try:
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise ImageMissing(f"{file}: cannot read: {error.strerror}") from error
-    if found != record.plan_sha256:
+    if digest != record.plan_sha256:
         raise ImageForeign(
-            f"{file}: SHA-256 {found}, but the images were compiled for {record.plan_sha256}: it is not the canonical "
-            f"text of its plan, so it was edited; build the plan again, then {_command(plan, directory)}"
+            f"{file}: it was edited by hand (it is not the canonical text of its plan): its SHA-256 is {digest}, but "
+            f"the images were compiled for {record.plan_sha256}; build the plan again, then {_command(plan, directory)}"
         )
 
 
 def _check_present(plan: Plan, directory: Path, record: Images, wanted: list[str]) -> None:
+    """Raise ImageMissing with the names of all images that are not there."""
     files = {device: artifact.image_file(directory, device) for device in wanted}
     missing = [file.name for device, file in files.items() if record.find(device) is None or not file.is_file()]
     if missing:
@@ -101,7 +112,7 @@ def _check_present(plan: Plan, directory: Path, record: Images, wanted: list[str
 
 @contextlib.contextmanager
 def opened(directory: Path, device: str, record: Images) -> Iterator[tuple[int, artifact.Image]]:
-    """The file of an image, open and of the recorded size."""
+    """Open the file of an image, of the recorded size; yield its descriptor and its record."""
     expected = record.find(device)
     file = artifact.image_file(directory, device)
     if expected is None:
@@ -111,23 +122,27 @@ def opened(directory: Path, device: str, record: Images) -> Iterator[tuple[int, 
     except OSError as error:
         raise ImageMissing(f"{file}: cannot open: {error.strerror}") from error
     try:
-        found = os.fstat(descriptor).st_size
-        if found != expected.size_bytes:
-            raise ImageTruncated(f"{file}: {found} bytes, expected {expected.size_bytes}: copy or compile it again")
+        size_bytes = os.fstat(descriptor).st_size
+        if size_bytes != expected.size_bytes:
+            raise ImageTruncated(
+                f"{file}: {size_bytes} bytes, expected {expected.size_bytes}: copy or compile it again"
+            )
         yield descriptor, expected
     finally:
         os.close(descriptor)
 
 
 def check_digest(descriptor: int, file: Path, expected: artifact.Image) -> None:
-    guarded, before = guard(descriptor, file), _state(descriptor)  # in this order: a size that is guarded stays
+    """Raise ImageDamaged unless an open image has the recorded BLAKE3, and does not change while it is hashed."""
+    guarded = guard(descriptor, file)
+    before = _state(descriptor)  # after the guard, as only then the size cannot change unnoticed
     if guarded and before[0] == expected.size_bytes:
-        found = hash_mapped(descriptor, expected.size_bytes)
+        digest = hash_mapped(descriptor, expected.size_bytes)
     else:
-        found = hash_file(descriptor, expected.size_bytes, file)
+        digest = hash_file(descriptor, expected.size_bytes, file)
     if _state(descriptor) != before:
         raise ImageDamaged(f"{file}: changed while it was verified: copy or compile it again")
-    compare_digest(file, found, expected)
+    compare_digest(file, digest, expected)
 
 
 def _state(descriptor: int) -> tuple[int, int, int]:
@@ -135,9 +150,10 @@ def _state(descriptor: int) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def compare_digest(file: Path, found: str, expected: artifact.Image) -> None:
-    if found != expected.blake3:
-        raise ImageDamaged(f"{file}: BLAKE3 {found}, expected {expected.blake3}: copy or compile it again")
+def compare_digest(file: Path, digest: str, expected: artifact.Image) -> None:
+    """Raise ImageDamaged unless a BLAKE3 is the recorded one."""
+    if digest != expected.blake3:
+        raise ImageDamaged(f"{file}: BLAKE3 {digest}, expected {expected.blake3}: copy or compile it again")
 
 
 # ---- header ----

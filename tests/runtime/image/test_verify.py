@@ -267,14 +267,18 @@ def test_a_plan_edited_after_compiling_is_foreign(artifact: Artifact) -> None:
     options = dataclasses.replace(artifact.plan.options, context=63)
     edited = dataclasses.replace(artifact, plan=dataclasses.replace(artifact.plan, options=options))
     message = refusal(ImageForeign, edited)
-    assert "it was changed after its images were compiled; compile with: python -m planner compile" in message
+    change = "it was changed after its images were compiled, by hand or by another build: its digest is "
+    assert message.startswith(f"{artifact.directory / 'plan.yaml'}: {change}")
+    assert "compile with: python -m planner compile" in message
 
 
 def test_plan_text_that_is_not_canonical_is_foreign_to_verify(artifact: Artifact) -> None:
     file = artifact.directory / "plan.yaml"
     file.write_text(file.read_text() + "# only a comment\n")
     assert codec.load(artifact.directory) == artifact.plan
-    assert "it is not the canonical text of its plan, so it was edited" in refusal(ImageForeign, artifact, verify=True)
+    assert "plan.yaml: it was edited by hand (it is not the canonical text of its plan): " in refusal(
+        ImageForeign, artifact, verify=True
+    )
 
 
 def test_another_devices_image_is_foreign(artifact: Artifact) -> None:
