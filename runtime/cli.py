@@ -72,7 +72,7 @@ def describe(error: BaseException) -> Refusal | None:
         with io.StringIO() as shown:
             error.show(shown)
             text = shown.getvalue().rstrip("\n")
-        data = error_data(error, error.format_message(), error.exit_code)
+        data = error_data(error, error.format_message(), error.exit_code) | {"type": "UsageError"}
         return Refusal(exit_code=error.exit_code, text=text, data=data)
     if isinstance(error, click.Abort):  # click's name for Ctrl-C
         return INTERRUPTION

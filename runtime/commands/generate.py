@@ -169,7 +169,7 @@ class Output:
             result = stream.finished()
             if not self._silent:
                 click.echo(json.dumps(dataclasses.asdict(result)))
-            self._after(engine)
+            self._after(engine, result)
             return
         if first is not None:
             self._piece(first)
@@ -182,7 +182,7 @@ class Output:
         click.echo()
         result = stream.finished()
         self._figures(result)
-        self._after(engine)
+        self._after(engine, result)
         return result
 
     def batch(self, prompts: list[Prompt], generations: list["Generation"], engine: "Engine") -> None:
@@ -196,7 +196,7 @@ class Output:
             click.echo(f"--- prompt {number} of {len(prompts)}: {prompt.label}", err=True)
             click.echo(result.text if self._as_text else " ".join(map(str, result.tokens)))
             self._figures(result)
-        self._after(engine)
+        self._after(engine, generations[-1])
 
     def _piece(self, piece: Piece) -> None:
         click.echo(piece if self._as_text else "".join(f"{token} " for token in piece.tokens), nl=False)
@@ -204,12 +204,13 @@ class Output:
     def _figures(self, result: "Generation") -> None:
         if self._verbose:
             _to_stderr(report.acceptance_lines(result))
-            _to_stderr(report.memory_lines(result))
         click.echo(report.summary(result), err=True)
 
-    def _after(self, engine: "Engine") -> None:
-        """Print the memory of the devices of this process after the run, with -v."""
+    def _after(self, engine: "Engine", result: "Generation") -> None:
+        """Print the memory of the plan, term by term, and of the devices of this process after the run, with -v."""
         if self._verbose:
+            if not self._silent:
+                _to_stderr(report.memory_lines(result))
             _to_stderr(report.after_lines(self._plan, engine.completions, self._rank))
 
 

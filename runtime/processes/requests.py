@@ -32,6 +32,11 @@ class Requests:
         with self._lock:
             self._unread.discard(rank)
 
+    def abandon(self) -> None:
+        """Expect no more completions: the ranks are being ended (caller)."""
+        with self._lock:
+            self._unread.clear()
+
     @property
     def open(self) -> bool:
         """True until the caller has read the completion of every rank."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from plans.schema import Plan
 from runtime.comm.groups import Rendezvous, transports
 from runtime.comm.progress import Progress
+from runtime.errors import RequestError
 from runtime.image.buffers import DTYPES
 from runtime.model import ops
 from runtime.processes.launch import Ranks, StartMethod
@@ -23,7 +24,8 @@ from runtime.request import Completion, Events, Request
 Report = Callable[[str], object]
 """Called with the name of each phase of loading, as it begins."""
 
-KERNELS = "preparing the CPU kernels (compiled once per machine and dtype, in about 10 s)"
+KERNELS = "preparing the CPU kernels (the first time about 10 s)"
+"""Phase in which the kernels of a dtype are compiled for this machine, or loaded from the cache."""
 
 
 class Serving(Protocol):
@@ -144,6 +146,8 @@ class InProcesses:
         except (GeneratorExit, KeyboardInterrupt):
             self._drain()
             raise
+        if not outputs:
+            raise RequestError("the engine was closed before the output ended")
         self.completions = [outputs[rank][0] for rank in sorted(outputs)]
         yield outputs[min(outputs)]
 
@@ -166,4 +170,5 @@ class InProcesses:
 
     def close(self) -> None:
         """End the supervisor and the ranks; leave no process and no file behind."""
+        self._requests.abandon()  # a generator of `serve` that is closed later must not wait for their completions
         self._resources.close()

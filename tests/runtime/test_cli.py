@@ -224,6 +224,62 @@ def test_an_output_that_cannot_be_written_ends_the_run(one_dir: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
 
 
+def test_debug_is_verbose_and_says_what_is_where(
+    one_dir: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("run", one_dir, "--prompt-ids", "1", "--max-new-tokens", "3")
+    assert "memory" not in command(*asked).err
+    monkeypatch.setenv("DEBUG", "1")
+    once = command(*asked).err
+    for words in (
+        "a (cpu of box0): ",
+        "layers 0-7 with ",
+        "memory before: ",
+        "memory loaded: ",
+        "memory after: ",
+        " made",
+    ):
+        assert words in once
+    assert "layers.3.qkv.weight" not in once
+    monkeypatch.setenv("DEBUG", "2")
+    assert "layers.3.qkv.weight" in command(*asked).err
+    assert "layers.3.qkv.weight" in command("verify", one_dir).err
+
+
+def test_each_of_several_outputs_has_a_label_on_stderr(tmp_path: Path, command: Command) -> None:
+    directory, _ = compiled_plan(tmp_path)
+    done = command("run", directory, "--prompt-ids", "1", "--prompt-ids", "2,3", "--max-new-tokens", "2")
+    assert [line for line in done.err.splitlines() if line.startswith("---")] == [
+        "--- prompt 1 of 2: '1'",
+        "--- prompt 2 of 2: '2,3'",
+    ]
+    assert [len(line.split()) for line in done.out.splitlines()] == [2, 2]
+
+
+def test_usage_is_an_object_for_programs(command: Command) -> None:
+    done = command("run", "--nosuch", "--json")
+    assert (done.code, json.loads(done.out)["error"]["type"]) == (2, "UsageError")
+    assert "No such option" in done.err
+
+
+def test_help_has_exit_codes_and_examples(command: Command) -> None:
+    whole = command("--help").out
+    assert "..." not in whole.partition("Commands:")[2], "no summary is cut"
+    for code in ("0  done", "2  bad input", "4  an image", "5  the machine", "130  interrupted"):
+        assert code in whole
+    for name in ("run", "bench", "verify"):
+        assert f"python -m runtime {name} " in command(name, "--help").out
+
+
+def test_a_pipe_that_nobody_reads_ends_a_run_quietly(plan_dir: tuple[Path, Plan]) -> None:
+    command = [sys.executable, "-m", "runtime", "run", str(plan_dir[0]), "--prompt-ids", "1", "-q"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_a_conversation_goes_on_from_what_was_said(one_dir: Path, command: Command) -> None:
     said_too = io.StringIO("bc\n\ndef\n" + "g" * CONTEXT + "\n\ud800\nh\n")
     done = command("run", one_dir, "--interactive", "--max-new-tokens", "4", "-v", stdin=said_too)

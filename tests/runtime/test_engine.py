@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import runtime
 from plans.schema import Plan
 from runtime import Engine
 from runtime.engine import Generation
@@ -41,6 +42,12 @@ def test_importing_the_package_imports_no_torch() -> None:
     code = "import runtime, sys; assert 'torch' not in sys.modules; from runtime import Engine; print(Engine.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("Engine\n", "")
+
+
+def test_the_package_lists_what_it_exports() -> None:
+    assert set(runtime.__all__) == {"Engine", "Generation", "Piece"} <= set(dir(runtime))
+    with pytest.raises(AttributeError, match="no attribute 'Motor'"):
+        _ = runtime.Motor
 
 
 def test_one_engine_streams_and_generates_prompt_after_prompt(plan_dir: tuple[Path, Plan]) -> None:

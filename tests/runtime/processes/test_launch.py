@@ -7,7 +7,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,8 @@ from kill_ranks import strike
 from plans.schema import Plan
 from runtime import Engine
 from runtime.comm.progress import Phase, Progress
-from runtime.errors import ImageDamaged, MachineError, PeerError
+from runtime.errors import ImageDamaged, MachineError, PeerError, RequestError
+from runtime.processes.launch import main_module_hidden
 from runtime.processes.machine import check_machine
 from runtime.processes.rank_process import open_rank
 from runtime.request import Request
@@ -46,6 +49,49 @@ def test_a_killed_rank_is_named_and_all_end(victim: int, plan_dir: tuple[Path, P
         assert multiprocessing.active_children() == []
         with pytest.raises(PeerError, match=killed):
             engine.serve(REQUEST).finished()
+
+
+def test_the_main_module_is_hidden_by_one_thread_at_a_time() -> None:
+    main, start, inside = sys.modules["__main__"], threading.Barrier(4), list[int]()
+
+    def hide(number: int) -> None:
+        start.wait()
+        for _ in range(50):
+            with main_module_hidden():
+                assert sys.modules["__main__"] is not main
+                inside.append(number)
+                time.sleep(0)
+                assert inside.pop() == number
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(hide, number) for number in range(4)]:
+            done.result()
+    assert sys.modules["__main__"] is main
+
+
+def test_engines_may_be_opened_by_several_threads(plan_dir: tuple[Path, Plan]) -> None:
+    main = sys.modules["__main__"]
+
+    def tokens(_: int) -> tuple[int, ...]:
+        with Engine.open(plan_dir[0]) as engine:
+            return engine.generate([1, 2, 3], max_new_tokens=4).tokens
+
+    with ThreadPoolExecutor(2) as pool:
+        assert len(set(pool.map(tokens, range(2)))) == 1
+    assert sys.modules["__main__"] is main
+
+
+def test_a_stream_that_outlives_its_engine_waits_for_nobody(plan_dir: tuple[Path, Plan]) -> None:
+    with Engine.open(plan_dir[0]) as engine:
+        stream = engine.serve(REQUEST)
+        next(stream)
+    with pytest.raises(RequestError, match="the engine was closed before the output ended"):
+        stream.finished()
+    with Engine.open(plan_dir[0]) as engine:
+        stream = engine.serve(REQUEST)
+        next(stream)
+    stream.close()
+    assert multiprocessing.active_children() == []
 
 
 def test_the_refusal_of_a_rank_is_raised_as_it_is(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:

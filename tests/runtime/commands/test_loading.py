@@ -1,0 +1,41 @@
+"""The status of a command: a line that goes away, or lines after a second."""
+
+import io
+
+from rich.console import Console
+
+from runtime.commands.loading import QUIET_S, Status
+
+
+def test_lines_begin_after_a_second_and_end_with_the_time() -> None:
+    now, text = [0.0], io.StringIO()
+    status = Status(Console(file=text, width=40), clock=lambda: now[0])
+    status("loading torch")
+    assert text.getvalue() == ""
+    now[0] = QUIET_S
+    status("loading [4] images")
+    now[0] = 2.5
+    status.end("first token")
+    status("and nothing more")
+    assert text.getvalue() == "loading [4] images ...\nfirst token in 2.5 s\n"
+
+
+def test_a_fast_command_and_one_that_must_be_quiet_show_nothing() -> None:
+    now, text = [0.0], io.StringIO()
+    status = Status(Console(file=text), clock=lambda: now[0])
+    status("loading torch")
+    status.end("ready")
+    assert text.getvalue() == ""
+    quiet = Status(None, clock=lambda: now[0])
+    now[0] = 10
+    quiet("loading torch")
+    quiet.end("ready")
+
+
+def test_the_line_of_a_terminal_goes_away() -> None:
+    text = io.StringIO()
+    with Status(Console(file=text, force_terminal=True, width=40)) as status:
+        status("loading torch")
+        assert "loading torch ..." in text.getvalue()
+    assert text.getvalue().rstrip().endswith("\x1b[2K"), "it is erased"
+    assert "ready" not in text.getvalue()
