@@ -13,6 +13,10 @@ DETERMINISTIC_LIMIT = 600.0
 FIRST_LOOK = (1.000001, 1.0001, 1.0005, 1.001, 1.002, 1.003, 1.005, 1.0075, 1.01, 1.015, 1.02, 1.03, 1.05, 1.1)
 """The search is restricted to groups and choices whose bound is within these factors of the least, in turn."""
 
+UNPRICED_LIMIT = 0.002
+"""Budget of all searches under bounds that ignore memory, for each group of the problem: about what pricing memory
+costs. Past it, or where nothing is found, memory is priced."""
+
 PACKED_LIMIT = 0.5
 """Budget of the search on the groups of a greedy packing."""
 

@@ -147,9 +147,22 @@ class _Search:
         """Of the answers that the goal leaves, once it is settled."""
         return lower_bounds(self._for_time())
 
-    @cached_property
+    @property
     def least(self) -> float:
         return self.bounds.least if self.bounds else 0.0
+
+    def _tighten(self) -> bool:
+        """Price memory in the bounds; return False where that has been done already."""
+        before = self.bounds
+        self.bounds = before and before.tightened()
+        return self.bounds is not before
+
+    def _until_tighter(self) -> Settings:
+        """Return the settings of a search that ends early where it may be quicker to tighten the bounds first."""
+        if self.bounds is None or not self.bounds.unpriced:
+            return self.settings
+        left = limits.UNPRICED_LIMIT * len(self.problem.groups) - sum(optimum.work for optimum in self.optima)
+        return replace(self.settings, limit=max(0.0, min(left, self.settings.limit)))
 
     def _for_time(self) -> Problem:
         """What is left to be as fast as can be: with a balance, in the memory that may then be taken."""
@@ -214,6 +227,7 @@ class _Search:
 
     def _keep(self, keep: Keep, step: Optimum) -> tuple[Model, Optimum]:
         """A model of the answers with the groups of the one that moves least, and how long they take."""
+        self._tighten()
         limit = step.value + step.value * keep.within_ppm // 10**6
         model = self._model(self._within(limit), keep=True)
         model.model.add(model.step_ns <= limit)
@@ -235,6 +249,7 @@ class _Search:
 
     def any_answer(self) -> bool:
         """Whether there is one, first among those that would be good, which are few."""
+        self._tighten()
         factors = limits.FIRST_LOOK[-1:]
         return any(self._has_answer(self._model(self._within(limit)), "feasibility") for limit in self._limits(factors))
 
@@ -296,12 +311,21 @@ class _Search:
         model, best = self._first_step()
         while found := self._rival(model, best.value):
             known = best.value
-            model = self._model(self._within(found // model.ties), found)
-            best = self._least_step(model)
+            model, best = self._best_within(found // model.ties, found)
             if best.value == known:  # the rival was as good, and none is better
                 model = self._first_in_order(model, known)
                 break
         return model, self._settled_step(model.value(model.step_ns), model.value(model.step_ns))
+
+    def _best_within(self, limit: int, ranked: int) -> tuple[Model, Optimum]:
+        """Return the best of all that takes at most ``limit`` ns and ranks no higher than ``ranked``."""
+        model = self._model(self._within(limit), ranked)
+        try:
+            return model, self._least_step(model)
+        except NotProvenError:
+            if not self._tighten():
+                raise
+            return self._best_within(limit, ranked)
 
     def _settled_step(self, value: int, bound: int) -> Optimum:
         step = Optimum(what="step time", value=value, bound=bound, seconds=0.0, work=0.0)
@@ -310,6 +334,7 @@ class _Search:
 
     def _near_step(self) -> tuple[Model, Optimum]:
         """A step within the gap that is accepted, and its model: what there is room for may be that already."""
+        self._tighten()  # what a search with a gap finds depends on the bounds
         self._exclude(0)
         model = self._packing()
         if model is None or not self._is_near(model.value(model.step_ns)):
@@ -342,8 +367,12 @@ class _Search:
                 try:
                     return model, self._least_step(model, limit)
                 except Infeasible:
-                    pass
+                    if self._tighten():
+                        self._exclude(limit)
+                        return self._first_step()
                 except NotProvenError as error:
+                    if self._tighten():
+                        return self._first_step()
                     if error.objective_ns is not None or (packing := self._packing()) is None:
                         raise
                     self.excluded = 0  # a gap that is asked for is measured before anything is searched
@@ -387,7 +416,8 @@ class _Search:
             quick = replace(self.settings, limit=min(limits.QUICK_LIMIT, self.settings.limit), workers=1)
             with suppress(NotProvenError):
                 return self.minimise(model, model.ranked_step, what="ranked step time", mode=FROM_BELOW, settings=quick)
-        return self.minimise(model, model.ranked_step, what="ranked step time", mode=within_gap(gap_ppm))
+        mode, settings = within_gap(gap_ppm), self._until_tighter()
+        return self.minimise(model, model.ranked_step, what="ranked step time", mode=mode, settings=settings)
 
     def _unproven(self, step_ns: int | None) -> NotProvenError:
         """The refusal past the limit: the best step found, and what is known of every answer."""
@@ -407,7 +437,12 @@ class _Search:
         """What an answer with another structure takes that is as good as the best of ``model``, if there is one."""
         rival = self._model(self._within(ranked // model.ties), ranked)
         rival.forbid(model.chosen())
-        found = self._has_answer(rival, "another answer", known=ranked // model.ties)
+        try:
+            found = self._has_answer(rival, "another answer", known=ranked // model.ties)
+        except NotProvenError:
+            if self._tighten():
+                return self._rival(model, ranked)
+            raise
         return self.optima[-1].value if found else None
 
     def _has_answer(self, model: Model, what: str, *, always_same: bool = False, known: int | None = None) -> bool:
@@ -416,7 +451,8 @@ class _Search:
         ``known``: what another takes.
         """
         try:
-            self.minimise(model, model.ranked_step, what=what, mode=FIND_SAME if always_same else FIND)
+            mode = FIND_SAME if always_same else FIND
+            self.minimise(model, model.ranked_step, what=what, mode=mode, settings=self._until_tighter())
         except Infeasible:
             return False
         except NotProvenError as error:
@@ -427,6 +463,7 @@ class _Search:
 
     def _first_in_order(self, like: Model, ranked: int) -> Model:
         """Of structures of equal rank the first in order."""
+        self._tighten()
         model = self._model(self._within(ranked // like.ties), ranked)
         self.order(model, [(variable, 1) for variable in model.structure()])
         return model

@@ -8,7 +8,7 @@ memory. A group that is in no combination as good as an answer already found is 
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +22,6 @@ from planner.solver.bounds.hosts import Places, Stages, most_states
 from planner.solver.bounds.stage import MARGIN, Curve, least_each, least_quanta, rates_ns
 from planner.solver.bounds.whole_layers import whole_bounds
 from planner.solver.problem import Block, Group, Option, Problem
-from planner.solver.problem_bounds import timeless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,9 @@ class Bounds:
     whole: Excess | None = None
     """Of an answer of whole layers: what it takes with what is received."""
 
+    unpriced: bool = False
+    """Bounds with prices of memory may be added: :meth:`tightened`."""
+
     @cached_property
     def chained(self) -> tuple[Excess, ...]:
         """With what they receive from one another."""
@@ -46,6 +48,19 @@ class Bounds:
     def least(self) -> float:
         """No answer takes less."""
         return max((each.raised for each in self.chained), default=math.inf)
+
+    def tightened(self) -> "Bounds":
+        """Return these bounds with those added in which memory has its price; unchanged where it has been priced.
+
+        That costs several times what the first bounds cost, and only helps where memory is short.
+        """
+        if not self.unpriced:
+            return self
+        (free,) = self.apart
+        prices = _prices(self.problem, free)
+        if prices is None or not prices.any():
+            return replace(self, unpriced=False)
+        return replace(self, unpriced=False, apart=(free, _bounds(self.problem, prices).only(free)))
 
     def within(self, limit: float) -> Excess:
         """What may be in an answer that takes at most ``limit``: each bound looks at what the others leave."""
@@ -62,10 +77,7 @@ class Bounds:
 def lower_bounds(problem: Problem) -> Bounds | None:
     """Bounds of every group and choice; None for problems that this relaxation says nothing about.
 
-    The first is with memory for nothing, where blocks take none from the stages. The second is at prices of memory,
-    where every byte is paid for and all memory is paid back: what answers that fit pay no more for. Where memory has a
-    price, what is in no answer that fits is left out: if time costs nothing and every byte the same, it pays more than
-    all memory.
+    They ignore memory, but for what the layers of one stage take: :meth:`Bounds.tightened` adds those that do not.
     """
     if problem.goal != "time" or len(problem.kinds) > 1 or problem.counts is not None:
         return None
@@ -78,13 +90,7 @@ def lower_bounds(problem: Problem) -> Bounds | None:
     whole = whole_bounds(problem, lambda placed: _bounds(placed, nothing))
     if whole is not None:
         return Bounds(problem=problem, apart=(free,) if whole.groups else (), whole=whole)
-    prices = _prices(problem, free)
-    if prices is not None and not prices.any():
-        return Bounds(problem=problem, apart=(free,))
-    free = free.only(_bounds(timeless(problem), nothing + 1, far=0).within(0))
-    if not free.groups or not all(free.choices):
-        return Bounds(problem=problem, apart=())
-    return Bounds(problem=problem, apart=(free,) if prices is None else (free, _bounds(problem, prices).only(free)))
+    return Bounds(problem=problem, apart=(free,), unpriced=True)
 
 
 def _bounds(problem: Problem, prices: Curve, far: float = limits.FAR) -> Excess:

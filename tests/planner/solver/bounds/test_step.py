@@ -24,7 +24,9 @@ def uses(answer: Answer) -> tuple[set[int], list[tuple[int, int]]]:
 
 @cache
 def bounds_of(seed: int) -> Bounds | None:
-    return lower_bounds(tiny_problem(seed))
+    """With prices of memory: what these leave is among what is left without."""
+    bounds = lower_bounds(tiny_problem(seed))
+    return bounds and bounds.tightened()
 
 
 SEEDS = list(islice((seed for seed in count() if bounds_of(seed) is not None), 100))
@@ -67,6 +69,21 @@ def test_something_is_left_out() -> None:
         if bounds is not None and solved is not None:
             less += len(bounds.within(solved.objective_ns).groups) < len(tiny_problem(seed).groups)
     assert less > 40
+
+
+def test_prices_of_memory_leave_out_more_and_only_once() -> None:
+    priced = 0
+    for seed in SEEDS:
+        solved, free = tiny_answer(seed), lower_bounds(tiny_problem(seed))
+        assert free is not None
+        tight = free.tightened()
+        assert not tight.unpriced
+        assert tight.tightened() is tight
+        assert tight.least >= free.least
+        if solved is not None:
+            assert set(tight.within(solved.objective_ns).groups) <= set(free.within(solved.objective_ns).groups)
+            priced += tight.least > free.least
+    assert priced >= 5
 
 
 def on_single_devices(seed: int) -> Problem | None:
