@@ -159,7 +159,7 @@ class _Search:
 
     def _until_tighter(self) -> Settings:
         """Return the settings of a search that ends early where it may be quicker to tighten the bounds first."""
-        if self.bounds is None or not self.bounds.unpriced:
+        if self.bounds is None or self.bounds.is_priced:
             return self.settings
         left = limits.UNPRICED_LIMIT * len(self.problem.groups) - sum(optimum.work for optimum in self.optima)
         return replace(self.settings, limit=max(0.0, min(left, self.settings.limit)))
@@ -259,8 +259,7 @@ class _Search:
         """All that may be in an answer that takes no longer."""
         if self.bounds is None:
             return everything(self.problem)
-        kept = self.bounds.within(limit)
-        return Restriction(groups=tuple(kept.groups), choices=tuple(map(tuple, kept.choices)))
+        return self.bounds.within(limit)
 
     def _limits(self, factors: Sequence[float]) -> Iterator[float]:
         """Times to look within, until no answer is left out."""
@@ -292,7 +291,7 @@ class _Search:
             model.model.add(model.balance >= value)
         if not keep:
             model.leading(self.twins)
-        if self.settled and self.bounds is not None and self.bounds.apart:
+        if self.settled and self.bounds is not None and math.isfinite(self.least):
             model.model.add(model.step_ns >= math.ceil(self.least))
         if ranked is not None:
             model.model.add(model.ranked_step <= ranked)

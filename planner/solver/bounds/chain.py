@@ -1,4 +1,15 @@
-"""Bounds of answers by what they use, and what the links of the chain receive from one another on top of it."""
+"""Bounds with what the links of the chain receive from one another: a shortest path over the answer's chain.
+
+Bounds of the parts of an answer (:class:`PartBounds`) count of every message only the cheapest case, ``same_ns``. What
+a receiver takes beyond that depends on the leader of the sender alone, so the least of an answer is a shortest path
+
+    first block -> first stage ~> last stage -> last block -> tail block
+
+whose nodes are choices and groups, whose edges are the receiver's ns beyond ``same_ns``, and in which the stages from g
+to h take max(groups[g], groups[h]) beyond the least. Forward and backward shortest paths give, for each node, the least
+answer through it. With n groups and choices on D devices it is O(n D + n log n). It is exact for the messages of the
+chain; for everything else it is as good as the bounds of the parts.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,57 +17,75 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.solver.bounds.stage import Curve
-from planner.solver.problem import Group, Option, Problem
+from planner.solver.bounds.excess import Excess, no_answer
+from planner.solver.bounds.pieces import Floats
+from planner.solver.problem import Block, Group, Option, Problem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Excess:
-    """How much more than ``least`` an answer takes at least that uses a group, or has a block so placed.
+class PartBounds:
+    """Bounds of the parts of an answer, which add up.
 
-    What is not listed is in no answer.
+    An answer that uses group g and has choice x_b of each block b takes at least
+
+        excess.least + excess.groups[g] + Σ_b excess.choices[b][x_b]      ns
     """
 
-    least: float
-    groups: dict[int, float]
-    received: dict[int, float]
-    """Of each group: what is counted already for the block ``first``, and for receiving from it, when the group runs
-    the first stage."""
-    choices: tuple[dict[tuple[int, int], float], ...]
-    """Of each block, of each pair of an option and a split of it."""
+    excess: Excess
+    first_ns: Sequence[float]
+    """For each group of the problem: the ns, in its excess, of the block ``first`` and of receiving from it when the
+    group runs the first stage."""
 
-    @property
-    def raised(self) -> float:
-        """A bound of every answer: one group at least is used, and each block is somewhere."""
-        cheapest = [min(self.groups.values(), default=math.inf)]
-        cheapest += [min(each.values(), default=math.inf) for each in self.choices]
-        return self.least + max(cheapest)
-
-    def within(self, limit: float) -> "Excess":
-        """Without what is in no answer that takes at most ``limit``."""
-        room = limit - self.least
-        return Excess(
-            least=self.least,
-            groups={g: excess for g, excess in self.groups.items() if excess <= room},
-            received=self.received,
-            choices=tuple({key: excess for key, excess in each.items() if excess <= room} for each in self.choices),
-        )
-
-    def only(self, other: "Excess") -> "Excess":
-        """Without what another has not."""
-        return Excess(
-            least=self.least,
-            groups={g: excess for g, excess in self.groups.items() if g in other.groups},
-            received=self.received,
-            choices=tuple(
-                {key: excess for key, excess in mine.items() if key in theirs}
-                for mine, theirs in zip(self.choices, other.choices, strict=True)
-            ),
-        )
+    def kept_by(self, other: Excess) -> "PartBounds":
+        """Drop groups and choices that ``other`` does not list."""
+        return PartBounds(excess=self.excess.kept_by(other), first_ns=self.first_ns)
 
 
-class _Names(dict[tuple[int, ...], int]):
-    """Numbers of sets of devices."""
+def chained(problem: Problem, parts: PartBounds) -> Excess:
+    """Return the bounds of groups and choices with all messages of the chain."""
+    excess = parts.excess
+    if not excess.groups or not all(excess.choices):
+        return no_answer(problem)
+    groups, keys = list(excess.groups), [list(known) for known in excess.choices]
+    device_sets = _DeviceSets()
+    stages = _Link(problem, range(len(groups)), [problem.groups[g] for g in groups], device_sets)
+    blocks = [
+        _block_link(problem, block, choices, device_sets) for block, choices in zip(problem.blocks, keys, strict=True)
+    ]
+    stage_ns = np.array([excess.groups[g] for g in groups])
+    first_ns = np.array([parts.first_ns[g] for g in groups])
+    block_ns = [np.array([known[key] for key in choices]) for known, choices in zip(excess.choices, keys, strict=True)]
+    path = _Path(stages, blocks, stage_ns, block_ns, first_ns)
+    return Excess(
+        least=excess.least,
+        groups=dict(zip(groups, path.through_groups().tolist(), strict=True)),
+        choices=tuple(
+            dict(zip(choices, ns.tolist(), strict=True))
+            for choices, ns in zip(keys, path.through_choices(), strict=True)
+        ),
+    )
+
+
+def first_stage_ns(problem: Problem, first: dict[tuple[int, int], float]) -> list[float]:
+    """Return for each group, as the first stage, the ns of the best choice of the block ``first`` and of receiving from
+    it beyond ``same_ns``.
+
+    ``first``: ns of each choice of that block. Results are rounded down to 1/1024 ns, so that groups that differ by
+    rounding errors alone are equal.
+    """
+    device_sets = _DeviceSets()
+    stages = _Link(problem, range(len(problem.groups)), problem.groups, device_sets)
+    block = _block_link(problem, problem.first, list(first), device_sets)
+    least = _into(np.array(list(first.values())), block, stages)
+    rounded: list[float] = (np.floor(1024 * least) / 1024).tolist()
+    return rounded
+
+
+# ---- links ----
+
+
+class _DeviceSets(dict[tuple[int, ...], int]):
+    """Consecutive numbers of sets of devices, given out on first use."""
 
     def __missing__(self, devices: tuple[int, ...]) -> int:
         self[devices] = len(self)
@@ -64,128 +93,122 @@ class _Names(dict[tuple[int, ...], int]):
 
 
 class _Link:
-    """A link of the chain: all that may be it, as a sender and as a receiver.
+    """All candidates of one link of the chain, as senders and as receivers.
 
-    Several candidates may be on one set of devices, and receive alike: ``of`` is which of them a candidate has.
+    Candidates that are divided differently on the same devices receive alike: they share a *target*.
     """
 
-    def __init__(self, problem: Problem, of: Sequence[int], receivers: Sequence[Option | Group], names: _Names) -> None:
-        self.of = np.array(of, dtype=np.int64)
-        self.devices = np.array([names[each.devices] for each in receivers], dtype=np.int64)
-        self.leader = np.array([each.devices[0] for each in receivers], dtype=np.int64)
-        self.more = _more_ns(problem, receivers)
+    def __init__(
+        self, problem: Problem, target_of: Sequence[int], targets: Sequence[Option | Group], device_sets: _DeviceSets
+    ) -> None:
+        self.target_of = np.array(target_of, dtype=np.int64)
+        """Index of each candidate's target."""
+        self.device_set = np.array([device_sets[target.devices] for target in targets], dtype=np.int64)
+        self.leader = np.array([target.devices[0] for target in targets], dtype=np.int64)
+        self.extra_ns = _extra_ns(problem, targets)
 
-    def least(self, costs: Curve) -> Curve:
-        """Of candidates with the same devices the least."""
-        found = np.full(len(self.leader), math.inf)
-        np.minimum.at(found, self.of, costs)
-        return found
+    def least(self, costs: Floats) -> Floats:
+        """Return the least of the candidates' costs for each target."""
+        least = np.full(len(self.leader), math.inf)
+        np.minimum.at(least, self.target_of, costs)
+        return least
 
 
-def _more_ns(problem: Problem, targets: Sequence[Option | Group]) -> Curve:
-    """[target, device]: what is received from the device as leader, beyond ``same_ns``, which is counted already."""
+def _block_link(problem: Problem, block: Block, choices: Sequence[tuple[int, int]], device_sets: _DeviceSets) -> _Link:
+    return _Link(problem, [option for option, _ in choices], block.options, device_sets)
+
+
+def _extra_ns(problem: Problem, targets: Sequence[Option | Group]) -> Floats:
+    """Return [target, device]: ns of receiving from the device as leader, beyond ``same_ns``."""
     receives = [target.first if isinstance(target, Group) else target.receive for target in targets]
-    same = np.array([each.same_ns for each in receives], dtype=np.float64)
+    same = np.array([receive.same_ns for receive in receives], dtype=np.float64)
     far, near, inside = (
         np.array(ns, dtype=np.float64)[:, None] - same[:, None]
-        for ns in zip(*((each.far_ns, each.near_ns, each.inside_ns) for each in receives), strict=True)
+        for ns in zip(*((receive.far_ns, receive.near_ns, receive.inside_ns) for receive in receives), strict=True)
     )
     host_of = np.zeros(len(problem.devices), dtype=np.int64)
     for host, devices in enumerate(problem.hosts):
         host_of[list(devices)] = host
-    reached = np.zeros((len(targets), len(problem.hosts) + 1), dtype=bool)  # the last: sites over several hosts
-    member = np.zeros((len(targets), len(problem.devices)), dtype=bool)
+    in_site = np.zeros((len(targets), len(problem.hosts) + 1), dtype=bool)  # last column: sites over several hosts
+    is_member = np.zeros((len(targets), len(problem.devices)), dtype=bool)
     for number, target in enumerate(targets):
         sites = (min(target.site, len(problem.hosts)),) if isinstance(target, Group) else target.sites
-        reached[number, list(sites)] = True
-        member[number, list(target.devices)] = True
-    found: Curve = np.where(member, inside, np.where(reached[:, host_of], near, far))
-    return found
+        in_site[number, list(sites)] = True
+        is_member[number, list(target.devices)] = True
+    extra: Floats = np.where(is_member, inside, np.where(in_site[:, host_of], near, far))
+    return extra
 
 
-class Chain:
-    """Shortest ways through the chain of block, stages, block and block, by what each receives from the one before."""
+# ---- shortest paths ----
 
-    def __init__(self, problem: Problem, bounds: Excess) -> None:
-        self.problem = problem
-        self.bounds = bounds
-        self.groups = list(bounds.groups)
-        self.keys = [list(known) for known in bounds.choices]
 
-    def excess(self) -> Excess:
-        """Of groups and choices: the least that an answer with them takes more than ``least``."""
-        if not self.groups or not all(self.keys):
-            return Excess(least=self.bounds.least, groups={}, received={}, choices=tuple({} for _ in self.keys))
-        names = _Names()
-        problem = self.problem
-        stages = _Link(problem, range(len(self.groups)), [problem.groups[g] for g in self.groups], names)
-        blocks = [
-            _Link(problem, [o for o, _ in keys], block.options, names)
-            for block, keys in zip(problem.blocks, self.keys, strict=True)
-        ]
-        own = [
-            np.array([known[key] for key in keys]) for known, keys in zip(self.bounds.choices, self.keys, strict=True)
-        ]
-        stage = np.array([self.bounds.groups[g] for g in self.groups])
-        received = np.array([self.bounds.received[g] for g in self.groups])
-        to_first = _after(own[0], blocks[0], stages) - received
-        to_last = _through(to_first, stage)
-        to_head = _after(to_last, stages, blocks[1]) + own[1]
-        after_head = np.zeros(len(own[1]))
+class _Path:
+    """Least ns beyond the bound of all answers: from the head of the chain to each link, and from there to its end."""
+
+    def __init__(
+        self,
+        stages: _Link,
+        blocks: Sequence[_Link],
+        stage_ns: Floats,
+        block_ns: Sequence[Floats],
+        first_ns: Floats,
+    ) -> None:
+        """``stage_ns``, ``block_ns``: excess of each group and choice; ``first_ns``: the part of ``stage_ns`` that a
+        group has only as the first stage, which the edge into it replaces."""
+        self.stages = stages
+        self.blocks = blocks
+        self.stage_ns = stage_ns
+        self.block_ns = block_ns
+        self.first_ns = first_ns
+        self.to_first = _into(block_ns[0], blocks[0], stages) - first_ns
+        self.to_last_block = _into(_across_stages(self.to_first, stage_ns), stages, blocks[1]) + block_ns[1]
+        self.after_last_block = np.zeros(len(block_ns[1]))
         if len(blocks) > 2:
-            after_head = _before(own[2], blocks[2], blocks[1])
-        after_last = _before(own[1] + after_head, blocks[1], stages)
-        after_first = _through(after_last, stage)
-        found = [own[0] + _before(after_first - received, stages, blocks[0]), to_head + after_head]
-        if len(blocks) > 2:
-            found.append(own[2] + _after(to_head, blocks[1], blocks[2]))
-        ways = float(to_first.min() + after_last.min())
-        return Excess(
-            least=self.bounds.least,
-            groups=dict(zip(self.groups, (stage + ways).tolist(), strict=True)),
-            received=self.bounds.received,
-            choices=tuple(
-                dict(zip(keys, each.tolist(), strict=True)) for keys, each in zip(self.keys, found, strict=True)
-            ),
-        )
+            self.after_last_block = _out_of(block_ns[2], blocks[2], blocks[1])
+        self.after_last_stage = _out_of(block_ns[1] + self.after_last_block, blocks[1], stages)
+
+    def through_groups(self) -> Floats:
+        """Return the least answer with each group: anywhere between the cheapest ends."""
+        return self.stage_ns + float(self.to_first.min() + self.after_last_stage.min())
+
+    def through_choices(self) -> list[Floats]:
+        """Return the least answer with each choice of each block."""
+        after_first_block = _across_stages(self.after_last_stage, self.stage_ns) - self.first_ns
+        through = [
+            self.block_ns[0] + _out_of(after_first_block, self.stages, self.blocks[0]),
+            self.to_last_block + self.after_last_block,
+        ]
+        if len(self.blocks) > 2:
+            through.append(self.block_ns[2] + _into(self.to_last_block, self.blocks[1], self.blocks[2]))
+        return through
 
 
-def received(problem: Problem, first: dict[tuple[int, int], float]) -> list[float]:
-    """Of each group: what its best choice of the block ``first`` takes, and to receive from it beyond ``same_ns``."""
-    names = _Names()
-    stages = _Link(problem, range(len(problem.groups)), problem.groups, names)
-    block = _Link(problem, [o for o, _ in first], problem.first.options, names)
-    least = _after(np.array(list(first.values())), block, stages)
-    found: list[float] = (np.floor(1024 * least) / 1024).tolist()  # what only rounding tells apart is equal
-    return found
+def _across_stages(ends: Floats, stage_ns: Floats) -> Floats:
+    """Return for each group h: min over g of ends[g] + max(stage_ns[g], stage_ns[h])."""
+    order = np.argsort(stage_ns, kind="stable")
+    cheaper = np.minimum.accumulate(ends[order]) + stage_ns[order]
+    dearer = np.minimum.accumulate((ends + stage_ns)[order][::-1])[::-1]
+    across = np.empty(len(stage_ns))
+    across[order] = np.minimum(cheaper, dearer)
+    return across
 
 
-def _through(ends: Curve, stage: Curve) -> Curve:
-    """From one end of the stages to the other: they take what the dearer of the two ends takes, at least."""
-    order = np.argsort(stage, kind="stable")
-    cheaper = np.minimum.accumulate(ends[order]) + stage[order]
-    dearer = np.minimum.accumulate((ends + stage)[order][::-1])[::-1]
-    found = np.empty(len(stage))
-    found[order] = np.minimum(cheaper, dearer)
-    return found
-
-
-def _after(costs: Curve, sources: _Link, targets: _Link) -> Curve:
-    """The least with which each target is reached."""
+def _into(costs: Floats, sources: _Link, targets: _Link) -> Floats:
+    """Return for each candidate of ``targets`` the least cost of a source plus the edge from it."""
     least = sources.least(costs)
-    by_leader = np.full(targets.more.shape[1], math.inf)
+    by_leader = np.full(targets.extra_ns.shape[1], math.inf)
     np.minimum.at(by_leader, sources.leader, least)
-    same = np.full(max(sources.devices.max(), targets.devices.max()) + 1, math.inf)
-    np.minimum.at(same, sources.devices, least)
-    found: Curve = np.minimum((targets.more + by_leader).min(1), same[targets.devices])[targets.of]
-    return found
+    same = np.full(max(sources.device_set.max(), targets.device_set.max()) + 1, math.inf)
+    np.minimum.at(same, sources.device_set, least)
+    reached: Floats = np.minimum((targets.extra_ns + by_leader).min(1), same[targets.device_set])
+    return reached[targets.target_of]
 
 
-def _before(costs: Curve, targets: _Link, sources: _Link) -> Curve:
-    """The least that comes after each source."""
+def _out_of(costs: Floats, targets: _Link, sources: _Link) -> Floats:
+    """Return for each candidate of ``sources`` the least edge from it plus the cost of its target."""
     least = targets.least(costs)
-    by_leader = (targets.more + least[:, None]).min(0)
-    same = np.full(max(sources.devices.max(), targets.devices.max()) + 1, math.inf)
-    np.minimum.at(same, targets.devices, least)
-    found: Curve = np.minimum(by_leader[sources.leader], same[sources.devices])[sources.of]
-    return found
+    by_leader = (targets.extra_ns + least[:, None]).min(0)
+    same = np.full(max(sources.device_set.max(), targets.device_set.max()) + 1, math.inf)
+    np.minimum.at(same, targets.device_set, least)
+    left: Floats = np.minimum(by_leader[sources.leader], same[sources.device_set])
+    return left[sources.target_of]

@@ -1,7 +1,14 @@
-"""Bounds where layers and blocks are whole, each on a single device: every placement of the blocks by itself.
+"""Lower bounds where nothing is divided: every group and every block is on a single device (``--strategy balanced``).
 
-A block takes the room of layers, so where the blocks are decides how many layers are where, and with them in their
-places the bounds of stages are nearly exact. Of equal devices it makes no difference which has a block.
+Blocks take memory, and so room for layers, which the other bounds ignore. With every block on a single device there are
+few placements of the blocks, up to renaming of equal devices: each is bounded by itself, with its blocks' bytes taken
+off the capacities and the devices that have a block in classes of their own. The bound of a group or choice is the
+least over the placements:
+
+    bound(g) = min over placements P of bound_P(g)
+
+Exact but for the memory of axes that blocks may share. It costs one bound of the problem for each placement, of which
+there may be ``limits.MOST_PLACEMENTS``.
 """
 
 import math
@@ -10,18 +17,18 @@ from dataclasses import replace
 from itertools import islice
 
 from planner.solver import limits
-from planner.solver.bounds.chain import Chain, Excess
+from planner.solver.bounds.excess import Excess
 from planner.solver.problem import Block, Option, Problem
 
 
-def whole_bounds(problem: Problem, apart: Callable[[Problem], Excess]) -> Excess | None:
-    """Bounds with all receiving, none listed where nothing fits; None where something is divided, or too much is open.
+def whole_layer_bounds(problem: Problem, bound: Callable[[Problem], Excess]) -> Excess | None:
+    """Return the bounds; None where something is divided, or blocks have too many placements.
 
-    ``apart`` bounds a problem part by part, blocks without memory.
+    ``bound``: bounds of a problem whose blocks take no memory. Where nothing fits, nothing is listed.
     """
-    sets = [group.devices for group in problem.groups]
-    sets += [option.devices for block in problem.blocks for option in block.options]
-    if max(map(len, sets)) > 1:
+    device_sets = [group.devices for group in problem.groups]
+    device_sets += [option.devices for block in problem.blocks for option in block.options]
+    if max(map(len, device_sets)) > 1:
         return None
     placements = list(islice(_placements(problem, ()), limits.MOST_PLACEMENTS + 1))
     if len(placements) > limits.MOST_PLACEMENTS:
@@ -32,11 +39,21 @@ def whole_bounds(problem: Problem, apart: Callable[[Problem], Excess]) -> Excess
         placed = _placed(problem, devices)
         if min(placed.capacity_bytes) < 0:
             continue
-        found = Chain(placed, apart(placed)).excess()
-        for g, excess in found.groups.items():
-            _lower(groups, problem.alike[problem.groups[g].devices[0]], found.least + excess)
+        excess = bound(placed)
+        for g, ns in excess.groups.items():
+            _lower(groups, problem.alike[problem.groups[g].devices[0]], excess.least + ns)
         for known, device in zip(choices, devices, strict=True):
-            _lower(known, problem.alike[device], found.raised)
+            _lower(known, problem.alike[device], excess.bound)
+    return _of_classes(problem, groups, choices)
+
+
+def _lower(bounds: dict[int, float], key: int, value: float) -> None:
+    if value < bounds.get(key, math.inf):
+        bounds[key] = value
+
+
+def _of_classes(problem: Problem, groups: dict[int, float], choices: Sequence[dict[int, float]]) -> Excess:
+    """Return the bounds of groups and choices from those of the class of their device, in ns."""
     least = min(groups.values(), default=math.inf)
     return Excess(
         least=least,
@@ -45,7 +62,6 @@ def whole_bounds(problem: Problem, apart: Callable[[Problem], Excess]) -> Excess
             for g, group in enumerate(problem.groups)
             if problem.alike[group.devices[0]] in groups
         },
-        received={},
         choices=tuple(
             {
                 (o, c): known[problem.alike[option.devices[0]]] - least
@@ -58,31 +74,26 @@ def whole_bounds(problem: Problem, apart: Callable[[Problem], Excess]) -> Excess
     )
 
 
-def _lower(known: dict[int, float], key: int, value: float) -> None:
-    if value < known.get(key, math.inf):
-        known[key] = value
-
-
 def _placements(problem: Problem, before: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """A device of each block: of equal ones that have no block yet, the first."""
+    """Yield a device for each block, after those of ``before``: of equal devices without a block only the first."""
     blocks = list(problem.blocks)
     if len(before) == len(blocks):
         yield before
         return
-    open_classes = set()
+    opened = set()
     for device in sorted(option.devices[0] for option in blocks[len(before)].options):
-        if device in before or problem.alike[device] not in open_classes:
+        if device in before or problem.alike[device] not in opened:
             if device not in before:
-                open_classes.add(problem.alike[device])
+                opened.add(problem.alike[device])
             yield from _placements(problem, (*before, device))
 
 
 def _placed(problem: Problem, devices: Sequence[int]) -> Problem:
-    """With the blocks on these devices, in memory that stages do not have, and the devices like no others."""
+    """Return the problem with the blocks on these devices, whose bytes are taken off the capacities."""
     capacity, alike, blocks = list(problem.capacity_bytes), list(problem.alike), []
     for block, device in zip(problem.blocks, devices, strict=True):
         (option,) = (option for option in block.options if option.devices == (device,))
-        capacity[device] -= _least_bytes(block, option, [device == each for each in devices])
+        capacity[device] -= _least_bytes(block, option, [device == other for other in devices])
         alike[device] = max(problem.alike) + 1 + device
         blocks.append(replace(block, options=(option,)))
     return replace(
@@ -95,7 +106,7 @@ def _placed(problem: Problem, devices: Sequence[int]) -> Problem:
     )
 
 
-def _least_bytes(block: Block, option: Option, here: Sequence[bool]) -> int:
-    """Of a block on a device; ``here``: whether each block is."""
-    own = (axis for axis in block.axes if axis.shared is None or not here[axis.shared == "last"])
+def _least_bytes(block: Block, option: Option, has_block: Sequence[bool]) -> int:
+    """Return the least bytes of a block on a device; ``has_block``: whether the device has each of the blocks."""
+    own = (axis for axis in block.axes if axis.shared is None or not has_block[axis.shared == "last"])
     return min(split.bytes[0] for split in option.splits) + sum(axis.count * axis.each_bytes for axis in own)

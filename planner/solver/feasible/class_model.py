@@ -1,178 +1,184 @@
-"""The least memory that is missing for any placement to exist, with equal devices counted instead of told apart.
+"""A relaxation of memory alone: equal devices are counted instead of told apart, in a small CP-SAT model.
 
-Time plays no part in it. Devices of a host that nothing tells apart are a *class*; groups with as many members of each
-class, that take the same bytes, are a *sort*, of which is asked how many run, how many layers all of them have, and
-what lies on each class. So what it finds is a bound: no placement misses less than
+The model decides how many groups of each load pattern (:mod:`planner.solver.feasible.load_patterns`) run, how many
+layers all of them have together, and how many bytes lie on each class of devices. Time and the order of stages play no
+part. Every placement gives such counts, so no placement misses less than the least by count of
 
-    sum over devices of max(load, capacity) - capacity
+    missing = Σ over devices of max(load, capacity) - capacity
 
-where a device that is not full wastes what others miss. What lies in blocks may fill any waste of a class. Groups for
-what is counted are then a placement to be tried, which misses as little more often than not.
+The relaxation: within a class, and within all stages of a pattern, bytes may lie anywhere. Unused bytes of one device
+do not offset a shortage on another, so what stages leave free counts as waste; but block bytes are assumed to fill any
+waste of their class perfectly. Per class, with ``staged`` and ``placed`` the bytes of stages and blocks,
+
+    missing >= staged + placed + unfilled - capacity,    unfilled >= waste + idle devices' capacity - placed.
+
+Where devices of a class are alone in their stages with layers of one kind and one split, waste is at least the rest
+that whole layers leave. Counts that are reached by actual groups (``groups_and_choices``) are then packed greedily.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
 from planner.errors import NotProvenError
 from planner.solver import limits
+from planner.solver.feasible.load_patterns import LoadPattern, Members, choice_patterns, group_patterns
 from planner.solver.minimise import Settings, best_within, minimise
-from planner.solver.problem import Block, Problem, Split
+from planner.solver.problem import Block, Problem
 from planner.solver.restriction import Restriction
-
-Linear = cp_model.LinearExpr | int
-Loads = tuple[int, ...]
-"""Bytes on all members of each class together."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sort:
-    """Groups, or choices of a block, that take the same bytes of the same classes."""
-
-    members: tuple[tuple[int, int], ...]
-    """(class, number)."""
-    once: Loads
-    splits: tuple[tuple[Loads, ...], ...]
-    """Of each kind, of a layer, but for those that are more than another in every class; none of a block."""
+from planner.solver.variables import Bool, Linear
 
 
 def least_missing(problem: Problem) -> tuple[int, Restriction | None]:
-    """Bytes that any placement misses at least, and groups and choices that may miss no more."""
-    counts = _counts(problem, elastic=True)
-    if counts is None:
+    """Return the bytes that any placement misses at least, and groups and choices that may miss no more, if known.
+
+    Raise Infeasible where nothing fits whatever memory there is.
+    """
+    model = _class_model(problem, elastic=True)
+    if model is None:
         return 0, None
     try:
-        found = minimise(counts, counts.missing, Settings(limit=limits.COUNT_LIMIT), what="missing bytes")
+        optimum = minimise(model, model.missing, Settings(limit=limits.COUNT_LIMIT), what="missing bytes")
     except NotProvenError as error:
         return max(0, error.bound_ns or 0), None
-    return found.value, counts.told_apart()
+    return optimum.value, model.groups_and_choices()
 
 
 def roomiest(problem: Problem) -> Restriction | None:
-    """Groups and choices that leave much memory, if any are found; raise Infeasible where none can have enough.
+    """Return groups and choices that leave much memory, if any are found; they are only to be tried.
 
-    That none leaves more need not be proven: they are tried.
+    Raise Infeasible where none can have room.
     """
-    counts = _counts(problem, elastic=False)
-    try:
-        settings = Settings(limit=limits.COUNT_LIMIT)  # never the caller's: the result decides what is tried
-        found = counts and minimise(counts, counts.load, settings, what="bytes", mode=best_within(limits.ROOM_LIMIT))
-    except NotProvenError:
-        found = None
-    return counts.told_apart() if counts and found else None
-
-
-def _counts(problem: Problem, *, elastic: bool) -> "_Counts | None":
-    """None where there is too much to count."""
-    sorts = _sorts(problem)
-    if sum(len(splits) for sort in sorts for splits in sort.splits) > limits.MOST_COLUMNS:
+    model = _class_model(problem, elastic=False)
+    if model is None:
         return None
-    return _Counts(problem, sorts, elastic=elastic)
+    settings = Settings(limit=limits.COUNT_LIMIT)  # never the caller's: the result decides what is tried
+    try:
+        minimise(model, model.load, settings, what="bytes", mode=best_within(limits.ROOM_LIMIT))
+    except NotProvenError:
+        return None
+    return model.groups_and_choices()
 
 
-class _Counts:
-    """The count of a problem as a model."""
+def _class_model(problem: Problem, *, elastic: bool) -> "_ClassModel | None":
+    """Return the model; None where hardly any devices are equal, so that counting them is no help."""
+    patterns = group_patterns(problem)
+    if sum(len(loads) for pattern in patterns for loads in pattern.splits) > limits.MOST_COLUMNS:
+        return None
+    return _ClassModel(problem, patterns, elastic=elastic)
 
-    def __init__(self, problem: Problem, sorts: dict[_Sort, list[int]], *, elastic: bool) -> None:
-        """``sorts``: with the indices of their groups; ``elastic``: devices may be short of memory."""
+
+class _ClassModel:
+    """The CP-SAT model of the counts; one method per family of constraints."""
+
+    def __init__(self, problem: Problem, patterns: dict[LoadPattern, list[int]], *, elastic: bool) -> None:
+        """``patterns``: with the indices of their groups; ``elastic``: devices may be short of memory."""
         self.problem = problem
-        self.sorts = sorts
+        self.patterns = patterns
         self.elastic = elastic
         self.model = cp_model.CpModel()
         self.values: list[int] = []
-        self.size = {each: problem.alike.count(each) for each in problem.alike}
+        self.size = {number: problem.alike.count(number) for number in problem.alike}
+        """Devices of each class."""
         self.capacity = dict(zip(problem.alike, problem.capacity_bytes, strict=True))
-        self.staged: dict[int, list[Linear]] = {each: [] for each in self.size}
-        self.placed: dict[int, list[Linear]] = {each: [] for each in self.size}
-        self.wasted: dict[int, list[Linear]] = {each: [] for each in self.size}
-        self.busy: dict[int, list[Linear]] = {each: [] for each in self.size}
-        self.runs = [self._stage(sort) for sort in self.sorts]
-        self._exclusive()
-        for kind, layers in enumerate(zip(*(layers for _, layers in self.runs), strict=True)):
+        """Bytes of one device of each class."""
+        self.staged, self.placed, self.wasted, self.busy = (_no_terms(self.size) for _ in range(4))
+        """Terms of each class: bytes of stages and of blocks, free bytes of devices that run a stage, their number."""
+        self.stages = [self._add_stages(pattern) for pattern in patterns]
+        """For each pattern, how many of its groups run, and how many layers of each kind these have."""
+        self._add_exclusive_groups()
+        for kind, layers in enumerate(zip(*(layers for _, layers in self.stages), strict=True)):
             self.model.add(sum(layers) == problem.layers_of(kind))
-        self.options = [_options(problem, block) for block in problem.blocks]
-        self.on: list[dict[_Sort, cp_model.IntVar]] = []
-        for block, options in zip(problem.blocks, self.options, strict=True):
-            self._block(block, options)
-        self.missing = sum(self._missing(each) for each in self.size)
-        self.load = sum(sum(loads) for loads in (*self.staged.values(), *self.placed.values()))
+        self.choices = [choice_patterns(problem, block) for block in problem.blocks]
+        self.on: list[dict[LoadPattern, Bool]] = []
+        """For each block, whether its choice has the pattern."""
+        for block, choices in zip(problem.blocks, self.choices, strict=True):
+            self._add_block(block, choices)
+        self.missing = sum(self._add_capacity(number) for number in self.size)
+        self.load = sum(sum(terms) for terms in (*self.staged.values(), *self.placed.values()))
 
     def _int(self, most: int) -> cp_model.IntVar:
         return self.model.new_int_var(0, most, "")
 
     # ---- stages ----
 
-    def _stage(self, sort: _Sort) -> tuple[cp_model.IntVar, list[Linear]]:
-        """How many groups of a sort run, and of each kind how many layers they have."""
+    def _add_stages(self, pattern: LoadPattern) -> tuple[cp_model.IntVar, list[Linear]]:
+        """Add the groups of a pattern; return how many run, and how many layers of each kind they have."""
         problem = self.problem
-        runs = self._int(min(problem.layers, *(self.size[each] // n for each, n in sort.members)))
-        load: list[list[Linear]] = [[nbytes * runs] for nbytes in sort.once]
+        runs = self._int(min(problem.layers, *(self.size[number] // count for number, count in pattern.members)))
+        loads: list[list[Linear]] = [[nbytes * runs] for nbytes in pattern.once]
         sizes: list[Linear] = []
-        for k, (kind, splits) in enumerate(zip(problem.kinds, sort.splits, strict=True)):
+        for k, (kind, split_loads) in enumerate(zip(problem.kinds, pattern.splits, strict=True)):
             most = problem.layers_of(k)
-            layers = [self._int(most) for _ in splits]
+            layers = [self._int(most) for _ in split_loads]  # divided so, over all groups of the pattern
             sizes.append(sum(layers))
             self.model.add(sum(layers) <= most * runs)
-            units: list[Linear] = [self._int(most * kind.units) for _ in sort.members[1:]]
+            units: list[Linear] = [self._int(most * kind.units) for _ in pattern.members[1:]]  # on each class
             rest = kind.units * sum(layers) - sum(units)
             self.model.add(rest >= 0)
             units.append(rest)
-            for j, here in enumerate(load):
-                here.append(kind.unit_bytes * units[j])
-                here += [n * each[j] for n, each in zip(layers, splits, strict=True)]
-        self.model.add(sum(sizes) >= runs)
-        for (each, members), nbytes in zip(sort.members, load, strict=True):
-            left = self.capacity[each] * members * runs - sum(nbytes)
-            wasted = self._int(self.capacity[each] * self.size[each])
-            self.model.add(wasted >= left if self.elastic else wasted == left)
-            self.staged[each] += nbytes
-            self.wasted[each].append(wasted)
-            self.busy[each].append(members * runs)
-            if len(sort.members) == members == 1 and len(problem.kinds) == len(sort.splits[0]) == 1:
-                self._whole_layers(sort, runs, sizes[0], wasted)
+            for j, terms in enumerate(loads):
+                terms.append(kind.unit_bytes * units[j])
+                terms += [count * split_load[j] for count, split_load in zip(layers, split_loads, strict=True)]
+        self.model.add(sum(sizes) >= runs)  # each has a layer at least
+        for (number, count), terms in zip(pattern.members, loads, strict=True):
+            self._add_members(number, count, runs, terms)
+        self._add_whole_layers(pattern, runs, sizes)
         return runs, sizes
 
-    def _whole_layers(self, sort: _Sort, runs: cp_model.IntVar, layers: Linear, wasted: Linear) -> None:
-        """A device alone has whole layers: as many as it has room for leave a rest."""
-        ((each, _),), (once,), (kind,), (((split,),),) = sort.members, sort.once, self.problem.kinds, sort.splits
-        room = self.capacity[each] - once
-        count, rest = divmod(room, split + kind.units * kind.unit_bytes)
-        if room > 0:
-            self.model.add(wasted >= rest * ((count + 1) * runs - layers))
+    def _add_members(self, number: int, count: int, runs: cp_model.IntVar, terms: Sequence[Linear]) -> None:
+        """Count the bytes ``terms`` of ``runs`` groups with ``count`` members of a class each, and what they waste."""
+        free = self.capacity[number] * count * runs - sum(terms)
+        wasted = self._int(self.capacity[number] * self.size[number])
+        self.model.add(wasted >= free if self.elastic else wasted == free)
+        self.staged[number] += terms
+        self.wasted[number].append(wasted)
+        self.busy[number].append(count * runs)
 
-    def _exclusive(self) -> None:
-        """Of groups that all have the same device one runs: those over several hosts, and whole hosts."""
+    def _add_whole_layers(self, pattern: LoadPattern, runs: cp_model.IntVar, sizes: Sequence[Linear]) -> None:
+        """Raise the waste of devices that are alone in their stages to the rest that whole layers leave.
+
+        A device has room for ``most`` layers and a rest: with fewer layers it wastes more, so over all of them
+        waste >= rest · ((most + 1) · runs - layers).
+        """
+        if len(pattern.members) > 1 or pattern.members[0][1] > 1 or len(pattern.splits) > 1:
+            return
+        ((number, _),), (split_loads,), (kind,) = pattern.members, pattern.splits, self.problem.kinds
+        room = self.capacity[number] - pattern.once[0]
+        if len(split_loads) == 1 and room > 0:
+            most, rest = divmod(room, split_loads[0][0] + kind.units * kind.unit_bytes)
+            self.model.add(self.wasted[number][-1] >= rest * ((most + 1) * runs - sizes[0]))
+
+    def _add_exclusive_groups(self) -> None:
+        """Let one of the patterns run of which all groups have the same device: over several hosts, and whole hosts."""
         holders: dict[int, list[cp_model.IntVar]] = {}
-        for (runs, _), found in zip(self.runs, self.sorts.values(), strict=True):
-            for device in set.intersection(*(set(self.problem.groups[index].devices) for index in found)):
+        for (runs, _), groups in zip(self.stages, self.patterns.values(), strict=True):
+            for device in set.intersection(*(set(self.problem.groups[index].devices) for index in groups)):
                 holders.setdefault(device, []).append(runs)
-        for each in holders.values():
-            self.model.add(sum(each) <= 1)
+        for variables in holders.values():
+            self.model.add(sum(variables) <= 1)
 
     # ---- blocks ----
 
-    def _block(self, block: Block, options: dict[_Sort, list[tuple[int, int]]]) -> None:
-        on = {sort: self.model.new_bool_var("") for sort in options}
+    def _add_block(self, block: Block, choices: dict[LoadPattern, list[tuple[int, int]]]) -> None:
+        on = {pattern: self.model.new_bool_var("") for pattern in choices}
         self.model.add_exactly_one(on.values())
-        holders: dict[int, list[cp_model.IntVar]] = {}
-        for sort, chosen in on.items():
-            for (each, _), nbytes in zip(sort.members, sort.once, strict=True):
-                holders.setdefault(each, []).append(chosen)
-                self.placed[each].append(nbytes * chosen)
+        holders: dict[int, list[Bool]] = {}
+        for pattern, chosen in on.items():
+            for (number, _), nbytes in zip(pattern.members, pattern.once, strict=True):
+                holders.setdefault(number, []).append(chosen)
+                self.placed[number].append(nbytes * chosen)
         self.on.append(on)
         for axis in block.axes:
-            shared = self._same_members(0 if axis.shared == "first" else 1) if axis.shared else 0
-            pieces = {each: self._int(axis.count) for each in holders}
-            self.model.add(sum(pieces.values()) == axis.count * (1 - shared))
-            for each, count in pieces.items():
-                self.model.add(count <= axis.count * sum(holders[each]))
-                self.placed[each].append(axis.each_bytes * count)
+            is_shared = self._same_members(0 if axis.shared == "first" else 1) if axis.shared else 0
+            pieces = {number: self._int(axis.count) for number in holders}  # on each class
+            self.model.add(sum(pieces.values()) == axis.count * (1 - is_shared))
+            for number, count in pieces.items():
+                self.model.add(count <= axis.count * sum(holders[number]))
+                self.placed[number].append(axis.each_bytes * count)
 
     def _same_members(self, other: int) -> Linear:
-        """Whether the last block may be on the devices of another."""
+        """Return whether the block added last may be on the devices of an earlier one, from its members."""
         mine, theirs = _by_members(self.on[-1]), _by_members(self.on[other])
         both = []
         for members in sorted(mine.keys() & theirs.keys()):
@@ -182,31 +188,35 @@ class _Counts:
             both.append(same)
         return sum(both)
 
-    # ---- all together ----
+    # ---- memory ----
 
-    def _missing(self, each: int) -> Linear:
-        """Bytes that the devices of a class have too few."""
-        all_bytes = self.capacity[each] * self.size[each]
-        idle = self.size[each] - sum(self.busy[each])
+    def _add_capacity(self, number: int) -> Linear:
+        """Bound the bytes of a class; return those that its devices have too few, 0 unless the model is elastic."""
+        all_bytes = self.capacity[number] * self.size[number]
+        idle = self.size[number] - sum(self.busy[number])
         self.model.add(idle >= 0)
+        placed = sum(self.placed[number])
         if not self.elastic:
-            self.model.add(sum(self.staged[each]) + sum(self.placed[each]) <= all_bytes)
+            self.model.add(sum(self.staged[number]) + placed <= all_bytes)
             return 0
         unfilled = self._int(all_bytes)
-        placed = sum(self.placed[each])
-        self.model.add(unfilled >= sum(self.wasted[each]) + self.capacity[each] * idle - placed)
-        return sum(self.staged[each]) + placed + unfilled - all_bytes
+        self.model.add(unfilled >= sum(self.wasted[number]) + self.capacity[number] * idle - placed)
+        return sum(self.staged[number]) + placed + unfilled - all_bytes
 
-    # ---- what is counted, told apart ----
+    # ---- the solution ----
 
-    def told_apart(self) -> Restriction | None:
-        """Groups as many as there are of each sort, and blocks with their sort; None where groups overlap."""
+    def groups_and_choices(self) -> Restriction | None:
+        """Return as many disjoint groups of each pattern as run, and the choices of the patterns that blocks have.
+
+        Groups are taken in order, patterns of few groups first; None where that finds too few.
+        """
         problem, taken, groups = self.problem, set[int](), list[int]()
-        counted = [
-            (self.values[runs.index], found) for (runs, _), found in zip(self.runs, self.sorts.values(), strict=True)
+        counts = [
+            (self.values[runs.index], members)
+            for (runs, _), members in zip(self.stages, self.patterns.values(), strict=True)
         ]
-        for count, found in sorted(counted, key=lambda each: len(each[1])):
-            for index in found:
+        for count, members in sorted(counts, key=lambda pair: len(pair[1])):
+            for index in members:
                 if count and not taken & set(problem.groups[index].devices):
                     taken |= set(problem.groups[index].devices)
                     groups.append(index)
@@ -214,85 +224,18 @@ class _Counts:
             if count:
                 return None
         choices = tuple(
-            tuple(key for sort, keys in options.items() if self.values[on[sort].index] for key in keys)
-            for options, on in zip(self.options, self.on, strict=True)
+            tuple(key for pattern, keys in known.items() if self.values[on[pattern].index] for key in keys)
+            for known, on in zip(self.choices, self.on, strict=True)
         )
         return Restriction(groups=tuple(sorted(groups)), choices=choices)
 
 
-def _sorts(problem: Problem) -> dict[_Sort, list[int]]:
-    """Of groups, with their indices."""
-    known: dict[tuple[int, tuple[int, ...]], tuple[Loads, ...]] = {}
-    found: dict[_Sort, list[int]] = {}
-    for index, group in enumerate(problem.groups):
-        looks = tuple(problem.alike[device] for device in group.devices)
-        for listed in group.splits:
-            if (id(listed), looks) not in known:  # most groups of a look have the same object
-                known[id(listed), looks] = _loads(looks, listed)
-        once = _by_class(looks, np.array([group.stage_bytes]))[0]
-        splits = tuple(known[id(listed), looks] for listed in group.splits)
-        sort = _Sort(members=_members(looks), once=tuple(once.tolist()), splits=splits)
-        found.setdefault(sort, []).append(index)
-    return {sort: found[sort] for sort in _fewest(list(found))}
+def _no_terms(classes: dict[int, int]) -> dict[int, list[Linear]]:
+    return {number: [] for number in classes}
 
 
-def _by_members(on: dict[_Sort, cp_model.IntVar]) -> dict[tuple[tuple[int, int], ...], list[cp_model.IntVar]]:
-    found: dict[tuple[tuple[int, int], ...], list[cp_model.IntVar]] = {}
-    for sort, chosen in on.items():
-        found.setdefault(sort.members, []).append(chosen)
-    return found
-
-
-def _members(looks: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    return tuple((each, looks.count(each)) for each in sorted(set(looks)))
-
-
-def _by_class(looks: Sequence[int], nbytes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sums of the splits of each class."""
-    return np.stack([nbytes[:, [look == each for look in looks]].sum(axis=1) for each in sorted(set(looks))], axis=1)
-
-
-def _loads(looks: Sequence[int], splits: Sequence[Split]) -> tuple[Loads, ...]:
-    if not splits:
-        return ()
-    return _least(map(tuple, np.unique(_by_class(looks, np.array([c.bytes for c in splits])), axis=0).tolist()))
-
-
-def _least(loads: Iterable[Loads]) -> tuple[Loads, ...]:
-    """Without those that are as much as another in everything."""
-    found: list[Loads] = []
-    for load in sorted(loads, key=lambda load: (sum(load), load)):
-        if not any(all(a <= b for a, b in zip(one, load, strict=True)) for one in found):
-            found.append(load)
-    return tuple(found)
-
-
-def _fewest(sorts: Sequence[_Sort]) -> Iterator[_Sort]:
-    """Without those that take as much as another of the same members in everything."""
-    found: dict[tuple[tuple[int, int], ...], list[_Sort]] = {}
-    for sort in sorted(sorts, key=lambda sort: (sum(sort.once), sort.once, sort.splits)):
-        alike = found.setdefault(sort.members, [])
-        if not any(_no_more(other, sort) for other in alike):
-            alike.append(sort)
-    return (sort for sort in sorts if sort in found[sort.members])
-
-
-def _no_more(one: _Sort, other: _Sort) -> bool:
-    once = all(a <= b for a, b in zip(one.once, other.once, strict=True))
-    return once and all(
-        any(all(a <= b for a, b in zip(mine, load, strict=True)) for mine in splits)
-        for splits, loads in zip(one.splits, other.splits, strict=True)
-        for load in loads
-    )
-
-
-def _options(problem: Problem, block: Block) -> dict[_Sort, list[tuple[int, int]]]:
-    """Sorts with their pairs of an option and a split."""
-    found: dict[_Sort, list[tuple[int, int]]] = {}
-    for o, option in enumerate(block.options):
-        looks = tuple(problem.alike[device] for device in option.devices)
-        nbytes = _by_class(looks, np.array([split.bytes for split in option.splits]))
-        for c, once in enumerate(nbytes.tolist()):
-            sort = _Sort(members=_members(looks), once=tuple(once), splits=())
-            found.setdefault(sort, []).append((o, c))
-    return found
+def _by_members(on: dict[LoadPattern, Bool]) -> dict[Members, list[Bool]]:
+    chosen: dict[Members, list[Bool]] = {}
+    for pattern, variable in on.items():
+        chosen.setdefault(pattern.members, []).append(variable)
+    return chosen

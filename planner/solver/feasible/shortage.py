@@ -1,4 +1,4 @@
-"""Why nothing fits: how many bytes are short, and on which devices, under the packing that misses least."""
+"""Missing memory where nothing fits: how many bytes at least, and on which devices under the best known packing."""
 
 from dataclasses import dataclass
 
@@ -14,19 +14,21 @@ from planner.solver.restriction import everything
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shortage:
-    """What is missing for any placement to exist."""
+    """The bytes that are missing for any placement to exist."""
 
     least_bytes: int
-    """In all, proven."""
+    """Proven lower bound of the sum over all devices."""
     missing: tuple[int, ...] | None
-    """Of each device, under a packing: the best one, if it is ``least_bytes`` in all. None: none was found."""
+    """Bytes that each device misses under a packing, the best one if they add up to ``least_bytes``; None: none was
+    found."""
 
 
 def shortage(problem: Problem, limit: float) -> Shortage:
-    """The least bytes that are missing, in all, for any placement to exist, and a packing that misses as few as known.
+    """Return a lower bound of the missing bytes, and a packing that misses as few as could be found.
 
-    Equal devices are counted first; where that does not settle it, all packings are searched. Which packing it is is a
-    matter of the search, and to order all of them to the byte takes minutes: so it is always the same search.
+    Equal devices are counted first, and a greedy packing of these counts is tried; where the two differ, all packings
+    are searched within the budget ``limit``. Several packings may miss equally little, and to order them all takes
+    minutes: so that search is always the same, and which packing it ends with is up to it.
     """
     least = max(0, least_bytes(problem) - sum(problem.capacity_bytes))
     try:
@@ -34,22 +36,23 @@ def shortage(problem: Problem, limit: float) -> Shortage:
     except Infeasible:  # whatever memory there were
         return Shortage(least_bytes=least, missing=None)
     least = max(least, counted)
-    found = packed(problem, structure) if structure else None
-    if found is not None and sum(found) == least:
-        return Shortage(least_bytes=least, missing=found)
-    for from_below in (True, False) if found is None else (True,):  # the first finds little but proofs
+    packing = packed(problem, structure) if structure else None
+    if packing is not None and sum(packing) == least:
+        return Shortage(least_bytes=least, missing=packing)
+    # A search from below proves much and finds little: where no packing is known, another one follows it.
+    for from_below in (True, False) if packing is None else (True,):
         try:
-            bound, packing = _searched(problem, least, limit, from_below)
+            bound, best = _searched(problem, least, limit, from_below)
         except (Infeasible, NotProvenError):
             continue
         least = max(least, bound)
-        found = packing if found is None else min(found, packing, key=sum)
+        packing = best if packing is None else min(packing, best, key=sum)
         break
-    return Shortage(least_bytes=least, missing=found)
+    return Shortage(least_bytes=least, missing=packing)
 
 
 def _searched(problem: Problem, least: int, limit: float, from_below: bool) -> tuple[int, tuple[int, ...]]:
-    """What is proven of all packings, and the best that was found."""
+    """Return the bound that is proven of all packings, and the best that was found."""
     model = Model(problem, everything(problem), elastic=True)
     missing = sum(model.short)
     model.model.add(missing >= least)

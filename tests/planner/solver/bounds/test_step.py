@@ -77,7 +77,7 @@ def test_prices_of_memory_leave_out_more_and_only_once() -> None:
         solved, free = tiny_answer(seed), lower_bounds(tiny_problem(seed))
         assert free is not None
         tight = free.tightened()
-        assert not tight.unpriced
+        assert tight.is_priced
         assert tight.tightened() is tight
         assert tight.least >= free.least
         if solved is not None:
@@ -110,7 +110,7 @@ def test_where_all_is_whole_bounds_are_nearly_exact() -> None:
             continue
         bounds = lower_bounds(problem)
         assert bounds is not None
-        assert bounds.whole is not None
+        assert bounds.whole_layers is not None
         assert bounds.least <= expected[-2], f"seed {seed}"
         seen += 1
         exact += math.ceil(bounds.least) == expected[-2]

@@ -1,0 +1,52 @@
+"""Lower bounds of the time and memory price of every choice of a block by itself.
+
+For an option and a split at prices λ of memory
+
+    receive.same_ns + split.ns + λ·split.bytes + Σ_axes count · least_cost(r, piece_bytes λ)
+
+where the division of each axis is fractional; without prices it is exact, in whole pieces and whole quanta. Pieces of a
+shared axis have no price, since they may be another block's.
+"""
+
+import numpy as np
+
+from planner.solver.bounds.pieces import MARGIN, Floats, least_cost, least_quanta, rates_ns
+from planner.solver.problem import Axis, Block, Option
+
+
+def choices_ns(block: Block, prices: Floats, quantum_ns: int) -> dict[tuple[int, int], float]:
+    """Return the bound in ns of each option and split, by their indices; equal ones are computed once.
+
+    ``prices``: ns per byte on each device of the problem.
+    """
+    looks = list(zip(prices.tolist(), *(axis.each_ps for axis in block.axes), strict=True))
+    number = {look: index for index, look in enumerate(dict.fromkeys(looks))}
+    look_of = [number[look] for look in looks]
+    known: dict[tuple[object, ...], list[float]] = {}
+    bounds = {}
+    for o, option in enumerate(block.options):
+        splits = option.splits[0] if len(option.splits) == 1 else id(option.splits)  # long ones are shared objects
+        key = (splits, option.receive.same_ns, *[look_of[device] for device in option.devices])
+        if key not in known:
+            known[key] = _splits_ns(block, option, prices, quantum_ns)
+        for c, ns in enumerate(known[key]):
+            bounds[o, c] = ns
+    return bounds
+
+
+def _splits_ns(block: Block, option: Option, prices: Floats, quantum_ns: int) -> list[float]:
+    """Return the bound in ns of each split of an option."""
+    devices = list(option.devices)
+    split_prices = np.zeros(len(option.splits))
+    if prices.any():
+        split_prices = np.array([split.bytes for split in option.splits], dtype=np.float64) @ prices[devices]
+    common = float(option.receive.same_ns) + sum(_axis_ns(axis, devices, prices, quantum_ns) for axis in block.axes)
+    return [(ns + common) * (1 - MARGIN) for ns in (split_prices + [split.ns for split in option.splits]).tolist()]
+
+
+def _axis_ns(axis: Axis, devices: list[int], prices: Floats, quantum_ns: int) -> float:
+    piece_ps = [axis.each_ps[device] for device in devices]
+    if not prices.any():
+        return float(quantum_ns * least_quanta((axis.count,), tuple(sorted(piece_ps)), quantum_ns)[0])
+    piece_prices = (0 if axis.shared else axis.each_bytes) * prices[devices]
+    return axis.count * (least_cost(rates_ns(piece_ps), piece_prices) if any(piece_ps) else float(piece_prices.min()))

@@ -1,0 +1,69 @@
+"""Equal pieces divided over the members of a set of devices: the least time of the slowest member.
+
+Member j takes ``r_j`` ns for a piece, and its memory costs ``p_j`` ns for a piece. For fractions ``x_j`` of all pieces
+
+    minimise  max_j r_j x_j + Σ_j p_j x_j    subject to  Σ_j x_j = 1,  x_j >= 0
+
+has an optimum in which the members in use are those with the lowest prices and all take equally long, so it is
+
+    min over k of  (1 + Σ_{j<=k} p_j / r_j) / Σ_{j<=k} 1 / r_j      members sorted by price
+
+in O(m log m) for m members. Without prices the division into whole pieces is solved exactly, in whole quanta.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.integers import PS_PER_NS
+
+Floats = NDArray[np.float64]
+
+MARGIN = 1e-9
+"""Relative amount by which bounds computed in double precision are lowered: a thousand times their rounding error."""
+
+
+def rates_ns(piece_ps: Iterable[int]) -> Floats:
+    """Return the ns of a piece on each member; 0 becomes 1e-12, so that nothing is divided by zero."""
+    return np.array([max(ps / PS_PER_NS, 1e-12) for ps in piece_ps])
+
+
+def least_cost(rates: Floats, prices: Floats) -> float:
+    """Return the least time plus price per piece of any fractional division, in ns."""
+    _, costs = _prefixes(rates, prices)
+    return float(costs.min())
+
+
+def least_cost_parts(rates: Floats, prices: Floats) -> Floats:
+    """Return each member's fraction of the pieces in the division that :func:`least_cost` prices."""
+    order, costs = _prefixes(rates, prices)
+    members = order[: int(costs.argmin()) + 1]
+    parts = np.zeros(len(rates))
+    parts[members] = 1 / rates[members]
+    parts /= parts.sum()
+    return parts
+
+
+def _prefixes(rates: Floats, prices: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Return the members sorted by price, and the cost per piece when the first 1, 2, … of them take part."""
+    order = np.argsort(prices, kind="stable")
+    speed = np.cumsum(1 / rates[order])
+    return order, (1 + np.cumsum(prices[order] / rates[order])) / speed
+
+
+@lru_cache(maxsize=4096)
+def least_quanta(counts: tuple[int, ...], piece_ps: tuple[int, ...], quantum_ns: int) -> tuple[int, ...]:
+    """Return for each number of pieces the quanta that the slowest member takes at least, in whole pieces, exactly.
+
+    ``piece_ps``: time of a piece on each member. It is the least q with Σ_j floor(q · quantum / piece_j) >= count.
+    """
+    if not all(piece_ps):
+        return (0,) * len(counts)
+    pieces, ps = np.array(counts, dtype=np.int64), np.array(piece_ps, dtype=np.int64)
+    quantum_ps = PS_PER_NS * quantum_ns
+    quanta = np.floor(pieces / (quantum_ps / ps).sum() * (1 - MARGIN)).astype(np.int64)
+    while (few := (quanta[:, None] * quantum_ps // ps).sum(1) < pieces).any():
+        quanta += few
+    return tuple(quanta.tolist())
