@@ -1,4 +1,4 @@
-"""Bounds against answers that are written out or proven: none takes less than what it uses is said to allow."""
+"""Bounds against answers that are written out or proven: no answer takes less than the bound of anything it uses."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from tests.planner.tiny_problems import tiny_answer, tiny_problem
 
 
 def uses(answer: Answer) -> tuple[set[int], list[tuple[int, int]]]:
-    """Groups, and the option and split of each block."""
+    """Return the groups, and the option and split of each block."""
     blocks = [placed for placed in (answer.first, answer.last, answer.tail) if placed is not None]
     return {stage.group for stage in answer.stages}, [(placed.option, placed.split) for placed in blocks]
 
@@ -87,10 +87,10 @@ def test_prices_of_memory_leave_out_more_and_only_once() -> None:
 
 
 def on_single_devices(seed: int) -> Problem | None:
-    """What is left of a problem where nothing is divided."""
+    """Return the part of a problem in which nothing is divided; None: there is none, or bounds do not cover it."""
     problem = tiny_problem(seed)
     blocks = [
-        dataclasses.replace(block, options=tuple(each for each in block.options if len(each.devices) == 1))
+        dataclasses.replace(block, options=tuple(o for o in block.options if len(o.devices) == 1))
         for block in problem.blocks
     ]
     groups = tuple(group for group in problem.groups if len(group.devices) == 1)

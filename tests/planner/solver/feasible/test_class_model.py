@@ -1,4 +1,4 @@
-"""What is counted of equal devices bounds every placement, and packings of it are placements, against brute force."""
+"""The class model bounds every placement, and packings of its counts are placements, against brute force."""
 
 import dataclasses
 
@@ -72,10 +72,10 @@ def test_what_is_missing_on_many_equal_devices_is_proven(hosts: int) -> None:
     devices = inventory_of(data, "bfloat16")
     options = options_of(base, None, 8192, "bfloat16")
     problem = Formulation(model=base.model, draft=None, options=options, inventory=devices).problem
-    found = shortage(problem, 0.0)
-    assert found.missing is not None
-    assert sum(found.missing) == found.least_bytes > 90 << 30
-    assert max(found.missing) < 1.5 * min(found.missing)
+    short = shortage(problem, 0.0)
+    assert short.missing is not None
+    assert sum(short.missing) == short.least_bytes > 90 << 30
+    assert max(short.missing) < 1.5 * min(short.missing)
 
 
 @pytest.mark.parametrize("mib", [24_000, 30_000])
@@ -89,6 +89,6 @@ def test_a_bound_is_never_more_than_a_packing_of_gigabytes_misses(mib: int) -> N
     problem = Formulation(model=base.model, draft=None, options=options, inventory=devices).problem
     spread = packed(problem, Restriction(groups=(0, 1, 2), choices=(((0, 0),), ((0, 0),))))
     assert spread is not None
-    found = shortage(problem, 1.0)
-    assert found.missing is not None
-    assert 0 < found.least_bytes <= sum(found.missing) <= sum(spread)
+    short = shortage(problem, 1.0)
+    assert short.missing is not None
+    assert 0 < short.least_bytes <= sum(short.missing) <= sum(spread)

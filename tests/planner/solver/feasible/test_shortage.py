@@ -75,8 +75,8 @@ def test_where_no_memory_helps_no_shortage_is_told() -> None:
 
 def test_the_same_shortage_for_any_search() -> None:
     problem = formulation(SMALL, "eagle3").problem
-    found = [infeasible(problem, Settings(workers=w, seed=s)).short_bytes for w, s in ((1, 0), (2, 5), (1, 77))]
-    assert found[0] == found[1] == found[2]
+    shortages = [infeasible(problem, Settings(workers=w, seed=s)).short_bytes for w, s in ((1, 0), (2, 5), (1, 77))]
+    assert shortages[0] == shortages[1] == shortages[2]
 
 
 def test_more_memory_as_the_inventory_says_it_makes_it_fit() -> None:
