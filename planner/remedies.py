@@ -16,7 +16,8 @@ from planner.longest_context import CONTEXT_STEP, largest, least_step
 from planner.probe import Candidate, Probe
 from planner.request import DEFAULT_TREE, Request, Wanted, resolve_dtype
 from planner.solver.problem_bounds import least_bytes
-from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, DType, Host, KvAxis, KvDType
+from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
+from plans.schema import DType, Host, KvAxis, KvDType
 
 HOST_BANDWIDTH_BYTES_PER_S = 40 * 10**9
 HOST_FLOPS_PER_S = 500 * 10**9

@@ -21,9 +21,6 @@ BYTE_ORDER = "little"
 PAGE_BYTES = 4096
 ALIGNMENT_BYTES = 256
 IMAGES_FILE = "images.yaml"
-DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8"}
-"""Names of the plan's dtypes in a safetensors header."""
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I64": 8, "U8": 1}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,41 +1,34 @@
 """Everything besides weights that lies in a device's memory: the table that is counted offline and allocated at start.
 
-Two kinds of entries: what outlives an operation, which the runtime allocates under this name before the first token,
-and ``scratch.*``, which bounds the temporaries of the operations and is never allocated as such. All sizes are
-functions of the plan alone, and none shrinks when a share grows.
+Two kinds of entries. Buffers outlive an operation: the runtime allocates each under its name before the first token
+(``runtime.image.buffers``). Entries named ``scratch.*`` bound the temporaries of operations and are never allocated as
+such; each names the code that it bounds, and tests/contract/test_memory.py measures that code. All sizes are functions
+of the plan alone, and none shrinks when a share grows.
 
-Letters: B batch, C prefill chunk, N tree nodes with the root, A most nodes kept by one step, R rows of one forward (of
-one prompt, or of the trees of all sequences), T rows of a KV cache, H hidden size, D head dim, k KV heads of the
-device, h its query heads, F width of a feature, m members of a subgroup.
+Letters: B batch, C prefill chunk, N tree nodes with the root, A most nodes kept by one step, R rows of one forward (a
+chunk of one prompt, or the trees of all sequences), T rows of a KV cache, H hidden size, D head dim, k KV heads of the
+device, h its query heads, V' its rows of a vocabulary table, m members of a subgroup.
 
-What a subgroup exchanges, beside the all-reduce of the stage:
+Messages inside a subgroup, beside the all-reduces of the stage:
 
-    heads     nothing: a member has its KV heads whole, and h is its part of their query heads
-    context   each member attends to its rows of the cache; all gather the partial outputs, each with the logarithm of
-              its sum of exponentials, in float32 [R, h, D + 1]: its own and those of all m. Merged, a member goes on
-              with its slice of the columns of o. The tree's rows are on every member, which all compute its keys
-              and values anyway, and so keep the accepted ones without a message
-    head_dim  each member multiplies its dims of queries and keys; the scores are summed over the subgroup in float32
+    heads     none: a member has its KV heads whole, and h is its part of their query heads
+    context   a member attends to its rows of the cache. All-gather of the partial outputs with their log-sum-exp, in
+              float32 [R, h, D + 1] from each of the m; merged, a member goes on with its slice of the columns of o.
+              The tree's rows are on every member, so accepted rows are kept without a message
+    head_dim  a member multiplies its dims of queries and keys. All-reduce of the scores, in float32
+    batch     none: a member has all rows and works on those of its sequences; the others' are zeros in the all-reduce
 
-              Both go through the cache SCORE_COLUMNS rows at a time, in float32: the scores [R, h, columns], their
-              exponentials beside them, the running maximum and sum, and two outputs
-    batch     nothing: a member has all rows and works on those of its sequences; the others' are zeros in the sum
+By context and head_dim attention goes through the cache SCORE_COLUMNS rows at a time, in float32: the scores
+[R, h, columns], their exponentials beside them, the running maximum and sum, and two outputs.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from plans.dtypes import BUFFER_BYTES, KV_DTYPE_BYTES
 from plans.kv import KvShare, kv_shares, query_heads
-from plans.schema import (
-    KV_DTYPE_BYTES,
-    Attention,
-    Draft,
-    Mlp,
-    Model,
-    Options,
-    Plan,
-)
+from plans.schema import Attention, Draft, Mlp, Model, Options, Plan
 from plans.step import (
     ALIGN_BYTES,
     BEST_WORDS,
@@ -60,12 +53,10 @@ from plans.step import (
 
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
 TERMS: tuple[Term, ...] = ("kv", "draft_kv", "buffers", "comm")
-
+"""Those of ``schema.MEMORY_TERMS`` that this table counts; the others are weights (``plans.slots``)."""
 
 SCORE_COLUMNS = 256
-"""Cache rows whose scores a subgroup by ``context`` or ``head_dim`` has at once."""
-
-_BYTES = {**KV_DTYPE_BYTES, "int64": 8, "float64": 8, "uint8": 1}
+"""Cache rows whose scores are computed at once by ``context`` or ``head_dim`` (``runtime.model.split_kv.streamed``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,29 +70,29 @@ class Buffer:
 
     @property
     def scratch(self) -> bool:
-        """Whether the entry bounds temporaries, and is not allocated."""
+        """True where the entry bounds temporaries and is not allocated."""
         return "scratch." in self.name
 
     @property
     def nbytes(self) -> int:
         """Bytes, rounded up to the allocator's granule."""
-        return round_up(math.prod(self.shape) * _BYTES[self.dtype], ALIGN_BYTES)
+        return round_up(math.prod(self.shape) * BUFFER_BYTES[self.dtype], ALIGN_BYTES)
 
 
 def kv_bytes(options: Options, attention: Attention, share: KvShare) -> int:
-    """KV of one base layer for a share; linear in its heads."""
+    """Return the bytes of KV of one base layer for a share; linear in its KV heads."""
     return _cache_bytes(options, attention, share, tree_rows(options))
 
 
 def draft_kv_bytes(options: Options, draft: Draft, share: KvShare) -> int:
-    """KV of all layers of the head for a share; linear in its heads."""
+    """Return the bytes of KV of all layers of the drafter for a share; linear in its KV heads."""
     return draft.num_layers * _cache_bytes(options, draft.attention, share, draft_tree_rows(options))
 
 
 def stage_buffers(
     model: Model, draft: Draft | None, options: Options, *, share: KvShare, mlp_units: int, group_size: int
 ) -> tuple[Buffer, ...]:
-    """Buffers of a device with layers; the shares are the largest over its layers."""
+    """Return the buffers of a device with layers; the shares are the largest over its layers."""
     rows, hidden = forward_rows(options), model.hidden_size
     attention = max((layers.attention for layers in model.layers), key=lambda a: a.num_heads * a.head_dim)
     mlps = tuple(layers.mlp for layers in model.layers)
@@ -127,7 +118,9 @@ def embed_buffers(model: Model, options: Options, *, group_size: int, hop: bool,
     return (
         *_rank_buffers(options),
         *sent,
+        # looked-up rows, and those without the rows of others: model.blocks.Embed
         Buffer(name="embed.scratch.rows", term="buffers", dtype=dtype, shape=(2, rows, hidden)),
+        # the copy of a collective's library, or of a staged message: comm.groups.Group.all_reduce
         Buffer(name="embed.scratch.reduce", term="comm", dtype=dtype, shape=(rows, reduced)),
     )
 
@@ -146,10 +139,14 @@ def head_buffers(
     return (
         *received,
         *sent,
+        # logits, and their copy in float32: model.blocks.Head.best, Head.draw
         Buffer(name="scratch.head", term="buffers", dtype="float32", shape=(2, nodes, rows)),
-        # noise of the tokens that a step may add, and what making it for one of them takes
+        # sampling noise of the A positions that a step may add, and 6 temporaries of making it for one of them:
+        # model.draw.exponential
         Buffer(name="scratch.noise", term="buffers", dtype="float64", shape=(6 + accept_rows(options), rows)),
+        # output of the final norm, and its float32 temporary: model.base.BaseHead
         Buffer(name="scratch.normed", term="buffers", dtype="float32", shape=(2, forward, hidden)),
+        # best logit and token of each row, of this device and of all: model.blocks.Head.best, model.draw.draw
         Buffer(name="scratch.best", term="comm", dtype="float64", shape=(1 + group_size, nodes, BEST_WORDS)),
     )
 
@@ -164,7 +161,7 @@ def draft_buffers(
     head_rows: int,
     group_size: int,
 ) -> tuple[Buffer, ...]:
-    """Buffers of a device with a share of the EAGLE head; a looked-up row is whole, whatever the rows of the table."""
+    """Return the buffers of a device with a share of the drafter, ``head_rows`` of the lm_head among it."""
     assert options.tree is not None, "a draft comes with a tree"
     rows, beam, hidden = draft_rows(options), options.batch * beam_rows(options), draft.hidden_size
     words, pool = CandidateLayout(top_k=options.tree.top_k).words, options.batch * pool_rows(options)
@@ -174,11 +171,17 @@ def draft_buffers(
     return (
         _message_buffer(options),
         _feature_buffer(model, draft, options),
+        # candidates of each row, of this device and of all: model.blocks.Head.top
         Buffer(name="draft.scratch.candidates", term="comm", dtype="float64", shape=(1 + group_size, beam, words)),
         Buffer(name="draft.beam", term="buffers", dtype=options.dtype, shape=(beam, seen)),
+        # tokens, scores and parents of the pool, their concatenation, and the sort of the scores:
+        # decode.tree_growth.Dynamic.finish, decode.tree.select
         Buffer(name="draft.scratch.pool", term="buffers", dtype="int64", shape=(12, pool)),
+        # logits, their copy in float32, and its exponentials: model.blocks.Head.top
         Buffer(name="draft.scratch.head", term="buffers", dtype="float32", shape=(3, beam, head_rows)),
+        # looked-up rows, whole whatever rows of the table the device has: model.blocks.Embed
         Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
+        # fc's input and output, or the two normed halves side by side: decode.eagle_head, model.blocks.Eagle3Layer
         Buffer(name="draft.scratch.input", term="buffers", dtype=options.dtype, shape=(4, rows, hidden)),
         *_layer_buffers(common, draft.attention, (draft.mlp,), share=share, mlp_units=mlp_units, tree=tree),
     )
@@ -199,13 +202,15 @@ def device_buffers(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
 
 
 def device_terms(plan: Plan, device_id: str) -> dict[Term, int]:
-    """Bytes of one device of a plan, term by term."""
+    """Return the bytes of one device of a plan, term by term."""
     buffers = device_buffers(plan, device_id)
     return {term: sum(buffer.nbytes for buffer in buffers if buffer.term == term) for term in TERMS}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Common:
+    """Sizes that the buffers of a device's layers have in common; ``prefix``: of their names."""
+
     options: Options
     prefix: str
     hidden: int
@@ -217,18 +222,19 @@ def _rank_buffers(options: Options) -> tuple[Buffer, ...]:
     """Return what every part of the base model has: a prompt's chunk, indices of rows, and the message of the step."""
     return (
         Buffer(name="chunk", term="buffers", dtype="int64", shape=(options.prefill_chunk,)),
+        # token ids, positions and cache rows of a forward: model.blocks.Embed, model.base, model.kvcache
         Buffer(name="scratch.index", term="buffers", dtype="int64", shape=(4, forward_rows(options))),
         _message_buffer(options),
     )
 
 
 def _message_buffer(options: Options) -> Buffer:
-    """The message of the step, on every device (``runtime.decode.messages.Channel``)."""
+    """Return the buffer of the step message, which every device has (``runtime.decode.messages.Channel``)."""
     return Buffer(name="message", term="comm", dtype="int64", shape=(message_words(options),))
 
 
 def _carry(name: str, model: Model, draft: Draft | None, options: Options) -> Buffer:
-    """The hidden state and the captured features, as they go from stage to stage."""
+    """Return the buffer of the hidden states and the captured features (``runtime.model.base.Carry``)."""
     shape = (carry_planes(draft), forward_rows(options), model.hidden_size)
     return Buffer(name=name, term="buffers", dtype=options.dtype, shape=shape)
 
@@ -236,7 +242,7 @@ def _carry(name: str, model: Model, draft: Draft | None, options: Options) -> Bu
 def _layer_buffers(
     common: _Common, attention: Attention, mlps: tuple[Mlp, ...], *, share: KvShare, mlp_units: int, tree: int
 ) -> tuple[Buffer, ...]:
-    """What running layers needs besides their KV: rotary table, mask, temporaries, copies for collectives.
+    """Return what layers need besides their KV: rotary table, mask, temporaries, copies for collectives.
 
     ``tree``: rows of the cache before those of the sequence.
     """
@@ -244,9 +250,11 @@ def _layer_buffers(
     heads = query_heads(attention, share)
     cache = _cache_shape(common.options, attention, share, 1, tree)
     seen, dims = cache[2], cache[4]
-    # normed input twice (float32 inside the norm counts double), q k v, their rotated copy, output, residual
+    # model.layers.Attention: 4 H are the normed input, twice as wide in the norm's float32, the output and the
+    # residual; (h + k) D thrice: q k v, their rotated copy, and the heads' outputs; again where q and k are normed
     copies = 4 if attention.qk_norm else 3
     attention_width = 4 * common.hidden + copies * (heads + share.heads) * dims
+    # model.layers.GatedMlp, model.experts.Experts: 4 H as in attention
     mlp_width = 4 * common.hidden + max(_mlp_width(mlp, common.hidden, mlp_units) for mlp in mlps)
     routed = max((mlp.num_experts for mlp in mlps if mlp.kind == "moe"), default=0)
     reduced = common.hidden if common.group_size > 1 else 0
@@ -257,11 +265,13 @@ def _layer_buffers(
     return (
         buffer("rotary", "buffers", (2, rotary_rows(common.options), dims)),
         buffer("bias", "buffers", (rows, seen)),
+        # the comparison of positions that hides rows, and its cast: model.layers.hide
         buffer("scratch.bias", "buffers", (rows, seen)),
         buffer("scratch.attention", "buffers", (rows, attention_width)),
         buffer("scratch.mlp", "buffers", (rows, mlp_width)),
-        # logits of the router, their softmax, its order and the weights that are left
+        # logits of the router, their softmax, its order and the weights that are picked: model.experts.Experts.route
         Buffer(name=f"{common.prefix}scratch.router", term="buffers", dtype="float32", shape=(4, rows, routed)),
+        # as in the embedding: comm.groups.Group.all_reduce
         buffer("scratch.reduce", "comm", (rows, reduced)),
         *_converted(common, cache),
         *_subgroup_buffers(common, share, heads, attention.head_dim, cache),
@@ -269,7 +279,10 @@ def _layer_buffers(
 
 
 def _converted(common: _Common, cache: tuple[int, ...]) -> tuple[Buffer, ...]:
-    """A layer's cache in the dtype of activations, where it is kept in another, and the rows that are written."""
+    """Return a layer's cache in the dtype of activations, where it is kept in another, with the rows that are written.
+
+    The code is ``runtime.model.layers.attend``.
+    """
     if common.options.kv_dtype == common.options.dtype:
         return ()
     shape = (*cache[1:2], cache[2] + common.rows, *cache[3:])
@@ -277,7 +290,7 @@ def _converted(common: _Common, cache: tuple[int, ...]) -> tuple[Buffer, ...]:
 
 
 def _mlp_width(mlp: Mlp, hidden: int, units: int) -> int:
-    """Values of a row's temporaries: gate, up and their product; of experts also the row's copy and result.
+    """Return the values of a row's temporaries: gate, up and their product; of experts also the row's copy and result.
 
     ``units`` may be those of another, finer MLP of the model: no share is more than the whole.
     """
@@ -290,7 +303,7 @@ def _mlp_width(mlp: Mlp, hidden: int, units: int) -> int:
 def _subgroup_buffers(
     common: _Common, share: KvShare, heads: int, head_dim: int, cache: tuple[int, ...]
 ) -> tuple[Buffer, ...]:
-    """What members of a subgroup exchange, as told above; ``cache``: the shape of one layer's."""
+    """Return the buffers of the messages inside a subgroup; ``cache``: shape of the cache of one layer."""
     if share.parts == 1 or share.axis in ("heads", "batch"):
         return ()
     _, sequences, seen, both, dims = cache
@@ -299,7 +312,8 @@ def _subgroup_buffers(
     def buffer(name: str, term: Term, *shape: int) -> Buffer:
         return Buffer(name=common.prefix + name, term=term, dtype="float32", shape=shape)
 
-    # scores and their exponentials lie in one buffer each, the keys and values of as many rows of the cache in another
+    # model.split_kv.streamed: exponentials, the running maximum and sum twice each, and queries and two outputs;
+    # the keys and values of as many rows of the cache in float32
     streamed = (
         buffer("scratch.scores", "buffers", rows, heads, columns + 4 + 3 * dims),
         buffer("scratch.columns", "buffers", sequences, columns, both, dims),
@@ -313,7 +327,7 @@ def _subgroup_buffers(
 
 
 def _feature_buffer(model: Model, draft: Draft, options: Options) -> Buffer:
-    """The message to the drafter: of a step or of a prefill chunk, whichever is longer."""
+    """Return the buffer of the message to the drafter: of a step or of a prefill chunk, whichever is longer."""
     layouts = step_features(model, draft, options), prefill_features(model, draft, options)
     return Buffer(name="features", term="comm", dtype="uint8", shape=(max(layout.nbytes for layout in layouts),))
 
@@ -393,7 +407,7 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
 def _cache_shape(
     options: Options, attention: Attention, share: KvShare, num_layers: int, tree: int
 ) -> tuple[int, int, int, int, int]:
-    """Layers, B, T, 2k (keys, then values), D; one of B, T, D is divided over a subgroup, by ``heads`` none.
+    """Return layers, B, T, 2k (keys, then values), D; one of B, T, D is divided over a subgroup, by ``heads`` none.
 
     Of T those of the sequence are divided, not the ``tree`` rows before them.
     """
@@ -409,4 +423,4 @@ def _cache_shape(
 
 
 def _cache_bytes(options: Options, attention: Attention, share: KvShare, tree: int) -> int:
-    return math.prod(_cache_shape(options, attention, share, 1, tree)) * _BYTES[options.kv_dtype]
+    return math.prod(_cache_shape(options, attention, share, 1, tree)) * KV_DTYPE_BYTES[options.kv_dtype]

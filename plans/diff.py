@@ -13,7 +13,7 @@ from plans.codec import encode
 from plans.format import format_bytes, format_ns
 from plans.schema import KvAxis, Plan
 from plans.step import layer_class
-from plans.weights import had, held
+from plans.weights import held, held_before
 
 Kind = Literal[
     "schema",
@@ -107,7 +107,7 @@ def moved_bytes(a: Plan, b: Plan) -> dict[str, int]:
     plans are not of the same weights, all bytes of a device count. Devices without new bytes are left out. Both plans
     must be sound (plans.check).
     """
-    before = had(a, b.model, b.draft, b.options.dtype, b.inputs)
+    before = held_before(a, b.model, b.draft, b.options.dtype, b.inputs)
     moved = {device.id: 0 for device in b.inventory.devices}
     for item in held(b):
         moved[item.device] += item.more(before.get((item.device, item.tensor)))

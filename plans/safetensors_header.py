@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from plans import strict_json
+from plans.dtypes import HEADER_BYTES
 from plans.strict_json import MAX_NAME, JsonError, shown
 
 PREFIX_BYTES = 8
@@ -29,14 +30,6 @@ MAX_HEADER_BYTES = 8 << 20
 """Some 70 000 tensors in one file. A longer header is refused unread, so that a refusal takes no time or memory."""
 MAX_RANK = 64
 METADATA = "__metadata__"
-
-DTYPE_BYTES: Mapping[str, int] = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 1),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
-    **dict.fromkeys(("I32", "U32", "F32"), 4),
-    **dict.fromkeys(("I64", "U64", "F64"), 8),
-}
-"""Bytes of one element, by the name of the dtype in a header."""
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _PATH = re.compile(r"^[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)")
@@ -132,13 +125,13 @@ def _tensor(name: str, entry: Any) -> TensorEntry:
         fields = ", ".join(map(shown, entry)) if isinstance(entry, dict) else repr(entry)
         refuse(f"found {_short(fields)}, expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        refuse(f"dtype: found {_short(repr(dtype))}, expected one of {', '.join(DTYPE_BYTES)}")
+    if not isinstance(dtype, str) or dtype not in HEADER_BYTES:
+        refuse(f"dtype: found {_short(repr(dtype))}, expected one of {', '.join(HEADER_BYTES)}")
     if not _are_sizes(shape):
         refuse(f"shape: found {_short(repr(shape))}, expected at most {MAX_RANK} non-negative integers")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         refuse(f"data_offsets: found {_short(repr(offsets))}, expected [begin, end] with begin <= end")
-    nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
+    nbytes = math.prod(shape) * HEADER_BYTES[dtype]
     if offsets[1] - offsets[0] != nbytes:
         refuse(f"{offsets[1] - offsets[0]} bytes claimed by data_offsets, but {dtype} of shape {shape} has {nbytes}")
     return TensorEntry(name=name, dtype=dtype, shape=tuple(shape), offset=offsets[0], nbytes=nbytes)

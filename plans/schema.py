@@ -1,4 +1,4 @@
-"""What a plan says: every record, every field, with its unit.
+"""The records of a plan, with the meaning and the unit of every field.
 
 Records are frozen and hold only integers, strings, booleans, tuples and records, so a plan is a value: two plans
 are equal exactly when their canonical YAML is equal. Sizes are in bytes, times in ns, rates in 1/s; the unit is in
@@ -14,20 +14,23 @@ SCHEMA_MAJOR = 2
 SCHEMA_MINOR = 1
 
 DType = Literal["bfloat16", "float16", "float32"]
-DTYPE_BYTES: dict[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
-KV_DTYPE_BYTES: dict[str, int] = {**DTYPE_BYTES, "float8_e4m3fn": 1}
 
 Strategy = Literal["latency", "balanced", "balanced_low_0", "sequential", "custom"]
 KvAxis = Literal["heads", "context", "head_dim", "batch"]
-"""What a subgroup divides of the KV cache of its heads; ``heads``: each head is held by one device, or repeated."""
+"""Dimension of the KV cache that a subgroup divides; ``heads``: none, each KV head is on one device or repeated."""
 
 Transport = Literal["gloo", "nccl", "local"]
-"""How a group communicates: ``local`` means that the group has one member and never does."""
+"""Backend of a group's collectives; ``local``: the group has one member, or a hop goes to the same devices."""
 
 
 class PlanError(Exception):
-    """A plan, or a file beside it, that cannot be used; ``exit_code`` is what a command ends with."""
+    """A plan, or a file beside it, that cannot be used; ``exit_code`` is that of the command.
+
+    PlanError                 2
+    ├── NewerSchemaError      2   written by a newer major version of the format
+    └── InvalidPlanError      2   reads well and contradicts itself (``plans.check``)
+    """
 
     exit_code = 2
 
@@ -48,10 +51,10 @@ class Device:
     ordinal: int
     """Index of the physical accelerator in its host; several devices may name the same one. 0 for a CPU."""
     reported_name: str
-    """What the driver's name of the device must contain, as whole words; empty where anything will do."""
+    """Words that the driver's name of the device must contain, as whole words; empty: any name."""
     memory_bytes: int
     reserve_bytes: int
-    """Never planned: context of the driver, graphs, fragmentation."""
+    """Bytes that are never planned: context of the driver, graphs, fragmentation."""
     bandwidth_bytes_per_s: int
     """Datasheet memory bandwidth."""
     flops_per_s: int
@@ -91,26 +94,26 @@ class Host:
     link: Link
     pairs: tuple[Pair, ...]
     transport: Literal["auto", "gloo"]
-    """``auto``: nccl between distinct GPUs, gloo otherwise. ``gloo``: asked for by the inventory."""
+    """``auto``: nccl between distinct GPUs, gloo otherwise. ``gloo``: gloo for every group, as the inventory asks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inventory:
-    """What there is. Hosts sorted by name, devices by (host, id), where numbers in ids count as numbers."""
+    """Hosts and devices, used or not: hosts sorted by name, devices by (host, id), where numbers count as numbers."""
 
     hosts: tuple[Host, ...]
     network: Link | None
-    """Between any two hosts; None with a single host."""
+    """Link between any two hosts; None with a single host."""
     devices: tuple[Device, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inputs:
-    """Digests of what was planned, and the facts of a checkpoint that its config does not tell."""
+    """Digests of the configs and of the tensor tables that were planned."""
 
     base_config_sha256: str
     base_tensors_sha256: str
-    """Of the sorted table of tensor names, shapes (derived by the family); the same for a bare config."""
+    """SHA-256 of the sorted table of tensor names and shapes that the family derives; the same for a bare config."""
     draft_config_sha256: str | None
     draft_tensors_sha256: str | None
 
@@ -128,10 +131,10 @@ class Tree:
     total_token: int
     depth: int
     top_k: int
-    """Of ``static``: one more than the largest rank."""
+    """Width of a beam and children of a node; of a static tree one more than the largest rank."""
     paths: tuple[tuple[int, ...], ...] | None
-    """Of ``static``: the drafted nodes, each by the ranks of its ancestors and its own among the children of their
-    parents, from the root; the shorter first, then in order. None in ``dynamic``."""
+    """Drafted nodes of a static tree, each as the ranks of its ancestors and its own among the children of their
+    parents, from the root; by length, then in order. None in a dynamic tree."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,35 +148,34 @@ class Pin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What was asked for."""
+    """Options of the request, with every default written out."""
 
     batch: int
     context: int
     """Positions of one sequence: prompt and new tokens together."""
     dtype: DType
-    """Of weights and activations."""
+    """Dtype of weights and activations."""
     kv_dtype: KvDType
-    """Of the KV caches of base and draft."""
+    """Dtype of the KV caches of base model and drafter."""
     prefill_chunk: int
     """Prompt tokens of one forward in prefill."""
     stall_timeout_s: int
-    """A run ends when one of its ranks has made no progress for so long, in s; a layer of a forward is progress."""
+    """Seconds without progress of a rank after which a run ends; a layer of a forward is progress."""
     strategy: Strategy
-    """What comes first: the time of a step (``latency``), the least free memory of a device (``balanced``; in
-    ``balanced_low_0`` as little as can be on the first device before that), filling devices in order (``sequential``),
-    these three with every layer whole on a device,
-    or the device map (``custom``); the rest is then the fastest."""
+    """First objective, before the time of a step. ``latency``: none. ``balanced``: the most free memory on the fullest
+    device. ``balanced_low_0``: the least on the first device, then as ``balanced``. ``sequential``: devices filled in
+    order. ``custom``: the device map. All but ``latency`` put every layer whole on one device."""
     kv_axis: KvAxis | None
-    """Of all stages, as asked for; None: the solver chooses, stage by stage. Of the draft it always does."""
+    """KV axis asked for in all stages; None: the solver chooses for each. For the drafter it always chooses."""
     custom: tuple[Pin, ...] | None
     """The device map of the strategy ``custom``; None otherwise."""
     gap_ppm: int
     """Accepted relative distance of objective and bound, in parts per million; 0: proven optimal."""
     within_ppm: int | None
-    """Of an earlier plan as much was kept as a step allows that takes at most so many millionths longer than the least,
-    which is the bound; None: there was none."""
+    """Parts per million by which a step may exceed the bound so that fewer bytes move against an earlier plan; None: no
+    earlier plan was given."""
     tree: Tree | None
-    """None: plain decoding."""
+    """Draft tree; None: plain decoding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +188,7 @@ class Attention:
     qkv_bias: bool
     o_bias: bool
     qk_norm: bool
-    """Each head of q and of k goes through a norm of D weights before it is rotated."""
+    """Every query head and every key head goes through an RMS norm of D weights before it is rotated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,17 +202,17 @@ class Mlp:
 
     kind: Literal["gated", "moe"]
     intermediate_size: int
-    """Of one expert."""
+    """Channels of one expert."""
     unit: int
     activation: Literal["silu"]
     bias: bool
-    """Of the linears; false in ``moe``."""
+    """Whether the linear layers have biases; false in ``moe``."""
     num_experts: int
     """E; 1 in ``gated``."""
     experts_per_token: int
     """1 in ``gated``."""
     norm_topk_prob: bool
-    """The weights of the picked experts, softmax over all, are divided by their sum; false in ``gated``."""
+    """True where weights of the picked experts, a softmax over all, are divided by their sum; false in ``gated``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,14 +226,14 @@ class LayerClass:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """The base model in the closed vocabulary of blocks: all that the runtime needs to know of a family."""
+    """The base model in the closed vocabulary of blocks; the runtime needs to know no more of a family."""
 
     family: str
     vocab_size: int
     hidden_size: int
     norm_eps: float
     tied_head: bool
-    """The checkpoint stores one tensor for embed and head; images hold what each device needs of it."""
+    """Whether the checkpoint has one tensor for embedding and lm_head; images hold what each device needs of it."""
     layers: tuple[LayerClass, ...]
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
@@ -244,7 +246,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """The EAGLE head. ``eagle`` is the head of EAGLE-1 and -2, ``eagle3`` that of EAGLE-3."""
+    """The drafter (EAGLE head): ``eagle`` of EAGLE-1 and -2, ``eagle3`` of EAGLE-3."""
 
     kind: Literal["eagle", "eagle3"]
     hidden_size: int
@@ -255,13 +257,13 @@ class Draft:
     norm_eps: float
     fc_bias: bool
     draft_vocab_size: int
-    """Rows of the head's own lm_head (eagle3), or the base's vocabulary (eagle)."""
+    """Rows of the drafter's own lm_head (eagle3), or of the base's (eagle)."""
     maps_vocabulary: bool
-    """d2t is present: target id = draft id + d2t[draft id]."""
+    """Whether ``d2t`` is present: target id = draft id + d2t[draft id]."""
     own_embedding: bool
-    """The head brings embed_tokens; otherwise it uses the base's."""
+    """Whether the drafter has an embedding table; otherwise it uses the base's."""
     aux_layers: tuple[int, ...]
-    """eagle3: the target features are the inputs of these base layers (0-based), concatenated."""
+    """Base layers (0-based) whose inputs, concatenated, are the target feature of eagle3; empty in eagle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,10 +272,10 @@ class Run:
 
     num_layers: int
     kv_heads: tuple[int, ...]
-    """KV heads of each device, each with its query heads or a part of them, at least 1; members of one subgroup hold
-    the same heads and show the same number, and the sum over subgroups is K."""
+    """KV heads per device, at least 1, with their query heads or a part of them; members of a subgroup hold the same KV
+    heads and have the same number, and the sum over subgroups is K."""
     mlp_units: tuple[int, ...]
-    """MLP units of each device; the sum is U."""
+    """MLP units per device; the sum is U."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -290,17 +292,17 @@ class Stage:
     first_layer: int
     devices: tuple[str, ...]
     transport: Transport
-    """Of the group."""
+    """Transport of the group's collectives."""
     hop_transport: Transport
-    """Of {leader of the stage before} + this group; of the first stage, of {leader of the embedding's group} + this
-    group. ``local`` where both are the same devices."""
+    """Transport between the leader of the stage before, or of the embedding's group, and this group; ``local`` where
+    both groups are the same devices."""
     kv_axis: KvAxis
     kv_subgroups: tuple[int, ...]
-    """Sizes of the subgroups, in the order of ``devices``; all 1 for ``heads`` alone, where each divides g. The sum is
-    the group's size."""
+    """Sizes of the subgroups in the order of ``devices``; the sum is the group's size. All 1 where no KV head is on
+    several devices; by ``heads`` each size divides g."""
     runs: tuple[Run, ...]
     predicted_ns: int
-    """Of one verify: its layers with their collectives, and the hop into it."""
+    """Time of one verify: the layers with their collectives, and the hop into the stage."""
 
     @property
     def num_layers(self) -> int:
@@ -313,18 +315,19 @@ class VocabSplit:
 
     devices: tuple[str, ...]
     transport: Transport
-    """Of the group."""
+    """Transport of the group's collectives."""
     hop_transport: Transport
-    """Head: of {leader of the last stage} + this group, ``local`` where both are the same devices. Embed: ``local``."""
+    """lm_head: transport between the leader of the last stage and this group, ``local`` where both groups are the same
+    devices. Embedding: ``local``."""
     rows: tuple[int, ...]
-    """Of each device: contiguous ranges in the order of ``devices``; 0 is allowed."""
+    """Rows per device: contiguous ranges in the order of ``devices``; 0 is allowed."""
     predicted_ns: int
-    """With receiving."""
+    """Time of one verify, with the hop into the group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DraftPlacement:
-    """Where the EAGLE head is; shares are in the order of ``devices``, the first is its leader.
+    """Placement of the drafter; shares are in the order of ``devices``, the first of which is its leader.
 
     ``fc``, norms and ``d2t`` are whole on each device.
     """
@@ -332,31 +335,35 @@ class DraftPlacement:
     devices: tuple[str, ...]
     transport: Transport
     feature_transport: Transport
-    """Of {leader of the head's group} + this group: accepted features and the verified tokens; ``local``
-    where both are the same devices."""
+    """Transport between the leader of the lm_head's group and this group, for accepted features and verified tokens;
+    ``local`` where both groups are the same devices."""
     kv_axis: KvAxis | None
-    """As in a stage; None exactly where no KV head is on more than one device."""
+    """Axis as in a stage; None exactly where no KV head is on more than one device."""
     kv_subgroups: tuple[int, ...] | None
-    """As in a stage; None exactly where ``kv_axis`` is."""
+    """Sizes as in a stage; None exactly where ``kv_axis`` is None."""
     kv_heads: tuple[int, ...]
     mlp_units: tuple[int, ...]
     embed_rows: tuple[int, ...] | None
-    """Rows of the head's embedding table; None exactly where it has none of its own and is on the devices of the
-    base's: it uses that, with the same rows."""
+    """Rows of the drafter's embedding table; None exactly where it has none of its own and is on the devices of the
+    base's, whose rows it uses."""
     head_rows: tuple[int, ...] | None
-    """Rows of the lm_head; None exactly for ``eagle`` on the devices of the base's: it uses that, with the same
-    rows."""
+    """Rows of the drafter's lm_head; None exactly for ``eagle`` on the devices of the base's, whose rows it uses."""
     predicted_ns: int
-    """Of one draft: depth + 1 passes."""
+    """Time of one draft: depth + 1 passes."""
+
+
+MemoryTerm = Literal["weights", "draft_weights", "kv", "draft_kv", "buffers", "comm"]
+MEMORY_TERMS: tuple[MemoryTerm, ...] = ("weights", "draft_weights", "kv", "draft_kv", "buffers", "comm")
+"""Terms of a device's memory, in the order of ``DeviceMemory``, whose fields are ``<term>_bytes``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceMemory:
-    """What lies in one device's memory, term by term; with ``reserve_bytes`` it is at most ``memory_bytes``."""
+    """Bytes in one device's memory, term by term; with ``reserve_bytes`` at most ``memory_bytes``."""
 
     device: str
     weights_bytes: int
-    """Of the base: slots with their alignment."""
+    """Slots of the base model with their alignment."""
     draft_weights_bytes: int
     kv_bytes: int
     draft_kv_bytes: int
@@ -366,28 +373,27 @@ class DeviceMemory:
     """Collective and hop buffers."""
 
     @property
+    def terms(self) -> dict[str, int]:
+        """Bytes by term."""
+        return {term: getattr(self, f"{term}_bytes") for term in MEMORY_TERMS}
+
+    @property
     def planned_bytes(self) -> int:
-        return (
-            self.weights_bytes
-            + self.draft_weights_bytes
-            + self.kv_bytes
-            + self.draft_kv_bytes
-            + self.buffers_bytes
-            + self.comm_bytes
-        )
+        """Sum of the terms."""
+        return sum(self.terms.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """What the solver proved."""
+    """Proof of the solver, over the candidate placements of the problem (``plans/FORMAT.md`` names them)."""
 
     status: Literal["OPTIMAL", "FEASIBLE"]
     objective_ns: int
     """Predicted time of one step."""
     bound_ns: int
-    """No placement of the problem has a smaller objective."""
+    """Lower bound: no candidate placement has a smaller objective."""
     min_free_bytes: int
-    """Second objective: the least free memory among the devices in use."""
+    """Least free memory among the devices in use, the second objective."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -402,14 +408,14 @@ class Plan:
     draft: Draft | None
     stages: tuple[Stage, ...]
     embed: VocabSplit
-    """The embedding table."""
+    """Placement of the embedding table."""
     head: VocabSplit
     """Final norm, whole on each device of the group, and lm_head."""
     draft_placement: DraftPlacement | None
     message_transport: Transport
-    """Of the group of all devices in use, for the fixed-width message of a step."""
+    """Transport of the group of all devices in use, for the step message."""
     memory: tuple[DeviceMemory, ...]
-    """Of the devices in use, in the order of ``inventory.devices``."""
+    """Memory of the devices in use, in the order of ``inventory.devices``."""
     proof: Proof
 
     @property

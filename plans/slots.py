@@ -1,336 +1,516 @@
-"""The slot table: name, dtype and shape of every tensor in a device's image, computed from the plan."""
+"""The slot table: name, dtype and shape of every tensor in a device's image, and the piece of the model that it holds.
+
+The one place from which images are laid out (``planner.images.layout`` adds offsets and names of the checkpoint's
+tensors), weights are counted (the functions ``*_bytes`` here, and ``plans.weights``) and blocks are bound to an image
+(``runtime.model.blocks``). Records list the slots of a block in the order of the file.
+
+Letters: H hidden size, D head dim, k KV heads and h query heads of the device, d the dims of each head that it has (D,
+or a part by ``head_dim``), w its columns of o, m its MLP channels, E experts, V' its rows of a vocabulary table.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Literal
 
-from plans.artifact import DTYPES, ITEM_BYTES, SlotEntry, align
+from plans.artifact import align
+from plans.dtypes import HEADER_BYTES, HEADER_NAMES
 from plans.kv import KvShare, first_head, kv_shares
 from plans.ranges import Range, Ranges, attention_ranges, length, scaled, share_range
-from plans.schema import Attention, Draft, DType, LayerClass, Mlp, Model, Plan, Run, Stage
+from plans.schema import Attention, Draft, DraftPlacement, DType, LayerClass, Mlp, Model, Plan, Stage, VocabSplit
 from plans.step import layer_class
 
+ROPE_DTYPE = "F32"
+"""Rotary frequencies are in float32, whatever the plan's dtype."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """Rows of one source tensor, or the same columns of them; the parts of a slot are stacked along axis 0."""
+class Piece:
+    """Rows and columns of one tensor of a checkpoint; of the same tensor of every expert where a slot has experts."""
 
-    source: Literal["base", "draft"]
-    tensor: str
+    prefix: str
+    """Beginning of the tensor's role: ``layers.3.``."""
+    role: str
+    """Rest of the role: ``q.weight``."""
     rows: Ranges
     cols: Ranges | None
-    """None: whole rows (or a vector)."""
+    """None: whole rows, or a vector."""
+
+    def tensor(self, expert: int | None = None) -> str:
+        """Return the role of the tensor, or of that of one expert."""
+        return self.prefix + ("" if expert is None else f"experts.{expert}.") + self.role
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Slot:
-    """One tensor of an image: from ``parts`` of a checkpoint, or from ``literal`` bytes."""
+class SlotSpec:
+    """One tensor of an image; its pieces are stacked along axis 0, of expert after expert where it has experts."""
 
     name: str
     dtype: str
-    """As safetensors spells it: BF16, F16, F32, I64, U8."""
+    """Name in a safetensors header: BF16, F16, F32, I64."""
     shape: tuple[int, ...]
-    offset: int
-    """From the start of the data, in bytes."""
-    nbytes: int
-    parts: tuple[Part, ...]
-    literal: bytes | None
+    source: Literal["base", "draft"]
+    """The checkpoint whose tensors the pieces are."""
+    pieces: tuple[Piece, ...]
+    """Empty for rotary frequencies, which are computed from the config."""
+    experts: int | None = None
+    """E; None: the pieces are of one tensor each."""
 
     @property
-    def entry(self) -> SlotEntry:
-        return SlotEntry(name=self.name, dtype=self.dtype, shape=self.shape, offset=self.offset, nbytes=self.nbytes)
+    def nbytes(self) -> int:
+        """Bytes without the filler behind the slot."""
+        return prod(self.shape) * HEADER_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionSlots:
+    """Projections of a share of the KV heads."""
+
+    qkv: SlotSpec
+    """[(h + 2k) * d, width of the input]: query rows, then key, then value."""
+    qkv_bias: SlotSpec | None
+    q_norm: SlotSpec | None
+    """[D]"""
+    k_norm: SlotSpec | None
+    """[D]"""
+    o: SlotSpec
+    """[H, w]"""
+    o_bias: SlotSpec | None
+    """[H], on the group's leader alone."""
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file."""
+        return _listed(self.qkv, self.qkv_bias, self.q_norm, self.k_norm, self.o, self.o_bias)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MlpSlots:
+    """A share of an MLP, or of every expert; a share of no channels has the norm, the router and a leader's bias."""
+
+    norm: SlotSpec
+    """[H]"""
+    router: SlotSpec | None
+    """[E, H] of experts, whole on each device, so that all of them pick the same experts."""
+    gate_up: SlotSpec | None
+    """[2m, H], of experts [E, 2m, H]: gate rows, then up."""
+    gate_up_bias: SlotSpec | None
+    """[2m]"""
+    down: SlotSpec | None
+    """[H, m], of experts [E, H, m]"""
+    down_bias: SlotSpec | None
+    """[H], on the group's leader alone."""
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file."""
+        return _listed(self.norm, self.router, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSlots:
+    """A layer of the base model or of the drafter."""
+
+    norms: tuple[SlotSpec, ...]
+    """Before attention, [H] each: one; of an eagle3 drafter that of the embedding and that of the hidden state; of the
+    first layer of an eagle drafter none."""
+    attention: AttentionSlots
+    mlp: MlpSlots
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file."""
+        return (*self.norms, *self.attention.listed, *self.mlp.listed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageSlots:
+    """A device's share of a stage."""
+
+    rope: SlotSpec
+    """[D/2]"""
+    layers: tuple[LayerSlots, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadSlots:
+    """A device's share of the lm_head."""
+
+    norm: SlotSpec
+    """[H]: the final norm, whole on each device."""
+    rows: SlotSpec | None
+    """[V', H]; None: no rows."""
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file."""
+        return _listed(self.norm, self.rows)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseSlots:
+    """A device's share of the base model; None where it has no part of it."""
+
+    embed: SlotSpec | None
+    """[V', H]; None: no rows."""
+    stage: StageSlots | None
+    head: HeadSlots | None
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file: rotary frequencies, embedding, layers, final norm, lm_head."""
+        rope = None if self.stage is None else self.stage.rope
+        layers = () if self.stage is None else self.stage.layers
+        head = () if self.head is None else self.head.listed
+        return _listed(rope, self.embed, *(slot for layer in layers for slot in layer.listed), *head)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DraftSlots:
+    """A device's share of the drafter."""
+
+    rope: SlotSpec
+    """[D/2]"""
+    embed: SlotSpec | None
+    """[V', H]; None: no rows, or those of the base's slot are used."""
+    fc: SlotSpec
+    """[H, width of a feature] of eagle3, [H, 2H] of eagle; whole on each device."""
+    fc_bias: SlotSpec | None
+    layers: tuple[LayerSlots, ...]
+    norm: SlotSpec | None
+    """[H] of eagle3"""
+    head: SlotSpec | None
+    """[V', H]: rows of the lm_head; None as ``embed``."""
+    d2t: SlotSpec | None
+    """[draft vocabulary], int64"""
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file."""
+        layers = (slot for layer in self.layers for slot in layer.listed)
+        return _listed(self.rope, self.embed, self.fc, self.fc_bias, *layers, self.norm, self.head, self.d2t)
+
+
+def _listed(*slots: SlotSpec | None) -> tuple[SlotSpec, ...]:
+    return tuple(slot for slot in slots if slot is not None)
+
+
+# ---- slots of a share ----
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Maker:
-    """Makes slots of one block: prefix of slot names, prefix of roles, where the tensors are."""
+    """Makes slots whose names, and whose tensors' roles, begin alike."""
 
     prefix: str
-    role: str
     source: Literal["base", "draft"]
-    tensor: Callable[[str], str]
     dtype: str
 
-    def slot(
-        self, name: str, pieces: Iterable[tuple[str, Ranges]], width: int | None, cols: Ranges | None = None
-    ) -> Slot:
-        """One slot of stacked rows of several roles; ``width`` is the row's length, None for a vector."""
-        parts = tuple(
-            Part(source=self.source, tensor=self.tensor(self.role + role), rows=rows, cols=cols)
-            for role, rows in pieces
+    def stacked(
+        self, name: str, roles: Iterable[tuple[str, Ranges]], width: int | None, cols: Ranges | None = None
+    ) -> SlotSpec:
+        """Return the slot of stacked rows of several tensors; ``width``: of a row, None for a vector."""
+        pieces = tuple(Piece(prefix=self.prefix, role=role, rows=rows, cols=cols) for role, rows in roles)
+        rows = sum(length(piece.rows) for piece in pieces)
+        shape = (rows,) if width is None else (rows, width)
+        return SlotSpec(name=self.prefix + name, dtype=self.dtype, shape=shape, source=self.source, pieces=pieces)
+
+    def vector(self, name: str, size: int) -> SlotSpec:
+        """Return the slot of a whole vector."""
+        return self.stacked(name, [(name, ((0, size),))], None)
+
+    def matrix(self, name: str, rows: int, width: int) -> SlotSpec:
+        """Return the slot of a whole matrix."""
+        return self.stacked(name, [(name, ((0, rows),))], width)
+
+    def table(self, name: str, rows: Range, width: int) -> SlotSpec | None:
+        """Return the slot of rows of a vocabulary table; None of no rows."""
+        return self.stacked(name, [(name, (rows,))], width) if rows[1] > rows[0] else None
+
+    def rope(self, head_dim: int) -> SlotSpec:
+        """Return the slot of rotary frequencies [D/2], scaling already evaluated."""
+        return SlotSpec(
+            name=f"{self.prefix}rope.inv_freq",
+            dtype=ROPE_DTYPE,
+            shape=(head_dim // 2,),
+            source=self.source,
+            pieces=(),
         )
-        rows = sum(length(part.rows) for part in parts)
-        return _slot(self.prefix + name, self.dtype, (rows,) if width is None else (rows, width), parts)
 
-    def vector(self, name: str, length: int) -> Slot:
-        return self.slot(name, [(name, ((0, length),))], None)
+    def experts(
+        self, name: str, roles: Iterable[tuple[str, Ranges]], shape: tuple[int, ...], cols: Ranges | None = None
+    ) -> SlotSpec:
+        """Return the slot of the same pieces of every expert."""
+        pieces = tuple(Piece(prefix=self.prefix, role=role, rows=rows, cols=cols) for role, rows in roles)
+        return SlotSpec(
+            name=self.prefix + name,
+            dtype=self.dtype,
+            shape=shape,
+            source=self.source,
+            pieces=pieces,
+            experts=shape[0],
+        )
 
-    def rows(self, name: str, rows: Range, width: int) -> list[Slot]:
-        """A table's rows, or nothing where there are none."""
-        return [self.slot(name, [(name, (rows,))], width)] if rows[1] > rows[0] else []
+
+def _base(dtype: DType, prefix: str = "") -> _Maker:
+    return _Maker(prefix=prefix, source="base", dtype=HEADER_NAMES[dtype])
 
 
-def _slot(name: str, dtype: str, shape: tuple[int, ...], parts: tuple[Part, ...], literal: bytes | None = None) -> Slot:
-    nbytes = prod(shape) * ITEM_BYTES[dtype]
-    return Slot(name=name, dtype=dtype, shape=shape, offset=0, nbytes=nbytes, parts=parts, literal=literal)
+def _draft(dtype: DType, prefix: str = "draft.") -> _Maker:
+    return _Maker(prefix=prefix, source="draft", dtype=HEADER_NAMES[dtype])
 
 
 def _attention(
     make: _Maker, hidden: int, width: int, attention: Attention, first: int, share: KvShare, leader: bool
-) -> list[Slot]:
-    """qkv [(h+2k)*d, width], norms of q and k [D] and o [H, its columns] of a share of the KV heads from ``first``; the
-    leader has o's bias.
-    """
-    had = attention_ranges(attention, first, share)
-    rows = (had.q, had.k, had.v)
-    names = ("q", "k", "v")
-    slots = [make.slot("qkv.weight", [(f"{n}.weight", r) for n, r in zip(names, rows, strict=True)], width)]
-    if attention.qkv_bias:
-        slots.append(make.slot("qkv.bias", [(f"{n}.bias", r) for n, r in zip(names, rows, strict=True)], None))
-    if attention.qk_norm:
-        slots += [make.vector(f"{name}.weight", attention.head_dim) for name in ("q_norm", "k_norm")]
-    slots.append(make.slot("o.weight", [("o.weight", ((0, hidden),))], length(had.o), had.o))
-    if attention.o_bias and leader:
-        slots.append(make.vector("o.bias", hidden))
-    return slots
+) -> AttentionSlots:
+    """Return the slots of a share of the KV heads from ``first``; ``width``: of what q, k and v are computed from."""
+    ranges = attention_ranges(attention, first, share)
+    rows = (("q", ranges.q), ("k", ranges.k), ("v", ranges.v))
+    bias, normed = attention.qkv_bias, attention.qk_norm
+    return AttentionSlots(
+        qkv=make.stacked("qkv.weight", [(f"{name}.weight", span) for name, span in rows], width),
+        qkv_bias=make.stacked("qkv.bias", [(f"{name}.bias", span) for name, span in rows], None) if bias else None,
+        q_norm=make.vector("q_norm.weight", attention.head_dim) if normed else None,
+        k_norm=make.vector("k_norm.weight", attention.head_dim) if normed else None,
+        o=make.stacked("o.weight", [("o.weight", ((0, hidden),))], length(ranges.o), ranges.o),
+        o_bias=make.vector("o.bias", hidden) if attention.o_bias and leader else None,
+    )
 
 
-def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool) -> list[Slot]:
-    """mlp_norm, gate_up [2*m, H] and down [H, m]; a share of no units has the norm, and a leader's bias, alone."""
+def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool) -> MlpSlots:
+    """Return the slots of a range of MLP units."""
     start, stop = scaled(units, mlp.unit)
-    span = ((start, stop),)
-    slots = [make.vector("mlp_norm.weight", hidden)]
+    span, channels, whole = ((start, stop),), stop - start, ((0, hidden),)
+    rows = [("gate.weight", span), ("up.weight", span)]
+    norm = make.vector("mlp_norm.weight", hidden)
     if mlp.kind == "moe":
-        return slots + _experts(make, hidden, mlp, (start, stop))
-    if stop > start:
-        slots.append(make.slot("gate_up.weight", [("gate.weight", span), ("up.weight", span)], hidden))
-        if mlp.bias:
-            slots.append(make.slot("gate_up.bias", [("gate.bias", span), ("up.bias", span)], None))
-        slots.append(make.slot("down.weight", [("down.weight", ((0, hidden),))], stop - start, span))
-    if mlp.bias and leader:
-        slots.append(make.vector("down.bias", hidden))
-    return slots
-
-
-def _experts(make: _Maker, hidden: int, mlp: Mlp, units: Range) -> list[Slot]:
-    """router [E, H], and of every expert a slice: gate_up [E, 2*m, H] and down [E, H, m]; of no units the router alone.
-
-    The router is whole on each device of the group, so that all of them pick the same experts.
-    """
-    count, channels, span = mlp.num_experts, units[1] - units[0], (units,)
-    slots = [make.slot("router.weight", [("router.weight", ((0, count),))], hidden)]
-    if not channels:
-        return slots
-    experts = range(count)
-    gate_up = [(f"experts.{e}.{role}.weight", span) for e in experts for role in ("gate", "up")]
-    down = [(f"experts.{e}.down.weight", ((0, hidden),)) for e in experts]
-    return [
-        *slots,
-        _reshaped(make.slot("gate_up.weight", gate_up, hidden), (count, 2 * channels, hidden)),
-        _reshaped(make.slot("down.weight", down, channels, span), (count, hidden, channels)),
-    ]
-
-
-def _reshaped(slot: Slot, shape: tuple[int, ...]) -> Slot:
-    """The same bytes, in another shape."""
-    assert prod(shape) == prod(slot.shape), f"{slot.name}: {slot.shape} as {shape}"
-    return dataclasses.replace(slot, shape=shape)
-
-
-def _rope(name: str, head_dim: int, inv_freq: bytes | None) -> Slot:
-    """Rotary frequencies [D/2] in float32, scaling already evaluated; None where only bytes are counted."""
-    slot = _slot(name, "F32", (head_dim // 2,), (), inv_freq)
-    assert inv_freq is None or len(inv_freq) == slot.nbytes, f"{name}: {len(inv_freq or b'')} bytes for {slot.shape}"
-    return slot
+        count = mlp.num_experts
+        gate_up = make.experts("gate_up.weight", rows, (count, 2 * channels, hidden))
+        down = make.experts("down.weight", [("down.weight", whole)], (count, hidden, channels), span)
+        return MlpSlots(
+            norm=norm,
+            router=make.matrix("router.weight", count, hidden),
+            gate_up=gate_up if channels else None,
+            gate_up_bias=None,
+            down=down if channels else None,
+            down_bias=None,
+        )
+    biases = make.stacked("gate_up.bias", [("gate.bias", span), ("up.bias", span)], None)
+    return MlpSlots(
+        norm=norm,
+        router=None,
+        gate_up=make.stacked("gate_up.weight", rows, hidden) if channels else None,
+        gate_up_bias=biases if channels and mlp.bias else None,
+        down=make.stacked("down.weight", [("down.weight", whole)], channels, span) if channels else None,
+        down_bias=make.vector("down.bias", hidden) if mlp.bias and leader else None,
+    )
 
 
 def _base_attention(
     make: _Maker, model: Model, attention: Attention, first: int, share: KvShare, leader: bool
-) -> list[Slot]:
-    norm = make.vector("attention_norm.weight", model.hidden_size)
-    return [norm, *_attention(make, model.hidden_size, model.hidden_size, attention, first, share, leader)]
+) -> tuple[tuple[SlotSpec, ...], AttentionSlots]:
+    hidden = model.hidden_size
+    norm = make.vector("attention_norm.weight", hidden)
+    return (norm,), _attention(make, hidden, hidden, attention, first, share, leader)
 
 
-def _draft_attention(make: _Maker, draft: Draft, layer: int, first: int, share: KvShare, leader: bool) -> list[Slot]:
-    """eagle3 attends over (embedding, hidden), 2H wide; the first layer of eagle has no norm before it."""
-    hidden = draft.hidden_size
-    if draft.kind == "eagle3":
-        norms = [make.vector("input_norm.weight", hidden), make.vector("hidden_norm.weight", hidden)]
-        return norms + _attention(make, hidden, 2 * hidden, draft.attention, first, share, leader)
-    norms = [make.vector("attention_norm.weight", hidden)] if layer else []
-    return norms + _attention(make, hidden, hidden, draft.attention, first, share, leader)
+def _draft_attention(
+    make: _Maker, draft: Draft, layer: int, first: int, share: KvShare, leader: bool
+) -> tuple[tuple[SlotSpec, ...], AttentionSlots]:
+    hidden, eagle3 = draft.hidden_size, draft.kind == "eagle3"
+    # eagle3 attends over (embedding, hidden), 2H wide; the first layer of eagle has no norm before it
+    names = ("input_norm", "hidden_norm") if eagle3 else ("attention_norm",) if layer else ()
+    norms = tuple(make.vector(f"{name}.weight", hidden) for name in names)
+    width = 2 * hidden if eagle3 else hidden
+    return norms, _attention(make, hidden, width, draft.attention, first, share, leader)
 
 
-def _draft_fc(make: _Maker, draft: Draft) -> list[Slot]:
-    hidden = draft.hidden_size
-    width = len(draft.aux_layers) * draft.target_hidden_size if draft.kind == "eagle3" else 2 * hidden
-    slots = [make.slot("fc.weight", [("fc.weight", ((0, hidden),))], width)]
-    return slots + ([make.vector("fc.bias", hidden)] if draft.fc_bias else [])
+def layer_slots(
+    model: Model, layer: int, first: int, share: KvShare, units: Range, leader: bool, dtype: DType
+) -> LayerSlots:
+    """Return the slots of a layer of the base: KV heads from ``first``, and a range of MLP units."""
+    make, kind = _base(dtype, f"layers.{layer}."), layer_class(model, layer)
+    norms, attention = _base_attention(make, model, kind.attention, first, share, leader)
+    return LayerSlots(norms=norms, attention=attention, mlp=_mlp(make, model.hidden_size, kind.mlp, units, leader))
 
 
-def _draft_norm(make: _Maker, draft: Draft) -> list[Slot]:
-    return [make.vector("norm.weight", draft.hidden_size)] if draft.kind == "eagle3" else []
+def rope_slot(model: Model) -> SlotSpec:
+    """Return the slot of the rotary frequencies of the base."""
+    return _base("float32").rope(model.layers[0].attention.head_dim)
 
 
-def _draft_d2t(make: _Maker, draft: Draft) -> list[Slot]:
-    if not draft.maps_vocabulary:
-        return []
-    maker = dataclasses.replace(make, dtype="I64")
-    return [maker.slot("d2t", [("d2t", ((0, draft.draft_vocab_size),))], None)]
+def embed_slot(model: Model, rows: Range, dtype: DType) -> SlotSpec | None:
+    """Return the slot of rows of the embedding table; None of no rows."""
+    return _base(dtype).table("embed.weight", rows, model.hidden_size)
 
 
-def _counter(dtype: DType) -> _Maker:
-    return _Maker(prefix="", role="", source="base", tensor=str, dtype=DTYPES[dtype])
+def head_slots(model: Model, rows: Range, dtype: DType) -> HeadSlots:
+    """Return the slots of a device with these rows of the lm_head."""
+    make, hidden = _base(dtype), model.hidden_size
+    return HeadSlots(norm=make.vector("norm.weight", hidden), rows=make.table("head.weight", rows, hidden))
 
 
-def _total(slots: Iterable[Slot]) -> int:
-    return sum(align(slot.nbytes) for slot in slots)
+def stage_slots(model: Model, stage: Stage, member: int, dtype: DType) -> StageSlots:
+    """Return the slots of one member of a stage."""
+    layers: list[LayerSlots] = []
+    for run in stage.runs:
+        first, share = first_head(stage, run.kv_heads, member), kv_shares(stage, run.kv_heads)[member]
+        units = share_range(run.mlp_units, member)
+        for _ in range(run.num_layers):
+            layer = stage.first_layer + len(layers)
+            layers.append(layer_slots(model, layer, first, share, units, member == 0, dtype))
+    return StageSlots(rope=rope_slot(model), layers=tuple(layers))
+
+
+def drafter_slots(draft: Draft, placement: DraftPlacement, member: int, dtype: DType) -> DraftSlots:
+    """Return the slots of one member of the drafter's group."""
+    make, hidden = _draft(dtype), draft.hidden_size
+    first, share = first_head(placement, placement.kv_heads, member), kv_shares(placement, placement.kv_heads)[member]
+    units, leader, layers = share_range(placement.mlp_units, member), member == 0, []
+    for layer in range(draft.num_layers):
+        of_layer = _draft(dtype, f"draft.layers.{layer}.")
+        norms, attention = _draft_attention(of_layer, draft, layer, first, share, leader)
+        mlp = _mlp(of_layer, hidden, draft.mlp, units, leader)
+        layers.append(LayerSlots(norms=norms, attention=attention, mlp=mlp))
+    embed, head = placement.embed_rows, placement.head_rows
+    return dataclasses.replace(
+        _draft_fixed(make, draft),
+        embed=None if embed is None else _draft_table(make, draft, "embed.weight", share_range(embed, member)),
+        layers=tuple(layers),
+        head=None if head is None else _draft_table(make, draft, "head.weight", share_range(head, member)),
+    )
+
+
+def _draft_fixed(make: _Maker, draft: Draft) -> DraftSlots:
+    """Return the slots that every device of the drafter's group has whole."""
+    hidden, eagle3 = draft.hidden_size, draft.kind == "eagle3"
+    width = len(draft.aux_layers) * draft.target_hidden_size if eagle3 else 2 * hidden
+    numbers = _Maker(prefix=make.prefix, source="draft", dtype="I64")
+    return DraftSlots(
+        rope=make.rope(draft.attention.head_dim),
+        embed=None,
+        fc=make.matrix("fc.weight", hidden, width),
+        fc_bias=make.vector("fc.bias", hidden) if draft.fc_bias else None,
+        layers=(),
+        norm=make.vector("norm.weight", hidden) if eagle3 else None,
+        head=None,
+        d2t=numbers.vector("d2t", draft.draft_vocab_size) if draft.maps_vocabulary else None,
+    )
+
+
+def _draft_table(make: _Maker, draft: Draft, name: str, rows: Range) -> SlotSpec | None:
+    """Return the slot of rows of the drafter's embedding or lm_head, which may be the base's tensor."""
+    if rows[1] == rows[0]:
+        return None
+    own = draft.own_embedding if name == "embed.weight" else draft.kind == "eagle3"
+    piece = Piece(prefix="draft." if own else "", role=name, rows=(rows,), cols=None)
+    return SlotSpec(
+        name=make.prefix + name,
+        dtype=make.dtype,
+        shape=(rows[1] - rows[0], draft.hidden_size),
+        source="draft" if own else "base",
+        pieces=(piece,),
+    )
+
+
+# ---- slots of a device ----
+
+
+def base_slots(plan: Plan, device_id: str) -> BaseSlots:
+    """Return a device's slots of the base model."""
+    model, dtype, embed, head = plan.model, plan.options.dtype, plan.embed, plan.head
+    stage = next((stage for stage in plan.stages if device_id in stage.devices), None)
+    return BaseSlots(
+        embed=embed_slot(model, _rows(embed, device_id), dtype) if device_id in embed.devices else None,
+        stage=None if stage is None else stage_slots(model, stage, stage.devices.index(device_id), dtype),
+        head=head_slots(model, _rows(head, device_id), dtype) if device_id in head.devices else None,
+    )
+
+
+def draft_slots(plan: Plan, device_id: str) -> DraftSlots | None:
+    """Return a device's slots of the drafter; None where it has no share of it."""
+    draft, placement = plan.draft, plan.draft_placement
+    if draft is None or placement is None or device_id not in placement.devices:
+        return None
+    return drafter_slots(draft, placement, placement.devices.index(device_id), plan.options.dtype)
+
+
+def _rows(split: VocabSplit, device_id: str) -> Range:
+    return share_range(split.rows, split.devices.index(device_id))
+
+
+# ---- bytes, with the filler behind each slot ----
+
+
+def _total(slots: Iterable[SlotSpec | None]) -> int:
+    return sum(align(slot.nbytes) for slot in slots if slot is not None)
 
 
 @cache
 def attention_bytes(model: Model, dtype: DType, layer_class: LayerClass, share: KvShare, leader: bool) -> int:
     """Bytes of the attention slots, with their norm, of one layer on a device with a share of its KV."""
-    return _total(_base_attention(_counter(dtype), model, layer_class.attention, 0, share, leader))
+    norms, attention = _base_attention(_base(dtype), model, layer_class.attention, 0, share, leader)
+    return _total((*norms, *attention.listed))
 
 
 @cache
 def mlp_bytes(model: Model, dtype: DType, layer_class: LayerClass, mlp_units: int, leader: bool) -> int:
     """Bytes of the MLP slots, with their norm, of one layer on a device with ``mlp_units`` units."""
-    return _total(_mlp(_counter(dtype), model.hidden_size, layer_class.mlp, (0, mlp_units), leader))
+    return _total(_mlp(_base(dtype), model.hidden_size, layer_class.mlp, (0, mlp_units), leader).listed)
 
 
 def embed_bytes(model: Model, dtype: DType, rows: int) -> int:
     """Bytes of ``rows`` rows of the embedding table."""
-    return _total(_counter(dtype).rows("embed.weight", (0, rows), model.hidden_size))
+    return _total([embed_slot(model, (0, rows), dtype)])
 
 
 def head_bytes(model: Model, dtype: DType, rows: int) -> int:
     """Bytes of ``rows`` rows of the lm_head."""
-    return _total(_counter(dtype).rows("head.weight", (0, rows), model.hidden_size))
+    return _total([head_slots(model, (0, rows), dtype).rows])
 
 
 def norm_bytes(model: Model, dtype: DType) -> int:
-    """Bytes of the final norm, on each device of the head's group."""
-    return _total([_counter(dtype).vector("norm.weight", model.hidden_size)])
+    """Bytes of the final norm, on each device of the lm_head."""
+    return _total([head_slots(model, (0, 0), dtype).norm])
 
 
 def rope_bytes(model: Model) -> int:
     """Bytes of the rotary frequencies, on each device with layers."""
-    return _total([_rope("rope.inv_freq", model.layers[0].attention.head_dim, None)])
+    return _total([rope_slot(model)])
 
 
 @cache
 def draft_attention_bytes(draft: Draft, dtype: DType, share: KvShare, leader: bool) -> int:
-    """Bytes of the attention slots, with their norms, of all layers of the head on a device with a share of its KV."""
-    make = _counter(dtype)
-    return sum(_total(_draft_attention(make, draft, layer, 0, share, leader)) for layer in range(draft.num_layers))
+    """Bytes of the attention slots, with their norms, of all layers of the drafter for a share of its KV."""
+    layers = [_draft_attention(_draft(dtype), draft, layer, 0, share, leader) for layer in range(draft.num_layers)]
+    return sum(_total((*norms, *attention.listed)) for norms, attention in layers)
 
 
 @cache
 def draft_mlp_bytes(draft: Draft, dtype: DType, mlp_units: int, leader: bool) -> int:
-    """Bytes of the MLP slots, with their norms, of all layers of the head."""
-    return draft.num_layers * _total(_mlp(_counter(dtype), draft.hidden_size, draft.mlp, (0, mlp_units), leader))
+    """Bytes of the MLP slots, with their norms, of all layers of the drafter."""
+    return draft.num_layers * _total(_mlp(_draft(dtype), draft.hidden_size, draft.mlp, (0, mlp_units), leader).listed)
 
 
 @cache
 def draft_fixed_bytes(draft: Draft, dtype: DType) -> int:
-    """Bytes that each device of the draft group has whole: rotary frequencies, fc, final norm, d2t."""
-    make = _counter(dtype)
-    fixed = [_rope("rope.inv_freq", draft.attention.head_dim, None)]
-    return _total([*fixed, *_draft_fc(make, draft), *_draft_norm(make, draft), *_draft_d2t(make, draft)])
+    """Bytes that each device of the drafter's group has whole: rotary frequencies, fc, final norm, d2t."""
+    return _total(_draft_fixed(_draft(dtype), draft).listed)
 
 
 def draft_embed_bytes(draft: Draft, dtype: DType, rows: int) -> int:
-    """Bytes of ``rows`` rows of the head's embedding table."""
-    return _total(_counter(dtype).rows("embed.weight", (0, rows), draft.hidden_size))
+    """Bytes of ``rows`` rows of the drafter's embedding table."""
+    return _total([_draft_table(_draft(dtype), draft, "embed.weight", (0, rows))])
 
 
 def draft_head_bytes(draft: Draft, dtype: DType, rows: int) -> int:
-    """Bytes of ``rows`` rows of the head's lm_head."""
-    return _total(_counter(dtype).rows("head.weight", (0, rows), draft.hidden_size))
+    """Bytes of ``rows`` rows of the drafter's lm_head."""
+    return _total([_draft_table(_draft(dtype), draft, "head.weight", (0, rows))])
 
 
 def weights_bytes(plan: Plan, device_id: str) -> tuple[int, int]:
-    """Bytes of a device's slots, with their fillers: of the base, and of the draft."""
-    of_base, of_draft = _base_slots(plan, device_id, _NAMELESS), _draft_slots(plan, device_id, _NAMELESS, _NAMELESS)
-    return _total(of_base), _total(of_draft)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Given:
-    """What a checkpoint gives: names of tensors by role, and rotary frequencies."""
-
-    tensor: Callable[[str], str]
-    inv_freq: bytes | None
-
-
-_NAMELESS = _Given(tensor=str, inv_freq=None)
-
-
-def _base_slots(plan: Plan, device_id: str, base: _Given) -> list[Slot]:
-    dtype = DTYPES[plan.options.dtype]
-    hidden = plan.model.hidden_size
-    make = _Maker(prefix="", role="", source="base", tensor=base.tensor, dtype=dtype)
-    stage = next((stage for stage in plan.stages if device_id in stage.devices), None)
-    slots: list[Slot] = []
-    if stage is not None:
-        slots.append(_rope("rope.inv_freq", plan.model.layers[0].attention.head_dim, base.inv_freq))
-    if device_id in plan.embed.devices:
-        member = plan.embed.devices.index(device_id)
-        slots += make.rows("embed.weight", share_range(plan.embed.rows, member), hidden)
-    if stage is not None:
-        slots += _stage_slots(plan.model, make, stage, stage.devices.index(device_id))
-    if device_id in plan.head.devices:
-        member = plan.head.devices.index(device_id)
-        slots.append(make.vector("norm.weight", hidden))
-        slots += make.rows("head.weight", share_range(plan.head.rows, member), hidden)
-    return slots
-
-
-def _stage_slots(model: Model, make: _Maker, stage: Stage, member: int) -> list[Slot]:
-    slots: list[Slot] = []
-    layer = stage.first_layer
-    for run in stage.runs:
-        for _ in range(run.num_layers):
-            slots += _layer_slots(model, make, layer, stage, run, member)
-            layer += 1
-    return slots
-
-
-def _layer_slots(model: Model, make: _Maker, layer: int, stage: Stage, run: Run, member: int) -> list[Slot]:
-    kind = layer_class(model, layer)
-    maker = dataclasses.replace(make, prefix=f"layers.{layer}.", role=f"layers.{layer}.")
-    leader = member == 0
-    first, share = first_head(stage, run.kv_heads, member), kv_shares(stage, run.kv_heads)[member]
-    attention = _base_attention(maker, model, kind.attention, first, share, leader)
-    return attention + _mlp(maker, model.hidden_size, kind.mlp, share_range(run.mlp_units, member), leader)
-
-
-def _draft_slots(plan: Plan, device_id: str, base: _Given, given: _Given) -> list[Slot]:
-    draft, placement = plan.draft, plan.draft_placement
-    if draft is None or placement is None or device_id not in placement.devices:
-        return []
-    member = placement.devices.index(device_id)
-    leader = member == 0
-    dtype = DTYPES[plan.options.dtype]
-    make = _Maker(prefix="draft.", role="draft.", source="draft", tensor=given.tensor, dtype=dtype)
-    of_base = dataclasses.replace(make, role="", source="base", tensor=base.tensor)
-    slots = [_rope("draft.rope.inv_freq", draft.attention.head_dim, given.inv_freq)]
-    if placement.embed_rows is not None:
-        table = make if draft.own_embedding else of_base
-        slots += table.rows("embed.weight", share_range(placement.embed_rows, member), draft.hidden_size)
-    slots += _draft_fc(make, draft)
-    for layer in range(draft.num_layers):
-        maker = dataclasses.replace(make, prefix=f"draft.layers.{layer}.", role=f"draft.layers.{layer}.")
-        first = first_head(placement, placement.kv_heads, member)
-        share = kv_shares(placement, placement.kv_heads)[member]
-        slots += _draft_attention(maker, draft, layer, first, share, leader)
-        slots += _mlp(maker, draft.hidden_size, draft.mlp, share_range(placement.mlp_units, member), leader)
-    slots += _draft_norm(make, draft)
-    if placement.head_rows is not None:
-        table = make if draft.kind == "eagle3" else of_base
-        slots += table.rows("head.weight", share_range(placement.head_rows, member), draft.hidden_size)
-    return slots + _draft_d2t(make, draft)
+    """Return the bytes of a device's slots, with their fillers: of the base, and of the drafter."""
+    drafter = draft_slots(plan, device_id)
+    return _total(base_slots(plan, device_id).listed), 0 if drafter is None else _total(drafter.listed)

@@ -17,7 +17,8 @@ aux layers of an eagle3 head), F width of a target feature, W rows of one pass o
 
 from dataclasses import dataclass
 
-from plans.schema import DTYPE_BYTES, Draft, LayerClass, Model, Options, Tree
+from plans.dtypes import DTYPE_BYTES
+from plans.schema import Draft, LayerClass, Model, Options, Tree
 
 ALIGN_BYTES = 256
 """Buffers take a multiple of this; the words of a feature message too, so that its features are aligned."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-from plans.safetensors_header import DTYPE_BYTES
+from plans.dtypes import HEADER_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class FoldedBlocks:
 def describe(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> Summary:
     """Summarise a table of (dtype, shape) by name, read from headers or derived from a config."""
     rows = [
-        TensorSummary(name=name, dtype=dtype, shape=shape, nbytes=math.prod(shape) * DTYPE_BYTES[dtype])
+        TensorSummary(name=name, dtype=dtype, shape=shape, nbytes=math.prod(shape) * HEADER_BYTES[dtype])
         for name, (dtype, shape) in tensors.items()
     ]
     rows.sort(key=lambda row: (_block_key(_block(row.name)), row.name))

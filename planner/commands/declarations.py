@@ -19,7 +19,8 @@ from planner.commands.options import (
 )
 from planner.solver import limits
 from plans.check_inputs import MOST_STALL_S
-from plans.schema import DTYPE_BYTES, KV_DTYPE_BYTES, KvAxis, Strategy
+from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
+from plans.schema import KvAxis, Strategy
 
 
 def verbose(once: str, twice: str = "") -> click.Option:

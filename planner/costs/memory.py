@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from plans import slots
 from plans.artifact import ALIGNMENT_BYTES
 from plans.buffers import Buffer, device_terms
-from plans.schema import DTYPE_BYTES, DeviceMemory, Draft, DType, LayerClass, Mlp, Model, Plan
+from plans.dtypes import DTYPE_BYTES
+from plans.schema import DeviceMemory, Draft, DType, LayerClass, Mlp, Model, Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,8 +22,9 @@ from plans.buffers import (
     kv_bytes,
     stage_buffers,
 )
+from plans.dtypes import DTYPE_BYTES
 from plans.kv import KvShare, query_heads
-from plans.schema import DTYPE_BYTES, Attention, Device, Draft, LayerClass, Mlp, Model, Options
+from plans.schema import Attention, Device, Draft, LayerClass, Mlp, Model, Options
 from plans.step import accept_rows, draft_kv_rows, fed_rows, kv_rows, verify_rows
 
 FLOAT32_BYTES = 4

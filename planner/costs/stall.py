@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from planner.costs.shares import Pass, Work, attention_work, router_work, rows_work, unit_work
 from plans.buffers import kv_bytes
+from plans.dtypes import DTYPE_BYTES
 from plans.kv import kv_shares
-from plans.schema import DTYPE_BYTES, Device, Plan, Stage
+from plans.schema import Device, Plan, Stage
 from plans.step import draft_rows, forward_rows, kv_rows, layer_class, verify_rows
 
 LEAST_S = 6

@@ -16,6 +16,7 @@ from planner.errors import CheckpointError
 from planner.families.config import Keys
 from planner.families.records import BaseInput, BaseReading, DraftFacts, DraftInput, DraftReading
 from planner.families.tensors import check_tensors, table_sha256
+from plans.dtypes import HEADER_NAMES
 from plans.schema import Draft
 
 FAMILIES: Mapping[str, str] = {
@@ -33,8 +34,6 @@ DRAFTERS: Mapping[str, str] = {
     "eagle3": "planner.families.eagle3",
 }
 """Module of each kind of EAGLE head, with ``read(keys, base, facts)``."""
-
-_CONFIG_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def load_base(path: Path) -> BaseInput:
@@ -98,7 +97,7 @@ def scan(path: Path) -> Summary:
         return describe({name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()})
     base = load_base(path)
     config = checkpoint.config
-    dtype = _CONFIG_DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), "F32")
+    dtype = HEADER_NAMES.get(str(config.get("dtype", config.get("torch_dtype"))), "F32")
     return describe({source.name: (dtype, source.shape) for source in base.roles.values()})
 
 

@@ -7,8 +7,9 @@ from planner.checkpoints.checkpoint import Checkpoint
 from planner.checkpoints.header import TensorInfo
 from planner.errors import CheckpointError
 from planner.families.records import Reading, Roles, Source
+from plans.dtypes import HEADER_NAMES
 
-FLOATS = frozenset({"BF16", "F16", "F32"})
+FLOATS = frozenset(HEADER_NAMES.values())
 """Dtypes of weights that are read; ``d2t``, a table of token ids, is I64."""
 
 

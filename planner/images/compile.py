@@ -19,7 +19,7 @@ from planner.errors import InputError
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.images import publish, reuse
 from planner.images.inputs import changes_first, check_base, check_draft, require_weights, sources_of
-from planner.images.layout import abi, data_bytes, header, image_slots
+from planner.images.layout import Slot, abi, data_bytes, header, image_slots
 from planner.images.pieces import Checkpoints, Copied, Piece, resolve
 from planner.images.pipeline import Writer
 from planner.images.reader import Reader
@@ -28,7 +28,6 @@ from plans import codec
 from plans.artifact import IMAGES_FILE, Image, Images, Sources, dump_images, image_file, load_images
 from plans.check import require
 from plans.schema import Plan, PlanError
-from plans.slots import Slot
 
 PICKLES = f"{publish.TEMPORARY}pickle-"
 """Prefix of the directories inside the plan's into which pickled checkpoints are converted."""

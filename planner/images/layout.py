@@ -1,84 +1,130 @@
-"""Plan and family -> the slot table of each device's image: names, shapes, offsets, and where the bytes come from.
+"""Slot table of a device -> its image: offsets, fillers, and the tensors of the checkpoints that the bytes come from.
 
-The one place that knows the slots. Planning counts bytes with the functions that lay out the image, so planned bytes
-and image bytes agree by construction: the data of an image is exactly weights_bytes + draft_weights_bytes.
-
-Shape letters: H hidden size, D head dim, k KV heads and h query heads of this device, m MLP channels of this device,
-E experts (m is then of each). A device that shares its KV heads along ``head_dim`` has d = D/parts dims of each, all
-others d = D.
+Names, dtypes, shapes and order of the slots are ``plans.slots``, which planning counts as well, so planned bytes and
+image bytes agree by construction: the data of an image is exactly weights_bytes + draft_weights_bytes.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from planner.families import BaseInput, DraftInput, inv_freq_bytes
-from plans.artifact import LAYOUT_VERSION, PAGE_BYTES, Abi, abi_of, align
-from plans.kv import KvShare
+from plans.artifact import LAYOUT_VERSION, PAGE_BYTES, Abi, SlotEntry, abi_of, align
+from plans.ranges import Ranges
 from plans.safetensors_header import TensorEntry, encode_header
-from plans.schema import DType, LayerClass, Model, Plan
-from plans.slots import Slot, _base_slots, _draft_slots, _Given, _slot, attention_bytes, mlp_bytes
-
-# ---- blocks: the slots of a share, unplaced ----
+from plans.schema import DType, Plan
+from plans.slots import SlotSpec, base_slots, draft_slots
 
 
-# ---- bytes of a share, for planning ----
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Rows of one source tensor, or the same columns of them; the parts of a slot are stacked along axis 0."""
+
+    source: Literal["base", "draft"]
+    tensor: str
+    """Name in the checkpoint."""
+    rows: Ranges
+    cols: Ranges | None
+    """None: whole rows (or a vector)."""
 
 
-def layer_bytes(
-    model: Model, dtype: DType, layer_class: LayerClass, share: KvShare, mlp_units: int, leader: bool
-) -> int:
-    """Bytes of one layer on a device with these shares."""
-    attention = attention_bytes(model, dtype, layer_class, share, leader)
-    return attention + mlp_bytes(model, dtype, layer_class, mlp_units, leader)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """One tensor of an image: from ``parts`` of a checkpoint, or from ``literal`` bytes."""
 
+    name: str
+    dtype: str
+    """Name in a safetensors header: BF16, F16, F32, I64, U8."""
+    shape: tuple[int, ...]
+    offset: int
+    """Offset from the start of the data, in bytes."""
+    nbytes: int
+    parts: tuple[Part, ...]
+    literal: bytes | None
 
-# ---- images ----
+    @property
+    def entry(self) -> SlotEntry:
+        """The slot as the image's header declares it."""
+        return SlotEntry(name=self.name, dtype=self.dtype, shape=self.shape, offset=self.offset, nbytes=self.nbytes)
 
 
 def image_slots(plan: Plan, device_id: str, base: BaseInput, draft: DraftInput | None) -> tuple[Slot, ...]:
-    """All slots of a device's image, in the order of the file, fillers included; offsets are multiples of 256."""
-    of_base = _Given(tensor=_tensors(base), inv_freq=inv_freq_bytes(base.rope))
-    slots = _base_slots(plan, device_id, of_base)
-    if plan.draft_placement is not None and device_id in plan.draft_placement.devices:
-        assert draft is not None, "a plan with a draft is laid out with the draft's tensors"
-        of_draft = _Given(tensor=_tensors(draft), inv_freq=inv_freq_bytes(draft.rope))
-        slots += _draft_slots(plan, device_id, of_base, of_draft)
-    return _placed(slots)
+    """Return all slots of a device's image in the order of the file, fillers included; offsets are multiples of 256."""
+    drafter = draft_slots(plan, device_id)
+    assert drafter is None or draft is not None, "a plan with a draft is laid out with the draft's tensors"
+    specs = (*base_slots(plan, device_id).listed, *(() if drafter is None else drafter.listed))
+    inputs: dict[str, BaseInput | DraftInput] = {"base": base} | ({} if draft is None else {"draft": draft})
+    names = {source: {role: tensor.name for role, tensor in given.roles.items()} for source, given in inputs.items()}
+    inv_freq = {source: inv_freq_bytes(given.rope) for source, given in inputs.items()}
+    return placed(specs, names, inv_freq)
 
 
-def _tensors(given: BaseInput | DraftInput) -> Callable[[str], str]:
-    """From role to the name of the checkpoint's tensor."""
-    return lambda role: given.roles[role].name
+def placed(
+    specs: Iterable[SlotSpec], names: Mapping[str, Mapping[str, str]], inv_freq: Mapping[str, bytes]
+) -> tuple[Slot, ...]:
+    """Return the slots one after the other, with declared fillers up to each multiple of the alignment.
 
-
-def _placed(slots: Iterable[Slot]) -> tuple[Slot, ...]:
-    """The slots one after the other, with declared fillers up to each multiple of the alignment."""
-    placed: list[Slot] = []
+    ``names``: by checkpoint, the tensor of each role; ``inv_freq``: by checkpoint, the rotary frequencies.
+    """
+    slots: list[Slot] = []
     offset = fillers = 0
-    for slot in slots:
-        placed.append(dataclasses.replace(slot, offset=offset))
-        offset += slot.nbytes
+    for spec in specs:
+        literal = None if spec.pieces else inv_freq[spec.source]
+        assert literal is None or len(literal) == spec.nbytes, f"{spec.name}: {len(literal or b'')} bytes"
+        slots.append(
+            Slot(
+                name=spec.name,
+                dtype=spec.dtype,
+                shape=spec.shape,
+                offset=offset,
+                nbytes=spec.nbytes,
+                parts=_parts(spec, names[spec.source]),
+                literal=literal,
+            )
+        )
+        offset += spec.nbytes
         gap = align(offset) - offset
         if gap:
-            filler = _slot(f"_pad.{fillers}", "U8", (gap,), (), bytes(gap))
-            placed.append(dataclasses.replace(filler, offset=offset))
+            slots.append(_filler(fillers, offset, gap))
             offset += gap
             fillers += 1
-    return tuple(placed)
+    return tuple(slots)
+
+
+def _parts(spec: SlotSpec, names: Mapping[str, str]) -> tuple[Part, ...]:
+    """Return the pieces of a slot as parts of tensors, expert after expert."""
+    experts = (None,) if spec.experts is None else range(spec.experts)
+    return tuple(
+        Part(source=spec.source, tensor=names[piece.tensor(expert)], rows=piece.rows, cols=piece.cols)
+        for expert in experts
+        for piece in spec.pieces
+    )
+
+
+def _filler(number: int, offset: int, nbytes: int) -> Slot:
+    return Slot(
+        name=f"_pad.{number}",
+        dtype="U8",
+        shape=(nbytes,),
+        offset=offset,
+        nbytes=nbytes,
+        parts=(),
+        literal=bytes(nbytes),
+    )
 
 
 def data_bytes(slots: tuple[Slot, ...]) -> int:
-    """Bytes of an image after its header."""
+    """Return the bytes of an image after its header."""
     return slots[-1].offset + slots[-1].nbytes if slots else 0
 
 
 def abi(slots: tuple[Slot, ...], dtype: DType) -> Abi:
-    """The ABI of an image with these slots."""
+    """Return the ABI of an image with these slots."""
     return abi_of((slot.entry for slot in slots), dtype)
 
 
 def header(slots: tuple[Slot, ...], device_id: str) -> bytes:
-    """Length and JSON of a safetensors header, padded with spaces to a multiple of 4096 bytes in all.
+    """Return length and JSON of a safetensors header, padded with spaces to a multiple of 4096 bytes in all.
 
     The plan's digest is not in it: an image that a new plan leaves as it was keeps its bytes.
     """

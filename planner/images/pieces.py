@@ -8,8 +8,8 @@ from planner.checkpoints.checkpoint import Checkpoint
 from planner.checkpoints.header import TensorInfo
 from planner.errors import CheckpointError
 from planner.images.casts import castable
+from planner.images.layout import Part, Slot
 from plans.ranges import Ranges
-from plans.slots import Part, Slot
 
 Checkpoints = Mapping[str, Checkpoint]
 """Checkpoints by ``Part.source``: ``base`` and ``draft``."""

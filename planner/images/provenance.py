@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from planner.checkpoints.checkpoint import PICKLE
 from planner.errors import InputError
 from planner.families import BaseInput, DraftInput
-from planner.images.layout import header, image_slots
-from plans.artifact import ITEM_BYTES
+from planner.images.layout import Part, Slot, header, image_slots
+from plans.dtypes import HEADER_BYTES
 from plans.ranges import Ranges, length
 from plans.schema import Plan
-from plans.slots import Part, Slot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +93,7 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
     info = (source.checkpoint.tensors or {}).get(part.tensor)
     verb = "copy" if info is None or info.dtype == slot.dtype else f"cast {info.dtype} to {slot.dtype}"
     width = 1 if info is None or len(info.shape) == 1 else info.shape[1]
-    item = 0 if info is None else ITEM_BYTES[info.dtype]
+    item = 0 if info is None else HEADER_BYTES[info.dtype]
     ranges = None if info is None else tuple(_ranges(part, info.offset, width, item))
     return Origin(
         checkpoint=part.source,

@@ -20,12 +20,12 @@ import numpy as np
 
 from planner.checkpoints.header import TensorFile
 from planner.images.casts import STORAGE, Array, cast_into
+from planner.images.layout import Slot
 from planner.images.pieces import Copied, Literal, Piece, row_width
 from planner.images.pipeline import Buffer, Pipeline, Writer
 from planner.images.reader import Reader
-from plans.artifact import ITEM_BYTES
+from plans.dtypes import HEADER_BYTES
 from plans.ranges import Range, Ranges
-from plans.slots import Slot
 
 BLOCK_BYTES = 2 << 20
 """Bytes of source rows that are read at once."""
@@ -86,7 +86,7 @@ class _Block:
     @property
     def nbytes(self) -> int:
         """Bytes of the rectangle."""
-        return self.shape[0] * self.shape[1] * ITEM_BYTES[self.dtype]
+        return self.shape[0] * self.shape[1] * HEADER_BYTES[self.dtype]
 
 
 _Step = tuple[Writer, Literal] | _Block
@@ -200,7 +200,7 @@ class _SharedTensors:
             slot, part = piece.slot, piece.part
             if piece.tensor_key in self._written and len(slot.parts) == 1 and part.cols is None:
                 offset = self._data_start[id(writer)] + slot.offset
-                row_bytes = row_width(piece.tensor) * ITEM_BYTES[slot.dtype]
+                row_bytes = row_width(piece.tensor) * HEADER_BYTES[slot.dtype]
                 for rows in part.rows:
                     written = _WrittenRows(rows=rows, dtype=slot.dtype, writer=writer, offset=offset)
                     self._written[piece.tensor_key].append(written)
@@ -215,7 +215,7 @@ def _blocks(reader: Reader, consumers: Sequence[_Consumer], written: Sequence[_W
     for span in _union([rows for _, consumer in consumers for rows in consumer.part.rows]):
         for (start, stop), image in _split(span, written):
             dtype = tensor.dtype if image is None else image.dtype
-            item, most = ITEM_BYTES[dtype], max(1, BLOCK_BYTES // ITEM_BYTES[dtype])
+            item, most = HEADER_BYTES[dtype], max(1, BLOCK_BYTES // HEADER_BYTES[dtype])
             row_zero = tensor.offset if image is None else image.offset - image.rows[0] * width * item
             for first in range(start, stop, max(1, most // width)):
                 last = min(stop, first + max(1, most // width))
@@ -286,7 +286,7 @@ def _append(writer: Writer, slot: Slot, views: list[Array], dtype: str, buffer: 
         return
     target = pipeline.target()
     shape = len(views[0]), sum(view.shape[1] for view in views)
-    out = target.memory[: shape[0] * shape[1] * ITEM_BYTES[slot.dtype]].view(STORAGE[slot.dtype]).reshape(shape)
+    out = target.memory[: shape[0] * shape[1] * HEADER_BYTES[slot.dtype]].view(STORAGE[slot.dtype]).reshape(shape)
     left = 0
     for view in views:
         cast_into(out[:, left : left + view.shape[1]], view, dtype, slot.dtype)

@@ -8,9 +8,10 @@ from planner.problem.formulate import Formulation
 from planner.solver.problem import Group, HeldUnits, Segment, StageAnswer
 from planner.solver.transport import transport
 from plans import weights
+from plans.dtypes import DTYPE_BYTES
 from plans.kv import KvDivision, KvShare, whole_heads
 from plans.ranges import share_range
-from plans.schema import DTYPE_BYTES, DraftPlacement, Inputs, Plan, Run, Stage, VocabSplit
+from plans.schema import DraftPlacement, Inputs, Plan, Run, Stage, VocabSplit
 
 _TABLES = ("embed", "head")
 """Blocks before the drafter, in the order of the problem's blocks."""
@@ -26,7 +27,7 @@ class Previous:
         self.formulation = formulation
         self.problem = formulation.problem
         self.plan = plan
-        self.held = weights.had(plan, formulation.model, formulation.draft, formulation.options.dtype, inputs)
+        self.held = weights.held_before(plan, formulation.model, formulation.draft, formulation.options.dtype, inputs)
         self.names = self.problem.devices
         self.order = sorted(range(len(self.names)), key=lambda device: (self.problem.alike[device], device))
         self.split_bytes = cache(self._split_bytes)
@@ -69,7 +70,7 @@ class Previous:
     def stage_bytes(self, group: Group) -> int:
         """Return the new bytes of having a stage at all."""
         model = self.formulation.model
-        return self._new_bytes(weights.stage_table(model, self.names[device]) for device in group.devices)
+        return sum(self._new_bytes(weights.stage_table(model, self.names[device])) for device in group.devices)
 
     def _split_bytes(self, group: int, kind: int, split: int, segment: Segment | None) -> int:
         """Return the new bytes of one layer of a segment, without its MLP units."""
@@ -165,7 +166,7 @@ class Previous:
             head_rows=none,
             predicted_ns=0,
         )
-        return weights.draft_head(formulation.model, formulation.draft, placement, formulation.options.dtype)
+        return weights.drafter_share(formulation.draft, placement, formulation.options.dtype)
 
     def piece_bytes(self, block: int, axis: int) -> int:
         """Return the bytes of one piece of a block's axis: an MLP unit of all layers, or a bundle of rows."""

@@ -5,9 +5,9 @@ Pure functions from plans to lines of text.
 
 from collections.abc import Iterator
 
-from planner.report.view import TERM_TITLES, TERMS, layer_range, part_times
+from planner.report.view import TERM_TITLES, layer_range, part_times
 from plans.format import format_bytes, format_ns
-from plans.schema import Device, Inventory, Plan
+from plans.schema import MEMORY_TERMS, Device, Inventory, Plan
 from plans.step import layer_class
 from plans.weights import held
 
@@ -72,7 +72,7 @@ def compared_memory(a: Plan, b: Plan) -> Iterator[str]:
     for name in dict.fromkeys((*before, *after)):
         old, new = before.get(name), after.get(name)
         terms = []
-        for term in TERMS:
+        for term in MEMORY_TERMS:
             old_bytes, new_bytes = (getattr(line, f"{term}_bytes") if line else 0 for line in (old, new))
             if old_bytes != new_bytes:
                 change = f"{'+' if new_bytes > old_bytes else '-'}{format_bytes(abs(new_bytes - old_bytes))}"

@@ -13,8 +13,6 @@ from plans.kv import KvDivision, kv_division
 from plans.schema import Attention, Device, DeviceMemory, Mlp, Model, Plan, Stage, VocabSplit
 from plans.step import layer_class
 
-TERMS = ("weights", "draft_weights", "kv", "draft_kv", "buffers", "comm")
-"""Memory terms in the order of the schema."""
 TERM_TITLES = {
     "weights": "weights",
     "draft_weights": "draft weights",
@@ -321,9 +319,8 @@ def device_line(plan: Plan, entry: DeviceMemory) -> DeviceLine:
     roles += [name for name, devices, beside in tables if device.id in devices and devices != beside.devices]
     if plan.draft_placement is not None and device.id in plan.draft_placement.devices:
         roles.append("draft")
-    terms = {term: getattr(entry, f"{term}_bytes") for term in TERMS}
-    terms["reserve"] = device.reserve_bytes
-    terms["free"] = device.capacity_bytes - entry.planned_bytes
+    free = device.capacity_bytes - entry.planned_bytes
+    terms = {**entry.terms, "reserve": device.reserve_bytes, "free": free}
     return DeviceLine(
         id=device.id,
         host=device.host,

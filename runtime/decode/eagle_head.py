@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from plans.kv import KvShare, kv_shares
+from plans.ranges import share_range
 from plans.schema import Draft, Plan
-from plans.step import accept_rows, draft_tree_rows, feature_width, fed_rows
+from plans.slots import DraftSlots, drafter_slots, embed_slot, head_slots
+from plans.step import accept_rows, draft_tree_rows, fed_rows
 from runtime.comm.groups import Comm
 from runtime.decode.messages import FeatureMessage
 from runtime.decode.tree_growth import Growth, Level, growth_of
-from runtime.image.buffers import DTYPES, Memory
+from runtime.image.buffers import Memory
+from runtime.image.dtypes import DTYPES
 from runtime.model.blocks import Binder, Eagle3Layer, Embed, Layer, Slots
 from runtime.model.layers import Attend, Linear, Norm, Rows, hide, rotary_at, rotary_table
 from runtime.model.split_kv import attend_of, cache_of, own_frequencies
@@ -76,21 +79,27 @@ class Drafter:
         self.group = comm.draft
         self._kept, self._batch = accept_rows(options), options.batch
         self._dtype = DTYPES[options.dtype]
-        binder = Binder(slots=slots, dtype=DTYPES[options.dtype], group=comm.draft, hidden=draft.hidden_size)
-        self._share = share = kv_shares(place, place.kv_heads)[comm.draft.index]
+        index, dtype = comm.draft.index, options.dtype
+        binder = Binder(slots=slots, group=comm.draft, hidden=draft.hidden_size)
+        own = drafter_slots(draft, place, index, dtype)
+        self._share = share = kv_shares(place, place.kv_heads)[index]
         attended = attend_of(share, draft.attention.head_dim, comm.draft_subgroup, memory, "draft.")
-        self._head = _head(plan, draft, binder, share, place.mlp_units[comm.draft.index], attended)
-        own_embed, own_head = place.embed_rows is not None, place.head_rows is not None
-        self._embed: Embed = binder.embed("draft.embed" if own_embed else "embed", place.embed_rows or plan.embed.rows)
-        self._lm_head = binder.head("draft.head" if own_head else "head", place.head_rows or plan.head.rows)
-        d2t = slots.tensor("draft.d2t", (draft.draft_vocab_size,), torch.int64) if draft.maps_vocabulary else None
+        self._head = _head(draft, binder, own, share, attended)
+        embed, head = own.embed, own.head
+        if place.embed_rows is None:  # the base's, on the same devices
+            embed = embed_slot(plan.model, share_range(plan.embed.rows, index), dtype)
+        if place.head_rows is None:
+            head = head_slots(plan.model, share_range(plan.head.rows, index), dtype).rows
+        self._embed: Embed = binder.embed(embed, place.embed_rows or plan.embed.rows)
+        self._lm_head = binder.head(head, place.head_rows or plan.head.rows)
+        d2t = None if own.d2t is None else binder.tensor(own.d2t)
         self._targets = None if d2t is None else d2t + torch.arange(draft.draft_vocab_size, device=d2t.device)
         self._cache = cache_of([memory.buffer("draft.kv")], draft_tree_rows(options), options.batch, share)
         self._bias, beams = memory.buffer("draft.bias"), memory.buffer("draft.beam")
         self._beams = beams.view(options.batch, -1, beams.shape[1])[: len(self._cache.sequences)]
         self._rotary = memory.buffer("draft.rotary")
-        every = slots.tensor("draft.rope.inv_freq", (draft.attention.head_dim // 2,), torch.float32)
-        self._rotary.copy_(rotary_table(own_frequencies(every, share), self._rotary.shape[1], self._dtype))
+        frequencies = own_frequencies(binder.tensor(own.rope), share)
+        self._rotary.copy_(rotary_table(frequencies, self._rotary.shape[1], self._dtype))
         self._growth: Growth = growth_of(options.tree, options.batch, self._dtype, self._bias.device)
         self._first_of = torch.arange(options.batch, device=self._bias.device)
         mine = range(len(self._cache.sequences))
@@ -196,30 +205,23 @@ class Drafter:
         )
 
 
-def _head(
-    plan: Plan, draft: Draft, binder: Binder, share: KvShare, mlp_units: int, attended: Attend
-) -> EagleHead | Eagle3Head:
-    """Bind the head's own blocks."""
-    hidden, eps = draft.hidden_size, draft.norm_eps
-    eagle3 = draft.kind == "eagle3"
-    fc = binder.linear("draft.fc", hidden, feature_width(plan.model, draft) if eagle3 else 2 * hidden, draft.fc_bias)
+def _head(draft: Draft, binder: Binder, slots: DraftSlots, share: KvShare, attended: Attend) -> EagleHead | Eagle3Head:
+    """Bind the drafter's own blocks."""
+    eps, fc = draft.norm_eps, binder.linear(slots.fc, slots.fc_bias)
     layers: list[Layer] = []
     eagle3_layers: list[Eagle3Layer] = []
-    for number in range(draft.num_layers):
-        prefix = f"draft.layers.{number}"
-        attention = binder.attention(prefix, (1 + eagle3) * hidden, draft.attention, share, eps, attended)
-        mlp_norm, mlp = binder.norm(f"{prefix}.mlp_norm", eps), binder.mlp(prefix, draft.mlp, mlp_units)
-        if eagle3:
+    for own in slots.layers:
+        attention = binder.attention(own.attention, draft.attention, share, eps, attended)
+        norms = [binder.norm(norm, eps) for norm in own.norms]
+        mlp_norm, mlp = binder.norm(own.mlp.norm, eps), binder.mlp(own.mlp, draft.mlp)
+        if draft.kind == "eagle3":
+            input_norm, hidden_norm = norms
             eagle3_layers.append(
                 Eagle3Layer(
-                    input_norm=binder.norm(f"{prefix}.input_norm", eps),
-                    hidden_norm=binder.norm(f"{prefix}.hidden_norm", eps),
-                    attention=attention,
-                    mlp_norm=mlp_norm,
-                    mlp=mlp,
+                    input_norm=input_norm, hidden_norm=hidden_norm, attention=attention, mlp_norm=mlp_norm, mlp=mlp
                 )
             )
         else:
-            norm = binder.norm(f"{prefix}.attention_norm", eps) if number else None
+            norm = norms[0] if norms else None
             layers.append(Layer(attention_norm=norm, attention=attention, mlp_norm=mlp_norm, mlp=mlp))
-    return Eagle3Head(fc, eagle3_layers, binder.norm("draft.norm", eps)) if eagle3 else EagleHead(fc, layers)
+    return EagleHead(fc, layers) if slots.norm is None else Eagle3Head(fc, eagle3_layers, binder.norm(slots.norm, eps))

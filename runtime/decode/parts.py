@@ -11,7 +11,8 @@ from runtime.comm.groups import Comm, Group
 from runtime.decode.eagle_head import Drafter
 from runtime.decode.messages import Channel, FeatureMessage, feature_message
 from runtime.decode.verify import Verdict
-from runtime.image.buffers import DTYPES, Memory
+from runtime.image.buffers import Memory
+from runtime.image.dtypes import DTYPES
 from runtime.model.base import Base
 from runtime.model.blocks import Slots
 

@@ -5,16 +5,7 @@ from torch import Tensor
 
 from plans.buffers import TERMS, Buffer, Term, device_buffers
 from plans.schema import Plan
-
-DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "float8_e4m3fn": torch.float8_e4m3fn,
-    "float64": torch.float64,
-    "int64": torch.int64,
-    "uint8": torch.uint8,
-}
+from runtime.image.dtypes import DTYPES
 
 
 class Memory:

@@ -19,17 +19,10 @@ from plans import artifact
 from plans.artifact import Images, SlotEntry
 from plans.schema import Plan
 from runtime.errors import ImageForeign, ImageTruncated
+from runtime.image.dtypes import HEADER_DTYPES
 from runtime.image.lease import guard
 from runtime.image.transfer import Chunk, upload
 from runtime.image.verify import check_digest, compare_digest, opened, read_record, read_slots
-
-_TORCH = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "I64": torch.int64,
-    "U8": torch.uint8,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +49,7 @@ class Image:
         if name not in self.slots:
             raise ImageForeign(f"{self.file}: {name}: no such slot: the image is of another plan; compile it again")
         slot = self.slots[name]
-        return self.memory[slot.offset : slot.offset + slot.nbytes].view(_TORCH[slot.dtype]).view(slot.shape)
+        return self.memory[slot.offset : slot.offset + slot.nbytes].view(HEADER_DTYPES[slot.dtype]).view(slot.shape)
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a slot of a given shape and dtype; raise ImageForeign if it is missing or has others."""

@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from plans import artifact, codec
-from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, ITEM_BYTES, LAYOUT_VERSION, PAGE_BYTES, Images, SlotEntry
+from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, LAYOUT_VERSION, PAGE_BYTES, Images, SlotEntry
+from plans.dtypes import IMAGE_DTYPES
 from plans.safetensors_header import PREFIX_BYTES, Header, HeaderError, TensorEntry, header_length, parse_header
 from plans.schema import Plan, PlanError
 from runtime.errors import ImageDamaged, ImageForeign, ImageMissing, ImageTruncated
@@ -198,8 +199,8 @@ def _read_header(descriptor: int, file: Path, expected: artifact.Image) -> Heade
 
 def _slot(tensor: TensorEntry, file: Path) -> SlotEntry:
     """Return a tensor as the slot of an image, which has fewer dtypes and ranks than the format."""
-    if tensor.dtype not in ITEM_BYTES:
-        expected = ", ".join(ITEM_BYTES)
+    if tensor.dtype not in IMAGE_DTYPES:
+        expected = ", ".join(IMAGE_DTYPES)
         raise ImageDamaged(f"{file}: header: {tensor.name}: dtype: found {tensor.dtype}, expected one of {expected}")
     if not 1 <= len(tensor.shape) <= 3:
         raise ImageDamaged(

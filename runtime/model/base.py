@@ -15,16 +15,20 @@ size, a captured features. The carry [1 + a, W, H] is the hidden state and the c
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from plans.kv import kv_shares
+from plans.ranges import share_range
 from plans.schema import Plan, Stage
+from plans.slots import LayerSlots, embed_slot, head_slots, stage_slots
 from plans.step import layer_class, tree_rows
 from runtime.comm.groups import Comm, Group
-from runtime.image.buffers import DTYPES, Memory
+from runtime.image.buffers import Memory
+from runtime.image.dtypes import DTYPES
 from runtime.model.blocks import Binder, Head, Layer, Slots
 from runtime.model.layers import Attend, Rows, hide, rotary_at, rotary_table
 from runtime.model.split_kv import attend_of, cache_of, own_frequencies
@@ -102,8 +106,9 @@ class BaseEmbedding:
 
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, group: Group, hop_out: Group | None) -> None:
         self._dtype = DTYPES[plan.options.dtype]
-        binder = Binder(slots=slots, dtype=self._dtype, group=group, hidden=plan.model.hidden_size)
-        self._rows = binder.embed("embed", plan.embed.rows)
+        binder = Binder(slots=slots, group=group, hidden=plan.model.hidden_size)
+        slot = embed_slot(plan.model, share_range(plan.embed.rows, group.index), plan.options.dtype)
+        self._rows = binder.embed(slot, plan.embed.rows)
         self._hop_out = _sending(hop_out)
         self._sent = None if self._hop_out is None else memory.buffer("embed.hidden")
 
@@ -125,11 +130,13 @@ class BaseStage:
         self.name = f"stages[{number}]"
         self._dtype = DTYPES[options.dtype]
         self._hop_in, self._hop_out = _receiving(comm.hops[number]), _sending(comm.hops[number + 1])
-        binder = Binder(slots=slots, dtype=self._dtype, group=group, hidden=plan.model.hidden_size)
+        binder = Binder(slots=slots, group=group, hidden=plan.model.hidden_size)
+        own = stage_slots(plan.model, stage, group.index, options.dtype)
         # runs differ in their number of KV heads alone
         self._share = share = kv_shares(stage, stage.runs[0].kv_heads)[group.index]
         head_dim = plan.model.layers[0].attention.head_dim
-        self._layers = _layers(plan, stage, binder, attend_of(share, head_dim, comm.subgroup, memory, ""))
+        attended = attend_of(share, head_dim, comm.subgroup, memory, "")
+        self._layers = _layers(plan, stage, binder, own.layers, attended)
         eagle3 = plan.draft is not None and plan.draft.kind == "eagle3"
         aux = plan.draft.aux_layers if plan.draft is not None and eagle3 else ()
         self._captures = {layer - stage.first_layer: 1 + plane for plane, layer in enumerate(aux)}
@@ -141,7 +148,7 @@ class BaseStage:
         self._divided = len(self._sequences) < options.batch
         self._carry = Carry(memory.buffer("carry"))
         self._bias, self._rotary = memory.buffer("bias"), memory.buffer("rotary")
-        frequencies = slots.tensor("rope.inv_freq", (head_dim // 2,), torch.float32)
+        frequencies = binder.tensor(own.rope)
         self._rotary.copy_(rotary_table(own_frequencies(frequencies, share), self._rotary.shape[1], self._dtype))
         self._no_rows = Rows(
             rotary=self._rotary[:, :0].unsqueeze(2),
@@ -243,10 +250,10 @@ class BaseLmHead:
     """The final norm and rows of the lm_head, with the hop into them."""
 
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, group: Group, hop_in: Group | None) -> None:
-        dtype = DTYPES[plan.options.dtype]
-        binder = Binder(slots=slots, dtype=dtype, group=group, hidden=plan.model.hidden_size)
-        self._norm = binder.norm("norm", plan.model.norm_eps)
-        self._lm_head = binder.head("head", plan.head.rows)
+        binder = Binder(slots=slots, group=group, hidden=plan.model.hidden_size)
+        own = head_slots(plan.model, share_range(plan.head.rows, group.index), plan.options.dtype)
+        self._norm = binder.norm(own.norm, plan.model.norm_eps)
+        self._lm_head = binder.head(own.rows, plan.head.rows)
         self._hop_in = _receiving(hop_in)
         self._received = None if self._hop_in is None else Carry(memory.buffer("head.carry"))
 
@@ -285,21 +292,21 @@ def _receiving(hop: Group | None) -> Group | None:
     return hop if hop is not None and hop.receives else None
 
 
-def _layers(plan: Plan, stage: Stage, binder: Binder, attended: Attend) -> list[Layer]:
+def _layers(plan: Plan, stage: Stage, binder: Binder, slots: Sequence[LayerSlots], attended: Attend) -> list[Layer]:
     """Bind the layers of a stage to this member's share of them."""
     layers: list[Layer] = []
-    member, hidden, eps = binder.group.index, plan.model.hidden_size, plan.model.norm_eps
+    member, eps = binder.group.index, plan.model.norm_eps
     for run in stage.runs:
         share = kv_shares(stage, run.kv_heads)[member]
         for _ in range(run.num_layers):
-            number = stage.first_layer + len(layers)
-            layer, prefix = layer_class(plan.model, number), f"layers.{number}"
+            layer, own = layer_class(plan.model, stage.first_layer + len(layers)), slots[len(layers)]
+            (norm,) = own.norms
             layers.append(
                 Layer(
-                    attention_norm=binder.norm(f"{prefix}.attention_norm", eps),
-                    attention=binder.attention(prefix, hidden, layer.attention, share, eps, attended),
-                    mlp_norm=binder.norm(f"{prefix}.mlp_norm", eps),
-                    mlp=binder.mlp(prefix, layer.mlp, run.mlp_units[member]),
+                    attention_norm=binder.norm(norm, eps),
+                    attention=binder.attention(own.attention, layer.attention, share, eps, attended),
+                    mlp_norm=binder.norm(own.mlp.norm, eps),
+                    mlp=binder.mlp(own.mlp, layer.mlp),
                 )
             )
     return layers

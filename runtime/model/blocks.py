@@ -19,8 +19,10 @@ from torch import Tensor
 
 import plans.schema as schema
 from plans.kv import KvShare, query_heads
+from plans.slots import AttentionSlots, MlpSlots, SlotSpec
 from plans.step import BEST_WORDS, CandidateLayout
 from runtime.comm.groups import Group
+from runtime.image.dtypes import HEADER_DTYPES
 from runtime.model import ops
 from runtime.model.draw import Draw, draw
 from runtime.model.experts import Experts
@@ -37,92 +39,81 @@ class Slots(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Binder:
-    """Binds the blocks of one device: the image, the plan's dtype, and the device's place in its group."""
+    """Binds the blocks of one device to its image, slot by slot of ``plans.slots``, and to the device's group."""
 
     slots: Slots
-    dtype: torch.dtype
     group: Group
     hidden: int
+    """H."""
 
-    def vector(self, name: str, length: int) -> Tensor:
-        return self.slots.tensor(name, (length,), self.dtype)
+    def tensor(self, slot: SlotSpec) -> Tensor:
+        """Return a slot as a view of the image; raise ImageForeign where the image has it in another shape or dtype."""
+        return self.slots.tensor(slot.name, slot.shape, HEADER_DTYPES[slot.dtype])
 
-    def norm(self, name: str, eps: float) -> Norm:
-        return Norm(weight=self.vector(f"{name}.weight", self.hidden), eps=eps)
+    def norm(self, slot: SlotSpec, eps: float) -> Norm:
+        """Return an RMS norm."""
+        return Norm(weight=self.tensor(slot), eps=eps)
 
-    def linear(self, name: str, rows: int, width: int, bias: bool) -> Linear:
-        weight = self.slots.tensor(f"{name}.weight", (rows, width), self.dtype)
-        return Linear(weight=weight.t(), bias=self.vector(f"{name}.bias", rows) if bias else None)
+    def linear(self, weight: SlotSpec, bias: SlotSpec | None) -> Linear:
+        """Return a linear layer, [out, in] in the image."""
+        return Linear(weight=self.tensor(weight).t(), bias=self._optional(bias))
 
-    def head_norm(self, name: str, head_dim: int, eps: float) -> Norm:
-        return Norm(weight=self.vector(f"{name}.weight", head_dim), eps=eps)
+    def _optional(self, slot: SlotSpec | None) -> Tensor | None:
+        return None if slot is None else self.tensor(slot)
 
     def attention(
         self,
-        prefix: str,
-        width: int,
+        slots: AttentionSlots,
         attention: schema.Attention,
         share: KvShare,
         eps: float,
         attended: Attend = attend,
     ) -> Attention:
-        """A share of attention; ``eps``: of the norms of q and k, where it has them."""
-        heads, dims = query_heads(attention, share), attention.head_dim
-        columns = heads * dims
-        if share.axis == "context":
-            columns = (share.part + 1) * columns // share.parts - share.part * columns // share.parts
-        elif share.axis == "head_dim":
-            dims //= share.parts
-            columns = heads * dims
-        rows = (heads + 2 * share.heads) * dims
+        """Return a share of attention; ``eps``: of the norms of q and k, where it has them."""
         return Attention(
-            qkv=self.linear(f"{prefix}.qkv", rows, width, attention.qkv_bias),
-            o=self.linear(f"{prefix}.o", self.hidden, columns, attention.o_bias and self.group.leads),
-            query_heads=heads,
+            qkv=self.linear(slots.qkv, slots.qkv_bias),
+            o=self.linear(slots.o, slots.o_bias),
+            query_heads=query_heads(attention, share),
             kv_heads=share.heads,
-            head_dim=dims,
+            head_dim=attention.head_dim // (share.parts if share.axis == "head_dim" else 1),
             group=self.group,
             attend=attended,
-            q_norm=self.head_norm(f"{prefix}.q_norm", attention.head_dim, eps) if attention.qk_norm else None,
-            k_norm=self.head_norm(f"{prefix}.k_norm", attention.head_dim, eps) if attention.qk_norm else None,
+            q_norm=None if slots.q_norm is None else self.norm(slots.q_norm, eps),
+            k_norm=None if slots.k_norm is None else self.norm(slots.k_norm, eps),
         )
 
-    def mlp(self, prefix: str, mlp: schema.Mlp, units: int) -> GatedMlp | Experts:
-        """A share of an MLP, or of every expert."""
-        channels, bias = units * mlp.unit, mlp.bias and self.group.leads
-        if mlp.kind == "moe":
-            return self._experts(prefix, mlp, channels)
-        if not channels:
-            alone = self.vector(f"{prefix}.down.bias", self.hidden) if bias else None
+    def mlp(self, slots: MlpSlots, mlp: schema.Mlp) -> GatedMlp | Experts:
+        """Return a share of an MLP, or of every expert."""
+        if slots.router is not None:
+            return Experts(
+                router=self.linear(slots.router, None),
+                gate_up=self._optional(slots.gate_up),
+                down=self._optional(slots.down),
+                picked=mlp.experts_per_token,
+                normed=mlp.norm_topk_prob,
+                group=self.group,
+            )
+        if slots.gate_up is None or slots.down is None:
+            alone = self._optional(slots.down_bias)
             return GatedMlp(gate_up=None, down=None, group=self.group, down_bias=alone)
         return GatedMlp(
-            gate_up=self.linear(f"{prefix}.gate_up", 2 * channels, self.hidden, mlp.bias),
-            down=self.linear(f"{prefix}.down", self.hidden, channels, bias),
+            gate_up=self.linear(slots.gate_up, slots.gate_up_bias),
+            down=self.linear(slots.down, slots.down_bias),
             group=self.group,
             down_bias=None,
         )
 
-    def _experts(self, prefix: str, mlp: schema.Mlp, channels: int) -> Experts:
-        count, hidden, tensor = mlp.num_experts, self.hidden, self.slots.tensor
-        gate_up, down = (count, 2 * channels, hidden), (count, hidden, channels)
-        return Experts(
-            router=self.linear(f"{prefix}.router", count, hidden, False),
-            gate_up=tensor(f"{prefix}.gate_up.weight", gate_up, self.dtype) if channels else None,
-            down=tensor(f"{prefix}.down.weight", down, self.dtype) if channels else None,
-            picked=mlp.experts_per_token,
-            normed=mlp.norm_topk_prob,
-            group=self.group,
-        )
+    def embed(self, slot: SlotSpec | None, rows: Sequence[int]) -> "Embed":
+        """Return a share of the embedding; ``rows``: of every member of the group."""
+        first, count = _range(rows, self.group.index)
+        table = None if slot is None else self.tensor(slot)
+        return Embed(table=table, first=first, whole=count == sum(rows), hidden=self.hidden, group=self.group)
 
-    def embed(self, name: str, rows: Sequence[int]) -> "Embed":
-        first, mine = _range(rows, self.group.index)
-        table = self.slots.tensor(f"{name}.weight", (mine, self.hidden), self.dtype) if mine else None
-        return Embed(table=table, first=first, whole=mine == sum(rows), hidden=self.hidden, group=self.group)
-
-    def head(self, name: str, rows: Sequence[int]) -> "Head":
-        first, mine = _range(rows, self.group.index)
-        weight = self.slots.tensor(f"{name}.weight", (mine, self.hidden), self.dtype).t() if mine else None
-        return Head(weight=weight, first=first, rows=mine, group=self.group)
+    def head(self, slot: SlotSpec | None, rows: Sequence[int]) -> "Head":
+        """Return a share of the lm_head; ``rows``: of every member of the group."""
+        first, count = _range(rows, self.group.index)
+        weight = None if slot is None else self.tensor(slot).t()
+        return Head(weight=weight, first=first, rows=count, group=self.group)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,22 +17,20 @@ import torch
 from tokenizers import Tokenizer
 
 from plans.artifact import align
-from plans.schema import Plan
+from plans.schema import MEMORY_TERMS, Plan
 from runtime.comm.groups import Comm, Rendezvous, connect, disconnect
 from runtime.comm.progress import Progress, Timings
 from runtime.decode.messages import Message
 from runtime.decode.step import Decoding, Stepper
 from runtime.errors import PeerError, RequestError
-from runtime.image.buffers import DTYPES, Memory
+from runtime.image.buffers import Memory
+from runtime.image.dtypes import DTYPES
 from runtime.image.slots import Image, open_image
 from runtime.image.verify import check_images
 from runtime.model import ops
 from runtime.processes.machine import read_memory, threads_per_rank, torch_device
 from runtime.request import Completion, Events, Piece, RankTimings, Request, fingerprint
 from runtime.text import TOKENIZER_FILE, Output, load_tokenizer
-
-MEMORY_TERMS = ("weights", "draft_weights", "kv", "draft_kv", "buffers", "comm")
-"""Terms of ``plans.schema.DeviceMemory``, without ``_bytes``."""
 
 Steps = Generator[list[tuple[list[int], Message]], None, None]
 """New tokens and step message of each request, step by step; the first step is prefill, which gives one token."""

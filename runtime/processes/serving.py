@@ -10,7 +10,7 @@ from plans.schema import Plan
 from runtime.comm.groups import Rendezvous, transports
 from runtime.comm.progress import Progress
 from runtime.errors import RequestError
-from runtime.image.buffers import DTYPES
+from runtime.image.dtypes import DTYPES
 from runtime.model import ops
 from runtime.processes.launch import Ranks, StartMethod
 from runtime.processes.rank_process import Started, completions, open_rank

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from plans import step
 from plans.buffers import device_buffers
-from plans.schema import DTYPE_BYTES, Plan, Tree
+from plans.dtypes import DTYPE_BYTES
+from plans.schema import Plan, Tree
 from runtime.image.buffers import Memory
 from tests.contract import ranks
 from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs

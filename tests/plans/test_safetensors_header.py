@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from plans.safetensors_header import (
-    DTYPE_BYTES,
+    HEADER_BYTES,
     PREFIX_BYTES,
     HeaderError,
     TensorEntry,
@@ -26,8 +26,8 @@ def tables(draw: st.DrawFn) -> list[TensorEntry]:
     """Tensors one after the other, by unlike names."""
     tensors, offset = [], 0
     for name in draw(st.lists(NAMES, unique=True, max_size=5)):
-        dtype, shape = draw(st.sampled_from(sorted(DTYPE_BYTES))), draw(st.lists(st.integers(0, 3), max_size=3))
-        nbytes = DTYPE_BYTES[dtype]
+        dtype, shape = draw(st.sampled_from(sorted(HEADER_BYTES))), draw(st.lists(st.integers(0, 3), max_size=3))
+        nbytes = HEADER_BYTES[dtype]
         for size in shape:
             nbytes *= size
         tensors.append(TensorEntry(name=name, dtype=dtype, shape=tuple(shape), offset=offset, nbytes=nbytes))

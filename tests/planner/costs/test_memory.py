@@ -13,7 +13,8 @@ from planner.solver.solve import solve
 from plans import slots
 from plans.artifact import ALIGNMENT_BYTES
 from plans.buffers import head_buffers
-from plans.schema import DTYPE_BYTES, DType, Options
+from plans.dtypes import DTYPE_BYTES
+from plans.schema import DType, Options
 from tests.plan_factory import TREE, make_draft, make_model
 from tests.planner.instances import EQUAL, UNLIKE, formulation, planned
 

@@ -2,27 +2,39 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.images import layout
+from planner.images.layout import Slot
 from plans import slots
 from plans.artifact import ALIGNMENT_BYTES, PAGE_BYTES, align
 from plans.diff import moved_bytes
-from plans.kv import kv_shares, whole_heads
-from plans.schema import Draft, DraftPlacement, KvAxis, Model, Plan, Run
-from plans.slots import Slot
+from plans.kv import KvShare, kv_shares, whole_heads
+from plans.schema import Draft, DraftPlacement, DType, KvAxis, LayerClass, Model, Plan, Run
 from tests.plan_factory import Group, group, make_draft, make_model, make_plan, shared_draft, split_draft
 
 
 def slots_of(plan: Plan, device: str) -> tuple[Slot, ...]:
     """The slots without a checkpoint: tensors are named by their roles."""
-    nameless = slots._NAMELESS
-    return layout._placed(
-        [*slots._base_slots(plan, device, nameless), *slots._draft_slots(plan, device, nameless, nameless)]
-    )
+    drafter = slots.draft_slots(plan, device)
+    listed = (*slots.base_slots(plan, device).listed, *(() if drafter is None else drafter.listed))
+    roles = [piece.tensor(expert) for slot in listed for piece in slot.pieces for expert in experts(slot)]
+    named = {role: role for role in roles}
+    zeros = {slot.source: bytes(slot.nbytes) for slot in listed if not slot.pieces}
+    return layout.placed(listed, {"base": named, "draft": named}, zeros)
+
+
+def experts(slot: slots.SlotSpec) -> Sequence[int | None]:
+    return (None,) if slot.experts is None else range(slot.experts)
+
+
+def layer_bytes(model: Model, dtype: DType, layer_class: LayerClass, share: KvShare, units: int, leader: bool) -> int:
+    attention = slots.attention_bytes(model, dtype, layer_class, share, leader)
+    return attention + slots.mlp_bytes(model, dtype, layer_class, units, leader)
 
 
 def named(listed: tuple[Slot, ...]) -> list[str]:
@@ -187,7 +199,7 @@ def test_bytes_of_shares_add_up_to_the_device(plan: Plan) -> None:
             total = slots.rope_bytes(model) + table_bytes(plan, device)
             for run in part.runs:
                 share, units, leader = whole_heads(run.kv_heads[member]), run.mlp_units[member], member == 0
-                total += run.num_layers * layout.layer_bytes(model, dtype, layer_class, share, units, leader)
+                total += run.num_layers * layer_bytes(model, dtype, layer_class, share, units, leader)
             assert slots.weights_bytes(plan, device)[0] == total
     for device in ("e0", "e1"):
         assert slots.weights_bytes(plan, device)[0] == table_bytes(plan, device)
@@ -234,7 +246,7 @@ def test_shared_heads_are_counted_as_they_are_laid_out(axis: KvAxis, parts: int)
         assert moved[device] == sum(slot.nbytes for slot in listed if not slot.name.startswith("_pad."))
         layers, leader = model.layers[0], member == 0
         expected = slots.rope_bytes(model) + table_bytes(plan, device)
-        expected += 3 * layout.layer_bytes(model, "float32", layers, share, run.mlp_units[member], leader)
+        expected += 3 * layer_bytes(model, "float32", layers, share, run.mlp_units[member], leader)
         assert layout.data_bytes(listed) == expected == slots.weights_bytes(plan, device)[0]
         total += sum(slot.shape[1] for slot in listed if slot.name == "layers.0.o.weight")
     copies = parts if axis == "batch" else 1

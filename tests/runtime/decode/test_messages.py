@@ -13,7 +13,7 @@ from plans.buffers import device_buffers
 from plans.schema import Options, Tree
 from runtime.comm.groups import Group
 from runtime.decode.messages import Channel, feature_message
-from runtime.image.buffers import DTYPES
+from runtime.image.dtypes import DTYPES
 from runtime.model.base import Carry
 from runtime.model.blocks import Head
 from tests.plan_factory import group, make_draft, make_model, make_plan
