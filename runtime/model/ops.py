@@ -20,7 +20,7 @@ from runtime.model.kernels import arguments, attention, products, rowwise
 from runtime.model.kernels.compiled import Kernel, compiled
 
 PARALLEL_WORK = 1 << 16
-"""Multiplications from which on threads divide an operation: fewer take less time than to start the team."""
+"""Multiply-adds below which an operation runs on one thread: starting a team of threads would take longer."""
 WIDENED_ROWS = 16
 """Most rows, over all threads, that each thread widens for itself, so that it waits for no other. Where a plan's
 forward has fewer rows, this scratch is part of the device's reserve."""
@@ -236,7 +236,7 @@ def _packer(count: int) -> Callable[..., bytes]:
 
 
 def _run(kernel: Kernel, dtype: torch.dtype, work: int, call: tuple[int, ...]) -> None:
-    """Run a kernel on its arguments, with all of torch's threads where it has enough work (multiplications)."""
+    """Run a kernel on its arguments, with all of torch's threads from ``work`` = PARALLEL_WORK multiply-adds on."""
     words = _packer(len(call))(*call)
     shared, alone = _entry(kernel, dtype)
     threads = torch.get_num_threads()
