@@ -8,7 +8,7 @@ cache; nothing is tried and nothing falls back.
 import ctypes
 import struct
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from runtime.errors import MachineError
-from runtime.model.kernels import arguments, attention, products, rowwise
+from runtime.model.kernels import attention, products, rowwise
+from runtime.model.kernels.arguments import Attend, Gated, GroupedProduct, Norm, Product, Top
 from runtime.model.kernels.compiled import Kernel, compiled
 
 PARALLEL_WORK = 1 << 16
@@ -26,6 +27,10 @@ WIDENED_ROWS = 16
 forward has fewer rows, this scratch is part of the device's reserve."""
 PADDING = 16
 """Values between widened rows: rows that lie a power of two apart share a few lines of the processor's cache."""
+# a named tuple's __new__ takes fields by name in half of the time that its class does, which makes a dict of them first
+_product, _grouped = partial(Product.__new__, Product), partial(GroupedProduct.__new__, GroupedProduct)
+_norm, _gated = partial(Norm.__new__, Norm), partial(Gated.__new__, Gated)
+_top, _attend = partial(Top.__new__, Top), partial(Attend.__new__, Attend)
 KERNELS = (products.product, products.grouped, rowwise.norm, rowwise.gated, rowwise.top, attention.attend)
 
 
@@ -51,7 +56,7 @@ def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
     threads = torch.get_num_threads()
     per_thread = threads * rows <= WIDENED_ROWS
     widened = None if size == 4 else torch.empty(threads * rows if per_thread else rows, inputs + PADDING)
-    call = arguments.Product(
+    call = _product(
         x=x.data_ptr(),
         x_stride=size * x.stride(0),
         weight=weight.data_ptr(),
@@ -84,7 +89,7 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> T
     rows, size = x.shape[0] if index is None else index.shape[0], x.itemsize
     out = torch.empty(rows, outputs, dtype=x.dtype)
     widened = None if size == 4 and index is None else torch.empty(rows, inputs + PADDING)
-    call = arguments.GroupedProduct(
+    call = _grouped(
         x=x.data_ptr(),
         x_stride=size * x.stride(0),
         row_index=0 if index is None else index.data_ptr(),
@@ -110,7 +115,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if not x.is_cpu:
         return functional.rms_norm(x, weight.shape, weight, eps)
     (rows, inputs), size, out = x.shape, x.itemsize, torch.empty_like(x)
-    call = arguments.Norm(
+    call = _norm(
         x=x.data_ptr(),
         x_stride=size * x.stride(0),
         weight=weight.data_ptr(),
@@ -131,7 +136,7 @@ def gated(both: Tensor) -> Tensor:
         return functional.silu(gate).mul_(up)
     (rows, width), size = both.shape, both.itemsize
     out = torch.empty(rows, width // 2, dtype=both.dtype)
-    call = arguments.Gated(
+    call = _gated(
         x=both.data_ptr(),
         x_stride=size * both.stride(0),
         out=out.data_ptr(),
@@ -151,7 +156,7 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     (rows, columns), size = logits.shape, logits.itemsize
     best = torch.empty(rows, count, dtype=torch.int64)
     scores = torch.empty(rows, count, dtype=torch.float32)
-    call = arguments.Top(
+    call = _top(
         logits=logits.data_ptr(),
         logits_stride=size * logits.stride(0),
         best=best.data_ptr(),
@@ -184,7 +189,7 @@ def attend(
     scratch = torch.empty(torch.get_num_threads() * attention.ITEMS * (2 * head_dim + columns))
     all_rows, sequence_stride, row_stride = cache.data_ptr(), size * cache.stride(0), size * cache.stride(1)
     own_rows = all_rows + first * sequence_stride
-    call = arguments.Attend(
+    call = _attend(
         qkv=qkv.data_ptr(),
         cosines=rotary.data_ptr(),
         sines_offset=size * rotary.stride(0),
