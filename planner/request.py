@@ -9,6 +9,7 @@ from planner.families import BaseInput, DraftInput
 from planner.hardware.records import HardwareInventory
 from plans.check_inputs import MOST_TREE
 from plans.schema import DType, Inventory, KvAxis, KvDType, Options, Pin, Plan, Strategy, Tree
+from plans.step import tree_pool
 
 DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=None)
 """Draft tree of EAGLE-2 and -3."""
@@ -132,7 +133,7 @@ def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
     for name, most in MOST_TREE.items():
         if getattr(tree, name) > most:
             raise InputError(f"--tree: {name}: found {getattr(tree, name)}, expected at most {most}")
-    pool = tree.top_k + tree.depth * tree.top_k**2
+    pool = tree_pool(tree)
     if tree.paths is None and tree.total_token - 1 > pool:
         raise InputError(
             f"--tree: total_token={tree.total_token} wants {tree.total_token - 1} drafted nodes, depth={tree.depth} "

@@ -1,8 +1,8 @@
-"""What ``images.yaml`` says of compiled images, and the numbers that compiler and runtime must share to agree.
+"""The record of compiled images, ``images.yaml``, and the constants of an image that compiler and runtime share.
 
 An image is a safetensors file: 8 bytes of header length, the header in JSON padded with spaces so that the data starts
 at a multiple of ``PAGE_BYTES``, then slots at multiples of ``ALIGNMENT_BYTES``; gaps are declared ``U8`` tensors
-``_pad.N``. ``images.yaml`` is canonical YAML and carries its own digest, so that no byte of it can change unseen.
+``_pad.N``. ``images.yaml`` is canonical YAML with its own digest, which reveals any change.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from plans.codec import decode, dump_yaml, encode, load_yaml, read_document
 from plans.schema import DType, PlanError
 
 LAYOUT_VERSION = 1
-"""Of names, order and alignment of slots; images of another version are foreign."""
+"""Version of names, order and alignment of slots; images of another version are refused as foreign."""
 BYTE_ORDER = "little"
 PAGE_BYTES = 4096
 ALIGNMENT_BYTES = 256
@@ -29,7 +29,7 @@ class SlotEntry:
 
     name: str
     dtype: str
-    """As safetensors spells it."""
+    """Name in the header: BF16, F16, F32, I64, U8."""
     shape: tuple[int, ...]
     offset: int
     nbytes: int
@@ -37,14 +37,14 @@ class SlotEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Abi:
-    """What a program must know of an image to use its bytes."""
+    """Layout of an image, on which a program depends that uses its bytes."""
 
     layout_version: int
     byte_order: str
     dtype: DType
-    """Of the plan: of all floats but the rotary frequencies."""
+    """The plan's dtype: that of all floats but the rotary frequencies."""
     slots_sha256: str
-    """Of the slot table: layout version, byte order, and name, dtype, shape and offset of each slot."""
+    """SHA-256 of layout version, byte order, and name, dtype, shape and offset of each slot."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,18 +54,18 @@ class Image:
     device: str
     size_bytes: int
     blake3: str
-    """Of the whole file, in hex."""
+    """BLAKE3 of the whole file, in hex."""
     abi: Abi
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceFile:
-    """A file of tensors as it was read."""
+    """A file of tensors, as it was when it was read."""
 
     file: str
     size_bytes: int
     header_sha256: str
-    """Of the header's length and text: names, dtypes, shapes and offsets of its tensors."""
+    """SHA-256 of the header's length and text: names, dtypes, shapes and offsets of its tensors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +87,7 @@ class Sources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Images:
-    """What ``images.yaml`` holds; ``images`` in the order of the plan's devices, perhaps not all of them.
+    """Content of ``images.yaml``; ``images`` in the order of the plan's devices, perhaps not all of them.
 
     A pure function of the plan, the checkpoints and the devices that were compiled: no time, host or path.
     """
@@ -109,19 +109,19 @@ class _Sealed:
 
 
 def image_file(directory: Path, device: str) -> Path:
-    """Where the image of a device lies; raise PlanError for an id that is no file name."""
+    """Return the path of a device's image; raise PlanError for an id that is no file name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", device):
         raise PlanError(f"device {device!r}: not a file name: expected letters, digits, '.', '_' and '-'")
     return directory / f"{device}.safetensors"
 
 
 def align(nbytes: int) -> int:
-    """The bytes that a slot of ``nbytes`` takes, with its filler."""
+    """Return the bytes that a slot of ``nbytes`` takes with its filler."""
     return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def abi_of(slots: Iterable[SlotEntry], dtype: DType) -> Abi:
-    """The ABI of an image with these slots, of a plan in ``dtype``."""
+    """Return the ABI of an image with these slots, of a plan in ``dtype``."""
     table = [[slot.name, slot.dtype, list(slot.shape), slot.offset] for slot in slots]
     text = json.dumps([LAYOUT_VERSION, BYTE_ORDER, table], separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -129,12 +129,12 @@ def abi_of(slots: Iterable[SlotEntry], dtype: DType) -> Abi:
 
 
 def compile_command(directory: Path, draft: bool) -> str:
-    """The command that makes the images of a plan."""
+    """Return the command that makes the images of a plan."""
     return f"python -m planner compile {directory} --model <DIR>" + (" --draft <DIR>" if draft else "")
 
 
 def dump_images(images: Images) -> str:
-    """The text of ``images.yaml``."""
+    """Return the text of ``images.yaml``."""
     digest = hashlib.sha256(dump_yaml(encode(images)).encode()).hexdigest()
     return dump_yaml(encode(_Sealed(artifact=images, sha256=digest)))
 

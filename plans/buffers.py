@@ -53,7 +53,7 @@ from plans.step import (
 
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
 TERMS: tuple[Term, ...] = ("kv", "draft_kv", "buffers", "comm")
-"""Those of ``schema.MEMORY_TERMS`` that this table counts; the others are weights (``plans.slots``)."""
+"""Terms of ``schema.MEMORY_TERMS`` that this table counts; the others are weights (``plans.slots``)."""
 
 SCORE_COLUMNS = 256
 """Cache rows whose scores are computed at once by ``context`` or ``head_dim`` (``runtime.model.split_kv.streamed``)."""

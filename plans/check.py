@@ -1,7 +1,7 @@
-"""Invariants that need only a plan: whether it is consistent in itself, byte for byte, without solving anything.
+"""Invariants of a plan: it is consistent in itself, byte for byte; nothing is solved and no other file is read.
 
-``check`` never raises for a decoded plan, however wrong it is: it reports every violation that it can establish. What
-presumes sound names and shares (memory, transports) is checked only where those are sound.
+``check`` never raises for a decoded plan, however wrong it is: it reports every violation that it can establish. Memory
+and transports, which follow from names and shares, are checked only where those are sound.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ from plans.schema import (
 
 
 class InvalidPlanError(PlanError):
-    """A plan that reads well and contradicts itself; ``violations`` has every datum."""
+    """A plan that reads well and contradicts itself; ``violations`` has an entry for every wrong datum."""
 
     def __init__(self, where: str, violations: tuple[Violation, ...], change: str | None = None) -> None:
         """``change``: how the plan came to contradict itself, where that is known; it comes first in the message."""
@@ -46,14 +46,14 @@ def require(plan: Plan, where: str) -> None:
 
 
 def load(directory: Path) -> Plan:
-    """The plan of a directory, if it agrees with itself; raise PlanError (exit 2)."""
+    """Return the plan of a directory; raise PlanError (exit 2), also where it contradicts itself."""
     plan = codec.load(directory)
     require(plan, str(directory / "plan.yaml"))
     return plan
 
 
 def check(plan: Plan) -> tuple[Violation, ...]:
-    """All violations of a plan, in the order of its fields; none for a plan that may be executed."""
+    """Return all violations of a plan, in the order of its fields; none for a plan that may be executed."""
     facts = check_facts(plan)
     placement = (*_check_stages(plan), *_check_vocabulary(plan), *_check_placement(plan))
     if facts or placement:
@@ -62,7 +62,7 @@ def check(plan: Plan) -> tuple[Violation, ...]:
 
 
 def group_transport(inventory: Inventory, members: Iterable[str]) -> Transport:
-    """The transport of a group: nccl where all are distinct GPUs of hosts that allow it, gloo otherwise."""
+    """Return the transport of a group: nccl between distinct GPUs of hosts that allow it, gloo otherwise."""
     ids = set(members)
     devices = [device for device in inventory.devices if device.id in ids]
     if len(devices) == 1:
@@ -74,7 +74,7 @@ def group_transport(inventory: Inventory, members: Iterable[str]) -> Transport:
 
 
 def hop_transport(inventory: Inventory, before: tuple[str, ...], group: tuple[str, ...]) -> Transport:
-    """The transport from the leader of one group to another: ``local`` to the same devices, where nothing is sent."""
+    """Return the transport from the leader of one group to another; ``local`` to the same devices."""
     return "local" if before == group else group_transport(inventory, (before[0], *group))
 
 
@@ -109,7 +109,7 @@ def _check_stages(plan: Plan) -> Iterator[Violation]:
 
 
 def _classes_of(model: Model, start: int, end: int) -> Iterator[LayerClass]:
-    """The classes of the layers from ``start`` to before ``end``."""
+    """Yield the classes of the layers from ``start`` to before ``end``."""
     first = 0
     for layers in model.layers:
         if max(start, first) < min(end, first + layers.num_layers):
@@ -153,7 +153,7 @@ def _check_subgroups(path: str, divided: KvDivision, count: int, options: Option
 
 
 def _check_parts(path: str, divided: KvDivision, attention: Attention) -> Iterator[Violation]:
-    """Parts of a head are whole rotary pairs, or whole query heads where the head is repeated; equally many."""
+    """Check that a KV head is divided into equal parts of whole rotary pairs, or by ``heads`` of whole query heads."""
     pairs, queries = attention.head_dim // 2, attention.num_heads // max(1, attention.num_kv_heads)
     sizes, axis = divided.subgroups, divided.axis
     if axis == "heads" and any(size > 0 and queries % size for size in sizes):
@@ -167,7 +167,7 @@ def _check_parts(path: str, divided: KvDivision, attention: Attention) -> Iterat
 def _check_heads(
     path: str, shares: tuple[int, ...], divided: KvDivision, count: int, total: int
 ) -> Iterator[Violation]:
-    """The members of a subgroup hold the same heads."""
+    """Check that the members of a subgroup hold the same KV heads, and that all are held."""
     sizes = divided.subgroups
     if max(sizes, default=1) == 1 or sum(sizes) != len(shares) or min(sizes) < 1:
         yield from _check_shares(path, shares, count, total, "KV heads", 1)
@@ -183,8 +183,8 @@ def _check_shares(
     path: str, shares: tuple[int, ...], count: int, total: int, what: str, least: int
 ) -> Iterator[Violation]:
     if len(shares) != count or sum(shares) != total or min(shares, default=least) < least:
-        each = f", each at least {least}" if least else ""
-        yield bad(path, shares, f"{count} shares of {total} {what}{each}")
+        minimum = f", each at least {least}" if least else ""
+        yield bad(path, shares, f"{count} shares of {total} {what}{minimum}")
 
 
 def _check_vocabulary(plan: Plan) -> Iterator[Violation]:
@@ -262,20 +262,20 @@ def _check_transports(plan: Plan) -> Iterator[Violation]:
 
 
 def _check_transport(
-    path: str, found: Transport, inventory: Inventory, before: tuple[str, ...], group: tuple[str, ...]
+    path: str, transport: Transport, inventory: Inventory, before: tuple[str, ...], group: tuple[str, ...]
 ) -> Iterator[Violation]:
-    """Of a group, or of the leader of the group ``before`` and a group."""
+    """Check the transport of a group, or of the hop from the group ``before`` to it."""
     expected = hop_transport(inventory, before, group) if before else group_transport(inventory, group)
-    if found == expected:
+    if transport == expected:
         return
     if before == group:
-        yield bad(path, found, f"local: nothing is sent to the same devices, {show(group)}")
+        yield bad(path, transport, f"local: nothing is sent to the same devices, {show(group)}")
     else:
-        yield bad(path, found, f"{expected} between {show(tuple(dict.fromkeys((*before[:1], *group))))}")
+        yield bad(path, transport, f"{expected} between {show(tuple(dict.fromkeys((*before[:1], *group))))}")
 
 
 def _used(plan: Plan) -> tuple[str, ...]:
-    """Ids of the devices that stages, embedding, head and draft name, in inventory order."""
+    """Return the ids of the devices of stages, embedding, lm_head and drafter, in inventory order."""
     names = {device for stage in plan.stages for device in stage.devices}
     names.update(plan.embed.devices, plan.head.devices)
     names.update(plan.draft_placement.devices if plan.draft_placement is not None else ())
@@ -316,7 +316,7 @@ def _check_proof(plan: Plan) -> Iterator[Violation]:
         expected = f"within {gap} ppm of the objective, {proof.objective_ns}"
         yield bad("proof.bound_ns", proof.bound_ns, expected)
     if not {entry.device for entry in plan.memory} <= {device.id for device in plan.inventory.devices}:
-        return  # told with the memory
+        return  # reported with the memory
     least = min((_free_bytes(plan, entry.device, entry.planned_bytes) for entry in plan.memory), default=0)
     if proof.min_free_bytes != least:
         yield bad("proof.min_free_bytes", proof.min_free_bytes, f"{least}, the least that a device in use has free")

@@ -1,4 +1,4 @@
-"""What is asked for, what there is, and what is to be run: whether these parts of a plan make sense by themselves."""
+"""Checks of options, inventory, model and draft of a plan, each by itself, and the limits of a plan."""
 
 import re
 from collections import Counter
@@ -11,15 +11,15 @@ from plans.step import pool_rows
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_LAYERS = 10_000
-"""Of one class; more is no model, and would be expanded layer by layer."""
+"""Most layers of one class: plans are expanded layer by layer, and no model has as many."""
 MAX_EXPERTS = 10_000
-"""Of one layer, likewise."""
+"""Most experts of one layer."""
 MOST_STALL_S = 3600
-"""A run that has been silent for longer is not worth waiting for."""
+"""Longest stall time-out, in s."""
 MAX_AUX_FEATURES = 3
 """Target features of an eagle3 head; an eagle head has one."""
 MOST_TREE = {"total_token": 1024, "depth": 64, "top_k": 256}
-"""Larger trees cost more than any acceptance brings back, and sizes that overflow."""
+"""Largest trees: larger ones cost more time than accepted tokens save, and their sizes would overflow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,11 +27,11 @@ class Violation:
     """One datum that contradicts the rest of the plan."""
 
     path: str
-    found: str
+    value: str
     expected: str
 
     def __str__(self) -> str:
-        return f"{self.path}: found {self.found}, expected {self.expected}"
+        return f"{self.path}: found {self.value}, expected {self.expected}"
 
 
 def check_facts(plan: Plan) -> tuple[Violation, ...]:
@@ -46,8 +46,9 @@ def check_facts(plan: Plan) -> tuple[Violation, ...]:
     )
 
 
-def bad(path: str, found: object, expected: object) -> Violation:
-    return Violation(path=path, found=show(found), expected=show(expected))
+def bad(path: str, value: object, expected: object) -> Violation:
+    """Return the violation of a datum that has another value than is expected."""
+    return Violation(path=path, value=show(value), expected=show(expected))
 
 
 def show(value: object) -> str:
@@ -123,7 +124,7 @@ def _check_paths(tree: Tree, paths: tuple[tuple[int, ...], ...]) -> Iterator[Vio
 
 
 def path_problems(paths: tuple[tuple[int, ...], ...]) -> Iterator[str]:
-    """What is wrong with the nodes of a static tree."""
+    """Yield what is wrong with the nodes of a static tree."""
     if not paths:
         yield "at least one node"
     known: set[tuple[int, ...]] = {()}
@@ -141,7 +142,7 @@ def path_problems(paths: tuple[tuple[int, ...], ...]) -> Iterator[str]:
 
 
 def static_tree(paths: tuple[tuple[int, ...], ...]) -> Tree:
-    """The static tree of these nodes."""
+    """Return the static tree of these nodes."""
     return Tree(
         kind="static",
         total_token=1 + len(paths),
@@ -152,7 +153,7 @@ def static_tree(paths: tuple[tuple[int, ...], ...]) -> Tree:
 
 
 def natural_key(text: str) -> tuple[tuple[tuple[str, int, str], ...], str]:
-    """A sort key in which numbers count as numbers, whatever their length: gpu2 comes before gpu10."""
+    """Return a sort key in which numbers count as numbers, whatever their length: gpu2 comes before gpu10."""
     parts = [(letters, digits.lstrip("0")) for letters, digits in re.findall(r"([^0-9]*)([0-9]*)", text)]
     return tuple((letters, len(digits), digits) for letters, digits in parts), text
 
@@ -160,8 +161,8 @@ def natural_key(text: str) -> tuple[tuple[tuple[str, int, str], ...], str]:
 def _check_custom(options: Options, inventory: Inventory) -> Iterator[Violation]:
     if (options.custom is None) == (options.strategy == "custom"):
         expected = "a device map" if options.custom is None else "nothing"
-        found = None if options.custom is None else f"{len(options.custom)} lines"
-        yield bad("options.custom", found, f"{expected}, as the strategy is {options.strategy}")
+        lines = None if options.custom is None else f"{len(options.custom)} lines"
+        yield bad("options.custom", lines, f"{expected}, as the strategy is {options.strategy}")
     modules = tuple(pin.module for pin in options.custom or ())
     if list(modules) != sorted(set(modules)):
         yield bad("options.custom", modules, "distinct modules in order")

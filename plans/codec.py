@@ -1,8 +1,9 @@
-"""Canonical YAML in and out: one byte sequence per plan, and an error with a path for everything else.
+"""Canonical YAML in and out: one text per plan, and an error with the path to the datum for everything else.
 
-The records of :mod:`plans.schema` are the grammar: decoding walks their annotations, so a field exists in one place.
-Documents are read from the parser's events, never composed, so that depth, aliases, tags and duplicate keys are
-refused before anything is built of them.
+The records of :mod:`plans.schema` are the grammar: decoding walks their annotations, so a field is defined once.
+Documents are built from the parser's events by hand. yaml.safe_load would build the document first, and by then a few
+bytes of nested aliases have become gigabytes (billion laughs), deep nesting has overflowed the stack, and of duplicate
+keys the last has silently won; here depth, aliases, tags and duplicate keys are refused as the events come.
 """
 
 import dataclasses
@@ -24,9 +25,9 @@ from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR, NewerSchemaError, Plan, Pla
 T = TypeVar("T")
 
 MAX_DOCUMENT_BYTES = 1 << 20
-"""A plan of 64 devices is below 100 kB; nothing larger is parsed."""
+"""Largest document that is parsed; a plan of 64 devices is below 100 kB."""
 MAX_DEPTH = 32
-"""Of nested collections; a plan has 6."""
+"""Most nested collections; a plan has 6."""
 
 # The same grammar either way; libyaml is twenty times faster, and the wheels have it.
 _Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

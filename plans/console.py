@@ -1,4 +1,4 @@
-"""How the commands of both packages end: refusals as text, as JSON and as an exit code, and how much they print.
+"""End of the commands of both packages: refusals as text, as JSON and as an exit code, and how much they print.
 
     error ─► describe(error) ─► Refusal ─► stderr: its text, for people
                                         ─► stdout: {"error": {...}}, for programs, where --json is given

@@ -1,4 +1,4 @@
-"""Bytes and durations as text for people."""
+"""Bytes and durations as text for people; every command formats figures here."""
 
 
 def format_ns(duration_ns: int) -> str:

@@ -1,22 +1,24 @@
-"""What the system is told of the use of a file, where it is one that can be told: it changes times, never results."""
+"""Hints to the system on how a file is going to be used (Linux); they change times, never results."""
 
 import os
 import sys
 
 
 def will_read(descriptor: int, offset: int, nbytes: int) -> None:
-    """Let the disk begin to read what will be asked for."""
+    """Start reading a range of a file into the page cache."""
     if sys.platform == "linux":
         os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
 
 def begin_to_write(descriptor: int, offset: int, nbytes: int) -> None:
-    """Let the disk begin to write what is only in memory yet, without waiting for it."""
+    """Start writing a range of a file that is only in the page cache, without waiting for it."""
     if sys.platform == "linux":
-        os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)  # of dirty pages it means this
+        os.posix_fadvise(
+            descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED
+        )  # for dirty pages this starts their writeback
 
 
 def reserve(descriptor: int, nbytes: int) -> None:
-    """Take room for a file of this size; raise OSError where there is not as much."""
+    """Allocate disk space for a file of this size; raise OSError where there is not as much."""
     if sys.platform == "linux":
         os.posix_fallocate(descriptor, 0, nbytes)

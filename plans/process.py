@@ -1,4 +1,4 @@
-"""How the commands of both packages begin and end as processes."""
+"""Start and end of the commands of both packages as processes: imports, signals, exit."""
 
 import gc
 import os
@@ -11,12 +11,12 @@ from types import FrameType
 from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
 
 VERSION_MESSAGE = f"%(package)s %(version)s, plans of schema {SCHEMA_MAJOR}.{SCHEMA_MINOR}"
-"""Of `--version`, for click to fill in."""
+"""Message of `--version`, which click fills in."""
 
 
 @contextmanager
 def answered(number: signal.Signals, handler: Callable[[int, FrameType | None], object] | int) -> Iterator[None]:
-    """A signal is answered so for a while."""
+    """Install a handler of a signal within this context."""
     before = signal.signal(number, handler)
     try:
         yield
@@ -26,9 +26,10 @@ def answered(number: signal.Signals, handler: Callable[[int, FrameType | None], 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """What is imported takes a second, stays, and needs no clean-up: Ctrl-C ends the process, and nobody seeks garbage.
+    """Import heavy libraries in this context: Ctrl-C ends the process, and the garbage collector is off.
 
-    Otherwise Ctrl-C would be an exception somewhere in a library, and a tenth of the time would go to the garbage.
+    Otherwise Ctrl-C would raise inside a library that is half imported, and a tenth of the time would be spent on
+    collecting garbage of which there is none.
     """
     before = signal.getsignal(signal.SIGINT)
     gc.disable()
@@ -41,7 +42,7 @@ def importing() -> Iterator[None]:
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """A command that exits has closed all that it opened; to take its libraries down would take most of a second."""
+    """End the process at once when a command exits: its files are closed, and unloading libraries takes long."""
     try:
         yield
     except SystemExit as end:

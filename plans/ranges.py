@@ -1,4 +1,4 @@
-"""Which rows and columns of a tensor a share is: what layout cuts out, and what differences count."""
+"""Rows and columns of the tensors that a share consists of."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from plans.schema import Attention
 Range = tuple[int, int]
 """Start and stop."""
 Ranges = tuple[Range, ...]
-"""Disjoint and ascending: what they select lies side by side, without what is between."""
+"""Disjoint and ascending; the selected rows or columns are stored side by side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,28 +22,28 @@ class AttentionRanges:
 
 
 def length(ranges: Ranges) -> int:
-    """How much the ranges select."""
+    """Return how many rows or columns the ranges select."""
     return sum(stop - start for start, stop in ranges)
 
 
 def common(a: Ranges, b: Ranges) -> int:
-    """How much both select."""
+    """Return how many rows or columns both select."""
     return sum(max(0, min(a1, b1) - max(a0, b0)) for a0, a1 in a for b0, b1 in b)
 
 
 def scaled(span: Range, factor: int) -> Range:
-    """A range counted in pieces, in what each piece has ``factor`` of."""
+    """Return a range of units as a range of rows, ``factor`` per unit."""
     return span[0] * factor, span[1] * factor
 
 
 def share_range(shares: tuple[int, ...], member: int) -> Range:
-    """The contiguous range of one member: what the members before it have comes first."""
+    """Return the contiguous range of one member; the shares of the members before it come first."""
     start = sum(shares[:member])
     return start, start + shares[member]
 
 
 def attention_ranges(attention: Attention, first: int, share: KvShare) -> AttentionRanges:
-    """What a device has of the projections: of KV heads from ``first``, each with its query heads."""
+    """Return rows of q, k and v, and columns of o, of a share of the KV heads from ``first`` and their query heads."""
     dim = attention.head_dim
     kv = first, first + share.heads
     queries = _query_heads(attention, kv, share)
@@ -57,15 +57,15 @@ def attention_ranges(attention: Attention, first: int, share: KvShare) -> Attent
 
 
 def _query_heads(attention: Attention, kv: Range, share: KvShare) -> Ranges:
-    """Those of the KV heads; where a subgroup repeats these, a part of those of each."""
-    each = attention.num_heads // attention.num_kv_heads
+    """Return the query heads of KV heads; where a subgroup repeats these, the member's part of those of each."""
+    group = attention.num_heads // attention.num_kv_heads
     if share.axis != "heads" or share.parts == 1:
-        return (scaled(kv, each),)
-    return tuple(_slice(scaled((head, head + 1), each), share) for head in range(*kv))
+        return (scaled(kv, group),)
+    return tuple(_slice(scaled((head, head + 1), group), share) for head in range(*kv))
 
 
 def _rotary_dims(share: KvShare, dim: int) -> Ranges:
-    """Dims of a query or key head that a device has: pairs j and j + D/2 stay together."""
+    """Return the dims of a query or key head on a device; the rotary pair j and j + D/2 stays together."""
     if share.axis != "head_dim" or share.parts == 1:
         return ((0, dim),)
     start, stop = _slice((0, dim // 2), share)
@@ -77,14 +77,14 @@ def _value_dims(share: KvShare, dim: int) -> Ranges:
 
 
 def _slice(span: Range, share: KvShare) -> Range:
-    """The part of a device of a range that its subgroup divides."""
+    """Return a member's part of a range that its subgroup divides: [i * n div m, (i + 1) * n div m)."""
     start, total = span[0], span[1] - span[0]
     return start + share.part * total // share.parts, start + (share.part + 1) * total // share.parts
 
 
 def _of_heads(heads: Ranges, dim: int, dims: Ranges) -> Ranges:
-    """Those dims of each head, in rows or columns of a projection; whole heads lie side by side."""
+    """Return rows or columns of a projection with these dims of each head; whole heads are one range."""
     if dims == ((0, dim),):
         return tuple(scaled(span, dim) for span in heads)
-    every = (head for span in heads for head in range(*span))
-    return tuple((head * dim + start, head * dim + stop) for head in every for start, stop in dims)
+    numbers = (number for span in heads for number in range(*span))
+    return tuple((number * dim + start, number * dim + stop) for number in numbers for start, stop in dims)

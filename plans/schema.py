@@ -206,7 +206,7 @@ class Mlp:
     unit: int
     activation: Literal["silu"]
     bias: bool
-    """Whether the linear layers have biases; false in ``moe``."""
+    """The linear layers have biases; false in ``moe``."""
     num_experts: int
     """E; 1 in ``gated``."""
     experts_per_token: int
@@ -233,7 +233,7 @@ class Model:
     hidden_size: int
     norm_eps: float
     tied_head: bool
-    """Whether the checkpoint has one tensor for embedding and lm_head; images hold what each device needs of it."""
+    """The checkpoint has one tensor for embedding and lm_head; images hold what each device needs of it."""
     layers: tuple[LayerClass, ...]
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
@@ -259,9 +259,9 @@ class Draft:
     draft_vocab_size: int
     """Rows of the drafter's own lm_head (eagle3), or of the base's (eagle)."""
     maps_vocabulary: bool
-    """Whether ``d2t`` is present: target id = draft id + d2t[draft id]."""
+    """``d2t`` is present: target id = draft id + d2t[draft id]."""
     own_embedding: bool
-    """Whether the drafter has an embedding table; otherwise it uses the base's."""
+    """The drafter has an embedding table; otherwise it uses the base's."""
     aux_layers: tuple[int, ...]
     """Base layers (0-based) whose inputs, concatenated, are the target feature of eagle3; empty in eagle."""
 

@@ -31,7 +31,7 @@ class Held:
     value_bytes: int
     """Bytes of one value of the tensor, or of that value of all experts."""
     draft: bool
-    """Whether the slot belongs to the drafter."""
+    """True where the slot belongs to the drafter."""
 
     @property
     def nbytes(self) -> int:

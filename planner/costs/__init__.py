@@ -1,1 +1,11 @@
-"""Costs: bytes and predicted ns of a share of a model on a device."""
+"""Bytes and predicted time of a share of a model on a device: arithmetic on the records of a plan, nothing else.
+
+    roofline   time of work on a device, of a message and of a collective
+    topology   the links between devices, and the slowest of a group
+    memory     affine bounds of bytes, and the memory terms of a device
+    shares     work and bytes of every kind of share
+    stall      the stall time-out of a run
+
+Called by ``planner.problem`` to price candidates, by ``planner.emit`` for memory lines, and by ``planner.build`` for
+the time-out. Sizes are defined in ``plans`` (slots, buffers, messages); the choice is made in ``planner.solver``.
+"""

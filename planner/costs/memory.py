@@ -1,6 +1,6 @@
 """Bytes of shares: exact where a share is listed, an affine upper bound where the solver divides freely.
 
-Slots are counted by :mod:`planner.images.layout`, everything that the runtime allocates beside them by
+Slots are counted by :mod:`plans.slots`, everything that the runtime allocates beside them by
 :mod:`plans.buffers`.
 """
 
@@ -16,17 +16,17 @@ from plans.schema import DeviceMemory, Draft, DType, LayerClass, Mlp, Model, Pla
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Affine:
-    """At most ``fixed + each * n`` bytes for a share of n."""
+    """Affine bound: at most ``fixed + slope * n`` bytes for a share of n units or rows."""
 
     fixed: int
-    each: int
+    slope: int
 
 
-def affine(exact: Callable[[int], int], most: int, each: int, slots: int) -> Affine:
-    """Bound ``exact`` on 0 … ``most``, which grows by ``each`` bytes but for the alignment of ``slots`` slots."""
-    aligned = all(exact(n) == exact(0) + n * each for n in (1, most))
-    bound = Affine(fixed=exact(0) + (0 if aligned else slots * ALIGNMENT_BYTES), each=each)
-    assert bound.fixed + most * each >= exact(most), "an affine bound below the bytes that it bounds"
+def affine(exact: Callable[[int], int], most: int, slope: int, slots: int) -> Affine:
+    """Bound ``exact`` on 0 … ``most``, which grows by ``slope`` bytes but for the alignment of ``slots`` slots."""
+    aligned = all(exact(n) == exact(0) + n * slope for n in (1, most))
+    bound = Affine(fixed=exact(0) + (0 if aligned else slots * ALIGNMENT_BYTES), slope=slope)
+    assert bound.fixed + most * slope >= exact(most), "an affine bound below the bytes that it bounds"
     return bound
 
 
@@ -35,43 +35,43 @@ def _unit_bytes(mlp: Mlp, hidden: int, dtype: DType) -> int:
 
 
 def mlp_units(mlp: Mlp) -> int:
-    """U, the number of units of one layer."""
+    """Return U, the number of units of one layer."""
     return mlp.intermediate_size // mlp.unit
 
 
 def layer_mlp(model: Model, dtype: DType, layer_class: LayerClass, leader: bool) -> Affine:
-    """Slots of a layer's MLP, in units."""
+    """Bound the slots of a layer's MLP, in units."""
     mlp = layer_class.mlp
-    each = _unit_bytes(mlp, model.hidden_size, dtype)
-    return affine(lambda n: slots.mlp_bytes(model, dtype, layer_class, n, leader), mlp_units(mlp), each, 3)
+    slope = _unit_bytes(mlp, model.hidden_size, dtype)
+    return affine(lambda n: slots.mlp_bytes(model, dtype, layer_class, n, leader), mlp_units(mlp), slope, 3)
 
 
 def draft_mlp(draft: Draft, dtype: DType, leader: bool) -> Affine:
-    """Slots of the MLPs of all layers of the head, in units of one layer."""
-    each = draft.num_layers * _unit_bytes(draft.mlp, draft.hidden_size, dtype)
+    """Bound the slots of the MLPs of all layers of the drafter, in units of one layer."""
+    slope = draft.num_layers * _unit_bytes(draft.mlp, draft.hidden_size, dtype)
     aligned = 3 * draft.num_layers
-    return affine(lambda n: slots.draft_mlp_bytes(draft, dtype, n, leader), mlp_units(draft.mlp), each, aligned)
+    return affine(lambda n: slots.draft_mlp_bytes(draft, dtype, n, leader), mlp_units(draft.mlp), slope, aligned)
 
 
 def table(exact: Callable[[int], int], rows: int, width: int, dtype: DType) -> Affine:
-    """Slots of a vocabulary table, in rows."""
+    """Bound the slot of a vocabulary table, in rows."""
     return affine(exact, rows, width * DTYPE_BYTES[dtype], 1)
 
 
 def total(buffers: Iterable[Buffer]) -> int:
-    """Bytes of a table of buffers."""
+    """Return the bytes of a table of buffers."""
     return sum(buffer.nbytes for buffer in buffers)
 
 
 def with_rows(slots: Affine, buffers: Callable[[int], tuple[Buffer, ...]], rows: int) -> Affine:
-    """``slots`` and the buffers that grow with their rows."""
+    """Bound ``slots`` and the buffers that grow with their rows."""
     none, all_rows = total(buffers(0)), total(buffers(rows))
-    each = -(-(all_rows - none) // rows)
-    return Affine(fixed=slots.fixed + none + ALIGNMENT_BYTES * len(buffers(rows)), each=slots.each + each)
+    slope = -(-(all_rows - none) // rows)
+    return Affine(fixed=slots.fixed + none + ALIGNMENT_BYTES * len(buffers(rows)), slope=slots.slope + slope)
 
 
 def device_memory(plan: Plan, device: str, weights_bytes: int, draft_weights_bytes: int) -> DeviceMemory:
-    """The lines of one device."""
+    """Return the memory terms of one device."""
     terms = device_terms(plan, device)
     return DeviceMemory(
         device=device,

@@ -26,7 +26,7 @@ def share_ps(device: Device, traffic_bytes: int, flops: int) -> int:
 
 
 def share_ns(device: Device, traffic_bytes: int, flops: int) -> int:
-    """The same in ns."""
+    """Return that time in ns."""
     return ceil_div(share_ps(device, traffic_bytes, flops), PS_PER_NS)
 
 
@@ -85,10 +85,10 @@ def _tree_and_ring_ns(tiers: Sequence[Tier], *, trees: int, ring_bytes: int, par
     return latency + slowest
 
 
-def touched_bytes(expert_bytes: int, experts: int, each: int, rows: int) -> int:
-    """Expected bytes of those of ``experts`` that ``rows`` rows want, if each wants ``each`` at random: rounded up.
+def touched_bytes(expert_bytes: int, experts: int, picked: int, rows: int) -> int:
+    """Return the expected bytes of the experts that ``rows`` rows pick, ``picked`` each at random, rounded up.
 
-    An expert is left alone with probability (1 - each/experts)^rows.
+    An expert is left alone with probability (1 - picked/experts)^rows.
     """
-    every, left = experts**rows, (experts - each) ** rows
+    every, left = experts**rows, (experts - picked) ** rows
     return ceil_div(expert_bytes * experts * (every - left), every)

@@ -1,4 +1,4 @@
-"""What a share of the model takes of one device: bytes of weights, KV and buffers, and predicted time.
+"""Cost of a share of the model on one device: bytes of weights, KV and buffers, and predicted time.
 
 Letters: R rows of a pass (tree nodes of all sequences), T rows of a KV cache, H hidden size, D head dim, k KV heads of
 a share, h their query heads, m members of a subgroup, w = h * D.
@@ -32,15 +32,15 @@ FLOAT32_BYTES = 4
 
 
 def kinds_of(model: Model) -> tuple[LayerClass, ...]:
-    """The first of each run of layers that is unlike all before."""
-    found: dict[tuple[Attention, Mlp], LayerClass] = {}
+    """Return one class of each kind of layer, in order of first occurrence."""
+    kinds: dict[tuple[Attention, Mlp], LayerClass] = {}
     for layers in model.layers:
-        found.setdefault((layers.attention, layers.mlp), layers)
-    return tuple(found.values())
+        kinds.setdefault((layers.attention, layers.mlp), layers)
+    return tuple(kinds.values())
 
 
 def sequence_of(model: Model) -> tuple[tuple[int, int], ...]:
-    """Runs of (kind, number of layers) in the order of execution."""
+    """Return runs of (kind, number of layers) in the order of execution."""
     kinds = [(layers.attention, layers.mlp) for layers in kinds_of(model)]
     runs: list[tuple[int, int]] = []
     for layers in model.layers:
@@ -52,7 +52,7 @@ def sequence_of(model: Model) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What a share reads and computes in one pass."""
+    """Memory traffic and arithmetic of a share in one pass."""
 
     traffic_bytes: int
     flops: int
@@ -81,16 +81,16 @@ class Pass:
     """Bytes of a weight."""
 
 
-def attention_work(attention: Attention, given: Pass, share: KvShare, cache_bytes: int) -> Work:
-    """Slices of q, k, v and o, and the KV cache of a share.
+def attention_work(attention: Attention, sizes: Pass, share: KvShare, cache_bytes: int) -> Work:
+    """Return the work of a share of attention: its slices of q, k, v and o, and its KV cache.
 
     heads: k and v whole, 1/m of q and o, and the whole cache. context: q, k and v whole, T/m rows of the cache, a slice
     of o's columns. head_dim: 1/m of everything. batch: all weights for the rows of ceil(B/m) sequences.
     """
     heads = query_heads(attention, share)
     wide = heads * attention.head_dim
-    qkv = (heads + 2 * share.heads) * attention.head_dim * given.inputs
-    rows, keys = given.rows, given.kv_rows
+    qkv = (heads + 2 * share.heads) * attention.head_dim * sizes.inputs
+    rows, keys = sizes.rows, sizes.kv_rows
     if share.axis == "context":
         keys = ceil_div(keys, share.parts)
         start, stop = (position * wide // share.parts for position in (share.part, share.part + 1))
@@ -99,34 +99,34 @@ def attention_work(attention: Attention, given: Pass, share: KvShare, cache_byte
         qkv, wide = qkv // share.parts, wide // share.parts
         out = wide
     elif share.axis == "batch":
-        rows = given.rows // given.batch * ceil_div(given.batch, share.parts)
+        rows = sizes.rows // sizes.batch * ceil_div(sizes.batch, share.parts)
         out = wide
     else:
         out = wide
-    parameters = qkv + out * given.hidden
+    parameters = qkv + out * sizes.hidden
     return Work(
-        traffic_bytes=parameters * given.width + cache_bytes, flops=2 * rows * parameters + 4 * rows * keys * wide
+        traffic_bytes=parameters * sizes.width + cache_bytes, flops=2 * rows * parameters + 4 * rows * keys * wide
     )
 
 
-def exchange_ns(attention: Attention, given: Pass, share: KvShare, tiers: Callable[[int], Sequence[Tier]]) -> int:
-    """What a subgroup exchanges before o: partial outputs with their weights by context, scores by head_dim.
+def exchange_ns(attention: Attention, sizes: Pass, share: KvShare, tiers: Callable[[int], Sequence[Tier]]) -> int:
+    """Return the time of a subgroup's messages before o: by context partial outputs with weights, by head_dim scores.
 
     Scores are summed for SCORE_COLUMNS rows of the cache at a time. ``tiers``: of the subgroup, for a message's bytes.
     """
-    rows = FLOAT32_BYTES * given.rows * query_heads(attention, share)
+    rows = FLOAT32_BYTES * sizes.rows * query_heads(attention, share)
     if share.parts == 1 or share.axis in ("heads", "batch"):
         return 0
     if share.axis == "context":
         message = rows * (attention.head_dim + 1)
         return all_gather_ns(tiers(message), message)
-    whole, rest = divmod(given.kv_rows, SCORE_COLUMNS)
+    whole, rest = divmod(sizes.kv_rows, SCORE_COLUMNS)
     messages = ((rows * SCORE_COLUMNS, whole), (rows * rest, 1 if rest else 0))
     return sum(times * all_reduce_ns(tiers(message), message) for message, times in messages)
 
 
 def unit_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
-    """One unit of an MLP: of the experts that some row wants, and for each row of those that it wants."""
+    """Return the work of one MLP unit: traffic of the experts that some row picks, arithmetic of those of every row."""
     parameters = 3 * hidden * mlp.unit
     return Work(
         traffic_bytes=touched_bytes(parameters * width, mlp.num_experts, mlp.experts_per_token, rows),
@@ -135,13 +135,13 @@ def unit_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
 
 
 def router_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
-    """The router of a layer, which each device computes whole."""
+    """Return the work of a layer's router, which each device computes whole."""
     parameters = mlp.num_experts * hidden if mlp.kind == "moe" else 0
     return Work(traffic_bytes=parameters * width, flops=2 * rows * parameters)
 
 
 def rows_work(hidden: int, width: int, table_rows: int, rows: int) -> Work:
-    """Logits of so many rows of a vocabulary."""
+    """Return the work of logits of so many rows of a vocabulary table."""
     parameters = hidden * table_rows
     return Work(traffic_bytes=parameters * width, flops=2 * rows * parameters)
 
@@ -160,7 +160,7 @@ class BaseShares:
 
     @cached_property
     def given(self) -> Pass:
-        """Of a verify."""
+        """Sizes of a verify."""
         return Pass(
             rows=verify_rows(self.options),
             batch=self.options.batch,
@@ -172,7 +172,7 @@ class BaseShares:
 
     @cached_property
     def attention(self) -> Callable[[int, KvShare], Work]:
-        """Of a layer of a kind."""
+        """Work of attention in a layer of a kind, for a share."""
 
         def work(kind: int, share: KvShare) -> Work:
             attention = self.kinds[kind].attention
@@ -182,7 +182,7 @@ class BaseShares:
 
     @cached_property
     def attention_bytes(self) -> Callable[[int, KvShare, bool], int]:
-        """Of a layer of a kind: attention, KV, and what is whole of its MLP; the leader has some biases."""
+        """Bytes of a layer of a kind: attention, KV, and the whole part of its MLP; the leader has some biases."""
 
         def count(kind: int, share: KvShare, leader: bool) -> int:
             layers, dtype = self.kinds[kind], self.options.dtype
@@ -194,23 +194,23 @@ class BaseShares:
 
     @cached_property
     def unit(self) -> Callable[[int], Work]:
-        """One unit of a layer of a kind."""
-        model, given = self.model, self.given
-        return cache(lambda kind: unit_work(self.kinds[kind].mlp, model.hidden_size, given.width, given.rows))
+        """Work of one MLP unit in a layer of a kind."""
+        model, sizes = self.model, self.given
+        return cache(lambda kind: unit_work(self.kinds[kind].mlp, model.hidden_size, sizes.width, sizes.rows))
 
     @cached_property
     def router(self) -> Callable[[int], Work]:
-        """Of a layer of a kind; nothing where there is none."""
-        model, given = self.model, self.given
-        return cache(lambda kind: router_work(self.kinds[kind].mlp, model.hidden_size, given.width, given.rows))
+        """Work of the router in a layer of a kind; none without experts."""
+        model, sizes = self.model, self.given
+        return cache(lambda kind: router_work(self.kinds[kind].mlp, model.hidden_size, sizes.width, sizes.rows))
 
     def unit_bytes(self, kind: int) -> int:
-        """Of one unit of a layer of a kind."""
-        return memory.layer_mlp(self.model, self.options.dtype, self.kinds[kind], True).each
+        """Return the bytes of one MLP unit of a layer of a kind."""
+        return memory.layer_mlp(self.model, self.options.dtype, self.kinds[kind], True).slope
 
     @cached_property
     def stage_bytes(self) -> Callable[[KvShare, int], int]:
-        """Of a device of a stage of this size, once; the share is the largest that it can have."""
+        """Bytes that a device of a stage has once, for the largest share that it can have and the size of the stage."""
 
         def count(share: KvShare, group_size: int) -> int:
             units = max(memory.mlp_units(layers.mlp) for layers in self.kinds)
@@ -233,7 +233,7 @@ class BaseShares:
                 lambda n: slots.embed_bytes(model, dtype, n), model.vocab_size, model.hidden_size, dtype
             )
             buffers = memory.total(embed_buffers(model, options, group_size=group_size, hop=True, leads=True))
-            return memory.Affine(fixed=rows.fixed + buffers, each=rows.each)
+            return memory.Affine(fixed=rows.fixed + buffers, slope=rows.slope)
 
         return cache(count)
 
@@ -251,7 +251,7 @@ class BaseShares:
                 lambda n: head_buffers(model, draft, options, rows=n, group_size=group_size, receives=True, leads=True),
                 model.vocab_size,
             )
-            return memory.Affine(fixed=rows.fixed + slots.norm_bytes(model, dtype), each=rows.each)
+            return memory.Affine(fixed=rows.fixed + slots.norm_bytes(model, dtype), slope=rows.slope)
 
         return cache(count)
 
@@ -270,7 +270,7 @@ class DraftShares:
 
     @cached_property
     def passes(self) -> tuple[tuple[Pass, int], ...]:
-        """Of a step, with how often it is made: over the accepted rows, then over what is fed back of a level."""
+        """Passes of a step and how often each is made: over the accepted rows, then over the rows fed back."""
         tree, batch, hidden = self.options.tree, self.options.batch, self.draft.hidden_size
         assert tree is not None
         first = Pass(
@@ -289,20 +289,20 @@ class DraftShares:
     def read_rows(self) -> tuple[int, ...]:
         """Rows that the lm_head reads in each of the passes: of the first only the output at the root."""
         (_, *again), batch = self.passes, self.options.batch
-        return (batch, *(given.rows for given, _ in again))
+        return (batch, *(sizes.rows for sizes, _ in again))
 
     @cached_property
     def attention(self) -> Callable[[int, KvShare], Work]:
-        """Of all layers in one pass (by its number), and ``fc``, which each device computes whole."""
+        """Work of attention in all layers of a pass, by its number, and of ``fc``, which is whole on each device."""
 
         def work(number: int, share: KvShare) -> Work:
-            draft, (given, _) = self.draft, self.passes[number]
+            draft, (sizes, _) = self.draft, self.passes[number]
             kv = draft_kv_bytes(self.options, draft, share)
-            found = attention_work(draft.attention, given, share, ceil_div(kv, draft.num_layers))
+            of_layer = attention_work(draft.attention, sizes, share, ceil_div(kv, draft.num_layers))
             fc = self._fc_parameters if number == 0 or draft.kind == "eagle" else 0
             return Work(
-                traffic_bytes=draft.num_layers * found.traffic_bytes + fc * given.width,
-                flops=draft.num_layers * found.flops + 2 * given.rows * fc,
+                traffic_bytes=draft.num_layers * of_layer.traffic_bytes + fc * sizes.width,
+                flops=draft.num_layers * of_layer.flops + 2 * sizes.rows * fc,
             )
 
         return cache(work)
@@ -317,12 +317,12 @@ class DraftShares:
     @property
     def unit_bytes(self) -> int:
         """One unit of every layer."""
-        return memory.draft_mlp(self.draft, self.options.dtype, True).each
+        return memory.draft_mlp(self.draft, self.options.dtype, True).slope
 
     def unit_ps(self, device: Device) -> int:
         """One unit of every layer in all passes."""
         draft, width = self.draft, DTYPE_BYTES[self.options.dtype]
-        works = ((unit_work(draft.mlp, draft.hidden_size, width, given.rows), n) for given, n in self.passes)
+        works = ((unit_work(draft.mlp, draft.hidden_size, width, sizes.rows), n) for sizes, n in self.passes)
         return draft.num_layers * sum(n * work.ps(device) for work, n in works)
 
     def rows_ps(self, device: Device, table_rows: int) -> int:
@@ -333,7 +333,7 @@ class DraftShares:
 
     @cached_property
     def bytes(self) -> Callable[[KvShare, bool, int], int]:
-        """Of a device with a share of the KV heads in a group of this size, but for units and rows."""
+        """Bytes of a device with a share of the KV heads in a group of this size, without units and vocabulary rows."""
 
         def count(share: KvShare, leader: bool, group_size: int) -> int:
             draft, dtype = self.draft, self.options.dtype

@@ -1,4 +1,4 @@
-"""How long a device computes without a sign of life, so that one which hangs can be told from one which is slow."""
+"""Derives the stall time-out of a run from the longest predicted compute interval between two progress reports."""
 
 from collections.abc import Iterator
 
@@ -10,16 +10,16 @@ from plans.schema import Device, Plan, Stage
 from plans.step import draft_rows, forward_rows, kv_rows, layer_class, verify_rows
 
 LEAST_S = 6
-"""Longer than any layer takes on a GPU, and short enough that a run which hangs has ended within 10 s."""
+"""Least time-out: longer than any layer takes on a GPU, short enough that a hung run ends within 10 s."""
 MARGIN = 3
-"""What is predicted is not what is measured: a cold device is slow, and a shared one slower."""
+"""Time-out over predicted interval: a cold device is slower than predicted, and a shared one slower still."""
 
 
 def longest_silence(plan: Plan) -> tuple[str, int]:
-    """The device of a plan that computes longest in one piece, and for how many ns as predicted.
+    """Return the device with the longest predicted interval without a progress report, and the interval in ns.
 
-    A piece is a layer, a share of the head, or the draft's. A GPU takes on all layers of its stage before it has
-    computed the first, so there they are one.
+    An interval is one layer, the lm_head's share, or the drafter's. The layers of a GPU's stage are one interval, as
+    all are queued before the first has been computed.
     """
     devices = {device.id: device for device in plan.devices}
     pieces = [(name, work.ns(devices[name])) for name, work in (*_tables(plan), *_draft(plan))]
@@ -30,31 +30,31 @@ def longest_silence(plan: Plan) -> tuple[str, int]:
 
 
 def stall_timeout_s(silence_ns: int) -> int:
-    """Seconds without progress after which a run has to be hung."""
+    """Return the stall time-out for this longest interval, in s."""
     return max(LEAST_S, -(-MARGIN * silence_ns // 10**9))
 
 
 def _layers_ns(plan: Plan, stage: Stage, member: int, device: Device) -> int:
-    """One layer of a device's share of a stage, the longest; on a GPU all of them. In the forward of the most rows."""
+    """Return the time of the longest layer of a device's share of a stage, on a GPU of all layers, at the most rows."""
     hidden, width, rows = plan.model.hidden_size, DTYPE_BYTES[plan.options.dtype], forward_rows(plan.options)
     # a prefill's rows are of one sequence, which a member may have for itself
-    given = Pass(rows=rows, batch=1, kv_rows=kv_rows(plan.options), inputs=hidden, hidden=hidden, width=width)
-    layer, found = stage.first_layer, []
+    sizes = Pass(rows=rows, batch=1, kv_rows=kv_rows(plan.options), inputs=hidden, hidden=hidden, width=width)
+    layer, intervals = stage.first_layer, []
     for run in stage.runs:
         share = kv_shares(stage, run.kv_heads)[member]
         for _ in range(run.num_layers):
             kind = layer_class(plan.model, layer)
-            attention = attention_work(kind.attention, given, share, kv_bytes(plan.options, kind.attention, share))
+            attention = attention_work(kind.attention, sizes, share, kv_bytes(plan.options, kind.attention, share))
             unit, router = unit_work(kind.mlp, hidden, width, rows), router_work(kind.mlp, hidden, width, rows)
             units = run.mlp_units[member]
-            found.append(
+            intervals.append(
                 Work(
                     traffic_bytes=attention.traffic_bytes + router.traffic_bytes + units * unit.traffic_bytes,
                     flops=attention.flops + router.flops + units * unit.flops,
                 ).ns(device)
             )
             layer += 1
-    return max(found) if device.kind == "cpu" else sum(found)
+    return max(intervals) if device.kind == "cpu" else sum(intervals)
 
 
 def _tables(plan: Plan) -> Iterator[tuple[str, Work]]:
@@ -64,7 +64,7 @@ def _tables(plan: Plan) -> Iterator[tuple[str, Work]]:
 
 
 def _draft(plan: Plan) -> Iterator[tuple[str, Work]]:
-    """All of a device's share of the head, for the most rows."""
+    """Yield the work of each device's share of the drafter, at the most rows."""
     rows, width = draft_rows(plan.options), DTYPE_BYTES[plan.options.dtype]
     for line in plan.memory:
         if nbytes := line.draft_weights_bytes:

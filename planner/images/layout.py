@@ -54,8 +54,8 @@ def image_slots(plan: Plan, device_id: str, base: BaseInput, draft: DraftInput |
     assert drafter is None or draft is not None, "a plan with a draft is laid out with the draft's tensors"
     specs = (*base_slots(plan, device_id).listed, *(() if drafter is None else drafter.listed))
     inputs: dict[str, BaseInput | DraftInput] = {"base": base} | ({} if draft is None else {"draft": draft})
-    names = {source: {role: tensor.name for role, tensor in given.roles.items()} for source, given in inputs.items()}
-    inv_freq = {source: inv_freq_bytes(given.rope) for source, given in inputs.items()}
+    names = {source: {role: tensor.name for role, tensor in one.roles.items()} for source, one in inputs.items()}
+    inv_freq = {source: inv_freq_bytes(one.rope) for source, one in inputs.items()}
     return placed(specs, names, inv_freq)
 
 

@@ -55,13 +55,13 @@ class DraftBlock:
         )
         embed = Axis(
             count=self.shares.model.vocab_size // self.bundle_rows,
-            each_bytes=self.shares.embed.each * self.bundle_rows,
+            each_bytes=self.shares.embed.slope * self.bundle_rows,
             each_ps=(0,) * len(devices),
             shared=None if draft.own_embedding else "first",
         )
         lm_head = Axis(
             count=draft.draft_vocab_size // self.bundle_rows,
-            each_bytes=self.shares.head.each * self.bundle_rows,
+            each_bytes=self.shares.head.slope * self.bundle_rows,
             each_ps=tuple(self.shares.rows_ps(device, self.bundle_rows) for device in devices),
             shared="last" if draft.kind == "eagle" else None,
         )

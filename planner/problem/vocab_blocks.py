@@ -39,7 +39,7 @@ def embed_block(shares: BaseShares, links: Links, sets: Sequence[DeviceSet], bun
 
     axis = Axis(
         count=shares.model.vocab_size // bundle_rows,
-        each_bytes=shares.embed(1).each * bundle_rows,
+        each_bytes=shares.embed(1).slope * bundle_rows,
         each_ps=(0,) * len(links.devices),
         shared=None,
     )
@@ -64,7 +64,7 @@ def lm_head_block(shares: BaseShares, links: Links, sets: Sequence[DeviceSet], b
     work = shares.rows(bundle_rows)
     axis = Axis(
         count=model.vocab_size // bundle_rows,
-        each_bytes=shares.head(1).each * bundle_rows,
+        each_bytes=shares.head(1).slope * bundle_rows,
         each_ps=tuple(work.ps(device) for device in links.devices),
         shared=None,
     )

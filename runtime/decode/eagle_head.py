@@ -107,7 +107,7 @@ class Drafter:
             (own, depth) for depth, rows in enumerate(fed_rows(options.tree)) for own in mine for _ in range(rows)
         ]
         self._fed = torch.tensor(places, dtype=torch.int64, device=self._bias.device).view(-1, 2)
-        """Of each row that is fed while trees grow, level by level: its sequence, and its level."""
+        """Sequence and level of each row that is fed while trees grow, [rows, 2], level by level."""
 
     def extend(self, message: FeatureMessage, sequence: int | None = None) -> Tensor:
         """Run the accepted pairs; their KV follows what is committed, but nothing is committed.
@@ -142,7 +142,7 @@ class Drafter:
         )
 
     def _here(self, own: range, width: int) -> slice | None:
-        """Where the rows of the device's own sequences lie in a forward; None where it has all sequences."""
+        """Return the rows of a forward that belong to the device's own sequences; None where it has all sequences."""
         return slice(own.start * width, own.stop * width) if len(self._cache.sequences) < self._batch else None
 
     def grow(self, feature: Tensor, roots: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The memory of one device: every buffer of the plan's table, allocated once, before the first token."""
+"""Buffers of one device, as ``plans.buffers`` lists them, allocated once, before the first token."""
 
 import torch
 from torch import Tensor
@@ -9,29 +9,29 @@ from runtime.image.dtypes import DTYPES
 
 
 class Memory:
-    """Zeroed buffers by name; ``scratch`` entries of the table bound temporaries and are not allocated."""
+    """Zeroed buffers by name; entries of the table that bound temporaries are not allocated."""
 
     def __init__(self, plan: Plan, device_id: str, device: torch.device) -> None:
         self.device_id, self._device = device_id, device
         self._table = {buffer.name: buffer for buffer in device_buffers(plan, device_id)}
-        self._made: dict[str, Tensor] = {}
+        self._allocated: dict[str, Tensor] = {}
 
     def buffer(self, name: str) -> Tensor:
-        """The buffer of this name, in its shape."""
+        """Return the buffer of this name, in its shape."""
         entry = self._table[name]
         assert not entry.scratch, "temporaries are not allocated"
-        if name not in self._made:
-            self._made[name] = torch.zeros(entry.shape, dtype=DTYPES[entry.dtype], device=self._device)
-        return self._made[name]
+        if name not in self._allocated:
+            self._allocated[name] = torch.zeros(entry.shape, dtype=DTYPES[entry.dtype], device=self._device)
+        return self._allocated[name]
 
     def names(self, term: Term) -> list[str]:
-        """The buffers of a term, in the order of the table."""
+        """Return the names of a term's buffers, in the order of the table."""
         return [name for name, buffer in self._table.items() if buffer.term == term]
 
     def measured(self) -> dict[Term, int]:
-        """Bytes made, term by term; on an accelerator the peak of temporaries counts as step buffers."""
-        made: list[Buffer] = [self._table[name] for name in self._made]
-        terms = {term: sum(buffer.nbytes for buffer in made if buffer.term == term) for term in TERMS}
+        """Return the bytes allocated, term by term; on a GPU the peak of temporaries counts as step buffers."""
+        allocated: list[Buffer] = [self._table[name] for name in self._allocated]
+        terms = {term: sum(buffer.nbytes for buffer in allocated if buffer.term == term) for term in TERMS}
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device) - torch.cuda.memory_allocated(self._device)
             terms["buffers"] += peak

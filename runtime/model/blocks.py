@@ -30,10 +30,10 @@ from runtime.model.layers import Attend, Attention, GatedMlp, Linear, Norm, Rows
 
 
 class Slots(Protocol):
-    """What a block needs of an image."""
+    """The part of an image that blocks use."""
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The slot as a view of the image."""
+        """Return the slot as a view of the image."""
         ...
 
 

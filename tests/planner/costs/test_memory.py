@@ -88,26 +88,26 @@ def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int
         vocab,
     )
     for n in range(vocab + 1):
-        assert bound.fixed + n * bound.each >= weights(n) + buffers(n)
+        assert bound.fixed + n * bound.slope >= weights(n) + buffers(n)
 
 
 def _holds(bound: Affine, exact: list[int], *, slack_slots: int) -> None:
     for n, nbytes in enumerate(exact):
-        assert 0 <= bound.fixed + n * bound.each - nbytes <= 2 * slack_slots * ALIGNMENT_BYTES
+        assert 0 <= bound.fixed + n * bound.slope - nbytes <= 2 * slack_slots * ALIGNMENT_BYTES
 
 
 def test_aligned_shares_are_counted_exactly() -> None:
     model = make_model(hidden_size=128, intermediate_size=512, unit=64, vocab_size=100)
     (layer,) = model.layers
     bound = memory.layer_mlp(model, "bfloat16", layer, True)
-    assert [bound.fixed + n * bound.each for n in range(9)] == [
+    assert [bound.fixed + n * bound.slope for n in range(9)] == [
         slots.mlp_bytes(model, "bfloat16", layer, n, True) for n in range(9)
     ]
 
 
 def test_a_bound_below_its_bytes_is_our_bug() -> None:
     with pytest.raises(AssertionError, match="below"):
-        affine(lambda n: 10_000 * n, most=4, each=1, slots=1)
+        affine(lambda n: 10_000 * n, most=4, slope=1, slots=1)
 
 
 @pytest.mark.parametrize("data", [EQUAL, UNLIKE], ids=["equal", "unlike"])

@@ -125,4 +125,4 @@ def test_experts_are_counted_as_they_are_laid_out(tmp_path: Path, family: str, d
             bound = memory.layer_mlp(base.model, dtype, layers, leader)
             for units in range(memory.mlp_units(layers.mlp) + 1):
                 exact = slots.mlp_bytes(base.model, dtype, layers, units, leader)
-                assert exact <= bound.fixed + bound.each * units <= exact + 4 * 256
+                assert exact <= bound.fixed + bound.slope * units <= exact + 4 * 256
