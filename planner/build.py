@@ -22,6 +22,7 @@ from planner.request import Request, resolve_request
 from planner.solver.minimise import Settings
 from planner.solver.solve import Keep, Solved, solve, solve_nearly
 from plans.check_inputs import MOST_STALL_S
+from plans.format import format_s
 from plans.schema import Inputs, Plan
 
 
@@ -110,15 +111,15 @@ def _with_stall_timeout(plan: Plan, asked_s: int | None) -> Plan:
     device, silence_ns = stall.longest_silence(plan)
     if silence_ns > MOST_STALL_S * 10**9:
         raise InputError(
-            f"device {device} is predicted to compute {silence_ns / 1e9:.1f} s in one piece, and a run that is silent "
-            f"for {MOST_STALL_S} s is taken to hang: leave the device out, or give a smaller --prefill-chunk"
+            f"device {device} is predicted to compute {format_s(silence_ns / 1e9)} in one piece, and a run that is "
+            f"silent for {MOST_STALL_S} s is taken to hang: leave the device out, or give a smaller --prefill-chunk"
         )
     if asked_s is None:
         stall_timeout_s = min(stall.stall_timeout_s(silence_ns), MOST_STALL_S)
         return dataclasses.replace(plan, options=dataclasses.replace(plan.options, stall_timeout_s=stall_timeout_s))
     if asked_s * 10**9 < silence_ns:
         raise InputError(
-            f"--stall-timeout: found {asked_s}, device {device} is predicted to compute {silence_ns / 1e9:.1f} s in "
-            f"one piece: give {stall.stall_timeout_s(silence_ns)}, or a smaller --prefill-chunk"
+            f"--stall-timeout: found {asked_s}, device {device} is predicted to compute {format_s(silence_ns / 1e9)} "
+            f"in one piece: give {stall.stall_timeout_s(silence_ns)}, or a smaller --prefill-chunk"
         )
     return plan

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from planner.images.stream import Progress as Report
-from plans.format import format_bytes
+from plans.format import format_bytes, format_s
 
 LINE_S = 1.0
 """Least seconds between two lines; there is also at most one line per tenth of the bytes."""
@@ -59,5 +59,5 @@ class Lines:
             return
         self._last, self._tenth = now, tenth
         rate = done / max(1e-9, now - self._began)
-        left = f", {(total - done) / rate:.0f} s left" if done < total else f" in {now - self._began:.1f} s"
+        left = f", {(total - done) / rate:.0f} s left" if done < total else f" in {format_s(now - self._began)}"
         self._say(f"images: {format_bytes(done)} of {format_bytes(total)}, {format_bytes(round(rate))}/s{left}")

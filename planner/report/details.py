@@ -6,7 +6,7 @@ Pure functions from plans to lines of text.
 from collections.abc import Iterator
 
 from planner.report.view import TERM_TITLES, layer_range, part_times
-from plans.format import format_bytes, format_ns
+from plans.format import format_bandwidth, format_bytes, format_flops, format_ns
 from plans.schema import MEMORY_TERMS, Device, Inventory, Plan
 from plans.step import layer_class
 from plans.weights import held
@@ -23,7 +23,7 @@ def inventory_lines(inventory: Inventory) -> Iterator[str]:
 def _device_figures(device: Device) -> str:
     return (
         f"{device.type}, {format_bytes(device.memory_bytes)} of which {format_bytes(device.reserve_bytes)} reserved, "
-        f"{device.bandwidth_bytes_per_s / 10**9:.1f} GB/s, {device.flops_per_s / 10**12:.2f} TFLOP/s, "
+        f"{format_bandwidth(device.bandwidth_bytes_per_s)}, {format_flops(device.flops_per_s)}, "
         f"{format_ns(device.overhead_ns)} per kernel"
     )
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from plans.format import format_s
 from plans.schema import Plan
 from runtime.commands.options import load_module
 from runtime.processes.torchrun import Torchrun
@@ -50,7 +51,7 @@ class Status:
             self._live.stop()
             self._live = None
         if self._shown:
-            self._line(f"{result} in {self._clock() - self._begin:.1f} s")
+            self._line(f"{result} in {format_s(self._clock() - self._begin)}")
         self._shown, self._console = False, None
 
     def _line(self, text: str) -> None:

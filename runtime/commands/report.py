@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from plans.format import format_bytes
+from plans.format import format_bytes, format_s
 from plans.schema import Plan
 from runtime.request import Completion, MemoryReading
 
@@ -41,7 +41,7 @@ def device_lines(plan: Plan, started: list["Started"], first: int) -> Iterator[s
     """Yield each rank's physical device, and its memory before and after loading; ``first``: rank of the first."""
     for rank, start in enumerate(started, first):
         device = plan.devices[rank].id
-        yield f"{device}: {start.device}, loaded in {start.load_s:.1f} s"
+        yield f"{device}: {start.device}, loaded in {format_s(start.load_s)}"
         yield f"{device}: memory before: {_memory(start.before)}"
         yield f"{device}: memory loaded: {_memory(start.loaded)}"
 
