@@ -113,7 +113,7 @@ def _stages(
     formulation: Formulation, answer: Answer, certificate: Certificate, previous: Previous | None
 ) -> tuple[Stage, ...]:
     problem = formulation.problem
-    kinds = [kind for kind, count in problem.sequence for _ in range(count)]
+    kinds = problem.layer_kinds
     first_layer = 0
     before = _names(formulation, _members(problem.first, answer.first))
     stages: list[Stage] = []

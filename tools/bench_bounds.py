@@ -31,7 +31,7 @@ from planner.families import load_base, load_draft
 from planner.formulations import Formulations
 from planner.hardware.inventory import parse_inventory
 from planner.request import Wanted, resolve
-from planner.solver import solve
+from planner.solver import search, solve
 from planner.solver.bounds import step
 from planner.solver.bounds.chain import PartBounds
 from planner.solver.bounds.combine import ByLayers, ByPrice
@@ -150,11 +150,11 @@ NO_PRICES: Switch = (step, "memory_prices", _no_prices)
 ONE_LINE: Switch = (StageBound, "_envelope", _one_line)
 PARTS: dict[str, tuple[Switch, ...]] = {
     "nothing": (),
-    "all bounds": ((solve, "lower_bounds", _no_bounds),),
+    "all bounds": ((search, "lower_bounds", _no_bounds),),
     "hosts": ((step, "_stages_ns", _no_stages_ns),),
     "chain": ((step, "chained", _unchained),),
     "prices": (NO_PRICES,),
-    "laziness": ((solve, "lower_bounds", _tight_bounds),),
+    "laziness": ((search, "lower_bounds", _tight_bounds),),
     "stage": (ONE_LINE,),
     "prices, stage": (NO_PRICES, ONE_LINE),
     "by layers": ((step, "_stages_ns", _by_price_alone),),

@@ -49,7 +49,7 @@ class Previous:
     @cached_property
     def _kinds(self) -> list[int]:
         """Kind of every layer, in the order of execution."""
-        return [kind for kind, count in self.problem.sequence for _ in range(count)]
+        return list(self.problem.layer_kinds)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:

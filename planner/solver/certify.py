@@ -1,4 +1,4 @@
-"""Recomputes the time and every capacity of an answer from the Problem alone; never believes the solver."""
+"""Certificate of an answer: recomputes its time and all loads from the problem alone, and never believes the solver."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,26 +9,24 @@ from planner.solver.problem import Answer, Block, BlockAnswer, Option, Problem, 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Certificate:
-    """What an answer costs, term by term; ``step_ns`` is their sum."""
+    """Costs of an answer, term by term; ``step_ns`` is the sum of the times."""
 
     step_ns: int
     stage_ns: tuple[int, ...]
-    """Of each stage, with what it receives."""
+    """Time per stage, in the order of execution, with what it receives."""
     first_ns: int
     last_ns: int
+    """Time of the block ``last``, with what it receives."""
     tail_ns: int
+    """Time of the tail, with what it receives; 0 where there is none."""
     message_ns: int
+    """Time of telling all devices in use what was accepted."""
     load_bytes: tuple[int, ...]
-    """Of each device."""
-
-    def free_bytes(self, problem: Problem, answer: Answer) -> int:
-        """The least that a device in use has left."""
-        used = devices_in_use(problem, answer)
-        return min(problem.capacity_bytes[d] - self.load_bytes[d] for d in used)
+    """Bytes per device."""
 
 
 def certify(problem: Problem, answer: Answer) -> Certificate:
-    """Check every constraint and price every term; a violated one is our bug and an AssertionError."""
+    """Check every constraint of an answer and price every term; raise AssertionError for a violated one: our bug."""
     _check_stages(problem, answer)
     load = [0] * len(problem.devices)
     stages = tuple(_stage(problem, answer, position, load) for position in range(len(answer.stages)))
@@ -51,7 +49,7 @@ def certify(problem: Problem, answer: Answer) -> Certificate:
 
 
 def devices_in_use(problem: Problem, answer: Answer) -> tuple[int, ...]:
-    """Devices of the stages and of the blocks, in order."""
+    """Return the devices of all stages and blocks, ascending."""
     used = {device for stage in answer.stages for device in problem.groups[stage.group].devices}
     for block, placed in _blocks(problem, answer):
         used.update(block.options[placed.option].devices)
@@ -69,19 +67,18 @@ def _blocks(problem: Problem, answer: Answer) -> Iterator[tuple[Block, BlockAnsw
 def _check_stages(problem: Problem, answer: Answer) -> None:
     members = [device for stage in answer.stages for device in problem.groups[stage.group].devices]
     assert len(members) == len(set(members)), "a device runs two stages"
-    kinds = [kind for kind, count in problem.sequence for _ in range(count)]
     start = 0
     for stage in answer.stages:
         group = problem.groups[stage.group]
         assert stage.num_layers > 0
-        here = kinds[start : start + stage.num_layers]
+        kinds = problem.layer_kinds[start : start + stage.num_layers]
         start += stage.num_layers
         for k, (counts, units) in enumerate(zip(stage.layers, stage.units, strict=True)):
             assert min((*counts, *units)) >= 0
             assert len(counts) == len(group.splits[k])
-            assert sum(counts) == here.count(k), "layers of another place in the sequence"
+            assert sum(counts) == kinds.count(k), "layers of another place in the sequence"
             assert len(units) == len(group.devices)
-            assert sum(units) == problem.kinds[k].units * here.count(k)
+            assert sum(units) == problem.kinds[k].units * kinds.count(k)
         if problem.counts is not None:
             assert stage.num_layers == problem.counts[stage.group]
     assert start == problem.layers
@@ -93,22 +90,18 @@ def _check_stages(problem: Problem, answer: Answer) -> None:
 
 
 def slowest_ns(problem: Problem, counts: tuple[int, ...], each_ps: tuple[int, ...], devices: tuple[int, ...]) -> int:
-    """Time of the slowest share, in whole quanta."""
+    """Return the time of the slowest share, rounded up to whole quanta."""
     times = (n * each_ps[device] for n, device in zip(counts, devices, strict=True))
     return problem.quantum_ns * ceil_div(max(times), PS_PER_NS * problem.quantum_ns)
 
 
 def received_ns(receive: Receive, devices: tuple[int, ...], source: tuple[int, ...], near: bool) -> int:
-    """What receiving from the leader of ``source`` costs ``devices``."""
+    """Return the time in which ``devices`` receive from the leader of ``source``; ``near``: it is in their site."""
     if source == devices:
         return receive.same_ns
     if source[0] in devices:
         return receive.inside_ns
     return receive.near_ns if near else receive.far_ns
-
-
-def _host(problem: Problem, device: int) -> int:
-    return next(host for host, devices in enumerate(problem.hosts) if device in devices)
 
 
 def _stage(problem: Problem, answer: Answer, position: int, load: list[int]) -> int:
@@ -128,38 +121,38 @@ def _stage(problem: Problem, answer: Answer, position: int, load: list[int]) -> 
         load[device] += group.stage_bytes[j]
     if position == 0:
         source = problem.first.options[answer.first.option].devices
-        return total + received_ns(group.first, group.devices, source, _host(problem, source[0]) == group.site)
+        return total + received_ns(group.first, group.devices, source, problem.host_of[source[0]] == group.site)
     before = problem.groups[answer.stages[position - 1].group]
     return total + (group.hop_ns if before.site == group.site else group.network_hop_ns)
 
 
 def _block(problem: Problem, answer: Answer, block: Block, placed: BlockAnswer, load: list[int]) -> int:
-    """Of a block, without receiving."""
+    """Return the time of a block, without receiving; add its bytes to the load."""
     option = block.options[placed.option]
     split = option.splits[placed.split]
     total = split.ns
     for j, device in enumerate(option.devices):
         load[device] += split.bytes[j]
     assert len(placed.shares) == len(block.axes)
-    for axis, given in zip(block.axes, placed.shares, strict=True):
-        shares = given
+    for axis, own in zip(block.axes, placed.shares, strict=True):
+        shares = own
         if axis.shared is not None:
             owner, theirs = _owner(problem, answer, axis.shared)
-            assert (given is None) == (owner.devices == option.devices), "shared on the same devices, and only there"
-            shares = theirs if given is None else given
+            assert (own is None) == (owner.devices == option.devices), "shared on the same devices, and only there"
+            shares = theirs if own is None else own
         assert shares is not None
         assert len(shares) == len(option.devices)
         assert min(shares) >= 0
         assert sum(shares) == axis.count
         total += slowest_ns(problem, shares, axis.each_ps, option.devices)
-        if given is not None:
-            for n, device in zip(given, option.devices, strict=True):
+        if own is not None:
+            for n, device in zip(own, option.devices, strict=True):
                 load[device] += n * axis.each_bytes
     return total
 
 
 def _owner(problem: Problem, answer: Answer, name: str) -> tuple[Option, tuple[int, ...] | None]:
-    """The block that others may share with, and how its axis is dealt out; that may be shared in turn."""
+    """Return the option of a block that others may share with, and how its axis is dealt out there."""
     first = problem.first.options[answer.first.option]
     if name == "first":
         return first, answer.first.shares[0]
@@ -170,7 +163,7 @@ def _owner(problem: Problem, answer: Answer, name: str) -> tuple[Option, tuple[i
 def _last_receives(problem: Problem, answer: Answer) -> int:
     option = problem.last.options[answer.last.option]
     source = problem.groups[answer.stages[-1].group].devices
-    return received_ns(option.receive, option.devices, source, _host(problem, source[0]) in option.sites)
+    return received_ns(option.receive, option.devices, source, problem.host_of[source[0]] in option.sites)
 
 
 def _tail(problem: Problem, answer: Answer, load: list[int]) -> int:
@@ -178,7 +171,7 @@ def _tail(problem: Problem, answer: Answer, load: list[int]) -> int:
         return 0
     option = problem.tail.options[answer.tail.option]
     source = problem.last.options[answer.last.option].devices
-    received = received_ns(option.receive, option.devices, source, _host(problem, source[0]) in option.sites)
+    received = received_ns(option.receive, option.devices, source, problem.host_of[source[0]] in option.sites)
     return _block(problem, answer, problem.tail, answer.tail, load) + received
 
 

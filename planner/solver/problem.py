@@ -1,14 +1,17 @@
-"""The waist between models and solvers: integers only, serialisable, no model words.
+"""The waist between models and the solver: a placement problem in integers, without a word of models or hardware.
 
 ``layers`` layers run one after the other, in *stages*: consecutive layers, run by one group of devices. A device is in
 one stage at most. Layers are of one or several *kinds*. Inside a group a layer has two divisible axes: a coarse one, of
 which every way to divide it is listed as a *split* with its time and bytes, and a fine one (*units*), whose division
-is a number per device. Before the first stage, after the last one, and after that, are up to three *blocks*: each is on
-one of its listed options, a set of devices, divided as one of the option's splits and along its own fine axes. Block
-and stages form a chain, ``first`` -> stages -> ``last`` -> ``tail``, in which each link of the chain receives from the
-leader (the first device) of the one before.
+is a number per device. Up to three *blocks* are beside the layers: each is on one of its listed options, a set of
+devices, divided as one of the option's splits and along its own fine axes. Blocks and stages form a chain
 
-Devices are referred to by index in canonical order; per-member tuples are in the order of ``devices``.
+    first -> stage -> ... -> stage -> last -> tail
+
+in which each link receives from the leader (the first device) of the one before.
+
+A device is an index in ``Problem.devices``, a host in ``Problem.hosts``, a kind in ``Problem.kinds``. A *member* is a
+device of a group or option; tuples per member are in the order of its ``devices``. Times are in ns or ps.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,15 +23,16 @@ Goal = Literal["time", "balance", "fill"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receive:
-    """What it costs to receive from the leader of the link before; none is less than the one above it."""
+    """Time of receiving from the link before; each figure is at least the one above it."""
 
     same_ns: int
-    """The link before is on the same devices."""
+    """When the link before is on the same devices."""
     inside_ns: int
-    """Its leader is a member."""
+    """When its leader is a member, of other devices."""
     near_ns: int
-    """Its leader is in the same site."""
+    """When its leader is in a site of the receiver, and no member."""
     far_ns: int
+    """When its leader is elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,22 +40,24 @@ class Split:
     """One way to divide the coarse axis."""
 
     shares: tuple[int, ...]
-    """Of each member; for whoever formulated the problem, nothing here depends on them."""
+    """Shares of the coarse axis per member: a note for whoever formulated the problem; the solver reads times and bytes
+    only."""
     ns: int
-    """Without the fine axes: the slowest share, fixed work, collectives. Of a stage: of one layer."""
+    """Time of one layer, or of the block, without fine axes: the slowest share, fixed work and collectives."""
     bytes: tuple[int, ...]
-    """Of each member. Of a stage: per layer."""
+    """Bytes per member, of one layer or of the block, without fine axes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """Layers that are alike: their fine axis."""
+    """Layers that are alike, and their fine axis."""
 
     units: int
-    """Of one layer."""
+    """Units of one layer."""
     unit_bytes: int
+    """Bytes of one unit of one layer."""
     unit_ps: tuple[int, ...]
-    """Time of one unit on each device."""
+    """Time of one unit, per device. A stage waits for its slowest member."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,18 +66,18 @@ class Group:
 
     devices: tuple[int, ...]
     site: int
-    """The host of the devices. Of a group over several hosts a site of its own, which no other group has. The stages
-    of a site follow one another."""
+    """The host of the devices; for a group over several hosts a number of its own, beyond all hosts. The stages of a
+    site follow one another."""
     splits: tuple[tuple[Split, ...], ...]
-    """Of each kind; no splits: the group runs no layer of that kind."""
+    """Per kind, all ways to divide a layer over the members; without any the group runs no layer of that kind."""
     hop_ns: int
-    """Reaching this group from the stage before, in the same site."""
+    """Time of reaching this group from a stage before it in the same site."""
     network_hop_ns: int
-    """Reaching it from a stage in another site."""
+    """Time of reaching it from a stage in another site."""
     first: Receive
-    """When it runs the first stage: receiving from the block ``first``."""
+    """Time of receiving from the block ``first``, when the group runs the first stage."""
     stage_bytes: tuple[int, ...]
-    """Of each member, once, when the group runs a stage."""
+    """Bytes per member that a stage takes once, whatever its layers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,12 +85,14 @@ class Axis:
     """A fine axis of a block: ``count`` pieces, dealt out over the members of its option in any numbers."""
 
     count: int
+    """Number of pieces."""
     each_bytes: int
+    """Bytes of one piece."""
     each_ps: tuple[int, ...]
-    """Time of one piece on each device; the block waits for the slowest member."""
+    """Time of one piece, per device. The block waits for its slowest member."""
     shared: Literal["first", "last"] | None
-    """On the same devices as that block the axis is that block's: the same numbers, and no bytes. The two have equally
-    many pieces. Elsewhere it is an axis of its own."""
+    """A block whose axis has the same pieces. On exactly the devices of that block this axis is dealt out as that one,
+    which holds the bytes. On others, or where this is None, it is an axis of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,14 +101,16 @@ class Option:
 
     devices: tuple[int, ...]
     sites: tuple[int, ...]
-    """Hosts of the devices."""
+    """Hosts of the devices, ascending."""
     splits: tuple[Split, ...]
+    """All ways to divide the block over the devices."""
     receive: Receive
+    """Time of receiving from the link before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
-    """Something beside the layers that is on one set of devices."""
+    """A part of the model beside the layers, on one set of devices."""
 
     options: tuple[Option, ...]
     axes: tuple[Axis, ...]
@@ -111,19 +121,22 @@ class Problem:
     """Place layers and blocks on devices such that one step takes least."""
 
     devices: tuple[str, ...]
+    """Names, in canonical order."""
     capacity_bytes: tuple[int, ...]
+    """Memory that a placement may take, per device."""
     hosts: tuple[tuple[int, ...], ...]
-    """Devices of each host."""
+    """Devices of each host, ascending."""
     alike: tuple[int, ...]
-    """Devices of one host that nothing tells apart have the same number. Only a hint for bounds."""
+    """A class per device: devices of one host that nothing tells apart have the same number. Only bounds read it."""
     kinds: tuple[Kind, ...]
     sequence: tuple[tuple[int, int], ...]
     """Runs of (kind, number of layers), in the order of execution."""
     groups: tuple[Group, ...]
+    """All groups that may run a stage."""
     ordered: bool
     """Stages run in the order of ``groups``."""
     counts: tuple[int, ...] | None
-    """Layers that each group runs, where they are given."""
+    """Layers that each group runs, per group; None: any number."""
     first: Block
     """Has one axis; receives nothing (its options' ``receive`` is zero)."""
     last: Block
@@ -131,27 +144,40 @@ class Problem:
     tail: Block | None
     """Receives from ``last``."""
     quantum_ns: int
-    """Time that is divided freely is counted in whole quanta, rounded up: finer than any prediction, and without it the
-    proof is about the last nanosecond of a rounding. Along fine axes per stage and kind, and per axis of a block; and
-    per stage and kind the time of the splits of all its layers together."""
+    """Times of what is divided freely are rounded up to whole quanta: finer than any prediction is, and without it a
+    proof would be about the last nanosecond of a rounding. They are, per stage and kind, the time of the units and the
+    time of the splits of all its layers, and the time of each axis of a block."""
     message_ns: tuple[int, ...]
-    """Of each host: telling its other devices, when it has more than one in use."""
+    """Time per host of telling its other devices what was accepted, when it has more than one in use."""
     network_message_ns: int
-    """Telling one more host in use."""
+    """Time of telling each host in use but the first."""
     goal: Goal
-    """What comes first. ``time``: the step. ``balance``: the least free memory of any device, in granules, as much as
-    can be, then the step. ``fill``: as many layers as can be in the first group, then in the second, …, then the
-    step."""
+    """Objective that comes first. ``time``: the step time, minimised. ``balance``: the least free memory of any device,
+    in granules, maximised; then the step time. ``fill``: the layers of the first group, maximised, then those of the
+    second, and so on; then the step time."""
     spare: int | None
-    """``balance`` only: the device on which as little as can be (in granules) is to lie, before all else; it does not
-    count for the balance."""
+    """``balance`` only: the device whose load, in granules, is minimised before all else; it does not count for the
+    balance."""
 
     @property
     def layers(self) -> int:
+        """Number of layers."""
         return sum(count for _, count in self.sequence)
 
+    @property
+    def layer_kinds(self) -> tuple[int, ...]:
+        """Kind of each layer, in the order of execution."""
+        return tuple(kind for kind, count in self.sequence for _ in range(count))
+
     def layers_of(self, kind: int) -> int:
-        return sum(count for each, count in self.sequence if each == kind)
+        """Return the number of layers of a kind."""
+        return sum(count for other, count in self.sequence if other == kind)
+
+    @property
+    def host_of(self) -> tuple[int, ...]:
+        """Host of each device."""
+        hosts = {device: host for host, devices in enumerate(self.hosts) for device in devices}
+        return tuple(hosts[device] for device in range(len(self.devices)))
 
     @property
     def blocks(self) -> Iterator[Block]:
@@ -163,42 +189,49 @@ class Problem:
 
 
 FREE_BITS = 12
+"""Part of what is optimal, not a limit: in bytes the least free memory is a number partitioning problem."""
 
 
 def granule_bytes(problem: Problem) -> int:
-    """Free memory is compared in granules: the largest capacity has FREE_BITS bits of them."""
+    """Return the unit in which free memory is compared: the largest capacity has FREE_BITS bits of it."""
     return 1 << max(0, max(problem.capacity_bytes).bit_length() - FREE_BITS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageAnswer:
-    """A stage. The layers of each kind that it has are those of its place in the sequence."""
+    """A stage. Its layers of each kind are those of its place in the sequence."""
 
     group: int
+    """Index in ``Problem.groups``."""
     layers: tuple[tuple[int, ...], ...]
-    """Of each kind, of each of the group's splits."""
+    """Number of layers per kind, per split of the group."""
     units: tuple[tuple[int, ...], ...]
-    """Of each kind, of each member, over all its layers of that kind."""
+    """Units per kind, per member, summed over all layers of that kind."""
 
     @property
     def num_layers(self) -> int:
+        """Layers of all kinds."""
         return sum(map(sum, self.layers))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockAnswer:
-    """Where a block is, and how each axis is dealt out over the members: None where it is shared."""
+    """A placement of a block."""
 
     option: int
+    """Index in ``Block.options``."""
     split: int
+    """Index in ``Option.splits``."""
     shares: tuple[tuple[int, ...] | None, ...]
+    """Pieces per axis, per member; None where the axis is shared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """An assignment: stages in the order of execution."""
+    """A placement of all layers and blocks."""
 
     stages: tuple[StageAnswer, ...]
+    """In the order of execution."""
     first: BlockAnswer
     last: BlockAnswer
     tail: BlockAnswer | None
@@ -206,55 +239,64 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """Consecutive layers of one kind that an earlier answer has in one stage, and divides as one split."""
+    """Consecutive layers of one kind that an earlier answer has in one stage, all divided as one split."""
 
     kind: int
     first: int
+    """Index of the first layer in the sequence."""
     count: int
+    """Number of layers."""
     stage: int
+    """Index of the earlier stage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldUnits:
-    """Units that a device had, summed over so many layers: of each, those from the mean start to the mean stop."""
+    """Units that a device had in an earlier answer: in the mean layer, those from ``start / layers`` on."""
 
     layers: int
+    """Layers of the kind in the device's earlier stage."""
     start: int
+    """First unit, summed over these layers."""
     stop: int
+    """Unit behind the last, summed over these layers."""
 
 
 class Earlier(Protocol):
-    """An earlier answer, of which much is to be kept: bytes of weights that a device has not had, and what it had."""
+    """An earlier answer, of which much is to be kept, in the indices of the problem.
+
+    Bytes are of weights that a device must newly get.
+    """
 
     @property
     def segments(self) -> Sequence[Segment]:
-        """All layers, in order."""
+        """All layers of the earlier answer, in order."""
 
     @property
     def stage_of(self) -> Sequence[int | None]:
-        """Of each device."""
+        """Earlier stage of each device; None: it ran none."""
 
     @property
     def order(self) -> Sequence[int]:
-        """Devices such that all groups and options list theirs in this order."""
+        """All devices, in an order in which every group and option lists its members."""
 
     def stage_bytes(self, group: Group) -> int:
-        """Anew for having a stage at all."""
+        """Return the new bytes of running a stage at all."""
 
     def split_bytes(self, group: int, kind: int, split: int, segment: Segment | None) -> int:
-        """Anew for a layer of the segment, without its units; None: of no segment that any of the group had."""
+        """Return the new bytes of a layer of the segment, without units; None: of a segment that no member had."""
 
     def unit_bytes(self, kind: int) -> int:
-        """Of one unit of one layer."""
+        """Return the bytes of one unit of one layer."""
 
     def units(self, device: int, kind: int) -> HeldUnits | None:
-        """Had over all layers of the kind in the device's stage."""
+        """Return the units that a device had; None: none."""
 
     def choice_bytes(self, block: int, option: int, split: int) -> int:
-        """Anew for a block, without its axes."""
+        """Return the new bytes of a block, without its axes."""
 
     def piece_bytes(self, block: int, axis: int) -> int:
-        """Of one piece."""
+        """Return the bytes of one piece."""
 
     def pieces(self, block: int, axis: int, device: int) -> tuple[int, int] | None:
-        """Had: start and stop."""
+        """Return the first piece that a device had and the one behind the last; None: it had none."""

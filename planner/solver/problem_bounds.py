@@ -6,7 +6,7 @@ from planner.solver.problem import Block, Problem, Receive, Split
 
 
 def most_ps(problem: Problem) -> int:
-    """No answer takes longer, but for hops and messages of more than a thousand stages."""
+    """Return a step time that no answer exceeds, in ps, but for the hops and messages of a thousand stages and more."""
     groups = problem.groups
     fixed = [ns for g in groups for ns in (g.hop_ns, g.network_hop_ns, g.first.far_ns)]
     fixed += [
@@ -19,7 +19,7 @@ def most_ps(problem: Problem) -> int:
 
 
 def most_bytes(problem: Problem) -> int:
-    """No answer puts more on one device."""
+    """Return bytes that no answer exceeds on one device."""
     groups = problem.groups
     most = problem.layers * max(n for g in groups for splits in g.splits for split in splits for n in split.bytes)
     most += sum(problem.layers_of(k) * kind.units * kind.unit_bytes for k, kind in enumerate(problem.kinds))
@@ -31,13 +31,13 @@ def most_bytes(problem: Problem) -> int:
 
 
 def least_bytes(problem: Problem) -> int:
-    """No answer takes less of all devices together; a problem of which this is more than they have is infeasible."""
+    """Return bytes that every answer takes of all devices together: more than they have is infeasible."""
     groups = problem.groups
     least = min(sum(group.stage_bytes) for group in groups)
     for number, kind in enumerate(problem.kinds):
         splits = [split for group in groups for split in group.splits[number]]
-        each = min((sum(split.bytes) for split in splits), default=0) + kind.units * kind.unit_bytes
-        least += problem.layers_of(number) * each
+        layer = min((sum(split.bytes) for split in splits), default=0) + kind.units * kind.unit_bytes
+        least += problem.layers_of(number) * layer
     for block in problem.blocks:
         least += min(sum(split.bytes) for option in block.options for split in option.splits)
         least += sum(axis.count * axis.each_bytes for axis in block.axes if axis.shared is None)
@@ -45,19 +45,19 @@ def least_bytes(problem: Problem) -> int:
 
 
 def timeless(problem: Problem) -> Problem:
-    """The same with nothing that takes time."""
+    """Return the problem with all times 0: its answers are all that fits."""
     nothing = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
     none = (0,) * len(problem.devices)
     known: dict[int, tuple[Split, ...]] = {}
 
     def untimed(splits: tuple[Split, ...]) -> tuple[Split, ...]:
-        if id(splits) not in known:  # most groups of a look have the same object
+        if id(splits) not in known:  # most groups of equal devices have the same object
             known[id(splits)] = tuple(replace(split, ns=0) for split in splits)
         return known[id(splits)]
 
-    def block(each: Block) -> Block:
-        options = (replace(o, splits=untimed(o.splits), receive=nothing) for o in each.options)
-        return Block(options=tuple(options), axes=tuple(replace(axis, each_ps=none) for axis in each.axes))
+    def without_time(block: Block) -> Block:
+        options = (replace(o, splits=untimed(o.splits), receive=nothing) for o in block.options)
+        return Block(options=tuple(options), axes=tuple(replace(axis, each_ps=none) for axis in block.axes))
 
     return replace(
         problem,
@@ -66,9 +66,9 @@ def timeless(problem: Problem) -> Problem:
             replace(group, splits=tuple(map(untimed, group.splits)), hop_ns=0, network_hop_ns=0, first=nothing)
             for group in problem.groups
         ),
-        first=block(problem.first),
-        last=block(problem.last),
-        tail=block(problem.tail) if problem.tail else None,
+        first=without_time(problem.first),
+        last=without_time(problem.last),
+        tail=without_time(problem.tail) if problem.tail else None,
         message_ns=(0,) * len(problem.hosts),
         network_message_ns=0,
     )

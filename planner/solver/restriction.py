@@ -1,24 +1,69 @@
-"""A subset of a problem's groups and block choices."""
+"""A subset of a problem's groups and block choices, and the problem restricted to it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from planner.solver.problem import Problem
+from planner.solver.problem import Option, Problem, Split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Restriction:
-    """Part of a problem: its groups, and of each block pairs of an option and a split of it, all by index."""
+    """Groups and block choices that an answer may use."""
 
     groups: tuple[int, ...]
+    """Indices in ``Problem.groups``, ascending."""
     choices: tuple[tuple[tuple[int, int], ...], ...]
+    """Per block, the pairs (option, split of that option) by index, ascending."""
+
+    @property
+    def possible(self) -> bool:
+        """Has a group, and a choice of every block: otherwise there is no answer."""
+        return bool(self.groups) and all(self.choices)
 
 
 def everything(problem: Problem) -> Restriction:
-    """No restriction."""
+    """Return the restriction that leaves nothing out."""
     return Restriction(
         groups=tuple(range(len(problem.groups))),
         choices=tuple(
             tuple((o, c) for o, option in enumerate(block.options) for c in range(len(option.splits)))
             for block in problem.blocks
         ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A placement of a block: an option, divided as one of its splits."""
+
+    option: Option
+    split: Split
+    index: tuple[int, int]
+    """(option, split of that option) in the whole problem."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restricted:
+    """A problem with the groups of a restriction alone, and the choices that are left of its blocks."""
+
+    whole: Problem
+    restriction: Restriction
+    problem: Problem
+    """``whole`` with fewer groups; blocks have all their options."""
+    choices: tuple[tuple[Choice, ...], ...]
+    """Per block, in the order of the restriction."""
+
+
+def restricted(whole: Problem, restriction: Restriction) -> Restricted:
+    """Return the restricted problem."""
+    groups = tuple(whole.groups[g] for g in restriction.groups)
+    counts = None if whole.counts is None else tuple(whole.counts[g] for g in restriction.groups)
+    choices = tuple(
+        tuple(Choice(option=block.options[o], split=block.options[o].splits[c], index=(o, c)) for o, c in kept)
+        for block, kept in zip(whole.blocks, restriction.choices, strict=True)
+    )
+    return Restricted(
+        whole=whole,
+        restriction=restriction,
+        problem=replace(whole, groups=groups, counts=counts),
+        choices=choices,
     )

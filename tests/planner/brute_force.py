@@ -1,9 +1,8 @@
 """Every answer of a tiny Problem, priced in the plainest way: what the solver and the certificate are held against.
 
 Nothing here knows of the solver or of :mod:`planner.solver.certify`. A part of an answer (a stage, a block's axis) is
-a row:
-the load of each device, then the cost. Parts are combined by adding their rows, and of all rows that a part may have,
-its *front*, those are enough for which no other is as small in every number.
+a row: the load of each device, then the cost. Parts are combined by adding their rows, and of all rows that a part may
+have, its *front*, those are enough for which no other is as small in every number.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,16 +18,16 @@ from planner.solver.problem import Axis, Block, Group, Option, Problem, Receive,
 Front = NDArray[np.int64]
 """Rows of one load per device and a cost, (n, devices + 1)."""
 Value = tuple[int, ...]
-"""What the goal puts first, the step time, the number of stages; less is better."""
+"""Values of the goal, then the step time, then the number of stages; less is better."""
 
 
 def best(problem: Problem) -> Value | None:
-    """The least value of any feasible answer; None where there is none."""
+    """Return the least value of any feasible answer; None where there is none."""
     return _Search(problem).best()
 
 
 def goal_value(problem: Problem, load_bytes: Sequence[int], layers: Sequence[int]) -> Value:
-    """What the goal puts before the step, less is better, from the load and the layers of each device."""
+    """Return the values of the goal, less is better, from the load per device and the layers per group."""
     granule = granule_bytes(problem)
     free = [capacity - load for capacity, load in zip(problem.capacity_bytes, load_bytes, strict=True)]
     if problem.goal == "balance":
@@ -39,7 +38,7 @@ def goal_value(problem: Problem, load_bytes: Sequence[int], layers: Sequence[int
 
 
 def divisions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """Every way to write ``total`` as ``parts`` numbers, zeros allowed; one part at least."""
+    """Yield every way to write ``total`` as ``parts`` numbers, zeros allowed; one part at least."""
     if parts == 1:
         yield (total,)
         return
@@ -49,11 +48,11 @@ def divisions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 
 def may_follow(problem: Problem, sequence: tuple[int, ...], index: int) -> bool:
-    """Whether a group may run the stage after the stages of ``sequence``."""
-    group, before = problem.groups[index], [problem.groups[each] for each in sequence]
-    if any(set(group.devices) & set(each.devices) for each in before):
+    """Tell whether a group may run the stage after the stages of ``sequence``."""
+    group, before = problem.groups[index], [problem.groups[other] for other in sequence]
+    if any(set(group.devices) & set(other.devices) for other in before):
         return False
-    if before and group.site != before[-1].site and group.site in {each.site for each in before}:
+    if before and group.site != before[-1].site and group.site in {other.site for other in before}:
         return False
     return not (problem.ordered and sequence and index < sequence[-1])
 
@@ -80,20 +79,20 @@ def slowest_ns(problem: Problem, counts: Sequence[int], devices: Sequence[int], 
 
 def messages_ns(problem: Problem, used: Iterable[int]) -> int:
     counts = [len(set(used) & set(devices)) for devices in problem.hosts]
-    told = sum(each for each, count in zip(problem.message_ns, counts, strict=True) if count >= 2)
-    return told + (len([count for count in counts if count]) - 1) * problem.network_message_ns
+    inside = sum(ns for ns, count in zip(problem.message_ns, counts, strict=True) if count >= 2)
+    return inside + (len([count for count in counts if count]) - 1) * problem.network_message_ns
 
 
 @dataclass(frozen=True)
 class _Route:
-    """What blocks, messages and goals ask about the stages."""
+    """All that blocks, messages and goals ask about the stages."""
 
     first: int
     last: int
     stages: int
     used: frozenset[int]
     layers: tuple[int, ...]
-    """On each device, where the goal asks."""
+    """Layers of each group, where the goal asks."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class _Search:
     problem: Problem
 
     def best(self) -> Value | None:
-        found: Value | None = None
+        least: Value | None = None
         blocks = [(chosen, front) for chosen in self._choices() if len(front := self._blocks(chosen))]
         pairs = [
             (self._least(route, chosen, stages, others), route, chosen, stages, others)
@@ -109,13 +108,13 @@ class _Search:
             for chosen, others in blocks
         ]
         for bound, route, chosen, stages, others in sorted(pairs, key=lambda pair: pair[0]):
-            if found is not None and bound >= found:
+            if least is not None and bound >= least:
                 break
             rows = self._fitting(self._pairs(stages, others))
             if len(rows):
                 value = self._cheapest(route, chosen, rows)
-                found = value if found is None else min(found, value)
-        return found
+                least = value if least is None else min(least, value)
+        return least
 
     # ---- the whole ----
 
@@ -132,7 +131,7 @@ class _Search:
         return min(values)
 
     def _between(self, route: _Route, chosen: tuple[Option, ...]) -> int:
-        """What receiving and messages cost."""
+        """Return the time of receiving and of messages."""
         problem = self.problem
         start, end = problem.groups[route.first], problem.groups[route.last]
         total = receive_ns(problem, start.first, chosen[0].devices, start)
@@ -146,14 +145,14 @@ class _Search:
 
     @cached_property
     def _kinds(self) -> list[int]:
-        """Of each layer."""
+        """Kind of each layer."""
         return [kind for kind, count in self.problem.sequence for _ in range(count)]
 
     def _routes(self) -> dict[_Route, Front]:
         fronts: dict[_Route, list[Front]] = {}
         for stages, front in self._grown((), 0, self._nothing):
             fronts.setdefault(self._route(stages), []).append(front)
-        return {route: _undominated(np.concatenate(found)) for route, found in fronts.items()}
+        return {route: _undominated(np.concatenate(parts)) for route, parts in fronts.items()}
 
     def _route(self, stages: tuple[tuple[int, int], ...]) -> _Route:
         layers = [0] * len(self.problem.groups)
@@ -176,7 +175,7 @@ class _Search:
             yield stages, front
             return
         for index in range(len(problem.groups)):
-            if not may_follow(problem, tuple(each for each, _ in stages), index):
+            if not may_follow(problem, tuple(number for number, _ in stages), index):
                 continue
             hop = self._hop(stages[-1][0], index) if stages else 0
             for count in range(1, problem.layers - start + 1):

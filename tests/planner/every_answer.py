@@ -12,7 +12,7 @@ from tests.planner.brute_force import divisions
 
 
 def every_answer(problem: Problem) -> Iterator[Answer]:
-    """Every one, whether it fits or not."""
+    """Yield every answer, whether it fits or not."""
     for first, last in product(_placed(problem.first), _placed(problem.last)):
         for tail in [None] if problem.tail is None else _placed(problem.tail):
             blocks = _share(problem, [first, last] if tail is None else [first, last, tail])
@@ -31,7 +31,7 @@ def _placed(block: Block) -> Iterator[BlockAnswer]:
 def _share(problem: Problem, blocks: list[BlockAnswer]) -> list[BlockAnswer] | None:
     """Shared axes are None; of all their divisions the one that puts nothing elsewhere is kept, lest any come twice."""
     devices = [block.options[placed.option].devices for block, placed in zip(problem.blocks, blocks, strict=True)]
-    found = []
+    shared_blocks = []
     for block, placed, here in zip(problem.blocks, blocks, devices, strict=True):
         shares: list[tuple[int, ...] | None] = []
         for axis, dealt in zip(block.axes, placed.shares, strict=True):
@@ -39,8 +39,8 @@ def _share(problem: Problem, blocks: list[BlockAnswer]) -> list[BlockAnswer] | N
             if shared and dealt is not None and dealt[0] != axis.count:
                 return None
             shares.append(None if shared else dealt)
-        found.append(dataclasses.replace(placed, shares=tuple(shares)))
-    return found
+        shared_blocks.append(dataclasses.replace(placed, shares=tuple(shares)))
+    return shared_blocks
 
 
 def _stages(problem: Problem, before: tuple[int, ...], start: int) -> Iterator[tuple[StageAnswer, ...]]:
@@ -49,9 +49,9 @@ def _stages(problem: Problem, before: tuple[int, ...], start: int) -> Iterator[t
         yield ()
         return
     for g, group in enumerate(problem.groups):
-        earlier = [problem.groups[each] for each in before]
-        again = any(device in each.devices for each in earlier for device in group.devices)
-        back = group.site in [each.site for each in earlier] and group.site != earlier[-1].site
+        earlier = [problem.groups[other] for other in before]
+        again = any(device in other.devices for other in earlier for device in group.devices)
+        back = group.site in [other.site for other in earlier] and group.site != earlier[-1].site
         if again or back or (problem.ordered and g < max(before, default=-1)):
             continue
         for end in range(start + 1, len(kinds) + 1):
@@ -70,9 +70,9 @@ def _stages(problem: Problem, before: tuple[int, ...], start: int) -> Iterator[t
 
 
 def value(problem: Problem, answer: Answer) -> tuple[int, ...] | None:
-    """What the goal puts first, the step, the number of stages; None where a device holds more than it can."""
+    """Return the values of the goal, the step time, the number of stages; None where a device holds too much."""
     load = load_bytes(problem, answer)
-    if any(capacity < each for capacity, each in zip(problem.capacity_bytes, load, strict=True)):
+    if any(capacity < nbytes for capacity, nbytes in zip(problem.capacity_bytes, load, strict=True)):
         return None
     return (*_goal(problem, answer, load), step_ns(problem, answer), len(answer.stages))
 
@@ -121,7 +121,7 @@ def _blocks(answer: Answer) -> list[BlockAnswer]:
 
 
 def _options(problem: Problem, answer: Answer) -> list[Option]:
-    return [block.options[each.option] for block, each in zip(problem.blocks, _blocks(answer), strict=True)]
+    return [block.options[placed.option] for block, placed in zip(problem.blocks, _blocks(answer), strict=True)]
 
 
 def _slowest_ns(problem: Problem, devices: Sequence[int], counts: Sequence[int], each_ps: Sequence[int]) -> int:
@@ -164,7 +164,7 @@ def _links_ns(problem: Problem, answer: Answer) -> int:
     start, end = (problem.groups[answer.stages[at].group] for at in (0, -1))
     ns = _receive_ns(problem, first.devices, start.devices, [start.site], start.first)
     ns += _receive_ns(problem, end.devices, last.devices, last.sites, last.receive)
-    return ns + sum(_receive_ns(problem, last.devices, each.devices, each.sites, each.receive) for each in tail)
+    return ns + sum(_receive_ns(problem, last.devices, option.devices, option.sites, option.receive) for option in tail)
 
 
 def _receive_ns(

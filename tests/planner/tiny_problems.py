@@ -22,12 +22,12 @@ def tiny_problem(seed: int) -> Problem:
 
 @cache
 def tiny_answer(seed: int) -> Solved | None:
-    """What the solver answers to it, once for all tests."""
+    """Return the solver's answer to a tiny problem, solved once for all tests."""
     return solve(tiny_problem(seed), Settings())
 
 
 class _Tiny:
-    """What is drawn for devices depends on their ``alike`` alone, so that nothing else tells them apart."""
+    """Draws a problem; what is drawn for devices depends on their ``alike``, so that nothing else tells them apart."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -40,7 +40,7 @@ class _Tiny:
             self.alike = tuple(min(host) for host in self.hosts for _ in host)
         self.coarse = 2 if self.count == 4 else rng.randint(2, 3)
         self.scale = rng.choice((1, 1, 40, 250))
-        """Of bytes: granules of 1, about 2, about 16."""
+        """Factor of all bytes: granules are then 1, about 2, about 16."""
 
     def drawn(self, *key: object) -> random.Random:
         return random.Random(f"{self.seed} {key}")
@@ -89,24 +89,24 @@ class _Tiny:
         return self.rng.choice((((0, 1), (1, 1), (0, 1)), ((0, 2), (1, 2)), ((1, 1), (0, 1), (1, 1), (0, 1))))
 
     def _capacity(self, problem: Problem) -> tuple[int, ...]:
-        """From too tight to loose, of about what all of it takes."""
+        """Draw capacities from too tight to loose, around the bytes that all of it takes."""
         need = sum(kind.units * kind.unit_bytes * problem.layers_of(k) for k, kind in enumerate(problem.kinds))
         need += sum(axis.count * axis.each_bytes for block in problem.blocks for axis in block.axes)
         need += (8 * self.coarse * problem.layers + 12 * self.coarse + 6 * self.count) * self.scale
         room = self.rng.choice((0.75, 0.9, 1.0, 1.2, 1.5, 2.0)) * need / self.count
-        return tuple(1 + round(room * self.drawn("capacity", each).uniform(0.7, 1.7)) for each in self.alike)
+        return tuple(1 + round(room * self.drawn("capacity", look).uniform(0.7, 1.7)) for look in self.alike)
 
     def _counts(self, problem: Problem) -> tuple[int, ...]:
-        """Of stages that may follow one another."""
+        """Draw layers per group for stages that may follow one another."""
         stages: list[int] = []
         while len(stages) < problem.layers:
             able = [i for i in range(len(problem.groups)) if may_follow(problem, tuple(stages), i)]
             if not able or (stages and self.rng.random() < 0.4):
                 break
             stages.append(self.rng.choice(able))
-        ways = [way for way in divisions(problem.layers, len(stages)) if min(way) > 0]
-        given = dict(zip(stages, self.rng.choice(ways), strict=True))
-        return tuple(given.get(index, 0) for index in range(len(problem.groups)))
+        divided = [counts for counts in divisions(problem.layers, len(stages)) if min(counts) > 0]
+        layers = dict(zip(stages, self.rng.choice(divided), strict=True))
+        return tuple(layers.get(index, 0) for index in range(len(problem.groups)))
 
     def _kind(self, number: int) -> Kind:
         rng = self.drawn("kind", number)
@@ -118,11 +118,11 @@ class _Tiny:
 
     def _rates(self, most: int, *key: object) -> tuple[int, ...]:
         slowest = self.drawn("slowest", *key).randint(1, most)
-        return tuple(self.drawn("rate", *key, each).randint(1, slowest) for each in self.alike)
+        return tuple(self.drawn("rate", *key, look).randint(1, slowest) for look in self.alike)
 
     def _groups(self, kinds: int) -> tuple[Group, ...]:
-        """Inside hosts most, over both some, of the same devices a second at times; in any order."""
-        found: list[Group] = []
+        """Draw groups: most inside a host, some over both, at times two of the same devices; in any order."""
+        groups: list[Group] = []
         site = len(self.hosts)
         for size in range(1, self.coarse + 1):
             for devices in combinations(range(self.count), size):
@@ -131,9 +131,9 @@ class _Tiny:
                     if self.drawn("group", self.classes(devices), variant).random() < chance:
                         where = host_of(self.hosts, devices[0]) if over == 1 else site
                         site += over > 1
-                        found.append(self._group(devices, where, kinds, variant))
-        self.rng.shuffle(found)
-        return tuple(found)
+                        groups.append(self._group(devices, where, kinds, variant))
+        self.rng.shuffle(groups)
+        return tuple(groups)
 
     def _group(self, devices: tuple[int, ...], site: int, kinds: int, variant: int) -> Group:
         key = ("group", self.classes(devices), variant)
@@ -164,7 +164,7 @@ class _Tiny:
                     Split(
                         shares=shares,
                         ns=max(shares) * slowness + self.drawn(*key, sorted(members)).randint(0, 9),
-                        bytes=tuple(nbytes * self.scale * n + self.bytes(4, *key, each) for each, n in members),
+                        bytes=tuple(nbytes * self.scale * n + self.bytes(4, *key, look) for look, n in members),
                     )
                 )
         return tuple(splits)
@@ -188,16 +188,16 @@ class _Tiny:
         return Axis(count=count, each_bytes=self.bytes(9, name), each_ps=self._rates(7000, name), shared=shared)
 
     def _block(self, name: str, axes: tuple[Axis, ...]) -> Block:
-        found = []
+        options = []
         chance = self.rng.choice((0.2, 0.5))
         for size in range(1, self.coarse + 1):
             for devices in combinations(range(self.count), size):
                 if self.drawn(name, self.classes(devices)).random() < chance:
-                    found.append(self._option(name, devices))
-        if not found:
-            found = [self._option(name, (device,)) for device in self.rng.choice(self.hosts)]
-        self.rng.shuffle(found)
-        return Block(options=tuple(found), axes=axes)
+                    options.append(self._option(name, devices))
+        if not options:
+            options = [self._option(name, (device,)) for device in self.rng.choice(self.hosts)]
+        self.rng.shuffle(options)
+        return Block(options=tuple(options), axes=axes)
 
     def _option(self, name: str, devices: tuple[int, ...]) -> Option:
         key = (name, self.classes(devices))

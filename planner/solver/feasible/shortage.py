@@ -54,7 +54,7 @@ def shortage(problem: Problem, limit: float) -> Shortage:
 def _searched(problem: Problem, least: int, limit: float, from_below: bool) -> tuple[int, tuple[int, ...]]:
     """Return the bound that is proven of all packings, and the best that was found."""
     model = Model(problem, everything(problem), elastic=True)
-    missing = sum(model.short)
+    missing = sum(model.memory.short)
     model.model.add(missing >= least)
     best = minimise(model, missing, Settings(), what="missing bytes", mode=best_within(limit, from_below=from_below))
-    return best.bound, tuple(model.value(variable) for variable in model.short)
+    return best.bound, tuple(model.value(variable) for variable in model.memory.short)

@@ -17,9 +17,9 @@ def test_every_answer_written_out() -> None:
     seen = []
     for seed in range(120):
         problem = tiny_problem(seed)
-        found = list(islice(every_answer(problem), FEW))
-        if len(found) < FEW:
-            values = [each for answer in found if (each := value(problem, answer)) is not None]
+        answers = list(islice(every_answer(problem), FEW))
+        if len(answers) < FEW:
+            values = [priced for answer in answers if (priced := value(problem, answer)) is not None]
             assert best(problem) == min(values, default=None), f"seed {seed}"
             seen.append((problem, bool(values)))
     assert len(seen) >= 30

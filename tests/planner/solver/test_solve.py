@@ -23,8 +23,8 @@ def _value(problem: Problem, answer: Answer) -> Value:
     layers = [0] * len(problem.groups)
     for stage in answer.stages:
         layers[stage.group] = stage.num_layers
-    found = certify(problem, answer)
-    return (*goal_value(problem, found.load_bytes, layers), found.step_ns, len(answer.stages))
+    certificate = certify(problem, answer)
+    return (*goal_value(problem, certificate.load_bytes, layers), certificate.step_ns, len(answer.stages))
 
 
 def _more(problem: Problem, nbytes: tuple[int, ...]) -> Problem:
@@ -51,7 +51,9 @@ def test_the_random_problems_are_of_every_kind() -> None:
     problems = [tiny_problem(seed) for seed in SEEDS]
     solved = [tiny_answer(seed) for seed in SEEDS]
     assert 0.1 <= solved.count(None) / len(SEEDS) <= 0.3
-    pairs = [(problem, each.answer) for problem, each in zip(problems, solved, strict=True) if each is not None]
+    pairs = [
+        (problem, outcome.answer) for problem, outcome in zip(problems, solved, strict=True) if outcome is not None
+    ]
     assert {len(answer.stages) for _, answer in pairs} >= {1, 2, 3}
     for goal in ("time", "balance", "fill"):
         assert sum(problem.goal == goal for problem, _ in pairs) >= 30
@@ -70,9 +72,9 @@ def test_the_random_problems_are_of_every_kind() -> None:
     assert 0.4 <= len(tails) / len(pairs) <= 0.8
     for name in ("first", "last"):
         shares = [
-            given is None
+            pieces is None
             for tail, placed in tails
-            for axis, given in zip(tail.axes, placed.shares, strict=True)
+            for axis, pieces in zip(tail.axes, placed.shares, strict=True)
             if axis.shared == name
         ]
         assert min(shares.count(True), shares.count(False)) >= 5
@@ -83,8 +85,8 @@ def test_one_answer_whatever_the_search(start: int) -> None:
     for seed in range(start, start + 5):
         expected = tiny_answer(seed)
         for workers, number in ((1, 1), (1, 12345), (2, 0), (2, 7)):
-            found = solve(tiny_problem(seed), Settings(workers=workers, seed=number))
-            assert (found and found.answer) == (expected and expected.answer), f"seed {seed}"
+            solved = solve(tiny_problem(seed), Settings(workers=workers, seed=number))
+            assert (solved and solved.answer) == (expected and expected.answer), f"seed {seed}"
 
 
 def test_whether_it_fits() -> None:
@@ -112,10 +114,10 @@ def test_with_a_gap_the_answer_is_certified_and_does_not_depend_on_seed_or_worke
 
 
 def missing(problem: Problem) -> tuple[int, ...]:
-    found = shortage(problem, 10.0)
-    assert found.missing is not None
-    assert found.least_bytes == sum(found.missing)
-    return found.missing
+    short = shortage(problem, 10.0)
+    assert short.missing is not None
+    assert short.least_bytes == sum(short.missing)
+    return short.missing
 
 
 def test_missing_bytes_are_the_least_there_are() -> None:

@@ -7,16 +7,16 @@ import pytest
 from planner.solver.minimise import Settings
 from planner.solver.problem import Option, Receive, Split
 from planner.solver.solve import solve
-from planner.solver.symmetry import moved, twins
+from planner.solver.symmetry import equal_hosts, moved
 from tests.planner.instances import cpu, formulation, host
 from tests.planner.tiny_problems import tiny_problem
 
 ONE = Settings(workers=1)
 
 
-def test_twins_are_hosts_that_differ_by_name_alone() -> None:
-    found = [(problem, pairs) for seed in range(300) if (pairs := twins(problem := tiny_problem(seed)))]
-    for problem, pairs in found:
+def test_equal_hosts_are_hosts_that_differ_by_name_alone() -> None:
+    with_pairs = [(problem, pairs) for seed in range(300) if (pairs := equal_hosts(problem := tiny_problem(seed)))]
+    for problem, pairs in with_pairs:
         for one, other in pairs:
             here, there = (problem.hosts[host] for host in (one, other))
             assert [problem.capacity_bytes[d] for d in here] == [problem.capacity_bytes[d] for d in there]
@@ -27,14 +27,14 @@ def test_equal_hosts_may_change_places_whatever_is_over_several(monkeypatch: pyt
     network = {"class": "ethernet", "bandwidth": "25 Gbit/s", "latency": "20 us"}
     problem = formulation({"hosts": hosts, "network": network}, "eagle3").problem
     assert any(group.site >= len(problem.hosts) for group in problem.groups)
-    assert twins(problem) == ((0, 1), (1, 2))
-    found = solve(problem, ONE)
-    monkeypatch.setattr("planner.solver.solve.twins", lambda _: ())
+    assert equal_hosts(problem) == ((0, 1), (1, 2))
+    solved = solve(problem, ONE)
+    monkeypatch.setattr("planner.solver.search.equal_hosts", lambda _: ())
     expected = solve(problem, ONE)
-    assert found is not None
+    assert solved is not None
     assert expected is not None
-    assert found.objective_ns == expected.objective_ns
-    layers = [sum(s.num_layers for s in found.answer.stages if problem.groups[s.group].site == h) for h in range(3)]
+    assert solved.objective_ns == expected.objective_ns
+    layers = [sum(s.num_layers for s in solved.answer.stages if problem.groups[s.group].site == h) for h in range(3)]
     assert layers == sorted(layers, reverse=True)
 
 

@@ -55,7 +55,7 @@ MAP = {"": "g0", "model.layers.2": "g1", "model.layers.3": "g2", "model.norm": "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """What a plan is made of; without a model the demo."""
+    """Inputs of a plan; without a model those of the demo."""
 
     inventory: Any
     model: dict[str, Any] | None = None
@@ -144,8 +144,8 @@ def expected(name: str) -> str:
 @pytest.mark.parametrize("name", CASES)
 def test_search_and_listing_order_do_not_matter(name: str) -> None:
     for workers, seed in SEARCHES:
-        found = planned(name, Settings(workers=workers, seed=seed), seed)
-        assert codec.dumps(found) == expected(name), (workers, seed)
+        plan = planned(name, Settings(workers=workers, seed=seed), seed)
+        assert codec.dumps(plan) == expected(name), (workers, seed)
 
 
 def test_the_process_does_not_matter() -> None:
@@ -166,7 +166,7 @@ def test_the_process_does_not_matter() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_its_own_inputs_lead_to_it(name: str, tmp_path: Path) -> None:
-    """What ``check`` does."""
+    """``check`` does the same."""
     frozen = codec.loads(expected(name))
     base, draft = inputs(CASES[name])
     write(tmp_path / "plan", frozen, base, draft)

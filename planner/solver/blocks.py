@@ -1,0 +1,126 @@
+"""Blocks in the CP-SAT model: where the parts beside the layers are, and how their axes are dealt out over devices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ortools.sat.python import cp_model
+
+from planner.solver.problem import Axis, Problem
+from planner.solver.restriction import Choice
+from planner.solver.variables import Bool, Builder, Costs, Devices, Linear
+
+FIRST, LAST, TAIL = range(3)
+"""Indices of the blocks; there may be no tail."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blocks:
+    """Variables of the blocks, by block b, choice x of it, axis a and device d."""
+
+    on: tuple[tuple[Bool, ...], ...]
+    """on[b][x]: block b is on the option, and divided as the split, of its choice x."""
+    on_devices: tuple[dict[Devices, Bool], ...]
+    """on_devices[b][devices]: block b is on exactly these devices, whatever its split."""
+    shares: tuple[tuple[tuple[cp_model.IntVar, ...], ...], ...]
+    """shares[b][a][d]: pieces of axis a of block b on device d that are its own; all 0 where the axis is shared."""
+    costs: Costs
+    """Time of the blocks, without what they receive, and their bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Block:
+    on: tuple[Bool, ...]
+    on_devices: dict[Devices, Bool]
+    shares: tuple[tuple[cp_model.IntVar, ...], ...]
+    read: tuple[tuple[Linear, ...], ...]
+    """read[a][d]: pieces of axis a that device d reads: its own, or where the axis is shared those of the owner."""
+    costs: Costs
+
+
+def add_blocks(builder: Builder, problem: Problem, choices: Sequence[Sequence[Choice]]) -> Blocks:
+    """Add the blocks one after another; an axis may be shared with a block before its own."""
+    blocks: list[_Block] = []
+    for number, (block, kept) in enumerate(zip(problem.blocks, choices, strict=True)):
+        blocks.append(_add_block(builder, problem, number, block.axes, kept, blocks))
+    return Blocks(
+        on=tuple(block.on for block in blocks),
+        on_devices=tuple(block.on_devices for block in blocks),
+        shares=tuple(block.shares for block in blocks),
+        costs=Costs(
+            time_ns=tuple(term for block in blocks for term in block.costs.time_ns),
+            load_bytes=tuple(term for block in blocks for term in block.costs.load_bytes),
+        ),
+    )
+
+
+def _add_block(
+    builder: Builder,
+    problem: Problem,
+    number: int,
+    axes: Sequence[Axis],
+    choices: Sequence[Choice],
+    before: Sequence[_Block],
+) -> _Block:
+    on = tuple(builder.flag(f"on{number}_{x}") for x in range(len(choices)))
+    builder.model.add_exactly_one(on)
+    time_ns: list[Linear] = []
+    load_bytes: list[tuple[int, Linear]] = []
+    # holders[d]: the choices that put the block on device d.
+    holders: list[list[Bool]] = [[] for _ in problem.devices]
+    same: dict[Devices, list[Bool]] = {}
+    for variable, choice in zip(on, choices, strict=True):
+        same.setdefault(choice.option.devices, []).append(variable)
+        time_ns.append(choice.split.ns * variable)
+        for device, nbytes in zip(choice.option.devices, choice.split.bytes, strict=True):
+            load_bytes.append((device, nbytes * variable))
+            holders[device].append(variable)
+    on_devices = {devices: builder.any_of(variables) for devices, variables in same.items()}
+    shares, read = [], []
+    for a, axis in enumerate(axes):
+        own = tuple(
+            builder.integer(axis.count if holders[d] else 0, f"share{number}_{a}_{d}") for d in range(len(holders))
+        )
+        owner = None if axis.shared is None else before[FIRST if axis.shared == "first" else LAST]
+        reads = _deal_out(builder, axis, own, holders, on_devices, owner)
+        if any(axis.each_ps):
+            time_ns.append(builder.slowest_ns(reads, axis.each_ps, axis.count, problem.quantum_ns))
+        load_bytes += [(device, axis.each_bytes * count) for device, count in enumerate(own)]
+        shares.append(own)
+        read.append(reads)
+    return _Block(
+        on=on,
+        on_devices=on_devices,
+        shares=tuple(shares),
+        read=tuple(read),
+        costs=Costs(time_ns=tuple(time_ns), load_bytes=tuple(load_bytes)),
+    )
+
+
+def _deal_out(
+    builder: Builder,
+    axis: Axis,
+    own: Sequence[cp_model.IntVar],
+    holders: Sequence[Sequence[Bool]],
+    on_devices: dict[Devices, Bool],
+    owner: _Block | None,
+) -> tuple[Linear, ...]:
+    """Deal the pieces of an axis out over the devices of its block; return how many each device reads."""
+    model = builder.model
+    for count, on in zip(own, holders, strict=True):
+        # Pieces are only on devices of the block.
+        model.add(count <= axis.count * sum(on))
+    if owner is None:
+        model.add(sum(own) == axis.count)
+        return tuple(own)
+    # On the owner's devices the axis is the owner's, and no piece of it is dealt out again.
+    shared = sum(
+        builder.both(on, owner.on_devices[devices]) for devices, on in on_devices.items() if devices in owner.on_devices
+    )
+    model.add(sum(own) == axis.count * (1 - shared))
+    reads = []
+    for mine, theirs in zip(own, owner.read[0], strict=True):
+        read = builder.integer(axis.count, f"read{mine.index}")
+        model.add(read >= mine)
+        model.add(read >= theirs - axis.count * (1 - shared))
+        reads.append(read)
+    return tuple(reads)

@@ -1,0 +1,123 @@
+"""Stages in the CP-SAT model: which groups run one, how many layers each has, and what these take."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ortools.sat.python import cp_model
+
+from planner.solver.problem import Problem
+from planner.solver.variables import Bool, Builder, Costs, Linear
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stages:
+    """Variables of the stages, by group G, layer kind k, split c of that kind and member j of the group."""
+
+    runs: tuple[Bool, ...]
+    """runs[G]: group G runs a stage."""
+    layers: tuple[tuple[tuple[cp_model.IntVar, ...], ...], ...]
+    """layers[G][k][c]: layers of kind k that G runs divided as split c."""
+    units: tuple[tuple[tuple[cp_model.IntVar, ...], ...], ...]
+    """units[G][k][j]: units of member j, summed over the layers of kind k that G runs."""
+    size: tuple[Linear, ...]
+    """size[G]: layers of G's stage, 0 where it runs none."""
+    costs: Costs
+    """Time of the layers, without what stages receive; bytes of layers and stages."""
+
+
+def add_stages(builder: Builder, problem: Problem) -> Stages:
+    """Add the stages: their variables, what every placement of layers satisfies, and their costs."""
+    groups = list(enumerate(problem.groups))
+    runs = tuple(builder.flag(f"runs{i}") for i, _ in groups)
+    layers = tuple(
+        tuple(
+            tuple(builder.integer(problem.layers_of(k), f"n{i}_{k}_{c}") for c in range(len(splits)))
+            for k, splits in enumerate(group.splits)
+        )
+        for i, group in groups
+    )
+    units = tuple(
+        tuple(
+            tuple(builder.integer(kind.units * problem.layers_of(k), f"u{i}_{k}_{j}") for j in range(members))
+            for k, kind in enumerate(problem.kinds)
+        )
+        for i, members in enumerate(len(group.devices) for group in problem.groups)
+    )
+    size: tuple[Linear, ...] = tuple(sum(n for counts in kinds for n in counts) for kinds in layers)
+    _assign_layers(builder, problem, runs, layers, units, size)
+    time_ns = _time(builder, problem, layers, units)
+    load_bytes = _load(problem, runs, layers, units)
+    costs = Costs(time_ns=tuple(time_ns), load_bytes=tuple(load_bytes))
+    return Stages(runs=runs, layers=layers, units=units, size=size, costs=costs)
+
+
+def containing(problem: Problem, device: int) -> list[int]:
+    """Return the groups that a device is a member of."""
+    return [index for index, group in enumerate(problem.groups) if device in group.devices]
+
+
+def _assign_layers(
+    builder: Builder,
+    problem: Problem,
+    runs: Sequence[Bool],
+    layers: Sequence[Sequence[Sequence[cp_model.IntVar]]],
+    units: Sequence[Sequence[Sequence[cp_model.IntVar]]],
+    size: Sequence[Linear],
+) -> None:
+    model = builder.model
+    for k in range(len(problem.kinds)):
+        # Every layer runs in exactly one stage.
+        model.add(sum(n for kinds in layers for n in kinds[k]) == problem.layers_of(k))
+    for i, kinds in enumerate(layers):
+        for k, counts in enumerate(kinds):
+            # Only a group that runs a stage has layers, and all units of these are dealt out over its members.
+            model.add(sum(counts) <= problem.layers_of(k) * runs[i])
+            model.add(sum(units[i][k]) == problem.kinds[k].units * sum(counts))
+        # A stage has a layer at least: an empty one would cost its hop and weigh in the number of stages.
+        model.add(size[i] >= runs[i])
+        if problem.counts is not None:
+            model.add(size[i] == problem.counts[i])
+    for device in range(len(problem.devices)):
+        # A device is in one stage at most.
+        model.add_at_most_one(runs[index] for index in containing(problem, device))
+
+
+def _time(
+    builder: Builder,
+    problem: Problem,
+    layers: Sequence[Sequence[Sequence[cp_model.IntVar]]],
+    units: Sequence[Sequence[Sequence[cp_model.IntVar]]],
+) -> Iterator[Linear]:
+    """Yield the time of each stage's layers per kind: of their splits, and of the member with most to do in units."""
+    for i, group in enumerate(problem.groups):
+        for k, kind in enumerate(problem.kinds):
+            yield _splits_ns(builder, problem, layers[i][k], [split.ns for split in group.splits[k]])
+            rates_ps = [kind.unit_ps[device] for device in group.devices]
+            most = problem.layers_of(k) * kind.units
+            yield builder.slowest_ns(units[i][k], rates_ps, most, problem.quantum_ns)
+
+
+def _splits_ns(builder: Builder, problem: Problem, counts: Sequence[Linear], split_ns: Sequence[int]) -> Linear:
+    """Return sum(count * ns) over the splits, rounded up to whole quanta."""
+    if not split_ns:
+        return 0
+    quanta = builder.integer(problem.layers * max(split_ns) // problem.quantum_ns + 1, "quanta")
+    time_ns = sum(count * ns for count, ns in zip(counts, split_ns, strict=True))
+    builder.model.add(problem.quantum_ns * quanta >= time_ns)
+    return problem.quantum_ns * quanta
+
+
+def _load(
+    problem: Problem,
+    runs: Sequence[Bool],
+    layers: Sequence[Sequence[Sequence[cp_model.IntVar]]],
+    units: Sequence[Sequence[Sequence[cp_model.IntVar]]],
+) -> Iterator[tuple[int, Linear]]:
+    """Yield the bytes on each member: once per stage, per layer of each split, and per unit."""
+    for i, group in enumerate(problem.groups):
+        for j, device in enumerate(group.devices):
+            yield device, group.stage_bytes[j] * runs[i]
+            for k, kind in enumerate(problem.kinds):
+                yield device, kind.unit_bytes * units[i][k][j]
+                for count, split in zip(layers[i][k], group.splits[k], strict=True):
+                    yield device, split.bytes[j] * count
