@@ -38,18 +38,18 @@ class Timed:
     devices: int
     groups: int
     splits: int
-    """Of the problem, over all groups, and of the blocks."""
+    """Splits of the problem, over all groups and blocks."""
     solve_s: float
     wall_s: float
     rss_bytes: int
-    """The most that the process had."""
+    """Peak resident memory of the process."""
     status: str
     gap: float
     objective_ns: int
 
     @property
     def kept(self) -> bool:
-        """Whether it took no more than it may."""
+        """Tell whether the run took no more than it may."""
         speed = self.speed
         solved = speed.most_solve_s is None or self.solve_s <= speed.most_solve_s
         in_all = speed.most_wall_s is None or self.wall_s <= speed.most_wall_s
@@ -70,7 +70,7 @@ def timed(speed: Speed) -> Timed:
         inventory.write_text(json.dumps(speed.inventory))  # JSON is YAML
         arguments = ["--gpus", inventory, "--model", model, "--draft", draft, "--out", directory / "plan"]
         command = [sys.executable, "-m", "planner", "build", "--plan-only", "--json", *map(str, arguments)]
-        said, wall_s, rss_bytes = _run(command, directory / "seen.json")
+        report, wall_s, rss_bytes = _run(command, directory / "seen.json")
         base = load_base(model)
         head = load_draft(draft, base)
         options = resolve(Wanted(), "bfloat16", base, head)
@@ -83,12 +83,12 @@ def timed(speed: Speed) -> Timed:
         devices=len(problem.devices),
         groups=len(problem.groups),
         splits=sum(map(len, listed)),
-        solve_s=said["solve_s"],
+        solve_s=report["solve_s"],
         wall_s=wall_s,
         rss_bytes=rss_bytes,
-        status=said["status"],
-        gap=1 - said["bound_ns"] / said["objective_ns"],
-        objective_ns=said["objective_ns"],
+        status=report["status"],
+        gap=1 - report["bound_ns"] / report["objective_ns"],
+        objective_ns=report["objective_ns"],
     )
 
 
@@ -105,13 +105,13 @@ with open(sys.argv[1], "w") as file:
 
 
 def _run(command: Sequence[str], report: Path) -> tuple[dict[str, Any], float, int]:
-    """What a program says in JSON, its time in s, and its peak memory in bytes."""
+    """Run a program; return its JSON, its time in s, and its peak memory in bytes."""
     watched = [sys.executable, "-c", WATCH, str(report), *command]
-    said = subprocess.run(watched, stdout=subprocess.PIPE, cwd=ROOT, check=True).stdout
+    output = subprocess.run(watched, stdout=subprocess.PIPE, cwd=ROOT, check=True).stdout
     seen = json.loads(report.read_text())
     if seen["code"]:
         raise SystemExit(f"{' '.join(command)}: exit code {seen['code']}")
-    return json.loads(said), seen["wall_s"], seen["maxrss"] * (1 if sys.platform == "darwin" else 1024)
+    return json.loads(output), seen["wall_s"], seen["maxrss"] * (1 if sys.platform == "darwin" else 1024)
 
 
 SPEED_TITLES = ("instance", "groups", "splits", "solve s", "wall s", "peak MiB", "status", "gap")
@@ -234,7 +234,7 @@ def markdown(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def splits_of(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def in_columns(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rows = [titles, *lines]
     widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -247,26 +247,26 @@ def main() -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
     form.add_argument("--markdown", action="store_true")
-    given = parser.parse_args()
-    names = [each.name for each in (SPEED if given.what == "speed" else RIVALRIES)]
-    for name in given.only or ():
+    arguments = parser.parse_args()
+    names = [instance.name for instance in (SPEED if arguments.what == "speed" else RIVALRIES)]
+    for name in arguments.only or ():
         if name not in names:
             parser.error(f"--only {name}: expected one of {', '.join(names)}")
-    chosen = given.only or names
+    chosen = arguments.only or names
     titles: tuple[str, ...]
     lines: list[tuple[str, ...]]
-    if given.what == "speed":
-        timings = [timed(each) for each in SPEED if each.name in chosen]
+    if arguments.what == "speed":
+        timings = [timed(instance) for instance in SPEED if instance.name in chosen]
         titles, lines = SPEED_TITLES, [speed_line(row) for row in timings]
         data, bad = [speed_data(row) for row in timings], [row.speed.name for row in timings if not row.kept]
     else:
-        comparisons = [compare(each) for each in RIVALRIES if each.name in chosen]
+        comparisons = [compare(instance) for instance in RIVALRIES if instance.name in chosen]
         titles, lines = RIVAL_TITLES, [rival_line(row) for row in comparisons]
         data, bad = [rival_data(row) for row in comparisons], [row.rivalry.name for row in comparisons if beaten(row)]
-    if given.json:
+    if arguments.json:
         print(json.dumps(data, indent=2))
     else:
-        print((markdown if given.markdown else splits_of)(titles, lines))
+        print((markdown if arguments.markdown else in_columns)(titles, lines))
     if bad:
         print(f"not as promised: {', '.join(bad)}", file=sys.stderr)
         sys.exit(1)

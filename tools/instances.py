@@ -1,4 +1,4 @@
-"""What the planner is measured on: models by their configs, machines by their inventories, and pairs of the two.
+"""Instances to measure the planner on: models by their configs, machines by their inventories, pairs of the two.
 
 Models that are named are real; a model of so many GB has the layers of a real one, as many as make up that size in
 bfloat16 with embedding and lm_head.
@@ -148,7 +148,7 @@ class Speed:
     inventory: Hosts
     most_solve_s: float | None
     most_wall_s: float | None
-    """What it may take; None: no promise."""
+    """Most seconds that it may take; None: no promise."""
 
     @property
     def draft(self) -> Config:

@@ -1,4 +1,4 @@
-"""What others would do with the same model and devices, priced by our own cost and memory model.
+"""Placements that others would choose for the same model and devices, priced by our own cost and memory model.
 
 Equal shares are those of vLLM: tensor parallel over a number that divides the heads, where it is more than there are
 KV heads these are repeated; pipeline stages of equally many layers, the remainder on the last stages but one; ranks in
@@ -45,7 +45,7 @@ from plans.kv import KvDivision
 from plans.schema import Inventory, Model
 
 ROOMY_BYTES = 1 << 62
-"""Of a device whose load is asked for, whatever it has."""
+"""Capacity of a device whose load is asked for, whatever memory it has."""
 
 LIMIT = 20.0
 """Deterministic limit of a proof."""
@@ -69,7 +69,7 @@ class Priced:
     name: str
     step_ns: int
     short_bytes: int
-    """What is missing on its devices, in all; 0: it fits."""
+    """Bytes missing on its devices, in all; 0: it fits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,13 +85,13 @@ class Mapped:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What we and the others make of an instance."""
+    """Placements of one instance: ours, and those of the others."""
 
     rivalry: Rivalry
     ours: Solved | None
     """None: proven that nothing fits."""
     stages: str
-    """Of ours, in words."""
+    """Our stages, in words."""
     equal: Priced
     mapped: Mapped
 
@@ -133,13 +133,13 @@ def _in_words(formulation: Formulation, answer: Answer) -> str:
     stages = []
     for stage in answer.stages:
         types = [devices[d].type for d in formulation.problem.groups[stage.group].devices]
-        counted = " + ".join(f"{types.count(each)} x {each}" for each in dict.fromkeys(types))
+        counted = " + ".join(f"{types.count(name)} x {name}" for name in dict.fromkeys(types))
         stages.append(f"{stage.num_layers} on {counted}")
     return ", ".join(stages)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Given(Formulation):
+class _Placed(Formulation):
     """A problem with nothing but the stages and blocks of a placement, in the order of execution."""
 
     parts: tuple[Part, ...]
@@ -165,7 +165,7 @@ def price(
 ) -> tuple[Problem, Priced]:
     """A placement in equal shares, by certify, and the problem that it is an answer of; it need not fit."""
     options = dataclasses.replace(formulation.options, kv_axis="heads", strategy="latency", custom=None)
-    given = _Given(
+    placed = _Placed(
         model=formulation.model,
         draft=None,
         options=options,
@@ -174,7 +174,7 @@ def price(
         embed=embed,
         head=head,
     )
-    problem = given.problem
+    problem = placed.problem
     assert len(problem.groups) == len(parts)
     answer = Answer(
         stages=tuple(_stages(problem, parts)),
@@ -190,7 +190,7 @@ def price(
 
 
 def _stages(problem: Problem, parts: Sequence[Part]) -> Iterator[StageAnswer]:
-    kinds = [kind for kind, count in problem.sequence for _ in range(count)]
+    kinds = problem.layer_kinds
     start = 0
     for g, part in enumerate(parts):
         here = kinds[start : start + part.layers]
@@ -201,7 +201,7 @@ def _stages(problem: Problem, parts: Sequence[Part]) -> Iterator[StageAnswer]:
             most = max((max(split.shares) for split in splits if len(set(split.shares)) == 1), default=0)
             chosen = [int(set(split.shares) == {most}) for split in splits]
             assert sum(chosen) == 1, "one of the splits is in equal shares"
-            layers.append(tuple(here.count(k) * each for each in chosen))
+            layers.append(tuple(here.count(k) * number for number in chosen))
             units.append(even(problem.kinds[k].units * here.count(k), size))
         yield StageAnswer(group=g, layers=tuple(layers), units=tuple(units))
 
@@ -216,9 +216,9 @@ def _whole(block: Block, devices: DeviceSet) -> BlockAnswer:
 
 def equal_layers(layers: int, stages: int) -> tuple[int, ...]:
     """vLLM's division (``get_pp_indices``): the remainder goes to the last stages, but not to the very last."""
-    each, more = divmod(layers, stages)
-    counts = [each] * stages
-    for position in range(2, more + 2):
+    fewest, rest = divmod(layers, stages)
+    counts = [fewest] * stages
+    for position in range(2, rest + 2):
         counts[-position] += 1
     return tuple(counts)
 
@@ -243,9 +243,9 @@ def repeat_heads(model: Model, size: int) -> Model:
 
     layers = tuple(
         dataclasses.replace(
-            each, attention=dataclasses.replace(each.attention, num_kv_heads=repeated(each.attention.num_kv_heads))
+            layer, attention=dataclasses.replace(layer.attention, num_kv_heads=repeated(layer.attention.num_kv_heads))
         )
-        for each in model.layers
+        for layer in model.layers
     )
     return dataclasses.replace(model, layers=layers)
 
@@ -256,15 +256,15 @@ def equal_shares(formulation: Formulation) -> Iterator[Priced]:
     total = model.num_layers
     for chosen in _choices(inventory):
         for size in allowed_sizes(model, len(chosen)):
-            given = dataclasses.replace(formulation, model=repeat_heads(model, size))
+            repeated = dataclasses.replace(formulation, model=repeat_heads(model, size))
             for stages in range(1, min(total, len(chosen) // size) + 1):
                 ranks = [_set(inventory, chosen[i * size : (i + 1) * size]) for i in range(stages)]
                 parts = [
                     Part(devices=devices, layers=layers)
                     for devices, layers in zip(ranks, equal_layers(total, stages), strict=True)
                 ]
-                name = _name(inventory, [d for each in ranks for d in each.devices], size, stages)
-                yield price(given, parts, ranks[0], ranks[-1], name)[1]
+                name = _name(inventory, [d for rank in ranks for d in rank.devices], size, stages)
+                yield price(repeated, parts, ranks[0], ranks[-1], name)[1]
 
 
 def best_equal_share(formulation: Formulation) -> Priced:
@@ -305,18 +305,20 @@ def balanced_map(config: dict[str, Any], inventory: Inventory) -> tuple[dict[str
     capacities = [device.capacity_bytes for device in inventory.devices if device.kind == "cuda"]
     limits: dict[int | str, int | str] = {**dict(enumerate(capacities)), "cpu": ROOMY_BYTES}
     balanced = modeling.get_balanced_memory(model, limits, no_split_module_classes=whole)
-    found = modeling.infer_auto_device_map(model, balanced, no_split_module_classes=whole)
-    return dict(found), dict(modeling.compute_module_sizes(model))
+    device_of = modeling.infer_auto_device_map(model, balanced, no_split_module_classes=whole)
+    return dict(device_of), dict(modeling.compute_module_sizes(model))
 
 
 def largest_host(inventory: Inventory) -> tuple[int, ...]:
     """Devices of the host with most memory: a map is of one process, so of one host."""
 
     def devices(host: str) -> list[int]:
-        return [d for d, each in enumerate(inventory.devices) if each.host == host and each.kind == "cuda"]
+        return [
+            index for index, device in enumerate(inventory.devices) if device.host == host and device.kind == "cuda"
+        ]
 
     def capacity(host: str) -> int:
-        return sum(inventory.devices[d].capacity_bytes for d in devices(host))
+        return sum(inventory.devices[index].capacity_bytes for index in devices(host))
 
     return tuple(devices(max((host.name for host in inventory.hosts), key=capacity)))
 
@@ -328,15 +330,15 @@ def mapped(formulation: Formulation, config: dict[str, Any]) -> Mapped:
     host = inventory.devices[usable[0]].host
     local = dataclasses.replace(
         inventory,
-        hosts=tuple(each for each in inventory.hosts if each.name == host),
+        hosts=tuple(listed for listed in inventory.hosts if listed.name == host),
         network=None,
         devices=tuple(inventory.devices[d] for d in usable),
     )
-    found, sizes = balanced_map(config, local)
-    spilled = [name for name, place in found.items() if place == "cpu"]
+    device_of, sizes = balanced_map(config, local)
+    spilled = [name for name, place in device_of.items() if place == "cpu"]
     nbytes = sum(sizes[name] for name in spilled)
-    last = max(place for place in found.values() if isinstance(place, int))
-    resident = {name: last if place == "cpu" else place for name, place in found.items()}
+    last = max(place for place in device_of.values() if isinstance(place, int))
+    resident = {name: last if place == "cpu" else place for name, place in device_of.items()}
     if "lm_head" in resident:  # else all is in one place
         resident["model.norm"] = resident["lm_head"]  # no byte of any account, and one piece with lm_head for us
     listed = device_map.read(resident, "accelerate", formulation.model, None, local.devices)
@@ -346,8 +348,8 @@ def mapped(formulation: Formulation, config: dict[str, Any]) -> Mapped:
     order = [index(pins[f"layers.{i}"]) for i in range(total)]
     parts = [Part(devices=_set(local, (device,)), layers=len(list(run))) for device, run in itertools.groupby(order)]
     embed, head = (_set(local, (index(pins[module]),)) for module in ("embed", "head"))
-    given = dataclasses.replace(formulation, inventory=local)
-    _, priced = price(given, parts, embed, head, "balanced")
+    on_host = dataclasses.replace(formulation, inventory=local)
+    _, priced = price(on_host, parts, embed, head, "balanced")
     if spilled:
         priced = dataclasses.replace(priced, step_ns=priced.step_ns + copy_ns(nbytes), short_bytes=0)
     return Mapped(priced=priced, spilled_bytes=nbytes, spilled_from=spilled[0] if spilled else None)
