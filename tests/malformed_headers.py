@@ -1,4 +1,4 @@
-"""Safetensors files that are none: one per way to be wrong, each as the bytes of a header, or as a whole file."""
+"""Malformed safetensors files: one per rule that is broken, as the bytes of a header or of a whole file."""
 
 import json
 import struct
@@ -10,7 +10,7 @@ Write = Callable[[Path], None]
 
 
 def raw(header: bytes, data: bytes = b"", length: int | None = None) -> Write:
-    """A file of a header, claimed to have ``length`` bytes, and data."""
+    """Return a writer of a file with a header, claimed to have ``length`` bytes, and data."""
     content = struct.pack("<Q", len(header) if length is None else length) + header + data
     return lambda file: file.write_bytes(content) and None  # type: ignore[func-returns-value]
 
@@ -20,7 +20,7 @@ def whole(content: bytes) -> Write:
 
 
 def sparse(prefix: bytes, size: int) -> Write:
-    """A file that begins with ``prefix`` and claims room that it does not take."""
+    """Return a writer of a file that begins with ``prefix`` and is a hole up to ``size``."""
 
     def write(file: Path) -> None:
         with file.open("wb") as stream:
@@ -43,7 +43,7 @@ def one(**changes: Any) -> Write:
 
 
 def text(entry: str, size: int = 24) -> Write:
-    """One tensor whose entry is written as it is."""
+    """Return a writer of one tensor whose entry is given as text."""
     return raw(f'{{"a":{entry}}}'.encode(), bytes(size))
 
 
@@ -56,7 +56,7 @@ def entry(shape: str = "[2,3]", offsets: str = "[0,24]", dtype: str = '"F32"') -
 
 
 def many(count: int, last: str) -> bytes:
-    """A header of many empty tensors and a last entry."""
+    """Return a header of many empty tensors and a last entry."""
     rows = [f'"model.layers.{i}.weight":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(count)]
     return f"{{{','.join(rows)},{last}}}".encode()
 

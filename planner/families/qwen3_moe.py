@@ -41,7 +41,7 @@ def read(keys: Keys) -> BaseReading:
     """Read a config; raise ConfigError with the key that is missing, wrong or not computed here."""
     refuse_window(keys, layers=None)
     keys.expect("mlp_bias", False, "the MLP of qwen3_moe has no biases")
-    keys.expect("qkv_bias", False, "biases of q, k and v are told by attention_bias")
+    keys.expect("qkv_bias", False, "attention_bias says whether q, k and v have biases")
     keys.expect("use_qk_norm", True, "q and k of qwen3_moe have norms")
     keys.expect("shared_expert_intermediate_size", 0, "experts that every token takes are not computed here")
     bias = keys.boolean("attention_bias", False)

@@ -44,7 +44,7 @@ CLASSES: dict[str, tuple[type[Any], type[Any]]] = {
     "mixtral": (MixtralConfig, MixtralForCausalLM),
     "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
 }
-"""Config and model of each family."""
+"""Config and model class of each family."""
 
 OWN: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -54,16 +54,16 @@ OWN: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "norm_topk_prob": True},
 }
-"""What a small config of each family says besides SMALL."""
+"""Keys of a small config of each family, besides SMALL."""
 
 
 def config_of(family: str, **changes: Any) -> Any:
-    """transformers' config of a tiny model."""
+    """Return transformers' config of a tiny model."""
     return CLASSES[family][0](**(SMALL | OWN[family] | changes))
 
 
 def saved(path: Path, family: str = "llama", max_shard_size: str = "1GB", **changes: Any) -> Path:
-    """A directory with a tiny random model; none of its biases or norms is trivial."""
+    """Save a tiny random model in a directory, none of whose biases or norms is trivial."""
     model = CLASSES[family][1](config_of(family, **changes))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -75,14 +75,14 @@ def saved(path: Path, family: str = "llama", max_shard_size: str = "1GB", **chan
 
 
 def bare(path: Path, config: dict[str, Any]) -> Path:
-    """A bare config; its file."""
+    """Write a bare config; return its file."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
     return path / "config.json"
 
 
 def refused(error: type[InputError], action: Callable[[], Any]) -> str:
-    """The message with which ``action`` is refused."""
+    """Return the message with which ``action`` is refused."""
     with pytest.raises(error) as caught:
         action()
     assert caught.value.exit_code == 2

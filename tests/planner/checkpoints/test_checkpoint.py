@@ -1,4 +1,4 @@
-"""Checkpoints by their headers: everything a file claims is checked, and each refusal is asserted whole."""
+"""Reading checkpoints: everything that a file claims is checked, and whole messages are asserted."""
 
 import json
 import os
@@ -216,9 +216,9 @@ def test_what_is_converted_is_what_the_library_reads(tmp_path: Path, zipped: boo
     }
     torch.save(values, tmp_path / PICKLE, _use_new_zipfile_serialization=zipped)
     pickle_to_safetensors.convert(tmp_path / PICKLE, tmp_path / SINGLE)
-    found = load_file(tmp_path / SINGLE)
-    assert found.keys() == values.keys()
-    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in values.items())
+    loaded = load_file(tmp_path / SINGLE)
+    assert loaded.keys() == values.keys()
+    assert all(torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype for name, value in values.items())
     header, file = read_header(tmp_path / SINGLE)
     assert header.keys() == values.keys()
     pickle_to_safetensors.convert(tmp_path / PICKLE, tmp_path / "header", header_only=True)

@@ -1,4 +1,4 @@
-"""Headers of safetensors files: everything a file claims is checked, and whatever is wrong is one clean refusal."""
+"""Headers of checkpoint files: whatever is malformed is one CheckpointError, in bounded time and memory."""
 
 import json
 import struct
@@ -170,7 +170,7 @@ def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
     assert set(read_header(tmp_path / "part")[0]) == {"a", "b"}
 
 
-# Sixty ways, and more, to be wrong
+# Malformed headers, more than sixty
 
 
 READ = """

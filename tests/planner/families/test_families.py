@@ -1,4 +1,4 @@
-"""Families: both spellings of a config, every key judged, and every tensor of a checkpoint the derived one."""
+"""Loading base models: both spellings of a config, every key, and every tensor of a checkpoint."""
 
 import json
 from collections.abc import Callable

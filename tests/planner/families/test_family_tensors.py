@@ -1,4 +1,4 @@
-"""Each family against transformers: names, shapes and dtypes of tensors, what they mean, and every key judged."""
+"""Each family against transformers: names, shapes, dtypes and meaning of tensors, and every key of a config."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ CASES = [(family, changes) for family in CLASSES for changes in [*PLAIN, *BIASED
 
 
 def tensors_of(base: BaseInput) -> dict[str, torch.Tensor]:
-    """Role to tensor."""
+    """Return the tensors by role."""
     stored = load_file(base.checkpoint.directory / SINGLE)
     return {role: stored[source.name] for role, source in base.roles.items()}
 
@@ -95,7 +95,7 @@ def test_roles_mean_what_transformers_computes(tmp_path: Path, family: str) -> N
 
 
 def mlp_of(base: BaseInput, i: int, roles: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """The MLP of a layer by what the records say, from the tensors by role."""
+    """Compute the MLP of a layer as the plan's records describe it, from the tensors by role."""
     mlp = [layers.mlp for layers in base.model.layers for _ in range(layers.num_layers)][i]
 
     def gated(prefix: str, rows: torch.Tensor) -> torch.Tensor:
@@ -168,8 +168,8 @@ def test_dense_layers_among_experts_are_classes_of_their_own(
     tmp_path: Path, changes: dict[str, Any], kinds: str
 ) -> None:
     base = load_base(bare(tmp_path, SMALL | OWN["qwen3_moe"] | {"model_type": "qwen3_moe"} | changes))
-    found = "".join(("E" if c.mlp.kind == "moe" else "d") * c.num_layers for c in base.model.layers)
-    assert found == kinds
+    layers = "".join(("E" if c.mlp.kind == "moe" else "d") * c.num_layers for c in base.model.layers)
+    assert layers == kinds
     assert all(one.mlp != other.mlp for one, other in zip(base.model.layers, base.model.layers[1:], strict=False))
     sizes = {c.mlp.kind: c.mlp.intermediate_size for c in base.model.layers}
     assert sizes["moe"] == 12
@@ -177,7 +177,7 @@ def test_dense_layers_among_experts_are_classes_of_their_own(
 
 
 def test_sizes_of_each_layer(tmp_path: Path) -> None:
-    """A model of transformers whose MLPs are replaced by ones of other sizes."""
+    """Save a model of transformers whose MLPs are replaced by ones of other sizes."""
     sizes = [24, 24, 40, 8, 8, 8, 24]
     saved(tmp_path)
     config = config_of("llama")
@@ -373,7 +373,7 @@ KEYS: list[tuple[str, dict[str, Any], str]] = [
     (
         "qwen3_moe",
         {"qkv_bias": True},
-        "qkv_bias: found True, expected False: biases of q, k and v are told by attention_bias",
+        "qkv_bias: found True, expected False: attention_bias says whether q, k and v have biases",
     ),
     (
         "qwen3_moe",

@@ -1,4 +1,4 @@
-"""EAGLE heads: the kind by the tensors, every key judged, and the tensors of the official layouts."""
+"""Loading EAGLE heads: the kind by the tensors, every key, and the tensors of the official layouts."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ EAGLE3 = HEAD | {"architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size"
 
 
 def shapes_of_eagle(config: dict[str, Any], layers: int = 1) -> dict[str, tuple[int, ...]]:
-    """By the table of the reference, written out."""
+    """Return the tensors of the reference implementation, written out."""
     table: dict[str, tuple[int, ...]] = {"fc.weight": (16, 32)}
     if config.get("bias", True):
         table["fc.bias"] = (16,)
@@ -165,7 +165,7 @@ OFFICIAL: list[tuple[str, dict[str, Any]]] = [
         | {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 5], "use_aux_hidden_state": True}},
     ),
 ]
-"""The spellings in which heads of each family are published: by the authors of EAGLE, and for SpecForge and SGLang."""
+"""Configs as heads of each family are published: by the authors of EAGLE, and for SpecForge and SGLang."""
 
 
 @pytest.mark.parametrize(("family", "config"), OFFICIAL, ids=[family for family, _ in OFFICIAL])
@@ -311,7 +311,7 @@ def test_the_map_is_there_exactly_when_vocabularies_differ(tmp_path: Path, base:
 
 
 def test_maps_of_the_whole_vocabulary_are_not_needed(tmp_path: Path, base: BaseInput) -> None:
-    """As the reference has it, which takes them out before it loads such a head (Vicuna's)."""
+    """The reference implementation removes them before it loads such a head (Vicuna's)."""
     shapes = shapes_of_eagle3(vocab=32)
     where = head(tmp_path / "a", EAGLE3 | {"draft_vocab_size": 32}, shapes | {"d2t": (32,), "t2d": (32,)})
     draft = load_draft(where, base)

@@ -1,4 +1,4 @@
-"""Checkpoint + plan -> images: the bytes against torch, reproducible, reused, bounded in memory, never half there."""
+"""Compiling images: bytes equal to torch's, reproducible, reused, in bounded memory, complete or not at all."""
 
 import contextlib
 import dataclasses
@@ -57,7 +57,7 @@ def save(plan: Plan, directory: Path) -> Path:
 
 
 def images_of(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Every image as the safetensors library reads it, without fillers."""
+    """Return every image as the safetensors library reads it, without fillers."""
     images = {}
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, framework="pt") as image:
@@ -68,7 +68,7 @@ def images_of(directory: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def two_stages(tmp_path: Path, *, kind: str = "eagle3", dtype: str = "float32") -> tuple[Path, Path, Path, Plan]:
-    """A plan of two unequal pairs, its checkpoints, and its directory."""
+    """Return the directory of a plan of two unequal pairs, its checkpoints, and the plan."""
     base_dir, draft_dir = tmp_path / "base", tmp_path / "head"
     write_base(base_dir, num_layers=8, shards=3)
     write_draft(draft_dir, kind=kind)
@@ -151,7 +151,7 @@ def test_images_are_slices_of_the_checkpoint(
 
 
 def check_base(wanted: dict[str, torch.Tensor], images: list[dict[str, torch.Tensor]], run: Run, plan: Plan) -> None:
-    """The shares of all devices, put together again, are the checkpoint's tensors."""
+    """Assert that the shares of all devices, put together again, are the checkpoint's tensors."""
     attention = plan.model.layers[0].attention
     ratio, dim = attention.num_heads // attention.num_kv_heads, attention.head_dim
 
@@ -220,7 +220,7 @@ def _check_attention(
     parts: int,
     part: int,
 ) -> None:
-    """4 KV heads of 12 dims, each with 6 query heads."""
+    """Check the share of a member: 4 KV heads of 12 dims, each with 6 query heads."""
     dims = torch.arange(12).view(2, parts, 6 // parts)[:, part].flatten() if axis == "head_dim" else torch.arange(12)
     values = torch.arange(12).chunk(parts)[part] if axis == "head_dim" else torch.arange(12)
     queries = torch.arange(24).view(4, 6)[heads.start : heads.stop]
@@ -287,7 +287,7 @@ def test_a_head_split_over_two_devices(tmp_path: Path, kind: str) -> None:
 
 
 def special_floats() -> torch.Tensor:
-    """Every bfloat16, its neighbours at the rounding ties, and random bits; no NaN."""
+    """Return every bfloat16, its neighbours at the rounding ties, and random bits; no NaN."""
     high = torch.arange(1 << 16, dtype=torch.int64) << 16
     ties = torch.cat([high + low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
     noise = torch.randint(0, 1 << 32, (200_000,), generator=torch.Generator().manual_seed(0))
@@ -301,19 +301,19 @@ def special_floats() -> torch.Tensor:
 def test_casts_are_torchs_bit_for_bit(source: str, target: str) -> None:
     values = special_floats().to(TORCH[source])
     stored = values.view(torch.uint16).numpy() if source == "bfloat16" else values.numpy()
-    found = np.empty((len(stored), 1), STORAGE[CODES[target]])
-    cast_into(found, stored.reshape(-1, 1), CODES[source], CODES[target])
+    out = np.empty((len(stored), 1), STORAGE[CODES[target]])
+    cast_into(out, stored.reshape(-1, 1), CODES[source], CODES[target])
     expected = values.to(TORCH[target])
     bits = expected.view(torch.int32 if target == "float32" else torch.int16).numpy()
-    assert np.array_equal(found.view(bits.dtype)[:, 0], bits)
+    assert np.array_equal(out.view(bits.dtype)[:, 0], bits)
 
 
 @pytest.mark.parametrize("target", ["bfloat16", "float16", "float32"])
 def test_casts_keep_nan(target: str) -> None:
     nans = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800001], "<u4").view("<f4")
-    found = np.empty((4, 1), STORAGE[CODES[target]])
-    cast_into(found, nans.reshape(4, 1), "F32", CODES[target])
-    assert torch.from_numpy(found).view(TORCH[target]).isnan().all()
+    out = np.empty((4, 1), STORAGE[CODES[target]])
+    cast_into(out, nans.reshape(4, 1), "F32", CODES[target])
+    assert torch.from_numpy(out).view(TORCH[target]).isnan().all()
 
 
 @pytest.mark.parametrize("nbytes", [1000, 100])
@@ -328,12 +328,12 @@ def test_small_blocks_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def names(directory: Path) -> set[str]:
-    """What is in a directory, images by their devices."""
+    """Return the names in a directory; images by their devices."""
     return {file.name.removesuffix(".safetensors") for file in directory.iterdir()}
 
 
 def same_artifact(a: Path, b: Path) -> None:
-    """All but what a machine remembers."""
+    """Assert that all files are equal but for ``.compiled``, which is of one machine."""
     assert names(a) == names(b) == {"a", "b", "c", "d", "images.yaml", "plan.yaml", ".compiled"}
     for file in a.iterdir():
         assert file.name == ".compiled" or file.read_bytes() == (b / file.name).read_bytes(), file.name
@@ -357,7 +357,7 @@ def test_a_copy_of_the_checkpoint_elsewhere_gives_the_same_bytes(tmp_path: Path)
 def test_a_source_byte_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tied: bool, dtype: str, blocks: int
 ) -> None:
-    """Embedding and head in two unlike divisions, and again in the EAGLE head: as the kernel is asked for them."""
+    """Embedding and lm_head in unlike divisions, and again in the EAGLE head; reads are counted at the system call."""
     tensors = write_base(tmp_path / "base", num_layers=8, tied=tied, shards=2)
     write_draft(tmp_path / "head", kind=kind)
     base = load_base(tmp_path / "base")
@@ -439,7 +439,7 @@ def test_what_is_remembered_may_be_lost(tmp_path: Path, damage: bytes) -> None:
 
 
 def test_what_is_remembered_of_another_compile_is_not_believed(tmp_path: Path) -> None:
-    """Killed after the record and before the memory, which then is of the images before."""
+    """Killed after ``images.yaml`` and before ``.compiled``, which then describes the images before."""
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     shutil.copytree(draft_dir, tmp_path / "old head")
     compile_plan(directory, base_dir, tmp_path / "old head")
@@ -482,14 +482,14 @@ def test_a_new_head_rewrites_only_images_that_hold_it(tmp_path: Path) -> None:
 
 
 def test_a_source_that_is_edited_and_set_back_in_time_is_read_again(tmp_path: Path) -> None:
-    """No program can set the time at which an inode changed."""
+    """No program can set a file's ctime."""
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     compile_plan(directory, base_dir, draft_dir)
     before = load_images(directory)
     edited(base_dir / "model-00003-of-00003.safetensors", "edited, with its old time")
     compile_plan(directory, base_dir, draft_dir)
     after = load_images(directory)
-    assert after.sources == before.sources, "they tell of headers; the bytes are told by the images"
+    assert after.sources == before.sources, "sources record headers; the images record the bytes"
     assert after.images != before.images
     check_images(plan, directory, verify=True)
 
@@ -630,7 +630,7 @@ def test_a_source_that_shrinks_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def edited(file: Path, how: str) -> None:
-    """A change of a source that leaves its size, and perhaps its time, as they were."""
+    """Change a source without changing its size, or even its modification time."""
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     if how == "replaced":
         shutil.copy(file, file.with_name("other"))
@@ -700,8 +700,8 @@ def test_a_disk_that_is_really_full(tmp_path: Path, short: str) -> None:
         pytest.skip("no user namespaces")
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    told = r"room/\.compile-b\.safetensors: cannot write \d+ bytes" if short == "images" else "room: cannot write"
-    assert re.search(rf"{told}: No space left on device", result.stderr)
+    refusal = r"room/\.compile-b\.safetensors: cannot write \d+ bytes" if short == "images" else "room: cannot write"
+    assert re.search(rf"{refusal}: No space left on device", result.stderr)
     assert result.stdout == "", "every file is the old one, and there is no other"
 
 
@@ -807,7 +807,7 @@ def test_killed_at_any_moment_no_mixture_verifies(tmp_path: Path, pytestconfig: 
 
 
 def kill_and_look(plan: Plan, directory: Path, source: Path, delay: float, artifacts: list[list[str]]) -> str:
-    """Kill a compile after a while; what is there then."""
+    """Kill a compile after a delay; return which artifact verifies then, or ``refused``."""
     with start(directory, source, None) as child:
         go(child)
         time.sleep(delay)
@@ -816,9 +816,9 @@ def kill_and_look(plan: Plan, directory: Path, source: Path, delay: float, artif
         check_images(plan, directory, verify=True)
     except ImageError:
         return "refused"
-    found = [image.blake3 for image in load_images(directory).images]
-    assert found in artifacts
-    return ("new", "old")[artifacts.index(found)]
+    digests = [image.blake3 for image in load_images(directory).images]
+    assert digests in artifacts
+    return ("new", "old")[artifacts.index(digests)]
 
 
 def test_killed_between_any_two_renames_no_mixture_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -874,7 +874,7 @@ main()
 
 
 def test_of_two_commands_at_once_the_second_is_refused(tmp_path: Path) -> None:
-    """Also where they would compile other images: there is one record of all."""
+    """Also if they compile different images, as there is one record of all."""
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     arguments = ["compile", str(directory), "--model", str(base_dir), "--draft", str(draft_dir), "--only"]
     program = SLOW.format(number=int(signal.SIGSTOP))
@@ -923,7 +923,7 @@ def test_memory_does_not_depend_on_the_model(tmp_path: Path, pytestconfig: pytes
 
 
 def sparse_base(directory: Path, sizes: dict[str, int]) -> None:
-    """A checkpoint of zeros that takes no room: the header is written, the data is a hole."""
+    """Write a checkpoint of zeros that takes no disk space: a header, and a hole for the data."""
     tiny = write_base(directory, **(sizes | {"vocab_size": 1, "intermediate_size": 4096}))  # type: ignore[arg-type]
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"vocab_size": sizes["vocab_size"]}))

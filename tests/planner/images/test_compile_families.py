@@ -1,4 +1,4 @@
-"""Checkpoints of every family, compiled: each slot is the slice that torch makes of transformers' tensors."""
+"""Compiling checkpoints of every family: each slot is the slice that torch makes of transformers' tensors."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def two_devices(base: BaseInput, units_of_first: int) -> Plan:
-    """One pair: of the MLPs the first device has so many units, or all; KV heads one each."""
+    """Plan one pair, whose first device has ``units_of_first`` units of each MLP, or all; each has one KV head."""
     runs = []
     for layers in base.model.layers:
         units = memory.mlp_units(layers.mlp)
@@ -64,7 +64,7 @@ def test_slots_are_slices_of_the_checkpoint(tmp_path: Path, family: str, changes
 
 
 def slots_of_member(plan: Plan, member: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The slots of all layers on one member of the pair, with torch from tensors by role."""
+    """Compute with torch the slots of all layers on one member of the pair, from tensors by role."""
     slots: dict[str, torch.Tensor] = {}
     layer = 0
     for run in plan.stages[0].runs:

@@ -1,4 +1,4 @@
-"""What a slot is said to be made of is what it is made of: the ranges that are told, read and put together again."""
+"""Sources of a slot: the reported ranges, read and put together, are the bytes of the slot."""
 
 import json
 from pathlib import Path

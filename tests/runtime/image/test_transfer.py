@@ -1,4 +1,4 @@
-"""The ring of buffers: the right bytes in the right order, over an engine that copies as late as it may."""
+"""The ring of buffers: the right bytes in the right order, with a copy engine that copies as late as allowed."""
 
 import os
 import random
@@ -20,7 +20,7 @@ START = 4096
 
 
 class LateCopies:
-    """Copies only when they are waited for; a buffer that is filled again before that reaches memory damaged.
+    """Copies only when a copy is waited for, so a buffer that is filled again too early arrives damaged.
 
     Every copy must be begun in the order of the file, and no two buffers overlap.
     """
@@ -58,7 +58,7 @@ class LateCopies:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """30 chunks and a bit."""
+    """Write a file of 30 chunks and a part of one."""
     path = tmp_path / "a.safetensors"
     path.write_bytes(START * b"h" + random.Random(0).randbytes(30 * 1000 + 17))
     return path
@@ -103,7 +103,7 @@ def test_what_arrives_is_the_file(
 
 
 def test_the_late_engine_sees_an_overwritten_buffer(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test of the test: without waiting for events, the bytes that arrive are wrong."""
+    """Test of the test: without waiting for events, wrong bytes arrive."""
     memory = np.zeros(file.stat().st_size - START, np.uint8)
     engine = LateCopies(memory)
     monkeypatch.setattr(engine, "wait", lambda event: None)

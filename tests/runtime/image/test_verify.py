@@ -1,4 +1,4 @@
-"""Images are opened only as compiled: every kind of damage has its own refusal, and slots are views of one memory."""
+"""Opening images: each kind of damage has its own error, and slots are views of one memory."""
 
 import dataclasses
 import faulthandler
@@ -36,7 +36,7 @@ FORK = multiprocessing.get_context("fork")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Artifact:
-    """A compiled plan of two devices with a head on the second, and the original tensors."""
+    """A compiled plan of two devices, with an EAGLE head on the second, and the tensors of the checkpoint."""
 
     plan: Plan
     directory: Path
@@ -70,7 +70,7 @@ def artifact(tmp_path: Path) -> Artifact:
 
 
 def refusal(kind: type[ImageError], artifact: Artifact, *, verify: bool = False) -> str:
-    """The message of the refusal; opening the image refuses too."""
+    """Return the message with which the images are refused."""
     with pytest.raises(kind) as caught:
         check_images(artifact.plan, artifact.directory, verify=verify)
     assert type(caught.value) is kind
@@ -117,7 +117,7 @@ def test_a_slot_outlives_its_image(artifact: Artifact) -> None:
 
 
 def forked(action: Callable[[Artifact, Connection], None], artifact: Artifact) -> tuple[ForkProcess, Connection]:
-    """A process that does something and says how far it is; of this one, which has imported torch already."""
+    """Fork a process that runs ``action`` and reports its progress through a pipe; torch is imported already."""
     ours, theirs = FORK.Pipe()
     process = FORK.Process(target=action, args=(artifact, theirs), daemon=True)
     process.start()
@@ -125,7 +125,7 @@ def forked(action: Callable[[Artifact, Connection], None], artifact: Artifact) -
     return process, ours
 
 
-def write_to_the_mapping(artifact: Artifact, told: Connection) -> None:
+def write_to_the_mapping(artifact: Artifact, channel: Connection) -> None:
     faulthandler.disable()
     open_image(artifact.plan, artifact.directory, "a", CPU, verify=False)["norm.weight"].fill_(0)
 
@@ -162,57 +162,57 @@ def test_one_allocation_on_a_gpu(artifact: Artifact, chunk: int, monkeypatch: py
         open_image(artifact.plan, artifact.directory, "b", torch.device("cuda:0"), verify=True)
 
 
-def read_on(artifact: Artifact, told: Connection) -> None:
+def read_on(artifact: Artifact, channel: Connection) -> None:
     try:
         weight = open_image(artifact.plan, artifact.directory, "a", CPU, verify=True)["layers.7.down.weight"]
-        told.send("ready")
+        channel.send("ready")
         while True:
             weight.sum()
     except ImageError as error:
-        told.send(f"{type(error).__name__}: {error}")
+        channel.send(f"{type(error).__name__}: {error}")
 
 
 def test_a_file_that_is_truncated_under_a_running_process(artifact: Artifact) -> None:
     file = artifact.directory / "a.safetensors"
-    process, told = forked(read_on, artifact)
-    assert told.recv() == "ready"
+    process, channel = forked(read_on, artifact)
+    assert channel.recv() == "ready"
     os.truncate(file, 4096)
-    assert told.recv().startswith(f"ImageTruncated: {file}: another program writes to it"), "an error, not a fault"
+    assert channel.recv().startswith(f"ImageTruncated: {file}: another program writes to it"), "an error, not a fault"
     process.join()
     assert process.exitcode == 0
 
 
 def test_a_file_that_is_replaced_under_a_running_process(artifact: Artifact) -> None:
-    """A new file of the same name is no matter: what is mapped is what was verified."""
-    process, told = forked(read_on, artifact)
-    assert told.recv() == "ready"
+    """A new file of the same name has no effect: the mapping is of the verified one."""
+    process, channel = forked(read_on, artifact)
+    assert channel.recv() == "ready"
     (artifact.directory / "other").write_bytes(b"")
     (artifact.directory / "other").rename(artifact.directory / "a.safetensors")
-    assert not told.poll(0.3)
+    assert not channel.poll(0.3)
     assert process.is_alive()
     process.kill()
     process.join()
 
 
-def verify_slowly(artifact: Artifact, told: Connection) -> None:
+def verify_slowly(artifact: Artifact, channel: Connection) -> None:
     def slow(descriptor: int, start: int, nbytes: int) -> None:
         if start == 3 * 4096:
-            told.send("hashing")
+            channel.send("hashing")
             time.sleep(30)
 
     transfer.SLICE_BYTES, transfer.paging.will_read = 4096, slow
     try:
         check_images(artifact.plan, artifact.directory, verify=True)
     except ImageError as error:
-        told.send(f"{type(error).__name__}: {error}")
+        channel.send(f"{type(error).__name__}: {error}")
 
 
 def test_a_file_that_is_truncated_while_its_mapping_is_hashed(artifact: Artifact) -> None:
     file = artifact.directory / "a.safetensors"
-    process, told = forked(verify_slowly, artifact)
-    assert told.recv() == "hashing"
+    process, channel = forked(verify_slowly, artifact)
+    assert channel.recv() == "hashing"
     os.truncate(file, 8192)
-    assert told.recv().startswith(f"ImageTruncated: {file}: another program writes to it"), "an error, not a fault"
+    assert channel.recv().startswith(f"ImageTruncated: {file}: another program writes to it"), "an error, not a fault"
     process.join()
     assert process.exitcode == 0
 
@@ -311,7 +311,7 @@ def flip(file: Path, position: int, bit: int = 0) -> None:
 
 
 def verify(directory: Path) -> None:
-    """As the command does."""
+    """Verify a directory as the command does."""
     plan = codec.load(directory)
     require(plan, str(directory / "plan.yaml"))
     check_images(plan, directory, verify=True)
@@ -399,7 +399,7 @@ def test_a_malformed_header_is_damaged(artifact: Artifact, change: str) -> None:
 
 
 def rewrite(artifact: Artifact, header: bytes, data: bytes, length: int | None = None) -> None:
-    """An image with another header, and a record that believes it."""
+    """Replace the header of an image, and record the new size and digest."""
     header += b" " * (-(8 + len(header)) % 4096)
     raw = (len(header) if length is None else length).to_bytes(8, "little") + header + data
     (artifact.directory / "a.safetensors").write_bytes(raw)
