@@ -1,6 +1,18 @@
 """The error tree of the planner: each class knows the exit code that a command ends with.
 
-A message carries the path to the datum, what was found, what was expected, and what to do.
+    PlannerError              2
+    ├── InputError            2   an input file, an option or a directory cannot be used
+    │   ├── InventoryError    2   the inventory of devices is wrong
+    │   ├── CheckpointError   2   a checkpoint is not what it claims, or not what its config implies
+    │   ├── ConfigError       2   a config.json has a key or a value that no family computes
+    │   └── OutputError       2   the place to write to is taken, or cannot be written
+    ├── InfeasibleError       3   proven: the model does not fit
+    ├── NotProvenError        3   the solver's limit was reached before the proof
+    └── DetectionError        5   a GPU of this machine cannot be read or described
+        └── NoGpuError        5   this machine has no GPU, or no driver for one
+
+A plan or an image that cannot be read raises ``plans.schema.PlanError``, with its own exit codes. A message carries the
+path to the datum, what was found, what was expected, and what to do.
 """
 
 from collections.abc import Mapping
@@ -14,44 +26,44 @@ class PlannerError(Exception):
 
 
 class InputError(PlannerError):
-    """Something that was given cannot be used: an input file, an option, a directory."""
+    """An input file, an option or a directory that cannot be used."""
 
 
 class InventoryError(InputError):
-    """The inventory of devices is wrong; the message starts with file and path (``hosts[0].devices[1].memory``)."""
+    """A wrong inventory of devices; the message starts with file and path (``hosts[0].devices[1].memory``)."""
 
 
 class CheckpointError(InputError):
-    """A checkpoint's files, headers or tensors are not what they claim, or not what the config implies."""
+    """A checkpoint whose files, headers or tensors are not what they claim, or not what the config implies."""
 
 
 class ConfigError(InputError):
-    """A ``config.json`` has a key, or a value, that no family here computes."""
+    """A ``config.json`` with a key, or a value, that no family computes."""
 
 
 class OutputError(InputError):
-    """The place to write to holds something else, or cannot be written."""
+    """A place to write to that holds something else, or cannot be written."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """A single change of what was given to ``build``, with which a placement exists: it has been solved."""
+    """A single change of a refused request with which a placement exists: its plan has been built."""
 
     change: str
-    """In words."""
+    """The change in words."""
     objective_ns: int
-    """Predicted time of one step of the plan that comes out."""
+    """Predicted time of one step of the resulting plan."""
     args: tuple[str, ...] = ()
-    """Options to add to those that were given; each overrides what was given for it. ``--gap`` is among them where no
-    more is proven within the limit."""
+    """Options of ``build`` to append; each overrides an earlier one of its name. ``--gap`` is among them where the plan
+    is not proven optimal within the limit."""
     inventory: str | None = None
-    """The whole changed inventory file, for ``--gpus``."""
+    """Text of the whole changed inventory, to be given as ``--gpus``."""
     bound_ns: int | None = None
-    """Where a gap is accepted: no placement takes less."""
+    """With a gap: proven lower bound of the step time; None where the plan is optimal."""
 
 
 class InfeasibleError(PlannerError):
-    """The model does not fit on the devices; the message says how many bytes are short, and where."""
+    """A model that does not fit on the devices; the message says how many bytes are short, and where."""
 
     exit_code = 3
 
@@ -64,10 +76,11 @@ class InfeasibleError(PlannerError):
         undecided: tuple[str, ...] = (),
         untimed: tuple[str, ...] = (),
     ) -> None:
-        """``short_bytes``: of each device, under the packing that the message names; ``least_bytes``: in all, proven.
+        """Take missing bytes and remedies.
 
-        ``changes``: every single change that makes it fit; None: none was looked for. ``undecided``: kinds of changes
-        of which the limit left open whether they do; ``untimed``: of those that do, how fast a step then is.
+        ``short_bytes``: bytes by device, under the packing that the message names; ``least_bytes``: proven to be
+        missing in all. ``changes``: single changes that make it fit, None where none were sought. ``undecided``: kinds
+        of changes whose effect the limit left open; ``untimed``: kinds that make it fit with an unknown step time.
         """
         super().__init__(message)
         self.short_bytes = dict(short_bytes)
@@ -78,31 +91,29 @@ class InfeasibleError(PlannerError):
 
 
 class NotProvenError(PlannerError):
-    """The solver reached its deterministic limit before the proof; the message says the gap."""
+    """A search that reached its deterministic limit before the proof; the message says the gap."""
 
     exit_code = 3
 
     def __init__(self, message: str, *, objective_ns: int | None = None, bound_ns: int | None = None) -> None:
-        """``objective_ns``: step time of the best placement found; ``bound_ns``: none takes less; None: not known."""
+        """Take the step time of the best placement found and the proven lower bound; None where not known."""
         super().__init__(message)
         self.objective_ns = objective_ns
         self.bound_ns = bound_ns
 
     @property
     def gap(self) -> float | None:
-        """Relative distance of the two; 0 where the step time is proven, and an objective after it is not."""
+        """Relative distance of step time and bound; 0 where the step is proven and a later objective is not."""
         if self.objective_ns is None or self.bound_ns is None:
             return None
         return (self.objective_ns - self.bound_ns) / max(1, self.objective_ns)
 
 
-class ArtifactError(PlannerError):
-    """A compiled artifact is missing, damaged or belongs to another plan."""
-
-    exit_code = 4
-
-
-class MachineError(PlannerError):
-    """The machine is not the one of the plan."""
+class DetectionError(PlannerError):
+    """A GPU of this machine that cannot be read, or described as an inventory."""
 
     exit_code = 5
+
+
+class NoGpuError(DetectionError):
+    """A machine without a GPU, or without a driver for one."""

@@ -9,22 +9,25 @@ from plans.format import format_bytes
 
 
 def infeasible(problem: Problem, settings: Settings) -> InfeasibleError:
-    """The refusal of an infeasible problem, with its shortage; where that takes long to prove, of a good packing."""
-    found = shortage(problem, min(settings.limit, limits.SHORTAGE_LIMIT))
-    least = found.least_bytes
+    """Return the refusal of an infeasible problem, with the bytes that each device is short of.
+
+    They are those of the best packing; of a good one, with a lower bound, where the proof exceeds its budget.
+    """
+    short = shortage(problem, min(settings.limit, limits.SHORTAGE_LIMIT))
+    least = short.least_bytes
     at_least = f"at least {format_bytes(least)} short in all ({least} bytes)"
-    if found.missing is None:
-        unknown = "how many bytes are short is not known"
-        return InfeasibleError(f"no placement fits: {at_least if least else unknown}", {}, least)
-    total = sum(found.missing)
-    said, packing = f"{format_bytes(total)} short in all ({total} bytes)", "the best packing"
+    if short.missing is None:
+        amount = at_least if least else "how many bytes are short is not known"
+        return InfeasibleError(f"no placement fits: {amount}", {}, least)
+    total = sum(short.missing)
+    amount, packing = f"{format_bytes(total)} short in all ({total} bytes)", "the best packing"
     if total > least:
-        said, packing = f"{at_least}; at most {said}", "the best packing that was found"
-    short = {name: nbytes for name, nbytes in zip(problem.devices, found.missing, strict=True) if nbytes}
+        amount, packing = f"{at_least}; at most {amount}", "the best packing that was found"
+    missing = {name: nbytes for name, nbytes in zip(problem.devices, short.missing, strict=True) if nbytes}
     capacity = dict(zip(problem.devices, problem.capacity_bytes, strict=True))
     lines = [
         f"  {name}: {format_bytes(nbytes)} short, {format_bytes(capacity[name] + nbytes)} wanted of "
         f"{format_bytes(capacity[name])} ({nbytes} bytes)"
-        for name, nbytes in short.items()
+        for name, nbytes in missing.items()
     ]
-    return InfeasibleError(f"no placement fits: {said} under {packing}:\n" + "\n".join(lines), short, least)
+    return InfeasibleError(f"no placement fits: {amount} under {packing}:\n" + "\n".join(lines), missing, least)

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from planner.commands.console import put, say
-from planner.errors import OutputError
+from planner.errors import NoGpuError, OutputError
 from planner.hardware import units
 from planner.hardware.catalog import catalog
 from planner.hardware.detect import detect as detect_devices
+from planner.hardware.detect_cpu import describe_cpu, measure_cpu
 from planner.hardware.inventory import parse_inventory, read_inventory
 from planner.hardware.inventory_text import dump_inventory
 from planner.hardware.nvml import read_machine
@@ -40,10 +41,16 @@ def run(*, file: Path | None, detect: bool, dtype: DType, as_json: bool, verbose
 
 
 def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int) -> None:
-    """Detect the devices of this machine; write their inventory to ``file`` if it is new, or to stdout."""
+    """Detect the GPUs of this machine, or measure its CPU if there is none, and write their inventory.
+
+    It goes to ``file``, which must be new, or to stdout.
+    """
     name = socket.gethostname().partition(".")[0]
     host = name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) else DEFAULT_HOST
-    detected = detect_devices(read_machine(), host, dtype)
+    try:
+        detected = detect_devices(read_machine(), host, dtype)
+    except NoGpuError as error:
+        detected = describe_cpu(measure_cpu(), host, str(error))
     for line in detected.left_out:
         say(f"left out: {line}")
     inventory = detected.inventory.at(dtype)

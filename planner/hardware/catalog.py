@@ -11,26 +11,26 @@ from plans.codec import load_yaml
 from plans.schema import Link
 
 CPU = "cpu"
-"""The one type whose devices run on the host; it takes memory and bandwidth from the inventory."""
+"""The type of a host CPU, whose memory and bandwidth only the inventory can give."""
 
 _FILE = Path(__file__).with_name("catalog.yaml")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceType:
-    """The defaults of one device type; None where only the inventory can tell."""
+    """Defaults of one device type; None where only the inventory can give a figure."""
 
     name: str
     memory_bytes: int | None
     reserve_bytes: int
     bandwidth_bytes_per_s: int | None
     flops_per_s: Mapping[str, int]
-    """Dense rate by dtype; without native bfloat16 the rate of float32 stands for it."""
+    """Dense rate by dtype; a half that the device has no units for has the rate of float32."""
     overhead_ns: int
     reported_name: str
-    """What the driver's name contains, as whole words."""
+    """Words that the driver's name of the device contains."""
     names: tuple[str, ...]
-    """Every name of the driver's for it, less the maker's; types that share one differ in memory."""
+    """All names that drivers give it, without the maker's; types that share a name differ in memory."""
     memory_type: str
     source: str
 
@@ -45,7 +45,7 @@ class Catalog:
 
 @functools.cache
 def catalog() -> Catalog:
-    """The catalogue that comes with the program, read once."""
+    """Return the catalogue that comes with the program; it is read once."""
     data = load_yaml(_FILE.read_bytes(), _FILE.name)
     return Catalog(
         devices={name: _device_type(name, row) for name, row in data["devices"].items()},

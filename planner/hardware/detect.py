@@ -1,8 +1,8 @@
-"""A machine as NVML tells it → the text of an ``inventory.yaml``.
+"""Describes the GPUs that NVML reports as the text of an ``inventory.yaml``.
 
-What NVML tells is written; what follows from it is computed and the comment says from what; what neither gives is not
-written, and the device stays a comment that says what is missing. UUIDs and PCI addresses are comments: a plan is of
-any machine with such devices.
+Figures that NVML reports are written as they are; figures that follow from them are computed, and a comment says from
+which. A device with a figure that neither gives stays a comment that says what is missing. UUIDs and PCI addresses are
+comments: a plan holds for any machine with such devices.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from planner.errors import InventoryError, MachineError
+from planner.errors import DetectionError, InventoryError
 from planner.hardware import units
 from planner.hardware.catalog import CPU, DeviceType, catalog
 from planner.hardware.inventory import parse_inventory
@@ -23,31 +23,32 @@ from plans.schema import DType
 _MAKERS = re.compile(r"(?:(?:NVIDIA|Tesla|GeForce) )*")
 
 _SAME_MEMORY = 0.08
-"""Types that share a name differ by more; one type under two drivers, or with and without ECC told, differs by less."""
+"""Relative difference of memory below which a device is of a type. Types that share a name differ by more; one type
+under two drivers, or with and without ECC, differs by less."""
 
 _FULL_LINKS = {1: (4, 20), 2: (6, 25), 3: (12, 25), 4: (18, 25), 5: (18, 50)}
-"""NVLinks of a GPU and GB/s a direction of each, by generation: what the bandwidth of the catalogue's class is of."""
+"""(links, GB/s per link and direction) of a GPU with all its NVLinks, by generation, as in the catalogue."""
 
 _ANCESTORS = {0: "one board", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
-"""nvidia-smi's names for what a PCIe path crosses, from one bridge to the link of two CPU sockets."""
+"""nvidia-smi's names of what a PCIe path crosses, from one bridge to the link of two CPU sockets."""
 
 _MEMORY_PARTS = 8
-"""MIG deals memory and its bandwidth out in eighths (fourths of an A30)."""
+"""MIG divides memory and its bandwidth into eighths (an A30 into fourths)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detected:
-    """The text, what it says once read, and what a person should know that is not in it."""
+    """A detected inventory: as text, as records, and the devices that it leaves out."""
 
     text: str
     inventory: HardwareInventory
     left_out: tuple[str, ...]
-    """Devices that are comments, and why."""
+    """Devices that are comments in the text or missing, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Entry:
-    """One device: its fields as text, or why there are none."""
+    """One device: its fields as text, or what is missing of them."""
 
     id: str
     gpu: int
@@ -58,22 +59,22 @@ class _Entry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Wire:
-    """How two GPUs are connected, as fields of a link and as a note."""
+    """Connection of two GPUs, as the fields of a link and as a comment."""
 
     fields: tuple[tuple[str, str], ...]
     note: str
 
 
 def detect(machine: Machine, host: str, dtype: DType) -> Detected:
-    """The inventory of one host; ``dtype`` picks the rate of devices that the file must give one for (MIG slices).
+    """Return the inventory of one host; ``dtype`` picks the rate of MIG slices, whose file entries give only one.
 
-    Raise MachineError where no device of the machine can be described.
+    Raise DetectionError where no device of the machine can be described.
     """
     entries = [entry for index, gpu in enumerate(machine.gpus) for entry in _entries(index, gpu, dtype)]
     left_out = tuple(f"{entry.id} ({entry.notes[0]}): {entry.missing}" for entry in entries if entry.missing)
     usable = [entry for entry in entries if not entry.missing]
     if not usable:
-        raise MachineError(f"no GPU can be described: {'; '.join(left_out)}: write the inventory by hand")
+        raise DetectionError(f"no GPU can be described: {'; '.join(left_out)}: write the inventory by hand")
     lines = [
         f"# Read from NVML, driver {machine.driver}. Ordinals are in the order of PCI addresses, as are those of",
         "# programs with CUDA_DEVICE_ORDER=PCI_BUS_ID and without CUDA_VISIBLE_DEVICES.",
@@ -87,7 +88,7 @@ def detect(machine: Machine, host: str, dtype: DType) -> Detected:
     try:
         inventory = parse_inventory(load_yaml(text, "detected"), "detected")
     except InventoryError as error:
-        raise MachineError(f"what NVML tells is no inventory: {error}: write the inventory by hand") from error
+        raise DetectionError(f"what NVML reports is no inventory: {error}: write the inventory by hand") from error
     return Detected(text=text, inventory=inventory, left_out=left_out)
 
 
@@ -118,7 +119,7 @@ def _gpu_entry(device_id: str, index: int, gpu: Gpu, identity: str) -> _Entry:
 
 
 def _type_of(gpu: Gpu) -> tuple[DeviceType | None, str]:
-    """The row of the catalogue by name, and by memory where types share the name; else why there is none."""
+    """Return the row of the catalogue by name, and by memory where types share it; else the reason for none."""
     name = _MAKERS.sub("", gpu.name, count=1)
     named = [row for row in catalog().devices.values() if name in row.names]
     if not named:
@@ -128,33 +129,33 @@ def _type_of(gpu: Gpu) -> tuple[DeviceType | None, str]:
     types = ", ".join(row.name for row in named)
     usable = _usable_bytes(gpu)
     if usable is None:
-        return None, f"one of {types}, which memory tells apart, and NVML does not tell it"
+        return None, f"one of {types}, which memory tells apart, and NVML does not report it"
     near = [row for row in named if abs(usable / (row.memory_bytes or 1) - 1) < _SAME_MEMORY]
     return (near[0], "") if len(near) == 1 else (None, f"of other memory than {types}")
 
 
 def _usable_bytes(gpu: Gpu) -> int | None:
-    """What a program can have: the driver's own share is not in the total that it reports to programs."""
+    """Return the bytes that a program can allocate: NVML's total less the driver's own share."""
     return None if gpu.total_bytes is None else gpu.total_bytes - (gpu.reserved_bytes or 0)
 
 
 def _memory_of(gpu: Gpu, kind: DeviceType, notes: list[str]) -> dict[str, str]:
     usable = _usable_bytes(gpu)
     if usable is None:
-        notes.append("NVML does not tell its memory: the catalogue's figure")
+        notes.append("NVML does not report its memory: the catalogue's figure")
         return {}
     if gpu.reserved_bytes is None and abs(usable / (kind.memory_bytes or 1) - 1) < _SAME_MEMORY:
-        notes.append("this driver does not tell what it reserves of the memory: the catalogue's figure")
+        notes.append("this driver does not report what it reserves of the memory: the catalogue's figure")
         return {}
-    return {"memory": _mebibytes(usable)}
+    return {"memory": units.mebibytes(usable)}
 
 
 def _own_figures(gpu: Gpu, doubt: str, notes: list[str]) -> tuple[dict[str, str], str]:
-    """Figures of a GPU without a row: two transfers a clock over the bus, and two operations a clock and core."""
+    """Compute the figures of a GPU without a row: 2 transfers per bus clock, 2 operations per core clock and core."""
     usable, fields = _usable_bytes(gpu), {"type": _slug(gpu.name)}
     absent = [
-        what
-        for what, values in (
+        figure
+        for figure, values in (
             ("memory", [usable]),
             ("bandwidth (bus width and clock)", [gpu.bus_bits, gpu.memory_mhz]),
             ("flops (cores and clock)", [gpu.cores, gpu.core_mhz]),
@@ -162,39 +163,39 @@ def _own_figures(gpu: Gpu, doubt: str, notes: list[str]) -> tuple[dict[str, str]
         if not all(values)
     ]
     if absent:
-        return fields, f"{doubt}; NVML does not tell {', '.join(absent)}: give them"
+        return fields, f"{doubt}; NVML does not report {', '.join(absent)}: give them"
     assert usable and gpu.bus_bits and gpu.memory_mhz and gpu.cores and gpu.core_mhz  # noqa: PT018
     rate = 2 * gpu.cores * gpu.core_mhz * 10**6
     notes.append(f"{doubt}: bandwidth is {gpu.bus_bits} bits, twice at {gpu.memory_mhz} MHz;")
     notes.append(
-        f"flops are float32's ({gpu.cores} cores at {gpu.core_mhz} MHz): NVML does not tell the tensor cores' rate"
+        f"flops are float32's ({gpu.cores} cores at {gpu.core_mhz} MHz): NVML does not report the tensor cores' rate"
     )
     if gpu.reserved_bytes is None:
-        notes.append("this driver does not tell what it reserves of the memory: programs have less")
+        notes.append("this driver does not report what it reserves of the memory: programs have less")
     fields |= {
-        "memory": _mebibytes(usable),
-        "bandwidth": _megabytes(gpu.bus_bits // 8 * 2 * gpu.memory_mhz * 10**6),
-        "flops": _gigaflops(rate),
+        "memory": units.mebibytes(usable),
+        "bandwidth": units.megabytes_per_s(gpu.bus_bits // 8 * 2 * gpu.memory_mhz * 10**6),
+        "flops": units.gigaflops(rate),
         "reported_name": f'"{_MAKERS.sub("", gpu.name, count=1)}"',
     }
     return fields, ""
 
 
 def _slice_entry(device_id: str, index: int, gpu: Gpu, part: Slice, dtype: DType) -> _Entry:
-    """A MIG device: its own memory, its share of the bandwidth in parts of the memory, and of the rate in slices."""
+    """Describe a MIG device: its own memory, bandwidth in proportion to it, rate in proportion to compute slices."""
     kind, doubt = _type_of(gpu)
     notes = (f"{part.name}, {part.uuid} of {gpu.name}, {gpu.uuid}, {gpu.pci}",)
     if kind is None or gpu.total_bytes is None or kind.bandwidth_bytes_per_s is None:
-        why = doubt or "NVML does not tell the memory of the whole GPU"
+        why = doubt or "NVML does not report the memory of the whole GPU"
         return _Entry(id=device_id, gpu=index, fields={}, notes=notes, missing=f"{why}: give its figures")
     parts = max(1, round(_MEMORY_PARTS * part.memory_bytes / gpu.total_bytes))
     sevenths = 4 if kind.name == "a30" else 7
     profile = part.name.rpartition("MIG ")[2].replace("+", "-")
     fields = {
         "type": _slug(f"{kind.name}-{profile}"),
-        "memory": _mebibytes(part.memory_bytes),
-        "bandwidth": _megabytes(kind.bandwidth_bytes_per_s * parts // _MEMORY_PARTS),
-        "flops": _gigaflops(kind.flops_per_s[dtype] * part.compute_slices // sevenths),
+        "memory": units.mebibytes(part.memory_bytes),
+        "bandwidth": units.megabytes_per_s(kind.bandwidth_bytes_per_s * parts // _MEMORY_PARTS),
+        "flops": units.gigaflops(kind.flops_per_s[dtype] * part.compute_slices // sevenths),
         "reported_name": kind.reported_name,
         "ordinal": str(index),
     }
@@ -203,20 +204,8 @@ def _slice_entry(device_id: str, index: int, gpu: Gpu, part: Slice, dtype: DType
     return _Entry(id=device_id, gpu=index, fields=fields, notes=(*notes, f"{share} {seen}"))
 
 
-def _mebibytes(nbytes: int) -> str:
-    return f"{nbytes >> 20} MiB"
-
-
-def _megabytes(bytes_per_s: int) -> str:
-    return units.render(units.BANDWIDTH, bytes_per_s // 10**6 * 10**6)
-
-
-def _gigaflops(flops_per_s: int) -> str:
-    return units.render(units.RATE, flops_per_s // 10**9 * 10**9)
-
-
 def _slug(name: str) -> str:
-    """A type's name that is not one of the catalogue."""
+    """Return a type name for a GPU that is none of the catalogue's."""
     text = re.sub(r"[^a-z0-9._-]+", "-", _MAKERS.sub("", name, count=1).lower()).strip("-._")[:56]
     return f"{text}-unlisted" if text in catalog().devices or text in ("", CPU) else text
 
@@ -233,11 +222,11 @@ def _device_lines(entry: _Entry) -> list[str]:
 
 
 def _link_lines(machine: Machine, entries: list[_Entry]) -> list[str]:
-    """The link that most pairs have is the host's; the others are listed."""
+    """Write the link that most pairs have as the host's, and list the others."""
     wires = {(a.id, b.id): _wire(machine, a.gpu, b.gpu) for a, b in combinations(entries, 2)}
     if not wires:
         return []
-    # With as many of each, the one that sorts first, so that the text depends on the machine alone.
+    # Of equally common links the one that sorts first, so that the text depends on the machine alone.
     common = min(Counter(wire.fields for wire in wires.values()).items(), key=lambda item: (-item[1], item[0]))[0]
     notes: dict[str, list[str]] = {}
     for (a, b), wire in wires.items():
@@ -263,6 +252,7 @@ def _link_lines(machine: Machine, entries: list[_Entry]) -> list[str]:
 
 
 def _wire(machine: Machine, a: int, b: int) -> _Wire:
+    """Describe the connection of two GPUs: NVLink where there is one and MIG is off, else PCIe."""
     if a == b:
         return _pcie(machine, a, a, "slices of one GPU, through the host")
     link = machine.nvlinks.get((a, b))
@@ -281,26 +271,26 @@ def _nvlink(link: NvLink, machine: Machine, a: int, b: int) -> _Wire:
         return _pcie(machine, a, b, note)
     name = f"nvlink{link.generation}"
     count, rate = _FULL_LINKS[link.generation]
-    told = rate * 10**9 if link.link_bytes_per_s is None else min(link.link_bytes_per_s, rate * 10**9)
+    signalled = rate * 10**9 if link.link_bytes_per_s is None else min(link.link_bytes_per_s, rate * 10**9)
     full = catalog().links[name].bandwidth_bytes_per_s
-    bandwidth = full * link.count * told // (count * rate * 10**9)
+    bandwidth = full * link.count * signalled // (count * rate * 10**9)
     fields = [("class", name)]
     if bandwidth != full:
-        fields.append(("bandwidth", _megabytes(bandwidth)))
+        fields.append(("bandwidth", units.megabytes_per_s(bandwidth)))
     return _Wire(fields=tuple(fields), note=f"NV{link.count}{through}")
 
 
 def _pcie(machine: Machine, a: int, b: int, note: str) -> _Wire:
-    """The slower of the two slots; NVML's greatest generation and width, since idle links slow down."""
+    """Describe the slower of two PCIe slots by NVML's greatest generation and width, since idle links slow down."""
     slots = [(gpu.pcie_generation, gpu.pcie_width) for gpu in (machine.gpus[a], machine.gpus[b])]
     rates = []
     for generation, width in slots:
         row = catalog().links.get(f"pcie{generation}")
         if row is None or not width:
-            return _Wire(fields=(("class", "pcie"),), note=f"{note}, NVML does not tell the PCIe slot")
+            return _Wire(fields=(("class", "pcie"),), note=f"{note}, NVML does not report the PCIe slot")
         rates.append((row.bandwidth_bytes_per_s * min(width, 16) // 16, row))
     bandwidth, row = min(rates, key=lambda item: item[0])
     fields = [("class", row.link_class)]
     if bandwidth != row.bandwidth_bytes_per_s:
-        fields.append(("bandwidth", _megabytes(bandwidth)))
+        fields.append(("bandwidth", units.megabytes_per_s(bandwidth)))
     return _Wire(fields=tuple(fields), note=note)

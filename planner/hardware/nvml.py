@@ -1,7 +1,7 @@
-"""What NVML tells of this machine, as plain records: the only place that knows nvidia-ml-py.
+"""Reads the GPUs of this machine from NVML into plain records: the only module that knows nvidia-ml-py.
 
-A feature that a GPU or its driver lacks is None, never a default; any other failure is a MachineError that names the
-call. Sizes in bytes, clocks in MHz, bus widths in bits, as NVML has them.
+A feature that a GPU or its driver lacks is None, never a default; any other failure is a DetectionError that names the
+call. Sizes are in bytes, clocks in MHz, bus widths in bits, as NVML has them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 import pynvml
 
-from planner.errors import MachineError
+from planner.errors import DetectionError, NoGpuError
 
 _MISSING_FEATURE = {
     pynvml.NVML_ERROR_NOT_SUPPORTED,
@@ -37,19 +37,19 @@ class Slice:
     uuid: str
     memory_bytes: int
     compute_slices: int
-    """Sevenths of the GPU (fourths of an A30)."""
+    """Number of compute slices: sevenths of the GPU, fourths of an A30."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """A physical GPU; ``mig`` with no slices is one that no program can use."""
+    """A physical GPU; with ``mig`` and no slices no program can use it."""
 
     name: str
     uuid: str
     pci: str
     total_bytes: int | None
     reserved_bytes: int | None
-    """Kept by the driver out of ``total_bytes``."""
+    """Part of ``total_bytes`` that the driver keeps."""
     bus_bits: int | None
     memory_mhz: int | None
     cores: int | None
@@ -68,7 +68,7 @@ class NvLink:
     generation: int | None
     """None where it is newer than this program."""
     link_bytes_per_s: int | None
-    """Of one link and one direction, as signalled."""
+    """Signalling rate of one link in one direction."""
     switched: bool
 
 
@@ -80,9 +80,9 @@ class Machine:
     gpus: tuple[Gpu, ...]
     nvlinks: Mapping[tuple[int, int], NvLink]
     ancestors: Mapping[tuple[int, int], int | None]
-    """``nvmlGpuTopologyLevel_t``: what the PCIe path of two GPUs crosses."""
+    """``nvmlGpuTopologyLevel_t`` of a pair: the highest level that its PCIe path crosses."""
     peers: Mapping[tuple[int, int], bool | None]
-    """Whether the driver lets the two copy to each other directly."""
+    """True where the driver lets a pair copy to each other directly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,11 +95,14 @@ class _Port:
 
 
 def read_machine(nvml: Any = pynvml) -> Machine:
-    """Ask NVML; ``nvml`` is nvidia-ml-py or a recording of it. Raise MachineError without a driver or a GPU."""
+    """Return the GPUs that NVML reports; ``nvml`` is nvidia-ml-py or a recording of it.
+
+    Raise NoGpuError without a driver or a GPU, DetectionError where a GPU cannot be read.
+    """
     try:
         nvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise MachineError(
+        raise NoGpuError(
             f"no GPU can be detected: NVML says {error}: install the NVIDIA driver, or write the inventory by hand"
         ) from error
     try:
@@ -109,24 +112,24 @@ def read_machine(nvml: Any = pynvml) -> Machine:
 
 
 class _Calls:
-    """Calls by name, with NVML's errors told apart."""
+    """Calls of NVML by name; a missing feature is told apart from other errors."""
 
     def __init__(self, nvml: Any) -> None:
         self.nvml = nvml
 
     def need(self, name: str, *arguments: Any) -> Any:
-        """What the call returns, text for bytes; any failure is a MachineError."""
+        """Return the result of a call, bytes as text; raise DetectionError for any failure."""
         try:
             value = getattr(self.nvml, name)(*arguments)
         except pynvml.NVMLError as error:
-            raise MachineError(f"{name}: NVML says {error}: this GPU cannot be detected") from error
+            raise DetectionError(f"{name}: NVML says {error}: this GPU cannot be detected") from error
         return value.decode() if isinstance(value, bytes) else value
 
     def get(self, name: str, *arguments: Any) -> Any:
-        """Likewise, None where the device or the driver lacks it."""
+        """Return the result of a call, None where the device or the driver lacks the feature."""
         try:
             return self.need(name, *arguments)
-        except MachineError as error:
+        except DetectionError as error:
             if getattr(error.__cause__, "value", None) in _MISSING_FEATURE:
                 return None
             raise
@@ -135,7 +138,7 @@ class _Calls:
 def _read(nvml: _Calls) -> Machine:
     count = nvml.need("nvmlDeviceGetCount")
     if count == 0:
-        raise MachineError("no GPU can be detected: NVML counts 0 devices: write the inventory by hand")
+        raise NoGpuError("no GPU can be detected: NVML counts 0 devices: write the inventory by hand")
     handles = [nvml.need("nvmlDeviceGetHandleByIndex", index) for index in range(count)]
     gpus = tuple(_gpu(nvml, handle) for handle in handles)
     pairs = list(combinations(range(count), 2))
@@ -149,8 +152,8 @@ def _read(nvml: _Calls) -> Machine:
 
 
 def _gpu(nvml: _Calls, handle: Any) -> Gpu:
-    told = nvml.get("nvmlDeviceGetMemoryInfo", handle, pynvml.nvmlMemory_v2)
-    memory = told or nvml.get("nvmlDeviceGetMemoryInfo", handle)
+    detailed = nvml.get("nvmlDeviceGetMemoryInfo", handle, pynvml.nvmlMemory_v2)
+    memory = detailed or nvml.get("nvmlDeviceGetMemoryInfo", handle)
     mode = nvml.get("nvmlDeviceGetMigMode", handle)
     mig = mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
     return Gpu(
@@ -158,7 +161,7 @@ def _gpu(nvml: _Calls, handle: Any) -> Gpu:
         uuid=nvml.need("nvmlDeviceGetUUID", handle),
         pci=_pci(nvml.need("nvmlDeviceGetPciInfo", handle)),
         total_bytes=memory.total if memory else None,
-        reserved_bytes=told.reserved if told else None,
+        reserved_bytes=detailed.reserved if detailed else None,
         bus_bits=nvml.get("nvmlDeviceGetMemoryBusWidth", handle),
         memory_mhz=nvml.get("nvmlDeviceGetMaxClockInfo", handle, pynvml.NVML_CLOCK_MEM),
         cores=nvml.get("nvmlDeviceGetNumGpuCores", handle),
@@ -177,7 +180,7 @@ def _pci(info: Any) -> str:
 
 def _slices(nvml: _Calls, handle: Any) -> Iterator[Slice]:
     for index in range(nvml.need("nvmlDeviceGetMaxMigDeviceCount", handle)):
-        # The numbers of slices that are not made are not found.
+        # Slice numbers without a slice are reported as not found.
         part = nvml.get("nvmlDeviceGetMigDeviceHandleByIndex", handle, index)
         if part is not None:
             yield Slice(
@@ -198,22 +201,22 @@ def _peer(nvml: _Calls, a: Any, b: Any) -> bool | None:
 
 
 def _nvlinks(nvml: _Calls, handles: list[Any], gpus: tuple[Gpu, ...]) -> dict[tuple[int, int], NvLink]:
-    """Links straight to the other GPU count; those to a switch reach every GPU that has such links."""
+    """Return the NVLinks of every pair: those straight to each other, else those that both have to a switch."""
     ports = [tuple(_ports(nvml, handle)) for handle in handles]
     addresses = {gpu.pci for gpu in gpus}
-    found = {}
+    links = {}
     for a, b in combinations(range(len(gpus)), 2):
         straight = [port for port in ports[a] if port.remote_pci == gpus[b].pci]
         switched = [[port for port in ports[end] if _is_switch(port, addresses)] for end in (a, b)]
         chosen = straight or min(switched, key=len)
         if chosen:
-            found[a, b] = NvLink(
+            links[a, b] = NvLink(
                 count=len(chosen),
                 generation=_generation(nvml, handles[a], chosen),
                 link_bytes_per_s=_link_rate(nvml, handles[a]),
                 switched=not straight,
             )
-    return found
+    return links
 
 
 def _ports(nvml: _Calls, handle: Any) -> Iterator[_Port]:
@@ -230,17 +233,17 @@ def _ports(nvml: _Calls, handle: Any) -> Iterator[_Port]:
 
 def _is_switch(port: _Port, gpus: set[str]) -> bool:
     if port.remote_type is None:
-        # Drivers before 470 do not tell; what is no GPU of this machine is a switch there.
+        # Drivers before 470 do not report the type; there a remote end that is no GPU of this machine is a switch.
         return port.remote_pci != "" and port.remote_pci not in gpus
     return bool(port.remote_type == pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH)
 
 
 def _generation(nvml: _Calls, handle: Any, ports: list[_Port]) -> int | None:
-    told = {_GENERATIONS.get(port.version or 0) for port in ports}
+    reported = {_GENERATIONS.get(port.version or 0) for port in ports}
     capability = nvml.get("nvmlDeviceGetCudaComputeCapability", handle)
     newest = None if capability is None else _NEWEST.get(capability[0])
-    known = [generation for generation in (*told, newest) if generation is not None]
-    return min(known) if None not in told else None
+    known = [generation for generation in (*reported, newest) if generation is not None]
+    return min(known) if None not in reported else None
 
 
 def _link_rate(nvml: _Calls, handle: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Quantities with units, in and out: text like ``24 GiB`` to an integer in the base unit, and back exactly."""
+"""Parses and writes quantities with units: text like ``24 GiB`` to an integer in the base unit, and back exactly."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Quantity:
     """Largest first; the last is the base unit, in which every integer can be written."""
     example: str
     plain: bool = False
-    """Whether an integer without a unit is accepted, as base units."""
+    """An integer without a unit is accepted, and counts base units."""
 
 
 def _powers(suffix: str, base: int, prefixes: str, scale: Fraction = Fraction(1)) -> dict[str, Fraction]:
@@ -51,7 +51,7 @@ RATE = Quantity(
 
 
 def parse(quantity: Quantity, data: Any, path: str) -> int:
-    """The integer in base units, rounded down; raise InventoryError with the path, what was found and expected."""
+    """Return the integer in base units, rounded down; raise InventoryError with the path for anything else."""
     if type(data) is int and quantity.plain:
         value = data
     elif type(data) is int or type(data) is float:
@@ -81,9 +81,24 @@ def _parse_text(quantity: Quantity, text: str, path: str) -> int:
 
 
 def render(quantity: Quantity, value: int) -> str:
-    """The shortest exact text: ``parse(quantity, render(quantity, value), path) == value``."""
+    """Return the shortest exact text: ``parse(quantity, render(quantity, value), path) == value``."""
     for unit in quantity.written:
         scale = int(quantity.units[unit])
         if value % scale == 0 and (value > 0 or scale == 1):
             return f"{value // scale} {unit}"
     raise AssertionError(f"no exact unit for {value}")
+
+
+def mebibytes(nbytes: int) -> str:
+    """Return a size in whole MiB, rounded down."""
+    return f"{nbytes >> 20} MiB"
+
+
+def megabytes_per_s(bytes_per_s: int) -> str:
+    """Return a bandwidth rounded down to whole MB/s."""
+    return render(BANDWIDTH, bytes_per_s // 10**6 * 10**6)
+
+
+def gigaflops(flops_per_s: int) -> str:
+    """Return a rate rounded down to whole GFLOP/s."""
+    return render(RATE, flops_per_s // 10**9 * 10**9)

@@ -1,4 +1,4 @@
-"""The pins of a device map as a chain: which devices run which layers one after the other, and hold the rest."""
+"""Reads the pins of a device map as a chain: which devices run which layers one after the other, and hold the rest."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,13 +14,13 @@ class PinnedChain:
 
     embed: int
     runs: tuple[tuple[int, int], ...]
-    """Devices in order, each with its number of layers."""
+    """(device, number of layers), in the order of execution."""
     head: int
     draft: int | None
 
 
 def pinned_chain(model: Model, options: Options, fabric: Fabric) -> PinnedChain:
-    """The pins of the strategy ``custom``; raise InputError for a map that is no chain of whole layers."""
+    """Return the chain of the strategy ``custom``; raise InputError for pins that are no chain of whole layers."""
     devices = {device.id: index for index, device in enumerate(fabric.inventory.devices)}
     total = model.num_layers
     layers = [f"layers.{i}" for i in range(total)]
@@ -34,18 +34,18 @@ def pinned_chain(model: Model, options: Options, fabric: Fabric) -> PinnedChain:
     missing = [module for module in ("embed", *layers, "head") if module not in pins]
     if missing:
         raise InputError(f"device map: {missing[0]} is on no device: name it, or the module that has it")
-    runs = [(device, list(found)) for device, found in groupby(layers, key=pins.__getitem__)]
+    runs = [(device, list(run)) for device, run in groupby(layers, key=pins.__getitem__)]
     _refuse_returns(fabric, runs)
     return PinnedChain(
         embed=pins["embed"],
-        runs=tuple((device, len(found)) for device, found in runs),
+        runs=tuple((device, len(run)) for device, run in runs),
         head=pins["head"],
         draft=pins.get("draft"),
     )
 
 
 def _refuse_returns(fabric: Fabric, runs: list[tuple[int, list[str]]]) -> None:
-    """A device has layers that follow one another, and so has a host."""
+    """Raise InputError where the layers of a device, or of a host, do not follow one another."""
     names = [device.id for device in fabric.inventory.devices]
     for i, (device, layers) in enumerate(runs):
         host = fabric.host_of[device]

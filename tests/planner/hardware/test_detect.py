@@ -1,15 +1,18 @@
-"""A detected machine as an inventory: types, memory, links and slices, and what is said where NVML does not tell."""
+"""A detected machine as an inventory: types, memory, links and slices, and what is said where NVML does not report."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pynvml
 import pytest
 from click.testing import CliRunner, Result
 
 from planner import cli
 from planner.commands import inventory as inventory_command
-from planner.errors import MachineError
+from planner.errors import DetectionError
+from planner.hardware import detect_cpu
 from planner.hardware.catalog import catalog
 from planner.hardware.detect import Detected, detect
 from planner.hardware.inventory import load_inventory
@@ -122,7 +125,7 @@ def test_a_machine_of_unlike_gpus() -> None:
     (line,) = found.left_out
     assert line.startswith("gpu3 (NVIDIA GeForce GT 710")
     missing = "bandwidth (bus width and clock), flops (cores and clock)"
-    assert line.endswith(f"): not in the catalogue; NVML does not tell {missing}: give them")
+    assert line.endswith(f"): not in the catalogue; NVML does not report {missing}: give them")
     assert "# - {id: gpu3, type: gt-710, ordinal: 3}" in found.text
 
 
@@ -134,7 +137,7 @@ def test_memory_that_nvml_does_not_tell_is_the_catalogues() -> None:
 
 
 def test_types_that_only_memory_tells_apart_are_not_guessed() -> None:
-    with pytest.raises(MachineError, match=r"one of jetson-agx-orin-64g, .*, which memory tells apart"):
+    with pytest.raises(DetectionError, match=r"one of jetson-agx-orin-64g, .*, which memory tells apart"):
         detected("orin")
     for mebibytes, kind in ((10240, "rtx-3080-10g"), (12288, "rtx-3080-12g"), (20480, "rtx-3080")):
         recording = Recording("rtx4090x2-pcie")
@@ -206,10 +209,27 @@ def test_the_command_overwrites_nothing(tmp_path: Path) -> None:
     assert inventory("--detect", tmp_path / "none" / "x.yaml").exit_code == 2
 
 
-def test_without_a_gpu_the_command_ends_with_five(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_gpu_the_command_measures_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(inventory_command, "read_machine", lambda: read_machine(Recording("gb10", devices=[])))
-    result = inventory("--detect", tmp_path / "x.yaml", "--json")
+    monkeypatch.setattr(detect_cpu, "STREAM_BYTES", 16 << 20)
+    file = tmp_path / "x.yaml"
+    result = inventory("--detect", file, "--json")
+    assert result.exit_code == 0
+    assert "left out: GPUs: no GPU can be detected: NVML counts 0 devices" in result.stderr
+    (entry,) = json.loads(result.stdout)["inventory"]["devices"]
+    assert (entry["id"], entry["type"], entry["kind"]) == ("cpu0", "cpu", "cpu")
+    assert entry["memory_bytes"] <= psutil.virtual_memory().total
+    assert entry["bandwidth_bytes_per_s"] > 10**8
+    for word in ("memory", "reserve", "bandwidth", "flops"):
+        assert f"{word}: " in file.read_text().split("- {")[0], "the comments say what is measured, and how"
+    arguments = ["build", "--gpus", str(file), "--plan-only", "--out", str(tmp_path / "p")]
+    assert CliRunner().invoke(cli.main, arguments).exit_code == 0
+
+
+def test_a_gpu_that_cannot_be_read_is_no_reason_to_leave_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = Recording("rtx4090x2-pcie")
+    recording.data["devices"][1]["nvmlDeviceGetName"] = {"error": pynvml.NVML_ERROR_GPU_IS_LOST}
+    monkeypatch.setattr(inventory_command, "read_machine", lambda: read_machine(recording))
+    result = inventory("--detect", "--json")
     assert result.exit_code == 5
-    assert json.loads(result.stdout)["error"]["type"] == "MachineError"
-    assert "no GPU can be detected" in result.stderr
-    assert not (tmp_path / "x.yaml").exists()
+    assert json.loads(result.stdout)["error"]["type"] == "DetectionError"

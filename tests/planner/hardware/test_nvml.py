@@ -5,7 +5,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from planner.errors import MachineError
+from planner.errors import DetectionError
 from planner.hardware.nvml import read_machine
 from tests.planner.hardware.nvml_recording import Recording
 
@@ -110,7 +110,7 @@ REFUSALS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("library", "message"), REFUSALS, ids=["no-driver", "no-gpu", "lost", "nameless"])
 def test_what_cannot_be_read_is_refused(library: Any, message: str) -> None:
-    with pytest.raises(MachineError) as caught:
+    with pytest.raises(DetectionError) as caught:
         read_machine(library)
     assert str(caught.value) == message
     assert caught.value.exit_code == 5
