@@ -22,7 +22,8 @@ from planner.hardware.inventory import parse_inventory
 from plans.codec import load_yaml
 
 STREAM_BYTES = 512 << 20
-"""Bytes that a pass reads: many times any cache."""
+STREAM_THREAD_BYTES = 64 << 20
+"""A pass reads this per thread and STREAM_BYTES at least: several times any cache, which is 12 MiB a core at most."""
 
 STREAM_SHARE = 8
 """A pass reads this part of the available memory at most."""
@@ -62,7 +63,7 @@ def measure_cpu() -> CpuFigures:
     total = min(memory.total, _limit_bytes(CGROUP_LIMIT) or memory.total)
     used = 0 if total < memory.total else min(memory.total - memory.available, total - 2 * MIB)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    stream_bytes = min(STREAM_BYTES, max(MIB, (total - used) // STREAM_SHARE))
+    stream_bytes = min(max(STREAM_BYTES, threads * STREAM_THREAD_BYTES), max(MIB, (total - used) // STREAM_SHARE))
     return CpuFigures(
         name=_name(),
         threads=threads,

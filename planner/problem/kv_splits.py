@@ -9,9 +9,10 @@ for a group of n devices and K KV heads:
 * Where n > K and K does not divide n, also K subgroups as equal as can be.
 
 For each, a *split* is made of every way to deal K heads out over the subgroups, at least one each, in equal bundles of
-heads (:func:`bundles`): at most 16 bundles, fewer where there would be more than MOST_SPLITS splits. More subgroups
-than bundles divide the heads as evenly as can be, in that one way. Over several hosts the heads are dealt out equally
-to the hosts, and on each host in the same way, in at most 8 bundles; where that is not possible, as evenly as can be.
+heads (:func:`bundles`): at most 16 bundles, fewer where there would be more than MOST_SPLITS splits; a prime number of
+heads above 16 is dealt out one by one. More subgroups than bundles divide the heads as evenly as can be, in that one
+way. Over several hosts the heads are dealt out equally to the hosts, and on each host in the same way, in at most 8
+bundles; where that is not possible, as evenly as can be.
 """
 
 import math

@@ -130,7 +130,7 @@ def plan_of(
 
 
 def shuffled(data: Any, seed: int) -> Any:
-    """The same inventory with hosts, devices and keys listed in another order."""
+    """Return an inventory with hosts, devices and keys listed in another order."""
     rng = random.Random(seed)
 
     def shuffle(value: Any) -> Any:

@@ -44,8 +44,8 @@ def built(data: Any, head: Head, context: int = 256) -> tuple[build.Built, BaseI
 
 @pytest.mark.parametrize(("data", "head"), [(EQUAL, "eagle3"), (UNLIKE, "eagle1"), (UNLIKE, None)])
 def test_a_plan_of_the_inputs_of_a_plan_is_that_plan(tmp_path: Path, data: Any, head: Head) -> None:
-    found, base, draft = built(data, head)
-    write(tmp_path / "p", found.plan, base, draft)
+    result, base, draft = built(data, head)
+    write(tmp_path / "p", result.plan, base, draft)
     frozen = codec.load(tmp_path / "p")
     again = replan(tmp_path / "p", frozen, Settings(workers=2, seed=3))
     assert codec.dumps(again).encode() == (tmp_path / "p" / "plan.yaml").read_bytes()
@@ -53,13 +53,13 @@ def test_a_plan_of_the_inputs_of_a_plan_is_that_plan(tmp_path: Path, data: Any, 
 
 def test_numbers_in_ids_count_as_numbers() -> None:
     data = {"hosts": [host("box", cpu("c10", 14), cpu("c2", 15))]}
-    found, _, _ = built(data, None)
-    assert [device.id for device in found.plan.inventory.devices] == ["c2", "c10"]
+    result, _, _ = built(data, None)
+    assert [device.id for device in result.plan.inventory.devices] == ["c2", "c10"]
 
 
 def test_a_plan_knows_no_place_and_no_time(tmp_path: Path) -> None:
-    found, base, draft = built(EQUAL, "eagle3")
-    write(tmp_path / "p", found.plan, base, draft)
+    result, base, draft = built(EQUAL, "eagle3")
+    write(tmp_path / "p", result.plan, base, draft)
     text = (tmp_path / "p" / "plan.yaml").read_text()
     assert str(tmp_path) not in text
     assert str(DEMO) not in text
@@ -68,8 +68,8 @@ def test_a_plan_knows_no_place_and_no_time(tmp_path: Path) -> None:
 
 
 def test_a_directory_has_what_planning_again_and_running_need(tmp_path: Path) -> None:
-    found, base, draft = built(EQUAL, "eagle3")
-    write(tmp_path / "deep" / "p", found.plan, base, draft)
+    result, base, draft = built(EQUAL, "eagle3")
+    write(tmp_path / "deep" / "p", result.plan, base, draft)
     names = sorted(str(file.relative_to(tmp_path / "deep" / "p")) for file in (tmp_path / "deep").rglob("*.*"))
     assert names[1:] == sorted(names[1:])
     assert {"config.json", "draft/config.json", "plan.yaml"} <= set(names)
@@ -80,22 +80,22 @@ def test_a_directory_has_what_planning_again_and_running_need(tmp_path: Path) ->
 
 
 def test_writing_the_same_again_touches_nothing(tmp_path: Path) -> None:
-    found, base, draft = built(EQUAL, "eagle3")
-    write(tmp_path / "p", found.plan, base, draft)
+    result, base, draft = built(EQUAL, "eagle3")
+    write(tmp_path / "p", result.plan, base, draft)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "p").rglob("*")}
-    write(tmp_path / "p", found.plan, base, draft)
+    write(tmp_path / "p", result.plan, base, draft)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "p").rglob("*")} == before
 
 
 def test_one_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
-    found, base, draft = built(EQUAL, "eagle3")
+    result, base, draft = built(EQUAL, "eagle3")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(durable, "put_in_place", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            write(tmp_path / "p", found.plan, base, draft)
+            write(tmp_path / "p", result.plan, base, draft)
     assert not (tmp_path / "p" / "plan.yaml").exists()
-    write(tmp_path / "p", found.plan, base, draft)
-    assert codec.load(tmp_path / "p") == found.plan
+    write(tmp_path / "p", result.plan, base, draft)
+    assert codec.load(tmp_path / "p") == result.plan
     assert not list((tmp_path / "p").rglob("*.new"))
 
 
@@ -110,9 +110,9 @@ def test_other_files_in_the_way_are_left_alone(tmp_path: Path) -> None:
     for name in ("full", "file", "dangling"):
         with pytest.raises(OutputError, match=re.escape(str(tmp_path / name))):
             refuse_foreign(tmp_path / name)
-    found, base, draft = built(EQUAL, None)
+    result, base, draft = built(EQUAL, None)
     with pytest.raises(OutputError, match=r"file/p: cannot write the plan"):
-        write(tmp_path / "file" / "p", found.plan, base, draft)
+        write(tmp_path / "file" / "p", result.plan, base, draft)
     assert (tmp_path / "file").read_text() == "x"
 
 

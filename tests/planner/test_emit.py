@@ -58,24 +58,24 @@ def _solved(case: str) -> tuple[Formulation, Solved, Plan]:
     return _planned(formulation(data, head, context=context))
 
 
-def _planned(found: Formulation) -> tuple[Formulation, Solved, Plan]:
-    solved = solve(found.problem, Settings())
+def _planned(formulated: Formulation) -> tuple[Formulation, Solved, Plan]:
+    solved = solve(formulated.problem, Settings())
     assert solved is not None
-    return found, solved, emit(found, WITH_DRAFT if found.draft else INPUTS, solved)
+    return formulated, solved, emit(formulated, WITH_DRAFT if formulated.draft else INPUTS, solved)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_plan_is_sound_and_says_what_was_certified(case: str) -> None:
-    found, solved, plan = _solved(case)
+    formulated, solved, plan = _solved(case)
     assert check(plan) == ()
     assert codec.loads(codec.dumps(plan)) == plan
-    certificate = certify(found.problem, solved.answer)
+    certificate = certify(formulated.problem, solved.answer)
     placement = plan.draft_placement
     total = sum(stage.predicted_ns for stage in plan.stages) + plan.embed.predicted_ns + plan.head.predicted_ns
     total += (placement.predicted_ns if placement else 0) + certificate.message_ns
     assert total == plan.proof.objective_ns == certificate.step_ns
     for stage, answer in zip(plan.stages, solved.answer.stages, strict=True):
-        group = found.problem.groups[answer.group]
+        group = formulated.problem.groups[answer.group]
         for j in range(len(stage.devices)):
             assert sum(run.num_layers * run.mlp_units[j] for run in stage.runs) == sum(
                 units[j] for units in answer.units
@@ -89,8 +89,8 @@ def test_a_plan_is_sound_and_says_what_was_certified(case: str) -> None:
         assert all(a != b for a, b in zip(stage.runs, stage.runs[1:], strict=False)), "equal runs are one"
     assert sum(plan.embed.rows) == sum(plan.head.rows) == plan.model.vocab_size
     for line in plan.memory:
-        index = found.problem.devices.index(line.device)
-        assert line.planned_bytes <= certificate.load_bytes[index] <= found.problem.capacity_bytes[index]
+        index = formulated.problem.devices.index(line.device)
+        assert line.planned_bytes <= certificate.load_bytes[index] <= formulated.problem.capacity_bytes[index]
 
 
 BOXES: dict[str, Any] = {
@@ -100,21 +100,21 @@ BOXES: dict[str, Any] = {
 """Two equal hosts, and links so fast that devices work together."""
 
 
-def _with(found: Formulation, **changes: Any) -> Formulation:
-    return dataclasses.replace(found, options=dataclasses.replace(found.options, **changes))
+def _with(formulated: Formulation, **changes: Any) -> Formulation:
+    return dataclasses.replace(formulated, options=dataclasses.replace(formulated.options, **changes))
 
 
-def _with_heads(found: Formulation, kv_heads: int) -> Formulation:
-    (layers,) = found.model.layers
+def _with_heads(formulated: Formulation, kv_heads: int) -> Formulation:
+    (layers,) = formulated.model.layers
     layers = dataclasses.replace(layers, attention=dataclasses.replace(layers.attention, num_kv_heads=kv_heads))
-    return dataclasses.replace(found, model=dataclasses.replace(found.model, layers=(layers,)))
+    return dataclasses.replace(formulated, model=dataclasses.replace(formulated.model, layers=(layers,)))
 
 
 @pytest.mark.parametrize("axis", ["heads", "context", "head_dim", "batch"])
 @pytest.mark.parametrize("kv_heads", [4, 1])
 def test_each_axis_has_sound_plans(axis: KvAxis, kv_heads: int) -> None:
-    found = _with_heads(_with(formulation(BOXES, None), kv_axis=axis, batch=4), kv_heads)
-    _, _, plan = _planned(found)
+    formulated = _with_heads(_with(formulation(BOXES, None), kv_axis=axis, batch=4), kv_heads)
+    _, _, plan = _planned(formulated)
     assert check(plan) == ()
     for stage in plan.stages:
         assert stage.kv_axis == ("heads" if len(stage.devices) == 1 else axis)
@@ -127,23 +127,23 @@ def test_each_axis_has_sound_plans(axis: KvAxis, kv_heads: int) -> None:
 def test_a_head_may_be_divided_over_more_devices_than_it_has_kv_heads(devices: int, kv_heads: int) -> None:
     """Its tables, and those of the base, are what the devices are full of."""
     data = {"hosts": [host("box", *(cpu(f"c{i}", 24) for i in range(devices)), links=FAST)]}
-    found = _with(formulation(data, "eagle3"), context=64, prefill_chunk=16, tree=SMALL)
-    assert found.draft is not None
-    attention = dataclasses.replace(found.draft.attention, num_heads=4, num_kv_heads=kv_heads, head_dim=48)
+    formulated = _with(formulation(data, "eagle3"), context=64, prefill_chunk=16, tree=SMALL)
+    assert formulated.draft is not None
+    attention = dataclasses.replace(formulated.draft.attention, num_heads=4, num_kv_heads=kv_heads, head_dim=48)
     vocab = 64 * 300
-    draft = dataclasses.replace(found.draft, attention=attention, draft_vocab_size=vocab, maps_vocabulary=False)
-    model = dataclasses.replace(found.model, vocab_size=vocab)
-    found, solved, plan = _planned(dataclasses.replace(found, model=model, draft=draft))
+    draft = dataclasses.replace(formulated.draft, attention=attention, draft_vocab_size=vocab, maps_vocabulary=False)
+    model = dataclasses.replace(formulated.model, vocab_size=vocab)
+    formulated, solved, plan = _planned(dataclasses.replace(formulated, model=model, draft=draft))
     placement = plan.draft_placement
     assert placement is not None
     assert placement.kv_subgroups is not None
     assert sum(placement.kv_subgroups) == len(placement.devices) > kv_heads
     assert check(plan) == ()
     assert codec.loads(codec.dumps(plan)) == plan
-    tail, previous = solved.answer.tail, Previous(found, WITH_DRAFT, plan)
+    tail, previous = solved.answer.tail, Previous(formulated, WITH_DRAFT, plan)
     assert tail is not None
     assert previous.choice_bytes(2, tail.option, tail.split) == 0, "all of it is there"
-    others = [c for c in range(len(found.draft_kv_divisions[tail.option])) if c != tail.split]
+    others = [c for c in range(len(formulated.draft_kv_divisions[tail.option])) if c != tail.split]
     assert all(previous.choice_bytes(2, tail.option, split) > 0 for split in others)
 
 
@@ -185,46 +185,48 @@ def test_a_device_map_is_planned_as_given() -> None:
 
 
 def test_layers_of_several_kinds_are_in_their_order() -> None:
-    found = formulation(UNLIKE, None)
-    (layers,) = found.model.layers
+    formulated = formulation(UNLIKE, None)
+    (layers,) = formulated.model.layers
     wide = dataclasses.replace(
         layers, num_layers=1, mlp=dataclasses.replace(layers.mlp, intermediate_size=2 * layers.mlp.intermediate_size)
     )
     few, twice = dataclasses.replace(layers, num_layers=2), dataclasses.replace(wide, num_layers=2)
-    found = dataclasses.replace(found, model=dataclasses.replace(found.model, layers=(few, wide, few, twice)))
-    _, solved, plan = _planned(found)
+    formulated = dataclasses.replace(
+        formulated, model=dataclasses.replace(formulated.model, layers=(few, wide, few, twice))
+    )
+    _, solved, plan = _planned(formulated)
     units = [sum(run.mlp_units) for stage in plan.stages for run in stage.runs for _ in range(run.num_layers)]
     once = layers.mlp.intermediate_size // layers.mlp.unit
     assert units == [once, once, 2 * once, once, once, 2 * once, 2 * once]
     assert check(plan) == ()
-    assert certify(found.problem, solved.answer).step_ns == plan.proof.objective_ns
+    assert certify(formulated.problem, solved.answer).step_ns == plan.proof.objective_ns
 
 
 def test_experts_have_a_sound_plan() -> None:
-    found = formulation(UNLIKE, "eagle3")
-    (layers,) = found.model.layers
+    formulated = formulation(UNLIKE, "eagle3")
+    (layers,) = formulated.model.layers
     moe = dataclasses.replace(layers.mlp, kind="moe", num_experts=4, experts_per_token=2, intermediate_size=128)
     gated = dataclasses.replace(layers, num_layers=3)
     mixed = (gated, dataclasses.replace(layers, num_layers=5, mlp=moe))
-    _, _, plan = _planned(dataclasses.replace(found, model=dataclasses.replace(found.model, layers=mixed)))
+    _, _, plan = _planned(dataclasses.replace(formulated, model=dataclasses.replace(formulated.model, layers=mixed)))
     assert check(plan) == ()
 
 
 def test_an_accepted_gap_is_stated_and_never_understates_the_time() -> None:
     data, head, context = CASES["unlike"]
-    found = formulation(data, head, context=context)
-    found = dataclasses.replace(found, options=dataclasses.replace(found.options, gap_ppm=500_000))
-    solved = solve(found.problem, Settings(gap_ppm=500_000))
+    formulated = formulation(data, head, context=context)
+    formulated = dataclasses.replace(formulated, options=dataclasses.replace(formulated.options, gap_ppm=500_000))
+    solved = solve(formulated.problem, Settings(gap_ppm=500_000))
     assert solved is not None
-    plan = emit(found, WITH_DRAFT, solved)
+    plan = emit(formulated, WITH_DRAFT, solved)
     exact = _solved("unlike")[2].proof.objective_ns
     assert plan.proof.bound_ns <= exact <= plan.proof.objective_ns
-    assert plan.proof.objective_ns == certify(found.problem, solved.answer).step_ns
+    assert plan.proof.objective_ns == certify(formulated.problem, solved.answer).step_ns
     assert (plan.proof.status == "OPTIMAL") == (plan.proof.bound_ns == plan.proof.objective_ns)
     assert check(plan) == ()
 
 
 def test_an_answer_that_costs_more_than_was_proven_is_our_bug() -> None:
-    found, solved, _ = _solved("plain")
+    formulated, solved, _ = _solved("plain")
     with pytest.raises(AssertionError):
-        emit(found, INPUTS, dataclasses.replace(solved, objective_ns=solved.objective_ns - 1))
+        emit(formulated, INPUTS, dataclasses.replace(solved, objective_ns=solved.objective_ns - 1))

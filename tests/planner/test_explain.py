@@ -29,7 +29,7 @@ from tests.planner.instances import ROOT, TINY, TINY_HEAD, cpu, gpu, host, saved
 CPUS = {"hosts": [host("left", cpu("c0", 7), cpu("c1", 5)), host("right", cpu("c2", 6))], "network": {"class": "shm"}}
 ETHERNET = {"network": {"class": "ethernet"}}
 MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
-WAYS = (("--kv", "context", "heads"), ("--strategy", "sequential", "latency"))
+INSTEAD = (("--kv", "context", "heads"), ("--strategy", "sequential", "latency"))
 
 
 def pcie(name: str, *devices: dict[str, Any]) -> dict[str, Any]:
@@ -44,13 +44,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def drafted(plain: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
-    """Those of the model and its head."""
+    """The options of a tiny model and its EAGLE head."""
     return *plain, "--draft", saved(tmp_path_factory.mktemp("tiny") / "head", TINY_HEAD)
 
 
 def command(inventory: Path, arguments: tuple[object, ...], out: Path) -> tuple[int, dict[str, Any]]:
-    given = ("build", "--gpus", inventory, *arguments, "--plan-only", "--out", out, "--json")
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in given])
+    words = ("build", "--gpus", inventory, *arguments, "--plan-only", "--out", out, "--json")
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in words])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, json.loads(result.stdout)
 
@@ -59,13 +59,13 @@ def refused(data: Any, arguments: tuple[object, ...], tmp_path: Path) -> dict[st
     """The error of an infeasible instance, after each of its changes was applied and built."""
     file = tmp_path / "inventory.yaml"
     file.write_text(yaml.safe_dump(data))
-    code, said = command(file, arguments, tmp_path / "p")
-    assert code == 3, said
-    error: dict[str, Any] = said["error"]
+    code, reply = command(file, arguments, tmp_path / "p")
+    assert code == 3, reply
+    error: dict[str, Any] = reply["error"]
     for number, change in enumerate(error["changes"]):
-        code, said = apply(file, arguments, change, tmp_path / str(number))
-        assert code == 0, (change, said)
-        assert said["objective_ns"] == change["objective_ns"], change
+        code, reply = apply(file, arguments, change, tmp_path / str(number))
+        assert code == 0, (change, reply)
+        assert reply["objective_ns"] == change["objective_ns"], change
     assert not (tmp_path / "p").exists()
     return error
 
@@ -110,7 +110,7 @@ def options(error: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("named", [False, True])
 def test_every_change_works(named: bool, tmp_path: Path) -> None:
-    """Of the demo, whether it is the default or named."""
+    """The demo, as the default or named."""
     arguments = ("--draft", DEMO / "eagle3", "--model", DEMO / "base") if named else ()
     error = refused(CPUS, arguments, tmp_path)
     assert "--dtype" in options(error)
@@ -170,15 +170,15 @@ def test_one_more_device_keeps_the_names_and_numbers_of_the_others(plain: tuple[
         f"one more tiny-gpu of {kib} KiB on {name}, like {like}" for name, kib, like, _ in expected
     ]
     for inventory, (name, _, _, new) in zip(changes.values(), expected, strict=True):
-        found = {
-            each["name"]: [(device["id"], device.get("ordinal")) for device in each["devices"]]
-            for each in inventory["hosts"]
+        by_host = {
+            listed_host["name"]: [(device["id"], device.get("ordinal")) for device in listed_host["devices"]]
+            for listed_host in inventory["hosts"]
         }
-        assert found.pop(name)[1] == (new, 1)
-        assert all(len(devices) == 1 for devices in found.values()), "of equal hosts, one is tried"
+        assert by_host.pop(name)[1] == (new, 1)
+        assert all(len(devices) == 1 for devices in by_host.values()), "of equal hosts, one is tried"
 
 
-@pytest.mark.parametrize(("option", "value", "instead"), WAYS)
+@pytest.mark.parametrize(("option", "value", "instead"), INSTEAD)
 def test_an_order_or_an_axis_that_was_asked_for_may_be_what_is_in_the_way(
     option: str, value: str, instead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +194,7 @@ def test_an_order_or_an_axis_that_was_asked_for_may_be_what_is_in_the_way(
 
 
 def test_a_device_map_that_does_not_fit_is_explained(plain: tuple[object, ...], tmp_path: Path) -> None:
-    """Of the devices nothing is said, since the map says which are used."""
+    """Devices are no change to suggest, since the map says which are used."""
     (tmp_path / "map.json").write_text('{"": 0}')
     data = {"hosts": [pcie("box", gpu("gpu0", 2000), gpu("gpu1", 9000))]}
     arguments = (*plain, "--strategy", "custom", "--device-map", tmp_path / "map.json", "--batch", 8)
@@ -247,9 +247,9 @@ def test_the_inventory_is_parsed_once_and_no_request_is_formulated_twice(
     monkeypatch.setattr(Formulation, "problem", problem)
     file = tmp_path / "inventory.yaml"
     file.write_text(yaml.safe_dump({"hosts": [pcie("box", *(gpu(f"gpu{i}", 1050) for i in range(3)))]}))
-    code, said = command(file, (*plain, "--context", 250, "--batch", 16), tmp_path / "p")
+    code, reply = command(file, (*plain, "--context", 250, "--batch", 16), tmp_path / "p")
     assert code == 3
-    assert len(said["error"]["changes"]) > 2
+    assert len(reply["error"]["changes"]) > 2
     assert parsed == [str(file)]
     assert {formulation for formulation in formulated if formulated.count(formulation) > 1} <= {formulated[0]}
 
@@ -269,7 +269,7 @@ def test_what_is_not_proven_in_time_is_listed_with_the_gap_that_is(tmp_path: Pat
     assert near
     for change in near:
         assert 0 < change["bound_ns"] < change["objective_ns"]
-    found = InfeasibleError("", {}, changes=tuple(Change(**change) for change in near), untimed=("a smaller tree",))
-    table = changes_table(found)
+    refusal = InfeasibleError("", {}, changes=tuple(Change(**change) for change in near), untimed=("a smaller tree",))
+    table = changes_table(refusal)
     assert re.search(r"\(the fastest placement is not proven: none takes less than .* [um]s\): .*--gap \d+%", table)
     assert "Also makes it fit, with a step time that was not proven within the limit: a smaller" in table

@@ -95,7 +95,7 @@ class Recording:
 
 
 def answer(record: Any, name: str) -> Any:
-    """What was recorded, as nvidia-ml-py returns it."""
+    """Return a recorded answer as nvidia-ml-py does."""
     value = record[name]
     if isinstance(value, dict) and set(value) == {"error"}:
         raise pynvml.NVMLError(value["error"])

@@ -28,23 +28,23 @@ def detected(name: str, dtype: Any = "bfloat16") -> Detected:
     return detect(read_machine(Recording(name)), "box0", dtype)
 
 
-def device(found: Detected, device_id: str) -> Device:
-    return next(device for device in found.inventory.at("bfloat16").devices if device.id == device_id)
+def device(description: Detected, device_id: str) -> Device:
+    return next(device for device in description.inventory.at("bfloat16").devices if device.id == device_id)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "orin"])
 def test_the_text_is_an_inventory(name: str, tmp_path: Path) -> None:
-    found = detected(name)
+    description = detected(name)
     file = tmp_path / "inventory.yaml"
-    file.write_text(found.text)
-    assert load_inventory(file) == found.inventory
-    file.write_text(dump_inventory(found.inventory))
-    assert load_inventory(file) == found.inventory
+    file.write_text(description.text)
+    assert load_inventory(file) == description.inventory
+    file.write_text(dump_inventory(description.inventory))
+    assert load_inventory(file) == description.inventory
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bus_width_and_clock_agree_with_the_datasheets(name: str) -> None:
-    """What is computed for a GPU without a row is right for those that have one."""
+    """Figures as computed for a GPU without a row are right for those that have one."""
     for gpu in read_machine(Recording(name)).gpus:
         rows = [row for row in catalog().devices.values() if gpu.name.removeprefix("NVIDIA ") in row.names]
         for row in rows:
@@ -54,86 +54,86 @@ def test_bus_width_and_clock_agree_with_the_datasheets(name: str) -> None:
 
 
 def test_four_a100_in_a_mesh() -> None:
-    found = detected("a100x4-nvlink")
-    (host,) = found.inventory.hosts
+    description = detected("a100x4-nvlink")
+    (host,) = description.inventory.hosts
     # Four of the twelve links of a GPU go to each of the others.
     assert (host.name, host.link.link_class, host.link.bandwidth_bytes_per_s) == ("box0", "nvlink3", 80 * 10**9)
     assert host.pairs == ()
-    for ordinal, entry in enumerate(found.inventory.devices):
+    for ordinal, entry in enumerate(description.inventory.devices):
         assert (entry.type, entry.ordinal, entry.memory_bytes) == ("a100-40g", ordinal, 40326 << 20)
     for gpu in read_machine(Recording("a100x4-nvlink")).gpus:
-        assert f"{gpu.uuid}, {gpu.pci}" in found.text
+        assert f"{gpu.uuid}, {gpu.pci}" in description.text
 
 
 def test_eight_h100_on_a_switch() -> None:
-    found = detected("h100x8-nvswitch")
-    (host,) = found.inventory.hosts
+    description = detected("h100x8-nvswitch")
+    (host,) = description.inventory.hosts
     assert host.link == catalog().links["nvlink4"]
-    assert "# NV18 to a switch: all" in found.text
-    assert [entry.id for entry in found.inventory.devices] == [f"gpu{index}" for index in range(8)]
-    assert {entry.type for entry in found.inventory.devices} == {"h100-80g"}
+    assert "# NV18 to a switch: all" in description.text
+    assert [entry.id for entry in description.inventory.devices] == [f"gpu{index}" for index in range(8)]
+    assert {entry.type for entry in description.inventory.devices} == {"h100-80g"}
 
 
 def test_two_4090_on_pcie() -> None:
-    found = detected("rtx4090x2-pcie")
-    (host,) = found.inventory.hosts
+    description = detected("rtx4090x2-pcie")
+    (host,) = description.inventory.hosts
     assert host.link == catalog().links["pcie4"]
-    assert "# PCIe, NODE, no direct copies: all" in found.text
+    assert "# PCIe, NODE, no direct copies: all" in description.text
     # Of 24564 MiB the driver keeps 480: what torch calls 23.52 GiB.
-    assert {(entry.type, entry.memory_bytes >> 20) for entry in found.inventory.devices} == {("rtx-4090", 24084)}
+    assert {(entry.type, entry.memory_bytes >> 20) for entry in description.inventory.devices} == {("rtx-4090", 24084)}
 
 
 @pytest.mark.parametrize(("dtype", "sevenths"), [("bfloat16", 312_000), ("float32", 19_500)])
 def test_slices_of_an_a100(dtype: str, sevenths: int) -> None:
-    found = detected("a100-mig", dtype)
+    description = detected("a100-mig", dtype)
     expected = {"gpu0-mig0": (40192, 4, 3), "gpu0-mig1": (19968, 2, 2), "gpu0-mig2": (9728, 1, 1)}
     for device_id, (mebibytes, eighths, slices) in expected.items():
-        entry = device(found, device_id)
+        entry = device(description, device_id)
         assert entry.memory_bytes == mebibytes << 20
         assert entry.bandwidth_bytes_per_s == 2039 * 10**9 * eighths // 8
         assert entry.flops_per_s == sevenths * slices // 7 * 10**9
         assert (entry.ordinal, entry.reported_name) == (0, "A100")
         assert entry.type not in catalog().devices
-    assert (device(found, "gpu1").type, device(found, "gpu1").ordinal) == ("a100-80g", 1)
-    (host,) = found.inventory.hosts
+    assert (device(description, "gpu1").type, device(description, "gpu1").ordinal) == ("a100-80g", 1)
+    (host,) = description.inventory.hosts
     assert (host.transport, host.link.link_class) == ("gloo", "pcie4")
 
 
 def test_a_gpu_in_mig_mode_without_slices_is_left_out() -> None:
     recording = Recording("a100-mig")
     recording.data["devices"][0]["migs"] = {}
-    found = detect(read_machine(recording), "box0", "bfloat16")
-    assert [entry.id for entry in found.inventory.devices] == ["gpu1"]
-    (line,) = found.left_out
+    description = detect(read_machine(recording), "box0", "bfloat16")
+    assert [entry.id for entry in description.inventory.devices] == ["gpu1"]
+    (line,) = description.left_out
     assert line.startswith("gpu0 (NVIDIA A100-SXM4-80GB, GPU-")
     assert line.endswith("): MIG is on and no slice is made, so that no program can use it")
 
 
 def test_a_machine_of_unlike_gpus() -> None:
-    found = detected("mixed")
-    (host,) = found.inventory.hosts
+    description = detected("mixed")
+    (host,) = description.inventory.hosts
     # The bridge of two RTX 3090 has four links of 14 GB/s; the third card has eight lanes.
     assert (host.link.link_class, host.link.bandwidth_bytes_per_s) == ("pcie4", 11 * 10**9)
     (pair,) = host.pairs
     assert (pair.a, pair.b, pair.link.link_class) == ("gpu0", "gpu1", "nvlink3")
     assert pair.link.bandwidth_bytes_per_s == pytest.approx(0.8 * 4 * 14.0625e9, rel=1e-3)
-    other = device(found, "gpu2")
+    other = device(description, "gpu2")
     assert (other.type, other.reported_name) == ("rtx-4000-sff-ada-generation", "RTX 4000 SFF Ada Generation")
     assert other.bandwidth_bytes_per_s == 280_040 * 10**6
     assert other.flops_per_s == 2 * 6144 * 1560 * 10**6 // 10**9 * 10**9
     assert other.memory_bytes == 19995 << 20
-    (line,) = found.left_out
+    (line,) = description.left_out
     assert line.startswith("gpu3 (NVIDIA GeForce GT 710")
     missing = "bandwidth (bus width and clock), flops (cores and clock)"
     assert line.endswith(f"): not in the catalogue; NVML does not report {missing}: give them")
-    assert "# - {id: gpu3, type: gt-710, ordinal: 3}" in found.text
+    assert "# - {id: gpu3, type: gt-710, ordinal: 3}" in description.text
 
 
 def test_memory_that_nvml_does_not_tell_is_the_catalogues() -> None:
     for name, kind in (("gb10", "gb10"), ("t4-old-driver", "t4")):
-        found = detected(name)
-        assert device(found, "gpu0").memory_bytes == catalog().devices[kind].memory_bytes
-        assert "the catalogue's figure" in found.text
+        description = detected(name)
+        assert device(description, "gpu0").memory_bytes == catalog().devices[kind].memory_bytes
+        assert "the catalogue's figure" in description.text
 
 
 def test_types_that_only_memory_tells_apart_are_not_guessed() -> None:
@@ -145,9 +145,9 @@ def test_types_that_only_memory_tells_apart_are_not_guessed() -> None:
         gpu = recording.data["devices"][0]
         gpu["nvmlDeviceGetName"] = "NVIDIA GeForce RTX 3080"
         gpu["nvmlDeviceGetMemoryInfo_v2"] |= {"total": mebibytes << 20, "reserved": 350 << 20}
-        found = detect(read_machine(recording), "box0", "bfloat16")
-        assert device(found, "gpu0").type == kind
-        assert device(found, "gpu0").memory_bytes == (mebibytes - 350) << 20
+        description = detect(read_machine(recording), "box0", "bfloat16")
+        assert device(description, "gpu0").type == kind
+        assert device(description, "gpu0").memory_bytes == (mebibytes - 350) << 20
 
 
 def test_links_that_the_catalogue_does_not_have_are_not_guessed() -> None:
@@ -155,9 +155,9 @@ def test_links_that_the_catalogue_does_not_have_are_not_guessed() -> None:
     for gpu in recording.data["devices"]:
         for link in gpu["links"]:
             link["nvmlDeviceGetNvLinkVersion"] = 99
-    found = detect(read_machine(recording), "box0", "bfloat16")
-    assert found.inventory.hosts[0].link.link_class == "pcie4"
-    assert "4 NVLinks of a generation that the catalogue does not have, so PCIe" in found.text
+    description = detect(read_machine(recording), "box0", "bfloat16")
+    assert description.inventory.hosts[0].link.link_class == "pcie4"
+    assert "4 NVLinks of a generation that the catalogue does not have, so PCIe" in description.text
 
 
 def test_the_classes_of_the_catalogue_are_of_all_links_of_a_gpu() -> None:
@@ -212,6 +212,7 @@ def test_the_command_overwrites_nothing(tmp_path: Path) -> None:
 def test_without_a_gpu_the_command_measures_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(inventory_command, "read_machine", lambda: read_machine(Recording("gb10", devices=[])))
     monkeypatch.setattr(detect_cpu, "STREAM_BYTES", 16 << 20)
+    monkeypatch.setattr(detect_cpu, "STREAM_THREAD_BYTES", 1 << 18)
     file = tmp_path / "x.yaml"
     result = inventory("--detect", file, "--json")
     assert result.exit_code == 0

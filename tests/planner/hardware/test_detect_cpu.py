@@ -12,13 +12,14 @@ from planner.hardware.detect_cpu import MIB, CpuFigures, describe_cpu, measure_c
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements take milliseconds."""
     monkeypatch.setattr(detect_cpu, "STREAM_BYTES", 16 << 20)
+    monkeypatch.setattr(detect_cpu, "STREAM_THREAD_BYTES", MIB // 4)
     monkeypatch.setattr(detect_cpu, "PRODUCT_SIZE", 128)
 
 
 def test_figures_are_those_of_some_machine() -> None:
     figures = measure_cpu()
     assert 0 <= figures.used_bytes < figures.memory_bytes
-    assert figures.stream_bytes == 16 << 20
+    assert figures.stream_bytes == max(16 * MIB, figures.threads * MIB // 4)
     assert 10**8 < figures.bandwidth_bytes_per_s < 10**13
     assert 10**8 < figures.flops_per_s < 10**15
 

@@ -49,9 +49,9 @@ def base_of(model: LlamaForCausalLM, directory: Path) -> Model:
 
 
 def pins(data: Any, inventory: Inventory = GPUS, **model: Any) -> dict[str, str]:
-    found = read(data, "map.yaml", make_model(**model), None, inventory.devices)
-    assert [pin.module for pin in found] == sorted(pin.module for pin in found)
-    return {pin.module: pin.device for pin in found}
+    placed = read(data, "map.yaml", make_model(**model), None, inventory.devices)
+    assert [pin.module for pin in placed] == sorted(pin.module for pin in placed)
+    return {pin.module: pin.device for pin in placed}
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -64,7 +64,7 @@ def test_what_accelerate_infers_is_read(tied: bool, memory: dict[Any, int], tmp_
     inferred = accelerate.infer_auto_device_map(
         model, max_memory=memory, no_split_module_classes=["LlamaDecoderLayer"], dtype=torch.float32
     )
-    found = {pin.module: pin.device for pin in read(inferred, "map", base_of(model, tmp_path), None, WITH_CPU.devices)}
+    placed = {pin.module: pin.device for pin in read(inferred, "map", base_of(model, tmp_path), None, WITH_CPU.devices)}
     names = {0: "gpu0", 1: "gpu1", "cpu": "host"}
 
     def theirs(module: str) -> str:
@@ -73,11 +73,11 @@ def test_what_accelerate_infers_is_read(tied: bool, memory: dict[Any, int], tmp_
             module = module.rpartition(".")[0]
         return names[inferred[module]]
 
-    assert found["embed"] == theirs("model.embed_tokens")
-    assert found["head"] == theirs("lm_head")
+    assert placed["embed"] == theirs("model.embed_tokens")
+    assert placed["head"] == theirs("lm_head")
     for i in range(6):
-        assert found[f"layers.{i}"] == theirs(f"model.layers.{i}")
-    assert len(found) == 8
+        assert placed[f"layers.{i}"] == theirs(f"model.layers.{i}")
+    assert len(placed) == 8
 
 
 def test_a_layer_that_accelerate_splits_is_refused(tmp_path: Path) -> None:
@@ -90,14 +90,14 @@ def test_a_layer_that_accelerate_splits_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_longest_name_decides() -> None:
-    found = pins({"": "gpu2", "model.layers": 1, "model.layers.1": "cuda:2", "model": 0, "lm_head": 0}, num_layers=3)
-    assert found == {"embed": "gpu2", "layers.0": "gpu3", "layers.1": "gpu10", "layers.2": "gpu3", "head": "gpu2"}
+    placed = pins({"": "gpu2", "model.layers": 1, "model.layers.1": "cuda:2", "model": 0, "lm_head": 0}, num_layers=3)
+    assert placed == {"embed": "gpu2", "layers.0": "gpu3", "layers.1": "gpu10", "layers.2": "gpu3", "head": "gpu2"}
 
 
 def test_a_name_is_no_prefix_of_a_longer_number() -> None:
     """``model.layers.1`` does not have ``model.layers.10``."""
-    found = pins({"": 0, "model.layers.1": 1}, num_layers=12)
-    assert [found[f"layers.{i}"] for i in (1, 10, 11)] == ["gpu3", "gpu2", "gpu2"]
+    placed = pins({"": 0, "model.layers.1": 1}, num_layers=12)
+    assert [placed[f"layers.{i}"] for i in (1, 10, 11)] == ["gpu3", "gpu2", "gpu2"]
 
 
 def test_devices_have_ids_indices_and_the_name_cpu() -> None:
@@ -191,12 +191,12 @@ def plan_of(*devices: tuple[str, ...], draft: tuple[str, ...] | None = None, inv
 
 
 def as_pins(plan: Plan) -> tuple[Pin, ...]:
-    found = {"embed": plan.embed.devices[0], "head": plan.head.devices[0]}
+    placed = {"embed": plan.embed.devices[0], "head": plan.head.devices[0]}
     for stage in plan.stages:
-        found |= {f"layers.{stage.first_layer + i}": stage.devices[0] for i in range(stage.num_layers)}
+        placed |= {f"layers.{stage.first_layer + i}": stage.devices[0] for i in range(stage.num_layers)}
     if plan.draft_placement:
-        found["draft"] = plan.draft_placement.devices[0]
-    return tuple(Pin(module=module, device=found[module]) for module in sorted(found))
+        placed["draft"] = plan.draft_placement.devices[0]
+    return tuple(Pin(module=module, device=placed[module]) for module in sorted(placed))
 
 
 @pytest.mark.parametrize("inventory", [GPUS, WITH_CPU, CPUS])
@@ -270,6 +270,6 @@ def test_accelerate_and_transformers_take_what_is_written(tmp_path: Path) -> Non
 def test_a_draft_is_a_line_of_its_own() -> None:
     base = load_base(DEMO / "base" / "config.json")
     draft = load_draft(DEMO / "eagle3" / "config.json", base).draft
-    found = read({"": 0, "draft": 1}, "map", base.model, draft, GPUS.devices)
-    assert {pin.module for pin in found if pin.device == "gpu3"} == {"draft"}
+    placed = read({"": 0, "draft": 1}, "map", base.model, draft, GPUS.devices)
+    assert {pin.module for pin in placed if pin.device == "gpu3"} == {"draft"}
     assert "draft" not in {pin.module for pin in read({"": 0}, "map", base.model, draft, GPUS.devices)}

@@ -1,4 +1,4 @@
-"""Sets of devices that are offered, and the ways in which they may divide the KV cache."""
+"""Candidate device sets of an inventory."""
 
 from itertools import groupby
 from typing import Any
@@ -21,16 +21,16 @@ def candidates(*hosts: dict[str, Any]) -> Candidates:
 
 
 def sets_of(*hosts: dict[str, Any]) -> list[tuple[str, ...]]:
-    found = candidates(*hosts)
-    names = [device.id for device in found.inventory.devices]
-    return [tuple(names[d] for d in each.devices) for each in found.sets]
+    offered = candidates(*hosts)
+    names = [device.id for device in offered.inventory.devices]
+    return [tuple(names[d] for d in members.devices) for members in offered.sets]
 
 
 def test_equal_devices_are_offered_as_neighbours() -> None:
-    found = sets_of(host("box", *(cpu(f"c{i}", 8) for i in range(4))))
-    assert len(found) == 4 + 3 + 2 + 1
-    assert ("c0", "c1") in found
-    assert ("c0", "c2") not in found
+    offered = sets_of(host("box", *(cpu(f"c{i}", 8) for i in range(4))))
+    assert len(offered) == 4 + 3 + 2 + 1
+    assert ("c0", "c1") in offered
+    assert ("c0", "c2") not in offered
 
 
 def test_unlike_devices_are_offered_in_every_subset() -> None:
@@ -38,10 +38,10 @@ def test_unlike_devices_are_offered_in_every_subset() -> None:
 
 
 def test_classes_of_equal_devices_are_combined_and_adjoin() -> None:
-    found = sets_of(host("box", cpu("c0", 8), cpu("c1", 9), cpu("c2", 8), cpu("c3", 9)))
-    assert len(found) == (3 + 1) * (3 + 1) - 1
-    assert ("c2", "c3") in found
-    assert ("c0", "c2", "c1", "c3") in found
+    offered = sets_of(host("box", cpu("c0", 8), cpu("c1", 9), cpu("c2", 8), cpu("c3", 9)))
+    assert len(offered) == (3 + 1) * (3 + 1) - 1
+    assert ("c2", "c3") in offered
+    assert ("c0", "c2", "c1", "c3") in offered
 
 
 def test_reserve_counts_as_less_memory() -> None:
@@ -51,14 +51,14 @@ def test_reserve_counts_as_less_memory() -> None:
 
 def test_links_of_their_own_tell_equal_devices_apart() -> None:
     pair = {"between": ["c0", "c2"], "class": "x", "latency": "1 us", "bandwidth": "1 GB/s"}
-    found = sets_of(host("box", *(cpu(f"c{i}", 8) for i in range(3)), links={"class": "shm", "pairs": [pair]}))
-    assert ("c0", "c2") in found
-    assert len(found) == 7
+    offered = sets_of(host("box", *(cpu(f"c{i}", 8) for i in range(3)), links={"class": "shm", "pairs": [pair]}))
+    assert ("c0", "c2") in offered
+    assert len(offered) == 7
 
 
 def test_equal_hosts_lend_the_same_part() -> None:
     boxes = [host(f"h{i}", cpu(f"h{i}a", 8), cpu(f"h{i}b", 8), cpu(f"h{i}c", 9)) for i in range(3)]
-    wide = [each for each in sets_of(*boxes) if len({name[:2] for name in each}) > 1]
+    wide = [members for members in sets_of(*boxes) if len({name[:2] for name in members}) > 1]
     parts = ["a", "ab", "c", "ac", "abc"]
     runs = [["h0", "h1"], ["h1", "h2"], ["h0", "h1", "h2"]]
     expected = {tuple(f"{name}{letter}" for name in run for letter in part) for part in parts for run in runs}
@@ -70,7 +70,7 @@ def test_unlike_hosts_lend_devices_that_look_alike() -> None:
     """So many of each, or all that a host has, and whatever link there is inside."""
 
     def wide(*boxes: dict[str, Any]) -> set[tuple[str, ...]]:
-        return {each for each in sets_of(*boxes) if len({name[0] for name in each}) > 1}
+        return {members for members in sets_of(*boxes) if len({name[0] for name in members}) > 1}
 
     two = host("a", cpu("a0", 8), cpu("a1", 8))
     assert wide(two, host("b", cpu("b0", 8))) == {("a0", "b0"), ("a0", "a1", "b0")}
@@ -84,7 +84,9 @@ def test_unlike_hosts_lend_devices_that_look_alike() -> None:
 def test_hosts_with_pairs_lend_nothing() -> None:
     pair = {"between": ["b0", "b1"], "class": "x", "latency": "1 us", "bandwidth": "1 GB/s"}
     paired = host("b", cpu("b0", 8), cpu("b1", 8), links={"class": "shm", "pairs": [pair]})
-    assert not [each for each in sets_of(host("a", cpu("a0", 8), cpu("a1", 8)), paired) if {"a0", "b0"} <= set(each)]
+    assert not [
+        members for members in sets_of(host("a", cpu("a0", 8), cpu("a1", 8)), paired) if {"a0", "b0"} <= set(members)
+    ]
 
 
 def test_only_whole_classes_of_hosts_with_many_parts() -> None:
@@ -92,36 +94,36 @@ def test_only_whole_classes_of_hosts_with_many_parts() -> None:
         return host(name, *(cpu(f"{name}{i}", 8 + i // 2) for i in range(8)))
 
     wide = [
-        each
-        for each in sets_of(box("a"), box("b"))
-        if any(d[0] == "a" for d in each) and any(d[0] == "b" for d in each)
+        members
+        for members in sets_of(box("a"), box("b"))
+        if any(d[0] == "a" for d in members) and any(d[0] == "b" for d in members)
     ]
     halves = 4  # one of each of two devices that look alike
     assert len(wide) == 2**4 - 1 + halves
 
 
 def test_each_listed_set_is_one_of_distinct_devices() -> None:
-    found = candidates(*(host(f"h{i}", *(cpu(f"h{i}{j}", 8 + j % 2) for j in range(4))) for i in range(2)))
-    assert len({each.devices for each in found.sets}) == len(found.sets)
-    for each in found.sets:
-        assert len(set(each.devices)) == len(each.devices)
-        assert each.hosts == tuple(sorted({found.fabric.host_of[d] for d in each.devices}))
-        classes = [found.alike[d] for d in each.devices]
+    offered = candidates(*(host(f"h{i}", *(cpu(f"h{i}{j}", 8 + j % 2) for j in range(4))) for i in range(2)))
+    assert len({members.devices for members in offered.sets}) == len(offered.sets)
+    for members in offered.sets:
+        assert len(set(members.devices)) == len(members.devices)
+        assert members.hosts == tuple(sorted({offered.fabric.host_of[d] for d in members.devices}))
+        classes = [offered.alike[d] for d in members.devices]
         assert len([*groupby(classes)]) == len(set(classes)), "devices of a class adjoin"
 
 
 def test_alike_are_devices_of_one_host_and_class() -> None:
-    found = candidates(host("a", cpu("a0", 8), cpu("a1", 9), cpu("a2", 8)), host("b", cpu("b0", 8)))
-    a0, a1, a2, b0 = found.alike
+    offered = candidates(host("a", cpu("a0", 8), cpu("a1", 9), cpu("a2", 8)), host("b", cpu("b0", 8)))
+    a0, a1, a2, b0 = offered.alike
     assert a0 == a2
     assert len({a0, a1, b0}) == 3
 
 
 def test_alone_a_cpu_comes_after_the_gpus_of_its_host() -> None:
     gpus = [{"id": "gpu0", "type": "t4"}, {"id": "gpu1", "type": "l4"}]
-    found = candidates(host("b", cpu("cpu", 8), *gpus, links={"class": "pcie"}), host("a", cpu("c", 8)))
-    names = [device.id for device in found.inventory.devices]
-    assert [names[each.devices[0]] for each in found.singles] == ["c", "gpu0", "gpu1", "cpu"]
+    offered = candidates(host("b", cpu("cpu", 8), *gpus, links={"class": "pcie"}), host("a", cpu("c", 8)))
+    names = [device.id for device in offered.inventory.devices]
+    assert [names[members.devices[0]] for members in offered.singles] == ["c", "gpu0", "gpu1", "cpu"]
 
 
 def test_too_many_unlike_devices_are_refused() -> None:

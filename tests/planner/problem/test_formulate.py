@@ -1,4 +1,4 @@
-"""What the solver is offered: candidate groups, divisions, and figures that agree with slots and buffers."""
+"""The problem that the solver is given: candidate groups, divisions, and figures that agree with slots and buffers."""
 
 import dataclasses
 from itertools import pairwise
@@ -32,34 +32,36 @@ BOXES: dict[str, Any] = {
 """Two equal hosts of three equal devices."""
 
 
-def with_options(found: Formulation, **changes: Any) -> Formulation:
-    return dataclasses.replace(found, options=dataclasses.replace(found.options, **changes))
+def with_options(formulated: Formulation, **changes: Any) -> Formulation:
+    return dataclasses.replace(formulated, options=dataclasses.replace(formulated.options, **changes))
 
 
-def with_attention(found: Formulation, **changes: Any) -> Formulation:
-    (layers,) = found.model.layers
+def with_attention(formulated: Formulation, **changes: Any) -> Formulation:
+    (layers,) = formulated.model.layers
     layers = dataclasses.replace(layers, attention=dataclasses.replace(layers.attention, **changes))
-    return dataclasses.replace(found, model=dataclasses.replace(found.model, layers=(layers,)))
+    return dataclasses.replace(formulated, model=dataclasses.replace(formulated.model, layers=(layers,)))
 
 
-def with_mlp(found: Formulation, **changes: Any) -> Formulation:
-    (layers,) = found.model.layers
+def with_mlp(formulated: Formulation, **changes: Any) -> Formulation:
+    (layers,) = formulated.model.layers
     layers = dataclasses.replace(layers, mlp=dataclasses.replace(layers.mlp, **changes))
-    return dataclasses.replace(found, model=dataclasses.replace(found.model, layers=(layers,)))
+    return dataclasses.replace(formulated, model=dataclasses.replace(formulated.model, layers=(layers,)))
 
 
-def with_head(found: Formulation, **attention: Any) -> Formulation:
-    assert found.draft is not None
-    draft = dataclasses.replace(found.draft, attention=dataclasses.replace(found.draft.attention, **attention))
-    return dataclasses.replace(found, draft=draft)
+def with_head(formulated: Formulation, **attention: Any) -> Formulation:
+    assert formulated.draft is not None
+    draft = dataclasses.replace(
+        formulated.draft, attention=dataclasses.replace(formulated.draft.attention, **attention)
+    )
+    return dataclasses.replace(formulated, draft=draft)
 
 
-def axes(problem: Problem, found: Formulation) -> dict[tuple[str, ...], set[KvAxis]]:
-    """Of each set of devices, the axes that are offered."""
+def axes(problem: Problem, formulated: Formulation) -> dict[tuple[str, ...], set[KvAxis]]:
+    """Return the axes that are offered, by the names of the devices."""
     offered: dict[tuple[str, ...], set[KvAxis]] = {}
-    for group, way in zip(problem.groups, found.kv_divisions, strict=True):
+    for group, division in zip(problem.groups, formulated.kv_divisions, strict=True):
         names = tuple(problem.devices[d] for d in group.devices)
-        offered.setdefault(names, set()).add(way.axis)
+        offered.setdefault(names, set()).add(division.axis)
     return offered
 
 
@@ -80,25 +82,25 @@ CASES: dict[str, Formulation] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_listed_group_is_legal(case: str) -> None:
-    found = CASES[case]
-    problem = found.problem
-    (layers,) = found.model.layers
+    formulated = CASES[case]
+    problem = formulated.problem
+    (layers,) = formulated.model.layers
     heads, pairs = layers.attention.num_kv_heads, layers.attention.head_dim // 2
     queries = layers.attention.num_heads // heads
-    assert len(found.kv_divisions) == len(problem.groups)
-    for group, way in zip(problem.groups, found.kv_divisions, strict=True):
-        assert sum(way.subgroups) == len(group.devices)
-        assert way.axis == "heads" or max(way.subgroups) > 1
-        assert way.axis != "heads" or all(queries % m == 0 for m in way.subgroups)
-        assert way.axis != "batch" or max(way.subgroups) <= found.options.batch
-        assert way.axis != "head_dim" or all(pairs % m == 0 for m in way.subgroups)
+    assert len(formulated.kv_divisions) == len(problem.groups)
+    for group, division in zip(problem.groups, formulated.kv_divisions, strict=True):
+        assert sum(division.subgroups) == len(group.devices)
+        assert division.axis == "heads" or max(division.subgroups) > 1
+        assert division.axis != "heads" or all(queries % m == 0 for m in division.subgroups)
+        assert division.axis != "batch" or max(division.subgroups) <= formulated.options.batch
+        assert division.axis != "head_dim" or all(pairs % m == 0 for m in division.subgroups)
         (splits,) = group.splits
         assert splits
         assert len({split.shares for split in splits}) == len(splits)
         for split in splits:
-            starts = [sum(way.subgroups[:i]) for i in range(len(way.subgroups))]
+            starts = [sum(division.subgroups[:i]) for i in range(len(division.subgroups))]
             assert sum(split.shares[start] for start in starts) == heads
-            for start, m in zip(starts, way.subgroups, strict=True):
+            for start, m in zip(starts, division.subgroups, strict=True):
                 assert len(set(split.shares[start : start + m])) == 1
             assert min(split.shares) >= 1
             assert len(split.bytes) == len(split.shares) == len(group.devices)
@@ -110,28 +112,28 @@ def test_every_listed_group_is_legal(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_splits_have_exact_bytes(case: str) -> None:
-    found = CASES[case]
-    (layers,) = found.model.layers
-    dtype = found.options.dtype
-    for group, way in zip(found.problem.groups, found.kv_divisions, strict=True):
-        sites = [(m, part) for m in way.subgroups for part in range(m)]
+    formulated = CASES[case]
+    (layers,) = formulated.model.layers
+    dtype = formulated.options.dtype
+    for group, division in zip(formulated.problem.groups, formulated.kv_divisions, strict=True):
+        sites = [(m, part) for m in division.subgroups for part in range(m)]
         for split in group.splits[0]:
             for j, (heads, (m, part)) in enumerate(zip(split.shares, sites, strict=True)):
-                share = KvShare(heads=heads, axis=way.axis, parts=m, part=part)
-                exact = slots.attention_bytes(found.model, dtype, layers, share, j == 0)
-                exact += layer_mlp(found.model, dtype, layers, j == 0).fixed
-                assert split.bytes[j] == exact + kv_bytes(found.options, layers.attention, share)
+                share = KvShare(heads=heads, axis=division.axis, parts=m, part=part)
+                exact = slots.attention_bytes(formulated.model, dtype, layers, share, j == 0)
+                exact += layer_mlp(formulated.model, dtype, layers, j == 0).fixed
+                assert split.bytes[j] == exact + kv_bytes(formulated.options, layers.attention, share)
 
 
 def test_a_device_alone_takes_its_traffic() -> None:
-    found = CASES["unlike"]
-    (layers,) = found.model.layers
-    alone = next(group for group in found.problem.groups if group.devices == (0,))
+    formulated = CASES["unlike"]
+    (layers,) = formulated.model.layers
+    alone = next(group for group in formulated.problem.groups if group.devices == (0,))
     ((split,),) = alone.splits
-    device = found.inventory.devices[0]
+    device = formulated.inventory.devices[0]
     share = whole_heads(layers.attention.num_kv_heads)
-    traffic = slots.attention_bytes(found.model, "float32", layers, share, True) - 192 * 4
-    cached = kv_bytes(found.options, layers.attention, share)
+    traffic = slots.attention_bytes(formulated.model, "float32", layers, share, True) - 192 * 4
+    cached = kv_bytes(formulated.options, layers.attention, share)
     assert split.ns >= device.overhead_ns + share_ns(device, traffic + cached, 0)
 
 
@@ -154,12 +156,12 @@ def test_receiving_costs_more_from_further_away(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_blocks_may_be_on_any_candidates(case: str) -> None:
-    found = CASES[case]
-    problem = found.problem
-    sets = {each.devices for each in found.candidates.sets}
+    formulated = CASES[case]
+    problem = formulated.problem
+    sets = {device_set.devices for device_set in formulated.candidates.sets}
     for block in (problem.first, problem.last):
         assert {option.devices for option in block.options} == sets
-        assert [axis.count * found.row_unit for axis in block.axes] == [found.model.vocab_size]
+        assert [axis.count * formulated.row_unit for axis in block.axes] == [formulated.model.vocab_size]
         for option in block.options:
             assert {h for h, members in enumerate(problem.hosts) if set(members) & set(option.devices)} == {
                 *option.sites
@@ -170,26 +172,26 @@ def test_blocks_may_be_on_any_candidates(case: str) -> None:
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_the_head_is_divided_in_every_legal_way(kv_heads: int) -> None:
-    found = with_options(with_head(CASES["boxes"], num_heads=4, num_kv_heads=kv_heads, head_dim=48), batch=2)
-    assert found.draft is not None
-    tail, draft = found.problem.tail, found.draft
+    formulated = with_options(with_head(CASES["boxes"], num_heads=4, num_kv_heads=kv_heads, head_dim=48), batch=2)
+    assert formulated.draft is not None
+    tail, draft = formulated.problem.tail, formulated.draft
     assert tail is not None
-    shares = DraftShares(model=found.model, draft=draft, options=found.options)
+    shares = DraftShares(model=formulated.model, draft=draft, options=formulated.options)
     offered = set()
-    for option, ways in zip(tail.options, found.draft_kv_divisions, strict=True):
+    for option, divisions in zip(tail.options, formulated.draft_kv_divisions, strict=True):
         size = len(option.devices)
-        assert len(set(zip(ways, (split.shares for split in option.splits), strict=True))) == len(ways)
-        for split, way in zip(option.splits, ways, strict=True):
-            assert allows(draft.attention, found.options, way)
-            sites = [(m, part) for m in way.subgroups for part in range(m)]
+        assert len(set(zip(divisions, (split.shares for split in option.splits), strict=True))) == len(divisions)
+        for split, division in zip(option.splits, divisions, strict=True):
+            assert allows(draft.attention, formulated.options, division)
+            sites = [(m, part) for m in division.subgroups for part in range(m)]
             parts = [
-                KvShare(heads=heads, axis=way.axis, parts=m, part=part)
+                KvShare(heads=heads, axis=division.axis, parts=m, part=part)
                 for heads, (m, part) in zip(split.shares, sites, strict=True)
             ]
             assert sum(share.heads for share in parts if share.part == 0) == kv_heads
             assert split.bytes == tuple(shares.bytes(share, j == 0, size) for j, share in enumerate(parts))
-            offered.add((size, way.axis))
-    most = len(found.problem.devices)
+            offered.add((size, division.axis))
+    most = len(formulated.problem.devices)
     assert {size for size, _ in offered} == {1, 2, 3, 4, most}
     assert {axis for size, axis in offered if size > kv_heads} >= {"context", "head_dim"}
     assert (4, "heads") in offered
@@ -212,8 +214,8 @@ def test_divisions_of_the_head_that_are_left_out_are_never_better(monkeypatch: p
 
 
 def test_a_group_over_several_hosts_pays_for_the_network() -> None:
-    found = CASES["boxes"]
-    problem = found.problem
+    formulated = CASES["boxes"]
+    problem = formulated.problem
     names = [tuple(problem.devices[d] for d in group.devices) for group in problem.groups]
     near, far = (problem.groups[names.index(pair)] for pair in (("h0a", "h0b"), ("h0a", "h1a")))
     for split in near.splits[0]:
@@ -225,21 +227,21 @@ def test_a_group_over_several_hosts_pays_for_the_network() -> None:
 
 @pytest.mark.parametrize("asked", ["heads", "context", "head_dim", "batch"])
 def test_an_axis_that_is_asked_for_is_the_only_one(asked: KvAxis) -> None:
-    found = with_options(CASES["boxes"], kv_axis=asked, batch=2)
-    offered = axes(found.problem, found)
-    assert all(each == ({"heads"} if len(names) == 1 else {asked}) for names, each in offered.items())
+    formulated = with_options(CASES["boxes"], kv_axis=asked, batch=2)
+    offered = axes(formulated.problem, formulated)
+    assert all(device_set == ({"heads"} if len(names) == 1 else {asked}) for names, device_set in offered.items())
     assert any(len(names) > 1 for names in offered)
     assert sum(len(names) == 1 for names in offered) == 6
 
 
 def test_more_devices_than_kv_heads_share_them() -> None:
-    found = CASES["multi-query"]
-    offered = axes(found.problem, found)
-    everyone = tuple(sorted(found.problem.devices))
+    formulated = CASES["multi-query"]
+    offered = axes(formulated.problem, formulated)
+    everyone = tuple(sorted(formulated.problem.devices))
     assert offered[everyone] == {"context", "head_dim"} or offered[everyone] == {"context"}
-    queries = found.model.layers[0].attention.num_heads
-    assert all(("heads" in each) == (queries % len(names) == 0) for names, each in offered.items())
-    assert {len(names) for names, each in offered.items() if "heads" in each} > {1, 2}
+    queries = formulated.model.layers[0].attention.num_heads
+    assert all(("heads" in device_set) == (queries % len(names) == 0) for names, device_set in offered.items())
+    assert {len(names) for names, device_set in offered.items() if "heads" in device_set} > {1, 2}
 
 
 def test_an_axis_along_which_nothing_can_be_divided_is_refused() -> None:
@@ -247,7 +249,7 @@ def test_an_axis_along_which_nothing_can_be_divided_is_refused() -> None:
         _ = with_options(CASES["boxes"], kv_axis="batch").problem
     with pytest.raises(InputError, match=r"--kv head_dim: .*qk_norm"):
         _ = with_options(CASES["normed heads"], kv_axis="head_dim").problem
-    assert "head_dim" not in {way.axis for way in CASES["normed heads"].kv_divisions}
+    assert "head_dim" not in {division.axis for division in CASES["normed heads"].kv_divisions}
 
 
 def test_ways_that_are_left_out_are_never_better(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,15 +258,15 @@ def test_ways_that_are_left_out_are_never_better(monkeypatch: pytest.MonkeyPatch
     every = dataclasses.replace(kept)
     assert len(every.problem.groups) > len(kept.problem.groups)
     offered = list(zip(kept.problem.groups, kept.kv_divisions, strict=True))
-    for group, way in zip(every.problem.groups, every.kv_divisions, strict=True):
+    for group, division in zip(every.problem.groups, every.kv_divisions, strict=True):
         same = [other for other, _ in offered if other.devices == group.devices]
-        if any(other.devices == group.devices and theirs == way for other, theirs in offered):
+        if any(other.devices == group.devices and theirs == division for other, theirs in offered):
             continue
         assert any(all(_has_as_good(other, group, split) for split in group.splits[0]) for other in same)
 
 
 def _has_as_good(one: Group, other: Group, split: Split) -> bool:
-    """Whether ``one`` has a split with no more time and, with what a stage takes, no more bytes in 1 to 9 layers."""
+    """Return whether ``one`` has a split with no more time and, with its stage, no more bytes in 1 to 9 layers."""
     return any(
         mine.ns <= split.ns
         and all(
@@ -289,10 +291,10 @@ def test_ways_that_are_left_out_lose_no_time(mib: int, monkeypatch: pytest.Monke
 
 
 def test_a_table_larger_than_any_device_can_be_divided() -> None:
-    found = formulation({"hosts": [host("box", *(cpu(f"c{i}", 24) for i in range(5)))]}, None)
-    model = dataclasses.replace(found.model, vocab_size=64 * 600)
-    found = dataclasses.replace(found, model=model)
-    problem = found.problem
+    formulated = formulation({"hosts": [host("box", *(cpu(f"c{i}", 24) for i in range(5)))]}, None)
+    model = dataclasses.replace(formulated.model, vocab_size=64 * 600)
+    formulated = dataclasses.replace(formulated, model=model)
+    problem = formulated.problem
     for block in (problem.first, problem.last):
         (axis,) = block.axes
         assert axis.count * axis.each_bytes > max(problem.capacity_bytes)
@@ -307,17 +309,17 @@ def test_the_tail_may_share_what_is_the_bases(head: Head) -> None:
     tail = formulation(UNLIKE, head).problem.tail
     assert tail is not None
     assert [axis.shared for axis in tail.axes] == [None, "first", "last" if head == "eagle1" else None]
-    found = formulation(UNLIKE, head)
-    assert found.draft is not None
-    own = dataclasses.replace(found, draft=dataclasses.replace(found.draft, own_embedding=True)).problem.tail
+    formulated = formulation(UNLIKE, head)
+    assert formulated.draft is not None
+    own = dataclasses.replace(formulated, draft=dataclasses.replace(formulated.draft, own_embedding=True)).problem.tail
     assert own is not None
     assert own.axes[1].shared is None
 
 
 def test_rows_come_in_bundles_that_divide_both_vocabularies() -> None:
-    found = formulation(UNLIKE, "eagle3")
-    assert found.row_unit == 64
-    odd = dataclasses.replace(found, model=dataclasses.replace(found.model, vocab_size=2047))
+    formulated = formulation(UNLIKE, "eagle3")
+    assert formulated.row_unit == 64
+    odd = dataclasses.replace(formulated, model=dataclasses.replace(formulated.model, vocab_size=2047))
     assert odd.row_unit == 1
     assert odd.problem.first.axes[0].count == 2047
 
@@ -342,7 +344,7 @@ def test_folding_equal_devices_loses_no_time(mib: int) -> None:
     fields = {field.name: getattr(folded, field.name) for field in dataclasses.fields(folded)}
     unfolded = _Unfolded(**fields)
     assert len(unfolded.problem.first.options) == len(folded.problem.first.options) + 1
-    answers = [solve(found.problem, Settings(workers=1)) for found in (folded, unfolded)]
+    answers = [solve(formulated.problem, Settings(workers=1)) for formulated in (folded, unfolded)]
     objectives = [answer and answer.objective_ns for answer in answers]
     assert objectives[0] == objectives[1] is not None
 
@@ -360,14 +362,14 @@ def test_a_model_of_one_layer() -> None:
 
 
 def test_kinds_of_layers_have_splits_of_their_own() -> None:
-    found = formulation(UNLIKE, None)
-    (layers,) = found.model.layers
+    formulated = formulation(UNLIKE, None)
+    (layers,) = formulated.model.layers
     heads = dataclasses.replace(layers.attention, num_kv_heads=2)
     other = dataclasses.replace(layers, attention=heads, num_layers=2)
     wide = dataclasses.replace(layers, mlp=dataclasses.replace(layers.mlp, intermediate_size=1024), num_layers=1)
-    model = dataclasses.replace(found.model, layers=(layers, other, wide, layers))
-    found = dataclasses.replace(found, model=model)
-    problem = found.problem
+    model = dataclasses.replace(formulated.model, layers=(layers, other, wide, layers))
+    formulated = dataclasses.replace(formulated, model=model)
+    problem = formulated.problem
     count = layers.num_layers
     assert problem.sequence == ((0, count), (1, 2), (2, 1), (0, count))
     assert problem.layers == 2 * count + 3
@@ -382,12 +384,12 @@ def test_kinds_of_layers_have_splits_of_their_own() -> None:
 
 
 def test_a_unit_has_a_slice_of_every_expert() -> None:
-    found = CASES["experts"]
-    (kind,) = found.problem.kinds
-    (layers,) = found.model.layers
+    formulated = CASES["experts"]
+    (kind,) = formulated.problem.kinds
+    (layers,) = formulated.model.layers
     assert kind.unit_bytes == 4 * 3 * 192 * layers.mlp.unit * 4
-    plain = with_mlp(found, kind="gated", num_experts=1, experts_per_token=1).problem
-    one, other = (problem.groups[0].splits[0][0] for problem in (found.problem, plain))
+    plain = with_mlp(formulated, kind="gated", num_experts=1, experts_per_token=1).problem
+    one, other = (problem.groups[0].splits[0][0] for problem in (formulated.problem, plain))
     assert one.bytes[0] == other.bytes[0] + 4 * 192 * 4, "the router"
     assert one.ns > other.ns
     assert all(2 * b <= a <= 4 * b for a, b in zip(kind.unit_ps, plain.kinds[0].unit_ps, strict=True))
@@ -432,8 +434,8 @@ def mapped(**devices: str) -> tuple[Pin, ...]:
 
 def test_a_device_map_leaves_one_answer() -> None:
     pins = mapped(embed="gpu1", l0_3="gpu0", l3_7="cpu", l7_8="gpu1", head="gpu0", draft="gpu1")
-    found = with_options(formulation(MIXED, "eagle3"), strategy="custom", custom=pins)
-    problem = found.problem
+    formulated = with_options(formulation(MIXED, "eagle3"), strategy="custom", custom=pins)
+    problem = formulated.problem
     assert [(group.devices, len(group.splits[0])) for group in problem.groups] == [((1,), 1), ((0,), 1), ((2,), 1)]
     assert (problem.counts, problem.ordered, problem.goal) == ((3, 4, 1), True, "time")
     assert [[option.devices for option in block.options] for block in problem.blocks] == [[(2,)], [(1,)], [(2,)]]

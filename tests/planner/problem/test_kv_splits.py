@@ -22,20 +22,20 @@ from plans.kv import KvDivision
 
 @given(st.integers(1, 40), st.integers(1, 20), st.sampled_from([None, "heads", "context", "head_dim", "batch"]))
 def test_ways_are_legal_and_there_is_always_one_unless_asked(size: int, kv_heads: int, asked: Any) -> None:
-    found = kv_divisions(size, kv_heads, asked)
-    assert len(set(found)) == len(found)
-    for division in found:
+    listed = kv_divisions(size, kv_heads, asked)
+    assert len(set(listed)) == len(listed)
+    for division in listed:
         assert sum(division.subgroups) == size
         assert len(division.subgroups) <= kv_heads
         assert division.axis == "heads" or max(division.subgroups) > 1
         assert max(division.subgroups) - min(division.subgroups) <= 1
         assert asked in (None, division.axis) or size == 1
-    offered = {division.axis for division in found}
+    offered = {division.axis for division in listed}
     if size > 1:
         assert ("heads" in offered) == (asked in (None, "heads"))
         whole = KvDivision(axis="heads", subgroups=(1,) * size)
-        assert (whole in found) == (asked in (None, "heads") and size <= kv_heads)
-        assert all(division == whole or size > kv_heads for division in found if division.axis == "heads")
+        assert (whole in listed) == (asked in (None, "heads") and size <= kv_heads)
+        assert all(division == whole or size > kv_heads for division in listed if division.axis == "heads")
         assert ("context" in offered) == (asked in (None, "context"))
     else:
         assert offered == {"heads"}
@@ -67,9 +67,9 @@ def test_compositions_are_all_there_once(total: int, parts: int) -> None:
 
 @given(st.integers(1, 300))
 def test_bundles_are_equal(kv_heads: int) -> None:
-    found = bundles(kv_heads, ())
-    assert kv_heads % found == 0
-    assert found == kv_heads or found <= MOST_BUNDLES or all(kv_heads % n for n in range(2, 17))
+    listed = bundles(kv_heads, ())
+    assert kv_heads % listed == 0
+    assert listed == kv_heads or listed <= MOST_BUNDLES or all(kv_heads % n for n in range(2, 17))
 
 
 def test_known_bundles() -> None:
@@ -85,20 +85,20 @@ def test_bundles_are_larger_where_there_are_many_splits() -> None:
 
 @given(st.integers(1, 14), st.integers(1, 16))
 def test_divisions_are_whole_and_every_group_up_to_the_heads_has_one(kv_heads: int, parts: int) -> None:
-    found = head_divisions(kv_heads, bundles(kv_heads, ()), parts)
-    assert bool(found) == (parts <= kv_heads)
-    assert all(sum(shares) == kv_heads and min(shares) >= 1 and len(shares) == parts for shares in found)
-    assert len(set(found)) == len(found)
+    listed = head_divisions(kv_heads, bundles(kv_heads, ()), parts)
+    assert bool(listed) == (parts <= kv_heads)
+    assert all(sum(shares) == kv_heads and min(shares) >= 1 and len(shares) == parts for shares in listed)
+    assert len(set(listed)) == len(listed)
 
 
 @given(st.integers(1, 32), st.integers(2, 4), st.integers(1, 6))
-def test_divisions_over_hosts_are_the_same_in_each(kv_heads: int, hosts: int, each: int) -> None:
-    parts = hosts * each
-    found = repeated_head_divisions(kv_heads, bundles(kv_heads, ()), parts, hosts)
-    assert bool(found) == (parts <= kv_heads)
-    for shares in found:
+def test_divisions_over_hosts_are_the_same_in_each(kv_heads: int, hosts: int, members: int) -> None:
+    parts = hosts * members
+    listed = repeated_head_divisions(kv_heads, bundles(kv_heads, ()), parts, hosts)
+    assert bool(listed) == (parts <= kv_heads)
+    for shares in listed:
         assert sum(shares) == kv_heads
         assert min(shares) >= 1
         if kv_heads % hosts == 0:
-            assert shares == shares[:each] * hosts
-    assert found == () or even(kv_heads, parts) in found or kv_heads % hosts == 0
+            assert shares == shares[:members] * hosts
+    assert listed == () or even(kv_heads, parts) in listed or kv_heads % hosts == 0

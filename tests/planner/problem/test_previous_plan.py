@@ -114,7 +114,7 @@ def test_of_all_that_are_near_enough_the_one_that_moves_least(
     common = options_of(base, None, 64, "bfloat16")
 
     def on(kib: list[int], previous: Plan | None = None) -> tuple[Formulation, build.Built]:
-        devices = [gpu(f"g{i}", each) for i, each in enumerate(kib)]
+        devices = [gpu(f"g{i}", size_kib) for i, size_kib in enumerate(kib)]
         inventory = inventory_of({"hosts": [host("box", *devices)]}, "bfloat16")
         options = dataclasses.replace(common, within_ppm=within * PERCENT if previous else None)
         formulation = Formulation(model=base.model, draft=None, options=options, inventory=inventory)
@@ -128,8 +128,8 @@ def test_of_all_that_are_near_enough_the_one_that_moves_least(
         price = value(formulation.problem, answer)
         if price is not None and price[0] * 100 <= bound * (100 + within):
             solved = Solved(answer=answer, objective_ns=price[0], bound_ns=bound, optima=(), solve_s=0.0)
-            found = moved(old, emit(formulation, kept.plan.inputs, solved, previous))
-            least = found if least is None else min(least, found)
+            moves = moved(old, emit(formulation, kept.plan.inputs, solved, previous))
+            least = moves if least is None else min(least, moves)
     rounding = layers * previous.unit_bytes(0)
     assert least is not None
     assert least <= moved(old, kept.plan) <= least + rounding
@@ -139,7 +139,7 @@ def test_refusals(tmp_path: Path) -> None:
     inventory = tmp_path / "gpus.yaml"
     inventory.write_text(yaml.safe_dump(UNLIKE))
     common = ["build", "--gpus", str(inventory), "--plan-only", "--out", str(tmp_path / "b")]
-    for arguments, said in (
+    for arguments, message in (
         (["--within", "2%"], "--within: there is no earlier plan"),
         (["--previous", "plans/llama8b-1gpu"], "--previous: a plan of another model"),
         (["--previous", "plans/demo", "--within", "200%"], "expected a fraction of the step time"),
@@ -148,5 +148,5 @@ def test_refusals(tmp_path: Path) -> None:
     ):
         result = CliRunner().invoke(main, [*common, *arguments])
         assert result.exit_code == 2, result.output
-        assert said in result.output
+        assert message in result.output
     assert not (tmp_path / "b").exists()
