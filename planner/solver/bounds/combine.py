@@ -1,4 +1,4 @@
-"""Adding the bounds of stages up under the constraint that all their layers are L: two relaxations of it.
+"""Adding the bounds of stages up under the constraint that all their layers are L: exactly, or by a relaxation.
 
 For stages with bounds f_1(n_1), f_2(n_2), … the least of Σ f_i(n_i) with Σ n_i = L is wanted.
 
@@ -9,7 +9,7 @@ For stages with bounds f_1(n_1), f_2(n_2), … the least of Σ f_i(n_i) with Σ 
       L p + Σ_i min over n_i of (f_i(n_i) - p n_i)   <=   min Σ_i f_i(n_i),
 
   so it keeps one number for each p of a grid, these simply add up, and the maximum over the grid is a bound. O(1) for
-  each addition and price; within a few per cent of the other, as prices are few and stages are lines.
+  each addition and price. It is weaker than the other: every stage is a line here, and prices are those of the grid.
 
 The dynamic programme over devices (:mod:`planner.solver.bounds.site_table`) is the same for both.
 """

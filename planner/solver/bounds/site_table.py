@@ -6,11 +6,11 @@ recursion over states considers the first class that has a device left: that dev
     best[s] = min(best[s - one device], min over groups g with a device of that class, taken(g) <= s, of
                   best[s - taken(g)] + curve(g))
 
-With S states, G different groups and additions of cost c it is O(S G c): no two groups share a device, and every set of
-disjoint groups is covered up to renaming of equal devices. Exact for these two; for a single stage it is as good as
-:mod:`planner.solver.bounds.stage`.
+No two groups share a device, and every set of disjoint groups is covered, up to renaming of equal devices: in that the
+programme is exact, and its curves are as good as those of :mod:`planner.solver.bounds.stage`. With S states, G
+different groups and additions of cost c it is O(S G c).
 
-The first axis of all arrays here is how the host is entered:
+The axis before that of the curve is how the host is entered:
 
     HOP      no stage has entered it yet: each pays the hop from the stage before, in the same host
     NETWORK  one stage enters it over the network
