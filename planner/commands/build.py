@@ -22,6 +22,7 @@ from planner.report.details import device_details, inventory_lines
 from planner.request import Request
 from planner.solver.minimise import Settings
 from plans import diff as plan_diff
+from plans.artifact import compile_command
 from plans.format import format_ns
 from plans.schema import DType, KvAxis, KvDType, Plan, Strategy, Tree
 
@@ -84,7 +85,8 @@ def run(
     report(out, result, request, previous, verbose)
     bare = result.configs_without_tensors
     if bare and not plan_only:
-        say(f"{out}: only planned: {' and '.join(map(str, bare))} without tensors, which images are compiled from")
+        missing = f"{' and '.join(map(str, bare))} without tensors, which images are compiled from"
+        say(f"{out}: only planned: {missing}: {compile_command(out, result.draft is not None)}")
     compiled = None if plan_only or bare else compile_images(out, model or BASE, draft, None, verbose=verbose)
     if as_json:
         images: dict[str, Any] = {"images": images_data(compiled)} if compiled else {}

@@ -445,7 +445,8 @@ def test_a_bare_config_is_only_planned(models: Path, tmp_path: Path) -> None:
     chosen = ("--gpus", models / "inventory.yaml", "--model", config, "--context", 512, "--out", tmp_path / "p")
     result = planner("build", *chosen, "--json")
     assert result.exit_code == 0
-    assert f"only planned: {config} without tensors, which images are compiled from" in result.stderr
+    message = f"only planned: {config} without tensors, which images are compiled from: python -m planner compile "
+    assert f"{message}{tmp_path / 'p'} --model <DIR>\n" in result.stderr
     assert "images" not in json.loads(result.stdout)
     assert not list((tmp_path / "p").glob("*.safetensors"))
     assert "only planned" not in planner("build", *chosen, "--plan-only").stderr
