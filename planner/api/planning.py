@@ -1,8 +1,8 @@
 """Plans a model on an inventory: reads the inputs, solves, and holds the result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from planner import plan_directory
 from planner.build import build
@@ -14,14 +14,17 @@ from planner.hardware.inventory import load_inventory
 from planner.hardware.records import HardwareInventory
 from planner.problem.device_map import load_device_map
 from planner.problem.device_map import read as read_device_map
-from planner.request import Request, Wanted
+from planner.request import MOST_BATCH, Request, Wanted
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved
 from plans.check import load
+from plans.check_inputs import MOST_STALL_S
 from plans.schema import DType, KvAxis, KvDType, Pin, Plan, Strategy, Tree
 
 PPM = 1_000_000
 DEFAULTS = Wanted()
+MOST_POSITIONS = 10**12
+"""Largest number of positions that is an argument at all; the model's own limit is far below."""
 DEFAULT_WITHIN_PPM = 20_000
 """Relative increase of the step time that keeping an earlier plan's weights in place may cost, in parts per million."""
 
@@ -79,25 +82,34 @@ def plan(
     Raise InputError for what cannot be read or planned, InfeasibleError with the changes that would make it fit, or
     NotProvenError where the solver's limit ends the proof.
     """
+    for name, number, most in (
+        ("batch", batch, MOST_BATCH),
+        ("context", None if context == "max" else context, MOST_POSITIONS),
+        ("prefill_chunk", prefill_chunk, MOST_POSITIONS),
+        ("stall_timeout_s", stall_timeout_s, MOST_STALL_S),
+    ):
+        _check_number(name, number, most)
+    _check_name("dtype", dtype, get_args(DType))
+    _check_name("kv_dtype", kv_dtype, get_args(KvDType))
+    _check_name("kv_axis", kv_axis, get_args(KvAxis))
+    _check_name("strategy", strategy, get_args(Strategy))
     if model is None and draft is None:
         draft = DEFAULT_HEAD
-    request = request_of(
-        model,
-        inventory=inventory,
-        draft=draft,
+    wanted = Wanted(
         context=context,
         batch=batch,
         dtype=dtype,
         kv_dtype=kv_dtype,
         kv_axis=kv_axis,
-        strategy=strategy,
-        device_map=device_map,
+        strategy=strategy_of(strategy, device_map),
         tree=tree,
         prefill_chunk=prefill_chunk,
         stall_timeout_s=stall_timeout_s,
         gap_ppm=_ppm("gap", gap, PPM - 1),
-        previous=previous,
         within_ppm=None if within is None else _ppm("within", within, PPM),
+    )
+    request = request_of(
+        wanted, model=model, draft=draft, inventory=inventory, device_map=device_map, previous=previous
     )
     settings = Settings(gap_ppm=request.wanted.gap_ppm)
     try:
@@ -107,53 +119,26 @@ def plan(
 
 
 def request_of(
-    model: str | Path | None,
+    wanted: Wanted,
     *,
-    inventory: str | Path,
+    model: str | Path | None,
     draft: str | Path | None,
-    context: int | Literal["max"] | None,
-    batch: int,
-    dtype: DType | None,
-    kv_dtype: KvDType | None,
-    kv_axis: KvAxis | None,
-    strategy: Strategy | None,
+    inventory: str | Path,
     device_map: str | Path | None,
-    tree: Tree | None,
-    prefill_chunk: int | None,
-    stall_timeout_s: int | None,
-    gap_ppm: int,
     previous: str | Path | None,
-    within_ppm: int | None,
 ) -> Request:
-    """Read all inputs and return the request; raise InputError for what cannot be read or contradicts itself.
+    """Read the inputs and return the request; raise InputError for what cannot be read or contradicts itself.
 
-    Without a ``model`` the demo model; without a ``draft`` plain decoding; without a ``strategy`` that of the device
-    map, or ``latency``.
+    Without a ``model`` the demo model; without a ``draft`` plain decoding. ``wanted.custom`` is read from
+    ``device_map``; ``wanted.within_ppm`` has a default where there is an earlier plan.
     """
-    earlier, within_ppm = _load_previous(previous, within_ppm, gap_ppm)
+    earlier, within_ppm = _load_previous(previous, wanted.within_ppm, wanted.gap_ppm)
     base = load_base(Path(model or BASE))
     drafter = load_draft(Path(draft), base) if draft else None
     devices = load_inventory(Path(inventory))
-    return Request(
-        base=base,
-        draft=drafter,
-        inventory=devices,
-        wanted=Wanted(
-            context=context,
-            batch=batch,
-            dtype=dtype,
-            kv_dtype=kv_dtype,
-            kv_axis=kv_axis,
-            strategy=_strategy(strategy, device_map),
-            tree=tree,
-            prefill_chunk=prefill_chunk,
-            stall_timeout_s=stall_timeout_s,
-            custom=_pins(Path(device_map), base, drafter, devices) if device_map else None,
-            gap_ppm=gap_ppm,
-            within_ppm=within_ppm,
-        ),
-        previous=earlier,
-    )
+    pins = _pins(Path(device_map), base, drafter, devices) if device_map else None
+    wanted = replace(wanted, custom=pins, within_ppm=within_ppm)
+    return Request(base=base, draft=drafter, inventory=devices, wanted=wanted, previous=earlier)
 
 
 def solved(request: Request, settings: Settings) -> PlanResult:
@@ -162,7 +147,7 @@ def solved(request: Request, settings: Settings) -> PlanResult:
     return PlanResult(plan=built.plan, solved=built.solved, base=request.base, draft=request.draft)
 
 
-def _strategy(name: Strategy | None, device_map: str | Path | None) -> Strategy:
+def strategy_of(name: Strategy | None, device_map: str | Path | None) -> Strategy:
     """Return the strategy: ``custom`` with a device map, else the default where none is named."""
     if device_map is None:
         return name or DEFAULTS.strategy
@@ -193,3 +178,13 @@ def _ppm(name: str, fraction: float, most: int) -> int:
     if not 0 <= ppm <= most:
         raise InputError(f"{name}: found {fraction}, expected a fraction like 0.05")
     return ppm
+
+
+def _check_number(name: str, number: int | None, most: int) -> None:
+    if number is not None and not 1 <= number <= most:
+        raise InputError(f"{name}: found {number}, expected 1 to {most}")
+
+
+def _check_name(name: str, value: str | None, values: tuple[str, ...]) -> None:
+    if value is not None and value not in values:
+        raise InputError(f"{name}: found {value!r}, expected one of {', '.join(values)}")

@@ -19,7 +19,7 @@ from planner.errors import InfeasibleError, InputError
 from planner.explain import explain
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
-from planner.request import Request
+from planner.request import Request, Wanted
 from planner.solver.minimise import Settings
 from plans import diff as plan_diff
 from plans.artifact import compile_command
@@ -62,23 +62,22 @@ def run(
         draft = DEFAULT_HEAD
     out = out or Path("plans") / name_of(model)
     plan_directory.refuse_foreign(out)
-    request = planning.request_of(
-        model,
-        inventory=inventory,
-        draft=draft,
+    map_path = only_map(strategy[1], device_map, map_file)
+    wanted = Wanted(
         context=context,
         batch=batch,
         dtype=dtype,
         kv_dtype=kv_dtype,
         kv_axis=kv_axis,
-        strategy=strategy[0],
-        device_map=only_map(strategy[1], device_map, map_file),
+        strategy=planning.strategy_of(strategy[0], map_path),
         tree=tree,
         prefill_chunk=prefill_chunk,
         stall_timeout_s=stall_timeout_s,
         gap_ppm=gap,
-        previous=previous,
         within_ppm=within_ppm,
+    )
+    request = planning.request_of(
+        wanted, model=model, draft=draft, inventory=inventory, device_map=map_path, previous=previous
     )
     result = solve(request, Settings(workers=workers, seed=solver_seed, limit=solver_limit, gap_ppm=gap))
     result.write(out)

@@ -17,6 +17,7 @@ from planner.commands.options import (
     parse_verbosity,
     parse_within,
 )
+from planner.request import MOST_BATCH
 from planner.solver import limits
 from plans.check_inputs import MOST_STALL_S
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
@@ -113,7 +114,7 @@ BUILD = Command(
         ),
         click.Option(
             ["--batch"],
-            type=click.IntRange(1, 1024),
+            type=click.IntRange(1, MOST_BATCH),
             default=1,
             metavar="N",
             show_default=True,

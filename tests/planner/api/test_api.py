@@ -5,6 +5,7 @@ import subprocess
 import sys
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -86,14 +87,19 @@ def test_options_are_those_of_the_command() -> None:
 
 def test_refusals_are_typed(tmp_path: Path) -> None:
     inventory = ROOT / "inventory.yaml"
-    for options in ({"gap": 1.0}, {"gap": -0.1}, {"within": 0.1}, {"strategy": "latency", "device_map": "map.yaml"}):
+    refused: tuple[dict[str, Any], ...] = (
+        *({"gap": 1.0}, {"gap": -0.1}, {"within": 0.1}, {"strategy": "latency", "device_map": "map.yaml"}),
+        *({"batch": 0}, {"batch": 1025}, {"context": 0}, {"prefill_chunk": 0}, {"stall_timeout_s": 0}),
+        *({"dtype": "int8"}, {"kv_dtype": "int8"}, {"kv_axis": "layers"}, {"strategy": "fast"}),
+    )
+    for options in refused:
         with pytest.raises(InputError):
-            planner.plan(inventory=inventory, **options)  # type: ignore[arg-type]
+            planner.plan(inventory=inventory, **options)
     small = tmp_path / "small.yaml"
     small.write_text(yaml.safe_dump({"hosts": [host("box", cpu("c0", 1))]}))
-    with pytest.raises(InfeasibleError) as refused:
+    with pytest.raises(InfeasibleError) as short:
         planner.plan(inventory=small)
-    assert refused.value.changes is not None
+    assert short.value.changes is not None
     with pytest.raises(PlanError):
         planner.read(tmp_path)
 
