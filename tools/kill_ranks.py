@@ -1,10 +1,10 @@
-"""Kills ranks of a run at random moments, by several signals, and looks at how the run ends.
+"""Kills ranks of a run at random moments, by several signals, and checks how the run ends.
 
     python tools/kill_ranks.py PLAN [--times 50] [--seed 0]
 
-Each time: the command exits with 5, within the plan's stall timeout + 3 s of a rank that was stopped and within 3 s of
-one that died, names the device and what it was doing, and leaves no process behind. A rank that is hit when the run is
-over changes nothing. PLAN must have several devices and its images.
+The command must exit with 5, within the plan's stall time-out + 3 s where a rank was stopped and within 3 s where one
+died, name the device and its phase, and leave no process behind. A signal after the end of the run changes nothing.
+PLAN must have several devices, and its images.
 """
 
 import argparse
@@ -26,25 +26,25 @@ from plans import codec
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGSTOP)
 SLACK_S = 3.0
-"""Of a busy machine, over what the plan says."""
+"""Seconds for a busy machine, beyond the plan's time-out."""
 MOST_S = 60.0
-"""A run that has not ended by then hangs."""
+"""Seconds after which a run counts as hung."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How one run ended."""
+    """The end of one run."""
 
     victim: int
     signal: signal.Signals
     after_s: float
     code: int
     ended_s: float
-    """From the signal to the end of the command."""
+    """Seconds from the signal to the end of the command."""
     phase: str
-    """As the command told."""
+    """Phase of the victim, as the command named it."""
     complaint: str
-    """What is wrong with it; empty: nothing."""
+    """Message where the run did not end as it must; empty: it did."""
 
 
 def strike(directory: Path, choose: random.Random, slack_s: float = SLACK_S) -> Outcome:
@@ -54,9 +54,9 @@ def strike(directory: Path, choose: random.Random, slack_s: float = SLACK_S) -> 
     victim, sent = choose.randrange(len(names)), choose.choice(SIGNALS)
     room = plan.options.context - 3
     command = [sys.executable, "-m", "runtime", "run", str(directory), "--prompt-ids", "1,2,3", "--ignore-eos"]
-    with tempfile.TemporaryFile("w+") as told:
+    with tempfile.TemporaryFile("w+") as stderr:
         run = subprocess.Popen(
-            [*command, "--max-new-tokens", str(room)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=told,
+            [*command, "--max-new-tokens", str(room)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         ranks = _ranks(run, len(names))
@@ -72,23 +72,23 @@ def strike(directory: Path, choose: random.Random, slack_s: float = SLACK_S) -> 
                 _hit(left, signal.SIGKILL)
             code = run.wait()
         ended_s = time.monotonic() - started
-        told.seek(0)
-        text = told.read()
+        stderr.seek(0)
+        text = stderr.read()
     _, alive = psutil.wait_procs(ranks, timeout=1.0)
-    found = re.search(r"device (\S+) \(rank \d+\), while in '([^']+)', (was killed by SIG\w+|made no progress)", text)
+    named = re.search(r"device (\S+) \(rank \d+\), while in '([^']+)', (was killed by SIG\w+|made no progress)", text)
     limit = slack_s + (plan.options.stall_timeout_s if sent == signal.SIGSTOP else 0)
     complaint = ""
     if alive:
         complaint = f"left {alive}"
     elif hit and code != 0:
-        if code != 5 or found is None or found[1] != names[victim]:
+        if code != 5 or named is None or named[1] != names[victim]:
             complaint = f"exit {code}: {text.strip()}"
         elif ended_s > limit:
             complaint = f"took {ended_s:.1f} s"
     elif code != 0:
         complaint = f"exit {code} without being hit: {text.strip()}"
     return Outcome(
-        victim=victim, signal=sent, after_s=after_s, code=code, ended_s=ended_s, phase=found[2] if found else "",
+        victim=victim, signal=sent, after_s=after_s, code=code, ended_s=ended_s, phase=named[2] if named else "",
         complaint=complaint,
     )  # fmt: skip
 

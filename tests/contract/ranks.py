@@ -30,7 +30,7 @@ WAIT_S = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Where the members of a group meet."""
+    """Meeting point of the members of a group."""
 
     barrier: threading.Barrier
     laid: dict[int, Tensor] = field(default_factory=dict)
@@ -43,12 +43,12 @@ class ThreadGroup(Group):
     table: Table
 
     def _all(self, tensor: Tensor) -> list[Tensor]:
-        """What every member has laid down, in the order of the group, once all have."""
+        """Return the tensors of all members, in the order of the group, once all have laid theirs down."""
         self.table.laid[self.rank] = tensor.clone()
         self.table.barrier.wait(WAIT_S)
-        found = [self.table.laid[rank] for rank in self.ranks]
+        values = [self.table.laid[rank] for rank in self.ranks]
         self.table.barrier.wait(WAIT_S)
-        return found
+        return values
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         tensor.copy_(self._all(tensor)[self.ranks.index(source)])
@@ -57,8 +57,8 @@ class ThreadGroup(Group):
         tensor.copy_(torch.stack(self._all(tensor)).sum(0))
 
     def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
-        found = torch.stack(self._all(tensor))
-        return found if out is None else out.copy_(found)
+        values = torch.stack(self._all(tensor))
+        return values if out is None else out.copy_(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class ThreadMaker:
 
 
 def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) -> list[T]:
-    """What ``work`` gives on each rank of a compiled plan, from its image and its groups."""
+    """Return what ``work`` returns on each rank of a compiled plan, from its image and its groups."""
     tables: dict[tuple[str, tuple[int, ...]], Table] = {}
 
     def serve(rank: int) -> T:
@@ -104,18 +104,18 @@ def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) 
 
 
 def with_engines(plan: Plan, directory: Path, work: Callable[[Rank], T]) -> list[T]:
-    """What ``work`` gives on each rank of a compiled plan, from its engine."""
+    """Return what ``work`` returns on each `Rank` of a compiled plan."""
     return on_all_ranks(plan, directory, lambda image, comm: work(Rank(plan, directory, image, comm)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What a rank made of prompts that were decoded together."""
+    """Output of a rank for prompts that were decoded together."""
 
     tokens: list[list[int]]
     accepted: list[list[int]]
     trees: list[list[tuple[list[int], list[int]]]]
-    """Of each prompt, of each step: tokens and parents of the tree that was drafted in it."""
+    """Trees by prompt and step: tokens and parents of the tree that was drafted in the step."""
     measured: dict[Term, int]
 
 
@@ -140,9 +140,9 @@ def decoded(
                     trees[sequence].append((message.tokens, message.parents))
                     if len(tokens[sequence]) >= counts[sequence]:
                         stepper.end(sequence)
-            if all(len(found) >= count for found, count in zip(tokens, counts, strict=True)):
+            if all(len(done) >= count for done, count in zip(tokens, counts, strict=True)):
                 break
-        cut = [found[:count] for found, count in zip(tokens, counts, strict=True)]
+        cut = [done[:count] for done, count in zip(tokens, counts, strict=True)]
         return Decoded(tokens=cut, accepted=accepted, trees=trees, measured=memory.measured())
 
     return on_all_ranks(plan, directory, work)

@@ -106,13 +106,14 @@ def refused(bench: Bench, arguments: list[str], *, error: str, exit_code: int, m
     before = snapshot(bench.out)
     result = CliRunner().invoke(planner_main, [*arguments, "--json"])
     assert isinstance(result.exception, SystemExit), result.exception
-    told = json.loads(result.stdout)["error"]
-    assert (told["type"], told["exit_code"], result.exit_code) == (error, exit_code, exit_code), told
-    assert message.format(root=bench.root) in told["message"]
-    assert f"error: {told['message']}" in result.stderr
+    error_object = json.loads(result.stdout)["error"]
+    codes = (error_object["exit_code"], result.exit_code)
+    assert (error_object["type"], *codes) == (error, exit_code, exit_code), error_object
+    assert message.format(root=bench.root) in error_object["message"]
+    assert f"error: {error_object['message']}" in result.stderr
     assert snapshot(bench.out) == before
     assert not list(bench.root.rglob(".*.new"))
-    return dict(told)
+    return dict(error_object)
 
 
 def device(data: Any, index: int = 0) -> Any:
@@ -393,9 +394,9 @@ def test_options(bench: Bench, more: list[str], message: str) -> None:
 
 def test_infeasible_says_how_much_and_where(bench: Bench) -> None:
     bench.write_inventory(lambda data: [device(data, i).update(memory="1 MiB") for i in range(2)])
-    told = refused(bench, bench.arguments(), error="InfeasibleError", exit_code=3, message="no placement fits")
-    assert told["short_bytes"] == sum(entry["short_bytes"] for entry in told["devices"]) > 0
-    assert all(entry["id"] in told["message"] for entry in told["devices"])
+    error_object = refused(bench, bench.arguments(), error="InfeasibleError", exit_code=3, message="no placement fits")
+    assert error_object["short_bytes"] == sum(entry["short_bytes"] for entry in error_object["devices"]) > 0
+    assert all(entry["id"] in error_object["message"] for entry in error_object["devices"])
 
 
 @pytest.mark.parametrize("kind", ["other files", "a file", "a link to nowhere", "inside a file"])
@@ -435,7 +436,7 @@ def compiled(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(compiled: Path, tmp_path: Path) -> Bench:
+def ready(compiled: Path, tmp_path: Path) -> Bench:
     """With a plan and its images."""
     shutil.copytree(compiled, tmp_path / "bench")
     return Bench(root=tmp_path / "bench")
@@ -460,9 +461,9 @@ def runtime(
     assert captured.err.startswith("error: ")
     assert message in captured.err
     if as_json:
-        told = json.loads(captured.out)["error"]
-        assert (told["type"], told["exit_code"]) == (error, exit_code)
-        assert message in told["message"]
+        error_object = json.loads(captured.out)["error"]
+        assert (error_object["type"], error_object["exit_code"]) == (error, exit_code)
+        assert message in error_object["message"]
 
 
 PLANS: dict[str, tuple[Callable[[str], str], str, str]] = {
@@ -486,40 +487,40 @@ PLANS: dict[str, tuple[Callable[[str], str], str, str]] = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_plans_edited_by_hand(
-    made: Bench, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ready: Bench, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change, error, message = PLANS[name]
-    file = made.out / "plan.yaml"
+    file = ready.out / "plan.yaml"
     old = file.read_text()
     file.write_text(change(old))
     assert file.read_text() != old
     for command in ("show", "check", "compile"):
-        models = ["--model", str(made.base), "--draft", str(made.head)] if command == "compile" else []
-        refused(made, [command, str(made.out), *models], error=error, exit_code=2, message=message)
-    command = ["run", made.out, "--prompt-ids", "1,2,3"]
+        models = ["--model", str(ready.base), "--draft", str(ready.head)] if command == "compile" else []
+        refused(ready, [command, str(ready.out), *models], error=error, exit_code=2, message=message)
+    command = ["run", ready.out, "--prompt-ids", "1,2,3"]
     runtime(monkeypatch, capsys, command, error=error, exit_code=2, message=message)
 
 
 def test_a_sound_edit_is_found_by_check_and_by_its_images(
-    made: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ready: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = codec.load(made.out)
-    text = (made.out / "plan.yaml").read_text()
+    plan = codec.load(ready.out)
+    text = (ready.out / "plan.yaml").read_text()
     ns = plan.stages[0].predicted_ns
-    (made.out / "plan.yaml").write_text(text.replace(f"predicted_ns: {ns}", f"predicted_ns: {ns + 1}", 1))
-    result = CliRunner().invoke(planner_main, ["check", str(made.out), "--json"])
+    (ready.out / "plan.yaml").write_text(text.replace(f"predicted_ns: {ns}", f"predicted_ns: {ns + 1}", 1))
+    result = CliRunner().invoke(planner_main, ["check", str(ready.out), "--json"])
     assert result.exit_code == 1
     assert "stages[0].predicted_ns" in str(json.loads(result.stdout)["plans"][0]["differences"])
-    command = ["run", made.out, "--prompt-ids", "1,2,3"]
+    command = ["run", ready.out, "--prompt-ids", "1,2,3"]
     runtime(monkeypatch, capsys, command, error="ImageForeign", exit_code=4, message="images.yaml")
 
 
-def unrecord(made: Bench) -> None:
-    (made.out / "images.yaml").unlink()
+def unrecord(ready: Bench) -> None:
+    (ready.out / "images.yaml").unlink()
 
 
-def swap(made: Bench, image: Path) -> None:
-    other = next(file for file in sorted(made.out.glob("*.safetensors")) if file != image)
+def swap(ready: Bench, image: Path) -> None:
+    other = next(file for file in sorted(ready.out.glob("*.safetensors")) if file != image)
     shutil.copy(other, image)
 
 
@@ -530,24 +531,24 @@ def flip(file: Path) -> None:
 
 
 IMAGES: dict[str, tuple[Callable[[Bench, Path], object], str, str, str]] = {
-    "missing": (lambda made, image: image.unlink(), "run", "ImageMissing", "python -m planner compile"),
+    "missing": (lambda ready, image: image.unlink(), "run", "ImageMissing", "python -m planner compile"),
     "no record": (
-        lambda made, image: (made.out / "images.yaml").unlink(),
+        lambda ready, image: (ready.out / "images.yaml").unlink(),
         "run",
         "ImageMissing",
         "python -m planner compile",
     ),
     "truncated": (
-        lambda made, image: image.write_bytes(image.read_bytes()[:-256]),
+        lambda ready, image: image.write_bytes(image.read_bytes()[:-256]),
         "run",
         "ImageTruncated",
         "bytes",
     ),
-    "damaged": (lambda made, image: flip(image), "verify", "ImageDamaged", "BLAKE3"),
+    "damaged": (lambda ready, image: flip(image), "verify", "ImageDamaged", "BLAKE3"),
     "foreign": (swap, "run", "ImageTruncated", "bytes"),
     "edited record": (
-        lambda made, image: (made.out / "images.yaml").write_text(
-            (made.out / "images.yaml").read_text().replace("blake3: ", "blake3: 0", 1)
+        lambda ready, image: (ready.out / "images.yaml").write_text(
+            (ready.out / "images.yaml").read_text().replace("blake3: ", "blake3: 0", 1)
         ),
         "run",
         "ImageDamaged",
@@ -557,11 +558,11 @@ IMAGES: dict[str, tuple[Callable[[Bench, Path], object], str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_images(made: Bench, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images(ready: Bench, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     change, command, error, message = IMAGES[name]
-    image = made.out / f"{codec.load(made.out).devices[0].id}.safetensors"
-    change(made, image)
-    arguments = [command, made.out, *(["--prompt-ids", "1,2,3"] if command == "run" else [])]
+    image = ready.out / f"{codec.load(ready.out).devices[0].id}.safetensors"
+    change(ready, image)
+    arguments = [command, ready.out, *(["--prompt-ids", "1,2,3"] if command == "run" else [])]
     runtime(monkeypatch, capsys, arguments, error=error, exit_code=4, message=message)
 
 
@@ -580,13 +581,13 @@ def test_images(made: Bench, name: str, monkeypatch: pytest.MonkeyPatch, capsys:
     ],
 )
 def test_prompts(
-    made: Bench,
+    ready: Bench,
     more: list[str],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    runtime(monkeypatch, capsys, ["run", made.out, *more], error="RequestError", exit_code=2, message=message)
+    runtime(monkeypatch, capsys, ["run", ready.out, *more], error="RequestError", exit_code=2, message=message)
 
 
 @pytest.mark.parametrize("command", ["run", "verify", "bench"])

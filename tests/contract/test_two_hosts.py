@@ -70,11 +70,11 @@ def torchrun(host: int, directory: Path, per_node: int, *more: str) -> subproces
 def both(directory: Path, per_node: int, *more: tuple[str, ...]) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of the nodes."""
     nodes = [torchrun(host, directory, per_node, *(more[host] if more else ())) for host in range(2)]
-    told = []
+    results = []
     for node in nodes:
         out, err = node.communicate(timeout=120)
-        told.append((node.returncode, out, err))
-    return told
+        results.append((node.returncode, out, err))
+    return results
 
 
 def test_two_hosts_give_the_tokens_of_one_device(hosts: tuple[str, ...], tmp_path: Path) -> None:

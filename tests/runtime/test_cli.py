@@ -45,41 +45,41 @@ def runtime(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
 def test_run_prints_one_object(plan_dir: tuple[Path, Plan]) -> None:
     done = runtime("run", plan_dir[0], "--prompt-ids", "1,2,3", "--max-new-tokens", "12", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["prompt_ids"] == [1, 2, 3]
-    assert len(told["tokens"]) == 12
-    assert sum(told["accept_lengths"]) + len(told["accept_lengths"]) + 1 >= 12
-    assert told["plan_digest"] == codec.digest(plan_dir[1])
-    assert min(told[key] for key in ("load_s", "prefill_s", "decode_s", "tokens_per_s")) > 0
-    assert [device["device"] for device in told["devices"]] == ["a", "b"]
-    for device in told["devices"]:
+    output = json.loads(done.stdout)
+    assert output["prompt_ids"] == [1, 2, 3]
+    assert len(output["tokens"]) == 12
+    assert sum(output["accept_lengths"]) + len(output["accept_lengths"]) + 1 >= 12
+    assert output["plan_digest"] == codec.digest(plan_dir[1])
+    assert min(output[key] for key in ("load_s", "prefill_s", "decode_s", "tokens_per_s")) > 0
+    assert [device["device"] for device in output["devices"]] == ["a", "b"]
+    for device in output["devices"]:
         assert all(device["measured_bytes"][term] <= planned for term, planned in device["planned_bytes"].items())
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a command did."""
+class Done:
+    """Exit code and output of a command."""
 
     code: int
     out: str
     err: str
 
 
-Command = Callable[..., Told]
+Command = Callable[..., Done]
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_core: None) -> Command:
     """A command in this process, which has imported torch already; with ``stdin``, by default a terminal's."""
 
-    def run(*arguments: str | Path, stdin: TextIO | None = None) -> Told:
+    def run(*arguments: str | Path, stdin: TextIO | None = None) -> Done:
         monkeypatch.setattr(sys, "argv", ["runtime", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO() if stdin is None else stdin)
         with pytest.raises(SystemExit) as end:
             main()
-        told = capsys.readouterr()
+        output = capsys.readouterr()
         assert isinstance(end.value.code, int)
-        return Told(end.value.code, told.out, told.err)
+        return Done(end.value.code, output.out, output.err)
 
     return run
 
@@ -184,8 +184,8 @@ def damage(image: Path) -> bytearray:
 def test_a_prompt_from_stdin_in_the_chat_template(one_dir: Path, command: Command) -> None:
     common = ("run", one_dir, "--max-new-tokens", "5", "--json", "--temperature", "1", "--seed", "7")
     asked = command(*common, "--prompt", "-", "--chat", "--system", "e", stdin=io.StringIO("bcd"))
-    piped, told = json.loads(asked.out), json.loads(command(*common, "--prompt", "seubcda").out)
-    assert (piped["prompt_ids"], piped["tokens"], piped["seed"]) == (told["prompt_ids"], told["tokens"], 7)
+    piped, rendered = json.loads(asked.out), json.loads(command(*common, "--prompt", "seubcda").out)
+    assert (piped["prompt_ids"], piped["tokens"], piped["seed"]) == (rendered["prompt_ids"], rendered["tokens"], 7)
 
 
 def test_what_is_piped_is_the_prompt_and_a_silent_pipe_is_refused(
@@ -288,10 +288,10 @@ def test_a_conversation_goes_on_from_what_was_said(one_dir: Path, command: Comma
     with Engine.open(one_dir) as engine:
         answer = engine.generate("bc", max_new_tokens=4)
         assert first == answer.text
-        said = [*answer.prompt_ids, *answer.tokens, 3, 4, 5]
-        again = engine.generate(said, max_new_tokens=4)
+        context = [*answer.prompt_ids, *answer.tokens, 3, 4, 5]
+        again = engine.generate(context, max_new_tokens=4)
         assert second == again.text
-        assert third == engine.generate([*said, *again.tokens, 7], max_new_tokens=4).text, (
+        assert third == engine.generate([*context, *again.tokens, 7], max_new_tokens=4).text, (
             "what was refused was not said"
         )
     assert done.err.count("tokens/s, mean acceptance length") == 3
@@ -305,8 +305,8 @@ def test_ctrl_c_ends_a_command_that_has_not_begun(one_dir: Path) -> None:
     assert run.stderr is not None
     assert any("import 'torch._C'" in line for line in run.stderr), "as -v tells of each module"
     run.send_signal(signal.SIGINT)
-    _, told = run.communicate(timeout=60)
-    assert (run.returncode, "Traceback" in told) == (-signal.SIGINT, False)
+    _, output = run.communicate(timeout=60)
+    assert (run.returncode, "Traceback" in output) == (-signal.SIGINT, False)
 
 
 def test_ctrl_c_ends_the_answer_and_then_the_conversation(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_ctrl_c_ends_the_answer_and_then_the_conversation(tmp_path: Path) -> Non
         pass
     assert run.stdout.read(1), "the conversation goes on"
     run.send_signal(signal.SIGINT)
-    _, told = run.communicate(timeout=60)
-    assert run.returncode == 0, told
-    assert told.count("tokens/s, mean acceptance length") == 2
-    assert "Traceback" not in told
+    _, output = run.communicate(timeout=60)
+    assert run.returncode == 0, output
+    assert output.count("tokens/s, mean acceptance length") == 2
+    assert "Traceback" not in output

@@ -70,10 +70,11 @@ def test_one_engine_streams_and_generates_prompt_after_prompt(plan_dir: tuple[Pa
 
 def test_what_is_told_is_json_with_planned_and_measured_bytes(plan_dir: tuple[Path, Plan]) -> None:
     with Engine.open(plan_dir[0]) as engine:
-        told = json.loads(json.dumps(dataclasses.asdict(engine.generate(PROMPT, max_new_tokens=4, temperature=1.0))))
-    assert told.keys() == {field.name for field in dataclasses.fields(Generation)}
-    assert 0 <= told["seed"] < 1 << 63
-    ((device),) = told["devices"]
+        result = engine.generate(PROMPT, max_new_tokens=4, temperature=1.0)
+        generation = json.loads(json.dumps(dataclasses.asdict(result)))
+    assert generation.keys() == {field.name for field in dataclasses.fields(Generation)}
+    assert 0 <= generation["seed"] < 1 << 63
+    ((device),) = generation["devices"]
     assert device["planned_bytes"].keys() == device["measured_bytes"].keys()
     for term in ("weights", "draft_weights", "kv", "draft_kv"):
         assert device["measured_bytes"][term] == device["planned_bytes"][term] > 0
@@ -198,9 +199,9 @@ def test_what_makes_no_sense_is_refused_also_where_it_would_not_be_used(
 
 
 def test_ids_may_be_anybodys_numbers(engine: Engine) -> None:
-    told = engine.generate(torch.tensor(PROMPT), max_new_tokens=3)
-    assert json.loads(json.dumps(told.prompt_ids)) == PROMPT
-    assert engine.generate(iter(PROMPT), max_new_tokens=3).tokens == told.tokens
+    result = engine.generate(torch.tensor(PROMPT), max_new_tokens=3)
+    assert json.loads(json.dumps(result.prompt_ids)) == PROMPT
+    assert engine.generate(iter(PROMPT), max_new_tokens=3).tokens == result.tokens
 
 
 def test_a_stream_that_is_dropped_leaves_the_engine_free_and_one_that_is_kept_does_not(engine: Engine) -> None:
@@ -230,15 +231,15 @@ def test_several_threads_are_refused_or_served_one_at_a_time(engine: Engine) -> 
             return str(error)
 
     with ThreadPoolExecutor(4) as pool:
-        told = set(pool.map(ask, range(16)))
-    assert {each for each in told if not isinstance(each, str)} == {expected}
-    assert all("serving another request" in each for each in told if isinstance(each, str))
+        results = set(pool.map(ask, range(16)))
+    assert {result for result in results if not isinstance(result, str)} == {expected}
+    assert all("serving another request" in result for result in results if isinstance(result, str))
 
 
 def test_an_engine_that_is_closed_serves_no_more_and_has_left_its_image(tmp_path: Path) -> None:
     directory, _ = compiled_plan(tmp_path)
     with Engine.open(directory) as engine, Engine.open(directory) as other:
-        one, two = (each.stream(PROMPT, max_new_tokens=9) for each in (engine, other))
+        one, two = (opened.stream(PROMPT, max_new_tokens=9) for opened in (engine, other))
         assert [*map(str, one)] == [*map(str, two)], "two at once"
         left = engine.stream(PROMPT)
         next(other.stream(PROMPT))

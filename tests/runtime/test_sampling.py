@@ -30,9 +30,9 @@ PARAMETERS = [(0.7, None, None), (1.3, 5, None), (1.0, None, 0.8), (0.9, 20, 0.6
 
 
 def sampling(temperature: float, top_k: int | None, top_p: float | None, seed: int = 7) -> Sampling:
-    made = sampling_of(temperature, top_k, top_p, seed)
-    assert made is not None
-    return made
+    sampling = sampling_of(temperature, top_k, top_p, seed)
+    assert sampling is not None
+    return sampling
 
 
 def warped(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
@@ -47,7 +47,7 @@ def warped(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
 
 
 def together(members: int, act: Callable[[Group], Tensor]) -> list[Tensor]:
-    """What each member of a group does, in a thread each; their collectives meet in memory."""
+    """Return what ``act`` returns on each member of a group, a thread each; their collectives meet in memory."""
     barrier, shared = threading.Barrier(members), [torch.empty(0)] * members
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,10 @@ Rule = Callable[[Tensor, Tensor, Tensor, Tensor, int], Verdict]
 
 
 def with_trees(parameters: Parameters, seed: int, sampled: Tensor, rule: Rule) -> tuple[Tensor, int]:
-    """The same as an engine decodes them, and how many drafted tokens were accepted; ``sampled``: what ``plain`` is."""
+    """Return tokens as an engine decodes them with trees, and the number of accepted drafted ones.
+
+    ``sampled``: the tokens of ``plain``.
+    """
     count = sampled.shape[0]
     parents, levels = PARENTS.expand(count, -1), LEVELS + 1
     mask = ancestors(parents, LEVELS)
@@ -223,7 +226,7 @@ def chi_square(counts: list[int], expected: list[float]) -> float:
 
 
 def limit(degrees: int) -> float:
-    """What chi-square exceeds once in a million; Wilson and Hilferty's approximation."""
+    """Return the value that chi-square exceeds once in a million, by Wilson and Hilferty's approximation."""
     return degrees * (1 - 2 / (9 * degrees) + 4.7534 * math.sqrt(2 / (9 * degrees))) ** 3
 
 
@@ -255,8 +258,8 @@ def test_three_tokens_with_trees_are_distributed_as_plain_sampling_and_as_they_m
     assert accepted > DRAWS / 2, "trees must be accepted for this to say something"
     assert torch.equal(drafted, sampled), "one seed is one text"
     for outcomes in (drafted, plain(parameters, 2, DRAWS)):
-        found, degrees = distance(outcomes, parameters)
-        assert found < limit(degrees), (found, degrees)
+        statistic, degrees = distance(outcomes, parameters)
+        assert statistic < limit(degrees), (statistic, degrees)
     for rule in (first_child_for_all, reused_draw):
         wrong, degrees = distance(with_trees(parameters, 1, sampled, rule)[0], parameters)
         assert wrong > 2 * limit(degrees), "the check sees an acceptance with a wrong probability"

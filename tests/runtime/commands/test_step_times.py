@@ -1,4 +1,4 @@
-"""What the bench tells: phases that add up to the step, parts of every stage, forced lengths."""
+"""Times of steps: phases that add up to the step, parts of every stage, forced lengths."""
 
 import dataclasses
 import json
@@ -34,12 +34,12 @@ def test_phases_add_up_to_the_step(devices: tuple[str, ...], tmp_path: Path) -> 
         measured = measure(engine, BENCH)
     assert [mode.name for mode in measured.modes] == ["plain", "eagle"]
     for mode in measured.modes:
-        told = rows(mode)
-        together = told["draft"] + told["verify"] + told["commit"] + told["collectives"]
-        assert together == pytest.approx(told["step"], rel=0.25), "medians of few repeats"
-        assert told["step"] == pytest.approx(mode.step_s * 1e9)
-        assert min(told["embed"], told["stages[0]"], told["head"], told["commit"]) > 0
-        assert (told["draft"] > 0) == (mode.name == "eagle")
+        times = rows(mode)
+        together = times["draft"] + times["verify"] + times["commit"] + times["collectives"]
+        assert together == pytest.approx(times["step"], rel=0.25), "medians of few repeats"
+        assert times["step"] == pytest.approx(mode.step_s * 1e9)
+        assert min(times["embed"], times["stages[0]"], times["head"], times["commit"]) > 0
+        assert (times["draft"] > 0) == (mode.name == "eagle")
     predicted = {row.name: row.predicted_ns for row in (*measured.modes[1].phases, *measured.modes[1].parts)}
     assert predicted["stages[0]"] == plan.stages[0].predicted_ns
     assert predicted["step"] == plan.proof.objective_ns

@@ -172,8 +172,8 @@ def test_a_rank_that_is_stopped_between_two_requests_is_named(tmp_path: Path) ->
         engine.generate([1, 2, 3], max_new_tokens=2)
         max(psutil.Process().children(recursive=True), key=lambda child: child.pid).suspend()
         time.sleep(2)  # without a request nobody is waited for
-        told = r"device b \(rank 1\), while in 'waiting', made no progress for 1 s: its process is stopped"
-        with pytest.raises(PeerError, match=told):
+        message = r"device b \(rank 1\), while in 'waiting', made no progress for 1 s: its process is stopped"
+        with pytest.raises(PeerError, match=message):
             engine.generate([1, 2, 3], max_new_tokens=2)
 
 

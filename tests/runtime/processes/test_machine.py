@@ -6,7 +6,7 @@ from runtime.processes.machine import is_named
 
 
 @pytest.mark.parametrize(
-    ("found", "expected", "same"),
+    ("name", "expected", "same"),
     [
         ("NVIDIA A100-SXM4-80GB", "A100", True),
         ("NVIDIA A100-SXM4-80GB", "A10", False),
@@ -21,5 +21,5 @@ from runtime.processes.machine import is_named
         ("anything", "", True),
     ],
 )
-def test_names_are_whole_words(found: str, expected: str, same: bool) -> None:
-    assert is_named(found, expected) == same
+def test_names_are_whole_words(name: str, expected: str, same: bool) -> None:
+    assert is_named(name, expected) == same

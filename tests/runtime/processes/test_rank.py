@@ -49,14 +49,14 @@ def test_context_may_be_used_up_exactly_and_requests_do_not_disturb_each_other(p
         full = dataclasses.replace(REQUEST, max_new_tokens=CONTEXT - 3)
         first = engine.generate(full)
         assert len(first.tokens) == CONTEXT - 3
-        made = engine.memory.measured()
+        allocated = engine.memory.measured()
         assert engine.generate(dataclasses.replace(full, draft=False)).tokens == first.tokens
         assert engine.generate(full).tokens == first.tokens
-        assert engine.memory.measured() == made
+        assert engine.memory.measured() == allocated
         planned = device_terms(plan_dir[1], "a")
-        assert all(made[term] <= planned[term] for term in planned)
-        assert made["kv"] == planned["kv"]
-        assert made["draft_kv"] == planned["draft_kv"]
+        assert all(allocated[term] <= planned[term] for term in planned)
+        assert allocated["kv"] == planned["kv"]
+        assert allocated["draft_kv"] == planned["draft_kv"]
 
 
 def output(tmp_path: Path, **change: object) -> Output:

@@ -1,4 +1,4 @@
-"""Processes that torchrun starts: what they are told, what they tell each other, and how a run of them ends."""
+"""Processes that torchrun starts: their environment, their exchange of states, and how a run of them ends."""
 
 import multiprocessing
 import os
@@ -28,7 +28,7 @@ def test_what_torchrun_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Torchrun.of({}) is None
     assert Torchrun.of(ENVIRONMENT) == Torchrun(rank=1, world=2, host="h", port=9, serves=False)
     first = ENVIRONMENT | {"RANK": "0"}
-    assert [Torchrun.of(first | {"TORCHELASTIC_USE_AGENT_STORE": told}).serves for told in ("True", "False")] == [
+    assert [Torchrun.of(first | {"TORCHELASTIC_USE_AGENT_STORE": serving}).serves for serving in ("True", "False")] == [
         False,
         True,
     ]
@@ -51,9 +51,9 @@ def test_what_torchrun_does_not_tell(change: dict[str, str | None], message: str
 
 def places(count: int) -> list[Torchrun]:
     """As without torchrun's own store, on this host."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     return [Torchrun(rank=rank, world=count, host="127.0.0.1", port=port, serves=rank == 0) for rank in range(count)]
 
 
@@ -102,7 +102,7 @@ def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
 
 
 def ended(directory: Path, hit: Callable[[int], None]) -> list[str]:
-    """What two processes say of a run, each with its rank, whose rank 1 is ``hit`` by its process id."""
+    """Return the messages with which two processes, a rank each, end when rank 1 is ``hit`` by its process id."""
 
     def serve(place: Torchrun) -> str:
         try:
@@ -113,20 +113,20 @@ def ended(directory: Path, hit: Callable[[int], None]) -> list[str]:
         return ""
 
     with ThreadPoolExecutor(2) as pool:
-        told = [pool.submit(serve, place) for place in places(2)]
+        futures = [pool.submit(serve, place) for place in places(2)]
         until(lambda: len(multiprocessing.active_children()) == 2)
         child = next(child for child in multiprocessing.active_children() if child.name.startswith("rank 1"))
         assert child.pid is not None
         hit(child.pid)
-        found = [each.result(60) for each in told]
+        messages = [future.result(60) for future in futures]
     assert multiprocessing.active_children() == []
-    return found
+    return messages
 
 
 def test_a_rank_that_is_stopped_is_named_on_all_hosts(plan_dir: tuple[Path, Plan]) -> None:
-    for said in ended(plan_dir[0], lambda pid: os.kill(pid, signal.SIGSTOP)):
-        assert "device b (rank 1), while in" in said
-        assert "made no progress for 2 s: its process is stopped" in said
+    for message in ended(plan_dir[0], lambda pid: os.kill(pid, signal.SIGSTOP)):
+        assert "device b (rank 1), while in" in message
+        assert "made no progress for 2 s: its process is stopped" in message
 
 
 def test_a_rank_that_dies_is_named_on_all_hosts(plan_dir: tuple[Path, Plan]) -> None:
@@ -134,9 +134,9 @@ def test_a_rank_that_dies_is_named_on_all_hosts(plan_dir: tuple[Path, Plan]) -> 
         time.sleep(1.5)
         os.kill(pid, signal.SIGKILL)
 
-    for said in ended(plan_dir[0], later):
-        assert "device b (rank 1), while in" in said
-        assert "was killed by SIGKILL" in said
+    for message in ended(plan_dir[0], later):
+        assert "device b (rank 1), while in" in message
+        assert "was killed by SIGKILL" in message
 
 
 def test_an_address_is_reached_through_an_interface() -> None:

@@ -1,4 +1,4 @@
-"""Who is to blame where no rank gets on."""
+"""The rank to blame where none makes progress."""
 
 import multiprocessing
 import os
@@ -27,11 +27,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def looked(clock: list[float], seconds: float, *sights: Sight | None) -> str:
     """The complaint after so many seconds of the same sights."""
-    seen, found = Watch(NAMES, STALL_S, 0), ""
+    seen, complaint = Watch(NAMES, STALL_S, 0), ""
     for _ in range(round(seconds / LOOK_S) + 1):
-        found = seen.complaint(sights)
+        complaint = seen.complaint(sights)
         clock[0] += LOOK_S
-    return found
+    return complaint
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_ranks_without_a_request_and_ranks_that_nobody_knows_yet_stand_still_for
 def test_ranks_that_have_not_begun_what_they_were_asked_or_not_told_its_end_are_waited_for(clock: list[float]) -> None:
     asked = replace(BUSY, phase="waiting")
     agreeing, stopped = replace(asked, group="world"), replace(asked, stopped=True)
-    told = "device b (rank 1), while in 'waiting', made no progress for 2 s: its process is stopped"
-    assert looked(clock, STALL_S, agreeing, stopped, agreeing).startswith(told)
-    assert looked(clock, STALL_S, replace(asked, served=1), stopped, replace(asked, served=1)).startswith(told)
+    complaint = "device b (rank 1), while in 'waiting', made no progress for 2 s: its process is stopped"
+    assert looked(clock, STALL_S, agreeing, stopped, agreeing).startswith(complaint)
+    assert looked(clock, STALL_S, replace(asked, served=1), stopped, replace(asked, served=1)).startswith(complaint)
     assert looked(clock, STALL_S, asked, asked, asked)
     assert looked(clock, 100, asked, replace(asked, asked=0), agreeing) == "", "another host may ask later"
 
@@ -77,12 +77,12 @@ def test_ranks_that_have_not_begun_what_they_were_asked_or_not_told_its_end_are_
 def test_ranks_that_meet_over_nccl_may_take_longer(clock: list[float]) -> None:
     meets = replace(WAITS, phase="meeting the other ranks")
     seen = Watch(NAMES, STALL_S, 10)
-    told = []
+    complaints = []
     for _ in range(round(10 / LOOK_S) + 1):
-        told.append(seen.complaint([meets, replace(meets, stopped=True), WAITS]))
+        complaints.append(seen.complaint([meets, replace(meets, stopped=True), WAITS]))
         clock[0] += LOOK_S
-    assert not any(told[:-1])
-    assert told[-1].startswith(
+    assert not any(complaints[:-1])
+    assert complaints[-1].startswith(
         "device b (rank 1), while in 'meeting the other ranks', made no progress for 10 s: its pr"
     )
 
