@@ -27,7 +27,7 @@ def least(sums: Sums, stages: list[StageBound]) -> float:
 
 
 def tried(stages: list[StageBound], layers: int) -> float:
-    """The same over every division of the layers."""
+    """The least over every division of the layers, one by one."""
     divisions = (n for n in product(range(layers + 1), repeat=len(stages)) if sum(n) == layers)
     return min(
         sum(stage.curve[n] if n else 0.0 for stage, n in zip(stages, division, strict=True)) for division in divisions
