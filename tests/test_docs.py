@@ -9,7 +9,7 @@ import yaml
 
 from planner.cli import main as planner_cli
 from planner.hardware.inventory import parse_inventory
-from runtime.cli import main as runtime_cli
+from runtime.cli import commands as runtime_cli
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
