@@ -2,7 +2,7 @@
 
 An image is a safetensors file: 8 bytes of header length, the header in JSON padded with spaces so that the data starts
 at a multiple of ``PAGE_BYTES``, then slots at multiples of ``ALIGNMENT_BYTES``; gaps are declared ``U8`` tensors
-``_pad.N``. ``images.yaml`` is canonical YAML with its own digest, which reveals any change.
+``_pad.N``, the fillers. ``images.yaml`` is canonical YAML with its own digest, which reveals any change.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plans.codec import decode, dump_yaml, encode, load_yaml, read_document
+from plans.safetensors_header import TensorEntry
 from plans.schema import DType, PlanError
 
 LAYOUT_VERSION = 1
@@ -21,18 +22,9 @@ BYTE_ORDER = "little"
 PAGE_BYTES = 4096
 ALIGNMENT_BYTES = 256
 IMAGES_FILE = "images.yaml"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SlotEntry:
-    """One tensor of an image as its header declares it; ``offset`` counts from the start of the data."""
-
-    name: str
-    dtype: str
-    """Name in the header: BF16, F16, F32, I64, U8."""
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
+DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Ids that a device may have: its image is named after it."""
+_FILLER = "_pad."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,9 +102,27 @@ class _Sealed:
 
 def image_file(directory: Path, device: str) -> Path:
     """Return the path of a device's image; raise PlanError for an id that is no file name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", device):
+    if not DEVICE_ID.fullmatch(device):
         raise PlanError(f"device {device!r}: not a file name: expected letters, digits, '.', '_' and '-'")
     return directory / f"{device}.safetensors"
+
+
+def filler_name(number: int) -> str:
+    """Return the name of the filler behind a slot; fillers are numbered from 0 in the order of the file."""
+    return f"{_FILLER}{number}"
+
+
+def is_filler(name: str) -> bool:
+    """Return True if a tensor of an image is a filler."""
+    return name.startswith(_FILLER)
+
+
+def image_metadata(device: str) -> dict[str, str]:
+    """Return the metadata in the header of a device's image.
+
+    The plan's digest is not among it: an image that a new plan leaves as it was keeps its bytes.
+    """
+    return {"abi": str(LAYOUT_VERSION), "device": device}
 
 
 def align(nbytes: int) -> int:
@@ -120,7 +130,7 @@ def align(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def abi_of(slots: Iterable[SlotEntry], dtype: DType) -> Abi:
+def abi_of(slots: Iterable[TensorEntry], dtype: DType) -> Abi:
     """Return the ABI of an image with these slots, of a plan in ``dtype``."""
     table = [[slot.name, slot.dtype, list(slot.shape), slot.offset] for slot in slots]
     text = json.dumps([LAYOUT_VERSION, BYTE_ORDER, table], separators=(",", ":"))

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from plans.artifact import DEVICE_ID
 from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Options, Plan, Tree
 from plans.step import pool_rows
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_LAYERS = 10_000
 """Most layers of one class: plans are expanded layer by layer, and no model has as many."""
@@ -205,7 +205,7 @@ def _check_link(path: str, link: Link) -> Iterator[Violation]:
 
 
 def _check_device(path: str, device: Device, hosts: tuple[str, ...]) -> Iterator[Violation]:
-    if not _ID.fullmatch(device.id):
+    if not DEVICE_ID.fullmatch(device.id):
         yield bad(f"{path}.id", repr(device.id), "letters, digits, '.', '_' and '-': it names a file")
     if device.host not in hosts:
         yield bad(f"{path}.host", device.host, f"one of {', '.join(hosts)}")

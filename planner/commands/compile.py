@@ -16,10 +16,8 @@ from planner.commands import progress
 from planner.commands.console import put, say
 from planner.images.compile import CompileReport
 from plans import codec
+from plans.artifact import is_filler
 from plans.format import format_bytes
-
-FILLER = "_pad."
-"""First characters of the names of fillers between slots."""
 
 
 def run(
@@ -67,7 +65,7 @@ def compile_images(
 def image_lines(file: Path, verbose: int) -> Iterator[str]:
     """Yield what an image holds, from its header: the number of slots, and with ``verbose`` > 1 each of them."""
     with safe_open(file, "numpy") as image:
-        names = [name for name in image.keys() if not name.startswith(FILLER)]  # noqa: SIM118 (it is no mapping)
+        names = [name for name in image.keys() if not is_filler(name)]  # noqa: SIM118 (it is no mapping)
         drafter = sum(name.startswith("draft.") for name in names)
         yield f"{file}: {len(names) - drafter} slots of the model, {drafter} of the EAGLE head"
         if verbose > 1:

@@ -1,6 +1,5 @@
 """``inventory``: an inventory with its defaults written out, or that of this machine."""
 
-import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from planner.hardware import units
 from planner.hardware.catalog import catalog
 from planner.hardware.detect import detect as detect_devices
 from planner.hardware.detect_cpu import describe_cpu, measure_cpu
-from planner.hardware.inventory import parse_inventory, read_inventory
+from planner.hardware.inventory import HOST_NAME, parse_inventory, read_inventory
 from planner.hardware.inventory_text import dump_inventory
 from planner.hardware.nvml import read_machine
 from plans import codec
@@ -46,7 +45,7 @@ def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int)
     It goes to ``file``, which must be new, or to stdout.
     """
     name = socket.gethostname().partition(".")[0]
-    host = name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) else DEFAULT_HOST
+    host = name if HOST_NAME.fullmatch(name) else DEFAULT_HOST
     try:
         detected = detect_devices(read_machine(), host, dtype)
     except NoGpuError as error:

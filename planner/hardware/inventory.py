@@ -21,7 +21,8 @@ from plans.dtypes import DTYPE_BYTES
 from plans.schema import Host, Link, Pair, PlanError
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Names that a host may have."""
 _CLASS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 _LINK_FIELDS = ("class", "latency", "bandwidth")
@@ -74,7 +75,7 @@ def parse_inventory(data: Any, where: str) -> HardwareInventory:
 
 def _host(data: Any, path: str) -> tuple[Host, list[ListedDevice]]:
     fields = _mapping(data, f"{path}.", ("name", "links", "devices"), "a host with name, links and devices")
-    name = _text(fields, "name", path, _HOST_NAME, "letters, digits, '.', '_' and '-'")
+    name = _text(fields, "name", path, HOST_NAME, "letters, digits, '.', '_' and '-'")
     entries = _sequence(fields.get("devices"), f"{path}.devices", "a sequence of devices")
     if not entries:
         raise InventoryError(f"{path}.devices: no device, expected at least one")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.families import BaseInput, DraftInput, inv_freq_bytes
-from plans.artifact import LAYOUT_VERSION, PAGE_BYTES, Abi, SlotEntry, abi_of, align
+from plans.artifact import PAGE_BYTES, Abi, abi_of, align, filler_name, image_metadata
 from plans.ranges import Ranges
 from plans.safetensors_header import TensorEntry, encode_header
 from plans.schema import DType, Plan
@@ -43,9 +43,9 @@ class Slot:
     literal: bytes | None
 
     @property
-    def entry(self) -> SlotEntry:
+    def entry(self) -> TensorEntry:
         """The slot as the image's header declares it."""
-        return SlotEntry(name=self.name, dtype=self.dtype, shape=self.shape, offset=self.offset, nbytes=self.nbytes)
+        return TensorEntry(name=self.name, dtype=self.dtype, shape=self.shape, offset=self.offset, nbytes=self.nbytes)
 
 
 def image_slots(plan: Plan, device_id: str, base: BaseInput, draft: DraftInput | None) -> tuple[Slot, ...]:
@@ -103,7 +103,7 @@ def _parts(spec: SlotSpec, names: Mapping[str, str]) -> tuple[Part, ...]:
 
 def _filler(number: int, offset: int, nbytes: int) -> Slot:
     return Slot(
-        name=f"_pad.{number}",
+        name=filler_name(number),
         dtype="U8",
         shape=(nbytes,),
         offset=offset,
@@ -124,12 +124,5 @@ def abi(slots: tuple[Slot, ...], dtype: DType) -> Abi:
 
 
 def header(slots: tuple[Slot, ...], device_id: str) -> bytes:
-    """Return length and JSON of a safetensors header, padded with spaces to a multiple of 4096 bytes in all.
-
-    The plan's digest is not in it: an image that a new plan leaves as it was keeps its bytes.
-    """
-    tensors = [
-        TensorEntry(name=slot.name, dtype=slot.dtype, shape=slot.shape, offset=slot.offset, nbytes=slot.nbytes)
-        for slot in slots
-    ]
-    return encode_header(tensors, {"abi": str(LAYOUT_VERSION), "device": device_id}, PAGE_BYTES)
+    """Return length and JSON of a safetensors header, padded with spaces to a multiple of 4096 bytes in all."""
+    return encode_header((slot.entry for slot in slots), image_metadata(device_id), PAGE_BYTES)

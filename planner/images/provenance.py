@@ -8,6 +8,7 @@ from planner.checkpoints.checkpoint import PICKLE
 from planner.errors import InputError
 from planner.families import BaseInput, DraftInput
 from planner.images.layout import Part, Slot, header, image_slots
+from plans.artifact import is_filler
 from plans.dtypes import HEADER_BYTES
 from plans.ranges import Ranges, length
 from plans.schema import Plan
@@ -129,9 +130,7 @@ def lines(traced: tuple[Provenance, ...]) -> Iterator[str]:
         size = "x".join(map(str, slot.shape))
         yield f"{slot.device}: {slot.dtype} [{size}], {slot.nbytes} bytes at {slot.offset} of {slot.image}"
         if not slot.origins:
-            yield (
-                "  zeros: a gap" if slot.slot.startswith("_pad.") else "  computed from the config: rotary frequencies"
-            )
+            yield ("  zeros: a gap" if is_filler(slot.slot) else "  computed from the config: rotary frequencies")
         for origin in slot.origins:
             yield f"  {origin.operation}: {_spans(origin)} of {origin.tensor} ({origin.checkpoint})"
             for span in origin.ranges or ():

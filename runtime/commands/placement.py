@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from plans.artifact import is_filler
 from plans.format import format_bytes
 from plans.schema import Plan, Stage
 from runtime.image.verify import opened, read_record, read_slots
@@ -50,6 +51,6 @@ def tensor_lines(plan: Plan, directory: Path, devices: list[str]) -> Iterator[st
         with opened(directory, device, record) as (descriptor, expected):
             _, slots = read_slots(descriptor, directory, device, expected)
         for slot in slots:
-            if not slot.name.startswith("_pad."):
+            if not is_filler(slot.name):
                 shape = " x ".join(map(str, slot.shape))
                 yield f"{device}: {slot.name:36} {slot.dtype:5} {shape:16} {slot.nbytes:12} bytes"

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from plans import artifact
-from plans.artifact import Images, SlotEntry
+from plans.artifact import Images, is_filler
+from plans.safetensors_header import TensorEntry
 from plans.schema import Plan
 from runtime.errors import ImageForeign, ImageTruncated
 from runtime.image.dtypes import HEADER_DTYPES
@@ -30,7 +31,7 @@ class Image:
     """The weights of one device: ``image["layers.0.qkv.weight"]`` is a view of ``memory``."""
 
     file: Path
-    slots: dict[str, SlotEntry]
+    slots: dict[str, TensorEntry]
     """Slots by name, without fillers."""
     memory: torch.Tensor
     """All slots and fillers, uint8 [bytes]; on a CPU the read-only mapping itself."""
@@ -110,7 +111,7 @@ def open_image(
             digest = upload(descriptor, start, expected.size_bytes, file, CudaCopies(memory), hashed=verify)
             if verify:
                 compare_digest(file, digest, expected)
-    named = {slot.name: slot for slot in slots if not slot.name.startswith("_pad.")}
+    named = {slot.name: slot for slot in slots if not is_filler(slot.name)}
     return Image(file=file, slots=named, memory=memory)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from plans import artifact, codec
-from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, LAYOUT_VERSION, PAGE_BYTES, Images, SlotEntry
+from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, LAYOUT_VERSION, PAGE_BYTES, Images, image_metadata, is_filler
 from plans.dtypes import IMAGE_DTYPES
 from plans.safetensors_header import PREFIX_BYTES, Header, HeaderError, TensorEntry, header_length, parse_header
 from plans.schema import Plan, PlanError
@@ -160,7 +160,9 @@ def compare_digest(file: Path, digest: str, expected: artifact.Image) -> None:
 # ---- header ----
 
 
-def read_slots(descriptor: int, directory: Path, device: str, expected: artifact.Image) -> tuple[int, list[SlotEntry]]:
+def read_slots(
+    descriptor: int, directory: Path, device: str, expected: artifact.Image
+) -> tuple[int, list[TensorEntry]]:
     """Return the offset of the data in an open image, and its slots, fillers included.
 
     The header is checked against the rules of its format, of images, and against the recorded ABI; raise ImageDamaged
@@ -168,11 +170,13 @@ def read_slots(descriptor: int, directory: Path, device: str, expected: artifact
     """
     file = artifact.image_file(directory, device)
     header = _read_header(descriptor, file, expected)
-    slots = [_slot(tensor, file) for tensor in header.tensors]
+    slots = header.tensors
+    for slot in slots:
+        _check_slot(slot, file)
     _check_order(slots, file)
     if header.metadata is None:
         raise ImageDamaged(f"{file}: header: no __metadata__, expected one with abi and device")
-    wanted = {"abi": str(LAYOUT_VERSION), "device": device}
+    wanted = image_metadata(device)
     if any(header.metadata.get(name) != value for name, value in wanted.items()):
         raise ImageForeign(f"{file}: __metadata__: found {dict(header.metadata)}, expected {wanted}: compile it again")
     abi = artifact.abi_of(slots, expected.abi.dtype)
@@ -197,8 +201,8 @@ def _read_header(descriptor: int, file: Path, expected: artifact.Image) -> Heade
         raise ImageDamaged(f"{file}: header: {error}") from error
 
 
-def _slot(tensor: TensorEntry, file: Path) -> SlotEntry:
-    """Return a tensor as the slot of an image, which has fewer dtypes and ranks than the format."""
+def _check_slot(tensor: TensorEntry, file: Path) -> None:
+    """Raise ImageDamaged unless a tensor may be a slot: an image has fewer dtypes and ranks than the format."""
     if tensor.dtype not in IMAGE_DTYPES:
         expected = ", ".join(IMAGE_DTYPES)
         raise ImageDamaged(f"{file}: header: {tensor.name}: dtype: found {tensor.dtype}, expected one of {expected}")
@@ -206,16 +210,13 @@ def _slot(tensor: TensorEntry, file: Path) -> SlotEntry:
         raise ImageDamaged(
             f"{file}: header: {tensor.name}: shape: found {list(tensor.shape)}, expected one to three sizes"
         )
-    return SlotEntry(
-        name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, offset=tensor.offset, nbytes=tensor.nbytes
-    )
 
 
-def _check_order(slots: list[SlotEntry], file: Path) -> None:
+def _check_order(slots: list[TensorEntry], file: Path) -> None:
     """Raise ImageDamaged unless the header lists slots in the order of their data, each but fillers aligned."""
     end = 0
     for slot in slots:
-        filler = slot.name.startswith("_pad.")
+        filler = is_filler(slot.name)
         if slot.offset != end or (slot.offset % ALIGNMENT_BYTES and not filler):
             raise ImageDamaged(
                 f"{file}: header: {slot.name}: data_offsets: starts at {slot.offset}, expected {end}, a multiple of "
