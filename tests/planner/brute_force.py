@@ -1,8 +1,8 @@
-"""Every answer of a tiny Problem, priced in the plainest way: what the solver and the certificate are held against.
+"""Brute force over all answers of a tiny Problem: the reference for the solver and the certificate.
 
-Nothing here knows of the solver or of :mod:`planner.solver.certify`. A part of an answer (a stage, a block's axis) is
-a row: the load of each device, then the cost. Parts are combined by adding their rows, and of all rows that a part may
-have, its *front*, those are enough for which no other is as small in every number.
+Shares no code with the solver or :mod:`planner.solver.certify`. A part of an answer (a stage, a block's axis) is a row:
+the load of each device, then the cost. Parts are combined by adding their rows. Of all possible rows of a part only the
+Pareto front is kept: rows that no other row equals or undercuts in every number.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from planner.solver.problem import Axis, Block, Group, Option, Problem, Receive, Split, granule_bytes
 
 Front = NDArray[np.int64]
-"""Rows of one load per device and a cost, (n, devices + 1)."""
+"""Rows of one load per device and a cost, shape (n, devices + 1)."""
 Value = tuple[int, ...]
 """Values of the goal, then the step time, then the number of stages; less is better."""
 
 
 def best(problem: Problem) -> Value | None:
-    """Return the least value of any feasible answer; None where there is none."""
+    """Return the least value of any feasible answer, or None if no answer is feasible."""
     return _Search(problem).best()
 
 
@@ -38,7 +38,7 @@ def goal_value(problem: Problem, load_bytes: Sequence[int], layers: Sequence[int
 
 
 def divisions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """Yield every way to write ``total`` as ``parts`` numbers, zeros allowed; one part at least."""
+    """Yield every tuple of ``parts`` >= 1 non-negative integers whose sum is ``total``."""
     if parts == 1:
         yield (total,)
         return
@@ -48,7 +48,7 @@ def divisions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 
 def may_follow(problem: Problem, sequence: tuple[int, ...], index: int) -> bool:
-    """Tell whether a group may run the stage after the stages of ``sequence``."""
+    """Return whether a group may run the stage after the stages of ``sequence``."""
     group, before = problem.groups[index], [problem.groups[other] for other in sequence]
     if any(set(group.devices) & set(other.devices) for other in before):
         return False
@@ -62,17 +62,17 @@ def host_of(hosts: tuple[tuple[int, ...], ...], device: int) -> int:
 
 
 def receive_ns(problem: Problem, cost: Receive, sender: Sequence[int], to: Group | Option) -> int:
-    """Receiving from the leader of ``sender``."""
+    """Return the time to receive from the leader, the first device, of ``sender``."""
     if sender == to.devices:
         return cost.same_ns
     if sender[0] in to.devices:
         return cost.inside_ns
-    places = (to.site,) if isinstance(to, Group) else to.sites
-    return cost.near_ns if host_of(problem.hosts, sender[0]) in places else cost.far_ns
+    sites = (to.site,) if isinstance(to, Group) else to.sites
+    return cost.near_ns if host_of(problem.hosts, sender[0]) in sites else cost.far_ns
 
 
 def slowest_ns(problem: Problem, counts: Sequence[int], devices: Sequence[int], each_ps: Sequence[int]) -> int:
-    """The longest of the shares, rounded up to whole quanta."""
+    """Return the time of the slowest device, rounded up to whole quanta."""
     longest = max(count * each_ps[device] for count, device in zip(counts, devices, strict=True))
     return -(-longest // (problem.quantum_ns * 1000)) * problem.quantum_ns
 
@@ -85,14 +85,14 @@ def messages_ns(problem: Problem, used: Iterable[int]) -> int:
 
 @dataclass(frozen=True)
 class _Route:
-    """All that blocks, messages and goals ask about the stages."""
+    """The facts about the stages on which the cost of blocks, messages and goals depends."""
 
     first: int
     last: int
     stages: int
     used: frozenset[int]
     layers: tuple[int, ...]
-    """Layers of each group, where the goal asks."""
+    """Layers per group if the goal is ``fill``, else empty."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,16 @@ class _Search:
 
     def best(self) -> Value | None:
         least: Value | None = None
-        blocks = [(chosen, front) for chosen in self._choices() if len(front := self._blocks(chosen))]
+        blocks = [(chosen, front) for chosen in self._option_combinations() if len(front := self._blocks(chosen))]
         pairs = [
-            (self._least(route, chosen, stages, others), route, chosen, stages, others)
+            (self._lower_bound(route, chosen, stages, others), route, chosen, stages, others)
             for route, stages in self._routes().items()
             for chosen, others in blocks
         ]
         for bound, route, chosen, stages, others in sorted(pairs, key=lambda pair: pair[0]):
             if least is not None and bound >= least:
                 break
-            rows = self._fitting(self._pairs(stages, others))
+            rows = self._feasible(self._pairs(stages, others))
             if len(rows):
                 value = self._cheapest(route, chosen, rows)
                 least = value if least is None else min(least, value)
@@ -118,20 +118,20 @@ class _Search:
 
     # ---- the whole ----
 
-    def _least(self, route: _Route, chosen: tuple[Option, ...], stages: Front, others: Front) -> Value:
-        """No answer of these is better."""
+    def _lower_bound(self, route: _Route, chosen: tuple[Option, ...], stages: Front, others: Front) -> Value:
+        """Return a lower bound of the values of all answers with these stages and options."""
         return self._cheapest(route, chosen, (stages.min(axis=0) + others.min(axis=0))[None])
 
     def _cheapest(self, route: _Route, chosen: tuple[Option, ...], rows: Front) -> Value:
         problem = self.problem
-        step = self._between(route, chosen)
+        step = self._transfers_ns(route, chosen)
         if problem.goal != "balance":
             rows = rows[[rows[:, -1].argmin()]]
         values = ((*goal_value(problem, row[:-1], route.layers), step + row[-1], route.stages) for row in rows.tolist())
         return min(values)
 
-    def _between(self, route: _Route, chosen: tuple[Option, ...]) -> int:
-        """Return the time of receiving and of messages."""
+    def _transfers_ns(self, route: _Route, chosen: tuple[Option, ...]) -> int:
+        """Return the time of transfers between parts and of step messages."""
         problem = self.problem
         start, end = problem.groups[route.first], problem.groups[route.last]
         total = receive_ns(problem, start.first, chosen[0].devices, start)
@@ -145,12 +145,12 @@ class _Search:
 
     @cached_property
     def _kinds(self) -> list[int]:
-        """Kind of each layer."""
+        """The kind of each layer, in execution order."""
         return [kind for kind, count in self.problem.sequence for _ in range(count)]
 
     def _routes(self) -> dict[_Route, Front]:
         fronts: dict[_Route, list[Front]] = {}
-        for stages, front in self._grown((), 0, self._nothing):
+        for stages, front in self._completions((), 0, self._empty_row):
             fronts.setdefault(self._route(stages), []).append(front)
         return {route: _undominated(np.concatenate(parts)) for route, parts in fronts.items()}
 
@@ -166,10 +166,10 @@ class _Search:
             layers=tuple(layers) if self.problem.goal == "fill" else (),
         )
 
-    def _grown(
+    def _completions(
         self, stages: tuple[tuple[int, int], ...], start: int, front: Front
     ) -> Iterator[tuple[tuple[tuple[int, int], ...], Front]]:
-        """Every (group, number of layers) of each stage that goes on from here, with what all of it takes."""
+        """Yield every completion of ``stages`` from layer ``start`` as (group, layers) pairs with the front of all."""
         problem = self.problem
         if start == problem.layers:
             yield stages, front
@@ -181,24 +181,24 @@ class _Search:
             for count in range(1, problem.layers - start + 1):
                 if problem.counts is not None and problem.counts[index] != count:
                     continue
-                grown = self._both(front, self._stage(index, self._kinds[start : start + count]))
+                grown = self._combined(front, self._stage(index, self._kinds[start : start + count]))
                 if len(grown):
                     grown[:, -1] += hop
-                    yield from self._grown((*stages, (index, count)), start + count, grown)
+                    yield from self._completions((*stages, (index, count)), start + count, grown)
 
     def _hop(self, before: int, index: int) -> int:
-        here = self.problem.groups[index]
-        return here.hop_ns if self.problem.groups[before].site == here.site else here.network_hop_ns
+        group = self.problem.groups[index]
+        return group.hop_ns if self.problem.groups[before].site == group.site else group.network_hop_ns
 
     def _stage(self, index: int, kinds: list[int]) -> Front:
-        """These layers on one group: every mixture of splits, every division of units."""
+        """Return the front of one group running these layers: all mixtures of splits, all divisions of units."""
         group = self.problem.groups[index]
         key = (index, *sorted(kinds))
         if key not in self._stage_fronts:
-            front = self._once(group.devices, group.stage_bytes, 0)
+            front = self._row(group.devices, group.stage_bytes, 0)
             for kind in sorted(set(kinds)):
-                front = self._both(front, self._splits(group, kind, kinds.count(kind)))
-                front = self._both(front, self._units(group, kind, kinds.count(kind)))
+                front = self._combined(front, self._splits(group, kind, kinds.count(kind)))
+                front = self._combined(front, self._units(group, kind, kinds.count(kind)))
             self._stage_fronts[key] = front
         return self._stage_fronts[key]
 
@@ -209,83 +209,88 @@ class _Search:
     def _splits(self, group: Group, kind: int, layers: int) -> Front:
         splits = group.splits[kind]
         if not splits:
-            return self._nothing[:0]
+            return self._empty_row[:0]
         rows = []
         for counts in divisions(layers, len(splits)):
             cost = sum(n * split.ns for n, split in zip(counts, splits, strict=True))
             cost += -cost % self.problem.quantum_ns
             loads = np.array(counts) @ np.array([split.bytes for split in splits])
-            rows.append(self._once(group.devices, loads.tolist(), cost))
-        return self._fitting(np.concatenate(rows))
+            rows.append(self._row(group.devices, loads.tolist(), cost))
+        return self._feasible(np.concatenate(rows))
 
     def _units(self, group: Group, kind: int, layers: int) -> Front:
-        alike = self.problem.kinds[kind]
-        return self._dealt(group.devices, layers * alike.units, alike.unit_bytes, [alike.unit_ps])
+        mlp = self.problem.kinds[kind]
+        return self._unit_divisions(group.devices, layers * mlp.units, mlp.unit_bytes, [mlp.unit_ps])
 
     # ---- blocks ----
 
-    def _choices(self) -> Iterator[tuple[Option, ...]]:
-        """An option of each block."""
+    def _option_combinations(self) -> Iterator[tuple[Option, ...]]:
+        """Yield one option per block, in all combinations."""
         return product(*(block.options for block in self.problem.blocks))
 
     def _blocks(self, chosen: tuple[Option, ...]) -> Front:
-        """Every division of the blocks on these options."""
-        front = self._nothing
+        """Return the front of all divisions of the blocks on these options."""
+        front = self._empty_row
         blocks: list[Block] = list(self.problem.blocks)
         sharing: dict[tuple[int, int], list[Axis]] = {}
         for b, (block, option) in enumerate(zip(blocks, chosen, strict=True)):
-            front = self._both(front, self._whole(option.devices, option.splits))
+            front = self._combined(front, self._split_front(option.devices, option.splits))
             for a, axis in enumerate(block.axes):
                 sharing.setdefault(self._owner(chosen, b, a), []).append(axis)
         for (b, _), axes in sharing.items():
             rates = [axis.each_ps for axis in axes]
-            front = self._both(front, self._dealt(chosen[b].devices, axes[0].count, axes[0].each_bytes, rates))
+            front = self._combined(
+                front, self._unit_divisions(chosen[b].devices, axes[0].count, axes[0].each_bytes, rates)
+            )
         return front
 
     def _owner(self, chosen: tuple[Option, ...], b: int, a: int) -> tuple[int, int]:
-        """(block, axis) that says how this axis is divided."""
+        """Return the (block, axis) whose shares this axis uses."""
         shared = list(self.problem.blocks)[b].axes[a].shared
         if shared is None:
             return b, a
         other = ("first", "last").index(shared)
         return self._owner(chosen, other, 0) if chosen[other].devices == chosen[b].devices else (b, a)
 
-    def _whole(self, devices: Sequence[int], splits: Sequence[Split]) -> Front:
-        return self._fitting(np.concatenate([self._once(devices, split.bytes, split.ns) for split in splits]))
+    def _split_front(self, devices: Sequence[int], splits: Sequence[Split]) -> Front:
+        return self._feasible(np.concatenate([self._row(devices, split.bytes, split.ns) for split in splits]))
 
     # ---- fronts ----
 
     @cached_property
-    def _nothing(self) -> Front:
+    def _empty_row(self) -> Front:
         return np.zeros((1, len(self.problem.devices) + 1), dtype=np.int64)
 
-    def _once(self, devices: Sequence[int], nbytes: Sequence[int], cost: int) -> Front:
-        row = self._nothing.copy()
+    def _row(self, devices: Sequence[int], nbytes: Sequence[int], cost: int) -> Front:
+        row = self._empty_row.copy()
         row[0, list(devices)] = nbytes
         row[0, -1] = cost
         return row
 
-    def _dealt(self, devices: Sequence[int], count: int, nbytes: int, rates: Sequence[Sequence[int]]) -> Front:
-        """Every division of equal pieces, which costs the time of its slowest share once for each of ``rates``."""
+    def _unit_divisions(self, devices: Sequence[int], count: int, nbytes: int, rates: Sequence[Sequence[int]]) -> Front:
+        """Return the front of all divisions of equal pieces.
+
+        The cost is the time of the slowest device, summed over ``rates``.
+        """
         rows = []
         for shares in divisions(count, len(devices)):
             cost = sum(slowest_ns(self.problem, shares, devices, each_ps) for each_ps in rates)
-            rows.append(self._once(devices, [n * nbytes for n in shares], cost))
-        return self._fitting(np.concatenate(rows))
+            rows.append(self._row(devices, [n * nbytes for n in shares], cost))
+        return self._feasible(np.concatenate(rows))
 
     def _pairs(self, one: Front, other: Front) -> Front:
         return (one[:, None] + other[None]).reshape(-1, len(self.problem.devices) + 1)
 
-    def _both(self, one: Front, other: Front) -> Front:
-        """One part of each, where the two fit together."""
-        return self._fitting(self._pairs(one, other))
+    def _combined(self, one: Front, other: Front) -> Front:
+        """Return the front of two parts combined, within the capacities."""
+        return self._feasible(self._pairs(one, other))
 
-    def _fitting(self, front: Front) -> Front:
+    def _feasible(self, front: Front) -> Front:
         return _undominated(front[(front[:, :-1] <= self.problem.capacity_bytes).all(axis=1)])
 
 
 def _undominated(front: Front) -> Front:
-    """Without the rows that have another, or an equal one before, that is as small in every number."""
+    """Drop rows that another row undercuts or equals in every number; of equal rows the first stays."""
     front = front[np.argsort(front.sum(axis=1), kind="stable")]
     position = 0
     while position < len(front):

@@ -1,6 +1,7 @@
-"""Every Answer of the tiniest Problems, written out one by one and priced as one reads the words of the Problem.
+"""Enumerate every Answer of the tiniest Problems and price each one by the field definitions of Problem.
 
-What the brute force is held against; so that they are not wrong together, the prices share nothing with it.
+The reference for :mod:`tests.planner.brute_force`; the two price answers with separate code, so that one mistake cannot
+hide in both.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from tests.planner.brute_force import divisions
 
 
 def every_answer(problem: Problem) -> Iterator[Answer]:
-    """Yield every answer, whether it fits or not."""
+    """Yield every answer, also those that exceed a capacity."""
     for first, last in product(_placed(problem.first), _placed(problem.last)):
         for tail in [None] if problem.tail is None else _placed(problem.tail):
             blocks = _share(problem, [first, last] if tail is None else [first, last, tail])
@@ -29,13 +30,17 @@ def _placed(block: Block) -> Iterator[BlockAnswer]:
 
 
 def _share(problem: Problem, blocks: list[BlockAnswer]) -> list[BlockAnswer] | None:
-    """Shared axes are None; of all their divisions the one that puts nothing elsewhere is kept, lest any come twice."""
+    """Return the blocks with shared axes as None, or None for duplicates.
+
+    A shared axis takes its division from another block. Of its own divisions only the one with all pieces on the first
+    device counts, so that each answer is enumerated once.
+    """
     devices = [block.options[placed.option].devices for block, placed in zip(problem.blocks, blocks, strict=True)]
     shared_blocks = []
-    for block, placed, here in zip(problem.blocks, blocks, devices, strict=True):
+    for block, placed, members in zip(problem.blocks, blocks, devices, strict=True):
         shares: list[tuple[int, ...] | None] = []
         for axis, dealt in zip(block.axes, placed.shares, strict=True):
-            shared = axis.shared is not None and devices[("first", "last").index(axis.shared)] == here
+            shared = axis.shared is not None and devices[("first", "last").index(axis.shared)] == members
             if shared and dealt is not None and dealt[0] != axis.count:
                 return None
             shares.append(None if shared else dealt)
@@ -70,7 +75,7 @@ def _stages(problem: Problem, before: tuple[int, ...], start: int) -> Iterator[t
 
 
 def value(problem: Problem, answer: Answer) -> tuple[int, ...] | None:
-    """Return the values of the goal, the step time, the number of stages; None where a device holds too much."""
+    """Return (goal values, step time, number of stages), or None if a device exceeds its capacity."""
     load = load_bytes(problem, answer)
     if any(capacity < nbytes for capacity, nbytes in zip(problem.capacity_bytes, load, strict=True)):
         return None

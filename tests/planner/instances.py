@@ -1,4 +1,4 @@
-"""Small real inputs for planning: the demo's configs without weights, smaller ones still, and inventories for both."""
+"""Small real inputs for planning: the configs of the demo and of tinier models without weights, and inventories."""
 
 import json
 import random
@@ -23,7 +23,7 @@ Head = Literal["eagle3", "eagle1"] | None
 
 
 def cpu(name: str, mib: int, bandwidth: int = 10) -> dict[str, Any]:
-    """A CPU device of the catalogue's reserve."""
+    """Return a CPU device with the reserve of the catalogue."""
     return {"id": name, "type": "cpu", "memory": f"{mib} MiB", "bandwidth": f"{bandwidth} GB/s"}
 
 
@@ -32,7 +32,7 @@ def host(name: str, *devices: dict[str, Any], links: Any = None) -> dict[str, An
 
 
 def gpu(name: str, kib: int, **figures: str) -> dict[str, Any]:
-    """An accelerator that no catalogue lists."""
+    """Return an accelerator that the catalogue does not list."""
     rates = {"bandwidth": "500 GB/s", "flops": "50 TFLOP/s", "reserve": "0 B"}
     return {"id": name, "type": "tiny-gpu", "memory": f"{kib} KiB"} | rates | figures
 
@@ -49,19 +49,20 @@ TINY: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "torch_dtype": "bfloat16",
 }
-"""A model that is solved in a tenth of a second, in 3 MiB with its head; also that head, with one layer."""
+"""Config of a model that solves in a tenth of a second and takes 3 MiB with its EAGLE head."""
 TINY_HEAD = TINY | {"num_hidden_layers": 1}
+"""Config of the EAGLE head of that model, with one layer."""
 
 
 def saved(directory: Path, config: dict[str, Any]) -> Path:
-    """A bare config in a directory of its own; its file."""
+    """Write a bare config into a new directory; return the file."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     return directory / "config.json"
 
 
 EQUAL: dict[str, Any] = {"hosts": [host("box", *(cpu(f"cpu{i}", 11) for i in range(4)))]}
-"""Four equal devices: all that tells them apart is their names."""
+"""Four devices that differ in nothing but their names."""
 
 UNLIKE: dict[str, Any] = {
     "hosts": [
@@ -73,12 +74,12 @@ UNLIKE: dict[str, Any] = {
 
 
 def root_inventory() -> Any:
-    """The inventory of the demo."""
+    """Return the inventory of the demo."""
     return yaml.safe_load((ROOT / "inventory.yaml").read_text())
 
 
 def demo(head: Head) -> tuple[BaseInput, DraftInput | None]:
-    """The embedded model and one of its heads, as bare configs."""
+    """Return the embedded model and one of its EAGLE heads, as bare configs."""
     base = load_base(DEMO / "base" / "config.json")
     return base, load_draft(DEMO / head / "config.json", base) if head else None
 
@@ -106,7 +107,7 @@ def formulation(data: Any, head: Head, *, context: int | None = 256, dtype: DTyp
 
 
 def planned(data: Any, head: Head, context: int = 256) -> build.Built:
-    """The demo on an inventory in float32, solved once for all tests."""
+    """Plan the demo on an inventory in float32, once for all tests."""
     return _planned(json.dumps(data), head, context)
 
 
@@ -124,7 +125,7 @@ def plan_of(
     options: Options,
     previous: Plan | None = None,
 ) -> build.Built:
-    """The plan of these options, which need not be those of a request."""
+    """Plan with these options, which need not be those of a request."""
     formulation = Formulations().of(base, draft, inventory, options)
     return build.plan(formulation, build.inputs_of(base, draft), Settings(workers=1), previous)
 

@@ -1,4 +1,4 @@
-"""From inputs to a plan and its directory, and back to the same plan."""
+"""Building a plan and its directory from inputs, and planning again from that directory."""
 
 import dataclasses
 import os
@@ -43,7 +43,7 @@ def built(data: Any, head: Head, context: int = 256) -> tuple[build.Built, BaseI
 
 
 @pytest.mark.parametrize(("data", "head"), [(EQUAL, "eagle3"), (UNLIKE, "eagle1"), (UNLIKE, None)])
-def test_a_plan_of_the_inputs_of_a_plan_is_that_plan(tmp_path: Path, data: Any, head: Head) -> None:
+def test_planning_again_from_a_plans_directory_gives_the_same_bytes(tmp_path: Path, data: Any, head: Head) -> None:
     result, base, draft = built(data, head)
     write(tmp_path / "p", result.plan, base, draft)
     frozen = codec.load(tmp_path / "p")
@@ -51,13 +51,13 @@ def test_a_plan_of_the_inputs_of_a_plan_is_that_plan(tmp_path: Path, data: Any, 
     assert codec.dumps(again).encode() == (tmp_path / "p" / "plan.yaml").read_bytes()
 
 
-def test_numbers_in_ids_count_as_numbers() -> None:
+def test_ids_are_in_natural_order() -> None:
     data = {"hosts": [host("box", cpu("c10", 14), cpu("c2", 15))]}
     result, _, _ = built(data, None)
     assert [device.id for device in result.plan.inventory.devices] == ["c2", "c10"]
 
 
-def test_a_plan_knows_no_place_and_no_time(tmp_path: Path) -> None:
+def test_a_plan_contains_no_path_date_or_host_name(tmp_path: Path) -> None:
     result, base, draft = built(EQUAL, "eagle3")
     write(tmp_path / "p", result.plan, base, draft)
     text = (tmp_path / "p" / "plan.yaml").read_text()
@@ -67,7 +67,7 @@ def test_a_plan_knows_no_place_and_no_time(tmp_path: Path) -> None:
     assert os.uname().nodename not in text
 
 
-def test_a_directory_has_what_planning_again_and_running_need(tmp_path: Path) -> None:
+def test_a_directory_has_the_files_for_planning_again_and_running(tmp_path: Path) -> None:
     result, base, draft = built(EQUAL, "eagle3")
     write(tmp_path / "deep" / "p", result.plan, base, draft)
     names = sorted(str(file.relative_to(tmp_path / "deep" / "p")) for file in (tmp_path / "deep").rglob("*.*"))
@@ -75,7 +75,7 @@ def test_a_directory_has_what_planning_again_and_running_need(tmp_path: Path) ->
     assert {"config.json", "draft/config.json", "plan.yaml"} <= set(names)
     plain, base, _ = built(EQUAL, None)
     write(tmp_path / "deep" / "p", plain.plan, base, None)
-    assert not (tmp_path / "deep" / "p" / "draft").exists(), "the draft of the plan before is gone"
+    assert not (tmp_path / "deep" / "p" / "draft").exists(), "the drafter config of the previous plan is removed"
     assert codec.load(tmp_path / "deep" / "p") == plain.plan
 
 
@@ -87,7 +87,7 @@ def test_writing_the_same_again_touches_nothing(tmp_path: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "p").rglob("*")} == before
 
 
-def test_one_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
+def test_a_directory_whose_write_was_interrupted_is_written_again(tmp_path: Path) -> None:
     result, base, draft = built(EQUAL, "eagle3")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(durable, "put_in_place", Mock(side_effect=KeyboardInterrupt))
@@ -154,7 +154,7 @@ def test_options_beyond_the_model_are_refused(wanted: Wanted, message: str) -> N
 
 
 @pytest.mark.parametrize(("wanted", "context"), [(None, 128), (129, 129), (512, 512), ("max", 512)])
-def test_a_head_of_fewer_positions_sets_the_default_alone(wanted: int | None, context: int) -> None:
+def test_an_eagle_head_of_fewer_positions_limits_only_the_default_context(wanted: int | None, context: int) -> None:
     base, draft = demo("eagle3")
     assert draft is not None
     draft = dataclasses.replace(draft, max_positions=128)
@@ -164,7 +164,7 @@ def test_a_head_of_fewer_positions_sets_the_default_alone(wanted: int | None, co
 @pytest.mark.parametrize(
     ("kinds", "dtype"), [(("cpu", "cpu"), "float32"), (("cpu", "t4"), "bfloat16"), (("t4", "t4"), "bfloat16")]
 )
-def test_only_cpus_alone_make_the_default_float32(kinds: tuple[str, ...], dtype: str) -> None:
+def test_the_default_dtype_is_float32_only_without_gpus(kinds: tuple[str, ...], dtype: str) -> None:
     base, _ = demo(None)
     base.checkpoint.config["dtype"] = "bfloat16"
     devices = [cpu(f"d{i}", 64) if kind == "cpu" else {"id": f"d{i}", "type": kind} for i, kind in enumerate(kinds)]
@@ -180,14 +180,14 @@ def test_a_tree_without_a_draft_is_refused() -> None:
 
 
 def roomy() -> tuple[BaseInput, DraftInput]:
-    """The embedded model as if it had 2048 positions."""
+    """Return the embedded model and EAGLE head with 2048 positions."""
     base, draft = demo("eagle3")
     assert draft is not None
     return dataclasses.replace(base, max_positions=2048), dataclasses.replace(draft, max_positions=2048)
 
 
 def longest_on(data: Any, **wanted: Any) -> int:
-    """Positions that ``max`` comes to on an inventory."""
+    """Return the context that ``max`` selects on an inventory."""
     base, draft = roomy()
     request = Request(base=base, draft=draft, inventory=listed(data), wanted=Wanted(context="max", **wanted))
     return longest_context(request, ONE, Formulations())
@@ -208,14 +208,14 @@ def test_the_longest_context_fits_and_the_next_does_not() -> None:
         plan(longest + 256)
 
 
-def test_the_longest_context_with_a_chunk_of_its_own() -> None:
-    """Contexts shorter than the chunk are not tried; where none fits it is infeasible, and says so."""
+def test_the_longest_context_with_a_given_prefill_chunk() -> None:
+    """Contexts shorter than the chunk are not tried; if no other fits, the request is infeasible."""
     with pytest.raises(InfeasibleError):
         longest_on({"hosts": [host("box", cpu("c0", 5), cpu("c1", 5))]}, prefill_chunk=600)
     assert 500 <= longest_on({"hosts": [host("box", cpu("c0", 36), cpu("c1", 30))]}, prefill_chunk=500) < 2048
 
 
-def test_what_the_longest_context_came_to_is_told() -> None:
+def test_the_result_reports_the_longest_context() -> None:
     base, draft = demo("eagle3")
     data = {"hosts": [host("box", cpu("c0", 64))]}
     for context, longest in (("max", 512), (256, None)):
@@ -233,7 +233,7 @@ def test_what_the_longest_context_came_to_is_told() -> None:
         ({"memory": "2000 TiB"}, "device c0: memory of"),
     ],
 )
-def test_figures_that_cannot_be_counted_are_refused(figures: dict[str, str], message: str) -> None:
+def test_figures_that_would_overflow_are_refused(figures: dict[str, str], message: str) -> None:
     base, draft = demo("eagle3")
     data = {"hosts": [host("box", cpu("c0", 64) | figures, cpu("c1", 64))]}
     with pytest.raises(InputError, match=message):
@@ -242,7 +242,7 @@ def test_figures_that_cannot_be_counted_are_refused(figures: dict[str, str], mes
         longest_on(data)
 
 
-def test_a_batch_that_cannot_be_counted_is_refused() -> None:
+def test_a_batch_that_would_overflow_is_refused() -> None:
     base, draft = demo("eagle3")
     options = dataclasses.replace(options_of(base, draft, 256, "float32"), batch=10**12)
     with pytest.raises(InputError, match=r"take more than 1024 TiB|more than 11 days"):

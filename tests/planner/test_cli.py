@@ -1,4 +1,4 @@
-"""The commands: what they print, what they write, and how they end."""
+"""The commands: output, files written and exit codes."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def build(models: Path, out: Path, *more: object) -> Result:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random base, a head for it, and an inventory."""
+    """Write a random base, an EAGLE head for it, and an inventory; return their directory."""
     directory = tmp_path_factory.mktemp("models")
     write_base(directory / "base", num_layers=8, vocab_size=512, shards=2, **SIZES)
     head = {"num_heads": 8, "head_dim": 8, "hidden_size": 64, "intermediate_size": 192}
@@ -59,13 +59,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan with its images."""
+    """Build a plan with its images; return its directory."""
     out = tmp_path_factory.mktemp("plans") / "p"
     assert build(models, out).exit_code == 0
     return out
 
 
-def test_build_tells_the_plan_as_one_object(models: Path, tmp_path: Path) -> None:
+def test_build_json_is_one_object(models: Path, tmp_path: Path) -> None:
     result = build(models, tmp_path / "p", "--plan-only", "--json")
     assert result.exit_code == 0
     data = json.loads(result.stdout)
@@ -159,26 +159,26 @@ def test_show_has_four_forms(plan: Path, tmp_path: Path) -> None:
         (("diff", "p", "q", "--json", "--markdown"), "--json and --markdown"),
     ],
 )
-def test_an_answer_has_one_form(arguments: tuple[str, ...], forms: str) -> None:
+def test_two_output_formats_at_once_are_refused(arguments: tuple[str, ...], forms: str) -> None:
     result = planner(*arguments)
     assert result.exit_code == 2
     assert f"found {forms}, expected one of them at most" in result.stderr
 
 
-def test_the_file_of_a_plan_is_told_from_its_directory(plan: Path) -> None:
+def test_the_file_of_a_plan_instead_of_its_directory_is_refused(plan: Path) -> None:
     file = plan / "plan.yaml"
     result = planner("show", file)
     assert result.exit_code == 2
     assert result.stderr == f"error: {file}: found a file, expected the directory of a plan: give {plan}\n"
 
 
-def test_a_slot_that_is_none_is_refused_with_some_that_are(plan: Path) -> None:
+def test_an_unknown_slot_is_refused_with_similar_names(plan: Path) -> None:
     message = planner("show", plan, "--slot", "layers.0.qkv.weigth").stderr
     assert "did you mean layers.0.qkv.weight" in message
     assert "no device has it: expected a name like embed.weight, " in planner("show", plan, "--slot", "?").stderr
 
 
-def test_a_context_beyond_the_positions_of_the_eagle_head_is_warned_of(models: Path, tmp_path: Path) -> None:
+def test_a_context_beyond_the_positions_of_the_eagle_head_causes_a_warning(models: Path, tmp_path: Path) -> None:
     few = tmp_path / "head"
     shutil.copytree(models / "head", few)
     config = json.loads((few / "config.json").read_text())
@@ -188,7 +188,7 @@ def test_a_context_beyond_the_positions_of_the_eagle_head_is_warned_of(models: P
     assert warning not in build(models, tmp_path / "p", "--draft", few, "--context", 128, "--plan-only").stderr
 
 
-def test_diff_ends_with_one_where_plans_differ(models: Path, plan: Path, tmp_path: Path) -> None:
+def test_diff_exits_with_1_if_plans_differ(models: Path, plan: Path, tmp_path: Path) -> None:
     same = planner("diff", plan, plan, "--json")
     assert same.exit_code == 0
     assert json.loads(same.stdout)["equal"] is True
@@ -203,7 +203,7 @@ def test_diff_ends_with_one_where_plans_differ(models: Path, plan: Path, tmp_pat
 
 
 def edited(plan: Path, to: Path, old: str, new: str) -> Path:
-    """A copy of a plan's inputs with one edit of its text."""
+    """Copy a plan's directory without images, with one edit of plan.yaml."""
     (to / "draft").mkdir(parents=True)
     for name in ("config.json", "draft/config.json"):
         (to / name).write_bytes((plan / name).read_bytes())
@@ -217,7 +217,7 @@ def test_check_solves_again(plan: Path, tmp_path: Path) -> None:
     result = planner("check", plan, "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {"plans": [{"plan": str(plan), "clean": True, "differences": []}]}
-    # Sound in itself, but a step that nobody predicted.
+    # Consistent, but with another step time than the solver finds.
     ns = codec.load(plan).proof.objective_ns
     wrong = edited(plan, tmp_path / "a", rf"objective_ns: {ns}\n(\s+)bound_ns: {ns}", r"objective_ns: 9\n\1bound_ns: 9")
     result = planner("check", plan, wrong, "--json")
@@ -226,26 +226,26 @@ def test_check_solves_again(plan: Path, tmp_path: Path) -> None:
     assert first["clean"]
     assert not second["clean"]
     assert any("objective_ns" in line for line in second["differences"])
-    # The same plan, spelt otherwise.
+    # The same plan in other bytes.
     spelt = edited(plan, tmp_path / "b", r"\A", "# reviewed\n")
     result = planner("check", spelt)
     assert result.exit_code == 1
     assert "plan.yaml: not in canonical form" in result.stderr
-    # Contradicts itself.
+    # An inconsistent plan.
     broken = edited(plan, tmp_path / "c", r"first_layer: 0", "first_layer: 1")
     result = planner("check", broken, "--json")
     assert result.exit_code == 2
     error = json.loads(result.stdout)["error"]
     assert error["type"] == "InvalidPlanError"
     assert "stages[0].first_layer" in error["message"]
-    # One that is refused keeps no other from being checked.
+    # The other plans are checked although one is refused.
     result = planner("check", broken, plan, tmp_path / "none", "--json")
     assert result.exit_code == 2
     data = json.loads(result.stdout)
     assert data["plans"] == [{"plan": str(plan), "clean": True, "differences": []}]
     assert data["error"]["type"] == "InvalidPlanError"
     assert f"{tmp_path / 'none'}: no plan.yaml here" in result.stderr
-    # Its inputs are not those that it records.
+    # The config differs from the hash in the plan.
     other = edited(plan, tmp_path / "d", r"\A", "")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
@@ -277,7 +277,7 @@ def test_inventory_writes_defaults_out(models: Path, tmp_path: Path) -> None:
     assert [device["id"] for device in data["inventory"]["devices"]] == ["c0", "c1", "c2"]
 
 
-def test_infeasible_is_an_answer_for_programs(models: Path, tmp_path: Path) -> None:
+def test_an_infeasible_instance_is_reported_as_json(models: Path, tmp_path: Path) -> None:
     small = {"hosts": [host("box", cpu("c0", 2), cpu("c1", 2))]}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
     chosen = ("--model", models / "base", "--draft", models / "head", "--json")
@@ -293,7 +293,7 @@ def test_infeasible_is_an_answer_for_programs(models: Path, tmp_path: Path) -> N
     assert not (tmp_path / "p").exists()
 
 
-def test_a_refusal_for_want_of_proof_tells_what_is_known(models: Path, tmp_path: Path) -> None:
+def test_a_refusal_without_proof_reports_objective_bound_and_gap(models: Path, tmp_path: Path) -> None:
     result = build(models, tmp_path / "p", "--plan-only", "--json", "--solver-limit", 0)
     assert result.exit_code == 3
     error = json.loads(result.stdout)["error"]
@@ -334,7 +334,7 @@ def test_the_longest_context(models: Path, tmp_path: Path) -> None:
         ("--surprise",),
     ],
 )
-def test_usage_is_refused_before_anything_is_read(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_usage_errors_come_before_any_file_is_read(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     result = planner("build", "--gpus", tmp_path / "none.yaml", "--out", tmp_path / "p", *arguments)
     assert result.exit_code == 2
     assert arguments[0] in result.stderr
@@ -352,7 +352,7 @@ def test_usage_is_refused_before_anything_is_read(tmp_path: Path, arguments: tup
         ("scan", "a" * 300),
     ],
 )
-def test_a_path_that_the_system_refuses_is_told_with_its_reason(arguments: tuple[str, ...]) -> None:
+def test_a_path_that_the_system_refuses_is_reported_with_its_reason(arguments: tuple[str, ...]) -> None:
     result = planner(*arguments)
     assert result.exit_code == 2
     assert re.fullmatch(r"error: \S*a{300}\S*: (cannot read: )?File name too long\n", result.stderr)
@@ -371,7 +371,7 @@ def test_a_path_that_the_system_refuses_is_told_with_its_reason(arguments: tuple
         ("--json",),
     ],
 )
-def test_a_command_line_that_is_refused_is_told_as_an_object(arguments: tuple[str, ...]) -> None:
+def test_a_usage_error_is_a_json_object(arguments: tuple[str, ...]) -> None:
     result = planner(*arguments)
     assert result.exit_code == 2
     error = json.loads(result.stdout)["error"]
@@ -379,7 +379,7 @@ def test_a_command_line_that_is_refused_is_told_as_an_object(arguments: tuple[st
     assert error["exit_code"] == 2
     assert error["message"] in result.stderr
     plain = planner(*(argument for argument in arguments if argument != "--json"))
-    assert plain.exit_code in (0, 2)  # without --json nothing may be wrong
+    assert plain.exit_code in (0, 2)  # without --json the command may succeed
     assert "{" not in plain.stdout
 
 
@@ -410,7 +410,7 @@ def test_the_kv_cache_has_a_dtype_of_its_own(models: Path, tmp_path: Path) -> No
     assert codec.load(tmp_path / "default").options.kv_dtype == "bfloat16"
 
 
-def test_a_device_map_is_the_strategy_custom_and_comes_with_no_other(models: Path, tmp_path: Path) -> None:
+def test_a_device_map_implies_the_strategy_custom_and_excludes_others(models: Path, tmp_path: Path) -> None:
     (tmp_path / "map.yaml").write_text('"": c9\n')
     file = tmp_path / "map.yaml"
     forms: tuple[tuple[object, ...], ...] = (
@@ -452,7 +452,7 @@ def test_a_bare_config_is_only_planned(models: Path, tmp_path: Path) -> None:
     assert "only planned" not in planner("build", *chosen, "--plan-only").stderr
 
 
-def test_a_device_map_is_what_is_planned_and_shown(models: Path, tmp_path: Path) -> None:
+def test_a_device_map_is_planned_exactly_and_shown_again(models: Path, tmp_path: Path) -> None:
     devices = [cpu("c0", 16), cpu("c1", 16), cpu("c2", 16, 40)]
     (tmp_path / "box.yaml").write_text(yaml.safe_dump({"hosts": [host("box", *devices)]}))
     wanted = {"model.embed_tokens": "c1", "model.layers": "c0", "model.norm": "c1", "lm_head": "c1", "draft": 2}
@@ -532,7 +532,7 @@ def test_verbosity_from_the_environment(models: Path, tmp_path: Path, monkeypatc
     assert re.search(r"Objectives, in the order .*\n.* \d+ bound +\d+ ", outputs[2])
 
 
-def test_every_command_says_more_where_more_is_asked_for(models: Path, plan: Path, tmp_path: Path) -> None:
+def test_every_command_prints_more_with_v_and_vv(models: Path, plan: Path, tmp_path: Path) -> None:
     build(models, tmp_path / "q", "--plan-only", "--context", 500)
     expected: dict[tuple[object, ...], tuple[str, str]] = {
         ("inventory", models / "inventory.yaml"): (
@@ -577,7 +577,7 @@ PRINTING = {
 
 @pytest.mark.parametrize("arguments", PRINTING.values(), ids=PRINTING)
 def test_a_closed_pipe_ends_a_command_quietly(arguments: tuple[str, ...], plan: Path, tmp_path: Path) -> None:
-    """Nobody reads stdout; then nobody reads stderr either."""
+    """Close the reading end of stdout, then of stdout and stderr."""
     for name in ("inventory.yaml", "plans", "planner"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "plans" / "demo", tmp_path / "p")
@@ -603,7 +603,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_has_colours_unless_none_are_asked_for(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_has_colours_unless_no_color_is_set(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = codec.load(plan)
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" in tables(frozen, Terminal())
@@ -631,7 +631,7 @@ def test_the_commands_run_as_a_module_and_planning_imports_no_torch(models: Path
 
 
 @pytest.mark.parametrize("module", ["planner.errors", "numpy"])
-def test_ctrl_c_while_modules_are_imported_is_no_difference_and_no_traceback(models: Path, module: str) -> None:
+def test_ctrl_c_during_imports_ends_with_sigint_and_without_traceback(models: Path, module: str) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "planner", "build", "--gpus", str(models / "inventory.yaml")]
     run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert run.stderr is not None

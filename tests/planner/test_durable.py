@@ -1,4 +1,4 @@
-"""Durable writes: what is on disk at each step, in the order of the system's calls."""
+"""Durable writes: the order of fsync and rename calls, and the file after a failure."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From an answer to a plan: units dealt out to layers, names, transports, and figures that add up."""
+"""Conversion of an answer to a plan: MLP units per layer, names, transports, and figures that add up."""
 
 import dataclasses
 from typing import Any
@@ -34,7 +34,7 @@ SMALL = Tree(kind="dynamic", total_token=6, depth=1, top_k=3, paths=None)
 
 
 @given(st.data())
-def test_units_are_dealt_out_evenly(data: st.DataObject) -> None:
+def test_units_are_distributed_evenly_over_layers(data: st.DataObject) -> None:
     layers, units = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 50))
     members = data.draw(st.integers(1, 6))
     cuts = sorted(data.draw(st.lists(st.integers(0, layers * units), min_size=members - 1, max_size=members - 1)))
@@ -48,7 +48,7 @@ def test_units_are_dealt_out_evenly(data: st.DataObject) -> None:
         assert max(shares) - min(shares) <= 1
 
 
-def test_what_is_left_over_goes_round_the_layers() -> None:
+def test_the_remainder_goes_to_different_layers() -> None:
     assert deal((5, 7), 3) == [(2, 2), (2, 2), (1, 3)]
     assert deal((0, 8), 2) == [(0, 4), (0, 4)]
 
@@ -65,7 +65,7 @@ def _planned(formulated: Formulation) -> tuple[Formulation, Solved, Plan]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_plan_is_sound_and_says_what_was_certified(case: str) -> None:
+def test_a_plan_passes_check_and_has_the_certified_figures(case: str) -> None:
     formulated, solved, plan = _solved(case)
     assert check(plan) == ()
     assert codec.loads(codec.dumps(plan)) == plan
@@ -86,7 +86,7 @@ def test_a_plan_is_sound_and_says_what_was_certified(case: str) -> None:
                 for n, split in zip(counts, splits, strict=True)
             )
             assert sum(run.num_layers * run.kv_heads[j] for run in stage.runs) == heads
-        assert all(a != b for a, b in zip(stage.runs, stage.runs[1:], strict=False)), "equal runs are one"
+        assert all(a != b for a, b in zip(stage.runs, stage.runs[1:], strict=False)), "equal runs are merged"
     assert sum(plan.embed.rows) == sum(plan.head.rows) == plan.model.vocab_size
     for line in plan.memory:
         index = formulated.problem.devices.index(line.device)
@@ -97,7 +97,7 @@ BOXES: dict[str, Any] = {
     "hosts": [host(f"h{i}", *(cpu(f"h{i}{letter}", 12) for letter in "ab"), links=FAST) for i in range(2)],
     "network": FAST | {"latency": "2 us"},
 }
-"""Two equal hosts, and links so fast that devices work together."""
+"""Two equal hosts with links so fast that stages span several devices."""
 
 
 def _with(formulated: Formulation, **changes: Any) -> Formulation:
@@ -124,8 +124,8 @@ def test_each_axis_has_sound_plans(axis: KvAxis, kv_heads: int) -> None:
 
 
 @pytest.mark.parametrize(("devices", "kv_heads"), [(3, 1), (4, 2)])
-def test_a_head_may_be_divided_over_more_devices_than_it_has_kv_heads(devices: int, kv_heads: int) -> None:
-    """Its tables, and those of the base, are what the devices are full of."""
+def test_the_drafter_may_be_split_over_more_devices_than_it_has_kv_heads(devices: int, kv_heads: int) -> None:
+    """Large vocabularies fill the devices with tables, so that the drafter needs all of them."""
     data = {"hosts": [host("box", *(cpu(f"c{i}", 24) for i in range(devices)), links=FAST)]}
     formulated = _with(formulation(data, "eagle3"), context=64, prefill_chunk=16, tree=SMALL)
     assert formulated.draft is not None
@@ -142,7 +142,7 @@ def test_a_head_may_be_divided_over_more_devices_than_it_has_kv_heads(devices: i
     assert codec.loads(codec.dumps(plan)) == plan
     tail, previous = solved.answer.tail, Previous(formulated, WITH_DRAFT, plan)
     assert tail is not None
-    assert previous.choice_bytes(2, tail.option, tail.split) == 0, "all of it is there"
+    assert previous.choice_bytes(2, tail.option, tail.split) == 0, "all bytes of the split are on their devices already"
     others = [c for c in range(len(formulated.draft_kv_divisions[tail.option])) if c != tail.split]
     assert all(previous.choice_bytes(2, tail.option, split) > 0 for split in others)
 
@@ -226,7 +226,7 @@ def test_an_accepted_gap_is_stated_and_never_understates_the_time() -> None:
     assert check(plan) == ()
 
 
-def test_an_answer_that_costs_more_than_was_proven_is_our_bug() -> None:
+def test_an_answer_above_the_proven_objective_is_an_assertion_error() -> None:
     formulated, solved, _ = _solved("plain")
     with pytest.raises(AssertionError):
         emit(formulated, INPUTS, dataclasses.replace(solved, objective_ns=solved.objective_ns - 1))

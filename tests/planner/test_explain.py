@@ -1,4 +1,4 @@
-"""Every change that a refusal lists works, through the real command, and takes the time that it says."""
+"""Infeasible instances: every change that the refusal suggests makes the build work, with the promised step time."""
 
 import json
 import random
@@ -38,13 +38,13 @@ def pcie(name: str, *devices: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
-    """The options of a tiny model."""
+    """Return the command line options of a tiny model."""
     return "--model", saved(tmp_path_factory.mktemp("tiny") / "base", TINY)
 
 
 @pytest.fixture(scope="module")
 def drafted(plain: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
-    """The options of a tiny model and its EAGLE head."""
+    """Return the command line options of a tiny model and its EAGLE head."""
     return *plain, "--draft", saved(tmp_path_factory.mktemp("tiny") / "head", TINY_HEAD)
 
 
@@ -56,7 +56,7 @@ def command(inventory: Path, arguments: tuple[object, ...], out: Path) -> tuple[
 
 
 def refused(data: Any, arguments: tuple[object, ...], tmp_path: Path) -> dict[str, Any]:
-    """The error of an infeasible instance, after each of its changes was applied and built."""
+    """Return the error of an infeasible instance; build it with each suggested change."""
     file = tmp_path / "inventory.yaml"
     file.write_text(yaml.safe_dump(data))
     code, reply = command(file, arguments, tmp_path / "p")
@@ -71,7 +71,7 @@ def refused(data: Any, arguments: tuple[object, ...], tmp_path: Path) -> dict[st
 
 
 def apply(file: Path, arguments: tuple[object, ...], change: dict[str, Any], out: Path) -> tuple[int, dict[str, Any]]:
-    """Build with a change, whatever it is made of."""
+    """Build with a suggested change of arguments, inventory or both."""
     assert {"change", "objective_ns"} < set(change) <= {"change", "objective_ns", "bound_ns", "args", "inventory"}
     assert change.get("bound_ns", change["objective_ns"]) <= change["objective_ns"]
     if "inventory" in change:
@@ -83,21 +83,21 @@ def apply(file: Path, arguments: tuple[object, ...], change: dict[str, Any], out
 def largest_short(
     data: Callable[[int], Any], arguments: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> int:
-    """The largest n for which an instance is infeasible; by how much, and what would help, is not asked meanwhile."""
+    """Return the largest n for which an instance is infeasible; shortage and suggestions are not computed meanwhile."""
     file = tmp_path / "edge.yaml"
 
     def is_short(n: int) -> bool:
         file.write_text(yaml.safe_dump(data(n)))
         return command(file, arguments, tmp_path / "edge")[0] == 3
 
-    def whether(problem: Problem, settings: Settings, keep: Keep | None = None) -> None:
-        """No step is solved for either."""
+    def only_fits(problem: Problem, settings: Settings, keep: Keep | None = None) -> None:
+        """Decide feasibility only, without minimising the step."""
         raise InfeasibleError("", {}) if not fits(problem, settings) else InputError("it fits")
 
     with monkeypatch.context() as patch:
         for module in (build, longest_context):
             patch.setattr(module, "infeasible", lambda problem, settings: InfeasibleError("", {}))
-        patch.setattr(build, "solve", whether)
+        patch.setattr(build, "solve", only_fits)
         patch.setattr(commands_build, "explain", lambda request, refused, settings, trying: refused)
         short = longest_context.largest(1, 100, is_short)
     assert short is not None
@@ -110,15 +110,15 @@ def options(error: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("named", [False, True])
 def test_every_change_works(named: bool, tmp_path: Path) -> None:
-    """The demo, as the default or named."""
+    """Plan the demo, as the default or with its model and EAGLE head named."""
     arguments = ("--draft", DEMO / "eagle3", "--model", DEMO / "base") if named else ()
     error = refused(CPUS, arguments, tmp_path)
     assert "--dtype" in options(error)
     assert sum(device["short_bytes"] for device in error["devices"]) == error["short_bytes"] > 0
 
 
-def test_quantities_change_no_more_than_they_must(plain: tuple[object, ...], tmp_path: Path) -> None:
-    """The next context and the next batch that could be asked for are infeasible."""
+def test_suggested_quantities_are_the_largest_that_fit(plain: tuple[object, ...], tmp_path: Path) -> None:
+    """Assert that one more than the suggested context or batch is infeasible."""
     arguments = (*plain, "--context", 250, "--batch", 16)
     error = refused({"hosts": [pcie("box", gpu("g0", 1800), gpu("g1", 1200))]}, arguments, tmp_path)
     assert {"--context", "--batch", "--kv-dtype", "inventory"} <= options(error)
@@ -129,7 +129,7 @@ def test_quantities_change_no_more_than_they_must(plain: tuple[object, ...], tmp
             assert more[0] == 3, change
 
 
-def test_the_longest_context_among_the_changes_is_that_of_max(tmp_path: Path) -> None:
+def test_the_suggested_context_is_that_of_max(tmp_path: Path) -> None:
     model = ("--model", saved(tmp_path / "model", TINY | {"max_position_embeddings": 4096}), "--prefill-chunk", 64)
     data = {"hosts": [pcie("box", gpu("gpu0", 1600), gpu("gpu1", 1200))]}
     error = refused(data, (*model, "--context", 4000), tmp_path)
@@ -138,14 +138,14 @@ def test_the_longest_context_among_the_changes_is_that_of_max(tmp_path: Path) ->
     assert args == ["--context", str(codec.load(tmp_path / "max").options.context)]
 
 
-def test_the_least_context_of_max_may_be_too_long(plain: tuple[object, ...], tmp_path: Path) -> None:
+def test_a_context_below_the_least_of_max_is_suggested(plain: tuple[object, ...], tmp_path: Path) -> None:
     arguments = (*plain, "--context", "max", "--batch", 16, "--prefill-chunk", 32)
     error = refused({"hosts": [pcie("box", gpu("g0", 1800), gpu("g1", 1200))]}, arguments, tmp_path)
     (args,) = (change["args"] for change in error["changes"] if change.get("args", [""])[0] == "--context")
     assert 1 <= int(args[1]) < 256
 
 
-def test_no_draft_overrides_a_head_and_its_tree(drafted: tuple[object, ...], tmp_path: Path) -> None:
+def test_no_draft_overrides_draft_and_tree(drafted: tuple[object, ...], tmp_path: Path) -> None:
     tree = ("--tree", "total_token=40,depth=4,top_k=8")
     error = refused({"hosts": [pcie("box", gpu("gpu0", 1000))]}, (*drafted, *tree, "--context", 256), tmp_path)
     assert "--no-draft" in options(error)
@@ -155,8 +155,8 @@ def test_no_draft_overrides_a_head_and_its_tree(drafted: tuple[object, ...], tmp
     assert codec.load(tmp_path / "demo").draft is None
 
 
-def test_what_cannot_help_is_not_listed(tmp_path: Path) -> None:
-    """More than the largest tree, context and batch could give back is missing."""
+def test_changes_that_cannot_help_are_not_listed(tmp_path: Path) -> None:
+    """The instance lacks more bytes than the smallest tree, context and batch would free."""
     error = refused({"hosts": [host("box", cpu("c0", 1))]}, ("--dtype", "bfloat16"), tmp_path)
     assert options(error) <= {"inventory"}
 
@@ -175,14 +175,14 @@ def test_one_more_device_keeps_the_names_and_numbers_of_the_others(plain: tuple[
             for listed_host in inventory["hosts"]
         }
         assert by_host.pop(name)[1] == (new, 1)
-        assert all(len(devices) == 1 for devices in by_host.values()), "of equal hosts, one is tried"
+        assert all(len(devices) == 1 for devices in by_host.values()), "of equal hosts only one is tried"
 
 
 @pytest.mark.parametrize(("option", "value", "instead"), INSTEAD)
-def test_an_order_or_an_axis_that_was_asked_for_may_be_what_is_in_the_way(
+def test_another_strategy_or_kv_axis_is_suggested_where_it_fits(
     option: str, value: str, instead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On as little memory as the fastest placement takes, others are refused, and told that it would fit."""
+    """Give just enough memory for the default: the requested option is infeasible, the default is suggested instead."""
     arguments = ("--model", saved(tmp_path / "model", TINY | {"num_hidden_layers": 7}), "--context", 500, "--batch", 4)
 
     def data(percent: int) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def test_an_order_or_an_axis_that_was_asked_for_may_be_what_is_in_the_way(
 
 
 def test_a_device_map_that_does_not_fit_is_explained(plain: tuple[object, ...], tmp_path: Path) -> None:
-    """Devices are no change to suggest, since the map says which are used."""
+    """No change of the inventory is suggested, since the map fixes the devices."""
     (tmp_path / "map.json").write_text('{"": 0}')
     data = {"hosts": [pcie("box", gpu("gpu0", 2000), gpu("gpu1", 9000))]}
     arguments = (*plain, "--strategy", "custom", "--device-map", tmp_path / "map.json", "--batch", 8)
@@ -206,7 +206,7 @@ def test_a_device_map_that_does_not_fit_is_explained(plain: tuple[object, ...], 
 
 @pytest.mark.parametrize("seed", [2, 3, 10, 13, 15])
 def test_every_change_of_random_instances_works(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As much memory as just does not do, so that little is missing and much helps."""
+    """Give the largest memory that is infeasible: little is missing, so many changes help."""
     rng = random.Random(seed)
     config = TINY | rng.choice(({}, {"intermediate_size": [128, 64, 192, 64]}, MIXTRAL))
     model = ("--model", saved(tmp_path / "model", config))
@@ -228,21 +228,21 @@ def test_every_change_of_random_instances_works(seed: int, tmp_path: Path, monke
 def test_the_inventory_is_parsed_once_and_no_request_is_formulated_twice(
     plain: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for the refused request itself, of which both the build and the explanation ask."""
+    """Only the refused request itself may be formulated twice: by the build and by the explanation."""
     parsed: list[str] = []
     formulated: list[Formulation] = []
     parse, formulate = inventory_module.parse_inventory, Formulation.problem.func
 
-    def counted(formulation: Formulation) -> Problem:
+    def recording_formulate(formulation: Formulation) -> Problem:
         formulated.append(formulation)
         return formulate(formulation)
 
-    def noted(data: Any, where: str) -> HardwareInventory:
+    def recording_parse(data: Any, where: str) -> HardwareInventory:
         parsed.append(where)
         return parse(data, where)
 
-    monkeypatch.setattr(inventory_module, "parse_inventory", noted)
-    problem = cached_property(counted)
+    monkeypatch.setattr(inventory_module, "parse_inventory", recording_parse)
+    problem = cached_property(recording_formulate)
     problem.__set_name__(Formulation, "problem")
     monkeypatch.setattr(Formulation, "problem", problem)
     file = tmp_path / "inventory.yaml"
@@ -260,8 +260,8 @@ def test_a_large_model_on_too_little_is_explained_in_seconds(tmp_path: Path) -> 
     assert [change["change"].split(" of ")[0] for change in error["changes"]] == ["the host CPU", "one more a100-80g"]
 
 
-def test_what_is_not_proven_in_time_is_listed_with_the_gap_that_is(tmp_path: Path) -> None:
-    """A build with that gap has the step and the bound that were promised; what has none is told as fitting."""
+def test_a_change_without_proof_in_time_is_listed_with_its_gap(tmp_path: Path) -> None:
+    """A build with that gap has the promised step and bound; a change without any bound is listed as fitting only."""
     model = saved(tmp_path / "model", TINY | {"num_hidden_layers": 7, "num_key_value_heads": 4})
     data = {"hosts": [pcie("box", *(gpu(f"g{i}", kib) for i, kib in enumerate((391, 336, 270, 200))))]}
     error = refused(data, ("--model", model, "--context", 64, "--solver-limit", 0.01), tmp_path)

@@ -63,7 +63,7 @@ def config_of(family: str, **changes: Any) -> Any:
 
 
 def saved(path: Path, family: str = "llama", max_shard_size: str = "1GB", **changes: Any) -> Path:
-    """Save a tiny random model in a directory, none of whose biases or norms is trivial."""
+    """Save a tiny random model in a directory; no bias is 0 and no norm weight is 1."""
     model = CLASSES[family][1](config_of(family, **changes))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

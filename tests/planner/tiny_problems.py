@@ -16,7 +16,7 @@ NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
 
 @cache
 def tiny_problem(seed: int) -> Problem:
-    """2 to 4 devices on 1 or 2 hosts, 2 to 4 layers of 1 or 2 kinds, and every field in use in some of them."""
+    """Return a random problem: 2 to 4 devices on 1 or 2 hosts, 2 to 4 layers of 1 or 2 kinds; every field varies."""
     return _Tiny(seed).problem()
 
 
@@ -27,7 +27,7 @@ def tiny_answer(seed: int) -> Solved | None:
 
 
 class _Tiny:
-    """Draws a problem; what is drawn for devices depends on their ``alike``, so that nothing else tells them apart."""
+    """Draws a problem; the figures of devices depend on their ``alike`` only, so that devices of a class are equal."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -40,7 +40,7 @@ class _Tiny:
             self.alike = tuple(min(host) for host in self.hosts for _ in host)
         self.coarse = 2 if self.count == 4 else rng.randint(2, 3)
         self.scale = rng.choice((1, 1, 40, 250))
-        """Factor of all bytes: granules are then 1, about 2, about 16."""
+        """Factor of all bytes: the granule is 1 for scale 1, about 2 for 40 and about 16 for 250."""
 
     def drawn(self, *key: object) -> random.Random:
         return random.Random(f"{self.seed} {key}")
@@ -89,7 +89,7 @@ class _Tiny:
         return self.rng.choice((((0, 1), (1, 1), (0, 1)), ((0, 2), (1, 2)), ((1, 1), (0, 1), (1, 1), (0, 1))))
 
     def _capacity(self, problem: Problem) -> tuple[int, ...]:
-        """Draw capacities from too tight to loose, around the bytes that all of it takes."""
+        """Draw capacities, from too tight to loose, around the bytes of the whole model."""
         need = sum(kind.units * kind.unit_bytes * problem.layers_of(k) for k, kind in enumerate(problem.kinds))
         need += sum(axis.count * axis.each_bytes for block in problem.blocks for axis in block.axes)
         need += (8 * self.coarse * problem.layers + 12 * self.coarse + 6 * self.count) * self.scale
@@ -97,7 +97,7 @@ class _Tiny:
         return tuple(1 + round(room * self.drawn("capacity", look).uniform(0.7, 1.7)) for look in self.alike)
 
     def _counts(self, problem: Problem) -> tuple[int, ...]:
-        """Draw layers per group for stages that may follow one another."""
+        """Draw fixed layers per group, for a legal sequence of stages."""
         stages: list[int] = []
         while len(stages) < problem.layers:
             able = [i for i in range(len(problem.groups)) if may_follow(problem, tuple(stages), i)]
@@ -121,7 +121,7 @@ class _Tiny:
         return tuple(self.drawn("rate", *key, look).randint(1, slowest) for look in self.alike)
 
     def _groups(self, kinds: int) -> tuple[Group, ...]:
-        """Draw groups: most inside a host, some over both, at times two of the same devices; in any order."""
+        """Draw groups in random order: most inside a host, some over both hosts, at times two on the same devices."""
         groups: list[Group] = []
         site = len(self.hosts)
         for size in range(1, self.coarse + 1):
@@ -203,7 +203,7 @@ class _Tiny:
         key = (name, self.classes(devices))
         splits = self._splits(devices, 3, *key)
         if len(splits) > 1 and self.drawn(*key, "one").random() < 0.5:
-            # The division of most blocks makes no difference but along their axes.
+            # Most real blocks have one split: they are divided only along their axes.
             even = tuple(self.bytes(6, *key, self.alike[device]) for device in devices)
             splits = (Split(shares=splits[0].shares, ns=splits[0].ns, bytes=even),)
         return Option(

@@ -1,4 +1,4 @@
-"""Device maps against accelerate and transformers: what they write is read, what is written they take."""
+"""Device maps of accelerate and transformers: we read the maps they write, and they accept the maps we write."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def test_what_accelerate_infers_is_read(tied: bool, memory: dict[Any, int], tmp_
     names = {0: "gpu0", 1: "gpu1", "cpu": "host"}
 
     def theirs(module: str) -> str:
-        """As accelerate looks a parameter's device up: from its whole name upwards."""
+        """Return a parameter's device as accelerate looks it up: by the whole name, then by each parent module."""
         while module and module not in inferred:
             module = module.rpartition(".")[0]
         return names[inferred[module]]
@@ -95,25 +95,25 @@ def test_the_longest_name_decides() -> None:
 
 
 def test_a_name_is_no_prefix_of_a_longer_number() -> None:
-    """``model.layers.1`` does not have ``model.layers.10``."""
+    """Assert that ``model.layers.1`` does not cover ``model.layers.10``."""
     placed = pins({"": 0, "model.layers.1": 1}, num_layers=12)
     assert [placed[f"layers.{i}"] for i in (1, 10, 11)] == ["gpu3", "gpu2", "gpu2"]
 
 
 def test_devices_have_ids_indices_and_the_name_cpu() -> None:
-    assert set(pins({"": 1}, CPUS).values()) == {"b"}, "without an accelerator indices count all devices"
+    assert set(pins({"": 1}, CPUS).values()) == {"b"}, "without an accelerator, indices count all devices"
     assert set(pins({"": "cpu"}, WITH_CPU).values()) == {"host"}
     assert set(pins({"": 0}, WITH_CPU).values()) == {"gpu0"}
     assert set(pins({"": "cuda:1"}, WITH_CPU).values()) == {"gpu1"}
 
 
-def test_tensors_are_as_good_as_their_modules_and_tables_without_weights_say_nothing() -> None:
+def test_tensor_names_place_their_modules_and_modules_without_weights_are_ignored() -> None:
     tensors = {"model.embed_tokens.weight": 0, "model.norm.weight": 1, "lm_head.weight": 1, "model.layers": 1}
     assert pins(tensors)["embed"] == "gpu2"
     assert pins(tensors | {"model.rotary_emb": 2}) == pins(tensors)
 
 
-def test_a_tied_head_is_where_its_tensor_is() -> None:
+def test_a_tied_lm_head_is_on_the_device_of_the_embedding() -> None:
     tied = {"model.embed_tokens": 0, "model.layers": 1, "model.norm": 1}
     assert pins(tied, tied_head=True)["head"] == "gpu2"
     with pytest.raises(InputError, match="lm_head: no line covers it"):
@@ -149,12 +149,12 @@ def test_a_tied_head_is_where_its_tensor_is() -> None:
         ({"": "disk"}, "found 'disk', expected a device: all weights stay in memory"),
     ],
 )
-def test_what_is_no_placement_is_refused_with_its_reason(data: Any, message: str) -> None:
+def test_an_invalid_map_is_refused_with_its_reason(data: Any, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         pins(data)
 
 
-def test_cpu_is_not_a_name_of_several() -> None:
+def test_the_name_cpu_is_ambiguous_with_several_cpu_devices() -> None:
     with pytest.raises(InputError, match="'cpu', the inventory has several: give one of a, b"):
         pins({"": "cpu"}, CPUS)
 
@@ -178,7 +178,7 @@ def test_files_are_yaml_or_json(tmp_path: Path) -> None:
 
 
 def plan_of(*devices: tuple[str, ...], draft: tuple[str, ...] | None = None, inventory: Inventory = GPUS) -> Plan:
-    """A plan with four layers on each group."""
+    """Build a plan with four layers on each group of devices."""
     model = make_model(num_layers=4 * len(devices))
     head = make_draft(model) if draft else None
     return make_plan(
@@ -235,12 +235,12 @@ def test_devices_are_written_as_accelerate_calls_them() -> None:
         (plan_of(("gpu2", "gpu3"), ("gpu10",)), "model.embed_tokens is split over gpu2, gpu3"),
     ],
 )
-def test_a_plan_with_a_split_piece_has_no_map(plan: Plan, message: str) -> None:
+def test_a_plan_with_a_split_module_has_no_map(plan: Plan, message: str) -> None:
     with pytest.raises(InputError, match=message):
         write(plan)
 
 
-def test_a_draft_that_is_split_is_left_to_the_solver() -> None:
+def test_a_split_drafter_is_not_written_to_the_map() -> None:
     plan = plan_of(("gpu2",), ("gpu3",), draft=("gpu3", "gpu10"))
     assert "draft" not in write(plan)
 
@@ -258,7 +258,7 @@ def test_accelerate_and_transformers_take_what_is_written(tmp_path: Path) -> Non
     loaded = LlamaForCausalLM.from_pretrained(tmp_path, device_map=lines)
     tokens = torch.arange(12)[None]
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
-    # Of several GPUs there are none here: that every parameter has a place is what can be checked.
+    # Tests run without several GPUs, so only check that the map covers every parameter.
     halves = [group(base, (name,), 3) for name in ("gpu2", "gpu3")]
     several = write(make_plan(base, halves, devices=GPUS.devices))
     with warnings.catch_warnings():
@@ -267,7 +267,7 @@ def test_accelerate_and_transformers_take_what_is_written(tmp_path: Path) -> Non
     assert set(several.values()) == {0, 1}
 
 
-def test_a_draft_is_a_line_of_its_own() -> None:
+def test_the_drafter_has_its_own_line_in_a_map() -> None:
     base = load_base(DEMO / "base" / "config.json")
     draft = load_draft(DEMO / "eagle3" / "config.json", base).draft
     placed = read({"": 0, "draft": 1}, "map", base.model, draft, GPUS.devices)

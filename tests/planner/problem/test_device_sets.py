@@ -37,7 +37,7 @@ def test_unlike_devices_are_offered_in_every_subset() -> None:
     assert len(sets_of(host("box", *(cpu(f"c{i}", 8 + i) for i in range(4))))) == 2**4 - 1
 
 
-def test_classes_of_equal_devices_are_combined_and_adjoin() -> None:
+def test_classes_of_equal_devices_are_combined_and_adjacent() -> None:
     offered = sets_of(host("box", cpu("c0", 8), cpu("c1", 9), cpu("c2", 8), cpu("c3", 9)))
     assert len(offered) == (3 + 1) * (3 + 1) - 1
     assert ("c2", "c3") in offered
@@ -49,14 +49,14 @@ def test_reserve_counts_as_less_memory() -> None:
     assert len(sets_of(host("box", cpu("c0", 8) | {"reserve": "0 B"}, other, cpu("c2", 8) | {"reserve": "0 B"}))) == 6
 
 
-def test_links_of_their_own_tell_equal_devices_apart() -> None:
+def test_equal_devices_with_different_links_are_distinguished() -> None:
     pair = {"between": ["c0", "c2"], "class": "x", "latency": "1 us", "bandwidth": "1 GB/s"}
     offered = sets_of(host("box", *(cpu(f"c{i}", 8) for i in range(3)), links={"class": "shm", "pairs": [pair]}))
     assert ("c0", "c2") in offered
     assert len(offered) == 7
 
 
-def test_equal_hosts_lend_the_same_part() -> None:
+def test_sets_over_equal_hosts_take_the_same_devices_of_each_host() -> None:
     boxes = [host(f"h{i}", cpu(f"h{i}a", 8), cpu(f"h{i}b", 8), cpu(f"h{i}c", 9)) for i in range(3)]
     wide = [members for members in sets_of(*boxes) if len({name[:2] for name in members}) > 1]
     parts = ["a", "ab", "c", "ac", "abc"]
@@ -66,8 +66,8 @@ def test_equal_hosts_lend_the_same_part() -> None:
     assert len(wide) == len(expected)
 
 
-def test_unlike_hosts_lend_devices_that_look_alike() -> None:
-    """So many of each, or all that a host has, and whatever link there is inside."""
+def test_sets_over_unlike_hosts_take_devices_of_one_class() -> None:
+    """Each host contributes the same number of a class, or all that it has; links inside a host do not matter."""
 
     def wide(*boxes: dict[str, Any]) -> set[tuple[str, ...]]:
         return {members for members in sets_of(*boxes) if len({name[0] for name in members}) > 1}
@@ -81,7 +81,7 @@ def test_unlike_hosts_lend_devices_that_look_alike() -> None:
     assert wide(two, host("b", cpu("b0", 9))) == set()
 
 
-def test_hosts_with_pairs_lend_nothing() -> None:
+def test_a_host_with_links_of_single_pairs_is_in_no_set_over_hosts() -> None:
     pair = {"between": ["b0", "b1"], "class": "x", "latency": "1 us", "bandwidth": "1 GB/s"}
     paired = host("b", cpu("b0", 8), cpu("b1", 8), links={"class": "shm", "pairs": [pair]})
     assert not [
@@ -89,7 +89,7 @@ def test_hosts_with_pairs_lend_nothing() -> None:
     ]
 
 
-def test_only_whole_classes_of_hosts_with_many_parts() -> None:
+def test_hosts_with_many_subsets_contribute_whole_or_half_classes() -> None:
     def box(name: str) -> dict[str, Any]:
         return host(name, *(cpu(f"{name}{i}", 8 + i // 2) for i in range(8)))
 
@@ -98,28 +98,28 @@ def test_only_whole_classes_of_hosts_with_many_parts() -> None:
         for members in sets_of(box("a"), box("b"))
         if any(d[0] == "a" for d in members) and any(d[0] == "b" for d in members)
     ]
-    halves = 4  # one of each of two devices that look alike
+    halves = 4  # one of the two devices of a class, for each of the four classes
     assert len(wide) == 2**4 - 1 + halves
 
 
-def test_each_listed_set_is_one_of_distinct_devices() -> None:
+def test_listed_sets_are_distinct_and_repeat_no_device() -> None:
     offered = candidates(*(host(f"h{i}", *(cpu(f"h{i}{j}", 8 + j % 2) for j in range(4))) for i in range(2)))
     assert len({members.devices for members in offered.sets}) == len(offered.sets)
     for members in offered.sets:
         assert len(set(members.devices)) == len(members.devices)
         assert members.hosts == tuple(sorted({offered.fabric.host_of[d] for d in members.devices}))
         classes = [offered.alike[d] for d in members.devices]
-        assert len([*groupby(classes)]) == len(set(classes)), "devices of a class adjoin"
+        assert len([*groupby(classes)]) == len(set(classes)), "devices of a class are adjacent"
 
 
-def test_alike_are_devices_of_one_host_and_class() -> None:
+def test_devices_of_the_same_host_and_class_are_alike() -> None:
     offered = candidates(host("a", cpu("a0", 8), cpu("a1", 9), cpu("a2", 8)), host("b", cpu("b0", 8)))
     a0, a1, a2, b0 = offered.alike
     assert a0 == a2
     assert len({a0, a1, b0}) == 3
 
 
-def test_alone_a_cpu_comes_after_the_gpus_of_its_host() -> None:
+def test_single_devices_list_a_cpu_after_the_gpus_of_its_host() -> None:
     gpus = [{"id": "gpu0", "type": "t4"}, {"id": "gpu1", "type": "l4"}]
     offered = candidates(host("b", cpu("cpu", 8), *gpus, links={"class": "pcie"}), host("a", cpu("c", 8)))
     names = [device.id for device in offered.inventory.devices]

@@ -1,4 +1,4 @@
-"""The problem that the solver is given: candidate groups, divisions, and figures that agree with slots and buffers."""
+"""The formulated problem: candidate groups, splits, and bytes that agree with the tables of slots and buffers."""
 
 import dataclasses
 from itertools import pairwise
@@ -57,7 +57,7 @@ def with_head(formulated: Formulation, **attention: Any) -> Formulation:
 
 
 def axes(problem: Problem, formulated: Formulation) -> dict[tuple[str, ...], set[KvAxis]]:
-    """Return the axes that are offered, by the names of the devices."""
+    """Return the KV axes that are offered, by the names of the devices of a group."""
     offered: dict[tuple[str, ...], set[KvAxis]] = {}
     for group, division in zip(problem.groups, formulated.kv_divisions, strict=True):
         names = tuple(problem.devices[d] for d in group.devices)
@@ -125,7 +125,7 @@ def test_splits_have_exact_bytes(case: str) -> None:
                 assert split.bytes[j] == exact + kv_bytes(formulated.options, layers.attention, share)
 
 
-def test_a_device_alone_takes_its_traffic() -> None:
+def test_a_single_device_takes_the_time_of_its_memory_traffic() -> None:
     formulated = CASES["unlike"]
     (layers,) = formulated.model.layers
     alone = next(group for group in formulated.problem.groups if group.devices == (0,))
@@ -171,7 +171,7 @@ def test_blocks_may_be_on_any_candidates(case: str) -> None:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_the_head_is_divided_in_every_legal_way(kv_heads: int) -> None:
+def test_the_drafter_has_every_legal_split(kv_heads: int) -> None:
     formulated = with_options(with_head(CASES["boxes"], num_heads=4, num_kv_heads=kv_heads, head_dim=48), batch=2)
     assert formulated.draft is not None
     tail, draft = formulated.problem.tail, formulated.draft
@@ -197,7 +197,7 @@ def test_the_head_is_divided_in_every_legal_way(kv_heads: int) -> None:
     assert (4, "heads") in offered
 
 
-def test_divisions_of_the_head_that_are_left_out_are_never_better(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_splits_of_the_drafter_are_dominated(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = with_options(with_head(CASES["boxes"], num_heads=4, num_kv_heads=2, head_dim=48), batch=2)
     tail = kept.problem.tail
     monkeypatch.setattr(draft_block, "no_worse", lambda one, other, more: False)
@@ -226,7 +226,7 @@ def test_a_group_over_several_hosts_pays_for_the_network() -> None:
 
 
 @pytest.mark.parametrize("asked", ["heads", "context", "head_dim", "batch"])
-def test_an_axis_that_is_asked_for_is_the_only_one(asked: KvAxis) -> None:
+def test_a_requested_kv_axis_is_the_only_one_offered(asked: KvAxis) -> None:
     formulated = with_options(CASES["boxes"], kv_axis=asked, batch=2)
     offered = axes(formulated.problem, formulated)
     assert all(device_set == ({"heads"} if len(names) == 1 else {asked}) for names, device_set in offered.items())
@@ -244,7 +244,7 @@ def test_more_devices_than_kv_heads_share_them() -> None:
     assert {len(names) for names, device_set in offered.items() if "heads" in device_set} > {1, 2}
 
 
-def test_an_axis_along_which_nothing_can_be_divided_is_refused() -> None:
+def test_a_kv_axis_that_cannot_be_divided_is_refused() -> None:
     with pytest.raises(InputError, match="--kv batch: there is 1 sequence"):
         _ = with_options(CASES["boxes"], kv_axis="batch").problem
     with pytest.raises(InputError, match=r"--kv head_dim: .*qk_norm"):
@@ -252,7 +252,7 @@ def test_an_axis_along_which_nothing_can_be_divided_is_refused() -> None:
     assert "head_dim" not in {division.axis for division in CASES["normed heads"].kv_divisions}
 
 
-def test_ways_that_are_left_out_are_never_better(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_groups_are_dominated(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = CASES["batch"]
     monkeypatch.setattr(stage_groups, "dominates", lambda one, other: False)
     every = dataclasses.replace(kept)
@@ -266,7 +266,7 @@ def test_ways_that_are_left_out_are_never_better(monkeypatch: pytest.MonkeyPatch
 
 
 def _has_as_good(one: Group, other: Group, split: Split) -> bool:
-    """Return whether ``one`` has a split with no more time and, with its stage, no more bytes in 1 to 9 layers."""
+    """Return whether a split of ``one`` takes no more time nor, for 1 and 9 layers of a stage, more memory."""
     return any(
         mine.ns <= split.ns
         and all(
@@ -279,7 +279,7 @@ def _has_as_good(one: Group, other: Group, split: Split) -> bool:
 
 
 @pytest.mark.parametrize("mib", [12, 14])
-def test_ways_that_are_left_out_lose_no_time(mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruning_groups_does_not_change_the_objective(mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = {"hosts": [host("box", *(cpu(f"c{i}", mib) for i in range(2)))]}
     kept = with_options(formulation(data, None), batch=2)
     least = solve(kept.problem, Settings())
@@ -305,7 +305,7 @@ def test_a_table_larger_than_any_device_can_be_divided() -> None:
 
 
 @pytest.mark.parametrize("head", ["eagle3", "eagle1"])
-def test_the_tail_may_share_what_is_the_bases(head: Head) -> None:
+def test_the_drafter_may_share_the_tables_of_the_base(head: Head) -> None:
     tail = formulation(UNLIKE, head).problem.tail
     assert tail is not None
     assert [axis.shared for axis in tail.axes] == [None, "first", "last" if head == "eagle1" else None]
@@ -324,27 +324,27 @@ def test_rows_come_in_bundles_that_divide_both_vocabularies() -> None:
     assert odd.problem.first.axes[0].count == 2047
 
 
-class _Unfolded(Formulation):
-    """Offers every subset, equal devices or not."""
+class _UnmergedFormulation(Formulation):
+    """A formulation whose candidates are all subsets, also of equal devices."""
 
     @property
     def candidates(self) -> Candidates:  # type: ignore[override]
-        return _Apart(fabric=Fabric(inventory=self.inventory))
+        return _EveryDeviceAlone(fabric=Fabric(inventory=self.inventory))
 
 
-class _Apart(Candidates):
+class _EveryDeviceAlone(Candidates):
     def classes(self, host: int) -> list[tuple[int, ...]]:
         return [(device,) for device in self.fabric.of_host[host]]
 
 
 @pytest.mark.parametrize("mib", [12, 13, 16, 24])
-def test_folding_equal_devices_loses_no_time(mib: int) -> None:
+def test_merging_equal_devices_does_not_change_the_objective(mib: int) -> None:
     data = {"hosts": [host("box", *(cpu(f"c{i}", mib) for i in range(3)))]}
-    folded = formulation(data, "eagle3")
-    fields = {field.name: getattr(folded, field.name) for field in dataclasses.fields(folded)}
-    unfolded = _Unfolded(**fields)
-    assert len(unfolded.problem.first.options) == len(folded.problem.first.options) + 1
-    answers = [solve(formulated.problem, Settings(workers=1)) for formulated in (folded, unfolded)]
+    merged = formulation(data, "eagle3")
+    fields = {field.name: getattr(merged, field.name) for field in dataclasses.fields(merged)}
+    unmerged = _UnmergedFormulation(**fields)
+    assert len(unmerged.problem.first.options) == len(merged.problem.first.options) + 1
+    answers = [solve(formulated.problem, Settings(workers=1)) for formulated in (merged, unmerged)]
     objectives = [answer and answer.objective_ns for answer in answers]
     assert objectives[0] == objectives[1] is not None
 
@@ -361,7 +361,7 @@ def test_a_model_of_one_layer() -> None:
     assert len(solved.answer.stages) == 1
 
 
-def test_kinds_of_layers_have_splits_of_their_own() -> None:
+def test_each_layer_kind_has_its_own_splits() -> None:
     formulated = formulation(UNLIKE, None)
     (layers,) = formulated.model.layers
     heads = dataclasses.replace(layers.attention, num_kv_heads=2)
@@ -383,7 +383,7 @@ def test_kinds_of_layers_have_splits_of_their_own() -> None:
     )
 
 
-def test_a_unit_has_a_slice_of_every_expert() -> None:
+def test_a_unit_of_an_moe_layer_is_a_slice_of_every_expert() -> None:
     formulated = CASES["experts"]
     (kind,) = formulated.problem.kinds
     (layers,) = formulated.model.layers
@@ -421,7 +421,7 @@ def test_a_strategy_is_a_goal(strategy: Strategy) -> None:
 
 
 def mapped(**devices: str) -> tuple[Pin, ...]:
-    """A map: ``embed``, ``head``, ``draft``, and of each run of layers ``from_to``."""
+    """Return a device map from the devices of ``embed``, ``head``, ``draft`` and of runs of layers, ``lFROM_TO``."""
     pins = {}
     for name, device in devices.items():
         if name[0] == "l":
@@ -432,7 +432,7 @@ def mapped(**devices: str) -> tuple[Pin, ...]:
     return tuple(Pin(module=module, device=device) for module, device in sorted(pins.items()))
 
 
-def test_a_device_map_leaves_one_answer() -> None:
+def test_a_device_map_determines_the_placement() -> None:
     pins = mapped(embed="gpu1", l0_3="gpu0", l3_7="cpu", l7_8="gpu1", head="gpu0", draft="gpu1")
     formulated = with_options(formulation(MIXED, "eagle3"), strategy="custom", custom=pins)
     problem = formulated.problem
@@ -444,7 +444,7 @@ def test_a_device_map_leaves_one_answer() -> None:
     assert [(stage.group, stage.num_layers) for stage in solved.answer.stages] == [(0, 3), (1, 4), (2, 1)]
 
 
-def test_a_device_map_without_the_head_leaves_it_to_the_solver() -> None:
+def test_a_drafter_missing_from_the_device_map_is_left_to_the_solver() -> None:
     pins = mapped(embed="gpu0", l0_8="gpu0", head="gpu0")
     tail = with_options(formulation(MIXED, "eagle3"), strategy="custom", custom=pins).problem.tail
     assert tail is not None

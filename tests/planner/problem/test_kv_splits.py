@@ -1,4 +1,4 @@
-"""Divisions of the KV cache of a group, and the ways to deal KV heads out over it."""
+"""Divisions of the KV cache over a group, and the splits of KV heads over its members."""
 
 from itertools import combinations
 from math import comb
@@ -21,7 +21,9 @@ from plans.kv import KvDivision
 
 
 @given(st.integers(1, 40), st.integers(1, 20), st.sampled_from([None, "heads", "context", "head_dim", "batch"]))
-def test_ways_are_legal_and_there_is_always_one_unless_asked(size: int, kv_heads: int, asked: Any) -> None:
+def test_divisions_are_legal_and_exist_for_every_axis_that_may_be_requested(
+    size: int, kv_heads: int, asked: Any
+) -> None:
     listed = kv_divisions(size, kv_heads, asked)
     assert len(set(listed)) == len(listed)
     for division in listed:
@@ -41,7 +43,7 @@ def test_ways_are_legal_and_there_is_always_one_unless_asked(size: int, kv_heads
         assert offered == {"heads"}
 
 
-def test_more_members_than_heads() -> None:
+def test_divisions_of_groups_with_more_members_than_heads() -> None:
     assert {division.subgroups for division in kv_divisions(16, 8, "heads")} == {(2,) * 8, (4,) * 4, (8, 8), (16,)}
     assert {division.subgroups for division in kv_divisions(16, 8, "context")} == {(2,) * 8, (4,) * 4, (8, 8), (16,)}
     assert {division.subgroups for division in kv_divisions(12, 8, "batch")} == {
@@ -56,7 +58,7 @@ def test_more_members_than_heads() -> None:
 
 
 @given(st.integers(1, 9), st.integers(1, 9))
-def test_compositions_are_all_there_once(total: int, parts: int) -> None:
+def test_every_composition_is_listed_once(total: int, parts: int) -> None:
     if parts > total:
         assert list(compositions(total, parts)) == []
         return
@@ -84,7 +86,7 @@ def test_bundles_are_larger_where_there_are_many_splits() -> None:
 
 
 @given(st.integers(1, 14), st.integers(1, 16))
-def test_divisions_are_whole_and_every_group_up_to_the_heads_has_one(kv_heads: int, parts: int) -> None:
+def test_head_divisions_sum_to_all_heads_and_exist_for_up_to_one_member_per_head(kv_heads: int, parts: int) -> None:
     listed = head_divisions(kv_heads, bundles(kv_heads, ()), parts)
     assert bool(listed) == (parts <= kv_heads)
     assert all(sum(shares) == kv_heads and min(shares) >= 1 and len(shares) == parts for shares in listed)
@@ -92,7 +94,7 @@ def test_divisions_are_whole_and_every_group_up_to_the_heads_has_one(kv_heads: i
 
 
 @given(st.integers(1, 32), st.integers(2, 4), st.integers(1, 6))
-def test_divisions_over_hosts_are_the_same_in_each(kv_heads: int, hosts: int, members: int) -> None:
+def test_divisions_over_hosts_repeat_one_division_per_host(kv_heads: int, hosts: int, members: int) -> None:
     parts = hosts * members
     listed = repeated_head_divisions(kv_heads, bundles(kv_heads, ()), parts, hosts)
     assert bool(listed) == (parts <= kv_heads)
