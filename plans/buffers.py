@@ -24,7 +24,7 @@ By context and head_dim attention goes through the cache SCORE_COLUMNS rows at a
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from plans.dtypes import BUFFER_BYTES, KV_DTYPE_BYTES
 from plans.kv import KvShare, kv_shares, query_heads
@@ -52,7 +52,7 @@ from plans.step import (
 )
 
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
-TERMS: tuple[Term, ...] = ("kv", "draft_kv", "buffers", "comm")
+TERMS: tuple[Term, ...] = get_args(Term)
 """Terms of ``schema.MEMORY_TERMS`` that this table counts; the others are weights (``plans.slots``)."""
 
 SCORE_COLUMNS = 256
@@ -144,7 +144,7 @@ def head_buffers(
         # sampling noise of the A positions that a step may add, and 6 temporaries of making it for one of them:
         # model.draw.exponential
         Buffer(name="scratch.noise", term="buffers", dtype="float64", shape=(6 + accept_rows(options), rows)),
-        # output of the final norm, and its float32 temporary: model.base.BaseHead
+        # output of the final norm, and its float32 temporary: model.base.BaseLmHead
         Buffer(name="scratch.normed", term="buffers", dtype="float32", shape=(2, forward, hidden)),
         # best logit and token of each row, of this device and of all: model.blocks.Head.best, model.draw.draw
         Buffer(name="scratch.best", term="comm", dtype="float64", shape=(1 + group_size, nodes, BEST_WORDS)),
@@ -384,11 +384,11 @@ def _head_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
 
 
 def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
-    place, draft, options = plan.draft_placement, plan.draft, plan.options
-    if place is None or draft is None or device_id not in place.devices:
+    placement, draft, options = plan.draft_placement, plan.draft, plan.options
+    if placement is None or draft is None or device_id not in placement.devices:
         return ()
-    member = place.devices.index(device_id)
-    share = kv_shares(place, place.kv_heads)[member]
+    member = placement.devices.index(device_id)
+    share = kv_shares(placement, placement.kv_heads)[member]
     shape = _cache_shape(options, draft.attention, share, draft.num_layers, draft_tree_rows(options))
     return (
         Buffer(name="draft.kv", term="draft_kv", dtype=options.kv_dtype, shape=shape),
@@ -397,9 +397,9 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
             draft,
             options,
             share=share,
-            mlp_units=place.mlp_units[member],
-            head_rows=(place.head_rows or plan.head.rows)[member],
-            group_size=len(place.devices),
+            mlp_units=placement.mlp_units[member],
+            head_rows=(placement.head_rows or plan.head.rows)[member],
+            group_size=len(placement.devices),
         ),
     )
 

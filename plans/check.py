@@ -131,8 +131,12 @@ def _check_group(path: str, group: tuple[str, ...], inventory: Inventory) -> Ite
 def _check_run(path: str, run: Run, stage: Stage, attention: Attention, mlp: Mlp) -> Iterator[Violation]:
     count = len(stage.devices)
     yield from _check_heads(f"{path}.kv_heads", run.kv_heads, kv_division(stage), count, attention.num_kv_heads)
-    units = mlp.intermediate_size // max(1, mlp.unit)
-    yield from _check_shares(f"{path}.mlp_units", run.mlp_units, count, units, "MLP units", 0)
+    yield from _check_shares(f"{path}.mlp_units", run.mlp_units, count, _units(mlp), "MLP units", 0)
+
+
+def _units(mlp: Mlp) -> int:
+    """Return the units of a layer, also where the plan has a unit of no channels, which is a violation of its own."""
+    return mlp.units if mlp.unit > 0 else mlp.intermediate_size
 
 
 def _check_axis(path: str, stage: Stage, options: Options) -> Iterator[Violation]:
@@ -194,58 +198,57 @@ def _check_vocabulary(plan: Plan) -> Iterator[Violation]:
 
 
 def _check_placement(plan: Plan) -> Iterator[Violation]:
-    place, draft = plan.draft_placement, plan.draft
-    if place is None or draft is None:
+    placement, draft = plan.draft_placement, plan.draft
+    if placement is None or draft is None:
         return
-    path, count = "draft_placement", len(place.devices)
-    yield from _check_group(f"{path}.devices", place.devices, plan.inventory)
-    yield from _check_draft_heads(plan, place, draft)
-    units = draft.mlp.intermediate_size // max(1, draft.mlp.unit)
-    yield from _check_shares(f"{path}.mlp_units", place.mlp_units, count, units, "MLP units", 0)
-    yield from _check_draft_embedding(plan, place, draft)
-    yield from _check_draft_head(plan, place, draft)
+    path, count = "draft_placement", len(placement.devices)
+    yield from _check_group(f"{path}.devices", placement.devices, plan.inventory)
+    yield from _check_draft_heads(plan, placement, draft)
+    yield from _check_shares(f"{path}.mlp_units", placement.mlp_units, count, _units(draft.mlp), "MLP units", 0)
+    yield from _check_draft_embedding(plan, placement, draft)
+    yield from _check_draft_head(plan, placement, draft)
 
 
-def _check_draft_heads(plan: Plan, place: DraftPlacement, draft: Draft) -> Iterator[Violation]:
-    path, count, divided = "draft_placement", len(place.devices), kv_division(place)
-    if place.kv_axis is None and place.kv_subgroups is not None:
+def _check_draft_heads(plan: Plan, placement: DraftPlacement, draft: Draft) -> Iterator[Violation]:
+    path, count, divided = "draft_placement", len(placement.devices), kv_division(placement)
+    if placement.kv_axis is None and placement.kv_subgroups is not None:
         yield bad(f"{path}.kv_axis", None, "one, as there are kv_subgroups")
-    elif place.kv_axis is not None and max(divided.subgroups, default=2) == 1:
-        yield bad(f"{path}.kv_axis", place.kv_axis, "nothing, as no KV head is on more than one device")
+    elif placement.kv_axis is not None and max(divided.subgroups, default=2) == 1:
+        yield bad(f"{path}.kv_axis", placement.kv_axis, "nothing, as no KV head is on more than one device")
     else:
         yield from _check_subgroups(path, divided, count, plan.options)
         yield from _check_parts(f"{path}.kv_subgroups", divided, draft.attention)
-    yield from _check_heads(f"{path}.kv_heads", place.kv_heads, divided, count, draft.attention.num_kv_heads)
+    yield from _check_heads(f"{path}.kv_heads", placement.kv_heads, divided, count, draft.attention.num_kv_heads)
 
 
-def _check_draft_embedding(plan: Plan, place: DraftPlacement, draft: Draft) -> Iterator[Violation]:
+def _check_draft_embedding(plan: Plan, placement: DraftPlacement, draft: Draft) -> Iterator[Violation]:
     path, first = "draft_placement.embed_rows", plan.embed.devices
-    if place.embed_rows is not None and place.devices == first and not draft.own_embedding:
-        yield bad(path, place.embed_rows, "nothing, as the base's are on the same devices")
-    elif place.embed_rows is not None:
+    if placement.embed_rows is not None and placement.devices == first and not draft.own_embedding:
+        yield bad(path, placement.embed_rows, "nothing, as the base's are on the same devices")
+    elif placement.embed_rows is not None:
         rows = plan.model.vocab_size
-        yield from _check_shares(path, place.embed_rows, len(place.devices), rows, "rows", 0)
+        yield from _check_shares(path, placement.embed_rows, len(placement.devices), rows, "rows", 0)
     elif draft.own_embedding:
         yield bad(path, None, "shares, as the head has its own embedding")
-    elif place.devices != first:
+    elif placement.devices != first:
         yield bad(path, None, f"shares, as the base's are on {show(first)}")
 
 
-def _check_draft_head(plan: Plan, place: DraftPlacement, draft: Draft) -> Iterator[Violation]:
+def _check_draft_head(plan: Plan, placement: DraftPlacement, draft: Draft) -> Iterator[Violation]:
     path, last = "draft_placement.head_rows", plan.head.devices
-    if place.head_rows is not None and place.devices == last and draft.kind == "eagle":
-        yield bad(path, place.head_rows, "nothing, as the base's are on the same devices")
-    elif place.head_rows is not None:
+    if placement.head_rows is not None and placement.devices == last and draft.kind == "eagle":
+        yield bad(path, placement.head_rows, "nothing, as the base's are on the same devices")
+    elif placement.head_rows is not None:
         rows = draft.draft_vocab_size
-        yield from _check_shares(path, place.head_rows, len(place.devices), rows, "rows", 0)
+        yield from _check_shares(path, placement.head_rows, len(placement.devices), rows, "rows", 0)
     elif draft.kind == "eagle3":
         yield bad(path, None, "shares, as the head has its own lm_head")
-    elif place.devices != last:
+    elif placement.devices != last:
         yield bad(path, None, f"shares, as the base's are on {show(last)}")
 
 
 def _check_transports(plan: Plan) -> Iterator[Violation]:
-    place, inventory = plan.draft_placement, plan.inventory
+    placement, inventory = plan.draft_placement, plan.inventory
     chain: list[tuple[str, tuple[str, ...], Stage | VocabSplit]] = [("embed", plan.embed.devices, plan.embed)]
     chain += [(f"stages[{i}]", stage.devices, stage) for i, stage in enumerate(plan.stages)]
     chain.append(("head", plan.head.devices, plan.head))
@@ -253,11 +256,13 @@ def _check_transports(plan: Plan) -> Iterator[Violation]:
     for (path, devices, link), before in zip(chain, befores, strict=False):
         yield from _check_transport(f"{path}.transport", link.transport, inventory, (), devices)
         yield from _check_transport(f"{path}.hop_transport", link.hop_transport, inventory, before, devices)
-    if place is not None:
+    if placement is not None:
         path = "draft_placement"
-        yield from _check_transport(f"{path}.transport", place.transport, inventory, (), place.devices)
+        yield from _check_transport(f"{path}.transport", placement.transport, inventory, (), placement.devices)
         features = f"{path}.feature_transport"
-        yield from _check_transport(features, place.feature_transport, inventory, plan.head.devices, place.devices)
+        yield from _check_transport(
+            features, placement.feature_transport, inventory, plan.head.devices, placement.devices
+        )
     yield from _check_transport("message_transport", plan.message_transport, inventory, (), _used(plan))
 
 

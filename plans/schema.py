@@ -8,7 +8,7 @@ Shape letters used below: H hidden size, D head dim, K KV heads, U MLP units of 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 SCHEMA_MAJOR = 2
 SCHEMA_MINOR = 1
@@ -214,6 +214,11 @@ class Mlp:
     norm_topk_prob: bool
     """True where weights of the picked experts, a softmax over all, are divided by their sum; false in ``gated``."""
 
+    @property
+    def units(self) -> int:
+        """U: units of one layer."""
+        return self.intermediate_size // self.unit
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerClass:
@@ -264,6 +269,16 @@ class Draft:
     """The drafter has an embedding table; otherwise it uses the base's."""
     aux_layers: tuple[int, ...]
     """Base layers (0-based) whose inputs, concatenated, are the target feature of eagle3; empty in eagle."""
+
+    @property
+    def fc_width(self) -> int:
+        """Width of the input of ``fc``: in eagle3 a target feature, in eagle an embedding beside a feature."""
+        return len(self.aux_layers) * self.target_hidden_size if self.kind == "eagle3" else 2 * self.hidden_size
+
+    @property
+    def attention_width(self) -> int:
+        """Width of what q, k and v are computed from: in eagle3 an embedding beside a hidden state."""
+        return 2 * self.hidden_size if self.kind == "eagle3" else self.hidden_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -353,7 +368,7 @@ class DraftPlacement:
 
 
 MemoryTerm = Literal["weights", "draft_weights", "kv", "draft_kv", "buffers", "comm"]
-MEMORY_TERMS: tuple[MemoryTerm, ...] = ("weights", "draft_weights", "kv", "draft_kv", "buffers", "comm")
+MEMORY_TERMS: tuple[MemoryTerm, ...] = get_args(MemoryTerm)
 """Terms of a device's memory, in the order of ``DeviceMemory``, whose fields are ``<term>_bytes``."""
 
 

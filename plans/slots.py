@@ -25,6 +25,9 @@ from plans.step import layer_class
 ROPE_DTYPE = "F32"
 """Rotary frequencies are in float32, whatever the plan's dtype."""
 
+DRAFT_PREFIX = "draft."
+"""Beginning of the names of the drafter's slots."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
@@ -258,7 +261,7 @@ def _base(dtype: DType, prefix: str = "") -> _Maker:
     return _Maker(prefix=prefix, source="base", dtype=HEADER_NAMES[dtype])
 
 
-def _draft(dtype: DType, prefix: str = "draft.") -> _Maker:
+def _draft(dtype: DType, prefix: str = DRAFT_PREFIX) -> _Maker:
     return _Maker(prefix=prefix, source="draft", dtype=HEADER_NAMES[dtype])
 
 
@@ -320,11 +323,10 @@ def _draft_attention(
     make: _Maker, draft: Draft, layer: int, first: int, share: KvShare, leader: bool
 ) -> tuple[tuple[SlotSpec, ...], AttentionSlots]:
     hidden, eagle3 = draft.hidden_size, draft.kind == "eagle3"
-    # eagle3 attends over (embedding, hidden), 2H wide; the first layer of eagle has no norm before it
+    # eagle3 attends over (embedding, hidden); the first layer of eagle has no norm before it
     names = ("input_norm", "hidden_norm") if eagle3 else ("attention_norm",) if layer else ()
     norms = tuple(make.vector(f"{name}.weight", hidden) for name in names)
-    width = 2 * hidden if eagle3 else hidden
-    return norms, _attention(make, hidden, width, draft.attention, first, share, leader)
+    return norms, _attention(make, hidden, draft.attention_width, draft.attention, first, share, leader)
 
 
 def layer_slots(
@@ -370,7 +372,7 @@ def drafter_slots(draft: Draft, placement: DraftPlacement, member: int, dtype: D
     first, share = first_head(placement, placement.kv_heads, member), kv_shares(placement, placement.kv_heads)[member]
     units, leader, layers = share_range(placement.mlp_units, member), member == 0, []
     for layer in range(draft.num_layers):
-        of_layer = _draft(dtype, f"draft.layers.{layer}.")
+        of_layer = _draft(dtype, f"{DRAFT_PREFIX}layers.{layer}.")
         norms, attention = _draft_attention(of_layer, draft, layer, first, share, leader)
         mlp = _mlp(of_layer, hidden, draft.mlp, units, leader)
         layers.append(LayerSlots(norms=norms, attention=attention, mlp=mlp))
@@ -386,12 +388,11 @@ def drafter_slots(draft: Draft, placement: DraftPlacement, member: int, dtype: D
 def _draft_fixed(make: _Maker, draft: Draft) -> DraftSlots:
     """Return the slots that every device of the drafter's group has whole."""
     hidden, eagle3 = draft.hidden_size, draft.kind == "eagle3"
-    width = len(draft.aux_layers) * draft.target_hidden_size if eagle3 else 2 * hidden
     numbers = _Maker(prefix=make.prefix, source="draft", dtype="I64")
     return DraftSlots(
         rope=make.rope(draft.attention.head_dim),
         embed=None,
-        fc=make.matrix("fc.weight", hidden, width),
+        fc=make.matrix("fc.weight", hidden, draft.fc_width),
         fc_bias=make.vector("fc.bias", hidden) if draft.fc_bias else None,
         layers=(),
         norm=make.vector("norm.weight", hidden) if eagle3 else None,

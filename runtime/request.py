@@ -13,6 +13,7 @@ from operator import index
 from typing import Literal, Self, SupportsIndex, TypedDict
 
 from plans.schema import Plan
+from plans.step import accept_rows
 from runtime.errors import RequestError
 from runtime.sampling import Sampling, check_sampling, sampling_of
 
@@ -199,10 +200,9 @@ def check_together(plan: Plan, requests: tuple[Request, ...]) -> None:
 
 
 def _check_accept(plan: Plan, accept: int) -> None:
-    tree = plan.options.tree
-    if tree is None:
+    if plan.options.tree is None:
         raise RequestError("accept: the plan has no draft")
-    most = min(tree.depth + 1, tree.total_token - 1)
+    most = accept_rows(plan.options) - 1
     if not 0 <= accept <= most:
         raise RequestError(f"accept: found {accept}, expected 0 to {most}, the most that a step of the plan accepts")
 

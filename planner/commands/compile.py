@@ -18,6 +18,7 @@ from planner.images.compile import CompileReport
 from plans import codec
 from plans.artifact import is_filler
 from plans.format import format_bytes
+from plans.slots import DRAFT_PREFIX
 
 
 def run(
@@ -66,7 +67,7 @@ def image_lines(file: Path, verbose: int) -> Iterator[str]:
     """Yield what an image holds, from its header: the number of slots, and with ``verbose`` > 1 each of them."""
     with safe_open(file, "numpy") as image:
         names = [name for name in image.keys() if not is_filler(name)]  # noqa: SIM118 (it is no mapping)
-        drafter = sum(name.startswith("draft.") for name in names)
+        drafter = sum(name.startswith(DRAFT_PREFIX) for name in names)
         yield f"{file}: {len(names) - drafter} slots of the model, {drafter} of the EAGLE head"
         if verbose > 1:
             for name in names:

@@ -12,6 +12,7 @@ from plans.artifact import ALIGNMENT_BYTES
 from plans.buffers import Buffer, device_terms
 from plans.dtypes import DTYPE_BYTES
 from plans.schema import DeviceMemory, Draft, DType, LayerClass, Mlp, Model, Plan
+from plans.step import ALIGN_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,23 +35,18 @@ def _unit_bytes(mlp: Mlp, hidden: int, dtype: DType) -> int:
     return mlp.num_experts * (3 * hidden + (2 if mlp.bias else 0)) * mlp.unit * DTYPE_BYTES[dtype]
 
 
-def mlp_units(mlp: Mlp) -> int:
-    """Return U, the number of units of one layer."""
-    return mlp.intermediate_size // mlp.unit
-
-
 def layer_mlp(model: Model, dtype: DType, layer_class: LayerClass, leader: bool) -> Affine:
     """Bound the slots of a layer's MLP, in units."""
     mlp = layer_class.mlp
     slope = _unit_bytes(mlp, model.hidden_size, dtype)
-    return affine(lambda n: slots.mlp_bytes(model, dtype, layer_class, n, leader), mlp_units(mlp), slope, 3)
+    return affine(lambda n: slots.mlp_bytes(model, dtype, layer_class, n, leader), mlp.units, slope, 3)
 
 
 def draft_mlp(draft: Draft, dtype: DType, leader: bool) -> Affine:
     """Bound the slots of the MLPs of all layers of the drafter, in units of one layer."""
     slope = draft.num_layers * _unit_bytes(draft.mlp, draft.hidden_size, dtype)
     aligned = 3 * draft.num_layers
-    return affine(lambda n: slots.draft_mlp_bytes(draft, dtype, n, leader), mlp_units(draft.mlp), slope, aligned)
+    return affine(lambda n: slots.draft_mlp_bytes(draft, dtype, n, leader), draft.mlp.units, slope, aligned)
 
 
 def table(exact: Callable[[int], int], rows: int, width: int, dtype: DType) -> Affine:
@@ -67,7 +63,7 @@ def with_rows(slots: Affine, buffers: Callable[[int], tuple[Buffer, ...]], rows:
     """Bound ``slots`` and the buffers that grow with their rows."""
     none, all_rows = total(buffers(0)), total(buffers(rows))
     slope = -(-(all_rows - none) // rows)
-    return Affine(fixed=slots.fixed + none + ALIGNMENT_BYTES * len(buffers(rows)), slope=slots.slope + slope)
+    return Affine(fixed=slots.fixed + none + ALIGN_BYTES * len(buffers(rows)), slope=slots.slope + slope)
 
 
 def device_memory(plan: Plan, device: str, weights_bytes: int, draft_weights_bytes: int) -> DeviceMemory:

@@ -159,7 +159,7 @@ class BaseShares:
         return kinds_of(self.model)
 
     @cached_property
-    def given(self) -> Pass:
+    def verify_pass(self) -> Pass:
         """Sizes of a verify."""
         return Pass(
             rows=verify_rows(self.options),
@@ -176,7 +176,7 @@ class BaseShares:
 
         def work(kind: int, share: KvShare) -> Work:
             attention = self.kinds[kind].attention
-            return attention_work(attention, self.given, share, kv_bytes(self.options, attention, share))
+            return attention_work(attention, self.verify_pass, share, kv_bytes(self.options, attention, share))
 
         return cache(work)
 
@@ -195,13 +195,13 @@ class BaseShares:
     @cached_property
     def unit(self) -> Callable[[int], Work]:
         """Work of one MLP unit in a layer of a kind."""
-        model, sizes = self.model, self.given
+        model, sizes = self.model, self.verify_pass
         return cache(lambda kind: unit_work(self.kinds[kind].mlp, model.hidden_size, sizes.width, sizes.rows))
 
     @cached_property
     def router(self) -> Callable[[int], Work]:
         """Work of the router in a layer of a kind; none without experts."""
-        model, sizes = self.model, self.given
+        model, sizes = self.model, self.verify_pass
         return cache(lambda kind: router_work(self.kinds[kind].mlp, model.hidden_size, sizes.width, sizes.rows))
 
     def unit_bytes(self, kind: int) -> int:
@@ -213,7 +213,7 @@ class BaseShares:
         """Bytes that a device of a stage has once, for the largest share that it can have and the size of the stage."""
 
         def count(share: KvShare, group_size: int) -> int:
-            units = max(memory.mlp_units(layers.mlp) for layers in self.kinds)
+            units = max(layers.mlp.units for layers in self.kinds)
             buffers = stage_buffers(
                 self.model, self.draft, self.options, share=share, mlp_units=units, group_size=group_size
             )
@@ -257,7 +257,7 @@ class BaseShares:
 
     def rows(self, table_rows: int) -> Work:
         """Logits."""
-        return rows_work(self.model.hidden_size, self.given.width, table_rows, self.given.rows)
+        return rows_work(self.model.hidden_size, self.verify_pass.width, table_rows, self.verify_pass.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +277,7 @@ class DraftShares:
             rows=batch * accept_rows(self.options),
             batch=batch,
             kv_rows=draft_kv_rows(self.options),
-            inputs=2 * hidden if self.draft.kind == "eagle3" else hidden,
+            inputs=self.draft.attention_width,
             hidden=hidden,
             width=DTYPE_BYTES[self.options.dtype],
         )
@@ -299,20 +299,13 @@ class DraftShares:
             draft, (sizes, _) = self.draft, self.passes[number]
             kv = draft_kv_bytes(self.options, draft, share)
             of_layer = attention_work(draft.attention, sizes, share, ceil_div(kv, draft.num_layers))
-            fc = self._fc_parameters if number == 0 or draft.kind == "eagle" else 0
+            fc = draft.fc_width * draft.hidden_size if number == 0 or draft.kind == "eagle" else 0
             return Work(
                 traffic_bytes=draft.num_layers * of_layer.traffic_bytes + fc * sizes.width,
                 flops=draft.num_layers * of_layer.flops + 2 * sizes.rows * fc,
             )
 
         return cache(work)
-
-    @property
-    def _fc_parameters(self) -> int:
-        draft = self.draft
-        eagle3 = draft.kind == "eagle3"
-        width = len(draft.aux_layers) * draft.target_hidden_size if eagle3 else 2 * draft.hidden_size
-        return width * draft.hidden_size
 
     @property
     def unit_bytes(self) -> int:
@@ -342,7 +335,7 @@ class DraftShares:
                 draft,
                 self.options,
                 share=share,
-                mlp_units=memory.mlp_units(draft.mlp),
+                mlp_units=draft.mlp.units,
                 head_rows=draft.draft_vocab_size,
                 group_size=group_size,
             )

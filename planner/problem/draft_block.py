@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from planner.costs.memory import mlp_units
 from planner.costs.shares import DraftShares
 from planner.problem.device_sets import Candidates, DeviceSet
 from planner.problem.kv_splits import (
@@ -48,7 +47,7 @@ class DraftBlock:
         """Return the block; its axes are MLP units, rows of the embedding and rows of the lm_head."""
         draft, devices = self.shares.draft, self.links.devices
         units = Axis(
-            count=mlp_units(draft.mlp),
+            count=draft.mlp.units,
             each_bytes=self.shares.unit_bytes,
             each_ps=tuple(self.shares.unit_ps(device) for device in devices),
             shared=None,

@@ -9,7 +9,6 @@ The parts are made elsewhere: device sets in :mod:`planner.problem.device_sets`,
 from dataclasses import dataclass
 from functools import cached_property
 
-from planner.costs.memory import mlp_units
 from planner.costs.shares import BaseShares, DraftShares, sequence_of
 from planner.costs.topology import Fabric
 from planner.problem.device_sets import Candidates, DeviceSet
@@ -155,7 +154,7 @@ class Formulation:
         """Return the fine axis of a layer kind: its MLP units, and the time of one on each device."""
         work = self._shares.unit(kind)
         return Kind(
-            units=mlp_units(self._shares.kinds[kind].mlp),
+            units=self._shares.kinds[kind].mlp.units,
             unit_bytes=self._shares.unit_bytes(kind),
             unit_ps=tuple(work.ps(device) for device in self.inventory.devices),
         )

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from planner.costs.memory import mlp_units
 from planner.costs.shares import BaseShares, sequence_of
 from planner.integers import PS_PER_NS
 from plans.kv import KvShare
@@ -29,7 +28,7 @@ def _room_and_ps(shares: BaseShares, device: Device) -> tuple[Fraction, int]:
     nbytes, ps = 0, 0
     for kind, count in sequence_of(shares.model):
         layers = shares.kinds[kind]
-        units = mlp_units(layers.mlp)
+        units = layers.mlp.units
         whole = KvShare(heads=layers.attention.num_kv_heads, axis="heads", parts=1, part=0)
         nbytes += count * (shares.attention_bytes(kind, whole, True) + units * shares.unit_bytes(kind))
         ps += count * units * shares.unit(kind).ps(device)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from plans.artifact import align
 from plans.schema import MEMORY_TERMS, Plan
+from plans.slots import DRAFT_PREFIX
 from runtime.comm.groups import Comm, Rendezvous, connect, disconnect
 from runtime.comm.progress import Progress, Timings
 from runtime.decode.messages import Message
@@ -191,7 +192,7 @@ class Rank:
     @torch.inference_mode()
     def measured_bytes(self) -> tuple[dict[str, int], ...]:
         """Return the bytes allocated on each device of the plan, by term; a collective: every rank must call it."""
-        drafter = sum(align(slot.nbytes) for name, slot in self._image.slots.items() if name.startswith("draft."))
+        drafter = sum(align(slot.nbytes) for name, slot in self._image.slots.items() if name.startswith(DRAFT_PREFIX))
         terms = self.memory.measured()
         own = [self._image.nbytes - drafter, drafter, terms["kv"], terms["draft_kv"], terms["buffers"], terms["comm"]]
         every = self._comm.world.all_gather(torch.tensor(own, device=self._device))

@@ -28,7 +28,7 @@ def test_mlp_bounds_hold_for_any_sizes(sizes: tuple[int, int, int], bias: bool, 
     hidden, units, unit = sizes
     model = make_model(hidden_size=hidden, intermediate_size=units * unit, unit=unit, mlp_bias=bias)
     (layer,) = model.layers
-    assert memory.mlp_units(layer.mlp) == units
+    assert layer.mlp.units == units
     bound = memory.layer_mlp(model, dtype, layer, leader)
     _holds(bound, [slots.mlp_bytes(model, dtype, layer, n, leader) for n in range(units + 1)], slack_slots=4)
 

@@ -30,7 +30,7 @@ def two_devices(base: BaseInput, units_of_first: int) -> Plan:
     """Plan one pair, whose first device has ``units_of_first`` units of each MLP, or all; each has one KV head."""
     runs = []
     for layers in base.model.layers:
-        units = memory.mlp_units(layers.mlp)
+        units = layers.mlp.units
         first = min(units_of_first, units)
         runs.append(Run(num_layers=layers.num_layers, kv_heads=(1, 1), mlp_units=(first, units - first)))
     inputs = Inputs(
@@ -123,6 +123,6 @@ def test_experts_are_counted_as_they_are_laid_out(tmp_path: Path, family: str, d
     for layers in base.model.layers:
         for leader in (True, False):
             bound = memory.layer_mlp(base.model, dtype, layers, leader)
-            for units in range(memory.mlp_units(layers.mlp) + 1):
+            for units in range(layers.mlp.units + 1):
                 exact = slots.mlp_bytes(base.model, dtype, layers, units, leader)
                 assert exact <= bound.fixed + bound.slope * units <= exact + 4 * 256
