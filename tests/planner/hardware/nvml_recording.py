@@ -1,6 +1,6 @@
-"""NVML's answers of several machines, as nvidia-ml-py gives them: its structures, its errors, bytes of old drivers.
+"""Recorded answers of NVML on several machines, as nvidia-ml-py returns them: structures, errors, old drivers' bytes.
 
-The files under ``nvml`` are put together from public logs: nvidia-smi -q, topo -m, nvlink -s, torch's properties.
+The files under ``nvml`` are compiled from public logs of nvidia-smi -q, topo -m, nvlink -s and torch's properties.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ STRUCTURES = {
 
 
 class Recording:
-    """Has the functions of nvidia-ml-py; a handle is the record of its device. Counts what is open."""
+    """Stand-in for nvidia-ml-py; a device handle is the device's record. ``open`` counts inits without shutdown."""
 
     def __init__(self, name: str, **changes: Any) -> None:
         self.data: dict[str, Any] = json.loads((DIRECTORY / f"{name}.json").read_text()) | changes
@@ -88,7 +88,7 @@ class Recording:
         return "-".join(str([device is handle for device in self.data["devices"]].index(True)) for handle in (a, b))
 
     def __getattr__(self, name: str) -> Any:
-        """Every other function takes a handle alone."""
+        """Answer every other function, which takes only a device handle."""
         if not name.startswith("nvmlDeviceGet"):
             raise AttributeError(name)
         return lambda handle: answer(handle, name)

@@ -1,4 +1,4 @@
-"""A detected machine as an inventory: types, memory, links and slices, and what is said where NVML does not report."""
+"""Detected machines as inventories: types, memory, links, MIG slices, and figures that NVML does not report."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_the_text_is_an_inventory(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bus_width_and_clock_agree_with_the_datasheets(name: str) -> None:
-    """Figures as computed for a GPU without a row are right for those that have one."""
+    """Assert that the bandwidth computed for GPUs missing from the catalogue is right for those in it."""
     for gpu in read_machine(Recording(name)).gpus:
         rows = [row for row in catalog().devices.values() if gpu.name.removeprefix("NVIDIA ") in row.names]
         for row in rows:
@@ -56,7 +56,7 @@ def test_bus_width_and_clock_agree_with_the_datasheets(name: str) -> None:
 def test_four_a100_in_a_mesh() -> None:
     description = detected("a100x4-nvlink")
     (host,) = description.inventory.hosts
-    # Four of the twelve links of a GPU go to each of the others.
+    # Of the twelve NVLinks of a GPU four lead to each of the other three GPUs.
     assert (host.name, host.link.link_class, host.link.bandwidth_bytes_per_s) == ("box0", "nvlink3", 80 * 10**9)
     assert host.pairs == ()
     for ordinal, entry in enumerate(description.inventory.devices):
@@ -79,7 +79,7 @@ def test_two_4090_on_pcie() -> None:
     (host,) = description.inventory.hosts
     assert host.link == catalog().links["pcie4"]
     assert "# PCIe, NODE, no direct copies: all" in description.text
-    # Of 24564 MiB the driver keeps 480: what torch calls 23.52 GiB.
+    # The driver reserves 480 of 24564 MiB; torch reports the rest as 23.52 GiB.
     assert {(entry.type, entry.memory_bytes >> 20) for entry in description.inventory.devices} == {("rtx-4090", 24084)}
 
 
@@ -112,7 +112,7 @@ def test_a_gpu_in_mig_mode_without_slices_is_left_out() -> None:
 def test_a_machine_of_unlike_gpus() -> None:
     description = detected("mixed")
     (host,) = description.inventory.hosts
-    # The bridge of two RTX 3090 has four links of 14 GB/s; the third card has eight lanes.
+    # The NVLink bridge of the two RTX 3090 has four links of 14 GB/s; the third card has eight PCIe lanes.
     assert (host.link.link_class, host.link.bandwidth_bytes_per_s) == ("pcie4", 11 * 10**9)
     (pair,) = host.pairs
     assert (pair.a, pair.b, pair.link.link_class) == ("gpu0", "gpu1", "nvlink3")
@@ -129,14 +129,14 @@ def test_a_machine_of_unlike_gpus() -> None:
     assert "# - {id: gpu3, type: gt-710, ordinal: 3}" in description.text
 
 
-def test_memory_that_nvml_does_not_tell_is_the_catalogues() -> None:
+def test_memory_that_nvml_does_not_report_is_taken_from_the_catalogue() -> None:
     for name, kind in (("gb10", "gb10"), ("t4-old-driver", "t4")):
         description = detected(name)
         assert device(description, "gpu0").memory_bytes == catalog().devices[kind].memory_bytes
         assert "the catalogue's figure" in description.text
 
 
-def test_types_that_only_memory_tells_apart_are_not_guessed() -> None:
+def test_types_that_differ_only_in_memory_need_its_size() -> None:
     with pytest.raises(DetectionError, match=r"one of jetson-agx-orin-64g, .*, which memory tells apart"):
         detected("orin")
     for mebibytes, kind in ((10240, "rtx-3080-10g"), (12288, "rtx-3080-12g"), (20480, "rtx-3080")):
@@ -150,7 +150,7 @@ def test_types_that_only_memory_tells_apart_are_not_guessed() -> None:
         assert device(description, "gpu0").memory_bytes == (mebibytes - 350) << 20
 
 
-def test_links_that_the_catalogue_does_not_have_are_not_guessed() -> None:
+def test_nvlinks_of_an_unknown_generation_count_as_pcie() -> None:
     recording = Recording("a100x4-nvlink")
     for gpu in recording.data["devices"]:
         for link in gpu["links"]:
@@ -160,8 +160,8 @@ def test_links_that_the_catalogue_does_not_have_are_not_guessed() -> None:
     assert "4 NVLinks of a generation that the catalogue does not have, so PCIe" in description.text
 
 
-def test_the_classes_of_the_catalogue_are_of_all_links_of_a_gpu() -> None:
-    """NVIDIA's figures of a GPU's links in both directions; collectives reach four fifths of one direction."""
+def test_link_classes_of_the_catalogue_count_all_links_of_a_gpu() -> None:
+    """NVIDIA publishes the sum of both directions; collectives reach four fifths of one direction."""
     for generation, both in ((1, 160), (2, 300), (3, 600), (4, 900), (5, 1800)):
         link = catalog().links[f"nvlink{generation}"]
         assert link.bandwidth_bytes_per_s == both // 2 * 8 // 10 * 10**9
@@ -179,7 +179,7 @@ def inventory(*arguments: object) -> Result:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine is the recorded one of unlike GPUs."""
+    """Let detection see the recorded machine of unlike GPUs."""
     monkeypatch.setattr(inventory_command, "read_machine", lambda: read_machine(Recording("mixed")))
     monkeypatch.setattr("socket.gethostname", lambda: "0123.cluster")
 
@@ -222,12 +222,12 @@ def test_without_a_gpu_the_command_measures_the_cpu(monkeypatch: pytest.MonkeyPa
     assert entry["memory_bytes"] <= psutil.virtual_memory().total
     assert entry["bandwidth_bytes_per_s"] > 10**8
     for word in ("memory", "reserve", "bandwidth", "flops"):
-        assert f"{word}: " in file.read_text().split("- {")[0], "the comments say what is measured, and how"
+        assert f"{word}: " in file.read_text().split("- {")[0], "the comments say what was measured and how"
     arguments = ["build", "--gpus", str(file), "--plan-only", "--out", str(tmp_path / "p")]
     assert CliRunner().invoke(cli.main, arguments).exit_code == 0
 
 
-def test_a_gpu_that_cannot_be_read_is_no_reason_to_leave_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_fails_to_answer_is_an_error_and_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     recording = Recording("rtx4090x2-pcie")
     recording.data["devices"][1]["nvmlDeviceGetName"] = {"error": pynvml.NVML_ERROR_GPU_IS_LOST}
     monkeypatch.setattr(inventory_command, "read_machine", lambda: read_machine(recording))

@@ -1,4 +1,4 @@
-"""The CPU of a machine without a GPU: measured figures, and the inventory that they make."""
+"""Detection on a machine without a GPU: measured figures of the CPU, and the inventory made of them."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from planner.hardware.detect_cpu import MIB, CpuFigures, describe_cpu, measure_c
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measurements take milliseconds."""
+    """Shrink the measurements to milliseconds."""
     monkeypatch.setattr(detect_cpu, "STREAM_BYTES", 16 << 20)
     monkeypatch.setattr(detect_cpu, "STREAM_THREAD_BYTES", MIB // 4)
     monkeypatch.setattr(detect_cpu, "PRODUCT_SIZE", 128)
 
 
-def test_figures_are_those_of_some_machine() -> None:
+def test_measured_figures_are_plausible() -> None:
     figures = measure_cpu()
     assert 0 <= figures.used_bytes < figures.memory_bytes
     assert figures.stream_bytes == max(16 * MIB, figures.threads * MIB // 4)
@@ -24,7 +24,7 @@ def test_figures_are_those_of_some_machine() -> None:
     assert 10**8 < figures.flops_per_s < 10**15
 
 
-def test_a_container_has_the_memory_of_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_capped_by_the_limit_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detect_cpu, "CGROUP_LIMIT", tmp_path / "memory.max")
     whole = measure_cpu().memory_bytes
     for text, limit in (("max\n", whole), (f"{512 * MIB}\n", 512 * MIB), (f"{2 * whole}\n", whole)):

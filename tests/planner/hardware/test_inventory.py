@@ -1,4 +1,4 @@
-"""The inventory: defaults, order, whole messages, and its canonical text."""
+"""The inventory: defaults, order, complete error messages, canonical text, and the catalogue."""
 
 import copy
 import dataclasses
@@ -46,7 +46,7 @@ def parsed(data: Any, dtype: DType = "bfloat16") -> Inventory:
     return parse_inventory(data, "f").at(dtype)
 
 
-def test_the_catalogue_fills_in_what_the_file_does_not_say() -> None:
+def test_the_catalogue_fills_in_figures_missing_from_the_file() -> None:
     inventory = parsed(design())
     cpu, gpu0, gpu1, *_ = inventory.devices
     assert gpu0 == Device(
@@ -122,7 +122,7 @@ def test_a_pair_may_have_its_own_link(listed: bool) -> None:
     )
 
 
-# Refusals: where, what is changed, the whole message.
+# Refusals: path to the datum, changed value, complete message.
 
 PATHS: list[tuple[str, Any, str]] = [
     (
@@ -383,7 +383,7 @@ def test_a_listed_inventory_reads_back_with_its_rates_for_every_dtype() -> None:
     assert parse_inventory(load_yaml(dump_inventory(listed), "dump"), "dump") == listed
 
 
-def test_one_more_device_is_as_if_the_file_listed_it() -> None:
+def test_an_added_device_equals_one_listed_in_the_file() -> None:
     data = design()
     listed = parse_inventory(data, "f")
     another = dataclasses.replace(listed.devices[1], id="gpu2x", ordinal=2)
@@ -406,7 +406,7 @@ DATA_CENTRE = {
 WORKSTATION = {"rtx-pro-6000", "rtx-6000-ada", "a6000", "a5000", "a4500", "a4000", "quadro-rtx-8000"}
 SHARED = {"gb10", "jetson-agx-orin-64g", "jetson-agx-orin-32g"}
 
-# GB/s that boards of each type of memory reach: bus widths of 64 to 512 bits of the GDDRs, two to eight stacks of HBM.
+# Plausible GB/s by memory type, for GDDR buses of 64 to 512 bits and two to eight HBM stacks.
 BANDWIDTHS = {
     "lpddr5": (60, 210),
     "lpddr5x": (200, 300),
@@ -420,7 +420,7 @@ BANDWIDTHS = {
     "hbm3e": (4700, 8100),
 }
 
-# TFLOP/s at float16 with sparsity, as the makers publish them: a dense rate is at most half.
+# Published float16 TFLOP/s with sparsity; a dense rate is at most half.
 SPARSE: dict[str, float] = load_yaml(
     """
     {gb300: 5000, gb200: 5000, b300: 4500, b200: 4500, gh200-96g: 1979, h200: 1979, h100-80g: 1979, h200-nvl: 1671,
@@ -433,7 +433,7 @@ SPARSE: dict[str, float] = load_yaml(
     "sparse",
 )
 
-# MiB that nvidia-smi lists for the whole board: more than a program can have, and never by more than the ECC's share.
+# Total MiB in nvidia-smi: more than a program can use, by at most what the driver and ECC take.
 BOARDS: dict[str, float] = load_yaml(
     """
     {b300: 275040, gb200: 189471, gb300: 284208, b200: 183359, h200: 143771, h100-80g: 81559, h20: 97871,
@@ -444,13 +444,13 @@ BOARDS: dict[str, float] = load_yaml(
 )
 
 
-def test_the_catalogue_has_what_people_have() -> None:
+def test_the_catalogue_has_the_common_devices_and_links() -> None:
     assert GEFORCE | DATA_CENTRE | WORKSTATION | SHARED | {"cpu"} <= set(catalog().devices)
     assert {"nvlink", "pcie", "shm", "ethernet", "infiniband", "xgmi"} <= set(catalog().links)
 
 
 @pytest.mark.parametrize("name", sorted(catalog().devices))
-def test_a_row_of_the_catalogue_is_sane(name: str) -> None:
+def test_a_row_of_the_catalogue_is_plausible(name: str) -> None:
     entry = catalog().devices[name]
     assert re.fullmatch(r"[a-z0-9][a-z0-9-]*", name)
     assert entry.source.strip()
@@ -464,7 +464,7 @@ def test_a_row_of_the_catalogue_is_sane(name: str) -> None:
     assert 512 << 20 <= entry.reserve_bytes < entry.memory_bytes // 3
     low, high = BANDWIDTHS[entry.memory_type]
     assert low * 10**9 <= entry.bandwidth_bytes_per_s <= high * 10**9
-    # A name that ends in a size is of that size, less at most a tenth of it.
+    # A size in the name may exceed the memory by at most a tenth.
     size = re.search(r"-([0-9]+)g(?:-|$)", name)
     if size:
         assert 0.9 < entry.memory_bytes / (int(size[1]) << 30) <= 1.02
@@ -474,17 +474,19 @@ def test_a_row_of_the_catalogue_is_sane(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(catalog().devices) - {"cpu"}))
-def test_a_driver_name_has_what_the_runtime_looks_for(name: str) -> None:
+def test_driver_names_contain_the_name_that_the_runtime_looks_for(name: str) -> None:
     entry = catalog().devices[name]
     assert entry.names
     for driver_name in entry.names:
         assert is_named(f"NVIDIA {driver_name}", entry.reported_name)
     sharing = [other for other in catalog().devices.values() if set(other.names) & set(entry.names)]
     sizes = sorted(other.memory_bytes or 0 for other in sharing)
-    assert all(smaller * 1.15 < larger for smaller, larger in itertools.pairwise(sizes)), "told apart by memory alone"
+    assert all(smaller * 1.15 < larger for smaller, larger in itertools.pairwise(sizes)), (
+        "types that share a name must differ in memory"
+    )
 
 
-def test_a_row_of_the_catalogue_has_no_field_that_nobody_reads() -> None:
+def test_a_row_of_the_catalogue_has_no_unknown_field() -> None:
     fields = {"memory", "memory_type", "reserve", "bandwidth", "bfloat16", "float16", "float32", "overhead"}
     for name, row in load_yaml(CATALOG.read_bytes(), CATALOG.name)["devices"].items():
         assert set(row) <= fields | {"reported_name", "names", "source"}, name

@@ -1,4 +1,4 @@
-"""Reading NVML: its structures and oddities as records, what a GPU lacks as None, every other failure by name."""
+"""Reading NVML: records of its answers, None for unsupported figures, an error that names any other failed call."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from planner.hardware.nvml import read_machine
 from tests.planner.hardware.nvml_recording import Recording
 
 
-def test_a_gpu_as_nvml_tells_it() -> None:
+def test_the_figures_of_a_gpu_are_read() -> None:
     machine = read_machine(Recording("a100x4-nvlink"))
     assert machine.driver == "535.129.03"
     first = machine.gpus[0]
@@ -33,12 +33,12 @@ def test_links_straight_to_a_gpu_are_counted_per_pair() -> None:
 
 def test_links_to_a_switch_reach_every_gpu_that_has_them() -> None:
     machine = read_machine(Recording("h100x8-nvswitch"))
-    # The driver says version 5.0 of these links; an H100 has the fourth generation.
+    # The driver reports NVLink version 5.0 for these links, but an H100 has generation 4.
     assert {(link.count, link.generation, link.switched) for link in machine.nvlinks.values()} == {(18, 4, True)}
     assert len(machine.nvlinks) == 28
 
 
-def test_a_driver_that_does_not_tell_what_a_link_ends_in() -> None:
+def test_the_remote_type_of_links_is_inferred_if_the_driver_lacks_the_call() -> None:
     recording = Recording("h100x8-nvswitch")
     for device in recording.data["devices"]:
         for link in device["links"]:
@@ -51,7 +51,7 @@ def test_a_driver_that_does_not_tell_what_a_link_ends_in() -> None:
     assert {(link.count, link.switched) for link in read_machine(recording).nvlinks.values()} == {(4, False)}
 
 
-def test_a_generation_that_is_not_known_is_none() -> None:
+def test_an_unknown_nvlink_generation_is_none() -> None:
     recording = Recording("a100x4-nvlink")
     for device in recording.data["devices"]:
         for link in device["links"]:
@@ -66,7 +66,7 @@ def test_an_old_driver_answers_in_bytes_and_lacks_calls() -> None:
     assert gpu.mig is False
 
 
-def test_slices_are_those_that_are_made() -> None:
+def test_mig_slices_are_those_that_exist() -> None:
     gpus = read_machine(Recording("a100-mig")).gpus
     assert [(part.memory_bytes >> 20, part.compute_slices) for part in gpus[0].slices] == [
         (40192, 3),

@@ -1,4 +1,4 @@
-"""Quantities with units, in and out."""
+"""Quantities with units: parsing and formatting."""
 
 import pytest
 from hypothesis import given
@@ -60,7 +60,7 @@ def test_a_quantity_is_an_integer_in_base_units(quantity: Quantity, text: object
         ),
     ],
 )
-def test_what_is_no_quantity_is_refused(quantity: Quantity, data: object, message: str) -> None:
+def test_invalid_quantities_are_refused(quantity: Quantity, data: object, message: str) -> None:
     with pytest.raises(InventoryError) as caught:
         units.parse(quantity, data, "here")
     assert str(caught.value) == message
