@@ -1,4 +1,4 @@
-"""Bounds that the solver counts with are never below the bytes, and no more above than alignment explains."""
+"""Affine bounds of bytes in the solver: never below the exact bytes, above them by alignment at most."""
 
 import pytest
 from hypothesis import given, settings
@@ -105,14 +105,14 @@ def test_aligned_shares_are_counted_exactly() -> None:
     ]
 
 
-def test_a_bound_below_its_bytes_is_our_bug() -> None:
+def test_a_bound_below_the_exact_bytes_is_an_assertion_error() -> None:
     with pytest.raises(AssertionError, match="below"):
         affine(lambda n: 10_000 * n, most=4, slope=1, slots=1)
 
 
 @pytest.mark.parametrize("data", [EQUAL, UNLIKE], ids=["equal", "unlike"])
 @pytest.mark.parametrize("head", ["eagle3", "eagle1", None])
-def test_planned_lines_are_within_what_the_solver_counted(data, head) -> None:
+def test_planned_bytes_are_at_most_the_bytes_in_the_solver(data, head) -> None:
     problem_of: Formulation = formulation(data, head)
     solved = solve(problem_of.problem, Settings(workers=1))
     assert solved is not None

@@ -1,4 +1,4 @@
-"""Predicted times: the roofline against published profiles, collectives by hand, and that more takes longer."""
+"""Predicted times: roofline figures, collectives computed by hand, and monotonicity."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ from plans.schema import Device, Link
 
 LINK = Link(link_class="x", latency_ns=5_000, bandwidth_bytes_per_s=10_000_000_000)
 LAYER_PARAMETERS = 8192 * (2 * 8192 + 2 * 1024 + 3 * 28672)
-"""Of one layer of Llama-2-70B: q and o, k and v, gate, up and down."""
+"""Parameters of one layer of Llama-2-70B: q and o, k and v, gate, up and down."""
 
 
 def device(type_name: str) -> Device:
@@ -52,12 +52,12 @@ def test_a_share_is_limited_by_memory_or_by_arithmetic() -> None:
 def test_a_layer_of_llama_70b_takes_its_bytes_at_four_fifths_of_the_datasheet(
     type_name: str, microseconds: int
 ) -> None:
-    """One token: 1.71 GB per layer. The figures are 0.8 of 1555, 300, 320 and 900 GB/s."""
+    """One token reads 1.71 GB per layer, at 0.8 of 1555, 300, 320 and 900 GB/s."""
     predicted = share_ns(device(type_name), 2 * LAYER_PARAMETERS, 2 * LAYER_PARAMETERS) / 1000
     assert predicted == pytest.approx(microseconds, rel=0.005)
 
 
-def test_wide_verification_turns_to_arithmetic() -> None:
+def test_verification_of_many_rows_is_limited_by_arithmetic() -> None:
     gpu = device("l4")
     narrow, wide = (share_ns(gpu, 2 * LAYER_PARAMETERS, 2 * rows * LAYER_PARAMETERS) for rows in (60, 600))
     assert narrow == share_ns(gpu, 2 * LAYER_PARAMETERS, 0)
@@ -85,7 +85,7 @@ def test_collectives_by_hand() -> None:
 def test_collectives_over_hosts_cross_the_network_as_often_as_there_are_hosts() -> None:
     slow = Link(link_class="net", latency_ns=40_000, bandwidth_bytes_per_s=1_000_000_000)
     tiers = (Tier(count=4, link=LINK), Tier(count=2, link=slow))
-    # trees of 4 and of 2; the ring of 8 is as slow as the network: 2 * (7/8) * 10 kB at 1 GB/s
+    # latency: trees over 4 devices and over 2 hosts; bytes: a ring of 8 at network speed, 2 * (7/8) * 10 kB at 1 GB/s
     assert all_reduce_ns(tiers, 10_000) == 2 * (2 * 5_000 + 40_000) + 17_500
     assert broadcast_ns(tiers, 10_000) == 2 * (5_000 + 1_000) + (40_000 + 10_000)
     one_each = (Tier(count=1, link=None), Tier(count=2, link=slow))
@@ -93,21 +93,23 @@ def test_collectives_over_hosts_cross_the_network_as_often_as_there_are_hosts() 
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 40), st.integers(1, 10**9))
-def test_experts_that_are_wanted_at_least_once(experts: int, each: int, rows: int, nbytes: int) -> None:
-    each = min(each, experts)
-    expected = nbytes * experts * (1 - (1 - Fraction(each, experts)) ** rows)
-    assert touched_bytes(nbytes, experts, each, rows) == math.ceil(expected)
-    assert nbytes * each <= touched_bytes(nbytes, experts, each, rows) <= nbytes * experts
+def test_touched_bytes_count_experts_that_any_row_selects(experts: int, per_token: int, rows: int, nbytes: int) -> None:
+    per_token = min(per_token, experts)
+    expected = nbytes * experts * (1 - (1 - Fraction(per_token, experts)) ** rows)
+    assert touched_bytes(nbytes, experts, per_token, rows) == math.ceil(expected)
+    assert nbytes * per_token <= touched_bytes(nbytes, experts, per_token, rows) <= nbytes * experts
 
 
-def test_experts_by_hand() -> None:
+def test_touched_bytes_by_hand() -> None:
     assert touched_bytes(1000, 8, 2, 1) == 2000
     assert touched_bytes(1000, 8, 2, 2) == 3500  # 8 * (1 - (3/4)^2)
     assert touched_bytes(1000, 1, 1, 60) == 1000
 
 
 @given(st.integers(0, 10**15), st.integers(0, 10**15), st.integers(0, 10**18), st.integers(0, 10**18))
-def test_more_never_takes_less(traffic: int, more_traffic: int, flops: int, more_flops: int) -> None:
+def test_time_grows_with_traffic_flops_and_slower_devices(
+    traffic: int, more_traffic: int, flops: int, more_flops: int
+) -> None:
     gpu = rounded(1_000_000_000_000, 100_000_000_000_000)
     slower = rounded(900_000_000_000, 90_000_000_000_000)
     assert share_ps(gpu, traffic, flops) <= share_ps(gpu, traffic + more_traffic, flops + more_flops)

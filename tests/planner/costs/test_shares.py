@@ -1,4 +1,4 @@
-"""Work of shares: parts of a subgroup add up to the whole that they divide, and figures by hand."""
+"""Work of shares: the parts of a subgroup add up to the whole, and figures computed by hand."""
 
 import dataclasses
 from typing import Any
@@ -27,7 +27,7 @@ from plans.schema import KvAxis, Link
 from tests.planner.instances import UNLIKE, demo, formulation
 
 ATTENTION = dataclasses.replace(demo(None)[0].model.layers[0].attention, num_heads=16, num_kv_heads=4, head_dim=32)
-GIVEN = Pass(rows=60, batch=4, kv_rows=1024, inputs=512, hidden=512, width=2)
+PASS = Pass(rows=60, batch=4, kv_rows=1024, inputs=512, hidden=512, width=2)
 
 
 def share(heads: int, axis: KvAxis = "heads", parts: int = 1, part: int = 0) -> KvShare:
@@ -35,7 +35,7 @@ def share(heads: int, axis: KvAxis = "heads", parts: int = 1, part: int = 0) -> 
 
 
 def test_a_share_by_hand() -> None:
-    work = attention_work(ATTENTION, GIVEN, share(2), 1000)
+    work = attention_work(ATTENTION, PASS, share(2), 1000)
     parameters = (8 + 2 * 2) * 32 * 512 + 512 * 8 * 32  # qkv of 8 query and 2 KV heads, o
     assert work.traffic_bytes == 2 * parameters + 1000
     assert work.flops == 2 * 60 * parameters + 2 * (2 * 60 * 1024 * 8 * 32)  # scores and their sums
@@ -45,41 +45,41 @@ def test_a_share_by_hand() -> None:
 def test_parts_add_up(heads: int, parts: int, axis: KvAxis) -> None:
     if axis in ("heads", "head_dim"):
         parts = 2 ** (parts // 3)
-    whole = attention_work(ATTENTION, GIVEN, share(heads), 0)
-    found = [attention_work(ATTENTION, GIVEN, share(heads, axis, parts, i), 0) for i in range(parts)]
+    whole = attention_work(ATTENTION, PASS, share(heads), 0)
+    members = [attention_work(ATTENTION, PASS, share(heads, axis, parts, i), 0) for i in range(parts)]
     qkv = (4 * heads + 2 * heads) * 32 * 512 * 2
     out = whole.traffic_bytes - qkv
-    total = sum(work.traffic_bytes for work in found)
+    total = sum(work.traffic_bytes for work in members)
     assert (
         total
         == {
-            "heads": qkv + out + (parts - 1) * 2 * heads * 32 * 512 * 2,  # k and v of every member
+            "heads": qkv + out + (parts - 1) * 2 * heads * 32 * 512 * 2,  # every member reads k and v
             "context": parts * qkv + out,
             "head_dim": qkv + out,
             "batch": parts * (qkv + out),
         }[axis]
     )
-    assert sum(work.flops for work in found) >= whole.flops
+    assert sum(work.flops for work in members) >= whole.flops
     if axis == "head_dim":
-        assert sum(work.flops for work in found) == whole.flops
+        assert sum(work.flops for work in members) == whole.flops
 
 
-def test_what_a_subgroup_exchanges() -> None:
+def test_exchange_time_of_a_subgroup_by_hand() -> None:
     link = Link(link_class="x", latency_ns=1000, bandwidth_bytes_per_s=10**9)
     tiers = (Tier(count=2, link=link),)
 
     def ns(share: KvShare) -> int:
-        return exchange_ns(ATTENTION, dataclasses.replace(GIVEN, kv_rows=600), share, lambda nbytes: tiers)
+        return exchange_ns(ATTENTION, dataclasses.replace(PASS, kv_rows=600), share, lambda nbytes: tiers)
 
     assert ns(share(4)) == ns(share(4, "batch", 2)) == ns(share(4, "heads", 2)) == ns(share(4, "context", 1)) == 0
     assert ns(share(2, "context", 2)) == 1000 + 4 * 60 * 8 * 33
-    columns = 2 * (2000 + 4 * 60 * 8 * 256) + 2000 + 4 * 60 * 8 * 88  # 600 rows of the cache in pieces of 256
+    columns = 2 * (2000 + 4 * 60 * 8 * 256) + 2000 + 4 * 60 * 8 * 88  # 600 cache rows in chunks of 256
     assert ns(share(2, "head_dim", 2)) == columns
 
 
 def test_a_batch_is_divided_in_whole_sequences() -> None:
-    three = attention_work(ATTENTION, GIVEN, share(4, "batch", 3, 0), 0)
-    two = attention_work(ATTENTION, GIVEN, share(4, "batch", 2, 0), 0)
+    three = attention_work(ATTENTION, PASS, share(4, "batch", 3, 0), 0)
+    two = attention_work(ATTENTION, PASS, share(4, "batch", 2, 0), 0)
     assert three == two, "2 of 4 sequences either way"
 
 
@@ -93,13 +93,13 @@ def test_layers_of_several_kinds() -> None:
 
 
 @pytest.mark.parametrize("head", ["eagle3", "eagle1"])
-def test_the_head_reads_its_weights_in_each_pass(head: Any) -> None:
-    found = formulation(UNLIKE, head)
-    draft, options = found.draft, found.options
+def test_the_drafter_reads_its_weights_in_each_pass(head: Any) -> None:
+    formulated = formulation(UNLIKE, head)
+    draft, options = formulated.draft, formulated.options
     assert draft is not None
     assert options.tree is not None
-    shares = DraftShares(model=found.model, draft=draft, options=options)
-    assert [(given.rows, times) for given, times in shares.passes] == [
+    shares = DraftShares(model=formulated.model, draft=draft, options=options)
+    assert [(one_pass.rows, times) for one_pass, times in shares.passes] == [
         (options.tree.depth + 2, 1),
         (options.tree.top_k, options.tree.depth),
     ]
@@ -107,20 +107,20 @@ def test_the_head_reads_its_weights_in_each_pass(head: Any) -> None:
     heads = share(draft.attention.num_kv_heads)
     norms = {"eagle3": 2, "eagle1": 0}[head] * draft.num_layers * layout.align(4 * draft.hidden_size)
     weights = slots.draft_attention_bytes(draft, options.dtype, heads, False) - norms
-    fc = draft.hidden_size * (3 * found.model.hidden_size if head == "eagle3" else 2 * draft.hidden_size)
+    fc = draft.hidden_size * (3 * formulated.model.hidden_size if head == "eagle3" else 2 * draft.hidden_size)
     assert shares.attention(0, heads).traffic_bytes == weights + draft_kv_bytes(options, draft, heads) + 4 * fc
     again = shares.attention(1, heads).traffic_bytes
     assert again == shares.attention(0, heads).traffic_bytes - (4 * fc if head == "eagle3" else 0)
 
 
-def test_a_unit_is_three_slices() -> None:
+def test_a_unit_has_a_slice_of_gate_up_and_down() -> None:
     (layers,) = demo(None)[0].model.layers
     work = unit_work(layers.mlp, 192, 4, 10)
     assert work.traffic_bytes == 3 * 192 * layers.mlp.unit * 4
     assert work.flops == 2 * 10 * 3 * 192 * layers.mlp.unit
 
 
-def test_experts_are_read_where_a_row_wants_them() -> None:
+def test_experts_are_read_if_a_row_selects_them() -> None:
     (layers,) = demo(None)[0].model.layers
     moe = dataclasses.replace(layers.mlp, kind="moe", num_experts=8, experts_per_token=2)
     parameters = 3 * 192 * moe.unit

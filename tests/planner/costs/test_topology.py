@@ -1,4 +1,4 @@
-"""Links of an inventory."""
+"""The fabric: links between devices and groups of an inventory."""
 
 from planner.costs.roofline import Tier
 from planner.costs.topology import Fabric, links_of, slowest_link
