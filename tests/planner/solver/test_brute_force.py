@@ -1,4 +1,4 @@
-"""The brute force itself: against every Answer written out and priced one by one, and by hand."""
+"""Tests of the brute force: against enumeration of every Answer, and against sums made by hand."""
 
 import dataclasses
 from itertools import islice
@@ -13,7 +13,7 @@ from tests.planner.tiny_problems import tiny_problem
 FEW = 800
 
 
-def test_every_answer_written_out() -> None:
+def test_brute_force_equals_enumeration() -> None:
     seen = []
     for seed in range(120):
         problem = tiny_problem(seed)
@@ -71,14 +71,14 @@ BY_HAND = Problem(
     goal="time",
     spare=None,
 )
-# All on the fast device: 3 layers of 100 + 2 units of 1 each, first 7 + 2, last 7 + 3, received twice from itself.
-# It holds 5 + 3 * (10 + 2 * 4) + (2 + 2 * 3) + (2 + 3 * 3) = 78 bytes, and 67 without the last block.
+# All on the fast device: 3 layers of 100 + 2 units of 1, first 7 + 2, last 7 + 3, two receives on the same device.
+# The device then holds 5 + 3 * (10 + 2 * 4) + (2 + 2 * 3) + (2 + 3 * 3) = 78 bytes, 67 without the last block.
 ALL_ON_FAST = 306 + 9 + 10 + 2
-# The last block on the slow device: 7 + 3 * 2, received from another device of the host, and one message.
+# The last block on the slow device: 7 + 3 * 2, a receive from another device of the host, one message.
 LAST_ON_SLOW = 306 + 9 + 13 + 1 + 30 + 1000
-# The second stage on the slow device, a layer of 200 + 2 * 3, reached by a hop, and the last block there: 34 bytes.
+# A second stage on the slow device, a layer of 200 + 2 * 3 after a hop, and the last block there: 34 bytes.
 LAYER_ON_SLOW = 204 + 206 + 50 + 9 + 13 + 1 + 1 + 1000
-# Two layers there, 5 + 2 * 18 = 41 bytes, and both blocks on the fast device: 5 + 18 + 8 + 11 = 42 bytes.
+# Two layers on the slow device, 5 + 2 * 18 = 41 bytes; both blocks on the fast one, 5 + 18 + 8 + 11 = 42 bytes.
 LAYERS_ON_SLOW = 102 + 412 + 50 + 9 + 10 + 1 + 30 + 1000
 
 
@@ -96,7 +96,7 @@ LAYERS_ON_SLOW = 102 + 412 + 50 + 9 + 10 + 1 + 30 + 1000
         ({"goal": "balance"}, (-58, LAYERS_ON_SLOW, 2)),
         ({"goal": "balance", "spare": 1}, (0, -22, ALL_ON_FAST, 1)),
         ({"goal": "balance", "spare": 1, "capacity_bytes": (77, 100)}, (11, -10, LAST_ON_SLOW, 1)),
-        # In granules of four bytes: 11 bytes lie in three, and of 10 free bytes two are whole.
+        # Granules of four bytes: 11 loaded bytes round up to three granules, 10 free bytes round down to two.
         ({"goal": "balance", "spare": 1, "capacity_bytes": (77, 8192)}, (3, -2, LAST_ON_SLOW, 1)),
     ],
 )

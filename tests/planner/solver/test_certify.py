@@ -1,4 +1,4 @@
-"""The certificate: every constraint of an answer is checked, every term is priced."""
+"""The certificate checks every constraint of an answer and prices every term."""
 
 import dataclasses
 from collections.abc import Callable
@@ -122,7 +122,7 @@ def test_every_term_by_hand() -> None:
     assert certificate.stage_ns == (20 + 30 + 5 + 1, 55 + 12 + 70)
     assert certificate.first_ns == 9 + 2
     assert certificate.last_ns == 13 + 2 + 1
-    assert certificate.tail_ns == 60 + 2 + 5 + 4 + 1  # split, own axis, shared one read again, copy, receiving
+    assert certificate.tail_ns == 60 + 2 + 5 + 4 + 1  # split, own axis, shared axis read again, copied axis, receive
     assert certificate.message_ns == 29 + 37
     assert certificate.step_ns == 56 + 137 + 11 + 16 + 72 + 66
     assert certificate.load_bytes == (
@@ -165,7 +165,7 @@ def test_a_block_receives_from_the_leader_of_the_link_before() -> None:
     assert certificate.last_ns == 14 + 1 + RECEIVE.near_ns
 
 
-def test_a_group_over_several_hosts_is_in_none_of_them() -> None:
+def test_a_group_over_several_hosts_counts_as_a_site_of_its_own() -> None:
     wide = StageAnswer(group=4, layers=((2,), (1,)), units=((8, 0), (3, 0)))
     first = BlockAnswer(option=1, split=0, shares=((4,),))
     answer = dataclasses.replace(ANSWER, stages=(wide,), first=first)
@@ -229,15 +229,15 @@ WRONG: dict[str, Callable[[Answer], Answer]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_answer_is_our_bug(name: str) -> None:
-    """Even where nothing is too much."""
+def test_an_invalid_answer_is_an_assertion_error(name: str) -> None:
+    """Capacities are ample, so that the invalid part alone is the reason."""
     problem = dataclasses.replace(PROBLEM, capacity_bytes=(9999, 9999, 9999))
     certify(problem, ANSWER)
     with pytest.raises(AssertionError):
         certify(problem, WRONG[name](ANSWER))
 
 
-def test_a_byte_too_much_is_our_bug() -> None:
+def test_a_byte_above_a_capacity_is_an_assertion_error() -> None:
     load = certify(PROBLEM, ANSWER).load_bytes
     certify(dataclasses.replace(PROBLEM, capacity_bytes=load), ANSWER)
     for device in range(3):
@@ -246,8 +246,8 @@ def test_a_byte_too_much_is_our_bug() -> None:
             certify(dataclasses.replace(PROBLEM, capacity_bytes=tight), ANSWER)
 
 
-def _three(*groups: int) -> Answer:
-    """Stages of a layer each, that deal all to the first member."""
+def _three_stages(*groups: int) -> Answer:
+    """Return an answer with three stages of one layer; the first member of each group has all units."""
     stages = []
     for position, index in enumerate(groups):
         splits = PROBLEM.groups[index].splits
@@ -259,28 +259,28 @@ def _three(*groups: int) -> Answer:
     return dataclasses.replace(ANSWER, stages=tuple(stages))
 
 
-def test_a_place_is_entered_once() -> None:
+def test_a_site_is_entered_once() -> None:
     with pytest.raises(AssertionError, match="entered twice"):
-        certify(PROBLEM, _three(2, 1, 3))
-    certify(PROBLEM, _three(2, 3, 1))
+        certify(PROBLEM, _three_stages(2, 1, 3))
+    certify(PROBLEM, _three_stages(2, 3, 1))
 
 
-def test_stages_are_in_the_order_that_is_asked_for() -> None:
+def test_ordered_stages_are_in_the_order_of_groups() -> None:
     ordered = dataclasses.replace(PROBLEM, ordered=True)
     certify(ordered, ANSWER)
     with pytest.raises(AssertionError):
-        certify(ordered, _three(2, 3, 1))
+        certify(ordered, _three_stages(2, 3, 1))
 
 
-def test_groups_run_as_many_layers_as_are_given() -> None:
+def test_groups_run_the_given_counts_of_layers() -> None:
     certify(dataclasses.replace(PROBLEM, counts=(2, 1, 0, 0, 0, 0)), ANSWER)
     for counts in ((1, 2, 0, 0, 0, 0), (3, 0, 0, 0, 0, 0)):
         with pytest.raises(AssertionError):
             certify(dataclasses.replace(PROBLEM, counts=counts), ANSWER)
 
 
-def test_it_agrees_with_the_words_of_the_problem() -> None:
-    """On answers of random problems, whether good or not, that fit or not."""
+def test_it_agrees_with_the_field_definitions_of_the_problem() -> None:
+    """Compare answers of random problems, feasible and infeasible, optimal or not."""
     checked = {True: 0, False: 0}
     for seed in range(60):
         problem = tiny_problem(seed)

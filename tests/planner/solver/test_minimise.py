@@ -1,4 +1,4 @@
-"""One run of CP-SAT: what each mode ends with, and that Ctrl-C ends it."""
+"""One run of CP-SAT: the result of each mode, and Ctrl-C."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from tests.planner.instances import ROOT, saved
 
 
 class Partition:
-    """Divide numbers of 45 bits into two halves of nearly the same sum: with 60 of them no proof ends."""
+    """Number partitioning with 45-bit numbers; with 60 numbers an optimality proof takes practically forever."""
 
     def __init__(self, numbers: int) -> None:
         self.model = cp_model.CpModel()
@@ -43,7 +43,7 @@ class Partition:
         self.model.add(self.difference >= -signed)
 
 
-def test_a_proof_is_of_the_least() -> None:
+def test_a_proven_value_is_the_minimum() -> None:
     partition = Partition(8)
     optimum = minimise(partition, partition.difference, Settings(), what="difference")
     assert optimum.value == optimum.bound == partition.values[partition.difference.index]
@@ -53,7 +53,7 @@ def test_a_proof_is_of_the_least() -> None:
 
 
 @pytest.mark.parametrize("mode", [SAME, best_within(1.0), Mode(from_below=True)])
-def test_what_is_proven_does_not_depend_on_the_mode(mode: Mode) -> None:
+def test_the_proven_value_does_not_depend_on_the_mode(mode: Mode) -> None:
     partition = Partition(8)
     expected = minimise(partition, partition.difference, Settings(), what="difference")
     assert minimise(partition, partition.difference, Settings(), what="difference", mode=mode).value == expected.value
@@ -75,7 +75,7 @@ def test_any_solution_may_be_far_from_the_least() -> None:
     assert optimum.bound <= optimum.value
 
 
-def test_past_the_limit_the_best_is_told_and_not_taken() -> None:
+def test_beyond_the_limit_the_best_value_is_reported_but_not_used() -> None:
     partition = Partition(60)
     with pytest.raises(NotProvenError, match="difference: not proven") as refused:
         minimise(partition, partition.difference, Settings(limit=0.05), what="difference")
@@ -83,7 +83,7 @@ def test_past_the_limit_the_best_is_told_and_not_taken() -> None:
     assert partition.values == []
 
 
-def test_no_gap_is_a_proof() -> None:
+def test_a_gap_of_zero_means_to_prove() -> None:
     assert within_gap(0) == PROVE
     assert within_gap(5).fixed
 
@@ -127,11 +127,11 @@ from planner.cli import main
 threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGINT)).start()
 main(sys.argv[2:])
 """
-"""Interrupts itself some seconds after all is imported, as Ctrl-C does."""
+"""Source of a program that sends itself SIGINT some seconds after its imports, as Ctrl-C does."""
 
 
 def _machine(*types: str) -> dict[str, Any]:
-    """Hosts of eight devices of a type each."""
+    """Return an inventory with one host per type, each with eight devices of it."""
     hosts = [
         {
             "name": f"box{number}",

@@ -1,4 +1,4 @@
-"""The problem is a value: integers and names only, the same for the same inputs, and written and read back."""
+"""The problem is a value: integers and names only, equal for equal inputs, serialisable."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def test_every_field_is_serialisable() -> None:
         assert hash(problem) == hash(tiny_problem(seed))
 
 
-def test_no_answer_is_more_than_the_most_or_less_than_the_least() -> None:
+def test_answers_are_within_the_bounds_of_bytes_and_time() -> None:
     for seed in range(40):
         problem = tiny_problem(seed)
         for answer in islice(every_answer(problem), 0, 1000, 20):

@@ -1,4 +1,4 @@
-"""The solver against every answer of tiny problems, and what it promises beside the optimum."""
+"""The solver against brute force over tiny problems, and its guarantees on gaps, limits and missing bytes."""
 
 import dataclasses
 
@@ -27,13 +27,13 @@ def _value(problem: Problem, answer: Answer) -> Value:
     return (*goal_value(problem, certificate.load_bytes, layers), certificate.step_ns, len(answer.stages))
 
 
-def _more(problem: Problem, nbytes: tuple[int, ...]) -> Problem:
+def _with_more_bytes(problem: Problem, nbytes: tuple[int, ...]) -> Problem:
     capacity = tuple(map(sum, zip(problem.capacity_bytes, nbytes, strict=True)))
     return dataclasses.replace(problem, capacity_bytes=capacity)
 
 
 @pytest.mark.parametrize("start", SEEDS[::CHUNK])
-def test_nothing_is_better_and_nothing_that_fits_is_missed(start: int) -> None:
+def test_the_solver_finds_the_optimum_or_proves_that_nothing_fits(start: int) -> None:
     for seed in SEEDS[start : start + CHUNK]:
         problem = tiny_problem(seed)
         expected, solved = best(problem), tiny_answer(seed)
@@ -47,7 +47,7 @@ def test_nothing_is_better_and_nothing_that_fits_is_missed(start: int) -> None:
         assert all(map(int.__le__, certificate.load_bytes, problem.capacity_bytes))
 
 
-def test_the_random_problems_are_of_every_kind() -> None:
+def test_the_random_problems_cover_every_feature() -> None:
     problems = [tiny_problem(seed) for seed in SEEDS]
     solved = [tiny_answer(seed) for seed in SEEDS]
     assert 0.1 <= solved.count(None) / len(SEEDS) <= 0.3
@@ -81,7 +81,7 @@ def test_the_random_problems_are_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("start", range(0, 20, 5))
-def test_one_answer_whatever_the_search(start: int) -> None:
+def test_the_answer_does_not_depend_on_workers_and_seed(start: int) -> None:
     for seed in range(start, start + 5):
         expected = tiny_answer(seed)
         for workers, number in ((1, 1), (1, 12345), (2, 0), (2, 7)):
@@ -89,13 +89,13 @@ def test_one_answer_whatever_the_search(start: int) -> None:
             assert (solved and solved.answer) == (expected and expected.answer), f"seed {seed}"
 
 
-def test_whether_it_fits() -> None:
+def test_fits_agrees_with_solve() -> None:
     for seed in range(60):
         assert fits(tiny_problem(seed), ONE) == (tiny_answer(seed) is not None), f"seed {seed}"
 
 
 def test_with_a_gap_the_answer_is_certified_and_does_not_depend_on_seed_or_workers() -> None:
-    """The last two round a bound to the nanosecond."""
+    """In the last two cases the bound is rounded to a nanosecond."""
     rounded = ((31, 10_000), (58, 100_000))
     for seed, gap_ppm in (*((seed, (500_000, 100_000, 10_000)[seed % 3]) for seed in range(18)), *rounded):
         problem = tiny_problem(seed)
@@ -120,26 +120,26 @@ def missing(problem: Problem) -> tuple[int, ...]:
     return short.missing
 
 
-def test_missing_bytes_are_the_least_there_are() -> None:
-    """With what is missing something fits, with a byte less of any device's share nothing does."""
+def test_missing_bytes_are_minimal() -> None:
+    """Assert that the problem fits with the missing bytes added, and not with one byte less on any device."""
     checked = 0
     for seed in SEEDS:
         problem = tiny_problem(seed)
-        # Where counts are given, a group may lack the splits that they ask for: no bytes help.
+        # With fixed counts a group may have no split for its layers, which no memory can mend.
         if checked >= 12 or problem.counts is not None or len(problem.devices) > 3 or tiny_answer(seed) is not None:
             continue
         short = missing(problem)
         assert sum(short) > 0
-        assert best(_more(problem, short)) is not None
+        assert best(_with_more_bytes(problem, short)) is not None
         for device, nbytes in enumerate(short):
             if nbytes:
                 less = tuple(n - (d == device) for d, n in enumerate(short))
-                assert best(_more(problem, less)) is None
+                assert best(_with_more_bytes(problem, less)) is None
                 checked += 1
     assert checked >= 5
 
 
-def test_nothing_is_missing_where_something_fits() -> None:
+def test_no_bytes_are_missing_if_a_placement_fits() -> None:
     seed = next(seed for seed in SEEDS if tiny_answer(seed) is not None)
     problem = tiny_problem(seed)
     assert missing(problem) == (0,) * len(problem.devices)
@@ -153,7 +153,7 @@ def test_the_limit_ends_in_a_refusal_with_the_gap() -> None:
 
 
 def _slower(problem: Problem, ns: int) -> Problem:
-    """With so much more time for every layer."""
+    """Add ``ns`` to the time of every split, so to every layer."""
     splits = {id(listed): listed for group in problem.groups for listed in group.splits}
     slow = {
         known: tuple(dataclasses.replace(split, ns=split.ns + ns) for split in listed)
@@ -163,19 +163,19 @@ def _slower(problem: Problem, ns: int) -> Problem:
     return dataclasses.replace(problem, groups=tuple(groups))
 
 
-def test_what_fits_but_is_too_slow_to_be_told_from_others_is_not_said_to_miss_memory() -> None:
+def test_a_problem_that_fits_but_exceeds_the_longest_step_is_not_reported_as_infeasible() -> None:
     fitting = [tiny_answer(seed) is not None for seed in SEEDS[:20]]
     assert set(fitting) == {True, False}
     for seed, fit in zip(SEEDS, fitting, strict=False):
         problem = tiny_problem(seed)
         most = most_step_ns(problem)
-        late = _slower(problem, most)
-        assert fits(late, ONE) == fit, f"seed {seed}"
+        too_slow = _slower(problem, most)
+        assert fits(too_slow, ONE) == fit, f"seed {seed}"
         if not fit:
-            assert solve(late, ONE) is None, f"seed {seed}"
+            assert solve(too_slow, ONE) is None, f"seed {seed}"
             continue
         with pytest.raises(NotProvenError, match="no longer step is told from others") as refused:
-            solve(late, ONE)
+            solve(too_slow, ONE)
         assert refused.value.bound_ns == most
         solved, answer = solve(_slower(problem, most // 8), ONE), tiny_answer(seed)
         assert solved is not None, f"seed {seed}"

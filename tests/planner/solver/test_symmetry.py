@@ -1,4 +1,4 @@
-"""Devices and hosts that only names tell apart: what is left out of a search for it is never the answer."""
+"""Devices and hosts that differ only by name: symmetry breaking never excludes the optimum."""
 
 import dataclasses
 
@@ -14,15 +14,15 @@ from tests.planner.tiny_problems import tiny_problem
 ONE = Settings(workers=1)
 
 
-def test_equal_hosts_are_hosts_that_differ_by_name_alone() -> None:
+def test_equal_hosts_differ_by_name_alone() -> None:
     with_pairs = [(problem, pairs) for seed in range(300) if (pairs := equal_hosts(problem := tiny_problem(seed)))]
     for problem, pairs in with_pairs:
         for one, other in pairs:
-            here, there = (problem.hosts[host] for host in (one, other))
-            assert [problem.capacity_bytes[d] for d in here] == [problem.capacity_bytes[d] for d in there]
+            first, second = (problem.hosts[host] for host in (one, other))
+            assert [problem.capacity_bytes[d] for d in first] == [problem.capacity_bytes[d] for d in second]
 
 
-def test_equal_hosts_may_change_places_whatever_is_over_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_hosts_are_exchangeable_although_groups_span_them(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = [host(f"box{h}", cpu(f"c{h}", 14)) for h in range(3)]
     network = {"class": "ethernet", "bandwidth": "25 Gbit/s", "latency": "20 us"}
     problem = formulation({"hosts": hosts, "network": network}, "eagle3").problem
@@ -38,7 +38,7 @@ def test_equal_hosts_may_change_places_whatever_is_over_several(monkeypatch: pyt
     assert layers == sorted(layers, reverse=True)
 
 
-def test_what_an_exchange_of_hosts_moves() -> None:
+def test_an_exchange_of_hosts_moves_an_option_unless_its_members_are_equal() -> None:
     split = Split(shares=(1, 1, 1), ns=1, bytes=(4, 5, 5))
     nothing = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
     option = Option(devices=(0, 1, 2), sites=(0, 1, 2), splits=(split,), receive=nothing)

@@ -1,4 +1,4 @@
-"""The transport problem against every solution."""
+"""The transport problem against enumeration of all solutions."""
 
 from itertools import product
 
@@ -10,7 +10,7 @@ from planner.solver.transport import transport
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[list[int], list[int], list[list[int]]]:
-    """Supplies and demands of equal sums, at most 5 items, and costs up to those of bytes."""
+    """Draw supplies and demands of equal sums, at most 5 items, and costs as large as those of bytes."""
     sent = draw(st.lists(st.lists(st.integers(0, 1), min_size=2, max_size=2), min_size=1, max_size=3))
     supplies, demands = [sum(row) for row in sent], [sum(column) for column in zip(*sent, strict=True)]
     costs = st.lists(st.lists(st.integers(0, 1 << 40), min_size=2, max_size=2), min_size=len(sent), max_size=len(sent))

@@ -1,4 +1,4 @@
-"""One problem has one plan, byte for byte: whatever the search, the listing order, or the process."""
+"""Equal inputs give one plan, byte for byte, for any workers, seed, listing order and process."""
 
 import dataclasses
 import os
@@ -28,7 +28,7 @@ NETWORK = {"class": "ethernet", "latency": "200 ns", "bandwidth": "400 Gbit/s"}
 
 
 def slow(name: str, kib: int, megabytes: int = 5000) -> dict[str, Any]:
-    """A device on which work takes longer than messages."""
+    """Return a device that is slow compared with its links."""
     return gpu(name, kib, bandwidth=f"{megabytes} MB/s", flops=f"{megabytes // 5} GFLOP/s", overhead="1 us")
 
 
@@ -37,12 +37,12 @@ def box(*devices: dict[str, Any]) -> dict[str, Any]:
 
 
 def four(kib: int) -> dict[str, Any]:
-    """Four equal devices."""
+    """Return an inventory of four equal devices."""
     return box(*(slow(f"g{i}", kib) for i in range(4)))
 
 
 def pairs(kib: int, other: int) -> dict[str, Any]:
-    """Two equal hosts, each with one device of either size."""
+    """Return an inventory of two equal hosts, each with one device of either size."""
     hosts = [host(name, slow(f"{name}0", kib), slow(f"{name}1", other), links=FAST) for name in ("a", "b")]
     return {"hosts": hosts, "network": NETWORK}
 
@@ -55,7 +55,7 @@ MAP = {"": "g0", "model.layers.2": "g1", "model.layers.3": "g2", "model.norm": "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """Inputs of a plan; without a model those of the demo."""
+    """Inputs of a plan; without ``model``, those of the demo."""
 
     inventory: Any
     model: dict[str, Any] | None = None
@@ -63,7 +63,7 @@ class Case:
     wanted: Wanted
     device_map: Any = None
     previous: str | None = None
-    """The case of the plan that is kept."""
+    """Name of the case whose plan is the previous one."""
 
 
 CASES = {
@@ -117,7 +117,7 @@ def inputs(case: Case) -> tuple[BaseInput, DraftInput | None]:
 
 
 def planned(name: str, settings: Settings, order: int | None = None) -> Plan:
-    """The plan of a case, its inventory listed in some other order."""
+    """Plan a case; ``order`` is a seed that shuffles the listing order of its inventory."""
     case = CASES[name]
     base, draft = inputs(case)
     inventory = listed(case.inventory if order is None else shuffled(case.inventory, order))
@@ -148,8 +148,8 @@ def test_search_and_listing_order_do_not_matter(name: str) -> None:
         assert codec.dumps(plan) == expected(name), (workers, seed)
 
 
-def test_the_process_does_not_matter() -> None:
-    """Other hashes of strings, other addresses."""
+def test_another_process_gives_the_same_plan() -> None:
+    """Another process has other string hashes and addresses."""
     program = (
         "from plans import codec\n"
         "from planner.solver.minimise import Settings\n"
@@ -165,16 +165,16 @@ def test_the_process_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_its_own_inputs_lead_to_it(name: str, tmp_path: Path) -> None:
-    """``check`` does the same."""
+def test_planning_again_from_the_written_directory_gives_the_same_plan(name: str, tmp_path: Path) -> None:
+    """Solve again as ``check`` does."""
     frozen = codec.loads(expected(name))
     base, draft = inputs(CASES[name])
     write(tmp_path / "plan", frozen, base, draft)
     assert codec.dumps(replan(tmp_path / "plan", frozen, Settings())) == expected(name)
 
 
-def test_the_cases_are_worth_it() -> None:
-    """Each kind of placement, and devices that only their names tell apart."""
+def test_the_cases_cover_every_form_of_placement() -> None:
+    """Assert that each case has the feature it is named after."""
     plans = {name: codec.loads(expected(name)) for name in CASES}
     assert {name for name, plan in plans.items() if plan.proof.status != "OPTIMAL"} <= {"kept"}
     assert all(len(plans[name].stages) > 1 for name in ("demo", "balanced", "low 0", "sequential", "custom"))

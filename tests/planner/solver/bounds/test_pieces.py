@@ -1,4 +1,4 @@
-"""Equal pieces: the closed form against divisions that are tried, and whole quanta against every division."""
+"""Bounds of equal pieces: the closed form against sampled divisions, whole quanta against every division."""
 
 import random
 from itertools import product
@@ -10,12 +10,12 @@ from planner.solver.bounds.pieces import least_cost, least_cost_parts, least_qua
 
 
 def cost(parts: np.ndarray, rates: np.ndarray, prices: np.ndarray) -> float:
-    """Time of the slowest member, and the price of all pieces."""
+    """Return the time of the slowest member plus the price of all pieces."""
     return float((rates * parts).max() + prices @ parts)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_division_costs_less_and_one_costs_as_much(seed: int) -> None:
+def test_no_division_is_below_the_closed_form_and_its_own_division_attains_it(seed: int) -> None:
     rng = random.Random(seed)
     members = rng.randint(1, 4)
     rates = rates_ns([rng.randint(1, 9) * 1000 for _ in range(members)])
@@ -27,7 +27,7 @@ def test_no_division_costs_less_and_one_costs_as_much(seed: int) -> None:
             assert cost(np.array(weights) / sum(weights), rates, prices) >= least * (1 - 1e-12)
 
 
-def test_members_without_time_take_all_that_has_no_price() -> None:
+def test_members_that_take_no_time_get_all_pieces_if_memory_is_free() -> None:
     rates = rates_ns([0, 1000])
     assert least_cost(rates, np.zeros(2)) == pytest.approx(0, abs=1e-11)
     assert least_cost_parts(rates, np.zeros(2)) == pytest.approx([1, 0], abs=1e-11)
@@ -48,5 +48,5 @@ def test_whole_pieces_in_whole_quanta_are_exact(seed: int) -> None:
         assert quanta == -(-slowest // (1000 * quantum_ns))
 
 
-def test_pieces_without_time_take_no_quantum() -> None:
+def test_pieces_that_take_no_time_need_no_quantum() -> None:
     assert least_quanta((1, 100), (0, 500), 1) == (0, 0)

@@ -1,4 +1,4 @@
-"""Bounds against answers that are written out or proven: no answer takes less than the bound of anything it uses."""
+"""Lower bounds of the step against enumerated and proven answers: no answer is below the bound of a part it uses."""
 
 import dataclasses
 import math
@@ -17,14 +17,14 @@ from tests.planner.tiny_problems import tiny_answer, tiny_problem
 
 
 def uses(answer: Answer) -> tuple[set[int], list[tuple[int, int]]]:
-    """Return the groups, and the option and split of each block."""
+    """Return the groups of an answer, and the (option, split) of each block."""
     blocks = [placed for placed in (answer.first, answer.last, answer.tail) if placed is not None]
     return {stage.group for stage in answer.stages}, [(placed.option, placed.split) for placed in blocks]
 
 
 @cache
 def bounds_of(seed: int) -> Bounds | None:
-    """With prices of memory: what these leave is among what is left without."""
+    """Return the bounds with memory prices, which exclude at least as much as those without."""
     bounds = lower_bounds(tiny_problem(seed))
     return bounds and bounds.tightened()
 
@@ -32,7 +32,7 @@ def bounds_of(seed: int) -> Bounds | None:
 SEEDS = list(islice((seed for seed in count() if bounds_of(seed) is not None), 100))
 
 
-def is_left(seed: int, answer: Answer, step_ns: int) -> bool:
+def is_kept(seed: int, answer: Answer, step_ns: int) -> bool:
     bounds = bounds_of(seed)
     assert bounds is not None
     kept = bounds.within(step_ns)
@@ -42,13 +42,13 @@ def is_left(seed: int, answer: Answer, step_ns: int) -> bool:
 
 
 @pytest.mark.parametrize("start", range(0, 100, 25))
-def test_the_optimum_is_among_what_is_left_at_its_time(start: int) -> None:
+def test_the_optimum_is_not_excluded_at_its_own_time(start: int) -> None:
     for seed in SEEDS[start : start + 25]:
         solved = tiny_answer(seed)
-        assert solved is None or is_left(seed, solved.answer, solved.objective_ns), f"seed {seed}"
+        assert solved is None or is_kept(seed, solved.answer, solved.objective_ns), f"seed {seed}"
 
 
-def test_every_answer_that_fits_is_among_what_is_left_at_its_time() -> None:
+def test_no_feasible_answer_is_excluded_at_its_own_time() -> None:
     seen = 0
     for seed in SEEDS[:60]:
         problem = tiny_problem(seed)
@@ -57,12 +57,12 @@ def test_every_answer_that_fits_is_among_what_is_left_at_its_time() -> None:
                 break
             price = value(problem, answer)
             if price is not None:
-                assert is_left(seed, answer, price[-2]), f"seed {seed}: {answer}"
+                assert is_kept(seed, answer, price[-2]), f"seed {seed}: {answer}"
                 seen += 1
     assert seen > 500
 
 
-def test_something_is_left_out() -> None:
+def test_most_problems_have_groups_excluded() -> None:
     less = 0
     for seed in SEEDS:
         bounds, solved = bounds_of(seed), tiny_answer(seed)
@@ -71,7 +71,7 @@ def test_something_is_left_out() -> None:
     assert less > 40
 
 
-def test_prices_of_memory_leave_out_more_and_only_once() -> None:
+def test_memory_prices_tighten_the_bounds_once() -> None:
     priced = 0
     for seed in SEEDS:
         solved, free = tiny_answer(seed), lower_bounds(tiny_problem(seed))
@@ -87,7 +87,7 @@ def test_prices_of_memory_leave_out_more_and_only_once() -> None:
 
 
 def on_single_devices(seed: int) -> Problem | None:
-    """Return the part of a problem in which nothing is divided; None: there is none, or bounds do not cover it."""
+    """Restrict a problem to single devices; return None if that is impossible or the bounds do not apply."""
     problem = tiny_problem(seed)
     blocks = [
         dataclasses.replace(block, options=tuple(o for o in block.options if len(o.devices) == 1))
@@ -102,7 +102,7 @@ def on_single_devices(seed: int) -> Problem | None:
     )
 
 
-def test_where_all_is_whole_bounds_are_nearly_exact() -> None:
+def test_bounds_are_nearly_exact_if_nothing_is_divided() -> None:
     seen = exact = 0
     for seed in range(150):
         problem = on_single_devices(seed)

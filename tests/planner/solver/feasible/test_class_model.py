@@ -1,4 +1,4 @@
-"""The class model bounds every placement, and packings of its counts are placements, against brute force."""
+"""The class model is a lower bound of missing bytes and its packings are placements, compared with brute force."""
 
 import dataclasses
 
@@ -20,19 +20,19 @@ SEEDS = range(80)
 
 
 def with_more(problem: Problem, nbytes: tuple[int, ...]) -> Problem:
-    """Devices of which each may now be another than its like."""
+    """Add bytes to the devices, after which no two count as alike."""
     capacity = tuple(map(sum, zip(problem.capacity_bytes, nbytes, strict=True)))
     return dataclasses.replace(problem, capacity_bytes=capacity, alike=tuple(range(len(capacity))))
 
 
-def test_nothing_is_missing_by_count_where_something_fits() -> None:
+def test_the_class_model_misses_no_bytes_if_a_placement_fits() -> None:
     for seed in SEEDS:
         if tiny_answer(seed) is not None:
             assert least_missing(tiny_problem(seed))[0] == 0, f"seed {seed}"
             roomiest(tiny_problem(seed))
 
 
-def test_counting_says_no_of_some() -> None:
+def test_problems_without_a_solution_of_the_class_model_are_infeasible() -> None:
     refused = 0
     for seed in SEEDS:
         try:
@@ -44,7 +44,7 @@ def test_counting_says_no_of_some() -> None:
     assert refused >= 3
 
 
-def test_with_what_a_packing_misses_something_fits() -> None:
+def test_the_problem_fits_with_the_bytes_that_a_packing_misses() -> None:
     packings = 0
     for seed in SEEDS:
         problem = tiny_problem(seed)
@@ -58,8 +58,8 @@ def test_with_what_a_packing_misses_something_fits() -> None:
 
 
 @pytest.mark.parametrize("hosts", [1, 4])
-def test_what_is_missing_on_many_equal_devices_is_proven(hosts: int) -> None:
-    """405B in bf16 on 32 L4: in a moment, and evenly, since no device is told apart."""
+def test_missing_bytes_of_many_equal_devices_are_proven(hosts: int) -> None:
+    """Llama 405B in bf16 on 32 L4: proven quickly, and the missing bytes are spread evenly over equal devices."""
     base = load_base(ROOT / "plans/llama405b-16gpu/config.json")
     names = [[f"g{host}-{n}" for n in range(32 // hosts)] for host in range(hosts)]
     data = {
@@ -79,8 +79,8 @@ def test_what_is_missing_on_many_equal_devices_is_proven(hosts: int) -> None:
 
 
 @pytest.mark.parametrize("mib", [24_000, 30_000])
-def test_a_bound_is_never_more_than_a_packing_of_gigabytes_misses(mib: int) -> None:
-    """Mixtral-8x7B in whole layers on three hosts: of sums of so many bytes the solver must prove nothing wrong."""
+def test_the_bound_is_at_most_what_a_packing_of_gigabytes_misses(mib: int) -> None:
+    """Mixtral-8x7B in whole layers on three hosts: sums of so many bytes must not make the solver's bound wrong."""
     base = load_base(ROOT / "plans/mixtral-8x7b-2gpu/config.json")
     row = [{"id": f"g{n}", "type": "v100-32g", "memory": f"{mib} MiB"} for n in range(3)]
     hosts = [{"name": device["id"], "links": {"class": "pcie"}, "devices": [device]} for device in row]

@@ -1,4 +1,4 @@
-"""An infeasible problem says what is missing and where, exactly."""
+"""Missing bytes of an infeasible problem, per device."""
 
 import dataclasses
 import re
@@ -63,7 +63,7 @@ def test_a_shortage_that_takes_long_to_prove_has_two_bounds() -> None:
     assert seen
 
 
-def test_where_no_memory_helps_no_shortage_is_told() -> None:
+def test_no_shortage_per_device_if_no_memory_would_help() -> None:
     problem = formulation(SMALL, "eagle3").problem
     halves = (problem.kinds[0], dataclasses.replace(problem.kinds[0], units=1))
     lacking = tuple(dataclasses.replace(group, splits=(*group.splits, ())) for group in problem.groups)
@@ -73,13 +73,13 @@ def test_where_no_memory_helps_no_shortage_is_told() -> None:
     assert re.fullmatch(r"no placement fits: at least .* MiB short in all \([0-9]+ bytes\)", str(error))
 
 
-def test_the_same_shortage_for_any_search() -> None:
+def test_the_shortage_does_not_depend_on_workers_and_seed() -> None:
     problem = formulation(SMALL, "eagle3").problem
     shortages = [infeasible(problem, Settings(workers=w, seed=s)).short_bytes for w, s in ((1, 0), (2, 5), (1, 77))]
     assert shortages[0] == shortages[1] == shortages[2]
 
 
-def test_more_memory_as_the_inventory_says_it_makes_it_fit() -> None:
+def test_an_inventory_with_the_missing_bytes_added_fits() -> None:
     base, draft = demo("eagle3")
     options = options_of(base, draft, 256, "float32")
     devices = inventory_of(SMALL)
