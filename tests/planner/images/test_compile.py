@@ -1,4 +1,4 @@
-"""Compiling images: bytes equal to torch's, reproducible, reused, in bounded memory, complete or not at all."""
+"""Compiling images: bytes equal to torch's, reproducible, reused, in bounded memory, complete or not written."""
 
 import contextlib
 import dataclasses
@@ -151,7 +151,7 @@ def test_images_are_slices_of_the_checkpoint(
 
 
 def check_base(wanted: dict[str, torch.Tensor], images: list[dict[str, torch.Tensor]], run: Run, plan: Plan) -> None:
-    """Assert that the shares of all devices, put together again, are the checkpoint's tensors."""
+    """Assert that the concatenated shares of all devices equal the tensors of the checkpoint."""
     attention = plan.model.layers[0].attention
     ratio, dim = attention.num_heads // attention.num_kv_heads, attention.head_dim
 
@@ -190,7 +190,7 @@ def check_base(wanted: dict[str, torch.Tensor], images: list[dict[str, torch.Ten
 @pytest.mark.parametrize("axis", ["heads", "context", "head_dim", "batch"])
 @pytest.mark.parametrize("only", [None, ("b",)])
 def test_members_of_a_subgroup_have_their_slices(tmp_path: Path, axis: KvAxis, only: tuple[str, ...] | None) -> None:
-    """Two KV heads on one device, one shared by two, one by three: against indices that torch selects."""
+    """Two KV heads on one device, one shared by two devices, one by three; compared with indexing by torch."""
     tensors = write_base(
         tmp_path / "base", num_layers=2, num_heads=24, num_kv_heads=4, head_dim=12, attention_bias=True, shards=2
     )
@@ -220,7 +220,7 @@ def _check_attention(
     parts: int,
     part: int,
 ) -> None:
-    """Check the share of a member: 4 KV heads of 12 dims, each with 6 query heads."""
+    """Assert the attention slots of a member of a model with 4 KV heads of 12 dims and 6 query heads each."""
     dims = torch.arange(12).view(2, parts, 6 // parts)[:, part].flatten() if axis == "head_dim" else torch.arange(12)
     values = torch.arange(12).chunk(parts)[part] if axis == "head_dim" else torch.arange(12)
     queries = torch.arange(24).view(4, 6)[heads.start : heads.stop]
@@ -243,7 +243,7 @@ def _check_attention(
         assert torch.equal(image[f"layers.{layer}.o.weight"], tensors[f"{prefix}o_proj.weight"][:, columns])
 
 
-def test_embedding_and_head_on_devices_of_their_own(tmp_path: Path) -> None:
+def test_embedding_and_lm_head_on_separate_devices(tmp_path: Path) -> None:
     tensors = write_base(tmp_path / "base", num_layers=2)
     base = load_base(tmp_path / "base")
     groups = [group(base.model, ["a"], 2)]
@@ -318,7 +318,7 @@ def test_casts_keep_nan(target: str) -> None:
 
 @pytest.mark.parametrize("nbytes", [1000, 100])
 def test_small_blocks_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
-    """100 bytes are less than a row."""
+    """A block of 100 bytes is less than a row."""
     directory, base_dir, draft_dir, plan = two_stages(tmp_path, dtype="bfloat16")
     compile_plan(directory, base_dir, draft_dir)
     monkeypatch.setattr(stream, "BLOCK_BYTES", nbytes)
@@ -333,7 +333,7 @@ def names(directory: Path) -> set[str]:
 
 
 def same_artifact(a: Path, b: Path) -> None:
-    """Assert that all files are equal but for ``.compiled``, which is of one machine."""
+    """Assert that all files are equal except ``.compiled``, which is specific to a machine."""
     assert names(a) == names(b) == {"a", "b", "c", "d", "images.yaml", "plan.yaml", ".compiled"}
     for file in a.iterdir():
         assert file.name == ".compiled" or file.read_bytes() == (b / file.name).read_bytes(), file.name
@@ -357,7 +357,7 @@ def test_a_copy_of_the_checkpoint_elsewhere_gives_the_same_bytes(tmp_path: Path)
 def test_a_source_byte_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tied: bool, dtype: str, blocks: int
 ) -> None:
-    """Embedding and lm_head in unlike divisions, and again in the EAGLE head; reads are counted at the system call."""
+    """Embedding and lm_head have different splits and are used by the EAGLE head too; system calls count the reads."""
     tensors = write_base(tmp_path / "base", num_layers=8, tied=tied, shards=2)
     write_draft(tmp_path / "head", kind=kind)
     base = load_base(tmp_path / "base")
@@ -425,11 +425,11 @@ def test_an_unchanged_image_is_not_read(tmp_path: Path, monkeypatch: pytest.Monk
     report = compile_plan(directory, base_dir, draft_dir)
     assert (hashed, report.written_bytes) == (["c"], 0)
     compile_plan(directory, base_dir, draft_dir)
-    assert hashed == ["c"], "it is remembered"
+    assert hashed == ["c"], "the digest is remembered in .compiled"
 
 
 @pytest.mark.parametrize("damage", [b"", b"images: []\n", b"\xff", b"- &a [*a]\n"])
-def test_what_is_remembered_may_be_lost(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_record_of_the_last_compile_is_ignored(tmp_path: Path, damage: bytes) -> None:
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     compile_plan(directory, base_dir, draft_dir)
     (directory / ".compiled").write_bytes(damage)
@@ -438,8 +438,8 @@ def test_what_is_remembered_may_be_lost(tmp_path: Path, damage: bytes) -> None:
     assert all(image.reused for image in compile_plan(directory, base_dir, draft_dir).images)
 
 
-def test_what_is_remembered_of_another_compile_is_not_believed(tmp_path: Path) -> None:
-    """Killed after ``images.yaml`` and before ``.compiled``, which then describes the images before."""
+def test_the_record_of_another_compile_is_ignored(tmp_path: Path) -> None:
+    """A compile killed between writing ``images.yaml`` and ``.compiled`` leaves a record of the previous images."""
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     shutil.copytree(draft_dir, tmp_path / "old head")
     compile_plan(directory, base_dir, tmp_path / "old head")
@@ -464,7 +464,7 @@ def test_a_head_in_a_pickle_is_reused_and_leaves_nothing(tmp_path: Path, monkeyp
     assert [image.blake3 for image in load_images(directory).images] == expected
     assert names(directory) == {"a", "b", "c", "d", "images.yaml", "plan.yaml", ".compiled"}
     with monkeypatch.context() as patch:
-        patch.delattr(compiling, "with_tensors")  # it is not converted where no image is made of it
+        patch.delattr(compiling, "with_tensors")  # no conversion if no image needs it
         assert all(image.reused for image in compile_plan(directory, base_dir, draft_dir).images)
     reader = load_images(directory).sources
     assert reader.draft is not None
@@ -482,14 +482,14 @@ def test_a_new_head_rewrites_only_images_that_hold_it(tmp_path: Path) -> None:
 
 
 def test_a_source_that_is_edited_and_set_back_in_time_is_read_again(tmp_path: Path) -> None:
-    """No program can set a file's ctime."""
+    """The change is noticed by the ctime, which programs cannot set."""
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     compile_plan(directory, base_dir, draft_dir)
     before = load_images(directory)
     edited(base_dir / "model-00003-of-00003.safetensors", "edited, with its old time")
     compile_plan(directory, base_dir, draft_dir)
     after = load_images(directory)
-    assert after.sources == before.sources, "sources record headers; the images record the bytes"
+    assert after.sources == before.sources, "sources record headers only; the images record the bytes"
     assert after.images != before.images
     check_images(plan, directory, verify=True)
 
@@ -599,7 +599,7 @@ def test_shares_beyond_the_model_are_refused(tmp_path: Path) -> None:
         compile_plan(directory, base_dir, draft_dir)
 
 
-def test_planned_bytes_that_are_not_the_images_are_refused(tmp_path: Path) -> None:
+def test_planned_bytes_that_differ_from_the_images_are_refused(tmp_path: Path) -> None:
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     most = max(plan.memory, key=lambda line: line.planned_bytes)
     lines = [dataclasses.replace(m, weights_bytes=m.weights_bytes - 256) if m != most else m for m in plan.memory]
@@ -630,7 +630,7 @@ def test_a_source_that_shrinks_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def edited(file: Path, how: str) -> None:
-    """Change a source without changing its size, or even its modification time."""
+    """Change a source but not its size, nor, in one case, its modification time."""
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     if how == "replaced":
         shutil.copy(file, file.with_name("other"))
@@ -702,7 +702,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, short: str) -> None:
     assert result.returncode == 2
     refusal = r"room/\.compile-b\.safetensors: cannot write \d+ bytes" if short == "images" else "room: cannot write"
     assert re.search(rf"{refusal}: No space left on device", result.stderr)
-    assert result.stdout == "", "every file is the old one, and there is no other"
+    assert result.stdout == "", "diff must print nothing: all files are the old ones and there are no others"
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "posix_fallocate"])
@@ -733,7 +733,7 @@ def obstructed(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [removed, obstructed, shutil.rmtree], ids=lambda change: change.__name__)
-def test_what_is_done_to_the_directory_meanwhile_is_told(tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_changes_of_the_directory_during_a_compile_are_reported(tmp_path: Path, change: Callable[[Path], None]) -> None:
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     compile_plan(directory, base_dir, draft_dir)
     write_draft(draft_dir, seed=3)
@@ -802,12 +802,14 @@ def test_killed_at_any_moment_no_mixture_verifies(tmp_path: Path, pytestconfig: 
         if outcome != "old":
             compile_plan(directory, tmp_path / "old", None)
     compile_plan(directory, tmp_path / "old", None)
-    assert names(directory) == {"a", "b", "c", "d", "images.yaml", "plan.yaml", ".compiled"}, "the next run cleans"
+    assert names(directory) == {"a", "b", "c", "d", "images.yaml", "plan.yaml", ".compiled"}, (
+        "the next run removes the temporary files"
+    )
     assert "old" in outcomes
 
 
 def kill_and_look(plan: Plan, directory: Path, source: Path, delay: float, artifacts: list[list[str]]) -> str:
-    """Kill a compile after a delay; return which artifact verifies then, or ``refused``."""
+    """Kill a compile after a delay; return which artifact then verifies, ``old`` or ``new``, or ``refused``."""
     with start(directory, source, None) as child:
         go(child)
         time.sleep(delay)
@@ -874,7 +876,7 @@ main()
 
 
 def test_of_two_commands_at_once_the_second_is_refused(tmp_path: Path) -> None:
-    """Also if they compile different images, as there is one record of all."""
+    """The second is refused even for other images, as one record lists all images."""
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     arguments = ["compile", str(directory), "--model", str(base_dir), "--draft", str(draft_dir), "--only"]
     program = SLOW.format(number=int(signal.SIGSTOP))
@@ -894,7 +896,7 @@ import sys
 from pathlib import Path
 from planner.images.compile import compile_plan
 
-def peak_bytes():  # of this address space; ru_maxrss would begin with what the parent had at the fork
+def peak_bytes():  # of this address space; ru_maxrss would start at the parent's size at the fork
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
@@ -923,7 +925,7 @@ def test_memory_does_not_depend_on_the_model(tmp_path: Path, pytestconfig: pytes
 
 
 def sparse_base(directory: Path, sizes: dict[str, int]) -> None:
-    """Write a checkpoint of zeros that takes no disk space: a header, and a hole for the data."""
+    """Write a checkpoint of zeros that takes no disk space: a header, and a sparse hole for the data."""
     tiny = write_base(directory, **(sizes | {"vocab_size": 1, "intermediate_size": 4096}))  # type: ignore[arg-type]
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"vocab_size": sizes["vocab_size"]}))

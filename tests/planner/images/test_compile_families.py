@@ -1,4 +1,4 @@
-"""Compiling checkpoints of every family: each slot is the slice that torch makes of transformers' tensors."""
+"""Compiling checkpoints of every family: each slot equals the slice that torch takes of transformers' tensors."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def two_devices(base: BaseInput, units_of_first: int) -> Plan:
-    """Plan one pair, whose first device has ``units_of_first`` units of each MLP, or all; each has one KV head."""
+    """Plan a pair of devices with one KV head each; the first has ``units_of_first`` units of each MLP, at most all."""
     runs = []
     for layers in base.model.layers:
         units = layers.mlp.units
@@ -116,7 +116,7 @@ def mlp_slots(plan: Plan, layer: int, member: int, run: Run, roles: dict[str, to
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_experts_are_counted_as_they_are_laid_out(tmp_path: Path, family: str, dtype: Any) -> None:
+def test_bounds_of_expert_bytes_hold(tmp_path: Path, family: str, dtype: Any) -> None:
     base = load_base(
         saved(tmp_path, family, **({"mlp_only_layers": [0]} if family == "qwen3_moe" else {})) / "config.json"
     )

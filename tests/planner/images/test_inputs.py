@@ -1,4 +1,4 @@
-"""A plan and checkpoints that do not belong together: messages say what happened, then what follows from it."""
+"""Plans and checkpoints that do not match: messages name the cause first, then its consequence."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from tests.plan_factory import group, make_plan, write_base
 
 
 def planned(tmp_path: Path) -> tuple[Path, Path, Plan]:
-    """A plan of one device, its checkpoint, and its directory."""
+    """Return the directory of a plan of one device, the directory of its checkpoint, and the plan."""
     base_dir, directory = tmp_path / "base", tmp_path / "plan"
     write_base(base_dir, num_layers=2)
     base = load_base(base_dir)
@@ -56,7 +56,7 @@ def compiled(directory: Path, model: Path | None = None) -> None:
 MODEL = "a llama model with 2 layers, hidden size 32 and 50 tokens"
 
 
-def test_another_model_without_model_says_to_give_it(tmp_path: Path) -> None:
+def test_a_plan_of_another_model_than_the_demo_needs_model(tmp_path: Path) -> None:
     directory, base_dir, plan = planned(tmp_path)
     expected = f"{directory / 'plan.yaml'}: not built from the demo model, but from {MODEL}: "
     assert refused(lambda: compiled(directory)) == f"{expected}give its checkpoint with --model"
@@ -66,7 +66,7 @@ def test_another_model_without_model_says_to_give_it(tmp_path: Path) -> None:
     check_default(directory, dataclasses.replace(plan, inputs=demo), BASE)
 
 
-def test_another_model_is_named_by_the_sizes_that_were_planned(tmp_path: Path) -> None:
+def test_the_message_about_another_checkpoint_has_the_planned_sizes(tmp_path: Path) -> None:
     directory, _, plan = planned(tmp_path)
     write_base(tmp_path / "other", num_layers=3)
     digest = load_base(tmp_path / "other").config_sha256
@@ -77,7 +77,7 @@ def test_another_model_is_named_by_the_sizes_that_were_planned(tmp_path: Path) -
     )
 
 
-def test_another_config_of_the_same_sizes_is_told_as_such(tmp_path: Path) -> None:
+def test_another_config_of_the_same_sizes_is_reported_as_such(tmp_path: Path) -> None:
     directory, base_dir, _ = planned(tmp_path)
     config = json.loads((base_dir / "config.json").read_text())
     (base_dir / "config.json").write_text(json.dumps(config | {"torch_dtype": "float16"}))
@@ -85,7 +85,7 @@ def test_another_config_of_the_same_sizes_is_told_as_such(tmp_path: Path) -> Non
     assert message.startswith(f"{base_dir}: of the same sizes, but not the checkpoint that was planned, {MODEL}: ")
 
 
-def test_a_model_of_the_plan_that_its_config_does_not_give_was_edited(tmp_path: Path) -> None:
+def test_a_plan_whose_model_differs_from_its_config_was_edited(tmp_path: Path) -> None:
     directory, base_dir, plan = planned(tmp_path)
     save(dataclasses.replace(plan, model=dataclasses.replace(plan.model, norm_eps=0.5)), directory)
     expected = json.loads((base_dir / "config.json").read_text())["rms_norm_eps"]
@@ -96,12 +96,12 @@ def test_a_model_of_the_plan_that_its_config_does_not_give_was_edited(tmp_path: 
 
 
 def edit_text(directory: Path, plan: Plan) -> None:
-    """Add a comment, which no plan that was built has."""
+    """Add a comment, which the planner never writes."""
     (directory / "plan.yaml").write_text(f"# faster\n{codec.dumps(plan)}")
 
 
 def edit_option(directory: Path, plan: Plan) -> None:
-    """Change a field to another valid value, canonically."""
+    """Change a field to another valid value, in canonical form."""
     proof = dataclasses.replace(plan.proof, objective_ns=1_000_001, bound_ns=1_000_001)
     save(dataclasses.replace(plan, proof=proof), directory)
 
@@ -113,7 +113,7 @@ def edit_option(directory: Path, plan: Plan) -> None:
         (edit_option, r"changed since its images were compiled, by hand or by another build"),
     ],
 )
-def test_a_change_of_the_plan_comes_first_and_then_the_consequence(
+def test_messages_name_the_change_of_the_plan_before_its_consequence(
     tmp_path: Path, edit: Callable[[Path, Plan], None], change: str
 ) -> None:
     directory, base_dir, plan = planned(tmp_path)
@@ -129,7 +129,7 @@ def test_a_change_of_the_plan_comes_first_and_then_the_consequence(
 
 
 @pytest.mark.parametrize("compiled_before", [True, False])
-def test_a_plan_that_contradicts_itself_was_edited(tmp_path: Path, compiled_before: bool) -> None:
+def test_an_inconsistent_plan_is_reported_as_edited(tmp_path: Path, compiled_before: bool) -> None:
     directory, base_dir, plan = planned(tmp_path)
     if compiled_before:
         compile_plan(directory, base_dir, None)

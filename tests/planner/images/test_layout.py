@@ -1,4 +1,4 @@
-"""Slot tables: order, alignment, bytes, and that shares over devices are the original tensors."""
+"""Slot tables: order, alignment, bytes, and shares that tile the original tensors."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from tests.plan_factory import Group, group, make_draft, make_model, make_plan, 
 
 
 def slots_of(plan: Plan, device: str) -> tuple[Slot, ...]:
-    """The slots without a checkpoint: tensors are named by their roles."""
+    """Return the slots of a device without a checkpoint: tensors are named by their roles."""
     drafter = slots.draft_slots(plan, device)
     listed = (*slots.base_slots(plan, device).listed, *(() if drafter is None else drafter.listed))
     roles = [piece.tensor(expert) for slot in listed for piece in slot.pieces for expert in experts(slot)]
@@ -72,7 +72,7 @@ def test_the_order_of_an_eagle_head_with_the_tables_of_the_base() -> None:
     assert [name for name in named(slots_of(plan, "a")) if name.startswith("draft.")] == expected
 
 
-def test_tables_that_a_head_borrows_come_from_the_base() -> None:
+def test_tables_that_an_eagle_head_shares_come_from_the_base() -> None:
     model = make_model()
     draft = make_draft(model, kind="eagle")
     plan = make_plan(model, [group(model, ["a"], 4)], draft=draft, placement=split_draft(model, draft, ("b",)))
@@ -81,14 +81,14 @@ def test_tables_that_a_head_borrows_come_from_the_base() -> None:
     assert sources["draft.fc.weight"] == "draft"
 
 
-def test_no_share_means_no_slot() -> None:
+def test_a_share_of_zero_has_no_slot() -> None:
     model = make_model(mlp_bias=True)
     run = Run(num_layers=4, kv_heads=(1, 1), mlp_units=(0, 8))
     plan = make_plan(model, [Group(devices=("a", "b"), runs=(run,))], embed_rows=(50, 0), head_rows=(0, 50))
     a, b = named(slots_of(plan, "a")), named(slots_of(plan, "b"))
     assert "layers.0.gate_up.weight" not in a
     assert "layers.0.down.weight" not in a
-    assert "layers.0.down.bias" in a, "the leader adds the bias, also to a sum it has no part of"
+    assert "layers.0.down.bias" in a, "the leader adds the bias even if it has no MLP units"
     assert "head.weight" not in a
     assert "embed.weight" not in b
 
@@ -217,8 +217,8 @@ def test_bytes_of_shares_add_up_to_the_device(plan: Plan) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(plan=plans())
-def test_what_a_new_device_must_get_is_its_image_without_fillers(plan: Plan) -> None:
-    """``moved_bytes`` knows nothing of slots."""
+def test_moved_bytes_of_a_new_device_are_its_image_without_fillers(plan: Plan) -> None:
+    """``moved_bytes`` computes bytes without the slot table."""
     others = dataclasses.replace(plan, inputs=dataclasses.replace(plan.inputs, base_tensors_sha256="9" * 64))
     wanted = {
         device.id: sum(slot.nbytes for slot in slots_of(plan, device.id) if not slot.name.startswith("_pad."))
@@ -230,10 +230,10 @@ def test_what_a_new_device_must_get_is_its_image_without_fillers(plan: Plan) -> 
 
 @pytest.mark.parametrize("axis", ["heads", "context", "head_dim", "batch"])
 @pytest.mark.parametrize("parts", [2, 3])
-def test_shared_heads_are_counted_as_they_are_laid_out(axis: KvAxis, parts: int) -> None:
-    """One KV head on the first device, two on a subgroup of 2 or 3; head dims and columns that do not divide evenly."""
-    each = 6 if axis == "heads" else 2
-    heads = 3 * each
+def test_planned_and_moved_bytes_of_shared_kv_heads_are_those_of_the_slots(axis: KvAxis, parts: int) -> None:
+    """One KV head on the first device, two on a subgroup of 2 or 3; dims and columns do not divide evenly."""
+    queries_per_kv_head = 6 if axis == "heads" else 2
+    heads = 3 * queries_per_kv_head
     model = make_model(num_layers=3, num_heads=heads, num_kv_heads=3, head_dim=12, attention_bias=True, mlp_bias=True)
     devices = ("a", "b", "c", "d")[: 1 + parts]
     run = Run(num_layers=3, kv_heads=(1, *(2,) * parts), mlp_units=(8, *(0,) * parts))
@@ -250,10 +250,10 @@ def test_shared_heads_are_counted_as_they_are_laid_out(axis: KvAxis, parts: int)
         assert layout.data_bytes(listed) == expected == slots.weights_bytes(plan, device)[0]
         total += sum(slot.shape[1] for slot in listed if slot.name == "layers.0.o.weight")
     copies = parts if axis == "batch" else 1
-    assert total == 12 * each * (1 + 2 * copies), "columns of o are divided, unless by sequences"
+    assert total == 12 * queries_per_kv_head * (1 + 2 * copies), "columns of o are divided, except if the axis is batch"
 
 
-def test_experts_and_layers_of_two_classes_are_counted_as_they_are_laid_out() -> None:
+def test_moved_bytes_of_experts_and_of_two_layer_classes_are_those_of_the_slots() -> None:
     model = make_model(num_layers=5, num_heads=4, num_kv_heads=2)
     first = model.layers[0]
     experts = dataclasses.replace(first.mlp, kind="moe", num_experts=4, experts_per_token=2)
@@ -316,7 +316,7 @@ def tiles(rectangles: list[tuple[int, int, int, int]], rows: int, cols: int) -> 
     return set(seen) == {1}
 
 
-def test_header_is_padded_ordered_and_free_of_the_plan() -> None:
+def test_header_is_padded_ordered_and_independent_of_the_proof() -> None:
     model = make_model()
     plan = make_plan(model, [group(model, ["a"], 4)])
     slots = slots_of(plan, "a")
@@ -341,8 +341,8 @@ def test_the_abi_depends_on_every_column_of_the_table() -> None:
         dataclasses.replace(first, shape=(1, 4)),
         dataclasses.replace(first, offset=256),
     ]
-    found = {layout.abi((slot, *slots[1:]), "float32") for slot in (first, *changed)}
-    assert len(found) == 5
+    hashes = {layout.abi((slot, *slots[1:]), "float32") for slot in (first, *changed)}
+    assert len(hashes) == 5
 
 
 @pytest.mark.parametrize(("nbytes", "aligned"), [(0, 0), (1, 256), (256, 256), (257, 512)])

@@ -1,4 +1,4 @@
-"""Sources of a slot: the reported ranges, read and put together, are the bytes of the slot."""
+"""Provenance of a slot: the reported source ranges, read and joined, are the bytes of the slot."""
 
 import json
 from pathlib import Path
@@ -34,12 +34,12 @@ def test_the_ranges_of_every_slot_are_its_bytes(tmp_path: Path, dtype: str) -> N
     for device, tensors in images_of(directory).items():
         raw = (directory / f"{device}.safetensors").read_bytes()
         for name, tensor in tensors.items():
-            (here,) = [one for one in provenance(plan, name, base, draft) if one.device == device]
+            (slot,) = [one for one in provenance(plan, name, base, draft) if one.device == device]
             assert (
-                raw[here.offset : here.offset + here.nbytes] == tensor.contiguous().view(torch.uint8).numpy().tobytes()
+                raw[slot.offset : slot.offset + slot.nbytes] == tensor.contiguous().view(torch.uint8).numpy().tobytes()
             )
             pieces = []
-            for origin in here.origins:
+            for origin in slot.origins:
                 assert origin.file is not None
                 assert origin.ranges is not None
                 where = (base_dir if origin.checkpoint == "base" else draft_dir) / origin.file
@@ -51,7 +51,7 @@ def test_the_ranges_of_every_slot_are_its_bytes(tmp_path: Path, dtype: str) -> N
                     values = torch.frombuffer(bytearray(read(where, span)), dtype=source.dtype)
                     pieces.append(values.reshape(-1, span.nbytes // source.itemsize if origin.columns else 1))
             if pieces:
-                together = torch.cat(pieces, 1 if here.origins[0].columns else 0).to(tensor.dtype)
+                together = torch.cat(pieces, 1 if slot.origins[0].columns else 0).to(tensor.dtype)
                 assert torch.equal(together.reshape(tensor.shape), tensor)
                 seen += 1
     assert seen > 100
@@ -61,7 +61,7 @@ def show(*arguments: Any) -> Any:
     return CliRunner().invoke(main, ["show", *map(str, arguments)])
 
 
-def test_the_command_finds_what_was_compiled(tmp_path: Path) -> None:
+def test_show_slot_prints_the_compiled_sources(tmp_path: Path) -> None:
     directory, base_dir, draft_dir, plan = two_stages(tmp_path)
     save(plan, tmp_path / "bare")
     compile_plan(directory, base_dir, draft_dir)
