@@ -20,7 +20,7 @@ HEAD_DIM = 8
 DRAFT_HEADS = 8
 DRAFT_KV_HEADS = 4
 DRAFT_HEAD_DIM = HIDDEN // DRAFT_KV_HEADS
-"""Values of all KV heads together are as wide as an embedding."""
+"""KV heads x head dim equals the hidden size, so that attention values can hold an embedding."""
 VOCABULARY = 96
 DRAFT_VOCABULARY = 80
 

@@ -19,7 +19,7 @@ KINDS = ("eagle3", "eagle")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """A base and a drafter of each kind, as files, as the planner reads them, and as transformers does."""
+    """A base and a drafter of each kind: files, inputs read by the planner, and the base in transformers."""
 
     base_dir: Path
     heads: dict[str, Path]
@@ -27,7 +27,7 @@ class Checkpoints:
     drafts: dict[str, DraftInput]
     model: LlamaForCausalLM
     _generated: dict[tuple[int, ...], list[int]] = dataclasses.field(default_factory=dict)
-    """Tokens that transformers generated, by prompt; as many as were needed so far."""
+    """Greedy tokens of transformers by prompt, as many as were needed so far."""
 
     def greedy(self, prompt: tuple[int, ...], count: int) -> list[int]:
         """Return the tokens that transformers generates greedily."""

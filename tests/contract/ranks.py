@@ -1,7 +1,7 @@
-"""All ranks of a plan as threads of this process: the same program, collectives in memory instead of over a network.
+"""All ranks of a plan as threads of this process: the product's code, with collectives in memory.
 
-What each rank computes is the product's; a group here meets at a barrier, and each member takes what it needs from what
-all have laid down. A rank that fails breaks every barrier, so that all end.
+The members of a group put their tensors into a table, meet at a barrier and read what they need. A rank that fails
+breaks every barrier, so that all ranks end.
 """
 
 import threading
@@ -33,7 +33,7 @@ class Table:
     """Meeting point of the members of a group."""
 
     barrier: threading.Barrier
-    laid: dict[int, Tensor] = field(default_factory=dict)
+    tensors: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +43,10 @@ class ThreadGroup(Group):
     table: Table
 
     def _all(self, tensor: Tensor) -> list[Tensor]:
-        """Return the tensors of all members, in the order of the group, once all have laid theirs down."""
-        self.table.laid[self.rank] = tensor.clone()
+        """Return the tensors of all members, in the order of the group, once all have put theirs into the table."""
+        self.table.tensors[self.rank] = tensor.clone()
         self.table.barrier.wait(WAIT_S)
-        values = [self.table.laid[rank] for rank in self.ranks]
+        values = [self.table.tensors[rank] for rank in self.ranks]
         self.table.barrier.wait(WAIT_S)
         return values
 
@@ -63,7 +63,7 @@ class ThreadGroup(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class ThreadMaker:
-    """Makes the groups of one rank; those of all ranks share their tables."""
+    """Makes the groups of one rank; equal groups of all ranks share one table."""
 
     rank: int
     progress: Progress
@@ -115,14 +115,14 @@ class Decoded:
     tokens: list[list[int]]
     accepted: list[list[int]]
     trees: list[list[tuple[list[int], list[int]]]]
-    """Trees by prompt and step: tokens and parents of the tree that was drafted in the step."""
+    """Per prompt and step, the tokens and parents of the tree that was drafted in the step."""
     measured: dict[Term, int]
 
 
 def decoded(
     plan: Plan, directory: Path, prompts: Sequence[tuple[int, ...]], counts: Sequence[int], *, draft: bool
 ) -> list[Decoded]:
-    """Each rank's tokens, so many for each prompt, with accepted lengths and trees, up to what was asked for."""
+    """Decode ``counts`` tokens of each prompt; return tokens, accepted lengths and trees of every rank."""
 
     def work(image: Image, comm: Comm) -> Decoded:
         device = torch_device(plan.devices[comm.rank])
@@ -142,7 +142,7 @@ def decoded(
                         stepper.end(sequence)
             if all(len(done) >= count for done, count in zip(tokens, counts, strict=True)):
                 break
-        cut = [done[:count] for done, count in zip(tokens, counts, strict=True)]
-        return Decoded(tokens=cut, accepted=accepted, trees=trees, measured=memory.measured())
+        truncated = [done[:count] for done, count in zip(tokens, counts, strict=True)]
+        return Decoded(tokens=truncated, accepted=accepted, trees=trees, measured=memory.measured())
 
     return on_all_ranks(plan, directory, work)

@@ -1,7 +1,7 @@
-"""A reference of EAGLE decoding, slow and readable: plain Python over transformers' outputs.
+"""Reference implementation of EAGLE decoding, slow and readable: plain Python over the outputs of transformers.
 
-No cache, no tree masks: a node is the list of tokens that leads to it, and the drafter is run anew over the whole
-sequence for each node, all nodes of a level at once. It shares no code with what it checks.
+It has no cache and no tree masks: a node is the list of tokens that leads to it, and the drafter runs over the whole
+sequence of each node, all nodes of a level at once. It shares no code with the runtime.
 """
 
 import json
@@ -40,7 +40,7 @@ class Drafted:
 
 
 class ReferenceHead:
-    """An EAGLE head straight from its checkpoint."""
+    """An EAGLE head computed from its checkpoint."""
 
     def __init__(self, directory: Path, base: LlamaForCausalLM) -> None:
         self.config = json.loads((directory / "config.json").read_text())
@@ -51,7 +51,7 @@ class ReferenceHead:
         self.lm_head = self.tensors["lm_head.weight"] if self.eagle3 else base.lm_head.weight
 
     def enter(self, target: Tensor) -> Tensor:
-        """Return a target feature as the recurrence takes it."""
+        """Return a feature of the base as an input of the drafter."""
         return self.tensors["fc.weight"] @ target if self.eagle3 else target
 
     def run(self, sequences: list[list[tuple[Tensor, int]]]) -> Tensor:
@@ -145,7 +145,7 @@ def decode(
 ) -> tuple[list[list[tuple[int, ...]]], list[int]]:
     """Return the drafted trees and accepted lengths of decoding ``prompt``, whose greedy continuation is ``greedy``.
 
-    Only steps that are certain are made: the last tokens of ``greedy`` may not suffice to judge a tree.
+    Decoding stops where the rest of ``greedy`` may be too short to verify a tree.
     """
     sequence = torch.tensor([prompt + greedy])
     states = base.model(sequence, output_hidden_states=True).hidden_states

@@ -1,4 +1,4 @@
-"""Bad input from end to end: a typed error, its exit code, the path to the datum, and nothing half-written."""
+"""Bad input from end to end: typed error, exit code, path to the datum, and no partial output."""
 
 import json
 import re
@@ -37,7 +37,7 @@ INVENTORY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Bench:
-    """A base, a head, an inventory, each good; and where to write."""
+    """Directory with a valid base, EAGLE head and inventory, and the path of the output."""
 
     root: Path
 
@@ -92,7 +92,7 @@ def bench(template: Path, tmp_path: Path) -> Bench:
 
 
 def snapshot(directory: Path) -> dict[str, bytes | None] | None:
-    """Every file below, or None where there is nothing."""
+    """Return the content of every file below, or None if the path does not exist."""
     if not directory.exists():
         return None
     if directory.is_file():
@@ -102,7 +102,7 @@ def snapshot(directory: Path) -> dict[str, bytes | None] | None:
 
 
 def refused(bench: Bench, arguments: list[str], *, error: str, exit_code: int, message: str) -> dict[str, Any]:
-    """Run the planner; it must refuse so, for people and for programs, and leave the output as it was."""
+    """Assert that the planner refuses with this error, as text and as JSON, and leaves the output unchanged."""
     before = snapshot(bench.out)
     result = CliRunner().invoke(planner_main, [*arguments, "--json"])
     assert isinstance(result.exception, SystemExit), result.exception
@@ -236,7 +236,7 @@ def disguised(bench: Bench) -> None:
 
 @dataclass(frozen=True)
 class _Evil:
-    """Touches a file when it is unpickled."""
+    """Object whose unpickling creates a file."""
 
     mark: Path
 
@@ -366,7 +366,7 @@ def test_a_base_without_weights_is_only_planned(bench: Bench) -> None:
     assert codec.load(bench.out).model.num_layers == 8
 
 
-def test_models_in_each_others_place(bench: Bench) -> None:
+def test_base_and_eagle_head_exchanged(bench: Bench) -> None:
     inventory = ["--gpus", str(bench.inventory), "--out", str(bench.out)]
     head_first = ["build", "--model", str(bench.head), *inventory]
     refused(bench, head_first, error="CheckpointError", exit_code=2, message="an EAGLE head, expected a base model")
@@ -392,7 +392,7 @@ def test_options(bench: Bench, more: list[str], message: str) -> None:
     refused(bench, [*bench.arguments(), *more], error="InputError", exit_code=2, message=message)
 
 
-def test_infeasible_says_how_much_and_where(bench: Bench) -> None:
+def test_infeasible_reports_missing_bytes_per_device(bench: Bench) -> None:
     bench.write_inventory(lambda data: [device(data, i).update(memory="1 MiB") for i in range(2)])
     error_object = refused(bench, bench.arguments(), error="InfeasibleError", exit_code=3, message="no placement fits")
     assert error_object["short_bytes"] == sum(entry["short_bytes"] for entry in error_object["devices"]) > 0
@@ -437,7 +437,7 @@ def compiled(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ready(compiled: Path, tmp_path: Path) -> Bench:
-    """With a plan and its images."""
+    """Return a bench with a plan and its images."""
     shutil.copytree(compiled, tmp_path / "bench")
     return Bench(root=tmp_path / "bench")
 
@@ -451,7 +451,7 @@ def runtime(
     exit_code: int,
     message: str,
 ) -> None:
-    """Run ``python -m runtime``; it must refuse so, for people and for programs."""
+    """Assert that ``python -m runtime`` refuses with this error, as text and as JSON."""
     as_json = ["--json"] if arguments[0] != "verify" else []
     monkeypatch.setattr("sys.argv", ["runtime", *map(str, arguments), *as_json])
     with pytest.raises(SystemExit) as ended:
@@ -501,7 +501,7 @@ def test_plans_edited_by_hand(
     runtime(monkeypatch, capsys, command, error=error, exit_code=2, message=message)
 
 
-def test_a_sound_edit_is_found_by_check_and_by_its_images(
+def test_a_consistent_edit_is_found_by_check_and_by_the_images(
     ready: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = codec.load(ready.out)

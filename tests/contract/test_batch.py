@@ -1,4 +1,4 @@
-"""Sequences that are decoded together: each exactly as alone, whatever the others are and wherever they end."""
+"""Batches: each sequence is decoded exactly as alone, whatever the other sequences are and wherever they end."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ PROMPTS = ((7,), tuple(range(90, 90 - 2 * CHUNK - 5, -1)), (5, 17, 33, 2, 60), (
 
 
 def batched(checkpoints: Checkpoints, kind: str, devices: tuple[str, ...] = ("a",)) -> Plan:
-    """Return a plan with a batch of 3, which two devices divide."""
+    """Return a plan with a batch of 3; two devices divide its sequences."""
     model, draft = checkpoints.base.model, checkpoints.drafts[kind]
     heads = model.layers[0].attention.num_kv_heads
     units = even(model.layers[0].mlp.intermediate_size // model.layers[0].mlp.unit, 2)
@@ -43,7 +43,7 @@ def batched(checkpoints: Checkpoints, kind: str, devices: tuple[str, ...] = ("a"
 
 
 @pytest.mark.parametrize("draft", [True, False])
-def test_each_of_a_batch_is_as_alone(draft: bool, checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_each_sequence_of_a_batch_is_decoded_as_alone(draft: bool, checkpoints: Checkpoints, tmp_path: Path) -> None:
     directory = compiled(tmp_path / "plan", batched(checkpoints, "eagle3"), checkpoints, "eagle3")
     sampling = Sampling(temperature=1.0, top_k=20, top_p=0.9, seed=5)
     requests = [
@@ -60,7 +60,7 @@ def test_each_of_a_batch_is_as_alone(draft: bool, checkpoints: Checkpoints, tmp_
         assert (one.tokens, one.accept_lengths, one.finish) == (other.tokens, other.accept_lengths, other.finish)
         if request.sampling is None:
             assert list(one.tokens) == checkpoints.greedy(request.prompt_ids, request.max_new_tokens)
-    assert again.tokens == alone[0].tokens, "a batch leaves nothing behind"
+    assert again.tokens == alone[0].tokens, "a batch has no effect on later requests"
 
 
 def test_an_end_of_sequence_ends_one_and_not_the_others(checkpoints: Checkpoints, tmp_path: Path) -> None:
@@ -101,11 +101,11 @@ def test_the_command_line(checkpoints: Checkpoints, tmp_path: Path) -> None:
     assert as_text.stdout.splitlines() == [" ".join(map(str, tokens)) for tokens in expected]
 
 
-def test_what_cannot_be_together_is_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_requests_that_cannot_share_a_batch_are_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
     directory = compiled(tmp_path / "plan", batched(checkpoints, "eagle"), checkpoints, "eagle")
     one = Request(prompt_ids=(1,), max_new_tokens=2, draft=True, ignore_eos=True, stop=())
     with Engine.open(directory) as engine:
         with pytest.raises(RequestError, match="expected draft, accept and reuse of all alike"):
             engine.serve_batch([one, replace(one, draft=False)])
         assert engine.serve_batch([]) == []
-        assert len(engine.serve_batch([one] * 4)) == 4, "more than a batch in turns"
+        assert len(engine.serve_batch([one] * 4)) == 4, "more requests than the batch are served in turns"

@@ -1,4 +1,4 @@
-"""Every family: the logits and the tokens of transformers, whole and in shares, with and without a draft."""
+"""Every family: logits and tokens equal those of transformers, on one device and two, with and without drafting."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, family: str
         out = model.generate(torch.tensor([PROMPT]), max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False)
         logits = model(torch.tensor([PROMPT])).logits[0]
     expected = tuple(out[0, len(PROMPT) :].tolist())
-    assert len(set(expected)) > 4, "a model that says one thing would prove nothing"
+    assert len(set(expected)) > 4, "a model that repeats a few tokens would prove nothing"
 
     for devices in (("a",), ("a", "b")):
         plan, directory = compiled(tmp_path, checkpoint, devices)
@@ -98,7 +98,7 @@ def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, family: str
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mixtral"])
 def test_halves_are_as_near_to_float32_as_those_of_transformers(tmp_path: Path, family: str, dtype: DType) -> None:
-    """By the median: where two experts are within rounding, any implementation may take the other one."""
+    """Compare medians: if the scores of two experts are within rounding, implementations may choose differently."""
     theirs, ours = [], []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -120,7 +120,7 @@ def test_halves_are_as_near_to_float32_as_those_of_transformers(tmp_path: Path, 
     [("llama", "float32"), ("qwen3", "bfloat16"), ("mixtral", "float16"), ("qwen3_moe", "bfloat16")],
 )
 def test_a_tree_is_verified_with_the_bits_of_plain_decoding(tmp_path: Path, family: str, dtype: DType) -> None:
-    """On one CPU device, or two: no token depends on whether a draft was right, in halves either."""
+    """Bit for bit on one or two CPU devices, in 16-bit types too, so that no token depends on a drafted one."""
     torch.manual_seed(1)
     checkpoint = saved(tmp_path, family, initializer_range=0.4)
     for devices in (("a",), ("a", "b")):
@@ -133,10 +133,10 @@ def test_a_tree_is_verified_with_the_bits_of_plain_decoding(tmp_path: Path, fami
 
 @torch.inference_mode()
 def both_verified(plan: Plan, image: Image, comm: Comm) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the normed states of a tree's nodes [N, H], and those of the nodes decoded one by one."""
+    """Return the normed hidden states [N, H] of a tree's nodes, verified as a tree and decoded one by one."""
     device = plan.devices[comm.rank]
 
-    def behind_prompt() -> Base:
+    def prefilled_base() -> Base:
         base = Base(plan, image, Memory(plan, device.id, torch_device(device)), comm)
         base.prefill(0, torch.tensor(PROMPT, device=torch_device(device)), len(PROMPT) - 1)
         return base
@@ -148,10 +148,10 @@ def both_verified(plan: Plan, image: Image, comm: Comm) -> tuple[torch.Tensor, t
 
     paths, tokens = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5)), [7, 21, 4, 30, 13, 8]
     mask = torch.tensor([[row in path for row in range(len(paths))] for path in paths])
-    tree, alone = verified(behind_prompt(), tokens, mask), []
+    tree, alone = verified(prefilled_base(), tokens, mask), []
     root = torch.zeros((1, accept_rows(plan.options)), dtype=torch.int64, device=torch_device(device))
     for path in paths:
-        base = behind_prompt()
+        base = prefilled_base()
         for node in path:
             last = verified(base, [tokens[node]], torch.ones((1, 1), dtype=torch.bool))
             base.keep(root, root[:, 0], 1, [1])
@@ -161,7 +161,7 @@ def both_verified(plan: Plan, image: Image, comm: Comm) -> tuple[torch.Tensor, t
 
 @torch.inference_mode()
 def last_states(plan: Plan, image: Image, comm: Comm) -> torch.Tensor:
-    """Return the normed states of the prompt, which the lm_head reads."""
+    """Return the normed hidden states of the prompt, the input of the lm_head."""
     device = plan.devices[comm.rank]
     base = Base(plan, image, Memory(plan, device.id, torch_device(device)), comm)
     forward = base.prefill(0, torch.tensor(PROMPT, device=torch_device(device)), len(PROMPT) - 1)
@@ -170,6 +170,6 @@ def last_states(plan: Plan, image: Image, comm: Comm) -> torch.Tensor:
 
 
 def both_ways(engine: Rank) -> list[tuple[int, ...]]:
-    """Return the tokens with the draft and without."""
+    """Return the tokens with drafting and without."""
     request = Request(prompt_ids=PROMPT, max_new_tokens=COUNT, draft=True, ignore_eos=True, stop=())
     return [engine.generate(replace(request, draft=draft)).tokens for draft in (True, False)]

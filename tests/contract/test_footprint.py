@@ -1,6 +1,6 @@
-"""The footprint of a step is constant: every step does the same operations on the same shapes, with one host read.
+"""Every step runs the same operations on the same shapes, with one transfer to the host.
 
-Only a step that attends to a longer window of the cache differs, in that length alone; there are a handful of lengths.
+Steps differ only in the length of the cache window they attend to, of which there are a handful of sizes.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.plan_factory import group, make_plan, write_draft
 pytestmark = pytest.mark.usefixtures("one_core")
 
 WINDOW = 64
-"""Positions after which the window grows, in caches as short as these."""
+"""Step by which the attention window grows in these short caches, in positions."""
 TREE = Tree(kind="dynamic", total_token=12, depth=2, top_k=4, paths=None)
 READS = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique")
 """Operations that wait for data, or whose shapes depend on it."""
@@ -82,7 +82,7 @@ DRAWN = Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=1)
     [("eagle3", (None,)), ("eagle3", (DRAWN,)), ("eagle", (None,)), ("eagle", (None, DRAWN, None))],
     ids=["greedy", "drawn", "eagle", "together"],
 )
-def test_every_step_does_the_same_and_is_read_once(
+def test_every_step_runs_the_same_operations_and_is_read_once(
     kind: str, samplings: tuple[Sampling | None, ...], checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     plan = planned(checkpoints, kind, 256, batch=len(samplings))
@@ -107,12 +107,12 @@ def test_every_step_does_the_same_and_is_read_once(
             seen.add(tuple(recorder.done))
             lengths |= {len(piece.tokens) for piece in pieces if isinstance(piece, Piece)}
         steps.close()
-    assert len(lengths) > 2, "accepted lengths should differ for this to mean anything"
-    assert len({tuple(name for name, _ in done) for done in seen}) == 1, "the same operations"
-    assert len(seen) <= 2 * (256 // WINDOW), "and the same shapes, but for the windows of both caches"
+    assert len(lengths) > 2, "the accepted lengths must differ, or the test proves nothing"
+    assert len({tuple(name for name, _ in done) for done in seen}) == 1, "all steps run the same operations"
+    assert len(seen) <= 2 * (256 // WINDOW), "shapes differ only by the windows of the two caches"
 
 
-def test_a_head_that_never_agrees_changes_nothing(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_a_drafter_that_rarely_agrees_does_not_change_the_tokens(checkpoints: Checkpoints, tmp_path: Path) -> None:
     write_draft(
         tmp_path / "head",
         hidden_size=HIDDEN,
@@ -130,4 +130,4 @@ def test_a_head_that_never_agrees_changes_nothing(checkpoints: Checkpoints, tmp_
     with Rank.open(codec.load(directory), directory) as rank:
         done = rank.generate(Request(prompt_ids=prompt, max_new_tokens=120, draft=True, ignore_eos=True, stop=()))
     assert list(done.tokens) == checkpoints.greedy(prompt, 120)
-    assert sum(done.accept_lengths) < len(done.accept_lengths) / 2, "a head of noise should seldom agree"
+    assert sum(done.accept_lengths) < len(done.accept_lengths) / 2, "a random drafter should rarely agree"

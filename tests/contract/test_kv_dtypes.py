@@ -1,4 +1,4 @@
-"""KV caches in another dtype than activations: the tokens of transformers with a cache that rounds as ours does."""
+"""KV caches in another dtype than the activations: tokens equal those of transformers with a rounding cache."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ COUNT = 24
 
 
 class Rounded(DynamicCache):
-    """Keys and values go through a dtype on their way in; of those beyond its range its largest value is kept."""
+    """Cache of transformers that rounds keys and values to a dtype and clamps them to its range."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Rounded(DynamicCache):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn"])
 @pytest.mark.parametrize("axis", ["heads", "context", "head_dim"])
-def test_tokens_are_those_of_a_cache_that_rounds(
+def test_tokens_are_those_of_transformers_with_a_rounding_cache(
     dtype: KvDType, axis: Any, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     model, draft = checkpoints.base.model, checkpoints.drafts["eagle3"]
@@ -66,7 +66,7 @@ def test_tokens_are_those_of_a_cache_that_rounds(
         )
         expected.append(out[0, len(prompt) :].tolist())
     plain = [checkpoints.greedy(prompt, COUNT) for prompt in PROMPTS]
-    assert (expected != plain) == (dtype == "float8_e4m3fn"), "the coarsest of them is seen in the tokens"
+    assert (expected != plain) == (dtype == "float8_e4m3fn"), "only the coarsest dtype changes the tokens"
     for draft_too in (True, False):
         for result in decoded(plan, directory, PROMPTS, [COUNT] * 2, draft=draft_too):
             assert result.tokens == expected

@@ -23,7 +23,7 @@ TREES = {"wide": (40, 4, 5), "short": (3, 7, 2), "flat": (4, 0, 6)}
 
 
 def planned(checkpoints: Checkpoints, kind: str, tree: tuple[int, int, int], batch: int) -> Plan:
-    """A plan in which every part is on two devices of its own, or of another order."""
+    """Make a plan in which every part is on two devices, in another combination than every other part."""
     model, draft = checkpoints.base.model, checkpoints.drafts[kind]
     total_token, depth, top_k = tree
     return make_plan(
@@ -43,7 +43,7 @@ def planned(checkpoints: Checkpoints, kind: str, tree: tuple[int, int, int], bat
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
 @pytest.mark.parametrize(("kind", "batch"), [("eagle3", 1), ("eagle", 2)])
-def test_collectives_carry_what_is_priced(
+def test_collectives_carry_the_priced_bytes(
     kind: str,
     batch: int,
     tree: tuple[int, int, int],
@@ -54,7 +54,7 @@ def test_collectives_carry_what_is_priced(
     plan = planned(checkpoints, kind, tree, batch)
     sent: dict[tuple[str, str], set[int]] = defaultdict(set)
 
-    def recorded(name: str, collective: Callable[..., Any]) -> Callable[..., Any]:
+    def recording(name: str, collective: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: ranks.ThreadGroup, tensor: Tensor, *more: Any) -> Any:
             sent[self.name, name].add(tensor.nbytes)
             return collective(self, tensor, *more)
@@ -62,7 +62,7 @@ def test_collectives_carry_what_is_priced(
         return call
 
     for name in ("broadcast", "all_reduce", "all_gather"):
-        monkeypatch.setattr(ranks.ThreadGroup, name, recorded(name, getattr(ranks.ThreadGroup, name)))
+        monkeypatch.setattr(ranks.ThreadGroup, name, recording(name, getattr(ranks.ThreadGroup, name)))
     directory = compiled(tmp_path / "plan", plan, checkpoints, kind)
     ranks.decoded(plan, directory, [(5, 3, 8)] * batch, [9] * batch, draft=True)
 
@@ -82,7 +82,10 @@ def test_collectives_carry_what_is_priced(
         ("stages[0].hop", "broadcast"): {hidden, chunk},
         ("stages[1].hop", "broadcast"): hop,
         ("head.hop", "broadcast"): hop,
-        ("head", "all_gather"): {step.best_bytes(options), step.WORD_BYTES * step.BEST_WORDS},  # a prompt's last row
+        ("head", "all_gather"): {
+            step.best_bytes(options),
+            step.WORD_BYTES * step.BEST_WORDS,
+        },  # the last row of a prompt
         ("draft.feature", "broadcast"): {
             step.step_features(model, draft, options).nbytes,
             step.prefill_features(model, draft, options).nbytes,
@@ -100,11 +103,11 @@ def test_a_device_allocates_the_buffers_that_its_plan_lists(
     taken: dict[str, set[str]] = defaultdict(set)
     buffer = Memory.buffer
 
-    def recorded(self: Memory, name: str) -> Tensor:
+    def recording(self: Memory, name: str) -> Tensor:
         taken[self.device_id].add(name)
         return buffer(self, name)
 
-    monkeypatch.setattr(Memory, "buffer", recorded)
+    monkeypatch.setattr(Memory, "buffer", recording)
     ranks.decoded(plan, compiled(tmp_path / "plan", plan, checkpoints, "eagle3"), [(5, 3, 8)], [9], draft=True)
     listed = {
         device.id: {buffer.name for buffer in device_buffers(plan, device.id) if not buffer.scratch}

@@ -22,7 +22,7 @@ from tests.plan_factory import Group, even, group, make_plan, shared_draft, spli
 pytestmark = pytest.mark.usefixtures("one_core")
 
 PROMPTS = ((7,), (5, 17, 33, 2, 60), tuple(range(3, 3 + CHUNK)), tuple(range(90, 90 - 2 * CHUNK - 5, -1)))
-"""Two shorter than a chunk, one of one chunk, one of several."""
+"""Two prompts shorter than a prefill chunk, one of exactly one chunk, one of several."""
 TREE = Tree(kind="dynamic", total_token=16, depth=3, top_k=4, paths=None)
 OTHER_TREES = (
     Tree(kind="dynamic", total_token=5, depth=4, top_k=1, paths=None),
@@ -226,9 +226,9 @@ def alone(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def check(plan: Plan, directory: Path, kind: str | None, alone: Alone, prompts: Together, most: int) -> None:
-    """Compare prompts with transformers, as many together as the plan allows, with the draft and without, on all ranks.
+    """Assert that every rank decodes the tokens of transformers, in batches of the plan, with and without drafting.
 
-    However the drafter is divided, its trees are those that it drafts on one device.
+    The trees of a divided drafter must be those that it drafts on one device.
     """
     batch = plan.options.batch
     for start in range(0, len(prompts), batch):
@@ -303,7 +303,7 @@ def divisions(
 def drafter_placements(
     draw: st.DrawFn, model: Model, draft: Draft, devices: tuple[str, ...], batch: int
 ) -> DraftPlacement:
-    """Draw a placement of the drafter over these devices, its KV divided in any way."""
+    """Draw a placement of the drafter over these devices, with any division of its KV heads."""
     queries = DRAFT_HEADS // DRAFT_KV_HEADS
     axis, sizes = draw(divisions(len(devices), queries, DRAFT_KV_HEADS, DRAFT_HEAD_DIM // 2, batch))
     return shared_draft(model, draft, devices, axis, sizes, draw(parts(DRAFT_KV_HEADS, len(sizes), 1)))

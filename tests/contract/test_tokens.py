@@ -1,4 +1,4 @@
-"""Checkpoint -> plan -> images -> tokens: on one device the tokens of transformers, and the trees of EAGLE."""
+"""Checkpoint -> plan -> images -> tokens on one device: tokens of transformers, trees of the EAGLE reference."""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.plan_factory import group, make_plan
 pytestmark = pytest.mark.usefixtures("one_core")
 
 PROMPTS = ((7,), (5, 17, 33, 2, 60), tuple(range(3, 3 + CHUNK)), tuple(range(90, 90 - 2 * CHUNK - 5, -1)))
-"""Two shorter than a chunk, one of one chunk, one of several."""
+"""Two prompts shorter than a prefill chunk, one of exactly one chunk, one of several."""
 TREE = Tree(total_token=16, depth=3, top_k=4)
 
 
@@ -40,7 +40,7 @@ def whole_plan(checkpoints: Checkpoints, kind: str | None, tree: Tree = TREE) ->
 
 
 def planned(tree: Tree) -> PlanTree:
-    """Return a reference tree as a plan's."""
+    """Convert a tree of the reference to a tree of a plan."""
     if tree.paths:
         return static_tree(tree.paths)
     return PlanTree(kind="dynamic", total_token=tree.total_token, depth=tree.depth, top_k=tree.top_k, paths=None)
@@ -116,7 +116,9 @@ def test_one_device_gives_the_tokens_of_transformers(
                 assert bool(done.accept_lengths) == (draft and kind is not None)
 
 
-def test_output_ends_at_eos_and_at_the_count_inside_an_accepted_block(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_output_ends_at_eos_and_at_the_token_limit_inside_an_accepted_block(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
     plan = whole_plan(checkpoints, "eagle3")
     prompt = PROMPTS[1]
     greedy = checkpoints.greedy(prompt, 60)

@@ -1,4 +1,4 @@
-"""Two hosts: torchrun with two nodes, each in a network of its own with its own address, one plan, the same tokens."""
+"""Two hosts: torchrun with two nodes in network namespaces of their own decodes the tokens of one device."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[str, ...]]:
-    """Two network namespaces, joined by a pair of interfaces."""
+    """Create two network namespaces joined by a pair of interfaces; yield their names."""
     try:
         for name in NAMES:
             ip("netns", "add", name)
@@ -53,7 +53,7 @@ def _remove() -> None:
 
 
 def torchrun(host: int, directory: Path, per_node: int, *more: str) -> subprocess.Popen[str]:
-    """The node of a host, inside its namespace."""
+    """Start the torchrun node of a host inside its namespace."""
     command = [
         "ip", "netns", "exec", NAMES[host],
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(host),
@@ -67,8 +67,8 @@ def torchrun(host: int, directory: Path, per_node: int, *more: str) -> subproces
     )  # fmt: skip
 
 
-def both(directory: Path, per_node: int, *more: tuple[str, ...]) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of the nodes."""
+def run_both_nodes(directory: Path, per_node: int, *more: tuple[str, ...]) -> list[tuple[int, str, str]]:
+    """Run run_both_nodes nodes; return exit code, stdout and stderr of each."""
     nodes = [torchrun(host, directory, per_node, *(more[host] if more else ())) for host in range(2)]
     results = []
     for node in nodes:
@@ -83,21 +83,21 @@ def test_two_hosts_give_the_tokens_of_one_device(hosts: tuple[str, ...], tmp_pat
         one = engine.generate(PROMPT, max_new_tokens=COUNT, ignore_eos=True)
     directory, plan = two_hosts(tmp_path / "two")
     assert {device.host for device in plan.devices} == {"box0", "box1"}
-    (left, right) = both(directory, 1)
+    (left, right) = run_both_nodes(directory, 1)
     assert (left[0], right[0]) == (0, 0), (left[2], right[2])
     assert json.loads(left[1])["tokens"] == list(one.tokens)
     assert json.loads(left[1])["plan_digest"] != one.plan_digest
-    assert right[1] == "", "rank 0 tells"
+    assert right[1] == "", "only rank 0 prints the result"
 
 
 def test_hosts_that_disagree_end_the_run(hosts: tuple[str, ...], tmp_path: Path) -> None:
     directory, _ = two_hosts(tmp_path)
-    (left, right) = both(directory, 1, (), ("--no-draft",))
+    (left, right) = run_both_nodes(directory, 1, (), ("--no-draft",))
     assert left[0] != 0
     assert right[0] != 0
     assert "device b (rank 1) was given another request than a (rank 0)" in left[2] + right[2]
 
 
 def two_hosts(directory: Path) -> tuple[Path, Plan]:
-    """The plan of two devices, one on each host."""
+    """Compile a plan of two devices, one on each host."""
     return compiled_plan(directory, ("a", "b"), hosts=("box0", "box1"))
