@@ -1,4 +1,4 @@
-"""The buffer table: linear and monotone where the solver relies on it, and complete for a device."""
+"""The buffer table: linear and monotone as the solver assumes, and complete for each device."""
 
 import dataclasses
 
@@ -66,17 +66,17 @@ AXES: tuple[KvAxis, ...] = ("heads", "context", "head_dim", "batch")
 def test_no_buffer_shrinks_when_a_share_grows(heads: int, units: int, rows: int, size: int, axis: KvAxis) -> None:
     options = plan_with().options
 
-    def all_of(heads: int, units: int, rows: int) -> int:
+    def total_bytes(heads: int, units: int, rows: int) -> int:
         share = KvShare(heads=heads, axis=axis, parts=2, part=0)
         stage = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, group_size=size)
         head = head_buffers(MODEL, DRAFT, options, rows=rows, group_size=size, receives=True, leads=True)
         draft = draft_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, head_rows=rows, group_size=size)
         return bytes_of((*stage, *head, *draft))
 
-    now = all_of(heads, units, rows)
-    assert all_of(heads + 1, units, rows) >= now
-    assert all_of(heads, units + 1, rows) >= now
-    assert all_of(heads, units, rows + 1) >= now
+    now = total_bytes(heads, units, rows)
+    assert total_bytes(heads + 1, units, rows) >= now
+    assert total_bytes(heads, units + 1, rows) >= now
+    assert total_bytes(heads, units, rows + 1) >= now
 
 
 @given(st.integers(1, 5), st.integers(1, 600), st.sampled_from([1, 2, 4]), st.integers(1, 4))
@@ -86,34 +86,34 @@ def test_the_parts_of_a_subgroup_hold_the_whole_cache(batch: int, context: int, 
     whole = kv_bytes(options, attention, whole_heads(heads))
     assert whole == 2 * batch * kv_rows(options) * heads * attention.head_dim
 
-    def part_of(axis: KvAxis) -> int:
+    def bytes_of_part(axis: KvAxis) -> int:
         return kv_bytes(options, attention, KvShare(heads=heads, axis=axis, parts=parts, part=parts - 1))
 
-    assert part_of("head_dim") * parts == whole
-    assert part_of("heads") == whole, "repeated"
+    assert bytes_of_part("head_dim") * parts == whole
+    assert bytes_of_part("heads") == whole, "each member has a copy"
     tree = tree_rows(options)
     for axis, granule in (("context", (tree + 64) * batch), ("batch", kv_rows(options))):
-        spare = parts * part_of(axis) - whole
+        spare = parts * bytes_of_part(axis) - whole
         assert 0 <= spare < parts * granule * 2 * heads * attention.head_dim
-    of_draft = draft_kv_bytes(options, DRAFT, KvShare(heads=heads, axis="context", parts=parts, part=0))
-    spare = parts * of_draft - draft_kv_bytes(options, DRAFT, whole_heads(heads))
+    draft_part = draft_kv_bytes(options, DRAFT, KvShare(heads=heads, axis="context", parts=parts, part=0))
+    spare = parts * draft_part - draft_kv_bytes(options, DRAFT, whole_heads(heads))
     assert 0 <= spare < parts * (draft_tree_rows(options) + 64) * batch * 2 * heads * DRAFT.attention.head_dim
 
 
-def test_what_members_of_a_subgroup_exchange_is_counted() -> None:
+def test_buffers_for_the_exchange_inside_a_subgroup() -> None:
     options = dataclasses.replace(plan_with().options, batch=3, context=4096)
     rows, queries, dim = 3 * TREE.total_token, 2 * 2, MODEL.layers[0].attention.head_dim
 
     def shapes(axis: KvAxis) -> dict[str, tuple[int, ...]]:
         share = KvShare(heads=2, axis=axis, parts=2, part=1)
-        found = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=4)
-        return {buffer.name: buffer.shape for buffer in found}
+        buffers = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=4)
+        return {buffer.name: buffer.shape for buffer in buffers}
 
     assert forward_rows(options) == rows
     repeated, context, head_dim, batch = map(shapes, AXES)
     share = whole_heads(2)
-    found = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=4)
-    whole = {buffer.name: buffer.shape for buffer in found}
+    buffers = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=4)
+    whole = {buffer.name: buffer.shape for buffer in buffers}
     assert whole["scratch.attention"][1] - repeated["scratch.attention"][1] == 3 * dim * queries // 2
     assert repeated | {"scratch.attention": whole["scratch.attention"]} == whole
     assert context["partial"] == (3, rows, queries, dim + 1)
@@ -125,11 +125,11 @@ def test_what_members_of_a_subgroup_exchange_is_counted() -> None:
     assert context.keys() - head_dim.keys() == {"partial", "scratch.merged"}
 
 
-def test_a_head_whose_kv_is_divided_has_buffers_of_its_own() -> None:
-    place = shared_draft(MODEL, DRAFT, ("a", "b"), "context", (2,), (DRAFT.attention.num_kv_heads,))
+def test_a_drafter_with_divided_kv_heads_has_its_own_buffers() -> None:
+    placement = shared_draft(MODEL, DRAFT, ("a", "b"), "context", (2,), (DRAFT.attention.num_kv_heads,))
     run = Run(num_layers=8, kv_heads=(4, 4), mlp_units=(4, 4))
     sharing = Group(devices=("a", "b"), runs=(run,), axis="context", subgroups=(2,))
-    plan = make_plan(MODEL, [sharing], draft=DRAFT, placement=place, context=1000)
+    plan = make_plan(MODEL, [sharing], draft=DRAFT, placement=placement, context=1000)
     shapes = {buffer.name: buffer.shape for buffer in device_buffers(plan, "b")}
     assert len(shapes) == len(device_buffers(plan, "b"))
     rows, heads, dim = draft_rows(plan.options), DRAFT.attention.num_heads, DRAFT.attention.head_dim
@@ -140,16 +140,16 @@ def test_a_head_whose_kv_is_divided_has_buffers_of_its_own() -> None:
     assert {"scores", "partial", "draft.scores"} <= shapes.keys()
 
 
-def test_a_device_without_layers_has_what_its_table_needs() -> None:
+def test_a_device_without_layers_has_the_buffers_of_its_table() -> None:
     groups = [group(MODEL, ["a"], 4), group(MODEL, ["b"], 4)]
-    place = split_draft(MODEL, DRAFT, ("b",))
-    plan = make_plan(MODEL, groups, draft=DRAFT, embed=["e"], head=["h", "b"], placement=place)
+    placement = split_draft(MODEL, DRAFT, ("b",))
+    plan = make_plan(MODEL, groups, draft=DRAFT, embed=["e"], head=["h", "b"], placement=placement)
     names = {device: {buffer.name for buffer in device_buffers(plan, device)} for device in "abeh"}
     shared = {"chunk", "message", "scratch.index"}
     assert names["e"] == {*shared, "embed.hidden", "embed.scratch.rows", "embed.scratch.reduce"}
     received = {*shared, "head.carry"}
     assert names["h"] == {*received, "scratch.head", "scratch.noise", "scratch.normed", "scratch.best", "features"}
-    assert names["h"] - names["b"] == {"head.carry"}, "b leads the last stage, and sends what the head receives"
+    assert names["h"] - names["b"] == {"head.carry"}, "b leads the last stage, so it sends the carry"
     assert not any(name.startswith(("embed.", "head.")) for name in names["a"])
     shared = make_plan(MODEL, groups, draft=DRAFT)
     assert not any(name.startswith(("embed.", "head.")) for name in shared_names(shared))
@@ -159,7 +159,7 @@ def shared_names(plan: Plan) -> set[str]:
     return {buffer.name for device in plan.devices for buffer in device_buffers(plan, device.id)}
 
 
-def test_experts_need_room_for_each_that_a_token_goes_to_and_for_the_router() -> None:
+def test_scratch_of_experts_counts_each_selected_expert_and_the_router() -> None:
     options = plan_with().options
     (dense,) = MODEL.layers
     moe = dataclasses.replace(dense.mlp, kind="moe", num_experts=8, experts_per_token=3, norm_topk_prob=True)
@@ -168,8 +168,8 @@ def test_experts_need_room_for_each_that_a_token_goes_to_and_for_the_router() ->
     mixed = dataclasses.replace(MODEL, layers=(half, dataclasses.replace(half, mlp=moe)))
 
     def buffers_of(model: Model, units: int) -> dict[str, int]:
-        found = stage_buffers(model, None, options, share=whole_heads(2), mlp_units=units, group_size=2)
-        return {buffer.name: buffer.nbytes for buffer in found}
+        buffers = stage_buffers(model, None, options, share=whole_heads(2), mlp_units=units, group_size=2)
+        return {buffer.name: buffer.nbytes for buffer in buffers}
 
     rows, hidden, inner = forward_rows(options), MODEL.hidden_size, dense.mlp.intermediate_size
     units = inner // dense.mlp.unit
@@ -184,7 +184,7 @@ def test_experts_need_room_for_each_that_a_token_goes_to_and_for_the_router() ->
     )
 
 
-def test_norms_of_q_and_k_need_another_copy_of_both() -> None:
+def test_norms_of_q_and_k_need_a_second_copy_of_both() -> None:
     options = plan_with().options
     (layers,) = MODEL.layers
     attention = dataclasses.replace(layers.attention, qk_norm=True)
@@ -195,14 +195,14 @@ def test_norms_of_q_and_k_need_another_copy_of_both() -> None:
     assert more - plain >= forward_rows(options) * (4 + 2) * attention.head_dim * 4
 
 
-def test_a_path_is_never_longer_than_its_tree() -> None:
+def test_at_most_as_many_nodes_are_accepted_as_the_tree_has() -> None:
     options = plan_with(Tree(kind="dynamic", total_token=2, depth=7, top_k=4, paths=None)).options
     assert (accept_rows(options), tree_rows(options), message_words(options)) == (2, 2, 1 + 2 + 4)
     plain = dataclasses.replace(options, tree=None)
     assert (accept_rows(plain), tree_rows(plain), message_words(plain)) == (1, 1, 4)
 
 
-def test_a_device_has_the_buffers_of_what_it_does() -> None:
+def test_a_device_has_the_buffers_of_its_parts() -> None:
     plan = make_plan(
         MODEL,
         [group(MODEL, ["a"], 5), Group(devices=("c", "b"), runs=group(MODEL, ["c", "b"], 3).runs)],
@@ -222,7 +222,7 @@ def test_a_device_has_the_buffers_of_what_it_does() -> None:
     assert len({buffer.name for buffer in device_buffers(plan, "b")}) == len(device_buffers(plan, "b"))
 
 
-def test_kv_of_a_device_is_what_the_solver_counted() -> None:
+def test_kv_terms_of_a_device_are_the_bytes_of_all_layers() -> None:
     plan = plan_with()
     attention = MODEL.layers[0].attention
     terms = device_terms(plan, "a")

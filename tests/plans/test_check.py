@@ -1,4 +1,4 @@
-"""A sound plan has no violations; each unsound datum is reported with its path, what was found and expected."""
+"""Checks of a plan: a sound plan has no violations; each violation has path, found and expected value."""
 
 from dataclasses import replace
 from typing import Any
@@ -37,7 +37,7 @@ OVERFULL = PLAN.memory[1].planned_bytes - PLAN.memory[1].weights_bytes + 11 * MI
 
 
 def static(paths: list[list[int]], *, depth: int = 1) -> dict[str, object]:
-    """A static tree as a plan says it."""
+    """Return a static tree in the encoding of a plan."""
     top_k = 1 + max(max(path) for path in paths)
     return {"kind": "static", "total_token": 1 + len(paths), "depth": depth, "top_k": top_k, "paths": paths}
 
@@ -400,7 +400,7 @@ def test_a_subgroup_by_batch_has_a_sequence_for_each_member() -> None:
     assert not [v for v in check(edited(plan, "options.batch", 2)) if v.path.startswith("stages")]
 
 
-def test_members_that_repeat_kv_heads_have_equally_many_query_heads() -> None:
+def test_members_that_share_kv_heads_by_heads_have_equally_many_query_heads() -> None:
     plan = edited(spread_plan(), "stages[0].kv_axis", "heads")
     assert not [v for v in check(plan) if v.path.startswith("stages")]
     for queries, expected in ((8, 1), (24, 3)):
@@ -413,7 +413,7 @@ def test_members_that_repeat_kv_heads_have_equally_many_query_heads() -> None:
     assert [v for v in check(unequal) if v.path == "stages[0].runs[0].kv_heads"]
 
 
-def test_parts_of_a_head_are_whole_rotary_pairs() -> None:
+def test_parts_of_a_head_dim_are_whole_rotary_pairs() -> None:
     plan = edited(spread_plan(), "stages[0].kv_axis", "head_dim")
     assert not [v for v in check(plan) if v.path.startswith("stages")]
     odd = edited(plan, "model.layers[0].attention.head_dim", 126)
@@ -424,7 +424,7 @@ def test_parts_of_a_head_are_whole_rotary_pairs() -> None:
     ]
 
 
-def test_a_draft_on_the_devices_of_the_tables_uses_them() -> None:
+def test_a_drafter_on_the_devices_of_the_tables_shares_them() -> None:
     plan = edited(spread_plan(), "draft.kind", "eagle")
     messages = [str(violation) for violation in check(plan)]
     assert (
@@ -441,7 +441,7 @@ def test_a_draft_on_the_devices_of_the_tables_uses_them() -> None:
     assert not [v for v in check(own) if v.path == "draft_placement.embed_rows"]
 
 
-def test_a_run_is_of_one_class() -> None:
+def test_a_run_has_layers_of_one_class() -> None:
     plan = spread_plan()
     classes = [encode(replace(plan.model.layers[0], num_layers=count)) for count in (30, 50)]
     mixed = edited(plan, "model.layers", classes)
@@ -450,7 +450,7 @@ def test_a_run_is_of_one_class() -> None:
     ]
 
 
-def test_a_gap_that_was_accepted_is_no_violation() -> None:
+def test_an_accepted_gap_is_no_violation() -> None:
     plan = edited(edited(two_stage_plan(), "proof.status", "FEASIBLE"), "proof.bound_ns", 19_000_000)
     assert [str(violation) for violation in check(plan)] == [
         "proof.bound_ns: found 19000000, expected within 0 ppm of the objective, 19830000"
@@ -458,7 +458,7 @@ def test_a_gap_that_was_accepted_is_no_violation() -> None:
     assert check(edited(plan, "options.gap_ppm", 50_000)) == ()
 
 
-def test_a_draft_is_all_or_nothing() -> None:
+def test_every_field_of_the_drafter_is_there_or_none() -> None:
     plan = edited(edited(two_stage_plan(), "draft", None), "options.tree", None)
     assert [str(violation) for violation in check(plan)] == [
         f"inputs.draft_config_sha256: found {'3' * 64}, expected nothing, as there is no draft",

@@ -1,4 +1,4 @@
-"""Canonical YAML: what is written is read back equal, and everything else is refused by a whole message."""
+"""Canonical YAML: written records read back equal; everything else is refused with a complete message."""
 
 import contextlib
 import hashlib
@@ -217,7 +217,7 @@ def test_versions_that_are_refused(text: str, message: str) -> None:
 
 
 def test_no_more_of_a_document_is_read_than_is_parsed(tmp_path: Path) -> None:
-    """100 MB, and what would never fit into memory."""
+    """A file of 100 MB and one larger than memory are refused early."""
     for size in (100 << 20, 1 << 42):
         with (tmp_path / "plan.yaml").open("wb") as file:
             file.truncate(size)

@@ -1,4 +1,4 @@
-"""Refusals for people and for programs, from one description of an error."""
+"""Error output as text and as JSON, from one description of an error."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def describe(error: BaseException) -> Refusal | None:
     return Refusal(exit_code=3, text=f"error: {error}", data=error_data(error, str(error), 3))
 
 
-def test_a_refusal_is_text_an_object_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_has_text_json_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     endings: list[str] = []
     for as_json in (True, False):
         with pytest.raises(SystemExit) as end, refusals_reported(describe, as_json=as_json, ending=endings.append):

@@ -1,4 +1,4 @@
-"""Differences of two plans: none exactly for equal ones, aligned by name, with the moves that they mean."""
+"""Differences of two plans: empty exactly for equal plans, aligned by name, with moved layers and bytes."""
 
 import dataclasses
 
@@ -9,15 +9,15 @@ from plans.diff import Difference, diff, headline, move_lines, moved_bytes, summ
 from plans.schema import Plan
 from tests.sample_plans import edited, nvlink_plan, one_device_plan, two_stage_plan
 
-st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))  # a plan has no other
+st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))  # a plan has only finite numbers
 
 
-@settings(  # a whole plan
+@settings(  # drawing a plan is slow
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 @given(st.builds(Plan))
 def test_the_difference_is_empty_exactly_for_equal_plans(drawn: Plan) -> None:
-    """Also of plans that differ in a field alone."""
+    """Compare drawn plans, and plans that differ in one field only."""
     plan = two_stage_plan()
     assert diff(drawn, drawn) == ()
     for field in dataclasses.fields(Plan):
@@ -47,7 +47,7 @@ def test_a_difference_names_kind_path_and_values() -> None:
     )
 
 
-def test_kinds_follow_the_sections() -> None:
+def test_the_kind_of_a_difference_is_its_section() -> None:
     plan = two_stage_plan()
     kinds = {
         "schema": "2.7",
@@ -78,7 +78,7 @@ def test_devices_are_aligned_by_id() -> None:
     assert only.before["memory_bytes"] == 24 << 20
 
 
-def test_an_order_that_differs_is_a_difference() -> None:
+def test_another_order_is_a_difference() -> None:
     plan = two_stage_plan()
     (only,) = diff(plan, dataclasses.replace(plan, memory=plan.memory[::-1]))
     assert str(only) == "memory: [cpu0, cpu1, cpu2] -> [cpu2, cpu1, cpu0]"
@@ -110,7 +110,7 @@ HEAD_BYTES = 32 * ((2 + 2) * 256 + 2 * 256) * 4
 UNIT_BYTES = 3 * 16 * 256 * 4
 
 
-def test_moved_bytes_are_those_that_a_device_did_not_have() -> None:
+def test_moved_bytes_count_weights_that_a_device_did_not_have() -> None:
     plan = two_stage_plan()
     assert moved_bytes(plan, plan) == {}
     other = edited(plan, "stages[0].runs[1].kv_heads", [3, 1])
@@ -124,8 +124,8 @@ def test_moved_bytes_are_those_that_a_device_did_not_have() -> None:
     assert moved_bytes(split, plan) == {"cpu0": 1000 * 256 * 4, "cpu1": 24 * 256 * 4}
 
 
-def test_heads_that_become_shared_move_what_is_new() -> None:
-    """Two members with two KV heads each, then both with all four: halves of the output, then halves of the heads."""
+def test_moved_bytes_of_kv_heads_that_become_shared() -> None:
+    """From two members with two KV heads each to both with all four, divided by context, then by head_dim."""
     plan = edited(two_stage_plan(), "stages[0].runs[0].kv_heads", [2, 2])
     shared = edited(edited(plan, "stages[0].kv_subgroups", [2]), "stages[0].kv_axis", "context")
     shared = edited(edited(shared, "stages[0].runs[0].kv_heads", [4, 4]), "stages[0].runs[1].kv_heads", [4, 4])
@@ -133,11 +133,11 @@ def test_heads_that_become_shared_move_what_is_new() -> None:
     assert moved_bytes(plan, shared) == {"cpu0": 5 * 2 * qkv_head, "cpu1": 5 * 2 * qkv_head}
     assert moved_bytes(shared, plan) == {}
     halves = edited(shared, "stages[0].kv_axis", "head_dim")
-    columns = 128 * 256 * 4  # of o: half of the eight query heads, half of each, of which half is in place
+    columns = 128 * 256 * 4  # of o: a member has half of the columns, half of which it had before
     assert moved_bytes(shared, halves) == {"cpu0": 5 * columns // 2, "cpu1": 5 * columns // 2}
 
 
-def test_everything_moves_where_the_weights_are_others() -> None:
+def test_all_bytes_move_if_the_weights_differ() -> None:
     plan = two_stage_plan()
     other = edited(plan, "inputs.draft_tensors_sha256", "5" * 64)
     head = 256 * 768 + 4 * 32 * ((2 + 2) * 512 + 2 * 256) + 3 * 768 * 256 + 1024 * 256 + 512 * 256
@@ -146,7 +146,7 @@ def test_everything_moves_where_the_weights_are_others() -> None:
     assert set(moved_bytes(plan, nvlink_plan())) == {"gpu0", "gpu1", "gpu2", "gpu3"}
 
 
-def test_the_headline_has_the_step_times_and_what_moves() -> None:
+def test_the_headline_has_step_times_and_moved_bytes() -> None:
     plan = two_stage_plan()
     other = edited(plan, "stages[0].runs[1].kv_heads", [3, 1])
     assert headline(plan, other) == "step 19.8 ms, unchanged; moves 0.4 MiB of weights: cpu0 0.4 MiB"
@@ -154,7 +154,7 @@ def test_the_headline_has_the_step_times_and_what_moves() -> None:
     assert headline(plan, slower) == "step 19.8 ms -> 20.0 ms (+1.0%); moves 0.4 MiB of weights: cpu0 0.4 MiB"
 
 
-def test_the_summary_is_for_people() -> None:
+def test_the_summary_lists_step_moves_and_changes() -> None:
     plan = two_stage_plan()
     other = edited(plan, "stages[1].runs[0].mlp_units", [47])
     assert summary(plan, edited(other, "proof.objective_ns", 5)) == (

@@ -16,7 +16,7 @@ SCRIPT = "import sys; from plans.eagleplan import main; sys.argv[0] = '/usr/bin/
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run the script as the installed one does."""
+    """Run ``main`` as the installed script does."""
     command = [sys.executable, "-c", SCRIPT, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -72,7 +72,7 @@ def test_output_and_exit_codes_are_those_of_the_command() -> None:
     assert missing.returncode == json.loads(missing.stdout)["error"]["exit_code"] == 2
 
 
-def test_an_unknown_command_is_refused_for_people_and_for_programs() -> None:
+def test_an_unknown_command_is_refused_as_text_and_as_json() -> None:
     plain, data = run("buidl"), run("buidl", "--json")
     assert plain.returncode == data.returncode == 2
     assert plain.stdout == ""
@@ -81,7 +81,7 @@ def test_an_unknown_command_is_refused_for_people_and_for_programs() -> None:
     assert json.loads(data.stdout) == {"error": error}
 
 
-def test_planning_by_that_name_imports_no_torch() -> None:
+def test_planning_by_the_script_imports_no_torch() -> None:
     program = (
         "import sys\nfrom plans.eagleplan import main\nsys.argv = ['eagleplan', 'show', 'plans/demo']\n"
         "import os; os._exit = lambda code: None\n"

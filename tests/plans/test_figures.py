@@ -1,4 +1,4 @@
-"""Figures as text for people."""
+"""Figures as text: bytes, durations and rates."""
 
 import pytest
 

@@ -23,6 +23,6 @@ def test_every_field_is_documented_in_order(record: type) -> None:
     rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     fields = [field.name for field in dataclasses.fields(record)]
-    if record is artifact.Sources:  # its rows join fields that say the same of base and draft
+    if record is artifact.Sources:  # its rows combine the fields of base and draft
         documented, fields = sorted(documented), sorted(fields)
     assert documented == fields

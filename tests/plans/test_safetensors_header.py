@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what is written is read again, by this parser and by the library's."""
+"""The header of a safetensors file: an encoded header is parsed again, by our parser and by the library."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ NAMES = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
 
 @st.composite
 def tables(draw: st.DrawFn) -> list[TensorEntry]:
-    """Tensors one after the other, by unlike names."""
+    """Draw tensors that follow one another, with distinct names."""
     tensors, offset = [], 0
     for name in draw(st.lists(NAMES, unique=True, max_size=5)):
         dtype, shape = draw(st.sampled_from(sorted(HEADER_BYTES))), draw(st.lists(st.integers(0, 3), max_size=3))
@@ -42,7 +42,7 @@ def test_an_encoded_header_is_parsed_to_its_tensors(tensors: list[TensorEntry], 
     assert header_length(raw[:PREFIX_BYTES], file_bytes) == len(raw) - PREFIX_BYTES
     header = parse_header(raw[PREFIX_BYTES:], file_bytes)
     assert (header.data_start, header.metadata) == (len(raw), {"device": "a"})
-    assert header.tensors == tensors, "in the order in which they were written"
+    assert header.tensors == tensors, "in the order of the file"
     assert header.data_start % alignment == 0
 
 
@@ -54,7 +54,7 @@ def test_the_library_reads_an_encoded_header(tmp_path: Path) -> None:
         assert file.get_tensor("a").shape == (2, 3)
 
 
-def test_metadata_is_none_only_where_there_is_none() -> None:
+def test_metadata_is_none_only_if_the_header_has_none() -> None:
     assert parse_header(b"{}", PREFIX_BYTES + 2).metadata is None
     assert parse_header(b'{"__metadata__":{}}', PREFIX_BYTES + 19).metadata == {}
     for metadata in (None, [], {"a": 1}):

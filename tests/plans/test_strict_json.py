@@ -19,13 +19,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSED, ids=[str(row[0][:10]) for row in REFUSED])
-def test_what_is_not_strict_json_is_refused(text: bytes, message: str) -> None:
+def test_text_that_is_not_strict_json_is_refused(text: bytes, message: str) -> None:
     with pytest.raises(JsonError, match="^" + re.escape(message)):
         loads(text)
 
 
 @pytest.mark.parametrize("piece", [b"[],", b"{},", b'"\\u4e00",', b"0,", '"é",'.encode()])
-def test_a_large_text_that_is_no_table_is_refused_unparsed(piece: bytes) -> None:
+def test_a_large_text_of_brackets_or_escapes_is_refused_unparsed(piece: bytes) -> None:
     def text(nbytes: int) -> bytes:
         return b"[" + piece * (nbytes // len(piece)) + b"0]"
 
