@@ -1,13 +1,13 @@
-"""The command line of the planner: picks the command and exits with its code."""
+"""The command line of the planner: chooses the command, and turns an error into text, JSON and an exit code."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import click
 
-from planner.commands.console import put
 from planner.commands.declarations import COMMANDS
+from planner.commands.refusals import refusal
+from plans.console import refusals_reported
 from plans.process import VERSION_MESSAGE
 
 EXIT_CODES = (
@@ -22,7 +22,7 @@ EXIT_CODES = (
 
 
 class Commands(click.Group):
-    """The group of all commands; with ``--json`` a refused command line is a JSON object too, like all refusals."""
+    """The group of all commands; with ``--json`` an error, also of the command line, is a JSON object too."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of declaration."""
@@ -39,25 +39,19 @@ class Commands(click.Group):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         as_json = "--json" in args
-        with usage(as_json):
+        with reported(as_json):
             context = super().make_context(info_name, args, parent, **extra)
         context.meta["as_json"] = as_json
         return context
 
     def invoke(self, ctx: click.Context) -> Any:
-        with usage(ctx.meta["as_json"]):
+        with reported(ctx.meta["as_json"]):
             return super().invoke(ctx)
 
 
-@contextmanager
-def usage(as_json: bool) -> Iterator[None]:
-    """Write a usage error as an object too where ``as_json``, and raise it again for click to report."""
-    try:
-        yield
-    except click.UsageError as error:
-        if as_json:
-            put({"error": {"type": "UsageError", "message": error.format_message(), "exit_code": error.exit_code}})
-        raise
+def reported(as_json: bool) -> AbstractContextManager[None]:
+    """Report an error as text, with ``as_json`` as an object too, and exit with the code of its class."""
+    return refusals_reported(refusal, as_json=as_json, indent=2)
 
 
 @click.group(

@@ -8,14 +8,17 @@
 closed (``| head -1``) ends a command without a word, because click answers that before an error arrives here.
 """
 
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, ClassVar, Protocol, TextIO
 
+USAGE = 2
+"""Exit code of a command line that is refused."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell has it: 128 + SIGINT."""
 
@@ -41,6 +44,33 @@ Describe = Callable[[BaseException], Refusal | None]
 def error_data(error: BaseException, message: str, exit_code: int) -> dict[str, Any]:
     """Return the fields that every error has for programs: type, message and exit code."""
     return {"type": type(error).__name__, "message": message, "exit_code": exit_code}
+
+
+def usage_data(message: str, exit_code: int = USAGE) -> dict[str, Any]:
+    """Return the fields of a refused command line for programs, whatever class the parser has for it."""
+    return {"type": "UsageError", "message": message, "exit_code": exit_code}
+
+
+class ParserError(Protocol):
+    """A refused command line, as click has it (ClickException)."""
+
+    exit_code: ClassVar[int]
+
+    def format_message(self) -> str:
+        """Return the reason."""
+        ...
+
+    def show(self, file: TextIO | None = None) -> None:
+        """Write the usage of the command, and the reason."""
+        ...
+
+
+def usage_refusal(error: ParserError) -> Refusal:
+    """Return the refusal of a command line."""
+    stream = io.StringIO()
+    error.show(stream)
+    data = usage_data(error.format_message(), error.exit_code)
+    return Refusal(exit_code=error.exit_code, text=stream.getvalue().rstrip("\n"), data=data)
 
 
 @contextmanager

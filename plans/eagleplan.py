@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import NoReturn
 
-from plans.console import Refusal, refusals_reported
+from plans.console import USAGE, Refusal, refusals_reported, usage_data
 from plans.process import ended_at_once, importing
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -23,9 +23,6 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 
 GROUPS: Mapping[str, str] = {"planner": "main", "runtime": "commands"}
 """Name of the click group in the ``cli`` module of each package."""
-
-USAGE = 2
-"""Exit code of a command line that is refused."""
 
 
 def main() -> NoReturn:
@@ -48,9 +45,7 @@ def main() -> NoReturn:
 def refused(error: BaseException) -> Refusal | None:
     """Return the refusal of an unknown command."""
     text = f"Error: {error.args[0]}\nTry 'eagleplan --help' for help."
-    return Refusal(
-        exit_code=USAGE, text=text, data={"type": "UsageError", "message": error.args[0], "exit_code": USAGE}
-    )
+    return Refusal(exit_code=USAGE, text=text, data=usage_data(error.args[0]))
 
 
 def help_lines() -> Iterator[str]:

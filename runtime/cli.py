@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from plans.console import INTERRUPTION, Refusal, error_data, refusals_reported
+from plans.console import INTERRUPTION, Refusal, error_data, refusals_reported, usage_refusal
 from plans.process import VERSION_MESSAGE, answered
 from plans.schema import PlanError
 from runtime.commands.bench import bench_command
@@ -69,11 +69,7 @@ def describe(error: BaseException) -> Refusal | None:
         text = f"error: {error}"
         return Refusal(exit_code=error.exit_code, text=text, data=error_data(error, str(error), error.exit_code))
     if isinstance(error, click.ClickException):
-        with io.StringIO() as shown:
-            error.show(shown)
-            text = shown.getvalue().rstrip("\n")
-        data = error_data(error, error.format_message(), error.exit_code) | {"type": "UsageError"}
-        return Refusal(exit_code=error.exit_code, text=text, data=data)
+        return usage_refusal(error)
     if isinstance(error, click.Abort):  # click's name for Ctrl-C
         return INTERRUPTION
     if isinstance(error, OSError):  # stdout that cannot be written, so there is no object

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from planner.commands.console import refusals
 from plans.process import importing
 
 
@@ -19,7 +18,6 @@ class Command(click.Command):
         """``summary``: one line; ``details``: paragraphs; ``examples``: command lines without the program's name."""
         self.examples = tuple(examples)
 
-        @refusals
         def callback(**values: Any) -> None:
             with importing():
                 module = import_module(f"planner.commands.{name}")

@@ -1,14 +1,9 @@
-"""Output that all commands share: messages, JSON objects, and refusals with their exit codes."""
+"""Output that all commands share: messages and JSON objects. Errors are reported by ``planner.cli``."""
 
 import json
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import click
-
-from planner.commands.refusals import refusal
-from plans.console import refusals_reported
 
 
 def say(text: str) -> None:
@@ -19,17 +14,6 @@ def say(text: str) -> None:
 def put(data: Any) -> None:
     """Write one JSON object, on stdout."""
     click.echo(json.dumps(data, indent=2))
-
-
-def refusals(command: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command: an error becomes a message, with ``--json`` an object too, and the exit code of its class."""
-
-    @wraps(command)
-    def run(**options: Any) -> None:
-        with refusals_reported(refusal, as_json=options["as_json"], indent=2):
-            command(**options)
-
-    return run
 
 
 def one_form(*forms: tuple[str, object]) -> None:

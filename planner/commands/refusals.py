@@ -2,14 +2,18 @@
 
 from typing import Any
 
+import click
+
 from planner.errors import Change, InfeasibleError, InputError, NotProvenError, PlannerError
-from plans.console import Refusal, error_data
+from plans.console import Refusal, error_data, usage_refusal
 from plans.format import format_ns
 from plans.schema import PlanError
 
 
 def refusal(error: BaseException) -> Refusal | None:
-    """Return the refusal of an error of the planner, of a plan, or of a file; None for any other."""
+    """Return the refusal of an error of the planner, of a plan, of a file or of a command line; None for any other."""
+    if isinstance(error, click.ClickException):
+        return usage_refusal(error)
     if isinstance(error, OSError) and error.filename is not None:  # without a name: a closed pipe, which click handles
         error = InputError(f"{error.filename}: {error.strerror}")
     if not isinstance(error, PlannerError | PlanError):
