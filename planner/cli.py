@@ -7,8 +7,7 @@ import click
 
 from planner.commands.declarations import COMMANDS
 from planner.commands.refusals import refusal
-from plans.console import refusals_reported
-from plans.process import VERSION_MESSAGE
+from plans.console import VERSION_MESSAGE, refusals_reported
 
 EXIT_CODES = (
     ("0", "done; no difference"),

@@ -17,10 +17,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TextIO
 
+from plans import process
+from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
+
 USAGE = 2
 """Exit code of a command line that is refused."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as a shell has it: 128 + SIGINT."""
+
+VERSION_MESSAGE = f"%(package)s %(version)s, plans of schema {SCHEMA_MAJOR}.{SCHEMA_MINOR}"
+"""Message of `--version`, which click fills in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +38,7 @@ class Refusal:
     """For programs: the value of ``error`` in the JSON object; None where no object can or should be written."""
 
 
-INTERRUPTION = Refusal(exit_code=INTERRUPTED, text="interrupted", data=None)
+INTERRUPTION = Refusal(exit_code=process.INTERRUPTED, text=process.INTERRUPTION, data=None)
 """The end of a command after Ctrl-C."""
 
 Describe = Callable[[BaseException], Refusal | None]

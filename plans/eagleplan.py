@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import NoReturn
 
-from plans.console import USAGE, Refusal, refusals_reported, usage_data
 from plans.process import ended_at_once, importing
+
+with importing():
+    from plans.console import USAGE, Refusal, refusals_reported, usage_data
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "planner": ("inventory", "scan", "build", "compile", "show", "diff", "check"),

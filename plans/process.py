@@ -1,17 +1,23 @@
-"""Start and end of the commands of both packages as processes: imports, signals, exit."""
+"""Start and end of the commands of both packages as processes: imports, signals, exit.
+
+It is the first module that a command imports, and imports nothing that takes time: until then Ctrl-C is Python's.
+"""
 
 import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
-from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell has it: 128 + SIGINT."""
 
-VERSION_MESSAGE = f"%(package)s %(version)s, plans of schema {SCHEMA_MAJOR}.{SCHEMA_MINOR}"
-"""Message of `--version`, which click fills in."""
+INTERRUPTION = "interrupted"
+"""Message after Ctrl-C."""
 
 
 @contextmanager
@@ -34,10 +40,35 @@ def importing() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     gc.disable()
     try:
-        with answered(signal.SIGINT, signal.SIG_DFL if before is signal.default_int_handler else before):  # type: ignore[arg-type]
+        with answered(signal.SIGINT, _interrupt if before is signal.default_int_handler else before):  # type: ignore[arg-type]
             yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def defer_signals(*numbers: signal.Signals) -> Iterator[None]:
+    """Defer these signals to the end of the context, so that it is not left half done.
+
+    An error that a handler raises can also be lost within it: ``fork`` and the garbage collector call functions whose
+    errors Python prints and ignores.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python runs signal handlers in the main thread only
+        return
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    handlers = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for first in received[:1]:
+        signal.raise_signal(first)
 
 
 @contextmanager
@@ -50,3 +81,10 @@ def ended_at_once() -> Iterator[None]:
             if stream is not None:
                 stream.flush()
         os._exit(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End the process after Ctrl-C as a command ends, without unwinding what is half imported."""
+    with suppress(OSError):  # stderr is closed
+        os.write(2, f"{INTERRUPTION}\n".encode())
+    os._exit(INTERRUPTED)

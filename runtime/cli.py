@@ -14,8 +14,8 @@ from typing import NoReturn
 
 import click
 
-from plans.console import INTERRUPTION, Refusal, error_data, refusals_reported, usage_refusal
-from plans.process import VERSION_MESSAGE, answered
+from plans.console import INTERRUPTION, VERSION_MESSAGE, Refusal, error_data, refusals_reported, usage_refusal
+from plans.process import answered
 from plans.schema import PlanError
 from runtime.commands.bench import bench_command
 from runtime.commands.run import run_command

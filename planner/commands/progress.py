@@ -23,6 +23,7 @@ def shown(console: Console, say: Callable[[str], None]) -> Iterator[Report]:
         return
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
+        console.show_cursor(True)  # nothing brings it back where a signal ends the process
         task = progress.add_task("images", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -38,6 +39,7 @@ def trying(
     text = "nothing fits: trying what would help"
     if console.is_terminal:
         with console.status(text) as status:
+            console.show_cursor(True)
             yield lambda words: status.update(f"{text}: {escape(words)}")
         return
     began = clock()

@@ -10,17 +10,18 @@ import fcntl
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 
 from planner import durable
 from planner.errors import OutputError
+from plans.process import defer_signals
 
 TEMPORARY = ".compile-"
 """Prefix of the names of files that are not in place yet; a killed compile may leave some."""
 LOCK = ".lock"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that wait until files are in place."""
 
 
 @contextlib.contextmanager
@@ -36,7 +37,7 @@ def locked(directory: Path) -> Iterator[None]:
         clean(directory)
         yield
     finally:
-        with defer_signals():
+        with defer_signals(*SIGNALS):
             clean(directory)
             with output_errors(directory):
                 file.unlink(missing_ok=True)
@@ -68,27 +69,6 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
-@contextlib.contextmanager
-def defer_signals() -> Iterator[None]:
-    """Defer SIGINT, SIGTERM and SIGHUP to the end of the context, so that it is not left half done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python runs signal handlers in the main thread only
-        return
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    for first in received[:1]:
-        signal.raise_signal(first)
-
-
 def temporary(file: Path) -> Path:
     """Return the name under which a file is written until it is put in place."""
     return file.with_name(f"{TEMPORARY}{file.name}")
@@ -117,7 +97,7 @@ def publish(images: Mapping[Path, Path], record: Path, text: str) -> None:
     and the rename of the new one there is none, so no mixture of old and new images verifies.
     """
     directory = record.parent
-    with defer_signals(), output_errors(directory):
+    with defer_signals(*SIGNALS), output_errors(directory):
         durable.write_synced(temporary(record), text.encode())
         for file, new in images.items():
             _check_replaceable(file, new)

@@ -37,6 +37,7 @@ class Status:
         if console is not None and console.is_terminal:
             self._live = Live(console=console, transient=True, auto_refresh=False)
             self._live.start()
+            console.show_cursor(True)  # nothing brings it back where the process ends at once
 
     def __call__(self, phase: str) -> None:
         """Show that a phase begins."""

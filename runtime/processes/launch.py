@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
+from plans.process import defer_signals
 from plans.schema import Plan
 from runtime.comm.groups import Rendezvous
 from runtime.comm.progress import Status
@@ -75,10 +76,10 @@ class Ranks:
                 process = context.Process(
                     target=run_rank, args=(arguments,), name=f"rank {rank} ({self.names[rank]})", daemon=True
                 )
-                with main_module_hidden():
+                with defer_signals(signal.SIGINT, signal.SIGTERM), main_module_hidden():
                     process.start()
-                other.close()
-                self.processes[rank] = RankProcess(process=process, pipe=own, status=arguments.status)
+                    other.close()
+                    self.processes[rank] = RankProcess(process=process, pipe=own, status=arguments.status)
         except BaseException:
             self.end()
             raise

@@ -39,6 +39,7 @@ def test_a_terminal_has_a_bar_that_goes_away() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with shown(console, pytest.fail) as report:
         report(1 << 20, 4 << 20)
+        assert cursor_is_shown(console)
         report(4 << 20, 4 << 20)
     assert isinstance(console.file, io.StringIO)
     assert "4.2/4.2 MB" in console.file.getvalue()
@@ -73,5 +74,12 @@ def test_a_terminal_shows_what_is_tried() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with trying(console, pytest.fail) as tell:
         tell("the host CPU of [box]")
+        assert cursor_is_shown(console)
     assert isinstance(console.file, io.StringIO)
     assert "nothing fits: trying what would help" in console.file.getvalue()
+
+
+def cursor_is_shown(console: Console) -> bool:
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    return text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")

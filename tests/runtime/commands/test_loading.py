@@ -37,5 +37,6 @@ def test_the_line_of_a_terminal_goes_away() -> None:
     with Status(Console(file=text, force_terminal=True, width=40)) as status:
         status("loading torch")
         assert "loading torch ..." in text.getvalue()
+        assert text.getvalue().rfind("\x1b[?25h") > text.getvalue().rfind("\x1b[?25l"), "the cursor is not hidden"
     assert text.getvalue().rstrip().endswith("\x1b[2K"), "it is erased"
     assert "ready" not in text.getvalue()
