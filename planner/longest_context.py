@@ -6,6 +6,7 @@ from typing import Literal
 
 from planner.formulations import Formulations
 from planner.infeasible import infeasible
+from planner.integers import ceil_div
 from planner.request import Request, Wanted, resolve_request
 from planner.solver.minimise import Settings
 from planner.solver.problem import Problem
@@ -30,7 +31,7 @@ def longest_context(request: Request, settings: Settings, formulations: Formulat
     if fits(problem(longest), settings):
         return longest
     least = least_step(request.wanted)
-    steps = largest(least, -(-longest // CONTEXT_STEP) - 1, lambda n: fits(problem(n * CONTEXT_STEP), settings))
+    steps = largest(least, ceil_div(longest, CONTEXT_STEP) - 1, lambda n: fits(problem(n * CONTEXT_STEP), settings))
     if steps is None:
         raise infeasible(problem(min(least * CONTEXT_STEP, longest)), settings)
     return steps * CONTEXT_STEP
@@ -42,7 +43,7 @@ def _with_context(wanted: Wanted, context: int | Literal["max"]) -> Wanted:
 
 def least_step(wanted: Wanted) -> int:
     """Return the least context that ``max`` tries, in steps of 256: a prefill chunk is at most the context."""
-    return -(-(wanted.prefill_chunk or 1) // CONTEXT_STEP)
+    return ceil_div(wanted.prefill_chunk or 1, CONTEXT_STEP)
 
 
 def largest(least: int, most: int, works: Callable[[int], bool]) -> int | None:

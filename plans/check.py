@@ -176,9 +176,8 @@ def _check_heads(
     if max(sizes, default=1) == 1 or sum(sizes) != len(shares) or min(sizes) < 1:
         yield from _check_shares(path, shares, count, total, "KV heads", 1)
         return
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    same = all(len(set(shares[i : i + size])) == 1 for i, size in zip(starts, sizes, strict=True))
-    if not same or sum(shares[i] for i in starts) != total or min(shares) < 1:
+    same = all(len(set(shares[i : i + size])) == 1 for i, size in zip(divided.starts, sizes, strict=True))
+    if not same or sum(shares[i] for i in divided.starts) != total or min(shares) < 1:
         expected = f"shares of {total} KV heads for subgroups of {show(sizes)}, each at least 1 and equal inside one"
         yield bad(path, shares, expected)
 

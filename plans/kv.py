@@ -24,6 +24,11 @@ def whole_heads(heads: int) -> KvShare:
     return KvShare(heads=heads, axis="heads", parts=1, part=0)
 
 
+def part_range(total: int, share: KvShare) -> tuple[int, int]:
+    """Return member i's part of n rows, dims or sequences that m members divide: [i * n div m, (i + 1) * n div m)."""
+    return share.part * total // share.parts, (share.part + 1) * total // share.parts
+
+
 def query_heads(attention: Attention, share: KvShare) -> int:
     """Return h, the query heads of a share: k * g, by ``heads`` divided over the subgroup."""
     parts = share.parts if share.axis == "heads" else 1
@@ -39,6 +44,11 @@ class KvDivision:
     axis: KvAxis
     subgroups: tuple[int, ...]
     """Sizes in the order of the group; all 1 where no KV head is on several devices."""
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Index in the group of the first member of each subgroup."""
+        return tuple(sum(self.subgroups[:number]) for number in range(len(self.subgroups)))
 
 
 def kv_division(group: Stage | DraftPlacement) -> KvDivision:

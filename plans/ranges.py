@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from plans.kv import KvShare
+from plans.kv import KvShare, part_range
 from plans.schema import Attention
 
 Range = tuple[int, int]
@@ -77,9 +77,9 @@ def _value_dims(share: KvShare, dim: int) -> Ranges:
 
 
 def _slice(span: Range, share: KvShare) -> Range:
-    """Return a member's part of a range that its subgroup divides: [i * n div m, (i + 1) * n div m)."""
-    start, total = span[0], span[1] - span[0]
-    return start + share.part * total // share.parts, start + (share.part + 1) * total // share.parts
+    """Return a member's part of a range that its subgroup divides."""
+    start, stop = part_range(span[1] - span[0], share)
+    return span[0] + start, span[0] + stop
 
 
 def _of_heads(heads: Ranges, dim: int, dims: Ranges) -> Ranges:

@@ -7,6 +7,7 @@ Slots are counted by :mod:`plans.slots`, everything that the runtime allocates b
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from planner.integers import ceil_div
 from plans import slots
 from plans.artifact import ALIGNMENT_BYTES
 from plans.buffers import Buffer, device_terms
@@ -62,7 +63,7 @@ def total(buffers: Iterable[Buffer]) -> int:
 def with_rows(slots: Affine, buffers: Callable[[int], tuple[Buffer, ...]], rows: int) -> Affine:
     """Bound ``slots`` and the buffers that grow with their rows."""
     none, all_rows = total(buffers(0)), total(buffers(rows))
-    slope = -(-(all_rows - none) // rows)
+    slope = ceil_div(all_rows - none, rows)
     return Affine(fixed=slots.fixed + none + ALIGN_BYTES * len(buffers(rows)), slope=slots.slope + slope)
 
 

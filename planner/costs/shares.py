@@ -23,7 +23,7 @@ from plans.buffers import (
     stage_buffers,
 )
 from plans.dtypes import DTYPE_BYTES
-from plans.kv import KvShare, query_heads
+from plans.kv import KvShare, part_range, query_heads
 from plans.schema import Attention, Device, Draft, LayerClass, Mlp, Model, Options
 from plans.step import accept_rows, draft_kv_rows, fed_rows, kv_rows, verify_rows
 
@@ -93,7 +93,7 @@ def attention_work(attention: Attention, sizes: Pass, share: KvShare, cache_byte
     rows, keys = sizes.rows, sizes.kv_rows
     if share.axis == "context":
         keys = ceil_div(keys, share.parts)
-        start, stop = (position * wide // share.parts for position in (share.part, share.part + 1))
+        start, stop = part_range(wide, share)
         out = stop - start
     elif share.axis == "head_dim":
         qkv, wide = qkv // share.parts, wide // share.parts

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from planner.costs.shares import Pass, Work, attention_work, router_work, rows_work, unit_work
+from planner.integers import ceil_div
 from plans.buffers import kv_bytes
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import kv_shares
@@ -31,7 +32,7 @@ def longest_silence(plan: Plan) -> tuple[str, int]:
 
 def stall_timeout_s(silence_ns: int) -> int:
     """Return the stall time-out for this longest interval, in s."""
-    return max(LEAST_S, -(-MARGIN * silence_ns // 10**9))
+    return max(LEAST_S, ceil_div(MARGIN * silence_ns, 10**9))
 
 
 def _layers_ns(plan: Plan, stage: Stage, member: int, device: Device) -> int:

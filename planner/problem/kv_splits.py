@@ -155,8 +155,8 @@ def divided(
         dealt = head_divisions(kv_heads, most_bundles, parts)
     else:
         dealt = repeated_head_divisions(kv_heads, most_bundles, parts, hosts)
-    starts = [sum(division.subgroups[:i]) for i in range(parts)]
-    members = [device_set.devices[start : start + m] for start, m in zip(starts, division.subgroups, strict=True)]
+    sizes = zip(division.starts, division.subgroups, strict=True)
+    members = [device_set.devices[start : start + m] for start, m in sizes]
     prices = [
         {k: subgroup(division.axis, members[s], k, s == 0) for k in {heads[s] for heads in dealt}} for s in range(parts)
     ]

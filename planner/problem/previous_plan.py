@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
 from itertools import groupby
 
+from planner.integers import ceil_div
 from planner.problem.formulate import Formulation
 from planner.solver.problem import Group, HeldUnits, Segment, StageAnswer
 from planner.solver.transport import transport
@@ -189,7 +190,7 @@ class Previous:
         if shared is None or self.names[device] not in shared[0]:
             return None
         start, stop = share_range(shared[1], shared[0].index(self.names[device]))
-        return -(-start // unit), stop // unit
+        return ceil_div(start, unit), stop // unit
 
     def _shares(self, block: int, axis: int) -> tuple[tuple[tuple[str, ...], tuple[int, ...]] | None, int]:
         """Return devices with their shares of an axis, None where it is shared, and the units of one piece."""

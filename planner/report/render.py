@@ -57,7 +57,7 @@ def summary(plan: Plan) -> dict[str, Any]:
             {
                 "id": line.id,
                 "type": line.type,
-                "capacity_bytes": line.capacity_bytes,
+                "capacity_bytes": line.memory_bytes,
                 **{f"{term}_bytes": nbytes for term, nbytes in line.terms.items()},
             }
             for line in (device_line(plan, entry) for entry in plan.memory)
@@ -119,7 +119,7 @@ def diff_markdown(a: Plan, b: Plan) -> str:
 def html(plan: Plan) -> str:
     """Return a plan as one self-contained HTML page."""
     shown = view(plan)
-    largest = max((line.capacity_bytes for line in shown.devices), default=1)
+    largest = max((line.memory_bytes for line in shown.devices), default=1)
     total = max(1, sum(phase.duration_ns for phase in shown.phases))
     return TEMPLATES.get_template("plan.html.jinja").render(
         view=shown, titles=TERM_TITLES, largest_bytes=largest, total_ns=total
@@ -233,14 +233,14 @@ def _table(title: str) -> Table:
 
 def _bars(shown: View, width: int, marks: dict[str, str]) -> RenderableType:
     """Return a memory bar per device, to one scale: that of the largest device is as long as the line allows."""
-    largest = max(line.capacity_bytes for line in shown.devices)
+    largest = max(line.memory_bytes for line in shown.devices)
     names = max(len(line.id) for line in shown.devices)
     room = max(8, min(64, width - names - 14))
     bars = Text()
     for line in shown.devices:
         bars.append(f"{line.id:{names}}  ", style="bold")
-        _append_bar(bars, line, max(1, round(room * line.capacity_bytes / largest)), marks)
-        bars.append(f"  {format_bytes(line.capacity_bytes)}\n")
+        _append_bar(bars, line, max(1, round(room * line.memory_bytes / largest)), marks)
+        bars.append(f"  {format_bytes(line.memory_bytes)}\n")
     for term, style in _COLORS.items():
         bars.append(marks[term], style=style)
         bars.append(f" {TERM_TITLES[term]} ")
@@ -252,7 +252,7 @@ def _append_bar(bars: Text, line: DeviceLine, room: int, marks: dict[str, str]) 
     end, cells = 0, 0
     for term, nbytes in line.terms.items():
         end += nbytes
-        upto = round(room * end / line.capacity_bytes)
+        upto = round(room * end / line.memory_bytes)
         bars.append(marks[term] * (upto - cells), style=_COLORS[term])
         cells = max(cells, upto)
 
@@ -277,7 +277,7 @@ def _memory_of(shown: View, lines: tuple[DeviceLine, ...], title: str) -> Table:
         table.add_row("host", *(line.host for line in lines))
     for term, title in TERM_TITLES.items():
         table.add_row(title, *(format_bytes(line.terms[term]) for line in lines))
-    table.add_row("capacity", *(format_bytes(line.capacity_bytes) for line in lines), style="bold")
+    table.add_row("capacity", *(format_bytes(line.memory_bytes) for line in lines), style="bold")
     return table
 
 

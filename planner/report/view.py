@@ -40,8 +40,7 @@ def describe_heads(shares: tuple[int, ...], divided: KvDivision) -> str:
     """
     if max(divided.subgroups) == 1:
         return join_shares(shares)
-    starts = [sum(divided.subgroups[:i]) for i in range(len(divided.subgroups))]
-    sizes = zip(starts, divided.subgroups, strict=True)
+    sizes = zip(divided.starts, divided.subgroups, strict=True)
     texts = [str(shares[start]) if size == 1 else f"{shares[start]} over {size}" for start, size in sizes]
     folded = f"{len(texts)} x ({texts[0]})" if len(texts) > 2 and len(set(texts)) == 1 else " + ".join(texts)
     return f"{folded} by {'query heads' if divided.axis == 'heads' else divided.axis}"
@@ -73,13 +72,14 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceLine:
-    """The memory of one device: ``terms`` are bytes by term and, with reserve and free, add up to the capacity."""
+    """The memory of one device: ``terms`` are bytes by term and, with reserve and free, add up to its memory."""
 
     id: str
     host: str
     type: str
     role: str
-    capacity_bytes: int
+    memory_bytes: int
+    """Memory of the device, with the reserve."""
     terms: dict[str, int]
 
 
@@ -326,7 +326,7 @@ def device_line(plan: Plan, entry: DeviceMemory) -> DeviceLine:
         host=device.host,
         type=device.type,
         role=", ".join(roles),
-        capacity_bytes=device.memory_bytes,
+        memory_bytes=device.memory_bytes,
         terms=terms,
     )
 

@@ -238,8 +238,7 @@ def exchanging(group: Stage | DraftPlacement) -> list[tuple[str, ...]]:
     divided = kv_division(group)
     if divided.axis not in ("context", "head_dim"):
         return []
-    starts = [sum(divided.subgroups[:i]) for i in range(len(divided.subgroups))]
-    every = [group.devices[i : i + size] for i, size in zip(starts, divided.subgroups, strict=True)]
+    every = [group.devices[i : i + size] for i, size in zip(divided.starts, divided.subgroups, strict=True)]
     return [members for members in every if len(members) > 1]
 
 

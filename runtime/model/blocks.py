@@ -24,7 +24,7 @@ from plans.step import BEST_WORDS, CandidateLayout
 from runtime.comm.groups import Group
 from runtime.image.dtypes import HEADER_DTYPES
 from runtime.model import ops
-from runtime.model.draw import Draw, draw
+from runtime.model.draw import Draw, best_of_group, draw
 from runtime.model.experts import Experts
 from runtime.model.layers import Attend, Attention, GatedMlp, Linear, Norm, Rows, attend
 
@@ -194,9 +194,7 @@ class Head:
             if self.group.handle is None:
                 return tokens
             mine = torch.stack([values.double(), (tokens + self.first).double()], 1)
-        values, tokens = self.group.all_gather(mine).unbind(2)  # [members, W]
-        winner = values.max(0, keepdim=True).indices
-        return tokens.gather(0, winner).squeeze(0).long()
+        return best_of_group(mine, self.group)
 
     def draw(self, normed: Tensor, chance: Draw) -> Tensor:
         """``normed`` [W, H] -> a token drawn after each row [W]."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plans.step import BEST_WORDS
 from runtime.comm.groups import Group
 from runtime.sampling import Sampling
 
@@ -43,7 +44,7 @@ def draw(logits: Tensor, first: int, group: Group, chance: Draw) -> Tensor:
     weights = processed(logits, group, chance.sampling)
     noise = exponential(chance.sampling.seed, chance.position, chance.num_depths, first, logits.shape[1], logits.device)
     if not logits.shape[1]:
-        best = torch.zeros((logits.shape[0], 2), dtype=torch.float64, device=logits.device)
+        best = torch.zeros((logits.shape[0], BEST_WORDS), dtype=torch.float64, device=logits.device)
         best[:, 0] = -1.0
     else:
         winners = [(part / noise.index_select(0, depths)).max(1) for part, depths in _chunks(weights, chance.depths)]
@@ -51,6 +52,14 @@ def draw(logits: Tensor, first: int, group: Group, chance: Draw) -> Tensor:
         if group.handle is None:
             return tokens
         best = torch.stack([values.double(), (tokens + first).double()], 1)
+    return best_of_group(best, group)
+
+
+def best_of_group(best: Tensor, group: Group) -> Tensor:
+    """Return the token of the highest value of each row [W], of equal ones the first member's.
+
+    ``best`` [W, BEST_WORDS] float64: highest value and its token on this member.
+    """
     values, tokens = group.all_gather(best).unbind(2)  # [members, W]
     winner = values.max(0, keepdim=True).indices
     return tokens.gather(0, winner).squeeze(0).long()

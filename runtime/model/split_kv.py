@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from plans.buffers import SCORE_COLUMNS
-from plans.kv import KvShare
+from plans.kv import KvShare, part_range
 from runtime.comm.groups import Group
 from runtime.image.buffers import Memory
 from runtime.model.kvcache import KvCache
@@ -41,7 +41,8 @@ def attend_of(share: KvShare, head_dim: int, subgroup: Group | None, memory: Mem
     scores = memory.buffer(f"{prefix}scores").flatten()
     if share.axis == "head_dim":
         return ByHeadDim(group=subgroup, scale=scale, scores=scores)
-    return ByContext(group=subgroup, scale=scale, scores=scores, partial=memory.buffer(f"{prefix}partial").flatten())
+    partial = memory.buffer(f"{prefix}partial").flatten()
+    return ByContext(group=subgroup, share=share, scale=scale, scores=scores, partial=partial)
 
 
 def cache_of(runs: Sequence[Tensor], tree_rows: int, batch: int, share: KvShare) -> KvCache:
@@ -60,15 +61,14 @@ def own_sequences(batch: int, share: KvShare) -> range:
     """Return the sequences of a member: some of them where the subgroup divides by ``batch``, otherwise all."""
     if share.axis != "batch":
         return range(batch)
-    return range(share.part * batch // share.parts, (share.part + 1) * batch // share.parts)
+    return range(*part_range(batch, share))
 
 
 def own_frequencies(frequencies: Tensor, share: KvShare) -> Tensor:
     """Return the frequencies of a device's rotary pairs; ``frequencies``: of all pairs of a head [D/2]."""
     if share.axis != "head_dim":
         return frequencies
-    pairs = frequencies.shape[0]
-    return frequencies[share.part * pairs // share.parts : (share.part + 1) * pairs // share.parts]
+    return frequencies[slice(*part_range(frequencies.shape[0], share))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +92,7 @@ class ByContext:
     """Attention where each member has some positions of every head, and keeps some columns of the result."""
 
     group: Group
+    share: KvShare
     scale: float
     scores: Tensor
     """Buffer in which scores are computed: float32, flat."""
@@ -110,8 +111,8 @@ class ByContext:
         gathered = self.group.all_gather(partial[0], partial[1:])  # [P, B, n, h, D + 1]
         weights = (gathered[..., dims:] - gathered[..., dims:].amax(0)).exp_()  # [P, B, n, h, 1]
         merged = gathered[..., :dims].mul_(weights).sum(0).div_(weights.sum(0))
-        start, stop = (part * width // members for part in (self.group.index, self.group.index + 1))
-        return merged.view(sequences * n, width)[:, start:stop].to(q.dtype)
+        columns = slice(*part_range(width, self.share))
+        return merged.view(sequences * n, width)[:, columns].to(q.dtype)
 
 
 def streamed(

@@ -22,6 +22,7 @@ from functools import cached_property
 
 import numpy as np
 
+from planner.integers import ceil_div
 from planner.solver import limits
 from planner.solver.bounds.pieces import MARGIN, Floats, least_cost, least_cost_parts, least_quanta, rates_ns
 from planner.solver.bounds.stage_programme import StageProgramme
@@ -73,7 +74,7 @@ class StageBound:
         least_ns = int(self.split_ns.min())
         units = tuple(count * self.kind.units for count in counts)
         quanta = np.array(least_quanta(units, tuple(sorted(self.unit_ps)), quantum_ns))
-        quanta += [-(-count * least_ns // quantum_ns) for count in counts]
+        quanta += [ceil_div(count * least_ns, quantum_ns) for count in counts]
         whole: Floats = np.maximum(np.ceil(bounds / quantum_ns), quanta) * float(quantum_ns)
         return whole
 
