@@ -2,7 +2,7 @@
 
 :mod:`planner.request` resolves the options, :mod:`planner.problem.formulate` turns them into the solver's integers,
 :mod:`planner.solver.solve` solves and proves, and :mod:`planner.emit` turns the answer into a plan. Files are written
-by :mod:`planner.plan_directory`, remedies for a refusal sought by :mod:`planner.explain`.
+by :mod:`planner.plan_directory`, remedies for a refusal sought by :mod:`planner.remedies`.
 """
 
 import dataclasses

@@ -8,12 +8,12 @@ from planner import plan_directory
 from planner.build import build
 from planner.demo_model import BASE, DEFAULT_HEAD
 from planner.errors import InfeasibleError, InputError
-from planner.explain import explain
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.hardware.inventory import load_inventory
 from planner.hardware.records import HardwareInventory
 from planner.problem.device_map import load_device_map
 from planner.problem.device_map import read as read_device_map
+from planner.remedies.explain import explain
 from planner.request import MOST_BATCH, Request, Wanted
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved

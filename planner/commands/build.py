@@ -16,7 +16,7 @@ from planner.commands.progress import trying
 from planner.commands.tables import tables
 from planner.demo_model import BASE, DEFAULT_HEAD
 from planner.errors import InfeasibleError, InputError
-from planner.explain import explain
+from planner.remedies.explain import explain
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
 from planner.request import Request, Wanted

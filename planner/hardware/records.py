@@ -2,7 +2,7 @@
 
 A dtype picks the rate (:meth:`HardwareInventory.at`), and the result is the inventory that a plan records
 (:class:`plans.schema.Inventory`). A file is parsed into these records once; whoever asks about other hardware, as
-:mod:`planner.explain` does, changes the records.
+:mod:`planner.remedies` does, changes the records.
 """
 
 import dataclasses

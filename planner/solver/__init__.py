@@ -12,6 +12,6 @@ problem has one answer, whatever the settings, the listing order and the machine
     bounds/     lower bounds that leave most of a problem out; feasible/ proofs and packings that ignore time
 
 It imports of the product only ``planner.errors`` and ``planner.integers``, and it is the only place that imports
-ortools. Problems come from ``planner.problem``; ``planner.build``, ``planner.explain`` and ``planner.infeasible`` call
+ortools. Problems come from ``planner.problem``; ``planner.build``, ``planner.remedies`` and ``planner.infeasible`` call
 it, ``planner.emit`` turns answers into plans.
 """

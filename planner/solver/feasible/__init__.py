@@ -13,5 +13,5 @@ groups is a placement, so what it misses is enough. Where the two agree the shor
 answer; ``planner.infeasible`` asks ``shortage.shortage`` for the message of a refusal.
 
 Not here: time, which plays no part in any of this (:mod:`planner.solver.bounds` bounds it); which change would make a
-problem fit (``planner.explain``); the words of a refusal (``planner.infeasible``).
+problem fit (``planner.remedies``); the words of a refusal (``planner.infeasible``).
 """

@@ -13,7 +13,7 @@ from planner.hardware import units
 from planner.hardware.catalog import CPU, catalog
 from planner.hardware.records import ListedDevice
 from planner.longest_context import CONTEXT_STEP, largest, least_step
-from planner.probe import Candidate, Probe
+from planner.remedies.probe import Candidate, Probe
 from planner.request import DEFAULT_TREE, Request, Wanted, resolve_dtype
 from planner.solver.problem_bounds import least_bytes
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES

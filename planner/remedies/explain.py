@@ -1,8 +1,7 @@
 """Explains a refusal: every single change of the request with which a placement exists, and its step time.
 
-A change is a request of its own and is solved like one, so what is listed is what ``build`` answers. The changes that
-are tried are those of :mod:`planner.remedies`. Where the fastest placement of a change is not proven within its part
-of the solver's limit, the change is listed with the gap that is.
+The changes that are tried are those of :mod:`planner.remedies.changes`. Where the fastest placement of a change is not
+proven within its part of the solver's limit, the change is listed with the gap that is.
 """
 
 from collections.abc import Callable
@@ -10,8 +9,8 @@ from dataclasses import replace
 
 from planner.errors import Change, InfeasibleError
 from planner.formulations import Formulations
-from planner.probe import Probe
-from planner.remedies import kinds_of_change
+from planner.remedies.changes import kinds_of_change
+from planner.remedies.probe import Probe
 from planner.request import Request
 from planner.solver import limits
 from planner.solver.minimise import Settings
