@@ -1,13 +1,19 @@
 """The contract between planner and runtime: records of a plan, its text, and every size that both must agree on.
 
-What lives here: ``schema`` (records), ``codec`` (canonical YAML), ``check`` and ``check_inputs`` (invariants),
-``diff``, ``slots`` and ``weights`` (content of an image), ``buffers`` (memory beside it), ``step`` (rows and messages
-of a step), ``kv`` and ``ranges`` (shares of KV heads as rows and columns), ``dtypes``, ``artifact`` (``images.yaml``),
-``safetensors_header`` and ``strict_json`` (distrustful parsing). FORMAT.md documents the files field by field, and the
-directories beside it are committed plans.
+    schema     records of a plan, every field with its unit      slots         slot table of an image
+    codec      canonical YAML of records, and its digest         slot_records  the records of that table
+    check      invariants of the placement in a plan             weights       tensor parts on each device, moved bytes
+    check_inputs  those of all else, and the limits              buffers       memory beside the weights
+    diff       two plans compared                                step          rows and messages of one step
+    artifact   images.yaml, constants of an image                kv, ranges    shares of KV heads as rows and columns
+    safetensors_header, strict_json  parsing of untrusted files  dtypes        bytes of values, names in a header
 
-Three modules are no contract; they are shared by the commands of both packages, which may not import each other:
-``console`` (refusals and verbosity), ``process`` (start and exit) and ``paging`` (hints on files). ``format`` formats
-figures for people. What does not live here: prices and the solver (planner), tensors and torch (runtime). The package
-imports the standard library and yaml only; planner and runtime import it and never each other.
+FORMAT.md documents the files field by field; the directories beside it are committed plans.
+
+No contract, but shared by the commands of both packages, which never import each other: ``console`` (refusals and
+verbosity), ``process`` (start and exit), ``paging`` (hints on files), ``format`` (figures as text), and ``eagleplan``,
+the console script with the commands of both.
+
+What does not live here: prices and the solver (planner), tensors and torch (runtime). The package imports the standard
+library and yaml only; planner and runtime import it.
 """

@@ -7,8 +7,8 @@ from plans.dtypes import HEADER_BYTES
 from plans.kv import KvShare
 from plans.ranges import Range, Ranges, common, length, share_range
 from plans.schema import Draft, DraftPlacement, DType, Inputs, Model, Plan, VocabSplit
+from plans.slot_records import SlotSpec
 from plans.slots import (
-    SlotSpec,
     base_slots,
     draft_slots,
     drafter_slots,

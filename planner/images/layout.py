@@ -13,7 +13,8 @@ from plans.artifact import PAGE_BYTES, Abi, abi_of, align, filler_name, image_me
 from plans.ranges import Ranges
 from plans.safetensors_header import TensorEntry, encode_header
 from plans.schema import DType, Plan
-from plans.slots import SlotSpec, base_slots, draft_slots
+from plans.slot_records import SlotSpec
+from plans.slots import base_slots, draft_slots
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

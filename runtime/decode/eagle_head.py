@@ -16,7 +16,8 @@ from torch import Tensor
 from plans.kv import KvShare, kv_shares
 from plans.ranges import share_range
 from plans.schema import Draft, Plan
-from plans.slots import DraftSlots, drafter_slots, embed_slot, head_slots
+from plans.slot_records import DraftSlots
+from plans.slots import drafter_slots, embed_slot, head_slots
 from plans.step import accept_rows, draft_tree_rows, fed_rows
 from runtime.comm.groups import Comm
 from runtime.decode.messages import FeatureMessage

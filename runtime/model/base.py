@@ -24,7 +24,8 @@ from torch import Tensor
 from plans.kv import kv_shares
 from plans.ranges import share_range
 from plans.schema import Plan, Stage
-from plans.slots import LayerSlots, embed_slot, head_slots, stage_slots
+from plans.slot_records import LayerSlots
+from plans.slots import embed_slot, head_slots, stage_slots
 from plans.step import layer_class, tree_rows
 from runtime.comm.groups import Comm, Group
 from runtime.image.buffers import Memory

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import plans.schema as schema
 from plans.kv import KvShare, query_heads
-from plans.slots import AttentionSlots, MlpSlots, SlotSpec
+from plans.slot_records import AttentionSlots, MlpSlots, SlotSpec
 from plans.step import BEST_WORDS, CandidateLayout
 from runtime.comm.groups import Group
 from runtime.image.dtypes import HEADER_DTYPES

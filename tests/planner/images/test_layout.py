@@ -15,6 +15,7 @@ from plans.artifact import ALIGNMENT_BYTES, PAGE_BYTES, align
 from plans.diff import moved_bytes
 from plans.kv import KvShare, kv_shares, whole_heads
 from plans.schema import Draft, DraftPlacement, DType, KvAxis, LayerClass, Model, Plan, Run
+from plans.slot_records import SlotSpec
 from tests.plan_factory import Group, group, make_draft, make_model, make_plan, shared_draft, split_draft
 
 
@@ -28,7 +29,7 @@ def slots_of(plan: Plan, device: str) -> tuple[Slot, ...]:
     return layout.placed(listed, {"base": named, "draft": named}, zeros)
 
 
-def experts(slot: slots.SlotSpec) -> Sequence[int | None]:
+def experts(slot: SlotSpec) -> Sequence[int | None]:
     return (None,) if slot.experts is None else range(slot.experts)
 
 

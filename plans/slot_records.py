@@ -1,0 +1,182 @@
+"""Records of the slot table: a slot, the pieces of tensors that it holds, and the slots of each block by their roles.
+
+``plans.slots`` makes them. Letters as there.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from plans.dtypes import HEADER_BYTES
+from plans.ranges import Ranges
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """Rows and columns of one tensor of a checkpoint; of the same tensor of every expert where a slot has experts."""
+
+    prefix: str
+    """Beginning of the tensor's role: ``layers.3.``."""
+    role: str
+    """Rest of the role: ``q.weight``."""
+    rows: Ranges
+    cols: Ranges | None
+    """None: whole rows, or a vector."""
+
+    def tensor(self, expert: int | None = None) -> str:
+        """Return the role of the tensor, or of that of one expert."""
+        return self.prefix + ("" if expert is None else f"experts.{expert}.") + self.role
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlotSpec:
+    """One tensor of an image; its pieces are stacked along axis 0, of expert after expert where it has experts."""
+
+    name: str
+    dtype: str
+    """Name in a safetensors header: BF16, F16, F32, I64."""
+    shape: tuple[int, ...]
+    source: Literal["base", "draft"]
+    """The checkpoint whose tensors the pieces are."""
+    pieces: tuple[Piece, ...]
+    """Empty for rotary frequencies, which are computed from the config."""
+    experts: int | None = None
+    """E; None: the pieces are of one tensor each."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes without the filler behind the slot."""
+        return prod(self.shape) * HEADER_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionSlots:
+    """Projections of a share of the KV heads."""
+
+    qkv: SlotSpec
+    """[(h + 2k) * d, width of the input]: query rows, then key, then value."""
+    qkv_bias: SlotSpec | None
+    q_norm: SlotSpec | None
+    """[D]"""
+    k_norm: SlotSpec | None
+    """[D]"""
+    o: SlotSpec
+    """[H, w]"""
+    o_bias: SlotSpec | None
+    """[H], on the group's leader alone."""
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file."""
+        return _listed(self.qkv, self.qkv_bias, self.q_norm, self.k_norm, self.o, self.o_bias)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MlpSlots:
+    """A share of an MLP, or of every expert; a share of no channels has the norm, the router and a leader's bias."""
+
+    norm: SlotSpec
+    """[H]"""
+    router: SlotSpec | None
+    """[E, H] of experts, whole on each device, so that all of them pick the same experts."""
+    gate_up: SlotSpec | None
+    """[2m, H], of experts [E, 2m, H]: gate rows, then up."""
+    gate_up_bias: SlotSpec | None
+    """[2m]"""
+    down: SlotSpec | None
+    """[H, m], of experts [E, H, m]"""
+    down_bias: SlotSpec | None
+    """[H], on the group's leader alone."""
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file."""
+        return _listed(self.norm, self.router, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSlots:
+    """A layer of the base model or of the drafter."""
+
+    norms: tuple[SlotSpec, ...]
+    """Before attention, [H] each: one; of an eagle3 drafter that of the embedding and that of the hidden state; of the
+    first layer of an eagle drafter none."""
+    attention: AttentionSlots
+    mlp: MlpSlots
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file."""
+        return (*self.norms, *self.attention.listed, *self.mlp.listed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageSlots:
+    """A device's share of a stage."""
+
+    rope: SlotSpec
+    """[D/2]"""
+    layers: tuple[LayerSlots, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadSlots:
+    """A device's share of the lm_head."""
+
+    norm: SlotSpec
+    """[H]: the final norm, whole on each device."""
+    rows: SlotSpec | None
+    """[V', H]; None: no rows."""
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file."""
+        return _listed(self.norm, self.rows)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseSlots:
+    """A device's share of the base model; None where it has no part of it."""
+
+    embed: SlotSpec | None
+    """[V', H]; None: no rows."""
+    stage: StageSlots | None
+    head: HeadSlots | None
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file: rotary frequencies, embedding, layers, final norm, lm_head."""
+        rope = None if self.stage is None else self.stage.rope
+        layers = () if self.stage is None else self.stage.layers
+        head = () if self.head is None else self.head.listed
+        return _listed(rope, self.embed, *(slot for layer in layers for slot in layer.listed), *head)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DraftSlots:
+    """A device's share of the drafter."""
+
+    rope: SlotSpec
+    """[D/2]"""
+    embed: SlotSpec | None
+    """[V', H]; None: no rows, or those of the base's slot are used."""
+    fc: SlotSpec
+    """[H, width of a feature] of eagle3, [H, 2H] of eagle; whole on each device."""
+    fc_bias: SlotSpec | None
+    layers: tuple[LayerSlots, ...]
+    norm: SlotSpec | None
+    """[H] of eagle3"""
+    head: SlotSpec | None
+    """[V', H]: rows of the lm_head; None as ``embed``."""
+    d2t: SlotSpec | None
+    """[draft vocabulary], int64"""
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file."""
+        layers = (slot for layer in self.layers for slot in layer.listed)
+        return _listed(self.rope, self.embed, self.fc, self.fc_bias, *layers, self.norm, self.head, self.d2t)
+
+
+def _listed(*slots: SlotSpec | None) -> tuple[SlotSpec, ...]:
+    return tuple(slot for slot in slots if slot is not None)
