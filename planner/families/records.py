@@ -65,10 +65,9 @@ class DraftFacts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BaseInput:
-    """A base model, ready to be planned and, unless it is a bare config, compiled."""
+class Input:
+    """A checkpoint that was read with its family: ready to be planned and, unless it is a bare config, compiled."""
 
-    model: Model
     rope: Rope
     roles: Roles
     checkpoint: Checkpoint
@@ -81,16 +80,14 @@ class BaseInput:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DraftInput:
-    """An EAGLE head, ready to be planned and, unless it is a bare config, compiled."""
+class BaseInput(Input):
+    """A base model."""
+
+    model: Model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DraftInput(Input):
+    """An EAGLE head."""
 
     draft: Draft
-    rope: Rope
-    roles: Roles
-    checkpoint: Checkpoint
-    max_positions: int
-    """``max_position_embeddings``."""
-    config_sha256: str
-    """SHA-256 of ``config.json``."""
-    tensors_sha256: str
-    """Digest of the derived tensors (``tensors.table_sha256``): a bare config has the same."""

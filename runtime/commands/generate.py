@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from plans.schema import Plan
 from runtime.chat import ChatTemplate, Turn
 from runtime.commands import placement, report
 from runtime.commands.loading import Status, load_engine, stderr_status
+from runtime.commands.options import to_stderr
 from runtime.commands.prompts import Conversation, Prompt, read_prompts, typed_lines
 from runtime.errors import MachineError, RequestError
 from runtime.image.verify import check_images
@@ -151,14 +151,14 @@ class Output:
     def plan(self) -> None:
         """Print the placement with -v, and each tensor of the devices of this process with -vv."""
         if self._verbose and not self._silent:
-            _to_stderr(placement.plan_lines(self._plan, [device.id for device in self._plan.devices]))
+            to_stderr(placement.plan_lines(self._plan, [device.id for device in self._plan.devices]))
         if self._verbose > 1:
-            _to_stderr(placement.tensor_lines(self._plan, self._directory, self._here))
+            to_stderr(placement.tensor_lines(self._plan, self._directory, self._here))
 
     def loaded(self, engine: "Engine") -> None:
         """Print the devices of this process, with their memory before and after loading, with -v."""
         if self._verbose:
-            _to_stderr(report.device_lines(self._plan, engine.started, self._rank))
+            to_stderr(report.device_lines(self._plan, engine.started, self._rank))
 
     def stream(self, stream: "Stream", engine: "Engine", status: Status) -> None:
         """Print the output of the only prompt; the status ends with its first piece."""
@@ -203,17 +203,12 @@ class Output:
 
     def _figures(self, result: "Generation") -> None:
         if self._verbose:
-            _to_stderr(report.acceptance_lines(result))
+            to_stderr(report.acceptance_lines(result))
         click.echo(report.summary(result), err=True)
 
     def _after(self, engine: "Engine", result: "Generation") -> None:
         """Print the memory of the plan, term by term, and of the devices of this process after the run, with -v."""
         if self._verbose:
             if not self._silent:
-                _to_stderr(report.memory_lines(result))
-            _to_stderr(report.after_lines(self._plan, engine.completions, self._rank))
-
-
-def _to_stderr(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line, err=True)
+                to_stderr(report.memory_lines(result))
+            to_stderr(report.after_lines(self._plan, engine.completions, self._rank))

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ import click
 from plans.check import load
 from runtime.commands import placement, report
 from runtime.commands.loading import load_engine, stderr_status
+from runtime.commands.options import to_stderr
 from runtime.commands.step_times import Bench, measure
 from runtime.errors import RequestError
 from runtime.image.verify import check_images
@@ -37,23 +37,18 @@ def bench(
     check_images(plan, directory, verify=False)
     devices = [device.id for device in plan.devices]
     if verbose:
-        _to_stderr(placement.plan_lines(plan, devices))
+        to_stderr(placement.plan_lines(plan, devices))
     if verbose > 1:
-        _to_stderr(placement.tensor_lines(plan, directory, devices))
+        to_stderr(placement.tensor_lines(plan, directory, devices))
     with stderr_status(quiet=quiet, torchrun=None) as status, load_engine(plan, directory, status) as engine:
         status(f"decoding {(repeats + 1) * len(wanted.requests(plan))} requests")
         measured = measure(engine, wanted)
         status.end("done")
         if verbose:
-            _to_stderr(report.device_lines(plan, engine.started, 0))
-            _to_stderr(report.after_lines(plan, engine.completions, 0))
+            to_stderr(report.device_lines(plan, engine.started, 0))
+            to_stderr(report.after_lines(plan, engine.completions, 0))
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(measured)))
         return
     for line in report.bench_lines(measured):
         click.echo(line)
-
-
-def _to_stderr(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line, err=True)

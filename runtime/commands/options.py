@@ -1,6 +1,7 @@
-"""Options that several commands share, and the import of the modules that need torch."""
+"""Options and output that several commands share, and the import of the modules that need torch."""
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ VERBOSE = click.option(
     callback=_verbosity,
     help="Devices, layers, KV heads and memory of each device (or DEBUG=1). -vv: and every tensor (or DEBUG=2).",
 )
+
+
+def to_stderr(lines: Iterable[str]) -> None:
+    """Write lines for people."""
+    for line in lines:
+        click.echo(line, err=True)
 
 
 def load_module(name: str) -> Any:

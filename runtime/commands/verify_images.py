@@ -7,6 +7,7 @@ import click
 
 from plans import codec
 from plans.check import load
+from runtime.commands.options import to_stderr
 from runtime.commands.placement import plan_lines, tensor_lines
 from runtime.errors import RequestError
 from runtime.image.verify import check_images
@@ -21,12 +22,10 @@ def verify(directory: Path, *, only: tuple[str, ...], as_json: bool, verbose: in
             raise RequestError(f"--only {name}: not a device of the plan, which has {known}")
     chosen = [device.id for device in plan.devices if not only or {device.id, device.host} & set(only)]
     if verbose:
-        for line in plan_lines(plan, chosen):
-            click.echo(line, err=True)
+        to_stderr(plan_lines(plan, chosen))
     record = check_images(plan, directory, verify=True, devices=chosen)
     if verbose > 1:
-        for line in tensor_lines(plan, directory, chosen):
-            click.echo(line, err=True)
+        to_stderr(tensor_lines(plan, directory, chosen))
     if as_json:
         images = [codec.encode(image) for image in record.images if image.device in chosen]
         click.echo(json.dumps({"plan": str(directory), "plan_digest": record.plan_sha256, "images": images}))
