@@ -1,13 +1,14 @@
-"""The EAGLE head: from accepted features to the next tree.
+"""The drafter: an EAGLE head on one device's share, from accepted features to the next tree.
 
-    extend   run the head over accepted (feature, token) pairs; their KV stays
-    grow     level by level: nodes -> head -> candidates -> the nodes that are fed next; their KV lies in the cache's
-             tree rows, one level behind the other, and is overwritten by the next tree
+    extend   run accepted (feature, token) pairs through the drafter; their KV stays
+    grow     level by level: nodes -> drafter -> candidates -> the nodes that are fed next; their KV is written to the
+             cache's tree rows, one level behind the other, and overwritten by the next tree
 
-Both heads predict the feature that follows a (feature, token) pair and read tokens off it; they differ in how the pair
-enters and in which lm_head reads (``kind``). Which nodes a tree has is told in ``growth``. Shapes: B sequences, b
-those of them that this device has in its cache, W rows of all of them, n of one, H hidden size of the head, F width of
-a target feature, k top_k, A most rows kept at once.
+Both kinds of EAGLE head predict the feature that follows a (feature, token) pair; an lm_head turns it into logits. They
+differ in the input of their layers, and in the norm before the lm_head. ``tree_growth`` selects the nodes of a tree.
+
+Shapes: B sequences, b those of them that this device has in its cache, W rows of all of them, n of one, H hidden size
+of the drafter, F width of a target feature, k top_k, A most rows kept at once.
 """
 
 import torch
@@ -30,51 +31,55 @@ from runtime.model.split_kv import attend_of, cache_of, own_frequencies
 
 
 class EagleHead:
-    """The input and the layers of an eagle head: x = fc(embedding, feature), then layers; read without a norm."""
+    """Layers of an EAGLE-1 or -2 head: x = fc(embedding, feature), then layers; no norm before the lm_head."""
 
     def __init__(self, fc: Linear, layers: list[Layer]) -> None:
         self._fc, self._layers = fc, layers
 
     def feature(self, target: Tensor) -> Tensor:
-        """The target feature as it enters: as it is."""
+        """Return the target feature [W, H] as the layers take it: unchanged."""
         return target
 
     def __call__(self, embedded: Tensor, feature: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
+        """Return the output of the layers [W, H]."""
         hidden = self._fc(torch.cat([embedded, feature], 1))
         for layer, cache in zip(self._layers, caches, strict=True):
             hidden = layer(hidden, cache, rows)
         return hidden
 
     def read(self, hidden: Tensor) -> Tensor:
+        """Return the input of the lm_head [W, H]."""
         return hidden
 
 
 class Eagle3Head:
-    """An eagle3 head: target features enter through fc, its own output as it is; read through a norm."""
+    """Layer of an EAGLE-3 head: target features go through fc, its own output does not; a norm before the lm_head."""
 
     def __init__(self, fc: Linear, layers: list[Eagle3Layer], norm: Norm) -> None:
         self._fc, self._layers, self._norm = fc, layers, norm
 
     def feature(self, target: Tensor) -> Tensor:
-        """[W, 3T] -> [W, H]."""
+        """Return the target feature [W, F] as the layers take it: fc(target) [W, H]."""
         return self._fc(target)
 
     def __call__(self, embedded: Tensor, feature: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
+        """Return the output of the layers [W, H]."""
         for layer, cache in zip(self._layers, caches, strict=True):
             feature = layer(embedded, feature, cache, rows)
         return feature
 
     def read(self, hidden: Tensor) -> Tensor:
+        """Return the input of the lm_head [W, H]."""
         return self._norm(hidden)
 
 
 class Drafter:
-    """One device's share of the head, and the trees it grows."""
+    """One device's share of the EAGLE head, and the trees that it grows."""
 
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm) -> None:
-        draft, place, options = plan.draft, plan.draft_placement, plan.options
+        draft, placement, options = plan.draft, plan.draft_placement, plan.options
         assert draft is not None
-        assert place is not None
+        assert placement is not None
         assert options.tree is not None
         assert comm.draft is not None
         self.group = comm.draft
@@ -82,17 +87,17 @@ class Drafter:
         self._dtype = DTYPES[options.dtype]
         index, dtype = comm.draft.index, options.dtype
         binder = Binder(slots=slots, group=comm.draft, hidden=draft.hidden_size)
-        own = drafter_slots(draft, place, index, dtype)
-        self._share = share = kv_shares(place, place.kv_heads)[index]
+        own = drafter_slots(draft, placement, index, dtype)
+        self._share = share = kv_shares(placement, placement.kv_heads)[index]
         attended = attend_of(share, draft.attention.head_dim, comm.draft_subgroup, memory, "draft.")
         self._head = _head(draft, binder, own, share, attended)
         embed, head = own.embed, own.head
-        if place.embed_rows is None:  # the base's, on the same devices
+        if placement.embed_rows is None:  # the base's, on the same devices
             embed = embed_slot(plan.model, share_range(plan.embed.rows, index), dtype)
-        if place.head_rows is None:
+        if placement.head_rows is None:
             head = head_slots(plan.model, share_range(plan.head.rows, index), dtype).rows
-        self._embed: Embed = binder.embed(embed, place.embed_rows or plan.embed.rows)
-        self._lm_head = binder.head(head, place.head_rows or plan.head.rows)
+        self._embed: Embed = binder.embed(embed, placement.embed_rows or plan.embed.rows)
+        self._lm_head = binder.head(head, placement.head_rows or plan.head.rows)
         d2t = None if own.d2t is None else binder.tensor(own.d2t)
         self._targets = None if d2t is None else d2t + torch.arange(draft.draft_vocab_size, device=d2t.device)
         self._cache = cache_of([memory.buffer("draft.kv")], draft_tree_rows(options), options.batch, share)
@@ -103,17 +108,16 @@ class Drafter:
         self._rotary.copy_(rotary_table(frequencies, self._rotary.shape[1], self._dtype))
         self._growth: Growth = growth_of(options.tree, options.batch, self._dtype, self._bias.device)
         self._first_of = torch.arange(options.batch, device=self._bias.device)
-        mine = range(len(self._cache.sequences))
-        places = [
-            (own, depth) for depth, rows in enumerate(fed_rows(options.tree)) for own in mine for _ in range(rows)
-        ]
-        self._fed = torch.tensor(places, dtype=torch.int64, device=self._bias.device).view(-1, 2)
+        sequences = range(len(self._cache.sequences))
+        fed = [(number, depth) for depth, rows in enumerate(fed_rows(options.tree)) for number in sequences
+               for _ in range(rows)]  # fmt: skip
+        self._fed = torch.tensor(fed, dtype=torch.int64, device=self._bias.device).view(-1, 2)
         """Sequence and level of each row that is fed while trees grow, [rows, 2], level by level."""
 
     def extend(self, message: FeatureMessage, sequence: int | None = None) -> Tensor:
-        """Run the accepted pairs; their KV follows what is committed, but nothing is committed.
+        """Run the accepted pairs of all sequences, or of one; return the outputs at the last pairs [B, H], or [1, H].
 
-        The pairs are of all sequences, or of one. The outputs at the last pairs [B, H], or [1, H]: the roots' features.
+        The outputs are the features of the roots. The KV of the pairs follows what is committed; nothing is committed.
         """
         count, width = message.tokens.shape
         first = 0 if sequence is None else sequence
@@ -123,7 +127,7 @@ class Drafter:
         return hidden.index_select(0, message.accepted + self._first_of[:count] * width)
 
     def _appended(self, sequences: range, width: int, accepted: Tensor) -> Rows:
-        """``width`` rows of each of these sequences, behind what is committed of it."""
+        """Return ``width`` rows of each of these sequences, behind what is committed of it."""
         cache = self._cache
         mine = range(max(sequences.start, cache.sequences.start), min(sequences.stop, cache.sequences.stop))
         count, begin = len(mine), mine.start - sequences.start
@@ -147,7 +151,7 @@ class Drafter:
         return slice(own.start * width, own.stop * width) if len(self._cache.sequences) < self._batch else None
 
     def grow(self, feature: Tensor, roots: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:
-        """Grow the trees from the outputs of ``extend`` [B, H] and their root tokens [B]: tokens and parents [B, N].
+        """Grow trees from the outputs of ``extend`` [B, H] and root tokens [B]; return tokens and parents [B, N].
 
         ``pending`` [B]: pairs that ``extend`` ran and that are not committed yet.
         """
@@ -163,28 +167,31 @@ class Drafter:
         return self._growth.finish()
 
     def commit(self, rows: list[int]) -> None:
-        """So many pairs that were run become part of each sequence."""
+        """Make pairs that were run part of each sequence; ``rows``: their number by sequence."""
         self._cache.commit(rows[self._cache.sequences.start : self._cache.sequences.stop])
 
     def truncate(self, lengths: list[int]) -> None:
-        """Forget of each sequence what is committed behind so many positions."""
+        """Discard the positions of each sequence from ``lengths`` on."""
         self._cache.truncate(lengths[self._cache.sequences.start : self._cache.sequences.stop])
 
     def _candidates(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The k best tokens (ids of the base) after each row, and their log-probabilities [W, k]."""
+        """Return the k best tokens (ids of the base) after each row, and their log-probabilities [W, k]."""
         tokens, scores = self._lm_head.top(self._head.read(hidden), self._growth.top_k)
         return (tokens if self._targets is None else self._targets[tokens]), scores
 
     def _start(self, end: Tensor) -> int:
-        """Every node sees the sequence up to ``end`` [b, 1]; the rows of the tree are each level's matter."""
+        """Let all nodes see the sequence up to ``end`` [b, 1]; return the window. Each level adds its tree rows."""
         cache, beams = self._cache, self._beams
         window = cache.window(self._kept)
         hide(beams[..., cache.tree_rows : window], cache.columns[: window - cache.tree_rows] < end.unsqueeze(2))
         return window
 
     def _feed(self, level: Level, hidden: Tensor, rotary: Tensor, window: int) -> Tensor:
-        """One pass over nodes with their parents' outputs [W, H] as features; their KV goes to the level's rows."""
-        cache, rows, own, place = self._cache, level.parents.shape[1], self._cache.sequences, level.cache_rows
+        """Run one pass over the nodes of a level, with their parents' outputs [W, H] as features; return its outputs.
+
+        The KV of the nodes is written to the level's rows.
+        """
+        cache, rows, own, written = self._cache, level.parents.shape[1], self._cache.sequences, level.cache_rows
         beams = self._beams[:, :rows]
         if self._share.axis == "context" and self._share.part:
             beams[..., : cache.tree_rows].fill_(float("-inf"))  # the tree is on every member, and counts once
@@ -195,12 +202,12 @@ class Drafter:
             hidden.index_select(0, level.parents.flatten()),
             cache.layers,
             Rows(
-                rotary=rotary[:, place.start * len(own) : place.stop * len(own)],
+                rotary=rotary[:, written.start * len(own) : written.stop * len(own)],
                 bias=beams[..., :window].unsqueeze(1),
                 sequences=slice(0, len(own)),
                 seen=slice(0, window),
                 tree=cache.tree_rows,
-                written=place,
+                written=written,
                 own=self._here(own, rows),
             ),
         )
