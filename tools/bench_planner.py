@@ -180,7 +180,7 @@ def _ours(row: Comparison) -> str:
 
 
 def beaten(row: Comparison) -> list[str]:
-    """Whose placement is faster than ours, or fits where ours does not; to copy weights in every step is not to fit."""
+    """Return rivals that are faster than ours, or fit where ours does not; copying weights in every step is no fit."""
     others = {"equal shares": row.equal}
     if not row.mapped.spilled_bytes:
         others["accelerate"] = row.mapped.priced

@@ -112,7 +112,7 @@ def formulation_of(rivalry: Rivalry) -> Formulation:
 
 
 def compare(rivalry: Rivalry, limit: float = LIMIT) -> Comparison:
-    """Ours, proven or past the limit within GAP_PPM, beside theirs."""
+    """Return our placement, proven or past the limit within GAP_PPM, beside theirs."""
     formulation = formulation_of(rivalry)
     try:
         ours = solve(formulation.problem, Settings(limit=limit))
@@ -236,7 +236,7 @@ def _divides(size: int, model: Model, layer_class: int) -> bool:
 
 
 def repeat_heads(model: Model, size: int) -> Model:
-    """With each KV head as often as a group of this size holds it; for one that is smaller, the model itself."""
+    """Return the model with each KV head as often as a group of this size holds it; unchanged for a smaller group."""
 
     def repeated(kv_heads: int) -> int:
         return max(kv_heads, size)

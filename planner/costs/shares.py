@@ -256,13 +256,13 @@ class BaseShares:
         return cache(count)
 
     def rows(self, table_rows: int) -> Work:
-        """Logits."""
+        """Return the work of the logits of so many rows of the lm_head, in one verify."""
         return rows_work(self.model.hidden_size, self.verify_pass.width, table_rows, self.verify_pass.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DraftShares:
-    """Shares of the EAGLE head."""
+    """Shares of the drafter."""
 
     model: Model
     draft: Draft
@@ -309,17 +309,17 @@ class DraftShares:
 
     @property
     def unit_bytes(self) -> int:
-        """One unit of every layer."""
+        """Bytes of one MLP unit of every layer."""
         return memory.draft_mlp(self.draft, self.options.dtype, True).slope
 
     def unit_ps(self, device: Device) -> int:
-        """One unit of every layer in all passes."""
+        """Return the time of one MLP unit of every layer, in all passes of a step."""
         draft, width = self.draft, DTYPE_BYTES[self.options.dtype]
         works = ((unit_work(draft.mlp, draft.hidden_size, width, sizes.rows), n) for sizes, n in self.passes)
         return draft.num_layers * sum(n * work.ps(device) for work, n in works)
 
     def rows_ps(self, device: Device, table_rows: int) -> int:
-        """Logits in all passes."""
+        """Return the time of the logits of so many rows of the lm_head, in all passes of a step."""
         width = DTYPE_BYTES[self.options.dtype]
         times = zip(self.read_rows, (times for _, times in self.passes), strict=True)
         return sum(n * rows_work(self.draft.hidden_size, width, table_rows, rows).ps(device) for rows, n in times)
