@@ -14,8 +14,7 @@ EXIT_CODES = (
     ("1", "plans differ"),
     ("2", "an input or the command line is wrong"),
     ("3", "the model does not fit, or the proof did not end within its limit"),
-    ("4", "a compiled artifact is missing, damaged or of another plan"),
-    ("5", "the machine is not that of the plan"),
+    ("5", "a GPU of this machine cannot be read or described"),
     ("130", "interrupted by Ctrl-C"),
 )
 

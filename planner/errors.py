@@ -11,8 +11,8 @@
     └── DetectionError        5   a GPU of this machine cannot be read or described
         └── NoGpuError        5   this machine has no GPU, or no driver for one
 
-A plan or an image that cannot be read raises ``plans.schema.PlanError``, with its own exit codes. A message carries the
-path to the datum, what was found, what was expected, and what to do.
+A plan, or an ``images.yaml``, that cannot be read raises ``plans.schema.PlanError`` (2). A message carries the path to
+the datum, what was found, what was expected, and what to do.
 """
 
 from collections.abc import Mapping
