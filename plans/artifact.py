@@ -100,11 +100,16 @@ class _Sealed:
     sha256: str
 
 
+def image_name(device: str) -> str:
+    """Return the name of the file of a device's image."""
+    return f"{device}.safetensors"
+
+
 def image_file(directory: Path, device: str) -> Path:
     """Return the path of a device's image; raise PlanError for an id that is no file name."""
     if not DEVICE_ID.fullmatch(device):
         raise PlanError(f"device {device!r}: not a file name: expected letters, digits, '.', '_' and '-'")
-    return directory / f"{device}.safetensors"
+    return directory / image_name(device)
 
 
 def filler_name(number: int) -> str:

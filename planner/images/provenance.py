@@ -8,14 +8,14 @@ from planner.checkpoints.checkpoint import PICKLE
 from planner.errors import InputError
 from planner.families import BaseInput, DraftInput
 from planner.images.layout import Part, Slot, header, image_slots
-from plans.artifact import is_filler
+from plans.artifact import image_name, is_filler
 from plans.dtypes import HEADER_BYTES
 from plans.ranges import Ranges, length
 from plans.schema import Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Range:
+class ByteRuns:
     """Bytes of a source file: ``count`` runs of ``nbytes``, each beginning ``stride_bytes`` after the one before."""
 
     offset: int
@@ -39,7 +39,7 @@ class Origin:
     """``copy`` or ``cast F32 to BF16``, followed by ``, columns`` if only some columns are taken."""
     file: str | None
     """None, like ``ranges`` and ``shape``, where only a bare config was given."""
-    ranges: tuple[Range, ...] | None
+    ranges: tuple[ByteRuns, ...] | None
     """None in a pickle too: offsets in the file it is converted to are not those in the pickle."""
 
 
@@ -81,7 +81,7 @@ def _trace(slot: Slot, device: str, start: int, base: BaseInput, draft: DraftInp
         slot=slot.name,
         dtype=slot.dtype,
         shape=slot.shape,
-        image=f"{device}.safetensors",
+        image=image_name(device),
         offset=start + slot.offset,
         nbytes=slot.nbytes,
         origins=tuple(_origin(part, slot, base, draft) for part in slot.parts),
@@ -108,15 +108,15 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
     )
 
 
-def _ranges(part: Part, offset: int, width: int, item: int) -> Iterator[Range]:
+def _ranges(part: Part, offset: int, width: int, item: int) -> Iterator[ByteRuns]:
     """Yield the bytes of a part, of a tensor at ``offset`` with rows of ``width`` elements of ``item`` bytes."""
     row = width * item
     for first, last in part.rows:
         if part.cols is None:
-            yield Range(offset=offset + first * row, nbytes=(last - first) * row, count=1, stride_bytes=0)
+            yield ByteRuns(offset=offset + first * row, nbytes=(last - first) * row, count=1, stride_bytes=0)
             continue
         for left, right in part.cols:
-            yield Range(
+            yield ByteRuns(
                 offset=offset + first * row + left * item,
                 nbytes=(right - left) * item,
                 count=last - first,

@@ -56,7 +56,7 @@ def read_record(plan: Plan, directory: Path, wanted: list[str]) -> Images:
     try:
         record = artifact.load_images(directory)
     except FileNotFoundError as error:
-        names = ", ".join(f"{device}.safetensors" for device in wanted)
+        names = ", ".join(map(artifact.image_name, wanted))
         raise ImageMissing(
             f"{directory}: no {IMAGES_FILE}, so no images: expected {names}; {_command(plan, directory)}"
         ) from error

@@ -12,13 +12,13 @@ from safetensors import safe_open
 from planner.cli import main
 from planner.families import load_base, load_draft
 from planner.images.compile import compile_plan
-from planner.images.provenance import Range, provenance
+from planner.images.provenance import ByteRuns, provenance
 from tests.planner.images.test_compile import images_of, save, two_stages
 
 WIDTHS = {"F32": torch.float32, "I64": torch.int64}
 
 
-def read(file: Path, span: Range) -> bytes:
+def read(file: Path, span: ByteRuns) -> bytes:
     raw = file.read_bytes()
     starts = range(span.offset, span.offset + max(1, span.count) * max(1, span.stride_bytes), max(1, span.stride_bytes))
     return b"".join(raw[start : start + span.nbytes] for start in list(starts)[: span.count])
