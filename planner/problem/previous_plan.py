@@ -6,7 +6,8 @@ from itertools import groupby
 
 from planner.integers import ceil_div
 from planner.problem.formulate import Formulation
-from planner.solver.problem import Group, HeldUnits, Segment, StageAnswer
+from planner.solver.earlier import HeldUnits, Segment
+from planner.solver.problem import Group, StageAnswer
 from planner.solver.transport import transport
 from plans import weights
 from plans.dtypes import DTYPE_BYTES

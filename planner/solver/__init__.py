@@ -7,6 +7,7 @@ problem has one answer, whatever the settings, the listing order and the machine
     problem     the waist: a problem and its answer in integers; nothing here knows of models, plans or inventories
     solve       the entry: solve, solve_nearly, fits        certify     checks and prices an answer without the solver
     search, goal, exact_step, near_step, ties               one search, from the goal to the last tie
+    earlier     the protocol for an earlier answer of which moved_bytes keeps as much as it can
     model, stages, order, blocks, messages, memory          the CP-SAT model and its parts; solution reads it
     minimise    the only place where CP-SAT is run          limits      every budget and cap, with its measurement
     bounds/     lower bounds that leave most of a problem out; feasible/ proofs and packings that ignore time

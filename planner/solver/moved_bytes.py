@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
+from planner.solver.earlier import Earlier, Segment
 from planner.solver.model import Model
-from planner.solver.problem import Earlier, Segment
 from planner.solver.variables import Linear
 
 
