@@ -88,6 +88,9 @@ MOST_PS = 10**18
 
 # ---- bounds ----
 
+MARGIN = 1e-9
+"""Relative amount by which bounds computed in double precision are lowered: a thousand times their rounding error."""
+
 MOST_STATES = 5000
 """Most states of the dynamic programme of one site; there are no bounds above.
 

@@ -10,7 +10,8 @@ shared axis have no price, since they may be another block's.
 
 import numpy as np
 
-from planner.solver.bounds.pieces import MARGIN, Floats, least_cost, least_quanta, rates_ns
+from planner.solver import limits
+from planner.solver.bounds.pieces import Floats, least_cost, least_quanta, rates_ns
 from planner.solver.problem import Axis, Block, Option
 
 
@@ -41,7 +42,8 @@ def _splits_ns(block: Block, option: Option, prices: Floats, quantum_ns: int) ->
     if prices.any():
         split_prices = np.array([split.bytes for split in option.splits], dtype=np.float64) @ prices[devices]
     common = float(option.receive.same_ns) + sum(_axis_ns(axis, devices, prices, quantum_ns) for axis in block.axes)
-    return [(ns + common) * (1 - MARGIN) for ns in (split_prices + [split.ns for split in option.splits]).tolist()]
+    splits_ns = split_prices + [split.ns for split in option.splits]
+    return [(ns + common) * (1 - limits.MARGIN) for ns in splits_ns.tolist()]
 
 
 def _axis_ns(axis: Axis, devices: list[int], prices: Floats, quantum_ns: int) -> float:

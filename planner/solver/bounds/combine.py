@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from planner.solver.bounds.pieces import MARGIN
+from planner.solver import limits
 from planner.solver.bounds.stage import Curve, StageBound
 
 
@@ -106,7 +106,7 @@ class ByPrice:
         return curve + spread
 
     def all_layers(self, one: Curve, other: Curve) -> float:
-        return float((self.layers * self.prices + one + other).max()) * (1 - MARGIN)
+        return float((self.layers * self.prices + one + other).max()) * (1 - limits.MARGIN)
 
     def with_all(self, curve: Curve, ns: float) -> Curve:
         return curve

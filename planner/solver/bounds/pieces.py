@@ -18,11 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.integers import PS_PER_NS
+from planner.solver import limits
 
 Floats = NDArray[np.float64]
-
-MARGIN = 1e-9
-"""Relative amount by which bounds computed in double precision are lowered: a thousand times their rounding error."""
 
 
 def rates_ns(piece_ps: Iterable[int]) -> Floats:
@@ -63,7 +61,7 @@ def least_quanta(counts: tuple[int, ...], piece_ps: tuple[int, ...], quantum_ns:
         return (0,) * len(counts)
     pieces, ps = np.array(counts, dtype=np.int64), np.array(piece_ps, dtype=np.int64)
     quantum_ps = PS_PER_NS * quantum_ns
-    quanta = np.floor(pieces / (quantum_ps / ps).sum() * (1 - MARGIN)).astype(np.int64)
+    quanta = np.floor(pieces / (quantum_ps / ps).sum() * (1 - limits.MARGIN)).astype(np.int64)
     while (few := (quanta[:, None] * quantum_ps // ps).sum(1) < pieces).any():
         quanta += few
     return tuple(quanta.tolist())

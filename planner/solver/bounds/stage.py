@@ -24,7 +24,7 @@ import numpy as np
 
 from planner.integers import ceil_div
 from planner.solver import limits
-from planner.solver.bounds.pieces import MARGIN, Floats, least_cost, least_cost_parts, least_quanta, rates_ns
+from planner.solver.bounds.pieces import Floats, least_cost, least_cost_parts, least_quanta, rates_ns
 from planner.solver.bounds.stage_programme import StageProgramme
 from planner.solver.problem import Group, Problem
 
@@ -63,7 +63,7 @@ class StageBound:
         if self.most_layers:  # which the envelope may have lowered
             counts = np.arange(1, self.most_layers + 1, dtype=np.float64)
             bounds = np.max([slope * counts + fixed for slope, fixed in lines], axis=0)
-            bounds = np.maximum(bounds, 0) * (1 - MARGIN)
+            bounds = np.maximum(bounds, 0) * (1 - limits.MARGIN)
             curve[1 : self.most_layers + 1] = bounds if self.prices.any() else self._in_quanta(bounds)
         return curve
 
@@ -83,7 +83,7 @@ class StageBound:
         unit_bytes = self.kind.units * self.kind.unit_bytes
         layer_bytes = float((self.split_bytes @ weights).min() + unit_bytes * weights.min())
         if layer_bytes > 0:
-            most = math.floor(float(self.room_bytes @ weights) / layer_bytes * (1 + MARGIN))
+            most = math.floor(float(self.room_bytes @ weights) / layer_bytes * (1 + limits.MARGIN))
             self.most_layers = min(self.most_layers, most)
 
     def _line(self, prices: Floats) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from planner.solver.bounds.combine import ByLayers, ByPrice
 from planner.solver.bounds.excess import Excess, no_answer
 from planner.solver.bounds.hosts import GroupBounds, most_states
 from planner.solver.bounds.memory_prices import memory_prices
-from planner.solver.bounds.pieces import MARGIN, Floats
+from planner.solver.bounds.pieces import Floats
 from planner.solver.bounds.stage_cache import StageCache
 from planner.solver.bounds.whole_layers import whole_layer_bounds
 from planner.solver.problem import Problem
@@ -114,7 +114,7 @@ def _part_bounds(problem: Problem, prices: Floats) -> PartBounds:
     capacity = np.array(problem.capacity_bytes, dtype=np.float64)
     least = min(stages_ns)
     excess = Excess(
-        least=least + sum(cheapest) - float(prices @ capacity) * (1 + MARGIN),
+        least=least + sum(cheapest) - float(prices @ capacity) * (1 + limits.MARGIN),
         groups={g: bound - least for g, bound in enumerate(stages_ns) if math.isfinite(bound)},
         choices=choices,
     )
