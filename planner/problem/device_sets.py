@@ -16,10 +16,11 @@ not candidates. How a set divides attention is enumerated in :mod:`planner.probl
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, product
+from typing import TypeVar
 
 from planner.costs.topology import Fabric
 from planner.errors import InputError
@@ -30,6 +31,8 @@ MOST_SETS = 20_000
 
 MOST_PARTS = 16
 """Parts of a host that sets over equal hosts consist of at most; where there are more, only whole classes count."""
+
+Price = TypeVar("Price")
 
 Look = tuple[object, ...]
 """Everything that a placement depends on about a device but its name and host."""
@@ -115,6 +118,18 @@ class Candidates:
         looks = tuple(self.looks[device] for device in device_set.devices)
         by_host = groupby(device_set.devices, key=self.fabric.host_of.__getitem__)
         return looks, tuple(len(list(members)) for _, members in by_host), links
+
+    def priced_once(self, price: Callable[[DeviceSet], Price]) -> Callable[[DeviceSet], Price]:
+        """Return ``price`` with its results kept: sets that differ only in names are priced once."""
+        known: dict[tuple[object, ...], Price] = {}
+
+        def kept(device_set: DeviceSet) -> Price:
+            key = self.signature(device_set)
+            if key not in known:
+                known[key] = price(device_set)
+            return known[key]
+
+        return kept
 
     def _refuse_many(self) -> None:
         """Raise InputError, naming the host with most candidates, where there are more than MOST_SETS."""

@@ -87,16 +87,8 @@ class DraftBlock:
 
     @cached_property
     def _splits(self) -> Callable[[DeviceSet], Splits]:
-        """Return the splits of a set with their divisions; sets that differ only in names are priced once."""
-        known: dict[tuple[object, ...], Splits] = {}
-
-        def splits(device_set: DeviceSet) -> Splits:
-            key = self.candidates.signature(device_set)
-            if key not in known:
-                known[key] = self._new_splits(device_set)
-            return known[key]
-
-        return splits
+        """Return the splits of a set with their divisions."""
+        return self.candidates.priced_once(self._new_splits)
 
     def _new_splits(self, device_set: DeviceSet) -> Splits:
         """Price every division of the KV cache; leave out splits for which another is never worse."""

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from planner.costs.shares import BaseShares, sequence_of
 from planner.integers import PS_PER_NS
-from plans.kv import KvShare
+from plans.kv import whole_heads
 from plans.schema import Device
 
 QUANTUM_BITS = 14
@@ -29,7 +29,7 @@ def _room_and_ps(shares: BaseShares, device: Device) -> tuple[Fraction, int]:
     for kind, count in sequence_of(shares.model):
         layers = shares.kinds[kind]
         units = layers.mlp.units
-        whole = KvShare(heads=layers.attention.num_kv_heads, axis="heads", parts=1, part=0)
+        whole = whole_heads(layers.attention.num_kv_heads)
         nbytes += count * (shares.attention_bytes(kind, whole, True) + units * shares.unit_bytes(kind))
         ps += count * units * shares.unit(kind).ps(device)
     return Fraction(device.capacity_bytes, nbytes), max(1, ps)

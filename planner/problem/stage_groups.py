@@ -68,16 +68,8 @@ class StageGroups:
 
     @cached_property
     def _variants(self) -> Callable[[DeviceSet], tuple[Variant, ...]]:
-        """Return the variants of a set; sets that differ only in names are priced once."""
-        known: dict[tuple[object, ...], tuple[Variant, ...]] = {}
-
-        def variants(device_set: DeviceSet) -> tuple[Variant, ...]:
-            key = self.candidates.signature(device_set)
-            if key not in known:
-                known[key] = self._new_variants(device_set)
-            return known[key]
-
-        return variants
+        """Return the variants of a set."""
+        return self.candidates.priced_once(self._new_variants)
 
     def _new_variants(self, device_set: DeviceSet) -> tuple[Variant, ...]:
         """Price every division of the KV cache, by heads first; leave out those that an earlier one dominates."""
