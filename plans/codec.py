@@ -65,13 +65,13 @@ _Dumper.add_representer(str, _represent_str)
 
 
 def dump_yaml(data: Any) -> str:
-    """Canonical YAML of plain data: block style, sequences of scalars on a line, keys in the order given."""
+    """Return canonical YAML of plain data: block style, sequences of scalars on a line, keys in the order given."""
     # An infinite width is the only one that never folds, whatever the length of a sequence or a string.
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=math.inf, allow_unicode=True)
 
 
 def read_document(file: Path) -> bytes:
-    """The bytes of a document, of which no more are read than are parsed; raise PlanError, or OSError as open does."""
+    """Return the bytes of a document; raise PlanError for one that is too large, OSError as open does."""
     with file.open("rb") as stream:
         raw = stream.read(MAX_DOCUMENT_BYTES + 1)
         if len(raw) > MAX_DOCUMENT_BYTES:
@@ -81,7 +81,7 @@ def read_document(file: Path) -> bytes:
 
 
 def load_yaml(text: str | bytes, where: str) -> Any:
-    """Parse one YAML document of people's or of ours; raise PlanError naming ``where`` and the line."""
+    """Parse one YAML document, written by hand or by us; raise PlanError naming ``where`` and the line."""
     try:
         source = text.encode() if isinstance(text, str) else text
         source.decode()
@@ -159,7 +159,7 @@ def _refuse(event: Any, problem: str) -> NoReturn:
 
 
 def encode(record: Any) -> Any:
-    """A record as plain data; fields that are None are left out."""
+    """Return a record as plain data; fields that are None are left out."""
     if dataclasses.is_dataclass(record):
         pairs = ((field.name, getattr(record, field.name)) for field in dataclasses.fields(record))
         return {name: encode(value) for name, value in pairs if value is not None}
@@ -169,7 +169,7 @@ def encode(record: Any) -> Any:
 
 
 def decode(kind: type[T], data: Any, where: str) -> T:
-    """Plain data as a record of ``kind``; raise PlanError with ``where`` and the path to what is wrong in it."""
+    """Return plain data as a record of ``kind``; raise PlanError with ``where`` and the path to what is wrong in it."""
     return _decode(kind, data, _Path(where))  # type: ignore[no-any-return]
 
 
@@ -269,7 +269,7 @@ def _show(data: Any) -> str:
 
 
 def dumps(plan: Plan) -> str:
-    """The canonical text of a plan."""
+    """Return the canonical text of a plan."""
     return dump_yaml(encode(plan))
 
 
@@ -290,7 +290,7 @@ def loads(text: str | bytes, where: str = "plan.yaml") -> Plan:
 
 
 def _check_version(data: Any, where: str) -> int:
-    """The minor version of a document that this program may read."""
+    """Return the minor version of a document that this program may read; raise PlanError for any other."""
     expected = f"expected a string like '{SCHEMA_MAJOR}.{SCHEMA_MINOR}'"
     if not isinstance(data, dict):
         raise PlanError(f"{where}: found {_show(data)}, expected a mapping (Plan)")
@@ -328,5 +328,5 @@ def load(directory: Path) -> Plan:
 
 
 def digest(plan: Plan) -> str:
-    """SHA-256 of the canonical text, in hex."""
+    """Return the SHA-256 of the canonical text, in hex."""
     return hashlib.sha256(dumps(plan).encode()).hexdigest()
