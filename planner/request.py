@@ -70,6 +70,11 @@ class Request:
     """With ``wanted.within_ppm``: an earlier plan of the model, of which as much is kept as that allows."""
 
 
+def tree_text(tree: Tree) -> str:
+    """Return a dynamic tree as the option ``--tree`` takes it."""
+    return f"total_token={tree.total_token},depth={tree.depth},top_k={tree.top_k}"
+
+
 def resolve_request(request: Request) -> tuple[Options, Inventory]:
     """Return all options and the devices with their rates in the dtype, with ``max`` as the model's limit.
 

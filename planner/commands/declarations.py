@@ -17,7 +17,7 @@ from planner.commands.options import (
     parse_verbosity,
     parse_within,
 )
-from planner.request import MOST_BATCH
+from planner.request import DEFAULT_TREE, MOST_BATCH, MOST_DEFAULT_CONTEXT, tree_text
 from planner.solver import limits
 from plans.check_inputs import MOST_STALL_S
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
@@ -109,7 +109,8 @@ BUILD = Command(
             metavar="N",
             help=(
                 "Positions per sequence, prompt and new tokens together: 4096, 32k (32 x 1024), or max for the most "
-                "that fits.  [default: the model's and the EAGLE head's limit, at most 8k]"
+                "that fits.  [default: the model's and the EAGLE head's limit, at most "
+                f"{MOST_DEFAULT_CONTEXT // 1024}k]"
             ),
         ),
         click.Option(
@@ -153,7 +154,7 @@ BUILD = Command(
             ["--tree"],
             metavar="TREE",
             callback=parse_tree,
-            help="Draft tree: total_token=60,depth=7,top_k=10 (the default), or static for that of EAGLE-1.",
+            help=f"Draft tree: {tree_text(DEFAULT_TREE)} (the default), or static for that of EAGLE-1.",
         ),
         click.Option(
             ["--prefill-chunk"],

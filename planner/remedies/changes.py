@@ -14,7 +14,7 @@ from planner.hardware.catalog import CPU, catalog
 from planner.hardware.records import ListedDevice
 from planner.longest_context import CONTEXT_STEP, largest, least_step
 from planner.remedies.probe import Candidate, Probe
-from planner.request import DEFAULT_TREE, Request, Wanted, resolve_dtype
+from planner.request import DEFAULT_TREE, Request, Wanted, resolve_dtype, tree_text
 from planner.solver.problem_bounds import least_bytes
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.schema import DType, Host, KvAxis, KvDType
@@ -136,8 +136,8 @@ def _tree(request: Request, probe: Probe) -> Iterator[Candidate]:
 
     nodes = _largest(2, tree.total_token - 1, changed, probe)
     if nodes is not None:
-        text = f"total_token={nodes},depth={tree.depth},top_k={tree.top_k}"
-        yield Candidate(words=f"tree down to {nodes} nodes", request=changed(nodes), args=("--tree", text), known=True)
+        args = ("--tree", tree_text(replace(tree, total_token=nodes)))
+        yield Candidate(words=f"tree down to {nodes} nodes", request=changed(nodes), args=args, known=True)
 
 
 def _prefill_chunk(request: Request, probe: Probe) -> Iterator[Candidate]:
