@@ -7,9 +7,12 @@ problem has one answer, whatever the settings, the listing order and the machine
     problem     the waist: a problem and its answer in integers; nothing here knows of models, plans or inventories
     solve       the entry: solve, solve_nearly, fits        certify     checks and prices an answer without the solver
     search, goal, exact_step, near_step, ties               one search, from the goal to the last tie
-    earlier     the protocol for an earlier answer of which moved_bytes keeps as much as it can
-    model, stages, order, blocks, messages, memory          the CP-SAT model and its parts; solution reads it
+    model, stages, order, blocks, messages, memory          the CP-SAT model and its parts; variables has its builder
+    solution    reads solutions of the model                restriction groups and choices that a model is made of
+    symmetry    equal hosts in the model                    moved_bytes distance to an earlier answer, as an objective
+    earlier     the protocol of an earlier answer, which planner.problem fills in
     minimise    the only place where CP-SAT is run          limits      every budget and cap, with its measurement
+    problem_bounds  largest and least sums of a problem     transport   the transport problem, for the order of layers
     bounds/     lower bounds that leave most of a problem out; feasible/ proofs and packings that ignore time
 
 It imports of the product only ``planner.errors`` and ``planner.integers``, and it is the only place that imports

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from planner.errors import NotProvenError
 from planner.solver import limits
+from planner.solver.feasible.roomy import roomy
 from planner.solver.minimise import FROM_BELOW, Infeasible, Optimum, best_within, within_gap
 from planner.solver.model import Model
-from planner.solver.roomy import roomy
 from planner.solver.search import Progress, Space
 from planner.solver.solution import chosen, forbid, structure_flags
 from planner.solver.ties import maximise_in_order

@@ -20,6 +20,7 @@ from planner.integers import PS_PER_NS
 from planner.solver import limits
 from planner.solver.earlier import Earlier
 from planner.solver.exact_step import exact_step, least_step
+from planner.solver.feasible.roomy import roomy
 from planner.solver.goal import settle_goal
 from planner.solver.minimise import Infeasible, Optimum, Settings
 from planner.solver.model import Model, most_step_ns
@@ -27,7 +28,6 @@ from planner.solver.moved_bytes import moved_bytes
 from planner.solver.near_step import near_step
 from planner.solver.problem import Answer, Problem
 from planner.solver.problem_bounds import least_bytes, most_ps, timeless
-from planner.solver.roomy import roomy
 from planner.solver.search import Goal, Progress, Space, space_of
 from planner.solver.solution import chosen
 from planner.solver.ties import settle_rest

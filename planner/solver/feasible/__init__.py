@@ -7,10 +7,11 @@ groups is a placement, so what it misses is enough. Where the two agree the shor
     load_patterns  groups and choices by the bytes they take from each class of equal devices
     class_model    lower bound: equal devices counted, in a small CP-SAT model; proposes groups and choices
     greedy         upper bound: a packing of given groups and choices
-    shortage       both of them, and a search of all packings where they disagree: what a refusal says
+    roomy          groups and choices on which a packing is found that misses nothing
+    shortage       both bounds, and a search of all packings where they disagree: what a refusal says
 
-:mod:`planner.solver.solve` asks ``class_model.roomiest`` and ``greedy.packed`` whether a problem fits, and for a first
-answer; ``planner.infeasible`` asks ``shortage.shortage`` for the message of a refusal.
+:mod:`planner.solver.solve` and :mod:`planner.solver.exact_step` ask ``roomy.roomy`` whether a problem fits, and for a
+first answer; ``planner.infeasible`` asks ``shortage.shortage`` for the message of a refusal.
 
 Not here: time, which plays no part in any of this (:mod:`planner.solver.bounds` bounds it); which change would make a
 problem fit (``planner.remedies``); the words of a refusal (``planner.infeasible``).
