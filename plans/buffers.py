@@ -125,7 +125,7 @@ def embed_buffers(model: Model, options: Options, *, group_size: int, hop: bool,
     )
 
 
-def head_buffers(
+def lm_head_buffers(
     model: Model, draft: Draft | None, options: Options, *, rows: int, group_size: int, receives: bool, leads: bool
 ) -> tuple[Buffer, ...]:
     """Return the buffers of a device with ``rows`` rows of the lm_head.
@@ -139,14 +139,14 @@ def head_buffers(
     return (
         *received,
         *sent,
-        # logits, and their copy in float32: model.blocks.Head.best, Head.draw
+        # logits, and their copy in float32: model.blocks.LmHead.best, LmHead.draw
         Buffer(name="scratch.head", term="buffers", dtype="float32", shape=(2, nodes, rows)),
         # sampling noise of the A positions that a step may add, and 6 temporaries of making it for one of them:
         # model.draw.exponential
         Buffer(name="scratch.noise", term="buffers", dtype="float64", shape=(6 + accept_rows(options), rows)),
         # output of the final norm, and its float32 temporary: model.base.BaseLmHead
         Buffer(name="scratch.normed", term="buffers", dtype="float32", shape=(2, forward, hidden)),
-        # best logit and token of each row, of this device and of all: model.blocks.Head.best, model.draw.draw
+        # best logit and token of each row, of this device and of all: model.blocks.LmHead.best, model.draw.draw
         Buffer(name="scratch.best", term="comm", dtype="float64", shape=(1 + group_size, nodes, BEST_WORDS)),
     )
 
@@ -171,13 +171,13 @@ def draft_buffers(
     return (
         _message_buffer(options),
         _feature_buffer(model, draft, options),
-        # candidates of each row, of this device and of all: model.blocks.Head.top
+        # candidates of each row, of this device and of all: model.blocks.LmHead.top
         Buffer(name="draft.scratch.candidates", term="comm", dtype="float64", shape=(1 + group_size, beam, words)),
         Buffer(name="draft.beam", term="buffers", dtype=options.dtype, shape=(beam, seen)),
         # tokens, scores and parents of the pool, their concatenation, and the sort of the scores:
         # decode.tree_growth.Dynamic.finish, decode.tree.select
         Buffer(name="draft.scratch.pool", term="buffers", dtype="int64", shape=(12, pool)),
-        # logits, their copy in float32, and its exponentials: model.blocks.Head.top
+        # logits, their copy in float32, and its exponentials: model.blocks.LmHead.top
         Buffer(name="draft.scratch.head", term="buffers", dtype="float32", shape=(3, beam, head_rows)),
         # looked-up rows, whole whatever rows of the table the device has: model.blocks.Embed
         Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
@@ -372,7 +372,7 @@ def _head_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     devices, last = plan.head.devices, plan.stages[-1].devices
     if device_id not in devices:
         return ()
-    return head_buffers(
+    return lm_head_buffers(
         plan.model,
         plan.draft,
         plan.options,

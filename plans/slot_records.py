@@ -120,7 +120,7 @@ class StageSlots:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeadSlots:
+class LmHeadSlots:
     """A device's share of the lm_head."""
 
     norm: SlotSpec
@@ -141,7 +141,7 @@ class BaseSlots:
     embed: SlotSpec | None
     """[V', H]; None: no rows."""
     stage: StageSlots | None
-    head: HeadSlots | None
+    head: LmHeadSlots | None
 
     @property
     def listed(self) -> tuple[SlotSpec, ...]:

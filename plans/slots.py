@@ -24,8 +24,8 @@ from plans.slot_records import (
     AttentionSlots,
     BaseSlots,
     DraftSlots,
-    HeadSlots,
     LayerSlots,
+    LmHeadSlots,
     MlpSlots,
     Piece,
     SlotSpec,
@@ -188,10 +188,10 @@ def embed_slot(model: Model, rows: Range, dtype: DType) -> SlotSpec | None:
     return _base(dtype).table("embed.weight", rows, model.hidden_size)
 
 
-def head_slots(model: Model, rows: Range, dtype: DType) -> HeadSlots:
+def lm_head_slots(model: Model, rows: Range, dtype: DType) -> LmHeadSlots:
     """Return the slots of a device with these rows of the lm_head."""
     make, hidden = _base(dtype), model.hidden_size
-    return HeadSlots(norm=make.vector("norm.weight", hidden), rows=make.table("head.weight", rows, hidden))
+    return LmHeadSlots(norm=make.vector("norm.weight", hidden), rows=make.table("head.weight", rows, hidden))
 
 
 def stage_slots(model: Model, stage: Stage, member: int, dtype: DType) -> StageSlots:
@@ -266,7 +266,7 @@ def base_slots(plan: Plan, device_id: str) -> BaseSlots:
     return BaseSlots(
         embed=embed_slot(model, _rows(embed, device_id), dtype) if device_id in embed.devices else None,
         stage=None if stage is None else stage_slots(model, stage, stage.devices.index(device_id), dtype),
-        head=head_slots(model, _rows(head, device_id), dtype) if device_id in head.devices else None,
+        head=lm_head_slots(model, _rows(head, device_id), dtype) if device_id in head.devices else None,
     )
 
 
@@ -307,14 +307,14 @@ def embed_bytes(model: Model, dtype: DType, rows: int) -> int:
     return _total([embed_slot(model, (0, rows), dtype)])
 
 
-def head_bytes(model: Model, dtype: DType, rows: int) -> int:
+def lm_head_bytes(model: Model, dtype: DType, rows: int) -> int:
     """Bytes of ``rows`` rows of the lm_head."""
-    return _total([head_slots(model, (0, rows), dtype).rows])
+    return _total([lm_head_slots(model, (0, rows), dtype).rows])
 
 
 def norm_bytes(model: Model, dtype: DType) -> int:
     """Bytes of the final norm, on each device of the lm_head."""
-    return _total([head_slots(model, (0, 0), dtype).norm])
+    return _total([lm_head_slots(model, (0, 0), dtype).norm])
 
 
 def rope_bytes(model: Model) -> int:
@@ -346,7 +346,7 @@ def draft_embed_bytes(draft: Draft, dtype: DType, rows: int) -> int:
     return _total([_draft_table(_draft(dtype), draft, "embed.weight", (0, rows))])
 
 
-def draft_head_bytes(draft: Draft, dtype: DType, rows: int) -> int:
+def draft_lm_head_bytes(draft: Draft, dtype: DType, rows: int) -> int:
     """Bytes of ``rows`` rows of the drafter's lm_head."""
     return _total([_draft_table(_draft(dtype), draft, "head.weight", (0, rows))])
 

@@ -13,8 +13,8 @@ from plans.slots import (
     draft_slots,
     drafter_slots,
     embed_slot,
-    head_slots,
     layer_slots,
+    lm_head_slots,
     rope_slot,
 )
 
@@ -65,7 +65,7 @@ def table(name: str, model: Model, split: VocabSplit, dtype: DType) -> Iterator[
     """Yield each device's rows of the embedding, or of the lm_head with the final norm, which is whole on each."""
     for member, device in enumerate(split.devices):
         rows = share_range(split.rows, member)
-        slots = [embed_slot(model, rows, dtype)] if name == "embed" else head_slots(model, rows, dtype).listed
+        slots = [embed_slot(model, rows, dtype)] if name == "embed" else lm_head_slots(model, rows, dtype).listed
         yield from _held(device, slots, draft=False)
 
 

@@ -18,8 +18,8 @@ from plans.buffers import (
     draft_buffers,
     draft_kv_bytes,
     embed_buffers,
-    head_buffers,
     kv_bytes,
+    lm_head_buffers,
     stage_buffers,
 )
 from plans.dtypes import DTYPE_BYTES
@@ -244,11 +244,13 @@ class BaseShares:
 
         def count(group_size: int) -> memory.Affine:
             weights = memory.table(
-                lambda n: slots.head_bytes(model, dtype, n), model.vocab_size, model.hidden_size, dtype
+                lambda n: slots.lm_head_bytes(model, dtype, n), model.vocab_size, model.hidden_size, dtype
             )
             rows = memory.with_rows(
                 weights,
-                lambda n: head_buffers(model, draft, options, rows=n, group_size=group_size, receives=True, leads=True),
+                lambda n: lm_head_buffers(
+                    model, draft, options, rows=n, group_size=group_size, receives=True, leads=True
+                ),
                 model.vocab_size,
             )
             return memory.Affine(fixed=rows.fixed + slots.norm_bytes(model, dtype), slope=rows.slope)
@@ -358,5 +360,5 @@ class DraftShares:
     def head(self) -> memory.Affine:
         draft, dtype = self.draft, self.options.dtype
         return memory.table(
-            lambda n: slots.draft_head_bytes(draft, dtype, n), draft.draft_vocab_size, draft.hidden_size, dtype
+            lambda n: slots.draft_lm_head_bytes(draft, dtype, n), draft.draft_vocab_size, draft.hidden_size, dtype
         )

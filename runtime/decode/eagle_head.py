@@ -18,7 +18,7 @@ from plans.kv import KvShare, kv_shares
 from plans.ranges import share_range
 from plans.schema import Draft, Plan
 from plans.slot_records import DraftSlots
-from plans.slots import drafter_slots, embed_slot, head_slots
+from plans.slots import drafter_slots, embed_slot, lm_head_slots
 from plans.step import accept_rows, draft_tree_rows, fed_rows
 from runtime.comm.groups import Comm
 from runtime.decode.messages import FeatureMessage
@@ -95,9 +95,9 @@ class Drafter:
         if placement.embed_rows is None:  # the base's, on the same devices
             embed = embed_slot(plan.model, share_range(plan.embed.rows, index), dtype)
         if placement.head_rows is None:
-            head = head_slots(plan.model, share_range(plan.head.rows, index), dtype).rows
+            head = lm_head_slots(plan.model, share_range(plan.head.rows, index), dtype).rows
         self._embed: Embed = binder.embed(embed, placement.embed_rows or plan.embed.rows)
-        self._lm_head = binder.head(head, placement.head_rows or plan.head.rows)
+        self._lm_head = binder.lm_head(head, placement.head_rows or plan.head.rows)
         d2t = None if own.d2t is None else binder.tensor(own.d2t)
         self._targets = None if d2t is None else d2t + torch.arange(draft.draft_vocab_size, device=d2t.device)
         self._cache = cache_of([memory.buffer("draft.kv")], draft_tree_rows(options), options.batch, share)

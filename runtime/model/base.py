@@ -25,12 +25,12 @@ from plans.kv import kv_shares
 from plans.ranges import share_range
 from plans.schema import Plan, Stage
 from plans.slot_records import LayerSlots
-from plans.slots import embed_slot, head_slots, stage_slots
+from plans.slots import embed_slot, lm_head_slots, stage_slots
 from plans.step import layer_class, tree_rows
 from runtime.comm.groups import Comm, Group
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
-from runtime.model.blocks import Binder, Head, Layer, Slots
+from runtime.model.blocks import Binder, Layer, LmHead, Slots
 from runtime.model.layers import Attend, Rows, hide, rotary_at, rotary_table
 from runtime.model.split_kv import attend_of, cache_of, own_frequencies
 
@@ -43,7 +43,7 @@ class Forward:
     """[W, H]: the hidden state after the final norm, which the lm_head reads."""
     features: Tensor
     """[a, W, H]: eagle3: inputs of the a captured layers; eagle: the normed state, a = 1."""
-    lm_head: Head
+    lm_head: LmHead
     """This device's rows of the lm_head."""
 
 
@@ -252,9 +252,9 @@ class BaseLmHead:
 
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, group: Group, hop_in: Group | None) -> None:
         binder = Binder(slots=slots, group=group, hidden=plan.model.hidden_size)
-        own = head_slots(plan.model, share_range(plan.head.rows, group.index), plan.options.dtype)
+        own = lm_head_slots(plan.model, share_range(plan.head.rows, group.index), plan.options.dtype)
         self._norm = binder.norm(own.norm, plan.model.norm_eps)
-        self._lm_head = binder.head(own.rows, plan.head.rows)
+        self._lm_head = binder.lm_head(own.rows, plan.head.rows)
         self._hop_in = _receiving(hop_in)
         self._received = None if self._hop_in is None else Carry(memory.buffer("head.carry"))
 

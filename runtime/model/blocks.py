@@ -4,7 +4,7 @@
     base layer     norm, attention, norm, MLP or experts
     eagle3 layer   attends over (embedding, hidden), each with its norm
     eagle layer    like a base layer, the first without the norm before attention
-    head           rows of the lm_head, the best of which are gathered over the group
+    lm_head        rows of the lm_head, the best of which are gathered over the group
 
 A new model family needs no change here unless it brings a new kind of block.
 """
@@ -109,11 +109,11 @@ class Binder:
         table = None if slot is None else self.tensor(slot)
         return Embed(table=table, first=first, whole=count == sum(rows), hidden=self.hidden, group=self.group)
 
-    def head(self, slot: SlotSpec | None, rows: Sequence[int]) -> "Head":
+    def lm_head(self, slot: SlotSpec | None, rows: Sequence[int]) -> "LmHead":
         """Return a share of the lm_head; ``rows``: of every member of the group."""
         first, count = _range(rows, self.group.index)
         weight = None if slot is None else self.tensor(slot).t()
-        return Head(weight=weight, first=first, rows=count, group=self.group)
+        return LmHead(weight=weight, first=first, rows=count, group=self.group)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +173,7 @@ class Embed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Head:
+class LmHead:
     """Rows ``first`` … of the lm_head. What is gathered is fixed in width: never whole logits.
 
     Messages are float64, which holds a float32 value and a token id exactly.

@@ -13,8 +13,8 @@ from plans.buffers import (
     device_terms,
     draft_buffers,
     draft_kv_bytes,
-    head_buffers,
     kv_bytes,
+    lm_head_buffers,
     stage_buffers,
 )
 from plans.kv import KvShare, whole_heads
@@ -69,7 +69,7 @@ def test_no_buffer_shrinks_when_a_share_grows(heads: int, units: int, rows: int,
     def total_bytes(heads: int, units: int, rows: int) -> int:
         share = KvShare(heads=heads, axis=axis, parts=2, part=0)
         stage = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, group_size=size)
-        head = head_buffers(MODEL, DRAFT, options, rows=rows, group_size=size, receives=True, leads=True)
+        head = lm_head_buffers(MODEL, DRAFT, options, rows=rows, group_size=size, receives=True, leads=True)
         draft = draft_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, head_rows=rows, group_size=size)
         return bytes_of((*stage, *head, *draft))
 

@@ -12,7 +12,7 @@ from planner.solver.minimise import Settings
 from planner.solver.solve import solve
 from plans import slots
 from plans.artifact import ALIGNMENT_BYTES
-from plans.buffers import head_buffers
+from plans.buffers import lm_head_buffers
 from plans.dtypes import DTYPE_BYTES
 from plans.schema import DType, Options
 from tests.plan_factory import TREE, make_draft, make_model
@@ -50,9 +50,9 @@ def test_table_bounds_hold(hidden: int, vocab: int, dtype: DType) -> None:
     draft = make_draft(make_model(num_layers=8, hidden_size=hidden, vocab_size=vocab), draft_vocab_size=vocab)
     for exact in (
         lambda n: slots.embed_bytes(model, dtype, n),
-        lambda n: slots.head_bytes(model, dtype, n),
+        lambda n: slots.lm_head_bytes(model, dtype, n),
         lambda n: slots.draft_embed_bytes(draft, dtype, n),
-        lambda n: slots.draft_head_bytes(draft, dtype, n),
+        lambda n: slots.draft_lm_head_bytes(draft, dtype, n),
     ):
         _holds(memory.table(exact, vocab, hidden, dtype), [exact(n) for n in range(vocab + 1)], slack_slots=1)
 
@@ -77,14 +77,14 @@ def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int
     )
 
     def weights(n: int) -> int:
-        return slots.head_bytes(model, dtype, n)
+        return slots.lm_head_bytes(model, dtype, n)
 
     def buffers(n: int) -> int:
-        return memory.total(head_buffers(model, None, options, rows=n, group_size=group, receives=True, leads=True))
+        return memory.total(lm_head_buffers(model, None, options, rows=n, group_size=group, receives=True, leads=True))
 
     bound = memory.with_rows(
         memory.table(weights, vocab, hidden, dtype),
-        lambda n: head_buffers(model, None, options, rows=n, group_size=group, receives=True, leads=True),
+        lambda n: lm_head_buffers(model, None, options, rows=n, group_size=group, receives=True, leads=True),
         vocab,
     )
     for n in range(vocab + 1):

@@ -212,7 +212,7 @@ def test_bytes_of_shares_add_up_to_the_device(plan: Plan) -> None:
             total += slots.draft_attention_bytes(draft, dtype, share, member == 0)
             total += slots.draft_mlp_bytes(draft, dtype, place.mlp_units[member], member == 0)
             total += slots.draft_embed_bytes(draft, dtype, place.embed_rows[member]) if place.embed_rows else 0
-            total += slots.draft_head_bytes(draft, dtype, place.head_rows[member]) if place.head_rows else 0
+            total += slots.draft_lm_head_bytes(draft, dtype, place.head_rows[member]) if place.head_rows else 0
             assert slots.weights_bytes(plan, device)[1] == total
 
 
@@ -280,7 +280,7 @@ def table_bytes(plan: Plan, device: str) -> int:
         total += slots.embed_bytes(model, dtype, plan.embed.rows[plan.embed.devices.index(device)])
     if device in plan.head.devices:
         total += slots.norm_bytes(model, dtype)
-        total += slots.head_bytes(model, dtype, plan.head.rows[plan.head.devices.index(device)])
+        total += slots.lm_head_bytes(model, dtype, plan.head.rows[plan.head.devices.index(device)])
     return total
 
 

@@ -15,7 +15,7 @@ from runtime.comm.groups import Group
 from runtime.decode.messages import Channel, feature_message
 from runtime.image.dtypes import DTYPES
 from runtime.model.base import Carry
-from runtime.model.blocks import Head
+from runtime.model.blocks import LmHead
 from tests.plan_factory import group, make_draft, make_model, make_plan
 
 MODEL = make_model(num_layers=8, num_heads=4, num_kv_heads=2)
@@ -80,7 +80,7 @@ def test_gathers_are_as_long_as_what_is_priced(options: Options, rows: int) -> N
     recorder = Recorder(name="head", ranks=(0, 1), rank=0, staged=False, handle=object())  # type: ignore[arg-type]
     for weight in (torch.ones(8, rows), None):
         recorder.sent.clear()
-        head = Head(weight=weight, first=0, rows=rows if weight is not None else 0, group=recorder)
+        head = LmHead(weight=weight, first=0, rows=rows if weight is not None else 0, group=recorder)
         head.best(torch.ones(step.verify_rows(options), 8))
         assert options.tree is not None
         head.top(torch.ones(7, 8), options.tree.top_k)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from runtime.comm.groups import Group
-from runtime.model.blocks import Embed, Head
+from runtime.model.blocks import Embed, LmHead
 from runtime.model.layers import GatedMlp, Linear, attend, hide, rotary_at, rotary_table, rotate
 
 ALONE = Group(name="test", ranks=(0,), rank=0, staged=False, handle=None)
@@ -76,7 +76,7 @@ def test_embedding_of_a_part_is_zero_for_tokens_of_others() -> None:
 def test_head_reads_the_first_of_equal_tokens_and_exact_log_probabilities() -> None:
     weight, normed = seeded(20, 4), seeded(3, 4)
     weight[7] = weight[3]
-    head = Head(weight=weight.t(), first=0, rows=20, group=ALONE)
+    head = LmHead(weight=weight.t(), first=0, rows=20, group=ALONE)
     logits = normed @ weight.T
     assert torch.equal(head.best(normed), logits.argmax(1))
     tokens, scores = head.top(normed, 5)
