@@ -104,7 +104,7 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
     """Return options with every default written out, ``max`` as the model's limit; raise InputError for bad ones.
 
     The default context stays within the positions that the EAGLE head was trained for; published heads were trained
-    for few. Beyond them the head only drafts worse, so any context of the model may be asked for.
+    for few. Beyond them it only drafts worse, so any context of the model may be asked for.
     """
     longest = base.max_positions
     default = min(longest, draft.max_positions if draft else longest, MOST_DEFAULT_CONTEXT)

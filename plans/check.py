@@ -228,7 +228,7 @@ def _check_draft_embedding(plan: Plan, placement: DraftPlacement, draft: Draft) 
         rows = plan.model.vocab_size
         yield from _check_shares(path, placement.embed_rows, len(placement.devices), rows, "rows", 0)
     elif draft.own_embedding:
-        yield bad(path, None, "shares, as the head has its own embedding")
+        yield bad(path, None, "shares, as the drafter has its own embedding")
     elif placement.devices != first:
         yield bad(path, None, f"shares, as the base's are on {show(first)}")
 
@@ -241,7 +241,7 @@ def _check_draft_head(plan: Plan, placement: DraftPlacement, draft: Draft) -> It
         rows = draft.draft_vocab_size
         yield from _check_shares(path, placement.head_rows, len(placement.devices), rows, "rows", 0)
     elif draft.kind == "eagle3":
-        yield bad(path, None, "shares, as the head has its own lm_head")
+        yield bad(path, None, "shares, as the drafter has its own lm_head")
     elif placement.devices != last:
         yield bad(path, None, f"shares, as the base's are on {show(last)}")
 

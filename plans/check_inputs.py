@@ -17,7 +17,7 @@ MAX_EXPERTS = 10_000
 MOST_STALL_S = 3600
 """Longest stall time-out, in s."""
 MAX_AUX_FEATURES = 3
-"""Target features of an eagle3 head; an eagle head has one."""
+"""Target features of an EAGLE-3 head; other EAGLE heads have one."""
 MOST_TREE = {"total_token": 1024, "depth": 64, "top_k": 256}
 """Largest trees: larger ones cost more time than accepted tokens save, and their sizes would overflow."""
 
@@ -295,7 +295,7 @@ def _check_draft(plan: Plan) -> Iterator[Violation]:
     count = MAX_AUX_FEATURES if draft.kind == "eagle3" else 0
     aux = draft.aux_layers
     if len(aux) != count or len(set(aux)) != count or max(aux, default=0) >= layers:
-        expected = f"{count} different layers below {layers}" if count else "none, as the head is of kind eagle"
+        expected = f"{count} different layers below {layers}" if count else "none, as the drafter is of kind eagle"
         yield bad("draft.aux_layers", aux, expected)
 
 

@@ -12,7 +12,7 @@ are cut by these layouts.
     step message          drafter -> all devices               StepLayout                 broadcast
 
 Letters: B batch, N nodes of a tree with the root, A most rows kept by one step, H hidden size, a captured features (the
-aux layers of an eagle3 head), F width of a target feature, W rows of one pass of the drafter.
+aux layers of an EAGLE-3 head), F width of a target feature, W rows of one pass of the drafter.
 """
 
 from dataclasses import dataclass

@@ -55,7 +55,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
         # t2d says which tokens are in the draft vocabulary; only training needs it.
         ignored={"t2d": (base.vocab_size,)} | ({} if draft.maps_vocabulary else {"d2t": (base.vocab_size,)}),
     )
-    keys.finish(HARMLESS | CARRIED_OVER | {"bias"})  # fc of this head never has a bias, whatever the key says
+    keys.finish(HARMLESS | CARRIED_OVER | {"bias"})  # fc of an EAGLE-3 head never has a bias, whatever the key says
     return reading
 
 

@@ -1,4 +1,4 @@
-"""Read the parts that the heads of EAGLE-1, -2 and -3 share: checks against the base, attention, roles of a layer.
+"""Read the parts that EAGLE heads of all kinds share: checks against the base, attention, roles of a layer.
 
 An EAGLE head is a small Llama, whatever its base model is: its attention has no norms of q and k, and its MLP is dense.
 Its config may carry over keys of the base model's family (``model_type``), of which only sizes count. Official heads
@@ -19,15 +19,15 @@ HARMLESS = words("bos_token_id eos_token_id tie_word_embeddings target_model_typ
 CARRIED_OVER = words("num_local_experts num_experts num_experts_per_tok norm_topk_prob moe_intermediate_size") | words(
     "decoder_sparse_step mlp_only_layers"
 )
-"""Keys of a base model with experts, in the config of a head that is dense all the same, as its tensors show."""
+"""Keys of a base model with experts, in the config of an EAGLE head that is dense all the same, as its tensors show."""
 
 
 def check_base(keys: Keys, base: Model, target_hidden_size: int, name: str) -> None:
-    """Raise ConfigError unless the head was trained for a base model of this width and vocabulary.
+    """Raise ConfigError unless the EAGLE head was trained for a base model of this width and vocabulary.
 
     ``name``: the key that has ``target_hidden_size``.
     """
-    reason = "the head belongs to another base model"
+    reason = "the EAGLE head is for another base model"
     if target_hidden_size != base.hidden_size:
         problem = f"found {target_hidden_size}, expected {base.hidden_size}, the base model's hidden_size: {reason}"
         raise keys.fail(name, problem)
@@ -39,7 +39,7 @@ def check_base(keys: Keys, base: Model, target_hidden_size: int, name: str) -> N
 def read_drafter_attention(keys: Keys, facts: DraftFacts) -> Attention:
     """Read Llama attention; the tensors tell if q, k and v have biases, and the config must not contradict them."""
     biases = "have them" if facts.qkv_bias else "have none"
-    keys.expect("qkv_bias", facts.qkv_bias, f"biases of q, k and v: the tensors of the head {biases}")
+    keys.expect("qkv_bias", facts.qkv_bias, f"biases of q, k and v: the tensors of the EAGLE head {biases}")
     keys.expect("attention_bias", False, "o of an EAGLE head has no bias; those of q, k and v are qkv_bias")
     keys.expect("mlp_bias", False, "the MLP of an EAGLE head has no biases")
     if keys.has("use_sliding_window"):

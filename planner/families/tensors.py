@@ -43,7 +43,7 @@ def table_sha256(roles: Roles) -> str:
 
 def _surplus_reason(name: str, derived: Mapping[str, Source]) -> str:
     if name == "lm_head.weight" and "model.embed_tokens.weight" in derived:
-        return "tie_word_embeddings is true, so the embedding is the head; say false if this tensor is the head"
+        return "tie_word_embeddings is true, so the embedding is the lm_head; say false if this tensor is the lm_head"
     return "nothing that config.json describes has it"
 
 

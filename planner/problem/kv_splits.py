@@ -38,7 +38,7 @@ MOST_SPLITS = 60_000
 
 @cache
 def kv_divisions(size: int, kv_heads: int, asked: KvAxis | None) -> tuple[KvDivision, ...]:
-    """Return the divisions of ``kv_heads`` over a group of ``size``, as the head of this module lists them.
+    """Return the divisions of ``kv_heads`` over a group of ``size`` that the docstring of this module lists.
 
     Heads are repeated in subgroups only where there are more members than heads: otherwise whole heads take less of
     every member, except for some uneven divisions, which take long to exclude. With an axis asked for, a group of

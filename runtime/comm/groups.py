@@ -8,7 +8,7 @@
     head       devices of the lm_head                   all_gather of the best tokens
     hop        leader of the previous group + a group   broadcast of hidden state and features: embed, stages, head
     draft      devices of the drafter                   all_reduce, all_gather of candidates; subgroups as in a stage
-    feature    leader of the head + the drafter's       broadcast of accepted features
+    feature    leader of the lm_head + the drafter's    broadcast of accepted features
     world      all devices                              broadcast of the step message
 
 A group of one is local: its collectives do nothing. So is a hop whose receivers are the very devices that hold the

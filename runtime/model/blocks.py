@@ -118,7 +118,7 @@ class Binder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """One layer of the base, or of an eagle head (whose first has no norm before attention)."""
+    """One layer of the base, or of an EAGLE-1 or -2 head (whose first has no norm before attention)."""
 
     attention_norm: Norm | None
     attention: Attention
@@ -133,7 +133,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Eagle3Layer:
-    """The layer of an eagle3 head; the residual is the hidden state without norm."""
+    """The layer of an EAGLE-3 head; the residual is the hidden state without norm."""
 
     input_norm: Norm
     hidden_norm: Norm

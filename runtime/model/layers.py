@@ -79,7 +79,7 @@ class Linear:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention:
-    """Grouped-query attention over a static cache, for this device's share of the heads; the group sums the shares."""
+    """Grouped-query attention over a static cache, for a share of the KV heads; the group sums the shares."""
 
     qkv: Linear
     o: Linear

@@ -195,7 +195,7 @@ DIGITS = "64 hexadecimal digits"
         (
             "draft_placement.head_rows",
             None,
-            "draft_placement.head_rows: found nothing, expected shares, as the head has its own lm_head",
+            "draft_placement.head_rows: found nothing, expected shares, as the drafter has its own lm_head",
         ),
         (
             "draft_placement.embed_rows",

@@ -143,7 +143,7 @@ def _extra_ns(problem: Problem, targets: Sequence[Option | Group]) -> Floats:
 
 
 class _Path:
-    """Least ns beyond the bound of all answers: from the head of the chain to each link, and from there to its end."""
+    """Least ns beyond the bound of all answers: from the start of the chain to each link, and from there to its end."""
 
     def __init__(
         self,

@@ -243,7 +243,7 @@ def test_a_tied_model_has_no_second_head(tmp_path: Path) -> None:
     rewrite(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(32, 16)}))
     assert refused(CheckpointError, lambda: load_base(tmp_path)) == (
         f"{tmp_path}: lm_head.weight: surplus, of shape [32, 16]: tie_word_embeddings is true, "
-        "so the embedding is the head; say false if this tensor is the head"
+        "so the embedding is the lm_head; say false if this tensor is the lm_head"
     )
 
 

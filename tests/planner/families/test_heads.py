@@ -127,7 +127,7 @@ def test_a_head_of_another_width_brings_its_embedding(tmp_path: Path, base: Base
     )
     assert refused(ConfigError, lambda: load_draft(where, base)) == (
         f"{where / 'config.json'}: target_hidden_size: found 24, expected 16, the base model's hidden_size: "
-        "the head belongs to another base model"
+        "the EAGLE head is for another base model"
     )
 
 
@@ -145,7 +145,7 @@ def test_the_tensors_tell_whether_q_k_and_v_have_biases(tmp_path: Path, base: Ba
         denied = head(tmp_path / f"{number}-denied", config | {"qkv_bias": False}, shapes)
         assert refused(ConfigError, lambda path=denied: load_draft(path, base)) == (
             f"{denied / 'config.json'}: qkv_bias: found False, expected True: "
-            "biases of q, k and v: the tensors of the head have them"
+            "biases of q, k and v: the tensors of the EAGLE head have them"
         )
 
 
@@ -191,19 +191,19 @@ def test_a_head_with_experts_is_refused(tmp_path: Path, base: BaseInput) -> None
 HEADS: list[tuple[dict[str, Any], str]] = [
     (
         EAGLE3 | {"hidden_size": 32},
-        "hidden_size: found 32, expected 16, the base model's hidden_size: the head belongs to another base model",
+        "hidden_size: found 32, expected 16, the base model's hidden_size: the EAGLE head is for another base model",
     ),
     (
         HEAD | {"hidden_size": 32},
-        "hidden_size: found 32, expected 16, the base model's hidden_size: the head belongs to another base model",
+        "hidden_size: found 32, expected 16, the base model's hidden_size: the EAGLE head is for another base model",
     ),
     (
         EAGLE3 | {"vocab_size": 64},
-        "vocab_size: found 64, expected 32, the base model's: the head belongs to another base model",
+        "vocab_size: found 64, expected 32, the base model's: the EAGLE head is for another base model",
     ),
     (
         HEAD | {"vocab_size": 64},
-        "vocab_size: found 64, expected 32, the base model's: the head belongs to another base model",
+        "vocab_size: found 64, expected 32, the base model's: the EAGLE head is for another base model",
     ),
     (EAGLE3 | {"num_hidden_layers": 2}, "num_hidden_layers: found 2, expected 1: an EAGLE-3 head has one layer"),
     (
