@@ -16,6 +16,7 @@ from planner.families import BaseInput, DraftInput, facts_of, load_base, load_dr
 from planner.formulations import Formulations
 from planner.infeasible import infeasible
 from planner.longest_context import longest_context
+from planner.plan_directory import BASE_CONFIG, DRAFT_CONFIG
 from planner.problem.formulate import Formulation
 from planner.problem.previous_plan import Previous
 from planner.request import Request, resolve_request
@@ -67,10 +68,10 @@ def rebuild(directory: Path, frozen: Plan, settings: Settings) -> Built:
 
     A plan that kept weights of an earlier one is solved with itself as the earlier one, of which all is to be kept.
     """
-    base = load_base(directory / "config.json")
+    base = load_base(directory / BASE_CONFIG)
     draft = None
     if frozen.draft is not None:
-        draft = load_draft(directory / "draft" / "config.json", base, facts_of(frozen.draft))
+        draft = load_draft(directory / DRAFT_CONFIG, base, facts_of(frozen.draft))
     formulation = Formulations().of(base, draft, frozen.inventory, frozen.options)
     return plan(formulation, inputs_of(base, draft), settings, frozen)
 

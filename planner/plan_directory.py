@@ -23,6 +23,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+BASE_CONFIG, DRAFT_CONFIG = "config.json", "draft/config.json"
+"""The configs that were planned, from which a plan can be solved again."""
 PLAN_FIELDS = {"schema", "inputs", "options", "inventory", "stages"}
 """Top-level fields that every version of ``plan.yaml`` has."""
 
@@ -32,14 +34,14 @@ def write(directory: Path, plan: Plan, base: BaseInput, draft: DraftInput | None
     refuse_foreign(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        plan_file, text = directory / "plan.yaml", codec.dumps(plan).encode()
+        plan_file, text = directory / codec.PLAN_FILE, codec.dumps(plan).encode()
         plan_changes = not _has(plan_file, text)
         if plan_changes:
             durable.write_synced(_temporary(plan_file), text)
         files = _files_beside(base, draft)
         if draft is not None:
             (directory / "draft").mkdir(exist_ok=True)
-        _remove(directory / name for name in (*TOKENIZER_FILES, "draft/config.json") if name not in files)
+        _remove(directory / name for name in (*TOKENIZER_FILES, DRAFT_CONFIG) if name not in files)
         if draft is None and (directory / "draft").is_dir():
             (directory / "draft").rmdir()
         for name, content in files.items():
@@ -54,7 +56,7 @@ def write(directory: Path, plan: Plan, base: BaseInput, draft: DraftInput | None
 
 def refuse_foreign(directory: Path) -> None:
     """Raise OutputError unless ``directory`` is free or has a plan of any version, which may be half written."""
-    file = directory / "plan.yaml"
+    file = directory / codec.PLAN_FILE
     if directory.is_dir():
         if any(directory.iterdir()) and not file.is_file() and not _temporary(file).is_file():
             raise OutputError(f"{directory}: holds something other than a plan (no plan.yaml): give another --out")
@@ -68,9 +70,9 @@ def _files_beside(base: BaseInput, draft: DraftInput | None) -> dict[str, bytes]
     """Return the contents of the files beside ``plan.yaml``, by their names in the directory."""
     source = base.checkpoint.config_file.parent
     files = {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
-    files["config.json"] = base.checkpoint.config_bytes
+    files[BASE_CONFIG] = base.checkpoint.config_bytes
     if draft is not None:
-        files["draft/config.json"] = draft.checkpoint.config_bytes
+        files[DRAFT_CONFIG] = draft.checkpoint.config_bytes
     return files
 
 

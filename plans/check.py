@@ -48,7 +48,7 @@ def require(plan: Plan, where: str) -> None:
 def load(directory: Path) -> Plan:
     """Return the plan of a directory; raise PlanError (exit 2), also where it contradicts itself."""
     plan = codec.load(directory)
-    require(plan, str(directory / "plan.yaml"))
+    require(plan, str(directory / codec.PLAN_FILE))
     return plan
 
 

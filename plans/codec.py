@@ -24,6 +24,9 @@ from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR, NewerSchemaError, Plan, Pla
 
 T = TypeVar("T")
 
+PLAN_FILE = "plan.yaml"
+"""Name of a plan's file in its directory."""
+
 MAX_DOCUMENT_BYTES = 1 << 20
 """Largest document that is parsed; a plan of 64 devices is below 100 kB."""
 MAX_DEPTH = 32
@@ -276,7 +279,7 @@ def dumps(plan: Plan) -> str:
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})")
 
 
-def loads(text: str | bytes, where: str = "plan.yaml") -> Plan:
+def loads(text: str | bytes, where: str = PLAN_FILE) -> Plan:
     """Read a plan; raise NewerSchemaError or PlanError (exit 2) with the path to the datum."""
     data = load_yaml(text, where)
     minor = _check_version(data, where)
@@ -313,9 +316,9 @@ def _check_version(data: Any, where: str) -> int:
 
 def load(directory: Path) -> Plan:
     """Read ``plan.yaml`` of a plan's directory."""
-    file = directory / "plan.yaml"
+    file = directory / PLAN_FILE
     try:
-        if directory.name == "plan.yaml" and directory.is_file():
+        if directory.name == PLAN_FILE and directory.is_file():
             raise PlanError(f"{directory}: found a file, expected the directory of a plan: give {directory.parent}")
         if not file.is_file():
             raise PlanError(
@@ -325,6 +328,11 @@ def load(directory: Path) -> Plan:
     except OSError as error:
         raise PlanError(f"{file}: cannot read: {error.strerror}") from error
     return loads(raw, str(file))
+
+
+def is_canonical(directory: Path, plan: Plan) -> bool:
+    """Return True where the file of a plan, read from this directory, has exactly the bytes of its canonical text."""
+    return (directory / PLAN_FILE).read_bytes() == dumps(plan).encode()
 
 
 def digest(plan: Plan) -> str:

@@ -38,6 +38,7 @@ ROOMS = {
     "planner.build": {
         *("planner.errors", "planner.costs", "planner.families", "planner.problem", "planner.solver"),
         *("planner.request", "planner.formulations", "planner.infeasible", "planner.longest_context", "planner.emit"),
+        "planner.plan_directory",
     },
     "planner.remedies": {
         *("planner.errors", "planner.hardware", "planner.solver", "planner.request", "planner.formulations"),

@@ -49,5 +49,5 @@ def check(directory: str | Path, *, workers: int = 1, seed: int = 0) -> CheckRes
         plan=frozen,
         again=again,
         differences=diff(frozen, again.plan),
-        canonical=(directory / "plan.yaml").read_bytes() == codec.dumps(frozen).encode(),
+        canonical=codec.is_canonical(directory, frozen),
     )

@@ -11,6 +11,7 @@ from planner.errors import InputError
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.images import provenance, reuse
 from planner.images.inputs import check_inputs, sources_of
+from planner.plan_directory import BASE_CONFIG, DRAFT_CONFIG
 from planner.problem.device_map import write as write_device_map
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
@@ -73,10 +74,10 @@ def show_slot(directory: Path, plan: Plan, name: str, model: Path | None, draft:
     memory = reuse.recall(directory)
     if model is None and memory is not None and Path(memory.base).is_dir():
         model, draft = Path(memory.base), draft or (Path(memory.draft) if memory.draft else None)
-    base = load_base(model or directory / "config.json")
+    base = load_base(model or directory / BASE_CONFIG)
     head = None
     if plan.draft is not None:
-        source = draft if draft is not None and draft.is_dir() else directory / "draft" / "config.json"
+        source = draft if draft is not None and draft.is_dir() else directory / DRAFT_CONFIG
         head = load_draft(source, base, facts_of(plan.draft))
     check_inputs(plan, base, head)
     refuse_other_headers(directory, base, head)

@@ -93,7 +93,7 @@ def compile_plan(
     """
     plan = codec.load(directory)
     with changes_first(directory, plan):
-        require(plan, str(directory / "plan.yaml"))
+        require(plan, str(directory / codec.PLAN_FILE))
     chosen = _chosen(plan, only)
     with publish.locked(directory):
         base = load_base(base_checkpoint)
@@ -141,7 +141,7 @@ def _target(
     line = next(line for line in plan.memory if line.device == device)
     if data_bytes(slots) != line.weights_bytes + line.draft_weights_bytes:
         raise InputError(
-            f"{directory / 'plan.yaml'}: edited by hand, or built by another version: memory: {device}: "
+            f"{directory / codec.PLAN_FILE}: edited by hand, or built by another version: memory: {device}: "
             f"{line.weights_bytes} + {line.draft_weights_bytes} bytes of weights, but the image takes "
             f"{data_bytes(slots)}: build the plan again"
         )

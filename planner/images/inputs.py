@@ -57,8 +57,8 @@ def check_default(directory: Path, plan: Plan, default: Path) -> None:
         last = "" if memory is None else f" (last compiled from {memory.base})"
         head = "" if plan.draft is None else ", and its EAGLE head with --draft"
         raise InputError(
-            f"{directory / 'plan.yaml'}: not built from the demo model, but from {describe_model(plan.model)}{last}: "
-            f"give its checkpoint with --model{head}"
+            f"{directory / codec.PLAN_FILE}: not built from the demo model, but from {describe_model(plan.model)}{last}"
+            f": give its checkpoint with --model{head}"
         )
 
 
@@ -71,7 +71,7 @@ def require_weights(checkpoint: Checkpoint) -> None:
 @contextlib.contextmanager
 def changes_first(directory: Path, plan: Plan) -> Iterator[None]:
     """Put how ``plan.yaml`` was changed first in the message of an InputError or InvalidPlanError of the context."""
-    file = directory / "plan.yaml"
+    file = directory / codec.PLAN_FILE
     try:
         yield
     except InputError as error:
@@ -145,7 +145,7 @@ def _first_difference(path: str, value: Any, expected: Any) -> tuple[str, Any, A
 
 def _change(directory: Path, plan: Plan) -> str | None:
     """Return how ``plan.yaml`` was changed after it was built, as far as that can be proven; None: it cannot."""
-    if (directory / "plan.yaml").read_bytes() != codec.dumps(plan).encode():
+    if not codec.is_canonical(directory, plan):
         return "edited by hand (it is not the canonical text of its plan)"
     try:
         record = load_images(directory)

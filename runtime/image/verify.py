@@ -66,8 +66,8 @@ def read_record(plan: Plan, directory: Path, wanted: list[str]) -> Images:
     digest = codec.digest(plan)
     if record.plan_sha256 != digest:
         raise ImageForeign(
-            f"{directory / 'plan.yaml'}: it was changed after its images were compiled, by hand or by another build: "
-            f"its digest is {digest}, but plan_sha256 in {IMAGES_FILE} is {record.plan_sha256}; "
+            f"{directory / codec.PLAN_FILE}: it was changed after its images were compiled, by hand or by another build"
+            f": its digest is {digest}, but plan_sha256 in {IMAGES_FILE} is {record.plan_sha256}; "
             f"{_command(plan, directory)}"
         )
     return record
@@ -91,7 +91,7 @@ def _check_abi(plan: Plan, directory: Path, record: Images) -> None:
 
 def _check_plan_file(plan: Plan, directory: Path, record: Images) -> None:
     """Raise ImageForeign unless ``plan.yaml`` has the very bytes for which the images were compiled."""
-    file = directory / "plan.yaml"
+    file = directory / codec.PLAN_FILE
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
