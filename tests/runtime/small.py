@@ -1,4 +1,4 @@
-"""One small compiled plan, with a tokenizer of one letter per token."""
+"""A small compiled plan, and a tokenizer with one letter per token."""
 
 import string
 from pathlib import Path
@@ -22,7 +22,7 @@ def compiled_plan(
     stall_timeout_s: int = 8,
     hosts: tuple[str, ...] | None = None,
 ) -> tuple[Path, Plan]:
-    """A plan of one group of devices with an eagle3 head, compiled; ``hosts``: of each device, by default one."""
+    """Compile a plan of one stage with an EAGLE-3 head; ``hosts`` are those of the devices, by default one host."""
     write_base(directory / "base", num_layers=8)
     write_draft(directory / "head")
     base = load_base(directory / "base")
@@ -49,7 +49,7 @@ def compiled_plan(
 
 
 def write_tokenizer(directory: Path) -> None:
-    """Byte-level: letters for the first 50 ids, of which 48 and 49 are the two bytes of an é."""
+    """Write a byte-level tokenizer of 50 ids: 48 letters, then the two bytes of an é."""
     alphabet = [*string.ascii_letters[:48], "Ã", "©"]
     tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

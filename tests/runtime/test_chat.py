@@ -1,4 +1,4 @@
-"""Chat templates, against transformers."""
+"""Chat templates against transformers."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def written(directory: Path, template: object) -> Path:
 
 
 @pytest.mark.parametrize("place", ["config", "named", "file"])
-def test_a_conversation_is_what_transformers_makes_of_it(place: str, tmp_path: Path) -> None:
+def test_a_conversation_is_rendered_as_by_transformers(place: str, tmp_path: Path) -> None:
     named = [{"name": "tools", "template": "x"}, {"name": "default", "template": CHATML}]
     directory = written(tmp_path, {"config": CHATML, "named": named, "file": None}[place])
     if place == "file":
@@ -61,14 +61,16 @@ def test_a_conversation_is_what_transformers_makes_of_it(place: str, tmp_path: P
         ("{{ messages + 1 }}", "chat_template: TypeError: can only concatenate"),
     ],
 )
-def test_what_cannot_be_rendered_is_refused_by_name(template: str | None, message: str, tmp_path: Path) -> None:
+def test_a_template_that_cannot_be_rendered_is_refused_with_its_file(
+    template: str | None, message: str, tmp_path: Path
+) -> None:
     directory = written(tmp_path, template)
     with pytest.raises(RequestError, match=r"tokenizer_config\.json: ") as refusal:
         ChatTemplate(directory).render(TURNS)
     assert message in str(refusal.value)
 
 
-def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_template_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (written(tmp_path, None) / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(RequestError, match=r"chat_template\.jinja: cannot be read: 'utf-8' codec"):
         ChatTemplate(tmp_path)

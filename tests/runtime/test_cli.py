@@ -1,4 +1,4 @@
-"""The commands as a shell sees them: exit codes, what goes to stdout, what to stderr."""
+"""The commands of the runtime: exit codes, stdout and stderr."""
 
 import io
 import json
@@ -70,7 +70,7 @@ Command = Callable[..., Done]
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_core: None) -> Command:
-    """A command in this process, which has imported torch already; with ``stdin``, by default a terminal's."""
+    """Return a function that runs a command in this process; ``stdin`` is an empty stream by default."""
 
     def run(*arguments: str | Path, stdin: TextIO | None = None) -> Done:
         monkeypatch.setattr(sys, "argv", ["runtime", *map(str, arguments)])
@@ -86,7 +86,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 @pytest.fixture(scope="module")
 def one_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One device, with a tokenizer and a chat template."""
+    """Compile a plan of one device, with a tokenizer and a chat template."""
     directory, _ = compiled_plan(tmp_path_factory.mktemp("one"))
     write_tokenizer(directory)
     template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}a"
@@ -159,7 +159,7 @@ def test_verify_reads_every_image(plan_dir: tuple[Path, Plan], tmp_path: Path, c
     assert (done.code, [image["device"] for image in json.loads(done.out)["images"]]) == (0, ["a"])
 
 
-def test_run_verifies_unless_it_must_not(one_dir: Path, tmp_path: Path, command: Command) -> None:
+def test_run_verifies_images_unless_no_verify_is_given(one_dir: Path, tmp_path: Path, command: Command) -> None:
     directory = tmp_path / "plan"
     shutil.copytree(one_dir, directory)
     damaged = damage(directory / "a.safetensors")
@@ -167,11 +167,11 @@ def test_run_verifies_unless_it_must_not(one_dir: Path, tmp_path: Path, command:
     assert command(*asked).code == 4
     assert command(*asked, "--no-verify").code == 0
     (directory / "a.safetensors").write_bytes(damaged[:-256])
-    assert command(*asked, "--no-verify").code == 4, "sizes are compared anyway"
+    assert command(*asked, "--no-verify").code == 4, "file sizes are checked anyway"
 
 
 def damage(image: Path) -> bytearray:
-    """Flip a bit."""
+    """Flip a bit of an image; return the damaged bytes."""
     data = bytearray(image.read_bytes())
     data[-1000] ^= 1
     image.write_bytes(data)
@@ -188,7 +188,7 @@ def test_a_prompt_from_stdin_in_the_chat_template(one_dir: Path, command: Comman
     assert (piped["prompt_ids"], piped["tokens"], piped["seed"]) == (rendered["prompt_ids"], rendered["tokens"], 7)
 
 
-def test_what_is_piped_is_the_prompt_and_a_silent_pipe_is_refused(
+def test_piped_text_is_the_prompt_and_a_silent_pipe_is_refused(
     one_dir: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ("run", one_dir, "--max-new-tokens", "3", "--json")
@@ -209,7 +209,9 @@ def test_what_is_piped_is_the_prompt_and_a_silent_pipe_is_refused(
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe"])
-def test_what_is_piped_and_is_no_text_is_refused(data: bytes, one_dir: Path, command: Command, tmp_path: Path) -> None:
+def test_empty_or_undecodable_piped_input_is_refused(
+    data: bytes, one_dir: Path, command: Command, tmp_path: Path
+) -> None:
     (tmp_path / "prompt").write_bytes(data)
     with (tmp_path / "prompt").open(encoding="utf-8") as stdin:
         done = command("run", one_dir, stdin=stdin)
@@ -224,9 +226,7 @@ def test_an_output_that_cannot_be_written_ends_the_run(one_dir: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
 
 
-def test_debug_is_verbose_and_says_what_is_where(
-    one_dir: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_debug_prints_the_contents_of_devices(one_dir: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ("run", one_dir, "--prompt-ids", "1", "--max-new-tokens", "3")
     assert "memory" not in command(*asked).err
     monkeypatch.setenv("DEBUG", "1")
@@ -256,7 +256,7 @@ def test_each_of_several_outputs_has_a_label_on_stderr(tmp_path: Path, command: 
     assert [len(line.split()) for line in done.out.splitlines()] == [2, 2]
 
 
-def test_usage_is_an_object_for_programs(command: Command) -> None:
+def test_a_usage_error_with_json_is_an_object(command: Command) -> None:
     done = command("run", "--nosuch", "--json")
     assert (done.code, json.loads(done.out)["error"]["type"]) == (2, "UsageError")
     assert "No such option" in done.err
@@ -264,14 +264,14 @@ def test_usage_is_an_object_for_programs(command: Command) -> None:
 
 def test_help_has_exit_codes_and_examples(command: Command) -> None:
     whole = command("--help").out
-    assert "..." not in whole.partition("Commands:")[2], "no summary is cut"
+    assert "..." not in whole.partition("Commands:")[2], "no summary is cut off"
     for code in ("0  done", "2  bad input", "4  an image", "5  the machine", "130  interrupted"):
         assert code in whole
     for name in ("run", "bench", "verify"):
         assert f"python -m runtime {name} " in command(name, "--help").out
 
 
-def test_a_pipe_that_nobody_reads_ends_a_run_quietly(plan_dir: tuple[Path, Plan]) -> None:
+def test_a_closed_pipe_ends_a_run_quietly(plan_dir: tuple[Path, Plan]) -> None:
     command = [sys.executable, "-m", "runtime", "run", str(plan_dir[0]), "--prompt-ids", "1", "-q"]
     reading, writing = os.pipe()
     os.close(reading)
@@ -280,9 +280,9 @@ def test_a_pipe_that_nobody_reads_ends_a_run_quietly(plan_dir: tuple[Path, Plan]
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_a_conversation_goes_on_from_what_was_said(one_dir: Path, command: Command) -> None:
-    said_too = io.StringIO("bc\n\ndef\n" + "g" * CONTEXT + "\n\ud800\nh\n")
-    done = command("run", one_dir, "--interactive", "--max-new-tokens", "4", "-v", stdin=said_too)
+def test_a_conversation_continues_from_the_earlier_turns(one_dir: Path, command: Command) -> None:
+    turns = io.StringIO("bc\n\ndef\n" + "g" * CONTEXT + "\n\ud800\nh\n")
+    done = command("run", one_dir, "--interactive", "--max-new-tokens", "4", "-v", stdin=turns)
     assert done.code == 0, done.err
     first, second, third = done.out.splitlines()
     with Engine.open(one_dir) as engine:
@@ -292,25 +292,25 @@ def test_a_conversation_goes_on_from_what_was_said(one_dir: Path, command: Comma
         again = engine.generate(context, max_new_tokens=4)
         assert second == again.text
         assert third == engine.generate([*context, *again.tokens, 7], max_new_tokens=4).text, (
-            "what was refused was not said"
+            "refused turns are not part of the conversation"
         )
     assert done.err.count("tokens/s, mean acceptance length") == 3
     assert f"the plan has a context of {CONTEXT}" in done.err
     assert "prompt: character 0 is none" in done.err
 
 
-def test_ctrl_c_ends_a_command_that_has_not_begun(one_dir: Path) -> None:
+def test_ctrl_c_during_imports_ends_with_sigint_and_without_traceback(one_dir: Path) -> None:
     command = [sys.executable, "-v", "-m", "runtime", "run", str(one_dir), "--interactive"]
     run = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stderr is not None
-    assert any("import 'torch._C'" in line for line in run.stderr), "as -v tells of each module"
+    assert any("import 'torch._C'" in line for line in run.stderr), "python -v reports each import on stderr"
     run.send_signal(signal.SIGINT)
     _, output = run.communicate(timeout=60)
     assert (run.returncode, "Traceback" in output) == (130, False)
     assert output.endswith("interrupted\n")
 
 
-def test_ctrl_c_ends_the_answer_and_then_the_conversation(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_answer_and_a_second_one_the_conversation(tmp_path: Path) -> None:
     directory, _ = compiled_plan(tmp_path, context=4000)
     write_tokenizer(directory)
     run = subprocess.Popen(
@@ -328,7 +328,7 @@ def test_ctrl_c_ends_the_answer_and_then_the_conversation(tmp_path: Path) -> Non
     run.stdin.flush()
     while run.stdout.read(1) != "\n":
         pass
-    assert run.stdout.read(1), "the conversation goes on"
+    assert run.stdout.read(1), "the conversation continues"
     run.send_signal(signal.SIGINT)
     _, output = run.communicate(timeout=60)
     assert run.returncode == 0, output

@@ -1,4 +1,4 @@
-"""The Python interface: prompts one after the other, on one device and on several, and what of the caches is kept."""
+"""The Python interface: requests one after the other, on one device and several, and reuse of the caches."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ def test_the_package_lists_what_it_exports() -> None:
         _ = runtime.Motor
 
 
-def test_one_engine_streams_and_generates_prompt_after_prompt(plan_dir: tuple[Path, Plan]) -> None:
+def test_one_engine_serves_streams_and_prompts_in_turn(plan_dir: tuple[Path, Plan]) -> None:
     with Engine.open(plan_dir[0]) as engine:
         first = engine.generate(PROMPT, max_new_tokens=12)
         stream = engine.stream(PROMPT, max_new_tokens=12)
@@ -60,15 +60,17 @@ def test_one_engine_streams_and_generates_prompt_after_prompt(plan_dir: tuple[Pa
         assert stream.result is not None
         assert stream.result.tokens == first.tokens
         text = engine.generate("dbebf", max_new_tokens=12)
-        assert (text.prompt_ids, text.tokens) == (tuple(PROMPT), first.tokens), "letters are ids"
+        assert (text.prompt_ids, text.tokens) == (tuple(PROMPT), first.tokens), "each letter of a text is one id"
         assert engine.generate(PROMPT, max_new_tokens=12, draft=False).tokens == first.tokens
-        assert len(engine.generate(PROMPT).tokens) == CONTEXT - len(PROMPT), "what fits"
+        assert len(engine.generate(PROMPT).tokens) == CONTEXT - len(PROMPT), (
+            "by default, as many tokens as the context has room for"
+        )
         with pytest.raises(RequestError, match="the plan has a context of"):
             engine.stream([1] * CONTEXT)
         assert engine.generate(PROMPT, max_new_tokens=12).tokens == first.tokens
 
 
-def test_what_is_told_is_json_with_planned_and_measured_bytes(plan_dir: tuple[Path, Plan]) -> None:
+def test_a_generation_is_json_with_planned_and_measured_bytes(plan_dir: tuple[Path, Plan]) -> None:
     with Engine.open(plan_dir[0]) as engine:
         result = engine.generate(PROMPT, max_new_tokens=4, temperature=1.0)
         generation = json.loads(json.dumps(dataclasses.asdict(result)))
@@ -97,11 +99,11 @@ def test_a_seed_gives_the_same_text_with_the_draft_and_without(
         greedy = engine.generate(PROMPT, max_new_tokens=30).tokens
         assert engine.generate(PROMPT, max_new_tokens=30, temperature=5.0, top_k=1, seed=3).tokens == greedy
         seeds = {engine.generate(PROMPT, max_new_tokens=1, temperature=1.0).seed for _ in range(3)}
-        assert len(seeds) == 3, "without one, each request has another"
+        assert len(seeds) == 3, "without a seed, each request draws its own"
 
 
 @pytest.mark.parametrize("draft", [True, False])
-def test_a_conversation_keeps_what_the_caches_have(draft: bool, plan_dir: tuple[Path, Plan]) -> None:
+def test_a_conversation_reuses_the_cached_prefix(draft: bool, plan_dir: tuple[Path, Plan]) -> None:
     with Engine.open(plan_dir[0]) as engine:
         fresh = engine.generate(PROMPT, max_new_tokens=10, draft=draft, reuse=True)
         assert fresh.reused == 0
@@ -115,17 +117,17 @@ def test_a_conversation_keeps_what_the_caches_have(draft: bool, plan_dir: tuple[
         assert changed.tokens == engine.generate(other, max_new_tokens=10, draft=draft).tokens
 
 
-def test_the_draft_keeps_only_what_it_has_seen(plan_dir: tuple[Path, Plan]) -> None:
+def test_the_drafter_reuses_only_what_its_own_cache_has(plan_dir: tuple[Path, Plan]) -> None:
     with Engine.open(plan_dir[0]) as engine:
         plain = engine.generate(PROMPT, max_new_tokens=10, draft=False)
         turn = [*PROMPT, *plain.tokens]
         drafted = engine.generate(turn, max_new_tokens=10, reuse=True)
-        assert drafted.reused == 0, "plain decoding filled the base's caches alone"
+        assert drafted.reused == 0, "plain decoding fills only the caches of the base"
         assert drafted.accept_lengths == engine.generate(turn, max_new_tokens=10).accept_lengths
 
 
 @pytest.mark.parametrize("devices", [("a",), ("a", "b")])
-def test_a_stream_that_is_closed_ends_and_the_next_one_is_as_ever(devices: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_closed_stream_ends_and_does_not_affect_the_next_request(devices: tuple[str, ...], tmp_path: Path) -> None:
     directory, _ = compiled_plan(tmp_path, devices, context=2000)
     with Engine.open(directory) as engine:
         expected = engine.generate(PROMPT, max_new_tokens=9, temperature=1.0, seed=5).tokens
@@ -142,7 +144,7 @@ def test_a_stream_that_is_closed_ends_and_the_next_one_is_as_ever(devices: tuple
         assert (result.finish, len(result.tokens) < 1900) == ("cancelled", True)
 
 
-def test_a_script_needs_no_guard_and_may_have_used_torch(tmp_path: Path) -> None:
+def test_a_script_needs_no_main_guard_and_may_use_torch_before(tmp_path: Path) -> None:
     directory, _ = compiled_plan(tmp_path, ("a", "b"))
     script = tmp_path / "script.py"
     script.write_text(
@@ -160,7 +162,7 @@ def test_a_script_needs_no_guard_and_may_have_used_torch(tmp_path: Path) -> None
     assert (done.stderr, len(done.stdout.split())) == ("", 10)
 
 
-def test_a_seed_gives_the_same_text_over_a_divided_head(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
+def test_a_seed_gives_the_same_text_with_a_divided_lm_head(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
     directory, plan = compiled_plan(tmp_path, ("a", "b"))
     assert plan.head.rows == (25, 25)
     asked = [(0.9, None, None), (0.9, 7, None), (0.9, None, 0.8), (1.5, 30, 0.9)]
@@ -191,20 +193,18 @@ def test_a_seed_gives_the_same_text_over_a_divided_head(plan_dir: tuple[Path, Pl
         ([1], {"seed": -1}, "seed: found -1, expected 0 to"),
     ],
 )
-def test_what_makes_no_sense_is_refused_also_where_it_would_not_be_used(
-    prompt: Any, wanted: Any, message: str, engine: Engine
-) -> None:
+def test_invalid_arguments_are_refused_even_if_unused(prompt: Any, wanted: Any, message: str, engine: Engine) -> None:
     with pytest.raises(RequestError, match=message):
         engine.generate(prompt, **wanted)
 
 
-def test_ids_may_be_anybodys_numbers(engine: Engine) -> None:
+def test_prompt_ids_may_be_tensors_or_iterators(engine: Engine) -> None:
     result = engine.generate(torch.tensor(PROMPT), max_new_tokens=3)
     assert json.loads(json.dumps(result.prompt_ids)) == PROMPT
     assert engine.generate(iter(PROMPT), max_new_tokens=3).tokens == result.tokens
 
 
-def test_a_stream_that_is_dropped_leaves_the_engine_free_and_one_that_is_kept_does_not(engine: Engine) -> None:
+def test_a_dropped_stream_frees_the_engine_and_an_open_one_keeps_it_busy(engine: Engine) -> None:
     expected = engine.generate(PROMPT, max_new_tokens=9).tokens
     for _ in engine.stream(PROMPT, max_new_tokens=40):
         break
@@ -225,8 +225,8 @@ def test_several_threads_are_refused_or_served_one_at_a_time(engine: Engine) -> 
 
     def ask(number: int) -> tuple[int, ...] | str:
         try:
-            both = engine.generate_batch([PROMPT]) if number % 2 else [engine.generate(PROMPT, max_new_tokens=9)]
-            return both[0].tokens[:9]
+            results = engine.generate_batch([PROMPT]) if number % 2 else [engine.generate(PROMPT, max_new_tokens=9)]
+            return results[0].tokens[:9]
         except RequestError as error:
             return str(error)
 
@@ -236,11 +236,11 @@ def test_several_threads_are_refused_or_served_one_at_a_time(engine: Engine) -> 
     assert all("serving another request" in result for result in results if isinstance(result, str))
 
 
-def test_an_engine_that_is_closed_serves_no_more_and_has_left_its_image(tmp_path: Path) -> None:
+def test_a_closed_engine_refuses_requests_and_releases_its_image(tmp_path: Path) -> None:
     directory, _ = compiled_plan(tmp_path)
     with Engine.open(directory) as engine, Engine.open(directory) as other:
         one, two = (opened.stream(PROMPT, max_new_tokens=9) for opened in (engine, other))
-        assert [*map(str, one)] == [*map(str, two)], "two at once"
+        assert [*map(str, one)] == [*map(str, two)], "two engines serve at the same time"
         left = engine.stream(PROMPT)
         next(other.stream(PROMPT))
     for ask in (left.finished, lambda: engine.generate(PROMPT)):
@@ -248,4 +248,4 @@ def test_an_engine_that_is_closed_serves_no_more_and_has_left_its_image(tmp_path
             ask()
     engine.close()
     with (directory / "a.safetensors").open("r+b"):
-        pass  # a lease that were left would refuse this
+        pass  # fails if the engine still held its lease

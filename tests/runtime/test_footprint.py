@@ -1,4 +1,4 @@
-"""No step takes memory."""
+"""Decoding does not grow the memory of the process."""
 
 import ctypes
 import gc
@@ -23,7 +23,7 @@ class Mallinfo(ctypes.Structure):
 
 
 def held_bytes() -> int:
-    """Bytes of the process that the allocator has given out and not got back; Python's own small objects aside."""
+    """Return the bytes allocated by malloc and not freed; excludes Python's own small objects."""
     gc.collect()
     mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
     mallinfo2.restype = Mallinfo
@@ -32,18 +32,18 @@ def held_bytes() -> int:
 
 
 @pytest.mark.parametrize("draft", [True, False])
-def test_the_process_holds_as_much_after_step_300_as_after_step_3(draft: bool, tmp_path: Path) -> None:
+def test_allocated_bytes_are_the_same_after_step_300_as_after_step_3(draft: bool, tmp_path: Path) -> None:
     directory, _ = compiled_plan(tmp_path, context=1600)
     with Engine.open(directory) as engine:
-        _held_at_steps(engine, draft)  # libraries keep something for each shape that they see
+        _held_at_steps(engine, draft)  # warm up: libraries cache data per shape
         held, resident = _held_at_steps(engine, draft)
-    # lists of tokens grow; nothing else: a row of any cache or a logit of any step would be more than this
+    # Lists of tokens may grow. A cache row or a logit leaked per step would exceed this.
     assert abs(held[1] - held[0]) < 64 << 10, held
-    assert resident[1] - resident[0] <= 256 << 10, "but for what the allocator does with pages of its own"
+    assert resident[1] - resident[0] <= 256 << 10, "resident bytes may vary by pages that the allocator keeps"
 
 
 def _held_at_steps(engine: Engine, draft: bool) -> tuple[list[int], list[int]]:
-    """Bytes after step 3 and after step 300: given out by the allocator, and resident."""
+    """Return allocated bytes and resident bytes, each after step 3 and after step 300."""
     held, resident, process = [], [], psutil.Process()
     with closing(engine.stream([1, 2, 3], max_new_tokens=1590, draft=draft, ignore_eos=True)) as stream:
         for step, _ in zip(range(301), stream, strict=False):

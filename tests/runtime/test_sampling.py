@@ -1,7 +1,7 @@
-"""Drawn tokens: the processed distribution against transformers, and trees against plain sampling and exact numbers.
+"""Sampling: the processed distribution against transformers; trees against plain sampling and exact probabilities.
 
-The rule is checked on a model that is a table: the distribution of the next token for each of the last tokens. The
-distribution of its first three tokens is enumerated, with every acceptance of a tree in it.
+Acceptance is tested on a model that is a table: next-token logits for each last token. The exact distribution of its
+first three tokens is enumerated.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def sampling(temperature: float, top_k: int | None, top_p: float | None, seed: i
 
 
 def warped(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """Probabilities as transformers processes logits."""
+    """Return the probabilities after the logits processors of transformers."""
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k is not None:
         warpers.append(TopKLogitsWarper(top_k))
@@ -64,13 +64,13 @@ def together(members: int, act: Callable[[Group], Tensor]) -> list[Tensor]:
 
     out = [torch.empty(0)] * members
 
-    def live(rank: int) -> None:
+    def run_member(rank: int) -> None:
         handle = object() if members > 1 else None
         out[rank] = act(
             Meeting(name="test", ranks=tuple(range(members)), rank=rank, staged=False, handle=handle)  # type: ignore[arg-type]
         )
 
-    threads = [threading.Thread(target=live, args=(rank,)) for rank in range(members)]
+    threads = [threading.Thread(target=run_member, args=(rank,)) for rank in range(members)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -95,10 +95,10 @@ def test_the_processed_distribution_is_that_of_transformers(
     chance = Draw(sampling=sampling(*parameters), position=11, depths=torch.arange(9) % 4, num_depths=4)
     alone = draw(logits.clone(), 0, ALONE, chance)
     for drawn in together(len(shares), lambda g: draw(mine[g.rank].clone(), firsts[g.rank], g, chance)):
-        assert torch.equal(drawn, alone), "a divided head draws the same tokens"
+        assert torch.equal(drawn, alone), "a divided lm_head draws the same tokens"
 
 
-def test_the_noise_is_exponential_and_a_function_of_seed_place_and_token() -> None:
+def test_the_noise_is_exponential_and_a_function_of_seed_position_and_token() -> None:
     noise = exponential(3, 100, 4, 0, 50_000, torch.device("cpu")).double()
     assert noise.min() > 0
     for moment, expected in ((1, 1.0), (2, 2.0), (3, 6.0)):
@@ -112,16 +112,16 @@ def test_the_noise_is_exponential_and_a_function_of_seed_place_and_token() -> No
     assert not torch.equal(exponential(4, 102, 1, 40_000, 10_000, torch.device("cpu")), later)
 
 
-def test_one_seed_of_many_has_the_frequencies_of_the_distribution() -> None:
-    """20 000 places of one seed, and 4000 seeds of one place."""
+def test_draws_over_positions_and_over_seeds_have_the_distribution() -> None:
+    """Draw at 20 000 positions with one seed, and with 4000 seeds at one position."""
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5, 1.5]])
     expected = logits.softmax(1)[0]
-    places = draw(
+    over_positions = draw(
         logits.repeat(20_000, 1), 0, ALONE,
         Draw(sampling=sampling(1.0, None, None), position=0, depths=torch.arange(20_000), num_depths=20_000),
     )  # fmt: skip
     race = torch.cat([exponential(seed, 5, 1, 0, 6, torch.device("cpu")) for seed in range(4_000)])
-    for drawn in (places, (expected / race).argmax(1)):
+    for drawn in (over_positions, (expected / race).argmax(1)):
         counts = torch.bincount(drawn, minlength=6)
         assert chi_square(counts.tolist(), (expected * len(drawn)).tolist()) < limit(5)
 
@@ -135,9 +135,7 @@ def test_one_seed_of_many_has_the_frequencies_of_the_distribution() -> None:
         ((1.0, None, 1.5), "top_p: found 1.5, expected more than 0 and at most 1"),
     ],
 )
-def test_parameters_that_make_no_sense_are_refused(
-    parameters: tuple[float, int | None, float | None], message: str
-) -> None:
+def test_invalid_parameters_are_refused(parameters: tuple[float, int | None, float | None], message: str) -> None:
     with pytest.raises(RequestError) as refusal:
         check_sampling(sampling(*parameters))
     assert str(refusal.value) == message
@@ -148,23 +146,23 @@ def test_parameters_that_make_no_sense_are_refused(
 DRAWS = 24_000
 VOCABULARY = 4
 TABLE = torch.tensor([[1.2, 0.3, -0.4, 0.0], [0.1, 0.9, 0.6, -1.0], [-0.3, 0.2, 1.1, 0.8], [0.5, -0.7, 0.4, 1.3]])
-"""Logits of the next token, by the last one."""
+"""Logits of the next token, per last token."""
 PARENTS = torch.tensor([0, 0, 0, 1, 1, 2, 3])
-"""Two children of the root, of which the first has two and the second one, and one level more."""
+"""A tree: the root has two children, the first has two children, the second one; one node is a level deeper."""
 LEVELS = 3
 FIRST = 2
 """The last token of the prompt."""
 
 
-BEHIND = torch.tensor([0, 1, 3, 0, 2, 1, 3])
-"""The drafted tokens, less the root: a function of it, as drafts are; siblings differ."""
+DRAFTED_OFFSETS = torch.tensor([0, 1, 3, 0, 2, 1, 3])
+"""Drafted tokens minus the root's token, modulo the vocabulary; siblings differ."""
 SPACING = 8
-"""Places of one sampling."""
+"""Positions reserved for one sampling."""
 Parameters = tuple[float, int | None, float | None]
 
 
 def exact(parameters: Parameters) -> dict[tuple[int, ...], float]:
-    """The probability of each first three tokens."""
+    """Return the probability of each triple of first tokens."""
     rows = warped(TABLE, *parameters)
     return {
         (a, b, c): float(rows[FIRST, a] * rows[a, b] * rows[b, c])
@@ -172,23 +170,23 @@ def exact(parameters: Parameters) -> dict[tuple[int, ...], float]:
     }
 
 
-def drawn(parameters: Parameters, seed: int, nodes: Tensor, places: Tensor) -> Tensor:
-    """A token behind each of ``nodes`` [n, N] at ``places`` [n, N], sampling i having places of its own: [n, N]."""
-    apart = SPACING * torch.arange(nodes.shape[0]).unsqueeze(1) + places
+def drawn(parameters: Parameters, seed: int, nodes: Tensor, positions: Tensor) -> Tensor:
+    """Draw the token after each of ``nodes`` [n, N] at ``positions`` [n, N]; row i has its own range of positions."""
+    separate = SPACING * torch.arange(nodes.shape[0]).unsqueeze(1) + positions
     chance = Draw(
         sampling=sampling(*parameters, seed=seed),
         position=0,
-        depths=apart.flatten(),
+        depths=separate.flatten(),
         num_depths=SPACING * nodes.shape[0],
     )
     return draw(TABLE[nodes.flatten()], 0, ALONE, chance).view(nodes.shape)
 
 
 def plain(parameters: Parameters, seed: int, count: int) -> Tensor:
-    """The first three tokens of ``count`` samplings [count, 3]."""
+    """Draw the first three tokens of ``count`` samplings [count, 3] without trees."""
     tokens = torch.full((count, 1), FIRST)
-    for place in range(3):
-        tokens = torch.cat([tokens, drawn(parameters, seed, tokens[:, -1:], torch.full((count, 1), place))], 1)
+    for position in range(3):
+        tokens = torch.cat([tokens, drawn(parameters, seed, tokens[:, -1:], torch.full((count, 1), position))], 1)
     return tokens[:, 1:]
 
 
@@ -196,9 +194,9 @@ Rule = Callable[[Tensor, Tensor, Tensor, Tensor, int], Verdict]
 
 
 def with_trees(parameters: Parameters, seed: int, sampled: Tensor, rule: Rule) -> tuple[Tensor, int]:
-    """Return tokens as an engine decodes them with trees, and the number of accepted drafted ones.
+    """Decode three tokens with trees, as an engine does; return them and the number of accepted drafted tokens.
 
-    ``sampled``: the tokens of ``plain``.
+    ``sampled``: tokens of ``plain``, of which the first is taken.
     """
     count = sampled.shape[0]
     parents, levels = PARENTS.expand(count, -1), LEVELS + 1
@@ -209,14 +207,14 @@ def with_trees(parameters: Parameters, seed: int, sampled: Tensor, rule: Rule) -
     lengths, accepted = torch.ones((count, 1), dtype=torch.int64), 0
 
     while (lengths < 3).any():
-        nodes = (tokens.gather(1, lengths - 1) + BEHIND) % VOCABULARY  # [count, N]
+        nodes = (tokens.gather(1, lengths - 1) + DRAFTED_OFFSETS) % VOCABULARY  # [count, N]
         chosen = drawn(parameters, seed, nodes, lengths + depths)
         verdict = rule(nodes, parents, mask, chosen, levels)
         more, following = verdict.accepted.unsqueeze(1), verdict.tokens
         unfinished = lengths < 3
         accepted += int((more * unfinished).sum())
-        places = lengths + torch.arange(levels)
-        tokens = torch.where(unfinished, tokens.scatter(1, places.clamp(max=tokens.shape[1] - 1), following), tokens)
+        positions = lengths + torch.arange(levels)
+        tokens = torch.where(unfinished, tokens.scatter(1, positions.clamp(max=tokens.shape[1] - 1), following), tokens)
         lengths = torch.where(unfinished, lengths + more + 1, lengths)
     return tokens[:, :3], accepted
 
@@ -231,7 +229,7 @@ def limit(degrees: int) -> float:
 
 
 def distance(outcomes: Tensor, parameters: Parameters) -> tuple[float, int]:
-    """Chi-square against the exact distribution, and its degrees of freedom; impossible outcomes must not occur."""
+    """Return chi-square against the exact distribution and its degrees of freedom; no outcome may be impossible."""
     seen = Counter(map(tuple, outcomes.tolist()))
     table = {outcome: p for outcome, p in exact(parameters).items() if p > 0}
     assert seen.keys() <= table.keys()
@@ -240,26 +238,26 @@ def distance(outcomes: Tensor, parameters: Parameters) -> tuple[float, int]:
 
 
 def first_child_for_all(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: int) -> Verdict:
-    """A mutation: the first child of the root is accepted when any of the root's children was drawn."""
+    """Wrong rule: accept the root's first child if any of its children was drawn."""
     drawn = chosen[:, :1]
     first = torch.where((drawn == tokens[:, 1:3]).any(1, keepdim=True), tokens[:, 1:2], drawn)
     return walk(tokens, parents, mask, torch.cat([first, chosen[:, 1:]], 1), kept)
 
 
 def reused_draw(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: int) -> Verdict:
-    """A mutation: behind the first child the draw of the root is taken again."""
+    """Wrong rule: reuse the draw of the root after its first child."""
     return walk(tokens, parents, mask, torch.cat([chosen[:, :1], chosen[:, :1], chosen[:, 2:]], 1), kept)
 
 
 @pytest.mark.parametrize("parameters", [(1.0, None, None), (0.8, 3, 0.9)])
-def test_three_tokens_with_trees_are_distributed_as_plain_sampling_and_as_they_must_be(parameters: Parameters) -> None:
+def test_tokens_with_trees_equal_plain_sampling_and_have_the_exact_distribution(parameters: Parameters) -> None:
     sampled = plain(parameters, 1, DRAWS)
     drafted, accepted = with_trees(parameters, 1, sampled, walk)
-    assert accepted > DRAWS / 2, "trees must be accepted for this to say something"
-    assert torch.equal(drafted, sampled), "one seed is one text"
+    assert accepted > DRAWS / 2, "many drafted tokens must be accepted, or the test proves nothing"
+    assert torch.equal(drafted, sampled), "the same seed gives the same text"
     for outcomes in (drafted, plain(parameters, 2, DRAWS)):
         statistic, degrees = distance(outcomes, parameters)
         assert statistic < limit(degrees), (statistic, degrees)
     for rule in (first_child_for_all, reused_draw):
         wrong, degrees = distance(with_trees(parameters, 1, sampled, rule)[0], parameters)
-        assert wrong > 2 * limit(degrees), "the check sees an acceptance with a wrong probability"
+        assert wrong > 2 * limit(degrees), "the test detects wrong acceptance rules"

@@ -1,4 +1,4 @@
-"""The status of a command: a line that goes away, or lines after a second."""
+"""The status of a command: an erasable line on a terminal, else lines after a second."""
 
 import io
 
@@ -32,11 +32,11 @@ def test_a_fast_command_and_one_that_must_be_quiet_show_nothing() -> None:
     quiet.end("ready")
 
 
-def test_the_line_of_a_terminal_goes_away() -> None:
+def test_the_status_line_of_a_terminal_is_erased() -> None:
     text = io.StringIO()
     with Status(Console(file=text, force_terminal=True, width=40)) as status:
         status("loading torch")
         assert "loading torch ..." in text.getvalue()
         assert text.getvalue().rfind("\x1b[?25h") > text.getvalue().rfind("\x1b[?25l"), "the cursor is not hidden"
-    assert text.getvalue().rstrip().endswith("\x1b[2K"), "it is erased"
+    assert text.getvalue().rstrip().endswith("\x1b[2K"), "the line is erased"
     assert "ready" not in text.getvalue()

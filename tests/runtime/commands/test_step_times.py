@@ -1,4 +1,4 @@
-"""Times of steps: phases that add up to the step, parts of every stage, forced lengths."""
+"""Measured step times: phases that add up to the step, parts per stage, forced acceptance lengths."""
 
 import dataclasses
 import json
@@ -35,8 +35,8 @@ def test_phases_add_up_to_the_step(devices: tuple[str, ...], tmp_path: Path) -> 
     assert [mode.name for mode in measured.modes] == ["plain", "eagle"]
     for mode in measured.modes:
         times = rows(mode)
-        together = times["draft"] + times["verify"] + times["commit"] + times["collectives"]
-        assert together == pytest.approx(times["step"], rel=0.25), "medians of few repeats"
+        sum_of_phases = times["draft"] + times["verify"] + times["commit"] + times["collectives"]
+        assert sum_of_phases == pytest.approx(times["step"], rel=0.25), "the medians of few repeats vary"
         assert times["step"] == pytest.approx(mode.step_s * 1e9)
         assert min(times["embed"], times["stages[0]"], times["head"], times["commit"]) > 0
         assert (times["draft"] > 0) == (mode.name == "eagle")
@@ -48,12 +48,14 @@ def test_phases_add_up_to_the_step(devices: tuple[str, ...], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("accept", [0, 3])
-def test_a_forced_length_is_what_every_step_accepts(accept: int, plan_dir: tuple[Path, Plan]) -> None:
+def test_every_step_accepts_the_forced_length(accept: int, plan_dir: tuple[Path, Plan]) -> None:
     with Engine.open(plan_dir[0]) as engine:
         fresh = engine.generate([1, 2, 3], max_new_tokens=10).tokens
         plain, eagle = measure(engine, dataclasses.replace(BENCH, accept=accept)).modes
         assert (plain.acceptance_length, eagle.acceptance_length) == (1.0, accept + 1.0)
-        assert engine.generate([1, 2, 3], max_new_tokens=10, reuse=True).tokens == fresh, "nothing of it is kept"
+        assert engine.generate([1, 2, 3], max_new_tokens=10, reuse=True).tokens == fresh, (
+            "no cache of the benchmark is reused"
+        )
 
 
 def test_a_length_that_no_step_accepts_is_refused(plan_dir: tuple[Path, Plan]) -> None:

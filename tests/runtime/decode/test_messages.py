@@ -1,4 +1,4 @@
-"""The messages of a step are as long as they are priced and counted, for any tree, batch, head and dtype."""
+"""Messages of a step have the bytes of the planner's prices and buffers, for any tree, batch, drafter and dtype."""
 
 import dataclasses
 from dataclasses import field
@@ -38,7 +38,7 @@ def options_of(draw: st.DrawFn) -> Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Recorder(Group):
-    """Member of a group of two; the other brings the same."""
+    """Member of a group of two whose other member sends the same tensors."""
 
     sent: list[int] = field(default_factory=list)
 
@@ -48,7 +48,7 @@ class Recorder(Group):
 
 
 @given(options_of(), st.sampled_from(["eagle", "eagle3"]))
-def test_views_are_as_long_as_what_is_priced_and_fit_what_is_counted(options: Options, kind: str) -> None:
+def test_message_views_have_the_priced_bytes_and_fit_their_buffers(options: Options, kind: str) -> None:
     draft = DRAFTS[kind]
     plan = dataclasses.replace(PLANS[kind], options=options, draft=draft)
     table = {
@@ -76,7 +76,7 @@ def test_views_are_as_long_as_what_is_priced_and_fit_what_is_counted(options: Op
 
 
 @given(options_of(), st.integers(1, 30))
-def test_gathers_are_as_long_as_what_is_priced(options: Options, rows: int) -> None:
+def test_gathers_have_the_priced_bytes(options: Options, rows: int) -> None:
     recorder = Recorder(name="head", ranks=(0, 1), rank=0, staged=False, handle=object())  # type: ignore[arg-type]
     for weight in (torch.ones(8, rows), None):
         recorder.sent.clear()
@@ -95,4 +95,4 @@ def test_a_step_message_is_read_as_it_was_written() -> None:
     first, second = channel.read()
     assert (first.accepted, first.stopped, first.path, first.tokens) == (1, True, [0, 1], [10, 11, 12])
     assert (second.accepted, second.stopped, second.path, second.parents) == (0, True, [2, 3], [0, 0, 0])
-    assert channel.accepted.tolist() == [1, 0], "the buffer is as without the mark of the end"
+    assert channel.accepted.tolist() == [1, 0], "reading clears the stop mark from the buffer"

@@ -1,4 +1,4 @@
-"""The record of what sequences have in the caches: what a step adds, and what a new prompt can reuse."""
+"""The record of the tokens in the caches: tokens that a step adds, and prefixes that a new prompt reuses."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def message(accepted: int) -> Message:
 
 
 def after(prompts: list[tuple[int, ...]], *, drafted: bool) -> Sequences:
-    """A record of two sequences that were prefilled and made one step."""
+    """Return the record of two sequences after prefill and one step."""
     sequences = Sequences(2)
     assert sequences.begin(prompts, reuse=False, drafted=drafted) == [0, 0]
     sequences.prefilled(prompts, drafted=drafted)
@@ -48,7 +48,7 @@ def test_the_common_prefix_is_reused_but_for_its_last_position(prompt: tuple[int
 
 
 def test_a_draft_reuses_only_what_its_own_caches_have() -> None:
-    """Plain decoding fills the base's caches alone."""
+    """Plain decoding fills only the caches of the base."""
     sequences = after([(1, 2, 3), (7,)], drafted=False)
     assert sequences.drafted == [0, 0]
     assert sequences.begin([(1, 2, 3, 50)], reuse=True, drafted=False) == [3, 0]

@@ -1,4 +1,4 @@
-"""Trees by tensor operations against trees by hand."""
+"""Tree operations on tensors against plain Python."""
 
 import itertools
 
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.usefixtures("one_core")
 
 @st.composite
 def parent_lists(draw: st.DrawFn) -> list[int]:
-    """Parents of a tree in an order in which they come first; the root is its own."""
+    """Draw the parents of a tree in an order with parents first; the root is its own parent."""
     count = draw(st.integers(1, 40))
     return [0] + [draw(st.integers(0, node - 1)) for node in range(1, count)]
 
 
 def climb(parents: list[int], node: int) -> list[int]:
-    """The node, its parent, … up to the root."""
+    """Return the path from a node up to the root."""
     path = [node]
     while path[-1]:
         path.append(parents[path[-1]])
@@ -45,7 +45,7 @@ def test_best_prefers_the_first_of_equals(scores: list[int], data: st.DataObject
 
 
 def grown(top_k: int, depth: int, scores: st.DataObject) -> tuple[Candidates, list[tuple[int, ...]]]:
-    """A pool as drafting fills it, with log-probabilities that often tie or are 0, and the path of each candidate."""
+    """Return a candidate pool as drafting fills it, and the path of each candidate; scores often tie or are 0."""
     token = itertools.count(100)
     logs = st.sampled_from([0.0, -0.5, -0.5, -1.0, -2.0])
     beam: list[tuple[int, float, tuple[int, ...]]] = [(-1, 0.0, ())]
@@ -77,4 +77,4 @@ def test_select_takes_the_best_and_never_a_child_without_its_parent(
     for node in range(1, nodes):
         assert parents[node] < node
         path = [tokens[above].item() for above in climb(parents.tolist(), node)][-2::-1]
-        assert tuple(path) in paths, "the links lead along the path on which it was drafted"
+        assert tuple(path) in paths, "parents must lead along the path on which the node was drafted"

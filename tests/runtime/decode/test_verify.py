@@ -1,4 +1,4 @@
-"""Acceptance by tensor operations against a walk."""
+"""Acceptance on tensors against a walk in plain Python."""
 
 import torch
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ from runtime.decode.verify import walk as walked
 
 @st.composite
 def trees(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
-    """Tokens, parents and the base's choices; siblings have different tokens out of few, so that many agree."""
+    """Draw tokens, parents and choices of the base; siblings have distinct tokens out of five, so that many match."""
     tokens, parents = [draw(st.integers(0, 4))], [0]
     for _ in range(draw(st.integers(0, 24))):
         parent = draw(st.integers(0, len(tokens) - 1))
@@ -38,7 +38,7 @@ def walk(tokens: list[int], parents: list[int], choices: list[int]) -> list[int]
 def test_it_walks_to_the_child_that_the_base_chose(drawn: list[tuple[list[int], list[int], list[int]]]) -> None:
     most = max(len(tokens) for tokens, _, _ in drawn)
     padded = [
-        # nodes that no base agrees with make trees of one length
+        # pad trees to one length with nodes whose token the base never chooses
         (
             tokens + [9] * (most - len(tokens)),
             parents + [0] * (most - len(tokens)),
@@ -59,5 +59,5 @@ def test_a_forced_length_is_accepted_whatever_the_base_chose() -> None:
     tokens, chosen = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]]), torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
     verdict = forced(tokens, chosen, 3, 2)
     assert (verdict.accepted.tolist(), verdict.path.tolist()) == ([2, 2], [[0, 1, 2]] * 2)
-    assert verdict.tokens.tolist() == [[6, 7, 3], [8, 7, 2]], "the bonus is what the base chose"
+    assert verdict.tokens.tolist() == [[6, 7, 3], [8, 7, 2]], "the bonus token is the choice of the base"
     assert forced(tokens, chosen, 3, 0).tokens.tolist() == [[1, 1, 1], [4, 4, 4]]

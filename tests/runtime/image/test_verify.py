@@ -183,7 +183,7 @@ def test_a_file_that_is_truncated_under_a_running_process(artifact: Artifact) ->
 
 
 def test_a_file_that_is_replaced_under_a_running_process(artifact: Artifact) -> None:
-    """A new file of the same name has no effect: the mapping is of the verified one."""
+    """Put a new file in its place, which has no effect: the mapping is of the verified file."""
     process, channel = forked(read_on, artifact)
     assert channel.recv() == "ready"
     (artifact.directory / "other").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""The cache against lists of rows, one per sequence, whole and divided over members."""
+"""The KV cache against lists of rows per sequence, on one member and divided over several."""
 
 import torch
 from hypothesis import given
@@ -17,7 +17,7 @@ def cache_of(rows: int = ROWS, batch: int = 2, part: int = 0, parts: int = 1) ->
 
 
 def write(cache: KvCache, rows: torch.Tensor, values: list[int]) -> None:
-    """Write a value to each row, ``rows`` among those of all sequences."""
+    """Write a value to each row; ``rows`` index the rows of all sequences."""
     for layer in cache.layers:
         flat = layer.flatten(0, 1)
         flat[rows] = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).expand(-1, *flat.shape[1:])
@@ -29,19 +29,19 @@ def write_trees(cache: KvCache, nodes: int, values: list[list[int]]) -> None:
 
 
 def sequence(members: list[KvCache], number: int) -> list[int]:
-    """Return what is committed of a sequence, gathered from the members that divide its positions."""
+    """Return the committed values of a sequence, gathered from the members that divide its positions."""
     length = int(members[0].lengths[number])
     values = []
     for position in range(length):
         cache = members[position % len(members)]
         rows = {int(layer[number, TREE + position // len(members), 0, 0]) for layer in cache.layers}
-        assert len(rows) == 1, "all layers move together"
+        assert len(rows) == 1, "all layers hold the same rows"
         values.append(rows.pop())
     return values
 
 
 @given(st.integers(1, 3), st.data())
-def test_keep_moves_the_path_behind_what_is_committed(parts: int, data: st.DataObject) -> None:
+def test_keep_moves_the_accepted_path_behind_the_committed_rows(parts: int, data: st.DataObject) -> None:
     members = [cache_of(part=part, parts=parts) for part in range(parts)]
     expected: list[list[int]] = [[], []]
     lasts = [data.draw(st.integers(0, 7)), data.draw(st.integers(0, 7))]
@@ -74,13 +74,13 @@ def test_keep_moves_the_path_behind_what_is_committed(parts: int, data: st.DataO
     ]
 
 
-def test_the_last_row_is_used_and_nothing_is_written_behind_it() -> None:
+def test_the_last_row_is_used_and_no_row_beyond_it() -> None:
     cache = cache_of()
     cache.commit([ROWS - TREE - 2, 0])
     assert cache.append(4, torch.tensor([[3]]), slice(0, 1)).tolist() == [ROWS - 2, ROWS - 1, 0, 0]
 
 
-def test_rows_that_do_not_count_go_to_row_0_of_their_sequence() -> None:
+def test_padding_rows_go_to_row_0_of_their_sequence() -> None:
     cache = cache_of()
     cache.commit([3, 1])
     first = [TREE + 3, TREE + 4, 0, 0]
@@ -90,7 +90,7 @@ def test_rows_that_do_not_count_go_to_row_0_of_their_sequence() -> None:
     assert cache.append(4, torch.tensor([[-1], [2]]), ALL).tolist() == [0, 0, 0, 0, *second]
 
 
-def test_members_have_every_nth_position_each() -> None:
+def test_positions_go_round_the_members() -> None:
     first, second = (cache_of(part=part, parts=2) for part in range(2))
     for cache in (first, second):
         cache.commit([3, 0])
@@ -102,7 +102,9 @@ def test_members_have_every_nth_position_each() -> None:
 
 
 @given(st.integers(1, 200), st.integers(0, 13_000), st.integers(0, 64), st.integers(1, 3))
-def test_windows_are_few_and_hold_what_is_asked(blocks: int, length: int, appended: int, parts: int) -> None:
+def test_windows_have_few_lengths_and_cover_the_needed_rows(
+    blocks: int, length: int, appended: int, parts: int
+) -> None:
     cache = cache_of(blocks * GRANULE, parts=parts)
     cache.commit([min(length, (cache.rows - TREE) * parts), 0])
     window = cache.window(appended)

@@ -1,4 +1,4 @@
-"""The arithmetic of a layer against its formulas, whole and in shares."""
+"""The arithmetic of a layer against its formulas, on one device and in shares."""
 
 import torch
 from torch import Tensor
@@ -26,12 +26,12 @@ def test_rotation_turns_pairs_of_halves_by_position_times_frequency() -> None:
     torch.testing.assert_close(turned, torch.cat([pairs.real, pairs.imag], -1))
 
 
-def test_positions_behind_the_table_take_its_last_row() -> None:
+def test_positions_beyond_the_rotary_table_take_its_last_row() -> None:
     table = rotary_table(torch.tensor([1.0]), 4, torch.float32)
     assert torch.equal(rotary_at(table, torch.tensor([3, 9]))[:, 0], rotary_at(table, torch.tensor([3, 9]))[:, 1])
 
 
-def test_attention_sees_what_the_bias_lets_it_see() -> None:
+def test_attention_is_limited_to_the_keys_that_the_bias_allows() -> None:
     q, k, v = seeded(1, 4, 3, 8), seeded(1, 2, 10, 8), seeded(1, 2, 10, 5 + 3)
     visible = torch.zeros(3, 10, dtype=torch.bool)
     visible[0, 2] = visible[1, :4] = visible[2, 9] = visible[2, 0] = True
@@ -45,7 +45,7 @@ def test_attention_sees_what_the_bias_lets_it_see() -> None:
             torch.testing.assert_close(out[row, query_head], expected)
 
 
-def test_a_leader_without_channels_brings_the_residual_and_the_bias() -> None:
+def test_a_leader_without_mlp_channels_adds_residual_and_bias() -> None:
     residual, bias = seeded(2, 4), seeded(4)
     mlp = GatedMlp(gate_up=None, down=None, group=ALONE, down_bias=bias)
     assert torch.equal(mlp(seeded(2, 4), residual), residual + bias)
@@ -63,7 +63,7 @@ def test_gated_mlp() -> None:
     torch.testing.assert_close(mlp(x, residual), residual + hidden @ down.T + seeded(4))
 
 
-def test_embedding_of_a_part_is_zero_for_tokens_of_others() -> None:
+def test_a_share_of_the_embedding_is_zero_for_tokens_of_other_shares() -> None:
     table = seeded(10, 4)
     tokens = torch.tensor([0, 3, 6, 9])
     parts = [
@@ -73,7 +73,7 @@ def test_embedding_of_a_part_is_zero_for_tokens_of_others() -> None:
     assert torch.equal(sum(part(tokens, torch.float32) for part in parts), table[tokens])
 
 
-def test_head_reads_the_first_of_equal_tokens_and_exact_log_probabilities() -> None:
+def test_lm_head_takes_the_first_of_equal_tokens_and_has_exact_log_probabilities() -> None:
     weight, normed = seeded(20, 4), seeded(3, 4)
     weight[7] = weight[3]
     head = LmHead(weight=weight.t(), first=0, rows=20, group=ALONE)

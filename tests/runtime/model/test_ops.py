@@ -1,4 +1,4 @@
-"""The operations of a layer on a CPU against torch's own in float64, and row by row against themselves."""
+"""The CPU operations of a layer against torch in float64, and in batches against row by row."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def seeded(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def near(computed: Tensor, expected: Tensor, roundings: int = 1) -> bool:
-    """Return whether values are within ``roundings`` roundings of their dtype, half a unit in the last place each."""
+    """Return whether the error is at most ``roundings`` roundings of the dtype, half a unit in the last place each."""
     step = torch.finfo(computed.dtype).eps * roundings * 0.51
     return bool(((computed.double() - expected).abs() <= step * expected.abs() + 2e-5).all())
 
@@ -37,8 +37,8 @@ def test_a_product_is_rounded_once(dtype: torch.dtype, rows: int, inputs: int, o
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_is_the_same_beside_others(dtype: torch.dtype, threads: int) -> None:
-    """Bit for bit, whoever computes it: so a tree is verified as plain decoding would have."""
+def test_a_row_of_a_product_does_not_depend_on_other_rows(dtype: torch.dtype, threads: int) -> None:
+    """Bit for bit on any thread, so that verifying a tree gives the results of plain decoding."""
     x, weight, scale = seeded(14, 203, dtype=dtype), seeded(501, 203, dtype=dtype), seeded(203, dtype=dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -55,8 +55,8 @@ def test_a_row_is_the_same_beside_others(dtype: torch.dtype, threads: int) -> No
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_grouped_product_is_that_of_each_group_and_of_each_row(dtype: torch.dtype, threads: int) -> None:
-    """Groups without rows, with one and with many, and rows chosen by an index."""
+def test_a_grouped_product_equals_the_products_of_its_groups_and_rows(dtype: torch.dtype, threads: int) -> None:
+    """Groups have no row, one or many, selected by an index."""
     x, weights = seeded(9, 75, dtype=dtype), seeded(5, 131, 75, dtype=dtype) / 75**0.5
     index, ends = torch.tensor([3, 3, 8, 0, *range(9), 1, 2]), torch.tensor([0, 1, 4, 4, 15])
     before = torch.get_num_threads()
@@ -81,10 +81,10 @@ def test_norm_and_gate(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(4, 2, 24), (3, 3, 64), (8, 1, 6), (2, 1, 140)])
-def test_attention_rotates_stores_and_sees_what_the_bias_lets_it_see(
+def test_attention_rotates_stores_and_is_limited_by_the_bias(
     dtype: torch.dtype, heads: int, kv_heads: int, dims: int
 ) -> None:
-    """Two of three sequences, three rows each, written to cache rows given by a slice or by their numbers."""
+    """Two of three sequences have three rows each, written to cache rows given by a slice or by indices."""
     n, first, seen, columns = 3, 1, 2, 37
     qkv = seeded(2 * n, heads + 2 * kv_heads, dims, dtype=dtype)
     rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), 2 * n, dtype).unsqueeze(2)
@@ -115,7 +115,9 @@ def test_attention_rotates_stores_and_sees_what_the_bias_lets_it_see(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(3, 3, 64), (4, 2, 30)])
-def test_a_row_attends_the_same_beside_others(dtype: torch.dtype, heads: int, kv_heads: int, dims: int) -> None:
+def test_attention_of_a_row_does_not_depend_on_other_rows(
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int
+) -> None:
     rows, columns = 5, 37
     qkv, cache = seeded(rows, heads + 2 * kv_heads, dims, dtype=dtype), seeded(1, 40, 2 * kv_heads, dims, dtype=dtype)
     rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), rows, dtype).unsqueeze(2)
@@ -129,10 +131,10 @@ def test_a_row_attends_the_same_beside_others(dtype: torch.dtype, heads: int, kv
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(2, 2, 64), (8, 2, 30), (5, 1, 24)])
-def test_a_node_of_a_tree_attends_as_it_will_behind_what_was_accepted(
+def test_attention_of_a_tree_node_equals_that_of_plain_decoding(
     dtype: torch.dtype, heads: int, kv_heads: int, dims: int
 ) -> None:
-    """Bit for bit, at other rows of the cache, beside other columns, and alone: so no token depends on the draft."""
+    """Bit for bit, for any cache rows, hidden columns and other rows, so that no token depends on a drafted one."""
     paths, length = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5)), 43
     nodes, columns = len(paths), [0.0 if row in path else float("-inf") for path in paths for row in range(len(paths))]
     qkv = seeded(nodes, heads + 2 * kv_heads, dims, dtype=dtype)
@@ -162,7 +164,7 @@ def test_a_node_of_a_tree_attends_as_it_will_behind_what_was_accepted(
 @pytest.mark.parametrize(("rows", "columns", "count"), [(1, 5, 5), (3, 1024, 3), (10, 999, 10)])
 def test_top_is_the_best_of_the_log_softmax(dtype: torch.dtype, rows: int, columns: int, count: int) -> None:
     logits = seeded(rows, columns, dtype=dtype) * 4
-    logits[:, 2] = logits[:, 4] = logits.amax(1)  # of equal ones the first
+    logits[:, 2] = logits[:, 4] = logits.amax(1)  # ties: the first wins
     tokens, scores = ops.top(logits, count)
     exact = torch.sort(logits.double().log_softmax(1), dim=1, descending=True, stable=True)
     assert torch.equal(tokens, exact.indices[:, :count])

@@ -1,4 +1,4 @@
-"""Ranks that die or refuse end the run, name themselves, and leave no process behind."""
+"""Ranks that die, hang or fail to start end the run with an error that names them, and leave no process behind."""
 
 import dataclasses
 import multiprocessing
@@ -36,7 +36,7 @@ def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_is_named_and_all_end(victim: int, plan_dir: tuple[Path, Plan]) -> None:
+def test_a_killed_rank_is_named_and_all_ranks_end(victim: int, plan_dir: tuple[Path, Plan]) -> None:
     killed = rf"device {'ab'[victim]} \(rank {victim}\), while in '\w+', was killed by SIGKILL"
     with Engine.open(plan_dir[0]) as engine:
         stream = engine.serve(REQUEST)
@@ -81,7 +81,7 @@ def test_engines_may_be_opened_by_several_threads(plan_dir: tuple[Path, Plan]) -
     assert sys.modules["__main__"] is main
 
 
-def test_a_stream_that_outlives_its_engine_waits_for_nobody(plan_dir: tuple[Path, Plan]) -> None:
+def test_a_stream_that_outlives_its_engine_does_not_block(plan_dir: tuple[Path, Plan]) -> None:
     with Engine.open(plan_dir[0]) as engine:
         stream = engine.serve(REQUEST)
         next(stream)
@@ -94,7 +94,7 @@ def test_a_stream_that_outlives_its_engine_waits_for_nobody(plan_dir: tuple[Path
     assert multiprocessing.active_children() == []
 
 
-def test_the_refusal_of_a_rank_is_raised_as_it_is(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
+def test_an_error_of_a_rank_is_raised_with_its_own_type(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
     for file in plan_dir[0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     image = tmp_path / "b.safetensors"
@@ -117,7 +117,7 @@ PROGRAM = (
 def test_no_rank_outlives_its_parent(
     arguments: tuple[str, ...], count: int, signals: signal.Signals, code: int, plan_dir: tuple[Path, Plan]
 ) -> None:
-    """Nor does one that is stopped when its parent is killed; a program has a fork server too, and a tracker."""
+    """A stopped rank ends too when its parent is killed; a program also has a fork server and a resource tracker."""
     command = [sys.executable, "-u", *(argument.format(plan_dir[0]) for argument in arguments)]
     parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert parent.stdout is not None
@@ -138,16 +138,16 @@ def test_a_rank_counts_gpus_as_a_plan_does(tmp_path: Path, monkeypatch: pytest.M
     directory, plan = compiled_plan(tmp_path)
     orders: list[str] = []
 
-    class Watched(Progress):
+    class RecordingProgress(Progress):
         def begin(self, phase: Phase) -> None:
             orders.append(os.environ["CUDA_DEVICE_ORDER"])
             super().begin(phase)
 
-    open_rank(plan, directory, 0, None, Watched())
-    assert set(orders) == {"PCI_BUS_ID"}, "from before an image is read"
+    open_rank(plan, directory, 0, None, RecordingProgress())
+    assert set(orders) == {"PCI_BUS_ID"}, "the order is set before the image is read"
 
 
-def test_a_machine_that_is_not_the_plans_is_refused(plan_dir: tuple[Path, Plan]) -> None:
+def test_a_machine_that_differs_from_the_plan_is_refused(plan_dir: tuple[Path, Plan]) -> None:
     plan = plan_dir[1]
     line = dataclasses.replace(plan.memory[0], kv_bytes=1 << 50)
     small = dataclasses.replace(plan, memory=(line, *plan.memory[1:]))
@@ -159,7 +159,7 @@ def test_a_machine_that_is_not_the_plans_is_refused(plan_dir: tuple[Path, Plan])
 
 
 def test_ranks_hit_at_random_moments_end_the_run(tmp_path: Path) -> None:
-    """`tools/kill_ranks.py` strikes as often as one likes."""
+    """Strike twice; `tools/kill_ranks.py` repeats this as often as one likes."""
     directory, plan = compiled_plan(tmp_path, ("a", "b"), context=2000, stall_timeout_s=2)
     for seed in (3, 5):
         assert strike(directory, random.Random(seed), slack_s=60).complaint == ""
@@ -171,7 +171,7 @@ def test_a_rank_that_is_stopped_between_two_requests_is_named(tmp_path: Path) ->
     with Engine.open(directory) as engine:
         engine.generate([1, 2, 3], max_new_tokens=2)
         max(psutil.Process().children(recursive=True), key=lambda child: child.pid).suspend()
-        time.sleep(2)  # without a request nobody is waited for
+        time.sleep(2)  # without a request the stall time-out does not run
         message = r"device b \(rank 1\), while in 'waiting', made no progress for 1 s: its process is stopped"
         with pytest.raises(PeerError, match=message):
             engine.generate([1, 2, 3], max_new_tokens=2)
@@ -209,7 +209,7 @@ for _ in range(2):
 """
 
 
-def test_a_rank_that_hangs_is_named_and_all_end(tmp_path: Path) -> None:
+def test_a_rank_that_hangs_is_named_and_all_ranks_end(tmp_path: Path) -> None:
     directory, _ = compiled_plan(tmp_path, ("a", "b"), context=2000, stall_timeout_s=1)
     done = subprocess.run(
         [sys.executable, "-c", HANGS, str(directory)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False

@@ -1,4 +1,4 @@
-"""Which physical device is the plan's."""
+"""Matching the names of physical devices with those of the plan."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Requests that a plan cannot serve, outputs that end where they must, and a footprint that stays."""
+"""Requests that a plan cannot serve, the end of outputs, and a constant footprint."""
 
 import dataclasses
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_refused_before_prefill(change: dict[str, object], message: str, plan_di
     assert str(refusal.value) == message
 
 
-def test_context_may_be_used_up_exactly_and_requests_do_not_disturb_each_other(plan_dir: tuple[Path, Plan]) -> None:
+def test_the_whole_context_may_be_used_and_requests_are_independent(plan_dir: tuple[Path, Plan]) -> None:
     with Rank.open(plan_dir[1], plan_dir[0]) as engine:
         full = dataclasses.replace(REQUEST, max_new_tokens=CONTEXT - 3)
         first = engine.generate(full)
@@ -78,15 +78,15 @@ def test_output_ends_with_eos_inside_a_block_unless_ignored(tmp_path: Path) -> N
 def test_text_is_cut_before_a_stop_string_and_never_shown_beyond_it(tmp_path: Path) -> None:
     out = output(tmp_path, stop=("cd", "dxy"))
     out.take([0, 1, 2])
-    assert out.piece() == "ab", "the c may be the beginning of a stop string"
+    assert out.piece() == "ab", "the c may begin a stop string"
     out.take([4])
     assert out.piece() == "ce"
-    assert out.take([2, 3, 5]) == [2, 3], "the token that completes the stop string is the last"
+    assert out.take([2, 3, 5]) == [2, 3], "output ends with the token that completes the stop string"
     assert out.piece() == ""
     assert (out.text, out.finished) == ("abce", True)
 
 
-def test_a_character_of_several_tokens_is_shown_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_character_of_several_tokens_is_shown_when_complete(tmp_path: Path) -> None:
     out = output(tmp_path)
     out.take([0, 48])
     assert out.piece() == "a"

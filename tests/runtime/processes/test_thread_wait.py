@@ -1,4 +1,4 @@
-"""Spin count as libgomp reports that it has read it."""
+"""The spin count of libgomp, as it reports it."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ RUN = ("-m", "runtime", "run", "{}", "--prompt-ids", "1", "--max-new-tokens", "1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "users", "spins"),
+    ("arguments", "user_environment", "spins"),
     [
         (("-c", "from runtime import Engine"), {}, SPINS),
         (RUN, {}, SPINS),
@@ -22,13 +22,15 @@ RUN = ("-m", "runtime", "run", "{}", "--prompt-ids", "1", "--max-new-tokens", "1
         (("-c", "from runtime import Engine"), {"OMP_WAIT_POLICY": "passive"}, 0),
     ],
 )
-def test_threads_wait_briefly_unless_the_user_wants_otherwise(
-    arguments: tuple[str, ...], users: dict[str, str], spins: int, tmp_path: Path
+def test_threads_spin_briefly_unless_the_environment_says_otherwise(
+    arguments: tuple[str, ...], user_environment: dict[str, str], spins: int, tmp_path: Path
 ) -> None:
     directory, _ = compiled_plan(tmp_path)
-    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
     done = subprocess.run(
         [sys.executable, *(argument.format(directory) for argument in arguments)],
-        env=kept | users | {"OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True, check=True,
+        env=environment | user_environment | {"OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

@@ -1,4 +1,4 @@
-"""Processes that torchrun starts: their environment, their exchange of states, and how a run of them ends."""
+"""Processes started by torchrun: their environment, their exchange of progress, and the end of a run."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ ENVIRONMENT = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT"
 SIGHT = Sight(phase="verify", ticks=7, group="world", used_s=0.5, stopped=False, asked=1, served=0)
 
 
-def test_what_torchrun_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_torchrun_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Torchrun.of({}) is None
     assert Torchrun.of(ENVIRONMENT) == Torchrun(rank=1, world=2, host="h", port=9, serves=False)
     first = ENVIRONMENT | {"RANK": "0"}
@@ -43,14 +43,14 @@ def test_what_torchrun_tells(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"MASTER_ADDR": None}, "MASTER_ADDR: not set"),
     ],
 )
-def test_what_torchrun_does_not_tell(change: dict[str, str | None], message: str) -> None:
+def test_an_invalid_environment_of_torchrun_is_refused(change: dict[str, str | None], message: str) -> None:
     environment = {name: value for name, value in (ENVIRONMENT | change).items() if value is not None}
     with pytest.raises(MachineError, match=message):
         Torchrun.of(environment)
 
 
-def places(count: int) -> list[Torchrun]:
-    """As without torchrun's own store, on this host."""
+def torchruns(count: int) -> list[Torchrun]:
+    """Return the environments of ``count`` ranks on this host, without a store of torchrun."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -60,18 +60,18 @@ def places(count: int) -> list[Torchrun]:
 def until(true: Callable[[], object]) -> None:
     deadline = time.monotonic() + 20
     while not true():
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "the condition did not become true within 20 s"
         time.sleep(0.02)
 
 
-def test_each_sees_what_the_others_see_and_the_first_that_fails_is_heard() -> None:
-    every = places(3)
+def test_ranks_exchange_progress_and_the_first_failure_reaches_all() -> None:
+    every = torchruns(3)
     exchanges = [Exchange(place, 5) for place in every]
     for number, exchange in enumerate(exchanges[:2]):
         exchange.own = Sight.loads(SIGHT.dumps().replace("7", str(number)))
     until(lambda: len(exchanges[2].others) == 2)
     assert [exchanges[2].others[rank].done for rank in range(2)] == [(0, 0.5), (1, 0.5)]
-    assert 2 not in exchanges[0].others, "it has told nothing"
+    assert 2 not in exchanges[0].others, "rank 2 has not sent its progress yet"
     tell_failure(every[1], "no image")
     exchanges[2].tell_failure("lost a peer")
     until(lambda: exchanges[0].failure and exchanges[2].failure)
@@ -80,8 +80,8 @@ def test_each_sees_what_the_others_see_and_the_first_that_fails_is_heard() -> No
         exchange.end()
 
 
-def test_one_that_is_silent_ends_the_run_and_one_that_is_done_does_not() -> None:
-    every = places(3)
+def test_a_silent_rank_ends_the_run_and_a_finished_one_does_not() -> None:
+    every = torchruns(3)
     exchanges = [Exchange(place, 1) for place in every[:2]]
     for exchange in exchanges:
         exchange.own = SIGHT
@@ -102,7 +102,7 @@ def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
 
 
 def ended(directory: Path, hit: Callable[[int], None]) -> list[str]:
-    """Return the messages with which two processes, a rank each, end when rank 1 is ``hit`` by its process id."""
+    """Run two processes, one per rank, call ``hit`` with the process id of rank 1, and return the error of each."""
 
     def serve(place: Torchrun) -> str:
         try:
@@ -113,7 +113,7 @@ def ended(directory: Path, hit: Callable[[int], None]) -> list[str]:
         return ""
 
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(serve, place) for place in places(2)]
+        futures = [pool.submit(serve, place) for place in torchruns(2)]
         until(lambda: len(multiprocessing.active_children()) == 2)
         child = next(child for child in multiprocessing.active_children() if child.name.startswith("rank 1"))
         assert child.pid is not None

@@ -1,4 +1,4 @@
-"""The rank to blame where none makes progress."""
+"""The watchdog: the rank to blame if no rank makes progress."""
 
 import multiprocessing
 import os
@@ -19,14 +19,14 @@ STALL_S = 2
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, as whoever watches sees it."""
+    """Replace the clock of the watchdog; return its current time in a list."""
     now = [100.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
     return now
 
 
-def looked(clock: list[float], seconds: float, *sights: Sight | None) -> str:
-    """The complaint after so many seconds of the same sights."""
+def complaint_after(clock: list[float], seconds: float, *sights: Sight | None) -> str:
+    """Return the complaint after ``seconds`` of unchanged sights."""
     seen, complaint = Watch(NAMES, STALL_S, 0), ""
     for _ in range(round(seconds / LOOK_S) + 1):
         complaint = seen.complaint(sights)
@@ -46,32 +46,36 @@ def looked(clock: list[float], seconds: float, *sights: Sight | None) -> str:
          "device b (rank 1), while in 'reading its image', made no progress for 2 s: it hangs"),
     ],
 )  # fmt: skip
-def test_the_one_that_the_others_wait_for_is_named(clock: list[float], sights: tuple[Sight, ...], blamed: str) -> None:
-    assert looked(clock, STALL_S - LOOK_S, *sights) == ""
-    assert looked(clock, STALL_S, *sights).startswith(blamed)
+def test_the_rank_that_the_others_wait_for_is_named(clock: list[float], sights: tuple[Sight, ...], blamed: str) -> None:
+    assert complaint_after(clock, STALL_S - LOOK_S, *sights) == ""
+    assert complaint_after(clock, STALL_S, *sights).startswith(blamed)
 
 
-def test_to_use_the_processor_is_to_get_on_while_an_image_is_read_and_not_while_others_are_waited_for() -> None:
+def test_cpu_time_counts_as_progress_while_loading_and_not_while_waiting_for_others() -> None:
     process = multiprocessing.get_context("fork").Process()
-    process._popen = SimpleNamespace(pid=os.getpid())  # type: ignore[attr-defined]  # that is this one
+    process._popen = SimpleNamespace(pid=os.getpid())  # type: ignore[attr-defined]  # stands for this process
     for phase, used in (("starting", True), ("reading its image", True), ("meeting the other ranks", False)):
         assert bool(Sight.of(Status(phase=PHASES.index(phase), ticks=3), process, 0, 0).used_s) == used
 
 
-def test_ranks_without_a_request_and_ranks_that_nobody_knows_yet_stand_still_for_ever(clock: list[float]) -> None:
+def test_ranks_without_a_request_and_unknown_ranks_are_never_blamed(clock: list[float]) -> None:
     idle = replace(BUSY, phase="waiting", served=1)
-    assert looked(clock, 100, idle, idle, idle) == ""
-    assert looked(clock, 100, BUSY, None, BUSY) == ""
+    assert complaint_after(clock, 100, idle, idle, idle) == ""
+    assert complaint_after(clock, 100, BUSY, None, BUSY) == ""
 
 
-def test_ranks_that_have_not_begun_what_they_were_asked_or_not_told_its_end_are_waited_for(clock: list[float]) -> None:
+def test_a_rank_that_has_not_begun_or_not_finished_a_request_is_blamed(clock: list[float]) -> None:
     asked = replace(BUSY, phase="waiting")
     agreeing, stopped = replace(asked, group="world"), replace(asked, stopped=True)
     complaint = "device b (rank 1), while in 'waiting', made no progress for 2 s: its process is stopped"
-    assert looked(clock, STALL_S, agreeing, stopped, agreeing).startswith(complaint)
-    assert looked(clock, STALL_S, replace(asked, served=1), stopped, replace(asked, served=1)).startswith(complaint)
-    assert looked(clock, STALL_S, asked, asked, asked)
-    assert looked(clock, 100, asked, replace(asked, asked=0), agreeing) == "", "another host may ask later"
+    assert complaint_after(clock, STALL_S, agreeing, stopped, agreeing).startswith(complaint)
+    assert complaint_after(clock, STALL_S, replace(asked, served=1), stopped, replace(asked, served=1)).startswith(
+        complaint
+    )
+    assert complaint_after(clock, STALL_S, asked, asked, asked)
+    assert complaint_after(clock, 100, asked, replace(asked, asked=0), agreeing) == "", (
+        "another host may receive the request later"
+    )
 
 
 def test_ranks_that_meet_over_nccl_may_take_longer(clock: list[float]) -> None:
@@ -87,7 +91,7 @@ def test_ranks_that_meet_over_nccl_may_take_longer(clock: list[float]) -> None:
     )
 
 
-def test_any_progress_of_anybody_counts_and_so_does_not_the_time_in_which_nobody_watched(clock: list[float]) -> None:
+def test_progress_of_any_rank_counts_and_time_without_watching_does_not(clock: list[float]) -> None:
     seen = Watch(NAMES, STALL_S, 0)
     for tick in range(40):
         assert seen.complaint([WAITS, replace(BUSY, ticks=tick // 5), WAITS]) == ""
@@ -99,4 +103,4 @@ def test_any_progress_of_anybody_counts_and_so_does_not_the_time_in_which_nobody
     seen = Watch(NAMES, STALL_S, 0)
     assert seen.complaint([WAITS, BUSY, WAITS]) == ""
     clock[0] += 1000
-    assert seen.complaint([WAITS, BUSY, WAITS]) == "", "whoever watches was stopped too"
+    assert seen.complaint([WAITS, BUSY, WAITS]) == "", "the watching process was stopped too"

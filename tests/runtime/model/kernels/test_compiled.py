@@ -1,4 +1,4 @@
-"""The on-disk cache of compiled kernels: what its files are named after, and when they are used again."""
+"""The on-disk cache of compiled kernels: the keys of its files, and when a file is reused."""
 
 import os
 import shutil
@@ -38,12 +38,12 @@ def compile_norm(source: Path, cache: Path, *dtypes: str) -> str:
 
 
 def kept(cache: Path) -> list[Path]:
-    """Files of compiled code."""
+    """Return the names of the files of compiled code."""
     return sorted(cache.rglob("*.nbc"))
 
 
-def test_what_is_kept_of_a_kernel_is_never_that_of_another_dtype(tmp_path: Path) -> None:
-    """Whoever comes first: no file's name depends on what else is there."""
+def test_cached_kernels_of_dtypes_have_separate_files(tmp_path: Path) -> None:
+    """File names do not depend on the order of compilation nor on other files."""
     compile_norm(Path(runtime.__file__).parent.parent, tmp_path, "float32", "bfloat16")
     assert sorted(path.name.partition("-")[0].split(".")[1][:12] for path in tmp_path.rglob("*.1.nbc")) == [
         "norm_float32",
@@ -52,7 +52,7 @@ def test_what_is_kept_of_a_kernel_is_never_that_of_another_dtype(tmp_path: Path)
     assert not list(tmp_path.rglob("*.2.nbc"))
 
 
-def test_a_change_in_what_a_kernel_calls_compiles_it_again(tmp_path: Path) -> None:
+def test_a_change_in_a_helper_of_a_kernel_compiles_it_again(tmp_path: Path) -> None:
     """A helper's file is not the kernel's: here the conversion of a float32, which then doubles every element."""
     source, cache = tmp_path / "source", tmp_path / "cache"
     for package in ("runtime", "plans"):
@@ -74,8 +74,8 @@ def test_a_change_in_what_a_kernel_calls_compiles_it_again(tmp_path: Path) -> No
     assert set(kept(cache)) > set(first)
 
 
-def test_kernels_that_cannot_be_kept_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where neither the package nor any cache directory can be written."""
+def test_kernels_that_cannot_be_cached_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the package nor any cache directory is writable."""
     for impl in (caching.CompileResultCacheImpl, caching.CodeLibraryCacheImpl):
         monkeypatch.setattr(impl, "_locator_classes", [])
     ops._entry.cache_clear()

@@ -27,7 +27,7 @@ HALVES = [torch.bfloat16, torch.float16]
 
 
 class Conversion(NamedTuple):
-    """Addresses of elements and of as many float32, and their number."""
+    """Addresses of elements and of as many float32 values, and their number."""
 
     narrow: int
     single: int
@@ -46,7 +46,7 @@ load_conversion, load_three = arguments_of(Conversion), arguments_of(Three)
 
 
 def widen_all(data):  # type: ignore[no-untyped-def]
-    """float32 of every element."""
+    """Convert every element to float32."""
     a = load_conversion(data)
     source, target = elements(data, a.narrow), floats(a.single)
     for i in range(a.count):
@@ -54,7 +54,7 @@ def widen_all(data):  # type: ignore[no-untyped-def]
 
 
 def narrow_all(data):  # type: ignore[no-untyped-def]
-    """Every float32 as an element."""
+    """Convert every float32 to an element."""
     a = load_conversion(data)
     source, target = floats(a.single), elements(data, a.narrow)
     for i in range(a.count):
@@ -62,7 +62,7 @@ def narrow_all(data):  # type: ignore[no-untyped-def]
 
 
 def describe(data):  # type: ignore[no-untyped-def]
-    """Overwrite three words: bytes of an element, last - middle, and what was kept on the stack of ``first``."""
+    """Overwrite the three words with bytes per element, last - middle, and a value kept on the stack."""
     a, kept = load_three(data), floats(stack_floats())
     for i in range(8):
         kept[i] = np.float32(i)
@@ -71,14 +71,14 @@ def describe(data):  # type: ignore[no-untyped-def]
 
 
 def call(kernel, dtype: torch.dtype, *words: int) -> None:  # type: ignore[no-untyped-def]
-    """Compile a function of a kernel's pointer and call it."""
+    """Compile a function of one pointer, as kernels are, and call it."""
     compiled = cfunc(types.void(types.CPointer(ELEMENTS[dtype])), error_model="numpy")(kernel)
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)((ctypes.c_int64 * len(words))(*words))
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_every_half_is_widened_as_torch_does(dtype: torch.dtype) -> None:
-    """All 65536 of them: zeros, subnormals, infinities and NaN included."""
+    """Convert all 65536 values, with zeros, subnormals, infinities and NaN."""
     narrow = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
     single = torch.empty(1 << 16)
     call(widen_all, dtype, narrow.data_ptr(), single.data_ptr(), 1 << 16)
@@ -87,7 +87,7 @@ def test_every_half_is_widened_as_torch_does(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_singles_are_narrowed_to_the_nearest_and_ties_to_even_as_torch_does(dtype: torch.dtype) -> None:
+def test_float32_is_narrowed_to_nearest_ties_to_even_as_torch_does(dtype: torch.dtype) -> None:
     every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).float()
     every = every[every.isfinite()].sort().values
     between = ((every[1:].double() + every[:-1].double()) / 2).float()  # exact: ties
@@ -102,7 +102,7 @@ def test_singles_are_narrowed_to_the_nearest_and_ties_to_even_as_torch_does(dtyp
     assert torch.equal(narrow.isnan(), ~real)
 
 
-def test_singles_are_left_as_they_are() -> None:
+def test_float32_elements_are_unchanged() -> None:
     single, copy = torch.tensor([1.5, -0.0, 1e-45, float("inf")]), torch.empty(4)
     call(narrow_all, torch.float32, copy.data_ptr(), single.data_ptr(), 4)
     assert torch.equal(copy.view(torch.int32), single.view(torch.int32))

@@ -62,7 +62,7 @@ def call(loop, dtype: torch.dtype, left: Tensor, right: Tensor, out: Tensor, len
 
 
 def seeded(rows: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rows that lie further apart than they are wide."""
+    """Return random rows with a stride larger than their width."""
     values = torch.randn((rows, width + 3), generator=torch.Generator().manual_seed(rows * 1000 + width))
     return values.to(dtype)[:, :width]
 
@@ -82,7 +82,7 @@ def test_dot_products(dtype: torch.dtype, module: object, name: str, outputs: in
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "lanes", "items"), WEIGH)
 def test_sums_of_rows_by_weight(dtype: torch.dtype, name: str, lanes: int, items: int) -> None:
-    """Added in the order of the rows to what is there: bit for bit the sum of one row after the other."""
+    """Rows are added to the output in order: bit for bit the sum of one row after the other."""
     rows = 5
     values, weights, start = seeded(rows, lanes, dtype), seeded(items, rows), seeded(items, lanes + 1)
     out = start.clone()
