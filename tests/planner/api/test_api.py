@@ -1,4 +1,4 @@
-"""The Python interface, with the demo model: the same plans as the commands, typed, and cheap to import."""
+"""The Python interface, on the demo model: the plans of the commands, typed errors, cheap imports."""
 
 import dataclasses
 import subprocess
@@ -40,7 +40,7 @@ def result() -> planner.PlanResult:
     return planner.plan(inventory=ROOT / "inventory.yaml")
 
 
-def test_it_plans_what_the_command_plans(result: planner.PlanResult, tmp_path: Path) -> None:
+def test_it_makes_the_plan_of_the_command(result: planner.PlanResult, tmp_path: Path) -> None:
     directory = result.write(tmp_path / "a")
     command = ["build", "--gpus", str(ROOT / "inventory.yaml"), "--plan-only", "--out", str(tmp_path / "b")]
     assert CliRunner().invoke(main, command).exit_code == 0

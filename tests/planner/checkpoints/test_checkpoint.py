@@ -1,4 +1,4 @@
-"""Reading checkpoints: everything that a file claims is checked, and whole messages are asserted."""
+"""Reading checkpoints: every claim of a file is checked; complete messages are asserted."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_a_bare_config_has_no_tensors(tmp_path: Path) -> None:
         )
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_checkpoint_directory_is_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert refused(lambda: read_checkpoint(missing)) == (
         f"{missing}: found nothing, expected a checkpoint's directory or its config.json"
@@ -165,7 +165,7 @@ def test_a_shard_that_the_index_does_not_name_is_surplus(tmp_path: Path) -> None
     )
 
 
-def test_a_large_index_of_brackets_is_no_index(tmp_path: Path) -> None:
+def test_a_large_index_of_brackets_is_refused(tmp_path: Path) -> None:
     where = indexed(tmp_path, GOOD_MAP)
     (where / INDEX).write_bytes(b'{"weight_map":[' + b"[]," * 1_000_000 + b"[]]}")
     assert "1000003 brackets and escapes" in refused(lambda: read_checkpoint(where))
@@ -186,7 +186,7 @@ def test_a_large_index_of_brackets_is_no_index(tmp_path: Path) -> None:
         ({"a": torch.zeros(1, dtype=torch.complex64)}, "'a': found a tensor of torch.complex64, expected one of"),
     ],
 )
-def test_a_pickle_of_other_things_is_refused(
+def test_a_pickle_of_other_objects_is_refused(
     tmp_path: Path, data: Any, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(data, tmp_path / PICKLE)
@@ -196,7 +196,7 @@ def test_a_pickle_of_other_things_is_refused(
     assert not list(tmp_path.glob("*safetensors*"))
 
 
-def test_a_pickle_of_one_memory_many_times_is_a_bomb(tmp_path: Path) -> None:
+def test_a_pickle_that_expands_one_storage_many_times_is_refused(tmp_path: Path) -> None:
     values = torch.zeros(1000, 100)
     torch.save({f"a{number}": values for number in range(5)}, tmp_path / PICKLE)
     with pytest.raises(SystemExit, match="tensors of 2000000 bytes in a file of"):
@@ -204,7 +204,7 @@ def test_a_pickle_of_one_memory_many_times_is_a_bomb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_is_converted_is_what_the_library_reads(tmp_path: Path, zipped: bool) -> None:
+def test_converted_tensors_are_those_of_the_pickle(tmp_path: Path, zipped: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     values = {
         "half": torch.randn(3, 5, generator=generator, dtype=torch.float32).bfloat16(),
@@ -251,7 +251,7 @@ def test_the_links_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
     assert set(tensors) == {"a", "b", "c"}
 
 
-def test_two_sets_of_weights_are_ambiguous(tmp_path: Path) -> None:
+def test_two_sets_of_weights_are_refused_as_ambiguous(tmp_path: Path) -> None:
     where = indexed(tmp_path, GOOD_MAP)
     save_file({"a": torch.zeros(1)}, where / SINGLE)
     assert refused(lambda: read_checkpoint(where)) == (

@@ -1,4 +1,4 @@
-"""Headers of checkpoint files: whatever is malformed is one CheckpointError, in bounded time and memory."""
+"""Headers of checkpoint files: any malformed header is a CheckpointError, in bounded time and memory."""
 
 import json
 import struct
@@ -87,7 +87,7 @@ RAW: list[tuple[str, bytes, bytes, int | None, str]] = [
 
 
 @pytest.mark.parametrize(("header", "data", "length", "message"), [row[1:] for row in RAW], ids=[row[0] for row in RAW])
-def test_a_header_that_is_no_header_is_refused(
+def test_an_invalid_header_is_refused(
     tmp_path: Path, header: bytes, data: bytes, length: int | None, message: str
 ) -> None:
     file = tmp_path / "x.safetensors"
@@ -152,7 +152,9 @@ TENSORS: list[tuple[str, dict[str, Any], int, str]] = [
 
 
 @pytest.mark.parametrize(("header", "size", "message"), [row[1:] for row in TENSORS], ids=[row[0] for row in TENSORS])
-def test_a_tensor_is_what_it_claims(tmp_path: Path, header: dict[str, Any], size: int, message: str) -> None:
+def test_inconsistent_tensor_entries_are_refused(
+    tmp_path: Path, header: dict[str, Any], size: int, message: str
+) -> None:
     file = tmp_path / "x.safetensors"
     write(file, header, bytes(size))
     total = file.stat().st_size
@@ -200,7 +202,7 @@ print("refused")
 """
 
 
-def test_whatever_is_malformed_is_refused_within_a_second_and_100_mb(tmp_path: Path) -> None:
+def test_malformed_headers_are_refused_within_a_second_and_100_mb(tmp_path: Path) -> None:
     assert len(MALFORMED) >= 60
     for number, (name, write) in enumerate(MALFORMED.items()):
         write(tmp_path / f"{number:03} {''.join(c if c.isalnum() else '-' for c in name)}")

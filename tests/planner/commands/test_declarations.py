@@ -1,4 +1,4 @@
-"""The help of every command: quick to show, not cut off, with examples that are right and the exit codes."""
+"""The help of every command: fast, complete summaries, valid examples, exit codes."""
 
 import shlex
 import subprocess

@@ -1,4 +1,4 @@
-"""The text of an option as a value."""
+"""Parsing of option values."""
 
 from pathlib import Path
 from typing import Any

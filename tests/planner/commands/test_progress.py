@@ -1,4 +1,4 @@
-"""Progress of a compile: at most a line per tenth and per second, and always the last one."""
+"""Progress of a compile: at most one line per tenth of the bytes and per second, and always the last line."""
 
 import io
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_a_quick_compile_has_one_line() -> None:
     assert lines_written == ["images: 100.0 MiB of 100.0 MiB, 1000.0 MiB/s in 0.1 s"]
 
 
-def test_a_terminal_has_a_bar_that_goes_away() -> None:
+def test_a_terminal_has_a_bar_that_is_erased() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with shown(console, pytest.fail) as report:
         report(1 << 20, 4 << 20)
@@ -60,7 +60,7 @@ def test_quiet_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (refused.exit_code, "error: --only z" in refused.stderr) == (2, True)
 
 
-def test_what_is_tried_is_told_after_a_second() -> None:
+def test_the_current_attempt_is_printed_after_a_second() -> None:
     lines_written: list[str] = []
     now = [100.0]
     with trying(Console(file=io.StringIO()), lines_written.append, lambda: now[0]) as tell:
@@ -70,7 +70,7 @@ def test_what_is_tried_is_told_after_a_second() -> None:
     assert lines_written == ["nothing fits: trying what would help: no draft"]
 
 
-def test_a_terminal_shows_what_is_tried() -> None:
+def test_a_terminal_shows_the_current_attempt() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with trying(console, pytest.fail) as tell:
         tell("the host CPU of [box]")

@@ -1,4 +1,4 @@
-"""Loading base models: both spellings of a config, every key, and every tensor of a checkpoint."""
+"""Loading base models: both spellings of a config, every key, every tensor of a checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -188,18 +188,18 @@ KEYS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), KEYS, ids=[json.dumps(changes) for changes, _ in KEYS])
-def test_a_key_that_is_not_computed_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_an_unsupported_key_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     file = bare(tmp_path, SMALL | {"model_type": "llama"} | changes)
     assert refused(ConfigError, lambda: load_base(file)) == f"{file}: {message}"
 
 
-def test_null_is_as_good_as_absent(tmp_path: Path) -> None:
+def test_null_counts_as_absent(tmp_path: Path) -> None:
     nulls = dict.fromkeys(("sliding_window", "quantization_config", "rope_scaling", "head_dim", "eos_token_id"))
     base = load_base(bare(tmp_path, SMALL | {"model_type": "llama", "layer_types": ["full_attention"] * 7} | nulls))
     assert base.model.eos_token_ids == ()
 
 
-# Tensors of a base model that are not the derived ones
+# Tensors of a base model that differ from those derived of its config
 
 
 def rewrite(where: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -231,14 +231,14 @@ TENSORS: list[tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), [row[1:] for row in TENSORS], ids=[row[0] for row in TENSORS])
-def test_a_tensor_that_is_not_the_derived_one_is_named(
+def test_a_tensor_that_differs_from_the_derived_one_is_named(
     tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], Any], message: str
 ) -> None:
     rewrite(saved(tmp_path), change)
     assert refused(CheckpointError, lambda: load_base(tmp_path)) == f"{tmp_path}: {message}"
 
 
-def test_a_tied_model_has_no_second_head(tmp_path: Path) -> None:
+def test_a_tied_model_has_no_separate_lm_head(tmp_path: Path) -> None:
     saved(tmp_path, tie_word_embeddings=True)
     rewrite(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(32, 16)}))
     assert refused(CheckpointError, lambda: load_base(tmp_path)) == (

@@ -120,7 +120,7 @@ def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path, family: s
     required = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
     config: dict[str, Any] = {name: SMALL[name] for name in required} | {"num_attention_heads": 16, "hidden_size": 64}
     if family in ("qwen2", "qwen3"):
-        config["num_attention_heads"] = 64  # a multiple of the 32 KV heads that an absent key means
+        config["num_attention_heads"] = 64  # a multiple of 32, the number of KV heads if the key is absent
         config["hidden_size"] = 128
     if family == "mistral":
         config["sliding_window"] = None
@@ -164,9 +164,7 @@ def test_null_kv_heads_are_as_many_as_heads(tmp_path: Path) -> None:
         ({"decoder_sparse_step": 3, "mlp_only_layers": [2]}, "dddddEd"),
     ],
 )
-def test_dense_layers_among_experts_are_classes_of_their_own(
-    tmp_path: Path, changes: dict[str, Any], kinds: str
-) -> None:
+def test_dense_layers_among_experts_are_separate_classes(tmp_path: Path, changes: dict[str, Any], kinds: str) -> None:
     base = load_base(bare(tmp_path, SMALL | OWN["qwen3_moe"] | {"model_type": "qwen3_moe"} | changes))
     layers = "".join(("E" if c.mlp.kind == "moe" else "d") * c.num_layers for c in base.model.layers)
     assert layers == kinds
@@ -390,7 +388,7 @@ KEYS: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("family", "changes", "message"), KEYS, ids=[f"{f}-{json.dumps(c)}" for f, c, _ in KEYS])
-def test_a_key_that_is_not_computed_is_refused_by_name(
+def test_an_unsupported_key_is_refused_by_name(
     tmp_path: Path, family: str, changes: dict[str, Any], message: str
 ) -> None:
     file = bare(tmp_path, SMALL | OWN[family] | {"model_type": family} | changes)
@@ -410,7 +408,7 @@ def test_a_key_that_is_not_computed_is_refused_by_name(
         ("mistral", {"attention_dropout": 0.3}),
     ],
 )
-def test_a_key_that_changes_nothing_is_accepted(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
+def test_a_key_without_effect_is_accepted(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
     config = SMALL | OWN[family] | {"model_type": family}
     plain, changed = load_base(bare(tmp_path / "a", config)), load_base(bare(tmp_path / "b", config | changes))
     assert (changed.model, changed.rope, changed.roles) == (plain.model, plain.rope, plain.roles)

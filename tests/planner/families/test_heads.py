@@ -1,4 +1,4 @@
-"""Loading EAGLE heads: the kind by the tensors, every key, and the tensors of the official layouts."""
+"""Loading EAGLE heads: the kind derived from the tensors, every key, and the tensors of the official layouts."""
 
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def test_the_head_of_eagle3(tmp_path: Path, base: BaseInput, own: bool, maps: bo
     assert (again.draft, again.roles, again.tensors_sha256) == (draft.draft, draft.roles, draft.tensors_sha256)
 
 
-def test_a_bare_config_tells_the_kind_by_its_draft_vocabulary(tmp_path: Path, base: BaseInput) -> None:
+def test_the_kind_of_a_bare_config_follows_from_its_draft_vocabulary(tmp_path: Path, base: BaseInput) -> None:
     eagle = load_draft(bare(tmp_path / "eagle3-by-name", HEAD), base).draft
     assert facts_of(eagle) == DraftFacts(kind="eagle", own_embedding=False, maps_vocabulary=False, qkv_bias=False)
     eagle3 = load_draft(bare(tmp_path / "eagle-by-name", EAGLE3), base).draft
@@ -114,7 +114,7 @@ def test_a_bare_config_tells_the_kind_by_its_draft_vocabulary(tmp_path: Path, ba
     assert own.own_embedding
 
 
-def test_a_head_of_another_width_brings_its_embedding(tmp_path: Path, base: BaseInput) -> None:
+def test_a_head_of_another_width_needs_its_own_embedding(tmp_path: Path, base: BaseInput) -> None:
     wide = load_base(bare(tmp_path / "wide", SMALL | {"model_type": "llama", "hidden_size": 24, "head_dim": 6}))
     config = EAGLE3 | {"target_hidden_size": 24}
     shapes = shapes_of_eagle3(target=24)
@@ -131,7 +131,7 @@ def test_a_head_of_another_width_brings_its_embedding(tmp_path: Path, base: Base
     )
 
 
-def test_the_tensors_tell_whether_q_k_and_v_have_biases(tmp_path: Path, base: BaseInput) -> None:
+def test_biases_of_q_k_and_v_are_derived_from_the_tensors(tmp_path: Path, base: BaseInput) -> None:
     eagle3 = shapes_of_eagle3()
     eagle3 |= {f"midlayer.self_attn.{name}.bias": (8,) for name in ("k_proj", "v_proj")}
     eagle3["midlayer.self_attn.q_proj.bias"] = (16,)
@@ -165,7 +165,7 @@ OFFICIAL: list[tuple[str, dict[str, Any]]] = [
         | {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 5], "use_aux_hidden_state": True}},
     ),
 ]
-"""Configs as heads of each family are published: by the authors of EAGLE, and for SpecForge and SGLang."""
+"""Configs of published EAGLE heads, by family: from the authors of EAGLE, and from SpecForge and SGLang."""
 
 
 @pytest.mark.parametrize(("family", "config"), OFFICIAL, ids=[family for family, _ in OFFICIAL])
@@ -261,7 +261,7 @@ def test_a_head_may_name_its_layers_in_two_conventions(tmp_path: Path, base: Bas
     assert inputs.draft.aux_layers == outputs.draft.aux_layers == (1, 3, 6)
 
 
-def test_too_few_layers_for_three_features(tmp_path: Path) -> None:
+def test_a_base_with_too_few_layers_for_three_features_is_refused(tmp_path: Path) -> None:
     small = load_base(bare(tmp_path / "small", SMALL | {"model_type": "llama", "num_hidden_layers": 6}))
     file = bare(tmp_path / "head", EAGLE3)
     assert refused(ConfigError, lambda: load_draft(file, small)) == (
@@ -321,7 +321,7 @@ def test_maps_of_the_whole_vocabulary_are_not_needed(tmp_path: Path, base: BaseI
     assert (again.draft, again.tensors_sha256) == (draft.draft, draft.tensors_sha256)
 
 
-def test_what_is_no_head_is_refused(tmp_path: Path, base: BaseInput) -> None:
+def test_a_checkpoint_that_is_no_eagle_head_is_refused(tmp_path: Path, base: BaseInput) -> None:
     where = saved(tmp_path / "model")
     assert refused(CheckpointError, lambda: load_draft(where, base)) == (
         f"{where}: not an EAGLE head: found lm_head.weight, model.embed_tokens.weight, "

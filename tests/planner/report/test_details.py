@@ -1,4 +1,4 @@
-"""The lines of -v and -vv say what the plan says."""
+"""The lines of -v and -vv against the figures of the plan."""
 
 from planner.report.details import compared_memory, compared_times, device_details, inventory_lines
 from tests.sample_plans import edited, spread_plan, two_stage_plan

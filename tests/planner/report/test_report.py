@@ -1,4 +1,4 @@
-"""Reports say what the plan says: the same numbers in every form, exact in the data, nothing of the terminal's."""
+"""Reports of a plan: the same numbers in every format, exact in JSON, independent of the terminal."""
 
 import dataclasses
 import html.parser
@@ -136,7 +136,7 @@ def test_text_shows_what_is_shared_and_where_it_comes_from() -> None:
     first, *others = spread_plan().stages
     plan = dataclasses.replace(spread_plan(), stages=(dataclasses.replace(first, kv_axis="heads"), *others))
     assert "4 + 4 over 2 by query heads" in " ".join(render.text(plan, 160, color=False).split())
-    assert lines.count("hop nccl") == 1  # of the lm_head; of a stage on one device it is beside the time
+    assert lines.count("hop nccl") == 1  # of the lm_head; a stage on one device has it next to the time
     assert "stage 1 60-79 gpu3 8 28672 hop nccl 9.0 ms" in lines
     assert "hop gloo" in lines
     assert "host box0 box0 box0 box1 box1" in lines
@@ -155,7 +155,7 @@ def test_roles_name_tables_that_are_elsewhere() -> None:
     assert {line.role for line in view(one_device_plan()).devices} == {"stage 0"}
 
 
-def test_layers_that_are_unlike_are_told_apart() -> None:
+def test_layers_of_different_classes_have_separate_lines() -> None:
     plan = two_stage_plan()
     first = plan.model.layers[0]
     experts = dataclasses.replace(first.mlp, kind="moe", num_experts=8, experts_per_token=2)
@@ -165,14 +165,14 @@ def test_layers_that_are_unlike_are_told_apart() -> None:
     assert shown.endswith(f"5 layers of {heads}, MLP 768; 3 layers of {heads}, 8 experts, 2 for a token, of MLP 768")
 
 
-def test_what_was_asked_for_is_told() -> None:
+def test_requested_options_are_printed() -> None:
     options = dataclasses.replace(two_stage_plan().options, strategy="balanced", kv_axis="heads")
     shown = view(dataclasses.replace(two_stage_plan(), options=options))
     assert {("strategy", "balanced"), ("KV divided by", "heads")} < set(shown.options)
     assert shown.verdict == "one step takes 19.8 ms, and no other balanced placement takes less"
 
 
-def test_color_is_asked_for_and_never_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_color_is_used_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = render.text(two_stage_plan(), 100, color=False)
     colored = render.text(two_stage_plan(), 100, color=True)
     assert "\x1b[34m" in colored
@@ -182,7 +182,7 @@ def test_color_is_asked_for_and_never_guessed(monkeypatch: pytest.MonkeyPatch) -
     assert render.text(two_stage_plan(), 100, color=False) == plain
 
 
-def test_an_accepted_gap_is_told() -> None:
+def test_an_accepted_gap_is_printed() -> None:
     plan = edited(edited(two_stage_plan(), "proof.status", "FEASIBLE"), "proof.bound_ns", 19_000_000)
     plan = edited(plan, "options.gap_ppm", 50_000)
     assert check(plan) == ()
@@ -202,7 +202,7 @@ def test_markdown_tables_are_rectangular() -> None:
 
 
 class _Tags(html.parser.HTMLParser):
-    """Every tag that opens closes, in order; remembers what is referred to."""
+    """Parser that asserts matching tags and collects references."""
 
     VOID = ("meta", "br")
 
@@ -230,7 +230,7 @@ def test_html_is_one_well_formed_page(plan: render.Plan) -> None:
     assert digest(plan) in page
 
 
-def test_html_escapes_what_people_named() -> None:
+def test_html_escapes_names() -> None:
     device = dataclasses.replace(two_stage_plan().inventory.devices[0], type="<script>|[red]")
     inventory = two_stage_plan().inventory
     inventory = dataclasses.replace(inventory, devices=(device, *inventory.devices[1:]))
