@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share."""
+"""Options of the test run, and fixtures that several test modules share."""
 
 import os
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ from hypothesis import settings
 
 from tests import plan_factory
 
-settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+settings.register_profile("unhurried", deadline=None)  # a slow machine is no failure
 settings.load_profile("unhurried")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How much of what can be tried without end; CI takes a sample."""
+    """Add options for the number of random trials, of which CI runs a sample."""
     parser.addoption("--kills", type=int, default=8, help="compiles that are killed at a random moment")
     parser.addoption("--flips", type=int, default=120, help="bits of an artifact that are flipped, one at a time")
-    parser.addoption("--cuda", action="store_true", help="devices that tests make are parts of the first GPU")
-    parser.addoption("--sparse-gigabytes", type=float, default=0.6, help="of the checkpoint that memory is bounded for")
+    parser.addoption("--cuda", action="store_true", help="make test devices parts of the first GPU")
+    parser.addoption("--sparse-gigabytes", type=float, default=0.6, help="size of the checkpoint of the memory test")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
-    """Small models on one thread: two threads on a busy pair of cores mostly wait for each other.
+    """Run on one thread and core: with small models, two threads on busy cores mostly wait for each other.
 
     Each worker of pytest-xdist has a core of its own, as far as there are enough.
     """

@@ -1,4 +1,4 @@
-"""Malformed safetensors files: one per rule that is broken, as the bytes of a header or of a whole file."""
+"""Malformed safetensors files, one per broken rule, as the bytes of a header or of a whole file."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ def whole(content: bytes) -> Write:
 
 
 def sparse(prefix: bytes, size: int) -> Write:
-    """Return a writer of a file that begins with ``prefix`` and is a hole up to ``size``."""
+    """Return a writer of a sparse file of ``size`` bytes that begins with ``prefix``."""
 
     def write(file: Path) -> None:
         with file.open("wb") as stream:

@@ -1,4 +1,4 @@
-"""Small valid plans and checkpoints for tests, without a solver: dimensions, groups and shares are given by hand."""
+"""Small valid plans and checkpoints for tests, made without the solver from given dimensions, groups and shares."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ from plans.schema import (
 MIB = 1 << 20
 LINK = Link(link_class="pcie", latency_ns=10_000, bandwidth_bytes_per_s=10_000_000_000)
 KIND: Literal["cuda", "cpu"] = "cpu"
-"""Of the devices that are made here; pytest's --cuda sets it."""
+"""Kind of the devices made here; ``pytest --cuda`` sets it."""
 
 TREE = Tree(kind="dynamic", total_token=12, depth=3, top_k=4, paths=None)
 INPUTS = Inputs(
@@ -52,7 +52,7 @@ DRAFT_INPUTS = dataclasses.replace(INPUTS, draft_config_sha256="2" * 64, draft_t
 
 
 def even(total: int, members: int) -> tuple[int, ...]:
-    """``total`` in nearly equal shares, the larger first."""
+    """Divide ``total`` into nearly equal shares, larger ones first."""
     return tuple(total // members + (member < total % members) for member in range(members))
 
 
@@ -70,7 +70,7 @@ def make_model(
     attention_bias: bool = False,
     mlp_bias: bool = False,
 ) -> Model:
-    """A base model of equal layers."""
+    """Make a base model of equal layers."""
     attention = Attention(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
@@ -109,7 +109,7 @@ def make_draft(
     num_layers: int = 1,
     num_kv_heads: int | None = None,
 ) -> Draft:
-    """A head for ``model``, of its widths, by default with its number of query heads as KV heads."""
+    """Make an EAGLE head with the widths of ``model``, by default with as many KV heads as query heads."""
     own = kind == "eagle3"
     layers = model.layers[0]
     attention = dataclasses.replace(
@@ -133,7 +133,7 @@ def make_draft(
 
 
 def make_device(device_id: str, *, memory_bytes: int = 64 * MIB, host: str = "box0") -> Device:
-    """A CPU device, or with ``--cuda`` a part of the first GPU."""
+    """Make a CPU device, or with ``--cuda`` a part of the first GPU."""
     return Device(
         id=device_id,
         host=host,
@@ -151,17 +151,17 @@ def make_device(device_id: str, *, memory_bytes: int = 64 * MIB, host: str = "bo
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """One stage to be: its devices, and its runs of layers with their shares."""
+    """Devices of a stage, and its runs of layers with their shares."""
 
     devices: tuple[str, ...]
     runs: tuple[Run, ...]
     axis: KvAxis = "heads"
     subgroups: tuple[int, ...] = ()
-    """Empty: of one device each."""
+    """Sizes of the KV subgroups; empty: one device each."""
 
 
 def group(model: Model, devices: Sequence[str], num_layers: int) -> Group:
-    """A stage of nearly equal shares."""
+    """Make a stage of nearly equal shares."""
     layers = model.layers[0]
     run = Run(
         num_layers=num_layers,
@@ -191,10 +191,10 @@ def make_plan(
     tree: Tree = TREE,
     devices: Sequence[Device] | None = None,
 ) -> Plan:
-    """A plan with these groups and shares; the head, if any, by default whole on the last group's leader.
+    """Make a plan with these stages and shares.
 
-    Embedding and head are by default on the devices of the first and the last stage, their rows split evenly.
-    ``devices``: the inventory; by default CPUs of 64 MiB by these names.
+    By default the embedding is on the first stage's devices and the lm_head on the last stage's, rows split evenly, and
+    the drafter, if any, is on the lm_head's first device. ``devices``: the inventory, by default CPUs of 64 MiB.
     """
     embed, head = tuple(embed or groups[0].devices), tuple(head or groups[-1].devices)
     names = {*embed, *head, *(device for members in groups for device in members.devices)}
@@ -243,7 +243,7 @@ def make_plan(
 
 
 def split_draft(model: Model, draft: Draft, devices: tuple[str, ...]) -> DraftPlacement:
-    """The head over a group in nearly equal shares; ``make_plan`` drops the tables that it shares with the base."""
+    """Place the drafter in nearly equal shares; ``make_plan`` drops the tables that it shares with the base."""
     count = len(devices)
     return DraftPlacement(
         devices=devices,
@@ -267,7 +267,7 @@ def shared_draft(
     subgroups: tuple[int, ...],
     kv_heads: tuple[int, ...],
 ) -> DraftPlacement:
-    """The head over a group whose subgroups have so many KV heads each; the rest in nearly equal shares."""
+    """Place the drafter with ``kv_heads`` per KV subgroup, the rest in nearly equal shares."""
     alone = max(subgroups) == 1
     return dataclasses.replace(
         split_draft(model, draft, devices),
@@ -321,7 +321,7 @@ def _no_memory(device: str) -> DeviceMemory:
 
 
 def _with_transports(plan: Plan) -> Plan:
-    """The plan with the transport that each of its groups has on this inventory."""
+    """Set the transport of each group as its inventory requires."""
 
     def of(*members: str) -> Transport:
         return group_transport(plan.inventory, members)
@@ -338,18 +338,18 @@ def _with_transports(plan: Plan) -> Plan:
     embed = dataclasses.replace(plan.embed, transport=of(*plan.embed.devices))
     hop = hop_transport(plan.inventory, befores[-1], plan.head.devices)
     head = dataclasses.replace(plan.head, transport=of(*plan.head.devices), hop_transport=hop)
-    place = plan.draft_placement
-    if place is not None:
-        features = hop_transport(plan.inventory, head.devices, place.devices)
-        place = dataclasses.replace(place, transport=of(*place.devices), feature_transport=features)
+    placement = plan.draft_placement
+    if placement is not None:
+        features = hop_transport(plan.inventory, head.devices, placement.devices)
+        placement = dataclasses.replace(placement, transport=of(*placement.devices), feature_transport=features)
     message = of(*(device.id for device in plan.devices))
     return dataclasses.replace(
-        plan, stages=stages, embed=embed, head=head, draft_placement=place, message_transport=message
+        plan, stages=stages, embed=embed, head=head, draft_placement=placement, message_transport=message
     )
 
 
 def _with_memory(plan: Plan) -> Plan:
-    """The plan with the bytes that planning would count."""
+    """Set the memory of each device to the bytes that the planner counts."""
     lines = tuple(
         memory.device_memory(plan, device.id, *slots.weights_bytes(plan, device.id)) for device in plan.devices
     )
@@ -378,7 +378,7 @@ def write_base(
     shards: int = 1,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """A Llama checkpoint of random weights; its tensors."""
+    """Write a Llama checkpoint of random weights; return its tensors."""
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -433,7 +433,7 @@ def write_draft(
     dtype: torch.dtype = torch.float32,
     seed: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """An EAGLE head of random weights, by default with a KV head for each query head; its tensors."""
+    """Write an EAGLE head of random weights, by default with a KV head per query head; return its tensors."""
     kv_heads = num_kv_heads or num_heads
     config: dict[str, Any] = {
         "model_type": "llama",

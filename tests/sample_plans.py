@@ -1,4 +1,4 @@
-"""Small sound plans, made by hand: what the tests of plans/ and of the reports look at."""
+"""Small consistent plans made by hand, for the tests of plans/ and of the reports."""
 
 import dataclasses
 import re
@@ -51,7 +51,7 @@ def model_of(*, layers: int, hidden: int, heads: int, kv_heads: int, intermediat
 
 
 def draft_of(base: Model, vocab: int) -> Draft:
-    """A head with the attention of its base."""
+    """Make an EAGLE head with the attention of its base."""
     return dataclasses.replace(make_draft(base, draft_vocab_size=vocab), attention=base.layers[0].attention)
 
 
@@ -112,12 +112,12 @@ STAGES = (
 
 
 def split(devices: tuple[str, ...], transport: Transport, rows: tuple[int, ...], predicted_ns: int) -> VocabSplit:
-    """A table on the devices of the stage beside it."""
+    """Make the split of a table on the devices of the adjacent stage."""
     return VocabSplit(devices=devices, transport=transport, hop_transport="local", rows=rows, predicted_ns=predicted_ns)
 
 
 def two_stage_plan() -> Plan:
-    """An unequal pair, then one device with the draft; the fourth device of the inventory is not used."""
+    """Make a plan of an unequal pair, then one device with the drafter; the inventory's fourth device is unused."""
     plan = Plan(
         schema="2.1",
         inputs=Inputs(
@@ -153,7 +153,7 @@ def two_stage_plan() -> Plan:
 
 
 def one_device_plan() -> Plan:
-    """The same model without the draft, on the largest device."""
+    """Make a plan of that model without drafter on the largest device."""
     plan = two_stage_plan()
     stage = Stage(
         first_layer=0,
@@ -182,7 +182,7 @@ def one_device_plan() -> Plan:
 
 
 def nvlink_plan() -> Plan:
-    """Four equal GPUs in one tensor-parallel stage with an EAGLE-3 head on two of them: sizes as in practice."""
+    """Make a plan of realistic size: four equal GPUs in one tensor-parallel stage, EAGLE-3 head on two of them."""
     link = Link(link_class="nvlink", latency_ns=9_000, bandwidth_bytes_per_s=250_000_000_000)
     names = tuple(f"gpu{i}" for i in range(4))
     gpu = device("gpu0", "box0", 80 << 30)
@@ -236,7 +236,7 @@ def nvlink_plan() -> Plan:
 
 
 def spread_plan() -> Plan:
-    """Two hosts: embedding on the CPU, a stage over both, head and draft on devices of two stages; KV is divided."""
+    """Make a plan on two hosts: embedding on a CPU, one stage over both hosts, divided KV heads."""
     base = nvlink_plan()
     gpus, link = base.inventory.devices, base.inventory.hosts[0].link
     cpu = dataclasses.replace(device("cpu0", "box0", 64 << 30), reserve_bytes=4 << 30, type="host")
@@ -295,7 +295,7 @@ def spread_plan() -> Plan:
 
 
 def with_memory(plan: Plan, weights: dict[str, int], draft_weights: dict[str, int]) -> Plan:
-    """The plan with the memory lines that its buffers need, and the least free bytes that follow."""
+    """Set the memory of each device to its buffers and these weights, and the least free bytes."""
     memory = []
     for entry in plan.memory:
         terms = {f"{term}_bytes": value for term, value in device_terms(plan, entry.device).items()}
@@ -316,14 +316,14 @@ def _empty_memory(name: str) -> DeviceMemory:
 
 
 def edited(plan: Plan, path: str, value: Any) -> Plan:
-    """The plan with plain data put at a path such as ``stages[0].runs[1].kv_heads``; None removes the field."""
+    """Return the plan with ``value`` at a path such as ``stages[0].runs[1].kv_heads``; None removes the field."""
     data = encode(plan)
     *steps, last = (int(step) if step.isdecimal() else step for step in re.findall(r"\w+", path))
-    place = data
+    parent = data
     for step in steps:
-        place = place[step]
+        parent = parent[step]
     if value is None:
-        del place[last]
+        del parent[last]
     else:
-        place[last] = value
+        parent[last] = value
     return decode(Plan, data, "plan.yaml")

@@ -1,6 +1,6 @@
-"""The direction of imports, by package: planner -> plans <- runtime, and inside each what a room may use.
+"""The direction of imports: planner -> plans <- runtime, and inside each the packages that a package may import.
 
-Read from the source, so that nothing needs to be imported, and an import inside a function counts as well.
+Imports are read from the source, so that nothing is imported and imports inside functions count too.
 """
 
 import ast
@@ -77,7 +77,7 @@ ROOMS = {
     "runtime.cli": {"runtime.errors", "runtime.processes", "runtime.commands"},
     "runtime.__main__": {"runtime.cli"},
 }
-"""Every room, from the bottom up, and what it imports of its own package: no more, and no less."""
+"""The rooms from the bottom up, each with exactly those of its top package that it imports."""
 
 SOLVER = "planner.solver"
 CONTRACT_MAY_IMPORT = {"plans", "yaml", *sys.stdlib_module_names}
@@ -111,7 +111,7 @@ ONLY_IN = {
 
 
 def modules() -> dict[str, Path]:
-    """Dotted names of the product's modules."""
+    """Return the files of the product's modules by dotted name."""
     files = (file for top in TOPS for file in sorted((ROOT / top).rglob("*.py")))
     names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
     return {name.removesuffix(".__init__"): file for name, file in names.items()}
@@ -121,19 +121,19 @@ MODULES = modules()
 
 
 def room(name: str) -> str:
-    """The package below planner, plans or runtime in which a module is, or the module itself."""
+    """Return the room of a module: its package directly below planner, plans or runtime, or the module itself."""
     return ".".join(name.split(".")[:2])
 
 
 @cache
 def nodes(name: str) -> tuple[ast.AST, ...]:
-    """All of a module's syntax tree."""
+    """Return all nodes of a module's syntax tree."""
     return tuple(ast.walk(ast.parse(MODULES[name].read_text())))
 
 
 @cache
 def imported(name: str) -> frozenset[str]:
-    """Every module that a module imports."""
+    """Return the names of all modules that a module imports."""
     targets: set[str] = set()
     for node in nodes(name):
         if isinstance(node, ast.Import):
@@ -210,13 +210,13 @@ def test_modules_form_no_cycle(top: str) -> None:
 
 
 def test_the_solver_is_a_closed_library() -> None:
-    """Its Problem, errors and integers; nothing of models, plans or inventories."""
+    """It imports the product's errors and integers only; nothing of models, plans or inventories."""
     used = {target for name in MODULES if room(name) == SOLVER for target in imported(name)}
     product = {target for target in used if target.partition(".")[0] in TOPS and room(target) != SOLVER}
     assert product <= {"planner.errors", "planner.integers"}
 
 
-def test_each_large_library_has_its_home() -> None:
+def test_each_large_library_is_used_in_one_room() -> None:
     homes = {library: {room(name) for name in MODULES if library in tops(name)} for library in ONLY_IN}
     assert homes == ONLY_IN
 
@@ -248,7 +248,7 @@ def test_planning_imports_no_torch(name: str) -> None:
     assert not reachable(name, set()) & READS_WEIGHTS
 
 
-def test_only_the_edge_prints() -> None:
+def test_only_commands_print() -> None:
     prints = {
         room(name)
         for name in MODULES
@@ -262,7 +262,7 @@ def test_only_the_edge_prints() -> None:
     "name",
     ["planner.cli", *(f"planner.commands.{name}" for name in ("compile", "diff", "inventory", "scan", "show"))],
 )
-def test_only_to_build_needs_the_solver(name: str) -> None:
+def test_commands_other_than_build_need_no_solver(name: str) -> None:
     assert not [module for module in reachable(name, set()) if tops(module) & {"ortools"}]
 
 
@@ -272,5 +272,5 @@ def test_help_and_verifying_import_no_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize("package", sorted(name for name, file in MODULES.items() if file.name == "__init__.py"))
-def test_every_package_says_what_it_is_for(package: str) -> None:
+def test_every_package_has_a_docstring(package: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[package].read_text()))

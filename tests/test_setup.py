@@ -1,4 +1,4 @@
-"""The scripts of tools/: they parse, and what they install is what the package asks for."""
+"""The scripts of tools/: valid syntax, and pinned versions that satisfy the requirements of the package."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Runs the steps of the workflow for reviewing plans, as a shell does, on a repository made for the test."""
+"""The workflow that reviews plans: its steps run in a shell, on a repository made for the test."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def build(repository: Path, name: str, *options: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Two commits: the first has plans a and b; the second changes a, removes b and adds c."""
+    """Create a repository of two commits: the first has plans a and b; the second changes a, removes b and adds c."""
     path = tmp_path / "work"
     (path / "plans").mkdir(parents=True)
     build(path, "a")
@@ -44,7 +44,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def run_steps(repository: Path) -> dict[str, int]:
-    """Return the exit code of each step that has a command, the installation aside."""
+    """Run each step that has a command, except the installation; return the exit codes."""
     binaries = repository.parent / "bin"
     binaries.mkdir()
     for name, script in (("gh", GH), ("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')):
@@ -66,7 +66,7 @@ def run_steps(repository: Path) -> dict[str, int]:
     return codes
 
 
-def test_it_posts_what_changed_and_that_all_plans_are_proven(repository: Path) -> None:
+def test_it_posts_the_changes_and_that_all_plans_are_proven(repository: Path) -> None:
     assert run_steps(repository) == {"write what changed": 0, "solve every plan again": 0, "comment": 0}
     review = (repository / "review.md").read_text()
     for heading in ("## plans/a", "## plans/b\n\nRemoved.", "## plans/c\n\nNew.", "## check"):

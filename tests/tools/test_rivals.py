@@ -1,4 +1,4 @@
-"""How others place the same models: their rules, and that ours is never slower and fits wherever one of them does."""
+"""Placements of vLLM and accelerate: their rules, and that ours is never slower and fits wherever theirs do."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def test_remainder_layers_are_on_the_last_stages_but_one(layers: int, stages: in
     assert equal_layers(layers, stages) == counts
 
 
-def test_groups_divide_heads_and_hold_kv_heads_whole() -> None:
+def test_tensor_parallel_sizes_divide_query_heads_and_keep_kv_heads_whole() -> None:
     qwen = formulation_of(BY_NAME["3x24"]).model
     assert (qwen.layers[0].attention.num_heads, qwen.layers[0].attention.num_kv_heads) == (40, 8)
     assert allowed_sizes(qwen, 16) == [1, 2, 4, 8]
@@ -52,8 +52,8 @@ def test_groups_divide_heads_and_hold_kv_heads_whole() -> None:
     assert repeat_heads(yi, 8).layers[0].attention.num_kv_heads == 8
 
 
-def test_a_pipeline_takes_what_reading_all_weights_takes() -> None:
-    """Three equal cards one after another: 80 % of 936 GB/s, 10 us a block, two hops of 20 us and little else."""
+def test_a_pipeline_takes_the_time_of_reading_all_weights() -> None:
+    """Three equal cards in sequence at 80 % of 936 GB/s, with 10 us per block and two hops of 20 us."""
     rivalry = BY_NAME["3x24"]
     (pipeline,) = [priced for priced in equal_shares(formulation_of(rivalry)) if priced.name == "TP 1 x PP 3"]
     _, sizes = balanced_map(rivalry.model, formulation_of(rivalry).inventory)
@@ -80,16 +80,17 @@ def test_the_balanced_map_depends_on_the_order_of_cards() -> None:
 
 def test_a_map_of_one_device_names_no_module() -> None:
     small = Rivalry(name="small", title="", model=GB_50, dtype="bfloat16", inventory=one("pcie", "h100-80g"))
-    found = mapped(formulation_of(small), GB_50)
-    assert (found.spilled_bytes, found.priced.short_bytes) == (0, 0)
-    assert found.priced.step_ns == best_equal_share(formulation_of(small)).step_ns
+    balanced = mapped(formulation_of(small), GB_50)
+    assert (balanced.spilled_bytes, balanced.priced.short_bytes) == (0, 0)
+    assert balanced.priced.step_ns == best_equal_share(formulation_of(small)).step_ns
 
 
 def test_a_map_that_fits_is_priced_as_our_strategy_custom() -> None:
     rivalry = BY_NAME["12-24-24"]
     formulation = formulation_of(rivalry)
-    found, _ = balanced_map(rivalry.model, formulation.inventory)
-    pins = read(found | {"model.norm": found["lm_head"]}, "map", formulation.model, None, formulation.inventory.devices)
+    balanced, _ = balanced_map(rivalry.model, formulation.inventory)
+    lines = balanced | {"model.norm": balanced["lm_head"]}
+    pins = read(lines, "map", formulation.model, None, formulation.inventory.devices)
     options = dataclasses.replace(formulation.options, strategy="custom", custom=pins)
     custom = Formulation(model=formulation.model, draft=None, options=options, inventory=formulation.inventory)
     solved = solve(custom.problem, Settings())
@@ -97,8 +98,8 @@ def test_a_map_that_fits_is_priced_as_our_strategy_custom() -> None:
     assert solved.objective_ns == mapped(formulation, rivalry.model).priced.step_ns
 
 
-def test_equal_shares_on_equal_cards_are_an_answer_of_ours() -> None:
-    """Where equal shares are best, ours gains the last rounding of the vocabulary only."""
+def test_our_plan_on_equal_cards_is_nearly_that_of_equal_shares() -> None:
+    """If equal shares are best, our plan is shorter only by finer rounding of vocabulary rows."""
     formulation = formulation_of(BY_NAME["a100x4"])
     best = best_equal_share(formulation)
     solved = solve(formulation.problem, Settings())
@@ -111,16 +112,16 @@ def test_spilled_weights_are_copied_in_every_step() -> None:
     assert copy_ns(22 * 10**9) == 10**9
 
 
-def test_a_map_is_of_one_host() -> None:
+def test_a_balanced_map_is_made_for_the_largest_host() -> None:
     assert largest_host(formulation_of(BY_NAME["hexgen"]).inventory) == (0, 1, 2, 3)
 
 
 @pytest.mark.parametrize("rivalry", RIVALRIES, ids=list(BY_NAME))
-def test_nobody_is_faster_or_fits_where_ours_does_not(rivalry: Rivalry) -> None:
+def test_no_rival_is_faster_or_fits_where_ours_does_not(rivalry: Rivalry) -> None:
     assert beaten(compare(rivalry, limit=2)) == []
 
 
-def test_a_faster_rival_is_told() -> None:
+def test_a_faster_rival_is_reported() -> None:
     small = Rivalry(name="small", title="", model=GB_50, dtype="bfloat16", inventory=one("pcie", "3 x rtx-3090"))
     row = compare(small)
     assert row.ours is not None
