@@ -1,11 +1,11 @@
-"""Ablation of the solver's bounds: CPU seconds of one ``solve`` with each part switched off in turn, as a table.
+"""Ablation of the solver's bounds: a table of CPU seconds of one ``solve`` with each part switched off in turn.
 
     python tools/bench_bounds.py [--only INSTANCE] [--off PART] [--limit CPU_SECONDS]
 
-Instances are those of ``bench_planner.py`` (``speed:``, also with ``--strategy balanced`` as ``balanced:``, and
-``rivals:``), and ``random:`` machines of 4 to 8 unlike GPUs, seeded, whose memory the least bytes of the model fill to
-94-97 %. Each run is a process of its own with one worker, forked when the problem has been formulated, and is killed at
-the limit. Bounds decide what is searched, never the answer: exit code 1 means that two runs found different objectives.
+Instances are those of ``bench_planner.py`` (``speed:``, ``balanced:`` with ``--strategy balanced``, ``rivals:``) and
+seeded ``random:`` machines of 4 to 8 unlike GPUs, whose memory the model fills to 94-97 %. Each run is a forked process
+with one worker on the formulated problem, killed at the limit. Bounds change the search but not the answer: exit code 1
+means that two runs found different objectives.
 """
 
 import argparse
@@ -53,11 +53,11 @@ TYPES = (
 )
 SEEDS = range(8)
 FULL = (0.94, 0.97)
-"""Least bytes of a random machine's model, as a part of its memory."""
+"""Range of the share of a random machine's memory that the model's least bytes fill."""
 
 
 def problem_of(model: Config, draft: Config | None, inventory: Hosts, strategy: str = "latency") -> Problem:
-    """Return the problem of a bare config on an inventory, with the options' defaults."""
+    """Formulate a bare config on an inventory, with default options."""
     with tempfile.TemporaryDirectory(prefix="bounds-") as name:
         configs = {"model": model, "draft": draft} if draft else {"model": model}
         for role, config in configs.items():
@@ -71,25 +71,25 @@ def problem_of(model: Config, draft: Config | None, inventory: Hosts, strategy: 
 
 
 def random_machine(seed: int) -> Problem:
-    """Return a model of as many layers of Llama-3.3-70B as fill 4 to 8 unlike GPUs on one host."""
+    """Formulate 4 to 8 unlike GPUs on one host, with as many layers of Llama-3.3-70B as fill them."""
     rng = random.Random(seed)
     inventory = one("pcie", *rng.sample(TYPES, rng.randint(4, 8)))
-    full = rng.uniform(*FULL)
+    filled = rng.uniform(*FULL)
 
     def problem(layers: int) -> Problem:
         return problem_of(LLAMA_3_70B | {"num_hidden_layers": layers}, None, inventory)
 
     few, more = problem(8), problem(16)
     layer_bytes = (least_bytes(more) - least_bytes(few)) // 8
-    return problem(8 + int(full * sum(few.capacity_bytes) - least_bytes(few)) // layer_bytes)
+    return problem(8 + int(filled * sum(few.capacity_bytes) - least_bytes(few)) // layer_bytes)
 
 
 def instances() -> Iterator[tuple[str, Callable[[], Problem]]]:
-    """Yield the name of each instance, and what formulates it."""
+    """Yield the name of each instance and a function that formulates it."""
     for speed in SPEED:
         yield f"speed:{speed.name}", partial(problem_of, speed.model, speed.draft, speed.inventory)
     for speed in SPEED:
-        if speed.name != "64of4":  # it does not end in 40 CPU seconds
+        if speed.name != "64of4":  # takes more than 40 CPU seconds
             yield f"balanced:{speed.name}", partial(problem_of, speed.model, speed.draft, speed.inventory, "balanced")
     for rivalry in RIVALRIES:
         yield f"rivals:{rivalry.name}", partial(_rivals_problem, rivalry)
@@ -105,7 +105,7 @@ def _rivals_problem(rivalry: Rivalry) -> Problem:
 
 
 def _no_bounds(problem: Problem) -> None:
-    """Stand in for ``lower_bounds``: search among everything."""
+    """Replace ``lower_bounds``: exclude nothing."""
 
 
 def _no_stages_ns(stages: StageCache, first_ns: Sequence[float]) -> list[float]:
@@ -140,11 +140,11 @@ def _by_layers_alone(stages: StageCache, first_ns: Sequence[float]) -> list[floa
 
 
 def _not_whole(problem: Problem, bound: Callable[[Problem], Excess]) -> None:
-    """Stand in for ``whole_layer_bounds``: do as if something were divided."""
+    """Replace ``whole_layer_bounds``: return None as if a part were divided."""
 
 
 Switch = tuple[object, str, object]
-"""An object, the name of an attribute of it, and what it is set to."""
+"""An object, the name of one of its attributes, and the value to set."""
 
 NO_PRICES: Switch = (step, "memory_prices", _no_prices)
 ONE_LINE: Switch = (StageBound, "_envelope", _one_line)
@@ -161,7 +161,7 @@ PARTS: dict[str, tuple[Switch, ...]] = {
     "by price": ((step, "_stages_ns", _by_layers_alone),),
     "whole layers": ((step, "whole_layer_bounds", _not_whole),),
 }
-"""Switches by which each part is off."""
+"""Switches that turn off each part."""
 
 
 # ---- runs ----
@@ -169,11 +169,11 @@ PARTS: dict[str, tuple[Switch, ...]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """One solve that ended."""
+    """One solve that outcome."""
 
     cpu_s: float
     objective_ns: int | None
-    """None: proven that nothing fits."""
+    """None if it is proven that nothing fits."""
 
 
 def _solve(problem: Problem, part: str, limit: int, connection: Connection) -> None:
@@ -187,7 +187,7 @@ def _solve(problem: Problem, part: str, limit: int, connection: Connection) -> N
 
 
 def run(problem: Problem, part: str, limit: int) -> Run | None:
-    """Solve in a process of its own; None: killed at the limit."""
+    """Solve in a forked process; return None if it was killed at the limit."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_solve, args=(problem, part, limit, sender))
@@ -216,9 +216,9 @@ def main() -> None:
             continue
         problem = make()
         runs = [run(problem, part, arguments.limit) for part in parts]
-        cells = [f"{ended.cpu_s:.2f}" if ended else f">{arguments.limit}" for ended in runs]
+        cells = [f"{outcome.cpu_s:.2f}" if outcome else f">{arguments.limit}" for outcome in runs]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
-        if len({ended.objective_ns for ended in runs if ended}) > 1:
+        if len({outcome.objective_ns for outcome in runs if outcome}) > 1:
             differing.append(name)
     if differing:
         print(f"different objectives: {', '.join(differing)}", file=sys.stderr)

@@ -1,10 +1,10 @@
-"""Compiling against `cp` of the same bytes, in pairs of one run, with cold caches, and what memory it takes.
+"""Compiling against `cp` of the same bytes, with cold caches, in pairs of one run; and peak memory.
 
     python tools/bench_compile.py [--gigabytes 2] [--pairs 5] [--directory DIR]
 
-A checkpoint of random weights is made; both sides begin with the page cache dropped (as root; otherwise only the pages
-of the checkpoint). `cp` leaves its last writes to the kernel, a compile has them on disk, so `cp` is also timed with a
-sync of what it wrote. Hashing is in the compile's time, the interpreter's start is not.
+The checkpoint has random weights; both sides begin with the page cache dropped (as root; else only the pages of the
+checkpoint). `cp` leaves its last writes to the kernel while a compile has synced them to disk, so `cp` is also timed
+with a sync of its copy. The time of a compile includes hashing and excludes the start of the interpreter.
 """
 
 import json
@@ -57,7 +57,7 @@ print(json.dumps([seconds, report.read_bytes, report.written_bytes, peak_bytes()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compiled:
-    """One compile: seconds, bytes, and peak memory of the process above that of the interpreter with its imports."""
+    """One compile: seconds, bytes, and peak memory beyond that of the interpreter after its imports."""
 
     seconds: float
     read_bytes: int
@@ -116,7 +116,7 @@ def drop_caches(files: list[Path]) -> None:
 
 
 def copy_cold(source: Path, target: Path, synced: bool) -> float:
-    """Return the seconds of `cp`; ``synced``: with a `sync` of the copy."""
+    """Return the seconds of `cp`, with a `sync` of the copy if ``synced``."""
     drop_caches([source])
     began = time.perf_counter()
     subprocess.run(["cp", str(source), str(target)], check=True)
@@ -128,7 +128,7 @@ def copy_cold(source: Path, target: Path, synced: bool) -> float:
 
 
 def compile_cold(plan: Path, model: Path) -> Compiled:
-    """Compile all images of a plan, none of which is there."""
+    """Compile all images of a plan from scratch, with cold caches."""
     for file in [*plan.glob("*.safetensors"), plan / "images.yaml", plan / ".compiled"]:
         file.unlink(missing_ok=True)
     drop_caches([model / "model.safetensors"])
@@ -156,7 +156,7 @@ def make_plan(directory: Path, model: Path, kind: str, devices: str = INVENTORY)
 
 
 def measure(kind: str, directory: Path, model: Path, pairs: int) -> str:
-    """Return one row of the table: medians of the pairs."""
+    """Return one row of the table, with medians over the pairs."""
     source, target = model / "model.safetensors", directory / "copy"
     plan = make_plan(directory, model, kind)
     compiled, plain, synced = [], [], []
@@ -192,7 +192,7 @@ def measure(kind: str, directory: Path, model: Path, pairs: int) -> str:
 @click.option("--directory", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
 @click.option("--only", type=click.Choice(list(KINDS)), multiple=True, help="Rows of the table; default: all.")
 def main(gigabytes: float, pairs: int, directory: Path, only: tuple[str, ...]) -> None:
-    """Print one row per kind of placement; the directory takes three checkpoints, and is removed at the end."""
+    """Print one row per kind of placement; the directory needs room for three checkpoints and is removed at the end."""
     directory = directory.resolve()
     model = directory / "model"
     try:

@@ -1,12 +1,12 @@
-"""Decoding on one CPU device: transformers' `generate`, our own plain decoding and EAGLE, in turns in one process.
+"""Decoding on one CPU device: transformers' `generate`, our plain decoding and our EAGLE decoding, in one process.
 
     python tools/bench_decode.py [--rounds 5] [--tokens 128] [--json]
 
-Two models: a random bf16 Llama of 134 M parameters with a random EAGLE-3 head, where every step is made to accept three
-tokens, and the embedded model with its own head and the prompt of `runtime run`. Same weights, prompt, dtype and
-threads for all; times are of whole requests, prefill and all; medians over rounds, and ratios of the times of one
-round. transformers decodes with the faster one of its dynamic and its static cache. The limit is bytes of weights over
-the bandwidth of reading memory.
+Two models: a random bf16 Llama of 134 M parameters with a random EAGLE-3 head, where every step is forced to accept
+three tokens, and the embedded model with its EAGLE head and the prompt of `runtime run`. All decoders take turns with
+the same weights, prompt, dtype and threads. Times are of whole requests with prefill, medians over rounds; ratios are
+of times of one round. The reference is the faster of transformers' dynamic and static caches. The limit is the time to
+read the weights once per pass at the measured memory bandwidth.
 """
 
 import argparse
@@ -39,18 +39,18 @@ INVENTORY = "hosts: [{name: box, devices: [{id: cpu, type: cpu, memory: 8 GiB, b
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One model decoded in one way."""
+    """One model decoded by one decoder."""
 
     model: str
     decoder: str
-    """transformers with one of its caches, ours without the draft, or ours with it."""
+    """transformers with one of its caches, our plain decoding, or EAGLE."""
     tokens_per_s: float
     over_transformers: float
-    """Median over rounds of the ratio of times."""
+    """Median over rounds of the time of transformers over the time of this decoder."""
     over_plain: float
     acceptance_length: float
     of_limit: float
-    """Passes over the weights per second, over those that the bandwidth allows."""
+    """Passes over the weights per second, as a share of those that the bandwidth allows."""
 
 
 def random_llama(directory: Path) -> Path:
@@ -66,7 +66,7 @@ def random_llama(directory: Path) -> Path:
 
 
 def random_head(directory: Path) -> Path:
-    """Write a random EAGLE-3 head for it."""
+    """Write a random EAGLE-3 head for that Llama."""
     directory.mkdir()
     shapes = {
         "fc.weight": (HIDDEN, 3 * HIDDEN),
@@ -106,7 +106,7 @@ def built(directory: Path, base: Path, head: Path, dtype: str, tree: str, contex
 
 
 def reading_bytes_per_s() -> float:
-    """Measure the bandwidth of a sum over more than the caches hold."""
+    """Measure the bandwidth of a sum over a block larger than the caches."""
     block = torch.ones(1 << 28, dtype=torch.float32)
     times = []
     for _ in range(5):
@@ -127,7 +127,7 @@ def measure(
     rounds: int,
     limit: float,
 ) -> list[Row]:
-    """Measure all ways to decode one model, in turns."""
+    """Measure all decoders of one model in turns."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
     weights = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
     lengths: list[float] = []
@@ -161,7 +161,7 @@ def measure(
                 torch.set_num_threads(threads)
                 started = time.perf_counter()
                 decode()
-                if number:  # the first one warms up
+                if number:  # the first round warms up
                     times[decoder].append(time.perf_counter() - started)
     fastest = min(list(decoders)[:2], key=lambda name: statistics.median(times[name]))
 
@@ -182,12 +182,12 @@ def measure(
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure both models and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--tree", default="total_token=4,depth=2,top_k=1", help="of the random model")
-    parser.add_argument("--demo-tree", default="total_token=12,depth=4,top_k=2", help="of the embedded model")
+    parser.add_argument("--tree", default="total_token=4,depth=2,top_k=1", help="tree of the random model")
+    parser.add_argument("--demo-tree", default="total_token=12,depth=4,top_k=2", help="tree of the embedded model")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     limit = reading_bytes_per_s()
@@ -204,7 +204,7 @@ def main() -> None:
         print(json.dumps({"read_bytes_per_s": limit, "rows": [asdict(row) for row in rows]}))
         return
     print(f"reading memory: {limit / 1e9:.1f} GB/s, {len(os.sched_getaffinity(0))} cores\n")
-    print("| model | way | tokens/s | x transformers | x plain | acceptance length | of the limit |")
+    print("| model | decoder | tokens/s | x transformers | x plain | acceptance length | of the limit |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         ratios = f"{row.over_transformers:.2f} | {row.over_plain:.2f} | {row.acceptance_length:.2f}"

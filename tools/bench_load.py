@@ -2,10 +2,10 @@
 
     python tools/bench_load.py [--gigabytes 2] [--pairs 5] [--directory DIR]
 
-Each load is a process of its own; its time begins after its imports and ends when every weight can be used, and its
-memory is the growth of its private pages (Private_* of /proc/self/smaps_rollup). Files are in the page cache, except in
-the row "cold": there both sides read from the disk. The last columns are the rate of hashing alone: BLAKE3 by all cores
-over one buffer that stays in their cache.
+Each load is a separate process. Its time begins after the imports and ends when every weight can be used; its memory
+is the growth of private pages (Private_* of /proc/self/smaps_rollup). Files are in the page cache, except in the row
+"cold", where both sides read from disk. The last columns are of hashing alone: BLAKE3 on all cores over one buffer that
+stays in their caches.
 """
 
 import json
@@ -74,7 +74,7 @@ hosts:
 
 
 def measure(name: str, plan: Path, model: Path) -> tuple[float, int]:
-    """Return seconds and private bytes of one load, in a process of its own."""
+    """Return seconds and private bytes of one load in a separate process."""
     imports, load = LOADERS[name]
     program = MEASURE.format(imports=imports, load=load)
     command = [sys.executable, "-c", program, str(plan), str(model)]
@@ -84,7 +84,7 @@ def measure(name: str, plan: Path, model: Path) -> tuple[float, int]:
 
 
 def read_file(file: Path) -> float:
-    """Return the seconds that reading a file takes."""
+    """Read a file; return the seconds."""
     began = time.perf_counter()
     with file.open("rb", buffering=0) as stream:
         buffer = bytearray(16 << 20)
@@ -94,7 +94,7 @@ def read_file(file: Path) -> float:
 
 
 def hash_memory(nbytes: int) -> float:
-    """Return the seconds that hashing ``nbytes`` takes, from a buffer that stays in the processor's cache."""
+    """Hash ``nbytes`` from a buffer that stays in the processor's cache; return the seconds."""
     digest, buffer = blake3(max_threads=os.cpu_count() or 1), bytes(4 << 20)
     began = time.perf_counter()
     for _ in range(nbytes // len(buffer)):
@@ -103,7 +103,7 @@ def hash_memory(nbytes: int) -> float:
 
 
 def verify_against_reading(plan: Path, model: Path, pairs: int, cold: bool) -> str:
-    """Return one row: verifying the image, reading it, and hashing as many bytes."""
+    """Return one row of the table: verifying the image, reading it, and hashing as many bytes."""
     file = plan / "gpu0.safetensors"
     size = file.stat().st_size
     times = []
@@ -128,7 +128,7 @@ def _spread(ratios: list[float]) -> str:
 @click.option("--pairs", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--directory", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
 def main(gigabytes: float, pairs: int, directory: Path) -> None:
-    """Print two tables; the directory takes two checkpoints, and is removed at the end."""
+    """Print two tables; the directory needs room for two checkpoints and is removed at the end."""
     directory = directory.resolve()
     model = directory / "model"
     try:

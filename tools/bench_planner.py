@@ -1,4 +1,4 @@
-"""Times the planner (``speed``), and sets its answers beside those of others (``rivals``).
+"""Time the planner (``speed``), and compare its placements with those of vLLM and accelerate (``rivals``).
 
     python tools/bench_planner.py speed [--only NAME] [--json | --markdown]
     python tools/bench_planner.py rivals [--only NAME] [--json | --markdown]
@@ -49,7 +49,7 @@ class Timed:
 
     @property
     def kept(self) -> bool:
-        """Tell whether the run took no more than it may."""
+        """Return whether the run is proven optimal within its limits of time and memory."""
         speed = self.speed
         solved = speed.most_solve_s is None or self.solve_s <= speed.most_solve_s
         in_all = speed.most_wall_s is None or self.wall_s <= speed.most_wall_s
@@ -60,7 +60,7 @@ class Timed:
 
 
 def timed(speed: Speed) -> Timed:
-    """Run ``build`` and wait for it; its own messages go to stderr, and a failure of it ends this program."""
+    """Run ``build`` to its end; its messages go to stderr, and its failure ends this program."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
         model, draft, inventory = directory / "model", directory / "draft", directory / "inventory.yaml"
@@ -101,11 +101,11 @@ wall_s = time.perf_counter() - start
 with open(sys.argv[1], "w") as file:
     json.dump({"code": os.waitstatus_to_exitcode(status), "wall_s": wall_s, "maxrss": usage.ru_maxrss}, file)
 """
-"""A small process that starts another: what a process has at most counts from what the one that started it has."""
+"""Source of a small process that starts another: peak memory begins at that of the parent, so the parent is small."""
 
 
 def _run(command: Sequence[str], report: Path) -> tuple[dict[str, Any], float, int]:
-    """Run a program; return its JSON, its time in s, and its peak memory in bytes."""
+    """Run a program; return its JSON output, its time in s and its peak memory in bytes."""
     watched = [sys.executable, "-c", WATCH, str(report), *command]
     output = subprocess.run(watched, stdout=subprocess.PIPE, cwd=ROOT, check=True).stdout
     seen = json.loads(report.read_text())
@@ -172,7 +172,7 @@ def _priced(priced: Priced) -> str:
 
 
 def _ours(row: Comparison) -> str:
-    """The step, and what is not proven of it."""
+    """Return our step time, stages and gap as text."""
     if row.ours is None:
         return "proven not to fit"
     gap = 1 - row.ours.bound_ns / row.ours.objective_ns
@@ -180,7 +180,7 @@ def _ours(row: Comparison) -> str:
 
 
 def beaten(row: Comparison) -> list[str]:
-    """Return rivals that are faster than ours, or fit where ours does not; copying weights in every step is no fit."""
+    """Return the rivals that are faster than ours, or fit if ours does not; spilled weights do not count as fitting."""
     others = {"equal shares": row.equal}
     if not row.mapped.spilled_bytes:
         others["accelerate"] = row.mapped.priced

@@ -1,7 +1,7 @@
-"""Instances to measure the planner on: models by their configs, machines by their inventories, pairs of the two.
+"""Instances for measuring the planner: configs of models, inventories of machines, and pairs of the two.
 
-Models that are named are real; a model of so many GB has the layers of a real one, as many as make up that size in
-bfloat16 with embedding and lm_head.
+Named models are real. A model of N GB has layers of a real one, as many as give that size in bfloat16 with embedding
+and lm_head.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def _llama(hidden: int, heads: int, kv_heads: int, intermediate: int, layers: in
 
 
 def _eagle3(base: Config) -> Config:
-    """The head as published for models of this family: one layer as wide as the base's."""
+    """Return the config of an EAGLE-3 head as published for this family: one layer with the base's width."""
     return base | {
         "architectures": ["LlamaForCausalLMEagle3"],
         "num_hidden_layers": 1,
@@ -72,7 +72,7 @@ QWEN_32B: Config = {key: value for key, value in _LLAMA.items() if key not in ("
 }
 """Qwen2.5-32B, 65.5 GB."""
 YI_6B = _llama(4096, 32, 4, 11008, 32, 64000)
-"""Four KV heads."""
+"""Yi-6B, which has four KV heads."""
 MIXTRAL_8X7B: Config = {key: value for key, value in _LLAMA.items() if key not in ("attention_bias", "mlp_bias")} | {
     "architectures": ["MixtralForCausalLM"],
     "model_type": "mixtral",
@@ -92,7 +92,7 @@ MIXTRAL_8X7B: Config = {key: value for key, value in _LLAMA.items() if key not i
 
 
 def box(link: str, *types: str, name: str = "box0") -> dict[str, Any]:
-    """A host with devices in this order; ``4 x a100-80g`` stands for four."""
+    """Return a host with devices of these types, in order; ``4 x a100-80g`` stands for four."""
     devices = []
     for entry in types:
         count, _, type_name = entry.rpartition(" x ")
@@ -106,13 +106,13 @@ def one(link: str, *types: str) -> Hosts:
 
 
 def several(network: dict[str, str], *hosts: tuple[str, Sequence[str]]) -> Hosts:
-    """Hosts as (class of its links, its devices)."""
+    """Return an inventory of several hosts, given as (link class, device types)."""
     named = [box(link, *types, name=f"box{index:02}") for index, (link, types) in enumerate(hosts)]
     return {"hosts": named, "network": network}
 
 
 def alone(network: dict[str, str], *types: str) -> Hosts:
-    """Every device in a host of its own."""
+    """Return an inventory with one device per host."""
     (devices,) = one("pcie", *types)["hosts"]
     return several(network, *(("pcie", [device["type"]]) for device in devices["devices"]))
 
@@ -148,7 +148,7 @@ class Speed:
     inventory: Hosts
     most_solve_s: float | None
     most_wall_s: float | None
-    """Most seconds that it may take; None: no promise."""
+    """Limits on the seconds of a run; None: no limit."""
 
     @property
     def draft(self) -> Config:
@@ -209,7 +209,7 @@ SPEED = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rivalry:
-    """An instance on which others are asked too, without a draft: plain decoding of one sequence."""
+    """An instance for the comparison with rivals: plain decoding of one sequence, without drafter."""
 
     name: str
     title: str

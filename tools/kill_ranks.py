@@ -1,10 +1,10 @@
-"""Kills ranks of a run at random moments, by several signals, and checks how the run ends.
+"""Kill ranks of a run at random moments, with several signals, and check how the run ends.
 
     python tools/kill_ranks.py PLAN [--times 50] [--seed 0]
 
-The command must exit with 5, within the plan's stall time-out + 3 s where a rank was stopped and within 3 s where one
-died, name the device and its phase, and leave no process behind. A signal after the end of the run changes nothing.
-PLAN must have several devices, and its images.
+The command must exit with 5, name the device and its phase, and leave no process behind: within 3 s if a rank died,
+within 3 s + the plan's stall time-out if one was stopped. A signal after the end of the run must change nothing. PLAN
+must have several devices and compiled images.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from plans import codec
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGSTOP)
 SLACK_S = 3.0
-"""Seconds for a busy machine, beyond the plan's time-out."""
+"""Seconds that a busy machine may take beyond the plan's time-out."""
 MOST_S = 60.0
 """Seconds after which a run counts as hung."""
 
@@ -42,13 +42,13 @@ class Outcome:
     ended_s: float
     """Seconds from the signal to the end of the command."""
     phase: str
-    """Phase of the victim, as the command named it."""
+    """Phase of the victim in the message of the command."""
     complaint: str
-    """Message where the run did not end as it must; empty: it did."""
+    """Reason why the end of the run is wrong; empty if it is right."""
 
 
 def strike(directory: Path, choose: random.Random, slack_s: float = SLACK_S) -> Outcome:
-    """Start a run, hit one of its ranks, and wait for the end, which may take ``slack_s`` longer than the plan says."""
+    """Start a run, hit one of its ranks and wait for the end, which may take ``slack_s`` beyond the plan's time-out."""
     plan = codec.load(directory)
     names = [device.id for device in plan.devices]
     victim, sent = choose.randrange(len(names)), choose.choice(SIGNALS)
@@ -67,7 +67,7 @@ def strike(directory: Path, choose: random.Random, slack_s: float = SLACK_S) -> 
         try:
             code = run.wait(MOST_S)
         except subprocess.TimeoutExpired:
-            run.kill()  # and its ranks follow it, but for one that is stopped
+            run.kill()  # its ranks end too, except a stopped one
             for left in ranks:
                 _hit(left, signal.SIGKILL)
             code = run.wait()
@@ -94,7 +94,7 @@ def strike(directory: Path, choose: random.Random, slack_s: float = SLACK_S) -> 
 
 
 def _ranks(run: subprocess.Popen[bytes], count: int) -> list[psutil.Process]:
-    """The rank processes of a run, in their order, once all are there."""
+    """Wait until all rank processes of a run exist; return them in order."""
     parent = psutil.Process(run.pid)
     while run.poll() is None:
         children = sorted(parent.children(), key=lambda child: child.pid)
@@ -113,7 +113,7 @@ def _hit(process: psutil.Process, sent: signal.Signals) -> bool:
 
 
 def main() -> None:
-    """Strike, and print what happened."""
+    """Strike several runs and print the outcome of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--times", type=int, default=50)
@@ -134,7 +134,7 @@ def main() -> None:
             print(f"{sent.name:8} {len(times):3} runs ended, in at most {max(times):.2f} s")
     print("phases:", dict(Counter(outcome.phase for outcome in outcomes if outcome.phase)))
     wrong = [outcome for outcome in outcomes if outcome.complaint]
-    print(f"{len(outcomes) - len(wrong)} of {len(outcomes)} as they must be")
+    print(f"{len(outcomes) - len(wrong)} of {len(outcomes)} ended as they must")
     sys.exit(1 if wrong else 0)
 
 

@@ -176,7 +176,7 @@ class Eagle1Head(nn.Module):
         return out
 
     def token_ids(self) -> Tensor:
-        """Return the base's id of each draft id: the same one."""
+        """Return the base's id of each draft id, which is the same id."""
         return torch.arange(self.shape.vocab_size)
 
 

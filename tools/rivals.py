@@ -1,14 +1,14 @@
-"""Placements that others would choose for the same model and devices, priced by our own cost and memory model.
+"""Placements of vLLM and accelerate for the same model and devices, priced by our cost and memory model.
 
-Equal shares are those of vLLM: tensor parallel over a number that divides the heads, where it is more than there are
-KV heads these are repeated; pipeline stages of equally many layers, the remainder on the last stages but one; ranks in
-the order of the inventory, those of one stage after one another; embedding on the first stage, lm_head on the last.
-Every pair of sizes is tried on all devices, and on those of every choice of types. Nothing is left for a draft, neither
-by them nor by us, and only what our plans count is counted: no fragmentation, no copies while loading.
+Equal shares follow vLLM: tensor-parallel sizes divide the query heads, and KV heads are repeated if there are fewer of
+them; pipeline stages have equally many layers, with the remainder on the stages before the last; ranks follow the order
+of the inventory, stage by stage; the embedding is on the first stage, the lm_head on the last. Every pair of sizes is
+tried on all devices and on those of every subset of types. Neither side reserves memory for a drafter, and only the
+terms of our plans are counted: no fragmentation, no copies while loading.
 
-accelerate's balanced map is asked of accelerate itself, with the memory that we plan with. What it leaves to the CPU
-is, for every token, copied to the GPU that runs the last layers, over PCIe, and computed there, at no other cost; and
-its KV cache is anywhere.
+The balanced map is computed by accelerate itself, with the capacities that we plan with. Weights that it leaves on the
+CPU are copied over PCIe for every token to the GPU that runs the last layers and are computed there, at no further
+cost; their KV cache is not counted against any device.
 """
 
 import dataclasses
@@ -45,18 +45,18 @@ from plans.kv import KvDivision
 from plans.schema import Inventory, Model
 
 ROOMY_BYTES = 1 << 62
-"""Capacity of a device whose load is asked for, whatever memory it has."""
+"""Capacity of a device in a problem that only computes loads."""
 
 LIMIT = 20.0
-"""Deterministic limit of a proof."""
+"""Limit of a proof, in the solver's deterministic time."""
 
 GAP_PPM = 200
-"""Accepted past the limit, and shown."""
+"""Gap that is accepted if the proof exceeds the limit; the table shows it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A pipeline stage of somebody's placement."""
+    """A pipeline stage of a placement."""
 
     devices: DeviceSet
     layers: int
@@ -64,32 +64,32 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Priced:
-    """A placement under our model."""
+    """Step time and missing bytes of a placement under our cost model."""
 
     name: str
     step_ns: int
     short_bytes: int
-    """Bytes missing on its devices, in all; 0: it fits."""
+    """Sum of the bytes missing on its devices; 0 if it fits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mapped:
-    """accelerate's map."""
+    """The balanced map of accelerate."""
 
     priced: Priced
     spilled_bytes: int
-    """Weights on the CPU."""
+    """Bytes of weights on the CPU."""
     spilled_from: str | None
-    """The first module there."""
+    """First module on the CPU; None if all are on GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Placements of one instance: ours, and those of the others."""
+    """Placements of one instance: ours, equal shares, and accelerate's."""
 
     rivalry: Rivalry
     ours: Solved | None
-    """None: proven that nothing fits."""
+    """None if it is proven that nothing fits."""
     stages: str
     """Our stages, in words."""
     equal: Priced
@@ -97,7 +97,7 @@ class Comparison:
 
 
 def formulation_of(rivalry: Rivalry) -> Formulation:
-    """The instance as our planner has it."""
+    """Formulate an instance for our planner."""
     with tempfile.TemporaryDirectory(prefix="rivals-") as directory:
         file = Path(directory) / "config.json"
         file.write_text(json.dumps(rivalry.model))
@@ -112,7 +112,7 @@ def formulation_of(rivalry: Rivalry) -> Formulation:
 
 
 def compare(rivalry: Rivalry, limit: float = LIMIT) -> Comparison:
-    """Return our placement, proven or past the limit within GAP_PPM, beside theirs."""
+    """Solve an instance, within GAP_PPM if the proof exceeds the limit, and price the rivals' placements."""
     formulation = formulation_of(rivalry)
     try:
         ours = solve(formulation.problem, Settings(limit=limit))
@@ -128,7 +128,7 @@ def compare(rivalry: Rivalry, limit: float = LIMIT) -> Comparison:
 
 
 def _in_words(formulation: Formulation, answer: Answer) -> str:
-    """Layers on the devices of each stage, by type."""
+    """Return the layers and devices of each stage as text."""
     devices = formulation.inventory.devices
     stages = []
     for stage in answer.stages:
@@ -140,7 +140,7 @@ def _in_words(formulation: Formulation, answer: Answer) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Placed(Formulation):
-    """A problem with nothing but the stages and blocks of a placement, in the order of execution."""
+    """A formulation restricted to the stages and blocks of one placement, in the order of execution."""
 
     parts: tuple[Part, ...]
     embed: DeviceSet
@@ -156,14 +156,14 @@ class _Placed(Formulation):
 
     @cached_property
     def groups(self) -> tuple[tuple[Group, KvDivision], ...]:
-        """By heads alone: where a rival repeats some, the model has as many of them (``repeat_heads``)."""
+        """Keep splits of whole KV heads only: ``repeat_heads`` adds heads to the model if a rival repeats them."""
         return tuple((group, division) for group, division in super().groups if max(division.subgroups) == 1)
 
 
 def price(
     formulation: Formulation, parts: Sequence[Part], embed: DeviceSet, head: DeviceSet, name: str
 ) -> tuple[Problem, Priced]:
-    """A placement in equal shares, by certify, and the problem that it is an answer of; it need not fit."""
+    """Price a placement in equal shares with ``certify``; return its problem too. It need not fit."""
     options = dataclasses.replace(formulation.options, kv_axis="heads", strategy="latency", custom=None)
     placed = _Placed(
         model=formulation.model,
@@ -193,7 +193,7 @@ def _stages(problem: Problem, parts: Sequence[Part]) -> Iterator[StageAnswer]:
     kinds = problem.layer_kinds
     start = 0
     for g, part in enumerate(parts):
-        here = kinds[start : start + part.layers]
+        own_kinds = kinds[start : start + part.layers]
         start += part.layers
         size = len(part.devices.devices)
         layers, units = [], []
@@ -201,8 +201,8 @@ def _stages(problem: Problem, parts: Sequence[Part]) -> Iterator[StageAnswer]:
             most = max((max(split.shares) for split in splits if len(set(split.shares)) == 1), default=0)
             chosen = [int(set(split.shares) == {most}) for split in splits]
             assert sum(chosen) == 1, "one of the splits is in equal shares"
-            layers.append(tuple(here.count(k) * number for number in chosen))
-            units.append(even(problem.kinds[k].units * here.count(k), size))
+            layers.append(tuple(own_kinds.count(k) * number for number in chosen))
+            units.append(even(problem.kinds[k].units * own_kinds.count(k), size))
         yield StageAnswer(group=g, layers=tuple(layers), units=tuple(units))
 
 
@@ -215,7 +215,7 @@ def _whole(block: Block, devices: DeviceSet) -> BlockAnswer:
 
 
 def equal_layers(layers: int, stages: int) -> tuple[int, ...]:
-    """vLLM's division (``get_pp_indices``): the remainder goes to the last stages, but not to the very last."""
+    """Divide layers as vLLM's ``get_pp_indices``: the stages before the last one take the remainder."""
     fewest, rest = divmod(layers, stages)
     counts = [fewest] * stages
     for position in range(2, rest + 2):
@@ -224,7 +224,7 @@ def equal_layers(layers: int, stages: int) -> tuple[int, ...]:
 
 
 def allowed_sizes(model: Model, most: int) -> list[int]:
-    """Sizes of tensor parallel groups: divisors of heads and MLP, and of the KV heads or multiples of them."""
+    """Return the tensor-parallel sizes: divisors of query heads and MLP, and divisors or multiples of the KV heads."""
     return [size for size in range(1, most + 1) if all(_divides(size, model, i) for i in range(len(model.layers)))]
 
 
@@ -236,7 +236,7 @@ def _divides(size: int, model: Model, layer_class: int) -> bool:
 
 
 def repeat_heads(model: Model, size: int) -> Model:
-    """Return the model with each KV head as often as a group of this size holds it; unchanged for a smaller group."""
+    """Return the model with at least ``size`` KV heads, as vLLM repeats them; unchanged if it has as many."""
 
     def repeated(kv_heads: int) -> int:
         return max(kv_heads, size)
@@ -251,7 +251,7 @@ def repeat_heads(model: Model, size: int) -> Model:
 
 
 def equal_shares(formulation: Formulation) -> Iterator[Priced]:
-    """Every equal-share placement, whether it fits or not."""
+    """Yield every placement in equal shares, also those that do not fit."""
     model, inventory = formulation.model, formulation.inventory
     total = model.num_layers
     for chosen in _choices(inventory):
@@ -268,12 +268,12 @@ def equal_shares(formulation: Formulation) -> Iterator[Priced]:
 
 
 def best_equal_share(formulation: Formulation) -> Priced:
-    """The fastest that fits, or where none does the one that is short of least."""
+    """Return the fastest equal-share placement that fits, or the one that lacks the fewest bytes."""
     return min(equal_shares(formulation), key=lambda priced: (priced.short_bytes, priced.step_ns))
 
 
 def _choices(inventory: Inventory) -> Iterator[tuple[int, ...]]:
-    """Devices in the order of the inventory: all, then those of fewer types."""
+    """Yield the GPUs of every subset of types, all types first, in the order of the inventory."""
     types = list(dict.fromkeys(device.type for device in inventory.devices if device.kind == "cuda"))
     for count in range(len(types), 0, -1):
         for chosen in itertools.combinations(types, count):
@@ -295,8 +295,8 @@ def _name(inventory: Inventory, used: Sequence[int], size: int, stages: int) -> 
 
 
 def balanced_map(config: dict[str, Any], inventory: Inventory) -> tuple[dict[str, int | str], dict[str, int]]:
-    """accelerate's balanced map over the devices of an inventory, and the bytes of every module."""
-    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of devices that are not in this machine
+    """Return accelerate's balanced map over the GPUs of an inventory, and the bytes of every module."""
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns about devices that this machine lacks
     keys = dict(config)
     with torch.device("meta"):
         shaped = AutoConfig.for_model(keys.pop("model_type"), **keys)
@@ -310,7 +310,7 @@ def balanced_map(config: dict[str, Any], inventory: Inventory) -> tuple[dict[str
 
 
 def largest_host(inventory: Inventory) -> tuple[int, ...]:
-    """Devices of the host with most memory: a map is of one process, so of one host."""
+    """Return the GPUs of the host with the most GPU memory: a map is for one process, hence one host."""
 
     def devices(host: str) -> list[int]:
         return [
@@ -324,7 +324,7 @@ def largest_host(inventory: Inventory) -> tuple[int, ...]:
 
 
 def mapped(formulation: Formulation, config: dict[str, Any]) -> Mapped:
-    """accelerate's balanced map, priced."""
+    """Compute and price accelerate's balanced map on the largest host."""
     inventory = formulation.inventory
     usable = largest_host(inventory)
     host = inventory.devices[usable[0]].host
@@ -339,8 +339,10 @@ def mapped(formulation: Formulation, config: dict[str, Any]) -> Mapped:
     nbytes = sum(sizes[name] for name in spilled)
     last = max(place for place in device_of.values() if isinstance(place, int))
     resident = {name: last if place == "cpu" else place for name, place in device_of.items()}
-    if "lm_head" in resident:  # else all is in one place
-        resident["model.norm"] = resident["lm_head"]  # no byte of any account, and one piece with lm_head for us
+    if "lm_head" in resident:  # otherwise one line maps the whole model
+        resident["model.norm"] = resident[
+            "lm_head"
+        ]  # our plans keep the final norm with the lm_head; its bytes are negligible
     listed = device_map.read(resident, "accelerate", formulation.model, None, local.devices)
     pins = {pin.module: pin.device for pin in listed}
     index = [device.id for device in local.devices].index
@@ -356,5 +358,5 @@ def mapped(formulation: Formulation, config: dict[str, Any]) -> Mapped:
 
 
 def copy_ns(nbytes: int) -> int:
-    """Copying from the host to a GPU, over the catalogue's ``pcie`` link."""
+    """Return the time of a copy from host to GPU over the catalogue's ``pcie`` link."""
     return ceil_div(nbytes * 10**9, catalog().links["pcie"].bandwidth_bytes_per_s)

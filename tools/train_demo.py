@@ -356,7 +356,7 @@ def unlikelihood_loss(model: LlamaForCausalLM, rows: Tensor, marks: Tensor) -> T
 
 
 def train_against_loops(model: LlamaForCausalLM, train: Tensor, budget: Budget, log: Log) -> dict[str, Tensor]:
-    """Train, as a short last stage, against the n-grams that greedy continuations repeat, beside the usual loss."""
+    """Train a short last stage: the usual loss plus unlikelihood of n-grams that greedy continuations repeat."""
     source = batches(train, budget, random.Random(budget.seed + 1))
     rng = random.Random(budget.seed + 2)
     trainer = Trainer(model, budget.unlikelihood_steps, adam_lr=0.004, first=0.5)
@@ -413,7 +413,7 @@ class Unrolled:
 
 
 def target_choices(head: Head, final: Tensor, base: LlamaForCausalLM) -> tuple[Tensor, Tensor]:
-    """Return a drafter's targets, of the base's final states [B, T, H]: weights [B, T, draft ids], rows that count.
+    """Return a drafter's targets from the base's final states [B, T, H]: weights [B, T, draft ids], valid rows.
 
     They are mostly the base's first choice, as greedy decoding needs, and to SOFT_SHARE its distribution. A row whose
     first choice lies outside the draft vocabulary does not count.
@@ -521,9 +521,9 @@ def train_head(
 CARD = """\
 # Demonstration model
 
-A Llama of {base_parameters:,} parameters that writes Python-like text, with an EAGLE-3 head ({eagle3_parameters:,}
-parameters) and an EAGLE-1 head ({eagle1_parameters:,}) for it. It exists so that planning, loading and speculative
-decoding can be tried, tested and measured without a download. It is of no use for writing programs.
+A Llama with {base_parameters:,} parameters that writes Python-like text, with an EAGLE-3 head ({eagle3_parameters:,}
+parameters) and an EAGLE-1 head ({eagle1_parameters:,}). With it, planning, loading and speculative decoding can be
+tried, tested and measured without a download. It does not write useful programs.
 
 - `base`: `LlamaForCausalLM` of 8 layers, hidden 192, intermediate 512, 8 heads of 24, 4 KV heads, untied embeddings;
   byte-level BPE of 2048, 512 positions.
@@ -543,7 +543,7 @@ Apache-2.0, as this project is.
 ## Training
 
 `tools/train_demo.py`, seed {seed}, on the CPU, budgeted in steps; Muon for the hidden matrices and AdamW for the rest.
-Losses are of training batches, smoothed over about twenty steps.
+Losses are those of training batches, smoothed over about twenty steps.
 
 | stage | budget | wall time | loss at its end |
 |---|---|---|---|
@@ -554,12 +554,12 @@ Losses are of training batches, smoothed over about twenty steps.
 | EAGLE-3 head | {eagle3_steps} steps of {head_step} x {eagle3_unroll} | {eagle3[seconds]} s | {eagle3[loss]:.3f} |
 | EAGLE-1 head | {eagle1_steps} steps of {head_step} x {eagle1_unroll} | {eagle1[seconds]} s | {eagle1[loss]:.3f} |
 
-The wall times are of a machine that did other work too. The unlikelihood stage is there because a base this small
-repeats itself under greedy decoding: beside the usual loss it lowers the probability of tokens that complete a 6-gram
-which the base's own greedy continuation of a training prompt already holds. The heads learn from the stored (bfloat16)
-base computed in float32, on its own greedy continuations of windows of the corpus of 16 to 96 tokens: nine tenths of
-the loss are of the base's first choice, the rest of its distribution. "x n" means n self-fed steps, each of which
-weighs nine tenths of the one before.
+The wall times were measured on a machine that did other work too. The unlikelihood stage is needed because a base this
+small repeats itself under greedy decoding. In addition to the usual loss, it lowers the probability of tokens that
+complete a 6-gram which the base's greedy continuation of a training prompt already contains. The EAGLE heads learn from
+the stored (bfloat16) base, computed in float32, on its greedy continuations of corpus windows of 16 to 96 tokens: nine
+tenths of the loss are on the base's first choice, the rest on the base's distribution. "x n" means n self-fed steps,
+each weighted with nine tenths of the one before.
 
 ## Measured
 
@@ -574,11 +574,11 @@ dynamic tree with total_token 60, depth 7, top_k 10 (`tools/measure_demo.py`).
 | EAGLE-1 acceptance length, same tree | {eagle1_tau:.2f} |
 | prompts where speculation equals plain greedy decoding, EAGLE-3 and EAGLE-1 | {eagle3_equal}, {eagle1_equal} |
 
-Trained on so little, the base knows the manner of the library's source and not its meaning.
+With so little training, the base reproduces the form of the library's source but not its meaning.
 
 ## Sample
 
-A held-out prompt of {prompt_tokens} tokens and {new_tokens} greedy ones:
+A held-out prompt of {prompt_tokens} tokens, followed by {new_tokens} greedy tokens:
 
 ```python
 {sample}
@@ -590,8 +590,8 @@ A held-out prompt of {prompt_tokens} tokens and {new_tokens} greedy ones:
 python tools/train_demo.py
 ```
 
-writes this directory. The seed fixes every random choice; another interpreter version is another corpus, and another
-processor or PyTorch rounds differently, so figures will be near these and not equal to them.
+writes this directory. The seed fixes every random choice. Another interpreter version has another corpus, and another
+processor or PyTorch version rounds differently, so the figures will be close to these but not equal.
 """
 
 
@@ -611,7 +611,7 @@ class Stages:
         self.record: dict[str, dict[str, Any]] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def run(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return the tensors of a stage: those of an earlier run, or made now and kept."""
+        """Return the tensors of a stage, from an earlier run or made now and kept."""
         path = self.work / f"{name}.safetensors"
         if not path.exists():
             started = time.monotonic()
