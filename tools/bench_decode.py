@@ -189,18 +189,22 @@ def main() -> None:
     parser.add_argument("--tree", default="total_token=4,depth=2,top_k=1", help="tree of the random model")
     parser.add_argument("--demo-tree", default="total_token=12,depth=4,top_k=2", help="tree of the embedded model")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     limit = reading_bytes_per_s()
     with tempfile.TemporaryDirectory(prefix="decode-") as name:
         directory = Path(name)
         base, head = random_llama(directory / "base"), random_head(directory / "head")
-        random = built(directory / "random", base, head, "bfloat16", asked.tree, 512)
-        demo = built(directory / "demo", DEMO / "base", DEMO / "eagle3", "float32", asked.demo_tree, 512)
+        random = built(directory / "random", base, head, "bfloat16", arguments.tree, 512)
+        demo = built(directory / "demo", DEMO / "base", DEMO / "eagle3", "float32", arguments.demo_tree, 512)
         prompt = tuple(1 + number * 7 % 1000 for number in range(PROMPT_TOKENS))
         text = tuple(load_tokenizer(demo).encode(DEFAULT_PROMPT).ids)
-        rows = measure("134 M, bf16", base, random, prompt, torch.bfloat16, 3, asked.tokens, asked.rounds, limit)
-        rows += measure("embedded", DEMO / "base", demo, text, torch.float32, None, asked.tokens, asked.rounds, limit)
-    if asked.json:
+        rows = measure(
+            "134 M, bf16", base, random, prompt, torch.bfloat16, 3, arguments.tokens, arguments.rounds, limit
+        )
+        rows += measure(
+            "embedded", DEMO / "base", demo, text, torch.float32, None, arguments.tokens, arguments.rounds, limit
+        )
+    if arguments.json:
         print(json.dumps({"read_bytes_per_s": limit, "rows": [asdict(row) for row in rows]}))
         return
     print(f"reading memory: {limit / 1e9:.1f} GB/s, {len(os.sched_getaffinity(0))} cores\n")

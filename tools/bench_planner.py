@@ -4,8 +4,8 @@
     python tools/bench_planner.py rivals [--only NAME] [--json | --markdown]
 
 ``speed`` runs ``python -m planner build --plan-only`` once for each instance, with the defaults and the EAGLE-3 head,
-and reads time and peak memory of that process. ``rivals`` says what :mod:`rivals` says. Exit code 1: a promise is not
-kept, or somebody else's placement is faster or fits where ours does not.
+and reads time and peak memory of that process. ``rivals`` prints the comparison of :mod:`rivals`. Exit code 1: a run
+exceeds its limits, or a rival's placement is faster or fits where ours does not.
 """
 
 import argparse

@@ -118,10 +118,10 @@ def main() -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    choose, outcomes = random.Random(asked.seed), []
-    for number in range(asked.times):
-        outcome = strike(asked.plan, choose)
+    arguments = parser.parse_args()
+    choose, outcomes = random.Random(arguments.seed), []
+    for number in range(arguments.times):
+        outcome = strike(arguments.plan, choose)
         outcomes.append(outcome)
         print(
             f"{number:3}  {outcome.signal.name:8} rank {outcome.victim} after {outcome.after_s:4.2f} s: exit "

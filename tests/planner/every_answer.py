@@ -176,7 +176,7 @@ def _receive_ns(
     problem: Problem, sender: tuple[int, ...], devices: tuple[int, ...], sites: Sequence[int], cost: Receive
 ) -> int:
     leader = sender[0]
-    (host,) = [h for h, there in enumerate(problem.hosts) if leader in there]
+    (host,) = [h for h, members in enumerate(problem.hosts) if leader in members]
     if sender == devices:
         return cost.same_ns
     if leader in devices:

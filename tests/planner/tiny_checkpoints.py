@@ -54,7 +54,7 @@ OWN: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "norm_topk_prob": True},
 }
-"""Keys of a small config of each family, besides SMALL."""
+"""Keys of a small config of each family, in addition to SMALL."""
 
 
 def config_of(family: str, **changes: Any) -> Any:

@@ -487,8 +487,8 @@ def test_transports_of_groups() -> None:
     one_gpu = edited(nvlink_plan(), "inventory.devices[3].ordinal", 0).inventory
     assert group_transport(one_gpu, ["gpu0", "gpu3"]) == "gloo"
     assert group_transport(one_gpu, ["gpu0", "gpu1"]) == "nccl"
-    asked = edited(nvlink_plan(), "inventory.hosts[0].transport", "gloo").inventory
-    assert group_transport(asked, ["gpu0", "gpu3"]) == "gloo"
+    gloo_only = edited(nvlink_plan(), "inventory.hosts[0].transport", "gloo").inventory
+    assert group_transport(gloo_only, ["gpu0", "gpu3"]) == "gloo"
 
 
 @settings(max_examples=20, deadline=None)

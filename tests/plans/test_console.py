@@ -41,7 +41,7 @@ def test_ctrl_c_ends_with_130_and_a_bug_keeps_its_traceback(capsys: pytest.Captu
         raise TypeError
 
 
-def test_a_refusal_that_nobody_reads_keeps_its_exit_code() -> None:
+def test_a_refusal_on_closed_pipes_keeps_its_exit_code() -> None:
     code = (
         "from plans.console import *\n"
         "with refusals_reported(lambda error: Refusal(exit_code=4, text='x', data={}), as_json=True): raise ValueError"

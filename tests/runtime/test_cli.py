@@ -163,11 +163,11 @@ def test_run_verifies_images_unless_no_verify_is_given(one_dir: Path, tmp_path: 
     directory = tmp_path / "plan"
     shutil.copytree(one_dir, directory)
     damaged = damage(directory / "a.safetensors")
-    asked = ("run", directory, "--prompt-ids", "1", "--max-new-tokens", "4")
-    assert command(*asked).code == 4
-    assert command(*asked, "--no-verify").code == 0
+    run = ("run", directory, "--prompt-ids", "1", "--max-new-tokens", "4")
+    assert command(*run).code == 4
+    assert command(*run, "--no-verify").code == 0
     (directory / "a.safetensors").write_bytes(damaged[:-256])
-    assert command(*asked, "--no-verify").code == 4, "file sizes are checked anyway"
+    assert command(*run, "--no-verify").code == 4, "file sizes are checked anyway"
 
 
 def damage(image: Path) -> bytearray:
@@ -183,29 +183,29 @@ def damage(image: Path) -> bytearray:
 
 def test_a_prompt_from_stdin_in_the_chat_template(one_dir: Path, command: Command) -> None:
     common = ("run", one_dir, "--max-new-tokens", "5", "--json", "--temperature", "1", "--seed", "7")
-    asked = command(*common, "--prompt", "-", "--chat", "--system", "e", stdin=io.StringIO("bcd"))
-    piped, rendered = json.loads(asked.out), json.loads(command(*common, "--prompt", "seubcda").out)
+    from_stdin = command(*common, "--prompt", "-", "--chat", "--system", "e", stdin=io.StringIO("bcd"))
+    piped, rendered = json.loads(from_stdin.out), json.loads(command(*common, "--prompt", "seubcda").out)
     assert (piped["prompt_ids"], piped["tokens"], piped["seed"]) == (rendered["prompt_ids"], rendered["tokens"], 7)
 
 
 def test_piped_text_is_the_prompt_and_a_silent_pipe_is_refused(
     one_dir: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("run", one_dir, "--max-new-tokens", "3", "--json")
+    run = ("run", one_dir, "--max-new-tokens", "3", "--json")
     for late_s in (0.0, 0.5):
         reading, writing = os.pipe()
         threading.Timer(late_s, lambda end=writing: (os.write(end, b"bc"), os.close(end))).start()
         with os.fdopen(reading) as stdin:
-            assert json.loads(command(*asked, stdin=stdin).out)["prompt_ids"] == [1, 2]
+            assert json.loads(command(*run, stdin=stdin).out)["prompt_ids"] == [1, 2]
     monkeypatch.setattr(prompts, "SILENCE_S", 1)
     reading, writing = os.pipe()
     with os.fdopen(reading) as stdin:
-        done = command(*asked, stdin=stdin)
+        done = command(*run, stdin=stdin)
     os.close(writing)
     assert (done.code, json.loads(done.out)["error"]["exit_code"]) == (2, 2)
     assert "stdin is a pipe, and nothing came from it for 1 s: give --prompt TEXT" in done.err
     with Path(os.devnull).open() as stdin:
-        assert "this continues the default prompt" in command(*asked, stdin=stdin).err
+        assert "this continues the default prompt" in command(*run, stdin=stdin).err
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe"])
@@ -227,10 +227,10 @@ def test_an_output_that_cannot_be_written_ends_the_run(one_dir: Path) -> None:
 
 
 def test_debug_prints_the_contents_of_devices(one_dir: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ("run", one_dir, "--prompt-ids", "1", "--max-new-tokens", "3")
-    assert "memory" not in command(*asked).err
+    run = ("run", one_dir, "--prompt-ids", "1", "--max-new-tokens", "3")
+    assert "memory" not in command(*run).err
     monkeypatch.setenv("DEBUG", "1")
-    once = command(*asked).err
+    once = command(*run).err
     for words in (
         "a (cpu of box0): ",
         "layers 0-7 with ",
@@ -242,7 +242,7 @@ def test_debug_prints_the_contents_of_devices(one_dir: Path, command: Command, m
         assert words in once
     assert "layers.3.qkv.weight" not in once
     monkeypatch.setenv("DEBUG", "2")
-    assert "layers.3.qkv.weight" in command(*asked).err
+    assert "layers.3.qkv.weight" in command(*run).err
     assert "layers.3.qkv.weight" in command("verify", one_dir).err
 
 

@@ -165,18 +165,18 @@ def test_a_script_needs_no_main_guard_and_may_use_torch_before(tmp_path: Path) -
 def test_a_seed_gives_the_same_text_with_a_divided_lm_head(plan_dir: tuple[Path, Plan], tmp_path: Path) -> None:
     directory, plan = compiled_plan(tmp_path, ("a", "b"))
     assert plan.head.rows == (25, 25)
-    asked = [(0.9, None, None), (0.9, 7, None), (0.9, None, 0.8), (1.5, 30, 0.9)]
+    parameters = [(0.9, None, None), (0.9, 7, None), (0.9, None, 0.8), (1.5, 30, 0.9)]
     texts = []
     for where in (directory, plan_dir[0]):
         with Engine.open(where) as engine:
             texts.append(
                 [
                     engine.generate(PROMPT, max_new_tokens=16, temperature=t, top_k=k, top_p=p, seed=2).tokens
-                    for t, k, p in asked
+                    for t, k, p in parameters
                 ]
             )
     assert texts[0] == texts[1]
-    assert len(set(texts[0])) == len(asked)
+    assert len(set(texts[0])) == len(parameters)
 
 
 @pytest.mark.parametrize(

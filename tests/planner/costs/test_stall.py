@@ -20,9 +20,9 @@ CONTEXT, CHUNK = 256, 64
 def planned(device: dict[str, Any], **wanted: Any) -> Plan:
     """Plan the embedded model without EAGLE head on one device."""
     base, _ = demo(None)
-    asked = Wanted(context=CONTEXT, dtype="float32", **wanted)
+    request_options = Wanted(context=CONTEXT, dtype="float32", **wanted)
     inventory = listed({"hosts": [host("box", device)]})
-    return build(Request(base=base, draft=None, inventory=inventory, wanted=asked), Settings()).plan
+    return build(Request(base=base, draft=None, inventory=inventory, wanted=request_options), Settings()).plan
 
 
 def layer_ns(rows: int, flops_per_s: int) -> int:

@@ -175,7 +175,7 @@ def test_dense_layers_among_experts_are_separate_classes(tmp_path: Path, changes
 
 
 def test_sizes_of_each_layer(tmp_path: Path) -> None:
-    """Save a model of transformers whose MLPs are replaced by ones of other sizes."""
+    """Compare with a model of transformers whose MLPs are replaced by ones of other sizes."""
     sizes = [24, 24, 40, 8, 8, 8, 24]
     saved(tmp_path)
     config = config_of("llama")

@@ -311,7 +311,7 @@ def test_the_map_is_there_exactly_when_vocabularies_differ(tmp_path: Path, base:
 
 
 def test_maps_of_the_whole_vocabulary_are_not_needed(tmp_path: Path, base: BaseInput) -> None:
-    """The reference implementation removes them before it loads such a head (Vicuna's)."""
+    """The reference implementation drops such maps before it loads a head, for example Vicuna's."""
     shapes = shapes_of_eagle3(vocab=32)
     where = head(tmp_path / "a", EAGLE3 | {"draft_vocab_size": 32}, shapes | {"d2t": (32,), "t2d": (32,)})
     draft = load_draft(where, base)

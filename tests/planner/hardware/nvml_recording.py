@@ -81,7 +81,7 @@ class Recording:
         return answer(self.data["nvmlDeviceGetTopologyCommonAncestor"], self._pair(a, b))
 
     def nvmlDeviceGetP2PStatus(self, a: Any, b: Any, index: int) -> Any:
-        ctypes.c_uint(index)  # a tuple, which the library's own constant is, is refused by the real call
+        ctypes.c_uint(index)  # the library's own constant is a tuple, which the real call refuses
         return answer(self.data["nvmlDeviceGetP2PStatus"], self._pair(a, b))
 
     def _pair(self, a: Any, b: Any) -> str:

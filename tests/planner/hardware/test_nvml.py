@@ -109,7 +109,7 @@ REFUSALS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("library", "message"), REFUSALS, ids=["no-driver", "no-gpu", "lost", "nameless"])
-def test_what_cannot_be_read_is_refused(library: Any, message: str) -> None:
+def test_machines_that_cannot_be_read_are_refused(library: Any, message: str) -> None:
     with pytest.raises(DetectionError) as caught:
         read_machine(library)
     assert str(caught.value) == message

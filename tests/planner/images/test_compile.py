@@ -739,12 +739,12 @@ def test_changes_of_the_directory_during_a_compile_are_reported(tmp_path: Path, 
     write_draft(draft_dir, seed=3)
     changes = iter([change])
 
-    def meanwhile(done: int, total: int) -> None:
+    def change_directory(done: int, total: int) -> None:
         for change in changes:
             change(directory)
 
     with pytest.raises(OutputError, match="plan: cannot write: "):
-        compile_plan(directory, base_dir, draft_dir, progress=meanwhile)
+        compile_plan(directory, base_dir, draft_dir, progress=change_directory)
     if directory.exists():
         check_images(plan, directory, verify=True, devices=["a", "b", "c"])
 

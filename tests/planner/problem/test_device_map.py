@@ -59,7 +59,7 @@ def pins(data: Any, inventory: Inventory = GPUS, **model: Any) -> dict[str, str]
     "memory", [{0: 250_000, 1: 400_000, "cpu": 10**9}, {0: 450_000, 1: 300_000, "cpu": 10**9}, {0: 10**9}]
 )
 @pytest.mark.filterwarnings("ignore")
-def test_what_accelerate_infers_is_read(tied: bool, memory: dict[Any, int], tmp_path: Path) -> None:
+def test_maps_inferred_by_accelerate_are_read(tied: bool, memory: dict[Any, int], tmp_path: Path) -> None:
     model = empty_model(tied)
     inferred = accelerate.infer_auto_device_map(
         model, max_memory=memory, no_split_module_classes=["LlamaDecoderLayer"], dtype=torch.float32
@@ -245,7 +245,7 @@ def test_a_split_drafter_is_not_written_to_the_map() -> None:
     assert "draft" not in write(plan)
 
 
-def test_accelerate_and_transformers_take_what_is_written(tmp_path: Path) -> None:
+def test_accelerate_and_transformers_accept_written_maps(tmp_path: Path) -> None:
     config = LlamaConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2)
     model = LlamaForCausalLM(config)
     model.save_pretrained(tmp_path)

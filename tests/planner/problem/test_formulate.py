@@ -225,11 +225,11 @@ def test_a_group_over_several_hosts_pays_for_the_network() -> None:
     assert far.site >= 2
 
 
-@pytest.mark.parametrize("asked", ["heads", "context", "head_dim", "batch"])
-def test_a_requested_kv_axis_is_the_only_one_offered(asked: KvAxis) -> None:
-    formulated = with_options(CASES["boxes"], kv_axis=asked, batch=2)
+@pytest.mark.parametrize("axis", ["heads", "context", "head_dim", "batch"])
+def test_a_requested_kv_axis_is_the_only_one_offered(axis: KvAxis) -> None:
+    formulated = with_options(CASES["boxes"], kv_axis=axis, batch=2)
     offered = axes(formulated.problem, formulated)
-    assert all(device_set == ({"heads"} if len(names) == 1 else {asked}) for names, device_set in offered.items())
+    assert all(device_set == ({"heads"} if len(names) == 1 else {axis}) for names, device_set in offered.items())
     assert any(len(names) > 1 for names in offered)
     assert sum(len(names) == 1 for names in offered) == 6
 

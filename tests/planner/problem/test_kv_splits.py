@@ -22,23 +22,23 @@ from plans.kv import KvDivision
 
 @given(st.integers(1, 40), st.integers(1, 20), st.sampled_from([None, "heads", "context", "head_dim", "batch"]))
 def test_divisions_are_legal_and_exist_for_every_axis_that_may_be_requested(
-    size: int, kv_heads: int, asked: Any
+    size: int, kv_heads: int, requested: Any
 ) -> None:
-    listed = kv_divisions(size, kv_heads, asked)
+    listed = kv_divisions(size, kv_heads, requested)
     assert len(set(listed)) == len(listed)
     for division in listed:
         assert sum(division.subgroups) == size
         assert len(division.subgroups) <= kv_heads
         assert division.axis == "heads" or max(division.subgroups) > 1
         assert max(division.subgroups) - min(division.subgroups) <= 1
-        assert asked in (None, division.axis) or size == 1
+        assert requested in (None, division.axis) or size == 1
     offered = {division.axis for division in listed}
     if size > 1:
-        assert ("heads" in offered) == (asked in (None, "heads"))
+        assert ("heads" in offered) == (requested in (None, "heads"))
         whole = KvDivision(axis="heads", subgroups=(1,) * size)
-        assert (whole in listed) == (asked in (None, "heads") and size <= kv_heads)
+        assert (whole in listed) == (requested in (None, "heads") and size <= kv_heads)
         assert all(division == whole or size > kv_heads for division in listed if division.axis == "heads")
-        assert ("context" in offered) == (asked in (None, "context"))
+        assert ("context" in offered) == (requested in (None, "context"))
     else:
         assert offered == {"heads"}
 

@@ -83,7 +83,7 @@ def apply(file: Path, arguments: tuple[object, ...], change: dict[str, Any], out
 def largest_short(
     data: Callable[[int], Any], arguments: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> int:
-    """Return the largest n for which an instance is infeasible; shortage and suggestions are not computed meanwhile."""
+    """Return the largest n for which an instance is infeasible, without computing shortage or suggestions."""
     file = tmp_path / "edge.yaml"
 
     def is_short(n: int) -> bool:

@@ -84,7 +84,7 @@ def test_the_phases_add_up_to_the_step() -> None:
 
 
 COMMITTED = Path(__file__).parents[3] / "plans" / "llama70b-6gpu"
-"""Six devices with shares of their own in each of eight parts."""
+"""A plan in which six devices have shares in each of eight parts."""
 
 
 def test_text_keeps_to_the_width_and_to_plain_characters() -> None:
@@ -128,7 +128,7 @@ def test_text_shows_placement_memory_and_proof() -> None:
     assert any(line.startswith("OPTIMAL: one step takes 19.8 ms, and no other candidate placement") for line in lines)
 
 
-def test_text_shows_what_is_shared_and_where_it_comes_from() -> None:
+def test_text_shows_shared_kv_heads_and_transports() -> None:
     lines = [" ".join(line.split()) for line in render.text(spread_plan(), 160, color=False).splitlines()]
     assert "embed cpu0 128256 local 90.0 us" in lines
     assert any(line.startswith("stage 0 0-59 gpu0 + gpu1 + gpu2 4 + 4 over 2 by context 10240") for line in lines)

@@ -1,4 +1,4 @@
-"""The ring of buffers: the right bytes in the right order, with a copy engine that copies as late as allowed."""
+"""The ring of transfer buffers: right bytes in the right order, even if copies run as late as allowed."""
 
 import os
 import random
@@ -20,9 +20,9 @@ START = 4096
 
 
 class LateCopies:
-    """Copies only when a copy is waited for, so a buffer that is filled again too early arrives damaged.
+    """Copy engine that copies only when a copy is awaited, so that a buffer refilled too early arrives damaged.
 
-    Every copy must be begun in the order of the file, and no two buffers overlap.
+    It asserts that copies begin in the order of the file and that no two buffers overlap.
     """
 
     def __init__(self, memory: Chunk, eager: Callable[[], bool] = lambda: False) -> None:
@@ -73,7 +73,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("readers", [1, 3, 8])
 @pytest.mark.parametrize("mood", ["late", "eager", "either"])
 @pytest.mark.parametrize("hashed", [True, False])
-def test_what_arrives_is_the_file(
+def test_the_destination_equals_the_file(
     file: Path, readers: int, mood: str, hashed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "READERS", readers)
@@ -103,7 +103,7 @@ def test_what_arrives_is_the_file(
 
 
 def test_the_late_engine_sees_an_overwritten_buffer(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test of the test: without waiting for events, wrong bytes arrive."""
+    """Check of the test itself: without waiting for events, wrong bytes arrive."""
     memory = np.zeros(file.stat().st_size - START, np.uint8)
     engine = LateCopies(memory)
     monkeypatch.setattr(engine, "wait", lambda event: None)

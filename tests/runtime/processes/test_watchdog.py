@@ -65,15 +65,15 @@ def test_ranks_without_a_request_and_unknown_ranks_are_never_blamed(clock: list[
 
 
 def test_a_rank_that_has_not_begun_or_not_finished_a_request_is_blamed(clock: list[float]) -> None:
-    asked = replace(BUSY, phase="waiting")
-    agreeing, stopped = replace(asked, group="world"), replace(asked, stopped=True)
+    waiting = replace(BUSY, phase="waiting")
+    agreeing, stopped = replace(waiting, group="world"), replace(waiting, stopped=True)
     complaint = "device b (rank 1), while in 'waiting', made no progress for 2 s: its process is stopped"
     assert complaint_after(clock, STALL_S, agreeing, stopped, agreeing).startswith(complaint)
-    assert complaint_after(clock, STALL_S, replace(asked, served=1), stopped, replace(asked, served=1)).startswith(
+    assert complaint_after(clock, STALL_S, replace(waiting, served=1), stopped, replace(waiting, served=1)).startswith(
         complaint
     )
-    assert complaint_after(clock, STALL_S, asked, asked, asked)
-    assert complaint_after(clock, 100, asked, replace(asked, asked=0), agreeing) == "", (
+    assert complaint_after(clock, STALL_S, waiting, waiting, waiting)
+    assert complaint_after(clock, 100, waiting, replace(waiting, asked=0), agreeing) == "", (
         "another host may receive the request later"
     )
 
