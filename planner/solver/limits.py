@@ -1,13 +1,16 @@
 """Budgets, ladders and caps of the solver, in one place.
 
-A budget is in CP-SAT's deterministic time, about a second of one thread each: the same search on every machine. None of
-these decides which answer is optimal; they decide how far a search goes before it gives up, what it looks at first, and
-from which size on something is not tried. Used as ``limits.NAME``, so that a measurement can set one for a run.
+A budget is in units of CP-SAT's deterministic time, which makes the same search on every machine. A unit took 1.7 CPU
+seconds on the class model of crowded-16of3 and 1.9 on h100x16:balanced; what comes before a search counts for little,
+6 s on the model of all packings of crowded-unlike8. None of these decides which answer is optimal; they decide how far
+a search goes before it gives up, what it looks at first, and from which size on something is not tried. Used as
+``limits.NAME``, so that a measurement can set one for a run.
 
-Where a docstring has figures without a command, they are CPU seconds of ``solve`` on 29 November 2026 by
-``python tools/bench_limits.py --only NAME``, on two shared cores with noise of about 20 %, for instances of
-``bench_planner speed``; before memory was priced lazily (UNPRICED_LIMIT), which has halved unlike8 since. "Not
-measured" is said of values that are assumptions.
+Where a docstring has figures without a command, they are CPU seconds of ``solve``, or of what it names, on 29 November
+2026 by ``python tools/bench_limits.py --only NAME``, which also says what the instances are, on two shared cores with
+noise of about 20 %. Luck of the search adds to that: over seeds 0 to 5, h100x16:balanced takes 0.21 to 0.34 units.
+Those of FIRST_LOOK, SETTLE_LIMIT, QUICK_LIMIT, PACK_BITS, and of bounds from MOST_STATES to MOST_PLACEMENTS, were taken
+before memory was priced lazily (UNPRICED_LIMIT), which has halved unlike8 since.
 """
 
 # ---- the search for the optimum ----
@@ -15,7 +18,8 @@ measured" is said of values that are assumptions.
 DETERMINISTIC_LIMIT = 600.0
 """Budget of each objective of ``solve``; past it the refusal has the best step found and its bound.
 
-Not measured: about ten minutes, as long as somebody may wait for a plan.
+With 1 instead, ``64of4:balanced`` is refused after 3.8 s with a gap of 0.76 %; with 600 it does not end in 40 s. That
+600 is enough is not measured: at 1.7 s each, these are 17 minutes of one thread.
 """
 
 FIRST_LOOK = (1.000001, 1.0001, 1.0005, 1.001, 1.002, 1.003, 1.005, 1.0075, 1.01, 1.015, 1.02, 1.03, 1.05, 1.1)
@@ -34,7 +38,11 @@ found, memory is priced. It is of the order of what pricing costs, so that at mo
 """
 
 PACKED_LIMIT = 0.5
-"""Budget of the search on the groups of a greedy packing. Not measured."""
+"""Budget of the search on the groups of a greedy packing.
+
+``solve`` with ``--gap 10%``, for 0.02, 0.5 and 5: 0.87, 0.87 and 0.85 s on 16of3, 1.90, 1.41 and 1.38 s on unlike8,
+1.67, 2.04 and 2.01 s on 64of4, with the same gap each time: 0.02 is enough there, and nothing is lost with 0.5.
+"""
 
 SETTLE_LIMIT = 0.1
 """Budget for breaking ties among share counts, of all of them together.
@@ -58,12 +66,18 @@ With 16, 55 and 62 bits: 0.39, 0.21 and 0.21 s on 3x4, 0.36, 0.30 and 0.34 s on 
 """
 
 GAPS_PPM = tuple(10_000 * percent for percent in (2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 60, 75, 90))
-"""Gaps that ``solve_nearly`` may accept, ascending: round figures for people. Not measured."""
+"""Gaps that ``solve_nearly`` may accept, ascending: round figures for people.
+
+``solve_nearly`` within 0.05, with these and with 50 % alone: 1.36 and 0.79 s on h100x16, where 2 % are accepted, 0.64
+and 0.51 s on h100x16:balanced, likewise: the small gap costs little. unlike8 is proven optimal. None that accepts more
+than 2 % was found, so how fine the upper part should be is not measured.
+"""
 
 GAP_FACTOR = 1.1
 """The accepted gap exceeds the one that the search reached by at least this factor: the last of it takes long to find.
 
-Not measured.
+``solve_nearly`` within 0.05, with 1, 1.1 and 2: 1.17, 1.23 and 1.25 s on h100x16, 0.65, 0.61 and 0.46 s on
+h100x16:balanced; 2 % are accepted each time, as the steps of GAPS_PPM are wider than the factor.
 """
 
 SIGNAL_S = 0.05
@@ -74,22 +88,51 @@ STOP_S = 1.0
 
 # ---- numbers of the CP-SAT model ----
 
+# CP-SAT accepts a sum when the maxima of its positive terms, by the domains of their variables alone, add up to less
+# than 2^62, and so do those of its negative terms; else ``validate`` reports "Possible integer overflow". These caps
+# bound the sums of the model. ``python tools/bench_limits.py --bits`` has the largest sum in the whole model of an
+# instance: on the six of ``bench_planner speed`` 2^48 to 2^59; with all bytes multiplied until a device has MOST_BYTES,
+# or a placement could put as many on one, 2^53 to 2^59; with all times multiplied until a step could take MOST_PS,
+# 2^52 to 2^59.
+
 MOST_BYTES = 1 << 50
-"""Most bytes of a device, or of all that a placement may put on one."""
+"""Most bytes of a device, or of all that a placement may put on one; refused above.
+
+The load of a device has a term for each group, split and choice with the device, so 2^62 / MOST_BYTES = 4096 of them
+may be as large as the cap. Most are far smaller than all that a placement puts on a device: 16of3 has 24155 splits.
+"""
 
 MOST_NS = 1 << 38
-"""Longest step in the model, 275 s; :func:`planner.solver.model.most_step_ns` says how it falls with many groups."""
+"""Longest step in the model, 275 s, and less where MOST_RANKED / ranks is: no prediction of use is longer.
+
+2^61 / 2^38 = 2^23 ranks are possible before it falls (:func:`planner.solver.model.most_step_ns`): 64 GPUs in 572 groups
+have 2^21.4.
+"""
 
 MOST_RANKED = 1 << 61
-"""Largest objective: the step time and the rank of a structure together."""
+"""Largest step time times the ranks: half of 2^62.
+
+The other half is for the rank, by domains at most (stage rank + groups) · groups + Σ choices² / 2: 2^26 for 16of3.
+"""
 
 MOST_PS = 10**18
-"""Longest step that a request may add up to, so that sums of times stay within 64 bits."""
+"""Longest step that a request may add up to, in ps; refused above.
+
+A member's time in ps and the quanta that bound it, up to a quantum more, stand on both sides of one constraint, each at
+most MOST_PS < 2^60. Sums over groups are in ns, a thousandth: 4600 stages as long as the cap stay below 2^62.
+"""
 
 # ---- bounds ----
 
 MARGIN = 1e-9
-"""Relative amount by which bounds computed in double precision are lowered: a thousand times their rounding error."""
+"""Relative amount by which bounds computed in double precision are lowered, so that rounding never raises one.
+
+A sum of n positive doubles is off by at most n · 2^-53 of it: the margin covers n = 9 million operations in a row.
+With it an exact bound stays within 0.5 ns of the optimum, and is exact when rounded up, for steps up to 0.5 s.
+
+With 0, 1e-9 and 1e-6 the bound of 3x4 is 0, 1.0e-10 and 1.0e-7 below the optimum, and bound and ``solve`` take 0.24,
+0.24 and 1.83 s; of 16of3 0, 1.3e-10 and 1.3e-7, and 0.39, 0.42 and 0.74 s; unlike8 and 64of4 take equally long.
+"""
 
 MOST_STATES = 5000
 """Most states of the dynamic programme of one site; there are no bounds above.
@@ -142,27 +185,59 @@ With 0, 64 and 1000, strategy ``balanced``: more than 20, 1.01 and 0.95 s on h10
 # ---- feasibility ----
 
 MOST_COLUMNS = 5000
-"""Most loads of the class model; above it hardly any devices are equal. Not measured."""
+"""Most loads of the class model; above it hardly any devices are equal.
+
+``shortage`` of crowded-h100x16 with 0, which does without the model: 574.8 to 1265.7 GB in 4.9 s; with 5000: exactly
+594.3 GB in 0.1 s. With 50000, crowded-unlike8, which has more than 5000, had not ended after 60 s of wall
+time on a busy machine, in which 5000 takes 14 s of CPU time.
+"""
 
 COUNT_LIMIT = 1.0
-"""Budget of the class model, for the least missing memory. Not measured."""
+"""Budget of the class model, for the least missing memory.
+
+``shortage`` of crowded-16of3 uses up all of it, 1.7 s of 24 s, and crowded-h100x16 ends after 0.1 s. Other values are
+not measured.
+"""
 
 ROOM_LIMIT = 0.25
-"""Budget of the class model, for the groups that leave most memory. Not measured."""
+"""Budget of the class model, for the groups that leave most memory.
+
+``fits`` with 0.02, 0.25 and 2: 4.89, 0.63 and 0.93 s on 64of4, 0.49, 0.50 and 0.52 s on 16of3, 1.05, 1.99 and 3.02 s on
+full:0, 0.11, 0.41 and 0.49 s on full:1. With too little, 64of4 needs the search that this is to save.
+"""
 
 SHORTAGE_LIMIT = 1.0
-"""Budget of the search over packings for a refusal's shortage. Not measured."""
+"""Budget of the search over packings for a refusal's shortage.
+
+``shortage`` of crowded-unlike8 with 0.1 and 1: 13.0 and 13.8 s, and no packing is found with either: nearly all of that
+is spent before the search, which no budget ends. So a smaller one saves nothing there. On crowded-16of3, 1 finds a
+packing, in 21.6 s in all.
+"""
 
 # ---- explanations of a refusal ----
 
 CHANGE_LIMIT = 2.0
-"""Budget of each objective of one suggested change; halved when a kind of change exhausts it. Not measured."""
+"""Budget of each objective of one suggested change; halved when a kind of change exhausts it.
+
+The refusal of crowded-3x4 with 0.5 and 2: 12.4 and 16.2 s, with the same changes; with 8 it had not ended after 60 s of
+wall time on a busy machine.
+"""
 
 LEAST_CHANGE_LIMIT = 0.25
-"""Least of such budgets. Not measured."""
+"""Least of such budgets.
+
+The refusal of crowded-3x4 with 0.05 instead takes 15.0 instead of 16.2 s and lists the same.
+"""
 
 BRIEF_LIMIT = 0.25
-"""Budget of each question how little memory of a host is enough. Not measured."""
+"""Budget of each question how little memory of a host is enough.
+
+The refusal of crowded-3x4 with 0.05 instead takes 14.9 instead of 16.2 s and lists the same.
+"""
 
 FEW_DEVICES = 16
-"""Most devices on which that question is asked of the solver, and not only of the class model. Not measured."""
+"""Most devices on which that question is asked of the solver, and not only of the class model.
+
+The refusal of crowded-3x4, 12 devices, with 0 instead takes 15.0 instead of 16.2 s and lists the same. On more than 16
+devices it is not measured.
+"""
