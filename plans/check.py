@@ -28,14 +28,18 @@ from plans.schema import (
     VocabSplit,
 )
 
+UNPLANNED = "edited by hand, or built by another version"
+"""How a plan comes to contradict itself: ``build`` writes none that does."""
+
 
 class InvalidPlanError(PlanError):
     """A plan that reads well and contradicts itself; ``violations`` has an entry for every wrong datum."""
 
-    def __init__(self, where: str, violations: tuple[Violation, ...], change: str | None = None) -> None:
-        """``change``: how the plan came to contradict itself, where that is known; it comes first in the message."""
-        first = [] if change is None else [f"{where}: {change}, and now:"]
-        super().__init__("\n".join([*first, *(f"{where}: {violation}" for violation in violations)]))
+    def __init__(self, where: str, violations: tuple[Violation, ...], change: str = UNPLANNED) -> None:
+        """``change``: how the plan came to contradict itself; it comes first in the message."""
+        super().__init__(
+            "\n".join([f"{where}: {change}, and now:", *(f"{where}: {violation}" for violation in violations)])
+        )
         self.violations = violations
 
 

@@ -18,7 +18,7 @@ from planner.checkpoints.header import stamp
 from planner.errors import InputError
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.images import publish, reuse
-from planner.images.inputs import changes_first, check_base, check_draft, require_weights, sources_of
+from planner.images.inputs import changes_first, check_base, check_draft, check_text, require_weights, sources_of
 from planner.images.layout import Slot, abi, data_bytes, header, image_slots
 from planner.images.pieces import Checkpoints, Copied, Piece, resolve
 from planner.images.pipeline import Writer
@@ -26,7 +26,7 @@ from planner.images.reader import Reader
 from planner.images.stream import ImageInput, Progress, stream
 from plans import codec
 from plans.artifact import IMAGES_FILE, Image, Images, Sources, dump_images, image_file, load_images
-from plans.check import require
+from plans.check import UNPLANNED, require
 from plans.schema import Plan, PlanError
 
 PICKLES = f"{publish.TEMPORARY}pickle-"
@@ -109,6 +109,7 @@ def compile_plan(
             checkpoints["draft"] = draft.checkpoint
         with changes_first(directory, plan):
             targets = [_target(plan, directory, device.id, base, draft, checkpoints) for device in plan.devices]
+        check_text(directory, plan)
         images, report = _compile(plan, directory, targets, chosen, checkpoints, sources_of(base, draft), progress)
         present = [target for target in targets if target.device in images]
         reuse.remember(directory, _memory(base_checkpoint, draft_checkpoint, present, images))
@@ -141,7 +142,7 @@ def _target(
     line = next(line for line in plan.memory if line.device == device)
     if data_bytes(slots) != line.weights_bytes + line.draft_weights_bytes:
         raise InputError(
-            f"{directory / codec.PLAN_FILE}: edited by hand, or built by another version: memory: {device}: "
+            f"{directory / codec.PLAN_FILE}: {UNPLANNED}: memory: {device}: "
             f"{line.weights_bytes} + {line.draft_weights_bytes} bytes of weights, but the image takes "
             f"{data_bytes(slots)}: build the plan again"
         )

@@ -21,8 +21,10 @@ from planner.families import BaseInput, DraftInput
 from planner.images import reuse
 from plans import codec
 from plans.artifact import Source, SourceFile, Sources, load_images
-from plans.check import InvalidPlanError
+from plans.check import UNPLANNED, InvalidPlanError
 from plans.schema import Draft, Model, Plan, PlanError
+
+EDITED = "edited by hand (it is not the canonical text of its plan)"
 
 
 def check_inputs(plan: Plan, base: BaseInput, draft: DraftInput | None) -> None:
@@ -62,6 +64,15 @@ def check_default(directory: Path, plan: Plan, default: Path) -> None:
         )
 
 
+def check_text(directory: Path, plan: Plan) -> None:
+    """Raise InputError unless ``plan.yaml`` is the canonical text of its plan: the runtime refuses another text."""
+    if not codec.is_canonical(directory, plan):
+        raise InputError(
+            f"{directory / codec.PLAN_FILE}: {EDITED}, and the runtime refuses a plan whose text is another than that for "
+            "which its images are compiled: build the plan again"
+        )
+
+
 def require_weights(checkpoint: Checkpoint) -> None:
     """Raise InputError for a bare config."""
     if checkpoint.tensors is None:
@@ -80,7 +91,9 @@ def changes_first(directory: Path, plan: Plan) -> Iterator[None]:
             raise
         raise type(error)(f"{file}: {change}, and now: {error}") from error
     except InvalidPlanError as error:
-        change = _change(directory, plan) or "edited by hand, or built by another version"  # `build` writes none
+        change = _change(directory, plan)
+        if change is None:
+            raise
         raise InvalidPlanError(str(file), error.violations, change) from error
 
 
@@ -127,7 +140,7 @@ def _check_record(name: str, planned: Model | Draft, implied: Model | Draft) -> 
     if planned != implied:
         path, value, expected = _first_difference(name, codec.encode(planned), codec.encode(implied))
         raise InputError(
-            f"plan.yaml: edited by hand, or built by another version: {path}: found {value!r}, but the config that "
+            f"plan.yaml: {UNPLANNED}: {path}: found {value!r}, but the config that "
             f"was planned gives {expected!r}: build the plan again"
         )
 
@@ -146,7 +159,7 @@ def _first_difference(path: str, value: Any, expected: Any) -> tuple[str, Any, A
 def _change(directory: Path, plan: Plan) -> str | None:
     """Return how ``plan.yaml`` was changed after it was built, as far as that can be proven; None: it cannot."""
     if not codec.is_canonical(directory, plan):
-        return "edited by hand (it is not the canonical text of its plan)"
+        return EDITED
     try:
         record = load_images(directory)
     except (FileNotFoundError, PlanError):

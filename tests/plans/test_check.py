@@ -472,6 +472,7 @@ def test_all_violations_are_in_one_error() -> None:
     with pytest.raises(InvalidPlanError) as caught:
         require(plan, "p/plan.yaml")
     assert str(caught.value) == (
+        "p/plan.yaml: edited by hand, or built by another version, and now:\n"
         "p/plan.yaml: options.batch: found 0, expected at least 1\n"
         "p/plan.yaml: embed.rows: found [1, 2], expected 2 shares of 1024 rows"
     )

@@ -125,7 +125,26 @@ def test_messages_name_the_change_of_the_plan_before_its_consequence(
     assert re.match(rf"{file}: {re.escape(change)}, and now: .*other: not the checkpoint that was planned, ", message)
     message = refused(lambda: compiled(directory))
     assert re.match(rf"{file}: {re.escape(change)}, and now: {file}: not built from the demo model, ", message)
+
+
+def test_an_edit_that_changes_a_value_only_is_compiled(tmp_path: Path) -> None:
+    directory, base_dir, plan = planned(tmp_path)
     compile_plan(directory, base_dir, None)
+    edit_option(directory, plan)
+    compile_plan(directory, base_dir, None)
+
+
+@pytest.mark.parametrize("compiled_before", [True, False])
+def test_a_text_that_the_runtime_would_refuse_is_not_compiled(tmp_path: Path, compiled_before: bool) -> None:
+    directory, base_dir, plan = planned(tmp_path)
+    if compiled_before:
+        compile_plan(directory, base_dir, None)
+    before = {file.name: file.read_bytes() for file in directory.glob("*.safetensors")}
+    edit_text(directory, plan)
+    message = refused(lambda: compile_plan(directory, base_dir, None))
+    edited = "edited by hand (it is not the canonical text of its plan)"
+    assert message.startswith(f"{directory / 'plan.yaml'}: {edited}, and the runtime refuses ")
+    assert {file.name: file.read_bytes() for file in directory.glob("*.safetensors")} == before
 
 
 @pytest.mark.parametrize("compiled_before", [True, False])
