@@ -11,7 +11,7 @@ from plans.console import VERSION_MESSAGE, refusals_reported
 
 EXIT_CODES = (
     ("0", "done; no difference"),
-    ("1", "plans differ"),
+    ("1", "plans differ; or the output could not be written"),
     ("2", "an input or the command line is wrong"),
     ("3", "the model does not fit, or the proof did not end within its limit"),
     ("5", "a GPU of this machine cannot be read or described"),

@@ -5,9 +5,10 @@
                                         ─► the exit code
 
 `describe` belongs to the package, because only it knows its errors; everything else is here. A pipe that its reader has
-closed (``| head -1``) ends a command without a word, because click answers that before an error arrives here.
+closed (``| head -1``) ends a command without a word.
 """
 
+import errno
 import io
 import json
 import os
@@ -20,6 +21,8 @@ from typing import Any, ClassVar, Protocol, TextIO
 from plans import process
 from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
 
+UNWRITTEN = 1
+"""Exit code where the output could not be written, or nobody reads it."""
 USAGE = 2
 """Exit code of a command line that is refused."""
 
@@ -88,12 +91,19 @@ def refusals_reported(
     """Report an error that ``describe`` knows and exit with its code; let all others through.
 
     ``as_json``: also write the error as one JSON object to stdout, with this ``indent``. ``ending``: called with the
-    text before the exit.
+    text before the exit. Where nobody reads what is written, exit without a word; where a full disk takes no more of
+    it, say so.
     """
     try:
         yield
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):
+            _discard(stream)
+        sys.exit(UNWRITTEN)
     except (Exception, KeyboardInterrupt) as error:
         refusal = INTERRUPTION if isinstance(error, KeyboardInterrupt) else describe(error)
+        if refusal is None and isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            refusal = Refusal(exit_code=UNWRITTEN, text=f"error: stdout: cannot write: {error.strerror}", data=None)
         if refusal is None:
             raise
         if isinstance(error, OSError) and error.filename is None:

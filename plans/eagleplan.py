@@ -33,7 +33,11 @@ def main() -> NoReturn:
     package = next((name for name, commands in PACKAGES.items() if first in commands), None)
     with ended_at_once():
         if first in ("-h", "--help"):
-            sys.stdout.write("\n".join(help_lines()) + "\n")
+            with refusals_reported(lambda error: None, as_json=False):
+                text = "\n".join(help_lines())
+                if sys.stdout is not None:  # it is None where stdout is closed
+                    sys.stdout.write(f"{text}\n")
+                    sys.stdout.flush()
         elif package or first == "--version":
             with importing():
                 cli = import_module(f"{package or 'planner'}.cli")

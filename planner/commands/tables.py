@@ -8,7 +8,11 @@ from planner.report import render
 from plans.schema import Plan
 
 
-def tables(plan: Plan, stream: TextIO) -> str:
-    """Return the tables for the terminal behind ``stream``, in colour unless NO_COLOR is set."""
+def tables(plan: Plan, stream: TextIO | None) -> str:
+    """Return the tables for the terminal behind ``stream``, in colour unless NO_COLOR is set.
+
+    ``stream`` is None where it is closed.
+    """
     console = Console(file=stream)
-    return render.text(plan, console.width, stream.isatty() and not console.no_color).rstrip("\n")
+    colour = stream is not None and stream.isatty() and not console.no_color
+    return render.text(plan, console.width, colour).rstrip("\n")

@@ -94,3 +94,30 @@ def test_planning_by_the_script_imports_no_torch() -> None:
 
 def test_the_version_is_that_of_the_package() -> None:
     assert run("--version").stdout.startswith("eagleplan ")
+
+
+OUTPUTS = (
+    ("help", "--help"),
+    ("of a command", "show --help"),
+    ("tables", "show plans/demo"),
+    ("data", "show plans/demo --json"),
+)
+
+
+@pytest.mark.parametrize("arguments", [arguments for _, arguments in OUTPUTS], ids=[name for name, _ in OUTPUTS])
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [
+        ("| true; exit ${PIPESTATUS[0]}", {0, 1}, ""),
+        (">&-", {0}, ""),
+        (">/dev/full", {1}, "error: stdout: cannot write: No space left on device\n"),
+    ],
+    ids=["nobody reads", "closed", "full"],
+)
+def test_output_that_goes_nowhere_ends_a_command_quietly(
+    arguments: str, redirection: str, code: set[int], message: str
+) -> None:
+    command = f"{sys.executable} -m plans.eagleplan {arguments} {redirection}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode in code
+    assert done.stderr == message
