@@ -34,5 +34,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the exported names, imported or not, beside those of the module itself."""
-    return sorted({*globals(), *__all__})
+    """Return the exported names, imported or not."""
+    return sorted(__all__)

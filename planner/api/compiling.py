@@ -15,13 +15,13 @@ def compile(  # noqa: A001 (planner.compile is its name)
     *,
     model: str | Path | None = None,
     draft: str | Path | None = None,
-    only: Sequence[str] | None = None,
+    only: str | Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compile the images of the plan in ``directory`` and return what was done.
 
-    ``model``, ``draft``: checkpoint directories; without a model those of the demo model. ``only``: names of devices
-    or hosts whose images are compiled. ``progress`` is called with the bytes that are done and all bytes.
+    ``model``, ``draft``: checkpoint directories; without a model those of the demo model. ``only``: the name of a
+    device or host whose images are compiled, or several. ``progress`` is called with the bytes that are done and all.
 
     Raise InputError where a checkpoint is not that of the plan, OutputError where an image cannot be written.
     """
@@ -31,4 +31,5 @@ def compile(  # noqa: A001 (planner.compile is its name)
             check_default(Path(directory), plan, BASE)
         if draft is None:
             draft = HEADS[plan.draft.kind] if plan.draft else None
-    return compile_plan(Path(directory), Path(model or BASE), Path(draft) if draft else None, only, progress)
+    names = [only] if isinstance(only, str) else only
+    return compile_plan(Path(directory), Path(model or BASE), Path(draft) if draft else None, names, progress)

@@ -1,5 +1,6 @@
 """Plans a model on an inventory: reads the inputs, solves, and holds the result."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -64,7 +65,7 @@ def plan(
     dtype: DType | None = DEFAULTS.dtype,
     kv_dtype: KvDType | None = DEFAULTS.kv_dtype,
     kv_axis: KvAxis | None = DEFAULTS.kv_axis,
-    strategy: Strategy | None = None,
+    strategy: Strategy | Literal["auto"] | None = None,
     device_map: str | Path | None = None,
     tree: Tree | None = DEFAULTS.tree,
     prefill_chunk: int | None = DEFAULTS.prefill_chunk,
@@ -92,7 +93,10 @@ def plan(
     _check_name("dtype", dtype, get_args(DType))
     _check_name("kv_dtype", kv_dtype, get_args(KvDType))
     _check_name("kv_axis", kv_axis, get_args(KvAxis))
+    strategy = "latency" if strategy == "auto" else strategy
     _check_name("strategy", strategy, get_args(Strategy))
+    if tree is not None and not isinstance(tree, Tree):
+        raise InputError(f"tree: found {tree!r}, expected a planner.Tree")
     if model is None and draft is None:
         draft = DEFAULT_HEAD
     wanted = Wanted(
@@ -174,6 +178,8 @@ def _load_previous(previous: str | Path | None, within_ppm: int | None, gap_ppm:
 
 
 def _ppm(name: str, fraction: float, most: int) -> int:
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not math.isfinite(fraction):
+        raise InputError(f"{name}: found {fraction!r}, expected a fraction like 0.05")
     ppm = round(fraction * PPM)
     if not 0 <= ppm <= most:
         raise InputError(f"{name}: found {fraction}, expected a fraction like 0.05")
@@ -181,7 +187,11 @@ def _ppm(name: str, fraction: float, most: int) -> int:
 
 
 def _check_number(name: str, number: int | None, most: int) -> None:
-    if number is not None and not 1 <= number <= most:
+    if number is None:
+        return
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise InputError(f"{name}: found {number!r}, expected an integer{' or max' if name == 'context' else ''}")
+    if not 1 <= number <= most:
         raise InputError(f"{name}: found {number}, expected 1 to {most}")
 
 

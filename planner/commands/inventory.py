@@ -60,7 +60,7 @@ def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int)
                 stream.write(detected.text)
         except OSError as error:
             raise OutputError(f"{file}: cannot write the inventory: {error.strerror}: give a new file") from error
-        say(f"{file}: {len(inventory.devices)} devices")
+        say(f"{file}: {len(inventory.devices)} device{'s' if len(inventory.devices) != 1 else ''}")
     if as_json:
         put({"inventory": codec.encode(inventory), "left_out": list(detected.left_out)})
     elif file is None:

@@ -25,4 +25,5 @@ def run(*, checkpoint: Path, as_json: bool, verbose: int) -> None:
     for blocks in fold(summary):
         unit = " each" if blocks.num_blocks > 1 else ""
         tensors = f"{blocks.num_tensors:>5} tensors{unit:<5}"
-        click.echo(f"  {blocks.label:<13} {tensors} {format_bytes(blocks.nbytes):>10}{unit}".rstrip())
+        label = "lm_head" if blocks.label == "head" else blocks.label
+        click.echo(f"  {label:<13} {tensors} {format_bytes(blocks.nbytes):>10}{unit}".rstrip())

@@ -68,8 +68,8 @@ def check_text(directory: Path, plan: Plan) -> None:
     """Raise InputError unless ``plan.yaml`` is the canonical text of its plan: the runtime refuses another text."""
     if not codec.is_canonical(directory, plan):
         raise InputError(
-            f"{directory / codec.PLAN_FILE}: {EDITED}, and the runtime refuses a plan whose text is another than that for "
-            "which its images are compiled: build the plan again"
+            f"{directory / codec.PLAN_FILE}: {EDITED}, and the runtime refuses a plan whose text is not the "
+            "one for which its images are compiled: build the plan again"
         )
 
 

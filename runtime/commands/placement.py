@@ -1,11 +1,13 @@
 """Placement of a plan as text: the layers, KV heads and tensors of each device. Needs no torch."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 from plans.artifact import is_filler
 from plans.format import format_bytes
-from plans.schema import Plan, Stage
+from plans.schema import Model, Plan, Stage
+from plans.step import layer_class
 from runtime.image.verify import opened, read_record, read_slots
 
 
@@ -26,7 +28,7 @@ def _parts(plan: Plan, device: str) -> Iterator[str]:
         yield f"{plan.embed.rows[plan.embed.devices.index(device)]} rows of the embedding"
     for stage in plan.stages:
         if device in stage.devices:
-            yield from _layers(stage, stage.devices.index(device))
+            yield from _layers(plan.model, stage, stage.devices.index(device))
     if device in plan.head.devices:
         yield f"{plan.head.rows[plan.head.devices.index(device)]} rows of the lm_head"
     drafter = plan.draft_placement
@@ -34,14 +36,16 @@ def _parts(plan: Plan, device: str) -> Iterator[str]:
         yield f"drafter with {drafter.kv_heads[drafter.devices.index(device)]} KV heads"
 
 
-def _layers(stage: Stage, member: int) -> Iterator[str]:
-    """Yield the layers of a member of a stage, run by run of equal shares."""
-    first = stage.first_layer
+def _layers(model: Model, stage: Stage, member: int) -> Iterator[str]:
+    """Yield the layers of a member of a stage, run by run of equal shares and of MLPs with equal units."""
+    begin = stage.first_layer
     for run in stage.runs:
-        last = first + run.num_layers - 1
-        name = f"layer {first}" if run.num_layers == 1 else f"layers {first}-{last}"
-        yield f"{name} with {run.kv_heads[member]} KV heads and {run.mlp_units[member]} MLP units"
-        first = last + 1
+        layers = range(begin, begin + run.num_layers)
+        for unit, group in groupby(layers, lambda layer: layer_class(model, layer).mlp.unit):
+            first, *others = group
+            name = f"layers {first}-{others[-1]}" if others else f"layer {first}"
+            yield f"{name} with {run.kv_heads[member]} KV heads and {run.mlp_units[member] * unit} MLP channels"
+        begin = layers.stop
 
 
 def tensor_lines(plan: Plan, directory: Path, devices: list[str]) -> Iterator[str]:

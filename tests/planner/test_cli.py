@@ -259,7 +259,7 @@ def test_scan_counts_tensors_from_headers(models: Path) -> None:
     assert data["nbytes"] == sum(tensor["nbytes"] for tensor in data["tensors"])
     assert len(data["blocks"]) == 2 + 8
     text = planner("scan", models / "base").stdout
-    assert [line.split("  ")[1] for line in text.splitlines()[1:]] == ["embed", "layers 0-7", "head"]
+    assert [line.split("  ")[1] for line in text.splitlines()[1:]] == ["embed", "layers 0-7", "lm_head"]
     assert "9 tensors each" in text
     text = planner("scan", models / "head").stdout
     assert "draft" in text

@@ -45,7 +45,7 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 
 def test_the_package_lists_what_it_exports() -> None:
-    assert set(runtime.__all__) == {"Engine", "Generation", "Piece"} <= set(dir(runtime))
+    assert set(runtime.__all__) == {"Engine", "Generation", "Piece"} == set(dir(runtime))
     with pytest.raises(AttributeError, match="no attribute 'Motor'"):
         _ = runtime.Motor
 

@@ -1,6 +1,7 @@
 """The Python interface, on the demo model: the plans of the commands, typed errors, cheap imports."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 from inspect import signature
@@ -91,6 +92,7 @@ def test_refusals_are_typed(tmp_path: Path) -> None:
         *({"gap": 1.0}, {"gap": -0.1}, {"within": 0.1}, {"strategy": "latency", "device_map": "map.yaml"}),
         *({"batch": 0}, {"batch": 1025}, {"context": 0}, {"prefill_chunk": 0}, {"stall_timeout_s": 0}),
         *({"dtype": "int8"}, {"kv_dtype": "int8"}, {"kv_axis": "layers"}, {"strategy": "fast"}),
+        *({"batch": 1.5}, {"batch": True}, {"context": "32k"}, {"gap": "5%"}, {"gap": math.nan}, {"tree": "static"}),
     )
     for options in refused:
         with pytest.raises(InputError):
@@ -102,6 +104,16 @@ def test_refusals_are_typed(tmp_path: Path) -> None:
     assert short.value.changes is not None
     with pytest.raises(PlanError):
         planner.read(tmp_path)
+
+
+def test_auto_is_the_strategy_of_least_latency(result: planner.PlanResult) -> None:
+    assert planner.plan(inventory=ROOT / "inventory.yaml", strategy="auto").plan == result.plan
+
+
+def test_one_name_of_a_device_is_a_name_and_no_sequence(result: planner.PlanResult, tmp_path: Path) -> None:
+    directory = result.write(tmp_path / "p")
+    device = result.plan.memory[0].device
+    assert [image.device for image in planner.compile(directory, only=device).images] == [device]
 
 
 def test_results_are_frozen(result: planner.PlanResult) -> None:
