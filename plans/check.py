@@ -29,7 +29,7 @@ from plans.schema import (
 )
 
 UNPLANNED = "edited by hand, or built by another version"
-"""How a plan comes to contradict itself: ``build`` writes none that does."""
+"""Reason that a plan contradicts itself, where no more is known: ``build`` writes none that does."""
 
 
 class InvalidPlanError(PlanError):

@@ -23,7 +23,7 @@ _NOBODY = "anew"
 
 
 class Previous:
-    """The earlier plan as :class:`planner.solver.problem.Earlier`; it must be of the same model."""
+    """The earlier plan as :class:`planner.solver.earlier.Earlier`; it must be of the same model."""
 
     def __init__(self, formulation: Formulation, inputs: Inputs, plan: Plan) -> None:
         self.formulation = formulation
