@@ -37,13 +37,20 @@ def importing() -> Iterator[None]:
     Otherwise Ctrl-C would raise inside a library that is half imported, and a tenth of the time would be spent on
     collecting garbage of which there is none.
     """
-    before = signal.getsignal(signal.SIGINT)
     gc.disable()
     try:
-        with answered(signal.SIGINT, _interrupt if before is signal.default_int_handler else before):  # type: ignore[arg-type]
+        with ended_by_ctrl_c():
             yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """End the process at Ctrl-C within this context, where an error could be lost in what a library calls back."""
+    before = signal.getsignal(signal.SIGINT)
+    with answered(signal.SIGINT, _interrupt if before is signal.default_int_handler else before):  # type: ignore[arg-type]
+        yield
 
 
 @contextmanager

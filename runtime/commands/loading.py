@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from plans.format import format_s
+from plans.process import ended_by_ctrl_c
 from plans.schema import Plan
 from runtime.commands.options import load_module
 from runtime.processes.torchrun import Torchrun
@@ -33,6 +34,7 @@ class Status:
         self._console, self._clock = console, clock
         self._begin = clock()
         self._shown = False
+        self._phase = ""
         self._live: Live | None = None
         if console is not None and console.is_terminal:
             self._live = Live(console=console, transient=True, auto_refresh=False)
@@ -40,7 +42,10 @@ class Status:
             console.show_cursor(True)  # nothing brings it back where the process ends at once
 
     def __call__(self, phase: str) -> None:
-        """Show that a phase begins."""
+        """Show that a phase begins; a phase that has begun is not shown twice."""
+        if phase == self._phase:
+            return
+        self._phase = phase
         if self._live is not None:
             self._live.update(Text(f"{phase} ..."), refresh=True)
         elif self._clock() - self._begin >= QUIET_S:
@@ -82,5 +87,10 @@ def load_engine(
     """Import torch and load a plan that was read from a directory, showing each phase."""
     status("loading torch")
     engine: Any = load_module("runtime.engine").Engine
+    if any(device.kind == "cpu" for device in plan.devices):
+        status(load_module("runtime.processes.serving").KERNELS)
+        dtype = load_module("runtime.image.dtypes").DTYPES[plan.options.dtype]
+        with ended_by_ctrl_c():  # the compiler calls back functions whose errors Python ignores; no rank runs yet
+            load_module("runtime.model.ops").prepare(dtype)
     loaded: Engine = engine.load(plan, directory, torchrun=torchrun, method="fork", verify=verify, report=status)
     return loaded

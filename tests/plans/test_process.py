@@ -26,6 +26,20 @@ def test_ctrl_c_while_libraries_are_imported_ends_the_process_with_130() -> None
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+def test_ctrl_c_in_a_function_that_a_library_calls_back_is_not_lost() -> None:
+    """ctypes prints and ignores an error that is raised there, as in the compiler of the CPU kernels."""
+    program = (
+        "import ctypes, os, signal\n"
+        "from plans.process import ended_by_ctrl_c\n"
+        "interrupt = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "with ended_by_ctrl_c():\n"
+        "    interrupt()\n"
+        "print('went on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def test_the_first_module_of_a_command_imports_nothing_else_of_the_product() -> None:
     program = (
         "import sys; import plans.process; print(*(n for n in sys.modules if n.split('.')[0] in ('plans', 'click')))"

@@ -40,3 +40,13 @@ def test_the_status_line_of_a_terminal_is_erased() -> None:
         assert text.getvalue().rfind("\x1b[?25h") > text.getvalue().rfind("\x1b[?25l"), "the cursor is not hidden"
     assert text.getvalue().rstrip().endswith("\x1b[2K"), "the line is erased"
     assert "ready" not in text.getvalue()
+
+
+def test_a_phase_is_shown_once() -> None:
+    text = io.StringIO()
+    now = [0.0]
+    status = Status(Console(file=text), clock=lambda: now[0])
+    now[0] = 10
+    status("preparing")
+    status("preparing")
+    assert text.getvalue() == "preparing ...\n"
