@@ -19,7 +19,7 @@ from planner.errors import InfeasibleError, InputError
 from planner.remedies.explain import explain
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
-from planner.request import Request, Wanted
+from planner.request import Request, Wanted, resolve_dtype
 from planner.solver.minimise import Settings
 from plans import diff as plan_diff
 from plans.artifact import compile_command
@@ -79,7 +79,7 @@ def run(
     request = planning.request_of(
         wanted, model=model, draft=draft, inventory=inventory, device_map=map_path, previous=previous
     )
-    result = solve(request, Settings(workers=workers, seed=solver_seed, limit=solver_limit, gap_ppm=gap))
+    result = solve(request, Settings(workers=workers, seed=solver_seed, limit=solver_limit, gap_ppm=gap), verbose)
     result.write(out)
     report(out, result, request, previous, verbose)
     bare = result.configs_without_tensors
@@ -94,11 +94,14 @@ def run(
         click.echo(str(out))
 
 
-def solve(request: Request, settings: Settings) -> planning.PlanResult:
+def solve(request: Request, settings: Settings, verbose: int) -> planning.PlanResult:
     """Solve a request; where nothing fits, raise InfeasibleError with the changes that would make it fit."""
     try:
         return planning.solved(request, settings)
     except InfeasibleError as error:
+        if verbose:  # there is no plan to report
+            dtype = resolve_dtype(request.wanted, request.base, request.inventory)
+            say("\n".join(inventory_lines(request.inventory.at(dtype))))
         with trying(Console(stderr=True), say) as say_tried:
             explained = explain(request, error, settings, say_tried)
         raise explained from error

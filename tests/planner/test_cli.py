@@ -277,6 +277,16 @@ def test_inventory_writes_defaults_out(models: Path, tmp_path: Path) -> None:
     assert [device["id"] for device in data["inventory"]["devices"]] == ["c0", "c1", "c2"]
 
 
+def test_devices_are_shown_where_nothing_fits(tmp_path: Path) -> None:
+    inventory = tmp_path / "small.yaml"
+    inventory.write_text(yaml.safe_dump({"hosts": [host("box", cpu("c0", 1))]}))
+    command = ("build", "--gpus", inventory, "--plan-only", "--out", tmp_path / "p")
+    assert "Devices found" not in planner(*command).stderr
+    refused = planner(*command, "-v")
+    assert refused.exit_code == 3
+    assert refused.stderr.index("Devices found: 1 on 1 host\n  c0 on box: cpu, ") < refused.stderr.index("error: no ")
+
+
 def test_an_infeasible_instance_is_reported_as_json(models: Path, tmp_path: Path) -> None:
     small = {"hosts": [host("box", cpu("c0", 2), cpu("c1", 2))]}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
