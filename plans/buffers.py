@@ -33,6 +33,7 @@ from plans.step import (
     ALIGN_BYTES,
     BEST_WORDS,
     ROW_ALIGN,
+    SCORE_COLUMNS,
     CandidateLayout,
     accept_rows,
     beam_rows,
@@ -42,10 +43,12 @@ from plans.step import (
     forward_rows,
     layer_class,
     message_words,
+    partial_shape,
     pool_rows,
     prefill_features,
     rotary_rows,
     round_up,
+    scores_shape,
     step_features,
     tree_rows,
     verify_rows,
@@ -54,9 +57,6 @@ from plans.step import (
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
 TERMS: tuple[Term, ...] = get_args(Term)
 """Terms of ``schema.MEMORY_TERMS`` that this table counts; the others are weights (``plans.slots``)."""
-
-SCORE_COLUMNS = 256
-"""Cache rows whose scores are computed at once by ``context`` or ``head_dim`` (``runtime.model.split_kv.streamed``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -318,10 +318,10 @@ def _subgroup_buffers(
         buffer("scratch.scores", "buffers", rows, heads, columns + 4 + 3 * dims),
         buffer("scratch.columns", "buffers", sequences, columns, both, dims),
     )
-    scores = buffer("scores", "comm", rows, heads, columns)
+    scores = buffer("scores", "comm", *scores_shape(rows, heads, columns))
     if share.axis == "head_dim":
         return (scores, *streamed)
-    partial = buffer("partial", "comm", 1 + parts, rows, heads, head_dim + 1)
+    partial = buffer("partial", "comm", 1 + parts, *partial_shape(rows, heads, head_dim))
     merged = buffer("scratch.merged", "buffers", parts, rows, heads, head_dim)
     return (scores, partial, merged, *streamed)
 

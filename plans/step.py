@@ -29,6 +29,9 @@ ROW_ALIGN = 64
 WORD_BYTES = 8
 """Bytes of a word of a message: an int64 or a float64."""
 
+SCORE_COLUMNS = 256
+"""Cache rows whose scores are computed at once by ``context`` or ``head_dim`` (``runtime.model.split_kv.streamed``)."""
+
 
 # ---- rows ----
 
@@ -300,6 +303,24 @@ def candidate_bytes(options: Options, rows: int) -> int:
     """Bytes that one device of the drafter brings to the all-gather of the candidates of so many rows."""
     assert options.tree is not None, "plain decoding drafts nothing"
     return WORD_BYTES * CandidateLayout(top_k=options.tree.top_k).words * rows
+
+
+# ---- messages inside a subgroup ----
+
+
+def partial_shape(rows: int, query_heads: int, head_dim: int) -> tuple[int, int, int]:
+    """Shape [R, h, D + 1], float32, that a member brings to the all-gather by context: outputs, and log-sum-exp."""
+    return rows, query_heads, head_dim + 1
+
+
+def scores_shape(rows: int, query_heads: int, columns: int) -> tuple[int, int, int]:
+    """Shape [R, h, columns], float32, of the scores of a block of cache rows: all-reduced by head_dim."""
+    return rows, query_heads, columns
+
+
+def score_blocks(kv_rows: int) -> tuple[slice, ...]:
+    """Blocks of SCORE_COLUMNS cache rows, the last one shorter, that attention in a subgroup goes through in turn."""
+    return tuple(slice(start, min(start + SCORE_COLUMNS, kv_rows)) for start in range(0, kv_rows, SCORE_COLUMNS))
 
 
 def round_up(value: int, granule: int) -> int:

@@ -5,16 +5,17 @@ a share, h their query heads, m members of a subgroup, w = h * D.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from math import prod
 
 from planner.costs import memory
 from planner.costs.roofline import Tier, all_gather_ns, all_reduce_ns, share_ns, share_ps, touched_bytes
 from planner.integers import ceil_div
 from plans import slots
 from plans.buffers import (
-    SCORE_COLUMNS,
     draft_buffers,
     draft_kv_bytes,
     embed_buffers,
@@ -25,7 +26,16 @@ from plans.buffers import (
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import KvShare, part_range, query_heads
 from plans.schema import Attention, Device, Draft, LayerClass, Mlp, Model, Options
-from plans.step import accept_rows, draft_kv_rows, fed_rows, kv_rows, verify_rows
+from plans.step import (
+    accept_rows,
+    draft_kv_rows,
+    fed_rows,
+    kv_rows,
+    partial_shape,
+    score_blocks,
+    scores_shape,
+    verify_rows,
+)
 
 FLOAT32_BYTES = 4
 """Partial results of attention are added up in float32."""
@@ -112,17 +122,17 @@ def attention_work(attention: Attention, sizes: Pass, share: KvShare, cache_byte
 def exchange_ns(attention: Attention, sizes: Pass, share: KvShare, tiers: Callable[[int], Sequence[Tier]]) -> int:
     """Return the time of a subgroup's messages before o: by context partial outputs with weights, by head_dim scores.
 
-    Scores are summed for SCORE_COLUMNS rows of the cache at a time. ``tiers``: of the subgroup, for a message's bytes.
+    ``tiers`` returns the links of the subgroup for a message of so many bytes.
     """
-    rows = FLOAT32_BYTES * sizes.rows * query_heads(attention, share)
+    rows, heads = sizes.rows, query_heads(attention, share)
     if share.parts == 1 or share.axis in ("heads", "batch"):
         return 0
     if share.axis == "context":
-        message = rows * (attention.head_dim + 1)
+        message = FLOAT32_BYTES * prod(partial_shape(rows, heads, attention.head_dim))
         return all_gather_ns(tiers(message), message)
-    whole, rest = divmod(sizes.kv_rows, SCORE_COLUMNS)
-    messages = ((rows * SCORE_COLUMNS, whole), (rows * rest, 1 if rest else 0))
-    return sum(times * all_reduce_ns(tiers(message), message) for message, times in messages)
+    columns = Counter(block.stop - block.start for block in score_blocks(sizes.kv_rows))
+    messages = {FLOAT32_BYTES * prod(scores_shape(rows, heads, width)): times for width, times in columns.items()}
+    return sum(times * all_reduce_ns(tiers(message), message) for message, times in messages.items())
 
 
 def unit_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:

@@ -18,12 +18,13 @@ Letters as in ``layers``; P members of the subgroup. Temporaries are bounded by 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
-from plans.buffers import SCORE_COLUMNS
 from plans.kv import KvShare, part_range
+from plans.step import partial_shape, score_blocks
 from runtime.comm.groups import Group
 from runtime.image.buffers import Memory
 from runtime.model.kvcache import KvCache
@@ -104,8 +105,8 @@ class ByContext:
         out, weight = streamed(q, k, v, bias, self.scale, self.scores, None)
         sequences, heads, n, dims = out.shape
         members, width = len(self.group.ranks), heads * dims
-        shape = (1 + members, sequences, n, heads, dims + 1)
-        partial = self.partial[: out.numel() // dims * (dims + 1) * (1 + members)].view(shape)
+        sent = partial_shape(sequences * n, heads, dims)
+        partial = self.partial[: (1 + members) * prod(sent)].view(1 + members, sequences, n, *sent[1:])
         partial[0, ..., :dims].copy_(out.transpose(1, 2))
         partial[0, ..., dims].copy_(weight.transpose(1, 2))
         gathered = self.group.all_gather(partial[0], partial[1:])  # [P, B, n, h, D + 1]
@@ -129,9 +130,8 @@ def streamed(
     out = torch.zeros_like(rows)
     high = torch.full((sequences, heads, n), float("-inf"), dtype=torch.float32, device=q.device)
     total = torch.zeros_like(high)
-    for start in range(0, width, SCORE_COLUMNS):
-        block = slice(start, min(start + SCORE_COLUMNS, width))
-        columns = block.stop - start
+    for block in score_blocks(width):
+        columns = block.stop - block.start
         by_kv_head = scores[: sequences * heads * n * columns].view(sequences, kv_heads, -1, columns)
         torch.matmul(rows, k[:, :, block].float().transpose(2, 3), out=by_kv_head)
         if group is not None:

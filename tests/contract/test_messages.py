@@ -1,5 +1,6 @@
 """Every tensor that a step passes to its collectives has the bytes that the planner prices."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,11 @@ from torch import Tensor
 from plans import step
 from plans.buffers import device_buffers
 from plans.dtypes import DTYPE_BYTES
-from plans.schema import Plan, Tree
+from plans.schema import KvAxis, Plan, Run, Tree
 from runtime.image.buffers import Memory
 from tests.contract import ranks
 from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs
-from tests.plan_factory import group, make_plan, split_draft
+from tests.plan_factory import Group, even, group, make_plan, split_draft
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -41,17 +42,10 @@ def planned(checkpoints: Checkpoints, kind: str, tree: tuple[int, int, int], bat
     )
 
 
-@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
-@pytest.mark.parametrize(("kind", "batch"), [("eagle3", 1), ("eagle", 2)])
-def test_collectives_carry_the_priced_bytes(
-    kind: str,
-    batch: int,
-    tree: tuple[int, int, int],
-    checkpoints: Checkpoints,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    plan = planned(checkpoints, kind, tree, batch)
+def sent_bytes(
+    plan: Plan, directory: Path, prompts: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> dict[tuple[str, str], set[int]]:
+    """Decode, and return the bytes of the tensors that are passed to the collectives, by group and collective."""
     sent: dict[tuple[str, str], set[int]] = defaultdict(set)
 
     def recording(name: str, collective: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,9 +57,22 @@ def test_collectives_carry_the_priced_bytes(
 
     for name in ("broadcast", "all_reduce", "all_gather"):
         monkeypatch.setattr(ranks.ThreadGroup, name, recording(name, getattr(ranks.ThreadGroup, name)))
-    directory = compiled(tmp_path / "plan", plan, checkpoints, kind)
-    ranks.decoded(plan, directory, [(5, 3, 8)] * batch, [9] * batch, draft=True)
+    ranks.decoded(plan, directory, prompts, [9] * len(prompts), draft=plan.draft is not None)
+    return dict(sent)
 
+
+@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+@pytest.mark.parametrize(("kind", "batch"), [("eagle3", 1), ("eagle", 2)])
+def test_collectives_carry_the_priced_bytes(
+    kind: str,
+    batch: int,
+    tree: tuple[int, int, int],
+    checkpoints: Checkpoints,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = planned(checkpoints, kind, tree, batch)
+    sent = sent_bytes(plan, compiled(tmp_path / "plan", plan, checkpoints, kind), [(5, 3, 8)] * batch, monkeypatch)
     model, draft, options = plan.model, plan.draft, plan.options
     assert draft is not None
     assert options.tree is not None
@@ -75,7 +82,7 @@ def test_collectives_carry_the_priced_bytes(
     hop = {step.hop_bytes(model, draft, options), planes * chunk}
     fed = {batch * rows for rows in step.fed_rows(options.tree)}
     drafted = {batch * step.accept_rows(options), options.prefill_chunk, *fed}
-    assert dict(sent) == {
+    assert sent == {
         ("embed", "all_reduce"): {hidden, chunk},
         ("stages[0]", "all_reduce"): {hidden, chunk},
         ("stages[1]", "all_reduce"): {hidden, chunk},
@@ -94,6 +101,36 @@ def test_collectives_carry_the_priced_bytes(
         ("draft", "all_gather"): {step.candidate_bytes(options, rows) for rows in {batch, *fed}},
         ("world", "broadcast"): {step.message_bytes(options)},
     }
+
+
+@pytest.mark.parametrize("axis", ["context", "head_dim"])
+def test_subgroups_carry_the_priced_bytes(
+    axis: KvAxis, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = checkpoints.base.model
+    layers = model.layers[0]
+    run = Run(
+        num_layers=model.num_layers,
+        kv_heads=(layers.attention.num_kv_heads,) * 2,
+        mlp_units=even(layers.mlp.intermediate_size // layers.mlp.unit, 2),
+    )
+    plan = make_plan(
+        model,
+        [Group(devices=("a", "b"), runs=(run,), axis=axis, subgroups=(2,))],
+        inputs=inputs(checkpoints.base, None),
+        context=2 * step.SCORE_COLUMNS,
+        prefill_chunk=CHUNK + 1,
+    )
+    sent = sent_bytes(plan, compiled(tmp_path / "plan", plan, checkpoints, None), [(5, 3, 8) * 90], monkeypatch)
+    attention, passes = layers.attention, (step.verify_rows(plan.options), plan.options.prefill_chunk)
+    if axis == "context":
+        shapes = {step.partial_shape(rows, attention.num_heads, attention.head_dim) for rows in passes}
+        assert sent["stages[0].subgroup", "all_gather"] == {4 * math.prod(shape) for shape in shapes}
+        return
+    blocks = {4 * math.prod(step.scores_shape(rows, attention.num_heads, step.SCORE_COLUMNS)) for rows in passes}
+    reduced = sent["stages[0].subgroup", "all_reduce"]  # whole blocks, and the rest of those cache rows that are in use
+    assert blocks <= reduced
+    assert max(reduced) == max(blocks)
 
 
 def test_a_device_allocates_the_buffers_that_its_plan_lists(

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plans.buffers import (
-    SCORE_COLUMNS,
     TERMS,
     Buffer,
     device_buffers,
@@ -20,6 +19,7 @@ from plans.buffers import (
 from plans.kv import KvShare, whole_heads
 from plans.schema import KvAxis, Model, Plan, Run, Tree
 from plans.step import (
+    SCORE_COLUMNS,
     accept_rows,
     draft_kv_rows,
     draft_rows,
