@@ -34,7 +34,7 @@ def memory_lines(result: "Generation") -> Iterator[str]:
     """Yield the bytes of each device, term by term: planned, and allocated."""
     for row in result.devices:
         for term, planned in row.planned_bytes.items():
-            yield f"{row.device:12}{term:14}{planned:14} planned{row.measured_bytes[term]:14} made"
+            yield f"{row.device:12}{term:14}{planned:14} planned{row.measured_bytes[term]:14} allocated"
 
 
 def device_lines(plan: Plan, started: list["Started"], first: int) -> Iterator[str]:

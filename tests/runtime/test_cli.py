@@ -237,7 +237,7 @@ def test_debug_prints_the_contents_of_devices(one_dir: Path, command: Command, m
         "memory before: ",
         "memory loaded: ",
         "memory after: ",
-        " made",
+        " allocated",
     ):
         assert words in once
     assert "layers.3.qkv.weight" not in once
