@@ -97,7 +97,7 @@ def _ranks(run: subprocess.Popen[bytes], count: int) -> list[psutil.Process]:
     """Wait until all rank processes of a run exist; return them in order."""
     parent = psutil.Process(run.pid)
     while run.poll() is None:
-        children = sorted(parent.children(), key=lambda child: child.pid)
+        children = sorted(parent.children(), key=lambda child: (child.create_time(), child.pid))
         if len(children) == count:
             return children
         time.sleep(0.01)

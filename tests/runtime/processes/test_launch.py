@@ -170,7 +170,8 @@ def test_a_rank_that_is_stopped_between_two_requests_is_named(tmp_path: Path) ->
     directory, _ = compiled_plan(tmp_path, ("a", "b"), stall_timeout_s=1)
     with Engine.open(directory) as engine:
         engine.generate([1, 2, 3], max_new_tokens=2)
-        max(psutil.Process().children(recursive=True), key=lambda child: child.pid).suspend()
+        children = psutil.Process().children(recursive=True)
+        max(children, key=lambda child: (child.create_time(), child.pid)).suspend()  # numbers of processes start again
         time.sleep(2)  # without a request the stall time-out does not run
         message = r"device b \(rank 1\), while in 'waiting', made no progress for 1 s: its process is stopped"
         with pytest.raises(PeerError, match=message):
