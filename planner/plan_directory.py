@@ -14,6 +14,7 @@ from planner.errors import OutputError
 from planner.families import BaseInput, DraftInput
 from plans import codec
 from plans.schema import Plan, PlanError
+from plans.strict_yaml import load_yaml
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -79,7 +80,7 @@ def _files_beside(base: BaseInput, draft: DraftInput | None) -> dict[str, bytes]
 def _is_plan(file: Path) -> bool:
     """Return True if a file has the fields by which a plan of any version is recognised."""
     try:
-        data = codec.load_yaml(codec.read_document(file), str(file))
+        data = load_yaml(codec.read_document(file), str(file))
     except (PlanError, OSError):
         return False
     return isinstance(data, dict) and set(data) >= PLAN_FIELDS

@@ -6,7 +6,8 @@
     check_inputs  those of all else, and the limits              buffers       memory beside the weights
     diff       two plans compared                                step          rows and messages of one step
     artifact   images.yaml, constants of an image                kv, ranges    shares of KV heads as rows and columns
-    safetensors_header, strict_json  parsing of untrusted files  dtypes        bytes of values, names in a header
+    safetensors_header, strict_json, strict_yaml  parsing of untrusted files
+    dtypes     bytes of values, names in a header
 
 FORMAT.md documents the files field by field; the directories beside it are committed plans.
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from plans.codec import decode, dump_yaml, encode, load_yaml, read_document
+from plans.codec import decode, encode, read_document
 from plans.safetensors_header import TensorEntry
 from plans.schema import DType, PlanError
+from plans.strict_yaml import dump_yaml, load_yaml
 
 LAYOUT_VERSION = 1
 """Version of names, order and alignment of slots; images of another version are refused as foreign."""

@@ -1,9 +1,7 @@
 """Canonical YAML in and out: one text per plan, and an error with the path to the datum for everything else.
 
 The records of :mod:`plans.schema` are the grammar: decoding walks their annotations, so a field is defined once.
-Documents are built from the parser's events by hand. yaml.safe_load would build the document first, and by then a few
-bytes of nested aliases have become gigabytes (billion laughs), deep nesting has overflowed the stack, and of duplicate
-keys the last has silently won; here depth, aliases, tags and duplicate keys are refused as the events come.
+:mod:`plans.strict_yaml` has the text of plain data.
 """
 
 import dataclasses
@@ -14,63 +12,16 @@ import math
 import os
 import re
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR, NewerSchemaError, Plan, PlanError
+from plans.strict_yaml import MAX_DOCUMENT_BYTES, dump_yaml, load_yaml
 
 T = TypeVar("T")
 
 PLAN_FILE = "plan.yaml"
 """Name of a plan's file in its directory."""
-
-MAX_DOCUMENT_BYTES = 1 << 20
-"""Largest document that is parsed; a plan of 64 devices is below 100 kB."""
-MAX_DEPTH = 32
-"""Most nested collections; a plan has 6."""
-
-# The same grammar either way; libyaml is twenty times faster, and the wheels have it.
-_Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_RESOLVER = yaml.resolver.Resolver()
-_CONSTRUCTOR = yaml.constructor.SafeConstructor()
-_SCALARS = {
-    "tag:yaml.org,2002:null": _CONSTRUCTOR.construct_yaml_null,
-    "tag:yaml.org,2002:bool": _CONSTRUCTOR.construct_yaml_bool,
-    "tag:yaml.org,2002:int": _CONSTRUCTOR.construct_yaml_int,
-    "tag:yaml.org,2002:float": _CONSTRUCTOR.construct_yaml_float,
-    "tag:yaml.org,2002:str": _CONSTRUCTOR.construct_yaml_str,
-}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Block style, except that a sequence of scalars stays on one line; never an alias."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
-    flat = all(not isinstance(item, (list, dict)) for item in data)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
-
-
-def _represent_str(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
-    # Other styles fold at characters such as U+0085, and would read back as another string.
-    style = None if data.isprintable() else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
-
-
-_Dumper.add_representer(list, _represent_list)
-_Dumper.add_representer(str, _represent_str)
-
-
-def dump_yaml(data: Any) -> str:
-    """Return canonical YAML of plain data: block style, sequences of scalars on a line, keys in the order given."""
-    # An infinite width is the only one that never folds, whatever the length of a sequence or a string.
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=math.inf, allow_unicode=True)
 
 
 def read_document(file: Path) -> bytes:
@@ -81,84 +32,6 @@ def read_document(file: Path) -> bytes:
             size = max(len(raw), os.fstat(stream.fileno()).st_size)
             raise PlanError(f"{file}: {size} bytes, expected at most {MAX_DOCUMENT_BYTES}")
     return raw
-
-
-def load_yaml(text: str | bytes, where: str) -> Any:
-    """Parse one YAML document, written by hand or by us; raise PlanError naming ``where`` and the line."""
-    try:
-        source = text.encode() if isinstance(text, str) else text
-        source.decode()
-    except UnicodeError as error:
-        raise PlanError(f"{where}: not valid UTF-8: {error}") from error
-    if len(source) > MAX_DOCUMENT_BYTES:
-        raise PlanError(f"{where}: {len(source)} bytes, expected at most {MAX_DOCUMENT_BYTES}")
-    if source[:2] == b"\xff\xfe" or b"\0" in source:  # YAML would guess UTF-16 of it
-        raise PlanError(f"{where}: not valid UTF-8: it has NUL bytes")
-    try:
-        return _read_document(yaml.parse(source, Loader=_Parser))
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
-        raise PlanError(f"{where}: {line}{error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise PlanError(f"{where}: not valid YAML: {error}") from error
-
-
-def _read_document(events: Iterator[Any]) -> Any:
-    next(events)  # the start of the stream
-    event = next(events)
-    if isinstance(event, yaml.StreamEndEvent):
-        return None
-    data = _read_node(events, next(events), 0)
-    next(events)  # the end of the document
-    event = next(events)
-    if not isinstance(event, yaml.StreamEndEvent):
-        _refuse(event, "a second document begins, expected one")
-    return data
-
-
-def _read_node(events: Iterator[Any], event: Any, depth: int) -> Any:
-    if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-        _refuse(event, "anchors and aliases are not allowed")
-    if event.tag is not None:
-        _refuse(event, f"tags are not allowed, found {event.tag!r}")
-    if isinstance(event, yaml.ScalarEvent):
-        return _read_scalar(event)
-    if depth == MAX_DEPTH:
-        _refuse(event, f"more than {MAX_DEPTH} nested collections")
-    if isinstance(event, yaml.SequenceStartEvent):
-        return _read_sequence(events, depth)
-    return _read_mapping(events, depth)
-
-
-def _read_sequence(events: Iterator[Any], depth: int) -> list[Any]:
-    items: list[Any] = []
-    while not isinstance(event := next(events), yaml.SequenceEndEvent):
-        items.append(_read_node(events, event, depth + 1))
-    return items
-
-
-def _read_mapping(events: Iterator[Any], depth: int) -> dict[str, Any]:
-    mapping: dict[str, Any] = {}
-    while not isinstance(event := next(events), yaml.MappingEndEvent):
-        key = _read_node(events, event, depth + 1)
-        if not isinstance(key, str):
-            _refuse(event, f"found {_name(key)} as a key, expected a string: quote it")
-        if key in mapping:
-            _refuse(event, f"duplicate key {key!r}")
-        mapping[key] = _read_node(events, next(events), depth + 1)
-    return mapping
-
-
-def _read_scalar(event: Any) -> Any:
-    tag: str = _RESOLVER.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
-    if tag not in _SCALARS:
-        kind = tag.rpartition(":")[2]
-        _refuse(event, f"{event.value!r} would be read as a {kind}: quote it if a string is meant")
-    return _SCALARS[tag](yaml.ScalarNode(tag, event.value))
-
-
-def _refuse(event: Any, problem: str) -> NoReturn:
-    raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
 def encode(record: Any) -> Any:

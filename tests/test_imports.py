@@ -105,7 +105,7 @@ ONLY_IN = {
     "jinja2": {"planner.report", "runtime.chat"},
     "rich": {"planner.report", "planner.commands", "runtime.commands"},
     "click": {"planner.commands", "planner.cli", "runtime.commands", "runtime.cli"},
-    "yaml": {"plans.codec"},
+    "yaml": {"plans.strict_yaml"},
 }
 """Each library that has a home, and where that is."""
 

@@ -18,6 +18,7 @@ from planner.hardware.inventory_text import dump_inventory
 from planner.hardware.nvml import read_machine
 from plans import codec
 from plans.schema import Device, DType, Inventory
+from plans.strict_yaml import load_yaml
 
 DEFAULT_FILE = Path("inventory.yaml")
 DEFAULT_HOST = "box0"
@@ -53,7 +54,7 @@ def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int)
     for line in detected.left_out:
         say(f"left out: {line}")
     inventory = detected.inventory.at(dtype)
-    say_devices(codec.load_yaml(detected.text, "detected"), inventory, verbose)
+    say_devices(load_yaml(detected.text, "detected"), inventory, verbose)
     if file is not None:
         try:
             with file.open("x") as stream:

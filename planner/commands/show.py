@@ -19,6 +19,7 @@ from plans import codec
 from plans.artifact import IMAGES_FILE, load_images
 from plans.check import load
 from plans.schema import Plan
+from plans.strict_yaml import dump_yaml
 
 
 def run(
@@ -45,7 +46,7 @@ def run(
         if as_json:
             put({"plan": str(plan), "device_map": lines})
         else:
-            click.echo(codec.dump_yaml(lines), nl=False)
+            click.echo(dump_yaml(lines), nl=False)
     elif as_json:
         put({"plan": str(plan), **render.summary(frozen), "content": codec.encode(frozen)})
     elif markdown:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from planner.hardware import units
-from plans.codec import load_yaml
 from plans.schema import Link
+from plans.strict_yaml import load_yaml
 
 CPU = "cpu"
 """The type of a host CPU, whose memory and bandwidth only the inventory can give."""

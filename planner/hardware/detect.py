@@ -17,8 +17,8 @@ from planner.hardware.catalog import CPU, DeviceType, catalog
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.nvml import Gpu, Machine, NvLink, Slice
 from planner.hardware.records import HardwareInventory
-from plans.codec import load_yaml
 from plans.schema import DType
+from plans.strict_yaml import load_yaml
 
 _MAKERS = re.compile(r"(?:(?:NVIDIA|Tesla|GeForce) )*")
 

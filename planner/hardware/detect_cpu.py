@@ -19,7 +19,7 @@ from planner.hardware import units
 from planner.hardware.catalog import CPU
 from planner.hardware.detect import Detected
 from planner.hardware.inventory import parse_inventory
-from plans.codec import load_yaml
+from plans.strict_yaml import load_yaml
 
 STREAM_BYTES = 512 << 20
 STREAM_THREAD_BYTES = 64 << 20

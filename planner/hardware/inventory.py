@@ -16,9 +16,10 @@ from planner.hardware import units
 from planner.hardware.catalog import CPU, DeviceType, catalog
 from planner.hardware.records import HardwareInventory, ListedDevice, in_order
 from plans.check_inputs import natural_key
-from plans.codec import load_yaml, read_document
+from plans.codec import read_document
 from plans.dtypes import DTYPE_BYTES
 from plans.schema import Host, Link, Pair, PlanError
+from plans.strict_yaml import load_yaml
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

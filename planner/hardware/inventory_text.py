@@ -6,8 +6,8 @@ from typing import Any
 from planner.hardware import units
 from planner.hardware.catalog import catalog
 from planner.hardware.records import HardwareInventory, ListedDevice
-from plans.codec import dump_yaml
 from plans.schema import Device, Host, Inventory, Link
+from plans.strict_yaml import dump_yaml
 
 
 def dump_inventory(inventory: Inventory | HardwareInventory) -> str:

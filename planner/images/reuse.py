@@ -17,8 +17,9 @@ from planner.checkpoints.header import Stamp, TensorFile, stamp
 from planner.images import publish
 from planner.images.layout import Slot
 from plans.artifact import LAYOUT_VERSION, Image
-from plans.codec import decode, dump_yaml, encode, load_yaml, read_document
+from plans.codec import decode, encode, read_document
 from plans.schema import PlanError
+from plans.strict_yaml import dump_yaml, load_yaml
 
 FILE = ".compiled"
 _STATE = ("size_bytes", "modified_ns", "changed_ns")

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from planner.errors import InputError
-from plans.codec import load_yaml, read_document
+from plans.codec import read_document
 from plans.schema import Draft, Inventory, Model, Pin, Plan, PlanError
+from plans.strict_yaml import load_yaml
 
 DRAFT = "draft"
 """Name of the EAGLE head in a device map."""

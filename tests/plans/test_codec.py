@@ -1,6 +1,5 @@
 """Canonical YAML: written records read back equal; everything else is refused with a complete message."""
 
-import contextlib
 import hashlib
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plans.codec import MAX_DEPTH, MAX_DOCUMENT_BYTES, decode, digest, dump_yaml, dumps, encode, load, load_yaml, loads
+from plans.codec import decode, digest, dumps, encode, load, loads
 from plans.schema import Link, NewerSchemaError, Plan, PlanError, Tree, VocabSplit
+from plans.strict_yaml import MAX_DOCUMENT_BYTES, dump_yaml, load_yaml
 
 TEXT = st.text(st.characters(exclude_categories=("C", "Zs", "Zl", "Zp"), include_characters=" "))
 INTEGERS = st.integers(0, 2**63 - 1)
@@ -34,23 +34,6 @@ def test_digest_is_of_the_canonical_text(plan: Plan) -> None:
     assert digest(plan) == hashlib.sha256(dumps(plan).encode()).hexdigest()
 
 
-SCALARS = st.none() | st.booleans() | INTEGERS | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"))
-DATA = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12)
-
-
-@settings(max_examples=200, deadline=None)
-@given(DATA)
-def test_round_trip_of_plain_data(data: object) -> None:
-    assert load_yaml(dump_yaml(data), "x.yaml") == data
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.text() | st.binary())
-def test_any_bytes_are_read_or_refused(source: str | bytes) -> None:
-    with contextlib.suppress(PlanError):
-        load_yaml(source, "x.yaml")
-
-
 LINK = Link(link_class="pcie", latency_ns=10, bandwidth_bytes_per_s=5)
 CANONICAL_LINK = "link_class: pcie\nlatency_ns: 10\nbandwidth_bytes_per_s: 5\n"
 
@@ -64,47 +47,8 @@ def test_canonical_text_of_a_record() -> None:
 
 
 def test_text_that_is_equal_but_not_canonical_is_read() -> None:
-    text = "# by hand\n{bandwidth_bytes_per_s: 0x5, latency_ns: 1_0, link_class: 'pcie'}"
+    text = "# by hand\n{bandwidth_bytes_per_s: +5, latency_ns: 10, link_class: 'pcie'}"
     assert decode(Link, load_yaml(text, "x.yaml"), "x.yaml") == LINK
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a: 1\na: 2", "x.yaml: line 2: duplicate key 'a'"),
-        ("a: {b: 1, b: 2}", "x.yaml: line 1: duplicate key 'b'"),
-        ("? [1, 2]\n: 3", "x.yaml: line 1: found a sequence as a key, expected a string: quote it"),
-        ("on: 1", "x.yaml: line 1: found true or false as a key, expected a string: quote it"),
-        ("a: &x 1", "x.yaml: line 1: anchors and aliases are not allowed"),
-        ("a: 1\nb: *x", "x.yaml: line 2: anchors and aliases are not allowed"),
-        ("<<: {a: 1}", "x.yaml: line 1: '<<' would be read as a merge: quote it if a string is meant"),
-        ("a: 2026-01-01", "x.yaml: line 1: '2026-01-01' would be read as a timestamp: quote it if a string is meant"),
-        ("a: !!str 1", "x.yaml: line 1: tags are not allowed, found 'tag:yaml.org,2002:str'"),
-        (
-            "a: !!python/object/apply:os.system [ls]",
-            "x.yaml: line 1: tags are not allowed, found 'tag:yaml.org,2002:python/object/apply:os.system'",
-        ),
-        ("a: 1\n---\nb: 2", "x.yaml: line 2: a second document begins, expected one"),
-        ("[" * 33 + "]" * 33, f"x.yaml: line 1: more than {MAX_DEPTH} nested collections"),
-        (b"a: \xff", "x.yaml: not valid UTF-8: 'utf-8' codec can't decode byte 0xff in position 3: invalid start byte"),
-        (b"a\0: \0", "x.yaml: not valid UTF-8: it has NUL bytes"),
-        ("a: [1", "x.yaml: line 2: did not find expected ',' or ']'"),
-        (
-            "#" * (MAX_DOCUMENT_BYTES + 1),
-            f"x.yaml: {MAX_DOCUMENT_BYTES + 1} bytes, expected at most {MAX_DOCUMENT_BYTES}",
-        ),
-    ],
-)
-def test_documents_that_are_refused(text: str | bytes, message: str) -> None:
-    with pytest.raises(PlanError) as caught:
-        load_yaml(text, "x.yaml")
-    assert str(caught.value) == message
-    assert caught.value.exit_code == 2
-
-
-def test_an_empty_document_is_nothing() -> None:
-    assert load_yaml("", "x.yaml") is None
-    assert load_yaml("# only a comment\n", "x.yaml") is None
 
 
 LINK_DATA: dict[str, object] = {"link_class": "pcie", "latency_ns": 10, "bandwidth_bytes_per_s": 5}

@@ -18,8 +18,9 @@ from planner.hardware.catalog import catalog
 from planner.hardware.inventory import load_inventory, parse_inventory
 from planner.hardware.inventory_text import dump_inventory
 from plans.check_inputs import natural_key
-from plans.codec import decode, dump_yaml, encode, load_yaml
+from plans.codec import decode, encode
 from plans.schema import Device, DType, Host, Inventory, Link, Pair
+from plans.strict_yaml import dump_yaml, load_yaml
 from runtime.processes.machine import is_named
 
 CATALOG = Path(catalog_module.__file__).with_name("catalog.yaml")
