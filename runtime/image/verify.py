@@ -134,21 +134,29 @@ def opened(directory: Path, device: str, record: Images) -> Iterator[tuple[int, 
 
 
 def check_digest(descriptor: int, file: Path, expected: artifact.Image) -> None:
-    """Raise ImageDamaged unless an open image has the recorded BLAKE3, and does not change while it is hashed."""
+    """Raise ImageDamaged unless an open image has the recorded BLAKE3, and does not change while it is hashed.
+
+    A write is seen by the size and the time of the last write, another file under the name by its inode. The time of
+    the inode's last change (ctime) is not compared: hard links, ``chmod`` and backups change it, and no content.
+    """
     guarded = guard(descriptor, file)
-    before = _state(descriptor)  # after the guard, as only then the size cannot change unnoticed
+    before = _state(os.fstat(descriptor))  # after the guard, as only then the size cannot change unnoticed
     if guarded and before[0] == expected.size_bytes:
         digest = hash_mapped(descriptor, expected.size_bytes)
     else:
         digest = hash_file(descriptor, expected.size_bytes, file)
-    if _state(descriptor) != before:
+    try:
+        after = _state(os.fstat(descriptor)), _state(file.stat())
+    except OSError as error:
+        raise ImageDamaged(f"{file}: vanished while it was verified: copy or compile it again") from error
+    if after != (before, before):
         raise ImageDamaged(f"{file}: changed while it was verified: copy or compile it again")
     compare_digest(file, digest, expected)
 
 
-def _state(descriptor: int) -> tuple[int, int, int]:
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def _state(status: os.stat_result) -> tuple[int, int, int, int]:
+    """Return size, time of the last write, device and inode."""
+    return status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino
 
 
 def compare_digest(file: Path, digest: str, expected: artifact.Image) -> None:

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from plans.check import require
 from plans.schema import Inputs, Plan, PlanError
 from runtime.errors import ImageDamaged, ImageError, ImageForeign, ImageMissing, ImageTruncated
 from runtime.image import slots, transfer
+from runtime.image import verify as checking
 from runtime.image.slots import open_image
 from runtime.image.verify import check_images
 from tests.plan_factory import group, make_plan, split_draft, write_base, write_draft
@@ -231,6 +234,97 @@ def test_a_file_that_is_truncated_while_it_is_verified(artifact: Artifact, monke
         open_image(artifact.plan, artifact.directory, "a", CPU, verify=True)
     with pytest.raises(ImageTruncated, match="8192 bytes"):
         open_image(artifact.plan, artifact.directory, "a", CPU, verify=False)
+
+
+# ---- changes of the content, and of the inode alone, while a file is verified ----
+
+
+def test_hard_links_modes_and_names_are_no_change_of_content(artifact: Artifact) -> None:
+    """Backups make hard links: they change the inode's ctime, and nothing that is verified."""
+    file, copy, done = artifact.directory / "a.safetensors", artifact.directory / "backup", threading.Event()
+    rounds = 0
+
+    def back_up() -> None:
+        nonlocal rounds
+        while not done.is_set():
+            os.link(file, copy)
+            file.chmod(0o600)
+            copy.unlink()
+            file.chmod(0o644)
+            rounds += 1
+
+    thread = threading.Thread(target=back_up)
+    thread.start()
+    try:
+        for _ in range(20):
+            check_images(artifact.plan, artifact.directory, verify=True)
+    finally:
+        done.set()
+        thread.join()
+    assert rounds > 20
+
+
+def append(file: Path) -> None:
+    with file.open("ab") as stream:
+        stream.write(b"x")
+
+
+def write_the_same(file: Path) -> None:
+    with file.open("r+b") as stream:
+        stream.write(stream.read(1))
+
+
+def replace_by_a_copy(file: Path) -> None:
+    other = file.with_name("other")
+    shutil.copy2(file, other)
+    other.rename(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (append, "changed while it was verified"),
+        (write_the_same, "changed while it was verified"),
+        (lambda file: os.truncate(file, 8192), "changed while it was verified"),
+        (replace_by_a_copy, "changed while it was verified"),
+        (Path.unlink, "vanished while it was verified"),
+    ],
+)
+def test_a_write_or_another_file_is_a_change(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], Any], message: str
+) -> None:
+    """Each happens behind the last byte that is hashed, where no lease holds the writer back."""
+    original = checking.hash_file
+
+    def late(descriptor: int, size_bytes: int, file: Path) -> str:
+        digest = original(descriptor, size_bytes, file)
+        if file.name == "b.safetensors":
+            time.sleep(0.01)  # the clock of a file system ticks every few ms
+            change(file)
+        return digest
+
+    monkeypatch.setattr(checking, "guard", lambda descriptor, file: False)
+    monkeypatch.setattr(checking, "hash_file", late)
+    with pytest.raises(ImageDamaged, match=rf"b\.safetensors: {message}: copy or compile it again"):
+        check_images(artifact.plan, artifact.directory, verify=True)
+
+
+def test_bytes_that_were_changed_before_they_are_hashed_have_another_digest(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Setting the time of the last write back hides nothing: what is hashed decides."""
+    original = checking.hash_file
+
+    def early(descriptor: int, size_bytes: int, file: Path) -> str:
+        status = file.stat()
+        flip(file, -300)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return original(descriptor, size_bytes, file)
+
+    monkeypatch.setattr(checking, "guard", lambda descriptor, file: False)
+    monkeypatch.setattr(checking, "hash_file", early)
+    with pytest.raises(ImageDamaged, match=r"a\.safetensors: BLAKE3"):
+        check_images(artifact.plan, artifact.directory, verify=True)
 
 
 # ---- missing, truncated, foreign ----
