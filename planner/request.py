@@ -22,9 +22,6 @@ STATIC_PATHS = (
 )
 """Draft tree of EAGLE-1: 25 drafted nodes in 5 levels, each as the ranks on its path from the root."""
 
-MOST_BATCH = 1024
-"""Most sequences decoded at a time."""
-
 MOST_DEFAULT_CONTEXT = 8192
 """Positions at most where no context is asked for, whatever the model's limit."""
 

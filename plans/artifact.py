@@ -23,7 +23,7 @@ BYTE_ORDER = "little"
 PAGE_BYTES = 4096
 ALIGNMENT_BYTES = 256
 IMAGES_FILE = "images.yaml"
-DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Ids that a device may have: its image is named after it."""
 _FILLER = "_pad."
 
@@ -109,7 +109,7 @@ def image_name(device: str) -> str:
 def image_file(directory: Path, device: str) -> Path:
     """Return the path of a device's image; raise PlanError for an id that is no file name."""
     if not DEVICE_ID.fullmatch(device):
-        raise PlanError(f"device {device!r}: not a file name: expected letters, digits, '.', '_' and '-'")
+        raise PlanError(f"device {device!r}: not a file name: expected at most 64 letters, digits, '.', '_' and '-'")
     return directory / image_name(device)
 
 

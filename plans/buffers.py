@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from plans.dtypes import BUFFER_BYTES, KV_DTYPE_BYTES
-from plans.kv import KvShare, kv_shares, query_heads
+from plans.kv import KvShare, kv_share, query_heads
 from plans.schema import Attention, Draft, Mlp, Model, Options, Plan
 from plans.step import (
     ALIGN_BYTES,
@@ -338,7 +338,7 @@ def _stage_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
         return ()
     member, options = stage.devices.index(device_id), plan.options
     first, buffers = stage.first_layer, []
-    shares = [kv_shares(stage, run.kv_heads)[member] for run in stage.runs]
+    shares = [kv_share(stage, run.kv_heads, member) for run in stage.runs]
     for run, share in zip(stage.runs, shares, strict=True):
         attention = layer_class(plan.model, first).attention
         shape = _cache_shape(options, attention, share, run.num_layers, tree_rows(options))
@@ -388,7 +388,7 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     if placement is None or draft is None or device_id not in placement.devices:
         return ()
     member = placement.devices.index(device_id)
-    share = kv_shares(placement, placement.kv_heads)[member]
+    share = kv_share(placement, placement.kv_heads, member)
     shape = _cache_shape(options, draft.attention, share, draft.num_layers, draft_tree_rows(options))
     return (
         Buffer(name="draft.kv", term="draft_kv", dtype=options.kv_dtype, shape=shape),

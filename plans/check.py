@@ -31,15 +31,18 @@ from plans.schema import (
 UNPLANNED = "edited by hand, or built by another version"
 """Reason that a plan contradicts itself, where no more is known: ``build`` writes none that does."""
 
+MOST_VIOLATIONS = 50
+"""Most violations in the message of an error."""
+
 
 class InvalidPlanError(PlanError):
     """A plan that reads well and contradicts itself; ``violations`` has an entry for every wrong datum."""
 
     def __init__(self, where: str, violations: tuple[Violation, ...], change: str = UNPLANNED) -> None:
         """``change``: how the plan came to contradict itself; it comes first in the message."""
-        super().__init__(
-            "\n".join([f"{where}: {change}, and now:", *(f"{where}: {violation}" for violation in violations)])
-        )
+        shown = [f"{where}: {violation}" for violation in violations[:MOST_VIOLATIONS]]
+        more = [f"{where}: {len(violations) - len(shown)} more"] if len(violations) > len(shown) else []
+        super().__init__("\n".join([f"{where}: {change}, and now:", *shown, *more]))
         self.violations = violations
 
 
@@ -122,14 +125,15 @@ def _classes_of(model: Model, start: int, end: int) -> Iterator[LayerClass]:
 
 
 def _check_group(path: str, group: tuple[str, ...], inventory: Inventory) -> Iterator[Violation]:
-    known = {device.id for device in inventory.devices}
+    known, before = {device.id for device in inventory.devices}, set[str]()
     if not group:
         yield bad(path, (), "at least one device")
     for i, device in enumerate(group):
         if device not in known:
             yield bad(f"{path}[{i}]", device, "a device of the inventory")
-        if device in group[:i]:
+        if device in before:
             yield bad(f"{path}[{i}]", device, "another device: the group has this one already")
+        before.add(device)
 
 
 def _check_run(path: str, run: Run, stage: Stage, attention: Attention, mlp: Mlp) -> Iterator[Violation]:

@@ -1,19 +1,35 @@
-"""Checks of options, inventory, model and draft of a plan, each by itself, and the limits of a plan."""
+"""Checks of options, inventory, model and draft of a plan, each by itself, and the limits of a plan.
+
+Every number from which the runtime computes a shape, an index or the length of a loop has an upper bound: sizes of
+dimensions here, shares by these sizes and bytes by the memory of the devices in ``plans.check``.
+"""
 
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from plans.artifact import DEVICE_ID
 from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Options, Plan, Tree
 from plans.step import pool_rows
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-MAX_LAYERS = 10_000
-"""Most layers of one class: plans are expanded layer by layer, and no model has as many."""
-MAX_EXPERTS = 10_000
+_MOST_SHOWN = 16
+"""Most entries of a sequence in a message."""
+MOST_SIZE = (1 << 31) - 1
+"""Largest vocabulary, hidden size, number of channels, and context."""
+MOST_HEADS, MOST_HEAD_DIM = 1024, 4096
+"""Most query heads of a layer, and largest head: shares are expanded head by head."""
+MOST_LAYERS = 1024
+"""Most layers of a model, of all classes together, or of a drafter: plans are expanded layer by layer."""
+MOST_EXPERTS = 1024
 """Most experts of one layer."""
+MOST_BATCH = 1024
+"""Most sequences decoded at a time."""
+MOST_DEVICES = 4096
+"""Most devices of an inventory."""
+NORM_EPS = (1e-15, 1.0)
+"""Least and largest epsilon of an RMS norm: below, the kernels' unit of 2^-60 rounds it; above, they have no number."""
 MOST_STALL_S = 3600
 """Longest stall time-out, in s."""
 MAX_AUX_FEATURES = 3
@@ -52,9 +68,16 @@ def bad(path: str, value: object, expected: object) -> Violation:
 
 
 def show(value: object) -> str:
+    """Return a datum as messages show it; of a long sequence the beginning."""
     if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
+        more = [f"... of {len(value)}"] if len(value) > _MOST_SHOWN else []
+        return f"[{', '.join([*map(str, value[:_MOST_SHOWN]), *more])}]"
     return "nothing" if value is None else str(value)
+
+
+def _in_range(path: str, value: float, least: float, most: float) -> Iterator[Violation]:
+    if not least <= value <= most:
+        yield bad(path, value, f"from {least} to {most}")
 
 
 def _check_head(plan: Plan) -> Iterator[Violation]:
@@ -78,14 +101,11 @@ def _check_head(plan: Plan) -> Iterator[Violation]:
 
 
 def _check_options(options: Options) -> Iterator[Violation]:
-    if options.batch < 1:
-        yield bad("options.batch", options.batch, "at least 1")
-    if options.context < 1:
-        yield bad("options.context", options.context, "at least 1")
+    yield from _in_range("options.batch", options.batch, 1, MOST_BATCH)
+    yield from _in_range("options.context", options.context, 1, MOST_SIZE)
     if not 1 <= options.prefill_chunk <= max(1, options.context):
         yield bad("options.prefill_chunk", options.prefill_chunk, f"from 1 to the context, {options.context}")
-    if not 1 <= options.stall_timeout_s <= MOST_STALL_S:
-        yield bad("options.stall_timeout_s", options.stall_timeout_s, f"from 1 to {MOST_STALL_S}")
+    yield from _in_range("options.stall_timeout_s", options.stall_timeout_s, 1, MOST_STALL_S)
     if options.gap_ppm >= 10**6:
         yield bad("options.gap_ppm", options.gap_ppm, "less than 1000000")
     if options.within_ppm is not None and not 0 <= options.within_ppm <= 10**6:
@@ -180,6 +200,8 @@ def _check_inventory(inventory: Inventory) -> Iterator[Violation]:
         yield bad("inventory.network", None, f"a link, as there are {len(names)} hosts")
     if inventory.network is not None:
         yield from _check_link("inventory.network", inventory.network)
+    if len(inventory.devices) > MOST_DEVICES:
+        yield bad("inventory.devices", f"{len(inventory.devices)} devices", f"at most {MOST_DEVICES}")
     at = {device.id: device.host for device in inventory.devices}
     for i, host in enumerate(inventory.hosts):
         yield from _check_link(f"inventory.hosts[{i}].link", host.link)
@@ -206,7 +228,7 @@ def _check_link(path: str, link: Link) -> Iterator[Violation]:
 
 def _check_device(path: str, device: Device, hosts: tuple[str, ...]) -> Iterator[Violation]:
     if not DEVICE_ID.fullmatch(device.id):
-        yield bad(f"{path}.id", repr(device.id), "letters, digits, '.', '_' and '-': it names a file")
+        yield bad(f"{path}.id", repr(device.id), "at most 64 letters, digits, '.', '_' and '-': it names a file")
     if device.host not in hosts:
         yield bad(f"{path}.host", device.host, f"one of {', '.join(hosts)}")
     if device.reserve_bytes > device.memory_bytes:
@@ -220,21 +242,32 @@ def _check_device(path: str, device: Device, hosts: tuple[str, ...]) -> Iterator
 
 def _check_model(plan: Plan) -> Iterator[Violation]:
     model = plan.model
-    if model.vocab_size < 1:
-        yield bad("model.vocab_size", model.vocab_size, "at least 1")
-    if model.hidden_size < 1:
-        yield bad("model.hidden_size", model.hidden_size, "at least 1")
+    yield from _in_range("model.vocab_size", model.vocab_size, 1, MOST_SIZE)
+    yield from _in_range("model.hidden_size", model.hidden_size, 1, MOST_SIZE)
+    yield from _in_range("model.norm_eps", model.norm_eps, *NORM_EPS)
     if not model.layers:
         yield bad("model.layers", (), "at least one class of layers")
     for i, layers in enumerate(model.layers):
-        if not 1 <= layers.num_layers <= MAX_LAYERS:
-            yield bad(f"model.layers[{i}].num_layers", layers.num_layers, f"from 1 to {MAX_LAYERS}")
+        yield from _in_range(f"model.layers[{i}].num_layers", layers.num_layers, 1, MOST_LAYERS)
         yield from _check_attention(f"model.layers[{i}].attention", layers.attention)
+        yield from _check_same(f"model.layers[{i}].attention", layers.attention, model.layers[0].attention)
         yield from _check_mlp(f"model.layers[{i}].mlp", layers.mlp)
+    if model.num_layers > MOST_LAYERS:
+        yield bad("model.layers", f"{model.num_layers} layers", f"at most {MOST_LAYERS}")
     ids = [("model.bos_token_id", model.bos_token_id)] if model.bos_token_id is not None else []
     for path, token in (*ids, *((f"model.eos_token_ids[{i}]", token) for i, token in enumerate(model.eos_token_ids))):
         if token is not None and token >= model.vocab_size:
             yield bad(path, token, f"less than the vocabulary, {model.vocab_size}")
+
+
+def _check_same(path: str, attention: Attention, first: Attention) -> Iterator[Violation]:
+    """Check that a class of layers has the attention of the first: all layers of a stage share one rotary table, one
+    mask and one set of buffers, and differ in their MLPs alone.
+    """
+    for field in fields(attention):
+        value, expected = getattr(attention, field.name), getattr(first, field.name)
+        if value != expected:
+            yield bad(f"{path}.{field.name}", value, f"{expected}, as in model.layers[0]: only MLPs differ")
 
 
 def _check_attention(path: str, attention: Attention) -> Iterator[Violation]:
@@ -242,8 +275,12 @@ def _check_attention(path: str, attention: Attention) -> Iterator[Violation]:
         yield bad(f"{path}.num_kv_heads", attention.num_kv_heads, "at least 1")
     elif attention.num_heads < 1 or attention.num_heads % attention.num_kv_heads:
         yield bad(f"{path}.num_heads", attention.num_heads, f"a multiple of {attention.num_kv_heads} KV heads")
+    elif attention.num_heads > MOST_HEADS:
+        yield bad(f"{path}.num_heads", attention.num_heads, f"at most {MOST_HEADS}")
     if attention.head_dim < 2 or attention.head_dim % 2:
         yield bad(f"{path}.head_dim", attention.head_dim, "an even number: rotary pairs")
+    elif attention.head_dim > MOST_HEAD_DIM:
+        yield bad(f"{path}.head_dim", attention.head_dim, f"at most {MOST_HEAD_DIM}")
 
 
 def _check_mlp(path: str, mlp: Mlp) -> Iterator[Violation]:
@@ -251,6 +288,8 @@ def _check_mlp(path: str, mlp: Mlp) -> Iterator[Violation]:
         yield bad(f"{path}.unit", mlp.unit, "at least 1")
     elif mlp.intermediate_size < 1 or mlp.intermediate_size % mlp.unit:
         yield bad(f"{path}.intermediate_size", mlp.intermediate_size, f"a multiple of the unit, {mlp.unit}")
+    elif mlp.intermediate_size > MOST_SIZE:
+        yield bad(f"{path}.intermediate_size", mlp.intermediate_size, f"at most {MOST_SIZE}")
     if mlp.kind == "gated":
         for name, value, only in (
             ("num_experts", mlp.num_experts, 1),
@@ -260,8 +299,7 @@ def _check_mlp(path: str, mlp: Mlp) -> Iterator[Violation]:
             if value != only:
                 yield bad(f"{path}.{name}", value, f"{only}, as a gated MLP has no experts")
         return
-    if not 1 <= mlp.num_experts <= MAX_EXPERTS:
-        yield bad(f"{path}.num_experts", mlp.num_experts, f"from 1 to {MAX_EXPERTS}")
+    yield from _in_range(f"{path}.num_experts", mlp.num_experts, 1, MOST_EXPERTS)
     if not 1 <= mlp.experts_per_token <= max(1, mlp.num_experts):
         yield bad(f"{path}.experts_per_token", mlp.experts_per_token, f"from 1 to the {mlp.num_experts} experts")
     if mlp.bias:
@@ -283,8 +321,10 @@ def _check_draft(plan: Plan) -> Iterator[Violation]:
     if draft.attention.qk_norm:
         yield bad("draft.attention.qk_norm", "true", "false: an EAGLE head has no norms of q and k")
     yield from _check_draft_vocabulary(plan, draft)
-    if draft.num_layers < 1 or (draft.kind == "eagle3" and draft.num_layers != 1):
-        yield bad("draft.num_layers", draft.num_layers, "1" if draft.kind == "eagle3" else "at least 1")
+    yield from _in_range("draft.norm_eps", draft.norm_eps, *NORM_EPS)
+    yield from _in_range("draft.hidden_size", draft.hidden_size, 1, MOST_SIZE)
+    if not 1 <= draft.num_layers <= (1 if draft.kind == "eagle3" else MOST_LAYERS):
+        yield bad("draft.num_layers", draft.num_layers, "1" if draft.kind == "eagle3" else f"from 1 to {MOST_LAYERS}")
     if draft.target_hidden_size != plan.model.hidden_size:
         yield bad("draft.target_hidden_size", draft.target_hidden_size, f"the model's, {plan.model.hidden_size}")
     if draft.kind == "eagle" and draft.hidden_size != plan.model.hidden_size:

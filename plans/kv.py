@@ -1,6 +1,8 @@
 """Shares of the KV cache: which device of a group holds which KV heads, or which part of them."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 
 from plans.schema import Attention, DraftPlacement, KvAxis, Stage
 
@@ -66,6 +68,15 @@ def kv_shares(group: Stage | DraftPlacement, kv_heads: tuple[int, ...]) -> tuple
         KvShare(heads=heads, axis=division.axis, parts=size, part=part)
         for heads, (size, part) in zip(kv_heads, members, strict=True)
     )
+
+
+def kv_share(group: Stage | DraftPlacement, kv_heads: tuple[int, ...], member: int) -> KvShare:
+    """Return the share of one member of a group with these KV heads per member."""
+    division = kv_division(group)
+    ends = list(accumulate(division.subgroups))
+    number = bisect_right(ends, member)
+    size = division.subgroups[number]
+    return KvShare(heads=kv_heads[member], axis=division.axis, parts=size, part=member - (ends[number] - size))
 
 
 def first_head(group: Stage | DraftPlacement, kv_heads: tuple[int, ...], member: int) -> int:

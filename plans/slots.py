@@ -17,7 +17,7 @@ from typing import Literal
 
 from plans.artifact import align
 from plans.dtypes import HEADER_NAMES
-from plans.kv import KvShare, first_head, kv_shares
+from plans.kv import KvShare, first_head, kv_share
 from plans.ranges import Range, Ranges, attention_ranges, length, scaled, share_range
 from plans.schema import Attention, Draft, DraftPlacement, DType, LayerClass, Mlp, Model, Plan, Stage, VocabSplit
 from plans.slot_records import (
@@ -198,7 +198,7 @@ def stage_slots(model: Model, stage: Stage, member: int, dtype: DType) -> StageS
     """Return the slots of one member of a stage."""
     layers: list[LayerSlots] = []
     for run in stage.runs:
-        first, share = first_head(stage, run.kv_heads, member), kv_shares(stage, run.kv_heads)[member]
+        first, share = first_head(stage, run.kv_heads, member), kv_share(stage, run.kv_heads, member)
         units = share_range(run.mlp_units, member)
         for _ in range(run.num_layers):
             layer = stage.first_layer + len(layers)
@@ -209,7 +209,7 @@ def stage_slots(model: Model, stage: Stage, member: int, dtype: DType) -> StageS
 def drafter_slots(draft: Draft, placement: DraftPlacement, member: int, dtype: DType) -> DraftSlots:
     """Return the slots of one member of the drafter's group."""
     make, hidden = _draft(dtype), draft.hidden_size
-    first, share = first_head(placement, placement.kv_heads, member), kv_shares(placement, placement.kv_heads)[member]
+    first, share = first_head(placement, placement.kv_heads, member), kv_share(placement, placement.kv_heads, member)
     units, leader, layers = share_range(placement.mlp_units, member), member == 0, []
     for layer in range(draft.num_layers):
         of_layer = _draft(dtype, f"{DRAFT_PREFIX}layers.{layer}.")

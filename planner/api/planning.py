@@ -15,11 +15,11 @@ from planner.hardware.records import HardwareInventory
 from planner.problem.device_map import load_device_map
 from planner.problem.device_map import read as read_device_map
 from planner.remedies.explain import explain
-from planner.request import MOST_BATCH, Request, Wanted
+from planner.request import Request, Wanted
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved
 from plans.check import load
-from plans.check_inputs import MOST_STALL_S
+from plans.check_inputs import MOST_BATCH, MOST_STALL_S
 from plans.schema import DType, KvAxis, KvDType, Pin, Plan, Strategy, Tree
 
 PPM = 1_000_000

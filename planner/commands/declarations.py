@@ -17,9 +17,9 @@ from planner.commands.options import (
     parse_verbosity,
     parse_within,
 )
-from planner.request import DEFAULT_TREE, MOST_BATCH, MOST_DEFAULT_CONTEXT, tree_text
+from planner.request import DEFAULT_TREE, MOST_DEFAULT_CONTEXT, tree_text
 from planner.solver import limits
-from plans.check_inputs import MOST_STALL_S
+from plans.check_inputs import MOST_BATCH, MOST_STALL_S
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.schema import KvAxis, Strategy
 

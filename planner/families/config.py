@@ -10,12 +10,8 @@ from typing import Any, Final
 
 from planner.errors import ConfigError
 from planner.families.rope import LinearScaling, Llama3Scaling, Rope
+from plans.check_inputs import MOST_EXPERTS, MOST_HEAD_DIM, MOST_HEADS, MOST_LAYERS, MOST_SIZE, NORM_EPS
 from plans.schema import Attention, Mlp
-
-MAX_SIZE = 1 << 31
-MAX_LAYERS = 1024
-MAX_HEAD_DIM = 4096
-MAX_EXPERTS = 1024
 
 NO_WINDOW = "attention over a sliding window is not computed here"
 
@@ -102,7 +98,7 @@ class Keys:
         """Return the error of a key, to be raised."""
         return ConfigError(f"{self.where}: {name}: {problem}")
 
-    def integer(self, name: str, default: Any = _REQUIRED, *, most: int = MAX_SIZE - 1) -> int:
+    def integer(self, name: str, default: Any = _REQUIRED, *, most: int = MOST_SIZE) -> int:
         """Return a size: an integer from 1 to ``most``."""
         value = self._value(name, default, "an integer")
         if type(value) is not int or not 1 <= value <= most:
@@ -170,14 +166,14 @@ def read_attention(
     ``default_kv_heads``, or as many as query heads; null: as many as query heads.
     """
     hidden = keys.integer("hidden_size")
-    num_heads = keys.integer("num_attention_heads")
+    num_heads = keys.integer("num_attention_heads", most=MOST_HEADS)
     absent = None if keys.spells("num_key_value_heads") else default_kv_heads
     num_kv_heads = keys.integer("num_key_value_heads", absent or num_heads)
     if num_heads % num_kv_heads:
         raise keys.fail("num_key_value_heads", f"found {num_kv_heads}, expected a divisor of {num_heads} heads")
     if default_head_dim is None and not keys.has("head_dim") and hidden % num_heads:
         raise keys.fail("num_attention_heads", f"found {num_heads}, expected a divisor of hidden_size, {hidden}")
-    head_dim = keys.integer("head_dim", default_head_dim or hidden // num_heads, most=MAX_HEAD_DIM)
+    head_dim = keys.integer("head_dim", default_head_dim or hidden // num_heads, most=MOST_HEAD_DIM)
     if head_dim % 2:
         raise keys.fail("head_dim", f"found {head_dim}, expected an even number: rotary embedding works on pairs")
     return Attention(
@@ -209,9 +205,17 @@ def gated_mlp(size: int, *, bias: bool) -> Mlp:
     )
 
 
+def read_norm_eps(keys: Keys, default: float) -> float:
+    """Read the epsilon of the RMS norms, ``rms_norm_eps``."""
+    epsilon, (least, most) = keys.number("rms_norm_eps", default), NORM_EPS
+    if not least <= epsilon <= most:
+        raise keys.fail("rms_norm_eps", f"found {epsilon}, expected a number from {least} to {most}")
+    return epsilon
+
+
 def read_layers(keys: Keys) -> int:
     """Read ``num_hidden_layers``."""
-    return keys.integer("num_hidden_layers", most=MAX_LAYERS)
+    return keys.integer("num_hidden_layers", most=MOST_LAYERS)
 
 
 def read_mlps(keys: Keys, *, bias: bool) -> tuple[Mlp, ...]:
@@ -223,8 +227,8 @@ def read_mlps(keys: Keys, *, bias: bool) -> tuple[Mlp, ...]:
         problem = f"found a list of {len(sizes)}, expected {count}: one for each of num_hidden_layers"
         raise keys.fail("intermediate_size", problem)
     for i, size in enumerate(sizes):
-        if type(size) is not int or not 1 <= size < MAX_SIZE:
-            problem = f"found {_show(size)}, expected an integer from 1 to {MAX_SIZE - 1}"
+        if type(size) is not int or not 1 <= size <= MOST_SIZE:
+            problem = f"found {_show(size)}, expected an integer from 1 to {MOST_SIZE}"
             raise keys.fail(f"intermediate_size[{i}]", problem)
     return tuple(gated_mlp(size, bias=bias) for size in sizes)
 
@@ -236,8 +240,8 @@ def read_experts(keys: Keys, *, size: str, default_experts: int, default_per_tok
     Qwen's configs call ``num_experts``; if both are present they must agree.
     """
     channels = keys.integer(size)
-    local = keys.integer("num_local_experts", default_experts, most=MAX_EXPERTS)
-    experts = keys.integer("num_experts", local, most=MAX_EXPERTS)
+    local = keys.integer("num_local_experts", default_experts, most=MOST_EXPERTS)
+    experts = keys.integer("num_experts", local, most=MOST_EXPERTS)
     if keys.has("num_local_experts") and local != experts:
         raise keys.fail("num_local_experts", f"found {local}, expected {experts} as in num_experts")
     picked = keys.integer("num_experts_per_tok", default_per_token)
@@ -288,7 +292,7 @@ def read_tokens(keys: Keys, name: str, default: int | None) -> tuple[int, ...]:
     """Read token ids written as one id, a list, or null for none; an absent key has transformers' default."""
     value = keys.get(name, [] if default is None or keys.spells(name) else default)
     values = value if isinstance(value, list) else [value]
-    if not all(type(token) is int and 0 <= token < MAX_SIZE for token in values):
+    if not all(type(token) is int and 0 <= token <= MOST_SIZE for token in values):
         raise keys.fail(name, f"found {_show(value)}, expected a token id or a list of them")
     return tuple(sorted(set(values)))
 

@@ -1,8 +1,9 @@
 """Read the head of EAGLE-1 and EAGLE-2: ``fc(cat(embedding, feature))``, then layers, then the base model's lm_head."""
 
-from planner.families.config import MAX_LAYERS, Keys, read_mlp, read_rope
+from planner.families.config import Keys, read_mlp, read_norm_eps, read_rope
 from planner.families.eagle_common import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_drafter_attention
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
+from plans.check_inputs import MOST_LAYERS
 from plans.schema import Draft, Model
 
 
@@ -18,10 +19,10 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
         kind="eagle",
         hidden_size=hidden,
         target_hidden_size=hidden,
-        num_layers=keys.integer("num_hidden_layers", most=MAX_LAYERS),
+        num_layers=keys.integer("num_hidden_layers", most=MOST_LAYERS),
         attention=attention,
         mlp=read_mlp(keys, bias=False),
-        norm_eps=keys.number("rms_norm_eps", 1e-6),
+        norm_eps=read_norm_eps(keys, 1e-6),
         fc_bias=keys.boolean("bias", True),
         draft_vocab_size=keys.integer("draft_vocab_size", base.vocab_size),
         maps_vocabulary=False,

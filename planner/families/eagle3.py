@@ -9,7 +9,7 @@ the reference implementation. A config may name others, in either convention in 
 
 from typing import Any
 
-from planner.families.config import Keys, read_mlp, read_rope
+from planner.families.config import Keys, read_mlp, read_norm_eps, read_rope
 from planner.families.eagle_common import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_drafter_attention
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
 from plans.schema import Draft, Model
@@ -39,7 +39,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
         num_layers=1,
         attention=attention,
         mlp=read_mlp(keys, bias=False),
-        norm_eps=keys.number("rms_norm_eps", 1e-6),
+        norm_eps=read_norm_eps(keys, 1e-6),
         fc_bias=False,
         draft_vocab_size=keys.integer("draft_vocab_size", base.vocab_size),
         maps_vocabulary=facts.maps_vocabulary,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from planner.families.config import Keys, read_rope, read_tokens
+from planner.families.config import Keys, read_norm_eps, read_rope, read_tokens
 from planner.families.records import BaseReading, Roles, Source
 from plans.schema import Attention, LayerClass, Mlp, Model
 
@@ -53,7 +53,7 @@ def base_reading(
         family=family,
         vocab_size=keys.integer("vocab_size"),
         hidden_size=keys.integer("hidden_size"),
-        norm_eps=keys.number("rms_norm_eps", defaults.norm_eps),
+        norm_eps=read_norm_eps(keys, defaults.norm_eps),
         tied_head=keys.boolean("tie_word_embeddings", False),
         layers=tuple(LayerClass(num_layers=len(list(run)), attention=attention, mlp=mlp) for mlp, run in groupby(mlps)),
         bos_token_id=next(iter(read_tokens(keys, "bos_token_id", defaults.bos_token_id)), None),

@@ -15,7 +15,7 @@ from planner.errors import InventoryError
 from planner.hardware import units
 from planner.hardware.catalog import CPU, DeviceType, catalog
 from planner.hardware.records import HardwareInventory, ListedDevice, in_order
-from plans.check_inputs import natural_key
+from plans.check_inputs import MOST_DEVICES, natural_key
 from plans.codec import read_document
 from plans.dtypes import DTYPE_BYTES
 from plans.schema import Host, Link, Pair, PlanError
@@ -62,6 +62,8 @@ def parse_inventory(data: Any, where: str) -> HardwareInventory:
         _refuse_known_ids(own, devices, f"{where}: hosts[{position}].devices")
         hosts.append(host)
         devices.extend(own)
+    if len(devices) > MOST_DEVICES:
+        raise InventoryError(f"{where}: hosts: {len(devices)} devices, expected at most {MOST_DEVICES}")
     if not hosts:
         raise InventoryError(f"{where}: hosts: no host, expected at least one with at least one device")
     return HardwareInventory(

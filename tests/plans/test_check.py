@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from plans.check import InvalidPlanError, check, group_transport, require
 from plans.codec import encode
 from plans.schema import Plan
-from tests.sample_plans import MIB, edited, nvlink_plan, one_device_plan, spread_plan, two_stage_plan
+from tests.sample_plans import MIB, edited, nvlink_plan, one_device_plan, spread_plan, two_stage_plan, with_memory
 
 MOE: dict[str, Any] = {
     "kind": "moe",
@@ -52,7 +52,7 @@ DIGITS = "64 hexadecimal digits"
         ("schema", "3.0", "schema: found 3.0, expected 2.x"),
         ("inputs.base_config_sha256", "xyz", f"inputs.base_config_sha256: found xyz, expected {DIGITS}"),
         ("inputs.draft_tensors_sha256", None, f"inputs.draft_tensors_sha256: found nothing, expected {DIGITS}"),
-        ("options.batch", 0, "options.batch: found 0, expected at least 1"),
+        ("options.batch", 0, "options.batch: found 0, expected from 1 to 1024"),
         ("options.prefill_chunk", 513, "options.prefill_chunk: found 513, expected from 1 to the context, 512"),
         ("options.stall_timeout_s", 0, "options.stall_timeout_s: found 0, expected from 1 to 3600"),
         ("options.gap_ppm", 10**6, "options.gap_ppm: found 1000000, expected less than 1000000"),
@@ -102,7 +102,8 @@ DIGITS = "64 hexadecimal digits"
         (
             "inventory.devices[3].id",
             "a/b",
-            "inventory.devices[3].id: found 'a/b', expected letters, digits, '.', '_' and '-': it names a file",
+            "inventory.devices[3].id: found 'a/b', "
+            "expected at most 64 letters, digits, '.', '_' and '-': it names a file",
         ),
         (
             "inventory.devices[0].id",
@@ -240,7 +241,34 @@ DIGITS = "64 hexadecimal digits"
             "cpu3",
             "memory: found [cpu0, cpu1, cpu3], expected the devices in use, [cpu0, cpu1, cpu2]",
         ),
-        ("model.layers[0].num_layers", 10_001, "model.layers[0].num_layers: found 10001, expected from 1 to 10000"),
+        ("model.layers[0].num_layers", 1025, "model.layers[0].num_layers: found 1025, expected from 1 to 1024"),
+        ("options.batch", 1025, "options.batch: found 1025, expected from 1 to 1024"),
+        ("options.context", 1 << 31, "options.context: found 2147483648, expected from 1 to 2147483647"),
+        ("model.vocab_size", 1 << 31, "model.vocab_size: found 2147483648, expected from 1 to 2147483647"),
+        ("model.hidden_size", 1 << 31, "model.hidden_size: found 2147483648, expected from 1 to 2147483647"),
+        ("model.norm_eps", 1e300, "model.norm_eps: found 1e+300, expected from 1e-15 to 1.0"),
+        ("model.norm_eps", 8.0, "model.norm_eps: found 8.0, expected from 1e-15 to 1.0"),
+        ("model.norm_eps", 0.0, "model.norm_eps: found 0.0, expected from 1e-15 to 1.0"),
+        ("model.norm_eps", -1e-6, "model.norm_eps: found -1e-06, expected from 1e-15 to 1.0"),
+        ("draft.norm_eps", 1e300, "draft.norm_eps: found 1e+300, expected from 1e-15 to 1.0"),
+        ("draft.hidden_size", 0, "draft.hidden_size: found 0, expected from 1 to 2147483647"),
+        ("draft.num_layers", 2, "draft.num_layers: found 2, expected 1"),
+        (
+            "model.layers[0].attention.num_heads",
+            1028,
+            "model.layers[0].attention.num_heads: found 1028, expected at most 1024",
+        ),
+        ("draft.attention.head_dim", 4098, "draft.attention.head_dim: found 4098, expected at most 4096"),
+        (
+            "model.layers[0].mlp.intermediate_size",
+            1 << 40,
+            "model.layers[0].mlp.intermediate_size: found 1099511627776, expected at most 2147483647",
+        ),
+        (
+            "model.layers[0].mlp",
+            MOE | {"num_experts": 1025},
+            "model.layers[0].mlp.num_experts: found 1025, expected from 1 to 1024",
+        ),
         ("proof.bound_ns", 19_830_001, "proof.bound_ns: found 19830001, expected at most the objective, 19830000"),
         (
             "proof.bound_ns",
@@ -413,6 +441,58 @@ def test_members_that_share_kv_heads_by_heads_have_equally_many_query_heads() ->
     assert [v for v in check(unequal) if v.path == "stages[0].runs[0].kv_heads"]
 
 
+def two_classes(plan: Plan, **attention: object) -> Plan:
+    """Return the plan with its last layer in a class of its own, of another attention."""
+    (layers,) = plan.model.layers
+    other = replace(layers, num_layers=1, attention=replace(layers.attention, **attention))  # type: ignore[arg-type]
+    classes = (replace(layers, num_layers=layers.num_layers - 1), other)
+    run = plan.stages[0].runs[0]
+    runs = (replace(run, num_layers=run.num_layers - 1), replace(run, num_layers=1))
+    stages = (replace(plan.stages[0], runs=runs),)
+    return with_memory(
+        replace(plan, model=replace(plan.model, layers=classes), stages=stages),
+        {entry.device: entry.weights_bytes for entry in plan.memory},
+        {entry.device: entry.draft_weights_bytes for entry in plan.memory},
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [("head_dim", 16, "32"), ("num_heads", 16, "8"), ("num_kv_heads", 2, "4"), ("qk_norm", True, "False")],
+)
+def test_layers_differ_in_their_mlps_alone(field: str, value: Any, expected: str) -> None:
+    """A stage has one rotary table: with another head_dim the kernel of attention would read beyond it."""
+    assert check(two_classes(one_device_plan())) == ()
+    message = f"attention.{field}: found {value}, expected {expected}, as in model.layers[0]: only MLPs differ"
+    violations = [str(violation) for violation in check(two_classes(one_device_plan(), **{field: value}))]
+    assert f"model.layers[1].{message}" in violations
+
+
+def test_layers_of_all_classes_are_bounded_together() -> None:
+    plan = one_device_plan()
+    (layers,) = plan.model.layers
+    many = replace(plan, model=replace(plan.model, layers=(replace(layers, num_layers=600),) * 2))
+    assert "model.layers: found 1200 layers, expected at most 1024" in [str(violation) for violation in check(many)]
+
+
+def test_many_violations_take_a_short_message_and_little_time() -> None:
+    names = tuple(f"x{number}" for number in range(100_000))
+    plan = replace(one_device_plan(), embed=replace(one_device_plan().embed, devices=names))
+    with pytest.raises(InvalidPlanError) as caught:
+        require(plan, "plan.yaml")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 52
+    assert lines[-1].endswith(" more")
+    assert max(map(len, lines)) < 300
+
+
+def test_devices_are_bounded() -> None:
+    plan = one_device_plan()
+    devices = tuple(replace(plan.inventory.devices[0], id=f"cpu{number}") for number in range(4097))
+    plan = replace(plan, inventory=replace(plan.inventory, devices=devices))
+    assert "inventory.devices: found 4097 devices, expected at most 4096" in [str(item) for item in check(plan)]
+
+
 def test_parts_of_a_head_dim_are_whole_rotary_pairs() -> None:
     plan = edited(spread_plan(), "stages[0].kv_axis", "head_dim")
     assert not [v for v in check(plan) if v.path.startswith("stages")]
@@ -473,7 +553,7 @@ def test_all_violations_are_in_one_error() -> None:
         require(plan, "p/plan.yaml")
     assert str(caught.value) == (
         "p/plan.yaml: edited by hand, or built by another version, and now:\n"
-        "p/plan.yaml: options.batch: found 0, expected at least 1\n"
+        "p/plan.yaml: options.batch: found 0, expected from 1 to 1024\n"
         "p/plan.yaml: embed.rows: found [1, 2], expected 2 shares of 1024 rows"
     )
     assert caught.value.exit_code == 2
