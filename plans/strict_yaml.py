@@ -60,8 +60,9 @@ def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
 
 
 def _represent_str(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
-    # Other styles fold at characters such as U+0085, and would read back as another string.
-    style = None if data.isprintable() and not _is_ambiguous(data) else '"'
+    # Without a style PyYAML quotes what YAML 1.1 alone takes for another value, and folds at characters such as U+0085,
+    # so that it would read back as another string.
+    style = '"' if not data.isprintable() else "'" if _is_ambiguous(data) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 

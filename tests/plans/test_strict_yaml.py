@@ -90,6 +90,12 @@ def test_a_scalar_is_a_decimal_number_a_word_or_a_string(text: str, value: objec
     assert (loaded, type(loaded)) == (value, type(value))
 
 
+def test_strings_that_plain_would_be_other_values_are_in_single_quotes() -> None:
+    assert dump_yaml({"schema": "2.1", "a": ["1e5", "yes", "", "x", "a b"]}) == (
+        "schema: '2.1'\na: ['1e5', 'yes', '', x, a b]\n"
+    )
+
+
 SURPRISING = (
     *("0x5", "1_0", "017", "08", "0b11", "0o17", "-0x1F", "1:30", "-1:30", "1:30:59.5", "190:20:30.15"),
     *("1e5", "1E-5", "1.0e5", ".5e3", "00.5", ".5", "1_0.5", ".inf", "-.INF", ".NaN", "+.inf"),
