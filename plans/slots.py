@@ -38,6 +38,8 @@ ROPE_DTYPE = "F32"
 
 DRAFT_PREFIX = "draft."
 """Beginning of the names of the drafter's slots."""
+TOKEN_MAP = f"{DRAFT_PREFIX}d2t"
+"""Name of the slot of the drafter's tokens as tokens of the base: target id = draft id + d2t[draft id]."""
 
 
 # ---- slots of a share ----
@@ -276,6 +278,12 @@ def draft_slots(plan: Plan, device_id: str) -> DraftSlots | None:
     if draft is None or placement is None or device_id not in placement.devices:
         return None
     return drafter_slots(draft, placement, placement.devices.index(device_id), plan.options.dtype)
+
+
+def device_slots(plan: Plan, device_id: str) -> tuple[SlotSpec, ...]:
+    """Return all slots of a device's image in the order of the file, fillers not counted."""
+    drafter = draft_slots(plan, device_id)
+    return (*base_slots(plan, device_id).listed, *(() if drafter is None else drafter.listed))
 
 
 def _rows(split: VocabSplit, device_id: str) -> Range:

@@ -24,6 +24,7 @@ from planner.images.pieces import Checkpoints, Copied, Piece, resolve
 from planner.images.pipeline import Writer
 from planner.images.reader import Reader
 from planner.images.stream import ImageInput, Progress, stream
+from planner.images.token_map import check_token_map
 from plans import codec
 from plans.artifact import IMAGES_FILE, Image, Images, Sources, dump_images, image_file, load_images
 from plans.check import UNPLANNED, require
@@ -222,6 +223,7 @@ def _write_images(
         readable = {name: with_tensors(checkpoints[name], directory / f"{PICKLES}{name}") for name in sorted(needed)}
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(Reader(readable))
+        check_token_map((piece for target in targets for piece in target.pieces), reader, plan.model.vocab_size)
         writers = []
         for target in targets:
             writer = Writer(publish.temporary(target.file), target.size_bytes)

@@ -14,7 +14,7 @@ from plans.ranges import Ranges
 from plans.safetensors_header import TensorEntry, encode_header
 from plans.schema import DType, Plan
 from plans.slot_records import SlotSpec
-from plans.slots import base_slots, draft_slots
+from plans.slots import device_slots
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,9 +51,7 @@ class Slot:
 
 def image_slots(plan: Plan, device_id: str, base: BaseInput, draft: DraftInput | None) -> tuple[Slot, ...]:
     """Return all slots of a device's image in the order of the file, fillers included; offsets are multiples of 256."""
-    drafter = draft_slots(plan, device_id)
-    assert drafter is None or draft is not None, "a plan with a draft is laid out with the draft's tensors"
-    specs = (*base_slots(plan, device_id).listed, *(() if drafter is None else drafter.listed))
+    specs = device_slots(plan, device_id)
     inputs: dict[str, BaseInput | DraftInput] = {"base": base} | ({} if draft is None else {"draft": draft})
     names = {source: {role: tensor.name for role, tensor in one.roles.items()} for source, one in inputs.items()}
     inv_freq = {source: inv_freq_bytes(one.rope) for source, one in inputs.items()}

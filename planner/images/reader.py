@@ -21,6 +21,7 @@ class Reader:
         self._checkpoints = checkpoints
         self._open_files: dict[Path, int] = {}
         self._stack = contextlib.ExitStack()
+        self._kept: dict[Path, tuple[int, memoryview]] = {}
         self.read_bytes = 0
 
     def __enter__(self) -> "Reader":
@@ -46,8 +47,22 @@ class Reader:
         """Tell the kernel that these bytes of an open file are read soon."""
         paging.will_read(self._open_files[file.path], offset, nbytes)
 
+    def keep(self, file: TensorFile, offset: int, nbytes: int) -> memoryview:
+        """Return bytes of an open file; ``read_into`` copies what is within them, so that they are read once.
+
+        Of each file the last such bytes are kept. Raise CheckpointError.
+        """
+        content = memoryview(bytearray(nbytes))
+        self.read_into(file, offset, content)
+        self._kept[file.path] = offset, content
+        return content
+
     def read_into(self, file: TensorFile, offset: int, block: memoryview) -> None:
         """Fill ``block`` with the bytes of an open file from ``offset`` on; raise CheckpointError."""
+        start, content = self._kept.get(file.path, (0, memoryview(b"")))
+        if start <= offset and offset + len(block) <= start + len(content):
+            block[:] = content[offset - start : offset - start + len(block)]
+            return
         descriptor, done = self._open_files[file.path], 0
         while done < len(block):
             try:

@@ -53,7 +53,7 @@ def tensor_lines(plan: Plan, directory: Path, devices: list[str]) -> Iterator[st
     record = read_record(plan, directory, devices)
     for device in devices:
         with opened(directory, device, record) as (descriptor, expected):
-            _, slots = read_slots(descriptor, directory, device, expected)
+            _, slots = read_slots(plan, descriptor, directory, device, expected)
         for slot in slots:
             if not is_filler(slot.name):
                 shape = " x ".join(map(str, slot.shape))

@@ -101,7 +101,7 @@ def open_image(
     record = read_record(plan, directory, [device]) if record is None else record
     file = artifact.image_file(directory, device)
     with opened(directory, device, record) as (descriptor, expected):
-        start, slots = read_slots(descriptor, directory, device, expected)
+        start, slots = read_slots(plan, descriptor, directory, device, expected)
         if torch_device.type == "cpu":
             if verify:
                 check_digest(descriptor, file, expected)

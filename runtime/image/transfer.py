@@ -89,6 +89,13 @@ def hash_file(descriptor: int, size_bytes: int, file: Path) -> str:
     return _transfer(descriptor, 0, size_bytes, file, blake3(max_threads=HASHERS), _NoCopies())
 
 
+def read(descriptor: int, offset: int, nbytes: int, file: Path) -> Chunk:
+    """Return bytes of an open file; raise ImageTruncated or ImageDamaged."""
+    chunk = np.empty(nbytes, np.uint8)
+    _fill(chunk, descriptor, offset, file)
+    return chunk
+
+
 def upload(descriptor: int, start: int, size_bytes: int, file: Path, engine: CopyEngine, *, hashed: bool) -> str:
     """Copy an open file from ``start`` on; return the BLAKE3 of the whole file if ``hashed``, else an empty string.
 

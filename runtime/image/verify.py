@@ -2,7 +2,9 @@
 
     images.yaml ── plan digest, layout, byte order, dtype ──► ImageForeign
     each image ─── present, size ───────────────────────────► ImageMissing, ImageTruncated
-               ─── header: format, slots, recorded ABI ─────► ImageDamaged, ImageForeign
+               ─── header: format, recorded ABI ────────────► ImageDamaged, ImageForeign
+               ─── slots and bytes as the plan has them ────► ImageForeign
+               ─── values that are indices ─────────────────► ImageDamaged
                ─── BLAKE3 (``verify`` only) ────────────────► ImageDamaged
 
 Every refusal ends a command with exit code 4 and says how to get good images.
@@ -13,16 +15,20 @@ import hashlib
 import os
 import sys
 from collections.abc import Collection, Iterator
+from itertools import zip_longest
 from pathlib import Path
+
+import numpy as np
 
 from plans import artifact, codec
 from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, LAYOUT_VERSION, PAGE_BYTES, Images, image_metadata, is_filler
 from plans.dtypes import IMAGE_DTYPES
 from plans.safetensors_header import PREFIX_BYTES, Header, HeaderError, TensorEntry, header_length, parse_header
 from plans.schema import Plan, PlanError
+from plans.slots import TOKEN_MAP, device_slots
 from runtime.errors import ImageDamaged, ImageForeign, ImageMissing, ImageTruncated
 from runtime.image.lease import guard
-from runtime.image.transfer import hash_file, hash_mapped
+from runtime.image.transfer import hash_file, hash_mapped, read
 
 # ---- images of a plan ----
 
@@ -30,8 +36,8 @@ from runtime.image.transfer import hash_file, hash_mapped
 def check_images(plan: Plan, directory: Path, verify: bool, devices: Collection[str] | None = None) -> Images:
     """Check that the images of a plan are present and belong to it; return the record in ``images.yaml``.
 
-    ``verify``: also read each file and compare its BLAKE3, and ``plan.yaml`` byte by byte; without it no weight is
-    read. ``devices``: check only their images; None: those of all devices of the plan. Raise ImageMissing,
+    ``verify``: also read each file and compare its BLAKE3, and ``plan.yaml`` byte by byte; without it no weight but
+    ``d2t`` is read. ``devices``: check only their images; None: those of all devices of the plan. Raise ImageMissing,
     ImageTruncated, ImageDamaged or ImageForeign, each with exit code 4.
     """
     wanted = [device.id for device in plan.devices if devices is None or device.id in devices]
@@ -41,7 +47,7 @@ def check_images(plan: Plan, directory: Path, verify: bool, devices: Collection[
     _check_present(plan, directory, record, wanted)
     for device in wanted:
         with opened(directory, device, record) as (descriptor, expected):
-            read_slots(descriptor, directory, device, expected)
+            read_slots(plan, descriptor, directory, device, expected)
             if verify:
                 check_digest(descriptor, artifact.image_file(directory, device), expected)
     return record
@@ -169,12 +175,12 @@ def compare_digest(file: Path, digest: str, expected: artifact.Image) -> None:
 
 
 def read_slots(
-    descriptor: int, directory: Path, device: str, expected: artifact.Image
+    plan: Plan, descriptor: int, directory: Path, device: str, expected: artifact.Image
 ) -> tuple[int, list[TensorEntry]]:
     """Return the offset of the data in an open image, and its slots, fillers included.
 
-    The header is checked against the rules of its format, of images, and against the recorded ABI; raise ImageDamaged
-    or ImageForeign.
+    The header is checked against the rules of its format and of images, against the recorded ABI, and against the plan:
+    what a shape, an allocation or an index is taken from is what was planned. Raise ImageDamaged or ImageForeign.
     """
     file = artifact.image_file(directory, device)
     header = _read_header(descriptor, file, expected)
@@ -193,7 +199,48 @@ def read_slots(
             f"{file}: slot table: SHA-256 {abi.slots_sha256}, expected {expected.abi.slots_sha256} as {IMAGES_FILE} "
             "records: the image is of another plan or another layout; compile it again"
         )
+    _check_planned(plan, device, slots, file)
+    _check_token_map(plan, slots, descriptor, header.data_start, file)
     return header.data_start, slots
+
+
+def _check_planned(plan: Plan, device: str, slots: list[TensorEntry], file: Path) -> None:
+    """Raise ImageForeign unless an image has the slots that the plan implies, in as many bytes as it counts."""
+    present = [(slot.name, slot.dtype, slot.shape) for slot in slots if not is_filler(slot.name)]
+    planned = [(slot.name, slot.dtype, slot.shape) for slot in device_slots(plan, device)]
+    for own, expected in zip_longest(present, planned):
+        if own != expected:
+            raise ImageForeign(
+                f"{file}: header: found {_slot_text(own)}, expected {_slot_text(expected)} as {codec.PLAN_FILE} has it"
+                ": the image is of another plan; compile it again"
+            )
+    line = next(line for line in plan.memory if line.device == device)
+    nbytes, counted = sum(slot.nbytes for slot in slots), line.weights_bytes + line.draft_weights_bytes
+    if nbytes != counted:
+        raise ImageForeign(
+            f"{file}: {nbytes} bytes of weights, expected {counted} as {codec.PLAN_FILE} counts for {device}: "
+            "build the plan again, and compile it"
+        )
+
+
+def _slot_text(slot: tuple[str, str, tuple[int, ...]] | None) -> str:
+    return "no more slots" if slot is None else f"slot {slot[0]}, {slot[1]} {list(slot[2])}"
+
+
+def _check_token_map(plan: Plan, slots: list[TensorEntry], descriptor: int, data_start: int, file: Path) -> None:
+    """Raise ImageDamaged where ``d2t``, the one slot whose values are indices, leads out of the vocabulary."""
+    slot = next((slot for slot in slots if slot.name == TOKEN_MAP), None)
+    if slot is None:
+        return
+    offsets = read(descriptor, data_start + slot.offset, slot.nbytes, file).view(np.int64)
+    tokens, vocabulary = offsets + np.arange(len(offsets)), plan.model.vocab_size
+    wrong = np.flatnonzero((tokens < 0) | (tokens >= vocabulary))
+    if len(wrong):
+        number = int(wrong[0])
+        raise ImageDamaged(
+            f"{file}: {slot.name}[{number}]: found {offsets[number]}, which makes drafted token {number} token "
+            f"{number + int(offsets[number])} of the model, expected one of 0 to {vocabulary - 1}: compile it again"
+        )
 
 
 def _read_header(descriptor: int, file: Path, expected: artifact.Image) -> Header:

@@ -22,7 +22,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from planner.errors import CheckpointError, InputError, OutputError
 from planner.families import BaseInput, DraftInput, load_base, load_draft
@@ -597,6 +597,30 @@ def test_shares_beyond_the_model_are_refused(tmp_path: Path) -> None:
     save(dataclasses.replace(plan, embed=dataclasses.replace(plan.embed, rows=(13, 38))), directory)
     with pytest.raises(PlanError, match=r"plan\.yaml: embed\.rows: "):
         compile_plan(directory, base_dir, draft_dir)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize(("number", "value"), [(0, -1), (29, 21), (29, (1 << 63) - 1), (4, -(1 << 63))])
+def test_a_drafted_token_out_of_the_vocabulary_is_refused(
+    tmp_path: Path, number: int, value: int, pickled: bool
+) -> None:
+    directory, base_dir, draft_dir, _ = two_stages(tmp_path)
+    file = draft_dir / "model.safetensors"
+    tensors = load_file(file)
+    tensors["d2t"][number] = value
+    if pickled:
+        file.unlink()
+        file = draft_dir / "pytorch_model.bin"
+        torch.save(tensors, file)
+    else:
+        save_file(tensors, file)
+    with pytest.raises(CheckpointError) as caught:
+        compile_plan(directory, base_dir, draft_dir)
+    assert str(caught.value) == (
+        f"{file}: d2t[{number}]: found {value}, which makes drafted token {number} token {number + value} of the "
+        "model, expected one of 0 to 49"
+    )
+    assert names(directory) == {"plan.yaml"}
 
 
 def test_planned_bytes_that_differ_from_the_images_are_refused(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_moved_bytes_of_experts_and_of_two_layer_classes_are_those_of_the_slots(
     experts = dataclasses.replace(first.mlp, kind="moe", num_experts=4, experts_per_token=2)
     normed = dataclasses.replace(first.attention, qk_norm=True)
     classes = (
-        dataclasses.replace(first, num_layers=2),
+        dataclasses.replace(first, num_layers=2, attention=normed),
         dataclasses.replace(first, num_layers=3, attention=normed, mlp=experts),
     )
     model = dataclasses.replace(model, layers=classes)

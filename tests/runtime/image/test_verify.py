@@ -23,8 +23,9 @@ from blake3 import blake3
 from planner.families import load_base, load_draft
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.artifact import IMAGES_FILE, Images, dump_images, load_images
+from plans.artifact import IMAGES_FILE, Images, abi_of, dump_images, load_images
 from plans.check import require
+from plans.safetensors_header import TensorEntry, encode_header
 from plans.schema import Inputs, Plan, PlanError
 from runtime.errors import ImageDamaged, ImageError, ImageForeign, ImageMissing, ImageTruncated
 from runtime.image import slots, transfer
@@ -536,3 +537,97 @@ def test_a_device_id_that_is_a_path_is_refused(artifact: Artifact) -> None:
     seal(artifact.directory, dataclasses.replace(record, plan_sha256=codec.digest(odd)))
     with pytest.raises(PlanError, match=r"device '\.\./a': not a file name"):
         check_images(odd, artifact.directory, verify=False)
+
+
+# ---- images that are forged to fit their record, but not their plan ----
+
+
+def forge(artifact: Artifact, device: str, change: Callable[[Table, bytearray], Any]) -> str:
+    """Change header and data of an image, make all digests again, and return the message of its refusal."""
+    file = artifact.directory / f"{device}.safetensors"
+    raw = file.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    table, data = json.loads(raw[8:start]), bytearray(raw[start:])
+    change(table, data)
+    entries = [
+        TensorEntry(
+            name=name,
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            offset=entry["data_offsets"][0],
+            nbytes=entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in table.items()
+        if name != "__metadata__"
+    ]
+    raw = encode_header(entries, table["__metadata__"], 4096) + data
+    file.write_bytes(raw)
+    record = load_images(artifact.directory)
+    abi = abi_of(entries, artifact.plan.options.dtype)
+    forged = replaced(record, device, size_bytes=len(raw), blake3=blake3(raw).hexdigest(), abi=abi)
+    seal(artifact.directory, forged)
+    messages = []
+    for verifies in (False, True):
+        with pytest.raises(ImageError) as caught:
+            check_images(artifact.plan, artifact.directory, verify=verifies)
+        messages.append(str(caught.value))
+    with pytest.raises(ImageError) as caught:
+        open_image(artifact.plan, artifact.directory, device, CPU, verify=False)
+    messages.append(str(caught.value))
+    assert len(set(messages)) == 1
+    return messages[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "token"), [(0, -1, -1), (29, 21, 50), (7, (1 << 63) - 1, (1 << 63) + 6), (3, -4, -1)]
+)
+def test_a_drafted_token_out_of_the_vocabulary(artifact: Artifact, number: int, value: int, token: int) -> None:
+    def change(table: Table, data: bytearray) -> None:
+        at = table["draft.d2t"]["data_offsets"][0] + 8 * number
+        data[at : at + 8] = value.to_bytes(8, "little", signed=True)
+
+    assert forge(artifact, "b", change) == (
+        f"{artifact.directory}/b.safetensors: draft.d2t[{number}]: found {value}, which makes drafted token {number} "
+        f"token {token} of the model, expected one of 0 to 49: compile it again"
+    )
+
+
+def test_a_slot_of_another_shape_than_planned(artifact: Artifact) -> None:
+    def change(table: Table, data: bytearray) -> None:
+        table["norm.weight"]["shape"] = [4, 8]
+
+    assert "header: found slot norm.weight, F32 [4, 8], expected slot norm.weight, F32 [32] as plan.yaml has it" in (
+        forge(artifact, "b", change)
+    )
+
+
+def test_a_slot_too_many(artifact: Artifact) -> None:
+    def change(table: Table, data: bytearray) -> None:
+        table["surplus"] = {"dtype": "F32", "shape": [64], "data_offsets": [len(data), len(data) + 256]}
+        data += bytes(256)
+
+    assert "header: found slot surplus, F32 [64], expected no more slots as plan.yaml has it" in (
+        forge(artifact, "b", change)
+    )
+
+
+def test_a_slot_too_few(artifact: Artifact) -> None:
+    def change(table: Table, data: bytearray) -> None:
+        table["_pad.99"] = table.pop("norm.weight") | {"dtype": "U8", "shape": [128]}
+        names = sorted((name for name in table if name != "__metadata__"), key=lambda n: table[n]["data_offsets"])
+        for name in names:
+            table[name] = table.pop(name)
+
+    assert "expected slot norm.weight, F32 [32] as plan.yaml has it" in forge(artifact, "b", change)
+
+
+def test_more_bytes_than_the_plan_counts(artifact: Artifact) -> None:
+    def change(table: Table, data: bytearray) -> None:
+        table["_pad.99"] = {"dtype": "U8", "shape": [4096], "data_offsets": [len(data), len(data) + 4096]}
+        data += bytes(4096)
+
+    line = artifact.plan.memory[1]
+    counted = line.weights_bytes + line.draft_weights_bytes
+    assert f"{counted + 4096} bytes of weights, expected {counted} as plan.yaml counts for b" in (
+        forge(artifact, "b", change)
+    )
