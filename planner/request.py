@@ -7,7 +7,8 @@ from planner.costs import stall
 from planner.errors import ConfigError, InputError
 from planner.families import BaseInput, DraftInput
 from planner.hardware.records import HardwareInventory
-from plans.check_inputs import MOST_TREE
+from plans.check_inputs import MOST_TREE, path_problems, static_tree
+from plans.format import quote
 from plans.schema import DType, Inventory, KvAxis, KvDType, Options, Pin, Plan, Strategy, Tree
 from plans.step import tree_pool
 
@@ -21,6 +22,12 @@ STATIC_PATHS = (
     *((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 2), (0, 0, 0, 0, 0), (0, 0, 0, 0, 1)),
 )
 """Draft tree of EAGLE-1: 25 drafted nodes in 5 levels, each as the ranks on its path from the root."""
+
+LEAST_TREE = {"total_token": 2, "depth": 0, "top_k": 1}
+"""Smallest trees: a root with one drafted token."""
+
+MOST_POSITIONS = 10**12
+"""Largest number of positions that is an argument at all; the model's own limit is far below."""
 
 MOST_DEFAULT_CONTEXT = 8192
 """Positions at most where no context is asked for, whatever the model's limit."""
@@ -94,7 +101,7 @@ def resolve_dtype(wanted: Wanted, base: BaseInput, inventory: HardwareInventory)
         if name == dtype:
             return dtype
     expected = ", ".join(get_args(DType))
-    raise ConfigError(f"{base.checkpoint.config_file}: dtype: found {name!r}, expected one of {expected}")
+    raise ConfigError(f"{base.checkpoint.config_file}: dtype: found {quote(name)}, expected one of {expected}")
 
 
 def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | None) -> Options:
@@ -135,9 +142,7 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
 
 
 def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
-    for name, most in MOST_TREE.items():
-        if getattr(tree, name) > most:
-            raise InputError(f"--tree: {name}: found {getattr(tree, name)}, expected at most {most}")
+    _check_nodes(tree)
     pool = tree_pool(tree)
     if tree.paths is None and tree.total_token - 1 > pool:
         raise InputError(
@@ -146,3 +151,22 @@ def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
         )
     if draft is not None and tree.top_k > draft.draft.draft_vocab_size:
         raise InputError(f"--tree: top_k={tree.top_k}, the draft vocabulary has {draft.draft.draft_vocab_size} tokens")
+
+
+def _check_nodes(tree: Tree) -> None:
+    """Raise InputError for a tree whose numbers are out of range, or do not follow from its paths."""
+    if (tree.kind == "static") != (tree.paths is not None):
+        raise InputError(f"--tree: paths: found {quote(tree.paths)}, expected nodes exactly where the kind is static")
+    for name, most in MOST_TREE.items():
+        number, least = getattr(tree, name), LEAST_TREE[name]
+        if type(number) is not int or not least <= number <= most:
+            raise InputError(f"--tree: {name}: found {quote(number)}, expected a whole number from {least} to {most}")
+    if tree.paths is None:
+        return
+    if not all(isinstance(path, tuple) and all(type(rank) is int for rank in path) for path in tree.paths):
+        raise InputError(f"--tree: paths: found {quote(tree.paths)}, expected tuples of ranks")
+    problem = next(path_problems(tree.paths), None)
+    if problem is not None:
+        raise InputError(f"--tree: paths: expected {problem}")
+    if tree != static_tree(tree.paths):
+        raise InputError(f"--tree: found {quote(tree)}, expected the numbers that follow from its paths")

@@ -15,6 +15,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from plans.format import quote, shown
 from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR, NewerSchemaError, Plan, PlanError
 from plans.strict_yaml import MAX_DOCUMENT_BYTES, dump_yaml, load_yaml
 
@@ -94,7 +95,7 @@ def _decode_scalar(kind: Any, data: Any, path: _Path) -> Any:
     if kind is float and not math.isfinite(data):
         path.refuse(f"found {data}, expected a finite number")
     if kind is str and not data.isprintable():
-        path.refuse(f"found {data!r}, expected printable characters")
+        path.refuse(f"found {quote(data)}, expected printable characters")
     return data
 
 
@@ -106,7 +107,7 @@ def _decode_record(kind: Any, data: Any, path: _Path) -> Any:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             known = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(hints)}"
-            path.field(key).refuse(f"unknown field, {known}")
+            path.field(shown(key)).refuse(f"unknown field, {known}")
     values = {}
     for name, hint in hints.items():
         if name not in data and type(None) not in get_args(hint):
@@ -136,12 +137,7 @@ def _name(data: Any) -> str:
 def _show(data: Any) -> str:
     if isinstance(data, bool):
         return str(data).lower()
-    if isinstance(data, int) and data.bit_length() > 128:
-        return f"an integer of {data.bit_length()} bits"
-    if isinstance(data, (str, int, float)):
-        text = repr(data)
-        return text if len(text) <= 80 else f"{text[:77]}..."
-    return _name(data)
+    return quote(data) if isinstance(data, (str, int, float)) else _name(data)
 
 
 def dumps(plan: Plan) -> str:

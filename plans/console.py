@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TextIO
 
-from plans import process
+from plans import numbers, process
 from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
 
 UNWRITTEN = 1
@@ -118,7 +118,7 @@ def refusals_reported(
 def verbosity(count: int, environment: Mapping[str, str] = os.environ) -> int:
     """Return how much to print: the number of ``-v``, or of DEBUG where that is more; other values of DEBUG count 0."""
     value = environment.get("DEBUG", "")
-    return max(count, int(value) if value.isdecimal() else 0)
+    return max(count, numbers.whole(value, 0, 9) or 0)
 
 
 def _write_line(stream: TextIO | None, text: str) -> None:

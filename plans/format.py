@@ -1,4 +1,9 @@
-"""Bytes, durations and rates as text for people; every command formats figures here."""
+"""Bytes, durations, rates and names of files as text for people; every command formats figures here."""
+
+MOST_QUOTED = 80
+"""Most characters of a quotation in a message."""
+MAX_NAME = 1024
+"""Most characters of a name that a message shows whole."""
 
 
 def format_ns(duration_ns: int) -> str:
@@ -30,3 +35,19 @@ def format_bandwidth(bytes_per_s: int) -> str:
 def format_flops(flops_per_s: int) -> str:
     """Return ``989.00 TFLOP/s``."""
     return f"{flops_per_s / 10**12:.2f} TFLOP/s"
+
+
+def quote(value: object) -> str:
+    """Return a value from outside as messages quote it: escaped, and its beginning alone where it is long."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= MOST_QUOTED else f"{value[:MOST_QUOTED]!r}... of {len(value)} characters"
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= MOST_QUOTED else f"{text[: MOST_QUOTED - 3]}..."
+
+
+def shown(name: str) -> str:
+    """Return a name from outside as a path in a message shows it: escaped and cut where it is empty, unprintable or too
+    long."""
+    return name if name.isprintable() and 0 < len(name) <= MAX_NAME else f"{name[:40]!r} of {len(name)} characters"

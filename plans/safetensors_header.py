@@ -23,7 +23,8 @@ from typing import Any, NoReturn
 
 from plans import strict_json
 from plans.dtypes import HEADER_BYTES
-from plans.strict_json import MAX_NAME, JsonError, shown
+from plans.format import MAX_NAME, shown
+from plans.strict_json import JsonError
 
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 8 << 20

@@ -8,12 +8,13 @@ import json
 from collections import Counter
 from typing import Any
 
+from plans.format import shown
+
 FREE_BYTES = 1 << 20
 """A text of at most this many bytes is parsed whatever it holds: even of brackets alone it takes little memory."""
 BYTES_PER_BRACKET, BYTES_PER_COMMA = 20, 6
 """Least bytes per bracket or escape, and per comma, of a larger text. A table of tensors keeps both: an entry of a
 safetensors header takes at least 60 bytes, with three brackets and five commas."""
-MAX_NAME = 1024
 
 
 class JsonError(ValueError):
@@ -29,11 +30,6 @@ def loads(data: bytes) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise JsonError(f"not valid JSON: {error}") from error
-
-
-def shown(name: str) -> str:
-    """Return a name as messages show it: escaped and cut where it is empty, unprintable or too long."""
-    return name if name.isprintable() and 0 < len(name) <= MAX_NAME else f"{name[:40]!r} of {len(name)} characters"
 
 
 def _check_cost(data: bytes) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from plans.format import quote
 from plans.schema import PlanError
 
 MAX_DOCUMENT_BYTES = 1 << 20
@@ -25,8 +26,6 @@ MAX_VALUES = 200_000
 """Most scalars and collections of a document; a plan of 1000 devices has about 45 000."""
 MAX_NUMBER = 64
 """Most characters of a number."""
-_SHOWN = 60
-"""Most characters of a scalar in a message."""
 
 # The same grammar either way; libyaml is twenty times faster, and the wheels have it.
 _Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -123,7 +122,7 @@ class _Document:
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             _refuse(event, "anchors and aliases are not allowed")
         if event.tag is not None:
-            _refuse(event, f"tags are not allowed, found {_shown(event.tag)}")
+            _refuse(event, f"tags are not allowed, found {quote(event.tag)}")
         if isinstance(event, yaml.ScalarEvent):
             return _scalar(event) if event.implicit[0] else event.value
         if depth == MAX_DEPTH:
@@ -143,7 +142,7 @@ class _Document:
             if not isinstance(key, str):
                 _refuse(event, f"found {_name(key)} as a key, expected a string: quote it")
             if key in mapping:
-                _refuse(event, f"duplicate key {_shown(key)}")
+                _refuse(event, f"duplicate key {quote(key)}")
             mapping[key] = self._node(next(self._events), depth + 1)
         return mapping
 
@@ -163,7 +162,7 @@ def _scalar(event: Any) -> Any:
             return value
     if kind := _other_meaning(text):
         remedy = f"{_REMEDIES[kind]}, or quote it" if kind in _REMEDIES else "quote it"
-        _refuse(event, f"{_shown(text)} would be read as a {kind}: {remedy} if a string is meant")
+        _refuse(event, f"{quote(text)} would be read as a {kind}: {remedy} if a string is meant")
     return text
 
 
@@ -185,10 +184,6 @@ def _is_ambiguous(text: str) -> bool:
 
 def _refuse(event: Any, problem: str) -> NoReturn:
     raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-
-
-def _shown(text: str) -> str:
-    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}... of {len(text)} characters"
 
 
 def _name(data: Any) -> str:

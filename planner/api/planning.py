@@ -1,6 +1,5 @@
 """Plans a model on an inventory: reads the inputs, solves, and holds the result."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,17 +14,16 @@ from planner.hardware.records import HardwareInventory
 from planner.problem.device_map import load_device_map
 from planner.problem.device_map import read as read_device_map
 from planner.remedies.explain import explain
-from planner.request import Request, Wanted
+from planner.request import MOST_POSITIONS, Request, Wanted
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved
 from plans.check import load
 from plans.check_inputs import MOST_BATCH, MOST_STALL_S
+from plans.format import quote
 from plans.schema import DType, KvAxis, KvDType, Pin, Plan, Strategy, Tree
 
 PPM = 1_000_000
 DEFAULTS = Wanted()
-MOST_POSITIONS = 10**12
-"""Largest number of positions that is an argument at all; the model's own limit is far below."""
 DEFAULT_WITHIN_PPM = 20_000
 """Relative increase of the step time that keeping an earlier plan's weights in place may cost, in parts per million."""
 
@@ -96,7 +94,7 @@ def plan(
     strategy = "latency" if strategy == "auto" else strategy
     _check_name("strategy", strategy, get_args(Strategy))
     if tree is not None and not isinstance(tree, Tree):
-        raise InputError(f"tree: found {tree!r}, expected a planner.Tree")
+        raise InputError(f"tree: found {quote(tree)}, expected a planner.Tree")
     if model is None and draft is None:
         draft = DEFAULT_HEAD
     wanted = Wanted(
@@ -178,23 +176,20 @@ def _load_previous(previous: str | Path | None, within_ppm: int | None, gap_ppm:
 
 
 def _ppm(name: str, fraction: float, most: int) -> int:
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not math.isfinite(fraction):
-        raise InputError(f"{name}: found {fraction!r}, expected a fraction like 0.05")
-    ppm = round(fraction * PPM)
-    if not 0 <= ppm <= most:
-        raise InputError(f"{name}: found {fraction}, expected a fraction like 0.05")
-    return ppm
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= most / PPM:
+        raise InputError(f"{name}: found {quote(fraction)}, expected a fraction like 0.05")
+    return round(fraction * PPM)
 
 
 def _check_number(name: str, number: int | None, most: int) -> None:
     if number is None:
         return
     if isinstance(number, bool) or not isinstance(number, int):
-        raise InputError(f"{name}: found {number!r}, expected an integer{' or max' if name == 'context' else ''}")
+        raise InputError(f"{name}: found {quote(number)}, expected an integer{' or max' if name == 'context' else ''}")
     if not 1 <= number <= most:
-        raise InputError(f"{name}: found {number}, expected 1 to {most}")
+        raise InputError(f"{name}: found {quote(number)}, expected 1 to {most}")
 
 
 def _check_name(name: str, value: str | None, values: tuple[str, ...]) -> None:
     if value is not None and value not in values:
-        raise InputError(f"{name}: found {value!r}, expected one of {', '.join(values)}")
+        raise InputError(f"{name}: found {quote(value)}, expected one of {', '.join(values)}")

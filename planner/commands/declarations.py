@@ -10,6 +10,8 @@ import click
 from planner.commands.command import Command, HiddenArgument
 from planner.commands.options import (
     PATH,
+    Number,
+    Whole,
     parse_context,
     parse_gap,
     parse_strategy,
@@ -17,11 +19,15 @@ from planner.commands.options import (
     parse_verbosity,
     parse_within,
 )
-from planner.request import DEFAULT_TREE, MOST_DEFAULT_CONTEXT, tree_text
+from planner.request import DEFAULT_TREE, MOST_DEFAULT_CONTEXT, MOST_POSITIONS, tree_text
 from planner.solver import limits
 from plans.check_inputs import MOST_BATCH, MOST_STALL_S
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.schema import KvAxis, Strategy
+
+MOST_WORKERS = 64
+MOST_SOLVER_SEED = (1 << 31) - 1
+"""Largest seed that CP-SAT takes."""
 
 
 def verbose(once: str, twice: str = "") -> click.Option:
@@ -44,8 +50,8 @@ def plan_argument(name: str = "plan") -> click.Argument:
 def solver_options() -> tuple[click.Option, ...]:
     """Return hidden options for experiments with the solver; none of them changes the plan."""
     return (
-        click.Option(["--workers"], type=click.IntRange(min=1), default=1, hidden=True),
-        click.Option(["--solver-seed"], type=click.IntRange(min=0), default=0, hidden=True),
+        click.Option(["--workers"], type=Whole(1, MOST_WORKERS), default=1, hidden=True),
+        click.Option(["--solver-seed"], type=Whole(0, MOST_SOLVER_SEED), default=0, hidden=True),
     )
 
 
@@ -115,7 +121,7 @@ BUILD = Command(
         ),
         click.Option(
             ["--batch"],
-            type=click.IntRange(1, MOST_BATCH),
+            type=Whole(1, MOST_BATCH),
             default=1,
             metavar="N",
             show_default=True,
@@ -158,14 +164,14 @@ BUILD = Command(
         ),
         click.Option(
             ["--prefill-chunk"],
-            type=click.IntRange(min=1),
+            type=Whole(1, MOST_POSITIONS),
             metavar="N",
             help="Prompt tokens per forward pass.  [default: an eighth of the context, 64 to 512]",
         ),
         click.Option(
             ["--stall-timeout", "stall_timeout_s"],
             metavar="S",
-            type=click.IntRange(1, MOST_STALL_S),
+            type=Whole(1, MOST_STALL_S),
             help="End a run after S seconds without progress.  [default: 6, more where a device is predicted slower]",
         ),
         click.Option(
@@ -196,7 +202,7 @@ BUILD = Command(
         *solver_options(),
         click.Option(
             ["--solver-limit"],
-            type=click.FloatRange(0, limits.DETERMINISTIC_LIMIT),
+            type=Number(0, limits.DETERMINISTIC_LIMIT),
             default=limits.DETERMINISTIC_LIMIT,
             hidden=True,
         ),

@@ -3,24 +3,70 @@
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
 from planner.request import DEFAULT_TREE, STATIC_PATHS
-from plans.check_inputs import path_problems, static_tree
+from plans import numbers
+from plans.check_inputs import MOST_TREE, path_problems, static_tree
 from plans.console import verbosity
+from plans.format import quote
 from plans.schema import Strategy, Tree
 
-PATH = click.Path(path_type=Path)
-"""A file or directory; whether it exists is for the command to find out."""
+
+class Whole(click.ParamType):  # type: ignore[type-arg] # older versions are not generic
+    """A whole number within a range."""
+
+    name = "whole number"
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return text as a number, a default as it is."""
+        number = value if isinstance(value, int) else numbers.whole(value, self.least, self.most)
+        if number is None:
+            self.fail(f"found {quote(value)}, expected a whole number from {self.least} to {self.most}", param, ctx)
+        return number
+
+
+class Number(click.ParamType):  # type: ignore[type-arg] # older versions are not generic
+    """A number within a range."""
+
+    name = "number"
+
+    def __init__(self, least: float, most: float) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return text as a number, a default as it is."""
+        number = value if isinstance(value, float) else numbers.decimal(value, self.least, self.most)
+        if number is None:
+            self.fail(f"found {quote(value)}, expected a number from {self.least:g} to {self.most:g}", param, ctx)
+        return number
+
+
+class FilePath(click.ParamType):  # type: ignore[type-arg] # older versions are not generic
+    """A file or directory; whether it exists is for the command to find out."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return text as a path; an empty one would be the current directory."""
+        if not value:
+            self.fail("found an empty text, expected a file or directory", param, ctx)
+        return Path(value)
+
+
+PATH = FilePath()
 
 
 def parse_gap(context: click.Context, parameter: click.Parameter, value: str) -> int:
     """Parse a relative distance, as a percentage or a fraction, to parts per million."""
     ppm = _relative(value)
     if ppm is None or ppm == 1_000_000:
-        raise click.BadParameter(f"found {value!r}, expected a fraction like 0.05 or 5%")
+        raise click.BadParameter(f"found {quote(value)}, expected a fraction like 0.05 or 5%")
     return ppm
 
 
@@ -28,13 +74,13 @@ def parse_within(context: click.Context, parameter: click.Parameter, value: str 
     """Parse a relative distance, as a percentage or a fraction, to parts per million."""
     ppm = None if value is None else _relative(value)
     if value is not None and ppm is None:
-        raise click.BadParameter(f"found {value!r}, expected a fraction of the step time like 2% or 0.02")
+        raise click.BadParameter(f"found {quote(value)}, expected a fraction of the step time like 2% or 0.02")
     return ppm
 
 
 def _relative(value: str) -> int | None:
     """Parse ``0.05``, ``.05`` or ``5%`` to parts per million; None where it is no such text, or more than 100%."""
-    number = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?|\.[0-9]+)(%?)", value)
+    number = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})(%?)", value)
     ppm = int(Decimal(number[1]) * (10_000 if number[2] else 1_000_000)) if number else -1
     return ppm if 0 <= ppm <= 1_000_000 else None
 
@@ -47,23 +93,29 @@ def parse_tree(context: click.Context, parameter: click.Parameter, value: str | 
     if shape == "static":
         return static_tree(_paths(paths) if equals else STATIC_PATHS)
     default = DEFAULT_TREE
-    numbers = {"total_token": default.total_token, "depth": default.depth, "top_k": default.top_k}
+    sizes = {"total_token": default.total_token, "depth": default.depth, "top_k": default.top_k}
+    names = []
     for item in value.split(","):
-        name, _, number = item.partition("=")
-        if name not in numbers:
-            raise click.BadParameter(f"found {name!r}, expected {', '.join(numbers)}")
-        least = 2 if name == "total_token" else 1
-        if not number.isdecimal() or int(number) < least:
-            raise click.BadParameter(f"{name}: found {number!r}, expected a whole number of at least {least}")
-        numbers[name] = int(number)
-    return Tree(kind="dynamic", **numbers, paths=None)
+        name, _, digits = item.partition("=")
+        if name not in sizes:
+            raise click.BadParameter(f"found {quote(name)}, expected {', '.join(sizes)}")
+        if name in names:
+            raise click.BadParameter(f"{name}: found twice, expected once")
+        least, most = 2 if name == "total_token" else 1, MOST_TREE[name]
+        number = numbers.whole(digits, least, most)
+        if number is None:
+            raise click.BadParameter(f"{name}: found {quote(digits)}, expected a whole number from {least} to {most}")
+        names.append(name)
+        sizes[name] = number
+    return Tree(kind="dynamic", **sizes, paths=None)
 
 
 def _paths(text: str) -> tuple[tuple[int, ...], ...]:
     """Parse tree nodes, each the ranks on the path from the root (0.1: second child of the first), in plan order."""
     for item in text.split(","):
         if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4})*", item):
-            raise click.BadParameter(f"static: found {item!r}, expected ranks of a node and of those above, as in 0.1")
+            reason = f"found {quote(item)}, expected ranks of a node and of those above, as in 0.1"
+            raise click.BadParameter(f"static: {reason}")
     nodes = [tuple(int(rank) for rank in item.split(".")) for item in text.split(",")]
     paths = tuple(sorted(nodes, key=lambda path: (len(path), path)))
     problem = next(path_problems(paths), None)
@@ -79,7 +131,7 @@ def parse_context(context: click.Context, parameter: click.Parameter, value: str
     number = re.fullmatch(r"([0-9]{1,12})([kK]?)", value)
     positions = int(number[1]) * (1024 if number[2] else 1) if number else 0
     if positions < 1:
-        raise click.BadParameter(f"found {value!r}, expected positions like 4096 or 32k (32 x 1024), or max")
+        raise click.BadParameter(f"found {quote(value)}, expected positions like 4096 or 32k (32 x 1024), or max")
     return positions
 
 
@@ -91,7 +143,7 @@ def parse_strategy(
         return None, None
     name, colon, file = ("latency" if value == "auto" else value).partition(":")
     if name not in get_args(Strategy) or (colon and (name != "custom" or not file)):
-        raise click.BadParameter(f"found {value!r}, expected one of {', '.join(get_args(Strategy))} or auto")
+        raise click.BadParameter(f"found {quote(value)}, expected one of {', '.join(get_args(Strategy))} or auto")
     return name, Path(file) if file else None
 
 

@@ -4,14 +4,22 @@ Both spellings are read: ``rope_theta`` + ``rope_scaling``, and ``rope_parameter
 transformers' own for an absent key.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 from planner.errors import ConfigError
 from planner.families.rope import LinearScaling, Llama3Scaling, Rope
 from plans.check_inputs import MOST_EXPERTS, MOST_HEAD_DIM, MOST_HEADS, MOST_LAYERS, MOST_SIZE, NORM_EPS
+from plans.format import quote, shown
 from plans.schema import Attention, Mlp
+
+MAX_ALL_EXPERTS = 1 << 16
+"""Most experts of all layers together: each has three tensors with names of their own."""
+MAX_TOKENS = 256
+"""Most token ids of one key."""
+MOST_THETA = 1e12
+LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
+"""Range of the factors of scaled rotary embeddings, in which frequencies stay within float32."""
 
 NO_WINDOW = "attention over a sliding window is not computed here"
 
@@ -96,35 +104,35 @@ class Keys:
 
     def fail(self, name: str, problem: str) -> ConfigError:
         """Return the error of a key, to be raised."""
-        return ConfigError(f"{self.where}: {name}: {problem}")
+        return ConfigError(f"{self.where}: {shown(name)}: {problem}")
 
     def integer(self, name: str, default: Any = _REQUIRED, *, most: int = MOST_SIZE) -> int:
         """Return a size: an integer from 1 to ``most``."""
         value = self._value(name, default, "an integer")
         if type(value) is not int or not 1 <= value <= most:
-            raise self.fail(name, f"found {_show(value)}, expected an integer from 1 to {most}")
+            raise self.fail(name, f"found {quote(value)}, expected an integer from 1 to {most}")
         return value
 
-    def number(self, name: str, default: Any = _REQUIRED) -> float:
-        """Return a positive finite number."""
+    def number(self, name: str, default: Any = _REQUIRED, *, least: float, most: float) -> float:
+        """Return a number from ``least`` to ``most``, as they are written in a config: integers are numbers too."""
         value = self._value(name, default, "a number")
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-            raise self.fail(name, f"found {_show(value)}, expected a positive number")
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise self.fail(name, f"found {quote(value)}, expected a number from {least:g} to {most:g}")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:
         """Return true or false."""
         value = self.get(name, default)
         if type(value) is not bool:
-            raise self.fail(name, f"found {_show(value)}, expected true or false")
+            raise self.fail(name, f"found {quote(value)}, expected true or false")
         return value
 
     def expect(self, name: str, allowed: Any, reason: str) -> None:
         """Raise ConfigError unless the key is absent or has the one value that is computed here."""
         value = self.get(name, allowed)
         if (type(value) is bool and type(allowed) is not bool) or value != allowed:
-            expected = "null" if allowed is None else _show(allowed)
-            raise self.fail(name, f"found {_show(value)}, expected {expected}: {reason}")
+            expected = "null" if allowed is None else quote(allowed)
+            raise self.fail(name, f"found {quote(value)}, expected {expected}: {reason}")
 
     def finish(self, harmless: frozenset[str] = frozenset()) -> None:
         """Raise ConfigError for a key that was not read, unless it has its asserted value or is harmless."""
@@ -133,7 +141,7 @@ class Keys:
                 self.expect(name, allowed, reason)
         layer_types = self.get("layer_types", [])
         if not isinstance(layer_types, list) or any(layer != "full_attention" for layer in layer_types):
-            raise self.fail("layer_types", f"found {_show(layer_types)}, expected full_attention in every layer")
+            raise self.fail("layer_types", f"found {quote(layer_types)}, expected full_attention in every layer")
         for name in self._config:
             if name not in self._read and name not in _HARMLESS and name not in harmless:
                 raise self.fail(
@@ -207,10 +215,7 @@ def gated_mlp(size: int, *, bias: bool) -> Mlp:
 
 def read_norm_eps(keys: Keys, default: float) -> float:
     """Read the epsilon of the RMS norms, ``rms_norm_eps``."""
-    epsilon, (least, most) = keys.number("rms_norm_eps", default), NORM_EPS
-    if not least <= epsilon <= most:
-        raise keys.fail("rms_norm_eps", f"found {epsilon}, expected a number from {least} to {most}")
-    return epsilon
+    return keys.number("rms_norm_eps", default, least=NORM_EPS[0], most=NORM_EPS[1])
 
 
 def read_layers(keys: Keys) -> int:
@@ -228,7 +233,7 @@ def read_mlps(keys: Keys, *, bias: bool) -> tuple[Mlp, ...]:
         raise keys.fail("intermediate_size", problem)
     for i, size in enumerate(sizes):
         if type(size) is not int or not 1 <= size <= MOST_SIZE:
-            problem = f"found {_show(size)}, expected an integer from 1 to {MOST_SIZE}"
+            problem = f"found {quote(size)}, expected an integer from 1 to {MOST_SIZE}"
             raise keys.fail(f"intermediate_size[{i}]", problem)
     return tuple(gated_mlp(size, bias=bias) for size in sizes)
 
@@ -244,6 +249,9 @@ def read_experts(keys: Keys, *, size: str, default_experts: int, default_per_tok
     experts = keys.integer("num_experts", local, most=MOST_EXPERTS)
     if keys.has("num_local_experts") and local != experts:
         raise keys.fail("num_local_experts", f"found {local}, expected {experts} as in num_experts")
+    if experts * (layers := read_layers(keys)) > MAX_ALL_EXPERTS:
+        problem = f"found {experts} in each of {layers} layers, expected at most {MAX_ALL_EXPERTS} in all"
+        raise keys.fail("num_local_experts" if keys.has("num_local_experts") else "num_experts", problem)
     picked = keys.integer("num_experts_per_tok", default_per_token)
     if picked > experts:
         raise keys.fail("num_experts_per_tok", f"found {picked}, expected at most {experts}, the number of experts")
@@ -269,10 +277,12 @@ def refuse_window(keys: Keys, *, layers: int | None) -> None:
     null = keys.spells("sliding_window") and not keys.has("sliding_window")
     window, first = keys.get("sliding_window", 4096), keys.get("max_window_layers", 28)
     if type(first) is not int or first < 0:
-        raise keys.fail("max_window_layers", f"found {_show(first)}, expected a number of layers")
+        raise keys.fail("max_window_layers", f"found {quote(first)}, expected a number of layers")
     if keys.boolean("use_sliding_window", False) and not null and (layers is None or first < layers):
         where = "in every layer" if layers is None else f"from layer {first} of {layers} on"
-        raise keys.fail("use_sliding_window", f"found True, a window of {window} {where}, expected False: {NO_WINDOW}")
+        raise keys.fail(
+            "use_sliding_window", f"found True, a window of {quote(window)} {where}, expected False: {NO_WINDOW}"
+        )
 
 
 def mlp_unit(intermediate_size: int) -> int:
@@ -288,12 +298,16 @@ def mlp_unit(intermediate_size: int) -> int:
     return unit
 
 
-def read_tokens(keys: Keys, name: str, default: int | None) -> tuple[int, ...]:
+def read_tokens(keys: Keys, name: str, default: int | None, vocab_size: int) -> tuple[int, ...]:
     """Read token ids written as one id, a list, or null for none; an absent key has transformers' default."""
     value = keys.get(name, [] if default is None or keys.spells(name) else default)
     values = value if isinstance(value, list) else [value]
-    if not all(type(token) is int and 0 <= token <= MOST_SIZE for token in values):
-        raise keys.fail(name, f"found {_show(value)}, expected a token id or a list of them")
+    expected = f"a token id from 0 to {vocab_size - 1} (vocab_size {vocab_size}), or a list of them"
+    if not all(type(token) is int and 0 <= token < vocab_size for token in values):
+        absent = "" if keys.has(name) else "absent, which means "
+        raise keys.fail(name, f"{absent or 'found '}{quote(value)}, expected {expected}")
+    if len(values) > MAX_TOKENS:
+        raise keys.fail(name, f"found {len(values)} token ids, expected at most {MAX_TOKENS}")
     return tuple(sorted(set(values)))
 
 
@@ -306,12 +320,17 @@ def read_rope(keys: Keys, head_dim: int, default_theta: float = 10000.0) -> Rope
     scaling = keys.get(name, {})
     keys.get("rope_scaling")
     if not isinstance(scaling, dict):
-        raise keys.fail(name, f"found {_show(scaling)}, expected an object")
+        raise keys.fail(name, f"found {quote(scaling)}, expected an object")
     fields = Keys(scaling, f"{keys.where}: {name}")
-    theta = keys.number("rope_theta", fields.number("rope_theta", default_theta))
-    if fields.has("rope_theta") and theta != fields.number("rope_theta"):
-        raise keys.fail("rope_theta", f"found {theta}, expected {fields.number('rope_theta')} as in {name}")
+    inner = fields.number("rope_theta", default_theta, least=1, most=MOST_THETA)
+    theta = keys.number("rope_theta", inner, least=1, most=MOST_THETA)
+    if fields.has("rope_theta") and theta != inner:
+        raise keys.fail("rope_theta", f"found {theta}, expected {inner} as in {name}")
     return Rope(theta=theta, dim=head_dim, scaling=_read_scaling(fields))
+
+
+def _factor(fields: Keys, name: str) -> float:
+    return fields.number(name, least=LEAST_FACTOR, most=MOST_FACTOR)
 
 
 def _read_scaling(fields: Keys) -> LinearScaling | Llama3Scaling | None:
@@ -319,12 +338,12 @@ def _read_scaling(fields: Keys) -> LinearScaling | Llama3Scaling | None:
     fields.expect("type", rope_type, "rope_type and type must agree")
     scaling: LinearScaling | Llama3Scaling | None = None
     if rope_type == "linear":
-        scaling = LinearScaling(factor=fields.number("factor"))
+        scaling = LinearScaling(factor=_factor(fields, "factor"))
     elif rope_type == "llama3":
         scaling = Llama3Scaling(
-            factor=fields.number("factor"),
-            low_freq_factor=fields.number("low_freq_factor"),
-            high_freq_factor=fields.number("high_freq_factor"),
+            factor=_factor(fields, "factor"),
+            low_freq_factor=_factor(fields, "low_freq_factor"),
+            high_freq_factor=_factor(fields, "high_freq_factor"),
             original_max_position_embeddings=fields.integer("original_max_position_embeddings"),
         )
         if scaling.high_freq_factor <= scaling.low_freq_factor:
@@ -332,11 +351,6 @@ def _read_scaling(fields: Keys) -> LinearScaling | Llama3Scaling | None:
                 "high_freq_factor", f"found {scaling.high_freq_factor}, expected more than low_freq_factor"
             )
     elif rope_type != "default":
-        raise fields.fail("rope_type", f"found {_show(rope_type)}, expected one of default, linear, llama3")
+        raise fields.fail("rope_type", f"found {quote(rope_type)}, expected one of default, linear, llama3")
     fields.finish()
     return scaling
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,6 +12,7 @@ from typing import Any
 from planner.families.config import Keys, read_mlp, read_norm_eps, read_rope
 from planner.families.eagle_common import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_drafter_attention
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
+from plans.format import quote
 from plans.schema import Draft, Model
 
 AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
@@ -120,7 +121,7 @@ def _aux_layers(keys: Keys, num_layers: int) -> tuple[int, ...]:
 def _read_eagle_config(keys: Keys) -> Any:
     fields = keys.get("eagle_config", {})
     if not isinstance(fields, dict):
-        raise keys.fail("eagle_config", f"found {fields!r}, expected an object")
+        raise keys.fail("eagle_config", f"found {quote(fields)}, expected an object")
     inner = Keys(fields, f"{keys.where}: eagle_config")
     for name, value in _EAGLE_CONFIG.items():
         inner.expect(name, value, "another form of head is not computed here")
@@ -135,10 +136,10 @@ def _checked(keys: Keys, name: str, ids: Any, shift: int, num_layers: int) -> tu
     ``shift``: 1 where ids name layers by their outputs, 0 where by their inputs.
     """
     if not isinstance(ids, list) or len(ids) != 3 or not all(type(i) is int for i in ids):
-        raise keys.fail(name, f"found {ids!r}, expected three layers")
+        raise keys.fail(name, f"found {quote(ids)}, expected three layers")
     layers = tuple(i + shift for i in ids)
     if not 0 <= layers[0] < layers[1] < layers[2] < num_layers:
         side = "outputs" if shift else "inputs"
         last = num_layers - 1 - shift
-        raise keys.fail(name, f"found {ids}, expected three different {side} of layers 0 to {last}, in order")
+        raise keys.fail(name, f"found {quote(ids)}, expected three different {side} of layers 0 to {last}, in order")
     return layers

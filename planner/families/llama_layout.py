@@ -49,15 +49,16 @@ def base_reading(
     ``mlps``: one per layer. ``experts``: names of the experts, for a family with MLPs of kind ``moe``. ``harmless``:
     keys that change nothing in this family.
     """
+    vocab_size = keys.integer("vocab_size")
     model = Model(
         family=family,
-        vocab_size=keys.integer("vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=keys.integer("hidden_size"),
         norm_eps=read_norm_eps(keys, defaults.norm_eps),
         tied_head=keys.boolean("tie_word_embeddings", False),
         layers=tuple(LayerClass(num_layers=len(list(run)), attention=attention, mlp=mlp) for mlp, run in groupby(mlps)),
-        bos_token_id=next(iter(read_tokens(keys, "bos_token_id", defaults.bos_token_id)), None),
-        eos_token_ids=read_tokens(keys, "eos_token_id", defaults.eos_token_id),
+        bos_token_id=next(iter(read_tokens(keys, "bos_token_id", defaults.bos_token_id, vocab_size)), None),
+        eos_token_ids=read_tokens(keys, "eos_token_id", defaults.eos_token_id, vocab_size),
     )
     reading = BaseReading(
         model=model,

@@ -17,6 +17,7 @@ from planner.families.config import Keys
 from planner.families.records import BaseInput, BaseReading, DraftFacts, DraftInput, DraftReading
 from planner.families.tensors import check_tensors, table_sha256
 from plans.dtypes import HEADER_NAMES
+from plans.format import quote
 from plans.schema import Draft
 
 FAMILIES: Mapping[str, str] = {
@@ -63,8 +64,8 @@ def load_draft(path: Path, base: BaseInput, facts: DraftFacts | None = None) -> 
     """
     checkpoint = read_checkpoint(path, pickles=True)
     keys = Keys(checkpoint.config, str(checkpoint.config_file))
-    if keys.get("model_type", "llama") not in FAMILIES:
-        raise keys.fail("model_type", f"found {keys.get('model_type')!r}, expected one of {', '.join(FAMILIES)}")
+    if keys.get("model_type", "llama") not in tuple(FAMILIES):  # a value of any type
+        raise keys.fail("model_type", f"found {quote(keys.get('model_type'))}, expected one of {', '.join(FAMILIES)}")
     facts = _facts(checkpoint, keys, base, facts)
     reading: DraftReading = importlib.import_module(DRAFTERS[facts.kind]).read(keys, base.model, facts)
     if checkpoint.tensors is not None:
@@ -122,9 +123,9 @@ def _family(keys: Keys) -> str:
     family = keys.get("model_type", named)
     if not isinstance(family, str) or family not in FAMILIES:
         value = keys.get("model_type", architectures)
-        raise keys.fail("model_type", f"found {value!r}, expected one of {', '.join(FAMILIES)}")
+        raise keys.fail("model_type", f"found {quote(value)}, expected one of {', '.join(FAMILIES)}")
     if architectures not in ([], [FAMILIES[family]]):
-        raise keys.fail("architectures", f"found {architectures!r}, expected {[FAMILIES[family]]!r}")
+        raise keys.fail("architectures", f"found {quote(architectures)}, expected {[FAMILIES[family]]!r}")
     return family
 
 

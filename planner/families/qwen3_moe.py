@@ -31,6 +31,7 @@ from planner.families.config import (
 )
 from planner.families.llama_layout import Defaults, ExpertNames, base_reading
 from planner.families.records import BaseReading
+from plans.format import quote
 from plans.schema import Mlp
 
 DEFAULTS = Defaults(max_positions=32768, bos_token_id=None, eos_token_id=None)
@@ -56,8 +57,8 @@ def _mlps(keys: Keys) -> tuple[Mlp, ...]:
     count = read_layers(keys)
     step = keys.integer("decoder_sparse_step", 1)
     only = keys.get("mlp_only_layers", [])
-    if not isinstance(only, list) or not all(type(i) is int and 0 <= i < count for i in only):
-        raise keys.fail("mlp_only_layers", f"found {only!r}, expected a list of layers from 0 to {count - 1}")
+    if not isinstance(only, list) or len(only) > count or not all(type(i) is int and 0 <= i < count for i in only):
+        raise keys.fail("mlp_only_layers", f"found {quote(only)}, expected a list of layers from 0 to {count - 1}")
     sparse = [i not in only and (i + 1) % step == 0 for i in range(count)]
     dense = None if all(sparse) else read_mlp(keys, bias=False)
     experts = read_experts(

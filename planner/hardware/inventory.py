@@ -18,6 +18,7 @@ from planner.hardware.records import HardwareInventory, ListedDevice, in_order
 from plans.check_inputs import MOST_DEVICES, natural_key
 from plans.codec import read_document
 from plans.dtypes import DTYPE_BYTES
+from plans.format import quote, shown
 from plans.schema import Host, Link, Pair, PlanError
 from plans.strict_yaml import load_yaml
 
@@ -88,6 +89,7 @@ def _host(data: Any, path: str) -> tuple[Host, list[ListedDevice]]:
         _refuse_known_ids([device], devices, f"{path}.devices", position)
         devices.append(device)
     devices = _number_accelerators(devices, entries)
+    _refuse_shared_ordinals(devices, entries, f"{path}.devices")
     return _links(fields.get("links"), f"{path}.links", name, devices), devices
 
 
@@ -111,6 +113,38 @@ def _number_accelerators(devices: list[ListedDevice], entries: list[Any]) -> lis
         else dataclasses.replace(device, ordinal=position[device.id])
         for device, entry in zip(devices, entries, strict=True)
     ]
+
+
+def _refuse_shared_ordinals(devices: list[ListedDevice], entries: list[Any], path: str) -> None:
+    """Raise InventoryError for two whole accelerators of one ordinal.
+
+    Parts of an accelerator (MIG slices, or shares of its memory) have its ordinal, each with the memory that it may
+    use; of a listed type all parts together have no more than the accelerator.
+    """
+    parts: dict[int, list[int]] = {}
+    for position, device in enumerate(devices):
+        if device.kind == "cuda":
+            parts.setdefault(device.ordinal, []).append(position)
+    for ordinal, positions in parts.items():
+        if len(positions) < 2:
+            continue
+        first, *others = [devices[position].id for position in positions]
+        last = f"{path}[{positions[-1]}].ordinal: found {ordinal}, which {first} has too"
+        if not all({"ordinal", "memory"} <= set(entries[position]) for position in positions):
+            raise InventoryError(
+                f"{last}: expected another one, or, where {', '.join([first, *others])} are parts of one accelerator, "
+                "an ordinal and a memory of its own for each"
+            )
+        listed = {devices[position].type for position in positions} & set(catalog().devices)
+        if len(listed) > 1:
+            raise InventoryError(f"{last}: {' and '.join(sorted(listed))} are not parts of one accelerator")
+        whole = min((catalog().devices[name].memory_bytes or 0 for name in listed), default=0)
+        together = sum(devices[position].memory_bytes for position in positions)
+        if whole and together > whole:
+            raise InventoryError(
+                f"{last}: the parts have {together} bytes of memory together, expected at most {whole}, those of a "
+                f"{min(listed)}"
+            )
 
 
 def _device(data: Any, host: str, path: str) -> ListedDevice:
@@ -209,7 +243,7 @@ def _figure(fields: Mapping[str, Any], name: str, quantity: units.Quantity, defa
 def _ordinal(fields: Mapping[str, Any], type_name: str, path: str) -> int:
     value = fields.get("ordinal", 0)
     if type(value) is not int or not 0 <= value < 1024:
-        raise InventoryError(f"{path}.ordinal: found {value!r}, expected the index of an accelerator, 0 to 1023")
+        raise InventoryError(f"{path}.ordinal: found {quote(value)}, expected the index of an accelerator, 0 to 1023")
     if type_name == CPU and value != 0:
         raise InventoryError(f"{path}.ordinal: found {value}, expected 0: a cpu is not numbered")
     return value
@@ -218,7 +252,7 @@ def _ordinal(fields: Mapping[str, Any], type_name: str, path: str) -> int:
 def _reported_name(fields: Mapping[str, Any], default: DeviceType, path: str) -> str:
     value = fields.get("reported_name", default.reported_name)
     if type(value) is not str or not value.isprintable() or len(value) > 64:
-        raise InventoryError(f"{path}.reported_name: found {value!r}, expected a part of the driver's device name")
+        raise InventoryError(f"{path}.reported_name: found {quote(value)}, expected a part of the driver's device name")
     return value
 
 
@@ -245,7 +279,7 @@ def _transport(value: Any, path: str) -> Literal["auto", "gloo"]:
         return "auto"
     if value == "gloo":
         return "gloo"
-    raise InventoryError(f"{path}: found {value!r}, expected auto or gloo")
+    raise InventoryError(f"{path}: found {quote(value)}, expected auto or gloo")
 
 
 def _pairs(data: Any, path: str, devices: list[ListedDevice]) -> tuple[Pair, ...]:
@@ -264,10 +298,10 @@ def _pairs(data: Any, path: str, devices: list[ListedDevice]) -> tuple[Pair, ...
 
 def _between(data: Any, path: str, order: Mapping[str, Any]) -> tuple[str, str]:
     if not isinstance(data, list) or len(data) != 2 or data[0] == data[1]:
-        raise InventoryError(f"{path}: found {data!r}, expected the ids of two devices")
+        raise InventoryError(f"{path}: found {quote(data)}, expected the ids of two devices")
     for name in data:
         if type(name) is not str or name not in order:
-            raise InventoryError(f"{path}: {name!r} is no device of this host{_nearest(str(name), order)}")
+            raise InventoryError(f"{path}: {quote(name)} is no device of this host{_nearest(str(name), order)}")
     a, b = sorted(data, key=lambda name: order[name])
     return a, b
 
@@ -311,8 +345,8 @@ def _mapping(data: Any, prefix: str, allowed: tuple[str, ...], expected: str) ->
         raise InventoryError(f"{prefix.rstrip('.: ')}: found {_kind(data)}, expected {expected}")
     for key in data:
         if key not in allowed:
-            hint = _nearest(str(key), allowed) or f", expected one of {', '.join(allowed)}"
-            raise InventoryError(f"{prefix}{key}: unknown field{hint}")
+            hint = _nearest(key, allowed) or f", expected one of {', '.join(allowed)}"
+            raise InventoryError(f"{prefix}{shown(key)}: unknown field{hint}")
     return data
 
 
@@ -329,7 +363,7 @@ def _text(fields: Mapping[str, Any], name: str, path: str, pattern: re.Pattern[s
         raise InventoryError(f"{path}.{name}: missing, expected a name of {expected}")
     value = fields[name]
     if type(value) is not str or not pattern.fullmatch(value):
-        raise InventoryError(f"{path}.{name}: found {value!r}, expected a name of {expected}")
+        raise InventoryError(f"{path}.{name}: found {quote(value)}, expected a name of {expected}")
     return value
 
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from planner.errors import InventoryError
+from plans.format import quote
 
 MAX_VALUE = (1 << 63) - 1
 
@@ -57,7 +58,7 @@ def parse(quantity: Quantity, data: Any, path: str) -> int:
     elif type(data) is int or type(data) is float:
         raise InventoryError(f"{path}: found {data} without a unit, expected a quantity like {quantity.example}")
     elif type(data) is not str:
-        raise InventoryError(f"{path}: found {data!r}, expected a quantity like {quantity.example}")
+        raise InventoryError(f"{path}: found {quote(data)}, expected a quantity like {quantity.example}")
     else:
         value = _parse_text(quantity, data, path)
     if not 0 <= value <= MAX_VALUE:
@@ -67,16 +68,18 @@ def parse(quantity: Quantity, data: Any, path: str) -> int:
 
 def _parse_text(quantity: Quantity, text: str, path: str) -> int:
     if text.lstrip().startswith("-"):
-        raise InventoryError(f"{path}: found {text!r}, which is negative, expected a quantity like {quantity.example}")
+        raise InventoryError(
+            f"{path}: found {quote(text)}, which is negative, expected a quantity like {quantity.example}"
+        )
     match = _NUMBER_AND_UNIT.fullmatch(text.strip()) if len(text) <= 64 else None
     if match is None:
-        raise InventoryError(f"{path}: found {text!r}, expected a quantity like {quantity.example}")
+        raise InventoryError(f"{path}: found {quote(text)}, expected a quantity like {quantity.example}")
     number, unit = match.groups()
     if unit is None:
-        raise InventoryError(f"{path}: found {text!r} without a unit, expected a quantity like {quantity.example}")
+        raise InventoryError(f"{path}: found {quote(text)} without a unit, expected a quantity like {quantity.example}")
     if unit not in quantity.units:
         known = ", ".join(quantity.units)
-        raise InventoryError(f"{path}: found {text!r} with unit {unit}, expected one of {known}")
+        raise InventoryError(f"{path}: found {quote(text)} with unit {unit}, expected one of {known}")
     return int(Fraction(number) * quantity.units[unit])
 
 

@@ -14,14 +14,15 @@ from typing import Any, Literal, Protocol
 
 from planner.errors import InputError
 from plans.codec import read_document
+from plans.format import quote
 from plans.schema import Draft, Inventory, Model, Pin, Plan, PlanError
 from plans.strict_yaml import load_yaml
 
 DRAFT = "draft"
 """Name of the EAGLE head in a device map."""
 
-_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]*)")
-_CUDA = re.compile(r"cuda:(0|[1-9][0-9]*)")
+_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})")
+_CUDA = re.compile(r"cuda:(0|[1-9][0-9]{0,8})")
 _WHOLE = ("", "model", "model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head", DRAFT)
 _TENSORS = {f"{name}.weight": name for name in ("model.embed_tokens", "model.norm", "lm_head")}
 
@@ -62,8 +63,8 @@ def read(data: Any, where: str, model: Model, draft: Draft | None, devices: Sequ
     layers = model.num_layers
     lines: dict[str, str] = {}
     for name, value in data.items():
-        module = _module(name, f"{where}: {name!r}", layers)
-        lines[module] = _device(value, f"{where}: {name!r}", devices)
+        module = _module(name, f"{where}: {quote(name)}", layers)
+        lines[module] = _device(value, f"{where}: {quote(name)}", devices)
     if draft is None and DRAFT in lines:
         raise InputError(f"{where}: {DRAFT!r}: there is no EAGLE head to place: take the line out, or give --draft")
     if model.tied_head and "model.embed_tokens" in lines:
@@ -129,13 +130,13 @@ def _device(value: Any, where: str, devices: Sequence[Listed]) -> str:
     if index is not None:
         if not 0 <= index < len(numbered):
             listed = ", ".join(f"{number} ({name})" for number, name in enumerate(numbered))
-            raise InputError(f"{where}: found {value!r}, the inventory has {listed}")
+            raise InputError(f"{where}: found {quote(value)}, the inventory has {listed}")
         return numbered[index]
     if value == "cpu":
         return _cpu(devices, where)
     if value == "disk":
         raise InputError(f"{where}: found 'disk', expected a device: all weights stay in memory")
-    raise InputError(f"{where}: found {value!r}, expected a device: {', '.join(ids)}, or an index")
+    raise InputError(f"{where}: found {quote(value)}, expected a device: {', '.join(ids)}, or an index")
 
 
 def _numbered(devices: Sequence[Listed]) -> list[str]:

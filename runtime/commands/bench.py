@@ -4,7 +4,9 @@ from pathlib import Path
 
 import click
 
-from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, load_module
+from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, Whole, load_module
+
+MOST_REPEATS = 1000
 
 
 @click.command(
@@ -16,7 +18,7 @@ from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, load_module
 @click.option(
     "--prompt-tokens",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=Whole(1),
     default=32,
     show_default=True,
     help="Tokens of the prompt; the ids are arbitrary.",
@@ -24,7 +26,7 @@ from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, load_module
 @click.option(
     "--max-new-tokens",
     metavar="N",
-    type=click.IntRange(min=2),
+    type=Whole(2),
     default=128,
     show_default=True,
     help="New tokens of each request.",
@@ -32,7 +34,7 @@ from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, load_module
 @click.option(
     "--repeats",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=Whole(1, MOST_REPEATS),
     default=3,
     show_default=True,
     help="Requests of each mode, after one that warms up.",
@@ -40,7 +42,7 @@ from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, load_module
 @click.option(
     "--accept",
     metavar="N",
-    type=int,
+    type=Whole(),
     help="Every step accepts N drafted tokens, right or wrong: for random weights, whose drafts never agree.",
 )
 @AS_JSON

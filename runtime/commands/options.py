@@ -1,17 +1,62 @@
 """Options and output that several commands share, and the import of the modules that need torch."""
 
 import importlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from plans import numbers
 from plans.console import verbosity
+from plans.format import quote
 from plans.process import importing
 from runtime.processes.thread_wait import limit_spinning
 
-PLAN = click.argument("directory", metavar="PLAN", type=click.Path(path_type=Path))
+
+class Whole(click.ParamType):  # type: ignore[type-arg] # older versions are not generic
+    """A whole number of 64 bits, at least ``least``; the command knows the range."""
+
+    name = "whole number"
+
+    def __init__(self, least: int = -numbers.MOST_INT64, most: int = numbers.MOST_INT64) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return text as a number, a default as it is."""
+        number = value if isinstance(value, int) else numbers.whole(value, self.least, self.most)
+        if number is None:
+            self.fail(f"found {quote(value)}, expected a whole number from {self.least} to {self.most}", param, ctx)
+        return number
+
+
+class Number(click.ParamType):  # type: ignore[type-arg] # older versions are not generic
+    """A finite number; the command knows the range."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return text as a number, a default as it is."""
+        number = value if isinstance(value, float) else numbers.decimal(value, -sys.float_info.max, sys.float_info.max)
+        if number is None:
+            self.fail(f"found {quote(value)}, expected a decimal number", param, ctx)
+        return number
+
+
+class Directory(click.ParamType):  # type: ignore[type-arg] # older versions are not generic
+    """A directory; whether it is that of a plan is for the command to find out."""
+
+    name = "directory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return text as a path; an empty one would be the current directory."""
+        if not value:
+            self.fail("found an empty text, expected a directory", param, ctx)
+        return Path(value)
+
+
+PLAN = click.argument("directory", metavar="PLAN", type=Directory())
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr while the plan is loaded.")

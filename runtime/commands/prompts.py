@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 from tokenizers import Tokenizer
 
+from plans import numbers
+from plans.format import quote
 from runtime.chat import ChatTemplate, Turn
 from runtime.errors import RequestError
 from runtime.processes.torchrun import Torchrun
@@ -91,10 +93,11 @@ def _label(text: str) -> str:
 
 
 def _numbers(ids: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in ids.split(",")) if ids.strip() else ()
-    except ValueError as error:
-        raise RequestError(f"--prompt-ids: found {ids!r}, expected numbers like 1,2,3") from error
+    parts = [numbers.whole(part.strip(" "), 0, numbers.MOST_INT64) for part in ids.split(",")] if ids.strip() else []
+    tokens = tuple(part for part in parts if part is not None)
+    if len(tokens) < len(parts):
+        raise RequestError(f"--prompt-ids: found {quote(ids)}, expected numbers like 1,2,3")
+    return tokens
 
 
 def _is_piped() -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, load_module
+from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, Number, Whole, load_module
 from runtime.request import DEFAULT_NEW_TOKENS
 
 
@@ -31,11 +31,15 @@ Examples:
 @click.option("--chat", is_flag=True, help="The prompt is a message, in the chat template of the tokenizer.")
 @click.option("--system", metavar="TEXT", help="With --chat: the system message.")
 @click.option("--interactive", is_flag=True, help="A prompt per line of stdin, each going on from what was said.")
-@click.option("--max-new-tokens", metavar="N", type=int, help=f"Default: {DEFAULT_NEW_TOKENS}, or as many as fit.")
-@click.option("--temperature", metavar="T", type=float, default=0.0, show_default=True, help="0: greedy.")
-@click.option("--top-k", metavar="K", type=int, help="Draw from the K most probable tokens; 0: from all.")
-@click.option("--top-p", metavar="P", type=float, help="Then from the fewest tokens that together have probability P.")
-@click.option("--seed", metavar="S", type=int, help="The same seed gives the same text. Default: random, and printed.")
+@click.option("--max-new-tokens", metavar="N", type=Whole(), help=f"Default: {DEFAULT_NEW_TOKENS}, or as many as fit.")
+@click.option("--temperature", metavar="T", type=Number(), default=0.0, show_default=True, help="0: greedy.")
+@click.option("--top-k", metavar="K", type=Whole(), help="Draw from the K most probable tokens; 0: from all.")
+@click.option(
+    "--top-p", metavar="P", type=Number(), help="Then from the fewest tokens that together have probability P."
+)
+@click.option(
+    "--seed", metavar="S", type=Whole(), help="The same seed gives the same text. Default: random, and printed."
+)
 @click.option("--no-draft", is_flag=True, help="Plain decoding, without the EAGLE head.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; may be repeated.")

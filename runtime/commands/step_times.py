@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from plans.schema import Plan
+from runtime.errors import RequestError
 from runtime.request import Completion, RankTimings, Request, check_request
 
 if TYPE_CHECKING:
@@ -29,7 +30,13 @@ class Bench:
 
     def requests(self, plan: Plan) -> dict[str, Request]:
         """Return a request for each mode, plain and eagle; raise RequestError where the plan cannot serve them."""
-        ids = tuple(1 + number * 7 % (plan.model.vocab_size - 1) for number in range(self.prompt_tokens))
+        context, vocabulary = plan.options.context, plan.model.vocab_size
+        if self.prompt_tokens + self.max_new_tokens > context:
+            raise RequestError(
+                f"--prompt-tokens {self.prompt_tokens} and --max-new-tokens {self.max_new_tokens}: together more than "
+                f"the plan's context of {context}"
+            )
+        ids = tuple((1 + number * 7) % vocabulary for number in range(self.prompt_tokens))
         modes = {"plain": False, **({"eagle": True} if plan.draft else {})}
         requests = {
             mode: Request(

@@ -105,6 +105,15 @@ def test_run_streams_text_on_stdout_and_figures_on_stderr(command: Command, one_
     ("arguments", "code", "message"),
     [
         (["--prompt-ids", "1,x"], 2, "--prompt-ids: found '1,x', expected numbers like 1,2,3"),
+        *(
+            (["--prompt-ids", text], 2, "--prompt-ids: found ")
+            for text in ("\uff11", "1_0", "\u0663", "-1", "0x1", "1,,2", "1,", "nan", "9" * 5000, "1.0")
+        ),
+        *(
+            (["--prompt-ids", "1", f"{option}={text}"], 2, f"Invalid value for '{option}': found ")
+            for option in ("--max-new-tokens", "--top-k", "--seed", "--temperature", "--top-p")
+            for text in ("", "nan", "inf", "1_0", "\u0663", "9" * 5000, "1e999", "0x1")
+        ),
         (["--prompt-ids", ""], 2, "prompt: empty"),
         (["--prompt-ids", "1,77"], 2, "prompt_ids[1]: found 77, expected 0 to 49"),
         (["--prompt", "abc"], 2, "tokenizer.json: not there"),

@@ -1,40 +1,50 @@
-"""Parsing of option values."""
+"""Values of options: numbers are decimal, in ASCII digits and within a range; every other text is refused in a line."""
 
-from pathlib import Path
-from typing import Any
-
-import click
 import pytest
+from click.testing import CliRunner
 
-from planner.commands.declarations import COMMANDS
-from planner.commands.options import parse_context, parse_strategy
+from planner.cli import main
 
-CONTEXT = click.Context(COMMANDS["build"])
-PARAMETER = COMMANDS["build"].params[0]
+WHOLE = ("", "x", "1.5", "1e3", "1_0", " 1", "0x10", "\uff11\uff12", "\u0663", "9" * 5000, "-1", "nan", "9" * 20)
+FRACTIONS = ("", "x", "1e3", "-1", "nan", "inf", "\uff11%", "101%", "1" * 5000, "0." + "1" * 5000, "0.0.1", "%")
+NUMBERS = ("", "nan", "-nan", "inf", "1e999", "-1", "1_0", "\u0663", "1" * 5000)
+TREES = (
+    *("depth=3,depth=3", "total_token=60,total_token=60", "depth=", "depth=\u0663", "depth=3_0", "depth=" + "9" * 5000),
+    *("depth=0", "top_k=257", "total_token=1025", "depth", "width=3", "", ",", "static=", "static=0,0", "static=a"),
+    *("static=" + "9" * 5, "static=0." + "0." * 2000, "static=1.0", "static=\u0663"),
+)
+CONTEXTS = ("", "0", "-1", "1.5", "k", "\u0663", "9" * 5000, "maximum", "32kk")
+CASES = [
+    *(
+        (option, text)
+        for option in ("--batch", "--prefill-chunk", "--stall-timeout", "--workers", "--solver-seed")
+        for text in WHOLE
+    ),
+    *((option, text) for option in ("--gap", "--within") for text in FRACTIONS),
+    *(("--solver-limit", text) for text in NUMBERS),
+    *(("--tree", text) for text in TREES),
+    *(("--context", text) for text in CONTEXTS),
+    *((option, "") for option in ("--gpus", "--model", "--draft", "--device-map", "--previous", "--out")),
+    *((option, "x" * 100_000) for option in ("--dtype", "--kv-dtype", "--kv", "--strategy")),
+    ("--strategy", "custom:"),
+]
+
+
+@pytest.mark.parametrize(("option", "text"), CASES, ids=[f"{option}={text[:20]}" for option, text in CASES])
+def test_a_value_out_of_its_range_is_refused_in_a_line(option: str, text: str) -> None:
+    arguments = ["build", *([] if option == "--gpus" else ["--gpus", "inventory.yaml"]), f"{option}={text}"]
+    done = CliRunner().invoke(main, arguments, prog_name="prog")
+    assert (done.exit_code, done.stdout) == (2, "")
+    *usage, error = done.stderr.splitlines()
+    assert [line.partition(" ")[0] for line in usage] == ["Usage:", "Try", ""]
+    assert error.startswith("Error: Invalid value for")
+    assert "found" in error or "is not one of" in error or "static: expected" in error
 
 
 @pytest.mark.parametrize(
-    ("text", "positions"),
-    [("1", 1), ("4096", 4096), ("32k", 32 * 1024), ("128K", 128 * 1024), ("max", "max"), (None, None)],
+    ("option", "text"),
+    [("--solver-seed", str(2**31)), ("--workers", "65"), ("--batch", "1025"), ("--stall-timeout", "3601")],
 )
-def test_a_context_is_a_number_of_positions_or_of_1024_or_max(text: str | None, positions: int | str | None) -> None:
-    assert parse_context(CONTEXT, PARAMETER, text) == positions
-
-
-@pytest.mark.parametrize("text", ["0", "0k", "k", "-1", "1.5k", "32kb", "32m", "٣", "maximum", "", "9" * 13])
-def test_other_contexts_are_refused(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="expected positions like 4096 or 32k"):
-        parse_context(CONTEXT, PARAMETER, text)
-
-
-@pytest.mark.parametrize(
-    ("text", "strategy"),
-    [
-        (None, (None, None)),
-        ("auto", ("latency", None)),
-        ("balanced", ("balanced", None)),
-        ("custom:a:b.yaml", ("custom", Path("a:b.yaml"))),
-    ],
-)
-def test_a_strategy_is_a_name_and_a_device_map(text: str | None, strategy: Any) -> None:
-    assert parse_strategy(CONTEXT, PARAMETER, text) == strategy
+def test_a_message_has_the_range(option: str, text: str) -> None:
+    done = CliRunner().invoke(main, ["build", "--gpus", "inventory.yaml", option, text])
+    assert f"'{option}': found '{text}', expected a whole number from " in done.stderr

@@ -142,9 +142,29 @@ KEYS: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 18}, "num_attention_heads: found 4, expected a divisor of hidden_size, 18"),
     ({"head_dim": 5}, "head_dim: found 5, expected an even number: rotary embedding works on pairs"),
     ({"num_key_value_heads": 3}, "num_key_value_heads: found 3, expected a divisor of 4 heads"),
-    ({"rms_norm_eps": -1}, "rms_norm_eps: found -1, expected a positive number"),
+    ({"rms_norm_eps": -1}, "rms_norm_eps: found -1, expected a number from 1e-15 to 1"),
     ({"tie_word_embeddings": "no"}, "tie_word_embeddings: found 'no', expected true or false"),
-    ({"eos_token_id": "x"}, "eos_token_id: found 'x', expected a token id or a list of them"),
+    *(
+        (
+            {"vocab_size": 32, "eos_token_id": value},
+            f"eos_token_id: found {value!r}, expected a token id from 0 to 31 (vocab_size 32), or a list of them",
+        )
+        for value in ("x", 32, [2, 32], [[]], -1, 1.0, True, {})
+    ),
+    ({"vocab_size": 2}, "eos_token_id: found 2, expected a token id from 0 to 1 (vocab_size 2), or a list of them"),
+    (
+        {"bos_token_id": 10**50},
+        "bos_token_id: found an integer of 167 bits, expected a token id from 0 to 31 (vocab_size 32), or a list of "
+        "them",
+    ),
+    ({"eos_token_id": [1] * 257}, "eos_token_id: found 257 token ids, expected at most 256"),
+    ({"rope_theta": 0.5}, "rope_theta: found 0.5, expected a number from 1 to 1e+12"),
+    ({"rope_theta": 1e300}, "rope_theta: found 1e+300, expected a number from 1 to 1e+12"),
+    ({"rope_theta": 10**400}, "rope_theta: found an integer of 1329 bits, expected a number from 1 to 1e+12"),
+    (
+        {"rope_scaling": {"rope_type": "linear", "factor": 1e-300}},
+        "rope_scaling: factor: found 1e-300, expected a number from 1e-06 to 1e+06",
+    ),
     (
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
         "rope_scaling: rope_type: found 'yarn', expected one of default, linear, llama3",

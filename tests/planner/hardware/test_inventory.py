@@ -110,6 +110,41 @@ def test_several_devices_may_share_an_accelerator_over_gloo() -> None:
     assert inventory.hosts[0].transport == "gloo"
 
 
+WHOLE = {"id": "g0", "type": "rtx-4090", "ordinal": 0}
+PART = WHOLE | {"memory": "12 GiB", "reserve": 0}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            [WHOLE, WHOLE | {"id": "g1"}],
+            "hosts[0].devices[1].ordinal: found 0, which g0 has too: expected another one, or, where g0, g1 are parts "
+            "of one accelerator, an ordinal and a memory of its own for each",
+        ),
+        (
+            [{"id": "g0", "type": "rtx-4090", "ordinal": 1}, {"id": "g1", "type": "rtx-4090"}],
+            "hosts[0].devices[1].ordinal: found 1, which g0 has too: expected another one, or, where g0, g1 are parts "
+            "of one accelerator, an ordinal and a memory of its own for each",
+        ),
+        (
+            [PART, PART | {"id": "g1"}],
+            f"hosts[0].devices[1].ordinal: found 0, which g0 has too: the parts have {24 << 30} bytes of memory "
+            f"together, expected at most {24050 << 20}, those of a rtx-4090",
+        ),
+        (
+            [PART, PART | {"id": "g1", "type": "h200", "memory": "1 GiB"}],
+            "hosts[0].devices[1].ordinal: found 0, which g0 has too: h200 and rtx-4090 are not parts of one "
+            "accelerator",
+        ),
+    ],
+)
+def test_whole_accelerators_have_ordinals_of_their_own(entries: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(InventoryError) as caught:
+        parse_inventory({"hosts": [{"name": "a", "devices": entries}]}, "f")
+    assert str(caught.value) == f"f: {message}"
+
+
 @pytest.mark.parametrize("listed", [False, True])
 def test_a_pair_may_have_its_own_link(listed: bool) -> None:
     pairs = [{"between": ["gpu10", "gpu2"], "class": "nvlink", "latency": "5 us"}]
@@ -334,7 +369,7 @@ HOST_NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,7}", fullmatch=True)
 
 
 @st.composite
-def devices(draw: st.DrawFn, device_id: str, host: str) -> Device:
+def devices(draw: st.DrawFn, device_id: str, host: str, ordinal: int) -> Device:
     name = draw(st.sampled_from([*catalog().devices, "own-type"]))
     memory = draw(SIZES)
     return Device(
@@ -342,7 +377,7 @@ def devices(draw: st.DrawFn, device_id: str, host: str) -> Device:
         host=host,
         type=name,
         kind="cpu" if name == "cpu" else "cuda",
-        ordinal=0 if name == "cpu" else draw(st.integers(0, 16)),
+        ordinal=0 if name == "cpu" else ordinal,
         reported_name=draw(st.from_regex(r"[ -~]{0,8}", fullmatch=True)),
         memory_bytes=memory,
         reserve_bytes=draw(st.integers(0, memory - 1)),
@@ -359,7 +394,8 @@ def inventories(draw: st.DrawFn) -> Inventory:
     hosts, all_devices = [], []
     for number, name in enumerate(names):
         own = sorted(ids[number :: len(names)], key=natural_key)
-        all_devices += [draw(devices(device_id, name)) for device_id in own]
+        ordinals = draw(st.lists(st.integers(0, 16), min_size=len(own), max_size=len(own), unique=True))
+        all_devices += [draw(devices(*one)) for one in zip(own, [name] * len(own), ordinals, strict=True)]
         linked = draw(st.lists(st.sampled_from(list(itertools.combinations(range(len(own)), 2))), unique=True))
         pairs = tuple(Pair(a=own[a], b=own[b], link=draw(LINKS)) for a, b in sorted(linked))
         hosts.append(Host(name=name, link=draw(LINKS), pairs=pairs, transport=draw(st.sampled_from(["auto", "gloo"]))))
