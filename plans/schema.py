@@ -60,7 +60,7 @@ class Device:
     flops_per_s: int
     """Datasheet dense rate at the plan's dtype."""
     overhead_ns: int
-    """Fixed time of one block: launches, norms, element-wise work."""
+    """Fixed time of a dense layer: its launches, norms and element-wise work."""
 
     @property
     def capacity_bytes(self) -> int:

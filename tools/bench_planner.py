@@ -1,11 +1,13 @@
-"""Time the planner (``speed``), and compare its placements with those of vLLM and accelerate (``rivals``).
+"""Time the planner, and compare its placements with those of others and its predicted times with published ones.
 
     python tools/bench_planner.py speed [--only NAME] [--json | --markdown]
     python tools/bench_planner.py rivals [--only NAME] [--json | --markdown]
+    python tools/bench_planner.py measured [--only NAME] [--json | --markdown]
 
 ``speed`` runs ``python -m planner build --plan-only`` once for each instance, with the defaults and the EAGLE-3 head,
-and reads time and peak memory of that process. ``rivals`` prints the comparison of :mod:`rivals`. Exit code 1: a run
-exceeds its limits, or a rival's placement is faster or fits where ours does not.
+and reads time and peak memory of that process. ``rivals`` prints the comparison of :mod:`rivals`, ``measured`` that of
+:mod:`measured`. Exit code 1: a run exceeds its limits, a rival's placement is faster or fits where ours does not, or a
+prediction is further from its measurement than its kind allows.
 """
 
 import argparse
@@ -18,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instances import RIVALRIES, SPEED, Speed
+from measured import BOUNDS, Predicted, Row, measured_table, predicted
+
+from instances import RIVALRIES, SPEED, Rivalry, Speed
 from planner.families import load_base, load_draft
 from planner.formulations import Formulations
 from planner.hardware.inventory import parse_inventory
@@ -226,6 +230,34 @@ def rival_data(row: Comparison) -> dict[str, Any]:
     }
 
 
+# ---- measured ----
+
+MEASURED_TITLES = ("row", "devices", "kind", "measured ms", "predicted ms", "predicted / measured", "fitted")
+
+
+def measured_line(line: Predicted) -> tuple[str, ...]:
+    row = line.row
+    numbers = (f"{row.step_ms:.2f}", f"{line.step_ms:.2f}", f"{line.ratio:.2f}")
+    return (row.name, row.devices, line.kind, *numbers, "yes" if row.fit else "")
+
+
+def measured_data(line: Predicted) -> dict[str, Any]:
+    row = line.row
+    return {
+        "name": row.name,
+        "model": row.model,
+        "devices": row.devices,
+        "kind": line.kind,
+        "measured_ms": round(row.step_ms, 3),
+        "predicted_ms": round(line.step_ms, 3),
+        "ratio": round(line.ratio, 3),
+        "bound": BOUNDS[line.kind],
+        "fit": row.fit,
+        "source": row.source,
+        "kept": line.kept,
+    }
+
+
 # ---- tables ----
 
 
@@ -242,13 +274,19 @@ def in_columns(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "rivals"))
+    parser.add_argument("what", choices=("speed", "rivals", "measured"))
     parser.add_argument("--only", action="append", help="the name of an instance; may be repeated")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
     form.add_argument("--markdown", action="store_true")
     arguments = parser.parse_args()
-    names = [instance.name for instance in (SPEED if arguments.what == "speed" else RIVALRIES)]
+    listed = measured_table()
+    instances: dict[str, Sequence[Speed | Rivalry | Row]] = {
+        "speed": SPEED,
+        "rivals": RIVALRIES,
+        "measured": listed.rows,
+    }
+    names = [instance.name for instance in instances[arguments.what]]
     for name in arguments.only or ():
         if name not in names:
             parser.error(f"--only {name}: expected one of {', '.join(names)}")
@@ -259,6 +297,10 @@ def main() -> None:
         timings = [timed(instance) for instance in SPEED if instance.name in chosen]
         titles, lines = SPEED_TITLES, [speed_line(row) for row in timings]
         data, bad = [speed_data(row) for row in timings], [row.speed.name for row in timings if not row.kept]
+    elif arguments.what == "measured":
+        prices = [predicted(row, listed) for row in listed.rows if row.name in chosen]
+        titles, lines = MEASURED_TITLES, [measured_line(line) for line in prices]
+        data, bad = [measured_data(line) for line in prices], [line.row.name for line in prices if not line.kept]
     else:
         comparisons = [compare(instance) for instance in RIVALRIES if instance.name in chosen]
         titles, lines = RIVAL_TITLES, [rival_line(row) for row in comparisons]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from planner.families.load import FAMILIES
 from plans.schema import DType
 
 Config = dict[str, Any]
@@ -40,6 +41,13 @@ def _llama(hidden: int, heads: int, kv_heads: int, intermediate: int, layers: in
         "num_hidden_layers": layers,
         "vocab_size": vocab,
     }
+
+
+def base_config(shape: Config) -> Config:
+    """Return the config of a model of the family ``model_type`` with these keys, else as Llama's are."""
+    architecture = FAMILIES[shape["model_type"]] + ("Eagle3" if "draft_vocab_size" in shape else "")
+    known = _LLAMA if shape["model_type"] == "llama" else {k: v for k, v in _LLAMA.items() if not k.endswith("_bias")}
+    return known | {"architectures": [architecture]} | shape
 
 
 def _eagle3(base: Config) -> Config:

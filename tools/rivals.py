@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import modeling
+from even_shares import even_answer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from instances import Rivalry
@@ -35,11 +36,10 @@ from planner.integers import ceil_div
 from planner.problem import device_map
 from planner.problem.device_sets import DeviceSet
 from planner.problem.formulate import Formulation
-from planner.problem.kv_splits import even
 from planner.request import Wanted, resolve
 from planner.solver.certify import certify
 from planner.solver.minimise import Settings
-from planner.solver.problem import Answer, Block, BlockAnswer, Group, Problem, StageAnswer
+from planner.solver.problem import Answer, Group, Problem
 from planner.solver.solve import Solved, solve
 from plans.kv import KvDivision
 from plans.schema import Inventory, Model
@@ -176,39 +176,12 @@ def price(
     )
     problem = placed.problem
     assert len(problem.groups) == len(parts)
-    answer = Answer(
-        stages=tuple(_stages(problem, parts)),
-        first=_whole(problem.first, embed),
-        last=_whole(problem.last, head),
-        tail=None,
-    )
+    answer = even_answer(problem, [part.layers for part in parts], embed.devices, head.devices)
     roomy = dataclasses.replace(problem, capacity_bytes=(ROOMY_BYTES,) * len(problem.devices))
     certificate = certify(roomy, answer)
     loads = zip(certificate.load_bytes, problem.capacity_bytes, strict=True)
     short = sum(max(0, load - capacity) for load, capacity in loads)
     return problem, Priced(name=name, step_ns=certificate.step_ns, short_bytes=short)
-
-
-def _stages(problem: Problem, parts: Sequence[Part]) -> Iterator[StageAnswer]:
-    kinds = problem.layer_kinds
-    start = 0
-    for g, part in enumerate(parts):
-        own_kinds = kinds[start : start + part.layers]
-        start += part.layers
-        size = len(part.devices.devices)
-        layers, units = [], []
-        for k, splits in enumerate(problem.groups[g].splits):
-            most = max((max(split.shares) for split in splits if len(set(split.shares)) == 1), default=0)
-            chosen = [int(set(split.shares) == {most}) for split in splits]
-            assert sum(chosen) == 1, "one of the splits is in equal shares"
-            layers.append(tuple(own_kinds.count(k) * number for number in chosen))
-            units.append(even(problem.kinds[k].units * own_kinds.count(k), size))
-        yield StageAnswer(group=g, layers=tuple(layers), units=tuple(units))
-
-
-def _whole(block: Block, devices: DeviceSet) -> BlockAnswer:
-    option = next(i for i, option in enumerate(block.options) if option.devices == devices.devices)
-    return BlockAnswer(option=option, split=0, shares=(even(block.axes[0].count, len(devices.devices)),))
 
 
 # ---- equal shares ----

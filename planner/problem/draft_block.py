@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+from planner.costs.fixed_work import pass_ns, tree_step_ns
 from planner.costs.shares import DraftShares
 from planner.problem.device_sets import Candidates, DeviceSet
 from planner.problem.kv_splits import (
@@ -25,9 +26,6 @@ from planner.solver.problem import Axis, Block, Option, Split
 from plans import step
 from plans.kv import KvDivision
 from plans.schema import KvAxis
-
-TREE_BLOCKS = 2
-"""Fixed work of growing and pruning the tree after a pass, in blocks."""
 
 Splits = tuple[tuple[KvDivision, Split], ...]
 
@@ -95,7 +93,8 @@ class DraftBlock:
         attention, passes = self.shares.draft.attention, self.shares.passes
         size, members = len(device_set.devices), device_set.devices
         rows = zip(passes, self.shares.read_rows, strict=True)
-        fixed_ns = sum(times * self._pass_ns(members, forward.rows, read_rows) for (forward, times), read_rows in rows)
+        fixed_ns = self.links.fixed_ns(members, tree_step_ns)
+        fixed_ns += sum(times * self._pass_ns(members, forward.rows, read_rows) for (forward, times), read_rows in rows)
         kept: list[tuple[KvDivision, Split]] = []
         for division in kv_divisions(size, attention.num_kv_heads, None):
             if not allows(attention, self.shares.options, division):
@@ -145,5 +144,5 @@ class DraftBlock:
         message = rows * draft.hidden_size * self.shares.passes[0][0].width
         added = self.links.all_reduce_ns(members, message)
         gather = self.links.broadcast_ns(members, step.candidate_bytes(self.shares.options, read_rows))
-        overhead = self.links.overhead_ns(members)
-        return overhead * (draft.num_layers + 1 + TREE_BLOCKS) + added * (2 * draft.num_layers + 1) + gather
+        fixed = self.links.fixed_ns(members, lambda device: pass_ns(device, draft.num_layers))
+        return fixed + added * (2 * draft.num_layers + 1) + gather

@@ -71,6 +71,6 @@ class Links:
         """Return the time of the slowest member, each with its own work."""
         return max(work.ns(self.devices[device]) for work, device in zip(works, members, strict=True))
 
-    def overhead_ns(self, members: Sequence[int]) -> int:
-        """Return the fixed time of one block: launches and small kernels of the slowest member."""
-        return max(self.devices[device].overhead_ns for device in members)
+    def fixed_ns(self, members: Sequence[int], time_ns: Callable[[Device], int]) -> int:
+        """Return the time of the slowest member for work of :mod:`planner.costs.fixed_work`."""
+        return max(time_ns(self.devices[device]) for device in members)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+from planner.costs.fixed_work import layer_ns
 from planner.costs.shares import BaseShares
 from planner.errors import InputError
 from planner.problem.device_sets import Candidates, DeviceSet
@@ -129,7 +130,8 @@ class StageGroups:
         message = step.hidden_bytes(self.shares.model, self.shares.options)
         router = self.shares.router(kind)
         routed = max(router.ns(self.links.devices[device]) for device in members)
-        return self.links.overhead_ns(members) + routed + 2 * self.links.all_reduce_ns(members, message)
+        fixed = self.links.fixed_ns(members, lambda device: layer_ns(device, self.shares.kinds[kind].mlp))
+        return fixed + routed + 2 * self.links.all_reduce_ns(members, message)
 
 
 def refuse_axis(options: Options, inventory: Inventory, attentions: Sequence[Attention]) -> None:

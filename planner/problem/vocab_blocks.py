@@ -6,6 +6,7 @@ Rows are dealt out in bundles, the one fine axis of each block.
 import math
 from collections.abc import Sequence
 
+from planner.costs.fixed_work import embed_ns, lm_head_ns
 from planner.costs.shares import BaseShares
 from planner.problem.device_sets import DeviceSet
 from planner.problem.links import NOTHING, Links
@@ -32,7 +33,7 @@ def embed_block(shares: BaseShares, links: Links, sets: Sequence[DeviceSet], bun
         members = device_set.devices
         split = Split(
             shares=(1,) * len(members),
-            ns=links.overhead_ns(members) + links.all_reduce_ns(members, message),
+            ns=links.fixed_ns(members, embed_ns) + links.all_reduce_ns(members, message),
             bytes=(shares.embed(len(members)).fixed,) * len(members),
         )
         return Option(devices=members, sites=device_set.hosts, splits=(split,), receive=NOTHING)
@@ -55,7 +56,7 @@ def lm_head_block(shares: BaseShares, links: Links, sets: Sequence[DeviceSet], b
         members = device_set.devices
         split = Split(
             shares=(1,) * len(members),
-            ns=links.overhead_ns(members) + links.broadcast_ns(members, gathered),
+            ns=links.fixed_ns(members, lm_head_ns) + links.broadcast_ns(members, gathered),
             bytes=(shares.head(len(members)).fixed,) * len(members),
         )
         receive = links.receive(device_set, hop_bytes)

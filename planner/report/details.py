@@ -24,7 +24,7 @@ def _device_figures(device: Device) -> str:
     return (
         f"{device.type}, {format_bytes(device.memory_bytes)} of which {format_bytes(device.reserve_bytes)} reserved, "
         f"{format_bandwidth(device.bandwidth_bytes_per_s)}, {format_flops(device.flops_per_s)}, "
-        f"{format_ns(device.overhead_ns)} per kernel"
+        f"{format_ns(device.overhead_ns)} of small kernels per layer"
     )
 
 

@@ -75,8 +75,8 @@ def test_a_message_takes_latency_and_bytes() -> None:
 
 def test_collectives_by_hand() -> None:
     assert [rounds(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]
-    assert all_reduce_ns(alone(2), 10_000) == 2 * 5_000 + 1_000  # 2 * (1/2) * 10 kB at 10 GB/s
-    assert all_reduce_ns(alone(4), 10_000) == 4 * 5_000 + 1_500  # 2 * (3/4)
+    assert all_reduce_ns(alone(2), 18_000) == 2 * 5_000 + 1_800 + 100  # 2 * (1/2) * 18 kB at 10 and 180 GB/s
+    assert all_reduce_ns(alone(4), 12_000) == 4 * 5_000 + 1_800 + 100  # 2 * (3/4)
     assert broadcast_ns(alone(2), 10_000) == 5_000 + 1_000
     assert broadcast_ns(alone(5), 10_000) == 3 * (5_000 + 1_000)
     assert all_reduce_ns(alone(1, None), 10_000) == broadcast_ns(alone(1, None), 10_000) == 0
@@ -85,8 +85,8 @@ def test_collectives_by_hand() -> None:
 def test_collectives_over_hosts_cross_the_network_as_often_as_there_are_hosts() -> None:
     slow = Link(link_class="net", latency_ns=40_000, bandwidth_bytes_per_s=1_000_000_000)
     tiers = (Tier(count=4, link=LINK), Tier(count=2, link=slow))
-    # latency: trees over 4 devices and over 2 hosts; bytes: a ring of 8 at network speed, 2 * (7/8) * 10 kB at 1 GB/s
-    assert all_reduce_ns(tiers, 10_000) == 2 * (2 * 5_000 + 40_000) + 17_500
+    # latency: trees over 4 devices and over 2 hosts; bytes: a ring of 8, 2 * (7/8) * 72 kB at 1 (network) and 180 GB/s
+    assert all_reduce_ns(tiers, 72_000) == 2 * (2 * 5_000 + 40_000) + 126_000 + 700
     assert broadcast_ns(tiers, 10_000) == 2 * (5_000 + 1_000) + (40_000 + 10_000)
     one_each = (Tier(count=1, link=None), Tier(count=2, link=slow))
     assert all_reduce_ns(one_each, 10_000) == all_reduce_ns(alone(2, slow), 10_000)

@@ -61,7 +61,7 @@ def test_the_catalogue_fills_in_figures_missing_from_the_file() -> None:
         reserve_bytes=1 << 30,
         bandwidth_bytes_per_s=2_039 * 10**9,
         flops_per_s=312 * 10**12,
-        overhead_ns=10_000,
+        overhead_ns=36_000,
     )
     assert (gpu1.memory_bytes, gpu1.reserve_bytes, gpu1.ordinal) == (24 << 30, 1 << 30, 1)
     assert (cpu.kind, cpu.ordinal, cpu.memory_bytes, cpu.reserve_bytes) == ("cpu", 0, 64 << 30, 0)

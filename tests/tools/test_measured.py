@@ -1,0 +1,60 @@
+"""Predicted times beside published measurements: bounds by kind of row, fitted or held back, and a source for each."""
+
+import dataclasses
+import itertools
+
+import pytest
+from measured import BOUNDS, Row, measured_table, predicted
+
+TABLE = measured_table()
+
+
+@pytest.mark.parametrize("row", TABLE.rows, ids=[row.name for row in TABLE.rows])
+def test_a_prediction_is_within_the_bound_of_its_kind(row: Row) -> None:
+    """Dense models 20 %, steps with an EAGLE head 30 %, mixtures of experts 40 %."""
+    line = predicted(row, TABLE)
+    assert line.ratio == pytest.approx(1, abs=BOUNDS[line.kind])
+
+
+def test_a_step_yields_as_many_tokens_as_are_accepted() -> None:
+    assert dataclasses.replace(TABLE.rows[0], tokens_per_s=400, acceptance=3.2).step_ms == 8
+
+
+def test_every_kind_has_rows_that_were_held_back_from_the_fit() -> None:
+    lines = [(predicted(row, TABLE).kind, row.fit) for row in TABLE.rows]
+    assert {kind for kind, fit in lines if not fit} == set(BOUNDS)
+    held_back = [kind for kind, fit in lines if not fit]
+    assert len(held_back) > len(TABLE.rows) / 2
+
+
+def test_rows_say_where_their_figure_stands() -> None:
+    assert len({row.name for row in TABLE.rows}) == len(TABLE.rows) >= 10
+    for row in TABLE.rows:
+        assert row.source.startswith("https://"), row.name
+        whole = row.tokens_per_s.is_integer() if isinstance(row.tokens_per_s, float) else True
+        text = f"{row.tokens_per_s:.0f}" if whole else str(row.tokens_per_s)
+        assert text in row.quote, row.name
+        assert (row.head is None) == (row.tree is None) == (row.acceptance == 1.0), row.name
+    for entry in TABLE.left_out:
+        assert entry.source.startswith("https://")
+        assert entry.reason
+
+
+def test_a_box_of_nvlink_is_never_slower_than_one_of_pcie() -> None:
+    for name in ("70b-8-h100-sglang", "70b-8-h100-eagle3-8", "llama-2-7b-2-a100-gpt-fast", "30b-a3b-4-h100-sglang"):
+        row = next(row for row in TABLE.rows if row.name == name)
+        times = [
+            predicted(dataclasses.replace(row, link=link), TABLE).step_ms for link in ("nvlink4", "pcie5", "pcie4")
+        ]
+        assert times == sorted(times), name
+        assert times[0] < times[1]
+
+
+def test_a_chain_takes_longer_with_each_pass() -> None:
+    row = next(row for row in TABLE.rows if row.name == "8b-h200-eagle3-chain-3")
+    steps = []
+    for length in range(2, 8):
+        tree = {"total_token": length + 1, "depth": length - 1, "top_k": 1}
+        steps.append(predicted(dataclasses.replace(row, tree=tree), TABLE).step_ms)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
+    assert all(0.25 < gap < 0.6 for gap in gaps), gaps  # 0.38 ms of measured chains of 3, 5 and 7
