@@ -13,7 +13,7 @@ import click
 from plans.check import load
 from plans.process import answered
 from plans.schema import Plan
-from runtime.chat import ChatTemplate, Turn
+from runtime.chat.template import ChatTemplate, Turn
 from runtime.commands import placement, report
 from runtime.commands.loading import Status, load_engine, stderr_status
 from runtime.commands.options import to_stderr

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from plans import numbers
 from plans.format import quote
-from runtime.chat import ChatTemplate, Turn
+from runtime.chat.template import ChatTemplate, Turn
 from runtime.errors import RequestError
 from runtime.processes.torchrun import Torchrun
 from runtime.text import encode, load_tokenizer

@@ -1,12 +1,13 @@
-"""Chat templates against transformers."""
+"""Chat templates against transformers; those that are none, or take too much, are refused in a line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from runtime.chat import ChatTemplate, Turn
+from runtime.chat.template import ChatTemplate, Turn
 from runtime.errors import RequestError
 from tests.runtime.small import write_tokenizer
 
@@ -74,3 +75,102 @@ def test_a_template_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (written(tmp_path, None) / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(RequestError, match=r"chat_template\.jinja: cannot be read: 'utf-8' codec"):
         ChatTemplate(tmp_path)
+
+
+LOOPS = "".join(f"{{% for a{i} in range(99999) %}}" for i in range(9)) + "{% endfor %}" * 9
+MALFORMED = {
+    "30 nested fors": "{% for a in b %}" * 30 + "{% endfor %}" * 30,
+    "200 nested ifs": "{% if a %}" * 200 + "{% endif %}" * 200,
+    "5000 nested ifs": "{% if a %}" * 5000 + "{% endif %}" * 5000,
+    "deep parentheses": "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}",
+    "deep list": "{{ " + "[" * 20_000 + "]" * 20_000 + " }}",
+    "long sum": "{{ " + "+".join(["a"] * 20_000) + " }}",
+    "long chain": "{{ a" + ".b" * 20_000 + " }}",
+    "long pipe": "{{ a" + "|trim" * 20_000 + " }}",
+    "long literal": "{{ " + "9" * 6000 + " }}",
+    "not a text": 5,
+    "entry without a template": [{"name": "default"}],
+    "entry that is no mapping": ["default"],
+    "name a list": [{"name": ["default"], "template": "x"}],
+    "template a list": [{"name": "default", "template": ["x"]}],
+    "no loader": "{% include 'x' %}",
+    "unknown tag": "{% generation %}",
+    "unknown filter": "{{ 1 | nothing }}",
+    "endless macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "endless loops": LOOPS,
+    "long text": "{{ 'a' * 10**9 }}",
+    "long output": "{% for a in range(100) %}{{ 'a' * 10**5 }}{% endfor %}",
+    "power": "{{ 9 ** (9 ** 9) }}",
+    "indent": "{{ ('a\n' * 10**6) | indent(10**4) }}",
+    "doubling": "{% set n = namespace(a='aa') %}{% for i in range(99) %}{% set n.a = n.a ~ n.a %}{% endfor %}",
+    "format": "{{ '%099999999999d' % 1 }}",
+    "centre": "{{ 'a' | center(10**12) }}",
+    "attack": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "lines in the reason": "{{ raise_exception('a\n\x1b[31m' * 1000) }}",
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_or_immoderate_template_is_refused_in_a_line(name: str, tmp_path: Path) -> None:
+    directory = written(tmp_path, MALFORMED[name])
+    with pytest.raises(RequestError, match=r"tokenizer_config\.json: chat_template") as refusal:
+        ChatTemplate(directory).render(TURNS)
+    assert len(str(refusal.value)) < 600
+    assert "\n" not in str(refusal.value)
+
+
+CONFIGS = ("", "[]", "5", "[" * 100_000, '{"chat_template": ' + "[" * 100_000, "\ufeff{}", "{]")
+
+
+@pytest.mark.parametrize("content", CONFIGS)
+def test_a_config_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(RequestError, match=r"tokenizer_config\.json: (cannot be read|found)") as refusal:
+        ChatTemplate(tmp_path)
+    assert len(str(refusal.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("fifo", "a pipe, a socket or a device, expected a regular file"),
+        ("device", "a pipe, a socket or a device, expected a regular file"),
+        ("huge", f"{1 << 40} bytes, expected at most"),
+        ("directory", "Is a directory"),
+    ],
+)
+def test_a_file_that_never_ends_is_refused_at_once(name: str, kind: str, reason: str, tmp_path: Path) -> None:
+    written(tmp_path, "x")
+    file = tmp_path / name
+    file.unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    elif kind == "directory":
+        file.mkdir()
+    else:
+        file.touch()
+        os.truncate(file, 1 << 40)
+    with pytest.raises(RequestError) as refusal:
+        ChatTemplate(tmp_path)
+    assert str(refusal.value).startswith(f"{file}: cannot be read: {reason}")
+
+
+def test_the_renderer_serves_many_conversations_and_ends_with_the_template(tmp_path: Path) -> None:
+    template = ChatTemplate(written(tmp_path, "{{ messages[0].content }}{{ 1 // (messages | length - 1) }}"))
+    for count in range(50):
+        assert template.render([Turn(role="user", content=f"{count} \U0001f600"), TURNS[0]]) == f"{count} \U0001f6001"
+        with pytest.raises(RequestError, match="ZeroDivisionError"):
+            template.render(TURNS[:1])
+    renderer = template._renderer
+    del template
+    assert renderer.returncode == 0
+
+
+def test_a_renderer_that_ended_says_why(tmp_path: Path) -> None:
+    template = ChatTemplate(written(tmp_path, "x"))
+    template._renderer.kill()
+    with pytest.raises(RequestError, match="took more than 30 s to compile or render, or too much memory"):
+        template.render(TURNS)

@@ -1,0 +1,153 @@
+"""Compile and render a chat template, in a process of its own with limits. A program, never imported by the runtime.
+
+    python renderer.py     one message per line of stdin, one answer per line of stdout, both JSON
+
+    {"config": text or null, "source": text or null}  ─►  {"ready": true}, or {"error": reason}
+    {"messages": [...]}                               ─►  {"text": ...},   or {"error": reason}
+
+``config`` is the text of ``tokenizer_config.json``, ``source`` that of ``chat_template.jinja``. The template runs in a
+sandbox, with the variables and functions that transformers gives it: ``messages``, ``add_generation_prompt``, the
+special tokens by name, ``raise_exception``, ``strftime_now``, and a ``tojson`` that does not escape non-ASCII letters.
+"""
+
+import datetime
+import json
+import resource
+import signal
+import sys
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MOST_MEMORY_BYTES = 512 << 20
+"""Address space of this process; about a tenth is Python's and Jinja's."""
+MOST_CPU_S = 5
+"""Processor time of one answer."""
+MOST_TEXT = 4 << 20
+"""Characters of a rendered conversation."""
+MOST_REASON = 300
+NO_TEMPLATE = "missing"
+"""Reason where there is no template: the reader of the answer says so in its own words."""
+
+
+class Refused(Exception):
+    """A config or template that is none; the text is the reason."""
+
+
+class Renderer:
+    """A chat template with the special tokens of its tokenizer."""
+
+    def __init__(self, config_text: str | None, source: str | None) -> None:
+        config = {} if config_text is None else _parse(config_text)
+        source = _default_template(config) if source is None else source
+        self._tokens = {name: text for name, value in config.items() if (text := _token(name, value)) is not None}
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": _strftime_now}
+        try:
+            self._template = environment.from_string(source)
+        except Exception as error:  # the compiler of Jinja and that of Python have their own limits and errors
+            raise Refused(f"chat_template: not a template: {_reason(error)}") from error
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """Return the text of a conversation, up to where the model's next turn begins; raise Refused."""
+        try:
+            text = self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
+        except Exception as error:  # a template is a program and may raise anything
+            raise Refused(f"chat_template: {_reason(error)}") from error
+        if len(text) > MOST_TEXT:
+            raise Refused(f"chat_template: renders {len(text)} characters, expected at most {MOST_TEXT}")
+        return text
+
+
+def main() -> None:
+    """Answer the messages of stdin until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    renderer: Renderer | None = None
+    for line in sys.stdin:
+        _allow_cpu(MOST_CPU_S)
+        message = json.loads(line)
+        answer: dict[str, object]
+        try:
+            if renderer is None:
+                renderer = Renderer(message["config"], message["source"])
+                answer = {"ready": True}
+            else:
+                answer = {"text": renderer.render(message["messages"])}
+        except Refused as error:
+            answer = {"error": str(error)}
+        sys.stdout.write(f"{json.dumps(answer)}\n")
+        sys.stdout.flush()
+
+
+def _allow_cpu(seconds: int) -> None:
+    """Let this process have so many more seconds of processor time; SIGXCPU ends it after them."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used = int(usage.ru_utime + usage.ru_stime)
+    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds + 1, resource.RLIM_INFINITY))
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise Refused(f"cannot be read: {_reason(error)}") from error
+    if not isinstance(config, dict):
+        raise Refused(f"found {type(config).__name__}, expected a mapping")
+    return config
+
+
+def _default_template(config: dict[str, Any]) -> str:
+    """Return the source of the template, of several named ones that of the default; raise Refused where there is none.
+
+    transformers writes several as a list of mappings with ``name`` and ``template``.
+    """
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        for position, entry in enumerate(template):
+            name, source = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+            if not isinstance(name, str) or not isinstance(source, str):
+                raise Refused(f"chat_template[{position}]: expected a mapping with the texts name and template")
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if template is None:
+        raise Refused(NO_TEMPLATE)
+    if not isinstance(template, str):
+        raise Refused(f"chat_template: found {type(template).__name__}, expected a text or a list of named ones")
+    return template
+
+
+def _token(name: str, value: Any) -> str | None:
+    """Return the text of a special token, which the config has as a string or as a mapping; None for other fields."""
+    if not name.endswith("_token") or not name.isidentifier():
+        return None
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error on one line of bounded length, with its class where the text alone would not tell."""
+    text = " ".join(str(error).split())[:MOST_REASON]
+    plain = isinstance(error, jinja2.TemplateSyntaxError | json.JSONDecodeError)
+    return text if plain and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+def _refuse(message: object) -> NoReturn:
+    raise jinja2.TemplateError(str(message))
+
+
+if __name__ == "__main__":
+    main()
