@@ -13,6 +13,10 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
+SIGNALLED = 128
+"""Exit code above which a command was ended by a signal: the code is this plus the number of the signal."""
+LAST_OUTPUT_S = 1.0
+"""Seconds that the last output of a command which a signal ended may take."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell has it: 128 + SIGINT."""
 
@@ -80,14 +84,27 @@ def defer_signals(*numbers: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """End the process at once when a command exits: its files are closed, and unloading libraries takes long."""
+    """End the process at once when a command exits: its files are closed, and unloading libraries takes long.
+
+    A command that a signal ended does not wait for a reader of its output who reads no more (a pager).
+    """
     try:
         yield
     except SystemExit as end:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-        os._exit(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if code > SIGNALLED:
+            flush = threading.Thread(target=_flush, daemon=True)
+            flush.start()
+            flush.join(LAST_OUTPUT_S)
+        else:
+            _flush()
+        os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -11,7 +11,7 @@ caller's process and sets its number of torch threads; one of several devices in
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from runtime.image.verify import check_images
 from runtime.processes.launch import StartMethod
 from runtime.processes.rank_process import Started
 from runtime.processes.serving import InProcess, InProcesses, Report, Serving
+from runtime.processes.supervisor import CLOSED
 from runtime.processes.torchrun import Torchrun
 from runtime.request import (
     Completion,
@@ -144,10 +145,20 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """End the ranks; the engine serves no more."""
+        """End the ranks; the engine serves no more, and whoever is being served gets a RequestError.
+
+        May be called again, from another thread, and from a signal handler. An engine that is dropped is closed, too,
+        and so is one that is still open when the interpreter exits.
+        """
         if not self._closed:
             self._closed = True
+            if (stream := self._open_stream()) is not None:
+                stream.abandon(CLOSED)
             self._ranks.close()
+
+    def _open_stream(self) -> "Stream | None":
+        stream = None if self._current is None else self._current()
+        return None if stream is None or stream.ended else stream
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -219,8 +230,7 @@ class Engine:
         check_together(self.plan, requests)
         if any(request.stop for request in requests):
             _ = self.tokenizer
-        current = None if self._current is None else self._current()
-        if current is not None and not current.ended:
+        if self._open_stream() is not None:
             raise RequestError("the engine is serving another request: read it to its end, or close its stream")
 
     def _serve(self, requests: tuple[Request, ...]) -> Events:
@@ -265,7 +275,7 @@ class Engine:
             yield DeviceBytes(device=device.id, planned_bytes=planned, measured_bytes=measured)
 
 
-def _only(events: Events) -> Iterator[Piece | Completion]:
+def _only(events: Events) -> Generator[Piece | Completion, None, None]:
     """Yield the outputs of the only request."""
     with closing(events):
         for (event,) in events:
@@ -275,24 +285,44 @@ def _only(events: Events) -> Iterator[Piece | Completion]:
 class Stream(Iterator[Piece]):
     """The pieces of one output; to close it ends the output."""
 
-    def __init__(self, engine: Engine, events: Iterator[Piece | Completion]) -> None:
+    def __init__(self, engine: Engine, events: Generator[Piece | Completion, None, None]) -> None:
         self._engine, self._events = engine, events
+        self._reading = threading.Lock()
+        """Held while the next piece is computed."""
+        self._closing = False
+        self._refusal = ""
+        """Why no more pieces are to be had; empty where the stream ends in silence."""
         self.result: Generation | None = None
         """The whole output, once all pieces were read."""
         self.ended = False
 
     def __next__(self) -> Piece:
+        if not self._reading.acquire(blocking=False):
+            raise RequestError("the stream is being read by another thread: one at a time")
         try:
-            event = next(self._events)
-            if isinstance(event, Piece):
-                return event
-            self.result = self._engine.generation(event)
-            next(self._events, None)  # lets the generators behind it finish too
+            piece = None if self.ended else self._next()
         except BaseException:
             self.ended = True
             raise
-        self.ended = True
-        raise StopIteration
+        finally:
+            self._reading.release()
+        if piece is None:
+            self.ended = True
+            if self._refusal and self.result is None:
+                raise RequestError(self._refusal)
+            raise StopIteration
+        if self._closing:  # meanwhile, by another thread or a signal handler
+            self.close()
+        return piece
+
+    def _next(self) -> Piece | None:
+        """Return the next piece; None where there is none, and then the result is known."""
+        event = next(self._events)
+        if isinstance(event, Piece):
+            return event
+        self.result = self._engine.generation(event)
+        next(self._events, None)  # lets the generators behind it finish too
+        return None
 
     def finished(self) -> Generation:
         """Read to the end and return the whole output; raise RequestError for a stream that was closed before."""
@@ -303,8 +333,21 @@ class Stream(Iterator[Piece]):
         return self.result
 
     def close(self) -> None:
-        """End the output with the current step."""
-        self.ended = True
-        close = getattr(self._events, "close", None)
-        if close is not None:
-            close()
+        """End the output with the current step; may be called from another thread or a signal handler.
+
+        Where somebody waits for the next piece at that moment, he gets it, and it is the last.
+        """
+        self._closing = True
+        if not self._reading.acquire(blocking=False):
+            self._engine.stop()
+            return
+        try:
+            self.ended = True
+            self._events.close()
+        finally:
+            self._reading.release()
+
+    def abandon(self, refusal: str) -> None:
+        """Close the stream; whoever reads on gets a RequestError."""
+        self._refusal = refusal
+        self.close()

@@ -40,7 +40,7 @@ TIMEOUT = timedelta(minutes=10)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rendezvous:
-    """Meeting point of the ranks of a run: a file that all of them can open, or the address of a store."""
+    """Meeting point of the ranks of a run: the path of a file that all of them open, or the address of a store."""
 
     file: str | None = None
     address: tuple[str, int] | None = None

@@ -1,28 +1,34 @@
 """Rank processes of this host: start them, send them requests, and leave none behind."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import threading
 import time
 import types
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from plans.process import defer_signals
 from plans.schema import Plan
 from runtime.comm.groups import Rendezvous
 from runtime.comm.progress import Status
+from runtime.errors import MachineError
 from runtime.processes.rank_process import RankArguments, Starter, run_rank
 from runtime.request import Request
 
 STOP_S = 2.0
-"""Seconds that a rank has to end when it is asked to, before it is killed."""
+"""Seconds that a rank has to end when it is asked to, before it is killed, and that a killed one has to be gone."""
+SERVER_DIED = 255
+"""Exit code that multiprocessing gives a process whose fork server died, and with it the one who knew the code."""
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
 
@@ -54,7 +60,8 @@ class Ranks:
         """Start the processes of ``ranks``.
 
         ``method``: fork is fast, and right where the caller has used no torch threads and no GPU (a command); programs
-        that have take forkserver. ``verify``: compare the images with their digests.
+        that have take forkserver. ``verify``: compare the images with their digests. Raises MachineError where the
+        system gives no more processes, files or memory.
         """
         context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
@@ -68,18 +75,23 @@ class Ranks:
         self.processes: dict[int, RankProcess] = {}
         try:
             for rank in ranks:
-                own, other = context.Pipe(duplex=True)
-                arguments = RankArguments(
-                    plan=plan, directory=directory, rank=rank, rendezvous=rendezvous, verify=verify, starter=starter,
-                    pipe=other, status=context.RawValue(Status), stopped=self._stopped,
-                )  # fmt: skip
-                process = context.Process(
-                    target=run_rank, args=(arguments,), name=f"rank {rank} ({self.names[rank]})", daemon=True
-                )
                 with defer_signals(signal.SIGINT, signal.SIGTERM), main_module_hidden():
+                    own, other = context.Pipe(duplex=True)
+                    arguments = RankArguments(
+                        plan=plan, directory=directory, rank=rank, rendezvous=rendezvous, verify=verify,
+                        starter=starter, pipe=other, status=context.RawValue(Status), stopped=self._stopped,
+                    )  # fmt: skip
+                    process = context.Process(
+                        target=run_rank, args=(arguments,), name=f"rank {rank} ({self.names[rank]})", daemon=True
+                    )
                     process.start()
                     other.close()
                     self.processes[rank] = RankProcess(process=process, pipe=own, status=arguments.status)
+        except OSError as error:
+            self.end()
+            raise MachineError(
+                f"the processes of {len(self.names)} devices cannot be started: {error.strerror}: see `ulimit -a`"
+            ) from error
         except BaseException:
             self.end()
             raise
@@ -91,13 +103,19 @@ class Ranks:
         self.end()
 
     def send(self, requests: tuple[Request, ...]) -> bool:
-        """Send requests to all ranks; return False where one of them has gone."""
+        """Send requests to all ranks; return False where one of them has gone.
+
+        An interruption kills the ranks: one of them may have half of a request.
+        """
         self._stopped.value = 0
         try:
             for rank in self.processes.values():
                 rank.pipe.send(requests)
         except OSError:
             return False
+        except BaseException:
+            self._send_kill()
+            raise
         return True
 
     def stop_output(self) -> None:
@@ -109,30 +127,52 @@ class Ranks:
         process = self.processes[rank].process
         process.join(STOP_S)
         code = process.exitcode
-        if code is not None and code < 0:
+        if code is None or code == SERVER_DIED:
+            return "ended with its fork server, which was killed" if code else "ended, its fork server does not say how"
+        if code < 0:
             truncated = ": its image was truncated while it was mapped" if -code == signal.SIGBUS else ""
             return f"was killed by {signal.Signals(-code).name}{truncated}"
         return f"ended with exit code {code}"
 
     def kill(self) -> None:
-        """Kill the processes that are alive, and wait for all."""
+        """Kill the processes that are alive, and wait at most 2 * STOP_S for all."""
+        self._send_kill()
+        if not self._gone():
+            self._kill_servers()
+            self._gone()
+
+    def end(self) -> None:
+        """End all processes, also where this is interrupted: ask first, kill after STOP_S."""
+        try:
+            for rank in self.processes.values():
+                if rank.process.is_alive():
+                    rank.process.terminate()
+            self._gone()
+        finally:
+            self.kill()
+            for rank in self.processes.values():
+                rank.pipe.close()
+
+    def _send_kill(self) -> None:
         for rank in self.processes.values():
             if rank.process.is_alive():
                 rank.process.kill()
-        for rank in self.processes.values():
-            rank.process.join()
 
-    def end(self) -> None:
-        """End all processes: ask first, kill after STOP_S."""
-        for rank in self.processes.values():
-            if rank.process.is_alive():
-                rank.process.terminate()
+    def _gone(self) -> bool:
+        """Wait at most STOP_S for the end of all processes; return True where all have ended."""
         deadline = time.monotonic() + STOP_S
         for rank in self.processes.values():
             rank.process.join(max(0.0, deadline - time.monotonic()))
-        self.kill()
+        return not any(rank.process.is_alive() for rank in self.processes.values())
+
+    def _kill_servers(self) -> None:
+        """Kill the fork server that does not report the end of a killed process, which only a stopped one does."""
         for rank in self.processes.values():
-            rank.pipe.close()
+            if rank.process.is_alive():
+                with suppress(psutil.NoSuchProcess):
+                    parent = psutil.Process(rank.process.pid).ppid()
+                    if parent not in (os.getpid(), 0, 1):
+                        os.kill(parent, signal.SIGKILL)
 
 
 _MAIN_MODULE = threading.Lock()

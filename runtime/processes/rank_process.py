@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +116,9 @@ def run_rank(arguments: RankArguments) -> None:
     if arguments.starter != "thread" and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # reaches a process that is stopped, too
     server = os.getppid() if arguments.starter == "server" else None
+    if server is not None:
+        # the server ends with the last process that has this pipe: it must not stay for ranks that are all stopped
+        os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     threading.Thread(target=_follow_parent, args=(server,), daemon=True).start()
     if arguments.rendezvous.file is not None:
         # one host: the ranks meet on loopback, whatever the host's name resolves to

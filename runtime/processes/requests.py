@@ -7,11 +7,12 @@ from collections.abc import Iterable
 class Requests:
     """Request counts of the ranks of this process; the caller's thread and the supervisor's thread share them.
 
-    Every access takes the lock, so that a count is never seen half-way between the two threads.
+    Every access takes the lock, so that a count is never seen half-way between the two threads. A signal handler may
+    close the engine while the thread that it interrupts holds the lock, hence one that a thread can take again.
     """
 
     def __init__(self, ranks: Iterable[int]) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._asked = 0
         self._finished = dict.fromkeys(ranks, 0)
         self._unread: set[int] = set()

@@ -1,9 +1,10 @@
 """A plan's ranks as the engine sees them: one in the caller's process, or one process per device."""
 
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from multiprocessing.util import Finalize
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from plans.schema import Plan
@@ -15,7 +16,7 @@ from runtime.model import ops
 from runtime.processes.launch import Ranks, StartMethod
 from runtime.processes.rank_process import Started, completions, open_rank
 from runtime.processes.requests import Requests
-from runtime.processes.supervisor import Received, Supervisor
+from runtime.processes.supervisor import CLOSED, Received, Supervisor
 from runtime.processes.torchrun import Torchrun
 from runtime.processes.torchrun_store import Exchange
 from runtime.processes.watchdog import NCCL_S, Watch
@@ -23,6 +24,10 @@ from runtime.request import Completion, Events, Request
 
 Report = Callable[[str], object]
 """Called with the name of each phase of loading, as it begins."""
+
+EXIT_PRIORITY = 10
+"""Priority with which an engine that nobody closed is closed at the interpreter's exit: before multiprocessing, at 0,
+waits for the rank processes, which would be for ever where one is stopped."""
 
 KERNELS = "preparing the CPU kernels (the first time about 10 s)"
 """Phase in which the kernels of a dtype are compiled for this machine, or loaded from the cache."""
@@ -57,7 +62,7 @@ class InProcess:
             report(KERNELS)
             ops.prepare(DTYPES[plan.options.dtype])
         report("loading the image")
-        self._stopped = False
+        self._stopped = self._closed = False
         self.completions: list[Completion] = []
         self._rank, started = open_rank(plan, directory, 0, None, Progress(), verify=verify)
         self.started = [started]
@@ -67,6 +72,8 @@ class InProcess:
         self._stopped = False
         with closing(self._rank.serve_batch(requests, lambda: self._stopped)) as events:
             for event in events:
+                if self._closed:
+                    raise RequestError(CLOSED)
                 self.completions = list(completions(event)[:1])
                 yield event
 
@@ -75,7 +82,11 @@ class InProcess:
         self._stopped = True
 
     def close(self) -> None:
-        """Drop the rank, and with it the mapping of its image, which may be replaced from now on."""
+        """Drop the rank, and with it the mapping of its image, which may be replaced from now on.
+
+        What another thread is being served ends with the current step.
+        """
+        self._closed = self._stopped = True
         self._rank.close()
         del self._rank
 
@@ -105,10 +116,12 @@ class InProcesses:
         stall_s = plan.options.stall_timeout_s
         self.completions: list[Completion] = []
         self._requests = Requests(own)
-        with ExitStack() as resources:
+        resources = ExitStack()
+        self.close = Finalize(self, _end, (self._requests, resources), exitpriority=EXIT_PRIORITY)
+        """End the supervisor and the ranks; leave no process behind. Also called at exit, and for a dropped engine."""
+        try:
             if torchrun is None:
-                meeting = resources.enter_context(TemporaryDirectory(prefix="ranks-"))
-                rendezvous = Rendezvous(file=f"{meeting}/store")
+                rendezvous = Rendezvous(file=resources.enter_context(unnamed_file()))
             else:
                 rendezvous = Rendezvous(address=(torchrun.host, torchrun.port))
             self._ranks = resources.enter_context(Ranks(plan, directory, own, rendezvous, method=method, verify=verify))
@@ -118,7 +131,9 @@ class InProcesses:
             watch = Watch(self._ranks.names, stall_s, NCCL_S if "nccl" in transports(plan) else 0)
             self._supervisor = resources.enter_context(Supervisor(self._ranks, self._requests, watch, exchange))
             self.started = self._wait_for_all(len(own))
-            self._resources = resources.pop_all()
+        except BaseException:
+            self.close()
+            raise
 
     def _wait_for_all(self, count: int) -> list[Started]:
         ready: dict[int, Started] = {}
@@ -129,7 +144,10 @@ class InProcesses:
         return [ready[rank] for rank in sorted(ready)]
 
     def serve(self, requests: tuple[Request, ...]) -> Events:
-        """Yield what rank 0 sends; to close the generator ends the output on all ranks. Raises PeerError."""
+        """Yield what rank 0 sends; to close the generator ends the output on all ranks. Raises PeerError.
+
+        Whoever leaves it does not wait for the ranks, which end their current step; the next request does.
+        """
         self._drain()
         self._requests.ask()
         if not self._ranks.send(requests):
@@ -143,18 +161,16 @@ class InProcesses:
                     outputs[received.rank] = output
                 elif isinstance(received.event, tuple):
                     yield received.event
-        except (GeneratorExit, KeyboardInterrupt):
-            self._drain()
-            raise
+        finally:
+            if self._requests.open:
+                self.stop()
         if not outputs:
-            raise RequestError("the engine was closed before the output ended")
+            raise RequestError(CLOSED)
         self.completions = [outputs[rank][0] for rank in sorted(outputs)]
         yield outputs[min(outputs)]
 
     def _drain(self) -> None:
-        """End what is being served, where somebody left it."""
-        if self._requests.open:
-            self.stop()
+        """Wait for the end of what was served before, where somebody left it."""
         while self._requests.open:
             self._next()
 
@@ -168,7 +184,17 @@ class InProcesses:
         """End the output with the current step."""
         self._ranks.stop_output()
 
-    def close(self) -> None:
-        """End the supervisor and the ranks; leave no process and no file behind."""
-        self._requests.abandon()  # a generator of `serve` that is closed later must not wait for their completions
-        self._resources.close()
+
+def _end(requests: Requests, resources: ExitStack) -> None:
+    requests.abandon()  # a generator of `serve` that is closed later must not wait for their completions
+    resources.close()
+
+
+@contextmanager
+def unnamed_file() -> Iterator[str]:
+    """Yield a path by which processes of this user open a file that has no name, and so is never left behind."""
+    descriptor = os.memfd_create("ranks")
+    try:
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

@@ -1,24 +1,29 @@
-"""Supervision of the rank processes: a thread that receives what they send, and ends all of them at the first failure.
+"""Supervision of the rank processes: threads that receive what they send, and end all of them at the first failure.
 
-It is a thread of the parent, so that it watches while the caller does something else. On one host a parent has all
-ranks; of those that torchrun starts each has one, and learns of the others through ``torchrun_store``.
+    rank 0 ── pipe ──► receiver 0 ──┐
+    rank 1 ── pipe ──► receiver 1 ──┴──► supervisor ──► the caller: events, in the end a refusal
+
+They are threads of the parent, so that they watch while the caller does something else. Each rank has a receiver of its
+own, since one that is stopped in the middle of a message blocks who reads it. On one host a parent has all ranks; of
+those that torchrun starts each has one, and learns of the others through ``torchrun_store``.
 """
 
-import multiprocessing
-import multiprocessing.connection
 import queue
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from runtime.comm.progress import PHASES
-from runtime.errors import PeerError, RuntimeRefusal
+from runtime.errors import PeerError, RequestError, RuntimeRefusal
 from runtime.processes.launch import Ranks
 from runtime.processes.rank_process import Event, Failure, completions, receive
 from runtime.processes.requests import Requests
 from runtime.processes.torchrun_store import Exchange
 from runtime.processes.watchdog import LOOK_S, Sight, Watch, rank_name
 
+CLOSED = "the engine was closed before the output ended"
+"""Message of a request that was being served when the engine was closed."""
 GRACE_S = 0.5
 """Seconds for which other ranks are heard after the first failure, so that the one that failed by itself is named."""
 
@@ -31,19 +36,35 @@ class Received:
     event: Event
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Message:
+    """A message of a rank; None where none will follow: its process has ended."""
+
+    rank: int
+    message: Event | Failure | None
+
+
 class Supervisor:
     """Supervisor thread of the rank processes of this parent."""
 
     def __init__(self, ranks: Ranks, requests: Requests, watch: Watch, exchange: Exchange | None) -> None:
-        """Start the thread; ``exchange``: state of the ranks of other parents, None where there are none."""
+        """Start the threads; ``exchange``: state of the ranks of other parents, None where there are none."""
         self._ranks, self._requests, self._stall, self._exchange = ranks, requests, watch, exchange
-        self._events: queue.Queue[Received | RuntimeRefusal] = queue.Queue()
-        self._wake, self._waker = multiprocessing.Pipe(duplex=False)
+        # simple queues, because a signal handler may close the engine while the caller waits for an event
+        self._events: queue.SimpleQueue[Received | RuntimeRefusal] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
+        """Messages of all ranks; None: the supervisor is to end."""
+        self._failed = False
+        for rank in ranks.processes:
+            threading.Thread(target=self._receive, args=(rank,), name=f"receiver {rank}", daemon=True).start()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
 
     def next(self) -> Received:
-        """Wait for the next event of a rank; raise the refusal that ended the run, every time from then on."""
+        """Wait for the next event of a rank; raise the refusal that ended the run, every time from then on.
+
+        Where the run is ended by the caller, in whatever thread, that is a RequestError.
+        """
         event = self._events.get()
         if isinstance(event, RuntimeRefusal):
             self._events.put(event)
@@ -54,32 +75,44 @@ class Supervisor:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the thread, so that from now on nobody else waits for the processes."""
-        if self._thread.is_alive():
-            self._waker.send(None)  # closing it would not do: ranks forked by another engine may have it too
+        """End the supervisor, so that from now on nobody else waits for the processes, and whoever waits for events."""
+        self._messages.put(None)
+        if self._thread is not threading.current_thread():  # the garbage collector runs in any thread
             self._thread.join()
-        self._wake.close()
-        self._waker.close()
+        if not self._failed:
+            self._events.put(RequestError(CLOSED))
 
-    # ---- in the thread ----
+    # ---- in the threads ----
+
+    def _receive(self, rank: int) -> None:
+        """Pass on what a rank sends, until its process ends."""
+        pipe, message = self._ranks.processes[rank].pipe, None
+        while (message := receive(pipe)) is not None:
+            self._messages.put(_Message(rank=rank, message=message))
+        self._messages.put(_Message(rank=rank, message=None))
 
     def _run(self) -> None:
-        failure = self._first_failure()
-        if failure is not None:
-            if self._exchange is not None:
+        """Watch the ranks; at the first failure end all of them, and then the caller's wait for events."""
+        failure: RuntimeRefusal | None = PeerError("the thread that watches the ranks failed: this is a bug")
+        try:
+            failure = self._first_failure()
+            if failure is not None and self._exchange is not None:
                 self._exchange.tell_failure(str(failure))
-            self._ranks.kill()
-            self._events.put(failure)
+        finally:  # a caller that waits must not wait for ever, whatever went wrong here
+            if failure is not None:
+                self._failed = True
+                self._ranks.kill()
+                self._events.put(failure)
 
     def _first_failure(self) -> RuntimeRefusal | None:
         """Pass events on until a rank fails or stalls; return None when the run is being ended."""
         looked = 0.0
         while True:
-            ready = self._ready(set(), LOOK_S)
-            if ready is None:
-                return None
-            for rank in ready:
-                message = receive(self._ranks.processes[rank].pipe)
+            with suppress(queue.Empty):
+                received = self._messages.get(timeout=LOOK_S)
+                if received is None:
+                    return None
+                rank, message = received.rank, received.message
                 if message is None or isinstance(message, Failure):
                     return self._blame({rank: message})
                 if completions(message):
@@ -89,12 +122,6 @@ class Supervisor:
                 looked = time.monotonic()
                 if complaint := self._failure_elsewhere() or self._stall.complaint(self._sights()):
                     return PeerError(complaint)
-
-    def _ready(self, without: set[int], timeout_s: float) -> list[int] | None:
-        """Wait until ranks have sent something, but for some of them; return None when the thread is to end."""
-        pipes = {rank: process.pipe for rank, process in self._ranks.processes.items() if rank not in without}
-        ready = multiprocessing.connection.wait([*pipes.values(), self._wake], timeout_s)
-        return None if self._wake in ready else [rank for rank, pipe in pipes.items() if pipe in ready]
 
     def _sights(self) -> list[Sight | None]:
         """Return the state of every rank of the plan, seen here or reported."""
@@ -121,13 +148,12 @@ class Supervisor:
         """
         deadline = time.monotonic() + GRACE_S
         while (cause := self._cause(failures)) is None and (left_s := deadline - time.monotonic()) > 0:
-            ready = self._ready(set(failures), min(left_s, LOOK_S))
-            if ready is None:
-                break
-            for rank in ready:
-                message = receive(self._ranks.processes[rank].pipe)
-                if message is None or isinstance(message, Failure):
-                    failures[rank] = message
+            with suppress(queue.Empty):
+                received = self._messages.get(timeout=min(left_s, LOOK_S))
+                if received is None:
+                    break
+                if received.message is None or isinstance(received.message, Failure):
+                    failures.setdefault(received.rank, received.message)
         if cause is not None:
             return cause
         rank, failure = next(iter(failures.items()))

@@ -19,6 +19,8 @@ LOOK_S = 0.25
 """Seconds between two looks at the ranks."""
 MOST_UNSEEN_S = 1.0
 """Longest time between two looks that counts as standstill, in s; more means that the watcher itself was stopped."""
+STOPPED_S = 4
+"""Longest time that a stopped process holds up a run, in s; a longer stall time-out is for long computations."""
 NCCL_S = 60
 """Time-out of ranks that are connecting over NCCL, in s; NCCL probes its network without any sign of progress."""
 LOADING: tuple[Phase, ...] = ("starting", "reading its image")
@@ -101,6 +103,8 @@ class Watch:
         self._looked, self._seen = now, known
         meeting = any(sight.phase == "meeting the other ranks" for sight in known)
         limit_s = self._meeting_s if meeting else self._stall_s
+        if any(sight.stopped for sight in known):
+            limit_s = min(limit_s, STOPPED_S)
         return self._message(known, limit_s) if self._still >= limit_s else ""
 
     def _message(self, sights: list[Sight], still_s: int) -> str:

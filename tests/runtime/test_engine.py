@@ -244,7 +244,7 @@ def test_a_closed_engine_refuses_requests_and_releases_its_image(tmp_path: Path)
         left = engine.stream(PROMPT)
         next(other.stream(PROMPT))
     for ask in (left.finished, lambda: engine.generate(PROMPT)):
-        with pytest.raises(RequestError, match="the engine is closed"):
+        with pytest.raises(RequestError, match=r"the engine (is|was) closed"):
             ask()
     engine.close()
     with (directory / "a.safetensors").open("r+b"):
