@@ -11,11 +11,11 @@ caller's process and sets its number of torch threads; one of several devices in
 
 import threading
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, SupportsIndex, Unpack
+from typing import Self, Unpack
 
 from tokenizers import Tokenizer
 
@@ -36,13 +36,16 @@ from runtime.request import (
     GenerateOptions,
     Piece,
     Request,
+    TokenIds,
+    check_options,
+    check_request,
     check_together,
     make_request,
 )
 from runtime.text import encode, load_tokenizer
 
-Prompt = str | Iterable[SupportsIndex]
-"""Text, or token ids."""
+Prompt = str | TokenIds
+"""Text, or token ids, of shape [n] or [1, n]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,10 +200,15 @@ class Engine:
 
     def generate_batch(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Generation]:
         """Continue several prompts, as many at a time as the plan's batch, each as ``generate`` would."""
+        check_options(options)
         return self.serve_batch([self.request(prompt, **options) for prompt in prompts])
 
     def request(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Request:
-        """Return the request that ``stream``, with these arguments, serves. Raises RequestError."""
+        """Return the request that ``stream``, with these arguments, serves. Raises RequestError.
+
+        Raises TypeError for an argument that is none of `GenerateOptions`.
+        """
+        check_options(options)
         ids = encode(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
         return make_request(self.plan, ids, options)
 
@@ -227,6 +235,8 @@ class Engine:
         return generations
 
     def _check(self, requests: tuple[Request, ...]) -> None:
+        for request in requests:
+            check_request(self.plan, request)
         check_together(self.plan, requests)
         if any(request.stop for request in requests):
             _ = self.tokenizer
@@ -291,7 +301,7 @@ class Stream(Iterator[Piece]):
         """Held while the next piece is computed."""
         self._closing = False
         self._refusal = ""
-        """Why no more pieces are to be had; empty where the stream ends in silence."""
+        """Refusal to raise at the end of the pieces; empty: none, the stream ends in silence."""
         self.result: Generation | None = None
         """The whole output, once all pieces were read."""
         self.ended = False

@@ -7,10 +7,12 @@ that are decoded together must have in common.
 """
 
 import hashlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Set
 from dataclasses import dataclass
+from difflib import get_close_matches
+from numbers import Real
 from operator import index
-from typing import Literal, Self, SupportsIndex, TypedDict
+from typing import Any, Literal, Self, SupportsIndex, TypedDict
 
 from plans.schema import Plan
 from plans.step import accept_rows
@@ -19,6 +21,12 @@ from runtime.sampling import Sampling, check_sampling, sampling_of
 
 Finish = Literal["length", "eos", "stop", "cancelled"]
 
+TokenIds = Iterable[SupportsIndex] | Iterable[Iterable[SupportsIndex]]
+"""Token ids of shape [n] or [1, n]."""
+MOST_BITS = 128
+"""Most bits of a number whose range is checked; all limits are below."""
+MOST_SHOWN = 60
+"""Most characters of a refused value in a message."""
 DEFAULT_NEW_TOKENS = 200
 """New tokens of a request that names no number, where the context has room for them."""
 
@@ -28,16 +36,19 @@ class GenerateOptions(TypedDict, total=False):
 
     max_new_tokens: int | None
     """None, the default: 200, or as many as fit into the context."""
-    temperature: float
-    """0, the default, is greedy; above it tokens are drawn from what ``top_k``, then ``top_p`` leave."""
+    max_length: int | None
+    """Tokens of prompt and output together, as in transformers; given instead of ``max_new_tokens``, not beside it."""
+    temperature: float | None
+    """0 or None, the default, is greedy; above 0 tokens are drawn from what ``top_k``, then ``top_p`` leave."""
     top_k: int | None
     """Draw from this many most probable tokens; 0 or None, the default: from all."""
     top_p: float | None
-    """Then from the fewest tokens that together have this probability; None, the default: from all."""
+    """Then from the fewest tokens that together have this probability; None, the default: from all. Greedy decoding
+    also takes 0, which callers of EAGLE write."""
     seed: int | None
     """Seed of sampling: the same seed gives the same text; None, the default: a random one, which the result has."""
-    stop: Sequence[str]
-    """The output ends before the first of these strings; the default is none."""
+    stop: str | Iterable[str] | None
+    """The output ends before the first of these strings; None or nothing, the default: there are none."""
     draft: bool
     """False: plain decoding, also on a plan with a drafter."""
     ignore_eos: bool
@@ -140,28 +151,51 @@ Events = Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]
 """Output of requests that are served together: for each step a piece per request, then the completions."""
 
 
-def make_request(plan: Plan, prompt_ids: Iterable[SupportsIndex], options: GenerateOptions) -> Request:
-    """Return the request for a prompt; raise RequestError where the plan cannot serve it."""
-    ids = _token_ids(prompt_ids)
-    stop = options.get("stop", ())
-    new_tokens, top_k, seed = options.get("max_new_tokens"), options.get("top_k"), options.get("seed")
-    fitting = max(1, min(DEFAULT_NEW_TOKENS, plan.options.context - len(ids)))
+def check_options(options: Iterable[str]) -> None:
+    """Raise TypeError for a keyword that is none of `GenerateOptions`."""
+    known = GenerateOptions.__annotations__
+    for name in options:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            raise TypeError(
+                f"unexpected keyword argument {name!r}, "
+                + (f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}")
+            )
+
+
+def make_request(plan: Plan, prompt_ids: TokenIds, options: GenerateOptions) -> Request:
+    """Return the request for a prompt; raise RequestError where the plan cannot serve it, TypeError as any call."""
+    check_options(options)
+    ids = token_ids(prompt_ids)
     request = Request(
         prompt_ids=ids,
-        max_new_tokens=fitting if new_tokens is None else _whole("max_new_tokens", new_tokens),
-        draft=options.get("draft", True),
-        ignore_eos=options.get("ignore_eos", False),
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        max_new_tokens=_new_tokens(plan, len(ids), options),
+        draft=_flag("draft", options.get("draft", True)),
+        ignore_eos=_flag("ignore_eos", options.get("ignore_eos", False)),
+        stop=_texts("stop", options.get("stop")),
         sampling=sampling_of(
-            options.get("temperature", 0.0),
-            None if top_k is None else _whole("top_k", top_k),
-            options.get("top_p"),
-            None if seed is None else _whole("seed", seed),
+            _number("temperature", options.get("temperature")) or 0.0,
+            _whole("top_k", options.get("top_k")),
+            _number("top_p", options.get("top_p")),
+            _whole("seed", options.get("seed")),
         ),
-        reuse=options.get("reuse", False),
+        reuse=_flag("reuse", options.get("reuse", False)),
     )
     check_request(plan, request)
     return request
+
+
+def _new_tokens(plan: Plan, prompt_tokens: int, options: GenerateOptions) -> int:
+    new_tokens = _whole("max_new_tokens", options.get("max_new_tokens"))
+    length = _whole("max_length", options.get("max_length"))
+    if length is None:
+        fitting = max(1, min(DEFAULT_NEW_TOKENS, plan.options.context - prompt_tokens))
+        return fitting if new_tokens is None else new_tokens
+    if new_tokens is not None:
+        raise RequestError("max_length and max_new_tokens: give one of them; max_length counts the prompt, too")
+    if length <= prompt_tokens:
+        raise RequestError(f"max_length: found {length}, expected more than the {prompt_tokens} tokens of the prompt")
+    return length - prompt_tokens
 
 
 def check_request(plan: Plan, request: Request) -> None:
@@ -223,16 +257,76 @@ def fingerprint(request: Request) -> int:
     return int.from_bytes(hashlib.blake2b(repr(fields).encode(), digest_size=8).digest()) >> 1
 
 
-def _token_ids(ids: Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """Return token ids as Python integers, whatever library's integers they are; raise RequestError."""
-    if not isinstance(ids, Iterable):
-        raise RequestError(f"prompt: found {type(ids).__name__}, expected text or token ids")
-    return tuple(_whole(f"prompt_ids[{position}]", token) for position, token in enumerate(ids))
+def token_ids(ids: TokenIds) -> tuple[int, ...]:
+    """Return token ids as Python integers: of a sequence, an iterator, or an array or tensor of any library.
+
+    Shape: [n], or [1, n] as tokenizers give it. Raises RequestError, also for a boolean or a float with a whole value.
+    """
+    listed = _plain(ids)
+    if not isinstance(listed, Iterable) or isinstance(listed, str | bytes | bytearray | Mapping | Set):
+        raise RequestError(f"prompt: found {type(ids).__name__}, expected text or a sequence of token ids")
+    rows = [_plain(token) for token in listed]
+    if rows and all(isinstance(row, list | tuple) for row in rows):
+        if len(rows) > 1:
+            raise RequestError(
+                f"prompt_ids: found {len(rows)} rows, expected one: generate_batch takes several prompts"
+            )
+        rows = [_plain(token) for token in rows[0]]
+    return tuple(_integer(f"prompt_ids[{position}]", token) for position, token in enumerate(rows))
 
 
-def _whole(name: str, value: SupportsIndex) -> int:
+def _plain(value: Any) -> Any:
+    """Return an array, tensor or scalar of a library as Python's lists and numbers; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _integer(name: str, value: Any) -> int:
     """Return a value that needs no rounding as an integer; raise RequestError for any other."""
-    try:
+    if not isinstance(value, bool) and hasattr(value, "__index__") and index(value).bit_length() <= MOST_BITS:
         return index(value)
-    except TypeError as error:
-        raise RequestError(f"{name}: found {value!r}, expected a whole number") from error
+    raise RequestError(f"{name}: found {_shown(value)}, expected a whole number")
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """Return a whole number, or None; raise RequestError for anything else."""
+    return None if value is None else _integer(name, _plain(value))
+
+
+def _number(name: str, value: Any) -> float | None:
+    """Return a number, or None; raise RequestError for anything else. Its range is checked with the request."""
+    value = _plain(value)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise RequestError(f"{name}: found {_shown(value)}, expected a number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise RequestError(f"{name}: found a number beyond the range of a float") from error
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name}: found {_shown(value)}, expected True or False")
+    return value
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    """Return one text or several as a tuple, None as an empty one; raise RequestError for anything else."""
+    if value is None or isinstance(value, str):
+        return () if value is None else (value,)
+    if not isinstance(value, Iterable):
+        raise RequestError(f"{name}: found {_shown(value)}, expected a text or several")
+    texts = tuple(value)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise RequestError(f"{name}[{position}]: found {_shown(text)}, expected a text")
+    return texts
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message has it, on one line of bounded length."""
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value) if isinstance(value, str | int | float | complex | None) else ""
+    return text if text and text.isprintable() and len(text) <= MOST_SHOWN else f"a {type(value).__name__}"

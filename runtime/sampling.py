@@ -42,13 +42,14 @@ class Sampling:
 def sampling_of(temperature: float, top_k: int | None, top_p: float | None, seed: int | None) -> Sampling | None:
     """Return the sampling of parameters as a caller gives them; None where temperature 0 means greedy.
 
-    top_k 0 or None and top_p 1 or None: no limit. seed None: a random one. Raises RequestError for a value out of
-    range, also where greedy decoding would not use it.
+    top_k 0 or None and top_p 1 or None: no limit; so is a top_p of 0 where decoding is greedy, as callers of EAGLE
+    write it. seed None: a random one. Raises RequestError for a value out of range, also where greedy decoding would
+    not use it.
     """
     sampling = Sampling(
         temperature=temperature or 1.0,
         top_k=top_k or None,
-        top_p=top_p,
+        top_p=top_p if temperature else top_p or None,
         seed=secrets.randbelow(MOST_SEED) if seed is None else seed,
     )
     check_sampling(sampling)
@@ -62,8 +63,10 @@ def check_sampling(sampling: Sampling) -> None:
             f"temperature: found {sampling.temperature:g}, expected 0 (greedy) or at least {LEAST_TEMPERATURE:g}"
         )
     if sampling.top_k is not None and not 1 <= sampling.top_k <= MOST_SEED:
-        raise RequestError(f"top_k: found {sampling.top_k}, expected 1 to 2^63 - 1")
+        raise RequestError(f"top_k: found {sampling.top_k}, expected 0 (no limit) to 2^63 - 1")
     if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
-        raise RequestError(f"top_p: found {sampling.top_p:g}, expected more than 0 and at most 1")
+        raise RequestError(
+            f"top_p: found {sampling.top_p:g}, expected more than 0 and at most 1 (no limit); 0 only with temperature 0"
+        )
     if not 0 <= sampling.seed <= MOST_SEED:
         raise RequestError(f"seed: found {sampling.seed}, expected 0 to 2^63 - 1")

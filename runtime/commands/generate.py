@@ -88,7 +88,7 @@ def run(
 
 def _check_options(directory: Path, options: GenerateOptions, *, chat: bool, system: str | None) -> None:
     """Raise RequestError for options that make no sense together, or without a tokenizer."""
-    if any(not text for text in options["stop"]):
+    if any(not text for text in options["stop"] or ()):
         raise RequestError("--stop: found an empty text")
     if options["stop"]:
         load_tokenizer(directory)

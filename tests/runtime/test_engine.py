@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -188,20 +191,151 @@ def test_a_seed_gives_the_same_text_with_a_divided_lm_head(plan_dir: tuple[Path,
         ("a\ud800", {}, "prompt: character 1 is none: the bytes are not UTF-8"),
         ([1], {"max_new_tokens": 1.5}, "max_new_tokens: found 1.5, expected a whole number"),
         ([1], {"top_k": "7"}, "top_k: found '7', expected a whole number"),
-        ([1], {"top_k": 1 << 70}, "top_k: found 1180591620717411303424, expected 1 to 2"),
+        ([1], {"top_k": 1 << 70}, r"top_k: found 1180591620717411303424, expected 0 \(no limit\) to 2"),
+        ([1], {"top_k": -1}, "top_k: found -1, expected 0"),
+        ([1], {"top_k": True}, "top_k: found True, expected a whole number"),
+        ([1], {"top_k": 2.0}, "top_k: found 2.0, expected a whole number"),
         ([1], {"top_p": 2}, "top_p: found 2, expected more than 0 and at most 1"),
+        ([1], {"top_p": 2, "temperature": 1}, "top_p: found 2, expected more than 0 and at most 1"),
+        ([1], {"top_p": 0.0, "temperature": 1}, r"top_p: found 0, expected .*; 0 only with temperature 0"),
+        ([1], {"top_p": -0.1}, "top_p: found -0.1, expected more than 0"),
+        ([1], {"top_p": math.nan}, "top_p: found nan, expected more than 0"),
+        ([1], {"top_p": "0.9"}, "top_p: found '0.9', expected a number"),
+        ([1], {"temperature": "hot"}, "temperature: found 'hot', expected a number"),
+        ([1], {"temperature": True}, "temperature: found True, expected a number"),
+        ([1], {"temperature": -1}, r"temperature: found -1, expected 0 \(greedy\) or at least"),
+        ([1], {"temperature": math.nan}, "temperature: found nan, expected 0"),
+        ([1], {"temperature": math.inf}, "temperature: found inf, expected 0"),
+        ([1], {"temperature": 10**400}, "temperature: found a number beyond the range of a float"),
+        ([1], {"temperature": 1j}, "temperature: found 1j, expected a number"),
+        ([1], {"temperature": torch.ones(2)}, "temperature: found a list, expected a number"),
         ([1], {"seed": -1}, "seed: found -1, expected 0 to"),
+        ([1], {"seed": 1 << 63}, "seed: found 9223372036854775808, expected 0 to"),
+        ([1], {"seed": 1.0}, "seed: found 1.0, expected a whole number"),
+        ([1], {"seed": False}, "seed: found False, expected a whole number"),
+        ([1], {"stop": 5}, "stop: found 5, expected a text or several"),
+        ([1], {"stop": ["a", 5]}, r"stop\[1\]: found 5, expected a text"),
+        ([1], {"stop": b"ab"}, r"stop\[0\]: found 97, expected a text"),
+        ([1], {"stop": ""}, "stop: found an empty text"),
+        ([1], {"stop": ["a", ""]}, "stop: found an empty text"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens: found 0, expected at least 1"),
+        ([1], {"max_new_tokens": True}, "max_new_tokens: found True, expected a whole number"),
+        ([1], {"max_new_tokens": 10**5000}, "max_new_tokens: found a number of 16610 bits, expected a whole number"),
+        ([1, 2], {"max_length": 2}, "max_length: found 2, expected more than the 2 tokens of the prompt"),
+        ([1, 2], {"max_length": 9, "max_new_tokens": 7}, "max_length and max_new_tokens: give one of them"),
+        ([1, 2], {"max_length": CONTEXT + 1}, "the plan has a context of"),
+        ([10**5000], {}, r"prompt_ids\[0\]: found a number of 16610 bits, expected a whole number"),
+        ([1], {"ignore_eos": 10**5000}, "ignore_eos: found a number of 16610 bits, expected True or False"),
+        ([1], {"draft": "no"}, "draft: found 'no', expected True or False"),
+        ([1], {"ignore_eos": 1}, "ignore_eos: found 1, expected True or False"),
+        ([1], {"reuse": None}, "reuse: found None, expected True or False"),
+        ([], {}, "prompt: empty"),
+        ("", {}, "prompt: empty"),
+        ([[]], {}, "prompt: empty"),
+        (torch.empty(1, 0, dtype=torch.int64), {}, "prompt: empty"),
+        ([1, -1], {}, r"prompt_ids\[1\]: found -1, expected 0 to 49"),
+        (np.array([50]), {}, r"prompt_ids\[0\]: found 50, expected 0 to 49"),
+        (torch.tensor([[1, 1 << 62]]), {}, r"prompt_ids\[1\]: found 4611686018427387904, expected 0 to 49"),
+        ([True], {}, r"prompt_ids\[0\]: found True, expected a whole number"),
+        ([torch.tensor(True)], {}, r"prompt_ids\[0\]: found True, expected a whole number"),
+        (torch.tensor([True]), {}, r"prompt_ids\[0\]: found True, expected a whole number"),
+        (np.array([1.0]), {}, r"prompt_ids\[0\]: found 1.0, expected a whole number"),
+        (torch.tensor([1.0]), {}, r"prompt_ids\[0\]: found 1.0, expected a whole number"),
+        (torch.tensor([[1], [2]]), {}, "prompt_ids: found 2 rows, expected one: generate_batch takes several prompts"),
+        (np.ones((1, 2, 1), dtype=int), {}, r"prompt_ids\[0\]: found a list, expected a whole number"),
+        (torch.tensor(1), {}, "prompt: found Tensor, expected text or a sequence of token ids"),
+        (5, {}, "prompt: found int, expected text or a sequence of token ids"),
+        (b"ab", {}, "prompt: found bytes, expected text or a sequence of token ids"),
+        ({"input_ids": [1]}, {}, "prompt: found dict, expected text or a sequence of token ids"),
+        (["a"], {}, r"prompt_ids\[0\]: found 'a', expected a whole number"),
     ],
 )
 def test_invalid_arguments_are_refused_even_if_unused(prompt: Any, wanted: Any, message: str, engine: Engine) -> None:
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(RequestError, match=message) as refusal:
         engine.generate(prompt, **wanted)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(RequestError, match=message):
+        engine.generate_batch([[1, 2], prompt] if "rows" not in message else [prompt], **wanted)
 
 
-def test_prompt_ids_may_be_tensors_or_iterators(engine: Engine) -> None:
-    result = engine.generate(torch.tensor(PROMPT), max_new_tokens=3)
+def test_an_unknown_argument_is_a_type_error(engine: Engine) -> None:
+    call: Any
+    for call in (
+        engine.generate,
+        engine.stream,
+        engine.request,
+        lambda prompt, **more: engine.generate_batch([], **more),
+    ):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'temprature', did you mean 'temperature'"):
+            call("dbebf", temprature=1)
+        with pytest.raises(
+            TypeError, match="unexpected keyword argument 'xyz', expected one of max_new_tokens, max_le"
+        ):
+            call("dbebf", xyz=1)
+
+
+def test_a_refused_request_leaves_several_ranks_usable(tmp_path: Path) -> None:
+    """No rank sees a request that is refused: the next one is served, and as before."""
+    directory, plan = compiled_plan(tmp_path, ("a", "b"))
+    anything: Any
+    refused: list[dict[str, Any]] = [
+        {"temprature": 1},
+        {"stop": 5},
+        {"stop": "a"},
+        {"temperature": "1"},
+        {"top_p": 0, "temperature": 1},
+    ]
+    refused += [{"top_k": -1}, {"seed": -1}, {"max_length": 3}, {"max_new_tokens": CONTEXT}]
+    with Engine.open(directory) as engine:
+        expected = engine.generate(PROMPT, max_new_tokens=9).tokens
+        for anything in refused:
+            with pytest.raises((RequestError, TypeError)):
+                engine.generate(PROMPT, **anything)
+            assert engine.generate(PROMPT, max_new_tokens=9).tokens == expected
+        for anything in ([], [True], [1.5], [-1], [50], torch.tensor([[1], [2]]), None, "text without a tokenizer"):
+            with pytest.raises(RequestError):
+                engine.generate(anything)
+            with pytest.raises(RequestError):
+                engine.generate_batch([PROMPT, anything])
+            assert engine.generate(PROMPT, max_new_tokens=9).tokens == expected
+        unchecked = dataclasses.replace(engine.request(PROMPT), prompt_ids=(plan.model.vocab_size,))
+        with pytest.raises(RequestError, match=r"prompt_ids\[0\]: found 50"):
+            engine.serve(unchecked)
+        assert engine.generate(PROMPT, max_new_tokens=9).tokens == expected
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        tuple(PROMPT),
+        iter(PROMPT),
+        [PROMPT],
+        np.array(PROMPT, dtype=np.int32),
+        np.array([PROMPT], dtype=np.uint8),
+        list(np.array(PROMPT)),
+        torch.tensor(PROMPT),
+        torch.tensor([PROMPT], dtype=torch.int16),
+        list(torch.tensor(PROMPT)),
+        array("q", PROMPT),
+    ],
+)
+def test_prompt_ids_may_be_of_any_library(prompt: Any, engine: Engine) -> None:
+    result = engine.generate(prompt, max_new_tokens=3)
     assert json.loads(json.dumps(result.prompt_ids)) == PROMPT
-    assert engine.generate(iter(PROMPT), max_new_tokens=3).tokens == result.tokens
+    assert result.tokens == engine.generate(PROMPT, max_new_tokens=3).tokens
+
+
+def test_arguments_as_callers_of_transformers_and_eagle_write_them(engine: Engine) -> None:
+    greedy = engine.generate(PROMPT, max_new_tokens=7)
+    eagle = engine.generate(torch.tensor([PROMPT]), temperature=0.0, top_p=0.0, top_k=0, max_length=len(PROMPT) + 7)
+    assert (eagle.tokens, eagle.seed) == (greedy.tokens, None)
+    nothing = engine.generate(PROMPT, max_new_tokens=7, temperature=None, top_p=None, top_k=None, stop=None, seed=None)
+    assert nothing.tokens == greedy.tokens
+    drawn = engine.generate(PROMPT, max_new_tokens=7, temperature=np.float32(0.5), top_p=1, top_k=np.int64(3), seed=2)
+    again = engine.generate(PROMPT, max_length=12, temperature=torch.tensor(0.5), top_p=1.0, top_k=3, seed=2)
+    assert again.tokens == drawn.tokens
+    for stop in ("b", ["b"], ("b",), iter("b")):
+        assert "b" not in engine.generate(PROMPT, max_new_tokens=20, stop=stop).text
 
 
 def test_a_dropped_stream_frees_the_engine_and_an_open_one_keeps_it_busy(engine: Engine) -> None:

@@ -53,7 +53,7 @@ class End:
 
     code: int
     output: str
-    """What it printed after its stream had begun."""
+    """Output after its stream had begun."""
     errors: str
 
 
