@@ -9,6 +9,7 @@
     │   └── ImageForeign      4
     ├── MachineError          5   the machine is not the plan's
     └── PeerError             5   another rank died, hung or disagrees
+        └── MeetingError      5   the ranks did not connect, and none of them is to blame
 
 A plan that cannot be read raises ``plans.schema.PlanError`` (2). A message carries the path to the datum, what was
 found, what was expected, and what to do.
@@ -57,3 +58,7 @@ class PeerError(RuntimeRefusal):
     """Another rank that died, hung, or was given another plan or request."""
 
     exit_code = 5
+
+
+class MeetingError(PeerError):
+    """Ranks that did not connect to each other, for a reason that none of them can tell."""

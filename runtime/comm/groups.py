@@ -32,8 +32,15 @@ from plans import codec
 from plans.kv import kv_division
 from plans.schema import DraftPlacement, Plan, Stage, Transport
 from runtime.comm.progress import Progress
-from runtime.errors import PeerError
+from runtime.errors import MeetingError, PeerError
 
+UNCONNECTED = (
+    "a firewall or another network interface may be in between, a process may have died, or another program may have "
+    'connected to a port of the run (runtime/README.md, "Network")'
+)
+"""Reasons why ranks do not connect that nobody can tell apart."""
+CUDA_IN_NCCL = "ncclUnhandledCudaError"
+"""Code in the message of NCCL about an error of CUDA on this rank's own device."""
 TIMEOUT = timedelta(minutes=10)
 """Time-out of a collective; the watchdog, which can tell who hangs, ends a run long before."""
 
@@ -116,12 +123,16 @@ class Group:
         ``inside``: the time belongs to the part of a step that is running, which the other members run too; otherwise
         it is that of a message between parts. Raises PeerError.
         """
-        staged = self.staged and tensor.is_cuda
-        wire = tensor.cpu() if staged else tensor
+        staged, wire = self.staged and tensor.is_cuda, tensor
+        if staged:
+            with self.progress.reading():
+                wire = tensor.cpu()
         try:
-            with self.progress.collective(self.name, inside=inside):
+            with self.progress.collective(self.name, inside=inside, queued=not self.staged):
                 yield wire
         except RuntimeError as error:
+            if is_device_error(error):
+                raise
             reason = str(error).partition("\n")[0]
             raise PeerError(f"group {self.name} (ranks {', '.join(map(str, self.ranks))}): {reason}") from error
         if staged:
@@ -165,21 +176,26 @@ class Maker(Protocol):
 
 
 def connect(plan: Plan, rank: int, rendezvous: Rendezvous | None, progress: Progress) -> Comm:
-    """Connect to the other ranks and make the plan's groups; raise PeerError where one does not come or differs in
-    plan.
+    """Connect to the other ranks and make the plan's groups.
 
-    ``rendezvous``: None where there is only one rank.
+    ``rendezvous``: None where there is only one rank. Raises MeetingError where the ranks do not connect, and PeerError
+    where one has another plan.
     """
     world = len(plan.devices)
-    if rendezvous is not None and world > 1:
-        try:
-            store = rendezvous.store(world)
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
-            progress.tick()
-            _agree(plan, rank)
-        except (RuntimeError, ValueError) as error:
-            raise PeerError(f"rank {rank} of {world}: the ranks did not meet: {error}") from error
-    return groups(plan, _Maker(rank=rank, progress=progress, handles={}))
+    maker = _Maker(rank=rank, progress=progress, handles={})
+    if rendezvous is None or world == 1:
+        return groups(plan, maker)
+    try:
+        store = rendezvous.store(world)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
+        progress.tick()
+        _agree(plan, rank)
+        return groups(plan, maker)
+    except (RuntimeError, ValueError) as error:
+        if is_device_error(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise MeetingError(f"rank {rank} of {world} did not connect to the others: {reason}: {UNCONNECTED}") from error
 
 
 def groups(plan: Plan, maker: Maker) -> Comm:
@@ -223,6 +239,13 @@ def groups(plan: Plan, maker: Maker) -> Comm:
         feature=maker.group("draft.feature", _with(head[0], draft), drafter.feature_transport) if drafter else None,
         world=world,
     )
+
+
+def is_device_error(error: Exception) -> bool:
+    """Return True for an error of this rank's own device, which NCCL may report, too: it is not that of a peer."""
+    if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, dist.DistBackendError) and CUDA_IN_NCCL in str(error)
 
 
 def transports(plan: Plan) -> set[Transport]:

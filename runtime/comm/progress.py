@@ -1,12 +1,21 @@
 """Progress of a rank: its status, for the process that watches it, and a timer of the parts of a step, for `bench`.
 
 The status lies in memory that the rank shares with its parent process; without one it is the rank's own. It has the
-group of the collective that the rank is in: where no rank makes progress, the one that is in no collective is to blame.
+group of the collective that the rank waits in: where no rank makes progress, one that waits in none is to blame.
+
+gloo's collectives return when they are done. NCCL's return when they are queued on the GPU, and the host goes on until
+it reads from the GPU, or until the queue is full:
+
+    gloo    compute   all_reduce ·········   compute   read         · the host waits, in this group
+    NCCL    queue     queue   queue   queue            read ·····   · the host waits for all that is queued
+
+So a collective of NCCL is noted as queued, with its number in its group, and the read waits in the last one that was
+queued. Of ranks that have queued and do not wait, the one that is behind in a group is to blame.
 """
 
 import ctypes
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -30,12 +39,18 @@ class Status(ctypes.Structure):
         ("phase", ctypes.c_int),
         ("ticks", ctypes.c_longlong),
         ("group", ctypes.c_char * MOST_GROUP_NAME),
+        ("queued", ctypes.c_char * MOST_GROUP_NAME),
+        ("number", ctypes.c_longlong),
     )
     phase: int
     ticks: int
     """Progress counter: grows with every layer, collective and phase."""
     group: bytes
-    """Name of the group of the collective that the rank is in; empty outside."""
+    """Name of the group of the collective that the rank waits in; empty outside."""
+    queued: bytes
+    """Group of the last collective that was queued on the device since the host read from it; empty: none."""
+    number: int
+    """Number of that collective in its group."""
 
 
 class Timings:
@@ -54,11 +69,11 @@ class Timings:
         """Forget all times, and start from now."""
         self.parts.clear()
         self.groups.clear()
-        self._last, self._messages_ns = self._now(), 0
+        self._last, self._messages_ns = self.now(), 0
 
     def lap(self, part: str) -> None:
         """Add the time since the last lap to ``part``, without that of messages."""
-        now = self._now()
+        now = self.now()
         self.parts[part] += now - self._last - self._messages_ns
         self._last, self._messages_ns = now, 0
 
@@ -67,7 +82,8 @@ class Timings:
         self.groups[group] += ns
         self._messages_ns += 0 if inside else ns
 
-    def _now(self) -> int:
+    def now(self) -> int:
+        """Return the time at which all that the device was given is done."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter_ns()
@@ -80,6 +96,8 @@ class Progress:
         self.status = Status() if status is None else status
         self.timings: Timings | None = None
         """Timer; None unless the request is timed."""
+        self._queued: Counter[str] = Counter()
+        """Collectives that were queued, by group."""
 
     def begin(self, phase: Phase) -> None:
         """Enter a phase."""
@@ -97,12 +115,28 @@ class Progress:
             self.timings.lap(part)
 
     @contextmanager
-    def collective(self, group: str, *, inside: bool) -> Iterator[None]:
-        """Report a collective of ``group``; ``inside``: it belongs to the part of the step that is running."""
-        self.status.group = group.encode()[: MOST_GROUP_NAME - 1]
-        started = time.perf_counter_ns()
+    def collective(self, group: str, *, inside: bool, queued: bool) -> Iterator[None]:
+        """Report a collective of ``group``; ``inside``: it belongs to the part of the step that is running.
+
+        ``queued``: it is put into the queue of the device (NCCL). A timer waits for the device before and after it.
+        """
+        name, timings = group.encode()[: MOST_GROUP_NAME - 1], self.timings
+        started = 0 if timings is None else timings.now()
+        if queued:
+            self._queued[group] += 1
+            self.status.queued, self.status.number = name, self._queued[group]
+        else:
+            self.status.group = name
         yield
-        if self.timings is not None:
-            self.timings.collective(group, time.perf_counter_ns() - started, inside=inside)
+        if timings is not None:
+            with self.reading():
+                timings.collective(group, timings.now() - started, inside=inside)
         self.status.group = b""
         self.status.ticks += 1
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Report that the host waits for all that was queued on the device: it reads from there."""
+        self.status.group = self.status.queued
+        yield
+        self.status.group = self.status.queued = b""

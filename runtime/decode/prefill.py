@@ -75,7 +75,8 @@ class Prefill:
             channel.write(accepted, self._no_path[:, :1], roots.unsqueeze(1), accepted.unsqueeze(1), stop=False)
         self._comm.world.broadcast(channel.wire, channel.source)
         sequences.prefilled(prompts, drafted=channel.drafted)
-        return channel.read()
+        with self._progress.reading():
+            return channel.read()
 
     def _prompt(
         self, number: int, prompt: tuple[int, ...], sampling: Sampling | None, *, drafted: bool

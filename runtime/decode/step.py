@@ -161,7 +161,8 @@ class Stepper:
             roots = verdict.tokens.gather(1, verdict.accepted.unsqueeze(1))  # [B, 1]
             channel.write(verdict.accepted, verdict.path, roots, torch.zeros_like(roots), stop=self._options.stopped())
         self._comm.world.broadcast(channel.wire, channel.source)
-        messages = channel.read()
+        with self._progress.reading():
+            messages = channel.read()
 
         # commit: the accepted rows become part of each sequence, on every rank
         self._progress.begin("commit")

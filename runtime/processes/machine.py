@@ -3,12 +3,15 @@
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
 
 from plans.schema import Device, Plan
+from runtime.comm.groups import is_device_error
 from runtime.errors import MachineError
 from runtime.request import MemoryReading
 
@@ -49,6 +52,17 @@ def read_memory(device: torch.device) -> MemoryReading:
 def is_named(name: str, expected: str) -> bool:
     """Return True where a driver's name has ``expected`` in whole words (an A100 is no A10, an L40S no L40)."""
     return not expected or re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", name) is not None
+
+
+@contextmanager
+def device_errors(device: Device) -> Iterator[None]:
+    """Raise an error of an accelerator within this context as a MachineError that names the device."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_device_error(error):
+            raise
+        raise MachineError(f"device {device.id}: {str(error).partition(chr(10))[0]}") from error
 
 
 def check_machine(plan: Plan, device: Device) -> None:

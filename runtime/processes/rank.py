@@ -29,7 +29,7 @@ from runtime.image.dtypes import DTYPES
 from runtime.image.slots import Image, open_image
 from runtime.image.verify import check_images
 from runtime.model import ops
-from runtime.processes.machine import read_memory, threads_per_rank, torch_device
+from runtime.processes.machine import device_errors, read_memory, threads_per_rank, torch_device
 from runtime.request import Completion, Events, Piece, RankTimings, Request, fingerprint
 from runtime.text import TOKENIZER_FILE, Output, load_tokenizer
 
@@ -114,8 +114,13 @@ class Rank:
         """Yield the output of requests that are served together, each as if alone; pieces of ended ones are empty.
 
         The requests have been checked against the plan, and every rank must be sent the same ones. ``stopped`` is
-        called on every step: True ends the output there, because nobody reads it any more. Raises PeerError.
+        called on every step: True ends the output there, because nobody reads it any more. Raises PeerError, and
+        MachineError for an error of the device.
         """
+        with device_errors(self.plan.devices[self._comm.rank]):
+            yield from self._serve(requests, stopped)
+
+    def _serve(self, requests: tuple[Request, ...], stopped: Callable[[], bool]) -> Events:
         requests = tuple(self._agreed(request) for request in requests)
         eos, first = self.plan.model.eos_token_ids, requests[0]
         served = [_Served(request, Output(request, eos, self._text_decoder(request))) for request in requests]
@@ -196,13 +201,17 @@ class Rank:
         terms = self.memory.measured()
         own = [self._image.nbytes - drafter, drafter, terms["kv"], terms["draft_kv"], terms["buffers"], terms["comm"]]
         every = self._comm.world.all_gather(torch.tensor(own, device=self._device))
-        return tuple(dict(zip(MEMORY_TERMS, row, strict=True)) for row in every.tolist())
+        with self._progress.reading():
+            rows = every.tolist()
+        return tuple(dict(zip(MEMORY_TERMS, row, strict=True)) for row in rows)
 
     def _agreed(self, request: Request) -> Request:
         """Return the request with rank 0's seed; raise PeerError where another rank was sent another request."""
         seed = 0 if request.sampling is None else request.sampling.seed
         own = torch.tensor([fingerprint(request), seed], device=self._device)
-        every: list[list[int]] = self._comm.world.all_gather(own).tolist()
+        gathered = self._comm.world.all_gather(own)
+        with self._progress.reading():
+            every: list[list[int]] = gathered.tolist()
         for rank, (other, _) in enumerate(every):
             if other != every[0][0]:
                 names = [device.id for device in self.plan.devices]

@@ -23,7 +23,7 @@ from plans.schema import Plan
 from runtime.comm.groups import Rendezvous
 from runtime.comm.progress import Progress, Status
 from runtime.errors import PeerError, RuntimeRefusal
-from runtime.processes.machine import check_machine, device_name, read_memory, torch_device
+from runtime.processes.machine import check_machine, device_errors, device_name, read_memory, torch_device
 from runtime.processes.rank import Rank
 from runtime.request import Completion, MemoryReading, Piece
 
@@ -89,11 +89,12 @@ def open_rank(
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     device = plan.devices[rank]
     begin = time.perf_counter()
-    check_machine(plan, device)
-    before = read_memory(torch_device(device))
-    opened = Rank.open(plan, directory, rank=rank, rendezvous=rendezvous, progress=progress, verify=verify)
-    loaded, load_s = read_memory(torch_device(device)), time.perf_counter() - begin
-    return opened, Started(load_s=load_s, device=device_name(device), before=before, loaded=loaded)
+    with device_errors(device):
+        check_machine(plan, device)
+        before = read_memory(torch_device(device))
+        opened = Rank.open(plan, directory, rank=rank, rendezvous=rendezvous, progress=progress, verify=verify)
+        loaded, load_s = read_memory(torch_device(device)), time.perf_counter() - begin
+        return opened, Started(load_s=load_s, device=device_name(device), before=before, loaded=loaded)
 
 
 def completions(event: Event) -> tuple[Completion, ...]:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from runtime.comm.progress import PHASES
-from runtime.errors import PeerError, RequestError, RuntimeRefusal
+from runtime.errors import MeetingError, PeerError, RequestError, RuntimeRefusal
 from runtime.processes.launch import Ranks
 from runtime.processes.rank_process import Event, Failure, completions, receive
 from runtime.processes.requests import Requests
@@ -120,8 +120,10 @@ class Supervisor:
                 self._events.put(Received(rank=rank, event=message))
             if time.monotonic() - looked >= LOOK_S / 2:
                 looked = time.monotonic()
-                if complaint := self._failure_elsewhere() or self._stall.complaint(self._sights()):
-                    return PeerError(complaint)
+                if elsewhere := self._failure_elsewhere():
+                    return PeerError(elsewhere)
+                if (complaint := self._stall.complaint(self._sights())) is not None:
+                    return complaint
 
     def _sights(self) -> list[Sight | None]:
         """Return the state of every rank of the plan, seen here or reported."""
@@ -157,6 +159,8 @@ class Supervisor:
         if cause is not None:
             return cause
         rank, failure = next(iter(failures.items()))
+        if failure is not None and isinstance(failure.refusal, MeetingError):
+            return failure.refusal
         return PeerError(f"{self._name(rank)}: {failure.refusal if failure else ''}")
 
     def _cause(self, failures: dict[int, Failure | None]) -> RuntimeRefusal | None:

@@ -5,6 +5,7 @@ system says of its process; of ranks on other hosts it has what their parents re
 """
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,9 @@ from typing import Self
 
 import psutil
 
-from runtime.comm.progress import PHASES, Phase, Status
+from runtime.comm.groups import UNCONNECTED
+from runtime.comm.progress import MOST_GROUP_NAME, PHASES, Phase, Status
+from runtime.errors import MeetingError, PeerError
 
 LOOK_S = 0.25
 """Seconds between two looks at the ranks."""
@@ -23,6 +26,7 @@ STOPPED_S = 4
 """Longest time that a stopped process holds up a run, in s; a longer stall time-out is for long computations."""
 NCCL_S = 60
 """Time-out of ranks that are connecting over NCCL, in s; NCCL probes its network without any sign of progress."""
+MEETING: Phase = "meeting the other ranks"
 LOADING: tuple[Phase, ...] = ("starting", "reading its image")
 """Phases without layers to count, which may take any time: there, processor time is progress."""
 
@@ -35,7 +39,11 @@ class Sight:
     ticks: int
     """Progress counter of the rank."""
     group: str
-    """Group of the collective that the rank is in; empty outside."""
+    """Group of the collective that the rank waits in; empty outside."""
+    queued: str
+    """Group of the last collective that is queued on the device; empty: none."""
+    number: int
+    """Number of that collective in its group."""
     used_s: float
     """Processor time of its process while it loads, in s; afterwards 0."""
     stopped: bool
@@ -56,8 +64,8 @@ class Sight:
         except psutil.NoSuchProcess:
             pass  # its pipe reports that it died
         return cls(
-            phase=phase, ticks=status.ticks, group=status.group.decode(), used_s=used_s, stopped=stopped, asked=asked,
-            served=served,
+            phase=phase, ticks=status.ticks, group=status.group.decode(), queued=status.queued.decode(),
+            number=status.number, used_s=used_s, stopped=stopped, asked=asked, served=served,
         )  # fmt: skip
 
     def dumps(self) -> str:
@@ -65,9 +73,25 @@ class Sight:
         return json.dumps(asdict(self))
 
     @classmethod
-    def loads(cls, text: str) -> Self:
-        """Return the state of its JSON."""
-        return cls(**json.loads(text))
+    def loads(cls, text: bytes) -> Self | None:
+        """Return the state of its JSON; None for a text that ``dumps`` does not give."""
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(fields, dict) or fields.keys() != cls.__annotations__.keys():
+            return None
+        kinds = {"phase": str, "group": str, "queued": str, "used_s": float, "stopped": bool}
+        if any(type(value) is not kinds.get(name, int) for name, value in fields.items()):
+            return None
+        sight = cls(**fields)
+        named = all(len(name) < MOST_GROUP_NAME and name.isprintable() for name in (sight.group, sight.queued))
+        return sight if sight.phase in PHASES and named and math.isfinite(sight.used_s) else None
+
+    @property
+    def idle(self) -> bool:
+        """True where the rank has nothing to do."""
+        return self.phase == "waiting" and not self.group and self.served >= self.asked
 
     @property
     def done(self) -> tuple[int, float]:
@@ -87,8 +111,8 @@ class Watch:
         self._looked, self._still = time.monotonic(), 0.0
         self._seen: list[Sight] = []
 
-    def complaint(self, sights: Sequence[Sight | None]) -> str:
-        """Return who is to blame that no rank has made progress for too long; empty while one does.
+    def complaint(self, sights: Sequence[Sight | None]) -> PeerError | None:
+        """Return an error that says who is to blame that no rank has made progress for too long; None while one does.
 
         ``sights``: of every rank, None where its watcher has not reported yet; the clock runs only when all have. To be
         called every LOOK_S or more often.
@@ -101,33 +125,51 @@ class Watch:
         else:
             self._still += min(now - self._looked, MOST_UNSEEN_S)
         self._looked, self._seen = now, known
-        meeting = any(sight.phase == "meeting the other ranks" for sight in known)
+        meeting = any(sight.phase == MEETING for sight in known)
         limit_s = self._meeting_s if meeting else self._stall_s
         if any(sight.stopped for sight in known):
             limit_s = min(limit_s, STOPPED_S)
-        return self._message(known, limit_s) if self._still >= limit_s else ""
+        return self._blame(known, limit_s) if self._still >= limit_s else None
 
-    def _message(self, sights: list[Sight], still_s: int) -> str:
-        rank, reason = self._hung(sights)
+    def _blame(self, sights: list[Sight], still_s: int) -> PeerError:
+        rank = hung(sights)
         others = "; ".join(
             f"{name} in group {sight.group}"
             for other, (name, sight) in enumerate(zip(self._names, sights, strict=True))
             if other != rank and sight.group
         )
-        waiting = f"; others wait: {others}" if others else ""
-        return (
-            f"{rank_name(self._names, rank, sights[rank].phase)}, made no progress for {still_s} s: {reason}{waiting}"
+        if rank is not None:
+            reason = "its process is stopped" if sights[rank].stopped else "it hangs"
+            waiting = f"; others wait: {others}" if others else ""
+            name = rank_name(self._names, rank, sights[rank].phase)
+            return PeerError(f"{name}, made no progress for {still_s} s: {reason}{waiting}")
+        meeting = [name for name, sight in zip(self._names, sights, strict=True) if sight.phase == MEETING]
+        if meeting:
+            return MeetingError(f"{', '.join(meeting)}: not connected to the others after {still_s} s: {UNCONNECTED}")
+        return PeerError(
+            f"no device made progress for {still_s} s, and each waits for another: {others}: a message between them "
+            "was lost, or a GPU does not end what it was given"
         )
 
-    def _hung(self, sights: list[Sight]) -> tuple[int, str]:
-        """Return the rank that all others wait for, and what is known of it: a rank in no collective waits for none."""
-        for rank, sight in enumerate(sights):
-            if sight.stopped:
-                return rank, "its process is stopped"
-        alone = [
-            rank for rank, sight in enumerate(sights) if not sight.group and sight.phase != "meeting the other ranks"
-        ]
-        return (alone[0] if alone else 0), "it hangs"
+
+def hung(sights: Sequence[Sight]) -> int | None:
+    """Return the rank that all others wait for; None where each waits for another.
+
+    It is one that is stopped, or else one that waits in no collective. Of several, that with nothing queued on its
+    device waits for nothing; of those that have queued, one that is behind another in a group has not come to what the
+    other waits for.
+    """
+    for rank, sight in enumerate(sights):
+        if sight.stopped:
+            return rank
+    alone = [rank for rank, sight in enumerate(sights) if not sight.group and sight.phase != MEETING and not sight.idle]
+    without = [rank for rank in alone if not sights[rank].queued]
+    behind = [
+        rank
+        for rank in alone
+        if any(other.queued == sights[rank].queued and other.number > sights[rank].number for other in sights)
+    ]
+    return next(iter((*without, *behind, *alone)), None)
 
 
 def _idle(sights: list[Sight]) -> bool:

@@ -1,5 +1,6 @@
 """Processes started by torchrun: their environment, their exchange of progress, and the end of a run."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -7,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,9 @@ from runtime.processes.watchdog import Sight
 from tests.runtime.small import compiled_plan
 
 ENVIRONMENT = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "9"}
-SIGHT = Sight(phase="verify", ticks=7, group="world", used_s=0.5, stopped=False, asked=1, served=0)
+SIGHT = Sight(
+    phase="verify", ticks=7, group="world", queued="", number=0, used_s=0.5, stopped=False, asked=1, served=0
+)  # fmt: skip
 
 
 def test_the_environment_of_torchrun_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +72,7 @@ def test_ranks_exchange_progress_and_the_first_failure_reaches_all() -> None:
     every = torchruns(3)
     exchanges = [Exchange(place, 5) for place in every]
     for number, exchange in enumerate(exchanges[:2]):
-        exchange.own = Sight.loads(SIGHT.dumps().replace("7", str(number)))
+        exchange.own = replace(SIGHT, ticks=number)
     until(lambda: len(exchanges[2].others) == 2)
     assert [exchanges[2].others[rank].done for rank in range(2)] == [(0, 0.5), (1, 0.5)]
     assert 2 not in exchanges[0].others, "rank 2 has not sent its progress yet"
@@ -101,8 +105,11 @@ def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
     return compiled_plan(tmp_path_factory.mktemp("torchrun"), ("a", "b"), context=2000, stall_timeout_s=2)
 
 
-def ended(directory: Path, hit: Callable[[int], None]) -> list[str]:
-    """Run two processes, one per rank, call ``hit`` with the process id of rank 1, and return the error of each."""
+def ended(directory: Path, hit: Callable[[int], None], places: list[Torchrun] | None = None) -> list[str]:
+    """Run two processes, one per rank, call ``hit`` with the process id of rank 1, and return the error of each.
+
+    ``places``: the environments of the ranks.
+    """
 
     def serve(place: Torchrun) -> str:
         try:
@@ -113,7 +120,7 @@ def ended(directory: Path, hit: Callable[[int], None]) -> list[str]:
         return ""
 
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(serve, place) for place in torchruns(2)]
+        futures = [pool.submit(serve, place) for place in places or torchruns(2)]
         until(lambda: len(multiprocessing.active_children()) == 2)
         child = next(child for child in multiprocessing.active_children() if child.name.startswith("rank 1"))
         assert child.pid is not None
@@ -137,6 +144,61 @@ def test_a_rank_that_dies_is_named_on_all_hosts(plan_dir: tuple[Path, Plan]) -> 
     for message in ended(plan_dir[0], later):
         assert "device b (rank 1), while in" in message
         assert "was killed by SIGKILL" in message
+
+
+MALFORMED = [
+    ("failure", "{{{"),
+    ("failure", '{"rank": 1}'),
+    ("failure", '[7, "of no rank of the run"]'),
+    ("failure", "[" * 100_000),
+    ("failure", "9" * 5000),
+    ("failure", b"\xff\xfe"),
+    ("failure", " " * (1 << 21)),
+    ("rank/1", ""),
+    ("rank/1", "hello"),
+    ("rank/1", "3 {}"),
+    ("rank/1", b"3 \xff"),
+    ("rank/1", "3 " + "[" * 100_000),
+    ("rank/1", "x " + SIGHT.dumps()),
+    ("rank/1", "3 " + SIGHT.dumps().replace("verify", "sleep")),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), MALFORMED)
+def test_a_malformed_value_in_the_store_is_the_reason_of_the_end(key: str, value: str | bytes) -> None:
+    (place, _) = torchruns(2)
+    exchange = Exchange(place, 5)
+    exchange.own = SIGHT
+    until(lambda: exchange._connected)
+    TCPStore(place.host, place.port, wait_for_workers=False).set(key, value)
+    until(lambda: exchange.failure)
+    expected = f"the store of the run, at 127.0.0.1:{place.port}, has a malformed value: {key}: found b"
+    assert exchange.failure.startswith(expected)
+    assert "\n" not in exchange.failure
+    assert len(exchange.failure) < 600
+    exchange.end()
+
+
+def test_a_message_in_the_store_is_shown_without_control_characters() -> None:
+    (place, _) = torchruns(2)
+    exchange = Exchange(place, 5)
+    until(lambda: exchange._connected)
+    TCPStore(place.host, place.port, wait_for_workers=False).set("failure", json.dumps([1, "a\x1b[2Jb\nc"]))
+    until(lambda: exchange.failure)
+    assert exchange.failure == "rank 1 ended the run: a\\x1b[2Jb\nc"
+    exchange.end()
+
+
+def test_a_stranger_who_writes_to_the_store_ends_the_run_with_that_reason(plan_dir: tuple[Path, Plan]) -> None:
+    places = torchruns(2)
+
+    def write(_: int) -> None:
+        store = TCPStore(places[0].host, places[0].port, wait_for_workers=False)
+        until(lambda: all(store.check([f"rank/{rank}"]) for rank in range(2)))
+        store.set("failure", "{{{")
+
+    for message in ended(plan_dir[0], write, places):
+        assert "has a malformed value: failure: found b'{{{', expected a rank and a message" in message
 
 
 def test_an_address_is_reached_through_an_interface() -> None:
