@@ -187,7 +187,7 @@ def test_a_seed_gives_the_same_text_with_a_divided_lm_head(plan_dir: tuple[Path,
     [
         ([1, 1.5], {}, r"prompt_ids\[1\]: found 1.5, expected a whole number"),
         ([1, None], {}, r"prompt_ids\[1\]: found None, expected a whole number"),
-        (None, {}, "prompt: found NoneType, expected text or token ids"),
+        (None, {}, "prompt: found NoneType, expected text or a sequence of token ids"),
         ("a\ud800", {}, "prompt: character 1 is none: the bytes are not UTF-8"),
         ([1], {"max_new_tokens": 1.5}, "max_new_tokens: found 1.5, expected a whole number"),
         ([1], {"top_k": "7"}, "top_k: found '7', expected a whole number"),

@@ -131,8 +131,11 @@ def test_draws_over_positions_and_over_seeds_have_the_distribution() -> None:
     [
         ((math.nan, None, None), "temperature: found nan, expected 0 (greedy) or at least 1e-06"),
         ((1e-9, None, None), "temperature: found 1e-09, expected 0 (greedy) or at least 1e-06"),
-        ((1.0, -1, None), "top_k: found -1, expected 1 to 2^63 - 1"),
-        ((1.0, None, 1.5), "top_p: found 1.5, expected more than 0 and at most 1"),
+        ((1.0, -1, None), "top_k: found -1, expected 0 (no limit) to 2^63 - 1"),
+        (
+            (1.0, None, 1.5),
+            "top_p: found 1.5, expected more than 0 and at most 1 (no limit); 0 only with temperature 0",
+        ),
     ],
 )
 def test_invalid_parameters_are_refused(parameters: tuple[float, int | None, float | None], message: str) -> None:
