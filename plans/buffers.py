@@ -26,12 +26,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from plans.dtypes import BUFFER_BYTES, KV_DTYPE_BYTES
+from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.kv import KvShare, kv_share, query_heads
 from plans.schema import Attention, Draft, Mlp, Model, Options, Plan
 from plans.step import (
     ALIGN_BYTES,
     BEST_WORDS,
+    CONVERTED_ROWS,
     ROW_ALIGN,
     SCORE_COLUMNS,
     CandidateLayout,
@@ -53,6 +54,10 @@ from plans.step import (
     tree_rows,
     verify_rows,
 )
+
+FLOAT32_BYTES = BUFFER_BYTES["float32"]
+FUSED_ROWS = 32
+"""Multiple to which the kernel of fused attention pads the rows of its log-sum-exp."""
 
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
 TERMS: tuple[Term, ...] = get_args(Term)
@@ -254,6 +259,10 @@ def _layer_buffers(
     # residual; (h + k) D thrice: q k v, their rotated copy, and the heads' outputs; again where q and k are normed
     copies = 4 if attention.qk_norm else 3
     attention_width = 4 * common.hidden + copies * (heads + share.heads) * dims
+    # model.ops.fused: normed input and residual, q k v, the kernel's output and its copy in order, and float32
+    # accumulators, which the kernel has for a head dim above 128, or where shared memory is short
+    accumulated = 0 if dtype == "float32" else FLOAT32_BYTES // DTYPE_BYTES[dtype] * heads * dims
+    fused_width = 2 * common.hidden + (3 * heads + 2 * share.heads) * dims + accumulated
     # model.layers.GatedMlp, model.experts.Experts: 4 H as in attention
     mlp_width = 4 * common.hidden + max(_mlp_width(mlp, common.hidden, mlp_units) for mlp in mlps)
     routed = max((mlp.num_experts for mlp in mlps if mlp.kind == "moe"), default=0)
@@ -267,26 +276,40 @@ def _layer_buffers(
         buffer("bias", "buffers", (rows, seen)),
         # the comparison of positions that hides rows, and its cast: model.layers.hide
         buffer("scratch.bias", "buffers", (rows, seen)),
-        buffer("scratch.attention", "buffers", (rows, attention_width)),
+        buffer("scratch.attention", "buffers", (rows, max(attention_width, fused_width))),
         buffer("scratch.mlp", "buffers", (rows, mlp_width)),
         # logits of the router, their softmax, its order and the weights that are picked: model.experts.Experts.route
         Buffer(name=f"{common.prefix}scratch.router", term="buffers", dtype="float32", shape=(4, rows, routed)),
         # as in the embedding: comm.groups.Group.all_reduce
         buffer("scratch.reduce", "comm", (rows, reduced)),
-        *_converted(common, cache),
+        *_converted(common, share, heads, cache),
         *_subgroup_buffers(common, share, heads, attention.head_dim, cache),
     )
 
 
-def _converted(common: _Common, cache: tuple[int, ...]) -> tuple[Buffer, ...]:
-    """Return a layer's cache in the dtype of activations, where it is kept in another, with the rows that are written.
+def _converted(common: _Common, share: KvShare, heads: int, cache: tuple[int, ...]) -> tuple[Buffer, ...]:
+    """Return the temporaries of a layer's cache that is kept in another dtype than activations.
 
-    The code is ``runtime.model.layers.attend``.
+    ``cache``: shape of the cache of one layer.
     """
-    if common.options.kv_dtype == common.options.dtype:
+    options, rows, prefix = common.options, common.rows, common.prefix
+    if options.kv_dtype == options.dtype:
         return ()
-    shape = (*cache[1:2], cache[2] + common.rows, *cache[3:])
-    return (Buffer(name=f"{common.prefix}scratch.kv", term="buffers", dtype=common.options.dtype, shape=shape),)
+    _, sequences, seen, both, dims = cache
+    # keys and values that are written, clamped: model.layers.store
+    stored = Buffer(name=f"{prefix}scratch.stored", term="buffers", dtype=options.dtype, shape=(rows, both, dims))
+    if share.parts > 1 and share.axis in ("context", "head_dim"):
+        return (stored,)  # model.split_kv.streamed converts to float32: scratch.columns
+    # a block of keys and values in the dtype of activations; the sum of blocks and a weighted block; the log-sum-exp of
+    # a block's scores, which the kernel pads to 32 rows, and six more of its shape: model.layers.converted
+    block = sequences, min(seen, CONVERTED_ROWS), both, dims
+    weights = 7 * rows + FUSED_ROWS * sequences
+    return (
+        stored,
+        Buffer(name=f"{prefix}scratch.kv", term="buffers", dtype=options.dtype, shape=block),
+        Buffer(name=f"{prefix}scratch.merge", term="buffers", dtype="float32", shape=(2 * rows, heads, dims)),
+        Buffer(name=f"{prefix}scratch.weights", term="buffers", dtype="float32", shape=(weights, heads)),
+    )
 
 
 def _mlp_width(mlp: Mlp, hidden: int, units: int) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from plans.artifact import DEVICE_ID
-from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Options, Plan, Tree
-from plans.step import pool_rows
+from plans.dtypes import DTYPE_BYTES
+from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Model, Options, Plan, Tree
+from plans.step import ATTENTION_ALIGN_BYTES, pool_rows
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_SHOWN = 16
@@ -59,7 +60,23 @@ def check_facts(plan: Plan) -> tuple[Violation, ...]:
         *_check_inventory(plan.inventory),
         *_check_model(plan),
         *_check_draft(plan),
+        *check_attention(plan.options, plan.inventory, plan.model, plan.draft),
     )
+
+
+def check_attention(options: Options, inventory: Inventory, model: Model, draft: Draft | None) -> Iterator[Violation]:
+    """Yield what fused attention, the only one that a GPU runs, does not take; the planner refuses it too."""
+    gpus = [device for device in inventory.devices if device.kind == "cuda"]
+    if not gpus:
+        return
+    multiple = ATTENTION_ALIGN_BYTES // DTYPE_BYTES[options.dtype]
+    attentions = [(f"model.layers[{i}].attention", layers.attention) for i, layers in enumerate(model.layers)]
+    if draft is not None:
+        attentions.append(("draft.attention", draft.attention))
+    for path, attention in attentions:
+        if attention.head_dim % multiple:
+            expected = f"a multiple of {multiple}, as attention on GPU {gpus[0].id} takes in {options.dtype}"
+            yield bad(f"{path}.head_dim", attention.head_dim, expected)
 
 
 def bad(path: str, value: object, expected: object) -> Violation:

@@ -32,6 +32,14 @@ WORD_BYTES = 8
 SCORE_COLUMNS = 256
 """Cache rows whose scores are computed at once by ``context`` or ``head_dim`` (``runtime.model.split_kv.streamed``)."""
 
+CONVERTED_ROWS = 4096
+"""Cache rows of every sequence that are converted at once, where a KV cache has another dtype than activations
+(``runtime.model.layers.converted``)."""
+
+ATTENTION_ALIGN_BYTES = 16
+"""Multiple of which the pointers and strides of keys, values, queries and masks are for fused attention on a GPU; so
+are the bytes of a head (``plans.check``)."""
+
 
 # ---- rows ----
 
@@ -320,7 +328,16 @@ def scores_shape(rows: int, query_heads: int, columns: int) -> tuple[int, int, i
 
 def score_blocks(kv_rows: int) -> tuple[slice, ...]:
     """Blocks of SCORE_COLUMNS cache rows, the last one shorter, that attention in a subgroup goes through in turn."""
-    return tuple(slice(start, min(start + SCORE_COLUMNS, kv_rows)) for start in range(0, kv_rows, SCORE_COLUMNS))
+    return _blocks(kv_rows, SCORE_COLUMNS)
+
+
+def converted_blocks(kv_rows: int) -> tuple[slice, ...]:
+    """Blocks of CONVERTED_ROWS cache rows, the last one shorter, that attention converts in turn."""
+    return _blocks(kv_rows, CONVERTED_ROWS)
+
+
+def _blocks(rows: int, most: int) -> tuple[slice, ...]:
+    return tuple(slice(start, min(start + most, rows)) for start in range(0, rows, most))
 
 
 def round_up(value: int, granule: int) -> int:

@@ -28,7 +28,7 @@ ROOMS = {
     "planner.problem": {"planner.errors", "planner.integers", "planner.costs", "planner.solver"},
     "planner.images": {"planner.errors", "planner.durable", "planner.checkpoints", "planner.families"},
     "planner.request": {"planner.errors", "planner.costs", "planner.families", "planner.hardware"},
-    "planner.formulations": {"planner.families", "planner.problem"},
+    "planner.formulations": {"planner.errors", "planner.families", "planner.problem"},
     "planner.infeasible": {"planner.errors", "planner.solver"},
     "planner.longest_context": {
         *("planner.integers", "planner.formulations", "planner.infeasible", "planner.request", "planner.solver"),

@@ -134,7 +134,7 @@ class Drafter:
         own = slice(mine.start - cache.sequences.start, mine.start - cache.sequences.start + count)
         start, window = cache.tree_rows, cache.window(width)
         positions = cache.positions(width, own)  # [b, n]
-        bias = self._bias[: count * width].view(count, 1, width, self._bias.shape[1])[..., start:window]
+        bias = self._bias[: count * width].view(count, 1, width, self._bias.shape[1])[..., : window - start]
         hide(bias, cache.columns[: window - start] <= positions.view(count, 1, width, 1))
         return Rows(
             rotary=rotary_at(self._rotary, positions.flatten()),

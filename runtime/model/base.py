@@ -172,7 +172,7 @@ class BaseStage:
         own = slice(number, number + 1)
         start, window = cache.tree_rows, cache.window(width)
         positions = cache.positions(width, own)  # [1, width]
-        bias = self._bias[:width, start:window]  # [width, t]
+        bias = self._bias[:width, : window - start]  # [width, t]
         hide(bias, cache.columns[: window - start] <= positions.view(width, 1))
         output = self._forward(
             hidden,
@@ -199,7 +199,7 @@ class BaseStage:
         first, count = self._sequences.start, len(self._sequences)
         mask = mask[first : first + count]
         tree, window = cache.tree(nodes), cache.window(0)
-        bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, tree.start : window]  # [B, N, t]
+        bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, : window - tree.start]  # [B, N, t]
         hide(bias[:, :, nodes:], cache.columns[: window - tree.stop] < cache.lengths.unsqueeze(2))
         if self._share.axis == "context" and self._share.part:
             bias[:, :, :nodes].fill_(float("-inf"))  # every member has the tree's rows; the first attends to them

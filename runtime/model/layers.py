@@ -11,23 +11,24 @@ Letters of shapes, here and in the other modules of this package:
     V  vocabulary; v  rows of the lm_head of this device
 
 Weights are bound transposed, as views of the image; nothing is copied. The temporaries of an attention are bounded by
-`scratch.attention`, `scratch.bias` and `scratch.kv` in plans/buffers.py, those of an MLP by `scratch.mlp`, and what
-members without layers of their own bring to a sum by `scratch.reduce`.
+`scratch.attention` and `scratch.bias` in plans/buffers.py, with a cache of another dtype also by `scratch.stored`,
+`scratch.kv`, `scratch.merge` and `scratch.weights`; those of an MLP by `scratch.mlp`, and what members without
+layers of their own bring to a sum by `scratch.reduce`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
+from plans.step import CONVERTED_ROWS, converted_blocks
 from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.kvcache import as_movable
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""q [B, h, n, D], k and v [B, k, t, D], bias [B, 1, n, t] -> [W, columns of this device's o]."""
+"""q [B, h, n, D], k and v [B, k, t, D] in the cache's dtype, bias [B, 1, n, t] -> [W, columns of this device's o]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +122,7 @@ class Attention:
             return ops.attend(qkv, h, cache, rows.rotary, rows.bias, rows.seen.start, rows.tree, rows.written, first)
         rotate(qkv[:, : h + k], rows.rotary)
         store(cache, qkv[:, h:], rows)
-        seen = cache[rows.sequences, rows.seen].to(x.dtype).transpose(1, 2)  # [B, 2k, t, D]
+        seen = cache[rows.sequences, rows.seen].transpose(1, 2)  # [B, 2k, t, D]
         sequences, _, n, _ = rows.bias.shape
         q = qkv[:, :h].view(sequences, n, h, self.head_dim).transpose(1, 2)  # [B, h, n, D]
         return self.attend(q, seen[:, :k], seen[:, k:], rows.bias)
@@ -183,9 +184,35 @@ def store(cache: Tensor, kv: Tensor, rows: Rows) -> None:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Attend with whole heads to all positions; arguments and result as in ``Attend``."""
-    grouped = q.shape[1] != k.shape[1]
-    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)  # [B, h, n, D]
-    return out.transpose(1, 2).reshape(q.shape[0] * q.shape[2], -1)
+    out = ops.fused(q, k, v, bias) if k.dtype == q.dtype else converted(q, k, v, bias)
+    return out.flatten(0, 1).flatten(1)
+
+
+def converted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attend to a cache of another dtype, CONVERTED_ROWS of its rows at a time: [B, n, h, D].
+
+    Each block of rows is converted and attended to alone. With its output o and the log-sum-exp s of its scores, -inf
+    where a row sees nothing of it, the result is the sum of o * exp(s) over blocks, divided by the sum of exp(s).
+    """
+    batch, heads, n, dims = q.shape
+    blocks = converted_blocks(k.shape[2])
+    if len(blocks) == 1:
+        return ops.fused(q, k.to(q.dtype), v.to(q.dtype), bias)
+    out = torch.zeros((batch, n, heads, dims), dtype=torch.float32, device=q.device)
+    total = torch.full((batch, heads, n), float("-inf"), dtype=torch.float32, device=q.device)
+    key_block, value_block = q.new_empty((2, batch, k.shape[1], CONVERTED_ROWS, dims))
+    for block in blocks:
+        rows = block.stop - block.start
+        keys, values = key_block[:, :, :rows].copy_(k[:, :, block]), value_block[:, :, :rows].copy_(v[:, :, block])
+        mask, weights = bias[..., block], torch.empty_like(total)
+        part = ops.fused(q, keys, values, mask, weights)
+        weights.masked_fill_(mask.amax(-1) == float("-inf"), float("-inf"))
+        merged = torch.logaddexp(total, weights)
+        base = merged.clamp(min=torch.finfo(torch.float32).min)  # a row that sees nothing is not inf - inf
+        kept, added = ((x - base).exp_().transpose(1, 2).unsqueeze(-1) for x in (total, weights))  # [B, n, h, 1]
+        out.mul_(kept).add_(part * added)
+        total = merged
+    return out.to(q.dtype)
 
 
 def reduced(linear: Linear, x: Tensor, residual: Tensor, group: Group) -> Tensor:

@@ -1,8 +1,8 @@
 """The operations of a layer, as the device does them: on a CPU by ``kernels``, elsewhere by torch.
 
 Letters as in ``layers``: W rows, H hidden size, t rows of the KV cache that a forward looks at, D head dim, h query
-heads, k KV heads, m MLP channels. Which one runs follows from the device alone, and on a CPU from the dtype of the KV
-cache; nothing is tried and nothing falls back.
+heads, k KV heads, g = h / k query heads of a KV head, m MLP channels. Which one runs follows from the device alone, and
+on a CPU from the dtype of the KV cache; nothing is tried and nothing falls back.
 """
 
 import ctypes
@@ -167,6 +167,55 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     )
     _run(rowwise.top, logits.dtype, 4 * logits.numel(), call)
     return best, scores
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Attend without materialised scores: [B, n, h, D].
+
+    ``q`` [B, h, n, D], ``k`` and ``v`` [B, k, t, D] of the same dtype, ``bias`` [B, 1, n, t]. ``weights`` [B, h, n]
+    float32 is filled with the log-sum-exp of the scores of each row. A row that sees nothing has zeros, and 0 as that.
+
+    The kernels know no grouped queries. Either the KV heads of one sequence become the batch, and the g query heads of
+    each read its keys and the mask through a stride of 0; or, where that is fewer calls, all sequences are attended to
+    by one query head of each KV head at a time. Nothing but the result is copied.
+    """
+    batch, heads, n, dims = q.shape
+    kv_heads, t = k.shape[1], k.shape[2]
+    group = heads // kv_heads
+    q = q.unflatten(1, (kv_heads, group))  # [B, k, g, n, D]
+    out = q.new_empty(batch, n, kv_heads, group, dims)
+    log_sums = None if weights is None else weights.view(batch, kv_heads, group, n)
+    if batch <= group:
+        for b in range(batch):
+            keys, values = (x[b].unsqueeze(1).expand(kv_heads, group, t, dims) for x in (k, v))
+            mask = bias[b].unsqueeze(0).expand(kv_heads, group, n, t)
+            part, log_sum = _attend_fused(q[b], keys, values, mask, weighted=log_sums is not None)
+            out[b].copy_(part.permute(2, 0, 1, 3))
+            if log_sums is not None:
+                log_sums[b].copy_(log_sum)
+    else:
+        mask = bias.expand(batch, kv_heads, n, t)
+        for member in range(group):
+            part, log_sum = _attend_fused(q[:, :, member], k, v, mask, weighted=log_sums is not None)
+            out[:, :, :, member].copy_(part.transpose(1, 2))
+            if log_sums is not None:
+                log_sums[:, :, member].copy_(log_sum)
+    return out.view(batch, n, heads, dims)
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, weighted: bool) -> tuple[Tensor, Tensor]:
+    """Run one fused kernel by its name, so that no other can be chosen; return the output and, if ``weighted``, the
+    log-sum-exp of each row's scores.
+
+    ``q`` [X, Y, n, D], ``k`` and ``v`` [X, Y, t, D], ``bias`` [X, Y, n, t]. On a GPU it is torch's memory-efficient
+    kernel, which takes a mask on every compute capability; pointers, and strides but the last, are multiples of
+    ATTENTION_ALIGN_BYTES. `scratch.attention` in plans/buffers.py bounds its temporaries.
+    """
+    if q.is_cpu:
+        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)
+        return out, log_sum
+    out, log_sum, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, weighted)
+    return out, log_sum[..., : q.shape[2]]  # the kernel pads rows
 
 
 def attends(qkv: Tensor, cache: Tensor) -> bool:

@@ -1,8 +1,10 @@
 """The arithmetic of a layer against its formulas, on one device and in shares."""
 
+import pytest
 import torch
 from torch import Tensor
 
+from plans.step import CONVERTED_ROWS, converted_blocks
 from runtime.comm.groups import Group
 from runtime.model.blocks import Embed, LmHead
 from runtime.model.layers import GatedMlp, Linear, attend, hide, rotary_at, rotary_table, rotate
@@ -35,7 +37,7 @@ def test_attention_is_limited_to_the_keys_that_the_bias_allows() -> None:
     q, k, v = seeded(1, 4, 3, 8), seeded(1, 2, 10, 8), seeded(1, 2, 10, 5 + 3)
     visible = torch.zeros(3, 10, dtype=torch.bool)
     visible[0, 2] = visible[1, :4] = visible[2, 9] = visible[2, 0] = True
-    bias = torch.empty(3, 10)
+    bias = torch.empty(1, 1, 3, 10)
     hide(bias, visible)
     out = attend(q, k, v, bias).view(3, 4, 8)
     for row in range(3):
@@ -43,6 +45,26 @@ def test_attention_is_limited_to_the_keys_that_the_bias_allows() -> None:
             keys, values = k[0, query_head // 2][visible[row]], v[0, query_head // 2][visible[row]]
             expected = (keys @ q[0, query_head, row] / 8**0.5).softmax(0) @ values
             torch.testing.assert_close(out[row, query_head], expected)
+
+
+@pytest.mark.parametrize(("batch", "heads", "kv_heads"), [(1, 4, 2), (2, 2, 2), (3, 4, 2), (2, 6, 2)])
+@pytest.mark.parametrize(("rows", "blocks"), [(CONVERTED_ROWS, 1), (2 * CONVERTED_ROWS + 5, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+def test_attention_over_a_long_cache_is_that_over_its_values(
+    batch: int, heads: int, kv_heads: int, rows: int, blocks: int, dtype: torch.dtype
+) -> None:
+    q, cache = seeded(batch, 5, heads, 8).transpose(1, 2), seeded(batch, rows, 2 * kv_heads, 8).to(dtype)
+    assert len(converted_blocks(rows)) == blocks
+    k, v = cache.transpose(1, 2).split(kv_heads, 1)
+    visible = seeded(batch, 1, 5, rows) > 0
+    visible[:, :, 1] = False
+    visible[:, :, 1, 3] = True  # most blocks have nothing for this row
+    bias = torch.empty(visible.shape)
+    hide(bias, visible)
+    group = heads // kv_heads
+    keys, values = (x.float().repeat_interleave(group, 1) for x in (k, v))
+    expected = ((q @ keys.transpose(2, 3)) / 8**0.5 + bias).softmax(-1) @ values  # [B, h, n, D]
+    torch.testing.assert_close(attend(q, k, v, bias), expected.transpose(1, 2).reshape(batch * 5, -1))
 
 
 def test_a_leader_without_mlp_channels_adds_residual_and_bias() -> None:

@@ -1,0 +1,106 @@
+"""Prefill and steps as a GPU runs them, on meta tensors: what attention is given, and the memory that they take."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from plans import codec
+from plans.buffers import device_buffers
+from plans.schema import Device, DType, KvAxis, KvDType, Plan, Run
+from plans.step import CONVERTED_ROWS
+from tests.plan_factory import Group, even, group, make_device, make_draft, make_model, make_plan
+from tests.runtime.meta import on_meta
+
+PLANS = Path(__file__).parents[3] / "plans"
+MODELS = {
+    "GQA": make_model(num_layers=2, num_heads=32, num_kv_heads=8, head_dim=128, hidden_size=256),
+    "MHA": make_model(num_layers=2, num_heads=16, num_kv_heads=16, head_dim=64, hidden_size=256),
+    "one KV head of 256": make_model(num_layers=2, num_heads=8, num_kv_heads=1, head_dim=256, hidden_size=256),
+}
+
+
+def committed() -> list[tuple[str, int]]:
+    """Return the ranks of committed plans that are GPUs; of many devices the first and the last."""
+    cases = []
+    for file in sorted(PLANS.glob("*/plan.yaml")):
+        plan = codec.load(file.parent)
+        ranks = [rank for rank, device in enumerate(plan.devices) if device.kind == "cuda"]
+        cases += [
+            (file.parent.name, rank) for rank in dict.fromkeys(ranks if len(ranks) < 4 else (ranks[0], ranks[-1]))
+        ]
+    return cases
+
+
+def gpu(device_id: str) -> Device:
+    return dataclasses.replace(make_device(device_id, memory_bytes=1 << 37), type="gpu", kind="cuda")
+
+
+def scratch(plan: Plan, rank: int) -> int:
+    return sum(buffer.nbytes for buffer in device_buffers(plan, plan.devices[rank].id) if buffer.scratch)
+
+
+@pytest.mark.parametrize(("name", "rank"), committed())
+def test_attention_of_a_committed_plan_gets_what_its_kernel_takes(name: str, rank: int) -> None:
+    plan = codec.load(PLANS / name)
+    run = on_meta(plan, rank, [plan.options.prefill_chunk + 9])
+    assert [trace.misaligned for trace in run.traces] == [[]] * len(run.traces)
+    assert any(trace.attentions for trace in run.traces), "a rank without layers would prove nothing"
+    assert 0 < run.peak <= scratch(plan, rank)
+
+
+@pytest.mark.parametrize("context", [1 << 10, 1 << 13, 1 << 16])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("bfloat16", "bfloat16"), ("float16", "float8_e4m3fn")])
+def test_temporaries_are_planned_at_every_context(model: str, context: int, dtype: DType, kv_dtype: KvDType) -> None:
+    base = MODELS[model]
+    plan = make_plan(
+        base, [group(base, ["a"], base.num_layers)], draft=make_draft(base, kind="eagle"), devices=[gpu("a")],
+        context=context, dtype=dtype, kv_dtype=kv_dtype, prefill_chunk=512,
+    )  # fmt: skip
+    run = on_meta(plan, 0, [context - 20], cached=context - 600)
+    assert [trace.misaligned for trace in run.traces] == [[]] * len(run.traces)
+    assert max(columns for trace in run.traces for *_, columns in trace.attentions) > min(context, CONVERTED_ROWS) // 2
+    assert 0 < run.peak <= scratch(plan, 0)
+
+
+@pytest.mark.parametrize("batch", [2, 3, 5])
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("bfloat16", "bfloat16"), ("float32", "float8_e4m3fn")])
+def test_temporaries_of_a_batch_are_planned(batch: int, dtype: DType, kv_dtype: KvDType) -> None:
+    base = MODELS["GQA"]
+    plan = make_plan(
+        base, [group(base, ["a"], base.num_layers)], draft=make_draft(base, kind="eagle", num_kv_heads=16),
+        devices=[gpu("a")], context=9000, dtype=dtype, kv_dtype=kv_dtype, prefill_chunk=128, batch=batch,
+    )  # fmt: skip
+    run = on_meta(plan, 0, [8000, *range(20, 18 + batch)], cached=7800)
+    assert [trace.misaligned for trace in run.traces] == [[]] * len(run.traces)
+    assert 0 < run.peak <= scratch(plan, 0)
+
+
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("axis", ["heads", "context", "head_dim", "batch"])
+def test_temporaries_of_devices_that_divide_kv_heads_are_planned(axis: KvAxis, kv_dtype: KvDType) -> None:
+    base, names = MODELS["one KV head of 256"], ("a", "b")
+    units = base.layers[0].mlp.units
+    run = Run(num_layers=base.num_layers, kv_heads=(1, 1), mlp_units=even(units, 2))
+    plan = make_plan(
+        base, [Group(devices=names, runs=(run,), axis=axis, subgroups=(2,))], draft=make_draft(base, kind="eagle"),
+        context=9000,
+        devices=[dataclasses.replace(gpu(name), ordinal=number) for number, name in enumerate(names)],
+        dtype="bfloat16", kv_dtype=kv_dtype, prefill_chunk=256, batch=2,
+    )  # fmt: skip
+    for rank in range(2):
+        result = on_meta(plan, rank, [6000, 100], cached=5700)
+        assert [trace.misaligned for trace in result.traces] == [[]] * len(result.traces)
+        assert 0 < result.peak <= scratch(plan, rank)
+
+
+def test_a_converted_cache_takes_memory_for_a_block_of_rows_alone() -> None:
+    base = MODELS["GQA"]
+
+    def of(context: int) -> int:
+        plan = make_plan(base, [group(base, ["a"], base.num_layers)], devices=[gpu("a")], context=context,
+                         dtype="bfloat16", kv_dtype="float8_e4m3fn")  # fmt: skip
+        return next(buffer.nbytes for buffer in device_buffers(plan, "a") if buffer.name == "scratch.kv")
+
+    assert of(1 << 14) == of(1 << 17) == CONVERTED_ROWS * 2 * 8 * 128 * 2

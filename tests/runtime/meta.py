@@ -1,0 +1,311 @@
+"""The GPU path of a plan without a GPU: one rank's prefill and steps on meta tensors, which have shapes and no values.
+
+Whatever is not on a CPU takes the branch that a GPU takes, so that each operation can be looked at: its devices, the
+pointers that attention gets, copies from the host, and the bytes of temporaries. Collectives do nothing, and the step
+message is read as one that accepts some nodes.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from plans.schema import Plan, Transport
+from runtime.comm.groups import Group, groups
+from runtime.comm.progress import Phase, Progress
+from runtime.decode.messages import Channel, Message
+from runtime.decode.step import Decoding, Stepper
+from runtime.image.buffers import Memory
+from runtime.sampling import Sampling
+
+META = torch.device("meta")
+aten = torch.ops.aten
+EFFICIENT = aten._scaled_dot_product_efficient_attention.default
+WHOLE = {aten.rms_norm.default}
+"""Composite operations that are one kernel on a GPU."""
+ALLOCATIONS = {
+    *(aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default),
+    *(aten.new_empty_strided.default, aten.detach.default, aten._unsafe_view.default, aten._reshape_alias.default),
+    aten.lift_fresh.default,
+}
+READS = {
+    *(aten._local_scalar_dense.default, aten.item.default, aten.nonzero.default, aten.masked_select.default),
+    *(aten.equal.default, aten.is_nonzero.default, aten._unique2.default, aten.unique_consecutive.default),
+    aten.repeat_interleave.Tensor,
+}
+"""Operations for whose result, or its shape, the host waits."""
+
+
+@dataclass
+class Trace:
+    """Operations of one phase, with everything about them that a GPU would object to."""
+
+    kernels: Counter[str] = field(default_factory=Counter)
+    """Operations that compute, by name; views and allocations are not counted."""
+    mixed: list[str] = field(default_factory=list)
+    """Operations that mix devices, or compute on the host's; asynchronous copies are none."""
+    waits: list[str] = field(default_factory=list)
+    """Operations that the host waits for."""
+    misaligned: list[str] = field(default_factory=list)
+    attentions: set[tuple[int, ...]] = field(default_factory=set)
+    """Shapes of queries and keys of fused attention."""
+
+    @property
+    def count(self) -> int:
+        return self.kernels.total()
+
+
+class Watch(TorchDispatchMode):
+    """Records every operation by phase, and the peak of live bytes of tensors made while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase, self.traces = "start", dict[str, Trace]()
+        self.most = self._now = 0
+        self._storages: set[int] = set()
+
+    @property
+    def trace(self) -> Trace:
+        return self.traces.setdefault(self.phase, Trace())
+
+    def forget(self) -> None:
+        """Drop what was recorded, and measure the peak from here."""
+        self.traces, self.most = {}, self._now
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # in inference mode the dispatcher shows composite operations whole
+        if _composite(func):
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self._record(func, inputs, outputs, args, kwargs)
+        self._allocated(func, inputs, outputs)
+        return out
+
+    def _record(self, func: Any, inputs: list[Tensor], outputs: list[Tensor], args: Any, kwargs: Any) -> None:
+        trace, name = self.trace, str(func).removeprefix("aten.")
+        if func in READS or (
+            func is aten.index.Tensor and any(x.dtype == torch.bool for x in tree_leaves(args[1]) if x is not None)
+        ):
+            trace.waits.append(name)
+        devices = {tensor.device.type for tensor in inputs + outputs}
+        if func in (aten.copy_.default, aten._to_copy.default) and len(devices) > 1:
+            asynchronous = kwargs.get("non_blocking") or (func is aten.copy_.default and len(args) > 2 and args[2])
+            (trace.kernels.update([name]) if asynchronous else trace.waits.append(f"{name} between {sorted(devices)}"))
+            return
+        if _is_view(func) or func in ALLOCATIONS or not devices:
+            return
+        if "meta" in devices and len(devices) > 1:
+            trace.mixed.append(f"{name} {[tuple(tensor.shape) for tensor in inputs]}")
+        if "meta" not in devices:
+            return
+        trace.kernels[name] += 1
+        if func is EFFICIENT:
+            trace.attentions.add((*args[0].shape, args[1].shape[2]))
+            trace.misaligned += _misaligned(*args[:4])
+
+    def _allocated(self, func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Count the storages that are new; the kernel of fused attention has accumulators beside its outputs."""
+        known = {tensor.untyped_storage()._cdata for tensor in inputs}
+        hidden = 0
+        if func is EFFICIENT and inputs[0].itemsize == 2:  # above a head dim of 128, or as shared memory allows
+            hidden = 4 * inputs[0].numel()
+        for tensor in outputs:
+            storage = tensor.untyped_storage()
+            key, nbytes = storage._cdata, -(-storage.nbytes() // 512) * 512  # the granule of torch's allocator
+            if tensor.device != META or key in known or key in self._storages:
+                continue
+            self._storages.add(key)
+            self._now += nbytes
+            weakref.finalize(storage, self._freed, key, nbytes)
+        self.most = max(self.most, self._now + hidden)
+
+    def _freed(self, key: int, nbytes: int) -> None:
+        self._storages.discard(key)
+        self._now -= nbytes
+
+
+@cache
+def _composite(func: Any) -> bool:
+    return func not in WHOLE and torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    returns = func._schema.returns
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+def _misaligned(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Iterator[str]:
+    """Yield what `check_supported` of torch's kernel_forward.h refuses: pointers and strides off 16 bytes.
+
+    Buffers start on a multiple of 256 bytes, so that a tensor's offset in its storage decides.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("bias", bias)):
+        size = tensor.itemsize
+        if tensor.storage_offset() * size % 16:
+            yield f"{name} starts at {tensor.storage_offset() * size} bytes"
+        if tensor.stride(-1) != 1 or any(stride * size % 16 for stride in tensor.stride()[:-1]):
+            yield f"{name} has strides {tensor.stride()} of {size} bytes"
+    for tensor in (k, v, bias):
+        assert tensor.dtype == q.dtype, "no kernel takes two dtypes"
+    if k.shape[:2] != q.shape[:2] or bias.shape != (*q.shape[:3], k.shape[2]):
+        yield f"shapes {q.shape}, {k.shape}, {bias.shape}"
+    # a vector of the mask's last columns reads on into the padding of its row
+    if bias.stride(2) < -(-k.shape[2] // 8) * 8 and bias.shape[2] > 1:
+        yield f"rows of the mask of {bias.stride(2)} values, for {k.shape[2]} columns"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SilentGroup(Group):
+    """A group whose collectives do nothing: there are no values."""
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        pass
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        pass
+
+    def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        return tensor.new_empty((len(self.ranks), *tensor.shape)) if out is None else out
+
+
+@dataclass(frozen=True, kw_only=True)
+class SilentMaker:
+    """Makes the groups of one rank."""
+
+    rank: int
+    progress: Progress
+
+    def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
+        if self.rank not in ranks:
+            return None
+        handle: Any = None if transport == "local" else object()  # only asked whether it is there
+        return SilentGroup(name=name, ranks=ranks, rank=self.rank, staged=False, handle=handle)
+
+
+class Phases(Progress):
+    """Progress that tells a watch which phase begins."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def begin(self, phase: Phase) -> None:
+        super().begin(phase)
+        self._watch.phase = phase
+
+
+class MetaSlots:
+    """Slots of an image without bytes."""
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=META)
+
+
+Kind = Literal["plain", "EAGLE"]
+
+
+@dataclass
+class Run:
+    """What one rank did: prefill, and one step of each kind."""
+
+    prefill: dict[Kind, Trace] = field(default_factory=dict)
+    steps: dict[Kind, dict[str, Trace]] = field(default_factory=dict)
+    """By phase."""
+    reads: dict[Kind, int] = field(default_factory=dict)
+    """Step messages read by the host in one step."""
+    peak: int = 0
+    """Most bytes of temporaries."""
+
+    @property
+    def traces(self) -> list[Trace]:
+        return [*self.prefill.values(), *(trace for step in self.steps.values() for trace in step.values())]
+
+
+@contextmanager
+def silent_messages(accepted: int) -> Iterator[list[int]]:
+    """Read every step message as one that accepts ``accepted`` nodes, as far as there are; yield the count of reads."""
+    reads = [0]
+
+    def read(channel: Channel) -> list[Message]:
+        reads[0] += 1
+        nodes, kept = channel.nodes, channel.kept
+        count = min(accepted, kept - 1)
+        return [
+            Message(accepted=count, stopped=False, path=list(range(kept)), tokens=[5] * nodes, parents=[0] * nodes)
+            for _ in range(channel.wire.shape[0])
+        ]
+
+    with mock.patch.object(Channel, "read", read):
+        yield reads
+
+
+def on_meta(plan: Plan, rank: int, lengths: Sequence[int], *, sampling: Sampling | None = None, cached: int = 0) -> Run:
+    """Run a rank's prefill of prompts of these lengths, and a step, plain and then with its drafter.
+
+    ``cached``: positions of each prompt, as far as it has them, that the caches hold already.
+    """
+    watch, run = Watch(), Run()
+    progress = Phases(watch)
+    with silent_messages(3) as reads, torch.inference_mode():
+        memory = Memory(plan, plan.devices[rank].id, META)
+        comm = groups(plan, SilentMaker(rank=rank, progress=progress))
+        stepper = Stepper(plan, MetaSlots(), memory, comm, META)
+        with watch:
+            kinds: tuple[Kind, ...] = ("plain", "EAGLE") if stepper.drafts else ("plain",)
+            for kind in kinds:
+                samplings = (sampling,) * len(lengths)
+                options = Decoding(
+                    draft=kind == "EAGLE", samplings=samplings, accept=None, reuse=True, stopped=lambda: False
+                )
+                _fill(stepper, [min(cached, length - 1) for length in lengths])
+                watch.forget()
+                stream = stepper.steps([tuple(range(length)) for length in lengths], options)
+                next(stream)
+                run.prefill[kind] = _joined(watch.traces.values())
+                run.peak = max(run.peak, watch.most)
+                watch.forget()
+                reads[0] = 0
+                next(stream)
+                run.steps[kind], run.reads[kind] = watch.traces, reads[0]
+                run.peak = max(run.peak, watch.most)
+                stream.close()
+    return run
+
+
+def _fill(stepper: Stepper, cached: Sequence[int]) -> None:
+    """Let the caches hold positions of each sequence, whose tokens are its numbers."""
+    parts, sequences = stepper._parts, stepper._sequences
+    batch = len(sequences.tokens)
+    counts = [*cached, *[0] * (batch - len(cached))]
+    sequences.tokens, sequences.drafted = [list(range(count)) for count in counts], list(counts)
+    stage = None if parts.base is None else parts.base._stage
+    for kv in [*([stage.cache] if stage else []), *([parts.drafter._cache] if parts.drafter else [])]:
+        kv._known = [counts[number] for number in kv.sequences]
+
+
+def _joined(traces: Any) -> Trace:
+    joined = Trace()
+    for trace in traces:
+        joined.kernels += trace.kernels
+        for name in ("mixed", "waits", "misaligned"):
+            getattr(joined, name).extend(getattr(trace, name))
+        joined.attentions |= trace.attentions
+    return joined
