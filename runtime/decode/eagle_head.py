@@ -166,9 +166,15 @@ class Drafter:
             level = self._growth.grow(level, *self._candidates(hidden))
         return self._growth.finish()
 
-    def commit(self, rows: list[int]) -> None:
-        """Make pairs that were run part of each sequence; ``rows``: their number by sequence."""
-        self._cache.commit(rows[self._cache.sequences.start : self._cache.sequences.stop])
+    def commit(self, accepted: Tensor, rows: list[int]) -> None:
+        """Make pairs that were run part of each sequence: ``accepted`` [B] + 1, and ``rows``, the same on the host."""
+        own = slice(self._cache.sequences.start, self._cache.sequences.stop)
+        self._cache.commit(accepted[own].unsqueeze(1), rows[own])
+
+    def commit_one(self, sequence: int, rows: int) -> None:
+        """Make ``rows`` pairs that were run part of one sequence."""
+        if sequence in self._cache.sequences:
+            self._cache.commit_one(self._cache.sequences.index(sequence), rows)
 
     def truncate(self, lengths: list[int]) -> None:
         """Discard the positions of each sequence from ``lengths`` on."""

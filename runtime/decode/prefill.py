@@ -17,7 +17,7 @@ from runtime.decode.messages import Channel, Message
 from runtime.decode.parts import Accepted, Parts
 from runtime.decode.sequences import Sequences
 from runtime.decode.verify import Verdict
-from runtime.image.buffers import Memory
+from runtime.image.buffers import Memory, fill
 from runtime.model.base import Forward
 from runtime.sampling import Sampling
 
@@ -89,14 +89,15 @@ class Prefill:
         root = feature = None
         for start in range(self.reused[number], len(prompt), self._width):
             self._progress.begin("prefill")
-            chunk, following = prompt[start : start + self._width], prompt[start + 1 : start + 1 + self._width]
+            chunk = prompt[start : start + self._width]
             last, ends = len(chunk) - 1, start + self._width >= len(prompt)
             forward = self._run_chunk(number, chunk)
             if ends and forward is not None:
                 row, depth = forward.normed[last : last + 1], self._no_path[0, :1]
                 root = choose(forward, row, sampling, position=len(prompt), depths=depth, num_depths=1)
             if drafted:
-                feature, chosen = self._extend(number, last, self._as_accepted(following, forward, last, root))
+                following = root if ends else prompt[start + self._width]
+                feature, chosen = self._extend(number, last, self._as_accepted(forward, last, following))
                 root = root if chosen is None else chosen if ends else None
         return root, feature
 
@@ -105,7 +106,7 @@ class Prefill:
         if self._parts.base is None:
             return None
         padding = [0] * (self._width - len(chunk))
-        self._chunk.copy_(torch.tensor([*chunk, *padding]))
+        fill(self._chunk, [*chunk, *padding])
         return self._parts.base.prefill(number, self._chunk, len(chunk) - 1)
 
     def _extend(self, number: int, last: int, accepted: Accepted | None) -> tuple[Tensor | None, Tensor | None]:
@@ -120,17 +121,16 @@ class Prefill:
         if drafter is None:
             return None, None
         feature = drafter.extend(message, number)
-        drafter.commit([last + 1 if other == number else 0 for other in range(self._batch)])
+        drafter.commit_one(number, last + 1)
         return feature, message.roots
 
-    def _as_accepted(
-        self, following: tuple[int, ...], forward: Forward | None, last: int, root: Tensor | None
-    ) -> Accepted | None:
-        """Return a chunk as an accepted path with the token after each row; after row ``last`` it is ``root`` [1]."""
+    def _as_accepted(self, forward: Forward | None, last: int, following: int | Tensor | None) -> Accepted | None:
+        """Return a chunk as an accepted path with the token after each row; after row ``last`` it is ``following``."""
         if forward is None:
             return None
-        tokens = torch.tensor([[*following, *[0] * (self._width - len(following))]], device=self._device)
-        if root is not None:
-            tokens[0, last : last + 1] = root
-        verdict = Verdict(accepted=torch.tensor([last], device=self._device), path=self._no_path[:1], tokens=tokens)
+        assert following is not None, "a rank of the lm_head has chosen the token after the prompt"
+        tokens = self._chunk.roll(-1).unsqueeze(0)
+        tokens[:, last].fill_(following) if isinstance(following, int) else tokens[:, last].copy_(following)
+        accepted = torch.full((1,), last, dtype=torch.int64, device=self._device)
+        verdict = Verdict(accepted=accepted, path=self._no_path[:1], tokens=tokens)
         return Accepted(verdict=verdict, features=forward.features)

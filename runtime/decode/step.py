@@ -89,6 +89,7 @@ class Stepper:
         self._prefill = Prefill(plan, self._parts, memory, comm)
         self._channel, self._options = self._parts.plain, decoding(draft=False)
         self._first_node = torch.arange(plan.options.batch, device=device).unsqueeze(1)
+        self._ended = torch.ones(plan.options.batch, dtype=torch.bool, device=device)  # as the record has it
 
     @property
     def drafts(self) -> bool:
@@ -100,9 +101,11 @@ class Stepper:
         """Positions of each sequence that the last prefill found in the caches."""
         return self._prefill.reused
 
+    @torch.inference_mode()
     def end(self, sequence: int) -> None:
         """Stop committing to a sequence, which has ended."""
         self._sequences.end(sequence)
+        self._ended[sequence].fill_(True)
 
     def steps(self, prompts: Sequence[tuple[int, ...]], options: Decoding) -> Iterator[list[tuple[list[int], Message]]]:
         """Yield each step's new tokens and message by sequence, without end; prefill's one token first."""
@@ -113,6 +116,7 @@ class Stepper:
             messages = self._prefill.run(
                 prompts, options.samplings, self._channel, self._sequences, reuse=options.reuse
             )
+            self._begin(len(prompts))
             valid = True
             yield [(message.tokens[:1], message) for message in messages[: len(prompts)]]
             while True:
@@ -131,6 +135,12 @@ class Stepper:
         finally:
             if not valid:
                 self._sequences.forget()
+
+    @torch.inference_mode()
+    def _begin(self, sequences: int) -> None:
+        """Commit to the first ``sequences`` sequences, until they end."""
+        self._ended.fill_(True)
+        self._ended[:sequences].fill_(False)
 
     @torch.inference_mode()
     def _step(self) -> list[Message]:
@@ -198,13 +208,9 @@ class Stepper:
 
     def _commit(self, messages: list[Message]) -> None:
         """Keep the rows that each sequence accepted; none of a sequence that has ended."""
-        channel, active = self._channel, self._sequences.active
-        rows = self._sequences.committed_rows(messages)
+        channel, rows = self._channel, self._sequences.committed_rows(messages)
+        accepted = channel.accepted.masked_fill(self._ended, -1)
         if self._parts.base is not None:
-            accepted = channel.accepted
-            if not all(active):
-                ended = torch.tensor(active, device=self._parts.device).logical_not()
-                accepted = accepted.masked_fill(ended, -1)
             self._parts.base.keep(channel.path, accepted, channel.nodes, rows)
         if self._parts.drafter is not None and channel.drafted:
-            self._parts.drafter.commit(rows)
+            self._parts.drafter.commit(accepted, rows)

@@ -1,11 +1,21 @@
 """Buffers of one device, as ``plans.buffers`` lists them, allocated once, before the first token."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from plans.buffers import TERMS, Buffer, Term, device_buffers
 from plans.schema import Plan
 from runtime.image.dtypes import DTYPES
+
+
+def fill(buffer: Tensor, values: Sequence[int]) -> None:
+    """Copy numbers to a buffer; the host does not wait for a GPU, as the copy is from pinned memory.
+
+    Torch does not use that memory again before the copy is done.
+    """
+    buffer.copy_(torch.tensor(values, dtype=buffer.dtype, pin_memory=buffer.is_cuda), non_blocking=True)
 
 
 class Memory:

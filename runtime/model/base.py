@@ -187,7 +187,7 @@ class BaseStage:
                 own=slice(0, width) if self._divided else None,
             ),
         )
-        cache.commit([last + 1 if other == number else 0 for other in range(len(self._sequences))])
+        cache.commit_one(number, last + 1)
         return output
 
     def verify(self, hidden: Tensor | None, mask: Tensor) -> Tensor:

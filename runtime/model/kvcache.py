@@ -59,7 +59,7 @@ class KvCache:
         self._number = torch.arange(self.rows * parts, device=device)
         self._first_row = (torch.arange(count, device=device) * self.rows).unsqueeze(1)
         self.lengths = torch.zeros(count, 1, dtype=torch.int64, device=device)
-        """[B, 1]: committed positions."""
+        """[B, 1]: committed positions. Nothing is copied from the host to keep it up to date, nor read from it."""
         self._known = [0] * count  # ``lengths`` on the host
         self._zero = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -98,17 +98,24 @@ class KvCache:
         target = self.append(path.shape[1], accepted, slice(None))
         for run in self._flat:
             run.index_copy_(1, target, run.index_select(1, source))
-        self.commit(rows)
+        self.commit(accepted, rows)
 
-    def commit(self, rows: Sequence[int]) -> None:
-        """Make rows that were written behind each sequence part of it; ``rows``: their number by sequence."""
+    def commit(self, accepted: Tensor, rows: Sequence[int]) -> None:
+        """Make rows that were written behind each sequence part of it; arguments as in ``keep``."""
         self._known = [length + more for length, more in zip(self._known, rows, strict=True)]
-        self.lengths.copy_(torch.tensor(self._known).unsqueeze(1))
+        self.lengths.add_(accepted + 1)
+
+    def commit_one(self, number: int, rows: int) -> None:
+        """Make ``rows`` rows that were written behind one sequence part of it."""
+        self._known[number] += rows
+        self.lengths[number].add_(rows)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Discard the positions of each sequence from ``lengths`` on."""
-        assert all(0 <= length <= known for length, known in zip(lengths, self._known, strict=True))
-        self.commit([length - known for length, known in zip(lengths, self._known, strict=True)])
+        for number, (length, known) in enumerate(zip(lengths, self._known, strict=True)):
+            assert 0 <= length <= known, "only what is committed is discarded"
+            if length < known:
+                self.commit_one(number, length - known)
 
 
 def as_movable(cache: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -139,6 +140,22 @@ class Watch(TorchDispatchMode):
         self._now -= nbytes
 
 
+class Factories(TorchFunctionMode):
+    """Tells a watch of tensors made of numbers on a device, whose copy the dispatcher of meta tensors does not show."""
+
+    MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor)
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in self.MAKERS and out.device == META:
+            self._watch.trace.waits.append(f"{func.__name__} on a device")
+        return out
+
+
 @cache
 def _composite(func: Any) -> bool:
     return func not in WHOLE and torch._C._dispatch_has_kernel_for_dispatch_key(
@@ -223,7 +240,7 @@ Kind = Literal["plain", "EAGLE"]
 
 
 @dataclass
-class Run:
+class Result:
     """What one rank did: prefill, and one step of each kind."""
 
     prefill: dict[Kind, Trace] = field(default_factory=dict)
@@ -257,18 +274,27 @@ def silent_messages(accepted: int) -> Iterator[list[int]]:
         yield reads
 
 
-def on_meta(plan: Plan, rank: int, lengths: Sequence[int], *, sampling: Sampling | None = None, cached: int = 0) -> Run:
+def on_meta(
+    plan: Plan,
+    rank: int,
+    lengths: Sequence[int],
+    *,
+    sampling: Sampling | None = None,
+    cached: int = 0,
+    ended: Sequence[int] = (),
+) -> Result:
     """Run a rank's prefill of prompts of these lengths, and a step, plain and then with its drafter.
 
-    ``cached``: positions of each prompt, as far as it has them, that the caches hold already.
+    ``cached``: positions of each prompt, as far as it has them, that the caches hold already. ``ended``: sequences that
+    end with their first token.
     """
-    watch, run = Watch(), Run()
+    watch, run = Watch(), Result()
     progress = Phases(watch)
     with silent_messages(3) as reads, torch.inference_mode():
         memory = Memory(plan, plan.devices[rank].id, META)
         comm = groups(plan, SilentMaker(rank=rank, progress=progress))
         stepper = Stepper(plan, MetaSlots(), memory, comm, META)
-        with watch:
+        with Factories(watch), watch:
             kinds: tuple[Kind, ...] = ("plain", "EAGLE") if stepper.drafts else ("plain",)
             for kind in kinds:
                 samplings = (sampling,) * len(lengths)
@@ -281,6 +307,8 @@ def on_meta(plan: Plan, rank: int, lengths: Sequence[int], *, sampling: Sampling
                 next(stream)
                 run.prefill[kind] = _joined(watch.traces.values())
                 run.peak = max(run.peak, watch.most)
+                for sequence in ended:
+                    stepper.end(sequence)
                 watch.forget()
                 reads[0] = 0
                 next(stream)

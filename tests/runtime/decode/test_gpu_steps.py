@@ -1,16 +1,18 @@
-"""Prefill and steps as a GPU runs them, on meta tensors: what attention is given, and the memory that they take."""
+"""Prefill and steps as a GPU runs them, on meta tensors: waits of the host, arguments of attention, and memory."""
 
 import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from plans import codec
 from plans.buffers import device_buffers
-from plans.schema import Device, DType, KvAxis, KvDType, Plan, Run
+from plans.schema import Device, DType, KvAxis, KvDType, Plan, Run, Tree
 from plans.step import CONVERTED_ROWS
-from tests.plan_factory import Group, even, group, make_device, make_draft, make_model, make_plan
-from tests.runtime.meta import on_meta
+from runtime.sampling import Sampling
+from tests.plan_factory import TREE, Group, even, group, make_device, make_draft, make_model, make_plan
+from tests.runtime.meta import META, Factories, Result, Watch, on_meta
 
 PLANS = Path(__file__).parents[3] / "plans"
 MODELS = {
@@ -40,13 +42,55 @@ def scratch(plan: Plan, rank: int) -> int:
     return sum(buffer.nbytes for buffer in device_buffers(plan, plan.devices[rank].id) if buffer.scratch)
 
 
+def faults(run: Result) -> list[str]:
+    """Return the operations that mix devices or make the host wait, and what attention does not take."""
+    return [*(fault for trace in run.traces for fault in (*trace.mixed, *trace.waits, *trace.misaligned))]
+
+
 @pytest.mark.parametrize(("name", "rank"), committed())
-def test_attention_of_a_committed_plan_gets_what_its_kernel_takes(name: str, rank: int) -> None:
+def test_a_committed_plan_runs_as_a_gpu_wants_it(name: str, rank: int) -> None:
     plan = codec.load(PLANS / name)
     run = on_meta(plan, rank, [plan.options.prefill_chunk + 9])
-    assert [trace.misaligned for trace in run.traces] == [[]] * len(run.traces)
+    assert faults(run) == []
+    assert set(run.reads.values()) == {1}, "the step message is all that the host reads in a step"
     assert any(trace.attentions for trace in run.traces), "a rank without layers would prove nothing"
     assert 0 < run.peak <= scratch(plan, rank)
+
+
+@pytest.mark.parametrize(
+    "tree", [TREE, Tree(kind="static", total_token=4, depth=1, top_k=2, paths=((0,), (1,), (0, 1)))]
+)
+def test_neither_sampling_nor_a_sequence_that_ends_makes_the_host_wait(tree: Tree) -> None:
+    base = MODELS["MHA"]
+    plan = make_plan(
+        base, [group(base, ["a"], base.num_layers)], draft=make_draft(base, kind="eagle"), devices=[gpu("a")],
+        context=500, dtype="bfloat16", batch=2, tree=tree,
+    )  # fmt: skip
+    run = on_meta(plan, 0, [40, 20], sampling=Sampling(temperature=0.7, top_k=5, top_p=0.9, seed=1), ended=(1,))
+    assert faults(run) == []
+    assert run.reads == {"plain": 1, "EAGLE": 1}
+
+
+def test_the_watch_sees_what_it_is_there_for() -> None:
+    watch, rows = Watch(), torch.empty(4, 8, device=META)
+    with Factories(watch), watch, torch.inference_mode():
+        rows.copy_(torch.ones(4, 8), non_blocking=True)
+        assert not watch.trace.waits
+        rows.copy_(torch.ones(4, 8))
+        torch.tensor([1.0, 2.0], device=META)
+        rows.new_tensor([1.0])
+        torch.where(rows > 0, rows, torch.tensor(1.0))
+    trace = watch.trace
+    assert len(trace.waits) == 3
+    assert [name.partition(" ")[0] for name in trace.mixed] == ["where.self"]
+    q, mask = torch.empty(2, 4, 3, 16, device=META, dtype=torch.bfloat16), torch.empty(3, 64, device=META)
+    mask = mask.bfloat16()
+    with watch:
+        for first in (0, 4, 8):
+            bias = mask[:, first : first + 20].expand(2, 4, 3, 20)
+            keys = torch.empty(2, 4, 20, 16, device=META, dtype=torch.bfloat16)
+            torch.ops.aten._scaled_dot_product_efficient_attention(q, keys, keys, bias, False)
+    assert watch.trace.misaligned == ["bias starts at 8 bytes"]
 
 
 @pytest.mark.parametrize("context", [1 << 10, 1 << 13, 1 << 16])
@@ -59,7 +103,7 @@ def test_temporaries_are_planned_at_every_context(model: str, context: int, dtyp
         context=context, dtype=dtype, kv_dtype=kv_dtype, prefill_chunk=512,
     )  # fmt: skip
     run = on_meta(plan, 0, [context - 20], cached=context - 600)
-    assert [trace.misaligned for trace in run.traces] == [[]] * len(run.traces)
+    assert faults(run) == []
     assert max(columns for trace in run.traces for *_, columns in trace.attentions) > min(context, CONVERTED_ROWS) // 2
     assert 0 < run.peak <= scratch(plan, 0)
 
@@ -73,7 +117,7 @@ def test_temporaries_of_a_batch_are_planned(batch: int, dtype: DType, kv_dtype: 
         devices=[gpu("a")], context=9000, dtype=dtype, kv_dtype=kv_dtype, prefill_chunk=128, batch=batch,
     )  # fmt: skip
     run = on_meta(plan, 0, [8000, *range(20, 18 + batch)], cached=7800)
-    assert [trace.misaligned for trace in run.traces] == [[]] * len(run.traces)
+    assert faults(run) == []
     assert 0 < run.peak <= scratch(plan, 0)
 
 
@@ -91,7 +135,7 @@ def test_temporaries_of_devices_that_divide_kv_heads_are_planned(axis: KvAxis, k
     )  # fmt: skip
     for rank in range(2):
         result = on_meta(plan, rank, [6000, 100], cached=5700)
-        assert [trace.misaligned for trace in result.traces] == [[]] * len(result.traces)
+        assert faults(result) == []
         assert 0 < result.peak <= scratch(plan, rank)
 
 

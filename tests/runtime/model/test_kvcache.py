@@ -16,6 +16,10 @@ def cache_of(rows: int = ROWS, batch: int = 2, part: int = 0, parts: int = 1) ->
     return KvCache(runs, TREE, part=part, parts=parts)
 
 
+def commit(cache: KvCache, rows: list[int]) -> None:
+    cache.commit(torch.tensor(rows).unsqueeze(1) - 1, rows)
+
+
 def write(cache: KvCache, rows: torch.Tensor, values: list[int]) -> None:
     """Write a value to each row; ``rows`` index the rows of all sequences."""
     for layer in cache.layers:
@@ -49,7 +53,7 @@ def test_keep_moves_the_accepted_path_behind_the_committed_rows(parts: int, data
         for number, last in enumerate(lasts):
             rows = cache.append(8, torch.tensor([[last]]), slice(number, number + 1))
             write(cache, rows, [number * 10_000 + value for value in range(1, 9)])
-        cache.commit([last + 1 for last in lasts])
+        commit(cache, [last + 1 for last in lasts])
     for number, last in enumerate(lasts):
         expected[number] += [number * 10_000 + value for value in range(1, last + 2)]
     for step in range(1, 5):
@@ -72,17 +76,21 @@ def test_keep_moves_the_accepted_path_behind_the_committed_rows(parts: int, data
     assert [sequence(members, number) for number in range(2)] == [
         known[:cut] for known, cut in zip(expected, cuts, strict=True)
     ]
+    for cache in members:
+        assert cache.lengths.flatten().tolist() == cache._known == cuts
+        cache.commit_one(1, 3)
+        assert cache.lengths.flatten().tolist() == cache._known == [cuts[0], cuts[1] + 3]
 
 
 def test_the_last_row_is_used_and_no_row_beyond_it() -> None:
     cache = cache_of()
-    cache.commit([ROWS - TREE - 2, 0])
+    commit(cache, [ROWS - TREE - 2, 0])
     assert cache.append(4, torch.tensor([[3]]), slice(0, 1)).tolist() == [ROWS - 2, ROWS - 1, 0, 0]
 
 
 def test_padding_rows_go_to_row_0_of_their_sequence() -> None:
     cache = cache_of()
-    cache.commit([3, 1])
+    commit(cache, [3, 1])
     first = [TREE + 3, TREE + 4, 0, 0]
     assert cache.append(4, torch.tensor([[1]]), slice(0, 1)).tolist() == first
     second = [ROWS + TREE + 1, ROWS + TREE + 2, ROWS + TREE + 3, ROWS]
@@ -93,7 +101,7 @@ def test_padding_rows_go_to_row_0_of_their_sequence() -> None:
 def test_positions_go_round_the_members() -> None:
     first, second = (cache_of(part=part, parts=2) for part in range(2))
     for cache in (first, second):
-        cache.commit([3, 0])
+        commit(cache, [3, 0])
     last = torch.tensor([[2]])
     assert first.append(4, last, slice(0, 1)).tolist() == [0, TREE + 2, 0, 0]
     assert second.append(4, last, slice(0, 1)).tolist() == [TREE + 1, 0, TREE + 2, 0]
@@ -106,14 +114,14 @@ def test_windows_have_few_lengths_and_cover_the_needed_rows(
     blocks: int, length: int, appended: int, parts: int
 ) -> None:
     cache = cache_of(blocks * GRANULE, parts=parts)
-    cache.commit([min(length, (cache.rows - TREE) * parts), 0])
+    commit(cache, [min(length, (cache.rows - TREE) * parts), 0])
     window = cache.window(appended)
     needed = TREE + -(-(int(cache.lengths.max()) + appended) // parts)
     assert min(needed, cache.rows) <= window <= cache.rows
     cache.truncate([0, 0])
     seen, known = set(), 0
     for end in range(0, (cache.rows - TREE) * parts + 1, 41):
-        cache.commit([end - known, 0])
+        commit(cache, [end - known, 0])
         known = end
         seen.add(cache.window(0))
     assert len(seen) <= 16
