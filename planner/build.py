@@ -11,10 +11,10 @@ from pathlib import Path
 
 from planner.costs import stall
 from planner.emit import emit
+from planner.enough_hosts import infeasible_on_all, solve_on_enough
 from planner.errors import InputError
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.formulations import Formulations
-from planner.infeasible import infeasible
 from planner.longest_context import longest_context
 from planner.plan_directory import BASE_CONFIG, DRAFT_CONFIG
 from planner.problem.formulate import Formulation
@@ -80,18 +80,31 @@ def plan(
     formulation: Formulation, inputs: Inputs, settings: Settings, previous: Plan | None = None, *, nearly: bool = False
 ) -> Built:
     """Solve a formulation and emit its plan; raise InputError, InfeasibleError or NotProvenError."""
-    options, problem = formulation.options, formulation.problem
-    earlier = keep = None
-    if options.within_ppm is not None:
+    if formulation.options.within_ppm is not None:
         assert previous is not None, "within_ppm is relative to an earlier plan"
         if previous.model != formulation.model:
             raise InputError("--previous: a plan of another model: give one of this model")
-        earlier = Previous(formulation, inputs, previous)
-        keep = Keep(earlier=earlier, within_ppm=options.within_ppm)
-    solved = solve_nearly(problem, settings) if nearly and keep is None else solve(problem, settings, keep)
+        used = {line.device for line in previous.memory}
+        named = frozenset(device.host for device in formulation.inventory.devices if device.id in used)
+        formulation = dataclasses.replace(formulation, named_hosts=named)
+
+    def solve_on(part: Formulation) -> Solved | None:
+        earlier = _earlier(part, inputs, previous)
+        if earlier is not None and part.options.within_ppm is not None:
+            return solve(part.problem, settings, Keep(earlier=earlier, within_ppm=part.options.within_ppm))
+        return (solve_nearly if nearly else solve)(part.problem, settings)
+
+    searched, solved = solve_on_enough(formulation, solve_on)
     if solved is None:
-        raise infeasible(problem, settings)
-    return Built(plan=emit(formulation, inputs, solved, earlier), solved=solved)
+        raise infeasible_on_all(searched, settings)
+    return Built(plan=emit(searched, inputs, solved, _earlier(searched, inputs, previous)), solved=solved)
+
+
+def _earlier(formulation: Formulation, inputs: Inputs, previous: Plan | None) -> Previous | None:
+    """Return the earlier plan in the indices of the formulation's problem, None where none of it is to be kept."""
+    if previous is None or formulation.options.within_ppm is None:
+        return None
+    return Previous(formulation, inputs, previous)
 
 
 def inputs_of(base: BaseInput, draft: DraftInput | None) -> Inputs:

@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
+from planner.enough_hosts import fits_on_enough, infeasible_on_all
 from planner.formulations import Formulations
-from planner.infeasible import infeasible
 from planner.integers import ceil_div
+from planner.problem.formulate import Formulation
 from planner.request import Request, Wanted, resolve_request
 from planner.solver.minimise import Settings
-from planner.solver.problem import Problem
-from planner.solver.solve import fits
 
 CONTEXT_STEP = 256
 """Contexts tried are multiples of this, or the model's limit."""
@@ -23,17 +22,18 @@ def longest_context(request: Request, settings: Settings, formulations: Formulat
     """
     longest = resolve_request(dataclasses.replace(request, wanted=_with_context(request.wanted, "max")))[0].context
 
-    def problem(context: int) -> Problem:
+    def formulation(context: int) -> Formulation:
         wanted = _with_context(request.wanted, context)
         options, inventory = resolve_request(dataclasses.replace(request, wanted=wanted))
-        return formulations.of(request.base, request.draft, inventory, options).problem
+        return formulations.of(request.base, request.draft, inventory, options)
 
-    if fits(problem(longest), settings):
+    if fits_on_enough(formulation(longest), settings):
         return longest
     least = least_step(request.wanted)
-    steps = largest(least, ceil_div(longest, CONTEXT_STEP) - 1, lambda n: fits(problem(n * CONTEXT_STEP), settings))
+    most = ceil_div(longest, CONTEXT_STEP) - 1
+    steps = largest(least, most, lambda n: fits_on_enough(formulation(n * CONTEXT_STEP), settings))
     if steps is None:
-        raise infeasible(problem(min(least * CONTEXT_STEP, longest)), settings)
+        raise infeasible_on_all(formulation(min(least * CONTEXT_STEP, longest)), settings)
     return steps * CONTEXT_STEP
 
 

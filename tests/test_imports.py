@@ -30,19 +30,23 @@ ROOMS = {
     "planner.request": {"planner.errors", "planner.costs", "planner.families", "planner.hardware"},
     "planner.formulations": {"planner.errors", "planner.families", "planner.problem"},
     "planner.infeasible": {"planner.errors", "planner.solver"},
+    "planner.enough_hosts": {
+        *("planner.errors", "planner.integers", "planner.problem", "planner.solver", "planner.infeasible"),
+    },
     "planner.longest_context": {
-        *("planner.integers", "planner.formulations", "planner.infeasible", "planner.request", "planner.solver"),
+        *("planner.integers", "planner.problem", "planner.solver", "planner.request", "planner.formulations"),
+        "planner.enough_hosts",
     },
     "planner.emit": {"planner.costs", "planner.problem", "planner.solver"},
     "planner.plan_directory": {"planner.errors", "planner.durable", "planner.families"},
     "planner.build": {
         *("planner.errors", "planner.costs", "planner.families", "planner.problem", "planner.solver"),
-        *("planner.request", "planner.formulations", "planner.infeasible", "planner.longest_context", "planner.emit"),
+        *("planner.request", "planner.formulations", "planner.enough_hosts", "planner.longest_context", "planner.emit"),
         "planner.plan_directory",
     },
     "planner.remedies": {
-        *("planner.errors", "planner.hardware", "planner.solver", "planner.request", "planner.formulations"),
-        *("planner.longest_context", "planner.build"),
+        *("planner.errors", "planner.hardware", "planner.problem", "planner.solver", "planner.request"),
+        *("planner.formulations", "planner.enough_hosts", "planner.longest_context", "planner.build"),
     },
     "planner.api": {
         *("planner.errors", "planner.demo_model", "planner.families", "planner.hardware", "planner.problem"),

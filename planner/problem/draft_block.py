@@ -92,9 +92,7 @@ class DraftBlock:
         """Price every division of the KV cache; leave out splits for which another is never worse."""
         attention, passes = self.shares.draft.attention, self.shares.passes
         size, members = len(device_set.devices), device_set.devices
-        rows = zip(passes, self.shares.read_rows, strict=True)
-        fixed_ns = self.links.fixed_ns(members, tree_step_ns)
-        fixed_ns += sum(times * self._pass_ns(members, forward.rows, read_rows) for (forward, times), read_rows in rows)
+        fixed_ns = passes_ns(self.shares, self.links, members)
         kept: list[tuple[KvDivision, Split]] = []
         for division in kv_divisions(size, attention.num_kv_heads, None):
             if not allows(attention, self.shares.options, division):
@@ -135,14 +133,22 @@ class DraftBlock:
         nbytes = (self.shares.bytes(share, leads and j == 0, size) for j, share in enumerate(shares))
         return Subgroup(ns=tuple(times), bytes=tuple(nbytes))
 
-    def _pass_ns(self, members: Sequence[int], rows: int, read_rows: int) -> int:
-        """Return the fixed work and messages of one pass.
 
-        These are the embedding, two sums per layer, and the gathering of the candidates of the rows that are read.
-        """
-        draft = self.shares.draft
-        message = rows * draft.hidden_size * self.shares.passes[0][0].width
-        added = self.links.all_reduce_ns(members, message)
-        gather = self.links.broadcast_ns(members, step.candidate_bytes(self.shares.options, read_rows))
-        fixed = self.links.fixed_ns(members, lambda device: pass_ns(device, draft.num_layers))
-        return fixed + added * (2 * draft.num_layers + 1) + gather
+def passes_ns(shares: DraftShares, links: Links, members: Sequence[int]) -> int:
+    """Return the time of all passes of a step besides shares: fixed work and messages."""
+    rows = zip(shares.passes, shares.read_rows, strict=True)
+    passes = (times * _pass_ns(shares, links, members, forward.rows, read) for (forward, times), read in rows)
+    return links.fixed_ns(members, tree_step_ns) + sum(passes)
+
+
+def _pass_ns(shares: DraftShares, links: Links, members: Sequence[int], rows: int, read_rows: int) -> int:
+    """Return the fixed work and messages of one pass.
+
+    These are the embedding, two sums per layer, and the gathering of the candidates of the rows that are read.
+    """
+    draft = shares.draft
+    message = rows * draft.hidden_size * shares.passes[0][0].width
+    added = links.all_reduce_ns(members, message)
+    gather = links.broadcast_ns(members, step.candidate_bytes(shares.options, read_rows))
+    fixed = links.fixed_ns(members, lambda device: pass_ns(device, draft.num_layers))
+    return fixed + added * (2 * draft.num_layers + 1) + gather

@@ -13,12 +13,15 @@ from planner.costs.shares import BaseShares, DraftShares, sequence_of
 from planner.costs.topology import Fabric
 from planner.problem.device_sets import Candidates, DeviceSet
 from planner.problem.draft_block import DraftBlock
+from planner.problem.equal_hosts import with_few_hosts
 from planner.problem.links import Links
 from planner.problem.magnitude import refuse_immense
 from planner.problem.pinned import PinnedChain, pinned_chain
 from planner.problem.quantum import quantum_ns
 from planner.problem.stage_groups import StageGroups, refuse_axis
 from planner.problem.vocab_blocks import embed_block, lm_head_block, row_unit
+from planner.problem.wider import Wider, best_machines
+from planner.solver.bounds.host_count import HostCount, WiderGroups, host_count
 from planner.solver.problem import Goal, Group, Kind, Problem
 from plans import step
 from plans.kv import KvDivision
@@ -48,12 +51,36 @@ class Formulation:
     draft: Draft | None
     options: Options
     inventory: Inventory
+    most_hosts: int | None = None
+    """Most equal hosts that are searched; None: all."""
+    named_hosts: frozenset[str] = frozenset()
+    """Hosts that are searched in any case: something depends on their names."""
+
+    @cached_property
+    def searched(self) -> Inventory:
+        """The part of the inventory that the problem is about."""
+        if self.most_hosts is None:
+            return self.inventory
+        return with_few_hosts(self.inventory, self.most_hosts, self.named_hosts)
+
+    def host_count(self) -> HostCount:
+        """Return the bound of all answers on the inventory by the number of hosts that they use."""
+        return host_count(self.problem, self.wider_groups())
+
+    def wider_groups(self) -> list[WiderGroups]:
+        """Return bounds of the groups and options over more hosts than are searched."""
+        searched = len(self.searched.hosts)
+        return [
+            group
+            for machine in best_machines(self.inventory)
+            for group in Wider(base=self._shares, draft=self._draft_shares, machine=machine, searched=searched).groups()
+        ]
 
     @cached_property
     def problem(self) -> Problem:
         """The integers of the placement; raise InputError for what cannot be placed or counted."""
-        refuse_axis(self.options, self.inventory, [layers.attention for layers in self._shares.kinds])
-        devices, chain = self.inventory.devices, self._chain
+        refuse_axis(self.options, self.searched, [layers.attention for layers in self._shares.kinds])
+        devices, chain = self.searched.devices, self._chain
         message_bytes = step.message_bytes(self.options)
         gpus = (index for index, device in enumerate(devices) if device.kind == "cuda")
         problem = Problem(
@@ -69,7 +96,7 @@ class Formulation:
             first=embed_block(self._shares, self._links, self._sets(chain.embed if chain else None), self.row_unit),
             last=lm_head_block(self._shares, self._links, self._sets(chain.head if chain else None), self.row_unit),
             tail=None if self._draft_block is None else self._draft_block.block,
-            quantum_ns=quantum_ns(self._shares, devices),
+            quantum_ns=quantum_ns(self._shares, self.inventory.devices),
             message_ns=tuple(self._links.broadcast_ns(members, message_bytes) for members in self._fabric.of_host),
             network_message_ns=self._links.network_ns(message_bytes),
             goal=GOALS[self.options.strategy],
@@ -118,7 +145,7 @@ class Formulation:
 
     @cached_property
     def _fabric(self) -> Fabric:
-        return Fabric(inventory=self.inventory)
+        return Fabric(inventory=self.searched)
 
     @cached_property
     def _links(self) -> Links:
@@ -127,6 +154,12 @@ class Formulation:
     @cached_property
     def _shares(self) -> BaseShares:
         return BaseShares(model=self.model, draft=self.draft, options=self.options)
+
+    @cached_property
+    def _draft_shares(self) -> DraftShares | None:
+        if self.draft is None:
+            return None
+        return DraftShares(model=self.model, draft=self.draft, options=self.options)
 
     @cached_property
     def _chain(self) -> PinnedChain | None:
@@ -140,10 +173,10 @@ class Formulation:
 
     @cached_property
     def _draft_block(self) -> DraftBlock | None:
-        if self.draft is None:
+        if self._draft_shares is None:
             return None
         return DraftBlock(
-            shares=DraftShares(model=self.model, draft=self.draft, options=self.options),
+            shares=self._draft_shares,
             candidates=self.candidates,
             links=self._links,
             sets=self._sets(self._chain.draft if self._chain else None),
@@ -156,5 +189,5 @@ class Formulation:
         return Kind(
             units=self._shares.kinds[kind].mlp.units,
             unit_bytes=self._shares.unit_bytes(kind),
-            unit_ps=tuple(work.ps(device) for device in self.inventory.devices),
+            unit_ps=tuple(work.ps(device) for device in self.searched.devices),
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from planner.costs.fixed_work import layer_ns
+from planner.costs import fixed_work
 from planner.costs.shares import BaseShares
 from planner.errors import InputError
 from planner.problem.device_sets import Candidates, DeviceSet
@@ -109,7 +109,7 @@ class StageGroups:
             attention.num_kv_heads,
             self._bundles[kind],
             lambda axis, members, kv_heads, leads: self._subgroup(kind, axis, members, kv_heads, leads),
-            fixed_ns=self._layer_ns(device_set.devices, kind),
+            fixed_ns=layer_ns(self.shares, self.links, device_set.devices, kind),
             times=(1,),
         )
 
@@ -125,13 +125,14 @@ class StageGroups:
         nbytes = (self.shares.attention_bytes(kind, share, leads and j == 0) for j, share in enumerate(shares))
         return Subgroup(ns=(slowest + exchange,), bytes=tuple(nbytes))
 
-    def _layer_ns(self, members: Sequence[int], kind: int) -> int:
-        """Return the time of a layer besides shares: fixed work, the router, and two sums of hidden states."""
-        message = step.hidden_bytes(self.shares.model, self.shares.options)
-        router = self.shares.router(kind)
-        routed = max(router.ns(self.links.devices[device]) for device in members)
-        fixed = self.links.fixed_ns(members, lambda device: layer_ns(device, self.shares.kinds[kind].mlp))
-        return fixed + routed + 2 * self.links.all_reduce_ns(members, message)
+
+def layer_ns(shares: BaseShares, links: Links, members: Sequence[int], kind: int) -> int:
+    """Return the time of a layer besides shares: fixed work, the router, and two sums of hidden states."""
+    message = step.hidden_bytes(shares.model, shares.options)
+    router = shares.router(kind)
+    routed = max(router.ns(links.devices[device]) for device in members)
+    fixed = links.fixed_ns(members, lambda device: fixed_work.layer_ns(device, shares.kinds[kind].mlp))
+    return fixed + routed + 2 * links.all_reduce_ns(members, message)
 
 
 def refuse_axis(options: Options, inventory: Inventory, attentions: Sequence[Attention]) -> None:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from functools import partial
 from typing import get_args
 
+from planner.enough_hosts import needed_bytes, short_bytes
 from planner.hardware import units
 from planner.hardware.catalog import CPU, catalog
 from planner.hardware.records import ListedDevice
 from planner.longest_context import CONTEXT_STEP, largest, least_step
 from planner.remedies.probe import Candidate, Probe
 from planner.request import DEFAULT_TREE, Request, Wanted, resolve_dtype, tree_text
-from planner.solver.problem_bounds import least_bytes
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.schema import DType, Host, KvAxis, KvDType
 
@@ -173,9 +173,8 @@ def _host_cpu(request: Request, host: Host, probe: Probe) -> Iterator[Candidate]
 
     With the least memory that is enough, proofs take long.
     """
-    problem = probe.problem(request)
-    needed = least_bytes(problem)
-    short = max(0, needed - sum(problem.capacity_bytes))
+    formulation = probe.formulation(request)
+    needed, short = needed_bytes(formulation), short_bytes(formulation)
     granule = min(4 * GIB, max(MIB, 1 << max(0, short // 16).bit_length()))
 
     def changed(granules: int) -> Request:

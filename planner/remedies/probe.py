@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field, replace
 
 from planner.build import build
+from planner.enough_hosts import counted_on_enough, fits_on_enough
 from planner.errors import Change, InfeasibleError, InputError, NotProvenError
 from planner.formulations import Formulations
 from planner.hardware.inventory_text import dump_inventory
 from planner.longest_context import CONTEXT_STEP, least_step
+from planner.problem.formulate import Formulation
 from planner.request import Request, resolve, resolve_dtype
 from planner.solver import limits
 from planner.solver.minimise import Settings
-from planner.solver.problem import Problem
-from planner.solver.solve import fits, fits_counted
 from plans.schema import Options
 
 
@@ -52,11 +52,11 @@ class Probe:
         context = min(options.context, least_step(request.wanted) * CONTEXT_STEP)
         return resolve(replace(request.wanted, context=context), dtype, request.base, request.draft)
 
-    def problem(self, request: Request) -> Problem:
-        """Return the problem that the solver is given for a request; raise InputError for what cannot be planned."""
+    def formulation(self, request: Request) -> Formulation:
+        """Return the formulation of a request."""
         options = self.options(request)
         inventory = request.inventory.at(options.dtype)
-        return self.formulations.of(request.base, request.draft, inventory, options).problem
+        return self.formulations.of(request.base, request.draft, inventory, options)
 
     def known(self, request: Request, *, briefly: bool = False) -> bool | None:
         """Return whether a placement exists, None where that is not decided; a request that is refused has none.
@@ -64,11 +64,11 @@ class Probe:
         ``briefly``: within ``limits.BRIEF_LIMIT``, and for many devices by counting alone.
         """
         try:
-            problem = self.problem(request)
-            if briefly and len(problem.devices) > limits.FEW_DEVICES:
-                return fits_counted(problem)
+            formulation = self.formulation(request)
+            if briefly and len(formulation.inventory.devices) > limits.FEW_DEVICES:
+                return counted_on_enough(formulation)
             limit = min(self.settings.limit, limits.BRIEF_LIMIT) if briefly else self.settings.limit
-            return fits(problem, replace(self.settings, limit=limit))
+            return fits_on_enough(formulation, replace(self.settings, limit=limit))
         except InputError:
             return False
         except NotProvenError:

@@ -24,7 +24,8 @@ with all of them off the answers are the same, only later. README.md has the fig
     memory_prices    λ: duals of a linear programme over whole placements
     chain            messages from link to link: shortest paths
     whole_layers     where nothing is divided: placement by placement of the blocks
-    excess           what all of them return
+    host_count       by the number of hosts in use, for machines of which only a part is searched
+    excess           what all but that return
 
 Not here: the model, its search and its proofs (:mod:`planner.solver`), bounds of missing memory
 (:mod:`planner.solver.feasible`), and sums over a problem's quantities that bound any answer

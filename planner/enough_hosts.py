@@ -1,0 +1,118 @@
+"""Asks about a formulation on a few of its equal hosts, where that is proven to be enough, and else on more of them.
+
+With 125 equal hosts there are 62 000 candidate groups, nearly all of them renamed, or over so many hosts that their
+messages alone take longer than an answer on one. So a few hosts are searched first; the step found and the bound of
+:mod:`planner.solver.bounds.host_count` say how many hosts an answer can have that is as good, and that many are
+searched last. Nothing better is left out: an answer on so many hosts is one on any others that are equal to them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from planner.errors import InfeasibleError, NotProvenError
+from planner.infeasible import infeasible
+from planner.integers import ceil_div
+from planner.problem.formulate import Formulation
+from planner.solver.minimise import Settings
+from planner.solver.problem_bounds import least_bytes
+from planner.solver.solve import Solved, fits, fits_counted
+from plans.format import format_bytes
+
+ROOM = 2
+"""The first search has this many times the memory that any answer takes, so that it is an easy one."""
+
+GROWTH = 16
+"""Hosts are multiplied at most by this from one search to the next."""
+
+
+def solve_on_enough(
+    formulation: Formulation, solve: Callable[[Formulation], Solved | None]
+) -> tuple[Formulation, Solved | None]:
+    """Return the formulation on as many hosts as were enough, and its answer; None where nothing fits on all of them.
+
+    Raise NotProvenError where ``solve`` does, with a bound that holds for all hosts.
+    """
+    if short_bytes(formulation):
+        return formulation, None
+    hosts, most = _first_hosts(formulation), len(formulation.inventory.hosts)
+    while (few := on_hosts(formulation, hosts)) is not formulation:
+        failed: NotProvenError | None = None
+        solved = None
+        try:
+            solved = solve(few)
+        except NotProvenError as error:
+            failed = error
+        if solved is None and failed is None:
+            hosts *= 2
+            continue
+        limit_ns = _limit_ns(few, solved) if solved else (failed and failed.bound_ns) or 0
+        enough = few.host_count().most_hosts(limit_ns, most)
+        if enough <= hosts:
+            if failed:
+                raise failed
+            return few, solved
+        hosts = min(enough, GROWTH * hosts)
+    return formulation, solve(formulation)
+
+
+def _limit_ns(few: Formulation, solved: Solved) -> int:
+    """Return the step time that answers on more hosts must exceed, for none of them to be of interest."""
+    limit_ns = solved.bound_ns if solved.gap_ppm else solved.objective_ns
+    return limit_ns + limit_ns * (few.options.within_ppm or 0) // 10**6
+
+
+def fits_on_enough(formulation: Formulation, settings: Settings) -> bool:
+    """Tell whether any placement exists; raise NotProvenError past the limit."""
+    return not short_bytes(formulation) and any(fits(few.problem, settings) for few in _growing(formulation))
+
+
+def counted_on_enough(formulation: Formulation) -> bool | None:
+    """Tell the same as far as :func:`planner.solver.solve.fits_counted` does; None where it does not."""
+    known: bool | None = False
+    for few in _growing(formulation):
+        known = fits_counted(few.problem)
+        if known:
+            break
+    return known
+
+
+def infeasible_on_all(formulation: Formulation, settings: Settings) -> InfeasibleError:
+    """Return the refusal of a formulation that has no placement."""
+    short = short_bytes(formulation)
+    if short and on_hosts(formulation, 1) is not formulation:  # so many hosts that their groups are not even listed
+        message = f"no placement fits: at least {format_bytes(short)} short in all ({short} bytes)"
+        return InfeasibleError(message, {}, short)
+    return infeasible(formulation.problem, settings)
+
+
+def short_bytes(formulation: Formulation) -> int:
+    """Return the bytes that any placement takes beyond those of all devices together, 0 for none."""
+    return max(0, needed_bytes(formulation) - sum(d.capacity_bytes for d in formulation.inventory.devices))
+
+
+def needed_bytes(formulation: Formulation) -> int:
+    """Return bytes that every placement takes of all devices together; more hosts do not make them fewer."""
+    return least_bytes(on_hosts(formulation, 1).problem)
+
+
+def on_hosts(formulation: Formulation, most: int) -> Formulation:
+    """Return the formulation with at most so many equal hosts; itself where that leaves none out."""
+    if formulation.options.strategy != "latency":  # the others depend on the order, or put layers on all devices
+        return formulation
+    few = dataclasses.replace(formulation, most_hosts=most)
+    return few if len(few.searched.hosts) < len(formulation.inventory.hosts) else formulation
+
+
+def _growing(formulation: Formulation) -> Iterator[Formulation]:
+    """Yield the formulation on a few equal hosts, on twice as many, … and on all."""
+    hosts = _first_hosts(formulation)
+    while (few := on_hosts(formulation, hosts)) is not formulation:
+        yield few
+        hosts *= 2
+    yield formulation
+
+
+def _first_hosts(formulation: Formulation) -> int:
+    """Return how many of equal hosts are searched first."""
+    problem = on_hosts(formulation, 1).problem
+    return ceil_div(ROOM * least_bytes(problem), sum(problem.capacity_bytes))

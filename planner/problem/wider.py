@@ -1,0 +1,118 @@
+"""Least costs of groups over more hosts than were searched, whatever devices of the machine they consist of.
+
+The relaxation: every device has the best figure of any in each respect, every host the best link and as many devices as
+the largest. Then a group is a number of hosts and of devices on the host where it has most, and no message among fewer
+takes longer; so one bound holds for all groups over as many hosts as from one power of two to the next, with the
+messages of the fewest and the shared work of the most.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from planner.costs.shares import BaseShares, DraftShares
+from planner.costs.topology import Fabric
+from planner.problem.device_sets import DeviceSet
+from planner.problem.draft_block import passes_ns
+from planner.problem.links import Links
+from planner.problem.stage_groups import layer_ns
+from planner.problem.vocab_blocks import embed_block, lm_head_block
+from planner.solver.bounds.host_count import WiderGroups, divided_ns
+from plans import step
+from plans.schema import Inventory, Link
+
+
+def best_machines(inventory: Inventory) -> tuple[Inventory, ...]:
+    """Return machines of as many equal hosts as the inventory has, of which nothing is slower than anything of it.
+
+    One is of CPUs, for groups of CPUs alone, and one of accelerators, for all others: a group waits for its member with
+    the most fixed work, which depends on the kind of device.
+    """
+    kinds = sorted({device.kind for device in inventory.devices})
+    return tuple(_best_machine(inventory, kind) for kind in kinds)
+
+
+def _best_machine(inventory: Inventory, kind: Literal["cuda", "cpu"]) -> Inventory:
+    size = max(sum(device.host == host.name for device in inventory.devices) for host in inventory.hosts)
+    host = replace(
+        inventory.hosts[0],
+        link=_best_link([host.link for host in inventory.hosts] + [p.link for h in inventory.hosts for p in h.pairs]),
+        pairs=(),
+    )
+    devices = [device for device in inventory.devices if device.kind == kind]
+    others = devices if kind == "cpu" else inventory.devices
+    device = replace(
+        devices[0],
+        bandwidth_bytes_per_s=max(device.bandwidth_bytes_per_s for device in others),
+        flops_per_s=max(device.flops_per_s for device in others),
+        overhead_ns=min(device.overhead_ns for device in devices),
+    )
+    names = range(len(inventory.hosts))
+    return replace(
+        inventory,
+        hosts=tuple(replace(host, name=f"{h}") for h in names),
+        devices=tuple(replace(device, id=f"{h}-{d}", host=f"{h}") for h in names for d in range(size)),
+    )
+
+
+def _best_link(links: Sequence[Link]) -> Link:
+    return Link(
+        link_class=links[0].link_class,
+        latency_ns=min(link.latency_ns for link in links),
+        bandwidth_bytes_per_s=max(link.bandwidth_bytes_per_s for link in links),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wider:
+    """Bounds of the groups and options over more hosts than ``searched``."""
+
+    base: BaseShares
+    draft: DraftShares | None
+    machine: Inventory
+    """One of those that :func:`best_machines` returns."""
+    searched: int
+
+    def groups(self) -> Iterator[WiderGroups]:
+        """Yield bounds for every number of devices on a host, and every range of numbers of hosts."""
+        hosts = len(self.machine.hosts)
+        size = len(self.machine.devices) // hosts
+        fewest = self.searched + 1
+        while fewest <= hosts:
+            most = min(hosts, 1 << (fewest - 1).bit_length())
+            for devices in range(1, size + 1):
+                members = tuple(h * size + d for h in range(fewest) for d in range(devices))
+                yield self._bound(DeviceSet(devices=members, hosts=tuple(range(fewest))), most, most * devices)
+            fewest = most + 1
+
+    @cached_property
+    def _links(self) -> Links:
+        return Links(fabric=Fabric(inventory=self.machine))
+
+    def _bound(self, device_set: DeviceSet, most_hosts: int, most_devices: int) -> WiderGroups:
+        """Return the bound with the messages of ``device_set`` and with ``most_devices`` to share the work."""
+        base, links = self.base, self._links
+        device = self.machine.devices[0]
+        units = [divided_ns(k.mlp.units, [base.unit(i).ps(device)] * most_devices) for i, k in enumerate(base.kinds)]
+        tables = [block(base, links, [device_set], 1) for block in (embed_block, lm_head_block)]
+        blocks = []
+        for table in tables:
+            (option,), (axis,) = table.options, table.axes
+            shared_ns = divided_ns(axis.count, [axis.each_ps[0]] * most_devices)
+            blocks.append(option.splits[0].ns + option.receive.same_ns + shared_ns)
+        if self.draft is not None:
+            blocks.append(self._draft_ns(self.draft, device_set, most_devices))
+        return WiderGroups(
+            most_hosts=most_hosts,
+            layer_ns=tuple(layer_ns(base, links, device_set.devices, k) + ns for k, ns in enumerate(units)),
+            network_hop_ns=links.receive(device_set, step.hop_bytes(base.model, base.draft, base.options)).far_ns,
+            first_ns=0,
+            blocks_ns=tuple(blocks),
+        )
+
+    def _draft_ns(self, shares: DraftShares, device_set: DeviceSet, most_devices: int) -> float:
+        device = self.machine.devices[0]
+        units = divided_ns(shares.draft.mlp.units, [shares.unit_ps(device)] * most_devices)
+        rows = divided_ns(shares.draft.draft_vocab_size, [shares.rows_ps(device, 1)] * most_devices)
+        return passes_ns(shares, self._links, device_set.devices) + units + rows

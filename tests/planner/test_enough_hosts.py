@@ -1,0 +1,156 @@
+"""Answers on a few of many equal hosts against those on all of them, and how few are searched."""
+
+import dataclasses
+import json
+import random
+from functools import cache
+from typing import Any
+
+import pytest
+
+from planner.build import inputs_of
+from planner.emit import emit
+from planner.enough_hosts import fits_on_enough, infeasible_on_all, on_hosts, short_bytes, solve_on_enough
+from planner.errors import NotProvenError
+from planner.problem.formulate import Formulation
+from planner.solver.bounds.host_count import divided_ns
+from planner.solver.certify import devices_in_use
+from planner.solver.minimise import Settings
+from planner.solver.solve import Solved, solve
+from plans.schema import Plan
+from tests.planner.instances import demo, formulation, gpu, host
+
+SEEDS = range(16)
+
+
+def machine(hosts: int, devices: int, kib: int, rates: dict[str, str], network: dict[str, str]) -> Any:
+    """Return equal hosts of equal devices; ids and hosts are named in order."""
+    listed = [
+        host(f"h{h:03}", *(gpu(f"h{h:03}g{d}", kib, **rates) for d in range(devices)), links={"class": "pcie"})
+        for h in range(hosts)
+    ]
+    return {"hosts": listed, "network": {"class": "ethernet"} | network}
+
+
+def drawn(seed: int) -> Formulation:
+    """Return the demo on 4 or 5 equal hosts of one or two devices, of which it needs one to three."""
+    rng = random.Random(seed)
+    kib = (12_000, 20_000, 40_000)[seed % 3]
+    data = machine(
+        rng.randint(4, 5),
+        1 + seed // 3 % 2,
+        kib,
+        {"bandwidth": f"{rng.choice((2, 5))} GB/s", "flops": "1 TFLOP/s", "overhead": f"{rng.choice((5, 20))} us"},
+        {"latency": f"{rng.choice((100, 200, 400))} us", "bandwidth": f"{rng.choice((10, 100))} Gbit/s"},
+    )
+    return formulation(data, "eagle3" if kib > 12_000 and rng.random() < 0.4 else None)
+
+
+@cache
+def on_enough(seed: int) -> tuple[Formulation, Solved | None]:
+    return solve_on_enough(drawn(seed), lambda part: solve(part.problem, Settings()))
+
+
+@cache
+def on_all(seed: int) -> Solved | None:
+    return solve(drawn(seed).problem, Settings())
+
+
+def renamed(plan: Plan) -> Any:
+    """Return the placement with devices numbered in the order in which it names them."""
+    text = json.dumps([dataclasses.asdict(part) for part in (*plan.stages, plan.embed, plan.head)])
+    if plan.draft_placement is not None:
+        text += json.dumps(dataclasses.asdict(plan.draft_placement))
+    ids = sorted((device.id for device in plan.inventory.devices), key=lambda name: (text.find(f'"{name}"'), name))
+    for number, name in enumerate(ids):
+        text = text.replace(f'"{name}"', f'"#{number}"')
+    return text
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_answer_is_the_one_on_all_hosts(seed: int) -> None:
+    whole, expected = drawn(seed), on_all(seed)
+    few, solved = on_enough(seed)
+    assert (solved is None) == (expected is None)
+    assert fits_on_enough(whole, Settings()) == (expected is not None)
+    if solved is not None and expected is not None:
+        assert solved.objective_ns == expected.objective_ns
+        base, draft = demo("eagle3")
+        inputs = inputs_of(base, draft if whole.draft else None)
+        assert renamed(emit(few, inputs, solved)) == renamed(emit(whole, inputs, expected))
+
+
+def test_some_of_these_machines_are_searched_on_few_hosts_and_some_use_several() -> None:
+    fewer = [part for part in map(on_enough, SEEDS) if len(part[0].searched.hosts) < len(part[0].inventory.hosts)]
+    assert len(fewer) >= 8
+    assert sum(solved is not None and len(_used_hosts(few, solved)) > 1 for few, solved in fewer) >= 2
+
+
+def _used_hosts(few: Formulation, solved: Solved) -> set[int]:
+    return {few.problem.host_of[device] for device in devices_in_use(few.problem, solved.answer)}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_group_or_option_over_more_hosts_costs_less_than_its_bound(seed: int) -> None:
+    whole = drawn(seed)
+    few = on_hosts(whole, 1)
+    bounds = few.wider_groups()
+    problem = whole.problem
+    for group in problem.groups:
+        hosts = len({problem.host_of[device] for device in group.devices})
+        if hosts > 1:
+            (kind,), (splits,) = problem.kinds, group.splits
+            ns = min(split.ns for split in splits) + divided_ns(kind.units, [kind.unit_ps[d] for d in group.devices])
+            assert any(
+                bound.most_hosts >= hosts
+                and bound.layer_ns[0] <= ns + 1e-6
+                and bound.network_hop_ns <= group.network_hop_ns
+                for bound in bounds
+            )
+    for b, block in enumerate(problem.blocks):
+        for option in block.options:
+            if len(option.sites) > 1:
+                ns = option.receive.same_ns + min(split.ns for split in option.splits)
+                ns += sum(divided_ns(a.count, [a.each_ps[d] for d in option.devices]) for a in block.axes)
+                assert any(
+                    bound.most_hosts >= len(option.sites) and bound.blocks_ns[b] <= ns + 1e-6 for bound in bounds
+                )
+
+
+LARGE = machine(125, 8, 400_000, {}, {"latency": "15 us", "bandwidth": "100 Gbit/s"})
+
+
+def test_of_a_thousand_equal_devices_few_are_searched() -> None:
+    few, solved = solve_on_enough(formulation(LARGE, "eagle3"), lambda part: solve(part.problem, Settings()))
+    assert solved is not None
+    assert len(few.inventory.hosts) == 125
+    assert len(few.searched.hosts) <= 16
+    assert len(few.problem.groups) <= 2500
+
+
+def test_a_model_that_takes_more_than_a_thousand_devices_have_is_refused_without_listing_their_groups() -> None:
+    whole = formulation(machine(125, 8, 3, {}, {}), None)
+    short = short_bytes(whole)
+    error = infeasible_on_all(whole, Settings())
+    assert short > 0
+    assert error.least_bytes == short
+    assert str(error).startswith("no placement fits: at least ")
+    assert not fits_on_enough(whole, Settings())
+
+
+def test_a_limit_on_few_hosts_is_a_refusal_where_more_hosts_are_no_better() -> None:
+    def refused(part: Formulation) -> Solved | None:
+        solved = solve(part.problem, Settings())
+        assert solved is not None
+        raise NotProvenError("limit", objective_ns=solved.objective_ns, bound_ns=solved.bound_ns)
+
+    with pytest.raises(NotProvenError):
+        solve_on_enough(formulation(LARGE, None), refused)
+
+
+def test_other_strategies_are_solved_on_all_hosts() -> None:
+    whole = formulation(machine(4, 1, 20000, {}, {}), None)
+    balanced = dataclasses.replace(whole, options=dataclasses.replace(whole.options, strategy="balanced"))
+    assert on_hosts(balanced, 1) is balanced
+    assert on_hosts(whole, 1) is not whole
+    assert on_hosts(whole, 4) is whole
