@@ -10,6 +10,7 @@ Everything that a file claims is checked; what is wrong raises CheckpointError (
 import dataclasses
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any
 from planner.checkpoints.header import HOW_TO_CONVERT, TensorFile, TensorInfo, read_header, read_stream, stamp
 from planner.errors import CheckpointError
 from plans import strict_json
+from plans.format import quote
 from plans.strict_json import JsonError
 
 MAX_CONFIG_BYTES = 12 << 20
@@ -28,6 +30,9 @@ MAX_CONFIG_BYTES = 12 << 20
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
+CONVERSION_S, CONVERSION_BYTES_PER_S = 120, 5 << 20
+"""Longest wait for the conversion of a pickle: so many seconds, and so many bytes of the file per second."""
+MOST_REASON = 300
 _SHARD = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
 _SOURCES = Path(__file__).resolve().parents[2]
 """Directory of the packages ``planner`` and ``plans``."""
@@ -213,6 +218,8 @@ def _read_pickle(directory: Path, accepted: bool) -> _Tables | None:
             f"{directory}: found {', '.join(files)}, a pickle, expected {SINGLE} or {INDEX}: {HOW_TO_CONVERT}"
         )
     pickle = directory / PICKLE
+    if not pickle.is_file():
+        raise CheckpointError(f"{pickle}: expected a regular file")
     try:
         before = stamp(pickle.stat())
         with tempfile.TemporaryFile() as stream:
@@ -234,7 +241,28 @@ def _convert_pickle(file: Path, target: Path, *options: str, descriptors: tuple[
     command = [sys.executable, "-P", str(program), *options, str(file.resolve()), str(target)]
     paths = [str(_SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=descriptors, env=environment)
+    most_s = CONVERSION_S + file.stat().st_size / CONVERSION_BYTES_PER_S
+    try:
+        result = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            pass_fds=descriptors,
+            env=environment,
+            timeout=most_s,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CheckpointError(f"{file}: cannot be read as a dictionary of tensors in {most_s:.0f} s") from error
     if result.returncode != 0:
-        reason = result.stderr.strip().rpartition("\n")[2] or f"exit status {result.returncode}"
-        raise CheckpointError(f"{file}: cannot be read as a dictionary of tensors: {reason}")
+        raise CheckpointError(f"{file}: cannot be read as a dictionary of tensors: {_reason(result)}")
+
+
+def _reason(result: subprocess.CompletedProcess[str]) -> str:
+    """Return why the conversion of a pickle failed: a limit of its process, or the last line that it wrote."""
+    if result.returncode == -signal.SIGXCPU:
+        return "it takes more processor time than its size explains"
+    last = result.stderr.strip().rpartition("\n")[2]
+    return quote(last) if len(last) > MOST_REASON else last or f"exit status {result.returncode}"

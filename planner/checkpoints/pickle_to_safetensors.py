@@ -2,14 +2,17 @@
 
     python pickle_to_safetensors.py [--header] SOURCE TARGET
 
-Only tensors are unpickled (``weights_only``), so no code in the file is run. The result is checked by its reader like
+Only tensors are unpickled (``weights_only``), so no code in the file is run; memory and processor time are limited in
+proportion to the file, since a pickle of a few bytes may ask for any amount. The result is checked by its reader like
 any other file. ``--header`` writes the header alone and leaves the data as a hole, which takes no room on disk.
 
 The writer of the safetensors library is not used: it refuses tensors that share memory or are transposed, so all of
 them would have to be copied at once, and it cannot write a header without the data.
 """
 
+import os
 import pickle
+import resource
 import sys
 import zipfile
 from pathlib import Path
@@ -36,6 +39,13 @@ PIECE_BYTES = 16 << 20
 MAX_EXPANSION = 4
 """Greatest ratio of the tensors' bytes to the file's: tensors may share memory, but not without limit."""
 DATA_ALIGNMENT_BYTES = 8
+SPARE_BYTES = 1 << 30
+"""Address space beside that of this program and the tensors."""
+SPARE_CPU_S = 30
+CPU_BYTES_PER_S = 20 << 20
+"""Slowest reading and writing that is awaited, in bytes of the file per second of processor time."""
+MOST_PICKLE_BYTES = 64 << 20
+"""Largest ``data.pkl`` of an archive: it has names and shapes, which for a head are a few kB."""
 
 
 def convert(source: Path, target: Path, *, header_only: bool = False) -> None:
@@ -55,14 +65,41 @@ def convert(source: Path, target: Path, *, header_only: bool = False) -> None:
         sys.exit(f"cannot write {target}: {error.strerror}")
 
 
+def limit(source: Path) -> None:
+    """Limit memory and processor time of this process by the size of ``source``."""
+    file_bytes = source.stat().st_size
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    memory = pages * os.sysconf("SC_PAGE_SIZE") + (1 + MAX_EXPANSION) * file_bytes + SPARE_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(usage.ru_utime + usage.ru_stime) + SPARE_CPU_S + file_bytes // CPU_BYTES_PER_S
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def _load(source: Path) -> Any:
     """Unpickle tensors; a zip archive is mapped, the older format can only be read whole."""
     try:
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source) or None)
+        zipped = zipfile.is_zipfile(source)
+        if zipped:
+            _check_archive(source)
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except (MemoryError, RecursionError) as error:
+        sys.exit(f"takes more memory than a dictionary of tensors in a file of its size: {type(error).__name__}")
     except pickle.UnpicklingError:
         sys.exit("it is no pickle, or holds something else than tensors, which is never loaded")
     except Exception as error:  # torch raises errors of many classes for a damaged archive
         sys.exit(str(error).partition(". ")[0].partition("\n")[0] or type(error).__name__)
+
+
+def _check_archive(source: Path) -> None:
+    """Exit for an archive with compressed members, which torch never writes, or with a large pickle."""
+    with zipfile.ZipFile(source) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                sys.exit(f"{member.filename!r}: compressed, expected an archive as torch writes it")
+            if member.filename.endswith("data.pkl") and member.file_size > MOST_PICKLE_BYTES:
+                sys.exit(f"{member.filename!r}: {member.file_size} bytes, expected at most {MOST_PICKLE_BYTES}")
 
 
 def _check(name: Any, value: Any) -> None:
@@ -102,4 +139,5 @@ def _save(tensors: dict[str, torch.Tensor], target: Path, header_only: bool) -> 
 
 
 if __name__ == "__main__":
+    limit(Path(sys.argv[-2]))
     convert(Path(sys.argv[-2]), Path(sys.argv[-1]), header_only=sys.argv[1] == "--header")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from planner.checkpoints import checkpoint as checkpoint_module
 from planner.checkpoints import pickle_to_safetensors
 from planner.checkpoints.checkpoint import INDEX, PICKLE, SINGLE, Checkpoint, read_checkpoint
 from planner.checkpoints.header import read_header
@@ -322,6 +324,55 @@ def test_a_pickle_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "it is no pickle, or holds something else than tensors, which is never loaded"
     )
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_a_pickle_that_never_ends_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    where = directory(tmp_path / "head")
+    if kind == "fifo":
+        os.mkfifo(where / PICKLE)
+    else:
+        (where / PICKLE).symlink_to("/dev/zero")
+    assert refused(lambda: read_checkpoint(where, pickles=True)) == f"{where / PICKLE}: expected a regular file"
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    where = directory(tmp_path / "head")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "stored")
+    with zipfile.ZipFile(tmp_path / "stored") as stored, zipfile.ZipFile(where / PICKLE, "w", 8) as deflated:
+        for name in stored.namelist():
+            deflated.writestr(name, stored.read(name))
+    assert refused(lambda: read_checkpoint(where, pickles=True)) == (
+        f"{where / PICKLE}: cannot be read as a dictionary of tensors: "
+        "'stored/data.pkl': compressed, expected an archive as torch writes it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [
+        ("bytearray(p.SPARE_BYTES + (1 << 20))", 1),
+        ("p.SPARE_CPU_S = 0; p.limit(file)\nwhile True: pass", -signal.SIGXCPU),
+    ],
+    ids=["memory", "time"],
+)
+def test_the_process_that_reads_a_pickle_has_limits(tmp_path: Path, work: str, code: int) -> None:
+    (tmp_path / PICKLE).write_bytes(b"x")
+    program = (
+        "from pathlib import Path; from planner.checkpoints import pickle_to_safetensors as p\n"
+        f"file = Path({str(tmp_path / PICKLE)!r}); p.limit(file); bytearray(p.SPARE_BYTES // 2)\n{work}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, "MemoryError" in done.stderr) == (code, code == 1)
+
+
+def test_a_conversion_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = directory(tmp_path / "head")
+    torch.save({"a": torch.zeros(1)}, where / PICKLE)
+    monkeypatch.setattr(checkpoint_module, "CONVERSION_S", 0)
+    assert refused(lambda: read_checkpoint(where, pickles=True)) == (
+        f"{where / PICKLE}: cannot be read as a dictionary of tensors in 0 s"
+    )
 
 
 # Scan
