@@ -12,6 +12,7 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     attention     rotary embedding, write to the KV cache, attention
     team          libgomp's functions that a kernel calls: number of this thread, of all threads, barrier
     compiled      compilation for a dtype and the on-disk cache
+    cache_owner   refusal of a cache that another user can write
 
 Elements are float32, bfloat16 (as uint16) or float16 (as int16) and are converted to float32 for all arithmetic. Every
 result is summed in an order that depends neither on the number of rows or threads nor on other results: a row of a tree

@@ -18,7 +18,9 @@ import torch
 from llvmlite import binding
 from numba import cfunc
 from numba.core import types
+from numba.core.caching import FunctionCache
 
+from runtime.model.kernels.cache_owner import require_private
 from runtime.model.kernels.elements import ELEMENTS, FLOATING
 
 Kernel = Callable[[Any], None]
@@ -27,11 +29,16 @@ Kernel = Callable[[Any], None]
 
 @cache
 def compiled(kernel: Kernel, dtype: torch.dtype) -> int:
-    """Return the address of a kernel's code for a dtype, from the on-disk cache or compiled now."""
+    """Return the address of a kernel's code for a dtype, from the on-disk cache or compiled now.
+
+    Raise MachineError where another user can write the cache, before anything in it is read.
+    """
     assert isinstance(kernel, FunctionType)
     own = FunctionType(kernel.__code__, kernel.__globals__)
     own.__module__ = kernel.__module__
     own.__qualname__ = f"{kernel.__name__}_{ELEMENTS[dtype]}_{_processor()}_{_sources()}"
+    kept = FunctionCache(own)
+    require_private(Path(kept.cache_path), kept._impl.filename_base)
     signature = types.void(types.CPointer(ELEMENTS[dtype]))
     return int(cfunc(signature, cache=True, fastmath=FLOATING, error_model="numpy")(own).address)
 
