@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from planner.report.markdown import Words, templates
 from planner.report.view import TERM_TITLES, DeviceLine, Part, View, device_line, join_shares, view
 from plans import diff as plan_diff
 from plans.codec import digest
@@ -36,7 +37,7 @@ _PLAIN_MARKS = dict(zip(_COLORS, "WDKkBcr\N{MIDDLE DOT}", strict=True))
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("planner.report", "templates"),
-    autoescape=jinja2.select_autoescape(["html.jinja"]),
+    autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -45,6 +46,8 @@ TEMPLATES = jinja2.Environment(
 TEMPLATES.filters["shares"] = join_shares
 TEMPLATES.filters["bytes"] = format_bytes
 TEMPLATES.filters["ns"] = format_ns
+MARKDOWN_TEMPLATES = templates("templates")
+MARKDOWN_TEMPLATES.filters["shares"] = lambda shares: Words(join_shares(shares))
 
 
 def summary(plan: Plan) -> dict[str, Any]:
@@ -103,12 +106,12 @@ def diff_data(a: Plan, b: Plan) -> dict[str, Any]:
 
 def markdown(plan: Plan) -> str:
     """Return a plan as Markdown."""
-    return TEMPLATES.get_template("plan.md.jinja").render(view=view(plan), titles=TERM_TITLES)
+    return MARKDOWN_TEMPLATES.get_template("plan.md.jinja").render(view=view(plan), titles=TERM_TITLES)
 
 
 def diff_markdown(a: Plan, b: Plan) -> str:
     """Return two plans compared, as Markdown: step time and bytes that move, layers that move, every difference."""
-    return TEMPLATES.get_template("diff.md.jinja").render(
+    return MARKDOWN_TEMPLATES.get_template("diff.md.jinja").render(
         headline=plan_diff.headline(a, b),
         moves=plan_diff.move_lines(a, b),
         moved=plan_diff.moved_bytes(a, b),

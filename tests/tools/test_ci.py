@@ -69,9 +69,14 @@ def run_steps(repository: Path) -> dict[str, int]:
 def test_it_posts_the_changes_and_that_all_plans_are_proven(repository: Path) -> None:
     assert run_steps(repository) == {"write what changed": 0, "solve every plan again": 0, "comment": 0}
     review = (repository / "review.md").read_text()
-    for heading in ("## plans/a", "## plans/b\n\nRemoved.", "## plans/c\n\nNew.", "## check"):
+    for heading in (
+        "## `plans/a`",
+        "## `plans/b`\n\nRemoved.",
+        "## `plans/c`\n\nNew.",
+        "## check\n\n    plans/a/: clean\n",
+    ):
         assert heading in review
-    changed = review[review.index("## plans/a") : review.index("## plans/b")]
+    changed = review[review.index("## `plans/a`") : review.index("## `plans/b`")]
     assert "context" in changed
     log = (repository.parent / "gh.log").read_text()
     assert log == "pr comment 7 --edit-last --create-if-none --body-file review.md\n"

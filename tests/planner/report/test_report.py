@@ -197,7 +197,7 @@ def test_markdown_tables_are_rectangular() -> None:
         assert len(tables) == 2
         for table in tables:
             assert len({line.count("|") for line in table.splitlines()}) == 1
-    row = "| stage 0 | 0-2 | cpu0 + cpu1 | 3 + 1 | 512 + 256 |  | gloo | 14.2 ms |"
+    row = "| stage 0 | 0-2 | `cpu0 + cpu1` | 3 + 1 | 512 + 256 |  | gloo | 14.2 ms |"
     assert row in render.markdown(two_stage_plan()).splitlines()
 
 
@@ -237,7 +237,7 @@ def test_html_escapes_names() -> None:
     plan = dataclasses.replace(two_stage_plan(), inventory=inventory)
     assert "<script>" not in render.html(plan)
     assert "&lt;script&gt;|[red]" in render.html(plan)
-    assert r"| <script>\|[red] |" in render.markdown(plan)
+    assert r"| `<script>\x7c[red]` |" in render.markdown(plan)
 
 
 def test_templates_refuse_names_they_do_not_know() -> None:
@@ -253,9 +253,9 @@ def test_differences_as_data_and_as_markdown() -> None:
     assert (data["equal"], data["moves"][0]["first_layer"], list(data["moved_bytes"])) == (False, 3, ["cpu0"])
     assert json.dumps(data)
     page = render.diff_markdown(plan, other)
-    assert "| `stages[0].runs[1].kv_heads` | shares | [2, 2] | [3, 1] |" in page
-    assert "In all 0.4 MiB.\n\n- cpu0: 0.4 MiB" in page
-    assert page.startswith("**step 19.8 ms, unchanged; moves 0.4 MiB of weights: cpu0 0.4 MiB**\n\n")
-    assert "- layers 3-4: cpu0 (2 KV heads, 528 MLP channels)" in page
+    assert "| `stages[0].runs[1].kv_heads` | shares | `[2, 2]` | `[3, 1]` |" in page
+    assert "In all 0.4 MiB.\n\n- `cpu0`: 0.4 MiB" in page
+    assert page.startswith("`step 19.8 ms, unchanged; moves 0.4 MiB of weights: cpu0 0.4 MiB`\n\n")
+    assert "- `layers 3-4: cpu0 (2 KV heads, 528 MLP channels)" in page
     assert render.diff_markdown(plan, plan) == "The plans are equal.\n"
     assert render.diff_data(plan, plan) == {"equal": True, "moves": [], "moved_bytes": {}, "differences": []}
