@@ -18,11 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TextIO
 
-from plans import numbers, process
+from plans import numbers, process, terminal
 from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
 
 UNWRITTEN = 1
 """Exit code where the output could not be written, or nobody reads it."""
+MOST_LINE = 4000
+"""Most characters of a line of a refusal."""
 USAGE = 2
 """Exit code of a command line that is refused."""
 
@@ -108,7 +110,7 @@ def refusals_reported(
             raise
         if isinstance(error, OSError) and error.filename is None:
             _discard(sys.stdout)  # it is stdout that could not be written
-        _write_line(sys.stderr, refusal.text)
+        _write_line(sys.stderr, terminal.printable("\n".join(map(_cut, refusal.text.split("\n")))))
         if as_json and refusal.data is not None:
             _write_line(sys.stdout, json.dumps({"error": refusal.data}, indent=indent))
         ending(refusal.text)
@@ -118,7 +120,12 @@ def refusals_reported(
 def verbosity(count: int, environment: Mapping[str, str] = os.environ) -> int:
     """Return how much to print: the number of ``-v``, or of DEBUG where that is more; other values of DEBUG count 0."""
     value = environment.get("DEBUG", "")
-    return max(count, numbers.whole(value, 0, 9) or 0)
+    return max(count, numbers.whole(value, 0, 10**9) or 0)
+
+
+def _cut(line: str) -> str:
+    """Return a line of bounded length: what a file has is quoted in messages, and may be of any."""
+    return line if len(line) <= MOST_LINE else f"{line[:MOST_LINE]}... of {len(line)} characters"
 
 
 def _write_line(stream: TextIO | None, text: str) -> None:
@@ -126,8 +133,7 @@ def _write_line(stream: TextIO | None, text: str) -> None:
     if stream is None:
         return
     try:
-        stream.write(f"{text}\n")
-        stream.flush()
+        terminal.write(stream, f"{text}\n")
     except OSError:
         _discard(stream)
 

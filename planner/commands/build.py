@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import click
 from rich.console import Console
 
 from planner import plan_directory
@@ -22,6 +21,7 @@ from planner.report.details import device_details, inventory_lines
 from planner.request import Request, Wanted, resolve_dtype
 from planner.solver.minimise import Settings
 from plans import diff as plan_diff
+from plans import terminal
 from plans.artifact import compile_command
 from plans.format import format_ns
 from plans.schema import DType, KvAxis, KvDType, Plan, Strategy, Tree
@@ -91,7 +91,7 @@ def run(
         images: dict[str, Any] = {"images": images_data(compiled)} if compiled else {}
         put({"plan": str(out), **render.summary(result.plan), "solve_s": round(result.solved.solve_s, 4), **images})
     else:
-        click.echo(str(out))
+        terminal.out(str(out))
 
 
 def solve(request: Request, settings: Settings, verbose: int) -> planning.PlanResult:
@@ -136,7 +136,7 @@ def report(out: Path, result: planning.PlanResult, request: Request, previous: P
         say(f"{out}: the EAGLE head was trained for {drafter.max_positions} positions: beyond them it may draft worse")
     if verbose:
         say("\n".join(inventory_lines(plan.inventory)))
-        say(tables(plan, sys.stderr))
+        terminal.err(tables(plan, sys.stderr), styled=True)
     if verbose > 1:
         say("\n".join([*device_details(plan), *objective_lines(result.solved)]))
 

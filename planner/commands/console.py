@@ -5,15 +5,17 @@ from typing import Any
 
 import click
 
+from plans.terminal import err, out
+
 
 def say(text: str) -> None:
     """Write a message for people, on stderr."""
-    click.echo(text, err=True)
+    err(text)
 
 
 def put(data: Any) -> None:
     """Write one JSON object, on stdout."""
-    click.echo(json.dumps(data, indent=2))
+    out(json.dumps(data, indent=2))
 
 
 def one_form(*forms: tuple[str, object]) -> None:

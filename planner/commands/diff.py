@@ -3,13 +3,12 @@
 import sys
 from pathlib import Path
 
-import click
-
 from planner.commands.console import one_form, put, say
 from planner.report import render
 from planner.report.details import compared_memory, compared_times
 from plans import diff as plan_diff
 from plans.check import load
+from plans.terminal import out
 
 
 def run(*, a: Path, b: Path, as_json: bool, markdown: bool, verbose: int) -> None:
@@ -19,10 +18,10 @@ def run(*, a: Path, b: Path, as_json: bool, markdown: bool, verbose: int) -> Non
     if as_json:
         put(render.diff_data(before, after))
     elif markdown:
-        click.echo(render.diff_markdown(before, after), nl=False)
+        out(render.diff_markdown(before, after), end="")
     else:
         for line in plan_diff.summary(before, after):
-            click.echo(line)
+            out(line)
     if verbose:
         say("\n".join(compared_memory(before, after)))
     if verbose > 1:

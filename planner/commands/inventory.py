@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
-
 from planner.commands.console import put, say
 from planner.errors import NoGpuError, OutputError
 from planner.hardware import units
@@ -19,6 +17,7 @@ from planner.hardware.nvml import read_machine
 from plans import codec
 from plans.schema import Device, DType, Inventory
 from plans.strict_yaml import load_yaml
+from plans.terminal import out
 
 DEFAULT_FILE = Path("inventory.yaml")
 DEFAULT_HOST = "box0"
@@ -37,7 +36,7 @@ def run(*, file: Path | None, detect: bool, dtype: DType, as_json: bool, verbose
     if as_json:
         put({"inventory": codec.encode(inventory)})
     else:
-        click.echo(dump_inventory(inventory), nl=False)
+        out(dump_inventory(inventory), end="")
 
 
 def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int) -> None:
@@ -65,7 +64,7 @@ def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int)
     if as_json:
         put({"inventory": codec.encode(inventory), "left_out": list(detected.left_out)})
     elif file is None:
-        click.echo(detected.text, nl=False)
+        out(detected.text, end="")
 
 
 def say_devices(data: Any, inventory: Inventory, verbose: int) -> None:

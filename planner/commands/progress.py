@@ -10,6 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from planner.images.stream import Progress as Report
 from plans.format import format_bytes, format_s
+from plans.terminal import printable
 
 LINE_S = 1.0
 """Least seconds between two lines; there is also at most one line per tenth of the bytes."""
@@ -40,7 +41,7 @@ def trying(
     if console.is_terminal:
         with console.status(text) as status:
             console.show_cursor(True)
-            yield lambda words: status.update(f"{text}: {escape(words)}")
+            yield lambda words: status.update(f"{text}: {escape(printable(words))}")
         return
     began = clock()
     yield lambda words: say(f"{text}: {words}") if clock() - began >= LINE_S else None

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import click
-
 from planner.checkpoints.summary import fold
 from planner.commands.console import put, say
 from planner.families import scan
 from plans import codec
 from plans.format import format_bytes
+from plans.terminal import out
 
 
 def run(*, checkpoint: Path, as_json: bool, verbose: int) -> None:
@@ -21,9 +20,9 @@ def run(*, checkpoint: Path, as_json: bool, verbose: int) -> None:
     if as_json:
         put({"checkpoint": str(checkpoint), **codec.encode(summary)})
         return
-    click.echo(f"{summary.num_tensors} tensors, {format_bytes(summary.nbytes)}, {', '.join(summary.dtypes)}")
+    out(f"{summary.num_tensors} tensors, {format_bytes(summary.nbytes)}, {', '.join(summary.dtypes)}")
     for blocks in fold(summary):
         unit = " each" if blocks.num_blocks > 1 else ""
         tensors = f"{blocks.num_tensors:>5} tensors{unit:<5}"
         label = "lm_head" if blocks.label == "head" else blocks.label
-        click.echo(f"  {label:<13} {tensors} {format_bytes(blocks.nbytes):>10}{unit}".rstrip())
+        out(f"  {label:<13} {tensors} {format_bytes(blocks.nbytes):>10}{unit}".rstrip())

@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-import click
-
 from planner.commands.console import one_form, put, say
 from planner.commands.tables import tables
 from planner.errors import InputError
@@ -20,6 +18,7 @@ from plans.artifact import IMAGES_FILE, load_images
 from plans.check import load
 from plans.schema import Plan
 from plans.strict_yaml import dump_yaml
+from plans.terminal import out
 
 
 def run(
@@ -46,15 +45,15 @@ def run(
         if as_json:
             put({"plan": str(plan), "device_map": lines})
         else:
-            click.echo(dump_yaml(lines), nl=False)
+            out(dump_yaml(lines), end="")
     elif as_json:
         put({"plan": str(plan), **render.summary(frozen), "content": codec.encode(frozen)})
     elif markdown:
-        click.echo(render.markdown(frozen), nl=False)
+        out(render.markdown(frozen), end="")
     elif html_file is not None:
         write_html(frozen, html_file)
     else:
-        click.echo(tables(frozen, sys.stdout))
+        out(tables(frozen, sys.stdout), styled=True)
     if verbose:
         say("\n".join(inventory_lines(frozen.inventory)))
     if verbose > 1:
@@ -87,7 +86,7 @@ def show_slot(directory: Path, plan: Plan, name: str, model: Path | None, draft:
         put({"plan": str(directory), "slot": name, "devices": codec.encode(sources)})
         return
     for line in provenance.lines(sources):
-        click.echo(line)
+        out(line)
     if any(origin.file is None for source in sources for origin in source.origins):
         say("files and offsets are in the checkpoint's headers: give it with --model, and an EAGLE head with --draft")
 

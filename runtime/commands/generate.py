@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from plans.check import load
 from plans.process import answered
 from plans.schema import Plan
+from plans.terminal import err, out
 from runtime.chat.template import ChatTemplate, Turn
 from runtime.commands import placement, report
 from runtime.commands.loading import Status, load_engine, stderr_status
@@ -125,7 +124,7 @@ def _interact(engine: "Engine", options: GenerateOptions, conversation: Conversa
             )
             stream = engine.stream(ids, **options)
         except RequestError as error:
-            click.echo(f"error: {error}", err=True)
+            err(f"error: {error}")
             continue
         with answered(signal.SIGINT, lambda number, frame: engine.stop()):  # the answer ends, not the conversation
             result = output.text(stream, engine)
@@ -168,7 +167,7 @@ class Output:
         if self._silent or self._as_json:
             result = stream.finished()
             if not self._silent:
-                click.echo(json.dumps(dataclasses.asdict(result)))
+                out(json.dumps(dataclasses.asdict(result)))
             self._after(engine, result)
             return
         if first is not None:
@@ -179,7 +178,7 @@ class Output:
         """Print an output as it comes, and then its figures."""
         for piece in stream:
             self._piece(piece)
-        click.echo()
+        out()
         result = stream.finished()
         self._figures(result)
         self._after(engine, result)
@@ -190,21 +189,21 @@ class Output:
         if self._silent:
             return
         if self._as_json:
-            click.echo(json.dumps({"generations": [dataclasses.asdict(result) for result in generations]}))
+            out(json.dumps({"generations": [dataclasses.asdict(result) for result in generations]}))
             return
         for number, (prompt, result) in enumerate(zip(prompts, generations, strict=True), 1):
-            click.echo(f"--- prompt {number} of {len(prompts)}: {prompt.label}", err=True)
-            click.echo(result.text if self._as_text else " ".join(map(str, result.tokens)))
+            err(f"--- prompt {number} of {len(prompts)}: {prompt.label}")
+            out(result.text if self._as_text else " ".join(map(str, result.tokens)))
             self._figures(result)
         self._after(engine, generations[-1])
 
     def _piece(self, piece: Piece) -> None:
-        click.echo(piece if self._as_text else "".join(f"{token} " for token in piece.tokens), nl=False)
+        out(piece if self._as_text else "".join(f"{token} " for token in piece.tokens), end="")
 
     def _figures(self, result: "Generation") -> None:
         if self._verbose:
             to_stderr(report.acceptance_lines(result))
-        click.echo(report.summary(result), err=True)
+        err(report.summary(result))
 
     def _after(self, engine: "Engine", result: "Generation") -> None:
         """Print the memory of the plan, term by term, and of the devices of this process after the run, with -v."""

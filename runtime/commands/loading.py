@@ -13,6 +13,7 @@ from rich.text import Text
 from plans.format import format_s
 from plans.process import ended_by_ctrl_c
 from plans.schema import Plan
+from plans.terminal import printable
 from runtime.commands.options import load_module
 from runtime.processes.torchrun import Torchrun
 
@@ -47,7 +48,7 @@ class Status:
             return
         self._phase = phase
         if self._live is not None:
-            self._live.update(Text(f"{phase} ..."), refresh=True)
+            self._live.update(Text(f"{printable(phase)} ..."), refresh=True)
         elif self._clock() - self._begin >= QUIET_S:
             self._line(f"{phase} ...")
 
@@ -62,7 +63,7 @@ class Status:
 
     def _line(self, text: str) -> None:
         if self._console is not None:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
             self._shown = True
 
     def __enter__(self) -> Self:

@@ -5,9 +5,8 @@ import json
 import os
 from pathlib import Path
 
-import click
-
 from plans.check import load
+from plans.terminal import out
 from runtime.commands import placement, report
 from runtime.commands.loading import load_engine, stderr_status
 from runtime.commands.options import to_stderr
@@ -48,7 +47,7 @@ def bench(
             to_stderr(report.device_lines(plan, engine.started, 0))
             to_stderr(report.after_lines(plan, engine.completions, 0))
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(measured)))
+        out(json.dumps(dataclasses.asdict(measured)))
         return
     for line in report.bench_lines(measured):
-        click.echo(line)
+        out(line)

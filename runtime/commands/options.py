@@ -12,6 +12,7 @@ from plans import numbers
 from plans.console import verbosity
 from plans.format import quote
 from plans.process import importing
+from plans.terminal import err
 from runtime.processes.thread_wait import limit_spinning
 
 
@@ -78,7 +79,7 @@ VERBOSE = click.option(
 def to_stderr(lines: Iterable[str]) -> None:
     """Write lines for people."""
     for line in lines:
-        click.echo(line, err=True)
+        err(line)
 
 
 def load_module(name: str) -> Any:

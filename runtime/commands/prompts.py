@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 from tokenizers import Tokenizer
 
 from plans import numbers
 from plans.format import quote
+from plans.terminal import err
 from runtime.chat.template import ChatTemplate, Turn
 from runtime.errors import RequestError
 from runtime.processes.torchrun import Torchrun
@@ -82,8 +82,8 @@ def read_prompts(
     else:
         read = [DEFAULT_PROMPT]
         if torchrun is None or not torchrun.rank:
-            click.echo("no --prompt, and nothing piped: this continues the default prompt:\n", err=True)
-            click.echo(DEFAULT_PROMPT, nl=False, err=True)
+            err("no --prompt, and nothing piped: this continues the default prompt:\n")
+            err(DEFAULT_PROMPT, end="")
     return [Prompt(ids=conversation.ids(tokenizer, text), label=_label(text)) for text in read]
 
 
@@ -125,7 +125,7 @@ def typed_lines() -> Iterator[str]:
     """Yield the lines of stdin that are not blank, each behind a ``> `` where stdin is a terminal."""
     while True:
         if sys.stdin.isatty():
-            click.echo("> ", nl=False, err=True)
+            err("> ", end="")
         line = sys.stdin.readline()
         if not line:
             return

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import click
-
 from plans import codec
 from plans.check import load
+from plans.terminal import err, out
 from runtime.commands.options import to_stderr
 from runtime.commands.placement import plan_lines, tensor_lines
 from runtime.errors import RequestError
@@ -28,6 +27,6 @@ def verify(directory: Path, *, only: tuple[str, ...], as_json: bool, verbose: in
         to_stderr(tensor_lines(plan, directory, chosen))
     if as_json:
         images = [codec.encode(image) for image in record.images if image.device in chosen]
-        click.echo(json.dumps({"plan": str(directory), "plan_digest": record.plan_sha256, "images": images}))
+        out(json.dumps({"plan": str(directory), "plan_digest": record.plan_sha256, "images": images}))
     verified = "1 image is the one that was" if len(chosen) == 1 else f"{len(chosen)} images are those that were"
-    click.echo(f"{directory}: {verified} compiled", err=True)
+    err(f"{directory}: {verified} compiled")
