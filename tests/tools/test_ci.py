@@ -73,7 +73,7 @@ def test_it_posts_the_changes_and_that_all_plans_are_proven(repository: Path) ->
         "## `plans/a`",
         "## `plans/b`\n\nRemoved.",
         "## `plans/c`\n\nNew.",
-        "## check\n\n    plans/a/: clean\n",
+        "## check\n\n    plans/a: clean\n",
     ):
         assert heading in review
     changed = review[review.index("## `plans/a`") : review.index("## `plans/b`")]
