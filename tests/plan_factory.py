@@ -190,8 +190,11 @@ def make_plan(
     stall_timeout_s: int = 8,
     tree: Tree = TREE,
     devices: Sequence[Device] | None = None,
+    complete: bool = True,
 ) -> Plan:
     """Make a plan with these stages and shares.
+
+    ``complete``: with transports and memory, and sound; otherwise it may be anything.
 
     By default the embedding is on the first stage's devices and the lm_head on the last stage's, rows split evenly, and
     the drafter, if any, is on the lm_head's first device. ``devices``: the inventory, by default CPUs of 64 MiB.
@@ -237,8 +240,9 @@ def make_plan(
         memory=tuple(_no_memory(device.id) for device in listed if device.id in names),
         proof=Proof(status="OPTIMAL", objective_ns=1_000_000, bound_ns=1_000_000, min_free_bytes=0),
     )
-    plan = _with_memory(_with_transports(plan))
-    require(plan, "make_plan")
+    if complete:
+        plan = _with_memory(with_transports(plan))
+        require(plan, "make_plan")
     return plan
 
 
@@ -320,7 +324,7 @@ def _no_memory(device: str) -> DeviceMemory:
     )
 
 
-def _with_transports(plan: Plan) -> Plan:
+def with_transports(plan: Plan) -> Plan:
     """Set the transport of each group as its inventory requires."""
 
     def of(*members: str) -> Transport:

@@ -3,6 +3,9 @@
 Letters as in ``layers``: W rows, H hidden size, t rows of the KV cache that a forward looks at, D head dim, h query
 heads, k KV heads, g = h / k query heads of a KV head, m MLP channels. Which one runs follows from the device alone, and
 on a CPU from the dtype of the KV cache; nothing is tried and nothing falls back.
+
+A kernel reads and writes by addresses. Here the sizes from which it computes them are those of its operands, or are
+asserted to agree with them; tests/runtime/model/kernels/touched.py has the bytes that each kernel touches.
 """
 
 import ctypes
@@ -51,7 +54,9 @@ def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ ``weight`` [in, out] + ``added`` [W or 1, out]; ``weight`` is the transpose of a slot."""
     if not x.is_cpu:
         return torch.mm(x, weight) if added is None else torch.addmm(added, x, weight)
-    (rows, inputs), outputs, size = x.shape, weight.shape[1], x.itemsize
+    (rows, inputs), (weight_inputs, outputs), size = x.shape, weight.shape, x.itemsize
+    assert weight_inputs == inputs
+    assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
     out = torch.empty(rows, outputs, dtype=x.dtype)
     threads = torch.get_num_threads()
     per_thread = threads * rows <= WIDENED_ROWS
@@ -87,6 +92,7 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> T
         return functional.grouped_mm(chosen, weights.transpose(1, 2), offs=ends.int())
     groups, outputs, inputs = weights.shape
     rows, size = x.shape[0] if index is None else index.shape[0], x.itemsize
+    assert (x.shape[1], ends.shape[0]) == (inputs, groups)
     out = torch.empty(rows, outputs, dtype=x.dtype)
     widened = None if size == 4 and index is None else torch.empty(rows, inputs + PADDING)
     call = _grouped(
@@ -115,6 +121,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if not x.is_cpu:
         return functional.rms_norm(x, weight.shape, weight, eps)
     (rows, inputs), size, out = x.shape, x.itemsize, torch.empty_like(x)
+    assert weight.shape[0] == inputs
     call = _norm(
         x=x.data_ptr(),
         x_stride=size * x.stride(0),
@@ -154,6 +161,7 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         highest = logits.float().topk(count, 1)
         return highest.indices, highest.values - logits.float().logsumexp(1, keepdim=True)
     (rows, columns), size = logits.shape, logits.itemsize
+    assert 0 < count <= columns
     best = torch.empty(rows, count, dtype=torch.int64)
     scores = torch.empty(rows, count, dtype=torch.float32)
     call = _top(
@@ -233,7 +241,16 @@ def attend(
     [b, 1, n, t] as in ``layers.Rows``. ``seen``: the first of the t cache rows; the first ``tree`` are tree rows.
     Keys and values go to ``written``: n rows of each sequence, or W of all sequences' rows.
     """
-    (rows, all_heads, head_dim), size, (_, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
+    (rows, all_heads, head_dim), size, (sequences, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
+    kv_heads = (all_heads - query_heads) // 2
+    # the kernel computes every address from these sizes
+    assert cache.shape[2:] == (2 * kv_heads, head_dim)
+    assert rotary.shape == (2, rows, 1, head_dim)
+    assert (sequences * n, query_heads % kv_heads) == (rows, 0)
+    assert first + sequences <= cache.shape[0]
+    assert seen + columns <= cache.shape[1]
+    assert tree <= columns
+    assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == rows
     out = torch.empty(rows, query_heads * head_dim, dtype=qkv.dtype)
     scratch = torch.empty(torch.get_num_threads() * attention.ITEMS * (2 * head_dim + columns))
     all_rows, sequence_stride, row_stride = cache.data_ptr(), size * cache.stride(0), size * cache.stride(1)
@@ -245,7 +262,7 @@ def attend(
         rows=rows,
         rows_per_sequence=n,
         query_heads=query_heads,
-        kv_heads=(all_heads - query_heads) // 2,
+        kv_heads=kv_heads,
         head_dim=head_dim,
         seen=own_rows + seen * row_stride,
         sequence_stride=sequence_stride,

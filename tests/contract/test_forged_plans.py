@@ -1,0 +1,51 @@
+"""A plan's directory from a stranger is safe to verify and to run: each is refused in a typed error, or runs in bounds.
+
+``forged_plans`` says what is forged, and how every access of a kernel is checked.
+"""
+
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from plans.check import load
+from tests.contract.forged_plans import forge
+
+ROOT = Path(__file__).parents[2]
+CASES = 140
+"""Cases of one process; there are four."""
+
+
+@pytest.mark.parametrize("first", [0, 1000, 2000, 3000])
+def test_forged_plans_are_refused_or_run_in_bounds(first: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.contract.forged_plans", str(first), str(CASES), str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1200)
+    lines = result.stdout.splitlines()
+    assert result.returncode == 0, f"{lines[-1:]}: exit {result.returncode}: {result.stderr[-3000:]}"
+    ends = [line.split(maxsplit=1)[1] for line in lines if not line.endswith("begins")]
+    assert len(ends) == CASES
+    kinds = Counter(end.split()[1] for end in ends)
+    assert set(kinds) == {"refused", "ran"}
+    assert kinds["ran"] >= CASES // 4
+    assert kinds["refused"] >= CASES // 4
+    assert {"derived ran on 1", "derived ran on 2", "derived ran on 4", "changed ran on 1"} <= set(ends)
+    assert {"changed refused InvalidPlanError", "derived refused InvalidPlanError"} <= set(ends)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_forged_plan_verifies_and_runs_as_a_command(devices: int, tmp_path: Path) -> None:
+    """The cases above run all ranks as threads; here they are the processes of a user's run."""
+    for number in range(100):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        forge(random.Random(f"forged {number}"), directory)
+        if (directory / "images.yaml").is_file() and len(load(directory).devices) == devices:
+            break
+    for arguments in (["verify"], ["run", "--prompt-ids", "1,1", "--max-new-tokens", "2"]):
+        command = [sys.executable, "-m", "runtime", arguments[0], str(directory), *arguments[1:]]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+        assert result.returncode in (0, 2, 4, 5), result.stderr
+        assert "Traceback" not in result.stderr

@@ -1,0 +1,148 @@
+"""The bytes that each kernel reads and writes, from its arguments alone, and a run of kernels that compares them.
+
+A kernel works on addresses, so neither torch nor Numba checks an index of it. ``touched`` is a second account of what
+it accesses, row by row of the loops in ``runtime.model.kernels``; ``checked_run`` takes the place of ``ops._run`` and
+asserts that each access is within the tensor that ``ops`` took the address from, before the kernel runs.
+"""
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.model import ops
+from runtime.model.kernels.arguments import Attend, Gated, GroupedProduct, Norm, Product, Top
+from runtime.model.kernels.attention import ITEMS
+
+Access = tuple[str, int, int]
+"""Name of the tensor in ``ops``, first byte, and the byte behind the last."""
+
+
+def rows(name: str, start: int, stride: int, count: int, nbytes: int) -> Iterator[Access]:
+    """Yield the accesses of the first and the last of ``count`` rows: those between lie between them."""
+    assert stride >= 0
+    assert count >= 0
+    if count and nbytes:
+        yield name, start, start + nbytes
+        yield name, start + (count - 1) * stride, start + (count - 1) * stride + nbytes
+
+
+def words(address: int, count: int) -> list[int]:
+    """Return int64 words in memory."""
+    return list((ctypes.c_int64 * count).from_address(address))
+
+
+def product(a: Product, size: int, threads: int) -> Iterator[Access]:
+    yield from rows("x", a.x, a.x_stride, a.rows, a.inputs * size)
+    yield from rows("weight", a.weight, a.weight_stride, a.outputs, a.inputs * size)
+    yield from rows("out", a.out, a.out_stride, a.rows, a.outputs * size)
+    if a.added:
+        yield from rows("added", a.added, a.added_stride, a.rows, a.outputs * size)
+    if a.widened:
+        count = threads * a.rows if a.widened_per_thread else a.rows
+        yield from rows("widened", a.widened, a.widened_stride, count, a.inputs * 4)
+
+
+def grouped(a: GroupedProduct, size: int, threads: int) -> Iterator[Access]:
+    yield from rows("ends", a.ends, 8, a.groups, 8)
+    ends = words(a.ends, a.groups)
+    assert ends == sorted(ends)
+    assert ends[0] >= 0
+    assert ends[-1] == a.rows
+    index = words(a.row_index, a.rows) if a.row_index else list(range(a.rows))
+    if a.row_index:
+        yield from rows("index", a.row_index, 8, a.rows, 8)
+    for row in index:
+        yield "x", a.x + row * a.x_stride, a.x + row * a.x_stride + a.inputs * size
+    for group in range(a.groups):
+        yield from rows("weights", a.weights + group * a.group_stride, a.weight_stride, a.outputs, a.inputs * size)
+    yield from rows("out", a.out, a.out_stride, a.rows, a.outputs * size)
+    if a.widened:
+        yield from rows("widened", a.widened, a.widened_stride, a.rows, a.inputs * 4)
+
+
+def norm(a: Norm, size: int, threads: int) -> Iterator[Access]:
+    yield from rows("x", a.x, a.x_stride, a.rows, a.inputs * size)
+    yield from rows("weight", a.weight, 0, 1, a.inputs * size)
+    yield from rows("out", a.out, a.out_stride, a.rows, a.inputs * size)
+    assert 0 <= a.epsilon < 1 << 63
+
+
+def gated(a: Gated, size: int, threads: int) -> Iterator[Access]:
+    yield from rows("both", a.x, a.x_stride, a.rows, 2 * a.channels * size)
+    yield from rows("out", a.out, a.out_stride, a.rows, a.channels * size)
+
+
+def top(a: Top, size: int, threads: int) -> Iterator[Access]:
+    yield from rows("logits", a.logits, a.logits_stride, a.rows, a.columns * size)
+    yield from rows("best", a.best, 8 * a.top_k, a.rows, 8 * a.top_k)
+    yield from rows("scores", a.scores, 4 * a.top_k, a.rows, 4 * a.top_k)
+    assert a.top_k >= 1
+
+
+def attend(a: Attend, size: int, threads: int) -> Iterator[Access]:
+    head, cache_row = a.head_dim * size, 2 * a.kv_heads * a.head_dim * size
+    assert a.kv_heads >= 1
+    assert a.query_heads % a.kv_heads == 0
+    assert a.rows % a.rows_per_sequence == 0
+    sequences = a.rows // a.rows_per_sequence
+    all_heads = (a.query_heads + 2 * a.kv_heads) * head
+    yield from rows("qkv", a.qkv, all_heads, a.rows, all_heads)
+    for start in (a.cosines, a.cosines + a.sines_offset):
+        yield from rows("rotary", start, head, a.rows, head)
+    for sequence in range(sequences):
+        seen = a.seen + sequence * a.sequence_stride
+        yield from rows("cache", seen, a.row_stride, a.columns, cache_row)
+        if not a.written_index:
+            written = a.written + sequence * a.sequence_stride
+            yield from rows("cache", written, a.row_stride, a.rows_per_sequence, cache_row)
+        bias = a.bias + sequence * a.bias_sequence_stride
+        yield from rows("bias", bias, a.bias_row_stride, a.rows_per_sequence, a.columns * size)
+    if a.written_index:
+        yield from rows("written", a.written_index, 8, a.rows, 8)
+        for row in words(a.written_index, a.rows):
+            yield "cache", a.all_rows + row * a.row_stride, a.all_rows + row * a.row_stride + cache_row
+    assert 0 <= a.tree_columns <= a.columns
+    yield from rows("out", a.out, a.query_heads * head, a.rows, a.query_heads * head)
+    yield from rows("scratch", a.scratch, 0, 1, threads * ITEMS * (2 * a.head_dim + a.columns) * 4)
+
+
+TOUCHED: dict[type, Callable[[Any, int, int], Iterator[Access]]] = {
+    Product: product,
+    GroupedProduct: grouped,
+    Norm: norm,
+    Gated: gated,
+    Top: top,
+    Attend: attend,
+}
+
+
+def touched(call: Any, dtype: torch.dtype) -> Iterator[Access]:
+    """Yield all accesses of a kernel called with these arguments, of elements of ``dtype``."""
+    yield from TOUCHED[type(call)](call, dtype.itemsize, torch.get_num_threads())
+
+
+def extent(tensor: Tensor) -> tuple[int, int]:
+    """Return the first byte of a tensor, and the byte behind its last: of a view those of the view alone."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.itemsize if tensor.numel() else start
+
+
+_run = ops._run
+
+
+def checked_run(kernel: Any, dtype: torch.dtype, work: int, call: Any) -> None:
+    """Run a kernel as ``ops._run`` does; assert first that it touches nothing but its operands.
+
+    Called by a function of ``ops``, whose local variables are the operands.
+    """
+    operands = sys._getframe(1).f_locals
+    for name, start, stop in touched(call, dtype):
+        first, end = extent(operands[name])
+        assert first <= start, f"{type(call).__name__}: {name}: {first - start} bytes before it"
+        assert stop <= end, f"{type(call).__name__}: {name}: {stop - end} bytes beyond it"
+    _run(kernel, dtype, work, call)
