@@ -16,7 +16,7 @@ from planner.errors import InputError
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.formulations import Formulations
 from planner.longest_context import longest_context
-from planner.plan_directory import BASE_CONFIG, DRAFT_CONFIG
+from planner.plan_directory import BASE_CONFIG, draft_config
 from planner.problem.formulate import Formulation
 from planner.problem.previous_plan import Previous
 from planner.request import Request, resolve_request
@@ -71,7 +71,7 @@ def rebuild(directory: Path, frozen: Plan, settings: Settings) -> Built:
     base = load_base(directory / BASE_CONFIG)
     draft = None
     if frozen.draft is not None:
-        draft = load_draft(directory / DRAFT_CONFIG, base, facts_of(frozen.draft))
+        draft = load_draft(draft_config(directory), base, facts_of(frozen.draft))
     formulation = Formulations().of(base, draft, frozen.inventory, frozen.options)
     return plan(formulation, inputs_of(base, draft), settings, frozen)
 

@@ -11,8 +11,13 @@ from pathlib import Path
 
 
 def write_synced(file: Path, content: bytes) -> None:
-    """Write a file, on disk when this returns; an existing one is overwritten in place."""
-    with file.open("wb") as stream:
+    """Write a new file, on disk when this returns.
+
+    What has the name is removed first, so that a link under it is never followed, nor a pipe waited for.
+    """
+    file.unlink(missing_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())

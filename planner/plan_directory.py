@@ -6,45 +6,50 @@ The new plan is written first under its temporary name, by which a half-written 
 may be written again; it takes its place last, so that a ``plan.yaml`` always has its other files beside it.
 """
 
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from planner import durable
-from planner.errors import OutputError
+from planner.errors import CheckpointError, OutputError
 from planner.families import BaseInput, DraftInput
 from plans import codec
+from plans.files import read_inside, resolved_inside
 from plans.schema import Plan, PlanError
 from plans.strict_yaml import load_yaml
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-BASE_CONFIG, DRAFT_CONFIG = "config.json", "draft/config.json"
+TOKENIZER_FILES = {
+    "tokenizer.json": 64 << 20,
+    "tokenizer_config.json": 12 << 20,
+    "special_tokens_map.json": 1 << 20,
+    "tokenizer.model": 64 << 20,
+    "chat_template.jinja": 1 << 20,
+    "generation_config.json": 1 << 20,
+}
+"""Files that are copied from the directory of the base model, with the most bytes of each."""
+DRAFT_DIRECTORY = "draft"
+BASE_CONFIG, DRAFT_CONFIG = "config.json", f"{DRAFT_DIRECTORY}/config.json"
 """The configs that were planned, from which a plan can be solved again."""
 PLAN_FIELDS = {"schema", "inputs", "options", "inventory", "stages"}
 """Top-level fields that every version of ``plan.yaml`` has."""
 
 
 def write(directory: Path, plan: Plan, base: BaseInput, draft: DraftInput | None) -> None:
-    """Write a plan's directory; files that are unchanged are left alone. Raise OutputError."""
+    """Write a plan's directory; files that are unchanged are left alone. Raise OutputError, or CheckpointError."""
     refuse_foreign(directory)
+    files = _files_beside(base, draft)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         plan_file, text = directory / codec.PLAN_FILE, codec.dumps(plan).encode()
         plan_changes = not _has(plan_file, text)
         if plan_changes:
             durable.write_synced(_temporary(plan_file), text)
-        files = _files_beside(base, draft)
         if draft is not None:
-            (directory / "draft").mkdir(exist_ok=True)
+            (directory / DRAFT_DIRECTORY).mkdir(exist_ok=True)
         _remove(directory / name for name in (*TOKENIZER_FILES, DRAFT_CONFIG) if name not in files)
-        if draft is None and (directory / "draft").is_dir():
-            (directory / "draft").rmdir()
+        if draft is None and (directory / DRAFT_DIRECTORY).is_dir():
+            (directory / DRAFT_DIRECTORY).rmdir()
         for name, content in files.items():
             file = directory / name
             if not _has(file, content):
@@ -63,14 +68,39 @@ def refuse_foreign(directory: Path) -> None:
             raise OutputError(f"{directory}: holds something other than a plan (no plan.yaml): give another --out")
         if file.is_file() and not _is_plan(file):
             raise OutputError(f"{file}: is no plan, and would be overwritten: give another --out, or take it away")
+        inner = directory / DRAFT_DIRECTORY
+        if os.path.lexists(inner) and not stat.S_ISDIR(inner.lstat().st_mode):
+            raise OutputError(f"{inner}: a link or a file, expected a directory: take it away, or give another --out")
     elif directory.exists() or directory.is_symlink():
         raise OutputError(f"{directory}: is not a directory: give another --out")
 
 
+def draft_config(directory: Path) -> Path:
+    """Return the file of the drafter's config beside a plan; raise CheckpointError where a link leads elsewhere.
+
+    The directory ``draft`` may be such a link too.
+    """
+    file = directory / DRAFT_CONFIG
+    try:
+        resolved_inside(directory, DRAFT_CONFIG)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: no such file") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot read: {error.strerror}") from error
+    return file
+
+
 def _files_beside(base: BaseInput, draft: DraftInput | None) -> dict[str, bytes]:
-    """Return the contents of the files beside ``plan.yaml``, by their names in the directory."""
+    """Return the contents of the files beside ``plan.yaml``, by their names; raise CheckpointError."""
     source = base.checkpoint.config_file.parent
-    files = {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
+    files: dict[str, bytes] = {}
+    for name, most in TOKENIZER_FILES.items():
+        try:
+            files[name] = read_inside(source, name, most)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"{source / name}: cannot read: {error.strerror}") from error
     files[BASE_CONFIG] = base.checkpoint.config_bytes
     if draft is not None:
         files[DRAFT_CONFIG] = draft.checkpoint.config_bytes
@@ -80,7 +110,7 @@ def _files_beside(base: BaseInput, draft: DraftInput | None) -> dict[str, bytes]
 def _is_plan(file: Path) -> bool:
     """Return True if a file has the fields by which a plan of any version is recognised."""
     try:
-        data = load_yaml(codec.read_document(file), str(file))
+        data = load_yaml(codec.read_document(file, inside=True), str(file))
     except (PlanError, OSError):
         return False
     return isinstance(data, dict) and set(data) >= PLAN_FIELDS
@@ -92,7 +122,11 @@ def _remove(files: Iterable[Path]) -> None:
 
 
 def _has(file: Path, content: bytes) -> bool:
-    return file.is_file() and file.read_bytes() == content
+    """Return True if a file is there with this content, itself and no link to another."""
+    if not os.path.lexists(file):
+        return False
+    status = file.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_size == len(content) and file.read_bytes() == content
 
 
 def _temporary(file: Path) -> Path:

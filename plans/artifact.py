@@ -158,7 +158,12 @@ def dump_images(images: Images) -> str:
 def load_images(directory: Path) -> Images:
     """Read ``images.yaml``; raise PlanError naming what is wrong, FileNotFoundError where there is none."""
     file = directory / IMAGES_FILE
-    raw = read_document(file)
+    try:
+        raw = read_document(file, inside=True)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise PlanError(f"{file}: cannot read: {error.strerror}") from error
     sealed = decode(_Sealed, load_yaml(raw, str(file)), str(file))
     if dump_images(sealed.artifact).encode() != raw:
         raise PlanError(f"{file}: sha256: the file was changed after the images were compiled: compile again")

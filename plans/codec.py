@@ -6,6 +6,7 @@ The records of :mod:`plans.schema` are the grammar: decoding walks their annotat
 
 import dataclasses
 import difflib
+import errno
 import functools
 import hashlib
 import math
@@ -15,6 +16,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from plans.files import read_inside, read_regular
 from plans.format import quote, shown
 from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR, NewerSchemaError, Plan, PlanError
 from plans.strict_yaml import MAX_DOCUMENT_BYTES, dump_yaml, load_yaml
@@ -25,14 +27,19 @@ PLAN_FILE = "plan.yaml"
 """Name of a plan's file in its directory."""
 
 
-def read_document(file: Path) -> bytes:
-    """Return the bytes of a document; raise PlanError for one that is too large, OSError as open does."""
-    with file.open("rb") as stream:
-        raw = stream.read(MAX_DOCUMENT_BYTES + 1)
-        if len(raw) > MAX_DOCUMENT_BYTES:
-            size = max(len(raw), os.fstat(stream.fileno()).st_size)
-            raise PlanError(f"{file}: {size} bytes, expected at most {MAX_DOCUMENT_BYTES}")
-    return raw
+def read_document(file: Path, *, inside: bool) -> bytes:
+    """Return the bytes of a document; raise PlanError for one that is too large, OSError for one that cannot be read.
+
+    ``inside``: its directory may be a stranger's, so that no link may lead out of it; else the user named the file.
+    """
+    try:
+        if inside:
+            return read_inside(file.parent, file.name, MAX_DOCUMENT_BYTES)
+        return read_regular(file, MAX_DOCUMENT_BYTES)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise PlanError(f"{file}: {error.strerror}") from error
 
 
 def encode(record: Any) -> Any:
@@ -189,11 +196,11 @@ def load(directory: Path) -> Plan:
     try:
         if directory.name == PLAN_FILE and directory.is_file():
             raise PlanError(f"{directory}: found a file, expected the directory of a plan: give {directory.parent}")
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise PlanError(
                 f"{directory}: no plan.yaml here: give the directory of a plan, as `planner build` wrote it"
             )
-        raw = read_document(file)
+        raw = read_document(file, inside=True)
     except OSError as error:
         raise PlanError(f"{file}: cannot read: {error.strerror}") from error
     return loads(raw, str(file))
@@ -201,7 +208,7 @@ def load(directory: Path) -> Plan:
 
 def is_canonical(directory: Path, plan: Plan) -> bool:
     """Return True where the file of a plan, read from this directory, has exactly the bytes of its canonical text."""
-    return (directory / PLAN_FILE).read_bytes() == dumps(plan).encode()
+    return read_document(directory / PLAN_FILE, inside=True) == dumps(plan).encode()
 
 
 def digest(plan: Plan) -> str:

@@ -8,21 +8,28 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from plans.files import read_inside
 from runtime.errors import RequestError
 from runtime.request import Finish, Request
 
 TOKENIZER_FILE = "tokenizer.json"
+MOST_TOKENIZER_BYTES = 64 << 20
+"""Largest tokenizer that is read; one of 262 000 tokens has 33 MB."""
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
     """Return the tokenizer beside a plan; raise RequestError where there is none, or none that can be read."""
     file = directory / TOKENIZER_FILE
-    if not file.is_file():
+    try:
+        content = read_inside(directory, TOKENIZER_FILE, MOST_TOKENIZER_BYTES)
+    except FileNotFoundError as error:
         raise RequestError(
             f"{file}: not there, so text cannot be read or stopped at: give --prompt-ids, without --stop"
-        )
+        ) from error
+    except OSError as error:
+        raise RequestError(f"{file}: cannot be read: {error.strerror}") from error
     try:
-        return Tokenizer.from_file(str(file))
+        return Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises nothing more precise
         raise RequestError(f"{file}: not a tokenizer: {error}") from error
 

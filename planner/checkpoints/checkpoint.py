@@ -8,6 +8,7 @@ Everything that a file claims is checked; what is wrong raises CheckpointError (
 """
 
 import dataclasses
+import errno
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 from planner.checkpoints.header import HOW_TO_CONVERT, TensorFile, TensorInfo, read_header, read_stream, stamp
 from planner.errors import CheckpointError
 from plans import strict_json
+from plans.files import read_inside, resolved_inside
 from plans.format import quote
 from plans.strict_json import JsonError
 
@@ -90,14 +92,13 @@ _Tables = tuple[dict[str, TensorInfo], dict[str, TensorFile]]
 
 
 def _read_small(file: Path) -> bytes:
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file")
     try:
-        size = file.stat().st_size
-        if size > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{file}: {size} bytes, expected at most {MAX_CONFIG_BYTES}")
-        return file.read_bytes()
+        return read_inside(file.parent, file.name, MAX_CONFIG_BYTES)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: no such file") from error
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise CheckpointError(f"{file}: {error.strerror}") from error
         raise CheckpointError(f"{file}: cannot read: {error.strerror}") from error
 
 
@@ -111,12 +112,12 @@ def _parse_json(content: bytes, file: Path) -> Any:
 def _read_tables(directory: Path) -> _Tables | None:
     """Read the headers of a directory's safetensors files; None if it has none."""
     single, index = directory / SINGLE, directory / INDEX
-    if single.exists() and index.exists():
+    if os.path.lexists(single) and os.path.lexists(index):
         raise CheckpointError(f"{directory}: found both {SINGLE} and {INDEX}, expected one of them: remove the other")
-    if single.exists():
+    if os.path.lexists(single):
         tensors, file = read_header(single)
         return tensors, {SINGLE: file}
-    if index.exists():
+    if os.path.lexists(index):
         return _read_index(index)
     others = sorted(file.name for file in directory.glob("*.safetensors"))
     if others:
@@ -138,9 +139,7 @@ def _read_index(index: Path) -> _Tables:
     _refuse_surplus(index, names)
     for name in names:
         file = _inside(index, name)
-        if not file.is_file():
-            raise CheckpointError(f"{index}: weight_map: {name}: no such file in {index.parent}")
-        shard, files[name] = read_header(file, name)
+        shard, files[name] = read_header(file, name, inside=index.parent)
         for tensor in shard:
             if weight_map.get(tensor) != name:
                 raise CheckpointError(f"{file}: {tensor}: in the file, but {index.name} does not place it there")
@@ -162,25 +161,18 @@ def _refuse_surplus(index: Path, names: list[str]) -> None:
 
 
 def _inside(index: Path, name: str) -> Path:
-    """Return the path of a shard; raise CheckpointError if it, or the target of its link, is outside the checkpoint.
-
-    Links may point into the checkpoint's directory, or into the blobs of a Hugging Face cache.
-    """
+    """Return the path of a shard; raise CheckpointError where it is not in the checkpoint, or in its subdirectory."""
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
         raise CheckpointError(
             f"{index}: weight_map: {name!r} is outside the checkpoint's directory, expected a file in it"
         )
-    directory = index.parent.resolve()
-    target = (directory / name).resolve()
-    allowed = [directory]
-    if directory.parent.name == "snapshots":
-        allowed.append(directory.parent.parent / "blobs")
-    if not any(target.is_relative_to(parent) for parent in allowed):
-        raise CheckpointError(
-            f"{index}: weight_map: {name!r} is a link to {target}, outside the checkpoint's directory, "
-            "expected a file in it"
-        )
+    try:
+        resolved_inside(index.parent, name)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{index}: weight_map: {name}: no such file in {index.parent}") from error
+    except OSError as error:
+        raise CheckpointError(f"{index}: weight_map: {name}: cannot read: {error.strerror}") from error
     return index.parent / name
 
 
@@ -218,10 +210,11 @@ def _read_pickle(directory: Path, accepted: bool) -> _Tables | None:
             f"{directory}: found {', '.join(files)}, a pickle, expected {SINGLE} or {INDEX}: {HOW_TO_CONVERT}"
         )
     pickle = directory / PICKLE
-    if not pickle.is_file():
-        raise CheckpointError(f"{pickle}: expected a regular file")
     try:
-        before = stamp(pickle.stat())
+        before = stamp(resolved_inside(directory, PICKLE).stat())
+    except OSError as error:
+        raise CheckpointError(f"{pickle}: cannot read: {error.strerror}") from error
+    try:
         with tempfile.TemporaryFile() as stream:
             _convert_pickle(pickle, Path(f"/dev/fd/{stream.fileno()}"), "--header", descriptors=(stream.fileno(),))
             stream.seek(0)

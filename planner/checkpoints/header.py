@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from planner.errors import CheckpointError
+from plans.files import open_inside
 from plans.safetensors_header import MAX_HEADER_BYTES, PREFIX_BYTES, HeaderError, header_length, parse_header
 
 HOW_TO_CONVERT = "load it where you trust it and save it with safetensors (model.save_pretrained of transformers)"
@@ -62,16 +63,20 @@ def stamp(status: os.stat_result) -> Stamp:
     )
 
 
-def read_header(file: Path, name: str | None = None) -> tuple[dict[str, TensorInfo], TensorFile]:
+def read_header(
+    file: Path, name: str | None = None, *, inside: Path | None = None
+) -> tuple[dict[str, TensorInfo], TensorFile]:
     """Return the tensors of one safetensors file, by name; raise CheckpointError.
 
-    ``name``: name of the file in the tensors' ``TensorInfo.file``; default: that of ``file``.
+    ``name``: name of the file in the tensors' ``TensorInfo.file``; default: that of ``file``. ``inside``: the directory
+    that no link may lead out of; default: that of the file.
     """
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file")
+    directory = inside or file.parent
     try:
-        with file.open("rb") as stream:
+        with os.fdopen(open_inside(directory, str(file.relative_to(directory))), "rb") as stream:
             return read_stream(stream, file, name)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: no such file") from error
     except OSError as error:
         raise CheckpointError(f"{file}: cannot read: {error.strerror}") from error
 

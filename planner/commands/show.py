@@ -9,7 +9,7 @@ from planner.errors import InputError
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.images import provenance, reuse
 from planner.images.inputs import check_inputs, sources_of
-from planner.plan_directory import BASE_CONFIG, DRAFT_CONFIG
+from planner.plan_directory import BASE_CONFIG, draft_config
 from planner.problem.device_map import write as write_device_map
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
@@ -77,7 +77,7 @@ def show_slot(directory: Path, plan: Plan, name: str, model: Path | None, draft:
     base = load_base(model or directory / BASE_CONFIG)
     head = None
     if plan.draft is not None:
-        source = draft if draft is not None and draft.is_dir() else directory / DRAFT_CONFIG
+        source = draft if draft is not None and draft.is_dir() else draft_config(directory)
         head = load_draft(source, base, facts_of(plan.draft))
     check_inputs(plan, base, head)
     refuse_other_headers(directory, base, head)

@@ -6,6 +6,7 @@ InventoryError that starts with the file and the path to the datum. :mod:`planne
 
 import dataclasses
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,13 +42,14 @@ def load_inventory(path: Path) -> HardwareInventory:
 
 def read_inventory(path: Path) -> Any:
     """Return an inventory file as plain data, for :func:`parse_inventory`."""
-    if not path.is_file():
-        obstacle = "a directory" if path.is_dir() else "no such file"
-        raise InventoryError(f"{path}: {obstacle}: give an inventory of hosts and devices")
     try:
-        return load_yaml(read_document(path), str(path))
+        return load_yaml(read_document(path, inside=False), str(path))
     except PlanError as error:
         raise InventoryError(str(error)) from error
+    except OSError as error:
+        reasons = {errno.EISDIR: "a directory", errno.ENOENT: "no such file"}
+        reason = reasons.get(error.errno or 0, error.strerror)
+        raise InventoryError(f"{path}: {reason}: give an inventory of hosts and devices") from error
 
 
 def parse_inventory(data: Any, where: str) -> HardwareInventory:

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def locked(directory: Path) -> Iterator[None]:
 def _lock(file: Path) -> int:
     """Return a descriptor of the lock's file, locked; raise OutputError if another process has the lock."""
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
+            raise OutputError(f"{file}: a link or another special file, expected the lock of a compile: take it away")
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), file.stat()):

@@ -12,6 +12,7 @@ from planner.checkpoints.header import TensorFile, stamp
 from planner.errors import CheckpointError
 from planner.images.pieces import Checkpoints
 from plans import paging
+from plans.files import open_regular
 
 
 class Reader:
@@ -35,7 +36,7 @@ class Reader:
         file = self._checkpoints[source].files[name]
         if file.path not in self._open_files:
             try:
-                descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = open_regular(file.path)
             except OSError as error:
                 raise CheckpointError(f"{file.path}: cannot open: {error.strerror}") from error
             self._stack.callback(os.close, descriptor)

@@ -66,7 +66,7 @@ def recall(directory: Path) -> Memory | None:
     """Return the record of a directory's images; None if it is missing or cannot be read."""
     file = directory / FILE
     try:
-        return decode(Memory, load_yaml(read_document(file), str(file)), str(file))
+        return decode(Memory, load_yaml(read_document(file, inside=True), str(file)), str(file))
     except (OSError, PlanError):
         return None
 
@@ -82,7 +82,7 @@ def is_made(file: Path, image: Image | None, inputs: str, memory: Memory | None)
     record = None if image is None or memory is None else memory.find(image.device)
     if image is None or record is None or (record.inputs_sha256, record.blake3) != (inputs, image.blake3):
         return False
-    if not file.is_file() or file.stat().st_size != image.size_bytes:
+    if file.is_symlink() or not file.is_file() or file.stat().st_size != image.size_bytes:
         return False
     return stamp(file.stat()) == record.stamp or _blake3(file) == image.blake3
 

@@ -42,7 +42,7 @@ class Listed(Protocol):
 def load_device_map(path: Path) -> Any:
     """Read a file in YAML or JSON as plain data, for :func:`read`; raise InputError where there is none."""
     try:
-        data = load_yaml(read_document(path), str(path))
+        data = load_yaml(read_document(path, inside=False), str(path))
     except OSError as error:
         raise InputError(f"--device-map {path}: cannot read: {error.strerror}") from error
     except PlanError as error:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from plans.files import read_regular
+from plans.files import read_inside
 from runtime.errors import RequestError
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -83,7 +83,7 @@ class ChatTemplate:
 def _read(file: Path, most: int) -> str | None:
     """Return the text of a file; None where there is none. Raises RequestError."""
     try:
-        return read_regular(file, most).decode()
+        return read_inside(file.parent, file.name, most).decode()
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -23,6 +23,7 @@ import numpy as np
 from plans import artifact, codec
 from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, LAYOUT_VERSION, PAGE_BYTES, Images, image_metadata, is_filler
 from plans.dtypes import IMAGE_DTYPES
+from plans.files import open_inside
 from plans.safetensors_header import PREFIX_BYTES, Header, HeaderError, TensorEntry, header_length, parse_header
 from plans.schema import Plan, PlanError
 from plans.slots import TOKEN_MAP, device_slots
@@ -99,7 +100,7 @@ def _check_plan_file(plan: Plan, directory: Path, record: Images) -> None:
     """Raise ImageForeign unless ``plan.yaml`` has the very bytes for which the images were compiled."""
     file = directory / codec.PLAN_FILE
     try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest = hashlib.sha256(codec.read_document(file, inside=True)).hexdigest()
     except OSError as error:
         raise ImageMissing(f"{file}: cannot read: {error.strerror}") from error
     if digest != record.plan_sha256:
@@ -125,7 +126,7 @@ def opened(directory: Path, device: str, record: Images) -> Iterator[tuple[int, 
     if expected is None:
         raise ImageMissing(f"{directory / IMAGES_FILE}: artifact.images: no image of {device}")
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_inside(directory, file.name)
     except OSError as error:
         raise ImageMissing(f"{file}: cannot open: {error.strerror}") from error
     try:

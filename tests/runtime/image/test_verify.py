@@ -631,3 +631,29 @@ def test_more_bytes_than_the_plan_counts(artifact: Artifact) -> None:
     assert f"{counted + 4096} bytes of weights, expected {counted} as plan.yaml counts for b" in (
         forge(artifact, "b", change)
     )
+
+
+# ---- a directory with a stranger's links and pipes ----
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "images.yaml", "plan.yaml"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
+def test_no_file_outside_of_the_directory_is_read_or_waited_for(artifact: Artifact, name: str, kind: str) -> None:
+    file, elsewhere = artifact.directory / name, artifact.directory.parent / "elsewhere"
+    file.rename(elsewhere)
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(elsewhere if kind == "link" else "/dev/zero")
+    reason = "a link to .* outside of" if kind == "link" else "a pipe, a socket or a device|no image a"
+    with pytest.raises((ImageError, PlanError), match=reason):
+        check_images(codec.load(artifact.directory), artifact.directory, verify=True)
+
+
+def test_images_may_be_links_within_the_directory(artifact: Artifact) -> None:
+    (artifact.directory / "store").mkdir()
+    for device in ("a", "b"):
+        file = artifact.directory / f"{device}.safetensors"
+        file.rename(artifact.directory / "store" / file.name)
+        file.symlink_to(Path("store") / file.name)
+    check_images(artifact.plan, artifact.directory, verify=True)

@@ -1,0 +1,212 @@
+"""Directories with a stranger's files: nothing outside is read into a plan, and nothing outside is written."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from planner.errors import CheckpointError, OutputError
+from planner.families import BaseInput, load_base, load_draft
+from planner.images import publish, reuse
+from planner.images.compile import compile_plan
+from planner.plan_directory import TOKENIZER_FILES, draft_config, write
+from plans import codec
+from plans.schema import Inputs, Plan, PlanError
+from tests.plan_factory import group, make_plan, write_base, write_draft
+
+
+def planned(tmp_path: Path, *, base_dir: Path | None = None) -> tuple[Plan, BaseInput]:
+    """Return a plan without drafter, and its checkpoint."""
+    base_dir = base_dir or tmp_path / "base"
+    if not base_dir.exists():
+        write_base(base_dir)
+    base = load_base(base_dir)
+    inputs = Inputs(
+        base_config_sha256=base.config_sha256,
+        base_tensors_sha256=base.tensors_sha256,
+        draft_config_sha256=None,
+        draft_tensors_sha256=None,
+    )
+    return make_plan(base.model, [group(base.model, ["a"], 4)], inputs=inputs), base
+
+
+def test_a_hub_cache_is_copied_as_files(tmp_path: Path) -> None:
+    """Files of a cache are links into its blobs; a plan has their contents."""
+    model = tmp_path / "models--x"
+    (model / "snapshots").mkdir(parents=True)
+    (model / "blobs").mkdir()
+    snapshot = model / "snapshots" / "0123"
+    write_base(snapshot)
+    for name in TOKENIZER_FILES:
+        (snapshot / name).write_text(f"content of {name}")
+    for number, file in enumerate(sorted(snapshot.iterdir())):
+        file.rename(model / "blobs" / str(number))
+        file.symlink_to(Path("../../blobs") / str(number))
+    plan, base = planned(tmp_path, base_dir=snapshot)
+    write(tmp_path / "plan", plan, base, None)
+    for name in TOKENIZER_FILES:
+        assert (tmp_path / "plan" / name).read_text() == f"content of {name}"
+    assert not any(file.is_symlink() for file in (tmp_path / "plan").iterdir())
+    compile_plan(tmp_path / "plan", snapshot, None)
+
+
+ATTACKS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "a link to a secret": (lambda file, secret: file.symlink_to(secret), "outside of"),
+    "a chain of links": (
+        lambda file, secret: [(file.parent / "hop").symlink_to(secret), file.symlink_to("hop")],
+        "outside of",
+    ),
+    "a pipe": (lambda file, secret: os.mkfifo(file), "a pipe, a socket or a device, expected a regular file"),
+    "a device": (lambda file, secret: file.symlink_to("/dev/zero"), "a pipe, a socket or a device"),
+    "a file of 30 GB": (lambda file, secret: [file.touch(), os.truncate(file, 30 << 30)], "bytes, expected at most"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("name", TOKENIZER_FILES)
+def test_nothing_outside_of_the_checkpoint_is_copied(name: str, attack: str, tmp_path: Path) -> None:
+    plan, base = planned(tmp_path)
+    secret = tmp_path / "id_rsa"
+    secret.write_text("PRIVATE KEY")
+    make, reason = ATTACKS[attack]
+    make(tmp_path / "base" / name, secret)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        write(tmp_path / "plan", plan, base, None)
+    assert str(caught.value).startswith(f"{tmp_path / 'base' / name}: cannot read: ")
+    assert not (tmp_path / "plan").exists()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_nothing_outside_of_the_checkpoint_is_read(name: str, attack: str, tmp_path: Path) -> None:
+    if name == "model.safetensors" and "30 GB" in attack:
+        pytest.skip("a file of tensors may have any size: its header says which")
+    write_base(tmp_path / "base", shards=2 if name.endswith("index.json") else 1)
+    secret = tmp_path / "elsewhere"
+    (tmp_path / "base" / name).rename(secret)
+    make, reason = ATTACKS[attack]
+    make(tmp_path / "base" / name, secret)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_base(tmp_path / "base")
+    assert str(caught.value).startswith(f"{tmp_path / 'base' / name}: ")
+
+
+@pytest.mark.parametrize("attack", ["a link to a secret", "a chain of links", "a pipe", "a device"])
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "pytorch_model.bin"])
+def test_no_tensors_are_read_outside_of_the_checkpoint(name: str, attack: str, tmp_path: Path) -> None:
+    write_base(tmp_path / "base", shards=2, num_layers=8)
+    write_draft(tmp_path / "head")
+    directory = tmp_path / ("head" if name == "pytorch_model.bin" else "base")
+    base = load_base(tmp_path / "base")
+    secret = tmp_path / "elsewhere"
+    (directory / (name if (directory / name).exists() else "model.safetensors")).rename(secret)
+    make, reason = ATTACKS[attack]
+    make(directory / name, secret)
+    with pytest.raises(CheckpointError, match=reason):
+        load_draft(directory, base) if directory.name == "head" else load_base(directory)
+
+
+# ---- a plan's directory ----
+
+
+def outside(tmp_path: Path) -> Path:
+    file = tmp_path / "precious"
+    file.write_text("precious")
+    return file
+
+
+def test_links_under_the_names_that_are_written_are_replaced(tmp_path: Path) -> None:
+    plan, base = planned(tmp_path)
+    precious, directory = outside(tmp_path), tmp_path / "plan"
+    (tmp_path / "base" / "tokenizer_config.json").write_text("{}")
+    write(directory, plan, base, None)
+    (directory / "tokenizer_config.json").write_text("old")
+    (directory / "config.json").unlink()
+    for name in ("plan.yaml", "tokenizer_config.json", "config.json"):
+        (directory / f".{name}.new").symlink_to(precious)
+    (directory / "config.json").symlink_to(precious)
+    same = directory / "same"
+    same.write_bytes((directory / "plan.yaml").read_bytes())
+    (directory / "plan.yaml").unlink()
+    (directory / "plan.yaml").symlink_to("same")
+    write(directory, plan, base, None)
+    assert precious.read_text() == "precious"
+    assert {file.name for file in directory.iterdir()} == {"plan.yaml", "tokenizer_config.json", "config.json", "same"}
+    assert all(stat.S_ISREG(file.lstat().st_mode) for file in directory.iterdir())
+    assert (directory / "tokenizer_config.json").read_text() == "{}"
+    assert codec.load(directory) == plan
+    (directory / "plan.yaml").unlink()
+    same.rename(tmp_path / "same")
+    (directory / "plan.yaml").symlink_to("../same")
+    with pytest.raises(OutputError, match=r"plan\.yaml: is no plan, and would be overwritten"):
+        write(directory, plan, base, None)
+
+
+@pytest.mark.parametrize("drafted", [True, False])
+def test_a_link_as_the_directory_of_the_drafter_is_refused(tmp_path: Path, drafted: bool) -> None:
+    plan, base = planned(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "config.json").write_text("precious")
+    directory = tmp_path / "plan"
+    write(directory, plan, base, None)
+    (directory / "draft").symlink_to(elsewhere)
+    draft = None
+    if drafted:
+        write_base(tmp_path / "deep", num_layers=8)
+        write_draft(tmp_path / "head")
+        draft = load_draft(tmp_path / "head", load_base(tmp_path / "deep"))
+    with pytest.raises(OutputError, match="draft: a link or a file, expected a directory: take it away"):
+        write(directory, plan, base, draft)
+    assert (elsewhere / "config.json").read_text() == "precious"
+    with pytest.raises(CheckpointError, match=r"draft/config\.json: cannot read: a link to .* outside of"):
+        draft_config(directory)
+
+
+def test_a_lock_that_is_a_link_creates_nothing_at_its_target(tmp_path: Path) -> None:
+    plan, base = planned(tmp_path)
+    directory = tmp_path / "plan"
+    write(directory, plan, base, None)
+    (directory / publish.LOCK).symlink_to(tmp_path / "created")
+    with pytest.raises(OutputError, match=r"\.lock: a link or another special file"):
+        compile_plan(directory, tmp_path / "base", None)
+    assert not (tmp_path / "created").exists()
+    (directory / publish.LOCK).unlink()
+    os.mkfifo(directory / publish.LOCK)
+    with pytest.raises(OutputError, match=r"\.lock: a link or another special file"):
+        compile_plan(directory, tmp_path / "base", None)
+
+
+def test_compile_writes_nothing_through_links(tmp_path: Path) -> None:
+    plan, base = planned(tmp_path)
+    precious, directory = outside(tmp_path), tmp_path / "plan"
+    write(directory, plan, base, None)
+    for name in ("a.safetensors", "images.yaml", ".compiled"):
+        (directory / name).symlink_to(precious)
+        (directory / f"{publish.TEMPORARY}{name}").symlink_to(precious)
+    compile_plan(directory, tmp_path / "base", None)
+    assert precious.read_text() == "precious"
+    assert not any(file.is_symlink() for file in directory.iterdir())
+
+
+@pytest.mark.parametrize("attack", ["a link to a secret", "a chain of links", "a pipe", "a device", "a file of 30 GB"])
+@pytest.mark.parametrize("name", ["plan.yaml", "images.yaml", ".compiled"])
+def test_records_that_are_no_regular_files_are_refused_at_once(name: str, attack: str, tmp_path: Path) -> None:
+    plan, base = planned(tmp_path)
+    directory = tmp_path / "plan"
+    write(directory, plan, base, None)
+    compile_plan(directory, tmp_path / "base", None)
+    secret = tmp_path / "elsewhere"
+    (directory / name).rename(secret)
+    make, reason = ATTACKS[attack]
+    make(directory / name, secret)
+    if name == "plan.yaml":
+        with pytest.raises(PlanError, match=reason):
+            compile_plan(directory, tmp_path / "base", None)
+        return
+    if name == ".compiled":
+        assert reuse.recall(directory) is None
+    assert compile_plan(directory, tmp_path / "base", None).images, "both are made again"
+    assert stat.S_ISREG((directory / name).lstat().st_mode)
