@@ -7,7 +7,7 @@ from planner.costs import stall
 from planner.errors import ConfigError, InputError
 from planner.families import BaseInput, DraftInput
 from planner.hardware.records import HardwareInventory
-from plans.check_inputs import MOST_TREE, path_problems, static_tree
+from plans.check_inputs import MOST_MASK_VALUES, MOST_TREE, mask_values, path_problems, static_tree
 from plans.format import quote
 from plans.schema import DType, Inventory, KvAxis, KvDType, Options, Pin, Plan, Strategy, Tree
 from plans.step import tree_pool
@@ -121,7 +121,7 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
         raise InputError("--strategy custom: no device map was given: --device-map FILE")
     tree = (wanted.tree or DEFAULT_TREE) if draft else None
     if tree is not None:
-        _check_tree(tree, draft)
+        _check_tree(tree, wanted.batch, draft)
     chunk = wanted.prefill_chunk or min(512, max(64, context // 8), context)
     if chunk > context:
         raise InputError(f"--prefill-chunk: found {chunk}, expected at most the context of {context}")
@@ -141,8 +141,13 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
     )
 
 
-def _check_tree(tree: Tree, draft: DraftInput | None) -> None:
+def _check_tree(tree: Tree, batch: int, draft: DraftInput | None) -> None:
     _check_nodes(tree)
+    if (values := mask_values(tree, batch)) > MOST_MASK_VALUES:
+        raise InputError(
+            f"--tree: masks of {values} values for a batch of {batch}, expected at most {MOST_MASK_VALUES}: give fewer "
+            "nodes, levels or children, or a smaller batch"
+        )
     pool = tree_pool(tree)
     if tree.paths is None and tree.total_token - 1 > pool:
         raise InputError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from plans.artifact import DEVICE_ID
 from plans.dtypes import DTYPE_BYTES
 from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Model, Options, Plan, Tree
-from plans.step import ATTENTION_ALIGN_BYTES, pool_rows
+from plans.step import ATTENTION_ALIGN_BYTES, fed_rows, pool_rows
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_SHOWN = 16
@@ -29,6 +29,8 @@ MOST_BATCH = 1024
 """Most sequences decoded at a time."""
 MOST_DEVICES = 4096
 """Most devices of an inventory."""
+MOST_MASK_VALUES = 1 << 22
+"""Most values of a mask of trees; a few of these are made in a step, and are not counted as buffers."""
 NORM_EPS = (1e-15, 1.0)
 """Least and largest epsilon of an RMS norm: below, the kernels' unit of 2^-60 rounds it; above, they have no number."""
 MOST_STALL_S = 3600
@@ -147,6 +149,14 @@ def _check_tree(options: Options, tree: Tree) -> Iterator[Violation]:
     elif tree.total_token - 1 > pool_rows(options):
         pool = f"the root and a pool of {tree.top_k} + {tree.depth} * {tree.top_k}^2 candidates"
         yield bad("options.tree.total_token", tree.total_token, f"at most {pool_rows(options) + 1}: {pool}")
+    if 1 <= options.batch <= MOST_BATCH and (values := mask_values(tree, options.batch)) > MOST_MASK_VALUES:
+        yield bad("options.tree", f"masks of {values} values", f"at most {MOST_MASK_VALUES}: a smaller tree or batch")
+
+
+def mask_values(tree: Tree, batch: int) -> int:
+    """Return the values of the largest mask of the trees of a batch, verified or growing: a node sees its ancestors."""
+    fed = fed_rows(tree)
+    return max(batch * tree.total_token**2, batch * max((1, *fed)) * sum(fed), sum(fed) ** 2)
 
 
 def _check_paths(tree: Tree, paths: tuple[tuple[int, ...], ...]) -> Iterator[Violation]:

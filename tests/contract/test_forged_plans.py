@@ -3,6 +3,7 @@
 ``forged_plans`` says what is forged, and how every access of a kernel is checked.
 """
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -11,8 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from plans.check import load
-from tests.contract.forged_plans import forge
+from plans import check_inputs
+from plans.check import InvalidPlanError, load
+from plans.codec import dumps
+from plans.schema import Plan, Run
+from runtime.request import make_request
+from tests.contract.forged_plans import completed, forge, forge_images
+from tests.contract.ranks import with_engines
+from tests.plan_factory import Group, make_model, make_plan
 
 ROOT = Path(__file__).parents[2]
 CASES = 140
@@ -33,6 +40,31 @@ def test_forged_plans_are_refused_or_run_in_bounds(first: int, tmp_path: Path) -
     assert kinds["refused"] >= CASES // 4
     assert {"derived ran on 1", "derived ran on 2", "derived ran on 4", "changed ran on 1"} <= set(ends)
     assert {"changed refused InvalidPlanError", "derived refused InvalidPlanError"} <= set(ends)
+
+
+def two_head_dims() -> Plan:
+    """Return a plan of two classes of layers: the rotary table is that of the first, the second reads beyond it."""
+    model = make_model(num_layers=1, num_heads=8, num_kv_heads=8, head_dim=4)
+    (layers,) = model.layers
+    wide = dataclasses.replace(layers.attention, num_heads=1, num_kv_heads=1, head_dim=16)
+    model = dataclasses.replace(model, layers=(layers, dataclasses.replace(layers, attention=wide)))
+    runs = tuple(Run(num_layers=1, kv_heads=(heads,), mlp_units=(layers.mlp.units,)) for heads in (8, 1))
+    return completed(make_plan(model, [Group(devices=("a",), runs=runs)], complete=False))
+
+
+def test_layers_of_two_head_dims_are_refused_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the check, without which a kernel is not called with a rotary table of smaller heads."""
+    with monkeypatch.context() as patch:
+        patch.setattr(check_inputs, "_check_same", lambda *arguments: iter(()))
+        plan = two_head_dims()
+        (tmp_path / "plan.yaml").write_text(dumps(plan))
+        forge_images(random.Random(0), plan, tmp_path)
+        request = make_request(load(tmp_path), (1, 2, 3), {"max_new_tokens": 2})
+        with pytest.raises(AssertionError) as caught:
+            with_engines(plan, tmp_path, lambda rank: rank.generate(request))
+        assert caught.traceback[-1].name == "attend"
+    with pytest.raises(InvalidPlanError, match=r"layers\[1\]\.attention\.head_dim: found 16, expected 4"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("devices", [1, 2])

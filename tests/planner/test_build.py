@@ -134,6 +134,10 @@ def test_defaults_are_written_out() -> None:
             "--tree: total_token=60 wants 59 drafted nodes, depth=1 and top_k=5 draft 30 at most",
         ),
         (
+            Wanted(batch=1024, tree=Tree(kind="dynamic", total_token=100, depth=7, top_k=10, paths=None)),
+            "--tree: masks of 10240000 values for a batch of 1024, expected at most 4194304: give fewer nodes",
+        ),
+        (
             Wanted(tree=Tree(kind="dynamic", total_token=60, depth=7, top_k=1025, paths=None)),
             "--tree: top_k: found 1025, expected at most 256",
         ),

@@ -68,6 +68,11 @@ DIGITS = "64 hexadecimal digits"
             1,
             "options.tree.total_token: found 1, expected at least 2: the root and a drafted token",
         ),
+        (
+            "options.tree",
+            {"kind": "dynamic", "total_token": 60, "depth": 64, "top_k": 64},
+            "options.tree: found masks of 16777216 values, expected at most 4194304: a smaller tree or batch",
+        ),
         ("options.tree", None, "options.tree: found nothing, expected one, as there is a draft"),
         ("options.tree.kind", "static", f"{PATHS} found nothing, expected nodes exactly where the kind is static"),
         (
