@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from planner.errors import CheckpointError, OutputError
+from planner.errors import CheckpointError, InputError, InventoryError, OutputError
 from planner.families import BaseInput, load_base, load_draft
+from planner.hardware.inventory import load_inventory
 from planner.images import publish, reuse
 from planner.images.compile import compile_plan
 from planner.plan_directory import TOKENIZER_FILES, draft_config, write
+from planner.problem.device_map import load_device_map
 from plans import codec
 from plans.schema import Inputs, Plan, PlanError
 from tests.plan_factory import group, make_plan, write_base, write_draft
@@ -106,6 +108,18 @@ def test_no_tensors_are_read_outside_of_the_checkpoint(name: str, attack: str, t
     make(directory / name, secret)
     with pytest.raises(CheckpointError, match=reason):
         load_draft(directory, base) if directory.name == "head" else load_base(directory)
+
+
+def test_an_inventory_and_a_device_map_are_regular_files_of_any_place(tmp_path: Path) -> None:
+    """The user names them, so that they may be links to anywhere; a pipe is not waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "inventory.yaml").symlink_to(Path(__file__).parents[2] / "inventory.yaml")
+    assert load_inventory(tmp_path / "inventory.yaml").devices
+    for file in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InventoryError, match="a pipe, a socket or a device, expected a regular file"):
+            load_inventory(file)
+        with pytest.raises(InputError, match="a pipe, a socket or a device, expected a regular file"):
+            load_device_map(file)
 
 
 # ---- a plan's directory ----

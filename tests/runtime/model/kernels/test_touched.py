@@ -82,13 +82,13 @@ def test_attention(
 
 def operands(**changes: Tensor) -> tuple[Tensor, int, Tensor, Tensor, Tensor]:
     f32 = torch.float32
-    given: dict[str, Tensor] = {
+    chosen: dict[str, Tensor] = {
         "qkv": zeros(6, 8, 4, dtype=f32),
         "cache": zeros(2, 10, 4, 4, dtype=f32),
         "rotary": zeros(2, 6, 1, 4, dtype=f32),
         "bias": zeros(2, 1, 3, 7, dtype=f32),
     } | changes
-    return given["qkv"], 4, given["cache"], given["rotary"], given["bias"]
+    return chosen["qkv"], 4, chosen["cache"], chosen["rotary"], chosen["bias"]
 
 
 @pytest.mark.parametrize(
