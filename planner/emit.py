@@ -62,8 +62,11 @@ def _with_memory(plan: Plan, problem: Problem, answer: Answer, certificate: Cert
     """Return the plan with the memory lines of its devices, and assert that it is consistent."""
     lines = []
     free = []
-    for index in devices_in_use(problem, answer):
-        name = problem.devices[index]
+    used = {problem.devices[index]: index for index in devices_in_use(problem, answer)}
+    for device in plan.inventory.devices:
+        if device.id not in used:
+            continue
+        name, index = device.id, used[device.id]
         line = device_memory(plan, name, *weights_bytes(plan, name))
         bound = certificate.load_bytes[index]
         assert line.planned_bytes <= bound, f"{name}: {line} exceeds the {bound} bytes of the solver's problem"

@@ -36,6 +36,7 @@ from planner.integers import ceil_div
 from planner.problem import device_map
 from planner.problem.device_sets import DeviceSet
 from planner.problem.formulate import Formulation
+from planner.problem.machine import Machine, listed_machine
 from planner.request import Wanted, resolve
 from planner.solver.certify import certify
 from planner.solver.minimise import Settings
@@ -129,7 +130,7 @@ def compare(rivalry: Rivalry, limit: float = LIMIT) -> Comparison:
 
 def _in_words(formulation: Formulation, answer: Answer) -> str:
     """Return the layers and devices of each stage as text."""
-    devices = formulation.inventory.devices
+    devices = formulation.machine.inventory.devices
     stages = []
     for stage in answer.stages:
         types = [devices[d].type for d in formulation.problem.groups[stage.group].devices]
@@ -145,6 +146,11 @@ class _Placed(Formulation):
     parts: tuple[Part, ...]
     embed: DeviceSet
     head: DeviceSet
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The inventory as listed: placements of others follow its order."""
+        return listed_machine(self.inventory)
 
     @cached_property
     def stage_sets(self) -> tuple[DeviceSet, ...]:

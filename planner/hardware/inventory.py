@@ -262,16 +262,21 @@ def _reported_name(fields: Mapping[str, Any], default: DeviceType, path: str) ->
 
 
 def _links(data: Any, path: str, name: str, devices: list[ListedDevice]) -> Host:
-    """Return a host with its links; by default shared memory between CPUs alone, PCIe where there is an accelerator."""
+    """Return a host with its links; by default shared memory between CPUs alone, PCIe where there is an accelerator.
+
+    A pair that is linked as the host's devices are is no pair: it is left out.
+    """
     entries = {"pairs": data} if isinstance(data, list) else ({} if data is None else data)
     allowed = (*_LINK_FIELDS, "transport", "pairs")
     fields = _mapping(entries, f"{path}.", allowed, "a mapping with class, or a sequence of pairs")
     all_cpu = all(device.kind == "cpu" for device in devices)
     base = {"class": "shm" if all_cpu else "pcie"} | {key: fields[key] for key in _LINK_FIELDS if key in fields}
+    link = _link(base, path)
+    pairs = _pairs(fields.get("pairs", []), f"{path}.pairs" if isinstance(data, dict) else path, devices)
     return Host(
         name=name,
-        link=_link(base, path),
-        pairs=_pairs(fields.get("pairs", []), f"{path}.pairs" if isinstance(data, dict) else path, devices),
+        link=link,
+        pairs=tuple(pair for pair in pairs if pair.link != link),
         transport=_transport(fields.get("transport", "auto"), f"{path}.transport"),
     )
 

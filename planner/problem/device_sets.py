@@ -1,29 +1,39 @@
 """Candidate device sets: which devices may hold a stage or a block together. Optimality is proven over these alone.
 
-Devices of a host with equal figures (kind, capacity, rates, overhead) form a class; on a host with special pairs of
-links every device is its own class. The candidates are:
+Devices are in the canonical order of the machine (:mod:`planner.problem.machine`), in which those of a module adjoin.
+So nothing here depends on names, and devices or hosts that nothing tells apart are relabelled, not told apart. The
+candidates inside a host are those of its module:
 
-* On one host: from each class one run of consecutive devices or none, in every combination. Among devices of a class
-  any other choice is a relabelling of a run, so that nothing is lost on one host.
-* On several equal hosts (equal links and devices): a run of two or more consecutive ones of them, with the same number
-  of devices of each class on every host. Where a host has more than MOST_PARTS such numbers, only whole classes.
-* On several hosts that have devices of one class, equal or not: a run of two or more consecutive ones of them, with up
-  to n of these devices on each host, for each n.
+* of equal devices with equal links: runs of consecutive ones. Any other choice is a relabelling of a run, so that
+  nothing is lost;
+* of equal parts (pairs with a bridge, boards): runs of consecutive devices, across parts, and one candidate of a part
+  on each of a run of parts;
+* of unlike parts: what the parts offer, in every combination;
+* of devices with irregular links, and of up to MOST_UNEVEN devices that are not all linked alike: every subset. Of more
+  than MOST_IRREGULAR devices with irregular links: runs of consecutive ones, which the fastest links connect.
+
+Over several hosts:
+
+* of equal hosts: a run of two or more, with the same first devices of each class of parts on every host. Where a host
+  has more than MOST_PARTS such choices, only whole classes;
+* of hosts that have devices of one look, whatever else these have: from each class of equal hosts a run or none, in
+  every combination, with the first n of these devices on each host, for each n. Where there are more than
+  MOST_HOST_SETS combinations, runs of the hosts in canonical order.
 
 Sets over several hosts that are none of these (unlike numbers of devices per host, classes combined differently) are
 not candidates. How a set divides attention is enumerated in :mod:`planner.problem.kv_splits`.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, product
+from itertools import combinations, groupby, product
 from typing import TypeVar
 
 from planner.costs.topology import Fabric
 from planner.errors import InputError
+from planner.problem.machine import Look, Machine, Module
 from plans.schema import Inventory
 
 MOST_SETS = 20_000
@@ -32,80 +42,68 @@ MOST_SETS = 20_000
 MOST_PARTS = 16
 """Parts of a host that sets over equal hosts consist of at most; where there are more, only whole classes count."""
 
+MOST_HOST_SETS = 64
+"""Combinations of hosts over which devices of one look form sets; where there are more, only runs of hosts do."""
+
+MOST_UNEVEN = 6
+"""Devices of a module that are not all linked alike, and of which every subset is a candidate."""
+
+MOST_IRREGULAR = 8
+"""Devices of an irregular module of which every subset is a candidate."""
+
 Price = TypeVar("Price")
 
-Look = tuple[object, ...]
-"""Everything that a placement depends on about a device but its name and host."""
+Members = tuple[int, ...]
+"""Devices of one host, ascending."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceSet:
-    """Devices that may hold a stage or a block; the first is the leader. Devices of a host, then of a class, adjoin."""
+    """Devices that may hold a stage or a block, ascending; the first is the leader."""
 
     devices: tuple[int, ...]
-    """Indices in inventory order."""
+    """Indices in the order of the machine."""
     hosts: tuple[int, ...]
     """Hosts of the devices, each once, in the order of devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Candidate device sets of an inventory."""
+    """Candidate device sets of a machine."""
 
-    fabric: Fabric
+    machine: Machine
 
     @property
     def inventory(self) -> Inventory:
-        return self.fabric.inventory
+        """Inventory in the order of the machine."""
+        return self.machine.inventory
 
     @cached_property
-    def looks(self) -> tuple[Look, ...]:
-        """Figures of every device on which a placement depends, in the order of devices."""
-        return tuple(
-            (
-                device.kind,
-                device.capacity_bytes,
-                device.bandwidth_bytes_per_s,
-                device.flops_per_s,
-                device.overhead_ns,
-            )
-            for device in self.inventory.devices
-        )
-
-    def classes(self, host: int) -> list[tuple[int, ...]]:
-        """Return the classes of equal devices of a host, by their first; pairs of links tell all devices apart."""
-        devices = self.fabric.of_host[host]
-        if self.inventory.hosts[host].pairs:
-            return [(device,) for device in devices]
-        classes: dict[Look, list[int]] = {}
-        for device in devices:
-            classes.setdefault(self.looks[device], []).append(device)
-        return [tuple(members) for members in classes.values()]
+    def fabric(self) -> Fabric:
+        """Links of the machine."""
+        return Fabric(inventory=self.machine.inventory)
 
     @cached_property
     def alike(self) -> tuple[int, ...]:
-        """Number of the class of every device, in the order of devices."""
-        numbers: dict[int, int] = {}
-        for host in range(len(self.inventory.hosts)):
-            for members in self.classes(host):
-                numbers |= dict.fromkeys(members, len(set(numbers.values())))
-        return tuple(numbers[device] for device in range(len(self.inventory.devices)))
+        """Number of the host and look of every device, in the order of devices."""
+        keys = list(zip(self.fabric.host_of, self.machine.looks, strict=True))
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return tuple(numbers[key] for key in keys)
 
     @cached_property
     def sets(self) -> tuple[DeviceSet, ...]:
         """All candidates, of one host, then of several; raise InputError where they are too many to search."""
         self._refuse_many()
         inside = [
-            DeviceSet(devices=tuple(device for part in chosen for device in part), hosts=(host,))
-            for host in range(len(self.inventory.hosts))
-            for chosen in product(*(list(_neighbours(members)) for members in self.classes(host)))
-            if any(chosen)
+            DeviceSet(devices=members, hosts=(host,))
+            for host, module in enumerate(self.machine.modules)
+            for members in self._inside(module)
         ]
         return tuple(sorted(inside, key=_order)) + tuple(sorted(self._wide, key=_order))
 
     @property
     def singles(self) -> tuple[DeviceSet, ...]:
-        """Every device alone, in inventory order, but CPUs after the GPUs of their host."""
+        """Every device alone, in the order of the machine, but CPUs after the GPUs of their host."""
         devices = self.inventory.devices
         host_of = self.fabric.host_of
         order = sorted(range(len(devices)), key=lambda d: (host_of[d], devices[d].kind == "cpu", d))
@@ -113,11 +111,9 @@ class Candidates:
 
     def signature(self, device_set: DeviceSet) -> tuple[object, ...]:
         """Return a key that is equal for sets which differ only in names: looks, parts per host, and links."""
-        hosts = [self.inventory.hosts[host] for host in device_set.hosts]
-        links = device_set.devices if any(host.pairs for host in hosts) else tuple(host.link for host in hosts)
-        looks = tuple(self.looks[device] for device in device_set.devices)
-        by_host = groupby(device_set.devices, key=self.fabric.host_of.__getitem__)
-        return looks, tuple(len(list(members)) for _, members in by_host), links
+        looks = tuple(self.machine.looks[device] for device in device_set.devices)
+        parts = [tuple(members) for _, members in groupby(device_set.devices, key=self.fabric.host_of.__getitem__)]
+        return looks, tuple(map(len, parts)), tuple(map(self._links, parts))
 
     def priced_once(self, price: Callable[[DeviceSet], Price]) -> Callable[[DeviceSet], Price]:
         """Return ``price`` with its results kept: sets that differ only in names are priced once."""
@@ -131,88 +127,144 @@ class Candidates:
 
         return kept
 
+    def _links(self, members: Members) -> tuple[object, ...]:
+        """Return the links among devices of one host, in their order; one where all are alike."""
+        if len(members) == 1:
+            return ()
+        host = self.inventory.hosts[self.fabric.host_of[members[0]]]
+        if not host.pairs:
+            return (host.link,)
+        return tuple(self.fabric.inner_link(pair, 0) for pair in combinations(members, 2))
+
+    # ---- inside a host ----
+
+    def _inside(self, module: Module) -> list[Members]:
+        """Return the candidates of a module, each once."""
+        if _offers_all(module):
+            return [c for size in range(1, len(module.devices) + 1) for c in combinations(module.devices, size)]
+        if module.kind == "irregular":
+            return list(map(tuple, _runs(module.devices, 1)))
+        if module.kind == "device":
+            return [module.devices]
+        offered = ([(), *self._of_equal_parts(parts)] for parts in module.classes)
+        return [members for chosen in product(*offered) if (members := tuple(d for part in chosen for d in part))]
+
+    def _of_equal_parts(self, parts: Sequence[Module]) -> list[Members]:
+        """Return runs of the devices of equal parts, and one candidate of a part on each of a run of parts."""
+        line = [device for part in parts for device in part.devices]
+        runs = list(map(tuple, _runs(line, 1)))
+        first = parts[0].devices
+        if len(first) == 1:
+            return runs
+        for members in self._inside(parts[0]):
+            places = [first.index(device) for device in members]
+            for chosen in _runs(parts, 1):
+                runs.append(tuple(part.devices[place] for part in chosen for place in places))
+        return list(dict.fromkeys(runs))
+
     def _refuse_many(self) -> None:
         """Raise InputError, naming the host with most candidates, where there are more than MOST_SETS."""
-        hosts = range(len(self.inventory.hosts))
-        inside = [
-            math.prod(len(members) * (len(members) + 1) // 2 + 1 for members in self.classes(host)) - 1
-            for host in hosts
-        ]
-        wide = len(self._wide)
-        if sum(inside) + wide > MOST_SETS:
-            worst = max(hosts, key=lambda host: inside[host])
-            host = self.inventory.hosts[worst]
-            apart = ", which pairs of links tell apart" if host.pairs else ""
+        inside = list(map(_count, self.machine.modules))
+        total = sum(inside)
+        if total <= MOST_SETS:
+            total += len(self._wide)
+        if total > MOST_SETS:
+            worst = max(range(len(inside)), key=inside.__getitem__)
+            module = self.machine.modules[worst]
+            apart = " or linked unlike" if self.inventory.hosts[worst].pairs else ""
             raise InputError(
-                f"inventory: {sum(inside) + wide} candidate groups of devices, expected at most {MOST_SETS}: host "
-                f"{host.name} has {len(self.classes(worst))} unlike devices{apart}: list fewer of them, or give those "
-                "of one type the same memory, reserve and rates"
+                f"inventory: {total} candidate groups of devices, expected at most {MOST_SETS}: host "
+                f"{self.inventory.hosts[worst].name} has {len(module.classes)} classes of devices that are unlike"
+                f"{apart}: list fewer of them, or give those of one type the same memory, reserve, rates and links"
             )
 
-    @cached_property
-    def _equal_hosts(self) -> list[list[int]]:
-        """Lists of two or more hosts with equal links, transport and devices."""
-        if self.inventory.network is None:
-            return []
-        equal: dict[tuple[object, ...], list[int]] = {}
-        for index, host in enumerate(self.inventory.hosts):
-            if not host.pairs:
-                counts = Counter(self.looks[device] for device in self.fabric.of_host[index])
-                equal.setdefault((host.link, host.transport, frozenset(counts.items())), []).append(index)
-        return [hosts for hosts in equal.values() if len(hosts) > 1]
-
-    def _parts(self, host: int) -> list[dict[Look, int]]:
-        """Return the numbers of devices by look that a host may contribute to a set over equal hosts."""
-        sizes = {self.looks[members[0]]: len(members) for members in self.classes(host)}
-        whole = math.prod(size + 1 for size in sizes.values()) - 1 > MOST_PARTS
-        choices = [(0, size) if whole else range(size + 1) for size in sizes.values()]
-        return [dict(zip(sizes, picked, strict=True)) for picked in product(*choices) if any(picked)]
+    # ---- over several hosts ----
 
     @cached_property
     def _wide(self) -> tuple[DeviceSet, ...]:
         """Sets over several hosts, each once."""
+        if self.inventory.network is None:
+            return ()
         return tuple(dict.fromkeys((*self._of_equal_hosts(), *self._of_one_look())))
 
     def _of_equal_hosts(self) -> Iterator[DeviceSet]:
         """Yield the same part of every host of a run of equal hosts."""
-        for equal in self._equal_hosts:
-            for part in self._parts(equal[0]):
-                for hosts in _runs(equal, 2):
-                    parts = (self._part(host, part) for host in hosts)
-                    yield DeviceSet(devices=tuple(d for part in parts for d in part), hosts=tuple(hosts))
+        for equal in self.machine.equal_hosts:
+            modules = [self.machine.modules[host] for host in equal]
+            for places in _parts(modules[0]) if len(equal) > 1 else ():
+                for run in _runs(range(len(equal)), 2):
+                    devices = tuple(modules[i].devices[place] for i in run for place in places)
+                    yield DeviceSet(devices=devices, hosts=tuple(equal[i] for i in run))
 
     def _of_one_look(self) -> Iterator[DeviceSet]:
-        """Yield devices of one look from a run of the hosts that have such, whatever else these have."""
-        if self.inventory.network is None:
-            return
-        owners: dict[Look, dict[int, tuple[int, ...]]] = {}
-        for index, host in enumerate(self.inventory.hosts):
-            if not host.pairs:
-                for members in self.classes(index):
-                    owners.setdefault(self.looks[members[0]], {})[index] = members
+        """Yield devices of one look from hosts that have such, whatever else these have."""
+        owners: dict[Look, dict[int, list[int]]] = {}
+        for host, module in enumerate(self.machine.modules):
+            for device in module.devices:
+                owners.setdefault(self.machine.looks[device], {}).setdefault(host, []).append(device)
         for by_host in owners.values():
-            for hosts in _runs(tuple(by_host), 2):
+            for hosts in self._host_sets(by_host):
                 for most in range(1, max(len(by_host[host]) for host in hosts) + 1):
-                    parts = (by_host[host][:most] for host in hosts)
-                    yield DeviceSet(devices=tuple(d for part in parts for d in part), hosts=tuple(hosts))
+                    devices = tuple(device for host in hosts for device in by_host[host][:most])
+                    yield DeviceSet(devices=devices, hosts=tuple(hosts))
 
-    def _part(self, host: int, part: dict[Look, int]) -> list[int]:
-        """Return the first devices of each class of a host, as many as ``part`` says."""
-        return [device for members in self.classes(host) for device in members[: part[self.looks[members[0]]]]]
+    def _host_sets(self, owners: Sequence[int] | dict[int, list[int]]) -> Iterator[Sequence[int]]:
+        """Yield the combinations of two or more hosts: of each class of equal hosts a run or none."""
+        classes = [equal for hosts in self.machine.equal_hosts if (equal := [host for host in hosts if host in owners])]
+        if math.prod(_run_count(len(equal)) + 1 for equal in classes) > MOST_HOST_SETS:
+            yield from _runs(sorted(owners), 2)
+            return
+        for chosen in product(*([(), *_runs(equal, 1)] for equal in classes)):
+            hosts = [host for run in chosen for host in run]
+            if len(hosts) > 1:
+                yield hosts
 
 
-def _order(candidate: DeviceSet) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    return len(candidate.devices), tuple(sorted(candidate.devices)), candidate.devices
+def _order(candidate: DeviceSet) -> tuple[int, tuple[int, ...]]:
+    return len(candidate.devices), candidate.devices
 
 
-def _runs(items: Sequence[int], least: int) -> Iterator[Sequence[int]]:
+def _offers_all(module: Module) -> bool:
+    """Tell whether every subset of a module's devices is a candidate."""
+    if module.kind == "irregular":
+        return len(module.devices) <= MOST_IRREGULAR
+    return len(module.devices) <= MOST_UNEVEN and any(part.kind != "device" for part in module.parts)
+
+
+def _count(module: Module) -> int:
+    """Return how many candidates a module has, or a few more."""
+    size = len(module.devices)
+    if _offers_all(module):
+        return int(2**size) - 1
+    if module.kind != "joined":
+        return _run_count(size)
+    total = 1
+    for parts in module.classes:
+        total *= 1 + _count_equal(parts)
+    return total - 1
+
+
+def _count_equal(parts: Sequence[Module]) -> int:
+    size = len(parts[0].devices)
+    return _run_count(size * len(parts)) + (_run_count(len(parts)) * _count(parts[0]) if size > 1 else 0)
+
+
+def _parts(module: Module) -> list[tuple[int, ...]]:
+    """Return the parts of a host, as places in its order, that it may contribute to a set over equal hosts."""
+    number = {device: place for place, device in enumerate(module.devices)}
+    classes = module.classes or ((module,),)
+    lines = [[number[device] for part in parts for device in part.devices] for parts in classes]
+    whole = math.prod(len(line) + 1 for line in lines) - 1 > MOST_PARTS
+    offered = [[line[:size] for size in ((0, len(line)) if whole else range(len(line) + 1))] for line in lines]
+    return [places for chosen in product(*offered) if (places := tuple(p for line in chosen for p in line))]
+
+
+def _runs(items: Sequence[Price], least: int) -> Iterator[Sequence[Price]]:
     """Yield every run of ``least`` consecutive items or more."""
     for start in range(len(items)):
         for stop in range(start + least, len(items) + 1):
             yield items[start:stop]
 
 
-def _neighbours(members: tuple[int, ...]) -> Iterator[Sequence[int]]:
-    """Yield no member, and every run of consecutive ones."""
-    yield ()
-    yield from _runs(members, 1)
+def _run_count(items: int) -> int:
+    return items * (items + 1) // 2

@@ -34,8 +34,11 @@ def with_few_hosts(inventory: Inventory, most: int, named: Set[str]) -> Inventor
 
 
 def _look(host: Host, devices: list[Device]) -> tuple[object, ...]:
-    """Return the figures and links of a host without names; those with pairs in the order of the inventory."""
+    """Return the figures and links of a host without names; those with pairs in the order of the inventory.
+
+    Equal ones that are in canonical order are equal in this.
+    """
     place = {device.id: number for number, device in enumerate(devices)}
     looks = [(d.kind, d.capacity_bytes, d.bandwidth_bytes_per_s, d.flops_per_s, d.overhead_ns) for d in devices]
     pairs = tuple((place[pair.a], place[pair.b], pair.link) for pair in host.pairs)
-    return host.link, host.transport, pairs, tuple(looks if pairs else sorted(looks))
+    return host.link if len(devices) > 1 else None, host.transport, pairs, tuple(looks if pairs else sorted(looks))

@@ -15,6 +15,7 @@ from planner.problem.device_sets import Candidates, DeviceSet
 from planner.problem.draft_block import DraftBlock
 from planner.problem.equal_hosts import with_few_hosts
 from planner.problem.links import Links
+from planner.problem.machine import Machine, canonical_machine, listed_machine
 from planner.problem.magnitude import refuse_immense
 from planner.problem.pinned import PinnedChain, pinned_chain
 from planner.problem.quantum import quantum_ns
@@ -39,6 +40,9 @@ GOALS: dict[str, Goal] = {
 WHOLE_LAYERS = ("balanced", "balanced_low_0", "sequential")
 """Strategies named after those of device maps, which place every layer whole on one device."""
 
+LISTED_ORDER = ("balanced_low_0", "sequential", "custom")
+"""Strategies that follow the order of the inventory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Formulation:
@@ -56,12 +60,10 @@ class Formulation:
     named_hosts: frozenset[str] = frozenset()
     """Hosts that are searched in any case: something depends on their names."""
 
-    @cached_property
+    @property
     def searched(self) -> Inventory:
-        """The part of the inventory that the problem is about."""
-        if self.most_hosts is None:
-            return self.inventory
-        return with_few_hosts(self.inventory, self.most_hosts, self.named_hosts)
+        """The part of the inventory that the problem is about, in the order in which it numbers hosts and devices."""
+        return self.machine.inventory
 
     def host_count(self) -> HostCount:
         """Return the bound of all answers on the inventory by the number of hosts that they use."""
@@ -141,11 +143,20 @@ class Formulation:
     @cached_property
     def candidates(self) -> Candidates:
         """Device sets that the strategies which divide layers choose from."""
-        return Candidates(fabric=self._fabric)
+        return Candidates(machine=self.machine)
 
     @cached_property
+    def machine(self) -> Machine:
+        """Devices and links that the problem is about: all, or those of a few of many equal hosts."""
+        machine_of = listed_machine if self.options.strategy in LISTED_ORDER else canonical_machine
+        machine = machine_of(self.inventory)
+        if self.most_hosts is None:
+            return machine
+        return machine_of(with_few_hosts(machine.inventory, self.most_hosts, self.named_hosts))
+
+    @property
     def _fabric(self) -> Fabric:
-        return Fabric(inventory=self.searched)
+        return self.candidates.fabric
 
     @cached_property
     def _links(self) -> Links:

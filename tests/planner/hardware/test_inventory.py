@@ -397,8 +397,10 @@ def inventories(draw: st.DrawFn) -> Inventory:
         ordinals = draw(st.lists(st.integers(0, 16), min_size=len(own), max_size=len(own), unique=True))
         all_devices += [draw(devices(*one)) for one in zip(own, [name] * len(own), ordinals, strict=True)]
         linked = draw(st.lists(st.sampled_from(list(itertools.combinations(range(len(own)), 2))), unique=True))
-        pairs = tuple(Pair(a=own[a], b=own[b], link=draw(LINKS)) for a, b in sorted(linked))
-        hosts.append(Host(name=name, link=draw(LINKS), pairs=pairs, transport=draw(st.sampled_from(["auto", "gloo"]))))
+        link = draw(LINKS)
+        drawn = [Pair(a=own[a], b=own[b], link=draw(LINKS)) for a, b in sorted(linked)]
+        pairs = tuple(pair for pair in drawn if pair.link != link)  # another is none
+        hosts.append(Host(name=name, link=link, pairs=pairs, transport=draw(st.sampled_from(["auto", "gloo"]))))
     network = draw(LINKS) if len(names) > 1 else None
     return Inventory(hosts=tuple(hosts), network=network, devices=tuple(all_devices))
 

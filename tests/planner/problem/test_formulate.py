@@ -1,7 +1,7 @@
 """The formulated problem: candidate groups, splits, and bytes that agree with the tables of slots and buffers."""
 
 import dataclasses
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -9,13 +9,13 @@ import pytest
 from planner.costs.memory import layer_mlp
 from planner.costs.roofline import share_ns
 from planner.costs.shares import DraftShares
-from planner.costs.topology import Fabric
 from planner.errors import InputError
 from planner.hardware.inventory import parse_inventory
 from planner.problem import draft_block, stage_groups
 from planner.problem.device_sets import Candidates
 from planner.problem.formulate import Formulation
 from planner.problem.kv_splits import allows
+from planner.problem.machine import Module
 from planner.solver.minimise import Settings
 from planner.solver.problem import Group, Problem, Receive, Split
 from planner.solver.solve import solve
@@ -130,7 +130,7 @@ def test_a_single_device_takes_the_time_of_its_memory_traffic() -> None:
     (layers,) = formulated.model.layers
     alone = next(group for group in formulated.problem.groups if group.devices == (0,))
     ((split,),) = alone.splits
-    device = formulated.inventory.devices[0]
+    device = formulated.machine.inventory.devices[0]
     share = whole_heads(layers.attention.num_kv_heads)
     traffic = slots.attention_bytes(formulated.model, "float32", layers, share, True) - 192 * 4
     cached = kv_bytes(formulated.options, layers.attention, share)
@@ -329,12 +329,13 @@ class _UnmergedFormulation(Formulation):
 
     @property
     def candidates(self) -> Candidates:  # type: ignore[override]
-        return _EveryDeviceAlone(fabric=Fabric(inventory=self.inventory))
+        return _EverySubset(machine=self.machine)
 
 
-class _EveryDeviceAlone(Candidates):
-    def classes(self, host: int) -> list[tuple[int, ...]]:
-        return [(device,) for device in self.fabric.of_host[host]]
+class _EverySubset(Candidates):
+    def _inside(self, module: Module) -> list[tuple[int, ...]]:
+        sizes = range(1, len(module.devices) + 1)
+        return [members for size in sizes for members in combinations(module.devices, size)]
 
 
 @pytest.mark.parametrize("mib", [12, 13, 16, 24])
@@ -413,7 +414,8 @@ def test_a_strategy_is_a_goal(strategy: Strategy) -> None:
     problem = with_options(formulation(MIXED, "eagle3"), strategy=strategy).problem
     goal, spare, ordered = STRATEGIES[strategy]
     assert (problem.goal, problem.spare, problem.ordered) == (goal, spare, ordered)
-    assert problem.devices == ("cpu", "gpu0", "gpu1")
+    listed = strategy in ("balanced_low_0", "sequential", "custom")
+    assert problem.devices == (("cpu", "gpu0", "gpu1") if listed else ("gpu0", "gpu1", "cpu"))
     assert problem.counts is None
     if strategy == "sequential":
         assert [group.devices for group in problem.groups] == [(1,), (2,), (0,)]
