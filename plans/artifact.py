@@ -23,6 +23,8 @@ BYTE_ORDER = "little"
 PAGE_BYTES = 4096
 ALIGNMENT_BYTES = 256
 IMAGES_FILE = "images.yaml"
+DEVICE_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z][0-9A-Za-z/-]{0,95}")
+"""UUID of a GPU or of a MIG slice as the driver has it."""
 DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Ids that a device may have: its image is named after it."""
 _FILLER = "_pad."

@@ -6,10 +6,11 @@ dimensions here, shares by these sizes and bytes by the memory of the devices in
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
-from plans.artifact import DEVICE_ID
+from plans.artifact import DEVICE_ID, DEVICE_UUID
 from plans.dtypes import DTYPE_BYTES
 from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Model, Options, Plan, Tree
 from plans.step import ATTENTION_ALIGN_BYTES, fed_rows, pool_rows
@@ -199,6 +200,44 @@ def static_tree(paths: tuple[tuple[int, ...], ...]) -> Tree:
     )
 
 
+class Accelerator(Protocol):
+    """Accelerator of a device, as a plan and an inventory file both have it."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def ordinal(self) -> int: ...
+
+    @property
+    def uuid(self) -> str | None: ...
+
+
+def uuid_conflicts(devices: Sequence[Accelerator]) -> dict[int, str]:
+    """Return each device, by index, whose UUID an earlier device has for another accelerator, with that device's id.
+
+    Parts of one GPU have its UUID and ordinal; a MIG slice is one device.
+    """
+    first: dict[str, Accelerator] = {}
+    conflicts = {}
+    for i, device in enumerate(devices):
+        if device.uuid is None:
+            continue
+        other = first.setdefault(device.uuid, device)
+        same = (other.host, other.ordinal) == (device.host, device.ordinal) and not is_slice(device.uuid)
+        if other is not device and not same:
+            conflicts[i] = other.id
+    return conflicts
+
+
+def is_slice(uuid: str | None) -> bool:
+    """Return True for the UUID of a MIG slice."""
+    return uuid is not None and uuid.startswith("MIG-")
+
+
 def natural_key(text: str) -> tuple[tuple[tuple[str, int, str], ...], str]:
     """Return a sort key in which numbers count as numbers, whatever their length: gpu2 comes before gpu10."""
     parts = [(letters, digits.lstrip("0")) for letters, digits in re.findall(r"([^0-9]*)([0-9]*)", text)]
@@ -241,6 +280,8 @@ def _check_inventory(inventory: Inventory) -> Iterator[Violation]:
     if order != sorted(order):
         yield bad("inventory.devices", tuple(at), "the order of hosts, then of ids")
     counts = Counter(device.id for device in inventory.devices)
+    for i, other in uuid_conflicts(inventory.devices).items():
+        yield bad(f"inventory.devices[{i}].uuid", inventory.devices[i].uuid, f"another one: {other} has it")
     for i, device in enumerate(inventory.devices):
         if counts[device.id] > 1:
             expected = f"another id: {counts[device.id]} devices have this one"
@@ -262,6 +303,8 @@ def _check_device(path: str, device: Device, hosts: tuple[str, ...]) -> Iterator
         yield bad(f"{path}.reserve_bytes", device.reserve_bytes, f"at most the memory, {device.memory_bytes}")
     if device.kind == "cpu" and device.ordinal != 0:
         yield bad(f"{path}.ordinal", device.ordinal, "0 for a CPU")
+    if device.uuid is not None and (device.kind == "cpu" or not DEVICE_UUID.fullmatch(device.uuid)):
+        yield bad(f"{path}.uuid", repr(device.uuid), "a UUID of the driver, like GPU-... or MIG-..., of a GPU")
     for name in ("bandwidth_bytes_per_s", "flops_per_s"):
         if getattr(device, name) < 1:
             yield bad(f"{path}.{name}", getattr(device, name), "at least 1")

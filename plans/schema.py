@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 SCHEMA_MAJOR = 2
-SCHEMA_MINOR = 1
+SCHEMA_MINOR = 2
 
 DType = Literal["bfloat16", "float16", "float32"]
 KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
@@ -50,6 +50,8 @@ class Device:
     kind: Literal["cuda", "cpu"]
     ordinal: int
     """Index of the physical accelerator in its host; several devices may name the same one. 0 for a CPU."""
+    uuid: str | None
+    """UUID that the driver gives the accelerator or the MIG slice; None: any accelerator of the type at the ordinal."""
     reported_name: str
     """Words that the driver's name of the device must contain, as whole words; empty: any name."""
     memory_bytes: int

@@ -140,6 +140,7 @@ def make_device(device_id: str, *, memory_bytes: int = 64 * MIB, host: str = "bo
         type="cpu" if KIND == "cpu" else "gpu",
         kind=KIND,
         ordinal=0,
+        uuid=None,
         reported_name="",
         memory_bytes=memory_bytes,
         reserve_bytes=MIB,
@@ -213,7 +214,7 @@ def make_plan(
     listed = list(devices or [make_device(name) for name in names])
     listed.sort(key=lambda device: (device.host, natural_key(device.id)))
     plan = Plan(
-        schema="2.1",
+        schema="2.2",
         inputs=inputs or (INPUTS if draft is None else DRAFT_INPUTS),
         options=Options(
             batch=batch,

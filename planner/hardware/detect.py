@@ -1,8 +1,9 @@
 """Describes the GPUs that NVML reports as the text of an ``inventory.yaml``.
 
 Figures that NVML reports are written as they are; figures that follow from them are computed, and a comment says from
-which. A device with a figure that neither gives stays a comment that says what is missing. UUIDs and PCI addresses are
-comments: a plan holds for any machine with such devices.
+which. A device with a figure that neither gives stays a comment that says what is missing. UUIDs are fields, so that a
+plan runs on these very devices; without that field it holds for any machine with such devices. PCI addresses are
+comments.
 """
 
 import re
@@ -115,7 +116,13 @@ def _gpu_entry(device_id: str, index: int, gpu: Gpu, identity: str) -> _Entry:
         fields, missing = _own_figures(gpu, doubt, notes)
     else:
         fields, missing = {"type": kind.name} | _memory_of(gpu, kind, notes), ""
-    return _Entry(id=device_id, gpu=index, fields=fields | {"ordinal": str(index)}, notes=tuple(notes), missing=missing)
+    return _Entry(
+        id=device_id,
+        gpu=index,
+        fields=fields | {"ordinal": str(index), "uuid": f'"{gpu.uuid}"'},
+        notes=tuple(notes),
+        missing=missing,
+    )
 
 
 def _type_of(gpu: Gpu) -> tuple[DeviceType | None, str]:
@@ -198,9 +205,10 @@ def _slice_entry(device_id: str, index: int, gpu: Gpu, part: Slice, dtype: DType
         "flops": units.gigaflops(kind.flops_per_s[dtype] * part.compute_slices // sevenths),
         "reported_name": kind.reported_name,
         "ordinal": str(index),
+        "uuid": f'"{part.uuid}"',
     }
     share = f"{parts}/{_MEMORY_PARTS} of the bandwidth, {part.compute_slices}/{sevenths} of the rate at {dtype};"
-    seen = "a program sees one slice, with CUDA_VISIBLE_DEVICES"
+    seen = "the runtime gives its process this slice alone, by its UUID"
     return _Entry(id=device_id, gpu=index, fields=fields, notes=(*notes, f"{share} {seen}"))
 
 

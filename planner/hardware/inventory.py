@@ -16,7 +16,8 @@ from planner.errors import InventoryError
 from planner.hardware import units
 from planner.hardware.catalog import CPU, DeviceType, catalog
 from planner.hardware.records import HardwareInventory, ListedDevice, in_order
-from plans.check_inputs import MOST_DEVICES, natural_key
+from plans.artifact import DEVICE_UUID
+from plans.check_inputs import MOST_DEVICES, natural_key, uuid_conflicts
 from plans.codec import read_document
 from plans.dtypes import DTYPE_BYTES
 from plans.format import quote, shown
@@ -31,7 +32,7 @@ _CLASS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _LINK_FIELDS = ("class", "latency", "bandwidth")
 _DEVICE_FIELDS = (
     *("id", "type", "memory", "reserve", "bandwidth", "flops", "overhead"),
-    *("ordinal", "reported_name"),
+    *("ordinal", "uuid", "reported_name"),
 )
 
 
@@ -92,6 +93,8 @@ def _host(data: Any, path: str) -> tuple[Host, list[ListedDevice]]:
         devices.append(device)
     devices = _number_accelerators(devices, entries)
     _refuse_shared_ordinals(devices, entries, f"{path}.devices")
+    for position, other in uuid_conflicts(devices).items():
+        raise InventoryError(f"{path}.devices[{position}].uuid: found {devices[position].uuid}, which {other} has too")
     return _links(fields.get("links"), f"{path}.links", name, devices), devices
 
 
@@ -167,6 +170,7 @@ def _device(data: Any, host: str, path: str) -> ListedDevice:
         type=type_name,
         kind="cpu" if type_name == CPU else "cuda",
         ordinal=_ordinal(fields, type_name, path),
+        uuid=_uuid(fields, type_name, path),
         reported_name=_reported_name(fields, default, path),
         memory_bytes=memory,
         reserve_bytes=reserve,
@@ -248,6 +252,19 @@ def _ordinal(fields: Mapping[str, Any], type_name: str, path: str) -> int:
         raise InventoryError(f"{path}.ordinal: found {quote(value)}, expected the index of an accelerator, 0 to 1023")
     if type_name == CPU and value != 0:
         raise InventoryError(f"{path}.ordinal: found {value}, expected 0: a cpu is not numbered")
+    return value
+
+
+def _uuid(fields: Mapping[str, Any], type_name: str, path: str) -> str | None:
+    value = fields.get("uuid")
+    if value is None:
+        return None
+    if type(value) is not str or not DEVICE_UUID.fullmatch(value):
+        raise InventoryError(
+            f"{path}.uuid: found {quote(value)}, expected a UUID of the driver, like GPU-... or MIG-..."
+        )
+    if type_name == CPU:
+        raise InventoryError(f"{path}.uuid: found {value}, expected none: a cpu has no UUID")
     return value
 
 

@@ -50,7 +50,9 @@ def _device(device: Device | ListedDevice) -> dict[str, Any]:
         "overhead": units.render(units.DURATION, device.overhead_ns),
         "reported_name": device.reported_name,
     }
-    return entry if device.kind == "cpu" else entry | {"ordinal": device.ordinal}
+    if device.kind == "cpu":
+        return entry
+    return entry | {"ordinal": device.ordinal} | ({} if device.uuid is None else {"uuid": device.uuid})
 
 
 def _uniform_rate(device: Device | ListedDevice) -> int | None:

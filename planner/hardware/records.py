@@ -23,6 +23,7 @@ class ListedDevice:
     type: str
     kind: Literal["cuda", "cpu"]
     ordinal: int
+    uuid: str | None
     reported_name: str
     memory_bytes: int
     reserve_bytes: int
@@ -39,6 +40,7 @@ class ListedDevice:
             type=self.type,
             kind=self.kind,
             ordinal=self.ordinal,
+            uuid=self.uuid,
             reported_name=self.reported_name,
             memory_bytes=self.memory_bytes,
             reserve_bytes=self.reserve_bytes,

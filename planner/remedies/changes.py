@@ -202,6 +202,7 @@ def _assumed_cpu(request: Request, host: Host, memory_bytes: int) -> ListedDevic
         type=CPU,
         kind="cpu",
         ordinal=0,
+        uuid=None,
         reported_name=row.reported_name,
         memory_bytes=memory_bytes,
         reserve_bytes=row.reserve_bytes,
@@ -242,7 +243,7 @@ def _more_devices(request: Request, probe: Probe) -> Iterator[Candidate]:
                 continue
             seen.add(_figures(device, request))
             ordinal = 0 if device.kind == "cpu" else max(ordinals) + 1
-            another = replace(device, id=_free_id(device.id, request), ordinal=ordinal)
+            another = replace(device, id=_free_id(device.id, request), ordinal=ordinal, uuid=None)
             memory = units.render(units.SIZE, device.memory_bytes)
             yield Candidate(
                 words=f"one more {device.type} of {memory} on {host.name}, like {device.id}",

@@ -3,24 +3,86 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
+from plans.check_inputs import is_slice
 from plans.schema import Device, Plan
 from runtime.comm.groups import is_device_error
 from runtime.errors import MachineError
 from runtime.request import MemoryReading
 
 CPU_INFO = Path("/proc/cpuinfo")
+VISIBLE, ORDER, PCI_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
+"""Variables that CUDA reads once: which GPUs a process sees, and in which order; the order of their PCI addresses."""
 
 
 def torch_device(device: Device) -> torch.device:
-    """Return the torch device of a plan's device."""
-    return torch.device("cpu") if device.kind == "cpu" else torch.device("cuda", device.ordinal)
+    """Return the torch device of a plan's device in this process; raise MachineError where it is hidden."""
+    if device.kind == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", visible_index(device, os.environ))
+
+
+def show_device(device: Device, environment: MutableMapping[str, str], *, initialised: bool) -> None:
+    """Set the environment of CUDA so that this process can use a plan's device; raise MachineError where it cannot.
+
+    A plan counts a host's GPUs as nvidia-smi lists them, by PCI address; CUDA would put the fastest first. A MIG slice
+    is visible only by its UUID, and alone. ``initialised``: CUDA has read the environment already.
+    """
+    if device.kind == "cpu":
+        return
+    order, visible = environment.get(ORDER), environment.get(VISIBLE)
+    if order not in (None, PCI_ORDER) and visible is not None and any(name.isdecimal() for name in _names(visible)):
+        raise MachineError(
+            f"device {device.id}: {VISIBLE} is {visible!r} and {ORDER} is {order!r}: a plan counts GPUs by PCI "
+            f"address, as nvidia-smi does: set {ORDER}={PCI_ORDER}, or name the GPUs by UUID, or unset both"
+        )
+    if initialised:
+        if is_slice(device.uuid) and visible is None:
+            raise MachineError(
+                f"device {device.id}: CUDA is in use in this program already, and {VISIBLE} is not set: set "
+                f"{VISIBLE}={device.uuid} before, or open the engine first"
+            )
+        if order != PCI_ORDER and device.uuid is None and torch.cuda.device_count() > 1:
+            raise MachineError(
+                f"device {device.id}: CUDA is in use in this program already, and counted its GPUs without {ORDER}: "
+                f"set {ORDER}={PCI_ORDER} before, or open the engine first"
+            )
+        return
+    environment[ORDER] = PCI_ORDER
+    if is_slice(device.uuid) and device.uuid is not None:
+        visible_index(device, environment)
+        environment[VISIBLE] = device.uuid
+
+
+def visible_index(device: Device, environment: Mapping[str, str]) -> int:
+    """Return the index that CUDA gives a plan's device in this process; raise MachineError where it is hidden.
+
+    CUDA_VISIBLE_DEVICES lists ordinals, or UUIDs that may be shortened.
+    """
+    visible = environment.get(VISIBLE)
+    if visible is None:
+        return 0 if is_slice(device.uuid) else device.ordinal
+    names = _names(visible)
+    for index, name in enumerate(names):
+        by_uuid = device.uuid is not None and name.startswith(("GPU-", "MIG-")) and device.uuid.startswith(name)
+        if by_uuid or (name == str(device.ordinal) and not is_slice(device.uuid)):
+            return index
+    expected = device.uuid if is_slice(device.uuid) else " or ".join(filter(None, (str(device.ordinal), device.uuid)))
+    raise MachineError(
+        f"device {device.id}: {VISIBLE} is {visible!r}, which hides it, expected {expected} in it: add it, unset the "
+        "variable, or build a plan for the GPUs that are visible"
+    )
+
+
+def _names(visible: str) -> list[str]:
+    return [name.strip() for name in visible.split(",")]
 
 
 def threads_per_rank(plan: Plan, device: Device) -> int:
@@ -33,7 +95,8 @@ def threads_per_rank(plan: Plan, device: Device) -> int:
 def device_name(device: Device) -> str:
     """Return the physical device's name as its driver reports it, of a CPU the processor's model."""
     if device.kind != "cpu":
-        return f"cuda:{device.ordinal} {torch.cuda.get_device_properties(device.ordinal).name}"
+        index = torch_device(device).index
+        return f"cuda:{index} {torch.cuda.get_device_properties(index).name}"
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else "CPU"
@@ -92,13 +155,21 @@ def _check_host(plan: Plan, device: Device) -> None:
 
 
 def _check_cuda(plan: Plan, device: Device) -> None:
-    where = f"device {device.id}: cuda:{device.ordinal}"
+    index = torch_device(device).index
+    where = f"device {device.id}: cuda:{index}"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.ordinal >= count:
+    if index >= count:
+        visible = f" with {VISIBLE}={os.environ[VISIBLE]!r}" if VISIBLE in os.environ else ""
         raise MachineError(
-            f"{where} is not there: this machine has {count} CUDA devices: build a plan for this machine"
+            f"{where} is not there: this machine has {count} CUDA devices{visible}: build a plan for this machine"
         )
-    properties = torch.cuda.get_device_properties(device.ordinal)
+    properties = torch.cuda.get_device_properties(index)
+    uuid = f"GPU-{properties.uuid}"
+    if device.uuid is not None and not is_slice(device.uuid) and device.uuid != uuid:
+        raise MachineError(
+            f"{where} has UUID {uuid} and PCI address {_pci_address(properties)}, expected {device.uuid}: run where "
+            "the plan was made for, or remove uuid from the inventory and build the plan again"
+        )
     if not is_named(properties.name, device.reported_name):
         raise MachineError(
             f"{where} is {properties.name!r}, expected a name with {device.reported_name!r} (type {device.type})"
@@ -108,10 +179,20 @@ def _check_cuda(plan: Plan, device: Device) -> None:
         raise MachineError(f"{where} has {properties.total_memory} bytes of memory, the plan needs {needed}")
 
 
+def _pci_address(properties: Any) -> str:
+    return f"{properties.pci_domain_id:08X}:{properties.pci_bus_id:02X}:{properties.pci_device_id:02X}.0"
+
+
 def _physical_bytes(plan: Plan, device: Device) -> int:
-    """Return the memory that the accelerator must have: the sum over the plan's devices that share it."""
+    """Return the memory that the accelerator must have: the sum over the plan's devices that share it.
+
+    A MIG slice has its own.
+    """
+    if is_slice(device.uuid):
+        return device.memory_bytes
     return sum(
         other.memory_bytes
         for other in plan.devices
         if (other.kind, other.host, other.ordinal) == (device.kind, device.host, device.ordinal)
+        and not is_slice(other.uuid)
     )

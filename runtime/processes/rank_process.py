@@ -19,11 +19,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from plans.schema import Plan
 from runtime.comm.groups import Rendezvous
 from runtime.comm.progress import Progress, Status
 from runtime.errors import PeerError, RuntimeRefusal
-from runtime.processes.machine import check_machine, device_errors, device_name, read_memory, torch_device
+from runtime.processes.machine import check_machine, device_errors, device_name, read_memory, show_device, torch_device
 from runtime.processes.rank import Rank
 from runtime.request import Completion, MemoryReading, Piece
 
@@ -85,9 +87,8 @@ def open_rank(
 
     Raises RequestError, MachineError, ImageError or PeerError.
     """
-    # a plan counts a host's GPUs as nvidia-smi lists them; CUDA, not yet initialised, would put the fastest first
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     device = plan.devices[rank]
+    show_device(device, os.environ, initialised=torch.cuda.is_initialized())
     begin = time.perf_counter()
     with device_errors(device):
         check_machine(plan, device)

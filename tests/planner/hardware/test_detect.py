@@ -61,8 +61,9 @@ def test_four_a100_in_a_mesh() -> None:
     assert host.pairs == ()
     for ordinal, entry in enumerate(description.inventory.devices):
         assert (entry.type, entry.ordinal, entry.memory_bytes) == ("a100-40g", ordinal, 40326 << 20)
-    for gpu in read_machine(Recording("a100x4-nvlink")).gpus:
+    for gpu, entry in zip(read_machine(Recording("a100x4-nvlink")).gpus, description.inventory.devices, strict=True):
         assert f"{gpu.uuid}, {gpu.pci}" in description.text
+        assert entry.uuid == gpu.uuid
 
 
 def test_eight_h100_on_a_switch() -> None:
@@ -94,6 +95,9 @@ def test_slices_of_an_a100(dtype: str, sevenths: int) -> None:
         assert entry.flops_per_s == sevenths * slices // 7 * 10**9
         assert (entry.ordinal, entry.reported_name) == (0, "A100")
         assert entry.type not in catalog().devices
+    gpu = read_machine(Recording("a100-mig")).gpus[0]
+    assert [device(description, name).uuid for name in expected] == [part.uuid for part in gpu.slices]
+    assert all(part.uuid.startswith("MIG-") for part in gpu.slices)
     assert (device(description, "gpu1").type, device(description, "gpu1").ordinal) == ("a100-80g", 1)
     (host,) = description.inventory.hosts
     assert (host.transport, host.link.link_class) == ("gloo", "pcie4")
@@ -126,7 +130,7 @@ def test_a_machine_of_unlike_gpus() -> None:
     assert line.startswith("gpu3 (NVIDIA GeForce GT 710")
     missing = "bandwidth (bus width and clock), flops (cores and clock)"
     assert line.endswith(f"): not in the catalogue; NVML does not report {missing}: give them")
-    assert "# - {id: gpu3, type: gt-710, ordinal: 3}" in description.text
+    assert "# - {id: gpu3, type: gt-710, ordinal: 3, uuid: " in description.text
 
 
 def test_memory_that_nvml_does_not_report_is_taken_from_the_catalogue() -> None:

@@ -56,6 +56,7 @@ def test_the_catalogue_fills_in_figures_missing_from_the_file() -> None:
         type="a100-80g",
         kind="cuda",
         ordinal=0,
+        uuid=None,
         reported_name="A100",
         memory_bytes=81040 << 20,
         reserve_bytes=1 << 30,
@@ -170,7 +171,12 @@ PATHS: list[tuple[str, Any, str]] = [
         "hosts.0.devices.1.zzz",
         1,
         "f: hosts[0].devices[1].zzz: unknown field, expected one of id, type, memory, reserve, bandwidth, flops, "
-        "overhead, ordinal, reported_name",
+        "overhead, ordinal, uuid, reported_name",
+    ),
+    (
+        "hosts.0.devices.1.uuid",
+        "GPU_1",
+        "f: hosts[0].devices[1].uuid: found 'GPU_1', expected a UUID of the driver, like GPU-... or MIG-...",
     ),
     ("host", [], "f: host: unknown field, did you mean hosts?"),
     ("network.speed", 1, "f: network.speed: unknown field, expected one of class, latency, bandwidth"),
@@ -378,6 +384,9 @@ def devices(draw: st.DrawFn, device_id: str, host: str, ordinal: int) -> Device:
         type=name,
         kind="cpu" if name == "cpu" else "cuda",
         ordinal=0 if name == "cpu" else ordinal,
+        uuid=None
+        if name == "cpu"
+        else draw(st.none() | st.just(f"GPU-{host}-{ordinal}".replace(".", "-").replace("_", "-"))),
         reported_name=draw(st.from_regex(r"[ -~]{0,8}", fullmatch=True)),
         memory_bytes=memory,
         reserve_bytes=draw(st.integers(0, memory - 1)),
@@ -420,6 +429,29 @@ def test_a_listed_inventory_reads_back_with_its_rates_for_every_dtype() -> None:
     data["hosts"][0]["devices"][0]["flops"] = "1 TFLOP/s"
     listed = parse_inventory(data, "f")
     assert parse_inventory(load_yaml(dump_inventory(listed), "dump"), "dump") == listed
+
+
+def test_a_uuid_is_that_of_one_accelerator() -> None:
+    data = design()
+    entries = data["hosts"][0]["devices"]
+    ids = {device.id: device for device in parse_inventory(data, "f").devices}
+    first, second = [entry for entry in entries if ids[entry["id"]].kind == "cuda"][:2]
+    first["uuid"] = second["uuid"] = "GPU-1"
+    with pytest.raises(InventoryError, match=rf"uuid: found GPU-1, which {first['id']} has too"):
+        parse_inventory(data, "f")
+    second["uuid"] = "GPU-2"
+    assert {device.uuid for device in parse_inventory(data, "f").devices} == {"GPU-1", "GPU-2", None}
+    parts = [
+        {"id": f"part{n}", "type": "a100-80g", "ordinal": 7, "memory": "30 GiB", "uuid": "GPU-7"} for n in range(2)
+    ]
+    assert len(parsed({"hosts": [{"name": "a", "devices": parts}]}).devices) == 2
+    for part in parts:
+        part["uuid"] = "MIG-7"
+    with pytest.raises(InventoryError, match="uuid: found MIG-7, which part0 has too"):
+        parsed({"hosts": [{"name": "a", "devices": parts}]})
+    with pytest.raises(InventoryError, match="uuid: found GPU-1, expected none: a cpu has no UUID"):
+        parsed({"hosts": [{"name": "a", "devices": [{"id": "c", "type": "cpu", "memory": "1 GiB", "flops": "1 TFLOP/s",
+                                                     "bandwidth": "1 GB/s", "uuid": "GPU-1"}]}]})  # fmt: skip
 
 
 def test_an_added_device_equals_one_listed_in_the_file() -> None:

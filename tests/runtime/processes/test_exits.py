@@ -5,6 +5,7 @@ parent, and its files are in a temporary directory of its own. Times are limited
 run and not the program is in ``test_endings``.
 """
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -202,6 +203,8 @@ def test_a_command_ends_at_a_signal(
     program = Program(command(plan_dir), tmp_path, "a")
     try:
         if not read:
+            assert program.process.stdout is not None
+            fcntl.fcntl(program.process.stdout, fcntl.F_SETPIPE_SZ, 4096)
             process, written = psutil.Process(program.process.pid), -1
             while written != (written := process.io_counters().write_chars):
                 time.sleep(1)
