@@ -71,7 +71,7 @@ ROOMS = {
     "runtime.decode": {"runtime.sampling", "runtime.comm", "runtime.image", "runtime.model"},
     "runtime.processes": {
         *("runtime.errors", "runtime.request", "runtime.text", "runtime.comm", "runtime.image", "runtime.model"),
-        "runtime.decode",
+        *("runtime.decode", "runtime.sampling"),
     },
     "runtime.engine": {"runtime.errors", "runtime.request", "runtime.text", "runtime.image", "runtime.processes"},
     "runtime.commands": {

@@ -110,21 +110,28 @@ class Group:
         if self.handle is None:
             return tensor.unsqueeze(0)
         out = tensor.new_empty((len(self.ranks), *tensor.shape)) if out is None else out
-        with self._link(out, inside=True) as wire:
+        with self._link(out, inside=True, gathers=True) as wire:
+            own = tensor
+            if tensor.device != wire.device:
+                with self.progress.reading():
+                    own = tensor.to(wire.device)
             # torch numbers a group's members in ascending order
             rows = [wire[self.ranks.index(rank)] for rank in sorted(self.ranks)]
-            dist.all_gather(rows, tensor.to(wire.device), group=self.handle)
+            dist.all_gather(rows, own, group=self.handle)
         return out
 
     @contextmanager
-    def _link(self, tensor: Tensor, *, inside: bool) -> Iterator[Tensor]:
+    def _link(self, tensor: Tensor, *, inside: bool, gathers: bool = False) -> Iterator[Tensor]:
         """Yield the tensor as the transport takes it; afterwards copy back what the collective left there.
 
         ``inside``: the time belongs to the part of a step that is running, which the other members run too; otherwise
-        it is that of a message between parts. Raises PeerError.
+        it is that of a message between parts. ``gathers``: the collective reads nothing from the tensor. Raises
+        PeerError.
         """
         staged, wire = self.staged and tensor.is_cuda, tensor
-        if staged:
+        if staged and gathers:
+            wire = torch.empty_like(tensor, device="cpu")
+        elif staged:
             with self.progress.reading():
                 wire = tensor.cpu()
         try:

@@ -22,10 +22,10 @@ from typing import Literal
 
 import torch
 
-Phase = Literal["starting", "reading its image", "meeting the other ranks", "prefill", "verify", "draft", "commit",
-                "waiting"]  # fmt: skip
-PHASES: tuple[Phase, ...] = ("starting", "reading its image", "meeting the other ranks", "prefill", "verify", "draft",
-                             "commit", "waiting")  # fmt: skip
+Phase = Literal["starting", "reading its image", "meeting the other ranks", "warming up", "prefill", "verify", "draft",
+                "commit", "waiting"]  # fmt: skip
+PHASES: tuple[Phase, ...] = ("starting", "reading its image", "meeting the other ranks", "warming up", "prefill",
+                             "verify", "draft", "commit", "waiting")  # fmt: skip
 """Phases in the order in which they come; ``waiting``: for a request."""
 
 MOST_GROUP_NAME = 32
@@ -98,11 +98,21 @@ class Progress:
         """Timer; None unless the request is timed."""
         self._queued: Counter[str] = Counter()
         """Collectives that were queued, by group."""
+        self._warming_up = False
 
     def begin(self, phase: Phase) -> None:
-        """Enter a phase."""
-        self.status.phase = PHASES.index(phase)
+        """Enter a phase; within ``warming_up`` that only counts as progress."""
+        if not self._warming_up:
+            self.status.phase = PHASES.index(phase)
         self.status.ticks += 1
+
+    @contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """Enter the phase of first uses, and stay in it whatever step is run meanwhile."""
+        self.begin("warming up")
+        self._warming_up = True
+        yield
+        self._warming_up = False
 
     def tick(self) -> None:
         """Count one piece of progress."""

@@ -101,6 +101,10 @@ class Stepper:
         """Positions of each sequence that the last prefill found in the caches."""
         return self._prefill.reused
 
+    def forget(self) -> None:
+        """Discard the record of the caches: the next batch reuses nothing."""
+        self._sequences.forget()
+
     @torch.inference_mode()
     def end(self, sequence: int) -> None:
         """Stop committing to a sequence, which has ended."""

@@ -38,6 +38,11 @@ class Memory:
         """Return the names of a term's buffers, in the order of the table."""
         return [name for name, buffer in self._table.items() if buffer.term == term]
 
+    def begin_measuring(self) -> None:
+        """Forget the peak of what the process allocated on a GPU before: from now on it is that of this engine."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
     def measured(self) -> dict[Term, int]:
         """Return the bytes allocated, term by term; on a GPU the peak of temporaries counts as step buffers."""
         allocated: list[Buffer] = [self._table[name] for name in self._allocated]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +23,7 @@ from plans.slots import DRAFT_PREFIX
 from runtime.comm.groups import Comm, Rendezvous, connect, disconnect
 from runtime.comm.progress import Progress, Timings
 from runtime.decode.messages import Message
-from runtime.decode.step import Decoding, Stepper
+from runtime.decode.step import Decoding, Stepper, decoding
 from runtime.errors import PeerError, RequestError
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
@@ -31,10 +32,20 @@ from runtime.image.verify import check_images
 from runtime.model import ops
 from runtime.processes.machine import device_errors, read_memory, threads_per_rank, torch_device
 from runtime.request import Completion, Events, Piece, RankTimings, Request, fingerprint
+from runtime.sampling import Sampling
 from runtime.text import TOKENIZER_FILE, Output, load_tokenizer
 
 Steps = Generator[list[tuple[list[int], Message]], None, None]
 """New tokens and step message of each request, step by step; the first step is prefill, which gives one token."""
+
+
+WARM_UP_STEPS = 2
+"""Prefill, which pads every prompt to a chunk, and one step."""
+
+
+def needs_warm_up(plan: Plan) -> bool:
+    """Return True for a plan with a GPU; a CPU has its kernels compiled, for all shapes, before it is used."""
+    return any(device.kind != "cpu" for device in plan.devices)
 
 
 def never() -> bool:
@@ -80,14 +91,33 @@ class Rank:
         if target.type == "cuda":
             torch.cuda.set_device(target)
         progress.begin("reading its image")
-        if target.type == "cpu":
-            ops.prepare(DTYPES[plan.options.dtype])
         record = check_images(plan, directory, verify=False, devices=[device.id])
         image = open_image(plan, directory, device.id, target, record, verify=verify)
         progress.begin("meeting the other ranks")
         comm = connect(plan, rank, rendezvous, progress)
+        with progress.warming_up():
+            if target.type == "cpu":
+                ops.prepare(DTYPES[plan.options.dtype])
+            opened = cls(plan, directory, image, comm)
+            opened.memory.begin_measuring()
+            if needs_warm_up(plan):
+                opened.warm_up()
         progress.begin("waiting")
-        return cls(plan, directory, image, comm)
+        return opened
+
+    def warm_up(self) -> None:
+        """Run a prefill and a step of each kind, with the shapes of all others: a collective, all ranks must call it.
+
+        On a GPU the first use of an operation loads its library and its kernel, and plans a shape; afterwards a step
+        has no pauses in which a rank seems to hang.
+        """
+        sampled = Sampling(temperature=1.0, top_k=2, top_p=0.5, seed=0)
+        for draft in (True, False) if self._stepper.drafts else (False,):
+            for sampling in (None, sampled):
+                options = replace(decoding(draft=draft), samplings=(sampling,))
+                for _ in islice(self._stepper.steps([(0,)], options), WARM_UP_STEPS):
+                    pass
+        self._stepper.forget()
 
     def __enter__(self) -> Self:
         return self

@@ -26,6 +26,10 @@ STOPPED_S = 4
 """Longest time that a stopped process holds up a run, in s; a longer stall time-out is for long computations."""
 NCCL_S = 60
 """Time-out of ranks that are connecting over NCCL, in s; NCCL probes its network without any sign of progress."""
+WARM_UP_S = 60
+"""Time for the libraries, kernels and plans of a first use, in s, beside the stall time-out for what is computed: some
+2 GB of libraries from a disk of 100 MB/s, and 40 s of compiling or planning on a busy machine. They give no sign of
+progress."""
 MEETING: Phase = "meeting the other ranks"
 LOADING: tuple[Phase, ...] = ("starting", "reading its image")
 """Phases without layers to count, which may take any time: there, processor time is progress."""
@@ -127,6 +131,8 @@ class Watch:
         self._looked, self._seen = now, known
         meeting = any(sight.phase == MEETING for sight in known)
         limit_s = self._meeting_s if meeting else self._stall_s
+        if any(sight.phase == "warming up" for sight in known):
+            limit_s = max(limit_s, self._stall_s + WARM_UP_S)
         if any(sight.stopped for sight in known):
             limit_s = min(limit_s, STOPPED_S)
         return self._blame(known, limit_s) if self._still >= limit_s else None
