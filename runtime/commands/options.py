@@ -13,6 +13,7 @@ from plans.console import verbosity
 from plans.format import quote
 from plans.process import importing
 from plans.terminal import err
+from runtime.errors import MachineError
 from runtime.processes.thread_wait import limit_spinning
 
 
@@ -83,7 +84,12 @@ def to_stderr(lines: Iterable[str]) -> None:
 
 
 def load_module(name: str) -> Any:
-    """Import a module that needs torch, when it is needed."""
+    """Import a module that needs torch, when it is needed; raise MachineError where torch cannot be loaded."""
     limit_spinning()
     with importing():
+        try:
+            importlib.import_module("torch")
+        except (ImportError, OSError, MemoryError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise MachineError(f"torch cannot be loaded: {reason}: see `ulimit -a`, or install it again") from error
         return importlib.import_module(name)

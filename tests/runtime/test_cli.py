@@ -343,3 +343,15 @@ def test_ctrl_c_ends_the_answer_and_a_second_one_the_conversation(tmp_path: Path
     assert run.returncode == 0, output
     assert output.count("tokens/s, mean acceptance length") == 2
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("limit", ["-v 500000", "-n 24"])
+def test_a_limit_of_the_system_is_refused_in_a_line(limit: str, plan_dir: tuple[Path, Plan]) -> None:
+    """Too little address space for torch, or for numpy, whose BLAS then ends the process itself; too few files."""
+    words = [sys.executable, "-m", "runtime", "run", plan_dir[0], "--prompt-ids", "1,2", "--max-new-tokens", "3", "-q"]
+    command = f"ulimit {limit}; exec {' '.join(map(str, words))}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )  # fmt: skip
+    assert (done.stdout, len(done.stderr.splitlines())) == ("", 1), done.stderr
+    assert (done.returncode == 5 and done.stderr.startswith("error: ")) or "OpenBLAS error" in done.stderr
