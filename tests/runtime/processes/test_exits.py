@@ -5,9 +5,10 @@ parent, and its files are in a temporary directory of its own. Times are limited
 run and not the program is in ``test_endings``.
 """
 
-import fcntl
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -75,6 +76,14 @@ class Program:
             assert character, f"ended before it began: {self.process.communicate()[1]}"
             seen += character
 
+    def fill_output(self) -> None:
+        """Fill the pipe of its output, so that it waits in its next write until somebody reads."""
+        pipe = os.open(f"/proc/{self.process.pid}/fd/1", os.O_WRONLY | os.O_NONBLOCK)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(pipe, b".")
+        os.close(pipe)
+
     def end(self) -> End:
         """Wait for the end; assert that nothing is left of it."""
         try:
@@ -88,8 +97,10 @@ class Program:
         names = [f"{process.status()} {process.cmdline()}" for process in left]
         self.kill()
         assert names == [], "processes are left"
-        # multiprocessing makes pymp-*, for its fork server, and does not remove it where the program is killed
-        assert [file.name for file in self._files.iterdir() if not file.name.startswith("pymp-")] == []
+        # multiprocessing makes pymp-*, for its fork server, and does not remove it where the program is killed;
+        # torchrun never removes torchelastic_*
+        foreign = ("pymp-", "torchelastic_")
+        assert [file.name for file in self._files.iterdir() if not file.name.startswith(foreign)] == []
         return End(code=self.process.returncode, output=output, errors=errors)
 
     def processes(self) -> Iterator[psutil.Process]:
@@ -203,8 +214,7 @@ def test_a_command_ends_at_a_signal(
     program = Program(command(plan_dir), tmp_path, "a")
     try:
         if not read:
-            assert program.process.stdout is not None
-            fcntl.fcntl(program.process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+            program.fill_output()
             process, written = psutil.Process(program.process.pid), -1
             while written != (written := process.io_counters().write_chars):
                 time.sleep(1)
@@ -236,5 +246,48 @@ def test_a_command_ends_on_a_full_disk(options: tuple[str, ...], plan_dir: Path,
     try:
         end = program.end()
         assert (end.code, end.errors) == (1, "error: [Errno 28] No space left on device\n")
+    finally:
+        program.kill()
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "nobody reads it",
+        "SIGTERM",
+        "SIGINT",
+        "SIGKILL",
+        "SIGKILL of a worker",
+        "SIGKILL of a rank",
+        "SIGSTOP of a rank",
+    ],
+)
+def test_torchrun_ends(cause: str, plan_dir: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    words = [sys.executable, *launcher, "--master-port", str(port), *command(plan_dir)[1:]]
+    program = Program(words, tmp_path, "a")
+    try:
+        workers = [child for child in psutil.Process(program.process.pid).children() if "runtime" in child.cmdline()]
+        workers.sort(key=lambda worker: worker.pid)
+        (rank,) = workers[1].children()
+        if cause == "nobody reads it":
+            assert program.process.stdout is not None
+            program.process.stdout.close()
+            program.process.stdout = None
+        elif cause.endswith("of a worker"):
+            workers[1].kill()
+        elif cause.endswith("of a rank"):
+            rank.send_signal(signal.Signals[cause.split(maxsplit=1)[0]])
+        else:
+            program.process.send_signal(signal.Signals[cause])
+        end = program.end()
+        assert end.code == (-signal.SIGKILL if cause == "SIGKILL" else 1)
+        if cause.endswith("of a rank"):
+            reason = "was killed by SIGKILL" if cause.startswith("SIGKILL") else "its process is stopped"
+            assert reason in end.errors
+            assert "device b (rank 1), while in" in end.errors
     finally:
         program.kill()
