@@ -190,10 +190,10 @@ def test_a_message_in_the_store_is_shown_without_control_characters() -> None:
 
 
 def test_a_stranger_who_writes_to_the_store_ends_the_run_with_that_reason(plan_dir: tuple[Path, Plan]) -> None:
-    places = torchruns(2)
+    places = [replace(place, serves=False) for place in torchruns(2)]
+    store = TCPStore(places[0].host, places[0].port, is_master=True, wait_for_workers=False)  # as torchrun has one
 
     def write(_: int) -> None:
-        store = TCPStore(places[0].host, places[0].port, wait_for_workers=False)
         until(lambda: all(store.check([f"rank/{rank}"]) for rank in range(2)))
         store.set("failure", "{{{")
 
