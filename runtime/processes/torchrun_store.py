@@ -29,11 +29,19 @@ FAILURE, DONE = "failure", "done"
 
 
 def tell_failure(torchrun: Torchrun, message: str) -> None:
-    """Report to all other processes why this one ends; do nothing where another was first or the store has gone."""
-    with contextlib.suppress(RuntimeError):  # nobody is left to read it
-        _set_failure(
-            TCPStore(torchrun.host, torchrun.port, timeout=LAST_WORD, wait_for_workers=False), torchrun.rank, message
-        )
+    """Report to all other processes why this one ends; do nothing where another was first or the store has gone.
+
+    A thread of its own does it, since a client waits for ever for a store that is stopped or cut off.
+    """
+
+    def tell() -> None:
+        with contextlib.suppress(RuntimeError):  # nobody is left to read it
+            store = TCPStore(torchrun.host, torchrun.port, timeout=LAST_WORD, wait_for_workers=False)
+            store.compare_set(FAILURE, "", json.dumps([torchrun.rank, message]))  # unless another process was first
+
+    teller = threading.Thread(target=tell, name="teller", daemon=True)
+    teller.start()
+    teller.join(LAST_WORD.total_seconds())
 
 
 class Exchange:
@@ -139,8 +147,3 @@ def _failure_of(report: bytes, world: int) -> tuple[int, str]:
 
 def _beginning(report: bytes) -> str:
     return f"{report[:MOST_SHOWN_BYTES]!r}"
-
-
-def _set_failure(store: TCPStore, rank: int, message: str) -> None:
-    """Write the failure, unless another process has written one."""
-    store.compare_set(FAILURE, "", json.dumps([rank, message]))

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -177,6 +178,16 @@ def test_a_malformed_value_in_the_store_is_the_reason_of_the_end(key: str, value
     assert "\n" not in exchange.failure
     assert len(exchange.failure) < 600
     exchange.end()
+
+
+def test_nobody_waits_for_a_store_that_does_not_answer() -> None:
+    """It accepts connections and says nothing, as one that is stopped, or behind a firewall, may do."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        place = Torchrun(rank=1, world=2, host="127.0.0.1", port=mute.getsockname()[1], serves=False)
+        teller = threading.Thread(target=tell_failure, args=(place, "no image"), daemon=True)
+        teller.start()
+        teller.join(20)
+        assert not teller.is_alive()
 
 
 def test_a_message_in_the_store_is_shown_without_control_characters() -> None:
