@@ -3,6 +3,20 @@
 A kernel works on addresses, so neither torch nor Numba checks an index of it. ``touched`` is a second account of what
 it accesses, row by row of the loops in ``runtime.model.kernels``; ``checked_run`` takes the place of ``ops._run`` and
 asserts that each access is within the tensor that ``ops`` took the address from, before the kernel runs.
+
+The numbers of a plan that the sizes come from, and what bounds them:
+
+    rows, rows_per_sequence          batch, prefill_chunk, tree               plans.check_inputs
+    inputs, outputs, channels        hidden size, heads, head_dim, channels,  plans.check_inputs; the slots of an image
+                                     vocabulary, by the slots of an image     are the plan's: runtime.image.verify
+    query_heads, kv_heads, head_dim  kv_heads of a run, kv_subgroups          plans.check; one attention in all layers
+    seen, columns, tree_columns      context, tree, kv_axis                   plans.buffers makes T rows, KvCache has T
+    written_index                    lengths of sequences, at most context    runtime.request; KvCache.append: below T
+    row_index, ends, groups          num_experts, experts_per_token           plans.check_inputs; router [E, H]
+    top_k, columns                   tree.top_k, draft_vocab_size             plans.check_inputs: top_k <= columns
+    epsilon                          norm_eps                                 plans.check_inputs: below 2^63 units
+
+Tokens index the embedding in torch, which checks them: prompts by runtime.request, drafted ones by ``d2t`` (verify).
 """
 
 import ctypes
