@@ -10,7 +10,6 @@ import errno
 import functools
 import hashlib
 import math
-import os
 import re
 import types
 from pathlib import Path
@@ -196,11 +195,11 @@ def load(directory: Path) -> Plan:
     try:
         if directory.name == PLAN_FILE and directory.is_file():
             raise PlanError(f"{directory}: found a file, expected the directory of a plan: give {directory.parent}")
-        if not os.path.lexists(file):
-            raise PlanError(
-                f"{directory}: no plan.yaml here: give the directory of a plan, as `planner build` wrote it"
-            )
         raw = read_document(file, inside=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PlanError(
+            f"{directory}: no plan.yaml here: give the directory of a plan, as `planner build` wrote it"
+        ) from error
     except OSError as error:
         raise PlanError(f"{file}: cannot read: {error.strerror}") from error
     return loads(raw, str(file))
