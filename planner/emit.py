@@ -1,7 +1,7 @@
 """Turns an answer into a plan: names for indices, units dealt out to single layers, memory lines, transports."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from planner.costs.memory import device_memory
 from planner.problem.formulate import Formulation
@@ -49,8 +49,9 @@ def emit(formulation: Formulation, inputs: Inputs, solved: Solved, previous: Pre
         message_transport=_transport(formulation, devices_in_use(problem, answer)),
         memory=(),
         proof=Proof(
-            status="OPTIMAL" if solved.bound_ns == certificate.step_ns else "FEASIBLE",
+            status="OPTIMAL" if solved.bound_ns == solved.least_ns else "FEASIBLE",
             objective_ns=certificate.step_ns,
+            least_ns=min(solved.least_ns, certificate.step_ns),
             bound_ns=solved.bound_ns,
             min_free_bytes=0,
         ),
@@ -156,10 +157,17 @@ def _runs(
     ``kinds``: of its layers, in the order of execution; ``order``: by kind, the split of every layer.
     """
     listed = problem.groups[placed.group].splits
-    layers = [
-        zip((splits[split].shares for split in chosen), deal(units, len(chosen)), strict=True)
-        for splits, units, chosen in zip(listed, placed.units, order, strict=True)
-    ]
+    layers: list[Iterator[tuple[tuple[int, ...], tuple[int, ...]]]]
+    if placed.runs is None:
+        layers = [
+            zip((splits[split].shares for split in chosen), deal(units, len(chosen)), strict=True)
+            for splits, units, chosen in zip(listed, placed.units, order, strict=True)
+        ]
+    else:
+        layers = [
+            ((splits[run.split].shares, run.units) for run in of_kind for _ in range(run.layers))
+            for splits, of_kind in zip(listed, placed.runs, strict=True)
+        ]
     runs: list[tuple[int, Run]] = []
     for kind in kinds:
         kv_heads, units = next(layers[kind])

@@ -16,6 +16,7 @@ from planner.problem.formulate import Formulation
 from planner.solver.minimise import Settings
 from planner.solver.problem_bounds import least_bytes
 from planner.solver.solve import Solved, fits, fits_counted
+from plans.check import most_step_ns
 from plans.format import format_bytes
 
 ROOM = 2
@@ -57,8 +58,7 @@ def solve_on_enough(
 
 def _limit_ns(few: Formulation, solved: Solved) -> int:
     """Return the step time that answers on more hosts must exceed, for none of them to be of interest."""
-    limit_ns = solved.bound_ns if solved.gap_ppm else solved.objective_ns
-    return limit_ns + limit_ns * (few.options.within_ppm or 0) // 10**6
+    return solved.bound_ns if solved.gap_ppm else most_step_ns(solved.least_ns, few.options)
 
 
 def fits_on_enough(formulation: Formulation, settings: Settings) -> bool:

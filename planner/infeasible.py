@@ -15,10 +15,13 @@ def infeasible(problem: Problem, settings: Settings) -> InfeasibleError:
     """
     short = shortage(problem, min(settings.limit, limits.SHORTAGE_LIMIT))
     least = short.least_bytes
+    fits = "no placement fits"
+    if problem.most_devices is not None:
+        fits += f" on {problem.most_devices} device{'s' if problem.most_devices > 1 else ''}, the most in use"
     at_least = f"at least {format_bytes(least)} short in all ({least} bytes)"
     if short.missing is None:
         amount = at_least if least else "how many bytes are short is not known"
-        return InfeasibleError(f"no placement fits: {amount}", {}, least)
+        return InfeasibleError(f"{fits}: {amount}", {}, least)
     total = sum(short.missing)
     amount, packing = f"{format_bytes(total)} short in all ({total} bytes)", "the best packing"
     if total > least:
@@ -30,4 +33,4 @@ def infeasible(problem: Problem, settings: Settings) -> InfeasibleError:
         f"{format_bytes(capacity[name])} ({nbytes} bytes)"
         for name, nbytes in missing.items()
     ]
-    return InfeasibleError(f"no placement fits: {amount} under {packing}:\n" + "\n".join(lines), missing, least)
+    return InfeasibleError(f"{fits}: {amount} under {packing}:\n" + "\n".join(lines), missing, least)

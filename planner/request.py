@@ -33,6 +33,10 @@ MOST_DEFAULT_CONTEXT = 8192
 """Positions at most where no context is asked for, whatever the model's limit."""
 
 
+DEFAULT_SIMPLIFY_PPM = 5000
+"""Relative increase of the step time that a simpler plan may cost where nothing else is asked for."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
     """Options as they were asked for; None stands for the default, which the plan then states."""
@@ -60,6 +64,10 @@ class Wanted:
     """Accepted relative distance of step time and bound, in parts per million."""
     within_ppm: int | None = None
     """With an earlier plan: how much longer than the optimum a step may take, in parts per million."""
+    simplify_ppm: int = DEFAULT_SIMPLIFY_PPM
+    """How much longer than the optimum a step may take for a simpler plan, in parts per million."""
+    max_devices: int | None = None
+    """Most devices in use; default: any number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +145,8 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
         custom=wanted.custom,
         gap_ppm=wanted.gap_ppm,
         within_ppm=wanted.within_ppm,
+        simplify_ppm=wanted.simplify_ppm,
+        max_devices=wanted.max_devices,
         tree=tree,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plans import codec
 from plans.buffers import TERMS, device_terms
-from plans.check_inputs import Violation, bad, check_facts, show
+from plans.check_inputs import ROUNDING_PPM, Violation, bad, check_facts, show
 from plans.kv import KvDivision, kv_division
 from plans.schema import (
     Attention,
@@ -319,19 +319,30 @@ def _check_memory(plan: Plan) -> Iterator[Violation]:
 
 
 def _check_proof(plan: Plan) -> Iterator[Violation]:
-    proof, gap = plan.proof, max(plan.options.gap_ppm, plan.options.within_ppm or 0)
-    if proof.bound_ns > proof.objective_ns:
-        yield bad("proof.bound_ns", proof.bound_ns, f"at most the objective, {proof.objective_ns}")
-    elif proof.status == "OPTIMAL" and proof.bound_ns != proof.objective_ns:
-        yield bad("proof.bound_ns", proof.bound_ns, f"the objective, {proof.objective_ns}, as the status is OPTIMAL")
-    elif (proof.objective_ns - proof.bound_ns) * 10**6 > gap * proof.objective_ns:
-        expected = f"within {gap} ppm of the objective, {proof.objective_ns}"
+    proof, options = plan.proof, plan.options
+    if proof.bound_ns > proof.least_ns:
+        yield bad("proof.bound_ns", proof.bound_ns, f"at most the least step, {proof.least_ns}")
+    elif proof.status == "OPTIMAL" and proof.bound_ns != proof.least_ns:
+        yield bad("proof.bound_ns", proof.bound_ns, f"the least step, {proof.least_ns}, as the status is OPTIMAL")
+    elif (proof.least_ns - proof.bound_ns) * 10**6 > options.gap_ppm * proof.least_ns:
+        expected = f"within {options.gap_ppm} ppm of the least step, {proof.least_ns}"
         yield bad("proof.bound_ns", proof.bound_ns, expected)
+    most_ns = most_step_ns(proof.least_ns, options)
+    if not proof.least_ns <= proof.objective_ns <= most_ns:
+        yield bad("proof.objective_ns", proof.objective_ns, f"from the least step, {proof.least_ns}, to {most_ns}")
+    if options.max_devices is not None and len(plan.memory) > options.max_devices:
+        yield bad("memory", f"{len(plan.memory)} devices in use", f"at most {options.max_devices}")
     if not {entry.device for entry in plan.memory} <= {device.id for device in plan.inventory.devices}:
         return  # reported with the memory
     least = min((_free_bytes(plan, entry.device, entry.planned_bytes) for entry in plan.memory), default=0)
     if proof.min_free_bytes != least:
         yield bad("proof.min_free_bytes", proof.min_free_bytes, f"{least}, the least that a device in use has free")
+
+
+def most_step_ns(least_ns: int, options: Options) -> int:
+    """Return the longest step of a plan where the least is known: options may allow more, and so does rounding."""
+    ppm = max(options.simplify_ppm, options.within_ppm or 0, ROUNDING_PPM)
+    return least_ns + least_ns * ppm // 10**6
 
 
 def _free_bytes(plan: Plan, device_id: str, planned_bytes: int) -> int:

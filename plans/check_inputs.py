@@ -32,6 +32,8 @@ MOST_DEVICES = 4096
 """Most devices of an inventory."""
 MOST_MASK_VALUES = 1 << 22
 """Most values of a mask of trees; a few of these are made in a step, and are not counted as buffers."""
+ROUNDING_PPM = 100
+"""Most by which rounding may make the difference between two predicted step times, in parts per million."""
 NORM_EPS = (1e-15, 1.0)
 """Least and largest epsilon of an RMS norm: below, the kernels' unit of 2^-60 rounds it; above, they have no number."""
 MOST_STALL_S = 3600
@@ -130,6 +132,9 @@ def _check_options(options: Options) -> Iterator[Violation]:
         yield bad("options.gap_ppm", options.gap_ppm, "less than 1000000")
     if options.within_ppm is not None and not 0 <= options.within_ppm <= 10**6:
         yield bad("options.within_ppm", options.within_ppm, "from 0 to 1000000, or null")
+    yield from _in_range("options.simplify_ppm", options.simplify_ppm, 0, 10**6)
+    if options.max_devices is not None and options.max_devices < 1:
+        yield bad("options.max_devices", options.max_devices, "at least 1, or null")
     if options.tree is not None:
         yield from _check_tree(options, options.tree)
 

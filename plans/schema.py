@@ -10,8 +10,8 @@ Shape letters used below: H hidden size, D head dim, K KV heads, U MLP units of 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-SCHEMA_MAJOR = 2
-SCHEMA_MINOR = 2
+SCHEMA_MAJOR = 3
+SCHEMA_MINOR = 0
 
 DType = Literal["bfloat16", "float16", "float32"]
 KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
@@ -176,6 +176,10 @@ class Options:
     within_ppm: int | None
     """Parts per million by which a step may exceed the bound so that fewer bytes move against an earlier plan; None: no
     earlier plan was given."""
+    simplify_ppm: int
+    """Parts per million by which a step may exceed the least for fewer devices in use and fewer different runs."""
+    max_devices: int | None
+    """Most devices in use; None: any number."""
     tree: Tree | None
     """Draft tree; None: plain decoding."""
 
@@ -407,6 +411,9 @@ class Proof:
     status: Literal["OPTIMAL", "FEASIBLE"]
     objective_ns: int
     """Predicted time of one step."""
+    least_ns: int
+    """Predicted step time of the fastest candidate placement that was found; the least, as the bound shows, when
+    OPTIMAL. The plan takes longer where that makes it simpler, keeps weights in place, or is within the rounding."""
     bound_ns: int
     """Lower bound: no candidate placement has a smaller objective."""
     min_free_bytes: int

@@ -214,7 +214,7 @@ def make_plan(
     listed = list(devices or [make_device(name) for name in names])
     listed.sort(key=lambda device: (device.host, natural_key(device.id)))
     plan = Plan(
-        schema="2.2",
+        schema="3.0",
         inputs=inputs or (INPUTS if draft is None else DRAFT_INPUTS),
         options=Options(
             batch=batch,
@@ -228,6 +228,8 @@ def make_plan(
             custom=None,
             gap_ppm=0,
             within_ppm=None,
+            simplify_ppm=0,
+            max_devices=None,
             tree=tree if draft is not None else None,
         ),
         inventory=_inventory(tuple(listed)),
@@ -239,7 +241,7 @@ def make_plan(
         draft_placement=placement,
         message_transport="local",
         memory=tuple(_no_memory(device.id) for device in listed if device.id in names),
-        proof=Proof(status="OPTIMAL", objective_ns=1_000_000, bound_ns=1_000_000, min_free_bytes=0),
+        proof=Proof(status="OPTIMAL", objective_ns=1_000_000, least_ns=1_000_000, bound_ns=1_000_000, min_free_bytes=0),
     )
     if complete:
         plan = _with_memory(with_transports(plan))

@@ -82,6 +82,8 @@ OPTIONS = Options(
     custom=None,
     gap_ppm=0,
     within_ppm=None,
+    simplify_ppm=0,
+    max_devices=None,
     tree=Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=None),
 )
 STAGES = (
@@ -119,7 +121,7 @@ def split(devices: tuple[str, ...], transport: Transport, rows: tuple[int, ...],
 def two_stage_plan() -> Plan:
     """Make a plan of an unequal pair, then one device with the drafter; the inventory's fourth device is unused."""
     plan = Plan(
-        schema="2.2",
+        schema="3.0",
         inputs=Inputs(
             base_config_sha256="1" * 64,
             base_tensors_sha256="2" * 64,
@@ -147,7 +149,9 @@ def two_stage_plan() -> Plan:
         ),
         message_transport="gloo",
         memory=tuple(_empty_memory(name) for name in ("cpu0", "cpu1", "cpu2")),
-        proof=Proof(status="OPTIMAL", objective_ns=19_830_000, bound_ns=19_830_000, min_free_bytes=0),
+        proof=Proof(
+            status="OPTIMAL", objective_ns=19_830_000, least_ns=19_830_000, bound_ns=19_830_000, min_free_bytes=0
+        ),
     )
     return with_memory(plan, {"cpu0": 9 * MIB, "cpu1": 3 * MIB, "cpu2": 7 * MIB}, {"cpu2": 6 * MIB})
 
@@ -176,7 +180,7 @@ def one_device_plan() -> Plan:
         draft_placement=None,
         message_transport="local",
         memory=(_empty_memory("cpu2"),),
-        proof=Proof(status="OPTIMAL", objective_ns=6_230_000, bound_ns=6_230_000, min_free_bytes=0),
+        proof=Proof(status="OPTIMAL", objective_ns=6_230_000, least_ns=6_230_000, bound_ns=6_230_000, min_free_bytes=0),
     )
     return with_memory(plain, {"cpu2": 18 * MIB}, {})
 
@@ -229,7 +233,9 @@ def nvlink_plan() -> Plan:
         ),
         message_transport="nccl",
         memory=tuple(_empty_memory(name) for name in names),
-        proof=Proof(status="OPTIMAL", objective_ns=31_630_000, bound_ns=31_630_000, min_free_bytes=0),
+        proof=Proof(
+            status="OPTIMAL", objective_ns=31_630_000, least_ns=31_630_000, bound_ns=31_630_000, min_free_bytes=0
+        ),
     )
     draft_weights = dict.fromkeys(names[:2], 2900000000)
     return with_memory(plan, dict.fromkeys(names, 35300000000), draft_weights)
@@ -288,7 +294,7 @@ def spread_plan() -> Plan:
         ),
         message_transport="gloo",
         memory=tuple(_empty_memory(name) for name in ("cpu0", "gpu0", "gpu1", "gpu2", "gpu3")),
-        proof=dataclasses.replace(base.proof, objective_ns=41_000_000, bound_ns=41_000_000),
+        proof=dataclasses.replace(base.proof, objective_ns=41_000_000, least_ns=41_000_000, bound_ns=41_000_000),
     )
     weights = dict.fromkeys(names, 34_000_000_000) | {"cpu0": 2_101_346_304, "gpu3": 35_000_000_000}
     return with_memory(plan, weights, dict.fromkeys(pair, 2_900_000_000))

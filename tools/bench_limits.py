@@ -301,7 +301,7 @@ def bits(name: str) -> str:
 
 def _largest_sum(model: Model) -> int:
     """Return the largest value of any linear constraint or of the objective, by the domains of its variables alone."""
-    model.model.minimize(model.ranked_step)
+    model.model.minimize(model.step_ns)
     proto = model.model.proto
     terms = [(row.linear.vars, row.linear.coeffs) for row in proto.constraints if row.has_linear()]
     terms.append((proto.objective.vars, proto.objective.coeffs))

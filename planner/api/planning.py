@@ -18,7 +18,7 @@ from planner.request import MOST_POSITIONS, Request, Wanted
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved
 from plans.check import load
-from plans.check_inputs import MOST_BATCH, MOST_STALL_S
+from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
 from plans.format import quote
 from plans.schema import DType, KvAxis, KvDType, Pin, Plan, Strategy, Tree
 
@@ -71,12 +71,15 @@ def plan(
     gap: float = 0.0,
     previous: str | Path | None = None,
     within: float | None = None,
+    simplify: float = DEFAULTS.simplify_ppm / PPM,
+    max_devices: int | None = DEFAULTS.max_devices,
 ) -> PlanResult:
     """Return the plan of a model on an inventory; the arguments are the options of ``build``.
 
     ``model``, ``draft``: checkpoint directories or bare configs; without either, the demo model and its EAGLE head.
     ``gap``: accept a placement proven to be within this fraction of the best. ``within``: with ``previous``, accept a
-    step that is longer than the shortest by this fraction, 0.02 by default.
+    step that is longer than the shortest by this fraction, 0.02 by default. ``simplify``: accept one that is longer by
+    this fraction for fewer devices in use, then fewer different runs of layers. ``max_devices``: most devices in use.
 
     Raise InputError for what cannot be read or planned, InfeasibleError with the changes that would make it fit, or
     NotProvenError where the solver's limit ends the proof.
@@ -86,6 +89,7 @@ def plan(
         ("context", None if context == "max" else context, MOST_POSITIONS),
         ("prefill_chunk", prefill_chunk, MOST_POSITIONS),
         ("stall_timeout_s", stall_timeout_s, MOST_STALL_S),
+        ("max_devices", max_devices, MOST_DEVICES),
     ):
         _check_number(name, number, most)
     _check_name("dtype", dtype, get_args(DType))
@@ -109,6 +113,8 @@ def plan(
         stall_timeout_s=stall_timeout_s,
         gap_ppm=_ppm("gap", gap, PPM - 1),
         within_ppm=None if within is None else _ppm("within", within, PPM),
+        simplify_ppm=_ppm("simplify", simplify, PPM),
+        max_devices=max_devices,
     )
     request = request_of(
         wanted, model=model, draft=draft, inventory=inventory, device_map=device_map, previous=previous

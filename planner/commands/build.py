@@ -18,6 +18,7 @@ from planner.errors import InfeasibleError, InputError
 from planner.remedies.explain import explain
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
+from planner.report.view import given_up, is_least, simpler
 from planner.request import Request, Wanted, resolve_dtype
 from planner.solver.minimise import Settings
 from plans import diff as plan_diff
@@ -47,6 +48,8 @@ def run(
     gap: int,
     previous: Path | None,
     within_ppm: int | None,
+    simplify: int,
+    max_devices: int | None,
     plan_only: bool,
     out: Path | None,
     workers: int,
@@ -75,6 +78,8 @@ def run(
         stall_timeout_s=stall_timeout_s,
         gap_ppm=gap,
         within_ppm=within_ppm,
+        simplify_ppm=simplify,
+        max_devices=max_devices,
     )
     request = planning.request_of(
         wanted, model=model, draft=draft, inventory=inventory, device_map=map_path, previous=previous
@@ -146,7 +151,8 @@ def summary_line(plan: Plan) -> str:
     used = len(plan.memory)
     stages = f"{len(plan.stages)} stage{'s' if len(plan.stages) > 1 else ''}"
     proof = plan.proof
+    least = "" if is_least(plan) else f"{given_up(plan):+.2%} {simpler(plan)}, "
     return (
         f"{stages} on {used} device{'s' if used > 1 else ''}, {format_ns(proof.objective_ns)} per step "
-        f"({proof.status}, bound {format_ns(proof.bound_ns)})"
+        f"({proof.status}, {least}bound {format_ns(proof.bound_ns)})"
     )

@@ -14,6 +14,7 @@ from planner.commands.options import (
     Whole,
     parse_context,
     parse_gap,
+    parse_simplify,
     parse_strategy,
     parse_tree,
     parse_verbosity,
@@ -21,7 +22,7 @@ from planner.commands.options import (
 )
 from planner.request import DEFAULT_TREE, MOST_DEFAULT_CONTEXT, MOST_POSITIONS, tree_text
 from planner.solver import limits
-from plans.check_inputs import MOST_BATCH, MOST_STALL_S
+from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.schema import KvAxis, Strategy
 
@@ -192,6 +193,20 @@ BUILD = Command(
             metavar="X",
             callback=parse_within,
             help="With --previous: accept a step longer than the shortest by X.  [default: 2%]",
+        ),
+        click.Option(
+            ["--simplify"],
+            metavar="X",
+            callback=parse_simplify,
+            default="0.5%",
+            help="Accept a step longer than the shortest by X for fewer devices, then fewer different runs of layers; "
+            "0: only the shortest.  [default: 0.5%]",
+        ),
+        click.Option(
+            ["--max-devices"],
+            type=Whole(1, MOST_DEVICES),
+            metavar="N",
+            help="Most devices in use.  [default: all]",
         ),
         click.Option(["--plan-only"], is_flag=True, help="Write the plan, compile no images."),
         click.Option(

@@ -78,6 +78,14 @@ def parse_within(context: click.Context, parameter: click.Parameter, value: str 
     return ppm
 
 
+def parse_simplify(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """Parse a relative distance, as a percentage or a fraction, to parts per million."""
+    ppm = _relative(value)
+    if ppm is None:
+        raise click.BadParameter(f"found {value!r}, expected a fraction of the step time like 0.5% or 0.005")
+    return ppm
+
+
 def _relative(value: str) -> int | None:
     """Parse ``0.05``, ``.05`` or ``5%`` to parts per million; None where it is no such text, or more than 100%."""
     number = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})(%?)", value)

@@ -22,6 +22,7 @@ from planner.problem.kv_splits import (
     sizes_of,
 )
 from planner.problem.links import Links
+from planner.problem.quantum import Quanta
 from planner.solver.problem import Axis, Block, Option, Split
 from plans import step
 from plans.kv import KvDivision
@@ -37,6 +38,7 @@ class DraftBlock:
     shares: DraftShares
     candidates: Candidates
     links: Links
+    quanta: Quanta
     sets: tuple[DeviceSet, ...]
     bundle_rows: int
 
@@ -81,6 +83,7 @@ class DraftBlock:
             sites=device_set.hosts,
             splits=tuple(split for _, split in self._splits(device_set)),
             receive=self.links.receive(device_set, features),
+            quantum_ns=self.quanta.ns(device_set.devices),
         )
 
     @cached_property

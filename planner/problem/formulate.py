@@ -18,13 +18,14 @@ from planner.problem.links import Links
 from planner.problem.machine import Machine, canonical_machine, listed_machine
 from planner.problem.magnitude import refuse_immense
 from planner.problem.pinned import PinnedChain, pinned_chain
-from planner.problem.quantum import quantum_ns
+from planner.problem.quantum import Quanta
 from planner.problem.stage_groups import StageGroups, refuse_axis
 from planner.problem.vocab_blocks import embed_block, lm_head_block, row_unit
 from planner.problem.wider import Wider, best_machines
 from planner.solver.bounds.host_count import HostCount, WiderGroups, host_count
 from planner.solver.problem import Goal, Group, Kind, Problem
 from plans import step
+from plans.check_inputs import ROUNDING_PPM
 from plans.kv import KvDivision
 from plans.schema import Draft, Inventory, Model, Options
 
@@ -83,6 +84,7 @@ class Formulation:
         """The integers of the placement; raise InputError for what cannot be placed or counted."""
         refuse_axis(self.options, self.searched, [layers.attention for layers in self._shares.kinds])
         devices, chain = self.searched.devices, self._chain
+        tables = self._shares, self._links, self._quanta
         message_bytes = step.message_bytes(self.options)
         gpus = (index for index, device in enumerate(devices) if device.kind == "cuda")
         problem = Problem(
@@ -95,13 +97,15 @@ class Formulation:
             groups=tuple(group for group, _ in self.groups),
             ordered=self.options.strategy in ("sequential", "custom"),
             counts=None if chain is None else tuple(count for _, count in chain.runs),
-            first=embed_block(self._shares, self._links, self._sets(chain.embed if chain else None), self.row_unit),
-            last=lm_head_block(self._shares, self._links, self._sets(chain.head if chain else None), self.row_unit),
+            first=embed_block(*tables, self._sets(chain.embed if chain else None), self.row_unit),
+            last=lm_head_block(*tables, self._sets(chain.head if chain else None), self.row_unit),
             tail=None if self._draft_block is None else self._draft_block.block,
-            quantum_ns=quantum_ns(self._shares, self.inventory.devices),
             message_ns=tuple(self._links.broadcast_ns(members, message_bytes) for members in self._fabric.of_host),
             network_message_ns=self._links.network_ns(message_bytes),
             goal=GOALS[self.options.strategy],
+            most_devices=self.options.max_devices,
+            simplify_ppm=self.options.simplify_ppm,
+            tie_ppm=ROUNDING_PPM,
             spare=next(gpus, 0) if self.options.strategy == "balanced_low_0" else None,
         )
         refuse_immense(problem)
@@ -125,8 +129,13 @@ class Formulation:
     @cached_property
     def groups(self) -> tuple[tuple[Group, KvDivision], ...]:
         """Groups that may run a stage, with the division of the KV cache of each."""
-        stages = StageGroups(shares=self._shares, candidates=self.candidates, links=self._links, sets=self.stage_sets)
-        return stages.groups
+        return StageGroups(
+            shares=self._shares,
+            candidates=self.candidates,
+            links=self._links,
+            quanta=self._quanta,
+            sets=self.stage_sets,
+        ).groups
 
     @cached_property
     def stage_sets(self) -> tuple[DeviceSet, ...]:
@@ -137,8 +146,10 @@ class Formulation:
 
     @cached_property
     def block_sets(self) -> tuple[DeviceSet, ...]:
-        """Device sets that may hold a block which no device map pins."""
-        return self.candidates.singles if self.options.strategy in WHOLE_LAYERS else self.candidates.sets
+        """Device sets that may hold a block which no device map pins, of no more devices than may be in use."""
+        sets = self.candidates.singles if self.options.strategy in WHOLE_LAYERS else self.candidates.sets
+        most = len(self.searched.devices) if self.options.max_devices is None else self.options.max_devices
+        return tuple(device_set for device_set in sets if len(device_set.devices) <= most)
 
     @cached_property
     def candidates(self) -> Candidates:
@@ -173,6 +184,10 @@ class Formulation:
         return DraftShares(model=self.model, draft=self.draft, options=self.options)
 
     @cached_property
+    def _quanta(self) -> Quanta:
+        return Quanta(self._shares, self.searched.devices)
+
+    @cached_property
     def _chain(self) -> PinnedChain | None:
         return None if self.options.custom is None else pinned_chain(self.model, self.options, self._fabric)
 
@@ -190,6 +205,7 @@ class Formulation:
             shares=self._draft_shares,
             candidates=self.candidates,
             links=self._links,
+            quanta=self._quanta,
             sets=self._sets(self._chain.draft if self._chain else None),
             bundle_rows=self.row_unit,
         )

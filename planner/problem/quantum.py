@@ -1,51 +1,42 @@
-"""The unit in which the solver counts time that it divides freely: finer counting only makes the proof longer."""
+"""The units in which the solver counts time that it divides freely: finer counting only makes the proof longer."""
 
 import math
-from collections.abc import Sequence
-from fractions import Fraction
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from planner.costs.shares import BaseShares, sequence_of
 from planner.integers import PS_PER_NS
-from plans.kv import whole_heads
 from plans.schema import Device
 
-QUANTUM_BITS = 14
-"""Bits of the estimated MLP time, counted in quanta."""
+QUANTUM_BITS = 16
+"""Bits of the MLPs' time on the devices of a group or option, counted in its quanta."""
+
+Quantum = Callable[[Sequence[int]], int]
+"""Quantum in ns of what is divided over the devices with these indices."""
 
 
-def quantum_ns(shares: BaseShares, devices: Sequence[Device]) -> int:
-    """Return about 1/8192 of the MLPs' time with all devices at work, each as far as it has room for layers.
+class Quanta:
+    """Quanta by device set. One depends on the members alone, so that devices not in use move nothing."""
 
-    A power of two, so that it does not depend on the order of devices. Where a slow device has the layers that the
-    others have no room for, most of the time is its own; counting finer would lengthen the proof, not improve the plan.
-    """
-    estimate = shared_ps([_room_and_ps(shares, device) for device in devices]) // PS_PER_NS
-    return 1 << max(0, estimate.bit_length() - QUANTUM_BITS)
+    def __init__(self, shares: BaseShares, devices: Sequence[Device]) -> None:
+        self._shares = shares
+        self._devices = devices
 
+    def ns(self, members: Sequence[int]) -> int:
+        """Return about 1/49152 of the time of all MLPs on these devices together; 1 on one, where nothing is divided.
 
-def _room_and_ps(shares: BaseShares, device: Device) -> tuple[Fraction, int]:
-    """Return the part of all layers that a device has room for, and its time in ps for the MLPs of all layers."""
-    nbytes, ps = 0, 0
-    for kind, count in sequence_of(shares.model):
-        layers = shares.kinds[kind]
-        units = layers.mlp.units
-        whole = whole_heads(layers.attention.num_kv_heads)
-        nbytes += count * (shares.attention_bytes(kind, whole, True) + units * shares.unit_bytes(kind))
-        ps += count * units * shares.unit(kind).ps(device)
-    return Fraction(device.capacity_bytes, nbytes), max(1, ps)
+        A power of two; that time is 1 / Σ (1 / time on each device alone).
+        """
+        if len(members) == 1:
+            return 1
+        estimate_ns = 1 / math.fsum(self._speeds[device] for device in members)
+        return 1 << max(0, math.floor(estimate_ns).bit_length() - QUANTUM_BITS)
 
+    @cached_property
+    def _speeds(self) -> list[float]:
+        """Return for each device how often it would run all MLPs in a ns."""
+        return [PS_PER_NS / max(1, self._mlps_ps(device)) for device in self._devices]
 
-def shared_ps(devices: Sequence[tuple[Fraction, int]]) -> int:
-    """Return the time of work that devices do in parallel, in ps, rounded down.
-
-    ``devices``: for each, the part of the work that it has room for, and its time for all of it. The time t solves
-    Σ min(room, t / ps) = 1: devices that are full at t are taken out one by one, in the order in which they fill.
-    """
-    left, speed, time_ps = Fraction(1), sum((Fraction(1, ps) for _, ps in devices), Fraction(0)), Fraction(0)
-    for room, ps in sorted(devices, key=lambda device: device[0] * device[1]):
-        time_ps = left / speed
-        if time_ps <= room * ps:
-            break
-        left -= room
-        speed -= Fraction(1, ps)
-    return math.floor(time_ps)
+    def _mlps_ps(self, device: Device) -> int:
+        kinds = sequence_of(self._shares.model)
+        return sum(n * self._shares.kinds[k].mlp.units * self._shares.unit(k).ps(device) for k, n in kinds)

@@ -21,6 +21,7 @@ from planner.problem.kv_splits import (
     sizes_of,
 )
 from planner.problem.links import Links
+from planner.problem.quantum import Quanta
 from planner.solver.problem import Group, Split
 from plans import step
 from plans.kv import KvDivision, KvShare
@@ -34,6 +35,7 @@ class StageGroups:
     shares: BaseShares
     candidates: Candidates
     links: Links
+    quanta: Quanta
     sets: tuple[DeviceSet, ...]
     """Device sets that may run a stage, in the order of the groups."""
 
@@ -50,6 +52,7 @@ class StageGroups:
                 site, sites = sites, sites + 1
             hop = self.links.receive(device_set, hop_bytes)
             first = self.links.receive(device_set, hidden_bytes)
+            quantum_ns = self.quanta.ns(device_set.devices)
             for variant in self._variants(device_set):
                 group = Group(
                     devices=device_set.devices,
@@ -59,6 +62,7 @@ class StageGroups:
                     network_hop_ns=hop.far_ns,
                     first=first,
                     stage_bytes=variant.stage_bytes,
+                    quantum_ns=quantum_ns,
                 )
                 groups.append((group, variant.division))
         return tuple(groups)

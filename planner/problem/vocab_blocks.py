@@ -10,6 +10,7 @@ from planner.costs.fixed_work import embed_ns, lm_head_ns
 from planner.costs.shares import BaseShares
 from planner.problem.device_sets import DeviceSet
 from planner.problem.links import NOTHING, Links
+from planner.problem.quantum import Quanta
 from planner.solver.problem import Axis, Block, Option, Split
 from plans import step
 from plans.schema import Draft, Model
@@ -25,7 +26,7 @@ def row_unit(model: Model, draft: Draft | None) -> int:
     return math.gcd(both, MOST_ROW_UNIT)
 
 
-def embed_block(shares: BaseShares, links: Links, sets: Sequence[DeviceSet], bundle_rows: int) -> Block:
+def embed_block(shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence[DeviceSet], bundle_rows: int) -> Block:
     """Return the embedding: a look-up on each device, and the sum of the rows over the group."""
     message = step.hidden_bytes(shares.model, shares.options)
 
@@ -36,7 +37,13 @@ def embed_block(shares: BaseShares, links: Links, sets: Sequence[DeviceSet], bun
             ns=links.fixed_ns(members, embed_ns) + links.all_reduce_ns(members, message),
             bytes=(shares.embed(len(members)).fixed,) * len(members),
         )
-        return Option(devices=members, sites=device_set.hosts, splits=(split,), receive=NOTHING)
+        return Option(
+            devices=members,
+            sites=device_set.hosts,
+            splits=(split,),
+            receive=NOTHING,
+            quantum_ns=quanta.ns(members),
+        )
 
     axis = Axis(
         count=shares.model.vocab_size // bundle_rows,
@@ -47,7 +54,9 @@ def embed_block(shares: BaseShares, links: Links, sets: Sequence[DeviceSet], bun
     return Block(options=tuple(map(option, sets)), axes=(axis,))
 
 
-def lm_head_block(shares: BaseShares, links: Links, sets: Sequence[DeviceSet], bundle_rows: int) -> Block:
+def lm_head_block(
+    shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence[DeviceSet], bundle_rows: int
+) -> Block:
     """Return the final norm, whole on each device, and the lm_head, whose best tokens of each row are gathered."""
     model, options = shares.model, shares.options
     hop_bytes, gathered = step.hop_bytes(model, shares.draft, options), step.best_bytes(options)
@@ -59,8 +68,13 @@ def lm_head_block(shares: BaseShares, links: Links, sets: Sequence[DeviceSet], b
             ns=links.fixed_ns(members, lm_head_ns) + links.broadcast_ns(members, gathered),
             bytes=(shares.head(len(members)).fixed,) * len(members),
         )
-        receive = links.receive(device_set, hop_bytes)
-        return Option(devices=members, sites=device_set.hosts, splits=(split,), receive=receive)
+        return Option(
+            devices=members,
+            sites=device_set.hosts,
+            splits=(split,),
+            receive=links.receive(device_set, hop_bytes),
+            quantum_ns=quanta.ns(members),
+        )
 
     work = shares.rows(bundle_rows)
     axis = Axis(

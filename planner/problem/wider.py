@@ -16,6 +16,7 @@ from planner.costs.topology import Fabric
 from planner.problem.device_sets import DeviceSet
 from planner.problem.draft_block import passes_ns
 from planner.problem.links import Links
+from planner.problem.quantum import Quanta
 from planner.problem.stage_groups import layer_ns
 from planner.problem.vocab_blocks import embed_block, lm_head_block
 from planner.solver.bounds.host_count import WiderGroups, divided_ns
@@ -95,7 +96,8 @@ class Wider:
         base, links = self.base, self._links
         device = self.machine.devices[0]
         units = [divided_ns(k.mlp.units, [base.unit(i).ps(device)] * most_devices) for i, k in enumerate(base.kinds)]
-        tables = [block(base, links, [device_set], 1) for block in (embed_block, lm_head_block)]
+        quanta = Quanta(base, self.machine.devices)
+        tables = [block(base, links, quanta, [device_set], 1) for block in (embed_block, lm_head_block)]
         blocks = []
         for table in tables:
             (option,), (axis,) = table.options, table.axes

@@ -42,6 +42,7 @@ def kinds_of_change(request: Request) -> Iterator[tuple[str, Candidates]]:
         "a smaller prefill chunk": _prefill_chunk,
         "another KV axis": _axes,
         "the fastest placement": _strategy,
+        "more devices in use": _more_in_use,
     }
     for name, candidates in options.items():
         yield name, partial(candidates, request)
@@ -115,6 +116,21 @@ def _batch(request: Request, probe: Probe) -> Iterator[Candidate]:
         yield Candidate(
             words=f"batch down to {batch}", request=changed(batch), args=("--batch", str(batch)), known=True
         )
+
+
+def _more_in_use(request: Request, probe: Probe) -> Iterator[Candidate]:
+    """Yield the fewest devices with which a placement is known, where fewer are asked for."""
+    asked, listed = request.wanted.max_devices, len(request.inventory.devices)
+    if asked is None or asked >= listed:
+        return
+
+    def changed(count: int) -> Request:
+        return _with(request, replace(request.wanted, max_devices=count))
+
+    count = _least(asked + 1, listed, changed, probe)
+    if count is not None:
+        args = ("--max-devices", str(count))
+        yield Candidate(words=f"{count} devices in use", request=changed(count), args=args, known=True)
 
 
 def _no_draft(request: Request, probe: Probe) -> Iterator[Candidate]:

@@ -66,6 +66,7 @@ def summary(plan: Plan) -> dict[str, Any]:
             for line in (device_line(plan, entry) for entry in plan.memory)
         ],
         "objective_ns": plan.proof.objective_ns,
+        "least_ns": plan.proof.least_ns,
         "bound_ns": plan.proof.bound_ns,
         "status": plan.proof.status,
         "digest": digest(plan),

@@ -7,6 +7,7 @@ MLP share is in channels here (units x channels per unit), as in ``plans.diff``.
 import dataclasses
 from dataclasses import dataclass
 
+from plans.check_inputs import ROUNDING_PPM
 from plans.codec import digest
 from plans.format import format_ns
 from plans.kv import KvDivision, kv_division
@@ -109,6 +110,7 @@ class View:
     unused: tuple[Device, ...]
     phases: tuple[Phase, ...]
     objective_ns: int
+    least_ns: int
     bound_ns: int
     status: str
     verdict: str
@@ -134,6 +136,7 @@ def view(plan: Plan) -> View:
         unused=tuple(device for device in plan.inventory.devices if device.id not in used),
         phases=tuple(Phase(name=name, duration_ns=duration_ns) for name, duration_ns in part_times(plan)),
         objective_ns=plan.proof.objective_ns,
+        least_ns=plan.proof.least_ns,
         bound_ns=plan.proof.bound_ns,
         status=plan.proof.status,
         verdict=_verdict_line(plan),
@@ -200,6 +203,10 @@ def _option_lines(plan: Plan) -> tuple[tuple[str, str], ...]:
         lines.append(("KV divided by", options.kv_axis))
     if options.custom is not None:
         lines.append(("device map", f"{len(options.custom)} modules"))
+    if options.simplify_ppm:
+        lines.append(("simplify", f"{options.simplify_ppm / 10**4:g} %"))
+    if options.max_devices is not None:
+        lines.append(("max devices", str(options.max_devices)))
     if options.gap_ppm:
         lines.append(("accepted gap", f"{options.gap_ppm / 10**4:g} %"))
     if tree is not None:
@@ -210,15 +217,33 @@ def _option_lines(plan: Plan) -> tuple[tuple[str, str], ...]:
 
 def _verdict_line(plan: Plan) -> str:
     proof, strategy = plan.proof, plan.options.strategy
-    if proof.status == "OPTIMAL" and strategy != "latency":
-        return f"one step takes {format_ns(proof.objective_ns)}, and no other {strategy} placement takes less"
+    step, least, bound = (format_ns(ns) for ns in (proof.objective_ns, proof.least_ns, proof.bound_ns))
+    placement = "candidate placement" if strategy == "latency" else f"{strategy} placement"
+    if proof.status == "OPTIMAL" and is_least(plan):
+        return f"one step takes {step}, and no other {placement} takes less"
+    more = "" if is_least(plan) else f", {given_up(plan):.2%} more than the fastest found, {simpler(plan)}"
     if proof.status == "OPTIMAL":
-        return f"one step takes {format_ns(proof.objective_ns)}, and no other candidate placement takes less"
-    gap = (proof.objective_ns - proof.bound_ns) / max(1, proof.objective_ns)
-    return (
-        f"one step takes {format_ns(proof.objective_ns)}; no candidate placement takes less than "
-        f"{format_ns(proof.bound_ns)}, {gap:.1%} below"
-    )
+        lost = f"{given_up(plan):.2%} is given up {simpler(plan)}"
+        return f"one step takes {step}; the least of any {placement}, proven, is {least}: {lost}"
+    gap = (proof.least_ns - proof.bound_ns) / max(1, proof.least_ns)
+    return f"one step takes {step}{more}; no {placement} takes less than {bound}, {gap:.1%} below"
+
+
+def is_least(plan: Plan) -> bool:
+    """Return whether no faster placement was found, but for what rounding may have made of their times."""
+    return given_up(plan) * 10**6 <= ROUNDING_PPM
+
+
+def given_up(plan: Plan) -> float:
+    """Return by which part of it the step of a plan exceeds the least that was found."""
+    return (plan.proof.objective_ns - plan.proof.least_ns) / max(1, plan.proof.least_ns)
+
+
+def simpler(plan: Plan) -> str:
+    """Return what a plan that is not the fastest gains, in words."""
+    if plan.options.within_ppm is not None:
+        return "to keep weights where the earlier plan has them"
+    return "for fewer devices or fewer runs of layers"
 
 
 def _parts(plan: Plan) -> tuple[Part, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
+from planner.solver.bounds.pieces import least_quanta
 from planner.solver.problem import Axis, Problem
 from planner.solver.restriction import Choice
 from planner.solver.variables import Bool, Builder, Costs, Devices, Linear
@@ -25,6 +26,8 @@ class Blocks:
     """shares[b][a][d]: pieces of axis a of block b on device d that are its own; all 0 where the axis is shared."""
     costs: Costs
     """Time of the blocks, without what they receive, and their bytes."""
+    rounding_ns: tuple[Linear, ...]
+    """Most by which that time is rounded up, per block."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +38,7 @@ class _Block:
     read: tuple[tuple[Linear, ...], ...]
     """read[a][d]: pieces of axis a that device d reads: its own, or where the axis is shared those of the owner."""
     costs: Costs
+    rounding_ns: Linear
 
 
 def add_blocks(builder: Builder, problem: Problem, choices: Sequence[Sequence[Choice]]) -> Blocks:
@@ -50,6 +54,7 @@ def add_blocks(builder: Builder, problem: Problem, choices: Sequence[Sequence[Ch
             time_ns=tuple(term for block in blocks for term in block.costs.time_ns),
             load_bytes=tuple(term for block in blocks for term in block.costs.load_bytes),
         ),
+        rounding_ns=tuple(block.rounding_ns for block in blocks),
     )
 
 
@@ -68,13 +73,17 @@ def _add_block(
     # holders[d]: the choices that put the block on device d.
     holders: list[list[Bool]] = [[] for _ in problem.devices]
     same: dict[Devices, list[Bool]] = {}
+    of_quantum: dict[int, list[Bool]] = {}
     for variable, choice in zip(on, choices, strict=True):
         same.setdefault(choice.option.devices, []).append(variable)
+        of_quantum.setdefault(choice.option.quantum_ns, []).append(variable)
         time_ns.append(choice.split.ns * variable)
         for device, nbytes in zip(choice.option.devices, choice.split.bytes, strict=True):
             load_bytes.append((device, nbytes * variable))
             holders[device].append(variable)
     on_devices = {devices: builder.any_of(variables) for devices, variables in same.items()}
+    # quanta_ns[q]: the block is on an option whose times are in quanta of q ns.
+    quanta_ns = {q: sum(variables) for q, variables in of_quantum.items()}
     shares, read = [], []
     for a, axis in enumerate(axes):
         own = tuple(
@@ -83,7 +92,9 @@ def _add_block(
         owner = None if axis.shared is None else before[FIRST if axis.shared == "first" else LAST]
         reads = _deal_out(builder, axis, own, holders, on_devices, owner)
         if any(axis.each_ps):
-            time_ns.append(builder.slowest_ns(reads, axis.each_ps, axis.count, problem.quantum_ns))
+            slowest_ns = builder.slowest_ns(reads, axis.each_ps, axis.count, quanta_ns)
+            builder.model.add(slowest_ns >= sum(n * on_devices[d] for d, n in _least_ns(axis, choices).items()))
+            time_ns.append(slowest_ns)
         load_bytes += [(device, axis.each_bytes * count) for device, count in enumerate(own)]
         shares.append(own)
         read.append(reads)
@@ -93,7 +104,17 @@ def _add_block(
         shares=tuple(shares),
         read=tuple(read),
         costs=Costs(time_ns=tuple(time_ns), load_bytes=tuple(load_bytes)),
+        rounding_ns=len(axes) * sum(q * is_used for q, is_used in quanta_ns.items()),
     )
+
+
+def _least_ns(axis: Axis, choices: Sequence[Choice]) -> dict[Devices, int]:
+    """Return the least time of an axis on each set of devices, memory aside: searches learn it late by themselves."""
+    least = {}
+    for option in {choice.option.devices: choice.option for choice in choices}.values():
+        piece_ps = tuple(sorted(axis.each_ps[device] for device in option.devices))
+        least[option.devices] = option.quantum_ns * least_quanta((axis.count,), piece_ps, option.quantum_ns)[0]
+    return least
 
 
 def _deal_out(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from planner.integers import PS_PER_NS, ceil_div
-from planner.solver.problem import Answer, Block, BlockAnswer, Option, Problem, Receive
+from planner.solver.problem import Answer, Block, BlockAnswer, Group, Kind, Option, Problem, Receive, RunAnswer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +79,8 @@ def _check_stages(problem: Problem, answer: Answer) -> None:
             assert sum(counts) == kinds.count(k), "layers of another place in the sequence"
             assert len(units) == len(group.devices)
             assert sum(units) == problem.kinds[k].units * kinds.count(k)
+            if stage.runs is not None:
+                _check_runs(stage.runs[k], counts, units, problem.kinds[k].units)
         if problem.counts is not None:
             assert stage.num_layers == problem.counts[stage.group]
     assert start == problem.layers
@@ -89,10 +91,29 @@ def _check_stages(problem: Problem, answer: Answer) -> None:
     assert not problem.ordered or order == sorted(order)
 
 
-def slowest_ns(problem: Problem, counts: tuple[int, ...], each_ps: tuple[int, ...], devices: tuple[int, ...]) -> int:
+def _check_runs(runs: tuple[RunAnswer, ...], counts: tuple[int, ...], units: tuple[int, ...], layer_units: int) -> None:
+    """Check that runs have all layers of each split, all units of each member, and all units of a layer in each."""
+    assert tuple(sum(run.layers for run in runs if run.split == c) for c in range(len(counts))) == counts
+    assert tuple(sum(run.layers * run.units[j] for run in runs) for j in range(len(units))) == units
+    assert all(run.layers > 0 and min(run.units) >= 0 and sum(run.units) == layer_units for run in runs)
+
+
+def slowest_ns(over: Group | Option, counts: tuple[int, ...], each_ps: tuple[int, ...]) -> int:
     """Return the time of the slowest share, rounded up to whole quanta."""
-    times = (n * each_ps[device] for n, device in zip(counts, devices, strict=True))
-    return problem.quantum_ns * ceil_div(max(times), PS_PER_NS * problem.quantum_ns)
+    times = (n * each_ps[device] for n, device in zip(counts, over.devices, strict=True))
+    return over.quantum_ns * ceil_div(max(times), PS_PER_NS * over.quantum_ns)
+
+
+def layer_ps(kind: Kind, group: Group) -> int:
+    """Return the time of the slowest member under the best division of the units of one layer, by bisection."""
+    rates_ps = [kind.unit_ps[device] for device in group.devices]
+    if not all(rates_ps):
+        return 0
+    low, high = 0, kind.units * min(rates_ps)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if sum(middle // rate for rate in rates_ps) >= kind.units else (middle, high)
+    return high
 
 
 def received_ns(receive: Receive, devices: tuple[int, ...], source: tuple[int, ...], near: bool) -> int:
@@ -110,13 +131,15 @@ def _stage(problem: Problem, answer: Answer, position: int, load: list[int]) -> 
     total = 0
     for kind, splits, counts, units in zip(problem.kinds, group.splits, stage.layers, stage.units, strict=True):
         divided = sum(n * split.ns for n, split in zip(counts, splits, strict=True))
-        total += problem.quantum_ns * ceil_div(divided, problem.quantum_ns)
+        total += group.quantum_ns * ceil_div(divided, group.quantum_ns)
         for n, split in zip(counts, splits, strict=True):
             for j, device in enumerate(group.devices):
                 load[device] += n * split.bytes[j]
         for j, device in enumerate(group.devices):
             load[device] += units[j] * kind.unit_bytes
-        total += slowest_ns(problem, units, kind.unit_ps, group.devices)
+        in_layers_ps = sum(counts) * layer_ps(kind, group)
+        in_layers_ns = group.quantum_ns * ceil_div(in_layers_ps, PS_PER_NS * group.quantum_ns)
+        total += max(slowest_ns(group, units, kind.unit_ps), in_layers_ns)
     for j, device in enumerate(group.devices):
         load[device] += group.stage_bytes[j]
     if position == 0:
@@ -144,7 +167,7 @@ def _block(problem: Problem, answer: Answer, block: Block, placed: BlockAnswer, 
         assert len(shares) == len(option.devices)
         assert min(shares) >= 0
         assert sum(shares) == axis.count
-        total += slowest_ns(problem, shares, axis.each_ps, option.devices)
+        total += slowest_ns(option, shares, axis.each_ps)
         if own is not None:
             for n, device in zip(own, option.devices, strict=True):
                 load[device] += n * axis.each_bytes

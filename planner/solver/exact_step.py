@@ -1,8 +1,8 @@
-"""Finds the structure of the least step time, and proves that no other is as good.
+"""Finds the least step time, and proves that nothing takes less.
 
 What :class:`planner.solver.search.Space` shows to be in no answer as good as a known one is left out of the search.
 What is nearest to the bounds is searched first: it usually has the optimum already. Then one proof is left: that with
-other groups or choices nothing is as good.
+other groups or choices nothing is faster.
 """
 
 import math
@@ -15,12 +15,10 @@ from planner.solver.feasible.roomy import roomy
 from planner.solver.minimise import FROM_BELOW, Infeasible, Optimum, best_within, within_gap
 from planner.solver.model import Model
 from planner.solver.search import Progress, Space
-from planner.solver.solution import chosen, forbid, structure_flags
-from planner.solver.ties import maximise_in_order
 
 
 def exact_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
-    """Return a model whose solution has the structure of the answer, and the least step time; or raise Infeasible.
+    """Return a model with a solution that takes least, and that step time; or raise Infeasible.
 
     At first under bounds that ignore memory, within a budget of the order of what it costs to price it; where that does
     not end with a proof, once more under bounds in which memory has its price.
@@ -31,25 +29,20 @@ def exact_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
             return _proven_step(space, progress)
         progress.budget = math.inf
         space = space.priced()
-        progress.exclude(space.problem, space.least)
+        progress.exclude(space.least)
     return _proven_step(space, progress)
 
 
 def _proven_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
     model, best = first_step(space, progress)
-    while (rival := _rival(space, progress, model, best.value)) is not None:
-        known = best.value
-        model = space.model(space.within(rival // model.ranks), rival)
-        best = least_step(space, progress, model)
-        if best.value == known:  # the rival was as good, and none is better
-            progress.budget = math.inf
-            space = space.priced()
-            model = space.model(space.within(known // model.ranks), known)
-            maximise_in_order(progress, model, [(flag, 1) for flag in structure_flags(model)])
-            break
+    while progress.excluded_ns < best.value:
+        try:
+            faster = space.model(space.within(best.value - 1), best.value - 1)
+            model, best = faster, least_step(progress, faster, searched_ns=best.value, known_ns=best.value)
+        except Infeasible:
+            progress.exclude(best.value)
     progress.budget = math.inf
-    step_ns = model.value(model.step_ns)
-    return model, progress.settle_step(step_ns, step_ns)
+    return model, progress.settle_step(best.value, best.value)
 
 
 def first_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
@@ -59,7 +52,7 @@ def first_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
         if restriction.possible:
             model = space.model(restriction)
             try:
-                return model, least_step(space, progress, model, limit_ns)
+                return model, least_step(progress, model, searched_ns=limit_ns)
             except Infeasible:
                 if not space.is_priced:
                     raise  # nothing so near the bounds: they are too low
@@ -71,7 +64,7 @@ def first_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
                 # A gap that is asked for is measured against the bounds alone: it is, before anything is searched.
                 progress.excluded_ns = int(space.least)
                 raise progress.unproven(packing.value(packing.step_ns)) from error
-        progress.exclude(space.problem, limit_ns)
+        progress.exclude(limit_ns)
     raise Infeasible
 
 
@@ -83,37 +76,31 @@ def packed_step(space: Space, progress: Progress) -> Model | None:
     model = space.model(structure)
     try:
         mode = best_within(limits.PACKED_LIMIT)
-        progress.minimise(model, model.ranked_step, what="packed step time", mode=mode)
+        progress.minimise(model, model.step_ns, what="packed step time", mode=mode)
     except (Infeasible, NotProvenError):
         return None
     return model
 
 
-def least_step(space: Space, progress: Progress, model: Model, searched_ns: float = 0) -> Optimum:
-    """Return the best of a model that has all answers of at most ``searched_ns``; note what that excludes."""
+def least_step(progress: Progress, model: Model, *, searched_ns: float, known_ns: int | None = None) -> Optimum:
+    """Return the least step of a model that has all answers of less than ``searched_ns``; note what that excludes.
+
+    ``known_ns``: step time of another answer, for the refusal past the limit.
+    """
     try:
-        optimum = _ranked_step(progress, model)
+        optimum = _least_step(progress, model)
     except NotProvenError as error:
-        progress.exclude(space.problem, min(searched_ns, (error.bound_ns or 0) // model.ranks))
-        raise progress.unproven(error.objective_ns and error.objective_ns // model.ranks) from error
-    progress.exclude(space.problem, min(searched_ns, optimum.bound // model.ranks))
+        progress.exclude(min(searched_ns, error.bound_ns or 0))
+        raise progress.unproven(error.objective_ns or known_ns) from error
+    progress.exclude(min(searched_ns, optimum.bound))
     return optimum
 
 
-def _ranked_step(progress: Progress, model: Model) -> Optimum:
-    """Minimise the ranked step: shortly from below, then by a search that also finds what is far from the bounds."""
-    settings, what = progress.settings, "ranked step time"
+def _least_step(progress: Progress, model: Model) -> Optimum:
+    """Minimise the step time: shortly from below, then by a search that also finds what is far from the bounds."""
+    settings, what = progress.settings, "step time"
     if not settings.gap_ppm:
         quick = replace(settings, limit=min(limits.QUICK_LIMIT, settings.limit), workers=1)
         with suppress(NotProvenError):
-            return progress.minimise(model, model.ranked_step, what=what, mode=FROM_BELOW, settings=quick)
-    return progress.minimise(model, model.ranked_step, what=what, mode=within_gap(settings.gap_ppm))
-
-
-def _rival(space: Space, progress: Progress, model: Model, ranked: int) -> int | None:
-    """Return the ranked step of an answer with another structure that is as good as the best, if there is one."""
-    rival = space.model(space.within(ranked // model.ranks), ranked)
-    forbid(rival, chosen(model))
-    if progress.has_answer(rival, "another answer", known_ns=ranked // model.ranks):
-        return progress.optima[-1].value
-    return None
+            return progress.minimise(model, model.step_ns, what=what, mode=FROM_BELOW, settings=quick)
+    return progress.minimise(model, model.step_ns, what=what, mode=within_gap(settings.gap_ppm))

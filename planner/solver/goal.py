@@ -4,7 +4,8 @@ from planner.solver.model import Model
 from planner.solver.problem import Problem
 from planner.solver.restriction import everything
 from planner.solver.search import Goal, Progress
-from planner.solver.ties import maximise_in_order
+from planner.solver.solution import Ranged
+from planner.solver.ties import minimise_in_order
 
 
 def settle_goal(progress: Progress, problem: Problem) -> Goal:
@@ -33,8 +34,7 @@ def _balance(progress: Progress, problem: Problem) -> Goal:
 def _fill(progress: Progress, problem: Problem) -> Goal:
     """Put as many layers as fit into the first group, then into the second, …"""
     model = Model(problem, everything(problem))
-    layers = [model.model.new_int_var(0, problem.layers, f"filled{g}") for g in range(len(problem.groups))]
-    for count, size in zip(layers, model.stages.size, strict=True):
-        model.model.add(count == size)
-    maximise_in_order(progress, model, [(count, problem.layers) for count in layers])
-    return Goal(layers=tuple(model.value(count) for count in layers))
+    least = minimise_in_order(
+        progress, model, (Ranged(-size, -problem.layers, 0) for size in model.stages.size), what="order"
+    )
+    return Goal(layers=tuple(-layers for layers in least))

@@ -54,6 +54,27 @@ With 0.01, 0.1 and 1: 0.32, 0.34 and 0.31 s on 16of3, 1.77, 1.87 and 1.44 s on u
 memory that is full to the last bytes, which none of these instances has.
 """
 
+MOST_PRICED = 200
+"""Most groups of a problem for which memory is priced before a simple answer is sought among those nearly as fast."""
+
+TIE_LIMIT = 0.2
+"""Budget for breaking ties by stages, free memory and step time, and for the order of groups and choices."""
+
+SHORT_TIE_LIMIT = 0.02
+"""The same where the least step of the answers with few runs is not proven either."""
+
+FEWEST_RUNS_LIMIT = 1.0
+"""Budget of the least step with as few runs of layers as counting allows."""
+
+RUNS_LIMIT = 0.05
+"""The same for each number of runs after it."""
+
+RUNS_TRIES = 2
+"""Such questions that may be left open before layers are dealt out as they come."""
+
+MOST_RUNS = 9
+"""Numbers of runs that are tried."""
+
 QUICK_LIMIT = 0.03
 """Budget of a first search for the least step, from below: enough where the bounds are exact, as they mostly are.
 
@@ -106,17 +127,7 @@ may be as large as the cap. Most are far smaller than all that a placement puts 
 """
 
 MOST_NS = 1 << 38
-"""Longest step in the model, 275 s, and less where MOST_RANKED / ranks is: no prediction of use is longer.
-
-2^61 / 2^38 = 2^23 ranks are possible before it falls (:func:`planner.solver.model.most_step_ns`): 64 GPUs in 572 groups
-have 2^21.4.
-"""
-
-MOST_RANKED = 1 << 61
-"""Largest step time times the ranks: half of 2^62.
-
-The other half is for the rank, by domains at most (stage rank + groups) · groups + Σ choices² / 2: 2^26 for 16of3.
-"""
+"""Longest step in the model, 275 s: no prediction of use is longer."""
 
 MOST_PS = 10**18
 """Longest step that a request may add up to, in ps; refused above.

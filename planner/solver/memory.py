@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ortools.sat.python import cp_model
 
 from planner.solver import limits
-from planner.solver.problem import Problem, granule_bytes
+from planner.solver.problem import Problem, free_granule_bytes, granule_bytes
 from planner.solver.variables import Bool, Builder, Linear
 
 
@@ -31,9 +31,9 @@ def add_memory(
     builder: Builder, problem: Problem, load: Sequence[Linear], used: Sequence[Bool], *, elastic: bool
 ) -> Memory:
     """Add that the load of each device, in bytes, fits its capacity; ``elastic``: short bytes make up for the rest."""
-    granule, most = granule_bytes(problem), max(problem.capacity_bytes)
+    granule, free_granule, most = granule_bytes(problem), free_granule_bytes(problem), max(problem.capacity_bytes)
     memory = Memory(
-        free=builder.integer(most // granule, "free"),
+        free=builder.integer(most // free_granule, "free"),
         balance=builder.integer(most // granule, "balance"),
         spare=builder.integer(most // granule + 1, "spare"),
         short=tuple(builder.integer(limits.MOST_BYTES, f"short{d}") for d in range(len(load))) if elastic else (),
@@ -43,7 +43,7 @@ def add_memory(
             builder.model.add(load[device] <= capacity + memory.short[device])
             continue
         builder.model.add(load[device] <= capacity)
-        builder.model.add(load[device] + granule * memory.free <= capacity).only_enforce_if(used[device])
+        builder.model.add(load[device] + free_granule * memory.free <= capacity).only_enforce_if(used[device])
         if problem.goal == "balance":
             if device == problem.spare:
                 builder.model.add(load[device] <= granule * memory.spare)

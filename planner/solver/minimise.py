@@ -54,6 +54,8 @@ class Mode:
     """End with the first solution. The objective only guides the proof that there is none."""
     from_below: bool = False
     """Raise the bound first: for objectives of which a solution is easy to find and the bound is hard to prove."""
+    in_order: bool = False
+    """Branch by the decision strategies of the model alone."""
     gap_ppm: int = 0
     """Relative gap that is accepted."""
     budget: float = math.inf
@@ -74,6 +76,11 @@ FIND = Mode(any_solution=True)
 
 FIND_SAME = Mode(any_solution=True, fixed=True)
 """Any solution, always the same."""
+
+
+def first_in_order(budget: float) -> Mode:
+    """Return the mode that finds the first solution in the order of the decision strategies of the model."""
+    return Mode(any_solution=True, fixed=True, in_order=True, budget=budget)
 
 
 def within_gap(gap_ppm: int) -> Mode:
@@ -141,6 +148,9 @@ def _solver(settings: Settings, mode: Mode) -> cp_model.CpSolver:
     parameters.relative_gap_limit = mode.gap_ppm / 1e6
     parameters.absolute_gap_limit = 0.0  # doubles do not tell large values apart
     parameters.stop_after_first_solution = mode.any_solution
+    if mode.in_order:
+        parameters.search_branching = cp_model.FIXED_SEARCH
+        parameters.keep_all_feasible_solutions_in_presolve = True
     parameters.catch_sigint_signal = False  # it would take Ctrl-C for the end of the search, and go on with the rest
     return solver
 

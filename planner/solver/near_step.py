@@ -36,5 +36,5 @@ def _improved(space: Space, progress: Progress, model: Model) -> Model:
                 near.model.add(near.step_ns <= target_ns)
                 if progress.has_answer(near, "an answer within the gap", fixed=True, known_ns=value):
                     return near
-        progress.exclude(space.problem, target_ns + 1)
+        progress.exclude(target_ns + 1)
     return model

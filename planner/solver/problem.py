@@ -57,7 +57,8 @@ class Kind:
     unit_bytes: int
     """Bytes of one unit of one layer."""
     unit_ps: tuple[int, ...]
-    """Time of one unit, per device. A stage waits for its slowest member."""
+    """Time of one unit, per device. A stage waits for its slowest member: the units of all its layers take as long as
+    they do on the member on which they take longest, and in no layer less than the best division of whole units."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +79,10 @@ class Group:
     """Time of receiving from the block ``first``, when the group runs the first stage."""
     stage_bytes: tuple[int, ...]
     """Bytes per member that a stage takes once, whatever its layers."""
+    quantum_ns: int
+    """Times of what is divided freely are rounded up to whole quanta: finer than any prediction is, and without it a
+    proof would be about the last nanosecond of a rounding. They are, per kind of layer, the time of the units and the
+    time of the splits of all layers of the stage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +111,8 @@ class Option:
     """All ways to divide the block over the devices."""
     receive: Receive
     """Time of receiving from the link before."""
+    quantum_ns: int
+    """The time of each axis is rounded up to whole quanta."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,10 +150,6 @@ class Problem:
     """Has one axis; receives from the last stage."""
     tail: Block | None
     """Receives from ``last``."""
-    quantum_ns: int
-    """Times of what is divided freely are rounded up to whole quanta: finer than any prediction is, and without it a
-    proof would be about the last nanosecond of a rounding. They are, per stage and kind, the time of the units and the
-    time of the splits of all its layers, and the time of each axis of a block."""
     message_ns: tuple[int, ...]
     """Time per host of telling its other devices what was accepted, when it has more than one in use."""
     network_message_ns: int
@@ -155,6 +158,13 @@ class Problem:
     """Objective that comes first. ``time``: the step time, minimised. ``balance``: the least free memory of any device,
     in granules, maximised; then the step time. ``fill``: the layers of the first group, maximised, then those of the
     second, and so on; then the step time."""
+    most_devices: int | None
+    """Most devices in use; None: any number."""
+    simplify_ppm: int
+    """An answer may take longer than the least step by so much, in parts per million, to be simpler: of these one with
+    the fewest devices in use comes first, then one with the fewest runs of layers."""
+    tie_ppm: int
+    """Most by which rounding is taken to have made the difference between two step times, in parts per million."""
     spare: int | None
     """``balance`` only: the device whose load, in granules, is minimised before all else; it does not count for the
     balance."""
@@ -188,13 +198,36 @@ class Problem:
             yield self.tail
 
 
-FREE_BITS = 12
-"""Part of what is optimal, not a limit: in bytes the least free memory is a number partitioning problem."""
+BALANCE_BITS = 12
+FREE_BITS = 15
+"""Parts of what is optimal, not limits: in bytes the least free memory is a number partitioning problem."""
 
 
 def granule_bytes(problem: Problem) -> int:
-    """Return the unit in which free memory is compared: the largest capacity has FREE_BITS bits of it."""
-    return 1 << max(0, max(problem.capacity_bytes).bit_length() - FREE_BITS)
+    """Return the unit in which the goal ``balance`` counts memory: the largest capacity has BALANCE_BITS bits of it."""
+    return 1 << max(0, max(problem.capacity_bytes).bit_length() - BALANCE_BITS)
+
+
+def free_granule_bytes(problem: Problem) -> int:
+    """Return the unit in which ties are broken by free memory: what is divided freely has FREE_BITS bits of it.
+
+    It does not depend on the devices, so that those which are not used have no part in it.
+    """
+    nbytes = sum(problem.layers_of(k) * kind.units * kind.unit_bytes for k, kind in enumerate(problem.kinds))
+    nbytes += sum(axis.count * axis.each_bytes for block in problem.blocks for axis in block.axes)
+    return 1 << max(0, nbytes.bit_length() - FREE_BITS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunAnswer:
+    """Layers of a stage that are of one kind and divided alike."""
+
+    split: int
+    """Index of a split of the group."""
+    layers: int
+    """Number of layers."""
+    units: tuple[int, ...]
+    """Units of one layer, per member."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +240,8 @@ class StageAnswer:
     """Number of layers per kind, per split of the group."""
     units: tuple[tuple[int, ...], ...]
     """Units per kind, per member, summed over all layers of that kind."""
+    runs: tuple[tuple[RunAnswer, ...], ...] | None = None
+    """Per kind, its layers as runs; None: units are dealt out over the layers as evenly as can be."""
 
     @property
     def num_layers(self) -> int:

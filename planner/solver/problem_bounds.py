@@ -32,16 +32,26 @@ def most_bytes(problem: Problem) -> int:
 
 def least_bytes(problem: Problem) -> int:
     """Return bytes that every answer takes of all devices together: more than they have is infeasible."""
-    groups = problem.groups
-    least = min(sum(group.stage_bytes) for group in groups)
-    for number, kind in enumerate(problem.kinds):
-        splits = [split for group in groups for split in group.splits[number]]
-        layer = min((sum(split.bytes) for split in splits), default=0) + kind.units * kind.unit_bytes
-        least += problem.layers_of(number) * layer
+    least = min(sum(group.stage_bytes) for group in problem.groups) + least_layer_bytes(problem)
     for block in problem.blocks:
         least += min(sum(split.bytes) for option in block.options for split in option.splits)
         least += sum(axis.count * axis.each_bytes for axis in block.axes if axis.shared is None)
     return least
+
+
+def least_layer_bytes(problem: Problem) -> int:
+    """Return bytes that all layers take of all devices together, in every answer."""
+    least = 0
+    for number, kind in enumerate(problem.kinds):
+        splits = [split for group in problem.groups for split in group.splits[number]]
+        layer = min((sum(split.bytes) for split in splits), default=0) + kind.units * kind.unit_bytes
+        least += problem.layers_of(number) * layer
+    return least
+
+
+def room_bytes(problem: Problem) -> int:
+    """Return the memory of as many devices as may be in use, the largest ones."""
+    return sum(sorted(problem.capacity_bytes, reverse=True)[: problem.most_devices])
 
 
 def timeless(problem: Problem) -> Problem:

@@ -19,6 +19,17 @@ class Restriction:
         """Has a group, and a choice of every block: otherwise there is no answer."""
         return bool(self.groups) and all(self.choices)
 
+    def kept_by(self, other: "Restriction") -> "Restriction":
+        """Return the groups and choices that are in both."""
+        groups, choices = set(other.groups), [set(kept) for kept in other.choices]
+        return Restriction(
+            groups=tuple(g for g in self.groups if g in groups),
+            choices=tuple(
+                tuple(choice for choice in mine if choice in theirs)
+                for mine, theirs in zip(self.choices, choices, strict=True)
+            ),
+        )
+
 
 def everything(problem: Problem) -> Restriction:
     """Return the restriction that leaves nothing out."""

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from planner.errors import NotProvenError
+from planner.solver import limits
 from planner.solver.bounds.step import Bounds, lower_bounds
 from planner.solver.minimise import FIND, FIND_SAME, PROVE, Infeasible, Mode, Optimum, Settings, minimise
-from planner.solver.model import Model, most_step_ns
+from planner.solver.model import Model
 from planner.solver.problem import Problem, granule_bytes
 from planner.solver.restriction import Restriction, everything
 from planner.solver.symmetry import Pair, equal_hosts, order_equal_hosts
@@ -89,12 +90,12 @@ class Space:
             yield from (self.least * factor for factor in factors)
         yield math.inf
 
-    def model(self, restriction: Restriction, ranked: int | None = None) -> Model:
-        """Return the model of what is left of a restriction; ``ranked``: and has at most this ranked step."""
+    def model(self, restriction: Restriction, most_ns: int | None = None) -> Model:
+        """Return the model of what is left of a restriction; ``most_ns``: and takes no longer."""
         model = self.placed_model(restriction, placed=False)
         order_equal_hosts(model, self.pairs)
-        if ranked is not None:
-            model.model.add(model.ranked_step <= ranked)
+        if most_ns is not None:
+            model.model.add(model.step_ns <= most_ns)
         return model
 
     def placed_model(self, restriction: Restriction, *, placed: bool = True) -> Model:
@@ -142,9 +143,9 @@ class Progress:
         self.optima.append(step)
         return step
 
-    def exclude(self, problem: Problem, limit_ns: float) -> None:
+    def exclude(self, limit_ns: float) -> None:
         """Note that all that may take less than ``limit_ns`` was searched, and nothing was found."""
-        self.excluded_ns = max(self.excluded_ns, math.floor(min(limit_ns, most_step_ns(problem))))
+        self.excluded_ns = max(self.excluded_ns, math.floor(min(limit_ns, limits.MOST_NS)))
 
     def has_answer(self, model: Model, what: str, *, fixed: bool = False, known_ns: int | None = None) -> bool:
         """Search any solution, and keep it in the model; False: proven that there is none.
@@ -153,7 +154,7 @@ class Progress:
         ``known_ns``: step time of another answer, for the refusal past the limit.
         """
         try:
-            self.minimise(model, model.ranked_step, what=what, mode=FIND_SAME if fixed else FIND)
+            self.minimise(model, model.step_ns, what=what, mode=FIND_SAME if fixed else FIND)
         except Infeasible:
             return False
         except NotProvenError as error:

@@ -4,16 +4,23 @@ A *structure* is which groups run a stage and which choice each block is.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
 from planner.solver.model import Model
-from planner.solver.problem import Answer, BlockAnswer, StageAnswer
+from planner.solver.problem import Answer, BlockAnswer, RunAnswer, StageAnswer
 from planner.solver.restriction import Restriction
-from planner.solver.variables import Bool
+from planner.solver.variables import Linear
 
-Ranged = tuple[cp_model.IntVar, int]
-"""A variable with the largest value that it may have."""
+
+@dataclass(frozen=True, slots=True)
+class Ranged:
+    """An expression with the least and the largest value that it may have."""
+
+    expression: Linear
+    least: int
+    most: int
 
 
 def chosen(model: Model) -> Restriction:
@@ -29,39 +36,33 @@ def chosen(model: Model) -> Restriction:
     )
 
 
-def forbid(model: Model, structure: Restriction) -> None:
-    """Exclude the solutions that have exactly this structure."""
-    groups = zip(model.restriction.groups, model.stages.runs, strict=True)
-    literals = [runs.negated() if g in structure.groups else runs for g, runs in groups]
-    for choices, on, (key,) in zip(model.restricted.choices, model.blocks.on, structure.choices, strict=True):
-        literals += [variable.negated() for choice, variable in zip(choices, on, strict=True) if choice.index == key]
-    model.model.add_bool_or(literals)
+def structure(model: Model) -> Iterator[Ranged]:
+    """Yield what makes up the structure, in order: groups, those listed first first; then a choice of each block."""
+    yield from (Ranged(-runs, -1, 0) for runs in model.stages.runs)
+    for on in model.blocks.on:
+        yield Ranged(sum(number * variable for number, variable in enumerate(on)), 0, len(on) - 1)
 
 
-def structure_flags(model: Model) -> list[Bool]:
-    """Return the variables that make up the structure, in order."""
-    return [*model.stages.runs, *(variable for on in model.blocks.on for variable in on)]
-
-
-def order_variables(model: Model) -> list[Ranged]:
-    """Return the variables that order the stages, once the structure is known."""
+def order_variables(model: Model) -> Iterator[cp_model.IntVar]:
+    """Yield what orders the stages, once the structure is known."""
     order = model.order
-    flags = (*order.first, *order.enters, *order.last)
-    return [*((start, model.problem.layers) for start in order.start), *((flag, 1) for flag in flags)]
+    yield from (*order.start, *order.first, *order.enters, *order.last)
 
 
-def quantities(model: Model) -> Iterator[Ranged]:
+def quantities(model: Model) -> Iterator[cp_model.IntVar]:
     """Yield the integers that divide layers and axes, in the order in which they are settled."""
     problem = model.problem
-    yield from ((n, problem.layers) for kinds in model.stages.layers for counts in kinds for n in counts)
-    for k, kind in enumerate(problem.kinds):
-        most = problem.layers_of(k) * kind.units
-        yield from ((u, most) for kinds in model.stages.units for u in kinds[k])
+    if model.runs is not None:
+        for slot in (slot for kinds in model.runs.slots for slots in kinds for slot in slots):
+            yield from (slot.layers, *slot.split, *slot.units)
+    yield from (n for kinds in model.stages.layers for counts in kinds for n in counts)
+    for k in range(len(problem.kinds)):
+        yield from (u for kinds in model.stages.units for u in kinds[k])
     blocks = zip(problem.blocks, model.restricted.choices, model.blocks.shares, strict=True)
     for block, choices, axes in blocks:
         used = sorted({device for choice in choices for device in choice.option.devices})
-        for axis, counts in zip(block.axes, axes, strict=True):
-            yield from ((counts[device], axis.count) for device in used)
+        for _, counts in zip(block.axes, axes, strict=True):
+            yield from (counts[device] for device in used)
 
 
 def answer(model: Model) -> Answer:
@@ -71,11 +72,30 @@ def answer(model: Model) -> Answer:
             group=model.restriction.groups[i],
             layers=tuple(_values(model, counts) for counts in model.stages.layers[i]),
             units=tuple(_values(model, members) for members in model.stages.units[i]),
+            runs=_runs(model, i),
         )
         for i in _execution_order(model)
     )
     first, last, *tail = [_block_answer(model, b) for b in range(len(model.blocks.on))]
     return Answer(stages=stages, first=first, last=last, tail=tail[0] if tail else None)
+
+
+def _runs(model: Model, i: int) -> tuple[tuple[RunAnswer, ...], ...] | None:
+    """Return the runs of the stage of a group, by kind; None in a model without."""
+    if model.runs is None:
+        return None
+    return tuple(
+        tuple(
+            RunAnswer(
+                split=next(c for c, flag in enumerate(slot.split) if model.value(flag)),
+                layers=model.value(slot.layers),
+                units=_values(model, slot.units),
+            )
+            for slot in slots
+            if model.value(slot.used)
+        )
+        for slots in model.runs.slots[i]
+    )
 
 
 def _block_answer(model: Model, b: int) -> BlockAnswer:

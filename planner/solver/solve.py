@@ -3,11 +3,15 @@
 Objectives in lexicographic order, each proven optimal and then fixed:
 
 1. the goal of the problem                                         :mod:`planner.solver.goal`
-2. the step time; then the number of stages; then an order over    :mod:`planner.solver.exact_step`, or within a gap
-   groups and choices                                              :mod:`planner.solver.near_step`
+2. the step time                                                   :mod:`planner.solver.exact_step`, or within a gap
+                                                                   :mod:`planner.solver.near_step`
    with an earlier plan: within a margin the fewest moved bytes    :mod:`planner.solver.moved_bytes`
-3. an order over stages; the least free memory of a device in use, :mod:`planner.solver.ties`
-   maximised; a total order over quantities
+3. where the problem says so, of all answers nearly as fast: the  :mod:`planner.solver.simplest`
+   devices in use; then, without an earlier plan, runs of layers;
+   then the step time
+4. of answers that are equally fast: the number of stages; the     :mod:`planner.solver.ties`
+   least free memory of a device in use, maximised; the step time;
+   an order over groups and choices, stages, and quantities
 
 So there is one answer, and it depends on the problem alone, never on luck or on the settings.
 """
@@ -19,18 +23,19 @@ from planner.errors import NotProvenError
 from planner.integers import PS_PER_NS
 from planner.solver import limits
 from planner.solver.earlier import Earlier
-from planner.solver.exact_step import exact_step, least_step
+from planner.solver.exact_step import exact_step
 from planner.solver.feasible.roomy import roomy
 from planner.solver.goal import settle_goal
 from planner.solver.minimise import Infeasible, Optimum, Settings
-from planner.solver.model import Model, most_step_ns
+from planner.solver.model import Model
 from planner.solver.moved_bytes import moved_bytes
 from planner.solver.near_step import near_step
 from planner.solver.problem import Answer, Problem
-from planner.solver.problem_bounds import least_bytes, most_ps, timeless
+from planner.solver.problem_bounds import least_bytes, most_ps, room_bytes, timeless
 from planner.solver.search import Goal, Progress, Space, space_of
+from planner.solver.simplest import fewest_devices, fewest_runs
 from planner.solver.solution import chosen
-from planner.solver.ties import settle_rest
+from planner.solver.ties import Near, longer_by, settle_ties
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +45,10 @@ class Solved:
     answer: Answer
     objective_ns: int
     """Step time of the answer, exactly so unless a gap was accepted; then at most."""
+    least_ns: int
+    """Step time of the fastest answer that was found; the answer takes longer where that makes it simpler."""
     bound_ns: int
-    """Proven of every answer: ``objective_ns``, or less where a gap was accepted."""
+    """Proven of every answer: ``least_ns``, or less where a gap was accepted."""
     optima: tuple[Optimum, ...]
     """All objectives, in the order in which they were settled."""
     solve_s: float
@@ -86,7 +93,7 @@ def fits(problem: Problem, settings: Settings) -> bool:
 
 def fits_counted(problem: Problem) -> bool | None:
     """Tell the same as far as counting equal devices and one greedy packing do; None where they do not."""
-    if least_bytes(problem) > sum(problem.capacity_bytes):
+    if least_bytes(problem) > room_bytes(problem):
         return False
     try:
         return True if roomy(problem) else None
@@ -96,11 +103,11 @@ def fits_counted(problem: Problem) -> bool | None:
 
 def _may_be_slow(problem: Problem) -> bool:
     """Tell whether there may be answers that take longer than any step time in the model."""
-    return most_ps(problem) > PS_PER_NS * most_step_ns(problem)
+    return most_ps(problem) > PS_PER_NS * limits.MOST_NS
 
 
 def _solved(problem: Problem, settings: Settings, keep: Keep | None, *, nearly: bool) -> Solved | None:
-    if least_bytes(problem) > sum(problem.capacity_bytes):
+    if least_bytes(problem) > room_bytes(problem):
         return None
     start = time.perf_counter()
     try:
@@ -128,28 +135,24 @@ def _nearly(space: Space, progress: Progress) -> Solved:
 
 
 def _solve(space: Space, progress: Progress, keep: Keep | None) -> Solved:
-    """Settle the step time, then all that its structure leaves open."""
-    progress.exclude(space.problem, space.least)
+    """Settle the step time, then all that it leaves open."""
+    progress.exclude(space.least)
     gap_ppm = progress.settings.gap_ppm
     if gap_ppm:
         space = space.priced()  # the answer within a gap depends on the bounds
-        progress.exclude(space.problem, space.least)
+        progress.exclude(space.least)
         model, step = near_step(space, progress)
     else:
         model, step = exact_step(space, progress)
-    if keep is None:
-        small = space.model(chosen(model))
-    else:
-        small, step = _keep(space.priced(), progress, keep, step)
-    small.model.add(small.step_ns <= step.value)
-    small.model.add_bool_and(small.stages.runs)
     try:
-        answer = settle_rest(progress, small)
+        near, fastest_ns = _near(space, progress, keep, model, step)
+        answer, step_ns = settle_ties(progress, near.equally_fast(fastest_ns))
     except NotProvenError as error:
         raise NotProvenError(str(error), objective_ns=step.value, bound_ns=step.bound) from error
     return Solved(
         answer=answer,
-        objective_ns=step.value,
+        objective_ns=step_ns,
+        least_ns=step.value,
         bound_ns=step.bound,
         optima=tuple(progress.optima),
         solve_s=0.0,
@@ -157,27 +160,52 @@ def _solve(space: Space, progress: Progress, keep: Keep | None) -> Solved:
     )
 
 
-def _keep(space: Space, progress: Progress, keep: Keep, step: Optimum) -> tuple[Model, Optimum]:
-    """Return a model of the answers with the structure that moves the fewest bytes, and their step time."""
-    limit_ns = step.value + step.value * keep.within_ppm // 10**6
-    model = space.placed_model(space.within(limit_ns))
-    model.model.add(model.step_ns <= limit_ns)
+def _near(space: Space, progress: Progress, keep: Keep | None, model: Model, step: Optimum) -> tuple[Near, int]:
+    """Return the answers from which ties are left to be broken, and the least step time among them.
+
+    ``model``: with a solution of the step time ``step``. Searches that may end before their proof are on what depends
+    on the problem alone: whether memory was priced for the step time does not.
+    """
+    problem = space.problem
+    if len(problem.groups) <= limits.MOST_PRICED:
+        space = space.priced()
+    ppm = max(problem.simplify_ppm, keep.within_ppm if keep else 0)
+    most_ns = longer_by(step.value, max(ppm, problem.tie_ppm))
+    # Within a gap little is proven: groups and choices stay as they were found.
+    restriction = chosen(model) if progress.settings.gap_ppm else space.within(most_ns)
+    near = Near(
+        space=space,
+        restriction=restriction,
+        conditions=(),
+        least_ns=step.bound,
+        most_ns=most_ns,
+        placed=keep is not None,
+    )
+    if keep is not None:
+        near = _kept(progress, near, keep)
+    if problem.simplify_ppm:
+        near = fewest_devices(progress, near, sum(map(model.value, model.use.used)) if keep is None else None)
+    if problem.simplify_ppm and keep is None:
+        return fewest_runs(progress, near)
+    if not ppm and keep is None:
+        return near, step.value
+    fastest = near.model()
+    return near, progress.minimise(fastest, fastest.step_ns, what="step time").value
+
+
+def _kept(progress: Progress, near: Near, keep: Keep) -> Near:
+    """Return the answers that move the fewest bytes."""
+    model = near.model()
     moved = moved_bytes(model, keep.earlier)
     least = progress.minimise(model, moved, what="moved bytes").value
-    model.model.add(moved <= least)
-    least_step(space, progress, model)
-    small = space.placed_model(chosen(model))
-    small.model.add(moved_bytes(small, keep.earlier) <= least)
-    return small, replace(step, value=model.value(model.step_ns))
+    return near.where(lambda other: other.model.add(moved_bytes(other, keep.earlier) <= least))
 
 
 def _refuse_slow(problem: Problem, settings: Settings) -> None:
     """Raise NotProvenError where something fits, but takes longer than any step time in the model."""
     if _may_be_slow(problem) and fits(problem, settings):
-        most_ns = most_step_ns(problem)
         raise NotProvenError(
-            f"step time: found none of at most {most_ns / 1e9:.0f} s, and no longer step is told from others "
-            f"among {len(problem.groups)} groups of devices: give faster devices, or a smaller --batch or "
-            "--context",
-            bound_ns=most_ns,
+            f"step time: found none of at most {limits.MOST_NS / 1e9:.0f} s, the longest that is counted: give faster "
+            "devices, or a smaller --batch or --context",
+            bound_ns=limits.MOST_NS,
         ) from None

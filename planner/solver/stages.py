@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
+from planner.integers import PS_PER_NS
+from planner.solver.bounds.pieces import least_slowest_ps
 from planner.solver.problem import Problem
 from planner.solver.variables import Bool, Builder, Costs, Linear
 
@@ -19,10 +21,14 @@ class Stages:
     """layers[G][k][c]: layers of kind k that G runs divided as split c."""
     units: tuple[tuple[tuple[cp_model.IntVar, ...], ...], ...]
     """units[G][k][j]: units of member j, summed over the layers of kind k that G runs."""
+    units_ns: tuple[tuple[Linear, ...], ...]
+    """units_ns[G][k]: time of the member with most to do in units of kind k; part of ``costs``."""
     size: tuple[Linear, ...]
     """size[G]: layers of G's stage, 0 where it runs none."""
     costs: Costs
     """Time of the layers, without what stages receive; bytes of layers and stages."""
+    rounding_ns: tuple[Linear, ...]
+    """Most by which that time is rounded up, per group."""
 
 
 def add_stages(builder: Builder, problem: Problem) -> Stages:
@@ -45,10 +51,38 @@ def add_stages(builder: Builder, problem: Problem) -> Stages:
     )
     size: tuple[Linear, ...] = tuple(sum(n for counts in kinds for n in counts) for kinds in layers)
     _assign_layers(builder, problem, runs, layers, units, size)
-    time_ns = _time(builder, problem, layers, units)
+    units_ns = tuple(
+        tuple(
+            builder.slowest_ns(
+                units[i][k],
+                [kind.unit_ps[device] for device in group.devices],
+                problem.layers_of(k) * kind.units,
+                {group.quantum_ns: 1},
+            )
+            for k, kind in enumerate(problem.kinds)
+        )
+        for i, group in groups
+    )
+    for i, group in groups:
+        for k, kind in enumerate(problem.kinds):
+            # In every layer the group waits for its slowest member, and only whole units of it can be divided.
+            layer_ps = least_slowest_ps(kind.units, tuple(sorted(kind.unit_ps[device] for device in group.devices)))
+            builder.model.add(PS_PER_NS * units_ns[i][k] >= layer_ps * sum(layers[i][k]))
+    time_ns = [
+        _splits_ns(builder, problem, layers[i][k], [split.ns for split in splits], group.quantum_ns)
+        for i, group in groups
+        for k, splits in enumerate(group.splits)
+    ]
+    time_ns += [ns for kinds in units_ns for ns in kinds]
     load_bytes = _load(problem, runs, layers, units)
     costs = Costs(time_ns=tuple(time_ns), load_bytes=tuple(load_bytes))
-    return Stages(runs=runs, layers=layers, units=units, size=size, costs=costs)
+    # Per kind, the time of the splits and the time of the units are rounded up, each by less than a quantum.
+    rounding_ns = tuple(
+        2 * len(problem.kinds) * group.quantum_ns * running for group, running in zip(problem.groups, runs, strict=True)
+    )
+    return Stages(
+        runs=runs, layers=layers, units=units, units_ns=units_ns, size=size, costs=costs, rounding_ns=rounding_ns
+    )
 
 
 def containing(problem: Problem, device: int) -> list[int]:
@@ -82,29 +116,18 @@ def _assign_layers(
         model.add_at_most_one(runs[index] for index in containing(problem, device))
 
 
-def _time(
-    builder: Builder,
-    problem: Problem,
-    layers: Sequence[Sequence[Sequence[cp_model.IntVar]]],
-    units: Sequence[Sequence[Sequence[cp_model.IntVar]]],
-) -> Iterator[Linear]:
-    """Yield the time of each stage's layers per kind: of their splits, and of the member with most to do in units."""
-    for i, group in enumerate(problem.groups):
-        for k, kind in enumerate(problem.kinds):
-            yield _splits_ns(builder, problem, layers[i][k], [split.ns for split in group.splits[k]])
-            rates_ps = [kind.unit_ps[device] for device in group.devices]
-            most = problem.layers_of(k) * kind.units
-            yield builder.slowest_ns(units[i][k], rates_ps, most, problem.quantum_ns)
-
-
-def _splits_ns(builder: Builder, problem: Problem, counts: Sequence[Linear], split_ns: Sequence[int]) -> Linear:
+def _splits_ns(
+    builder: Builder, problem: Problem, counts: Sequence[Linear], split_ns: Sequence[int], quantum_ns: int
+) -> Linear:
     """Return sum(count * ns) over the splits, rounded up to whole quanta."""
     if not split_ns:
         return 0
-    quanta = builder.integer(problem.layers * max(split_ns) // problem.quantum_ns + 1, "quanta")
     time_ns = sum(count * ns for count, ns in zip(counts, split_ns, strict=True))
-    builder.model.add(problem.quantum_ns * quanta >= time_ns)
-    return problem.quantum_ns * quanta
+    if quantum_ns == 1:
+        return time_ns
+    quanta = builder.integer(problem.layers * max(split_ns) // quantum_ns + 1, "quanta")
+    builder.model.add(quantum_ns * quanta >= time_ns)
+    return quantum_ns * quanta
 
 
 def _load(

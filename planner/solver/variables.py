@@ -1,6 +1,6 @@
 """Types of CP-SAT expressions, and the builder that every part of the model adds its variables with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
@@ -55,15 +55,24 @@ class Builder:
         self.model.add(sum(exclusive) == either)
         return either
 
-    def slowest_ns(self, counts: Sequence[Linear], rates_ps: Sequence[int], most: int, quantum_ns: int) -> Linear:
+    def slowest_ns(
+        self, counts: Sequence[Linear], rates_ps: Sequence[int], most: int, quanta_ns: Mapping[int, Linear]
+    ) -> Linear:
         """Return max(count * rate) in whole quanta, where no count exceeds ``most``.
 
-        The number of quanta is bounded from below only: the step time is minimised, which makes it exact.
+        ``quanta_ns``: the quanta that may be in use, with a flag each, 1 for the one that is. The number of quanta is
+        bounded from below only: the step time is minimised, which makes it exact.
         """
         if not any(rates_ps):
             return 0
-        quantum_ps = PS_PER_NS * quantum_ns
-        quanta = self.integer(most * max(rates_ps) // quantum_ps + 1, "quanta")
+        slowest_ps = most * max(rates_ps)
+        slowest_ns: Linear = 0
+        for quantum_ns, is_used in quanta_ns.items():
+            most_quanta = slowest_ps // (PS_PER_NS * quantum_ns) + 1
+            quanta = self.integer(most_quanta, "quanta")
+            if len(quanta_ns) > 1:
+                self.model.add(quanta <= most_quanta * is_used)
+            slowest_ns += quantum_ns * quanta
         for count, rate_ps in zip(counts, rates_ps, strict=True):
-            self.model.add(quantum_ps * quanta >= count * rate_ps)
-        return quantum_ns * quanta
+            self.model.add(PS_PER_NS * slowest_ns >= count * rate_ps)
+        return slowest_ns

@@ -71,10 +71,10 @@ def receive_ns(problem: Problem, cost: Receive, sender: Sequence[int], to: Group
     return cost.near_ns if host_of(problem.hosts, sender[0]) in sites else cost.far_ns
 
 
-def slowest_ns(problem: Problem, counts: Sequence[int], devices: Sequence[int], each_ps: Sequence[int]) -> int:
+def slowest_ns(over: Group | Option, counts: Sequence[int], each_ps: Sequence[int]) -> int:
     """Return the time of the slowest device, rounded up to whole quanta."""
-    longest = max(count * each_ps[device] for count, device in zip(counts, devices, strict=True))
-    return -(-longest // (problem.quantum_ns * 1000)) * problem.quantum_ns
+    longest = max(count * each_ps[device] for count, device in zip(counts, over.devices, strict=True))
+    return -(-longest // (over.quantum_ns * 1000)) * over.quantum_ns
 
 
 def messages_ns(problem: Problem, used: Iterable[int]) -> int:
@@ -213,14 +213,21 @@ class _Search:
         rows = []
         for counts in divisions(layers, len(splits)):
             cost = sum(n * split.ns for n, split in zip(counts, splits, strict=True))
-            cost += -cost % self.problem.quantum_ns
+            cost += -cost % group.quantum_ns
             loads = np.array(counts) @ np.array([split.bytes for split in splits])
             rows.append(self._row(group.devices, loads.tolist(), cost))
         return self._feasible(np.concatenate(rows))
 
     def _units(self, group: Group, kind: int, layers: int) -> Front:
         mlp = self.problem.kinds[kind]
-        return self._unit_divisions(group.devices, layers * mlp.units, mlp.unit_bytes, [mlp.unit_ps])
+        front = self._unit_divisions(group, layers * mlp.units, mlp.unit_bytes, [mlp.unit_ps])
+        whole = (
+            max(n * mlp.unit_ps[device] for n, device in zip(shares, group.devices, strict=True))
+            for shares in divisions(mlp.units, len(group.devices))
+        )
+        quantum_ps = 1000 * group.quantum_ns
+        front[:, -1] = np.maximum(front[:, -1], -(-layers * min(whole) // quantum_ps) * group.quantum_ns)
+        return _undominated(front)
 
     # ---- blocks ----
 
@@ -239,9 +246,7 @@ class _Search:
                 sharing.setdefault(self._owner(chosen, b, a), []).append(axis)
         for (b, _), axes in sharing.items():
             rates = [axis.each_ps for axis in axes]
-            front = self._combined(
-                front, self._unit_divisions(chosen[b].devices, axes[0].count, axes[0].each_bytes, rates)
-            )
+            front = self._combined(front, self._unit_divisions(chosen[b], axes[0].count, axes[0].each_bytes, rates))
         return front
 
     def _owner(self, chosen: tuple[Option, ...], b: int, a: int) -> tuple[int, int]:
@@ -267,15 +272,15 @@ class _Search:
         row[0, -1] = cost
         return row
 
-    def _unit_divisions(self, devices: Sequence[int], count: int, nbytes: int, rates: Sequence[Sequence[int]]) -> Front:
+    def _unit_divisions(self, over: Group | Option, count: int, nbytes: int, rates: Sequence[Sequence[int]]) -> Front:
         """Return the front of all divisions of equal pieces.
 
         The cost is the time of the slowest device, summed over ``rates``.
         """
         rows = []
-        for shares in divisions(count, len(devices)):
-            cost = sum(slowest_ns(self.problem, shares, devices, each_ps) for each_ps in rates)
-            rows.append(self._row(devices, [n * nbytes for n in shares], cost))
+        for shares in divisions(count, len(over.devices)):
+            cost = sum(slowest_ns(over, shares, each_ps) for each_ps in rates)
+            rows.append(self._row(over.devices, [n * nbytes for n in shares], cost))
         return self._feasible(np.concatenate(rows))
 
     def _pairs(self, one: Front, other: Front) -> Front:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 
-from planner.solver.problem import Answer, Block, BlockAnswer, Option, Problem, Receive, StageAnswer
+from planner.solver.problem import Answer, Block, BlockAnswer, Group, Kind, Option, Problem, Receive, StageAnswer
 from tests.planner.brute_force import divisions
 
 
@@ -129,10 +129,10 @@ def _options(problem: Problem, answer: Answer) -> list[Option]:
     return [block.options[placed.option] for block, placed in zip(problem.blocks, _blocks(answer), strict=True)]
 
 
-def _slowest_ns(problem: Problem, devices: Sequence[int], counts: Sequence[int], each_ps: Sequence[int]) -> int:
-    quantum_ps = 1000 * problem.quantum_ns
-    times = [count * each_ps[device] for device, count in zip(devices, counts, strict=True)]
-    return max((time + quantum_ps - 1) // quantum_ps for time in times) * problem.quantum_ns
+def _slowest_ns(over: Group | Option, counts: Sequence[int], each_ps: Sequence[int]) -> int:
+    quantum_ps = 1000 * over.quantum_ns
+    times = [count * each_ps[device] for device, count in zip(over.devices, counts, strict=True)]
+    return max((time + quantum_ps - 1) // quantum_ps for time in times) * over.quantum_ns
 
 
 def _stage_ns(problem: Problem, stage: StageAnswer) -> int:
@@ -140,9 +140,19 @@ def _stage_ns(problem: Problem, stage: StageAnswer) -> int:
     ns = 0
     for kind, splits, counts, units in zip(problem.kinds, group.splits, stage.layers, stage.units, strict=True):
         divided = sum(count * split.ns for split, count in zip(splits, counts, strict=True))
-        ns += (divided + problem.quantum_ns - 1) // problem.quantum_ns * problem.quantum_ns
-        ns += _slowest_ns(problem, group.devices, units, kind.unit_ps)
+        ns += (divided + group.quantum_ns - 1) // group.quantum_ns * group.quantum_ns
+        ns += max(_slowest_ns(group, units, kind.unit_ps), _in_layers_ns(group, kind, sum(counts)))
     return ns
+
+
+def _in_layers_ns(group: Group, kind: Kind, layers: int) -> int:
+    """Return the time of the units of so many layers, each of them divided as well as whole units can be."""
+    slowest = [
+        max(n * kind.unit_ps[device] for n, device in zip(dealt, group.devices, strict=True))
+        for dealt in divisions(kind.units, len(group.devices))
+    ]
+    quantum_ps = 1000 * group.quantum_ns
+    return (layers * min(slowest) + quantum_ps - 1) // quantum_ps * group.quantum_ns
 
 
 def _hops_ns(problem: Problem, answer: Answer) -> int:
@@ -160,7 +170,7 @@ def _block_ns(problem: Problem, answer: Answer, number: int) -> int:
         while shares is None:
             assert lender is not None
             shares, lender = lender.shares[0], answer.first
-        ns += _slowest_ns(problem, option.devices, shares, axis.each_ps)
+        ns += _slowest_ns(option, shares, axis.each_ps)
     return ns
 
 

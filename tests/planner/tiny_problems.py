@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from typing import Literal
@@ -24,6 +25,21 @@ def tiny_problem(seed: int) -> Problem:
 def tiny_answer(seed: int) -> Solved | None:
     """Return the solver's answer to a tiny problem, solved once for all tests."""
     return solve(tiny_problem(seed), Settings())
+
+
+def in_quanta(problem: Problem, quantum_ns: int) -> Problem:
+    """Return the problem with all times in quanta of so many ns."""
+
+    def changed(block: Block) -> Block:
+        return replace(block, options=tuple(replace(option, quantum_ns=quantum_ns) for option in block.options))
+
+    return replace(
+        problem,
+        groups=tuple(replace(group, quantum_ns=quantum_ns) for group in problem.groups),
+        first=changed(problem.first),
+        last=changed(problem.last),
+        tail=changed(problem.tail) if problem.tail else None,
+    )
 
 
 class _Tiny:
@@ -74,10 +90,12 @@ class _Tiny:
             first=first,
             last=last,
             tail=tail,
-            quantum_ns=rng.choice((1, 1, 4)),
             message_ns=tuple(rng.randint(0, 9) if len(host) > 1 else 0 for host in self.hosts),
             network_message_ns=rng.randint(0, 9) if len(self.hosts) > 1 else 0,
             goal=goal,
+            most_devices=None,
+            simplify_ppm=0,
+            tie_ppm=0,
             spare=rng.randrange(self.count) if goal == "balance" and rng.random() < 0.5 else None,
         )
         changes: dict[str, object] = {"capacity_bytes": self._capacity(problem)}
@@ -147,7 +165,11 @@ class _Tiny:
             network_hop_ns=rng.randint(0, 40),
             first=self._receive(*key),
             stage_bytes=tuple(self.bytes(6, *key, self.alike[device]) for device in devices),
+            quantum_ns=self._quantum(devices),
         )
+
+    def _quantum(self, devices: Sequence[int]) -> int:
+        return self.drawn("quantum", self.classes(devices)).choice((1, 1, 4))
 
     def _receive(self, *key: object) -> Receive:
         rng = self.drawn(*key, "receive")
@@ -211,4 +233,5 @@ class _Tiny:
             sites=tuple(sorted({host_of(self.hosts, device) for device in devices})),
             splits=splits,
             receive=NOTHING if name == "first" else self._receive(*key),
+            quantum_ns=self._quantum(devices),
         )

@@ -49,7 +49,7 @@ DIGITS = "64 hexadecimal digits"
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", "3.0", "schema: found 3.0, expected 2.x"),
+        ("schema", "4.0", "schema: found 4.0, expected 3.x"),
         ("inputs.base_config_sha256", "xyz", f"inputs.base_config_sha256: found xyz, expected {DIGITS}"),
         ("inputs.draft_tensors_sha256", None, f"inputs.draft_tensors_sha256: found nothing, expected {DIGITS}"),
         ("options.batch", 0, "options.batch: found 0, expected from 1 to 1024"),
@@ -274,12 +274,21 @@ DIGITS = "64 hexadecimal digits"
             MOE | {"num_experts": 1025},
             "model.layers[0].mlp.num_experts: found 1025, expected from 1 to 1024",
         ),
-        ("proof.bound_ns", 19_830_001, "proof.bound_ns: found 19830001, expected at most the objective, 19830000"),
+        ("proof.bound_ns", 19_830_001, "proof.bound_ns: found 19830001, expected at most the least step, 19830000"),
         (
             "proof.bound_ns",
             19_000_000,
-            "proof.bound_ns: found 19000000, expected the objective, 19830000, as the status is OPTIMAL",
+            "proof.bound_ns: found 19000000, expected the least step, 19830000, as the status is OPTIMAL",
         ),
+        (
+            "proof.objective_ns",
+            19_840_000,
+            "proof.objective_ns: found 19840000, expected from the least step, 19830000, to 19831983",
+        ),
+        ("proof.objective_ns", 1, "proof.objective_ns: found 1, expected from the least step, 19830000, to 19831983"),
+        ("options.simplify_ppm", 1_000_001, "options.simplify_ppm: found 1000001, expected from 0 to 1000000"),
+        ("options.max_devices", 0, "options.max_devices: found 0, expected at least 1, or null"),
+        ("options.max_devices", 2, "memory: found 3 devices in use, expected at most 2"),
         (
             "proof.min_free_bytes",
             1,
@@ -538,9 +547,16 @@ def test_a_run_has_layers_of_one_class() -> None:
 def test_an_accepted_gap_is_no_violation() -> None:
     plan = edited(edited(two_stage_plan(), "proof.status", "FEASIBLE"), "proof.bound_ns", 19_000_000)
     assert [str(violation) for violation in check(plan)] == [
-        "proof.bound_ns: found 19000000, expected within 0 ppm of the objective, 19830000"
+        "proof.bound_ns: found 19000000, expected within 0 ppm of the least step, 19830000"
     ]
     assert check(edited(plan, "options.gap_ppm", 50_000)) == ()
+
+
+@pytest.mark.parametrize("option", ["simplify_ppm", "within_ppm"])
+def test_a_step_that_is_longer_than_the_least_by_what_an_option_allows_is_no_violation(option: str) -> None:
+    plan = edited(edited(two_stage_plan(), "proof.least_ns", 19_800_000), "proof.bound_ns", 19_800_000)
+    assert [violation.path for violation in check(plan)] == ["proof.objective_ns"]
+    assert check(edited(plan, f"options.{option}", 5_000)) == ()
 
 
 def test_every_field_of_the_drafter_is_there_or_none() -> None:

@@ -50,7 +50,7 @@ def test_a_difference_names_kind_path_and_values() -> None:
 def test_the_kind_of_a_difference_is_its_section() -> None:
     plan = two_stage_plan()
     kinds = {
-        "schema": "2.7",
+        "schema": "3.7",
         "inputs.base_config_sha256": "f",
         "inventory.hosts[0].transport": "gloo",
         "model.hidden_size": 1,

@@ -15,7 +15,7 @@ from planner.solver.bounds.pieces import Floats, least_cost, least_quanta, rates
 from planner.solver.problem import Axis, Block, Option
 
 
-def choices_ns(block: Block, prices: Floats, quantum_ns: int) -> dict[tuple[int, int], float]:
+def choices_ns(block: Block, prices: Floats) -> dict[tuple[int, int], float]:
     """Return the bound in ns of each option and split, by their indices; equal ones are computed once.
 
     ``prices``: ns per byte on each device of the problem.
@@ -27,21 +27,23 @@ def choices_ns(block: Block, prices: Floats, quantum_ns: int) -> dict[tuple[int,
     bounds = {}
     for o, option in enumerate(block.options):
         splits = option.splits[0] if len(option.splits) == 1 else id(option.splits)  # long ones are shared objects
-        key = (splits, option.receive.same_ns, *[look_of[device] for device in option.devices])
+        key = (splits, option.receive.same_ns, option.quantum_ns, *[look_of[device] for device in option.devices])
         if key not in known:
-            known[key] = _splits_ns(block, option, prices, quantum_ns)
+            known[key] = _splits_ns(block, option, prices)
         for c, ns in enumerate(known[key]):
             bounds[o, c] = ns
     return bounds
 
 
-def _splits_ns(block: Block, option: Option, prices: Floats, quantum_ns: int) -> list[float]:
+def _splits_ns(block: Block, option: Option, prices: Floats) -> list[float]:
     """Return the bound in ns of each split of an option."""
     devices = list(option.devices)
     split_prices = np.zeros(len(option.splits))
     if prices.any():
         split_prices = np.array([split.bytes for split in option.splits], dtype=np.float64) @ prices[devices]
-    common = float(option.receive.same_ns) + sum(_axis_ns(axis, devices, prices, quantum_ns) for axis in block.axes)
+    common = float(option.receive.same_ns) + sum(
+        _axis_ns(axis, devices, prices, option.quantum_ns) for axis in block.axes
+    )
     splits_ns = split_prices + [split.ns for split in option.splits]
     return [(ns + common) * (1 - limits.MARGIN) for ns in splits_ns.tolist()]
 

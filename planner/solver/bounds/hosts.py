@@ -56,6 +56,7 @@ class _Signature:
     unit_ps: tuple[int, ...]
     prices: tuple[float, ...]
     """ns per byte on each member."""
+    quantum_ns: int
     entry: Entry
 
 
@@ -125,6 +126,7 @@ class GroupBounds:
             room_bytes=tuple(capacity[d] - n for d, n in zip(group.devices, group.stage_bytes, strict=True)),
             unit_ps=tuple(kind.unit_ps[d] for d in group.devices),
             prices=tuple(float(self.stages.prices[d]) for d in group.devices),
+            quantum_ns=group.quantum_ns,
             entry=self._entry(g),
         )
 

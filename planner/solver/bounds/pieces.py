@@ -52,6 +52,23 @@ def _prefixes(rates: Floats, prices: Floats) -> tuple[NDArray[np.int64], Floats]
 
 
 @lru_cache(maxsize=4096)
+def least_slowest_ps(count: int, piece_ps: tuple[int, ...]) -> int:
+    """Return the least time of the slowest member of any division of so many whole pieces, exactly.
+
+    ``piece_ps``: time of a piece on each member.
+    """
+    if not all(piece_ps):
+        return 0
+    even_ps = count / sum(1 / ps for ps in piece_ps) * (1 - limits.MARGIN)
+    counts = [int(even_ps / ps) for ps in piece_ps]
+    slowest_ps = 0
+    for _ in range(count - sum(counts)):
+        slowest_ps, j = min((ps * (n + 1), j) for j, (ps, n) in enumerate(zip(piece_ps, counts, strict=True)))
+        counts[j] += 1
+    return slowest_ps
+
+
+@lru_cache(maxsize=4096)
 def least_quanta(counts: tuple[int, ...], piece_ps: tuple[int, ...], quantum_ns: int) -> tuple[int, ...]:
     """Return for each number of pieces the quanta that the slowest member takes at least, in whole pieces, exactly.
 

@@ -22,9 +22,9 @@ from functools import cached_property
 
 import numpy as np
 
-from planner.integers import ceil_div
+from planner.integers import PS_PER_NS, ceil_div
 from planner.solver import limits
-from planner.solver.bounds.pieces import Floats, least_cost, least_cost_parts, least_quanta, rates_ns
+from planner.solver.bounds.pieces import Floats, least_cost, least_cost_parts, least_quanta, least_slowest_ps, rates_ns
 from planner.solver.bounds.stage_programme import StageProgramme
 from planner.solver.problem import Group, Problem
 
@@ -41,6 +41,7 @@ class StageBound:
         ((splits,), (self.kind,)) = (group.splits, problem.kinds)
         self.problem = problem
         self.prices = prices[list(group.devices)]
+        self.quantum_ns = group.quantum_ns
         self.once_bytes = np.array(group.stage_bytes, dtype=np.float64)
         self.unit_ps = [self.kind.unit_ps[d] for d in group.devices]
         self.rates = rates_ns(self.unit_ps)
@@ -69,13 +70,16 @@ class StageBound:
 
     def _in_quanta(self, bounds: Floats) -> Floats:
         """Round ``bounds`` up to whole quanta, and to what whole units take in whole quanta, memory aside."""
-        quantum_ns = self.problem.quantum_ns
+        quantum_ns = self.quantum_ns
         counts = range(1, self.most_layers + 1)
         least_ns = int(self.split_ns.min())
         units = tuple(count * self.kind.units for count in counts)
         quanta = np.array(least_quanta(units, tuple(sorted(self.unit_ps)), quantum_ns))
+        layer_ps = least_slowest_ps(self.kind.units, tuple(sorted(self.unit_ps)))
+        quanta = np.maximum(quanta, [ceil_div(count * layer_ps, PS_PER_NS * quantum_ns) for count in counts])
         quanta += [ceil_div(count * least_ns, quantum_ns) for count in counts]
-        whole: Floats = np.maximum(np.ceil(bounds / quantum_ns), quanta) * float(quantum_ns)
+        rounded = np.ceil(bounds / quantum_ns - 1e-6)  # what takes no time has a rate of 1e-12 here
+        whole: Floats = np.maximum(rounded, quanta) * float(quantum_ns)
         return whole
 
     def _limit_layers(self, weights: Floats) -> None:

@@ -26,7 +26,8 @@ class StageCache:
 
     def key(self, group: Group) -> tuple[object, ...]:
         """Return all that the bound of a stage depends on."""
-        return self.splits_number(group.splits[0]), group.stage_bytes, *[self._device_class[d] for d in group.devices]
+        classes = [self._device_class[device] for device in group.devices]
+        return self.splits_number(group.splits[0]), group.stage_bytes, group.quantum_ns, *classes
 
     def bound(self, group: Group) -> StageBound:
         """Return the bound of a stage on ``group``."""

@@ -106,7 +106,7 @@ def _part_bounds(problem: Problem, prices: Floats) -> PartBounds:
 
     min over stages and choices of cost + prices·(load - capacity), whose least is taken apart by group and choice.
     """
-    costs = [choices_ns(block, prices, problem.quantum_ns) for block in problem.blocks]
+    costs = [choices_ns(block, prices) for block in problem.blocks]
     cheapest = [min(known.values()) for known in costs]
     choices = tuple({key: ns - low for key, ns in known.items()} for known, low in zip(costs, cheapest, strict=True))
     first_ns = first_stage_ns(problem, choices[0])

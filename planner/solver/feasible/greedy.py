@@ -21,12 +21,15 @@ def packed(problem: Problem, structure: Restriction) -> tuple[int, ...] | None:
     """Return the bytes that each device misses when all these groups run, and each block has one of these choices.
 
     None for problems that it cannot pack: layers of several kinds, given numbers of layers, an order of stages that
-    leaves a site and comes back.
+    leaves a site and comes back; and where more devices are in use than may be.
     """
     sites = [site for site, _ in groupby(problem.groups[index].site for index in structure.groups)]
     if len(problem.kinds) > 1 or problem.counts is not None or (problem.ordered and len(sites) > len(set(sites))):
         return None
-    return _Packing(problem, structure).missing()
+    packing = _Packing(problem, structure)
+    if problem.most_devices is not None and packing.devices_in_use > problem.most_devices:
+        return None
+    return packing.missing()
 
 
 class _Packing:
@@ -44,6 +47,7 @@ class _Packing:
         device_sets: list[tuple[int, ...]] = []
         for block, choices in zip(problem.blocks, structure.choices, strict=True):
             device_sets.append(self._place_block(block, choices, device_sets))
+        self.devices_in_use = len({d for devices in (*device_sets, *(g.devices for g in self.groups)) for d in devices})
 
     def missing(self) -> tuple[int, ...]:
         """Place the layers; return the bytes that each device misses."""

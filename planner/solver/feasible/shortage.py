@@ -8,7 +8,7 @@ from planner.solver.feasible.greedy import packed
 from planner.solver.minimise import Infeasible, Settings, best_within, minimise
 from planner.solver.model import Model
 from planner.solver.problem import Problem
-from planner.solver.problem_bounds import least_bytes
+from planner.solver.problem_bounds import least_bytes, room_bytes
 from planner.solver.restriction import everything
 
 
@@ -30,7 +30,7 @@ def shortage(problem: Problem, limit: float) -> Shortage:
     are searched within the budget ``limit``. Several packings may miss equally little, and to order them all takes
     minutes: so that search is always the same, and which packing it ends with is up to it.
     """
-    least = max(0, least_bytes(problem) - sum(problem.capacity_bytes))
+    least = max(0, least_bytes(problem) - room_bytes(problem))
     try:
         counted, structure = least_missing(problem)
     except Infeasible:  # whatever memory there were

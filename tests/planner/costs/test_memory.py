@@ -73,6 +73,8 @@ def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int
         custom=None,
         gap_ppm=0,
         within_ppm=None,
+        simplify_ppm=0,
+        max_devices=None,
         tree=TREE if tree else None,
     )
 

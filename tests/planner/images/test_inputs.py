@@ -102,7 +102,7 @@ def edit_text(directory: Path, plan: Plan) -> None:
 
 def edit_option(directory: Path, plan: Plan) -> None:
     """Change a field to another valid value, in canonical form."""
-    proof = dataclasses.replace(plan.proof, objective_ns=1_000_001, bound_ns=1_000_001)
+    proof = dataclasses.replace(plan.proof, objective_ns=1_000_001, least_ns=1_000_001, bound_ns=1_000_001)
     save(dataclasses.replace(plan, proof=proof), directory)
 
 

@@ -47,7 +47,8 @@ def test_many_equal_shares_are_folded() -> None:
 def test_summary_has_exactly_the_documented_fields() -> None:
     plan = two_stage_plan()
     data = render.summary(plan)
-    assert list(data) == ["stages", "embed", "head", "devices", "objective_ns", "bound_ns", "status", "digest"]
+    times = ["objective_ns", "least_ns", "bound_ns"]
+    assert list(data) == ["stages", "embed", "head", "devices", *times, "status", "digest"]
     assert data["stages"][0] == {
         "devices": ["cpu0", "cpu1"],
         "first_layer": 0,
@@ -189,6 +190,18 @@ def test_an_accepted_gap_is_printed() -> None:
     verdict = "one step takes 19.8 ms; no candidate placement takes less than 19.0 ms, 4.2% below"
     assert f"**FEASIBLE**: {verdict}." in render.markdown(plan)
     assert "- accepted gap: 5 %" in render.markdown(plan)
+
+
+def test_what_is_given_up_for_a_simpler_plan_is_printed() -> None:
+    plan = edited(edited(two_stage_plan(), "proof.least_ns", 19_750_000), "proof.bound_ns", 19_750_000)
+    plan = edited(plan, "options.simplify_ppm", 5_000)
+    assert check(plan) == ()
+    verdict = (
+        "one step takes 19.8 ms; the least of any candidate placement, proven, is 19.8 ms: 0.41% is given up for fewer "
+        "devices or fewer runs of layers"
+    )
+    assert f"**OPTIMAL**: {verdict}." in render.markdown(plan)
+    assert "- simplify: 0.5 %" in render.markdown(plan)
 
 
 def test_markdown_tables_are_rectangular() -> None:

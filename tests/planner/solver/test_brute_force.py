@@ -8,7 +8,7 @@ import pytest
 from planner.solver.problem import Axis, Block, Group, Kind, Option, Problem, Receive, Split
 from tests.planner.brute_force import best
 from tests.planner.every_answer import every_answer, value
-from tests.planner.tiny_problems import tiny_problem
+from tests.planner.tiny_problems import in_quanta, tiny_problem
 
 FEW = 800
 
@@ -43,12 +43,13 @@ def _group(device: int, ns: int, nbytes: int) -> Group:
         network_hop_ns=6000,
         first=RECEIVE,
         stage_bytes=(5,),
+        quantum_ns=1,
     )
 
 
 def _block(*devices: int, count: int) -> Block:
     split = Split(shares=(1,), ns=7, bytes=(2,))
-    options = tuple(Option(devices=(d,), sites=(0,), splits=(split,), receive=RECEIVE) for d in devices)
+    options = tuple(Option(devices=(d,), sites=(0,), splits=(split,), receive=RECEIVE, quantum_ns=1) for d in devices)
     return Block(options=options, axes=(Axis(count=count, each_bytes=3, each_ps=(1000, 2000), shared=None),))
 
 
@@ -65,10 +66,12 @@ BY_HAND = Problem(
     first=_block(0, count=2),
     last=_block(0, 1, count=3),
     tail=None,
-    quantum_ns=1,
     message_ns=(1000,),
     network_message_ns=0,
     goal="time",
+    most_devices=None,
+    simplify_ppm=0,
+    tie_ppm=0,
     spare=None,
 )
 # All on the fast device: 3 layers of 100 + 2 units of 1, first 7 + 2, last 7 + 3, two receives on the same device.
@@ -89,7 +92,6 @@ LAYERS_ON_SLOW = 102 + 412 + 50 + 9 + 10 + 1 + 30 + 1000
         ({"capacity_bytes": (77, 100)}, (LAST_ON_SLOW, 1)),
         ({"capacity_bytes": (66, 100)}, (LAYER_ON_SLOW, 2)),
         ({"capacity_bytes": (66, 22)}, None),
-        ({"quantum_ns": 4}, (300 + 8 + 7 + 4 + 7 + 4 + 2, 1)),
         ({"counts": (2, 1), "ordered": True}, (LAYER_ON_SLOW, 2)),
         ({"goal": "fill"}, (-3, 0, ALL_ON_FAST, 1)),
         ({"goal": "fill", "capacity_bytes": (66, 100)}, (-2, -1, LAYER_ON_SLOW, 2)),
@@ -102,3 +104,7 @@ LAYERS_ON_SLOW = 102 + 412 + 50 + 9 + 10 + 1 + 30 + 1000
 )
 def test_by_hand(changes: dict[str, object], expected: tuple[int, ...] | None) -> None:
     assert best(dataclasses.replace(BY_HAND, **changes)) == expected  # type: ignore[arg-type]
+
+
+def test_time_is_counted_in_whole_quanta() -> None:
+    assert best(in_quanta(BY_HAND, 4)) == (300 + 8 + 7 + 4 + 7 + 4 + 2, 1)

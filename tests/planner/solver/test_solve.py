@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from planner.errors import NotProvenError
+from planner.solver import limits
 from planner.solver.certify import certify
 from planner.solver.feasible.shortage import shortage
 from planner.solver.minimise import Settings
-from planner.solver.model import most_step_ns
 from planner.solver.problem import Answer, Problem
 from planner.solver.solve import fits, solve
 from tests.planner.brute_force import Value, best, goal_value
@@ -168,13 +168,13 @@ def test_a_problem_that_fits_but_exceeds_the_longest_step_is_not_reported_as_inf
     assert set(fitting) == {True, False}
     for seed, fit in zip(SEEDS, fitting, strict=False):
         problem = tiny_problem(seed)
-        most = most_step_ns(problem)
+        most = limits.MOST_NS
         too_slow = _slower(problem, most)
         assert fits(too_slow, ONE) == fit, f"seed {seed}"
         if not fit:
             assert solve(too_slow, ONE) is None, f"seed {seed}"
             continue
-        with pytest.raises(NotProvenError, match="no longer step is told from others") as refused:
+        with pytest.raises(NotProvenError, match="the longest that is counted") as refused:
             solve(too_slow, ONE)
         assert refused.value.bound_ns == most
         solved, answer = solve(_slower(problem, most // 8), ONE), tiny_answer(seed)

@@ -41,7 +41,7 @@ def test_equal_hosts_are_exchangeable_although_groups_span_them(monkeypatch: pyt
 def test_an_exchange_of_hosts_moves_an_option_unless_its_members_are_equal() -> None:
     split = Split(shares=(1, 1, 1), ns=1, bytes=(4, 5, 5))
     nothing = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
-    option = Option(devices=(0, 1, 2), sites=(0, 1, 2), splits=(split,), receive=nothing)
+    option = Option(devices=(0, 1, 2), sites=(0, 1, 2), splits=(split,), receive=nothing, quantum_ns=1)
     assert not moved(option, [0, 2, 1, 3])
     assert moved(option, [1, 0, 2, 3])
     assert moved(option, [0, 1, 3, 2])

@@ -1,0 +1,113 @@
+"""Finds the simplest of the answers that are nearly as fast as any: the fewest devices, then the fewest runs of layers.
+
+The bounds leave few groups and choices for answers within a small part of the least step, so that both are settled on
+small models. Most often counting shows that no answer has fewer devices than the fastest one.
+"""
+
+from dataclasses import dataclass, replace
+
+from planner.errors import NotProvenError
+from planner.solver import limits
+from planner.solver.minimise import Infeasible, best_within
+from planner.solver.model import Model
+from planner.solver.problem import Problem
+from planner.solver.problem_bounds import least_layer_bytes
+from planner.solver.restriction import Restriction
+from planner.solver.runs import least_runs, used_splits
+from planner.solver.search import Progress
+from planner.solver.solution import chosen
+from planner.solver.ties import Near
+from planner.solver.variables import Linear
+
+
+def fewest_devices(progress: Progress, near: Near, known: int | None) -> Near:
+    """Return the answers with the fewest devices in use; ``known``: those of one of the answers, if one is known."""
+    problem = near.space.problem
+    if known is None or least_devices(problem, near.restriction) < known:
+        model = near.model()
+        known = progress.minimise(model, devices(model), what="devices in use").value
+    restriction = with_at_most(problem, near.restriction, known)
+    return replace(near.where(lambda model: model.model.add(devices(model) <= known)), restriction=restriction)
+
+
+def devices(model: Model) -> Linear:
+    """Return the number of devices in use."""
+    return sum(model.use.used)
+
+
+def least_stages(problem: Problem, restriction: Restriction) -> int:
+    """Return 1 where some group has the memory for all layers, else 2."""
+    layers = least_layer_bytes(problem)
+    groups = (problem.groups[g] for g in restriction.groups)
+    rooms = (sum(problem.capacity_bytes[d] for d in group.devices) for group in groups)
+    return 1 if any(room >= layers for room in rooms) else 2
+
+
+def least_devices(problem: Problem, restriction: Restriction) -> int:
+    """Return devices that any answer of these groups has in use: of one that has room for all layers, or of two."""
+    layers = least_layer_bytes(problem)
+    groups = [problem.groups[g] for g in restriction.groups]
+    sizes = sorted(len(group.devices) for group in groups)
+    alone = [len(group.devices) for group in groups if sum(problem.capacity_bytes[d] for d in group.devices) >= layers]
+    return min([*alone, sum(sizes[:2])] if len(sizes) > 1 else [*alone, *sizes])
+
+
+def with_at_most(problem: Problem, restriction: Restriction, count: int) -> Restriction:
+    """Return the groups on no more devices than that, and the choices that have no more together with one of them."""
+    groups = tuple(g for g in restriction.groups if len(problem.groups[g].devices) <= count)
+    device_sets = {frozenset(problem.groups[g].devices) for g in groups}
+    choices = []
+    for block, known in zip(problem.blocks, restriction.choices, strict=True):
+        fits = [any(len(devices.union(option.devices)) <= count for devices in device_sets) for option in block.options]
+        choices.append(tuple((o, c) for o, c in known if fits[o]))
+    return Restriction(groups=groups, choices=tuple(choices))
+
+
+def fewest_runs(progress: Progress, near: Near) -> tuple[Near, int]:
+    """Return the answers with the fewest runs of layers, and the least step time among them.
+
+    Numbers of runs are tried in turn, from the least that counting allows. A try that is not decided within its budget
+    is passed over; after limits.RUNS_TRIES such ones the answers have the runs that dealing out their shares gives.
+    """
+    problem = near.space.problem
+    least = least_runs(problem, least_stages(problem, near.restriction))
+    most, undecided = least, 0
+    while undecided < limits.RUNS_TRIES and most < least + limits.MOST_RUNS:
+        few = near.where(_RunsAtMost(most=most, least=least))
+        model = few.model()
+        try:
+            limit = limits.FEWEST_RUNS_LIMIT if most == least else limits.RUNS_LIMIT
+            step = progress.minimise(model, model.step_ns, what="step time", mode=best_within(limit))
+        except Infeasible:
+            pass
+        except NotProvenError:
+            undecided += 1
+        else:
+            few = replace(few, least_ns=step.bound)
+            if step.bound < step.value:  # then ties among other groups and choices are not worth a search
+                few = replace(few, restriction=chosen(model), tie_limit=limits.SHORT_TIE_LIMIT)
+            return few, step.value
+        most = max(most + 1, _fewest_splits(progress, near)) if most == least else most + 1
+    model = near.model()
+    return near, progress.minimise(model, model.step_ns, what="step time").value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _RunsAtMost:
+    """The condition that all stages together have few runs; ``least``: a number that none has less than."""
+
+    most: int
+    least: int
+
+    def __call__(self, model: Model) -> None:
+        model.add_runs(self.most, self.least)
+
+
+def _fewest_splits(progress: Progress, near: Near) -> int:
+    """Return a number of splits that any answer has in use at least; 0 where none is proven."""
+    model = near.model()
+    splits = used_splits(model.model, model.stages)
+    try:
+        return progress.minimise(model, splits, what="splits in use", mode=best_within(limits.RUNS_LIMIT)).bound
+    except NotProvenError:
+        return 0
