@@ -18,7 +18,7 @@ import pytest
 from kill_ranks import strike
 from plans.schema import Plan
 from runtime import Engine
-from runtime.comm.progress import Phase, Progress
+from runtime.comm.progress import Progress
 from runtime.errors import ImageDamaged, MachineError, PeerError, RequestError
 from runtime.processes.launch import main_module_hidden
 from runtime.processes.machine import check_machine
@@ -134,17 +134,14 @@ def test_no_rank_outlives_its_parent(
 
 
 def test_a_rank_counts_gpus_as_a_plan_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sets the order before it asks for its device, and so before CUDA reads it."""
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     directory, plan = compiled_plan(tmp_path)
-    orders: list[str] = []
-
-    class RecordingProgress(Progress):
-        def begin(self, phase: Phase) -> None:
-            orders.append(os.environ["CUDA_DEVICE_ORDER"])
-            super().begin(phase)
-
-    open_rank(plan, directory, 0, None, RecordingProgress())
-    assert set(orders) == {"PCI_BUS_ID"}, "the order is set before the image is read"
+    gpu = dataclasses.replace(plan.devices[0], kind="cuda", ordinal=99)
+    plan = dataclasses.replace(plan, inventory=dataclasses.replace(plan.inventory, devices=(gpu,)))
+    with pytest.raises(MachineError, match="cuda:99 is not there"):
+        open_rank(plan, directory, 0, None, Progress())
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_a_machine_that_differs_from_the_plan_is_refused(plan_dir: tuple[Path, Plan]) -> None:
