@@ -384,12 +384,18 @@ def test_base_and_eagle_head_exchanged(bench: Bench) -> None:
     [
         (["--context", "513"], "--context: found 513, the model has 512 positions"),
         (["--tree", "total_token=60,depth=1,top_k=2"], "--tree: total_token=60 wants 59 drafted nodes"),
-        (["--tree", "depth=1000000"], "--tree: depth: found 1000000, expected at most"),
         (["--prefill-chunk", "129"], "--prefill-chunk: found 129, expected at most the context of 128"),
     ],
 )
 def test_options(bench: Bench, more: list[str], message: str) -> None:
     refused(bench, [*bench.arguments(), *more], error="InputError", exit_code=2, message=message)
+
+
+def test_a_number_out_of_range_is_a_wrong_use(bench: Bench) -> None:
+    result = CliRunner().invoke(planner_main, [*bench.arguments(), "--tree", "depth=1000000", "--json"])
+    error = json.loads(result.stdout)["error"]
+    assert (error["type"], error["exit_code"], result.exit_code) == ("UsageError", 2, 2)
+    assert "'--tree': depth: found '1000000', expected a whole number from 1 to 64" in error["message"]
 
 
 def test_infeasible_reports_missing_bytes_per_device(bench: Bench) -> None:
@@ -572,7 +578,7 @@ def test_images(ready: Bench, name: str, monkeypatch: pytest.MonkeyPatch, capsys
         (["--prompt-ids", "1,2,3", "--max-new-tokens", "126"], "context of 128"),
         (["--prompt-ids", ",".join(["1"] * 128)], "context of 128"),
         (["--prompt-ids", "1,256"], "prompt_ids[1]: found 256, expected 0 to 255"),
-        (["--prompt-ids", "1,-1"], "prompt_ids[1]: found -1"),
+        (["--prompt-ids", "1,-1"], "--prompt-ids: found '1,-1', expected numbers like 1,2,3"),
         (["--prompt-ids", "one"], "--prompt-ids: found 'one'"),
         (["--prompt-ids", ""], "prompt: empty"),
         (["--prompt-ids", "1", "--max-new-tokens", "0"], "max_new_tokens: found 0"),

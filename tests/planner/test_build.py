@@ -139,7 +139,7 @@ def test_defaults_are_written_out() -> None:
         ),
         (
             Wanted(tree=Tree(kind="dynamic", total_token=60, depth=7, top_k=1025, paths=None)),
-            "--tree: top_k: found 1025, expected at most 256",
+            "--tree: top_k: found 1025, expected a whole number from 1 to 256",
         ),
         (
             Wanted(tree=Tree(kind="dynamic", total_token=60, depth=10**9, top_k=10, paths=None)),
