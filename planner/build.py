@@ -18,7 +18,7 @@ from planner.formulations import Formulations
 from planner.longest_context import longest_context
 from planner.plan_directory import BASE_CONFIG, draft_config
 from planner.problem.formulate import Formulation
-from planner.problem.previous_plan import Previous
+from planner.problem.previous_plan import Previous, listed_order
 from planner.request import Request, resolve_request
 from planner.solver.minimise import Settings
 from planner.solver.solve import Keep, Solved, solve, solve_nearly
@@ -86,7 +86,7 @@ def plan(
             raise InputError("--previous: a plan of another model: give one of this model")
         used = {line.device for line in previous.memory}
         named = frozenset(device.host for device in formulation.inventory.devices if device.id in used)
-        formulation = dataclasses.replace(formulation, named_hosts=named)
+        formulation = dataclasses.replace(formulation, named_hosts=named, listed=listed_order(previous))
 
     def solve_on(part: Formulation) -> Solved | None:
         earlier = _earlier(part, inputs, previous)

@@ -8,7 +8,9 @@ candidates inside a host are those of its module:
   nothing is lost;
 * of equal parts (pairs with a bridge, boards): runs of consecutive devices, across parts, and one candidate of a part
   on each of a run of parts;
-* of unlike parts: what the parts offer, in every combination;
+* of unlike parts: what the parts offer, in every combination. Where parts are of several devices and there are more
+  than MOST_COMBINED combinations: what the parts offer by themselves, and whole parts in every combination, or if these
+  are too many runs of all devices;
 * of devices with irregular links, and of up to MOST_UNEVEN devices that are not all linked alike: every subset. Of more
   than MOST_IRREGULAR devices with irregular links: runs of consecutive ones, which the fastest links connect.
 
@@ -25,8 +27,8 @@ not candidates. How a set divides attention is enumerated in :mod:`planner.probl
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, groupby, product
 from typing import TypeVar
@@ -41,6 +43,9 @@ MOST_SETS = 20_000
 
 MOST_PARTS = 16
 """Parts of a host that sets over equal hosts consist of at most; where there are more, only whole classes count."""
+
+MOST_COMBINED = 5_000
+"""Combinations of what unlike parts of a module offer, of several devices some of them."""
 
 MOST_HOST_SETS = 64
 """Combinations of hosts over which devices of one look form sets; where there are more, only runs of hosts do."""
@@ -59,12 +64,12 @@ Members = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceSet:
-    """Devices that may hold a stage or a block, ascending; the first is the leader."""
+    """Devices that may hold a stage or a block, in the order of the candidates; the first is the leader."""
 
     devices: tuple[int, ...]
-    """Indices in the order of the machine."""
+    """Indices in the machine; those of a host adjoin."""
     hosts: tuple[int, ...]
-    """Hosts of the devices, each once, in the order of devices."""
+    """Hosts of the devices, ascending."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ class Candidates:
     """Candidate device sets of a machine."""
 
     machine: Machine
+    listed: tuple[str, ...] = ()
+    """Ids of devices in the order in which sets list them, before all others; by default that of the machine."""
 
     @property
     def inventory(self) -> Inventory:
@@ -99,7 +106,21 @@ class Candidates:
             for host, module in enumerate(self.machine.modules)
             for members in self._inside(module)
         ]
-        return tuple(sorted(inside, key=_order)) + tuple(sorted(self._wide, key=_order))
+        return tuple(map(self._in_order, (*sorted(inside, key=_size), *sorted(self._wide, key=_size))))
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """All devices, in an order in which every set lists its own."""
+        places = {name: place for place, name in enumerate(self.listed)}
+        ids = [device.id for device in self.inventory.devices]
+        place = [places.get(name, len(places) + device) for device, name in enumerate(ids)]
+        first = [min(place[device] for device in devices) for devices in self.fabric.of_host]
+        return tuple(sorted(range(len(ids)), key=lambda d: (first[self.fabric.host_of[d]], place[d])))
+
+    def _in_order(self, candidate: DeviceSet) -> DeviceSet:
+        if not self.listed:
+            return candidate
+        return replace(candidate, devices=tuple(sorted(candidate.devices, key=self.order.index)))
 
     @property
     def singles(self) -> tuple[DeviceSet, ...]:
@@ -146,8 +167,12 @@ class Candidates:
             return list(map(tuple, _runs(module.devices, 1)))
         if module.kind == "device":
             return [module.devices]
-        offered = ([(), *self._of_equal_parts(parts)] for parts in module.classes)
-        return [members for chosen in product(*offered) if (members := tuple(d for part in chosen for d in part))]
+        offered = [self._of_equal_parts(parts) for parts in module.classes]
+        if _combines_all(module):
+            return _combined(offered)
+        runs = [_whole_runs(parts) for parts in module.classes] if _combines_whole(module) else []
+        wide = _combined(runs) if runs else map(tuple, _runs(module.devices, 1))
+        return list(dict.fromkeys((*(members for own in offered for members in own), *wide)))
 
     def _of_equal_parts(self, parts: Sequence[Module]) -> list[Members]:
         """Return runs of the devices of equal parts, and one candidate of a part on each of a run of parts."""
@@ -220,7 +245,7 @@ class Candidates:
                 yield hosts
 
 
-def _order(candidate: DeviceSet) -> tuple[int, tuple[int, ...]]:
+def _size(candidate: DeviceSet) -> tuple[int, tuple[int, ...]]:
     return len(candidate.devices), candidate.devices
 
 
@@ -238,10 +263,40 @@ def _count(module: Module) -> int:
         return int(2**size) - 1
     if module.kind != "joined":
         return _run_count(size)
+    if _combines_all(module):
+        return _product(_count_equal(parts) for parts in module.classes)
+    own = sum(_count_equal(parts) for parts in module.classes)
+    whole = _product(_run_count(len(parts)) for parts in module.classes)
+    return own + (whole if _combines_whole(module) else _run_count(size))
+
+
+def _combines_all(module: Module) -> bool:
+    """Tell whether all that the parts of a joined module offer is combined."""
+    if all(part.kind == "device" for part in module.parts):
+        return True
+    return _product(_count_equal(parts) for parts in module.classes) <= MOST_COMBINED
+
+
+def _combines_whole(module: Module) -> bool:
+    return _product(_run_count(len(parts)) for parts in module.classes) <= MOST_COMBINED
+
+
+def _product(counts: Iterable[int]) -> int:
+    """Return how many combinations there are of one of so many or none, less the one of none."""
     total = 1
-    for parts in module.classes:
-        total *= 1 + _count_equal(parts)
+    for count in counts:
+        total *= 1 + count
     return total - 1
+
+
+def _combined(offered: Iterable[Iterable[Members]]) -> list[Members]:
+    """Return every combination of one or none of each."""
+    choices = product(*([(), *own] for own in offered))
+    return [members for chosen in choices if (members := tuple(device for part in chosen for device in part))]
+
+
+def _whole_runs(parts: Sequence[Module]) -> list[Members]:
+    return [tuple(device for part in run for device in part.devices) for run in _runs(parts, 1)]
 
 
 def _count_equal(parts: Sequence[Module]) -> int:

@@ -60,6 +60,8 @@ class Formulation:
     """Most equal hosts that are searched; None: all."""
     named_hosts: frozenset[str] = frozenset()
     """Hosts that are searched in any case: something depends on their names."""
+    listed: tuple[str, ...] = ()
+    """Ids in the order in which groups list their devices, where an earlier plan has one; else that of the machine."""
 
     @property
     def searched(self) -> Inventory:
@@ -154,7 +156,7 @@ class Formulation:
     @cached_property
     def candidates(self) -> Candidates:
         """Device sets that the strategies which divide layers choose from."""
-        return Candidates(machine=self.machine)
+        return Candidates(machine=self.machine, listed=self.listed)
 
     @cached_property
     def machine(self) -> Machine:

@@ -8,11 +8,11 @@ for a group of n devices and K KV heads:
   ``context``, ``head_dim`` or ``batch``; along ``heads`` (each member repeats the cache) only where n > K.
 * Where n > K and K does not divide n, also K subgroups as equal as can be.
 
-For each, a *split* is made of every way to deal K heads out over the subgroups, at least one each, in equal bundles of
-heads (:func:`bundles`): at most 16 bundles, fewer where there would be more than MOST_SPLITS splits; a prime number of
-heads above 16 is dealt out one by one. More subgroups than bundles divide the heads as evenly as can be, in that one
-way. Over several hosts the heads are dealt out equally to the hosts, and on each host in the same way, in at most 8
-bundles; where that is not possible, as evenly as can be.
+For each, *splits* are made: every way to deal K heads out over the subgroups, at least one each, in equal bundles of
+heads (:func:`bundles`: at most 16, fewer where there would be more than MOST_SPLITS splits; a prime number of heads
+above 16 is dealt out one by one), and always the even divisions, in which subgroups differ by one head at most. Over
+several hosts the heads are dealt out equally to the hosts, and on each host in the same way, in at most 8 bundles or
+evenly; and evenly to all subgroups.
 """
 
 import math
@@ -72,21 +72,37 @@ def bundles(kv_heads: int, sizes: tuple[tuple[int, int], ...]) -> int:
 
 @cache
 def head_divisions(kv_heads: int, most_bundles: int, parts: int) -> tuple[tuple[int, ...], ...]:
-    """Return every way to deal bundles out over ``parts``, at least one each; more parts than bundles share evenly."""
-    if parts > most_bundles:
-        return (even(kv_heads, parts),) if parts <= kv_heads else ()
+    """Return every way to deal bundles out over ``parts``, at least one each, and every even division."""
+    if parts > kv_heads:
+        return ()
     heads = kv_heads // most_bundles
-    return tuple(tuple(heads * part for part in shares) for shares in compositions(most_bundles, parts))
+    dealt = compositions(most_bundles, parts) if parts <= most_bundles else ()
+    in_bundles = (tuple(heads * part for part in shares) for shares in dealt)
+    return tuple(dict.fromkeys((*in_bundles, *even_divisions(kv_heads, parts))))
 
 
 @cache
 def repeated_head_divisions(kv_heads: int, most_bundles: int, parts: int, hosts: int) -> tuple[tuple[int, ...], ...]:
-    """Return the divisions that are the same on each of several hosts where there are any, else the most even one."""
-    if parts % hosts == 0 and kv_heads % hosts == 0 and parts <= kv_heads:
+    """Return the divisions that are the same on each of several hosts, where there are any, and an even one of all."""
+    if parts > kv_heads:
+        return ()
+    repeated: Sequence[tuple[int, ...]] = ()
+    if parts % hosts == 0 and kv_heads % hosts == 0:
         most = min(most_bundles, MOST_WIDE_BUNDLES)
         inside = max(n for n in range(1, most + 1) if kv_heads // hosts % n == 0)
-        return tuple(shares * hosts for shares in head_divisions(kv_heads // hosts, inside, parts // hosts))
-    return (even(kv_heads, parts),) if parts <= kv_heads else ()
+        repeated = [shares * hosts for shares in head_divisions(kv_heads // hosts, inside, parts // hosts)]
+    return tuple(dict.fromkeys((*repeated, even(kv_heads, parts))))
+
+
+def even_divisions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Yield ``total`` as ``parts`` numbers that differ by one at most, the larger ones at every place in a circle.
+
+    Members of a class adjoin, so each class can have the larger numbers. Where more than one is larger, members of a
+    class that have it may be any: they are alike.
+    """
+    shares = even(total, parts)
+    for start in range(parts if total % parts else 1):
+        yield shares[parts - start :] + shares[: parts - start]
 
 
 def even(total: int, parts: int) -> tuple[int, ...]:

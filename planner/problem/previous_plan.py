@@ -1,11 +1,12 @@
 """Prices an earlier plan in the indices of a problem: bytes of weights that a device would have to load anew."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from planner.integers import ceil_div
 from planner.problem.formulate import Formulation
+from planner.problem.machine import canonical_machine
 from planner.solver.earlier import HeldUnits, Segment
 from planner.solver.problem import Group, StageAnswer
 from planner.solver.transport import transport
@@ -22,6 +23,35 @@ _NOBODY = "anew"
 """Name of a device that held nothing: everything on it is loaded anew."""
 
 
+def listed_order(plan: Plan) -> tuple[str, ...]:
+    """Return ids of devices in an order in which every group of a plan lists its own, as far as there is one.
+
+    Where groups contradict one another, stages count first, then lm_head, drafter and embedding. Of what is left open
+    the order of the machine decides.
+    """
+    groups = [stage.devices for stage in plan.stages] + [plan.head.devices]
+    groups += [plan.draft_placement.devices] if plan.draft_placement is not None else []
+    pairs = [pair for group in (*groups, plan.embed.devices) for pair in pairwise(group)]
+    before: dict[str, set[str]] = {device.id: set() for device in canonical_machine(plan.inventory).inventory.devices}
+    for one, other in pairs:
+        if other not in _all_before(one, before):
+            before[other].add(one)
+    order: list[str] = []
+    while len(order) < len(before):
+        order.append(next(name for name in before if name not in order and before[name] <= set(order)))
+    return tuple(order)
+
+
+def _all_before(name: str, before: Mapping[str, Collection[str]]) -> set[str]:
+    """Return the devices that come before one, near or far."""
+    reached, left = set[str](), [name]
+    while left:
+        new = set(before[left.pop()]) - reached
+        reached |= new
+        left += new
+    return reached
+
+
 class Previous:
     """The earlier plan as :class:`planner.solver.earlier.Earlier`; it must be of the same model."""
 
@@ -31,7 +61,7 @@ class Previous:
         self.plan = plan
         self.held = weights.held_before(plan, formulation.model, formulation.draft, formulation.options.dtype, inputs)
         self.names = self.problem.devices
-        self.order = sorted(range(len(self.names)), key=lambda device: (self.problem.alike[device], device))
+        self.order = formulation.candidates.order
         self.split_bytes = cache(self._split_bytes)
         self._member_bytes = cache(self._new_member_bytes)
         self._held_draft = any(item.draft for item in self.held.values())

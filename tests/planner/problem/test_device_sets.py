@@ -1,5 +1,6 @@
 """Candidate device sets of an inventory."""
 
+import random
 from itertools import groupby
 from typing import Any
 
@@ -119,6 +120,19 @@ def test_bridges_of_two_types_of_devices_are_combined() -> None:
     devices = [entry for half in halves for entry in half["devices"]]
     offered = sets_of({"name": "box", "links": {"class": "shm", "pairs": pairs}, "devices": devices})
     assert len(offered) == (8 * 9 // 2 + 2 * 6 + 1) ** 2 - 1
+
+
+@pytest.mark.parametrize("unlike", [2, 3, 16])
+def test_sixteen_devices_with_eight_bridges_are_never_too_many(unlike: int) -> None:
+    """However many types there are, and whatever the bridges join: every bridge is a candidate, and so are all."""
+    rng = random.Random(unlike)
+    devices = [cpu(f"g{i}", 8 + (i if unlike == 16 else rng.randrange(unlike))) for i in range(16)]
+    pairs = [{"between": [f"g{2 * i}", f"g{2 * i + 1}"]} | PAIR for i in range(8)]
+    offered = candidates({"name": "box", "links": {"class": "shm", "pairs": pairs}, "devices": devices})
+    names = [device.id for device in offered.inventory.devices]
+    sets = {frozenset(names[device] for device in members.devices) for members in offered.sets}
+    assert len(sets) == len(offered.sets) <= 5000
+    assert {frozenset(pair["between"]) for pair in pairs} | {frozenset(names)} <= sets
 
 
 def test_few_devices_that_are_linked_unlike_are_offered_in_every_subset() -> None:

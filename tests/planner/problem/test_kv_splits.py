@@ -93,6 +93,20 @@ def test_head_divisions_sum_to_all_heads_and_exist_for_up_to_one_member_per_head
     assert len(set(listed)) == len(listed)
 
 
+@given(st.integers(1, 64), st.integers(1, 24), st.integers(1, 64))
+def test_even_divisions_are_always_listed(kv_heads: int, parts: int, most_bundles: int) -> None:
+    """However few bundles there are: with the larger shares at the start, and at the end."""
+    fewer = next(n for n in range(min(most_bundles, kv_heads), 0, -1) if kv_heads % n == 0)
+    shares = even(kv_heads, parts)
+    listed = head_divisions(kv_heads, fewer, parts)
+    assert listed == () if parts > kv_heads else {shares, shares[::-1]} <= set(listed)
+    for hosts in (n for n in range(2, parts + 1) if parts <= kv_heads):
+        assert shares in repeated_head_divisions(kv_heads, fewer, parts, hosts)
+        if parts % hosts == 0 and kv_heads % hosts == 0:
+            inside = even(kv_heads // hosts, parts // hosts)
+            assert inside * hosts in repeated_head_divisions(kv_heads, fewer, parts, hosts)
+
+
 @given(st.integers(1, 32), st.integers(2, 4), st.integers(1, 6))
 def test_divisions_over_hosts_repeat_one_division_per_host(kv_heads: int, hosts: int, members: int) -> None:
     parts = hosts * members
@@ -101,6 +115,4 @@ def test_divisions_over_hosts_repeat_one_division_per_host(kv_heads: int, hosts:
     for shares in listed:
         assert sum(shares) == kv_heads
         assert min(shares) >= 1
-        if kv_heads % hosts == 0:
-            assert shares == shares[:members] * hosts
-    assert listed == () or even(kv_heads, parts) in listed or kv_heads % hosts == 0
+        assert kv_heads % hosts or shares in (shares[:members] * hosts, even(kv_heads, parts))

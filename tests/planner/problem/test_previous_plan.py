@@ -14,7 +14,7 @@ from planner.cli import main
 from planner.emit import emit
 from planner.families import load_base
 from planner.problem.formulate import Formulation
-from planner.problem.previous_plan import Previous
+from planner.problem.previous_plan import Previous, listed_order
 from planner.solver.solve import Solved
 from plans import codec
 from plans.diff import moved_bytes
@@ -22,6 +22,7 @@ from plans.schema import Plan
 from tests.planner import instances
 from tests.planner.every_answer import every_answer, value
 from tests.planner.instances import EQUAL, TINY, UNLIKE, cpu, demo, gpu, host, inventory_of, options_of, plan_of, saved
+from tests.planner.machines import FAST, device
 
 PERCENT = 10_000
 ROOMY: Any = {"hosts": [host("box", *(cpu(f"cpu{i}", 30) for i in range(3)))]}
@@ -60,14 +61,37 @@ def test_the_tolerance_decides_whether_a_slow_device_is_kept() -> None:
     before = planned(ROOMY, 256)
     slow = json.loads(json.dumps(ROOMY))
     used = max(before.stages, key=lambda stage: stage.num_layers).devices[0]
-    for device in slow["hosts"][0]["devices"]:
-        if device["id"] == used:
-            device["bandwidth"] = "6 GB/s"
+    for entry in slow["hosts"][0]["devices"]:
+        if entry["id"] == used:
+            entry["bandwidth"] = "6 GB/s"
     strict, tolerant = (planned(slow, 256, before, ppm) for ppm in (0, 10**6))
     assert moved(before, tolerant) == 0
     assert strict.proof.least_ns == strict.proof.bound_ns == tolerant.proof.bound_ns
     assert tolerant.proof.objective_ns > strict.proof.objective_ns
     assert strict.proof.objective_ns <= strict.proof.least_ns * 1.005
+
+
+def test_groups_keep_the_order_of_their_devices_where_figures_change() -> None:
+    """Two devices in one stage of the earlier plan, of which the first is smaller now: each keeps its weights."""
+    before = planned({"hosts": [host("box", device("a", 25 << 10), device("b", 24 << 10), links=FAST)]}, 256)
+    assert ("a", "b") in [stage.devices for stage in before.stages]
+    smaller = host("box", device("a", 24 << 10), device("b", 25 << 10), links=FAST)
+    kept = planned({"hosts": [smaller]}, 256, before, PERCENT)
+    assert moved(before, kept) == 0
+    assert [stage.devices for stage in kept.stages] == [stage.devices for stage in before.stages]
+
+
+def test_an_order_of_devices_is_read_from_an_earlier_plan() -> None:
+    before = planned(UNLIKE, 256)
+    assert sorted(listed_order(before)) == sorted(device.id for device in before.devices)
+    (stage, *_) = before.stages
+    one, other = (dataclasses.replace(stage, devices=devices) for devices in (("b1", "b0"), ("a1", "b1", "a0")))
+    swapped = dataclasses.replace(
+        before, stages=(one, other), head=dataclasses.replace(before.head, devices=("b0", "b1"))
+    )
+    order = listed_order(swapped)
+    assert [name for name in order if name in ("b1", "b0")] == ["b1", "b0"], "stages count before the lm_head"
+    assert [name for name in order if name in ("a1", "b1", "a0")] == ["a1", "b1", "a0"]
 
 
 def test_the_weights_of_a_removed_device_move() -> None:
@@ -119,7 +143,8 @@ def test_the_answer_moves_the_least_of_all_within_the_tolerance(
         devices = [gpu(f"g{i}", size_kib) for i, size_kib in enumerate(kib)]
         inventory = inventory_of({"hosts": [host("box", *devices)]}, "bfloat16")
         options = dataclasses.replace(common, within_ppm=within * PERCENT if previous else None)
-        formulation = Formulation(model=base.model, draft=None, options=options, inventory=inventory)
+        listed = listed_order(previous) if previous else ()
+        formulation = Formulation(model=base.model, draft=None, options=options, inventory=inventory, listed=listed)
         return formulation, plan_of(base, None, inventory, options, previous=previous)
 
     old = on(before)[1].plan
