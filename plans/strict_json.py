@@ -28,8 +28,12 @@ def loads(data: bytes) -> Any:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except JsonError:
         raise
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise JsonError(f"not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise JsonError("not valid JSON: nested too deeply") from error
+    except ValueError as error:  # of Python's limit on the digits of an integer
+        raise JsonError("not valid JSON here: a number of thousands of digits") from error
 
 
 def _check_cost(data: bytes) -> None:

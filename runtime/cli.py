@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from plans.console import INTERRUPTION, VERSION_MESSAGE, Refusal, error_data, refusals_reported, usage_refusal
+from plans.console import INTERRUPTION, USAGE, VERSION_MESSAGE, Refusal, error_data, refusals_reported, usage_refusal
 from plans.process import answered
 from plans.schema import PlanError
 from runtime.commands.bench import bench_command
@@ -72,6 +72,9 @@ def describe(error: BaseException) -> Refusal | None:
         return usage_refusal(error)
     if isinstance(error, click.Abort):  # click's name for Ctrl-C
         return INTERRUPTION
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+        return Refusal(exit_code=USAGE, text=f"error: {text}", data=error_data(error, text, USAGE))
     if isinstance(error, OSError):  # stdout that cannot be written, so there is no object
         return Refusal(exit_code=1, text=f"error: {error}", data=None)
     return None

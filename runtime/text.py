@@ -40,7 +40,10 @@ def encode(tokenizer: Tokenizer, text: str, *, special: bool = True) -> tuple[in
         text.encode()
     except UnicodeEncodeError as error:
         raise RequestError(f"prompt: character {error.start} is none: the bytes are not UTF-8") from error
-    return tuple(tokenizer.encode(text, add_special_tokens=special).ids)
+    try:
+        return tuple(tokenizer.encode(text, add_special_tokens=special).ids)
+    except Exception as error:  # the library raises nothing more precise, for parts that do not fit together
+        raise RequestError(f"{TOKENIZER_FILE}: cannot encode the prompt: {error}") from error
 
 
 class Output:
@@ -107,15 +110,22 @@ class Output:
             self.finish = "length"
         if self._tokenizer is None:
             return
-        self._text += self._decoder.step(self._tokenizer, token) or ""
-        if self.finished:
-            # append bytes of an incomplete character, which the stream decoder holds back
-            whole = self._tokenizer.decode(self.tokens, skip_special_tokens=True)
-            self._text += whole[len(self._text) :] if whole.startswith(self._text) else ""
+        try:
+            self._decode(self._tokenizer, token)
+        except Exception as error:  # as in `encode`
+            raise RequestError(f"{TOKENIZER_FILE}: cannot decode token {token}: {error}") from error
         ends = [end for end in (self._text.find(stop) for stop in self._request.stop) if end >= 0]
         if ends:
             self.finish = "stop"
             self._text = self._text[: min(ends)]
+
+    def _decode(self, tokenizer: Tokenizer, token: int) -> None:
+        """Append the text that a token makes certain; of the last one all that is left."""
+        self._text += self._decoder.step(tokenizer, token) or ""
+        if self.finished:
+            # append bytes of an incomplete character, which the stream decoder holds back
+            whole = tokenizer.decode(self.tokens, skip_special_tokens=True)
+            self._text += whole[len(self._text) :] if whole.startswith(self._text) else ""
 
     def _held(self) -> int:
         """Return the number of characters at the end that may be the beginning of a stop string."""

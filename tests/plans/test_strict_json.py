@@ -13,7 +13,8 @@ REFUSED = [
     (b"[NaN]", "found NaN, which is not JSON"),
     (b"-Infinity", "found -Infinity, which is not JSON"),
     (b'"\xff"', "not valid JSON: 'utf-8' codec can't decode byte 0xff in position 1: invalid start byte"),
-    (b"[" * 100_000, "not valid JSON: "),
+    (b"[" * 100_000, "not valid JSON: nested too deeply"),
+    (b"[" + b"9" * 5000 + b"]", "not valid JSON here: a number of thousands of digits"),
     (b'{"a\\n": 1, "a\\n": 2}', r"'a\n' of 2 characters: the name occurs twice"),
 ]
 

@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from runtime.errors import RequestError
-from runtime.text import MOST_TOKENIZER_BYTES, encode, load_tokenizer
+from runtime.request import Request
+from runtime.text import MOST_TOKENIZER_BYTES, Output, encode, load_tokenizer
 from tests.runtime.small import write_tokenizer
 
 
@@ -51,3 +53,13 @@ def test_a_tokenizer_may_be_a_link_within_the_directory(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").rename(tmp_path / "real.json")
     (tmp_path / "tokenizer.json").symlink_to("real.json")
     assert encode(load_tokenizer(tmp_path), "ab") == (0, 1)
+
+
+def test_a_tokenizer_whose_parts_do_not_fit_is_refused_when_it_is_used() -> None:
+    unknown = Tokenizer(models.WordLevel(vocab={"a": 0}, unk_token="[UNK]"))
+    with pytest.raises(RequestError, match=r"^tokenizer\.json: cannot encode the prompt: "):
+        encode(unknown, "b")
+    request = Request(prompt_ids=(0,), max_new_tokens=8, draft=False, ignore_eos=True, stop=())
+    output = Output(request, (), Tokenizer(models.WordLevel(vocab={"a": 0}, unk_token="a")))
+    with pytest.raises(RequestError, match=r"^tokenizer\.json: cannot decode token -1: "):
+        output.take([0, -1])

@@ -18,6 +18,7 @@ from planner.cli import main
 from planner.commands.declarations import COMMANDS
 from planner.demo_model import BASE, DEFAULT_HEAD
 from planner.errors import InfeasibleError, InputError
+from planner.request import DEFAULT_TREE
 from plans import codec
 from plans.schema import PlanError
 from tests.planner.instances import ROOT, cpu, host
@@ -95,9 +96,21 @@ def test_refusals_are_typed(tmp_path: Path) -> None:
         *({"dtype": "int8"}, {"kv_dtype": "int8"}, {"kv_axis": "layers"}, {"strategy": "fast"}),
         *({"batch": 1.5}, {"batch": True}, {"context": "32k"}, {"gap": "5%"}, {"gap": math.nan}, {"tree": "static"}),
     )
-    for options in refused:
-        with pytest.raises(InputError):
+    trees: tuple[dict[str, Any], ...] = (
+        *({"depth": "7"}, {"depth": -1}, {"depth": 65}, {"top_k": 0}, {"top_k": 1.0}, {"total_token": 1}),
+        *({"total_token": True}, {"total_token": 10**5000}, {"kind": "static"}, {"paths": ((0,),)}),
+        *({"kind": "static", "paths": paths} for paths in (((0,),), ((1.5,),), ((0, 0),), (), ("0",))),
+    )
+    numbers: tuple[dict[str, Any], ...] = tuple(
+        {name: value}
+        for name in ("batch", "context", "prefill_chunk", "stall_timeout_s", "gap", "within")
+        for value in (10**5000, -(10**400), math.inf, -math.nan, "\u0663", [])
+    )
+    of_trees = tuple({"tree": dataclasses.replace(DEFAULT_TREE, **tree)} for tree in trees)
+    for options in (*refused, *numbers, *of_trees):
+        with pytest.raises(InputError) as refusal:
             planner.plan(inventory=inventory, **options)
+        assert len(str(refusal.value)) < 300
     small = tmp_path / "small.yaml"
     small.write_text(yaml.safe_dump({"hosts": [host("box", cpu("c0", 1))]}))
     with pytest.raises(InfeasibleError) as short:
