@@ -39,11 +39,9 @@ _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _POINT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]*([eE][-+][0-9]+)?")
 _YAML_1_2_NUMBER = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _DIGITS = re.compile(r"[-+.:_0-9a-fA-FxobXOB]*")
-_REMEDIES = {
-    "bool": "write true or false",
-    "int": "write a decimal number",
-    "float": "write a decimal number like 1.0e-05",
-}
+_NUMBER = ("number", "write a decimal number like 10 or 1.0e-05, or quote it")
+_MEANINGS = {"int": _NUMBER, "float": _NUMBER, "bool": ("truth value", "write true or false, or quote it")}
+"""Meaning of a type of YAML in words, and what to write instead."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -161,8 +159,8 @@ def _scalar(event: Any) -> Any:
                 _refuse(event, f"found {text}, expected a number that is finite in double precision")
             return value
     if kind := _other_meaning(text):
-        remedy = f"{_REMEDIES[kind]}, or quote it" if kind in _REMEDIES else "quote it"
-        _refuse(event, f"{quote(text)} would be read as a {kind}: {remedy} if a string is meant")
+        meaning, remedy = _MEANINGS.get(kind, (kind, "quote it"))
+        _refuse(event, f"{quote(text)} would be read as a {meaning}: {remedy} if a string is meant")
     return text
 
 

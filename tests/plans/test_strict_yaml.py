@@ -41,7 +41,8 @@ def test_any_bytes_are_read_or_refused(source: str | bytes) -> None:
         ("? [1, 2]\n: 3", "x.yaml: line 1: found a sequence as a key, expected a string: quote it"),
         (
             "on: 1",
-            "x.yaml: line 1: 'on' would be read as a bool: write true or false, or quote it if a string is meant",
+            "x.yaml: line 1: 'on' would be read as a truth value: write true or false, or quote it if a string is "
+            "meant",
         ),
         ("true: 1", "x.yaml: line 1: found true or false as a key, expected a string: quote it"),
         ("a: &x 1", "x.yaml: line 1: anchors and aliases are not allowed"),
