@@ -94,6 +94,8 @@ INVENTORY = {
     "network": {"class": "ethernet", "bandwidth": "25 Gbit/s", "latency": "20 us"},
 }
 
+DEVICES = ("g0", "g1", "c0")
+
 NUMBERS = (
     *(0, 1, -1, 2, 3, 7, 255, 4096, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 10**18, 10**40, 10**400, -(2**63)),
     *(0.0, -0.5, 0.5, 1e-300, 1e300, 1e16, 5e-324),
@@ -143,7 +145,7 @@ def _like(value: Any, rng: random.Random) -> Any:
     if isinstance(value, str):
         _, space, unit = value.partition(" ")
         scaled = f"{rng.choice((0, 1, 7, 999, 10**6, 10**9, 10**12, 10**15, 10**18))} {unit}"
-        return scaled if space and rng.random() < 0.8 else rng.choice(("g0", "g1", "c0", *TEXTS))
+        return scaled if space and rng.random() < 0.8 else rng.choice((*DEVICES, *TEXTS))
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 10**300:
         return not value
     near = (value + 1, value - 1, value * 2, value // 2, value * 1000, -value, float(value), str(value))
@@ -287,8 +289,13 @@ class Cases:
 
     def device_map(self) -> tuple[str, list[str]]:
         """Return a command on a device map that was changed or corrupted."""
-        lines = {"model.embed_tokens": "g0", "model.layers": "g1", "model.layers.3": "c0", "lm_head": "g0"}
-        data = yaml.safe_dump(changed(lines | {"model.norm": "g0", "draft": "c0"}, self._rng), allow_unicode=True)
+        lines: dict[str, Any] = {"model.embed_tokens": "g0", "model.layers": "g1", "model.layers.3": "c0"}
+        lines |= {"model.norm": "g0", "lm_head": "g0", "draft": "c0"}
+        if self._rng.random() < 0.5:
+            lines |= {self._rng.choice(list(lines)): self._rng.choice((*DEVICES, 1, "cuda:0"))}
+        else:
+            lines = changed(lines, self._rng)
+        data = yaml.safe_dump(lines, allow_unicode=True)
         self._write("map.yaml", data if self._rng.random() < 0.8 else corrupted(data, self._rng))
         return "planner", [*self.build(out="other"), "--device-map", str(self._directory / "map.yaml")]
 
