@@ -150,11 +150,11 @@ NO_PRICES: Switch = (step, "memory_prices", _no_prices)
 ONE_LINE: Switch = (StageBound, "_envelope", _one_line)
 PARTS: dict[str, tuple[Switch, ...]] = {
     "nothing": (),
-    "all bounds": ((search, "lower_bounds", _no_bounds),),
+    "all bounds": ((search, "few_devices_bounds", _no_bounds),),
     "hosts": ((step, "_stages_ns", _no_stages_ns),),
     "chain": ((step, "chained", _unchained),),
     "prices": (NO_PRICES,),
-    "laziness": ((search, "lower_bounds", _tight_bounds),),
+    "laziness": ((search, "few_devices_bounds", _tight_bounds),),
     "stage": (ONE_LINE,),
     "prices, stage": (NO_PRICES, ONE_LINE),
     "by layers": ((step, "_stages_ns", _by_price_alone),),
@@ -182,7 +182,7 @@ def _solve(problem: Problem, part: str, limit: int, connection: Connection) -> N
     start = time.process_time()
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(start) + limit, math.ceil(start) + limit))
     solved = solve.solve(problem, Settings(workers=1))
-    objective_ns = solved.objective_ns if solved else None
+    objective_ns = solved.least_ns if solved else None
     connection.send(Run(cpu_s=time.process_time() - start, objective_ns=objective_ns))
 
 

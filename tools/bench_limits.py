@@ -115,7 +115,7 @@ def _within_gap(name: str) -> Ask:
 
     def ask() -> str:
         solved = solve(problem, Settings(gap_ppm=100_000))
-        return "nothing fits" if solved is None else f"{1 - solved.bound_ns / solved.objective_ns:.1%} above its bound"
+        return "nothing fits" if solved is None else f"{1 - solved.bound_ns / solved.least_ns:.1%} above its bound"
 
     return ask
 
@@ -183,7 +183,7 @@ def _bound(name: str) -> Ask:
         bounds, solved = lower_bounds(problem), solve(problem, Settings())
         assert bounds is not None, name
         assert solved is not None, name
-        return f"optimum {bounds.least / solved.objective_ns - 1:+.1e}"
+        return f"optimum {bounds.least / solved.least_ns - 1:+.1e}"
 
     return ask
 

@@ -103,7 +103,7 @@ def formulation_of(rivalry: Rivalry) -> Formulation:
         file = Path(directory) / "config.json"
         file.write_text(json.dumps(rivalry.model))
         base = load_base(file)
-    wanted = Wanted(context=rivalry.context, dtype=rivalry.dtype)
+    wanted = Wanted(context=rivalry.context, dtype=rivalry.dtype, simplify_ppm=0)
     return Formulation(
         model=base.model,
         draft=None,

@@ -196,6 +196,9 @@ MOST_PLACEMENTS = 64
 With 0, 64 and 1000, strategy ``balanced``: more than 20, 1.01 and 0.95 s on h100x16; 0.12, 0.12 and 1.35 s on 16of3.
 """
 
+MOST_DEVICE_SETS = 100
+"""Most sets of devices that are bounded one by one where not all devices may be in use."""
+
 # ---- feasibility ----
 
 MOST_COLUMNS = 5000

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from planner.errors import NotProvenError
 from planner.solver import limits
-from planner.solver.bounds.step import Bounds, lower_bounds
+from planner.solver.bounds.few_devices import FewDevices, few_devices_bounds
+from planner.solver.bounds.step import Bounds
 from planner.solver.minimise import FIND, FIND_SAME, PROVE, Infeasible, Mode, Optimum, Settings, minimise
 from planner.solver.model import Model
 from planner.solver.problem import Problem, granule_bytes
@@ -57,7 +58,7 @@ class Space:
 
     problem: Problem
     goal: Goal
-    bounds: Bounds | None
+    bounds: Bounds | FewDevices | None
     """None: there are none for such problems."""
     least: float
     """No answer takes less, in ns; infinite where the bounds show that there is none."""
@@ -109,7 +110,7 @@ class Space:
 
 def space_of(problem: Problem, goal: Goal) -> Space:
     """Return the answers that a goal leaves, with their bounds."""
-    bounds = lower_bounds(goal.for_time(problem))
+    bounds = few_devices_bounds(goal.for_time(problem))
     least = bounds.least if bounds else 0.0
     return Space(problem=problem, goal=goal, bounds=bounds, least=least, pairs=equal_hosts(problem))
 

@@ -7,9 +7,10 @@ groups by a dynamic programme over the devices of each host, messages by a short
 
     min over a superset of the answers of  cost + λ·(load - capacity)   <=   cost of every answer,   for any λ >= 0
 
-``step.lower_bounds`` is the way in. :mod:`planner.solver.solve` calls it, searches within ``Bounds.within(limit)``, and
-asks for ``Bounds.tightened()`` where that does not close. Bounds decide what is searched, never what is optimal:
-with all of them off the answers are the same, only later. README.md has the figures, part by part.
+``few_devices.few_devices_bounds`` is the way in, and asks ``step.lower_bounds``. :mod:`planner.solver.solve` calls it,
+searches within ``Bounds.within(limit)``, and asks for ``Bounds.tightened()`` where that does not close. Bounds decide
+what is searched, never what is optimal: with all of them off the answers are the same, only later. README.md has the
+figures, part by part.
 
     step             which bounds there are, and their intersection
     hosts            stages: all sets of disjoint groups, over all hosts
@@ -25,7 +26,8 @@ with all of them off the answers are the same, only later. README.md has the fig
     chain            messages from link to link: shortest paths
     whole_layers     where nothing is divided: placement by placement of the blocks
     host_count       by the number of hosts in use, for machines of which only a part is searched
-    excess           what all but that return
+    few_devices      where not all devices may be in use: set by set of those that may
+    excess           what all but these two return
 
 Not here: the model, its search and its proofs (:mod:`planner.solver`), bounds of missing memory
 (:mod:`planner.solver.feasible`), and sums over a problem's quantities that bound any answer

@@ -1,16 +1,24 @@
 """Of the answers that are nearly as fast as any, the one with the fewest devices, then the fewest runs of layers."""
 
 import dataclasses
+import json
+import tempfile
 from itertools import combinations_with_replacement, islice
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from planner.families import load_base
+from planner.formulations import Formulations
+from planner.request import Wanted, resolve
 from planner.solver.certify import certify, devices_in_use
 from planner.solver.minimise import Settings
 from planner.solver.problem import Answer, Problem, StageAnswer
 from planner.solver.solve import solve
 from tests.planner.brute_force import divisions
 from tests.planner.every_answer import every_answer, value
+from tests.planner.instances import ROOT, host, inventory_of, saved
 from tests.planner.tiny_problems import tiny_problem
 
 FEW = 3000
@@ -126,3 +134,45 @@ def test_most_devices_hold() -> None:
             assert in_use(problem, solved.answer) <= most
             assert value(problem, solved.answer) == min(values), f"seed {seed}"
     assert refused
+
+
+# ---- machines ----
+
+
+def formulated(config: dict[str, Any], link: str, types: tuple[str, ...], wanted: Wanted) -> Problem:
+    """Return the problem of a bare config on one host."""
+    with tempfile.TemporaryDirectory() as directory:
+        base = load_base(saved(Path(directory) / "base", config))
+    devices = [{"id": f"gpu{number}", "type": name} for number, name in enumerate(types)]
+    inventory = inventory_of({"hosts": [host("box", *devices, links={"class": link})]}, "bfloat16")
+    return Formulations().of(base, None, inventory, resolve(wanted, "bfloat16", base, None)).problem
+
+
+BASE = json.loads((ROOT / "plans/llama70b-4gpu/config.json").read_text())
+GB_80 = BASE | {"num_hidden_layers": 46, "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2}
+GB_50 = BASE | {"num_hidden_layers": 30, "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize("types", [("a6000", "a5000", "a5000"), ("a5000", "a6000", "a5000")])
+def test_a_large_and_two_small_cards_run_all_layers_alike(types: tuple[str, ...]) -> None:
+    wanted = Wanted(context=4096)
+    exact = solve(formulated(GB_80, "pcie", types, dataclasses.replace(wanted, simplify_ppm=0)), Settings())
+    simple = solve(formulated(GB_80, "pcie", types, wanted), Settings())
+    assert exact is not None
+    assert simple is not None
+    (stage,) = simple.answer.stages
+    assert runs(stage) == 1
+    assert simple.least_ns == simple.bound_ns == exact.least_ns
+    assert exact.least_ns <= simple.objective_ns <= exact.least_ns * 1.005
+
+
+def test_fewer_devices_may_be_asked_for() -> None:
+    """The answer on so many of a machine is as fast as on a machine that has no others, but for messages."""
+    wanted = Wanted(context=2048, simplify_ppm=0)
+    few = solve(formulated(GB_50, "pcie", ("a100-80g", "rtx-4090"), wanted), Settings())
+    problem = formulated(GB_50, "pcie", ("a100-80g", *["rtx-4090"] * 3), dataclasses.replace(wanted, max_devices=2))
+    capped = solve(problem, Settings())
+    assert few is not None
+    assert capped is not None
+    assert in_use(problem, capped.answer) == 2
+    assert abs(capped.least_ns - few.least_ns) < few.least_ns // 500
