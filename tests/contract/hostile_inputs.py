@@ -11,6 +11,7 @@ import contextlib
 import copy
 import io
 import json
+import os
 import random
 import resource
 import shutil
@@ -95,6 +96,8 @@ INVENTORY = {
 }
 
 DEVICES = ("g0", "g1", "c0")
+WRITING = ("detect", "html_file", "out")
+"""Parameters that make a command write to a file that they name, or measure the machine: they are left as they are."""
 
 NUMBERS = (
     *(0, 1, -1, 2, 3, 7, 255, 4096, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 10**18, 10**40, 10**400, -(2**63)),
@@ -102,7 +105,7 @@ NUMBERS = (
 )
 TEXTS = (
     *("", " ", "x", "0", "-1", "1:30", "0x10", "1_0", "nan", "inf", "1e999", "yes", "null", "~", "\u0663", "\uff11"),
-    *("9" * 5000, "x" * 3000, "a\x1b[31mb", "a\nb", "\u202e", "../../etc/passwd", "/dev/null", "%s%n", "{{ 1 }}"),
+    *("9" * 5000, "x" * 3000, "a\x1b[31mb", "a\nb", "\u202e", "../x", "/dev/null", "%s%n", "{{ 1 }}"),
     *("0 B", "1 B", "1 B/s", "1 FLOP/s", "9223372036854775807 B", "99999999 TB", "1 ns", "9999999999 s", "1e3 GiB"),
     *("1023 TiB", "0.000001 GB/s", "9000000 TB/s", "cpu", "rtx-4090", "pcie", "gloo", "auto", "g0", "llama", "mixtral"),
     *("bfloat16", "float64", "static", "static=0,0.0", "depth=1", "max", "1k", "999999999999", "100%", "5%", "0.5"),
@@ -237,7 +240,7 @@ class Cases:
         command = runtime_commands.commands[name] if program == "runtime" else COMMANDS[name]
         line = list(bases[name])
         for _ in range(rng.choice((1, 1, 2, 3))):
-            parameter = rng.choice([item for item in command.params if item.name != "detect"])
+            parameter = rng.choice([item for item in command.params if item.name not in WRITING])
             text = str(rng.choice((*TEXTS, *(number for number in NUMBERS if abs(number) < 10**300)))).replace("\0", "")
             if isinstance(parameter, click.Argument):
                 line[rng.randrange(1, len(line))] = text
@@ -312,6 +315,8 @@ KINDS: dict[str, Callable[[Cases], tuple[str, list[str]]]] = {
 def main(kind: str, seed: str, count: str, directory: str) -> None:
     """Run the cases of a kind."""
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    (Path(directory) / "here").mkdir(exist_ok=True)
+    os.chdir(Path(directory) / "here")  # names without a directory are of no file of ours
     signal.signal(signal.SIGPROF, _late)
     cases, codes = Cases(Path(directory), random.Random(int(seed))), Counter[str]()
     slowest = (0.0, 0)
