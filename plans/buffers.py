@@ -41,6 +41,7 @@ from plans.step import (
     carry_planes,
     draft_rows,
     draft_tree_rows,
+    every_expert_rows,
     forward_rows,
     layer_class,
     message_words,
@@ -264,7 +265,7 @@ def _layer_buffers(
     accumulated = 0 if dtype == "float32" else FLOAT32_BYTES // DTYPE_BYTES[dtype] * heads * dims
     fused_width = 2 * common.hidden + (3 * heads + 2 * share.heads) * dims + accumulated
     # model.layers.GatedMlp, model.experts.Experts: 4 H as in attention
-    mlp_width = 4 * common.hidden + max(_mlp_width(mlp, common.hidden, mlp_units) for mlp in mlps)
+    mlp_width = 4 * common.hidden + max(_mlp_width(mlp, common, mlp_units) for mlp in mlps)
     routed = max((mlp.num_experts for mlp in mlps if mlp.kind == "moe"), default=0)
     reduced = common.hidden if common.group_size > 1 else 0
 
@@ -312,15 +313,19 @@ def _converted(common: _Common, share: KvShare, heads: int, cache: tuple[int, ..
     )
 
 
-def _mlp_width(mlp: Mlp, hidden: int, units: int) -> int:
+def _mlp_width(mlp: Mlp, common: _Common, units: int) -> int:
     """Return the values of a row's temporaries: gate, up and their product; of experts also the row's copy and result.
 
-    ``units`` may be those of another, finer MLP of the model: no share is more than the whole.
+    Experts are either grouped, each row with those that are picked for it, or all of them are run on some rows at once:
+    then gate, up and their product, or the product and the result. ``units`` may be those of another, finer MLP of the
+    model: no share is more than the whole.
     """
-    channels = min(units * mlp.unit, mlp.intermediate_size)
-    if mlp.kind == "moe":
-        return mlp.experts_per_token * (2 * hidden + 3 * channels)
-    return 3 * channels
+    channels, hidden = min(units * mlp.unit, mlp.intermediate_size), common.hidden
+    if mlp.kind != "moe":
+        return 3 * channels
+    grouped = mlp.experts_per_token * (2 * hidden + 3 * channels)
+    at_once = every_expert_rows(common.options, mlp) * mlp.num_experts * (max(3 * channels, channels + hidden) + 4)
+    return max(grouped, -(-at_once // common.rows))
 
 
 def _subgroup_buffers(

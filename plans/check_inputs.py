@@ -44,6 +44,10 @@ MOST_TREE = {"total_token": 1024, "depth": 64, "top_k": 256}
 """Largest trees: larger ones cost more time than accepted tokens save, and their sizes would overflow."""
 
 
+BFLOAT16_CAPABILITY = 80
+"""Least compute capability on which fused attention takes bfloat16."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Violation:
     """One datum that contradicts the rest of the plan."""
@@ -74,6 +78,11 @@ def check_attention(options: Options, inventory: Inventory, model: Model, draft:
     gpus = [device for device in inventory.devices if device.kind == "cuda"]
     if not gpus:
         return
+    if options.dtype == "bfloat16":
+        for i, device in enumerate(inventory.devices):
+            if device.compute_capability is not None and device.compute_capability < BFLOAT16_CAPABILITY:
+                expected = f"at least {BFLOAT16_CAPABILITY}, for attention in bfloat16: plan with --dtype float16"
+                yield bad(f"inventory.devices[{i}].compute_capability", device.compute_capability, expected)
     multiple = ATTENTION_ALIGN_BYTES // DTYPE_BYTES[options.dtype]
     attentions = [(f"model.layers[{i}].attention", layers.attention) for i, layers in enumerate(model.layers)]
     if draft is not None:
@@ -310,6 +319,9 @@ def _check_device(path: str, device: Device, hosts: tuple[str, ...]) -> Iterator
         yield bad(f"{path}.ordinal", device.ordinal, "0 for a CPU")
     if device.uuid is not None and (device.kind == "cpu" or not DEVICE_UUID.fullmatch(device.uuid)):
         yield bad(f"{path}.uuid", repr(device.uuid), "a UUID of the driver, like GPU-... or MIG-..., of a GPU")
+    if device.compute_capability is not None and (device.kind == "cpu" or device.compute_capability < 50):
+        expected = "nothing for a CPU" if device.kind == "cpu" else "at least 50, or nothing"
+        yield bad(f"{path}.compute_capability", device.compute_capability, expected)
     for name in ("bandwidth_bytes_per_s", "flops_per_s"):
         if getattr(device, name) < 1:
             yield bad(f"{path}.{name}", getattr(device, name), "at least 1")

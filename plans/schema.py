@@ -63,6 +63,9 @@ class Device:
     """Datasheet dense rate at the plan's dtype."""
     overhead_ns: int
     """Fixed time of a dense layer: its launches, norms and element-wise work."""
+    compute_capability: int | None
+    """Of CUDA, ten times the major number and the minor one: 86 is sm_86. None: a CPU, or a type of unknown capability,
+    which is taken to be at least 80."""
 
     @property
     def capacity_bytes(self) -> int:

@@ -147,6 +147,7 @@ def make_device(device_id: str, *, memory_bytes: int = 64 * MIB, host: str = "bo
         bandwidth_bytes_per_s=10_000_000_000,
         flops_per_s=100_000_000_000,
         overhead_ns=50_000,
+        compute_capability=None,
     )
 
 

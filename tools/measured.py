@@ -1,8 +1,11 @@
 """Predicted times beside published ones: the rows of ``measured.yaml``, priced as they were measured.
 
 The placement is the published one (every part tensor-parallel over all devices of the row), not the planner's choice.
+Experts are priced as if the devices read those alone that are picked, as the engines of the rows do. The runtime does
+on a GPU only where torch has a kernel for it (``plans.step.groups_experts``), and plans price what it does.
 """
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
@@ -20,7 +23,7 @@ from planner.problem.device_sets import DeviceSet
 from planner.problem.formulate import Formulation
 from planner.request import Wanted, resolve
 from planner.solver.certify import certify
-from plans.schema import Tree
+from plans.schema import Inventory, Tree
 from plans.strict_yaml import load_yaml
 
 FILE = Path(__file__).with_name("measured.yaml")
@@ -113,6 +116,12 @@ class _Together(Formulation):
         return (DeviceSet(devices=tuple(range(len(self.inventory.devices))), hosts=(0,)),)
 
 
+def _grouping(inventory: Inventory) -> Inventory:
+    """Return an inventory whose devices group rows by expert."""
+    devices = tuple(dataclasses.replace(device, compute_capability=90) for device in inventory.devices)
+    return dataclasses.replace(inventory, devices=devices)
+
+
 def predicted(row: Row, listed: Table) -> Predicted:
     """Price a row."""
     model = base_config(listed.models[row.model])
@@ -130,7 +139,7 @@ def predicted(row: Row, listed: Table) -> Predicted:
         model=base.model,
         draft=draft.draft if draft else None,
         options=options,
-        inventory=parse_inventory(one(row.link or "pcie", row.devices), row.name).at("bfloat16"),
+        inventory=_grouping(parse_inventory(one(row.link or "pcie", row.devices), row.name).at("bfloat16")),
     ).problem
     everywhere = problem.groups[0].devices
     answer = even_answer(problem, [problem.layers], everywhere, everywhere)

@@ -8,7 +8,7 @@ from plans.buffers import kv_bytes
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import kv_shares
 from plans.schema import Device, Plan, Stage
-from plans.step import draft_rows, forward_rows, kv_rows, layer_class, verify_rows
+from plans.step import draft_rows, forward_rows, kv_rows, layer_class, ungrouped_rows, verify_rows
 
 LEAST_S = 6
 """Least time-out: longer than any layer takes on a GPU, short enough that a hung run ends within 10 s."""
@@ -46,7 +46,9 @@ def _layers_ns(plan: Plan, stage: Stage, member: int, device: Device) -> int:
         for _ in range(run.num_layers):
             kind = layer_class(plan.model, layer)
             attention = attention_work(kind.attention, sizes, share, kv_bytes(plan.options, kind.attention, share))
-            unit, router = unit_work(kind.mlp, hidden, width, rows), router_work(kind.mlp, hidden, width, rows)
+            at_once = ungrouped_rows(plan.options, hidden, kind.mlp, device)
+            unit = unit_work(kind.mlp, hidden, width, rows, at_once)
+            router = router_work(kind.mlp, hidden, width, rows)
             units = run.mlp_units[member]
             intervals.append(
                 Work(

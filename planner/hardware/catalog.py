@@ -32,6 +32,8 @@ class DeviceType:
     names: tuple[str, ...]
     """All names that drivers give it, without the maker's; types that share a name differ in memory."""
     memory_type: str
+    compute_capability: int | None
+    """Of CUDA; None where it has none."""
     source: str
 
 
@@ -67,6 +69,7 @@ def _device_type(name: str, row: dict[str, Any]) -> DeviceType:
         reported_name=row["reported_name"],
         names=tuple(row["names"]),
         memory_type=row["memory_type"],
+        compute_capability=row.get("capability"),
         source=row["source"],
     )
 

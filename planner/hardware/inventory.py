@@ -177,6 +177,7 @@ def _device(data: Any, host: str, path: str) -> ListedDevice:
         bandwidth_bytes_per_s=_figure(fields, "bandwidth", units.BANDWIDTH, default.bandwidth_bytes_per_s, path),
         flops_per_s=_rates(fields, default, path),
         overhead_ns=_figure(fields, "overhead", units.DURATION, default.overhead_ns, path),
+        compute_capability=default.compute_capability,
     )
 
 
@@ -197,6 +198,7 @@ _OTHER = DeviceType(
     reported_name="",
     names=(),
     memory_type="",
+    compute_capability=None,
     source="the largest reserve and the overhead of the GPUs in the catalogue",
 )
 """Defaults of a type that the catalogue does not list."""

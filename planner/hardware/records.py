@@ -31,6 +31,7 @@ class ListedDevice:
     flops_per_s: Mapping[str, int]
     """Dense rate by dtype, in floating-point operations per second."""
     overhead_ns: int
+    compute_capability: int | None
 
     def at(self, dtype: DType) -> Device:
         """Return the device as it computes in ``dtype``."""
@@ -47,6 +48,7 @@ class ListedDevice:
             bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
             flops_per_s=self.flops_per_s[dtype],
             overhead_ns=self.overhead_ns,
+            compute_capability=self.compute_capability,
         )
 
 

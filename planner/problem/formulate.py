@@ -214,9 +214,8 @@ class Formulation:
 
     def _kind(self, kind: int) -> Kind:
         """Return the fine axis of a layer kind: its MLP units, and the time of one on each device."""
-        work = self._shares.unit(kind)
         return Kind(
             units=self._shares.kinds[kind].mlp.units,
             unit_bytes=self._shares.unit_bytes(kind),
-            unit_ps=tuple(work.ps(device) for device in self.searched.devices),
+            unit_ps=tuple(self._shares.unit(kind, device).ps(device) for device in self.searched.devices),
         )

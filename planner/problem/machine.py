@@ -47,6 +47,7 @@ def look_of(device: Device) -> Look:
         -device.bandwidth_bytes_per_s,
         -device.flops_per_s,
         device.overhead_ns,
+        device.compute_capability or 0,
     )
 
 

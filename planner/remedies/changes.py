@@ -225,6 +225,7 @@ def _assumed_cpu(request: Request, host: Host, memory_bytes: int) -> ListedDevic
         bandwidth_bytes_per_s=HOST_BANDWIDTH_BYTES_PER_S,
         flops_per_s=dict.fromkeys(DTYPE_BYTES, HOST_FLOPS_PER_S),
         overhead_ns=row.overhead_ns,
+        compute_capability=row.compute_capability,
     )
 
 
@@ -283,7 +284,12 @@ def _unlike_hosts(request: Request) -> Iterator[tuple[Host, list[ListedDevice]]]
 def _figures(device: ListedDevice, request: Request) -> tuple[str | int, ...]:
     """Return everything about a device on which a placement may depend but its name and host."""
     dtype = resolve_dtype(request.wanted, request.base, request.inventory)
-    rates = (device.bandwidth_bytes_per_s, device.flops_per_s[dtype], device.overhead_ns)
+    rates = (
+        device.bandwidth_bytes_per_s,
+        device.flops_per_s[dtype],
+        device.overhead_ns,
+        device.compute_capability or 0,
+    )
     return (device.type, device.memory_bytes, device.reserve_bytes, *rates)
 
 

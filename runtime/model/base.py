@@ -26,7 +26,7 @@ from plans.ranges import share_range
 from plans.schema import Plan, Stage
 from plans.slot_records import LayerSlots
 from plans.slots import embed_slot, lm_head_slots, stage_slots
-from plans.step import layer_class, tree_rows
+from plans.step import layer_class, tree_rows, ungrouped_rows
 from runtime.comm.groups import Comm, Group
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
@@ -296,7 +296,8 @@ def _receiving(hop: Group | None) -> Group | None:
 def _layers(plan: Plan, stage: Stage, binder: Binder, slots: Sequence[LayerSlots], attended: Attend) -> list[Layer]:
     """Bind the layers of a stage to this member's share of them."""
     layers: list[Layer] = []
-    member, eps = binder.group.index, plan.model.norm_eps
+    member, eps, hidden = binder.group.index, plan.model.norm_eps, plan.model.hidden_size
+    device = plan.device(stage.devices[member])
     for run in stage.runs:
         share = kv_shares(stage, run.kv_heads)[member]
         for _ in range(run.num_layers):
@@ -307,7 +308,7 @@ def _layers(plan: Plan, stage: Stage, binder: Binder, slots: Sequence[LayerSlots
                     attention_norm=binder.norm(norm, eps),
                     attention=binder.attention(own.attention, layer.attention, share, eps, attended),
                     mlp_norm=binder.norm(own.mlp.norm, eps),
-                    mlp=binder.mlp(own.mlp, layer.mlp),
+                    mlp=binder.mlp(own.mlp, layer.mlp, ungrouped_rows(plan.options, hidden, layer.mlp, device)),
                 )
             )
     return layers

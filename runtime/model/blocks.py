@@ -82,8 +82,8 @@ class Binder:
             k_norm=None if slots.k_norm is None else self.norm(slots.k_norm, eps),
         )
 
-    def mlp(self, slots: MlpSlots, mlp: schema.Mlp) -> GatedMlp | Experts:
-        """Return a share of an MLP, or of every expert."""
+    def mlp(self, slots: MlpSlots, mlp: schema.Mlp, ungrouped_rows: int | None = None) -> GatedMlp | Experts:
+        """Return a share of an MLP, or of every expert; ``ungrouped_rows`` as in ``Experts``."""
         if slots.router is not None:
             return Experts(
                 router=self.linear(slots.router, None),
@@ -91,6 +91,7 @@ class Binder:
                 down=self._optional(slots.down),
                 picked=mlp.experts_per_token,
                 normed=mlp.norm_topk_prob,
+                ungrouped_rows=ungrouped_rows,
                 group=self.group,
             )
         if slots.gate_up is None or slots.down is None:

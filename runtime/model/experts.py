@@ -1,24 +1,22 @@
 """Mixture of experts on one device's share: a slice of the channels of every expert, and the whole router.
 
     x [W, H] ── router ── softmax ── the e best of E experts and their weights [W, e]
-    W · e copies of rows, sorted by expert ── gate, up ── down ── times weight, back in their order, summed by row
+    grouped: W · e copies of rows, sorted by expert ── gate, up ── down ── times weight, in their order, summed by row
+    else: all E experts on every row ── gate, up ── down ── times weight, 0 for those not chosen, summed by row
 
-Shapes depend on W · e alone, not on which experts are chosen. Letters as in ``layers``. Temporaries are bounded by
+The plan's device decides which (``plans.step.ungrouped_rows``). Shapes depend on W · e or W · E alone, not on which
+experts are chosen, and the host waits for nothing. Letters as in ``layers``. Temporaries are bounded by
 `scratch.router` and `scratch.mlp` in plans/buffers.py.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.layers import Linear
-
-GROUPED_ALIGN_BYTES = 16
-"""Multiple of which the rows of its operands must be for torch's grouped product on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +32,8 @@ class Experts:
     """e, experts of each row."""
     normed: bool
     """True: the weights of a row's experts are divided by their sum."""
+    ungrouped_rows: int | None
+    """Rows on which all experts are run at once; None: rows are grouped by expert."""
     group: Group
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -41,11 +41,13 @@ class Experts:
         out = residual.clone() if self.group.leads else torch.zeros_like(residual)
         if self.gate_up is not None and self.down is not None:
             weights, experts = self.route(x)
-            aligned = all(
-                part.shape[2] * part.itemsize % GROUPED_ALIGN_BYTES == 0 for part in (self.gate_up, self.down)
-            )
-            run = _sorted if x.is_cpu or aligned else _one_by_one
-            out.add_(run(x, self.gate_up, self.down, weights, experts))
+            if self.ungrouped_rows is None:
+                out.add_(_sorted(x, self.gate_up, self.down, weights, experts))
+            else:
+                for part, *chunk in zip(
+                    *(rows.split(self.ungrouped_rows) for rows in (out, x, weights, experts)), strict=True
+                ):
+                    part.add_(_all(chunk[0], self.gate_up, self.down, *chunk[1:]))
         self.group.all_reduce(out)
         return out
 
@@ -67,12 +69,11 @@ def _sorted(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: 
     return back.view(rows, picked, -1).sum(1)
 
 
-def _one_by_one(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
-    """Sum every expert over every row, where the channels are not aligned for a grouped product on a GPU."""
-    dense = torch.zeros(x.shape[0], gate_up.shape[0], device=x.device).scatter_(1, experts, weights)
-    out = torch.zeros_like(x)
-    for expert in range(gate_up.shape[0]):
-        gate, up = torch.mm(x, gate_up[expert].t()).chunk(2, dim=1)
-        result = torch.mm(functional.silu(gate).mul_(up), down[expert].t())
-        out.add_(result.mul_(dense[:, expert : expert + 1]))
-    return out
+def _all(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+    """Run every expert on every row, and sum those that were chosen; the others are zeros, also where they overflow."""
+    (rows, _), (number, channels, _) = x.shape, gate_up.shape
+    chosen = x.new_zeros((rows, number), dtype=torch.float32).scatter_(1, experts, weights)  # [W, E]
+    inner = ops.gated(ops.product(x, gate_up.flatten(0, 1).t()).view(rows * number, channels))  # [W * E, m]
+    inner = inner.view(rows, number, -1).masked_fill_((chosen == 0.0).unsqueeze(2), 0.0)
+    results = torch.bmm(inner.transpose(0, 1), down.transpose(1, 2))  # [E, W, H]
+    return results.mul_(chosen.t().unsqueeze(2)).sum(0)

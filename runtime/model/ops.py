@@ -50,9 +50,14 @@ def prepare(dtype: torch.dtype) -> None:
         raise MachineError(f"the CPU kernels want libgomp, which torch brings on Linux: {error}") from error
 
 
+def has_kernels(x: Tensor) -> bool:
+    """Return True where the operations on a tensor are those of ``kernels``; elsewhere they are torch's."""
+    return x.is_cpu
+
+
 def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ ``weight`` [in, out] + ``added`` [W or 1, out]; ``weight`` is the transpose of a slot."""
-    if not x.is_cpu:
+    if not has_kernels(x):
         return torch.mm(x, weight) if added is None else torch.addmm(added, x, weight)
     (rows, inputs), (weight_inputs, outputs), size = x.shape, weight.shape, x.itemsize
     assert weight_inputs == inputs
@@ -87,7 +92,7 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> T
     ``weights`` [G, out, in], one per group, are transposed in the product. Of the R rows, those from ends[g - 1] to
     ends[g] - 1 belong to group g, ``ends`` [G] int64. The weight of a group without rows is not read.
     """
-    if not x.is_cpu:
+    if not has_kernels(x):
         chosen = x if index is None else x.index_select(0, index)
         return functional.grouped_mm(chosen, weights.transpose(1, 2), offs=ends.int())
     groups, outputs, inputs = weights.shape
@@ -118,7 +123,7 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> T
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return ``x`` [W, H] over its root mean square, times ``weight`` [H]."""
-    if not x.is_cpu:
+    if not has_kernels(x):
         return functional.rms_norm(x, weight.shape, weight, eps)
     (rows, inputs), size, out = x.shape, x.itemsize, torch.empty_like(x)
     assert weight.shape[0] == inputs
@@ -138,7 +143,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def gated(both: Tensor) -> Tensor:
     """Return silu(gate) * up [W, m], of ``both`` [W, 2m]: gates, then ups."""
-    if not both.is_cpu:
+    if not has_kernels(both):
         gate, up = both.chunk(2, dim=1)
         return functional.silu(gate).mul_(up)
     (rows, width), size = both.shape, both.itemsize
@@ -157,7 +162,7 @@ def gated(both: Tensor) -> Tensor:
 
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the ``count`` highest of each row of logits [W, V], best first: columns, and log-softmax in float32."""
-    if not logits.is_cpu:
+    if not has_kernels(logits):
         highest = logits.float().topk(count, 1)
         return highest.indices, highest.values - logits.float().logsumexp(1, keepdim=True)
     (rows, columns), size = logits.shape, logits.itemsize
@@ -228,7 +233,7 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, weighted: bo
 
 def attends(qkv: Tensor, cache: Tensor) -> bool:
     """Return whether ``attend`` applies: on a CPU whose KV cache has the dtype of the activations."""
-    return qkv.is_cpu and cache.dtype == qkv.dtype
+    return has_kernels(qkv) and cache.dtype == qkv.dtype
 
 
 def attend(

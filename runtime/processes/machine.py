@@ -174,6 +174,12 @@ def _check_cuda(plan: Plan, device: Device) -> None:
         raise MachineError(
             f"{where} is {properties.name!r}, expected a name with {device.reported_name!r} (type {device.type})"
         )
+    capability = 10 * properties.major + properties.minor
+    if device.compute_capability not in (None, capability):
+        raise MachineError(
+            f"{where} has compute capability {capability}, the plan's {device.type} has {device.compute_capability}: "
+            "build a plan for this machine"
+        )
     needed = _physical_bytes(plan, device)
     if properties.total_memory < needed:
         raise MachineError(f"{where} has {properties.total_memory} bytes of memory, the plan needs {needed}")

@@ -63,6 +63,7 @@ def test_the_catalogue_fills_in_figures_missing_from_the_file() -> None:
         bandwidth_bytes_per_s=2_039 * 10**9,
         flops_per_s=312 * 10**12,
         overhead_ns=36_000,
+        compute_capability=80,
     )
     assert (gpu1.memory_bytes, gpu1.reserve_bytes, gpu1.ordinal) == (24 << 30, 1 << 30, 1)
     assert (cpu.kind, cpu.ordinal, cpu.memory_bytes, cpu.reserve_bytes) == ("cpu", 0, 64 << 30, 0)
@@ -393,6 +394,7 @@ def devices(draw: st.DrawFn, device_id: str, host: str, ordinal: int) -> Device:
         bandwidth_bytes_per_s=draw(SIZES),
         flops_per_s=draw(SIZES),
         overhead_ns=draw(st.integers(0, 10**6)),
+        compute_capability=None if name == "own-type" else catalog().devices[name].compute_capability,
     )
 
 
@@ -559,8 +561,20 @@ def test_driver_names_contain_the_name_that_the_runtime_looks_for(name: str) -> 
 
 def test_a_row_of_the_catalogue_has_no_unknown_field() -> None:
     fields = {"memory", "memory_type", "reserve", "bandwidth", "bfloat16", "float16", "float32", "overhead"}
+    fields |= {"capability"}
     for name, row in load_yaml(CATALOG.read_bytes(), CATALOG.name)["devices"].items():
         assert set(row) <= fields | {"reported_name", "names", "source"}, name
+
+
+@pytest.mark.parametrize("name", sorted(set(catalog().devices) - {"cpu"}))
+def test_gpus_of_nvidia_have_a_compute_capability_and_the_units_of_it(name: str) -> None:
+    entry = catalog().devices[name]
+    if "AMD" in entry.source:
+        assert entry.compute_capability is None
+        return
+    assert entry.compute_capability in {60, 61, 70, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121}
+    rates = entry.flops_per_s
+    assert (rates["bfloat16"] > rates["float32"]) == (entry.compute_capability >= 80)
 
 
 def test_devices_without_bfloat16_units_run_it_at_the_rate_of_float32() -> None:

@@ -57,6 +57,40 @@ def test_a_committed_plan_runs_as_a_gpu_wants_it(name: str, rank: int) -> None:
     assert 0 < run.peak <= scratch(plan, rank)
 
 
+BUDGETS = {
+    "llama8b-1gpu": {
+        "plain": {"prefill": 950, "verify": 494, "draft": 3, "commit": 14},
+        "EAGLE": {"prefill": 1326, "verify": 500, "draft": 328, "commit": 16},
+    },
+    "mixtral-8x7b-2gpu": {
+        "plain": {"prefill": 3961, "verify": 947, "draft": 3, "commit": 14},
+        "EAGLE": {"prefill": 4582, "verify": 953, "draft": 567, "commit": 16},
+    },
+}
+"""Operations that compute, by phase, on the first rank: about as many launches. A prompt of 521 has two chunks."""
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_phase_has_its_budget_of_operations(name: str) -> None:
+    run = on_meta(codec.load(PLANS / name), 0, [521])
+    counts = {
+        kind: {"prefill": run.prefill[kind].count, **{phase: trace.count for phase, trace in step.items()}}
+        for kind, step in run.steps.items()
+    }
+    assert counts == BUDGETS[name], "more operations take more time; fewer are a lower budget"
+
+
+@pytest.mark.parametrize(("capability", "grouped"), [(86, False), (90, True)])
+def test_experts_are_grouped_where_torch_has_a_kernel_for_it(capability: int, grouped: bool) -> None:
+    plan = codec.load(PLANS / "mixtral-8x7b-2gpu")
+    devices = tuple(dataclasses.replace(device, compute_capability=capability) for device in plan.inventory.devices)
+    plan = dataclasses.replace(plan, inventory=dataclasses.replace(plan.inventory, devices=devices))
+    run = on_meta(plan, 0, [100])
+    assert faults(run) == []
+    assert all(("_grouped_mm.default" in step["verify"].kernels) == grouped for step in run.steps.values())
+    assert 0 < run.peak <= scratch(plan, 0)
+
+
 @pytest.mark.parametrize(
     "tree", [TREE, Tree(kind="static", total_token=4, depth=1, top_k=2, paths=((0,), (1,), (0, 1)))]
 )
