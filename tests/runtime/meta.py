@@ -241,7 +241,7 @@ Kind = Literal["plain", "EAGLE"]
 
 @dataclass
 class Result:
-    """What one rank did: prefill, and one step of each kind."""
+    """Traces of one rank: of prefill, and of one step of each kind."""
 
     prefill: dict[Kind, Trace] = field(default_factory=dict)
     steps: dict[Kind, dict[str, Trace]] = field(default_factory=dict)

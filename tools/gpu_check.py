@@ -1,0 +1,137 @@
+"""Try on a GPU what could not be tried without one, part by part, and print one table.
+
+    tools/gpu_check                      # all parts, at most ten minutes
+    tools/gpu_check --only attention,steps
+    tools/gpu_check --list
+    tools/gpu_check --device cpu         # the parts as far as they run without a GPU, on the embedded model
+
+Each part is a process of its own with its own time-out, so that a lost CUDA context or a hang ends that part alone.
+Exit codes: 0 all as predicted, 1 something was not, 2 bad usage, 5 there is no CUDA device.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PROGRAM = Path(__file__).with_name("gpu_parts.py")
+NO_DEVICE = 5
+"""Exit code of a part that finds no CUDA device."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One part of the check."""
+
+    name: str
+    seconds: int
+    """Time-out."""
+    tries: str
+
+
+PARTS = (
+    Part(name="machine", seconds=30, tries="name, memory, compute capability and bandwidth against the catalogue"),
+    Part(
+        name="attention",
+        seconds=50,
+        tries="the fused kernel: right, in planned scratch, refuses what is misaligned",
+    ),
+    Part(name="float8", seconds=30, tries="attention to a float8 cache, converted in blocks"),
+    Part(name="experts", seconds=40, tries="a mixture of experts, grouped and all at once, without a wait of the host"),
+    Part(name="first_use", seconds=60, tries="time until the first step, against the stall time-out"),
+    Part(name="steps", seconds=75, tries="times of steps against the plan; no wait of the host but the read of a step"),
+    Part(
+        name="memory",
+        seconds=60,
+        tries="memory at a long context against the plan, outside torch against the reserve",
+    ),
+    Part(name="graph", seconds=40, tries="capture of a verify as a CUDA graph"),
+    Part(name="tokens", seconds=75, tries="tokens of the embedded model against those of the CPU"),
+    Part(name="load", seconds=40, tries="loading through pinned memory, hashed and not"),
+    Part(name="products", seconds=30, tries="bandwidth of matrix products as narrow as a tree"),
+    Part(name="nccl", seconds=50, tries="return of a collective before its members have met, on two GPUs"),
+    Part(name="devices", seconds=20, tries="order and UUIDs of devices, MIG slices and CUDA_VISIBLE_DEVICES"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One comparison; a verdict of ``ok``, ``WRONG``, ``-`` (a figure without a bound) or the reason of none."""
+
+    part: str
+    what: str
+    predicted: str
+    measured: str
+    verdict: str
+
+
+def run(part: Part, device: str) -> tuple[list[Row], int]:
+    """Run a part; return its rows and its exit code, 124 where it took too long."""
+    command = [sys.executable, str(PROGRAM), part.name, "--device", device]
+    # the modules of the tree that this file is in, whatever is installed
+    path = os.pathsep.join([str(PROGRAM.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONPATH": path}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    try:
+        out, error = process.communicate(timeout=part.seconds)
+        code = process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, error = process.communicate()
+        code = 124
+    rows = [Row(part=part.name, **json.loads(line)) for line in out.splitlines() if line.startswith("{")]
+    last = next((line for line in reversed(error.splitlines()) if line.strip()), "no message")
+    if code == NO_DEVICE:
+        rows.append(Row(part=part.name, what=part.tries, predicted="", measured="no CUDA device", verdict="not tried"))
+    elif code:
+        reason = f"longer than {part.seconds} s" if code == 124 else f"exit code {code}: {last}"
+        rows.append(Row(part=part.name, what=part.tries, predicted="an end", measured=reason, verdict="WRONG"))
+    return rows, code
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as text, one column for each field."""
+    heads = {"part": "part", "what": "what", "predicted": "predicted", "measured": "measured", "verdict": "verdict"}
+    lines = [heads, *map(asdict, rows)]
+    widths = {name: max(len(line[name]) for line in lines) for name in heads}
+    return "\n".join("  ".join(line[name].ljust(widths[name]) for name in heads).rstrip() for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: what runs without a GPU")
+    parser.add_argument("--only", metavar="PART,...", help="run these parts alone")
+    parser.add_argument("--list", action="store_true", help="print the parts and what each tries")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file too")
+    options = parser.parse_args(arguments)
+    if options.list:
+        print("\n".join(f"{part.name:10} {part.seconds:3} s  {part.tries}" for part in PARTS))
+        return 0
+    names = options.only.split(",") if options.only else [part.name for part in PARTS]
+    unknown = [name for name in names if name not in {part.name for part in PARTS}]
+    if unknown:
+        parser.error(f"--only: unknown part {', '.join(unknown)}, expected some of {', '.join(p.name for p in PARTS)}")
+    rows, codes = list[Row](), list[int]()
+    for part in PARTS:
+        if part.name in names:
+            print(f"{part.name}: {part.tries}", file=sys.stderr, flush=True)
+            more, code = run(part, options.device)
+            rows += more
+            codes.append(code)
+    print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    if any(row.verdict == "WRONG" for row in rows):
+        return 1
+    return NO_DEVICE if NO_DEVICE in codes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
