@@ -315,20 +315,21 @@ KINDS: dict[str, Callable[[Cases], tuple[str, list[str]]]] = {
 def main(kind: str, seed: str, count: str, directory: str) -> None:
     """Run the cases of a kind."""
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-    (Path(directory) / "here").mkdir(exist_ok=True)
-    os.chdir(Path(directory) / "here")  # names without a directory are of no file of ours
+    place = Path(directory).resolve()
+    (place / "here").mkdir(exist_ok=True)
+    os.chdir(place / "here")  # names without a directory are of no file of ours
     signal.signal(signal.SIGPROF, _late)
-    cases, codes = Cases(Path(directory), random.Random(int(seed))), Counter[str]()
+    cases, codes = Cases(place, random.Random(int(seed))), Counter[str]()
     slowest = (0.0, 0)
     for number in range(int(count)):
         program, arguments = KINDS[kind](cases)
-        shutil.rmtree(Path(directory) / "other", ignore_errors=True)
+        shutil.rmtree(place / "other", ignore_errors=True)
         began = time.process_time()
         code, err = run(program, arguments)
         slowest = max(slowest, (round(time.process_time() - began, 1), number))
         codes[str(code) if isinstance(code, int) else "error"] += 1
         if code not in CODES[program] or "Traceback" in err or (code != 0 and not err and code != 1):
-            written = {file.name: file.read_text(errors="replace") for file in Path(directory).glob("hostile.*")}
+            written = {file.name: file.read_text(errors="replace") for file in place.glob("hostile.*")}
             case = {"case": number, "line": [program, *arguments], "code": code, "err": err[-2000:], "files": written}
             sys.stdout.write(f"{json.dumps(case)}\n")
             sys.stdout.flush()
