@@ -20,14 +20,18 @@ from planner.solver.ties import Near
 from planner.solver.variables import Linear
 
 
-def fewest_devices(progress: Progress, near: Near, known: int | None) -> Near:
-    """Return the answers with the fewest devices in use; ``known``: those of one of the answers, if one is known."""
+def fewest_devices(progress: Progress, near: Near, known: int | None) -> tuple[Near, int]:
+    """Return the answers with the fewest devices in use, and how many these are.
+
+    ``known``: those of one of the answers, if one is known.
+    """
     problem = near.space.problem
     if known is None or least_devices(problem, near.restriction) < known:
         model = near.model()
         known = progress.minimise(model, devices(model), what="devices in use").value
     restriction = with_at_most(problem, near.restriction, known)
-    return replace(near.where(lambda model: model.model.add(devices(model) <= known)), restriction=restriction)
+    few = near.where(lambda model: model.model.add(devices(model) <= known))
+    return replace(few, restriction=restriction), known
 
 
 def devices(model: Model) -> Linear:
@@ -63,14 +67,17 @@ def with_at_most(problem: Problem, restriction: Restriction, count: int) -> Rest
     return Restriction(groups=groups, choices=tuple(choices))
 
 
-def fewest_runs(progress: Progress, near: Near) -> tuple[Near, int]:
+def fewest_runs(progress: Progress, near: Near, fastest: Model | None) -> tuple[Near, int]:
     """Return the answers with the fewest runs of layers, and the least step time among them.
 
+    ``fastest``: with a solution that takes least of all answers, if it has as few devices in use.
     Numbers of runs are tried in turn, from the least that counting allows. A try that is not decided within its budget
     is passed over; after limits.RUNS_TRIES such ones the answers have the runs that dealing out their shares gives.
     """
     problem = near.space.problem
     least = least_runs(problem, least_stages(problem, near.restriction))
+    if fastest is not None and _dealt_alike(fastest) == least:
+        return near.where(_RunsAtMost(most=least, least=least)), fastest.value(fastest.step_ns)
     most, undecided = least, 0
     while undecided < limits.RUNS_TRIES and most < least + limits.MOST_RUNS:
         few = near.where(_RunsAtMost(most=most, least=least))
@@ -90,6 +97,18 @@ def fewest_runs(progress: Progress, near: Near) -> tuple[Near, int]:
         most = max(most + 1, _fewest_splits(progress, near)) if most == least else most + 1
     model = near.model()
     return near, progress.minimise(model, model.step_ns, what="step time").value
+
+
+def _dealt_alike(model: Model) -> int | None:
+    """Return the runs of a solution in which each stage can deal its layers of each kind out alike; else None."""
+    runs = 0
+    for kinds, units in zip(model.stages.layers, model.stages.units, strict=True):
+        for counts, of_members in zip(kinds, units, strict=True):
+            used = [layers for layers in map(model.value, counts) if layers]
+            if len(used) > 1 or any(model.value(total) % layers for layers in used for total in of_members):
+                return None
+            runs += len(used)
+    return runs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

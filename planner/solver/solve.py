@@ -184,9 +184,11 @@ def _near(space: Space, progress: Progress, keep: Keep | None, model: Model, ste
     if keep is not None:
         near = _kept(progress, near, keep)
     if problem.simplify_ppm:
-        near = fewest_devices(progress, near, sum(map(model.value, model.use.used)) if keep is None else None)
-    if problem.simplify_ppm and keep is None:
-        return fewest_runs(progress, near)
+        in_use = sum(map(model.value, model.use.used)) if keep is None else None
+        near, fewest = fewest_devices(progress, near, in_use)
+        if keep is None:
+            is_proven = step.bound == step.value == model.value(model.step_ns)
+            return fewest_runs(progress, near, model if is_proven and in_use == fewest else None)
     if not ppm and keep is None:
         return near, step.value
     fastest = near.model()
