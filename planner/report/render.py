@@ -291,4 +291,5 @@ def _verdict(shown: View) -> RenderableType:
     verdict.append(f": {shown.verdict}; at least {format_bytes(shown.min_free_bytes)} free on every device")
     if shown.unused:
         verdict.append(f"\nnot used: {', '.join(device.id for device in shown.unused)}")
+    verdict.append(f"\n{shown.family}.", style="dim")
     return verdict

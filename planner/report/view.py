@@ -114,6 +114,8 @@ class View:
     bound_ns: int
     status: str
     verdict: str
+    family: str
+    """Placements that the proof is about."""
     min_free_bytes: int
     digest: str
 
@@ -140,6 +142,7 @@ def view(plan: Plan) -> View:
         bound_ns=plan.proof.bound_ns,
         status=plan.proof.status,
         verdict=_verdict_line(plan),
+        family=_family_line(plan),
         min_free_bytes=plan.proof.min_free_bytes,
         digest=digest(plan),
     )
@@ -227,6 +230,22 @@ def _verdict_line(plan: Plan) -> str:
         return f"one step takes {step}; the least of any {placement}, proven, is {least}: {lost}"
     gap = (proof.least_ns - proof.bound_ns) / max(1, proof.least_ns)
     return f"one step takes {step}{more}; no {placement} takes less than {bound}, {gap:.1%} below"
+
+
+def _family_line(plan: Plan) -> str:
+    """Return the placements that the proof is about, in short; the section Proof of plans/FORMAT.md has all of it."""
+    match plan.options.strategy:
+        case "latency":
+            return (
+                "Proven over candidate placements: stages, tables and EAGLE head each on one group of devices of a "
+                "host (any set of unlike ones, any number of equal ones), or on the same part of several hosts; KV "
+                "heads in bundles, or shared by subgroups of one size; any MLP units, vocabulary rows and numbers of "
+                "layers (plans/FORMAT.md, Proof)"
+            )
+        case "custom":
+            return "Proven over placements in which every module is on the device that the device map names"
+        case _:
+            return "Proven over placements of whole layers, each on one device, and of tables and EAGLE head likewise"
 
 
 def is_least(plan: Plan) -> bool:

@@ -204,6 +204,27 @@ def test_what_is_given_up_for_a_simpler_plan_is_printed() -> None:
     assert "- simplify: 0.5 %" in render.markdown(plan)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "family"),
+    [
+        (
+            "latency",
+            "Proven over candidate placements: stages, tables and EAGLE head each on one group of devices of a host ",
+        ),
+        (
+            "balanced",
+            "Proven over placements of whole layers, each on one device, and of tables and EAGLE head likewise.",
+        ),
+        ("custom", "Proven over placements in which every module is on the device that the device map names."),
+    ],
+)
+def test_the_family_of_placements_of_the_proof_is_printed(strategy: str, family: str) -> None:
+    plan = edited(one_device_plan(), "options.strategy", strategy)
+    assert family in render.markdown(plan)
+    assert family in render.html(plan)
+    assert family.strip() in " ".join(render.text(plan, 100, color=False).split())
+
+
 def test_markdown_tables_are_rectangular() -> None:
     for plan in (two_stage_plan(), one_device_plan(), nvlink_plan(), spread_plan()):
         tables = [block for block in render.markdown(plan).split("\n\n") if block.startswith("|")]
