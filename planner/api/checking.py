@@ -1,9 +1,10 @@
 """Checks a plan: solves it again from its own inputs."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from planner.build import Built, rebuild
+from planner.solver import limits
 from planner.solver.minimise import Settings
 from plans import codec
 from plans.check import load
@@ -43,7 +44,7 @@ def check(directory: str | Path, *, workers: int = 1, seed: int = 0) -> CheckRes
     """
     directory = Path(directory)
     frozen = load(directory)
-    settings = replace(Settings(workers=workers, seed=seed), gap_ppm=frozen.options.gap_ppm)
+    settings = Settings(workers=workers, seed=seed, gap_ppm=frozen.options.gap_ppm, limit=limits.MOST_LIMIT)
     again = rebuild(directory, frozen, settings)
     return CheckResult(
         plan=frozen,

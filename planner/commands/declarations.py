@@ -217,9 +217,11 @@ BUILD = Command(
         *solver_options(),
         click.Option(
             ["--solver-limit"],
-            type=Number(0, limits.DETERMINISTIC_LIMIT),
+            metavar="N",
+            type=Number(0, limits.MOST_LIMIT),
             default=limits.DETERMINISTIC_LIMIT,
-            hidden=True,
+            help="Work of the solver after which it refuses with the gap reached; a unit is 1 to 2 seconds of a core. "
+            f"At most {limits.MOST_LIMIT:g}.  [default: {limits.DETERMINISTIC_LIMIT:g}]",
         ),
         json_option(),
         verbose(

@@ -24,10 +24,10 @@ def exact_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
     not end with a proof, once more under bounds in which memory has its price.
     """
     if not space.is_priced:
-        progress.budget = limits.UNPRICED_LIMIT * len(space.problem.groups) - sum(o.work for o in progress.optima)
+        progress.until = limits.UNPRICED_LIMIT * len(space.problem.groups)
         with suppress(NotProvenError, Infeasible):
             return _proven_step(space, progress)
-        progress.budget = math.inf
+        progress.until = math.inf
         space = space.priced()
         progress.exclude(space.least)
     return _proven_step(space, progress)
@@ -41,13 +41,17 @@ def _proven_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
             model, best = faster, least_step(progress, faster, searched_ns=best.value, known_ns=best.value)
         except Infeasible:
             progress.exclude(best.value)
-    progress.budget = math.inf
+    progress.until = math.inf
     return model, progress.settle_step(best.value, best.value)
 
 
 def first_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
     """Return the best of what is nearest to the bounds: usually the answer, and found quickly as it is little."""
+    packing: Model | None = None
     for limit_ns in space.limits_ns(limits.FIRST_LOOK):
+        if math.isinf(limit_ns) and space.bounds is not None and space.is_priced:
+            packing = packed_step(space, progress)
+            limit_ns = math.inf if packing is None else packing.value(packing.step_ns) + 1
         restriction = space.within(limit_ns)
         if restriction.possible:
             model = space.model(restriction)
@@ -59,7 +63,8 @@ def first_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
             except NotProvenError as error:
                 if not space.is_priced:
                     raise
-                if error.objective_ns is not None or (packing := packed_step(space, progress)) is None:
+                packing = packing or packed_step(space, progress)
+                if error.objective_ns is not None or packing is None:
                     raise
                 # A gap that is asked for is measured against the bounds alone: it is, before anything is searched.
                 progress.excluded_ns = int(space.least)

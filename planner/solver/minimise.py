@@ -38,7 +38,22 @@ class Settings:
     gap_ppm: int = 0
     """Relative gap between the step time and its proven bound that is accepted."""
     limit: float = limits.DETERMINISTIC_LIMIT
-    """Budget of each objective, in deterministic time; past it there is no answer."""
+    """Budget of all objectives of an answer together, in deterministic time; past it there is no answer."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Spent:
+    """Work of all searches for one answer, those that found nothing included."""
+
+    searches: float = 0.0
+    """Deterministic time of the searches."""
+    models: float = 0.0
+    """Deterministic time that building and presolving the models is taken to be: ``limits.VARIABLE_WORK`` each."""
+
+    @property
+    def work(self) -> float:
+        """Both together."""
+        return self.searches + self.models
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,15 +122,25 @@ class Optimum:
 
 
 def minimise(
-    model: Searched, objective: cp_model.LinearExpr | int, settings: Settings, *, what: str, mode: Mode = PROVE
+    model: Searched,
+    objective: cp_model.LinearExpr | int,
+    settings: Settings,
+    *,
+    what: str,
+    mode: Mode = PROVE,
+    spent: Spent | None = None,
 ) -> Optimum:
     """Minimise an objective; keep the solution in the model, as its values and as the hint of the next search.
 
-    Raise Infeasible where there is no solution, and NotProvenError past the limit of the settings.
+    Raise Infeasible where there is no solution, and NotProvenError past the limit of the settings. The work, also of
+    these, is added to ``spent``.
     """
     solver = _solver(settings, mode)
     model.model.minimize(objective)
     status = _solve(solver, model.model)
+    if spent is not None:
+        spent.searches += solver.response_proto.deterministic_time
+        spent.models += limits.VARIABLE_WORK * len(model.model.proto.variables)
     if status == cp_model.INFEASIBLE:
         raise Infeasible
     assert status != cp_model.MODEL_INVALID, model.model.validate()

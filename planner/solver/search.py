@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from planner.errors import NotProvenError
 from planner.solver import limits
 from planner.solver.bounds.few_devices import FewDevices, few_devices_bounds
 from planner.solver.bounds.step import Bounds
-from planner.solver.minimise import FIND, FIND_SAME, PROVE, Infeasible, Mode, Optimum, Settings, minimise
+from planner.solver.minimise import FIND, FIND_SAME, PROVE, Infeasible, Mode, Optimum, Settings, Spent, minimise
 from planner.solver.model import Model
 from planner.solver.problem import Problem, granule_bytes
 from planner.solver.restriction import Restriction, everything
@@ -124,17 +124,21 @@ class Progress:
     """Objectives in the order in which they were settled."""
     excluded_ns: int = 0
     """No answer takes less, as the bounds or what was searched show."""
-    budget: float = math.inf
-    """Deterministic time that is left to all searches together whose settings are those of the request."""
+    spent: Spent = field(default_factory=Spent)
+    """Work of all searches so far; the settings limit it."""
+    until: float = math.inf
+    """Deterministic time of all settled objectives at which this part of the search gives up."""
 
     def minimise(
         self, model: Model, objective: Linear, *, what: str, mode: Mode = PROVE, settings: Settings | None = None
     ) -> Optimum:
         """Settle one objective more; ``settings``: instead of those of the request."""
         if settings is None:
-            settings = replace(self.settings, limit=max(0.0, min(self.budget, self.settings.limit)))
-        optimum = minimise(model, objective, settings, what=what, mode=mode)
-        self.budget -= optimum.work
+            left = min(self.settings.limit - self.spent.work, self.until - sum(o.work for o in self.optima))
+            if left <= 0 and math.isinf(mode.budget):
+                raise NotProvenError(f"{what}: not proven within the deterministic limit of {self.settings.limit:g}")
+            settings = replace(self.settings, limit=left)
+        optimum = minimise(model, objective, settings, what=what, mode=mode, spent=self.spent)
         self.optima.append(optimum)
         return optimum
 
@@ -172,7 +176,7 @@ class Progress:
         gap = (step_ns - bound) / max(1, step_ns)
         return NotProvenError(
             f"step time: not proven optimal {limit}: found {step_ns} ns, bound {bound} ns, gap {gap:.2%}; accept one "
-            "with --gap",
+            "with --gap, or search longer with --solver-limit",
             objective_ns=step_ns,
             bound_ns=bound,
         )

@@ -26,7 +26,7 @@ from planner.solver.earlier import Earlier
 from planner.solver.exact_step import exact_step
 from planner.solver.feasible.roomy import roomy
 from planner.solver.goal import settle_goal
-from planner.solver.minimise import Infeasible, Optimum, Settings
+from planner.solver.minimise import Infeasible, Optimum, Settings, Spent
 from planner.solver.model import Model
 from planner.solver.moved_bytes import moved_bytes
 from planner.solver.near_step import near_step
@@ -144,6 +144,7 @@ def _solve(space: Space, progress: Progress, keep: Keep | None) -> Solved:
         model, step = near_step(space, progress)
     else:
         model, step = exact_step(space, progress)
+    progress.spent = Spent()
     try:
         near, fastest_ns = _near(space, progress, keep, model, step)
         answer, step_ns = settle_ties(progress, near.equally_fast(fastest_ns))

@@ -14,6 +14,7 @@ import pytest
 from ortools.sat.python import cp_model
 
 from planner.errors import NotProvenError
+from planner.solver import limits
 from planner.solver.minimise import (
     FIND,
     PROVE,
@@ -21,10 +22,12 @@ from planner.solver.minimise import (
     Infeasible,
     Mode,
     Settings,
+    Spent,
     best_within,
     minimise,
     within_gap,
 )
+from planner.solver.search import Progress
 from tests.planner.instances import ROOT, saved
 
 
@@ -143,13 +146,13 @@ def _machine(*types: str) -> dict[str, Any]:
     return {"hosts": hosts, "network": {"class": "infiniband"}}
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.6, 1.7, 4.3])
+@pytest.mark.parametrize("seconds", [0.1, 0.6, 1.2, 1.7])
 @pytest.mark.parametrize(
     ("types", "options"),
     [
         (
             ("h100-80g", "h100-80g", "a100-80g", "a100-80g", "l40s", "l40s", "a6000", "a6000"),
-            ("--strategy", "balanced"),
+            ("--strategy", "balanced", "--solver-limit", "600"),
         ),
         (("l4", "l4", "a6000"), ("--context", "131072")),
     ],
@@ -170,3 +173,37 @@ def test_ctrl_c_ends_build_and_writes_nothing(
     assert (run.returncode, run.stdout) == (130, "")
     assert run.stderr.endswith("interrupted\n")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["base", "head", "inventory.yaml"]
+
+
+def test_work_is_counted_also_where_nothing_is_found_or_proven() -> None:
+    spent = Spent()
+    partition = Partition(60)
+    with pytest.raises(NotProvenError):
+        minimise(partition, partition.difference, Settings(limit=0.1), what="difference", spent=spent)
+    assert spent.searches >= 0.1
+    assert spent.models == pytest.approx(limits.VARIABLE_WORK * 61)
+    partition.model.add(partition.difference < 0)
+    with pytest.raises(Infeasible):
+        minimise(partition, partition.difference, Settings(), what="difference", spent=spent)
+    assert spent.models == pytest.approx(2 * limits.VARIABLE_WORK * 61)
+    assert spent.work == spent.searches + spent.models
+
+
+def test_the_limit_is_on_all_searches_of_an_answer_together() -> None:
+    progress = Progress(settings=Settings(limit=0.5), optima=[])
+    while progress.spent.work < 0.4:
+        model: Any = Partition(12)
+        progress.minimise(model, model.difference, what="difference")
+    assert len(progress.optima) > 1
+    too_much: Any = Partition(60)
+    with pytest.raises(NotProvenError, match="deterministic limit of"):
+        progress.minimise(too_much, too_much.difference, what="difference")
+    assert progress.spent.work < 0.6
+
+
+def test_a_model_too_large_for_the_limit_ends_the_search_after_it() -> None:
+    progress = Progress(settings=Settings(limit=0.0011), optima=[])
+    model: Any = Partition(10)
+    progress.minimise(model, model.difference, what="difference", settings=Settings())
+    with pytest.raises(NotProvenError):
+        progress.minimise(model, model.difference, what="difference")
