@@ -11,6 +11,7 @@ from planner.commands.command import Command, HiddenArgument
 from planner.commands.options import (
     PATH,
     Number,
+    OneOf,
     Whole,
     parse_context,
     parse_gap,
@@ -69,7 +70,7 @@ INVENTORY = Command(
         click.Option(["--detect"], is_flag=True, help="Describe the devices of this machine."),
         click.Option(
             ["--dtype"],
-            type=click.Choice(list(DTYPE_BYTES)),
+            type=OneOf(list(DTYPE_BYTES)),
             default="bfloat16",
             show_default=True,
             help="Print the FLOP rates at this dtype.",
@@ -130,15 +131,15 @@ BUILD = Command(
         ),
         click.Option(
             ["--dtype"],
-            type=click.Choice(list(DTYPE_BYTES)),
+            type=OneOf(list(DTYPE_BYTES)),
             help="Dtype of weights and activations.  [default: the checkpoint's; float32 on CPUs alone]",
         ),
         click.Option(
-            ["--kv-dtype"], type=click.Choice(list(KV_DTYPE_BYTES)), help="Dtype of the KV cache.  [default: --dtype]"
+            ["--kv-dtype"], type=OneOf(list(KV_DTYPE_BYTES)), help="Dtype of the KV cache.  [default: --dtype]"
         ),
         click.Option(
             ["--kv", "kv_axis"],
-            type=click.Choice(get_args(KvAxis)),
+            type=OneOf(get_args(KvAxis)),
             help="Divide the KV cache between devices along this axis.  [default: solved for, stage by stage]",
         ),
         click.Option(

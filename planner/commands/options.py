@@ -47,6 +47,16 @@ class Number(click.ParamType):  # type: ignore[type-arg] # older versions are no
         return number
 
 
+class OneOf(click.Choice):  # type: ignore[type-arg] # older versions are not generic
+    """One of several names; a message has the beginning of another value, and all names."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a name as it is."""
+        if value not in self.choices:
+            self.fail(f"found {quote(value)}, expected one of {', '.join(self.choices)}", param, ctx)
+        return value
+
+
 class FilePath(click.ParamType):  # type: ignore[type-arg] # older versions are not generic
     """A file or directory; whether it exists is for the command to find out."""
 
@@ -82,7 +92,7 @@ def parse_simplify(context: click.Context, parameter: click.Parameter, value: st
     """Parse a relative distance, as a percentage or a fraction, to parts per million."""
     ppm = _relative(value)
     if ppm is None:
-        raise click.BadParameter(f"found {value!r}, expected a fraction of the step time like 0.5% or 0.005")
+        raise click.BadParameter(f"found {quote(value)}, expected a fraction of the step time like 0.5% or 0.005")
     return ppm
 
 
