@@ -114,7 +114,7 @@ class Gpus:
     def properties(self, index: int) -> SimpleNamespace:
         return SimpleNamespace(
             name="NVIDIA H100", total_memory=self._memory_bytes[index], uuid=f"{index}-uuid", pci_domain_id=0,
-            pci_bus_id=0x41 + index, pci_device_id=0,
+            pci_bus_id=0x41 + index, pci_device_id=0, major=9, minor=0,
         )  # fmt: skip
 
 
@@ -138,6 +138,15 @@ def test_a_gpu_is_compared_with_the_uuid_of_the_plan(monkeypatch: pytest.MonkeyP
         MachineError, match=r"cuda:2 is not there: .* has 2 CUDA devices with CUDA_VISIBLE_DEVICES='7,5,1'"
     ):
         check_machine(plan_of(GPU), GPU)
+
+
+def test_a_gpu_is_compared_with_the_compute_capability_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpus(monkeypatch, 1 << 36, 1 << 36)
+    same, other = (replace(GPU, compute_capability=capability) for capability in (90, 80))
+    check_machine(plan_of(same), same)
+    message = "cuda:1 has compute capability 90, the plan's h100-80g has 80: build a plan for this machine"
+    with pytest.raises(MachineError, match=message):
+        check_machine(plan_of(other), other)
 
 
 def test_a_slice_needs_its_own_memory_and_parts_of_a_gpu_need_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
