@@ -5,6 +5,7 @@ import math
 from planner.solver.exact_step import first_step, packed_step
 from planner.solver.minimise import Infeasible, Optimum
 from planner.solver.model import Model
+from planner.solver.restriction import Restriction
 from planner.solver.search import Progress, Space
 
 
@@ -25,16 +26,34 @@ def _is_near(progress: Progress, value_ns: int) -> bool:
 
 
 def _improved(space: Space, progress: Progress, model: Model) -> Model:
-    """Return a solution within the gap: of what was searched already, or else of all that is as fast as needed."""
-    value, gap_ppm = model.value(model.step_ns), progress.settings.gap_ppm
+    """Return a solution within the gap: of what was searched already, or else of all that is as fast as needed.
+
+    Each search either finds an answer in the faster half of what is between the bound and the best one, or excludes
+    that half; so the number of searches is logarithmic, however small the gap.
+    """
     searched = model.restriction
-    while not _is_near(progress, value):
-        target_ns = progress.excluded_ns * 10**6 // (10**6 - gap_ppm)
-        for restriction in (searched, space.within(target_ns)):
-            if restriction.possible:
-                near = space.model(restriction)
-                near.model.add(near.step_ns <= target_ns)
-                if progress.has_answer(near, "an answer within the gap", fixed=True, known_ns=value):
-                    return near
-        progress.exclude(target_ns + 1)
+    while not _is_near(progress, model.value(model.step_ns)):
+        value_ns = model.value(model.step_ns)
+        limit_ns = max(_near_ns(progress), (progress.excluded_ns + value_ns) // 2)
+        faster = _faster(space, progress, searched, limit_ns, value_ns)
+        if faster is None:
+            progress.exclude(limit_ns + 1)
+        else:
+            model = faster
     return model
+
+
+def _near_ns(progress: Progress) -> int:
+    """Return the most that an answer may take to be within the gap of what is excluded."""
+    return progress.excluded_ns * 10**6 // (10**6 - progress.settings.gap_ppm)
+
+
+def _faster(space: Space, progress: Progress, searched: Restriction, limit_ns: int, known_ns: int) -> Model | None:
+    """Return a solution of at most ``limit_ns``, sought first in what was searched; None: proven that there is none."""
+    for restriction in (searched, space.within(limit_ns)):
+        if restriction.possible:
+            model = space.model(restriction)
+            model.model.add(model.step_ns <= limit_ns)
+            if progress.has_answer(model, "an answer within the gap", fixed=True, known_ns=known_ns):
+                return model
+    return None

@@ -186,3 +186,11 @@ def test_a_problem_that_fits_but_exceeds_the_longest_step_is_not_reported_as_inf
 def _stages(seed: int) -> tuple[object, ...]:
     solved = tiny_answer(seed)
     return solved.answer.stages if solved else ()
+
+
+def test_a_tiny_gap_takes_few_searches() -> None:
+    for seed in SEEDS[:20]:
+        solved = solve(tiny_problem(seed), Settings(gap_ppm=1))
+        if solved is not None:
+            assert len(solved.optima) < 60, f"seed {seed}"
+            assert solved.bound_ns == solved.least_ns
