@@ -120,7 +120,9 @@ def test_planned_bytes_are_at_most_the_bytes_in_the_solver(data, head) -> None:
     assert solved is not None
     certificate = certify(problem_of.problem, solved.answer)
     plan = planned(data, head).plan
-    for index, line in zip(devices_in_use(problem_of.problem, solved.answer), plan.memory, strict=True):
-        assert problem_of.problem.devices[index] == line.device
+    numbers = {problem_of.problem.devices[index]: index for index in devices_in_use(problem_of.problem, solved.answer)}
+    assert sorted(numbers) == [line.device for line in plan.memory]
+    for line in plan.memory:
+        index = numbers[line.device]
         assert line.planned_bytes <= certificate.load_bytes[index] <= problem_of.problem.capacity_bytes[index]
         assert (line.weights_bytes, line.draft_weights_bytes) == slots.weights_bytes(plan, line.device)

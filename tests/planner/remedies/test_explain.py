@@ -96,7 +96,7 @@ def largest_short(
 
     with monkeypatch.context() as patch:
         for module in (build, longest_context):
-            patch.setattr(module, "infeasible", lambda problem, settings: InfeasibleError("", {}))
+            patch.setattr(module, "infeasible_on_all", lambda formulation, settings: InfeasibleError("", {}))
         patch.setattr(build, "solve", only_fits)
         patch.setattr(commands_build, "explain", lambda request, refused, settings, trying: refused)
         short = longest_context.largest(1, 100, is_short)

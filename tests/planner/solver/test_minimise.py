@@ -151,7 +151,7 @@ def _machine(*types: str) -> dict[str, Any]:
     ("types", "options"),
     [
         (
-            ("h100-80g", "h100-80g", "a100-80g", "a100-80g", "l40s", "l40s", "a6000", "a6000"),
+            ("h100-80g", "a100-80g", "l40s", "a6000", "rtx-4090", "a100-40g", "l4", "rtx-3090"),
             ("--strategy", "balanced", "--solver-limit", "600"),
         ),
         (("l4", "l4", "a6000"), ("--context", "131072")),

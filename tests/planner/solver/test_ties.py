@@ -124,7 +124,7 @@ H100 = ("h100-80g",) * 8
 def test_hosts_that_are_not_used_do_not_move_layers() -> None:
     few = planned("llama405b-16gpu", *(box(f"box{n}", "nvlink", *H100) for n in range(2)))
     more = planned("llama405b-16gpu", *(box(f"box{n}", "nvlink", *H100) for n in range(4)))
-    slow = box("a-slow-box", "pcie", "t4", "t4")
+    slow = box("a-slow-box", "pcie", "l4", "l4")
     other = planned("llama405b-16gpu", slow, *(box(f"box{n}", "nvlink", *H100) for n in range(2)))
     assert few[2] == more[2] == other[2]
     assert parts(*few[:2]) == parts(*more[:2]) == parts(*other[:2])
@@ -140,5 +140,5 @@ def test_equal_stages_get_layers_such_that_the_fullest_device_has_most_free_memo
 def test_a_slow_device_beside_those_in_use_does_not_move_shares() -> None:
     four = ("a100-80g",) * 4
     problem, answer, _ = planned("llama70b-4gpu", box("box", "nvlink", *four))
-    wider, with_more, _ = planned("llama70b-4gpu", box("box", "nvlink", *four, "t4"))
+    wider, with_more, _ = planned("llama70b-4gpu", box("box", "nvlink", *four, "l4"))
     assert parts(problem, answer) == parts(wider, with_more)
