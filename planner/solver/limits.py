@@ -72,6 +72,9 @@ TIE_LIMIT = 0.2
 SHORT_TIE_LIMIT = 0.02
 """The same where the least step of the answers with few runs is not proven either."""
 
+DEVICES_LIMIT = 1.0
+"""Budget of the fewest devices in use among the answers that are fast enough; past it, as few as were found."""
+
 FEWEST_RUNS_LIMIT = 1.0
 """Budget of the least step with as few runs of layers as counting allows."""
 
@@ -146,6 +149,9 @@ most MOST_PS < 2^60. Sums over groups are in ns, a thousandth: 4600 stages as lo
 """
 
 # ---- bounds ----
+
+MARGIN_NS = 1e-3
+"""Absolute amount in ns: pieces that take no time are pieces of 1e-12 ns in :mod:`planner.solver.bounds.pieces`."""
 
 MARGIN = 1e-9
 """Relative amount by which bounds computed in double precision are lowered, so that rounding never raises one.

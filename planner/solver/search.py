@@ -104,7 +104,7 @@ class Space:
         model = Model(self.problem, restriction, placed=placed)
         self.goal.add_to(model)
         if self.bounds is not None and math.isfinite(self.least):
-            model.model.add(model.step_ns >= math.ceil(self.least))
+            model.model.add(model.step_ns >= math.ceil(self.least - limits.MARGIN_NS))
         return model
 
 

@@ -26,12 +26,24 @@ def fewest_devices(progress: Progress, near: Near, known: int | None) -> tuple[N
     ``known``: those of one of the answers, if one is known.
     """
     problem = near.space.problem
-    if known is None or least_devices(problem, near.restriction) < known:
+    if known is None:
         model = near.model()
         known = progress.minimise(model, devices(model), what="devices in use").value
+    elif least_devices(problem, near.restriction) < known:
+        known = min(known, _fewer_devices(progress, near, known))
     restriction = with_at_most(problem, near.restriction, known)
     few = near.where(lambda model: model.model.add(devices(model) <= known))
     return replace(few, restriction=restriction), known
+
+
+def _fewer_devices(progress: Progress, near: Near, known: int) -> int:
+    """Return the fewest devices that a search within its budget finds, ``known`` where it finds none."""
+    model = near.model()
+    try:
+        mode = best_within(limits.DEVICES_LIMIT)
+        return progress.minimise(model, devices(model), what="devices in use", mode=mode).value
+    except NotProvenError:
+        return known
 
 
 def devices(model: Model) -> Linear:
@@ -95,6 +107,8 @@ def fewest_runs(progress: Progress, near: Near, fastest: Model | None) -> tuple[
                 few = replace(few, restriction=chosen(model), tie_limit=limits.SHORT_TIE_LIMIT)
             return few, step.value
         most = max(most + 1, _fewest_splits(progress, near)) if most == least else most + 1
+    if fastest is not None:
+        return replace(near, known=chosen(fastest)), fastest.value(fastest.step_ns)
     model = near.model()
     return near, progress.minimise(model, model.step_ns, what="step time").value
 

@@ -168,6 +168,8 @@ def _near(space: Space, progress: Progress, keep: Keep | None, model: Model, ste
     on the problem alone: whether memory was priced for the step time does not.
     """
     problem = space.problem
+    if problem.simplify_ppm and keep is None and not progress.settings.gap_ppm:
+        model = _same_fastest(space, progress, model)
     if len(problem.groups) <= limits.MOST_PRICED:
         space = space.priced()
     ppm = max(problem.simplify_ppm, keep.within_ppm if keep else 0)
@@ -194,6 +196,20 @@ def _near(space: Space, progress: Progress, keep: Keep | None, model: Model, ste
         return near, step.value
     fastest = near.model()
     return near, progress.minimise(fastest, fastest.step_ns, what="step time").value
+
+
+def _same_fastest(space: Space, progress: Progress, model: Model) -> Model:
+    """Return a model with the fastest answer that a search with one worker and seed 0 finds, whatever the settings.
+
+    What is simpler than it may be sought within a budget only, so that the plan may depend on which one it is.
+    ``model``: with the one that the search for the step time found, with the settings of ``progress``.
+    """
+    settings = replace(progress.settings, workers=1, seed=0)
+    if settings == progress.settings:
+        return model
+    again = Progress(settings=settings, optima=[])
+    again.exclude(space.least)
+    return exact_step(space, again)[0]
 
 
 def _kept(progress: Progress, near: Near, keep: Keep) -> Near:

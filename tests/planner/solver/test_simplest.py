@@ -12,6 +12,7 @@ import pytest
 from planner.families import load_base
 from planner.formulations import Formulations
 from planner.request import Wanted, resolve
+from planner.solver import limits
 from planner.solver.certify import certify, devices_in_use
 from planner.solver.minimise import Settings
 from planner.solver.problem import Answer, Problem, StageAnswer
@@ -176,3 +177,19 @@ def test_fewer_devices_may_be_asked_for() -> None:
     assert capped is not None
     assert in_use(problem, capped.answer) == 2
     assert abs(capped.least_ns - few.least_ns) < few.least_ns // 500
+
+
+def test_where_no_search_for_a_simpler_answer_ends_the_fastest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DEVICES_LIMIT", "FEWEST_RUNS_LIMIT", "RUNS_LIMIT"):
+        monkeypatch.setattr(limits, name, 0.0)
+    solved = 0
+    for seed in range(30):
+        problem = dataclasses.replace(tiny_problem(seed), simplify_ppm=100_000)
+        first, *others = (solve(problem, Settings(workers=workers, seed=n)) for workers, n in ((1, 0), (1, 7), (2, 3)))
+        for other in others:
+            assert (other and other.answer) == (first and first.answer), f"seed {seed}"
+        if first is not None:
+            solved += 1
+            certify(problem, first.answer)
+            assert first.least_ns <= first.objective_ns <= first.least_ns * 1.1
+    assert solved > 10
