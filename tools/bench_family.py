@@ -41,10 +41,9 @@ from planner.problem.kv_splits import Variant
 from planner.problem.stage_groups import StageGroups
 from planner.request import Wanted, resolve
 from planner.solver.minimise import Settings
-from planner.solver.problem import Group, Problem
+from planner.solver.problem import Problem
 from planner.solver.problem_bounds import least_bytes
 from planner.solver.solve import solve
-from plans.kv import KvDivision
 
 MACHINES = ("one host, equal links", "one host, pairs of links", "several hosts")
 
@@ -104,33 +103,12 @@ class EveryDraft(DraftBlock):
 class Wide(Formulation):
     """The problem over the wider family."""
 
+    stage_groups_type = EveryGroup
+    draft_block_type = EveryDraft
+
     @cached_property
     def candidates(self) -> Candidates:
         return EverySet(machine=self.machine)
-
-    @cached_property
-    def groups(self) -> tuple[tuple[Group, KvDivision], ...]:
-        return EveryGroup(
-            shares=self._shares,
-            candidates=self.candidates,
-            links=self._links,
-            quanta=self._quanta,
-            sets=self.stage_sets,
-        ).groups
-
-    @cached_property
-    def _draft_block(self) -> DraftBlock | None:
-        block = super()._draft_block
-        if block is None:
-            return None
-        return EveryDraft(
-            shares=block.shares,
-            candidates=block.candidates,
-            links=block.links,
-            quanta=block.quanta,
-            sets=block.sets,
-            bundle_rows=block.bundle_rows,
-        )
 
 
 # ---- trials ----

@@ -8,6 +8,7 @@ The parts are made elsewhere: device sets in :mod:`planner.problem.device_sets`,
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from planner.costs.shares import BaseShares, DraftShares, sequence_of
 from planner.costs.topology import Fabric
@@ -51,6 +52,9 @@ class Formulation:
 
     What cannot be planned raises InputError when ``problem`` is first read.
     """
+
+    stage_groups_type: ClassVar[type[StageGroups]] = StageGroups
+    draft_block_type: ClassVar[type[DraftBlock]] = DraftBlock
 
     model: Model
     draft: Draft | None
@@ -131,7 +135,7 @@ class Formulation:
     @cached_property
     def groups(self) -> tuple[tuple[Group, KvDivision], ...]:
         """Groups that may run a stage, with the division of the KV cache of each."""
-        return StageGroups(
+        return self.stage_groups_type(
             shares=self._shares,
             candidates=self.candidates,
             links=self._links,
@@ -203,7 +207,7 @@ class Formulation:
     def _draft_block(self) -> DraftBlock | None:
         if self._draft_shares is None:
             return None
-        return DraftBlock(
+        return self.draft_block_type(
             shares=self._draft_shares,
             candidates=self.candidates,
             links=self._links,
