@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from runtime.processes.thread_wait import limit_spinning
 
 if TYPE_CHECKING:
-    from runtime.engine import Engine, Generation
+    from runtime.engine import Engine
+    from runtime.generation import Generation
     from runtime.request import Piece
 
-_MODULES = {"Engine": "runtime.engine", "Generation": "runtime.engine", "Piece": "runtime.request"}
+_MODULES = {"Engine": "runtime.engine", "Generation": "runtime.generation", "Piece": "runtime.request"}
 
 __all__ = ["Engine", "Generation", "Piece"]
 

@@ -13,7 +13,6 @@ import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -22,7 +21,9 @@ from tokenizers import Tokenizer
 from plans import codec
 from plans.check import load
 from plans.schema import Plan
+from runtime.continuous import Batching
 from runtime.errors import MachineError, RequestError
+from runtime.generation import DeviceBytes, Generation
 from runtime.image.verify import check_images
 from runtime.processes.launch import StartMethod
 from runtime.processes.rank_process import Started
@@ -32,7 +33,6 @@ from runtime.processes.torchrun import Torchrun
 from runtime.request import (
     Completion,
     Events,
-    Finish,
     GenerateOptions,
     Piece,
     Request,
@@ -44,44 +44,10 @@ from runtime.request import (
 )
 from runtime.text import encode, load_tokenizer
 
+BUSY = "the engine is serving another request: read it to its end, or close its stream"
+
 Prompt = str | TokenIds
 """Text, or token ids, of shape [n] or [1, n]."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceBytes:
-    """Memory of one device in bytes, by term: as planned, and as allocated."""
-
-    device: str
-    planned_bytes: dict[str, int]
-    measured_bytes: dict[str, int]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Generation:
-    """The output of one request: the fields of ``run --json``."""
-
-    prompt_ids: tuple[int, ...]
-    tokens: tuple[int, ...]
-    """New ids, without the prompt; an end-of-sequence token is the last of them."""
-    text: str
-    finish: Finish
-    accept_lengths: tuple[int, ...]
-    """Accepted drafted tokens of each step; empty in plain decoding."""
-    acceptance_length: float
-    """Mean tokens per step: mean of accepted + 1."""
-    reused: int
-    """Tokens of the prompt whose KV cache rows were there already."""
-    seed: int | None
-    """Seed of sampling, as asked for or random; the same seed gives the same text again. None: greedy."""
-    load_s: float
-    """Load time of the engine."""
-    prefill_s: float
-    decode_s: float
-    tokens_per_s: float
-    """Tokens after the first per second of decoding."""
-    plan_digest: str
-    devices: tuple[DeviceBytes, ...]
 
 
 def ignore(phase: str) -> None:
@@ -234,6 +200,19 @@ class Engine:
                     generations += [self.generation(output) for output in event if isinstance(output, Completion)]
         return generations
 
+    def continuous(self, *, queue: int = 64) -> Batching:
+        """Return what serves requests as they come, until it is closed; the engine serves nothing else meanwhile.
+
+        ``queue``: most requests that wait. Raises RequestError where another request is not finished.
+        """
+        if self._open_stream() is not None:
+            raise RequestError(BUSY)
+        options = self.plan.options
+        return Batching(
+            serve=self._serve, stop=self.stop, finished=self.generation, check=lambda request: self._check((request,)),
+            places=options.batch, context=options.context, queue=queue,
+        )  # fmt: skip
+
     def _check(self, requests: tuple[Request, ...]) -> None:
         for request in requests:
             check_request(self.plan, request)
@@ -241,7 +220,7 @@ class Engine:
         if any(request.stop for request in requests):
             _ = self.tokenizer
         if self._open_stream() is not None:
-            raise RequestError("the engine is serving another request: read it to its end, or close its stream")
+            raise RequestError(BUSY)
 
     def _serve(self, requests: tuple[Request, ...]) -> Events:
         """Yield the output of requests; one call at a time, from whatever thread."""

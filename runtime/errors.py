@@ -2,6 +2,8 @@
 
     RuntimeRefusal            2
     ├── RequestError          2   the plan cannot serve the request
+    │   ├── QueueFull         2   as many requests wait as may
+    │   └── Draining          2   no more requests are taken
     ├── ImageError            4   an image, or images.yaml, is not the plan's
     │   ├── ImageMissing      4
     │   ├── ImageTruncated    4
@@ -24,6 +26,21 @@ class RuntimeRefusal(Exception):
 
 class RequestError(RuntimeRefusal):
     """A request that this plan cannot serve: too long, malformed, or asking for what the plan does not have."""
+
+
+class QueueFull(RequestError):
+    """A request beyond those that may wait; ``waiting``: how many do."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} requests wait already, as many as may: send it again later")
+        self.waiting = waiting
+
+
+class Draining(RequestError):
+    """A request that comes after the end of taking requests."""
+
+    def __init__(self) -> None:
+        super().__init__("no more requests are taken: those that run are served to their end")
 
 
 class ImageError(RuntimeRefusal):

@@ -83,10 +83,16 @@ class Piece(str):
     """Text that became certain with one step, and the tokens of that step, whose text may come with a later one."""
 
     tokens: tuple[int, ...]
+    accepted: int | None
+    """Drafted tokens that the step accepted; None in plain decoding, and of the first token, which prefill gives."""
+    at_s: float
+    """Time at which the rank had the tokens, of the clock ``time.monotonic``."""
 
-    def __new__(cls, text: str = "", tokens: tuple[int, ...] = ()) -> Self:
+    def __new__(
+        cls, text: str = "", tokens: tuple[int, ...] = (), *, accepted: int | None = None, at_s: float = 0.0
+    ) -> Self:
         piece = super().__new__(cls, text)
-        piece.tokens = tokens
+        piece.tokens, piece.accepted, piece.at_s = tokens, accepted, at_s
         return piece
 
 

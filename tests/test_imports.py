@@ -73,10 +73,15 @@ ROOMS = {
         *("runtime.errors", "runtime.request", "runtime.text", "runtime.comm", "runtime.image", "runtime.model"),
         *("runtime.decode", "runtime.sampling"),
     },
-    "runtime.engine": {"runtime.errors", "runtime.request", "runtime.text", "runtime.image", "runtime.processes"},
+    "runtime.generation": {"runtime.request"},
+    "runtime.continuous": {"runtime.errors", "runtime.generation", "runtime.request"},
+    "runtime.engine": {
+        *("runtime.errors", "runtime.request", "runtime.text", "runtime.image", "runtime.processes"),
+        *("runtime.generation", "runtime.continuous"),
+    },
     "runtime.commands": {
         *("runtime.errors", "runtime.request", "runtime.text", "runtime.chat", "runtime.image", "runtime.processes"),
-        "runtime.engine",
+        *("runtime.generation", "runtime.engine"),
     },
     "runtime.cli": {"runtime.errors", "runtime.processes", "runtime.commands"},
     "runtime.__main__": {"runtime.cli"},

@@ -24,7 +24,8 @@ from runtime.request import GenerateOptions, Piece, make_request
 from runtime.text import TOKENIZER_FILE, encode, load_tokenizer
 
 if TYPE_CHECKING:
-    from runtime.engine import Engine, Generation, Stream
+    from runtime.engine import Engine, Stream
+    from runtime.generation import Generation
 
 
 def run(

@@ -9,7 +9,7 @@ from runtime.request import Completion, MemoryReading
 
 if TYPE_CHECKING:
     from runtime.commands.step_times import Measured
-    from runtime.engine import Generation
+    from runtime.generation import Generation
     from runtime.processes.rank_process import Started
 
 

@@ -275,11 +275,12 @@ class _Served:
         """Add a step to the output and return what it adds: nothing once the output has ended."""
         if self.output.finished:
             return Piece()
-        if drafted:
-            self.accept_lengths.append(message.accepted)
+        accepted = message.accepted if drafted else None
+        if accepted is not None:
+            self.accept_lengths.append(accepted)
         kept = self.output.take(tokens)
         if message.stopped:
             self.output.cancel()
         if self.output.finish is not None:
             self.ended = time.perf_counter()
-        return Piece(self.output.piece(), tuple(kept))
+        return Piece(self.output.piece(), tuple(kept), accepted=accepted, at_s=time.monotonic())

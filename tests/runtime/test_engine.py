@@ -19,8 +19,8 @@ import torch
 import runtime
 from plans.schema import Plan
 from runtime import Engine
-from runtime.engine import Generation
 from runtime.errors import RequestError
+from runtime.generation import Generation
 from tests.runtime.small import CONTEXT, compiled_plan, write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_core")
