@@ -35,7 +35,7 @@ def solve_on_enough(
     """
     if short_bytes(formulation):
         return formulation, None
-    hosts, most = _first_hosts(formulation), len(formulation.inventory.hosts)
+    hosts, most = _first_hosts(formulation), len(formulation.usable.hosts)
     while (few := on_hosts(formulation, hosts)) is not formulation:
         failed: NotProvenError | None = None
         solved = None
@@ -87,7 +87,7 @@ def infeasible_on_all(formulation: Formulation, settings: Settings) -> Infeasibl
 
 def short_bytes(formulation: Formulation) -> int:
     """Return the bytes that any placement takes beyond those of all devices together, 0 for none."""
-    return max(0, needed_bytes(formulation) - sum(d.capacity_bytes for d in formulation.inventory.devices))
+    return max(0, needed_bytes(formulation) - sum(d.capacity_bytes for d in formulation.usable.devices))
 
 
 def needed_bytes(formulation: Formulation) -> int:
@@ -100,7 +100,7 @@ def on_hosts(formulation: Formulation, most: int) -> Formulation:
     if formulation.options.strategy != "latency":  # the others depend on the order, or put layers on all devices
         return formulation
     few = dataclasses.replace(formulation, most_hosts=most)
-    return few if len(few.searched.hosts) < len(formulation.inventory.hosts) else formulation
+    return few if len(few.searched.hosts) < len(formulation.usable.hosts) else formulation
 
 
 def _growing(formulation: Formulation) -> Iterator[Formulation]:

@@ -2,10 +2,8 @@
 
 from functools import lru_cache
 
-from planner.errors import InputError
 from planner.families import BaseInput, DraftInput
 from planner.problem.formulate import Formulation
-from plans.check_inputs import check_attention
 from plans.schema import Inventory, Options
 
 KEPT = 8
@@ -19,12 +17,8 @@ class Formulations:
         self._interned = lru_cache(maxsize=KEPT)(_itself)
 
     def of(self, base: BaseInput, draft: DraftInput | None, inventory: Inventory, options: Options) -> Formulation:
-        """Return the formulation of a model and its drafter on an inventory; raise InputError for what its GPUs cannot
-        run.
-        """
+        """Return the formulation of a model and its drafter on an inventory."""
         drafter = draft.draft if draft else None
-        for violation in check_attention(options, inventory, base.model, drafter):
-            raise InputError(str(violation))
         return self._interned(Formulation(model=base.model, draft=drafter, options=options, inventory=inventory))
 
 

@@ -27,6 +27,7 @@ from plans.schema import (
     Transport,
     VocabSplit,
 )
+from plans.usable import check_usable
 
 UNPLANNED = "edited by hand, or built by another version"
 """Reason that a plan contradicts itself, where no more is known: ``build`` writes none that does."""
@@ -63,6 +64,7 @@ def check(plan: Plan) -> tuple[Violation, ...]:
     """Return all violations of a plan, in the order of its fields; none for a plan that may be executed."""
     facts = check_facts(plan)
     placement = (*_check_stages(plan), *_check_vocabulary(plan), *_check_placement(plan))
+    placement += (*check_usable(plan, _used(plan)),)
     if facts or placement:
         return facts + placement
     return (*_check_transports(plan), *_check_memory(plan), *_check_proof(plan))

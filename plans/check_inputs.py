@@ -11,12 +11,11 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from plans.artifact import DEVICE_ID, DEVICE_UUID
-from plans.dtypes import DTYPE_BYTES
-from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Model, Options, Plan, Tree
-from plans.step import ATTENTION_ALIGN_BYTES, fed_rows, pool_rows
+from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Options, Plan, Tree
+from plans.step import fed_rows, pool_rows
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MOST_SHOWN = 16
+MOST_SHOWN = 16
 """Most entries of a sequence in a message."""
 MOST_SIZE = (1 << 31) - 1
 """Largest vocabulary, hidden size, number of channels, and context."""
@@ -44,10 +43,6 @@ MOST_TREE = {"total_token": 1024, "depth": 64, "top_k": 256}
 """Largest trees: larger ones cost more time than accepted tokens save, and their sizes would overflow."""
 
 
-BFLOAT16_CAPABILITY = 80
-"""Least compute capability on which fused attention takes bfloat16."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Violation:
     """One datum that contradicts the rest of the plan."""
@@ -69,28 +64,7 @@ def check_facts(plan: Plan) -> tuple[Violation, ...]:
         *_check_inventory(plan.inventory),
         *_check_model(plan),
         *_check_draft(plan),
-        *check_attention(plan.options, plan.inventory, plan.model, plan.draft),
     )
-
-
-def check_attention(options: Options, inventory: Inventory, model: Model, draft: Draft | None) -> Iterator[Violation]:
-    """Yield what fused attention, the only one that a GPU runs, does not take; the planner refuses it too."""
-    gpus = [device for device in inventory.devices if device.kind == "cuda"]
-    if not gpus:
-        return
-    if options.dtype == "bfloat16":
-        for i, device in enumerate(inventory.devices):
-            if device.compute_capability is not None and device.compute_capability < BFLOAT16_CAPABILITY:
-                expected = f"at least {BFLOAT16_CAPABILITY}, for attention in bfloat16: plan with --dtype float16"
-                yield bad(f"inventory.devices[{i}].compute_capability", device.compute_capability, expected)
-    multiple = ATTENTION_ALIGN_BYTES // DTYPE_BYTES[options.dtype]
-    attentions = [(f"model.layers[{i}].attention", layers.attention) for i, layers in enumerate(model.layers)]
-    if draft is not None:
-        attentions.append(("draft.attention", draft.attention))
-    for path, attention in attentions:
-        if attention.head_dim % multiple:
-            expected = f"a multiple of {multiple}, as attention on GPU {gpus[0].id} takes in {options.dtype}"
-            yield bad(f"{path}.head_dim", attention.head_dim, expected)
 
 
 def bad(path: str, value: object, expected: object) -> Violation:
@@ -101,8 +75,8 @@ def bad(path: str, value: object, expected: object) -> Violation:
 def show(value: object) -> str:
     """Return a datum as messages show it; of a long sequence the beginning."""
     if isinstance(value, tuple):
-        more = [f"... of {len(value)}"] if len(value) > _MOST_SHOWN else []
-        return f"[{', '.join([*map(str, value[:_MOST_SHOWN]), *more])}]"
+        more = [f"... of {len(value)}"] if len(value) > MOST_SHOWN else []
+        return f"[{', '.join([*map(str, value[:MOST_SHOWN]), *more])}]"
     return "nothing" if value is None else str(value)
 
 

@@ -28,7 +28,7 @@ ROOMS = {
     "planner.problem": {"planner.errors", "planner.integers", "planner.costs", "planner.solver"},
     "planner.images": {"planner.errors", "planner.durable", "planner.checkpoints", "planner.families"},
     "planner.request": {"planner.errors", "planner.costs", "planner.families", "planner.hardware"},
-    "planner.formulations": {"planner.errors", "planner.families", "planner.problem"},
+    "planner.formulations": {"planner.families", "planner.problem"},
     "planner.infeasible": {"planner.errors", "planner.solver"},
     "planner.enough_hosts": {
         *("planner.errors", "planner.integers", "planner.problem", "planner.solver", "planner.infeasible"),

@@ -15,17 +15,19 @@ from planner.commands.progress import trying
 from planner.commands.tables import tables
 from planner.demo_model import BASE, DEFAULT_HEAD
 from planner.errors import InfeasibleError, InputError
+from planner.problem.usable import refuse_unusable
 from planner.remedies.explain import explain
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
 from planner.report.view import given_up, is_least, simpler
-from planner.request import Request, Wanted, resolve_dtype
+from planner.request import Request, Wanted, resolve_dtype, resolve_request
 from planner.solver.minimise import Settings
 from plans import diff as plan_diff
 from plans import terminal
 from plans.artifact import compile_command
 from plans.format import format_ns
 from plans.schema import DType, KvAxis, KvDType, Plan, Strategy, Tree
+from plans.usable import by_reason
 
 
 def run(
@@ -84,6 +86,7 @@ def run(
     request = planning.request_of(
         wanted, model=model, draft=draft, inventory=inventory, device_map=map_path, previous=previous
     )
+    warn_of_unusable(request)
     result = solve(request, Settings(workers=workers, seed=solver_seed, limit=solver_limit, gap_ppm=gap), verbose)
     result.write(out)
     report(out, result, request, previous, verbose)
@@ -110,6 +113,17 @@ def solve(request: Request, settings: Settings, verbose: int) -> planning.PlanRe
         with trying(Console(stderr=True), say) as say_tried:
             explained = explain(request, error, settings, say_tried)
         raise explained from error
+
+
+def warn_of_unusable(request: Request) -> None:
+    """Write to stderr which devices cannot run the model, and so get no part of it, and why.
+
+    Raise InputError where no other device is left, or a device map names one.
+    """
+    options, inventory = resolve_request(request)
+    drafter = request.draft.draft if request.draft else None
+    for line in by_reason(refuse_unusable(inventory, options, request.base.model, drafter)):
+        say(f"warning: nothing is placed on {line}")
 
 
 def only_map(*files: Path | None) -> Path | None:

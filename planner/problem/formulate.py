@@ -21,6 +21,7 @@ from planner.problem.magnitude import refuse_immense
 from planner.problem.pinned import PinnedChain, pinned_chain
 from planner.problem.quantum import Quanta
 from planner.problem.stage_groups import StageGroups, refuse_axis
+from planner.problem.usable import usable_inventory
 from planner.problem.vocab_blocks import embed_block, lm_head_block, row_unit
 from planner.problem.wider import Wider, best_machines
 from planner.solver.bounds.host_count import HostCount, WiderGroups, host_count
@@ -60,6 +61,7 @@ class Formulation:
     draft: Draft | None
     options: Options
     inventory: Inventory
+    """As listed: the plan records all of it."""
     most_hosts: int | None = None
     """Most equal hosts that are searched; None: all."""
     named_hosts: frozenset[str] = frozenset()
@@ -67,13 +69,18 @@ class Formulation:
     listed: tuple[str, ...] = ()
     """Ids in the order in which groups list their devices, where an earlier plan has one; else that of the machine."""
 
+    @cached_property
+    def usable(self) -> Inventory:
+        """The part of the inventory that can run the model; nothing else has any part in the problem."""
+        return usable_inventory(self.inventory, self.options, self.model, self.draft)
+
     @property
     def searched(self) -> Inventory:
         """The part of the inventory that the problem is about, in the order in which it numbers hosts and devices."""
         return self.machine.inventory
 
     def host_count(self) -> HostCount:
-        """Return the bound of all answers on the inventory by the number of hosts that they use."""
+        """Return the bound of all answers on the usable inventory by the number of hosts that they use."""
         return host_count(self.problem, self.wider_groups())
 
     def wider_groups(self) -> list[WiderGroups]:
@@ -81,7 +88,7 @@ class Formulation:
         searched = len(self.searched.hosts)
         return [
             group
-            for machine in best_machines(self.inventory)
+            for machine in best_machines(self.usable)
             for group in Wider(base=self._shares, draft=self._draft_shares, machine=machine, searched=searched).groups()
         ]
 
@@ -166,7 +173,7 @@ class Formulation:
     def machine(self) -> Machine:
         """Devices and links that the problem is about: all, or those of a few of many equal hosts."""
         machine_of = listed_machine if self.options.strategy in LISTED_ORDER else canonical_machine
-        machine = machine_of(self.inventory)
+        machine = machine_of(self.usable)
         if self.most_hosts is None:
             return machine
         return machine_of(with_few_hosts(machine.inventory, self.most_hosts, self.named_hosts))

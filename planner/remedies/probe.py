@@ -65,7 +65,7 @@ class Probe:
         """
         try:
             formulation = self.formulation(request)
-            if briefly and len(formulation.inventory.devices) > limits.FEW_DEVICES:
+            if briefly and len(formulation.usable.devices) > limits.FEW_DEVICES:
                 return counted_on_enough(formulation)
             limit = min(self.settings.limit, limits.BRIEF_LIMIT) if briefly else self.settings.limit
             return fits_on_enough(formulation, replace(self.settings, limit=limit))

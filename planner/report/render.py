@@ -21,6 +21,7 @@ from plans import diff as plan_diff
 from plans.codec import digest
 from plans.format import format_bytes, format_ns
 from plans.schema import Plan, Stage, VocabSplit
+from plans.usable import unusable_devices
 
 _COLORS = {
     "weights": "blue",
@@ -65,6 +66,7 @@ def summary(plan: Plan) -> dict[str, Any]:
             }
             for line in (device_line(plan, entry) for entry in plan.memory)
         ],
+        "unusable": unusable_devices(plan.inventory, plan.options, plan.model, plan.draft),
         "objective_ns": plan.proof.objective_ns,
         "least_ns": plan.proof.least_ns,
         "bound_ns": plan.proof.bound_ns,
@@ -291,5 +293,7 @@ def _verdict(shown: View) -> RenderableType:
     verdict.append(f": {shown.verdict}; at least {format_bytes(shown.min_free_bytes)} free on every device")
     if shown.unused:
         verdict.append(f"\nnot used: {', '.join(device.id for device in shown.unused)}")
+    for line in shown.unusable:
+        verdict.append(f"\nnot used: {line}")
     verdict.append(f"\n{shown.family}.", style="dim")
     return verdict

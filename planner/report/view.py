@@ -13,6 +13,7 @@ from plans.format import format_ns
 from plans.kv import KvDivision, kv_division
 from plans.schema import Attention, Device, DeviceMemory, Mlp, Model, Plan, Stage, VocabSplit
 from plans.step import layer_class
+from plans.usable import by_reason, unusable_devices
 
 TERM_TITLES = {
     "weights": "weights",
@@ -108,6 +109,9 @@ class View:
     several_hosts: bool
     """True where the devices in use are on more than one host."""
     unused: tuple[Device, ...]
+    """Devices that could run the model and have no part."""
+    unusable: tuple[str, ...]
+    """Devices that cannot run it, by reason, as lines."""
     phases: tuple[Phase, ...]
     objective_ns: int
     least_ns: int
@@ -124,6 +128,7 @@ def view(plan: Plan) -> View:
     """Return the content of the report of a plan."""
     parts = _parts(plan)
     used = {entry.device for entry in plan.memory}
+    unusable = unusable_devices(plan.inventory, plan.options, plan.model, plan.draft)
     return View(
         title=f"{plan.model.family}, {plan.model.num_layers} layers, on {len(used)} "
         + ("device" if len(used) == 1 else "devices"),
@@ -135,7 +140,8 @@ def view(plan: Plan) -> View:
         blocks=_blocks(parts),
         devices=tuple(device_line(plan, entry) for entry in plan.memory),
         several_hosts=len({plan.device(name).host for name in used}) > 1,
-        unused=tuple(device for device in plan.inventory.devices if device.id not in used),
+        unused=tuple(device for device in plan.inventory.devices if device.id not in {*used, *unusable}),
+        unusable=tuple(by_reason(unusable)),
         phases=tuple(Phase(name=name, duration_ns=duration_ns) for name, duration_ns in part_times(plan)),
         objective_ns=plan.proof.objective_ns,
         least_ns=plan.proof.least_ns,

@@ -48,7 +48,7 @@ def test_summary_has_exactly_the_documented_fields() -> None:
     plan = two_stage_plan()
     data = render.summary(plan)
     times = ["objective_ns", "least_ns", "bound_ns"]
-    assert list(data) == ["stages", "embed", "head", "devices", *times, "status", "digest"]
+    assert list(data) == ["stages", "embed", "head", "devices", "unusable", *times, "status", "digest"]
     assert data["stages"][0] == {
         "devices": ["cpu0", "cpu1"],
         "first_layer": 0,
