@@ -79,9 +79,13 @@ ROOMS = {
         *("runtime.errors", "runtime.request", "runtime.text", "runtime.image", "runtime.processes"),
         *("runtime.generation", "runtime.continuous"),
     },
+    "runtime.serve": {
+        *("runtime.errors", "runtime.request", "runtime.text", "runtime.chat", "runtime.generation"),
+        *("runtime.continuous", "runtime.engine"),
+    },
     "runtime.commands": {
         *("runtime.errors", "runtime.request", "runtime.text", "runtime.chat", "runtime.image", "runtime.processes"),
-        *("runtime.generation", "runtime.engine"),
+        *("runtime.generation", "runtime.engine", "runtime.serve"),
     },
     "runtime.cli": {"runtime.errors", "runtime.processes", "runtime.commands"},
     "runtime.__main__": {"runtime.cli"},
@@ -115,6 +119,11 @@ ONLY_IN = {
     "rich": {"planner.report", "planner.commands", "runtime.commands"},
     "click": {"planner.commands", "planner.cli", "runtime.commands", "runtime.cli"},
     "yaml": {"plans.strict_yaml"},
+    "starlette": {"runtime.serve"},
+    "uvicorn": {"runtime.serve"},
+    "h11": {"runtime.serve"},
+    "pydantic": {"runtime.serve"},
+    "prometheus_client": {"runtime.serve"},
 }
 """Each library that has a home, and where that is."""
 

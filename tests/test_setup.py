@@ -31,7 +31,8 @@ def test_scripts_parse_and_stop_at_the_first_error(script: str) -> None:
 def test_every_dependency_is_pinned_within_its_bounds() -> None:
     project = PROJECT["project"]
     pins = pinned()
-    for line in (*project["dependencies"], *project["optional-dependencies"]["dev"]):
+    groups = project["optional-dependencies"]
+    for line in (*project["dependencies"], *groups["dev"], *groups["serve"]):
         requirement = Requirement(line)
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), line
 

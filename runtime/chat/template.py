@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -33,18 +34,35 @@ MISSING = "missing"
 class Turn:
     """One message of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
+    name: str | None = None
+    """Name of who says it; None: the template sees no such field."""
+    tool_call_id: str | None = None
+    """Call that a tool answers; None: the template sees no such field."""
+
+
+class TemplateMissing(RequestError):
+    """A tokenizer without a chat template."""
 
 
 class ChatTemplate:
-    """Chat template of a plan's tokenizer. The renderer ends with it."""
+    """Chat template of a plan's tokenizer. The renderer ends with it; it may be used from several threads.
+
+    A renderer that took too much time or memory for a conversation has ended; the next one gets another renderer.
+    """
 
     def __init__(self, directory: Path) -> None:
-        """Load the template; raise RequestError where there is none, or none that can be read within the limits."""
+        """Load the template; raise RequestError where it cannot be read within the limits, TemplateMissing where there
+        is none."""
         self._config_file = directory / CONFIG_FILE
-        config = _read(self._config_file, MOST_CONFIG_BYTES)
-        source = _read(directory / TEMPLATE_FILE, MOST_TEMPLATE_BYTES)
+        self._config = _read(self._config_file, MOST_CONFIG_BYTES)
+        self._source = _read(directory / TEMPLATE_FILE, MOST_TEMPLATE_BYTES)
+        self._one = threading.Lock()
+        """Held by the thread that talks to the renderer."""
+        self._start()
+
+    def _start(self) -> None:
         program = Path(__file__).with_name("renderer.py")
         # -P keeps the program's own directory out of its module path; a session of its own gets no Ctrl-C.
         self._renderer = subprocess.Popen(
@@ -55,11 +73,15 @@ class ChatTemplate:
             start_new_session=True,
         )
         self._end = weakref.finalize(self, _end, self._renderer)
-        self._ask({"config": config, "source": source})
+        self._ask({"config": self._config, "source": self._source})
 
     def render(self, turns: Sequence[Turn]) -> str:
         """Return the text of a conversation, up to where the model's next turn begins; raise RequestError."""
-        text: str = self._ask({"messages": [asdict(turn) for turn in turns]})["text"]
+        messages = [{name: text for name, text in asdict(turn).items() if text is not None} for turn in turns]
+        with self._one:
+            if not self._end.alive:
+                self._start()
+            text: str = self._ask({"messages": messages})["text"]
         return text
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -71,9 +93,9 @@ class ChatTemplate:
         answer: dict[str, Any] = json.loads(line)
         reason = answer.get("error")
         if reason == MISSING:
-            reason = (
-                f"chat_template: missing, and no {TEMPLATE_FILE} beside it: the tokenizer has no chat template, so "
-                "prompt without --chat"
+            raise TemplateMissing(
+                f"{self._config_file}: chat_template: missing, and no {TEMPLATE_FILE} beside it: the tokenizer has no "
+                "chat template, so prompt without --chat"
             )
         if reason is not None:
             raise RequestError(f"{self._config_file}: {reason}")
