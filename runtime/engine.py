@@ -16,8 +16,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self, Unpack
 
-from tokenizers import Tokenizer
-
 from plans import codec
 from plans.check import load
 from plans.schema import Plan
@@ -42,7 +40,7 @@ from runtime.request import (
     check_together,
     make_request,
 )
-from runtime.text import encode, load_tokenizer
+from runtime.tokenizer import PlanTokenizer
 
 BUSY = "the engine is serving another request: read it to its end, or close its stream"
 
@@ -61,7 +59,7 @@ class Engine:
         self.plan, self.directory = plan, directory
         self._ranks = ranks
         self._digest = codec.digest(plan)
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer: PlanTokenizer | None = None
         self._current: weakref.ref[Stream] | None = None
         """Weak reference, so that an abandoned stream does not block the engine."""
         self._free, self._closed = threading.Lock(), False
@@ -130,10 +128,10 @@ class Engine:
         return None if stream is None or stream.ended else stream
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer beside the plan; raise RequestError where there is none."""
+    def tokenizer(self) -> PlanTokenizer:
+        """The tokenizer beside the plan, as users of transformers call one; raise RequestError where there is none."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.directory)
+            self._tokenizer = PlanTokenizer(self.directory)
         return self._tokenizer
 
     @property
@@ -175,7 +173,7 @@ class Engine:
         Raises TypeError for an argument that is none of `GenerateOptions`.
         """
         check_options(options)
-        ids = encode(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         return make_request(self.plan, ids, options)
 
     def serve(self, request: Request) -> "Stream":

@@ -39,3 +39,8 @@ class Generation:
     """Tokens after the first per second of decoding."""
     plan_digest: str
     devices: tuple[DeviceBytes, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Prompt and output together: the row that ``generate`` of transformers and ``eagenerate`` of EAGLE return."""
+        return self.prompt_ids + self.tokens

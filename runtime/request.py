@@ -266,9 +266,10 @@ def fingerprint(request: Request) -> int:
 def token_ids(ids: TokenIds) -> tuple[int, ...]:
     """Return token ids as Python integers: of a sequence, an iterator, or an array or tensor of any library.
 
-    Shape: [n], or [1, n] as tokenizers give it. Raises RequestError, also for a boolean or a float with a whole value.
+    Shape: [n], or [1, n] as tokenizers give it, or what they return as a whole, with its ``input_ids``. Raises
+    RequestError, also for a boolean or a float with a whole value.
     """
-    listed = _plain(ids)
+    listed = _plain(getattr(ids, "input_ids", ids))
     if not isinstance(listed, Iterable) or isinstance(listed, str | bytes | bytearray | Mapping | Set):
         raise RequestError(f"prompt: found {type(ids).__name__}, expected text or a sequence of token ids")
     rows = [_plain(token) for token in listed]

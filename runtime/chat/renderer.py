@@ -3,7 +3,7 @@
     python renderer.py     one message per line of stdin, one answer per line of stdout, both JSON
 
     {"config": text or null, "source": text or null}  ─►  {"ready": true}, or {"error": reason}
-    {"messages": [...]}                               ─►  {"text": ...},   or {"error": reason}
+    {"messages": [...], "add_generation_prompt": true} ─►  {"text": ...},   or {"error": reason}
 
 ``config`` is the text of ``tokenizer_config.json``, ``source`` that of ``chat_template.jinja``. The template runs in a
 sandbox, with the variables and functions that transformers gives it: ``messages``, ``add_generation_prompt``, the
@@ -53,10 +53,10 @@ class Renderer:
         except Exception as error:  # the compiler of Jinja and that of Python have their own limits and errors
             raise Refused(f"chat_template: not a template: {_reason(error)}") from error
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """Return the text of a conversation, up to where the model's next turn begins; raise Refused."""
+    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        """Return the text of a conversation, if so up to where the model's next turn begins; raise Refused."""
         try:
-            text = self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
+            text = self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._tokens)
         except Exception as error:  # a template is a program and may raise anything
             raise Refused(f"chat_template: {_reason(error)}") from error
         if len(text) > MOST_TEXT:
@@ -79,7 +79,7 @@ def main() -> None:
                 renderer = Renderer(message["config"], message["source"])
                 answer = {"ready": True}
             else:
-                answer = {"text": renderer.render(message["messages"])}
+                answer = {"text": renderer.render(message["messages"], message["add_generation_prompt"])}
         except Refused as error:
             answer = {"error": str(error)}
         sys.stdout.write(f"{json.dumps(answer)}\n")

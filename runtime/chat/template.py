@@ -75,13 +75,16 @@ class ChatTemplate:
         self._end = weakref.finalize(self, _end, self._renderer)
         self._ask({"config": self._config, "source": self._source})
 
-    def render(self, turns: Sequence[Turn]) -> str:
-        """Return the text of a conversation, up to where the model's next turn begins; raise RequestError."""
+    def render(self, turns: Sequence[Turn], *, generation_prompt: bool = True) -> str:
+        """Return the text of a conversation; raise RequestError.
+
+        ``generation_prompt``: up to where the model's next turn begins, else to the end of the last turn.
+        """
         messages = [{name: text for name, text in asdict(turn).items() if text is not None} for turn in turns]
         with self._one:
             if not self._end.alive:
                 self._start()
-            text: str = self._ask({"messages": messages})["text"]
+            text: str = self._ask({"messages": messages, "add_generation_prompt": generation_prompt})["text"]
         return text
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -119,9 +119,9 @@ def _interact(engine: "Engine", options: GenerateOptions, conversation: Conversa
     for line in typed_lines():
         try:
             ids = (
-                conversation.ids(engine.tokenizer, line)
+                conversation.ids(engine.tokenizer.backend, line)
                 if conversation.template is not None
-                else (*context, *encode(engine.tokenizer, line, special=not context))
+                else (*context, *encode(engine.tokenizer.backend, line, special=not context))
             )
             stream = engine.stream(ids, **options)
         except RequestError as error:
