@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from planner.api.checking import CheckResult, check
     from planner.api.comparing import PlanDiff, diff, read
     from planner.api.compiling import compile  # noqa: A004 (planner.compile is its name)
+    from planner.api.detecting import detect, machine_identity
+    from planner.api.digesting import inputs_digest
     from planner.api.planning import PlanResult, plan
     from planner.images.compile import CompileReport
     from plans.schema import Plan, Tree
@@ -37,7 +39,10 @@ __all__ = [
     "Tree",
     "check",
     "compile",
+    "detect",
     "diff",
+    "inputs_digest",
+    "machine_identity",
     "plan",
     "read",
 ]
@@ -51,7 +56,10 @@ _MODULES = {
     "Tree": "plans.schema",
     "check": "planner.api.checking",
     "compile": "planner.api.compiling",
+    "detect": "planner.api.detecting",
     "diff": "planner.api.comparing",
+    "inputs_digest": "planner.api.digesting",
+    "machine_identity": "planner.api.detecting",
     "plan": "planner.api.planning",
     "read": "planner.api.comparing",
 }

@@ -42,14 +42,16 @@ def test_torch_is_pinned_without_a_build() -> None:
 
 
 def test_every_package_is_installed() -> None:
-    packages = {
-        ".".join(file.parent.relative_to(ROOT).parts)
-        for package in ("plans", "planner", "runtime")
-        for file in (ROOT / package).rglob("*.py")
+    find = PROJECT["tool"]["setuptools"]["packages"]["find"]
+    assert find["where"] == [".", "tools"]
+    directories = {
+        ".".join(file.parent.relative_to(place).parts): file.parent
+        for place, packages in ((ROOT, ("plans", "planner", "runtime")), (ROOT / "tools", ("eagleplan",)))
+        for package in packages
+        for file in (place / package).rglob("*.py")
     }
-    patterns = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert {name for name in packages if not any(fnmatch(name, pattern) for pattern in patterns)} == set()
-    assert not [name for name in packages if not (ROOT / name.replace(".", "/") / "__init__.py").is_file()]
+    assert [name for name in directories if not any(fnmatch(name, pattern) for pattern in find["include"])] == []
+    assert [name for name, directory in directories.items() if not (directory / "__init__.py").is_file()] == []
 
 
 def test_the_data_of_packages_is_there() -> None:

@@ -1,27 +1,22 @@
 """``inventory``: an inventory with its defaults written out, or that of this machine."""
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from planner.api import detecting
 from planner.commands.console import put, say
-from planner.errors import NoGpuError, OutputError
+from planner.errors import OutputError
 from planner.hardware import units
 from planner.hardware.catalog import catalog
-from planner.hardware.detect import detect as detect_devices
-from planner.hardware.detect_cpu import describe_cpu, measure_cpu
-from planner.hardware.inventory import HOST_NAME, parse_inventory, read_inventory
+from planner.hardware.inventory import parse_inventory, read_inventory
 from planner.hardware.inventory_text import dump_inventory
-from planner.hardware.nvml import read_machine
 from plans import codec
 from plans.schema import Device, DType, Inventory
 from plans.strict_yaml import load_yaml
 from plans.terminal import out
 
 DEFAULT_FILE = Path("inventory.yaml")
-DEFAULT_HOST = "box0"
-"""Name of the detected host where the machine's own name cannot stand in an inventory."""
 
 
 def run(*, file: Path | None, detect: bool, dtype: DType, as_json: bool, verbose: int) -> None:
@@ -44,12 +39,7 @@ def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int)
 
     It goes to ``file``, which must be new, or to stdout.
     """
-    name = socket.gethostname().partition(".")[0]
-    host = name if HOST_NAME.fullmatch(name) else DEFAULT_HOST
-    try:
-        detected = detect_devices(read_machine(), host, dtype)
-    except NoGpuError as error:
-        detected = describe_cpu(measure_cpu(), host, str(error))
+    detected = detecting.detect(dtype)
     for line in detected.left_out:
         say(f"left out: {line}")
     inventory = detected.inventory.at(dtype)

@@ -57,15 +57,20 @@ class CpuFigures:
     """Rate of a float32 matrix product."""
 
 
+def cpu_identity() -> tuple[str, int, int]:
+    """Return what tells this machine's CPU from another without a measurement: name, threads, bytes of memory."""
+    total = psutil.virtual_memory().total
+    return _name(), _threads(), min(total, _limit_bytes(CGROUP_LIMIT) or total)
+
+
 def measure_cpu() -> CpuFigures:
     """Measure the CPU; takes about a second."""
     memory = psutil.virtual_memory()
-    total = min(memory.total, _limit_bytes(CGROUP_LIMIT) or memory.total)
+    name, threads, total = cpu_identity()
     used = 0 if total < memory.total else min(memory.total - memory.available, total - 2 * MIB)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     stream_bytes = min(max(STREAM_BYTES, threads * STREAM_THREAD_BYTES), max(MIB, (total - used) // STREAM_SHARE))
     return CpuFigures(
-        name=_name(),
+        name=name,
         threads=threads,
         memory_bytes=total,
         used_bytes=used,
@@ -112,6 +117,11 @@ def _limit_bytes(file: Path) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdecimal() else None
+
+
+def _threads() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _name() -> str:
