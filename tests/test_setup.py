@@ -31,8 +31,8 @@ def test_scripts_parse_and_stop_at_the_first_error(script: str) -> None:
 def test_every_dependency_is_pinned_within_its_bounds() -> None:
     project = PROJECT["project"]
     pins = pinned()
-    groups = project["optional-dependencies"]
-    for line in (*project["dependencies"], *groups["dev"], *groups["serve"]):
+    optional = (line for group in project["optional-dependencies"].values() for line in group)
+    for line in (*project["dependencies"], *optional):
         requirement = Requirement(line)
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), line
 
@@ -77,14 +77,3 @@ def test_the_set_up_refuses_an_older_python(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == "tools/setup: no Python 3.11.1 or newer found (python3 is Python 3.9.2): install one\n"
     assert not (tmp_path / "tree" / ".venv").exists()
-
-
-def test_the_demo_continues_the_default_prompt() -> None:
-    """The prompt that the demo prints and passes is that of `run` without one."""
-    text = (ROOT / "tools/demo").read_text()
-    (line,) = (line for line in text.splitlines() if line.startswith("PROMPT="))
-    command = ["bash", "-c", f'set --; {line}; printf "%s" "$PROMPT"']
-    prompt = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    sources = "".join(file.read_text() for file in sorted((ROOT / "runtime" / "commands").glob("*.py")))
-    body = prompt.replace('"""', '\\"\\"\\"')
-    assert f'DEFAULT_PROMPT = """\\\n{body}"""\n' in sources
