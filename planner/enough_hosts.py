@@ -22,6 +22,9 @@ from plans.format import format_bytes
 ROOM = 2
 """The first search has this many times the memory that any answer takes, so that it is an easy one."""
 
+EASY_SETS = 2000
+"""A machine with no more candidates is searched as a whole unless most of its devices can be left out."""
+
 GROWTH = 16
 """Hosts are multiplied at most by this from one search to the next."""
 
@@ -96,11 +99,14 @@ def needed_bytes(formulation: Formulation) -> int:
 
 
 def on_hosts(formulation: Formulation, most: int) -> Formulation:
-    """Return the formulation with at most so many equal hosts; itself where that leaves none out."""
+    """Return the formulation with at most so many equal hosts; itself where that leaves none out, or spares little."""
     if formulation.options.strategy != "latency":  # the others depend on the order, or put layers on all devices
         return formulation
-    few = dataclasses.replace(formulation, most_hosts=most)
-    return few if len(few.searched.hosts) < len(formulation.usable.hosts) else formulation
+    few = formulation.on_one_host if most == 1 else dataclasses.replace(formulation, most_hosts=most)
+    left, listed = len(few.searched.devices), len(formulation.usable.devices)
+    if 2 * left < listed or left < listed and formulation.candidates.count > EASY_SETS:
+        return few
+    return formulation
 
 
 def _growing(formulation: Formulation) -> Iterator[Formulation]:

@@ -109,6 +109,13 @@ class Candidates:
         return tuple(map(self._in_order, (*sorted(inside, key=_size), *sorted(self._wide, key=_size))))
 
     @cached_property
+    def count(self) -> int:
+        """How many candidates there are, or a few more; those of several hosts only where the others are not too many.
+        """
+        inside = sum(map(_count, self.machine.modules))
+        return inside + len(self._wide) if inside <= MOST_SETS else inside
+
+    @cached_property
     def order(self) -> tuple[int, ...]:
         """All devices, in an order in which every set lists its own."""
         places = {name: place for place, name in enumerate(self.listed)}
@@ -189,11 +196,9 @@ class Candidates:
 
     def _refuse_many(self) -> None:
         """Raise InputError, naming the host with most candidates, where there are more than MOST_SETS."""
-        inside = list(map(_count, self.machine.modules))
-        total = sum(inside)
-        if total <= MOST_SETS:
-            total += len(self._wide)
+        total = self.count
         if total > MOST_SETS:
+            inside = list(map(_count, self.machine.modules))
             worst = max(range(len(inside)), key=inside.__getitem__)
             module = self.machine.modules[worst]
             apart = " or linked unlike" if self.inventory.hosts[worst].pairs else ""

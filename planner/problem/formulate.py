@@ -6,7 +6,7 @@ The parts are made elsewhere: device sets in :mod:`planner.problem.device_sets`,
 :mod:`planner.problem.links`. Devices and hosts that differ only in names are priced once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -78,6 +78,11 @@ class Formulation:
     def searched(self) -> Inventory:
         """The part of the inventory that the problem is about, in the order in which it numbers hosts and devices."""
         return self.machine.inventory
+
+    @cached_property
+    def on_one_host(self) -> "Formulation":
+        """The formulation with one of equal hosts."""
+        return replace(self, most_hosts=1)
 
     def host_count(self) -> HostCount:
         """Return the bound of all answers on the usable inventory by the number of hosts that they use."""
