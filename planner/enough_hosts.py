@@ -104,7 +104,7 @@ def on_hosts(formulation: Formulation, most: int) -> Formulation:
         return formulation
     few = formulation.on_one_host if most == 1 else dataclasses.replace(formulation, most_hosts=most)
     left, listed = len(few.searched.devices), len(formulation.usable.devices)
-    if 2 * left < listed or left < listed and formulation.candidates.count > EASY_SETS:
+    if 2 * left < listed or (left < listed and formulation.candidates.count > EASY_SETS):
         return few
     return formulation
 

@@ -33,7 +33,7 @@ from planner.hardware.inventory import parse_inventory
 from planner.request import Wanted, resolve
 from planner.solver import search, solve
 from planner.solver.bounds import step
-from planner.solver.bounds.chain import PartBounds
+from planner.solver.bounds.chain import PartBounds, Receivers
 from planner.solver.bounds.combine import ByLayers, ByPrice
 from planner.solver.bounds.excess import Excess
 from planner.solver.bounds.hosts import GroupBounds
@@ -112,7 +112,7 @@ def _no_stages_ns(stages: StageCache, first_ns: Sequence[float]) -> list[float]:
     return [0.0] * len(stages.problem.groups)
 
 
-def _unchained(problem: Problem, parts: PartBounds) -> Excess:
+def _unchained(receivers: Receivers, parts: PartBounds) -> Excess:
     return parts.excess
 
 

@@ -21,6 +21,7 @@ def choices_ns(block: Block, prices: Floats) -> dict[tuple[int, int], float]:
     ``prices``: ns per byte on each device of the problem.
     """
     looks = list(zip(prices.tolist(), *(axis.each_ps for axis in block.axes), strict=True))
+    priced = prices if prices.any() else None
     number = {look: index for index, look in enumerate(dict.fromkeys(looks))}
     look_of = [number[look] for look in looks]
     known: dict[tuple[object, ...], list[float]] = {}
@@ -29,17 +30,17 @@ def choices_ns(block: Block, prices: Floats) -> dict[tuple[int, int], float]:
         splits = option.splits[0] if len(option.splits) == 1 else id(option.splits)  # long ones are shared objects
         key = (splits, option.receive.same_ns, option.quantum_ns, *[look_of[device] for device in option.devices])
         if key not in known:
-            known[key] = _splits_ns(block, option, prices)
+            known[key] = _splits_ns(block, option, priced)
         for c, ns in enumerate(known[key]):
             bounds[o, c] = ns
     return bounds
 
 
-def _splits_ns(block: Block, option: Option, prices: Floats) -> list[float]:
-    """Return the bound in ns of each split of an option."""
+def _splits_ns(block: Block, option: Option, prices: Floats | None) -> list[float]:
+    """Return the bound in ns of each split of an option; ``prices``: None where memory has none."""
     devices = list(option.devices)
     split_prices = np.zeros(len(option.splits))
-    if prices.any():
+    if prices is not None:
         split_prices = np.array([split.bytes for split in option.splits], dtype=np.float64) @ prices[devices]
     common = float(option.receive.same_ns) + sum(
         _axis_ns(axis, devices, prices, option.quantum_ns) for axis in block.axes
@@ -48,9 +49,9 @@ def _splits_ns(block: Block, option: Option, prices: Floats) -> list[float]:
     return [(ns + common) * (1 - limits.MARGIN) for ns in splits_ns.tolist()]
 
 
-def _axis_ns(axis: Axis, devices: list[int], prices: Floats, quantum_ns: int) -> float:
+def _axis_ns(axis: Axis, devices: list[int], prices: Floats | None, quantum_ns: int) -> float:
     piece_ps = [axis.each_ps[device] for device in devices]
-    if not prices.any():
+    if prices is None:
         return float(quantum_ns * least_quanta((axis.count,), tuple(sorted(piece_ps)), quantum_ns)[0])
     piece_prices = (0 if axis.shared else axis.each_bytes) * prices[devices]
     return axis.count * (least_cost(rates_ns(piece_ps), piece_prices) if any(piece_ps) else float(piece_prices.min()))

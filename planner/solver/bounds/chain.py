@@ -14,12 +14,13 @@ chain; for everything else it is as good as the bounds of the parts.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from planner.solver.bounds.excess import Excess, no_answer
 from planner.solver.bounds.pieces import Floats
-from planner.solver.problem import Block, Group, Option, Problem
+from planner.solver.problem import Group, Option, Problem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,17 +42,32 @@ class PartBounds:
         return PartBounds(excess=self.excess.kept_by(other), first_ns=self.first_ns)
 
 
-def chained(problem: Problem, parts: PartBounds) -> Excess:
+@dataclass(frozen=True, kw_only=True)
+class Receivers:
+    """ns of receiving from each device as leader, beyond ``same_ns``, of all groups and options; computed once."""
+
+    problem: Problem
+
+    @cached_property
+    def groups_ns(self) -> Floats:
+        """[group, device], of the groups as first stages."""
+        return _extra_ns(self.problem, self.problem.groups)
+
+    @cached_property
+    def options_ns(self) -> tuple[Floats, ...]:
+        """For each block [option, device]."""
+        return tuple(_extra_ns(self.problem, block.options) for block in self.problem.blocks)
+
+
+def chained(receivers: Receivers, parts: PartBounds) -> Excess:
     """Return the bounds of groups and choices with all messages of the chain."""
-    excess = parts.excess
+    problem, excess = receivers.problem, parts.excess
     if not excess.groups or not all(excess.choices):
         return no_answer(problem)
     groups, keys = list(excess.groups), [list(known) for known in excess.choices]
     device_sets = _DeviceSets()
-    stages = _Link(problem, range(len(groups)), [problem.groups[g] for g in groups], device_sets)
-    blocks = [
-        _block_link(problem, block, choices, device_sets) for block, choices in zip(problem.blocks, keys, strict=True)
-    ]
+    stages = _Link(range(len(groups)), [problem.groups[g] for g in groups], receivers.groups_ns[groups], device_sets)
+    blocks = [_block_link(receivers, b, choices, device_sets) for b, choices in enumerate(keys)]
     stage_ns = np.array([excess.groups[g] for g in groups])
     first_ns = np.array([parts.first_ns[g] for g in groups])
     block_ns = [np.array([known[key] for key in choices]) for known, choices in zip(excess.choices, keys, strict=True)]
@@ -66,16 +82,16 @@ def chained(problem: Problem, parts: PartBounds) -> Excess:
     )
 
 
-def first_stage_ns(problem: Problem, first: dict[tuple[int, int], float]) -> list[float]:
+def first_stage_ns(receivers: Receivers, first: dict[tuple[int, int], float]) -> list[float]:
     """Return for each group, as the first stage, the ns of the best choice of the block ``first`` and of receiving from
     it beyond ``same_ns``.
 
     ``first``: ns of each choice of that block. Results are rounded down to 1/1024 ns, so that groups that differ by
     rounding errors alone are equal.
     """
-    device_sets = _DeviceSets()
-    stages = _Link(problem, range(len(problem.groups)), problem.groups, device_sets)
-    block = _block_link(problem, problem.first, list(first), device_sets)
+    device_sets, groups = _DeviceSets(), receivers.problem.groups
+    stages = _Link(range(len(groups)), groups, receivers.groups_ns, device_sets)
+    block = _block_link(receivers, 0, list(first), device_sets)
     least = _into(np.array(list(first.values())), block, stages)
     rounded: list[float] = (np.floor(1024 * least) / 1024).tolist()
     return rounded
@@ -99,13 +115,14 @@ class _Link:
     """
 
     def __init__(
-        self, problem: Problem, target_of: Sequence[int], targets: Sequence[Option | Group], device_sets: _DeviceSets
+        self, target_of: Sequence[int], targets: Sequence[Option | Group], extra_ns: Floats, device_sets: _DeviceSets
     ) -> None:
+        """``extra_ns``: [target, device], of receiving from the device as leader, beyond ``same_ns``."""
         self.target_of = np.array(target_of, dtype=np.int64)
         """Index of each candidate's target."""
         self.device_set = np.array([device_sets[target.devices] for target in targets], dtype=np.int64)
         self.leader = np.array([target.devices[0] for target in targets], dtype=np.int64)
-        self.extra_ns = _extra_ns(problem, targets)
+        self.extra_ns = extra_ns
 
     def least(self, costs: Floats) -> Floats:
         """Return the least of the candidates' costs for each target."""
@@ -114,8 +131,9 @@ class _Link:
         return least
 
 
-def _block_link(problem: Problem, block: Block, choices: Sequence[tuple[int, int]], device_sets: _DeviceSets) -> _Link:
-    return _Link(problem, [option for option, _ in choices], block.options, device_sets)
+def _block_link(receivers: Receivers, b: int, choices: Sequence[tuple[int, int]], device_sets: _DeviceSets) -> _Link:
+    options = list(receivers.problem.blocks)[b].options
+    return _Link([option for option, _ in choices], options, receivers.options_ns[b], device_sets)
 
 
 def _extra_ns(problem: Problem, targets: Sequence[Option | Group]) -> Floats:

@@ -23,7 +23,7 @@ import numpy as np
 
 from planner.solver import limits
 from planner.solver.bounds.block_choices import choices_ns
-from planner.solver.bounds.chain import PartBounds, chained, first_stage_ns
+from planner.solver.bounds.chain import PartBounds, Receivers, chained, first_stage_ns
 from planner.solver.bounds.combine import ByLayers, ByPrice
 from planner.solver.bounds.excess import Excess, no_answer
 from planner.solver.bounds.hosts import GroupBounds, most_states
@@ -39,7 +39,7 @@ from planner.solver.restriction import Restriction
 class Bounds:
     """All bounds of a problem that are known so far; each of them is valid by itself."""
 
-    problem: Problem
+    receivers: Receivers
     parts: tuple[PartBounds, ...]
     """Without prices of memory, then with them; empty where no answer fits."""
     whole_layers: Excess | None = None
@@ -48,7 +48,7 @@ class Bounds:
 
     @cached_property
     def _chained(self) -> tuple[Excess, ...]:
-        bounds = tuple(chained(self.problem, parts) for parts in self.parts)
+        bounds = tuple(chained(self.receivers, parts) for parts in self.parts)
         return bounds if self.whole_layers is None else (*bounds, self.whole_layers)
 
     @property
@@ -61,10 +61,11 @@ class Bounds:
         if self.is_priced:
             return self
         (free,) = self.parts
-        prices = memory_prices(self.problem, free.excess)
+        prices = memory_prices(self.receivers.problem, free.excess)
         if prices is None or not prices.any():
             return replace(self, is_priced=True)
-        return replace(self, is_priced=True, parts=(free, _part_bounds(self.problem, prices).kept_by(free.excess)))
+        priced = _part_bounds(self.receivers, prices).kept_by(free.excess)
+        return replace(self, is_priced=True, parts=(free, priced))
 
     def within(self, limit: float) -> Restriction:
         """Return the groups and choices that may be in an answer of at most ``limit`` ns.
@@ -72,13 +73,13 @@ class Bounds:
         Each bound drops some; the paths of the chain are then shortest among what the others leave.
         """
         if not self.parts:
-            return no_answer(self.problem).restriction()
+            return no_answer(self.receivers.problem).restriction()
         kept, *others = self._chained
         kept = kept.within(limit)
         for excess in others:
             kept = excess.kept_by(kept).within(limit)
         for parts in self.parts:
-            kept = chained(self.problem, parts.kept_by(kept)).within(limit)
+            kept = chained(self.receivers, parts.kept_by(kept)).within(limit)
         return kept.restriction()
 
 
@@ -92,24 +93,31 @@ def lower_bounds(problem: Problem) -> Bounds | None:
     if most_states(problem) > limits.MOST_STATES:
         return None
     no_prices = np.zeros(len(problem.devices))
-    free = _part_bounds(problem, no_prices)
+    receivers = Receivers(problem=problem)
+    free = _part_bounds(receivers, no_prices)
     if not free.excess.groups:
-        return Bounds(problem=problem, parts=())
-    whole = whole_layer_bounds(problem, lambda placed: chained(placed, _part_bounds(placed, no_prices)))
+        return Bounds(receivers=receivers, parts=())
+
+    def bound_placed(placed: Problem) -> Excess:
+        placed_receivers = Receivers(problem=placed)
+        return chained(placed_receivers, _part_bounds(placed_receivers, no_prices))
+
+    whole = whole_layer_bounds(problem, bound_placed)
     if whole is not None:
-        return Bounds(problem=problem, parts=(free,) if whole.groups else (), whole_layers=whole)
-    return Bounds(problem=problem, parts=(free,), is_priced=False)
+        return Bounds(receivers=receivers, parts=(free,) if whole.groups else (), whole_layers=whole)
+    return Bounds(receivers=receivers, parts=(free,), is_priced=False)
 
 
-def _part_bounds(problem: Problem, prices: Floats) -> PartBounds:
+def _part_bounds(receivers: Receivers, prices: Floats) -> PartBounds:
     """Return the Lagrangian bounds of the parts at ``prices`` in ns per byte on each device.
 
     min over stages and choices of cost + prices·(load - capacity), whose least is taken apart by group and choice.
     """
+    problem = receivers.problem
     costs = [choices_ns(block, prices) for block in problem.blocks]
     cheapest = [min(known.values()) for known in costs]
     choices = tuple({key: ns - low for key, ns in known.items()} for known, low in zip(costs, cheapest, strict=True))
-    first_ns = first_stage_ns(problem, choices[0])
+    first_ns = first_stage_ns(receivers, choices[0])
     stages_ns = _stages_ns(StageCache(problem, prices), first_ns)
     capacity = np.array(problem.capacity_bytes, dtype=np.float64)
     least = min(stages_ns)
