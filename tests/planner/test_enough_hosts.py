@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from planner import enough_hosts
 from planner.build import inputs_of
 from planner.emit import emit
-from planner.enough_hosts import fits_on_enough, infeasible_on_all, on_hosts, short_bytes, solve_on_enough
+from planner.enough_hosts import EASY_SETS, fits_on_enough, infeasible_on_all, on_hosts, short_bytes, solve_on_enough
 from planner.errors import NotProvenError
 from planner.problem.formulate import Formulation
 from planner.solver.bounds.host_count import divided_ns
@@ -21,6 +22,12 @@ from plans.schema import Plan
 from tests.planner.instances import demo, formulation, gpu, host
 
 SEEDS = range(16)
+
+
+@pytest.fixture(autouse=True)
+def no_easy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search few hosts of these small machines too, wherever some can be left out."""
+    monkeypatch.setattr(enough_hosts, "EASY_SETS", 0)
 
 
 def machine(hosts: int, devices: int, kib: int, rates: dict[str, str], network: dict[str, str]) -> Any:
@@ -154,3 +161,13 @@ def test_other_strategies_are_solved_on_all_hosts() -> None:
     assert on_hosts(balanced, 1) is balanced
     assert on_hosts(whole, 1) is not whole
     assert on_hosts(whole, 4) is whole
+
+
+def test_a_machine_of_few_candidates_is_searched_at_once_unless_most_of_it_can_be_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(enough_hosts, "EASY_SETS", EASY_SETS)
+    for hosts in (2, 3, 5):
+        few = formulation(machine(hosts, 2, 40_000, {}, {}), None)
+        searched = {most: len(on_hosts(few, most).searched.hosts) for most in range(1, hosts + 1)}
+        assert searched == {most: most if 2 * most < hosts else hosts for most in searched}

@@ -84,8 +84,8 @@ def test_the_bound_is_at_most_what_a_packing_of_gigabytes_misses(mib: int) -> No
     base = load_base(ROOT / "plans/mixtral-8x7b-2gpu/config.json")
     row = [{"id": f"g{n}", "type": "v100-32g", "memory": f"{mib} MiB"} for n in range(3)]
     hosts = [{"name": device["id"], "links": {"class": "pcie"}, "devices": [device]} for device in row]
-    devices = inventory_of({"hosts": hosts, "network": {"class": "infiniband"}}, "bfloat16")
-    options = dataclasses.replace(options_of(base, None, 8192, "bfloat16"), strategy="balanced")
+    devices = inventory_of({"hosts": hosts, "network": {"class": "infiniband"}}, "float16")
+    options = dataclasses.replace(options_of(base, None, 8192, "float16"), strategy="balanced")
     problem = Formulation(model=base.model, draft=None, options=options, inventory=devices).problem
     spread = packed(problem, Restriction(groups=(0, 1, 2), choices=(((0, 0),), ((0, 0),))))
     assert spread is not None
