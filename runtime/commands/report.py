@@ -60,7 +60,10 @@ def _memory(reading: MemoryReading) -> str:
 
 
 def bench_lines(measured: "Measured") -> Iterator[str]:
-    """Yield a table of modes, then of each mode the phases and parts of a step."""
+    """Yield the devices, a table of modes, then of each mode the phases and parts of a step."""
+    for device, name in measured.devices.items():
+        yield f"{device}: {name}"
+    yield ""
     yield f"{'':8}{'tokens/s':>10}{'prefill ms':>12}{'step ms':>10}{'acceptance':>12}"
     for mode in measured.modes:
         yield (

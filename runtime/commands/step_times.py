@@ -88,6 +88,8 @@ class Measured:
     """Times of a plan."""
 
     plan_digest: str
+    devices: dict[str, str]
+    """Name of each physical device; of a CPU also the vector instructions of its products. By the plan's id."""
     load_s: float
     accept: int | None
     modes: tuple[Mode, ...]
@@ -104,7 +106,8 @@ def measure(engine: "Engine", bench: Bench) -> Measured:
             if number:  # the first one warms up
                 runs[mode].append(engine.completions)
     modes = tuple(_mode(engine.plan, mode, completions) for mode, completions in runs.items())
-    return Measured(plan_digest=digest, load_s=engine.load_s, accept=bench.accept, modes=modes)
+    devices = {device.id: start.device for device, start in zip(engine.plan.devices, engine.started, strict=True)}
+    return Measured(plan_digest=digest, devices=devices, load_s=engine.load_s, accept=bench.accept, modes=modes)
 
 
 def _mode(plan: Plan, name: str, runs: list[list[Completion]]) -> Mode:

@@ -22,6 +22,7 @@ from runtime.errors import MachineError
 from runtime.model.kernels import attention, products, rowwise
 from runtime.model.kernels.arguments import Attend, Gated, GroupedProduct, Norm, Product, Top
 from runtime.model.kernels.compiled import Kernel, compiled
+from runtime.model.kernels.processor import multiplies_pairs
 
 PARALLEL_WORK = 1 << 16
 """Multiply-adds below which an operation runs on one thread: starting a team of threads would take longer."""
@@ -55,6 +56,11 @@ def has_kernels(x: Tensor) -> bool:
     return x.is_cpu
 
 
+def widens(dtype: torch.dtype) -> bool:
+    """Return True where products convert their input to float32: halves that the processor does not multiply."""
+    return dtype.itemsize < 4 and not multiplies_pairs(dtype)
+
+
 def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ ``weight`` [in, out] + ``added`` [W or 1, out]; ``weight`` is the transpose of a slot."""
     if not has_kernels(x):
@@ -65,7 +71,8 @@ def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
     out = torch.empty(rows, outputs, dtype=x.dtype)
     threads = torch.get_num_threads()
     per_thread = threads * rows <= WIDENED_ROWS
-    widened = None if size == 4 else torch.empty(threads * rows if per_thread else rows, inputs + PADDING)
+    count = threads * rows if per_thread else rows
+    widened = torch.empty(count, inputs + PADDING) if widens(x.dtype) else None
     call = _product(
         x=x.data_ptr(),
         x_stride=size * x.stride(0),
@@ -99,7 +106,7 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> T
     rows, size = x.shape[0] if index is None else index.shape[0], x.itemsize
     assert (x.shape[1], ends.shape[0]) == (inputs, groups)
     out = torch.empty(rows, outputs, dtype=x.dtype)
-    widened = None if size == 4 and index is None else torch.empty(rows, inputs + PADDING)
+    widened = torch.empty(rows, inputs + PADDING) if widens(x.dtype) or index is not None else None
     call = _grouped(
         x=x.data_ptr(),
         x_stride=size * x.stride(0),

@@ -25,6 +25,8 @@ from plans.schema import Plan
 from runtime.comm.groups import Rendezvous
 from runtime.comm.progress import Progress, Status
 from runtime.errors import PeerError, RuntimeRefusal
+from runtime.image.dtypes import DTYPES
+from runtime.model.kernels.processor import instructions
 from runtime.processes.machine import check_machine, device_errors, device_name, read_memory, show_device, torch_device
 from runtime.processes.rank import Rank
 from runtime.request import Completion, MemoryReading, Piece
@@ -42,7 +44,7 @@ class Started:
 
     load_s: float
     device: str
-    """Name of the physical device."""
+    """Name of the physical device; of a CPU also the vector instructions of its products."""
     before: MemoryReading
     """Memory before the image is read."""
     loaded: MemoryReading
@@ -95,7 +97,10 @@ def open_rank(
         before = read_memory(torch_device(device))
         opened = Rank.open(plan, directory, rank=rank, rendezvous=rendezvous, progress=progress, verify=verify)
         loaded, load_s = read_memory(torch_device(device)), time.perf_counter() - begin
-        return opened, Started(load_s=load_s, device=device_name(device), before=before, loaded=loaded)
+        name = device_name(device)
+        if device.kind == "cpu":
+            name += f", products by {instructions(DTYPES[plan.options.dtype])}"
+        return opened, Started(load_s=load_s, device=name, before=before, loaded=loaded)
 
 
 def completions(event: Event) -> tuple[Completion, ...]:

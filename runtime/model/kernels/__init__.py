@@ -6,16 +6,19 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
 
     arguments     the arguments of each kernel by name, in one table that the caller and the kernel both unpack
     elements      intrinsics: loads, stores and conversions of float32, bfloat16 and float16 elements; exp
-    inner_loops   the two vectorised inner loops, written as LLVM IR: dot products and weighted sums of rows
+    inner_loops   the vectorised inner loops, written as LLVM IR: dot products and weighted sums of rows
+    subroutines   functions that only kernels call, compiled within them
     products      product with a weight matrix; grouped product with one weight matrix per expert
     rowwise       RMS norm, gated activation, top-k with log-softmax
     attention     rotary embedding, write to the KV cache, attention
     team          libgomp's functions that a kernel calls: number of this thread, of all threads, barrier
+    processor     the processor's vector instructions, which decide how elements are multiplied
     compiled      compilation for a dtype and the on-disk cache
     cache_owner   refusal of a cache that another user can write
 
-Elements are float32, bfloat16 (as uint16) or float16 (as int16) and are converted to float32 for all arithmetic. Every
-result is summed in an order that depends neither on the number of rows or threads nor on other results: a row of a tree
+Elements are float32, bfloat16 (as uint16) or float16 (as int16) and are converted to float32 for all arithmetic; where
+the processor has AVX-512 BF16, products and scores multiply pairs of bfloat16 and add them up to float32. Every result
+is summed in an order that depends neither on the number of rows or threads nor on other results: a row of a tree
 gets the same bits as the same row alone.
 
 A kernel takes one pointer. Its type carries the dtype of the elements; it points to int64 words, the kernel's

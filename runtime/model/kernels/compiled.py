@@ -15,13 +15,13 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from llvmlite import binding
 from numba import cfunc
 from numba.core import types
 from numba.core.caching import FunctionCache
 
 from runtime.model.kernels.cache_owner import require_private
 from runtime.model.kernels.elements import ELEMENTS, FLOATING
+from runtime.model.kernels.processor import target
 
 Kernel = Callable[[Any], None]
 """A kernel before compilation; its argument is the pointer to its arguments."""
@@ -40,13 +40,13 @@ def compiled(kernel: Kernel, dtype: torch.dtype) -> int:
     kept = FunctionCache(own)
     require_private(Path(kept.cache_path), kept._impl.filename_base)
     signature = types.void(types.CPointer(ELEMENTS[dtype]))
-    return int(cfunc(signature, cache=True, fastmath=FLOATING, error_model="numpy")(own).address)
+    return int(cfunc(signature, cache=True, fastmath=set(FLOATING), error_model="numpy")(own).address)
 
 
 @cache
 def _processor() -> str:
     """Return a checksum of the processor's name and features."""
-    return _checksum(f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}".encode())
+    return _checksum(target().encode())
 
 
 @cache

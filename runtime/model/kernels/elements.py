@@ -13,15 +13,32 @@ from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from runtime.model.kernels.processor import multiplies_pairs
+
 F = np.float32
 F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 POINTER = ir.PointerType()
-FLOATING = {"reassoc", "contract", "nsz", "arcp", "nnan"}
+FLOATING = frozenset({"reassoc", "contract", "nsz", "arcp", "nnan"})
 """Fast-math flags of the kernels: sums may be taken in another order than written, though always in the same one;
 infinities keep their meaning."""
-STACK_FLOATS = 8
+STACK_FLOATS = 32
 """Most sums that an inner loop of dot products leaves."""
 
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite has no type for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+BFLOAT = _BFloat()
 ELEMENTS = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
 """The element type that stands for each dtype."""
 
@@ -45,22 +62,35 @@ def widened(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
 
 
 def narrowed(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
-    """Convert a float32 to an element, rounded to nearest, ties to even; a NaN stays a NaN."""
+    """Convert a float32, or a vector of them, to elements, rounded to nearest, ties to even; a NaN stays a NaN."""
+
+    def like(scalar: ir.Type) -> ir.Type:
+        return ir.VectorType(scalar, value.type.count) if isinstance(value.type, ir.VectorType) else scalar
+
+    def constant(number: int) -> Any:
+        words = like(I32)
+        return ir.Constant(words, [number] * words.count if isinstance(words, ir.VectorType) else number)
+
     if element == types.float32:
         return value
     if element == types.int16:
-        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), I16)
-    bits = builder.bitcast(value, I32)
-    odd = builder.and_(builder.lshr(bits, I32(16)), I32(1))
-    rounded = builder.add(builder.add(bits, I32(0x7FFF)), odd)
-    quiet = builder.or_(bits, I32(1 << 22))
+        return builder.bitcast(builder.fptrunc(value, like(ir.HalfType())), like(I16))
+    bits = builder.bitcast(value, like(I32))
+    odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)
+    quiet = builder.or_(bits, constant(1 << 22))
     chosen = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-    return builder.trunc(builder.lshr(chosen, I32(16)), I16)
+    return builder.trunc(builder.lshr(chosen, constant(16)), like(I16))
 
 
 def scalar_of(element: types.Type) -> ir.Type:
     """Return the LLVM type of an element."""
     return F32 if element == types.float32 else I16
+
+
+def pairs(element: types.Type) -> bool:
+    """Return True where elements are multiplied in pairs; see ``processor.multiplies_pairs``."""
+    return element == ELEMENTS[torch.bfloat16] and multiplies_pairs(torch.bfloat16)
 
 
 def pointer(builder: ir.IRBuilder, address: Any) -> Any:
@@ -127,6 +157,13 @@ def itemsize(typing: Any, data: Any) -> Any:
     """Return the bytes of an element."""
     width = data.dtype.bitwidth // 8
     return types.int64(data), lambda context, builder, signature, args: I64(width)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def in_pairs(typing: Any, data: Any) -> Any:
+    """Return whether elements are multiplied in pairs."""
+    known = pairs(data.dtype)
+    return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), int(known))
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -1,81 +1,139 @@
 """The inner loops of the kernels as LLVM IR: dot products of rows, and sums of rows by weight.
 
 Numba's vectoriser keeps neither several sums in registers nor their order. Each function returns an intrinsic for a
-fixed number of rows and lanes; what is left over of a row that is no multiple of the lanes is the caller's.
+fixed number of rows; what is left over of a row that is no multiple of ``step`` is the caller's.
 
-    dots    weights [outputs, length] · x [rows, length]  ->  out [rows, outputs]
-    weigh   out [items, lanes] += weights [items, rows] · values [rows, lanes]
+    dots      left [outputs, length] · right [rows, length]  ->  out [rows, outputs]
+    finish    out [rows, outputs] = sums [rows, outputs] + added [rows, outputs], as elements
+    weigh     out [items, lanes] += weights [items, rows] · values [rows, lanes]
+
+A dot product has one order of summation, whatever ``outputs`` and ``rows`` are. Its elements are multiplied ``step`` at
+a time, and added to as many sums as a vector has lanes, from the first element to the last. Then the upper half of the
+lanes is added to the lower half until one is left.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from runtime.model.kernels.elements import F32, I32, I64, POINTER, pointer, scalar_of, widened
+from runtime.model.kernels.elements import (
+    BFLOAT,
+    F32,
+    I32,
+    I64,
+    POINTER,
+    narrowed,
+    pairs,
+    pointer,
+    scalar_of,
+    widened,
+)  # fmt: skip
+from runtime.model.kernels.processor import lanes
 
-WEIGH_LANES = 8
-"""Values of one register in ``weigh``, whose lanes are a multiple of it."""
+LANES = lanes()
+"""Float32 values of a vector."""
 
 
-def dots(outputs: int, rows: int, lanes: int, ahead: int) -> Any:
-    """Return an intrinsic for the dot products of ``outputs`` rows of elements with ``rows`` rows of float32.
+def step(element: types.Type) -> int:
+    """Return the elements of a row that one instruction multiplies."""
+    return 2 * LANES if pairs(element) else LANES
 
-    Its arguments: the kernel's pointer; address and stride of the elements (weights); of the float32 rows (x); of the
-    results, float32 [rows, outputs]; the length of a row, a multiple of ``lanes`` and not 0. Each product is one vector
-    of ``lanes`` sums over the length, halved until one is left: an order that does not depend on outputs or rows.
-    Elements are prefetched ``ahead`` bytes before they are read, where that is not 0.
+
+@intrinsic  # type: ignore[untyped-decorator]
+def step_of(typing: Any, data: Any) -> Any:
+    """Return ``step`` of a kernel's elements."""
+    known = step(data.dtype)
+    return types.int64(data), lambda context, builder, signature, args: I64(known)
+
+
+def dots(outputs: int, rows: int, prefetches: int = 0, *, apart: bool = False) -> Any:
+    """Return an intrinsic for the dot products of ``outputs`` rows of elements with ``rows`` rows of x.
+
+    Its arguments: the kernel's pointer; address and stride of the elements (left); of the rows of x, which are float32,
+    or elements where those are multiplied in pairs; of the results, float32 [rows, outputs], without a gap unless
+    ``apart``; the length of a row, a multiple of ``step`` and not 0; the address from which on ``prefetches`` rows of
+    elements are prefetched into the second level of cache.
     """
 
     def code(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
-        _, weights, weights_stride, x, x_stride, out, out_stride, length = args
-        vector, nbytes = ir.VectorType(F32, lanes), element.bitwidth // 8
-        fma = _multiply_add(builder, vector)
-        prefetch = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32]), "llvm.prefetch.p0"
-        )
-
+        _, left, left_stride, right, right_stride, out, out_stride, length, ahead = args
+        vector = ir.VectorType(F32, LANES)
+        lefts = [_row(builder, left, left_stride, number) for number in range(outputs)]
+        rights = [_row(builder, right, right_stride, number) for number in range(rows)]
         before, loop = builder.block, builder.append_basic_block("loop")
         after = builder.append_basic_block("after")
         builder.branch(loop)
         builder.position_at_end(loop)
-        offset = builder.phi(I64)  # of the first lane in its row, in elements
+        offset = builder.phi(I64)  # of the first of ``step`` elements in its row
         offset.add_incoming(I64(0), before)
-        sums = [builder.phi(vector) for _ in range(outputs * rows)]
+        sums = [builder.phi(vector) for _ in range(rows * outputs)]
         for partial in sums:
-            partial.add_incoming(ir.Constant(vector, [0.0] * lanes), before)
-
-        def load(start: Any, scalar: ir.Type, size: int) -> Any:
-            source = pointer(builder, builder.add(start, builder.mul(offset, I64(size))))
-            return builder.load(source, typ=ir.VectorType(scalar, lanes), align=size)
-
-        inputs = [load(_row(builder, x, x_stride, row), F32, 4) for row in range(rows)]
-        next_sums = []
-        for output in range(outputs):
-            start = _row(builder, weights, weights_stride, output)
-            if ahead:
-                later = builder.add(start, builder.add(builder.mul(offset, I64(nbytes)), I64(ahead)))
-                builder.call(prefetch, [pointer(builder, later), I32(0), I32(3), I32(1)])
-            weight = widened(builder, load(start, scalar_of(element), nbytes), element)
-            next_sums += [builder.call(fma, [weight, inputs[row], sums[output * rows + row]]) for row in range(rows)]
-        next_offset = builder.add(offset, I64(lanes))
+            partial.add_incoming(ir.Constant(vector, [0.0] * LANES), before)
+        load_left, load_right, add = _multiplication(builder, element, offset)
+        next_sums = list(sums)
+        few = [load_left(row) for row in lefts] if outputs <= rows else [load_right(row) for row in rights]
+        for number, source in enumerate(rights if outputs <= rows else lefts):
+            other = load_right(source) if outputs <= rows else load_left(source)
+            for index, value in enumerate(few):
+                place = number * outputs + index if outputs <= rows else index * outputs + number
+                next_sums[place] = add(sums[place], *((value, other) if outputs <= rows else (other, value)))
+        for number in range(prefetches):
+            _prefetch(builder, builder.add(_row(builder, ahead, left_stride, number), _bytes(builder, offset, element)))
+        next_offset = builder.add(offset, I64(step(element)))
         offset.add_incoming(next_offset, loop)
         for partial, value in zip(sums, next_sums, strict=True):
             partial.add_incoming(value, loop)
         builder.cbranch(builder.icmp_signed("<", next_offset, length), loop, after)
         builder.position_at_end(after)
-        for number, value in enumerate(next_sums):
-            output, row = divmod(number, rows)
-            target = builder.add(_row(builder, out, out_stride, row), I64(4 * output))
-            builder.store(_total(builder, value), pointer(builder, target), align=4)
+        at_once = LANES // outputs * outputs
+        for first in range(0, len(next_sums), at_once):
+            totals = _totals(builder, next_sums[first : first + at_once])
+            for place in range(0, totals.type.count, outputs if apart else at_once):
+                target = builder.add(out, I64(4 * (first + place)))
+                if apart:
+                    target = _row(builder, out, out_stride, (first + place) // outputs)
+                    kept = _shuffled(builder, totals, totals, list(range(place, place + outputs)))
+                builder.store(kept if apart else totals, pointer(builder, target), align=4)
         return context.get_dummy_value()
 
-    return _inner_loop(code)
+    return _inner_loop(code, 8)
 
 
-def weigh(lanes: int, items: int) -> Any:
-    """Return an intrinsic that adds rows of ``lanes`` elements to the sums of ``items`` items, each row by its weight.
+def finish(outputs: int, rows: int) -> Any:
+    """Return an intrinsic that adds to sums, and stores them as elements.
+
+    Its arguments: the kernel's pointer; address of the sums, float32 [rows, outputs]; address and stride of what is
+    added, elements [rows, outputs], or address 0: nothing is added; address and stride of the results.
+    """
+
+    def code(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
+        _, sums, added, added_stride, out, out_stride = args
+        before = builder.block
+        adding, after = builder.append_basic_block("adding"), builder.append_basic_block("after")
+        builder.cbranch(builder.icmp_signed("!=", added, I64(0)), adding, after)
+        builder.position_at_end(adding)
+        parts = list(_parts(rows, outputs))
+        some = [_load_rows(builder, added, added_stride, part, outputs, element) for part in parts]
+        builder.branch(after)
+        builder.position_at_end(after)
+        addends = [builder.phi(value.type) for value in some]
+        for addend, value in zip(addends, some, strict=True):
+            addend.add_incoming(ir.Constant(value.type, [-0.0] * value.type.count), before)  # x + -0.0 is x
+            addend.add_incoming(value, adding)
+        for addend, part in zip(addends, parts, strict=True):
+            source = pointer(builder, builder.add(sums, I64(4 * outputs * part.start)))
+            total = builder.fadd(builder.load(source, typ=addend.type, align=4), addend)
+            _store_rows(builder, total, out, out_stride, part, outputs, element)
+        return context.get_dummy_value()
+
+    return _inner_loop(code, 5)
+
+
+def weigh(vectors: int, items: int) -> Any:
+    """Return an intrinsic that adds rows of ``vectors`` * LANES elements to the sums of ``items`` items by weight.
 
     Its arguments: the kernel's pointer; address and stride of the elements (values); of the weights, float32 [items,
     rows]; of the sums so far, float32 [items, lanes]; the number of rows, not 0. Rows are added in their order.
@@ -83,17 +141,17 @@ def weigh(lanes: int, items: int) -> Any:
 
     def code(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
         _, values, stride, weights, weights_stride, out, out_stride, rows = args
-        vector, nbytes, parts = ir.VectorType(F32, WEIGH_LANES), element.bitwidth // 8, range(lanes // WEIGH_LANES)
-        fma = _multiply_add(builder, vector)
+        vector, nbytes, parts = ir.VectorType(F32, LANES), element.bitwidth // 8, range(vectors)
+        fma = _function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
         before, loop = builder.block, builder.append_basic_block("loop")
         after = builder.append_basic_block("after")
 
-        def at(base: Any, step: Any, number: Any, beyond: int = 0) -> Any:
-            return pointer(builder, builder.add(base, builder.add(builder.mul(step, number), I64(beyond))))
+        def at(base: Any, distance: Any, number: Any, beyond: int = 0) -> Any:
+            return pointer(builder, builder.add(base, builder.add(builder.mul(distance, number), I64(beyond))))
 
         registers = [(item, part) for item in range(items) for part in parts]
         first_sums = [
-            builder.load(at(out, out_stride, I64(i), 32 * part), typ=vector, align=4) for i, part in registers
+            builder.load(at(out, out_stride, I64(i), 4 * LANES * part), typ=vector, align=4) for i, part in registers
         ]
         builder.branch(loop)
         builder.position_at_end(loop)
@@ -104,16 +162,15 @@ def weigh(lanes: int, items: int) -> Any:
             partial.add_incoming(start, before)
         inputs = []
         for part in parts:
-            source = at(values, stride, row, WEIGH_LANES * nbytes * part)
-            loaded = builder.load(source, typ=ir.VectorType(scalar_of(element), WEIGH_LANES), align=nbytes)
+            source = at(values, stride, row, LANES * nbytes * part)
+            loaded = builder.load(source, typ=ir.VectorType(scalar_of(element), LANES), align=nbytes)
             inputs.append(widened(builder, loaded, element))
         next_sums: list[Any] = []
         for item in range(items):
             weight = builder.load(at(_row(builder, weights, weights_stride, item), I64(4), row), typ=F32, align=4)
             first = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, I32(0))
-            everywhere = ir.Constant(ir.VectorType(I32, WEIGH_LANES), [0] * WEIGH_LANES)
-            factor = builder.shuffle_vector(first, first, everywhere)
-            next_sums += [builder.call(fma, [inputs[p], factor, sums[item * len(parts) + p]]) for p in parts]
+            factor = _shuffled(builder, first, first, [0] * LANES)
+            next_sums += [builder.call(fma, [inputs[p], factor, sums[item * vectors + p]]) for p in parts]
         next_row = builder.add(row, I64(1))
         row.add_incoming(next_row, loop)
         for partial, value in zip(sums, next_sums, strict=True):
@@ -121,24 +178,117 @@ def weigh(lanes: int, items: int) -> Any:
         builder.cbranch(builder.icmp_signed("<", next_row, rows), loop, after)
         builder.position_at_end(after)
         for (item, part), value in zip(registers, next_sums, strict=True):
-            builder.store(value, at(out, out_stride, I64(item), 32 * part), align=4)
+            builder.store(value, at(out, out_stride, I64(item), 4 * LANES * part), align=4)
         return context.get_dummy_value()
 
-    return _inner_loop(code)
+    return _inner_loop(code, 7)
 
 
-def _inner_loop(code: Any) -> Any:
-    """Return ``code`` as an intrinsic of the kernel's pointer and seven int64."""
+def _inner_loop(code: Any, words: int) -> Any:
+    """Return ``code`` as an intrinsic of the kernel's pointer and ``words`` int64, 5, 7 or 8."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def loop(
-        typing: Any, data: Any, left: Any, left_stride: Any, right: Any, right_stride: Any, out: Any, out_stride: Any,
-        length: Any,
-    ) -> Any:  # fmt: skip
-        signature = types.void(data, *[types.int64] * 7)
+    def typed(data: Any) -> Any:
+        signature = types.void(data, *[types.int64] * words)
         return signature, lambda context, builder, signature, args: code(data.dtype, context, builder, args)
 
-    return loop
+    # Numba reads the number of arguments from the function
+    if words == 5:
+        return intrinsic(lambda typing, data, a, b, c, d, e: typed(data))
+    if words == 7:
+        return intrinsic(lambda typing, data, a, b, c, d, e, f, g: typed(data))
+    assert words == 8
+    return intrinsic(lambda typing, data, a, b, c, d, e, f, g, h: typed(data))
+
+
+def _multiplication(
+    builder: ir.IRBuilder, element: types.Type, offset: Any
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any, Any, Any], Any]]:
+    """Return how ``step`` elements of a row are loaded, how those of a row of x, and how products are added to sums."""
+    vector = ir.VectorType(F32, LANES)
+
+    def load(start: Any, kind: types.Type, scalar: ir.Type) -> Any:
+        source = pointer(builder, builder.add(start, _bytes(builder, offset, kind)))
+        return builder.load(source, typ=ir.VectorType(scalar, step(element)), align=kind.bitwidth // 8)
+
+    if pairs(element):
+        both = ir.VectorType(BFLOAT, step(element))
+        multiply = _function(builder, vector, [vector, both, both], "llvm.x86.avx512bf16.dpbf16ps.512")
+
+        def load_pairs(start: Any) -> Any:
+            return load(start, element, BFLOAT)
+
+        return load_pairs, load_pairs, lambda total, left, right: builder.call(multiply, [total, left, right])
+    fma = _function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
+    return (
+        lambda start: widened(builder, load(start, element, scalar_of(element)), element),
+        lambda start: load(start, types.float32, F32),
+        lambda total, left, right: builder.call(fma, [left, right, total]),
+    )
+
+
+def _parts(rows: int, outputs: int) -> Iterator[range]:
+    """Yield ranges of rows, each a power of two, whose results fit into one vector."""
+    start, most = 0, max(1, LANES // outputs)
+    while start < rows:
+        count = min(most, 1 << (rows - start).bit_length() - 1)
+        yield range(start, start + count)
+        start += count
+
+
+def _load_rows(builder: ir.IRBuilder, base: Any, stride: Any, part: range, outputs: int, element: types.Type) -> Any:
+    """Return the first ``outputs`` elements of each row of ``part``, one row behind the other, as float32."""
+    row = ir.VectorType(scalar_of(element), outputs)
+    values = [
+        builder.load(pointer(builder, _row(builder, base, stride, number)), typ=row, align=element.bitwidth // 8)
+        for number in part
+    ]
+    while len(values) > 1:
+        count = 2 * values[0].type.count
+        values = [_shuffled(builder, a, b, list(range(count))) for a, b in zip(values[::2], values[1::2], strict=True)]
+    return widened(builder, values[0], element)
+
+
+def _store_rows(
+    builder: ir.IRBuilder, total: Any, base: Any, stride: Any, part: range, outputs: int, element: types.Type
+) -> None:
+    """Store float32 as the first ``outputs`` elements of each row of ``part``."""
+    if pairs(element):  # the processor that multiplies pairs also has an instruction that rounds to them
+        values = builder.fptrunc(total, ir.VectorType(BFLOAT, total.type.count))
+    else:
+        values = narrowed(builder, total, element)
+    for place, number in enumerate(part):
+        some = _shuffled(builder, values, values, list(range(place * outputs, (place + 1) * outputs)))
+        target = pointer(builder, _row(builder, base, stride, number))
+        builder.store(some, target, align=element.bitwidth // 8)
+
+
+def _totals(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
+    """Return the sums of at most LANES vectors as one vector; each is halved until one lane is left.
+
+    Two vectors are halved together, and lie in one thereafter. Where each lane comes from is written down as (number of
+    the vector, lane), so that lanes may be taken in any order: one that x86 has instructions for, which move whole
+    quarters of 128 bits, or single lanes within each quarter.
+    """
+    rows = [(vector, [(number, lane) for lane in range(LANES)]) for number, vector in enumerate(vectors)]
+    half = LANES // 2
+    while half:
+        rows += rows[-1:] * (len(rows) % 2)
+        halved = []
+        for (left, left_names), (right, right_names) in zip(rows[::2], rows[1::2], strict=True):
+            names = left_names + right_names
+            low = [place for place, (_, lane) in enumerate(names) if lane < half]
+            low.sort(key=lambda place: (place % LANES // 4 if half < 4 else 0, place))
+            distance = names[:LANES].index((names[0][0], half))
+            parts = [_shuffled(builder, left, right, [place + more for place in low]) for more in (0, distance)]
+            halved.append((builder.fadd(*parts), [names[place] for place in low]))
+        rows, half = halved, half // 2
+    ((total, names),) = rows
+    return _shuffled(builder, total, total, [names.index((number, 0)) for number in range(len(vectors))])
+
+
+def _shuffled(builder: ir.IRBuilder, left: Any, right: Any, places: list[int]) -> Any:
+    """Return the lanes at ``places`` of two vectors, those of ``right`` counted on from those of ``left``."""
+    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, len(places)), places))
 
 
 def _row(builder: ir.IRBuilder, base: Any, stride: Any, number: int) -> Any:
@@ -146,17 +296,17 @@ def _row(builder: ir.IRBuilder, base: Any, stride: Any, number: int) -> Any:
     return builder.add(base, builder.mul(stride, I64(number)))
 
 
-def _multiply_add(builder: ir.IRBuilder, vector: ir.Type) -> Any:
-    """Return LLVM's fused multiply-add of vectors."""
-    signature = ir.FunctionType(vector, [vector] * 3)
-    return cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{vector.count}f32")
+def _bytes(builder: ir.IRBuilder, count: Any, element: types.Type) -> Any:
+    """Return the bytes of so many elements."""
+    return builder.mul(count, I64(element.bitwidth // 8))
 
 
-def _total(builder: ir.IRBuilder, value: Any) -> Any:
-    """Sum a vector: its upper half is added to its lower half until one lane is left."""
-    lanes = value.type.count
-    while lanes > 1:
-        lanes //= 2
-        low, high = (ir.Constant(ir.VectorType(I32, lanes), list(range(s, s + lanes))) for s in (0, lanes))
-        value = builder.fadd(builder.shuffle_vector(value, value, low), builder.shuffle_vector(value, value, high))
-    return builder.extract_element(value, I32(0))
+def _prefetch(builder: ir.IRBuilder, address: Any) -> None:
+    """Prefetch a line, to be read, into the second level of cache."""
+    prefetch = _function(builder, ir.VoidType(), [POINTER, I32, I32, I32], "llvm.prefetch.p0")
+    builder.call(prefetch, [pointer(builder, address), I32(0), I32(2), I32(1)])
+
+
+def _function(builder: ir.IRBuilder, result: ir.Type, arguments: list[ir.Type], name: str) -> Any:
+    """Return one of LLVM's intrinsic functions."""
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)

@@ -6,24 +6,33 @@ A thread computes a contiguous range of outputs for all rows, so that each weigh
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba.core import types
 
 from runtime.model.kernels.arguments import GroupedProduct, Product
-from runtime.model.kernels.elements import FLOATING, F, arguments_of, elements, floats, numbers, put, stack_floats, wide
-from runtime.model.kernels.inner_loops import dots
+from runtime.model.kernels.elements import (
+    F,
+    arguments_of,
+    elements,
+    floats,
+    in_pairs,
+    itemsize,
+    numbers,
+    stack_floats,
+    wide,
+)
+from runtime.model.kernels.inner_loops import dots, finish, step_of
+from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 
-LANES = 16
-"""Partial sums of one dot product."""
-PREFETCH_BYTES = 1024
-"""Distance in a row of weights at which they are prefetched."""
+AHEAD_BYTES = 4096
+"""Least distance at which weights are prefetched for few rows of x."""
+PANEL_BYTES = 1 << 16
+"""Weights that many rows of x are multiplied with in turn: they stay in the second level of cache."""
 MOST_ROWS = 6
-"""Rows of x multiplied in one pass over a row of weights: their sums fill the registers."""
-PAIR_ROWS = 8
-"""With more rows than this the product is bound by arithmetic: two rows of weights share each load of x."""
+"""Rows of x multiplied at once, each with two rows of weights: few rows, which wait for the memory."""
+GROUP = 4
+"""Rows of weights with which 4 to 6 of many rows of x are multiplied at once: their sums fill the registers."""
 
-dots_1, dots_2, dots_3, dots_4, dots_5, dots_6 = (dots(1, rows, LANES, PREFETCH_BYTES) for rows in range(1, 7))
-dots_2_3 = dots(2, 3, LANES, PREFETCH_BYTES)
 product_arguments, grouped_arguments = arguments_of(Product), arguments_of(GroupedProduct)
 
 
@@ -67,65 +76,114 @@ def grouped(data: Any) -> None:
             _multiply(data, part, part.x, part.x_stride, output, last)
 
 
-@njit(fastmath=FLOATING, error_model="numpy")  # type: ignore[untyped-decorator]
+def sweep(outputs: int, rows: int) -> Any:
+    """Return a function that multiplies ``rows`` rows of x by a range of the rows of weights, ``outputs`` at a time.
+
+    Its arguments: the kernel's pointer; ``a``, a Product; address and stride of x, float32 or multiplied in pairs; the
+    first row; first output and the one behind the last, at least ``outputs`` of them; the first row of weights to
+    prefetch, and the one behind the last. It returns the next row to prefetch. Where outputs are no multiple of those
+    that are computed together, the last of them are computed twice.
+    """
+    fetched = min(outputs, 2)
+    dot_products, store = dots(outputs, rows, fetched), finish(outputs, rows)
+
+    @subroutine(types.int64)
+    def multiply(
+        data: Any, a: Any, x: Any, x_stride: Any, row: Any, output: Any, last: Any, ahead: Any, ahead_end: Any
+    ) -> Any:
+        sums, size, rest = stack_floats(), itemsize(data), a.inputs % step_of(data)
+        right, added, out = x + row * x_stride, a.added + row * a.added_stride, a.out + row * a.out_stride
+        for first in range(output, last, outputs):
+            number = min(first, last - outputs)
+            left, later = a.weight + number * a.weight_stride, a.weight + ahead * a.weight_stride
+            if rest < a.inputs:
+                length = a.inputs - rest
+                dot_products(data, left, a.weight_stride, right, x_stride, sums, 0, length, later)
+            if rest:
+                _add_rest(data, a, right, x_stride, left, sums, outputs, rows)
+            more = added + number * size if a.added else np.int64(0)
+            store(data, sums, more, a.added_stride, out + number * size, a.out_stride)
+            ahead = min(ahead + fetched, ahead_end)
+        return ahead
+
+    return multiply
+
+
+one = sweep(1, 1)
+few_2, few_3, few_4, few_5, few_6 = (sweep(2, rows) for rows in range(2, MOST_ROWS + 1))
+many_4, many_5, many_6 = (sweep(GROUP, rows) for rows in range(GROUP, MOST_ROWS + 1))
+
+
+@subroutine()
 def _multiply(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
-    """Compute outputs ``output`` … ``last`` - 1 of ``a``, a Product; ``x``: its rows as float32."""
-    vectorised, sums = a.inputs - a.inputs % LANES, stack_floats()
+    """Compute outputs ``output`` … ``last`` - 1 of ``a``, a Product; ``x``: its rows, float32 unless in pairs."""
+    ahead = min(output + (AHEAD_BYTES + a.weight_stride - 1) // a.weight_stride, last)
+    if a.rows > MOST_ROWS and last - output >= GROUP:
+        _multiply_many(data, a, x, x_stride, output, last)
+    elif last - output < 2 or a.rows == 1 or a.rows > MOST_ROWS:
+        for row in range(a.rows):
+            one(data, a, x, x_stride, row, output, last, ahead, last)
+    elif a.rows == 2:
+        few_2(data, a, x, x_stride, 0, output, last, ahead, last)
+    elif a.rows == 3:
+        few_3(data, a, x, x_stride, 0, output, last, ahead, last)
+    elif a.rows == 4:
+        few_4(data, a, x, x_stride, 0, output, last, ahead, last)
+    elif a.rows == 5:
+        few_5(data, a, x, x_stride, 0, output, last, ahead, last)
+    else:
+        few_6(data, a, x, x_stride, 0, output, last, ahead, last)
+
+
+@subroutine()
+def _multiply_many(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
+    """Compute outputs of many rows, panel by panel of the weights, and prefetch the next panel meanwhile."""
+    panel = max(1, PANEL_BYTES // (GROUP * a.weight_stride)) * GROUP
     passes = (a.rows + MOST_ROWS - 1) // MOST_ROWS
-    at_once = 3 if a.rows > PAIR_ROWS else (a.rows + passes - 1) // passes
-    while output < last:
-        pair = 2 if a.rows > PAIR_ROWS and output + 1 < last else 1
-        start = a.weight + output * a.weight_stride
-        for begin in range(0, a.rows, at_once):
-            few = at_once if a.rows > PAIR_ROWS else min(at_once, a.rows - begin)
-            row = min(begin, a.rows - few)  # the last of many rows are computed again, as the pass has a fixed width
-            _dots(data, start, a.weight_stride, x + row * x_stride, x_stride, sums, vectorised, pair, few)
-            number = 0
-            for j in range(row, row + few):
-                out = elements(data, a.out + j * a.out_stride)
-                for i in range(output, output + pair):
-                    total = floats(sums)[number]
-                    number += 1
-                    if vectorised < a.inputs:
-                        weights, inputs = elements(data, a.weight + i * a.weight_stride), floats(x + j * x_stride)
-                        for k in range(vectorised, a.inputs):
-                            total += wide(weights[k]) * inputs[k]
-                    if a.added:
-                        total += wide(elements(data, a.added + j * a.added_stride)[i])
-                    put(out, i, total)
-        output += pair
+    for start in range(output, last, panel):
+        end = min(start + panel, last)
+        first = min(start, end - GROUP)  # of a last panel that is smaller than a group
+        ahead, ahead_end = end, min(end + panel, last)
+        for number in range(passes):
+            row = a.rows * number // passes
+            count = max(a.rows * (number + 1) // passes - row, GROUP)
+            row = min(row, a.rows - count)
+            if count == 4:
+                ahead = many_4(data, a, x, x_stride, row, first, end, ahead, ahead_end)
+            elif count == 5:
+                ahead = many_5(data, a, x, x_stride, row, first, end, ahead, ahead_end)
+            else:
+                ahead = many_6(data, a, x, x_stride, row, first, end, ahead, ahead_end)
 
 
-@njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
+@subroutine()
+def _add_rest(data: Any, a: Any, x: Any, x_stride: Any, left: Any, sums: Any, outputs: Any, rows: Any) -> None:
+    """Add the products of the last elements of a row, which are no multiple of a step, to the sums."""
+    first = a.inputs - a.inputs % step_of(data)
+    for row in range(rows):
+        for output in range(outputs):
+            weights = elements(data, left + output * a.weight_stride)
+            total = floats(sums)[row * outputs + output] if first else F(0)
+            for k in range(first, a.inputs):
+                if in_pairs(data):
+                    total += wide(weights[k]) * wide(elements(data, x + row * x_stride)[k])
+                else:
+                    total += wide(weights[k]) * floats(x + row * x_stride)[k]
+            floats(sums)[row * outputs + output] = total
+
+
+@subroutine()
 def _widen(
     data: Any, x: Any, x_stride: Any, out: Any, out_stride: Any, inputs: Any, first: Any, rows: Any, step: Any
 ) -> None:
-    """Copy rows ``first``, ``first`` + ``step``, … of x to ``out`` as float32."""
+    """Copy rows ``first``, ``first`` + ``step``, … of x to ``out``: as float32, unless they are multiplied in pairs."""
     for row in range(first, rows, step):
-        source, target = elements(data, x + row * x_stride), floats(out + row * out_stride)
-        for i in range(inputs):
-            target[i] = wide(source[i])
-
-
-@njit(fastmath=FLOATING)  # type: ignore[untyped-decorator]
-def _dots(
-    data: Any, start: Any, stride: Any, x: Any, x_stride: Any, sums: Any, length: Any, pair: Any, few: Any
-) -> None:
-    """Write the dot products [few, pair] over ``length`` to ``sums``."""
-    if length == 0:
-        for number in range(few * pair):
-            floats(sums)[number] = F(0)
-    elif pair == 2:
-        dots_2_3(data, start, stride, x, x_stride, sums, 8, length)
-    elif few == 1:
-        dots_1(data, start, stride, x, x_stride, sums, 4, length)
-    elif few == 2:
-        dots_2(data, start, stride, x, x_stride, sums, 4, length)
-    elif few == 3:
-        dots_3(data, start, stride, x, x_stride, sums, 4, length)
-    elif few == 4:
-        dots_4(data, start, stride, x, x_stride, sums, 4, length)
-    elif few == 5:
-        dots_5(data, start, stride, x, x_stride, sums, 4, length)
-    else:
-        dots_6(data, start, stride, x, x_stride, sums, 4, length)
+        source = elements(data, x + row * x_stride)
+        if in_pairs(data):
+            copy = elements(data, out + row * out_stride)
+            for i in range(inputs):
+                copy[i] = source[i]
+        else:
+            target = floats(out + row * out_stride)
+            for i in range(inputs):
+                target[i] = wide(source[i])

@@ -1,7 +1,7 @@
-"""The inner loops in LLVM IR, each compiled alone, for every shape that the kernels use."""
+"""The inner loops in LLVM IR, each compiled alone, for the shapes that the kernels use."""
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -9,33 +9,15 @@ from numba import cfunc
 from numba.core import types
 from torch import Tensor
 
-from runtime.model.kernels import attention, products
-from runtime.model.kernels.attention import ITEMS, KEY_LANES
 from runtime.model.kernels.elements import ELEMENTS, arguments_of
-from runtime.model.kernels.products import LANES
+from runtime.model.kernels.inner_loops import LANES, dots, finish, step, weigh
+from runtime.model.kernels.processor import multiplies_pairs
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-DOTS = [
-    *((products, f"dots_{rows}", 1, rows, LANES) for rows in range(1, 7)),
-    (products, "dots_2_3", 2, 3, LANES),
-    (attention, "key_1", 1, 1, KEY_LANES),
-    (attention, "key_4", 4, 1, KEY_LANES),
-    (attention, "key_1_4", 1, ITEMS, KEY_LANES),
-    (attention, "key_2_4", 2, ITEMS, KEY_LANES),
-]
-"""Module, name, outputs, rows and lanes of each loop of dot products."""
-WEIGH = [
-    ("weigh_8", 8, 1),
-    ("weigh_32", 32, 1),
-    ("weigh_8_4", 8, ITEMS),
-    ("weigh_16_4", 16, ITEMS),
-    ("weigh_24_4", 24, ITEMS),
-]
-"""Name, lanes and items of each weighted sum."""
 
 
-class Seven(NamedTuple):
-    """The arguments of an inner loop."""
+class Eight(NamedTuple):
+    """The arguments of an inner loop, of which some are not used."""
 
     left: int
     left_stride: int
@@ -44,21 +26,31 @@ class Seven(NamedTuple):
     out: int
     out_stride: int
     length: int
+    ahead: int
 
 
-load = arguments_of(Seven)
+load = arguments_of(Eight)
 
 
-def call(loop, dtype: torch.dtype, left: Tensor, right: Tensor, out: Tensor, length: int) -> None:  # type: ignore[no-untyped-def]
+def call(loop: Any, words: int, dtype: torch.dtype, left: Tensor, right: Tensor, out: Tensor, length: int) -> None:
     """Compile an inner loop and call it on rows of three matrices."""
 
-    def kernel(data):  # type: ignore[no-untyped-def]
+    def eight(data):  # type: ignore[no-untyped-def]
+        a = load(data)
+        loop(data, a.left, a.left_stride, a.right, a.right_stride, a.out, a.out_stride, a.length, a.ahead)
+
+    def seven(data):  # type: ignore[no-untyped-def]
         a = load(data)
         loop(data, a.left, a.left_stride, a.right, a.right_stride, a.out, a.out_stride, a.length)
 
+    def five(data):  # type: ignore[no-untyped-def]
+        a = load(data)
+        loop(data, a.left, a.right, a.right_stride, a.out, a.out_stride)
+
+    kernel = {8: eight, 7: seven, 5: five}[words]
     compiled = cfunc(types.void(types.CPointer(ELEMENTS[dtype])), error_model="numpy")(kernel)
     matrices = [word for m in (left, right, out) for word in (m.data_ptr(), m.stride(0) * m.itemsize)]
-    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)((ctypes.c_int64 * 7)(*matrices, length))
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)((ctypes.c_int64 * 8)(*matrices, length, left.data_ptr()))
 
 
 def seeded(rows: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -68,29 +60,45 @@ def seeded(rows: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("module", "name", "outputs", "rows", "lanes"), DOTS)
-def test_dot_products(dtype: torch.dtype, module: object, name: str, outputs: int, rows: int, lanes: int) -> None:
-    for length in (lanes, 7 * lanes):
-        weights, x = seeded(outputs, length, dtype), seeded(rows, length)
-        out = torch.full((rows, outputs + 1), 77.0)
-        call(getattr(module, name), dtype, weights, x, out, length)
-        exact = x.double() @ weights.double().T
-        assert (out[:, :outputs].double() - exact).abs().max() < 1e-5
+def test_dot_products_have_the_same_bits_in_every_shape(dtype: torch.dtype) -> None:
+    """x is float32, or of elements where those are multiplied in pairs; results lie apart or behind each other."""
+    length, at_once = 3 * step(ELEMENTS[dtype]), dots(1, 1)
+    weights, x = seeded(4, length, dtype), seeded(6, length, dtype)
+    x = x if multiplies_pairs(dtype) else x.float()
+    exact, alone = x.double() @ weights.double().T, torch.empty(6, 4)
+    for row in range(6):
+        for output in range(4):
+            call(at_once, 8, dtype, weights[output:], x[row:], alone[row:, output:], length)
+    assert (alone.double() - exact).abs().max() < 2e-5
+    for outputs, rows, apart in ((1, 3, True), (4, 1, True), (4, 4, True), (2, 5, False), (4, 6, False)):
+        out = torch.full((rows, outputs + apart), 77.0)
+        call(dots(outputs, rows, 2, apart=apart), 8, dtype, weights, x, out, length)
+        assert torch.equal(out[:, :outputs], alone[:rows, :outputs])
         assert (out[:, outputs:] == 77).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "lanes", "items"), WEIGH)
-def test_sums_of_rows_by_weight(dtype: torch.dtype, name: str, lanes: int, items: int) -> None:
+@pytest.mark.parametrize(("outputs", "rows"), [(1, 1), (2, 3), (4, 5)])
+def test_sums_are_rounded_once_after_something_is_added(dtype: torch.dtype, outputs: int, rows: int) -> None:
+    sums = seeded(rows, outputs)[:, :outputs].contiguous()
+    added, out = seeded(rows, outputs + 1, dtype), torch.full((rows, outputs + 1), 77.0, dtype=dtype)
+    call(finish(outputs, rows), 5, dtype, sums, added, out, 0)
+    assert torch.equal(out[:, :outputs], (sums + added[:, :outputs].float()).to(dtype))
+    assert (out[:, outputs:] == 77).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vectors", "items"), [(1, 1), (4, 1), (2, 4)])
+def test_sums_of_rows_by_weight(dtype: torch.dtype, vectors: int, items: int) -> None:
     """Rows are added to the output in order: bit for bit the sum of one row after the other."""
-    rows = 5
+    rows, lanes, loop = 5, vectors * LANES, weigh(vectors, items)
     values, weights, start = seeded(rows, lanes, dtype), seeded(items, rows), seeded(items, lanes + 1)
     out = start.clone()
-    call(getattr(attention, name), dtype, values, weights, out, rows)
+    call(loop, 7, dtype, values, weights, out, rows)
     exact = start[:, :lanes].double() + weights.double() @ values.double()
     assert (out[:, :lanes].double() - exact).abs().max() < 1e-5
     assert torch.equal(out[:, lanes:], start[:, lanes:])
     one_by_one = start.clone()
     for row in range(rows):
-        call(getattr(attention, name), dtype, values[row : row + 1], weights[:, row : row + 1], one_by_one, 1)
+        call(loop, 7, dtype, values[row : row + 1], weights[:, row : row + 1], one_by_one, 1)
     assert torch.equal(one_by_one, out)

@@ -1,0 +1,46 @@
+"""Vector instructions of the processor that kernels are compiled for, which decide how elements are multiplied.
+
+Numba compiles for the processor of this machine, unless NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name another.
+"""
+
+from functools import cache
+
+import torch
+from llvmlite import binding
+from numba.core import config
+
+
+def target() -> str:
+    """Return name and features of the processor, in LLVM's words."""
+    features = config.CPU_FEATURES
+    if features is None:
+        features = binding.get_host_cpu_features().flatten()
+    return f"{config.CPU_NAME or binding.get_host_cpu_name()} {features}"
+
+
+@cache
+def has(*features: str) -> bool:
+    """Return True where the processor has all of these features, in LLVM's words."""
+    return {f"+{feature}" for feature in features} <= set(target().partition(" ")[2].split(","))
+
+
+def lanes() -> int:
+    """Return the float32 values of a vector register."""
+    return 16 if has("avx512f") else 8
+
+
+def multiplies_pairs(dtype: torch.dtype) -> bool:
+    """Return True where one instruction, vdpbf16ps, multiplies pairs of elements and adds both products to a float32.
+
+    Elsewhere elements are converted to float32 first.
+    """
+    return dtype == torch.bfloat16 and has("avx512bf16", "avx512bw")
+
+
+def instructions(dtype: torch.dtype) -> str:
+    """Return the name of the instructions that multiply elements of a dtype, for reports."""
+    if multiplies_pairs(dtype):
+        return "AVX-512 BF16"
+    if has("avx512f"):
+        return "AVX-512"
+    return "AVX2" if has("avx2", "fma") else "base instructions"

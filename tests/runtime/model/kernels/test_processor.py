@@ -1,0 +1,40 @@
+"""Kernels for other processors than this one, and the choice of instructions."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from runtime.model.kernels import processor
+
+AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"
+PROGRAM = """if True:
+    import torch
+    from runtime.model import ops
+    from runtime.model.kernels import processor
+    x, weight = (torch.randn(n, 75, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (13, 35))
+    together = ops.product(x, weight.t())
+    assert (together.double() - x.double() @ weight.double().T).abs().max() < 0.2
+    for rows in range(1, 13):
+        assert torch.equal(ops.product(x[:rows], weight.t()), together[:rows])
+    print(processor.instructions(torch.bfloat16), processor.lanes())
+"""
+
+
+@pytest.mark.skipif(not processor.has("avx2", "fma", "f16c"), reason="compiles for AVX2, which the processor has not")
+def test_a_processor_without_avx512_multiplies_with_avx2() -> None:
+    """Numba compiles for the processor that is named: bfloat16 is converted to float32, and rows keep their bits."""
+    environment = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("AVX2 8\n", 0), done.stderr
+
+
+def test_instructions_follow_from_the_processor() -> None:
+    native = processor.has("avx512bf16", "avx512bw")
+    assert processor.multiplies_pairs(torch.bfloat16) == native
+    assert not processor.multiplies_pairs(torch.float16)
+    assert not processor.multiplies_pairs(torch.float32)
+    assert (processor.instructions(torch.bfloat16) == "AVX-512 BF16") == native
+    assert processor.target().count(" ") == 1
