@@ -35,6 +35,7 @@ class HeadShape:
     hidden_size: int
     intermediate_size: int
     num_attention_heads: int
+    num_key_value_heads: int
     rms_norm_eps: float
     rope_theta: float
     draft_vocab_size: int | None
@@ -47,11 +48,11 @@ class HeadShape:
 
 
 def rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Apply the half-split rotary embedding to [B, heads, T, D] at integer positions [T]."""
+    """Apply the half-split rotary embedding to [B, heads, T, D] at integer positions [T] or [B, T]."""
     half = x.shape[-1] // 2
     frequency = theta ** (-torch.arange(half) / half)
-    angle = positions[:, None] * frequency
-    cos, sin = angle.cos(), angle.sin()  # [T, D/2]
+    angle = positions.unsqueeze(-2)[..., None] * frequency
+    cos, sin = angle.cos(), angle.sin()  # [1, T, D/2] or [B, 1, T, D/2]
     a, b = x.split(half, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -63,15 +64,16 @@ class Attention(nn.Module):
         super().__init__()
         self.shape = shape
         hidden = shape.hidden_size
+        kv_width = hidden // shape.num_attention_heads * shape.num_key_value_heads
         self.q_proj = nn.Linear(width, hidden, bias=False)
-        self.k_proj = nn.Linear(width, hidden, bias=False)
-        self.v_proj = nn.Linear(width, hidden, bias=False)
+        self.k_proj = nn.Linear(width, kv_width, bias=False)
+        self.v_proj = nn.Linear(width, kv_width, bias=False)
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Map [B, T, width] to [B, T, H]."""
-        heads, theta = self.shape.num_attention_heads, self.shape.rope_theta
-        q, k, v = (p(x).unflatten(-1, (heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        head_dim, theta = self.shape.hidden_size // self.shape.num_attention_heads, self.shape.rope_theta
+        q, k, v = (p(x).unflatten(-1, (-1, head_dim)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         seen = attend(rotate(q, positions, theta), rotate(k, positions, theta), v)  # [B, heads, T, D]
         out: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))
         return out
@@ -233,7 +235,7 @@ class Memory:
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.keys = torch.cat((self.keys, k), dim=2) if len(self) else k
             self.values = torch.cat((self.values, v), dim=2) if self.values.ndim == 4 else v
-            return F.scaled_dot_product_attention(q, self.keys, self.values, attn_mask=visible)
+            return F.scaled_dot_product_attention(q, self.keys, self.values, attn_mask=visible, enable_gqa=True)
 
         return run
 

@@ -1,0 +1,257 @@
+"""Training of EAGLE-3 heads on the embedded base: answers, self-fed steps, improvement, resuming, refused input."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+import planner
+import train_head
+from head_training.base import Base, load_base
+from head_training.errors import TrainingError
+from head_training.generation import Choice, answer_group, follow_group
+from head_training.head import head_config, new_head
+from head_training.loss import run_steps
+from head_training.prompts import Text, invent, is_held_out, read_prompts
+from head_training.store import Stored, read_chunk, write_chunk
+from head_training.training import make_batch
+from measure_demo import Memory, generate_greedily
+from tests.tools.tiny_gguf import tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "planner" / "demo" / "base"
+SOURCE = "\n\n".join(file.read_text() for file in sorted((ROOT / "plans").glob("*.py"))[:12])
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return load_base(MODEL, "float32")
+
+
+@pytest.fixture(scope="module")
+def prompts(base: Base) -> list[list[int]]:
+    """Prompts of different lengths."""
+    ids = Text(MODEL, chat=False).encode(SOURCE)
+    return [ids[100 * i : 100 * i + 20 + 7 * (i % 5)] for i in range(12)]
+
+
+def test_answers_are_those_of_each_prompt_alone(base: Base, prompts: list[list[int]]) -> None:
+    answers = answer_group(base, prompts, 24, Choice())
+    reference = LlamaForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        alone = generate_greedily(reference, torch.tensor([prompt]), 24)[0].tolist()
+        assert answer.tokens == alone
+        assert answer.start == len(prompt)
+        with torch.no_grad():
+            out = reference.model(torch.tensor([alone]), output_hidden_states=True, use_cache=False)
+        states = torch.cat([out.hidden_states[i] for i in (2, 4, 5)] + [out.last_hidden_state], dim=-1)[0, :-1]
+        torch.testing.assert_close(answer.states, states, rtol=1e-3, atol=1e-3)
+        (followed,) = follow_group(base, [(prompt, alone[len(prompt) :])], 512)
+        assert followed.tokens == alone
+        assert followed.choices is not None
+        assert followed.choices[len(prompt) - 1 :] == alone[len(prompt) :]
+        torch.testing.assert_close(followed.states, states, rtol=1e-3, atol=1e-3)
+
+
+def test_self_fed_steps_are_what_a_drafter_computes(base: Base, prompts: list[list[int]]) -> None:
+    """The loss of every step at a pair is that of a chain which is drafted from there, over a cache."""
+    torch.manual_seed(0)
+    answers = answer_group(base, prompts[:3], 16, Choice())
+    rows = [Stored(tokens=a.tokens, start=a.start, choices=a.tokens[1:], states=as_stored(a.states)) for a in answers]
+    head = new_head(base, head_config(base, 300, 512), torch.ones(base.config.vocab_size))
+    batch = make_batch(base, rows)
+    batch = dataclasses.replace(batch, features=batch.features.float())
+    steps = 4
+    pairs = [row.start + 2 for row in rows]
+    results = run_steps(head, base, batch, torch.tensor(pairs)[:, None], steps, hard_share=1.0)
+    expected = []
+    for row, pair in zip(rows, pairs, strict=True):
+        memory = Memory()
+        features = head.fc(row.load_states()[: pair + 1, : 3 * 192].float())
+        tokens = row.tokens[1 : pair + 2]
+        visible = torch.ones(pair + 1, pair + 1, dtype=torch.bool).tril()
+        feature = features[None]
+        losses = []
+        for j in range(steps):
+            positions = torch.arange(pair + 1) if j == 0 else torch.tensor([pair + j])
+            embedding = base.embedding[torch.tensor([tokens])]
+            feature = head(embedding, feature, positions, memory.attend(visible))[:, -1:]
+            log_p = head.logits(feature[0, 0], base.model).log_softmax(-1)
+            final = row.load_states()[pair + 1 + j, 3 * 192 :]
+            first = (final @ base.lm_head[head.token_ids()].to(final.dtype).T).argmax()
+            losses.append(-float(log_p[first].detach()))
+            tokens = [row.tokens[pair + 2 + j]]
+            visible = torch.ones(1, pair + 2 + j, dtype=torch.bool)
+        expected.append(losses)
+    for j in range(1, steps):
+        ids = [row.choices[pair + 1 : pair + 2 + j] for row, pair in zip(rows, pairs, strict=True)]
+        covered = [bool(head.t2d[choices[-1]]) for choices in ids]
+        alive = [bool(head.t2d[choices[:-1]].all()) for choices in ids]
+        total = sum(loss[j] for loss, c, a in zip(expected, covered, alive, strict=True) if c and a)
+        assert results[j].rows == sum(alive)
+        assert float(results[j].loss.detach()) == pytest.approx(total, rel=0.02, abs=1e-3)
+
+
+def as_stored(states: torch.Tensor) -> Any:
+    return states.to(torch.bfloat16).contiguous().view(torch.int16).numpy()
+
+
+def command(work: Path, out: Path, *more: object) -> list[str]:
+    prompts = work.parent / "source.txt"
+    prompts.write_text(SOURCE[:16_000])
+    options = ("--no-chat", "--window", 40, "--max-new-tokens", 24, "--group", 64, "--held-out", 8, "--passes", 3)
+    options += ("--batch", 8, "--unroll", 3, "--self-fed-rows", 8, "--draft-vocab", 1024, "--evaluate-every", 1000)
+    fixed = ("--model", MODEL, "--prompts", prompts, "--work", work, "--out", out, "--dtype", "float32")
+    return [str(argument) for argument in (*fixed, *options, *more)]
+
+
+def run(*arguments: str) -> None:
+    """Run the tool in this process."""
+    train_head.train_head(train_head.parse_arguments(list(arguments)))
+
+
+def test_it_learns_and_a_killed_run_goes_on_to_the_same_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*command(tmp_path / "work", tmp_path / "whole"))
+    card = (tmp_path / "whole" / "README.md").read_text()
+    chains = [float(line.split("|")[-2]) for line in card.splitlines() if line.startswith("| ") and "step" not in line]
+    assert chains[-1] > chains[0] + 0.1, card
+    placed = planner.plan(MODEL, inventory=ROOT / "inventory.yaml", draft=tmp_path / "whole", context=256)
+    assert placed.plan.draft is not None
+    assert placed.plan.draft.draft_vocab_size == 1024
+
+    # killed in the middle of training, where the answers and a checkpoint are there
+    (tmp_path / "work" / "training.pt").unlink()
+    killer = (
+        "import os, sys, train_head\n"
+        "from head_training.training import Training\n"
+        "import head_training.training as training\n"
+        "training.CHECKPOINT_S = 0.0\n"
+        "step = Training._one_step\n"
+        "def killing(self):\n"
+        "    loss = step(self)\n"
+        "    if self.step == 20: os.kill(os.getpid(), 9)\n"
+        "    return loss\n"
+        "Training._one_step = killing\n"
+        "train_head.train_head(train_head.parse_arguments(sys.argv[1:]))\n"
+    )
+    arguments = command(tmp_path / "work", tmp_path / "resumed")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"}
+    killed = subprocess.run(
+        [sys.executable, "-c", killer, *arguments], env=environment, capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "work" / "training.pt").exists()
+    run(*arguments)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    with pytest.raises(TrainingError, match=r"training\.pt: seed: found 1, expected 2: .* give another --work"):
+        run(*command(tmp_path / "work", tmp_path / "other", "--seed", 2))
+
+
+def test_a_chunk_is_whole_or_not_there(tmp_path: Path, base: Base, prompts: list[list[int]]) -> None:
+    answers = answer_group(base, prompts[:4], 6, Choice())
+    write_chunk(tmp_path, "chunk", answers)
+    rows = read_chunk(tmp_path, "chunk", base.width)
+    assert [row.tokens for row in rows] == [answer.tokens for answer in answers]
+    for row, answer in zip(rows, answers, strict=True):
+        assert torch.equal(row.load_states(), answer.states.to(torch.bfloat16))
+    assert {file.name for file in tmp_path.iterdir()} == {"chunk.json", "chunk.states"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "expected a mapping with either prompt or messages"),
+        ('{"prompt": "a", "messages": []}', "expected a mapping with either prompt or messages"),
+        ('{"prompt": 1}', "prompt: found int, expected a text"),
+        ('{"prompt": "a", "answer": 2}', "answer: found int, expected a text"),
+        ('{"prompt": "a", "label": 2}', "label: not known, expected prompt, messages or answer"),
+        ('{"messages": []}', "messages: expected a list of at least one message"),
+        (
+            '{"messages": [{"role": "robot", "content": ""}]}',
+            r"messages[0]: expected role (one of system, user, assistant)",
+        ),
+        ('{"messages": [{"role": "user", "content": 1}]}', "messages[0].content: expected a text"),
+    ],
+)
+def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "fine"}\n' + line + "\n")
+    with pytest.raises(TrainingError) as caught:
+        read_prompts(tmp_path / "p.jsonl", chat_text(tmp_path), 64)
+    assert str(caught.value).startswith(f"{tmp_path}/p.jsonl:2: ")
+    assert message in str(caught.value)
+
+
+def chat_text(directory: Path) -> Text:
+    """A tokenizer with a chat template."""
+    tiny_tokenizer().save(str(directory / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return Text(directory, chat=True)
+
+
+def test_prompts_are_rendered_and_given_answers_are_kept(tmp_path: Path) -> None:
+    text = chat_text(tmp_path)
+    question, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+    lines = [
+        {"prompt": "hi"},
+        {"messages": [question]},
+        {"messages": [question, answer]},
+        {"prompt": "hi", "answer": "yes"},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asked, same, ended, given = read_prompts(tmp_path / "p.jsonl", text, 64)
+    expected = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert text.tokenizer.decode(list(asked.tokens), skip_special_tokens=False) == expected
+    assert asked == same
+    assert ended == given
+    assert ended.tokens == asked.tokens
+    assert text.tokenizer.decode(list(ended.answer or ()), skip_special_tokens=False) == "yes<|im_end|>\n"
+    (tmp_path / "p.txt").write_text("hi\n\nhi\n")
+    assert read_prompts(tmp_path / "p.txt", text, 64) == [asked, asked]
+
+
+def test_without_a_template_a_chat_is_refused() -> None:
+    with pytest.raises(TrainingError, match="no chat template: give --no-chat"):
+        Text(MODEL, chat=True)
+
+
+def test_a_base_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"config\.json: missing"):
+        load_base(tmp_path, "float32")
+    config = json.loads((MODEL / "config.json").read_text()) | {"num_hidden_layers": 6}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    LlamaForCausalLM(LlamaForCausalLM.config_class(**config)).save_pretrained(tmp_path)
+    with pytest.raises(TrainingError, match="num_hidden_layers: found 6, expected at least 7"):
+        load_base(tmp_path, "float32")
+
+
+def test_held_out_prompts_are_one_in_so_many() -> None:
+    rng = random.Random(0)
+    kept = sum(is_held_out([rng.randrange(1000) for _ in range(20)], 16) for _ in range(2000))
+    assert 90 <= kept <= 160
+
+
+def test_the_base_writes_questions(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = chat_text(tmp_path)
+    monkeypatch.setattr("head_training.prompts.INVENTED_TOGETHER", 4)
+    monkeypatch.setattr("head_training.prompts.INVENTED_TOKENS", 30)
+    monkeypatch.setattr(type(base), "end_ids", property(lambda _self: frozenset(range(0, 2048, 7))))
+    questions = list(invent(base, text, 3, seed=1))
+    assert len(set(questions)) == 3
+    assert questions == list(invent(base, text, 3, seed=1))

@@ -1,0 +1,172 @@
+"""Answers of the base to a group of prompts, decoded together, with the features of every position."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from head_training.base import Base, GroupCache
+
+PREFILL_ROWS = 32
+"""Rows that a prompt's pass takes at once: it keeps the hidden states of every layer."""
+LEAST_LIVE_SHARE = 0.8
+"""Share of rows still decoding below which the others are dropped from the cache."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One sequence: prompt and answer, and what the base computed for all tokens but the last."""
+
+    tokens: list[int]
+    start: int
+    """Index of the answer's first token."""
+    states: Tensor
+    """[len(tokens) - 1, 4 H]: three features and the final state of each position."""
+    choices: list[int] | None = None
+    """The base's most probable token after each position, where the answer was not chosen so; else the next token."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """How the next token is chosen: greedily at temperature 0, else sampled from the most probable ``top_p``."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Group:
+    """Rows that decode together: prompts end in the same column, so that every step writes one column of the cache."""
+
+    def __init__(self, base: Base, prompts: Sequence[list[int]], max_new_tokens: int, keep_states: bool) -> None:
+        self.base = base
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self.columns = int(self.lengths.max())
+        count = len(prompts)
+        total = self.columns + max_new_tokens
+        self.tokens = torch.zeros(count, total, dtype=torch.int64)
+        self.visible = torch.zeros(count, 1, 1, total, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            self.tokens[row, self.columns - len(prompt) : self.columns] = torch.tensor(prompt)
+            self.visible[row, :, :, self.columns - len(prompt) :] = True
+        dtype = base.lm_head.dtype
+        self.states = torch.empty(count, total if keep_states else 0, base.width, dtype=dtype)
+        self.ends = torch.full((count,), total)
+        self.live = torch.arange(count)
+        self.cache = GroupCache(base, count, total)
+
+    def prefill(self) -> Tensor:
+        """Run the prompts; return the final state of each one's last token [B, H]."""
+        last = []
+        width = self.columns
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        for first in range(0, len(self.tokens), PREFILL_ROWS):
+            rows = slice(first, first + PREFILL_ROWS)
+            self.cache.rows = rows
+            visible = self.visible[rows, :, :, :width] & causal
+            visible |= torch.eye(width, dtype=torch.bool)  # a padding column sees itself: softmax of nothing is NaN
+            positions = (torch.arange(width) - (width - self.lengths[rows, None])).clamp(min=0)
+            states = self._run(self.tokens[rows, :width], positions, visible)
+            if self.states.shape[1]:
+                self.states[rows, :width] = states
+            last.append(states[:, -1, -self.base.config.hidden_size :].clone())
+        self.cache.rows = slice(0, len(self.tokens))
+        self.cache.column = width
+        return torch.cat(last)
+
+    def take(self, chosen: Tensor) -> None:
+        """Append one token to each live row; rows that end leave the group."""
+        column = self.cache.column
+        self.tokens[self.live, column] = chosen
+        ended = torch.tensor([token in self.base.end_ids for token in chosen.tolist()])
+        self.ends[self.live[ended]] = torch.minimum(self.ends[self.live[ended]], torch.tensor(column + 1))
+
+    def shrink(self) -> None:
+        """Drop rows that have ended once they are many."""
+        running = self.ends[self.live] > self.cache.column
+        if running.float().mean() < LEAST_LIVE_SHARE:
+            self.live = self.live[running]
+            self.cache.keep(running.nonzero()[:, 0])
+
+    def step(self) -> Tensor:
+        """Run the newest token of each live row; return its final state [live, H]."""
+        column = self.cache.column
+        live = self.live
+        positions = (self.lengths[live] + (column - self.columns))[:, None]
+        visible = self.visible[live, :, :, : column + 1]
+        states = self._run(self.tokens[live, column, None], positions, visible)
+        if self.states.shape[1]:
+            self.states[live, column] = states[:, 0]
+        self.cache.column = column + 1
+        return states[:, 0, -self.base.config.hidden_size :]
+
+    def answers(self) -> list[Answer]:
+        """Return the sequences, up to their end token or where the group stopped."""
+        result = []
+        for row in range(len(self.tokens)):
+            first, end = self.columns - int(self.lengths[row]), int(self.ends[row])
+            result.append(
+                Answer(
+                    tokens=self.tokens[row, first:end].tolist(),
+                    start=int(self.lengths[row]),
+                    states=self.states[row, first : end - 1],
+                )
+            )
+        return result
+
+    def _run(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """Return what is kept of each position: [B, Q, 4 H]."""
+        out = self.base.model.model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=visible,
+            past_key_values=self.cache,
+            use_cache=True,
+            output_hidden_states=True,
+        )
+        kept = [out.hidden_states[tap] for tap in self.base.taps] + [out.last_hidden_state]
+        return torch.cat(kept, dim=-1)
+
+
+@torch.no_grad()
+def answer_group(
+    base: Base, prompts: Sequence[list[int]], max_new_tokens: int, choice: Choice, *, keep_states: bool = True
+) -> list[Answer]:
+    """Answer prompts together, each until an end token or ``max_new_tokens``."""
+    group = Group(base, prompts, max_new_tokens, keep_states)
+    generator = torch.Generator().manual_seed(choice.seed)
+    final = group.prefill()
+    for number in range(max_new_tokens):
+        group.take(choose(final @ base.lm_head.T, choice, generator))
+        group.shrink()
+        if not len(group.live) or number == max_new_tokens - 1:
+            break
+        final = group.step()
+    return group.answers()
+
+
+def choose(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
+    """Return a token per row of [B, V] logits."""
+    if choice.temperature == 0.0:
+        return logits.argmax(-1)
+    # of all others than the 1000 most probable no sampled text is the better
+    best = (logits.float() / choice.temperature).topk(min(1000, logits.shape[-1]))
+    p = best.values.softmax(-1)
+    p = p.masked_fill(p.cumsum(-1) - p >= choice.top_p, 0.0)
+    picked = torch.multinomial(p, 1, generator=generator)
+    return best.indices.gather(-1, picked)[:, 0]
+
+
+@torch.no_grad()
+def follow_group(base: Base, texts: Sequence[tuple[list[int], list[int]]], longest: int) -> list[Answer]:
+    """Return the states of prompts with given answers, cut to ``longest`` tokens, without decoding."""
+    answers = []
+    for prompt, given in texts:
+        tokens = (prompt + given)[:longest]
+        group = Group(base, [tokens], 0, keep_states=True)
+        group.prefill()
+        states = group.states[0, : len(tokens) - 1]
+        choices = (states[:, -base.config.hidden_size :] @ base.lm_head.T).argmax(-1).tolist()
+        answers.append(Answer(tokens=tokens, start=len(prompt), states=states, choices=choices))
+    return answers

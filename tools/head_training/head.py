@@ -1,0 +1,120 @@
+"""A new EAGLE-3 head for a base: config, draft vocabulary, initial weights; and its files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from head_training.base import Base
+from head_training.errors import TrainingError
+from measure_demo import Eagle3Head, HeadShape
+
+INITIAL_EMBEDDING_SCALE = 0.02
+"""Standard deviation of the weights that read the embedding, which no layer of the base has."""
+
+
+def head_config(base: Base, draft_vocab_size: int, max_positions: int) -> dict[str, Any]:
+    """Return config.json of a head with the base's sizes, heads and rotary embedding; raise TrainingError."""
+    config = base.config
+    theta = rope_theta(config)
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    kv_heads = config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    if head_dim * heads != hidden:  # the reference's heads have no head_dim
+        head_dim = next(size for size in (128, 96, 80, 64, 48, 32, 24, 16, hidden) if hidden % size == 0)
+        heads = kv_heads = hidden // head_dim
+    if draft_vocab_size > config.vocab_size:
+        raise TrainingError(
+            f"--draft-vocab: found {draft_vocab_size}, expected at most {config.vocab_size}, the base's"
+        )
+    return {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "draft_vocab_size": draft_vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": dense_width(config),
+        "num_hidden_layers": 1,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": max_positions,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": theta,
+        "rope_scaling": None,
+        "bias": False,
+        "qkv_bias": False,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def rope_theta(config: Any) -> float:
+    """Return the base of the rotary frequencies in either spelling of transformers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return float(parameters.get("rope_theta", getattr(config, "rope_theta", None) or 10000.0))
+
+
+def dense_width(config: Any) -> int:
+    """Return the MLP's width: the base's, or its mean where the layers differ."""
+    width = config.intermediate_size
+    return int(width) if isinstance(width, int) else int(sum(width) / len(width))
+
+
+def new_head(base: Base, config: dict[str, Any], counts: Tensor) -> Eagle3Head:
+    """Return a head that begins as the base's last layer, norm and lm_head, cut to the most frequent ids.
+
+    ``counts``: occurrences of each id [V] in the answers. Weights without a like in the base are random.
+    """
+    head = Eagle3Head(HeadShape.read(config))
+    size = config["draft_vocab_size"]
+    # ties go to the smaller id
+    order = torch.argsort(counts.double() - torch.arange(len(counts)) * 1e-9, descending=True, stable=True)
+    chosen = order[:size].sort().values
+    head.d2t.copy_(chosen - torch.arange(size))
+    head.t2d[chosen] = True
+    state = dict(head.named_parameters())
+    hidden = config["hidden_size"]
+    with torch.no_grad():
+        for name, source in inherited(base).items():
+            target: Tensor = state[name]
+            if name.startswith("midlayer.self_attn.") and target.shape[1] == 2 * hidden:
+                torch.nn.init.normal_(target, std=INITIAL_EMBEDDING_SCALE)
+                target = target[:, hidden:]
+            if target.shape == source.shape:
+                target.copy_(source)
+        state["lm_head.weight"].copy_(base.lm_head[chosen])
+        # the last of the three features is nearest to the last layer's input
+        torch.nn.init.normal_(state["fc.weight"], std=INITIAL_EMBEDDING_SCALE / 4)
+        state["fc.weight"][:, 2 * hidden :].add_(torch.eye(hidden))
+    return head
+
+
+def inherited(base: Base) -> dict[str, Tensor]:
+    """Return the base's tensors that a head's tensors begin as, by the head's names."""
+    last = base.model.model.layers[-1]
+    tensors = {"norm.weight": base.model.model.norm.weight, "midlayer.hidden_norm.weight": last.input_layernorm.weight}
+    tensors["midlayer.post_attention_layernorm.weight"] = last.post_attention_layernorm.weight
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        tensors[f"midlayer.self_attn.{name}.weight"] = getattr(last.self_attn, name).weight
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        projection = getattr(last.mlp, name, None)  # experts have others
+        if projection is not None:
+            tensors[f"midlayer.mlp.{name}.weight"] = projection.weight
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def write_head(directory: Path, head: Eagle3Head, config: dict[str, Any]) -> int:
+    """Write config.json and model.safetensors in bfloat16; return the bytes of the latter."""
+    directory.mkdir(parents=True, exist_ok=True)
+    stored = {
+        name: (t.to(torch.bfloat16) if t.is_floating_point() else t).contiguous()
+        for name, t in head.state_dict().items()
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    file = directory / "model.safetensors"
+    save_file(stored, file, metadata={"format": "pt"})
+    file.chmod(0o644)
+    return file.stat().st_size

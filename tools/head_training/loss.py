@@ -1,0 +1,145 @@
+"""Loss of an EAGLE-3 head on a batch of cached sequences, with the steps in which the head is fed its own output.
+
+Pair i of a sequence (feature i, token i + 1) predicts token i + 2; self-fed step j starts at a pair i and takes its own
+output with token i + 1 + j, to predict token i + 2 + j. The target is the base's distribution there.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from head_training.base import Base
+from measure_demo import Eagle3Head
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Sequences padded to one length: B rows of L pairs, and L + 1 states, which give the targets."""
+
+    tokens: Tensor
+    """int64 [B, L + 2]; token i + 1 belongs to pair i."""
+    choices: Tensor
+    """int64 [B, L + 1]; the base's most probable token after position i."""
+    features: Tensor
+    """[B, L, 3 T]: inputs of three layers of the base."""
+    final: Tensor
+    """[B, L + 1, H]: final states of the base; that of position i gives the distribution of token i + 1."""
+    pairs: Tensor
+    """int64 [B]: real pairs of each row."""
+    starts: Tensor
+    """int64 [B]: first pair whose prediction counts: the one that predicts the answer's second token."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """What one step of the head predicts for its rows: sums over those that count."""
+
+    loss: Tensor
+    rows: int
+    right: int
+    """Rows whose most probable token is the base's choice."""
+    rows_right_before: int
+    """Rows that all earlier steps predicted right: the ones that a chain reaches."""
+    right_in_chain: int
+
+
+class Unrolled:
+    """Attention of EAGLE-3's training-time test.
+
+    Row i of step j sees the step-0 rows up to i, which are committed pairs, and its ancestors, rows i of steps 1..j:
+
+        step 0 rows   0 1 .. i | step 1: i | step 2: i | .. | step j: i
+
+    Step 0 has all rows, later steps the rows [B, R].
+    """
+
+    def __init__(self, rows: Tensor, length: int) -> None:
+        self.own: list[tuple[Tensor, Tensor]] = []
+        self.committed: tuple[Tensor, Tensor] | None = None
+        self.future = (torch.arange(length) > rows[..., None])[:, None]  # [B, 1, R, L]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend with q [B, heads, L, D], k and v [B, K, L, D], later with R for L; every call is the next step."""
+        heads, dtype = q.shape[1], v.dtype
+        if self.committed is None:
+            self.committed = (k, v)
+            return F.scaled_dot_product_attention(
+                q.to(dtype), k.to(dtype), v, is_causal=True, enable_gqa=heads != k.shape[1]
+            )
+        self.own.append((k, v))
+        k0, v0 = self.committed
+        groups = heads // k0.shape[1]
+        q = q.unflatten(1, (-1, groups)) * q.shape[-1] ** -0.5  # [B, K, G, R, D]
+        length = k0.shape[2]
+        scores = [(q @ k0[:, :, None].mT).float().masked_fill(self.future[:, None], float("-inf"))]
+        scores += [(q * kj[:, :, None]).sum(-1, keepdim=True).float() for kj, _ in self.own]
+        weights = torch.cat(scores, dim=-1).softmax(-1).to(dtype)
+        result = weights[..., :length] @ v0[:, :, None]
+        for j, (_, vj) in enumerate(self.own):
+            result = result + weights[..., length + j, None] * vj[:, :, None]
+        return result.flatten(1, 2)
+
+
+class Targets:
+    """The base's distribution over the draft vocabulary, and whether its first choice is in there."""
+
+    def __init__(self, head: Eagle3Head, base: Base, batch: Batch, hard_share: float) -> None:
+        self.rows = base.lm_head[head.token_ids()].to(batch.final.dtype)
+        self.batch, self.hard_share = batch, hard_share
+        self.t2d = head.t2d
+
+    def at(self, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return target weights [n, DV], the first choice [n] as a draft id, and whether it is one [n]."""
+        logits = (self.batch.final[row, position] @ self.rows.T).float()
+        first = logits.argmax(-1)
+        target = logits.softmax(-1) * (1 - self.hard_share)
+        target.scatter_add_(1, first[:, None], torch.full_like(target[:, :1], self.hard_share))
+        return target, first, self.t2d[self.batch.choices[row, position]]
+
+
+def run_steps(
+    head: Eagle3Head, base: Base, batch: Batch, rows: Tensor, steps: int, hard_share: float
+) -> list[StepResult]:
+    """Return the results of ``steps`` steps: the first of all pairs, later ones of ``rows`` [B, R] alone.
+
+    A row counts while the base's choices up to it are in the draft vocabulary: no draft gets beyond others.
+    """
+    length = batch.features.shape[1]
+    count = len(rows)
+    targets = Targets(head, base, batch, hard_share)
+    attention = Unrolled(rows, length)
+    embedding = base.embedding[batch.tokens].to(batch.features.dtype)
+    feature = head.fc(batch.features)
+    fed = torch.arange(length).expand(count, -1)
+    each = torch.arange(count)[:, None]
+    valid = (fed >= batch.starts[:, None]) & (fed < batch.pairs[:, None])  # [B, L]
+    right_so_far = torch.ones(count, length, dtype=torch.bool)
+    results = []
+    for j in range(steps):
+        positions = (fed + j).clamp(max=length - 1)  # of the head: a pair's index; rows beyond the end do not count
+        feature = head(embedding[each, positions + 1], feature, positions, attention.attend)
+        row, column = valid.nonzero(as_tuple=True)
+        target, first, covered = targets.at(row, positions[row, column] + 1)
+        log_p = head.logits(feature[row, column], base.model).float().log_softmax(-1)
+        missed = -(target * log_p).sum(-1)
+        right = (log_p.argmax(-1) == first) & covered
+        before = right_so_far[row, column]
+        results.append(
+            StepResult(
+                loss=(missed * covered).sum(),
+                rows=len(row),
+                right=int(right.sum()),
+                rows_right_before=int(before.sum()),
+                right_in_chain=int((right & before).sum()),
+            )
+        )
+        alive = valid.clone()
+        alive[row, column] = covered
+        right_so_far[row, column] = right & before
+        if j == 0:
+            feature, fed = feature[each, rows], rows
+            alive, right_so_far = alive.gather(1, rows), right_so_far.gather(1, rows)
+        valid = alive & (fed + j + 1 < batch.pairs[:, None])
+    return results

@@ -1,0 +1,90 @@
+"""Muon for hidden matrices and AdamW for the rest, on one schedule."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Approach the nearest semi-orthogonal matrices by Newton-Schulz iteration (Muon's quintic), in their dtype."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    result: Tensor = x.mT if tall else x
+    return result
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for hidden matrices, batched by shape; torch.optim.Muon takes one matrix at a time.
+
+    ``dtype``: in which it is orthogonalised; bfloat16 is faster and precise enough for large matrices.
+    """
+
+    def __init__(
+        self,
+        params: list[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient; matrices of one shape are orthogonalised together."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for shape, params in by_shape.items():
+                updates = []
+                for p in params:
+                    assert p.grad is not None
+                    if "momentum" not in self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                    buffer = self.state[p]["momentum"]
+                    buffer.lerp_(p.grad, 1 - group["momentum"])
+                    updates.append(p.grad.lerp(buffer, group["momentum"]))
+                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                orthogonal = orthogonalise(torch.stack(updates).to(self.dtype)).to(torch.float32)
+                for p, update in zip(params, orthogonal, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+
+
+class Schedule:
+    """Optimizers of a head; after a warm-up their rates fall to zero along half a cosine."""
+
+    WARM_UP_STEPS = 30
+    ADAM_LR = 0.001
+    MUON_LR = 0.02
+
+    def __init__(self, head: nn.Module, steps: int) -> None:
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, p in head.named_parameters():
+            (matrices if p.ndim == 2 and "lm_head" not in name else others).append(p)
+        self.steps = steps
+        self.params = matrices + others
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(matrices, lr=self.MUON_LR, weight_decay=0.02, dtype=torch.bfloat16),
+            torch.optim.AdamW(others, lr=self.ADAM_LR, betas=(0.9, 0.95), weight_decay=0.01),
+        ]
+        self.peaks = [self.MUON_LR, self.ADAM_LR]
+
+    def step(self, number: int) -> None:
+        """Apply the gradients of step ``number``, clipped to norm 1, and clear them."""
+        warm_up = min(self.WARM_UP_STEPS, max(1, self.steps // 4))
+        share = min((number + 1) / warm_up, 1.0) * 0.5 * (1 + math.cos(math.pi * number / self.steps))
+        nn.utils.clip_grad_norm_(self.params, 1.0)
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
