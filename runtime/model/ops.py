@@ -19,9 +19,17 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from runtime.errors import MachineError
-from runtime.model.kernels import attention, products, rowwise
-from runtime.model.kernels.arguments import Attend, Gated, GroupedProduct, Norm, Product, Top
-from runtime.model.kernels.compiled import Kernel, compiled
+from runtime.model.kernels import code
+from runtime.model.kernels.arguments import (
+    EPSILON_UNIT,
+    ITEMS,
+    Attend,
+    Gated,
+    GroupedProduct,
+    Norm,
+    Product,
+    Top,
+)
 from runtime.model.kernels.processor import multiplies_pairs
 
 PARALLEL_WORK = 1 << 16
@@ -35,15 +43,14 @@ PADDING = 16
 _product, _grouped = partial(Product.__new__, Product), partial(GroupedProduct.__new__, GroupedProduct)
 _norm, _gated = partial(Norm.__new__, Norm), partial(Gated.__new__, Gated)
 _top, _attend = partial(Top.__new__, Top), partial(Attend.__new__, Attend)
-KERNELS = (products.product, products.grouped, rowwise.norm, rowwise.gated, rowwise.top, attention.attend)
 
 
 def prepare(dtype: torch.dtype) -> None:
     """Compile the kernels for a dtype, or load those that were compiled before; raise MachineError."""
     try:
-        for kernel in KERNELS:
+        for kernel in code.KERNELS:
             _entry(kernel, dtype)
-    except RuntimeError as error:
+    except OSError as error:
         raise MachineError(
             f"the CPU kernels cannot be kept: {error}: set NUMBA_CACHE_DIR to a directory that can be written"
         ) from error
@@ -89,7 +96,7 @@ def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
         widened_stride=4 * (inputs + PADDING),
         widened_per_thread=per_thread,
     )
-    _run(products.product, x.dtype, rows * inputs * outputs, call)
+    _run("product", x.dtype, rows * inputs * outputs, call)
     return out
 
 
@@ -124,7 +131,7 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> T
         widened=0 if widened is None else widened.data_ptr(),
         widened_stride=4 * (inputs + PADDING),
     )
-    _run(products.grouped, x.dtype, rows * inputs * outputs, call)
+    _run("grouped", x.dtype, rows * inputs * outputs, call)
     return out
 
 
@@ -138,13 +145,13 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x=x.data_ptr(),
         x_stride=size * x.stride(0),
         weight=weight.data_ptr(),
-        epsilon=round(eps / rowwise.EPSILON_UNIT),
+        epsilon=round(eps / EPSILON_UNIT),
         out=out.data_ptr(),
         out_stride=size * out.stride(0),
         rows=rows,
         inputs=inputs,
     )
-    _run(rowwise.norm, x.dtype, rows * inputs, call)
+    _run("norm", x.dtype, rows * inputs, call)
     return out
 
 
@@ -163,7 +170,7 @@ def gated(both: Tensor) -> Tensor:
         rows=rows,
         channels=width // 2,
     )
-    _run(rowwise.gated, both.dtype, 4 * both.numel(), call)
+    _run("gated", both.dtype, 4 * both.numel(), call)
     return out
 
 
@@ -185,7 +192,7 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         columns=columns,
         top_k=count,
     )
-    _run(rowwise.top, logits.dtype, 4 * logits.numel(), call)
+    _run("top", logits.dtype, 4 * logits.numel(), call)
     return best, scores
 
 
@@ -264,7 +271,7 @@ def attend(
     assert tree <= columns
     assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == rows
     out = torch.empty(rows, query_heads * head_dim, dtype=qkv.dtype)
-    scratch = torch.empty(torch.get_num_threads() * attention.ITEMS * (2 * head_dim + columns))
+    scratch = torch.empty(torch.get_num_threads() * ITEMS * (2 * head_dim + columns))
     all_rows, sequence_stride, row_stride = cache.data_ptr(), size * cache.stride(0), size * cache.stride(1)
     own_rows = all_rows + first * sequence_stride
     call = _attend(
@@ -290,7 +297,7 @@ def attend(
         out=out.data_ptr(),
         scratch=scratch.data_ptr(),
     )
-    _run(attention.attend, qkv.dtype, 2 * rows * query_heads * columns * head_dim, call)
+    _run("attend", qkv.dtype, 2 * rows * query_heads * columns * head_dim, call)
     return out
 
 
@@ -305,10 +312,10 @@ def _parallel() -> Callable[..., None]:
 
 
 @cache
-def _entry(kernel: Kernel, dtype: torch.dtype) -> tuple[ctypes.c_void_p, Callable[[Any], None]]:
+def _entry(kernel: str, dtype: torch.dtype) -> tuple[ctypes.c_void_p, Callable[[Any], None]]:
     """Return a compiled kernel as libgomp takes it, and as one thread calls it."""
     _parallel()
-    address = compiled(kernel, dtype)
+    address = code.address(kernel, dtype)
     return ctypes.c_void_p(address), _function(address)
 
 
@@ -318,7 +325,7 @@ def _packer(count: int) -> Callable[..., bytes]:
     return struct.Struct(f"{count}q").pack
 
 
-def _run(kernel: Kernel, dtype: torch.dtype, work: int, call: tuple[int, ...]) -> None:
+def _run(kernel: str, dtype: torch.dtype, work: int, call: tuple[int, ...]) -> None:
     """Run a kernel on its arguments, with all of torch's threads from ``work`` = PARALLEL_WORK multiply-adds on."""
     words = _packer(len(call))(*call)
     shared, alone = _entry(kernel, dtype)

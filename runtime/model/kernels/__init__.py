@@ -13,7 +13,8 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     attention     rotary embedding, write to the KV cache, attention
     team          libgomp's functions that a kernel calls: number of this thread, of all threads, barrier
     processor     the processor's vector instructions, which decide how elements are multiplied
-    compiled      compilation for a dtype and the on-disk cache
+    code          machine code on disk: loaded by LLVM alone, compiled where it is not there
+    compiled      compilation for a dtype by Numba
     cache_owner   refusal of a cache that another user can write
 
 Elements are float32, bfloat16 (as uint16) or float16 (as int16) and are converted to float32 for all arithmetic; where

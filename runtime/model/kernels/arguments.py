@@ -5,6 +5,11 @@ An argument is an int64: an address, a stride in bytes, or a count. A matrix is 
 
 from typing import NamedTuple
 
+EPSILON_UNIT = 2.0**-60
+"""Unit of a norm's epsilon, which a kernel takes as a whole number."""
+ITEMS = 4
+"""Items, query heads of rows, that attend to a KV head together; a thread has scratch for so many."""
+
 
 class Product(NamedTuple):
     """out [rows, outputs] = x [rows, inputs] @ weight [outputs, inputs].T + added."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
-from runtime.model.kernels.arguments import Attend
+from runtime.model.kernels.arguments import ITEMS, Attend
 from runtime.model.kernels.elements import (
     F,
     arguments_of,
@@ -32,8 +32,6 @@ from runtime.model.kernels.inner_loops import LANES, dots, step_of, weigh
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 
-ITEMS = 4
-"""Items that attend to a KV head together."""
 KEYS = 4
 """Columns whose keys are multiplied at once."""
 VECTORS = 4 if LANES == 16 else 2

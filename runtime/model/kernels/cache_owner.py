@@ -1,7 +1,7 @@
-"""Checks who can write the on-disk cache of compiled kernels: its files are pickles and machine code, run as they are.
+"""Checks who can write the on-disk cache of compiled kernels: its files are machine code, run as it is.
 
 Whoever can write a file of the cache, its directory, or replace a directory above it, runs code as the user who loads a
-kernel. The places that Numba chooses by itself belong to the user; NUMBA_CACHE_DIR may name any. Trusted are this user,
+kernel. The places that are chosen by default belong to the user; NUMBA_CACHE_DIR may name any. Trusted are this user,
 root, and the owner of these sources, who could as well change the sources; directories above both add no one.
 """
 

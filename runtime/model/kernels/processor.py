@@ -3,19 +3,19 @@
 Numba compiles for the processor of this machine, unless NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name another.
 """
 
+import os
 from functools import cache
 
 import torch
 from llvmlite import binding
-from numba.core import config
 
 
 def target() -> str:
     """Return name and features of the processor, in LLVM's words."""
-    features = config.CPU_FEATURES
+    features = os.environ.get("NUMBA_CPU_FEATURES")
     if features is None:
         features = binding.get_host_cpu_features().flatten()
-    return f"{config.CPU_NAME or binding.get_host_cpu_name()} {features}"
+    return f"{os.environ.get('NUMBA_CPU_NAME') or binding.get_host_cpu_name()} {features}"
 
 
 @cache

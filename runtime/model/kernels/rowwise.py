@@ -4,12 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.model.kernels.arguments import Gated, Norm, Top
+from runtime.model.kernels.arguments import EPSILON_UNIT, Gated, Norm, Top
 from runtime.model.kernels.elements import F, arguments_of, elements, exp, floats, itemsize, numbers, put, wide
 from runtime.model.kernels.team import thread, threads
-
-EPSILON_UNIT = 2.0**-60
-"""Unit of a norm's epsilon, which a kernel takes as a whole number."""
 
 norm_arguments, gated_arguments, top_arguments = arguments_of(Norm), arguments_of(Gated), arguments_of(Top)
 

@@ -18,8 +18,8 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another u
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     (tmp_path / "cache").mkdir(mode=0o755)
-    (tmp_path / "cache" / "kernel.nbi").write_bytes(b"")
-    (tmp_path / "cache" / "kernel.1.nbc").write_bytes(b"")
+    (tmp_path / "cache" / "kernel_b.o").write_bytes(b"")
+    (tmp_path / "cache" / "kernel_a.o").write_bytes(b"")
     return tmp_path / "cache"
 
 
@@ -28,12 +28,12 @@ def test_a_cache_of_this_user_is_accepted(cache: Path) -> None:
 
 
 def test_other_files_of_the_directory_do_not_matter(cache: Path) -> None:
-    (cache / "another.nbi").touch()
-    (cache / "another.nbi").chmod(0o666)
+    (cache / "another.o").touch()
+    (cache / "another.o").chmod(0o666)
     require_private(cache, "kernel")
 
 
-@pytest.mark.parametrize("name", [".", "..", "kernel.nbi", "kernel.1.nbc"])
+@pytest.mark.parametrize("name", [".", "..", "kernel_b.o", "kernel_a.o"])
 def test_what_every_user_can_write_is_refused(cache: Path, name: str) -> None:
     file = (cache / name).resolve()
     file.chmod(0o777)
@@ -52,14 +52,14 @@ def test_a_sticky_directory_above_is_no_danger(cache: Path) -> None:
 
 
 def test_a_link_is_refused(cache: Path) -> None:
-    (cache / "kernel.nbi").rename(cache.parent / "elsewhere")
-    (cache / "kernel.nbi").symlink_to(cache.parent / "elsewhere")
-    with pytest.raises(MachineError, match=r"kernel\.nbi: it is no regular file: remove it, or"):
+    (cache / "kernel_b.o").rename(cache.parent / "elsewhere")
+    (cache / "kernel_b.o").symlink_to(cache.parent / "elsewhere")
+    with pytest.raises(MachineError, match=r"kernel_b\.o: it is no regular file: remove it, or"):
         require_private(cache, "kernel")
 
 
 @AS_ROOT
-@pytest.mark.parametrize("name", [".", "..", "kernel.nbi", "kernel.1.nbc"])
+@pytest.mark.parametrize("name", [".", "..", "kernel_b.o", "kernel_a.o"])
 def test_what_another_user_owns_is_refused(cache: Path, name: str) -> None:
     file = (cache / name).resolve()
     os.chown(file, NOBODY, NOBODY)
@@ -83,4 +83,4 @@ def test_compiling_a_kernel_refuses_the_directory_of_the_environment(tmp_path: P
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "shared")}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert f"MachineError: cache of the CPU kernels: {tmp_path / 'shared'}: every user can write it" in done.stderr
-    assert not list((tmp_path / "shared").rglob("*.nb*"))
+    assert not list((tmp_path / "shared").rglob("*.o"))

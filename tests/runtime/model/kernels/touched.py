@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from runtime.model import ops
-from runtime.model.kernels.arguments import Attend, Gated, GroupedProduct, Norm, Product, Top
-from runtime.model.kernels.attention import ITEMS
+from runtime.model.kernels.arguments import ITEMS, Attend, Gated, GroupedProduct, Norm, Product, Top
 
 Access = tuple[str, int, int]
 """Name of the tensor in ``ops``, first byte, and the byte behind the last."""

@@ -1,0 +1,151 @@
+"""Machine code of the kernels: a file for each kernel, dtype and processor, loaded with LLVM alone.
+
+    address ─► the file is there ────────────────────────────────► LLVM links it ─► address
+           └─► compiled.object_code (imports Numba: 10 s a dtype) ─► file ─┘
+
+To load what was compiled takes a hundredth of a second; Numba alone takes a tenth to be imported. A file begins with a
+line of its digest and the kernel's symbol, behind which is an ELF object. Its name holds all that the code depends on:
+kernel, dtype, processor, versions of compiler and LLVM, and a checksum of every source file of this package. Code of
+other sources is never loaded; it stays on disk until the directory is deleted.
+"""
+
+import ctypes
+import hashlib
+import importlib
+import os
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import llvmlite
+import torch
+from llvmlite import binding
+
+from runtime.model.kernels.cache_owner import require_private
+from runtime.model.kernels.processor import target
+
+KERNELS: Mapping[str, str] = {
+    "product": "products",
+    "grouped": "products",
+    "norm": "rowwise",
+    "gated": "rowwise",
+    "top": "rowwise",
+    "attend": "attention",
+}
+"""Module of each kernel."""
+VARIABLE = "NUMBA_CACHE_DIR"
+PACKAGE = "runtime.model.kernels"
+NUMBAS = (
+    *("NRT_Free", "numba_do_raise", "numba_gil_ensure", "numba_gil_release"),
+    *("numba_runtime_build_excinfo_struct", "numba_unpickle"),
+)
+"""Functions of Numba's run time that the code of a kernel names, for errors that no kernel raises."""
+
+
+_ONE = threading.Lock()
+"""Held while code is loaded or compiled: several threads may open engines."""
+_ENGINES: list[binding.ExecutionEngine] = []
+"""LLVM's engines, which keep the code of this process: one for each object, as names are unique in an object only."""
+
+
+@cache
+def address(kernel: str, dtype: torch.dtype) -> int:
+    """Return the address of a kernel's code for a dtype: loaded, or compiled now and kept.
+
+    Raise MachineError where another user can write the directory, before anything in it is read, and OSError where
+    nothing can be kept.
+    """
+    name = f"{kernel}_{str(dtype).removeprefix('torch.')}_{_key()}.o"
+    with _ONE:
+        return _link(*(_read(name) or _compiled(kernel, dtype, name)))
+
+
+def _read(name: str) -> tuple[str, bytes] | None:
+    """Return symbol and object of a file; None where there is none, or it is not as it was written."""
+    for directory in _directories():
+        if (directory / name).is_file():
+            require_private(directory, name)
+            line, end, content = (directory / name).read_bytes().partition(b"\n")
+            symbol = line.decode(errors="replace").partition(" ")[2]
+            return (symbol, content) if line + end == _head(symbol, content) else None
+    return None
+
+
+def _compiled(kernel: str, dtype: torch.dtype, name: str) -> tuple[str, bytes]:
+    """Compile a kernel and keep its code; return symbol and object."""
+    directory = _writable()
+    require_private(directory, name)
+    symbol, content = importlib.import_module(f"{PACKAGE}.compiled").object_code(kernel, dtype)
+    new = directory / f".{name}.{os.getpid()}"
+    new.write_bytes(_head(symbol, content) + content)
+    new.replace(directory / name)
+    return symbol, content
+
+
+def _head(symbol: str, content: bytes) -> bytes:
+    """Return the first line of a file."""
+    return f"{hashlib.sha256(symbol.encode() + content).hexdigest()} {symbol}\n".encode()
+
+
+def _directories() -> Iterator[Path]:
+    """Yield where code may be, in the order in which it is looked for: VARIABLE's, or the source's, then the user's."""
+    if named := os.environ.get(VARIABLE):
+        yield Path(named)
+        return
+    yield Path(__file__).parent / "__pycache__"
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    yield (Path(home) if home.startswith("/") else Path.home() / ".cache") / "eagleplan" / "kernels"
+
+
+def _writable() -> Path:
+    """Return the first directory that can be written, made if need be; raise OSError where there is none."""
+    reason = None
+    for directory in _directories():
+        try:
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error
+            continue
+        if os.access(directory, os.W_OK | os.X_OK):
+            return directory
+        reason = PermissionError(f"{directory} cannot be written")
+    assert reason is not None
+    raise reason
+
+
+# ---- what the code depends on ----
+
+
+@cache
+def _key() -> str:
+    """Return a checksum of the processor and the compiler, and one of all sources."""
+    sources = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    compiler = f"{target()} numba {version('numba')} llvmlite {llvmlite.__version__}"
+    return f"{zlib.crc32(compiler.encode()):08x}_{zlib.crc32(sources):08x}"
+
+
+# ---- loading ----
+
+
+@cache
+def _machine() -> binding.TargetMachine:
+    """Return LLVM's description of this machine; names of Numba's run time are known from now on."""
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    stop = ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value
+    for name in NUMBAS:
+        if binding.address_of_symbol(name) is None:  # Numba, where it is imported later, puts its own in place
+            binding.add_symbol(name, stop)
+    return binding.Target.from_default_triple().create_target_machine()
+
+
+def _link(symbol: str, content: bytes) -> int:
+    """Return the address of a symbol of an object, which is linked to this process."""
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), _machine())
+    engine.add_object_file(binding.ObjectFileRef.from_data(content))
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    return int(engine.get_function_address(symbol))

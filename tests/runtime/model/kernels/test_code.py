@@ -1,0 +1,98 @@
+"""Machine code on disk: the names of its files, when one is loaded, and what is never loaded."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import runtime
+from runtime.errors import MachineError
+from runtime.model import ops
+from runtime.model.kernels import code
+
+ROOT = Path(runtime.__file__).parent.parent
+RUN = """if True:
+    import sys, torch
+    from runtime.model import ops
+    from runtime.model.kernels import code
+    for dtype in sys.argv[1:3]:
+        code.address("norm", getattr(torch, dtype))
+    x = torch.tensor([[2.0, -2.0]])
+    if "float32" in sys.argv:
+        print(ops.norm(x, torch.ones(2), 0.0).tolist(), "numba" in sys.modules)
+    if "beside numba" in sys.argv:  # an error of somebody else's function does not meet what stands in for its run time
+        import numba
+        @numba.njit
+        def fails(x):
+            if x > 1:
+                raise ValueError(x)
+            return [x]
+        assert fails(1) == [1]
+        try:
+            fails(2)
+        except ValueError as error:
+            print(error)
+"""
+
+
+def run_norm(cache: Path, *dtypes: str, source: Path = ROOT) -> str:
+    """Load or compile the norm in a process that imports from ``source``; return what it prints."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(source)}
+    command = [sys.executable, "-c", RUN, *dtypes]
+    return subprocess.run(
+        command, check=True, env=environment, cwd=source, text=True, stdout=subprocess.PIPE
+    ).stdout.strip()
+
+
+def test_a_kernel_and_a_dtype_have_a_file_which_is_loaded_without_numba(tmp_path: Path) -> None:
+    assert run_norm(tmp_path, "float32", "bfloat16") == "[[1.0, -1.0]] True"
+    files = sorted(tmp_path.iterdir())
+    assert [file.name.rpartition("_")[0].rpartition("_")[0] for file in files] == ["norm_bfloat16", "norm_float32"]
+    stamps = [file.stat().st_mtime_ns for file in files]
+    assert run_norm(tmp_path, "float32", "bfloat16", "beside numba") == "[[1.0, -1.0]] False\n2"
+    assert [file.stat().st_mtime_ns for file in sorted(tmp_path.iterdir())] == stamps
+
+
+def test_a_file_that_is_not_as_it_was_written_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    content = bytes(range(256)) * 9
+    whole = code._head("cfunc.norm", content) + content
+    assert code._read("norm.o") is None
+    for size in (*range(120), len(whole) - 1):
+        (tmp_path / "norm.o").write_bytes(whole[:size])
+        assert code._read("norm.o") is None
+    for position in (0, 63, 64, 65, 70, 80, 1000, len(whole) - 1):
+        (tmp_path / "norm.o").write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        assert code._read("norm.o") is None
+    (tmp_path / "norm.o").write_bytes(whole)
+    assert code._read("norm.o") == ("cfunc.norm", content)
+
+
+def test_a_change_in_a_helper_of_a_kernel_compiles_it_again(tmp_path: Path) -> None:
+    """A helper's file is not the kernel's: here the conversion of a float32, which then doubles every element."""
+    source, cache = tmp_path / "source", tmp_path / "cache"
+    for package in ("runtime", "plans"):
+        shutil.copytree(
+            ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "demo")
+        )
+    assert run_norm(cache, "float32", source=source) == "[[1.0, -1.0]] True"
+    first = set(cache.iterdir())
+    helper = source / "runtime" / "model" / "kernels" / "elements.py"
+    before, narrowing, after = helper.read_text().partition("def narrowed(")
+    assert before.count("return value\n") == 1
+    helper.write_text(before.replace("return value\n", "return builder.fadd(value, value)\n") + narrowing + after)
+    assert run_norm(cache, "float32", source=source) == "[[2.0, -2.0]] True"
+    assert set(cache.iterdir()) > first
+
+
+def test_kernels_that_cannot_be_kept_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "inside"))
+    ops._entry.cache_clear()
+    code.address.cache_clear()
+    with pytest.raises(MachineError, match=r"the CPU kernels cannot be kept: .*: set NUMBA_CACHE_DIR"):
+        ops.prepare(torch.float32)
