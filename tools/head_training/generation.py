@@ -29,7 +29,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """How the next token is chosen: greedily at temperature 0, else sampled from the most probable ``top_p``."""
+    """Choice of the next token: greedily at temperature 0, else sampled from the most probable ``top_p``."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -162,8 +162,8 @@ def choose(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor
 def follow_group(base: Base, texts: Sequence[tuple[list[int], list[int]]], longest: int) -> list[Answer]:
     """Return the states of prompts with given answers, cut to ``longest`` tokens, without decoding."""
     answers = []
-    for prompt, given in texts:
-        tokens = (prompt + given)[:longest]
+    for prompt, answer in texts:
+        tokens = (prompt + answer)[:longest]
         group = Group(base, [tokens], 0, keep_states=True)
         group.prefill()
         states = group.states[0, : len(tokens) - 1]

@@ -34,7 +34,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What one step of the head predicts for its rows: sums over those that count."""
+    """Predictions of one step of the head for its rows: sums over those that count."""
 
     loss: Tensor
     rows: int
@@ -113,13 +113,13 @@ def run_steps(
     embedding = base.embedding[batch.tokens].to(batch.features.dtype)
     feature = head.fc(batch.features)
     fed = torch.arange(length).expand(count, -1)
-    each = torch.arange(count)[:, None]
+    sequence = torch.arange(count)[:, None]
     valid = (fed >= batch.starts[:, None]) & (fed < batch.pairs[:, None])  # [B, L]
     right_so_far = torch.ones(count, length, dtype=torch.bool)
     results = []
     for j in range(steps):
         positions = (fed + j).clamp(max=length - 1)  # of the head: a pair's index; rows beyond the end do not count
-        feature = head(embedding[each, positions + 1], feature, positions, attention.attend)
+        feature = head(embedding[sequence, positions + 1], feature, positions, attention.attend)
         row, column = valid.nonzero(as_tuple=True)
         target, first, covered = targets.at(row, positions[row, column] + 1)
         log_p = head.logits(feature[row, column], base.model).float().log_softmax(-1)
@@ -139,7 +139,7 @@ def run_steps(
         alive[row, column] = covered
         right_so_far[row, column] = right & before
         if j == 0:
-            feature, fed = feature[each, rows], rows
+            feature, fed = feature[sequence, rows], rows
             alive, right_so_far = alive.gather(1, rows), right_so_far.gather(1, rows)
         valid = alive & (fed + j + 1 < batch.pairs[:, None])
     return results

@@ -41,7 +41,7 @@ class TrainingSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
-    """How often drafts are right at one depth, over held-out answers: ``reached`` rows were right at all before it."""
+    """Counts of right drafts at one depth, over held-out answers: ``reached`` rows were right at all before it."""
 
     rows: int
     right: int
