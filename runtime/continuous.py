@@ -10,24 +10,25 @@ exactly once with a `Generation`, or with the RuntimeRefusal that ended the requ
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
-from runtime.errors import Draining, PeerError, QueueFull, RuntimeRefusal
+from runtime.errors import Draining, QueueFull, RequestError, RuntimeRefusal
 from runtime.generation import Generation
-from runtime.request import Completion, Events, Piece, Request
+from runtime.processes.inbox import Cancel, Submit
+from runtime.processes.serving import Session
+from runtime.request import Completion, Piece, Request
 
 Event = Piece | Generation | RuntimeRefusal
-"""What is delivered of a request; anything but a piece is the last."""
+"""Delivery of a request; anything but a piece is the last."""
 Deliver = Callable[[Event], object]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """How much is being served."""
+    """Load of the ranks at one moment."""
 
     running: int
     waiting: int
@@ -45,16 +46,15 @@ class State:
 class Job:
     """One request that was submitted."""
 
-    def __init__(self, batching: "Batching", request: Request, deliver: Deliver) -> None:
-        self.request, self.deliver = request, deliver
-        self._batching = batching
-        self.cancelled = False
+    def __init__(self, number: int, request: Request, deliver: Deliver, cancel: Callable[[int], object]) -> None:
+        self.number, self.request, self.deliver = number, request, deliver
+        self._cancel = cancel
         self.rows = len(request.prompt_ids)
         """Positions of its sequence."""
 
     def cancel(self) -> None:
         """End the output with the current step; do nothing where it has ended. May be called from any thread."""
-        self._batching.cancel(self)
+        self._cancel(self.number)
 
 
 class Batching:
@@ -62,21 +62,28 @@ class Batching:
 
     def __init__(
         self,
+        session: Session,
+        resources: ExitStack,
         *,
-        serve: Callable[[tuple[Request, ...]], Events],
-        stop: Callable[[], object],
         finished: Callable[[Completion], Generation],
         check: Callable[[Request], object],
         places: int,
         context: int,
         queue: int,
     ) -> None:
-        self._serve, self._stop, self._finished, self._check = serve, stop, finished, check
+        """Start the thread, which closes ``resources``, and with them the session, when it ends.
+
+        ``finished``: gives a completion the facts of the engine. ``check``: raises RequestError for a request that
+        cannot be served.
+        """
+        self._session, self._resources = session, resources
+        self._finished, self._check = finished, check
         self._places, self._context, self._most_waiting = places, context, queue
-        self._change = threading.Condition()
-        """Held while any of the following is read or written; notified of each change."""
-        self._waiting: deque[Job] = deque()
-        self._running: list[Job] = []
+        self._lock = threading.RLock()
+        """Held while any of the following is read or written."""
+        self._jobs: dict[int, Job] = {}
+        """Jobs that have not ended, by number and so in the order in which they came."""
+        self._submitted = 0
         self._draining = False
         self._failure: RuntimeRefusal | None = None
         self._thread = threading.Thread(target=self._run, name="batching", daemon=True)
@@ -87,9 +94,10 @@ class Batching:
 
     def __exit__(self, *error: object) -> None:
         """Cancel what runs and waits, and end the thread."""
-        with self._change:
-            for job in [*self._waiting, *self._running]:
-                self.cancel(job)
+        with self._lock:
+            self._draining = True
+            for number in self._jobs:
+                self._cancel(number)
         self.drain()
 
     def submit(self, request: Request, deliver: Deliver) -> Job:
@@ -98,33 +106,29 @@ class Batching:
         Raises QueueFull where as many wait as may, Draining after ``drain``, and after a failure that failure.
         """
         self._check(request)
-        job = Job(self, request, deliver)
-        with self._change:
+        with self._lock:
             if self._failure is not None:
                 raise self._failure
             if self._draining:
                 raise Draining
-            if len(self._waiting) >= self._most_waiting:
-                raise QueueFull(len(self._waiting))
-            self._waiting.append(job)
-            self._change.notify_all()
+            waiting = max(0, len(self._jobs) - self._places)
+            if len(self._jobs) >= self._places + self._most_waiting:
+                raise QueueFull(waiting)
+            job = Job(self._submitted, request, deliver, self._cancel)
+            self._submitted += 1
+            self._jobs[job.number] = job
+            self._session.send((Submit(job=job.number, request=request),))
         return job
-
-    def cancel(self, job: Job) -> None:
-        """End the output of a job with the current step."""
-        with self._change:
-            job.cancelled = True
-            if job in self._running:
-                self._stop()
 
     def state(self) -> State:
         """Return how much is being served now."""
-        with self._change:
+        with self._lock:
+            running = list(self._jobs.values())[: self._places]  # jobs enter in the order in which they came
             return State(
-                running=len(self._running),
-                waiting=len(self._waiting),
+                running=len(running),
+                waiting=len(self._jobs) - len(running),
                 places=self._places,
-                kv_rows_used=sum(job.rows for job in self._running),
+                kv_rows_used=sum(job.rows for job in running),
                 kv_rows=self._places * self._context,
                 draining=self._draining,
                 failure=None if self._failure is None else str(self._failure),
@@ -132,48 +136,49 @@ class Batching:
 
     def drain(self) -> None:
         """Take no more requests; return when all that run and wait have ended."""
-        with self._change:
+        with self._lock:
             self._draining = True
-            self._change.notify_all()
+        self._session.wake()
         self._thread.join()
+
+    def _cancel(self, number: int) -> None:
+        self._session.send((Cancel(job=number),))
 
     # ---- in the thread ----
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
-            self._one(job)
-
-    def _next(self) -> Job | None:
-        """Wait for a job; None where there will be none."""
-        with self._change:
-            while not self._waiting and not self._draining:
-                self._change.wait()
-            if not self._waiting:
-                return None
-            job = self._waiting.popleft()
-            self._running.append(job)
-            return job
-
-    def _one(self, job: Job) -> None:
-        last: Event
+        failure: RuntimeRefusal | None = RequestError("the thread that serves requests failed: this is a bug")
         try:
-            with closing(self._serve((job.request,))) as events:
-                for (event,) in events:
-                    if isinstance(event, Completion):
-                        last = self._finished(event)
-                        continue
-                    job.rows += len(event.tokens)
-                    job.deliver(event)
-                    if job.cancelled:
-                        self._stop()
+            with self._resources:
+                while self._serves():
+                    for number, output in self._session.next():
+                        self._deliver(number, output)
+            failure = None
         except RuntimeRefusal as refusal:
-            last = refusal
-        ended = [job]
-        with self._change:
-            self._running.remove(job)
-            if isinstance(last, PeerError):
-                self._failure, self._draining = last, True
-                ended += self._waiting
-                self._waiting.clear()
-        for one in ended:
-            one.deliver(last)
+            failure = refusal
+        finally:  # nobody must wait for ever, whatever went wrong here
+            if failure is not None:
+                self._fail(failure)
+
+    def _serves(self) -> bool:
+        with self._lock:
+            return bool(self._jobs) or not self._draining
+
+    def _deliver(self, number: int, output: Piece | Completion) -> None:
+        event: Event = output if isinstance(output, Piece) else self._finished(output)
+        with self._lock:
+            job = self._jobs[number]
+            if isinstance(output, Piece):
+                job.rows += len(output.tokens)
+            else:
+                del self._jobs[number]
+        job.deliver(event)
+
+    def _fail(self, failure: RuntimeRefusal) -> None:
+        """End all jobs with a failure, and take no more."""
+        with self._lock:
+            self._failure = failure
+            jobs = list(self._jobs.values())
+            self._jobs.clear()
+        for job in jobs:
+            job.deliver(failure)

@@ -12,7 +12,7 @@ caller's process and sets its number of torch threads; one of several devices in
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -23,21 +23,20 @@ from runtime.continuous import Batching
 from runtime.errors import MachineError, RequestError
 from runtime.generation import DeviceBytes, Generation
 from runtime.image.verify import check_images
+from runtime.processes.inbox import Delivery, Submit
 from runtime.processes.launch import StartMethod
 from runtime.processes.rank_process import Started
-from runtime.processes.serving import InProcess, InProcesses, Report, Serving
+from runtime.processes.serving import InProcess, InProcesses, Report, Serving, Session
 from runtime.processes.supervisor import CLOSED
 from runtime.processes.torchrun import Torchrun
 from runtime.request import (
     Completion,
-    Events,
     GenerateOptions,
     Piece,
     Request,
     TokenIds,
     check_options,
     check_request,
-    check_together,
     make_request,
 )
 from runtime.tokenizer import PlanTokenizer
@@ -55,9 +54,10 @@ def ignore(phase: str) -> None:
 class Engine:
     """A plan, loaded on all its devices."""
 
-    def __init__(self, plan: Plan, directory: Path, ranks: Serving) -> None:
+    def __init__(self, plan: Plan, directory: Path, ranks: Serving, *, whole: bool) -> None:
+        """``whole``: all ranks are in this process or its children, not each in a program of its own."""
         self.plan, self.directory = plan, directory
-        self._ranks = ranks
+        self._ranks, self._whole = ranks, whole
         self._digest = codec.digest(plan)
         self._tokenizer: PlanTokenizer | None = None
         self._current: weakref.ref[Stream] | None = None
@@ -96,14 +96,14 @@ class Engine:
     ) -> Self:
         """Load a plan that was read from its directory; ``report`` is called with each phase. Raises as ``open``."""
         if len(plan.devices) == 1:
-            return cls(plan, directory, InProcess(plan, directory, verify=verify, report=report))
+            return cls(plan, directory, InProcess(plan, directory, verify=verify, report=report), whole=True)
         if torchrun is None:
             hosts = sorted({device.host for device in plan.devices})
             if len(hosts) > 1 and any(device.kind != "cpu" for device in plan.devices):
                 raise MachineError(f"{directory}: the plan has hosts {', '.join(hosts)}: start it with torchrun")
             check_images(plan, directory, verify=False)
         ranks = InProcesses(plan, directory, method=method, verify=verify, torchrun=torchrun, report=report)
-        return cls(plan, directory, ranks)
+        return cls(plan, directory, ranks, whole=torchrun is None)
 
     def __enter__(self) -> Self:
         return self
@@ -187,48 +187,67 @@ class Engine:
         return stream
 
     def serve_batch(self, requests: Sequence[Request]) -> list[Generation]:
-        """Serve requests that were checked against this plan, as many at a time as its batch, each as if alone."""
-        batch, generations = self.plan.options.batch, list[Generation]()
-        batches = [tuple(requests[start : start + batch]) for start in range(0, len(requests), batch)]
-        for together in batches:
-            self._check(together)
-        for together in batches:
-            with closing(self._serve(together)) as events:
-                for event in events:
-                    generations += [self.generation(output) for output in event if isinstance(output, Completion)]
-        return generations
+        """Serve requests that were checked against this plan, as many at a time as its batch, each as if alone.
+
+        A request enters as another one ends; those that are decoded in another way (``draft``) wait for the others.
+        """
+        self._check(requests)
+        outputs: dict[int, Completion] = {}
+        with closing(self._serve(requests)) as events:
+            for event in events:
+                outputs |= {job: output for job, output in event if isinstance(output, Completion)}
+        return [self.generation(outputs[job]) for job in range(len(requests))]
 
     def continuous(self, *, queue: int = 64) -> Batching:
         """Return what serves requests as they come, until it is closed; the engine serves nothing else meanwhile.
 
-        ``queue``: most requests that wait. Raises RequestError where another request is not finished.
+        ``queue``: most requests that wait for a place. Raises RequestError where another request is not finished, and
+        under torchrun.
         """
-        if self._open_stream() is not None:
-            raise RequestError(BUSY)
-        options = self.plan.options
-        return Batching(
-            serve=self._serve, stop=self.stop, finished=self.generation, check=lambda request: self._check((request,)),
-            places=options.batch, context=options.context, queue=queue,
-        )  # fmt: skip
+        if not self._whole:
+            raise RequestError(
+                "continuous: not under torchrun, where every process would have to be sent the same requests in the "
+                "same order, and only one of them hears of each: use a plan of one host, and no torchrun"
+            )
+        self._check(())
+        with ExitStack() as resources:
+            session = resources.enter_context(self._session())
+            return Batching(
+                session, resources.pop_all(), finished=self.generation, check=self._check_one,
+                places=self.plan.options.batch, context=self.plan.options.context, queue=queue,
+            )  # fmt: skip
 
-    def _check(self, requests: tuple[Request, ...]) -> None:
+    def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            check_request(self.plan, request)
-        check_together(self.plan, requests)
-        if any(request.stop for request in requests):
-            _ = self.tokenizer
+            self._check_one(request)
         if self._open_stream() is not None:
             raise RequestError(BUSY)
 
-    def _serve(self, requests: tuple[Request, ...]) -> Events:
-        """Yield the output of requests; one call at a time, from whatever thread."""
+    def _check_one(self, request: Request) -> None:
+        check_request(self.plan, request)
+        if request.stop:
+            _ = self.tokenizer
+
+    def _serve(self, requests: Sequence[Request]) -> Generator[tuple[Delivery, ...], None, None]:
+        """Yield what is added to the outputs of requests, numbered in their order; one call at a time."""
+        with self._session() as session:
+            left = len(requests)
+            session.send(tuple(Submit(job=job, request=request) for job, request in enumerate(requests)))
+            while left:
+                deliveries = session.next()
+                left -= sum(isinstance(output, Completion) for _, output in deliveries)
+                yield deliveries
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """Have the ranks to oneself; one at a time, from whatever thread."""
         if not self._free.acquire(blocking=False):
             raise RequestError("the engine is serving another request, of another thread: one at a time")
         try:
             if self._closed:
                 raise RequestError("the engine is closed: open another one")
-            with closing(self._ranks.serve(requests)) as events:
-                yield from events
+            with self._ranks.session() as session:
+                yield session
         finally:
             self._free.release()
 
@@ -262,11 +281,12 @@ class Engine:
             yield DeviceBytes(device=device.id, planned_bytes=planned, measured_bytes=measured)
 
 
-def _only(events: Events) -> Generator[Piece | Completion, None, None]:
+def _only(events: Generator[tuple[Delivery, ...], None, None]) -> Generator[Piece | Completion, None, None]:
     """Yield the outputs of the only request."""
     with closing(events):
-        for (event,) in events:
-            yield event
+        for event in events:
+            for _, output in event:
+                yield output
 
 
 class Stream(Iterator[Piece]):

@@ -1,13 +1,12 @@
 """Requests and their outputs, and the checks of whether a plan can serve a request.
 
-    prompt, options ─► make_request ─► Request ─► Engine.serve ─► Rank.serve_batch ─► Piece, Piece, ..., Completion
+    prompt, options ─► make_request ─► Request ─► Engine.serve ─► Rank.serve ─► Piece, Piece, ..., Completion
 
-A Request is checked where it is made, once; who serves one relies on that. `check_together` adds what several requests
-that are decoded together must have in common.
+A Request is checked where it is made, once; who serves one relies on that.
 """
 
 import hashlib
-from collections.abc import Generator, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Real
@@ -54,7 +53,7 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool
     """True: go on after an end-of-sequence token."""
     reuse: bool
-    """True: keep the KV cache rows of the longest prefix that the last request and this prompt have in common."""
+    """True: keep the KV cache rows of the longest prefix that an earlier request and this prompt have in common."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +70,7 @@ class Request:
     sampling: Sampling | None = None
     """None: greedy."""
     reuse: bool = False
-    """Keep the KV cache rows of the longest prefix that the request before and this one have in common. The logits are
+    """Keep the KV cache rows of the longest prefix that an earlier request and this one have in common. The logits are
     then those of a prompt that came in other chunks: equal but for rounding."""
     accept: int | None = None
     """Every step commits this many drafted nodes, right or wrong: to measure the time of a step, not to get a text."""
@@ -153,10 +152,6 @@ class Completion:
         return sum(lengths) / len(lengths) + 1 if lengths else 1.0
 
 
-Events = Generator[tuple[Piece, ...] | tuple[Completion, ...], None, None]
-"""Output of requests that are served together: for each step a piece per request, then the completions."""
-
-
 def check_options(options: Iterable[str]) -> None:
     """Raise TypeError for a keyword that is none of `GenerateOptions`."""
     known = GenerateOptions.__annotations__
@@ -226,17 +221,6 @@ def check_request(plan: Plan, request: Request) -> None:
         check_sampling(request.sampling)
     if request.accept is not None:
         _check_accept(plan, request.accept)
-
-
-def check_together(plan: Plan, requests: tuple[Request, ...]) -> None:
-    """Raise RequestError where the plan cannot decode the requests together; each has been checked already."""
-    if not 0 < len(requests) <= plan.options.batch:
-        raise RequestError(
-            f"prompts: found {len(requests)}, the plan has a batch of {plan.options.batch}: give at most so many, at "
-            "least one, or build a plan with a larger batch"
-        )
-    if len({(request.draft, request.accept, request.reuse) for request in requests}) > 1:
-        raise RequestError("prompts that are decoded together: expected draft, accept and reuse of all alike")
 
 
 def _check_accept(plan: Plan, accept: int) -> None:

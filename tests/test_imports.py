@@ -75,7 +75,7 @@ ROOMS = {
     },
     "runtime.tokenizer": {"runtime.errors", "runtime.request", "runtime.text", "runtime.chat"},
     "runtime.generation": {"runtime.request"},
-    "runtime.continuous": {"runtime.errors", "runtime.generation", "runtime.request"},
+    "runtime.continuous": {"runtime.errors", "runtime.generation", "runtime.request", "runtime.processes"},
     "runtime.engine": {
         *("runtime.errors", "runtime.request", "runtime.tokenizer", "runtime.image", "runtime.processes"),
         *("runtime.generation", "runtime.continuous"),

@@ -34,8 +34,8 @@ from plans.step import CONVERTED_ROWS, groups_experts
 from runtime import Engine
 from runtime.comm.groups import Group, connect
 from runtime.comm.progress import Progress
-from runtime.decode.messages import Channel, Message
-from runtime.decode.step import Decoding, Stepper
+from runtime.decode.messages import Channel, Message, Notice
+from runtime.decode.step import Mode, Stepper
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.image.slots import CudaCopies
@@ -182,10 +182,9 @@ class Decoder:
 
     def steps(self, length: int, *, draft: bool, sampling: Sampling | None = None) -> Iterator[object]:
         """Yield after a prefill of ``length`` tokens, and after each step; a drafting step accepts three nodes."""
-        accept = 3 if draft else None
-        options = Decoding(draft=draft, samplings=(sampling,), accept=accept, reuse=False, stopped=lambda: False)
-        vocabulary = self.plan.model.vocab_size
-        return self.stepper.steps([tuple(1 + i * 7 % (vocabulary - 1) for i in range(length))], options)
+        mode, vocabulary = Mode(draft=draft, accept=3 if draft else None), self.plan.model.vocab_size
+        prompt = tuple(1 + i * 7 % (vocabulary - 1) for i in range(length))
+        return self.stepper.steps([prompt], [sampling], mode, reuse=False)
 
 
 @contextmanager
@@ -196,7 +195,7 @@ def no_waits(bench: Bench) -> Iterator[None]:
         return
     read = Channel.read
 
-    def allowed(channel: Channel) -> list[Message]:
+    def allowed(channel: Channel) -> tuple[list[Message], Notice]:
         torch.cuda.set_sync_debug_mode("default")
         try:
             return read(channel)

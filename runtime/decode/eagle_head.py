@@ -176,9 +176,11 @@ class Drafter:
         if sequence in self._cache.sequences:
             self._cache.commit_one(self._cache.sequences.index(sequence), rows)
 
-    def truncate(self, lengths: list[int]) -> None:
-        """Discard the positions of each sequence from ``lengths`` on."""
-        self._cache.truncate(lengths[self._cache.sequences.start : self._cache.sequences.stop])
+    def restart(self, sequence: int, source: int, length: int) -> None:
+        """Let a sequence begin anew with the first ``length`` committed positions of ``source``; it may be itself."""
+        own = self._cache.sequences
+        if sequence in own:
+            self._cache.restart(own.index(sequence), own.index(source), length)
 
     def _candidates(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return the k best tokens (ids of the base) after each row, and their log-probabilities [W, k]."""

@@ -45,8 +45,28 @@ def feature_message(layout: FeatureLayout, buffer: Tensor, dtype: torch.dtype) -
     )
 
 
-STOP = 1 << 32
-"""Added to the accepted lengths by the rank that writes the message, when nobody reads the output any more."""
+NOTICE = 1 << 32
+"""Unit in which the notice is added to the accepted length of the first sequence, which is below it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """Decision of the rank that writes the step message, for all ranks, beside the trees."""
+
+    stop: bool
+    """Every output ends here, since nobody reads it."""
+    packets: int
+    """Packets of commands that each rank takes from its own inbox before it goes on."""
+
+    @property
+    def word(self) -> int:
+        """The notice as a number."""
+        return 2 * self.packets + self.stop
+
+
+def nothing() -> Notice:
+    """Return the notice of a rank that is sent no commands."""
+    return Notice(stop=False, packets=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +74,6 @@ class Message:
     """One sequence's part of the step message, on the host: how much of the last tree is kept, and the next tree."""
 
     accepted: int
-    stopped: bool
-    """The output ends here for everybody."""
     path: list[int]
     tokens: list[int]
     """Tokens of the next tree, root first; the root is certain."""
@@ -78,24 +96,28 @@ class Channel:
         self.nodes, self.kept = layout.nodes, layout.kept
         self.levels, self.source, self.drafted = levels, source, drafted
 
-    def write(self, accepted: Tensor, path: Tensor, tokens: Tensor, parents: Tensor, *, stop: bool) -> None:
+    def write(self, accepted: Tensor, path: Tensor, tokens: Tensor, parents: Tensor) -> None:
         """Write ``accepted`` [B], ``path`` [B, A], ``tokens`` and ``parents`` [B, N]."""
         torch.cat([accepted.unsqueeze(1), path, tokens, parents], 1, out=self.wire)
-        if stop:
-            self.accepted += STOP
 
-    def read(self) -> list[Message]:
-        """Return the message of each sequence: the one transfer to the host of a step."""
+    def notify(self, notice: Notice) -> None:
+        """Add a notice to the message."""
+        if notice.word:
+            self.accepted[:1].add_(notice.word * NOTICE)
+
+    def read(self) -> tuple[list[Message], Notice]:
+        """Return the message of each sequence, and the notice: the one transfer to the host of a step."""
         rows, layout = self.wire.tolist(), self._layout
-        if rows[0][0] >= STOP:
-            self.accepted -= STOP
-        return [
+        word = rows[0][0] // NOTICE
+        if word:
+            self.accepted[:1].sub_(word * NOTICE)
+        messages = [
             Message(
-                accepted=words[0] % STOP,
-                stopped=words[0] >= STOP,
+                accepted=words[0] % NOTICE,
                 path=words[layout.path],
                 tokens=words[layout.tokens],
                 parents=words[layout.parents],
             )
             for words in rows
         ]
+        return messages, Notice(stop=bool(word % 2), packets=word // 2)

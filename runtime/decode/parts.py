@@ -1,12 +1,13 @@
 """The parts of a plan that one rank runs, and the channels on which it exchanges messages with the other ranks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from plans.schema import Plan
-from plans.step import PLAIN_STEP, prefill_features, step_features, step_layout, tree_depth
+from plans.step import PLAIN_STEP, feature_layout, step_features, step_layout, tree_depth
 from runtime.comm.groups import Comm, Group
 from runtime.decode.eagle_head import Drafter
 from runtime.decode.messages import Channel, FeatureMessage, feature_message
@@ -29,8 +30,8 @@ class Accepted:
 class FeatureLink:
     """The broadcast of accepted features from the verifier, the leader of the lm_head, to the drafter's ranks."""
 
-    def __init__(self, group: Group, step: FeatureMessage, chunk: FeatureMessage) -> None:
-        """``step``, ``chunk``: views of the buffer for the kept rows of all sequences, and for a prompt's chunk."""
+    def __init__(self, group: Group, step: FeatureMessage, chunk: Callable[[int], FeatureMessage]) -> None:
+        """``step``: view of the buffer for the kept rows of all sequences; ``chunk``: for so many rows of a prompt."""
         self._group, self.step, self.chunk = group, step, chunk
 
     def broadcast(self, message: FeatureMessage, accepted: Accepted | None) -> FeatureMessage:
@@ -99,11 +100,12 @@ def _feature_link(plan: Plan, memory: Memory, comm: Comm) -> FeatureLink | None:
         return None
     model, draft, options = plan.model, plan.draft, plan.options
     buffer, dtype = memory.buffer("features"), DTYPES[options.dtype]
-    return FeatureLink(
-        comm.feature,
-        step=feature_message(step_features(model, draft, options), buffer, dtype),
-        chunk=feature_message(prefill_features(model, draft, options), buffer, dtype),
-    )
+
+    def chunk(rows: int) -> FeatureMessage:
+        return feature_message(feature_layout(model, draft, options, sequences=1, rows=rows), buffer, dtype)
+
+    step = feature_message(step_features(model, draft, options), buffer, dtype)
+    return FeatureLink(comm.feature, step=step, chunk=chunk)
 
 
 def _rank_of(plan: Plan, device_id: str) -> int:

@@ -1,10 +1,11 @@
-"""Prefill of a batch: each prompt through base and drafter in chunks of a fixed width, then the first trees.
+"""Prefill: prompts through base and drafter in chunks; a chunk is one turn, between the steps of other sequences.
 
 A chunk of C rows is treated as a path that was drafted and accepted: its rows are committed, the token after each row
 is known (the prompt's next one; after the last row the base's choice), and the drafter extends by the base's features.
+The last chunk leaves the root of the first tree and the drafter's output there; the next step drafts from them.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,103 +14,78 @@ from plans.schema import Plan
 from plans.step import accept_rows
 from runtime.comm.groups import Comm
 from runtime.decode.choice import choose
-from runtime.decode.messages import Channel, Message
 from runtime.decode.parts import Accepted, Parts
-from runtime.decode.sequences import Sequences
 from runtime.decode.verify import Verdict
 from runtime.image.buffers import Memory, fill
 from runtime.model.base import Forward
 from runtime.sampling import Sampling
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """A prompt on its way into the caches of a place."""
+
+    tokens: tuple[int, ...]
+    sampling: Sampling | None
+    """None: greedy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Root:
+    """Beginning of the first tree of a sequence."""
+
+    token: Tensor | None
+    """[1]: the token after the prompt, on ranks of the lm_head and, where it drafts, of the drafter; None elsewhere."""
+    feature: Tensor | None
+    """[1, H]: the drafter's output at the last position of the prompt, on ranks of the drafter; None elsewhere."""
+    sampling: Sampling | None
+    """Sampling of the sequence; None: greedy."""
+
+
 class Prefill:
     """Prefill on one rank, with the parts that it has."""
 
     def __init__(self, plan: Plan, parts: Parts, memory: Memory, comm: Comm) -> None:
-        options = plan.options
-        self._parts, self._comm, self._progress = parts, comm, comm.progress
-        self._batch, self._width, self._device = options.batch, options.prefill_chunk, parts.device
+        self._parts, self._progress = parts, comm.progress
+        self.width = plan.options.prefill_chunk
+        """C: most positions of a chunk."""
+        self._padded = any(device.kind != "cpu" for device in plan.devices)
+        """True: a chunk always has C rows, so that a GPU sees few shapes; a CPU does not pay for padding."""
         self._chunk = memory.buffer("chunk") if parts.base is not None else torch.empty(0)
-        self._draft_hidden = plan.draft.hidden_size if plan.draft is not None else 0
-        self._no_path = torch.zeros(options.batch, accept_rows(options), dtype=torch.int64, device=parts.device)
-        self.reused = [0] * options.batch
-        """Positions of each sequence that the caches had of its prompt."""
+        self._no_path = torch.zeros(1, accept_rows(plan.options), dtype=torch.int64, device=parts.device)
 
     @torch.inference_mode()
-    def run(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        samplings: Sequence[Sampling | None],
-        channel: Channel,
-        sequences: Sequences,
-        *,
-        reuse: bool,
-    ) -> list[Message]:
-        """Run the prompts; return the step message with the first trees, whose roots are the tokens after the prompts.
+    def chunk(self, place: int, prompt: Prompt, start: int, *, drafted: bool) -> Root | None:
+        """Run and commit the positions of a prompt from ``start`` on, at most C; return the root behind the last one.
 
-        ``reuse``: keep what the caches have of the prompts.
+        None where the prompt goes on behind the chunk.
         """
-        assert 0 < len(prompts) <= self._batch
-        base, drafter = self._parts.base, self._parts.drafter
-        self.reused = sequences.begin(prompts, reuse=reuse, drafted=channel.drafted)
-        if base is not None:
-            base.truncate(self.reused)
-        if drafter is not None:
-            drafter.truncate(sequences.drafted)
-        roots = torch.zeros(self._batch, dtype=torch.int64, device=self._device)
-        hidden: list[Tensor] = []
-        for number, prompt in enumerate(prompts):
-            sampling = samplings[number] if number < len(samplings) else None
-            root, feature = self._prompt(number, prompt, sampling, drafted=channel.drafted)
-            if root is not None:
-                roots[number : number + 1] = root
-            if feature is not None:
-                hidden.append(feature)
-        accepted = torch.zeros_like(roots)
-        if channel.drafted and drafter is not None:
-            padding = hidden[0].new_zeros(self._batch - len(prompts), self._draft_hidden)
-            trees = drafter.grow(torch.cat([*hidden, padding]), roots, accepted)
-            if drafter.group.leads:
-                channel.write(accepted, self._no_path, *trees, stop=False)
-        elif not channel.drafted and base is not None:
-            channel.write(accepted, self._no_path[:, :1], roots.unsqueeze(1), accepted.unsqueeze(1), stop=False)
-        self._comm.world.broadcast(channel.wire, channel.source)
-        sequences.prefilled(prompts, drafted=channel.drafted)
-        with self._progress.reading():
-            return channel.read()
+        self._progress.begin("prefill")
+        tokens = prompt.tokens[start : start + self.width]
+        last, end, ends = len(tokens) - 1, start + self.width, start + self.width >= len(prompt.tokens)
+        width = self.width if self._padded else len(tokens)
+        forward, root, feature = self._run_chunk(place, tokens, width), None, None
+        if ends and forward is not None:
+            row, depth = forward.normed[last : last + 1], self._no_path[0, :1]
+            position = len(prompt.tokens)
+            root = choose(forward, row, prompt.sampling, position=position, depths=depth, num_depths=1)
+        if drafted:
+            following = root if ends else prompt.tokens[end]
+            feature, chosen = self._extend(place, last, width, self._as_accepted(forward, last, following))
+            root = root if chosen is None else chosen
+        return Root(token=root, feature=feature, sampling=prompt.sampling) if ends else None
 
-    def _prompt(
-        self, number: int, prompt: tuple[int, ...], sampling: Sampling | None, *, drafted: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Run one prompt, behind the positions that are reused.
-
-        Returns the token that follows it [1], on ranks of the lm_head and the drafter, and the drafter's output at its
-        last position [1, H], on ranks of the drafter.
-        """
-        root = feature = None
-        for start in range(self.reused[number], len(prompt), self._width):
-            self._progress.begin("prefill")
-            chunk = prompt[start : start + self._width]
-            last, ends = len(chunk) - 1, start + self._width >= len(prompt)
-            forward = self._run_chunk(number, chunk)
-            if ends and forward is not None:
-                row, depth = forward.normed[last : last + 1], self._no_path[0, :1]
-                root = choose(forward, row, sampling, position=len(prompt), depths=depth, num_depths=1)
-            if drafted:
-                following = root if ends else prompt[start + self._width]
-                feature, chosen = self._extend(number, last, self._as_accepted(forward, last, following))
-                root = root if chosen is None else chosen if ends else None
-        return root, feature
-
-    def _run_chunk(self, number: int, chunk: tuple[int, ...]) -> Forward | None:
+    def _run_chunk(self, place: int, tokens: tuple[int, ...], width: int) -> Forward | None:
         """Run and commit a padded chunk in the base; return the output on ranks of the lm_head, None elsewhere."""
         if self._parts.base is None:
             return None
-        padding = [0] * (self._width - len(chunk))
-        fill(self._chunk, [*chunk, *padding])
-        return self._parts.base.prefill(number, self._chunk, len(chunk) - 1)
+        chunk = self._chunk[:width]
+        fill(chunk, [*tokens, *[0] * (width - len(tokens))])
+        return self._parts.base.prefill(place, chunk, len(tokens) - 1)
 
-    def _extend(self, number: int, last: int, accepted: Accepted | None) -> tuple[Tensor | None, Tensor | None]:
+    def _extend(
+        self, place: int, last: int, width: int, accepted: Accepted | None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Extend the drafter by a chunk and commit it; return its output at the last row, and the token after that row.
 
         None and None on ranks that do not have the drafter.
@@ -117,11 +93,11 @@ class Prefill:
         drafter, link = self._parts.drafter, self._parts.features
         if link is None:
             return None, None
-        message = link.broadcast(link.chunk, accepted)
+        message = link.broadcast(link.chunk(width), accepted)
         if drafter is None:
             return None, None
-        feature = drafter.extend(message, number)
-        drafter.commit_one(number, last + 1)
+        feature = drafter.extend(message, place)
+        drafter.commit_one(place, last + 1)
         return feature, message.roots
 
     def _as_accepted(self, forward: Forward | None, last: int, following: int | Tensor | None) -> Accepted | None:
@@ -129,8 +105,8 @@ class Prefill:
         if forward is None:
             return None
         assert following is not None, "a rank of the lm_head has chosen the token after the prompt"
-        tokens = self._chunk.roll(-1).unsqueeze(0)
+        tokens = self._chunk[: forward.normed.shape[0]].roll(-1).unsqueeze(0)
         tokens[:, last].fill_(following) if isinstance(following, int) else tokens[:, last].copy_(following)
-        accepted = torch.full((1,), last, dtype=torch.int64, device=self._device)
-        verdict = Verdict(accepted=accepted, path=self._no_path[:1], tokens=tokens)
+        accepted = torch.full((1,), last, dtype=torch.int64, device=self._parts.device)
+        verdict = Verdict(accepted=accepted, path=self._no_path, tokens=tokens)
         return Accepted(verdict=verdict, features=forward.features)

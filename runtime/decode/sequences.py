@@ -1,76 +1,129 @@
-"""The record, on the host, of what each sequence of a batch has in the KV caches; the same on every rank.
+"""The record, on the host, of what each place of a batch has in the KV caches; the same on every rank.
+
+A place holds one sequence at a time: B of them, which begin and end independently of each other.
 
     tokens     t0 t1 t2 t3 t4 t5        committed in the base's caches
     drafted    ─────────────►           so many of them are in the drafter's caches too
 
-A drafted batch fills both. Plain decoding fills the base's alone, so the drafter's may be shorter.
+Drafting fills both. Plain decoding fills the base's alone, so the drafter's may be shorter. What a sequence leaves
+behind stays until its place is taken again, and a prompt that begins alike reuses it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from runtime.decode.messages import Message
 
 
-class Sequences:
-    """Committed tokens of each sequence, and which sequences are still decoded."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """Beginning of a sequence: its place, and the place whose caches have its first positions already."""
 
-    def __init__(self, batch: int) -> None:
-        self._batch = batch
+    place: int
+    source: int
+    """Mostly the place itself."""
+    reused: int
+    """Positions that are not computed again."""
+
+
+class Sequences:
+    """Committed tokens of each place, and which places are decoded."""
+
+    def __init__(self, batch: int, *, copies: bool) -> None:
+        """``copies``: every device with the caches of one place has those of all others too, and can copy them."""
+        self._copies = copies
         self.tokens: list[list[int]] = [[] for _ in range(batch)]
-        """Tokens of the committed positions, by sequence."""
+        """Tokens of the committed positions, by place."""
         self.drafted = [0] * batch
-        """Positions of each sequence in the drafter's caches."""
+        """Positions of each place in the drafter's caches."""
         self.active = [False] * batch
-        """True for a sequence that commits; one that has ended keeps its rows in every shape and commits nothing."""
+        """True for a place that commits; an ended one keeps its rows in every shape and commits nothing."""
+        self._certain = [True] * batch
+        """False for a place whose record may be wrong, or is not what the base chose; nothing of it is reused."""
+        self._used = [0] * batch
+        """Number of the last sequence that began in each place."""
 
     @property
     def next_positions(self) -> list[int]:
-        """Position of the token after the root of each sequence's tree: the root is certain, but not committed."""
+        """Position of the token after the root of each place's tree: the root is certain, but not committed."""
         return [len(tokens) + 1 for tokens in self.tokens]
 
-    def begin(self, prompts: Sequence[tuple[int, ...]], *, reuse: bool, drafted: bool) -> list[int]:
-        """Begin a batch; return how many positions of each sequence stay, for the caches to be truncated to.
+    def start(self, prompt: Sequence[int], free: Sequence[int], *, reuse: bool, drafted: bool) -> Start:
+        """Return where a prompt begins best, among the places that are ``free``.
 
-        ``reuse``: keep what a sequence and its prompt have in common, but for the last position: the drafter's row of a
-        position was computed from the next token too, which may differ. ``drafted``: only what both caches have.
+        ``reuse``: with the longest prefix that any place holds, decoding or not. In that place itself where it is free
+        and loses less than half of what it holds, so that a conversation goes on where it was; otherwise in the free
+        place that was used longest ago, which copies the prefix if it has less of it. ``drafted`` as in ``reusable``.
         """
-        padded: list[tuple[int, ...]] = [*prompts, *(() for _ in range(self._batch - len(prompts)))]
-        kept = [0] * self._batch
-        if reuse:
-            kept = [max(0, common_length(old, new) - 1) for old, new in zip(self.tokens, padded, strict=True)]
+        least = min(free, key=lambda place: (self._used[place], place))
+        if not reuse:
+            return Start(place=least, source=least, reused=0)
+        rows = [self.reusable(place, prompt, drafted=drafted) for place in range(len(self.tokens))]
+        best = max(range(len(rows)), key=lambda place: (rows[place], place in free, place == least, -place))
+        if best in free and (2 * rows[best] >= len(self.tokens[best]) or not self._copies):
+            return Start(place=best, source=best, reused=rows[best])
+        if self._copies:
+            return Start(place=least, source=best if rows[best] > rows[least] else least, reused=rows[best])
+        place = max(free, key=lambda place: (rows[place], -self._used[place]))
+        return Start(place=place, source=place, reused=rows[place])
+
+    def reusable(self, place: int, prompt: Sequence[int], *, drafted: bool) -> int:
+        """Return how many positions of a prompt a place's caches have; ``drafted``: the base's and the drafter's.
+
+        That is what both have in common, but for the last position: the drafter's row of a position was computed from
+        the next token too, which may differ, and the token after the prompt follows from its last row.
+        """
+        if not self._certain[place]:
+            return 0
+        rows = max(0, common_length(self.tokens[place], prompt) - 1)
+        return min(rows, self.drafted[place]) if drafted else rows
+
+    def begin(self, start: Start, prompt: Sequence[int]) -> None:
+        """Record that a sequence begins."""
+        self.drafted[start.place] = min(start.reused, self.drafted[start.source])
+        self.tokens[start.place] = list(prompt[: start.reused])
+        self.active[start.place], self._certain[start.place] = False, True
+        self._used[start.place] = max(self._used) + 1
+
+    def extend(self, place: int, tokens: Sequence[int], *, drafted: bool) -> None:
+        """Record that tokens are committed to a place: a part of its prompt."""
+        self.tokens[place] += tokens
         if drafted:
-            kept = [min(rows, rows_drafted) for rows, rows_drafted in zip(kept, self.drafted, strict=True)]
-        self.drafted = [min(rows, rows_drafted) for rows, rows_drafted in zip(kept, self.drafted, strict=True)]
-        self.tokens = [tokens[:rows] for tokens, rows in zip(self.tokens, kept, strict=True)]
-        self.active = [number < len(prompts) for number in range(self._batch)]
-        return kept
+            self.drafted[place] = len(self.tokens[place])
 
-    def prefilled(self, prompts: Sequence[tuple[int, ...]], *, drafted: bool) -> None:
-        """Record that the prompts are committed."""
-        for number, prompt in enumerate(prompts):
-            self.tokens[number] = list(prompt)
-            if drafted:
-                self.drafted[number] = len(prompt)
+    def join(self, place: int) -> None:
+        """Record that a place has its first tree: from now on it is decoded."""
+        self.active[place] = True
 
-    def commit(self, roots: list[int], accepted: list[list[int]], *, drafted: bool) -> None:
-        """Record a step: each active sequence commits its tree's root and the accepted tokens."""
-        for number, (root, tokens) in enumerate(zip(roots, accepted, strict=True)):
-            if self.active[number]:
-                self.tokens[number] += [root, *tokens]
-                if drafted:
-                    self.drafted[number] = len(self.tokens[number])
+    def commit(self, place: int, root: int, accepted: list[int], *, drafted: bool, certain: bool) -> None:
+        """Record a step of an active place: it commits its tree's root and the accepted tokens.
+
+        ``certain``: they are what the base chose.
+        """
+        self.extend(place, [root, *accepted], drafted=drafted)
+        self._certain[place] &= certain
 
     def committed_rows(self, messages: list[Message]) -> list[int]:
-        """Return how many rows each sequence commits in a step: root and accepted nodes, or 0 once it has ended."""
+        """Return how many rows each place commits in a step: root and accepted nodes, or 0 where it is not active."""
         return [message.accepted + 1 if on else 0 for message, on in zip(messages, self.active, strict=True)]
 
-    def end(self, number: int) -> None:
-        """Record that a sequence has ended: it commits nothing more."""
-        self.active[number] = False
+    def end(self, place: int) -> None:
+        """Record that the sequence of a place has ended: it commits nothing more."""
+        self.active[place] = False
 
     def forget(self) -> None:
-        """Discard the record, so that nothing is reused: a step was interrupted, or its tokens are not the base's."""
-        self.tokens = [[] for _ in range(self._batch)]
+        """Discard the record, so that nothing is reused."""
+        self._certain = [False] * len(self._certain)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Discard the record where what happens within this context is interrupted."""
+        try:
+            yield
+        except BaseException:
+            self.forget()
+            raise
 
 
 def common_length(old: Sequence[int], new: Sequence[int]) -> int:

@@ -33,132 +33,208 @@ Base and drafter move to L + 1 + c together: the root and c accepted nodes. In t
 tree rows behind the sequence (``kvcache`` draws it); in the drafter ``extend`` has computed them there already, from
 the base's features instead of its own. The bonus token is the next root; its row is computed by the next verify.
 
-Shapes: B sequences, N nodes of a tree, A most nodes of a path, H hidden size, a captured features of a row. Sequences
-that have ended keep their rows in every shape and commit nothing.
+**Places.** The batch has B places, each with a sequence that begins and ends independently of the others:
+
+    free ── begin ──► prompt ── prefill, chunk by chunk ──► joining ── step ──► active ── end ──► free
+
+A prompt's chunk is run between two steps of the others. The step after its last chunk drafts its first tree together
+with the next trees of the others, so that joining costs nothing but the chunks; from then on it takes part in verify.
+Where no place is active a step verifies nothing. Every rank calls the same in the same order.
+
+Shapes: B places, N nodes of a tree, A most nodes of a path, H hidden size, a captured features of a row. Places that
+are not active keep their rows in every shape and commit nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from plans.kv import kv_division
 from plans.schema import Plan
+from plans.step import accept_rows
 from runtime.comm.groups import Comm
 from runtime.decode.choice import choose_in_trees
-from runtime.decode.messages import Message
+from runtime.decode.messages import Message, Notice, nothing
 from runtime.decode.parts import Accepted, parts_of
-from runtime.decode.prefill import Prefill
+from runtime.decode.prefill import Prefill, Prompt, Root
 from runtime.decode.sequences import Sequences
 from runtime.decode.tree import ancestors
 from runtime.decode.verify import forced, walk
 from runtime.image.buffers import Memory
+from runtime.image.dtypes import DTYPES
 from runtime.model.base import Forward
 from runtime.model.blocks import Slots
 from runtime.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decoding:
-    """Options of decoding a batch."""
+class Mode:
+    """Options that all sequences which are decoded together have in common."""
 
     draft: bool
     """False: plain decoding, one token a step, also where the plan has a drafter."""
-    samplings: tuple[Sampling | None, ...]
-    """By sequence; None: greedy."""
     accept: int | None
     """For timing: number of drafted nodes that every step accepts, whatever they are."""
-    reuse: bool
-    """True: positions that the caches hold of an earlier batch are kept as far as the prompt has the same tokens."""
-    stopped: Callable[[], bool]
-    """Returns True once nobody reads the output any more; called in every step."""
 
 
-def decoding(*, draft: bool) -> Decoding:
-    """Return options for greedy decoding without reuse and without end."""
-    return Decoding(draft=draft, samplings=(), accept=None, reuse=False, stopped=lambda: False)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Taken:
+    """Result of a step for one place."""
+
+    tokens: list[int]
+    """New tokens: of a place that joins its first; else the accepted ones and the base's next choice."""
+    message: Message
+    joined: bool
+    """True for the first step of a sequence, which verified nothing of it."""
 
 
 class Stepper:
-    """Decoder of one rank: runs its share of a plan for one batch after the other."""
+    """Decoder of one rank: runs its share of a plan, place by place in prefill, all places together in a step."""
 
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm, device: torch.device) -> None:
         self._comm, self._progress = comm, comm.progress
         self._parts = parts_of(plan, slots, memory, comm, device)
-        self._sequences = Sequences(plan.options.batch)
+        batch = plan.options.batch
+        divisions = [kv_division(stage) for stage in plan.stages]
+        divisions += [kv_division(plan.draft_placement)] if plan.draft_placement else []
+        self._sequences = Sequences(batch, copies=all(division.axis != "batch" for division in divisions))
         self._prefill = Prefill(plan, self._parts, memory, comm)
-        self._channel, self._options = self._parts.plain, decoding(draft=False)
-        self._first_node = torch.arange(plan.options.batch, device=device).unsqueeze(1)
-        self._ended = torch.ones(plan.options.batch, dtype=torch.bool, device=device)  # as the record has it
+        self._channel, self._mode = self._parts.plain, Mode(draft=False, accept=None)
+        self._prompts: dict[int, Prompt] = {}
+        """Prompts that are not whole in the caches yet, by place."""
+        self._joining: dict[int, Root] = {}
+        """Places that the next step drafts the first tree for."""
+        self._samplings: list[Sampling | None] = [None] * batch
+        self._trees: list[list[int]] = [[] for _ in range(batch)]
+        """Tokens of each active place's tree."""
+        self._first_node = torch.arange(batch, device=device).unsqueeze(1)
+        self._inactive = torch.ones(batch, dtype=torch.bool, device=device)  # as the record has it
+        self._no_rows = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._no_path = torch.zeros(batch, accept_rows(plan.options), dtype=torch.int64, device=device)
+        hidden = plan.draft.hidden_size if plan.draft is not None else 0
+        self._no_feature = torch.zeros(batch, hidden, dtype=DTYPES[plan.options.dtype], device=device)
 
     @property
     def drafts(self) -> bool:
         """True where the plan has a drafter."""
         return self._parts.drafted is not None
 
-    @property
-    def reused(self) -> list[int]:
-        """Positions of each sequence that the last prefill found in the caches."""
-        return self._prefill.reused
-
     def forget(self) -> None:
-        """Discard the record of the caches: the next batch reuses nothing."""
+        """Discard the record of the caches: what follows reuses nothing."""
         self._sequences.forget()
 
-    @torch.inference_mode()
-    def end(self, sequence: int) -> None:
-        """Stop committing to a sequence, which has ended."""
-        self._sequences.end(sequence)
-        self._ended[sequence].fill_(True)
+    # ---- places ----
 
-    def steps(self, prompts: Sequence[tuple[int, ...]], options: Decoding) -> Iterator[list[tuple[list[int], Message]]]:
-        """Yield each step's new tokens and message by sequence, without end; prefill's one token first."""
-        self._channel = self._parts.drafted if options.draft and self._parts.drafted else self._parts.plain
-        self._options = options
-        valid = False  # the record of the caches: not within a step, nor after tokens that are not the base's choice
+    def enter(self, mode: Mode) -> None:
+        """Decode in another mode from now on; every place is free."""
+        assert not any(self._sequences.active), "a mode is that of all sequences"
+        self._mode = mode
+        self._channel = self._parts.drafted if mode.draft and self._parts.drafted else self._parts.plain
+
+    @torch.inference_mode()
+    def begin(
+        self, prompt: tuple[int, ...], sampling: Sampling | None, free: Sequence[int], *, reuse: bool
+    ) -> tuple[int, int]:
+        """Begin a sequence in one of the ``free`` places; return the place, and how many positions it reuses.
+
+        ``reuse``: of what any place's caches hold, the longest prefix that they have in common with the prompt.
+        """
+        start = self._sequences.start(prompt, free, reuse=reuse, drafted=self._channel.drafted)
+        with self._sequences.changing():
+            self._sequences.begin(start, prompt)
+            if self._parts.base is not None:
+                self._parts.base.restart(start.place, start.source, start.reused)
+            if self._parts.drafter is not None:
+                self._parts.drafter.restart(start.place, start.source, self._sequences.drafted[start.place])
+        self._prompts[start.place] = Prompt(tokens=prompt, sampling=sampling)
+        return start.place, start.reused
+
+    def prefill(self, place: int) -> bool:
+        """Run the next chunk of a place's prompt; return True after the last one: the place joins the next step."""
+        prompt, start = self._prompts[place], len(self._sequences.tokens[place])
+        with self._sequences.changing():
+            root = self._prefill.chunk(place, prompt, start, drafted=self._channel.drafted)
+            chunk = prompt.tokens[start : start + self._prefill.width]
+            self._sequences.extend(place, chunk, drafted=self._channel.drafted)
+        if root is None:
+            return False
+        del self._prompts[place]
+        self._joining[place] = root
+        return True
+
+    @torch.inference_mode()
+    def end(self, place: int) -> None:
+        """End the sequence of a place, wherever it is: nothing more is committed."""
+        self._prompts.pop(place, None)
+        self._joining.pop(place, None)
+        self._sequences.end(place)
+        self._samplings[place] = None
+        self._inactive[place].fill_(True)
+
+    # ---- steps ----
+
+    def step(self, notice: Callable[[], Notice] = nothing) -> tuple[dict[int, Taken], Notice]:
+        """Make a step of all active and joining places; return what it gives each of them, and the notice.
+
+        ``notice``: called on the rank that writes the step message; all ranks return what it returned there.
+        """
+        sequences, drafted = self._sequences, self._channel.drafted
+        with sequences.changing():
+            messages, agreed = self._step(notice)
+            taken: dict[int, Taken] = {}
+            for place, message in enumerate(messages):
+                if sequences.active[place]:
+                    root, accepted = self._trees[place][0], message.path[1 : 1 + message.accepted]
+                    tokens = [self._trees[place][node] for node in accepted]
+                    sequences.commit(place, root, tokens, drafted=drafted, certain=self._mode.accept is None)
+                    taken[place] = Taken(tokens=[*tokens, message.tokens[0]], message=message, joined=False)
+                elif place in self._joining:
+                    self._join(place)
+                    taken[place] = Taken(tokens=message.tokens[:1], message=message, joined=True)
+                self._trees[place] = message.tokens
+        return taken, agreed
+
+    def steps(
+        self, prompts: Sequence[tuple[int, ...]], samplings: Sequence[Sampling | None], mode: Mode, *, reuse: bool
+    ) -> Generator[list[Taken | None], None, None]:
+        """Yield what each step gives each of the prompts, which join together and go on until they are ended."""
+        self.enter(mode)
+        places = []
         try:
-            messages = self._prefill.run(
-                prompts, options.samplings, self._channel, self._sequences, reuse=options.reuse
-            )
-            self._begin(len(prompts))
-            valid = True
-            yield [(message.tokens[:1], message) for message in messages[: len(prompts)]]
+            for prompt, sampling in zip(prompts, samplings, strict=True):
+                free = [place for place in range(len(self._trees)) if place not in places]
+                places.append(self.begin(prompt, sampling, free, reuse=reuse)[0])
+                while not self.prefill(places[-1]):
+                    pass
             while True:
-                valid = False
-                trees, messages = [message.tokens for message in messages], self._step()
-                accepted = [
-                    [tree[node] for node in message.path[1 : 1 + message.accepted]]
-                    for tree, message in zip(trees, messages, strict=True)
-                ]
-                self._sequences.commit([tree[0] for tree in trees], accepted, drafted=self._channel.drafted)
-                valid = options.accept is None
-                yield [
-                    ([*tokens, message.tokens[0]], message)
-                    for tokens, message in zip(accepted, messages[: len(prompts)], strict=False)
-                ]
+                taken, _ = self.step()
+                yield [taken.get(place) for place in places]
         finally:
-            if not valid:
-                self._sequences.forget()
+            for place in places:
+                self.end(place)
 
     @torch.inference_mode()
-    def _begin(self, sequences: int) -> None:
-        """Commit to the first ``sequences`` sequences, until they end."""
-        self._ended.fill_(True)
-        self._ended[:sequences].fill_(False)
+    def _join(self, place: int) -> None:
+        self._samplings[place] = self._joining.pop(place).sampling
+        self._sequences.join(place)
+        self._inactive[place].fill_(False)
 
     @torch.inference_mode()
-    def _step(self) -> list[Message]:
+    def _step(self, notice: Callable[[], Notice]) -> tuple[list[Message], Notice]:
         """Verify the trees in the channel, accept, draft the next trees, commit; return the step message.
 
-        A rank without a part skips it; ``forward`` and ``accepted`` are None on ranks that do not have the lm_head. The
-        host reads nothing before the message.
+        A rank without a part skips it; ``forward`` and ``accepted`` are None on ranks that do not have the lm_head, and
+        where no place is active. The host reads nothing before the message.
         """
-        channel, base = self._channel, self._parts.base
+        channel, base, verifies = self._channel, self._parts.base, any(self._sequences.active)
         accepted = None
 
         # verify: the base runs all nodes at once; each sees the sequence, its ancestors and itself
-        self._progress.begin("verify")
-        if base is not None:
+        if verifies:
+            self._progress.begin("verify")
+        if verifies and base is not None:
             mask = ancestors(channel.parents, channel.levels)  # [B, N, N]
             forward = base.verify(channel.tokens, mask)
             # accept: walk from the root to the child that the base chose, as far as there is one
@@ -168,52 +244,77 @@ class Stepper:
 
         # draft: the drafter catches up with the accepted path and grows the next trees from the base's last choice
         self._progress.begin("draft")
-        if channel.drafted:
-            self._draft(accepted)
-        elif accepted is not None:  # the next tree is its root
-            verdict = accepted.verdict
-            roots = verdict.tokens.gather(1, verdict.accepted.unsqueeze(1))  # [B, 1]
-            channel.write(verdict.accepted, verdict.path, roots, torch.zeros_like(roots), stop=self._options.stopped())
+        if verifies or self._joining:
+            self._draft(accepted, verifies=verifies) if channel.drafted else self._choose(accepted)
+        if self._comm.rank == channel.source:
+            channel.notify(notice())
         self._comm.world.broadcast(channel.wire, channel.source)
         with self._progress.reading():
-            messages = channel.read()
+            messages, agreed = channel.read()
 
         # commit: the accepted rows become part of each sequence, on every rank
-        self._progress.begin("commit")
-        self._commit(messages)
-        self._progress.lap("commit")
-        return messages
+        if verifies:
+            self._progress.begin("commit")
+            self._commit(messages)
+            self._progress.lap("commit")
+        return messages, agreed
 
     def _accept(self, forward: Forward, mask: Tensor) -> Accepted:
         """Choose a token from p after every node; return the path of nodes that agree, with the base's features."""
-        channel, options = self._channel, self._options
+        channel, accept = self._channel, self._mode.accept
         positions = self._sequences.next_positions
-        chosen = choose_in_trees(forward, mask, options.samplings, positions, channel.kept)  # [B, N]
-        if options.accept is None or not channel.drafted:
+        chosen = choose_in_trees(forward, mask, self._samplings, positions, channel.kept)  # [B, N]
+        if accept is None or not channel.drafted:
             verdict = walk(channel.tokens, channel.parents, mask, chosen, channel.kept)
         else:
-            verdict = forced(channel.tokens, chosen, channel.kept, options.accept)
+            verdict = forced(channel.tokens, chosen, channel.kept, accept)
         rows = (verdict.path + self._first_node * channel.nodes).flatten()  # [B * A], among all nodes
         return Accepted(verdict=verdict, features=forward.features.index_select(1, rows))
 
-    def _draft(self, accepted: Accepted | None) -> None:
+    def _choose(self, accepted: Accepted | None) -> None:
+        """Write the next trees of plain decoding, which are their roots, on the rank that does."""
+        channel = self._channel
+        if self._comm.rank != channel.source:
+            return
+        if accepted is None:
+            kept, path, roots = self._no_rows, self._no_path[:, :1], self._no_rows.unsqueeze(1).clone()
+        else:
+            kept, path = accepted.verdict.accepted, accepted.verdict.path
+            roots = accepted.verdict.tokens.gather(1, kept.unsqueeze(1))  # [B, 1]
+        for place, root in self._joining.items():
+            assert root.token is not None, "the rank that writes the message has chosen the token"
+            roots[place].copy_(root.token)
+        channel.write(kept, path, roots, self._no_rows.unsqueeze(1))
+
+    def _draft(self, accepted: Accepted | None, *, verifies: bool) -> None:
         """Send the accepted path to the drafter, which writes the next trees to the step message."""
         drafter, link = self._parts.drafter, self._parts.features
         if link is None:
             return
-        message = link.broadcast(link.step, accepted)
+        message = link.broadcast(link.step, accepted) if verifies else None
         if drafter is None:
             return
-        hidden = drafter.extend(message)  # [B, H]: output at the last accepted row
-        trees = drafter.grow(hidden, message.roots, message.accepted + 1)
+        if message is None:
+            hidden, roots, kept, path = self._no_feature.clone(), self._no_rows.clone(), self._no_rows, self._no_path
+            pending = self._no_rows.clone()
+        else:
+            hidden, roots = drafter.extend(message), message.roots  # [B, H]: output at the last accepted row
+            kept, path, pending = message.accepted, message.path, message.accepted + 1
+        for place, root in self._joining.items():
+            assert root.token is not None
+            assert root.feature is not None
+            hidden[place].copy_(root.feature[0])
+            roots[place].copy_(root.token[0])
+            pending[place].fill_(0)
+        trees = drafter.grow(hidden, roots, pending)
         if drafter.group.leads:
-            self._channel.write(message.accepted, message.path, *trees, stop=self._options.stopped())
+            self._channel.write(kept, path, *trees)
         self._progress.lap("draft")
 
     def _commit(self, messages: list[Message]) -> None:
-        """Keep the rows that each sequence accepted; none of a sequence that has ended."""
+        """Keep the rows that each active place accepted."""
         channel, rows = self._channel, self._sequences.committed_rows(messages)
-        accepted = channel.accepted.masked_fill(self._ended, -1)
+        accepted = channel.accepted.masked_fill(self._inactive, -1)
         if self._parts.base is not None:
             self._parts.base.keep(channel.path, accepted, channel.nodes, rows)
         if self._parts.drafter is not None and channel.drafted:

@@ -96,10 +96,10 @@ class Base:
         if self._stage is not None:
             self._stage.keep(path, accepted, nodes, rows)
 
-    def truncate(self, lengths: list[int]) -> None:
-        """Discard what is committed of each sequence from position ``lengths`` on."""
+    def restart(self, sequence: int, source: int, length: int) -> None:
+        """Let a sequence begin anew with the first ``length`` committed positions of ``source``; it may be itself."""
         if self._stage is not None:
-            self._stage.truncate(lengths)
+            self._stage.restart(sequence, source, length)
 
 
 class BaseEmbedding:
@@ -224,9 +224,10 @@ class BaseStage:
         own = slice(self._sequences.start, self._sequences.stop)
         self.cache.keep(path[own], accepted[own].unsqueeze(1), nodes, rows[own])
 
-    def truncate(self, lengths: list[int]) -> None:
-        """Discard what is committed of each of all sequences from position ``lengths`` on."""
-        self.cache.truncate(lengths[self._sequences.start : self._sequences.stop])
+    def restart(self, sequence: int, source: int, length: int) -> None:
+        """Let a sequence begin anew; arguments as in ``Base.restart``."""
+        if sequence in self._sequences:
+            self.cache.restart(self._sequences.index(sequence), self._sequences.index(source), length)
 
     def _forward(self, hidden: Tensor | None, width: int, rows: Rows) -> Tensor:
         """Receive the carry, run the layers, send the carry; return it."""

@@ -110,12 +110,16 @@ class KvCache:
         self._known[number] += rows
         self.lengths[number].add_(rows)
 
-    def truncate(self, lengths: Sequence[int]) -> None:
-        """Discard the positions of each sequence from ``lengths`` on."""
-        for number, (length, known) in enumerate(zip(lengths, self._known, strict=True)):
-            assert 0 <= length <= known, "only what is committed is discarded"
-            if length < known:
-                self.commit_one(number, length - known)
+    def restart(self, number: int, source: int, length: int) -> None:
+        """Let a sequence begin anew with the first ``length`` positions of ``source``, which may be itself."""
+        assert 0 <= length <= self._known[source], "only what is committed is kept"
+        if source != number and length:
+            count, starts = -(-length // self._parts), [n * self.rows + self.tree_rows for n in (number, source)]
+            for run in self._flat:
+                target, kept = (run[:, start : start + count] for start in starts)
+                target.copy_(kept)
+        self._known[number] = length
+        self.lengths[number].fill_(length)
 
 
 def as_movable(cache: Tensor) -> Tensor:

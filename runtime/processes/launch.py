@@ -22,8 +22,8 @@ from plans.schema import Plan
 from runtime.comm.groups import Rendezvous
 from runtime.comm.progress import Status
 from runtime.errors import MachineError
+from runtime.processes.inbox import Packet
 from runtime.processes.rank_process import RankArguments, Starter, run_rank
-from runtime.request import Request
 
 STOP_S = 2.0
 """Seconds that a rank has to end when it is asked to, before it is killed, and that a killed one has to be gone."""
@@ -102,25 +102,18 @@ class Ranks:
     def __exit__(self, *error: object) -> None:
         self.end()
 
-    def send(self, requests: tuple[Request, ...]) -> bool:
-        """Send requests to all ranks; return False where one of them has gone.
-
-        An interruption kills the ranks: one of them may have half of a request.
-        """
-        self._stopped.value = 0
+    def send(self, packet: Packet) -> bool:
+        """Send a packet to all ranks; return False where one of them has gone."""
         try:
             for rank in self.processes.values():
-                rank.pipe.send(requests)
+                rank.pipe.send(packet)
         except OSError:
             return False
-        except BaseException:
-            self._send_kill()
-            raise
         return True
 
-    def stop_output(self) -> None:
-        """Ask the ranks to end what they are serving with the current step."""
-        self._stopped.value = 1
+    def stop_output(self, *, stop: bool) -> None:
+        """Ask the ranks to end what they are serving with the current step, or no longer ask for it."""
+        self._stopped.value = int(stop)
 
     def exit_reason(self, rank: int) -> str:
         """Return how the process of a rank ended."""

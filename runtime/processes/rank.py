@@ -1,11 +1,9 @@
-"""One rank of a run: requests go in, steps are made until the output ends.
+"""One rank of a run: commands go in, and what each step adds to each output comes out.
 
-Every rank reads the tokens of a step from the step message, and so comes to the same end of the output by itself.
-Requests that are served together share forwards and messages and nothing else; those that have ended wait for the
-others.
+Every rank reads the tokens of a step from the step message, and so comes to the same end of an output by itself.
+Requests that are served together share forwards and messages and nothing else (``schedule``).
 """
 
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -22,22 +20,22 @@ from plans.schema import MEMORY_TERMS, Plan
 from plans.slots import DRAFT_PREFIX
 from runtime.comm.groups import Comm, Rendezvous, connect, disconnect
 from runtime.comm.progress import Progress, Timings
-from runtime.decode.messages import Message
-from runtime.decode.step import Decoding, Stepper, decoding
+from runtime.decode.step import Mode, Stepper, Taken
 from runtime.errors import PeerError, RequestError
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.image.slots import Image, open_image
 from runtime.image.verify import check_images
 from runtime.model import ops
+from runtime.processes.inbox import Delivery, Inbox, Submit
 from runtime.processes.machine import device_errors, read_memory, threads_per_rank, torch_device
-from runtime.request import Completion, Events, Piece, RankTimings, Request, fingerprint
+from runtime.processes.schedule import Schedule, Served
+from runtime.request import Completion, RankTimings, Request, fingerprint
 from runtime.sampling import Sampling
 from runtime.text import TOKENIZER_FILE, Output, load_tokenizer
 
-Steps = Generator[list[tuple[list[int], Message]], None, None]
-"""New tokens and step message of each request, step by step; the first step is prefill, which gives one token."""
-
+Deliveries = Generator[tuple[Delivery, ...], None, None]
+"""Additions of each turn to the outputs: pieces, then completions."""
 
 WARM_UP_STEPS = 2
 """Prefill, which pads every prompt to a chunk, and one step."""
@@ -114,9 +112,10 @@ class Rank:
         sampled = Sampling(temperature=1.0, top_k=2, top_p=0.5, seed=0)
         for draft in (True, False) if self._stepper.drafts else (False,):
             for sampling in (None, sampled):
-                options = replace(decoding(draft=draft), samplings=(sampling,))
-                for _ in islice(self._stepper.steps([(0,)], options), WARM_UP_STEPS):
-                    pass
+                steps = self._stepper.steps([(0,)], [sampling], Mode(draft=draft, accept=None), reuse=False)
+                with closing(steps):
+                    for _ in islice(steps, WARM_UP_STEPS):
+                        pass
         self._stepper.forget()
 
     def __enter__(self) -> Self:
@@ -135,94 +134,97 @@ class Rank:
 
     def generate(self, request: Request) -> Completion:
         """Serve one request; every rank of the plan must be sent the same one. Raises PeerError."""
-        with closing(self.serve_batch((request,))) as events:
-            *_, (completion,) = events
+        with closing(self.serve_batch((request,))) as turns:
+            *_, last = turns
+        ((_, completion),) = [delivery for delivery in last if isinstance(delivery[1], Completion)]
         assert isinstance(completion, Completion), "serving ends with completions"
         return completion
 
-    def serve_batch(self, requests: tuple[Request, ...], stopped: Callable[[], bool] = never) -> Events:
-        """Yield the output of requests that are served together, each as if alone; pieces of ended ones are empty.
+    def serve_batch(self, requests: tuple[Request, ...]) -> Deliveries:
+        """Yield what each turn adds to the outputs of requests, numbered in their order, until all have ended."""
+        inbox, left = Inbox(), len(requests)
+        inbox.put(tuple(Submit(job=job, request=request) for job, request in enumerate(requests)))
+        with closing(self.serve(inbox)) as turns:
+            for turn in turns:
+                left -= sum(isinstance(output, Completion) for _, output in turn)
+                yield turn
+                if not left:
+                    return
 
-        The requests have been checked against the plan, and every rank must be sent the same ones. ``stopped`` is
-        called on every step: True ends the output there, because nobody reads it any more. Raises PeerError, and
+    def serve(self, inbox: Inbox, stopped: Callable[[], bool] = never) -> Deliveries:
+        """Yield what each turn adds to the outputs of the requests that come, each as if alone, until the inbox ends.
+
+        The requests have been checked against the plan, and every rank must be sent the same packets. ``stopped`` is
+        called on every step: True ends all outputs there, because nobody reads them any more. Raises PeerError, and
         MachineError for an error of the device.
         """
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of this thread
         with device_errors(self.plan.devices[self._comm.rank]):
-            yield from self._serve(requests, stopped)
+            yield from self._serve(inbox, stopped)
 
-    def _serve(self, requests: tuple[Request, ...], stopped: Callable[[], bool]) -> Events:
-        requests = tuple(self._agreed(request) for request in requests)
-        eos, first = self.plan.model.eos_token_ids, requests[0]
-        served = [_Served(request, Output(request, eos, self._text_decoder(request))) for request in requests]
-        timings = self._progress.timings = Timings(self._device) if first.timed else None
-        begin = prefilled = time.perf_counter()
-        for number, step in enumerate(self._steps(requests, stopped)):
-            if number == 0:
-                prefilled = time.perf_counter()
-                if timings is not None:
-                    timings.clear()
-            yield self._take(served, step, drafted=number > 0 and self.drafts(first))
-            if all(request.output.finished for request in served):
-                break
-        self._progress.timings = None
-        self._progress.begin("waiting")
-        yield self._completions(served, begin, prefilled, timings)
+    def _serve(self, inbox: Inbox, stopped: Callable[[], bool]) -> Deliveries:
+        schedule = Schedule(
+            self._stepper, self.plan.options.batch, inbox, stopped=stopped, opened=self._opened, agreed=self._agreed
+        )
+        try:
+            while True:
+                if not schedule.busy:
+                    self._progress.begin("waiting")
+                turn = schedule.turn()
+                if turn is None:
+                    return
+                if self._progress.timings is not None and turn.joined:
+                    self._progress.timings.clear()
+                yield (*turn.pieces, *self._completions(turn.ended))
+        finally:
+            schedule.end()
+            self._progress.timings = None
 
-    def _take(
-        self, served: list["_Served"], step: list[tuple[list[int], Message]], *, drafted: bool
-    ) -> tuple[Piece, ...]:
-        """Return what a step adds to each output; end the sequences whose output ends with it."""
-        pieces = []
-        for sequence, (request, (tokens, message)) in enumerate(zip(served, step, strict=True)):
-            running = not request.output.finished
-            pieces.append(request.take(tokens, message, drafted=drafted))
-            if running and request.output.finished:
-                self._stepper.end(sequence)
-        return tuple(pieces)
+    def _opened(self, submit: Submit) -> Served:
+        """Return a job that was sent; one that is timed starts the timer."""
+        request = submit.request
+        if request.timed:
+            self._progress.timings = Timings(self._device)
+        return Served(submit.job, request, Output(request, self.plan.model.eos_token_ids, self._text_decoder(request)))
 
-    def _completions(
-        self, served: list["_Served"], begin: float, prefilled: float, timings: Timings | None
-    ) -> tuple[Completion, ...]:
-        """Return the completions of ended outputs; ``begin``, ``prefilled``: times of the start and the first token."""
+    def _completions(self, ended: tuple[Served, ...]) -> Iterator[tuple[int, Completion]]:
+        """Yield the completions of jobs that have ended."""
+        if not ended:
+            return
         measured, memory = self.measured_bytes(), read_memory(self._device)
-        spent = None if timings is None else RankTimings(parts=dict(timings.parts), groups=dict(timings.groups))
-        return tuple(
-            Completion(
-                prompt_ids=request.request.prompt_ids,
-                tokens=tuple(request.output.tokens),
-                text=request.output.text,
-                finish=request.output.ended_by,
-                accept_lengths=tuple(request.accept_lengths),
-                reused=reused,
-                seed=None if request.request.sampling is None else request.request.sampling.seed,
-                prefill_s=prefilled - begin,
-                decode_s=request.ended - prefilled,
-                measured_bytes=measured,
-                memory=memory,
-                timings=spent,
+        for served in ended:
+            first = served.first or served.begun  # cancelled before its first token
+            timings, spent = self._progress.timings, None
+            if served.request.timed and timings is not None:
+                spent = RankTimings(parts=dict(timings.parts), groups=dict(timings.groups))
+                self._progress.timings = None
+            yield (
+                served.job,
+                Completion(
+                    prompt_ids=served.request.prompt_ids,
+                    tokens=tuple(served.output.tokens),
+                    text=served.output.text,
+                    finish=served.output.ended_by,
+                    accept_lengths=tuple(served.accept_lengths),
+                    reused=served.reused,
+                    seed=None if served.request.sampling is None else served.request.sampling.seed,
+                    prefill_s=first - served.begun,
+                    decode_s=max(0.0, served.ended - first),
+                    measured_bytes=measured,
+                    memory=memory,
+                    timings=spent,
+                ),
             )
-            for request, reused in zip(served, self._stepper.reused, strict=False)
-        )
 
-    def drafts(self, request: Request) -> bool:
-        """Return True where a request is decoded with the plan's drafter."""
-        return request.draft and self._stepper.drafts
-
-    def steps(self, request: Request, stopped: Callable[[], bool] = never) -> Iterator[tuple[list[int], Message]]:
+    def steps(self, request: Request) -> Iterator[Taken]:
         """Yield the new tokens and the step message of each step of one request, without end."""
-        with closing(self._steps((request,), stopped)) as steps:
-            for (step,) in steps:
-                yield step
-
-    def _steps(self, requests: tuple[Request, ...], stopped: Callable[[], bool]) -> Steps:
-        decoding = Decoding(
-            draft=requests[0].draft,
-            samplings=tuple(request.sampling for request in requests),
-            accept=requests[0].accept,
-            reuse=requests[0].reuse,
-            stopped=stopped,
-        )
-        yield from self._stepper.steps([request.prompt_ids for request in requests], decoding)
+        mode = Mode(draft=request.draft and self._stepper.drafts, accept=request.accept)
+        steps = self._stepper.steps([request.prompt_ids], [request.sampling], mode, reuse=request.reuse)
+        with closing(steps):
+            for (taken,) in steps:
+                assert taken is not None, "nobody ends it"
+                yield taken
 
     @torch.inference_mode()
     def measured_bytes(self) -> tuple[dict[str, int], ...]:
@@ -260,27 +262,3 @@ class Rank:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._directory)
         return self._tokenizer
-
-
-class _Served:
-    """A request that is being served: its output, and the accepted length of each step."""
-
-    def __init__(self, request: Request, output: Output) -> None:
-        self.request, self.output = request, output
-        self.accept_lengths: list[int] = []
-        self.ended = 0.0
-        """Time at which the output ended."""
-
-    def take(self, tokens: list[int], message: Message, *, drafted: bool) -> Piece:
-        """Add a step to the output and return what it adds: nothing once the output has ended."""
-        if self.output.finished:
-            return Piece()
-        accepted = message.accepted if drafted else None
-        if accepted is not None:
-            self.accept_lengths.append(accepted)
-        kept = self.output.take(tokens)
-        if message.stopped:
-            self.output.cancel()
-        if self.output.finish is not None:
-            self.ended = time.perf_counter()
-        return Piece(self.output.piece(), tuple(kept), accepted=accepted, at_s=time.monotonic())

@@ -1,6 +1,6 @@
-"""Code of a rank process: opens its rank, tells the parent, and serves requests until the parent ends it.
+"""Code of a rank process: opens its rank, tells the parent, and serves what comes until the parent ends it.
 
-parent ── requests ──► rank r      pipe
+parent ── packets of commands ──► rank r      pipe
        ◄── Started, pieces (rank 0 only), completions, or a Failure
 """
 
@@ -27,9 +27,10 @@ from runtime.comm.progress import Progress, Status
 from runtime.errors import PeerError, RuntimeRefusal
 from runtime.image.dtypes import DTYPES
 from runtime.model.kernels.processor import instructions
+from runtime.processes.inbox import Delivery, Inbox
 from runtime.processes.machine import check_machine, device_errors, device_name, read_memory, show_device, torch_device
 from runtime.processes.rank import Rank
-from runtime.request import Completion, MemoryReading, Piece
+from runtime.request import Completion, MemoryReading
 
 PR_SET_PDEATHSIG = 1
 """Option of Linux' prctl(2): the signal that a process gets when the thread that started it ends."""
@@ -51,8 +52,8 @@ class Started:
     """Memory with weights, caches and buffers."""
 
 
-Event = Started | tuple[Piece, ...] | tuple[Completion, ...]
-"""Output of a rank, in order: Started; then for each batch of requests the pieces of each step and the completions."""
+Event = Started | tuple[Delivery, ...]
+"""Output of a rank, in order: Started; then what each turn adds to the outputs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,9 +104,9 @@ def open_rank(
         return opened, Started(load_s=load_s, device=name, before=before, loaded=loaded)
 
 
-def completions(event: Event) -> tuple[Completion, ...]:
-    """Return the completions of an event that ends what was served; of any other event none."""
-    return tuple(output for output in event if isinstance(output, Completion)) if isinstance(event, tuple) else ()
+def completions(event: Event) -> tuple[Delivery, ...]:
+    """Return the deliveries of an event that end a job."""
+    return tuple(one for one in event if isinstance(one[1], Completion)) if isinstance(event, tuple) else ()
 
 
 def receive(pipe: Connection) -> Any:
@@ -141,7 +142,7 @@ def run_rank(arguments: RankArguments) -> None:
 
 
 def _serve(arguments: RankArguments) -> None:
-    """Serve requests until the pipe ends; only rank 0 sends pieces."""
+    """Serve what comes until the pipe ends; only rank 0 sends pieces."""
     pipe, stopped = arguments.pipe, arguments.stopped
     rank, started = open_rank(
         arguments.plan, arguments.directory, arguments.rank, arguments.rendezvous, Progress(arguments.status),
@@ -149,10 +150,22 @@ def _serve(arguments: RankArguments) -> None:
     )  # fmt: skip
     with rank:
         pipe.send(started)
-        while (requests := receive(pipe)) is not None:
-            for event in rank.serve_batch(requests, lambda: bool(stopped.value)):
-                if arguments.rank == 0 or completions(event):
-                    pipe.send(event)
+        inbox = Inbox()
+        # a thread of its own, so that the parent, which sends to one rank after the other, waits for none of them
+        threading.Thread(target=_read, args=(pipe, inbox), name="inbox", daemon=True).start()
+        for deliveries in rank.serve(inbox, lambda: bool(stopped.value)):
+            event = deliveries if arguments.rank == 0 else completions(deliveries)
+            if event:
+                pipe.send(event)
+
+
+def _read(pipe: Connection, inbox: Inbox) -> None:
+    """Put what comes through a pipe into the inbox, until the pipe ends."""
+    packet = receive(pipe)
+    while packet is not None:
+        inbox.put(packet)
+        packet = receive(pipe)
+    inbox.put(None)
 
 
 def _follow_parent(server: int | None) -> None:

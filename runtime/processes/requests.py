@@ -15,13 +15,14 @@ class Requests:
         self._lock = threading.RLock()
         self._asked = 0
         self._finished = dict.fromkeys(ranks, 0)
-        self._unread: set[int] = set()
+        self._unread = dict.fromkeys(self._finished, 0)
 
-    def ask(self) -> None:
-        """Count one more request to every rank (caller)."""
+    def ask(self, count: int) -> None:
+        """Count more requests to every rank (caller)."""
         with self._lock:
-            self._asked += 1
-            self._unread = set(self._finished)
+            self._asked += count
+            for rank in self._unread:
+                self._unread[rank] += count
 
     def finish(self, rank: int) -> None:
         """Count a completion that arrived from a rank (supervisor)."""
@@ -29,20 +30,20 @@ class Requests:
             self._finished[rank] += 1
 
     def read(self, rank: int) -> None:
-        """Note that the caller has taken a rank's completion from the queue (caller)."""
+        """Note that the caller has taken a completion of a rank from the queue (caller)."""
         with self._lock:
-            self._unread.discard(rank)
+            self._unread[rank] = max(0, self._unread[rank] - 1)
 
     def abandon(self) -> None:
         """Expect no more completions: the ranks are being ended (caller)."""
         with self._lock:
-            self._unread.clear()
+            self._unread = dict.fromkeys(self._unread, 0)
 
     @property
     def open(self) -> bool:
-        """True until the caller has read the completion of every rank."""
+        """True until the caller has read the completions of every rank."""
         with self._lock:
-            return bool(self._unread)
+            return any(self._unread.values())
 
     def counts(self, rank: int) -> tuple[int, int]:
         """Return how many requests a rank was asked to serve, and how many it has finished."""

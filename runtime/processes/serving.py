@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Protocol
@@ -13,14 +13,17 @@ from runtime.comm.progress import Progress
 from runtime.errors import RequestError
 from runtime.image.dtypes import DTYPES
 from runtime.model import ops
+from runtime.processes.inbox import Delivery, Inbox, Packet, Submit
 from runtime.processes.launch import Ranks, StartMethod
+from runtime.processes.outbox import Outbox
+from runtime.processes.rank import Deliveries
 from runtime.processes.rank_process import Started, completions, open_rank
 from runtime.processes.requests import Requests
 from runtime.processes.supervisor import CLOSED, Received, Supervisor
 from runtime.processes.torchrun import Torchrun
 from runtime.processes.torchrun_store import Exchange
 from runtime.processes.watchdog import NCCL_S, Watch
-from runtime.request import Completion, Events, Request
+from runtime.request import Completion, Piece
 
 Report = Callable[[str], object]
 """Called with the name of each phase of loading, as it begins."""
@@ -33,6 +36,22 @@ KERNELS = "preparing the CPU kernels (the first time about 10 s)"
 """Phase in which the kernels of a dtype are compiled for this machine, or loaded from the cache."""
 
 
+class Session(Protocol):
+    """Ranks that serve what they are sent, one session at a time."""
+
+    def send(self, packet: Packet) -> None:
+        """Send commands to all ranks; returns at once, and may be called from any thread and from a signal handler."""
+        ...
+
+    def next(self) -> tuple[Delivery, ...]:
+        """Wait for what is added to the outputs next; raise the refusal that ended the run."""
+        ...
+
+    def wake(self) -> None:
+        """Let whoever waits for the next deliveries have none; may be called from any thread."""
+        ...
+
+
 class Serving(Protocol):
     """The ranks behind an engine."""
 
@@ -41,12 +60,12 @@ class Serving(Protocol):
     completions: list[Completion]
     """Completions of the last request, one of each such rank."""
 
-    def serve(self, requests: tuple[Request, ...]) -> Events:
-        """Yield the output of requests; to close the generator ends the output."""
+    def session(self) -> AbstractContextManager[Session]:
+        """Return a session; what is still being served when it is left ends with the current step."""
         ...
 
     def stop(self) -> None:
-        """End the output with the current step."""
+        """End what is being served with the current step."""
         ...
 
     def close(self) -> None:
@@ -63,19 +82,22 @@ class InProcess:
             ops.prepare(DTYPES[plan.options.dtype])
         report("loading the image")
         self._stopped = self._closed = False
+        self._inbox = Inbox()
         self.completions: list[Completion] = []
         self._rank, started = open_rank(plan, directory, 0, None, Progress(), verify=verify)
         self.started = [started]
 
-    def serve(self, requests: tuple[Request, ...]) -> Events:
-        """Yield the output of requests."""
-        self._stopped = False
-        with closing(self._rank.serve_batch(requests, lambda: self._stopped)) as events:
-            for event in events:
-                if self._closed:
-                    raise RequestError(CLOSED)
-                self.completions = list(completions(event)[:1])
-                yield event
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Serve within the thread that asks for the next deliveries."""
+        self._stopped, self._inbox = False, Inbox()
+        with closing(self._rank.serve(self._inbox, lambda: self._stopped)) as turns:
+            yield _Direct(self, self._inbox, turns)
+
+    def check_open(self) -> None:
+        """Raise RequestError where the engine was closed, maybe by another thread."""
+        if self._closed:
+            raise RequestError(CLOSED)
 
     def stop(self) -> None:
         """End the output with the current step."""
@@ -87,14 +109,38 @@ class InProcess:
         What another thread is being served ends with the current step.
         """
         self._closed = self._stopped = True
+        self._inbox.put(())
         self._rank.close()
         del self._rank
+
+
+class _Direct:
+    """Session of a rank in this process: each call for the next deliveries makes a step."""
+
+    def __init__(self, serving: InProcess, inbox: Inbox, turns: Deliveries) -> None:
+        self._serving, self._inbox, self._turns = serving, inbox, turns
+
+    def send(self, packet: Packet) -> None:
+        self._inbox.put(packet)
+
+    def next(self) -> tuple[Delivery, ...]:
+        self._serving.check_open()
+        deliveries = next(self._turns)
+        self._serving.check_open()
+        for _, output in deliveries:
+            if isinstance(output, Completion):
+                self._serving.completions = [output]
+        return deliveries
+
+    def wake(self) -> None:
+        self._inbox.put(())
 
 
 class InProcesses:
     """Rank processes of a plan whose devices are all of this host, or under torchrun the one of this process.
 
-    The caller's thread sends requests and reads events; the supervisor's thread receives them. They share `Requests`.
+    The caller's thread reads events; the supervisor's thread receives them, and the outbox's sends what any thread puts
+    there. They share `Requests`.
     """
 
     def __init__(
@@ -131,6 +177,7 @@ class InProcesses:
             watch = Watch(self._ranks.names, stall_s, NCCL_S if "nccl" in transports(plan) else 0)
             self._supervisor = resources.enter_context(Supervisor(self._ranks, self._requests, watch, exchange))
             self.started = self._wait_for_all(len(own))
+            self._outbox = resources.enter_context(Outbox(self._ranks))
         except BaseException:
             self.close()
             raise
@@ -138,51 +185,76 @@ class InProcesses:
     def _wait_for_all(self, count: int) -> list[Started]:
         ready: dict[int, Started] = {}
         while len(ready) < count:
-            received = self._next()
+            received = self.next()
             assert isinstance(received.event, Started), "ranks start before they serve"
             ready[received.rank] = received.event
         return [ready[rank] for rank in sorted(ready)]
 
-    def serve(self, requests: tuple[Request, ...]) -> Events:
-        """Yield what rank 0 sends; to close the generator ends the output on all ranks. Raises PeerError.
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Serve on the ranks.
 
-        Whoever leaves it does not wait for the ranks, which end their current step; the next request does.
+        Whoever leaves it does not wait for the ranks, which end their current step; the next session does.
         """
         self._drain()
-        self._requests.ask()
-        if not self._ranks.send(requests):
-            while True:  # a rank has gone; the supervisor finds out why, and this raises it
-                self._next()
-        outputs: dict[int, tuple[Completion, ...]] = {}
+        self._ranks.stop_output(stop=False)
         try:
-            while self._requests.open:
-                received = self._next()
-                if output := completions(received.event):
-                    outputs[received.rank] = output
-                elif isinstance(received.event, tuple):
-                    yield received.event
+            yield _Remote(self)
         finally:
             if self._requests.open:
                 self.stop()
-        if not outputs:
-            raise RequestError(CLOSED)
-        self.completions = [outputs[rank][0] for rank in sorted(outputs)]
-        yield outputs[min(outputs)]
+
+    def send(self, packet: Packet) -> None:
+        """Send commands to all ranks."""
+        self._requests.ask(sum(isinstance(command, Submit) for command in packet))
+        self._outbox.put(packet)
+
+    def wake(self) -> None:
+        """Let whoever waits for the next event have one without content."""
+        self._supervisor.wake()
 
     def _drain(self) -> None:
         """Wait for the end of what was served before, where somebody left it."""
         while self._requests.open:
-            self._next()
+            self.next()
 
-    def _next(self) -> Received:
+    def next(self) -> Received:
+        """Wait for the next event of a rank; raises PeerError."""
         received = self._supervisor.next()
-        if completions(received.event):
+        for _ in completions(received.event):
             self._requests.read(received.rank)
         return received
 
     def stop(self) -> None:
         """End the output with the current step."""
-        self._ranks.stop_output()
+        self._ranks.stop_output(stop=True)
+
+
+class _Remote:
+    """Session of rank processes: what the first of them sends, and the end of a job once all of them have ended it."""
+
+    def __init__(self, serving: InProcesses) -> None:
+        self._serving = serving
+        self.send, self.wake = serving.send, serving.wake
+        self._ended: dict[int, dict[int, Completion]] = {}
+        """Completions by rank, of jobs that some ranks have ended."""
+
+    def next(self) -> tuple[Delivery, ...]:
+        received = self._serving.next()
+        if isinstance(received.event, Started):
+            return ()
+        deliveries: list[Delivery] = []
+        for job, output in received.event:
+            if isinstance(output, Piece):
+                deliveries.append((job, output))
+                continue
+            ended = self._ended.setdefault(job, {})
+            ended[received.rank] = output
+            if len(ended) == len(self._serving.started):
+                del self._ended[job]
+                self._serving.completions = [ended[rank] for rank in sorted(ended)]
+                deliveries.append((job, self._serving.completions[0]))
+        return tuple(deliveries)
 
 
 def _end(requests: Requests, resources: ExitStack) -> None:

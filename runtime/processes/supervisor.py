@@ -71,6 +71,10 @@ class Supervisor:
             raise event
         return event
 
+    def wake(self) -> None:
+        """Let whoever waits for the next event have one without content."""
+        self._events.put(Received(rank=min(self._ranks.processes), event=()))
+
     def __enter__(self) -> "Supervisor":
         return self
 
@@ -115,7 +119,7 @@ class Supervisor:
                 rank, message = received.rank, received.message
                 if message is None or isinstance(message, Failure):
                     return self._blame({rank: message})
-                if completions(message):
+                for _ in completions(message):
                     self._requests.finish(rank)
                 self._events.put(Received(rank=rank, event=message))
             if time.monotonic() - looked >= LOOK_S / 2:

@@ -18,7 +18,7 @@ from plans.buffers import Term
 from plans.schema import Plan, Transport
 from runtime.comm.groups import Comm, Group, groups
 from runtime.comm.progress import Progress
-from runtime.decode.step import Stepper, decoding
+from runtime.decode.step import Mode, Stepper
 from runtime.image.buffers import Memory
 from runtime.image.slots import Image, open_image
 from runtime.processes.machine import torch_device
@@ -132,12 +132,13 @@ def decoded(
         tokens: list[list[int]] = [[] for _ in prompts]
         accepted: list[list[int]] = [[] for _ in prompts]
         trees: list[list[tuple[list[int], list[int]]]] = [[] for _ in prompts]
-        for number, step in enumerate(stepper.steps(prompts, decoding(draft=draft))):
-            for sequence, (new, message) in enumerate(step):
-                if len(tokens[sequence]) < counts[sequence]:
-                    tokens[sequence] += new
-                    accepted[sequence] += [message.accepted] if number else []
-                    trees[sequence].append((message.tokens, message.parents))
+        steps = stepper.steps(prompts, [None] * len(prompts), Mode(draft=draft, accept=None), reuse=False)
+        for step in steps:
+            for sequence, taken in enumerate(step):
+                if taken is not None and len(tokens[sequence]) < counts[sequence]:
+                    tokens[sequence] += taken.tokens
+                    accepted[sequence] += [] if taken.joined else [taken.message.accepted]
+                    trees[sequence].append((taken.message.tokens, taken.message.parents))
                     if len(tokens[sequence]) >= counts[sequence]:
                         stepper.end(sequence)
             if all(len(done) >= count for done, count in zip(tokens, counts, strict=True)):

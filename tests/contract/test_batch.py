@@ -11,7 +11,6 @@ from plans import codec
 from plans.schema import Plan, Run
 from runtime.cli import commands
 from runtime.engine import Engine
-from runtime.errors import RequestError
 from runtime.processes.rank import Rank
 from runtime.request import Completion, Request
 from runtime.sampling import Sampling
@@ -71,9 +70,10 @@ def test_an_end_of_sequence_ends_one_and_not_the_others(checkpoints: Checkpoints
     one = Request(prompt_ids=(1,), max_new_tokens=24, draft=True, ignore_eos=False, stop=())
     with Rank.open(codec.load(directory), directory) as rank:
         rank.plan = replace(plan, model=replace(plan.model, eos_token_ids=(eos,)))
-        *_, completions = rank.serve_batch(tuple(replace(one, prompt_ids=prompt) for prompt in PROMPTS[:3]))
+        turns = rank.serve_batch(tuple(replace(one, prompt_ids=prompt) for prompt in PROMPTS[:3]))
+        outputs = {job: output for turn in turns for job, output in turn if isinstance(output, Completion)}
+    completions = [outputs[job] for job in range(3)]
     for tokens, generation in zip(expected, completions, strict=True):
-        assert isinstance(generation, Completion)
         end = tokens.index(eos) + 1 if eos in tokens else 24
         assert generation.tokens == tokens[:end]
     assert [generation.finish for generation in completions].count("length") >= 1
@@ -101,11 +101,12 @@ def test_the_command_line(checkpoints: Checkpoints, tmp_path: Path) -> None:
     assert as_text.stdout.splitlines() == [" ".join(map(str, tokens)) for tokens in expected]
 
 
-def test_requests_that_cannot_share_a_batch_are_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
+def test_requests_that_cannot_share_a_step_are_served_in_turns(checkpoints: Checkpoints, tmp_path: Path) -> None:
     directory = compiled(tmp_path / "plan", batched(checkpoints, "eagle"), checkpoints, "eagle")
     one = Request(prompt_ids=(1,), max_new_tokens=2, draft=True, ignore_eos=True, stop=())
     with Engine.open(directory) as engine:
-        with pytest.raises(RequestError, match="expected draft, accept and reuse of all alike"):
-            engine.serve_batch([one, replace(one, draft=False)])
+        mixed = engine.serve_batch([replace(one, draft=number % 2 == 0, max_new_tokens=9) for number in range(5)])
+        assert [bool(generation.accept_lengths) for generation in mixed] == [True, False, True, False, True]
+        assert {generation.tokens for generation in mixed} == {tuple(checkpoints.greedy((1,), 9))}
         assert engine.serve_batch([]) == []
         assert len(engine.serve_batch([one] * 4)) == 4, "more requests than the batch are served in turns"

@@ -72,7 +72,8 @@ def test_collectives_carry_the_priced_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plan = planned(checkpoints, kind, tree, batch)
-    sent = sent_bytes(plan, compiled(tmp_path / "plan", plan, checkpoints, kind), [(5, 3, 8)] * batch, monkeypatch)
+    prompt = tuple(range(5, 5 + plan.options.prefill_chunk))  # a CPU runs no padding: the prompt is a whole chunk
+    sent = sent_bytes(plan, compiled(tmp_path / "plan", plan, checkpoints, kind), [prompt] * batch, monkeypatch)
     model, draft, options = plan.model, plan.draft, plan.options
     assert draft is not None
     assert options.tree is not None
@@ -121,7 +122,8 @@ def test_subgroups_carry_the_priced_bytes(
         context=2 * step.SCORE_COLUMNS,
         prefill_chunk=CHUNK + 1,
     )
-    sent = sent_bytes(plan, compiled(tmp_path / "plan", plan, checkpoints, None), [(5, 3, 8) * 90], monkeypatch)
+    prompt = (5, 3, 8, 6) * 4 * plan.options.prefill_chunk
+    sent = sent_bytes(plan, compiled(tmp_path / "plan", plan, checkpoints, None), [prompt], monkeypatch)
     attention, passes = layers.attention, (step.verify_rows(plan.options), plan.options.prefill_chunk)
     if axis == "context":
         shapes = {step.partial_shape(rows, attention.num_heads, attention.head_dim) for rows in passes}

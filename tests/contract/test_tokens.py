@@ -90,13 +90,13 @@ def compare(
     with torch.inference_mode():
         trees, lengths = decode(checkpoints.model, drafter, list(prompt), greedy, tree)
     steps = engine.steps(ask(prompt, 1))
-    _, message = next(steps)
+    message = next(steps).message
     for expected, length in zip(trees, lengths, strict=True):
         paths: list[tuple[int, ...]] = [()]
         for node in range(1, len(message.tokens)):
             paths.append((*paths[message.parents[node]], message.tokens[node]))
         assert paths[1:] == expected
-        _, message = next(steps)
+        message = next(steps).message
         assert message.accepted == length
     return lengths
 

@@ -14,7 +14,7 @@ from plans import codec
 from plans.schema import DType, KvDType, Mlp, Options, Plan
 from runtime.comm.groups import Comm
 from runtime.decode.sequences import common_length
-from runtime.decode.step import Decoding, Stepper
+from runtime.decode.step import Mode, Stepper
 from runtime.image.buffers import Memory
 from runtime.image.slots import Image
 from runtime.model import base, ops
@@ -45,12 +45,12 @@ def texts(plan: Plan, directory: Path, prompts: tuple[tuple[int, ...], ...] = PR
         with torch.inference_mode():
             stepper = Stepper(plan, image, memory, comm, device)
         for draft, sampled in product({False, plan.draft is not None}, (False, True)):
-            samplings = (SAMPLING if sampled else None,) * len(prompts)
-            options = Decoding(draft=draft, samplings=samplings, accept=None, reuse=False, stopped=lambda: False)
+            samplings = [SAMPLING if sampled else None] * len(prompts)
+            mode = Mode(draft=draft, accept=None)
             tokens: list[list[int]] = [[] for _ in prompts]
-            for step in stepper.steps(prompts, options):
-                for number, (new, _) in enumerate(step):
-                    tokens[number] += new
+            for step in stepper.steps(prompts, samplings, mode, reuse=False):
+                for number, taken in enumerate(step):
+                    tokens[number] += taken.tokens if taken is not None else []
                 if min(map(len, tokens)) >= COUNT:
                     break
             results[draft, sampled] = [text[:COUNT] for text in tokens]

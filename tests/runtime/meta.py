@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 from plans.schema import Plan, Transport
 from runtime.comm.groups import Group, groups
 from runtime.comm.progress import Phase, Progress
-from runtime.decode.messages import Channel, Message
-from runtime.decode.step import Decoding, Stepper
+from runtime.decode.messages import Channel, Message, Notice, nothing
+from runtime.decode.step import Mode, Stepper
 from runtime.image.buffers import Memory
 from runtime.sampling import Sampling
 
@@ -261,14 +261,14 @@ def silent_messages(accepted: int) -> Iterator[list[int]]:
     """Read every step message as one that accepts ``accepted`` nodes, as far as there are; yield the count of reads."""
     reads = [0]
 
-    def read(channel: Channel) -> list[Message]:
+    def read(channel: Channel) -> tuple[list[Message], Notice]:
         reads[0] += 1
         nodes, kept = channel.nodes, channel.kept
         count = min(accepted, kept - 1)
         return [
-            Message(accepted=count, stopped=False, path=list(range(kept)), tokens=[5] * nodes, parents=[0] * nodes)
+            Message(accepted=count, path=list(range(kept)), tokens=[5] * nodes, parents=[0] * nodes)
             for _ in range(channel.wire.shape[0])
-        ]
+        ], nothing()
 
     with mock.patch.object(Channel, "read", read):
         yield reads
@@ -297,13 +297,10 @@ def on_meta(
         with Factories(watch), watch:
             kinds: tuple[Kind, ...] = ("plain", "EAGLE") if stepper.drafts else ("plain",)
             for kind in kinds:
-                samplings = (sampling,) * len(lengths)
-                options = Decoding(
-                    draft=kind == "EAGLE", samplings=samplings, accept=None, reuse=True, stopped=lambda: False
-                )
+                mode, prompts = Mode(draft=kind == "EAGLE", accept=None), [tuple(range(length)) for length in lengths]
                 _fill(stepper, [min(cached, length - 1) for length in lengths])
                 watch.forget()
-                stream = stepper.steps([tuple(range(length)) for length in lengths], options)
+                stream = stepper.steps(prompts, [sampling] * len(lengths), mode, reuse=True)
                 next(stream)
                 run.prefill[kind] = _joined(watch.traces.values())
                 run.peak = max(run.peak, watch.most)
@@ -314,6 +311,7 @@ def on_meta(
                 next(stream)
                 run.steps[kind], run.reads[kind] = watch.traces, reads[0]
                 run.peak = max(run.peak, watch.most)
+                watch.forget()
                 stream.close()
     return run
 

@@ -12,7 +12,7 @@ from plans import step
 from plans.buffers import device_buffers
 from plans.schema import Options, Tree
 from runtime.comm.groups import Group
-from runtime.decode.messages import Channel, feature_message
+from runtime.decode.messages import Channel, Notice, feature_message
 from runtime.image.dtypes import DTYPES
 from runtime.model.base import Carry
 from runtime.model.blocks import LmHead
@@ -91,8 +91,12 @@ def test_a_step_message_is_read_as_it_was_written() -> None:
     layout = step.StepLayout(kept=2, nodes=3)
     channel = Channel(torch.zeros(20, dtype=torch.int64), layout, batch=2, levels=1, source=0, drafted=True)
     path, tokens, parents = torch.arange(4).view(2, 2), torch.arange(10, 16).view(2, 3), torch.zeros(2, 3).long()
-    channel.write(torch.tensor([1, 0]), path, tokens, parents, stop=True)
-    first, second = channel.read()
-    assert (first.accepted, first.stopped, first.path, first.tokens) == (1, True, [0, 1], [10, 11, 12])
-    assert (second.accepted, second.stopped, second.path, second.parents) == (0, True, [2, 3], [0, 0, 0])
-    assert channel.accepted.tolist() == [1, 0], "reading clears the stop mark from the buffer"
+    for stop, packets in ((False, 0), (True, 0), (False, 1), (True, 70)):
+        notice = Notice(stop=stop, packets=packets)
+        channel.write(torch.tensor([1, 0]), path, tokens, parents)
+        channel.notify(notice)
+        (first, second), agreed = channel.read()
+        assert (first.accepted, first.path, first.tokens) == (1, [0, 1], [10, 11, 12])
+        assert (second.accepted, second.path, second.parents) == (0, [2, 3], [0, 0, 0])
+        assert agreed == notice
+        assert channel.accepted.tolist() == [1, 0], "reading clears the notice from the buffer"

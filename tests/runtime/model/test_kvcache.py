@@ -72,7 +72,8 @@ def test_keep_moves_the_accepted_path_behind_the_committed_rows(parts: int, data
         assert [sequence(members, number) for number in range(2)] == expected
     cuts = [data.draw(st.integers(0, len(known))) for known in expected]
     for cache in members:
-        cache.truncate(cuts)
+        for number, cut in enumerate(cuts):
+            cache.restart(number, number, cut)
     assert [sequence(members, number) for number in range(2)] == [
         known[:cut] for known, cut in zip(expected, cuts, strict=True)
     ]
@@ -80,6 +81,8 @@ def test_keep_moves_the_accepted_path_behind_the_committed_rows(parts: int, data
         assert cache.lengths.flatten().tolist() == cache._known == cuts
         cache.commit_one(1, 3)
         assert cache.lengths.flatten().tolist() == cache._known == [cuts[0], cuts[1] + 3]
+        cache.restart(1, 0, cuts[0])
+    assert [sequence(members, number) for number in range(2)] == [expected[0][: cuts[0]]] * 2, "copied from the other"
 
 
 def test_the_last_row_is_used_and_no_row_beyond_it() -> None:
@@ -118,7 +121,7 @@ def test_windows_have_few_lengths_and_cover_the_needed_rows(
     window = cache.window(appended)
     needed = TREE + -(-(int(cache.lengths.max()) + appended) // parts)
     assert min(needed, cache.rows) <= window <= cache.rows
-    cache.truncate([0, 0])
+    cache.restart(0, 0, 0)
     seen, known = set(), 0
     for end in range(0, (cache.rows - TREE) * parts + 1, 41):
         commit(cache, [end - known, 0])

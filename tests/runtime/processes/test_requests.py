@@ -8,15 +8,16 @@ from runtime.processes.requests import Requests
 def test_requests_are_open_until_every_completion_was_read() -> None:
     requests = Requests(range(2))
     assert (requests.open, requests.counts(0)) == (False, (0, 0))
-    requests.ask()
+    requests.ask(2)
+    requests.ask(1)
     requests.finish(1)
     assert requests.open
-    assert [requests.counts(rank) for rank in range(2)] == [(1, 0), (1, 1)]
-    for rank in range(2):
+    assert [requests.counts(rank) for rank in range(2)] == [(3, 0), (3, 1)]
+    for rank in (0, 1, 1, 0, 1, 0):
         assert requests.open
         requests.read(rank)
     assert not requests.open
-    requests.ask()
+    requests.ask(1)
     requests.abandon()
     assert not requests.open
 

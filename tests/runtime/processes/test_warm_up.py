@@ -55,7 +55,7 @@ def test_each_kind_of_step_is_run_once_in_a_phase_of_its_own(
         assert sorted(set(progress.seen)) == ["meeting the other ranks", "reading its image", "waiting", "warming up"]
         assert progress.seen[-1] == "waiting"
         steps = [phase for phase in progress.begun if phase in ("prefill", "verify", "draft", "commit")]
-        assert steps == ["prefill", "verify", "draft", "commit"] * 4, "drafted and plain, greedy and sampled"
+        assert steps == ["prefill", "draft", "verify", "draft", "commit"] * 4, "drafted and plain, greedy and sampled"
         result = rank.generate(REQUEST)
     assert result.tokens == expected.tokens
     assert result.reused == 0
