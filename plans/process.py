@@ -39,14 +39,17 @@ def importing() -> Iterator[None]:
     """Import heavy libraries in this context: Ctrl-C ends the process, and the garbage collector is off.
 
     Otherwise Ctrl-C would raise inside a library that is half imported, and a tenth of the time would be spent on
-    collecting garbage of which there is none.
+    collecting garbage of which there is none. Nor is what was imported looked through later.
     """
+    collected = gc.isenabled()
     gc.disable()
     try:
         with ended_by_ctrl_c():
             yield
     finally:
-        gc.enable()
+        if collected:
+            gc.freeze()
+            gc.enable()
 
 
 @contextmanager

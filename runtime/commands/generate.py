@@ -164,6 +164,8 @@ class Output:
         """Print the output of the only prompt; the status ends with its first piece."""
         first = next(stream, None)
         status.end("first token")
+        if self._verbose and not self._silent:
+            to_stderr([report.start_line(status.begun, report.process_age_s())])
         self.loaded(engine)
         if self._silent or self._as_json:
             result = stream.finished()

@@ -14,7 +14,7 @@ from plans.format import format_s
 from plans.process import ended_by_ctrl_c
 from plans.schema import Plan
 from plans.terminal import printable
-from runtime.commands.options import load_module
+from runtime.commands.options import load_torch_module
 from runtime.processes.torchrun import Torchrun
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Status:
         """``console``: where stderr goes; None shows nothing."""
         self._console, self._clock = console, clock
         self._begin = clock()
+        self.begun: list[tuple[str, float]] = []
+        """Each phase with the seconds from the first moment to its beginning; at the end the result, likewise."""
         self._shown = False
         self._phase = ""
         self._live: Live | None = None
@@ -47,6 +49,7 @@ class Status:
         if phase == self._phase:
             return
         self._phase = phase
+        self.begun.append((phase, self._clock() - self._begin))
         if self._live is not None:
             self._live.update(Text(f"{printable(phase)} ..."), refresh=True)
         elif self._clock() - self._begin >= QUIET_S:
@@ -54,6 +57,7 @@ class Status:
 
     def end(self, result: str) -> None:
         """Show no more; where lines were shown, ``result`` is the last one."""
+        self.begun.append((result, self._clock() - self._begin))
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -87,11 +91,11 @@ def load_engine(
 ) -> "Engine":
     """Import torch and load a plan that was read from a directory, showing each phase."""
     status("loading torch")
-    engine: Any = load_module("runtime.engine").Engine
+    engine: Any = load_torch_module("runtime.engine").Engine
     if any(device.kind == "cpu" for device in plan.devices):
-        status(load_module("runtime.processes.serving").KERNELS)
-        dtype = load_module("runtime.image.dtypes").DTYPES[plan.options.dtype]
+        status(load_torch_module("runtime.processes.serving").KERNELS)
+        dtype = load_torch_module("runtime.image.dtypes").DTYPES[plan.options.dtype]
         with ended_by_ctrl_c():  # the compiler calls back functions whose errors Python ignores; no rank runs yet
-            load_module("runtime.model.ops").prepare(dtype)
+            load_torch_module("runtime.model.ops").prepare(dtype)
     loaded: Engine = engine.load(plan, directory, torchrun=torchrun, method="fork", verify=verify, report=status)
     return loaded

@@ -1,6 +1,8 @@
-"""Options and output that several commands share, and the import of the modules that need torch."""
+"""Options and output that several commands share, and the import of modules that take long."""
 
 import importlib
+import os
+import resource
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,8 +15,13 @@ from plans.console import verbosity
 from plans.format import quote
 from plans.process import importing
 from plans.terminal import err
+from runtime.commands.deferred import unused_deferred
 from runtime.errors import MachineError
 from runtime.processes.thread_wait import limit_spinning
+
+ADDRESS_SPACE = 10**9
+"""Least address space of a process, in bytes: torch's libraries take half of it and LLVM's a sixth, beside the threads'
+stacks. With less they end the process themselves, each in its own words."""
 
 
 class Whole(click.ParamType):  # type: ignore[type-arg] # older versions are not generic
@@ -84,11 +91,26 @@ def to_stderr(lines: Iterable[str]) -> None:
 
 
 def load_module(name: str) -> Any:
+    """Import a module when it is needed, with what takes long to be imported."""
+    limit_spinning()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's; its threads would spin, and nothing here multiplies
+    with importing():
+        return importlib.import_module(name)
+
+
+def load_torch_module(name: str) -> Any:
     """Import a module that needs torch, when it is needed; raise MachineError where torch cannot be loaded."""
     limit_spinning()
+    most_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most_bytes != resource.RLIM_INFINITY and most_bytes < ADDRESS_SPACE:
+        raise MachineError(
+            f"torch cannot be loaded: the address space is limited to {most_bytes} bytes, expected {ADDRESS_SPACE} at "
+            "least: see `ulimit -v`"
+        )
     with importing():
         try:
-            importlib.import_module("torch")
+            with unused_deferred():
+                importlib.import_module("torch")
         except (ImportError, OSError, MemoryError) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise MachineError(f"torch cannot be loaded: {reason}: see `ulimit -a`, or install it again") from error

@@ -1,6 +1,10 @@
 """Figures of a run and of a bench as lines of text."""
 
+import os
+import time
 from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plans.format import format_bytes, format_s
@@ -12,6 +16,9 @@ if TYPE_CHECKING:
     from runtime.generation import Generation
     from runtime.processes.rank_process import Started
 
+STARTED = 19
+"""Position of the start time among the fields behind the name in /proc/PID/stat (proc_pid_stat(5): field 22)."""
+
 
 def summary(result: "Generation") -> str:
     """Return one line: tokens, speed, acceptance, seed and plan."""
@@ -20,6 +27,23 @@ def summary(result: "Generation") -> str:
         f"{len(result.tokens)} tokens, {result.tokens_per_s:.1f} tokens/s, "
         f"mean acceptance length {result.acceptance_length:.2f}, {seed}plan {result.plan_digest[:16]}"
     )
+
+
+def start_line(begun: list[tuple[str, float]], age_s: float) -> str:
+    """Return one line: the time from the start of the process to the first token, and that of each phase.
+
+    ``begun``: of a `Status`, the last one a moment ago; ``age_s``: age of the process now.
+    """
+    (result, all_s), before_s = begun[-1], age_s - begun[-1][1]
+    phases = [("imports and checks", before_s + begun[0][1])]
+    phases += [(name.partition(" (")[0], end - start) for (name, start), (_, end) in pairwise(begun)]
+    return f"{result} {before_s + all_s:.2f} s after the start: " + ", ".join(f"{s:.2f} {name}" for name, s in phases)
+
+
+def process_age_s() -> float:
+    """Return the seconds since this process was started, to a hundredth; Linux only, like the rest."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[STARTED]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def acceptance_lines(result: "Generation") -> Iterator[str]:

@@ -1,10 +1,14 @@
 """The status of a command: an erasable line on a terminal, else lines after a second."""
 
 import io
+import subprocess
+import sys
+import time
 
 from rich.console import Console
 
 from runtime.commands.loading import QUIET_S, Status
+from runtime.commands.report import start_line
 
 
 def test_lines_begin_after_a_second_and_end_with_the_time() -> None:
@@ -40,6 +44,27 @@ def test_the_status_line_of_a_terminal_is_erased() -> None:
         assert text.getvalue().rfind("\x1b[?25h") > text.getvalue().rfind("\x1b[?25l"), "the cursor is not hidden"
     assert text.getvalue().rstrip().endswith("\x1b[2K"), "the line is erased"
     assert "ready" not in text.getvalue()
+
+
+def test_the_time_to_the_first_token_is_told_phase_by_phase() -> None:
+    now = [5.0]
+    status = Status(None, clock=lambda: now[0])
+    for moment, phase in ((5.5, "loading torch"), (6.5, "preparing the CPU kernels (the first time about 10 s)")):
+        now[0] = moment
+        status(phase)
+    now[0] = 6.75
+    status.end("first token")
+    assert start_line(status.begun, age_s=2.0) == (
+        "first token 2.00 s after the start: 0.75 imports and checks, 1.00 loading torch, "
+        "0.25 preparing the CPU kernels"
+    )
+
+
+def test_the_age_of_a_process_is_that_of_its_start() -> None:
+    program = "from runtime.commands.report import process_age_s as age; import time; time.sleep(0.3); print(age())"
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert 0.3 <= float(done.stdout) <= time.monotonic() - begin + 0.01
 
 
 def test_a_phase_is_shown_once() -> None:
