@@ -18,6 +18,7 @@ from plans.schema import (
     Plan,
     Proof,
     Run,
+    Simplicity,
     Stage,
     Transport,
     VocabSplit,
@@ -53,10 +54,18 @@ def emit(formulation: Formulation, inputs: Inputs, solved: Solved, previous: Pre
             objective_ns=certificate.step_ns,
             least_ns=min(solved.least_ns, certificate.step_ns),
             bound_ns=solved.bound_ns,
+            simplicity=_simplicity(solved),
             min_free_bytes=0,
         ),
     )
     return _with_memory(plan, problem, answer, certificate)
+
+
+def _simplicity(solved: Solved) -> Simplicity | None:
+    bounds = solved.simplicity
+    if bounds is None:
+        return None
+    return Simplicity(devices_bound=bounds.devices, runs_bound=bounds.runs, step_bound_ns=bounds.step_ns)
 
 
 def _with_memory(plan: Plan, problem: Problem, answer: Answer, certificate: Certificate) -> Plan:

@@ -27,6 +27,7 @@ from plans.schema import (
     Transport,
     VocabSplit,
 )
+from plans.step import layer_class
 from plans.usable import check_usable
 
 UNPLANNED = "edited by hand, or built by another version"
@@ -332,6 +333,7 @@ def _check_proof(plan: Plan) -> Iterator[Violation]:
     most_ns = most_step_ns(proof.least_ns, options)
     if not proof.least_ns <= proof.objective_ns <= most_ns:
         yield bad("proof.objective_ns", proof.objective_ns, f"from the least step, {proof.least_ns}, to {most_ns}")
+    yield from _check_simplicity(plan)
     if options.max_devices is not None and len(plan.memory) > options.max_devices:
         yield bad("memory", f"{len(plan.memory)} devices in use", f"at most {options.max_devices}")
     if not {entry.device for entry in plan.memory} <= {device.id for device in plan.inventory.devices}:
@@ -339,6 +341,41 @@ def _check_proof(plan: Plan) -> Iterator[Violation]:
     least = min((_free_bytes(plan, entry.device, entry.planned_bytes) for entry in plan.memory), default=0)
     if proof.min_free_bytes != least:
         yield bad("proof.min_free_bytes", proof.min_free_bytes, f"{least}, the least that a device in use has free")
+
+
+def _check_simplicity(plan: Plan) -> Iterator[Violation]:
+    """Check that nothing simpler is excluded than the plan is."""
+    simplicity, options, path = plan.proof.simplicity, plan.options, "proof.simplicity"
+    if simplicity is None:
+        return
+    if not options.simplify_ppm or options.gap_ppm:
+        why = "a gap was accepted" if options.gap_ppm else "simplify_ppm is 0"
+        yield bad(path, "bounds", f"nothing, as {why}")
+    if not 1 <= simplicity.devices_bound <= len(plan.memory):
+        yield bad(f"{path}.devices_bound", simplicity.devices_bound, f"from 1 to the {len(plan.memory)} in use")
+    runs = different_runs(plan)
+    if (simplicity.runs_bound is None) != (options.within_ppm is not None):
+        expected = (
+            "a number, as there is no earlier plan" if options.within_ppm is None else "nothing, as weights are kept"
+        )
+        yield bad(f"{path}.runs_bound", simplicity.runs_bound, expected)
+    elif simplicity.runs_bound is not None and not 1 <= simplicity.runs_bound <= runs:
+        yield bad(f"{path}.runs_bound", simplicity.runs_bound, f"from 1 to the {runs} of the plan")
+    if simplicity.step_bound_ns > plan.proof.objective_ns:
+        expected = f"at most the plan's step, {plan.proof.objective_ns}"
+        yield bad(f"{path}.step_bound_ns", simplicity.step_bound_ns, expected)
+
+
+def different_runs(plan: Plan) -> int:
+    """Return how many different divisions the layers of a kind have in a stage, over all stages and kinds."""
+    runs = set()
+    for number, stage in enumerate(plan.stages):
+        layer = stage.first_layer
+        for run in stage.runs:
+            kind = layer_class(plan.model, layer)
+            runs.add((number, kind.attention, kind.mlp, run.kv_heads, run.mlp_units))
+            layer += run.num_layers
+    return len(runs)
 
 
 def most_step_ns(least_ns: int, options: Options) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 SCHEMA_MAJOR = 3
-SCHEMA_MINOR = 0
+SCHEMA_MINOR = 1
 
 DType = Literal["bfloat16", "float16", "float32"]
 KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
@@ -408,6 +408,22 @@ class DeviceMemory:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Simplicity:
+    """Proven of the simplest of the candidate placements within ``Options.simplify_ppm`` of the least step.
+
+    These are settled in turn, each within a budget of work: where a bound is not the plan's own number, nothing simpler
+    was found within it, and what is between the two is not excluded.
+    """
+
+    devices_bound: int
+    """No placement has fewer devices in use."""
+    runs_bound: int | None
+    """None on as few devices as the plan has fewer different runs of layers; None where an earlier plan is kept."""
+    step_bound_ns: int
+    """None with as few devices and runs as the plan takes less."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
     """Proof of the solver, over the candidate placements of the problem (``plans/FORMAT.md`` names them)."""
 
@@ -419,6 +435,8 @@ class Proof:
     OPTIMAL. The plan takes longer where that makes it simpler, keeps weights in place, or is within the rounding."""
     bound_ns: int
     """Lower bound: no candidate placement has a smaller objective."""
+    simplicity: Simplicity | None
+    """None where no simpler placement was asked for, or a gap was accepted; and in plans of version 3.0."""
     min_free_bytes: int
     """Least free memory among the devices in use, the second objective."""
 

@@ -215,7 +215,7 @@ def make_plan(
     listed = list(devices or [make_device(name) for name in names])
     listed.sort(key=lambda device: (device.host, natural_key(device.id)))
     plan = Plan(
-        schema="3.0",
+        schema="3.1",
         inputs=inputs or (INPUTS if draft is None else DRAFT_INPUTS),
         options=Options(
             batch=batch,
@@ -242,7 +242,14 @@ def make_plan(
         draft_placement=placement,
         message_transport="local",
         memory=tuple(_no_memory(device.id) for device in listed if device.id in names),
-        proof=Proof(status="OPTIMAL", objective_ns=1_000_000, least_ns=1_000_000, bound_ns=1_000_000, min_free_bytes=0),
+        proof=Proof(
+            status="OPTIMAL",
+            objective_ns=1_000_000,
+            least_ns=1_000_000,
+            bound_ns=1_000_000,
+            simplicity=None,
+            min_free_bytes=0,
+        ),
     )
     if complete:
         plan = _with_memory(with_transports(plan))

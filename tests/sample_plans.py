@@ -121,7 +121,7 @@ def split(devices: tuple[str, ...], transport: Transport, rows: tuple[int, ...],
 def two_stage_plan() -> Plan:
     """Make a plan of an unequal pair, then one device with the drafter; the inventory's fourth device is unused."""
     plan = Plan(
-        schema="3.0",
+        schema="3.1",
         inputs=Inputs(
             base_config_sha256="1" * 64,
             base_tensors_sha256="2" * 64,
@@ -150,7 +150,12 @@ def two_stage_plan() -> Plan:
         message_transport="gloo",
         memory=tuple(_empty_memory(name) for name in ("cpu0", "cpu1", "cpu2")),
         proof=Proof(
-            status="OPTIMAL", objective_ns=19_830_000, least_ns=19_830_000, bound_ns=19_830_000, min_free_bytes=0
+            status="OPTIMAL",
+            objective_ns=19_830_000,
+            least_ns=19_830_000,
+            bound_ns=19_830_000,
+            simplicity=None,
+            min_free_bytes=0,
         ),
     )
     return with_memory(plan, {"cpu0": 9 * MIB, "cpu1": 3 * MIB, "cpu2": 7 * MIB}, {"cpu2": 6 * MIB})
@@ -180,7 +185,14 @@ def one_device_plan() -> Plan:
         draft_placement=None,
         message_transport="local",
         memory=(_empty_memory("cpu2"),),
-        proof=Proof(status="OPTIMAL", objective_ns=6_230_000, least_ns=6_230_000, bound_ns=6_230_000, min_free_bytes=0),
+        proof=Proof(
+            status="OPTIMAL",
+            objective_ns=6_230_000,
+            least_ns=6_230_000,
+            bound_ns=6_230_000,
+            simplicity=None,
+            min_free_bytes=0,
+        ),
     )
     return with_memory(plain, {"cpu2": 18 * MIB}, {})
 
@@ -234,7 +246,12 @@ def nvlink_plan() -> Plan:
         message_transport="nccl",
         memory=tuple(_empty_memory(name) for name in names),
         proof=Proof(
-            status="OPTIMAL", objective_ns=31_630_000, least_ns=31_630_000, bound_ns=31_630_000, min_free_bytes=0
+            status="OPTIMAL",
+            objective_ns=31_630_000,
+            least_ns=31_630_000,
+            bound_ns=31_630_000,
+            simplicity=None,
+            min_free_bytes=0,
         ),
     )
     draft_weights = dict.fromkeys(names[:2], 2900000000)

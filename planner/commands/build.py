@@ -19,7 +19,7 @@ from planner.problem.usable import refuse_unusable
 from planner.remedies.explain import explain
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
-from planner.report.view import given_up, is_least, simpler
+from planner.report.view import given_up, is_least, simpler, simplicity_line
 from planner.request import Request, Wanted, resolve_dtype, resolve_request
 from planner.solver.minimise import Settings
 from plans import diff as plan_diff
@@ -162,11 +162,11 @@ def report(out: Path, result: planning.PlanResult, request: Request, previous: P
 
 def summary_line(plan: Plan) -> str:
     """Return the plan in one line: stages, devices, predicted step time, proof."""
-    used = len(plan.memory)
+    used, simplicity = len(plan.memory), simplicity_line(plan)
     stages = f"{len(plan.stages)} stage{'s' if len(plan.stages) > 1 else ''}"
     proof = plan.proof
     least = "" if is_least(plan) else f"{given_up(plan):+.2%} {simpler(plan)}, "
     return (
         f"{stages} on {used} device{'s' if used > 1 else ''}, {format_ns(proof.objective_ns)} per step "
-        f"({proof.status}, {least}bound {format_ns(proof.bound_ns)})"
+        f"({proof.status}, {least}bound {format_ns(proof.bound_ns)}{f'; {simplicity}' if simplicity else ''})"
     )

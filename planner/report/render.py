@@ -291,6 +291,8 @@ def _verdict(shown: View) -> RenderableType:
     verdict = Text("\n")
     verdict.append(shown.status, style="bold green" if shown.status == "OPTIMAL" else "bold yellow")
     verdict.append(f": {shown.verdict}; at least {format_bytes(shown.min_free_bytes)} free on every device")
+    if shown.simplicity:
+        verdict.append(f"\n{shown.simplicity}")
     if shown.unused:
         verdict.append(f"\nnot used: {', '.join(device.id for device in shown.unused)}")
     for line in shown.unusable:

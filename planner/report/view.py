@@ -7,6 +7,7 @@ MLP share is in channels here (units x channels per unit), as in ``plans.diff``.
 import dataclasses
 from dataclasses import dataclass
 
+from plans.check import different_runs
 from plans.check_inputs import ROUNDING_PPM
 from plans.codec import digest
 from plans.format import format_ns
@@ -118,6 +119,8 @@ class View:
     bound_ns: int
     status: str
     verdict: str
+    simplicity: str
+    """Bounds of the simplest placements in words; empty where the plan records none."""
     family: str
     """Placements that the proof is about."""
     min_free_bytes: int
@@ -148,6 +151,7 @@ def view(plan: Plan) -> View:
         bound_ns=plan.proof.bound_ns,
         status=plan.proof.status,
         verdict=_verdict_line(plan),
+        simplicity=simplicity_line(plan),
         family=_family_line(plan),
         min_free_bytes=plan.proof.min_free_bytes,
         digest=digest(plan),
@@ -236,6 +240,29 @@ def _verdict_line(plan: Plan) -> str:
         return f"one step takes {step}; the least of any {placement}, proven, is {least}: {lost}"
     gap = (proof.least_ns - proof.bound_ns) / max(1, proof.least_ns)
     return f"one step takes {step}{more}; no {placement} takes less than {bound}, {gap:.1%} below"
+
+
+def simplicity_line(plan: Plan) -> str:
+    """Return what is proven of the number of devices, of the runs of layers, and of the step with as few, in words."""
+    bounds = plan.proof.simplicity
+    if bounds is None:
+        return ""
+    counts = [("devices in use", len(plan.memory), bounds.devices_bound)]
+    if bounds.runs_bound is not None:
+        counts.append(("different runs of layers", different_runs(plan), bounds.runs_bound))
+    proven = [f"{count} {what}" for what, count, bound in counts if bound == count]
+    open_ = [f"{what} ({count}, at least {bound})" for what, count, bound in counts if bound < count]
+    lost_ppm = (plan.proof.objective_ns - bounds.step_bound_ns) * 10**6 / max(1, plan.proof.objective_ns)
+    if lost_ppm > ROUNDING_PPM:
+        open_.append(f"the step with as few (at least {format_ns(bounds.step_bound_ns)})")
+    else:
+        proven.append("the step with as few")
+    lines = []
+    if proven:
+        lines.append(f"proven least of those within {plan.options.simplify_ppm / 10**4:g} %: {', '.join(proven)}")
+    if open_:
+        lines.append(f"not proven, but nothing less was found within the limit: {', '.join(open_)}")
+    return "; ".join(lines)
 
 
 def _family_line(plan: Plan) -> str:

@@ -4,14 +4,17 @@ The bounds leave few groups and choices for answers within a small part of the l
 small models. Most often counting shows that no answer has fewer devices than the fastest one.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from planner.errors import NotProvenError
 from planner.solver import limits
 from planner.solver.minimise import Infeasible, best_within
 from planner.solver.model import Model
 from planner.solver.problem import Problem
-from planner.solver.problem_bounds import least_layer_bytes
+from planner.solver.problem_bounds import least_bytes, least_layer_bytes
 from planner.solver.restriction import Restriction
 from planner.solver.runs import least_runs, used_splits
 from planner.solver.search import Progress
@@ -21,29 +24,32 @@ from planner.solver.variables import Linear
 
 
 def fewest_devices(progress: Progress, near: Near, known: int | None) -> tuple[Near, int]:
-    """Return the answers with the fewest devices in use, and how many these are.
+    """Return the answers with the fewest devices in use, and how many these are; past a budget, with as few as found.
 
     ``known``: those of one of the answers, if one is known.
     """
     problem = near.space.problem
     if known is None:
         model = near.model()
-        known = progress.minimise(model, devices(model), what="devices in use").value
-    elif least_devices(problem, near.restriction) < known:
-        known = min(known, _fewer_devices(progress, near, known))
+        bound = known = progress.minimise(model, devices(model), what="devices in use").value
+    else:
+        bound = min(known, least_devices(problem, near.restriction))
+        if bound < known:
+            known, bound = _fewer_devices(progress, near, known, bound)
     restriction = with_at_most(problem, near.restriction, known)
     few = near.where(lambda model: model.model.add(devices(model) <= known))
-    return replace(few, restriction=restriction), known
+    return replace(few, restriction=restriction, devices_bound=bound), known
 
 
-def _fewer_devices(progress: Progress, near: Near, known: int) -> int:
-    """Return the fewest devices that a search within its budget finds, ``known`` where it finds none."""
+def _fewer_devices(progress: Progress, near: Near, known: int, bound: int) -> tuple[int, int]:
+    """Return the fewest devices that a search within its budget finds, ``known`` where it finds none, and a bound."""
     model = near.model()
     try:
         mode = best_within(limits.DEVICES_LIMIT)
-        return progress.minimise(model, devices(model), what="devices in use", mode=mode).value
+        fewest = progress.minimise(model, devices(model), what="devices in use", mode=mode)
     except NotProvenError:
-        return known
+        return known, bound
+    return min(known, fewest.value), max(bound, fewest.bound)
 
 
 def devices(model: Model) -> Linear:
@@ -52,20 +58,28 @@ def devices(model: Model) -> Linear:
 
 
 def least_stages(problem: Problem, restriction: Restriction) -> int:
-    """Return 1 where some group has the memory for all layers, else 2."""
-    layers = least_layer_bytes(problem)
-    groups = (problem.groups[g] for g in restriction.groups)
-    rooms = (sum(problem.capacity_bytes[d] for d in group.devices) for group in groups)
-    return 1 if any(room >= layers for room in rooms) else 2
+    """Return how many of the device sets with the most memory it takes to have enough for all layers."""
+    sets = {problem.groups[g].devices for g in restriction.groups}
+    return enough([sum(problem.capacity_bytes[d] for d in devices) for devices in sets], least_layer_bytes(problem))
 
 
 def least_devices(problem: Problem, restriction: Restriction) -> int:
-    """Return devices that any answer of these groups has in use: of one that has room for all layers, or of two."""
+    """Return devices that any answer of these groups has in use.
+
+    They are those of a group with room for all layers or of two groups, and have the memory for the whole model.
+    """
     layers = least_layer_bytes(problem)
     groups = [problem.groups[g] for g in restriction.groups]
     sizes = sorted(len(group.devices) for group in groups)
     alone = [len(group.devices) for group in groups if sum(problem.capacity_bytes[d] for d in group.devices) >= layers]
-    return min([*alone, sum(sizes[:2])] if len(sizes) > 1 else [*alone, *sizes])
+    in_groups = min([*alone, sum(sizes[:2])] if len(sizes) > 1 else [*alone, *sizes])
+    return max(in_groups, enough(problem.capacity_bytes, least_bytes(problem)))
+
+
+def enough(rooms: Iterable[int], needed: int) -> int:
+    """Return how many of the largest rooms have so much in sum; all where these have not."""
+    sums = list(accumulate(sorted(rooms, reverse=True)))
+    return min(bisect_left(sums, needed) + 1, len(sums))
 
 
 def with_at_most(problem: Problem, restriction: Restriction, count: int) -> Restriction:
@@ -89,8 +103,9 @@ def fewest_runs(progress: Progress, near: Near, fastest: Model | None) -> tuple[
     problem = near.space.problem
     least = least_runs(problem, least_stages(problem, near.restriction))
     if fastest is not None and _dealt_alike(fastest) == least:
-        return near.where(_RunsAtMost(most=least, least=least)), fastest.value(fastest.step_ns)
-    most, undecided = least, 0
+        few = near.where(_RunsAtMost(most=least, least=least))
+        return replace(few, runs_bound=least), fastest.value(fastest.step_ns)
+    most, bound, undecided = least, least, 0
     while undecided < limits.RUNS_TRIES and most < least + limits.MOST_RUNS:
         few = near.where(_RunsAtMost(most=most, least=least))
         model = few.model()
@@ -98,15 +113,19 @@ def fewest_runs(progress: Progress, near: Near, fastest: Model | None) -> tuple[
             limit = limits.FEWEST_RUNS_LIMIT if most == least else limits.RUNS_LIMIT
             step = progress.minimise(model, model.step_ns, what="step time", mode=best_within(limit))
         except Infeasible:
-            pass
+            excluded = True
         except NotProvenError:
+            excluded = False
             undecided += 1
         else:
-            few = replace(few, least_ns=step.bound)
+            few = replace(few, least_ns=step.bound, runs_bound=bound)
             if step.bound < step.value:  # then ties among other groups and choices are not worth a search
                 few = replace(few, restriction=chosen(model), tie_limit=limits.SHORT_TIE_LIMIT)
             return few, step.value
-        most = max(most + 1, _fewest_splits(progress, near)) if most == least else most + 1
+        splits = _fewest_splits(progress, near) if most == least else 0
+        bound = max(bound, splits, most + 1 if excluded and bound == most else 0)
+        most = max(most + 1, splits)
+    near = replace(near, runs_bound=bound)
     if fastest is not None:
         return replace(near, known=chosen(fastest)), fastest.value(fastest.step_ns)
     model = near.model()

@@ -39,6 +39,18 @@ from planner.solver.ties import Near, longer_by, settle_ties
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Simplicity:
+    """Bounds of what makes an answer simple; those of the answer itself where the search ended with its proof."""
+
+    devices: int
+    """No answer that is fast enough has fewer devices in use."""
+    runs: int | None
+    """None of those with as few devices has fewer runs of layers; None: an earlier answer is kept instead."""
+    step_ns: int
+    """None of those with as few devices and runs takes less."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Solved:
     """An answer and its proof."""
 
@@ -49,6 +61,8 @@ class Solved:
     """Step time of the fastest answer that was found; the answer takes longer where that makes it simpler."""
     bound_ns: int
     """Proven of every answer: ``least_ns``, or less where a gap was accepted."""
+    simplicity: Simplicity | None
+    """Proven of the simplest answers; None where none was asked for, or a gap was accepted."""
     optima: tuple[Optimum, ...]
     """All objectives, in the order in which they were settled."""
     solve_s: float
@@ -155,10 +169,16 @@ def _solve(space: Space, progress: Progress, keep: Keep | None) -> Solved:
         objective_ns=step_ns,
         least_ns=step.value,
         bound_ns=step.bound,
+        simplicity=_simplicity(near, keep) if space.problem.simplify_ppm and not gap_ppm else None,
         optima=tuple(progress.optima),
         solve_s=0.0,
         gap_ppm=gap_ppm,
     )
+
+
+def _simplicity(near: Near, keep: Keep | None) -> Simplicity:
+    runs = near.runs_bound if keep is None else None
+    return Simplicity(devices=near.devices_bound, runs=runs, step_ns=near.least_ns)
 
 
 def _near(space: Space, progress: Progress, keep: Keep | None, model: Model, step: Optimum) -> tuple[Near, int]:
@@ -195,7 +215,8 @@ def _near(space: Space, progress: Progress, keep: Keep | None, model: Model, ste
     if not ppm and keep is None:
         return near, step.value
     fastest = near.model()
-    return near, progress.minimise(fastest, fastest.step_ns, what="step time").value
+    fastest_ns = progress.minimise(fastest, fastest.step_ns, what="step time").value
+    return replace(near, least_ns=fastest_ns), fastest_ns
 
 
 def _same_fastest(space: Space, progress: Progress, model: Model) -> Model:

@@ -42,6 +42,10 @@ class Near:
     """Budget for breaking ties by free memory."""
     placed: bool = False
     """They are compared with an earlier answer, in which hosts have their names."""
+    devices_bound: int = 1
+    """None has fewer devices in use."""
+    runs_bound: int = 1
+    """None has fewer runs of layers."""
     known: Restriction | None = None
     """Groups and choices of an answer that is known, for where a search within its budget finds none."""
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plans.check import InvalidPlanError, check, group_transport, require
+from plans.check import InvalidPlanError, check, different_runs, group_transport, require
 from plans.codec import encode
 from plans.schema import Plan
 from tests.sample_plans import MIB, edited, nvlink_plan, one_device_plan, spread_plan, two_stage_plan, with_memory
@@ -557,6 +557,33 @@ def test_a_step_that_is_longer_than_the_least_by_what_an_option_allows_is_no_vio
     plan = edited(edited(two_stage_plan(), "proof.least_ns", 19_800_000), "proof.bound_ns", 19_800_000)
     assert [violation.path for violation in check(plan)] == ["proof.objective_ns"]
     assert check(edited(plan, f"options.{option}", 5_000)) == ()
+
+
+def test_bounds_of_simplicity_exclude_nothing_that_is_as_simple_as_the_plan() -> None:
+    plan = edited(two_stage_plan(), "options.simplify_ppm", 5_000)
+    used, runs, step_ns = len(plan.memory), different_runs(plan), plan.proof.objective_ns
+    assert runs == 3
+    sound = {"devices_bound": used, "runs_bound": runs, "step_bound_ns": step_ns}
+
+    def violations(of: Plan, **changed: int | None) -> list[str]:
+        bounds = {name: value for name, value in (sound | changed).items() if value is not None}
+        return [str(violation) for violation in check(edited(of, "proof.simplicity", bounds))]
+
+    assert violations(plan) == violations(plan, devices_bound=1, runs_bound=1, step_bound_ns=1) == []
+    path = "proof.simplicity"
+    for name, most, words in (("devices_bound", used, "in use"), ("runs_bound", runs, "of the plan")):
+        for value in (0, most + 1):
+            expected = f"{path}.{name}: found {value}, expected from 1 to the {most} {words}"
+            assert violations(plan, **{name: value}) == [expected]
+    late = f"{path}.step_bound_ns: found {step_ns + 1}, expected at most the plan's step, {step_ns}"
+    assert violations(plan, step_bound_ns=step_ns + 1) == [late]
+    none = f"{path}.runs_bound: found nothing, expected a number, as there is no earlier plan"
+    assert violations(plan, runs_bound=None) == [none]
+    kept = edited(plan, "options.within_ppm", 20_000)
+    assert violations(kept, runs_bound=None) == []
+    assert violations(kept) == [f"{path}.runs_bound: found 3, expected nothing, as weights are kept"]
+    exact = edited(plan, "options.simplify_ppm", 0)
+    assert violations(exact) == [f"{path}: found bounds, expected nothing, as simplify_ppm is 0"]
 
 
 def test_every_field_of_the_drafter_is_there_or_none() -> None:

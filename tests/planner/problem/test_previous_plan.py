@@ -155,7 +155,13 @@ def test_the_answer_moves_the_least_of_all_within_the_tolerance(
         price = value(formulation.problem, answer)
         if price is not None and price[0] * 100 <= bound * (100 + within):
             solved = Solved(
-                answer=answer, objective_ns=price[0], least_ns=bound, bound_ns=bound, optima=(), solve_s=0.0
+                answer=answer,
+                objective_ns=price[0],
+                least_ns=bound,
+                bound_ns=bound,
+                simplicity=None,
+                optima=(),
+                solve_s=0.0,
             )
             moves = moved(old, emit(formulation, kept.plan.inputs, solved, previous))
             least = moves if least is None else min(least, moves)

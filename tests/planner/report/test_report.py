@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from jinja2 import StrictUndefined
 
+from planner.commands.build import summary_line
 from planner.report import render
-from planner.report.view import join_shares, view
+from planner.report.view import join_shares, simplicity_line, view
 from plans import codec
 from plans.check import check
 from plans.codec import digest
@@ -202,6 +203,34 @@ def test_what_is_given_up_for_a_simpler_plan_is_printed() -> None:
     )
     assert f"**OPTIMAL**: {verdict}." in render.markdown(plan)
     assert "- simplify: 0.5 %" in render.markdown(plan)
+
+
+def test_what_is_proven_of_a_simple_plan_is_printed() -> None:
+    plan = edited(two_stage_plan(), "options.simplify_ppm", 5_000)
+    used, step_ns = len(plan.memory), plan.proof.objective_ns
+
+    def line(devices_bound: int, runs_bound: int, step_bound_ns: int) -> str:
+        bounds = {"devices_bound": devices_bound, "runs_bound": runs_bound, "step_bound_ns": step_bound_ns}
+        bounded = edited(plan, "proof.simplicity", bounds)
+        assert check(bounded) == ()
+        words = simplicity_line(bounded)
+        assert words in " ".join(render.text(bounded, 500, color=False).split())
+        assert f"{words}." in render.markdown(bounded).splitlines()
+        assert words in render.html(bounded)
+        assert words in summary_line(bounded)
+        return words
+
+    least = "proven least of those within 0.5 %: "
+    missed = "not proven, but nothing less was found within the limit: "
+    assert line(used, 3, step_ns) == f"{least}{used} devices in use, 3 different runs of layers, the step with as few"
+    assert line(used, 2, step_ns) == (
+        f"{least}{used} devices in use, the step with as few; {missed}different runs of layers (3, at least 2)"
+    )
+    assert line(1, 2, 19_000_000) == (
+        f"{missed}devices in use ({used}, at least 1), different runs of layers (3, at least 2), "
+        "the step with as few (at least 19.0 ms)"
+    )
+    assert simplicity_line(plan) == ""
 
 
 @pytest.mark.parametrize(

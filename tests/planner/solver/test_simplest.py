@@ -16,7 +16,8 @@ from planner.solver import limits
 from planner.solver.certify import certify, devices_in_use
 from planner.solver.minimise import Settings
 from planner.solver.problem import Answer, Problem, StageAnswer
-from planner.solver.solve import solve
+from planner.solver.simplest import enough
+from planner.solver.solve import Simplicity, Solved, solve
 from tests.planner.brute_force import divisions
 from tests.planner.every_answer import every_answer, value
 from tests.planner.instances import ROOT, host, inventory_of, saved
@@ -101,6 +102,7 @@ def test_the_simplest_answer_within_the_tolerance_is_found(start: int) -> None:
         assert in_use(problem, solved.answer) == fewest, f"seed {seed}"
         found = (sum(map(runs, solved.answer.stages)), certify(problem, solved.answer).step_ns)
         assert found == expected, f"seed {seed}"
+        assert solved.simplicity == Simplicity(devices=fewest, runs=expected[0], step_ns=expected[1]), f"seed {seed}"
         compared += 1
     assert compared
 
@@ -188,8 +190,39 @@ def test_where_no_search_for_a_simpler_answer_ends_the_fastest_is_taken(monkeypa
         first, *others = (solve(problem, Settings(workers=workers, seed=n)) for workers, n in ((1, 0), (1, 7), (2, 3)))
         for other in others:
             assert (other and other.answer) == (first and first.answer), f"seed {seed}"
+            assert (other and other.simplicity) == (first and first.simplicity), f"seed {seed}"
         if first is not None:
             solved += 1
             certify(problem, first.answer)
             assert first.least_ns <= first.objective_ns <= first.least_ns * 1.1
+            _check_bounds(monkeypatch, problem, first)
     assert solved > 10
+
+
+def _check_bounds(monkeypatch: pytest.MonkeyPatch, problem: Problem, hasty: Solved) -> None:
+    """Compare the bounds of an answer whose searches did not end with the answer of searches that do."""
+    with monkeypatch.context() as patched:
+        for name in ("DEVICES_LIMIT", "FEWEST_RUNS_LIMIT", "RUNS_LIMIT"):
+            patched.setattr(limits, name, 10.0)
+        whole = solve(problem, Settings())
+    assert whole is not None
+    assert hasty.simplicity is not None
+    assert hasty.simplicity.devices <= in_use(problem, whole.answer) <= in_use(problem, hasty.answer)
+    assert hasty.simplicity.step_ns <= hasty.objective_ns
+    if in_use(problem, whole.answer) == in_use(problem, hasty.answer):
+        assert hasty.simplicity.runs is not None
+        assert hasty.simplicity.runs <= sum(map(runs, whole.answer.stages))
+
+
+def test_nothing_is_said_of_simplicity_where_it_was_not_asked_for_or_a_gap_was_accepted() -> None:
+    problem = tiny_problem(1)
+    exact = solve(dataclasses.replace(problem, simplify_ppm=0), Settings())
+    near = solve(dataclasses.replace(problem, simplify_ppm=100_000), Settings(gap_ppm=50_000))
+    assert exact is not None
+    assert near is not None
+    assert exact.simplicity is near.simplicity is None
+
+
+@pytest.mark.parametrize(("needed", "count"), [(0, 1), (5, 1), (6, 2), (9, 2), (10, 3), (99, 3)])
+def test_so_many_of_the_largest_rooms_are_enough(needed: int, count: int) -> None:
+    assert enough((1, 5, 4), needed) == count
