@@ -78,10 +78,11 @@ def _with_memory(plan: Plan, problem: Problem, answer: Answer, certificate: Cert
             continue
         name, index = device.id, used[device.id]
         line = device_memory(plan, name, *weights_bytes(plan, name))
-        bound = certificate.load_bytes[index]
+        set_aside = device.capacity_bytes - problem.capacity_bytes[index]
+        bound = certificate.load_bytes[index] + set_aside
         assert line.planned_bytes <= bound, f"{name}: {line} exceeds the {bound} bytes of the solver's problem"
         lines.append(line)
-        free.append(problem.capacity_bytes[index] - line.planned_bytes)
+        free.append(device.capacity_bytes - line.planned_bytes)
     proof = dataclasses.replace(plan.proof, min_free_bytes=min(free))
     whole = dataclasses.replace(plan, memory=tuple(lines), proof=proof)
     violations = check(whole)

@@ -29,6 +29,7 @@ from typing import Literal, get_args
 from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.kv import KvShare, kv_share, query_heads
 from plans.schema import Attention, Draft, Mlp, Model, Options, Plan
+from plans.shared_memory import outbox_bytes, sharing
 from plans.step import (
     ALIGN_BYTES,
     BEST_WORDS,
@@ -59,6 +60,9 @@ from plans.step import (
 FLOAT32_BYTES = BUFFER_BYTES["float32"]
 FUSED_ROWS = 32
 """Multiple to which the kernel of fused attention pads the rows of its log-sum-exp."""
+
+OUTBOX = "outbox"
+"""Name of the buffer that lies in the memory which ranks share."""
 
 Term = Literal["kv", "draft_kv", "buffers", "comm"]
 TERMS: tuple[Term, ...] = get_args(Term)
@@ -200,6 +204,7 @@ def device_buffers(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
         *_embed_of(plan, device_id),
         *_head_of(plan, device_id),
         *_draft_of(plan, device_id),
+        *_outbox_of(plan, device_id),
     )
     table: dict[str, Buffer] = {}
     for buffer in parts:
@@ -430,6 +435,14 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
             group_size=len(placement.devices),
         ),
     )
+
+
+def _outbox_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
+    """Return the buffer of messages through shared memory; that of a GPU's process is not in the GPU's memory."""
+    ranks = sharing(plan, device_id) if plan.device(device_id).kind == "cpu" else ()
+    if not ranks:
+        return ()
+    return (Buffer(name=OUTBOX, term="comm", dtype="uint8", shape=(outbox_bytes(len(ranks)),)),)
 
 
 def _cache_shape(

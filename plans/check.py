@@ -27,6 +27,7 @@ from plans.schema import (
     Transport,
     VocabSplit,
 )
+from plans.shared_memory import share_memory
 from plans.step import layer_class
 from plans.usable import check_usable
 
@@ -65,14 +66,17 @@ def check(plan: Plan) -> tuple[Violation, ...]:
     """Return all violations of a plan, in the order of its fields; none for a plan that may be executed."""
     facts = check_facts(plan)
     placement = (*_check_stages(plan), *_check_vocabulary(plan), *_check_placement(plan))
-    placement += (*check_usable(plan, _used(plan)),)
+    placement += (*check_usable(plan, plan.placed),)
     if facts or placement:
         return facts + placement
     return (*_check_transports(plan), *_check_memory(plan), *_check_proof(plan))
 
 
 def group_transport(inventory: Inventory, members: Iterable[str]) -> Transport:
-    """Return the transport of a group: nccl between distinct GPUs of hosts that allow it, gloo otherwise."""
+    """Return the transport of a group: nccl between distinct GPUs, else shm on one machine, else gloo.
+
+    A host may ask for gloo.
+    """
     ids = set(members)
     devices = [device for device in inventory.devices if device.id in ids]
     if len(devices) == 1:
@@ -80,7 +84,9 @@ def group_transport(inventory: Inventory, members: Iterable[str]) -> Transport:
     hosts = {host.name: host for host in inventory.hosts}
     gpus = {(device.host, device.ordinal) for device in devices if device.kind == "cuda"}
     auto = all(hosts[device.host].transport == "auto" for device in devices)
-    return "nccl" if auto and len(gpus) == len(devices) else "gloo"
+    if auto and len(gpus) == len(devices):
+        return "nccl"
+    return "shm" if auto and share_memory(inventory, (device.host for device in devices)) else "gloo"
 
 
 def hop_transport(inventory: Inventory, before: tuple[str, ...], group: tuple[str, ...]) -> Transport:
@@ -273,7 +279,7 @@ def _check_transports(plan: Plan) -> Iterator[Violation]:
         yield from _check_transport(
             features, placement.feature_transport, inventory, plan.head.devices, placement.devices
         )
-    yield from _check_transport("message_transport", plan.message_transport, inventory, (), _used(plan))
+    yield from _check_transport("message_transport", plan.message_transport, inventory, (), plan.placed)
 
 
 def _check_transport(
@@ -289,18 +295,10 @@ def _check_transport(
         yield bad(path, transport, f"{expected} between {show(tuple(dict.fromkeys((*before[:1], *group))))}")
 
 
-def _used(plan: Plan) -> tuple[str, ...]:
-    """Return the ids of the devices of stages, embedding, lm_head and drafter, in inventory order."""
-    names = {device for stage in plan.stages for device in stage.devices}
-    names.update(plan.embed.devices, plan.head.devices)
-    names.update(plan.draft_placement.devices if plan.draft_placement is not None else ())
-    return tuple(device.id for device in plan.inventory.devices if device.id in names)
-
-
 def _check_memory(plan: Plan) -> Iterator[Violation]:
     listed = tuple(entry.device for entry in plan.memory)
-    if listed != _used(plan):
-        yield bad("memory", listed, f"the devices in use, {show(_used(plan))}")
+    if listed != plan.placed:
+        yield bad("memory", listed, f"the devices in use, {show(plan.placed)}")
         return
     drafting = plan.draft_placement.devices if plan.draft_placement is not None else ()
     serving = {*(device for stage in plan.stages for device in stage.devices), *plan.head.devices}

@@ -10,8 +10,8 @@ Shape letters used below: H hidden size, D head dim, K KV heads, U MLP units of 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-SCHEMA_MAJOR = 3
-SCHEMA_MINOR = 1
+SCHEMA_MAJOR = 4
+SCHEMA_MINOR = 0
 
 DType = Literal["bfloat16", "float16", "float32"]
 KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
@@ -20,8 +20,9 @@ Strategy = Literal["latency", "balanced", "balanced_low_0", "sequential", "custo
 KvAxis = Literal["heads", "context", "head_dim", "batch"]
 """Dimension of the KV cache that a subgroup divides; ``heads``: none, each KV head is on one device or repeated."""
 
-Transport = Literal["gloo", "nccl", "local"]
-"""Backend of a group's collectives; ``local``: the group has one member, or a hop goes to the same devices."""
+Transport = Literal["gloo", "nccl", "shm", "local"]
+"""Backend of a group's collectives; ``shm``: memory that its processes share; ``local``: the group has one member, or a
+hop goes to the same devices."""
 
 
 class PlanError(Exception):
@@ -64,8 +65,8 @@ class Device:
     overhead_ns: int
     """Fixed time of a dense layer: its launches, norms and element-wise work."""
     compute_capability: int | None
-    """Of CUDA, ten times the major number and the minor one: 86 is sm_86. None: a CPU, or a type of unknown capability,
-    which is taken to be at least 80."""
+    """Version of CUDA, ten times the major number and the minor one: 86 is sm_86. None: a CPU, or a type of unknown
+    capability, which is taken to be at least 80."""
 
     @property
     def capacity_bytes(self) -> int:
@@ -99,7 +100,8 @@ class Host:
     link: Link
     pairs: tuple[Pair, ...]
     transport: Literal["auto", "gloo"]
-    """``auto``: nccl between distinct GPUs, gloo otherwise. ``gloo``: gloo for every group, as the inventory asks."""
+    """``auto``: nccl between distinct GPUs, else shm on one machine, else gloo. ``gloo``: gloo for every group, as the
+    inventory asks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -468,6 +470,23 @@ class Plan:
         """The devices in use, in inventory order: rank r of a run is the r-th."""
         used = {entry.device for entry in self.memory}
         return tuple(device for device in self.inventory.devices if device.id in used)
+
+    @property
+    def placed(self) -> tuple[str, ...]:
+        """Ids of the devices of stages, embedding, lm_head and drafter, in inventory order."""
+        names = {device for stage in self.stages for device in stage.devices}
+        names.update(self.embed.devices, self.head.devices)
+        names.update(self.draft_placement.devices if self.draft_placement is not None else ())
+        return tuple(device.id for device in self.inventory.devices if device.id in names)
+
+    @property
+    def transports(self) -> frozenset[Transport]:
+        """Transports of all groups."""
+        drafter, tables = self.draft_placement, (self.embed, self.head)
+        stages = {transport for stage in self.stages for transport in (stage.transport, stage.hop_transport)}
+        ends = {transport for split in tables for transport in (split.transport, split.hop_transport)}
+        draft = {drafter.transport, drafter.feature_transport} if drafter else set()
+        return frozenset({self.message_transport, *stages, *ends, *draft})
 
     def device(self, device_id: str) -> Device:
         return next(device for device in self.inventory.devices if device.id == device_id)

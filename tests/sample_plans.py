@@ -90,7 +90,7 @@ STAGES = (
     Stage(
         first_layer=0,
         devices=("cpu0", "cpu1"),
-        transport="gloo",
+        transport="shm",
         hop_transport="local",
         kv_axis="heads",
         kv_subgroups=(1, 1),
@@ -121,7 +121,7 @@ def split(devices: tuple[str, ...], transport: Transport, rows: tuple[int, ...],
 def two_stage_plan() -> Plan:
     """Make a plan of an unequal pair, then one device with the drafter; the inventory's fourth device is unused."""
     plan = Plan(
-        schema="3.1",
+        schema="4.0",
         inputs=Inputs(
             base_config_sha256="1" * 64,
             base_tensors_sha256="2" * 64,
@@ -133,7 +133,7 @@ def two_stage_plan() -> Plan:
         model=MODEL,
         draft=DRAFT,
         stages=STAGES,
-        embed=split(("cpu0", "cpu1"), "gloo", (1000, 24), 60_000),
+        embed=split(("cpu0", "cpu1"), "shm", (1000, 24), 60_000),
         head=split(("cpu2",), "local", (1024,), 170_000),
         draft_placement=DraftPlacement(
             devices=("cpu2",),

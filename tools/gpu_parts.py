@@ -32,7 +32,8 @@ from plans.buffers import device_buffers
 from plans.schema import Plan
 from plans.step import CONVERTED_ROWS, groups_experts
 from runtime import Engine
-from runtime.comm.groups import Group, connect
+from runtime.comm.groups import Group
+from runtime.comm.meeting import connect
 from runtime.comm.progress import Progress
 from runtime.decode.messages import Channel, Message, Notice
 from runtime.decode.step import Mode, Stepper
@@ -177,7 +178,7 @@ class Decoder:
             ops.prepare(DTYPES[plan.options.dtype])
         with torch.inference_mode():
             memory = Memory(plan, plan.devices[0].id, bench.device)
-            comm = connect(plan, 0, None, Progress())
+            comm = connect(plan, 0, None, Progress(), ops.exchange)
             return cls(plan, memory, Stepper(plan, RandomSlots(bench.device), memory, comm, bench.device))
 
     def steps(self, length: int, *, draft: bool, sampling: Sampling | None = None) -> Iterator[object]:

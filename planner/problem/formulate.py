@@ -29,7 +29,8 @@ from planner.solver.problem import Goal, Group, Kind, Problem
 from plans import step
 from plans.check_inputs import ROUNDING_PPM
 from plans.kv import KvDivision
-from plans.schema import Draft, Inventory, Model, Options
+from plans.schema import Device, Draft, Inventory, Model, Options
+from plans.shared_memory import most_outbox_bytes
 
 GOALS: dict[str, Goal] = {
     "latency": "time",
@@ -107,7 +108,7 @@ class Formulation:
         gpus = (index for index, device in enumerate(devices) if device.kind == "cuda")
         problem = Problem(
             devices=tuple(device.id for device in devices),
-            capacity_bytes=tuple(device.capacity_bytes for device in devices),
+            capacity_bytes=tuple(map(self._room_bytes, devices)),
             hosts=self._fabric.of_host,
             alike=self.candidates.alike,
             kinds=tuple(map(self._kind, range(len(self._shares.kinds)))),
@@ -227,6 +228,11 @@ class Formulation:
             sets=self._sets(self._chain.draft if self._chain else None),
             bundle_rows=self.row_unit,
         )
+
+    def _room_bytes(self, device: Device) -> int:
+        """Return the bytes of a device for its shares: without an outbox, whose size depends on who else is in use."""
+        outbox = most_outbox_bytes(self.searched) if device.kind == "cpu" else 0
+        return max(0, device.capacity_bytes - outbox)
 
     def _kind(self, kind: int) -> Kind:
         """Return the fine axis of a layer kind: its MLP units, and the time of one on each device."""

@@ -18,46 +18,37 @@ feature, draft, world.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import FileStore, Store, TCPStore
 
-from plans import codec
 from plans.kv import kv_division
 from plans.schema import DraftPlacement, Plan, Stage, Transport
 from runtime.comm.progress import Progress
-from runtime.errors import MeetingError, PeerError
+from runtime.errors import PeerError
 
-UNCONNECTED = (
-    "a firewall or another network interface may be in between, a process may have died, or another program may have "
-    'connected to a port of the run (runtime/README.md, "Network")'
-)
-"""Reasons why ranks do not connect that nobody can tell apart."""
 CUDA_IN_NCCL = "ncclUnhandledCudaError"
 """Code in the message of NCCL about an error of CUDA on this rank's own device."""
-TIMEOUT = timedelta(minutes=10)
-"""Time-out of a collective; the watchdog, which can tell who hangs, ends a run long before."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rendezvous:
-    """Meeting point of the ranks of a run: the path of a file that all of them open, or the address of a store."""
+class Collectives(Protocol):
+    """Collectives of a group over its transport. They raise RuntimeError where it fails, as torch's do."""
 
-    file: str | None = None
-    address: tuple[str, int] | None = None
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Fill ``tensor`` on all members with its value on rank ``source``."""
+        ...
 
-    def store(self, world: int) -> Store:
-        """Return the store; wait for one that is not there yet, and raise RuntimeError where none comes."""
-        if self.file is not None:
-            return FileStore(self.file, world)
-        assert self.address is not None, "a rendezvous has a file or an address"
-        return TCPStore(*self.address, timeout=TIMEOUT, wait_for_workers=False)
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum over the members, in place."""
+        ...
+
+    def all_gather(self, own: Tensor, out: Tensor) -> None:
+        """Fill ``out`` [members, ...] with the tensors of all members, in the order of the group."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +60,8 @@ class Group:
     rank: int
     staged: bool
     """True: tensors of an accelerator are copied through host memory, because the transport knows only that."""
-    handle: dist.ProcessGroup | None
-    """torch's group; None: local. A local group of several ranks is one whose members all hold the data already."""
+    handle: Collectives | None
+    """Its transport; None: local. A local group of several ranks is one whose members all hold the data already."""
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -96,14 +87,14 @@ class Group:
         if self.handle is None:
             return
         with self._link(tensor, inside=False) as wire:
-            dist.broadcast(wire, source, group=self.handle)
+            self.handle.broadcast(wire, source)
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Sum over the members, in place."""
         if self.handle is None:
             return
         with self._link(tensor, inside=True) as wire:
-            dist.all_reduce(wire, group=self.handle)
+            self.handle.all_reduce(wire)
 
     def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
         """Return all members' tensors, stacked in the order of the group: [members, ...], in ``out`` if it is given."""
@@ -115,9 +106,7 @@ class Group:
             if tensor.device != wire.device:
                 with self.progress.reading():
                     own = tensor.to(wire.device)
-            # torch numbers a group's members in ascending order
-            rows = [wire[self.ranks.index(rank)] for rank in sorted(self.ranks)]
-            dist.all_gather(rows, own, group=self.handle)
+            self.handle.all_gather(own, wire)
         return out
 
     @contextmanager
@@ -164,6 +153,10 @@ class Comm:
     """Subgroup of this rank in the drafter."""
     feature: Group | None
     world: Group
+    outbox: Tensor | None = None
+    """Outbox of this rank in the memory that it shares with others, uint8; None: it shares none."""
+    resources: ExitStack = field(default_factory=ExitStack)
+    """Connections of the rank, closed at its end."""
 
 
 class Maker(Protocol):
@@ -180,29 +173,6 @@ class Maker(Protocol):
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
         """Return the group of these ranks, in the plan's order; None on a rank that is not among them."""
         ...
-
-
-def connect(plan: Plan, rank: int, rendezvous: Rendezvous | None, progress: Progress) -> Comm:
-    """Connect to the other ranks and make the plan's groups.
-
-    ``rendezvous``: None where there is only one rank. Raises MeetingError where the ranks do not connect, and PeerError
-    where one has another plan.
-    """
-    world = len(plan.devices)
-    maker = _Maker(rank=rank, progress=progress, handles={})
-    if rendezvous is None or world == 1:
-        return groups(plan, maker)
-    try:
-        store = rendezvous.store(world)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=TIMEOUT)
-        progress.tick()
-        _agree(plan, rank)
-        return groups(plan, maker)
-    except (RuntimeError, ValueError) as error:
-        if is_device_error(error):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise MeetingError(f"rank {rank} of {world} did not connect to the others: {reason}: {UNCONNECTED}") from error
 
 
 def groups(plan: Plan, maker: Maker) -> Comm:
@@ -255,14 +225,6 @@ def is_device_error(error: Exception) -> bool:
     return isinstance(error, dist.DistBackendError) and CUDA_IN_NCCL in str(error)
 
 
-def transports(plan: Plan) -> set[Transport]:
-    """Return the transports of all groups of a plan."""
-    stages = [transport for stage in plan.stages for transport in (stage.transport, stage.hop_transport)]
-    drafter = plan.draft_placement
-    draft = [drafter.transport, drafter.feature_transport] if drafter else []
-    return {plan.message_transport, plan.embed.transport, plan.head.transport, plan.head.hop_transport, *stages, *draft}
-
-
 def exchanging(group: Stage | DraftPlacement) -> list[tuple[str, ...]]:
     """Return the subgroups of a stage, or of the drafter, whose members exchange parts of their attention."""
     divided = kv_division(group)
@@ -270,54 +232,6 @@ def exchanging(group: Stage | DraftPlacement) -> list[tuple[str, ...]]:
         return []
     every = [group.devices[i : i + size] for i, size in zip(divided.starts, divided.subgroups, strict=True)]
     return [members for members in every if len(members) > 1]
-
-
-def _agree(plan: Plan, rank: int) -> None:
-    """Compare the digests of all ranks' plans; raise PeerError where one differs."""
-    own = torch.frombuffer(bytearray.fromhex(codec.digest(plan)), dtype=torch.uint8)
-    digests = [torch.empty_like(own) for _ in plan.devices]
-    dist.all_gather(digests, own)
-    for other, digest in enumerate(digests):
-        if not torch.equal(digest, own):
-            raise PeerError(
-                f"rank {other} has plan {bytes(digest.tolist()).hex()[:16]}, rank {rank} {codec.digest(plan)[:16]}: "
-                "give all hosts the same plan"
-            )
-
-
-def disconnect() -> None:
-    """Leave the groups of the run."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Maker:
-    """Factory that makes each of torch's groups once, in the same order on every rank, as torch requires."""
-
-    rank: int
-    progress: Progress
-    handles: dict[tuple[tuple[int, ...], str], dist.ProcessGroup]
-    """By ascending ranks and transport."""
-
-    def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
-        handle = self._handle(ranks, transport) if transport != "local" else None
-        if self.rank not in ranks:
-            return None
-        staged = transport == "gloo"
-        return Group(name=name, ranks=ranks, rank=self.rank, staged=staged, handle=handle, progress=self.progress)
-
-    def _handle(self, ranks: tuple[int, ...], transport: Transport) -> dist.ProcessGroup:
-        key = (tuple(sorted(ranks)), transport)
-        if key not in self.handles:
-            handle = self.handles[key] = dist.new_group(list(key[0]), backend=transport, timeout=TIMEOUT)
-            self.progress.tick()
-            if transport == "nccl" and self.rank in ranks:
-                # makes its buffers and connections now rather than in the first step
-                dist.all_reduce(torch.zeros(1, device="cuda"), group=handle)
-                torch.cuda.synchronize()
-                self.progress.tick()
-        return self.handles[key]
 
 
 def _with(leader: int, members: tuple[int, ...]) -> tuple[int, ...]:

@@ -34,6 +34,11 @@ class Memory:
             self._allocated[name] = torch.zeros(entry.shape, dtype=DTYPES[entry.dtype], device=self._device)
         return self._allocated[name]
 
+    def adopt(self, name: str, buffer: Tensor) -> None:
+        """Take memory that was allocated elsewhere as the buffer of this name."""
+        assert buffer.nbytes == self._table[name].nbytes, "the memory has the planned size"
+        self._allocated[name] = buffer
+
     def names(self, term: Term) -> list[str]:
         """Return the names of a term's buffers, in the order of the table."""
         return [name for name, buffer in self._table.items() if buffer.term == term]

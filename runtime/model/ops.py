@@ -10,7 +10,7 @@ asserted to agree with them; tests/runtime/model/kernels/touched.py has the byte
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import Any
 
@@ -39,6 +39,8 @@ WIDENED_ROWS = 16
 forward has fewer rows, this scratch is part of the device's reserve."""
 PADDING = 16
 """Values between widened rows: rows that lie a power of two apart share a few lines of the processor's cache."""
+EXCHANGE = "exchange"
+"""Kernel of messages through shared memory, which only ranks that share some need."""
 # a named tuple's __new__ takes fields by name in half of the time that its class does, which makes a dict of them first
 _product, _grouped = partial(Product.__new__, Product), partial(GroupedProduct.__new__, GroupedProduct)
 _norm, _gated = partial(Norm.__new__, Norm), partial(Gated.__new__, Gated)
@@ -46,9 +48,27 @@ _top, _attend = partial(Top.__new__, Top), partial(Attend.__new__, Attend)
 
 
 def prepare(dtype: torch.dtype) -> None:
-    """Compile the kernels for a dtype, or load those that were compiled before; raise MachineError."""
+    """Compile the kernels of layers for a dtype, or load those that were compiled before; raise MachineError."""
+    _prepare((kernel for kernel in code.KERNELS if kernel != EXCHANGE), dtype)
+
+
+def prepare_exchange(dtype: torch.dtype) -> None:
+    """Compile the exchange through shared memory for a dtype, and for partial results in float32, or load it."""
+    for reduced in {dtype, torch.float32}:
+        _prepare((EXCHANGE,), reduced)
+
+
+def exchange(dtype: torch.dtype) -> Callable[[bytes], None]:
+    """Return the compiled exchange through shared memory, whose sums are of this dtype; it takes a packed `Exchange`.
+
+    The interpreter's lock is free while it runs.
+    """
+    return _entry(EXCHANGE, dtype)[1]
+
+
+def _prepare(kernels: Iterable[str], dtype: torch.dtype) -> None:
     try:
-        for kernel in code.KERNELS:
+        for kernel in kernels:
             _entry(kernel, dtype)
     except OSError as error:
         raise MachineError(

@@ -19,7 +19,7 @@ import psutil
 
 from plans.process import defer_signals
 from plans.schema import Plan
-from runtime.comm.groups import Rendezvous
+from runtime.comm.meeting import Rendezvous
 from runtime.comm.progress import Status
 from runtime.errors import MachineError
 from runtime.processes.inbox import Packet

@@ -16,9 +16,11 @@ import torch
 from tokenizers import Tokenizer
 
 from plans.artifact import align
+from plans.buffers import OUTBOX
 from plans.schema import MEMORY_TERMS, Plan
 from plans.slots import DRAFT_PREFIX
-from runtime.comm.groups import Comm, Rendezvous, connect, disconnect
+from runtime.comm.groups import Comm
+from runtime.comm.meeting import Rendezvous, connect
 from runtime.comm.progress import Progress, Timings
 from runtime.decode.step import Mode, Stepper, Taken
 from runtime.errors import PeerError, RequestError
@@ -61,6 +63,8 @@ class Rank:
         device = plan.devices[comm.rank]
         self._device = torch_device(device)
         self.memory = Memory(plan, device.id, self._device)
+        if comm.outbox is not None and device.kind == "cpu":
+            self.memory.adopt(OUTBOX, comm.outbox)
         self._stepper = Stepper(plan, image, self.memory, comm, self._device)
         self._tokenizer: Tokenizer | None = None
 
@@ -91,8 +95,10 @@ class Rank:
         progress.begin("reading its image")
         record = check_images(plan, directory, verify=False, devices=[device.id])
         image = open_image(plan, directory, device.id, target, record, verify=verify)
+        if "shm" in plan.transports:
+            ops.prepare_exchange(DTYPES[plan.options.dtype])
         progress.begin("meeting the other ranks")
-        comm = connect(plan, rank, rendezvous, progress)
+        comm = connect(plan, rank, rendezvous, progress, ops.exchange)
         with progress.warming_up():
             if target.type == "cpu":
                 ops.prepare(DTYPES[plan.options.dtype])
@@ -128,7 +134,7 @@ class Rank:
 
     def close(self) -> None:
         """Leave the group of ranks."""
-        disconnect()
+        self._comm.resources.close()
 
     # ---- requests ----
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from plans.schema import Plan
-from runtime.comm.groups import Rendezvous
+from runtime.comm.meeting import Rendezvous
 from runtime.comm.progress import Progress, Status
 from runtime.errors import PeerError, RuntimeRefusal
 from runtime.image.dtypes import DTYPES

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from plans.schema import Plan
-from runtime.comm.groups import Rendezvous, transports
+from runtime.comm.meeting import Rendezvous, shared_by_ranks
 from runtime.comm.progress import Progress
 from runtime.errors import RequestError
 from runtime.image.dtypes import DTYPES
@@ -157,6 +157,8 @@ class InProcesses:
         if any(device.kind == "cpu" for device in plan.devices):
             report(KERNELS)
             ops.prepare(DTYPES[plan.options.dtype])  # here, once for all ranks
+        if "shm" in plan.transports:
+            ops.prepare_exchange(DTYPES[plan.options.dtype])
         own = range(len(plan.devices)) if torchrun is None else range(torchrun.rank, torchrun.rank + 1)
         report(f"loading {len(own)} {'image' if len(own) == 1 else 'images'}")
         stall_s = plan.options.stall_timeout_s
@@ -167,14 +169,15 @@ class InProcesses:
         """End the supervisor and the ranks; leave no process behind. Also called at exit, and for a dropped engine."""
         try:
             if torchrun is None:
-                rendezvous = Rendezvous(file=resources.enter_context(unnamed_file()))
+                files, memory = unnamed_file(), shared_by_ranks(plan)
+                rendezvous = Rendezvous(file=resources.enter_context(files), memory=resources.enter_context(memory))
             else:
                 rendezvous = Rendezvous(address=(torchrun.host, torchrun.port))
             self._ranks = resources.enter_context(Ranks(plan, directory, own, rendezvous, method=method, verify=verify))
             exchange = None if torchrun is None else Exchange(torchrun, stall_s)
             if exchange is not None:
                 resources.callback(exchange.end)
-            watch = Watch(self._ranks.names, stall_s, NCCL_S if "nccl" in transports(plan) else 0)
+            watch = Watch(self._ranks.names, stall_s, NCCL_S if "nccl" in plan.transports else 0)
             self._supervisor = resources.enter_context(Supervisor(self._ranks, self._requests, watch, exchange))
             self.started = self._wait_for_all(len(own))
             self._outbox = resources.enter_context(Outbox(self._ranks))

@@ -14,7 +14,7 @@ from typing import Self
 
 import psutil
 
-from runtime.comm.groups import UNCONNECTED
+from runtime.comm.meeting import UNCONNECTED
 from runtime.comm.progress import MOST_GROUP_NAME, PHASES, Phase, Status
 from runtime.errors import MeetingError, PeerError
 

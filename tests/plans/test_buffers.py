@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plans.buffers import (
+    OUTBOX,
     TERMS,
     Buffer,
     device_buffers,
@@ -145,7 +146,7 @@ def test_a_device_without_layers_has_the_buffers_of_its_table() -> None:
     placement = split_draft(MODEL, DRAFT, ("b",))
     plan = make_plan(MODEL, groups, draft=DRAFT, embed=["e"], head=["h", "b"], placement=placement)
     names = {device: {buffer.name for buffer in device_buffers(plan, device)} for device in "abeh"}
-    shared = {"chunk", "message", "scratch.index"}
+    shared = {"chunk", "message", "scratch.index", OUTBOX}
     assert names["e"] == {*shared, "embed.hidden", "embed.scratch.rows", "embed.scratch.reduce"}
     received = {*shared, "head.carry"}
     assert names["h"] == {*received, "scratch.head", "scratch.noise", "scratch.normed", "scratch.best", "features"}
@@ -214,7 +215,7 @@ def test_a_device_has_the_buffers_of_its_parts() -> None:
     assert not names["a"] & {"scratch.best", "features", "draft.kv"}
     assert {"kv.5", "scratch.best", "features", "draft.kv"} <= names["b"]
     assert {"kv.5", "scratch.best"} <= names["c"]
-    assert {name for name in names["d"] if not name.startswith("draft.")} == {"message", "features"}
+    assert {name for name in names["d"] if not name.startswith("draft.")} == {"message", "features", OUTBOX}
     for device in "abcd":
         terms = device_terms(plan, device)
         assert tuple(terms) == TERMS

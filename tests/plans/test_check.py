@@ -49,7 +49,7 @@ DIGITS = "64 hexadecimal digits"
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("schema", "4.0", "schema: found 4.0, expected 3.x"),
+        ("schema", "5.0", "schema: found 5.0, expected 4.x"),
         ("inputs.base_config_sha256", "xyz", f"inputs.base_config_sha256: found xyz, expected {DIGITS}"),
         ("inputs.draft_tensors_sha256", None, f"inputs.draft_tensors_sha256: found nothing, expected {DIGITS}"),
         ("options.batch", 0, "options.batch: found 0, expected from 1 to 1024"),
@@ -208,7 +208,7 @@ DIGITS = "64 hexadecimal digits"
             None,
             "draft_placement.embed_rows: found nothing, expected shares, as the base's are on [cpu0, cpu1]",
         ),
-        ("stages[0].transport", "nccl", "stages[0].transport: found nccl, expected gloo between [cpu0, cpu1]"),
+        ("stages[0].transport", "nccl", "stages[0].transport: found nccl, expected shm between [cpu0, cpu1]"),
         (
             "stages[1].hop_transport",
             "local",
@@ -614,7 +614,7 @@ def test_transports_of_groups() -> None:
     assert group_transport(inventory, ["gpu0", "gpu0"]) == "local"
     assert group_transport(inventory, ["gpu0", "gpu3"]) == "nccl"
     one_gpu = edited(nvlink_plan(), "inventory.devices[3].ordinal", 0).inventory
-    assert group_transport(one_gpu, ["gpu0", "gpu3"]) == "gloo"
+    assert group_transport(one_gpu, ["gpu0", "gpu3"]) == "shm"
     assert group_transport(one_gpu, ["gpu0", "gpu1"]) == "nccl"
     gloo_only = edited(nvlink_plan(), "inventory.hosts[0].transport", "gloo").inventory
     assert group_transport(gloo_only, ["gpu0", "gpu3"]) == "gloo"

@@ -16,7 +16,7 @@ INTEGERS = st.integers(0, 2**63 - 1)
 st.register_type_strategy(int, INTEGERS)
 st.register_type_strategy(str, TEXT)
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
-PLANS = st.builds(Plan, schema=st.just("3.1"))
+PLANS = st.builds(Plan, schema=st.just("4.0"))
 
 
 @settings(max_examples=20, deadline=None)
@@ -120,23 +120,23 @@ def test_the_path_leads_to_the_datum(plan: Plan) -> None:
 @settings(max_examples=5, deadline=None)
 @given(PLANS)
 def test_a_newer_minor_schema_is_read_unless_it_has_more_fields(plan: Plan) -> None:
-    data = encode(plan) | {"schema": "3.7"}
-    assert loads(dump_yaml(data)).schema == "3.7"
+    data = encode(plan) | {"schema": "4.7"}
+    assert loads(dump_yaml(data)).schema == "4.7"
     data["options"]["zzz"] = 1
     with pytest.raises(PlanError) as caught:
         loads(dump_yaml(data))
     assert str(caught.value) == (
         "plan.yaml: options.zzz: unknown field, expected one of batch, context, dtype, kv_dtype, prefill_chunk, "
         "stall_timeout_s, strategy, kv_axis, custom, gap_ppm, within_ppm, simplify_ppm, max_devices, tree "
-        "(the plan has schema 3.7, this program knows 3.1: update it)"
+        "(the plan has schema 4.7, this program knows 4.0: update it)"
     )
 
 
 def test_a_newer_major_schema_has_its_own_error() -> None:
     with pytest.raises(NewerSchemaError) as caught:
-        loads("schema: '4.0'\nanything: else\n", "p/plan.yaml")
+        loads("schema: '5.0'\nanything: else\n", "p/plan.yaml")
     assert str(caught.value) == (
-        "p/plan.yaml: schema: the plan has version 4.0, this program reads up to 3.x: "
+        "p/plan.yaml: schema: the plan has version 5.0, this program reads up to 4.x: "
         "update the program, or build the plan again with this one"
     )
     assert caught.value.exit_code == 2
@@ -146,11 +146,11 @@ def test_a_newer_major_schema_has_its_own_error() -> None:
     ("text", "message"),
     [
         ("", "plan.yaml: found nothing, expected a mapping (Plan)"),
-        ("a: 1", "plan.yaml: schema: missing, expected a string like '3.1'"),
-        ("schema: 1.0", "plan.yaml: schema: found 1.0, expected a string like '3.1'"),
-        ("schema: '1'", "plan.yaml: schema: found '1', expected a string like '3.1'"),
-        ("schema: '01.0'", "plan.yaml: schema: found '01.0', expected a string like '3.1'"),
-        ("schema: '1.0'", "plan.yaml: schema: version 1.0 is older than 3.0: build the plan again"),
+        ("a: 1", "plan.yaml: schema: missing, expected a string like '4.0'"),
+        ("schema: 1.0", "plan.yaml: schema: found 1.0, expected a string like '4.0'"),
+        ("schema: '1'", "plan.yaml: schema: found '1', expected a string like '4.0'"),
+        ("schema: '01.0'", "plan.yaml: schema: found '01.0', expected a string like '4.0'"),
+        ("schema: '1.0'", "plan.yaml: schema: version 1.0 is older than 4.0: build the plan again"),
     ],
 )
 def test_versions_that_are_refused(text: str, message: str) -> None:

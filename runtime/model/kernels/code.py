@@ -34,6 +34,7 @@ KERNELS: Mapping[str, str] = {
     "gated": "rowwise",
     "top": "rowwise",
     "attend": "attention",
+    "exchange": "exchange",
 }
 """Module of each kernel."""
 VARIABLE = "NUMBA_CACHE_DIR"

@@ -6,13 +6,17 @@ from tests.planner.instances import cpu, host, inventory_of
 
 FAST = {"class": "fast", "latency": "1 us", "bandwidth": "100 GB/s"}
 WIDE = {"class": "wide", "latency": "100 us", "bandwidth": "1000 GB/s"}
+WIDEST = {"between": ["a1", "a2"]} | WIDE
 INVENTORY = inventory_of(
     {
         "hosts": [
             host(
                 "left",
                 *(cpu(f"a{i}", 8) for i in range(3)),
-                links={"class": "shm", "pairs": [{"between": ["a0", "a1"]} | FAST, {"between": ["a1", "a2"]} | WIDE]},
+                links={
+                    "class": "loopback",
+                    "pairs": [{"between": ["a0", "a1"]} | FAST, {"between": ["a1", "a2"]} | WIDE],
+                },
             ),
             host("right", cpu("b0", 8)),
         ],
@@ -26,7 +30,7 @@ def test_every_two_devices_have_the_link_between_them() -> None:
     assert classes == {
         ("a0", "a1"): "fast",
         ("a1", "a2"): "wide",
-        ("a0", "a2"): "shm",
+        ("a0", "a2"): "loopback",
         ("a0", "b0"): "ethernet",
         ("a1", "b0"): "ethernet",
         ("a2", "b0"): "ethernet",
@@ -41,7 +45,7 @@ def test_the_slowest_link_of_a_group_depends_on_the_message() -> None:
     assert pair.link_class == "fast"
     everyone = slowest_link(links, ["a0", "a1", "a2"], 1)
     assert everyone is not None
-    assert everyone.link_class == "shm"
+    assert everyone.link_class == "loopback"
     without = links | {frozenset(("a0", "a2")): links[frozenset(("a0", "a1"))]}
     small, large = (slowest_link(without, ["a0", "a1", "a2"], nbytes) for nbytes in (1, 10**9))
     assert small is not None

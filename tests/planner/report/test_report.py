@@ -121,7 +121,7 @@ def test_text_of_many_devices_takes_several_tables() -> None:
 
 def test_text_shows_placement_memory_and_proof() -> None:
     lines = [" ".join(line.split()) for line in render.text(two_stage_plan(), 120, color=False).splitlines()]
-    assert "stage 0 0-2 cpu0 + cpu1 3 + 1 512 + 256 gloo 14.2 ms" in lines
+    assert "stage 0 0-2 cpu0 + cpu1 3 + 1 512 + 256 shm 14.2 ms" in lines
     assert "3-4 cpu0 + cpu1 2 + 2 528 + 240" in lines
     assert "draft cpu2 4 768 512 local 3.1 ms" in lines
     assert "weights 9.0 MiB 3.0 MiB 7.0 MiB" in lines
@@ -260,7 +260,7 @@ def test_markdown_tables_are_rectangular() -> None:
         assert len(tables) == 2
         for table in tables:
             assert len({line.count("|") for line in table.splitlines()}) == 1
-    row = "| stage 0 | 0-2 | `cpu0 + cpu1` | 3 + 1 | 512 + 256 |  | gloo | 14.2 ms |"
+    row = "| stage 0 | 0-2 | `cpu0 + cpu1` | 3 + 1 | 512 + 256 |  | shm | 14.2 ms |"
     assert row in render.markdown(two_stage_plan()).splitlines()
 
 
