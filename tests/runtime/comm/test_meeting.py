@@ -1,7 +1,6 @@
 """How ranks meet under torchrun: their plans are compared, and those of a machine open the memory of its first rank."""
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,12 +27,12 @@ def plan_on(*hosts: str) -> Plan:
 
 
 @pytest.fixture
-def store() -> Iterator[TCPStore]:
+def store() -> TCPStore:
     ops.prepare_exchange(torch.float32)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    yield TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
 
 
 def rank_1(plan: Plan, store: TCPStore) -> None:
