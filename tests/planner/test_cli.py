@@ -28,8 +28,8 @@ from tests.plan_factory import write_base, write_draft
 from tests.planner.instances import ROOT, cpu, host
 
 INVENTORY = {
-    "hosts": [host("left", cpu("c0", 5), cpu("c1", 4)), host("right", cpu("c2", 6, 8))],
-    "network": {"class": "shm"},
+    "hosts": [host("left", cpu("c0", 5), cpu("c1", 4), links={"class": "loopback"}), host("right", cpu("c2", 6, 8))],
+    "network": {"class": "loopback"},
 }
 SIZES = {"hidden_size": 64, "num_heads": 8, "num_kv_heads": 4, "head_dim": 8, "intermediate_size": 192}
 TREE = "total_token=20,depth=3,top_k=4"
