@@ -204,7 +204,8 @@ class Candidates:
             raise InputError(
                 f"inventory: {total} candidate groups of devices, expected at most {MOST_SETS}: host "
                 f"{self.inventory.hosts[worst].name} has {len(module.classes)} classes of devices that are unlike"
-                f"{apart}: list fewer of them, or give those of one type the same memory, reserve, rates and links"
+                f"{apart}: list fewer of them, or two hosts with a network like their link between them, or give those "
+                "of one type the same memory, reserve, rates and links"
             )
 
     # ---- over several hosts ----

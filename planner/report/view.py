@@ -250,7 +250,7 @@ def simplicity_line(plan: Plan) -> str:
     counts = [("devices in use", len(plan.memory), bounds.devices_bound)]
     if bounds.runs_bound is not None:
         counts.append(("different runs of layers", different_runs(plan), bounds.runs_bound))
-    proven = [f"{count} {what}" for what, count, bound in counts if bound == count]
+    proven = [f"{what} ({count})" for what, count, bound in counts if bound == count]
     open_ = [f"{what} ({count}, at least {bound})" for what, count, bound in counts if bound < count]
     lost_ppm = (plan.proof.objective_ns - bounds.step_bound_ns) * 10**6 / max(1, plan.proof.objective_ns)
     if lost_ppm > ROUNDING_PPM:

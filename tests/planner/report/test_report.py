@@ -222,9 +222,11 @@ def test_what_is_proven_of_a_simple_plan_is_printed() -> None:
 
     least = "proven least of those within 0.5 %: "
     missed = "not proven, but nothing less was found within the limit: "
-    assert line(used, 3, step_ns) == f"{least}{used} devices in use, 3 different runs of layers, the step with as few"
+    assert (
+        line(used, 3, step_ns) == f"{least}devices in use ({used}), different runs of layers (3), the step with as few"
+    )
     assert line(used, 2, step_ns) == (
-        f"{least}{used} devices in use, the step with as few; {missed}different runs of layers (3, at least 2)"
+        f"{least}devices in use ({used}), the step with as few; {missed}different runs of layers (3, at least 2)"
     )
     assert line(1, 2, 19_000_000) == (
         f"{missed}devices in use ({used}, at least 1), different runs of layers (3, at least 2), "
