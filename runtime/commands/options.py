@@ -100,6 +100,12 @@ def load_module(name: str) -> Any:
 
 def load_torch_module(name: str) -> Any:
     """Import a module that needs torch, when it is needed; raise MachineError where torch cannot be loaded."""
+    with importing():
+        return load_torch_module_in_thread(name)
+
+
+def load_torch_module_in_thread(name: str) -> Any:
+    """Import a module like ``load_torch_module``, in any thread: Ctrl-C does not end it."""
     limit_spinning()
     most_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most_bytes != resource.RLIM_INFINITY and most_bytes < ADDRESS_SPACE:
@@ -107,11 +113,10 @@ def load_torch_module(name: str) -> Any:
             f"torch cannot be loaded: the address space is limited to {most_bytes} bytes, expected {ADDRESS_SPACE} at "
             "least: see `ulimit -v`"
         )
-    with importing():
-        try:
-            with unused_deferred():
-                importlib.import_module("torch")
-        except (ImportError, OSError, MemoryError) as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise MachineError(f"torch cannot be loaded: {reason}: see `ulimit -a`, or install it again") from error
-        return importlib.import_module(name)
+    try:
+        with unused_deferred():
+            importlib.import_module("torch")
+    except (ImportError, OSError, MemoryError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise MachineError(f"torch cannot be loaded: {reason}: see `ulimit -a`, or install it again") from error
+    return importlib.import_module(name)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from runtime.commands.options import PLAN, QUIET, VERBOSE, Whole, load_torch_module
+from runtime.commands.options import PLAN, QUIET, VERBOSE, Whole, load_module
 from runtime.errors import MachineError
 
 NEEDED = ("starlette", "uvicorn", "pydantic", "prometheus_client")
@@ -60,7 +60,7 @@ def serve_command(
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise MachineError(f"serve: not installed: {', '.join(missing)}: pip install 'eagleplan[serve]'")
-    load_torch_module("runtime.commands.serving").serve(
+    load_module("runtime.commands.serving").serve(
         directory,
         host=host,
         port=port,

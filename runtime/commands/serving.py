@@ -2,7 +2,9 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plans.check import load
 from plans.files import read_inside
@@ -10,13 +12,16 @@ from plans.format import quote
 from plans.schema import Plan
 from plans.terminal import err
 from runtime.commands import placement
-from runtime.commands.options import to_stderr
+from runtime.commands.options import load_torch_module_in_thread, to_stderr
 from runtime.errors import RequestError
 from runtime.image.verify import check_images
 from runtime.processes.torchrun import Torchrun
-from runtime.serve.guard import is_loopback
-from runtime.serve.server import Settings, run
+from runtime.serve.server import run
+from runtime.serve.settings import Settings, is_loopback
 from runtime.text import TOKENIZER_FILE
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
 
 MOST_KEY = 4096
 """Most characters of a key."""
@@ -54,10 +59,13 @@ def serve(
             err(f"warning: everyone who reaches {host} may use this server: --api-key-file asks for a key")
         if verbose:
             to_stderr(_placed(plan, directory, verbose))
-        settings = Settings(
-            plan=plan, directory=directory, model=name, host=host, key=key, queue=queue, verify=verify
-        )  # fmt: skip
-        run(settings, listener, (lambda line: None) if quiet else err)
+        report = (lambda line: None) if quiet else err
+        run(
+            Settings(plan=plan, directory=directory, model=name, host=host, key=key, queue=queue),
+            listener,
+            lambda: _engine(plan, directory, report, verify=verify),
+            report,
+        )
 
 
 def read_key(file: Path) -> str:
@@ -86,8 +94,20 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or reason
         raise RequestError(f"--host {quote(host)} --port {port}: cannot listen: {reason}") from error
+
+
+def _engine(plan: Plan, directory: Path, report: Callable[[str], object], *, verify: bool) -> "Engine":
+    """Import torch and load the plan, in a thread, while the server says that it is loading."""
+    report("loading torch")
+    # a fork server, because a process with threads and connections is not to be forked
+    engine: Engine = load_torch_module_in_thread("runtime.engine").Engine.load(
+        plan, directory, verify=verify, report=report
+    )
+    return engine
 
 
 def _placed(plan: Plan, directory: Path, verbose: int) -> list[str]:

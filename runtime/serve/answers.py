@@ -39,7 +39,7 @@ class Answer(Response):
     def __init__(self, service: Service, body: Body, prepared: Prepared, shape: Shape) -> None:
         self._service, self._body, self._prepared, self._shape = service, body, prepared, shape
         self._arrivals: asyncio.Queue[Arrival | None] = asyncio.Queue()
-        """What came and was not yet read; None: the client has gone away."""
+        """Events that were not yet read; None: the client has gone away."""
         self._choices = [
             Choice(index=index, prompt_tokens=len(request.prompt_ids))
             for index, request in enumerate(prepared.requests)

@@ -1,4 +1,4 @@
-"""What every request passes before an endpoint sees it, and every response on its way out.
+"""Checks of every request before an endpoint sees it, and headers of every response.
 
 - The key: a bearer token, compared in constant time, for everything but the page and ``/health``.
 - Without a key: Host has, on a loopback address, only names of it, so that a page of the web whose name is made to
@@ -8,7 +8,6 @@
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.serve.metrics import Metrics
 from runtime.serve.refusals import ApiError
+from runtime.serve.settings import is_loopback
 
 OPEN_PATHS = {"/", "/health"}
 """Paths without a key: the page asks for it."""
@@ -86,11 +86,3 @@ def _name(address: str) -> str:
         return urlsplit(address).hostname or ""
     except ValueError:
         return ""
-
-
-def is_loopback(host: str) -> bool:
-    """Return True for an address or name that only this machine reaches."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

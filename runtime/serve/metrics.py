@@ -106,7 +106,7 @@ class Meter:
 
 
 class Gauges(Collector):
-    """How much is being served at the moment at which it is asked."""
+    """Gauges of how much is being served, at the moment at which it is asked."""
 
     def __init__(self, state: Callable[[], State | None]) -> None:
         self._state = state

@@ -42,7 +42,7 @@ EXPECTED: Mapping[str, str] = {
     "too_short": "at least {min_length}",
     "too_long": "at most {max_length}",
 }
-"""What is expected, by type of pydantic's error; others say it in pydantic's words."""
+"""Words for the expected value, by type of pydantic's error; others have pydantic's own."""
 
 
 class Fields(BaseModel):
@@ -52,7 +52,7 @@ class Fields(BaseModel):
 
 
 class StreamOptions(Fields):
-    """What a stream has beside its text."""
+    """Parts of a stream beside its text."""
 
     include_usage: bool | None = None
     """A last chunk with the usage, and no choices."""

@@ -7,6 +7,7 @@ a second signal ─► exit at once with 128 + its number
 
 import asyncio
 import contextlib
+import logging
 import math
 import multiprocessing.util
 import signal
@@ -15,21 +16,21 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvicorn
 
 from plans.process import SIGNALLED, answered
-from plans.schema import Plan
 from runtime.continuous import Batching
-from runtime.engine import Engine
 from runtime.errors import PeerError
 from runtime.serve.app import application
 from runtime.serve.connection import KEEP_ALIVE_S, MOST_HEADER_BYTES, WRITE_S, Connection
 from runtime.serve.service import Service
+from runtime.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
 
 T = TypeVar("T")
 
@@ -39,34 +40,17 @@ LOOK_S = 0.2
 """Seconds between looks at the ranks."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """Options of a server."""
-
-    plan: Plan
-    directory: Path
-    model: str
-    """Name of the model in requests."""
-    host: str
-    key: str | None
-    """Key of all requests; None asks for none."""
-    queue: int
-    """Most requests that wait for a place."""
-    verify: bool
-    """Compare the images with their digests."""
-
-
 Report = Callable[[str], object]
 """Called with a line for people."""
 
 
-def run(settings: Settings, listener: socket.socket, report: Report) -> None:
-    """Serve a plan until a signal; raise what ends it otherwise: what ``Engine.load`` raises, or PeerError.
+def run(settings: Settings, listener: socket.socket, load: Callable[[], "Engine"], report: Report) -> None:
+    """Serve a plan until a signal; raise what ends it otherwise: what ``load`` raises, or PeerError.
 
-    ``listener``: a bound socket. Called in the main thread.
+    ``listener``: a bound socket. ``load``: returns the engine, and is called in a thread. Called in the main thread.
     """
     service = Service(settings.plan, settings.directory, model=settings.model)
-    server = Server(service, settings, listener, report)
+    server = Server(service, settings, listener, load, report)
     try:
         with _ended_by_signals(server):
             asyncio.run(server.run())
@@ -78,8 +62,16 @@ def run(settings: Settings, listener: socket.socket, report: Report) -> None:
 class Server:
     """A server from its start to its end."""
 
-    def __init__(self, service: Service, settings: Settings, listener: socket.socket, report: Report) -> None:
-        self._service, self._settings, self._listener, self._report = service, settings, listener, report
+    def __init__(
+        self,
+        service: Service,
+        settings: Settings,
+        listener: socket.socket,
+        load: "Callable[[], Engine]",
+        report: Report,
+    ) -> None:
+        self._service, self._settings, self._listener = service, settings, listener
+        self._load_engine, self._report = load, report
         self._engine: Engine | None = None
         self._ending = False
         self._ended: asyncio.Event | None = None
@@ -115,6 +107,7 @@ class Server:
                 log_config=None,
                 log_level="error",
                 access_log=False,
+                proxy_headers=False,
                 server_header=False,
                 h11_max_incomplete_event_size=MOST_HEADER_BYTES,
                 timeout_keep_alive=KEEP_ALIVE_S,
@@ -132,12 +125,12 @@ class Server:
         except PeerError:
             http.should_exit = True
             await asyncio.wait([serving], timeout=FAILED_S)
+            logging.disable()
             raise
 
     def _load(self) -> Batching:
-        settings = self._settings
-        self._engine = Engine.load(settings.plan, settings.directory, verify=settings.verify, report=self._report)
-        batching = self._engine.continuous(queue=settings.queue)
+        self._engine = self._load_engine()
+        batching = self._engine.continuous(queue=self._settings.queue)
         self._service.open(self._engine, batching)
         return batching
 
@@ -210,6 +203,7 @@ def _ended_by_signals(server: Server) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if not server.end():
+            logging.disable()  # uvicorn would log every answer that is cut off
             sys.exit(SIGNALLED + number)
 
     with answered(signal.SIGTERM, handle), answered(signal.SIGINT, handle):

@@ -9,18 +9,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plans import codec
 from plans.schema import Plan
 from runtime.chat.template import ChatTemplate, TemplateMissing, Turn
 from runtime.continuous import Batching, Event, Job, State
-from runtime.engine import Engine
 from runtime.errors import RequestError, RuntimeRefusal
 from runtime.request import GenerateOptions, Request
 from runtime.serve.metrics import Metrics
 from runtime.serve.protocol import COMPLETION_TOKENS, Body, ChatBody, CompletionBody, Message
 from runtime.serve.refusals import ApiError, of_refusal, unavailable
 from runtime.text import encode, load_tokenizer
+
+if TYPE_CHECKING:
+    from runtime.engine import Engine
 
 MOST_RETRY_S = 60
 """Longest time after which a refused request is asked to come again."""
@@ -58,7 +61,7 @@ class Service:
         """True where the tokenizer has a chat template."""
         return self._template is not None
 
-    def open(self, engine: Engine, batching: Batching) -> None:
+    def open(self, engine: "Engine", batching: Batching) -> None:
         """Serve from now on."""
         self._engine, self._batching = engine, batching
 

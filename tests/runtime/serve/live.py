@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 """A chat template in the language of the demo model, which knows Python alone."""
 KEY = "sk-a-key-of-the-tests"
-HANG_S = 60
+HANG_S = 120
 """Seconds after which a server counts as hung, on a busy machine."""
 
 
