@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from runtime.serve.connection import MOST_HEADER_BYTES
 from runtime.serve.metrics import Metrics
 from runtime.serve.refusals import ApiError
 from runtime.serve.settings import is_loopback
@@ -51,6 +52,8 @@ class Guard:
             await send(message)
 
         try:
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
+                raise ApiError(431, f"headers: expected at most {MOST_HEADER_BYTES} bytes", code="headers_too_large")
             self._check(path, {name: value.decode("latin-1") for name, value in scope["headers"]})
         except ApiError as error:
             await error.response()(scope, receive, answer)

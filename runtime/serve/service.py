@@ -20,7 +20,8 @@ from runtime.request import GenerateOptions, Request
 from runtime.serve.metrics import Metrics
 from runtime.serve.protocol import COMPLETION_TOKENS, Body, ChatBody, CompletionBody, Message
 from runtime.serve.refusals import ApiError, of_refusal, unavailable
-from runtime.text import encode, load_tokenizer
+from runtime.serve.tokens import encode_within
+from runtime.text import load_tokenizer
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -89,19 +90,16 @@ class Service:
             raise ApiError(400, "messages: the model has no chat template: use /v1/completions", param="messages")
         try:
             text = self._template.render([_turn(message) for message in body.messages])
-            ids = encode(self._tokenizer, text, special=False)
         except RequestError as error:
             raise ApiError(400, f"messages: {error}", param="messages") from error
+        ids = self._ids(text, "messages", special=False)
         wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         return self._prepared(body, [ids], wanted, "messages")
 
     def completion(self, body: CompletionBody) -> Prepared:
         """Return the requests of a completion, one for each prompt; raise ApiError. It takes time, too."""
         self._check_model(body)
-        try:
-            prompts = [encode(self._tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in body.prompt]
-        except RequestError as error:
-            raise ApiError(400, str(error), param="prompt") from error
+        prompts = [self._ids(prompt, "prompt") if isinstance(prompt, str) else prompt for prompt in body.prompt]
         wanted = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         return self._prepared(body, prompts, wanted, "prompt")
 
@@ -136,6 +134,17 @@ class Service:
         if body.model != self.model:
             raise no_model(body.model, self.model)
 
+    def _ids(self, text: str, field: str, *, special: bool = True) -> list[int]:
+        """Return the ids of a text; raise ApiError where they are more than the context."""
+        context = self.plan.options.context
+        try:
+            ids = encode_within(self._tokenizer, text, context, special=special)
+        except RequestError as error:
+            raise ApiError(400, f"{field}: {error}", param=field) from error
+        if ids is None:
+            raise _too_long(context, f"{field} alone is longer", field)
+        return ids
+
     def _prepared(self, body: Body, prompts: Sequence[Sequence[int]], wanted: int | None, field: str) -> Prepared:
         assert self._engine is not None, "the service is ready"
         requests = []
@@ -161,14 +170,14 @@ class Service:
         """Return the most new tokens of a request: as many as it names, else all that fit; raise ApiError."""
         context = self.plan.options.context
         if prompt_tokens + (wanted or 1) > context:
-            raise ApiError(
-                400,
-                f"the model's context has {context} tokens; this request needs {prompt_tokens + (wanted or 1)}: "
-                f"{prompt_tokens} of {field} and {wanted or 'at least 1'} new: shorten {field} or ask for fewer",
-                param=field,
-                code="context_length_exceeded",
-            )
+            needed = f"{prompt_tokens} of {field} and {wanted or 'at least 1'} new are {prompt_tokens + (wanted or 1)}"
+            raise _too_long(context, needed, field)
         return wanted or context - prompt_tokens
+
+
+def _too_long(context: int, reason: str, field: str) -> ApiError:
+    message = f"the model's context has {context} tokens, {reason}: shorten {field} or ask for fewer new tokens"
+    return ApiError(400, message, param=field, code="context_length_exceeded")
 
 
 def _turn(message: Message) -> Turn:

@@ -12,6 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from plans import codec
 from plans.check import load
 from runtime import Engine
+from runtime.serve.tokens import encode_within
+from runtime.text import load_tokenizer
 from tests.runtime.serve.live import KEY, LiveServer, request_bytes
 
 PROMPT = "def parse(text):\n"
@@ -61,12 +63,12 @@ def test_a_stream_has_the_text_of_the_whole(seed: int | None, client: openai.Ope
     assert whole.choices[0].finish_reason == reason
 
 
-def test_several_prompts_are_several_choices(client: openai.OpenAI, alone: Engine) -> None:
+def test_several_prompts_are_several_choices(client: openai.OpenAI, alone: Engine, plan_dir: Path) -> None:
     prompts = ["import os\n", "class A:\n", "x = "]
     expected = [alone.generate(prompt, max_new_tokens=12).text for prompt in prompts]
     answer = client.completions.create(model="demo", prompt=prompts, max_tokens=12, temperature=0)
     assert [(choice.index, choice.text) for choice in answer.choices] == list(enumerate(expected))
-    ids = [alone.tokenizer.encode(prompt).ids for prompt in prompts]
+    ids = [load_tokenizer(plan_dir).encode(prompt).ids for prompt in prompts]
     assert [
         choice.text
         for choice in client.completions.create(model="demo", prompt=ids, max_tokens=12, temperature=0).choices
@@ -175,6 +177,7 @@ def test_metrics_can_be_parsed_and_count(server: LiveServer, client: openai.Open
          "method_not_allowed"),
         ("POST", "/v1/completions", {"Content-Type": "text/plain"}, 415, None),
         ("POST", "/v1/completions", {"Content-Length": "99999999"}, 413, "body_too_large"),
+        ("POST", "/v1/completions", {"Long": "x" * 60_000}, 431, "headers_too_large"),
         ("POST", "/v1/completions", {"Authorization": ""}, 401, "invalid_api_key"),
         ("POST", "/v1/completions", {"Authorization": f"Basic {KEY}"}, 401, "invalid_api_key"),
         ("POST", "/v1/completions", {"Authorization": f"Bearer {KEY}x"}, 401, "invalid_api_key"),
@@ -212,3 +215,18 @@ def test_requests_of_one_connection_are_answered_in_turn(server: LiveServer) -> 
         connection.sendall(request_bytes(body))
         assert b"200 OK" in connection.recv(1 << 16)
     assert received.count(b"200 OK") == 2
+
+
+def test_a_text_that_is_much_too_long_holds_nobody_up(server: LiveServer) -> None:
+    """A text of millions of tokens is refused by its beginning; all others are tokenized as they are."""
+    error = server.error("POST", "/v1/completions", {"model": "demo", "prompt": "ab cd " * 600_000})
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    assert error["message"].startswith("the model's context has 512 tokens, prompt alone is longer")
+
+
+@pytest.mark.parametrize("text", ["a b\n" * 300, " " * 9000, "é" * 400, "", "x", "def f():\n    pass\n" * 60])
+def test_ids_are_those_of_the_whole_text(text: str, plan_dir: Path) -> None:
+    tokenizer = load_tokenizer(plan_dir)
+    ids = tokenizer.encode(text).ids
+    for most in (1, 10, 100, len(ids), len(ids) + 1, 10_000):
+        assert encode_within(tokenizer, text, most, special=True) == (ids if len(ids) <= most else None)
