@@ -73,7 +73,8 @@ class Guard:
     def _check_page(self, host: str, origin: str | None) -> None:
         """Raise ApiError for a request that a page of another server sent."""
         if self._names and host and _name(f"//{host}") not in self._names:
-            raise ApiError(403, f"Host: found {host[:100]!r}, expected a name of this machine", code="host_refused")
+            message = f"Host: found {host[:100]!r}, expected a name of the loopback; with --api-key-file any is taken"
+            raise ApiError(403, message, code="host_refused")
         if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
             raise ApiError(403, "Origin: requests of pages of other servers are refused", code="origin_refused")
 

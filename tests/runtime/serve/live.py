@@ -47,10 +47,14 @@ def build_plan(directory: Path, *, devices: int = 1, batch: int = 4) -> Path:
 class LiveServer:
     """A running server."""
 
-    def __init__(self, plan: Path, *options: str, ready: bool = True) -> None:
-        """Start the command; ``ready``: wait until it serves."""
+    def __init__(self, plan: Path, *options: str, ready: bool = True, files: Path | None = None) -> None:
+        """Start the command; ``ready``: wait until it serves; ``files``: where it has its temporary files."""
         command = [sys.executable, "-m", "runtime", "serve", str(plan), "--port", "0", *options]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        environment = (
+            os.environ
+            | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+            | ({} if files is None else {"TMPDIR": str(files)})
+        )
         self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
         """Lines of its stderr so far."""
@@ -59,7 +63,9 @@ class LiveServer:
         self._reader.start()
         self.port = 0
         if ready:
-            assert self._ready.wait(HANG_S), "it is not ready"
+            if not self._ready.wait(HANG_S) or self.process.poll() is not None:
+                self.kill()
+                raise AssertionError(f"it is not ready: {self.lines}")
             self.port = int(self._line("ready: ").rpartition(":")[2])
 
     def _read(self) -> None:

@@ -114,11 +114,12 @@ def test_a_rank_that_dies_fails_its_requests_and_ends_the_server(two_devices: Pa
         server.kill()
 
 
-def test_it_listens_while_it_loads(two_devices: Path) -> None:
-    before = set(Path("/tmp").glob("pymp-*"))
+def test_it_listens_while_it_loads_and_ends_when_a_rank_dies_while_nobody_asks(
+    two_devices: Path, tmp_path: Path
+) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
-    server = LiveServer(two_devices, "--port", str(port), ready=False)
+    server = LiveServer(two_devices, "--port", str(port), ready=False, files=tmp_path)
     try:
         statuses: list[int] = []
         deadline = time.monotonic() + HANG_S
@@ -130,9 +131,11 @@ def test_it_listens_while_it_loads(two_devices: Path) -> None:
                 statuses.append(asking.getresponse().status)
         assert set(statuses) == {503, 200}
         children = psutil.Process(server.process.pid).children(recursive=True)
-        assert server.end() == 0
+        ranks(server)[0].kill()
+        assert server.wait() == 5
+        assert "was killed by SIGKILL" in server.lines[-1]
         assert psutil.wait_procs(children, timeout=HANG_S)[1] == []
-        assert set(Path("/tmp").glob("pymp-*")) <= before
+        assert list(tmp_path.iterdir()) == []
     finally:
         server.kill()
 
