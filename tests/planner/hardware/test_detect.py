@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from planner import cli
-from planner.commands import inventory as inventory_command
+from planner.api import detecting
 from planner.errors import DetectionError
 from planner.hardware import detect_cpu
 from planner.hardware.catalog import catalog
@@ -184,7 +184,7 @@ def inventory(*arguments: object) -> Result:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let detection see the recorded machine of unlike GPUs."""
-    monkeypatch.setattr(inventory_command, "read_machine", lambda: read_machine(Recording("mixed")))
+    monkeypatch.setattr(detecting, "read_machine", lambda: read_machine(Recording("mixed")))
     monkeypatch.setattr("socket.gethostname", lambda: "0123.cluster")
 
 
@@ -214,7 +214,7 @@ def test_the_command_overwrites_nothing(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_the_command_measures_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(inventory_command, "read_machine", lambda: read_machine(Recording("gb10", devices=[])))
+    monkeypatch.setattr(detecting, "read_machine", lambda: read_machine(Recording("gb10", devices=[])))
     monkeypatch.setattr(detect_cpu, "STREAM_BYTES", 16 << 20)
     monkeypatch.setattr(detect_cpu, "STREAM_THREAD_BYTES", 1 << 18)
     file = tmp_path / "x.yaml"
@@ -234,7 +234,7 @@ def test_without_a_gpu_the_command_measures_the_cpu(monkeypatch: pytest.MonkeyPa
 def test_a_gpu_that_fails_to_answer_is_an_error_and_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     recording = Recording("rtx4090x2-pcie")
     recording.data["devices"][1]["nvmlDeviceGetName"] = {"error": pynvml.NVML_ERROR_GPU_IS_LOST}
-    monkeypatch.setattr(inventory_command, "read_machine", lambda: read_machine(recording))
+    monkeypatch.setattr(detecting, "read_machine", lambda: read_machine(recording))
     result = inventory("--detect", "--json")
     assert result.exit_code == 5
     assert json.loads(result.stdout)["error"]["type"] == "DetectionError"
