@@ -19,7 +19,7 @@ HEAD = ROOT / "tools" / "smollm2_head"
 PLAN = ROOT / "plans" / "smollm2-4cpu"
 QUESTION = "Why is the sky blue? Explain it to a child."
 FIGURES = re.compile(r"([0-9.]+) tokens/s, mean acceptance length ([0-9.]+),")
-TREE = "total_token=8,depth=3,top_k=3"
+TREE = "total_token=6,depth=2,top_k=3"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,13 +61,17 @@ def chat(question: str | None, new_tokens: int | None) -> Demo:
     say(str(model))
     return Demo(
         plan=cache / "smollm2-4cpu",
-        build=(
-            *("--gpus", str(PLAN / "inventory.yaml"), "--model", str(model), "--draft", str(HEAD)),
-            *("--dtype", "bfloat16", "--context", "2048", "--tree", TREE),
-        ),
+        build=build_options(model),
         prompt=QUESTION if question is None else question,
         run=("--chat", "--max-new-tokens", str(new_tokens or 200)),
     )
+
+
+def build_options(model: Path) -> tuple[str, ...]:
+    """Return the options of `planner build` for SmolLM2-135M-Instruct, or for its bare config."""
+    inventory, head = (PLAN / "inventory.yaml").relative_to(ROOT), HEAD.relative_to(ROOT)
+    files = ("--gpus", str(inventory), "--model", str(model), "--draft", str(head))
+    return (*files, "--dtype", "bfloat16", "--context", "2048", "--tree", TREE)
 
 
 class Bar:

@@ -1,0 +1,45 @@
+"""The demo: its committed plan and head belong together, and a wrong command line ends with one line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from demo import HEAD, PLAN, build_options
+
+ROOT = Path(__file__).parents[2]
+MOST_HEAD_BYTES = 16_000_000
+WEIGHT_BYTES = 2 * 134_515_008
+
+
+def test_the_committed_plan_is_the_one_that_the_demo_builds(tmp_path: Path) -> None:
+    """The head has its weights, the base only its config: its tensors follow from that."""
+    options = build_options(PLAN / "config.json")
+    command = [sys.executable, "-m", "planner", "build", *options, "--plan-only", "--out", tmp_path / "plan"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "plan" / "plan.yaml").read_bytes() == (PLAN / "plan.yaml").read_bytes()
+
+
+def test_no_device_could_hold_the_model_alone() -> None:
+    devices = yaml.safe_load((PLAN / "plan.yaml").read_text())["inventory"]["devices"]
+    assert len(devices) == 4
+    assert len({device["host"] for device in devices}) == 2
+    assert len({device["memory_bytes"] for device in devices}) == 4
+    assert max(device["memory_bytes"] for device in devices) < WEIGHT_BYTES
+
+
+def test_the_head_is_small_and_has_its_card() -> None:
+    assert (HEAD / "model.safetensors").stat().st_size <= MOST_HEAD_BYTES
+    assert "## Acceptance" in (HEAD / "README.md").read_text()
+
+
+@pytest.mark.parametrize("arguments", [["a", "b", "c"], ["question", "0"], ["question", "many"], ["--embeded"]])
+def test_a_wrong_command_line_ends_with_two(arguments: list[str]) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, ROOT / "tools" / "demo.py", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("tools/demo: error: ")
