@@ -412,7 +412,7 @@ def graph(bench: Bench) -> None:
     mask = torch.ones(1, nodes, nodes, dtype=torch.bool, device=bench.device).tril()
 
     def verify() -> Tensor:
-        forward = base.verify(tokens, mask)
+        forward = base.verify(tokens, mask, 0)
         assert forward is not None
         return forward.lm_head.best(forward.normed)
 

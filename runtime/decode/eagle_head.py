@@ -27,7 +27,7 @@ from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.model.blocks import Binder, Eagle3Layer, Embed, Layer, Slots
 from runtime.model.layers import Attend, Linear, Norm, Rows, hide, rotary_at, rotary_table
-from runtime.model.split_kv import attend_of, cache_of, own_frequencies
+from runtime.model.split_kv import attend_of, cache_of, own_frequencies, shared
 
 
 class EagleHead:
@@ -106,21 +106,38 @@ class Drafter:
         self._rotary = memory.buffer("draft.rotary")
         frequencies = own_frequencies(binder.tensor(own.rope), share)
         self._rotary.copy_(rotary_table(frequencies, self._rotary.shape[1], self._dtype))
-        self._growth: Growth = growth_of(options.tree, options.batch, self._dtype, self._bias.device)
+        self._tree, self._growths = options.tree, dict[int, Growth]()
         self._first_of = torch.arange(options.batch, device=self._bias.device)
-        sequences = range(len(self._cache.sequences))
-        fed = [(number, depth) for depth, rows in enumerate(fed_rows(options.tree)) for number in sequences
-               for _ in range(rows)]  # fmt: skip
-        self._fed = torch.tensor(fed, dtype=torch.int64, device=self._bias.device).view(-1, 2)
-        """Sequence and level of each row that is fed while trees grow, [rows, 2], level by level."""
+        self._fed = {count: self._fed_rows(count) for count in range(1, len(self._cache.sequences) + 1)}
+        """By number of sequences: sequence and level of each row that is fed while trees grow, [rows, 2]."""
+        self._no_rows = Rows(
+            rotary=self._rotary[:, :0].unsqueeze(2),
+            bias=self._bias[:0].view(0, 1, 0, self._bias.shape[1]),
+            sequences=slice(0, 0),
+            seen=slice(0, 0),
+            tree=0,
+            written=slice(0, 0),
+            own=slice(0, 0),
+        )
+        self._growth(options.batch)
 
-    def extend(self, message: FeatureMessage, sequence: int | None = None) -> Tensor:
-        """Run the accepted pairs of all sequences, or of one; return the outputs at the last pairs [B, H], or [1, H].
+    def _fed_rows(self, sequences: int) -> Tensor:
+        fed = [(number, depth) for depth, rows in enumerate(fed_rows(self._tree)) for number in range(sequences)
+               for _ in range(rows)]  # fmt: skip
+        return torch.tensor(fed, dtype=torch.int64, device=self._bias.device).view(-1, 2)
+
+    def _growth(self, sequences: int) -> Growth:
+        """Return the growth of so many trees."""
+        if sequences not in self._growths:
+            self._growths[sequences] = growth_of(self._tree, sequences, self._dtype, self._bias.device)
+        return self._growths[sequences]
+
+    def extend(self, message: FeatureMessage, first: int) -> Tensor:
+        """Run the accepted pairs of sequences ``first`` and those behind it; return the outputs at the last [S, H].
 
         The outputs are the features of the roots. The KV of the pairs follows what is committed; nothing is committed.
         """
         count, width = message.tokens.shape
-        first = 0 if sequence is None else sequence
         rows = self._appended(range(first, first + count), width, message.accepted)
         embedded = self._embed(message.tokens.flatten(), self._dtype)
         hidden = self._head(embedded, self._head.feature(message.features), self._cache.layers, rows)
@@ -129,10 +146,11 @@ class Drafter:
     def _appended(self, sequences: range, width: int, accepted: Tensor) -> Rows:
         """Return ``width`` rows of each of these sequences, behind what is committed of it."""
         cache = self._cache
-        mine = range(max(sequences.start, cache.sequences.start), min(sequences.stop, cache.sequences.stop))
-        count, begin = len(mine), mine.start - sequences.start
-        own = slice(mine.start - cache.sequences.start, mine.start - cache.sequences.start + count)
-        start, window = cache.tree_rows, cache.window(width)
+        here, own = shared(sequences, cache.sequences)
+        count = here.stop - here.start
+        if not count:
+            return self._no_rows
+        start, window = cache.tree_rows, cache.window(width, own)
         positions = cache.positions(width, own)  # [b, n]
         bias = self._bias[: count * width].view(count, 1, width, self._bias.shape[1])[..., : window - start]
         hide(bias, cache.columns[: window - start] <= positions.view(count, 1, width, 1))
@@ -142,34 +160,34 @@ class Drafter:
             sequences=own,
             seen=slice(start, window),
             tree=0,
-            written=cache.append(width, accepted[begin : begin + count].unsqueeze(1), own),
-            own=self._here(range(begin, begin + count), width),
+            written=cache.append(width, accepted[here].unsqueeze(1), own),
+            own=self._here(here, width),
         )
 
-    def _here(self, own: range, width: int) -> slice | None:
+    def _here(self, own: slice, width: int) -> slice | None:
         """Return the rows of a forward that belong to the device's own sequences; None where it has all sequences."""
         return slice(own.start * width, own.stop * width) if len(self._cache.sequences) < self._batch else None
 
-    def grow(self, feature: Tensor, roots: Tensor, pending: Tensor) -> tuple[Tensor, Tensor]:
-        """Grow trees from the outputs of ``extend`` [B, H] and root tokens [B]; return tokens and parents [B, N].
+    def grow(self, feature: Tensor, roots: Tensor, pending: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Grow trees from the outputs of ``extend`` [S, H] and root tokens [S]; return tokens and parents [S, N].
 
-        ``pending`` [B]: pairs that ``extend`` ran and that are not committed yet.
+        ``pending`` [S]: pairs that ``extend`` ran and that are not committed yet. ``first``: as in ``extend``.
         """
-        own = self._cache.sequences
-        end = self._cache.lengths + pending[own.start : own.stop].unsqueeze(1)  # [b, 1]
-        window = self._start(end)
-        level = self._growth.start(roots, *self._candidates(feature))
+        growth, sequences = self._growth(len(roots)), range(first, first + len(roots))
+        here, own = shared(sequences, self._cache.sequences)
+        end = self._cache.lengths[own] + pending[here].unsqueeze(1)  # [b, 1]
+        window, rotary = self._start(end, own)
+        level = growth.start(roots, *self._candidates(feature))
         hidden = feature
-        rotary = rotary_at(self._rotary, end.flatten()[self._fed[:, 0]] + self._fed[:, 1])
         while level is not None:
-            hidden = self._feed(level, hidden, rotary, window)
-            level = self._growth.grow(level, *self._candidates(hidden))
-        return self._growth.finish()
+            hidden = self._feed(level, hidden, self._beam(level, rotary, window, here, own))
+            level = growth.grow(level, *self._candidates(hidden))
+        return growth.finish()
 
-    def commit(self, accepted: Tensor, rows: list[int]) -> None:
-        """Make pairs that were run part of each sequence: ``accepted`` [B] + 1, and ``rows``, the same on the host."""
-        own = slice(self._cache.sequences.start, self._cache.sequences.stop)
-        self._cache.commit(accepted[own].unsqueeze(1), rows[own])
+    def commit(self, accepted: Tensor, rows: list[int], first: int) -> None:
+        """Make pairs that were run part of each sequence: ``accepted`` [S] + 1, and ``rows``, the same on the host."""
+        here, own = shared(range(first, first + len(rows)), self._cache.sequences)
+        self._cache.commit(accepted[here].unsqueeze(1), rows[here], own)
 
     def commit_one(self, sequence: int, rows: int) -> None:
         """Make ``rows`` pairs that were run part of one sequence."""
@@ -184,40 +202,49 @@ class Drafter:
 
     def _candidates(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return the k best tokens (ids of the base) after each row, and their log-probabilities [W, k]."""
-        tokens, scores = self._lm_head.top(self._head.read(hidden), self._growth.top_k)
+        tokens, scores = self._lm_head.top(self._head.read(hidden), self._tree.top_k)
         return (tokens if self._targets is None else self._targets[tokens]), scores
 
-    def _start(self, end: Tensor) -> int:
-        """Let all nodes see the sequence up to ``end`` [b, 1]; return the window. Each level adds its tree rows."""
-        cache, beams = self._cache, self._beams
-        window = cache.window(self._kept)
-        hide(beams[..., cache.tree_rows : window], cache.columns[: window - cache.tree_rows] < end.unsqueeze(2))
-        return window
+    def _start(self, end: Tensor, own: slice) -> tuple[int, Tensor]:
+        """Let all nodes see the sequence up to ``end`` [b, 1]; return the window, and the rotary of all levels.
 
-    def _feed(self, level: Level, hidden: Tensor, rotary: Tensor, window: int) -> Tensor:
-        """Run one pass over the nodes of a level, with their parents' outputs [W, H] as features; return its outputs.
-
-        The KV of the nodes is written to the level's rows.
+        Each level adds its tree rows.
         """
-        cache, rows, own, written = self._cache, level.parents.shape[1], self._cache.sequences, level.cache_rows
-        beams = self._beams[:, :rows]
+        cache, count = self._cache, own.stop - own.start
+        if not count:
+            return 0, self._no_rows.rotary
+        beams, fed, window = self._beams[:count], self._fed[count], cache.window(self._kept, own)
+        hide(beams[..., cache.tree_rows : window], cache.columns[: window - cache.tree_rows] < end.unsqueeze(2))
+        return window, rotary_at(self._rotary, end.flatten()[fed[:, 0]] + fed[:, 1])
+
+    def _beam(self, level: Level, rotary: Tensor, window: int, here: slice, own: slice) -> Rows:
+        """Return the nodes of a level as rows, whose KV is written to the level's rows of the cache."""
+        cache, written, (batch, rows) = self._cache, level.cache_rows, level.parents.shape
+        count = here.stop - here.start
+        if not count:
+            return self._no_rows
+        beams = self._beams[:count, :rows]
         if self._share.axis == "context" and self._share.part:
             beams[..., : cache.tree_rows].fill_(float("-inf"))  # the tree is on every member, and counts once
         else:
-            beams[..., : cache.tree_rows].copy_(level.bias.expand(self._batch, -1, -1)[own.start : own.stop])
+            beams[..., : cache.tree_rows].copy_(level.bias.expand(batch, -1, -1)[here])
+        return Rows(
+            rotary=rotary[:, written.start * count : written.stop * count],
+            bias=beams[..., :window].unsqueeze(1),
+            sequences=own,
+            seen=slice(0, window),
+            tree=cache.tree_rows,
+            written=written,
+            own=self._here(here, rows),
+        )
+
+    def _feed(self, level: Level, hidden: Tensor, rows: Rows) -> Tensor:
+        """Run a pass over the nodes of a level, with their parents' outputs [W, H] as features; return its outputs."""
         return self._head(
             self._embed(level.tokens.flatten(), self._dtype),
             hidden.index_select(0, level.parents.flatten()),
-            cache.layers,
-            Rows(
-                rotary=rotary[:, written.start * len(own) : written.stop * len(own)],
-                bias=beams[..., :window].unsqueeze(1),
-                sequences=slice(0, len(own)),
-                seen=slice(0, window),
-                tree=cache.tree_rows,
-                written=written,
-                own=self._here(own, rows),
-            ),
+            self._cache.layers,
+            rows,
         )
 
 

@@ -96,9 +96,9 @@ class Channel:
         self.nodes, self.kept = layout.nodes, layout.kept
         self.levels, self.source, self.drafted = levels, source, drafted
 
-    def write(self, accepted: Tensor, path: Tensor, tokens: Tensor, parents: Tensor) -> None:
-        """Write ``accepted`` [B], ``path`` [B, A], ``tokens`` and ``parents`` [B, N]."""
-        torch.cat([accepted.unsqueeze(1), path, tokens, parents], 1, out=self.wire)
+    def write(self, places: slice, accepted: Tensor, path: Tensor, tokens: Tensor, parents: Tensor) -> None:
+        """Write ``accepted`` [S], ``path`` [S, A], ``tokens`` and ``parents`` [S, N] of S places."""
+        torch.cat([accepted.unsqueeze(1), path, tokens, parents], 1, out=self.wire[places])
 
     def notify(self, notice: Notice) -> None:
         """Add a notice to the message."""

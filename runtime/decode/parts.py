@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from plans.schema import Plan
-from plans.step import PLAIN_STEP, feature_layout, step_features, step_layout, tree_depth
+from plans.step import PLAIN_STEP, accept_rows, feature_layout, step_layout, tree_depth
 from runtime.comm.groups import Comm, Group
 from runtime.decode.eagle_head import Drafter
 from runtime.decode.messages import Channel, FeatureMessage, feature_message
@@ -30,8 +30,10 @@ class Accepted:
 class FeatureLink:
     """The broadcast of accepted features from the verifier, the leader of the lm_head, to the drafter's ranks."""
 
-    def __init__(self, group: Group, step: FeatureMessage, chunk: Callable[[int], FeatureMessage]) -> None:
-        """``step``: view of the buffer for the kept rows of all sequences; ``chunk``: for so many rows of a prompt."""
+    def __init__(
+        self, group: Group, step: Callable[[int], FeatureMessage], chunk: Callable[[int], FeatureMessage]
+    ) -> None:
+        """``step``: view of the buffer for the kept rows of so many sequences; ``chunk``: for so many of a prompt."""
         self._group, self.step, self.chunk = group, step, chunk
 
     def broadcast(self, message: FeatureMessage, accepted: Accepted | None) -> FeatureMessage:
@@ -59,6 +61,9 @@ class Parts:
     drafted: Channel | None
     """Step message of speculative decoding; None: the plan has no drafter."""
     device: torch.device
+    padded: bool
+    """True: every chunk and every step has all its rows, so that a GPU sees few shapes. Where all devices are CPUs,
+    rows that nobody needs are not computed; no row's bits depend on others."""
 
 
 def parts_of(plan: Plan, slots: Slots, memory: Memory, comm: Comm, device: torch.device) -> Parts:
@@ -71,6 +76,7 @@ def parts_of(plan: Plan, slots: Slots, memory: Memory, comm: Comm, device: torch
         plain=_plain_channel(plan, memory),
         drafted=_drafted_channel(plan, memory),
         device=device,
+        padded=any(own.kind != "cpu" for own in plan.devices),
     )
 
 
@@ -104,7 +110,10 @@ def _feature_link(plan: Plan, memory: Memory, comm: Comm) -> FeatureLink | None:
     def chunk(rows: int) -> FeatureMessage:
         return feature_message(feature_layout(model, draft, options, sequences=1, rows=rows), buffer, dtype)
 
-    step = feature_message(step_features(model, draft, options), buffer, dtype)
+    def step(sequences: int) -> FeatureMessage:
+        rows = accept_rows(options)
+        return feature_message(feature_layout(model, draft, options, sequences=sequences, rows=rows), buffer, dtype)
+
     return FeatureLink(comm.feature, step=step, chunk=chunk)
 
 

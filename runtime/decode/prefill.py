@@ -49,8 +49,7 @@ class Prefill:
         self._parts, self._progress = parts, comm.progress
         self.width = plan.options.prefill_chunk
         """C: most positions of a chunk."""
-        self._padded = any(device.kind != "cpu" for device in plan.devices)
-        """True: a chunk always has C rows, so that a GPU sees few shapes; a CPU does not pay for padding."""
+        self._padded = parts.padded
         self._chunk = memory.buffer("chunk") if parts.base is not None else torch.empty(0)
         self._no_path = torch.zeros(1, accept_rows(plan.options), dtype=torch.int64, device=parts.device)
 

@@ -41,8 +41,9 @@ A prompt's chunk is run between two steps of the others. The step after its last
 with the next trees of the others, so that joining costs nothing but the chunks; from then on it takes part in verify.
 Where no place is active a step verifies nothing. Every rank calls the same in the same order.
 
-Shapes: B places, N nodes of a tree, A most nodes of a path, H hidden size, a captured features of a row. Places that
-are not active keep their rows in every shape and commit nothing.
+Shapes: B places, S of them in a step, N nodes of a tree, A most nodes of a path, H hidden size, a captured features of
+a row. With a GPU in the plan S = B; otherwise the places from the first that is active or joining to the last. Those in
+between that are not active keep their rows in every shape and commit nothing.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -127,11 +128,13 @@ class Stepper:
 
     # ---- places ----
 
+    @torch.inference_mode()
     def enter(self, mode: Mode) -> None:
         """Decode in another mode from now on; every place is free."""
         assert not any(self._sequences.active), "a mode is that of all sequences"
         self._mode = mode
         self._channel = self._parts.drafted if mode.draft and self._parts.drafted else self._parts.plain
+        self._channel.wire.zero_()  # which another mode may have written in its own layout
 
     @torch.inference_mode()
     def begin(
@@ -229,23 +232,24 @@ class Stepper:
         where no place is active. The host reads nothing before the message.
         """
         channel, base, verifies = self._channel, self._parts.base, any(self._sequences.active)
-        accepted = None
+        accepted, places = None, self._span()
 
         # verify: the base runs all nodes at once; each sees the sequence, its ancestors and itself
         if verifies:
             self._progress.begin("verify")
         if verifies and base is not None:
-            mask = ancestors(channel.parents, channel.levels)  # [B, N, N]
-            forward = base.verify(channel.tokens, mask)
+            mask = ancestors(channel.parents[places], channel.levels)  # [S, N, N]
+            forward = base.verify(channel.tokens[places], mask, places.start)
             # accept: walk from the root to the child that the base chose, as far as there is one
             if forward is not None:
-                accepted = self._accept(forward, mask)
+                accepted = self._accept(forward, mask, places)
                 self._progress.lap("head")
 
         # draft: the drafter catches up with the accepted path and grows the next trees from the base's last choice
         self._progress.begin("draft")
         if verifies or self._joining:
-            self._draft(accepted, verifies=verifies) if channel.drafted else self._choose(accepted)
+            advance = self._draft if channel.drafted else self._choose
+            advance(accepted, places, verifies=verifies)
         if self._comm.rank == channel.source:
             channel.notify(notice())
         self._comm.world.broadcast(channel.wire, channel.source)
@@ -255,67 +259,76 @@ class Stepper:
         # commit: the accepted rows become part of each sequence, on every rank
         if verifies:
             self._progress.begin("commit")
-            self._commit(messages)
+            self._commit(messages, places)
             self._progress.lap("commit")
         return messages, agreed
 
-    def _accept(self, forward: Forward, mask: Tensor) -> Accepted:
+    def _span(self) -> slice:
+        """Return the places that a step computes."""
+        batch = len(self._trees)
+        here = [place for place in range(batch) if self._sequences.active[place] or place in self._joining]
+        return slice(0, batch) if self._parts.padded or not here else slice(here[0], here[-1] + 1)
+
+    def _accept(self, forward: Forward, mask: Tensor, places: slice) -> Accepted:
         """Choose a token from p after every node; return the path of nodes that agree, with the base's features."""
         channel, accept = self._channel, self._mode.accept
-        positions = self._sequences.next_positions
-        chosen = choose_in_trees(forward, mask, self._samplings, positions, channel.kept)  # [B, N]
+        positions, tokens = self._sequences.next_positions[places], channel.tokens[places]
+        chosen = choose_in_trees(forward, mask, self._samplings[places], positions, channel.kept)  # [S, N]
         if accept is None or not channel.drafted:
-            verdict = walk(channel.tokens, channel.parents, mask, chosen, channel.kept)
+            verdict = walk(tokens, channel.parents[places], mask, chosen, channel.kept)
         else:
-            verdict = forced(channel.tokens, chosen, channel.kept, accept)
-        rows = (verdict.path + self._first_node * channel.nodes).flatten()  # [B * A], among all nodes
+            verdict = forced(tokens, chosen, channel.kept, accept)
+        rows = (verdict.path + self._first_node[: len(tokens)] * channel.nodes).flatten()  # [S * A], among all nodes
         return Accepted(verdict=verdict, features=forward.features.index_select(1, rows))
 
-    def _choose(self, accepted: Accepted | None) -> None:
+    def _choose(self, accepted: Accepted | None, places: slice, *, verifies: bool) -> None:
         """Write the next trees of plain decoding, which are their roots, on the rank that does."""
         channel = self._channel
         if self._comm.rank != channel.source:
             return
-        if accepted is None:
-            kept, path, roots = self._no_rows, self._no_path[:, :1], self._no_rows.unsqueeze(1).clone()
-        else:
+        none = self._no_rows[places]
+        kept, path, roots = none, self._no_path[places, :1], none.unsqueeze(1)
+        if accepted is not None:
             kept, path = accepted.verdict.accepted, accepted.verdict.path
-            roots = accepted.verdict.tokens.gather(1, kept.unsqueeze(1))  # [B, 1]
+            roots = accepted.verdict.tokens.gather(1, kept.unsqueeze(1))  # [S, 1]
+        if self._joining:
+            roots = roots.clone()
         for place, root in self._joining.items():
             assert root.token is not None, "the rank that writes the message has chosen the token"
-            roots[place].copy_(root.token)
-        channel.write(kept, path, roots, self._no_rows.unsqueeze(1))
+            roots[place - places.start].copy_(root.token)
+        channel.write(places, kept, path, roots, none.unsqueeze(1))
 
-    def _draft(self, accepted: Accepted | None, *, verifies: bool) -> None:
+    def _draft(self, accepted: Accepted | None, places: slice, *, verifies: bool) -> None:
         """Send the accepted path to the drafter, which writes the next trees to the step message."""
         drafter, link = self._parts.drafter, self._parts.features
         if link is None:
             return
-        message = link.broadcast(link.step, accepted) if verifies else None
+        message = link.broadcast(link.step(places.stop - places.start), accepted) if verifies else None
         if drafter is None:
             return
         if message is None:
-            hidden, roots, kept, path = self._no_feature.clone(), self._no_rows.clone(), self._no_rows, self._no_path
-            pending = self._no_rows.clone()
+            kept, path, hidden = self._no_rows[places], self._no_path[places], self._no_feature[places].clone()
+            roots, pending = kept.clone(), kept.clone()
         else:
-            hidden, roots = drafter.extend(message), message.roots  # [B, H]: output at the last accepted row
-            kept, path, pending = message.accepted, message.path, message.accepted + 1
+            kept, path, hidden = message.accepted, message.path, drafter.extend(message, places.start)  # [S, H]
+            roots, pending = message.roots, message.accepted + 1
         for place, root in self._joining.items():
             assert root.token is not None
             assert root.feature is not None
-            hidden[place].copy_(root.feature[0])
-            roots[place].copy_(root.token[0])
-            pending[place].fill_(0)
-        trees = drafter.grow(hidden, roots, pending)
+            number = place - places.start
+            hidden[number].copy_(root.feature[0])
+            roots[number].copy_(root.token[0])
+            pending[number].fill_(0)
+        trees = drafter.grow(hidden, roots, pending, places.start)
         if drafter.group.leads:
-            self._channel.write(kept, path, *trees)
+            self._channel.write(places, kept, path, *trees)
         self._progress.lap("draft")
 
-    def _commit(self, messages: list[Message]) -> None:
+    def _commit(self, messages: list[Message], places: slice) -> None:
         """Keep the rows that each active place accepted."""
-        channel, rows = self._channel, self._sequences.committed_rows(messages)
-        accepted = channel.accepted.masked_fill(self._inactive, -1)
+        channel, rows = self._channel, self._sequences.committed_rows(messages)[places]
+        accepted = channel.accepted[places].masked_fill(self._inactive[places], -1)
         if self._parts.base is not None:
-            self._parts.base.keep(channel.path, accepted, channel.nodes, rows)
+            self._parts.base.keep(channel.path[places], accepted, channel.nodes, rows, places.start)
         if self._parts.drafter is not None and channel.drafted:
-            self._parts.drafter.commit(accepted, rows)
+            self._parts.drafter.commit(accepted, rows, places.start)

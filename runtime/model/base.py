@@ -32,7 +32,7 @@ from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.model.blocks import Binder, Layer, LmHead, Slots
 from runtime.model.layers import Attend, Rows, hide, rotary_at, rotary_table
-from runtime.model.split_kv import attend_of, cache_of, own_frequencies
+from runtime.model.split_kv import attend_of, cache_of, own_frequencies, shared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,27 +74,28 @@ class Base:
         carry = None if self._stage is None else self._stage.prefill(sequence, hidden, width, last)
         return None if self._lm_head is None else self._lm_head(carry, width)
 
-    def verify(self, tokens: Tensor, mask: Tensor) -> Forward | None:
-        """Run trees, tokens [B, N], behind what is committed; commit nothing.
+    def verify(self, tokens: Tensor, mask: Tensor, first: int) -> Forward | None:
+        """Run trees, tokens [B, N], behind what is committed of sequences ``first`` and those after it.
 
-        ``mask`` [B, N, N]: each node's ancestors and itself. Returns as ``prefill`` does, W = B * N rows.
+        ``mask`` [B, N, N]: each node's ancestors and itself. Commits nothing. Returns as ``prefill`` does, W = B * N
+        rows.
         """
         hidden = None if self._embedding is None else self._embedding(tokens.flatten())
         self._progress.lap("embed")
         carry = None
         if self._stage is not None:
-            carry = self._stage.verify(hidden, mask)
+            carry = self._stage.verify(hidden, mask, first)
             self._progress.lap(self._stage.name)
         return None if self._lm_head is None else self._lm_head(carry, tokens.numel())
 
-    def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: list[int]) -> None:
+    def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: list[int], first: int) -> None:
         """Commit the root and the accepted nodes of each tree of ``nodes`` nodes; see ``KvCache.keep``.
 
         ``path`` [B, A]: node numbers, root first. ``accepted`` [B]: accepted nodes behind the root, -1 where nothing is
-        kept. ``rows``: accepted + 1 of each sequence, on the host.
+        kept. ``rows``: accepted + 1 of each sequence, on the host. ``first`` as in ``verify``.
         """
         if self._stage is not None:
-            self._stage.keep(path, accepted, nodes, rows)
+            self._stage.keep(path, accepted, nodes, rows, first)
 
     def restart(self, sequence: int, source: int, length: int) -> None:
         """Let a sequence begin anew with the first ``length`` committed positions of ``source``; it may be itself."""
@@ -170,7 +171,7 @@ class BaseStage:
             return self._forward(hidden, width, self._no_rows)
         cache, number = self.cache, self._sequences.index(sequence)
         own = slice(number, number + 1)
-        start, window = cache.tree_rows, cache.window(width)
+        start, window = cache.tree_rows, cache.window(width, own)
         positions = cache.positions(width, own)  # [1, width]
         bias = self._bias[:width, : window - start]  # [width, t]
         hide(bias, cache.columns[: window - start] <= positions.view(width, 1))
@@ -190,17 +191,20 @@ class BaseStage:
         cache.commit_one(number, last + 1)
         return output
 
-    def verify(self, hidden: Tensor | None, mask: Tensor) -> Tensor:
-        """Run trees behind what is committed; commit nothing. ``mask`` [B, N, N]: each node's ancestors and itself.
+    def verify(self, hidden: Tensor | None, mask: Tensor, first: int) -> Tensor:
+        """Run trees behind what is committed; commit nothing. Arguments as in ``Base.verify``.
 
         ``hidden`` [B * N, H]: the embedding's, where this device has it. Returns the carry.
         """
         cache, (batch, nodes, _) = self.cache, mask.shape
-        first, count = self._sequences.start, len(self._sequences)
-        mask = mask[first : first + count]
-        tree, window = cache.tree(nodes), cache.window(0)
+        here, own = shared(range(first, first + batch), self._sequences)
+        count, lengths = here.stop - here.start, cache.lengths[own]
+        if not count:
+            return self._forward(hidden, batch * nodes, self._no_rows)
+        mask = mask[here]
+        tree, window = cache.tree(nodes), cache.window(0, own)
         bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, : window - tree.start]  # [B, N, t]
-        hide(bias[:, :, nodes:], cache.columns[: window - tree.stop] < cache.lengths.unsqueeze(2))
+        hide(bias[:, :, nodes:], cache.columns[: window - tree.stop] < lengths.unsqueeze(2))
         if self._share.axis == "context" and self._share.part:
             bias[:, :, :nodes].fill_(float("-inf"))  # every member has the tree's rows; the first attends to them
         else:
@@ -209,20 +213,21 @@ class BaseStage:
             hidden,
             batch * nodes,
             Rows(
-                rotary=rotary_at(self._rotary, (mask.sum(2) + (cache.lengths - 1)).flatten()),
+                rotary=rotary_at(self._rotary, (mask.sum(2) + (lengths - 1)).flatten()),
                 bias=bias.unsqueeze(1),
-                sequences=slice(0, count),
+                sequences=own,
                 seen=slice(tree.start, window),
                 tree=nodes,
                 written=tree,
-                own=slice(first * nodes, (first + count) * nodes) if self._divided else None,
+                own=slice(here.start * nodes, here.stop * nodes) if self._divided else None,
             ),
         )
 
-    def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: list[int]) -> None:
-        """Commit what was accepted of all sequences; arguments as in ``Base.keep``."""
-        own = slice(self._sequences.start, self._sequences.stop)
-        self.cache.keep(path[own], accepted[own].unsqueeze(1), nodes, rows[own])
+    def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: list[int], first: int) -> None:
+        """Commit what was accepted; arguments as in ``Base.keep``."""
+        here, own = shared(range(first, first + len(rows)), self._sequences)
+        if here.stop > here.start:
+            self.cache.keep(path[here], accepted[here].unsqueeze(1), nodes, rows[here], own)
 
     def restart(self, sequence: int, source: int, length: int) -> None:
         """Let a sequence begin anew; arguments as in ``Base.restart``."""

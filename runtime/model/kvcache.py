@@ -63,9 +63,9 @@ class KvCache:
         self._known = [0] * count  # ``lengths`` on the host
         self._zero = torch.zeros((), dtype=torch.int64, device=device)
 
-    def window(self, appended: int) -> int:
-        """Return the rows that a forward must attend to so as to see every sequence and ``appended`` positions more."""
-        end = self.tree_rows + -(-(max(self._known) + appended) // self._parts)
+    def window(self, appended: int, own: slice) -> int:
+        """Return the rows that a forward must attend to so as to see sequences b and ``appended`` positions more."""
+        end = self.tree_rows + -(-(max(self._known[own]) + appended) // self._parts)
         return min(-(-end // self._step) * self._step, self.rows)
 
     def tree(self, nodes: int) -> slice:
@@ -88,22 +88,22 @@ class KvCache:
             counts &= position % self._parts == self._part
         return torch.where(counts, rows, self._zero).add_(self._first_row[own]).flatten()
 
-    def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: Sequence[int]) -> None:
+    def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: Sequence[int], own: slice) -> None:
         """Commit the root and the accepted nodes of each tree of ``nodes`` nodes: copy their rows behind the sequence.
 
-        ``path`` [B, A]: node numbers, root first. ``accepted`` [B, 1]: accepted nodes behind the root, -1 where nothing
-        is kept, as in a sequence that has ended. ``rows``: accepted + 1 of each sequence, on the host.
+        ``path`` [b, A]: node numbers, root first. ``accepted`` [b, 1]: accepted nodes behind the root, -1 where nothing
+        is kept, as in a sequence that has ended. ``rows``: accepted + 1 of each of these sequences, on the host.
         """
-        source = (path + (self.tree_rows - nodes)).add_(self._first_row).flatten()
-        target = self.append(path.shape[1], accepted, slice(None))
+        source = (path + (self.tree_rows - nodes)).add_(self._first_row[own]).flatten()
+        target = self.append(path.shape[1], accepted, own)
         for run in self._flat:
             run.index_copy_(1, target, run.index_select(1, source))
-        self.commit(accepted, rows)
+        self.commit(accepted, rows, own)
 
-    def commit(self, accepted: Tensor, rows: Sequence[int]) -> None:
-        """Make rows that were written behind each sequence part of it; arguments as in ``keep``."""
-        self._known = [length + more for length, more in zip(self._known, rows, strict=True)]
-        self.lengths.add_(accepted + 1)
+    def commit(self, accepted: Tensor, rows: Sequence[int], own: slice) -> None:
+        """Make rows that were written behind sequences b part of them; arguments as in ``keep``."""
+        self._known[own] = [length + more for length, more in zip(self._known[own], rows, strict=True)]
+        self.lengths[own].add_(accepted + 1)
 
     def commit_one(self, number: int, rows: int) -> None:
         """Make ``rows`` rows that were written behind one sequence part of it."""

@@ -65,6 +65,13 @@ def own_sequences(batch: int, share: KvShare) -> range:
     return range(*part_range(batch, share))
 
 
+def shared(sequences: range, own: range) -> tuple[slice, slice]:
+    """Return which of the ``sequences`` of a forward are a device's ``own``: in the forward, and in its cache."""
+    start = max(sequences.start, own.start)
+    stop = max(start, min(sequences.stop, own.stop))
+    return slice(start - sequences.start, stop - sequences.start), slice(start - own.start, stop - own.start)
+
+
 def own_frequencies(frequencies: Tensor, share: KvShare) -> Tensor:
     """Return the frequencies of a device's rotary pairs; ``frequencies``: of all pairs of a head [D/2]."""
     if share.axis != "head_dim":

@@ -142,7 +142,8 @@ def both_verified(plan: Plan, image: Image, comm: Comm) -> tuple[torch.Tensor, t
         return base
 
     def verified(base: Base, tokens: list[int], mask: torch.Tensor) -> torch.Tensor:
-        forward = base.verify(torch.tensor([tokens], device=torch_device(device)), mask.to(torch_device(device))[None])
+        target = torch_device(device)
+        forward = base.verify(torch.tensor([tokens], device=target), mask.to(target)[None], 0)
         assert forward is not None
         return forward.normed.clone()
 
@@ -154,7 +155,7 @@ def both_verified(plan: Plan, image: Image, comm: Comm) -> tuple[torch.Tensor, t
         base = prefilled_base()
         for node in path:
             last = verified(base, [tokens[node]], torch.ones((1, 1), dtype=torch.bool))
-            base.keep(root, root[:, 0], 1, [1])
+            base.keep(root, root[:, 0], 1, [1], 0)
         alone.append(last)
     return tree, torch.cat(alone)
 

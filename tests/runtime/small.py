@@ -21,6 +21,7 @@ def compiled_plan(
     context: int = CONTEXT,
     stall_timeout_s: int = 8,
     hosts: tuple[str, ...] | None = None,
+    batch: int = 1,
 ) -> tuple[Path, Plan]:
     """Compile a plan of one stage with an EAGLE-3 head; ``hosts`` are those of the devices, by default one host."""
     write_base(directory / "base", num_layers=8)
@@ -39,6 +40,7 @@ def compiled_plan(
         ),
         context=context,
         stall_timeout_s=stall_timeout_s,
+        batch=batch,
         devices=hosts and [make_device(name, host=host) for name, host in zip(devices, hosts, strict=True)],
     )
     target = directory / "plan"

@@ -93,7 +93,7 @@ def test_a_step_message_is_read_as_it_was_written() -> None:
     path, tokens, parents = torch.arange(4).view(2, 2), torch.arange(10, 16).view(2, 3), torch.zeros(2, 3).long()
     for stop, packets in ((False, 0), (True, 0), (False, 1), (True, 70)):
         notice = Notice(stop=stop, packets=packets)
-        channel.write(torch.tensor([1, 0]), path, tokens, parents)
+        channel.write(slice(0, 2), torch.tensor([1, 0]), path, tokens, parents)
         channel.notify(notice)
         (first, second), agreed = channel.read()
         assert (first.accepted, first.path, first.tokens) == (1, [0, 1], [10, 11, 12])

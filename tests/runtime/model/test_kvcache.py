@@ -17,7 +17,7 @@ def cache_of(rows: int = ROWS, batch: int = 2, part: int = 0, parts: int = 1) ->
 
 
 def commit(cache: KvCache, rows: list[int]) -> None:
-    cache.commit(torch.tensor(rows).unsqueeze(1) - 1, rows)
+    cache.commit(torch.tensor(rows).unsqueeze(1) - 1, rows, ALL)
 
 
 def write(cache: KvCache, rows: torch.Tensor, values: list[int]) -> None:
@@ -68,7 +68,7 @@ def test_keep_moves_the_accepted_path_behind_the_committed_rows(parts: int, data
         for cache in members:
             write_trees(cache, nodes, values)
             accepted = torch.tensor(counts).unsqueeze(1)
-            cache.keep(torch.tensor(paths), accepted, nodes, [count + 1 for count in counts])
+            cache.keep(torch.tensor(paths), accepted, nodes, [count + 1 for count in counts], ALL)
         assert [sequence(members, number) for number in range(2)] == expected
     cuts = [data.draw(st.integers(0, len(known))) for known in expected]
     for cache in members:
@@ -118,7 +118,7 @@ def test_windows_have_few_lengths_and_cover_the_needed_rows(
 ) -> None:
     cache = cache_of(blocks * GRANULE, parts=parts)
     commit(cache, [min(length, (cache.rows - TREE) * parts), 0])
-    window = cache.window(appended)
+    window = cache.window(appended, slice(None))
     needed = TREE + -(-(int(cache.lengths.max()) + appended) // parts)
     assert min(needed, cache.rows) <= window <= cache.rows
     cache.restart(0, 0, 0)
@@ -126,5 +126,5 @@ def test_windows_have_few_lengths_and_cover_the_needed_rows(
     for end in range(0, (cache.rows - TREE) * parts + 1, 41):
         commit(cache, [end - known, 0])
         known = end
-        seen.add(cache.window(0))
+        seen.add(cache.window(0, slice(None)))
     assert len(seen) <= 16
