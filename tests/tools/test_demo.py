@@ -1,6 +1,5 @@
 """The demo: its committed plan and head belong together, and a wrong command line ends with one line."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import demo
 from demo import HEAD, PLAN, build_options
+from runtime.commands.prompts import DEFAULT_PROMPT
 
 ROOT = Path(__file__).parents[2]
 MOST_HEAD_BYTES = 16_000_000
@@ -37,9 +38,16 @@ def test_the_head_is_small_and_has_its_card() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["a", "b", "c"], ["question", "0"], ["question", "many"], ["--embeded"]])
-def test_a_wrong_command_line_ends_with_two(arguments: list[str]) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, ROOT / "tools" / "demo.py", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("tools/demo: error: ")
+def test_a_wrong_command_line_ends_with_two(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        demo.main()
+    assert capsys.readouterr().err.splitlines()[-1].startswith("tools/demo: error: ")
+
+
+def test_both_demos_ask_for_what_was_given() -> None:
+    default, own = demo.embedded(None, None), demo.embedded("x = ", 7)
+    assert default.prompt == DEFAULT_PROMPT
+    assert (own.prompt, own.run[-1]) == ("x = ", "7")

@@ -78,7 +78,7 @@ def test_it_is_fetched_and_converted_once(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [directory.name, f"{directory.name}.lock"]
 
 
-@pytest.mark.parametrize("damage", ["flip", "remove", "add", "record"])
+@pytest.mark.parametrize("damage", ["flip", "remove", "record"])
 def test_a_damaged_model_is_converted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheels: tuple[Path, str], damage: str
 ) -> None:
@@ -93,8 +93,6 @@ def test_a_damaged_model_is_converted_again(
             weights.write_bytes(content)
         case "remove":
             (directory / "config.json").unlink()
-        case "add":
-            (directory / "pytorch_model.bin").write_bytes(b"")
         case "record":
             record.write_text("[1]")
     _, lines, _ = ensure(tmp_path)
