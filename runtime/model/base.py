@@ -33,6 +33,7 @@ from runtime.image.dtypes import DTYPES
 from runtime.model.blocks import Binder, Layer, LmHead, Slots
 from runtime.model.layers import Attend, Rows, hide, rotary_at, rotary_table
 from runtime.model.split_kv import attend_of, cache_of, own_frequencies, shared
+from runtime.model.whole_layers import WholeLayers, are_whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +149,8 @@ class BaseStage:
         self.cache = cache_of(runs, tree_rows(options), options.batch, share)
         self._sequences = self.cache.sequences
         self._divided = len(self._sequences) < options.batch
+        caches, divided = self.cache.layers, self._divided
+        self._whole = None if divided or not are_whole(self._layers, caches) else WholeLayers(self._layers, caches)
         self._carry = Carry(memory.buffer("carry"))
         self._bias, self._rotary = memory.buffer("bias"), memory.buffer("rotary")
         frequencies = binder.tensor(own.rope)
@@ -242,10 +245,12 @@ class BaseStage:
             self._hop_in.broadcast(carry[0] if self._first else carry, self._hop_in.ranks[0])
             hidden = carry[0]
         assert hidden is not None, "what a device is not sent it has computed"
+        if self._whole is not None:
+            hidden = self._whole.begin(hidden, rows)
         for number, (layer, cache) in enumerate(zip(self._layers, self.cache.layers, strict=True)):
             if number in self._captures:
                 carry[self._captures[number]].copy_(hidden)
-            hidden = layer(hidden, cache, rows)
+            hidden = layer(hidden, cache, rows) if self._whole is None else self._whole.run(number)
             self._progress.tick()
         carry[0].copy_(hidden)
         if self._hop_out is not None:

@@ -347,7 +347,15 @@ def _packer(count: int) -> Callable[..., bytes]:
 
 def _run(kernel: str, dtype: torch.dtype, work: int, call: tuple[int, ...]) -> None:
     """Run a kernel on its arguments, with all of torch's threads from ``work`` = PARALLEL_WORK multiply-adds on."""
-    words = _packer(len(call))(*call)
+    _start(kernel, dtype, work, _packer(len(call))(*call))
+
+
+def _run_layer(dtype: torch.dtype, work: int, words: bytes) -> None:
+    """Run a layer on its words, as ``_run`` does; what they point to is ``whole_layers``' to keep."""
+    _start("layer", dtype, work, words)
+
+
+def _start(kernel: str, dtype: torch.dtype, work: int, words: bytes) -> None:
     shared, alone = _entry(kernel, dtype)
     threads = torch.get_num_threads()
     if threads > 1 and work >= PARALLEL_WORK:

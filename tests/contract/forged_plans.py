@@ -6,8 +6,8 @@ A case is a number, from which everything follows. Sizes are drawn from the boun
 layers of several classes, any placement over one to four devices, trees and dtypes; half of the plans are then changed
 in some fields. Numbers that follow from others (memory, transports, digests) are computed again where that is possible,
 so that a plan passes as many checks as it can, and images are made to fit it, of random bytes among them NaN and
-infinity. All ranks run as threads of this process, on kernels that check each access (``touched.checked_run``). One
-line is printed before and after each case, so that a case that ends the process is known.
+infinity. All ranks run as threads of this process, on kernels that check each access (``touched.checked_run`` and
+``checked_run_layer``). One line is printed before and after each case, so that a case that ends the process is known.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ from runtime.processes.rank import Rank
 from runtime.request import Piece, Request, make_request
 from tests.contract.ranks import with_engines
 from tests.plan_factory import Group, make_device, make_plan, shared_draft, with_transports
-from tests.runtime.model.kernels.touched import checked_run
+from tests.runtime.model.kernels.touched import checked_run, checked_run_layer
 
 MOST_MEMORY = 24 << 20
 """Memory of each device: plans of more bytes are refused, and others run in a moment."""
@@ -515,7 +515,7 @@ def main(arguments: Sequence[str]) -> None:
     first, count, directory = int(arguments[0]), int(arguments[1]), Path(arguments[2])
     resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESS_SPACE, MOST_ADDRESS_SPACE))
     torch.set_num_threads(1)
-    ops._run = checked_run
+    ops._run, ops._run_layer = checked_run, checked_run_layer
     for number in range(first, first + count):
         own = directory / str(number)
         own.mkdir()

@@ -11,6 +11,7 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     products      product with a weight matrix; grouped product with one weight matrix per expert
     rowwise       RMS norm, gated activation, top-k with log-softmax
     attention     rotary embedding, write to the KV cache, attention
+    layer         a whole layer as one kernel
     team          libgomp's functions that a kernel calls: number of this thread, of all threads, barrier
     processor     the processor's vector instructions, which decide how elements are multiplied
     code          machine code on disk: loaded by LLVM alone, compiled where it is not there

@@ -138,3 +138,89 @@ class Attend(NamedTuple):
     """[W, h, D], contiguous."""
     scratch: int
     """float32 [threads, ITEMS, 2 * D + t]."""
+
+
+class Layer(NamedTuple):
+    """One layer on its device, attention and MLP or one of them: its weights, and sizes that every forward has.
+
+    H hidden size, h query heads, k KV heads of D dims, m channels of the MLP.
+    """
+
+    forward: int
+    """Address of the words of a ``Forward``."""
+    attends: int
+    """1: the attention is run; 0: not, and its words are 0."""
+    inputs: int
+    """Inputs of qkv: H, or 2 * H."""
+    attention_norm: int
+    """[H]; address 0: the input of qkv is ``Forward.x``."""
+    attention_epsilon: int
+    """In multiples of EPSILON_UNIT, as the others."""
+    qkv: int
+    """[(h + 2k) * D, inputs]"""
+    qkv_stride: int
+    qkv_bias: int
+    """[(h + 2k) * D], or address 0."""
+    q_norm: int
+    """[D], or address 0: neither queries nor keys have a norm."""
+    k_norm: int
+    head_epsilon: int
+    o: int
+    """[H, h * D]"""
+    o_stride: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    cache: int
+    """Cache row 0 of the first sequence, from which ``Forward.written_index`` counts."""
+    feeds: int
+    """1: the MLP is run; 0: not, and its words are 0."""
+    mlp_norm: int
+    mlp_epsilon: int
+    gate_up: int
+    """[2 * m, H]"""
+    gate_up_stride: int
+    channels: int
+    down: int
+    """[H, m]"""
+    down_stride: int
+
+
+class Forward(NamedTuple):
+    """What all layers of a forward have in common; letters as in ``Layer`` and ``Attend``. Matrices have no gaps."""
+
+    rows: int
+    rows_per_sequence: int
+    hidden_size: int
+    hidden: int
+    """[W, H]: the residual before the attention, and the result of the MLP."""
+    between: int
+    """[W, H]: the result of the attention, which the MLP reads."""
+    adds: int
+    """1: the residual is added; 0: another device adds it."""
+    x: int
+    """[W, inputs]: the input of qkv of layers without a norm before the attention."""
+    normed: int
+    """Scratch [W, H], one for each thread where ``normed_per_thread``."""
+    normed_per_thread: int
+    inner: int
+    """Scratch: [W, h + 2k, D], then [W, h * D]; thereafter [W, 2 * m], then [W, m]."""
+    widened: int
+    """Scratch for the input of a product as float32 [W, its inputs]; address 0: it is multiplied as it is."""
+    widened_stride: int
+    cosines: int
+    sines_offset: int
+    seen_offset: int
+    """Bytes from a cache's first row to the first that is attended to."""
+    sequence_stride: int
+    row_stride: int
+    written_index: int
+    written_offset: int
+    """Bytes from a cache's first row to that which the first row is written to."""
+    columns: int
+    tree_columns: int
+    bias: int
+    bias_sequence_stride: int
+    bias_row_stride: int
+    scratch: int
+    """As in ``Attend``."""

@@ -58,14 +58,14 @@ def attend(data: Any) -> None:
     attend_all(data, a, me, team)
 
 
-@subroutine()
+@subroutine(apart=True)
 def rotate_and_write(data: Any, a: Any, me: Any, team: Any) -> None:
     """Rotate the queries and keys of this thread's rows, and write keys and values to the cache."""
     for row in range(me, a.rows, team):
         _rotate_and_write(data, a, row)
 
 
-@subroutine()
+@subroutine(apart=True)
 def attend_all(data: Any, a: Any, me: Any, team: Any) -> None:
     """Attend with this thread's units of items, once all keys and values are written."""
     group = a.query_heads // a.kv_heads  # query heads of a KV head
@@ -121,7 +121,7 @@ def _rotate(data: Any, head: Any, cosine: Any, sine: Any, head_dim: Any) -> None
         put(x, i + half, high * wide(cosines[i + half]) + low * wide(sines[i + half]))
 
 
-@subroutine()
+@subroutine(apart=True)
 def _attend_items(data: Any, a: Any, sequence: Any, kv_head: Any, first: Any, count: Any, scratch: Any) -> None:
     """Attend with ``count`` items from ``first`` on: one, or ITEMS, the last one repeated where fewer are left.
 

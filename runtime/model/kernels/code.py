@@ -35,6 +35,7 @@ KERNELS: Mapping[str, str] = {
     "top": "rowwise",
     "attend": "attention",
     "exchange": "exchange",
+    "layer": "layer",
 }
 """Module of each kernel."""
 VARIABLE = "NUMBA_CACHE_DIR"

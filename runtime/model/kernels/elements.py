@@ -115,6 +115,20 @@ def arguments_of(table: Any) -> Any:
     return load
 
 
+def arguments_at(table: Any) -> Any:
+    """Return an intrinsic that loads words at an address as ``table``, a NamedTuple of int64."""
+    record = types.NamedUniTuple(types.int64, len(table._fields), table)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def load(typing: Any, address: Any) -> Any:
+        def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            return builder.load(pointer(builder, args[0]), typ=context.get_value_type(record), align=8)
+
+        return record(types.int64), code
+
+    return load
+
+
 def pointer_to(element: types.Type) -> Any:
     """Return an intrinsic that makes an address a pointer to one type of element."""
     pointers = types.CPointer(element)

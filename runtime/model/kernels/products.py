@@ -43,12 +43,12 @@ def product(data: Any) -> None:
     x, x_stride = a.x, a.x_stride
     if a.widened and not a.widened_per_thread:
         x, x_stride = a.widened, a.widened_stride
-        _widen(data, a.x, a.x_stride, x, x_stride, a.inputs, me, a.rows, team)
+        widen(data, a.x, a.x_stride, x, x_stride, a.inputs, me, a.rows, team)
         barrier()
     elif a.widened:
         x, x_stride = a.widened + me * a.rows * a.widened_stride, a.widened_stride
-        _widen(data, a.x, a.x_stride, x, x_stride, a.inputs, 0, a.rows, 1)
-    _multiply(data, a, x, x_stride, a.outputs * me // team, a.outputs * (me + 1) // team)
+        widen(data, a.x, a.x_stride, x, x_stride, a.inputs, 0, a.rows, 1)
+    multiply(data, a, x, x_stride, a.outputs * me // team, a.outputs * (me + 1) // team)
 
 
 def grouped(data: Any) -> None:
@@ -60,7 +60,7 @@ def grouped(data: Any) -> None:
         x, x_stride = a.widened, a.widened_stride
         for row in range(me, a.rows, team):
             source = numbers(a.row_index)[row] if a.row_index else row
-            _widen(data, a.x + source * a.x_stride, 0, x + row * x_stride, 0, a.inputs, 0, 1, 1)
+            widen(data, a.x + source * a.x_stride, 0, x + row * x_stride, 0, a.inputs, 0, 1, 1)
         barrier()
     output, last = a.outputs * me // team, a.outputs * (me + 1) // team
     for group in range(a.groups):
@@ -73,7 +73,7 @@ def grouped(data: Any) -> None:
                 out=a.out + first * a.out_stride, out_stride=a.out_stride,
                 rows=rows, inputs=a.inputs, outputs=a.outputs, widened=0, widened_stride=0, widened_per_thread=0,
             )  # fmt: skip
-            _multiply(data, part, part.x, part.x_stride, output, last)
+            multiply(data, part, part.x, part.x_stride, output, last)
 
 
 def sweep(outputs: int, rows: int) -> Any:
@@ -87,8 +87,8 @@ def sweep(outputs: int, rows: int) -> Any:
     fetched = min(outputs, 2)
     dot_products, store = dots(outputs, rows, fetched), finish(outputs, rows)
 
-    @subroutine(types.int64)
-    def multiply(
+    @subroutine(types.int64, apart=True)
+    def swept(
         data: Any, a: Any, x: Any, x_stride: Any, row: Any, output: Any, last: Any, ahead: Any, ahead_end: Any
     ) -> Any:
         sums, size, rest = stack_floats(), itemsize(data), a.inputs % step_of(data)
@@ -106,7 +106,7 @@ def sweep(outputs: int, rows: int) -> Any:
             ahead = min(ahead + fetched, ahead_end)
         return ahead
 
-    return multiply
+    return swept
 
 
 one = sweep(1, 1)
@@ -114,12 +114,12 @@ few_2, few_3, few_4, few_5, few_6 = (sweep(2, rows) for rows in range(2, MOST_RO
 many_4, many_5, many_6 = (sweep(GROUP, rows) for rows in range(GROUP, MOST_ROWS + 1))
 
 
-@subroutine()
-def _multiply(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
+@subroutine(apart=True)
+def multiply(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
     """Compute outputs ``output`` … ``last`` - 1 of ``a``, a Product; ``x``: its rows, float32 unless in pairs."""
     ahead = min(output + (AHEAD_BYTES + a.weight_stride - 1) // a.weight_stride, last)
     if a.rows > MOST_ROWS and last - output >= GROUP:
-        _multiply_many(data, a, x, x_stride, output, last)
+        _many(data, a, x, x_stride, output, last)
     elif last - output < 2 or a.rows == 1 or a.rows > MOST_ROWS:
         for row in range(a.rows):
             one(data, a, x, x_stride, row, output, last, ahead, last)
@@ -136,7 +136,7 @@ def _multiply(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) 
 
 
 @subroutine()
-def _multiply_many(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
+def _many(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
     """Compute outputs of many rows, panel by panel of the weights, and prefetch the next panel meanwhile."""
     panel = max(1, PANEL_BYTES // (GROUP * a.weight_stride)) * GROUP
     passes = (a.rows + MOST_ROWS - 1) // MOST_ROWS
@@ -156,7 +156,7 @@ def _multiply_many(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: 
                 ahead = many_6(data, a, x, x_stride, row, first, end, ahead, ahead_end)
 
 
-@subroutine()
+@subroutine(apart=True)
 def _add_rest(data: Any, a: Any, x: Any, x_stride: Any, left: Any, sums: Any, outputs: Any, rows: Any) -> None:
     """Add the products of the last elements of a row, which are no multiple of a step, to the sums."""
     first = a.inputs - a.inputs % step_of(data)
@@ -173,7 +173,7 @@ def _add_rest(data: Any, a: Any, x: Any, x_stride: Any, left: Any, sums: Any, ou
 
 
 @subroutine()
-def _widen(
+def widen(
     data: Any, x: Any, x_stride: Any, out: Any, out_stride: Any, inputs: Any, first: Any, rows: Any, step: Any
 ) -> None:
     """Copy rows ``first``, ``first`` + ``step``, … of x to ``out``: as float32, unless they are multiplied in pairs."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from runtime.model.kernels.arguments import EPSILON_UNIT, Gated, Norm, Top
 from runtime.model.kernels.elements import F, arguments_of, elements, exp, floats, itemsize, numbers, put, wide
+from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import thread, threads
 
 norm_arguments, gated_arguments, top_arguments = arguments_of(Norm), arguments_of(Gated), arguments_of(Top)
@@ -14,26 +15,36 @@ norm_arguments, gated_arguments, top_arguments = arguments_of(Norm), arguments_o
 def norm(data: Any) -> None:
     """Divide each row by its root mean square and multiply it by a weight; arguments: ``Norm``."""
     a = norm_arguments(data)
-    scales = elements(data, a.weight)
     for row in range(np.int64(thread()), a.rows, np.int64(threads())):
-        x, out = elements(data, a.x + row * a.x_stride), elements(data, a.out + row * a.out_stride)
-        total = F(0)
-        for i in range(a.inputs):
-            total += wide(x[i]) * wide(x[i])
-        scale = F(1) / np.sqrt(total / F(a.inputs) + F(a.epsilon) * F(EPSILON_UNIT))
-        for i in range(a.inputs):
-            put(out, i, wide(x[i]) * scale * wide(scales[i]))
+        norm_row(data, a.x + row * a.x_stride, a.weight, a.epsilon, a.out + row * a.out_stride, a.inputs)
+
+
+@subroutine(apart=True)
+def norm_row(data: Any, row: Any, weight: Any, epsilon: Any, result: Any, inputs: Any) -> None:
+    """Write x / sqrt(mean(x ** 2) + epsilon) * weight of one row, which may be written in place."""
+    x, scales, out, total = elements(data, row), elements(data, weight), elements(data, result), F(0)
+    for i in range(inputs):
+        total += wide(x[i]) * wide(x[i])
+    scale = F(1) / np.sqrt(total / F(inputs) + F(epsilon) * F(EPSILON_UNIT))
+    for i in range(inputs):
+        put(out, i, wide(x[i]) * scale * wide(scales[i]))
 
 
 def gated(data: Any) -> None:
     """Compute silu(gate) * up of each row; arguments: ``Gated``."""
     a = gated_arguments(data)
     for row in range(np.int64(thread()), a.rows, np.int64(threads())):
-        gate, out = elements(data, a.x + row * a.x_stride), elements(data, a.out + row * a.out_stride)
-        up = elements(data, a.x + row * a.x_stride + a.channels * itemsize(data))
-        for i in range(a.channels):
-            value = wide(gate[i])
-            put(out, i, value / (F(1) + exp(-value)) * wide(up[i]))
+        gate = a.x + row * a.x_stride
+        gate_row(data, gate, gate + a.channels * itemsize(data), a.out + row * a.out_stride, a.channels)
+
+
+@subroutine(apart=True)
+def gate_row(data: Any, gates: Any, ups: Any, results: Any, channels: Any) -> None:
+    """Write silu(gate) * up of some channels of one row."""
+    gate, up, out = elements(data, gates), elements(data, ups), elements(data, results)
+    for i in range(channels):
+        value = wide(gate[i])
+        put(out, i, value / (F(1) + exp(-value)) * wide(up[i]))
 
 
 def top(data: Any) -> None:

@@ -1,12 +1,14 @@
 """Subroutines of kernels: functions that only kernels call, compiled as parts of the kernels that do.
 
-What Numba's ``njit`` compiles can be called from Python too, for which each function is compiled to machine code of its
-own, with wrappers. A subroutine has none of that, which halves the time that a kernel takes to compile.
+What Numba's ``njit`` compiles can be called from Python too: each function is compiled to machine code of its own, with
+wrappers, and all that it calls is optimised again with it. A subroutine is added to the library of the kernel instead,
+which is optimised and compiled once.
 """
 
 import inspect
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from llvmlite import ir
 from numba.core import compiler, types
@@ -15,19 +17,32 @@ from numba.extending import intrinsic
 
 from runtime.model.kernels.elements import FLOATING
 
+_COMPILED: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+"""By library, which is one kernel: descriptors of the subroutines in it, by function and signature."""
 
-def subroutine(result: types.Type = types.void, *, fast: frozenset[str] = FLOATING) -> Callable[[Any], Any]:
-    """Return a decorator that makes a function a subroutine, which returns ``result``; ``fast``: fast-math flags."""
+
+def subroutine(
+    result: types.Type = types.void, *, fast: frozenset[str] = FLOATING, apart: bool = False
+) -> Callable[[Any], Any]:
+    """Return a decorator that makes a function a subroutine, which returns ``result``.
+
+    ``fast``: fast-math flags. ``apart``: its code is there once, and not copied to where it is called.
+    """
 
     def decorate(function: Any) -> Any:
         def typed(typing: Any, *arguments: Any) -> Any:
             signature = result(*arguments)
 
             def code(context: Any, builder: ir.IRBuilder, _: Any, values: Any) -> Any:
-                flags = compiler.Flags()
-                flags.error_model, flags.fastmath = "numpy", FastMathOptions(set(fast))
-                part = context.compile_subroutine(builder, function, signature, flags=flags)
-                return context.call_internal(builder, part.fndesc, signature, values)
+                compiled = _COMPILED.setdefault(context.active_code_library, {})
+                if (function, signature) not in compiled:
+                    compiled[function, signature] = _compile(context, function, signature, fast)
+                called = context.declare_function(builder.module, compiled[function, signature])
+                attributes = ("noinline",) if apart else None
+                _, value = context.call_conv.call_function(
+                    builder, called, signature.return_type, signature.args, values, attrs=attributes
+                )
+                return value
 
             return signature, code
 
@@ -39,3 +54,14 @@ def subroutine(result: types.Type = types.void, *, fast: frozenset[str] = FLOATI
         return intrinsic(typed)
 
     return decorate
+
+
+def _compile(context: Any, function: Any, signature: Any, fast: frozenset[str]) -> Any:
+    """Add a function to the library that is being compiled; return its descriptor."""
+    flags = compiler.Flags()
+    flags.error_model, flags.fastmath = "numpy", FastMathOptions(set(fast))
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    library, arguments, result = context.active_code_library, signature.args, signature.return_type
+    return compiler.compile_internal(
+        context.typing_context, context, library, function, arguments, result, flags, locals={}
+    ).fndesc

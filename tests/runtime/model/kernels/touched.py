@@ -2,7 +2,8 @@
 
 A kernel works on addresses, so neither torch nor Numba checks an index of it. ``touched`` is a second account of what
 it accesses, row by row of the loops in ``runtime.model.kernels``; ``checked_run`` takes the place of ``ops._run`` and
-asserts that each access is within the tensor that ``ops`` took the address from, before the kernel runs.
+``checked_run_layer`` of ``ops._run_layer``, and asserts that each access is within the tensor that its address was
+taken from, before the kernel runs.
 
 The numbers of a plan that the sizes come from, and what bounds them:
 
@@ -20,6 +21,7 @@ Tokens index the embedding in torch, which checks them: prompts by runtime.reque
 """
 
 import ctypes
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor
 
 from runtime.model import ops
-from runtime.model.kernels.arguments import ITEMS, Attend, Gated, GroupedProduct, Norm, Product, Top
+from runtime.model.kernels.arguments import ITEMS, Attend, Forward, Gated, GroupedProduct, Layer, Norm, Product, Top
 
 Access = tuple[str, int, int]
 """Name of the tensor in ``ops``, first byte, and the byte behind the last."""
@@ -123,6 +125,48 @@ def attend(a: Attend, size: int, threads: int) -> Iterator[Access]:
     yield from rows("scratch", a.scratch, 0, 1, threads * ITEMS * (2 * a.head_dim + a.columns) * 4)
 
 
+def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
+    """Yield the accesses of a layer, by the names of ``WholeLayers.operands``."""
+    f = Forward(*words(a.forward, len(Forward._fields)))
+    width, heads, d = f.hidden_size * size, a.query_heads + 2 * a.kv_heads, a.head_dim
+    for name, start in (("hidden", f.hidden), ("between", f.between)):
+        yield from rows(name, start, width, f.rows, width)
+    yield from rows("normed", f.normed, width, f.rows * (threads if f.normed_per_thread else 1), width)
+    inputs = [f.hidden_size]
+    if a.attends:
+        assert a.inputs == f.hidden_size
+        assert a.attention_norm
+        assert (a.q_norm == 0) == (a.k_norm == 0)
+        inputs += [a.query_heads * d]
+        yield "attention_norm", a.attention_norm, a.attention_norm + width
+        yield from rows("qkv", a.qkv, a.qkv_stride, heads * d, a.inputs * size)
+        yield from rows("o", a.o, a.o_stride, f.hidden_size, a.query_heads * d * size)
+        if a.qkv_bias:
+            yield "qkv_bias", a.qkv_bias, a.qkv_bias + heads * d * size
+        for name, start in (("q_norm", a.q_norm), ("k_norm", a.k_norm)):
+            if start:
+                yield name, start, start + d * size
+        attending = Attend(
+            qkv=f.inner, cosines=f.cosines, sines_offset=f.sines_offset, rows=f.rows,
+            rows_per_sequence=f.rows_per_sequence, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=d,
+            seen=a.cache + f.seen_offset, sequence_stride=f.sequence_stride, row_stride=f.row_stride, all_rows=a.cache,
+            written_index=f.written_index, written=a.cache + f.written_offset, columns=f.columns,
+            tree_columns=f.tree_columns, bias=f.bias, bias_sequence_stride=f.bias_sequence_stride,
+            bias_row_stride=f.bias_row_stride, out=f.inner + f.rows * heads * d * size, scratch=f.scratch,
+        )  # fmt: skip
+        own = {"qkv": "inner", "out": "inner", "written": "written_index", "scratch": "scores"}
+        for name, start, stop in attend(attending, size, threads):
+            yield own.get(name, name), start, stop
+    if a.feeds:
+        inputs += [a.channels]
+        yield "mlp_norm", a.mlp_norm, a.mlp_norm + width
+        yield from rows("gate_up", a.gate_up, a.gate_up_stride, 2 * a.channels, width)
+        yield from rows("down", a.down, a.down_stride, f.hidden_size, a.channels * size)
+        yield from rows("inner", f.inner, 3 * a.channels * size, f.rows, 3 * a.channels * size)
+    if f.widened:
+        yield from rows("widened", f.widened, f.widened_stride, f.rows, max(inputs) * 4)
+
+
 TOUCHED: dict[type, Callable[[Any, int, int], Iterator[Access]]] = {
     Product: product,
     GroupedProduct: grouped,
@@ -130,6 +174,7 @@ TOUCHED: dict[type, Callable[[Any, int, int], Iterator[Access]]] = {
     Gated: gated,
     Top: top,
     Attend: attend,
+    Layer: layer,
 }
 
 
@@ -145,7 +190,7 @@ def extent(tensor: Tensor) -> tuple[int, int]:
     return start, start + (last + 1) * tensor.itemsize if tensor.numel() else start
 
 
-_run = ops._run
+_run, _run_layer = ops._run, ops._run_layer
 
 
 def checked_run(kernel: Any, dtype: torch.dtype, work: int, call: Any) -> None:
@@ -153,9 +198,23 @@ def checked_run(kernel: Any, dtype: torch.dtype, work: int, call: Any) -> None:
 
     Called by a function of ``ops``, whose local variables are the operands.
     """
-    operands = sys._getframe(1).f_locals
+    _check(call, dtype, sys._getframe(1).f_locals)
+    _run(kernel, dtype, work, call)
+
+
+def checked_run_layer(dtype: torch.dtype, work: int, packed: bytes) -> None:
+    """Run a layer as ``ops._run_layer`` does; assert first that it touches nothing but its operands.
+
+    Called by ``WholeLayers.run``, whose scratch has the parts that the layer is given.
+    """
+    caller = sys._getframe(1).f_locals
+    call = Layer(*struct.unpack(f"{len(Layer._fields)}q", packed))
+    _check(call, dtype, caller["self"].operands(caller["number"]))
+    _run_layer(dtype, work, packed)
+
+
+def _check(call: Any, dtype: torch.dtype, operands: dict[str, Tensor]) -> None:
     for name, start, stop in touched(call, dtype):
         first, end = extent(operands[name])
         assert first <= start, f"{type(call).__name__}: {name}: {first - start} bytes before it"
         assert stop <= end, f"{type(call).__name__}: {name}: {stop - end} bytes beyond it"
-    _run(kernel, dtype, work, call)

@@ -1,0 +1,139 @@
+"""A whole layer as one kernel: a team of threads is started once, and its threads wait for each other in between.
+
+    norm ── qkv ┆ rotate, write to the cache ┆ attend ┆ o + residual ┆ norm ── gate, up, product ┆ down + residual
+
+At each ┆ all threads wait. A norm of few rows is computed by every thread for itself, so that none waits for it; of
+many rows each thread computes some, and all wait. Threads divide rows, items of attention, or outputs of a product; of
+gate and up a thread has the same channels. Each step has the bits of its own kernel.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba.core import types
+
+from runtime.model.kernels.arguments import Attend, Forward, Layer, Product
+from runtime.model.kernels.attention import attend_all, rotate_and_write
+from runtime.model.kernels.elements import arguments_at, arguments_of, itemsize
+from runtime.model.kernels.products import multiply, widen
+from runtime.model.kernels.rowwise import gate_row, norm_row
+from runtime.model.kernels.subroutines import subroutine
+from runtime.model.kernels.team import barrier, thread, threads
+
+layer_arguments, forward_arguments = arguments_of(Layer), arguments_at(Forward)
+
+
+def layer(data: Any) -> None:
+    """Run a layer, or one of its halves; arguments: ``Layer``."""
+    a = layer_arguments(data)
+    f = forward_arguments(a.forward)
+    me, team = np.int64(thread()), np.int64(threads())
+    if a.attends:
+        x = f.x
+        if a.attention_norm:
+            x = _normed(data, f, f.hidden, a.attention_norm, a.attention_epsilon, me, team)
+        heads = a.query_heads + 2 * a.kv_heads
+        _product(data, f, x, a.inputs, a.qkv, a.qkv_stride, a.qkv_bias, 0, f.inner, heads * a.head_dim, me, team)
+        barrier()
+        if a.q_norm:
+            _norm_heads(data, a, f, me, team)
+        attending = _attending(a, f, itemsize(data))
+        rotate_and_write(data, attending, me, team)
+        barrier()
+        attend_all(data, attending, me, team)
+        barrier()
+        inputs, residual = a.query_heads * a.head_dim, f.hidden if f.adds else np.int64(0)
+        stride = f.hidden_size * itemsize(data)
+        _product(data, f, attending.out, inputs, a.o, a.o_stride, residual, stride, f.between, f.hidden_size, me, team)
+    if a.attends and a.feeds:
+        barrier()
+    if a.feeds:
+        x = _normed(data, f, f.between, a.mlp_norm, a.mlp_epsilon, me, team)
+        _gate_up(data, a, f, x, me, team)
+        barrier()
+        residual, stride = f.between if f.adds else np.int64(0), f.hidden_size * itemsize(data)
+        x, width = f.inner + f.rows * 2 * a.channels * itemsize(data), f.hidden_size
+        _product(data, f, x, a.channels, a.down, a.down_stride, residual, stride, f.hidden, width, me, team)
+
+
+@subroutine(types.int64, apart=True)
+def _normed(data: Any, f: Any, x: Any, weight: Any, epsilon: Any, me: Any, team: Any) -> Any:
+    """Compute the norm of the hidden states ``x``; return the address of the result that this thread may read."""
+    stride = f.hidden_size * itemsize(data)
+    if f.normed_per_thread:
+        out = f.normed + me * f.rows * stride
+        for row in range(f.rows):
+            norm_row(data, x + row * stride, weight, epsilon, out + row * stride, f.hidden_size)
+        return out
+    for row in range(me, f.rows, team):
+        norm_row(data, x + row * stride, weight, epsilon, f.normed + row * stride, f.hidden_size)
+    barrier()
+    return f.normed
+
+
+@subroutine()
+def _norm_heads(data: Any, a: Any, f: Any, me: Any, team: Any) -> None:
+    """Norm each query and key of this thread's rows in place."""
+    head = a.head_dim * itemsize(data)
+    for row in range(me, f.rows, team):
+        start = f.inner + row * (a.query_heads + 2 * a.kv_heads) * head
+        for number in range(a.query_heads + a.kv_heads):
+            weight, place = a.q_norm if number < a.query_heads else a.k_norm, start + number * head
+            norm_row(data, place, weight, a.head_epsilon, place, a.head_dim)
+
+
+@subroutine(apart=True)
+def _product(
+    data: Any, f: Any, x: Any, inputs: Any, weight: Any, weight_stride: Any, added: Any, added_stride: Any, out: Any,
+    outputs: Any, me: Any, team: Any,
+) -> None:  # fmt: skip
+    """Compute this thread's outputs of a product of ``x`` [W, inputs]; all threads have written x."""
+    x_stride = inputs * itemsize(data)
+    if f.widened:
+        widen(data, x, x_stride, f.widened, f.widened_stride, inputs, me, f.rows, team)
+        barrier()
+        x, x_stride = f.widened, f.widened_stride
+    a = _as_product(f, inputs, weight, weight_stride, added, added_stride, out, outputs * itemsize(data), outputs)
+    multiply(data, a, x, x_stride, outputs * me // team, outputs * (me + 1) // team)
+
+
+@subroutine(apart=True)
+def _gate_up(data: Any, a: Any, f: Any, x: Any, me: Any, team: Any) -> None:
+    """Compute gate and up of this thread's channels, and silu(gate) * up."""
+    x_stride, size, m = f.hidden_size * itemsize(data), itemsize(data), a.channels
+    if f.widened:
+        widen(data, x, x_stride, f.widened, f.widened_stride, f.hidden_size, me, f.rows, team)
+        barrier()
+        x, x_stride = f.widened, f.widened_stride
+    product = _as_product(f, f.hidden_size, a.gate_up, a.gate_up_stride, 0, 0, f.inner, 2 * m * size, 2 * m)
+    first, last = m * me // team, m * (me + 1) // team
+    multiply(data, product, x, x_stride, first, last)
+    multiply(data, product, x, x_stride, m + first, m + last)
+    for row in range(f.rows):
+        gates = f.inner + (row * 2 * m + first) * size
+        gate_row(data, gates, gates + m * size, f.inner + ((2 * f.rows + row) * m + first) * size, last - first)
+
+
+@subroutine(types.NamedUniTuple(types.int64, len(Product._fields), Product))
+def _as_product(
+    f: Any, inputs: Any, weight: Any, weight_stride: Any, added: Any, added_stride: Any, out: Any, out_stride: Any,
+    outputs: Any,
+) -> Any:  # fmt: skip
+    return Product(
+        x=0, x_stride=0, weight=weight, weight_stride=weight_stride, added=added, added_stride=added_stride, out=out,
+        out_stride=out_stride, rows=f.rows, inputs=inputs, outputs=outputs, widened=0, widened_stride=0,
+        widened_per_thread=0,
+    )  # fmt: skip
+
+
+@subroutine(types.NamedUniTuple(types.int64, len(Attend._fields), Attend))
+def _attending(a: Any, f: Any, size: Any) -> Any:
+    attended = f.inner + f.rows * (a.query_heads + 2 * a.kv_heads) * a.head_dim * size
+    return Attend(
+        qkv=f.inner, cosines=f.cosines, sines_offset=f.sines_offset, rows=f.rows, rows_per_sequence=f.rows_per_sequence,
+        query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim, seen=a.cache + f.seen_offset,
+        sequence_stride=f.sequence_stride, row_stride=f.row_stride, all_rows=a.cache, written_index=f.written_index,
+        written=a.cache + f.written_offset, columns=f.columns, tree_columns=f.tree_columns, bias=f.bias,
+        bias_sequence_stride=f.bias_sequence_stride, bias_row_stride=f.bias_row_stride, out=attended,
+        scratch=f.scratch,
+    )  # fmt: skip

@@ -1,0 +1,223 @@
+"""Layers that a CPU runs as one kernel each; as two, attention and MLP, where devices sum their shares in between.
+
+What a layer has of its own, weights and KV cache, is written down once, when it is bound; what the layers of a forward
+have in common, once for a forward. The host then takes a few microseconds for a layer, where the steps of a layer one
+by one take it a hundred. Letters as in ``layers``. The scratch of a forward is kept until one needs more; it is bounded
+by `scratch.attention` and `scratch.mlp` in plans/buffers.py.
+"""
+
+import ctypes
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.model import ops
+from runtime.model.blocks import Layer as LayerBlock
+from runtime.model.kernels.arguments import EPSILON_UNIT, ITEMS, Forward, Layer
+from runtime.model.layers import GatedMlp, Norm, Rows, attend
+
+ALIGN = 64
+"""Bytes of which the parts of the scratch begin at a multiple: a line of the processor's cache."""
+NORMED_ROWS = 8
+"""Most rows whose norm every thread computes for itself, so that none waits for another."""
+_pack_layer, _forward_words = struct.Struct(f"{len(Layer._fields)}q").pack, struct.Struct(f"{len(Forward._fields)}q")
+
+
+def are_whole(layers: Sequence[LayerBlock], caches: Sequence[Tensor]) -> bool:
+    """Return whether ``WholeLayers`` applies: on a CPU, to whole heads in a cache of the activations' dtype, and to
+    gated MLPs of which this device has channels, without biases but those of q, k and v."""
+    return all(_is_whole(block, cache) for block, cache in zip(layers, caches, strict=True))
+
+
+def _is_whole(block: LayerBlock, cache: Tensor) -> bool:
+    own, mlp = block.attention, block.mlp
+    if not ops.attends(own.qkv.weight, cache) or own.attend is not attend or own.o.bias is not None:
+        return False
+    if block.attention_norm is None or not isinstance(mlp, GatedMlp) or mlp.gate_up is None or mlp.down is None:
+        return False
+    return mlp.gate_up.bias is None and mlp.down.bias is None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Bound:
+    """A layer with its KV cache; ``kernels``: the words of its calls, after each of which the devices sum."""
+
+    block: LayerBlock
+    cache: Tensor
+    kernels: tuple[bytes, ...]
+    weights: int
+    """Number of its weights: multiply-adds of a row."""
+
+
+class WholeLayers:
+    """Layers of one device that run one after the other on the same rows."""
+
+    def __init__(self, layers: Sequence[LayerBlock], caches: Sequence[Tensor]) -> None:
+        """``caches``: by layer [B, T, 2k, D]."""
+        assert are_whole(layers, caches)
+        own = layers[0].attention
+        self._dtype, self._hidden, self._group = own.qkv.weight.dtype, own.o.weight.shape[1], own.group
+        self._words = (ctypes.c_int64 * len(Forward._fields))()
+        self._layers = [_bound(*pair, ctypes.addressof(self._words), self._group.handle is None)
+                        for pair in zip(layers, caches, strict=True)]  # fmt: skip
+        self._width = max(_scratch_width(block) for block in layers)
+        self._inputs = max(
+            self._hidden, *(max(block.attention.o.weight.shape[0], _channels(block)) for block in layers)
+        )
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._parts: dict[str, Tensor] = {}
+        self._residuals: tuple[Tensor, Tensor] | None = None
+        self._rows: Rows | None = None
+
+    def begin(self, hidden: Tensor, rows: Rows) -> Tensor:
+        """Begin a forward of ``rows``, all of this device; return the residual [W, H], which its layers overwrite."""
+        (width, _), (sequences, _, n, columns), threads = hidden.shape, rows.bias.shape, torch.get_num_threads()
+        cache, size = self._layers[0].cache, self._dtype.itemsize
+        head_dim, start, first = cache.shape[3], rows.seen.start, rows.sequences.start
+        # the kernel computes every address from these sizes, and those of weights, which ``_bound`` compares
+        assert rows.own is None
+        assert hidden.shape[1] == self._hidden
+        assert rows.rotary.shape == (2, width, 1, head_dim)
+        assert sequences * n == width
+        assert first + sequences <= cache.shape[0]
+        assert start + columns <= cache.shape[1]
+        assert rows.tree <= columns
+        written = rows.written
+        assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == width
+        widens, per_thread = ops.widens(self._dtype), width <= NORMED_ROWS
+        normed, row_stride, sequence_stride = width * (threads if per_thread else 1), cache.stride(1), cache.stride(0)
+        part = self._divided(
+            hidden=width * self._hidden * size,
+            between=width * self._hidden * size,
+            normed=normed * self._hidden * size,
+            inner=width * self._width * size,
+            widened=width * (self._inputs + ops.PADDING) * 4 if widens else 0,
+            scores=threads * ITEMS * (2 * head_dim + columns) * 4,
+        )
+        at = {name: tensor.data_ptr() for name, tensor in part.items()}
+        shape = (width, self._hidden)
+        self._residuals = part["hidden"].view(self._dtype).view(shape), part["between"].view(self._dtype).view(shape)
+        forward = Forward(
+            rows=width, rows_per_sequence=n, hidden_size=self._hidden, hidden=at["hidden"], between=at["between"],
+            adds=self._group.leads, x=at["hidden"], normed=at["normed"], normed_per_thread=per_thread,
+            inner=at["inner"], widened=at["widened"] if widens else 0, widened_stride=4 * (self._inputs + ops.PADDING),
+            cosines=rows.rotary.data_ptr(), sines_offset=size * rows.rotary.stride(0),
+            seen_offset=size * (first * sequence_stride + start * row_stride),
+            sequence_stride=size * sequence_stride, row_stride=size * row_stride,
+            written_index=0 if isinstance(written, slice) else written.data_ptr(),
+            written_offset=size * (first * sequence_stride + written.start * row_stride)
+            if isinstance(written, slice) else 0,
+            columns=columns, tree_columns=rows.tree, bias=rows.bias.data_ptr(),
+            bias_sequence_stride=size * rows.bias.stride(0), bias_row_stride=size * rows.bias.stride(2),
+            scratch=at["scores"],
+        )  # fmt: skip
+        _forward_words.pack_into(self._words, 0, *forward)
+        self._rows = rows  # its tensors are read by the layers
+        return self._residuals[0].copy_(hidden)
+
+    def run(self, number: int) -> Tensor:
+        """Run a layer on the residual of ``begin``; return it."""
+        assert self._residuals is not None
+        bound, (hidden, between) = self._layers[number], self._residuals
+        for kernel in bound.kernels:
+            ops._run_layer(self._dtype, hidden.shape[0] * bound.weights, kernel)
+            self._group.all_reduce(hidden if kernel is bound.kernels[-1] else between)
+        return hidden
+
+    def operands(self, number: int) -> dict[str, Tensor]:
+        """Return the tensors that a layer reads and writes, by their names in ``Layer`` and ``Forward``."""
+        assert self._rows is not None
+        block, rows = self._layers[number].block, self._rows
+        named = {name: tensor for name, tensor in _tensors(block).items() if tensor is not None}
+        indices = {} if isinstance(rows.written, slice) else {"written_index": rows.written}
+        own = {"rotary": rows.rotary, "bias": rows.bias, "cache": self._layers[number].cache}
+        return named | indices | own | self._parts
+
+    def _divided(self, **sizes: int) -> dict[str, Tensor]:
+        """Return parts of the scratch of so many bytes each."""
+        starts, end = {}, 0
+        for name, size in sizes.items():
+            starts[name] = end
+            end += -(-size // ALIGN) * ALIGN
+        if self._scratch.numel() < end:
+            self._parts, self._residuals = {}, None
+            self._scratch = torch.empty(0, dtype=torch.uint8)  # the old one is freed before there is another
+            self._scratch = torch.empty(end, dtype=torch.uint8)
+        self._parts = {name: self._scratch[start : start + sizes[name]] for name, start in starts.items()}
+        return self._parts
+
+
+def _bound(block: LayerBlock, cache: Tensor, forward: int, alone: bool) -> _Bound:
+    """Bind a layer; ``forward``: address of the words of the forward; ``alone``: no other device has a share of it."""
+    own, tensors = block.attention, _tensors(block)
+    inputs, heads, channels = own.qkv.weight.shape[0], own.query_heads, _channels(block)
+    hidden, size = own.o.weight.shape[1], cache.itemsize
+    expected = {
+        "attention_norm": (inputs,), "qkv": (inputs, (heads + 2 * own.kv_heads) * own.head_dim),
+        "qkv_bias": ((heads + 2 * own.kv_heads) * own.head_dim,), "q_norm": (own.head_dim,), "k_norm": (own.head_dim,),
+        "o": (heads * own.head_dim, hidden), "mlp_norm": (hidden,), "gate_up": (hidden, 2 * channels),
+        "down": (channels, hidden),
+    }  # fmt: skip
+    for name, tensor in tensors.items():
+        assert tensor is None or (tensor.shape == expected[name] and tensor.dtype == cache.dtype and tensor.is_cpu)
+    assert (inputs, heads % own.kv_heads) == (hidden, 0)
+    assert cache.shape[2:] == (2 * own.kv_heads, own.head_dim)
+    assert (own.q_norm is None) == (own.k_norm is None)
+    at = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
+    strides = {
+        name: size * tensor.stride(1) for name, tensor in tensors.items() if tensor is not None and tensor.dim() > 1
+    }
+    attends = Layer(
+        forward=forward, attends=1, inputs=inputs, attention_norm=at["attention_norm"],
+        attention_epsilon=_units(block.attention_norm), qkv=at["qkv"], qkv_stride=strides["qkv"],
+        qkv_bias=at["qkv_bias"], q_norm=at["q_norm"], k_norm=at["k_norm"], head_epsilon=_units(own.q_norm), o=at["o"],
+        o_stride=strides["o"], query_heads=heads, kv_heads=own.kv_heads, head_dim=own.head_dim, cache=cache.data_ptr(),
+        feeds=0, mlp_norm=0, mlp_epsilon=0, gate_up=0, gate_up_stride=0, channels=0, down=0, down_stride=0,
+    )  # fmt: skip
+    whole = attends._replace(
+        feeds=1, mlp_norm=at["mlp_norm"], mlp_epsilon=_units(block.mlp_norm), gate_up=at["gate_up"],
+        gate_up_stride=strides["gate_up"], channels=channels, down=at["down"], down_stride=strides["down"],
+    )  # fmt: skip
+    kernels = (whole,) if alone else (attends, whole._replace(attends=0))
+    weights = sum(tensor.numel() for tensor in tensors.values() if tensor is not None)
+    return _Bound(block=block, cache=cache, kernels=tuple(_pack_layer(*kernel) for kernel in kernels), weights=weights)
+
+
+def _tensors(block: LayerBlock) -> dict[str, Tensor | None]:
+    """Return the weights of a layer by their names in ``Layer``."""
+    own, mlp = block.attention, block.mlp
+    assert isinstance(mlp, GatedMlp)
+    assert mlp.gate_up is not None
+    assert mlp.down is not None
+    assert block.attention_norm is not None
+    return {
+        "attention_norm": block.attention_norm.weight, "qkv": own.qkv.weight, "qkv_bias": own.qkv.bias,
+        "q_norm": None if own.q_norm is None else own.q_norm.weight,
+        "k_norm": None if own.k_norm is None else own.k_norm.weight,
+        "o": own.o.weight, "mlp_norm": block.mlp_norm.weight, "gate_up": mlp.gate_up.weight, "down": mlp.down.weight,
+    }  # fmt: skip
+
+
+def _products(block: LayerBlock) -> Iterator[Tensor]:
+    """Yield the weights [in, out] of a layer's products."""
+    yield from (tensor for tensor in _tensors(block).values() if tensor is not None and tensor.dim() > 1)
+
+
+def _units(norm: Norm | None) -> int:
+    return 0 if norm is None else round(norm.eps / EPSILON_UNIT)
+
+
+def _channels(block: LayerBlock) -> int:
+    mlp = block.mlp
+    assert isinstance(mlp, GatedMlp)
+    assert mlp.down is not None
+    return mlp.down.weight.shape[0]
+
+
+def _scratch_width(block: LayerBlock) -> int:
+    """Return the values of a row within a layer: q, k, v and the heads' outputs, or gate, up and their product."""
+    own = block.attention
+    return max(own.qkv.weight.shape[1] + own.o.weight.shape[0], 3 * _channels(block))

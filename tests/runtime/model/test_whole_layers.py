@@ -1,0 +1,125 @@
+"""Layers as one kernel have the bits of their steps one by one, in every dtype, alone and in a group."""
+
+from dataclasses import replace
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from torch import Tensor
+
+from runtime.comm.groups import Group
+from runtime.model import ops
+from runtime.model.blocks import Layer
+from runtime.model.layers import Attention, GatedMlp, Linear, Norm, Rows, attend, rotary_table
+from runtime.model.whole_layers import WholeLayers, are_whole
+from tests.runtime.model.kernels.touched import checked_run_layer
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ALONE = Group(name="stages[0]", ranks=(0,), rank=0, staged=False, handle=None)
+
+
+def seeded(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape) + seed)).to(dtype)
+
+
+def linear(inputs: int, outputs: int, dtype: torch.dtype, *, bias: bool = False, seed: int = 0) -> Linear:
+    weight = (seeded(outputs, inputs, dtype=torch.float32, seed=seed) / inputs**0.5).to(dtype)
+    return Linear(weight=weight.t(), bias=seeded(outputs, dtype=dtype) if bias else None)
+
+
+def make_layer(
+    dtype: torch.dtype, seed: int, *, hidden: int, heads: int, kv_heads: int, dims: int, channels: int, normed: bool,
+    group: Group = ALONE,
+) -> Layer:  # fmt: skip
+    norm = Norm(weight=seeded(dims, dtype=dtype, seed=seed), eps=1e-6) if normed else None
+    return Layer(
+        attention_norm=Norm(weight=seeded(hidden, dtype=dtype, seed=seed), eps=1e-5),
+        attention=Attention(
+            qkv=linear(hidden, (heads + 2 * kv_heads) * dims, dtype, bias=normed, seed=seed),
+            o=linear(heads * dims, hidden, dtype, seed=seed),
+            query_heads=heads,
+            kv_heads=kv_heads,
+            head_dim=dims,
+            group=group,
+            attend=attend,
+            q_norm=norm,
+            k_norm=norm,
+        ),
+        mlp_norm=Norm(weight=seeded(hidden, dtype=dtype, seed=seed + 1), eps=1e-5),
+        mlp=GatedMlp(
+            gate_up=linear(hidden, 2 * channels, dtype, seed=seed),
+            down=linear(channels, hidden, dtype, seed=seed),
+            group=group,
+            down_bias=None,
+        ),
+    )
+
+
+def make_rows(dtype: torch.dtype, n: int, dims: int, *, indexed: bool, sequences: int = 2, t: int = 37) -> Rows:
+    """Return n rows of each of two sequences of a cache of three, of 45 rows each."""
+    bias = torch.where(seeded(sequences, 1, n, t, dtype=torch.float32) > 0, 0.0, float("-inf")).to(dtype)
+    bias[..., 4:7] = 0.0
+    rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), sequences * n, dtype).unsqueeze(2)
+    written = torch.arange(sequences * n) + 50 if indexed else slice(6, 6 + n)
+    return Rows(
+        rotary=rotary, bias=bias, sequences=slice(1, 1 + sequences), seen=slice(2, 2 + t), tree=3, written=written,
+        own=None,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare every access of a layer with its operand."""
+    monkeypatch.setattr(ops, "_run_layer", checked_run_layer)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_layers_have_the_bits_of_their_steps(dtype: torch.dtype, threads: int) -> None:
+    sizes = {"hidden": 72, "heads": 6, "kv_heads": 3, "dims": 32, "channels": 203}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for normed in (False, True):
+        layers = [make_layer(dtype, seed, normed=normed, **sizes) for seed in (1, 7)]
+        caches = [seeded(3, 45, 6, 32, dtype=dtype, seed=seed) for seed in (1, 2)]
+        mine = [cache.clone() for cache in caches]
+        assert are_whole(layers, mine)
+        whole = WholeLayers(layers, mine)
+        for n, indexed in ((1, False), (9, True), (3, False)):
+            rows, hidden = make_rows(dtype, n, 32, indexed=indexed), seeded(2 * n, 72, dtype=dtype)
+            residual = whole.begin(hidden, rows)
+            assert torch.equal(residual, hidden)
+            for number, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
+                hidden = layer(hidden, cache, rows)
+                assert torch.equal(whole.run(number), hidden)
+                assert torch.equal(mine[number], cache)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_halves_of_a_layer_leave_the_sums_to_the_group(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each member computes its share; the leader alone adds the residual."""
+    sums: list[Tensor] = []
+    monkeypatch.setattr(Group, "all_reduce", lambda self, tensor: sums.append(tensor.clone()))
+    group = Group(name="stages[0]", ranks=(0, 1), rank=rank, staged=False, handle=MagicMock())
+    layer = make_layer(torch.float32, 3, hidden=64, heads=2, kv_heads=1, dims=32, channels=40, normed=True, group=group)
+    cache, hidden = seeded(3, 45, 2, 32, dtype=torch.float32), seeded(6, 64, dtype=torch.float32)
+    rows = make_rows(torch.float32, 3, 32, indexed=False)
+    expected, mine = layer(hidden, cache, rows), WholeLayers([layer], [cache])
+    mine.begin(hidden, rows)
+    assert torch.equal(mine.run(0), expected)
+    assert len(sums) == 4
+    assert torch.equal(sums[2], sums[0])
+    assert torch.equal(sums[3], sums[1])
+
+
+def test_layers_that_are_no_single_kernel() -> None:
+    sizes = {"hidden": 64, "heads": 2, "kv_heads": 1, "dims": 32, "channels": 40, "normed": False}
+    layer, cache = make_layer(torch.float32, 3, **sizes), seeded(3, 45, 2, 32, dtype=torch.float32)
+    assert are_whole([layer], [cache])
+    assert not are_whole([layer], [cache.to(torch.float16)])
+    biased = replace(layer.attention, o=linear(64, 64, torch.float32, bias=True))
+    assert not are_whole([replace(layer, attention=biased)], [cache])
+    assert not are_whole([replace(layer, attention=replace(layer.attention, attend=lambda q, k, v, bias: q))], [cache])
+    empty = GatedMlp(gate_up=None, down=None, group=ALONE, down_bias=None)
+    assert not are_whole([replace(layer, mlp=empty)], [cache])
