@@ -93,13 +93,13 @@ def random_head(directory: Path) -> Path:
     return directory
 
 
-def built(directory: Path, base: Path, head: Path, dtype: str, tree: str, context: int) -> Path:
-    """Build a plan of one device, with its image."""
+def built(directory: Path, base: Path, head: Path | None, dtype: str, tree: str, context: int) -> Path:
+    """Build a plan of one device, with its image; without a head there is no tree."""
     inventory = directory.parent / "inventory.yaml"
     inventory.write_text(INVENTORY)
     subprocess.run(
-        [sys.executable, "-m", "planner", "build", "--gpus", inventory, "--model", base, "--draft", head, "--dtype",
-         dtype, "--context", str(context), "--tree", tree, "--out", directory],
+        [sys.executable, "-m", "planner", "build", "--gpus", inventory, "--model", base, "--dtype", dtype,
+         "--context", str(context), "--out", directory, *(("--draft", head, "--tree", tree) if head else ())],
         cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     return directory

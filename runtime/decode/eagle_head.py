@@ -28,6 +28,7 @@ from runtime.image.dtypes import DTYPES
 from runtime.model.blocks import Binder, Eagle3Layer, Embed, Layer, Slots
 from runtime.model.layers import Attend, Linear, Norm, Rows, hide, rotary_at, rotary_table
 from runtime.model.split_kv import attend_of, cache_of, own_frequencies, shared
+from runtime.model.whole_layers import WholeLayers, are_whole
 
 
 class EagleHead:
@@ -35,6 +36,11 @@ class EagleHead:
 
     def __init__(self, fc: Linear, layers: list[Layer]) -> None:
         self._fc, self._layers = fc, layers
+        self._whole: WholeLayers | None = None
+
+    def run_whole(self, caches: list[Tensor]) -> None:
+        """Run the layers as kernels of their own from now on, where they are such; ``caches``: of every call."""
+        self._whole = WholeLayers(self._layers, caches) if are_whole(self._layers, caches) else None
 
     def feature(self, target: Tensor) -> Tensor:
         """Return the target feature [W, H] as the layers take it: unchanged."""
@@ -43,8 +49,10 @@ class EagleHead:
     def __call__(self, embedded: Tensor, feature: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
         """Return the output of the layers [W, H]."""
         hidden = self._fc(torch.cat([embedded, feature], 1))
-        for layer, cache in zip(self._layers, caches, strict=True):
-            hidden = layer(hidden, cache, rows)
+        if self._whole is not None:
+            hidden = self._whole.begin(hidden, rows)
+        for number, (layer, cache) in enumerate(zip(self._layers, caches, strict=True)):
+            hidden = layer(hidden, cache, rows) if self._whole is None else self._whole.run(number)
         return hidden
 
     def read(self, hidden: Tensor) -> Tensor:
@@ -57,6 +65,11 @@ class Eagle3Head:
 
     def __init__(self, fc: Linear, layers: list[Eagle3Layer], norm: Norm) -> None:
         self._fc, self._layers, self._norm = fc, layers, norm
+        self._whole: WholeLayers | None = None
+
+    def run_whole(self, caches: list[Tensor]) -> None:
+        """Run the layer as a kernel of its own from now on, where it is such; ``caches``: of every call."""
+        self._whole = WholeLayers(self._layers, caches) if are_whole(self._layers, caches) else None
 
     def feature(self, target: Tensor) -> Tensor:
         """Return the target feature [W, F] as the layers take it: fc(target) [W, H]."""
@@ -64,6 +77,10 @@ class Eagle3Head:
 
     def __call__(self, embedded: Tensor, feature: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
         """Return the output of the layers [W, H]."""
+        if self._whole is not None:
+            (layer,) = self._layers
+            self._whole.begin(feature, rows, layer.joined(embedded, feature))
+            return self._whole.run(0)
         for layer, cache in zip(self._layers, caches, strict=True):
             feature = layer(embedded, feature, cache, rows)
         return feature
@@ -101,6 +118,8 @@ class Drafter:
         d2t = None if own.d2t is None else binder.tensor(own.d2t)
         self._targets = None if d2t is None else d2t + torch.arange(draft.draft_vocab_size, device=d2t.device)
         self._cache = cache_of([memory.buffer("draft.kv")], draft_tree_rows(options), options.batch, share)
+        if len(self._cache.sequences) == options.batch:
+            self._head.run_whole(self._cache.layers)
         self._bias, beams = memory.buffer("draft.bias"), memory.buffer("draft.beam")
         self._beams = beams.view(options.batch, -1, beams.shape[1])[: len(self._cache.sequences)]
         self._rotary = memory.buffer("draft.rotary")

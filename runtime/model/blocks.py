@@ -143,9 +143,12 @@ class Eagle3Layer:
     mlp: GatedMlp | Experts
 
     def __call__(self, embedded: Tensor, hidden: Tensor, cache: Tensor, rows: Rows) -> Tensor:
-        x = torch.cat([self.input_norm(embedded), self.hidden_norm(hidden)], 1)  # [W, 2H]
-        hidden = self.attention(x, hidden, cache, rows)
+        hidden = self.attention(self.joined(embedded, hidden), hidden, cache, rows)
         return self.mlp(self.mlp_norm(hidden), hidden)
+
+    def joined(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+        """Return the input of the attention [W, 2H]: both, each with its norm."""
+        return torch.cat([self.input_norm(embedded), self.hidden_norm(hidden)], 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

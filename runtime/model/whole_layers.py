@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from runtime.model import ops
+from runtime.model.blocks import Eagle3Layer
 from runtime.model.blocks import Layer as LayerBlock
 from runtime.model.kernels.arguments import EPSILON_UNIT, ITEMS, Forward, Layer
 from runtime.model.layers import GatedMlp, Norm, Rows, attend
@@ -26,17 +27,25 @@ NORMED_ROWS = 8
 _pack_layer, _forward_words = struct.Struct(f"{len(Layer._fields)}q").pack, struct.Struct(f"{len(Forward._fields)}q")
 
 
-def are_whole(layers: Sequence[LayerBlock], caches: Sequence[Tensor]) -> bool:
-    """Return whether ``WholeLayers`` applies: on a CPU, to whole heads in a cache of the activations' dtype, and to
-    gated MLPs of which this device has channels, without biases but those of q, k and v."""
-    return all(_is_whole(block, cache) for block, cache in zip(layers, caches, strict=True))
+Block = LayerBlock | Eagle3Layer
+"""A layer of a model, of which several may follow each other, or the one of an EAGLE-3 head."""
 
 
-def _is_whole(block: LayerBlock, cache: Tensor) -> bool:
+def are_whole(layers: Sequence[Block], caches: Sequence[Tensor]) -> bool:
+    """Return whether ``WholeLayers`` applies: on a CPU, with whole heads in a cache of the activations' dtype.
+
+    MLPs are gated, and this device has channels of them; only q, k and v have biases. An EAGLE-3 head has one layer.
+    """
+    if len(layers) > 1 and any(isinstance(block, Eagle3Layer) for block in layers):
+        return False
+    return bool(layers) and all(_is_whole(block, cache) for block, cache in zip(layers, caches, strict=True))
+
+
+def _is_whole(block: Block, cache: Tensor) -> bool:
     own, mlp = block.attention, block.mlp
     if not ops.attends(own.qkv.weight, cache) or own.attend is not attend or own.o.bias is not None:
         return False
-    if block.attention_norm is None or not isinstance(mlp, GatedMlp) or mlp.gate_up is None or mlp.down is None:
+    if not isinstance(mlp, GatedMlp) or mlp.gate_up is None or mlp.down is None:
         return False
     return mlp.gate_up.bias is None and mlp.down.bias is None
 
@@ -45,7 +54,7 @@ def _is_whole(block: LayerBlock, cache: Tensor) -> bool:
 class _Bound:
     """A layer with its KV cache; ``kernels``: the words of its calls, after each of which the devices sum."""
 
-    block: LayerBlock
+    block: Block
     cache: Tensor
     kernels: tuple[bytes, ...]
     weights: int
@@ -55,7 +64,7 @@ class _Bound:
 class WholeLayers:
     """Layers of one device that run one after the other on the same rows."""
 
-    def __init__(self, layers: Sequence[LayerBlock], caches: Sequence[Tensor]) -> None:
+    def __init__(self, layers: Sequence[Block], caches: Sequence[Tensor]) -> None:
         """``caches``: by layer [B, T, 2k, D]."""
         assert are_whole(layers, caches)
         own = layers[0].attention
@@ -64,21 +73,25 @@ class WholeLayers:
         self._layers = [_bound(*pair, ctypes.addressof(self._words), self._group.handle is None)
                         for pair in zip(layers, caches, strict=True)]  # fmt: skip
         self._width = max(_scratch_width(block) for block in layers)
-        self._inputs = max(
-            self._hidden, *(max(block.attention.o.weight.shape[0], _channels(block)) for block in layers)
-        )
+        self._inputs = max(weight.shape[0] for block in layers for weight in _products(block))
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._parts: dict[str, Tensor] = {}
         self._residuals: tuple[Tensor, Tensor] | None = None
         self._rows: Rows | None = None
+        self._x: Tensor | None = None
 
-    def begin(self, hidden: Tensor, rows: Rows) -> Tensor:
-        """Begin a forward of ``rows``, all of this device; return the residual [W, H], which its layers overwrite."""
+    def begin(self, hidden: Tensor, rows: Rows, x: Tensor | None = None) -> Tensor:
+        """Begin a forward of ``rows``, all of this device; return the residual [W, H], which its layers overwrite.
+
+        ``x`` [W, 2H], contiguous: the input of the attention in an EAGLE-3 head.
+        """
         (width, _), (sequences, _, n, columns), threads = hidden.shape, rows.bias.shape, torch.get_num_threads()
         cache, size = self._layers[0].cache, self._dtype.itemsize
         head_dim, start, first = cache.shape[3], rows.seen.start, rows.sequences.start
         # the kernel computes every address from these sizes, and those of weights, which ``_bound`` compares
         assert rows.own is None
+        given = width * self._layers[0].block.attention.qkv.weight.shape[0]
+        assert x is None if given == hidden.numel() else x is not None and x.numel() == given and x.is_contiguous()
         assert hidden.shape[1] == self._hidden
         assert rows.rotary.shape == (2, width, 1, head_dim)
         assert sequences * n == width
@@ -102,8 +115,9 @@ class WholeLayers:
         self._residuals = part["hidden"].view(self._dtype).view(shape), part["between"].view(self._dtype).view(shape)
         forward = Forward(
             rows=width, rows_per_sequence=n, hidden_size=self._hidden, hidden=at["hidden"], between=at["between"],
-            adds=self._group.leads, x=at["hidden"], normed=at["normed"], normed_per_thread=per_thread,
-            inner=at["inner"], widened=at["widened"] if widens else 0, widened_stride=4 * (self._inputs + ops.PADDING),
+            adds=self._group.leads, x=at["hidden"] if x is None else x.data_ptr(), normed=at["normed"],
+            normed_per_thread=per_thread, inner=at["inner"],
+            widened=at["widened"] if widens else 0, widened_stride=4 * (self._inputs + ops.PADDING),
             cosines=rows.rotary.data_ptr(), sines_offset=size * rows.rotary.stride(0),
             seen_offset=size * (first * sequence_stride + start * row_stride),
             sequence_stride=size * sequence_stride, row_stride=size * row_stride,
@@ -115,7 +129,7 @@ class WholeLayers:
             scratch=at["scores"],
         )  # fmt: skip
         _forward_words.pack_into(self._words, 0, *forward)
-        self._rows = rows  # its tensors are read by the layers
+        self._rows, self._x = rows, self._residuals[0] if x is None else x  # what the layers read
         return self._residuals[0].copy_(hidden)
 
     def run(self, number: int) -> Tensor:
@@ -130,10 +144,11 @@ class WholeLayers:
     def operands(self, number: int) -> dict[str, Tensor]:
         """Return the tensors that a layer reads and writes, by their names in ``Layer`` and ``Forward``."""
         assert self._rows is not None
+        assert self._x is not None
         block, rows = self._layers[number].block, self._rows
         named = {name: tensor for name, tensor in _tensors(block).items() if tensor is not None}
         indices = {} if isinstance(rows.written, slice) else {"written_index": rows.written}
-        own = {"rotary": rows.rotary, "bias": rows.bias, "cache": self._layers[number].cache}
+        own = {"rotary": rows.rotary, "bias": rows.bias, "cache": self._layers[number].cache, "x": self._x}
         return named | indices | own | self._parts
 
     def _divided(self, **sizes: int) -> dict[str, Tensor]:
@@ -150,7 +165,7 @@ class WholeLayers:
         return self._parts
 
 
-def _bound(block: LayerBlock, cache: Tensor, forward: int, alone: bool) -> _Bound:
+def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
     """Bind a layer; ``forward``: address of the words of the forward; ``alone``: no other device has a share of it."""
     own, tensors = block.attention, _tensors(block)
     inputs, heads, channels = own.qkv.weight.shape[0], own.query_heads, _channels(block)
@@ -163,7 +178,7 @@ def _bound(block: LayerBlock, cache: Tensor, forward: int, alone: bool) -> _Boun
     }  # fmt: skip
     for name, tensor in tensors.items():
         assert tensor is None or (tensor.shape == expected[name] and tensor.dtype == cache.dtype and tensor.is_cpu)
-    assert (inputs, heads % own.kv_heads) == (hidden, 0)
+    assert (inputs, heads % own.kv_heads) == (2 * hidden if isinstance(block, Eagle3Layer) else hidden, 0)
     assert cache.shape[2:] == (2 * own.kv_heads, own.head_dim)
     assert (own.q_norm is None) == (own.k_norm is None)
     at = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
@@ -172,7 +187,7 @@ def _bound(block: LayerBlock, cache: Tensor, forward: int, alone: bool) -> _Boun
     }
     attends = Layer(
         forward=forward, attends=1, inputs=inputs, attention_norm=at["attention_norm"],
-        attention_epsilon=_units(block.attention_norm), qkv=at["qkv"], qkv_stride=strides["qkv"],
+        attention_epsilon=_units(_attention_norm(block)), qkv=at["qkv"], qkv_stride=strides["qkv"],
         qkv_bias=at["qkv_bias"], q_norm=at["q_norm"], k_norm=at["k_norm"], head_epsilon=_units(own.q_norm), o=at["o"],
         o_stride=strides["o"], query_heads=heads, kv_heads=own.kv_heads, head_dim=own.head_dim, cache=cache.data_ptr(),
         feeds=0, mlp_norm=0, mlp_epsilon=0, gate_up=0, gate_up_stride=0, channels=0, down=0, down_stride=0,
@@ -186,22 +201,27 @@ def _bound(block: LayerBlock, cache: Tensor, forward: int, alone: bool) -> _Boun
     return _Bound(block=block, cache=cache, kernels=tuple(_pack_layer(*kernel) for kernel in kernels), weights=weights)
 
 
-def _tensors(block: LayerBlock) -> dict[str, Tensor | None]:
+def _tensors(block: Block) -> dict[str, Tensor | None]:
     """Return the weights of a layer by their names in ``Layer``."""
     own, mlp = block.attention, block.mlp
     assert isinstance(mlp, GatedMlp)
     assert mlp.gate_up is not None
     assert mlp.down is not None
-    assert block.attention_norm is not None
+    norm = _attention_norm(block)
     return {
-        "attention_norm": block.attention_norm.weight, "qkv": own.qkv.weight, "qkv_bias": own.qkv.bias,
+        "attention_norm": None if norm is None else norm.weight, "qkv": own.qkv.weight, "qkv_bias": own.qkv.bias,
         "q_norm": None if own.q_norm is None else own.q_norm.weight,
         "k_norm": None if own.k_norm is None else own.k_norm.weight,
         "o": own.o.weight, "mlp_norm": block.mlp_norm.weight, "gate_up": mlp.gate_up.weight, "down": mlp.down.weight,
     }  # fmt: skip
 
 
-def _products(block: LayerBlock) -> Iterator[Tensor]:
+def _attention_norm(block: Block) -> Norm | None:
+    """Return the norm before the attention that is part of the kernel."""
+    return block.attention_norm if isinstance(block, LayerBlock) else None
+
+
+def _products(block: Block) -> Iterator[Tensor]:
     """Yield the weights [in, out] of a layer's products."""
     yield from (tensor for tensor in _tensors(block).values() if tensor is not None and tensor.dim() > 1)
 
@@ -210,14 +230,14 @@ def _units(norm: Norm | None) -> int:
     return 0 if norm is None else round(norm.eps / EPSILON_UNIT)
 
 
-def _channels(block: LayerBlock) -> int:
+def _channels(block: Block) -> int:
     mlp = block.mlp
     assert isinstance(mlp, GatedMlp)
     assert mlp.down is not None
     return mlp.down.weight.shape[0]
 
 
-def _scratch_width(block: LayerBlock) -> int:
+def _scratch_width(block: Block) -> int:
     """Return the values of a row within a layer: q, k, v and the heads' outputs, or gate, up and their product."""
     own = block.attention
     return max(own.qkv.weight.shape[1] + own.o.weight.shape[0], 3 * _channels(block))

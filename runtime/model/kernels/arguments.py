@@ -187,7 +187,7 @@ class Layer(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """What all layers of a forward have in common; letters as in ``Layer`` and ``Attend``. Matrices have no gaps."""
+    """Arguments that all layers of a forward have in common; letters as in ``Layer`` and ``Attend``; no gaps."""
 
     rows: int
     rows_per_sequence: int

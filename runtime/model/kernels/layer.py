@@ -132,7 +132,8 @@ def _attending(a: Any, f: Any, size: Any) -> Any:
     return Attend(
         qkv=f.inner, cosines=f.cosines, sines_offset=f.sines_offset, rows=f.rows, rows_per_sequence=f.rows_per_sequence,
         query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim, seen=a.cache + f.seen_offset,
-        sequence_stride=f.sequence_stride, row_stride=f.row_stride, all_rows=a.cache, written_index=f.written_index,
+        sequence_stride=f.sequence_stride, row_stride=f.row_stride,
+        all_rows=a.cache, written_index=f.written_index,
         written=a.cache + f.written_offset, columns=f.columns, tree_columns=f.tree_columns, bias=f.bias,
         bias_sequence_stride=f.bias_sequence_stride, bias_row_stride=f.bias_row_stride, out=attended,
         scratch=f.scratch,

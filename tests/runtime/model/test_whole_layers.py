@@ -9,7 +9,7 @@ from torch import Tensor
 
 from runtime.comm.groups import Group
 from runtime.model import ops
-from runtime.model.blocks import Layer
+from runtime.model.blocks import Eagle3Layer, Layer
 from runtime.model.layers import Attention, GatedMlp, Linear, Norm, Rows, attend, rotary_table
 from runtime.model.whole_layers import WholeLayers, are_whole
 from tests.runtime.model.kernels.touched import checked_run_layer
@@ -94,6 +94,28 @@ def test_two_layers_have_the_bits_of_their_steps(dtype: torch.dtype, threads: in
                 assert torch.equal(whole.run(number), hidden)
                 assert torch.equal(mine[number], cache)
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_layers_of_eagle_heads_have_the_bits_of_their_steps(dtype: torch.dtype) -> None:
+    """EAGLE-3 attends over (embedding, hidden); the first layer of an EAGLE-1 head has no norm before the attention."""
+    sizes = {"hidden": 64, "heads": 2, "kv_heads": 1, "dims": 32, "channels": 40, "normed": False}
+    plain, rows = make_layer(dtype, 3, **sizes), make_rows(dtype, 2, 32, indexed=False)
+    norms = [Norm(weight=seeded(64, dtype=dtype, seed=seed), eps=1e-5) for seed in (1, 2)]
+    wide = replace(plain.attention, qkv=linear(128, 128, dtype))
+    eagle3 = Eagle3Layer(input_norm=norms[0], hidden_norm=norms[1], attention=wide, mlp_norm=plain.mlp_norm,
+                         mlp=plain.mlp)  # fmt: skip
+    embedded, hidden = seeded(4, 64, dtype=dtype, seed=1), seeded(4, 64, dtype=dtype, seed=2)
+    caches = [seeded(3, 45, 2, 32, dtype=dtype) for _ in range(2)]
+    expected, whole = eagle3(embedded, hidden, caches[0], rows), WholeLayers([eagle3], caches[1:])
+    whole.begin(hidden, rows, eagle3.joined(embedded, hidden))
+    assert torch.equal(whole.run(0), expected)
+    first = replace(plain, attention_norm=None)
+    expected, whole = first(hidden, caches[0], rows), WholeLayers([first], caches[1:])
+    whole.begin(hidden, rows)
+    assert torch.equal(whole.run(0), expected)
+    assert torch.equal(caches[0], caches[1])
+    assert not are_whole([eagle3, eagle3], caches)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -134,11 +134,14 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
     yield from rows("normed", f.normed, width, f.rows * (threads if f.normed_per_thread else 1), width)
     inputs = [f.hidden_size]
     if a.attends:
-        assert a.inputs == f.hidden_size
-        assert a.attention_norm
         assert (a.q_norm == 0) == (a.k_norm == 0)
         inputs += [a.query_heads * d]
-        yield "attention_norm", a.attention_norm, a.attention_norm + width
+        if a.attention_norm:
+            assert a.inputs == f.hidden_size
+            yield "attention_norm", a.attention_norm, a.attention_norm + width
+        else:
+            inputs += [a.inputs]
+            yield from rows("x", f.x, a.inputs * size, f.rows, a.inputs * size)
         yield from rows("qkv", a.qkv, a.qkv_stride, heads * d, a.inputs * size)
         yield from rows("o", a.o, a.o_stride, f.hidden_size, a.query_heads * d * size)
         if a.qkv_bias:
