@@ -2,8 +2,8 @@
 
 What a layer has of its own, weights and KV cache, is written down once, when it is bound; what the layers of a forward
 have in common, once for a forward. The host then takes a few microseconds for a layer, where the steps of a layer one
-by one take it a hundred. Letters as in ``layers``. The scratch of a forward is kept until one needs more; it is bounded
-by `scratch.attention` and `scratch.mlp` in plans/buffers.py.
+by one take it a hundred. Letters as in ``layers``. The scratch of a forward is kept until the next; it is bounded by
+`scratch.attention` and `scratch.mlp` in plans/buffers.py.
 """
 
 import ctypes
@@ -157,10 +157,9 @@ class WholeLayers:
         for name, size in sizes.items():
             starts[name] = end
             end += -(-size // ALIGN) * ALIGN
-        if self._scratch.numel() < end:
-            self._parts, self._residuals = {}, None
-            self._scratch = torch.empty(0, dtype=torch.uint8)  # the old one is freed before there is another
-            self._scratch = torch.empty(end, dtype=torch.uint8)
+        self._parts, self._residuals = {}, None
+        self._scratch = torch.empty(0, dtype=torch.uint8)  # the old one is freed before there is another
+        self._scratch = torch.empty(end, dtype=torch.uint8)
         self._parts = {name: self._scratch[start : start + sizes[name]] for name, start in starts.items()}
         return self._parts
 

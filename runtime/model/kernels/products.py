@@ -26,7 +26,7 @@ from runtime.model.kernels.team import barrier, thread, threads
 
 AHEAD_BYTES = 4096
 """Least distance at which weights are prefetched for few rows of x."""
-PANEL_BYTES = 1 << 16
+PANEL_BYTES = 1 << 17
 """Weights that many rows of x are multiplied with in turn: they stay in the second level of cache."""
 MOST_ROWS = 6
 """Rows of x multiplied at once, each with two rows of weights: few rows, which wait for the memory."""
