@@ -72,6 +72,7 @@ class WholeLayers:
         self._words = (ctypes.c_int64 * len(Forward._fields))()
         self._layers = [_bound(*pair, ctypes.addressof(self._words), self._group.handle is None)
                         for pair in zip(layers, caches, strict=True)]  # fmt: skip
+        assert len({cache.shape[:2] + cache.shape[3:] for cache in caches}) == 1  # KV heads may differ
         self._width = max(_scratch_width(block) for block in layers)
         self._inputs = max(weight.shape[0] for block in layers for weight in _products(block))
         self._scratch = torch.empty(0, dtype=torch.uint8)
@@ -101,7 +102,7 @@ class WholeLayers:
         written = rows.written
         assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == width
         widens, per_thread = ops.widens(self._dtype), width <= NORMED_ROWS
-        normed, row_stride, sequence_stride = width * (threads if per_thread else 1), cache.stride(1), cache.stride(0)
+        normed = width * (threads if per_thread else 1)
         part = self._divided(
             hidden=width * self._hidden * size,
             between=width * self._hidden * size,
@@ -119,11 +120,9 @@ class WholeLayers:
             normed_per_thread=per_thread, inner=at["inner"],
             widened=at["widened"] if widens else 0, widened_stride=4 * (self._inputs + ops.PADDING),
             cosines=rows.rotary.data_ptr(), sines_offset=size * rows.rotary.stride(0),
-            seen_offset=size * (first * sequence_stride + start * row_stride),
-            sequence_stride=size * sequence_stride, row_stride=size * row_stride,
+            first_sequence=first, first_seen=start,
             written_index=0 if isinstance(written, slice) else written.data_ptr(),
-            written_offset=size * (first * sequence_stride + written.start * row_stride)
-            if isinstance(written, slice) else 0,
+            first_written=written.start if isinstance(written, slice) else 0,
             columns=columns, tree_columns=rows.tree, bias=rows.bias.data_ptr(),
             bias_sequence_stride=size * rows.bias.stride(0), bias_row_stride=size * rows.bias.stride(2),
             scratch=at["scores"],
@@ -189,6 +188,7 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
         attention_epsilon=_units(_attention_norm(block)), qkv=at["qkv"], qkv_stride=strides["qkv"],
         qkv_bias=at["qkv_bias"], q_norm=at["q_norm"], k_norm=at["k_norm"], head_epsilon=_units(own.q_norm), o=at["o"],
         o_stride=strides["o"], query_heads=heads, kv_heads=own.kv_heads, head_dim=own.head_dim, cache=cache.data_ptr(),
+        sequence_stride=size * cache.stride(0), row_stride=size * cache.stride(1),
         feeds=0, mlp_norm=0, mlp_epsilon=0, gate_up=0, gate_up_stride=0, channels=0, down=0, down_stride=0,
     )  # fmt: skip
     whole = attends._replace(

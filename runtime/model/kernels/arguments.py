@@ -173,6 +173,8 @@ class Layer(NamedTuple):
     head_dim: int
     cache: int
     """Cache row 0 of the first sequence, from which ``Forward.written_index`` counts."""
+    sequence_stride: int
+    row_stride: int
     feeds: int
     """1: the MLP is run; 0: not, and its words are 0."""
     mlp_norm: int
@@ -210,13 +212,13 @@ class Forward(NamedTuple):
     widened_stride: int
     cosines: int
     sines_offset: int
-    seen_offset: int
-    """Bytes from a cache's first row to the first that is attended to."""
-    sequence_stride: int
-    row_stride: int
+    first_sequence: int
+    """The first sequence of the caches that takes part."""
+    first_seen: int
+    """The first row of its cache that is attended to."""
     written_index: int
-    written_offset: int
-    """Bytes from a cache's first row to that which the first row is written to."""
+    first_written: int
+    """The row of its cache that the first row is written to, where there is no ``written_index``."""
     columns: int
     tree_columns: int
     bias: int

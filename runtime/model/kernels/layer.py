@@ -129,12 +129,13 @@ def _as_product(
 @subroutine(types.NamedUniTuple(types.int64, len(Attend._fields), Attend))
 def _attending(a: Any, f: Any, size: Any) -> Any:
     attended = f.inner + f.rows * (a.query_heads + 2 * a.kv_heads) * a.head_dim * size
+    own_rows = a.cache + f.first_sequence * a.sequence_stride
     return Attend(
         qkv=f.inner, cosines=f.cosines, sines_offset=f.sines_offset, rows=f.rows, rows_per_sequence=f.rows_per_sequence,
-        query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim, seen=a.cache + f.seen_offset,
-        sequence_stride=f.sequence_stride, row_stride=f.row_stride,
+        query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim,
+        seen=own_rows + f.first_seen * a.row_stride, sequence_stride=a.sequence_stride, row_stride=a.row_stride,
         all_rows=a.cache, written_index=f.written_index,
-        written=a.cache + f.written_offset, columns=f.columns, tree_columns=f.tree_columns, bias=f.bias,
+        written=own_rows + f.first_written * a.row_stride, columns=f.columns, tree_columns=f.tree_columns, bias=f.bias,
         bias_sequence_stride=f.bias_sequence_stride, bias_row_stride=f.bias_row_stride, out=attended,
         scratch=f.scratch,
     )  # fmt: skip

@@ -96,6 +96,19 @@ def test_two_layers_have_the_bits_of_their_steps(dtype: torch.dtype, threads: in
     torch.set_num_threads(before)
 
 
+def test_layers_may_differ_in_their_kv_heads() -> None:
+    sizes = {"hidden": 64, "dims": 32, "channels": 40, "normed": False}
+    layers = [make_layer(torch.float32, heads, heads=heads, kv_heads=heads // 2, **sizes) for heads in (2, 4, 8)]
+    caches = [seeded(3, 45, heads, 32, dtype=torch.float32) for heads in (2, 4, 8)]
+    mine, hidden = [cache.clone() for cache in caches], seeded(6, 64, dtype=torch.float32)
+    whole, rows = WholeLayers(layers, mine), make_rows(torch.float32, 3, 32, indexed=False)
+    whole.begin(hidden, rows)
+    for number, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
+        hidden = layer(hidden, cache, rows)
+        assert torch.equal(whole.run(number), hidden)
+        assert torch.equal(mine[number], cache)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_layers_of_eagle_heads_have_the_bits_of_their_steps(dtype: torch.dtype) -> None:
     """EAGLE-3 attends over (embedding, hidden); the first layer of an EAGLE-1 head has no norm before the attention."""

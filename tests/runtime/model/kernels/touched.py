@@ -149,12 +149,13 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
         for name, start in (("q_norm", a.q_norm), ("k_norm", a.k_norm)):
             if start:
                 yield name, start, start + d * size
+        own_rows = a.cache + f.first_sequence * a.sequence_stride
         attending = Attend(
             qkv=f.inner, cosines=f.cosines, sines_offset=f.sines_offset, rows=f.rows,
             rows_per_sequence=f.rows_per_sequence, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=d,
-            seen=a.cache + f.seen_offset, sequence_stride=f.sequence_stride, row_stride=f.row_stride, all_rows=a.cache,
-            written_index=f.written_index, written=a.cache + f.written_offset, columns=f.columns,
-            tree_columns=f.tree_columns, bias=f.bias, bias_sequence_stride=f.bias_sequence_stride,
+            seen=own_rows + f.first_seen * a.row_stride, sequence_stride=a.sequence_stride, row_stride=a.row_stride,
+            all_rows=a.cache, written_index=f.written_index, written=own_rows + f.first_written * a.row_stride,
+            columns=f.columns, tree_columns=f.tree_columns, bias=f.bias, bias_sequence_stride=f.bias_sequence_stride,
             bias_row_stride=f.bias_row_stride, out=f.inner + f.rows * heads * d * size, scratch=f.scratch,
         )  # fmt: skip
         own = {"qkv": "inner", "out": "inner", "written": "written_index", "scratch": "scores"}
