@@ -53,8 +53,8 @@ def prepare(dtype: torch.dtype) -> None:
 
 
 def prepare_exchange(dtype: torch.dtype) -> None:
-    """Compile the exchange through shared memory for a dtype, and for partial results in float32, or load it."""
-    for reduced in {dtype, torch.float32}:
+    """Compile the exchange through shared memory, or load it: for a dtype, partial results, and weights of a draw."""
+    for reduced in {dtype, torch.float32, torch.float64}:
         _prepare((EXCHANGE,), reduced)
 
 

@@ -5,6 +5,7 @@ parent ── packets of commands ──► rank r      pipe
 """
 
 import ctypes
+import errno
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -24,7 +25,7 @@ import torch
 from plans.schema import Plan
 from runtime.comm.meeting import Rendezvous
 from runtime.comm.progress import Progress, Status
-from runtime.errors import PeerError, RuntimeRefusal
+from runtime.errors import MachineError, PeerError, RuntimeRefusal
 from runtime.image.dtypes import DTYPES
 from runtime.model.kernels.processor import instructions
 from runtime.processes.inbox import Delivery, Inbox
@@ -34,6 +35,8 @@ from runtime.request import Completion, MemoryReading
 
 PR_SET_PDEATHSIG = 1
 """Option of Linux' prctl(2): the signal that a process gets when the thread that started it ends."""
+SYSTEM_LIMITS = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of a call that needs more files, memory or processes than the system lets this one have."""
 
 Starter = Literal["server", "main thread", "thread"]
 """Parent of a rank process for the system: a fork server, or a thread of the parent, which may end before others."""
@@ -136,9 +139,18 @@ def run_rank(arguments: RankArguments) -> None:
     except RuntimeRefusal as refusal:
         arguments.pipe.send(Failure(refusal=refusal, crash=""))
         raise SystemExit(refusal.exit_code) from refusal
-    except Exception:  # whatever it is, the parent must learn of it; the process ends here
-        arguments.pipe.send(Failure(refusal=None, crash=traceback.format_exc()))
-        raise SystemExit(1) from None
+    except Exception as error:  # whatever it is, the parent must learn of it; the process ends here
+        limit = _limit_of_the_system(arguments, error)
+        arguments.pipe.send(Failure(refusal=limit, crash="" if limit else traceback.format_exc()))
+        raise SystemExit(limit.exit_code if limit else 1) from None
+
+
+def _limit_of_the_system(arguments: RankArguments, error: Exception) -> MachineError | None:
+    """Return the refusal of an error that says that a limit of files, memory or processes is reached, else None."""
+    if not isinstance(error, OSError) or error.errno not in SYSTEM_LIMITS:
+        return None
+    device = arguments.plan.devices[arguments.rank].id
+    return MachineError(f"device {device} (rank {arguments.rank}): {os.strerror(error.errno)}: see `ulimit -a`")
 
 
 def _serve(arguments: RankArguments) -> None:

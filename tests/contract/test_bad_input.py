@@ -485,7 +485,7 @@ PLANS: dict[str, tuple[Callable[[str], str], str, str]] = {
     ),
     "misspelt": (lambda text: text.replace("first_layer:", "first_lager:", 1), "PlanError", "first_lager"),
     "a text for a number": (lambda text: text.replace("batch: 1", "batch: one", 1), "PlanError", "options.batch"),
-    "newer": (lambda text: re.sub(r"schema: .*", "schema: '4.0'", text), "NewerSchemaError", "4.0"),
+    "newer": (lambda text: re.sub(r"schema: .*", "schema: '5.0'", text), "NewerSchemaError", "5.0"),
     "cut off": (lambda text: text[: len(text) // 2], "PlanError", "plan.yaml"),
     "empty": (lambda text: "", "PlanError", "plan.yaml"),
 }

@@ -1,4 +1,6 @@
-"""Elements of float32, bfloat16 and float16 in compiled code: the intrinsics that Numba does not have.
+"""Elements of float32, bfloat16, float16 and, in sums over ranks, float64 in compiled code.
+
+Builders and intrinsics that Numba does not have.
 
 Numba has no 16-bit floats on a CPU. A kernel is compiled for a pointer type that stands for the dtype: bfloat16 is
 uint16 and float16 is int16 there. An address is an int64; a function here makes it a pointer.
@@ -16,7 +18,7 @@ from numba.extending import intrinsic
 from runtime.model.kernels.processor import multiplies_pairs
 
 F = np.float32
-F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+F32, F64, I16, I32, I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 POINTER = ir.PointerType()
 FLOATING = frozenset({"reassoc", "contract", "nsz", "arcp", "nnan"})
 """Fast-math flags of the kernels: sums may be taken in another order than written, though always in the same one;
@@ -39,7 +41,12 @@ class _BFloat(ir.Type):  # type: ignore[misc]
 
 
 BFLOAT = _BFloat()
-ELEMENTS = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
+ELEMENTS = {
+    torch.float64: types.float64,
+    torch.float32: types.float32,
+    torch.bfloat16: types.uint16,
+    torch.float16: types.int16,
+}
 """The element type that stands for each dtype."""
 
 
@@ -47,12 +54,12 @@ ELEMENTS = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.fl
 
 
 def widened(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
-    """Convert an element, or a vector of elements, to float32."""
+    """Convert an element, or a vector of elements, to float32; float64 stays."""
 
     def like(scalar: ir.Type) -> ir.Type:
         return ir.VectorType(scalar, value.type.count) if isinstance(value.type, ir.VectorType) else scalar
 
-    if element == types.float32:
+    if element in (types.float32, types.float64):
         return value
     if element == types.int16:
         return builder.fpext(builder.bitcast(value, like(ir.HalfType())), like(F32))
@@ -62,7 +69,7 @@ def widened(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
 
 
 def narrowed(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
-    """Convert a float32, or a vector of them, to elements, rounded to nearest, ties to even; a NaN stays a NaN."""
+    """Convert a float32, or a vector of them, to elements, rounded to nearest, ties to even; NaN and float64 stay."""
 
     def like(scalar: ir.Type) -> ir.Type:
         return ir.VectorType(scalar, value.type.count) if isinstance(value.type, ir.VectorType) else scalar
@@ -71,7 +78,7 @@ def narrowed(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
         words = like(I32)
         return ir.Constant(words, [number] * words.count if isinstance(words, ir.VectorType) else number)
 
-    if element == types.float32:
+    if element in (types.float32, types.float64):
         return value
     if element == types.int16:
         return builder.bitcast(builder.fptrunc(value, like(ir.HalfType())), like(I16))
@@ -85,7 +92,7 @@ def narrowed(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
 
 def scalar_of(element: types.Type) -> ir.Type:
     """Return the LLVM type of an element."""
-    return F32 if element == types.float32 else I16
+    return {types.float32: F32, types.float64: F64}.get(element, I16)
 
 
 def pairs(element: types.Type) -> bool:

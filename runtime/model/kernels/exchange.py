@@ -19,7 +19,17 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from runtime.comm.exchange import ALL_GATHER, ALL_REDUCE, BROADCAST, Exchange
-from runtime.model.kernels.elements import I32, I64, arguments_of, itemsize, numbers, pointer, scalar_of, widened
+from runtime.model.kernels.elements import (
+    I32,
+    I64,
+    arguments_of,
+    itemsize,
+    narrowed,
+    numbers,
+    pointer,
+    scalar_of,
+    widened,
+)
 
 LANES = 8
 FUTEX = 202
@@ -254,31 +264,10 @@ def _adder(lanes: int) -> Any:
             return widened(builder, builder.load(pointer(builder, address), typ=vector, align=align), element)
 
         total = builder.fadd(value(args[2]), value(args[3]))
-        builder.store(_rounded(builder, total, element), pointer(builder, args[1]), align=align)
+        builder.store(narrowed(builder, total, element), pointer(builder, args[1]), align=align)
         return context.get_dummy_value()
 
     return code
-
-
-def _rounded(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
-    """Convert a vector of float32 to elements."""
-    lanes = value.type.count
-    if element == types.float32:
-        return value
-    if element == types.int16:
-        return builder.bitcast(
-            builder.fptrunc(value, ir.VectorType(ir.HalfType(), lanes)), ir.VectorType(scalar_of(element), lanes)
-        )
-
-    def everywhere(number: int) -> Any:
-        return ir.Constant(ir.VectorType(I32, lanes), [number] * lanes)
-
-    bits = builder.bitcast(value, ir.VectorType(I32, lanes))
-    odd = builder.and_(builder.lshr(bits, everywhere(16)), everywhere(1))
-    rounded = builder.add(builder.add(bits, everywhere(0x7FFF)), odd)
-    quiet = builder.or_(bits, everywhere(1 << 22))
-    chosen = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-    return builder.trunc(builder.lshr(chosen, everywhere(16)), ir.VectorType(scalar_of(element), lanes))
 
 
 @njit(error_model="numpy")  # type: ignore[untyped-decorator]
