@@ -61,7 +61,8 @@ def bench_command(
 ) -> None:
     """Time prefill, plain and EAGLE decoding: each phase and part of a step, beside its predicted time.
 
-    Figures are medians over the repeats. Not under torchrun, where no process sees the times of all ranks.
+    Figures are those of the repeat with the median step. Not under torchrun, where no process sees the times of all
+    ranks.
     """
     load_module("runtime.commands.measure").bench(
         directory,

@@ -70,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mode:
-    """Times of plain or EAGLE decoding: medians over the repeats."""
+    """Times of plain or EAGLE decoding: those of the repeat with the median step; of prefill the median."""
 
     name: str
     tokens_per_s: float
@@ -111,22 +111,19 @@ def measure(engine: "Engine", bench: Bench) -> Measured:
 
 
 def _mode(plan: Plan, name: str, runs: list[list[Completion]]) -> Mode:
-    firsts = [ranks[0] for ranks in runs]
-    steps = [_steps(first) for first in firsts]
-    step_s = statistics.median(first.decode_s / count for first, count in zip(firsts, steps, strict=True))
+    """Return the times of a mode; of one repeat, as the parts of another do not add up to its step."""
+    ranks = sorted(runs, key=lambda run: _step_s(run[0]))[(len(runs) - 1) // 2]
+    first, step_s = ranks[0], _step_s(ranks[0])
     parts = {
-        part: _median(
-            max(_timings(rank).parts.get(part, 0) for rank in ranks) // count
-            for ranks, count in zip(runs, steps, strict=True)
-        )
+        part: max(_timings(rank).parts.get(part, 0) for rank in ranks) // _steps(first)
         for part in _parts(plan, drafted=name == "eagle")
     }
     return Mode(
         name=name,
-        tokens_per_s=statistics.median(first.tokens_per_s for first in firsts),
-        prefill_s=statistics.median(first.prefill_s for first in firsts),
+        tokens_per_s=first.tokens_per_s,
+        prefill_s=statistics.median(run[0].prefill_s for run in runs),
         step_s=step_s,
-        acceptance_length=statistics.median(first.acceptance_length for first in firsts),
+        acceptance_length=first.acceptance_length,
         phases=tuple(_phases(plan, name, round(step_s * 1e9), parts)),
         parts=tuple(
             Row(name=part, measured_ns=ns, predicted_ns=_predicted(plan, part, name)) for part, ns in parts.items()
@@ -176,9 +173,9 @@ def _timings(completion: Completion) -> RankTimings:
     return completion.timings
 
 
+def _step_s(completion: Completion) -> float:
+    return completion.decode_s / _steps(completion)
+
+
 def _steps(completion: Completion) -> int:
     return max(1, len(completion.accept_lengths) or len(completion.tokens) - 1)
-
-
-def _median(values: Iterator[int]) -> int:
-    return round(statistics.median(values))

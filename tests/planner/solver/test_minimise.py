@@ -151,7 +151,20 @@ def _machine(*types: str) -> dict[str, Any]:
     ("types", "options"),
     [
         (
-            ("h100-80g", "a100-80g", "l40s", "a6000", "rtx-4090", "a100-40g", "l4", "rtx-3090"),
+            (
+                "h100-80g",
+                "a100-80g",
+                "l40s",
+                "a6000",
+                "rtx-4090",
+                "a100-40g",
+                "l4",
+                "rtx-3090",
+                "a10",
+                "l4",
+                "rtx-3090",
+                "rtx-4090",
+            ),
             ("--strategy", "balanced", "--solver-limit", "600"),
         ),
         (("l4", "l4", "a6000"), ("--context", "131072")),

@@ -36,7 +36,8 @@ def test_phases_add_up_to_the_step(devices: tuple[str, ...], tmp_path: Path) -> 
     for mode in measured.modes:
         times = rows(mode)
         sum_of_phases = times["draft"] + times["verify"] + times["commit"] + times["collectives"]
-        assert sum_of_phases == pytest.approx(times["step"], rel=0.25), "the medians of few repeats vary"
+        # at least the step; more where ranks overlap: on one core a part lasts while another rank runs
+        assert 0.75 * times["step"] <= sum_of_phases <= (len(devices) + 0.25) * times["step"]
         assert times["step"] == pytest.approx(mode.step_s * 1e9)
         assert min(times["embed"], times["stages[0]"], times["head"], times["commit"]) > 0
         assert (times["draft"] > 0) == (mode.name == "eagle")

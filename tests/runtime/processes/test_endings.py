@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -56,6 +57,9 @@ def opened(plan_dir: Path) -> Iterator[tuple[Engine, Stream]]:
     yield engine, stream
     engine.close()
     assert psutil.wait_procs(every, timeout=5)[1] == []
+    deadline = time.monotonic() + 5  # the fork server tells how they ended a moment after they did
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert multiprocessing.active_children() == []
 
 
