@@ -38,7 +38,7 @@ def test_phases_add_up_to_the_step(devices: tuple[str, ...], tmp_path: Path) -> 
         sum_of_phases = times["draft"] + times["verify"] + times["commit"] + times["collectives"]
         # at least the step; more where ranks overlap: on one core a part lasts while another rank runs
         assert 0.75 * times["step"] <= sum_of_phases <= (len(devices) + 0.25) * times["step"]
-        assert times["step"] == pytest.approx(mode.step_s * 1e9)
+        assert times["step"] == round(mode.step_s * 1e9)
         assert min(times["embed"], times["stages[0]"], times["head"], times["commit"]) > 0
         assert (times["draft"] > 0) == (mode.name == "eagle")
     predicted = {row.name: row.predicted_ns for row in (*measured.modes[1].phases, *measured.modes[1].parts)}
