@@ -66,7 +66,7 @@ def test_a_stranger_on_a_port_of_gloo_makes_the_run_fail_to_connect_or_changes_n
 
 
 def test_ranks_that_share_memory_listen_on_no_port(tmp_path: Path) -> None:
-    directory, _ = compiled_plan(tmp_path, ("a", "b"), stall_timeout_s=STALL_S)
+    directory, _ = compiled_plan(tmp_path, ("a", "b"), stall_timeout_s=20)
     assert visited(directory, "bytes") == (["served 4"], 0)
 
 
