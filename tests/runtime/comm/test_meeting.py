@@ -1,4 +1,4 @@
-"""How ranks meet under torchrun: their plans are compared, and those of a machine open the memory of its first rank."""
+"""Ranks that meet under torchrun: plans are compared, and those of a machine open the memory of its first rank."""
 
 import socket
 from pathlib import Path

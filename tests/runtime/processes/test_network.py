@@ -9,7 +9,7 @@ import pytest
 from tests.runtime.small import compiled_plan
 
 ROOT = Path(__file__).parents[3]
-STALL_S = 2
+STALL_S = 4
 
 STRANGER = """
 import socket, struct, sys, threading, time
@@ -22,7 +22,7 @@ from runtime.processes import rank
 
 def slowly(plan, directory, device, *others, **more):
     if device == "b":
-        time.sleep(2)
+        time.sleep(1)
     return open_image(plan, directory, device, *others, **more)
 
 def connect(seconds, message):
@@ -66,7 +66,7 @@ def test_a_stranger_on_a_port_of_gloo_makes_the_run_fail_to_connect_or_changes_n
 
 
 def test_ranks_that_share_memory_listen_on_no_port(tmp_path: Path) -> None:
-    directory, _ = compiled_plan(tmp_path, ("a", "b"), stall_timeout_s=20)
+    directory, _ = compiled_plan(tmp_path, ("a", "b"), stall_timeout_s=STALL_S)
     assert visited(directory, "bytes") == (["served 4"], 0)
 
 
