@@ -129,15 +129,7 @@ class Drafter:
         self._first_of = torch.arange(options.batch, device=self._bias.device)
         self._fed = {count: self._fed_rows(count) for count in range(1, len(self._cache.sequences) + 1)}
         """By number of sequences: sequence and level of each row that is fed while trees grow, [rows, 2]."""
-        self._no_rows = Rows(
-            rotary=self._rotary[:, :0].unsqueeze(2),
-            bias=self._bias[:0].view(0, 1, 0, self._bias.shape[1]),
-            sequences=slice(0, 0),
-            seen=slice(0, 0),
-            tree=0,
-            written=slice(0, 0),
-            own=slice(0, 0),
-        )
+        self._no_rows = Rows.none(self._rotary, self._bias)
         self._growth(options.batch)
 
     def _fed_rows(self, sequences: int) -> Tensor:

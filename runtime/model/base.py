@@ -155,15 +155,7 @@ class BaseStage:
         self._bias, self._rotary = memory.buffer("bias"), memory.buffer("rotary")
         frequencies = binder.tensor(own.rope)
         self._rotary.copy_(rotary_table(own_frequencies(frequencies, share), self._rotary.shape[1], self._dtype))
-        self._no_rows = Rows(
-            rotary=self._rotary[:, :0].unsqueeze(2),
-            bias=self._bias[:0].view(0, 1, 0, self._bias.shape[1]),
-            sequences=slice(0, 0),
-            seen=slice(0, 0),
-            tree=0,
-            written=slice(0, 0),
-            own=slice(0, 0),
-        )
+        self._no_rows = Rows.none(self._rotary, self._bias)
 
     def prefill(self, sequence: int, hidden: Tensor | None, width: int, last: int) -> Tensor:
         """Run and commit a padded chunk of ``width`` rows, of which 0 … ``last`` count, behind what is committed.

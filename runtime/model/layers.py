@@ -50,6 +50,19 @@ class Rows:
     own: slice | None
     """The W rows among those of the forward; None: all of them. A device adds zeros for the others to a sum."""
 
+    @classmethod
+    def none(cls, rotary: Tensor, bias: Tensor) -> "Rows":
+        """Return no rows: those of sequences on other devices. Any ``rotary`` [2, T, D] and ``bias`` [N, t] do."""
+        return cls(
+            rotary=rotary[:, :0].unsqueeze(2),
+            bias=bias[:0].view(0, 1, 0, bias.shape[1]),
+            sequences=slice(0, 0),
+            seen=slice(0, 0),
+            tree=0,
+            written=slice(0, 0),
+            own=slice(0, 0),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Norm:
