@@ -119,6 +119,7 @@ ONLY_IN = {
     "pynvml": {"planner.hardware"},
     "psutil": {"planner.hardware", "runtime.processes"},
     "safetensors": {"planner.commands"},
+    "huggingface_hub": {"planner.checkpoints"},
     "blake3": {"planner.images", "runtime.image"},
     "numba": {"runtime.model"},
     "llvmlite": {"runtime.model"},

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from planner.checkpoints.checkpoint import INDEX
+from planner.checkpoints.checkpoint import INDEX, located
 from planner.checkpoints.header import stamp
 from planner.plan_directory import BASE_CONFIG, TOKENIZER_FILES
 from plans.artifact import LAYOUT_VERSION
@@ -28,7 +28,7 @@ def inputs_digest(checkpoints: Iterable[str | Path | None], documents: Iterable[
     ``documents``: inventory and device map, which count by content. ``options``: all others, as text. The sources of
     planner and format count, too. What is missing or cannot be read is for the planner to refuse.
     """
-    states = [None if path is None else list(_states(Path(path))) for path in checkpoints]
+    states = [None if path is None else list(_states(located(Path(path)))) for path in checkpoints]
     contents = [_content_sha256(Path(file)) for file in documents]
     text = json.dumps([LAYOUT_VERSION, _sources_sha256(), states, contents, options])
     return hashlib.sha256(text.encode()).hexdigest()

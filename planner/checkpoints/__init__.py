@@ -6,6 +6,7 @@ trusted: a malformed one raises CheckpointError (exit code 2), at a bounded cost
 
     checkpoint  config, index and headers of a directory    pickle_to_safetensors  converts an EAGLE head's pickle
     header      position of each tensor of one file         summary                tensors by block, for ``scan``
+    formats     what is not read here, by its name          hub                    the cache of Hugging Face
 
 The rules of a header are in ``plans.safetensors_header``, which the runtime applies too.
 """

@@ -9,6 +9,7 @@ Everything that a file claims is checked; what is wrong raises CheckpointError (
 
 import dataclasses
 import errno
+import importlib
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from planner.checkpoints.formats import refuse_other_files
 from planner.checkpoints.header import HOW_TO_CONVERT, TensorFile, TensorInfo, read_header, read_stream, stamp
 from planner.errors import CheckpointError
 from plans import strict_json
@@ -36,8 +38,13 @@ CONVERSION_S, CONVERSION_BYTES_PER_S = 120, 5 << 20
 """Longest wait for the conversion of a pickle: so many seconds, and so many bytes of the file per second."""
 MOST_REASON = 300
 _SHARD = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@.+)?")
 _SOURCES = Path(__file__).resolve().parents[2]
 """Directory of the packages ``planner`` and ``plans``."""
+
+
+class _AbsentFileError(CheckpointError):
+    """A file that a checkpoint must have, or that its index names, and that is not there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,18 +63,43 @@ class Checkpoint:
     """Files of the tensors, by ``TensorInfo.file``."""
 
 
+def located(path: Path) -> Path:
+    """Return a path that exists as it is, and the directory in the Hugging Face cache for ``org/model[@revision]``.
+
+    Raise CheckpointError, with the command that downloads it, for a name that is not in the cache.
+    """
+    if path.exists() or _HUB_NAME.fullmatch(str(path)) is None or path.suffix == ".json":
+        return path
+    directory: Path = importlib.import_module("planner.checkpoints.hub").snapshot(str(path))
+    return directory
+
+
 def read_checkpoint(path: Path, *, pickles: bool = False) -> Checkpoint:
-    """Read a checkpoint directory, or a bare config file; raise CheckpointError.
+    """Read a checkpoint directory, a bare config file, or a model of the Hugging Face cache; raise CheckpointError.
 
     ``pickles``: accept tensors in one ``pytorch_model.bin``, in which many EAGLE heads are published.
     """
+    directory = located(path)
+    try:
+        return _read_checkpoint(directory, pickles)
+    except _AbsentFileError as error:
+        if directory == path:
+            raise CheckpointError(str(error)) from error
+        how_to_get = importlib.import_module("planner.checkpoints.hub").how_to_get(str(path))
+        raise CheckpointError(f"{error}: {how_to_get}") from error
+
+
+def _read_checkpoint(path: Path, pickles: bool) -> Checkpoint:
     if path.is_dir():
+        if not (path / "config.json").exists():
+            refuse_other_files(path)
         config_file = path / "config.json"
     elif path.suffix == ".json":
         config_file = path
     else:
         kind = "a file" if path.exists() else "nothing"
-        raise CheckpointError(f"{path}: found {kind}, expected a checkpoint's directory or its config.json")
+        hint = ": GGUF is not read here" if path.suffix == ".gguf" else ""
+        raise CheckpointError(f"{path}: found {kind}, expected a checkpoint's directory or its config.json{hint}")
     config_bytes = _read_small(config_file)
     config = _parse_json(config_bytes, config_file)
     if not isinstance(config, dict):
@@ -95,7 +127,7 @@ def _read_small(file: Path) -> bytes:
     try:
         return read_inside(file.parent, file.name, MAX_CONFIG_BYTES)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: no such file") from error
+        raise _AbsentFileError(f"{file}: no such file") from error
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise CheckpointError(f"{file}: {error.strerror}") from error
@@ -119,6 +151,9 @@ def _read_tables(directory: Path) -> _Tables | None:
         return tensors, {SINGLE: file}
     if os.path.lexists(index):
         return _read_index(index)
+    if any(directory.glob("pytorch_model*.bin")):
+        return None
+    refuse_other_files(directory)
     others = sorted(file.name for file in directory.glob("*.safetensors"))
     if others:
         raise CheckpointError(
@@ -170,7 +205,7 @@ def _inside(index: Path, name: str) -> Path:
     try:
         resolved_inside(index.parent, name)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{index}: weight_map: {name}: no such file in {index.parent}") from error
+        raise _AbsentFileError(f"{index}: weight_map: {name}: no such file in {index.parent}") from error
     except OSError as error:
         raise CheckpointError(f"{index}: weight_map: {name}: cannot read: {error.strerror}") from error
     return index.parent / name

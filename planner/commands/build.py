@@ -94,6 +94,8 @@ def run(
     if bare and not plan_only:
         missing = f"{' and '.join(map(str, bare))} without tensors, which images are compiled from"
         say(f"{out}: only planned: {missing}: {compile_command(out, result.draft is not None)}")
+    elif bare:
+        say(f"{out}: no weights were seen: planned from {' and '.join(map(str, bare))} alone")
     compiled = None if plan_only or bare else compile_images(out, model or BASE, draft, None, verbose=verbose)
     if as_json:
         images: dict[str, Any] = {"images": images_data(compiled)} if compiled else {}

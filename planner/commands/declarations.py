@@ -104,11 +104,16 @@ BUILD = Command(
     ),
     params=(
         click.Option(["--gpus", "inventory"], type=PATH, required=True, help="Inventory of devices (YAML)."),
-        click.Option(["--model"], type=PATH, help="Checkpoint directory or config.json.  [default: the demo model]"),
+        click.Option(
+            ["--model"],
+            type=PATH,
+            help="Checkpoint directory, config.json, or org/name[@revision] in the Hugging Face cache.  "
+            "[default: the demo model]",
+        ),
         click.Option(
             ["--draft"],
             type=PATH,
-            help="EAGLE head: checkpoint directory or config.json.  [default: none, for the demo model its own]",
+            help="EAGLE head: the same.  [default: none, for the demo model its own]",
         ),
         click.Option(["--no-draft"], is_flag=True, help="Decode without an EAGLE head; ignores --draft and --tree."),
         click.Option(

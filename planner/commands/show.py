@@ -54,6 +54,8 @@ def run(
         write_html(frozen, html_file)
     else:
         out(tables(frozen, sys.stdout), styled=True)
+        if not (plan / IMAGES_FILE).is_file():
+            say(f"{plan}: no images are compiled, so no weights of this plan were seen here")
     if verbose:
         say("\n".join(inventory_lines(frozen.inventory)))
     if verbose > 1:

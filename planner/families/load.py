@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from planner.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from planner.checkpoints.formats import refuse_quantized
 from planner.checkpoints.header import TensorInfo
 from planner.checkpoints.summary import Summary, describe
 from planner.errors import CheckpointError
@@ -43,6 +44,7 @@ def load_base(path: Path) -> BaseInput:
     _refuse_drafter(checkpoint)
     keys = Keys(checkpoint.config, str(checkpoint.config_file))
     family = _family(keys)
+    refuse_quantized(checkpoint.config, checkpoint.config_file, checkpoint.tensors)
     reading: BaseReading = importlib.import_module(f"planner.families.{family}").read(keys)
     if checkpoint.tensors is not None:
         check_tensors(checkpoint, checkpoint.tensors, reading)
@@ -66,6 +68,7 @@ def load_draft(path: Path, base: BaseInput, facts: DraftFacts | None = None) -> 
     keys = Keys(checkpoint.config, str(checkpoint.config_file))
     if keys.get("model_type", "llama") not in tuple(FAMILIES):  # a value of any type
         raise keys.fail("model_type", f"found {quote(keys.get('model_type'))}, expected one of {', '.join(FAMILIES)}")
+    refuse_quantized(checkpoint.config, checkpoint.config_file, checkpoint.tensors)
     facts = _facts(checkpoint, keys, base, facts)
     reading: DraftReading = importlib.import_module(DRAFTERS[facts.kind]).read(keys, base.model, facts)
     if checkpoint.tensors is not None:

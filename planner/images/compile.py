@@ -113,7 +113,7 @@ def compile_plan(
         check_text(directory, plan)
         images, report = _compile(plan, directory, targets, chosen, checkpoints, sources_of(base, draft), progress)
         present = [target for target in targets if target.device in images]
-        reuse.remember(directory, _memory(base_checkpoint, draft_checkpoint, present, images))
+        reuse.remember(directory, _memory(base, draft, present, images))
         return report
 
 
@@ -246,11 +246,13 @@ def _write_images(
         return records, reader.read_bytes
 
 
-def _memory(base: Path, draft: Path | None, targets: list[_Target], images: dict[str, Image]) -> reuse.Memory:
+def _memory(
+    base: BaseInput, draft: DraftInput | None, targets: list[_Target], images: dict[str, Image]
+) -> reuse.Memory:
     """Return the record that lets the next compile reuse these images."""
     return reuse.Memory(
-        base=str(base.resolve()),
-        draft=None if draft is None else str(draft.resolve()),
+        base=str(base.checkpoint.directory.resolve()),
+        draft=None if draft is None else str(draft.checkpoint.directory.resolve()),
         images=tuple(
             reuse.Made(
                 device=target.device,

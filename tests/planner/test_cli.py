@@ -462,7 +462,10 @@ def test_a_bare_config_is_only_planned(models: Path, tmp_path: Path) -> None:
     assert f"{message}{tmp_path / 'p'} --model <DIR>\n" in result.stderr
     assert "images" not in json.loads(result.stdout)
     assert not list((tmp_path / "p").glob("*.safetensors"))
-    assert "only planned" not in planner("build", *chosen, "--plan-only").stderr
+    stderr = planner("build", *chosen, "--plan-only").stderr
+    assert "only planned" not in stderr
+    assert f"no weights were seen: planned from {config} alone" in stderr
+    assert "no weights of this plan were seen here" in planner("show", tmp_path / "p").stderr
 
 
 def test_a_device_map_is_planned_exactly_and_shown_again(models: Path, tmp_path: Path) -> None:

@@ -1,0 +1,188 @@
+"""Checkpoints in forms that are not read: each is refused by the name of its format, never planned as if it were BF16.
+
+Keys, files and names of tensors are those that the quantizers write (AutoAWQ, GPTQModel, ModelOpt, llm-compressor,
+bitsandbytes, mlx-lm, exllama).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from planner.checkpoints.checkpoint import SINGLE, read_checkpoint
+from planner.errors import CheckpointError, ConfigError
+from planner.families import load_base
+from tests.planner.tiny_checkpoints import SMALL, bare, refused, saved
+
+LLAMA = SMALL | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+ADVICE = "quantized weights are not read here: give the checkpoint before quantization"
+
+CONFIGS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}},
+        "quantization_config: found AWQ, 4 bits",
+    ),
+    (
+        {"quantization_config": {"quant_method": "gptq", "bits": 4, "sym": True}},
+        "quantization_config: found GPTQ, 4 bits",
+    ),
+    (
+        {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}},
+        "quantization_config: found FP8",
+    ),
+    ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config: found MXFP4"),
+    (
+        {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
+        "quantization_config: found compressed-tensors, pack-quantized",
+    ),
+    (
+        {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
+        "quantization_config: found ModelOpt, NVFP4",
+    ),
+    (
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        "quantization_config: found bitsandbytes",
+    ),
+    ({"quantization_config": {"quant_method": "quark"}}, "quantization_config: found 'quark'"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config: found {'bits': 4}"),
+    (
+        {"compression_config": {"format": "float-quantized"}},
+        "compression_config: found compressed-tensors, float-quantized",
+    ),
+    ({"quantization": {"group_size": 64, "bits": 4}}, "quantization: found MLX, 4 bits"),
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), CONFIGS, ids=[message for _, message in CONFIGS])
+def test_a_config_of_quantized_weights_is_refused_by_their_format(
+    tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
+    file = bare(tmp_path, LLAMA | keys)
+    assert refused(ConfigError, lambda: load_base(file)) == f"{file}: {message}: {ADVICE}"
+
+
+SIDE_FILES = [
+    (
+        "hf_quant_config.json",
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}},
+        "ModelOpt, FP8",
+    ),
+    ("hf_quant_config.json", {}, "ModelOpt"),
+    ("quant_config.json", {"w_bit": 4, "q_group_size": 128}, "AWQ"),
+    ("quantize_config.json", {"bits": 4, "desc_act": False}, "GPTQ"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "form"), SIDE_FILES)
+def test_a_file_beside_a_config_that_does_not_say_so_tells_quantized_weights(
+    tmp_path: Path, name: str, content: dict[str, Any], form: str
+) -> None:
+    config = bare(tmp_path, LLAMA)
+    load_base(config)
+    (tmp_path / name).write_text(json.dumps(content))
+    message = f"{tmp_path / name}: found weights in {form}: {ADVICE}"
+    for path in (tmp_path, config):
+        assert refused(CheckpointError, lambda path=path: load_base(path)) == message  # type: ignore[misc]
+    other = tmp_path / "other.json"  # not the config that the file is about
+    other.write_text(json.dumps(LLAMA))
+    load_base(other)
+
+
+def linear(suffixes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"model.layers.0.self_attn.q_proj.{suffix}": tensor for suffix, tensor in suffixes.items()}
+
+
+INTS, HALVES = torch.zeros(16, 2, dtype=torch.int32), torch.ones(1, 16, dtype=torch.float16)
+
+TENSORS: list[tuple[dict[str, torch.Tensor], str]] = [
+    (linear({"qweight": INTS, "qzeros": INTS, "scales": HALVES}), "q_proj.qweight: found AWQ or GPTQ"),
+    (
+        linear({"qweight": INTS, "qzeros": INTS, "scales": HALVES, "g_idx": INTS[:, 0]}),
+        "q_proj.g_idx: found GPTQ",
+    ),
+    (
+        linear({"weight_packed": INTS, "weight_scale": HALVES, "weight_shape": INTS[0]}),
+        "q_proj.weight_packed: found compressed-tensors",
+    ),
+    (
+        linear({"weight": torch.zeros(16, 16).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1, 1)}),
+        "q_proj.weight_scale_inv: found FP8 in blocks",
+    ),
+    (
+        linear(
+            {"weight": torch.zeros(16, 8, dtype=torch.uint8), "weight_scale": HALVES, "weight_scale_2": HALVES[0, 0]}
+        ),
+        "q_proj.weight_scale_2: found ModelOpt NVFP4",
+    ),
+    (
+        linear({"weight": torch.zeros(16, 16, dtype=torch.int8), "weight_scale": HALVES}),
+        "q_proj.weight_scale: found weights with scales (FP8 or INT8)",
+    ),
+    (
+        linear({"weight": torch.zeros(128, 1, dtype=torch.uint8), "weight.quant_state.bitsandbytes__nf4": INTS}),
+        "q_proj.weight.quant_state.bitsandbytes__nf4: found bitsandbytes",
+    ),
+    (
+        {"model.layers.0.mlp.experts.gate_up_proj_blocks": torch.zeros(2, 8, 1, 16, dtype=torch.uint8)},
+        "experts.gate_up_proj_blocks: found MXFP4",
+    ),
+    (
+        linear({"weight": torch.zeros(16, 16).to(torch.float8_e4m3fn)}),
+        "q_proj.weight: found dtype F8_E4M3, which is FP8",
+    ),
+    (linear({"weight": torch.zeros(16, 2, dtype=torch.uint32)}), "q_proj.weight: found dtype U32, which is MLX"),
+]
+
+
+@pytest.mark.parametrize(("tensors", "message"), TENSORS, ids=[message for _, message in TENSORS])
+def test_tensors_tell_quantized_weights_that_no_file_tells(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
+    where = saved(tmp_path)
+    whole = load_file(where / SINGLE)
+    del whole["model.layers.0.self_attn.q_proj.weight"]
+    save_file(whole | {name: tensor.clone() for name, tensor in tensors.items()}, where / SINGLE)
+    text = refused(CheckpointError, lambda: load_base(where))
+    assert text.startswith(f"{where}: model.layers.0.")
+    assert text.endswith(f"{message}: {ADVICE}")
+
+
+FILES = [
+    (("adapter_config.json", "adapter_model.safetensors"), "a LoRA adapter (adapter_config.json)", "merge it"),
+    (("model-q4_k_m.gguf", "model-q8_0.gguf"), "GGUF (model-q4_k_m.gguf and 1 more)", "give the model's repository"),
+    (("params.json", "consolidated.safetensors"), "weights in Mistral's own layout (consolidated.safetensors)", "give"),
+    (("params.json", "consolidated.00.pth"), "weights in Meta's own layout (consolidated.00.pth)", "give"),
+    (("tf_model.h5",), "weights of TensorFlow (tf_model.h5)", "save the model with safetensors"),
+    (("model.onnx",), "an ONNX graph (model.onnx)", "give the model's repository with safetensors"),
+]
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+@pytest.mark.parametrize(("names", "form", "advice"), FILES, ids=[row[1] for row in FILES])
+def test_a_directory_with_a_model_in_another_form_is_told_what_it_is(
+    tmp_path: Path, names: tuple[str, ...], form: str, advice: str, with_config: bool
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    if with_config:
+        bare(tmp_path, LLAMA)
+    text = refused(CheckpointError, lambda: read_checkpoint(tmp_path))
+    assert text.startswith(f"{tmp_path}: found {form}, expected safetensors files: {advice}")
+
+
+def test_other_files_beside_weights_that_are_read_change_nothing(tmp_path: Path) -> None:
+    where = saved(tmp_path)
+    for name in ("consolidated.safetensors", "model.gguf", "pytorch_model.bin", "tf_model.h5"):
+        (where / name).touch()
+    assert load_base(where).model.family == "llama"
+
+
+def test_the_file_of_a_gguf_model_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.touch()
+    assert refused(CheckpointError, lambda: read_checkpoint(file)) == (
+        f"{file}: found a file, expected a checkpoint's directory or its config.json: GGUF is not read here"
+    )
