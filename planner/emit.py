@@ -45,7 +45,7 @@ def emit(formulation: Formulation, inputs: Inputs, solved: Solved, previous: Pre
         draft=formulation.draft,
         stages=_stages(formulation, answer, certificate, previous),
         embed=_split(formulation, problem.first, answer.first, _names(formulation, embed), certificate.first_ns),
-        head=_split(formulation, problem.last, answer.last, ends, certificate.last_ns),
+        head=_split(formulation, problem.last, _with_shares(answer), ends, certificate.last_ns),
         draft_placement=_draft(formulation, answer, certificate),
         message_transport=_transport(formulation, devices_in_use(problem, answer)),
         memory=(),
@@ -109,7 +109,7 @@ def _split(
     members = _members(block, placed)
     devices = _names(formulation, members)
     (bundles,) = placed.shares
-    assert bundles is not None, "the tables of the base model are no other block's"
+    assert bundles is not None
     return VocabSplit(
         devices=devices,
         transport=_transport(formulation, members),
@@ -117,6 +117,12 @@ def _split(
         rows=_rows(formulation, bundles),
         predicted_ns=predicted_ns,
     )
+
+
+def _with_shares(answer: Answer) -> BlockAnswer:
+    """Return the placement of the lm_head with the rows of the embedding where it shares them."""
+    (rows,) = answer.last.shares
+    return dataclasses.replace(answer.last, shares=answer.first.shares) if rows is None else answer.last
 
 
 def _rows(formulation: Formulation, bundles: tuple[int, ...]) -> tuple[int, ...]:

@@ -120,36 +120,52 @@ class StageSlots:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TableRows:
+    """A device's rows of a vocabulary table, in a slot [V', H] that may have more of them."""
+
+    slot: SlotSpec
+    start: int
+    """First of them in the slot."""
+    stop: int
+    lent: bool = False
+    """The slot is listed with another table, whose rows are of the same tensor."""
+
+    @property
+    def own(self) -> SlotSpec | None:
+        """The slot, where it is listed with this table."""
+        return None if self.lent else self.slot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LmHeadSlots:
     """A device's share of the lm_head."""
 
     norm: SlotSpec
     """[H]: the final norm, whole on each device."""
-    rows: SlotSpec | None
-    """[V', H]; None: no rows."""
-
-    @property
-    def listed(self) -> tuple[SlotSpec, ...]:
-        """Slots in the order of the file."""
-        return _listed(self.norm, self.rows)
+    rows: TableRows | None
+    """None: no rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseSlots:
     """A device's share of the base model; None where it has no part of it."""
 
-    embed: SlotSpec | None
-    """[V', H]; None: no rows."""
+    embed: TableRows | None
+    """None: no rows."""
     stage: StageSlots | None
     head: LmHeadSlots | None
 
     @property
     def listed(self) -> tuple[SlotSpec, ...]:
-        """Slots in the order of the file: rotary frequencies, embedding, layers, final norm, lm_head."""
+        """Slots in the order of the file: rotary frequencies, embedding, layers, final norm, lm_head.
+
+        A slot with the rows of both tables is where the embedding is.
+        """
         rope = None if self.stage is None else self.stage.rope
         layers = () if self.stage is None else self.stage.layers
-        head = () if self.head is None else self.head.listed
-        return _listed(rope, self.embed, *(slot for layer in layers for slot in layer.listed), *head)
+        of_layers = (slot for layer in layers for slot in layer.listed)
+        head = () if self.head is None else (self.head.norm, _own(self.head.rows))
+        return _listed(rope, _own(self.embed), *of_layers, *head)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,16 +174,16 @@ class DraftSlots:
 
     rope: SlotSpec
     """[D/2]"""
-    embed: SlotSpec | None
-    """[V', H]; None: no rows, or those of the base's slot are used."""
+    embed: TableRows | None
+    """None: no rows, or those of the base on the same devices."""
     fc: SlotSpec
     """[H, width of a feature] of eagle3, [H, 2H] of eagle; whole on each device."""
     fc_bias: SlotSpec | None
     layers: tuple[LayerSlots, ...]
     norm: SlotSpec | None
     """[H] of eagle3"""
-    head: SlotSpec | None
-    """[V', H]: rows of the lm_head; None as ``embed``."""
+    head: TableRows | None
+    """Rows of the lm_head; None as ``embed``."""
     d2t: SlotSpec | None
     """[draft vocabulary], int64"""
 
@@ -175,7 +191,12 @@ class DraftSlots:
     def listed(self) -> tuple[SlotSpec, ...]:
         """Slots in the order of the file."""
         layers = (slot for layer in self.layers for slot in layer.listed)
-        return _listed(self.rope, self.embed, self.fc, self.fc_bias, *layers, self.norm, self.head, self.d2t)
+        embed, head = _own(self.embed), _own(self.head)
+        return _listed(self.rope, embed, self.fc, self.fc_bias, *layers, self.norm, head, self.d2t)
+
+
+def _own(rows: TableRows | None) -> SlotSpec | None:
+    return None if rows is None else rows.own
 
 
 def _listed(*slots: SlotSpec | None) -> tuple[SlotSpec, ...]:

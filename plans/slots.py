@@ -30,6 +30,7 @@ from plans.slot_records import (
     Piece,
     SlotSpec,
     StageSlots,
+    TableRows,
 )
 from plans.step import layer_class
 
@@ -190,10 +191,54 @@ def embed_slot(model: Model, rows: Range, dtype: DType) -> SlotSpec | None:
     return _base(dtype).table("embed.weight", rows, model.hidden_size)
 
 
-def lm_head_slots(model: Model, rows: Range, dtype: DType) -> LmHeadSlots:
-    """Return the slots of a device with these rows of the lm_head."""
-    make, hidden = _base(dtype), model.hidden_size
-    return LmHeadSlots(norm=make.vector("norm.weight", hidden), rows=make.table("head.weight", rows, hidden))
+def final_norm_slot(model: Model, dtype: DType) -> SlotSpec:
+    """Return the slot of the final norm, which each device of the lm_head has."""
+    return _base(dtype).vector("norm.weight", model.hidden_size)
+
+
+def lm_head_slot(model: Model, rows: Range, dtype: DType) -> SlotSpec | None:
+    """Return the slot of rows of the lm_head that are not the embedding's; None of no rows."""
+    return _base(dtype).table("head.weight", rows, model.hidden_size)
+
+
+def vocabulary_rows(plan: Plan, device_id: str) -> tuple[TableRows | None, TableRows | None]:
+    """Return a device's rows of the embedding and of the lm_head, each None where it has none.
+
+    Of a tied model both are in one slot where one of them has all rows of the other.
+    """
+    model, dtype = plan.model, plan.options.dtype
+    rows, of_head = _rows(plan.embed, device_id), _rows(plan.head, device_id)
+    embed, head = _whole(embed_slot(model, rows, dtype)), _whole(lm_head_slot(model, of_head, dtype))
+    if not model.tied_head or embed is None or head is None:
+        return embed, head
+    if of_head[0] <= rows[0] and rows[1] <= of_head[1]:
+        slot = embed_slot(model, of_head, dtype)
+        assert slot is not None
+        embed = TableRows(slot=slot, start=rows[0] - of_head[0], stop=rows[1] - of_head[0])
+    return embed, _lent(head, embed)
+
+
+def _whole(slot: SlotSpec | None) -> TableRows | None:
+    """Return all rows of a slot."""
+    return None if slot is None else TableRows(slot=slot, start=0, stop=slot.shape[0])
+
+
+def _lent(table: TableRows | None, *others: TableRows | None) -> TableRows | None:
+    """Return the rows of a table as rows of one of the other slots of its tensor, where one has them all."""
+    if table is None:
+        return None
+    start, stop = _first_row(table) + table.start, _first_row(table) + table.stop
+    for other in others:
+        if other is not None and _first_row(other) <= start and stop <= _first_row(other) + other.slot.shape[0]:
+            first = _first_row(other)
+            return TableRows(slot=other.slot, start=start - first, stop=stop - first, lent=True)
+    return table
+
+
+def _first_row(table: TableRows) -> int:
+    """Return the row of the tensor that is the first in the slot."""
+    (piece,) = table.slot.pieces
+    return piece.rows[0][0]
 
 
 def stage_slots(model: Model, stage: Stage, member: int, dtype: DType) -> StageSlots:
@@ -218,12 +263,15 @@ def drafter_slots(draft: Draft, placement: DraftPlacement, member: int, dtype: D
         norms, attention = _draft_attention(of_layer, draft, layer, first, share, leader)
         mlp = _mlp(of_layer, hidden, draft.mlp, units, leader)
         layers.append(LayerSlots(norms=norms, attention=attention, mlp=mlp))
-    embed, head = placement.embed_rows, placement.head_rows
+
+    def table(name: str, shares: tuple[int, ...] | None) -> TableRows | None:
+        return None if shares is None else _whole(_draft_table(make, draft, name, share_range(shares, member)))
+
     return dataclasses.replace(
         _draft_fixed(make, draft),
-        embed=None if embed is None else _draft_table(make, draft, "embed.weight", share_range(embed, member)),
+        embed=table("embed.weight", placement.embed_rows),
         layers=tuple(layers),
-        head=None if head is None else _draft_table(make, draft, "head.weight", share_range(head, member)),
+        head=table("head.weight", placement.head_rows),
     )
 
 
@@ -263,21 +311,37 @@ def _draft_table(make: _Maker, draft: Draft, name: str, rows: Range) -> SlotSpec
 
 def base_slots(plan: Plan, device_id: str) -> BaseSlots:
     """Return a device's slots of the base model."""
-    model, dtype, embed, head = plan.model, plan.options.dtype, plan.embed, plan.head
+    model, dtype = plan.model, plan.options.dtype
     stage = next((stage for stage in plan.stages if device_id in stage.devices), None)
     return BaseSlots(
-        embed=embed_slot(model, _rows(embed, device_id), dtype) if device_id in embed.devices else None,
+        embed=vocabulary_rows(plan, device_id)[0],
         stage=None if stage is None else stage_slots(model, stage, stage.devices.index(device_id), dtype),
-        head=lm_head_slots(model, _rows(head, device_id), dtype) if device_id in head.devices else None,
+        head=lm_head_slots(plan, device_id) if device_id in plan.head.devices else None,
     )
 
 
+def lm_head_slots(plan: Plan, device_id: str) -> LmHeadSlots:
+    """Return the slots of a device of the lm_head."""
+    _, rows = vocabulary_rows(plan, device_id)
+    return LmHeadSlots(norm=final_norm_slot(plan.model, plan.options.dtype), rows=rows)
+
+
 def draft_slots(plan: Plan, device_id: str) -> DraftSlots | None:
-    """Return a device's slots of the drafter; None where it has no share of it."""
+    """Return a device's slots of the drafter; None where it has no share of it.
+
+    Rows of a tensor of the base have no slot of their own where one of the base's on this device has them all.
+    """
     draft, placement = plan.draft, plan.draft_placement
     if draft is None or placement is None or device_id not in placement.devices:
         return None
-    return drafter_slots(draft, placement, placement.devices.index(device_id), plan.options.dtype)
+    own = drafter_slots(draft, placement, placement.devices.index(device_id), plan.options.dtype)
+    embed, head = vocabulary_rows(plan, device_id)
+    tied = plan.model.tied_head
+    return dataclasses.replace(
+        own,
+        embed=own.embed if draft.own_embedding else _lent(own.embed, embed, head if tied else None),
+        head=own.head if draft.kind == "eagle3" else _lent(own.head, head, embed if tied else None),
+    )
 
 
 def device_slots(plan: Plan, device_id: str) -> tuple[SlotSpec, ...]:
@@ -287,7 +351,8 @@ def device_slots(plan: Plan, device_id: str) -> tuple[SlotSpec, ...]:
 
 
 def _rows(split: VocabSplit, device_id: str) -> Range:
-    return share_range(split.rows, split.devices.index(device_id))
+    """Return the rows of a table that a device has; (0, 0) where it is not in the table's group."""
+    return share_range(split.rows, split.devices.index(device_id)) if device_id in split.devices else (0, 0)
 
 
 # ---- bytes, with the filler behind each slot ----
@@ -316,13 +381,13 @@ def embed_bytes(model: Model, dtype: DType, rows: int) -> int:
 
 
 def lm_head_bytes(model: Model, dtype: DType, rows: int) -> int:
-    """Bytes of ``rows`` rows of the lm_head."""
-    return _total([lm_head_slots(model, (0, rows), dtype).rows])
+    """Bytes of ``rows`` rows of the lm_head that are not the embedding's."""
+    return _total([lm_head_slot(model, (0, rows), dtype)])
 
 
 def norm_bytes(model: Model, dtype: DType) -> int:
     """Bytes of the final norm, on each device of the lm_head."""
-    return _total([lm_head_slots(model, (0, 0), dtype).norm])
+    return _total([final_norm_slot(model, dtype)])
 
 
 def rope_bytes(model: Model) -> int:

@@ -13,8 +13,9 @@ from plans.slots import (
     draft_slots,
     drafter_slots,
     embed_slot,
+    final_norm_slot,
     layer_slots,
-    lm_head_slots,
+    lm_head_slot,
     rope_slot,
 )
 
@@ -65,8 +66,8 @@ def table(name: str, model: Model, split: VocabSplit, dtype: DType) -> Iterator[
     """Yield each device's rows of the embedding, or of the lm_head with the final norm, which is whole on each."""
     for member, device in enumerate(split.devices):
         rows = share_range(split.rows, member)
-        slots = [embed_slot(model, rows, dtype)] if name == "embed" else lm_head_slots(model, rows, dtype).listed
-        yield from _held(device, slots, draft=False)
+        head = [final_norm_slot(model, dtype), lm_head_slot(model, rows, dtype)]
+        yield from _held(device, [embed_slot(model, rows, dtype)] if name == "embed" else head, draft=False)
 
 
 def stage_table(model: Model, device: str) -> Iterator[Held]:

@@ -57,7 +57,10 @@ def embed_block(shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence
 def lm_head_block(
     shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence[DeviceSet], bundle_rows: int
 ) -> Block:
-    """Return the final norm, whole on each device, and the lm_head, whose best tokens of each row are gathered."""
+    """Return the final norm, whole on each device, and the lm_head, whose best tokens of each row are gathered.
+
+    On the devices of the embedding a tied lm_head has its rows.
+    """
     model, options = shares.model, shares.options
     hop_bytes, gathered = step.hop_bytes(model, shares.draft, options), step.best_bytes(options)
 
@@ -76,11 +79,14 @@ def lm_head_block(
             quantum_ns=quanta.ns(members),
         )
 
-    work = shares.rows(bundle_rows)
+    work, row_bytes = shares.rows(bundle_rows), shares.head(1).slope
+    # Rows of a tied lm_head may be those of the embedding: their logits take memory all the same.
+    logits_bytes = row_bytes - shares.embed(1).slope if model.tied_head else 0
     axis = Axis(
         count=model.vocab_size // bundle_rows,
-        each_bytes=shares.head(1).slope * bundle_rows,
+        each_bytes=(row_bytes - logits_bytes) * bundle_rows,
         each_ps=tuple(work.ps(device) for device in links.devices),
-        shared=None,
+        shared="first" if model.tied_head else None,
+        read_bytes=logits_bytes * bundle_rows,
     )
     return Block(options=tuple(map(option, sets)), axes=(axis,))

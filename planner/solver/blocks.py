@@ -95,7 +95,9 @@ def _add_block(
             slowest_ns = builder.slowest_ns(reads, axis.each_ps, axis.count, quanta_ns)
             builder.model.add(slowest_ns >= sum(n * on_devices[d] for d, n in _least_ns(axis, choices).items()))
             time_ns.append(slowest_ns)
-        load_bytes += [(device, axis.each_bytes * count) for device, count in enumerate(own)]
+        held = own if owner is None else _held(builder, axis, own, owner)
+        load_bytes += [(device, axis.each_bytes * count) for device, count in enumerate(held)]
+        load_bytes += [(device, axis.read_bytes * count) for device, count in enumerate(reads) if axis.read_bytes]
         shares.append(own)
         read.append(reads)
     return _Block(
@@ -106,6 +108,17 @@ def _add_block(
         costs=Costs(time_ns=tuple(time_ns), load_bytes=tuple(load_bytes)),
         rounding_ns=len(axes) * sum(q * is_used for q, is_used in quanta_ns.items()),
     )
+
+
+def _held(builder: Builder, axis: Axis, own: Sequence[cp_model.IntVar], owner: _Block) -> list[Linear]:
+    """Return the pieces of each device that take bytes: none of those that are on a device with the owner alone."""
+    held: list[Linear] = list(own)
+    for devices, alone in owner.on_devices.items():
+        if len(devices) == 1:
+            (device,) = devices
+            held[device] = builder.integer(axis.count, f"held{own[device].index}")
+            builder.model.add(held[device] >= own[device] - axis.count * alone)
+    return held
 
 
 def _least_ns(axis: Axis, choices: Sequence[Choice]) -> dict[Devices, int]:

@@ -158,19 +158,20 @@ def _block(problem: Problem, answer: Answer, block: Block, placed: BlockAnswer, 
         load[device] += split.bytes[j]
     assert len(placed.shares) == len(block.axes)
     for axis, own in zip(block.axes, placed.shares, strict=True):
-        shares = own
+        shares, alone = own, None
         if axis.shared is not None:
             owner, theirs = _owner(problem, answer, axis.shared)
             assert (own is None) == (owner.devices == option.devices), "shared on the same devices, and only there"
             shares = theirs if own is None else own
+            alone = owner.devices[0] if len(owner.devices) == 1 else None
         assert shares is not None
         assert len(shares) == len(option.devices)
         assert min(shares) >= 0
         assert sum(shares) == axis.count
         total += slowest_ns(option, shares, axis.each_ps)
-        if own is not None:
-            for n, device in zip(own, option.devices, strict=True):
-                load[device] += n * axis.each_bytes
+        for n, device in zip(shares, option.devices, strict=True):
+            own_bytes = 0 if own is None or device == alone else axis.each_bytes
+            load[device] += n * (own_bytes + axis.read_bytes)
     return total
 
 

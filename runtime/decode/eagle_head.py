@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from plans.kv import KvShare, kv_shares
-from plans.ranges import share_range
 from plans.schema import Draft, Plan
 from plans.slot_records import DraftSlots
-from plans.slots import drafter_slots, embed_slot, lm_head_slots
+from plans.slots import draft_slots, vocabulary_rows
 from plans.step import accept_rows, draft_tree_rows, fed_rows
 from runtime.comm.groups import Comm
 from runtime.decode.messages import FeatureMessage
@@ -102,17 +101,16 @@ class Drafter:
         self.group = comm.draft
         self._kept, self._batch = accept_rows(options), options.batch
         self._dtype = DTYPES[options.dtype]
-        index, dtype = comm.draft.index, options.dtype
+        index = comm.draft.index
         binder = Binder(slots=slots, group=comm.draft, hidden=draft.hidden_size)
-        own = drafter_slots(draft, placement, index, dtype)
+        own = draft_slots(plan, placement.devices[index])
+        assert own is not None
         self._share = share = kv_shares(placement, placement.kv_heads)[index]
         attended = attend_of(share, draft.attention.head_dim, comm.draft_subgroup, memory, "draft.")
         self._head = _head(draft, binder, own, share, attended)
-        embed, head = own.embed, own.head
-        if placement.embed_rows is None:  # the base's, on the same devices
-            embed = embed_slot(plan.model, share_range(plan.embed.rows, index), dtype)
-        if placement.head_rows is None:
-            head = lm_head_slots(plan.model, share_range(plan.head.rows, index), dtype).rows
+        base_embed, base_head = vocabulary_rows(plan, placement.devices[index])  # on the same devices, where shared
+        embed = base_embed if placement.embed_rows is None else own.embed
+        head = base_head if placement.head_rows is None else own.head
         self._embed: Embed = binder.embed(embed, placement.embed_rows or plan.embed.rows)
         self._lm_head = binder.lm_head(head, placement.head_rows or plan.head.rows)
         d2t = None if own.d2t is None else binder.tensor(own.d2t)

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from plans.kv import kv_shares
-from plans.ranges import share_range
 from plans.schema import Plan, Stage
 from plans.slot_records import LayerSlots
-from plans.slots import embed_slot, lm_head_slots, stage_slots
+from plans.slots import lm_head_slots, stage_slots, vocabulary_rows
 from plans.step import layer_class, tree_rows, ungrouped_rows
 from runtime.comm.groups import Comm, Group
 from runtime.image.buffers import Memory
@@ -110,8 +109,8 @@ class BaseEmbedding:
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, group: Group, hop_out: Group | None) -> None:
         self._dtype = DTYPES[plan.options.dtype]
         binder = Binder(slots=slots, group=group, hidden=plan.model.hidden_size)
-        slot = embed_slot(plan.model, share_range(plan.embed.rows, group.index), plan.options.dtype)
-        self._rows = binder.embed(slot, plan.embed.rows)
+        own, _ = vocabulary_rows(plan, plan.embed.devices[group.index])
+        self._rows = binder.embed(own, plan.embed.rows)
         self._hop_out = _sending(hop_out)
         self._sent = None if self._hop_out is None else memory.buffer("embed.hidden")
 
@@ -255,7 +254,7 @@ class BaseLmHead:
 
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, group: Group, hop_in: Group | None) -> None:
         binder = Binder(slots=slots, group=group, hidden=plan.model.hidden_size)
-        own = lm_head_slots(plan.model, share_range(plan.head.rows, group.index), plan.options.dtype)
+        own = lm_head_slots(plan, plan.head.devices[group.index])
         self._norm = binder.norm(own.norm, plan.model.norm_eps)
         self._lm_head = binder.lm_head(own.rows, plan.head.rows)
         self._hop_in = _receiving(hop_in)

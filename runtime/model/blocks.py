@@ -19,7 +19,7 @@ from torch import Tensor
 
 import plans.schema as schema
 from plans.kv import KvShare, query_heads
-from plans.slot_records import AttentionSlots, MlpSlots, SlotSpec
+from plans.slot_records import AttentionSlots, MlpSlots, SlotSpec, TableRows
 from plans.step import BEST_WORDS, CandidateLayout
 from runtime.comm.groups import Group
 from runtime.image.dtypes import HEADER_DTYPES
@@ -104,17 +104,21 @@ class Binder:
             down_bias=None,
         )
 
-    def embed(self, slot: SlotSpec | None, rows: Sequence[int]) -> "Embed":
+    def table(self, own: TableRows | None) -> Tensor | None:
+        """Return rows of a vocabulary table as a view of the image."""
+        return None if own is None else self.tensor(own.slot)[own.start : own.stop]
+
+    def embed(self, own: TableRows | None, rows: Sequence[int]) -> "Embed":
         """Return a share of the embedding; ``rows``: of every member of the group."""
         first, count = _range(rows, self.group.index)
-        table = None if slot is None else self.tensor(slot)
+        table = self.table(own)
         return Embed(table=table, first=first, whole=count == sum(rows), hidden=self.hidden, group=self.group)
 
-    def lm_head(self, slot: SlotSpec | None, rows: Sequence[int]) -> "LmHead":
+    def lm_head(self, own: TableRows | None, rows: Sequence[int]) -> "LmHead":
         """Return a share of the lm_head; ``rows``: of every member of the group."""
         first, count = _range(rows, self.group.index)
-        weight = None if slot is None else self.tensor(slot).t()
-        return LmHead(weight=weight, first=first, rows=count, group=self.group)
+        table = self.table(own)
+        return LmHead(weight=None if table is None else table.t(), first=first, rows=count, group=self.group)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -220,7 +220,7 @@ class _Search:
 
     def _units(self, group: Group, kind: int, layers: int) -> Front:
         mlp = self.problem.kinds[kind]
-        front = self._unit_divisions(group, layers * mlp.units, mlp.unit_bytes, [mlp.unit_ps])
+        front = self._unit_divisions(group, layers * mlp.units, [mlp.unit_bytes] * len(group.devices), [mlp.unit_ps])
         whole = (
             max(n * mlp.unit_ps[device] for n, device in zip(shares, group.devices, strict=True))
             for shares in divisions(mlp.units, len(group.devices))
@@ -245,8 +245,10 @@ class _Search:
             for a, axis in enumerate(block.axes):
                 sharing.setdefault(self._owner(chosen, b, a), []).append(axis)
         for (b, _), axes in sharing.items():
-            rates = [axis.each_ps for axis in axes]
-            front = self._combined(front, self._unit_divisions(chosen[b], axes[0].count, axes[0].each_bytes, rates))
+            rates, read = [axis.each_ps for axis in axes], sum(axis.read_bytes for axis in axes)
+            lender = axes[0].shared and chosen[("first", "last").index(axes[0].shared)].devices
+            nbytes = [read if lender == (d,) else read + axes[0].each_bytes for d in chosen[b].devices]
+            front = self._combined(front, self._unit_divisions(chosen[b], axes[0].count, nbytes, rates))
         return front
 
     def _owner(self, chosen: tuple[Option, ...], b: int, a: int) -> tuple[int, int]:
@@ -272,15 +274,17 @@ class _Search:
         row[0, -1] = cost
         return row
 
-    def _unit_divisions(self, over: Group | Option, count: int, nbytes: int, rates: Sequence[Sequence[int]]) -> Front:
-        """Return the front of all divisions of equal pieces.
+    def _unit_divisions(
+        self, over: Group | Option, count: int, nbytes: Sequence[int], rates: Sequence[Sequence[int]]
+    ) -> Front:
+        """Return the front of all divisions of equal pieces, of so many bytes on each device.
 
         The cost is the time of the slowest device, summed over ``rates``.
         """
         rows = []
         for shares in divisions(count, len(over.devices)):
             cost = sum(slowest_ns(over, shares, each_ps) for each_ps in rates)
-            rows.append(self._row(over.devices, [n * nbytes for n in shares], cost))
+            rows.append(self._row(over.devices, [n * each for n, each in zip(shares, nbytes, strict=True)], cost))
         return self._feasible(np.concatenate(rows))
 
     def _pairs(self, one: Front, other: Front) -> Front:

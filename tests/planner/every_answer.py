@@ -7,8 +7,9 @@ hide in both.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
+from typing import Literal
 
-from planner.solver.problem import Answer, Block, BlockAnswer, Group, Kind, Option, Problem, Receive, StageAnswer
+from planner.solver.problem import Answer, Axis, Block, BlockAnswer, Group, Kind, Option, Problem, Receive, StageAnswer
 from tests.planner.brute_force import divisions
 
 
@@ -101,8 +102,25 @@ def load_bytes(problem: Problem, answer: Answer) -> list[int]:
         for member, device in enumerate(option.devices):
             load[device] += option.splits[placed.split].bytes[member]
             for axis, shares in zip(block.axes, placed.shares, strict=True):
-                load[device] += axis.each_bytes * shares[member] if shares is not None else 0
+                held = shares is not None and not _has_alone(problem, answer, axis.shared, device)
+                load[device] += axis.each_bytes * shares[member] if shares is not None and held else 0
+                load[device] += axis.read_bytes * _read(answer, axis, shares)[member]
     return load
+
+
+def _has_alone(problem: Problem, answer: Answer, name: Literal["first", "last"] | None, device: int) -> bool:
+    """Return whether a block is on this device alone."""
+    first, last, *_ = _options(problem, answer)
+    return name is not None and (first if name == "first" else last).devices == (device,)
+
+
+def _read(answer: Answer, axis: Axis, shares: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the pieces of an axis that each member reads: its own, or those of the block that holds them."""
+    lender = {"first": answer.first, "last": answer.last, None: None}[axis.shared]
+    while shares is None:
+        assert lender is not None
+        shares, lender = lender.shares[0], answer.first
+    return shares
 
 
 def _goal(problem: Problem, answer: Answer, load: Sequence[int]) -> list[int]:
@@ -166,11 +184,7 @@ def _block_ns(problem: Problem, answer: Answer, number: int) -> int:
     block, placed, option = list(problem.blocks)[number], _blocks(answer)[number], _options(problem, answer)[number]
     ns = option.splits[placed.split].ns
     for axis, shares in zip(block.axes, placed.shares, strict=True):
-        lender = {"first": answer.first, "last": answer.last, None: None}[axis.shared]
-        while shares is None:
-            assert lender is not None
-            shares, lender = lender.shares[0], answer.first
-        ns += _slowest_ns(option, shares, axis.each_ps)
+        ns += _slowest_ns(option, _read(answer, axis, shares), axis.each_ps)
     return ns
 
 

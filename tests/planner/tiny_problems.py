@@ -207,7 +207,13 @@ class _Tiny:
         return self._block("first", (first,)), self._block("last", (last,)), tail
 
     def _axis(self, name: str, count: int, shared: Literal["first", "last"] | None) -> Axis:
-        return Axis(count=count, each_bytes=self.bytes(9, name), each_ps=self._rates(7000, name), shared=shared)
+        return Axis(
+            count=count,
+            each_bytes=self.bytes(9, name),
+            each_ps=self._rates(7000, name),
+            shared=shared,
+            read_bytes=self.bytes(3, name, "read"),
+        )
 
     def _block(self, name: str, axes: tuple[Axis, ...]) -> Block:
         options = []

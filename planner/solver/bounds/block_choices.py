@@ -5,7 +5,7 @@ For an option and a split at prices λ of memory
     receive.same_ns + split.ns + λ·split.bytes + Σ_axes count · least_cost(r, piece_bytes λ)
 
 where the division of each axis is fractional; without prices it is exact, in whole pieces and whole quanta. Pieces of a
-shared axis have no price, since they may be another block's.
+shared axis have no price but for what is read beside them, since they may be another block's.
 """
 
 import numpy as np
@@ -53,5 +53,5 @@ def _axis_ns(axis: Axis, devices: list[int], prices: Floats | None, quantum_ns: 
     piece_ps = [axis.each_ps[device] for device in devices]
     if prices is None:
         return float(quantum_ns * least_quanta((axis.count,), tuple(sorted(piece_ps)), quantum_ns)[0])
-    piece_prices = (0 if axis.shared else axis.each_bytes) * prices[devices]
+    piece_prices = ((0 if axis.shared else axis.each_bytes) + axis.read_bytes) * prices[devices]
     return axis.count * (least_cost(rates_ns(piece_ps), piece_prices) if any(piece_ps) else float(piece_prices.min()))

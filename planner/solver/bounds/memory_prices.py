@@ -100,4 +100,5 @@ class _Programme:
         devices = range(len(self._problem.devices))
         for axis in block.axes:
             total = self._solver.RowConstraint(-axis.count, -axis.count, "")
-            self._divide(total, devices, axis.each_ps, 0 if axis.shared else axis.each_bytes)
+            own_bytes = 0 if axis.shared else axis.each_bytes
+            self._divide(total, devices, axis.each_ps, own_bytes + axis.read_bytes)

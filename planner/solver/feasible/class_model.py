@@ -24,7 +24,7 @@ from planner.errors import NotProvenError
 from planner.solver import limits
 from planner.solver.feasible.load_patterns import LoadPattern, Members, choice_patterns, group_patterns
 from planner.solver.minimise import Settings, best_within, minimise
-from planner.solver.problem import Block, Problem
+from planner.solver.problem import Axis, Block, Problem
 from planner.solver.restriction import Restriction
 from planner.solver.variables import Bool, Linear
 
@@ -175,7 +175,26 @@ class _ClassModel:
             self.model.add(sum(pieces.values()) == axis.count * (1 - is_shared))
             for number, count in pieces.items():
                 self.model.add(count <= axis.count * sum(holders[number]))
-                self.placed[number].append(axis.each_bytes * count)
+                held = self._held(axis, number, count) if axis.shared else count
+                self.placed[number].append(axis.each_bytes * held)
+            if axis.read_bytes:
+                self._add_read(axis, pieces, holders)
+
+    def _add_read(self, axis: Axis, own: dict[int, cp_model.IntVar], holders: dict[int, list[Bool]]) -> None:
+        """Add the bytes beside the pieces that each class reads: its ``own``, or another block's, divided anyhow."""
+        read = {number: self._int(axis.count) for number in own}
+        self.model.add(sum(read.values()) == axis.count)
+        for number, count in read.items():
+            self.model.add(count >= own[number])
+            self.model.add(count <= axis.count * sum(holders[number]))
+            self.placed[number].append(axis.read_bytes * count)
+
+    def _held(self, axis: Axis, number: int, count: cp_model.IntVar) -> cp_model.IntVar:
+        """Return the pieces of a shared axis that take bytes on a class: maybe none where its owner is alone there."""
+        held, owner = self._int(axis.count), self.on[0 if axis.shared == "first" else 1]
+        alone = sum(chosen for pattern, chosen in owner.items() if pattern.members == ((number, 1),))
+        self.model.add(held >= count - axis.count * alone)
+        return held
 
     def _same_members(self, other: int) -> Linear:
         """Return whether the block added last may be on the devices of an earlier one, from its members."""

@@ -6,6 +6,7 @@ most is left. The packing is a placement, so with what it misses something fits;
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -32,6 +33,19 @@ def packed(problem: Problem, structure: Restriction) -> tuple[int, ...] | None:
     return packing.missing()
 
 
+@dataclass(kw_only=True, slots=True)
+class _Divided:
+    """An axis of a block, as it is divided."""
+
+    devices: list[int]
+    count: int
+    """Number of pieces."""
+    piece_bytes: int
+    """Bytes of a piece, with what all blocks that read it need beside it."""
+    pieces: Bytes
+    """Pieces on each of the devices."""
+
+
 class _Packing:
     """Free bytes of all devices while a placement is put together; negative where bytes are missing."""
 
@@ -42,8 +56,10 @@ class _Packing:
         self.left = np.array(problem.capacity_bytes, dtype=np.int64)
         for group in self.groups:
             self.left[list(group.devices)] -= group.stage_bytes
-        self.divided: list[tuple[list[int], Axis, Bytes]] = []
-        """Devices of each axis of a block, and the pieces on each: divided again when the layers are placed."""
+        self.divided: list[_Divided] = []
+        """Axes of blocks: divided again when the layers are placed."""
+        self.holders: list[_Divided] = []
+        """Of each block the axis that others may share, or the one that it shares itself."""
         device_sets: list[tuple[int, ...]] = []
         for block, choices in zip(problem.blocks, structure.choices, strict=True):
             device_sets.append(self._place_block(block, choices, device_sets))
@@ -55,9 +71,9 @@ class _Packing:
             (splits,), (kind,) = group.splits, self.problem.kinds
             self._place_layers(list(group.devices), splits, layers)
             self._divide(list(group.devices), layers * kind.units, kind.unit_bytes)
-        for devices, axis, pieces in self.divided:
-            self.left[devices] += pieces * axis.each_bytes
-            self._divide(devices, axis.count, axis.each_bytes)
+        for axis in self.divided:
+            self.left[axis.devices] += axis.pieces * axis.piece_bytes
+            self._divide(axis.devices, axis.count, axis.piece_bytes)
         return tuple(np.maximum(0, -self.left).tolist())
 
     def _place_block(
@@ -68,21 +84,35 @@ class _Packing:
         ``before``: devices of the blocks before it, with which it may share axes.
         """
 
-        def own_axes(option: Option) -> list[Axis]:
-            return [a for a in block.axes if not a.shared or before[a.shared == "last"] != option.devices]
+        def holder(axis: Axis, option: Option) -> int | None:
+            """Return the block that holds the pieces of an axis; None: its own."""
+            other = int(axis.shared == "last")
+            return other if axis.shared and before[other] == option.devices else None
 
         def price(key: tuple[int, int]) -> tuple[int, int, tuple[int, int]]:
             option = block.options[key[0]]
             split = option.splits[key[1]]
-            nbytes = sum(split.bytes) + sum(axis.count * axis.each_bytes for axis in own_axes(option))
+            own = (axis for axis in block.axes if holder(axis, option) is None)
+            nbytes = sum(split.bytes) + sum(axis.count * axis.each_bytes for axis in own)
             return nbytes, -int(self.left[list(option.devices)].sum()), key
 
         o, c = min(choices, key=price)
         option = block.options[o]
         devices = list(option.devices)
         self.left[devices] -= option.splits[c].bytes
-        for axis in own_axes(option):
-            self.divided.append((devices, axis, self._divide(devices, axis.count, axis.each_bytes)))
+        read: list[_Divided] = []
+        for axis in block.axes:
+            other = holder(axis, option)
+            if other is None:
+                nbytes = axis.each_bytes + axis.read_bytes
+                pieces = self._divide(devices, axis.count, nbytes)
+                read.append(_Divided(devices=devices, count=axis.count, piece_bytes=nbytes, pieces=pieces))
+                self.divided.append(read[-1])
+            else:
+                read.append(self.holders[other])
+                self.left[devices] -= read[-1].pieces * axis.read_bytes
+                read[-1].piece_bytes += axis.read_bytes
+        self.holders += read[:1]
         return option.devices
 
     def _layers(self) -> list[int]:

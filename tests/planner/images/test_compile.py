@@ -32,6 +32,7 @@ from planner.images.casts import STORAGE, cast_into
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.artifact import IMAGES_FILE, load_images
+from plans.ranges import share_range
 from plans.schema import Inputs, KvAxis, Plan, PlanError, Run
 from runtime.errors import ImageError
 from runtime.image.verify import check_images
@@ -158,10 +159,17 @@ def check_base(wanted: dict[str, torch.Tensor], images: list[dict[str, torch.Ten
     def together(name: str, axis: int = 0) -> torch.Tensor:
         return torch.cat([image[name] for image in images if name in image], axis)
 
-    assert torch.equal(together("embed.weight"), wanted["model.embed_tokens.weight"])
-    head = wanted["model.embed_tokens.weight" if plan.model.tied_head else "lm_head.weight"]
-    assert torch.equal(together("head.weight"), head)
-    for image in images:
+    embed = wanted["model.embed_tokens.weight"]
+    for member, image in enumerate(images):
+        (a, b), (c, d) = (share_range(split.rows, member) for split in (plan.embed, plan.head))
+        one_has_all = a < b and c < d and ((a <= c and d <= b) or (c <= a and b <= d))
+        if plan.model.tied_head and one_has_all:
+            assert torch.equal(image["embed.weight"], embed[min(a, c) : max(b, d)])
+            assert "head.weight" not in image
+        else:
+            assert torch.equal(image.get("embed.weight", embed[:0]), embed[a:b])
+            head = wanted["model.embed_tokens.weight" if plan.model.tied_head else "lm_head.weight"]
+            assert torch.equal(image.get("head.weight", head[:0]), head[c:d])
         assert torch.equal(image["norm.weight"], wanted["model.norm.weight"])
     for layer in range(run.num_layers):
         mine, theirs = f"layers.{layer}.", f"model.layers.{layer}."
@@ -392,9 +400,15 @@ def test_a_source_byte_is_read_once(
     everything = [*tensors.values(), *(tensor for name, tensor in head.items() if name != "t2d")]
     assert report.read_bytes == sum(tensor.nbytes for tensor in everything)
     images = images_of(tmp_path / "plan")
+    embed = tensors["model.embed_tokens.weight"].to(TORCH[dtype])
     of_head = tensors["model.embed_tokens.weight" if tied else "lm_head.weight"].to(TORCH[dtype])
-    assert torch.equal(images["b"]["draft.embed.weight"], tensors["model.embed_tokens.weight"].to(TORCH[dtype]))
-    assert torch.equal(torch.cat([images[name]["head.weight"] for name in "ab"]), of_head)
+    assert torch.equal(images["b"]["draft.embed.weight"], embed)
+    if tied:
+        assert torch.equal(images["a"]["embed.weight"], embed[:30]), "the lm_head's 30, among them the embedding's 13"
+        assert torch.equal(images["b"]["embed.weight"], embed[13:]), "the embedding's 37, among them the lm_head's 20"
+        assert not any("head.weight" in image for image in images.values())
+    else:
+        assert torch.equal(torch.cat([images[name]["head.weight"] for name in "ab"]), of_head)
     if kind == "eagle":
         assert torch.equal(images["b"]["draft.head.weight"], of_head)
     check_images(plan, tmp_path / "plan", verify=True)

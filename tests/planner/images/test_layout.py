@@ -14,7 +14,8 @@ from plans import slots
 from plans.artifact import ALIGNMENT_BYTES, PAGE_BYTES, align
 from plans.diff import moved_bytes
 from plans.kv import KvShare, kv_shares, whole_heads
-from plans.schema import Draft, DraftPlacement, DType, KvAxis, LayerClass, Model, Plan, Run
+from plans.ranges import share_range
+from plans.schema import Draft, DraftPlacement, DType, KvAxis, LayerClass, Model, Plan, Run, VocabSplit
 from plans.slot_records import SlotSpec
 from tests.plan_factory import Group, group, make_draft, make_model, make_plan, shared_draft, split_draft
 
@@ -80,6 +81,42 @@ def test_tables_that_an_eagle_head_shares_come_from_the_base() -> None:
     sources = {slot.name: slot.parts[0].source for slot in slots_of(plan, "b") if slot.parts}
     assert sources["draft.embed.weight"] == sources["draft.head.weight"] == "base"
     assert sources["draft.fc.weight"] == "draft"
+
+
+@pytest.mark.parametrize(
+    ("embed_rows", "head_rows", "expected"),
+    [
+        ((50, 0), (50, 0), {"a": {"embed.weight": (0, 50)}, "b": {}}),
+        ((50, 0), (20, 30), {"a": {"embed.weight": (0, 50)}, "b": {"head.weight": (20, 50)}}),
+        ((20, 30), (0, 50), {"a": {"embed.weight": (0, 20)}, "b": {"embed.weight": (0, 50)}}),
+        ((20, 30), (20, 30), {"a": {"embed.weight": (0, 20)}, "b": {"embed.weight": (20, 50)}}),
+        ((50, 0), (0, 50), {"a": {"embed.weight": (0, 50)}, "b": {"head.weight": (0, 50)}}),
+    ],
+)
+def test_rows_of_a_tied_table_are_in_one_slot(
+    embed_rows: tuple[int, ...], head_rows: tuple[int, ...], expected: dict[str, dict[str, tuple[int, int]]]
+) -> None:
+    untied = make_model(hidden_size=64)  # a row is of whole alignments
+    groups = [group(untied, ["a", "b"], 4)]
+    plan = make_plan(dataclasses.replace(untied, tied_head=True), groups, embed_rows=embed_rows, head_rows=head_rows)
+    for device, tables in expected.items():
+        rows = {slot.name: slot.parts[0].rows for slot in slots_of(plan, device) if slot.parts}
+        assert {name: rows[name] for name in ("embed.weight", "head.weight") if name in rows} == {
+            name: (span,) for name, span in tables.items()
+        }
+    separate = make_plan(untied, groups, embed_rows=embed_rows, head_rows=head_rows)
+    saved = sum(slots.weights_bytes(separate, device)[0] - slots.weights_bytes(plan, device)[0] for device in "ab")
+    kept = sum(stop - start for tables in expected.values() for start, stop in tables.values())
+    assert saved == (100 - kept) * 4 * untied.hidden_size
+
+
+def test_a_drafter_uses_rows_that_the_base_has_on_its_device() -> None:
+    model = make_model()
+    draft = make_draft(model, kind="eagle")
+    place = split_draft(model, draft, ("a", "c"))
+    plan = make_plan(model, [group(model, ["a", "b"], 4)], draft=draft, placement=place, embed_rows=(50, 0))
+    assert "draft.embed.weight" not in named(slots_of(plan, "a"))
+    assert "draft.embed.weight" in named(slots_of(plan, "c"))
 
 
 def test_a_share_of_zero_has_no_slot() -> None:
@@ -211,9 +248,24 @@ def test_bytes_of_shares_add_up_to_the_device(plan: Plan) -> None:
             share = kv_shares(place, place.kv_heads)[member]
             total += slots.draft_attention_bytes(draft, dtype, share, member == 0)
             total += slots.draft_mlp_bytes(draft, dtype, place.mlp_units[member], member == 0)
-            total += slots.draft_embed_bytes(draft, dtype, place.embed_rows[member]) if place.embed_rows else 0
-            total += slots.draft_lm_head_bytes(draft, dtype, place.head_rows[member]) if place.head_rows else 0
+            if place.embed_rows and (
+                draft.own_embedding or not is_within(place.embed_rows, member, plan.embed, device)
+            ):
+                total += slots.draft_embed_bytes(draft, dtype, place.embed_rows[member])
+            if place.head_rows and (
+                draft.kind == "eagle3" or not is_within(place.head_rows, member, plan.head, device)
+            ):
+                total += slots.draft_lm_head_bytes(draft, dtype, place.head_rows[member])
             assert slots.weights_bytes(plan, device)[1] == total
+
+
+def is_within(rows: tuple[int, ...], member: int, table: VocabSplit, device: str) -> bool:
+    """Return whether a device has these rows of a table of the base."""
+    if device not in table.devices:
+        return False
+    start, stop = share_range(table.rows, table.devices.index(device))
+    first, end = share_range(rows, member)
+    return start <= first and end <= stop
 
 
 @settings(max_examples=60, deadline=None)
