@@ -54,7 +54,11 @@ def prompts(base: Base) -> list[list[int]]:
     return [ids[100 * i : 100 * i + 20 + 7 * (i % 5)] for i in range(12)]
 
 
-def test_answers_are_those_of_each_prompt_alone(base: Base, prompts: list[list[int]]) -> None:
+@pytest.mark.parametrize("shared", [0, 5, 30])
+def test_answers_are_those_of_each_prompt_alone(base: Base, prompts: list[list[int]], shared: int) -> None:
+    """Prompts of several lengths, also where all begin with the same tokens, fewer or more than those that differ."""
+    beginning = prompts[-1][:shared]
+    prompts = [beginning + prompt for prompt in prompts] + [beginning + prompts[0][:1]]
     answers = answer_group(base, prompts, 24, Choice())
     reference = LlamaForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     for prompt, answer in zip(prompts, answers, strict=True):

@@ -10,6 +10,8 @@ from head_training.base import Base, GroupCache
 
 PREFILL_ROWS = 32
 """Rows that a prompt's pass takes at once: it keeps the hidden states of every layer."""
+VOCABULARY_BLOCK = 4096
+"""Rows of the lm_head whose logits are computed at once: they stay in the cache of the processor."""
 LEAST_LIVE_SHARE = 0.8
 """Share of rows still decoding below which the others are dropped from the cache."""
 
@@ -43,6 +45,7 @@ class Group:
         self.base = base
         self.lengths = torch.tensor([len(prompt) for prompt in prompts])
         self.columns = int(self.lengths.max())
+        self.shared = min(shared_beginning(prompts), self.columns - 1) if len(prompts) > 1 else 0
         count = len(prompts)
         total = self.columns + max_new_tokens
         self.tokens = torch.zeros(count, total, dtype=torch.int64)
@@ -58,22 +61,48 @@ class Group:
 
     def prefill(self) -> Tensor:
         """Run the prompts; return the final state of each one's last token [B, H]."""
+        self._prefill_shared()
         last = []
-        width = self.columns
+        width, first_column = self.columns, self.shared
         causal = torch.ones(width, width, dtype=torch.bool).tril()
+        causal, own = causal[first_column:], torch.eye(width, dtype=torch.bool)[first_column:]
         for first in range(0, len(self.tokens), PREFILL_ROWS):
             rows = slice(first, first + PREFILL_ROWS)
             self.cache.rows = rows
             visible = self.visible[rows, :, :, :width] & causal
-            visible |= torch.eye(width, dtype=torch.bool)  # a padding column sees itself: softmax of nothing is NaN
-            positions = (torch.arange(width) - (width - self.lengths[rows, None])).clamp(min=0)
-            states = self._run(self.tokens[rows, :width], positions, visible)
+            visible |= own  # a padding column sees itself: softmax of nothing is NaN
+            positions = (torch.arange(first_column, width) - (width - self.lengths[rows, None])).clamp(min=0)
+            states = self._run(self.tokens[rows, first_column:width], positions, visible)
             if self.states.shape[1]:
-                self.states[rows, :width] = states
+                self.states[rows, first_column:width] = states
             last.append(states[:, -1, -self.base.config.hidden_size :].clone())
         self.cache.rows = slice(0, len(self.tokens))
         self.cache.column = width
         return torch.cat(last)
+
+    def _prefill_shared(self) -> None:
+        """Run the tokens that all prompts begin with once, and give each row what falls before column ``shared``.
+
+        Prompts end in one column, so a shorter one begins later: the rest of its beginning is run with its own tokens.
+        """
+        shared = self.shared
+        if not shared:
+            return
+        first = self.columns - int(self.lengths[0])
+        self.cache.rows = slice(0, 1)
+        ids = self.tokens[:1, first : first + shared]
+        states = self._run(
+            ids, torch.arange(shared)[None], torch.ones(shared, shared, dtype=torch.bool).tril()[None, None]
+        )
+        beginnings = [(cached, cached[0, :, :shared].clone()) for cached in (*self.cache.keys, *self.cache.values)]
+        for row, start in enumerate((self.columns - self.lengths).tolist()):
+            if start >= shared:
+                continue
+            for cached, beginning in beginnings:
+                cached[row, :, start:shared] = beginning[:, : shared - start]
+            if self.states.shape[1]:
+                self.states[row, start:shared] = states[0, : shared - start]
+        self.cache.column = shared
 
     def take(self, chosen: Tensor) -> None:
         """Append one token to each live row; rows that end leave the group."""
@@ -138,7 +167,7 @@ def answer_group(
     generator = torch.Generator().manual_seed(choice.seed)
     final = group.prefill()
     for number in range(max_new_tokens):
-        group.take(choose(final @ base.lm_head.T, choice, generator))
+        group.take(choose(base, final, choice, generator))
         group.shrink()
         if not len(group.live) or number == max_new_tokens - 1:
             break
@@ -146,16 +175,31 @@ def answer_group(
     return group.answers()
 
 
-def choose(logits: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
-    """Return a token per row of [B, V] logits."""
+def shared_beginning(prompts: Sequence[list[int]]) -> int:
+    """Return the number of tokens that all prompts begin with."""
+    first, last = min(prompts), max(prompts)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+
+
+def choose(base: Base, final: Tensor, choice: Choice, generator: torch.Generator) -> Tensor:
+    """Return a token per row of [B, H] final states."""
     if choice.temperature == 0.0:
-        return logits.argmax(-1)
+        return most_probable(final, base.lm_head)
     # of all others than the 1000 most probable no sampled text is the better
-    best = (logits.float() / choice.temperature).topk(min(1000, logits.shape[-1]))
+    logits = (final @ base.lm_head.T).float() / choice.temperature
+    best = logits.topk(min(1000, logits.shape[-1]))
     p = best.values.softmax(-1)
     p = p.masked_fill(p.cumsum(-1) - p >= choice.top_p, 0.0)
     picked = torch.multinomial(p, 1, generator=generator)
     return best.indices.gather(-1, picked)[:, 0]
+
+
+def most_probable(final: Tensor, lm_head: Tensor) -> Tensor:
+    """Return the token [B] of the largest logit, computed block by block of the vocabulary."""
+    blocks = [(final @ rows.T).max(-1) for rows in lm_head.split(VOCABULARY_BLOCK)]
+    number = torch.stack([block.values for block in blocks]).max(0, keepdim=True).indices
+    within = torch.stack([block.indices for block in blocks]).gather(0, number)
+    return (within + number * VOCABULARY_BLOCK)[0]
 
 
 @torch.no_grad()
@@ -167,6 +211,6 @@ def follow_group(base: Base, texts: Sequence[tuple[list[int], list[int]]], longe
         group = Group(base, [tokens], 0, keep_states=True)
         group.prefill()
         states = group.states[0, : len(tokens) - 1]
-        choices = (states[:, -base.config.hidden_size :] @ base.lm_head.T).argmax(-1).tolist()
+        choices = most_probable(states[:, -base.config.hidden_size :], base.lm_head).tolist()
         answers.append(Answer(tokens=tokens, start=len(prompt), states=states, choices=choices))
     return answers
