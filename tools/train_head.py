@@ -19,11 +19,13 @@ from head_training.answering import Answering, answer_all, digest_of
 from head_training.base import DTYPES, Base, load_base
 from head_training.card import model_card
 from head_training.errors import TrainingError
-from head_training.head import head_config, write_head
+from head_training.head import head_config, read_head, write_head
 from head_training.progress import Usage
 from head_training.prompts import Prompt, Text, in_groups, invent, is_held_out, read_prompts
 from head_training.store import Stored, read_chunk
 from head_training.training import Training, TrainingSettings
+
+DRAFT_VOCAB = 4096
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,30 +39,37 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--invent", type=int, default=0, metavar="N", help="questions that the base writes itself, beside --prompts")
     add("--work", type=Path, required=True, help="answers, states and checkpoints, to resume from; 8 H bytes per token")
     add("--out", type=Path, required=True, help="directory of the head; its files are replaced")
+    add("--from", type=Path, dest="beginning", metavar="HEAD", help="directory of a head to go on from, else a new one")
     add("--no-chat", dest="chat", action="store_false", help="plain text, without the chat template")
     add("--window", type=int, default=64, help="tokens of a prompt that is cut from plain text")
     add("--max-new-tokens", type=int, default=192, help="longest answer of the base")
     add("--longest", type=int, default=2048, help="most tokens of a prompt with its answer")
     add("--group", type=int, default=256, help="prompts that are answered together")
     add("--held-out", type=int, default=32, metavar="N", help="one of N prompts is kept for measuring")
-    add("--draft-vocab", type=int, default=4096, help="tokens that the head can draft, the most frequent ones")
+    add(
+        "--draft-vocab", type=int, help=f"tokens that a new head can draft, the most frequent: {DRAFT_VOCAB} by default"
+    )
     add("--passes", type=float, default=3.0, help="passes over the answers")
     add("--batch", type=int, default=16, help="sequences of a step")
     add("--unroll", type=int, default=5, help="steps of the head per pair; from the second on it is fed its own output")
     add("--self-fed-rows", type=int, default=32, help="pairs of a sequence from which the head is fed its own output")
     add("--hard-share", type=float, default=0.5, help="of the loss: on the base's first choice, else its distribution")
     add("--evaluate-every", type=int, default=100, metavar="STEPS", help="steps between measures on held-out prompts")
-    add("--dtype", choices=sorted(DTYPES), default="bfloat16", help="in which the base computes")
+    add("--rate", type=float, default=1.0, help="factor on the learning rates; less for a head that is gone on from")
+    add("--dtype", choices=sorted(DTYPES), default="bfloat16", help="in which base and training compute")
     add("--threads", type=int, default=1, help="of each process")
     add("--workers", type=int, default=1, help="processes that answer prompts")
     add("--seed", type=int, default=1)
     args = parser.parse_args(arguments)
+    if not 0 < args.rate <= 10:
+        parser.error(f"--rate: found {args.rate}, expected more than 0 and at most 10")
+    if args.draft_vocab is not None and args.draft_vocab < 1:
+        parser.error(f"--draft-vocab: found {args.draft_vocab}, expected at least 1")
     for name in (
         "window",
         "max_new_tokens",
         "group",
         "held_out",
-        "draft_vocab",
         "batch",
         "unroll",
         "self_fed_rows",
@@ -110,6 +119,7 @@ def train_head(args: argparse.Namespace) -> None:
     usage = Usage(args.work)
     text = Text(args.model, chat=args.chat)
     base = load_base(args.model, args.dtype)
+    beginning = None if args.beginning is None else read_head(args.beginning, base, args.draft_vocab)
     groups = collect_prompts(args, base, text, usage)
     answering = Answering(
         model=args.model,
@@ -127,10 +137,14 @@ def train_head(args: argparse.Namespace) -> None:
         self_fed_rows=args.self_fed_rows,
         hard_share=args.hard_share,
         evaluate_every=args.evaluate_every,
+        rate=args.rate,
         seed=args.seed,
     )
-    config = head_config(base, args.draft_vocab, args.longest)
-    training = Training(base, config, settings, (train, held_out), args.work)
+    if beginning is None:
+        config = head_config(base, DRAFT_VOCAB if args.draft_vocab is None else args.draft_vocab, args.longest)
+    else:
+        config = beginning.config
+    training = Training(base, config, settings, (train, held_out), args.work, beginning)
     report(
         f"{len(training.train)} answers to train on, {len(training.held_out)} held out; "
         f"the draft vocabulary has {training.coverage:.1%} of their tokens"

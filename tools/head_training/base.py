@@ -28,6 +28,12 @@ class Base:
         return 4 * int(self.config.hidden_size)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type in which the base computes, and a head in training too."""
+        dtype: torch.dtype = self.lm_head.dtype
+        return dtype
+
+    @property
     def embedding(self) -> Tensor:
         """Embedding table [V, H]."""
         table: Tensor = self.model.get_input_embeddings().weight

@@ -14,9 +14,9 @@ which {coverage:.1%} of the answers' tokens are in. Layout of SafeAILab/EAGLE, t
 
 ## Training
 
-{steps} steps of {batch} answers ({passes:.1f} passes), {unroll} steps of the head per pair, of which the later ones are
-fed its own output ({rows} pairs of each answer). Loss: {hard:.0%} on the base's first choice, the rest on its
-distribution over the draft vocabulary; Muon for the matrices, AdamW for norms and lm_head, half a cosine.
+{beginning}{steps} steps of {batch} answers ({passes:.1f} passes), {unroll} steps of the head per pair, of which
+the later ones are fed its own output ({rows} pairs of each answer). Loss: {hard:.0%} on the base's first choice, the
+rest on its distribution over the draft vocabulary; Muon for the matrices, AdamW for norms and lm_head, half a cosine.
 Processor time in minutes: {minutes}.
 
 | step | training loss | held-out loss, by position | right, by position | length of a chain |
@@ -25,6 +25,11 @@ Processor time in minutes: {minutes}.
 
 *Right, by position*: of held-out drafts whose ancestors were all right, the share that is the base's own choice too.
 *Length of a chain*: tokens per verification with one draft per depth, without a tree; a tree accepts more.
+"""
+
+FROM = """\
+It goes on from a head that was there, with its draft vocabulary, at {rate:g} of the learning rates of a new one; the
+figures below are those of this training alone.
 """
 
 
@@ -39,6 +44,7 @@ def model_card(training: Training, base: str, minutes: dict[str, float], size: i
         lines.append(f"| {measure['step']} | {loss} | {losses} | {rates} | {measure['chain']:.2f} |")
     return CARD.format(
         base=base,
+        beginning="" if training.beginning is None else FROM.format(rate=settings.rate),
         parameters=sum(p.numel() for p in training.head.parameters()),
         size=size,
         vocabulary=config["draft_vocab_size"],

@@ -1,11 +1,14 @@
 """A new EAGLE-3 head for a base: config, draft vocabulary, initial weights; and its files."""
 
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from head_training.base import Base
@@ -104,6 +107,83 @@ def inherited(base: Base) -> dict[str, Tensor]:
         if projection is not None:
             tensors[f"midlayer.mlp.{name}.weight"] = projection.weight
     return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Beginning:
+    """A head to go on from; its config and draft vocabulary stay."""
+
+    head: Eagle3Head
+    config: dict[str, Any]
+    digest: str
+    """Of config and weights."""
+
+
+def read_head(directory: Path, base: Base, draft_vocab_size: int | None) -> Beginning:
+    """Read an EAGLE-3 head of this base in the layout of SafeAILab/EAGLE; raise TrainingError.
+
+    ``draft_vocab_size``: the one that was asked for, or None.
+    """
+    config_file, weights_file = directory / "config.json", directory / "model.safetensors"
+    try:
+        text, weights = config_file.read_bytes(), weights_file.read_bytes()
+        config, tensors = json.loads(text), load(weights)
+    except OSError as error:
+        raise TrainingError(f"{error.filename}: {error.strerror}: expected a file of the head to go on from") from error
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise TrainingError(f"{directory}: cannot be read as a head: {error}") from error
+    if not isinstance(config, dict):
+        raise TrainingError(f"{config_file}: found {type(config).__name__}, expected a mapping")
+    check_config(config_file, config, base)
+    if draft_vocab_size not in (None, config["draft_vocab_size"]):
+        raise TrainingError(
+            f"--draft-vocab: found {draft_vocab_size}, expected {config['draft_vocab_size']}: the head in {directory} "
+            "keeps its draft vocabulary"
+        )
+    head = Eagle3Head(HeadShape.read(config))
+    expected = head.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        raise TrainingError(f"{weights_file}: {name}: {'missing' if name in expected else 'not known'}")
+    for name, tensor in expected.items():
+        if tensors[name].shape != tensor.shape:
+            found = list(tensors[name].shape)
+            raise TrainingError(f"{weights_file}: {name}: found shape {found}, expected {list(tensor.shape)}")
+    head.load_state_dict(tensors)
+    ids = head.token_ids()
+    if not torch.equal(ids, head.t2d.nonzero()[:, 0]):
+        raise TrainingError(
+            f"{weights_file}: d2t: found other tokens than t2d marks, expected the same, in their order"
+        )
+    return Beginning(head=head, config=config, digest=hashlib.sha256(text + weights).hexdigest()[:16])
+
+
+FIXED = {"num_hidden_layers": 1, "hidden_act": "silu", "rope_scaling": None, "bias": False, "qkv_bias": False}
+"""Entries of a head's config that have this value here, and in a config without them."""
+COUNTS = ("draft_vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+
+
+def check_config(file: Path, config: dict[str, Any], base: Base) -> None:
+    """Raise TrainingError unless a config describes a head of this base as ``Eagle3Head`` computes one."""
+    sizes = {name: getattr(base.config, name) for name in ("hidden_size", "vocab_size")}
+    for name, value in (sizes | FIXED).items():
+        found = config.get(name, FIXED.get(name))
+        if found != value:
+            whose = ", the base's" if name in sizes else ""
+            raise TrainingError(f"{file}: {name}: found {found}, expected {value}{whose}")
+    for name in COUNTS:
+        found = config.get(name)
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise TrainingError(f"{file}: {name}: found {found}, expected a positive integer")
+    for name in ("rms_norm_eps", "rope_theta"):
+        found = config.get(name)
+        if not isinstance(found, float | int) or isinstance(found, bool) or found <= 0:
+            raise TrainingError(f"{file}: {name}: found {found}, expected a positive number")
+    heads, kv_heads, hidden = config["num_attention_heads"], config["num_key_value_heads"], config["hidden_size"]
+    if hidden % heads or heads % kv_heads or config.get("head_dim") not in (None, hidden // heads):
+        raise TrainingError(
+            f"{file}: num_attention_heads: found {heads} over {kv_heads} KV heads, head_dim {config.get('head_dim')}, "
+            f"expected heads that divide {hidden} evenly, and KV heads that divide them"
+        )
 
 
 def write_head(directory: Path, head: Eagle3Head, config: dict[str, Any]) -> int:

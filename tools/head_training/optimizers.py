@@ -65,7 +65,8 @@ class Schedule:
     ADAM_LR = 0.001
     MUON_LR = 0.02
 
-    def __init__(self, head: nn.Module, steps: int) -> None:
+    def __init__(self, head: nn.Module, steps: int, rate: float, dtype: torch.dtype) -> None:
+        """``rate``: factor on the peak rates. ``dtype``: in which matrices are orthogonalised."""
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for name, p in head.named_parameters():
@@ -73,10 +74,10 @@ class Schedule:
         self.steps = steps
         self.params = matrices + others
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, lr=self.MUON_LR, weight_decay=0.02, dtype=torch.bfloat16),
+            Muon(matrices, lr=self.MUON_LR, weight_decay=0.02, dtype=dtype),
             torch.optim.AdamW(others, lr=self.ADAM_LR, betas=(0.9, 0.95), weight_decay=0.01),
         ]
-        self.peaks = [self.MUON_LR, self.ADAM_LR]
+        self.peaks = [rate * self.MUON_LR, rate * self.ADAM_LR]
 
     def step(self, number: int) -> None:
         """Apply the gradients of step ``number``, clipped to norm 1, and clear them."""

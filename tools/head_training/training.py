@@ -13,7 +13,7 @@ from torch import Tensor
 
 from head_training.base import Base
 from head_training.errors import TrainingError
-from head_training.head import new_head
+from head_training.head import Beginning, new_head
 from head_training.loss import Batch, StepResult, run_steps
 from head_training.optimizers import Schedule
 from head_training.progress import Progress, Usage
@@ -36,6 +36,8 @@ class TrainingSettings:
     self_fed_rows: int
     hard_share: float
     evaluate_every: int
+    rate: float
+    """Factor on the learning rates."""
     seed: int
 
 
@@ -75,8 +77,8 @@ def make_batch(base: Base, rows: Sequence[Stored]) -> Batch:
     return Batch(
         tokens=tokens,
         choices=choices,
-        features=states[:, :length, : 3 * hidden],
-        final=states[:, :, 3 * hidden :],
+        features=states[:, :length, : 3 * hidden].to(base.dtype),
+        final=states[:, :, 3 * hidden :].to(base.dtype),
         pairs=torch.tensor([len(row.tokens) - 2 for row in rows]),
         starts=torch.tensor([row.start - 1 for row in rows]),
     )
@@ -106,9 +108,11 @@ class Training:
         settings: TrainingSettings,
         rows: tuple[Sequence[Stored], Sequence[Stored]],
         work: Path,
+        beginning: Beginning | None = None,
     ) -> None:
-        """``rows``: those to train on, and those held out."""
+        """``rows``: those to train on, and those held out. ``beginning``: the head to go on from, else a new one."""
         self.base, self.config, self.settings, self.work = base, config, settings, work
+        self.beginning = beginning
         self.train = sorted(filter(is_usable, rows[0]), key=lambda row: row.tokens)
         self.held_out = sorted(filter(is_usable, rows[1]), key=lambda row: row.tokens)
         if len(self.train) < settings.batch or not self.held_out:
@@ -119,11 +123,10 @@ class Training:
         counts = torch.zeros(base.config.vocab_size)
         for row in self.train:
             counts += torch.bincount(torch.tensor(row.tokens[row.start :]), minlength=len(counts))
-        ordered = counts.sort(descending=True).values
-        self.coverage = float(ordered[: config["draft_vocab_size"]].sum() / ordered.sum())
         torch.manual_seed(settings.seed)
-        self.head: Eagle3Head = new_head(base, config, counts)
-        self.schedule = Schedule(self.head, settings.steps)
+        self.head: Eagle3Head = new_head(base, config, counts) if beginning is None else beginning.head
+        self.coverage = float(counts[self.head.t2d].sum() / counts.sum())
+        self.schedule = Schedule(self.head, settings.steps, settings.rate, base.dtype)
         self.step = 0
         self.losses: list[float] = []
         self.measures: list[dict[str, Any]] = []
@@ -173,7 +176,7 @@ class Training:
 
     def _results(self, batch: Batch, rng: random.Random) -> list[StepResult]:
         rows = self_fed_rows(batch, self.settings.self_fed_rows, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.base.dtype == torch.bfloat16):
             return run_steps(self.head, self.base, batch, rows, self.settings.unroll, self.settings.hard_share)
 
     def _batch(self) -> Batch:
@@ -222,7 +225,8 @@ class Training:
 
     def _key(self) -> dict[str, Any]:
         """Return what must be equal in a checkpoint to resume from."""
-        return {**dataclasses.asdict(self.settings), **self.config, "sequences": len(self.train)}
+        key = {**dataclasses.asdict(self.settings), **self.config, "sequences": len(self.train)}
+        return key | {"from": None if self.beginning is None else self.beginning.digest}
 
     def _save(self) -> None:
         """Write the checkpoint; a kill at any moment leaves the old or the new one."""
