@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 from planner.costs.memory import device_memory
+from planner.costs.shares import kinds_of
 from planner.problem.formulate import Formulation
 from planner.problem.previous_plan import Previous
 from planner.solver.certify import Certificate, certify, devices_in_use
@@ -15,6 +16,7 @@ from plans.schema import (
     SCHEMA_MINOR,
     DraftPlacement,
     Inputs,
+    Mlp,
     Plan,
     Proof,
     Run,
@@ -133,7 +135,7 @@ def _stages(
     formulation: Formulation, answer: Answer, certificate: Certificate, previous: Previous | None
 ) -> tuple[Stage, ...]:
     problem = formulation.problem
-    kinds = problem.layer_kinds
+    kinds, mlps = problem.layer_kinds, [layers.mlp for layers in kinds_of(formulation.model)]
     first_layer = 0
     before = _names(formulation, _members(problem.first, answer.first))
     stages: list[Stage] = []
@@ -151,7 +153,7 @@ def _stages(
                 hop_transport=hop_transport(formulation.inventory, before, devices),
                 kv_axis=division.axis,
                 kv_subgroups=division.subgroups,
-                runs=_runs(problem, placed, stage_kinds, order),
+                runs=_runs(problem, placed, stage_kinds, order, mlps),
                 predicted_ns=certificate.stage_ns[position],
             )
         )
@@ -166,11 +168,12 @@ def _as_listed(placed: StageAnswer) -> list[list[int]]:
 
 
 def _runs(
-    problem: Problem, placed: StageAnswer, kinds: Sequence[int], order: Sequence[Sequence[int]]
+    problem: Problem, placed: StageAnswer, kinds: Sequence[int], order: Sequence[Sequence[int]], mlps: Sequence[Mlp]
 ) -> tuple[Run, ...]:
-    """Return the layers of a stage as runs of equal kinds and shares.
+    """Return the layers of a stage as runs of equal MLPs and shares.
 
-    ``kinds``: of its layers, in the order of execution; ``order``: by kind, the split of every layer.
+    ``kinds``: of its layers, in the order of execution; ``order``: by kind, the split of every layer; ``mlps``: by
+    kind.
     """
     listed = problem.groups[placed.group].splits
     layers: list[Iterator[tuple[tuple[int, ...], tuple[int, ...]]]]
@@ -184,13 +187,13 @@ def _runs(
             ((splits[run.split].shares, run.units) for run in of_kind for _ in range(run.layers))
             for splits, of_kind in zip(listed, placed.runs, strict=True)
         ]
-    runs: list[tuple[int, Run]] = []
+    runs: list[tuple[Mlp, Run]] = []
     for kind in kinds:
         kv_heads, units = next(layers[kind])
         run = Run(num_layers=1, kv_heads=kv_heads, mlp_units=units)
-        if runs and runs[-1] == (kind, dataclasses.replace(run, num_layers=runs[-1][1].num_layers)):
+        if runs and runs[-1] == (mlps[kind], dataclasses.replace(run, num_layers=runs[-1][1].num_layers)):
             run = dataclasses.replace(run, num_layers=runs.pop()[1].num_layers + 1)
-        runs.append((kind, run))
+        runs.append((mlps[kind], run))
     return tuple(run for _, run in runs)
 
 

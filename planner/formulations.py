@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from planner.families import BaseInput, DraftInput
+from planner.families import BaseInput, DraftInput, within
 from planner.problem.formulate import Formulation
 from plans.schema import Inventory, Options
 
@@ -19,7 +19,8 @@ class Formulations:
     def of(self, base: BaseInput, draft: DraftInput | None, inventory: Inventory, options: Options) -> Formulation:
         """Return the formulation of a model and its drafter on an inventory."""
         drafter = draft.draft if draft else None
-        return self._interned(Formulation(model=base.model, draft=drafter, options=options, inventory=inventory))
+        model = within(base.model, options.context)
+        return self._interned(Formulation(model=model, draft=drafter, options=options, inventory=inventory))
 
 
 def _itself(formulation: Formulation) -> Formulation:

@@ -28,7 +28,7 @@ from typing import Literal, get_args
 
 from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.kv import KvShare, kv_share, query_heads
-from plans.schema import Attention, Draft, Mlp, Model, Options, Plan
+from plans.schema import Attention, Draft, Mlp, Model, Options, Plan, Stage
 from plans.shared_memory import outbox_bytes, sharing
 from plans.step import (
     ALIGN_BYTES,
@@ -39,6 +39,7 @@ from plans.step import (
     CandidateLayout,
     accept_rows,
     beam_rows,
+    cache_positions,
     carry_planes,
     draft_rows,
     draft_tree_rows,
@@ -104,13 +105,13 @@ def stage_buffers(
 ) -> tuple[Buffer, ...]:
     """Return the buffers of a device with layers; the shares are the largest over its layers."""
     rows, hidden = forward_rows(options), model.hidden_size
-    attention = max((layers.attention for layers in model.layers), key=lambda a: a.num_heads * a.head_dim)
+    attentions = tuple({layers.attention.window: layers.attention for layers in model.layers}.values())
     mlps = tuple(layers.mlp for layers in model.layers)
     common = _Common(options=options, prefix="", hidden=hidden, rows=rows, group_size=group_size)
     return (
         *_rank_buffers(options),
         _carry("carry", model, draft, options),
-        *_layer_buffers(common, attention, mlps, share=share, mlp_units=mlp_units, tree=tree_rows(options)),
+        *_layer_buffers(common, attentions, mlps, share=share, mlp_units=mlp_units, tree=tree_rows(options)),
     )
 
 
@@ -193,7 +194,7 @@ def draft_buffers(
         Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
         # fc's input and output, or the two normed halves side by side: decode.eagle_head, model.blocks.Eagle3Layer
         Buffer(name="draft.scratch.input", term="buffers", dtype=options.dtype, shape=(4, rows, hidden)),
-        *_layer_buffers(common, draft.attention, (draft.mlp,), share=share, mlp_units=mlp_units, tree=tree),
+        *_layer_buffers(common, (draft.attention,), (draft.mlp,), share=share, mlp_units=mlp_units, tree=tree),
     )
 
 
@@ -216,6 +217,37 @@ def device_terms(plan: Plan, device_id: str) -> dict[Term, int]:
     """Return the bytes of one device of a plan, term by term."""
     buffers = device_buffers(plan, device_id)
     return {term: sum(buffer.nbytes for buffer in buffers if buffer.term == term) for term in TERMS}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachedLayers:
+    """Layers of one run that have one window: their KV is one buffer."""
+
+    layers: tuple[int, ...]
+    """Their global indices, ascending."""
+    attention: Attention
+    """Of the first; the others' differs in no size."""
+    kv_heads: tuple[int, ...]
+    """KV heads of the run, per device of the stage."""
+
+    @property
+    def name(self) -> str:
+        """Name of the buffer."""
+        return f"kv.{self.layers[0]}"
+
+
+def caches_of(model: Model, stage: Stage) -> tuple[CachedLayers, ...]:
+    """Return the KV buffers of a stage, in the order of their first layers."""
+    first, caches = stage.first_layer, []
+    for run in stage.runs:
+        of_window: dict[int | None, list[int]] = {}
+        for layer in range(first, first + run.num_layers):
+            of_window.setdefault(layer_class(model, layer).attention.window, []).append(layer)
+        for layers in of_window.values():
+            attention = layer_class(model, layers[0]).attention
+            caches.append(CachedLayers(layers=tuple(layers), attention=attention, kv_heads=run.kv_heads))
+        first += run.num_layers
+    return tuple(caches)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -250,17 +282,26 @@ def _carry(name: str, model: Model, draft: Draft | None, options: Options) -> Bu
     return Buffer(name=name, term="buffers", dtype=options.dtype, shape=shape)
 
 
-def _layer_buffers(
-    common: _Common, attention: Attention, mlps: tuple[Mlp, ...], *, share: KvShare, mlp_units: int, tree: int
-) -> tuple[Buffer, ...]:
-    """Return what layers need besides their KV: rotary table, mask, temporaries, copies for collectives.
+def bias_name(window: int | None) -> str:
+    """Return the name of the mask of layers with such a window, or of those that attend to all positions."""
+    return "bias" if window is None else f"bias.{window}"
 
-    ``tree``: rows of the cache before those of the sequence.
+
+def _layer_buffers(
+    common: _Common, attentions: tuple[Attention, ...], mlps: tuple[Mlp, ...], *, share: KvShare, mlp_units: int,
+    tree: int,
+) -> tuple[Buffer, ...]:  # fmt: skip
+    """Return what layers need besides their KV: rotary table, masks, temporaries, copies for collectives.
+
+    ``attentions``: of each window one; all have the same heads. ``tree``: rows of the cache before those of the
+    sequence.
     """
     dtype, rows = common.options.dtype, common.rows
-    heads = query_heads(attention, share)
-    cache = _cache_shape(common.options, attention, share, 1, tree)
-    seen, dims = cache[2], cache[4]
+    caches = {attention.window: _cache_shape(common.options, attention, share, 1, tree) for attention in attentions}
+    attention, cache = attentions[0], max(caches.values(), key=lambda shape: shape[2])
+    heads, (_, sequences, seen, _, dims) = query_heads(attention, share), cache
+    # of windows: the position in each row of the cache, and a temporary of finding it: model.views.View
+    windowed = 2 if any(window is not None for window in caches) else 0
     # model.layers.Attention: 4 H are the normed input, twice as wide in the norm's float32, the output and the
     # residual; (h + k) D thrice: q k v, their rotated copy, and the heads' outputs; again where q and k are normed
     copies = 4 if attention.qk_norm else 3
@@ -279,9 +320,12 @@ def _layer_buffers(
 
     return (
         buffer("rotary", "buffers", (2, rotary_rows(common.options), dims)),
-        buffer("bias", "buffers", (rows, seen)),
+        *(buffer(bias_name(window), "buffers", (rows, shape[2])) for window, shape in caches.items()),
         # the comparison of positions that hides rows, and its cast: model.layers.hide
         buffer("scratch.bias", "buffers", (rows, seen)),
+        Buffer(
+            name=f"{common.prefix}scratch.positions", term="buffers", dtype="int64", shape=(windowed, sequences, seen)
+        ),
         buffer("scratch.attention", "buffers", (rows, max(attention_width, fused_width))),
         buffer("scratch.mlp", "buffers", (rows, mlp_width)),
         # logits of the router, their softmax, its order and the weights that are picked: model.experts.Experts.route
@@ -370,13 +414,12 @@ def _stage_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     if stage is None:
         return ()
     member, options = stage.devices.index(device_id), plan.options
-    first, buffers = stage.first_layer, []
     shares = [kv_share(stage, run.kv_heads, member) for run in stage.runs]
-    for run, share in zip(stage.runs, shares, strict=True):
-        attention = layer_class(plan.model, first).attention
-        shape = _cache_shape(options, attention, share, run.num_layers, tree_rows(options))
-        buffers.append(Buffer(name=f"kv.{first}", term="kv", dtype=options.kv_dtype, shape=shape))
-        first += run.num_layers
+    buffers = []
+    for cached in caches_of(plan.model, stage):
+        share = kv_share(stage, cached.kv_heads, member)
+        shape = _cache_shape(options, cached.attention, share, len(cached.layers), tree_rows(options))
+        buffers.append(Buffer(name=cached.name, term="kv", dtype=options.kv_dtype, shape=shape))
     buffers += stage_buffers(
         plan.model,
         plan.draft,
@@ -452,7 +495,8 @@ def _cache_shape(
 
     Of T those of the sequence are divided, not the ``tree`` rows before them.
     """
-    sequences, positions, dims, parts = options.batch, options.context, attention.head_dim, share.parts
+    sequences, dims, parts = options.batch, attention.head_dim, share.parts
+    positions = cache_positions(options, attention.window)
     if share.axis == "batch":
         sequences = -(-sequences // parts)
     elif share.axis == "context":

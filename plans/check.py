@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plans import codec
 from plans.buffers import TERMS, device_terms
-from plans.check_inputs import ROUNDING_PPM, Violation, bad, check_facts, show
+from plans.check_inputs import ROUNDING_PPM, Violation, bad, check_facts, is_pattern, show
 from plans.kv import KvDivision, kv_division
 from plans.schema import (
     Attention,
@@ -111,8 +111,8 @@ def _check_stages(plan: Plan) -> Iterator[Violation]:
             yield bad(f"{path}.runs", (), "at least one run of layers")
         for j, run in enumerate(stage.runs):
             classes = tuple(_classes_of(plan.model, first, first + run.num_layers))
-            if len(classes) > 1:
-                yield bad(f"{path}.runs[{j}].num_layers", run.num_layers, "fewer: a run is of layers of one class")
+            if len({layers.mlp for layers in classes}) > 1:
+                yield bad(f"{path}.runs[{j}].num_layers", run.num_layers, "fewer: the layers of a run have one MLP")
             for layers in classes:
                 yield from _check_run(f"{path}.runs[{j}]", run, stage, layers.attention, layers.mlp)
                 yield from _check_parts(f"{path}.kv_subgroups", kv_division(stage), layers.attention)
@@ -125,7 +125,12 @@ def _check_stages(plan: Plan) -> Iterator[Violation]:
 
 
 def _classes_of(model: Model, start: int, end: int) -> Iterator[LayerClass]:
-    """Yield the classes of the layers from ``start`` to before ``end``."""
+    """Yield the classes of the layers from ``start`` to before ``end``, each once."""
+    if model.pattern is not None:
+        if is_pattern(model):
+            stop = min(end, start + len(model.pattern), model.num_layers)
+            yield from dict.fromkeys(layer_class(model, layer) for layer in range(start, stop))
+        return
     first = 0
     for layers in model.layers:
         if max(start, first) < min(end, first + layers.num_layers):
@@ -370,8 +375,8 @@ def different_runs(plan: Plan) -> int:
     for number, stage in enumerate(plan.stages):
         layer = stage.first_layer
         for run in stage.runs:
-            kind = layer_class(plan.model, layer)
-            runs.add((number, kind.attention, kind.mlp, run.kv_heads, run.mlp_units))
+            for kind in _classes_of(plan.model, layer, layer + run.num_layers):
+                runs.add((number, kind.attention, kind.mlp, run.kv_heads, run.mlp_units))
             layer += run.num_layers
     return len(runs)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from plans.artifact import DEVICE_ID, DEVICE_UUID
-from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Options, Plan, Tree
+from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Model, Options, Plan, Tree
 from plans.step import fed_rows, pool_rows
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -315,20 +315,47 @@ def _check_model(plan: Plan) -> Iterator[Violation]:
         yield from _check_mlp(f"model.layers[{i}].mlp", layers.mlp)
     if model.num_layers > MOST_LAYERS:
         yield bad("model.layers", f"{model.num_layers} layers", f"at most {MOST_LAYERS}")
+    yield from _check_pattern(model, plan.options.context)
     ids = [("model.bos_token_id", model.bos_token_id)] if model.bos_token_id is not None else []
     for path, token in (*ids, *((f"model.eos_token_ids[{i}]", token) for i, token in enumerate(model.eos_token_ids))):
         if token is not None and token >= model.vocab_size:
             yield bad(path, token, f"less than the vocabulary, {model.vocab_size}")
 
 
+def _check_pattern(model: Model, context: int) -> Iterator[Violation]:
+    """Check the order of the classes, and that a window hides something: one of the whole context is none."""
+    for i, layers in enumerate(model.layers):
+        window = layers.attention.window
+        if window is not None and not 1 <= window < context:
+            expected = f"from 1 to less than the context, {context}: nothing, where all positions are seen"
+            yield bad(f"model.layers[{i}].attention.window", window, expected)
+    if model.pattern is None:
+        return
+    if not is_pattern(model):
+        yield bad("model.pattern", model.pattern, f"from 1 to {model.num_layers} indices of model.layers")
+        return
+    counts = Counter(model.pattern[layer % len(model.pattern)] for layer in range(min(model.num_layers, MOST_LAYERS)))
+    for i, layers in enumerate(model.layers):
+        if layers.num_layers != counts[i]:
+            yield bad(f"model.layers[{i}].num_layers", layers.num_layers, f"{counts[i]}, as in model.pattern")
+
+
+def is_pattern(model: Model) -> bool:
+    """Return True if a model's pattern is of its classes and no longer than the model."""
+    pattern = model.pattern
+    if pattern is None or not 1 <= len(pattern) <= model.num_layers:
+        return False
+    return min(pattern) >= 0 and max(pattern) < len(model.layers)
+
+
 def _check_same(path: str, attention: Attention, first: Attention) -> Iterator[Violation]:
-    """Check that a class of layers has the attention of the first: all layers of a stage share one rotary table, one
-    mask and one set of buffers, and differ in their MLPs alone.
+    """Check that a class of layers has the attention of the first: all layers of a stage share one rotary table and
+    one set of buffers, and differ in their MLPs and windows alone.
     """
     for field in fields(attention):
         value, expected = getattr(attention, field.name), getattr(first, field.name)
-        if value != expected:
-            yield bad(f"{path}.{field.name}", value, f"{expected}, as in model.layers[0]: only MLPs differ")
+        if value != expected and field.name != "window":
+            yield bad(f"{path}.{field.name}", value, f"{expected}, as in model.layers[0]: only MLPs and windows differ")
 
 
 def _check_attention(path: str, attention: Attention) -> Iterator[Violation]:
@@ -381,6 +408,8 @@ def _check_draft(plan: Plan) -> Iterator[Violation]:
         yield bad("draft.mlp.kind", draft.mlp.kind, "gated: an EAGLE head has no experts")
     if draft.attention.qk_norm:
         yield bad("draft.attention.qk_norm", "true", "false: an EAGLE head has no norms of q and k")
+    if draft.attention.window is not None:
+        yield bad("draft.attention.window", draft.attention.window, "nothing: an EAGLE head attends to all positions")
     yield from _check_draft_vocabulary(plan, draft)
     yield from _in_range("draft.norm_eps", draft.norm_eps, *NORM_EPS)
     yield from _in_range("draft.hidden_size", draft.hidden_size, 1, MOST_SIZE)

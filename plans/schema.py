@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 SCHEMA_MAJOR = 4
-SCHEMA_MINOR = 0
+SCHEMA_MINOR = 1
 
 DType = Literal["bfloat16", "float16", "float32"]
 KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
@@ -200,6 +200,8 @@ class Attention:
     o_bias: bool
     qk_norm: bool
     """Every query head and every key head goes through an RMS norm of D weights before it is rotated."""
+    window: int | None = None
+    """Positions that a row attends to: its own and those before it, so many in all; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +235,7 @@ class Mlp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerClass:
-    """A run of equal layers, in execution order."""
+    """Equal layers; those of a model follow one another in execution order unless it has a pattern."""
 
     num_layers: int
     attention: Attention
@@ -251,6 +253,9 @@ class Model:
     tied_head: bool
     """The checkpoint has one tensor for embedding and lm_head; images hold what each device needs of it."""
     layers: tuple[LayerClass, ...]
+    pattern: tuple[int, ...] | None = None
+    """Class of each layer in execution order, as an index of ``layers``, repeated for as many layers as there are; its
+    last repetition may be cut short. None: the classes follow one another."""
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
@@ -294,7 +299,7 @@ class Draft:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """Consecutive layers of a stage, of one class, with one split; shares are in the order of the stage's devices."""
+    """Consecutive layers of a stage with one MLP and one split; shares are in the order of the stage's devices."""
 
     num_layers: int
     kv_heads: tuple[int, ...]

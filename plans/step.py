@@ -97,9 +97,30 @@ def pool_rows(options: Options) -> int:
     return tree_pool(options.tree) if options.tree else 0
 
 
-def kv_rows(options: Options) -> int:
-    """T of a base layer: the tree, then the sequence."""
-    return round_up(tree_rows(options) + options.context, ROW_ALIGN)
+def cache_positions(options: Options, window: int | None) -> int:
+    """Positions of a sequence that the cache of a base layer holds at a time: all, or the last ones.
+
+    Of a window of w positions they are the w - 1 before a row, and the rows that are written at once.
+    """
+    if window is None:
+        return options.context
+    return min(options.context, window - 1 + written_rows(options))
+
+
+def written_rows(options: Options) -> int:
+    """Most rows of one sequence that are written to a cache at once: those of a chunk, or those kept by a step."""
+    return max(options.prefill_chunk, accept_rows(options))
+
+
+def least_kept_positions(model: Model, options: Options) -> int | None:
+    """Last positions of a sequence that the caches of all layers hold; None: they hold all."""
+    kept = min(cache_positions(options, layers.attention.window) for layers in model.layers)
+    return kept if kept < options.context else None
+
+
+def kv_rows(options: Options, window: int | None = None) -> int:
+    """T of a base layer: the tree, then the positions of the sequence."""
+    return round_up(tree_rows(options) + cache_positions(options, window), ROW_ALIGN)
 
 
 def draft_tree_rows(options: Options) -> int:
@@ -129,6 +150,8 @@ def carry_planes(draft: Draft | None) -> int:
 
 def layer_class(model: Model, layer: int) -> LayerClass:
     """Return the class of a layer, by its global index."""
+    if model.pattern is not None:
+        return model.layers[model.pattern[layer % len(model.pattern)]]
     for layers in model.layers:
         if layer < layers.num_layers:
             return layers

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ from plans.schema import (
     Tree,
     VocabSplit,
 )
+from plans.step import layer_class
 
 MIB = 1 << 20
 LINK = Link(link_class="pcie", latency_ns=10_000, bandwidth_bytes_per_s=10_000_000_000)
@@ -173,6 +175,25 @@ def group(model: Model, devices: Sequence[str], num_layers: int) -> Group:
     return Group(devices=tuple(devices), runs=(run,))
 
 
+def whole_group(model: Model, devices: Sequence[str], axis: KvAxis = "heads") -> Group:
+    """Make a stage of all layers, run by run of equal MLPs, in nearly equal shares; by another axis than ``heads`` the
+    devices are one subgroup.
+    """
+    classes = [layer_class(model, layer) for layer in range(model.num_layers)]
+    runs, members = [], len(devices)
+    for mlp, layers in groupby(classes, lambda layers: layers.mlp):
+        kv_heads = classes[0].attention.num_kv_heads
+        runs.append(
+            Run(
+                num_layers=len(list(layers)),
+                kv_heads=even(kv_heads, members) if axis == "heads" else (kv_heads,) * members,
+                mlp_units=even(mlp.units, members),
+            )
+        )
+    subgroups = () if axis == "heads" or members == 1 else (members,)
+    return Group(devices=tuple(devices), runs=tuple(runs), axis=axis, subgroups=subgroups)
+
+
 def make_plan(
     model: Model,
     groups: Sequence[Group],
@@ -215,7 +236,7 @@ def make_plan(
     listed = list(devices or [make_device(name) for name in names])
     listed.sort(key=lambda device: (device.host, natural_key(device.id)))
     plan = Plan(
-        schema="4.0",
+        schema="4.1",
         inputs=inputs or (INPUTS if draft is None else DRAFT_INPUTS),
         options=Options(
             batch=batch,

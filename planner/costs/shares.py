@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import groupby
 from math import prod
 
 from planner.costs import memory
@@ -31,6 +32,7 @@ from plans.step import (
     draft_kv_rows,
     fed_rows,
     kv_rows,
+    layer_class,
     partial_shape,
     score_blocks,
     scores_shape,
@@ -53,12 +55,9 @@ def kinds_of(model: Model) -> tuple[LayerClass, ...]:
 def sequence_of(model: Model) -> tuple[tuple[int, int], ...]:
     """Return runs of (kind, number of layers) in the order of execution."""
     kinds = [(layers.attention, layers.mlp) for layers in kinds_of(model)]
-    runs: list[tuple[int, int]] = []
-    for layers in model.layers:
-        kind = kinds.index((layers.attention, layers.mlp))
-        before = runs.pop() if runs and runs[-1][0] == kind else (kind, 0)
-        runs.append((kind, before[1] + layers.num_layers))
-    return tuple(runs)
+    classes = [layer_class(model, layer) for layer in range(model.num_layers)]
+    numbers = (kinds.index((layers.attention, layers.mlp)) for layers in classes)
+    return tuple((kind, len(list(run))) for kind, run in groupby(numbers))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +76,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """Sizes of one pass over the layers."""
+    """Sizes of one pass over layers."""
 
     rows: int
     """R."""
@@ -179,11 +178,15 @@ class BaseShares:
 
     @cached_property
     def verify_pass(self) -> Pass:
-        """Sizes of a verify."""
+        """Sizes of a verify, of layers that attend to all positions."""
+        return self.pass_of(None)
+
+    def pass_of(self, window: int | None) -> Pass:
+        """Return the sizes of a verify, of layers with such a window."""
         return Pass(
             rows=verify_rows(self.options),
             batch=self.options.batch,
-            kv_rows=kv_rows(self.options),
+            kv_rows=kv_rows(self.options, window),
             inputs=self.model.hidden_size,
             hidden=self.model.hidden_size,
             width=DTYPE_BYTES[self.options.dtype],
@@ -195,7 +198,8 @@ class BaseShares:
 
         def work(kind: int, share: KvShare) -> Work:
             attention = self.kinds[kind].attention
-            return attention_work(attention, self.verify_pass, share, kv_bytes(self.options, attention, share))
+            sizes = self.pass_of(attention.window)
+            return attention_work(attention, sizes, share, kv_bytes(self.options, attention, share))
 
         return cache(work)
 

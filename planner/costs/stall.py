@@ -38,13 +38,14 @@ def stall_timeout_s(silence_ns: int) -> int:
 def _layers_ns(plan: Plan, stage: Stage, member: int, device: Device) -> int:
     """Return the time of the longest layer of a device's share of a stage, on a GPU of all layers, at the most rows."""
     hidden, width, rows = plan.model.hidden_size, DTYPE_BYTES[plan.options.dtype], forward_rows(plan.options)
-    # a prefill's rows are of one sequence, which a member may have for itself
-    sizes = Pass(rows=rows, batch=1, kv_rows=kv_rows(plan.options), inputs=hidden, hidden=hidden, width=width)
     layer, intervals = stage.first_layer, []
     for run in stage.runs:
         share = kv_shares(stage, run.kv_heads)[member]
         for _ in range(run.num_layers):
             kind = layer_class(plan.model, layer)
+            keys = kv_rows(plan.options, kind.attention.window)
+            # a prefill's rows are of one sequence, which a member may have for itself
+            sizes = Pass(rows=rows, batch=1, kv_rows=keys, inputs=hidden, hidden=hidden, width=width)
             attention = attention_work(kind.attention, sizes, share, kv_bytes(plan.options, kind.attention, share))
             at_once = ungrouped_rows(plan.options, hidden, kind.mlp, device)
             unit = unit_work(kind.mlp, hidden, width, rows, at_once)

@@ -12,7 +12,8 @@ a part of a tensor is chosen later, by the solver; ``planner.images.layout`` lay
     llama, ...     a family each: ``read(keys)``             eagle, eagle3   a kind each: ``read(keys, base, facts)``
     llama_layout   what all families share                   eagle_common    what both kinds share
     config         keys of a config, used or refused         tensors         derived tensors against the headers'
-    rope           rotary frequencies                        records         what is returned
+    rope           rotary frequencies                        windows         which layers attend over a window
+    records        what is returned
 
 README.md in this directory lists what is supported, what is refused and why, and how to add a family.
 """
@@ -20,6 +21,7 @@ README.md in this directory lists what is supported, what is refused and why, an
 from planner.families.load import facts_of, load_base, load_draft, scan
 from planner.families.records import BaseInput, DraftFacts, DraftInput, Roles, Source
 from planner.families.rope import LinearScaling, Llama3Scaling, Rope, inv_freq, inv_freq_bytes
+from planner.families.windows import within
 
 __all__ = [
     "BaseInput",
@@ -36,4 +38,5 @@ __all__ = [
     "load_base",
     "load_draft",
     "scan",
+    "within",
 ]

@@ -139,9 +139,11 @@ class Keys:
         for name, (allowed, reason) in _ASSERTED.items():
             if name not in self._read:
                 self.expect(name, allowed, reason)
-        layer_types = self.get("layer_types", [])
-        if not isinstance(layer_types, list) or any(layer != "full_attention" for layer in layer_types):
+        layer_types = self._config.get("layer_types") or []
+        full = isinstance(layer_types, list) and all(layer == "full_attention" for layer in layer_types)
+        if not full and "layer_types" not in self._read:
             raise self.fail("layer_types", f"found {quote(layer_types)}, expected full_attention in every layer")
+        self._read.add("layer_types")
         for name in self._config:
             if name not in self._read and name not in _HARMLESS and name not in harmless:
                 raise self.fail(
@@ -265,24 +267,6 @@ def read_experts(keys: Keys, *, size: str, default_experts: int, default_per_tok
         experts_per_token=picked,
         norm_topk_prob=norm_topk_prob,
     )
-
-
-def refuse_window(keys: Keys, *, layers: int | None) -> None:
-    """Raise ConfigError if any layer attends over a sliding window, in a config with ``use_sliding_window``.
-
-    ``use_sliding_window`` is false when absent, and then ``sliding_window`` has no effect. ``layers``: number of layers
-    of a family whose window begins at layer ``max_window_layers``, so that it may be in none; None: in a family whose
-    window is in every layer.
-    """
-    null = keys.spells("sliding_window") and not keys.has("sliding_window")
-    window, first = keys.get("sliding_window", 4096), keys.get("max_window_layers", 28)
-    if type(first) is not int or first < 0:
-        raise keys.fail("max_window_layers", f"found {quote(first)}, expected a number of layers")
-    if keys.boolean("use_sliding_window", False) and not null and (layers is None or first < layers):
-        where = "in every layer" if layers is None else f"from layer {first} of {layers} on"
-        raise keys.fail(
-            "use_sliding_window", f"found True, a window of {quote(window)} {where}, expected False: {NO_WINDOW}"
-        )
 
 
 def mlp_unit(intermediate_size: int) -> int:

@@ -9,9 +9,10 @@ exist for
 - eagle3: llama, and for qwen2, qwen3, qwen3_moe, mistral those of SpecForge, SGLang and AngelSlim, in the same layout.
 """
 
-from planner.families.config import ROUTER_TRAINING, Keys, read_attention, refuse_window, words
+from planner.families.config import NO_WINDOW, ROUTER_TRAINING, Keys, read_attention, words
 from planner.families.llama_layout import attention_roles, mlp_roles, prefixed
 from planner.families.records import DraftFacts, Roles, Source
+from planner.families.windows import switched_windows
 from plans.schema import Attention, Draft, Model
 
 HARMLESS = words("bos_token_id eos_token_id tie_word_embeddings target_model_type") | ROUTER_TRAINING
@@ -42,8 +43,9 @@ def read_drafter_attention(keys: Keys, facts: DraftFacts) -> Attention:
     keys.expect("qkv_bias", facts.qkv_bias, f"biases of q, k and v: the tensors of the EAGLE head {biases}")
     keys.expect("attention_bias", False, "o of an EAGLE head has no bias; those of q, k and v are qkv_bias")
     keys.expect("mlp_bias", False, "the MLP of an EAGLE head has no biases")
-    if keys.has("use_sliding_window"):
-        refuse_window(keys, layers=None)
+    if keys.has("use_sliding_window") and any(windows := switched_windows(keys, 1, by_layer=False)):
+        problem = f"found True, a window of {windows[0]} in every layer, expected False: {NO_WINDOW}"
+        raise keys.fail("use_sliding_window", problem)
     return read_attention(keys, qkv_bias=facts.qkv_bias, o_bias=False)
 
 

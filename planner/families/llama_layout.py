@@ -5,12 +5,12 @@ from these ``base_reading`` derives the classes of equal layers and the names an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
 
 from planner.families.config import Keys, read_norm_eps, read_rope, read_tokens
 from planner.families.records import BaseReading, Roles, Source
-from plans.schema import Attention, LayerClass, Mlp, Model
+from planner.families.windows import Windows, classes_of
+from plans.schema import Attention, Mlp, Model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,20 +43,24 @@ def base_reading(
     defaults: Defaults,
     experts: ExpertNames | None = None,
     harmless: frozenset[str] = frozenset(),
+    windows: Windows | None = None,
 ) -> BaseReading:
     """Read the keys that all families share, and judge those that are left; raise ConfigError.
 
     ``mlps``: one per layer. ``experts``: names of the experts, for a family with MLPs of kind ``moe``. ``harmless``:
-    keys that change nothing in this family.
+    keys that change nothing in this family. ``windows``: of each layer; None: the family has none.
     """
     vocab_size = keys.integer("vocab_size")
+    attentions = [replace(attention, window=window) for window in windows or (None,) * len(mlps)]
+    classes, pattern = classes_of(list(zip(attentions, mlps, strict=True)))
     model = Model(
         family=family,
         vocab_size=vocab_size,
         hidden_size=keys.integer("hidden_size"),
         norm_eps=read_norm_eps(keys, defaults.norm_eps),
         tied_head=keys.boolean("tie_word_embeddings", False),
-        layers=tuple(LayerClass(num_layers=len(list(run)), attention=attention, mlp=mlp) for mlp, run in groupby(mlps)),
+        layers=classes,
+        pattern=pattern,
         bos_token_id=next(iter(read_tokens(keys, "bos_token_id", defaults.bos_token_id, vocab_size)), None),
         eos_token_ids=read_tokens(keys, "eos_token_id", defaults.eos_token_id, vocab_size),
     )

@@ -12,7 +12,7 @@
 | head_dim | default: hidden_size / num_attention_heads |
 | attention_bias | biases of q, k, v and o |
 | num_key_value_heads | default: 4 |
-| use_sliding_window, sliding_window | a window that is switched off is ignored; another is refused |
+| use_sliding_window, sliding_window | whether every layer has a window, and its positions; default: false, 4096 |
 | mlp_bias | must be false |
 | qkv_bias | must be false: attention_bias says which biases there are |
 | use_qk_norm | must be true: the norms of q and k are part of the family |
@@ -27,10 +27,10 @@ from planner.families.config import (
     read_experts,
     read_layers,
     read_mlp,
-    refuse_window,
 )
 from planner.families.llama_layout import Defaults, ExpertNames, base_reading
 from planner.families.records import BaseReading
+from planner.families.windows import switched_windows
 from plans.format import quote
 from plans.schema import Mlp
 
@@ -40,7 +40,7 @@ EXPERTS = ExpertNames(block="mlp", gate="gate_proj", up="up_proj", down="down_pr
 
 def read(keys: Keys) -> BaseReading:
     """Read a config; raise ConfigError with the key that is missing, wrong or not computed here."""
-    refuse_window(keys, layers=None)
+    windows = switched_windows(keys, read_layers(keys), by_layer=False)
     keys.expect("mlp_bias", False, "the MLP of qwen3_moe has no biases")
     keys.expect("qkv_bias", False, "attention_bias says whether q, k and v have biases")
     keys.expect("use_qk_norm", True, "q and k of qwen3_moe have norms")
@@ -48,7 +48,7 @@ def read(keys: Keys) -> BaseReading:
     bias = keys.boolean("attention_bias", False)
     attention = read_attention(keys, default_kv_heads=4, qkv_bias=bias, o_bias=bias, qk_norm=True)
     return base_reading(
-        "qwen3_moe", keys, attention, _mlps(keys), DEFAULTS, EXPERTS, ROUTER_TRAINING | {"intermediate_size"}
+        "qwen3_moe", keys, attention, _mlps(keys), DEFAULTS, EXPERTS, ROUTER_TRAINING | {"intermediate_size"}, windows
     )
 
 

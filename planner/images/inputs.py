@@ -17,7 +17,7 @@ from typing import Any
 
 from planner.checkpoints.checkpoint import Checkpoint
 from planner.errors import InputError
-from planner.families import BaseInput, DraftInput
+from planner.families import BaseInput, DraftInput, within
 from planner.images import reuse
 from plans import codec
 from plans.artifact import Source, SourceFile, Sources, load_images
@@ -35,8 +35,9 @@ def check_inputs(plan: Plan, base: BaseInput, draft: DraftInput | None) -> None:
 
 def check_base(plan: Plan, base: BaseInput) -> None:
     """Raise InputError unless this is the base model that was planned."""
-    _check_digests(plan, "base", "--model", base, base.model == plan.model, describe_model(plan.model))
-    _check_record("model", plan.model, base.model)
+    model = within(base.model, plan.options.context)
+    _check_digests(plan, "base", "--model", base, model == plan.model, describe_model(plan.model))
+    _check_record("model", plan.model, model)
 
 
 def check_draft(plan: Plan, draft: DraftInput | None) -> None:

@@ -125,7 +125,8 @@ class StageGroups:
         """Price the attention of one layer for a subgroup; ``leads``: the leader of the group is its first member."""
         shares = parts_of(axis, members, kv_heads)
         slowest = self.links.slowest_ns(members, [self.shares.attention(kind, share) for share in shares])
-        exchange = self.links.exchange_ns(self._attentions[kind], self.shares.verify_pass, members, shares[0])
+        attention = self._attentions[kind]
+        exchange = self.links.exchange_ns(attention, self.shares.pass_of(attention.window), members, shares[0])
         nbytes = (self.shares.attention_bytes(kind, share, leads and j == 0) for j, share in enumerate(shares))
         return Subgroup(ns=(slowest + exchange,), bytes=tuple(nbytes))
 

@@ -179,8 +179,9 @@ def _layers_line(model: Model) -> str:
 
 def _shape_line(attention: Attention, mlp: Mlp) -> str:
     experts = f"{mlp.num_experts} experts, {mlp.experts_per_token} for a token, of " if mlp.kind == "moe" else ""
+    window = "" if attention.window is None else f", window {attention.window}"
     return (
-        f"{attention.num_heads} heads of {attention.head_dim} over {attention.num_kv_heads} KV heads, "
+        f"{attention.num_heads} heads of {attention.head_dim} over {attention.num_kv_heads} KV heads{window}, "
         f"{experts}MLP {mlp.intermediate_size}"
     )
 

@@ -7,6 +7,9 @@ A place holds one sequence at a time: B of them, which begin and end independent
 
 Drafting fills both. Plain decoding fills the base's alone, so the drafter's may be shorter. What a sequence leaves
 behind stays until its place is taken again, and a prompt that begins alike reuses it.
+
+Layers with a window w hold the last K positions of a sequence, w - 1 and S more. Of L positions that were written in a
+place, a prompt can reuse the first n if L <= K, or n >= L - S: then its next row finds its window.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,9 +33,14 @@ class Start:
 class Sequences:
     """Committed tokens of each place, and which places are decoded."""
 
-    def __init__(self, batch: int, *, copies: bool) -> None:
-        """``copies``: every device with the caches of one place has those of all others too, and can copy them."""
-        self._copies = copies
+    def __init__(self, batch: int, *, copies: bool, kept: int | None = None, spare: int = 0) -> None:
+        """``copies``: every device with the caches of one place has those of all others too, and can copy them.
+
+        ``kept``: K, None where all layers hold all positions; ``spare``: S.
+        """
+        self._copies, self._kept, self._spare = copies, kept, spare
+        self._written = [0] * batch
+        """L: most positions that the caches of each place have had since it began with none."""
         self.tokens: list[list[int]] = [[] for _ in range(batch)]
         """Tokens of the committed positions, by place."""
         self.drafted = [0] * batch
@@ -77,10 +85,13 @@ class Sequences:
         if not self._certain[place]:
             return 0
         rows = max(0, common_length(self.tokens[place], prompt) - 1)
-        return min(rows, self.drafted[place]) if drafted else rows
+        rows = min(rows, self.drafted[place]) if drafted else rows
+        written = self._written[place]
+        return rows if self._kept is None or written <= self._kept or rows >= written - self._spare else 0
 
     def begin(self, start: Start, prompt: Sequence[int]) -> None:
         """Record that a sequence begins."""
+        self._written[start.place] = self._written[start.source] if start.reused else 0
         self.drafted[start.place] = min(start.reused, self.drafted[start.source])
         self.tokens[start.place] = list(prompt[: start.reused])
         self.active[start.place], self._certain[start.place] = False, True
@@ -89,6 +100,7 @@ class Sequences:
     def extend(self, place: int, tokens: Sequence[int], *, drafted: bool) -> None:
         """Record that tokens are committed to a place: a part of its prompt."""
         self.tokens[place] += tokens
+        self._written[place] = max(self._written[place], len(self.tokens[place]))
         if drafted:
             self.drafted[place] = len(self.tokens[place])
 

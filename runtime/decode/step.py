@@ -54,7 +54,7 @@ from torch import Tensor
 
 from plans.kv import kv_division
 from plans.schema import Plan
-from plans.step import accept_rows
+from plans.step import accept_rows, least_kept_positions, written_rows
 from runtime.comm.groups import Comm
 from runtime.decode.choice import choose_in_trees
 from runtime.decode.messages import Message, Notice, nothing
@@ -100,7 +100,12 @@ class Stepper:
         batch = plan.options.batch
         divisions = [kv_division(stage) for stage in plan.stages]
         divisions += [kv_division(plan.draft_placement)] if plan.draft_placement else []
-        self._sequences = Sequences(batch, copies=all(division.axis != "batch" for division in divisions))
+        self._sequences = Sequences(
+            batch,
+            copies=all(division.axis != "batch" for division in divisions),
+            kept=least_kept_positions(plan.model, plan.options),
+            spare=written_rows(plan.options),
+        )
         self._prefill = Prefill(plan, self._parts, memory, comm)
         self._channel, self._mode = self._parts.plain, Mode(draft=False, accept=None)
         self._prompts: dict[int, Prompt] = {}

@@ -18,9 +18,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from plans.buffers import CachedLayers, bias_name, caches_of
 from plans.kv import kv_shares
 from plans.schema import Plan, Stage
 from plans.slot_records import LayerSlots
@@ -30,8 +30,9 @@ from runtime.comm.groups import Comm, Group
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.model.blocks import Binder, Layer, LmHead, Slots
-from runtime.model.layers import Attend, Rows, hide, rotary_at, rotary_table
-from runtime.model.split_kv import attend_of, cache_of, own_frequencies, shared
+from runtime.model.layers import Attend, Rows, rotary_at, rotary_table
+from runtime.model.split_kv import attend_of, cache_of, own_frequencies, own_sequences, shared
+from runtime.model.views import View
 from runtime.model.whole_layers import WholeLayers, are_whole
 
 
@@ -144,17 +145,36 @@ class BaseStage:
         self._captures = {layer - stage.first_layer: 1 + plane for plane, layer in enumerate(aux)}
         """Plane of the carry that keeps the input of a layer, by the number of the layer in this stage."""
         self._first, self._progress = number == 0, comm.progress
-        runs = [memory.buffer(name) for name in memory.names("kv")]
-        self.cache = cache_of(runs, tree_rows(options), options.batch, share)
-        self._sequences = self.cache.sequences
+        self._sequences = own_sequences(options.batch, share)
         self._divided = len(self._sequences) < options.batch
-        caches, divided = self.cache.layers, self._divided
-        self._whole = None if divided or not are_whole(self._layers, caches) else WholeLayers(self._layers, caches)
+        self._bind_caches(plan, stage, memory)
+        caches = [cache for _, cache in self._caches]
+        whole = len(self.views) == 1 and not self._divided and are_whole(self._layers, caches)
+        self._whole = WholeLayers(self._layers, caches) if whole else None
         self._carry = Carry(memory.buffer("carry"))
-        self._bias, self._rotary = memory.buffer("bias"), memory.buffer("rotary")
+        self._rotary = memory.buffer("rotary")
         frequencies = binder.tensor(own.rope)
         self._rotary.copy_(rotary_table(own_frequencies(frequencies, share), self._rotary.shape[1], self._dtype))
-        self._no_rows = Rows.none(self._rotary, self._bias)
+        self._no_rows = [view.none(self._rotary) for view in self.views]
+
+    def _bind_caches(self, plan: Plan, stage: Stage, memory: Memory) -> None:
+        """Make a view for each window of the stage's layers, and note that of each layer, with its cache."""
+        of_window: dict[int | None, list[CachedLayers]] = {}
+        for cached in caches_of(plan.model, stage):
+            of_window.setdefault(cached.attention.window, []).append(cached)
+        caches: dict[int, tuple[int, Tensor]] = {}
+        self.views: list[View] = []
+        for window, listed in of_window.items():
+            runs = [memory.buffer(cached.name) for cached in listed]
+            tree, batch = tree_rows(plan.options), plan.options.batch
+            cache = cache_of(runs, tree, batch, self._share, wraps=window is not None)
+            layers = [layer for cached in listed for layer in cached.layers]
+            for layer, own in zip(layers, cache.layers, strict=True):
+                caches[layer] = len(self.views), own
+            bias = memory.buffer(bias_name(window))
+            self.views.append(View(cache, bias, window, self._share, divided=self._divided))
+        self._caches = [caches[layer] for layer in sorted(caches)]
+        """By layer: the number of its view, and its KV cache [B, T, 2k, D]."""
 
     def prefill(self, sequence: int, hidden: Tensor | None, width: int, last: int) -> Tensor:
         """Run and commit a padded chunk of ``width`` rows, of which 0 … ``last`` count, behind what is committed.
@@ -163,26 +183,14 @@ class BaseStage:
         """
         if sequence not in self._sequences:
             return self._forward(hidden, width, self._no_rows)
-        cache, number = self.cache, self._sequences.index(sequence)
+        number = self._sequences.index(sequence)
         own = slice(number, number + 1)
-        start, window = cache.tree_rows, cache.window(width, own)
-        positions = cache.positions(width, own)  # [1, width]
-        bias = self._bias[:width, : window - start]  # [width, t]
-        hide(bias, cache.columns[: window - start] <= positions.view(width, 1))
-        output = self._forward(
-            hidden,
-            width,
-            Rows(
-                rotary=rotary_at(self._rotary, positions.flatten()),
-                bias=bias[None, None],
-                sequences=own,
-                seen=slice(start, window),
-                tree=0,
-                written=cache.append(width, torch.full((1, 1), last, device=bias.device), own),
-                own=slice(0, width) if self._divided else None,
-            ),
-        )
-        cache.commit_one(number, last + 1)
+        positions = self.views[0].cache.positions(width, own)  # [1, width]
+        rotary = rotary_at(self._rotary, positions.flatten())
+        rows = [view.chunk(rotary, positions, last, own) for view in self.views]
+        output = self._forward(hidden, width, rows)
+        for view in self.views:
+            view.cache.commit_one(number, last + 1)
         return output
 
     def verify(self, hidden: Tensor | None, mask: Tensor, first: int) -> Tensor:
@@ -190,46 +198,30 @@ class BaseStage:
 
         ``hidden`` [B * N, H]: the embedding's, where this device has it. Returns the carry.
         """
-        cache, (batch, nodes, _) = self.cache, mask.shape
+        batch, nodes, _ = mask.shape
         here, own = shared(range(first, first + batch), self._sequences)
-        count, lengths = here.stop - here.start, cache.lengths[own]
-        if not count:
+        if here.stop == here.start:
             return self._forward(hidden, batch * nodes, self._no_rows)
-        mask = mask[here]
-        tree, window = cache.tree(nodes), cache.window(0, own)
-        bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, : window - tree.start]  # [B, N, t]
-        hide(bias[:, :, nodes:], cache.columns[: window - tree.stop] < lengths.unsqueeze(2))
-        if self._share.axis == "context" and self._share.part:
-            bias[:, :, :nodes].fill_(float("-inf"))  # every member has the tree's rows; the first attends to them
-        else:
-            hide(bias[:, :, :nodes], mask)
-        return self._forward(
-            hidden,
-            batch * nodes,
-            Rows(
-                rotary=rotary_at(self._rotary, (mask.sum(2) + (lengths - 1)).flatten()),
-                bias=bias.unsqueeze(1),
-                sequences=own,
-                seen=slice(tree.start, window),
-                tree=nodes,
-                written=tree,
-                own=slice(here.start * nodes, here.stop * nodes) if self._divided else None,
-            ),
-        )
+        mask, lengths = mask[here], self.views[0].cache.lengths[own]
+        rotary = rotary_at(self._rotary, (mask.sum(2) + (lengths - 1)).flatten())
+        rows = [view.trees(rotary, mask, here, own) for view in self.views]
+        return self._forward(hidden, batch * nodes, rows)
 
     def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: list[int], first: int) -> None:
         """Commit what was accepted; arguments as in ``Base.keep``."""
         here, own = shared(range(first, first + len(rows)), self._sequences)
         if here.stop > here.start:
-            self.cache.keep(path[here], accepted[here].unsqueeze(1), nodes, rows[here], own)
+            for view in self.views:
+                view.cache.keep(path[here], accepted[here].unsqueeze(1), nodes, rows[here], own)
 
     def restart(self, sequence: int, source: int, length: int) -> None:
         """Let a sequence begin anew; arguments as in ``Base.restart``."""
         if sequence in self._sequences:
-            self.cache.restart(self._sequences.index(sequence), self._sequences.index(source), length)
+            for view in self.views:
+                view.cache.restart(self._sequences.index(sequence), self._sequences.index(source), length)
 
-    def _forward(self, hidden: Tensor | None, width: int, rows: Rows) -> Tensor:
-        """Receive the carry, run the layers, send the carry; return it."""
+    def _forward(self, hidden: Tensor | None, width: int, rows: Sequence[Rows]) -> Tensor:
+        """Receive the carry, run the layers, send the carry; return it. ``rows``: for each view."""
         carry = self._carry.view(width)
         if self._hop_in is not None:
             # there are no features before the first layer
@@ -237,11 +229,11 @@ class BaseStage:
             hidden = carry[0]
         assert hidden is not None, "what a device is not sent it has computed"
         if self._whole is not None:
-            hidden = self._whole.begin(hidden, rows)
-        for number, (layer, cache) in enumerate(zip(self._layers, self.cache.layers, strict=True)):
+            hidden = self._whole.begin(hidden, rows[0])
+        for number, (layer, (view, cache)) in enumerate(zip(self._layers, self._caches, strict=True)):
             if number in self._captures:
                 carry[self._captures[number]].copy_(hidden)
-            hidden = layer(hidden, cache, rows) if self._whole is None else self._whole.run(number)
+            hidden = layer(hidden, cache, rows[view]) if self._whole is None else self._whole.run(number)
             self._progress.tick()
         carry[0].copy_(hidden)
         if self._hop_out is not None:

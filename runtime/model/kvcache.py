@@ -11,7 +11,10 @@ The tree's rows never move, so that every verify writes to the same rows. Nothin
 hold no position. Rows that are computed only to keep a shape (padding of a chunk, the unaccepted part of a path, those
 of a sequence that has ended) are written to row 0, which no mask shows at that time.
 
-Where a subgroup divides the cache by ``context``, position p is in row N + p // parts of member p % parts, and all
+A cache of fewer rows than the context has positions, that of layers with a window, is a ring of R = T - N rows:
+position p is in row N + p % R, in place of p - R, which no row that comes sees any more.
+
+Where a subgroup divides the cache by ``context``, position p is in row N + p // parts % R of member p % parts, and all
 members have the tree: each commits those accepted rows whose positions are its own. By ``batch`` a member has some of
 the sequences.
 
@@ -41,17 +44,19 @@ class KvCache:
         sequences: range | None = None,
         part: int = 0,
         parts: int = 1,
+        wraps: bool = False,
     ) -> None:
         """``runs``: by run of layers [layers, B, T, 2k, D], keys before values; zeroed by the caller.
 
         ``sequences``: numbers of this device's sequences, by default all. ``part`` of ``parts``: of a cache divided by
-        context.
+        context. ``wraps``: it is a ring; otherwise no position is behind its last row.
         """
         self.layers = [layer for run in runs for layer in run.unbind(0)]
         self.sequences = range(runs[0].shape[1]) if sequences is None else sequences
         self.tree_rows, self.rows = tree_rows, runs[0].shape[2]
         self._flat = [as_movable(run).flatten(1, 2) for run in runs]  # [layers, B * T, 2k, D]
         self._part, self._parts = part, parts
+        self._ring, self._wraps = self.rows - tree_rows, wraps
         self._step = max(GRANULE, -(-self.rows // (WINDOWS * GRANULE)) * GRANULE)
         device, count = runs[0].device, len(self.sequences)
         self.columns = torch.arange(self.rows, device=device) * parts + part
@@ -76,13 +81,30 @@ class KvCache:
         """Return [b, width]: the next positions of the device's own sequences b."""
         return self._number[:width] + self.lengths[own]
 
+    def held(self, end: Tensor, rows: int) -> Tensor:
+        """Return [b, rows]: the last position in each row behind the tree's, below 0 in one that has had none yet.
+
+        ``end`` [b, 1]: number of positions of sequences b, those that a forward appends among them.
+        """
+        last = (end - 1 - self._part) // self._parts if self._parts > 1 else end - 1  # of this member's own, from 0
+        turns = (last - self._number[:rows]).remainder_(self._ring)
+        return turns.neg_().add_(last).mul_(self._parts).add_(self._part)
+
+    def oldest(self, end: Tensor, tree: int) -> Tensor:
+        """Return [b]: the column with the first of the positions that sequences b still have, behind ``tree`` columns.
+
+        The others follow in order, around the ring. ``end`` as in ``held``; not of a cache divided by context.
+        """
+        return torch.where(end > self._ring, end % self._ring, self._zero).flatten() + tree
+
     def append(self, width: int, last: Tensor, own: slice) -> Tensor:
         """Return the cache rows [b * width], among all sequences' rows, of the next ``width`` positions of sequences b.
 
         ``last`` [b, 1]: rows behind it are padding and go to row 0, as do positions of other members.
         """
         position = self.positions(width, own)
-        rows = position // self._parts + self.tree_rows if self._parts > 1 else position + self.tree_rows
+        rows = position // self._parts if self._parts > 1 else position
+        rows = (rows % self._ring if self._wraps else rows) + self.tree_rows
         counts = (self._number[:width] <= last) & (rows < self.rows)
         if self._parts > 1:
             counts &= position % self._parts == self._part
@@ -111,10 +133,14 @@ class KvCache:
         self.lengths[number].add_(rows)
 
     def restart(self, number: int, source: int, length: int) -> None:
-        """Let a sequence begin anew with the first ``length`` positions of ``source``, which may be itself."""
+        """Let a sequence begin anew with the first ``length`` positions of ``source``, which may be itself.
+
+        A ring must still have those of them that a row at position ``length`` sees (``decode.sequences``).
+        """
         assert 0 <= length <= self._known[source], "only what is committed is kept"
         if source != number and length:
-            count, starts = -(-length // self._parts), [n * self.rows + self.tree_rows for n in (number, source)]
+            count = min(-(-length // self._parts), self._ring)
+            starts = [n * self.rows + self.tree_rows for n in (number, source)]
             for run in self._flat:
                 target, kept = (run[:, start : start + count] for start in starts)
                 target.copy_(kept)

@@ -33,7 +33,9 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """Rows of one forward: their positions, what they see, and where they are written; the same for all layers."""
+    """Rows of one forward: their positions, what they see, and where they are written; the same for all layers of a
+    window.
+    """
 
     rotary: Tensor
     """[2, W, 1, D]: cosines, and sines with the sign that a swap of halves needs."""
@@ -49,6 +51,9 @@ class Rows:
     """Cache rows of the new keys and values: n rows of each sequence, or W among all sequences' rows."""
     own: slice | None
     """The W rows among those of the forward; None: all of them. A device adds zeros for the others to a sum."""
+    oldest: Tensor | None = None
+    """[B] int64: the column from which on the positions of a sequence follow one another, around the columns behind the
+    tree's; None: they begin there."""
 
     @classmethod
     def none(cls, rotary: Tensor, bias: Tensor) -> "Rows":
@@ -132,7 +137,10 @@ class Attention:
                 heads.copy_(norm(heads.flatten(0, 1)).view(heads.shape))
         if self.attend is attend and ops.attends(qkv, cache):
             first = rows.sequences.start
-            return ops.attend(qkv, h, cache, rows.rotary, rows.bias, rows.seen.start, rows.tree, rows.written, first)
+            seen = rows.seen.start
+            return ops.attend(
+                qkv, h, cache, rows.rotary, rows.bias, seen, rows.tree, rows.written, first, rows.oldest
+            )  # fmt: skip
         rotate(qkv[:, : h + k], rows.rotary)
         store(cache, qkv[:, h:], rows)
         seen = cache[rows.sequences, rows.seen].transpose(1, 2)  # [B, 2k, t, D]

@@ -272,13 +272,13 @@ def attends(qkv: Tensor, cache: Tensor) -> bool:
 
 def attend(
     qkv: Tensor, query_heads: int, cache: Tensor, rotary: Tensor, bias: Tensor, seen: int, tree: int,
-    written: slice | Tensor, first: int,
+    written: slice | Tensor, first: int, oldest: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Rotate ``qkv`` [W, h + 2k, D] in place, write its keys and values to the cache, and attend: [W, h * D].
 
     ``cache`` [B, T, 2k, D], of which the sequences from ``first`` on take part; ``rotary`` [2, W, 1, D] and ``bias``
     [b, 1, n, t] as in ``layers.Rows``. ``seen``: the first of the t cache rows; the first ``tree`` are tree rows.
-    Keys and values go to ``written``: n rows of each sequence, or W of all sequences' rows.
+    Keys and values go to ``written``: n rows of each sequence, or W of all sequences' rows. ``oldest`` as in ``Rows``.
     """
     (rows, all_heads, head_dim), size, (sequences, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
     kv_heads = (all_heads - query_heads) // 2
@@ -290,6 +290,7 @@ def attend(
     assert seen + columns <= cache.shape[1]
     assert tree <= columns
     assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == rows
+    assert oldest is None or oldest.shape == (sequences,)
     out = torch.empty(rows, query_heads * head_dim, dtype=qkv.dtype)
     scratch = torch.empty(torch.get_num_threads() * ITEMS * (2 * head_dim + columns))
     all_rows, sequence_stride, row_stride = cache.data_ptr(), size * cache.stride(0), size * cache.stride(1)
@@ -311,6 +312,7 @@ def attend(
         written=own_rows + written.start * row_stride if isinstance(written, slice) else 0,
         columns=columns,
         tree_columns=tree,
+        oldest=0 if oldest is None else oldest.data_ptr(),
         bias=bias.data_ptr(),
         bias_sequence_stride=size * bias.stride(0),
         bias_row_stride=size * bias.stride(2),

@@ -46,8 +46,11 @@ def attend_of(share: KvShare, head_dim: int, subgroup: Group | None, memory: Mem
     return ByContext(group=subgroup, share=share, scale=scale, scores=scores, partial=partial)
 
 
-def cache_of(runs: Sequence[Tensor], tree_rows: int, batch: int, share: KvShare) -> KvCache:
-    """Return the KV cache of a device's share over its buffers; ``batch``: sequences on all members."""
+def cache_of(runs: Sequence[Tensor], tree_rows: int, batch: int, share: KvShare, *, wraps: bool = False) -> KvCache:
+    """Return the KV cache of a device's share over its buffers; ``batch``: sequences on all members.
+
+    ``wraps``: it is a ring, of layers with a window.
+    """
     by_context = share.axis == "context"
     return KvCache(
         runs,
@@ -55,6 +58,7 @@ def cache_of(runs: Sequence[Tensor], tree_rows: int, batch: int, share: KvShare)
         sequences=own_sequences(batch, share),
         part=share.part if by_context else 0,
         parts=share.parts if by_context else 1,
+        wraps=wraps,
     )
 
 

@@ -101,6 +101,7 @@ class WholeLayers:
         assert rows.tree <= columns
         written = rows.written
         assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == width
+        assert rows.oldest is None or rows.oldest.shape == (sequences,)
         widens, per_thread = ops.widens(self._dtype), width <= NORMED_ROWS
         normed = width * (threads if per_thread else 1)
         part = self._divided(
@@ -123,7 +124,8 @@ class WholeLayers:
             first_sequence=first, first_seen=start,
             written_index=0 if isinstance(written, slice) else written.data_ptr(),
             first_written=written.start if isinstance(written, slice) else 0,
-            columns=columns, tree_columns=rows.tree, bias=rows.bias.data_ptr(),
+            columns=columns, tree_columns=rows.tree, oldest=0 if rows.oldest is None else rows.oldest.data_ptr(),
+            bias=rows.bias.data_ptr(),
             bias_sequence_stride=size * rows.bias.stride(0), bias_row_stride=size * rows.bias.stride(2),
             scratch=at["scores"],
         )  # fmt: skip
@@ -147,6 +149,7 @@ class WholeLayers:
         block, rows = self._layers[number].block, self._rows
         named = {name: tensor for name, tensor in _tensors(block).items() if tensor is not None}
         indices = {} if isinstance(rows.written, slice) else {"written_index": rows.written}
+        indices |= {} if rows.oldest is None else {"oldest": rows.oldest}
         own = {"rotary": rows.rotary, "bias": rows.bias, "cache": self._layers[number].cache, "x": self._x}
         return named | indices | own | self._parts
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from planner.families import load_base, load_draft
+from planner.families import load_base, load_draft, within
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import DType, Inputs, Plan
+from plans.schema import DType, Inputs, KvAxis, Plan
 from plans.step import accept_rows
 from runtime.comm.groups import Comm
 from runtime.image.buffers import Memory
@@ -20,7 +20,7 @@ from runtime.processes.machine import torch_device
 from runtime.processes.rank import Rank
 from runtime.request import Request
 from tests.contract.ranks import on_all_ranks, with_engines
-from tests.plan_factory import Group, group, make_plan, write_draft
+from tests.plan_factory import make_plan, whole_group, write_draft
 from tests.planner.tiny_checkpoints import CLASSES, saved
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -45,17 +45,23 @@ FAMILIES = [
 
 
 def compiled(
-    directory: Path, checkpoint: Path, devices: tuple[str, ...], dtype: DType = "float32"
+    directory: Path,
+    checkpoint: Path,
+    devices: tuple[str, ...],
+    dtype: DType = "float32",
+    *,
+    axis: KvAxis = "heads",
+    batch: int = 1,
+    context: int = 48,
 ) -> tuple[Plan, Path]:
     """Compile a plan with a random drafter that fits the base."""
     base = load_base(checkpoint)
     write_draft(directory / "head", hidden_size=16, num_heads=4, head_dim=4, vocab_size=32, draft_vocab_size=20)
     draft = load_draft(directory / "head", base)
-    kinds = [replace(base.model, layers=(layers,)) for layers in base.model.layers]
-    runs = tuple(group(kind, devices, kind.layers[0].num_layers).runs[0] for kind in kinds)
+    model = within(base.model, context)
     plan = make_plan(
-        base.model,
-        [Group(devices=devices, runs=runs)],
+        model,
+        [whole_group(model, devices, axis)],
         draft=draft.draft,
         inputs=Inputs(
             base_config_sha256=base.config_sha256,
@@ -63,10 +69,11 @@ def compiled(
             draft_config_sha256=draft.config_sha256,
             draft_tensors_sha256=draft.tensors_sha256,
         ),
-        context=48,
+        context=context,
+        batch=batch,
         dtype=dtype,
     )
-    target = directory / f"plan-{len(devices)}"
+    target = directory / f"plan-{len(devices)}-{axis}-{dtype}"
     target.mkdir()
     (target / "plan.yaml").write_text(codec.dumps(plan))
     compile_plan(target, checkpoint, directory / "head")
@@ -132,13 +139,18 @@ def test_a_tree_is_verified_with_the_bits_of_plain_decoding(tmp_path: Path, fami
 
 
 @torch.inference_mode()
-def both_verified(plan: Plan, image: Image, comm: Comm) -> tuple[torch.Tensor, torch.Tensor]:
+def both_verified(
+    plan: Plan, image: Image, comm: Comm, prompt: tuple[int, ...] = PROMPT
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the normed hidden states [N, H] of a tree's nodes, verified as a tree and decoded one by one."""
     device = plan.devices[comm.rank]
 
     def prefilled_base() -> Base:
         base = Base(plan, image, Memory(plan, device.id, torch_device(device)), comm)
-        base.prefill(0, torch.tensor(PROMPT, device=torch_device(device)), len(PROMPT) - 1)
+        chunk = plan.options.prefill_chunk
+        for start in range(0, len(prompt), chunk):
+            tokens = prompt[start : start + chunk]
+            base.prefill(0, torch.tensor(tokens, device=torch_device(device)), len(tokens) - 1)
         return base
 
     def verified(base: Base, tokens: list[int], mask: torch.Tensor) -> torch.Tensor:
@@ -161,13 +173,17 @@ def both_verified(plan: Plan, image: Image, comm: Comm) -> tuple[torch.Tensor, t
 
 
 @torch.inference_mode()
-def last_states(plan: Plan, image: Image, comm: Comm) -> torch.Tensor:
+def last_states(plan: Plan, image: Image, comm: Comm, prompt: tuple[int, ...] = PROMPT) -> torch.Tensor:
     """Return the normed hidden states of the prompt, the input of the lm_head."""
     device = plan.devices[comm.rank]
     base = Base(plan, image, Memory(plan, device.id, torch_device(device)), comm)
-    forward = base.prefill(0, torch.tensor(PROMPT, device=torch_device(device)), len(PROMPT) - 1)
-    assert forward is not None
-    return forward.normed.cpu()
+    chunk, states = plan.options.prefill_chunk, []
+    for start in range(0, len(prompt), chunk):
+        tokens = prompt[start : start + chunk]
+        forward = base.prefill(0, torch.tensor(tokens, device=torch_device(device)), len(tokens) - 1)
+        assert forward is not None
+        states.append(forward.normed.cpu())
+    return torch.cat(states)
 
 
 def both_ways(engine: Rank) -> list[tuple[int, ...]]:

@@ -5,6 +5,7 @@ temporaries that a step holds at once; here the live tensors are added up after 
 """
 
 import collections
+import math
 import sys
 import weakref
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from planner.families import load_base
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import DType, KvAxis, KvDType, Plan, Run, Tree
+from plans.step import tree_rows
 from runtime.comm.groups import Comm
 from runtime.image.slots import Image
 from runtime.processes.rank import Rank
@@ -27,7 +29,7 @@ from runtime.sampling import Sampling
 from tests.contract import ranks
 from tests.contract.agreeing import KV_HEADS, LAYERS
 from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs
-from tests.plan_factory import Group, even, group, make_plan, split_draft
+from tests.plan_factory import Group, even, group, make_plan, split_draft, whole_group
 from tests.planner.tiny_checkpoints import saved
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -186,6 +188,38 @@ def test_experts_take_the_memory_of_their_plan(
     (target / "plan.yaml").write_text(codec.dumps(plan))
     compile_plan(target, tmp_path / "base", None)
     assert_memory_is_planned(plan, target, 1)
+
+
+@pytest.mark.parametrize(
+    ("devices", "axis", "dtype"),
+    [(("a",), "heads", "bfloat16"), (("a", "b"), "context", "float32"), (("a", "b"), "batch", "bfloat16")],
+)
+def test_windows_take_the_memory_of_their_plan(
+    tmp_path: Path, devices: tuple[str, ...], axis: KvAxis, dtype: DType
+) -> None:
+    types = ["sliding_attention", "full_attention"] * 3 + ["sliding_attention"]
+    windows = {"use_sliding_window": True, "sliding_window": 9, "layer_types": types}
+    base = load_base(saved(tmp_path / "base", "qwen2", hidden_size=64, num_attention_heads=4, **windows))
+    plan = make_plan(
+        base.model,
+        [whole_group(base.model, devices, axis)],
+        inputs=inputs(base, None),
+        context=400,
+        prefill_chunk=16,
+        batch=2 if axis == "batch" else 1,
+        dtype=dtype,
+    )
+    attention, sequences = base.model.layers[0].attention, 1 if axis == "batch" else plan.options.batch
+    heads = attention.num_kv_heads
+    rows = {window: math.ceil(n / (2 if axis == "context" else 1)) for window, n in ((9, 9 - 1 + 16), (None, 400))}
+    row_bytes = sequences * 2 * heads * attention.head_dim * (2 if dtype == "bfloat16" else 4)
+    granules = {window: -(-(tree_rows(plan.options) + count) // 64) * 64 for window, count in rows.items()}
+    assert plan.memory[0].kv_bytes == (4 * granules[9] + 3 * granules[None]) * row_bytes
+    target = tmp_path / "plan"
+    target.mkdir()
+    (target / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(target, tmp_path / "base", None)
+    assert_memory_is_planned(plan, target, plan.options.batch)
 
 
 def assert_memory_is_planned(plan: Plan, directory: Path, batch: int) -> None:

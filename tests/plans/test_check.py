@@ -474,10 +474,12 @@ def two_classes(plan: Plan, **attention: object) -> Plan:
     ("field", "value", "expected"),
     [("head_dim", 16, "32"), ("num_heads", 16, "8"), ("num_kv_heads", 2, "4"), ("qk_norm", True, "False")],
 )
-def test_layers_differ_in_their_mlps_alone(field: str, value: Any, expected: str) -> None:
+def test_layers_differ_in_their_mlps_and_windows_alone(field: str, value: Any, expected: str) -> None:
     """A stage has one rotary table: with another head_dim the kernel of attention would read beyond it."""
     assert check(two_classes(one_device_plan())) == ()
-    message = f"attention.{field}: found {value}, expected {expected}, as in model.layers[0]: only MLPs differ"
+    message = (
+        f"attention.{field}: found {value}, expected {expected}, as in model.layers[0]: only MLPs and windows differ"
+    )
     violations = [str(violation) for violation in check(two_classes(one_device_plan(), **{field: value}))]
     assert f"model.layers[1].{message}" in violations
 
@@ -535,13 +537,43 @@ def test_a_drafter_on_the_devices_of_the_tables_shares_them() -> None:
     assert not [v for v in check(own) if v.path == "draft_placement.embed_rows"]
 
 
-def test_a_run_has_layers_of_one_class() -> None:
+def test_a_run_has_layers_of_one_mlp() -> None:
     plan = spread_plan()
-    classes = [encode(replace(plan.model.layers[0], num_layers=count)) for count in (30, 50)]
-    mixed = edited(plan, "model.layers", classes)
-    assert "stages[0].runs[0].num_layers: found 60, expected fewer: a run is of layers of one class" in [
+    layers = plan.model.layers[0]
+    classes = [replace(layers, num_layers=30), replace(layers, num_layers=50, mlp=replace(layers.mlp, bias=True))]
+    mixed = edited(plan, "model.layers", [encode(kind) for kind in classes])
+    assert "stages[0].runs[0].num_layers: found 60, expected fewer: the layers of a run have one MLP" in [
         str(violation) for violation in check(mixed)
     ]
+
+
+def test_classes_follow_a_pattern_that_may_be_cut_short() -> None:
+    def with_pattern(counts: tuple[int, int], pattern: list[int], window: int = 100) -> Plan:
+        plan = spread_plan()
+        layers = plan.model.layers[0]
+        sliding = replace(layers, num_layers=counts[0], attention=replace(layers.attention, window=window))
+        classes = [encode(kind) for kind in (sliding, replace(layers, num_layers=counts[1]))]
+        return edited(edited(plan, "model.layers", classes), "model.pattern", pattern)
+
+    def facts(plan: Plan) -> list[str]:
+        return [str(violation) for violation in check(plan) if violation.path.startswith("model")]
+
+    assert spread_plan().model.num_layers == 80
+    assert facts(with_pattern((54, 26), [0, 0, 1])) == []
+    assert not [v for v in check(with_pattern((54, 26), [0, 0, 1])) if v.path.startswith("stages")], "one run of all"
+    assert facts(with_pattern((53, 27), [0, 0, 1])) == [
+        "model.layers[0].num_layers: found 53, expected 54, as in model.pattern",
+        "model.layers[1].num_layers: found 27, expected 26, as in model.pattern",
+    ]
+    for pattern, found in (([], "[]"), ([0, 2], "[0, 2]")):
+        expected = f"model.pattern: found {found}, expected from 1 to 80 indices of model.layers"
+        assert facts(with_pattern((54, 26), pattern)) == [expected]
+    context = spread_plan().options.context
+    for window in (0, context):
+        assert facts(with_pattern((54, 26), [0, 0, 1], window)) == [
+            f"model.layers[0].attention.window: found {window}, expected from 1 to less than the context, {context}: "
+            "nothing, where all positions are seen"
+        ]
 
 
 def test_an_accepted_gap_is_no_violation() -> None:

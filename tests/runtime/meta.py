@@ -323,7 +323,10 @@ def _fill(stepper: Stepper, cached: Sequence[int]) -> None:
     counts = [*cached, *[0] * (batch - len(cached))]
     sequences.tokens, sequences.drafted = [list(range(count)) for count in counts], list(counts)
     stage = None if parts.base is None else parts.base._stage
-    for kv in [*([stage.cache] if stage else []), *([parts.drafter._cache] if parts.drafter else [])]:
+    for kv in [
+        *([view.cache for view in stage.views] if stage else []),
+        *([parts.drafter._cache] if parts.drafter else []),
+    ]:
         kv._known = [counts[number] for number in kv.sequences]
 
 

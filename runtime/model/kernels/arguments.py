@@ -130,6 +130,9 @@ class Attend(NamedTuple):
     """t"""
     tree_columns: int
     """Number of tree rows; they are the first of the t cache rows."""
+    oldest: int
+    """int64 [B]: the column from which on the positions of a sequence follow one another, around the columns behind the
+    tree's; address 0: they begin there."""
     bias: int
     """[B, n, t], added to the scores."""
     bias_sequence_stride: int
@@ -221,6 +224,7 @@ class Forward(NamedTuple):
     """The row of its cache that the first row is written to, where there is no ``written_index``."""
     columns: int
     tree_columns: int
+    oldest: int
     bias: int
     bias_sequence_stride: int
     bias_row_stride: int

@@ -147,7 +147,7 @@ def _attend_items(data: Any, a: Any, sequence: Any, kv_head: Any, first: Any, co
         row_bias = bias + item // group * a.bias_row_stride
         divisor = _soften(data, scores + number * own, row_bias, seen, F(1) / np.sqrt(F(a.head_dim)))
         floats(scratch + number * own)[0] = divisor  # the query has been used
-    _sum_values(data, a, scores, keys + a.kv_heads * head_bytes, sums, count, seen)
+    _sum_values(data, a, scores, keys + a.kv_heads * head_bytes, sums, count, seen, sequence)
     for number in range(count):
         item, divisor, total = min(first + number, last), floats(scratch + number * own)[0], floats(sums + number * own)
         target = elements(data, out + item // group * a.query_heads * head_bytes + item % group * head_bytes)
@@ -246,18 +246,24 @@ def _add_rest(data: Any, key: Any, query: Any, score: Any, first: Any, head_dim:
 
 
 @subroutine()
-def _sum_values(data: Any, a: Any, weights: Any, values: Any, sums: Any, count: Any, columns: Any) -> None:
+def _sum_values(
+    data: Any, a: Any, weights: Any, values: Any, sums: Any, count: Any, columns: Any, sequence: Any
+) -> None:
     """Sum the values of all columns by their weights, for one item or for ITEMS.
 
-    The columns of the sequence come first, then those of the tree, whose rows lie before them in the cache: the order
-    that they will have once they are committed, so that the sum of a tree node has the bits of plain decoding.
+    The columns of the sequence come first, from that with its oldest position on, then those of the tree, whose rows
+    lie before them in the cache: the order that they will have once they are committed, so that the sum of a tree node
+    has the bits of plain decoding.
     """
     own, tree = _item_bytes(a), a.tree_columns
+    first = min(numbers(a.oldest)[sequence], columns) if a.oldest else tree
     for item in range(count):
         for i in range(a.head_dim):
             floats(sums + item * own)[i] = F(0)
-    if tree < columns:
-        _add_values(data, a, weights + 4 * tree, values + tree * a.row_stride, sums, count, columns - tree)
+    if first < columns:
+        _add_values(data, a, weights + 4 * first, values + first * a.row_stride, sums, count, columns - first)
+    if tree < first:
+        _add_values(data, a, weights + 4 * tree, values + tree * a.row_stride, sums, count, first - tree)
     if tree > 0:
         _add_values(data, a, weights, values, sums, count, tree)
 

@@ -11,9 +11,11 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from planner.checkpoints.checkpoint import INDEX, SINGLE, read_checkpoint
 from planner.errors import ConfigError
-from planner.families import BaseInput, load_base, scan
+from planner.families import BaseInput, load_base, scan, within
 from planner.families.config import gated_mlp
 from planner.families.rope import inv_freq
+from planner.families.windows import SLIDING
+from plans.step import layer_class
 from tests.planner.tiny_checkpoints import CLASSES, OWN, SMALL, bare, config_of, refused, saved
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -96,7 +98,7 @@ def test_roles_mean_what_transformers_computes(tmp_path: Path, family: str) -> N
 
 def mlp_of(base: BaseInput, i: int, roles: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """Compute the MLP of a layer as the plan's records describe it, from the tensors by role."""
-    mlp = [layers.mlp for layers in base.model.layers for _ in range(layers.num_layers)][i]
+    mlp = layer_class(base.model, i).mlp
 
     def gated(prefix: str, rows: torch.Tensor) -> torch.Tensor:
         gate, up, down = (roles[f"{prefix}{name}.weight"] for name in ("gate", "up", "down"))
@@ -122,8 +124,6 @@ def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path, family: s
     if family in ("qwen2", "qwen3"):
         config["num_attention_heads"] = 64  # a multiple of 32, the number of KV heads if the key is absent
         config["hidden_size"] = 128
-    if family == "mistral":
-        config["sliding_window"] = None
     if family == "qwen3_moe":
         required[required.index("intermediate_size")] = "moe_intermediate_size"
         config["moe_intermediate_size"] = 12
@@ -284,17 +284,14 @@ def test_qwen3_moe_in_its_published_spelling(tmp_path: Path) -> None:
     assert parameters == 30_532_122_624
 
 
-WINDOW = "attention over a sliding window is not computed here"
-
 KEYS: list[tuple[str, dict[str, Any], str]] = [
     (
         "llama",
         {"intermediate_size": [24]},
         "intermediate_size: found a list of 1, expected 7: one for each of num_hidden_layers",
     ),
-    ("mistral", {"sliding_window": 4096}, f"sliding_window: found 4096, expected null: {WINDOW}"),
+    ("mistral", {"sliding_window": 0}, "sliding_window: found 0, expected an integer from 1 to 2147483647"),
     ("mistral", {"attention_bias": True}, "attention_bias: found True, expected False: mistral has no biases"),
-    ("mixtral", {"sliding_window": 4096}, f"sliding_window: found 4096, expected null: {WINDOW}"),
     (
         "mixtral",
         {"norm_topk_prob": False},
@@ -324,14 +321,18 @@ KEYS: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "qwen2",
-        {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 5},
-        f"use_sliding_window: found True, a window of 32 from layer 5 of 7 on, expected False: {WINDOW}",
+        {"use_sliding_window": True, "max_window_layers": -1},
+        "max_window_layers: found -1, expected a number of layers",
     ),
     (
         "qwen3",
         {"layer_types": ["full_attention"] * 6 + ["sliding_attention"]},
-        "layer_types: found ['full_attention', 'full_attention', 'full_attention', 'full_attention', 'ful..., "
-        "expected full_attention in every layer",
+        "layer_types: found sliding_attention without a window, expected full_attention in every layer",
+    ),
+    (
+        "qwen3",
+        {"layer_types": ["chunked_attention"]},
+        "layer_types: found ['chunked_attention'], expected sliding_attention or full_attention for every layer",
     ),
     (
         "qwen3",
@@ -348,11 +349,6 @@ KEYS: list[tuple[str, dict[str, Any], str]] = [
         "qwen3",
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
         "rope_scaling: rope_type: found 'yarn', expected one of default, linear, llama3",
-    ),
-    (
-        "qwen3_moe",
-        {"use_sliding_window": True, "sliding_window": 32},
-        f"use_sliding_window: found True, a window of 32 in every layer, expected False: {WINDOW}",
     ),
     ("qwen3_moe", {"mlp_only_layers": [7]}, "mlp_only_layers: found [7], expected a list of layers from 0 to 6"),
     (
@@ -414,6 +410,31 @@ def test_a_key_without_effect_is_accepted(tmp_path: Path, family: str, changes: 
     if "use_sliding_window" in changes:
         theirs = CLASSES[family][0](**(SMALL | OWN[family] | changes))
         assert set(getattr(theirs, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("mistral", {"sliding_window": 9}),
+        ("mixtral", {"sliding_window": 9}),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 3, "sliding_window": 9}),
+        ("qwen3", {"use_sliding_window": True, "layer_types": [SLIDING, "full_attention"] * 3 + [SLIDING]}),
+        ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 9}),
+    ],
+)
+def test_windows_are_those_of_transformers(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
+    theirs = CLASSES[family][0](**(SMALL | OWN[family] | changes))
+    model = load_base(bare(tmp_path, SMALL | OWN[family] | {"model_type": family} | changes)).model
+    types = getattr(theirs, "layer_types", None) or [SLIDING] * 7
+    expected = [theirs.sliding_window if kind == SLIDING else None for kind in types]
+    assert [layer_class(model, layer).attention.window for layer in range(7)] == expected
+    assert model.pattern == ((0, 1) if "layer_types" in changes else None)
+    assert sum(layers.num_layers for layers in model.layers) == 7
+
+    most = max(window for window in expected if window is not None)
+    assert within(model, most + 1) == model
+    plain = load_base(bare(tmp_path / "plain", SMALL | OWN[family] | {"model_type": family, "sliding_window": None}))
+    assert within(model, most) == plain.model, "a window over all positions is none"
 
 
 def test_a_family_is_found_by_its_architecture(tmp_path: Path) -> None:

@@ -102,3 +102,30 @@ def test_the_common_length_ends_with_the_shorter_one() -> None:
     assert common_length([1, 2, 3], [1, 2]) == 2
     assert common_length([], [1]) == 0
     assert common_length([1, 2], [1, 3]) == 1
+
+
+def test_a_ring_is_reused_where_it_has_the_last_window_of_a_prompt() -> None:
+    """Of a window of 5 and 4 rows at once a ring has the last 8 positions."""
+    sequences = Sequences(2, copies=True, kept=8, spare=4)
+    text = tuple(range(100, 140))
+
+    def reusable(place: int, length: int) -> int:
+        return sequences.reusable(place, (*text[:length], 7), drafted=True)
+
+    begin(sequences, 0, text[:8])
+    assert [reusable(0, length) for length in (1, 4, 8)] == [0, 3, 7], "nothing was overwritten yet"
+    sequences.extend(0, text[8:20], drafted=True)
+    assert [reusable(0, length) for length in (4, 8, 16, 17, 20)] == [0, 0, 0, 16, 19]
+    sequences.end(0)
+    start = sequences.start((*text[:18], 9, 9, 9), [0, 1], reuse=True, drafted=True)
+    sequences.begin(start, (*text[:18], 9, 9, 9))
+    assert start == Start(place=0, source=0, reused=17)
+    assert [reusable(0, length) for length in (15, 16, 17)] == [0, 0, 16], "the rows behind it were written"
+    sequences.extend(0, (text[17], 9, 9, 9), drafted=True)
+    start = sequences.start((*text[:18], 9, 9, 8), [1], reuse=True, drafted=True)
+    assert start == Start(place=1, source=0, reused=19)
+    sequences.begin(start, (*text[:18], 9, 9, 8))
+    assert reusable(1, 16) == 0, "a copy has the rows of its source"
+    sequences.begin(Start(place=1, source=1, reused=0), ())
+    sequences.extend(1, text[:3], drafted=True)
+    assert reusable(1, 3) == 2

@@ -11,9 +11,9 @@ ROWS = 64
 ALL = slice(None)
 
 
-def cache_of(rows: int = ROWS, batch: int = 2, part: int = 0, parts: int = 1) -> KvCache:
+def cache_of(rows: int = ROWS, batch: int = 2, part: int = 0, parts: int = 1, *, wraps: bool = False) -> KvCache:
     runs = [torch.zeros(2, batch, rows, 2, 1), torch.zeros(1, batch, rows, 4, 1)]
-    return KvCache(runs, TREE, part=part, parts=parts)
+    return KvCache(runs, TREE, part=part, parts=parts, wraps=wraps)
 
 
 def commit(cache: KvCache, rows: list[int]) -> None:
@@ -128,3 +128,35 @@ def test_windows_have_few_lengths_and_cover_the_needed_rows(
         known = end
         seen.add(cache.window(0, slice(None)))
     assert len(seen) <= 16
+
+
+@given(st.integers(1, 3), st.data())
+def test_a_ring_has_the_last_positions_in_order(parts: int, data: st.DataObject) -> None:
+    members = [cache_of(ROWS, part=part, parts=parts, wraps=True) for part in range(parts)]
+    ring = ROWS - TREE
+    lengths = [0, 0]
+    for step in range(data.draw(st.integers(1, 6))):
+        counts = [data.draw(st.integers(1, min(ring, 40))) for _ in range(2)]
+        for cache in members:
+            for number, count in enumerate(counts):
+                own = slice(number, number + 1)
+                values = [number * 10_000 + lengths[number] + value for value in range(count)]
+                write(cache, cache.append(count, torch.tensor([[count - 1]]), own), values)
+            commit(cache, counts)
+        lengths = [length + count for length, count in zip(lengths, counts, strict=True)]
+        ends = torch.tensor(lengths).unsqueeze(1)
+        for cache in members:
+            held = cache.held(ends, ring)
+            for number, length in enumerate(lengths):
+                own = [position for position in range(length) if position % parts == cache._part][-ring:]
+                assert sorted(position for position in held[number].tolist() if position >= 0) == own
+                stored = cache.layers[0][number, TREE:, 0, 0].tolist()
+                assert all(
+                    stored[row] == number * 10_000 + position
+                    for row, position in enumerate(held[number].tolist())
+                    if position >= 0
+                ), step
+                if parts == 1:
+                    first = int(cache.oldest(ends, 0)[number])
+                    turned = [*held[number, first:].tolist(), *held[number, :first].tolist()]
+                    assert [position for position in turned if position >= 0] == own

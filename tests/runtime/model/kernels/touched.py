@@ -121,6 +121,9 @@ def attend(a: Attend, size: int, threads: int) -> Iterator[Access]:
         for row in words(a.written_index, a.rows):
             yield "cache", a.all_rows + row * a.row_stride, a.all_rows + row * a.row_stride + cache_row
     assert 0 <= a.tree_columns <= a.columns
+    if a.oldest:
+        yield from rows("oldest", a.oldest, 8, sequences, 8)
+        assert all(column >= a.tree_columns for column in words(a.oldest, sequences))
     yield from rows("out", a.out, a.query_heads * head, a.rows, a.query_heads * head)
     yield from rows("scratch", a.scratch, 0, 1, threads * ITEMS * (2 * a.head_dim + a.columns) * 4)
 
@@ -155,7 +158,8 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
             rows_per_sequence=f.rows_per_sequence, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=d,
             seen=own_rows + f.first_seen * a.row_stride, sequence_stride=a.sequence_stride, row_stride=a.row_stride,
             all_rows=a.cache, written_index=f.written_index, written=own_rows + f.first_written * a.row_stride,
-            columns=f.columns, tree_columns=f.tree_columns, bias=f.bias, bias_sequence_stride=f.bias_sequence_stride,
+            columns=f.columns, tree_columns=f.tree_columns,
+            oldest=f.oldest, bias=f.bias, bias_sequence_stride=f.bias_sequence_stride,
             bias_row_stride=f.bias_row_stride, out=f.inner + f.rows * heads * d * size, scratch=f.scratch,
         )  # fmt: skip
         own = {"qkv": "inner", "out": "inner", "written": "written_index", "scratch": "scores"}
