@@ -47,7 +47,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--group", type=int, default=256, help="prompts that are answered together")
     add("--held-out", type=int, default=32, metavar="N", help="one of N prompts is kept for measuring")
     add(
-        "--draft-vocab", type=int, help=f"tokens that a new head can draft, the most frequent: {DRAFT_VOCAB} by default"
+        "--draft-vocab",
+        type=int,
+        help=f"tokens that the head can draft, the most frequent: {DRAFT_VOCAB}, or those of --from, unless given",
     )
     add("--passes", type=float, default=3.0, help="passes over the answers")
     add("--batch", type=int, default=16, help="sequences of a step")

@@ -22,7 +22,7 @@ import train_head
 from head_training.base import Base, load_base
 from head_training.errors import TrainingError
 from head_training.generation import Choice, answer_group, follow_group
-from head_training.head import head_config, new_head, read_head, write_head
+from head_training.head import extended, head_config, new_head, read_head, write_head
 from head_training.loss import run_steps
 from head_training.prompts import Text, invent, is_held_out, read_prompts
 from head_training.store import Stored, read_chunk, write_chunk
@@ -204,7 +204,7 @@ def test_it_learns_and_a_killed_run_goes_on_to_the_same_head(tmp_path: Path, mon
         ({"draft_vocab_size": None}, {}, "config.json: draft_vocab_size: found None, expected a positive integer"),
         ({"rope_theta": None}, {}, "config.json: rope_theta: found None, expected a positive number"),
         ({"num_key_value_heads": 5}, {}, "config.json: num_attention_heads: found 8 over 5 KV heads"),
-        ({"draft_vocab_size": 200}, {}, "--draft-vocab: found 300, expected 200"),
+        ({"draft_vocab_size": 301}, {}, "--draft-vocab: found 300, expected 301 to 2048: "),
         ({}, {"fc.weight": None}, "model.safetensors: fc.weight: missing"),
         ({}, {"fc.bias": torch.zeros(192)}, "model.safetensors: fc.bias: not known"),
         ({}, {"norm.weight": torch.zeros(8)}, "model.safetensors: norm.weight: found shape [8], expected [192]"),
@@ -229,6 +229,26 @@ def test_a_head_that_does_not_fit_is_refused(
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(TrainingError, match=r"model\.safetensors: No such file"):
         read_head(tmp_path, base, 300)
+
+
+def test_a_head_gets_further_tokens_and_drafts_the_others_as_before(base: Base) -> None:
+    """Logits of tokens that it had are the same; a new token's are those of the base's own row of the lm_head."""
+    torch.manual_seed(0)
+    counts = torch.arange(base.config.vocab_size).float().flip(0)  # the smallest ids are the most frequent
+    head = new_head(base, head_config(base, 300, 512), counts)
+    torch.nn.init.normal_(head.lm_head.weight)
+    more = counts.clone()
+    more[[290, 700, 31]], more[[5, 9]] = 9e9, 0  # two of these three are there already, as are those that became rare
+    config = head_config(base, 310, 512)
+    larger = extended(head, base, config, more)
+    ids = larger.token_ids().tolist()
+    assert ids == sorted([*range(309), 700])
+    assert larger.t2d.nonzero()[:, 0].tolist() == ids
+    feature = torch.randn(4, base.config.hidden_size)
+    before, after = head.logits(feature, base.model), larger.logits(feature, base.model)
+    torch.testing.assert_close(after[:, :300], before)
+    torch.testing.assert_close(after[:, 300:], head.norm(feature) @ base.lm_head[ids[300:]].T)
+    assert extended(head, base, head_config(base, 300, 512), more) is head
 
 
 def test_a_chunk_is_whole_or_not_there(tmp_path: Path, base: Base, prompts: list[list[int]]) -> None:

@@ -28,8 +28,8 @@ Processor time in minutes: {minutes}.
 """
 
 FROM = """\
-It goes on from a head that was there, with its draft vocabulary, at {rate:g} of the learning rates of a new one; the
-figures below are those of this training alone.
+It goes on from a head that was there, at {rate:g} of the learning rates of a new one, and keeps the tokens that it
+could draft; data, steps and minutes are those of this training alone.
 """
 
 

@@ -72,12 +72,8 @@ def new_head(base: Base, config: dict[str, Any], counts: Tensor) -> Eagle3Head:
     ``counts``: occurrences of each id [V] in the answers. Weights without a like in the base are random.
     """
     head = Eagle3Head(HeadShape.read(config))
-    size = config["draft_vocab_size"]
-    # ties go to the smaller id
-    order = torch.argsort(counts.double() - torch.arange(len(counts)) * 1e-9, descending=True, stable=True)
-    chosen = order[:size].sort().values
-    head.d2t.copy_(chosen - torch.arange(size))
-    head.t2d[chosen] = True
+    chosen = frequent_ids(counts, config["draft_vocab_size"])
+    set_vocabulary(head, chosen)
     state = dict(head.named_parameters())
     hidden = config["hidden_size"]
     with torch.no_grad():
@@ -93,6 +89,38 @@ def new_head(base: Base, config: dict[str, Any], counts: Tensor) -> Eagle3Head:
         torch.nn.init.normal_(state["fc.weight"], std=INITIAL_EMBEDDING_SCALE / 4)
         state["fc.weight"][:, 2 * hidden :].add_(torch.eye(hidden))
     return head
+
+
+def frequent_ids(counts: Tensor, size: int) -> Tensor:
+    """Return the most frequent ids [size] by their counts [V], in the order of ids; ties go to the smaller id."""
+    order = torch.argsort(counts.double() - torch.arange(len(counts)) * 1e-9, descending=True, stable=True)
+    return order[:size].sort().values
+
+
+def set_vocabulary(head: Eagle3Head, ids: Tensor) -> None:
+    """Set the draft vocabulary: the base's id of each draft id, in order."""
+    head.d2t.copy_(ids - torch.arange(len(ids)))
+    head.t2d.zero_()
+    head.t2d[ids] = True
+
+
+def extended(head: Eagle3Head, base: Base, config: dict[str, Any], counts: Tensor) -> Eagle3Head:
+    """Return a head with the draft vocabulary that a config asks for: its own and the most frequent of other ids.
+
+    ``counts``: occurrences of each id [V] in the answers. The rows of new ids are those of the base's lm_head.
+    """
+    own = head.token_ids()
+    if len(own) == config["draft_vocab_size"]:
+        return head
+    result = Eagle3Head(HeadShape.read(config))
+    ids = frequent_ids(counts.double().index_fill(0, own, float("inf")), config["draft_vocab_size"])
+    tensors = head.state_dict()
+    rows = base.lm_head[ids].float()
+    rows[torch.searchsorted(ids, own)] = tensors["lm_head.weight"]
+    changed = {name: result.state_dict()[name] for name in ("d2t", "t2d")} | {"lm_head.weight": rows}
+    result.load_state_dict(tensors | changed)
+    set_vocabulary(result, ids)
+    return result
 
 
 def inherited(base: Base) -> dict[str, Tensor]:
@@ -111,10 +139,11 @@ def inherited(base: Base) -> dict[str, Tensor]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Beginning:
-    """A head to go on from; its config and draft vocabulary stay."""
+    """A head to go on from."""
 
     head: Eagle3Head
     config: dict[str, Any]
+    """Its config, but with the draft vocabulary's size that it shall have."""
     digest: str
     """Of config and weights."""
 
@@ -122,7 +151,7 @@ class Beginning:
 def read_head(directory: Path, base: Base, draft_vocab_size: int | None) -> Beginning:
     """Read an EAGLE-3 head of this base in the layout of SafeAILab/EAGLE; raise TrainingError.
 
-    ``draft_vocab_size``: the one that was asked for, or None.
+    ``draft_vocab_size``: the one that it shall have, or None for its own.
     """
     config_file, weights_file = directory / "config.json", directory / "model.safetensors"
     try:
@@ -135,10 +164,11 @@ def read_head(directory: Path, base: Base, draft_vocab_size: int | None) -> Begi
     if not isinstance(config, dict):
         raise TrainingError(f"{config_file}: found {type(config).__name__}, expected a mapping")
     check_config(config_file, config, base)
-    if draft_vocab_size not in (None, config["draft_vocab_size"]):
+    least, most = config["draft_vocab_size"], config["vocab_size"]
+    if draft_vocab_size is not None and not least <= draft_vocab_size <= most:
         raise TrainingError(
-            f"--draft-vocab: found {draft_vocab_size}, expected {config['draft_vocab_size']}: the head in {directory} "
-            "keeps its draft vocabulary"
+            f"--draft-vocab: found {draft_vocab_size}, expected {least} to {most}: the head in {directory} "
+            "keeps the tokens that it has"
         )
     head = Eagle3Head(HeadShape.read(config))
     expected = head.state_dict()
@@ -154,6 +184,7 @@ def read_head(directory: Path, base: Base, draft_vocab_size: int | None) -> Begi
         raise TrainingError(
             f"{weights_file}: d2t: found other tokens than t2d marks, expected the same, in their order"
         )
+    config["draft_vocab_size"] = draft_vocab_size or least
     return Beginning(head=head, config=config, digest=hashlib.sha256(text + weights).hexdigest()[:16])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from head_training.base import Base
 from head_training.errors import TrainingError
-from head_training.head import Beginning, new_head
+from head_training.head import Beginning, extended, new_head
 from head_training.loss import Batch, StepResult, run_steps
 from head_training.optimizers import Schedule
 from head_training.progress import Progress, Usage
@@ -124,7 +124,9 @@ class Training:
         for row in self.train:
             counts += torch.bincount(torch.tensor(row.tokens[row.start :]), minlength=len(counts))
         torch.manual_seed(settings.seed)
-        self.head: Eagle3Head = new_head(base, config, counts) if beginning is None else beginning.head
+        self.head: Eagle3Head = (
+            new_head(base, config, counts) if beginning is None else extended(beginning.head, base, config, counts)
+        )
         self.coverage = float(counts[self.head.t2d].sum() / counts.sum())
         self.schedule = Schedule(self.head, settings.steps, settings.rate, base.dtype)
         self.step = 0
