@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,8 +155,7 @@ def _refuse_shared_ordinals(devices: list[ListedDevice], entries: list[Any], pat
 def _device(data: Any, host: str, path: str) -> ListedDevice:
     fields = _mapping(data, f"{path}.", _DEVICE_FIELDS, "a device with id and type")
     device_id = _text(fields, "id", path, _ID, "lower-case letters, digits, '_' and '-'")
-    expected = f"lower-case letters, digits, '.', '_' and '-'{_nearest_types(fields.get('type'))}"
-    type_name = _text(fields, "type", path, _CLASS, expected)
+    type_name = _text(fields, "type", path, _CLASS, "lower-case letters, digits, '.', '_' and '-'", _nearest_types)
     if type_name not in catalog().devices:
         _require_figures(fields, type_name, path)
     default = catalog().devices.get(type_name, _OTHER)
@@ -384,12 +383,18 @@ def _sequence(data: Any, path: str, expected: str) -> list[Any]:
     return data
 
 
-def _text(fields: Mapping[str, Any], name: str, path: str, pattern: re.Pattern[str], expected: str) -> str:
-    if name not in fields:
-        raise InventoryError(f"{path}.{name}: missing, expected a name of {expected}")
-    value = fields[name]
+def _text(
+    fields: Mapping[str, Any],
+    name: str,
+    path: str,
+    pattern: re.Pattern[str],
+    expected: str,
+    nearest: Callable[[Any], str] = lambda value: "",
+) -> str:
+    value = fields.get(name)
     if type(value) is not str or not pattern.fullmatch(value):
-        raise InventoryError(f"{path}.{name}: found {quote(value)}, expected a name of {expected}")
+        found = f"found {quote(value)}" if name in fields else "missing"
+        raise InventoryError(f"{path}.{name}: {found}, expected a name of {expected}{nearest(value)}")
     return value
 
 
