@@ -184,14 +184,27 @@ class GroupBounds:
         around = all_but_each(self.sums, parts)
         if wide is not None:
             bounds[wide] = min(bounds[wide], all_layers(self.sums, parts[self.hosts], around[self.hosts]))
-        for host in range(self.hosts):
-            closing = Closing(self.tables[host], around[host])
-            for signature, members in self.inside[host].items():
-                rest = less(left[host], signature.taken)
-                if min(rest) >= 0:
-                    value = closing.value(rest, signature.taken, signature.entry, self.curves[members[0]])
-                    for g in members:
-                        bounds[g] = min(bounds[g], value)
+        known: dict[tuple[int, State], list[float]] = {}  # hosts with one table and as many devices left are alike
+        for host, (table, rest) in enumerate(zip(self.tables, left, strict=True)):
+            if (id(table), rest) not in known:
+                known[id(table), rest] = self._closed(host, rest, around[host])
+            for members, value in zip(self.inside[host].values(), known[id(table), rest], strict=True):
+                for g in members:
+                    bounds[g] = min(bounds[g], value)
+
+    def _closed(self, host: int, left: State, around: Curve) -> list[float]:
+        """Return the least ns of all layers with each different group of a host, infinite without devices for it.
+
+        ``left``: devices of the host that stages may run on; ``around``: all other sites.
+        """
+        closing = Closing(self.tables[host], around)
+        values = []
+        for signature, members in self.inside[host].items():
+            rest = less(left, signature.taken)
+            curve = self.curves[members[0]]
+            fits = min(rest) >= 0
+            values.append(closing.value(rest, signature.taken, signature.entry, curve) if fits else math.inf)
+        return values
 
     def _coarse(self, wide: int, anywhere: Curve) -> float:
         """Return the bound of a group over several hosts when other such groups take no devices.
