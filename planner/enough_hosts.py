@@ -2,7 +2,7 @@
 
 With 125 equal hosts there are 62 000 candidate groups, nearly all of them renamed, or over so many hosts that their
 messages alone take longer than an answer on one. So a few hosts are searched first; the step found and the bound of
-:mod:`planner.solver.bounds.host_count` say how many hosts an answer can have that is as good, and that many are
+:mod:`planner.solver.bounds.in_use` say how many hosts an answer can have that is as good, and that many are
 searched last. Nothing better is left out: an answer on so many hosts is one on any others that are equal to them.
 """
 
@@ -13,6 +13,7 @@ from planner.errors import InfeasibleError, NotProvenError
 from planner.infeasible import infeasible
 from planner.integers import ceil_div
 from planner.problem.formulate import Formulation
+from planner.solver.certify import devices_in_use
 from planner.solver.minimise import Settings
 from planner.solver.problem_bounds import least_bytes
 from planner.solver.solve import Solved, fits, fits_counted
@@ -49,8 +50,7 @@ def solve_on_enough(
         if solved is None and failed is None:
             hosts *= 2
             continue
-        limit_ns = _limit_ns(few, solved) if solved else (failed and failed.bound_ns) or 0
-        enough = few.host_count().most_hosts(limit_ns, most)
+        enough = _hosts_of_better(few, solved, (failed and failed.bound_ns) or 0, most)
         if enough <= hosts:
             if failed:
                 raise failed
@@ -59,9 +59,20 @@ def solve_on_enough(
     return formulation, solve(formulation)
 
 
-def _limit_ns(few: Formulation, solved: Solved) -> int:
-    """Return the step time that answers on more hosts must exceed, for none of them to be of interest."""
-    return solved.bound_ns if solved.gap_ppm else most_step_ns(solved.least_ns, few.options)
+def _hosts_of_better(few: Formulation, solved: Solved | None, bound_ns: int, most: int) -> int:
+    """Return the most hosts of an answer that is better than the one found on few; none has more than ``most``.
+
+    Where the search was for a simple answer, one that is no faster than the fastest found is not better with more
+    devices in use. ``bound_ns``: what every answer on few takes at least, where none was found.
+    """
+    in_use = few.in_use()
+    if solved is None or solved.gap_ppm:
+        return in_use.most_hosts(solved.bound_ns if solved else bound_ns, most)
+    limit_ns = most_step_ns(solved.least_ns, few.options)
+    if not solved.is_simplest:
+        return in_use.most_hosts(limit_ns, most)
+    used = len(devices_in_use(few.problem, solved.answer))
+    return max(in_use.most_hosts(solved.least_ns - 1, most), in_use.most_hosts(limit_ns, most, used))
 
 
 def fits_on_enough(formulation: Formulation, settings: Settings) -> bool:

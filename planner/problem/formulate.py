@@ -24,7 +24,7 @@ from planner.problem.stage_groups import StageGroups, refuse_axis
 from planner.problem.usable import usable_inventory
 from planner.problem.vocab_blocks import embed_block, lm_head_block, row_unit
 from planner.problem.wider import Wider, best_machines
-from planner.solver.bounds.host_count import HostCount, WiderGroups, host_count
+from planner.solver.bounds.in_use import InUse, WiderGroups, in_use
 from planner.solver.problem import Goal, Group, Kind, Problem
 from plans import step
 from plans.check_inputs import ROUNDING_PPM
@@ -85,9 +85,9 @@ class Formulation:
         """The formulation with one of equal hosts."""
         return replace(self, most_hosts=1)
 
-    def host_count(self) -> HostCount:
-        """Return the bound of all answers on the usable inventory by the number of hosts that they use."""
-        return host_count(self.problem, self.wider_groups())
+    def in_use(self) -> InUse:
+        """Return the bound of all answers on the usable inventory by the hosts and devices that they use."""
+        return in_use(self.problem, self.wider_groups())
 
     def wider_groups(self) -> list[WiderGroups]:
         """Return bounds of the groups and options over more hosts than are searched."""

@@ -19,7 +19,7 @@ from planner.problem.links import Links
 from planner.problem.quantum import Quanta
 from planner.problem.stage_groups import layer_ns
 from planner.problem.vocab_blocks import embed_block, lm_head_block
-from planner.solver.bounds.host_count import WiderGroups, divided_ns
+from planner.solver.bounds.in_use import WiderGroups, divided_ns
 from plans import step
 from plans.schema import Inventory, Link
 
@@ -91,6 +91,10 @@ class Wider:
     def _links(self) -> Links:
         return Links(fabric=Fabric(inventory=self.machine))
 
+    @cached_property
+    def _quanta(self) -> Quanta:
+        return Quanta(self.base, self.machine.devices)
+
     def _bound(self, device_set: DeviceSet, most_hosts: int, most_devices: int) -> WiderGroups:
         """Return the bound with the messages of ``device_set`` and with ``most_devices`` to share the work."""
         base, links = self.base, self._links
@@ -98,21 +102,22 @@ class Wider:
         units = [
             divided_ns(k.mlp.units, [base.least_unit(i).ps(device)] * most_devices) for i, k in enumerate(base.kinds)
         ]
-        quanta = Quanta(base, self.machine.devices)
-        tables = [block(base, links, quanta, [device_set], 1) for block in (embed_block, lm_head_block)]
+        tables = [block(base, links, self._quanta, [device_set], 1) for block in (embed_block, lm_head_block)]
         blocks = []
         for table in tables:
             (option,), (axis,) = table.options, table.axes
             shared_ns = divided_ns(axis.count, [axis.each_ps[0]] * most_devices)
-            blocks.append(option.splits[0].ns + option.receive.same_ns + shared_ns)
+            blocks.append((option.splits[0].ns + shared_ns, option.receive))
         if self.draft is not None:
-            blocks.append(self._draft_ns(self.draft, device_set, most_devices))
+            features = step.step_features(base.model, self.draft.draft, base.options).nbytes
+            blocks.append((self._draft_ns(self.draft, device_set, most_devices), links.receive(device_set, features)))
         return WiderGroups(
             most_hosts=most_hosts,
+            least_devices=len(device_set.devices) // len(device_set.hosts) + len(device_set.hosts) - 1,
             layer_ns=tuple(layer_ns(base, links, device_set.devices, k) + ns for k, ns in enumerate(units)),
             network_hop_ns=links.receive(device_set, step.hop_bytes(base.model, base.draft, base.options)).far_ns,
-            first_ns=0,
-            blocks_ns=tuple(blocks),
+            first=links.receive(device_set, step.hidden_bytes(base.model, base.options)),
+            blocks=tuple(blocks),
         )
 
     def _draft_ns(self, shares: DraftShares, device_set: DeviceSet, most_devices: int) -> float:

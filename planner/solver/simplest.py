@@ -1,7 +1,7 @@
 """Finds the simplest of the answers that are nearly as fast as any: the fewest devices, then the fewest runs of layers.
 
 The bounds leave few groups and choices for answers within a small part of the least step, so that both are settled on
-small models. Most often counting shows that no answer has fewer devices than the fastest one.
+small models. Most often counting bytes and time shows that no answer has fewer devices than the fastest one.
 """
 
 from bisect import bisect_left
@@ -11,6 +11,7 @@ from itertools import accumulate
 
 from planner.errors import NotProvenError
 from planner.solver import limits
+from planner.solver.bounds.in_use import in_use
 from planner.solver.minimise import Infeasible, best_within
 from planner.solver.model import Model
 from planner.solver.problem import Problem
@@ -34,6 +35,8 @@ def fewest_devices(progress: Progress, near: Near, known: int | None) -> tuple[N
         bound = known = progress.minimise(model, devices(model), what="devices in use").value
     else:
         bound = min(known, least_devices(problem, near.restriction))
+        if bound < known:
+            bound = max(bound, in_use(problem, ()).fewest_devices(near.most_ns, known))
         if bound < known:
             known, bound = _fewer_devices(progress, near, known, bound)
     restriction = with_at_most(problem, near.restriction, known)
@@ -64,7 +67,7 @@ def least_stages(problem: Problem, restriction: Restriction) -> int:
 
 
 def least_devices(problem: Problem, restriction: Restriction) -> int:
-    """Return devices that any answer of these groups has in use.
+    """Return devices that any answer of these groups has in use, by its memory.
 
     They are those of a group with room for all layers or of two groups, and have the memory for the whole model.
     """

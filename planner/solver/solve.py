@@ -69,6 +69,11 @@ class Solved:
     gap_ppm: int = 0
     """The gap that was accepted."""
 
+    @property
+    def is_simplest(self) -> bool:
+        """Of all that is fast enough the answer was to have the fewest devices in use, before all else."""
+        return self.simplicity is not None and self.simplicity.runs is not None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keep:

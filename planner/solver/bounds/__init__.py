@@ -25,7 +25,7 @@ figures, part by part.
     memory_prices    λ: duals of a linear programme over whole placements
     chain            messages from link to link: shortest paths
     whole_layers     where nothing is divided: placement by placement of the blocks
-    host_count       by the number of hosts in use, for machines of which only a part is searched
+    in_use           by the numbers of hosts and devices in use, for machines of which only a part is searched
     few_devices      where not all devices may be in use: set by set of those that may
     excess           what all but these two return
 

@@ -1,8 +1,17 @@
-"""Lower bound of the step time by the number of hosts in use: how many of many equal hosts an answer can need.
+"""Lower bound of the step time by the numbers of hosts and devices in use.
 
-For an answer that uses H hosts let h_s be the hosts of the site s, which stages enter (one host, or those of a group
-over several), and h_b those of the option of block b. A host in use has a stage or a block, so H <= Σ h_s + Σ h_b, and
-for every price w >= 0 of a host, in ns, and p_k of a layer of kind k
+It says how many of many equal hosts an answer can need, and how few devices a fast one can do with. Memory plays no
+part. Parts of an answer are its stages and blocks; one over several hosts is *wide*.
+
+In an answer that uses at least H hosts and at most D devices a part over h hosts has at most D - max(0, H - h) devices,
+since each of the other hosts has one in use: other groups and options are left out. With H > 1 there are three cases:
+
+* no part is wide: the chain of parts goes to another host H - 1 times at least, and receives as from afar each time
+* some block is wide, and no stage: a wide part and one that is not are on different devices, so that one receives
+* some stage is wide
+
+In the latter two, let h_s be the hosts of the site s, which stages enter, and h_b those of block b. A host in use has a
+stage or a block, so H <= Σ h_s + Σ h_b, and for every price w >= 0 of a host, in ns, and p_k of a layer of kind k
 
     step >= Σ_k L_k p_k + Σ_s (entry_s + layers_s - w h_s) + Σ_b (ns_b - w h_b) + w H + message (H - 1)
 
@@ -11,18 +20,19 @@ what it receives from the block ``first``. With p_k the least ns of a layer on a
 
     min over groups g of  (network_hop_g + min_k (ns_gk - p_k)) / h_g
 
-no site but the first has a negative term, so all but the first may be left out. Memory plays no part.
+no site but the first has a negative term, so all others may be left out, but for a wide one of which the case tells.
 
 Groups and options of the problem are bounded one by one; those over more hosts than it has, by :class:`WiderGroups`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
 from planner.integers import PS_PER_NS
 from planner.solver import limits
-from planner.solver.problem import Axis, Block, Group, Problem
+from planner.solver.problem import Axis, Block, Group, Problem, Receive
 
 SHARES = (1.0, 0.5, 0.25, 0.0)
 """Prices of a host that are tried, as shares of the highest: blocks over many hosts may make a lower one better."""
@@ -33,65 +43,188 @@ class WiderGroups:
     """Groups and options over more hosts than a problem has: none over as few hosts as ``most_hosts`` costs less."""
 
     most_hosts: int
+    least_devices: int
     layer_ns: tuple[float, ...]
     """ns of a layer, per kind."""
     network_hop_ns: int
-    first_ns: int
-    """ns of receiving from the block ``first``."""
-    blocks_ns: tuple[float, ...]
-    """ns of each block with what it receives."""
+    first: Receive
+    """From the block ``first``."""
+    blocks: tuple[tuple[float, Receive], ...]
+    """ns of each block, and what it takes to receive."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HostCount:
-    """The bound: for each price of a host that was tried, ``fixed_ns + hosts · host_ns``."""
+class Part:
+    """A group as a stage, or an option of a block."""
 
-    lines: tuple[tuple[float, float], ...]
-    """Pairs of ``fixed_ns`` and ``host_ns``."""
+    hosts: int
+    devices: int
+    receive: Receive
+    """As a block, or as the first stage."""
+    ns: float = 0.0
+    """As a block, without what it receives."""
+    layer_ns: tuple[float, ...] = ()
+    """As a stage, per kind."""
+    hop_ns: int = 0
+    """As a stage, from another site."""
 
-    def least_ns(self, hosts: int) -> float:
-        """Return what every answer takes at least that uses so many hosts, or more."""
-        return max(fixed + hosts * slope for fixed, slope in self.lines) * (1 - limits.MARGIN)
+    @property
+    def is_wide(self) -> bool:
+        """It is over several hosts."""
+        return self.hosts > 1
 
-    def most_hosts(self, limit_ns: float, hosts: int) -> int:
-        """Return the most hosts of an answer of at most ``limit_ns``: none has more than ``hosts``."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InUse:
+    """The bound, by hosts and devices."""
+
+    layers: tuple[int, ...]
+    """Per kind."""
+    message_ns: int
+    """Of telling each host in use but the first."""
+    stages: tuple[Part, ...]
+    blocks: tuple[tuple[Part, ...], ...]
+
+    def least_ns(self, hosts: int, devices: float = math.inf) -> float:
+        """Return what every answer takes at least that uses so many hosts, or more, and so many devices, or fewer."""
+        stages, *blocks = (
+            [part for part in parts if part.devices + max(0, hosts - part.hosts) <= devices]
+            for parts in (self.stages, *self.blocks)
+        )
+        all_stages = _stages(self.layers, stages)
+        if hosts > 1:
+            near = _stages(self.layers, [part for part in stages if not part.is_wide])
+            cases = (_no_wide_ns, near), (_wide_blocks_ns, near), (_wide_stage_ns, all_stages)
+            least = min(case(hosts, self.message_ns, of_case, blocks) for case, of_case in cases)
+        else:
+            least = all_stages.layers_ns + _least(all_stages.parts) + sum(map(_least, blocks))
+        return least * (1 - limits.MARGIN)
+
+    def most_hosts(self, limit_ns: float, hosts: int, devices: float = math.inf) -> int:
+        """Return the most hosts of an answer of at most ``limit_ns`` and so many devices: none has more than ``hosts``.
+
+        0 where there is no such answer.
+        """
         low, high = 0, hosts  # an answer may use ``low`` hosts or none
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.least_ns(middle) <= limit_ns else (low, middle - 1)
+            low, high = (middle, high) if self.least_ns(middle, devices) <= limit_ns else (low, middle - 1)
         return low
 
+    def fewest_devices(self, limit_ns: float, devices: int) -> int:
+        """Return a number, at most ``devices``: no answer of at most ``limit_ns`` has fewer devices in use."""
+        while devices > 1 and self.least_ns(1, devices - 1) <= limit_ns:
+            devices -= 1
+        return devices
 
-def host_count(problem: Problem, wider: Sequence[WiderGroups]) -> HostCount:
+
+def in_use(problem: Problem, wider: Sequence[WiderGroups]) -> InUse:
     """Return the bound of a problem and all that is over more hosts than it has."""
-    stages = [*_stages(problem), *((w.most_hosts, w.layer_ns, w.network_hop_ns, w.first_ns) for w in wider)]
-    kinds = range(len(problem.kinds))
-    least = [min((layer_ns[k] for _, layer_ns, _, _ in stages), default=math.inf) for k in kinds]
+    stages, *blocks = _stage_parts(problem), *map(_block_parts, problem.blocks)
+    for wide in wider:
+        one = Part(hosts=wide.most_hosts, devices=wide.least_devices, receive=wide.first)
+        stages.append(replace(one, layer_ns=wide.layer_ns, hop_ns=wide.network_hop_ns))
+        for parts, (ns, receive) in zip(blocks, wide.blocks, strict=True):
+            parts.append(replace(one, ns=ns, receive=receive))
+    return InUse(
+        layers=tuple(map(problem.layers_of, range(len(problem.kinds)))),
+        message_ns=problem.network_message_ns,
+        stages=tuple(dict.fromkeys(stages)),
+        blocks=tuple(tuple(dict.fromkeys(parts)) for parts in blocks),
+    )
+
+
+# ---- cases ----
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stages:
+    """The groups that may run a stage in one of the cases."""
+
+    layers_ns: float
+    """Of all layers, each where it takes least; infinite where a kind is run by no group."""
+    parts: Sequence[Part]
+    """Their ``ns``: what the layers of a stage take beyond that, at least."""
+
+    @property
+    def prices(self) -> list[float]:
+        """Prices of a host in ns at which no stage in a site of its own is worth more than it costs."""
+        highest = min(((part.hop_ns + part.ns) / part.hosts for part in self.parts), default=0.0)
+        return [share * highest for share in SHARES]
+
+
+def _stages(layers: Sequence[int], parts: Sequence[Part]) -> _Stages:
+    least = [min((part.layer_ns[k] for part in parts), default=math.inf) for k in range(len(layers))]
     if math.inf in least:
-        return HostCount(lines=((math.inf, 0.0),))
-    more = [min(layer_ns[k] - least[k] for k in kinds) for _, layer_ns, _, _ in stages]
-    highest = min((hop + ns) / hosts for (hosts, _, hop, _), ns in zip(stages, more, strict=True))
-    blocks = [
-        [*_options(block), *((wide.most_hosts, wide.blocks_ns[b]) for wide in wider)]
-        for b, block in enumerate(problem.blocks)
-    ]
-    message_ns, lines = problem.network_message_ns, []
-    for share in SHARES:
-        price = share * highest
-        first = min(ns + extra - price * hosts for (hosts, _, _, ns), extra in zip(stages, more, strict=True))
-        placed = sum(min(ns - price * hosts for hosts, ns in options) for options in blocks)
-        all_layers = sum(problem.layers_of(k) * least[k] for k in kinds)
-        lines.append((all_layers + first + placed - message_ns, price + message_ns))
-    return HostCount(lines=tuple(lines))
+        return _Stages(layers_ns=math.inf, parts=())
+    beyond = [min(ns - low for ns, low in zip(part.layer_ns, least, strict=True)) for part in parts]
+    return _Stages(
+        layers_ns=sum(count * ns for count, ns in zip(layers, least, strict=True)),
+        parts=[replace(part, ns=ns) for part, ns in zip(parts, beyond, strict=True)],
+    )
 
 
-def _stages(problem: Problem) -> Iterator[tuple[int, tuple[float, ...], int, int]]:
-    """Yield the hosts of each group that runs any layer, its ns of a layer per kind, its hop and first message."""
+def _least(parts: Iterable[Part], price: float = 0.0, *, apart: bool = False) -> float:
+    """Return the least ns of a part with what it receives, less the price of its hosts.
+
+    ``apart``: it receives from other devices than its own.
+    """
+    receives = ((part, part.receive.inside_ns if apart else part.receive.same_ns) for part in parts)
+    return min((part.ns + ns - price * part.hosts for part, ns in receives), default=math.inf)
+
+
+def _no_wide_ns(hosts: int, message_ns: int, near: _Stages, blocks: Sequence[Sequence[Part]]) -> float:
+    """Bound the answers of which no part is wide."""
+    blocks = [[part for part in parts if not part.is_wide] for parts in blocks]
+    receivers = [*near.parts, *(part for parts in blocks[1:] for part in parts)]
+    afar_ns = min([*(part.receive.far_ns for part in receivers), *(part.hop_ns for part in near.parts)], default=0)
+    return near.layers_ns + _least(near.parts) + sum(map(_least, blocks)) + (hosts - 1) * (message_ns + afar_ns)
+
+
+def _wide_blocks_ns(hosts: int, message_ns: int, near: _Stages, blocks: Sequence[Sequence[Part]]) -> float:
+    """Bound the answers of which some block is wide, and no stage."""
+    by_width = [{wide: [part for part in parts if part.is_wide == wide] for wide in (False, True)} for parts in blocks]
+
+    def least(price: float, first: bool, last: bool, *tail: bool) -> float:
+        """Return the least by which of the blocks are wide."""
+        ns = _least(by_width[0][first], price) + _least(near.parts, price, apart=first)
+        ns += _least(by_width[1][last], price, apart=last)
+        return ns + sum(_least(by_width[2][wide], price, apart=wide != last) for wide in tail)
+
+    widths = [wide for wide in product((False, True), repeat=len(blocks)) if any(wide)]
+    priced = (price * hosts + min(least(price, *wide) for wide in widths) for price in near.prices)
+    return near.layers_ns + max(priced) + (hosts - 1) * message_ns
+
+
+def _wide_stage_ns(hosts: int, message_ns: int, stages: _Stages, blocks: Sequence[Sequence[Part]]) -> float:
+    """Bound the answers of which some stage is wide: the first one, or another."""
+    wide = [part for part in stages.parts if part.is_wide]
+
+    def least(price: float) -> float:
+        another = min((part.ns + part.hop_ns - price * part.hosts for part in wide), default=math.inf)
+        first = min(_least(wide, price), _least(stages.parts, price) + another)
+        return first + sum(_least(parts, price) for parts in blocks)
+
+    return stages.layers_ns + max(price * hosts + least(price) for price in stages.prices) + (hosts - 1) * message_ns
+
+
+# ---- parts of a problem ----
+
+
+def _stage_parts(problem: Problem) -> list[Part]:
+    """Return the groups that run any layer."""
     host_of = problem.host_of
-    for group in problem.groups:
-        if any(group.splits):
-            hosts = {host_of[device] for device in group.devices}
-            yield len(hosts), _layer_ns(problem, group), group.network_hop_ns, group.first.same_ns
+    return [
+        Part(
+            hosts=len({host_of[device] for device in group.devices}),
+            devices=len(group.devices),
+            receive=group.first,
+            layer_ns=_layer_ns(problem, group),
+            hop_ns=group.network_hop_ns,
+        )
+        for group in problem.groups
+        if any(group.splits)
+    ]
 
 
 def _layer_ns(problem: Problem, group: Group) -> tuple[float, ...]:
@@ -103,11 +236,16 @@ def _layer_ns(problem: Problem, group: Group) -> tuple[float, ...]:
     )
 
 
-def _options(block: Block) -> Iterator[tuple[int, float]]:
-    """Yield the hosts of each option of a block, and its least ns with what it receives."""
-    for option in block.options:
-        ns = option.receive.same_ns + min(split.ns for split in option.splits)
-        yield len(option.sites), ns + sum(_axis_ns(axis, option.devices) for axis in block.axes)
+def _block_parts(block: Block) -> list[Part]:
+    return [
+        Part(
+            hosts=len(option.sites),
+            devices=len(option.devices),
+            receive=option.receive,
+            ns=min(split.ns for split in option.splits) + sum(_axis_ns(axis, option.devices) for axis in block.axes),
+        )
+        for option in block.options
+    ]
 
 
 def _axis_ns(axis: Axis, devices: Sequence[int]) -> float:
