@@ -29,6 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from head_training.optimizers import Muon
 from measure_demo import (
     Eagle1Head,
     Eagle3Head,
@@ -196,44 +197,6 @@ def held_out_prompts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> li
 
 
 # Optimisation
-
-
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Approach the nearest semi-orthogonal matrices by Newton-Schulz iteration (Muon's quintic), in float32."""
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
-    result: Tensor = x.mT if tall else x
-    return result
-
-
-class Muon(torch.optim.Optimizer):
-    """Muon for hidden matrices, in float32 and batched by shape; torch.optim.Muon is bfloat16, one matrix at a time."""
-
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient; matrices of one shape are orthogonalised together."""
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
-            for shape, params in by_shape.items():
-                updates = []
-                for p in params:
-                    assert p.grad is not None
-                    buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    buffer.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(buffer, group["momentum"]))
-                scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for p, update in zip(params, orthogonalise(torch.stack(updates)), strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
 
 
 class Trainer:
