@@ -17,8 +17,9 @@ cheap: each name is imported when it is first used, the solver only by ``plan`` 
 model: that is :mod:`runtime`, which reads what is written here and shares :mod:`plans` with it.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from plans.exports import imported
 
 if TYPE_CHECKING:
     from planner.api.checking import CheckResult, check
@@ -68,9 +69,7 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     """Return an exported name, importing its module; raise AttributeError for any other name."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    return imported(__name__, _MODULES, name)
 
 
 def __dir__() -> list[str]:

@@ -11,9 +11,9 @@ supervision), ``decode`` (one EAGLE step), ``model`` (layers and kernels), ``ima
 (groups of ranks). Nothing here plans: the runtime reads what ``plans`` defines and never imports ``planner``.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from plans.exports import imported
 from runtime.processes.thread_wait import limit_spinning
 
 if TYPE_CHECKING:
@@ -28,10 +28,9 @@ __all__ = ["Engine", "Generation", "Piece"]
 
 def __getattr__(name: str) -> Any:
     """Import and return an exported name when it is first used."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    limit_spinning()
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    if name in _MODULES:
+        limit_spinning()
+    return imported(__name__, _MODULES, name)
 
 
 def __dir__() -> list[str]:

@@ -14,8 +14,9 @@ them (``kept``), so that a second call only opens them. For plans that are revie
 Each name is imported when it is first used: planning needs no torch, and opening a kept plan no solver.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from plans.exports import imported
 
 if TYPE_CHECKING:
     from eagleplan.calls import PlanOptions, RunOptions, open, run, tree  # noqa: A004 (eagleplan.open is its name)
@@ -39,9 +40,7 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     """Return an exported name, importing its module; raise AttributeError for any other name."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    return imported(__name__, _MODULES, name)
 
 
 def __dir__() -> list[str]:
