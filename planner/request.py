@@ -63,9 +63,9 @@ class Wanted:
     gap_ppm: int = 0
     """Accepted relative distance of step time and bound, in parts per million."""
     within_ppm: int | None = None
-    """With an earlier plan: how much longer than the optimum a step may take, in parts per million."""
+    """Most by which a step may exceed the optimum to move less of an earlier plan, in parts per million."""
     simplify_ppm: int = DEFAULT_SIMPLIFY_PPM
-    """How much longer than the optimum a step may take for a simpler plan, in parts per million."""
+    """Most by which a step may exceed the optimum for a simpler plan, in parts per million."""
     max_devices: int | None = None
     """Most devices in use; default: any number."""
 

@@ -94,7 +94,7 @@ class EveryGroup(StageGroups):
 
 
 class EveryDraft(DraftBlock):
-    """The same for the EAGLE head."""
+    """EAGLE heads whose KV heads are dealt out in every way, over several hosts too."""
 
     def _new_splits(self, device_set: DeviceSet) -> Splits:
         return super()._new_splits(as_one_host(device_set))

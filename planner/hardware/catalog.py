@@ -33,7 +33,7 @@ class DeviceType:
     """All names that drivers give it, without the maker's; types that share a name differ in memory."""
     memory_type: str
     compute_capability: int | None
-    """Of CUDA; None where it has none."""
+    """Compute capability of CUDA, ten times major plus minor; None where it has none."""
     source: str
 
 

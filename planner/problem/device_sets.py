@@ -110,7 +110,7 @@ class Candidates:
 
     @cached_property
     def count(self) -> int:
-        """How many candidates there are, or a few more; none of several hosts where the others are too many."""
+        """Number of candidates, or a few more; those of several hosts do not count where the others are too many."""
         inside = sum(map(_count, self.machine.modules))
         return inside + len(self._wide) if inside <= MOST_SETS else inside
 

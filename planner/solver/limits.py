@@ -70,7 +70,7 @@ TIE_LIMIT = 0.2
 """Budget for breaking ties by stages, free memory and step time, and for the order of groups and choices."""
 
 SHORT_TIE_LIMIT = 0.02
-"""The same where the least step of the answers with few runs is not proven either."""
+"""Budget for breaking these ties where the least step of the answers with few runs is not proven either."""
 
 DEVICES_LIMIT = 0.3
 """Budget of the fewest devices in use among the answers that are fast enough; past it, as few as were found.
@@ -87,7 +87,7 @@ neither 0.3 nor 1 is enough: 0.4 and 1.3 s.
 """
 
 RUNS_LIMIT = 0.05
-"""The same for each number of runs after it."""
+"""Budget of the least step with each number of runs after it."""
 
 RUNS_TRIES = 2
 """Such questions that may be left open before layers are dealt out as they come."""

@@ -71,7 +71,7 @@ class Solved:
 
     @property
     def is_simplest(self) -> bool:
-        """Of all that is fast enough the answer was to have the fewest devices in use, before all else."""
+        """Tell whether the search was for the fewest devices in use, before all else, of what is fast enough."""
         return self.simplicity is not None and self.simplicity.runs is not None
 
 

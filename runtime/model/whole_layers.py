@@ -91,8 +91,8 @@ class WholeLayers:
         head_dim, start, first = cache.shape[3], rows.seen.start, rows.sequences.start
         # the kernel computes every address from these sizes, and those of weights, which ``_bound`` compares
         assert rows.own is None
-        given = width * self._layers[0].block.attention.qkv.weight.shape[0]
-        assert x is None if given == hidden.numel() else x is not None and x.numel() == given and x.is_contiguous()
+        inputs = width * self._layers[0].block.attention.qkv.weight.shape[0]  # that the first attention reads
+        assert x is None if inputs == hidden.numel() else x is not None and x.numel() == inputs and x.is_contiguous()
         assert hidden.shape[1] == self._hidden
         assert rows.rotary.shape == (2, width, 1, head_dim)
         assert sequences * n == width

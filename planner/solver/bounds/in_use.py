@@ -81,7 +81,7 @@ class InUse:
     layers: tuple[int, ...]
     """Per kind."""
     message_ns: int
-    """Of telling each host in use but the first."""
+    """Time of telling each host in use but the first."""
     stages: tuple[Part, ...]
     blocks: tuple[tuple[Part, ...], ...]
 
@@ -142,7 +142,7 @@ class _Stages:
     """The groups that may run a stage in one of the cases."""
 
     layers_ns: float
-    """Of all layers, each where it takes least; infinite where a kind is run by no group."""
+    """Time of all layers, each where it takes least; infinite where a kind is run by no group."""
     parts: Sequence[Part]
     """Their ``ns``: what the layers of a stage take beyond that, at least."""
 

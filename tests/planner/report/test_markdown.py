@@ -34,7 +34,7 @@ HOSTILE = (
 )
 SPAN = re.compile(r"`[^`|\n]*`")
 HARMLESS = re.compile(r"[\w \n|:.,;+()%*#/=-]*")
-"""What is left of a page without its code spans: own words, tables, headings and bold text."""
+"""Lines of a page without its code spans: own words, tables, headings and bold text."""
 
 
 def hostile(plan: Plan, text: str) -> Plan:

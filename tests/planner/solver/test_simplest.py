@@ -1,4 +1,4 @@
-"""Of the answers that are nearly as fast as any, the one with the fewest devices, then the fewest runs of layers."""
+"""The simplest of the answers that are nearly as fast as any: fewest devices, then fewest runs of layers."""
 
 import dataclasses
 import json

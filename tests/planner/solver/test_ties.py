@@ -1,4 +1,4 @@
-"""What is not used has no part in the answer, and answers that are equally fast are told apart by free memory."""
+"""Ties: devices that are not used have no part in the answer, and of equally fast ones free memory decides."""
 
 import dataclasses
 from functools import cache
