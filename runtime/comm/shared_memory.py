@@ -27,6 +27,8 @@ SPIN_NS = 50_000
 """Longest time for which a rank that waits looks, in ns: about what it takes to fall asleep and be woken."""
 TIMEOUT_NS = 600 * 10**9
 """Time-out of one piece of a message, in ns; the watchdog ends a run long before."""
+SUMMED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of sums: those that the kernels know. Other messages are bytes, of any dtype."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NAMELESS = "the memory that ranks share"
 _pack = struct.Struct(f"{len(Exchange._fields)}q").pack
@@ -114,6 +116,7 @@ class SharedGroup:
         )
 
     def all_reduce(self, tensor: Tensor) -> None:
+        assert tensor.dtype in SUMMED, f"{tensor.dtype} has no sum through shared memory"
         self.memory.exchange(ALL_REDUCE, tensor, self.members, self.position, out=tensor)
 
     def all_gather(self, own: Tensor, out: Tensor) -> None:

@@ -17,8 +17,11 @@ from runtime.comm import shared_memory
 from runtime.comm.shared_memory import SharedGroup, SharedMemory, address_of, path_of, unnamed_memory
 from runtime.errors import MachineError
 from runtime.model import ops
+from runtime.model.kernels.elements import ELEMENTS
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = shared_memory.SUMMED
+UNSUMMED = (torch.int64, torch.uint8)
+"""Dtypes of words and of packed messages."""
 SHAPES = ((1,), (3, 7), (60, 576), (70001,))
 """Messages of one element; of no multiple of a vector; of several pieces; of more pieces than slots."""
 
@@ -30,7 +33,8 @@ def groups_of(path: str, ranks: int, rank: int) -> Callable[..., SharedGroup]:
 
 def values(rank: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """Return the message of a rank: any rank can make that of another one."""
-    return (torch.randn(shape, generator=torch.Generator().manual_seed(rank)) * 4).to(dtype)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(rank)) * 4
+    return (drawn.abs() if dtype in UNSUMMED else drawn).to(dtype)
 
 
 def run(ranks: int, work: Callable[..., object]) -> list[object]:
@@ -68,16 +72,17 @@ def run(ranks: int, work: Callable[..., object]) -> list[object]:
 def test_collectives_have_the_values_of_all_ranks(ranks: int) -> None:
     def work(group_of: Callable[..., SharedGroup], rank: int) -> None:
         group, turned = group_of(), group_of(*reversed(range(ranks)))
-        for dtype in DTYPES:
+        for dtype in (*DTYPES, *UNSUMMED):
             for shape in SHAPES:
                 own, every = values(rank, dtype, shape), [values(other, dtype, shape) for other in range(ranks)]
                 for members, order in ((group, every), (turned, every[::-1])):
-                    total = own.clone()
-                    members.all_reduce(total)
-                    expected = order[0]
-                    for value in order[1:]:
-                        expected = expected + value
-                    assert torch.equal(total, expected), (dtype, shape)
+                    if dtype in DTYPES:
+                        total = own.clone()
+                        members.all_reduce(total)
+                        expected = order[0]
+                        for value in order[1:]:
+                            expected = expected + value
+                        assert torch.equal(total, expected), (dtype, shape)
                     gathered = own.new_empty(ranks, *shape)
                     members.all_gather(own, gathered)
                     assert torch.equal(gathered, torch.stack(order)), (dtype, shape)
@@ -87,6 +92,15 @@ def test_collectives_have_the_values_of_all_ranks(ranks: int) -> None:
                     assert torch.equal(copy, every[source]), (dtype, shape)
 
     run(ranks, work)
+
+
+def test_there_is_a_sum_of_every_dtype_that_kernels_know_and_of_no_other() -> None:
+    assert set(DTYPES) == set(ELEMENTS)
+    with unnamed_memory(1) as path:
+        group = groups_of(path, 1, 0)()
+        for dtype in (*UNSUMMED, torch.bool, torch.int32):
+            with pytest.raises(AssertionError, match=rf"{dtype} has no sum through shared memory"):
+                group.all_reduce(torch.ones(3, dtype=dtype))
 
 
 def test_a_sum_of_two_has_the_bits_of_gloo(tmp_path: Path) -> None:
