@@ -25,24 +25,19 @@ from runtime.serve.metrics import CONTENT_TYPE
 from runtime.serve.protocol import Body, ChatBody, CompletionBody, read_chat, read_completion
 from runtime.serve.refusals import ApiError
 from runtime.serve.service import Prepared, Service, no_model
+from runtime.serve.settings import Limits, Settings
 from runtime.serve.shapes import Shape
 
 B = TypeVar("B", bound=Body)
 
-MOST_BODY_BYTES = 4 << 20
-"""Bytes of one body."""
-MOST_BODIES_BYTES = 64 << 20
-"""Bytes of all bodies that are being received and read."""
-BODY_S = 30.0
-"""Seconds in which a body comes."""
 READERS = 2
 """Threads that read bodies and tokenize."""
 PAGE = Path(__file__).with_name("page.html")
 
 
-def application(service: Service, *, key: str | None, host: str) -> ASGIApp:
-    """Return the ASGI application of a service; ``key``: None asks for none."""
-    endpoints = Endpoints(service)
+def application(service: Service, settings: Settings) -> ASGIApp:
+    """Return the ASGI application of a service."""
+    endpoints = Endpoints(service, settings.limits)
     app = Starlette(
         routes=[
             Route("/", endpoints.page, methods=["GET"]),
@@ -56,14 +51,14 @@ def application(service: Service, *, key: str | None, host: str) -> ASGIApp:
         exception_handlers={ApiError: _refused, HTTPException: _unknown, ClientDisconnect: _left, Exception: _bug},
     )
     app.router.redirect_slashes = False
-    return Guard(app, key=key, host=host, metrics=service.metrics)
+    return Guard(app, key=settings.key, host=settings.host, metrics=service.metrics)
 
 
 class Endpoints:
     """Endpoints of a service."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, limits: Limits) -> None:
+        self._service, self._limits = service, limits
         self._created = int(time.time())
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self._received_bytes = 0
@@ -143,16 +138,16 @@ class Endpoints:
     async def _received(self, request: Request) -> AsyncIterator[bytes]:
         """Yield the body of a request, which counts as received until the context ends; raise ApiError."""
         length = request.headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > MOST_BODY_BYTES:
-            raise _too_large()
+        if not length.isdecimal() or int(length) > self._limits.body_bytes:
+            raise self._too_large()
         content = bytearray()
         try:
             try:
-                async with asyncio.timeout(BODY_S):
+                async with asyncio.timeout(self._limits.body_s):
                     async for piece in request.stream():
                         self._take(content, piece)
             except TimeoutError as error:
-                raise ApiError(408, f"body: not there after {BODY_S:g} s", code="body_timeout") from error
+                raise ApiError(408, f"body: not there after {self._limits.body_s:g} s", code="body_timeout") from error
             yield bytes(content)
         finally:
             self._received_bytes -= len(content)
@@ -161,15 +156,14 @@ class Endpoints:
         """Append a piece to a body; raise ApiError where it, or all bodies together, are too large."""
         content += piece
         self._received_bytes += len(piece)
-        if len(content) > MOST_BODY_BYTES:
-            raise _too_large()
-        if self._received_bytes > MOST_BODIES_BYTES:
+        if len(content) > self._limits.body_bytes:
+            raise self._too_large()
+        if self._received_bytes > self._limits.bodies_bytes:
             message = "the bodies of other requests are being received: send it again later"
             raise ApiError(429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after_s=1)
 
-
-def _too_large() -> ApiError:
-    return ApiError(413, f"body: expected at most {MOST_BODY_BYTES} bytes", code="body_too_large")
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"body: expected at most {self._limits.body_bytes} bytes", code="body_too_large")
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -1,7 +1,7 @@
 """One TCP connection: uvicorn's HTTP/1.1 protocol with limits for senders that are slow and readers that do not read.
 
-    connection ──► request line and headers ──► body ──► answer ──► next request, or idle
-                   HEADER_S, MOST_HEADER_BYTES  (guard)  WRITE_S     uvicorn's keep-alive, KEEP_ALIVE_S
+    connection ──► request line and headers ─────► body ──► answer ──► next request, or idle
+                   headers_s, MOST_HEADER_BYTES    (app)    write_s    uvicorn's keep-alive, idle_s
 
 A connection that is over a limit is aborted, and the request in it gets ``http.disconnect`` like one whose client went
 away. Bytes that a reader does not take are at most those of one server-sent event and of the kernel's buffers: a
@@ -13,19 +13,16 @@ import asyncio
 from h11 import IDLE
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from runtime.serve.settings import Limits
+
 MOST_HEADER_BYTES = 16 << 10
 """Bytes of a request line and headers."""
-MOST_CONNECTIONS = 512
-HEADER_S = 10.0
-"""Seconds from the connection, or the first byte of a later request, to the end of the headers."""
-WRITE_S = 30.0
-"""Seconds in which a client takes what was sent to it."""
-KEEP_ALIVE_S = 60
-"""Seconds that a connection may be idle between requests."""
 
 
 class Connection(H11Protocol):
     """A connection with time-outs."""
+
+    limits = Limits()
 
     _headers_due: asyncio.TimerHandle | None = None
     _write_due: asyncio.TimerHandle | None = None
@@ -34,10 +31,10 @@ class Connection(H11Protocol):
         """Begin a connection; abort it where there are too many."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # what the kernel does not take is waited for
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > self.limits.connections:
             transport.abort()
             return
-        self._headers_due = self.loop.call_later(HEADER_S, transport.abort)
+        self._headers_due = self.loop.call_later(self.limits.headers_s, transport.abort)
 
     def data_received(self, data: bytes) -> None:
         """Read bytes; from the first of a request its headers are due."""
@@ -45,13 +42,13 @@ class Connection(H11Protocol):
         if self.conn.their_state is not IDLE:
             self._end_wait_for_headers()
         elif self._headers_due is None and not self.transport.is_closing():
-            self._headers_due = self.loop.call_later(HEADER_S, self.transport.abort)
+            self._headers_due = self.loop.call_later(self.limits.headers_s, self.transport.abort)
 
     def pause_writing(self) -> None:
         """Begin to wait for a reader."""
         super().pause_writing()
         if self._write_due is None:
-            self._write_due = self.loop.call_later(WRITE_S, self.transport.abort)
+            self._write_due = self.loop.call_later(self.limits.write_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Go on: everything was read."""
@@ -73,3 +70,13 @@ class Connection(H11Protocol):
         if self._write_due is not None:
             self._write_due.cancel()
             self._write_due = None
+
+
+def limited(limits: Limits) -> type[Connection]:
+    """Return the type of the connections with these limits: uvicorn makes them."""
+
+    class Limited(Connection):
+        pass
+
+    Limited.limits = limits
+    return Limited

@@ -25,7 +25,7 @@ from plans.process import SIGNALLED, answered
 from runtime.continuous import Batching
 from runtime.errors import PeerError
 from runtime.serve.app import application
-from runtime.serve.connection import KEEP_ALIVE_S, MOST_HEADER_BYTES, WRITE_S, Connection
+from runtime.serve.connection import MOST_HEADER_BYTES, limited
 from runtime.serve.service import Service
 from runtime.serve.settings import Settings
 
@@ -93,27 +93,10 @@ class Server:
 
     async def run(self) -> None:
         """Serve until ``end``, and then to the end of what was begun; raises as the function ``run``."""
-        settings = self._settings
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         if self._ending:
             return
-        http = Http(
-            uvicorn.Config(
-                application(self._service, key=settings.key, host=settings.host),
-                http=Connection,
-                ws="none",
-                lifespan="off",
-                loop="none",
-                log_config=None,
-                log_level="error",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                h11_max_incomplete_event_size=MOST_HEADER_BYTES,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=math.ceil(WRITE_S) + 5,
-            )
-        )
+        http = http_server(self._service, self._settings)
         serving = asyncio.create_task(http.serve(sockets=[self._listener]))
         ended = asyncio.create_task(self._ended.wait())
         try:
@@ -151,6 +134,28 @@ class Server:
                 raise failed.result()
         finally:
             failed.cancel()
+
+
+def http_server(service: Service, settings: Settings) -> "Http":
+    """Return uvicorn's server of a service, with the limits of the settings."""
+    limits = settings.limits
+    return Http(
+        uvicorn.Config(
+            application(service, settings),
+            http=limited(limits),
+            ws="none",
+            lifespan="off",
+            loop="none",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+            timeout_keep_alive=limits.idle_s,
+            timeout_graceful_shutdown=math.ceil(limits.write_s) + 5,
+        )
+    )
 
 
 class Http(uvicorn.Server):

@@ -8,6 +8,25 @@ from plans.schema import Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Most that connections and requests may take."""
+
+    connections: int = 512
+    idle_s: int = 60
+    """Seconds that a connection may be idle between requests."""
+    headers_s: float = 10.0
+    """Seconds from the connection, or the first byte of a later request, to the end of the headers."""
+    body_s: float = 30.0
+    """Seconds in which a body comes."""
+    body_bytes: int = 4 << 20
+    """Bytes of one body."""
+    bodies_bytes: int = 64 << 20
+    """Bytes of all bodies that are being received and read."""
+    write_s: float = 30.0
+    """Seconds in which a client takes what was sent to it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Options of a server."""
 
@@ -20,6 +39,7 @@ class Settings:
     """Key of all requests; None asks for none."""
     queue: int
     """Most requests that wait for a place."""
+    limits: Limits = Limits()
 
 
 def is_loopback(host: str) -> bool:
