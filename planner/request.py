@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from planner.costs import stall
 from planner.errors import ConfigError, InputError
 from planner.families import BaseInput, DraftInput
+from planner.families.config import saved_dtype
 from planner.hardware.records import HardwareInventory
 from plans.check_inputs import MOST_MASK_VALUES, MOST_TREE, mask_values, path_problems, static_tree
 from plans.format import quote
@@ -102,8 +103,7 @@ def resolve_dtype(wanted: Wanted, base: BaseInput, inventory: HardwareInventory)
         return wanted.dtype
     if all(device.kind == "cpu" for device in inventory.devices):
         return "float32"
-    config = base.checkpoint.config
-    name = config.get("dtype", config.get("torch_dtype", "bfloat16"))
+    name = saved_dtype(base.checkpoint.config) or "bfloat16"
     dtype: DType
     for dtype in get_args(DType):
         if name == dtype:

@@ -148,6 +148,10 @@ def report(out: Path, result: planning.PlanResult, request: Request, previous: P
     """Write what was planned to stderr, with the details that ``verbose`` asks for."""
     plan, drafter = result.plan, result.draft
     say(f"{out}: {summary_line(plan)}, solved in {result.solved.solve_s:.2f} s")
+    for note in result.base.notes:
+        say(f"{out}: {note}")
+    for note in drafter.notes if drafter is not None else ():
+        say(f"{out}: EAGLE head: {note}")
     if request.wanted.context == "max":
         limit = "the model's limit" if plan.options.context == request.base.max_positions else "the most that fits"
         say(f"{out}: --context max is {plan.options.context}, {limit}")

@@ -54,6 +54,9 @@ def run(
         write_html(frozen, html_file)
     else:
         out(tables(frozen, sys.stdout), styled=True)
+        config = plan / BASE_CONFIG
+        for note in load_base(config).notes if config.is_file() else ():
+            say(f"{plan}: {note}")
         if not (plan / IMAGES_FILE).is_file():
             say(f"{plan}: no images are compiled, so no weights of this plan were seen here")
     if verbose:

@@ -12,6 +12,7 @@ a part of a tensor is chosen later, by the solver; ``planner.images.layout`` lay
     llama, ...     a family each: ``read(keys)``             eagle, eagle3   a kind each: ``read(keys, base, facts)``
     llama_layout   what all families share                   eagle_common    what both kinds share
     config         keys of a config, used or refused         tensors         derived tensors against the headers'
+    wrappers       the text part of models of images         refused         models that are known and not computed
     rope           rotary frequencies                        windows         which layers attend over a window
     records        what is returned
 

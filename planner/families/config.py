@@ -39,9 +39,15 @@ _ASSERTED: Mapping[str, tuple[Any, str]] = {
     "add_cross_attention": (False, "cross attention is not computed here"),
     "cross_attention_hidden_size": (None, "cross attention is not computed here"),
     "pruned_heads": ({}, "pruned heads are not computed here"),
-    "auto_map": (None, "code that comes with a checkpoint is never run"),
 }
 """The one value of a key that is computed here, and the reason for which another is refused."""
+
+
+def saved_dtype(config: Mapping[str, Any]) -> Any:
+    """Return the dtype in which a checkpoint was saved, by its config or that of its text part; None if absent."""
+    text = config.get("text_config")
+    parts = (config, text if isinstance(text, dict) else {})
+    return next((part[name] for part in parts for name in ("dtype", "torch_dtype") if part.get(name) is not None), None)
 
 
 def words(text: str) -> frozenset[str]:
@@ -54,10 +60,16 @@ _HARMLESS = (
     words("architectures model_type transformers_version _name_or_path torch_dtype dtype initializer_range use_cache")
     | words("attention_dropout hidden_dropout embd_pdrop resid_pdrop max_window_layers unsloth_fixed unsloth_version")
     | words("_attn_implementation _attn_implementation_autoset attn_implementation torchscript use_bfloat16")
-    | words("is_llama_config transformers.js_config")
+    | words("is_llama_config transformers.js_config _commit_hash _auto_class gradient_checkpointing model_parallel")
+    | words("_flash_attn_2_enabled use_flash_attn use_flash_attention use_flash_attention_2 trust_remote_code")
+    | words(
+        "_attn_implementation_internal _experts_implementation _experts_implementation_internal neftune_noise_alpha"
+    )
+    # Lengths for which prompts were cut in training; positions are limited by max_position_embeddings alone.
+    | words("max_sequence_length model_max_length tokenizer_model_max_length")
     # Tokens that are never inserted by this runtime.
     | words("pad_token_id sep_token_id unk_token_id cls_token_id decoder_start_token_id forced_bos_token_id")
-    | words("forced_eos_token_id tokenizer_class prefix")
+    | words("forced_eos_token_id tokenizer_class prefix padding_side tokenizer_padding_side")
     # Outputs that transformers returns, and the task for which it returns them.
     | words("return_dict return_dict_in_generate output_hidden_states output_attentions output_scores is_decoder")
     | words(
@@ -67,7 +79,8 @@ _HARMLESS = (
     | words("max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature")
     | words("top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences")
     | words("encoder_no_repeat_ngram_size bad_words_ids remove_invalid_values exponential_decay_length_penalty")
-    | words("suppress_tokens begin_suppress_tokens")
+    | words("suppress_tokens begin_suppress_tokens max_new_tokens min_new_tokens penalty_alpha renormalize_logits")
+    | words("forced_decoder_ids use_return_dict")
 )
 """Keys that change nothing, whatever their value."""
 
@@ -85,6 +98,8 @@ class Keys:
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.where = where
+        self.notes: list[str] = []
+        """What a person should know of keys that are no reason to refuse, in words."""
         self._config = config
         self._read: set[str] = set()
 
@@ -136,6 +151,7 @@ class Keys:
 
     def finish(self, harmless: frozenset[str] = frozenset()) -> None:
         """Raise ConfigError for a key that was not read, unless it has its asserted value or is harmless."""
+        self._judge_auto_map()
         for name, (allowed, reason) in _ASSERTED.items():
             if name not in self._read:
                 self.expect(name, allowed, reason)
@@ -149,6 +165,27 @@ class Keys:
                 raise self.fail(
                     name, "unknown key: it may change what is computed; if it does not, remove it from the config"
                 )
+
+    def _judge_auto_map(self) -> None:
+        """Note ``auto_map`` where its model is the architecture, by name; raise ConfigError for another model's code.
+
+        Old checkpoints of architectures that transformers has by now still name their own files.
+        """
+        classes, architectures = self.get("auto_map", {}), self._config.get("architectures")
+        models = [
+            str(name).rpartition(".")[2]
+            for auto, name in (classes.items() if isinstance(classes, dict) else [("", classes)])
+            if auto not in ("AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoModel", "AutoImageProcessor")
+        ]
+        if any(not isinstance(architectures, list) or name not in architectures for name in models):
+            raise self.fail(
+                "auto_map", f"found {quote(classes)}, expected null: code that comes with a checkpoint is never run"
+            )
+        if classes:
+            computed = (
+                f"computed as {architectures[0]} of transformers" if architectures else "the config alone is read"
+            )
+            self.notes.append(f"auto_map: code that comes with the checkpoint is not run: {computed}")
 
     def _value(self, name: str, default: Any, expected: str) -> Any:
         value = self.get(name, None if default is _REQUIRED else default)

@@ -14,9 +14,11 @@ from planner.checkpoints.formats import refuse_quantized
 from planner.checkpoints.header import TensorInfo
 from planner.checkpoints.summary import Summary, describe
 from planner.errors import CheckpointError
-from planner.families.config import Keys
+from planner.families.config import Keys, saved_dtype
 from planner.families.records import BaseInput, BaseReading, DraftFacts, DraftInput, DraftReading
+from planner.families.refused import REASONS
 from planner.families.tensors import check_tensors, table_sha256
+from planner.families.wrappers import WRAPPERS, as_wrapped, text_part
 from plans.dtypes import HEADER_NAMES
 from plans.format import quote
 from plans.schema import Draft
@@ -45,17 +47,25 @@ def load_base(path: Path) -> BaseInput:
     keys = Keys(checkpoint.config, str(checkpoint.config_file))
     family = _family(keys)
     refuse_quantized(checkpoint.config, checkpoint.config_file, checkpoint.tensors)
+    wrapper, notes = WRAPPERS.get(family), keys.notes
+    if wrapper is not None:
+        part = text_part(wrapper, keys, checkpoint.config)
+        family, keys, notes = part.family, part.keys, [*notes, part.note]
     reading: BaseReading = importlib.import_module(f"planner.families.{family}").read(keys)
+    tensors_sha256 = table_sha256(reading.roles)
+    if wrapper is not None:
+        reading = as_wrapped(wrapper, reading, checkpoint.tensors or ())
     if checkpoint.tensors is not None:
         check_tensors(checkpoint, checkpoint.tensors, reading)
     return BaseInput(
         model=reading.model,
+        notes=tuple(dict.fromkeys([*notes, *keys.notes])),
         rope=reading.rope,
         roles=reading.roles,
         checkpoint=checkpoint,
         max_positions=reading.max_positions,
         config_sha256=hashlib.sha256(checkpoint.config_bytes).hexdigest(),
-        tensors_sha256=table_sha256(reading.roles),
+        tensors_sha256=tensors_sha256,
     )
 
 
@@ -75,6 +85,7 @@ def load_draft(path: Path, base: BaseInput, facts: DraftFacts | None = None) -> 
         check_tensors(checkpoint, checkpoint.tensors, reading)
     return DraftInput(
         draft=reading.draft,
+        notes=tuple(keys.notes),
         rope=reading.rope,
         roles=reading.roles,
         checkpoint=checkpoint,
@@ -100,8 +111,7 @@ def scan(path: Path) -> Summary:
     if checkpoint.tensors is not None:
         return describe({name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()})
     base = load_base(path)
-    config = checkpoint.config
-    dtype = HEADER_NAMES.get(str(config.get("dtype", config.get("torch_dtype"))), "F32")
+    dtype = HEADER_NAMES.get(str(saved_dtype(checkpoint.config)), "F32")
     return describe({source.name: (dtype, source.shape) for source in base.roles.values()})
 
 
@@ -120,15 +130,20 @@ def _refuse_drafter(checkpoint: Checkpoint) -> None:
 
 
 def _family(keys: Keys) -> str:
-    """Return ``model_type``, or the family of the one architecture of a config without it; raise ConfigError."""
+    """Return the family or wrapper: ``model_type``, or that of the one architecture of a config without it.
+
+    Raise ConfigError for any other.
+    """
+    known = dict(FAMILIES) | {name: wrapper.architecture for name, wrapper in WRAPPERS.items()}
     architectures = keys.get("architectures", [])
-    named = next((name for name, architecture in FAMILIES.items() if architectures == [architecture]), "")
+    named = next((name for name, architecture in known.items() if architectures == [architecture]), "")
     family = keys.get("model_type", named)
-    if not isinstance(family, str) or family not in FAMILIES:
+    if not isinstance(family, str) or family not in known:
         value = keys.get("model_type", architectures)
-        raise keys.fail("model_type", f"found {quote(value)}, expected one of {', '.join(FAMILIES)}")
-    if architectures not in ([], [FAMILIES[family]]):
-        raise keys.fail("architectures", f"found {quote(architectures)}, expected {[FAMILIES[family]]!r}")
+        reason = f": {REASONS[family]}" if isinstance(family, str) and family in REASONS else ""
+        raise keys.fail("model_type", f"found {quote(value)}{reason}, expected one of {', '.join(known)}")
+    if architectures not in ([], [known[family]]):
+        raise keys.fail("architectures", f"found {quote(architectures)}, expected {[known[family]]!r}")
     return family
 
 

@@ -32,6 +32,8 @@ class Reading:
     roles: Roles
     ignored: Mapping[str, tuple[int, ...]]
     """Shapes of tensors that a checkpoint may have and nothing needs, by name."""
+    ignored_prefixes: tuple[str, ...] = ()
+    """Prefixes of the names of tensors that belong to another part of the model, such as that for images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +79,8 @@ class Input:
     """SHA-256 of ``config.json``."""
     tensors_sha256: str
     """Digest of the derived tensors (``tensors.table_sha256``): a bare config has the same."""
+    notes: tuple[str, ...] = ()
+    """What the config asks for and what is done instead, in words: for a person to know, and no reason to refuse."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,8 @@ def check_tensors(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], rea
         if name not in tensors:
             raise CheckpointError(f"{where}: {name}: missing, expected shape {list(source.shape)} by config.json")
     for name, info in tensors.items():
+        if name not in derived and name.startswith(reading.ignored_prefixes):
+            continue
         shape = derived[name].shape if name in derived else reading.ignored.get(name)
         if shape is None:
             raise CheckpointError(

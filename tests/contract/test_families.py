@@ -21,7 +21,7 @@ from runtime.processes.rank import Rank
 from runtime.request import Request
 from tests.contract.ranks import on_all_ranks, with_engines
 from tests.plan_factory import make_plan, whole_group, write_draft
-from tests.planner.tiny_checkpoints import CLASSES, saved
+from tests.planner.tiny_checkpoints import CLASSES, WRAPPED, saved, saved_wrapper
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -100,6 +100,27 @@ def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, family: str
             assert (ours - logits).abs().max() <= 1e-4 * logits.abs().max()
         for tokens in with_engines(plan, directory, both_ways):
             assert tokens == [expected, expected]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_text_part_of_a_model_of_images_computes_what_the_whole_does_for_text(
+    tmp_path: Path, name: str, tied: bool
+) -> None:
+    torch.manual_seed(5)
+    checkpoint = saved_wrapper(tmp_path / "base", name, tied, initializer_range=0.4, eos_token_id=None)
+    model = WRAPPED[name][1].from_pretrained(checkpoint, dtype=torch.float32).requires_grad_(False).eval()
+    with torch.inference_mode():
+        out = model.generate(torch.tensor([PROMPT]), max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False)
+        logits = model(torch.tensor([PROMPT])).logits[0]
+    expected = tuple(out[0, len(PROMPT) :].tolist())
+    assert len(set(expected)) > 4, "a model that repeats a few tokens would prove nothing"
+    plan, directory = compiled(tmp_path, checkpoint, ("a",))
+    for state in on_all_ranks(plan, directory, lambda image, comm: last_states(plan, image, comm)):
+        ours = state @ model.lm_head.weight.T
+        assert (ours - logits).abs().max() <= 1e-4 * logits.abs().max()
+    for tokens in with_engines(plan, directory, both_ways):
+        assert tokens == [expected, expected]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -10,16 +10,26 @@ import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from planner.errors import InputError
@@ -55,6 +65,55 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "norm_topk_prob": True},
 }
 """Keys of a small config of each family, in addition to SMALL."""
+
+
+_VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+_VISION |= {"image_size": 32, "patch_size": 8}
+_QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4}
+_QWEN_VISION |= {"out_hidden_size": 16, "deepstack_visual_indexes": [0]}
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+
+WRAPPED: dict[str, tuple[type[Any], type[Any], dict[str, Any], dict[str, Any]]] = {
+    "llava": (
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        {"model_type": "llama"},
+        {"model_type": "clip_vision_model", "projection_dim": 16, **_VISION},
+    ),
+    "mistral3": (
+        Mistral3Config,
+        Mistral3ForConditionalGeneration,
+        {"model_type": "mistral", "sliding_window": None, "head_dim": 6},
+        {"model_type": "pixtral", **_VISION},
+    ),
+    "qwen2_vl": (
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        {"num_attention_heads": 2, "rope_parameters": _MROPE},
+        {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4},
+    ),
+    "qwen2_5_vl": (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        {"num_attention_heads": 2, "rope_parameters": _MROPE, "rms_norm_eps": 1e-6},
+        _QWEN_VISION,
+    ),
+    "qwen3_vl": (
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        {"head_dim": 8, "rope_parameters": _MROPE | {"mrope_interleaved": True}},
+        _QWEN_VISION,
+    ),
+}
+"""Config and model class of each wrapper, keys of its text part in addition to SMALL, and of its vision part."""
+
+
+def saved_wrapper(path: Path, name: str, tied: bool = False, **changes: Any) -> Path:
+    """Save a tiny random model of text and images; ``changes`` are of its text part."""
+    config_class, model_class, text, vision = WRAPPED[name]
+    config = config_class(text_config=SMALL | text | changes, vision_config=vision, tie_word_embeddings=tied)
+    model_class(config).save_pretrained(path)
+    return path
 
 
 def config_of(family: str, **changes: Any) -> Any:

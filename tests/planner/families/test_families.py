@@ -105,7 +105,8 @@ def test_the_readme_lists_every_family_and_kind_of_eagle_head() -> None:
 KEYS: list[tuple[dict[str, Any], str]] = [
     (
         {"model_type": "gpt2"},
-        "model_type: found 'gpt2', expected one of llama, mistral, qwen2, qwen3, mixtral, qwen3_moe",
+        "model_type: found 'gpt2': learned positions and biased norms are not computed here, expected one of "
+        + ", ".join([*load.FAMILIES, *load.WRAPPERS]),
     ),
     (
         {"architectures": ["LlamaForSequenceClassification"]},
@@ -206,6 +207,60 @@ KEYS: list[tuple[dict[str, Any], str]] = [
 def test_an_unsupported_key_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     file = bare(tmp_path, SMALL | {"model_type": "llama"} | changes)
     assert refused(ConfigError, lambda: load_base(file)) == f"{file}: {message}"
+
+
+HARMLESS: dict[str, Any] = {
+    "_commit_hash": "4e20de362430cd3b72f300e6b0f18e50e7166e08",  # Llama-3.2-1B, as code dumps it
+    "max_sequence_length": 2048,  # Vicuna 1.3
+    "model_max_length": 4096,
+    "tokenizer_model_max_length": 16384,  # LongChat
+    "tokenizer_padding_side": "right",
+    "pretraining_tp": 1,
+    "rope_scaling": None,
+    "quantization_config": None,
+    "use_cache": True,
+    "transformers_version": "4.31.0",
+    "torch_dtype": "float16",
+    "attn_implementation": "flash_attention_2",
+    "_attn_implementation_internal": "sdpa",
+    "_flash_attn_2_enabled": True,
+    "use_flash_attn": False,
+    "unsloth_fixed": True,
+    "max_length": 4096,
+    "max_new_tokens": 512,
+    "pad_token_id": -1,
+    "auto_map": None,
+    "gradient_checkpointing": True,
+    "_auto_class": None,
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_a_key_that_changes_nothing_is_known(tmp_path: Path, name: str) -> None:
+    plain = load_base(bare(tmp_path / "plain", SMALL | {"model_type": "llama"}))
+    base = load_base(bare(tmp_path / "more", SMALL | {"model_type": "llama", name: HARMLESS[name]}))
+    assert (base.model, base.rope, base.max_positions, base.roles, base.notes) == (
+        plain.model,
+        plain.rope,
+        plain.max_positions,
+        plain.roles,
+        (),
+    )
+
+
+def test_code_of_a_known_architecture_is_not_run_and_that_is_noted(tmp_path: Path) -> None:
+    known = SMALL | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    classes = {"AutoConfig": "configuration_x.XConfig", "AutoModelForCausalLM": "org/x--modeling_x.LlamaForCausalLM"}
+    base = load_base(bare(tmp_path / "known", known | {"auto_map": classes}))
+    assert base.notes == (
+        "auto_map: code that comes with the checkpoint is not run: computed as LlamaForCausalLM of transformers",
+    )
+    other = classes | {"AutoModelForCausalLM": "modeling_x.XForCausalLM"}
+    for config in (known | {"auto_map": other}, SMALL | {"model_type": "llama", "auto_map": classes}):
+        file = bare(tmp_path / "other", config)
+        message = refused(ConfigError, lambda file=file: load_base(file))  # type: ignore[misc]
+        assert message.startswith(f"{file}: auto_map: found {{'AutoConfig': 'configuration_x.XConfig', ")
+        assert message.endswith("expected null: code that comes with a checkpoint is never run")
 
 
 def test_null_counts_as_absent(tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""Models of text and images of which the text part is planned: its config, and the names of its tensors.
+
+A wrapper's config has the text part's keys in ``text_config`` (older ones of Qwen2-VL: among its own). The text part is
+a model of a family here, computed alike for a prompt of text alone:
+
+- Qwen's ``mrope`` turns each pair of channels by one of three positions (time, height, width), which are equal for
+  tokens of text: it is then the plain rotary embedding, so its sections are left out.
+- What an image adds (embeddings, the deep features of qwen3_vl) is added at the positions of its tokens alone.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from planner.families.config import Keys, words
+from planner.families.records import BaseReading, Roles
+from plans.format import quote
+
+TEXT = "text_config"
+VISION_KEYS = words("vision_config image_token_id image_token_index video_token_id video_token_index vision_token_id")
+"""Keys of a wrapper that are about its images in all families."""
+_TOKENS = words("vision_start_token_id vision_end_token_id boi_token_index eoi_token_index boi_token_id eoi_token_id")
+_PROJECTOR = words("projector_hidden_act multimodal_projector_bias spatial_merge_size vision_feature_layer") | words(
+    "vision_feature_select_strategy image_seq_length image_grid_pinpoints mm_tokens_per_image"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wrapper:
+    """A kind of model with a text part that is planned."""
+
+    architecture: str
+    families: Mapping[str, str]
+    """Family of the text part, by the ``model_type`` of ``text_config``; the first is that of a config without it."""
+    prefixes: tuple[tuple[str, str], ...]
+    """Each way in which the text part's tensors are named: what stands for ``model.``, and for ``lm_head.``."""
+    vision: tuple[str, ...]
+    """Prefixes of the names of the other tensors."""
+    harmless: frozenset[str]
+    """Keys that are about images alone."""
+    spelled: tuple[str, ...] = ()
+    """Keys whose default for an absent key is not that of the family, so that they must be there."""
+
+
+_LLAVA_PREFIXES = (
+    ("language_model.model.", "language_model.lm_head."),
+    ("model.language_model.", "lm_head."),
+)
+_LLAVA_VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_QWEN_SPELLED = ("rms_norm_eps", "num_key_value_heads")
+
+WRAPPERS: Mapping[str, Wrapper] = {
+    "llava": Wrapper(
+        architecture="LlavaForConditionalGeneration",
+        families={"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"},
+        prefixes=_LLAVA_PREFIXES,
+        vision=_LLAVA_VISION,
+        harmless=_PROJECTOR,
+    ),
+    "mistral3": Wrapper(
+        architecture="Mistral3ForConditionalGeneration",
+        families={"mistral": "mistral"},
+        prefixes=_LLAVA_PREFIXES,
+        vision=_LLAVA_VISION,
+        harmless=_PROJECTOR,
+    ),
+    "qwen2_vl": Wrapper(
+        architecture="Qwen2VLForConditionalGeneration",
+        families={"qwen2_vl_text": "qwen2"},
+        prefixes=(("model.", "lm_head."), ("model.language_model.", "lm_head.")),
+        vision=("visual.", "model.visual."),
+        harmless=_TOKENS,
+        spelled=_QWEN_SPELLED,
+    ),
+    "qwen2_5_vl": Wrapper(
+        architecture="Qwen2_5_VLForConditionalGeneration",
+        families={"qwen2_5_vl_text": "qwen2"},
+        prefixes=(("model.", "lm_head."), ("model.language_model.", "lm_head.")),
+        vision=("visual.", "model.visual."),
+        harmless=_TOKENS,
+        spelled=_QWEN_SPELLED,
+    ),
+    "qwen3_vl": Wrapper(
+        architecture="Qwen3VLForConditionalGeneration",
+        families={"qwen3_vl_text": "qwen3"},
+        prefixes=(("model.language_model.", "lm_head."),),
+        vision=("model.visual.",),
+        harmless=_TOKENS,
+        spelled=_QWEN_SPELLED,
+    ),
+}
+"""Wrappers by ``model_type``. Names of tensors are those of published checkpoints and of transformers' own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextPart:
+    """The text part of a wrapper, to be read by its family."""
+
+    family: str
+    keys: Keys
+    note: str
+    """What is planned and what is not, in words."""
+
+
+def text_part(wrapper: Wrapper, keys: Keys, config: Mapping[str, Any]) -> TextPart:
+    """Return the text part of a wrapper's config, of which all other keys are judged; raise ConfigError."""
+    outer = VISION_KEYS | wrapper.harmless
+    nested = keys.has(TEXT)
+    inner = keys.get(TEXT, {name: value for name, value in config.items() if name not in outer})
+    if not isinstance(inner, dict):
+        raise keys.fail(TEXT, f"found {quote(inner)}, expected an object")
+    kind = inner.get("model_type", next(iter(wrapper.families))) if nested else next(iter(wrapper.families))
+    if kind not in tuple(wrapper.families):
+        raise keys.fail(TEXT, f"model_type: found {quote(kind)}, expected one of {', '.join(wrapper.families)}")
+    family = wrapper.families[kind]
+    text = dict(inner)
+    for name in ("model_type", "architectures", "vision_config"):
+        text.pop(name, None)
+    if keys.has("tie_word_embeddings"):  # a wrapper's own counts
+        text["tie_word_embeddings"] = keys.get("tie_word_embeddings")
+    text |= {name: keys.get(name) for name in ("bos_token_id", "eos_token_id") if keys.has(name) and name not in text}
+    for name in ("rope_scaling", "rope_parameters"):
+        if isinstance(text.get(name), dict):
+            text[name] = _of_text(text[name])
+    part = Keys(text, f"{keys.where}: {TEXT}" if nested else keys.where)
+    for name in wrapper.spelled:
+        if not part.has(name):
+            raise part.fail(name, f"missing, expected it here: its default is not that of {family}")
+    if nested:
+        _refuse_others(keys, config, outer, inner)
+    return TextPart(family=family, keys=part, note=f"planned as its text part, {family}: images are not read")
+
+
+def as_wrapped(wrapper: Wrapper, reading: BaseReading, tensors: Collection[str]) -> BaseReading:
+    """Return a reading with the names that the tensors of the text part have in a checkpoint; of none, the first way.
+
+    The tensors of the other parts are ignored.
+    """
+    ways = [_renamed(reading.roles, *prefix) for prefix in wrapper.prefixes]
+    roles = max(ways, key=lambda way: len({source.name for source in way.values()}.intersection(tensors)))
+    return dataclasses.replace(reading, roles=roles, ignored_prefixes=wrapper.vision)
+
+
+def _renamed(roles: Roles, model: str, lm_head: str) -> Roles:
+    """Return the roles with other prefixes than ``model.`` and ``lm_head.``."""
+    return {
+        role: dataclasses.replace(
+            source,
+            name=lm_head + source.name.removeprefix("lm_head.")
+            if source.name.startswith("lm_head.")
+            else model + source.name.removeprefix("model."),
+        )
+        for role, source in roles.items()
+    }
+
+
+def _of_text(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a rotary embedding without those of ``mrope``, which change nothing for text."""
+    left = {name: value for name, value in rope.items() if name not in ("mrope_section", "mrope_interleaved")}
+    return {name: "default" if value == "mrope" else value for name, value in left.items()}
+
+
+def _refuse_others(keys: Keys, config: Mapping[str, Any], outer: frozenset[str], inner: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a key beside ``text_config`` that is not known, and is not repeated from it."""
+    for name, value in config.items():
+        if name in inner and value == inner[name]:
+            keys.get(name)  # known, and judged where it counts
+    keys.finish(outer)
