@@ -18,6 +18,9 @@ the datum, what was found, what was expected, and what to do.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+SLOW_STEP_NS = 10**9
+"""A step that takes longer is slow: a person waits for every token."""
+
 
 class PlannerError(Exception):
     """Any refusal of the planner."""
@@ -61,6 +64,11 @@ class Change:
     bound_ns: int | None = None
     """With a gap: proven lower bound of the step time; None where the plan is optimal."""
 
+    @property
+    def slow(self) -> bool:
+        """True where a step takes more than a second, which few people wait for."""
+        return self.objective_ns > SLOW_STEP_NS
+
 
 class InfeasibleError(PlannerError):
     """A model that does not fit on the devices; the message says how many bytes are short, and where."""
@@ -75,18 +83,21 @@ class InfeasibleError(PlannerError):
         changes: tuple[Change, ...] | None = None,
         undecided: tuple[str, ...] = (),
         untimed: tuple[str, ...] = (),
+        estimates: tuple[str, ...] = (),
     ) -> None:
         """Take missing bytes and remedies.
 
         ``short_bytes``: bytes by device, under the packing that the message names; ``least_bytes``: proven to be
         missing in all. ``changes``: single changes that make it fit, None where none were sought. ``undecided``: kinds
         of changes whose effect the limit left open; ``untimed``: kinds that make it fit with an unknown step time.
+        ``estimates``: what would fit by its bytes, and is no option, in words.
         """
         super().__init__(message)
         self.short_bytes = dict(short_bytes)
         self.least_bytes = least_bytes
         self.undecided = undecided
         self.untimed = untimed
+        self.estimates = estimates
         self.changes = changes
 
 

@@ -34,6 +34,7 @@ def describe(error: PlannerError | PlanError) -> dict[str, Any]:
             data["changes"] = [describe_change(change) for change in error.changes]
             data["undecided"] = list(error.undecided)
             data["untimed"] = list(error.untimed)
+            data["estimates"] = list(error.estimates)
     if isinstance(error, NotProvenError):
         data |= {"objective_ns": error.objective_ns, "bound_ns": error.bound_ns, "gap": error.gap}
     return data
@@ -61,12 +62,17 @@ def changes_table(error: InfeasibleError) -> str:
     if error.undecided:
         kinds = ", ".join(error.undecided)
         text.append(f"Not decided within the limit whether this makes it fit: {kinds}.")
-    return "\n".join(text) or "No single change makes it fit."
+    text = text or ["No single change makes it fit."]
+    if error.estimates:
+        text += ["By the sum of bytes alone:", *(f"  {words}" for words in error.estimates)]
+    return "\n".join(text)
 
 
 def _line(change: Change) -> str:
     words = change.change
     if change.bound_ns is not None:
         words += f" (the fastest placement is not proven: none takes less than {format_ns(change.bound_ns)})"
+    if change.slow:
+        words += " (slow: more than 1 s per step)"
     options = f": {' '.join(change.args)}" if change.args else ""
     return f"  {format_ns(change.objective_ns):>9} per step  {words}{options}"

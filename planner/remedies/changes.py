@@ -1,4 +1,4 @@
-"""Changes of a refused request that may make it fit: of one option, or one more device.
+"""Changes of a refused request that may make it fit: of one option, or more devices of one type.
 
 A quantity is changed no more than it must be: bytes only grow with it, so the largest value that fits is found by
 bisection.
@@ -13,9 +13,11 @@ from planner.enough_hosts import needed_bytes, short_bytes
 from planner.hardware import units
 from planner.hardware.catalog import CPU, catalog
 from planner.hardware.records import ListedDevice
+from planner.integers import ceil_div
 from planner.longest_context import CONTEXT_STEP, largest, least_step
 from planner.remedies.probe import Candidate, Probe
 from planner.request import DEFAULT_TREE, Request, Wanted, resolve_dtype, tree_text
+from plans.check_inputs import MOST_DEVICES
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.schema import DType, Host, KvAxis, KvDType
 from plans.usable import unusable_devices
@@ -24,6 +26,9 @@ HOST_BANDWIDTH_BYTES_PER_S = 40 * 10**9
 HOST_FLOPS_PER_S = 500 * 10**9
 """Rates assumed for a host CPU that the inventory does not list, and named in the change: two channels of DDR4, eight
 cores with AVX2."""
+
+MOST_MORE = 64
+"""Most devices of one type that are suggested beside those that are listed."""
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -52,7 +57,7 @@ def kinds_of_change(request: Request) -> Iterator[tuple[str, Candidates]]:
     for host, devices in _unlike_hosts(request):
         if not any(device.kind == "cpu" for device in devices):
             yield f"the host CPU of {host.name}", partial(_host_cpu, request, host)
-    yield "one more device", partial(_more_devices, request)
+    yield "more devices", partial(_more_devices, request)
 
 
 def _with(request: Request, wanted: Wanted) -> Request:
@@ -264,7 +269,9 @@ def _least(start: int, most: int, changed: Callable[[int], Request], probe: Prob
 
 
 def _more_devices(request: Request, probe: Probe) -> Iterator[Candidate]:
-    """Yield one more of each device that is unlike the others of its host; the others keep their ordinals."""
+    """Yield the fewest more of each device that is unlike the others of its host; the others keep their ordinals."""
+    short = short_bytes(probe.formulation(request))
+    most = min(MOST_MORE, MOST_DEVICES - len(request.inventory.devices))
     for host, devices in _unlike_hosts(request):
         seen = set()
         ordinals = [device.ordinal for device in devices if device.kind == "cuda"]
@@ -272,14 +279,33 @@ def _more_devices(request: Request, probe: Probe) -> Iterator[Candidate]:
             if _figures(device, request) in seen:
                 continue
             seen.add(_figures(device, request))
-            ordinal = 0 if device.kind == "cpu" else max(ordinals) + 1
-            another = replace(device, id=_free_id(device.id, request), ordinal=ordinal, uuid=None)
-            memory = units.render(units.SIZE, device.memory_bytes)
-            yield Candidate(
-                words=f"one more {device.type} of {memory} on {host.name}, like {device.id}",
-                request=replace(request, inventory=request.inventory.with_device(another)),
-                changes_inventory=True,
-            )
+
+            def changed(count: int, like: ListedDevice = device, last: int = max(ordinals, default=-1)) -> Request:
+                return _with_more(request, like, count, last)
+
+            start = max(1, ceil_div(short, max(1, device.memory_bytes - device.reserve_bytes)))
+            if start > most:
+                continue
+            enough = probe.fits(changed(start))
+            count = start if enough else _least(start + 1, min(2 * start + 2, most), changed, probe)
+            if count is not None:
+                memory = units.render(units.SIZE, device.memory_bytes)
+                number = "one" if count == 1 else count
+                yield Candidate(
+                    words=f"{number} more {device.type} of {memory} on {host.name}, like {device.id}",
+                    request=changed(count),
+                    changes_inventory=True,
+                    known=True,
+                )
+
+
+def _with_more(request: Request, like: ListedDevice, count: int, last_ordinal: int) -> Request:
+    """Return the request with so many more of a device, which follow the last accelerator of the host."""
+    for number in range(1, count + 1):
+        ordinal = 0 if like.kind == "cpu" else last_ordinal + number
+        another = replace(like, id=_free_id(like.id, request), ordinal=ordinal, uuid=None)
+        request = replace(request, inventory=request.inventory.with_device(another))
+    return request
 
 
 def _unlike_hosts(request: Request) -> Iterator[tuple[Host, list[ListedDevice]]]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from planner.errors import Change, InfeasibleError
 from planner.formulations import Formulations
 from planner.remedies.changes import kinds_of_change
+from planner.remedies.estimates import estimates
 from planner.remedies.probe import Probe
 from planner.request import Request
 from planner.solver import limits
@@ -25,6 +26,7 @@ def explain(
     changes: list[Change] = []
     undecided: list[str] = []
     untimed: list[str] = []
+    probe = Probe(settings=replace(settings, limit=limit), formulations=formulations)
     for kind, candidates in kinds_of_change(request):
         probe = Probe(settings=replace(settings, limit=limit), formulations=formulations)
         helpful: list[Change] = []
@@ -40,6 +42,13 @@ def explain(
             untimed.append(kind)
         elif not helpful and probe.undecided:
             undecided.append(kind)
+    changes.sort(key=lambda change: change.slow)  # stable: the others keep the order of their kinds
     return InfeasibleError(
-        str(refused), refused.short_bytes, refused.least_bytes, tuple(changes), tuple(undecided), tuple(untimed)
+        str(refused),
+        refused.short_bytes,
+        refused.least_bytes,
+        tuple(changes),
+        tuple(undecided),
+        tuple(untimed),
+        tuple(estimates(request, probe.formulation(request))),
     )
