@@ -38,6 +38,7 @@ ROOMS = {
         "planner.enough_hosts",
     },
     "planner.emit": {"planner.costs", "planner.problem", "planner.solver"},
+    "planner.exports": {"planner.errors", "planner.problem"},
     "planner.plan_directory": {"planner.errors", "planner.durable", "planner.families"},
     "planner.build": {
         *("planner.errors", "planner.costs", "planner.families", "planner.problem", "planner.solver"),
@@ -56,7 +57,7 @@ ROOMS = {
     "planner.commands": {
         *("planner.errors", "planner.demo_model", "planner.report", "planner.hardware", "planner.checkpoints"),
         *("planner.families", "planner.solver", "planner.problem", "planner.images", "planner.request"),
-        *("planner.plan_directory", "planner.remedies", "planner.api"),
+        *("planner.plan_directory", "planner.remedies", "planner.api", "planner.exports"),
     },
     "planner.cli": {"planner.commands"},
     "planner.__main__": {"planner.cli"},

@@ -27,6 +27,8 @@ from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.schema import KvAxis, Strategy
 
+EXPORTED = ("vllm", "accelerate", "llama.cpp", "exllamav3")
+"""Programs for which ``show`` writes arguments."""
 MOST_WORKERS = 64
 MOST_SOLVER_SEED = (1 << 31) - 1
 """Largest seed that CP-SAT takes."""
@@ -281,6 +283,11 @@ SHOW = Command(
         click.Option(["--markdown"], is_flag=True, help="Write Markdown for a review."),
         click.Option(["--html", "html_file"], type=PATH, metavar="FILE", help="Write one self-contained HTML file."),
         click.Option(["--device-map"], is_flag=True, help="Write a Hugging Face device_map, where no layer is split."),
+        click.Option(
+            ["--export"],
+            type=OneOf(EXPORTED),
+            help="Write the nearest arguments of this program, with comments; refused where it would place otherwise.",
+        ),
         click.Option(
             ["--slot"], metavar="NAME", help="Write which bytes of which checkpoint files a slot of the images is from."
         ),

@@ -1,4 +1,4 @@
-"""``show``: a plan as tables, Markdown, HTML, JSON or a device map, or the sources of one slot of its images."""
+"""``show``: a plan as tables, Markdown, HTML, JSON, a device map or arguments of others, or the sources of a slot."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from planner.commands.console import one_form, put, say
 from planner.commands.tables import tables
 from planner.errors import InputError
+from planner.exports import accelerate, exllamav3, llama_cpp, vllm
 from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
 from planner.images import provenance, reuse
 from planner.images.inputs import check_inputs, sources_of
@@ -20,6 +21,9 @@ from plans.schema import Plan
 from plans.strict_yaml import dump_yaml
 from plans.terminal import out
 
+EXPORTS = {module.PROGRAM: module.export for module in (vllm, accelerate, llama_cpp, exllamav3)}
+"""What writes a plan for each program, by the name that --export takes."""
+
 
 def run(
     *,
@@ -28,6 +32,7 @@ def run(
     markdown: bool,
     html_file: Path | None,
     device_map: bool,
+    export: str | None,
     slot: str | None,
     model: Path | None,
     draft: Path | None,
@@ -35,11 +40,13 @@ def run(
 ) -> None:
     """Write a plan in the form asked for."""
     pages = (("--markdown", markdown), ("--html", html_file))
-    one_form(("--json", as_json), *pages)
-    one_form(*pages, ("--device-map", device_map), ("--slot", slot))
+    one_form(("--json", as_json), *pages, ("--export", export))
+    one_form(*pages, ("--device-map", device_map), ("--export", export), ("--slot", slot))
     frozen = load(plan)
     if slot is not None:
         show_slot(plan, frozen, slot, model, draft, as_json)
+    elif export is not None:
+        out(EXPORTS[export](frozen), end="")
     elif device_map:
         lines = write_device_map(frozen)
         if as_json:

@@ -165,17 +165,17 @@ def write(plan: Plan) -> dict[str, int | str]:
     On one host devices are called as accelerate calls them, by index or ``cpu``; on several hosts, or with several
     CPUs, by id. A drafter that is split is left out.
     """
-    names = _names(plan.inventory)
+    called = names(plan.inventory)
     lines = {}
     for module, devices in _pieces(plan):
         if len(devices) > 1:
             raise InputError(
                 f"{module} is split over {', '.join(devices)}: a device map places modules whole, so this plan has none"
             )
-        lines[module] = names[devices[0]]
+        lines[module] = called[devices[0]]
     lines["model.rotary_emb"] = lines["model.layers.0"]
     if plan.draft_placement is not None and len(plan.draft_placement.devices) == 1:
-        lines[DRAFT] = names[plan.draft_placement.devices[0]]
+        lines[DRAFT] = called[plan.draft_placement.devices[0]]
     return lines
 
 
@@ -189,15 +189,15 @@ def _pieces(plan: Plan) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "lm_head", plan.head.devices
 
 
-def _names(inventory: Inventory) -> dict[str, int | str]:
+def names(inventory: Inventory) -> dict[str, int | str]:
     """Return the name of each device in a map, by id."""
     devices = inventory.devices
-    names: dict[str, int | str] = {device.id: device.id for device in devices}
+    called: dict[str, int | str] = {device.id: device.id for device in devices}
     if len(inventory.hosts) > 1:
-        return names
+        return called
     cpus = _cpus(devices)
     if len(cpus) < len(devices):
-        names |= {name: index for index, name in enumerate(_numbered(devices))}
+        called |= {name: index for index, name in enumerate(_numbered(devices))}
     if len(cpus) == 1:
-        names[cpus[0]] = "cpu"
-    return names
+        called[cpus[0]] = "cpu"
+    return called
