@@ -21,11 +21,16 @@ class JsonError(ValueError):
     """A text that is not strict JSON, or costs too much to parse; the message names no file."""
 
 
-def loads(data: bytes) -> Any:
-    """Parse UTF-8 JSON without duplicate names, NaN or infinity; raise JsonError."""
+def loads(data: bytes, *, constants: bool = False) -> Any:
+    """Parse UTF-8 JSON without duplicate names, NaN or infinity; raise JsonError.
+
+    ``constants``: NaN and infinities are read as Python's own parser writes them, which published configs have.
+    """
     _check_cost(data)
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=None if constants else _refuse_constant
+        )
     except JsonError:
         raise
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

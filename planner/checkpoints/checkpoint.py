@@ -101,7 +101,7 @@ def _read_checkpoint(path: Path, pickles: bool) -> Checkpoint:
         hint = ": GGUF is not read here" if path.suffix == ".gguf" else ""
         raise CheckpointError(f"{path}: found {kind}, expected a checkpoint's directory or its config.json{hint}")
     config_bytes = _read_small(config_file)
-    config = _parse_json(config_bytes, config_file)
+    config = _parse_json(config_bytes, config_file, constants=True)
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_file}: expected a JSON object")
     tables = None
@@ -134,9 +134,9 @@ def _read_small(file: Path) -> bytes:
         raise CheckpointError(f"{file}: cannot read: {error.strerror}") from error
 
 
-def _parse_json(content: bytes, file: Path) -> Any:
+def _parse_json(content: bytes, file: Path, *, constants: bool = False) -> Any:
     try:
-        return strict_json.loads(content)
+        return strict_json.loads(content, constants=constants)
     except JsonError as error:
         raise CheckpointError(f"{file}: {error}") from error
 

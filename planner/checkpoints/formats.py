@@ -114,13 +114,19 @@ def refuse_quantized(config: Mapping[str, Any], config_file: Path, tensors: Mapp
 
 def _named(key: str, settings: Any) -> str:
     """Return the format that a config describes, with its number of bits where it is given."""
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    method = settings.get("quant_method", _producer(settings)) if isinstance(settings, dict) else None
     if key == "compression_config" or method == "compressed-tensors":
         return f"compressed-tensors{_detail(settings, 'format')}"
     if method is None and key == "quantization_config":
         return quote(settings)
     form = "MLX" if method is None else _METHODS.get(str(method), quote(method))
     return form + _detail(settings, "quant_algo") + _detail(settings, "bits", " bits")
+
+
+def _producer(settings: Mapping[str, Any]) -> Any:
+    """Return the name of the program that wrote settings without a method, as ModelOpt does; None if absent."""
+    producer = settings.get("producer")
+    return producer.get("name") if isinstance(producer, dict) else None
 
 
 def _detail(settings: Any, key: str, unit: str = "") -> str:

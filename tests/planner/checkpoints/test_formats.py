@@ -46,6 +46,10 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
         {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
         "quantization_config: found bitsandbytes",
     ),
+    (
+        {"quantization_config": {"config_groups": {}, "quant_algo": "FP8", "producer": {"name": "modelopt"}}},
+        "quantization_config: found ModelOpt, FP8",
+    ),
     ({"quantization_config": {"quant_method": "quark"}}, "quantization_config: found 'quark'"),
     ({"quantization_config": {"bits": 4}}, "quantization_config: found {'bits': 4}"),
     (
