@@ -48,6 +48,7 @@ ROOMS = {
     "planner.remedies": {
         *("planner.errors", "planner.hardware", "planner.problem", "planner.solver", "planner.request"),
         *("planner.formulations", "planner.enough_hosts", "planner.longest_context", "planner.build"),
+        *("planner.integers", "planner.families"),
     },
     "planner.api": {
         *("planner.errors", "planner.demo_model", "planner.checkpoints", "planner.families", "planner.hardware"),
