@@ -13,7 +13,7 @@ from planner.costs import stall
 from planner.emit import emit
 from planner.enough_hosts import infeasible_on_all, solve_on_enough
 from planner.errors import InputError
-from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
+from planner.families import BaseInput, DraftInput, load_base, load_planned_draft
 from planner.formulations import Formulations
 from planner.longest_context import longest_context
 from planner.plan_directory import BASE_CONFIG, draft_config
@@ -71,7 +71,7 @@ def rebuild(directory: Path, frozen: Plan, settings: Settings) -> Built:
     base = load_base(directory / BASE_CONFIG)
     draft = None
     if frozen.draft is not None:
-        draft = load_draft(draft_config(directory), base, facts_of(frozen.draft))
+        draft = load_planned_draft(draft_config(directory), base, frozen.draft)
     formulation = Formulations().of(base, draft, frozen.inventory, frozen.options)
     return plan(formulation, inputs_of(base, draft), settings, frozen)
 

@@ -38,7 +38,6 @@ from plans.step import (
     SCORE_COLUMNS,
     CandidateLayout,
     accept_rows,
-    beam_rows,
     cache_positions,
     carry_planes,
     draft_rows,
@@ -50,6 +49,7 @@ from plans.step import (
     partial_shape,
     pool_rows,
     prefill_features,
+    read_rows,
     rotary_rows,
     round_up,
     scores_shape,
@@ -97,7 +97,7 @@ def kv_bytes(options: Options, attention: Attention, share: KvShare) -> int:
 
 def draft_kv_bytes(options: Options, draft: Draft, share: KvShare) -> int:
     """Return the bytes of KV of all layers of the drafter for a share; linear in its KV heads."""
-    return draft.num_layers * _cache_bytes(options, draft.attention, share, draft_tree_rows(options))
+    return draft.num_layers * _cache_bytes(options, draft.attention, share, draft_tree_rows(draft, options))
 
 
 def stage_buffers(
@@ -174,10 +174,10 @@ def draft_buffers(
 ) -> tuple[Buffer, ...]:
     """Return the buffers of a device with a share of the drafter, ``head_rows`` of the lm_head among it."""
     assert options.tree is not None, "a draft comes with a tree"
-    rows, beam, hidden = draft_rows(options), options.batch * beam_rows(options), draft.hidden_size
+    rows, beam, hidden = draft_rows(draft, options), read_rows(draft, options), draft.hidden_size
     words, pool = CandidateLayout(top_k=options.tree.top_k).words, options.batch * pool_rows(options)
     common = _Common(options=options, prefix="draft.", hidden=hidden, rows=rows, group_size=group_size)
-    tree = draft_tree_rows(options)
+    tree, normed = draft_tree_rows(draft, options), 0 if draft.fc_norm is None else draft.fc_width
     seen = _cache_shape(options, draft.attention, share, 1, tree)[2]
     return (
         _message_buffer(options),
@@ -194,6 +194,8 @@ def draft_buffers(
         Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
         # fc's input and output, or the two normed halves side by side: decode.eagle_head, model.blocks.Eagle3Layer
         Buffer(name="draft.scratch.input", term="buffers", dtype=options.dtype, shape=(4, rows, hidden)),
+        # the normed target feature, of each layer and side by side, and the norm's float32: decode.eagle_head
+        Buffer(name="draft.scratch.features", term="buffers", dtype="float32", shape=(3, rows, normed)),
         *_layer_buffers(common, (draft.attention,), (draft.mlp,), share=share, mlp_units=mlp_units, tree=tree),
     )
 
@@ -465,7 +467,7 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
         return ()
     member = placement.devices.index(device_id)
     share = kv_share(placement, placement.kv_heads, member)
-    shape = _cache_shape(options, draft.attention, share, draft.num_layers, draft_tree_rows(options))
+    shape = _cache_shape(options, draft.attention, share, draft.num_layers, draft_tree_rows(draft, options))
     return (
         Buffer(name="draft.kv", term="draft_kv", dtype=options.kv_dtype, shape=shape),
         *draft_buffers(

@@ -257,12 +257,12 @@ def _check_draft_embedding(plan: Plan, placement: DraftPlacement, draft: Draft) 
 
 def _check_draft_head(plan: Plan, placement: DraftPlacement, draft: Draft) -> Iterator[Violation]:
     path, last = "draft_placement.head_rows", plan.head.devices
-    if placement.head_rows is not None and placement.devices == last and draft.kind == "eagle":
+    if placement.head_rows is not None and placement.devices == last and not draft.own_head:
         yield bad(path, placement.head_rows, "nothing, as the base's are on the same devices")
     elif placement.head_rows is not None:
         rows = draft.draft_vocab_size
         yield from _check_shares(path, placement.head_rows, len(placement.devices), rows, "rows", 0)
-    elif draft.kind == "eagle3":
+    elif draft.own_head:
         yield bad(path, None, "shares, as the drafter has its own lm_head")
     elif placement.devices != last:
         yield bad(path, None, f"shares, as the base's are on {show(last)}")

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from plans.artifact import DEVICE_ID, DEVICE_UUID
 from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Model, Options, Plan, Tree
-from plans.step import fed_rows, pool_rows
+from plans.step import fed_rows, is_chain, pool_rows
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 MOST_SHOWN = 16
@@ -33,12 +33,14 @@ MOST_MASK_VALUES = 1 << 22
 """Most values of a mask of trees; a few of these are made in a step, and are not counted as buffers."""
 ROUNDING_PPM = 100
 """Most by which rounding may make the difference between two predicted step times, in parts per million."""
+LOGIT_SCALE = (1e-6, 1e6)
+"""Least and largest factor of the logits of a drafter: those of float16 stay finite."""
 NORM_EPS = (1e-15, 1.0)
 """Least and largest epsilon of an RMS norm: below, the kernels' unit of 2^-60 rounds it; above, they have no number."""
 MOST_STALL_S = 3600
 """Longest stall time-out, in s."""
-MAX_AUX_FEATURES = 3
-"""Target features of an EAGLE-3 head; other EAGLE heads have one."""
+MOST_AUX_LAYERS = 16
+"""Most base layers of an EAGLE-3 head whose hidden states are its target feature."""
 MOST_TREE = {"total_token": 1024, "depth": 64, "top_k": 256}
 """Largest trees: larger ones cost more time than accepted tokens save, and their sizes would overflow."""
 
@@ -406,32 +408,67 @@ def _check_draft(plan: Plan) -> Iterator[Violation]:
     yield from _check_mlp("draft.mlp", draft.mlp)
     if draft.mlp.kind != "gated":
         yield bad("draft.mlp.kind", draft.mlp.kind, "gated: an EAGLE head has no experts")
-    if draft.attention.qk_norm:
-        yield bad("draft.attention.qk_norm", "true", "false: an EAGLE head has no norms of q and k")
     if draft.attention.window is not None:
         yield bad("draft.attention.window", draft.attention.window, "nothing: an EAGLE head attends to all positions")
     yield from _check_draft_vocabulary(plan, draft)
     yield from _in_range("draft.norm_eps", draft.norm_eps, *NORM_EPS)
     yield from _in_range("draft.hidden_size", draft.hidden_size, 1, MOST_SIZE)
-    if not 1 <= draft.num_layers <= (1 if draft.kind == "eagle3" else MOST_LAYERS):
-        yield bad("draft.num_layers", draft.num_layers, "1" if draft.kind == "eagle3" else f"from 1 to {MOST_LAYERS}")
+    yield from _in_range("draft.num_layers", draft.num_layers, 1, MOST_LAYERS)
     if draft.target_hidden_size != plan.model.hidden_size:
         yield bad("draft.target_hidden_size", draft.target_hidden_size, f"the model's, {plan.model.hidden_size}")
     if draft.kind == "eagle" and draft.hidden_size != plan.model.hidden_size:
         yield bad("draft.hidden_size", draft.hidden_size, f"the model's, {plan.model.hidden_size}")
     if not draft.own_embedding and draft.hidden_size != plan.model.hidden_size:
         yield bad("draft.own_embedding", "false", f"true, as the model's is {plan.model.hidden_size} wide")
-    layers = plan.model.num_layers
-    count = MAX_AUX_FEATURES if draft.kind == "eagle3" else 0
-    aux = draft.aux_layers
-    if len(aux) != count or len(set(aux)) != count or max(aux, default=0) >= layers:
-        expected = f"{count} different layers below {layers}" if count else "none, as the drafter is of kind eagle"
-        yield bad("draft.aux_layers", aux, expected)
+    yield from _check_form(plan, draft)
+
+
+def _check_form(plan: Plan, draft: Draft) -> Iterator[Violation]:
+    """Check the aux layers, and what an EAGLE-3 head may compute besides; absent in an EAGLE-1 head."""
+    aux, last = draft.aux_layers, plan.model.num_layers
+    if draft.kind == "eagle":
+        if aux:
+            yield bad("draft.aux_layers", aux, "none, as the drafter is of kind eagle")
+        for name in _EAGLE3_FORM:
+            if (value := getattr(draft, name)) is not None:
+                yield bad(f"draft.{name}", value, "nothing, as the drafter is of kind eagle")
+        return
+    if not 1 <= len(aux) <= MOST_AUX_LAYERS or list(aux) != sorted(set(aux)) or aux[-1] > last:
+        yield bad("draft.aux_layers", aux, f"1 to {MOST_AUX_LAYERS} different ones from 0 to {last}, in order")
+    for name in ("base_head", "norm_before_residual", "norm_output"):
+        if getattr(draft, name) is False:
+            yield bad(f"draft.{name}", "false", "true, or nothing")
+    if draft.logit_scale is not None:
+        yield from _in_range("draft.logit_scale", draft.logit_scale, *LOGIT_SCALE)
+    if draft.base_head and draft.hidden_size != plan.model.hidden_size:
+        yield bad("draft.base_head", "true", f"nothing, as the model's lm_head is {plan.model.hidden_size} wide")
+    yield from _check_masks(plan, draft)
+
+
+def _check_masks(plan: Plan, draft: Draft) -> Iterator[Violation]:
+    """Check the token and the tree of a drafter that drafts all levels at once."""
+    token, vocabulary, tree = draft.mask_token_id, plan.model.vocab_size, plan.options.tree
+    if token is not None and token >= vocabulary:
+        yield bad("draft.mask_token_id", token, f"less than the vocabulary, {vocabulary}")
+    if token is not None and tree is not None and not is_chain(tree):
+        shape = f"total_token {tree.total_token}, depth {tree.depth}, top_k {tree.top_k}"
+        yield bad("options.tree", shape, "a chain, as one pass drafts it: top_k 1, total_token = depth + 2")
+
+
+_EAGLE3_FORM = (
+    "aux_layers_from",
+    "base_head",
+    "norm_before_residual",
+    "fc_norm",
+    "norm_output",
+    "logit_scale",
+    "mask_token_id",
+)
 
 
 def _check_draft_vocabulary(plan: Plan, draft: Draft) -> Iterator[Violation]:
     size, base = draft.draft_vocab_size, plan.model.vocab_size
-    if draft.kind == "eagle" and size != base:
+    if not draft.own_head and size != base:
         yield bad("draft.draft_vocab_size", size, f"the model's vocabulary, {base}")
     if not 1 <= size <= base:
         yield bad("draft.draft_vocab_size", size, f"from 1 to the model's vocabulary, {base}")

@@ -17,6 +17,11 @@ DType = Literal["bfloat16", "float16", "float32"]
 KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
 
 Strategy = Literal["latency", "balanced", "balanced_low_0", "sequential", "custom"]
+HeadLayout = Literal["layers", "speculators", "modelopt", "nemo", "vllm"]
+"""Layout in which an EAGLE head is published, beside that of its authors (SafeAILab/EAGLE, SpecForge). ``layers``: a
+flat config with tensors named ``layers.0.``; ``vllm``: vLLM's wrapper of EAGLE-1."""
+AuxSource = Literal["inputs", "outputs", "option"]
+
 KvAxis = Literal["heads", "context", "head_dim", "batch"]
 """Dimension of the KV cache that a subgroup divides; ``heads``: none, each KV head is on one device or repeated."""
 
@@ -267,7 +272,10 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """The drafter (EAGLE head): ``eagle`` of EAGLE-1 and -2, ``eagle3`` of EAGLE-3."""
+    """The drafter (EAGLE head): ``eagle`` of EAGLE-1 and -2, ``eagle3`` of EAGLE-3 and P-EAGLE.
+
+    Optional flags are true or absent.
+    """
 
     kind: Literal["eagle", "eagle3"]
     hidden_size: int
@@ -278,13 +286,31 @@ class Draft:
     norm_eps: float
     fc_bias: bool
     draft_vocab_size: int
-    """Rows of the drafter's own lm_head (eagle3), or of the base's (eagle)."""
+    """Rows of its lm_head, or of the base's where it has none."""
     maps_vocabulary: bool
     """``d2t`` is present: target id = draft id + d2t[draft id]."""
     own_embedding: bool
     """The drafter has an embedding table; otherwise it uses the base's."""
     aux_layers: tuple[int, ...]
-    """Base layers (0-based) whose inputs, concatenated, are the target feature of eagle3; empty in eagle."""
+    """Boundaries of the base (k: the input of layer k, L: the output of the last layer before the final norm) whose
+    hidden states, concatenated, are the target feature of eagle3; empty in eagle."""
+    aux_layers_from: AuxSource | None = None
+    """Where they are from: ids of the config that name layers by their inputs or by their outputs, or an option of the
+    request. None: the default of a producer that names none, and in plans of 4.0."""
+    layout: HeadLayout | None = None
+    """None: that of the authors of EAGLE."""
+    base_head: bool | None = None
+    """True: an eagle3 head without an lm_head, which uses the base's."""
+    norm_before_residual: bool | None = None
+    """True: the residual of the first layer is the normed hidden state."""
+    fc_norm: Literal["joint", "each"] | None = None
+    """RMS norm before ``fc``: of the whole target feature, or of the hidden state of each aux layer."""
+    norm_output: bool | None = None
+    """True: what is fed back is the output behind the final norm."""
+    logit_scale: float | None = None
+    """Factor of the logits."""
+    mask_token_id: int | None = None
+    """Token of the positions that are drafted in parallel (P-EAGLE); None: levels are drafted one after the other."""
 
     @property
     def fc_width(self) -> int:
@@ -292,9 +318,13 @@ class Draft:
         return len(self.aux_layers) * self.target_hidden_size if self.kind == "eagle3" else 2 * self.hidden_size
 
     @property
-    def attention_width(self) -> int:
-        """Width of what q, k and v are computed from: in eagle3 an embedding beside a hidden state."""
-        return 2 * self.hidden_size if self.kind == "eagle3" else self.hidden_size
+    def own_head(self) -> bool:
+        """True: the drafter has an lm_head of its own, otherwise it uses the base's."""
+        return self.kind == "eagle3" and not self.base_head
+
+    def attention_width(self, layer: int) -> int:
+        """Width of what q, k and v of a layer are computed from: in the first of eagle3 an embedding beside a state."""
+        return 2 * self.hidden_size if self.kind == "eagle3" and layer == 0 else self.hidden_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -378,9 +408,10 @@ class DraftPlacement:
     """Rows of the drafter's embedding table; None exactly where it has none of its own and is on the devices of the
     base's, whose rows it uses."""
     head_rows: tuple[int, ...] | None
-    """Rows of the drafter's lm_head; None exactly for ``eagle`` on the devices of the base's, whose rows it uses."""
+    """Rows of the drafter's lm_head; None exactly where it has none of its own and is on the devices of the base's,
+    whose rows it uses."""
     predicted_ns: int
-    """Time of one draft: depth + 1 passes."""
+    """Time of one draft: depth + 1 passes, of P-EAGLE one."""
 
 
 MemoryTerm = Literal["weights", "draft_weights", "kv", "draft_kv", "buffers", "comm"]

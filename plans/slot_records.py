@@ -99,8 +99,8 @@ class LayerSlots:
     """A layer of the base model or of the drafter."""
 
     norms: tuple[SlotSpec, ...]
-    """Before attention, [H] each: one; of an eagle3 drafter that of the embedding and that of the hidden state; of the
-    first layer of an eagle drafter none."""
+    """Before attention, [H] each: one; of the first layer of an eagle3 drafter that of the embedding and that of the
+    hidden state, of an eagle drafter none."""
     attention: AttentionSlots
     mlp: MlpSlots
 
@@ -176,6 +176,10 @@ class DraftSlots:
     """[D/2]"""
     embed: TableRows | None
     """None: no rows, or those of the base on the same devices."""
+    fc_norm: SlotSpec | None
+    """[width of a feature]: of the whole feature, or of each aux layer one behind the other."""
+    mask_hidden: SlotSpec | None
+    """[width of a feature]: the feature of positions that are drafted in parallel."""
     fc: SlotSpec
     """[H, width of a feature] of eagle3, [H, 2H] of eagle; whole on each device."""
     fc_bias: SlotSpec | None
@@ -191,8 +195,8 @@ class DraftSlots:
     def listed(self) -> tuple[SlotSpec, ...]:
         """Slots in the order of the file."""
         layers = (slot for layer in self.layers for slot in layer.listed)
-        embed, head = _own(self.embed), _own(self.head)
-        return _listed(self.rope, embed, self.fc, self.fc_bias, *layers, self.norm, head, self.d2t)
+        fused = (self.fc_norm, self.mask_hidden, self.fc, self.fc_bias)
+        return _listed(self.rope, _own(self.embed), *fused, *layers, self.norm, _own(self.head), self.d2t)
 
 
 def _own(rows: TableRows | None) -> SlotSpec | None:

@@ -165,11 +165,12 @@ def _base_attention(
 def _draft_attention(
     make: _Maker, draft: Draft, layer: int, first: int, share: KvShare, leader: bool
 ) -> tuple[tuple[SlotSpec, ...], AttentionSlots]:
-    hidden, eagle3 = draft.hidden_size, draft.kind == "eagle3"
-    # eagle3 attends over (embedding, hidden); the first layer of eagle has no norm before it
-    names = ("input_norm", "hidden_norm") if eagle3 else ("attention_norm",) if layer else ()
+    hidden, width = draft.hidden_size, draft.attention_width(layer)
+    # the first layer of eagle3 attends over (embedding, hidden); that of eagle has no norm before it
+    first_names = ("input_norm", "hidden_norm") if draft.kind == "eagle3" else ()
+    names = ("attention_norm",) if layer else first_names
     norms = tuple(make.vector(f"{name}.weight", hidden) for name in names)
-    return norms, _attention(make, hidden, draft.attention_width, draft.attention, first, share, leader)
+    return norms, _attention(make, hidden, width, draft.attention, first, share, leader)
 
 
 def layer_slots(
@@ -282,6 +283,8 @@ def _draft_fixed(make: _Maker, draft: Draft) -> DraftSlots:
     return DraftSlots(
         rope=make.rope(draft.attention.head_dim),
         embed=None,
+        fc_norm=_fc_norm(make, draft),
+        mask_hidden=make.vector("mask_hidden", draft.fc_width) if draft.mask_token_id is not None else None,
         fc=make.matrix("fc.weight", hidden, draft.fc_width),
         fc_bias=make.vector("fc.bias", hidden) if draft.fc_bias else None,
         layers=(),
@@ -291,11 +294,21 @@ def _draft_fixed(make: _Maker, draft: Draft) -> DraftSlots:
     )
 
 
+def _fc_norm(make: _Maker, draft: Draft) -> SlotSpec | None:
+    """Return the slot of the norms before ``fc``, those of the aux layers one behind the other."""
+    if draft.fc_norm is None:
+        return None
+    if draft.fc_norm == "joint":
+        return make.vector("fc_norm.weight", draft.fc_width)
+    whole = ((0, draft.target_hidden_size),)
+    return make.stacked("fc_norm.weight", [(f"fc_norm.{i}.weight", whole) for i in range(len(draft.aux_layers))], None)
+
+
 def _draft_table(make: _Maker, draft: Draft, name: str, rows: Range) -> SlotSpec | None:
     """Return the slot of rows of the drafter's embedding or lm_head, which may be the base's tensor."""
     if rows[1] == rows[0]:
         return None
-    own = draft.own_embedding if name == "embed.weight" else draft.kind == "eagle3"
+    own = draft.own_embedding if name == "embed.weight" else draft.own_head
     piece = Piece(prefix="draft." if own else "", role=name, rows=(rows,), cols=None)
     return SlotSpec(
         name=make.prefix + name,
@@ -340,7 +353,7 @@ def draft_slots(plan: Plan, device_id: str) -> DraftSlots | None:
     return dataclasses.replace(
         own,
         embed=own.embed if draft.own_embedding else _lent(own.embed, embed, head if tied else None),
-        head=own.head if draft.kind == "eagle3" else _lent(own.head, head, embed if tied else None),
+        head=own.head if draft.own_head else _lent(own.head, head, embed if tied else None),
     )
 
 

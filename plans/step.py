@@ -82,9 +82,25 @@ def forward_rows(options: Options) -> int:
     return max(options.prefill_chunk, verify_rows(options))
 
 
-def draft_rows(options: Options) -> int:
-    """R of the drafter: the longest of a prefill chunk, the rows of the accepted paths, and the beams."""
-    return max(options.prefill_chunk, options.batch * accept_rows(options), options.batch * beam_rows(options))
+def is_chain(tree: Tree) -> bool:
+    """Return True for a tree in which every node has one child, down to the last level."""
+    return tree.top_k == 1 and tree.total_token == tree.depth + 2
+
+
+def mask_rows(draft: Draft, options: Options) -> int:
+    """Rows of one sequence that stand for tokens not drafted yet, in the one pass of parallel drafting; else 0."""
+    return options.tree.depth if options.tree and draft.mask_token_id is not None else 0
+
+
+def draft_rows(draft: Draft, options: Options) -> int:
+    """R of the drafter: the longest of a prefill chunk, the rows of the accepted paths with masks, and the beams."""
+    accepted = options.batch * (accept_rows(options) + mask_rows(draft, options))
+    return max(options.prefill_chunk, accepted, options.batch * beam_rows(options))
+
+
+def read_rows(draft: Draft, options: Options) -> int:
+    """Most rows whose logits the drafter computes at once: those of a beam, or of all levels drafted in parallel."""
+    return options.batch * max(beam_rows(options), 1 + mask_rows(draft, options))
 
 
 def tree_pool(tree: Tree) -> int:
@@ -123,14 +139,19 @@ def kv_rows(options: Options, window: int | None = None) -> int:
     return round_up(tree_rows(options) + cache_positions(options, window), ROW_ALIGN)
 
 
-def draft_tree_rows(options: Options) -> int:
-    """KV rows of the growing tree: the rows fed back of every level; at least one, which takes padding."""
+def draft_tree_rows(draft: Draft, options: Options) -> int:
+    """KV rows of the growing tree: the rows fed back of every level; at least one, which takes padding.
+
+    Of parallel drafting the padding's row, and behind it those of the masks, which are written together with it.
+    """
+    if draft.mask_token_id is not None:
+        return 1 + mask_rows(draft, options)
     return max(1, sum(fed_rows(options.tree))) if options.tree else 1
 
 
-def draft_kv_rows(options: Options) -> int:
+def draft_kv_rows(draft: Draft, options: Options) -> int:
     """T of a layer of the drafter: the levels of the growing tree, then the sequence."""
-    return round_up(draft_tree_rows(options) + options.context, ROW_ALIGN)
+    return round_up(draft_tree_rows(draft, options) + options.context, ROW_ALIGN)
 
 
 def rotary_rows(options: Options) -> int:

@@ -8,7 +8,7 @@ from planner import plan_directory
 from planner.build import build
 from planner.demo_model import BASE, DEFAULT_HEAD
 from planner.errors import InfeasibleError, InputError
-from planner.families import BaseInput, DraftInput, load_base, load_draft
+from planner.families import BaseInput, DraftInput, load_base, load_draft, parse_aux_layers
 from planner.hardware.inventory import load_inventory
 from planner.hardware.records import HardwareInventory
 from planner.problem.device_map import load_device_map
@@ -58,6 +58,7 @@ def plan(
     *,
     inventory: str | Path,
     draft: str | Path | None = None,
+    aux_layers: str | None = None,
     context: int | Literal["max"] | None = DEFAULTS.context,
     batch: int = DEFAULTS.batch,
     dtype: DType | None = DEFAULTS.dtype,
@@ -77,6 +78,7 @@ def plan(
     """Return the plan of a model on an inventory; the arguments are the options of ``build``.
 
     ``model``, ``draft``: checkpoint directories or bare configs; without either, the demo model and its EAGLE head.
+    ``aux_layers``: layers of the model that an EAGLE-3 head reads, as text like ``inputs=2,18,33``.
     ``gap``: accept a placement proven to be within this fraction of the best. ``within``: with ``previous``, accept a
     step that is longer than the shortest by this fraction, 0.02 by default. ``simplify``: accept one that is longer by
     this fraction for fewer devices in use, then fewer different runs of layers. ``max_devices``: most devices in use.
@@ -117,7 +119,13 @@ def plan(
         max_devices=max_devices,
     )
     request = request_of(
-        wanted, model=model, draft=draft, inventory=inventory, device_map=device_map, previous=previous
+        wanted,
+        model=model,
+        draft=draft,
+        aux_layers=_aux_layers(aux_layers),
+        inventory=inventory,
+        device_map=device_map,
+        previous=previous,
     )
     settings = Settings(gap_ppm=request.wanted.gap_ppm)
     try:
@@ -131,6 +139,7 @@ def request_of(
     *,
     model: str | Path | None,
     draft: str | Path | None,
+    aux_layers: tuple[int, ...] | None,
     inventory: str | Path,
     device_map: str | Path | None,
     previous: str | Path | None,
@@ -142,7 +151,9 @@ def request_of(
     """
     earlier, within_ppm = _load_previous(previous, wanted.within_ppm, wanted.gap_ppm)
     base = load_base(Path(model or BASE))
-    drafter = load_draft(Path(draft), base) if draft else None
+    if aux_layers is not None and draft is None:
+        raise InputError("--aux-layers: there is no EAGLE head that would read them: give --draft")
+    drafter = load_draft(Path(draft), base, aux_layers=aux_layers) if draft else None
     devices = load_inventory(Path(inventory))
     pins = _pins(Path(device_map), base, drafter, devices) if device_map else None
     wanted = replace(wanted, custom=pins, within_ppm=within_ppm)
@@ -185,6 +196,13 @@ def _ppm(name: str, fraction: float, most: int) -> int:
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= most / PPM:
         raise InputError(f"{name}: found {quote(fraction)}, expected a fraction like 0.05")
     return round(fraction * PPM)
+
+
+def _aux_layers(text: str | None) -> tuple[int, ...] | None:
+    layers = parse_aux_layers(text) if isinstance(text, str) else None
+    if text is not None and layers is None:
+        raise InputError(f"aux_layers: found {quote(text)}, expected a text like inputs=2,18,33 or outputs=1,17,32")
+    return layers
 
 
 def _check_number(name: str, number: int | None, most: int) -> None:

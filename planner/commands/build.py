@@ -15,11 +15,12 @@ from planner.commands.progress import trying
 from planner.commands.tables import tables
 from planner.demo_model import BASE, DEFAULT_HEAD
 from planner.errors import InfeasibleError, InputError
+from planner.families import DraftInput
 from planner.problem.usable import refuse_unusable
 from planner.remedies.explain import explain
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
-from planner.report.view import given_up, is_least, simpler, simplicity_line
+from planner.report.view import aux_line, given_up, is_least, simpler, simplicity_line
 from planner.request import Request, Wanted, resolve_dtype, resolve_request
 from planner.solver.minimise import Settings
 from plans import diff as plan_diff
@@ -35,6 +36,7 @@ def run(
     inventory: Path,
     model: Path | None,
     draft: Path | None,
+    aux_layers: tuple[int, ...] | None,
     no_draft: bool,
     context: int | Literal["max"] | None,
     batch: int,
@@ -62,7 +64,7 @@ def run(
 ) -> None:
     """Solve for a placement, write the plan, and compile its images unless there are no tensors or ``plan_only``."""
     if no_draft:
-        draft, tree = None, None
+        draft, tree, aux_layers = None, None, None
     elif model is None and draft is None:
         draft = DEFAULT_HEAD
     out = out or Path("plans") / name_of(model)
@@ -84,7 +86,13 @@ def run(
         max_devices=max_devices,
     )
     request = planning.request_of(
-        wanted, model=model, draft=draft, inventory=inventory, device_map=map_path, previous=previous
+        wanted,
+        model=model,
+        draft=draft,
+        aux_layers=aux_layers,
+        inventory=inventory,
+        device_map=map_path,
+        previous=previous,
     )
     warn_of_unusable(request)
     result = solve(request, Settings(workers=workers, seed=solver_seed, limit=solver_limit, gap_ppm=gap), verbose)
@@ -159,11 +167,21 @@ def report(out: Path, result: planning.PlanResult, request: Request, previous: P
         say(f"{out}: {plan_diff.moved(request.previous, plan)}, compared with {previous}")
     if drafter is not None and plan.options.context > drafter.max_positions:
         say(f"{out}: the EAGLE head was trained for {drafter.max_positions} positions: beyond them it may draft worse")
+    if drafter is not None and drafter.draft.kind == "eagle3":
+        say(f"{out}: {head_line(drafter, plan.model.num_layers)}")
     if verbose:
         say("\n".join(inventory_lines(plan.inventory)))
         terminal.err(tables(plan, sys.stderr), styled=True)
     if verbose > 1:
         say("\n".join([*device_details(plan), *objective_lines(result.solved)]))
+
+
+def head_line(head: DraftInput, num_layers: int) -> str:
+    """Return the layers of the model that an EAGLE-3 head reads, in words, and what is not certain about them."""
+    draft = head.draft
+    guessed = draft.aux_layers_from is None and head.checkpoint.tensors is None
+    doubt = "; a bare config does not tell who trained the head: make sure of them" if guessed else ""
+    return f"the EAGLE head reads {aux_line(draft, num_layers)}{doubt}"
 
 
 def summary_line(plan: Plan) -> str:

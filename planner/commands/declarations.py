@@ -13,6 +13,7 @@ from planner.commands.options import (
     Number,
     OneOf,
     Whole,
+    parse_aux,
     parse_context,
     parse_gap,
     parse_simplify,
@@ -116,6 +117,13 @@ BUILD = Command(
             ["--draft"],
             type=PATH,
             help="EAGLE head: the same.  [default: none, for the demo model its own]",
+        ),
+        click.Option(
+            ["--aux-layers"],
+            callback=parse_aux,
+            metavar="LAYERS",
+            help="Layers of the model that an EAGLE-3 head reads, by inputs=2,18,33 or outputs=1,17,32.  [default: as "
+            "its config says, where that is certain]",
         ),
         click.Option(["--no-draft"], is_flag=True, help="Decode without an EAGLE head; ignores --draft and --tree."),
         click.Option(

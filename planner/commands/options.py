@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import click
 
+from planner.families.aux_layers import parse_aux_layers
 from planner.request import DEFAULT_TREE, STATIC_PATHS
 from plans import numbers
 from plans.check_inputs import MOST_TREE, path_problems, static_tree
@@ -140,6 +141,14 @@ def _paths(text: str) -> tuple[tuple[int, ...], ...]:
     if problem is not None:
         raise click.BadParameter(f"static: expected {problem}")
     return paths
+
+
+def parse_aux(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Parse the layers that an EAGLE-3 head reads, named by their inputs or by their outputs, to those by inputs."""
+    layers = None if value is None else parse_aux_layers(value)
+    if value is not None and layers is None:
+        raise click.BadParameter(f"found {quote(value)}, expected inputs=2,18,33 or outputs=1,17,32, in order")
+    return layers
 
 
 def parse_context(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:

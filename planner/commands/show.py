@@ -7,7 +7,7 @@ from planner.commands.console import one_form, put, say
 from planner.commands.tables import tables
 from planner.errors import InputError
 from planner.exports import accelerate, exllamav3, llama_cpp, vllm
-from planner.families import BaseInput, DraftInput, facts_of, load_base, load_draft
+from planner.families import BaseInput, DraftInput, load_base, load_planned_draft
 from planner.images import provenance, reuse
 from planner.images.inputs import check_inputs, sources_of
 from planner.plan_directory import BASE_CONFIG, draft_config
@@ -90,7 +90,7 @@ def show_slot(directory: Path, plan: Plan, name: str, model: Path | None, draft:
     head = None
     if plan.draft is not None:
         source = draft if draft is not None and draft.is_dir() else draft_config(directory)
-        head = load_draft(source, base, facts_of(plan.draft))
+        head = load_planned_draft(source, base, plan.draft)
     check_inputs(plan, base, head)
     refuse_other_headers(directory, base, head)
     sources = provenance.provenance(plan, name, base, head)

@@ -33,6 +33,7 @@ from plans.step import (
     fed_rows,
     kv_rows,
     layer_class,
+    mask_rows,
     partial_shape,
     score_blocks,
     scores_shape,
@@ -299,26 +300,29 @@ class DraftShares:
 
     @cached_property
     def passes(self) -> tuple[tuple[Pass, int], ...]:
-        """Passes of a step and how often each is made: over the accepted rows, then over the rows fed back."""
+        """Passes of a step and how often each is made: over the accepted rows, then over the rows fed back.
+
+        Where levels are drafted in parallel there is one, over the accepted rows and the masks behind them.
+        """
         tree, batch, hidden = self.options.tree, self.options.batch, self.draft.hidden_size
         assert tree is not None
         first = Pass(
-            rows=batch * accept_rows(self.options),
+            rows=batch * (accept_rows(self.options) + mask_rows(self.draft, self.options)),
             batch=batch,
-            kv_rows=draft_kv_rows(self.options),
-            inputs=self.draft.attention_width,
+            kv_rows=draft_kv_rows(self.draft, self.options),
+            inputs=self.draft.attention_width(0),
             hidden=hidden,
             width=DTYPE_BYTES[self.options.dtype],
         )
-        fed = fed_rows(tree)
+        fed = () if self.draft.mask_token_id is not None else fed_rows(tree)
         every = ((dataclasses.replace(first, rows=batch * rows), fed.count(rows)) for rows in dict.fromkeys(fed))
         return (first, 1), *every
 
     @cached_property
     def read_rows(self) -> tuple[int, ...]:
-        """Rows that the lm_head reads in each of the passes: of the first only the output at the root."""
+        """Rows that the lm_head reads in each of the passes: of the first the output at the root, and the masks."""
         (_, *again), batch = self.passes, self.options.batch
-        return (batch, *(sizes.rows for sizes, _ in again))
+        return (batch * (1 + mask_rows(self.draft, self.options)), *(sizes.rows for sizes, _ in again))
 
     @cached_property
     def attention(self) -> Callable[[int, KvShare], Work]:
@@ -326,12 +330,14 @@ class DraftShares:
 
         def work(number: int, share: KvShare) -> Work:
             draft, (sizes, _) = self.draft, self.passes[number]
-            kv = draft_kv_bytes(self.options, draft, share)
-            of_layer = attention_work(draft.attention, sizes, share, ceil_div(kv, draft.num_layers))
+            kv = ceil_div(draft_kv_bytes(self.options, draft, share), draft.num_layers)
+            widths = (draft.attention_width(layer) for layer in range(draft.num_layers))
+            forwards = [dataclasses.replace(sizes, inputs=width) for width in widths]
+            layers = [attention_work(draft.attention, forward, share, kv) for forward in forwards]
             fc = draft.fc_width * draft.hidden_size if number == 0 or draft.kind == "eagle" else 0
             return Work(
-                traffic_bytes=draft.num_layers * of_layer.traffic_bytes + fc * sizes.width,
-                flops=draft.num_layers * of_layer.flops + 2 * sizes.rows * fc,
+                traffic_bytes=sum(layer.traffic_bytes for layer in layers) + fc * sizes.width,
+                flops=sum(layer.flops for layer in layers) + 2 * sizes.rows * fc,
             )
 
         return cache(work)

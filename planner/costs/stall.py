@@ -69,7 +69,9 @@ def _tables(plan: Plan) -> Iterator[tuple[str, Work]]:
 
 def _draft(plan: Plan) -> Iterator[tuple[str, Work]]:
     """Yield the work of each device's share of the drafter, at the most rows."""
-    rows, width = draft_rows(plan.options), DTYPE_BYTES[plan.options.dtype]
+    if plan.draft is None:
+        return
+    rows, width = draft_rows(plan.draft, plan.options), DTYPE_BYTES[plan.options.dtype]
     for line in plan.memory:
         if nbytes := line.draft_weights_bytes:
             yield line.device, Work(traffic_bytes=nbytes, flops=2 * rows * nbytes // width)

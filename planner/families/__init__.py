@@ -8,23 +8,28 @@ shape that the config implies (CheckpointError). Both end a command with exit co
 Called by ``build``, ``compile``, ``show`` and ``scan``. Files are read by ``planner.checkpoints``. The device that gets
 a part of a tensor is chosen later, by the solver; ``planner.images.layout`` lays the parts out.
 
-    load           load_base, load_draft, scan; the tables with a row per family and per kind of EAGLE head
-    llama, ...     a family each: ``read(keys)``             eagle, eagle3   a kind each: ``read(keys, base, facts)``
+    load           load_base, scan; the table of families    heads           load_draft; the table of kinds of heads
+    llama, ...     a family each: ``read(keys)``             eagle, eagle3   a kind each
     llama_layout   what all families share                   eagle_common    what both kinds share
-    config         keys of a config, used or refused         tensors         derived tensors against the headers'
+    config         keys of a config, used or refused         head_layouts    layouts of heads, brought to one
+    rope           rotary frequencies                        aux_layers      layers of the base that a head reads
+    windows        which layers attend over a window         other_drafters  drafters that are refused, by name
     wrappers       the text part of models of images         refused         models that are known and not computed
-    rope           rotary frequencies                        windows         which layers attend over a window
+    tensors        derived tensors against the headers'
     records        what is returned
 
 README.md in this directory lists what is supported, what is refused and why, and how to add a family.
 """
 
-from planner.families.load import facts_of, load_base, load_draft, scan
+from planner.families.aux_layers import AuxLayers, parse_aux_layers
+from planner.families.heads import facts_of, load_draft, load_planned_draft
+from planner.families.load import load_base, scan
 from planner.families.records import BaseInput, DraftFacts, DraftInput, Roles, Source
 from planner.families.rope import LinearScaling, Llama3Scaling, Rope, inv_freq, inv_freq_bytes
 from planner.families.windows import within
 
 __all__ = [
+    "AuxLayers",
     "BaseInput",
     "DraftFacts",
     "DraftInput",
@@ -38,6 +43,8 @@ __all__ = [
     "inv_freq_bytes",
     "load_base",
     "load_draft",
+    "load_planned_draft",
+    "parse_aux_layers",
     "scan",
     "within",
 ]

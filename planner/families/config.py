@@ -162,9 +162,7 @@ class Keys:
         self._read.add("layer_types")
         for name in self._config:
             if name not in self._read and name not in _HARMLESS and name not in harmless:
-                raise self.fail(
-                    name, "unknown key: it may change what is computed; if it does not, remove it from the config"
-                )
+                raise self.fail(name, "unknown key: not known here, and it may change what is computed")
 
     def _judge_auto_map(self) -> None:
         """Note ``auto_map`` where its model is the architecture, by name; raise ConfigError for another model's code.

@@ -1,19 +1,35 @@
 """Read the head of EAGLE-1 and EAGLE-2: ``fc(cat(embedding, feature))``, then layers, then the base model's lm_head."""
 
-from planner.families.config import Keys, read_mlp, read_norm_eps, read_rope
-from planner.families.eagle_common import CARRIED_OVER, HARMLESS, check_base, layer_roles, read_drafter_attention
+from planner.families.aux_layers import AuxLayers
+from planner.families.config import read_norm_eps, read_rope
+from planner.families.eagle_common import (
+    CARRIED_OVER,
+    HARMLESS,
+    check_base,
+    layer_roles,
+    read_draft_vocabulary,
+    read_drafter_attention,
+    read_drafter_mlp,
+    refuse_claim,
+)
+from planner.families.head_layouts import Head
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
 from plans.check_inputs import MOST_LAYERS
 from plans.schema import Draft, Model
 
 
-def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
+def read(head: Head, base: Model, facts: DraftFacts, asked: AuxLayers | None) -> DraftReading:
     """Read a config; raise ConfigError with the key that is missing, wrong or not computed here."""
+    keys = head.keys
+    if asked is not None:
+        raise keys.fail("--aux-layers", "given for a head of EAGLE-1, which reads the last layer alone")
     hidden = keys.integer("hidden_size")
     target = keys.integer("target_hidden_size", hidden)
     if target != hidden:
         raise keys.fail("target_hidden_size", f"found {target}, expected {hidden}, hidden_size: fc joins the two")
-    check_base(keys, base, hidden, "hidden_size")
+    check_base((keys, "hidden_size", hidden), keys, base)
+    for name in ("bias", "eagle_fc_bias"):
+        refuse_claim(keys, name, present=facts.fc_bias, tensor="fc.bias")
     attention = read_drafter_attention(keys, facts)
     draft = Draft(
         kind="eagle",
@@ -21,13 +37,14 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
         target_hidden_size=hidden,
         num_layers=keys.integer("num_hidden_layers", most=MOST_LAYERS),
         attention=attention,
-        mlp=read_mlp(keys, bias=False),
+        mlp=read_drafter_mlp(keys, facts),
         norm_eps=read_norm_eps(keys, 1e-6),
-        fc_bias=keys.boolean("bias", True),
-        draft_vocab_size=keys.integer("draft_vocab_size", base.vocab_size),
+        fc_bias=facts.fc_bias,
+        draft_vocab_size=read_draft_vocabulary(keys, base.vocab_size),
         maps_vocabulary=False,
         own_embedding=facts.own_embedding,
         aux_layers=(),
+        layout=head.layout,
     )
     if draft.draft_vocab_size != base.vocab_size:
         problem = f"found {draft.draft_vocab_size}, expected {base.vocab_size}: this head uses the base's lm_head"
@@ -44,7 +61,7 @@ def read(keys: Keys, base: Model, facts: DraftFacts) -> DraftReading:
 
 
 def roles(draft: Draft, base: Model) -> Roles:
-    """Return the tensors that the config implies; the first layer has no norm before its attention."""
+    """Return the tensors that the config implies."""
     hidden = draft.hidden_size
     table: Roles = {}
     if draft.own_embedding:
@@ -53,8 +70,5 @@ def roles(draft: Draft, base: Model) -> Roles:
     if draft.fc_bias:
         table["draft.fc.bias"] = Source(name="fc.bias", shape=(hidden,))
     for i in range(draft.num_layers):
-        if i > 0:
-            name = f"layers.{i}.input_layernorm.weight"
-            table[f"draft.layers.{i}.attention_norm.weight"] = Source(name=name, shape=(hidden,))
-        table |= layer_roles(draft, i, f"layers.{i}", hidden)
+        table |= layer_roles(draft, i, f"layers.{i}")
     return table

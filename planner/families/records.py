@@ -6,7 +6,7 @@ from typing import Literal
 
 from planner.checkpoints.checkpoint import Checkpoint
 from planner.families.rope import Rope
-from plans.schema import Draft, Model
+from plans.schema import Draft, HeadLayout, Model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +58,25 @@ class DraftFacts:
     """
 
     kind: Literal["eagle", "eagle3"]
+    layout: HeadLayout | None
+    """Layout in which it is published; None: that of the authors of EAGLE."""
     own_embedding: bool
     """The head has ``embed_tokens.weight``; otherwise it uses the base model's embedding."""
+    own_head: bool
+    """The head has ``lm_head.weight``; otherwise it uses the base model's, as EAGLE-1 always does."""
     maps_vocabulary: bool
     """The head has ``d2t``: its vocabulary is a part of the base model's."""
+    fc_bias: bool
     qkv_bias: bool
     """q, k and v have biases."""
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    """Heads of q and k are normed."""
+    fc_norm: Literal["joint", "each"] | None
+    """The head has ``input_norm.weight`` (joint) or ``fc_norm.0.weight``, a norm for each aux layer."""
+    masked: bool
+    """The head has ``mask_hidden``: it drafts in parallel (P-EAGLE)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

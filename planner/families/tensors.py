@@ -33,7 +33,7 @@ def check_tensors(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], rea
                 f"{where}: {name}: found shape {list(info.shape)}, expected {list(shape)} by config.json"
             )
         if name in derived:
-            _check_dtype(f"{where}: {name}", info.dtype, {"I64"} if name == "d2t" else FLOATS)
+            _check_dtype(f"{where}: {name}", info.dtype, {"I64"} if name.endswith("d2t") else FLOATS)
 
 
 def table_sha256(roles: Roles) -> str:

@@ -100,7 +100,8 @@ def compile_plan(
         base = load_base(base_checkpoint)
         with changes_first(directory, plan):
             check_base(plan, base)
-        draft = None if draft_checkpoint is None else load_draft(draft_checkpoint, base)
+        asked = plan.draft.aux_layers if plan.draft and plan.draft.aux_layers_from == "option" else None
+        draft = None if draft_checkpoint is None else load_draft(draft_checkpoint, base, aux_layers=asked)
         with changes_first(directory, plan):
             check_draft(plan, draft)
         require_weights(base.checkpoint)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.checkpoints.checkpoint import Checkpoint
 from planner.checkpoints.header import TensorInfo
@@ -64,7 +64,10 @@ def _pieces(slots: Sequence[Slot], checkpoints: Checkpoints) -> Iterator[Piece]:
         for number, part in enumerate(slot.parts):
             tensors = checkpoints[part.source].tensors
             assert tensors is not None, "a checkpoint without weights is refused before"
-            piece = Copied(slot=slot, number=number, part=part, tensor=tensors[part.tensor])
+            tensor = tensors[part.tensor]
+            if len(slot.shape) == 1:  # the tensor may have dimensions of 1 before its own
+                tensor = replace(tensor, shape=tensor.shape[-1:])
+            piece = Copied(slot=slot, number=number, part=part, tensor=tensor)
             _check(piece)
             yield piece
 

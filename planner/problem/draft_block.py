@@ -62,7 +62,7 @@ class DraftBlock:
             count=draft.draft_vocab_size // self.bundle_rows,
             each_bytes=self.shares.head.slope * self.bundle_rows,
             each_ps=tuple(self.shares.rows_ps(device, self.bundle_rows) for device in devices),
-            shared="last" if draft.kind == "eagle" else None,
+            shared=None if draft.own_head else "last",
         )
         return Block(options=tuple(map(self._option, self._offered)), axes=(units, embed, lm_head))
 

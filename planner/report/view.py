@@ -12,7 +12,7 @@ from plans.check_inputs import ROUNDING_PPM
 from plans.codec import digest
 from plans.format import format_ns
 from plans.kv import KvDivision, kv_division
-from plans.schema import Attention, Device, DeviceMemory, Mlp, Model, Plan, Stage, VocabSplit
+from plans.schema import Attention, AuxSource, Device, DeviceMemory, Draft, Mlp, Model, Plan, Stage, VocabSplit
 from plans.step import layer_class
 from plans.usable import by_reason, unusable_devices
 
@@ -190,11 +190,31 @@ def _draft_line(plan: Plan) -> str:
     draft, tree = plan.draft, plan.options.tree
     if draft is None or tree is None:
         return "none: plain decoding"
-    name = {"eagle": "EAGLE-1/2", "eagle3": "EAGLE-3"}[draft.kind]
-    return (
+    name = {"eagle": "EAGLE-1/2", "eagle3": "EAGLE-3" if draft.mask_token_id is None else "P-EAGLE"}[draft.kind]
+    line = (
         f"{name}: hidden {draft.hidden_size}, vocabulary {draft.draft_vocab_size}, "
         f"{_shape_line(draft.attention, draft.mlp)}"
     )
+    line += f", {draft.num_layers} layers" if draft.num_layers > 1 else ""
+    if draft.aux_layers:
+        line += f"; reads {aux_line(draft, plan.model.num_layers)}"
+    return line + (f"; layout of {draft.layout}" if draft.layout else "")
+
+
+def aux_line(draft: Draft, num_layers: int) -> str:
+    """Return the hidden states of the base that an EAGLE-3 head reads, in words, with where they are from."""
+    inputs = ", ".join(str(k) for k in draft.aux_layers if k < num_layers)
+    last = ["the output of the last"] if draft.aux_layers[-1] == num_layers else []
+    layers = " and ".join([*([f"inputs of layers {inputs}"] if inputs else []), *last])
+    return f"{layers} ({_AUX_SOURCES[draft.aux_layers_from]})"
+
+
+_AUX_SOURCES: dict[AuxSource | None, str] = {
+    "inputs": "its config names them",
+    "outputs": "its config names them by outputs",
+    "option": "as --aux-layers says",
+    None: "the default",
+}
 
 
 def _input_lines(plan: Plan) -> tuple[tuple[str, str], ...]:

@@ -1,5 +1,6 @@
 """The drafter: an EAGLE head on one device's share, from accepted features to the next tree.
 
+    draft    both of these; a head that drafts in parallel (P-EAGLE) makes one pass of them
     extend   run accepted (feature, token) pairs through the drafter; their KV stays
     grow     level by level: nodes -> drafter -> candidates -> the nodes that are fed next; their KV is written to the
              cache's tree rows, one level behind the other, and overwritten by the next tree
@@ -18,7 +19,7 @@ from plans.kv import KvShare, kv_shares
 from plans.schema import Draft, Plan
 from plans.slot_records import DraftSlots
 from plans.slots import draft_slots, vocabulary_rows
-from plans.step import accept_rows, draft_tree_rows, fed_rows
+from plans.step import accept_rows, draft_tree_rows, fed_rows, mask_rows
 from runtime.comm.groups import Comm
 from runtime.decode.messages import FeatureMessage
 from runtime.decode.tree_growth import Growth, Level, growth_of
@@ -60,33 +61,45 @@ class EagleHead:
 
 
 class Eagle3Head:
-    """Layer of an EAGLE-3 head: target features go through fc, its own output does not; a norm before the lm_head."""
+    """Layers of an EAGLE-3 head: target features go through fc, its own output does not; a norm before the lm_head."""
 
-    def __init__(self, fc: Linear, layers: list[Eagle3Layer], norm: Norm) -> None:
-        self._fc, self._layers, self._norm = fc, layers, norm
+    def __init__(self, draft: Draft, fc: Linear, fc_norms: list[Norm], first: Eagle3Layer, others: list[Layer],
+                 norm: Norm) -> None:  # fmt: skip
+        """``fc_norms``: none, one of the whole feature, or one of each aux layer's hidden state."""
+        self._fc, self._fc_norms, self._first, self._others, self._norm = fc, fc_norms, first, others, norm
+        self._feeds_normed, self._scale = bool(draft.norm_output), draft.logit_scale
         self._whole: WholeLayers | None = None
 
     def run_whole(self, caches: list[Tensor]) -> None:
         """Run the layer as a kernel of its own from now on, where it is such; ``caches``: of every call."""
-        self._whole = WholeLayers(self._layers, caches) if are_whole(self._layers, caches) else None
+        layers: list[Layer | Eagle3Layer] = [self._first, *self._others]
+        self._whole = WholeLayers(layers, caches) if are_whole(layers, caches) else None
 
     def feature(self, target: Tensor) -> Tensor:
-        """Return the target feature [W, F] as the layers take it: fc(target) [W, H]."""
+        """Return the target feature [W, F] as the layers take it: fc(target) [W, H], normed before."""
+        if len(self._fc_norms) == 1:
+            target = self._fc_norms[0](target)
+        elif self._fc_norms:
+            parts = target.chunk(len(self._fc_norms), 1)
+            target = torch.cat([norm(x.contiguous()) for norm, x in zip(self._fc_norms, parts, strict=True)], 1)
         return self._fc(target)
 
     def __call__(self, embedded: Tensor, feature: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
-        """Return the output of the layers [W, H]."""
+        """Return what is fed back as the next feature [W, H]: the output of the layers, or that behind its norm."""
         if self._whole is not None:
-            (layer,) = self._layers
-            self._whole.begin(feature, rows, layer.joined(embedded, feature))
-            return self._whole.run(0)
-        for layer, cache in zip(self._layers, caches, strict=True):
-            feature = layer(embedded, feature, cache, rows)
-        return feature
+            joined, residual = self._first.entered(embedded, feature)
+            self._whole.begin(residual, rows, joined)
+            hidden = self._whole.run(0)
+        else:
+            hidden = self._first(embedded, feature, caches[0], rows)
+            for layer, cache in zip(self._others, caches[1:], strict=True):
+                hidden = layer(hidden, cache, rows)
+        return self._norm(hidden) if self._feeds_normed else hidden
 
     def read(self, hidden: Tensor) -> Tensor:
         """Return the input of the lm_head [W, H]."""
-        return self._norm(hidden)
+        normed = hidden if self._feeds_normed else self._norm(hidden)
+        return normed if self._scale is None else normed * self._scale
 
 
 class Drafter:
@@ -115,7 +128,7 @@ class Drafter:
         self._lm_head = binder.lm_head(head, placement.head_rows or plan.head.rows)
         d2t = None if own.d2t is None else binder.tensor(own.d2t)
         self._targets = None if d2t is None else d2t + torch.arange(draft.draft_vocab_size, device=d2t.device)
-        self._cache = cache_of([memory.buffer("draft.kv")], draft_tree_rows(options), options.batch, share)
+        self._cache = cache_of([memory.buffer("draft.kv")], draft_tree_rows(draft, options), options.batch, share)
         if len(self._cache.sequences) == options.batch:
             self._head.run_whole(self._cache.layers)
         self._bias, beams = memory.buffer("draft.bias"), memory.buffer("draft.beam")
@@ -124,6 +137,11 @@ class Drafter:
         frequencies = own_frequencies(binder.tensor(own.rope), share)
         self._rotary.copy_(rotary_table(frequencies, self._rotary.shape[1], self._dtype))
         self._tree, self._growths = options.tree, dict[int, Growth]()
+        self._masks = mask_rows(draft, options)
+        self._hidden = draft.hidden_size
+        if own.mask_hidden is not None:
+            self._mask_token = torch.full((1,), draft.mask_token_id or 0, device=memory.buffer("draft.bias").device)
+            self._mask_feature = self._head.feature(binder.tensor(own.mask_hidden).unsqueeze(0))  # [1, H]
         self._first_of = torch.arange(options.batch, device=self._bias.device)
         self._fed = {count: self._fed_rows(count) for count in range(1, len(self._cache.sequences) + 1)}
         """By number of sequences: sequence and level of each row that is fed while trees grow, [rows, 2]."""
@@ -176,6 +194,88 @@ class Drafter:
     def _here(self, own: slice, width: int) -> slice | None:
         """Return the rows of a forward that belong to the device's own sequences; None where it has all sequences."""
         return slice(own.start * width, own.stop * width) if len(self._cache.sequences) < self._batch else None
+
+    def draft(
+        self, message: FeatureMessage | None, joined: dict[int, Tensor], roots: Tensor, pending: Tensor, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """Extend by the accepted pairs of a step, where it has some, and draft; return trees as ``grow`` does.
+
+        ``joined``: by number among the S sequences, the output at the last pair of a prompt [H], which was run before.
+        ``roots``, ``pending`` and ``first`` as in ``grow``.
+        """
+        if self._masks:
+            return self._draft_at_once(message, joined, roots, pending, first)
+        if message is None:
+            hidden = torch.zeros(len(roots), self._hidden, dtype=self._dtype, device=roots.device)
+        else:
+            hidden = self.extend(message, first)
+        for number, feature in joined.items():
+            hidden[number].copy_(feature)
+        return self.grow(hidden, roots, pending, first)
+
+    def _draft_at_once(
+        self, message: FeatureMessage | None, joined: dict[int, Tensor], roots: Tensor, pending: Tensor, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """Draft a chain in one pass, over the accepted pairs and behind them masks for the tokens to be drafted.
+
+        The output at the last pair gives the first token, that at the i-th mask the one after i further tokens. A mask
+        sees the pairs, the masks before it and itself; its KV is overwritten in the next step. M masks.
+        """
+        count, masks = len(roots), self._masks
+        tokens, feature = self._mask_token.expand(count, masks), self._mask_feature.expand(count, masks, -1)
+        width, accepted = 0, None
+        if message is not None:
+            width, accepted = message.tokens.shape[1], message.accepted
+            tokens = torch.cat([message.tokens, tokens], 1)
+            feature = torch.cat([self._head.feature(message.features).view(count, width, -1), feature], 1)
+        rows = self._masked(range(first, first + count), width, accepted, pending)
+        embedded = self._embed(tokens.flatten(), self._dtype)
+        outputs = self._head(embedded, feature.reshape(count * (width + masks), -1), self._cache.layers, rows)
+        outputs = outputs.view(count, width + masks, -1)
+        read = torch.empty(count, 1 + masks, self._hidden, dtype=self._dtype, device=roots.device)
+        read[:, 1:].copy_(outputs[:, width:])
+        if accepted is None:
+            read[:, 0].zero_()
+        else:
+            read[:, 0].copy_(outputs[self._first_of[:count], accepted])
+        for number, output in joined.items():
+            read[number, 0].copy_(output)
+        drafted, _ = self._candidates(read.flatten(0, 1))
+        parents = (torch.arange(2 + masks, device=roots.device) - 1).clamp_(min=0)
+        return torch.cat([roots.unsqueeze(1), drafted.view(count, -1)], 1), parents.expand(count, -1)
+
+    def _masked(self, sequences: range, width: int, accepted: Tensor | None, pending: Tensor) -> Rows:
+        """Return ``width`` rows of each of these sequences behind what is committed of it, then its masks."""
+        cache, masks = self._cache, self._masks
+        here, own = shared(sequences, cache.sequences)
+        count, n = here.stop - here.start, width + masks
+        if not count:
+            return self._no_rows
+        end = cache.lengths[own] + pending[here].unsqueeze(1)  # [b, 1]
+        number = torch.arange(masks, device=end.device)
+        positions, written = end + number, cache.tree_index(1, masks, own)  # [b, M]
+        bias = self._bias[: count * n].view(count, n, self._bias.shape[1])
+        start, window = cache.tree_rows, cache.window(max(width, self._kept), own)
+        columns = cache.columns[: window - start]
+        bias[..., :start].fill_(float("-inf"))
+        if self._share.axis != "context" or not self._share.part:  # else the masks are on every member, and count once
+            hide(bias[:, width:, 1:start], number <= number.unsqueeze(1))
+        hide(bias[:, width:, start:window], columns < end.unsqueeze(2))
+        if accepted is not None:
+            pairs = cache.positions(width, own)  # [b, n]
+            hide(bias[:, :width, start:window], columns <= pairs.unsqueeze(2))
+            positions = torch.cat([pairs, positions], 1)
+            appended = cache.append(width, accepted[here].unsqueeze(1), own).view(count, width)
+            written = torch.cat([appended, written], 1)
+        return Rows(
+            rotary=rotary_at(self._rotary, positions.flatten()),
+            bias=bias[..., :window].unsqueeze(1),
+            sequences=own,
+            seen=slice(0, window),
+            tree=start,
+            written=written.flatten(),
+            own=self._here(here, n),
+        )
 
     def grow(self, feature: Tensor, roots: Tensor, pending: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Grow trees from the outputs of ``extend`` [S, H] and root tokens [S]; return tokens and parents [S, N].
@@ -260,20 +360,32 @@ class Drafter:
 def _head(draft: Draft, binder: Binder, slots: DraftSlots, share: KvShare, attended: Attend) -> EagleHead | Eagle3Head:
     """Bind the drafter's own blocks."""
     eps, fc = draft.norm_eps, binder.linear(slots.fc, slots.fc_bias)
+    first: Eagle3Layer | None = None
     layers: list[Layer] = []
-    eagle3_layers: list[Eagle3Layer] = []
     for own in slots.layers:
         attention = binder.attention(own.attention, draft.attention, share, eps, attended)
         norms = [binder.norm(norm, eps) for norm in own.norms]
         mlp_norm, mlp = binder.norm(own.mlp.norm, eps), binder.mlp(own.mlp, draft.mlp)
-        if draft.kind == "eagle3":
-            input_norm, hidden_norm = norms
-            eagle3_layers.append(
-                Eagle3Layer(
-                    input_norm=input_norm, hidden_norm=hidden_norm, attention=attention, mlp_norm=mlp_norm, mlp=mlp
-                )
+        if len(norms) == 2:
+            first = Eagle3Layer(
+                norm_before_residual=bool(draft.norm_before_residual),
+                input_norm=norms[0],
+                hidden_norm=norms[1],
+                attention=attention,
+                mlp_norm=mlp_norm,
+                mlp=mlp,
             )
         else:
             norm = norms[0] if norms else None
             layers.append(Layer(attention_norm=norm, attention=attention, mlp_norm=mlp_norm, mlp=mlp))
-    return EagleHead(fc, layers) if slots.norm is None else Eagle3Head(fc, eagle3_layers, binder.norm(slots.norm, eps))
+    if slots.norm is None or first is None:
+        return EagleHead(fc, layers)
+    return Eagle3Head(draft, fc, _fc_norms(draft, binder, slots), first, layers, binder.norm(slots.norm, eps))
+
+
+def _fc_norms(draft: Draft, binder: Binder, slots: DraftSlots) -> list[Norm]:
+    """Return the norms before ``fc``, of which the slot has one behind the other."""
+    if slots.fc_norm is None:
+        return []
+    count = len(draft.aux_layers) if draft.fc_norm == "each" else 1
+    return [Norm(weight=weight, eps=draft.norm_eps) for weight in binder.tensor(slots.fc_norm).chunk(count)]

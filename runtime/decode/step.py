@@ -64,7 +64,6 @@ from runtime.decode.sequences import Sequences
 from runtime.decode.tree import ancestors
 from runtime.decode.verify import forced, walk
 from runtime.image.buffers import Memory
-from runtime.image.dtypes import DTYPES
 from runtime.model.base import Forward
 from runtime.model.blocks import Slots
 from runtime.sampling import Sampling
@@ -119,8 +118,6 @@ class Stepper:
         self._inactive = torch.ones(batch, dtype=torch.bool, device=device)  # as the record has it
         self._no_rows = torch.zeros(batch, dtype=torch.int64, device=device)
         self._no_path = torch.zeros(batch, accept_rows(plan.options), dtype=torch.int64, device=device)
-        hidden = plan.draft.hidden_size if plan.draft is not None else 0
-        self._no_feature = torch.zeros(batch, hidden, dtype=DTYPES[plan.options.dtype], device=device)
 
     @property
     def drafts(self) -> bool:
@@ -312,19 +309,20 @@ class Stepper:
         if drafter is None:
             return
         if message is None:
-            kept, path, hidden = self._no_rows[places], self._no_path[places], self._no_feature[places].clone()
+            kept, path = self._no_rows[places], self._no_path[places]
             roots, pending = kept.clone(), kept.clone()
         else:
-            kept, path, hidden = message.accepted, message.path, drafter.extend(message, places.start)  # [S, H]
+            kept, path = message.accepted, message.path
             roots, pending = message.roots, message.accepted + 1
+        joined: dict[int, Tensor] = {}
         for place, root in self._joining.items():
             assert root.token is not None
             assert root.feature is not None
             number = place - places.start
-            hidden[number].copy_(root.feature[0])
+            joined[number] = root.feature[0]
             roots[number].copy_(root.token[0])
             pending[number].fill_(0)
-        trees = drafter.grow(hidden, roots, pending, places.start)
+        trees = drafter.draft(message, joined, roots, pending, places.start)
         if drafter.group.leads:
             self._channel.write(places, kept, path, *trees)
         self._progress.lap("draft")

@@ -43,7 +43,7 @@ class Forward:
     normed: Tensor
     """[W, H]: the hidden state after the final norm, which the lm_head reads."""
     features: Tensor
-    """[a, W, H]: eagle3: inputs of the a captured layers; eagle: the normed state, a = 1."""
+    """[a, W, H]: eagle3: hidden states at the a aux layers; eagle: the normed state, a = 1."""
     lm_head: LmHead
     """This device's rows of the lm_head."""
 
@@ -144,6 +144,8 @@ class BaseStage:
         aux = plan.draft.aux_layers if plan.draft is not None and eagle3 else ()
         self._captures = {layer - stage.first_layer: 1 + plane for plane, layer in enumerate(aux)}
         """Plane of the carry that keeps the input of a layer, by the number of the layer in this stage."""
+        if number < len(plan.stages) - 1:  # the output of its last layer is the next stage's to keep
+            self._captures.pop(stage.num_layers, None)
         self._first, self._progress = number == 0, comm.progress
         self._sequences = own_sequences(options.batch, share)
         self._divided = len(self._sequences) < options.batch
@@ -235,6 +237,8 @@ class BaseStage:
                 carry[self._captures[number]].copy_(hidden)
             hidden = layer(hidden, cache, rows[view]) if self._whole is None else self._whole.run(number)
             self._progress.tick()
+        if len(self._layers) in self._captures:
+            carry[self._captures[len(self._layers)]].copy_(hidden)
         carry[0].copy_(hidden)
         if self._hop_out is not None:
             self._hop_out.broadcast(carry, self._hop_out.ranks[0])

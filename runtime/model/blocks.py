@@ -2,7 +2,7 @@
 
     embed          rows of the embedding table, summed over the group
     base layer     norm, attention, norm, MLP or experts
-    eagle3 layer   attends over (embedding, hidden), each with its norm
+    eagle3 layer   attends over (embedding, hidden), each with its norm; the first, further ones are like a base layer
     eagle layer    like a base layer, the first without the norm before attention
     lm_head        rows of the lm_head, the best of which are gathered over the group
 
@@ -138,8 +138,10 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Eagle3Layer:
-    """The layer of an EAGLE-3 head; the residual is the hidden state without norm."""
+    """The first layer of an EAGLE-3 head, which attends over an embedding beside a hidden state."""
 
+    norm_before_residual: bool
+    """The residual is the hidden state behind its norm."""
     input_norm: Norm
     hidden_norm: Norm
     attention: Attention
@@ -147,12 +149,15 @@ class Eagle3Layer:
     mlp: GatedMlp | Experts
 
     def __call__(self, embedded: Tensor, hidden: Tensor, cache: Tensor, rows: Rows) -> Tensor:
-        hidden = self.attention(self.joined(embedded, hidden), hidden, cache, rows)
+        joined, residual = self.entered(embedded, hidden)
+        hidden = self.attention(joined, residual, cache, rows)
         return self.mlp(self.mlp_norm(hidden), hidden)
 
-    def joined(self, embedded: Tensor, hidden: Tensor) -> Tensor:
-        """Return the input of the attention [W, 2H]: both, each with its norm."""
-        return torch.cat([self.input_norm(embedded), self.hidden_norm(hidden)], 1)
+    def entered(self, embedded: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the input of the attention [W, 2H], both states with their norms, and the residual [W, H]."""
+        normed = self.hidden_norm(hidden)
+        joined = torch.cat([self.input_norm(embedded), normed], 1)
+        return joined, normed if self.norm_before_residual else hidden
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -110,6 +110,10 @@ class KvCache:
             counts &= position % self._parts == self._part
         return torch.where(counts, rows, self._zero).add_(self._first_row[own]).flatten()
 
+    def tree_index(self, first: int, count: int, own: slice) -> Tensor:
+        """Return [b, count]: tree rows ``first`` and behind it of sequences b, among all sequences' rows."""
+        return self._number[first : first + count] + self._first_row[own]
+
     def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: Sequence[int], own: slice) -> None:
         """Commit the root and the accepted nodes of each tree of ``nodes`` nodes: copy their rows behind the sequence.
 

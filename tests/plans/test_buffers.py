@@ -56,7 +56,7 @@ def test_kv_is_linear_in_heads_and_has_room_for_context_and_tree(
     assert kv_bytes(options, attention, whole_heads(heads)) == heads * one
     assert draft_kv_bytes(options, DRAFT, whole_heads(heads)) == heads * draft_kv_bytes(options, DRAFT, whole_heads(1))
     assert kv_rows(options) >= context + total_token
-    assert draft_kv_rows(options) >= context + depth * top_k
+    assert draft_kv_rows(DRAFT, options) >= context + depth * top_k
     assert one % 256 == 0
 
 
@@ -98,7 +98,7 @@ def test_the_parts_of_a_subgroup_hold_the_whole_cache(batch: int, context: int, 
         assert 0 <= spare < parts * granule * 2 * heads * attention.head_dim
     draft_part = draft_kv_bytes(options, DRAFT, KvShare(heads=heads, axis="context", parts=parts, part=0))
     spare = parts * draft_part - draft_kv_bytes(options, DRAFT, whole_heads(heads))
-    assert 0 <= spare < parts * (draft_tree_rows(options) + 64) * batch * 2 * heads * DRAFT.attention.head_dim
+    assert 0 <= spare < parts * (draft_tree_rows(DRAFT, options) + 64) * batch * 2 * heads * DRAFT.attention.head_dim
 
 
 def test_buffers_for_the_exchange_inside_a_subgroup() -> None:
@@ -133,8 +133,8 @@ def test_a_drafter_with_divided_kv_heads_has_its_own_buffers() -> None:
     plan = make_plan(MODEL, [sharing], draft=DRAFT, placement=placement, context=1000)
     shapes = {buffer.name: buffer.shape for buffer in device_buffers(plan, "b")}
     assert len(shapes) == len(device_buffers(plan, "b"))
-    rows, heads, dim = draft_rows(plan.options), DRAFT.attention.num_heads, DRAFT.attention.head_dim
-    kept = -(-(draft_tree_rows(plan.options) + 500) // 64) * 64
+    rows, heads, dim = draft_rows(DRAFT, plan.options), DRAFT.attention.num_heads, DRAFT.attention.head_dim
+    kept = -(-(draft_tree_rows(DRAFT, plan.options) + 500) // 64) * 64
     assert shapes["draft.kv"] == (1, 1, kept, 2 * DRAFT.attention.num_kv_heads, dim)
     assert shapes["draft.partial"] == (3, rows, heads, dim + 1)
     assert shapes["draft.beam"][1] == shapes["draft.bias"][1] == kept

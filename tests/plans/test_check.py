@@ -153,14 +153,25 @@ DIGITS = "64 hexadecimal digits"
             "model.layers[0].mlp.bias: found true, expected false, as experts have no biases",
         ),
         ("draft.mlp", MOE, "draft.mlp.kind: found moe, expected gated: an EAGLE head has no experts"),
-        (
-            "draft.attention.qk_norm",
-            True,
-            "draft.attention.qk_norm: found true, expected false: an EAGLE head has no norms of q and k",
-        ),
         ("model.eos_token_ids[0]", 1024, "model.eos_token_ids[0]: found 1024, expected less than the vocabulary, 1024"),
-        ("draft.aux_layers", [2, 4, 8], "draft.aux_layers: found [2, 4, 8], expected 3 different layers below 8"),
-        ("draft.aux_layers", [2, 4, 4], "draft.aux_layers: found [2, 4, 4], expected 3 different layers below 8"),
+        *(
+            ("draft.aux_layers", aux, f"draft.aux_layers: found [{shown}], expected {expected}")
+            for aux, shown, expected in (
+                ([2, 4, 9], "2, 4, 9", "1 to 16 different ones from 0 to 8, in order"),
+                ([2, 4, 4], "2, 4, 4", "1 to 16 different ones from 0 to 8, in order"),
+                ([4, 2], "4, 2", "1 to 16 different ones from 0 to 8, in order"),
+            )
+        ),
+        ("draft.norm_output", False, "draft.norm_output: found false, expected true, or nothing"),
+        ("draft.logit_scale", 0.0, "draft.logit_scale: found 0.0, expected from 1e-06 to 1000000.0"),
+        ("draft.mask_token_id", 1024, "draft.mask_token_id: found 1024, expected less than the vocabulary, 1024"),
+        (
+            "draft.mask_token_id",
+            5,
+            "options.tree: found total_token 60, depth 7, top_k 10, "
+            "expected a chain, as one pass drafts it: top_k 1, total_token = depth + 2",
+        ),
+        ("draft.kind", "eagle", "draft.aux_layers: found [2, 4, 5], expected none, as the drafter is of kind eagle"),
         ("draft.target_hidden_size", 128, "draft.target_hidden_size: found 128, expected the model's, 256"),
         ("draft.hidden_size", 128, "draft.own_embedding: found false, expected true, as the model's is 256 wide"),
         (
@@ -257,7 +268,7 @@ DIGITS = "64 hexadecimal digits"
         ("model.norm_eps", -1e-6, "model.norm_eps: found -1e-06, expected from 1e-15 to 1.0"),
         ("draft.norm_eps", 1e300, "draft.norm_eps: found 1e+300, expected from 1e-15 to 1.0"),
         ("draft.hidden_size", 0, "draft.hidden_size: found 0, expected from 1 to 2147483647"),
-        ("draft.num_layers", 2, "draft.num_layers: found 2, expected 1"),
+        ("draft.num_layers", 0, "draft.num_layers: found 0, expected from 1 to 1024"),
         (
             "model.layers[0].attention.num_heads",
             1028,

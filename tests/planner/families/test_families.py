@@ -120,7 +120,7 @@ KEYS: list[tuple[dict[str, Any], str]] = [
     ({"pretraining_tp": 2}, "pretraining_tp: found 2, expected 1: products in slices are not computed here"),
     (
         {"residual_multiplier": 0.2},
-        "residual_multiplier: unknown key: it may change what is computed; if it does not, remove it from the config",
+        "residual_multiplier: unknown key: not known here, and it may change what is computed",
     ),
     (
         {"layer_types": ["full_attention", "sliding_attention"]},

@@ -110,18 +110,20 @@ def test_layers_may_differ_in_their_kv_heads() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_layers_of_eagle_heads_have_the_bits_of_their_steps(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("normed", [False, True])
+def test_the_layers_of_eagle_heads_have_the_bits_of_their_steps(dtype: torch.dtype, normed: bool) -> None:
     """EAGLE-3 attends over (embedding, hidden); the first layer of an EAGLE-1 head has no norm before the attention."""
     sizes = {"hidden": 64, "heads": 2, "kv_heads": 1, "dims": 32, "channels": 40, "normed": False}
     plain, rows = make_layer(dtype, 3, **sizes), make_rows(dtype, 2, 32, indexed=False)
     norms = [Norm(weight=seeded(64, dtype=dtype, seed=seed), eps=1e-5) for seed in (1, 2)]
     wide = replace(plain.attention, qkv=linear(128, 128, dtype))
-    eagle3 = Eagle3Layer(input_norm=norms[0], hidden_norm=norms[1], attention=wide, mlp_norm=plain.mlp_norm,
-                         mlp=plain.mlp)  # fmt: skip
+    eagle3 = Eagle3Layer(norm_before_residual=normed, input_norm=norms[0], hidden_norm=norms[1], attention=wide,
+                         mlp_norm=plain.mlp_norm, mlp=plain.mlp)  # fmt: skip
     embedded, hidden = seeded(4, 64, dtype=dtype, seed=1), seeded(4, 64, dtype=dtype, seed=2)
     caches = [seeded(3, 45, 2, 32, dtype=dtype) for _ in range(2)]
     expected, whole = eagle3(embedded, hidden, caches[0], rows), WholeLayers([eagle3], caches[1:])
-    whole.begin(hidden, rows, eagle3.joined(embedded, hidden))
+    joined, residual = eagle3.entered(embedded, hidden)
+    whole.begin(residual, rows, joined)
     assert torch.equal(whole.run(0), expected)
     first = replace(plain, attention_norm=None)
     expected, whole = first(hidden, caches[0], rows), WholeLayers([first], caches[1:])
