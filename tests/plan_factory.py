@@ -231,7 +231,7 @@ def make_plan(
         placement = dataclasses.replace(
             placement,
             embed_rows=None if placement.devices == embed and not draft.own_embedding else placement.embed_rows,
-            head_rows=None if placement.devices == head and draft.kind == "eagle" else placement.head_rows,
+            head_rows=None if placement.devices == head and not draft.own_head else placement.head_rows,
         )
     listed = list(devices or [make_device(name) for name in names])
     listed.sort(key=lambda device: (device.host, natural_key(device.id)))

@@ -6,8 +6,10 @@ sequence of each node, all nodes of a level at once. It shares no code with the 
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as functional
@@ -39,6 +41,18 @@ class Drafted:
     score: float
 
 
+class Drafter(Protocol):
+    """What growing a tree needs of a head."""
+
+    def targets(self, base: LlamaForCausalLM, sequence: Tensor) -> Tensor: ...
+
+    def enter(self, target: Tensor) -> Tensor: ...
+
+    def run(self, sequences: list[list[tuple[Tensor, int]]]) -> Tensor: ...
+
+    def children(self, output: Tensor, count: int) -> list[tuple[int, float]]: ...
+
+
 class ReferenceHead:
     """An EAGLE head computed from its checkpoint."""
 
@@ -49,6 +63,14 @@ class ReferenceHead:
         self.prefix = "midlayer." if self.eagle3 else "layers.0."
         self.embedding = base.model.embed_tokens.weight
         self.lm_head = self.tensors["lm_head.weight"] if self.eagle3 else base.lm_head.weight
+
+    def targets(self, base: LlamaForCausalLM, sequence: Tensor) -> Tensor:
+        """Return the features of the base, of every position."""
+        states = base.model(sequence, output_hidden_states=True).hidden_states
+        count = base.config.num_hidden_layers
+        if self.eagle3:
+            return torch.cat([states[layer][0] for layer in (2, count // 2, count - 3)], 1)
+        return states[-1][0]
 
     def enter(self, target: Tensor) -> Tensor:
         """Return a feature of the base as an input of the drafter."""
@@ -108,7 +130,7 @@ class ReferenceHead:
 
 
 def draft_static(
-    drafter: ReferenceHead, accepted: list[tuple[Tensor, int]], paths: tuple[tuple[int, ...], ...]
+    drafter: Drafter, accepted: list[tuple[Tensor, int]], paths: tuple[tuple[int, ...], ...]
 ) -> list[tuple[int, ...]]:
     """Return the tokens along each path of ranks, in the order of the paths."""
     nodes = {(): Drafted((), accepted, 0.0)}
@@ -123,7 +145,7 @@ def draft_static(
     return [nodes[path].path for path in paths]
 
 
-def draft(drafter: ReferenceHead, accepted: list[tuple[Tensor, int]], tree: Tree) -> list[tuple[int, ...]]:
+def draft(drafter: Drafter, accepted: list[tuple[Tensor, int]], tree: Tree) -> list[tuple[int, ...]]:
     """Return the paths of the drafted nodes, parents first, in the order in which they were drafted."""
     beam = [Drafted((), accepted, 0.0)]
     pool = []
@@ -140,23 +162,31 @@ def draft(drafter: ReferenceHead, accepted: list[tuple[Tensor, int]], tree: Tree
     return [pool[number].path for number in sorted(best)]
 
 
+def grow(drafter: Drafter, accepted: list[tuple[Tensor, int]], tree: Tree) -> list[tuple[int, ...]]:
+    """Return the paths of the drafted nodes of a tree of either kind."""
+    return draft_static(drafter, accepted, tree.paths) if tree.paths else draft(drafter, accepted, tree)
+
+
 def decode(
-    base: LlamaForCausalLM, drafter: ReferenceHead, prompt: list[int], greedy: list[int], tree: Tree
+    base: LlamaForCausalLM,
+    drafter: Drafter,
+    prompt: list[int],
+    greedy: list[int],
+    tree: Tree,
+    grown: Callable[[list[tuple[Tensor, int]]], list[tuple[int, ...]]] | None = None,
 ) -> tuple[list[list[tuple[int, ...]]], list[int]]:
     """Return the drafted trees and accepted lengths of decoding ``prompt``, whose greedy continuation is ``greedy``.
 
-    Decoding stops where the rest of ``greedy`` may be too short to verify a tree.
+    ``grown``: how a tree is drafted from the accepted pairs, where not as EAGLE does. Decoding stops where the rest of
+    ``greedy`` may be too short to verify a tree.
     """
     sequence = torch.tensor([prompt + greedy])
-    states = base.model(sequence, output_hidden_states=True).hidden_states
-    count = base.config.num_hidden_layers
-    aux = torch.cat([states[layer][0] for layer in (2, count // 2, count - 3)], 1)
-    targets = aux if drafter.eagle3 else states[-1][0]
+    targets = drafter.targets(base, sequence)
     trees, lengths, done = [], [], 0
     while done + tree.most_accepted + 2 <= len(greedy):
         known = len(prompt) + done
         pairs = [(drafter.enter(targets[i]), int(sequence[0, i + 1])) for i in range(known)]
-        paths = draft_static(drafter, pairs, tree.paths) if tree.paths else draft(drafter, pairs, tree)
+        paths = grow(drafter, pairs, tree) if grown is None else grown(pairs)
         length = 0
         while tuple(greedy[done + 1 : done + 2 + length]) in paths:
             length += 1
