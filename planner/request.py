@@ -11,10 +11,13 @@ from planner.hardware.records import HardwareInventory
 from plans.check_inputs import MOST_MASK_VALUES, MOST_TREE, mask_values, path_problems, static_tree
 from plans.format import quote
 from plans.schema import DType, Inventory, KvAxis, KvDType, Options, Pin, Plan, Strategy, Tree
-from plans.step import tree_pool
+from plans.step import is_chain, tree_pool
 
 DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=None)
 """Draft tree of EAGLE-2 and -3."""
+
+PARALLEL_TREE = Tree(kind="dynamic", total_token=8, depth=6, top_k=1, paths=None)
+"""Chain of a head that drafts all its tokens in one pass (P-EAGLE)."""
 
 STATIC_PATHS = (
     *((rank,) for rank in range(4)),
@@ -127,7 +130,7 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
         raise InputError("--tree: there is no draft that would grow one: give --draft")
     if wanted.strategy == "custom" and wanted.custom is None:
         raise InputError("--strategy custom: no device map was given: --device-map FILE")
-    tree = (wanted.tree or DEFAULT_TREE) if draft else None
+    tree = (wanted.tree or default_tree(draft)) if draft else None
     if tree is not None:
         _check_tree(tree, wanted.batch, draft)
     chunk = wanted.prefill_chunk or min(512, max(64, context // 8), context)
@@ -151,12 +154,22 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
     )
 
 
+def default_tree(draft: DraftInput) -> Tree:
+    """Return the tree of a head where none is asked for."""
+    return DEFAULT_TREE if draft.draft.mask_token_id is None else PARALLEL_TREE
+
+
 def _check_tree(tree: Tree, batch: int, draft: DraftInput | None) -> None:
     _check_nodes(tree)
     if (values := mask_values(tree, batch)) > MOST_MASK_VALUES:
         raise InputError(
             f"--tree: masks of {values} values for a batch of {batch}, expected at most {MOST_MASK_VALUES}: give fewer "
             "nodes, levels or children, or a smaller batch"
+        )
+    if draft is not None and draft.draft.mask_token_id is not None and not is_chain(tree):
+        raise InputError(
+            f"--tree: found {tree_text(tree) if tree.paths is None else 'a static tree'}, the head (P-EAGLE) drafts a "
+            f"chain in one pass: give top_k=1 and a total_token of depth + 2, as in {tree_text(PARALLEL_TREE)}"
         )
     pool = tree_pool(tree)
     if tree.paths is None and tree.total_token - 1 > pool:

@@ -162,8 +162,8 @@ def _no_draft(request: Request, probe: Probe) -> Iterator[Candidate]:
 def _tree(request: Request, probe: Probe) -> Iterator[Candidate]:
     """Yield the largest tree of the same depth and width."""
     tree = request.wanted.tree or DEFAULT_TREE
-    if request.draft is None or tree.paths is not None:
-        return
+    if request.draft is None or tree.paths is not None or request.draft.draft.mask_token_id is not None:
+        return  # a chain has one depth for each number of nodes
 
     def changed(nodes: int) -> Request:
         return _with(request, replace(request.wanted, tree=replace(tree, total_token=nodes)))

@@ -177,6 +177,21 @@ def test_the_default_dtype_is_float32_only_without_gpus(kinds: tuple[str, ...], 
     assert resolve_dtype(Wanted(dtype="float16"), base, inventory) == "float16"
 
 
+def test_a_head_that_drafts_at_once_drafts_a_chain() -> None:
+    base, draft = demo("eagle3")
+    assert draft is not None
+    at_once = dataclasses.replace(draft, draft=dataclasses.replace(draft.draft, mask_token_id=5))
+    assert resolve(Wanted(), "bfloat16", base, at_once).tree == request.PARALLEL_TREE
+    chain = Tree(kind="dynamic", total_token=4, depth=2, top_k=1, paths=None)
+    assert resolve(Wanted(tree=chain), "bfloat16", base, at_once).tree == chain
+    with pytest.raises(InputError) as caught:
+        resolve(Wanted(tree=request.DEFAULT_TREE), "bfloat16", base, at_once)
+    assert str(caught.value) == (
+        "--tree: found total_token=60,depth=7,top_k=10, the head (P-EAGLE) drafts a chain in one pass: "
+        "give top_k=1 and a total_token of depth + 2, as in total_token=8,depth=6,top_k=1"
+    )
+
+
 def test_a_tree_without_a_draft_is_refused() -> None:
     base, _ = demo(None)
     with pytest.raises(InputError, match="--tree: there is no draft"):

@@ -24,7 +24,7 @@ from planner.images import layout
 from plans import slots
 from plans.buffers import draft_kv_bytes
 from plans.kv import KvShare
-from plans.schema import KvAxis, Link
+from plans.schema import KvAxis, Link, Tree
 from tests.planner.instances import UNLIKE, demo, formulation
 
 ATTENTION = dataclasses.replace(demo(None)[0].model.layers[0].attention, num_heads=16, num_kv_heads=4, head_dim=32)
@@ -132,3 +132,28 @@ def test_experts_are_read_if_a_row_selects_them() -> None:
     assert 7.9 * 4 * parameters < many.traffic_bytes <= 8 * 4 * parameters
     assert router_work(moe, 192, 4, 60) == Work(traffic_bytes=4 * 8 * 192, flops=2 * 60 * 8 * 192)
     assert router_work(layers.mlp, 192, 4, 60) == Work(traffic_bytes=0, flops=0)
+
+
+def test_drafting_at_once_is_one_pass_over_the_accepted_rows_and_the_masks() -> None:
+    base, head = demo("eagle3")
+    assert head is not None
+    tree = Tree(kind="dynamic", total_token=8, depth=6, top_k=1, paths=None)
+    options = dataclasses.replace(formulation(UNLIKE, "eagle3").options, tree=tree, batch=2)
+    one_by_one = DraftShares(model=base.model, draft=head.draft, options=options)
+    at_once = dataclasses.replace(one_by_one, draft=dataclasses.replace(head.draft, mask_token_id=5))
+    assert [(forward.rows, times) for forward, times in one_by_one.passes] == [(2 * 8, 1), (2 * 1, 6)]
+    assert [(forward.rows, times) for forward, times in at_once.passes] == [(2 * (8 + 6), 1)]
+    assert (one_by_one.read_rows, at_once.read_rows) == ((2, 2), (2 * 7,))
+
+
+def test_layers_behind_the_first_of_an_eagle3_head_are_half_as_wide() -> None:
+    base, head = demo("eagle3")
+    assert head is not None
+    options, width = formulation(UNLIKE, "eagle3").options, 4
+    one = DraftShares(model=base.model, draft=head.draft, options=options)
+    two = dataclasses.replace(one, draft=dataclasses.replace(head.draft, num_layers=2))
+    heads, hidden = share(head.draft.attention.num_kv_heads), head.draft.hidden_size
+    more = two.attention(0, heads).traffic_bytes - one.attention(0, heads).traffic_bytes
+    columns = (head.draft.attention.num_heads + 2 * heads.heads) * head.draft.attention.head_dim
+    out = head.draft.attention.num_heads * head.draft.attention.head_dim
+    assert more == width * (columns * hidden + out * hidden) + draft_kv_bytes(options, head.draft, heads)
