@@ -6,7 +6,7 @@ A Request is checked where it is made, once; who serves one relies on that.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Real
@@ -150,6 +150,11 @@ class Completion:
         """Mean tokens per step, accepted + 1; 1 in plain decoding."""
         lengths = self.accept_lengths
         return sum(lengths) / len(lengths) + 1 if lengths else 1.0
+
+
+def first_acceptance(lengths: Sequence[int]) -> float | None:
+    """Return the part of the steps that accepted a token of the first drafted level; None of no drafted steps."""
+    return sum(length > 0 for length in lengths) / len(lengths) if lengths else None
 
 
 def check_options(options: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from plans.schema import Plan
 from runtime.errors import RequestError
-from runtime.request import Completion, RankTimings, Request, check_request
+from runtime.request import Completion, RankTimings, Request, check_request, first_acceptance
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -77,6 +77,9 @@ class Mode:
     prefill_s: float
     step_s: float
     acceptance_length: float
+    steps: int
+    first_acceptance: float | None
+    """Part of the steps that accepted a token of the first level; None in plain decoding, and where it is forced."""
     phases: tuple[Row, ...]
     """Rows draft, verify, commit, collectives, and the step that they add up to."""
     parts: tuple[Row, ...]
@@ -105,13 +108,17 @@ def measure(engine: "Engine", bench: Bench) -> Measured:
             digest = engine.serve(request).finished().plan_digest
             if number:  # the first one warms up
                 runs[mode].append(engine.completions)
-    modes = tuple(_mode(engine.plan, mode, completions) for mode, completions in runs.items())
+    forced = bench.accept is not None
+    modes = tuple(_mode(engine.plan, mode, completions, forced=forced) for mode, completions in runs.items())
     devices = {device.id: start.device for device, start in zip(engine.plan.devices, engine.started, strict=True)}
     return Measured(plan_digest=digest, devices=devices, load_s=engine.load_s, accept=bench.accept, modes=modes)
 
 
-def _mode(plan: Plan, name: str, runs: list[list[Completion]]) -> Mode:
-    """Return the times of a mode; of one repeat, as the parts of another do not add up to its step."""
+def _mode(plan: Plan, name: str, runs: list[list[Completion]], *, forced: bool) -> Mode:
+    """Return the times of a mode; of one repeat, as the parts of another do not add up to its step.
+
+    ``forced``: what is accepted was asked for.
+    """
     ranks = sorted(runs, key=lambda run: _step_s(run[0]))[(len(runs) - 1) // 2]
     first, step_s = ranks[0], _step_s(ranks[0])
     parts = {
@@ -124,6 +131,8 @@ def _mode(plan: Plan, name: str, runs: list[list[Completion]]) -> Mode:
         prefill_s=statistics.median(run[0].prefill_s for run in runs),
         step_s=step_s,
         acceptance_length=first.acceptance_length,
+        steps=_steps(first),
+        first_acceptance=None if forced else first_acceptance(first.accept_lengths),
         phases=tuple(_phases(plan, name, round(step_s * 1e9), parts)),
         parts=tuple(
             Row(name=part, measured_ns=ns, predicted_ns=_predicted(plan, part, name)) for part, ns in parts.items()

@@ -45,7 +45,10 @@ def test_phases_add_up_to_the_step(devices: tuple[str, ...], tmp_path: Path) -> 
     assert predicted["stages[0]"] == plan.stages[0].predicted_ns
     assert predicted["step"] == plan.proof.objective_ns
     assert json.loads(json.dumps(dataclasses.asdict(measured)))["plan_digest"] == measured.plan_digest
-    assert any("stages[0]" in line for line in report.bench_lines(measured))
+    lines = list(report.bench_lines(measured))
+    assert any("stages[0]" in line for line in lines)
+    assert measured.modes[1].first_acceptance is not None
+    assert sum("first drafted token accepted in" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize("accept", [0, 3])
@@ -54,6 +57,7 @@ def test_every_step_accepts_the_forced_length(accept: int, plan_dir: tuple[Path,
         fresh = engine.generate([1, 2, 3], max_new_tokens=10).tokens
         plain, eagle = measure(engine, dataclasses.replace(BENCH, accept=accept)).modes
         assert (plain.acceptance_length, eagle.acceptance_length) == (1.0, accept + 1.0)
+        assert (plain.first_acceptance, eagle.first_acceptance) == (None, None), "what is asked for is no measurement"
         assert engine.generate([1, 2, 3], max_new_tokens=10, reuse=True).tokens == fresh, (
             "no cache of the benchmark is reused"
         )
