@@ -151,7 +151,8 @@ class Keys:
 
     def finish(self, harmless: frozenset[str] = frozenset()) -> None:
         """Raise ConfigError for a key that was not read, unless it has its asserted value or is harmless."""
-        self._judge_auto_map()
+        if "auto_map" not in self._read:
+            self._judge_auto_map()
         for name, (allowed, reason) in _ASSERTED.items():
             if name not in self._read:
                 self.expect(name, allowed, reason)

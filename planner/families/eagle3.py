@@ -103,7 +103,7 @@ def read(head: Head, base: Model, facts: DraftFacts, asked: AuxLayers | None) ->
         # t2d says which tokens are in the draft vocabulary; only training needs it.
         ignored={"t2d": (base.vocab_size,)} | ({} if draft.maps_vocabulary else {"d2t": (base.vocab_size,)}),
     )
-    keys.get("auto_map")  # the architecture is known, so its code is not needed
+    keys.get("auto_map")  # the kind is known by its tensors or its architecture, and its code is never run
     count = len(draft.aux_layers)
     if (counted := keys.integer("num_aux_hidden_states", count)) != count:
         raise keys.fail("num_aux_hidden_states", f"found {counted}, expected {count}: {AUX_LAYERS} names as many")
