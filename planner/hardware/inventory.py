@@ -8,28 +8,27 @@ import dataclasses
 import difflib
 import errno
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from planner.errors import InventoryError
 from planner.hardware import units
 from planner.hardware.catalog import CPU, DeviceType, catalog
+from planner.hardware.inventory_fields import CLASS, CLASS_LETTERS, figure, mapping, sequence, text
+from planner.hardware.inventory_links import host_with_links, network_link
 from planner.hardware.records import HardwareInventory, ListedDevice, in_order
 from plans.artifact import DEVICE_UUID
 from plans.check_inputs import MOST_DEVICES, natural_key, uuid_conflicts
 from plans.codec import read_document
 from plans.dtypes import DTYPE_BYTES
-from plans.format import quote, shown
-from plans.schema import Host, Link, Pair, PlanError
+from plans.format import quote
+from plans.schema import Host, PlanError
 from plans.strict_yaml import load_yaml
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Names that a host may have."""
-_CLASS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-_LINK_FIELDS = ("class", "latency", "bandwidth")
 _DEVICE_FIELDS = (
     *("id", "type", "memory", "reserve", "bandwidth", "flops", "overhead"),
     *("ordinal", "uuid", "reported_name"),
@@ -55,8 +54,8 @@ def read_inventory(path: Path) -> Any:
 
 def parse_inventory(data: Any, where: str) -> HardwareInventory:
     """Return the inventory of plain data; ``where`` names the file in messages."""
-    fields = _mapping(data, f"{where}: ", ("hosts", "network"), "a mapping with hosts and network")
-    entries = _sequence(fields.get("hosts"), f"{where}: hosts", "a sequence of hosts")
+    fields = mapping(data, f"{where}: ", ("hosts", "network"), "a mapping with hosts and network")
+    entries = sequence(fields.get("hosts"), f"{where}: hosts", "a sequence of hosts")
     hosts: list[Host] = []
     devices: list[ListedDevice] = []
     for position, entry in enumerate(entries):
@@ -72,7 +71,7 @@ def parse_inventory(data: Any, where: str) -> HardwareInventory:
         raise InventoryError(f"{where}: hosts: no host, expected at least one with at least one device")
     return HardwareInventory(
         hosts=tuple(sorted(hosts, key=lambda host: host.name)),
-        network=_network(fields.get("network"), f"{where}: network", len(hosts)),
+        network=network_link(fields.get("network"), f"{where}: network", len(hosts)),
         devices=in_order(devices),
     )
 
@@ -81,9 +80,9 @@ def parse_inventory(data: Any, where: str) -> HardwareInventory:
 
 
 def _host(data: Any, path: str) -> tuple[Host, list[ListedDevice]]:
-    fields = _mapping(data, f"{path}.", ("name", "links", "devices"), "a host with name, links and devices")
-    name = _text(fields, "name", path, HOST_NAME, "letters, digits, '.', '_' and '-'")
-    entries = _sequence(fields.get("devices"), f"{path}.devices", "a sequence of devices")
+    fields = mapping(data, f"{path}.", ("name", "links", "devices"), "a host with name, links and devices")
+    name = text(fields, "name", path, HOST_NAME, "letters, digits, '.', '_' and '-'")
+    entries = sequence(fields.get("devices"), f"{path}.devices", "a sequence of devices")
     if not entries:
         raise InventoryError(f"{path}.devices: no device, expected at least one")
     devices: list[ListedDevice] = []
@@ -95,7 +94,7 @@ def _host(data: Any, path: str) -> tuple[Host, list[ListedDevice]]:
     _refuse_shared_ordinals(devices, entries, f"{path}.devices")
     for position, other in uuid_conflicts(devices).items():
         raise InventoryError(f"{path}.devices[{position}].uuid: found {devices[position].uuid}, which {other} has too")
-    return _links(fields.get("links"), f"{path}.links", name, devices), devices
+    return host_with_links(fields.get("links"), f"{path}.links", name, devices), devices
 
 
 def _refuse_known_ids(new: Iterable[ListedDevice], known: list[ListedDevice], path: str, start: int = 0) -> None:
@@ -153,14 +152,14 @@ def _refuse_shared_ordinals(devices: list[ListedDevice], entries: list[Any], pat
 
 
 def _device(data: Any, host: str, path: str) -> ListedDevice:
-    fields = _mapping(data, f"{path}.", _DEVICE_FIELDS, "a device with id and type")
-    device_id = _text(fields, "id", path, _ID, "lower-case letters, digits, '_' and '-'")
-    type_name = _text(fields, "type", path, _CLASS, "lower-case letters, digits, '.', '_' and '-'", _nearest_types)
+    fields = mapping(data, f"{path}.", _DEVICE_FIELDS, "a device with id and type")
+    device_id = text(fields, "id", path, _ID, "lower-case letters, digits, '_' and '-'")
+    type_name = text(fields, "type", path, CLASS, CLASS_LETTERS, _nearest_types)
     if type_name not in catalog().devices:
         _require_figures(fields, type_name, path)
     default = catalog().devices.get(type_name, _OTHER)
-    memory = _figure(fields, "memory", units.SIZE, default.memory_bytes, path)
-    reserve = _figure(fields, "reserve", units.SIZE, default.reserve_bytes, path)
+    memory = figure(fields, "memory", units.SIZE, default.memory_bytes, path)
+    reserve = figure(fields, "reserve", units.SIZE, default.reserve_bytes, path)
     if reserve >= memory:
         _refuse_reserve(fields, reserve, memory, path)
     return ListedDevice(
@@ -173,9 +172,9 @@ def _device(data: Any, host: str, path: str) -> ListedDevice:
         reported_name=_reported_name(fields, default, path),
         memory_bytes=memory,
         reserve_bytes=reserve,
-        bandwidth_bytes_per_s=_figure(fields, "bandwidth", units.BANDWIDTH, default.bandwidth_bytes_per_s, path),
+        bandwidth_bytes_per_s=figure(fields, "bandwidth", units.BANDWIDTH, default.bandwidth_bytes_per_s, path),
         flops_per_s=_rates(fields, default, path),
-        overhead_ns=_figure(fields, "overhead", units.DURATION, default.overhead_ns, path),
+        overhead_ns=figure(fields, "overhead", units.DURATION, default.overhead_ns, path),
         compute_capability=default.compute_capability,
     )
 
@@ -184,7 +183,7 @@ def _rates(fields: Mapping[str, Any], default: DeviceType, path: str) -> Mapping
     """Return the rate by dtype: one rate that the file gives holds for all, else the catalogue's."""
     if "flops" not in fields:
         return default.flops_per_s
-    return dict.fromkeys(DTYPE_BYTES, _figure(fields, "flops", units.RATE, None, path))
+    return dict.fromkeys(DTYPE_BYTES, figure(fields, "flops", units.RATE, None, path))
 
 
 _OTHER = DeviceType(
@@ -235,18 +234,6 @@ def _nearest_types(name: Any) -> str:
     return f"; the nearest known types are {', '.join(nearest)}" if nearest else ""
 
 
-def _figure(fields: Mapping[str, Any], name: str, quantity: units.Quantity, default: int | None, path: str) -> int:
-    """Return a quantity in base units; raise InventoryError for a zero that is no reserve, overhead or latency."""
-    if name not in fields:
-        if default is None:
-            raise InventoryError(f"{path}.{name}: missing, expected a quantity like {quantity.example}")
-        return default
-    value = units.parse(quantity, fields[name], f"{path}.{name}")
-    if value == 0 and name not in ("reserve", "overhead", "latency"):
-        raise InventoryError(f"{path}.{name}: found {fields[name]}, expected more than zero")
-    return value
-
-
 def _ordinal(fields: Mapping[str, Any], type_name: str, path: str) -> int:
     value = fields.get("ordinal", 0)
     if type(value) is not int or not 0 <= value < 1024:
@@ -274,135 +261,3 @@ def _reported_name(fields: Mapping[str, Any], default: DeviceType, path: str) ->
     if type(value) is not str or not value.isprintable() or len(value) > 64:
         raise InventoryError(f"{path}.reported_name: found {quote(value)}, expected a part of the driver's device name")
     return value
-
-
-# Links
-
-
-def _links(data: Any, path: str, name: str, devices: list[ListedDevice]) -> Host:
-    """Return a host with its links; by default shared memory between CPUs alone, PCIe where there is an accelerator.
-
-    A pair that is linked as the host's devices are is no pair: it is left out.
-    """
-    entries = {"pairs": data} if isinstance(data, list) else ({} if data is None else data)
-    allowed = (*_LINK_FIELDS, "transport", "pairs")
-    fields = _mapping(entries, f"{path}.", allowed, "a mapping with class, or a sequence of pairs")
-    all_cpu = all(device.kind == "cpu" for device in devices)
-    base = {"class": "shm" if all_cpu else "pcie"} | {key: fields[key] for key in _LINK_FIELDS if key in fields}
-    link = _link(base, path)
-    pairs = _pairs(fields.get("pairs", []), f"{path}.pairs" if isinstance(data, dict) else path, devices)
-    return Host(
-        name=name,
-        link=link,
-        pairs=tuple(pair for pair in pairs if pair.link != link),
-        transport=_transport(fields.get("transport", "auto"), f"{path}.transport"),
-    )
-
-
-def _transport(value: Any, path: str) -> Literal["auto", "gloo"]:
-    if value == "auto":
-        return "auto"
-    if value == "gloo":
-        return "gloo"
-    raise InventoryError(f"{path}: found {quote(value)}, expected auto or gloo")
-
-
-def _pairs(data: Any, path: str, devices: list[ListedDevice]) -> tuple[Pair, ...]:
-    order = {device.id: natural_key(device.id) for device in devices}
-    pairs: dict[tuple[str, str], Pair] = {}
-    for position, entry in enumerate(_sequence(data, path, "a sequence of pairs")):
-        where = f"{path}[{position}]"
-        fields = _mapping(entry, f"{where}.", ("between", *_LINK_FIELDS), "a pair with between and class")
-        a, b = _between(fields.get("between"), f"{where}.between", order)
-        if (a, b) in pairs:
-            raise InventoryError(f"{where}.between: the link of {a} and {b} is already given")
-        link = _link({key: value for key, value in fields.items() if key != "between"}, where)
-        pairs[a, b] = Pair(a=a, b=b, link=link)
-    return tuple(pairs[key] for key in sorted(pairs, key=lambda key: (order[key[0]], order[key[1]])))
-
-
-def _between(data: Any, path: str, order: Mapping[str, Any]) -> tuple[str, str]:
-    if not isinstance(data, list) or len(data) != 2 or data[0] == data[1]:
-        raise InventoryError(f"{path}: found {quote(data)}, expected the ids of two devices")
-    for name in data:
-        if type(name) is not str or name not in order:
-            raise InventoryError(f"{path}: {quote(name)} is no device of this host{_nearest(str(name), order)}")
-    a, b = sorted(data, key=lambda name: order[name])
-    return a, b
-
-
-def _network(data: Any, path: str, hosts: int) -> Link | None:
-    if data is None:
-        if hosts > 1:
-            raise InventoryError(
-                f"{path}: missing, expected the link between the {hosts} hosts, "
-                "like {class: ethernet, bandwidth: 25 Gbit/s, latency: 20 us}"
-            )
-        return None
-    link = _link(_mapping(data, f"{path}.", _LINK_FIELDS, "a link with class, bandwidth and latency"), path)
-    return link if hosts > 1 else None
-
-
-def _link(fields: Mapping[str, Any], path: str) -> Link:
-    link_class = _text(fields, "class", path, _CLASS, "lower-case letters, digits, '.', '_' and '-'")
-    known = catalog().links.get(link_class)
-    missing = [name for name in ("latency", "bandwidth") if name not in fields]
-    if known is None and missing:
-        raise InventoryError(
-            f"{path}.class: {link_class!r} is not in the catalogue{_nearest(link_class, catalog().links)}; "
-            f"a link of another class gives latency and bandwidth itself; missing: {', '.join(missing)}"
-        )
-    return Link(
-        link_class=link_class,
-        latency_ns=_figure(fields, "latency", units.DURATION, known.latency_ns if known else None, path),
-        bandwidth_bytes_per_s=_figure(
-            fields, "bandwidth", units.BANDWIDTH, known.bandwidth_bytes_per_s if known else None, path
-        ),
-    )
-
-
-# Typed getters
-
-
-def _mapping(data: Any, prefix: str, allowed: tuple[str, ...], expected: str) -> Mapping[str, Any]:
-    """Return ``data`` as a mapping of ``allowed`` keys; a message is ``prefix`` followed by the key."""
-    if not isinstance(data, dict):
-        raise InventoryError(f"{prefix.rstrip('.: ')}: found {_kind(data)}, expected {expected}")
-    for key in data:
-        if key not in allowed:
-            hint = _nearest(key, allowed) or f", expected one of {', '.join(allowed)}"
-            raise InventoryError(f"{prefix}{shown(key)}: unknown field{hint}")
-    return data
-
-
-def _sequence(data: Any, path: str, expected: str) -> list[Any]:
-    if data is None:
-        raise InventoryError(f"{path}: missing, expected {expected}")
-    if not isinstance(data, list):
-        raise InventoryError(f"{path}: found {_kind(data)}, expected {expected}")
-    return data
-
-
-def _text(
-    fields: Mapping[str, Any],
-    name: str,
-    path: str,
-    pattern: re.Pattern[str],
-    expected: str,
-    nearest: Callable[[Any], str] = lambda value: "",
-) -> str:
-    value = fields.get(name)
-    if type(value) is not str or not pattern.fullmatch(value):
-        found = f"found {quote(value)}" if name in fields else "missing"
-        raise InventoryError(f"{path}.{name}: {found}, expected a name of {expected}{nearest(value)}")
-    return value
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f", did you mean {matches[0]}?" if matches else ""
-
-
-def _kind(data: Any) -> str:
-    names = {dict: "a mapping", list: "a sequence", type(None): "nothing"}
-    return names.get(type(data), repr(data))
