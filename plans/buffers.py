@@ -28,12 +28,14 @@ from typing import Literal, get_args
 
 from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.kv import KvShare, kv_share, query_heads
+from plans.rotary import tables
 from plans.schema import Attention, Draft, Mlp, Model, Options, Plan, Stage
 from plans.shared_memory import outbox_bytes, sharing
 from plans.step import (
     ALIGN_BYTES,
     BEST_WORDS,
     CONVERTED_ROWS,
+    NORM_SUMS,
     ROW_ALIGN,
     SCORE_COLUMNS,
     CandidateLayout,
@@ -107,7 +109,15 @@ def stage_buffers(
     rows, hidden = forward_rows(options), model.hidden_size
     attentions = tuple({layers.attention.window: layers.attention for layers in model.layers}.values())
     mlps = tuple(layers.mlp for layers in model.layers)
-    common = _Common(options=options, prefix="", hidden=hidden, rows=rows, group_size=group_size)
+    common = _Common(
+        options=options,
+        prefix="",
+        hidden=hidden,
+        rows=rows,
+        group_size=group_size,
+        tables=len(tables(model)),
+        widens=bool(model.norm_offset),
+    )
     return (
         *_rank_buffers(options),
         _carry("carry", model, draft, options),
@@ -261,6 +271,10 @@ class _Common:
     hidden: int
     rows: int
     group_size: int
+    tables: int = 1
+    """Rotary tables."""
+    widens: bool = False
+    """Norms are computed from a copy in float32."""
 
 
 def _rank_buffers(options: Options) -> tuple[Buffer, ...]:
@@ -306,22 +320,25 @@ def _layer_buffers(
     windowed = 2 if any(window is not None for window in caches) else 0
     # model.layers.Attention: 4 H are the normed input, twice as wide in the norm's float32, the output and the
     # residual; (h + k) D thrice: q k v, their rotated copy, and the heads' outputs; again where q and k are normed
-    copies = 4 if attention.qk_norm else 3
-    attention_width = 4 * common.hidden + copies * (heads + share.heads) * dims
+    # 4 more of all these where norms are of a copy in float32: the copy and its result
+    widened = 4 if common.widens else 0
+    copies = (4 if attention.qk_norm else 3) + widened
+    attention_width = (4 + widened) * common.hidden + copies * (heads + share.heads) * dims
     # model.ops.fused: normed input and residual, q k v, the kernel's output and its copy in order, and float32
     # accumulators, which the kernel has for a head dim above 128, or where shared memory is short
     accumulated = 0 if dtype == "float32" else FLOAT32_BYTES // DTYPE_BYTES[dtype] * heads * dims
     fused_width = 2 * common.hidden + (3 * heads + 2 * share.heads) * dims + accumulated
     # model.layers.GatedMlp, model.experts.Experts: 4 H as in attention
-    mlp_width = 4 * common.hidden + max(_mlp_width(mlp, common, mlp_units) for mlp in mlps)
+    mlp_width = (4 + widened) * common.hidden + max(_mlp_width(mlp, common, mlp_units) for mlp in mlps)
     routed = max((mlp.num_experts for mlp in mlps if mlp.kind == "moe"), default=0)
     reduced = common.hidden if common.group_size > 1 else 0
+    squares = NORM_SUMS if attention.qk_norm_whole else 0
 
     def buffer(name: str, term: Term, shape: tuple[int, ...]) -> Buffer:
         return Buffer(name=common.prefix + name, term=term, dtype=dtype, shape=shape)
 
     return (
-        buffer("rotary", "buffers", (2, rotary_rows(common.options), dims)),
+        buffer("rotary", "buffers", (2 * common.tables, rotary_rows(common.options), dims)),
         *(buffer(bias_name(window), "buffers", (rows, shape[2])) for window, shape in caches.items()),
         # the comparison of positions that hides rows, and its cast: model.layers.hide
         buffer("scratch.bias", "buffers", (rows, seen)),
@@ -334,6 +351,8 @@ def _layer_buffers(
         Buffer(name=f"{common.prefix}scratch.router", term="buffers", dtype="float32", shape=(4, rows, routed)),
         # as in the embedding: comm.groups.Group.all_reduce
         buffer("scratch.reduce", "comm", (rows, reduced)),
+        # sums of squares of all query heads and of all keys, and as in scratch.reduce: model.layers.Attention
+        Buffer(name=f"{common.prefix}scratch.squares", term="comm", dtype="float32", shape=(2, rows, squares)),
         *_converted(common, share, heads, cache),
         *_subgroup_buffers(common, share, heads, attention.head_dim, cache),
     )
@@ -374,9 +393,10 @@ def _mlp_width(mlp: Mlp, common: _Common, units: int) -> int:
     channels, hidden = min(units * mlp.unit, mlp.intermediate_size), common.hidden
     if mlp.kind != "moe":
         return 3 * channels
+    shared = 3 * min(units, mlp.units) * mlp.shared_unit + hidden if mlp.shared_size else 0
     grouped = mlp.experts_per_token * (2 * hidden + 3 * channels)
     at_once = every_expert_rows(common.options, mlp) * mlp.num_experts * (max(3 * channels, channels + hidden) + 4)
-    return max(grouped, -(-at_once // common.rows))
+    return shared + max(grouped, -(-at_once // common.rows))
 
 
 def _subgroup_buffers(

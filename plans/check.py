@@ -184,6 +184,8 @@ def _check_parts(path: str, divided: KvDivision, attention: Attention) -> Iterat
     sizes, axis = divided.subgroups, divided.axis
     if axis == "heads" and any(size > 0 and queries % size for size in sizes):
         yield bad(path, sizes, f"divisors of the {queries} query heads of a KV head, as the axis is heads")
+    if attention.qk_norm_whole and max(sizes, default=1) > 1:
+        yield bad(path, sizes, "subgroups of 1: all heads are normed together, and each is on one device")
     if axis == "head_dim" and attention.qk_norm:
         yield bad(path, sizes, "subgroups of 1: a norm of q and k is of a whole head")
     if axis == "head_dim" and any(size > 0 and pairs % size for size in sizes):

@@ -11,7 +11,20 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from plans.artifact import DEVICE_ID, DEVICE_UUID
-from plans.schema import SCHEMA_MAJOR, Attention, Device, Draft, Inventory, Link, Mlp, Model, Options, Plan, Tree
+from plans.schema import (
+    SCHEMA_MAJOR,
+    Attention,
+    Device,
+    Draft,
+    Inventory,
+    Link,
+    Mlp,
+    Model,
+    Options,
+    Plan,
+    Rotary,
+    Tree,
+)
 from plans.step import fed_rows, is_chain, pool_rows
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -23,6 +36,8 @@ MOST_HEADS, MOST_HEAD_DIM = 1024, 4096
 """Most query heads of a layer, and largest head: shares are expanded head by head."""
 MOST_LAYERS = 1024
 """Most layers of a model, of all classes together, or of a drafter: plans are expanded layer by layer."""
+MOST_TABLES = 8
+"""Most rotary tables of a model."""
 MOST_EXPERTS = 1024
 """Most experts of one layer."""
 MOST_BATCH = 1024
@@ -37,6 +52,10 @@ LOGIT_SCALE = (1e-6, 1e6)
 """Least and largest factor of the logits of a drafter: those of float16 stay finite."""
 NORM_EPS = (1e-15, 1.0)
 """Least and largest epsilon of an RMS norm: below, the kernels' unit of 2^-60 rounds it; above, they have no number."""
+SCALES = (1e-6, 4.0)
+"""Least and largest factor of scores: the kernels have it as a multiple of 2^-60."""
+MULTIPLIERS = (1e-6, 1e6)
+"""Least and largest factor of embeddings, outputs and logits."""
 MOST_STALL_S = 3600
 """Longest stall time-out, in s."""
 MOST_AUX_LAYERS = 16
@@ -315,6 +334,11 @@ def _check_model(plan: Plan) -> Iterator[Violation]:
         yield from _check_attention(f"model.layers[{i}].attention", layers.attention)
         yield from _check_same(f"model.layers[{i}].attention", layers.attention, model.layers[0].attention)
         yield from _check_mlp(f"model.layers[{i}].mlp", layers.mlp)
+    yield from _check_rotaries(model)
+    for name in ("embedding_multiplier", "residual_multiplier", "logits_divisor"):
+        factor = getattr(model, name)
+        if factor is not None:
+            yield from _in_range(f"model.{name}", factor, *MULTIPLIERS)
     if model.num_layers > MOST_LAYERS:
         yield bad("model.layers", f"{model.num_layers} layers", f"at most {MOST_LAYERS}")
     yield from _check_pattern(model, plan.options.context)
@@ -350,6 +374,34 @@ def is_pattern(model: Model) -> bool:
     return min(pattern) >= 0 and max(pattern) < len(model.layers)
 
 
+def _check_rotaries(model: Model) -> Iterator[Violation]:
+    """Check that every layer has one rotary table."""
+    if model.rotary is None:
+        return
+    if len(model.rotary) > MOST_TABLES:
+        yield bad("model.rotary", f"{len(model.rotary)} tables", f"at most {MOST_TABLES}")
+        return
+    listed = sorted(layer for table in model.rotary for layer in table.layers)
+    if listed != list(range(min(model.num_layers, MOST_LAYERS))):
+        yield bad("model.rotary", tuple(listed), "tables with each layer of the model in one of them")
+    for i, table in enumerate(model.rotary):
+        yield from _check_rotary(f"model.rotary[{i}]", table, model.layers[0].attention if model.layers else None)
+
+
+def _check_rotary(path: str, table: Rotary, attention: Attention | None) -> Iterator[Violation]:
+    if tuple(sorted(set(table.layers))) != table.layers or not table.layers:
+        yield bad(f"{path}.layers", table.layers, "different layers, ascending")
+    if attention is not None and (table.channels % 2 or table.channels > attention.head_dim):
+        yield bad(f"{path}.channels", table.channels, f"an even number of a head's {attention.head_dim} channels")
+
+
+def _check_draft_rotary(draft: Draft) -> Iterator[Violation]:
+    if draft.rotary is not None:
+        yield from _check_rotary("draft.rotary", draft.rotary, draft.attention)
+        if draft.rotary.layers != tuple(range(min(draft.num_layers, MOST_LAYERS))):
+            yield bad("draft.rotary.layers", draft.rotary.layers, f"all {draft.num_layers} layers of the drafter")
+
+
 def _check_same(path: str, attention: Attention, first: Attention) -> Iterator[Violation]:
     """Check that a class of layers has the attention of the first: all layers of a stage share one rotary table and
     one set of buffers, and differ in their MLPs and windows alone.
@@ -367,6 +419,10 @@ def _check_attention(path: str, attention: Attention) -> Iterator[Violation]:
         yield bad(f"{path}.num_heads", attention.num_heads, f"a multiple of {attention.num_kv_heads} KV heads")
     elif attention.num_heads > MOST_HEADS:
         yield bad(f"{path}.num_heads", attention.num_heads, f"at most {MOST_HEADS}")
+    if attention.scale is not None:
+        yield from _in_range(f"{path}.scale", attention.scale, *SCALES)
+    if attention.qk_norm_whole and not attention.qk_norm:
+        yield bad(f"{path}.qk_norm_whole", "true", "nothing, as there is no norm of q and k")
     if attention.head_dim < 2 or attention.head_dim % 2:
         yield bad(f"{path}.head_dim", attention.head_dim, "an even number: rotary pairs")
     elif attention.head_dim > MOST_HEAD_DIM:
@@ -380,6 +436,12 @@ def _check_mlp(path: str, mlp: Mlp) -> Iterator[Violation]:
         yield bad(f"{path}.intermediate_size", mlp.intermediate_size, f"a multiple of the unit, {mlp.unit}")
     elif mlp.intermediate_size > MOST_SIZE:
         yield bad(f"{path}.intermediate_size", mlp.intermediate_size, f"at most {MOST_SIZE}")
+    if mlp.shared_size is not None and (mlp.kind == "gated" or not 1 <= mlp.shared_size <= MOST_SIZE):
+        yield bad(f"{path}.shared_size", mlp.shared_size, f"from 1 to {MOST_SIZE}, and that only beside experts")
+    elif mlp.shared_size is not None and mlp.unit > 0 and mlp.shared_size % max(1, mlp.units):
+        yield bad(f"{path}.shared_size", mlp.shared_size, f"a multiple of the {mlp.units} units")
+    if mlp.shared_gate and mlp.shared_size is None:
+        yield bad(f"{path}.shared_gate", "true", "nothing, as there is no shared expert")
     if mlp.kind == "gated":
         for name, value, only in (
             ("num_experts", mlp.num_experts, 1),
@@ -408,6 +470,7 @@ def _check_draft(plan: Plan) -> Iterator[Violation]:
     yield from _check_mlp("draft.mlp", draft.mlp)
     if draft.mlp.kind != "gated":
         yield bad("draft.mlp.kind", draft.mlp.kind, "gated: an EAGLE head has no experts")
+    yield from _check_draft_rotary(draft)
     if draft.attention.window is not None:
         yield bad("draft.attention.window", draft.attention.window, "nothing: an EAGLE head attends to all positions")
     yield from _check_draft_vocabulary(plan, draft)

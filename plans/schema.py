@@ -21,7 +21,7 @@ HeadLayout = Literal["layers", "speculators", "modelopt", "nemo", "vllm"]
 """Layout in which an EAGLE head is published, beside that of its authors (SafeAILab/EAGLE, SpecForge). ``layers``: a
 flat config with tensors named ``layers.0.``; ``vllm``: vLLM's wrapper of EAGLE-1."""
 AuxSource = Literal["inputs", "outputs", "option"]
-
+Activation = Literal["silu", "gelu_pytorch_tanh"]
 KvAxis = Literal["heads", "context", "head_dim", "batch"]
 """Dimension of the KV cache that a subgroup divides; ``heads``: none, each KV head is on one device or repeated."""
 
@@ -204,7 +204,11 @@ class Attention:
     qkv_bias: bool
     o_bias: bool
     qk_norm: bool
-    """Every query head and every key head goes through an RMS norm of D weights before it is rotated."""
+    """Queries and keys go through an RMS norm before they are rotated: each head by D weights."""
+    qk_norm_whole: bool | None = None
+    """True: with ``qk_norm``, all query heads go through one norm together, and all key heads through another."""
+    scale: float | None = None
+    """Factor of the products of queries and keys; None: 1 / sqrt(D)."""
     window: int | None = None
     """Positions that a row attends to: its own and those before it, so many in all; None: all."""
 
@@ -222,7 +226,7 @@ class Mlp:
     intermediate_size: int
     """Channels of one expert."""
     unit: int
-    activation: Literal["silu"]
+    activation: Activation
     bias: bool
     """The linear layers have biases; false in ``moe``."""
     num_experts: int
@@ -231,11 +235,20 @@ class Mlp:
     """1 in ``gated``."""
     norm_topk_prob: bool
     """True where weights of the picked experts, a softmax over all, are divided by their sum; false in ``gated``."""
+    shared_size: int | None = None
+    """Channels of the expert that every token takes beside the picked ones: a U-th of each unit. None: none."""
+    shared_gate: bool | None = None
+    """True: its output is multiplied by the sigmoid of a product with the token's input."""
 
     @property
     def units(self) -> int:
         """U: units of one layer."""
         return self.intermediate_size // self.unit
+
+    @property
+    def shared_unit(self) -> int:
+        """Channels of the shared expert in one unit; 0 without one."""
+        return (self.shared_size or 0) // self.units
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,6 +258,24 @@ class LayerClass:
     num_layers: int
     attention: Attention
     mlp: Mlp
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rotary:
+    """A rotary table, and the layers whose queries and keys are rotated by it."""
+
+    layers: tuple[int, ...]
+    """Layers (0-based), ascending; each layer of the model is in one table."""
+    channels: int
+    """First channels of each head that are rotated, an even number; the others pass. 0: none, and all frequencies of
+    the table are 0."""
+    interleaved: bool
+    """Channels 2i and 2i + 1 of the checkpoint are a pair; false: i and channels / 2 + i. Images have the rows of q and
+    k in the order in which i and D / 2 + i are a pair, whatever ``channels`` is."""
+    scaled: bool
+    """Cosines and sines have a factor (YaRN, LongRoPE), which the table has for each pair."""
+    by_context: bool
+    """Frequencies are those of ``Options.context`` (LongRoPE, dynamic NTK), from the first token on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,6 +294,21 @@ class Model:
     last repetition may be cut short. None: the classes follow one another."""
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    rotary: tuple[Rotary, ...] | None = None
+    """Rotary tables; None: one, by which all layers rotate all channels of a head in halves."""
+    norms: Literal["after", "around"] | None = None
+    """Norms of a layer: of the outputs of attention and MLP before they are added to the residual (``after``), or of
+    inputs and outputs (``around``). None: of the inputs."""
+    norm_offset: bool | None = None
+    """True: a norm multiplies by 1 + weight, in float32."""
+    embedding_multiplier: float | None = None
+    """Factor of embeddings; None: 1."""
+    embedding_multiplier_rounded: bool | None = None
+    """True: the factor is rounded to the dtype of activations first."""
+    residual_multiplier: float | None = None
+    """Factor of the outputs of attention and MLP where they are added to the residual; None: 1."""
+    logits_divisor: float | None = None
+    """Divisor of logits; None: 1."""
 
     @property
     def num_layers(self) -> int:
@@ -311,6 +357,8 @@ class Draft:
     """Factor of the logits."""
     mask_token_id: int | None = None
     """Token of the positions that are drafted in parallel (P-EAGLE); None: levels are drafted one after the other."""
+    rotary: Rotary | None = None
+    """Rotary table of all layers; None as in ``Model``."""
 
     @property
     def fc_width(self) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from plans.dtypes import HEADER_BYTES
 from plans.ranges import Ranges
+from plans.rotary import Order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,8 +21,11 @@ class Piece:
     role: str
     """Rest of the role: ``q.weight``."""
     rows: Ranges
+    """In the order of ``order``, where there is one."""
     cols: Ranges | None
     """None: whole rows, or a vector."""
+    order: Order | None = None
+    """Order of the rows of each head: row r is row ``order[r % D]`` of its head in the tensor. None: the tensor's."""
 
     def tensor(self, expert: int | None = None) -> str:
         """Return the role of the tensor, or of that of one expert."""
@@ -57,9 +61,9 @@ class AttentionSlots:
     """[(h + 2k) * d, width of the input]: query rows, then key, then value."""
     qkv_bias: SlotSpec | None
     q_norm: SlotSpec | None
-    """[D]"""
+    """[D], or of all heads [h * D]"""
     k_norm: SlotSpec | None
-    """[D]"""
+    """[D], or [k * D]"""
     o: SlotSpec
     """[H, w]"""
     o_bias: SlotSpec | None
@@ -75,8 +79,8 @@ class AttentionSlots:
 class MlpSlots:
     """A share of an MLP, or of every expert; a share of no channels has the norm, the router and a leader's bias."""
 
-    norm: SlotSpec
-    """[H]"""
+    norm: SlotSpec | None
+    """[H]; None: there is none before the MLP."""
     router: SlotSpec | None
     """[E, H] of experts, whole on each device, so that all of them pick the same experts."""
     gate_up: SlotSpec | None
@@ -87,11 +91,18 @@ class MlpSlots:
     """[H, m], of experts [E, H, m]"""
     down_bias: SlotSpec | None
     """[H], on the group's leader alone."""
+    shared_gate: SlotSpec | None = None
+    """[1, H] of the shared expert, whole on each device."""
+    shared_gate_up: SlotSpec | None = None
+    """[2s, H] of the shared expert's s channels."""
+    shared_down: SlotSpec | None = None
+    """[H, s]"""
 
     @property
     def listed(self) -> tuple[SlotSpec, ...]:
         """Slots in the order of the file."""
-        return _listed(self.norm, self.router, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
+        own = _listed(self.norm, self.router, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
+        return (*own, *_listed(self.shared_gate, self.shared_gate_up, self.shared_down))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,23 +110,29 @@ class LayerSlots:
     """A layer of the base model or of the drafter."""
 
     norms: tuple[SlotSpec, ...]
-    """Before attention, [H] each: one; of the first layer of an eagle3 drafter that of the embedding and that of the
-    hidden state, of an eagle drafter none."""
+    """Before attention, [H] each: one, or none where outputs alone are normed; of the first layer of an eagle3 drafter
+    that of the embedding and that of the hidden state, of an eagle drafter none."""
     attention: AttentionSlots
     mlp: MlpSlots
+    attention_output_norm: SlotSpec | None
+    """[H], of the output of the attention before it is added to the residual."""
+    mlp_output_norm: SlotSpec | None
+    """[H]"""
 
     @property
     def listed(self) -> tuple[SlotSpec, ...]:
         """Slots in the order of the file."""
-        return (*self.norms, *self.attention.listed, *self.mlp.listed)
+        after = _listed(self.attention_output_norm), _listed(self.mlp_output_norm)
+        return (*self.norms, *self.attention.listed, *after[0], *self.mlp.listed, *after[1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageSlots:
     """A device's share of a stage."""
 
-    rope: SlotSpec
-    """[D/2]"""
+    ropes: tuple[SlotSpec, ...]
+    """Rotary tables of the model, of which each device has all: [D/2] frequencies, or [2, D/2] with the factors of
+    cosines and sines."""
     layers: tuple[LayerSlots, ...]
 
 
@@ -161,11 +178,11 @@ class BaseSlots:
 
         A slot with the rows of both tables is where the embedding is.
         """
-        rope = None if self.stage is None else self.stage.rope
+        ropes = () if self.stage is None else self.stage.ropes
         layers = () if self.stage is None else self.stage.layers
         of_layers = (slot for layer in layers for slot in layer.listed)
         head = () if self.head is None else (self.head.norm, _own(self.head.rows))
-        return _listed(rope, _own(self.embed), *of_layers, *head)
+        return _listed(*ropes, _own(self.embed), *of_layers, *head)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +190,7 @@ class DraftSlots:
     """A device's share of the drafter."""
 
     rope: SlotSpec
-    """[D/2]"""
+    """As in a stage."""
     embed: TableRows | None
     """None: no rows, or those of the base on the same devices."""
     fc_norm: SlotSpec | None

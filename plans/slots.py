@@ -19,7 +19,20 @@ from plans.artifact import align
 from plans.dtypes import HEADER_NAMES
 from plans.kv import KvShare, first_head, kv_share
 from plans.ranges import Range, Ranges, attention_ranges, length, scaled, share_range
-from plans.schema import Attention, Draft, DraftPlacement, DType, LayerClass, Mlp, Model, Plan, Stage, VocabSplit
+from plans.rotary import Order, head_order, table_of, tables
+from plans.schema import (
+    Attention,
+    Draft,
+    DraftPlacement,
+    DType,
+    LayerClass,
+    Mlp,
+    Model,
+    Plan,
+    Rotary,
+    Stage,
+    VocabSplit,
+)
 from plans.slot_records import (
     AttentionSlots,
     BaseSlots,
@@ -55,17 +68,28 @@ class _Maker:
     dtype: str
 
     def stacked(
-        self, name: str, roles: Iterable[tuple[str, Ranges]], width: int | None, cols: Ranges | None = None
+        self,
+        name: str,
+        roles: Iterable[tuple[str, Ranges]],
+        width: int | None,
+        cols: Ranges | None = None,
+        order: Order | None = None,
     ) -> SlotSpec:
-        """Return the slot of stacked rows of several tensors; ``width``: of a row, None for a vector."""
-        pieces = tuple(Piece(prefix=self.prefix, role=role, rows=rows, cols=cols) for role, rows in roles)
+        """Return the slot of stacked rows of several tensors; ``width``: of a row, None for a vector.
+
+        ``order``: of the rows of each head of q and k.
+        """
+        pieces = tuple(
+            Piece(prefix=self.prefix, role=role, rows=rows, cols=cols, order=None if role.startswith("v.") else order)
+            for role, rows in roles
+        )
         rows = sum(length(piece.rows) for piece in pieces)
         shape = (rows,) if width is None else (rows, width)
         return SlotSpec(name=self.prefix + name, dtype=self.dtype, shape=shape, source=self.source, pieces=pieces)
 
-    def vector(self, name: str, size: int) -> SlotSpec:
-        """Return the slot of a whole vector."""
-        return self.stacked(name, [(name, ((0, size),))], None)
+    def vector(self, name: str, size: int, order: Order | None = None) -> SlotSpec:
+        """Return the slot of a whole vector; ``order``: of its values for each head."""
+        return self.stacked(name, [(name, ((0, size),))], None, order=order)
 
     def matrix(self, name: str, rows: int, width: int) -> SlotSpec:
         """Return the slot of a whole matrix."""
@@ -75,12 +99,13 @@ class _Maker:
         """Return the slot of rows of a vocabulary table; None of no rows."""
         return self.stacked(name, [(name, (rows,))], width) if rows[1] > rows[0] else None
 
-    def rope(self, head_dim: int) -> SlotSpec:
-        """Return the slot of rotary frequencies [D/2], scaling already evaluated."""
+    def rope(self, head_dim: int, rotary: Rotary | None, number: int = 0) -> SlotSpec:
+        """Return the slot of a rotary table: frequencies [D/2], scaling already evaluated, or with factors [2, D/2]."""
+        of_table = f"{number}." if number else ""
         return SlotSpec(
-            name=f"{self.prefix}rope.inv_freq",
+            name=f"{self.prefix}rope.{of_table}inv_freq",
             dtype=ROPE_DTYPE,
-            shape=(head_dim // 2,),
+            shape=(2, head_dim // 2) if rotary is not None and rotary.scaled else (head_dim // 2,),
             source=self.source,
             pieces=(),
         )
@@ -109,33 +134,49 @@ def _draft(dtype: DType, prefix: str = DRAFT_PREFIX) -> _Maker:
 
 
 def _attention(
-    make: _Maker, hidden: int, width: int, attention: Attention, first: int, share: KvShare, leader: bool
+    make: _Maker,
+    hidden: int,
+    width: int,
+    attention: Attention,
+    first: int,
+    share: KvShare,
+    leader: bool,
+    rotary: Rotary | None,
 ) -> AttentionSlots:
     """Return the slots of a share of the KV heads from ``first``; ``width``: of what q, k and v are computed from."""
     ranges = attention_ranges(attention, first, share)
+    order = head_order(rotary, attention.head_dim)
     rows = (("q", ranges.q), ("k", ranges.k), ("v", ranges.v))
     bias, normed = attention.qkv_bias, attention.qk_norm
     return AttentionSlots(
-        qkv=make.stacked("qkv.weight", [(f"{name}.weight", span) for name, span in rows], width),
-        qkv_bias=make.stacked("qkv.bias", [(f"{name}.bias", span) for name, span in rows], None) if bias else None,
-        q_norm=make.vector("q_norm.weight", attention.head_dim) if normed else None,
-        k_norm=make.vector("k_norm.weight", attention.head_dim) if normed else None,
+        qkv=make.stacked("qkv.weight", [(f"{name}.weight", span) for name, span in rows], width, order=order),
+        qkv_bias=make.stacked("qkv.bias", [(f"{name}.bias", span) for name, span in rows], None, order=order)
+        if bias
+        else None,
+        q_norm=_head_norm(make, attention, "q_norm.weight", ranges.q, order) if normed else None,
+        k_norm=_head_norm(make, attention, "k_norm.weight", ranges.k, order) if normed else None,
         o=make.stacked("o.weight", [("o.weight", ((0, hidden),))], length(ranges.o), ranges.o),
         o_bias=make.vector("o.bias", hidden) if attention.o_bias and leader else None,
     )
 
 
-def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool) -> MlpSlots:
-    """Return the slots of a range of MLP units."""
+def _head_norm(make: _Maker, attention: Attention, name: str, rows: Ranges, order: Order | None) -> SlotSpec:
+    """Return the weights of the norm of a head, or of a share of all ``rows`` of the heads that are normed together."""
+    span = rows if attention.qk_norm_whole else ((0, attention.head_dim),)
+    return make.stacked(name, [(name, span)], None, order=order)
+
+
+def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool, normed: bool = True) -> MlpSlots:
+    """Return the slots of a range of MLP units; ``normed``: its input is."""
     start, stop = scaled(units, mlp.unit)
     span, channels, whole = ((start, stop),), stop - start, ((0, hidden),)
     rows = [("gate.weight", span), ("up.weight", span)]
-    norm = make.vector("mlp_norm.weight", hidden)
+    norm = make.vector("mlp_norm.weight", hidden) if normed else None
     if mlp.kind == "moe":
         count = mlp.num_experts
         gate_up = make.experts("gate_up.weight", rows, (count, 2 * channels, hidden))
         down = make.experts("down.weight", [("down.weight", whole)], (count, hidden, channels), span)
-        return MlpSlots(
+        alone = MlpSlots(
             norm=norm,
             router=make.matrix("router.weight", count, hidden),
             gate_up=gate_up if channels else None,
@@ -143,6 +184,7 @@ def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool) -> Mlp
             down=down if channels else None,
             down_bias=None,
         )
+        return alone if mlp.shared_size is None else _with_shared(alone, make, hidden, mlp, units)
     biases = make.stacked("gate_up.bias", [("gate.bias", span), ("up.bias", span)], None)
     return MlpSlots(
         norm=norm,
@@ -154,12 +196,40 @@ def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool) -> Mlp
     )
 
 
+def _with_shared(slots: MlpSlots, make: _Maker, hidden: int, mlp: Mlp, units: Range) -> MlpSlots:
+    """Return the slots of experts with those of a range of units of the shared one."""
+    start, stop = scaled(units, mlp.shared_unit)
+    span, channels, whole = ((start, stop),), stop - start, ((0, hidden),)
+    rows = [("shared.gate.weight", span), ("shared.up.weight", span)]
+    down = make.stacked("shared.down.weight", [("shared.down.weight", whole)], channels, span)
+    return dataclasses.replace(
+        slots,
+        shared_gate=make.matrix("shared_gate.weight", 1, hidden) if mlp.shared_gate else None,
+        shared_gate_up=make.stacked("shared.gate_up.weight", rows, hidden) if channels else None,
+        shared_down=down if channels else None,
+    )
+
+
 def _base_attention(
-    make: _Maker, model: Model, attention: Attention, first: int, share: KvShare, leader: bool
+    make: _Maker,
+    model: Model,
+    attention: Attention,
+    first: int,
+    share: KvShare,
+    leader: bool,
+    rotary: Rotary | None = None,
 ) -> tuple[tuple[SlotSpec, ...], AttentionSlots]:
     hidden = model.hidden_size
-    norm = make.vector("attention_norm.weight", hidden)
-    return (norm,), _attention(make, hidden, hidden, attention, first, share, leader)
+    norms = () if model.norms == "after" else (make.vector("attention_norm.weight", hidden),)
+    return norms, _attention(make, hidden, hidden, attention, first, share, leader, rotary)
+
+
+def _base_mlp(make: _Maker, model: Model, mlp: Mlp, units: Range, leader: bool) -> MlpSlots:
+    return _mlp(make, model.hidden_size, mlp, units, leader, normed=model.norms != "after")
+
+
+def _output_norm(make: _Maker, model: Model, name: str) -> SlotSpec | None:
+    return make.vector(name, model.hidden_size) if model.norms is not None else None
 
 
 def _draft_attention(
@@ -170,7 +240,7 @@ def _draft_attention(
     first_names = ("input_norm", "hidden_norm") if draft.kind == "eagle3" else ()
     names = ("attention_norm",) if layer else first_names
     norms = tuple(make.vector(f"{name}.weight", hidden) for name in names)
-    return norms, _attention(make, hidden, width, draft.attention, first, share, leader)
+    return norms, _attention(make, hidden, width, draft.attention, first, share, leader, draft.rotary)
 
 
 def layer_slots(
@@ -178,13 +248,26 @@ def layer_slots(
 ) -> LayerSlots:
     """Return the slots of a layer of the base: KV heads from ``first``, and a range of MLP units."""
     make, kind = _base(dtype, f"layers.{layer}."), layer_class(model, layer)
-    norms, attention = _base_attention(make, model, kind.attention, first, share, leader)
-    return LayerSlots(norms=norms, attention=attention, mlp=_mlp(make, model.hidden_size, kind.mlp, units, leader))
+    rotary = tables(model)[table_of(model, layer)]
+    norms, attention = _base_attention(make, model, kind.attention, first, share, leader, rotary)
+    return LayerSlots(
+        norms=norms,
+        attention=attention,
+        mlp=_base_mlp(make, model, kind.mlp, units, leader),
+        attention_output_norm=_output_norm(make, model, "attention_output_norm.weight"),
+        mlp_output_norm=_output_norm(make, model, "mlp_output_norm.weight"),
+    )
 
 
-def rope_slot(model: Model) -> SlotSpec:
-    """Return the slot of the rotary frequencies of the base."""
-    return _base("float32").rope(model.layers[0].attention.head_dim)
+def rope_slots(model: Model) -> tuple[SlotSpec, ...]:
+    """Return the slots of the rotary tables of the base."""
+    head_dim = model.layers[0].attention.head_dim
+    return tuple(_base("float32").rope(head_dim, rotary, number) for number, rotary in enumerate(tables(model)))
+
+
+def draft_rope_slot(draft: Draft) -> SlotSpec:
+    """Return the slot of the rotary table of the drafter."""
+    return _draft("float32").rope(draft.attention.head_dim, draft.rotary)
 
 
 def embed_slot(model: Model, rows: Range, dtype: DType) -> SlotSpec | None:
@@ -251,7 +334,7 @@ def stage_slots(model: Model, stage: Stage, member: int, dtype: DType) -> StageS
         for _ in range(run.num_layers):
             layer = stage.first_layer + len(layers)
             layers.append(layer_slots(model, layer, first, share, units, member == 0, dtype))
-    return StageSlots(rope=rope_slot(model), layers=tuple(layers))
+    return StageSlots(ropes=rope_slots(model), layers=tuple(layers))
 
 
 def drafter_slots(draft: Draft, placement: DraftPlacement, member: int, dtype: DType) -> DraftSlots:
@@ -263,7 +346,9 @@ def drafter_slots(draft: Draft, placement: DraftPlacement, member: int, dtype: D
         of_layer = _draft(dtype, f"{DRAFT_PREFIX}layers.{layer}.")
         norms, attention = _draft_attention(of_layer, draft, layer, first, share, leader)
         mlp = _mlp(of_layer, hidden, draft.mlp, units, leader)
-        layers.append(LayerSlots(norms=norms, attention=attention, mlp=mlp))
+        layers.append(
+            LayerSlots(norms=norms, attention=attention, mlp=mlp, attention_output_norm=None, mlp_output_norm=None)
+        )
 
     def table(name: str, shares: tuple[int, ...] | None) -> TableRows | None:
         return None if shares is None else _whole(_draft_table(make, draft, name, share_range(shares, member)))
@@ -281,7 +366,7 @@ def _draft_fixed(make: _Maker, draft: Draft) -> DraftSlots:
     hidden, eagle3 = draft.hidden_size, draft.kind == "eagle3"
     numbers = _Maker(prefix=make.prefix, source="draft", dtype="I64")
     return DraftSlots(
-        rope=make.rope(draft.attention.head_dim),
+        rope=draft_rope_slot(draft),
         embed=None,
         fc_norm=_fc_norm(make, draft),
         mask_hidden=make.vector("mask_hidden", draft.fc_width) if draft.mask_token_id is not None else None,
@@ -377,15 +462,18 @@ def _total(slots: Iterable[SlotSpec | None]) -> int:
 
 @cache
 def attention_bytes(model: Model, dtype: DType, layer_class: LayerClass, share: KvShare, leader: bool) -> int:
-    """Bytes of the attention slots, with their norm, of one layer on a device with a share of its KV."""
-    norms, attention = _base_attention(_base(dtype), model, layer_class.attention, 0, share, leader)
-    return _total((*norms, *attention.listed))
+    """Bytes of the attention slots, with their norms, of one layer on a device with a share of its KV."""
+    make = _base(dtype)
+    norms, attention = _base_attention(make, model, layer_class.attention, 0, share, leader)
+    return _total((*norms, *attention.listed, _output_norm(make, model, "norm.weight")))
 
 
 @cache
 def mlp_bytes(model: Model, dtype: DType, layer_class: LayerClass, mlp_units: int, leader: bool) -> int:
-    """Bytes of the MLP slots, with their norm, of one layer on a device with ``mlp_units`` units."""
-    return _total(_mlp(_base(dtype), model.hidden_size, layer_class.mlp, (0, mlp_units), leader).listed)
+    """Bytes of the MLP slots, with their norms, of one layer on a device with ``mlp_units`` units."""
+    make = _base(dtype)
+    mlp = _base_mlp(make, model, layer_class.mlp, (0, mlp_units), leader)
+    return _total((*mlp.listed, _output_norm(make, model, "norm.weight")))
 
 
 def embed_bytes(model: Model, dtype: DType, rows: int) -> int:
@@ -404,8 +492,8 @@ def norm_bytes(model: Model, dtype: DType) -> int:
 
 
 def rope_bytes(model: Model) -> int:
-    """Bytes of the rotary frequencies, on each device with layers."""
-    return _total([rope_slot(model)])
+    """Bytes of the rotary tables, on each device with layers."""
+    return _total(rope_slots(model))
 
 
 @cache

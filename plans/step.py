@@ -17,7 +17,7 @@ aux layers of an EAGLE-3 head), F width of a target feature, W rows of one pass 
 
 from dataclasses import dataclass
 
-from plans.dtypes import DTYPE_BYTES
+from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES
 from plans.schema import Device, Draft, DType, LayerClass, Mlp, Model, Options, Tree
 
 ALIGN_BYTES = 256
@@ -379,6 +379,8 @@ class CandidateLayout:
         return 2 * self.top_k + 2
 
 
+NORM_SUMS = 2
+"""Float32 words of one row in the all-reduce of norms over all heads: the sum of squares of queries, and of keys."""
 BEST_WORDS = 2
 """Words of one row in the all-gather of the best token, float64: the highest logit and its token."""
 
@@ -392,6 +394,11 @@ def candidate_bytes(options: Options, rows: int) -> int:
     """Bytes that one device of the drafter brings to the all-gather of the candidates of so many rows."""
     assert options.tree is not None, "plain decoding drafts nothing"
     return WORD_BYTES * CandidateLayout(top_k=options.tree.top_k).words * rows
+
+
+def norm_sum_bytes(options: Options) -> int:
+    """Bytes of the all-reduce of a verify for norms over all heads."""
+    return verify_rows(options) * NORM_SUMS * BUFFER_BYTES["float32"]
 
 
 # ---- messages inside a subgroup ----

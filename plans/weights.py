@@ -16,7 +16,7 @@ from plans.slots import (
     final_norm_slot,
     layer_slots,
     lm_head_slot,
-    rope_slot,
+    rope_slots,
 )
 
 
@@ -71,8 +71,8 @@ def table(name: str, model: Model, split: VocabSplit, dtype: DType) -> Iterator[
 
 
 def stage_table(model: Model, device: str) -> Iterator[Held]:
-    """Yield what a device of any stage has once: the rotary frequencies."""
-    return _held(device, [rope_slot(model)], draft=False)
+    """Yield what a device of any stage has once: the rotary tables."""
+    return _held(device, rope_slots(model), draft=False)
 
 
 def layer_share(

@@ -33,14 +33,16 @@ def affine(exact: Callable[[int], int], most: int, slope: int, slots: int) -> Af
 
 
 def _unit_bytes(mlp: Mlp, hidden: int, dtype: DType) -> int:
-    return mlp.num_experts * (3 * hidden + (2 if mlp.bias else 0)) * mlp.unit * DTYPE_BYTES[dtype]
+    values = mlp.num_experts * (3 * hidden + (2 if mlp.bias else 0)) * mlp.unit + 3 * hidden * mlp.shared_unit
+    return values * DTYPE_BYTES[dtype]
 
 
 def layer_mlp(model: Model, dtype: DType, layer_class: LayerClass, leader: bool) -> Affine:
     """Bound the slots of a layer's MLP, in units."""
     mlp = layer_class.mlp
     slope = _unit_bytes(mlp, model.hidden_size, dtype)
-    return affine(lambda n: slots.mlp_bytes(model, dtype, layer_class, n, leader), mlp.units, slope, 3)
+    sliced = 5 if mlp.shared_size else 3
+    return affine(lambda n: slots.mlp_bytes(model, dtype, layer_class, n, leader), mlp.units, slope, sliced)
 
 
 def draft_mlp(draft: Draft, dtype: DType, leader: bool) -> Affine:

@@ -137,25 +137,27 @@ def exchange_ns(attention: Attention, sizes: Pass, share: KvShare, tiers: Callab
 
 
 def unit_work(mlp: Mlp, hidden: int, width: int, rows: int, at_once: int | None = None) -> Work:
-    """Return the work of one MLP unit: traffic of the experts that some row picks, arithmetic of those of every row.
+    """Return the work of one MLP unit: traffic of the experts that some row picks and of the shared one, arithmetic of
+    those of every row.
 
     ``at_once``: rows on which all experts are run at once, where rows are not grouped by expert.
     """
-    parameters = 3 * hidden * mlp.unit
+    parameters, shared = 3 * hidden * mlp.unit, 3 * hidden * mlp.shared_unit
     if at_once is not None:
         passes = ceil_div(rows, at_once)
         return Work(
-            traffic_bytes=passes * mlp.num_experts * parameters * width, flops=2 * rows * mlp.num_experts * parameters
+            traffic_bytes=(passes * mlp.num_experts * parameters + shared) * width,
+            flops=2 * rows * (mlp.num_experts * parameters + shared),
         )
     return Work(
-        traffic_bytes=touched_bytes(parameters * width, mlp.num_experts, mlp.experts_per_token, rows),
-        flops=2 * rows * mlp.experts_per_token * parameters,
+        traffic_bytes=touched_bytes(parameters * width, mlp.num_experts, mlp.experts_per_token, rows) + shared * width,
+        flops=2 * rows * (mlp.experts_per_token * parameters + shared),
     )
 
 
 def router_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
-    """Return the work of a layer's router, which each device computes whole."""
-    parameters = mlp.num_experts * hidden if mlp.kind == "moe" else 0
+    """Return the work of a layer's router and of the shared expert's gate, which each device computes whole."""
+    parameters = (mlp.num_experts + bool(mlp.shared_gate)) * hidden if mlp.kind == "moe" else 0
     return Work(traffic_bytes=parameters * width, flops=2 * rows * parameters)
 
 

@@ -25,7 +25,7 @@ from planner.families.aux_layers import AuxLayers, parse_aux_layers
 from planner.families.heads import facts_of, load_draft, load_planned_draft
 from planner.families.load import load_base, scan
 from planner.families.records import BaseInput, DraftFacts, DraftInput, Roles, Source
-from planner.families.rope import LinearScaling, Llama3Scaling, Rope, inv_freq, inv_freq_bytes
+from planner.families.rope import LinearScaling, Llama3Scaling, Rope, inv_freq, rope_bytes
 from planner.families.windows import within
 
 __all__ = [
@@ -40,11 +40,11 @@ __all__ = [
     "Source",
     "facts_of",
     "inv_freq",
-    "inv_freq_bytes",
     "load_base",
     "load_draft",
     "load_planned_draft",
     "parse_aux_layers",
+    "rope_bytes",
     "scan",
     "within",
 ]

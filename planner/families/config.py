@@ -1,14 +1,13 @@
 """Read ``config.json`` key by key: each is used, asserted or known to be harmless, and any other is refused by name.
 
-Both spellings are read: ``rope_theta`` + ``rope_scaling``, and ``rope_parameters`` of transformers 5. Defaults are
-transformers' own for an absent key.
+Defaults are transformers' own for an absent key. ``rope_keys`` reads those of the rotary embedding.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 from planner.errors import ConfigError
-from planner.families.rope import LinearScaling, Llama3Scaling, Rope
 from plans.check_inputs import MOST_EXPERTS, MOST_HEAD_DIM, MOST_HEADS, MOST_LAYERS, MOST_SIZE, NORM_EPS
 from plans.format import quote, shown
 from plans.schema import Attention, Mlp
@@ -17,9 +16,6 @@ MAX_ALL_EXPERTS = 1 << 16
 """Most experts of all layers together: each has three tensors with names of their own."""
 MAX_TOKENS = 256
 """Most token ids of one key."""
-MOST_THETA = 1e12
-LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
-"""Range of the factors of scaled rotary embeddings, in which frequencies stay within float32."""
 
 NO_WINDOW = "attention over a sliding window is not computed here"
 
@@ -205,6 +201,7 @@ def read_attention(
     qkv_bias: bool,
     o_bias: bool,
     qk_norm: bool = False,
+    qk_norm_whole: bool = False,
 ) -> Attention:
     """Read numbers of query and KV heads and their size.
 
@@ -229,6 +226,7 @@ def read_attention(
         qkv_bias=qkv_bias,
         o_bias=o_bias,
         qk_norm=qk_norm,
+        qk_norm_whole=qk_norm_whole or None,
     )
 
 
@@ -276,7 +274,16 @@ def read_mlps(keys: Keys, *, bias: bool) -> tuple[Mlp, ...]:
     return tuple(gated_mlp(size, bias=bias) for size in sizes)
 
 
-def read_experts(keys: Keys, *, size: str, default_experts: int, default_per_token: int, norm_topk_prob: bool) -> Mlp:
+def read_experts(
+    keys: Keys,
+    *,
+    size: str,
+    default_experts: int,
+    default_per_token: int,
+    norm_topk_prob: bool,
+    shared_size: int | None = None,
+    shared_gate: bool = False,
+) -> Mlp:
     """Read a mixture of gated experts, of which the router picks some for each token.
 
     ``size``: name of the key that has the channels of one expert. transformers 5 writes ``num_local_experts`` for what
@@ -296,13 +303,21 @@ def read_experts(keys: Keys, *, size: str, default_experts: int, default_per_tok
     return Mlp(
         kind="moe",
         intermediate_size=channels,
-        unit=mlp_unit(channels),
+        unit=mlp_unit(channels) if shared_size is None else _shared_unit(channels, shared_size),
         activation="silu",
         bias=False,
         num_experts=experts,
         experts_per_token=picked,
         norm_topk_prob=norm_topk_prob,
+        shared_size=shared_size,
+        shared_gate=shared_gate or None,
     )
+
+
+def _shared_unit(channels: int, shared: int) -> int:
+    """Return the channels of each expert in one unit, which has as large a part of the shared expert too."""
+    both = math.gcd(channels, shared)
+    return channels // (both // mlp_unit(both))
 
 
 def mlp_unit(intermediate_size: int) -> int:
@@ -318,9 +333,10 @@ def mlp_unit(intermediate_size: int) -> int:
     return unit
 
 
-def read_tokens(keys: Keys, name: str, default: int | None, vocab_size: int) -> tuple[int, ...]:
+def read_tokens(keys: Keys, name: str, default: int | tuple[int, ...] | None, vocab_size: int) -> tuple[int, ...]:
     """Read token ids written as one id, a list, or null for none; an absent key has transformers' default."""
-    value = keys.get(name, [] if default is None or keys.spells(name) else default)
+    assumed = list(default) if isinstance(default, tuple) else default
+    value = keys.get(name, [] if assumed is None or keys.spells(name) else assumed)
     values = value if isinstance(value, list) else [value]
     expected = f"a token id from 0 to {vocab_size - 1} (vocab_size {vocab_size}), or a list of them"
     if not all(type(token) is int and 0 <= token < vocab_size for token in values):
@@ -329,48 +345,3 @@ def read_tokens(keys: Keys, name: str, default: int | None, vocab_size: int) -> 
     if len(values) > MAX_TOKENS:
         raise keys.fail(name, f"found {len(values)} token ids, expected at most {MAX_TOKENS}")
     return tuple(sorted(set(values)))
-
-
-def read_rope(keys: Keys, head_dim: int, default_theta: float = 10000.0) -> Rope:
-    """Read either spelling of the rotary embedding; types other than default, linear and llama3 are refused by name."""
-    new = keys.has("rope_parameters")
-    if new and keys.has("rope_scaling"):
-        raise keys.fail("rope_parameters", "found beside rope_scaling, expected one of the two spellings")
-    name = "rope_parameters" if new else "rope_scaling"
-    scaling = keys.get(name, {})
-    keys.get("rope_scaling")
-    if not isinstance(scaling, dict):
-        raise keys.fail(name, f"found {quote(scaling)}, expected an object")
-    fields = Keys(scaling, f"{keys.where}: {name}")
-    inner = fields.number("rope_theta", default_theta, least=1, most=MOST_THETA)
-    theta = keys.number("rope_theta", inner, least=1, most=MOST_THETA)
-    if fields.has("rope_theta") and theta != inner:
-        raise keys.fail("rope_theta", f"found {theta}, expected {inner} as in {name}")
-    return Rope(theta=theta, dim=head_dim, scaling=_read_scaling(fields))
-
-
-def _factor(fields: Keys, name: str) -> float:
-    return fields.number(name, least=LEAST_FACTOR, most=MOST_FACTOR)
-
-
-def _read_scaling(fields: Keys) -> LinearScaling | Llama3Scaling | None:
-    rope_type = fields.get("rope_type", fields.get("type", "default"))
-    fields.expect("type", rope_type, "rope_type and type must agree")
-    scaling: LinearScaling | Llama3Scaling | None = None
-    if rope_type == "linear":
-        scaling = LinearScaling(factor=_factor(fields, "factor"))
-    elif rope_type == "llama3":
-        scaling = Llama3Scaling(
-            factor=_factor(fields, "factor"),
-            low_freq_factor=_factor(fields, "low_freq_factor"),
-            high_freq_factor=_factor(fields, "high_freq_factor"),
-            original_max_position_embeddings=fields.integer("original_max_position_embeddings"),
-        )
-        if scaling.high_freq_factor <= scaling.low_freq_factor:
-            raise fields.fail(
-                "high_freq_factor", f"found {scaling.high_freq_factor}, expected more than low_freq_factor"
-            )
-    elif rope_type != "default":
-        raise fields.fail("rope_type", f"found {quote(rope_type)}, expected one of default, linear, llama3")
-    fields.finish()
-    return scaling

@@ -1,11 +1,12 @@
 """Read the head of EAGLE-1 and EAGLE-2: ``fc(cat(embedding, feature))``, then layers, then the base model's lm_head."""
 
 from planner.families.aux_layers import AuxLayers
-from planner.families.config import read_norm_eps, read_rope
+from planner.families.config import read_norm_eps
 from planner.families.eagle_common import (
     CARRIED_OVER,
     HARMLESS,
     check_base,
+    drafter_rotary,
     layer_roles,
     read_draft_vocabulary,
     read_drafter_attention,
@@ -14,6 +15,7 @@ from planner.families.eagle_common import (
 )
 from planner.families.head_layouts import Head
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
+from planner.families.rope_keys import RopeDefaults, read_rope
 from plans.check_inputs import MOST_LAYERS
 from plans.schema import Draft, Model
 
@@ -31,11 +33,14 @@ def read(head: Head, base: Model, facts: DraftFacts, asked: AuxLayers | None) ->
     for name in ("bias", "eagle_fc_bias"):
         refuse_claim(keys, name, present=facts.fc_bias, tensor="fc.bias")
     attention = read_drafter_attention(keys, facts)
+    max_positions = keys.integer("max_position_embeddings", 2048)
+    rope = read_rope(keys, attention.head_dim, RopeDefaults(max_positions=max_positions))
+    num_layers = keys.integer("num_hidden_layers", most=MOST_LAYERS)
     draft = Draft(
         kind="eagle",
         hidden_size=hidden,
         target_hidden_size=hidden,
-        num_layers=keys.integer("num_hidden_layers", most=MOST_LAYERS),
+        num_layers=num_layers,
         attention=attention,
         mlp=read_drafter_mlp(keys, facts),
         norm_eps=read_norm_eps(keys, 1e-6),
@@ -45,14 +50,15 @@ def read(head: Head, base: Model, facts: DraftFacts, asked: AuxLayers | None) ->
         own_embedding=facts.own_embedding,
         aux_layers=(),
         layout=head.layout,
+        rotary=drafter_rotary(rope, num_layers),
     )
     if draft.draft_vocab_size != base.vocab_size:
         problem = f"found {draft.draft_vocab_size}, expected {base.vocab_size}: this head uses the base's lm_head"
         raise keys.fail("draft_vocab_size", problem)
     reading = DraftReading(
         draft=draft,
-        rope=read_rope(keys, attention.head_dim),
-        max_positions=keys.integer("max_position_embeddings", 2048),
+        ropes=(rope,) * draft.num_layers,
+        max_positions=max_positions,
         roles=roles(draft, base),
         ignored={},
     )

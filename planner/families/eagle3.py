@@ -19,11 +19,12 @@ from typing import Any
 
 from planner.families import aux_layers
 from planner.families.aux_layers import AUX_LAYERS, AuxLayers
-from planner.families.config import Keys, read_norm_eps, read_rope, words
+from planner.families.config import Keys, read_norm_eps, words
 from planner.families.eagle_common import (
     CARRIED_OVER,
     HARMLESS,
     check_base,
+    drafter_rotary,
     layer_roles,
     read_draft_vocabulary,
     read_drafter_attention,
@@ -32,6 +33,7 @@ from planner.families.eagle_common import (
 )
 from planner.families.head_layouts import Head
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
+from planner.families.rope_keys import RopeDefaults, read_rope
 from plans.check_inputs import LOGIT_SCALE, MOST_LAYERS
 from plans.format import quote
 from plans.schema import Draft, Model
@@ -72,6 +74,8 @@ def read(head: Head, base: Model, facts: DraftFacts, asked: AuxLayers | None) ->
     inner = _eagle_config(keys)
     boundaries = _aux_layers(head, inner, base, asked)
     default = SPECULATORS_VOCABULARY if head.layout == "speculators" else base.vocab_size
+    max_positions = layer.integer("max_position_embeddings", 2048)
+    rope = read_rope(layer, attention.head_dim, RopeDefaults(max_positions=max_positions))
     draft = Draft(
         kind="eagle3",
         hidden_size=hidden,
@@ -93,12 +97,13 @@ def read(head: Head, base: Model, facts: DraftFacts, asked: AuxLayers | None) ->
         norm_output=_norm_output(head, facts),
         logit_scale=_logit_scale(keys),
         mask_token_id=_mask_token(head, base, facts),
+        rotary=drafter_rotary(rope, layer.integer("num_hidden_layers", most=MOST_LAYERS)),
     )
     _check_tables(keys, draft, base)
     reading = DraftReading(
         draft=draft,
-        rope=read_rope(layer, attention.head_dim),
-        max_positions=layer.integer("max_position_embeddings", 2048),
+        ropes=(rope,) * draft.num_layers,
+        max_positions=max_positions,
         roles=roles(draft, base),
         # t2d says which tokens are in the draft vocabulary; only training needs it.
         ignored={"t2d": (base.vocab_size,)} | ({} if draft.maps_vocabulary else {"d2t": (base.vocab_size,)}),

@@ -13,8 +13,9 @@ often state wrongly. Official heads exist for
 from planner.families.config import NO_WINDOW, ROUTER_TRAINING, Keys, gated_mlp, read_attention, words
 from planner.families.llama_layout import attention_roles, mlp_roles, prefixed
 from planner.families.records import DraftFacts, Roles, Source
+from planner.families.rope import Rope, rotaries
 from planner.families.windows import switched_windows
-from plans.schema import Attention, Draft, Mlp, Model
+from plans.schema import Attention, Draft, Mlp, Model, Rotary
 
 HARMLESS = words("bos_token_id eos_token_id tie_word_embeddings target_model_type max_sequence_length _commit_hash") | (
     ROUTER_TRAINING
@@ -54,6 +55,12 @@ def read_drafter_mlp(keys: Keys, facts: DraftFacts) -> Mlp:
     """Read the gated MLP; its biases are those of the tensors."""
     refuse_claim(keys, "mlp_bias", present=facts.mlp_bias, tensor="bias of the MLP")
     return gated_mlp(keys.integer("intermediate_size"), bias=facts.mlp_bias)
+
+
+def drafter_rotary(rope: Rope, num_layers: int) -> Rotary | None:
+    """Return the one rotary table of an EAGLE head; None: a plain one."""
+    tables = rotaries((rope,) * num_layers)
+    return None if tables is None else tables[0]
 
 
 def read_draft_vocabulary(keys: Keys, default: int) -> int:

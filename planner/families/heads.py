@@ -58,7 +58,7 @@ def load_draft(
     return DraftInput(
         draft=reading.draft,
         notes=tuple(dict.fromkeys([*head.keys.notes, *head.layer.notes])),
-        rope=reading.rope,
+        ropes=reading.ropes,
         roles=reading.roles,
         checkpoint=checkpoint,
         max_positions=reading.max_positions,

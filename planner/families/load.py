@@ -27,6 +27,14 @@ FAMILIES: Mapping[str, str] = {
     "qwen3": "Qwen3ForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
 }
 """Architecture of each family, by ``model_type``, which is also the name of its module here, with ``read(keys)``."""
 
@@ -51,7 +59,7 @@ def load_base(path: Path) -> BaseInput:
     return BaseInput(
         model=reading.model,
         notes=tuple(dict.fromkeys([*notes, *keys.notes])),
-        rope=reading.rope,
+        ropes=reading.ropes,
         roles=reading.roles,
         checkpoint=checkpoint,
         max_positions=reading.max_positions,

@@ -47,12 +47,19 @@ def read(keys: Keys) -> BaseReading:
     keys.expect("shared_expert_intermediate_size", 0, "experts that every token takes are not computed here")
     bias = keys.boolean("attention_bias", False)
     attention = read_attention(keys, default_kv_heads=4, qkv_bias=bias, o_bias=bias, qk_norm=True)
-    return base_reading(
-        "qwen3_moe", keys, attention, _mlps(keys), DEFAULTS, EXPERTS, ROUTER_TRAINING | {"intermediate_size"}, windows
+    experts = read_experts(
+        keys,
+        size="moe_intermediate_size",
+        default_experts=128,
+        default_per_token=8,
+        norm_topk_prob=keys.boolean("norm_topk_prob", False),
     )
+    mlps = read_sparse_mlps(keys, experts)
+    harmless = ROUTER_TRAINING | {"intermediate_size"}
+    return base_reading("qwen3_moe", keys, attention, mlps, DEFAULTS, EXPERTS, harmless, windows)
 
 
-def _mlps(keys: Keys) -> tuple[Mlp, ...]:
+def read_sparse_mlps(keys: Keys, experts: Mlp) -> tuple[Mlp, ...]:
     """Read the MLP of each layer: experts, unless ``mlp_only_layers`` or ``decoder_sparse_step`` makes it dense."""
     count = read_layers(keys)
     step = keys.integer("decoder_sparse_step", 1)
@@ -61,11 +68,4 @@ def _mlps(keys: Keys) -> tuple[Mlp, ...]:
         raise keys.fail("mlp_only_layers", f"found {quote(only)}, expected a list of layers from 0 to {count - 1}")
     sparse = [i not in only and (i + 1) % step == 0 for i in range(count)]
     dense = None if all(sparse) else read_mlp(keys, bias=False)
-    experts = read_experts(
-        keys,
-        size="moe_intermediate_size",
-        default_experts=128,
-        default_per_token=8,
-        norm_topk_prob=keys.boolean("norm_topk_prob", False),
-    )
     return tuple(experts if is_sparse or dense is None else dense for is_sparse in sparse)

@@ -11,10 +11,13 @@ from plans.schema import Draft, HeadLayout, Model
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A tensor of the checkpoint, by the name and shape that the family derives."""
+    """A tensor of the checkpoint, by the name and shape that the family derives, or some of its rows."""
 
     name: str
     shape: tuple[int, ...]
+    """Shape of the whole tensor; of several matrices packed in one, rows are counted through all of them."""
+    first: int = 0
+    """First row of the role, where a tensor packs those of several roles."""
 
 
 Roles = dict[str, Source]
@@ -26,7 +29,8 @@ present exactly when the checkpoint has the tensor; a tied ``head.weight`` names
 class Reading:
     """A config, read by its family."""
 
-    rope: Rope
+    ropes: tuple[Rope, ...]
+    """Rotary embedding of each layer."""
     max_positions: int
     """``max_position_embeddings``: the context that the model was trained for; nothing enforces it."""
     roles: Roles
@@ -83,7 +87,8 @@ class DraftFacts:
 class Input:
     """A checkpoint that was read with its family: ready to be planned and, unless it is a bare config, compiled."""
 
-    rope: Rope
+    ropes: tuple[Rope, ...]
+    """Rotary embedding of each layer."""
     roles: Roles
     checkpoint: Checkpoint
     max_positions: int

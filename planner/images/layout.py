@@ -4,17 +4,18 @@ Names, dtypes, shapes and order of the slots are ``plans.slots``, which planning
 image bytes agree by construction: the data of an image is exactly weights_bytes + draft_weights_bytes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.families import BaseInput, DraftInput, inv_freq_bytes
+from planner.families import BaseInput, DraftInput, Source, rope_bytes
 from plans.artifact import PAGE_BYTES, Abi, abi_of, align, filler_name, image_metadata
-from plans.ranges import Ranges
+from plans.ranges import Range, Ranges
+from plans.rotary import Order
 from plans.safetensors_header import TensorEntry, encode_header
 from plans.schema import DType, Plan
 from plans.slot_records import SlotSpec
-from plans.slots import device_slots
+from plans.slots import device_slots, draft_rope_slot, rope_slots
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +26,31 @@ class Part:
     tensor: str
     """Name in the checkpoint."""
     rows: Ranges
+    """Rows of the role: in ``order``, and counted from ``first``."""
     cols: Ranges | None
     """None: whole rows (or a vector)."""
+    first: int | None = None
+    """Row of the tensor where those of the role begin; None: at its first."""
+    order: Order | None = None
+    """Row r is row r - r % D + ``order[r % D]``, with D rows of a head; None: r itself."""
+
+    def tensor_rows(self, start: int, stop: int) -> Iterator[Range]:
+        """Yield rows of the role as ranges of the tensor's rows, in the order in which the image has them."""
+        first = self.first or 0
+        if self.order is None:
+            yield first + start, first + stop
+            return
+        size, begin = len(self.order), None
+        for row in range(start, stop):
+            at = first + row - row % size + self.order[row % size]
+            if begin is None or at != begin[1]:
+                if begin is not None:
+                    yield begin
+                begin = at, at + 1
+            else:
+                begin = begin[0], at + 1
+        if begin is not None:
+            yield begin
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,22 +77,30 @@ def image_slots(plan: Plan, device_id: str, base: BaseInput, draft: DraftInput |
     """Return all slots of a device's image in the order of the file, fillers included; offsets are multiples of 256."""
     specs = device_slots(plan, device_id)
     inputs: dict[str, BaseInput | DraftInput] = {"base": base} | ({} if draft is None else {"draft": draft})
-    names = {source: {role: tensor.name for role, tensor in one.roles.items()} for source, one in inputs.items()}
-    inv_freq = {source: inv_freq_bytes(one.rope) for source, one in inputs.items()}
-    return placed(specs, names, inv_freq)
+    roles = {source: one.roles for source, one in inputs.items()}
+    return placed(specs, roles, rotary_tables(plan, base, draft))
+
+
+def rotary_tables(plan: Plan, base: BaseInput, draft: DraftInput | None) -> Mapping[str, bytes]:
+    """Return the content of the rotary slots, by name."""
+    context, ropes = plan.options.context, dict.fromkeys(base.ropes)
+    named = [(spec.name, rope) for spec, rope in zip(rope_slots(plan.model), ropes, strict=True)]
+    if plan.draft is not None and draft is not None:
+        named.append((draft_rope_slot(plan.draft).name, draft.ropes[0]))
+    return {name: rope_bytes(rope, context) for name, rope in named}
 
 
 def placed(
-    specs: Iterable[SlotSpec], names: Mapping[str, Mapping[str, str]], inv_freq: Mapping[str, bytes]
+    specs: Iterable[SlotSpec], roles: Mapping[str, Mapping[str, Source]], literals: Mapping[str, bytes]
 ) -> tuple[Slot, ...]:
     """Return the slots one after the other, with declared fillers up to each multiple of the alignment.
 
-    ``names``: by checkpoint, the tensor of each role; ``inv_freq``: by checkpoint, the rotary frequencies.
+    ``roles``: by checkpoint, the rows of a tensor for each role; ``literals``: by slot, content of no tensor.
     """
     slots: list[Slot] = []
     offset = fillers = 0
     for spec in specs:
-        literal = None if spec.pieces else inv_freq[spec.source]
+        literal = None if spec.pieces else literals[spec.name]
         assert literal is None or len(literal) == spec.nbytes, f"{spec.name}: {len(literal or b'')} bytes"
         slots.append(
             Slot(
@@ -77,7 +109,7 @@ def placed(
                 shape=spec.shape,
                 offset=offset,
                 nbytes=spec.nbytes,
-                parts=_parts(spec, names[spec.source]),
+                parts=_parts(spec, roles[spec.source]),
                 literal=literal,
             )
         )
@@ -90,13 +122,20 @@ def placed(
     return tuple(slots)
 
 
-def _parts(spec: SlotSpec, names: Mapping[str, str]) -> tuple[Part, ...]:
+def _parts(spec: SlotSpec, roles: Mapping[str, Source]) -> tuple[Part, ...]:
     """Return the pieces of a slot as parts of tensors, expert after expert."""
     experts = (None,) if spec.experts is None else range(spec.experts)
+    sources = ((piece, roles[piece.tensor(expert)]) for expert in experts for piece in spec.pieces)
     return tuple(
-        Part(source=spec.source, tensor=names[piece.tensor(expert)], rows=piece.rows, cols=piece.cols)
-        for expert in experts
-        for piece in spec.pieces
+        Part(
+            source=spec.source,
+            tensor=source.name,
+            rows=piece.rows,
+            cols=piece.cols,
+            first=source.first or None,
+            order=piece.order,
+        )
+        for piece, source in sources
     )
 
 

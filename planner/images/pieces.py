@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from planner.checkpoints.checkpoint import Checkpoint
 from planner.checkpoints.header import TensorInfo
@@ -52,8 +53,13 @@ def resolve(slots: Sequence[Slot], checkpoints: Checkpoints) -> tuple[Piece, ...
 
 
 def row_width(tensor: TensorInfo) -> int:
-    """Return the number of elements of one row; a vector has rows of one."""
-    return tensor.shape[1] if len(tensor.shape) == 2 else 1
+    """Return the number of elements of one row; a vector has rows of one, and packed matrices are stacked rows."""
+    return tensor.shape[-1] if len(tensor.shape) > 1 else 1
+
+
+def row_count(tensor: TensorInfo) -> int:
+    """Return the number of rows of a tensor."""
+    return prod(tensor.shape[:-1] if len(tensor.shape) > 1 else tensor.shape)
 
 
 def _pieces(slots: Sequence[Slot], checkpoints: Checkpoints) -> Iterator[Piece]:
@@ -76,7 +82,7 @@ def _check(piece: Copied) -> None:
     slot, part, tensor = piece.slot, piece.part, piece.tensor
     width = row_width(tensor)
     columns = part.cols or ((0, width),)
-    inside = _are_inside(part.rows, tensor.shape[0]) and _are_inside(columns, width)
+    inside = _are_inside(part.rows, row_count(tensor) - (part.first or 0)) and _are_inside(columns, width)
     assert inside, f"{slot.name}: rows {part.rows} and columns {columns} of {part.tensor}, of shape {tensor.shape}"
     if not castable(tensor.dtype, slot.dtype):
         raise CheckpointError(f"{part.tensor}: dtype {tensor.dtype} cannot become {slot.dtype}")

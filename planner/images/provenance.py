@@ -93,14 +93,14 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
     assert source is not None, "a slot of the EAGLE head, but no head"
     info = (source.checkpoint.tensors or {}).get(part.tensor)
     verb = "copy" if info is None or info.dtype == slot.dtype else f"cast {info.dtype} to {slot.dtype}"
-    width = 1 if info is None or len(info.shape) == 1 else info.shape[1]
+    width = 1 if info is None or len(info.shape) == 1 else info.shape[-1]
     item = 0 if info is None else HEADER_BYTES[info.dtype]
     ranges = None if info is None else tuple(_ranges(part, info.offset, width, item))
     return Origin(
         checkpoint=part.source,
         tensor=part.tensor,
         shape=None if info is None else info.shape,
-        rows=part.rows,
+        rows=tuple(span for rows in part.rows for span in part.tensor_rows(*rows)),
         columns=part.cols,
         operation=verb if part.cols is None else f"{verb}, columns",
         file=None if info is None else info.file,
@@ -111,7 +111,7 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
 def _ranges(part: Part, offset: int, width: int, item: int) -> Iterator[ByteRuns]:
     """Yield the bytes of a part, of a tensor at ``offset`` with rows of ``width`` elements of ``item`` bytes."""
     row = width * item
-    for first, last in part.rows:
+    for first, last in (span for rows in part.rows for span in part.tensor_rows(*rows)):
         if part.cols is None:
             yield ByteRuns(offset=offset + first * row, nbytes=(last - first) * row, count=1, stride_bytes=0)
             continue

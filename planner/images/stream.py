@@ -74,6 +74,7 @@ class _Block:
     dtype: str
     """Dtype in ``origin``: the tensor's, or the slot's."""
     rows: Range
+    """Rows as the pieces count them (``layout.Part``)."""
     columns: Range
     """All columns, unless a single row is larger than BLOCK_BYTES."""
     consumers: Sequence[_Consumer]
@@ -210,24 +211,27 @@ class _SharedTensors:
 def _blocks(reader: Reader, consumers: Sequence[_Consumer], written: Sequence[_WrittenRows]) -> Iterator[_Block]:
     """Yield the rows that any consumer needs, in blocks of at most BLOCK_BYTES; a larger row is cut into pieces."""
     _, piece = consumers[0]
-    tensor, file = piece.tensor, reader.open(piece.part.source, piece.tensor.file)
+    tensor, part, file = piece.tensor, piece.part, reader.open(piece.part.source, piece.tensor.file)
     width = max(1, row_width(tensor))
     for span in _union([rows for _, consumer in consumers for rows in consumer.part.rows]):
         for (start, stop), image in _split(span, written):
             dtype = tensor.dtype if image is None else image.dtype
             item, most = HEADER_BYTES[dtype], max(1, BLOCK_BYTES // HEADER_BYTES[dtype])
             row_zero = tensor.offset if image is None else image.offset - image.rows[0] * width * item
-            for first in range(start, stop, max(1, most // width)):
-                last = min(stop, first + max(1, most // width))
-                for left in range(0, width, min(width, most)):
-                    yield _Block(
-                        origin=file if image is None else image.writer,
-                        offset=row_zero + (first * width + left) * item,
-                        dtype=dtype,
-                        rows=(first, last),
-                        columns=(left, min(width, left + most)),
-                        consumers=consumers,
-                    )
+            row = start
+            for begin, end in part.tensor_rows(start, stop) if image is None else [(start, stop)]:
+                for first in range(begin, end, max(1, most // width)):
+                    count = min(end - first, max(1, most // width))
+                    for left in range(0, width, min(width, most)):
+                        yield _Block(
+                            origin=file if image is None else image.writer,
+                            offset=row_zero + (first * width + left) * item,
+                            dtype=dtype,
+                            rows=(row, row + count),
+                            columns=(left, min(width, left + most)),
+                            consumers=consumers,
+                        )
+                    row += count
 
 
 def _split(span: Range, written: Sequence[_WrittenRows]) -> Iterator[tuple[Range, _WrittenRows | None]]:

@@ -204,10 +204,13 @@ def rotary_pairs(attention: Attention) -> int:
 def allows(attention: Attention, options: Options, division: KvDivision) -> bool:
     """Return whether a layer can be divided so.
 
-    Every subgroup needs a KV head; every part of a head equally many query heads (``heads``) or rotary pairs
+    Every subgroup needs a KV head, and is one device where all heads are normed together: its members would add up the
+    squares of the same heads. Every part of a head equally many query heads (``heads``) or rotary pairs
     (``head_dim``); every part of a batch a sequence.
     """
     if len(division.subgroups) > attention.num_kv_heads:
+        return False
+    if attention.qk_norm_whole and max(division.subgroups) > 1:
         return False
     if division.axis == "heads":
         return all(attention.num_heads // attention.num_kv_heads % m == 0 for m in division.subgroups)

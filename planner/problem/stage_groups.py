@@ -132,12 +132,16 @@ class StageGroups:
 
 
 def layer_ns(shares: BaseShares, links: Links, members: Sequence[int], kind: int) -> int:
-    """Return the time of a layer besides shares: fixed work, the router, and two sums of hidden states."""
+    """Return the time of a layer besides shares: fixed work, the router, and two sums of hidden states; where all heads
+    are normed together, that of their squares.
+    """
     message = step.hidden_bytes(shares.model, shares.options)
+    normed = step.norm_sum_bytes(shares.options) if shares.kinds[kind].attention.qk_norm_whole else 0
+    squares = links.all_reduce_ns(members, normed) if normed else 0
     router = shares.router(kind)
     routed = max(router.ns(links.devices[device]) for device in members)
     fixed = links.fixed_ns(members, lambda device: fixed_work.layer_ns(device, shares.kinds[kind].mlp))
-    return fixed + routed + 2 * links.all_reduce_ns(members, message)
+    return fixed + routed + squares + 2 * links.all_reduce_ns(members, message)
 
 
 def refuse_axis(options: Options, inventory: Inventory, attentions: Sequence[Attention]) -> None:

@@ -26,7 +26,7 @@ from runtime.decode.tree_growth import Growth, Level, growth_of
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.model.blocks import Binder, Eagle3Layer, Embed, Layer, Slots
-from runtime.model.layers import Attend, Linear, Norm, Rows, hide, rotary_at, rotary_table
+from runtime.model.layers import Attend, Linear, Norm, Rows, hide, rotary_at, rotary_tables
 from runtime.model.split_kv import attend_of, cache_of, own_frequencies, shared
 from runtime.model.whole_layers import WholeLayers, are_whole
 
@@ -119,7 +119,7 @@ class Drafter:
         own = draft_slots(plan, placement.devices[index])
         assert own is not None
         self._share = share = kv_shares(placement, placement.kv_heads)[index]
-        attended = attend_of(share, draft.attention.head_dim, comm.draft_subgroup, memory, "draft.")
+        attended = attend_of(share, draft.attention, comm.draft_subgroup, memory, "draft.")
         self._head = _head(draft, binder, own, share, attended)
         base_embed, base_head = vocabulary_rows(plan, placement.devices[index])  # on the same devices, where shared
         embed = base_embed if placement.embed_rows is None else own.embed
@@ -133,9 +133,8 @@ class Drafter:
             self._head.run_whole(self._cache.layers)
         self._bias, beams = memory.buffer("draft.bias"), memory.buffer("draft.beam")
         self._beams = beams.view(options.batch, -1, beams.shape[1])[: len(self._cache.sequences)]
-        self._rotary = memory.buffer("draft.rotary")
-        frequencies = own_frequencies(binder.tensor(own.rope), share)
-        self._rotary.copy_(rotary_table(frequencies, self._rotary.shape[1], self._dtype))
+        table = own_frequencies(binder.tensor(own.rope), share)
+        self._rotary = rotary_tables([table], memory.buffer("draft.rotary"), self._dtype)
         self._tree, self._growths = options.tree, dict[int, Growth]()
         self._masks = mask_rows(draft, options)
         self._hidden = draft.hidden_size
@@ -314,7 +313,7 @@ class Drafter:
         tokens, scores = self._lm_head.top(self._head.read(hidden), self._tree.top_k)
         return (tokens if self._targets is None else self._targets[tokens]), scores
 
-    def _start(self, end: Tensor, own: slice) -> tuple[int, Tensor]:
+    def _start(self, end: Tensor, own: slice) -> tuple[int, tuple[Tensor, ...]]:
         """Let all nodes see the sequence up to ``end`` [b, 1]; return the window, and the rotary of all levels.
 
         Each level adds its tree rows.
@@ -326,7 +325,7 @@ class Drafter:
         hide(beams[..., cache.tree_rows : window], cache.columns[: window - cache.tree_rows] < end.unsqueeze(2))
         return window, rotary_at(self._rotary, end.flatten()[fed[:, 0]] + fed[:, 1])
 
-    def _beam(self, level: Level, rotary: Tensor, window: int, here: slice, own: slice) -> Rows:
+    def _beam(self, level: Level, rotary: tuple[Tensor, ...], window: int, here: slice, own: slice) -> Rows:
         """Return the nodes of a level as rows, whose KV is written to the level's rows of the cache."""
         cache, written, (batch, rows) = self._cache, level.cache_rows, level.parents.shape
         count = here.stop - here.start
@@ -338,7 +337,7 @@ class Drafter:
         else:
             beams[..., : cache.tree_rows].copy_(level.bias.expand(batch, -1, -1)[here])
         return Rows(
-            rotary=rotary[:, written.start * count : written.stop * count],
+            rotary=tuple(table[:, written.start * count : written.stop * count] for table in rotary),
             bias=beams[..., :window].unsqueeze(1),
             sequences=own,
             seen=slice(0, window),
@@ -365,6 +364,7 @@ def _head(draft: Draft, binder: Binder, slots: DraftSlots, share: KvShare, atten
     for own in slots.layers:
         attention = binder.attention(own.attention, draft.attention, share, eps, attended)
         norms = [binder.norm(norm, eps) for norm in own.norms]
+        assert own.mlp.norm is not None
         mlp_norm, mlp = binder.norm(own.mlp.norm, eps), binder.mlp(own.mlp, draft.mlp)
         if len(norms) == 2:
             first = Eagle3Layer(

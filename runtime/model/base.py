@@ -18,19 +18,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from plans.buffers import CachedLayers, bias_name, caches_of
 from plans.kv import kv_shares
-from plans.schema import Plan, Stage
-from plans.slot_records import LayerSlots
+from plans.rotary import table_of
+from plans.schema import Model, Plan, Stage
+from plans.slot_records import LayerSlots, SlotSpec
 from plans.slots import lm_head_slots, stage_slots, vocabulary_rows
 from plans.step import layer_class, tree_rows, ungrouped_rows
 from runtime.comm.groups import Comm, Group
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.model.blocks import Binder, Layer, LmHead, Slots
-from runtime.model.layers import Attend, Rows, rotary_at, rotary_table
+from runtime.model.layers import Attend, Output, Rows, rotary_at, rotary_tables
 from runtime.model.split_kv import attend_of, cache_of, own_frequencies, own_sequences, shared
 from runtime.model.views import View
 from runtime.model.whole_layers import WholeLayers, are_whole
@@ -111,7 +113,7 @@ class BaseEmbedding:
         self._dtype = DTYPES[plan.options.dtype]
         binder = Binder(slots=slots, group=group, hidden=plan.model.hidden_size)
         own, _ = vocabulary_rows(plan, plan.embed.devices[group.index])
-        self._rows = binder.embed(own, plan.embed.rows)
+        self._rows = binder.embed(own, plan.embed.rows, _multiplier(plan.model, self._dtype))
         self._hop_out = _sending(hop_out)
         self._sent = None if self._hop_out is None else memory.buffer("embed.hidden")
 
@@ -137,8 +139,7 @@ class BaseStage:
         own = stage_slots(plan.model, stage, group.index, options.dtype)
         # runs differ in their number of KV heads alone
         self._share = share = kv_shares(stage, stage.runs[0].kv_heads)[group.index]
-        head_dim = plan.model.layers[0].attention.head_dim
-        attended = attend_of(share, head_dim, comm.subgroup, memory, "")
+        attended = attend_of(share, plan.model.layers[0].attention, comm.subgroup, memory, "")
         self._layers = _layers(plan, stage, binder, own.layers, attended)
         eagle3 = plan.draft is not None and plan.draft.kind == "eagle3"
         aux = plan.draft.aux_layers if plan.draft is not None and eagle3 else ()
@@ -154,9 +155,8 @@ class BaseStage:
         whole = len(self.views) == 1 and not self._divided and are_whole(self._layers, caches)
         self._whole = WholeLayers(self._layers, caches) if whole else None
         self._carry = Carry(memory.buffer("carry"))
-        self._rotary = memory.buffer("rotary")
-        frequencies = binder.tensor(own.rope)
-        self._rotary.copy_(rotary_table(own_frequencies(frequencies, share), self._rotary.shape[1], self._dtype))
+        tables = [own_frequencies(binder.tensor(slot), share) for slot in own.ropes]
+        self._rotary = rotary_tables(tables, memory.buffer("rotary"), self._dtype)
         self._no_rows = [view.none(self._rotary) for view in self.views]
 
     def _bind_caches(self, plan: Plan, stage: Stage, memory: Memory) -> None:
@@ -250,9 +250,9 @@ class BaseLmHead:
 
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, group: Group, hop_in: Group | None) -> None:
         binder = Binder(slots=slots, group=group, hidden=plan.model.hidden_size)
-        own = lm_head_slots(plan, plan.head.devices[group.index])
-        self._norm = binder.norm(own.norm, plan.model.norm_eps)
-        self._lm_head = binder.lm_head(own.rows, plan.head.rows)
+        own, model = lm_head_slots(plan, plan.head.devices[group.index]), plan.model
+        self._norm = binder.norm(own.norm, model.norm_eps, bool(model.norm_offset))
+        self._lm_head = binder.lm_head(own.rows, plan.head.rows, model.logits_divisor)
         self._hop_in = _receiving(hop_in)
         self._received = None if self._hop_in is None else Carry(memory.buffer("head.carry"))
 
@@ -291,22 +291,41 @@ def _receiving(hop: Group | None) -> Group | None:
     return hop if hop is not None and hop.receives else None
 
 
+def _multiplier(model: Model, dtype: torch.dtype) -> float | None:
+    """Return the factor of embeddings, as it multiplies values of a dtype."""
+    factor = model.embedding_multiplier
+    return torch.tensor(factor, dtype=dtype).item() if factor and model.embedding_multiplier_rounded else factor
+
+
+def _output(model: Model, binder: Binder, norm: SlotSpec | None) -> Output | None:
+    """Return what becomes of the output of an attention or MLP; None: it is added to the residual as it is."""
+    if norm is None and model.residual_multiplier is None:
+        return None
+    bound = binder.optional_norm(norm, model.norm_eps, bool(model.norm_offset))
+    return Output(norm=bound, multiplier=model.residual_multiplier)
+
+
 def _layers(plan: Plan, stage: Stage, binder: Binder, slots: Sequence[LayerSlots], attended: Attend) -> list[Layer]:
     """Bind the layers of a stage to this member's share of them."""
     layers: list[Layer] = []
     member, eps, hidden = binder.group.index, plan.model.norm_eps, plan.model.hidden_size
-    device = plan.device(stage.devices[member])
+    device, offset = plan.device(stage.devices[member]), bool(plan.model.norm_offset)
     for run in stage.runs:
         share = kv_shares(stage, run.kv_heads)[member]
         for _ in range(run.num_layers):
-            layer, own = layer_class(plan.model, stage.first_layer + len(layers)), slots[len(layers)]
-            (norm,) = own.norms
+            number = stage.first_layer + len(layers)
+            layer, own = layer_class(plan.model, number), slots[len(layers)]
+            attention_norm = own.norms[0] if own.norms else None
             layers.append(
                 Layer(
-                    attention_norm=binder.norm(norm, eps),
-                    attention=binder.attention(own.attention, layer.attention, share, eps, attended),
-                    mlp_norm=binder.norm(own.mlp.norm, eps),
+                    attention_norm=binder.optional_norm(attention_norm, eps, offset),
+                    attention=binder.attention(
+                        own.attention, layer.attention, share, eps, attended, table_of(plan.model, number), offset
+                    ),
+                    mlp_norm=binder.optional_norm(own.mlp.norm, eps, offset),
                     mlp=binder.mlp(own.mlp, layer.mlp, ungrouped_rows(plan.options, hidden, layer.mlp, device)),
+                    attention_output=_output(plan.model, binder, own.attention_output_norm),
+                    mlp_output=_output(plan.model, binder, own.mlp_output_norm),
                 )
             )
     return layers

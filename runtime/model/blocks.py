@@ -1,7 +1,7 @@
 """The closed vocabulary of blocks, each bound to slots of an image.
 
     embed          rows of the embedding table, summed over the group
-    base layer     norm, attention, norm, MLP or experts
+    base layer     norm, attention, norm, MLP or experts; outputs too may have norms, or a factor
     eagle3 layer   attends over (embedding, hidden), each with its norm; the first, further ones are like a base layer
     eagle layer    like a base layer, the first without the norm before attention
     lm_head        rows of the lm_head, the best of which are gathered over the group
@@ -26,7 +26,7 @@ from runtime.image.dtypes import HEADER_DTYPES
 from runtime.model import ops
 from runtime.model.draw import Draw, best_of_group, draw
 from runtime.model.experts import Experts
-from runtime.model.layers import Attend, Attention, GatedMlp, Linear, Norm, Rows, attend
+from runtime.model.layers import Attend, Attention, GatedMlp, Linear, Norm, Output, Rows, attend
 
 
 class Slots(Protocol):
@@ -50,9 +50,13 @@ class Binder:
         """Return a slot as a view of the image; raise ImageForeign where the image has it in another shape or dtype."""
         return self.slots.tensor(slot.name, slot.shape, HEADER_DTYPES[slot.dtype])
 
-    def norm(self, slot: SlotSpec, eps: float) -> Norm:
+    def norm(self, slot: SlotSpec, eps: float, offset: bool = False) -> Norm:
         """Return an RMS norm."""
-        return Norm(weight=self.tensor(slot), eps=eps)
+        return Norm(weight=self.tensor(slot), eps=eps, offset=offset)
+
+    def optional_norm(self, slot: SlotSpec | None, eps: float, offset: bool = False) -> Norm | None:
+        """Return an RMS norm, or None where there is none."""
+        return None if slot is None else self.norm(slot, eps, offset)
 
     def linear(self, weight: SlotSpec, bias: SlotSpec | None) -> Linear:
         """Return a linear layer, [out, in] in the image."""
@@ -68,8 +72,14 @@ class Binder:
         share: KvShare,
         eps: float,
         attended: Attend = attend,
+        table: int = 0,
+        offset: bool = False,
     ) -> Attention:
-        """Return a share of attention; ``eps``: of the norms of q and k, where it has them."""
+        """Return a share of attention; ``table``: number of the rotary table.
+
+        ``eps``, ``offset``: of the norms of q and k, where it has them.
+        """
+        together = (attention.num_heads, attention.num_kv_heads) if attention.qk_norm_whole else None
         return Attention(
             qkv=self.linear(slots.qkv, slots.qkv_bias),
             o=self.linear(slots.o, slots.o_bias),
@@ -78,8 +88,11 @@ class Binder:
             head_dim=attention.head_dim // (share.parts if share.axis == "head_dim" else 1),
             group=self.group,
             attend=attended,
-            q_norm=None if slots.q_norm is None else self.norm(slots.q_norm, eps),
-            k_norm=None if slots.k_norm is None else self.norm(slots.k_norm, eps),
+            q_norm=self.optional_norm(slots.q_norm, eps, offset),
+            k_norm=self.optional_norm(slots.k_norm, eps, offset),
+            scale=attention.scale,
+            normed_heads=together,
+            table=table,
         )
 
     def mlp(self, slots: MlpSlots, mlp: schema.Mlp, ungrouped_rows: int | None = None) -> GatedMlp | Experts:
@@ -93,6 +106,8 @@ class Binder:
                 normed=mlp.norm_topk_prob,
                 ungrouped_rows=ungrouped_rows,
                 group=self.group,
+                shared=self._shared(slots, mlp),
+                shared_gate=None if slots.shared_gate is None else self.linear(slots.shared_gate, None),
             )
         if slots.gate_up is None or slots.down is None:
             alone = self._optional(slots.down_bias)
@@ -102,23 +117,43 @@ class Binder:
             down=self.linear(slots.down, slots.down_bias),
             group=self.group,
             down_bias=None,
+            activation=mlp.activation,
+        )
+
+    def _shared(self, slots: MlpSlots, mlp: schema.Mlp) -> GatedMlp | None:
+        """Return this device's channels of the shared expert; None where it has none."""
+        if slots.shared_gate_up is None or slots.shared_down is None:
+            return None
+        return GatedMlp(
+            gate_up=self.linear(slots.shared_gate_up, None),
+            down=self.linear(slots.shared_down, None),
+            group=self.group,
+            down_bias=None,
+            activation=mlp.activation,
         )
 
     def table(self, own: TableRows | None) -> Tensor | None:
         """Return rows of a vocabulary table as a view of the image."""
         return None if own is None else self.tensor(own.slot)[own.start : own.stop]
 
-    def embed(self, own: TableRows | None, rows: Sequence[int]) -> "Embed":
-        """Return a share of the embedding; ``rows``: of every member of the group."""
+    def embed(self, own: TableRows | None, rows: Sequence[int], multiplier: float | None = None) -> "Embed":
+        """Return a share of the embedding; ``rows``: of every member of the group; ``multiplier``: of the result."""
         first, count = _range(rows, self.group.index)
-        table = self.table(own)
-        return Embed(table=table, first=first, whole=count == sum(rows), hidden=self.hidden, group=self.group)
+        return Embed(
+            table=self.table(own),
+            first=first,
+            whole=count == sum(rows),
+            hidden=self.hidden,
+            group=self.group,
+            multiplier=multiplier,
+        )
 
-    def lm_head(self, own: TableRows | None, rows: Sequence[int]) -> "LmHead":
-        """Return a share of the lm_head; ``rows``: of every member of the group."""
+    def lm_head(self, own: TableRows | None, rows: Sequence[int], divisor: float | None = None) -> "LmHead":
+        """Return a share of the lm_head; ``rows``: of every member of the group; ``divisor``: of logits."""
         first, count = _range(rows, self.group.index)
         table = self.table(own)
-        return LmHead(weight=None if table is None else table.t(), first=first, rows=count, group=self.group)
+        weight = None if table is None else table.t()
+        return LmHead(weight=weight, first=first, rows=count, group=self.group, divisor=divisor)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,13 +162,20 @@ class Layer:
 
     attention_norm: Norm | None
     attention: Attention
-    mlp_norm: Norm
+    mlp_norm: Norm | None
     mlp: GatedMlp | Experts
+    attention_output: Output | None = None
+    mlp_output: Output | None = None
+    """What becomes of outputs before they are added to the residual; both None: nothing, a sum has the residual."""
 
     def __call__(self, hidden: Tensor, cache: Tensor, rows: Rows) -> Tensor:
         normed = self.attention_norm(hidden) if self.attention_norm else hidden
-        hidden = self.attention(normed, hidden, cache, rows)
-        return self.mlp(self.mlp_norm(hidden), hidden)
+        if self.attention_output is None or self.mlp_output is None:
+            hidden = self.attention(normed, hidden, cache, rows)
+            return self.mlp(self.mlp_norm(hidden) if self.mlp_norm else hidden, hidden)
+        hidden = self.attention_output(self.attention(normed, None, cache, rows), hidden)
+        normed = self.mlp_norm(hidden) if self.mlp_norm else hidden
+        return self.mlp_output(self.mlp(normed, None), hidden)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +211,7 @@ class Embed:
     whole: bool
     hidden: int
     group: Group
+    multiplier: float | None = None
 
     def __call__(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         """``tokens`` [W] -> [W, H]."""
@@ -182,7 +225,7 @@ class Embed:
             out = functional.embedding(torch.where(inside, local, 0), self.table)
             out = out.masked_fill_(inside.logical_not().unsqueeze(1), 0.0)
         self.group.all_reduce(out)
-        return out
+        return out if self.multiplier is None else out.mul_(self.multiplier)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,6 +239,8 @@ class LmHead:
     first: int
     rows: int
     group: Group
+    divisor: float | None = None
+    """Of logits."""
 
     def best(self, normed: Tensor) -> Tensor:
         """``normed`` [W, H] -> the token of the highest logit of each row [W]; of equal ones the first."""
@@ -203,7 +248,7 @@ class LmHead:
             mine = normed.new_zeros((normed.shape[0], BEST_WORDS), dtype=torch.float64)
             mine[:, 0] = float("-inf")
         else:
-            values, tokens = ops.product(normed, self.weight).max(1)
+            values, tokens = self._logits(normed, self.weight).max(1)
             if self.group.handle is None:
                 return tokens
             mine = torch.stack([values.double(), (tokens + self.first).double()], 1)
@@ -214,7 +259,7 @@ class LmHead:
         if self.weight is None:
             logits = torch.empty((normed.shape[0], 0), dtype=torch.float32, device=normed.device)
         else:
-            logits = ops.product(normed, self.weight).float()
+            logits = self._logits(normed, self.weight).float()
         return draw(logits, self.first, self.group, chance)
 
     def top(self, normed: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -224,7 +269,7 @@ class LmHead:
         maximum M over members, log p = (logit - M) - log(sum of s * exp(m - M)), exactly the log-softmax of the whole.
         """
         if self.weight is not None and self.group.handle is None:
-            return ops.top(ops.product(normed, self.weight), count)
+            return ops.top(self._logits(normed, self.weight), count)
         layout = CandidateLayout(top_k=count)
         gathered = self.group.all_gather(self._local(normed, layout))  # [members, W, words]
         values = gathered[:, :, layout.values].transpose(0, 1).flatten(1)
@@ -236,13 +281,18 @@ class LmHead:
         values, tokens = values.gather(1, order), tokens.gather(1, order)
         return tokens, ((values - high) - total.log()).float()
 
+    def _logits(self, normed: Tensor, weight: Tensor) -> Tensor:
+        """Return the logits of this member's rows [W, v]."""
+        logits = ops.product(normed, weight)
+        return logits if self.divisor is None else logits.div_(self.divisor)
+
     def _local(self, normed: Tensor, layout: CandidateLayout) -> Tensor:
         """Return this member's candidates [W, words]; where it has fewer rows than ``top_k``, the rest scores -inf."""
         mine = torch.zeros((normed.shape[0], layout.words), dtype=torch.float64, device=normed.device)
         mine[:, layout.values] = mine[:, layout.highest] = float("-inf")
         if self.weight is None:
             return mine
-        logits = ops.product(normed, self.weight).float()
+        logits = self._logits(normed, self.weight).float()
         count = min(layout.top_k, self.rows)
         top = logits.topk(count, 1)
         high = top.values[:, :1]

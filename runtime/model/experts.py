@@ -16,7 +16,7 @@ from torch import Tensor
 
 from runtime.comm.groups import Group
 from runtime.model import ops
-from runtime.model.layers import Linear
+from runtime.model.layers import GatedMlp, Linear, own_part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,10 +35,14 @@ class Experts:
     ungrouped_rows: int | None
     """Rows on which all experts are run at once; None: rows are grouped by expert."""
     group: Group
+    shared: GatedMlp | None = None
+    """This device's channels of the expert that every row takes."""
+    shared_gate: Linear | None = None
+    """Its output is multiplied by the sigmoid of this product [W, 1]."""
 
-    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Return residual + experts [W, H], of ``x`` [W, H]."""
-        out = residual.clone() if self.group.leads else torch.zeros_like(residual)
+    def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Return residual + experts [W, H], of ``x`` [W, H]; ``residual`` None: 0."""
+        out = own_part(residual, x, self.group)
         if self.gate_up is not None and self.down is not None:
             weights, experts = self.route(x)
             if self.ungrouped_rows is None:
@@ -48,14 +52,29 @@ class Experts:
                     *(rows.split(self.ungrouped_rows) for rows in (out, x, weights, experts)), strict=True
                 ):
                     part.add_(_all(chunk[0], self.gate_up, self.down, *chunk[1:]))
+        if self.shared is not None:
+            out.add_(self._shared(self.shared, x))
         self.group.all_reduce(out)
         return out
+
+    def _shared(self, expert: GatedMlp, x: Tensor) -> Tensor:
+        """Return this device's part of the shared expert [W, H], of ``x`` [W, H]."""
+        out = expert.own(x)
+        return out if self.shared_gate is None else out.mul_(sigmoid(self.shared_gate(x).float()))
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights, in float32, and numbers of the experts of each row [W, e], of ``x`` [W, H]."""
         chances = self.router(x).float().softmax(1)
         weights, experts = chances.topk(self.picked, 1)
         return (weights / weights.sum(1, keepdim=True) if self.normed else weights), experts
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """Return the sigmoid of each value in float32, with bits that do not depend on where in ``x`` it is.
+
+    It is a weight of the softmax of x and 0: torch's sigmoid has other code for the last values of a tensor.
+    """
+    return torch.stack([x, torch.zeros_like(x)], -1).softmax(-1)[..., 0]
 
 
 def _sorted(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ Weights are bound transposed, as views of the image; nothing is copied. The temp
 layers of their own bring to a sum by `scratch.reduce`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from plans.schema import Activation
 from plans.step import CONVERTED_ROWS, converted_blocks
 from runtime.comm.groups import Group
 from runtime.model import ops
@@ -37,8 +38,8 @@ class Rows:
     window.
     """
 
-    rotary: Tensor
-    """[2, W, 1, D]: cosines, and sines with the sign that a swap of halves needs."""
+    rotary: tuple[Tensor, ...]
+    """[2, W, 1, D] of each rotary table: cosines, and sines with the sign that a swap of halves needs."""
     bias: Tensor
     """[B, 1, n, t]: 0 where a row sees a row of the cache, -inf elsewhere."""
     sequences: slice
@@ -56,10 +57,10 @@ class Rows:
     tree's; None: they begin there."""
 
     @classmethod
-    def none(cls, rotary: Tensor, bias: Tensor) -> "Rows":
-        """Return no rows: those of sequences on other devices. Any ``rotary`` [2, T, D] and ``bias`` [N, t] do."""
+    def none(cls, rotary: Sequence[Tensor], bias: Tensor) -> "Rows":
+        """Return no rows: those of sequences on other devices. Any ``rotary`` [2, P, D] and ``bias`` [N, t] do."""
         return cls(
-            rotary=rotary[:, :0].unsqueeze(2),
+            rotary=tuple(table[:, :0].unsqueeze(2) for table in rotary),
             bias=bias[:0].view(0, 1, 0, bias.shape[1]),
             sequences=slice(0, 0),
             seen=slice(0, 0),
@@ -71,13 +72,32 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Norm:
-    """RMS norm: x / sqrt(mean(x ** 2) + eps) * weight."""
+    """RMS norm: x / sqrt(mean(x ** 2) + eps) * weight, or * (1 + weight) in float32."""
 
     weight: Tensor
     eps: float
+    offset: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.norm(x, self.weight, self.eps)
+        if not self.offset:
+            return ops.norm(x, self.weight, self.eps)
+        return ops.norm(x.float(), 1.0 + self.weight.float(), self.eps).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """The output of attention or MLP on its way to the residual, where more is done than to add it."""
+
+    norm: Norm | None
+    multiplier: float | None
+
+    def __call__(self, out: Tensor, residual: Tensor) -> Tensor:
+        """Return residual + norm(out) * multiplier [W, H]; ``out`` is overwritten."""
+        if self.norm is not None:
+            out = self.norm(out)
+        if self.multiplier is not None:
+            out.mul_(self.multiplier)
+        return out.add_(residual)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,15 +131,22 @@ class Attention:
     """Norm of each query head [D] before it is rotated."""
     k_norm: Norm | None
     """Norm of each key [D] before it is rotated."""
+    table: int = 0
+    """Number of the rotary table."""
+    scale: float | None = None
+    """Factor of the products of queries and keys; None: 1 / sqrt(D)."""
+    normed_heads: tuple[int, int] | None = None
+    """Query heads and KV heads of all devices, where they are normed together, h * D weights and k * D here."""
 
-    def __call__(self, x: Tensor, residual: Tensor, cache: Tensor, rows: Rows) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None, cache: Tensor, rows: Rows) -> Tensor:
         """Return residual + attention [W, H], of ``x`` [W, H] (2H in eagle3) and ``cache`` [B, T, 2k, D].
 
-        Where this device has only some of the sequences, ``x`` and ``residual`` have the rows of all of them.
+        ``residual`` None: 0, with ``x`` [W, H]. Where this device has only some of the sequences, both have the rows of
+        all of them.
         """
         if rows.own is None:
             return reduced(self.o, self._attended(x, cache, rows), residual, self.group)
-        out = residual.clone() if self.group.leads else torch.zeros_like(residual)
+        out = own_part(residual, x, self.group)
         if rows.own.stop > rows.own.start:
             mine = out[rows.own]
             mine.copy_(self.o.onto(mine, self._attended(x[rows.own], cache, rows)))
@@ -132,42 +159,70 @@ class Attention:
         """Return the attention before o [W, columns of o], of ``x`` [W, H]."""
         h, k = self.query_heads, self.kv_heads
         qkv = self.qkv(x).view(x.shape[0], h + 2 * k, self.head_dim)  # [W, h + 2k, D]
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.normed_heads is not None:
+            self._norm_together(qkv)
+        elif self.q_norm is not None and self.k_norm is not None:
             for norm, heads in ((self.q_norm, qkv[:, :h]), (self.k_norm, qkv[:, h : h + k])):
                 heads.copy_(norm(heads.flatten(0, 1)).view(heads.shape))
         if self.attend is attend and ops.attends(qkv, cache):
             first = rows.sequences.start
-            seen = rows.seen.start
+            seen, rotary = rows.seen.start, rows.rotary[self.table]
             return ops.attend(
-                qkv, h, cache, rows.rotary, rows.bias, seen, rows.tree, rows.written, first, rows.oldest
+                qkv, h, cache, rotary, rows.bias, seen, rows.tree, rows.written, first, rows.oldest, self.scale
             )  # fmt: skip
-        rotate(qkv[:, : h + k], rows.rotary)
+        rotate(qkv[:, : h + k], rows.rotary[self.table])
         store(cache, qkv[:, h:], rows)
         seen = cache[rows.sequences, rows.seen].transpose(1, 2)  # [B, 2k, t, D]
         sequences, _, n, _ = rows.bias.shape
         q = qkv[:, :h].view(sequences, n, h, self.head_dim).transpose(1, 2)  # [B, h, n, D]
+        if self.attend is attend:
+            return attend(q, seen[:, :k], seen[:, k:], rows.bias, self.scale)
         return self.attend(q, seen[:, :k], seen[:, k:], rows.bias)
+
+    def _norm_together(self, qkv: Tensor) -> None:
+        """Norm all query heads together, and all key heads, in place; devices add up the squares of theirs."""
+        assert self.q_norm is not None
+        assert self.k_norm is not None
+        assert self.normed_heads is not None
+        h, k = self.query_heads, self.kv_heads
+        pairs = (self.q_norm, qkv[:, :h].flatten(1)), (self.k_norm, qkv[:, h : h + k].flatten(1))  # views [W, h * D]
+        if self.group.handle is None:
+            for norm, heads in pairs:
+                heads.copy_(norm(heads))
+            return
+        sums = torch.stack([heads.float().square().sum(1) for _, heads in pairs], 1)  # [W, 2]
+        self.group.all_reduce(sums)
+        for number, (norm, heads) in enumerate(pairs):
+            mean = sums[:, number : number + 1] / (self.normed_heads[number] * self.head_dim)
+            heads.copy_(heads.float().mul_((mean + norm.eps).rsqrt_()).mul_(norm.weight.float()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatedMlp:
-    """A gated MLP, down(silu(gate(x)) * up(x)); a device without channels only takes part in the sum."""
+    """A gated MLP, down(act(gate(x)) * up(x)); a device without channels only takes part in the sum."""
 
     gate_up: Linear | None
     down: Linear | None
     group: Group
     down_bias: Tensor | None
     """Bias of a leader that has no channels and hence no ``down``; None elsewhere."""
+    activation: Activation = "silu"
 
-    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Return residual + MLP [W, H], of ``x`` [W, H]."""
+    def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Return residual + MLP [W, H], of ``x`` [W, H]; ``residual`` None: 0."""
         if self.gate_up is None or self.down is None:
-            mine = residual.clone() if self.group.leads else torch.zeros_like(residual)
+            mine = own_part(residual, x, self.group)
             if self.down_bias is not None:
                 mine.add_(self.down_bias)
             self.group.all_reduce(mine)
             return mine
-        return reduced(self.down, ops.gated(self.gate_up(x)), residual, self.group)
+        return reduced(self.down, ops.gated(self.gate_up(x), self.activation), residual, self.group)
+
+    def own(self, x: Tensor) -> Tensor:
+        """Return what this device's channels add to the MLP [W, H]."""
+        assert self.gate_up is not None
+        assert self.down is not None
+        return self.down(ops.gated(self.gate_up(x), self.activation))
 
 
 def rotate(x: Tensor, rotary: Tensor) -> None:
@@ -177,15 +232,29 @@ def rotate(x: Tensor, rotary: Tensor) -> None:
 
 
 def rotary_table(inv_freq: Tensor, positions: int, dtype: torch.dtype) -> Tensor:
-    """Return [2, P, D]: cosines and signed sines of positions 0 … P - 1, from frequencies [D/2] in float32."""
-    angles = torch.outer(torch.arange(positions, dtype=torch.float32, device=inv_freq.device), inv_freq)  # [P, D/2]
+    """Return [2, P, D]: cosines and signed sines of positions 0 … P - 1.
+
+    ``inv_freq``: frequencies [D/2] in float32, or [2, D/2] with the factors of cosines and sines.
+    """
+    frequencies = inv_freq if inv_freq.dim() == 1 else inv_freq[0]
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32, device=inv_freq.device), frequencies)  # [P, D/2]
     cos, sin = angles.cos(), angles.sin()
+    if inv_freq.dim() == 2:
+        cos, sin = cos * inv_freq[1], sin * inv_freq[1]
     return torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)]).to(dtype)
 
 
-def rotary_at(table: Tensor, positions: Tensor) -> Tensor:
-    """Return [2, W, 1, D]: the table's entries at positions [W]; those of padding may lie behind its end."""
-    return table.index_select(1, positions.clamp(max=table.shape[1] - 1)).unsqueeze(2)
+def rotary_tables(slots: Sequence[Tensor], buffer: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Fill ``buffer`` [2 * tables, P, D] with the tables of these slots; return its views [2, P, D]."""
+    views = tuple(buffer.unflatten(0, (len(slots), 2)).unbind())
+    for view, slot in zip(views, slots, strict=True):
+        view.copy_(rotary_table(slot, buffer.shape[1], dtype))
+    return views
+
+
+def rotary_at(tables: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, ...]:
+    """Return [2, W, 1, D] of each table: its entries at positions [W]; those of padding may lie behind its end."""
+    return tuple(table.index_select(1, positions.clamp(max=table.shape[1] - 1)).unsqueeze(2) for table in tables)
 
 
 def store(cache: Tensor, kv: Tensor, rows: Rows) -> None:
@@ -203,13 +272,13 @@ def store(cache: Tensor, kv: Tensor, rows: Rows) -> None:
         as_movable(cache).flatten(0, 1).index_copy_(0, rows.written, as_movable(kv))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attend with whole heads to all positions; arguments and result as in ``Attend``."""
-    out = ops.fused(q, k, v, bias) if k.dtype == q.dtype else converted(q, k, v, bias)
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
+    """Attend with whole heads to all positions; as in ``Attend``, with ``scale`` as in ``Attention``."""
+    out = ops.fused(q, k, v, bias, scale=scale) if k.dtype == q.dtype else converted(q, k, v, bias, scale)
     return out.flatten(0, 1).flatten(1)
 
 
-def converted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def converted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
     """Attend to a cache of another dtype, CONVERTED_ROWS of its rows at a time: [B, n, h, D].
 
     Each block of rows is converted and attended to alone. With its output o and the log-sum-exp s of its scores, -inf
@@ -218,7 +287,7 @@ def converted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     batch, heads, n, dims = q.shape
     blocks = converted_blocks(k.shape[2])
     if len(blocks) == 1:
-        return ops.fused(q, k.to(q.dtype), v.to(q.dtype), bias)
+        return ops.fused(q, k.to(q.dtype), v.to(q.dtype), bias, scale=scale)
     out = torch.zeros((batch, n, heads, dims), dtype=torch.float32, device=q.device)
     total = torch.full((batch, heads, n), float("-inf"), dtype=torch.float32, device=q.device)
     key_block, value_block = q.new_empty((2, batch, k.shape[1], CONVERTED_ROWS, dims))
@@ -226,7 +295,7 @@ def converted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         rows = block.stop - block.start
         keys, values = key_block[:, :, :rows].copy_(k[:, :, block]), value_block[:, :, :rows].copy_(v[:, :, block])
         mask, weights = bias[..., block], torch.empty_like(total)
-        part = ops.fused(q, keys, values, mask, weights)
+        part = ops.fused(q, keys, values, mask, weights, scale)
         weights.masked_fill_(mask.amax(-1) == float("-inf"), float("-inf"))
         merged = torch.logaddexp(total, weights)
         base = merged.clamp(min=torch.finfo(torch.float32).min)  # a row that sees nothing is not inf - inf
@@ -236,9 +305,16 @@ def converted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return out.to(q.dtype)
 
 
-def reduced(linear: Linear, x: Tensor, residual: Tensor, group: Group) -> Tensor:
+def own_part(residual: Tensor | None, like: Tensor, group: Group) -> Tensor:
+    """Return what a device brings to a sum onto the residual before its share: the leader a copy of it, others 0."""
+    if residual is None:
+        return torch.zeros_like(like)
+    return residual.clone() if group.leads else torch.zeros_like(residual)
+
+
+def reduced(linear: Linear, x: Tensor, residual: Tensor | None, group: Group) -> Tensor:
     """Return residual + linear(x), summed over the group; only the leader adds the residual, and has the bias."""
-    out = linear.onto(residual, x) if group.leads else linear(x)
+    out = linear.onto(residual, x) if group.leads and residual is not None else linear(x)
     group.all_reduce(out)
     return out
 

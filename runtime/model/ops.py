@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from plans.schema import Activation
 from runtime.errors import MachineError
 from runtime.model.kernels import code
 from runtime.model.kernels.arguments import (
@@ -175,11 +176,12 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-def gated(both: Tensor) -> Tensor:
-    """Return silu(gate) * up [W, m], of ``both`` [W, 2m]: gates, then ups."""
+def gated(both: Tensor, activation: Activation = "silu") -> Tensor:
+    """Return act(gate) * up [W, m], of ``both`` [W, 2m]: gates, then ups."""
     if not has_kernels(both):
         gate, up = both.chunk(2, dim=1)
-        return functional.silu(gate).mul_(up)
+        active = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
+        return active.mul_(up)
     (rows, width), size = both.shape, both.itemsize
     out = torch.empty(rows, width // 2, dtype=both.dtype)
     call = _gated(
@@ -189,6 +191,7 @@ def gated(both: Tensor) -> Tensor:
         out_stride=size * (width // 2),
         rows=rows,
         channels=width // 2,
+        gelu=activation == "gelu_pytorch_tanh",
     )
     _run("gated", both.dtype, 4 * both.numel(), call)
     return out
@@ -216,8 +219,15 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best, scores
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Attend without materialised scores: [B, n, h, D].
+def units(value: float | None) -> int:
+    """Return a number as kernels have it, in multiples of EPSILON_UNIT; None as 0."""
+    return 0 if value is None else round(value / EPSILON_UNIT)
+
+
+def fused(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Attend without materialised scores: [B, n, h, D]; ``scale`` as in ``attend``.
 
     ``q`` [B, h, n, D], ``k`` and ``v`` [B, k, t, D] of the same dtype, ``bias`` [B, 1, n, t]. ``weights`` [B, h, n]
     float32 is filled with the log-sum-exp of the scores of each row. A row that sees nothing has zeros, and 0 as that.
@@ -236,21 +246,23 @@ def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights: Tensor | None 
         for b in range(batch):
             keys, values = (x[b].unsqueeze(1).expand(kv_heads, group, t, dims) for x in (k, v))
             mask = bias[b].unsqueeze(0).expand(kv_heads, group, n, t)
-            part, log_sum = _attend_fused(q[b], keys, values, mask, weighted=log_sums is not None)
+            part, log_sum = _attend_fused(q[b], keys, values, mask, scale, weighted=log_sums is not None)
             out[b].copy_(part.permute(2, 0, 1, 3))
             if log_sums is not None:
                 log_sums[b].copy_(log_sum)
     else:
         mask = bias.expand(batch, kv_heads, n, t)
         for member in range(group):
-            part, log_sum = _attend_fused(q[:, :, member], k, v, mask, weighted=log_sums is not None)
+            part, log_sum = _attend_fused(q[:, :, member], k, v, mask, scale, weighted=log_sums is not None)
             out[:, :, :, member].copy_(part.transpose(1, 2))
             if log_sums is not None:
                 log_sums[:, :, member].copy_(log_sum)
     return out.view(batch, n, heads, dims)
 
 
-def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, weighted: bool) -> tuple[Tensor, Tensor]:
+def _attend_fused(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None, *, weighted: bool
+) -> tuple[Tensor, Tensor]:
     """Run one fused kernel by its name, so that no other can be chosen; return the output and, if ``weighted``, the
     log-sum-exp of each row's scores.
 
@@ -259,9 +271,9 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, weighted: bo
     ATTENTION_ALIGN_BYTES. `scratch.attention` in plans/buffers.py bounds its temporaries.
     """
     if q.is_cpu:
-        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)
+        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
         return out, log_sum
-    out, log_sum, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, weighted)
+    out, log_sum, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, weighted, scale=scale)
     return out, log_sum[..., : q.shape[2]]  # the kernel pads rows
 
 
@@ -272,13 +284,14 @@ def attends(qkv: Tensor, cache: Tensor) -> bool:
 
 def attend(
     qkv: Tensor, query_heads: int, cache: Tensor, rotary: Tensor, bias: Tensor, seen: int, tree: int,
-    written: slice | Tensor, first: int, oldest: Tensor | None = None,
+    written: slice | Tensor, first: int, oldest: Tensor | None = None, scale: float | None = None,
 ) -> Tensor:  # fmt: skip
     """Rotate ``qkv`` [W, h + 2k, D] in place, write its keys and values to the cache, and attend: [W, h * D].
 
     ``cache`` [B, T, 2k, D], of which the sequences from ``first`` on take part; ``rotary`` [2, W, 1, D] and ``bias``
     [b, 1, n, t] as in ``layers.Rows``. ``seen``: the first of the t cache rows; the first ``tree`` are tree rows.
     Keys and values go to ``written``: n rows of each sequence, or W of all sequences' rows. ``oldest`` as in ``Rows``.
+    ``scale``: factor of the products of queries and keys; None: 1 / sqrt(D).
     """
     (rows, all_heads, head_dim), size, (sequences, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
     kv_heads = (all_heads - query_heads) // 2
@@ -304,6 +317,7 @@ def attend(
         query_heads=query_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
+        scale=units(scale),
         seen=own_rows + seen * row_stride,
         sequence_stride=sequence_stride,
         row_stride=row_stride,

@@ -5,7 +5,7 @@ has some of the sequences), ``context`` (every parts-th position), ``head_dim`` 
 ``context`` and ``head_dim`` members exchange partial results. Both go through the cache SCORE_COLUMNS rows at a time,
 in float32, with a running maximum M and sum S:
 
-    scores = q · k / sqrt(D) + bias            head_dim: q · k summed over the subgroup first
+    scores = scale * q · k + bias              head_dim: q · k summed over the subgroup first
     M' = max(M, max of scores)                 S' = S exp(M - M') + sum of exp(scores - M')
     out' = out exp(M - M') + exp(scores - M') · v
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from plans.kv import KvShare, part_range
+from plans.schema import Attention
 from plans.step import partial_shape, score_blocks
 from runtime.comm.groups import Group
 from runtime.image.buffers import Memory
@@ -31,14 +32,14 @@ from runtime.model.kvcache import KvCache
 from runtime.model.layers import Attend, attend
 
 
-def attend_of(share: KvShare, head_dim: int, subgroup: Group | None, memory: Memory, prefix: str) -> Attend:
+def attend_of(share: KvShare, attention: Attention, subgroup: Group | None, memory: Memory, prefix: str) -> Attend:
     """Return the attention of a device's share: alone, or with its subgroup by ``context`` or ``head_dim``.
 
-    ``head_dim``: dims of a whole head. ``prefix``: of the buffers' names.
+    ``prefix``: of the buffers' names.
     """
     if subgroup is None:
         return attend
-    scale = head_dim**-0.5
+    scale = attention.head_dim**-0.5 if attention.scale is None else attention.scale
     scores = memory.buffer(f"{prefix}scores").flatten()
     if share.axis == "head_dim":
         return ByHeadDim(group=subgroup, scale=scale, scores=scores)
@@ -77,10 +78,10 @@ def shared(sequences: range, own: range) -> tuple[slice, slice]:
 
 
 def own_frequencies(frequencies: Tensor, share: KvShare) -> Tensor:
-    """Return the frequencies of a device's rotary pairs; ``frequencies``: of all pairs of a head [D/2]."""
+    """Return the part of a rotary table [D/2], or [2, D/2], with a device's rotary pairs of a head."""
     if share.axis != "head_dim":
         return frequencies
-    return frequencies[slice(*part_range(frequencies.shape[0], share))]
+    return frequencies[..., slice(*part_range(frequencies.shape[-1], share))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +90,7 @@ class ByHeadDim:
 
     group: Group
     scale: float
-    """1 / sqrt(dims of a whole head)."""
+    """Factor of scores."""
     scores: Tensor
     """Buffer in which scores are summed over the subgroup: float32, flat."""
 

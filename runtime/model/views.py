@@ -5,6 +5,8 @@ The masks are buffers; temporaries are bounded by `scratch.bias`, `scratch.posit
 plans/buffers.py.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,11 +24,11 @@ class View:
         self._hides_tree = share.axis == "context" and share.part > 0
         """Every member of a subgroup has the tree's rows; the first attends to them."""
 
-    def none(self, rotary: Tensor) -> Rows:
-        """Return no rows; ``rotary``: the rotary table."""
+    def none(self, rotary: Sequence[Tensor]) -> Rows:
+        """Return no rows; ``rotary``: the rotary tables."""
         return Rows.none(rotary, self._bias)
 
-    def chunk(self, rotary: Tensor, positions: Tensor, last: int, own: slice) -> Rows:
+    def chunk(self, rotary: Sequence[Tensor], positions: Tensor, last: int, own: slice) -> Rows:
         """Return the rows of a chunk, behind what is committed of one sequence; rows behind ``last`` are padding.
 
         ``positions`` [1, width].
@@ -44,7 +46,7 @@ class View:
             self._hide(bias, self._held(end, stop - start), asking)
             oldest = cache.oldest(end, 0)
         return Rows(
-            rotary=rotary,
+            rotary=tuple(rotary),
             bias=bias[None, None],
             sequences=own,
             seen=slice(start, stop),
@@ -54,7 +56,7 @@ class View:
             own=slice(0, width) if self._divided else None,
         )
 
-    def trees(self, rotary: Tensor, mask: Tensor, here: slice, own: slice) -> Rows:
+    def trees(self, rotary: Sequence[Tensor], mask: Tensor, here: slice, own: slice) -> Rows:
         """Return the rows of trees behind what is committed of sequences ``own``, the ``here`` of a forward.
 
         ``mask`` [b, N, N]: each node's ancestors and itself.
@@ -77,7 +79,7 @@ class View:
         else:
             hide(bias[:, :, :nodes], mask)
         return Rows(
-            rotary=rotary,
+            rotary=tuple(rotary),
             bias=bias.unsqueeze(1),
             sequences=own,
             seen=slice(tree.start, stop),

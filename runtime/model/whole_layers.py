@@ -34,7 +34,8 @@ Block = LayerBlock | Eagle3Layer
 def are_whole(layers: Sequence[Block], caches: Sequence[Tensor]) -> bool:
     """Return whether ``WholeLayers`` applies: on a CPU, with whole heads in a cache of the activations' dtype.
 
-    MLPs are gated, and this device has channels of them; only q, k and v have biases. An EAGLE-3 head has one layer.
+    MLPs are gated by silu, and this device has channels of them; only q, k and v have biases. Norms are of inputs, and
+    of heads one by one, without an offset. An EAGLE-3 head has one layer.
     """
     if len(layers) > 1 and any(isinstance(block, Eagle3Layer) for block in layers):
         return False
@@ -45,7 +46,12 @@ def _is_whole(block: Block, cache: Tensor) -> bool:
     own, mlp = block.attention, block.mlp
     if not ops.attends(own.qkv.weight, cache) or own.attend is not attend or own.o.bias is not None:
         return False
-    if not isinstance(mlp, GatedMlp) or mlp.gate_up is None or mlp.down is None:
+    if isinstance(block, LayerBlock) and (block.attention_output is not None or block.mlp_norm is None):
+        return False
+    norms = (_attention_norm(block), own.q_norm, own.k_norm, block.mlp_norm)
+    if own.normed_heads is not None or any(norm is not None and norm.offset for norm in norms):
+        return False
+    if not isinstance(mlp, GatedMlp) or mlp.gate_up is None or mlp.down is None or mlp.activation != "silu":
         return False
     return mlp.gate_up.bias is None and mlp.down.bias is None
 
@@ -69,9 +75,13 @@ class WholeLayers:
         assert are_whole(layers, caches)
         own = layers[0].attention
         self._dtype, self._hidden, self._group = own.qkv.weight.dtype, own.o.weight.shape[1], own.group
-        self._words = (ctypes.c_int64 * len(Forward._fields))()
-        self._layers = [_bound(*pair, ctypes.addressof(self._words), self._group.handle is None)
-                        for pair in zip(layers, caches, strict=True)]  # fmt: skip
+        words = ctypes.c_int64 * len(Forward._fields)
+        self._words = {table: words() for table in sorted({block.attention.table for block in layers})}
+        """Words of a forward for the layers of each rotary table."""
+        self._layers = []
+        for block, cache in zip(layers, caches, strict=True):
+            forward = ctypes.addressof(self._words[block.attention.table])
+            self._layers.append(_bound(block, cache, forward, self._group.handle is None))
         assert len({cache.shape[:2] + cache.shape[3:] for cache in caches}) == 1  # KV heads may differ
         self._width = max(_scratch_width(block) for block in layers)
         self._inputs = max(weight.shape[0] for block in layers for weight in _products(block))
@@ -94,7 +104,8 @@ class WholeLayers:
         inputs = width * self._layers[0].block.attention.qkv.weight.shape[0]  # that the first attention reads
         assert x is None if inputs == hidden.numel() else x is not None and x.numel() == inputs and x.is_contiguous()
         assert hidden.shape[1] == self._hidden
-        assert rows.rotary.shape == (2, width, 1, head_dim)
+        rotary = {table: rows.rotary[table] for table in self._words}
+        assert all(table.shape == (2, width, 1, head_dim) for table in rotary.values())
         assert sequences * n == width
         assert first + sequences <= cache.shape[0]
         assert start + columns <= cache.shape[1]
@@ -120,7 +131,7 @@ class WholeLayers:
             adds=self._group.leads, x=at["hidden"] if x is None else x.data_ptr(), normed=at["normed"],
             normed_per_thread=per_thread, inner=at["inner"],
             widened=at["widened"] if widens else 0, widened_stride=4 * (self._inputs + ops.PADDING),
-            cosines=rows.rotary.data_ptr(), sines_offset=size * rows.rotary.stride(0),
+            cosines=0, sines_offset=0,
             first_sequence=first, first_seen=start,
             written_index=0 if isinstance(written, slice) else written.data_ptr(),
             first_written=written.start if isinstance(written, slice) else 0,
@@ -129,7 +140,10 @@ class WholeLayers:
             bias_sequence_stride=size * rows.bias.stride(0), bias_row_stride=size * rows.bias.stride(2),
             scratch=at["scores"],
         )  # fmt: skip
-        _forward_words.pack_into(self._words, 0, *forward)
+        for number, words in self._words.items():
+            table = rotary[number]
+            of_table = forward._replace(cosines=table.data_ptr(), sines_offset=size * table.stride(0))
+            _forward_words.pack_into(words, 0, *of_table)
         self._rows, self._x = rows, self._residuals[0] if x is None else x  # what the layers read
         return self._residuals[0].copy_(hidden)
 
@@ -150,7 +164,12 @@ class WholeLayers:
         named = {name: tensor for name, tensor in _tensors(block).items() if tensor is not None}
         indices = {} if isinstance(rows.written, slice) else {"written_index": rows.written}
         indices |= {} if rows.oldest is None else {"oldest": rows.oldest}
-        own = {"rotary": rows.rotary, "bias": rows.bias, "cache": self._layers[number].cache, "x": self._x}
+        own = {
+            "rotary": rows.rotary[block.attention.table],
+            "bias": rows.bias,
+            "cache": self._layers[number].cache,
+            "x": self._x,
+        }
         return named | indices | own | self._parts
 
     def _divided(self, **sizes: int) -> dict[str, Tensor]:
@@ -190,7 +209,8 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
         forward=forward, attends=1, inputs=inputs, attention_norm=at["attention_norm"],
         attention_epsilon=_units(_attention_norm(block)), qkv=at["qkv"], qkv_stride=strides["qkv"],
         qkv_bias=at["qkv_bias"], q_norm=at["q_norm"], k_norm=at["k_norm"], head_epsilon=_units(own.q_norm), o=at["o"],
-        o_stride=strides["o"], query_heads=heads, kv_heads=own.kv_heads, head_dim=own.head_dim, cache=cache.data_ptr(),
+        o_stride=strides["o"], query_heads=heads, kv_heads=own.kv_heads, head_dim=own.head_dim,
+        scale=ops.units(own.scale), cache=cache.data_ptr(),
         sequence_stride=size * cache.stride(0), row_stride=size * cache.stride(1),
         feeds=0, mlp_norm=0, mlp_epsilon=0, gate_up=0, gate_up_stride=0, channels=0, down=0, down_stride=0,
     )  # fmt: skip
@@ -209,6 +229,7 @@ def _tensors(block: Block) -> dict[str, Tensor | None]:
     assert isinstance(mlp, GatedMlp)
     assert mlp.gate_up is not None
     assert mlp.down is not None
+    assert block.mlp_norm is not None
     norm = _attention_norm(block)
     return {
         "attention_norm": None if norm is None else norm.weight, "qkv": own.qkv.weight, "qkv_bias": own.qkv.bias,

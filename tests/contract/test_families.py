@@ -27,9 +27,16 @@ pytestmark = pytest.mark.usefixtures("one_core")
 
 PROMPT = (5, 17, 30, 2, 9, 11, 3)
 COUNT = 20
-FAMILIES = [
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1000.0}
+LONG = {"rope_type": "longrope", "long_factor": [1.5, 4.0], "attention_factor": 1.2, "rope_theta": 100.0}
+CONTEXT = 48
+FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
     ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    ("llama", {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}}),
+    ("llama", {"rope_parameters": LONG | {"original_max_position_embeddings": 16, "short_factor": [1.0, 1.0]}}),
+    ("llama", {"rope_parameters": LONG | {"original_max_position_embeddings": 64, "short_factor": [1.0, 1.1]}}),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 3.0}, "max_position_embeddings": 32}),
     ("mistral", {"head_dim": 6}),
     ("mistral", {"tie_word_embeddings": True}),
     ("qwen2", {}),
@@ -40,6 +47,41 @@ FAMILIES = [
     ("mixtral", {"tie_word_embeddings": True, "num_local_experts": 3, "intermediate_size": 20}),
     ("qwen3_moe", {}),
     ("qwen3_moe", {"tie_word_embeddings": True, "norm_topk_prob": False, "mlp_only_layers": [1], "num_experts": 6}),
+    ("qwen2_moe", {}),
+    ("qwen2_moe", {"shared_expert_intermediate_size": 18, "qkv_bias": False, "mlp_only_layers": [2], "num_experts": 5}),
+    ("phi3", {"head_dim": 6}),
+    (
+        "phi3",
+        {
+            "num_attention_heads": 2,
+            "partial_rotary_factor": 0.5,
+            "tie_word_embeddings": True,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {"rope_type": "longrope", "short_factor": [1.0, 1.2], "long_factor": [1.5, 4.0]},
+        },
+    ),
+    ("olmo2", {}),
+    ("olmo2", {"attention_bias": True, "rope_parameters": YARN}),
+    ("olmoe", {}),
+    ("olmoe", {"norm_topk_prob": True, "num_key_value_heads": 4, "intermediate_size": 20}),
+    ("smollm3", {"initializer_range": 0.25}),
+    ("smollm3", {"no_rope_layers": [0, 1, 1, 0, 1, 1, 0], "tie_word_embeddings": False, "mlp_bias": True}),
+    ("glm4", {"eos_token_id": 2}),
+    ("exaone4", {"head_dim": 6, "sliding_window": None, "layer_types": ["full_attention"] * 7}),
+    ("exaone4", {"sliding_window": 5, "sliding_window_pattern": 3, "tie_word_embeddings": True}),
+    ("smollm3", {"use_sliding_window": True, "sliding_window": 6, "tie_word_embeddings": False}),
+    ("granite", {"embedding_multiplier": 1.5, "residual_multiplier": 1.1}),
+    ("granite", {"residual_multiplier": 2.0, "embedding_multiplier": 0.5, "attention_bias": True, "head_dim": 6}),
+    (
+        "glm4",
+        {
+            "eos_token_id": 2,
+            "attention_bias": False,
+            "head_dim": 12,
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 4,
+        },
+    ),
     ("qwen3_moe", {"moe_intermediate_size": 16, "num_experts_per_tok": 3, "decoder_sparse_step": 2, "head_dim": 6}),
 ]
 
@@ -52,7 +94,7 @@ def compiled(
     *,
     axis: KvAxis = "heads",
     batch: int = 1,
-    context: int = 48,
+    context: int = CONTEXT,
 ) -> tuple[Plan, Path]:
     """Compile a plan with a random drafter that fits the base."""
     base = load_base(checkpoint)
@@ -85,8 +127,10 @@ def compiled(
 )
 def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
     torch.manual_seed(3)
-    checkpoint = saved(tmp_path / "base", family, initializer_range=0.4, eos_token_id=None, **changes)
+    checkpoint = saved(tmp_path / "base", family, **({"initializer_range": 0.4, "eos_token_id": None} | changes))
     model = CLASSES[family][1].from_pretrained(checkpoint, dtype=torch.float32).requires_grad_(False).eval()
+    at_planned_length(model)
+    model.generation_config.eos_token_id = None
     with torch.inference_mode():
         out = model.generate(torch.tensor([PROMPT]), max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False)
         logits = model(torch.tensor([PROMPT])).logits[0]
@@ -96,10 +140,20 @@ def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, family: str
     for devices in (("a",), ("a", "b")):
         plan, directory = compiled(tmp_path, checkpoint, devices)
         for state in on_all_ranks(plan, directory, lambda image, comm, plan=plan: last_states(plan, image, comm)):
-            ours = state @ model.lm_head.weight.T
+            ours = state @ model.lm_head.weight.T / getattr(model.config, "logits_scaling", 1)
             assert (ours - logits).abs().max() <= 1e-4 * logits.abs().max()
         for tokens in with_engines(plan, directory, both_ways):
             assert tokens == [expected, expected]
+
+
+def at_planned_length(model: Any) -> None:
+    """Let a rotary embedding of transformers that looks at the present length see the planned one instead."""
+    rotary = model.model.rotary_emb
+    if rotary.rope_type in ("longrope", "dynamic"):
+        rotary(torch.zeros(1), torch.arange(CONTEXT)[None])
+        frequencies = rotary.inv_freq.clone()
+        rotary.rope_type = "default"
+        rotary.inv_freq = frequencies
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -145,7 +199,10 @@ def test_halves_are_as_near_to_float32_as_those_of_transformers(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [("llama", "float32"), ("qwen3", "bfloat16"), ("mixtral", "float16"), ("qwen3_moe", "bfloat16")],
+    [
+        *(("llama", "float32"), ("qwen3", "bfloat16"), ("mixtral", "float16"), ("qwen3_moe", "bfloat16")),
+        *(("olmo2", "bfloat16"), ("qwen2_moe", "float16")),
+    ],
 )
 def test_a_tree_is_verified_with_the_bits_of_plain_decoding(tmp_path: Path, family: str, dtype: DType) -> None:
     """Bit for bit on one or two CPU devices, in 16-bit types too, so that no token depends on a drafted one."""

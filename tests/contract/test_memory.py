@@ -163,12 +163,23 @@ def test_a_run_takes_the_memory_of_its_plan(case: Case, checkpoints: Checkpoints
     assert_memory_is_planned(plan, compiled(tmp_path / "plan", plan, checkpoints, case.kind), case.batch)
 
 
-@pytest.mark.parametrize("devices", [("a",), ("a", "b")])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    ("family", "sizes"), [("mixtral", {"intermediate_size": 64}), ("qwen3_moe", {"moe_intermediate_size": 24})]
-)
-def test_experts_take_the_memory_of_their_plan(
+BOTH: tuple[DType, ...] = ("float32", "bfloat16")
+KINDS: list[tuple[str, dict[str, int], DType, tuple[str, ...]]] = [
+    *(("mixtral", {"intermediate_size": 64}, dtype, devices) for dtype in BOTH for devices in (("a",), ("a", "b"))),
+    *(
+        ("qwen3_moe", {"moe_intermediate_size": 24}, dtype, devices)
+        for dtype in BOTH
+        for devices in (("a",), ("a", "b"))
+    ),
+    ("qwen2_moe", {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 96}, "bfloat16", ("a", "b")),
+    ("olmo2", {"num_key_value_heads": 4}, "bfloat16", ("a", "b")),
+    ("glm4", {"eos_token_id": 2}, "float32", ("a",)),
+]
+"""Kinds of models besides those of ``CASES``: experts, norms of outputs and of all heads together, packed tensors."""
+
+
+@pytest.mark.parametrize(("family", "sizes", "dtype", "devices"), KINDS)
+def test_other_kinds_of_models_take_the_memory_of_their_plan(
     tmp_path: Path, family: str, sizes: dict[str, int], dtype: DType, devices: tuple[str, ...]
 ) -> None:
     base = load_base(saved(tmp_path / "base", family, hidden_size=64, num_attention_heads=4, head_dim=16, **sizes))

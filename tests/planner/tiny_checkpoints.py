@@ -8,6 +8,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    Exaone4Config,
+    Exaone4ForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -18,10 +24,18 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3Config,
@@ -30,6 +44,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from planner.errors import InputError
@@ -53,6 +69,14 @@ CLASSES: dict[str, tuple[type[Any], type[Any]]] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "mixtral": (MixtralConfig, MixtralForCausalLM),
     "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM),
+    "phi3": (Phi3Config, Phi3ForCausalLM),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+    "olmoe": (OlmoeConfig, OlmoeForCausalLM),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
+    "glm4": (Glm4Config, Glm4ForCausalLM),
+    "exaone4": (Exaone4Config, Exaone4ForCausalLM),
+    "granite": (GraniteConfig, GraniteForCausalLM),
 }
 """Config and model class of each family."""
 
@@ -63,6 +87,24 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "norm_topk_prob": True},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": 24,
+    },
+    "phi3": {"pad_token_id": None},
+    "olmo2": {"pad_token_id": None},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "pad_token_id": None},
+    "smollm3": {"pad_token_id": None},
+    "glm4": {"head_dim": 8, "pad_token_id": None},
+    "exaone4": {"sliding_window": 16},
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 3.0,
+    },
 }
 """Keys of a small config of each family, in addition to SMALL."""
 

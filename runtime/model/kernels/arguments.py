@@ -72,7 +72,7 @@ class Norm(NamedTuple):
 
 
 class Gated(NamedTuple):
-    """out [rows, channels] = silu(gate) * up; a row of x is [gates, ups], 2 * channels."""
+    """out [rows, channels] = act(gate) * up; a row of x is [gates, ups], 2 * channels."""
 
     x: int
     x_stride: int
@@ -80,6 +80,8 @@ class Gated(NamedTuple):
     out_stride: int
     rows: int
     channels: int
+    gelu: int
+    """1: the activation is GELU by its tanh approximation; 0: SiLU."""
 
 
 class Top(NamedTuple):
@@ -115,6 +117,8 @@ class Attend(NamedTuple):
     query_heads: int
     kv_heads: int
     head_dim: int
+    scale: int
+    """Factor of scores, in multiples of EPSILON_UNIT; 0: 1 / sqrt(D)."""
     seen: int
     """The first of the t cache rows that are attended to, of the first sequence."""
     sequence_stride: int
@@ -174,6 +178,8 @@ class Layer(NamedTuple):
     query_heads: int
     kv_heads: int
     head_dim: int
+    scale: int
+    """As in ``Attend``."""
     cache: int
     """Cache row 0 of the first sequence, from which ``Forward.written_index`` counts."""
     sequence_stride: int

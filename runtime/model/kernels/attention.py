@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
-from runtime.model.kernels.arguments import ITEMS, Attend
+from runtime.model.kernels.arguments import EPSILON_UNIT, ITEMS, Attend
 from runtime.model.kernels.elements import (
     F,
     arguments_of,
@@ -145,7 +145,7 @@ def _attend_items(data: Any, a: Any, sequence: Any, kv_head: Any, first: Any, co
     for number in range(count):
         item = min(first + number, last)
         row_bias = bias + item // group * a.bias_row_stride
-        divisor = _soften(data, scores + number * own, row_bias, seen, F(1) / np.sqrt(F(a.head_dim)))
+        divisor = _soften(data, scores + number * own, row_bias, seen, _scale(a))
         floats(scratch + number * own)[0] = divisor  # the query has been used
     _sum_values(data, a, scores, keys + a.kv_heads * head_bytes, sums, count, seen, sequence)
     for number in range(count):
@@ -182,6 +182,12 @@ def _last_seen(data: Any, bias: Any, columns: Any) -> Any:
             break
         end = start
     return end
+
+
+@subroutine(types.float32)
+def _scale(a: Any) -> Any:
+    """Return the factor of scores."""
+    return F(a.scale) * F(EPSILON_UNIT) if a.scale else F(1) / np.sqrt(F(a.head_dim))
 
 
 @subroutine(types.float32)

@@ -31,11 +31,15 @@ def norm_row(data: Any, row: Any, weight: Any, epsilon: Any, result: Any, inputs
 
 
 def gated(data: Any) -> None:
-    """Compute silu(gate) * up of each row; arguments: ``Gated``."""
+    """Compute act(gate) * up of each row; arguments: ``Gated``."""
     a = gated_arguments(data)
     for row in range(np.int64(thread()), a.rows, np.int64(threads())):
         gate = a.x + row * a.x_stride
-        gate_row(data, gate, gate + a.channels * itemsize(data), a.out + row * a.out_stride, a.channels)
+        up, out = gate + a.channels * itemsize(data), a.out + row * a.out_stride
+        if a.gelu:
+            gelu_row(data, gate, up, out, a.channels)
+        else:
+            gate_row(data, gate, up, out, a.channels)
 
 
 @subroutine(apart=True)
@@ -45,6 +49,19 @@ def gate_row(data: Any, gates: Any, ups: Any, results: Any, channels: Any) -> No
     for i in range(channels):
         value = wide(gate[i])
         put(out, i, value / (F(1) + exp(-value)) * wide(up[i]))
+
+
+@subroutine(apart=True)
+def gelu_row(data: Any, gates: Any, ups: Any, results: Any, channels: Any) -> None:
+    """Write gelu(gate) * up of some channels of one row.
+
+    x / 2 * (1 + tanh(u)) = x / (1 + exp(-2u)), with u = sqrt(2 / pi) * (x + 0.044715 x ** 3).
+    """
+    gate, up, out = elements(data, gates), elements(data, ups), elements(data, results)
+    for i in range(channels):
+        value = wide(gate[i])
+        doubled = F(1.5957691216057308) * (value + F(0.044715) * value * value * value)
+        put(out, i, value / (F(1) + exp(-doubled)) * wide(up[i]))
 
 
 def top(data: Any) -> None:

@@ -69,12 +69,12 @@ def test_both_spellings_of_a_published_config(tmp_path: Path) -> None:
     scaling = Llama3Scaling(
         factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
     )
-    assert base.rope == Rope(theta=500000.0, dim=128, scaling=scaling)
+    assert base.ropes[0] == Rope(theta=500000.0, dim=128, scaling=scaling)
     new = {key: value for key, value in LLAMA_70B.items() if not key.startswith("rope_") and key != "torch_dtype"}
     new["rope_parameters"] = LLAMA_70B["rope_scaling"] | {"rope_theta": 500000.0}
     new["dtype"] = "bfloat16"
     again = load_base(bare(tmp_path / "new", new))
-    assert (again.model, again.rope, again.tensors_sha256) == (base.model, base.rope, base.tensors_sha256)
+    assert (again.model, again.ropes, again.tensors_sha256) == (base.model, base.ropes, base.tensors_sha256)
 
 
 def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path) -> None:
     assert base.model.norm_eps == theirs.rms_norm_eps
     assert (base.model.bos_token_id, base.model.eos_token_ids) == (theirs.bos_token_id, (theirs.eos_token_id,))
     assert base.max_positions == theirs.max_position_embeddings
-    assert base.rope == Rope(theta=10000.0, dim=4, scaling=None)
+    assert base.ropes[0] == Rope(theta=10000.0, dim=4, scaling=None)
     for name in required:
         rest = {key: value for key, value in config.items() if key != name} | {"model_type": "llama"}
         file = bare(tmp_path / name, rest)
@@ -162,12 +162,12 @@ KEYS: list[tuple[dict[str, Any], str]] = [
         "rope_scaling: factor: found 1e-300, expected a number from 1e-06 to 1e+06",
     ),
     (
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-        "rope_scaling: rope_type: found 'yarn', expected one of default, linear, llama3",
+        {"rope_scaling": {"rope_type": "mrope", "factor": 4.0}},
+        "rope_scaling: rope_type: found 'mrope', expected one of default, linear, dynamic, yarn, longrope, llama3",
     ),
     (
-        {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
-        "rope_scaling: rope_type: found 'dynamic', expected one of default, linear, llama3",
+        {"rope_scaling": {"type": "ntk", "factor": 4.0}},
+        "rope_scaling: rope_type: found 'ntk', expected one of default, linear, dynamic, yarn, longrope, llama3",
     ),
     ({"rope_scaling": {"type": "linear"}}, "rope_scaling: factor: missing, expected a number"),
     (
@@ -238,9 +238,9 @@ HARMLESS: dict[str, Any] = {
 def test_a_key_that_changes_nothing_is_known(tmp_path: Path, name: str) -> None:
     plain = load_base(bare(tmp_path / "plain", SMALL | {"model_type": "llama"}))
     base = load_base(bare(tmp_path / "more", SMALL | {"model_type": "llama", name: HARMLESS[name]}))
-    assert (base.model, base.rope, base.max_positions, base.roles, base.notes) == (
+    assert (base.model, base.ropes, base.max_positions, base.roles, base.notes) == (
         plain.model,
-        plain.rope,
+        plain.ropes,
         plain.max_positions,
         plain.roles,
         (),

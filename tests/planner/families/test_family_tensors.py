@@ -39,14 +39,30 @@ BIASED: dict[str, list[dict[str, Any]]] = {
         {"decoder_sparse_step": 2, "mlp_only_layers": [1, 6], "tie_word_embeddings": True},
     ],
     "mixtral": [{"num_local_experts": 3, "num_experts_per_tok": 1}],
+    "qwen2_moe": [{"qkv_bias": False, "decoder_sparse_step": 2, "shared_expert_intermediate_size": 10}],
+    "olmo2": [{"attention_bias": True}],
+    "olmoe": [{"attention_bias": True, "norm_topk_prob": True}],
+    "smollm3": [{"attention_bias": True, "mlp_bias": True, "no_rope_layers": [1, 0, 1, 1, 1, 1, 1, 0]}],
+    "glm4": [{"attention_bias": False}],
 }
-CASES = [(family, changes) for family in CLASSES for changes in [*PLAIN, *BIASED.get(family, [])]]
+CASES = [
+    (family, changes)
+    for family in CLASSES
+    for changes in [*PLAIN, *BIASED.get(family, [])]
+    if family not in ("olmoe", "glm4") or "head_dim" not in changes  # glm4 rotates half of a head in pairs
+]
 
 
 def tensors_of(base: BaseInput) -> dict[str, torch.Tensor]:
     """Return the tensors by role."""
     stored = load_file(base.checkpoint.directory / SINGLE)
-    return {role: stored[source.name] for role, source in base.roles.items()}
+    tensors = {role: stored[source.name][source.first :] for role, source in base.roles.items()}
+    for role, tensor in tensors.items():  # a packed tensor has the rows of the next role behind those of this one
+        name = base.roles[role].name
+        later = [source.first for source in base.roles.values() if source.name == name and source.first]
+        ends = [first - base.roles[role].first for first in later if first > base.roles[role].first]
+        tensors[role] = tensor[: min(ends, default=len(tensor))]
+    return tensors
 
 
 @pytest.mark.parametrize("max_shard_size", ["1GB", "4KB"])
@@ -65,13 +81,28 @@ def test_derived_tensors_are_those_of_transformers(
     assert derived == {name: (info.dtype, info.shape) for name, info in headers.items()}
     assert scan(tmp_path) == scan(tmp_path / "config.json")
     again = load_base(tmp_path / "config.json")
-    assert (again.model, again.rope, again.roles) == (base.model, base.rope, base.roles)
+    assert (again.model, again.ropes, again.roles) == (base.model, base.ropes, base.roles)
     assert (again.config_sha256, again.tensors_sha256) == (base.config_sha256, base.tensors_sha256)
     assert sum(layers.num_layers for layers in base.model.layers) == model.config.num_hidden_layers
-    assert base.model.tied_head == changes.get("tie_word_embeddings", False)
+    assert base.model.tied_head == model.config.tie_word_embeddings
     assert base.model.norm_eps == model.config.rms_norm_eps
     frequencies = type(model.model.rotary_emb)(model.config).inv_freq
-    assert list(inv_freq(base.rope)) == frequencies.tolist()
+    rotated, head_dim = frequencies.tolist(), base.model.layers[0].attention.head_dim
+    assert list(inv_freq(base.ropes[0], 64)) == rotated + [0.0] * (head_dim // 2 - len(rotated))
+
+
+INPUT_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+OUTPUT_NORMS = {
+    "attention_output_norm": "post_attention_layernorm",
+    "mlp_output_norm": "post_feedforward_layernorm",
+}
+NORMS = {
+    "olmo2": OUTPUT_NORMS,
+    "exaone4": OUTPUT_NORMS,
+    "glm4": INPUT_NORMS
+    | {"attention_output_norm": "post_self_attn_layernorm", "mlp_output_norm": "post_mlp_layernorm"},
+}
+"""Name in transformers of each norm of a layer."""
 
 
 @pytest.mark.parametrize("family", CLASSES)
@@ -83,9 +114,15 @@ def test_roles_mean_what_transformers_computes(tmp_path: Path, family: str) -> N
     x = torch.randn(5, SMALL["hidden_size"], generator=torch.Generator().manual_seed(1))
     for i, layer in enumerate(model.model.layers):
         roles = {role.removeprefix(f"layers.{i}."): t for role, t in tensors.items() if role.startswith(f"layers.{i}.")}
-        torch.testing.assert_close(roles["attention_norm.weight"], layer.input_layernorm.weight.detach())
-        torch.testing.assert_close(roles["mlp_norm.weight"], layer.post_attention_layernorm.weight.detach())
-        for name in ("q", "k", "v", "o"):
+        for role, name in NORMS.get(family, INPUT_NORMS).items():
+            torch.testing.assert_close(roles.pop(f"{role}.weight"), getattr(layer, name).weight.detach())
+        assert not any(
+            role.endswith(("attention_norm.weight", "mlp_norm.weight", "output_norm.weight")) for role in roles
+        )
+        if family == "phi3":
+            joined = torch.cat([roles[f"{name}.weight"] for name in ("q", "k", "v")])
+            torch.testing.assert_close(joined, layer.self_attn.qkv_proj.weight.detach())
+        for name in ("o",) if family == "phi3" else ("q", "k", "v", "o"):
             linear = getattr(layer.self_attn, f"{name}_proj")
             torch.testing.assert_close(roles[f"{name}.weight"], linear.weight.detach())
             assert (f"{name}.bias" in roles) == (linear.bias is not None)
@@ -110,21 +147,26 @@ def mlp_of(base: BaseInput, i: int, roles: dict[str, torch.Tensor], x: torch.Ten
     weights, picked = torch.softmax(x @ roles["router.weight"].T, 1).topk(mlp.experts_per_token, 1)
     if mlp.norm_topk_prob:
         weights = weights / weights.sum(1, keepdim=True)
+    shared = 0.0 * x
+    if mlp.shared_size is not None:
+        shared = torch.sigmoid(x @ roles["shared_gate.weight"].T) * gated("shared.", x)
     rows = [
         sum(w * gated(f"experts.{int(e)}.", x[row]) for w, e in zip(weights[row], picked[row], strict=True))
         for row in range(len(x))
     ]
-    return torch.stack(rows)  # type: ignore[arg-type]
+    return shared + torch.stack(rows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path, family: str) -> None:
     required = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
     config: dict[str, Any] = {name: SMALL[name] for name in required} | {"num_attention_heads": 16, "hidden_size": 64}
-    if family in ("qwen2", "qwen3"):
+    if family in ("qwen2", "qwen3", "exaone4"):
         config["num_attention_heads"] = 64  # a multiple of 32, the number of KV heads if the key is absent
         config["hidden_size"] = 128
-    if family == "qwen3_moe":
+    if family in ("phi3", "olmo2", "olmoe", "smollm3", "glm4"):
+        config["vocab_size"] = 160000  # the default token ids are among the first so many
+    if family in ("qwen3_moe", "qwen2_moe"):
         required[required.index("intermediate_size")] = "moe_intermediate_size"
         config["moe_intermediate_size"] = 12
     base = load_base(bare(tmp_path, config | {"model_type": family}))
@@ -132,14 +174,15 @@ def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path, family: s
     attention, mlp = base.model.layers[0].attention, base.model.layers[0].mlp
     assert attention.num_kv_heads == theirs.num_key_value_heads
     head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
-    assert attention.head_dim == base.rope.dim == head_dim
+    assert attention.head_dim == base.ropes[0].dim + base.ropes[0].passed == head_dim
     assert (base.model.norm_eps, base.max_positions) == (theirs.rms_norm_eps, theirs.max_position_embeddings)
-    assert base.rope.theta == theirs.rope_parameters["rope_theta"]
+    assert base.ropes[0].theta == theirs.rope_parameters["rope_theta"]
     assert base.model.bos_token_id == theirs.bos_token_id
-    assert base.model.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+    ends = theirs.eos_token_id if isinstance(theirs.eos_token_id, list) else [theirs.eos_token_id]
+    assert base.model.eos_token_ids == tuple(end for end in ends if end is not None)
     assert base.model.tied_head == theirs.tie_word_embeddings
     if mlp.kind == "moe":
-        assert mlp.num_experts == theirs.num_local_experts
+        assert mlp.num_experts == (theirs.num_experts if family == "qwen2_moe" else theirs.num_local_experts)
         assert mlp.experts_per_token == theirs.num_experts_per_tok
         assert mlp.norm_topk_prob == getattr(theirs, "norm_topk_prob", True)
     for name in required:
@@ -347,8 +390,8 @@ KEYS: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "qwen3",
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-        "rope_scaling: rope_type: found 'yarn', expected one of default, linear, llama3",
+        {"rope_scaling": {"rope_type": "mrope", "factor": 4.0}},
+        "rope_scaling: rope_type: found 'mrope', expected one of default, linear, dynamic, yarn, longrope, llama3",
     ),
     ("qwen3_moe", {"mlp_only_layers": [7]}, "mlp_only_layers: found [7], expected a list of layers from 0 to 6"),
     (
@@ -406,7 +449,7 @@ def test_an_unsupported_key_is_refused_by_name(
 def test_a_key_without_effect_is_accepted(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
     config = SMALL | OWN[family] | {"model_type": family}
     plain, changed = load_base(bare(tmp_path / "a", config)), load_base(bare(tmp_path / "b", config | changes))
-    assert (changed.model, changed.rope, changed.roles) == (plain.model, plain.rope, plain.roles)
+    assert (changed.model, changed.ropes, changed.roles) == (plain.model, plain.ropes, plain.roles)
     if "use_sliding_window" in changes:
         theirs = CLASSES[family][0](**(SMALL | OWN[family] | changes))
         assert set(getattr(theirs, "layer_types", None) or ["full_attention"]) == {"full_attention"}

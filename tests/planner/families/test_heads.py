@@ -105,7 +105,7 @@ def test_the_head_of_eagle(tmp_path: Path, base: BaseInput, config: dict[str, An
     assert {source.name: source.shape for source in draft.roles.values()} == shapes
     assert (draft.draft.kind, draft.draft.own_embedding, draft.draft.aux_layers) == ("eagle", own, ())
     assert (draft.draft.fc_bias, draft.draft.draft_vocab_size) == (config.get("bias", True), 32)
-    assert draft.rope.theta == 500000.0
+    assert draft.ropes[0].theta == 500000.0
     again = load_draft(where / "config.json", base, facts_of(draft.draft))
     assert (again.draft, again.roles, again.tensors_sha256) == (draft.draft, draft.roles, draft.tensors_sha256)
 

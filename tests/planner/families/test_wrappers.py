@@ -34,7 +34,7 @@ def test_the_tensors_of_the_text_part_are_those_of_transformers(tmp_path: Path, 
     assert base.model.tied_head == tied
     assert base.model.num_layers == 7
     again = load_base(tmp_path / "config.json")
-    assert (again.model, again.rope, again.roles) == (base.model, base.rope, base.roles)
+    assert (again.model, again.ropes, again.roles) == (base.model, base.ropes, base.roles)
     assert (again.config_sha256, again.tensors_sha256) == (base.config_sha256, base.tensors_sha256)
     family = base.model.family
     assert base.notes == again.notes == (f"planned as its text part, {family}: images are not read",)
@@ -125,7 +125,7 @@ MISTRAL_SMALL_3_1: dict[str, Any] = {
 def test_a_published_config_with_the_text_keys_among_its_own(tmp_path: Path) -> None:
     base = load_base(bare(tmp_path, QWEN2_5_VL_7B))
     assert (base.model.family, base.model.num_layers, base.model.hidden_size) == ("qwen2", 28, 3584)
-    assert base.rope == Rope(theta=1000000.0, dim=128, scaling=None)
+    assert base.ropes[0] == Rope(theta=1000000.0, dim=128, scaling=None)
     assert base.roles["layers.3.q.weight"].name == "model.layers.3.self_attn.q_proj.weight"
     assert (base.model.bos_token_id, base.model.eos_token_ids) == (151643, (151645,))
 

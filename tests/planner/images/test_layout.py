@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.families import Source
 from planner.images import layout
 from planner.images.layout import Slot
 from plans import slots
@@ -25,8 +26,8 @@ def slots_of(plan: Plan, device: str) -> tuple[Slot, ...]:
     drafter = slots.draft_slots(plan, device)
     listed = (*slots.base_slots(plan, device).listed, *(() if drafter is None else drafter.listed))
     roles = [piece.tensor(expert) for slot in listed for piece in slot.pieces for expert in experts(slot)]
-    named = {role: role for role in roles}
-    zeros = {slot.source: bytes(slot.nbytes) for slot in listed if not slot.pieces}
+    named = {role: Source(name=role, shape=()) for role in roles}
+    zeros = {slot.name: bytes(slot.nbytes) for slot in listed if not slot.pieces}
     return layout.placed(listed, {"base": named, "draft": named}, zeros)
 
 

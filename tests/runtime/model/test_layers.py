@@ -21,7 +21,8 @@ def test_rotation_turns_pairs_of_halves_by_position_times_frequency() -> None:
     x = seeded(4, 2, 6)
     turned = x.clone()
     positions = torch.tensor([0, 3, 1, 9])
-    rotate(turned, rotary_at(rotary_table(inv_freq, 10, torch.float32), positions))
+    (rotary,) = rotary_at([rotary_table(inv_freq, 10, torch.float32)], positions)
+    rotate(turned, rotary)
     pairs = (
         torch.complex(x[..., :3], x[..., 3:]) * torch.polar(torch.ones(4, 3), positions[:, None] * inv_freq)[:, None]
     )
@@ -30,7 +31,8 @@ def test_rotation_turns_pairs_of_halves_by_position_times_frequency() -> None:
 
 def test_positions_beyond_the_rotary_table_take_its_last_row() -> None:
     table = rotary_table(torch.tensor([1.0]), 4, torch.float32)
-    assert torch.equal(rotary_at(table, torch.tensor([3, 9]))[:, 0], rotary_at(table, torch.tensor([3, 9]))[:, 1])
+    (rotary,) = rotary_at([table], torch.tensor([3, 9]))
+    assert torch.equal(rotary[:, 0], rotary[:, 1])
 
 
 def test_attention_is_limited_to_the_keys_that_the_bias_allows() -> None:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from plans.schema import Activation
 from runtime.model import ops
 from runtime.model.layers import rotary_table, rotate
 
@@ -42,13 +43,15 @@ def test_a_row_of_a_product_does_not_depend_on_other_rows(dtype: torch.dtype, th
     x, weight, scale = seeded(14, 203, dtype=dtype), seeded(501, 203, dtype=dtype), seeded(203, dtype=dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    together = ops.product(x, weight.t()), ops.norm(x, scale, 1e-5), ops.gated(x[:, :202])
+    gelu: Activation = "gelu_pytorch_tanh"
+    together = ops.product(x, weight.t()), ops.norm(x, scale, 1e-5), ops.gated(x[:, :202]), ops.gated(x[:, :202], gelu)
     torch.set_num_threads(1)
     for count in range(2, 14):
         assert torch.equal(ops.product(x[:count], weight.t()), together[0][:count])
     for row in range(14):
         one = x[row : row + 1]
-        alone = ops.product(one, weight.t()), ops.norm(one, scale, 1e-5), ops.gated(one[:, :202])
+        gates = ops.gated(one[:, :202]), ops.gated(one[:, :202], gelu)
+        alone = ops.product(one, weight.t()), ops.norm(one, scale, 1e-5), *gates
         assert all(torch.equal(many[row : row + 1], single) for many, single in zip(together, alone, strict=True))
     torch.set_num_threads(before)
 
@@ -77,6 +80,8 @@ def test_norm_and_gate(dtype: torch.dtype) -> None:
     assert near(ops.norm(x, scale, 1e-5), exact, roundings=5)
     gate, up = both.double().chunk(2, 1)
     assert near(ops.gated(both), functional.silu(gate) * up, roundings=5)
+    gelu = functional.gelu(gate, approximate="tanh") * up
+    assert near(ops.gated(both, "gelu_pytorch_tanh"), gelu, roundings=5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,7 +97,7 @@ def test_attention_rotates_stores_and_is_limited_by_the_bias(
     bias[..., 4:7] = 0.0
     turned = qkv.double()
     rotate(turned[:, : heads + kv_heads], rotary.double())
-    for written in (slice(6, 6 + n), torch.tensor([51, 52, 53, 99, 98, 50])):
+    for written, scale in ((slice(6, 6 + n), None), (torch.tensor([51, 52, 53, 99, 98, 50]), 0.15625)):
         cache = seeded(3, 45, 2 * kv_heads, dims, dtype=dtype)
         expected = cache.double()
         if isinstance(written, slice):
@@ -100,13 +105,13 @@ def test_attention_rotates_stores_and_is_limited_by_the_bias(
         else:
             expected.flatten(0, 1)[written] = turned[:, heads:]
         rotated = qkv.clone()
-        out = ops.attend(rotated, heads, cache, rotary, bias, seen, n, written, first)
+        out = ops.attend(rotated, heads, cache, rotary, bias, seen, n, written, first, scale)
         assert near(rotated, turned)
         assert near(cache, expected)
         keys, values = expected[first:, seen : seen + columns].transpose(1, 2).split(kv_heads, 1)
         q = turned[:, :heads].view(2, n, heads, dims).transpose(1, 2)
         whole = functional.scaled_dot_product_attention(
-            q, keys, values, attn_mask=bias.double(), enable_gqa=heads != kv_heads
+            q, keys, values, attn_mask=bias.double(), enable_gqa=heads != kv_heads, scale=scale
         )
         torch.testing.assert_close(
             out.double(), whole.transpose(1, 2).reshape(2 * n, -1), rtol=0, atol=12 * torch.finfo(dtype).eps

@@ -62,7 +62,7 @@ def make_rows(dtype: torch.dtype, n: int, dims: int, *, indexed: bool, sequences
     rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), sequences * n, dtype).unsqueeze(2)
     written = torch.arange(sequences * n) + 50 if indexed else slice(6, 6 + n)
     return Rows(
-        rotary=rotary, bias=bias, sequences=slice(1, 1 + sequences), seen=slice(2, 2 + t), tree=3, written=written,
+        rotary=(rotary,), bias=bias, sequences=slice(1, 1 + sequences), seen=slice(2, 2 + t), tree=3, written=written,
         own=None,
     )  # fmt: skip
 

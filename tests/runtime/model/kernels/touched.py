@@ -156,6 +156,7 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
         attending = Attend(
             qkv=f.inner, cosines=f.cosines, sines_offset=f.sines_offset, rows=f.rows,
             rows_per_sequence=f.rows_per_sequence, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=d,
+            scale=a.scale,
             seen=own_rows + f.first_seen * a.row_stride, sequence_stride=a.sequence_stride, row_stride=a.row_stride,
             all_rows=a.cache, written_index=f.written_index, written=own_rows + f.first_written * a.row_stride,
             columns=f.columns, tree_columns=f.tree_columns,
