@@ -7,7 +7,8 @@
 | partial_rotary_factor | part of the channels of a head that is rotated, default 1 |
 | head_dim | default: hidden_size / num_attention_heads |
 | sliding_window | window of every layer; null or absent: none |
-| attention_bias, mlp_bias | must be false |
+| attention_bias, mlp_bias, lm_head_bias | must be false |
+| full_attn_mod, interpolate_factor | must be 1 |
 | embd_pdrop, resid_pdrop | without effect: they are for training |
 """
 
@@ -32,6 +33,9 @@ def read(keys: Keys) -> BaseReading:
     """Read a config; raise ConfigError with the key that is missing, wrong or not computed here."""
     keys.expect("attention_bias", False, "phi3 has no biases")
     keys.expect("mlp_bias", False, "phi3 has no biases")
+    keys.expect("lm_head_bias", False, "phi3 has no biases")
+    keys.expect("full_attn_mod", 1, "every layer has the same attention")
+    keys.expect("interpolate_factor", 1, "positions are not interpolated")
     keys.integer("original_max_position_embeddings", DEFAULTS.original_positions)
     attention, mlps = read_attention(keys, qkv_bias=False, o_bias=False), read_mlps(keys, bias=False)
     windows = (read_window(keys),) * len(mlps)

@@ -8,6 +8,7 @@
 | attention_bias | biases of q, k, v and o |
 | mlp_bias | biases of gate, up and down |
 | tie_word_embeddings | default: true |
+| pretraining_tp | without effect: products are not cut in slices |
 | use_sliding_window, sliding_window, layer_types | a window, if on: by default of layers without rotary embedding |
 """
 
@@ -25,6 +26,7 @@ DEFAULTS = Defaults(max_positions=32768, bos_token_id=128000, eos_token_id=12800
 
 def read(keys: Keys) -> BaseReading:
     """Read a config; raise ConfigError with the key that is missing, wrong or not computed here."""
+    keys.get("pretraining_tp")
     bias = keys.boolean("attention_bias", False)
     attention = read_attention(keys, default_kv_heads=4, qkv_bias=bias, o_bias=bias)
     rope = read_rope(keys, attention.head_dim, rope_defaults(DEFAULTS, read_max_positions(keys, DEFAULTS)))
