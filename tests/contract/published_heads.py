@@ -109,7 +109,7 @@ FORMS: dict[str, Form] = {
             IDS: [1, 4, 6],
         },
         meaning={"norm_before_residual": True, "norm_output": True},
-        more=_all(_joint, _embedding),
+        more=_all(_joint, _embedding, _head_norms),
     ),
     "EAGLE-3.1 of SpecForge": Form(
         taps=(2, LAYERS // 2, LAYERS - 3),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class PlanOptions(TypedDict, total=False):
     """Options that decide the plan, with the meaning and the defaults of ``planner.plan``."""
 
+    aux_layers: str | None
+    """Layers of the model that an EAGLE-3 head reads, like ``inputs=2,18,33``, where its config does not tell."""
     context: int | Literal["max"] | None
     batch: int
     dtype: DType | None
