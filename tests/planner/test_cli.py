@@ -538,7 +538,7 @@ def test_verbosity_from_the_environment(models: Path, tmp_path: Path, monkeypatc
         assert len(again.splitlines()) == len(output.splitlines())
     monkeypatch.setenv("DEBUG", "yes")
     assert build(models, tmp_path / "p", "--plan-only").exit_code == 0
-    assert len(outputs[0].splitlines()) == 1
+    assert len(outputs[0].splitlines()) == 2, "the plan, and the layers that its EAGLE head reads"
     assert "Devices found: 3 on 2 hosts\n  c0 on left: cpu, 5.0 MiB of which" in outputs[1]
     assert "Memory" in outputs[1]
     assert (
