@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tests.contract.agreeing import (
     DRAFT_HEAD_DIM,
-    DRAFT_HEADS,
-    DRAFT_KV_HEADS,
     HIDDEN,
     LAYERS,
     VOCABULARY,
@@ -133,6 +133,14 @@ FORMS: dict[str, Form] = {
         more=_biases,
         lost=("d2t", "t2d", "lm_head.weight"),
     ),
+    "YaRN of ModelOpt": Form(
+        taps=(2, 4, 7),
+        keys={
+            "eagle_config": MODELOPT | {IDS: [2, 4, 7]},
+            "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 16},
+        },
+        meaning={},
+    ),
     "P-EAGLE of AWS": Form(
         taps=(2, 4, 5),
         prefix="midlayer.",
@@ -175,13 +183,20 @@ def write_published(directory: Path, base: Path, form: Form) -> dict[str, Any]:
     outer = {"draft_vocab_size": config["draft_vocab_size"]} | form.keys
     whole = outer | {"transformer_layer_config": inner} if form.nested else inner | outer
     (directory / "config.json").write_text(json.dumps(whole))
-    pairs = torch.arange(DRAFT_HEAD_DIM // 2) * 2 / DRAFT_HEAD_DIM
+    frequencies, scale = _rotary(inner | {"rope_scaling": form.keys.get("rope_scaling")})
     return form.meaning | {
         "boundaries": form.taps,
         "head_dim": DRAFT_HEAD_DIM,
-        "frequencies": config["rope_theta"] ** -pairs,
+        "frequencies": frequencies,
+        "rope_scale": scale,
         "eps": config["rms_norm_eps"],
     }
+
+
+def _rotary(config: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """Return the inverse frequencies, and the factor of cosines and sines, of transformers' Llama."""
+    rotary = LlamaRotaryEmbedding(LlamaConfig(**config))
+    return rotary.inv_freq, rotary.attention_scaling
 
 
 def _noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -190,6 +205,3 @@ def _noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 def _near_one(size: int, seed: int) -> torch.Tensor:
     return 1 + 0.2 * _noise((size,), 100 + seed)
-
-
-assert DRAFT_HEADS % DRAFT_KV_HEADS == 0

@@ -36,6 +36,7 @@ DIVIDED: tuple[tuple[str, KvAxis | None], ...] = (
     ("qwen3 layers of speculators", None),
     ("qwen3 layers of speculators", "context"),
     ("ModelOpt without tables", "head_dim"),
+    ("YaRN of ModelOpt", "head_dim"),
     ("P-EAGLE of AWS", None),
     ("P-EAGLE of AWS", "context"),
     ("P-EAGLE of AWS", "head_dim"),
