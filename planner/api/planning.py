@@ -77,7 +77,8 @@ def plan(
 ) -> PlanResult:
     """Return the plan of a model on an inventory; the arguments are the options of ``build``.
 
-    ``model``, ``draft``: checkpoint directories or bare configs; without either, the demo model and its EAGLE head.
+    ``model``, ``draft``: checkpoint directories, bare configs, or ``org/name[@revision]`` in the Hugging Face cache;
+    without either, the demo model and its EAGLE head.
     ``aux_layers``: layers of the model that an EAGLE-3 head reads, as text like ``inputs=2,18,33``.
     ``gap``: accept a placement proven to be within this fraction of the best. ``within``: with ``previous``, accept a
     step that is longer than the shortest by this fraction, 0.02 by default. ``simplify``: accept one that is longer by
