@@ -57,7 +57,8 @@ def kinds_of_change(request: Request) -> Iterator[tuple[str, Candidates]]:
     for host, devices in _unlike_hosts(request):
         if not any(device.kind == "cpu" for device in devices):
             yield f"the host CPU of {host.name}", partial(_host_cpu, request, host)
-    yield "more devices", partial(_more_devices, request)
+    for host, device, last in _unlike_devices(request):
+        yield f"more {device.type} on {host.name}", partial(_more_devices, request, host, device, last)
 
 
 def _with(request: Request, wanted: Wanted) -> Request:
@@ -268,35 +269,40 @@ def _least(start: int, most: int, changed: Callable[[int], Request], probe: Prob
     return high
 
 
-def _more_devices(request: Request, probe: Probe) -> Iterator[Candidate]:
-    """Yield the fewest more of each device that is unlike the others of its host; the others keep their ordinals."""
-    short = short_bytes(probe.formulation(request))
-    most = min(MOST_MORE, MOST_DEVICES - len(request.inventory.devices))
+def _unlike_devices(request: Request) -> Iterator[tuple[Host, ListedDevice, int]]:
+    """Yield each device that is unlike the others of its host, with the host and the host's last ordinal."""
     for host, devices in _unlike_hosts(request):
-        seen = set()
-        ordinals = [device.ordinal for device in devices if device.kind == "cuda"]
-        for device in devices:
-            if _figures(device, request) in seen:
-                continue
-            seen.add(_figures(device, request))
+        last = max((device.ordinal for device in devices if device.kind == "cuda"), default=-1)
+        unlike = {_figures(device, request): device for device in reversed(devices)}
+        yield from ((host, device, last) for device in devices if device in unlike.values())
 
-            def changed(count: int, like: ListedDevice = device, last: int = max(ordinals, default=-1)) -> Request:
-                return _with_more(request, like, count, last)
 
-            start = max(1, ceil_div(short, max(1, device.memory_bytes - device.reserve_bytes)))
-            if start > most:
-                continue
-            enough = probe.fits(changed(start))
-            count = start if enough else _least(start + 1, min(2 * start + 2, most), changed, probe)
-            if count is not None:
-                memory = units.render(units.SIZE, device.memory_bytes)
-                number = "one" if count == 1 else count
-                yield Candidate(
-                    words=f"{number} more {device.type} of {memory} on {host.name}, like {device.id}",
-                    request=changed(count),
-                    changes_inventory=True,
-                    known=True,
-                )
+def _more_devices(
+    request: Request, host: Host, like: ListedDevice, last_ordinal: int, probe: Probe
+) -> Iterator[Candidate]:
+    """Yield the fewest more of a device with which a placement is known; the others keep their ordinals."""
+    short = short_bytes(probe.formulation(request))
+    start = max(1, ceil_div(short, max(1, like.memory_bytes - like.reserve_bytes)))
+    listed = len(request.inventory.devices)
+    most = 1 if like.kind == "cpu" else min(MOST_MORE, MOST_DEVICES - listed)  # a host has one CPU, rarely two
+    if start > most:
+        return
+
+    def changed(count: int) -> Request:
+        return _with_more(request, like, count, last_ordinal)
+
+    enough = probe.fits(changed(start))
+    more = min(2 * start + 2, most)
+    count = start if enough else _least(start + 1, more, changed, probe) if start < more else None
+    if count is not None:
+        memory = units.render(units.SIZE, like.memory_bytes)
+        number = "one" if count == 1 else count
+        yield Candidate(
+            words=f"{number} more {like.type} of {memory} on {host.name}, like {like.id}",
+            request=changed(count),
+            changes_inventory=True,
+            known=True,
+        )
 
 
 def _with_more(request: Request, like: ListedDevice, count: int, last_ordinal: int) -> Request:
