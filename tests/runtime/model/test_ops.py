@@ -105,7 +105,7 @@ def test_attention_rotates_stores_and_is_limited_by_the_bias(
         else:
             expected.flatten(0, 1)[written] = turned[:, heads:]
         rotated = qkv.clone()
-        out = ops.attend(rotated, heads, cache, rotary, bias, seen, n, written, first, scale)
+        out = ops.attend(rotated, heads, cache, rotary, bias, seen, n, written, first, scale=scale)
         assert near(rotated, turned)
         assert near(cache, expected)
         keys, values = expected[first:, seen : seen + columns].transpose(1, 2).split(kv_heads, 1)
