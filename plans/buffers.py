@@ -353,8 +353,15 @@ def _layer_buffers(
         buffer("scratch.reduce", "comm", (rows, reduced)),
         # sums of squares of all query heads and of all keys, and as in scratch.reduce: model.layers.Attention
         Buffer(name=f"{common.prefix}scratch.squares", term="comm", dtype="float32", shape=(2, rows, squares)),
+        # of sinks: the log-sum-exp of scores, and the part of the softmax that is not theirs: model.scores.Scores
+        Buffer(
+            name=f"{common.prefix}scratch.sinks",
+            term="buffers",
+            dtype="float32",
+            shape=(4 if attention.sinks else 0, rows, heads),
+        ),
         *_converted(common, share, heads, cache),
-        *_subgroup_buffers(common, share, heads, attention.head_dim, cache),
+        *_streamed(common, share, heads, attention, cache),
     )
 
 
@@ -370,7 +377,7 @@ def _converted(common: _Common, share: KvShare, heads: int, cache: tuple[int, ..
     # keys and values that are written, clamped: model.layers.store
     stored = Buffer(name=f"{prefix}scratch.stored", term="buffers", dtype=options.dtype, shape=(rows, both, dims))
     if share.parts > 1 and share.axis in ("context", "head_dim"):
-        return (stored,)  # model.split_kv.streamed converts to float32: scratch.columns
+        return (stored,)  # model.scores.streamed converts to float32: scratch.columns
     # a block of keys and values in the dtype of activations; the sum of blocks and a weighted block; the log-sum-exp of
     # a block's scores, which the kernel pads to 32 rows, and six more of its shape: model.layers.converted
     block = sequences, min(seen, CONVERTED_ROWS), both, dims
@@ -399,11 +406,15 @@ def _mlp_width(mlp: Mlp, common: _Common, units: int) -> int:
     return shared + max(grouped, -(-at_once // common.rows))
 
 
-def _subgroup_buffers(
-    common: _Common, share: KvShare, heads: int, head_dim: int, cache: tuple[int, ...]
+def _streamed(
+    common: _Common, share: KvShare, heads: int, attention: Attention, cache: tuple[int, ...]
 ) -> tuple[Buffer, ...]:
-    """Return the buffers of the messages inside a subgroup; ``cache``: shape of the cache of one layer."""
-    if share.parts == 1 or share.axis in ("heads", "batch"):
+    """Return the buffers of attention block by block: the messages inside a subgroup, or capped scores.
+
+    ``cache``: shape of the cache of one layer.
+    """
+    alone = share.parts == 1 or share.axis in ("heads", "batch")
+    if alone and attention.softcap is None:
         return ()
     _, sequences, seen, both, dims = cache
     columns, rows, parts = min(seen, SCORE_COLUMNS), common.rows, share.parts
@@ -411,17 +422,19 @@ def _subgroup_buffers(
     def buffer(name: str, term: Term, *shape: int) -> Buffer:
         return Buffer(name=common.prefix + name, term=term, dtype="float32", shape=shape)
 
-    # model.split_kv.streamed: exponentials, the running maximum and sum twice each, and queries and two outputs;
+    # model.scores.streamed: exponentials, the running maximum and sum twice each, and queries and two outputs;
     # the keys and values of as many rows of the cache in float32
     streamed = (
         buffer("scratch.scores", "buffers", rows, heads, columns + 4 + 3 * dims),
         buffer("scratch.columns", "buffers", sequences, columns, both, dims),
     )
+    if alone:
+        return (buffer("scratch.capped", "buffers", *scores_shape(rows, heads, columns)), *streamed)
     scores = buffer("scores", "comm", *scores_shape(rows, heads, columns))
     if share.axis == "head_dim":
         return (scores, *streamed)
-    partial = buffer("partial", "comm", 1 + parts, *partial_shape(rows, heads, head_dim))
-    merged = buffer("scratch.merged", "buffers", parts, rows, heads, head_dim)
+    partial = buffer("partial", "comm", 1 + parts, *partial_shape(rows, heads, attention.head_dim))
+    merged = buffer("scratch.merged", "buffers", parts, rows, heads, attention.head_dim)
     return (scores, partial, merged, *streamed)
 
 

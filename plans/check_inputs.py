@@ -56,6 +56,8 @@ SCALES = (1e-6, 4.0)
 """Least and largest factor of scores: the kernels have it as a multiple of 2^-60."""
 MULTIPLIERS = (1e-6, 1e6)
 """Least and largest factor of embeddings, outputs and logits."""
+SOFTCAPS = (1e-3, 1e6)
+"""Least and largest soft cap of scores and logits."""
 MOST_STALL_S = 3600
 """Longest stall time-out, in s."""
 MOST_AUX_LAYERS = 16
@@ -339,6 +341,8 @@ def _check_model(plan: Plan) -> Iterator[Violation]:
         factor = getattr(model, name)
         if factor is not None:
             yield from _in_range(f"model.{name}", factor, *MULTIPLIERS)
+    if model.logit_softcap is not None:
+        yield from _in_range("model.logit_softcap", model.logit_softcap, *SOFTCAPS)
     if model.num_layers > MOST_LAYERS:
         yield bad("model.layers", f"{model.num_layers} layers", f"at most {MOST_LAYERS}")
     yield from _check_pattern(model, plan.options.context)
@@ -427,6 +431,8 @@ def _check_attention(path: str, attention: Attention) -> Iterator[Violation]:
         yield bad(f"{path}.head_dim", attention.head_dim, "an even number: rotary pairs")
     elif attention.head_dim > MOST_HEAD_DIM:
         yield bad(f"{path}.head_dim", attention.head_dim, f"at most {MOST_HEAD_DIM}")
+    if attention.softcap is not None:
+        yield from _in_range(f"{path}.softcap", attention.softcap, *SOFTCAPS)
 
 
 def _check_mlp(path: str, mlp: Mlp) -> Iterator[Violation]:
@@ -467,12 +473,11 @@ def _check_draft(plan: Plan) -> Iterator[Violation]:
     if draft is None:
         return
     yield from _check_attention("draft.attention", draft.attention)
+    yield from _check_absent("draft.attention", draft.attention)
     yield from _check_mlp("draft.mlp", draft.mlp)
     if draft.mlp.kind != "gated":
         yield bad("draft.mlp.kind", draft.mlp.kind, "gated: an EAGLE head has no experts")
     yield from _check_draft_rotary(draft)
-    if draft.attention.window is not None:
-        yield bad("draft.attention.window", draft.attention.window, "nothing: an EAGLE head attends to all positions")
     yield from _check_draft_vocabulary(plan, draft)
     yield from _in_range("draft.norm_eps", draft.norm_eps, *NORM_EPS)
     yield from _in_range("draft.hidden_size", draft.hidden_size, 1, MOST_SIZE)
@@ -527,6 +532,13 @@ _EAGLE3_FORM = (
     "logit_scale",
     "mask_token_id",
 )
+
+
+def _check_absent(path: str, attention: Attention) -> Iterator[Violation]:
+    """Check that a drafter has nothing that only layers of a base have."""
+    for name in ("window", "softcap", "sinks"):
+        if (value := getattr(attention, name)) is not None:
+            yield bad(f"{path}.{name}", value, "nothing: no EAGLE head has it")
 
 
 def _check_draft_vocabulary(plan: Plan, draft: Draft) -> Iterator[Violation]:

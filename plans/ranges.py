@@ -13,8 +13,9 @@ Ranges = tuple[Range, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionRanges:
-    """Rows of q, k and v, and columns of o, of a share of the KV heads."""
+    """Rows of q, k and v, and columns of o, of a share of the KV heads; and its query heads."""
 
+    heads: Ranges
     q: Ranges
     k: Ranges
     v: Ranges
@@ -52,7 +53,11 @@ def attention_ranges(attention: Attention, first: int, share: KvShare) -> Attent
     if share.axis == "context":
         columns = (_slice(columns[0], share),)
     return AttentionRanges(
-        q=_of_heads(queries, dim, rotated), k=_of_heads((kv,), dim, rotated), v=_of_heads((kv,), dim, values), o=columns
+        heads=queries,
+        q=_of_heads(queries, dim, rotated),
+        k=_of_heads((kv,), dim, rotated),
+        v=_of_heads((kv,), dim, values),
+        o=columns,
     )
 
 

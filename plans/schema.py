@@ -211,6 +211,10 @@ class Attention:
     """Factor of the products of queries and keys; None: 1 / sqrt(D)."""
     window: int | None = None
     """Positions that a row attends to: its own and those before it, so many in all; None: all."""
+    softcap: float | None = None
+    """c: a score s, times the factor, becomes c * tanh(s / c); None: it stays."""
+    sinks: bool | None = None
+    """True: each query head has a learned score without a value, which takes part in the softmax."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -309,6 +313,8 @@ class Model:
     """Factor of the outputs of attention and MLP where they are added to the residual; None: 1."""
     logits_divisor: float | None = None
     """Divisor of logits; None: 1."""
+    logit_softcap: float | None = None
+    """c: a logit z of the lm_head becomes c * tanh(z / c); None: it stays."""
 
     @property
     def num_layers(self) -> int:

@@ -64,6 +64,8 @@ class AttentionSlots:
     """[D], or of all heads [h * D]"""
     k_norm: SlotSpec | None
     """[D], or [k * D]"""
+    sinks: SlotSpec | None
+    """[h]"""
     o: SlotSpec
     """[H, w]"""
     o_bias: SlotSpec | None
@@ -72,7 +74,7 @@ class AttentionSlots:
     @property
     def listed(self) -> tuple[SlotSpec, ...]:
         """Slots in the order of the file."""
-        return _listed(self.qkv, self.qkv_bias, self.q_norm, self.k_norm, self.o, self.o_bias)
+        return _listed(self.qkv, self.qkv_bias, self.q_norm, self.k_norm, self.sinks, self.o, self.o_bias)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -155,6 +155,7 @@ def _attention(
         else None,
         q_norm=_head_norm(make, attention, "q_norm.weight", ranges.q, order) if normed else None,
         k_norm=_head_norm(make, attention, "k_norm.weight", ranges.k, order) if normed else None,
+        sinks=make.stacked("sinks", [("sinks", ranges.heads)], None) if attention.sinks else None,
         o=make.stacked("o.weight", [("o.weight", ((0, hidden),))], length(ranges.o), ranges.o),
         o_bias=make.vector("o.bias", hidden) if attention.o_bias and leader else None,
     )

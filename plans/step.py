@@ -30,7 +30,7 @@ WORD_BYTES = 8
 """Bytes of a word of a message: an int64 or a float64."""
 
 SCORE_COLUMNS = 256
-"""Cache rows whose scores are computed at once by ``context`` or ``head_dim`` (``runtime.model.split_kv.streamed``)."""
+"""Cache rows whose scores are computed at once by ``context`` or ``head_dim`` (``runtime.model.scores.streamed``)."""
 
 CONVERTED_ROWS = 4096
 """Cache rows of every sequence that are converted at once, where a KV cache has another dtype than activations

@@ -34,6 +34,8 @@ FAMILIES: Mapping[str, str] = {
     "smollm3": "SmolLM3ForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "granite": "GraniteForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
 }
 """Architecture of each family, by ``model_type``, which is also the name of its module here, with ``read(keys)``."""

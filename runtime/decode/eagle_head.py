@@ -119,7 +119,7 @@ class Drafter:
         own = draft_slots(plan, placement.devices[index])
         assert own is not None
         self._share = share = kv_shares(placement, placement.kv_heads)[index]
-        attended = attend_of(share, draft.attention, comm.draft_subgroup, memory, "draft.")
+        attended = attend_of(share, comm.draft_subgroup, memory, "draft.")
         self._head = _head(draft, binder, own, share, attended)
         base_embed, base_head = vocabulary_rows(plan, placement.devices[index])  # on the same devices, where shared
         embed = base_embed if placement.embed_rows is None else own.embed

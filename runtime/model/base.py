@@ -139,7 +139,7 @@ class BaseStage:
         own = stage_slots(plan.model, stage, group.index, options.dtype)
         # runs differ in their number of KV heads alone
         self._share = share = kv_shares(stage, stage.runs[0].kv_heads)[group.index]
-        attended = attend_of(share, plan.model.layers[0].attention, comm.subgroup, memory, "")
+        attended = attend_of(share, comm.subgroup, memory, "")
         self._layers = _layers(plan, stage, binder, own.layers, attended)
         eagle3 = plan.draft is not None and plan.draft.kind == "eagle3"
         aux = plan.draft.aux_layers if plan.draft is not None and eagle3 else ()
@@ -252,7 +252,7 @@ class BaseLmHead:
         binder = Binder(slots=slots, group=group, hidden=plan.model.hidden_size)
         own, model = lm_head_slots(plan, plan.head.devices[group.index]), plan.model
         self._norm = binder.norm(own.norm, model.norm_eps, bool(model.norm_offset))
-        self._lm_head = binder.lm_head(own.rows, plan.head.rows, model.logits_divisor)
+        self._lm_head = binder.lm_head(own.rows, plan.head.rows, model.logits_divisor, model.logit_softcap)
         self._hop_in = _receiving(hop_in)
         self._received = None if self._hop_in is None else Carry(memory.buffer("head.carry"))
 

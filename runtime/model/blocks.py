@@ -27,6 +27,7 @@ from runtime.model import ops
 from runtime.model.draw import Draw, best_of_group, draw
 from runtime.model.experts import Experts
 from runtime.model.layers import Attend, Attention, GatedMlp, Linear, Norm, Output, Rows, attend
+from runtime.model.scores import Scores
 
 
 class Slots(Protocol):
@@ -90,10 +91,18 @@ class Binder:
             attend=attended,
             q_norm=self.optional_norm(slots.q_norm, eps, offset),
             k_norm=self.optional_norm(slots.k_norm, eps, offset),
-            scale=attention.scale,
+            scores=self.scores(slots.sinks, attention),
             normed_heads=together,
             table=table,
         )
+
+    def scores(self, sinks: SlotSpec | None, attention: schema.Attention) -> Scores:
+        """Return the parameters of a layer's softmax."""
+        own = self._optional(sinks)
+        scale, cap, factors = attention.scale or attention.head_dim**-0.5, attention.softcap, None
+        if attention.scale is not None or cap is not None:
+            factors = torch.tensor([scale, cap or 0.0], dtype=torch.float32)
+        return Scores(scale=scale, softcap=cap, sinks=own, factors=factors)
 
     def mlp(self, slots: MlpSlots, mlp: schema.Mlp, ungrouped_rows: int | None = None) -> GatedMlp | Experts:
         """Return a share of an MLP, or of every expert; ``ungrouped_rows`` as in ``Experts``."""
@@ -148,12 +157,18 @@ class Binder:
             multiplier=multiplier,
         )
 
-    def lm_head(self, own: TableRows | None, rows: Sequence[int], divisor: float | None = None) -> "LmHead":
-        """Return a share of the lm_head; ``rows``: of every member of the group; ``divisor``: of logits."""
+    def lm_head(
+        self,
+        own: TableRows | None,
+        rows: Sequence[int],
+        divisor: float | None = None,
+        softcap: float | None = None,
+    ) -> "LmHead":
+        """Return a share of the lm_head; ``rows``: of every member of the group; others as in ``LmHead``."""
         first, count = _range(rows, self.group.index)
         table = self.table(own)
         weight = None if table is None else table.t()
-        return LmHead(weight=weight, first=first, rows=count, group=self.group, divisor=divisor)
+        return LmHead(weight=weight, first=first, rows=count, group=self.group, divisor=divisor, softcap=softcap)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,6 +256,8 @@ class LmHead:
     group: Group
     divisor: float | None = None
     """Of logits."""
+    softcap: float | None = None
+    """c of c * tanh(logit / c); None: logits are not capped."""
 
     def best(self, normed: Tensor) -> Tensor:
         """``normed`` [W, H] -> the token of the highest logit of each row [W]; of equal ones the first."""
@@ -284,7 +301,9 @@ class LmHead:
     def _logits(self, normed: Tensor, weight: Tensor) -> Tensor:
         """Return the logits of this member's rows [W, v]."""
         logits = ops.product(normed, weight)
-        return logits if self.divisor is None else logits.div_(self.divisor)
+        if self.divisor is not None:
+            logits.div_(self.divisor)
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def _local(self, normed: Tensor, layout: CandidateLayout) -> Tensor:
         """Return this member's candidates [W, words]; where it has fewer rows than ``top_k``, the rest scores -inf."""

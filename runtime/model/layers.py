@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from plans.schema import Activation
-from plans.step import CONVERTED_ROWS, converted_blocks
+from plans.step import CONVERTED_ROWS, SCORE_COLUMNS, converted_blocks
 from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.kvcache import as_movable
+from runtime.model.scores import PLAIN, Scores, streamed
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Scores], Tensor]
 """q [B, h, n, D], k and v [B, k, t, D] in the cache's dtype, bias [B, 1, n, t] -> [W, columns of this device's o]."""
 
 
@@ -133,8 +134,7 @@ class Attention:
     """Norm of each key [D] before it is rotated."""
     table: int = 0
     """Number of the rotary table."""
-    scale: float | None = None
-    """Factor of the products of queries and keys; None: 1 / sqrt(D)."""
+    scores: Scores = PLAIN
     normed_heads: tuple[int, int] | None = None
     """Query heads and KV heads of all devices, where they are normed together, h * D weights and k * D here."""
 
@@ -168,16 +168,15 @@ class Attention:
             first = rows.sequences.start
             seen, rotary = rows.seen.start, rows.rotary[self.table]
             return ops.attend(
-                qkv, h, cache, rotary, rows.bias, seen, rows.tree, rows.written, first, rows.oldest, self.scale
+                qkv, h, cache, rotary, rows.bias, seen, rows.tree, rows.written, first, rows.oldest,
+                self.scores.factors, self.scores.sinks,
             )  # fmt: skip
         rotate(qkv[:, : h + k], rows.rotary[self.table])
         store(cache, qkv[:, h:], rows)
         seen = cache[rows.sequences, rows.seen].transpose(1, 2)  # [B, 2k, t, D]
         sequences, _, n, _ = rows.bias.shape
         q = qkv[:, :h].view(sequences, n, h, self.head_dim).transpose(1, 2)  # [B, h, n, D]
-        if self.attend is attend:
-            return attend(q, seen[:, :k], seen[:, k:], rows.bias, self.scale)
-        return self.attend(q, seen[:, :k], seen[:, k:], rows.bias)
+        return self.attend(q, seen[:, :k], seen[:, k:], rows.bias, self.scores)
 
     def _norm_together(self, qkv: Tensor) -> None:
         """Norm all query heads together, and all key heads, in place; devices add up the squares of theirs."""
@@ -272,13 +271,31 @@ def store(cache: Tensor, kv: Tensor, rows: Rows) -> None:
         as_movable(cache).flatten(0, 1).index_copy_(0, rows.written, as_movable(kv))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
-    """Attend with whole heads to all positions; as in ``Attend``, with ``scale`` as in ``Attention``."""
-    out = ops.fused(q, k, v, bias, scale=scale) if k.dtype == q.dtype else converted(q, k, v, bias, scale)
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores = PLAIN) -> Tensor:
+    """Attend with whole heads to all positions; arguments and result as in ``Attend``."""
+    if scores.softcap is not None:
+        out = _capped(q, k, v, bias, scores)
+    elif k.dtype == q.dtype:
+        weights = None if scores.sinks is None else q.new_empty(q.shape[:3], dtype=torch.float32)
+        out = ops.fused(q, k, v, bias, weights, scores.scale)
+        if weights is not None:
+            out = out.mul_(scores.beside_sinks(weights).transpose(1, 2).unsqueeze(-1))
+    else:
+        out = converted(q, k, v, bias, scores)
     return out.flatten(0, 1).flatten(1)
 
 
-def converted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
+def _capped(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores) -> Tensor:
+    """Attend with capped scores, which no fused kernel has: [B, n, h, D]."""
+    batch, heads, n, _ = q.shape
+    buffer = q.new_empty(batch * heads * n * min(k.shape[2], SCORE_COLUMNS), dtype=torch.float32)
+    out, weight = streamed(q, k, v, bias, scores, buffer, None)
+    if scores.sinks is not None:
+        out.mul_(scores.beside_sinks(weight).unsqueeze(-1))
+    return out.transpose(1, 2).to(q.dtype)
+
+
+def converted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores = PLAIN) -> Tensor:
     """Attend to a cache of another dtype, CONVERTED_ROWS of its rows at a time: [B, n, h, D].
 
     Each block of rows is converted and attended to alone. With its output o and the log-sum-exp s of its scores, -inf
@@ -286,22 +303,25 @@ def converted(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None
     """
     batch, heads, n, dims = q.shape
     blocks = converted_blocks(k.shape[2])
-    if len(blocks) == 1:
-        return ops.fused(q, k.to(q.dtype), v.to(q.dtype), bias, scale=scale)
+    if len(blocks) == 1 and scores.sinks is None:
+        return ops.fused(q, k.to(q.dtype), v.to(q.dtype), bias, None, scores.scale)
     out = torch.zeros((batch, n, heads, dims), dtype=torch.float32, device=q.device)
     total = torch.full((batch, heads, n), float("-inf"), dtype=torch.float32, device=q.device)
-    key_block, value_block = q.new_empty((2, batch, k.shape[1], CONVERTED_ROWS, dims))
+    rows = min(k.shape[2], CONVERTED_ROWS)
+    key_block, value_block = q.new_empty((2, batch, k.shape[1], rows, dims))
     for block in blocks:
         rows = block.stop - block.start
         keys, values = key_block[:, :, :rows].copy_(k[:, :, block]), value_block[:, :, :rows].copy_(v[:, :, block])
         mask, weights = bias[..., block], torch.empty_like(total)
-        part = ops.fused(q, keys, values, mask, weights, scale)
+        part = ops.fused(q, keys, values, mask, weights, scores.scale)
         weights.masked_fill_(mask.amax(-1) == float("-inf"), float("-inf"))
         merged = torch.logaddexp(total, weights)
         base = merged.clamp(min=torch.finfo(torch.float32).min)  # a row that sees nothing is not inf - inf
         kept, added = ((x - base).exp_().transpose(1, 2).unsqueeze(-1) for x in (total, weights))  # [B, n, h, 1]
         out.mul_(kept).add_(part * added)
         total = merged
+    if scores.sinks is not None:
+        out.mul_(scores.beside_sinks(total).transpose(1, 2).unsqueeze(-1))
     return out.to(q.dtype)
 
 

@@ -219,18 +219,14 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best, scores
 
 
-def units(value: float | None) -> int:
-    """Return a number as kernels have it, in multiples of EPSILON_UNIT; None as 0."""
-    return 0 if value is None else round(value / EPSILON_UNIT)
-
-
 def fused(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weights: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Attend without materialised scores: [B, n, h, D]; ``scale`` as in ``attend``.
+    """Attend without materialised scores: [B, n, h, D].
 
     ``q`` [B, h, n, D], ``k`` and ``v`` [B, k, t, D] of the same dtype, ``bias`` [B, 1, n, t]. ``weights`` [B, h, n]
     float32 is filled with the log-sum-exp of the scores of each row. A row that sees nothing has zeros, and 0 as that.
+    ``scale``: of the scores; None: 1 / sqrt(D).
 
     The kernels know no grouped queries. Either the KV heads of one sequence become the batch, and the g query heads of
     each read its keys and the mask through a stride of 0; or, where that is fewer calls, all sequences are attended to
@@ -246,14 +242,14 @@ def fused(
         for b in range(batch):
             keys, values = (x[b].unsqueeze(1).expand(kv_heads, group, t, dims) for x in (k, v))
             mask = bias[b].unsqueeze(0).expand(kv_heads, group, n, t)
-            part, log_sum = _attend_fused(q[b], keys, values, mask, scale, weighted=log_sums is not None)
+            part, log_sum = _attend_fused(q[b], keys, values, mask, weighted=log_sums is not None, scale=scale)
             out[b].copy_(part.permute(2, 0, 1, 3))
             if log_sums is not None:
                 log_sums[b].copy_(log_sum)
     else:
         mask = bias.expand(batch, kv_heads, n, t)
         for member in range(group):
-            part, log_sum = _attend_fused(q[:, :, member], k, v, mask, scale, weighted=log_sums is not None)
+            part, log_sum = _attend_fused(q[:, :, member], k, v, mask, weighted=log_sums is not None, scale=scale)
             out[:, :, :, member].copy_(part.transpose(1, 2))
             if log_sums is not None:
                 log_sums[:, :, member].copy_(log_sum)
@@ -261,7 +257,7 @@ def fused(
 
 
 def _attend_fused(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None, *, weighted: bool
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, weighted: bool, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     """Run one fused kernel by its name, so that no other can be chosen; return the output and, if ``weighted``, the
     log-sum-exp of each row's scores.
@@ -284,14 +280,15 @@ def attends(qkv: Tensor, cache: Tensor) -> bool:
 
 def attend(
     qkv: Tensor, query_heads: int, cache: Tensor, rotary: Tensor, bias: Tensor, seen: int, tree: int,
-    written: slice | Tensor, first: int, oldest: Tensor | None = None, scale: float | None = None,
+    written: slice | Tensor, first: int, oldest: Tensor | None = None,
+    factors: Tensor | None = None, sinks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Rotate ``qkv`` [W, h + 2k, D] in place, write its keys and values to the cache, and attend: [W, h * D].
 
     ``cache`` [B, T, 2k, D], of which the sequences from ``first`` on take part; ``rotary`` [2, W, 1, D] and ``bias``
     [b, 1, n, t] as in ``layers.Rows``. ``seen``: the first of the t cache rows; the first ``tree`` are tree rows.
     Keys and values go to ``written``: n rows of each sequence, or W of all sequences' rows. ``oldest`` as in ``Rows``.
-    ``scale``: factor of the products of queries and keys; None: 1 / sqrt(D).
+    ``factors`` and ``sinks`` as in ``scores.Scores``.
     """
     (rows, all_heads, head_dim), size, (sequences, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
     kv_heads = (all_heads - query_heads) // 2
@@ -304,6 +301,8 @@ def attend(
     assert tree <= columns
     assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == rows
     assert oldest is None or oldest.shape == (sequences,)
+    assert factors is None or (factors.shape == (2,) and factors.dtype == torch.float32)
+    assert sinks is None or (sinks.shape == (query_heads,) and sinks.dtype == qkv.dtype and sinks.is_contiguous())
     out = torch.empty(rows, query_heads * head_dim, dtype=qkv.dtype)
     scratch = torch.empty(torch.get_num_threads() * ITEMS * (2 * head_dim + columns))
     all_rows, sequence_stride, row_stride = cache.data_ptr(), size * cache.stride(0), size * cache.stride(1)
@@ -317,7 +316,6 @@ def attend(
         query_heads=query_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        scale=units(scale),
         seen=own_rows + seen * row_stride,
         sequence_stride=sequence_stride,
         row_stride=row_stride,
@@ -332,6 +330,8 @@ def attend(
         bias_row_stride=size * bias.stride(2),
         out=out.data_ptr(),
         scratch=scratch.data_ptr(),
+        factors=0 if factors is None else factors.data_ptr(),
+        sinks=0 if sinks is None else sinks.data_ptr(),
     )
     _run("attend", qkv.dtype, 2 * rows * query_heads * columns * head_dim, call)
     return out

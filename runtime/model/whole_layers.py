@@ -193,11 +193,13 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
     expected = {
         "attention_norm": (inputs,), "qkv": (inputs, (heads + 2 * own.kv_heads) * own.head_dim),
         "qkv_bias": ((heads + 2 * own.kv_heads) * own.head_dim,), "q_norm": (own.head_dim,), "k_norm": (own.head_dim,),
+        "sinks": (heads,), "factors": (2,),
         "o": (heads * own.head_dim, hidden), "mlp_norm": (hidden,), "gate_up": (hidden, 2 * channels),
         "down": (channels, hidden),
     }  # fmt: skip
     for name, tensor in tensors.items():
-        assert tensor is None or (tensor.shape == expected[name] and tensor.dtype == cache.dtype and tensor.is_cpu)
+        dtype = torch.float32 if name == "factors" else cache.dtype
+        assert tensor is None or (tensor.shape == expected[name] and tensor.dtype == dtype and tensor.is_cpu)
     assert (inputs, heads % own.kv_heads) == (2 * hidden if isinstance(block, Eagle3Layer) else hidden, 0)
     assert cache.shape[2:] == (2 * own.kv_heads, own.head_dim)
     assert (own.q_norm is None) == (own.k_norm is None)
@@ -210,7 +212,7 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
         attention_epsilon=_units(_attention_norm(block)), qkv=at["qkv"], qkv_stride=strides["qkv"],
         qkv_bias=at["qkv_bias"], q_norm=at["q_norm"], k_norm=at["k_norm"], head_epsilon=_units(own.q_norm), o=at["o"],
         o_stride=strides["o"], query_heads=heads, kv_heads=own.kv_heads, head_dim=own.head_dim,
-        scale=ops.units(own.scale), cache=cache.data_ptr(),
+        factors=at["factors"], sinks=at["sinks"], cache=cache.data_ptr(),
         sequence_stride=size * cache.stride(0), row_stride=size * cache.stride(1),
         feeds=0, mlp_norm=0, mlp_epsilon=0, gate_up=0, gate_up_stride=0, channels=0, down=0, down_stride=0,
     )  # fmt: skip
@@ -235,6 +237,7 @@ def _tensors(block: Block) -> dict[str, Tensor | None]:
         "attention_norm": None if norm is None else norm.weight, "qkv": own.qkv.weight, "qkv_bias": own.qkv.bias,
         "q_norm": None if own.q_norm is None else own.q_norm.weight,
         "k_norm": None if own.k_norm is None else own.k_norm.weight,
+        "sinks": own.scores.sinks, "factors": own.scores.factors,
         "o": own.o.weight, "mlp_norm": block.mlp_norm.weight, "gate_up": mlp.gate_up.weight, "down": mlp.down.weight,
     }  # fmt: skip
 

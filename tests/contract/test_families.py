@@ -70,6 +70,17 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("exaone4", {"head_dim": 6, "sliding_window": None, "layer_types": ["full_attention"] * 7}),
     ("exaone4", {"sliding_window": 5, "sliding_window_pattern": 3, "tie_word_embeddings": True}),
     ("smollm3", {"use_sliding_window": True, "sliding_window": 6, "tie_word_embeddings": False}),
+    ("gemma2", {"tie_word_embeddings": False, "sliding_window": 5, "initializer_range": 0.2}),
+    ("gemma2", {"final_logit_softcapping": None, "attn_logit_softcapping": 3.0, "attention_bias": True}),
+    ("gemma3_text", {"final_logit_softcapping": 5.0, "sliding_window": 5, "initializer_range": 0.1}),
+    (
+        "gemma3_text",
+        {
+            "tie_word_embeddings": False,
+            "initializer_range": 0.5,
+            "layer_types": ["full_attention", "sliding_attention"] * 3 + ["full_attention"],
+        },
+    ),
     ("granite", {"embedding_multiplier": 1.5, "residual_multiplier": 1.1}),
     ("granite", {"residual_multiplier": 2.0, "embedding_multiplier": 0.5, "attention_bias": True, "head_dim": 6}),
     (
@@ -141,6 +152,8 @@ def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, family: str
         plan, directory = compiled(tmp_path, checkpoint, devices)
         for state in on_all_ranks(plan, directory, lambda image, comm, plan=plan: last_states(plan, image, comm)):
             ours = state @ model.lm_head.weight.T / getattr(model.config, "logits_scaling", 1)
+            softcap = getattr(model.config, "final_logit_softcapping", None)
+            ours = ours if softcap is None else softcap * torch.tanh(ours / softcap)
             assert (ours - logits).abs().max() <= 1e-4 * logits.abs().max()
         for tokens in with_engines(plan, directory, both_ways):
             assert tokens == [expected, expected]

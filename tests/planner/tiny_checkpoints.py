@@ -10,6 +10,10 @@ import torch
 from transformers import (
     Exaone4Config,
     Exaone4ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     Glm4Config,
     Glm4ForCausalLM,
     GraniteConfig,
@@ -77,6 +81,8 @@ CLASSES: dict[str, tuple[type[Any], type[Any]]] = {
     "glm4": (Glm4Config, Glm4ForCausalLM),
     "exaone4": (Exaone4Config, Exaone4ForCausalLM),
     "granite": (GraniteConfig, GraniteForCausalLM),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM),
+    "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
 """Config and model class of each family."""
 
@@ -99,6 +105,8 @@ OWN: dict[str, dict[str, Any]] = {
     "smollm3": {"pad_token_id": None},
     "glm4": {"head_dim": 8, "pad_token_id": None},
     "exaone4": {"sliding_window": 16},
+    "gemma2": {"head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 12},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 12},
     "granite": {
         "embedding_multiplier": 12.0,
         "attention_multiplier": 0.3,

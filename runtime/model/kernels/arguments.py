@@ -117,8 +117,6 @@ class Attend(NamedTuple):
     query_heads: int
     kv_heads: int
     head_dim: int
-    scale: int
-    """Factor of scores, in multiples of EPSILON_UNIT; 0: 1 / sqrt(D)."""
     seen: int
     """The first of the t cache rows that are attended to, of the first sequence."""
     sequence_stride: int
@@ -145,6 +143,10 @@ class Attend(NamedTuple):
     """[W, h, D], contiguous."""
     scratch: int
     """float32 [threads, ITEMS, 2 * D + t]."""
+    factors: int
+    """float32 [2]: factor of the scores, and c of c * tanh(score / c), 0: none; address 0: 1 / sqrt(D), and none."""
+    sinks: int
+    """[h]: score without a value of each query head; address 0: none."""
 
 
 class Layer(NamedTuple):
@@ -178,8 +180,9 @@ class Layer(NamedTuple):
     query_heads: int
     kv_heads: int
     head_dim: int
-    scale: int
+    factors: int
     """As in ``Attend``."""
+    sinks: int
     cache: int
     """Cache row 0 of the first sequence, from which ``Forward.written_index`` counts."""
     sequence_stride: int

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
-from runtime.model.kernels.arguments import EPSILON_UNIT, ITEMS, Attend
+from runtime.model.kernels.arguments import ITEMS, Attend
 from runtime.model.kernels.elements import (
     F,
     arguments_of,
@@ -142,10 +142,15 @@ def _attend_items(data: Any, a: Any, sequence: Any, kv_head: Any, first: Any, co
         if number == 0 or item % group == 0:
             seen = max(seen, _last_seen(data, bias + item // group * a.bias_row_stride, a.columns))
     _multiply_keys(data, a, scratch, keys, scores, count, seen)
+    scale, cap = F(1) / np.sqrt(F(a.head_dim)), F(0)
+    if a.factors:
+        scale, cap = floats(a.factors)[0], floats(a.factors)[1]
     for number in range(count):
-        item = min(first + number, last)
+        item, sink = min(first + number, last), F(-np.inf)
         row_bias = bias + item // group * a.bias_row_stride
-        divisor = _soften(data, scores + number * own, row_bias, seen, _scale(a))
+        if a.sinks:
+            sink = wide(elements(data, a.sinks)[kv_head * group + item % group])
+        divisor = _soften(data, scores + number * own, row_bias, seen, scale, cap, sink)
         floats(scratch + number * own)[0] = divisor  # the query has been used
     _sum_values(data, a, scores, keys + a.kv_heads * head_bytes, sums, count, seen, sequence)
     for number in range(count):
@@ -185,25 +190,38 @@ def _last_seen(data: Any, bias: Any, columns: Any) -> Any:
 
 
 @subroutine(types.float32)
-def _scale(a: Any) -> Any:
-    """Return the factor of scores."""
-    return F(a.scale) * F(EPSILON_UNIT) if a.scale else F(1) / np.sqrt(F(a.head_dim))
+def _soften(data: Any, scores: Any, bias: Any, columns: Any, scale: Any, cap: Any, sink: Any) -> Any:
+    """Replace scores by exp(scale * score + bias - the maximum); return the sum, which is the same in any order.
 
-
-@subroutine(types.float32)
-def _soften(data: Any, scores: Any, bias: Any, columns: Any, scale: Any) -> Any:
-    """Replace scores by exp(scale * score + bias - their maximum); return the sum, which is the same in any order."""
-    score, added, high = floats(scores), elements(data, bias), F(-np.inf)
+    ``cap``: of scale * score, 0: none. ``sink``: one more score in maximum and sum, -inf: none.
+    """
+    score, added, high = floats(scores), elements(data, bias), sink
+    if cap > F(0):
+        for column in range(columns):
+            score[column] = cap * _tanh(score[column] * scale / cap)
+        scale = F(1)
     for column in range(columns):
         value = score[column] * scale + wide(added[column])
         score[column] = value
         high = max(high, value)
     base, total = (high if high > F(-3e38) else F(0)), np.int64(0)
+    if sink > F(-3e38):
+        total += np.int64(np.int32(exp(sink - base) * F(UNIT) + F(0.5)))
     for column in range(columns):
         weight = exp(score[column] - base)
         score[column] = weight
         total += np.int64(np.int32(weight * F(UNIT) + F(0.5)))
     return F(total) / F(UNIT)
+
+
+@subroutine(types.float32)
+def _tanh(x: Any) -> Any:
+    """Return the hyperbolic tangent of a float32, within 4 units in the last place; near 0 by its series."""
+    shrunk, square = exp(F(-2) * abs(x)), x * x
+    large = (F(1) - shrunk) / (F(1) + shrunk)
+    p = square * F(-17 / 315) + F(2 / 15) + square * square * F(62 / 2835)
+    small = x - x * square * (F(1 / 3) - square * p)
+    return small if abs(x) < F(0.25) else (large if x > F(0) else -large)
 
 
 @subroutine()

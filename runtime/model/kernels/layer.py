@@ -132,10 +132,11 @@ def _attending(a: Any, f: Any, size: Any) -> Any:
     own_rows = a.cache + f.first_sequence * a.sequence_stride
     return Attend(
         qkv=f.inner, cosines=f.cosines, sines_offset=f.sines_offset, rows=f.rows, rows_per_sequence=f.rows_per_sequence,
-        query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim, scale=a.scale,
+        query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=a.head_dim,
         seen=own_rows + f.first_seen * a.row_stride, sequence_stride=a.sequence_stride, row_stride=a.row_stride,
         all_rows=a.cache, written_index=f.written_index,
         written=own_rows + f.first_written * a.row_stride, columns=f.columns, tree_columns=f.tree_columns,
         oldest=f.oldest, bias=f.bias, bias_sequence_stride=f.bias_sequence_stride,
         bias_row_stride=f.bias_row_stride, out=attended, scratch=f.scratch,
+        factors=a.factors, sinks=a.sinks,
     )  # fmt: skip

@@ -86,7 +86,9 @@ def test_derived_tensors_are_those_of_transformers(
     assert sum(layers.num_layers for layers in base.model.layers) == model.config.num_hidden_layers
     assert base.model.tied_head == model.config.tie_word_embeddings
     assert base.model.norm_eps == model.config.rms_norm_eps
-    frequencies = type(model.model.rotary_emb)(model.config).inv_freq
+    rotary = type(model.model.rotary_emb)(model.config)
+    name = "inv_freq" if hasattr(rotary, "inv_freq") else f"{model.config.layer_types[0]}_inv_freq"
+    frequencies = getattr(rotary, name)
     rotated, head_dim = frequencies.tolist(), base.model.layers[0].attention.head_dim
     assert list(inv_freq(base.ropes[0], 64)) == rotated + [0.0] * (head_dim // 2 - len(rotated))
 
@@ -96,9 +98,12 @@ OUTPUT_NORMS = {
     "attention_output_norm": "post_attention_layernorm",
     "mlp_output_norm": "post_feedforward_layernorm",
 }
+GEMMA_NORMS = OUTPUT_NORMS | {"attention_norm": "input_layernorm", "mlp_norm": "pre_feedforward_layernorm"}
 NORMS = {
     "olmo2": OUTPUT_NORMS,
     "exaone4": OUTPUT_NORMS,
+    "gemma2": GEMMA_NORMS,
+    "gemma3_text": GEMMA_NORMS,
     "glm4": INPUT_NORMS
     | {"attention_output_norm": "post_self_attn_layernorm", "mlp_output_norm": "post_mlp_layernorm"},
 }
@@ -139,7 +144,9 @@ def mlp_of(base: BaseInput, i: int, roles: dict[str, torch.Tensor], x: torch.Ten
 
     def gated(prefix: str, rows: torch.Tensor) -> torch.Tensor:
         gate, up, down = (roles[f"{prefix}{name}.weight"] for name in ("gate", "up", "down"))
-        return (torch.nn.functional.silu(rows @ gate.T) * (rows @ up.T)) @ down.T
+        gates, functional = rows @ gate.T, torch.nn.functional
+        gates = functional.silu(gates) if mlp.activation == "silu" else functional.gelu(gates, approximate="tanh")
+        return (gates * (rows @ up.T)) @ down.T
 
     if mlp.kind == "gated":
         assert "router.weight" not in roles
@@ -164,7 +171,7 @@ def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path, family: s
     if family in ("qwen2", "qwen3", "exaone4"):
         config["num_attention_heads"] = 64  # a multiple of 32, the number of KV heads if the key is absent
         config["hidden_size"] = 128
-    if family in ("phi3", "olmo2", "olmoe", "smollm3", "glm4"):
+    if family in ("phi3", "olmo2", "olmoe", "smollm3", "glm4", "gemma2", "gemma3_text"):
         config["vocab_size"] = 160000  # the default token ids are among the first so many
     if family in ("qwen3_moe", "qwen2_moe"):
         required[required.index("intermediate_size")] = "moe_intermediate_size"
@@ -176,7 +183,8 @@ def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path, family: s
     head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     assert attention.head_dim == base.ropes[0].dim + base.ropes[0].passed == head_dim
     assert (base.model.norm_eps, base.max_positions) == (theirs.rms_norm_eps, theirs.max_position_embeddings)
-    assert base.ropes[0].theta == theirs.rope_parameters["rope_theta"]
+    rotary = theirs.rope_parameters
+    assert base.ropes[0].theta == (rotary if "rope_theta" in rotary else rotary[theirs.layer_types[0]])["rope_theta"]
     assert base.model.bos_token_id == theirs.bos_token_id
     ends = theirs.eos_token_id if isinstance(theirs.eos_token_id, list) else [theirs.eos_token_id]
     assert base.model.eos_token_ids == tuple(end for end in ends if end is not None)

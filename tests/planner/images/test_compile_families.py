@@ -82,7 +82,8 @@ def attention_slots(plan: Plan, layer: int, member: int, roles: dict[str, torch.
     group, dim = attention.num_heads // attention.num_kv_heads, attention.head_dim
     kv = slice(member * dim, (member + 1) * dim)
     q = slice(member * group * dim, (member + 1) * group * dim)
-    slots = {name: roles[name] for name in ("attention_norm.weight", "mlp_norm.weight")}
+    norms = ("attention_norm", "mlp_norm", "attention_output_norm", "mlp_output_norm")
+    slots = {f"{name}.weight": roles[f"{name}.weight"] for name in norms if f"{name}.weight" in roles}
     for kind in ("weight", "bias") if attention.qkv_bias else ("weight",):
         parts = [roles[f"q.{kind}"][q], roles[f"k.{kind}"][kv], roles[f"v.{kind}"][kv]]
         slots[f"qkv.{kind}"] = torch.cat(parts)

@@ -105,7 +105,8 @@ def test_attention_rotates_stores_and_is_limited_by_the_bias(
         else:
             expected.flatten(0, 1)[written] = turned[:, heads:]
         rotated = qkv.clone()
-        out = ops.attend(rotated, heads, cache, rotary, bias, seen, n, written, first, scale=scale)
+        factors = None if scale is None else torch.tensor([scale, 0.0])
+        out = ops.attend(rotated, heads, cache, rotary, bias, seen, n, written, first, factors=factors)
         assert near(rotated, turned)
         assert near(cache, expected)
         keys, values = expected[first:, seen : seen + columns].transpose(1, 2).split(kv_heads, 1)
@@ -135,9 +136,11 @@ def test_attention_of_a_row_does_not_depend_on_other_rows(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(2, 2, 64), (8, 2, 30), (5, 1, 24)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dims", "capped"), [(2, 2, 64, False), (8, 2, 30, True), (5, 1, 24, True)]
+)
 def test_attention_of_a_tree_node_equals_that_of_plain_decoding(
-    dtype: torch.dtype, heads: int, kv_heads: int, dims: int
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int, capped: bool
 ) -> None:
     """Bit for bit, for any cache rows, hidden columns and other rows, so that no token depends on a drafted one."""
     paths, length = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5)), 43
@@ -146,21 +149,24 @@ def test_attention_of_a_tree_node_equals_that_of_plain_decoding(
     table = rotary_table(torch.linspace(1, 0.01, dims // 2), length + nodes, dtype).unsqueeze(2)
     before = seeded(1, nodes + 90, 2 * kv_heads, dims, dtype=dtype)
 
+    softmax = (torch.tensor([0.3, 2.0]), seeded(heads, dtype=dtype)) if capped else (None, None)
+
     def visible(count: int, of: int) -> list[float]:
         return [0.0] * count + [float("-inf")] * (of - count)
 
     bias = torch.cat([torch.tensor(columns).view(nodes, nodes), torch.tensor(visible(length, 60)).expand(nodes, -1)], 1)
     rotary = table[:, [length + len(path) - 1 for path in paths]]
     together = ops.attend(
-        qkv.clone(), heads, before.clone(), rotary, bias.to(dtype)[None, None], 0, nodes, slice(0, nodes), 0
-    )
+        qkv.clone(), heads, before.clone(), rotary, bias.to(dtype)[None, None], 0, nodes, slice(0, nodes), 0, None,
+        *softmax,
+    )  # fmt: skip
     for path in paths:
         cache = before.clone()
         for depth, node in enumerate(path):
             own = torch.tensor([[0.0, *visible(length + depth, 77)]]).to(dtype)[None, None]
             rows, last = qkv[node : node + 1].clone(), slice(nodes - 1, nodes)
             turned = table[:, length + depth : length + depth + 1]
-            alone = ops.attend(rows, heads, cache, turned, own, nodes - 1, 1, last, 0)
+            alone = ops.attend(rows, heads, cache, turned, own, nodes - 1, 1, last, 0, None, *softmax)
             cache[:, nodes + length + depth] = cache[:, nodes - 1]
         assert torch.equal(alone, together[path[-1] : path[-1] + 1])
 

@@ -11,6 +11,7 @@ from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer, Layer
 from runtime.model.layers import Attention, GatedMlp, Linear, Norm, Rows, attend, rotary_table
+from runtime.model.scores import PLAIN, Scores
 from runtime.model.whole_layers import WholeLayers, are_whole
 from tests.runtime.model.kernels.touched import checked_run_layer
 
@@ -25,6 +26,11 @@ def seeded(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 def linear(inputs: int, outputs: int, dtype: torch.dtype, *, bias: bool = False, seed: int = 0) -> Linear:
     weight = (seeded(outputs, inputs, dtype=torch.float32, seed=seed) / inputs**0.5).to(dtype)
     return Linear(weight=weight.t(), bias=seeded(outputs, dtype=dtype) if bias else None)
+
+
+def capped(heads: int, dtype: torch.dtype, seed: int) -> Scores:
+    sinks, factors = seeded(heads, dtype=dtype, seed=seed), torch.tensor([0.2, 3.0])
+    return Scores(scale=0.2, softcap=3.0, sinks=sinks, factors=factors)
 
 
 def make_layer(
@@ -44,6 +50,7 @@ def make_layer(
             attend=attend,
             q_norm=norm,
             k_norm=norm,
+            scores=PLAIN if normed else capped(heads, dtype, seed),
         ),
         mlp_norm=Norm(weight=seeded(hidden, dtype=dtype, seed=seed + 1), eps=1e-5),
         mlp=GatedMlp(

@@ -125,6 +125,10 @@ def attend(a: Attend, size: int, threads: int) -> Iterator[Access]:
         yield from rows("oldest", a.oldest, 8, sequences, 8)
         assert all(column >= a.tree_columns for column in words(a.oldest, sequences))
     yield from rows("out", a.out, a.query_heads * head, a.rows, a.query_heads * head)
+    if a.sinks:
+        yield "sinks", a.sinks, a.sinks + a.query_heads * size
+    if a.factors:
+        yield "factors", a.factors, a.factors + 8
     yield from rows("scratch", a.scratch, 0, 1, threads * ITEMS * (2 * a.head_dim + a.columns) * 4)
 
 
@@ -156,12 +160,12 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
         attending = Attend(
             qkv=f.inner, cosines=f.cosines, sines_offset=f.sines_offset, rows=f.rows,
             rows_per_sequence=f.rows_per_sequence, query_heads=a.query_heads, kv_heads=a.kv_heads, head_dim=d,
-            scale=a.scale,
             seen=own_rows + f.first_seen * a.row_stride, sequence_stride=a.sequence_stride, row_stride=a.row_stride,
             all_rows=a.cache, written_index=f.written_index, written=own_rows + f.first_written * a.row_stride,
             columns=f.columns, tree_columns=f.tree_columns,
             oldest=f.oldest, bias=f.bias, bias_sequence_stride=f.bias_sequence_stride,
             bias_row_stride=f.bias_row_stride, out=f.inner + f.rows * heads * d * size, scratch=f.scratch,
+            factors=a.factors, sinks=a.sinks,
         )  # fmt: skip
         own = {"qkv": "inner", "out": "inner", "written": "written_index", "scratch": "scores"}
         for name, start, stop in attend(attending, size, threads):
