@@ -53,7 +53,7 @@ def test_slots_are_slices_of_the_checkpoint(tmp_path: Path, family: str, changes
     (directory / "plan.yaml").write_text(codec.dumps(plan))
     compile_plan(directory, checkpoint, None)
     stored = load_file(checkpoint / SINGLE)
-    tensors = {role: stored[source.name] for role, source in base.roles.items()}
+    tensors = {role: stored[source.name][source.first :] for role, source in base.roles.items()}
     for member, device in enumerate("ab"):
         expected = slots_of_member(plan, member, tensors)
         with safe_open(directory / f"{device}.safetensors", framework="pt") as image:
@@ -77,6 +77,17 @@ def slots_of_member(plan: Plan, member: int, tensors: dict[str, torch.Tensor]) -
     return slots
 
 
+def in_halves(tensor: torch.Tensor, plan: Plan, layer: int, dim: int) -> torch.Tensor:
+    """Order the rows of each head so that rotary pairs are halves apart, as images have them."""
+    table = next((table for table in plan.model.rotary or () if layer in table.layers), None)
+    if table is None:
+        return tensor
+    heads = tensor.unflatten(0, (-1, dim))
+    rotated, passed = heads[:, : table.channels], heads[:, table.channels :].chunk(2, 1)
+    first, second = (rotated[:, 0::2], rotated[:, 1::2]) if table.interleaved else rotated.chunk(2, 1)
+    return torch.cat([first, passed[0], second, passed[-1] if len(passed) > 1 else passed[0][:, :0]], 1).flatten(0, 1)
+
+
 def attention_slots(plan: Plan, layer: int, member: int, roles: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     attention = layer_class(plan.model, layer).attention
     group, dim = attention.num_heads // attention.num_kv_heads, attention.head_dim
@@ -85,13 +96,15 @@ def attention_slots(plan: Plan, layer: int, member: int, roles: dict[str, torch.
     norms = ("attention_norm", "mlp_norm", "attention_output_norm", "mlp_output_norm")
     slots = {f"{name}.weight": roles[f"{name}.weight"] for name in norms if f"{name}.weight" in roles}
     for kind in ("weight", "bias") if attention.qkv_bias else ("weight",):
-        parts = [roles[f"q.{kind}"][q], roles[f"k.{kind}"][kv], roles[f"v.{kind}"][kv]]
-        slots[f"qkv.{kind}"] = torch.cat(parts)
+        turned = [in_halves(roles[f"{name}.{kind}"][span], plan, layer, dim) for name, span in (("q", q), ("k", kv))]
+        slots[f"qkv.{kind}"] = torch.cat([*turned, roles[f"v.{kind}"][kv]])
     slots["o.weight"] = roles["o.weight"][:, q]
     if attention.o_bias and member == 0:
         slots["o.bias"] = roles["o.bias"]
     if attention.qk_norm:
-        slots |= {name: roles[name] for name in ("q_norm.weight", "k_norm.weight")}
+        spans = (q, kv) if attention.qk_norm_whole else (slice(None), slice(None))
+        names = ("q_norm.weight", "k_norm.weight")
+        slots |= {name: roles[name][span] for name, span in zip(names, spans, strict=True)}
     return slots
 
 
@@ -99,13 +112,20 @@ def mlp_slots(plan: Plan, layer: int, member: int, run: Run, roles: dict[str, to
     mlp = layer_class(plan.model, layer).mlp
     start = sum(run.mlp_units[:member]) * mlp.unit
     span = slice(start, start + run.mlp_units[member] * mlp.unit)
-    slots = {"router.weight": roles["router.weight"]} if mlp.kind == "moe" else {}
+    whole = ("router.weight", "shared_gate.weight") if mlp.shared_gate else ("router.weight",)
+    slots = {name: roles[name] for name in whole} if mlp.kind == "moe" else {}
     if span.start == span.stop:
         return slots
     if mlp.kind == "gated":
         slots["gate_up.weight"] = torch.cat([roles["gate.weight"][span], roles["up.weight"][span]])
         slots["down.weight"] = roles["down.weight"][:, span]
         return slots
+    if mlp.shared_size is not None:
+        ratio = mlp.shared_size // mlp.units
+        of_shared = slice(start // mlp.unit * ratio, span.stop // mlp.unit * ratio)
+        halves = [roles[f"shared.{name}.weight"][of_shared] for name in ("gate", "up")]
+        slots["shared.gate_up.weight"] = torch.cat(halves)
+        slots["shared.down.weight"] = roles["shared.down.weight"][:, of_shared]
     gate, up, down = (
         torch.stack([roles[f"experts.{e}.{name}.weight"] for e in range(mlp.num_experts)])
         for name in ("gate", "up", "down")
