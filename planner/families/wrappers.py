@@ -41,6 +41,8 @@ class Wrapper:
     """Keys that are about images alone."""
     spelled: tuple[str, ...] = ()
     """Keys whose default for an absent key is not that of the family, so that they must be there."""
+    defaults: tuple[tuple[str, int], ...] = ()
+    """Values that transformers assumes for absent keys of the text part that its family demands."""
 
 
 _LLAVA_PREFIXES = (
@@ -57,6 +59,14 @@ WRAPPERS: Mapping[str, Wrapper] = {
         prefixes=_LLAVA_PREFIXES,
         vision=_LLAVA_VISION,
         harmless=_PROJECTOR,
+    ),
+    "gemma3": Wrapper(
+        architecture="Gemma3ForConditionalGeneration",
+        families={"gemma3_text": "gemma3_text"},
+        prefixes=_LLAVA_PREFIXES,
+        vision=_LLAVA_VISION,
+        harmless=_PROJECTOR | _TOKENS,
+        defaults=(("vocab_size", 262208), ("num_attention_heads", 8)),
     ),
     "mistral3": Wrapper(
         architecture="Mistral3ForConditionalGeneration",
@@ -114,7 +124,7 @@ def text_part(wrapper: Wrapper, keys: Keys, config: Mapping[str, Any]) -> TextPa
     if kind not in tuple(wrapper.families):
         raise keys.fail(TEXT, f"model_type: found {quote(kind)}, expected one of {', '.join(wrapper.families)}")
     family = wrapper.families[kind]
-    text = dict(inner)
+    text: dict[str, Any] = {**dict(wrapper.defaults), **inner}
     for name in ("model_type", "architectures", "vision_config"):
         text.pop(name, None)
     if keys.has("tie_word_embeddings"):  # a wrapper's own counts

@@ -175,7 +175,8 @@ def test_the_text_part_of_a_model_of_images_computes_what_the_whole_does_for_tex
     tmp_path: Path, name: str, tied: bool
 ) -> None:
     torch.manual_seed(5)
-    checkpoint = saved_wrapper(tmp_path / "base", name, tied, initializer_range=0.4, eos_token_id=None)
+    spread = 0.05 if name == "gemma3" else 0.4  # its scaled, tied embedding repeats one token where it is larger
+    checkpoint = saved_wrapper(tmp_path / "base", name, tied, initializer_range=spread, eos_token_id=None)
     model = WRAPPED[name][1].from_pretrained(checkpoint, dtype=torch.float32).requires_grad_(False).eval()
     with torch.inference_mode():
         out = model.generate(torch.tensor([PROMPT]), max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False)

@@ -12,7 +12,9 @@ from transformers import (
     Exaone4ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     Glm4Config,
     Glm4ForCausalLM,
@@ -129,6 +131,12 @@ WRAPPED: dict[str, tuple[type[Any], type[Any], dict[str, Any], dict[str, Any]]] 
         LlavaForConditionalGeneration,
         {"model_type": "llama"},
         {"model_type": "clip_vision_model", "projection_dim": 16, **_VISION},
+    ),
+    "gemma3": (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 12},
+        {"model_type": "siglip_vision_model", **_VISION},
     ),
     "mistral3": (
         Mistral3Config,

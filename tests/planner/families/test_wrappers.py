@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import Gemma3Config
 
 from planner.checkpoints.checkpoint import SINGLE
 from planner.errors import CheckpointError, ConfigError
@@ -43,7 +44,7 @@ def test_the_tensors_of_the_text_part_are_those_of_transformers(tmp_path: Path, 
     assert "model.unknown.weight: surplus" in refused(CheckpointError, lambda: load_base(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["llava", "mistral3", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["llava", "gemma3", "mistral3", "qwen2_5_vl"])
 def test_both_spellings_of_the_names_of_tensors_are_read(tmp_path: Path, name: str) -> None:
     saved_wrapper(tmp_path, name)
     first, second = WRAPPERS[name].prefixes
@@ -135,6 +136,42 @@ def test_a_published_config_with_a_text_config(tmp_path: Path) -> None:
     assert (base.model.family, base.model.num_layers, base.model.tied_head) == ("mistral", 40, False)
     assert base.roles["head.weight"].name == "language_model.lm_head.weight"
     assert base.max_positions == 131072
+
+
+GEMMA_3_4B: dict[str, Any] = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "initializer_range": 0.02,
+    "mm_tokens_per_image": 256,
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0",
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+}
+
+
+def test_a_published_config_that_leaves_defaults_of_the_text_part_out(tmp_path: Path) -> None:
+    base = load_base(bare(tmp_path, GEMMA_3_4B))
+    theirs = Gemma3Config(text_config=GEMMA_3_4B["text_config"]).text_config
+    attention = base.model.layers[0].attention
+    assert (base.model.vocab_size, base.model.tied_head) == (theirs.vocab_size, True)
+    assert (attention.num_heads, attention.num_kv_heads, attention.head_dim) == (
+        theirs.num_attention_heads,
+        theirs.num_key_value_heads,
+        theirs.head_dim,
+    )
+    assert base.model.eos_token_ids == (1, 106)
 
 
 KEYS: list[tuple[dict[str, Any], str]] = [
