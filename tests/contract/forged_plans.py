@@ -19,6 +19,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
@@ -43,11 +44,13 @@ from plans.schema import (
     Model,
     Plan,
     PlanError,
+    Rotary,
     Run,
     Strategy,
     Transport,
     Tree,
 )
+from plans.step import layer_class
 from plans.strict_yaml import dump_yaml
 from runtime.errors import RuntimeRefusal
 from runtime.image.verify import check_images
@@ -124,6 +127,11 @@ def some_attention(rng: random.Random) -> Attention:
     )
 
 
+def maybe(rng: random.Random, *values: Any) -> Any:
+    """Return one of the values of an optional field, mostly None."""
+    return rng.choice(values) if rng.random() < 0.2 else None
+
+
 def some_mlp(rng: random.Random, *, experts: bool) -> Mlp:
     unit = rng.choice((1, 2, 3, 8, 16))
     moe = experts and rng.random() < 0.3
@@ -137,6 +145,59 @@ def some_mlp(rng: random.Random, *, experts: bool) -> Mlp:
         num_experts=count,
         experts_per_token=rng.randint(1, count),
         norm_topk_prob=moe and rng.random() < 0.5,
+    )
+
+
+def some_rotary(rng: random.Random, layers: range, head_dim: int) -> tuple[Rotary, ...]:
+    """Divide layers over one or two rotary tables."""
+    parts = [layers] if rng.random() < 0.5 else [layers[::2], layers[1::2]]
+    return tuple(
+        Rotary(
+            layers=tuple(part),
+            channels=rng.choice((0, 2, head_dim // 4 * 2, head_dim)),
+            interleaved=rng.random() < 0.3,
+            scaled=rng.random() < 0.3,
+            by_context=rng.random() < 0.3,
+        )
+        for part in parts
+        if part
+    )
+
+
+def varied(rng: random.Random, model: Model, context: int) -> Model:
+    """Return the model with what only some families have: windows, patterns, caps, sinks, norms, factors, tables."""
+    attention = model.layers[0].attention
+    common = {
+        "scale": maybe(rng, 1e-6, 0.3, 4.0),
+        "softcap": maybe(rng, 1e-3, 5.0, 1e6),
+        "sinks": maybe(rng, True),
+        "qk_norm_whole": maybe(rng, True) if attention.qk_norm else None,
+    }
+    layers = []
+    for kind in model.layers:
+        window = maybe(rng, *(w for w in (1, 2, 3, context // 2, context - 1) if 1 <= w < context))
+        mlp = dataclasses.replace(kind.mlp, activation=rng.choice(("silu", "silu", "gelu_pytorch_tanh")))
+        if mlp.kind == "moe" and rng.random() < 0.4:
+            mlp = dataclasses.replace(mlp, shared_size=mlp.units * rng.choice((1, 2, 5)), shared_gate=maybe(rng, True))
+        attention = dataclasses.replace(kind.attention, window=window, **common)
+        layers.append(dataclasses.replace(kind, attention=attention, mlp=mlp))
+    count, pattern = model.num_layers, None
+    if len(layers) > 1 and rng.random() < 0.4:
+        pattern = (*range(len(layers)), *(rng.randrange(len(layers)) for _ in range(rng.randint(0, 2))))
+        pattern = pattern[:count]
+        counts = [[pattern[i % len(pattern)] for i in range(count)].count(k) for k in range(len(layers))]
+        layers = [dataclasses.replace(kind, num_layers=n) for kind, n in zip(layers, counts, strict=True)]
+    return dataclasses.replace(
+        model,
+        layers=tuple(layers),
+        pattern=pattern,
+        rotary=some_rotary(rng, range(count), attention.head_dim) if rng.random() < 0.3 else None,
+        norms=maybe(rng, "after", "around"),
+        norm_offset=maybe(rng, True),
+        embedding_multiplier=maybe(rng, 1e-6, 12.0, 1e6),
+        residual_multiplier=maybe(rng, 1e-6, 0.22, 1e6),
+        logits_divisor=maybe(rng, 1e-6, 8.0, 1e6),
+        logit_softcap=maybe(rng, 1e-3, 30.0, 1e6),
     )
 
 
@@ -191,6 +252,36 @@ def some_draft(rng: random.Random, model: Model) -> Draft:
     )
 
 
+def with_form(rng: random.Random, draft: Draft, model: Model) -> Draft:
+    """Return an EAGLE-3 head with what only some producers' heads have."""
+    if draft.kind == "eagle":
+        return draft
+    count = rng.choice((1, 1, 2))
+    base_head = maybe(rng, True) if draft.hidden_size == model.hidden_size else None
+    vocabulary = model.vocab_size if base_head else draft.draft_vocab_size
+    return dataclasses.replace(
+        draft,
+        num_layers=count,
+        attention=dataclasses.replace(draft.attention, qk_norm=rng.random() < 0.2),
+        aux_layers=tuple(sorted(rng.sample(range(model.num_layers + 1), rng.randint(1, min(4, model.num_layers))))),
+        aux_layers_from=maybe(rng, "inputs", "outputs", "option"),
+        base_head=base_head,
+        draft_vocab_size=vocabulary,
+        maps_vocabulary=False if base_head else draft.maps_vocabulary,
+        norm_before_residual=maybe(rng, True),
+        fc_norm=maybe(rng, "joint", "each"),
+        norm_output=maybe(rng, True),
+        logit_scale=maybe(rng, 1e-6, 0.5, 1e6),
+        mask_token_id=maybe(rng, 0, model.vocab_size - 1),
+        rotary=some_rotary(rng, range(count), draft.attention.head_dim)[0] if rng.random() < 0.2 else None,
+    )
+
+
+def some_chain(rng: random.Random) -> Tree:
+    depth = rng.choice((0, 1, 2, 5))
+    return Tree(kind="dynamic", total_token=depth + 2, depth=depth, top_k=1, paths=None)
+
+
 def some_tree(rng: random.Random, vocabulary: int) -> Tree:
     """Return a tree, mostly with at most as many children of a node as the drafter has tokens."""
     most = vocabulary if rng.random() < 0.95 else 8
@@ -213,13 +304,12 @@ def some_tree(rng: random.Random, vocabulary: int) -> Tree:
 
 
 def some_group(rng: random.Random, model: Model, devices: tuple[str, ...], layers: range, batch: int) -> Group:
-    """Place layers on a group of devices, in runs of one class, over subgroups of one axis."""
+    """Place layers on a group of devices, in runs of one MLP, over subgroups of one axis."""
     axis, subgroups = some_division(rng, len(devices), model.layers[0].attention, batch)
-    runs, start = [], 0
-    for kind in model.layers:
-        inside = range(max(start, layers.start), min(start + kind.num_layers, layers.stop))
-        start += kind.num_layers
-        left = len(inside)
+    runs = []
+    for _, inside in groupby((layer_class(model, layer) for layer in layers), key=lambda kind: kind.mlp):
+        kind, *others = inside
+        left = 1 + len(others)
         while left > 0:
             count = rng.randint(1, left)
             left -= count
@@ -245,6 +335,8 @@ def some_division(rng: random.Random, count: int, attention: Attention, batch: i
         allowed += ["heads"] * 2
     if not attention.qk_norm and not any(pairs % size for size in subgroups):
         allowed += ["head_dim"] * 2
+    if attention.qk_norm_whole and rng.random() < 0.9:
+        return "heads", shares(rng, count, count, 1) if count <= attention.num_kv_heads else subgroups
     if max(subgroups) <= batch:
         allowed += ["batch"] * 2
     return rng.choice(allowed if rng.random() < 0.9 else ["heads", "head_dim", "batch"]), subgroups
@@ -252,10 +344,14 @@ def some_division(rng: random.Random, count: int, attention: Attention, batch: i
 
 def derived(rng: random.Random) -> Plan:
     """Return a plan that mostly passes all checks but those of memory."""
-    model = some_model(rng)
-    draft = some_draft(rng, model) if rng.random() < 0.75 else None
-    names = [f"d{number}" for number in range(rng.choice((1, 1, 2, 3, 4)))]
     batch, context = rng.choice((1, 1, 2, 3)), rng.choice(CONTEXTS)
+    model = some_model(rng)
+    model = varied(rng, model, context) if rng.random() < 0.5 else model
+    draft = some_draft(rng, model) if rng.random() < 0.75 else None
+    draft = with_form(rng, draft, model) if draft is not None and rng.random() < 0.5 else draft
+    vocabulary = model.vocab_size if draft is None else draft.draft_vocab_size
+    tree = some_tree(rng, vocabulary) if draft is None or draft.mask_token_id is None else some_chain(rng)
+    names = [f"d{number}" for number in range(rng.choice((1, 1, 2, 3, 4)))]
     cuts = sorted(rng.sample(range(1, len(names)), rng.randint(0, min(len(names), model.num_layers) - 1)))
     spans = list(zip([0, *cuts], [*cuts, len(names)], strict=True))
     layers = shares(rng, model.num_layers, len(spans), 1)
@@ -290,7 +386,7 @@ def derived(rng: random.Random) -> Plan:
         batch=batch,
         context=context,
         prefill_chunk=rng.choice((1, context, rng.randint(1, context))),
-        tree=some_tree(rng, model.vocab_size if draft is None else draft.draft_vocab_size),
+        tree=tree,
         devices=[dataclasses.replace(make_device(name, memory_bytes=MOST_MEMORY), reserve_bytes=0) for name in names],
         complete=False,
     )
