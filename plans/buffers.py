@@ -353,16 +353,21 @@ def _layer_buffers(
         buffer("scratch.reduce", "comm", (rows, reduced)),
         # sums of squares of all query heads and of all keys, and as in scratch.reduce: model.layers.Attention
         Buffer(name=f"{common.prefix}scratch.squares", term="comm", dtype="float32", shape=(2, rows, squares)),
-        # of sinks: the log-sum-exp of scores, and the part of the softmax that is not theirs: model.scores.Scores
-        Buffer(
-            name=f"{common.prefix}scratch.sinks",
-            term="buffers",
-            dtype="float32",
-            shape=(4 if attention.sinks else 0, rows, heads),
-        ),
+        *_sinks(common, attention, heads),
         *_converted(common, share, heads, cache),
         *_streamed(common, share, heads, attention, cache),
     )
+
+
+def _sinks(common: _Common, attention: Attention, heads: int) -> tuple[Buffer, ...]:
+    """Return the log-sum-exp of scores and the part of the softmax that is not theirs, of layers with sinks.
+
+    They are those of model.scores.Scores.
+    """
+    if not attention.sinks:
+        return ()
+    shape = (4, common.rows, heads)
+    return (Buffer(name=f"{common.prefix}scratch.sinks", term="buffers", dtype="float32", shape=shape),)
 
 
 def _converted(common: _Common, share: KvShare, heads: int, cache: tuple[int, ...]) -> tuple[Buffer, ...]:
