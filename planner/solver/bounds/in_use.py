@@ -177,7 +177,9 @@ def _no_wide_ns(hosts: int, message_ns: int, near: _Stages, blocks: Sequence[Seq
     """Bound the answers of which no part is wide."""
     blocks = [[part for part in parts if not part.is_wide] for parts in blocks]
     receivers = [*near.parts, *(part for parts in blocks[1:] for part in parts)]
-    afar_ns = min([*(part.receive.far_ns for part in receivers), *(part.hop_ns for part in near.parts)], default=0)
+    # beyond what is received from the same devices, which is in the least of each part
+    beyond = [part.receive.far_ns - part.receive.same_ns for part in receivers]
+    afar_ns = min([*beyond, *(part.hop_ns for part in near.parts)], default=0)
     return near.layers_ns + _least(near.parts) + sum(map(_least, blocks)) + (hosts - 1) * (message_ns + afar_ns)
 
 

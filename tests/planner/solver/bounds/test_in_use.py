@@ -83,6 +83,13 @@ def test_an_answer_of_parts_on_one_host_each_receives_from_afar_for_each_host_mo
     assert [close(apart.least_ns(hosts), 1050 + 23 * (hosts - 1)) for hosts in (1, 2, 4)] == [True] * 3
 
 
+def test_what_a_part_receives_from_its_own_devices_is_not_counted_again_from_afar() -> None:
+    last = Part(hosts=1, devices=1, receive=Receive(same_ns=10, inside_ns=10, near_ns=15, far_ns=20), ns=50)
+    apart = bound([stage(1, 1, 100)], [last])
+    assert close(apart.least_ns(1), 1000 + 50 + 10)
+    assert close(apart.least_ns(2), 1000 + 50 + 20 + 3)
+
+
 def test_a_block_over_several_hosts_receives_from_a_stage_on_one() -> None:
     wide = bound([stage(1, 1, 100)], [block(1, 1, 50), block(2, 2, 20)])
     assert close(wide.least_ns(1), 1020)
