@@ -22,7 +22,7 @@ from plans.strict_yaml import dump_yaml
 from plans.terminal import out
 
 EXPORTS = {module.PROGRAM: module.export for module in (vllm, accelerate, llama_cpp, exllamav3)}
-"""What writes a plan for each program, by the name that --export takes."""
+"""Function that writes a plan for each program, by the name that --export takes."""
 
 
 def run(

@@ -38,7 +38,7 @@ class AuxLayers:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Writer:
-    """What is known of the program that wrote a head."""
+    """Facts about the program that wrote a head."""
 
     modelopt: bool
     """Its ``eagle_config`` has keys that ModelOpt alone writes."""

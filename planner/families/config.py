@@ -68,9 +68,7 @@ _HARMLESS = (
     | words("forced_eos_token_id tokenizer_class prefix padding_side tokenizer_padding_side")
     # Outputs that transformers returns, and the task for which it returns them.
     | words("return_dict return_dict_in_generate output_hidden_states output_attentions output_scores is_decoder")
-    | words(
-        "id2label label2id num_labels problem_type finetuning_task task_specific_params tf_legacy_loss use_bfloat16"
-    )
+    | words("id2label label2id num_labels problem_type finetuning_task task_specific_params tf_legacy_loss")
     # Generation settings that older versions wrote into the config: sampling is chosen at run time.
     | words("max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature")
     | words("top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences")
@@ -95,7 +93,7 @@ class Keys:
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.where = where
         self.notes: list[str] = []
-        """What a person should know of keys that are no reason to refuse, in words."""
+        """Words for a person about keys that are no reason to refuse."""
         self._config = config
         self._read: set[str] = set()
 

@@ -17,9 +17,7 @@ from planner.families.rope import Rope, rotaries
 from planner.families.windows import switched_windows
 from plans.schema import Attention, Draft, Mlp, Model, Rotary
 
-HARMLESS = words("bos_token_id eos_token_id tie_word_embeddings target_model_type max_sequence_length _commit_hash") | (
-    ROUTER_TRAINING
-)
+HARMLESS = words("bos_token_id eos_token_id tie_word_embeddings target_model_type") | ROUTER_TRAINING
 """Keys without effect: token ids are the base model's, and an EAGLE head has its own tables or uses the base's."""
 CARRIED_OVER = words("num_local_experts num_experts num_experts_per_tok norm_topk_prob moe_intermediate_size") | words(
     "decoder_sparse_step mlp_only_layers"

@@ -98,7 +98,7 @@ class Input:
     tensors_sha256: str
     """Digest of the derived tensors (``tensors.table_sha256``): a bare config has the same."""
     notes: tuple[str, ...] = ()
-    """What the config asks for and what is done instead, in words: for a person to know, and no reason to refuse."""
+    """Words for a person: what the config asks for and what is done instead; no reason to refuse."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

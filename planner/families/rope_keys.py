@@ -20,7 +20,7 @@ TYPES = "default, linear, dynamic, yarn, longrope, llama3"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeDefaults:
-    """What a family assumes for absent keys, and which of them it reads."""
+    """Values that a family assumes for absent keys, and which of them it reads."""
 
     theta: float = 10000.0
     max_positions: int

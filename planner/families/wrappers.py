@@ -50,6 +50,8 @@ _LLAVA_PREFIXES = (
     ("model.language_model.", "lm_head."),
 )
 _LLAVA_VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_QWEN2_PREFIXES = (("model.", "lm_head."), ("model.language_model.", "lm_head."))
+_QWEN2_VISION = ("visual.", "model.visual.")
 _QWEN_SPELLED = ("rms_norm_eps", "num_key_value_heads")
 
 WRAPPERS: Mapping[str, Wrapper] = {
@@ -78,16 +80,16 @@ WRAPPERS: Mapping[str, Wrapper] = {
     "qwen2_vl": Wrapper(
         architecture="Qwen2VLForConditionalGeneration",
         families={"qwen2_vl_text": "qwen2"},
-        prefixes=(("model.", "lm_head."), ("model.language_model.", "lm_head.")),
-        vision=("visual.", "model.visual."),
+        prefixes=_QWEN2_PREFIXES,
+        vision=_QWEN2_VISION,
         harmless=_TOKENS,
         spelled=_QWEN_SPELLED,
     ),
     "qwen2_5_vl": Wrapper(
         architecture="Qwen2_5_VLForConditionalGeneration",
         families={"qwen2_5_vl_text": "qwen2"},
-        prefixes=(("model.", "lm_head."), ("model.language_model.", "lm_head.")),
-        vision=("visual.", "model.visual."),
+        prefixes=_QWEN2_PREFIXES,
+        vision=_QWEN2_VISION,
         harmless=_TOKENS,
         spelled=_QWEN_SPELLED,
     ),
@@ -110,7 +112,7 @@ class TextPart:
     family: str
     keys: Keys
     note: str
-    """What is planned and what is not, in words."""
+    """Words that say what is planned and what is not."""
 
 
 def text_part(wrapper: Wrapper, keys: Keys, config: Mapping[str, Any]) -> TextPart:

@@ -181,7 +181,7 @@ class Layer:
     mlp: GatedMlp | Experts
     attention_output: Output | None = None
     mlp_output: Output | None = None
-    """What becomes of outputs before they are added to the residual; both None: nothing, a sum has the residual."""
+    """Norms and factors of outputs before they are added to the residual; both None: none, a sum has the residual."""
 
     def __call__(self, hidden: Tensor, cache: Tensor, rows: Rows) -> Tensor:
         normed = self.attention_norm(hidden) if self.attention_norm else hidden
@@ -255,7 +255,7 @@ class LmHead:
     rows: int
     group: Group
     divisor: float | None = None
-    """Of logits."""
+    """Divisor of logits; None: 1."""
     softcap: float | None = None
     """c of c * tanh(logit / c); None: logits are not capped."""
 

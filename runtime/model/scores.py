@@ -1,4 +1,4 @@
-"""How scores of queries and keys become weights, and attention block by block of the cache.
+"""Softmax of the scores of queries and keys, and attention block by block of the cache.
 
     score  = scale * q · k                      capped: c * tanh(score / c)
     weight = exp(score + bias) / (sum of exp(score + bias) over the columns, and exp(sink))

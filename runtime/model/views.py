@@ -1,4 +1,4 @@
-"""What the layers of one window attend to: their KV cache, and the mask over its rows, for each forward.
+"""KV cache of the layers of one window, and the mask over its rows, for each forward.
 
 A row at position p sees the positions up to its own; with a window of w those above p - w. Letters as in ``layers``.
 The masks are buffers; temporaries are bounded by `scratch.bias`, `scratch.positions` and `scratch.index` in

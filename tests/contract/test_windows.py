@@ -56,7 +56,7 @@ class Reference:
     checkpoint: Path
     lm_head: torch.Tensor
     logits: torch.Tensor
-    """Of the first prompt."""
+    """Tokens of the first prompt."""
     model: Any
 
     def tokens(self, prompt: tuple[int, ...], count: int = COUNT) -> tuple[int, ...]:

@@ -97,7 +97,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 NOTE = "plans/demo: no images are compiled, so no weights of this plan were seen here\n"
-"""What ``show`` says beside the tables, where it comes that far."""
+"""Line that ``show`` writes beside the tables, where it comes that far."""
 
 OUTPUTS = (
     ("help", "--help"),

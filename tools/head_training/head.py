@@ -145,7 +145,7 @@ class Beginning:
     config: dict[str, Any]
     """Its config, but with the draft vocabulary's size that it shall have."""
     digest: str
-    """Of config and weights."""
+    """Digest of config and weights."""
 
 
 def read_head(directory: Path, base: Base, draft_vocab_size: int | None) -> Beginning:

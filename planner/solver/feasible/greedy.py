@@ -59,7 +59,7 @@ class _Packing:
         self.divided: list[_Divided] = []
         """Axes of blocks: divided again when the layers are placed."""
         self.holders: list[_Divided] = []
-        """Of each block the axis that others may share, or the one that it shares itself."""
+        """Axis of each block that others may share, or the one that it shares itself."""
         device_sets: list[tuple[int, ...]] = []
         for block, choices in zip(problem.blocks, structure.choices, strict=True):
             device_sets.append(self._place_block(block, choices, device_sets))

@@ -105,7 +105,7 @@ def test_the_common_length_ends_with_the_shorter_one() -> None:
 
 
 def test_a_ring_is_reused_where_it_has_the_last_window_of_a_prompt() -> None:
-    """Of a window of 5 and 4 rows at once a ring has the last 8 positions."""
+    """A ring for a window of 5 and 4 rows at once has the last 8 positions."""
     sequences = Sequences(2, copies=True, kept=8, spare=4)
     text = tuple(range(100, 140))
 
