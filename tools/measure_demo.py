@@ -70,11 +70,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, kv_width, bias=False)
         self.o_proj = nn.Linear(hidden, hidden, bias=False)
 
-    def forward(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Map [B, T, width] to [B, T, H]."""
+    def forward(self, x: Tensor, positions: Tensor, attend: Attend, first: int = 0) -> Tensor:
+        """Map [B, T, width] to [B, T - first, H]: rows before ``first`` give keys and values alone."""
         head_dim, theta = self.shape.hidden_size // self.shape.num_attention_heads, self.shape.rope_theta
-        q, k, v = (p(x).unflatten(-1, (-1, head_dim)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        seen = attend(rotate(q, positions, theta), rotate(k, positions, theta), v)  # [B, heads, T, D]
+        q, k, v = (
+            project(rows).unflatten(-1, (-1, head_dim)).transpose(1, 2)
+            for project, rows in ((self.q_proj, x[:, first:]), (self.k_proj, x), (self.v_proj, x))
+        )
+        q = rotate(q, positions[..., first:], theta)
+        seen = attend(q, rotate(k, positions, theta), v)  # [B, heads, T - first, D]
         out: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))
         return out
 
@@ -107,9 +111,9 @@ class Layer(nn.Module):
             self.hidden_norm = nn.RMSNorm(hidden, eps)
             self.input_layernorm = nn.RMSNorm(hidden, eps)
 
-    def forward(self, residual: Tensor, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Return the residual stream [B, T, H] after the layer; attention reads `x`."""
-        h = residual + self.self_attn(x, positions, attend)
+    def forward(self, residual: Tensor, x: Tensor, positions: Tensor, attend: Attend, first: int = 0) -> Tensor:
+        """Return the residual stream [B, T - first, H] after the layer; attention reads `x`, all of its rows."""
+        h = residual[:, first:] + self.self_attn(x, positions, attend, first)
         out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
         return out
 
@@ -136,11 +140,11 @@ class Eagle3Head(nn.Module):
         out: Tensor = self.fc(torch.cat([hidden_states[i] for i in (2, layers // 2, layers - 3)], dim=-1))
         return out
 
-    def forward(self, embedding: Tensor, feature: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Map pairs, embedding and feature [B, T, H], to the next features [B, T, H]."""
+    def forward(self, embedding: Tensor, feature: Tensor, positions: Tensor, attend: Attend, first: int = 0) -> Tensor:
+        """Map pairs from ``first`` on, embedding and feature [B, T, H], to the next features [B, T - first, H]."""
         layer = self.midlayer
         x = torch.cat((layer.input_layernorm(embedding), layer.hidden_norm(feature)), dim=-1)
-        out: Tensor = layer(feature, x, positions, attend)
+        out: Tensor = layer(feature, x, positions, attend, first)
         return out
 
     def logits(self, feature: Tensor, base: LlamaForCausalLM) -> Tensor:

@@ -51,6 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=int,
         help=f"tokens that the head can draft, the most frequent: {DRAFT_VOCAB}, or those of --from, unless given",
     )
+    add("--mlp-width", type=int, help="hidden units of a new head's MLP; the base's number unless given")
     add("--passes", type=float, default=3.0, help="passes over the answers")
     add("--batch", type=int, default=16, help="sequences of a step")
     add("--unroll", type=int, default=5, help="steps of the head per pair; from the second on it is fed its own output")
@@ -67,6 +68,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--rate: found {args.rate}, expected more than 0 and at most 10")
     if args.draft_vocab is not None and args.draft_vocab < 1:
         parser.error(f"--draft-vocab: found {args.draft_vocab}, expected at least 1")
+    if args.mlp_width is not None and (args.mlp_width < 1 or args.beginning is not None):
+        parser.error(f"--mlp-width: found {args.mlp_width}, expected at least 1, and not with --from")
     for name in (
         "window",
         "max_new_tokens",
@@ -143,7 +146,8 @@ def train_head(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     if beginning is None:
-        config = head_config(base, DRAFT_VOCAB if args.draft_vocab is None else args.draft_vocab, args.longest)
+        vocabulary = DRAFT_VOCAB if args.draft_vocab is None else args.draft_vocab
+        config = head_config(base, vocabulary, args.longest, args.mlp_width)
     else:
         config = beginning.config
     training = Training(base, config, settings, (train, held_out), args.work, beginning)

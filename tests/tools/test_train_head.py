@@ -24,10 +24,11 @@ from head_training.errors import TrainingError
 from head_training.generation import Choice, answer_group, follow_group
 from head_training.head import extended, head_config, new_head, read_head, write_head
 from head_training.loss import run_steps
+from head_training.optimizers import orthogonalise
 from head_training.prompts import Text, invent, is_held_out, read_prompts
 from head_training.store import Stored, read_chunk, write_chunk
 from head_training.training import make_batch
-from measure_demo import Memory, generate_greedily
+from measure_demo import Eagle3Head, Memory, generate_greedily
 from tests.tools.tiny_gguf import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +91,9 @@ def test_self_fed_steps_are_what_a_drafter_computes(base: Base, prompts: list[li
     pairs = [row.start + 2 for row in rows]
     results = run_steps(head, base, batch, torch.tensor(pairs)[:, None], steps, hard_share=1.0)
     expected = []
+    assert float(results[0].loss.detach()) == pytest.approx(
+        sum(first_step_loss(head, base, row) for row in rows), rel=1e-3
+    )
     for row, pair in zip(rows, pairs, strict=True):
         memory = Memory()
         features = head.fc(row.load_states()[: pair + 1, : 3 * 192].float())
@@ -115,6 +119,21 @@ def test_self_fed_steps_are_what_a_drafter_computes(base: Base, prompts: list[li
         total = sum(loss[j] for loss, c, a in zip(expected, covered, alive, strict=True) if c and a)
         assert results[j].rows == sum(alive)
         assert float(results[j].loss.detach()) == pytest.approx(total, rel=0.02, abs=1e-3)
+
+
+@torch.no_grad()
+def first_step_loss(head: Eagle3Head, base: Base, row: Stored) -> float:
+    """Return the loss of all pairs from the one that predicts the answer's second token, the whole prompt before."""
+    pairs = len(row.tokens) - 2
+    states = row.load_states().float()
+    visible = torch.ones(pairs, pairs, dtype=torch.bool).tril()
+    embedding = base.embedding[torch.tensor([row.tokens[1 : pairs + 1]])]
+    features = head.fc(states[None, :pairs, : 3 * 192])
+    log_p = head.logits(head(embedding, features, torch.arange(pairs), Memory().attend(visible)), base.model)
+    log_p = log_p[0].log_softmax(-1)
+    first = (states[1:, 3 * 192 :] @ base.lm_head[head.token_ids()].T).argmax(-1)
+    counted = [i for i in range(row.start - 1, pairs) if head.t2d[row.choices[i + 1]]]
+    return -float(log_p[counted, first[counted]].sum())
 
 
 def as_stored(states: torch.Tensor) -> Any:
@@ -249,6 +268,30 @@ def test_a_head_gets_further_tokens_and_drafts_the_others_as_before(base: Base) 
     torch.testing.assert_close(after[:, :300], before)
     torch.testing.assert_close(after[:, 300:], head.norm(feature) @ base.lm_head[ids[300:]].T)
     assert extended(head, base, head_config(base, 300, 512), more) is head
+
+
+def test_a_narrow_head_begins_as_the_strongest_units_of_the_base(base: Base) -> None:
+    """The first MLP is the base's last one where only the hidden units of the largest weights are left."""
+    counts = torch.ones(base.config.vocab_size)
+    head = new_head(base, head_config(base, 300, 512, mlp_width=40), counts)
+    mlp = base.model.model.layers[-1].mlp
+    weight = mlp.gate_proj.weight.norm(dim=1) * mlp.up_proj.weight.norm(dim=1) * mlp.down_proj.weight.norm(dim=0)
+    left = weight >= weight.topk(40).values[-1]
+    x = torch.randn(3, base.config.hidden_size)
+    units = torch.nn.functional.silu(mlp.gate_proj(x)) * mlp.up_proj(x) * left
+    torch.testing.assert_close(head.midlayer.mlp(x), mlp.down_proj(units))
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 60), (3, 60, 24), (2, 32, 32)])
+def test_matrices_are_orthogonalised_as_muon_does(shape: tuple[int, int, int]) -> None:
+    """Long matrices, by their Gram matrices, and square ones: the quintic iteration on singular values, in float64."""
+    torch.manual_seed(0)
+    matrices = torch.randn(shape) @ torch.diag(torch.logspace(0, -4, shape[-1]))
+    u, s, v = torch.linalg.svd(matrices.double(), full_matrices=False)
+    s = s / matrices.double().norm(dim=(-2, -1))[:, None]
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    torch.testing.assert_close(orthogonalise(matrices).double(), u @ torch.diag_embed(s) @ v, rtol=1e-3, atol=1e-3)
 
 
 def test_a_chunk_is_whole_or_not_there(tmp_path: Path, base: Base, prompts: list[list[int]]) -> None:

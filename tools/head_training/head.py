@@ -19,8 +19,11 @@ INITIAL_EMBEDDING_SCALE = 0.02
 """Standard deviation of the weights that read the embedding, which no layer of the base has."""
 
 
-def head_config(base: Base, draft_vocab_size: int, max_positions: int) -> dict[str, Any]:
-    """Return config.json of a head with the base's sizes, heads and rotary embedding; raise TrainingError."""
+def head_config(base: Base, draft_vocab_size: int, max_positions: int, mlp_width: int | None = None) -> dict[str, Any]:
+    """Return config.json of a head with the base's sizes, heads and rotary embedding; raise TrainingError.
+
+    ``mlp_width``: width of the MLP, or None for the base's.
+    """
     config = base.config
     theta = rope_theta(config)
     heads, hidden = config.num_attention_heads, config.hidden_size
@@ -39,7 +42,7 @@ def head_config(base: Base, draft_vocab_size: int, max_positions: int) -> dict[s
         "vocab_size": config.vocab_size,
         "draft_vocab_size": draft_vocab_size,
         "hidden_size": hidden,
-        "intermediate_size": dense_width(config),
+        "intermediate_size": mlp_width or dense_width(config),
         "num_hidden_layers": 1,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -77,7 +80,7 @@ def new_head(base: Base, config: dict[str, Any], counts: Tensor) -> Eagle3Head:
     state = dict(head.named_parameters())
     hidden = config["hidden_size"]
     with torch.no_grad():
-        for name, source in inherited(base).items():
+        for name, source in widest(inherited(base), config["intermediate_size"]).items():
             target: Tensor = state[name]
             if name.startswith("midlayer.self_attn.") and target.shape[1] == 2 * hidden:
                 torch.nn.init.normal_(target, std=INITIAL_EMBEDDING_SCALE)
@@ -135,6 +138,19 @@ def inherited(base: Base) -> dict[str, Tensor]:
         if projection is not None:
             tensors[f"midlayer.mlp.{name}.weight"] = projection.weight
     return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def widest(tensors: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Return a head's first tensors with an MLP of at most this width: the hidden units of the largest weights.
+
+    A unit's weight is the product of the norms of its rows of gate_proj and up_proj and its column of down_proj.
+    """
+    gate, up, down = (f"midlayer.mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
+    if gate not in tensors or width >= len(tensors[gate]):
+        return tensors
+    weights = tensors[gate].norm(dim=1) * tensors[up].norm(dim=1) * tensors[down].norm(dim=0)
+    units = weights.argsort(descending=True, stable=True)[:width].sort().values
+    return tensors | {gate: tensors[gate][units], up: tensors[up][units], down: tensors[down][:, units]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

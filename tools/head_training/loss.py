@@ -61,12 +61,17 @@ class Unrolled:
         self.future = (torch.arange(length) > rows[..., None])[:, None]  # [B, 1, R, L]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend with q [B, heads, L, D], k and v [B, K, L, D], later with R for L; every call is the next step."""
+        """Attend with q [B, heads, L, D], k and v [B, K, L, D], later with R for L; every call is the next step.
+
+        In step 0 q may have fewer rows: the last ones.
+        """
         heads, dtype = q.shape[1], v.dtype
         if self.committed is None:
             self.committed = (k, v)
+            length = k.shape[2]
+            visible = torch.ones(length, length, dtype=torch.bool).tril()[length - q.shape[2] :]
             return F.scaled_dot_product_attention(
-                q.to(dtype), k.to(dtype), v, is_causal=True, enable_gqa=heads != k.shape[1]
+                q.to(dtype), k.to(dtype), v, attn_mask=visible, enable_gqa=heads != k.shape[1]
             )
         self.own.append((k, v))
         k0, v0 = self.committed
@@ -112,14 +117,18 @@ def run_steps(
     attention = Unrolled(rows, length)
     embedding = base.embedding[batch.tokens].to(batch.features.dtype)
     feature = head.fc(batch.features)
+    skipped = int(batch.starts.min())  # pairs of prompts, which only give keys and values
     fed = torch.arange(length).expand(count, -1)
     sequence = torch.arange(count)[:, None]
-    valid = (fed >= batch.starts[:, None]) & (fed < batch.pairs[:, None])  # [B, L]
-    right_so_far = torch.ones(count, length, dtype=torch.bool)
     results = []
     for j in range(steps):
         positions = (fed + j).clamp(max=length - 1)  # of the head: a pair's index; rows beyond the end do not count
-        feature = head(embedding[sequence, positions + 1], feature, positions, attention.attend)
+        given = embedding[sequence, positions + 1]
+        feature = head(given, feature, positions, attention.attend, skipped if j == 0 else 0)
+        if j == 0:
+            fed, positions = fed[:, skipped:], positions[:, skipped:]
+            valid = (fed >= batch.starts[:, None]) & (fed < batch.pairs[:, None])  # [B, L - skipped]
+            right_so_far = torch.ones_like(valid)
         row, column = valid.nonzero(as_tuple=True)
         target, first, covered = targets.at(row, positions[row, column] + 1)
         log_p = head.logits(feature[row, column], base.model).float().log_softmax(-1)
@@ -139,7 +148,7 @@ def run_steps(
         alive[row, column] = covered
         right_so_far[row, column] = right & before
         if j == 0:
-            feature, fed = feature[sequence, rows], rows
-            alive, right_so_far = alive.gather(1, rows), right_so_far.gather(1, rows)
+            feature, fed = feature[sequence, rows - skipped], rows
+            alive, right_so_far = alive.gather(1, rows - skipped), right_so_far.gather(1, rows - skipped)
         valid = alive & (fed + j + 1 < batch.pairs[:, None])
     return results

@@ -5,16 +5,47 @@ import math
 import torch
 from torch import Tensor, nn
 
+QUINTIC = (3.4445, -4.775, 2.0315)
+"""Muon's a, b, c: an iteration maps X to (a + b G + c G^2) X, where G = X X^T."""
+ITERATIONS = 5
+GRAM_RATIO = 1.25
+"""Ratio of a matrix's sides from which iterating on its Gram matrix takes fewer operations."""
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+
+def orthogonalise(matrices: Tensor) -> Tensor:
     """Approach the nearest semi-orthogonal matrices by Newton-Schulz iteration (Muon's quintic), in their dtype."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    if x.dtype == torch.float32 and x.shape[-1] >= GRAM_RATIO * x.shape[-2]:
+        x = gram_factor(x @ x.mT) @ x
+    else:
+        for _ in range(ITERATIONS):
+            x = quintic(x @ x.mT) @ x
     result: Tensor = x.mT if tall else x
+    return result
+
+
+def gram_factor(gram: Tensor) -> Tensor:
+    """Return the product of all iterations' polynomials from the Gram matrix of the beginning.
+
+    X' = P X has the Gram matrix P G P: the long side enters the first product and the last alone. The coefficients
+    magnify small eigenvalues, and with them the rounding of G: float32 carries that, bfloat16 does not.
+    """
+    factor = quintic(gram)
+    polynomial = factor
+    for _ in range(ITERATIONS - 1):
+        gram = polynomial @ gram @ polynomial
+        polynomial = quintic(gram)
+        factor = polynomial @ factor
+    return factor
+
+
+def quintic(gram: Tensor) -> Tensor:
+    """Return a + b G + c G^2."""
+    a, b, c = QUINTIC
+    result = b * gram + c * gram @ gram
+    result.diagonal(dim1=-2, dim2=-1).add_(a)
     return result
 
 
