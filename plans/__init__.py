@@ -5,6 +5,7 @@
     check      invariants of the placement in a plan             weights       tensor parts on each device, moved bytes
     check_inputs  those of all else, and the limits              buffers       memory beside the weights
     diff       two plans compared                                step          rows and messages of one step
+    acceptance how often the base chooses what is drafted
     artifact   images.yaml, constants of an image                kv, ranges    shares of KV heads as rows and columns
     safetensors_header, strict_json, strict_yaml  parsing of untrusted files
     dtypes     bytes of values, names in a header

@@ -13,6 +13,7 @@ from numbers import Real
 from operator import index
 from typing import Any, Literal, Self, SupportsIndex, TypedDict
 
+from plans.acceptance import Drafted
 from plans.schema import Plan
 from plans.step import accept_rows
 from runtime.errors import RequestError
@@ -76,6 +77,8 @@ class Request:
     """Every step commits this many drafted nodes, right or wrong: to measure the time of a step, not to get a text."""
     timed: bool = False
     """Measure each part of a step, on every rank."""
+    recorded: bool = False
+    """Compare every draft with the text that follows it, to count an acceptance profile."""
 
 
 class Piece(str):
@@ -139,6 +142,8 @@ class Completion:
     """Memory of this rank's device after the request."""
     timings: RankTimings | None
     """Timings of this rank; None where the request is not ``timed``."""
+    drafts: tuple[Drafted, ...] = ()
+    """Drafts compared with the text, on the drafter's leader, where the request is ``recorded``."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -226,6 +231,8 @@ def check_request(plan: Plan, request: Request) -> None:
         check_sampling(request.sampling)
     if request.accept is not None:
         _check_accept(plan, request.accept)
+    if request.recorded:
+        _check_recorded(plan, request)
 
 
 def _check_accept(plan: Plan, accept: int) -> None:
@@ -234,6 +241,17 @@ def _check_accept(plan: Plan, accept: int) -> None:
     most = accept_rows(plan.options) - 1
     if not 0 <= accept <= most:
         raise RequestError(f"accept: found {accept}, expected 0 to {most}, the most that a step of the plan accepts")
+
+
+def _check_recorded(plan: Plan, request: Request) -> None:
+    tree, draft = plan.options.tree, plan.draft
+    if draft is None or tree is None or not request.draft:
+        raise RequestError("recorded: nothing is drafted")
+    if tree.kind != "dynamic" or draft.mask_token_id is not None:
+        kind = "static" if tree.kind == "static" else "drafted in one pass (P-EAGLE)"
+        raise RequestError(f"recorded: the plan's tree is {kind}, expected a dynamic one")
+    if request.sampling is not None or request.accept is not None:
+        raise RequestError("recorded: expected greedy decoding, in which steps accept what agrees")
 
 
 def fingerprint(request: Request) -> int:
@@ -248,6 +266,7 @@ def fingerprint(request: Request) -> int:
         None if sampling is None else (sampling.temperature, sampling.top_k, sampling.top_p),
         request.reuse,
         request.accept,
+        request.recorded,
     )
     return int.from_bytes(hashlib.blake2b(repr(fields).encode(), digest_size=8).digest()) >> 1
 

@@ -6,6 +6,7 @@
     memory      affine bounds of bytes, and the memory terms of a device
     shares      work and bytes of every kind of share
     stall       the stall time-out of a run
+    acceptance  expected tokens of a step, from an acceptance profile
 
 Called by ``planner.problem`` to price candidates, by ``planner.emit`` for memory lines, and by ``planner.build`` for
 the time-out. Sizes are defined in ``plans`` (slots, buffers, messages); the choice is made in ``planner.solver``.

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, Whole, load_module
+from runtime.errors import RequestError
 
 MOST_REPEATS = 1000
 
@@ -12,7 +13,10 @@ MOST_REPEATS = 1000
 @click.command(
     "bench",
     short_help="Time prefill, plain and EAGLE decoding.",
-    epilog="Example: python -m runtime bench plans/demo --accept 3 --repeats 5",
+    epilog="""\b
+Examples:
+  python -m runtime bench plans/demo --accept 3 --repeats 5
+  python -m runtime bench plans/x --profile-out profile.yaml --prompts questions.txt --chat""",
 )
 @PLAN
 @click.option(
@@ -45,6 +49,20 @@ MOST_REPEATS = 1000
     type=Whole(),
     help="Every step accepts N drafted tokens, right or wrong: for random weights, whose drafts never agree.",
 )
+@click.option(
+    "--profile-out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Time nothing: decode prompts greedily, count which of the drafter's candidates the model chose, and write "
+    "the acceptance profile that `planner build --profile` takes.",
+)
+@click.option(
+    "--prompt", "prompts", metavar="TEXT", multiple=True, help="With --profile-out: a prompt; may be repeated."
+)
+@click.option(
+    "--prompts", "prompts_file", metavar="FILE", type=click.Path(path_type=Path), help="The same: a prompt per line."
+)
+@click.option("--chat", is_flag=True, help="The same: prompts are messages, in the chat template of the tokenizer.")
 @AS_JSON
 @QUIET
 @VERBOSE
@@ -55,6 +73,10 @@ def bench_command(
     max_new_tokens: int,
     repeats: int,
     accept: int | None,
+    profile_out: Path | None,
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    chat: bool,
     as_json: bool,
     quiet: bool,
     verbose: int,
@@ -64,6 +86,20 @@ def bench_command(
     Figures are those of the repeat with the median step. Not under torchrun, where no process sees the times of all
     ranks.
     """
+    if profile_out is not None:
+        load_module("runtime.commands.profile").profile(
+            directory,
+            file=profile_out,
+            texts=prompts,
+            prompts_file=prompts_file,
+            chat=chat,
+            max_new_tokens=max_new_tokens,
+            as_json=as_json,
+            quiet=quiet,
+        )
+        return
+    if prompts or prompts_file is not None or chat:
+        raise RequestError("--prompt, --prompts and --chat: are for --profile-out; times do not depend on the text")
     load_module("runtime.commands.measure").bench(
         directory,
         prompt_tokens=prompt_tokens,

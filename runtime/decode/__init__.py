@@ -8,6 +8,7 @@
     eagle_head    the drafter: from accepted features to the next tree
     tree_growth   the candidates that become nodes of a draft tree, dynamic (EAGLE-2, -3) or static (EAGLE-1)
     tree          draft trees as tensors: ancestors, selection of nodes
+    pool          drafts compared with the text, to count an acceptance profile
     verify        acceptance of tree nodes, lossless for greedy decoding and for sampling
 
 Every rank runs the same steps and does what the plan gave it. The arithmetic of layers lives in ``runtime.model``,

@@ -22,6 +22,7 @@ from plans.slots import draft_slots, vocabulary_rows
 from plans.step import accept_rows, draft_tree_rows, fed_rows, mask_rows
 from runtime.comm.groups import Comm
 from runtime.decode.messages import FeatureMessage
+from runtime.decode.tree import Candidates
 from runtime.decode.tree_growth import Growth, Level, growth_of
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
@@ -145,6 +146,10 @@ class Drafter:
         self._fed = {count: self._fed_rows(count) for count in range(1, len(self._cache.sequences) + 1)}
         """By number of sequences: sequence and level of each row that is fed while trees grow, [rows, 2]."""
         self._no_rows = Rows.none(self._rotary, self._bias)
+        self.recorded = False
+        """True: keep the candidates of the trees of each draft."""
+        self.pool: Candidates | None = None
+        """Those of the last draft; None where nothing is kept, and of other trees than dynamic ones."""
         self._growth(options.batch)
 
     def _fed_rows(self, sequences: int) -> Tensor:
@@ -282,6 +287,7 @@ class Drafter:
         ``pending`` [S]: pairs that ``extend`` ran and that are not committed yet. ``first``: as in ``extend``.
         """
         growth, sequences = self._growth(len(roots)), range(first, first + len(roots))
+        growth.recorded = self.recorded
         here, own = shared(sequences, self._cache.sequences)
         end = self._cache.lengths[own] + pending[here].unsqueeze(1)  # [b, 1]
         window, rotary = self._start(end, own)
@@ -290,7 +296,8 @@ class Drafter:
         while level is not None:
             hidden = self._feed(level, hidden, self._beam(level, rotary, window, here, own))
             level = growth.grow(level, *self._candidates(hidden))
-        return growth.finish()
+        trees, self.pool = growth.finish(), growth.pool
+        return trees
 
     def commit(self, accepted: Tensor, rows: list[int], first: int) -> None:
         """Make pairs that were run part of each sequence: ``accepted`` [S] + 1, and ``rows``, the same on the host."""

@@ -59,6 +59,7 @@ from runtime.comm.groups import Comm
 from runtime.decode.choice import choose_in_trees
 from runtime.decode.messages import Message, Notice, nothing
 from runtime.decode.parts import Accepted, parts_of
+from runtime.decode.pool import Pool, pools
 from runtime.decode.prefill import Prefill, Prompt, Root
 from runtime.decode.sequences import Sequences
 from runtime.decode.tree import ancestors
@@ -77,6 +78,8 @@ class Mode:
     """False: plain decoding, one token a step, also where the plan has a drafter."""
     accept: int | None
     """For timing: number of drafted nodes that every step accepts, whatever they are."""
+    recorded: bool = False
+    """True: the drafter's leader keeps all candidates of each draft."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +91,8 @@ class Taken:
     message: Message
     joined: bool
     """True for the first step of a sequence, which verified nothing of it."""
+    pool: Pool | None = None
+    """Candidates of the next tree, whose root is the last of ``tokens``, where drafts are recorded."""
 
 
 class Stepper:
@@ -114,6 +119,8 @@ class Stepper:
         self._samplings: list[Sampling | None] = [None] * batch
         self._trees: list[list[int]] = [[] for _ in range(batch)]
         """Tokens of each active place's tree."""
+        self._pools: dict[int, Pool] = {}
+        """Candidates of the trees that the current step drafts, by place, on the drafter's leader; see ``Mode``."""
         self._first_node = torch.arange(batch, device=device).unsqueeze(1)
         self._inactive = torch.ones(batch, dtype=torch.bool, device=device)  # as the record has it
         self._no_rows = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -137,6 +144,8 @@ class Stepper:
         self._mode = mode
         self._channel = self._parts.drafted if mode.draft and self._parts.drafted else self._parts.plain
         self._channel.wire.zero_()  # which another mode may have written in its own layout
+        if self._parts.drafter is not None:
+            self._parts.drafter.recorded = mode.recorded
 
     @torch.inference_mode()
     def begin(
@@ -186,6 +195,7 @@ class Stepper:
         ``notice``: called on the rank that writes the step message; all ranks return what it returned there.
         """
         sequences, drafted = self._sequences, self._channel.drafted
+        self._pools = {}
         with sequences.changing():
             messages, agreed = self._step(notice)
             taken: dict[int, Taken] = {}
@@ -194,10 +204,12 @@ class Stepper:
                     root, accepted = self._trees[place][0], message.path[1 : 1 + message.accepted]
                     tokens = [self._trees[place][node] for node in accepted]
                     sequences.commit(place, root, tokens, drafted=drafted, certain=self._mode.accept is None)
-                    taken[place] = Taken(tokens=[*tokens, message.tokens[0]], message=message, joined=False)
+                    tokens, pool = [*tokens, message.tokens[0]], self._pools.get(place)
+                    taken[place] = Taken(tokens=tokens, message=message, joined=False, pool=pool)
                 elif place in self._joining:
                     self._join(place)
-                    taken[place] = Taken(tokens=message.tokens[:1], message=message, joined=True)
+                    pool = self._pools.get(place)
+                    taken[place] = Taken(tokens=message.tokens[:1], message=message, joined=True, pool=pool)
                 self._trees[place] = message.tokens
         return taken, agreed
 
@@ -325,6 +337,8 @@ class Stepper:
         trees = drafter.draft(message, joined, roots, pending, places.start)
         if drafter.group.leads:
             self._channel.write(places, kept, path, *trees)
+            if drafter.pool is not None:
+                self._pools = dict(zip(range(places.start, places.stop), pools(drafter.pool), strict=True))
         self._progress.lap("draft")
 
     def _commit(self, messages: list[Message], places: slice) -> None:

@@ -4,6 +4,8 @@
     grow     the candidates of a level's outputs -> the level that is fed next, None behind the last one
     finish   tokens and parents of the trees
 
+While drafts are recorded, ``pool`` has the candidates of the last trees that were finished.
+
 ``Dynamic`` is the tree of EAGLE-2 and -3: of each level's candidates the k best by path probability, the beam, are fed,
 and the best of all candidates are the tree. ``Static`` is the tree of EAGLE-1: the plan gives its shape. Shapes do not
 depend on what is drafted: B sequences, f nodes of a level, k candidates of a node, R cache rows of a growing tree, N
@@ -44,6 +46,10 @@ class Growth(Protocol):
 
     top_k: int
     """k"""
+    recorded: bool
+    """True: keep the candidates of finished trees."""
+    pool: Candidates | None
+    """Those of the last ones; None where nothing is kept, and of static trees."""
 
     def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
         """Begin trees of ``roots`` [B] with their candidates, tokens and log-probabilities [B, k]; return a level."""
@@ -70,6 +76,8 @@ class Dynamic:
 
     def __init__(self, tree: Tree, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         self.top_k, self._depth, self._nodes, self._batch = tree.top_k, tree.depth, tree.total_token, batch
+        self.recorded = False
+        self.pool: Candidates | None = None
         k, rows = tree.top_k, max(1, tree.depth * tree.top_k)
         self._roots = self._beam = torch.empty(0)  # root tokens [B], scores of the last beam [B, k]
         self._tokens, self._scores, self._fed = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -115,6 +123,7 @@ class Dynamic:
             scores=torch.cat(self._scores, 1),
             parents=torch.cat([self._root_parents, *above], 1),
         )
+        self.pool = pool if self.recorded else None
         return select(pool, self._roots, self._nodes)
 
     def _feed(
@@ -139,6 +148,8 @@ class Static:
         self, paths: tuple[tuple[int, ...], ...], tree: Tree, batch: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.top_k, self._batch, self._tokens = tree.top_k, batch, list[Tensor]()
+        self.recorded = False
+        self.pool: Candidates | None = None
         inner = {path[:-1] for path in paths}
         levels = [[path for path in paths if len(path) == length + 1] for length in range(tree.depth + 1)]
         root: list[tuple[int, ...]] = [()]

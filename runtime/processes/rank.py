@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from tokenizers import Tokenizer
 
+from plans.acceptance import Drafted
 from plans.artifact import align
 from plans.buffers import OUTBOX
 from plans.schema import MEMORY_TERMS, Plan
@@ -22,6 +23,7 @@ from plans.slots import DRAFT_PREFIX
 from runtime.comm.groups import Comm
 from runtime.comm.meeting import Rendezvous, connect
 from runtime.comm.progress import Progress, Timings
+from runtime.decode.pool import compared
 from runtime.decode.step import Mode, Stepper, Taken
 from runtime.errors import PeerError, RequestError
 from runtime.image.buffers import Memory
@@ -220,8 +222,16 @@ class Rank:
                     measured_bytes=measured,
                     memory=memory,
                     timings=spent,
+                    drafts=self._drafts(served),
                 ),
             )
+
+    def _drafts(self, served: Served) -> tuple[Drafted, ...]:
+        """Return the drafts of a job, compared with the tokens that followed each."""
+        tree, tokens = self.plan.options.tree, served.output.tokens
+        assert tree is not None or not served.pools, "what is recorded was drafted"
+        nodes = tree.total_token if tree else 1
+        return tuple(compared(pool, tokens[position:], nodes) for position, pool in served.pools)
 
     def steps(self, request: Request) -> Iterator[Taken]:
         """Yield the new tokens and the step message of each step of one request, without end."""

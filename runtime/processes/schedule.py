@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from runtime.decode.messages import Notice
+from runtime.decode.pool import Pool
 from runtime.decode.step import Mode, Stepper, Taken
 from runtime.processes.inbox import Delivery, Inbox, Packet, Submit
 from runtime.request import Piece, Request
@@ -32,6 +33,8 @@ class Served:
         self.place: int | None = None
         """None before its first chunk."""
         self.accept_lengths: list[int] = []
+        self.pools: list[tuple[int, Pool]] = []
+        """Candidates of each draft, with the number of tokens up to its root; where drafts are recorded."""
         self.reused = 0
         """Positions of the prompt that were in the caches."""
         self.begun = self.first = self.ended = 0.0
@@ -43,6 +46,8 @@ class Served:
         if accepted is not None:
             self.accept_lengths.append(accepted)
         kept = self.output.take(taken.tokens)
+        if taken.pool is not None and not self.output.finished:
+            self.pools.append((len(self.output.tokens), taken.pool))
         if cancelled:
             self.output.cancel()
         self.ended = time.perf_counter()
@@ -138,7 +143,7 @@ class Schedule:
         """Let jobs enter, as many as there are places for and decode in one mode."""
         while self._waiting and len(self._jobs()) - len(self._waiting) < self._places:
             request = self._waiting[0].request
-            mode = Mode(draft=request.draft and self._stepper.drafts, accept=request.accept)
+            mode = Mode(draft=request.draft and self._stepper.drafts, accept=request.accept, recorded=request.recorded)
             if not self._serving and not self._prefilling:
                 self._mode = mode
                 self._stepper.enter(mode)

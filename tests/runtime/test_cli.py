@@ -16,6 +16,7 @@ from typing import TextIO
 import pytest
 
 from plans import codec
+from plans.acceptance import load_profile
 from plans.schema import Plan
 from runtime.cli import main
 from runtime.commands import prompts
@@ -355,3 +356,21 @@ def test_a_limit_of_the_system_is_refused_in_a_line(limit: str, plan_dir: tuple[
     )  # fmt: skip
     assert (done.stdout, len(done.stderr.splitlines())) == ("", 1), done.stderr
     assert (done.returncode == 5 and done.stderr.startswith("error: ")) or "OpenBLAS error" in done.stderr
+
+
+def test_bench_writes_an_acceptance_profile(one_dir: Path, tmp_path: Path, command: Command) -> None:
+    file, questions = tmp_path / "profile.yaml", tmp_path / "questions.txt"
+    questions.write_text("abc\n\nxyz\n")
+    asked = ("--profile-out", file, "--prompts", questions, "--prompt", "b", "--max-new-tokens", "12")
+    done = command("bench", one_dir, *asked)
+    assert done.code == 0, done.err
+    assert done.out.startswith("acceptance length ")
+    profile = load_profile(file)
+    assert "behind 3 prompts, greedy, total_token=" in profile.source
+    data = json.loads(command("bench", one_dir, *asked, "--json").out)
+    assert data["contexts"][0]["steps"] == profile.contexts[0].steps
+
+
+def test_bench_refuses_prompts_without_a_profile(one_dir: Path, command: Command) -> None:
+    done = command("bench", one_dir, "--prompt", "abc")
+    assert (done.code, "are for --profile-out" in done.err) == (2, True)
