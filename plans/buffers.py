@@ -61,6 +61,12 @@ from plans.step import (
 )
 
 FLOAT32_BYTES = BUFFER_BYTES["float32"]
+ROUTER_VALUES = 4
+"""Logits of a router for each row and expert, their softmax, its order and the weights that are picked."""
+CHOICE_VALUES = 10
+"""The same of a router of its own kind: pairs of a sigmoid, corrected scores, and those of groups beside them.
+
+Its input in float32 is within what the experts take later."""
 FUSED_ROWS = 32
 """Multiple to which the kernel of fused attention pads the rows of its log-sum-exp."""
 
@@ -331,6 +337,7 @@ def _layer_buffers(
     # model.layers.GatedMlp, model.experts.Experts: 4 H as in attention
     mlp_width = (4 + widened) * common.hidden + max(_mlp_width(mlp, common, mlp_units) for mlp in mlps)
     routed = max((mlp.num_experts for mlp in mlps if mlp.kind == "moe"), default=0)
+    values = CHOICE_VALUES if any(mlp.router is not None for mlp in mlps) else ROUTER_VALUES
     reduced = common.hidden if common.group_size > 1 else 0
     squares = NORM_SUMS if attention.qk_norm_whole else 0
 
@@ -347,8 +354,8 @@ def _layer_buffers(
         ),
         buffer("scratch.attention", "buffers", (rows, max(attention_width, fused_width))),
         buffer("scratch.mlp", "buffers", (rows, mlp_width)),
-        # logits of the router, their softmax, its order and the weights that are picked: model.experts.Experts.route
-        Buffer(name=f"{common.prefix}scratch.router", term="buffers", dtype="float32", shape=(4, rows, routed)),
+        # what the router picks experts by: model.router.Router
+        Buffer(name=f"{common.prefix}scratch.router", term="buffers", dtype="float32", shape=(values, rows, routed)),
         # as in the embedding: comm.groups.Group.all_reduce
         buffer("scratch.reduce", "comm", (rows, reduced)),
         # sums of squares of all query heads and of all keys, and as in scratch.reduce: model.layers.Attention
@@ -398,15 +405,16 @@ def _converted(common: _Common, share: KvShare, heads: int, cache: tuple[int, ..
 def _mlp_width(mlp: Mlp, common: _Common, units: int) -> int:
     """Return the values of a row's temporaries: gate, up and their product; of experts also the row's copy and result.
 
-    Experts are either grouped, each row with those that are picked for it, or all of them are run on some rows at once:
-    then gate, up and their product, or the product and the result. ``units`` may be those of another, finer MLP of the
+    Experts are either grouped, each row with those that are picked for it, and gate and up once more where they have
+    biases; or all of them are run on some rows at once: then gate, up and their product, or the product and the result.
+    ``units`` may be those of another, finer MLP of the
     model: no share is more than the whole.
     """
     channels, hidden = min(units * mlp.unit, mlp.intermediate_size), common.hidden
     if mlp.kind != "moe":
         return 3 * channels
     shared = 3 * min(units, mlp.units) * mlp.shared_unit + hidden if mlp.shared_size else 0
-    grouped = mlp.experts_per_token * (2 * hidden + 3 * channels)
+    grouped = mlp.experts_per_token * (2 * hidden + (4 if mlp.bias else 3) * channels)
     at_once = every_expert_rows(common.options, mlp) * mlp.num_experts * (max(3 * channels, channels + hidden) + 4)
     return shared + max(grouped, -(-at_once // common.rows))
 

@@ -23,6 +23,7 @@ from plans.schema import (
     Options,
     Plan,
     Rotary,
+    Router,
     Tree,
 )
 from plans.step import fed_rows, is_chain, pool_rows
@@ -56,6 +57,8 @@ SCALES = (1e-6, 4.0)
 """Least and largest factor of scores: the kernels have it as a multiple of 2^-60."""
 MULTIPLIERS = (1e-6, 1e6)
 """Least and largest factor of embeddings, outputs and logits."""
+ALPHAS = (1e-3, 1e3)
+"""Least and largest factor of a gate within its sigmoid."""
 SOFTCAPS = (1e-3, 1e6)
 """Least and largest soft cap of scores and logits."""
 MOST_STALL_S = 3600
@@ -442,13 +445,11 @@ def _check_mlp(path: str, mlp: Mlp) -> Iterator[Violation]:
         yield bad(f"{path}.intermediate_size", mlp.intermediate_size, f"a multiple of the unit, {mlp.unit}")
     elif mlp.intermediate_size > MOST_SIZE:
         yield bad(f"{path}.intermediate_size", mlp.intermediate_size, f"at most {MOST_SIZE}")
-    if mlp.shared_size is not None and (mlp.kind == "gated" or not 1 <= mlp.shared_size <= MOST_SIZE):
-        yield bad(f"{path}.shared_size", mlp.shared_size, f"from 1 to {MOST_SIZE}, and that only beside experts")
-    elif mlp.shared_size is not None and mlp.unit > 0 and mlp.shared_size % max(1, mlp.units):
-        yield bad(f"{path}.shared_size", mlp.shared_size, f"a multiple of the {mlp.units} units")
-    if mlp.shared_gate and mlp.shared_size is None:
-        yield bad(f"{path}.shared_gate", "true", "nothing, as there is no shared expert")
+    yield from _check_shared(path, mlp)
+    yield from _check_swiglu(path, mlp)
     if mlp.kind == "gated":
+        if mlp.router is not None:
+            yield bad(f"{path}.router", "one", "nothing, as a gated MLP has no experts")
         for name, value, only in (
             ("num_experts", mlp.num_experts, 1),
             ("experts_per_token", mlp.experts_per_token, 1),
@@ -460,8 +461,41 @@ def _check_mlp(path: str, mlp: Mlp) -> Iterator[Violation]:
     yield from _in_range(f"{path}.num_experts", mlp.num_experts, 1, MOST_EXPERTS)
     if not 1 <= mlp.experts_per_token <= max(1, mlp.num_experts):
         yield bad(f"{path}.experts_per_token", mlp.experts_per_token, f"from 1 to the {mlp.num_experts} experts")
-    if mlp.bias:
-        yield bad(f"{path}.bias", "true", "false, as experts have no biases")
+    if mlp.router is not None:
+        yield from _check_router(f"{path}.router", mlp.router, mlp)
+
+
+def _check_shared(path: str, mlp: Mlp) -> Iterator[Violation]:
+    if mlp.shared_size is not None and (mlp.kind == "gated" or not 1 <= mlp.shared_size <= MOST_SIZE):
+        yield bad(f"{path}.shared_size", mlp.shared_size, f"from 1 to {MOST_SIZE}, and that only beside experts")
+    elif mlp.shared_size is not None and mlp.unit > 0 and mlp.shared_size % max(1, mlp.units):
+        yield bad(f"{path}.shared_size", mlp.shared_size, f"a multiple of the {mlp.units} units")
+    if mlp.shared_gate and mlp.shared_size is None:
+        yield bad(f"{path}.shared_gate", "true", "nothing, as there is no shared expert")
+
+
+def _check_swiglu(path: str, mlp: Mlp) -> Iterator[Violation]:
+    limit, alpha = mlp.swiglu_limit, mlp.swiglu_alpha
+    if limit is None:
+        if alpha is not None:
+            yield bad(f"{path}.swiglu_alpha", alpha, "nothing, as there is no swiglu_limit")
+        return
+    if mlp.kind == "gated" or mlp.activation != "silu":
+        yield bad(f"{path}.swiglu_limit", limit, "nothing, but in experts that are gated by silu")
+    yield from _in_range(f"{path}.swiglu_limit", limit, *SOFTCAPS)
+    if alpha is not None:
+        yield from _in_range(f"{path}.swiglu_alpha", alpha, *ALPHAS)
+
+
+def _check_router(path: str, router: Router, mlp: Mlp) -> Iterator[Violation]:
+    experts, groups, picked = mlp.num_experts, router.groups, router.picked_groups
+    if not 1 <= groups <= experts or experts % groups or (groups > 1 and experts < 2 * groups):
+        yield bad(f"{path}.groups", groups, f"1, or a divisor of the {experts} experts with at least 2 in a group")
+    elif not 1 <= picked <= groups:
+        yield bad(f"{path}.picked_groups", picked, f"from 1 to the {groups} groups")
+    elif mlp.experts_per_token > experts // groups * picked:
+        yield bad(f"{path}.picked_groups", picked, f"groups with {mlp.experts_per_token} experts, which a token takes")
+    yield from _in_range(f"{path}.scale", router.scale, *MULTIPLIERS)
 
 
 def _check_draft(plan: Plan) -> Iterator[Violation]:

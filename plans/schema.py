@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 SCHEMA_MAJOR = 4
-SCHEMA_MINOR = 1
+SCHEMA_MINOR = 2
 
 DType = Literal["bfloat16", "float16", "float32"]
 KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
@@ -218,6 +218,26 @@ class Attention:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Router:
+    """How experts are picked where it is more than by the softmax of a product."""
+
+    scores: Literal["softmax", "sigmoid"]
+    """Scores of the experts, of their logits; the weights of those that are picked are their scores."""
+    bias: bool
+    """The product has a bias."""
+    float32: bool
+    """Weights and bias of the product are in float32, and so is the product."""
+    correction: bool
+    """Experts are picked by their scores and a bias, in float32, which their weights do not have."""
+    groups: int
+    """Groups of consecutive experts, equally many each; 1: none."""
+    picked_groups: int
+    """Groups of which experts are picked: those with the highest sums of their two best scores, with their biases."""
+    scale: float
+    """Factor of the weights, after they are divided by their sum."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Mlp:
     """``gated``: down(act(gate(x)) * up(x)), dealt out in units of ``unit`` channels: intermediate_size = U * unit.
 
@@ -232,17 +252,26 @@ class Mlp:
     unit: int
     activation: Activation
     bias: bool
-    """The linear layers have biases; false in ``moe``."""
+    """The linear layers have biases, those of every expert."""
     num_experts: int
     """E; 1 in ``gated``."""
     experts_per_token: int
     """1 in ``gated``."""
     norm_topk_prob: bool
-    """True where weights of the picked experts, a softmax over all, are divided by their sum; false in ``gated``."""
+    """True where weights of the picked experts, scores among all, are divided by their sum; false in ``gated``."""
     shared_size: int | None = None
     """Channels of the expert that every token takes beside the picked ones: a U-th of each unit. None: none."""
     shared_gate: bool | None = None
     """True: its output is multiplied by the sigmoid of a product with the token's input."""
+    router: Router | None = None
+    """None: the softmax of a product without a bias, in the dtype of activations; none in ``gated``."""
+    swiglu_limit: float | None = None
+    """c, in ``moe``: gates of picked experts are at most c, ups are from -c to c, and 1 is added to these (gpt-oss).
+
+    None: nothing of that.
+    """
+    swiglu_alpha: float | None = None
+    """a: with ``swiglu_limit`` the activation is g * sigmoid(a * g); None: 1."""
 
     @property
     def units(self) -> int:

@@ -85,14 +85,18 @@ class MlpSlots:
     """[H]; None: there is none before the MLP."""
     router: SlotSpec | None
     """[E, H] of experts, whole on each device, so that all of them pick the same experts."""
+    router_bias: SlotSpec | None
+    """[E]"""
+    correction: SlotSpec | None
+    """[E] in float32: added to scores where experts are picked."""
     gate_up: SlotSpec | None
     """[2m, H], of experts [E, 2m, H]: gate rows, then up."""
     gate_up_bias: SlotSpec | None
-    """[2m]"""
+    """[2m], of experts [E, 2m]"""
     down: SlotSpec | None
     """[H, m], of experts [E, H, m]"""
     down_bias: SlotSpec | None
-    """[H], on the group's leader alone."""
+    """[H], of experts [E, H], on the group's leader alone."""
     shared_gate: SlotSpec | None = None
     """[1, H] of the shared expert, whole on each device."""
     shared_gate_up: SlotSpec | None = None
@@ -103,7 +107,8 @@ class MlpSlots:
     @property
     def listed(self) -> tuple[SlotSpec, ...]:
         """Slots in the order of the file."""
-        own = _listed(self.norm, self.router, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
+        router = _listed(self.norm, self.router, self.router_bias, self.correction)
+        own = _listed(*router, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
         return (*own, *_listed(self.shared_gate, self.shared_gate_up, self.shared_down))
 
 

@@ -173,23 +173,32 @@ def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool, normed
     span, channels, whole = ((start, stop),), stop - start, ((0, hidden),)
     rows = [("gate.weight", span), ("up.weight", span)]
     norm = make.vector("mlp_norm.weight", hidden) if normed else None
+    of_channels = [("gate.bias", span), ("up.bias", span)]
     if mlp.kind == "moe":
-        count = mlp.num_experts
+        count, router = mlp.num_experts, mlp.router
         gate_up = make.experts("gate_up.weight", rows, (count, 2 * channels, hidden))
+        gate_up_bias = make.experts("gate_up.bias", of_channels, (count, 2 * channels))
         down = make.experts("down.weight", [("down.weight", whole)], (count, hidden, channels), span)
+        down_bias = make.experts("down.bias", [("down.bias", whole)], (count, hidden))
+        wide = dataclasses.replace(make, dtype=HEADER_NAMES["float32"])
+        routing = wide if router is not None and router.float32 else make
         alone = MlpSlots(
             norm=norm,
-            router=make.matrix("router.weight", count, hidden),
+            router=routing.matrix("router.weight", count, hidden),
+            router_bias=routing.vector("router.bias", count) if router and router.bias else None,
+            correction=wide.vector("router.correction", count) if router and router.correction else None,
             gate_up=gate_up if channels else None,
-            gate_up_bias=None,
+            gate_up_bias=gate_up_bias if channels and mlp.bias else None,
             down=down if channels else None,
-            down_bias=None,
+            down_bias=down_bias if mlp.bias and leader else None,
         )
         return alone if mlp.shared_size is None else _with_shared(alone, make, hidden, mlp, units)
-    biases = make.stacked("gate_up.bias", [("gate.bias", span), ("up.bias", span)], None)
+    biases = make.stacked("gate_up.bias", of_channels, None)
     return MlpSlots(
         norm=norm,
         router=None,
+        router_bias=None,
+        correction=None,
         gate_up=make.stacked("gate_up.weight", rows, hidden) if channels else None,
         gate_up_bias=biases if channels and mlp.bias else None,
         down=make.stacked("down.weight", [("down.weight", whole)], channels, span) if channels else None,

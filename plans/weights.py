@@ -93,7 +93,8 @@ def _held(device: str, slots: Iterable[SlotSpec | None], *, draft: bool) -> Iter
     for slot in slots:
         if slot is None:
             continue
-        whole = ((0, slot.shape[-1] if len(slot.shape) > 1 else 1),)
+        of_one = slot.shape if slot.experts is None else slot.shape[1:]
+        whole = ((0, of_one[-1] if len(of_one) > 1 else 1),)
         pieces = [(piece.role, piece.rows, piece.cols or whole) for piece in slot.pieces]
         for role, rows, cols in pieces or [("", ((0, slot.shape[0]),), whole)]:
             item = Held(

@@ -44,6 +44,7 @@ from runtime.image.transfer import hash_file, upload
 from runtime.model import layers, ops
 from runtime.model.experts import Experts
 from runtime.model.layers import Linear
+from runtime.model.router import Router
 from runtime.sampling import Sampling
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -312,10 +313,10 @@ def experts(bench: Bench) -> None:
         x = torch.randn(rows, hidden, device=bench.device).to(bench.dtype)
         for at_once in [64, *([None] if grouped else [])]:
             block = Experts(
-                router=Linear(weight=router.t(), bias=None), gate_up=gate_up, down=down, picked=picked, normed=True,
-                ungrouped_rows=at_once, group=ALONE,
+                router=Router(product=Linear(weight=router.t(), bias=None), picked=picked, normed=True),
+                gate_up=gate_up, down=down, ungrouped_rows=at_once, group=ALONE,
             )  # fmt: skip
-            weights, chosen = block.route(x)
+            weights, chosen = block.router(x)
             expected = torch.zeros(rows, hidden, device=bench.device)
             for expert in range(number):
                 gate, up = (x.float() @ gate_up[expert].float().t()).chunk(2, 1)

@@ -14,6 +14,14 @@ LAYER_KERNELS = 15
 EXPERT_KERNELS = 12
 """More kernels of a layer with experts: router, top-k, sort, gathers, scatter, sum. Fitted: engines fuse some of the 20
 operations that the runtime has."""
+CHOICE_KERNELS = 4
+"""More kernels of a router with sigmoids or a correction: a copy in float32, correction, look-up of weights, factor."""
+GROUP_KERNELS = 6
+"""More kernels where a router picks groups first: two top-k, sum, mask."""
+BIAS_KERNELS = 4
+"""More kernels of experts with biases: their look-up and sum, of gate and up and of down."""
+CLAMP_KERNELS = 6
+"""More kernels of clamped gates and ups: bounds, factors, sum."""
 EMBED_KERNELS = 20
 """Kernels before the layers: mask, look-up, positions, rotary tables, carried features."""
 HEAD_KERNELS = 39
@@ -30,7 +38,19 @@ CPU_PASS_BLOCKS = 3
 
 def layer_ns(device: Device, mlp: Mlp) -> int:
     """Return the fixed time of a layer."""
-    return _kernels_ns(device, LAYER_KERNELS + (EXPERT_KERNELS if mlp.kind == "moe" else 0), 1)
+    return _kernels_ns(device, LAYER_KERNELS + _expert_kernels(mlp), 1)
+
+
+def _expert_kernels(mlp: Mlp) -> int:
+    """Return the kernels that experts have more than a dense MLP."""
+    if mlp.kind != "moe":
+        return 0
+    router, kernels = mlp.router, EXPERT_KERNELS
+    if router is not None and (router.scores == "sigmoid" or router.correction):
+        kernels += CHOICE_KERNELS
+    if router is not None and router.groups > 1:
+        kernels += GROUP_KERNELS
+    return kernels + BIAS_KERNELS * mlp.bias + CLAMP_KERNELS * (mlp.swiglu_limit is not None)
 
 
 def embed_ns(device: Device) -> int:

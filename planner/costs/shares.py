@@ -157,8 +157,11 @@ def unit_work(mlp: Mlp, hidden: int, width: int, rows: int, at_once: int | None 
 
 def router_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
     """Return the work of a layer's router and of the shared expert's gate, which each device computes whole."""
-    parameters = (mlp.num_experts + bool(mlp.shared_gate)) * hidden if mlp.kind == "moe" else 0
-    return Work(traffic_bytes=parameters * width, flops=2 * rows * parameters)
+    if mlp.kind != "moe":
+        return Work(traffic_bytes=0, flops=0)
+    gate, product = bool(mlp.shared_gate) * hidden, mlp.num_experts * hidden
+    wide = FLOAT32_BYTES if mlp.router is not None and mlp.router.float32 else width
+    return Work(traffic_bytes=gate * width + product * wide, flops=2 * rows * (gate + product))
 
 
 def rows_work(hidden: int, width: int, table_rows: int, rows: int) -> Work:

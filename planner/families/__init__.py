@@ -24,13 +24,14 @@ README.md in this directory lists what is supported, what is refused and why, an
 from planner.families.aux_layers import AuxLayers, parse_aux_layers
 from planner.families.heads import facts_of, load_draft, load_planned_draft
 from planner.families.load import load_base, scan
-from planner.families.records import BaseInput, DraftFacts, DraftInput, Roles, Source
+from planner.families.records import BaseInput, Columns, DraftFacts, DraftInput, Roles, Source
 from planner.families.rope import LinearScaling, Llama3Scaling, Rope, inv_freq, rope_bytes
 from planner.families.windows import within
 
 __all__ = [
     "AuxLayers",
     "BaseInput",
+    "Columns",
     "DraftFacts",
     "DraftInput",
     "LinearScaling",

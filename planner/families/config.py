@@ -10,7 +10,7 @@ from typing import Any, Final
 from planner.errors import ConfigError
 from plans.check_inputs import MOST_EXPERTS, MOST_HEAD_DIM, MOST_HEADS, MOST_LAYERS, MOST_SIZE, NORM_EPS
 from plans.format import quote, shown
-from plans.schema import Attention, Mlp
+from plans.schema import Attention, Mlp, Router
 
 MAX_ALL_EXPERTS = 1 << 16
 """Most experts of all layers together: each has three tensors with names of their own."""
@@ -281,34 +281,40 @@ def read_experts(
     norm_topk_prob: bool,
     shared_size: int | None = None,
     shared_gate: bool = False,
+    bias: bool = False,
+    router: Router | None = None,
+    names: tuple[str, str] = ("num_experts", "num_experts_per_tok"),
 ) -> Mlp:
     """Read a mixture of gated experts, of which the router picks some for each token.
 
     ``size``: name of the key that has the channels of one expert. transformers 5 writes ``num_local_experts`` for what
-    Qwen's configs call ``num_experts``; if both are present they must agree.
+    Qwen's configs call ``num_experts``; if both are present they must agree. ``names``: of the keys with the number
+    of experts, and of those that are picked.
     """
     channels = keys.integer(size)
     local = keys.integer("num_local_experts", default_experts, most=MOST_EXPERTS)
-    experts = keys.integer("num_experts", local, most=MOST_EXPERTS)
+    number, per_token = names
+    experts = keys.integer(number, local, most=MOST_EXPERTS)
     if keys.has("num_local_experts") and local != experts:
-        raise keys.fail("num_local_experts", f"found {local}, expected {experts} as in num_experts")
+        raise keys.fail("num_local_experts", f"found {local}, expected {experts} as in {number}")
     if experts * (layers := read_layers(keys)) > MAX_ALL_EXPERTS:
         problem = f"found {experts} in each of {layers} layers, expected at most {MAX_ALL_EXPERTS} in all"
-        raise keys.fail("num_local_experts" if keys.has("num_local_experts") else "num_experts", problem)
-    picked = keys.integer("num_experts_per_tok", default_per_token)
+        raise keys.fail("num_local_experts" if keys.has("num_local_experts") else number, problem)
+    picked = keys.integer(per_token, default_per_token)
     if picked > experts:
-        raise keys.fail("num_experts_per_tok", f"found {picked}, expected at most {experts}, the number of experts")
+        raise keys.fail(per_token, f"found {picked}, expected at most {experts}, the number of experts")
     return Mlp(
         kind="moe",
         intermediate_size=channels,
         unit=mlp_unit(channels) if shared_size is None else _shared_unit(channels, shared_size),
         activation="silu",
-        bias=False,
+        bias=bias,
         num_experts=experts,
         experts_per_token=picked,
         norm_topk_prob=norm_topk_prob,
         shared_size=shared_size,
         shared_gate=shared_gate or None,
+        router=router,
     )
 
 

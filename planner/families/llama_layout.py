@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from planner.families.config import Keys, read_norm_eps, read_tokens
-from planner.families.records import BaseReading, Roles, Source
+from planner.families.records import BaseReading, Columns, Roles, Source
 from planner.families.rope import Rope, rotaries
 from planner.families.rope_keys import RopeDefaults, read_rope
 from planner.families.windows import Windows, classes_of
@@ -62,12 +62,19 @@ class ExpertNames:
     """Names of the router and of the experts' matrices in a checkpoint."""
 
     block: str
-    """``model.layers.i.<block>.gate`` is the router, ``<block>.experts.e`` an expert."""
+    """``model.layers.i.<block>.<router>`` is the router, ``<block>.experts.e`` an expert."""
     gate: str
     up: str
     down: str
     shared: str = "shared_expert"
     """The expert that every token takes."""
+    router: str = "gate"
+    correction: str = "gate.e_score_correction_bias"
+    """Tensor of the bias by which experts are picked, and before E its dimensions of 1."""
+    correction_shape: tuple[int, ...] = ()
+    packed: Literal["halves", "interleaved"] | None = None
+    """``<block>.experts.<gate>`` has gates and ups of all experts [E, H, 2I], in two halves or in turn, and ``<down>``
+    their other matrices [E, I, H]; ``up`` is not used. None: each matrix is a tensor."""
 
 
 def base_reading(
@@ -194,6 +201,8 @@ def attention_roles(attention: Attention, hidden: int, width: int) -> Roles:
         **_linear("v", "self_attn.v_proj", kv, width, attention.qkv_bias),
         **_linear("o", "self_attn.o_proj", hidden, q, attention.o_bias),
     }
+    if attention.sinks:
+        table["sinks"] = Source(name="self_attn.sinks", shape=(attention.num_heads,))
     if attention.qk_norm:
         for role, size in (("q_norm", q), ("k_norm", kv)):
             shape = (size if attention.qk_norm_whole else attention.head_dim,)
@@ -213,19 +222,47 @@ def mlp_roles(mlp: Mlp, hidden: int) -> Roles:
 
 def _moe_roles(mlp: Mlp, hidden: int, names: ExpertNames) -> Roles:
     """Return the roles of the router, and of gate, up and down of each expert."""
-    inner, count = mlp.intermediate_size, mlp.num_experts
-    table = _linear("router", f"{names.block}.gate", count, hidden, False)
-    for e in range(count):
-        expert = f"{names.block}.experts.{e}"
-        table |= _linear(f"experts.{e}.gate", f"{expert}.{names.gate}", inner, hidden, False)
-        table |= _linear(f"experts.{e}.up", f"{expert}.{names.up}", inner, hidden, False)
-        table |= _linear(f"experts.{e}.down", f"{expert}.{names.down}", hidden, inner, False)
+    inner, count, router = mlp.intermediate_size, mlp.num_experts, mlp.router
+    table = _linear("router", f"{names.block}.{names.router}", count, hidden, router is not None and router.bias)
+    if router is not None and router.correction:
+        shape = (*names.correction_shape, count)
+        table["router.correction"] = Source(name=f"{names.block}.{names.correction}", shape=shape)
+    if names.packed is not None:
+        table |= _packed_experts(mlp, hidden, names, interleaved=names.packed == "interleaved")
+    else:
+        for e in range(count):
+            expert = f"{names.block}.experts.{e}"
+            table |= _linear(f"experts.{e}.gate", f"{expert}.{names.gate}", inner, hidden, mlp.bias)
+            table |= _linear(f"experts.{e}.up", f"{expert}.{names.up}", inner, hidden, mlp.bias)
+            table |= _linear(f"experts.{e}.down", f"{expert}.{names.down}", hidden, inner, mlp.bias)
     if mlp.shared_size is not None:
         for part in ("gate", "up", "down"):
             shape = (hidden, mlp.shared_size) if part == "down" else (mlp.shared_size, hidden)
             table |= _linear(f"shared.{part}", f"{names.block}.{names.shared}.{part}_proj", *shape, False)
     if mlp.shared_gate:
         table |= _linear("shared_gate", f"{names.block}.{names.shared}_gate", 1, hidden, False)
+    return table
+
+
+def _packed_experts(mlp: Mlp, hidden: int, names: ExpertNames, *, interleaved: bool) -> Roles:
+    """Return the roles of gate, up and down of each expert, transposed in tensors of all experts."""
+    inner, count, table = mlp.intermediate_size, mlp.num_experts, Roles()
+    step = 2 if interleaved else 1
+    for part, first, step_of, name, width, size in (
+        ("gate", 0, step, names.gate, hidden, 2 * inner),
+        ("up", 1 if interleaved else inner, step, names.gate, hidden, 2 * inner),
+        ("down", 0, 1, names.down, inner, hidden),
+    ):
+        tensor = f"{names.block}.experts.{name}"
+        for e in range(count):
+            columns = Columns(first=first, step=step_of, width=width)
+            shape = (count, width, size)
+            table[f"experts.{e}.{part}.weight"] = Source(name=tensor, shape=shape, first=e * width, columns=columns)
+            if mlp.bias:
+                of_row = replace(columns, width=1)
+                table[f"experts.{e}.{part}.bias"] = Source(
+                    name=f"{tensor}_bias", shape=(count, size), first=e, columns=of_row
+                )
     return table
 
 

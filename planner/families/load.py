@@ -37,6 +37,7 @@ FAMILIES: Mapping[str, str] = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
 }
 """Architecture of each family, by ``model_type``, which is also the name of its module here, with ``read(keys)``."""
 

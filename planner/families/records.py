@@ -10,6 +10,16 @@ from plans.schema import Draft, HeadLayout, Model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """Columns of a tensor that are the rows of a role: row r of the role is column ``first + step * r``."""
+
+    first: int
+    step: int
+    width: int
+    """Rows of the tensor that are the columns of the role; 1 where the role is a vector."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """A tensor of the checkpoint, by the name and shape that the family derives, or some of its rows."""
 
@@ -17,7 +27,9 @@ class Source:
     shape: tuple[int, ...]
     """Shape of the whole tensor; of several matrices packed in one, rows are counted through all of them."""
     first: int = 0
-    """First row of the role, where a tensor packs those of several roles."""
+    """First row of the tensor that belongs to the role, where it packs those of several roles."""
+    columns: Columns | None = None
+    """The role is transposed in the tensor, or a part of each of its rows; None: rows are rows."""
 
 
 Roles = dict[str, Source]

@@ -6,7 +6,9 @@ Keys and defaults are those of transformers' ``modeling_rope_utils``. A type tha
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from planner.families.config import Keys
 from planner.families.rope import DynamicScaling, LinearScaling, Llama3Scaling, LongScaling, Rope, Scaling, YarnScaling
@@ -34,14 +36,17 @@ class RopeDefaults:
     interleaved: bool = False
 
 
-def read_rope(keys: Keys, head_dim: int, defaults: RopeDefaults) -> Rope:
-    """Read the rotary embedding that all layers have; raise ConfigError."""
+def read_rope(keys: Keys, head_dim: int, defaults: RopeDefaults, *, absent: Mapping[str, Any] | None = None) -> Rope:
+    """Read the rotary embedding that all layers have; raise ConfigError.
+
+    ``absent``: the object of a config without one; None: an empty one.
+    """
     new = keys.has("rope_parameters")
     if new and keys.has("rope_scaling"):
         raise keys.fail("rope_parameters", "found beside rope_scaling, expected one of the two spellings")
     name = "rope_parameters" if new else "rope_scaling"
     keys.get("rope_scaling")
-    return _read(keys, _object(keys, name), head_dim, defaults)
+    return _read(keys, _object(keys, name, absent), head_dim, defaults)
 
 
 def read_rope_of(keys: Keys, layer_type: str, head_dim: int, defaults: RopeDefaults) -> Rope:
@@ -52,8 +57,8 @@ def read_rope_of(keys: Keys, layer_type: str, head_dim: int, defaults: RopeDefau
     return _read(keys, _object(types, layer_type), head_dim, defaults)
 
 
-def _object(keys: Keys, name: str) -> Keys:
-    value = keys.get(name, {})
+def _object(keys: Keys, name: str, absent: Mapping[str, Any] | None = None) -> Keys:
+    value = keys.get(name, dict(absent or {}))
     if not isinstance(value, dict):
         raise keys.fail(name, f"found {quote(value)}, expected an object")
     return Keys(value, f"{keys.where}: {name}")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.families import BaseInput, DraftInput, Source, rope_bytes
+from planner.families import BaseInput, Columns, DraftInput, Source, rope_bytes
 from plans.artifact import PAGE_BYTES, Abi, abi_of, align, filler_name, image_metadata
 from plans.ranges import Range, Ranges
 from plans.rotary import Order
@@ -33,6 +33,18 @@ class Part:
     """Row of the tensor where those of the role begin; None: at its first."""
     order: Order | None = None
     """Row r is row r - r % D + ``order[r % D]``, with D rows of a head; None: r itself."""
+    columns: Columns | None = None
+    """Rows of the role are columns of the tensor, from row ``first`` on; None: they are its rows."""
+
+    def tensor_ranges(self) -> tuple[Ranges, Ranges | None]:
+        """Return rows and columns of the tensor; columns None: all. Between columns there may be those of others."""
+        if self.columns is None:
+            return tuple(span for rows in self.rows for span in self.tensor_rows(*rows)), self.cols
+        first, turned = self.first or 0, self.columns
+        rows = tuple((first + start, first + stop) for start, stop in self.cols or ((0, turned.width),))
+        begin, step = turned.first, turned.step
+        spans = ((start, stop) for start, stop in self.rows if start < stop)
+        return rows, tuple((begin + step * start, begin + step * (stop - 1) + 1) for start, stop in spans)
 
     def tensor_rows(self, start: int, stop: int) -> Iterator[Range]:
         """Yield rows of the role as ranges of the tensor's rows, in the order in which the image has them."""
@@ -134,6 +146,7 @@ def _parts(spec: SlotSpec, roles: Mapping[str, Source]) -> tuple[Part, ...]:
             cols=piece.cols,
             first=source.first or None,
             order=piece.order,
+            columns=source.columns,
         )
         for piece, source in sources
     )

@@ -71,7 +71,7 @@ def _pieces(slots: Sequence[Slot], checkpoints: Checkpoints) -> Iterator[Piece]:
             tensors = checkpoints[part.source].tensors
             assert tensors is not None, "a checkpoint without weights is refused before"
             tensor = tensors[part.tensor]
-            if len(slot.shape) == 1:  # the tensor may have dimensions of 1 before its own
+            if len(slot.shape) == 1 and part.columns is None:  # the tensor may have dimensions of 1 before its own
                 tensor = replace(tensor, shape=tensor.shape[-1:])
             piece = Copied(slot=slot, number=number, part=part, tensor=tensor)
             _check(piece)
@@ -80,9 +80,11 @@ def _pieces(slots: Sequence[Slot], checkpoints: Checkpoints) -> Iterator[Piece]:
 
 def _check(piece: Copied) -> None:
     slot, part, tensor = piece.slot, piece.part, piece.tensor
-    width = row_width(tensor)
+    rows, width = row_count(tensor) - (part.first or 0), row_width(tensor)
+    if (turned := part.columns) is not None:
+        rows, width = len(range(turned.first, width, turned.step)), min(turned.width, rows)
     columns = part.cols or ((0, width),)
-    inside = _are_inside(part.rows, row_count(tensor) - (part.first or 0)) and _are_inside(columns, width)
+    inside = _are_inside(part.rows, rows) and _are_inside(columns, width)
     assert inside, f"{slot.name}: rows {part.rows} and columns {columns} of {part.tensor}, of shape {tensor.shape}"
     if not castable(tensor.dtype, slot.dtype):
         raise CheckpointError(f"{part.tensor}: dtype {tensor.dtype} cannot become {slot.dtype}")

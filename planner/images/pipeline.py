@@ -1,4 +1,4 @@
-"""Run one thread that reads, one that hashes and one that writes, over two small rings of buffers.
+"""Run one thread that reads, one that hashes and one that writes, over small rings of buffers.
 
     reading thread ──► source ring ──► the walk (``stream``) ──► hashing thread ∥ writing thread ──► image
                                             └─ columns, casts ─► target ring ─┘
@@ -28,6 +28,8 @@ SOURCE_BUFFERS = 16
 """Buffers of the source ring: blocks that are read ahead, and blocks that are still hashed and written."""
 TARGET_BUFFERS = 8
 """Buffers of the target ring, for bytes that are no view of a source buffer: gathered columns, and casts."""
+TURNED_BUFFERS = 2
+"""Buffers of the ring of blocks that are transposed, which are larger; allocated with the first of them."""
 MAX_LITERALS = 64
 """Pieces outside all buffers that may be pending before the walk waits for them."""
 FLUSH_BYTES = 32 << 20
@@ -125,17 +127,20 @@ def _settle(futures: "list[Future[None]]") -> None:
 
 
 class Pipeline:
-    """The three threads and the two rings.
+    """The three threads and the rings.
 
     ``block_bytes``: the most that is read at once. A target buffer has twice as many, as a cast may double its bytes.
+    ``turned_bytes``: of a block that is transposed.
     """
 
-    def __init__(self, block_bytes: int) -> None:
+    def __init__(self, block_bytes: int, turned_bytes: int) -> None:
         self._reading, self._hashing, self._writing = (
             ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("read", "hash", "write")
         )
         self._sources = _ring(SOURCE_BUFFERS, block_bytes)
         self._targets = _ring(TARGET_BUFFERS, 2 * block_bytes)
+        self._turned_bytes = turned_bytes
+        self._turned: Iterator[Buffer] | None = None
         self._literals: list[Future[None]] = []
 
     def __enter__(self) -> "Pipeline":
@@ -157,6 +162,20 @@ class Pipeline:
             buffer.users.append(self._reading.submit(reader.read_into, origin, offset, view))
         return buffer
 
+    def read_rows(self, reader: Reader, file: TensorFile, offset: int, nbytes: int, count: int, stride: int) -> Buffer:
+        """Begin to read ``nbytes`` of a checkpoint, in ``count`` runs that begin ``stride`` bytes one after the other.
+
+        The buffer is of the ring of blocks that are transposed.
+        """
+        if self._turned is None:
+            self._turned = _ring(TURNED_BUFFERS, self._turned_bytes)
+        buffer = next(self._turned)
+        buffer.settle()
+        view = buffer.memory[:nbytes].data
+        reader.expect(file, offset, (count - 1) * stride + nbytes // count)
+        buffer.users.append(self._reading.submit(reader.read_rows_into, file, offset, view, count, stride))
+        return buffer
+
     def target(self) -> Buffer:
         """Return a free buffer of the target ring, twice as large as a block."""
         buffer = next(self._targets)
@@ -173,7 +192,9 @@ class Pipeline:
     def settle(self) -> None:
         """Wait for all operations; raise the error of one that failed."""
         _settle(self._literals)
-        for ring, count in ((self._sources, SOURCE_BUFFERS), (self._targets, TARGET_BUFFERS)):
+        turned = iter(()) if self._turned is None else self._turned
+        rings = (self._sources, SOURCE_BUFFERS), (self._targets, TARGET_BUFFERS), (turned, TURNED_BUFFERS)
+        for ring, count in rings:
             for buffer in itertools.islice(ring, count):
                 buffer.settle()
 

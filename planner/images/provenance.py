@@ -36,11 +36,15 @@ class Origin:
     columns: Ranges | None
     """None: all columns."""
     operation: str
-    """``copy`` or ``cast F32 to BF16``, followed by ``, columns`` if only some columns are taken."""
+    """``copy`` or ``cast F32 to BF16``, followed by ``, columns`` if only some columns are taken.
+
+    ``, transposed`` where columns become rows, and ``, one of 2 columns`` where others are between them.
+    """
     file: str | None
     """None, like ``ranges`` and ``shape``, where only a bare config was given."""
     ranges: tuple[ByteRuns, ...] | None
-    """None in a pickle too: offsets in the file it is converted to are not those in the pickle."""
+    """With the columns between, where one of several is taken. None in a pickle too: offsets in the file it is
+    converted to are not those in the pickle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +100,15 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
     width = 1 if info is None or len(info.shape) == 1 else info.shape[-1]
     item = 0 if info is None else HEADER_BYTES[info.dtype]
     ranges = None if info is None else tuple(_ranges(part, info.offset, width, item))
+    rows, columns = part.tensor_ranges()
+    if part.columns is not None:
+        verb += ", transposed" + ("" if part.columns.step == 1 else f", one of {part.columns.step} columns")
     return Origin(
         checkpoint=part.source,
         tensor=part.tensor,
         shape=None if info is None else info.shape,
-        rows=tuple(span for rows in part.rows for span in part.tensor_rows(*rows)),
-        columns=part.cols,
+        rows=rows,
+        columns=columns,
         operation=verb if part.cols is None else f"{verb}, columns",
         file=None if info is None else info.file,
         ranges=None if info is not None and info.file == PICKLE else ranges,
@@ -111,11 +118,12 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
 def _ranges(part: Part, offset: int, width: int, item: int) -> Iterator[ByteRuns]:
     """Yield the bytes of a part, of a tensor at ``offset`` with rows of ``width`` elements of ``item`` bytes."""
     row = width * item
-    for first, last in (span for rows in part.rows for span in part.tensor_rows(*rows)):
-        if part.cols is None:
+    rows, columns = part.tensor_ranges()
+    for first, last in rows:
+        if columns is None:
             yield ByteRuns(offset=offset + first * row, nbytes=(last - first) * row, count=1, stride_bytes=0)
             continue
-        for left, right in part.cols:
+        for left, right in columns:
             yield ByteRuns(
                 offset=offset + first * row + left * item,
                 nbytes=(right - left) * item,

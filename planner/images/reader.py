@@ -77,6 +77,18 @@ class Reader:
             done += count
         self.read_bytes += done
 
+    def read_rows_into(self, file: TensorFile, offset: int, block: memoryview, count: int, stride: int) -> None:
+        """Fill ``block`` with ``count`` runs of bytes, each beginning ``stride`` bytes after the one before.
+
+        Raise CheckpointError.
+        """
+        nbytes = len(block) // count
+        if nbytes == stride:
+            self.read_into(file, offset, block)
+            return
+        for row in range(count):
+            self.read_into(file, offset + row * stride, block[row * nbytes : (row + 1) * nbytes])
+
     def check_unchanged(self) -> None:
         """Raise CheckpointError for an open file that is not, or no longer, the one whose header was read."""
         for checkpoint in self._checkpoints.values():

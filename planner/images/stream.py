@@ -8,6 +8,9 @@ they are read back from an image that has them, in the dtype of the image.
     reading thread          the walk                        hashing ∥ writing threads
     source rows ──► block [rows, columns] ──slice, cast──►  BLAKE3  ∥  gpu0 gpu1 …
 
+What a tensor has transposed is read in larger blocks: some columns of all its rows, which are some whole rows of the
+image. Of columns that belong in turn to two pieces, each piece reads all.
+
 The bytes of an image do not depend on timing: one thread hashes and one writes them, each in order.
 """
 
@@ -19,16 +22,19 @@ from typing import Any
 import numpy as np
 
 from planner.checkpoints.header import TensorFile
+from planner.families import Columns
 from planner.images.casts import STORAGE, Array, cast_into
 from planner.images.layout import Slot
 from planner.images.pieces import Copied, Literal, Piece, row_width
-from planner.images.pipeline import Buffer, Pipeline, Writer
+from planner.images.pipeline import TURNED_BUFFERS, Buffer, Pipeline, Writer
 from planner.images.reader import Reader
 from plans.dtypes import HEADER_BYTES
 from plans.ranges import Range, Ranges
 
 BLOCK_BYTES = 2 << 20
 """Bytes of source rows that are read at once."""
+TURNED_BLOCKS = 16
+"""A block that is transposed has as many bytes as so many others, so that its runs of bytes are long."""
 AHEAD = 8
 """Blocks that are being read while one is processed."""
 
@@ -64,8 +70,20 @@ class _WrittenRows:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Turned:
+    """A block whose rows are columns of the tensor: it is read in runs of values, one for each of its columns."""
+
+    run: int
+    """Values of a run."""
+    step: int
+    """Values from one row to the next."""
+    stride_bytes: int
+    """Bytes from one run to the next."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Block:
-    """A rectangle of a source tensor that is contiguous where it is read, and the pieces that need a part of it."""
+    """A rectangle of a source tensor, and the pieces that need a part of it."""
 
     origin: TensorFile | Writer
     """The checkpoint's file, or an image that has these rows."""
@@ -78,6 +96,8 @@ class _Block:
     columns: Range
     """All columns, unless a single row is larger than BLOCK_BYTES."""
     consumers: Sequence[_Consumer]
+    turned: _Turned | None = None
+    """The rectangle is transposed where it is read; None: it is contiguous."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,7 +107,8 @@ class _Block:
     @property
     def nbytes(self) -> int:
         """Bytes of the rectangle."""
-        return self.shape[0] * self.shape[1] * HEADER_BYTES[self.dtype]
+        values = self.shape[0] * self.shape[1] if self.turned is None else self.shape[1] * self.turned.run
+        return values * HEADER_BYTES[self.dtype]
 
 
 _Step = tuple[Writer, Literal] | _Block
@@ -97,7 +118,7 @@ _Step = tuple[Writer, Literal] | _Block
 def stream(images: Sequence[ImageInput], reader: Reader, progress: Progress | None) -> None:
     """Write header and pieces of all images; raise CheckpointError or OutputError."""
     total = sum(image.writer.size_bytes for image in images)
-    with Pipeline(BLOCK_BYTES) as pipeline:
+    with Pipeline(BLOCK_BYTES, TURNED_BLOCKS * BLOCK_BYTES) as pipeline:
         for image in images:
             pipeline.append(image.writer, memoryview(image.header), None)
         for step, buffer in _read_ahead(_walk(images, reader), pipeline, reader):
@@ -129,12 +150,20 @@ def _read_ahead(steps: Iterator[_Step], pipeline: Pipeline, reader: Reader) -> I
             begun.clear()
             ahead = 0
             pipeline.settle()
-        begun.append((step, pipeline.read(reader, step.origin, step.offset, step.nbytes)))
+        begun.append((step, _begin_to_read(step, pipeline, reader)))
         ahead += 1
-        while ahead > AHEAD:
+        while ahead > (AHEAD if step.turned is None else TURNED_BUFFERS - 1):
             yield begun[0]
             ahead -= begun.popleft()[1] is not None
     yield from begun
+
+
+def _begin_to_read(block: _Block, pipeline: Pipeline, reader: Reader) -> Buffer:
+    turned = block.turned
+    if turned is None:
+        return pipeline.read(reader, block.origin, block.offset, block.nbytes)
+    assert isinstance(block.origin, TensorFile), "images have rows as rows"
+    return pipeline.read_rows(reader, block.origin, block.offset, block.nbytes, block.shape[1], turned.stride_bytes)
 
 
 # ---- the walk ----
@@ -199,7 +228,8 @@ class _SharedTensors:
         """Record that the images of the consumers have their rows, if these are whole and all of a slot."""
         for writer, piece in consumers:
             slot, part = piece.slot, piece.part
-            if piece.tensor_key in self._written and len(slot.parts) == 1 and part.cols is None:
+            whole = part.cols is None and part.columns is None
+            if piece.tensor_key in self._written and len(slot.parts) == 1 and whole:
                 offset = self._data_start[id(writer)] + slot.offset
                 row_bytes = row_width(piece.tensor) * HEADER_BYTES[slot.dtype]
                 for rows in part.rows:
@@ -211,6 +241,9 @@ class _SharedTensors:
 def _blocks(reader: Reader, consumers: Sequence[_Consumer], written: Sequence[_WrittenRows]) -> Iterator[_Block]:
     """Yield the rows that any consumer needs, in blocks of at most BLOCK_BYTES; a larger row is cut into pieces."""
     _, piece = consumers[0]
+    if piece.part.columns is not None:
+        yield from _turned_blocks(reader, consumers, piece.part.columns)
+        return
     tensor, part, file = piece.tensor, piece.part, reader.open(piece.part.source, piece.tensor.file)
     width = max(1, row_width(tensor))
     for span in _union([rows for _, consumer in consumers for rows in consumer.part.rows]):
@@ -232,6 +265,29 @@ def _blocks(reader: Reader, consumers: Sequence[_Consumer], written: Sequence[_W
                             consumers=consumers,
                         )
                     row += count
+
+
+def _turned_blocks(reader: Reader, consumers: Sequence[_Consumer], turned: Columns) -> Iterator[_Block]:
+    """Yield the same of a piece whose rows are columns of its tensor; blocks have TURNED_BLOCKS times as many bytes."""
+    _, piece = consumers[0]
+    tensor, file = piece.tensor, reader.open(piece.part.source, piece.tensor.file)
+    item, width = HEADER_BYTES[tensor.dtype], turned.width
+    stride, widest = row_width(tensor) * item, max(1, BLOCK_BYTES // item)
+    size = max(1, TURNED_BLOCKS * BLOCK_BYTES // (width * turned.step * item)) if width <= widest else 1
+    for start, stop in _union([rows for _, consumer in consumers for rows in consumer.part.rows]):
+        for row in range(start, stop, size):
+            end = min(stop, row + size)
+            column = turned.first + row * turned.step
+            for left in range(0, width, widest):
+                yield _Block(
+                    origin=file,
+                    offset=tensor.offset + ((piece.part.first or 0) + left) * stride + column * item,
+                    dtype=tensor.dtype,
+                    rows=(row, end),
+                    columns=(left, min(width, left + widest)),
+                    consumers=consumers,
+                    turned=_Turned(run=(end - row - 1) * turned.step + 1, step=turned.step, stride_bytes=stride),
+                )
 
 
 def _split(span: Range, written: Sequence[_WrittenRows]) -> Iterator[tuple[Range, _WrittenRows | None]]:
@@ -261,14 +317,24 @@ def _union(ranges: Sequence[Range]) -> list[Range]:
 
 def _distribute(block: _Block, buffer: Buffer, pipeline: Pipeline) -> None:
     """Append to each consumer its part of a block that was read."""
-    values = buffer.memory[: block.nbytes].view(STORAGE[block.dtype]).reshape(block.shape)
+    flat = buffer.memory[: block.nbytes].view(STORAGE[block.dtype])
+    if block.turned is None:
+        values = flat.reshape(block.shape)
+    else:
+        values = flat.reshape(-1, block.turned.run)[:, :: block.turned.step].T
     for writer, piece in block.consumers:
+        most = len(values) if block.turned is None else max(1, 2 * BLOCK_BYTES // _row_bytes(block, piece))
         for rows in piece.part.rows:
             first, last = max(block.rows[0], rows[0]), min(block.rows[1], rows[1])
-            if first < last:
-                share = values[first - block.rows[0] : last - block.rows[0]]
+            for start in range(first, last, most):
+                share = values[start - block.rows[0] : min(last, start + most) - block.rows[0]]
                 columns = _columns(share, block.columns, piece.part.cols)
                 _append(writer, piece.slot, columns, block.dtype, buffer, pipeline)
+
+
+def _row_bytes(block: _Block, piece: Copied) -> int:
+    """Return the most bytes that a row of a block has in an image."""
+    return block.shape[1] * HEADER_BYTES[piece.slot.dtype]
 
 
 def _columns(values: Array, present: Range, needed: Ranges | None) -> list[Array]:

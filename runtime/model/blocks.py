@@ -25,8 +25,9 @@ from runtime.comm.groups import Group
 from runtime.image.dtypes import HEADER_DTYPES
 from runtime.model import ops
 from runtime.model.draw import Draw, best_of_group, draw
-from runtime.model.experts import Experts
+from runtime.model.experts import Clamp, Experts
 from runtime.model.layers import Attend, Attention, GatedMlp, Linear, Norm, Output, Rows, attend
+from runtime.model.router import Router
 from runtime.model.scores import Scores
 
 
@@ -108,11 +109,14 @@ class Binder:
         """Return a share of an MLP, or of every expert; ``ungrouped_rows`` as in ``Experts``."""
         if slots.router is not None:
             return Experts(
-                router=self.linear(slots.router, None),
+                router=self._router(slots.router, slots, mlp),
                 gate_up=self._optional(slots.gate_up),
+                gate_up_bias=self._optional(slots.gate_up_bias),
                 down=self._optional(slots.down),
-                picked=mlp.experts_per_token,
-                normed=mlp.norm_topk_prob,
+                down_bias=self._optional(slots.down_bias),
+                clamp=None
+                if mlp.swiglu_limit is None
+                else Clamp(limit=mlp.swiglu_limit, alpha=mlp.swiglu_alpha or 1.0),
                 ungrouped_rows=ungrouped_rows,
                 group=self.group,
                 shared=self._shared(slots, mlp),
@@ -127,6 +131,20 @@ class Binder:
             group=self.group,
             down_bias=None,
             activation=mlp.activation,
+        )
+
+    def _router(self, weight: SlotSpec, slots: MlpSlots, mlp: schema.Mlp) -> Router:
+        """Return the router, which is whole on each device."""
+        own = mlp.router
+        return Router(
+            product=self.linear(weight, slots.router_bias),
+            picked=mlp.experts_per_token,
+            normed=mlp.norm_topk_prob,
+            sigmoid=own is not None and own.scores == "sigmoid",
+            correction=self._optional(slots.correction),
+            groups=1 if own is None else own.groups,
+            picked_groups=1 if own is None else own.picked_groups,
+            scale=1.0 if own is None else own.scale,
         )
 
     def _shared(self, slots: MlpSlots, mlp: schema.Mlp) -> GatedMlp | None:

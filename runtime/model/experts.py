@@ -1,12 +1,12 @@
 """Mixture of experts on one device's share: a slice of the channels of every expert, and the whole router.
 
-    x [W, H] ── router ── softmax ── the e best of E experts and their weights [W, e]
+    x [W, H] ── router ── e of E experts and their weights [W, e]
     grouped: W · e copies of rows, sorted by expert ── gate, up ── down ── times weight, in their order, summed by row
     else: all E experts on every row ── gate, up ── down ── times weight, 0 for those not chosen, summed by row
 
 The plan's device decides which (``plans.step.ungrouped_rows``). Shapes depend on W · e or W · E alone, not on which
-experts are chosen, and the host waits for nothing. Letters as in ``layers``. Temporaries are bounded by
-`scratch.router` and `scratch.mlp` in plans/buffers.py.
+experts are chosen, and the host waits for nothing. Letters as in ``layers``. Temporaries are bounded by `scratch.mlp`
+in plans/buffers.py.
 """
 
 from dataclasses import dataclass
@@ -17,24 +17,43 @@ from torch import Tensor
 from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.layers import GatedMlp, Linear, own_part
+from runtime.model.router import Router, sigmoid
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clamp:
+    """A gated MLP with bounds (gpt-oss): (up + 1) * gate * sigmoid(alpha * gate), of clamped gates and ups."""
+
+    limit: float
+    """Gates are at most this, ups between its negative and it."""
+    alpha: float
+
+    def __call__(self, both: Tensor) -> Tensor:
+        """Return gates and ups [W, 2m] of which silu(gate) * up is the result; ``both`` is overwritten."""
+        gate, up = both.chunk(2, dim=1)
+        gate.clamp_(max=self.limit).mul_(self.alpha)
+        up.clamp_(-self.limit, self.limit).add_(1.0).div_(self.alpha)
+        return both
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experts:
     """The sum of e experts, each down(silu(gate(x)) * up(x)), by the router's weights."""
 
-    router: Linear
+    router: Router
     gate_up: Tensor | None
     """[E, 2m, H]; None: this device has no channels and only takes part in the sum."""
     down: Tensor | None
     """[E, H, m]"""
-    picked: int
-    """e, experts of each row."""
-    normed: bool
-    """True: the weights of a row's experts are divided by their sum."""
     ungrouped_rows: int | None
     """Rows on which all experts are run at once; None: rows are grouped by expert."""
     group: Group
+    gate_up_bias: Tensor | None = None
+    """[E, 2m]"""
+    down_bias: Tensor | None = None
+    """[E, H], on the leader alone."""
+    clamp: Clamp | None = None
+    """Bounds of gates and ups; None: none."""
     shared: GatedMlp | None = None
     """This device's channels of the expert that every row takes."""
     shared_gate: Linear | None = None
@@ -44,14 +63,18 @@ class Experts:
         """Return residual + experts [W, H], of ``x`` [W, H]; ``residual`` None: 0."""
         out = own_part(residual, x, self.group)
         if self.gate_up is not None and self.down is not None:
-            weights, experts = self.route(x)
+            weights, experts = self.router(x)
             if self.ungrouped_rows is None:
-                out.add_(_sorted(x, self.gate_up, self.down, weights, experts))
+                out.add_(self._sorted(x, self.gate_up, self.down, weights, experts))
             else:
                 for part, *chunk in zip(
                     *(rows.split(self.ungrouped_rows) for rows in (out, x, weights, experts)), strict=True
                 ):
-                    part.add_(_all(chunk[0], self.gate_up, self.down, *chunk[1:]))
+                    part.add_(self._all(chunk[0], self.gate_up, self.down, *chunk[1:]))
+        elif self.down_bias is not None:
+            weights, experts = self.router(x)
+            biases = self.down_bias.index_select(0, experts.flatten()).mul_(weights.flatten().unsqueeze(1))
+            out.add_(biases.view(*experts.shape, -1).sum(1))
         if self.shared is not None:
             out.add_(self._shared(self.shared, x))
         self.group.all_reduce(out)
@@ -62,37 +85,35 @@ class Experts:
         out = expert.own(x)
         return out if self.shared_gate is None else out.mul_(sigmoid(self.shared_gate(x).float()))
 
-    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights, in float32, and numbers of the experts of each row [W, e], of ``x`` [W, H]."""
-        chances = self.router(x).float().softmax(1)
-        weights, experts = chances.topk(self.picked, 1)
-        return (weights / weights.sum(1, keepdim=True) if self.normed else weights), experts
+    def _sorted(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+        """Sum the experts by one grouped product over rows sorted by expert: only experts with rows are read."""
+        rows, picked = experts.shape
+        chosen, order = torch.sort(experts.flatten(), stable=True)
+        ends = torch.searchsorted(chosen, torch.arange(gate_up.shape[0], device=x.device), right=True)
+        both = ops.grouped(x, order // picked, gate_up, ends)
+        if self.gate_up_bias is not None:
+            both.add_(self.gate_up_bias.index_select(0, chosen))
+        results = ops.grouped(self._gated(both), None, down, ends)
+        if self.down_bias is not None:
+            results.add_(self.down_bias.index_select(0, chosen))
+        results.mul_(weights.flatten().index_select(0, order).unsqueeze(1))
+        back = torch.empty_like(results).index_copy_(0, order, results)
+        return back.view(rows, picked, -1).sum(1)
 
+    def _all(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+        """Run every expert on every row, and sum those that were chosen; the others are zeros, also where they
+        overflow.
+        """
+        (rows, _), (number, channels, _) = x.shape, gate_up.shape
+        chosen = x.new_zeros((rows, number), dtype=torch.float32).scatter_(1, experts, weights)  # [W, E]
+        bias = None if self.gate_up_bias is None else self.gate_up_bias.view(1, -1)
+        inner = self._gated(ops.product(x, gate_up.flatten(0, 1).t(), bias).view(rows * number, channels))  # [W * E, m]
+        inner = inner.view(rows, number, -1).masked_fill_((chosen == 0.0).unsqueeze(2), 0.0)
+        results = torch.bmm(inner.transpose(0, 1), down.transpose(1, 2))  # [E, W, H]
+        if self.down_bias is not None:
+            results.add_(self.down_bias.unsqueeze(1))
+        return results.mul_(chosen.t().unsqueeze(2)).sum(0)
 
-def sigmoid(x: Tensor) -> Tensor:
-    """Return the sigmoid of each value in float32, with bits that do not depend on where in ``x`` it is.
-
-    It is a weight of the softmax of x and 0: torch's sigmoid has other code for the last values of a tensor.
-    """
-    return torch.stack([x, torch.zeros_like(x)], -1).softmax(-1)[..., 0]
-
-
-def _sorted(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
-    """Sum the experts by one grouped product over rows sorted by expert: only experts with rows are read."""
-    rows, picked = experts.shape
-    chosen, order = torch.sort(experts.flatten(), stable=True)
-    ends = torch.searchsorted(chosen, torch.arange(gate_up.shape[0], device=x.device), right=True)
-    results = ops.grouped(ops.gated(ops.grouped(x, order // picked, gate_up, ends)), None, down, ends)
-    results.mul_(weights.flatten().index_select(0, order).unsqueeze(1))
-    back = torch.empty_like(results).index_copy_(0, order, results)
-    return back.view(rows, picked, -1).sum(1)
-
-
-def _all(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
-    """Run every expert on every row, and sum those that were chosen; the others are zeros, also where they overflow."""
-    (rows, _), (number, channels, _) = x.shape, gate_up.shape
-    chosen = x.new_zeros((rows, number), dtype=torch.float32).scatter_(1, experts, weights)  # [W, E]
-    inner = ops.gated(ops.product(x, gate_up.flatten(0, 1).t()).view(rows * number, channels))  # [W * E, m]
-    inner = inner.view(rows, number, -1).masked_fill_((chosen == 0.0).unsqueeze(2), 0.0)
-    results = torch.bmm(inner.transpose(0, 1), down.transpose(1, 2))  # [E, W, H]
-    return results.mul_(chosen.t().unsqueeze(2)).sum(0)
+    def _gated(self, both: Tensor) -> Tensor:
+        """Return act(gate) * up [R, m], of ``both`` [R, 2m], which may be overwritten."""
+        return ops.gated(both if self.clamp is None else self.clamp(both))

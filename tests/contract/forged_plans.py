@@ -45,6 +45,7 @@ from plans.schema import (
     Plan,
     PlanError,
     Rotary,
+    Router,
     Run,
     Strategy,
     Transport,
@@ -135,16 +136,34 @@ def maybe(rng: random.Random, *values: Any) -> Any:
 def some_mlp(rng: random.Random, *, experts: bool) -> Mlp:
     unit = rng.choice((1, 2, 3, 8, 16))
     moe = experts and rng.random() < 0.3
-    count = rng.choice((1, 2, 3, 5)) if moe else 1
+    count = rng.choice((1, 2, 3, 4, 5)) if moe else 1
+    clamped = moe and rng.random() < 0.3
     return Mlp(
         kind="moe" if moe else "gated",
         intermediate_size=unit * rng.choice((1, 2, 3, 4, 7)),
         unit=unit,
         activation="silu",
-        bias=not moe and rng.random() < 0.2,
+        bias=rng.random() < 0.2,
         num_experts=count,
         experts_per_token=rng.randint(1, count),
         norm_topk_prob=moe and rng.random() < 0.5,
+        router=some_router(rng, count) if moe and rng.random() < 0.4 else None,
+        swiglu_limit=rng.choice((1e-3, 7.0)) if clamped else None,
+        swiglu_alpha=maybe(rng, 1.702) if clamped else None,
+    )
+
+
+def some_router(rng: random.Random, count: int) -> Router:
+    """Return a router of so many experts; some are refused, as their groups do not fit."""
+    groups = rng.choice((1, 1, 2, 3))
+    return Router(
+        scores=rng.choice(("softmax", "sigmoid")),
+        bias=rng.random() < 0.3,
+        float32=rng.random() < 0.5,
+        correction=rng.random() < 0.5,
+        groups=groups if count % groups == 0 and count >= 2 * groups else 1,
+        picked_groups=1,
+        scale=rng.choice((1.0, 2.5)),
     )
 
 

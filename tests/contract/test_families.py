@@ -81,6 +81,8 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
             "layer_types": ["full_attention", "sliding_attention"] * 3 + ["full_attention"],
         },
     ),
+    ("gpt_oss", {}),
+    ("gpt_oss", {"attention_bias": False, "tie_word_embeddings": True, "num_local_experts": 3, "swiglu_limit": 0.7}),
     ("granite", {"embedding_multiplier": 1.5, "residual_multiplier": 1.1}),
     ("granite", {"residual_multiplier": 2.0, "embedding_multiplier": 0.5, "attention_bias": True, "head_dim": 6}),
     (
@@ -215,7 +217,7 @@ def test_halves_are_as_near_to_float32_as_those_of_transformers(tmp_path: Path, 
     ("family", "dtype"),
     [
         *(("llama", "float32"), ("qwen3", "bfloat16"), ("mixtral", "float16"), ("qwen3_moe", "bfloat16")),
-        *(("olmo2", "bfloat16"), ("qwen2_moe", "float16")),
+        *(("olmo2", "bfloat16"), ("qwen2_moe", "float16"), ("gpt_oss", "bfloat16")),
     ],
 )
 def test_a_tree_is_verified_with_the_bits_of_plain_decoding(tmp_path: Path, family: str, dtype: DType) -> None:

@@ -173,6 +173,7 @@ KINDS: list[tuple[str, dict[str, int], DType, tuple[str, ...]]] = [
     ),
     ("qwen2_moe", {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 96}, "bfloat16", ("a", "b")),
     ("olmo2", {"num_key_value_heads": 4}, "bfloat16", ("a", "b")),
+    ("gpt_oss", {"intermediate_size": 96}, "bfloat16", ("a", "b")),
     ("glm4", {"eos_token_id": 2}, "float32", ("a",)),
     ("gemma2", {}, "float32", ("a", "b")),
 ]

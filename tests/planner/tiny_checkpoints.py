@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     Exaone4Config,
     Exaone4ForCausalLM,
@@ -18,6 +19,8 @@ from transformers import (
     Gemma3TextConfig,
     Glm4Config,
     Glm4ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -54,7 +57,9 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
+from planner.checkpoints.checkpoint import SINGLE
 from planner.errors import InputError
+from planner.families import BaseInput
 
 SMALL: dict[str, Any] = {
     "vocab_size": 32,
@@ -85,6 +90,7 @@ CLASSES: dict[str, tuple[type[Any], type[Any]]] = {
     "granite": (GraniteConfig, GraniteForCausalLM),
     "gemma2": (Gemma2Config, Gemma2ForCausalLM),
     "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
+    "gpt_oss": (GptOssConfig, GptOssForCausalLM),
 }
 """Config and model class of each family."""
 
@@ -109,6 +115,7 @@ OWN: dict[str, dict[str, Any]] = {
     "exaone4": {"sliding_window": 16},
     "gemma2": {"head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 12},
     "gemma3_text": {"head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 12},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 9},
     "granite": {
         "embedding_multiplier": 12.0,
         "attention_multiplier": 0.3,
@@ -189,6 +196,26 @@ def saved(path: Path, family: str = "llama", max_shard_size: str = "1GB", **chan
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     model.save_pretrained(path, max_shard_size=max_shard_size)
     return path
+
+
+def tensors_by_role(base: BaseInput) -> dict[str, torch.Tensor]:
+    """Return the tensors of a saved model by role, the parts of packed ones cut out."""
+    stored = load_file(base.checkpoint.directory / SINGLE)
+    packed: dict[str, list[int]] = {}
+    for source in base.roles.values():
+        packed.setdefault(source.name, []).append(source.first)
+    tensors = {}
+    for role, source in base.roles.items():
+        tensor, turned = stored[source.name], source.columns
+        if turned is not None:
+            rows = tensor.flatten(0, -2)[source.first : source.first + turned.width]
+            count = len({other.columns.first for other in base.roles.values() if other.name == source.name})
+            turned_rows = rows.T[turned.first :: turned.step][: rows.shape[1] // count]
+            tensors[role] = turned_rows if turned.width > 1 else turned_rows[:, 0]
+        else:  # the rows of the next role are behind those of this one
+            end = min((first for first in packed[source.name] if first > source.first), default=None)
+            tensors[role] = tensor[source.first : end]
+    return tensors
 
 
 def bare(path: Path, config: dict[str, Any]) -> Path:

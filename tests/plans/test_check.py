@@ -12,6 +12,15 @@ from plans.codec import encode
 from plans.schema import Plan
 from tests.sample_plans import MIB, edited, nvlink_plan, one_device_plan, spread_plan, two_stage_plan, with_memory
 
+ROUTER: dict[str, Any] = {
+    "scores": "sigmoid",
+    "bias": False,
+    "float32": True,
+    "correction": True,
+    "groups": 1,
+    "picked_groups": 1,
+    "scale": 2.5,
+}
 MOE: dict[str, Any] = {
     "kind": "moe",
     "intermediate_size": 768,
@@ -149,8 +158,39 @@ DIGITS = "64 hexadecimal digits"
         ),
         (
             "model.layers[0].mlp",
-            MOE | {"bias": True},
-            "model.layers[0].mlp.bias: found true, expected false, as experts have no biases",
+            MOE | {"router": ROUTER | {"groups": 3}},
+            "model.layers[0].mlp.router.groups: found 3, "
+            "expected 1, or a divisor of the 8 experts with at least 2 in a group",
+        ),
+        (
+            "model.layers[0].mlp",
+            MOE | {"router": ROUTER | {"groups": 4, "picked_groups": 5}},
+            "model.layers[0].mlp.router.picked_groups: found 5, expected from 1 to the 4 groups",
+        ),
+        (
+            "model.layers[0].mlp",
+            MOE | {"experts_per_token": 3, "router": ROUTER | {"groups": 4}},
+            "model.layers[0].mlp.router.picked_groups: found 1, expected groups with 3 experts, which a token takes",
+        ),
+        (
+            "model.layers[0].mlp",
+            MOE | {"router": ROUTER | {"scale": 0.0}},
+            "model.layers[0].mlp.router.scale: found 0.0, expected from 1e-06 to 1000000.0",
+        ),
+        (
+            "model.layers[0].mlp",
+            MOE | {"swiglu_alpha": 1.0},
+            "model.layers[0].mlp.swiglu_alpha: found 1.0, expected nothing, as there is no swiglu_limit",
+        ),
+        (
+            "model.layers[0].mlp.router",
+            ROUTER,
+            "model.layers[0].mlp.router: found one, expected nothing, as a gated MLP has no experts",
+        ),
+        (
+            "model.layers[0].mlp.swiglu_limit",
+            7.0,
+            "model.layers[0].mlp.swiglu_limit: found 7.0, expected nothing, but in experts that are gated by silu",
         ),
         ("draft.mlp", MOE, "draft.mlp.kind: found moe, expected gated: an EAGLE head has no experts"),
         ("model.eos_token_ids[0]", 1024, "model.eos_token_ids[0]: found 1024, expected less than the vocabulary, 1024"),

@@ -10,6 +10,7 @@ from planner.costs.fixed_work import (
     pass_ns,
     tree_step_ns,
 )
+from plans.schema import Router
 from tests.planner.instances import UNLIKE, formulation
 
 FORMULATED = formulation(UNLIKE, "eagle3")
@@ -24,6 +25,9 @@ GPU = dataclasses.replace(CPU, kind="cuda", overhead_ns=15_000)
 def test_blocks_of_a_gpu_have_the_kernels_that_the_runtime_starts() -> None:
     assert layer_ns(GPU, DENSE) == 15_000
     assert layer_ns(GPU, EXPERTS) == 27_000
+    assert layer_ns(GPU, dataclasses.replace(EXPERTS, bias=True, swiglu_limit=7.0)) == 37_000
+    router = Router(scores="sigmoid", bias=False, float32=True, correction=True, groups=2, picked_groups=1, scale=1.0)
+    assert layer_ns(GPU, dataclasses.replace(EXPERTS, router=router)) == 37_000
     assert (embed_ns(GPU), lm_head_ns(GPU)) == (20_000, 39_000)
     assert (pass_ns(GPU, 1), pass_ns(GPU, 3)) == (75_000, 105_000)
     assert layer_ns(dataclasses.replace(GPU, overhead_ns=1), EXPERTS) == 2, "rounded up"

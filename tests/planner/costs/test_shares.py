@@ -24,7 +24,7 @@ from planner.images import layout
 from plans import slots
 from plans.buffers import draft_kv_bytes
 from plans.kv import KvShare
-from plans.schema import KvAxis, Link, Tree
+from plans.schema import KvAxis, Link, Router, Tree
 from tests.planner.instances import UNLIKE, demo, formulation
 
 ATTENTION = dataclasses.replace(demo(None)[0].model.layers[0].attention, num_heads=16, num_kv_heads=4, head_dim=32)
@@ -132,6 +132,9 @@ def test_experts_are_read_if_a_row_selects_them() -> None:
     assert 7.9 * 4 * parameters < many.traffic_bytes <= 8 * 4 * parameters
     assert router_work(moe, 192, 4, 60) == Work(traffic_bytes=4 * 8 * 192, flops=2 * 60 * 8 * 192)
     assert router_work(layers.mlp, 192, 4, 60) == Work(traffic_bytes=0, flops=0)
+    router = Router(scores="sigmoid", bias=False, float32=True, correction=True, groups=1, picked_groups=1, scale=1.0)
+    wide = router_work(dataclasses.replace(moe, router=router), 192, 2, 60)
+    assert wide == Work(traffic_bytes=4 * 8 * 192, flops=2 * 60 * 8 * 192), "weights of the router are in float32"
 
 
 def test_drafting_at_once_is_one_pass_over_the_accepted_rows_and_the_masks() -> None:

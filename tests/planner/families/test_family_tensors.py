@@ -16,7 +16,7 @@ from planner.families.config import gated_mlp
 from planner.families.rope import inv_freq
 from planner.families.windows import SLIDING
 from plans.step import layer_class
-from tests.planner.tiny_checkpoints import CLASSES, OWN, SMALL, bare, config_of, refused, saved
+from tests.planner.tiny_checkpoints import CLASSES, OWN, SMALL, bare, config_of, refused, saved, tensors_by_role
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -44,6 +44,7 @@ BIASED: dict[str, list[dict[str, Any]]] = {
     "olmoe": [{"attention_bias": True, "norm_topk_prob": True}],
     "smollm3": [{"attention_bias": True, "mlp_bias": True, "no_rope_layers": [1, 0, 1, 1, 1, 1, 1, 0]}],
     "glm4": [{"attention_bias": False}],
+    "gpt_oss": [{"attention_bias": False, "num_local_experts": 3, "intermediate_size": 10}],
 }
 CASES = [
     (family, changes)
@@ -51,18 +52,6 @@ CASES = [
     for changes in [*PLAIN, *BIASED.get(family, [])]
     if family not in ("olmoe", "glm4") or "head_dim" not in changes  # glm4 rotates half of a head in pairs
 ]
-
-
-def tensors_of(base: BaseInput) -> dict[str, torch.Tensor]:
-    """Return the tensors by role."""
-    stored = load_file(base.checkpoint.directory / SINGLE)
-    tensors = {role: stored[source.name][source.first :] for role, source in base.roles.items()}
-    for role, tensor in tensors.items():  # a packed tensor has the rows of the next role behind those of this one
-        name = base.roles[role].name
-        later = [source.first for source in base.roles.values() if source.name == name and source.first]
-        ends = [first - base.roles[role].first for first in later if first > base.roles[role].first]
-        tensors[role] = tensor[: min(ends, default=len(tensor))]
-    return tensors
 
 
 @pytest.mark.parametrize("max_shard_size", ["1GB", "4KB"])
@@ -115,7 +104,7 @@ def test_roles_mean_what_transformers_computes(tmp_path: Path, family: str) -> N
     extra = {"mlp_only_layers": [2]} if family == "qwen3_moe" else {}
     base = load_base(saved(tmp_path, family, **extra))
     model = CLASSES[family][1].from_pretrained(tmp_path, dtype=torch.float32).eval()
-    tensors = tensors_of(base)
+    tensors = tensors_by_role(base)
     x = torch.randn(5, SMALL["hidden_size"], generator=torch.Generator().manual_seed(1))
     for i, layer in enumerate(model.model.layers):
         roles = {role.removeprefix(f"layers.{i}."): t for role, t in tensors.items() if role.startswith(f"layers.{i}.")}
@@ -134,7 +123,8 @@ def test_roles_mean_what_transformers_computes(tmp_path: Path, family: str) -> N
         for name in ("q_norm", "k_norm"):
             assert (f"{name}.weight" in roles) == hasattr(layer.self_attn, name)
         with torch.no_grad():
-            expected = layer.mlp(x.unsqueeze(0)).squeeze(0)
+            expected = layer.mlp(x.unsqueeze(0))
+            expected = (expected[0] if family == "gpt_oss" else expected).squeeze(0)
         torch.testing.assert_close(mlp_of(base, i, roles, x), expected)
 
 
@@ -142,16 +132,22 @@ def mlp_of(base: BaseInput, i: int, roles: dict[str, torch.Tensor], x: torch.Ten
     """Compute the MLP of a layer as the plan's records describe it, from the tensors by role."""
     mlp = layer_class(base.model, i).mlp
 
+    def linear(name: str, rows: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(rows, roles[f"{name}.weight"], roles.get(f"{name}.bias"))
+
     def gated(prefix: str, rows: torch.Tensor) -> torch.Tensor:
-        gate, up, down = (roles[f"{prefix}{name}.weight"] for name in ("gate", "up", "down"))
-        gates, functional = rows @ gate.T, torch.nn.functional
+        gates, ups, functional = linear(f"{prefix}gate", rows), linear(f"{prefix}up", rows), torch.nn.functional
+        if mlp.swiglu_limit is not None:
+            gates = gates.clamp(max=mlp.swiglu_limit)
+            active, limit = gates * torch.sigmoid(mlp.swiglu_alpha * gates), mlp.swiglu_limit
+            return linear(f"{prefix}down", active * (ups.clamp(-limit, limit) + 1))
         gates = functional.silu(gates) if mlp.activation == "silu" else functional.gelu(gates, approximate="tanh")
-        return (gates * (rows @ up.T)) @ down.T
+        return linear(f"{prefix}down", gates * ups)
 
     if mlp.kind == "gated":
         assert "router.weight" not in roles
         return gated("", x)
-    weights, picked = torch.softmax(x @ roles["router.weight"].T, 1).topk(mlp.experts_per_token, 1)
+    weights, picked = torch.softmax(linear("router", x), 1).topk(mlp.experts_per_token, 1)
     if mlp.norm_topk_prob:
         weights = weights / weights.sum(1, keepdim=True)
     shared = 0.0 * x

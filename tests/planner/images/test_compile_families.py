@@ -6,17 +6,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
-from planner.checkpoints.checkpoint import SINGLE
 from planner.costs import memory
 from planner.families import BaseInput, load_base
+from planner.images import stream
 from planner.images.compile import compile_plan
 from plans import codec, slots
-from plans.schema import Inputs, Plan, Run
+from plans.schema import DType, Inputs, Plan, Run
 from plans.step import layer_class
 from tests.plan_factory import Group, make_plan
-from tests.planner.tiny_checkpoints import CLASSES, saved
+from tests.planner.tiny_checkpoints import CLASSES, saved, tensors_by_role
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((family, {"num_hidden_layers": 2}) for family in CLASSES),
@@ -26,7 +25,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def two_devices(base: BaseInput, units_of_first: int) -> Plan:
+def two_devices(base: BaseInput, units_of_first: int, dtype: DType = "float32") -> Plan:
     """Plan a pair of devices with one KV head each; the first has ``units_of_first`` units of each MLP, at most all."""
     runs = []
     for layers in base.model.layers:
@@ -39,7 +38,8 @@ def two_devices(base: BaseInput, units_of_first: int) -> Plan:
         draft_config_sha256=None,
         draft_tensors_sha256=None,
     )
-    return make_plan(base.model, [Group(devices=("a", "b"), runs=tuple(runs))], inputs=inputs, context=32)
+    groups = [Group(devices=("a", "b"), runs=tuple(runs))]
+    return make_plan(base.model, groups, inputs=inputs, context=32, dtype=dtype)
 
 
 @pytest.mark.parametrize("units", [0, 1, 1000])
@@ -52,8 +52,7 @@ def test_slots_are_slices_of_the_checkpoint(tmp_path: Path, family: str, changes
     directory.mkdir()
     (directory / "plan.yaml").write_text(codec.dumps(plan))
     compile_plan(directory, checkpoint, None)
-    stored = load_file(checkpoint / SINGLE)
-    tensors = {role: stored[source.name][source.first :] for role, source in base.roles.items()}
+    tensors = tensors_by_role(base)
     for member, device in enumerate("ab"):
         expected = slots_of_member(plan, member, tensors)
         with safe_open(directory / f"{device}.safetensors", framework="pt") as image:
@@ -61,6 +60,24 @@ def test_slots_are_slices_of_the_checkpoint(tmp_path: Path, family: str, changes
             assert {name for name in names if name.startswith("layers.")} == set(expected)
             for name, tensor in expected.items():
                 assert torch.equal(image.get_tensor(name), tensor), name
+
+
+@pytest.mark.parametrize("nbytes", [1000, 100])
+def test_small_blocks_give_the_same_bytes_of_transposed_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int
+) -> None:
+    """With blocks of 100 bytes not even a column is read at once; the dtype is another than that of the checkpoint."""
+    checkpoint = saved(tmp_path / "base", "gpt_oss", hidden_size=40, num_hidden_layers=1)
+    base = load_base(checkpoint)
+    plan, images = two_devices(base, 2, "bfloat16"), []
+    for number in range(2):
+        directory = tmp_path / f"{number}"
+        directory.mkdir()
+        (directory / "plan.yaml").write_text(codec.dumps(plan))
+        compile_plan(directory, checkpoint, None)
+        images.append([(directory / f"{device}.safetensors").read_bytes() for device in "ab"])
+        monkeypatch.setattr(stream, "BLOCK_BYTES", nbytes)
+    assert images[0] == images[1]
 
 
 def slots_of_member(plan: Plan, member: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -101,6 +118,8 @@ def attention_slots(plan: Plan, layer: int, member: int, roles: dict[str, torch.
     slots["o.weight"] = roles["o.weight"][:, q]
     if attention.o_bias and member == 0:
         slots["o.bias"] = roles["o.bias"]
+    if attention.sinks:
+        slots["sinks"] = roles["sinks"][member * group : (member + 1) * group]
     if attention.qk_norm:
         spans = (q, kv) if attention.qk_norm_whole else (slice(None), slice(None))
         names = ("q_norm.weight", "k_norm.weight")
@@ -112,8 +131,11 @@ def mlp_slots(plan: Plan, layer: int, member: int, run: Run, roles: dict[str, to
     mlp = layer_class(plan.model, layer).mlp
     start = sum(run.mlp_units[:member]) * mlp.unit
     span = slice(start, start + run.mlp_units[member] * mlp.unit)
-    whole = ("router.weight", "shared_gate.weight") if mlp.shared_gate else ("router.weight",)
-    slots = {name: roles[name] for name in whole} if mlp.kind == "moe" else {}
+    whole = ("router.weight", "router.bias", "router.correction", "shared_gate.weight")
+    slots = {name: roles[name] for name in whole if name in roles}
+    experts = range(mlp.num_experts)
+    if mlp.kind == "moe" and mlp.bias and member == 0:
+        slots["down.bias"] = torch.stack([roles[f"experts.{e}.down.bias"] for e in experts])
     if span.start == span.stop:
         return slots
     if mlp.kind == "gated":
@@ -127,9 +149,11 @@ def mlp_slots(plan: Plan, layer: int, member: int, run: Run, roles: dict[str, to
         slots["shared.gate_up.weight"] = torch.cat(halves)
         slots["shared.down.weight"] = roles["shared.down.weight"][:, of_shared]
     gate, up, down = (
-        torch.stack([roles[f"experts.{e}.{name}.weight"] for e in range(mlp.num_experts)])
-        for name in ("gate", "up", "down")
+        torch.stack([roles[f"experts.{e}.{name}.weight"] for e in experts]) for name in ("gate", "up", "down")
     )
+    if mlp.bias:
+        biases = [[roles[f"experts.{e}.{name}.bias"][span] for name in ("gate", "up")] for e in experts]
+        slots["gate_up.bias"] = torch.stack([torch.cat(halves) for halves in biases])
     slots["gate_up.weight"] = torch.cat([gate[:, span], up[:, span]], 1)
     slots["down.weight"] = down[:, :, span]
     return slots

@@ -8,12 +8,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from planner.cli import main
 from planner.families import load_base, load_draft
 from planner.images.compile import compile_plan
-from planner.images.provenance import ByteRuns, provenance
+from planner.images.provenance import ByteRuns, Origin, provenance
 from tests.planner.images.test_compile import images_of, save, two_stages
+from tests.planner.images.test_compile_families import two_devices
+from tests.planner.tiny_checkpoints import saved
 
 WIDTHS = {"F32": torch.float32, "I64": torch.int64}
 
@@ -89,3 +92,31 @@ def test_a_checkpoint_of_other_files_is_refused(tmp_path: Path) -> None:
     result = show(directory, "--slot", "norm.weight")
     assert result.exit_code == 2
     assert "its files are not those that were compiled" in result.stderr
+
+
+def test_transposed_experts_are_traced_to_columns(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path, "gpt_oss", num_hidden_layers=1)
+    base = load_base(checkpoint)
+    plan, stored = two_devices(base, 2), load_file(checkpoint / "model.safetensors")
+    channels = 2 * base.model.layers[0].mlp.unit
+
+    def origins(name: str) -> tuple[Origin, ...]:
+        return provenance(plan, name, base, None)[0].origins
+
+    gate, up = origins("layers.0.gate_up.weight")[2:4]
+    assert (gate.rows, gate.columns) == (((16, 32),), ((0, 2 * channels - 1),))
+    assert (up.rows, up.columns) == (((16, 32),), ((1, 2 * channels),))
+    assert gate.operation == "copy, transposed, one of 2 columns"
+    assert gate.ranges is not None
+    assert gate.ranges[0].nbytes == 4 * (2 * channels - 1)
+    down = origins("layers.0.down.weight")[1]
+    assert (down.rows, down.columns, down.operation) == (
+        ((24, 24 + channels),),
+        ((0, 16),),
+        "copy, transposed, columns",
+    )
+    assert down.ranges is not None
+    read_back = torch.frombuffer(bytearray(read(checkpoint / "model.safetensors", down.ranges[0])), dtype=torch.float32)
+    expected = stored["model.layers.0.mlp.experts.down_proj"][1, :channels]
+    assert torch.equal(read_back.view(channels, 16), expected)
+    assert origins("layers.0.gate_up.bias")[0].operation == "copy, transposed, one of 2 columns"
