@@ -123,6 +123,7 @@ def stage_buffers(
         group_size=group_size,
         tables=len(tables(model)),
         widens=bool(model.norm_offset),
+        scales_queries=model.query_scaling is not None,
     )
     return (
         *_rank_buffers(options),
@@ -281,6 +282,8 @@ class _Common:
     """Rotary tables."""
     widens: bool = False
     """Norms are computed from a copy in float32."""
+    scales_queries: bool = False
+    """Queries have a factor by their positions."""
 
 
 def _rank_buffers(options: Options) -> tuple[Buffer, ...]:
@@ -360,9 +363,21 @@ def _layer_buffers(
         buffer("scratch.reduce", "comm", (rows, reduced)),
         # sums of squares of all query heads and of all keys, and as in scratch.reduce: model.layers.Attention
         Buffer(name=f"{common.prefix}scratch.squares", term="comm", dtype="float32", shape=(2, rows, squares)),
+        *_query_factors(common),
         *_sinks(common, attention, heads),
         *_converted(common, share, heads, cache),
         *_streamed(common, share, heads, attention, cache),
+    )
+
+
+def _query_factors(common: _Common) -> tuple[Buffer, ...]:
+    """Return the factors of queries, of all positions and of those of a forward: model.base.BaseStage."""
+    if not common.scales_queries:
+        return ()
+    dtype, positions = common.options.dtype, rotary_rows(common.options)
+    return (
+        Buffer(name=f"{common.prefix}queries", term="buffers", dtype=dtype, shape=(positions,)),
+        Buffer(name=f"{common.prefix}scratch.queries", term="buffers", dtype=dtype, shape=(common.rows,)),
     )
 
 

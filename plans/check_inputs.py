@@ -59,6 +59,8 @@ MULTIPLIERS = (1e-6, 1e6)
 """Least and largest factor of embeddings, outputs and logits."""
 ALPHAS = (1e-3, 1e3)
 """Least and largest factor of a gate within its sigmoid."""
+BETAS = (1e-6, 1e3)
+"""Least and largest factor of the logarithm in the scaling of queries."""
 SOFTCAPS = (1e-3, 1e6)
 """Least and largest soft cap of scores and logits."""
 MOST_STALL_S = 3600
@@ -340,6 +342,11 @@ def _check_model(plan: Plan) -> Iterator[Violation]:
         yield from _check_same(f"model.layers[{i}].attention", layers.attention, model.layers[0].attention)
         yield from _check_mlp(f"model.layers[{i}].mlp", layers.mlp)
     yield from _check_rotaries(model)
+    if (scaling := model.query_scaling) is not None:
+        yield from _in_range("model.query_scaling.beta", scaling.beta, *BETAS)
+        if not 1 <= scaling.positions < plan.options.context:
+            expected = f"from 1 to less than the context, {plan.options.context}: nothing, where all factors are 1"
+            yield bad("model.query_scaling.positions", scaling.positions, expected)
     for name in ("embedding_multiplier", "residual_multiplier", "logits_divisor"):
         factor = getattr(model, name)
         if factor is not None:

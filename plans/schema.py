@@ -312,6 +312,14 @@ class Rotary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QueryScaling:
+    """Queries at position p are multiplied by 1 + beta * log(1 + floor(p / positions))."""
+
+    beta: float
+    positions: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
     """The base model in the closed vocabulary of blocks; the runtime needs to know no more of a family."""
 
@@ -329,6 +337,8 @@ class Model:
     eos_token_ids: tuple[int, ...]
     rotary: tuple[Rotary, ...] | None = None
     """Rotary tables; None: one, by which all layers rotate all channels of a head in halves."""
+    query_scaling: QueryScaling | None = None
+    """Factor of the queries of all layers by their positions; None: 1."""
     norms: Literal["after", "around"] | None = None
     """Norms of a layer: of the outputs of attention and MLP before they are added to the residual (``after``), or of
     inputs and outputs (``around``). None: of the inputs."""

@@ -38,6 +38,7 @@ FAMILIES: Mapping[str, str] = {
     "gemma3_text": "Gemma3ForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
 }
 """Architecture of each family, by ``model_type``, which is also the name of its module here, with ``read(keys)``."""
 

@@ -36,17 +36,24 @@ class RopeDefaults:
     interleaved: bool = False
 
 
-def read_rope(keys: Keys, head_dim: int, defaults: RopeDefaults, *, absent: Mapping[str, Any] | None = None) -> Rope:
+def read_rope(
+    keys: Keys,
+    head_dim: int,
+    defaults: RopeDefaults,
+    *,
+    absent: Mapping[str, Any] | None = None,
+    other: frozenset[str] = frozenset(),
+) -> Rope:
     """Read the rotary embedding that all layers have; raise ConfigError.
 
-    ``absent``: the object of a config without one; None: an empty one.
+    ``absent``: the object of a config without one; None: an empty one. ``other``: keys in it that the family reads.
     """
     new = keys.has("rope_parameters")
     if new and keys.has("rope_scaling"):
         raise keys.fail("rope_parameters", "found beside rope_scaling, expected one of the two spellings")
     name = "rope_parameters" if new else "rope_scaling"
     keys.get("rope_scaling")
-    return _read(keys, _object(keys, name, absent), head_dim, defaults)
+    return _read(keys, _object(keys, name, absent), head_dim, defaults, other)
 
 
 def read_rope_of(keys: Keys, layer_type: str, head_dim: int, defaults: RopeDefaults) -> Rope:
@@ -64,7 +71,7 @@ def _object(keys: Keys, name: str, absent: Mapping[str, Any] | None = None) -> K
     return Keys(value, f"{keys.where}: {name}")
 
 
-def _read(keys: Keys, fields: Keys, head_dim: int, defaults: RopeDefaults) -> Rope:
+def _read(keys: Keys, fields: Keys, head_dim: int, defaults: RopeDefaults, other: frozenset[str] = frozenset()) -> Rope:
     inner = fields.number("rope_theta", defaults.theta, least=1, most=MOST_THETA)
     theta = keys.number("rope_theta", inner, least=1, most=MOST_THETA)
     if fields.has("rope_theta") and theta != inner:
@@ -72,7 +79,7 @@ def _read(keys: Keys, fields: Keys, head_dim: int, defaults: RopeDefaults) -> Ro
     dim = head_dim if defaults.partial is None else _channels(keys, fields, head_dim, defaults.partial)
     rope = Rope(theta=theta, dim=dim, scaling=None, passed=head_dim - dim, interleaved=defaults.interleaved)
     scaling = _read_scaling(keys, fields, rope, defaults)
-    fields.finish()
+    fields.finish(other)
     return dataclasses.replace(rope, scaling=scaling)
 
 

@@ -75,7 +75,9 @@ def _class(layer: tuple[Attention, Mlp], count: int) -> LayerClass:
 
 
 def within(model: Model, context: int) -> Model:
-    """Return a model of so many positions: a window that shows all of them is none."""
+    """Return a model of so many positions: a window that shows all of them is none, and so is a factor that is 1."""
+    if model.query_scaling is not None and model.query_scaling.positions >= context:
+        model = dataclasses.replace(model, query_scaling=None)
     layers = [layer_class(model, number) for number in range(model.num_layers)]
     if all(kind.attention.window is None or kind.attention.window < context for kind in model.layers):
         return model

@@ -72,7 +72,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
     ),
     "mistral3": Wrapper(
         architecture="Mistral3ForConditionalGeneration",
-        families={"mistral": "mistral"},
+        families={"mistral": "mistral", "ministral3": "ministral3"},
         prefixes=_LLAVA_PREFIXES,
         vision=_LLAVA_VISION,
         harmless=_PROJECTOR,

@@ -32,7 +32,7 @@ from runtime.comm.groups import Comm, Group
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.model.blocks import Binder, Layer, LmHead, Slots
-from runtime.model.layers import Attend, Output, Rows, rotary_at, rotary_tables
+from runtime.model.layers import Attend, Output, Rows, query_factors, rotary_at, rotary_tables
 from runtime.model.split_kv import attend_of, cache_of, own_frequencies, own_sequences, shared
 from runtime.model.views import View
 from runtime.model.whole_layers import WholeLayers, are_whole
@@ -152,11 +152,15 @@ class BaseStage:
         self._divided = len(self._sequences) < options.batch
         self._bind_caches(plan, stage, memory)
         caches = [cache for _, cache in self._caches]
-        whole = len(self.views) == 1 and not self._divided and are_whole(self._layers, caches)
+        scaling = plan.model.query_scaling
+        whole = len(self.views) == 1 and not self._divided and scaling is None and are_whole(self._layers, caches)
         self._whole = WholeLayers(self._layers, caches) if whole else None
         self._carry = Carry(memory.buffer("carry"))
         tables = [own_frequencies(binder.tensor(slot), share) for slot in own.ropes]
         self._rotary = rotary_tables(tables, memory.buffer("rotary"), self._dtype)
+        self._query_factors = None if scaling is None else memory.buffer("queries")
+        if scaling is not None and self._query_factors is not None:
+            self._query_factors.copy_(query_factors(scaling, len(self._query_factors)))
         self._no_rows = [view.none(self._rotary) for view in self.views]
 
     def _bind_caches(self, plan: Plan, stage: Stage, memory: Memory) -> None:
@@ -188,8 +192,8 @@ class BaseStage:
         number = self._sequences.index(sequence)
         own = slice(number, number + 1)
         positions = self.views[0].cache.positions(width, own)  # [1, width]
-        rotary = rotary_at(self._rotary, positions.flatten())
-        rows = [view.chunk(rotary, positions, last, own) for view in self.views]
+        rotary, factors = self._at(positions.flatten())
+        rows = [view.chunk(rotary, factors, positions, last, own) for view in self.views]
         output = self._forward(hidden, width, rows)
         for view in self.views:
             view.cache.commit_one(number, last + 1)
@@ -205,8 +209,8 @@ class BaseStage:
         if here.stop == here.start:
             return self._forward(hidden, batch * nodes, self._no_rows)
         mask, lengths = mask[here], self.views[0].cache.lengths[own]
-        rotary = rotary_at(self._rotary, (mask.sum(2) + (lengths - 1)).flatten())
-        rows = [view.trees(rotary, mask, here, own) for view in self.views]
+        rotary, factors = self._at((mask.sum(2) + (lengths - 1)).flatten())
+        rows = [view.trees(rotary, factors, mask, here, own) for view in self.views]
         return self._forward(hidden, batch * nodes, rows)
 
     def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: list[int], first: int) -> None:
@@ -221,6 +225,13 @@ class BaseStage:
         if sequence in self._sequences:
             for view in self.views:
                 view.cache.restart(self._sequences.index(sequence), self._sequences.index(source), length)
+
+    def _at(self, positions: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Return the rotary tables at positions [W], and the factors of queries [W, 1, 1]."""
+        factors = self._query_factors
+        if factors is not None:
+            factors = factors.index_select(0, positions.clamp(max=len(factors) - 1)).view(-1, 1, 1)
+        return rotary_at(self._rotary, positions), factors
 
     def _forward(self, hidden: Tensor | None, width: int, rows: Sequence[Rows]) -> Tensor:
         """Receive the carry, run the layers, send the carry; return it. ``rows``: for each view."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plans.schema import Activation
+from plans.schema import Activation, QueryScaling
 from plans.step import CONVERTED_ROWS, SCORE_COLUMNS, converted_blocks
 from runtime.comm.groups import Group
 from runtime.model import ops
@@ -53,6 +53,8 @@ class Rows:
     """Cache rows of the new keys and values: n rows of each sequence, or W among all sequences' rows."""
     own: slice | None
     """The W rows among those of the forward; None: all of them. A device adds zeros for the others to a sum."""
+    query_factors: Tensor | None = None
+    """[W, 1, 1]: factor of the queries of each row; None: 1."""
     oldest: Tensor | None = None
     """[B] int64: the column from which on the positions of a sequence follow one another, around the columns behind the
     tree's; None: they begin there."""
@@ -164,6 +166,8 @@ class Attention:
         elif self.q_norm is not None and self.k_norm is not None:
             for norm, heads in ((self.q_norm, qkv[:, :h]), (self.k_norm, qkv[:, h : h + k])):
                 heads.copy_(norm(heads.flatten(0, 1)).view(heads.shape))
+        if rows.query_factors is not None:
+            qkv[:, :h].mul_(rows.query_factors)
         if self.attend is attend and ops.attends(qkv, cache):
             first = rows.sequences.start
             seen, rotary = rows.seen.start, rows.rotary[self.table]
@@ -254,6 +258,12 @@ def rotary_tables(slots: Sequence[Tensor], buffer: Tensor, dtype: torch.dtype) -
 def rotary_at(tables: Sequence[Tensor], positions: Tensor) -> tuple[Tensor, ...]:
     """Return [2, W, 1, D] of each table: its entries at positions [W]; those of padding may lie behind its end."""
     return tuple(table.index_select(1, positions.clamp(max=table.shape[1] - 1)).unsqueeze(2) for table in tables)
+
+
+def query_factors(scaling: QueryScaling, positions: int) -> Tensor:
+    """Return the factors of queries [P] of positions 0 … P - 1, in float32."""
+    steps = torch.arange(positions).div(scaling.positions, rounding_mode="floor").float()
+    return 1 + scaling.beta * torch.log(1 + steps)
 
 
 def store(cache: Tensor, kv: Tensor, rows: Rows) -> None:

@@ -28,10 +28,12 @@ class View:
         """Return no rows; ``rotary``: the rotary tables."""
         return Rows.none(rotary, self._bias)
 
-    def chunk(self, rotary: Sequence[Tensor], positions: Tensor, last: int, own: slice) -> Rows:
+    def chunk(
+        self, rotary: Sequence[Tensor], query_factors: Tensor | None, positions: Tensor, last: int, own: slice
+    ) -> Rows:
         """Return the rows of a chunk, behind what is committed of one sequence; rows behind ``last`` are padding.
 
-        ``positions`` [1, width].
+        ``rotary`` and ``query_factors`` as in ``Rows``; ``positions`` [1, width].
         """
         cache, width = self.cache, positions.shape[1]
         start, stop = cache.tree_rows, cache.window(width, own)
@@ -47,6 +49,7 @@ class View:
             oldest = cache.oldest(end, 0)
         return Rows(
             rotary=tuple(rotary),
+            query_factors=query_factors,
             bias=bias[None, None],
             sequences=own,
             seen=slice(start, stop),
@@ -56,7 +59,9 @@ class View:
             own=slice(0, width) if self._divided else None,
         )
 
-    def trees(self, rotary: Sequence[Tensor], mask: Tensor, here: slice, own: slice) -> Rows:
+    def trees(
+        self, rotary: Sequence[Tensor], query_factors: Tensor | None, mask: Tensor, here: slice, own: slice
+    ) -> Rows:
         """Return the rows of trees behind what is committed of sequences ``own``, the ``here`` of a forward.
 
         ``mask`` [b, N, N]: each node's ancestors and itself.
@@ -80,6 +85,7 @@ class View:
             hide(bias[:, :, :nodes], mask)
         return Rows(
             rotary=tuple(rotary),
+            query_factors=query_factors,
             bias=bias.unsqueeze(1),
             sequences=own,
             seen=slice(tree.start, stop),

@@ -29,6 +29,8 @@ PROMPT = (5, 17, 30, 2, 9, 11, 3)
 COUNT = 20
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1000.0}
 LONG = {"rope_type": "longrope", "long_factor": [1.5, 4.0], "attention_factor": 1.2, "rope_theta": 100.0}
+GROWING = YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 5}
+GROWING |= {"llama_4_scaling_beta": 0.6}
 CONTEXT = 48
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
@@ -82,6 +84,7 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("gpt_oss", {}),
+    ("ministral3", {"rope_parameters": GROWING}),
     ("gpt_oss", {"attention_bias": False, "tie_word_embeddings": True, "num_local_experts": 3, "swiglu_limit": 0.7}),
     ("granite", {"embedding_multiplier": 1.5, "residual_multiplier": 1.1}),
     ("granite", {"residual_multiplier": 2.0, "embedding_multiplier": 0.5, "attention_bias": True, "head_dim": 6}),
@@ -218,12 +221,14 @@ def test_halves_are_as_near_to_float32_as_those_of_transformers(tmp_path: Path, 
     [
         *(("llama", "float32"), ("qwen3", "bfloat16"), ("mixtral", "float16"), ("qwen3_moe", "bfloat16")),
         *(("olmo2", "bfloat16"), ("qwen2_moe", "float16"), ("gpt_oss", "bfloat16")),
+        ("ministral3", "bfloat16"),
     ],
 )
 def test_a_tree_is_verified_with_the_bits_of_plain_decoding(tmp_path: Path, family: str, dtype: DType) -> None:
     """Bit for bit on one or two CPU devices, in 16-bit types too, so that no token depends on a drafted one."""
     torch.manual_seed(1)
-    checkpoint = saved(tmp_path, family, initializer_range=0.4)
+    own = {"rope_parameters": GROWING} if family == "ministral3" else {}
+    checkpoint = saved(tmp_path, family, initializer_range=0.4, **own)
     for devices in (("a",), ("a", "b")):
         plan, directory = compiled(tmp_path, checkpoint, devices, dtype)
         for tree, alone in on_all_ranks(

@@ -163,8 +163,10 @@ def test_a_run_takes_the_memory_of_its_plan(case: Case, checkpoints: Checkpoints
     assert_memory_is_planned(plan, compiled(tmp_path / "plan", plan, checkpoints, case.kind), case.batch)
 
 
+GROWING = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1000.0, "original_max_position_embeddings": 16}
+GROWING |= {"llama_4_scaling_beta": 0.6}
 BOTH: tuple[DType, ...] = ("float32", "bfloat16")
-KINDS: list[tuple[str, dict[str, int], DType, tuple[str, ...]]] = [
+KINDS: list[tuple[str, dict[str, Any], DType, tuple[str, ...]]] = [
     *(("mixtral", {"intermediate_size": 64}, dtype, devices) for dtype in BOTH for devices in (("a",), ("a", "b"))),
     *(
         ("qwen3_moe", {"moe_intermediate_size": 24}, dtype, devices)
@@ -174,6 +176,7 @@ KINDS: list[tuple[str, dict[str, int], DType, tuple[str, ...]]] = [
     ("qwen2_moe", {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 96}, "bfloat16", ("a", "b")),
     ("olmo2", {"num_key_value_heads": 4}, "bfloat16", ("a", "b")),
     ("gpt_oss", {"intermediate_size": 96}, "bfloat16", ("a", "b")),
+    ("ministral3", {"rope_parameters": GROWING}, "bfloat16", ("a", "b")),
     ("glm4", {"eos_token_id": 2}, "float32", ("a",)),
     ("gemma2", {}, "float32", ("a", "b")),
 ]
@@ -182,7 +185,7 @@ KINDS: list[tuple[str, dict[str, int], DType, tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("family", "sizes", "dtype", "devices"), KINDS)
 def test_other_kinds_of_models_take_the_memory_of_their_plan(
-    tmp_path: Path, family: str, sizes: dict[str, int], dtype: DType, devices: tuple[str, ...]
+    tmp_path: Path, family: str, sizes: dict[str, Any], dtype: DType, devices: tuple[str, ...]
 ) -> None:
     base = load_base(saved(tmp_path / "base", family, hidden_size=64, num_attention_heads=4, head_dim=16, **sizes))
     runs = tuple(

@@ -27,6 +27,8 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
@@ -91,6 +93,7 @@ CLASSES: dict[str, tuple[type[Any], type[Any]]] = {
     "gemma2": (Gemma2Config, Gemma2ForCausalLM),
     "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
     "gpt_oss": (GptOssConfig, GptOssForCausalLM),
+    "ministral3": (Ministral3Config, Ministral3ForCausalLM),
 }
 """Config and model class of each family."""
 
@@ -115,6 +118,7 @@ OWN: dict[str, dict[str, Any]] = {
     "exaone4": {"sliding_window": 16},
     "gemma2": {"head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 12},
     "gemma3_text": {"head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 12},
+    "ministral3": {"head_dim": 8, "pad_token_id": None},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 9},
     "granite": {
         "embedding_multiplier": 12.0,

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from planner.costs import memory
-from planner.families import BaseInput, load_base
+from planner.families import BaseInput, load_base, within
 from planner.images import stream
 from planner.images.compile import compile_plan
 from plans import codec, slots
@@ -27,8 +27,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 def two_devices(base: BaseInput, units_of_first: int, dtype: DType = "float32") -> Plan:
     """Plan a pair of devices with one KV head each; the first has ``units_of_first`` units of each MLP, at most all."""
-    runs = []
-    for layers in base.model.layers:
+    runs, model = [], within(base.model, 32)
+    for layers in model.layers:
         units = layers.mlp.units
         first = min(units_of_first, units)
         runs.append(Run(num_layers=layers.num_layers, kv_heads=(1, 1), mlp_units=(first, units - first)))
@@ -39,7 +39,7 @@ def two_devices(base: BaseInput, units_of_first: int, dtype: DType = "float32") 
         draft_tensors_sha256=None,
     )
     groups = [Group(devices=("a", "b"), runs=tuple(runs))]
-    return make_plan(base.model, groups, inputs=inputs, context=32, dtype=dtype)
+    return make_plan(model, groups, inputs=inputs, context=32, dtype=dtype)
 
 
 @pytest.mark.parametrize("units", [0, 1, 1000])

@@ -1,6 +1,7 @@
-"""Families with experts of their own kind: published configs, and keys that change what is computed."""
+"""Published configs of families with experts or queries of their own kind, and keys that are refused."""
 
 import json
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 
 from planner.errors import ConfigError
-from planner.families import load_base
+from planner.families import load_base, within
+from plans.schema import QueryScaling
 from plans.step import layer_class
 from tests.planner.tiny_checkpoints import OWN, SMALL, bare, refused
 
@@ -69,6 +71,53 @@ def test_gpt_oss_in_its_published_spelling(tmp_path: Path) -> None:
     assert sum(map(prod, tensors.values())) == 20_914_757_184, "the number of parameters that its card states"
     file = bare(tmp_path / "b", GPT_OSS_20B | {"quantization_config": MXFP4})
     assert "quantization_config: found MXFP4" in refused(ConfigError, lambda: load_base(file))
+
+
+MINISTRAL: dict[str, Any] = {
+    "architectures": ["Ministral3ForCausalLM"],
+    "attention_dropout": 0.0,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 262144,
+    "model_type": "ministral3",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 34,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_parameters": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 16.0,
+        "llama_4_scaling_beta": 0.1,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 16384,
+        "rope_theta": 1000000.0,
+        "rope_type": "yarn",
+        "type": "yarn",
+    },
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "vocab_size": 131072,
+}
+
+
+def test_ministral3_grows_its_queries_beyond_the_original_length_alone(tmp_path: Path) -> None:
+    base = load_base(bare(tmp_path / "a", MINISTRAL))
+    assert base.model.query_scaling == QueryScaling(beta=0.1, positions=16384)
+    assert base.ropes[0].attention_factor == 1.0
+    assert within(base.model, 16385) == base.model
+    assert within(base.model, 16384) == replace(base.model, query_scaling=None)
+    file = bare(tmp_path / "b", MINISTRAL | {"rope_parameters": {"rope_type": "default"}})
+    message = refused(ConfigError, lambda: load_base(file))
+    assert message == f"{file}: rope_parameters: llama_4_scaling_beta: missing, expected a number"
+    text = {name: value for name, value in MINISTRAL.items() if name != "architectures"}
+    wrapper = {"model_type": "mistral3", "text_config": text, "vision_config": {}}
+    assert load_base(bare(tmp_path / "c", wrapper)).model == base.model
 
 
 KEYS: list[tuple[str, dict[str, Any], str]] = [
