@@ -7,8 +7,9 @@ the least over all sets of disjoint groups with g: by a dynamic programme over t
 :mod:`planner.solver.bounds.sites`.
 
 A group over several hosts is a site of its own, and takes devices of several hosts: the programme is repeated for each
-that may be in a good answer. Such groups may be many, and are slow, so one that is worse than the least bound by more
-than ``limits.FAR`` keeps a coarser bound, in which other such groups take no devices.
+set of such groups that there are devices for, where these are no more than ``limits.MOST_WIDE_SETS``. Otherwise it is
+repeated for each such group that may be in a good answer, and others beside it take no devices; one that is worse than
+the least bound by more than ``limits.FAR`` keeps a coarser bound.
 """
 
 import math
@@ -147,13 +148,28 @@ class GroupBounds:
 
     @cached_property
     def bounds(self) -> list[float]:
-        """The least ns of the stages of any answer with each group, by index; infinite where there is none.
+        """The least ns of the stages of any answer with each group, by index; infinite where there is none."""
+        sets = self._wide_sets()
+        return self._one_by_one() if sets is None else self._set_by_set(sets)
 
-        A group over several hosts whose coarse bound is beyond the limit is not considered beside others: every answer
-        that has one takes at least the least of their coarse bounds, ``floor``, and so no bound may be higher.
+    def _set_by_set(self, sets: Iterable[Sequence[int]]) -> list[float]:
+        """Return the bounds by all sets of groups over several hosts."""
+        bounds = [math.inf] * len(self.problem.groups)
+        for wides in sets:
+            self._lower(bounds, wides, ())
+        for alike in self._alike_wides:
+            for wide in alike:
+                bounds[wide] = bounds[alike[0]]
+        return bounds
+
+    def _one_by_one(self) -> list[float]:
+        """Return the bounds by single groups over several hosts, with others beside them that take no devices.
+
+        One whose coarse bound is beyond the limit is not considered beside others: every answer that has one takes at
+        least the least of their coarse bounds, ``floor``, and so no bound may be higher.
         """
         bounds = [math.inf] * len(self.problem.groups)
-        self._lower(bounds, None, ())
+        self._lower(bounds, (), ())
         anywhere = self._any_of(self.wide)
         for wide in self.wide:
             bounds[wide] = self._coarse(wide, anywhere)
@@ -165,25 +181,51 @@ class GroupBounds:
         for wide in near:
             bounds[wide] = math.inf
         for wide in near:
-            self._lower(bounds, wide, near)
+            mine = set(self.problem.groups[wide].devices)
+            self._lower(bounds, (wide,), [g for g in near if not mine & set(self.problem.groups[g].devices)])
         return [min(bound, max(floor, limit)) if math.isfinite(floor) else bound for bound in bounds]
 
-    def _lower(self, bounds: list[float], wide: int | None, near: Sequence[int]) -> None:
-        """Lower ``bounds`` to the least of the answers with this group over several hosts, or with none.
+    @cached_property
+    def _alike_wides(self) -> list[list[int]]:
+        """Groups over several hosts, those together that nothing in the programme tells apart."""
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for wide in self.wide:
+            alike.setdefault((tuple(self._wide_taken[wide]), id(self.curves[wide]), self._entry(wide)), []).append(wide)
+        return list(alike.values())
 
-        ``near``: the groups over several hosts that may be in an answer; beside ``wide`` any of those disjoint from it
-        may run, as if they took no devices.
+    def _wide_sets(self) -> list[tuple[int, ...]] | None:
+        """Return all sets of groups over several hosts that there are devices for, alike ones by the first of them.
+
+        None where they are more than ``limits.MOST_WIDE_SETS``.
         """
-        problem = self.problem
-        left = list(self.counts) if wide is None else self._left(wide)
+        sets: list[tuple[int, ...]] = []
+        grown: list[tuple[tuple[int, ...], Sequence[int], Sequence[State]]] = [
+            ((), [alike[0] for alike in self._alike_wides], self.counts)
+        ]
+        while grown:
+            chosen, candidates, left = grown.pop()
+            sets.append(chosen)
+            for number, wide in enumerate(candidates):
+                rest = list(map(less, left, self._wide_taken[wide]))
+                if all(min(counts) >= 0 for counts in rest):
+                    grown.append(((*chosen, wide), candidates[number:], rest))
+            if len(sets) + len(grown) > limits.MOST_WIDE_SETS:
+                return None
+        return sets
+
+    def _lower(self, bounds: list[float], wides: Sequence[int], beside: Sequence[int]) -> None:
+        """Lower ``bounds`` to the least of the answers with these groups over several hosts.
+
+        ``beside``: such groups too, any of which may run as if they took no devices.
+        """
+        left = self._left(wides)
         parts = [table.site(rest) for table, rest in zip(self.tables, left, strict=True)]
-        if wide is not None:
-            mine = set(problem.groups[wide].devices)
-            parts.append(self._wide_part(wide))
-            parts.append(self._any_of(other for other in near if not mine & set(problem.groups[other].devices)))
+        parts += map(self._wide_part, wides)
+        if beside:
+            parts.append(self._any_of(beside))
         around = all_but_each(self.sums, parts)
-        if wide is not None:
-            bounds[wide] = min(bounds[wide], all_layers(self.sums, parts[self.hosts], around[self.hosts]))
+        for site, wide in enumerate(wides, start=self.hosts):
+            bounds[wide] = min(bounds[wide], all_layers(self.sums, parts[site], around[site]))
         known: dict[tuple[int, State], list[float]] = {}  # hosts with one table and as many devices left are alike
         for host, (table, rest) in enumerate(zip(self.tables, left, strict=True)):
             if (id(table), rest) not in known:
@@ -211,15 +253,23 @@ class GroupBounds:
 
         ``anywhere``: the site of any number of such groups.
         """
-        parts = [table.site(rest) for table, rest in zip(self.tables, self._left(wide), strict=True)]
+        parts = [table.site(rest) for table, rest in zip(self.tables, self._left((wide,)), strict=True)]
         rest = no_sites(self.sums)
         for part in (*parts, anywhere):
             rest = with_site(self.sums, rest, part)
         return all_layers(self.sums, self._wide_part(wide), rest)
 
-    def _left(self, wide: int) -> list[State]:
-        """Return the devices of each host beside those of a group."""
-        return [less(self.counts[host], self._taken(wide, host)) for host in range(self.hosts)]
+    @cached_property
+    def _wide_taken(self) -> dict[int, list[State]]:
+        """How many devices of each class of each host a group over several hosts has."""
+        return {wide: [self._taken(wide, host) for host in range(self.hosts)] for wide in self.wide}
+
+    def _left(self, wides: Sequence[int]) -> list[State]:
+        """Return the devices of each host beside those of some groups, negative where these have more."""
+        left = list(self.counts)
+        for wide in wides:
+            left = list(map(less, left, self._wide_taken[wide]))
+        return left
 
     def _any_of(self, wides: Iterable[int]) -> Curve:
         """Return the part of any number of these groups over several hosts, each as often as one likes."""

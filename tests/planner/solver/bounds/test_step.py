@@ -7,6 +7,7 @@ from itertools import count, islice
 
 import pytest
 
+from planner.solver import limits
 from planner.solver.bounds.step import Bounds, lower_bounds
 from planner.solver.minimise import Settings
 from planner.solver.problem import Answer, Problem
@@ -84,6 +85,29 @@ def test_memory_prices_tighten_the_bounds_once() -> None:
             assert set(tight.within(solved.objective_ns).groups) <= set(free.within(solved.objective_ns).groups)
             priced += tight.least > free.least
     assert priced >= 5
+
+
+def test_sets_of_groups_over_hosts_tighten_the_bounds_and_exclude_no_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = tighter = 0
+    for seed in range(300):
+        problem = tiny_problem(seed)
+        if all(group.site < len(problem.hosts) for group in problem.groups) or bounds_of(seed) is None:
+            continue
+        with monkeypatch.context() as patch:
+            patch.setattr(limits, "MOST_WIDE_SETS", 0)
+            single = lower_bounds(problem)
+        sets, solved = lower_bounds(problem), tiny_answer(seed)
+        assert single is not None
+        assert sets is not None
+        tighter += sets.least > single.least
+        if solved is not None:
+            used = uses(solved.answer)[0]
+            step_ns = solved.objective_ns
+            assert single.least <= sets.least <= step_ns, f"seed {seed}"
+            assert used <= set(sets.within(step_ns).groups) <= set(single.within(step_ns).groups), f"seed {seed}"
+            seen += 1
+    assert seen >= 20
+    assert tighter >= 3
 
 
 def on_single_devices(seed: int) -> Problem | None:
