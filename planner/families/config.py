@@ -276,9 +276,10 @@ def read_experts(
     keys: Keys,
     *,
     size: str,
-    default_experts: int,
-    default_per_token: int,
+    default_experts: int | None,
+    default_per_token: int | None,
     norm_topk_prob: bool,
+    default_size: int | None = None,
     shared_size: int | None = None,
     shared_gate: bool = False,
     bias: bool = False,
@@ -289,11 +290,11 @@ def read_experts(
 
     ``size``: name of the key that has the channels of one expert. transformers 5 writes ``num_local_experts`` for what
     Qwen's configs call ``num_experts``; if both are present they must agree. ``names``: of the keys with the number
-    of experts, and of those that are picked.
+    of experts, and of those that are picked. A default of None: the key is needed.
     """
-    channels = keys.integer(size)
-    local = keys.integer("num_local_experts", default_experts, most=MOST_EXPERTS)
+    channels = keys.integer(size, default_size)
     number, per_token = names
+    local = keys.integer("num_local_experts", most=MOST_EXPERTS) if keys.has("num_local_experts") else default_experts
     experts = keys.integer(number, local, most=MOST_EXPERTS)
     if keys.has("num_local_experts") and local != experts:
         raise keys.fail("num_local_experts", f"found {local}, expected {experts} as in {number}")

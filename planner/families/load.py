@@ -39,6 +39,10 @@ FAMILIES: Mapping[str, str] = {
     "exaone4": "Exaone4ForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+    "dots1": "Dots1ForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
 }
 """Architecture of each family, by ``model_type``, which is also the name of its module here, with ``read(keys)``."""
 

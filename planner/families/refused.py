@@ -30,7 +30,6 @@ REASONS: Mapping[str, str] = {
     "qwen3_5": _LINEAR,
     "qwen3_5_moe": _LINEAR,
     "minimax": _LINEAR,
-    "minimax_m2": "routers of sigmoids with a bias are not computed here",
     "minimax_m3": "sparse attention is not computed here",
     "minimax_m3_vl": "sparse attention is not computed here",
     "gemma4": _TWO_SIZES,

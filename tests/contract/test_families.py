@@ -85,6 +85,10 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("gpt_oss", {}),
     ("ministral3", {"rope_parameters": GROWING}),
+    ("glm4_moe", {"use_qk_norm": True}),
+    ("dots1", {"first_k_dense_replace": 1, "n_group": 2, "tie_word_embeddings": True}),
+    ("minimax_m2", {}),
+    ("ernie4_5_moe", {"tie_word_embeddings": False}),
     ("gpt_oss", {"attention_bias": False, "tie_word_embeddings": True, "num_local_experts": 3, "swiglu_limit": 0.7}),
     ("granite", {"embedding_multiplier": 1.5, "residual_multiplier": 1.1}),
     ("granite", {"residual_multiplier": 2.0, "embedding_multiplier": 0.5, "attention_bias": True, "head_dim": 6}),
@@ -221,7 +225,7 @@ def test_halves_are_as_near_to_float32_as_those_of_transformers(tmp_path: Path, 
     [
         *(("llama", "float32"), ("qwen3", "bfloat16"), ("mixtral", "float16"), ("qwen3_moe", "bfloat16")),
         *(("olmo2", "bfloat16"), ("qwen2_moe", "float16"), ("gpt_oss", "bfloat16")),
-        ("ministral3", "bfloat16"),
+        *(("ministral3", "bfloat16"), ("glm4_moe", "bfloat16")),
     ],
 )
 def test_a_tree_is_verified_with_the_bits_of_plain_decoding(tmp_path: Path, family: str, dtype: DType) -> None:

@@ -176,6 +176,7 @@ KINDS: list[tuple[str, dict[str, Any], DType, tuple[str, ...]]] = [
     ("qwen2_moe", {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 96}, "bfloat16", ("a", "b")),
     ("olmo2", {"num_key_value_heads": 4}, "bfloat16", ("a", "b")),
     ("gpt_oss", {"intermediate_size": 96}, "bfloat16", ("a", "b")),
+    ("glm4_moe", {"use_qk_norm": True, "moe_intermediate_size": 24}, "bfloat16", ("a", "b")),
     ("ministral3", {"rope_parameters": GROWING}, "bfloat16", ("a", "b")),
     ("glm4", {"eos_token_id": 2}, "float32", ("a",)),
     ("gemma2", {}, "float32", ("a", "b")),

@@ -9,6 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    Dots1Config,
+    Dots1ForCausalLM,
+    Ernie4_5_MoeConfig,
+    Ernie4_5_MoeForCausalLM,
     Exaone4Config,
     Exaone4ForCausalLM,
     Gemma2Config,
@@ -19,6 +23,8 @@ from transformers import (
     Gemma3TextConfig,
     Glm4Config,
     Glm4ForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     GraniteConfig,
@@ -27,6 +33,8 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MiniMaxM2Config,
+    MiniMaxM2ForCausalLM,
     Ministral3Config,
     Ministral3ForCausalLM,
     Mistral3Config,
@@ -94,6 +102,10 @@ CLASSES: dict[str, tuple[type[Any], type[Any]]] = {
     "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
     "gpt_oss": (GptOssConfig, GptOssForCausalLM),
     "ministral3": (Ministral3Config, Ministral3ForCausalLM),
+    "glm4_moe": (Glm4MoeConfig, Glm4MoeForCausalLM),
+    "dots1": (Dots1Config, Dots1ForCausalLM),
+    "minimax_m2": (MiniMaxM2Config, MiniMaxM2ForCausalLM),
+    "ernie4_5_moe": (Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM),
 }
 """Config and model class of each family."""
 
@@ -119,6 +131,25 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 12},
     "gemma3_text": {"head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 12},
     "ministral3": {"head_dim": 8, "pad_token_id": None},
+    "glm4_moe": {
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 12,
+        "n_group": 3,
+        "topk_group": 2,
+        "routed_scaling_factor": 1.8,
+        "first_k_dense_replace": 2,
+        "head_dim": 8,
+    },
+    "dots1": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 12,
+        "sliding_window": None,
+    },
+    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "rotary_dim": 4},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 12, "moe_layer_interval": 2},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 9},
     "granite": {
         "embedding_multiplier": 12.0,
@@ -198,6 +229,9 @@ def saved(path: Path, family: str = "llama", max_shard_size: str = "1GB", **chan
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        for name, tensor in model.state_dict().items():
+            if name.endswith("e_score_correction_bias"):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
     model.save_pretrained(path, max_shard_size=max_shard_size)
     return path
 

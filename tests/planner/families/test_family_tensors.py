@@ -15,6 +15,7 @@ from planner.families import BaseInput, load_base, scan, within
 from planner.families.config import gated_mlp
 from planner.families.rope import inv_freq
 from planner.families.windows import SLIDING
+from plans.schema import Mlp
 from plans.step import layer_class
 from tests.planner.tiny_checkpoints import CLASSES, OWN, SMALL, bare, config_of, refused, saved, tensors_by_role
 
@@ -44,13 +45,17 @@ BIASED: dict[str, list[dict[str, Any]]] = {
     "olmoe": [{"attention_bias": True, "norm_topk_prob": True}],
     "smollm3": [{"attention_bias": True, "mlp_bias": True, "no_rope_layers": [1, 0, 1, 1, 1, 1, 1, 0]}],
     "glm4": [{"attention_bias": False}],
+    "glm4_moe": [{"attention_bias": True, "use_qk_norm": True, "n_shared_experts": 2, "norm_topk_prob": False}],
+    "dots1": [{"attention_bias": True, "first_k_dense_replace": 3, "norm_topk_prob": True}],
+    "ernie4_5_moe": [{"moe_layer_end_index": 4, "moe_layer_start_index": 2, "moe_num_shared_experts": 0}],
     "gpt_oss": [{"attention_bias": False, "num_local_experts": 3, "intermediate_size": 10}],
 }
 CASES = [
     (family, changes)
     for family in CLASSES
     for changes in [*PLAIN, *BIASED.get(family, [])]
-    if family not in ("olmoe", "glm4") or "head_dim" not in changes  # glm4 rotates half of a head in pairs
+    if family not in ("olmoe", "glm4", "glm4_moe", "minimax_m2")
+    or "head_dim" not in changes  # half is rotated, in pairs
 ]
 
 
@@ -67,6 +72,8 @@ def test_derived_tensors_are_those_of_transformers(
     assert headers is not None
     base = load_base(tmp_path)
     derived = {source.name: (CODES[dtype], source.shape) for source in base.roles.values()}
+    kept = {name for name, info in headers.items() if info.dtype == "F32" and "e_score_correction_bias" in name}
+    derived |= {name: ("F32", derived[name][1]) for name in kept}  # in float32, whatever the others are in
     assert derived == {name: (info.dtype, info.shape) for name, info in headers.items()}
     assert scan(tmp_path) == scan(tmp_path / "config.json")
     again = load_base(tmp_path / "config.json")
@@ -147,12 +154,11 @@ def mlp_of(base: BaseInput, i: int, roles: dict[str, torch.Tensor], x: torch.Ten
     if mlp.kind == "gated":
         assert "router.weight" not in roles
         return gated("", x)
-    weights, picked = torch.softmax(linear("router", x), 1).topk(mlp.experts_per_token, 1)
-    if mlp.norm_topk_prob:
-        weights = weights / weights.sum(1, keepdim=True)
+    weights, picked = routed(mlp, linear("router", x), roles.get("router.correction"))
     shared = 0.0 * x
     if mlp.shared_size is not None:
-        shared = torch.sigmoid(x @ roles["shared_gate.weight"].T) * gated("shared.", x)
+        factor = torch.sigmoid(x @ roles["shared_gate.weight"].T) if mlp.shared_gate else 1.0
+        shared = factor * gated("shared.", x)
     rows = [
         sum(w * gated(f"experts.{int(e)}.", x[row]) for w, e in zip(weights[row], picked[row], strict=True))
         for row in range(len(x))
@@ -160,21 +166,47 @@ def mlp_of(base: BaseInput, i: int, roles: dict[str, torch.Tensor], x: torch.Ten
     return shared + torch.stack(rows)  # type: ignore[arg-type]
 
 
+def routed(
+    mlp: Mlp, logits: torch.Tensor, correction: torch.Tensor | None
+) -> tuple[list[list[torch.Tensor]], list[list[int]]]:
+    """Return weights and numbers of the experts of each row, one by one as the plan's records describe it."""
+    router, weights, picked = mlp.router, [], []
+    for row in logits:
+        scores = torch.sigmoid(row) if router and router.scores == "sigmoid" else torch.softmax(row, 0)
+        choices = (scores if correction is None else scores + correction.flatten()).tolist()
+        groups = router.groups if router else 1
+        size = len(choices) // groups
+        best = sorted(range(groups), key=lambda g: -sum(sorted(choices[g * size : (g + 1) * size])[-2:]))
+        open_groups = best[: router.picked_groups if router else 1]
+        allowed = [e for e in range(len(choices)) if e // size in open_groups]
+        chosen = sorted(allowed, key=lambda e: -choices[e])[: mlp.experts_per_token]
+        total = sum(scores[e] for e in chosen) if mlp.norm_topk_prob else 1.0
+        weights.append([scores[e] / total * (router.scale if router else 1.0) for e in chosen])
+        picked.append(chosen)
+    return weights, picked
+
+
 @pytest.mark.parametrize("family", CLASSES)
 def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path, family: str) -> None:
     required = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
     config: dict[str, Any] = {name: SMALL[name] for name in required} | {"num_attention_heads": 16, "hidden_size": 64}
-    if family in ("qwen2", "qwen3", "exaone4"):
+    if family in ("qwen2", "qwen3", "exaone4", "dots1"):
         config["num_attention_heads"] = 64  # a multiple of 32, the number of KV heads if the key is absent
         config["hidden_size"] = 128
-    if family in ("phi3", "olmo2", "olmoe", "smollm3", "glm4", "gemma2", "gemma3_text"):
-        config["vocab_size"] = 160000  # the default token ids are among the first so many
+    if family in ("phi3", "olmo2", "olmoe", "smollm3", "glm4", "gemma2", "gemma3_text", "minimax_m2"):
+        config["vocab_size"] = 210000  # the default token ids are among the first so many
+    if family == "dots1":
+        counts = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1}
+        required, config = [*required, *counts], config | counts
+        required.remove("intermediate_size")  # of dense layers, of which there are none
+    if family == "ernie4_5_moe":
+        config["num_attention_heads"] = 4
     if family in ("qwen3_moe", "qwen2_moe"):
         required[required.index("intermediate_size")] = "moe_intermediate_size"
         config["moe_intermediate_size"] = 12
     base = load_base(bare(tmp_path, config | {"model_type": family}))
     theirs = CLASSES[family][0](**config)
-    attention, mlp = base.model.layers[0].attention, base.model.layers[0].mlp
+    attention, mlp = base.model.layers[0].attention, base.model.layers[-1].mlp
     assert attention.num_kv_heads == theirs.num_key_value_heads
     head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     assert attention.head_dim == base.ropes[0].dim + base.ropes[0].passed == head_dim
@@ -186,7 +218,8 @@ def test_absent_keys_have_the_defaults_of_transformers(tmp_path: Path, family: s
     assert base.model.eos_token_ids == tuple(end for end in ends if end is not None)
     assert base.model.tied_head == theirs.tie_word_embeddings
     if mlp.kind == "moe":
-        assert mlp.num_experts == (theirs.num_experts if family == "qwen2_moe" else theirs.num_local_experts)
+        counts = {"qwen2_moe": "num_experts", "ernie4_5_moe": "moe_num_experts"}
+        assert mlp.num_experts == getattr(theirs, counts.get(family, "num_local_experts"))
         assert mlp.experts_per_token == theirs.num_experts_per_tok
         assert mlp.norm_topk_prob == getattr(theirs, "norm_topk_prob", True)
     for name in required:

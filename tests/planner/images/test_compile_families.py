@@ -123,7 +123,7 @@ def attention_slots(plan: Plan, layer: int, member: int, roles: dict[str, torch.
     if attention.qk_norm:
         spans = (q, kv) if attention.qk_norm_whole else (slice(None), slice(None))
         names = ("q_norm.weight", "k_norm.weight")
-        slots |= {name: roles[name][span] for name, span in zip(names, spans, strict=True)}
+        slots |= {name: in_halves(roles[name][span], plan, layer, dim) for name, span in zip(names, spans, strict=True)}
     return slots
 
 
@@ -132,7 +132,7 @@ def mlp_slots(plan: Plan, layer: int, member: int, run: Run, roles: dict[str, to
     start = sum(run.mlp_units[:member]) * mlp.unit
     span = slice(start, start + run.mlp_units[member] * mlp.unit)
     whole = ("router.weight", "router.bias", "router.correction", "shared_gate.weight")
-    slots = {name: roles[name] for name in whole if name in roles}
+    slots = {name: roles[name].flatten() if "correction" in name else roles[name] for name in whole if name in roles}
     experts = range(mlp.num_experts)
     if mlp.kind == "moe" and mlp.bias and member == 0:
         slots["down.bias"] = torch.stack([roles[f"experts.{e}.down.bias"] for e in experts])

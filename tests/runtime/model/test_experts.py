@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GptOssConfig
+from transformers import Ernie4_5_MoeConfig, Glm4MoeConfig, GptOssConfig, MiniMaxM2Config
+from transformers.models.ernie4_5_moe.modeling_ernie4_5_moe import Ernie4_5_MoeTopKRouter
+from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeTopkRouter
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
+from transformers.models.minimax_m2.modeling_minimax_m2 import MiniMaxM2TopKRouter
 
 from runtime.comm.groups import Group
 from runtime.model.experts import Clamp, Experts
@@ -67,3 +70,54 @@ def test_experts_with_biases_and_clamped_gates_are_those_of_gpt_oss(first: int, 
         if channels.start < channels.stop or group is ALONE:
             total += own_experts(theirs, ungrouped_rows, channels, group)(x, None)
     torch.testing.assert_close(total, expected)
+
+
+def own_router(theirs: Any, correction: Tensor | None, **settings: Any) -> Router:
+    """Return the router with the weights of one of transformers."""
+    product = Linear(weight=theirs.weight.detach().float().t(), bias=None)
+    correction = None if correction is None else correction.detach().flatten()
+    return Router(product=product, picked=PICKED, correction=correction, **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize(("groups", "picked_groups"), [(1, 1), (3, 2), (2, 1)])
+def test_experts_are_picked_as_in_glm(groups: int, picked_groups: int, normed: bool, dtype: torch.dtype) -> None:
+    config = Glm4MoeConfig(
+        hidden_size=HIDDEN, n_routed_experts=EXPERTS, num_experts_per_tok=PICKED, norm_topk_prob=normed,
+        n_group=groups, topk_group=picked_groups, routed_scaling_factor=1.7,
+    )  # fmt: skip
+    theirs = filled(Glm4MoeTopkRouter(config))
+    correction: Any = theirs.e_score_correction_bias
+    ours = own_router(
+        theirs, correction, normed=normed, sigmoid=True, groups=groups, picked_groups=picked_groups, scale=1.7
+    )
+    x = torch.randn(200, HIDDEN, generator=torch.Generator().manual_seed(7)).to(dtype)
+    assert_same_choice(theirs(x)[1:], ours(x))
+    assert all(torch.equal(own, one) for own, one in zip(ours(x[5:6]), (part[5:6] for part in ours(x)), strict=True))
+
+
+def test_experts_are_picked_as_in_minimax_and_ernie() -> None:
+    x = torch.randn(200, HIDDEN, generator=torch.Generator().manual_seed(8))
+    sizes: dict[str, Any] = {"hidden_size": HIDDEN}
+    minimax = filled(
+        MiniMaxM2TopKRouter(MiniMaxM2Config(num_local_experts=EXPERTS, num_experts_per_tok=PICKED, **sizes))
+    )
+    correction = torch.randn(EXPERTS, generator=torch.Generator().manual_seed(9))
+    ours = own_router(minimax, correction, normed=True, sigmoid=True)
+    assert_same_choice(minimax(x, correction)[1:], ours(x))
+    ernie: Any = filled(Ernie4_5_MoeTopKRouter(Ernie4_5_MoeConfig(moe_num_experts=EXPERTS, moe_k=PICKED, **sizes)))
+    ours = own_router(ernie, ernie.moe_statics.e_score_correction_bias, normed=True)
+    assert_same_choice(ernie(x)[1:], ours(x))
+    with torch.no_grad():  # weights of experts that their scores alone would never pick
+        ernie.weight.mul_(100)
+    ours = own_router(ernie, ernie.moe_statics.e_score_correction_bias, normed=True)
+    assert_same_choice(ernie(x)[1:], ours(x))
+
+
+def assert_same_choice(theirs: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor]) -> None:
+    """Assert that weights and numbers of experts [W, e] are equal in some order of each row."""
+    (weights, experts), (own_weights, own_experts) = theirs, ours
+    order, own_order = experts.argsort(1), own_experts.argsort(1)
+    assert torch.equal(experts.gather(1, order), own_experts.gather(1, own_order))
+    torch.testing.assert_close(own_weights.gather(1, own_order), weights.gather(1, order).float())
