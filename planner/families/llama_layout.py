@@ -72,9 +72,12 @@ class ExpertNames:
     correction: str = "gate.e_score_correction_bias"
     """Tensor of the bias by which experts are picked, and before E its dimensions of 1."""
     correction_shape: tuple[int, ...] = ()
-    packed: Literal["halves", "interleaved"] | None = None
-    """``<block>.experts.<gate>`` has gates and ups of all experts [E, H, 2I], in two halves or in turn, and ``<down>``
-    their other matrices [E, I, H]; ``up`` is not used. None: each matrix is a tensor."""
+    packed: Literal["rows", "interleaved"] | None = None
+    """``<block>.experts.<gate>`` has gates and ups of all experts, ``<down>`` their other matrices; ``up`` is not used.
+
+    ``rows``: [E, 2I, H], gates first, and [E, H, I]. ``interleaved``: transposed, [E, H, 2I], a gate and an up in turn,
+    and [E, I, H]. None: each matrix is a tensor.
+    """
 
 
 def base_reading(
@@ -228,7 +231,7 @@ def _moe_roles(mlp: Mlp, hidden: int, names: ExpertNames) -> Roles:
         shape = (*names.correction_shape, count)
         table["router.correction"] = Source(name=f"{names.block}.{names.correction}", shape=shape)
     if names.packed is not None:
-        table |= _packed_experts(mlp, hidden, names, interleaved=names.packed == "interleaved")
+        table |= _packed_experts(mlp, hidden, names)
     else:
         for e in range(count):
             expert = f"{names.block}.experts.{e}"
@@ -244,24 +247,25 @@ def _moe_roles(mlp: Mlp, hidden: int, names: ExpertNames) -> Roles:
     return table
 
 
-def _packed_experts(mlp: Mlp, hidden: int, names: ExpertNames, *, interleaved: bool) -> Roles:
-    """Return the roles of gate, up and down of each expert, transposed in tensors of all experts."""
+def _packed_experts(mlp: Mlp, hidden: int, names: ExpertNames) -> Roles:
+    """Return the roles of gate, up and down of each expert, in tensors of all experts."""
     inner, count, table = mlp.intermediate_size, mlp.num_experts, Roles()
-    step = 2 if interleaved else 1
-    for part, first, step_of, name, width, size in (
-        ("gate", 0, step, names.gate, hidden, 2 * inner),
-        ("up", 1 if interleaved else inner, step, names.gate, hidden, 2 * inner),
-        ("down", 0, 1, names.down, inner, hidden),
+    turned = names.packed == "interleaved"
+    for part, first, name, rows, width in (
+        ("gate", 0, names.gate, 2 * inner, hidden),
+        ("up", 1 if turned else inner, names.gate, 2 * inner, hidden),
+        ("down", 0, names.down, hidden, inner),
     ):
-        tensor = f"{names.block}.experts.{name}"
+        tensor, step = f"{names.block}.experts.{name}", 2 if turned and part != "down" else 1
+        shape = (count, width, rows) if turned else (count, rows, width)
         for e in range(count):
-            columns = Columns(first=first, step=step_of, width=width)
-            shape = (count, width, size)
-            table[f"experts.{e}.{part}.weight"] = Source(name=tensor, shape=shape, first=e * width, columns=columns)
+            columns = Columns(first=first, step=step, width=width) if turned else None
+            begin = e * width if turned else e * rows + first
+            table[f"experts.{e}.{part}.weight"] = Source(name=tensor, shape=shape, first=begin, columns=columns)
             if mlp.bias:
-                of_row = replace(columns, width=1)
+                of_row = Columns(first=first, step=step, width=1)
                 table[f"experts.{e}.{part}.bias"] = Source(
-                    name=f"{tensor}_bias", shape=(count, size), first=e, columns=of_row
+                    name=f"{tensor}_bias", shape=(count, rows), first=e, columns=of_row
                 )
     return table
 

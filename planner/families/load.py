@@ -6,6 +6,7 @@ The table below is the only place that lists families; a module is imported when
 import hashlib
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from planner.checkpoints.checkpoint import Checkpoint, read_checkpoint
@@ -15,7 +16,7 @@ from planner.errors import CheckpointError
 from planner.families.config import Keys, saved_dtype
 from planner.families.records import BaseInput, BaseReading
 from planner.families.refused import REASONS
-from planner.families.tensors import check_tensors, table_sha256
+from planner.families.tensors import as_stored, check_tensors, table_sha256
 from planner.families.wrappers import WRAPPERS, as_wrapped, text_part
 from plans.dtypes import HEADER_NAMES
 from plans.format import quote
@@ -63,6 +64,7 @@ def load_base(path: Path) -> BaseInput:
     if wrapper is not None:
         reading = as_wrapped(wrapper, reading, checkpoint.tensors or ())
     if checkpoint.tensors is not None:
+        reading = replace(reading, roles=as_stored(reading.roles, checkpoint.tensors))
         check_tensors(checkpoint, checkpoint.tensors, reading)
     return BaseInput(
         model=reading.model,

@@ -46,7 +46,6 @@ REASONS: Mapping[str, str] = {
     "lfm2": "its convolutions are not computed here",
     "lfm2_moe": "its convolutions are not computed here",
     "gemma3n": "its layers of several sizes are not computed here",
-    "qwen3_vl_moe": "its experts in packed tensors are not read here",
     "gpt2": "learned positions and biased norms are not computed here",
     "falcon": "its parallel attention and MLP are not computed here",
     "nemotron-nas": "layers without attention are not computed here, nor is code that comes with a checkpoint",

@@ -1,12 +1,13 @@
 """Compare the tensors that a config implies with those that the headers of a checkpoint declare."""
 
+import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping
 
 from planner.checkpoints.checkpoint import Checkpoint
 from planner.checkpoints.header import TensorInfo
 from planner.errors import CheckpointError
-from planner.families.records import Reading, Roles, Source
+from planner.families.records import Columns, Reading, Roles, Source
 from plans.dtypes import HEADER_NAMES
 
 FLOATS = frozenset(HEADER_NAMES.values())
@@ -34,6 +35,31 @@ def check_tensors(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], rea
             )
         if name in derived:
             _check_dtype(f"{where}: {name}", info.dtype, {"I64"} if name.endswith("d2t") else FLOATS)
+
+
+def as_stored(roles: Roles, tensors: Mapping[str, TensorInfo]) -> Roles:
+    """Return the roles of experts whose packed tensors are transposed in a checkpoint; others as they are.
+
+    Shapes tell: [E, rows, columns] is derived, and [E, columns, rows] found of a tensor in which the two differ.
+    """
+    packed = {source.name: source.shape for source in roles.values() if _is_packed(source)}
+    turned = {name: (count, width, rows) for name, (count, rows, width) in packed.items()}
+    stored = {name: tensors[name].shape for name in packed if name in tensors}
+    if not any(shape == turned[name] != packed[name] for name, shape in stored.items()):
+        return roles
+    return {role: _turned(source) if _is_packed(source) else source for role, source in roles.items()}
+
+
+def _is_packed(source: Source) -> bool:
+    return len(source.shape) == 3 and source.columns is None
+
+
+def _turned(source: Source) -> Source:
+    """Return the source of rows that are columns of each expert's matrix."""
+    count, rows, width = source.shape
+    expert, first = divmod(source.first, rows)
+    columns = Columns(first=first, step=1, width=width)
+    return dataclasses.replace(source, shape=(count, width, rows), first=expert * width, columns=columns)
 
 
 def table_sha256(roles: Roles) -> str:

@@ -101,6 +101,13 @@ WRAPPERS: Mapping[str, Wrapper] = {
         harmless=_TOKENS,
         spelled=_QWEN_SPELLED,
     ),
+    "qwen3_vl_moe": Wrapper(
+        architecture="Qwen3VLMoeForConditionalGeneration",
+        families={"qwen3_vl_moe_text": "qwen3_vl_moe_text"},
+        prefixes=(("model.language_model.", "lm_head."),),
+        vision=("model.visual.",),
+        harmless=_TOKENS,
+    ),
 }
 """Wrappers by ``model_type``. Names of tensors are those of published checkpoints and of transformers' own."""
 

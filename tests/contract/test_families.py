@@ -1,6 +1,9 @@
-"""Every family: logits and tokens equal those of transformers, on one device and two, with and without drafting."""
+"""Every family: logits and tokens equal those of transformers, with and without drafting, on one device and on three,
+in two stages of unlike shares of heads and channels.
+"""
 
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,8 @@ import torch
 from planner.families import load_base, load_draft, within
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import DType, Inputs, KvAxis, Plan
-from plans.step import accept_rows
+from plans.schema import DType, Inputs, KvAxis, Model, Plan, Run
+from plans.step import accept_rows, layer_class
 from runtime.comm.groups import Comm
 from runtime.image.buffers import Memory
 from runtime.image.slots import Image
@@ -20,7 +23,7 @@ from runtime.processes.machine import torch_device
 from runtime.processes.rank import Rank
 from runtime.request import Request
 from tests.contract.ranks import on_all_ranks, with_engines
-from tests.plan_factory import make_plan, whole_group, write_draft
+from tests.plan_factory import Group, make_plan, whole_group, write_draft
 from tests.planner.tiny_checkpoints import CLASSES, WRAPPED, saved, saved_wrapper
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -86,10 +89,20 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("gpt_oss", {}),
     ("ministral3", {"rope_parameters": GROWING}),
     ("glm4_moe", {"use_qk_norm": True}),
-    ("dots1", {"first_k_dense_replace": 1, "n_group": 2, "tie_word_embeddings": True}),
+    ("dots1", {"first_k_dense_replace": 1, "n_group": 2, "num_key_value_heads": 4, "tie_word_embeddings": True}),
     ("minimax_m2", {}),
     ("ernie4_5_moe", {"tie_word_embeddings": False}),
-    ("gpt_oss", {"attention_bias": False, "tie_word_embeddings": True, "num_local_experts": 3, "swiglu_limit": 0.7}),
+    (
+        "gpt_oss",
+        {
+            "attention_bias": False,
+            "initializer_range": 0.7,
+            "num_key_value_heads": 4,
+            "num_local_experts": 3,
+            "swiglu_limit": 0.7,
+            "tie_word_embeddings": True,
+        },
+    ),
     ("granite", {"embedding_multiplier": 1.5, "residual_multiplier": 1.1}),
     ("granite", {"residual_multiplier": 2.0, "embedding_multiplier": 0.5, "attention_bias": True, "head_dim": 6}),
     (
@@ -115,15 +128,21 @@ def compiled(
     axis: KvAxis = "heads",
     batch: int = 1,
     context: int = CONTEXT,
+    spread: bool = False,
 ) -> tuple[Plan, Path]:
-    """Compile a plan with a random drafter that fits the base."""
+    """Compile a plan with a random drafter that fits the base.
+
+    ``spread``: over two stages, the first of unlike shares, with tables on some devices of both.
+    """
     base = load_base(checkpoint)
     write_draft(directory / "head", hidden_size=16, num_heads=4, head_dim=4, vocab_size=32, draft_vocab_size=20)
     draft = load_draft(directory / "head", base)
     model = within(base.model, context)
+    tables: dict[str, Any] = {"embed": ("b", "c"), "embed_rows": (20, 12), "head": ("c", "a"), "head_rows": (7, 25)}
     plan = make_plan(
         model,
-        [whole_group(model, devices, axis)],
+        unlike_stages(model) if spread else [whole_group(model, devices, axis)],
+        **(tables if spread else {}),
         draft=draft.draft,
         inputs=Inputs(
             base_config_sha256=base.config_sha256,
@@ -135,11 +154,30 @@ def compiled(
         batch=batch,
         dtype=dtype,
     )
-    target = directory / f"plan-{len(devices)}-{axis}-{dtype}"
+    target = directory / f"plan-{'spread' if spread else len(devices)}-{axis}-{dtype}"
     target.mkdir()
     (target / "plan.yaml").write_text(codec.dumps(plan))
     compile_plan(target, checkpoint, directory / "head")
     return plan, target
+
+
+def unlike_stages(model: Model) -> list[Group]:
+    """Make a stage of two devices, the leader with the smaller share, and one of a third device."""
+
+    def runs(layers: range, members: int) -> tuple[Run, ...]:
+        found = []
+        for mlp, same in groupby((layer_class(model, layer) for layer in layers), lambda layers: layers.mlp):
+            heads, units = model.layers[0].attention.num_kv_heads, mlp.units
+            kv_heads, few = (heads,) if members == 1 else (1, heads - 1), units // 4
+            shares = (units,) if members == 1 else (few, units - few)
+            found.append(Run(num_layers=len(list(same)), kv_heads=kv_heads, mlp_units=shares))
+        return tuple(found)
+
+    middle = model.num_layers // 2 + 1
+    return [
+        Group(devices=("a", "b"), runs=runs(range(middle), 2)),
+        Group(devices=("c",), runs=runs(range(middle, model.num_layers), 1)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -157,9 +195,9 @@ def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, family: str
     expected = tuple(out[0, len(PROMPT) :].tolist())
     assert len(set(expected)) > 4, "a model that repeats a few tokens would prove nothing"
 
-    for devices in (("a",), ("a", "b")):
-        plan, directory = compiled(tmp_path, checkpoint, devices)
-        for state in on_all_ranks(plan, directory, lambda image, comm, plan=plan: last_states(plan, image, comm)):
+    for spread in (False, True):
+        plan, directory = compiled(tmp_path, checkpoint, ("a",), spread=spread)
+        for state in states_of(plan, directory):
             ours = state @ model.lm_head.weight.T / getattr(model.config, "logits_scaling", 1)
             softcap = getattr(model.config, "final_logit_softcapping", None)
             ours = ours if softcap is None else softcap * torch.tanh(ours / softcap)
@@ -192,8 +230,8 @@ def test_the_text_part_of_a_model_of_images_computes_what_the_whole_does_for_tex
         logits = model(torch.tensor([PROMPT])).logits[0]
     expected = tuple(out[0, len(PROMPT) :].tolist())
     assert len(set(expected)) > 4, "a model that repeats a few tokens would prove nothing"
-    plan, directory = compiled(tmp_path, checkpoint, ("a",))
-    for state in on_all_ranks(plan, directory, lambda image, comm: last_states(plan, image, comm)):
+    plan, directory = compiled(tmp_path, checkpoint, ("a",), spread=not tied)
+    for state in states_of(plan, directory):
         ours = state @ model.lm_head.weight.T
         assert (ours - logits).abs().max() <= 1e-4 * logits.abs().max()
     for tokens in with_engines(plan, directory, both_ways):
@@ -215,8 +253,7 @@ def test_halves_are_as_near_to_float32_as_those_of_transformers(tmp_path: Path, 
             theirs.append((half.model(torch.tensor([PROMPT])).last_hidden_state[0] - expected).abs())
         for devices in (("a",), ("a", "b")):
             plan, directory = compiled(tmp_path / f"{seed}", checkpoint, devices, dtype)
-            for state in on_all_ranks(plan, directory, lambda image, comm, plan=plan: last_states(plan, image, comm)):
-                ours.append((state - expected).abs())
+            ours += [(state - expected).abs() for state in states_of(plan, directory)]
     assert torch.cat(ours).median() <= 1.2 * torch.cat(theirs).median()
 
 
@@ -275,18 +312,25 @@ def both_verified(
     return tree, torch.cat(alone)
 
 
+def states_of(plan: Plan, directory: Path) -> list[torch.Tensor]:
+    """Return the normed hidden states of the prompt [P, H] on each device of the lm_head."""
+    states = on_all_ranks(plan, directory, lambda image, comm: last_states(plan, image, comm))
+    assert sum(state is not None for state in states) == len(plan.head.devices)
+    return [state for state in states if state is not None]
+
+
 @torch.inference_mode()
-def last_states(plan: Plan, image: Image, comm: Comm, prompt: tuple[int, ...] = PROMPT) -> torch.Tensor:
-    """Return the normed hidden states of the prompt, the input of the lm_head."""
+def last_states(plan: Plan, image: Image, comm: Comm, prompt: tuple[int, ...] = PROMPT) -> torch.Tensor | None:
+    """Return the normed hidden states of the prompt, the input of the lm_head; None on devices without it."""
     device = plan.devices[comm.rank]
     base = Base(plan, image, Memory(plan, device.id, torch_device(device)), comm)
     chunk, states = plan.options.prefill_chunk, []
     for start in range(0, len(prompt), chunk):
         tokens = prompt[start : start + chunk]
         forward = base.prefill(0, torch.tensor(tokens, device=torch_device(device)), len(tokens) - 1)
-        assert forward is not None
-        states.append(forward.normed.cpu())
-    return torch.cat(states)
+        if forward is not None:
+            states.append(forward.normed.cpu())
+    return torch.cat(states) if states else None
 
 
 def both_ways(engine: Rank) -> list[tuple[int, ...]]:

@@ -63,6 +63,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -202,6 +204,19 @@ WRAPPED: dict[str, tuple[type[Any], type[Any], dict[str, Any], dict[str, Any]]] 
         Qwen3VLConfig,
         Qwen3VLForConditionalGeneration,
         {"head_dim": 8, "rope_parameters": _MROPE | {"mrope_interleaved": True}},
+        _QWEN_VISION,
+    ),
+    "qwen3_vl_moe": (
+        Qwen3VLMoeConfig,
+        Qwen3VLMoeForConditionalGeneration,
+        {
+            "head_dim": 8,
+            "rope_parameters": _MROPE | {"mrope_interleaved": True},
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+            "mlp_only_layers": [2],
+        },
         _QWEN_VISION,
     ),
 }

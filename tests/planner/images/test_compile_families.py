@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from planner.checkpoints.checkpoint import SINGLE
 from planner.costs import memory
 from planner.families import BaseInput, load_base, within
 from planner.images import stream
@@ -15,7 +17,7 @@ from plans import codec, slots
 from plans.schema import DType, Inputs, Plan, Run
 from plans.step import layer_class
 from tests.plan_factory import Group, make_plan
-from tests.planner.tiny_checkpoints import CLASSES, saved, tensors_by_role
+from tests.planner.tiny_checkpoints import CLASSES, saved, saved_wrapper, tensors_by_role
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((family, {"num_hidden_layers": 2}) for family in CLASSES),
@@ -78,6 +80,23 @@ def test_small_blocks_give_the_same_bytes_of_transposed_experts(
         images.append([(directory / f"{device}.safetensors").read_bytes() for device in "ab"])
         monkeypatch.setattr(stream, "BLOCK_BYTES", nbytes)
     assert images[0] == images[1]
+
+
+def test_packed_experts_in_either_order_of_axes_give_the_same_bytes(tmp_path: Path) -> None:
+    """As transformers writes Qwen3-VL's experts, and transposed, as they are published."""
+    checkpoint, images = saved_wrapper(tmp_path / "base", "qwen3_vl_moe"), []
+    stored = load_file(checkpoint / SINGLE)
+    plan = two_devices(load_base(checkpoint), 1)
+    for number in range(2):
+        directory = tmp_path / f"{number}"
+        directory.mkdir()
+        (directory / "plan.yaml").write_text(codec.dumps(plan))
+        compile_plan(directory, checkpoint, None)
+        images.append([(directory / f"{device}.safetensors").read_bytes() for device in "ab"])
+        turned = {name: t.mT.contiguous() if t.dim() == 3 and ".experts." in name else t for name, t in stored.items()}
+        save_file(turned, checkpoint / SINGLE)
+    assert images[0] == images[1]
+    assert load_base(checkpoint).roles["layers.0.experts.1.up.weight"].shape == (4, 16, 24)
 
 
 def slots_of_member(plan: Plan, member: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
