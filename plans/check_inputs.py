@@ -542,8 +542,10 @@ def _check_form(plan: Plan, draft: Draft) -> Iterator[Violation]:
             if (value := getattr(draft, name)) is not None:
                 yield bad(f"draft.{name}", value, "nothing, as the drafter is of kind eagle")
         return
-    if not 1 <= len(aux) <= MOST_AUX_LAYERS or list(aux) != sorted(set(aux)) or aux[-1] > last:
-        yield bad("draft.aux_layers", aux, f"1 to {MOST_AUX_LAYERS} different ones from 0 to {last}, in order")
+    if not aux:
+        yield from _check_without_fc(draft)
+    elif len(aux) > MOST_AUX_LAYERS or list(aux) != sorted(set(aux)) or aux[-1] > last:
+        yield bad("draft.aux_layers", aux, f"at most {MOST_AUX_LAYERS} different ones from 0 to {last}, in order")
     for name in ("base_head", "norm_before_residual", "norm_output"):
         if getattr(draft, name) is False:
             yield bad(f"draft.{name}", "false", "true, or nothing")
@@ -552,6 +554,18 @@ def _check_form(plan: Plan, draft: Draft) -> Iterator[Violation]:
     if draft.base_head and draft.hidden_size != plan.model.hidden_size:
         yield bad("draft.base_head", "true", f"nothing, as the model's lm_head is {plan.model.hidden_size} wide")
     yield from _check_masks(plan, draft)
+
+
+def _check_without_fc(draft: Draft) -> Iterator[Violation]:
+    """Check a head that takes the base's last state as it is."""
+    for name in ("aux_layers_from", "fc_norm", "mask_token_id"):
+        if (value := getattr(draft, name)) is not None:
+            yield bad(f"draft.{name}", value, "nothing, as there are no aux_layers")
+    if draft.fc_bias:
+        yield bad("draft.fc_bias", "true", "false, as there are no aux_layers and no fc")
+    if draft.target_hidden_size != draft.hidden_size:
+        expected = f"{draft.hidden_size}, as there are no aux_layers and no fc"
+        yield bad("draft.target_hidden_size", draft.target_hidden_size, expected)
 
 
 def _check_masks(plan: Plan, draft: Draft) -> Iterator[Violation]:

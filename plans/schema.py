@@ -384,7 +384,8 @@ class Draft:
     """The drafter has an embedding table; otherwise it uses the base's."""
     aux_layers: tuple[int, ...]
     """Boundaries of the base (k: the input of layer k, L: the output of the last layer before the final norm) whose
-    hidden states, concatenated, are the target feature of eagle3; empty in eagle."""
+    hidden states, concatenated, are the target feature of eagle3. Empty in eagle, and in an eagle3 head without ``fc``,
+    whose layers take the state behind the base's final norm as it is."""
     aux_layers_from: AuxSource | None = None
     """Where they are from: ids of the config that name layers by their inputs or by their outputs, or an option of the
     request. None: the default of a producer that names none, and in plans of 4.0."""
@@ -407,7 +408,7 @@ class Draft:
 
     @property
     def fc_width(self) -> int:
-        """Width of the input of ``fc``: in eagle3 a target feature, in eagle an embedding beside a feature."""
+        """Width of the input of ``fc``: in eagle3 a target feature, in eagle an embedding beside a feature; 0: none."""
         return len(self.aux_layers) * self.target_hidden_size if self.kind == "eagle3" else 2 * self.hidden_size
 
     @property

@@ -204,8 +204,8 @@ class DraftSlots:
     """[width of a feature]: of the whole feature, or of each aux layer one behind the other."""
     mask_hidden: SlotSpec | None
     """[width of a feature]: the feature of positions that are drafted in parallel."""
-    fc: SlotSpec
-    """[H, width of a feature] of eagle3, [H, 2H] of eagle; whole on each device."""
+    fc: SlotSpec | None
+    """[H, width of a feature] of eagle3, [H, 2H] of eagle; whole on each device. None: a feature is taken as it is."""
     fc_bias: SlotSpec | None
     layers: tuple[LayerSlots, ...]
     norm: SlotSpec | None

@@ -380,7 +380,7 @@ def _draft_fixed(make: _Maker, draft: Draft) -> DraftSlots:
         embed=None,
         fc_norm=_fc_norm(make, draft),
         mask_hidden=make.vector("mask_hidden", draft.fc_width) if draft.mask_token_id is not None else None,
-        fc=make.matrix("fc.weight", hidden, draft.fc_width),
+        fc=make.matrix("fc.weight", hidden, draft.fc_width) if draft.fc_width else None,
         fc_bias=make.vector("fc.bias", hidden) if draft.fc_bias else None,
         layers=(),
         norm=make.vector("norm.weight", hidden) if eagle3 else None,

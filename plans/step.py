@@ -161,7 +161,7 @@ def rotary_rows(options: Options) -> int:
 
 def feature_width(model: Model, draft: Draft) -> int:
     """F: values of the target feature of one position."""
-    return model.hidden_size * (len(draft.aux_layers) if draft.kind == "eagle3" else 1)
+    return model.hidden_size * max(1, len(draft.aux_layers))
 
 
 def carry_planes(draft: Draft | None) -> int:

@@ -179,7 +179,7 @@ def report(out: Path, result: planning.PlanResult, request: Request, previous: P
 def head_line(head: DraftInput, num_layers: int) -> str:
     """Return the layers of the model that an EAGLE-3 head reads, in words, and what is not certain about them."""
     draft = head.draft
-    guessed = draft.aux_layers_from is None and head.checkpoint.tensors is None
+    guessed = bool(draft.aux_layers) and draft.aux_layers_from is None and head.checkpoint.tensors is None
     doubt = "; a bare config does not tell who trained the head: make sure of them" if guessed else ""
     return f"the EAGLE head reads {aux_line(draft, num_layers)}{doubt}"
 

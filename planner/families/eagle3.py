@@ -11,6 +11,8 @@ with its norm, and further layers, if any, are plain ones. What differs between 
 - mask_token_id, ptd_token_id, pard_token (P-EAGLE): positions that are not drafted yet have this token, and the feature
   ``mask_hidden``.
 - logit_scale: factor of the logits.
+- eagle_config: use_aux_hidden_state false (ModelOpt): no layers of the base are read and there is no ``fc``; the first
+  layer takes the state behind the base's final norm.
 
 ``planner.families.aux_layers`` says which layers of the base are meant.
 """
@@ -38,11 +40,11 @@ from plans.check_inputs import LOGIT_SCALE, MOST_LAYERS
 from plans.format import quote
 from plans.schema import Draft, Model
 
+_NO_LAYERS = AuxLayers(layers=(), source=None)
 SPECULATORS_VOCABULARY = 32000
 """Drafted tokens of a head of speculators that does not say how many."""
 
 _EAGLE_CONFIG = {
-    "use_aux_hidden_state": True,
     "use_input_layernorm_in_first_layer": True,
     "use_last_layernorm": True,
     "use_mtp_layernorm": False,
@@ -72,7 +74,9 @@ def read(head: Head, base: Model, facts: DraftFacts, asked: AuxLayers | None) ->
     check_base((keys, "target_hidden_size", target) if wide else (layer, "hidden_size", target), layer, base)
     attention = read_drafter_attention(layer, facts)
     inner = _eagle_config(keys)
-    boundaries = _aux_layers(head, inner, base, asked)
+    boundaries = _aux_layers(head, inner, base, asked) if inner.boolean("use_aux_hidden_state", True) else _NO_LAYERS
+    if not boundaries.layers:
+        _expect_no_layers(head, inner, facts, asked, (hidden, target))
     default = SPECULATORS_VOCABULARY if head.layout == "speculators" else base.vocab_size
     max_positions = layer.integer("max_position_embeddings", 2048)
     rope = read_rope(layer, attention.head_dim, RopeDefaults(max_positions=max_positions))
@@ -110,7 +114,7 @@ def read(head: Head, base: Model, facts: DraftFacts, asked: AuxLayers | None) ->
     )
     keys.get("auto_map")  # the kind is known by its tensors or its architecture, and its code is never run
     count = len(draft.aux_layers)
-    if (counted := keys.integer("num_aux_hidden_states", count)) != count:
+    if keys.has("num_aux_hidden_states") and (counted := keys.integer("num_aux_hidden_states")) != count:
         raise keys.fail("num_aux_hidden_states", f"found {counted}, expected {count}: {AUX_LAYERS} names as many")
     keys.finish(_HARMLESS)
     if layer is not keys:
@@ -133,7 +137,8 @@ def roles(draft: Draft, base: Model) -> Roles:
             table[f"draft.fc_norm.{i}.weight"] = Source(name=f"fc_norm.{i}.weight", shape=(target,))
     if draft.mask_token_id is not None:
         table["draft.mask_hidden"] = Source(name="mask_hidden", shape=(draft.fc_width,))
-    table["draft.fc.weight"] = Source(name="fc.weight", shape=(hidden, draft.fc_width))
+    if draft.fc_width:
+        table["draft.fc.weight"] = Source(name="fc.weight", shape=(hidden, draft.fc_width))
     if draft.fc_bias:
         table["draft.fc.bias"] = Source(name="fc.bias", shape=(hidden,))
     for i in range(draft.num_layers):
@@ -153,8 +158,8 @@ def _eagle_config(keys: Keys) -> Keys:
     inner = Keys(fields, f"{keys.where}: eagle_config")
     for name, value in _EAGLE_CONFIG.items():
         inner.expect(name, value, "another form of head is not computed here")
-    inner.get(AUX_LAYERS)
-    inner.get("norm_before_fc")
+    for name in (AUX_LAYERS, "norm_before_fc", "use_aux_hidden_state"):
+        inner.get(name)
     inner.finish()
     return inner
 
@@ -172,6 +177,23 @@ def _aux_layers(head: Head, inner: Keys, base: Model, asked: AuxLayers | None) -
     )
     ids: Any = head.keys.get(AUX_LAYERS)
     return aux_layers.resolve(head.keys, ids, inner.get(AUX_LAYERS), base, writer, asked)
+
+
+def _expect_no_layers(
+    head: Head, inner: Keys, facts: DraftFacts, asked: AuxLayers | None, widths: tuple[int, int]
+) -> None:
+    """Raise ConfigError for what only a head with ``fc`` has."""
+    reason = "use_aux_hidden_state is false, so that no layers of the base are read"
+    for keys in (head.keys, inner):
+        if ids := keys.get(AUX_LAYERS):
+            raise keys.fail(AUX_LAYERS, f"found {quote(ids)}, expected none: {reason}")
+    if asked is not None and asked.source == "option":
+        raise inner.fail("use_aux_hidden_state", "found False with --aux-layers, expected one of the two")
+    if facts.fc_norm is not None or facts.masked or facts.fc_bias:
+        raise inner.fail("use_aux_hidden_state", "found False in a head with a norm before fc, a bias of it or masks")
+    if widths[0] != widths[1]:
+        found, expected = widths[1], widths[0]
+        raise head.keys.fail("target_hidden_size", f"found {found}, expected {expected}: {reason}, nor is there fc")
 
 
 def _norm_before_residual(head: Head, facts: DraftFacts) -> bool | None:

@@ -5,6 +5,7 @@ MLP share is in channels here (units x channels per unit), as in ``plans.diff``.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plans.check import different_runs
@@ -12,7 +13,19 @@ from plans.check_inputs import ROUNDING_PPM
 from plans.codec import digest
 from plans.format import format_ns
 from plans.kv import KvDivision, kv_division
-from plans.schema import Attention, AuxSource, Device, DeviceMemory, Draft, Mlp, Model, Plan, Stage, VocabSplit
+from plans.schema import (
+    Attention,
+    AuxSource,
+    Device,
+    DeviceMemory,
+    Draft,
+    Mlp,
+    Model,
+    Plan,
+    Rotary,
+    Stage,
+    VocabSplit,
+)
 from plans.step import layer_class
 from plans.usable import by_reason, unusable_devices
 
@@ -162,8 +175,15 @@ def _model_line(plan: Plan) -> str:
     lm_head = "tied lm_head" if plan.model.tied_head else "untied lm_head"
     return (
         f"{plan.model.family}: hidden {plan.model.hidden_size}, vocabulary {plan.model.vocab_size} ({lm_head}), "
-        f"{_layers_line(plan.model)}"
+        f"{_layers_line(plan.model)}{_context_line(plan, plan.model.rotary or ())}"
     )
+
+
+def _context_line(plan: Plan, tables: Sequence[Rotary]) -> str:
+    """Return in words that rotary frequencies are those of the planned context, where they depend on one."""
+    if not any(table.by_context for table in tables):
+        return ""
+    return f"; rotary frequencies of a context of {plan.options.context} positions, from the first on"
 
 
 def _layers_line(model: Model) -> str:
@@ -196,13 +216,16 @@ def _draft_line(plan: Plan) -> str:
         f"{_shape_line(draft.attention, draft.mlp)}"
     )
     line += f", {draft.num_layers} layers" if draft.num_layers > 1 else ""
-    if draft.aux_layers:
+    line += _context_line(plan, () if draft.rotary is None else (draft.rotary,))
+    if draft.kind == "eagle3":
         line += f"; reads {aux_line(draft, plan.model.num_layers)}"
     return line + (f"; layout of {draft.layout}" if draft.layout else "")
 
 
 def aux_line(draft: Draft, num_layers: int) -> str:
     """Return the hidden states of the base that an EAGLE-3 head reads, in words, with where they are from."""
+    if not draft.aux_layers:
+        return "the state behind the final norm (its config says so)"
     inputs = ", ".join(str(k) for k in draft.aux_layers if k < num_layers)
     last = ["the output of the last"] if draft.aux_layers[-1] == num_layers else []
     layers = " and ".join([*([f"inputs of layers {inputs}"] if inputs else []), *last])

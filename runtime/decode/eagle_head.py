@@ -64,7 +64,7 @@ class EagleHead:
 class Eagle3Head:
     """Layers of an EAGLE-3 head: target features go through fc, its own output does not; a norm before the lm_head."""
 
-    def __init__(self, draft: Draft, fc: Linear, fc_norms: list[Norm], first: Eagle3Layer, others: list[Layer],
+    def __init__(self, draft: Draft, fc: Linear | None, fc_norms: list[Norm], first: Eagle3Layer, others: list[Layer],
                  norm: Norm) -> None:  # fmt: skip
         """``fc_norms``: none, one of the whole feature, or one of each aux layer's hidden state."""
         self._fc, self._fc_norms, self._first, self._others, self._norm = fc, fc_norms, first, others, norm
@@ -77,13 +77,13 @@ class Eagle3Head:
         self._whole = WholeLayers(layers, caches) if are_whole(layers, caches) else None
 
     def feature(self, target: Tensor) -> Tensor:
-        """Return the target feature [W, F] as the layers take it: fc(target) [W, H], normed before."""
+        """Return the target feature [W, F] as the layers take it: fc(target) [W, H], normed before, or as it is."""
         if len(self._fc_norms) == 1:
             target = self._fc_norms[0](target)
         elif self._fc_norms:
             parts = target.chunk(len(self._fc_norms), 1)
             target = torch.cat([norm(x.contiguous()) for norm, x in zip(self._fc_norms, parts, strict=True)], 1)
-        return self._fc(target)
+        return target if self._fc is None else self._fc(target)
 
     def __call__(self, embedded: Tensor, feature: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
         """Return what is fed back as the next feature [W, H]: the output of the layers, or that behind its norm."""
@@ -365,7 +365,7 @@ class Drafter:
 
 def _head(draft: Draft, binder: Binder, slots: DraftSlots, share: KvShare, attended: Attend) -> EagleHead | Eagle3Head:
     """Bind the drafter's own blocks."""
-    eps, fc = draft.norm_eps, binder.linear(slots.fc, slots.fc_bias)
+    eps, fc = draft.norm_eps, None if slots.fc is None else binder.linear(slots.fc, slots.fc_bias)
     first: Eagle3Layer | None = None
     layers: list[Layer] = []
     for own in slots.layers:
@@ -386,6 +386,7 @@ def _head(draft: Draft, binder: Binder, slots: DraftSlots, share: KvShare, atten
             norm = norms[0] if norms else None
             layers.append(Layer(attention_norm=norm, attention=attention, mlp_norm=mlp_norm, mlp=mlp))
     if slots.norm is None or first is None:
+        assert fc is not None, "an EAGLE-1 head has fc"
         return EagleHead(fc, layers)
     return Eagle3Head(draft, fc, _fc_norms(draft, binder, slots), first, layers, binder.norm(slots.norm, eps))
 

@@ -141,6 +141,12 @@ FORMS: dict[str, Form] = {
         },
         meaning={},
     ),
+    "ModelOpt without layers of the base": Form(
+        taps=(),
+        keys={"eagle_config": MODELOPT | {"use_aux_hidden_state": False, IDS: []}},
+        meaning={},
+        lost=("fc.weight",),
+    ),
     "P-EAGLE of AWS": Form(
         taps=(2, 4, 5),
         prefix="midlayer.",
@@ -173,7 +179,7 @@ def write_published(directory: Path, base: Path, form: Form) -> dict[str, Any]:
     tensors, config = load_file(directory / "model.safetensors"), json.loads((directory / "config.json").read_text())
     embedding = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
     fc = 0.03 * 0.2 * _noise((HIDDEN, HIDDEN * len(form.taps)), 4)
-    fc[:, :HIDDEN] += torch.eye(HIDDEN)
+    fc[:, :HIDDEN] += torch.eye(HIDDEN)[:, : fc.shape[1]]
     tensors["fc.weight"] = fc
     tensors |= form.more(tensors | {"base.embedding": embedding}, form)
     named = {name.replace("midlayer.", form.prefix): value for name, value in tensors.items() if name not in form.lost}

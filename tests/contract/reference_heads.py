@@ -32,16 +32,18 @@ class ReferenceForm:
         self.lm_head = self.tensors.get("lm_head.weight", base.lm_head.weight)
 
     def targets(self, base: LlamaForCausalLM, sequence: Tensor) -> Tensor:
-        """Return the concatenated states at the boundaries of the base, of every position."""
+        """Return the concatenated states at the boundaries of the base, of every position; of none, its output."""
         inputs: list[Tensor] = []
         last: list[Tensor] = []
         hooks = [
             layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0])) for layer in base.model.layers
         ]
         hooks.append(base.model.norm.register_forward_pre_hook(lambda _, args: last.append(args[0][0])))
-        base.model(sequence)
+        output = base.model(sequence).last_hidden_state[0]
         for hook in hooks:
             hook.remove()
+        if not self.form["boundaries"]:
+            return output
         return torch.cat([[*inputs, *last][boundary] for boundary in self.form["boundaries"]], 1)
 
     def enter(self, target: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ class ReferenceForm:
         if "fc_norm.0.weight" in self.tensors:
             parts = target.split(target.shape[-1] // len(self.form["boundaries"]))
             target = torch.cat([self.rms(part, f"fc_norm.{number}") for number, part in enumerate(parts)])
-        return self.linear(target, "fc")
+        return self.linear(target, "fc") if "fc.weight" in self.tensors else target
 
     def run(self, sequences: list[Pairs]) -> Tensor:
         """Return what is fed back after the last pair of each sequence."""

@@ -197,9 +197,9 @@ DIGITS = "64 hexadecimal digits"
         *(
             ("draft.aux_layers", aux, f"draft.aux_layers: found [{shown}], expected {expected}")
             for aux, shown, expected in (
-                ([2, 4, 9], "2, 4, 9", "1 to 16 different ones from 0 to 8, in order"),
-                ([2, 4, 4], "2, 4, 4", "1 to 16 different ones from 0 to 8, in order"),
-                ([4, 2], "4, 2", "1 to 16 different ones from 0 to 8, in order"),
+                ([2, 4, 9], "2, 4, 9", "at most 16 different ones from 0 to 8, in order"),
+                ([2, 4, 4], "2, 4, 4", "at most 16 different ones from 0 to 8, in order"),
+                ([4, 2], "4, 2", "at most 16 different ones from 0 to 8, in order"),
             )
         ),
         ("draft.norm_output", False, "draft.norm_output: found false, expected true, or nothing"),

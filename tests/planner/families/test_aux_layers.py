@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from planner.errors import ConfigError
+from planner.errors import CheckpointError, ConfigError
 from planner.families import BaseInput, load_base, load_draft, load_planned_draft, parse_aux_layers
 from tests.planner.families.test_heads import EAGLE3, head, shapes_of_eagle3
 from tests.planner.tiny_checkpoints import SMALL, bare, refused
@@ -95,6 +95,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         f"{KEY}: found here and in eagle_config, expected one of the two: --aux-layers inputs=2,6,9 decides",
     ),
     (
+        {"eagle_config": {KEY: [1, 5, 8], "use_aux_hidden_state": False}},
+        f"eagle_config: {KEY}: found [1, 5, 8], expected none: use_aux_hidden_state is false, so that no layers of the "
+        "base are read",
+    ),
+    (
+        {"eagle_config": {"norm_before_fc": True, "use_aux_hidden_state": False}},
+        "eagle_config: use_aux_hidden_state: found False in a head with a norm before fc, a bias of it or masks",
+    ),
+    (
         {KEY: [2, 6], "num_aux_hidden_states": 3},
         f"num_aux_hidden_states: found 3, expected 2: {KEY} names as many",
     ),
@@ -105,6 +114,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_layers_that_cannot_be_are_refused(tmp_path: Path, base: BaseInput, keys: dict[str, Any], message: str) -> None:
     file = bare(tmp_path / "head", EAGLE3 | keys)
     assert refused(ConfigError, lambda: load_draft(file, base)) == f"{file}: {message}"
+
+
+def test_a_head_without_layers_of_the_base_has_no_fc(tmp_path: Path, base: BaseInput) -> None:
+    config = EAGLE3 | {"eagle_config": {KEY: [], "use_aux_hidden_state": False}}
+    shapes = shapes_of_eagle3()
+    with_fc = head(tmp_path / "fc", config, shapes)
+    assert "fc.weight: surplus" in refused(CheckpointError, lambda: load_draft(with_fc, base))
+    where = head(tmp_path / "head", config, {name: s for name, s in shapes.items() if name != "fc.weight"})
+    draft = load_draft(where, base).draft
+    assert (draft.aux_layers, draft.aux_layers_from, draft.fc_width) == ((), None, 0)
+    assert load_planned_draft(where / "config.json", base, draft).draft == draft
+    assert "found False with --aux-layers" in refused(ConfigError, lambda: load_draft(where, base, aux_layers=(3, 6)))
 
 
 def test_a_base_with_too_few_layers_for_the_default_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from plans import codec
 from plans.check import check
 from plans.codec import digest
 from plans.format import format_bytes, format_ns
+from plans.schema import Rotary
 from tests.sample_plans import edited, nvlink_plan, one_device_plan, spread_plan, two_stage_plan
 
 
@@ -165,6 +166,15 @@ def test_layers_of_different_classes_have_separate_lines() -> None:
     shown = view(dataclasses.replace(plan, model=dataclasses.replace(plan.model, layers=layers))).model
     heads = "8 heads of 32 over 4 KV heads"
     assert shown.endswith(f"5 layers of {heads}, MLP 768; 3 layers of {heads}, 8 experts, 2 for a token, of MLP 768")
+
+
+def test_frequencies_that_depend_on_the_context_are_said() -> None:
+    plan = two_stage_plan()
+    table = Rotary(layers=tuple(range(8)), channels=32, interleaved=False, scaled=True, by_context=True)
+    shown = view(dataclasses.replace(plan, model=dataclasses.replace(plan.model, rotary=(table,)))).model
+    assert shown.endswith(f"; rotary frequencies of a context of {plan.options.context} positions, from the first on")
+    plain = dataclasses.replace(plan.model, rotary=(dataclasses.replace(table, by_context=False),))
+    assert "frequencies" not in view(dataclasses.replace(plan, model=plain)).model
 
 
 def test_requested_options_are_printed() -> None:
