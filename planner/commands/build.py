@@ -20,7 +20,8 @@ from planner.problem.usable import refuse_unusable
 from planner.remedies.explain import explain
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
-from planner.report.view import aux_line, given_up, is_least, simpler, simplicity_line
+from planner.report.models import aux_line
+from planner.report.view import given_up, is_least, simpler, simplicity_line
 from planner.request import Request, Wanted, resolve_dtype, resolve_request
 from planner.solver.minimise import Settings
 from plans import diff as plan_diff
