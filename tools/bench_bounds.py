@@ -38,7 +38,7 @@ from planner.solver.bounds.combine import ByLayers, ByPrice
 from planner.solver.bounds.excess import Excess
 from planner.solver.bounds.hosts import GroupBounds
 from planner.solver.bounds.pieces import Floats
-from planner.solver.bounds.stage import StageBound
+from planner.solver.bounds.stage import Line, StageBound
 from planner.solver.bounds.stage_cache import StageCache
 from planner.solver.minimise import Settings
 from planner.solver.problem import Problem
@@ -125,12 +125,12 @@ def _tight_bounds(problem: Problem) -> step.Bounds | None:
     return bounds and bounds.tightened()
 
 
-def _one_line(stage: StageBound) -> list[tuple[float, float]]:
+def _one_line(stage: StageBound) -> list[Line]:
     return [stage.line]
 
 
 def _by_price_alone(stages: StageCache, first_ns: Sequence[float]) -> list[float]:
-    slopes = [stage.line[0] for stage in map(stages.bound, stages.problem.groups) if stage.most_layers]
+    slopes = [stage.line.mean for stage in map(stages.bound, stages.problem.groups) if stage.most_layers]
     layers = stages.problem.layers
     return GroupBounds(stages, first_ns, ByPrice(layers, min(slopes)) if slopes else ByLayers(layers)).bounds
 

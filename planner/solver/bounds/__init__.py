@@ -19,6 +19,7 @@ figures, part by part.
     combine          adding stages up under Σ layers = L, exactly or with a price of a layer
     stage_cache      bounds of stages, each once
     stage            one stage: an envelope of Lagrangian lines over the number of layers
+    kind_on_group    layers of one kind on one group, as doubles
     stage_programme  the linear programme whose duals are good prices for these lines
     block_choices    one block by itself
     pieces           equal pieces divided over members

@@ -89,11 +89,10 @@ class ByPrice:
         self.size = len(self.prices)
 
     def curve(self, stage: StageBound) -> Curve:
-        """Return min over n of line(n) - p n, which a line has at 1 or at the most layers."""
-        if not stage.most_layers:
-            return np.full(self.size, math.inf)
-        slope, fixed = stage.line
-        curve: Curve = fixed + np.minimum(slope - self.prices, stage.most_layers * (slope - self.prices))
+        """Return min over n of line(n) - p n."""
+        straight = stage.straight[1:, None]
+        counts = np.arange(1, len(straight) + 1)[:, None]
+        curve: Curve = (straight - counts * self.prices).min(axis=0)
         return curve
 
     def no_layers(self) -> Curve:

@@ -51,10 +51,11 @@ class _Signature:
     """All that the programme of a host takes from one of its groups; hosts with equal signatures share a table."""
 
     taken: State
-    splits: int
-    """Number of the splits in the stage cache."""
+    splits: tuple[int, ...]
+    """Number of the splits in the stage cache, per kind."""
     room_bytes: tuple[int, ...]
-    unit_ps: tuple[int, ...]
+    unit_ps: tuple[tuple[int, ...], ...]
+    """Per kind, per member."""
     prices: tuple[float, ...]
     """ns per byte on each member."""
     quantum_ns: int
@@ -120,12 +121,12 @@ class GroupBounds:
 
     def _signature(self, g: int, host: int) -> _Signature:
         problem, group = self.problem, self.problem.groups[g]
-        capacity, (kind,) = problem.capacity_bytes, problem.kinds
+        capacity = problem.capacity_bytes
         return _Signature(
             taken=self._taken(g, host),
-            splits=self.stages.splits_number(group.splits[0]),
+            splits=self.stages.splits_numbers(group),
             room_bytes=tuple(capacity[d] - n for d, n in zip(group.devices, group.stage_bytes, strict=True)),
-            unit_ps=tuple(kind.unit_ps[d] for d in group.devices),
+            unit_ps=tuple(tuple(kind.unit_ps[d] for d in group.devices) for kind in problem.kinds),
             prices=tuple(float(self.stages.prices[d]) for d in group.devices),
             quantum_ns=group.quantum_ns,
             entry=self._entry(g),

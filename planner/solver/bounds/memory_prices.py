@@ -34,7 +34,7 @@ def memory_prices(problem: Problem, bounds: Excess) -> Floats | None:
     duals = _Programme(problem, bounds).prices()
     if duals is None:
         return None
-    looks = [(problem.capacity_bytes[d], problem.kinds[0].unit_ps[d]) for d in range(len(problem.devices))]
+    looks = list(zip(problem.capacity_bytes, *(kind.unit_ps for kind in problem.kinds), strict=True))
     return np.array([np.mean([duals[d] for d, other in enumerate(looks) if other == look]) for look in looks])
 
 
@@ -46,7 +46,8 @@ class _Programme:
         self._problem = problem
         self._scale = float(max(problem.capacity_bytes))
         self._rooms = [solver.RowConstraint(-solver.infinity(), n / self._scale, "") for n in problem.capacity_bytes]
-        self._layers = solver.RowConstraint(problem.layers, problem.layers, "")
+        counts = map(problem.layers_of, range(len(problem.kinds)))
+        self._layers = [solver.RowConstraint(count, count, "") for count in counts]
         solver.Objective().SetMinimization()
         for index in sorted(bounds.groups, key=lambda g: (bounds.groups[g], g))[: limits.MOST_GROUPS]:
             self._add_stage(problem.groups[index])
@@ -80,15 +81,15 @@ class _Programme:
             slowest.SetCoefficient(time, -1)
 
     def _add_stage(self, group: Group) -> None:
-        (kind,), (splits,) = self._problem.kinds, group.splits
-        units = self._solver.RowConstraint(0, 0, "")
-        for split in splits:
-            once = (n / self._problem.layers for n in group.stage_bytes)
-            loads = [(d, b + s) for d, b, s in zip(group.devices, split.bytes, once, strict=True)]
-            layers = self._variable(split.ns, loads)
-            self._layers.SetCoefficient(layers, 1)
-            units.SetCoefficient(layers, kind.units)
-        self._divide(units, group.devices, [kind.unit_ps[d] for d in group.devices], kind.unit_bytes)
+        for kind, splits, of_kind in zip(self._problem.kinds, group.splits, self._layers, strict=True):
+            units = self._solver.RowConstraint(0, 0, "")
+            for split in splits:
+                once = (n / self._problem.layers for n in group.stage_bytes)
+                loads = [(d, b + s) for d, b, s in zip(group.devices, split.bytes, once, strict=True)]
+                layers = self._variable(split.ns, loads)
+                of_kind.SetCoefficient(layers, 1)
+                units.SetCoefficient(layers, kind.units)
+            self._divide(units, group.devices, [kind.unit_ps[d] for d in group.devices], kind.unit_bytes)
 
     def _add_block(self, block: Block, choices: list[tuple[int, int]]) -> None:
         one = self._solver.RowConstraint(1, 1, "")

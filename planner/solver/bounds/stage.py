@@ -1,6 +1,6 @@
 """Lower bounds of the time of one stage on one group, for every number of layers.
 
-The relaxation of a stage of n layers, with fractions, at prices λ of memory in ns per byte:
+The relaxation of a stage of n layers of one kind, with fractions, at prices λ of memory in ns per byte:
 
     minimise    Σ_c ns_c y_c  +  t  +  λ·load
     subject to  Σ_c y_c = n             y_c layers are divided as split c
@@ -15,16 +15,23 @@ Its Lagrangian for prices π >= λ is a line in n and a lower bound for every n:
 with room = capacity - once. The bound is the upper envelope of the lines for λ itself and for the duals of the
 programme at the n where the envelope so far is weakest: at most ``limits.MOST_LINES`` linear programmes. Without a
 price of memory the envelope is then raised to what whole units in whole quanta take, memory aside.
+
+With several kinds the Lagrangian falls apart by kind: it is a line in the numbers n_k of layers of each. Layers of a
+stage follow one another in the sequence, so that for n of them there are few (n_k), and the bound for n is the least
+over these. The programme has all kinds in their proportions of the whole sequence.
 """
 
 import math
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.integers import PS_PER_NS, ceil_div
 from planner.solver import limits
-from planner.solver.bounds.pieces import Floats, least_cost, least_cost_parts, least_quanta, least_slowest_ps, rates_ns
+from planner.solver.bounds.kind_on_group import layers_of_kind
+from planner.solver.bounds.pieces import Floats, least_quanta, least_slowest_ps
 from planner.solver.bounds.stage_programme import StageProgramme
 from planner.solver.problem import Group, Problem
 
@@ -33,93 +40,143 @@ Curve = Floats
 leading axes."""
 
 
+@lru_cache(maxsize=16)
+def windows(layer_kinds: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return [window, kind]: how many layers of each kind consecutive ones may be, each once, by their number.
+
+    ``layer_kinds``: kind of each layer, in the order of execution.
+    """
+    is_kind = np.array(layer_kinds)[:, None] == np.arange(max(layer_kinds) + 1)
+    before = np.concatenate([np.zeros((1, is_kind.shape[1]), dtype=np.int64), np.cumsum(is_kind, axis=0)])
+    lengths = range(1, len(layer_kinds) + 1)
+    return np.concatenate([np.unique(before[n:] - before[:-n], axis=0) for n in lengths])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """A lower bound that is linear in the numbers of layers."""
+
+    slopes: Floats
+    """ns of a layer, per kind; infinite where the group runs none of it."""
+    fixed: float
+    mean: float
+    """ns of a layer in the mean over the whole sequence."""
+
+    def at(self, layers: float) -> float:
+        """Return the value at so many layers of all kinds in their proportions."""
+        return self.mean * layers + self.fixed
+
+
 class StageBound:
     """The relaxation of a stage on one group."""
 
     def __init__(self, problem: Problem, group: Group, prices: Floats) -> None:
         """``prices``: ns per byte on each device of the problem."""
-        ((splits,), (self.kind,)) = (group.splits, problem.kinds)
         self.problem = problem
         self.prices = prices[list(group.devices)]
         self.quantum_ns = group.quantum_ns
         self.once_bytes = np.array(group.stage_bytes, dtype=np.float64)
-        self.unit_ps = [self.kind.unit_ps[d] for d in group.devices]
-        self.rates = rates_ns(self.unit_ps)
         self.room_bytes = np.array(
             [float(problem.capacity_bytes[d] - n) for d, n in zip(group.devices, group.stage_bytes, strict=True)]
         )
-        self.split_ns = np.array([float(split.ns) for split in splits])
-        self.split_bytes = np.array([split.bytes for split in splits], dtype=np.float64)
-        self.most_layers = problem.layers if len(splits) and (self.room_bytes >= 0).all() else 0
+        self.kinds = tuple(layers_of_kind(problem, group, k) for k in range(len(problem.kinds)))
+        self.windows = windows(problem.layer_kinds)
+        """[window, kind]: numbers of layers that a stage may have."""
+        self.most_layers = problem.layers if any(group.splits) and (self.room_bytes >= 0).all() else 0
         if self.most_layers:
             self._limit_layers(np.ones(len(self.room_bytes)))
-        self.line = self._line(self.prices) if self.most_layers else (0.0, math.inf)
-        """Slope and value at 0 of the line for the given prices."""
+        self.line = self._line(self.prices)
+        """The line for the given prices."""
 
     @cached_property
     def curve(self) -> Curve:
         """The bound for every number of layers."""
-        lines = self._envelope() if self.most_layers else []
+        lines = self._envelope() if self.most_layers else []  # which may lower the most layers
+        counts = self._counts
+        if not len(counts):
+            return np.full(self.problem.layers + 1, math.inf)
+        bounds = np.max([self._along(line) for line in lines], axis=0)
+        bounds = np.maximum(bounds, 0) * (1 - limits.MARGIN)
+        return self._least(bounds if self.prices.any() else self._in_quanta(bounds))
+
+    @property
+    def straight(self) -> Curve:
+        """The bound for every number of layers by the line for the given prices alone."""
+        return self._least(self._along(self.line))
+
+    @property
+    def _counts(self) -> NDArray[np.int64]:
+        """[window, kind], of those with no more than the most layers, all of kinds that the group runs."""
+        is_run = np.array([kind.is_run for kind in self.kinds])
+        fits = (self.windows.sum(axis=1) <= self.most_layers) & (self.windows[:, ~is_run] == 0).all(axis=1)
+        counts: NDArray[np.int64] = self.windows[fits]
+        return counts
+
+    def _along(self, line: Line) -> Floats:
+        """Return the values of a line for all windows that fit."""
+        is_run = np.isfinite(line.slopes)
+        values: Floats = self._counts[:, is_run] @ line.slopes[is_run] + line.fixed
+        return values
+
+    def _least(self, values: Floats) -> Curve:
+        """Return the curve of the least value for each number of layers; ``values``: of all windows that fit."""
         curve = np.full(self.problem.layers + 1, math.inf)
-        if self.most_layers:  # which the envelope may have lowered
-            counts = np.arange(1, self.most_layers + 1, dtype=np.float64)
-            bounds = np.max([slope * counts + fixed for slope, fixed in lines], axis=0)
-            bounds = np.maximum(bounds, 0) * (1 - limits.MARGIN)
-            curve[1 : self.most_layers + 1] = bounds if self.prices.any() else self._in_quanta(bounds)
+        np.minimum.at(curve, self._counts.sum(axis=1), values)
         return curve
 
     def _in_quanta(self, bounds: Floats) -> Floats:
         """Round ``bounds`` up to whole quanta, and to what whole units take in whole quanta, memory aside."""
         quantum_ns = self.quantum_ns
-        counts = range(1, self.most_layers + 1)
-        least_ns = int(self.split_ns.min())
-        units = tuple(count * self.kind.units for count in counts)
-        quanta = np.array(least_quanta(units, tuple(sorted(self.unit_ps)), quantum_ns))
-        layer_ps = least_slowest_ps(self.kind.units, tuple(sorted(self.unit_ps)))
-        quanta = np.maximum(quanta, [ceil_div(count * layer_ps, PS_PER_NS * quantum_ns) for count in counts])
-        quanta += [ceil_div(count * least_ns, quantum_ns) for count in counts]
+        whole = np.zeros(len(bounds), dtype=np.int64)
+        for kind, counted in zip(self.kinds, self._counts.T, strict=True):
+            if kind.is_run:
+                counts = counted.tolist()
+                least_ns = int(kind.split_ns.min())
+                unit_ps = tuple(sorted(kind.unit_ps))
+                quanta = np.array(least_quanta(tuple(count * kind.units for count in counts), unit_ps, quantum_ns))
+                layer_ps = least_slowest_ps(kind.units, unit_ps)
+                quanta = np.maximum(quanta, [ceil_div(count * layer_ps, PS_PER_NS * quantum_ns) for count in counts])
+                whole += quanta + [ceil_div(count * least_ns, quantum_ns) for count in counts]
         rounded = np.ceil(bounds / quantum_ns - 1e-6)  # what takes no time has a rate of 1e-12 here
-        whole: Floats = np.maximum(rounded, quanta) * float(quantum_ns)
-        return whole
+        raised: Floats = np.maximum(rounded, whole) * float(quantum_ns)
+        return raised
 
     def _limit_layers(self, weights: Floats) -> None:
-        """Lower the most layers to those with n · weights·(bytes of a layer) <= weights·room."""
-        unit_bytes = self.kind.units * self.kind.unit_bytes
-        layer_bytes = float((self.split_bytes @ weights).min() + unit_bytes * weights.min())
-        if layer_bytes > 0:
-            most = math.floor(float(self.room_bytes @ weights) / layer_bytes * (1 + limits.MARGIN))
-            self.most_layers = min(self.most_layers, most)
+        """Lower the most layers to those with weights·(bytes of the layers) <= weights·room."""
+        room = float(self.room_bytes @ weights) * (1 + limits.MARGIN)
+        layer_bytes = np.array([kind.least_bytes(weights) for kind in self.kinds])
+        counts = self._counts
+        is_run = np.isfinite(layer_bytes)
+        fits = counts[:, is_run] @ layer_bytes[is_run] <= room
+        self.most_layers = int(counts[fits].sum(axis=1).max(initial=0))
 
-    def _line(self, prices: Floats) -> tuple[float, float]:
-        """Return slope and value at 0 of the Lagrangian for these prices, none below the given ones."""
-        split = float((self.split_ns + self.split_bytes @ prices).min())
-        units = self.kind.units * least_cost(self.rates, prices * self.kind.unit_bytes)
+    def _line(self, prices: Floats) -> Line:
+        """Return the Lagrangian for these prices, none below the given ones."""
         fixed = float(self.prices @ self.once_bytes) - float((prices - self.prices) @ self.room_bytes)
-        return split + units, fixed
+        slopes = np.array([kind.least_ns(prices) for kind in self.kinds])
+        shares = np.array([kind.share for kind in self.kinds])
+        return Line(slopes=slopes, fixed=fixed, mean=float(slopes @ shares))
 
     def _fits(self) -> bool:
         """Return whether a best division at the given prices has room for the most layers: no other line is higher."""
-        cost = self.split_ns + self.split_bytes @ self.prices
-        best = self.split_bytes[cost <= cost.min() * (1 + 1e-12)]
-        unit_bytes = self.kind.units * self.kind.unit_bytes
-        units = unit_bytes * least_cost_parts(self.rates, self.prices * self.kind.unit_bytes)
-        loads = self.most_layers * (np.vstack([best, best.mean(axis=0)]) + units)
-        return bool((loads <= self.room_bytes).all(axis=1).any())
+        counts = self._counts
+        largest = counts[counts.sum(axis=1) == self.most_layers]
+        loads = np.zeros((len(largest), 1, len(self.room_bytes)))
+        for kind, counted in zip(self.kinds, largest.T, strict=True):
+            if kind.is_run:
+                best = kind.best_bytes(self.prices)
+                rows = best if len(self.kinds) == 1 else best[-1:]
+                loads = loads + counted[:, None, None] * rows
+        has_room = np.all(loads <= self.room_bytes, axis=2)
+        return bool(np.all(np.any(has_room, axis=1)))
 
-    def _envelope(self) -> list[tuple[float, float]]:
+    def _envelope(self) -> list[Line]:
         """Return the lines whose maximum is the bound; lower the most layers to what fits with fractions."""
         lines = [self.line]
-        is_timeless = not self.split_ns.any() and not any(self.unit_ps)  # then bytes are all that is paid for
-        if is_timeless or self._fits():
+        is_timeless = not any(kind.split_ns.any() or any(kind.unit_ps) for kind in self.kinds)  # bytes alone are paid
+        if is_timeless or not math.isfinite(self.line.mean) or self._fits():
             return lines
-        programme = StageProgramme(
-            split_ns=self.split_ns,
-            split_bytes=self.split_bytes,
-            units=self.kind.units,
-            unit_bytes=self.kind.unit_bytes,
-            rates=self.rates,
-            room_bytes=self.room_bytes,
-        )
+        programme = StageProgramme(self.kinds, self.room_bytes)
         weights = programme.layer_weights()
         if weights is not None:
             self._limit_layers(weights)
@@ -130,14 +187,12 @@ class StageBound:
             if prices is None:
                 continue
             line = self._line(np.maximum(prices, self.prices))
-            if _value(line, point) <= max(_value(known, point) for known in lines) * (1 + 1e-6):
+            if line.at(point) <= max(known.at(point) for known in lines) * (1 + 1e-6):
                 continue
             # Where the new line crosses a flatter one the envelope is weakest.
-            points += [(fixed - line[1]) / (line[0] - slope) for slope, fixed in lines if line[0] > slope]
+            points += [
+                (known.fixed - line.fixed) / (line.mean - known.mean) for known in lines if line.mean > known.mean
+            ]
             points = [point for point in points if 1 <= point <= self.most_layers]
             lines.append(line)
         return lines
-
-
-def _value(line: tuple[float, float], layers: float) -> float:
-    return line[0] * layers + line[1]

@@ -19,15 +19,15 @@ class StageCache:
 
     def _device_classes(self) -> list[int]:
         """Number the devices such that those of equal capacity, speed and price have the same number."""
-        problem, (kind,) = self.problem, self.problem.kinds
-        numbers: dict[tuple[int, int, float], int] = {}
-        looks = zip(problem.capacity_bytes, kind.unit_ps, self.prices.tolist(), strict=True)
+        numbers: dict[tuple[float, ...], int] = {}
+        rates_ps = [kind.unit_ps for kind in self.problem.kinds]
+        looks = zip(self.problem.capacity_bytes, self.prices.tolist(), *rates_ps, strict=True)
         return [numbers.setdefault(look, len(numbers)) for look in looks]
 
     def key(self, group: Group) -> tuple[object, ...]:
         """Return all that the bound of a stage depends on."""
         classes = [self._device_class[device] for device in group.devices]
-        return self.splits_number(group.splits[0]), group.stage_bytes, group.quantum_ns, *classes
+        return self.splits_numbers(group), group.stage_bytes, group.quantum_ns, *classes
 
     def bound(self, group: Group) -> StageBound:
         """Return the bound of a stage on ``group``."""
@@ -36,7 +36,11 @@ class StageCache:
             self._bounds[key] = StageBound(self.problem, group, self.prices)
         return self._bounds[key]
 
-    def splits_number(self, splits: tuple[Split, ...]) -> int:
+    def splits_numbers(self, group: Group) -> tuple[int, ...]:
+        """Return a number that equal splits share, per kind."""
+        return tuple(map(self._splits_number, group.splits))
+
+    def _splits_number(self, splits: tuple[Split, ...]) -> int:
         """Return a number that equal splits share.
 
         Splits are long to compare, and most groups with equal splits have the same object: it is looked up by identity.

@@ -4,48 +4,52 @@ The programme is the one of :mod:`planner.solver.bounds.stage`, without prices i
 among lines that are all valid bounds, so GLOP's rounding errors do no harm.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from ortools.linear_solver import pywraplp
 
+from planner.solver.bounds.kind_on_group import KindOnGroup
 from planner.solver.bounds.pieces import Floats
 
 
 class StageProgramme:
-    """Variables: layers per split, units per member, the time of the slowest member."""
+    """Variables, per kind: layers per split, units per member, the time of the slowest member."""
 
-    def __init__(
-        self,
-        *,
-        split_ns: Floats,
-        split_bytes: Floats,
-        units: int,
-        unit_bytes: int,
-        rates: Floats,
-        room_bytes: Floats,
-    ) -> None:
-        """``split_bytes``: [split, member]; ``units``: of a layer; ``rates``: ns of a unit on each member."""
+    def __init__(self, kinds: Sequence[KindOnGroup], room_bytes: Floats) -> None:
+        """``kinds``: all kinds of the problem, each of which the group runs."""
         self._solver = solver = pywraplp.Solver.CreateSolver("GLOP")
         self._scale = max(1.0, float(room_bytes.max()))
-        self._split_ns = split_ns
-        self._layers = [solver.NumVar(0, solver.infinity(), "") for _ in split_ns]
-        member_units = [solver.NumVar(0, solver.infinity(), "") for _ in room_bytes]
-        self._time = solver.NumVar(0, solver.infinity(), "")
+        self._kinds = kinds
+        self._layers = [[solver.NumVar(0, solver.infinity(), "") for _ in kind.split_ns] for kind in kinds]
         self._total = solver.RowConstraint(0, 0, "")
-        total_units = solver.RowConstraint(0, 0, "")
-        for variable in self._layers:
+        for variable in (variable for layers in self._layers for variable in layers):
             self._total.SetCoefficient(variable, 1)
-            total_units.SetCoefficient(variable, units)
-        self._rooms = []
-        for j, variable in enumerate(member_units):
-            total_units.SetCoefficient(variable, -1)
+        self._rooms = [solver.RowConstraint(-solver.infinity(), float(room) / self._scale, "") for room in room_bytes]
+        self._times = [self._add_kind(kind, layers) for kind, layers in zip(kinds, self._layers, strict=True)]
+        for kind, layers in zip(kinds[1:], self._layers[1:], strict=True):
+            in_proportion = solver.RowConstraint(0, 0, "")
+            for variable in layers:
+                in_proportion.SetCoefficient(variable, kinds[0].share)
+            for variable in self._layers[0]:
+                in_proportion.SetCoefficient(variable, -kind.share)
+
+    def _add_kind(self, kind: KindOnGroup, layers: Sequence[pywraplp.Variable]) -> pywraplp.Variable:
+        """Add units and bytes of the layers of a kind; return the time of the slowest member."""
+        solver, time = self._solver, self._solver.NumVar(0, self._solver.infinity(), "")
+        total_units = solver.RowConstraint(0, 0, "")
+        for variable in layers:
+            total_units.SetCoefficient(variable, kind.units)
+        for j, room in enumerate(self._rooms):
+            units = solver.NumVar(0, solver.infinity(), "")
+            total_units.SetCoefficient(units, -1)
             slowest = solver.RowConstraint(-solver.infinity(), 0, "")
-            slowest.SetCoefficient(variable, float(rates[j]))
-            slowest.SetCoefficient(self._time, -1)
-            room = solver.RowConstraint(-solver.infinity(), float(room_bytes[j]) / self._scale, "")
-            room.SetCoefficient(variable, unit_bytes / self._scale)
-            for layers, load in zip(self._layers, (split_bytes[:, j] / self._scale).tolist(), strict=True):
-                room.SetCoefficient(layers, load)
-            self._rooms.append(room)
+            slowest.SetCoefficient(units, float(kind.rates[j]))
+            slowest.SetCoefficient(time, -1)
+            room.SetCoefficient(units, kind.unit_bytes / self._scale)
+            for variable, load in zip(layers, (kind.split_bytes[:, j] / self._scale).tolist(), strict=True):
+                room.SetCoefficient(variable, load)
+        return time
 
     def layer_weights(self) -> Floats | None:
         """Return weights of the members' memory under which it has room for the fewest layers.
@@ -53,18 +57,20 @@ class StageProgramme:
         These are the duals of maximising the number of layers.
         """
         self._total.SetBounds(0, self._solver.infinity())
-        return self._duals([-1.0] * len(self._layers), 0.0)
+        return self._duals([[-1.0] * len(layers) for layers in self._layers], 0.0)
 
     def prices(self, layers: float) -> Floats | None:
         """Return prices of the members' memory in ns per byte, the duals with so many layers; None: they do not fit."""
         self._total.SetBounds(layers, layers)
-        return self._duals(self._split_ns.tolist(), 1.0)
+        return self._duals([kind.split_ns.tolist() for kind in self._kinds], 1.0)
 
-    def _duals(self, costs: list[float], time_cost: float) -> Floats | None:
+    def _duals(self, costs: Sequence[Sequence[float]], time_cost: float) -> Floats | None:
         objective = self._solver.Objective()
-        for variable, cost in zip(self._layers, costs, strict=True):
-            objective.SetCoefficient(variable, cost)
-        objective.SetCoefficient(self._time, time_cost)
+        for layers, of_splits in zip(self._layers, costs, strict=True):
+            for variable, cost in zip(layers, of_splits, strict=True):
+                objective.SetCoefficient(variable, cost)
+        for time in self._times:
+            objective.SetCoefficient(time, time_cost)
         objective.SetMinimization()
         if self._solver.Solve() != self._solver.OPTIMAL:
             return None

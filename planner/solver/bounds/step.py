@@ -86,9 +86,9 @@ class Bounds:
 def lower_bounds(problem: Problem) -> Bounds | None:
     """Return bounds that ignore memory beyond a single stage; None for problems that the relaxation does not cover.
 
-    It covers the goal ``time``, layers of one kind, and hosts of up to ``limits.MOST_STATES`` states.
+    It covers the goal ``time``, and hosts of up to ``limits.MOST_STATES`` states.
     """
-    if problem.goal != "time" or len(problem.kinds) > 1 or problem.counts is not None:
+    if problem.goal != "time" or problem.counts is not None:
         return None
     if most_states(problem) > limits.MOST_STATES:
         return None
@@ -138,8 +138,8 @@ def _stages_ns(stages: StageCache, first_ns: Sequence[float]) -> list[float]:
     """
     problem = stages.problem
     by_layers = ByLayers(problem.layers)
-    slopes = [stage.line[0] for stage in map(stages.bound, problem.groups) if stage.most_layers]
-    if stages.prices.any() or not slopes or min(slopes) <= 0:
+    slopes = [stage.line.mean for stage in map(stages.bound, problem.groups) if stage.most_layers]
+    if stages.prices.any() or not 0 < min(slopes, default=math.inf) < math.inf:
         return GroupBounds(stages, first_ns, by_layers).bounds
     screened = GroupBounds(stages, first_ns, ByPrice(problem.layers, min(slopes))).bounds
     reach = limits.CLOSE * min(screened)

@@ -41,7 +41,7 @@ def test_by_layers_is_exact_and_by_price_is_below_it() -> None:
         if len(problem.kinds) > 1:
             continue
         stages = stages_of(problem)
-        slopes = [stage.line[0] for stage in stages]
+        slopes = [stage.line.mean for stage in stages]
         if not stages or min(slopes) <= 0:
             continue
         expected = least_by_enumeration(stages, problem.layers)
