@@ -3,7 +3,8 @@
     schema     records of a plan, every field with its unit      slots         slot table of an image
     codec      canonical YAML of records, and its digest         slot_records  the records of that table
     check      invariants of the placement in a plan             weights       tensor parts on each device, moved bytes
-    check_inputs  those of all else, and the limits              buffers       memory beside the weights
+    check_inputs  those of inputs, options and inventory         buffers       memory beside the weights
+    check_model   those of model and drafter                     violations    what is found, and how it is shown
     diff       two plans compared                                step          rows and messages of one step
     acceptance how often the base chooses what is drafted
     artifact   images.yaml, constants of an image                kv, ranges    shares of KV heads as rows and columns

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from plans import codec
 from plans.buffers import TERMS, device_terms
-from plans.check_inputs import ROUNDING_PPM, Violation, bad, check_facts, is_pattern, show
+from plans.check_inputs import ROUNDING_PPM, check_facts
+from plans.check_model import is_pattern
 from plans.kv import KvDivision, kv_division
 from plans.schema import (
     Attention,
@@ -30,6 +31,7 @@ from plans.schema import (
 from plans.shared_memory import share_memory
 from plans.step import layer_class
 from plans.usable import check_usable
+from plans.violations import Violation, bad, show
 
 UNPLANNED = "edited by hand, or built by another version"
 """Reason that a plan contradicts itself, where no more is known: ``build`` writes none that does."""

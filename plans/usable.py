@@ -5,10 +5,10 @@ What keeps a device from it is that of fused attention, the only one that a GPU 
 
 from collections.abc import Collection, Iterator, Mapping
 
-from plans.check_inputs import MOST_SHOWN, Violation, bad
 from plans.dtypes import DTYPE_BYTES
 from plans.schema import Device, Draft, Inventory, Model, Options, Plan
 from plans.step import ATTENTION_ALIGN_BYTES
+from plans.violations import MOST_SHOWN, Violation, bad
 
 BFLOAT16_CAPABILITY = 80
 """Least compute capability on which fused attention takes bfloat16."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.families.config import Keys
-from plans.check_inputs import MOST_AUX_LAYERS
+from plans.check_model import MOST_AUX_LAYERS
 from plans.format import quote
 from plans.schema import AuxSource, Model
 

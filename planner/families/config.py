@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from planner.errors import ConfigError
-from plans.check_inputs import MOST_EXPERTS, MOST_HEAD_DIM, MOST_HEADS, MOST_LAYERS, MOST_SIZE, NORM_EPS
+from plans.check_model import MOST_EXPERTS, MOST_HEAD_DIM, MOST_HEADS, MOST_LAYERS, MOST_SIZE, NORM_EPS
 from plans.format import quote, shown
 from plans.schema import Attention, Mlp, Router
 

@@ -16,7 +16,7 @@ from planner.families.eagle_common import (
 from planner.families.head_layouts import Head
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
 from planner.families.rope_keys import RopeDefaults, read_rope
-from plans.check_inputs import MOST_LAYERS
+from plans.check_model import MOST_LAYERS
 from plans.schema import Draft, Model
 
 

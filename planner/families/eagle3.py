@@ -36,7 +36,7 @@ from planner.families.eagle_common import (
 from planner.families.head_layouts import Head
 from planner.families.records import DraftFacts, DraftReading, Roles, Source
 from planner.families.rope_keys import RopeDefaults, read_rope
-from plans.check_inputs import LOGIT_SCALE, MOST_LAYERS
+from plans.check_model import LOGIT_SCALE, MOST_LAYERS
 from plans.format import quote
 from plans.schema import Draft, Model
 

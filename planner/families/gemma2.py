@@ -20,7 +20,7 @@ from planner.families.config import Keys, read_attention, read_layers, read_mlps
 from planner.families.llama_layout import Defaults, Layout, base_reading
 from planner.families.records import BaseReading
 from planner.families.windows import FULL, SLIDING, Windows, read_window, typed_windows
-from plans.check_inputs import SOFTCAPS
+from plans.check_model import SOFTCAPS
 from plans.schema import Attention, Mlp, Model
 
 DEFAULTS = Defaults(max_positions=8192, bos_token_id=2, eos_token_id=1, tied=True)

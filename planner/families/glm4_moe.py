@@ -33,7 +33,7 @@ from planner.families.config import (
 )
 from planner.families.llama_layout import Defaults, ExpertNames, base_reading
 from planner.families.records import BaseReading
-from plans.check_inputs import MOST_EXPERTS, MULTIPLIERS
+from plans.check_model import MOST_EXPERTS, MULTIPLIERS
 from plans.format import quote
 from plans.schema import Mlp, Router
 

@@ -25,7 +25,7 @@ from planner.families.records import BaseReading
 from planner.families.rope import Rope, YarnScaling
 from planner.families.rope_keys import read_rope
 from planner.families.windows import FULL, SLIDING, read_window, typed_windows
-from plans.check_inputs import ALPHAS, SOFTCAPS
+from plans.check_model import ALPHAS, SOFTCAPS
 from plans.schema import Mlp, Router
 
 DEFAULTS = Defaults(max_positions=131072, bos_token_id=None, eos_token_id=None, norm_eps=1e-5, rope_theta=150000.0)

@@ -16,7 +16,7 @@ import dataclasses
 from planner.families.config import Keys, read_attention, read_mlps
 from planner.families.llama_layout import Defaults, base_reading
 from planner.families.records import BaseReading
-from plans.check_inputs import MULTIPLIERS, SCALES
+from plans.check_model import MULTIPLIERS, SCALES
 
 DEFAULTS = Defaults(max_positions=2048, bos_token_id=1, eos_token_id=2)
 

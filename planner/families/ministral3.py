@@ -17,7 +17,7 @@ from planner.families.llama_layout import Defaults, base_reading, read_max_posit
 from planner.families.records import BaseReading
 from planner.families.rope_keys import read_rope
 from planner.families.windows import read_window
-from plans.check_inputs import BETAS
+from plans.check_model import BETAS
 from plans.schema import QueryScaling
 
 DEFAULTS = Defaults(max_positions=262144, bos_token_id=1, eos_token_id=2, norm_eps=1e-5)

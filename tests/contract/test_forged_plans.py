@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from plans import check_inputs
+from plans import check_model
 from plans.check import InvalidPlanError, load
 from plans.codec import dumps
 from plans.schema import Plan, Run
@@ -55,7 +55,7 @@ def two_head_dims() -> Plan:
 def test_layers_of_two_head_dims_are_refused_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the check, without which no kernel is called with a rotary table of smaller heads."""
     with monkeypatch.context() as patch:
-        patch.setattr(check_inputs, "_check_same", lambda *arguments: iter(()))
+        patch.setattr(check_model, "_check_same", lambda *arguments: iter(()))
         plan = two_head_dims()
         (tmp_path / "plan.yaml").write_text(dumps(plan))
         forge_images(random.Random(0), plan, tmp_path)

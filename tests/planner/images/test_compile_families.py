@@ -13,7 +13,7 @@ from planner.costs import memory
 from planner.families import BaseInput, load_base, within
 from planner.images import stream
 from planner.images.compile import compile_plan
-from plans import codec, slots
+from plans import codec, slots, weights
 from plans.schema import DType, Inputs, Plan, Run
 from plans.step import layer_class
 from tests.plan_factory import Group, make_plan
@@ -62,6 +62,8 @@ def test_slots_are_slices_of_the_checkpoint(tmp_path: Path, family: str, changes
             assert {name for name in names if name.startswith("layers.")} == set(expected)
             for name, tensor in expected.items():
                 assert torch.equal(image.get_tensor(name), tensor), name
+        held = sum(item.nbytes for item in weights.held(plan) if item.device == device)
+        assert held == sum(spec.nbytes for spec in slots.device_slots(plan, device)), "what a new plan need not move"
 
 
 @pytest.mark.parametrize("nbytes", [1000, 100])
