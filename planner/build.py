@@ -12,16 +12,18 @@ from pathlib import Path
 from planner.costs import stall
 from planner.emit import emit
 from planner.enough_hosts import infeasible_on_all, solve_on_enough
-from planner.errors import InputError
+from planner.errors import InputError, NotProvenError
 from planner.families import BaseInput, DraftInput, load_base, load_planned_draft
 from planner.formulations import Formulations
 from planner.longest_context import longest_context
-from planner.plan_directory import BASE_CONFIG, draft_config
+from planner.plan_directory import ACCEPTANCE, BASE_CONFIG, draft_config
 from planner.problem.formulate import Formulation
 from planner.problem.previous_plan import Previous, listed_order
 from planner.request import Request, resolve_request
 from planner.solver.minimise import Settings
 from planner.solver.solve import Keep, Solved, solve, solve_nearly
+from planner.speculation.compare import Question, chosen, recorded
+from plans.acceptance import load_profile
 from plans.check_inputs import MOST_STALL_S
 from plans.format import format_s
 from plans.schema import Inputs, Plan
@@ -51,11 +53,42 @@ def build(
         longest = longest_context(request, settings, formulations)
         wanted = dataclasses.replace(wanted, context=longest)
     options, inventory = resolve_request(dataclasses.replace(request, wanted=wanted))
-    formulation = formulations.of(request.base, request.draft, inventory, options)
-    inputs = inputs_of(request.base, request.draft)
-    built = plan(formulation, inputs, settings, request.previous, nearly=nearly)
+    if wanted.objective == "tokens" and not nearly:
+        assert request.draft is not None
+        assert request.profile is not None
+        question = Question(
+            base=request.base, draft=request.draft, options=options, inventory=inventory, profile=request.profile
+        )
+        built = plan_chosen(question, settings, formulations, request.previous)
+    else:
+        formulation = formulations.of(request.base, request.draft, inventory, options)
+        built = plan(formulation, inputs_of(request.base, request.draft), settings, request.previous, nearly=nearly)
     with_timeout = _with_stall_timeout(built.plan, wanted.stall_timeout_s)
     return Built(plan=with_timeout, solved=built.solved, longest_context=longest)
+
+
+def plan_chosen(question: Question, settings: Settings, known: Formulations, previous: Plan | None) -> Built:
+    """Return the plan with the tree, or without the draft, that is expected to give the most tokens per second.
+
+    But for the record of the choice it is the plan that this tree, or no draft, has where it is asked for. Raise as
+    ``build`` does.
+    """
+    try:
+        choice = chosen(question, settings, known)
+    except NotProvenError as error:
+        message = f"{error}; or choose the tree yourself, with --tree or --objective step, so that one search is enough"
+        raise NotProvenError(message, objective_ns=error.objective_ns, bound_ns=error.bound_ns) from error
+    if choice is None:
+        raise infeasible_on_all(question.formulations(known)(None), settings)
+    best = choice.best
+    draft = question.draft if best.tree is not None else None
+    inputs = inputs_of(question.base, draft)
+    if question.options.within_ppm is None:
+        built = Built(plan=emit(best.formulation, inputs, best.solved), solved=best.solved)
+    else:
+        built = plan(question.formulations(known)(best.tree), inputs, settings, previous)
+    record = recorded(choice, question.profile)
+    return dataclasses.replace(built, plan=dataclasses.replace(built.plan, speculation=record))
 
 
 def replan(directory: Path, frozen: Plan, settings: Settings) -> Plan:
@@ -66,14 +99,23 @@ def replan(directory: Path, frozen: Plan, settings: Settings) -> Plan:
 def rebuild(directory: Path, frozen: Plan, settings: Settings) -> Built:
     """Solve the problem of the plan ``frozen`` again from the inputs recorded in ``directory``; no weights are needed.
 
-    A plan that kept weights of an earlier one is solved with itself as the earlier one, of which all is to be kept.
+    A plan that kept weights of an earlier one is solved with itself as the earlier one, of which all is to be kept. A
+    tree that was chosen is chosen again; where no draft was, the plan has no drafter to try another one with.
     """
     base = load_base(directory / BASE_CONFIG)
     draft = None
     if frozen.draft is not None:
         draft = load_planned_draft(draft_config(directory), base, frozen.draft)
+    if frozen.speculation is not None and draft is not None:
+        profile = load_profile(directory / ACCEPTANCE)
+        question = Question(base=base, draft=draft, options=frozen.options, inventory=frozen.inventory, profile=profile)
+        return plan_chosen(question, settings, Formulations(), frozen)
     formulation = Formulations().of(base, draft, frozen.inventory, frozen.options)
-    return plan(formulation, inputs_of(base, draft), settings, frozen)
+    built = plan(formulation, inputs_of(base, draft), settings, frozen)
+    if frozen.speculation is None:
+        return built
+    plain = dataclasses.replace(frozen.speculation, plain_ns=built.plan.proof.least_ns)  # the drafts are not recorded
+    return dataclasses.replace(built, plan=dataclasses.replace(built.plan, speculation=plain))
 
 
 def plan(

@@ -15,6 +15,7 @@ from planner import durable
 from planner.errors import CheckpointError, OutputError
 from planner.families import BaseInput, DraftInput
 from plans import codec
+from plans.acceptance import Profile, dump_profile
 from plans.files import read_inside, resolved_inside
 from plans.schema import Plan, PlanError
 from plans.strict_yaml import load_yaml
@@ -29,16 +30,25 @@ TOKENIZER_FILES = {
 }
 """Files that are copied from the directory of the base model, with the most bytes of each."""
 DRAFT_DIRECTORY = "draft"
+ACCEPTANCE = "acceptance.yaml"
+"""The acceptance profile by which the tree was chosen."""
 BASE_CONFIG, DRAFT_CONFIG = "config.json", f"{DRAFT_DIRECTORY}/config.json"
 """The configs that were planned, from which a plan can be solved again."""
 PLAN_FIELDS = {"schema", "inputs", "options", "inventory", "stages"}
 """Top-level fields that every version of ``plan.yaml`` has."""
 
 
-def write(directory: Path, plan: Plan, base: BaseInput, draft: DraftInput | None) -> None:
-    """Write a plan's directory; files that are unchanged are left alone. Raise OutputError, or CheckpointError."""
+def write(
+    directory: Path, plan: Plan, base: BaseInput, draft: DraftInput | None, profile: Profile | None = None
+) -> None:
+    """Write a plan's directory, with the ``profile`` by which its tree was chosen; unchanged files are left alone.
+
+    Raise OutputError, or CheckpointError.
+    """
     refuse_foreign(directory)
     files = _files_beside(base, draft)
+    if profile is not None:
+        files[ACCEPTANCE] = dump_profile(profile).encode()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         plan_file, text = directory / codec.PLAN_FILE, codec.dumps(plan).encode()
@@ -47,7 +57,7 @@ def write(directory: Path, plan: Plan, base: BaseInput, draft: DraftInput | None
             durable.write_synced(_temporary(plan_file), text)
         if draft is not None:
             (directory / DRAFT_DIRECTORY).mkdir(exist_ok=True)
-        _remove(directory / name for name in (*TOKENIZER_FILES, DRAFT_CONFIG) if name not in files)
+        _remove(directory / name for name in (*TOKENIZER_FILES, DRAFT_CONFIG, ACCEPTANCE) if name not in files)
         if draft is None and (directory / DRAFT_DIRECTORY).is_dir():
             (directory / DRAFT_DIRECTORY).rmdir()
         for name, content in files.items():

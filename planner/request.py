@@ -8,6 +8,7 @@ from planner.errors import ConfigError, InputError
 from planner.families import BaseInput, DraftInput
 from planner.families.config import saved_dtype
 from planner.hardware.records import HardwareInventory
+from plans.acceptance import Profile
 from plans.check_inputs import MOST_MASK_VALUES, MOST_TREE, mask_values, path_problems, static_tree
 from plans.format import quote
 from plans.schema import DType, Inventory, KvAxis, KvDType, Options, Pin, Plan, Strategy, Tree
@@ -18,6 +19,9 @@ DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=Non
 
 PARALLEL_TREE = Tree(kind="dynamic", total_token=8, depth=6, top_k=1, paths=None)
 """Chain of a head that drafts all its tokens in one pass (P-EAGLE)."""
+
+LEAST_CHAIN = Tree(kind="dynamic", total_token=2, depth=0, top_k=1, paths=None)
+"""Smallest tree: a root with one drafted token."""
 
 STATIC_PATHS = (
     *((rank,) for rank in range(4)),
@@ -39,6 +43,11 @@ MOST_DEFAULT_CONTEXT = 8192
 
 DEFAULT_SIMPLIFY_PPM = 5000
 """Relative increase of the step time that a simpler plan may cost where nothing else is asked for."""
+
+
+Objective = Literal["tokens", "step"]
+"""Goal of a plan: the most expected tokens per second, with a draft tree chosen for it or none, or the shortest step of
+the tree that is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +81,7 @@ class Wanted:
     """Most by which a step may exceed the optimum for a simpler plan, in parts per million."""
     max_devices: int | None = None
     """Most devices in use; default: any number."""
+    objective: Objective = "step"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +92,8 @@ class Request:
     draft: DraftInput | None
     inventory: HardwareInventory
     wanted: Wanted
+    profile: Profile | None = None
+    """Acceptance profile of the drafter."""
     previous: Plan | None = None
     """With ``wanted.within_ppm``: an earlier plan of the model, of which as much is kept as that allows."""
 
@@ -126,11 +138,14 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
     context = longest if wanted.context == "max" else wanted.context or default
     if context > longest:
         raise InputError(f"--context: found {context}, the model has {longest} positions")
+    _check_objective(wanted, draft)
     if draft is None and wanted.tree is not None:
         raise InputError("--tree: there is no draft that would grow one: give --draft")
     if wanted.strategy == "custom" and wanted.custom is None:
         raise InputError("--strategy custom: no device map was given: --device-map FILE")
     tree = (wanted.tree or default_tree(draft)) if draft else None
+    if wanted.objective == "tokens" and wanted.context != "max":
+        tree = LEAST_CHAIN  # stands for the one that is chosen
     if tree is not None:
         _check_tree(tree, wanted.batch, draft)
     chunk = wanted.prefill_chunk or min(512, max(64, context // 8), context)
@@ -152,6 +167,20 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
         max_devices=wanted.max_devices,
         tree=tree,
     )
+
+
+def _check_objective(wanted: Wanted, draft: DraftInput | None) -> None:
+    if wanted.objective != "tokens":
+        return
+    if draft is None:
+        raise InputError("--objective tokens: there is no draft whose tree could be chosen: give --draft")
+    if wanted.tree is not None:
+        raise InputError("--objective tokens: chooses the tree: leave --tree out, or give --objective step")
+    if wanted.strategy != "latency":
+        raise InputError(
+            f"--objective tokens: found --strategy {wanted.strategy}, whose goal comes before the step time: leave it "
+            "out, or give --objective step"
+        )
 
 
 def default_tree(draft: DraftInput) -> Tree:

@@ -4,6 +4,7 @@
 and transports, which follow from names and shares, are checked only where those are sound.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -341,6 +342,7 @@ def _check_proof(plan: Plan) -> Iterator[Violation]:
     if not proof.least_ns <= proof.objective_ns <= most_ns:
         yield bad("proof.objective_ns", proof.objective_ns, f"from the least step, {proof.least_ns}, to {most_ns}")
     yield from _check_simplicity(plan)
+    yield from _check_speculation(plan)
     if options.max_devices is not None and len(plan.memory) > options.max_devices:
         yield bad("memory", f"{len(plan.memory)} devices in use", f"at most {options.max_devices}")
     if not {entry.device for entry in plan.memory} <= {device.id for device in plan.inventory.devices}:
@@ -348,6 +350,25 @@ def _check_proof(plan: Plan) -> Iterator[Violation]:
     least = min((_free_bytes(plan, entry.device, entry.planned_bytes) for entry in plan.memory), default=0)
     if proof.min_free_bytes != least:
         yield bad("proof.min_free_bytes", proof.min_free_bytes, f"{least}, the least that a device in use has free")
+
+
+def _check_speculation(plan: Plan) -> Iterator[Violation]:
+    """Check that no other choice of the tree has more expected tokens per second than the plan's."""
+    choice, path, whole = plan.speculation, "speculation", 10**6
+    if choice is None:
+        return
+    if not re.fullmatch(r"[0-9a-f]{64}", choice.profile_sha256):
+        yield bad(f"{path}.profile_sha256", choice.profile_sha256, "64 hexadecimal digits")
+    if choice.acceptance_ppm < whole or (plan.draft is None and choice.acceptance_ppm > whole):
+        expected = "1000000, as there is no draft" if plan.draft is None else "at least 1000000"
+        yield bad(f"{path}.acceptance_ppm", choice.acceptance_ppm, expected)
+    if plan.draft is None and choice.plain_ns != plan.proof.least_ns:
+        yield bad(f"{path}.plain_ns", choice.plain_ns, f"the least step, {plan.proof.least_ns}")
+    elif choice.plain_ns is not None and choice.acceptance_ppm * choice.plain_ns < whole * plan.proof.least_ns:
+        yield bad(f"{path}.plain_ns", choice.plain_ns, "a step that gives no more tokens per second than the draft")
+    other = choice.runner_up
+    if other and other.acceptance_ppm * plan.proof.least_ns > choice.acceptance_ppm * other.least_ns:
+        yield bad(f"{path}.runner_up.least_ns", other.least_ns, "a step that gives no more tokens per second")
 
 
 def _check_simplicity(plan: Plan) -> Iterator[Violation]:

@@ -574,6 +574,37 @@ class Proof:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RunnerUp:
+    """The best choice of a draft tree but one."""
+
+    tree: Tree | None
+    """None: no draft."""
+    acceptance_ppm: int
+    """Expected tokens of a step, in parts per million."""
+    least_ns: int
+    """Predicted step time of the fastest candidate placement with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speculation:
+    """Choice of the draft tree, or of none, by expected tokens per second: batch * acceptance / step."""
+
+    profile_sha256: str
+    """Digest of the acceptance profile, ``acceptance.yaml`` beside the plan."""
+    profile_source: str
+    """Source that the profile names: what was decoded, or whose published figures it is derived from."""
+    acceptance_ppm: int
+    """Expected tokens of a step with ``Options.tree``, in parts per million; 1000000 without a draft."""
+    plain_ns: int | None
+    """Predicted step time of the fastest candidate placement without a draft; None where that was not proven within the
+    limit, but only that it is not as good."""
+    trees: int
+    """Trees that were compared, one of which or none is the best."""
+    runner_up: RunnerUp | None
+    """The best of the others whose placement was solved for the proof; None: there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """The frozen answer."""
 
@@ -594,6 +625,8 @@ class Plan:
     memory: tuple[DeviceMemory, ...]
     """Memory of the devices in use, in the order of ``inventory.devices``."""
     proof: Proof
+    speculation: Speculation | None = None
+    """None: the tree, or none, was asked for."""
 
     @property
     def devices(self) -> tuple[Device, ...]:

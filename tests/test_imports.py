@@ -37,13 +37,17 @@ ROOMS = {
         *("planner.integers", "planner.problem", "planner.solver", "planner.request", "planner.formulations"),
         "planner.enough_hosts",
     },
+    "planner.speculation": {
+        *("planner.errors", "planner.integers", "planner.costs", "planner.families", "planner.problem"),
+        *("planner.solver", "planner.formulations", "planner.enough_hosts"),
+    },
     "planner.emit": {"planner.costs", "planner.problem", "planner.solver"},
     "planner.exports": {"planner.errors", "planner.problem"},
     "planner.plan_directory": {"planner.errors", "planner.durable", "planner.families"},
     "planner.build": {
         *("planner.errors", "planner.costs", "planner.families", "planner.problem", "planner.solver"),
         *("planner.request", "planner.formulations", "planner.enough_hosts", "planner.longest_context", "planner.emit"),
-        "planner.plan_directory",
+        *("planner.plan_directory", "planner.speculation"),
     },
     "planner.remedies": {
         *("planner.errors", "planner.hardware", "planner.problem", "planner.solver", "planner.request"),
@@ -53,12 +57,12 @@ ROOMS = {
     "planner.api": {
         *("planner.errors", "planner.demo_model", "planner.checkpoints", "planner.families", "planner.hardware"),
         *("planner.problem", "planner.solver", "planner.images", "planner.request", "planner.build"),
-        *("planner.remedies", "planner.plan_directory"),
+        *("planner.remedies", "planner.plan_directory", "planner.speculation"),
     },
     "planner.commands": {
         *("planner.errors", "planner.demo_model", "planner.report", "planner.hardware", "planner.checkpoints"),
         *("planner.families", "planner.solver", "planner.problem", "planner.images", "planner.request"),
-        *("planner.plan_directory", "planner.remedies", "planner.api", "planner.exports"),
+        *("planner.plan_directory", "planner.remedies", "planner.api", "planner.exports", "planner.speculation"),
     },
     "planner.cli": {"planner.commands"},
     "planner.__main__": {"planner.cli"},

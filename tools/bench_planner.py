@@ -3,11 +3,13 @@
     python tools/bench_planner.py speed [--only NAME] [--json | --markdown]
     python tools/bench_planner.py rivals [--only NAME] [--json | --markdown]
     python tools/bench_planner.py measured [--only NAME] [--json | --markdown]
+    python tools/bench_planner.py trees [--only NAME] [--json | --markdown]
 
 ``speed`` runs ``python -m planner build --plan-only`` once for each instance, with the defaults and the EAGLE-3 head,
 and reads time and peak memory of that process. ``rivals`` prints the comparison of :mod:`rivals`, ``measured`` that of
-:mod:`measured`. Exit code 1: a run exceeds its limits, a rival's placement is faster or fits where ours does not, or a
-prediction is further from its measurement than its kind allows.
+:mod:`measured`, ``trees`` that of :mod:`chosen_trees`: tokens/s of EAGLE's default tree, of the chosen one and of plain
+decoding, and the CPU time of the choice beside that of one solve. Exit code 1: a run exceeds its limits, a rival's
+placement is faster or fits where ours does not, or a prediction is further from its measurement than its kind allows.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chosen_trees import TREE_TITLES, TREES, Grown, chosen, tree_data, tree_line
 from measured import BOUNDS, Predicted, Row, measured_table, predicted
 
 from instances import RIVALRIES, SPEED, Rivalry, Speed
@@ -274,35 +277,40 @@ def in_columns(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "rivals", "measured"))
+    parser.add_argument("what", choices=("speed", "rivals", "measured", "trees"))
     parser.add_argument("--only", action="append", help="the name of an instance; may be repeated")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
     form.add_argument("--markdown", action="store_true")
     arguments = parser.parse_args()
     listed = measured_table()
-    instances: dict[str, Sequence[Speed | Rivalry | Row]] = {
+    instances: dict[str, Sequence[Speed | Rivalry | Row | Grown]] = {
         "speed": SPEED,
         "rivals": RIVALRIES,
         "measured": listed.rows,
+        "trees": TREES,
     }
     names = [instance.name for instance in instances[arguments.what]]
     for name in arguments.only or ():
         if name not in names:
             parser.error(f"--only {name}: expected one of {', '.join(names)}")
-    chosen = arguments.only or names
+    chosen_names = arguments.only or names
     titles: tuple[str, ...]
     lines: list[tuple[str, ...]]
     if arguments.what == "speed":
-        timings = [timed(instance) for instance in SPEED if instance.name in chosen]
+        timings = [timed(instance) for instance in SPEED if instance.name in chosen_names]
         titles, lines = SPEED_TITLES, [speed_line(row) for row in timings]
         data, bad = [speed_data(row) for row in timings], [row.speed.name for row in timings if not row.kept]
+    elif arguments.what == "trees":
+        choices = [chosen(instance) for instance in TREES if instance.name in chosen_names]
+        titles, lines = TREE_TITLES, [tree_line(row) for row in choices]
+        data, bad = [tree_data(row) for row in choices], []
     elif arguments.what == "measured":
-        prices = [predicted(row, listed) for row in listed.rows if row.name in chosen]
+        prices = [predicted(row, listed) for row in listed.rows if row.name in chosen_names]
         titles, lines = MEASURED_TITLES, [measured_line(line) for line in prices]
         data, bad = [measured_data(line) for line in prices], [line.row.name for line in prices if not line.kept]
     else:
-        comparisons = [compare(instance) for instance in RIVALRIES if instance.name in chosen]
+        comparisons = [compare(instance) for instance in RIVALRIES if instance.name in chosen_names]
         titles, lines = RIVAL_TITLES, [rival_line(row) for row in comparisons]
         data, bad = [rival_data(row) for row in comparisons], [row.rivalry.name for row in comparisons if beaten(row)]
     if arguments.json:

@@ -14,9 +14,11 @@ from planner.hardware.records import HardwareInventory
 from planner.problem.device_map import load_device_map
 from planner.problem.device_map import read as read_device_map
 from planner.remedies.explain import explain
-from planner.request import MOST_POSITIONS, Request, Wanted
+from planner.request import MOST_POSITIONS, Objective, Request, Wanted
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved
+from planner.speculation.profiles import profile_of
+from plans.acceptance import Profile
 from plans.check import load
 from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
 from plans.format import quote
@@ -37,6 +39,9 @@ class PlanResult:
     """Proof: objective and bound in ns, each objective of the solver, seconds."""
     base: BaseInput
     draft: DraftInput | None
+    """None: plain decoding, also where it is expected to be faster than any draft."""
+    profile: Profile | None = None
+    """Acceptance profile by which the tree was chosen."""
 
     @property
     def configs_without_tensors(self) -> tuple[Path, ...]:
@@ -49,7 +54,7 @@ class PlanResult:
 
         The images are compiled by :func:`planner.compile`.
         """
-        plan_directory.write(Path(directory), self.plan, self.base, self.draft)
+        plan_directory.write(Path(directory), self.plan, self.base, self.draft, self.profile)
         return Path(directory)
 
 
@@ -74,6 +79,8 @@ def plan(
     within: float | None = None,
     simplify: float = DEFAULTS.simplify_ppm / PPM,
     max_devices: int | None = DEFAULTS.max_devices,
+    objective: Objective | None = None,
+    profile: str | Path | None = None,
 ) -> PlanResult:
     """Return the plan of a model on an inventory; the arguments are the options of ``build``.
 
@@ -83,6 +90,8 @@ def plan(
     ``gap``: accept a placement proven to be within this fraction of the best. ``within``: with ``previous``, accept a
     step that is longer than the shortest by this fraction, 0.02 by default. ``simplify``: accept one that is longer by
     this fraction for fewer devices in use, then fewer different runs of layers. ``max_devices``: most devices in use.
+    ``objective``: ``tokens`` chooses the draft tree, or none, by expected tokens per second (the default with a draft,
+    unless ``tree`` or a strategy is given); ``step`` minimises the step of ``tree``. ``profile``: acceptance profile.
 
     Raise InputError for what cannot be read or planned, InfeasibleError with the changes that would make it fit, or
     NotProvenError where the solver's limit ends the proof.
@@ -98,6 +107,7 @@ def plan(
     _check_name("dtype", dtype, get_args(DType))
     _check_name("kv_dtype", kv_dtype, get_args(KvDType))
     _check_name("kv_axis", kv_axis, get_args(KvAxis))
+    _check_name("objective", objective, get_args(Objective))
     strategy = "latency" if strategy == "auto" else strategy
     _check_name("strategy", strategy, get_args(Strategy))
     if tree is not None and not isinstance(tree, Tree):
@@ -118,9 +128,11 @@ def plan(
         within_ppm=None if within is None else _ppm("within", within, PPM),
         simplify_ppm=_ppm("simplify", simplify, PPM),
         max_devices=max_devices,
+        objective=objective_of(objective, draft, tree, strategy_of(strategy, device_map)),
     )
     request = request_of(
         wanted,
+        profile=profile,
         model=model,
         draft=draft,
         aux_layers=_aux_layers(aux_layers),
@@ -144,6 +156,7 @@ def request_of(
     inventory: str | Path,
     device_map: str | Path | None,
     previous: str | Path | None,
+    profile: str | Path | None = None,
 ) -> Request:
     """Read the inputs and return the request; raise InputError for what cannot be read or contradicts itself.
 
@@ -158,13 +171,25 @@ def request_of(
     devices = load_inventory(Path(inventory))
     pins = _pins(Path(device_map), base, drafter, devices) if device_map else None
     wanted = replace(wanted, custom=pins, within_ppm=within_ppm)
-    return Request(base=base, draft=drafter, inventory=devices, wanted=wanted, previous=earlier)
+    if drafter is None and profile is not None:
+        raise InputError("--profile: there is no draft whose acceptance it could be: give --draft")
+    acceptance = profile_of(Path(profile) if profile else None, drafter.draft) if drafter else None
+    return Request(base=base, draft=drafter, inventory=devices, wanted=wanted, profile=acceptance, previous=earlier)
+
+
+def objective_of(asked: Objective | None, draft: str | Path | None, tree: Tree | None, strategy: Strategy) -> Objective:
+    """Return the objective: where none is asked for, tokens if nothing but the draft is given that decides of it."""
+    if asked is not None:
+        return asked
+    return "tokens" if draft is not None and tree is None and strategy == "latency" else "step"
 
 
 def solved(request: Request, settings: Settings) -> PlanResult:
     """Solve a request; raise InputError, InfeasibleError without changes, or NotProvenError."""
     built = build(request, settings)
-    return PlanResult(plan=built.plan, solved=built.solved, base=request.base, draft=request.draft)
+    draft = request.draft if built.plan.draft is not None else None
+    profile = request.profile if built.plan.speculation is not None else None
+    return PlanResult(plan=built.plan, solved=built.solved, base=request.base, draft=draft, profile=profile)
 
 
 def strategy_of(name: Strategy | None, device_map: str | Path | None) -> Strategy:

@@ -21,9 +21,19 @@ from planner.remedies.explain import explain
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
 from planner.report.models import aux_line
+from planner.report.speculation import speculation_lines
 from planner.report.view import given_up, is_least, simpler, simplicity_line
-from planner.request import Request, Wanted, resolve_dtype, resolve_request
+from planner.request import (
+    Objective,
+    Request,
+    Wanted,
+    default_tree,
+    resolve_dtype,
+    resolve_request,
+    tree_text,
+)
 from planner.solver.minimise import Settings
+from planner.speculation.compare import compared
 from plans import diff as plan_diff
 from plans import terminal
 from plans.artifact import compile_command
@@ -55,6 +65,8 @@ def run(
     within_ppm: int | None,
     simplify: int,
     max_devices: int | None,
+    objective: Objective | None,
+    profile: Path | None,
     plan_only: bool,
     out: Path | None,
     workers: int,
@@ -65,19 +77,20 @@ def run(
 ) -> None:
     """Solve for a placement, write the plan, and compile its images unless there are no tensors or ``plan_only``."""
     if no_draft:
-        draft, tree, aux_layers = None, None, None
+        draft, tree, aux_layers, objective, profile = None, None, None, None, None
     elif model is None and draft is None:
         draft = DEFAULT_HEAD
     out = out or Path("plans") / name_of(model)
     plan_directory.refuse_foreign(out)
     map_path = only_map(strategy[1], device_map, map_file)
+    placed_by = planning.strategy_of(strategy[0], map_path)
     wanted = Wanted(
         context=context,
         batch=batch,
         dtype=dtype,
         kv_dtype=kv_dtype,
         kv_axis=kv_axis,
-        strategy=planning.strategy_of(strategy[0], map_path),
+        strategy=placed_by,
         tree=tree,
         prefill_chunk=prefill_chunk,
         stall_timeout_s=stall_timeout_s,
@@ -85,9 +98,11 @@ def run(
         within_ppm=within_ppm,
         simplify_ppm=simplify,
         max_devices=max_devices,
+        objective=planning.objective_of(objective, draft, tree, placed_by),
     )
     request = planning.request_of(
         wanted,
+        profile=profile,
         model=model,
         draft=draft,
         aux_layers=aux_layers,
@@ -96,19 +111,30 @@ def run(
         previous=previous,
     )
     warn_of_unusable(request)
-    result = solve(request, Settings(workers=workers, seed=solver_seed, limit=solver_limit, gap_ppm=gap), verbose)
+    settings = Settings(workers=workers, seed=solver_seed, limit=solver_limit, gap_ppm=gap)
+    result = solve(request, settings, verbose)
     result.write(out)
+    speculation = result.plan.speculation
+    if speculation is None and request.profile is not None:
+        speculation = compared(result.plan, request.profile, settings)
     report(out, result, request, previous, verbose)
+    for line in speculation_lines(result.plan, speculation):
+        say(f"{out}: {line}")
+    if request.draft is not None and result.draft is None:
+        kept = tree_text(default_tree(request.draft))
+        say(f"{out}: planned without the EAGLE head; to keep it, give --tree {kept}, or --objective step")
     bare = result.configs_without_tensors
     if bare and not plan_only:
         missing = f"{' and '.join(map(str, bare))} without tensors, which images are compiled from"
         say(f"{out}: only planned: {missing}: {compile_command(out, result.draft is not None)}")
     elif bare:
         say(f"{out}: no weights were seen: planned from {' and '.join(map(str, bare))} alone")
-    compiled = None if plan_only or bare else compile_images(out, model or BASE, draft, None, verbose=verbose)
+    head = draft if result.draft is not None else None
+    compiled = None if plan_only or bare else compile_images(out, model or BASE, head, None, verbose=verbose)
     if as_json:
         images: dict[str, Any] = {"images": images_data(compiled)} if compiled else {}
-        put({"plan": str(out), **render.summary(result.plan), "solve_s": round(result.solved.solve_s, 4), **images})
+        summary = render.summary(result.plan, speculation)
+        put({"plan": str(out), **summary, "solve_s": round(result.solved.solve_s, 4), **images})
     else:
         terminal.out(str(out))
 

@@ -22,7 +22,7 @@ from planner.commands.options import (
     parse_verbosity,
     parse_within,
 )
-from planner.request import DEFAULT_TREE, MOST_DEFAULT_CONTEXT, MOST_POSITIONS, tree_text
+from planner.request import DEFAULT_TREE, MOST_DEFAULT_CONTEXT, MOST_POSITIONS, Objective, tree_text
 from planner.solver import limits
 from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
@@ -177,7 +177,21 @@ BUILD = Command(
             ["--tree"],
             metavar="TREE",
             callback=parse_tree,
-            help=f"Draft tree: {tree_text(DEFAULT_TREE)} (the default), or static for that of EAGLE-1.",
+            help=f"Draft tree: {tree_text(DEFAULT_TREE)}, or static for that of EAGLE-1.  [default: chosen, see "
+            "--objective]",
+        ),
+        click.Option(
+            ["--objective"],
+            type=OneOf(get_args(Objective)),
+            help="tokens: choose the draft tree, or none, by expected tokens per second; step: the shortest step, of "
+            f"--tree or {tree_text(DEFAULT_TREE)}.  [default: tokens with a draft, but with --tree or --strategy step]",
+        ),
+        click.Option(
+            ["--profile"],
+            type=PATH,
+            metavar="FILE",
+            help="Acceptance profile of the EAGLE head, as `runtime bench --profile-out` counts it.  [default: "
+            "published means of its kind]",
         ),
         click.Option(
             ["--prefill-chunk"],

@@ -14,10 +14,12 @@ from planner.plan_directory import BASE_CONFIG, draft_config
 from planner.problem.device_map import write as write_device_map
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
+from planner.speculation.placed import on_same_placement
+from planner.speculation.profiles import profile_of
 from plans import codec
 from plans.artifact import IMAGES_FILE, load_images
 from plans.check import load
-from plans.schema import Plan
+from plans.schema import Plan, Speculation
 from plans.strict_yaml import dump_yaml
 from plans.terminal import out
 
@@ -54,13 +56,13 @@ def run(
         else:
             out(dump_yaml(lines), end="")
     elif as_json:
-        put({"plan": str(plan), **render.summary(frozen), "content": codec.encode(frozen)})
+        put({"plan": str(plan), **render.summary(frozen, known(frozen)), "content": codec.encode(frozen)})
     elif markdown:
-        out(render.markdown(frozen), end="")
+        out(render.markdown(frozen, known(frozen)), end="")
     elif html_file is not None:
         write_html(frozen, html_file)
     else:
-        out(tables(frozen, sys.stdout), styled=True)
+        out(tables(frozen, sys.stdout, known(frozen)), styled=True)
         config = plan / BASE_CONFIG
         for note in load_base(config).notes if config.is_file() else ():
             say(f"{plan}: {note}")
@@ -72,10 +74,17 @@ def run(
         say("\n".join(device_details(frozen)))
 
 
+def known(plan: Plan) -> Speculation | None:
+    """Return what drafting is expected to gain: as recorded, else beside plain decoding on the same placement."""
+    if plan.speculation is not None or plan.draft is None:
+        return plan.speculation
+    return on_same_placement(plan, profile_of(None, plan.draft))
+
+
 def write_html(plan: Plan, file: Path) -> None:
     """Write a plan as one HTML page; raise InputError where the file cannot be written."""
     try:
-        file.write_text(render.html(plan))
+        file.write_text(render.html(plan, known(plan)))
     except OSError as error:
         raise InputError(f"--html {file}: cannot write: {error}") from error
     say(f"{file}: written")

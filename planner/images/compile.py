@@ -101,7 +101,9 @@ def compile_plan(
         with changes_first(directory, plan):
             check_base(plan, base)
         asked = plan.draft.aux_layers if plan.draft and plan.draft.aux_layers_from == "option" else None
-        draft = None if draft_checkpoint is None else load_draft(draft_checkpoint, base, aux_layers=asked)
+        not_chosen = plan.draft is None and plan.speculation is not None
+        known = None if not_chosen else draft_checkpoint
+        draft = None if known is None else load_draft(known, base, aux_layers=asked)
         with changes_first(directory, plan):
             check_draft(plan, draft)
         require_weights(base.checkpoint)

@@ -41,9 +41,12 @@ def check_base(plan: Plan, base: BaseInput) -> None:
 
 
 def check_draft(plan: Plan, draft: DraftInput | None) -> None:
-    """Raise InputError unless this is the EAGLE head that was planned, or there is none in both."""
+    """Raise InputError unless this is the EAGLE head that was planned, or there is none in both.
+
+    One that was given and not chosen may be given again.
+    """
     if plan.draft is None:
-        if draft is not None:
+        if draft is not None and plan.speculation is None:
             raise InputError(f"{draft.checkpoint.directory}: an EAGLE head, but the plan has none: leave out --draft")
         return
     if draft is None:

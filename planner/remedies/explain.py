@@ -20,7 +20,11 @@ from planner.solver.minimise import Settings
 def explain(
     request: Request, refused: InfeasibleError, settings: Settings, trying: Callable[[str], None]
 ) -> InfeasibleError:
-    """Return the refusal of ``request`` with the changes that would help; ``trying`` gets the words of each first."""
+    """Return the refusal of ``request`` with the changes that would help; ``trying`` gets the words of each first.
+
+    Their steps are those of the tree that is asked for, else of the drafter's default: no tree is chosen for a change.
+    """
+    request = replace(request, wanted=replace(request.wanted, objective="step"))
     limit = min(settings.limit, limits.CHANGE_LIMIT)
     formulations = Formulations()
     changes: list[Change] = []

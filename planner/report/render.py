@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.report.markdown import Words, templates
+from planner.report.speculation import speculation_data
 from planner.report.view import TERM_TITLES, DeviceLine, Part, View, device_line, join_shares, view
 from plans import diff as plan_diff
 from plans.codec import digest
 from plans.format import format_bytes, format_ns
-from plans.schema import Plan, Stage, VocabSplit
+from plans.schema import Plan, Speculation, Stage, VocabSplit
 from plans.usable import unusable_devices
 
 _COLORS = {
@@ -51,8 +52,8 @@ MARKDOWN_TEMPLATES = templates("templates")
 MARKDOWN_TEMPLATES.filters["shares"] = lambda shares: Words(join_shares(shares))
 
 
-def summary(plan: Plan) -> dict[str, Any]:
-    """Return the data of ``build --json``: sizes in bytes, times in ns."""
+def summary(plan: Plan, speculation: Speculation | None = None) -> dict[str, Any]:
+    """Return the data of ``build --json``: sizes in bytes, times in ns, and what drafting is expected to gain."""
     return {
         "stages": [_stage_data(stage) for stage in plan.stages],
         "embed": _split_data(plan.embed),
@@ -71,6 +72,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "least_ns": plan.proof.least_ns,
         "bound_ns": plan.proof.bound_ns,
         "status": plan.proof.status,
+        **speculation_data(plan, speculation),
         "digest": digest(plan),
     }
 
@@ -107,9 +109,10 @@ def diff_data(a: Plan, b: Plan) -> dict[str, Any]:
     }
 
 
-def markdown(plan: Plan) -> str:
+def markdown(plan: Plan, speculation: Speculation | None = None) -> str:
     """Return a plan as Markdown."""
-    return MARKDOWN_TEMPLATES.get_template("plan.md.jinja").render(view=view(plan), titles=TERM_TITLES)
+    shown = view(plan, speculation)
+    return MARKDOWN_TEMPLATES.get_template("plan.md.jinja").render(view=shown, titles=TERM_TITLES)
 
 
 def diff_markdown(a: Plan, b: Plan) -> str:
@@ -122,9 +125,9 @@ def diff_markdown(a: Plan, b: Plan) -> str:
     )
 
 
-def html(plan: Plan) -> str:
+def html(plan: Plan, speculation: Speculation | None = None) -> str:
     """Return a plan as one self-contained HTML page."""
-    shown = view(plan)
+    shown = view(plan, speculation)
     largest = max((line.memory_bytes for line in shown.devices), default=1)
     total = max(1, sum(phase.duration_ns for phase in shown.phases))
     return TEMPLATES.get_template("plan.html.jinja").render(
@@ -132,12 +135,12 @@ def html(plan: Plan) -> str:
     )
 
 
-def text(plan: Plan, width: int, color: bool) -> str:
+def text(plan: Plan, width: int, color: bool, speculation: Speculation | None = None) -> str:
     """Return a plan as tables for a terminal of ``width`` columns, with escape codes only if ``color``.
 
     Nothing is cut off: a table whose narrowest form is wider than ``width`` has longer lines.
     """
-    shown, stream = view(plan), io.StringIO()
+    shown, stream = view(plan, speculation), io.StringIO()
     marks = _COLOR_MARKS if color else _PLAIN_MARKS
     tables = [_parts_table(shown, width), *_memory_tables(shown, width)]
     _console(stream, width, color).print(_header(shown), "", sep="\n")
@@ -293,6 +296,10 @@ def _verdict(shown: View) -> RenderableType:
     verdict.append(f": {shown.verdict}; at least {format_bytes(shown.min_free_bytes)} free on every device")
     if shown.simplicity:
         verdict.append(f"\n{shown.simplicity}")
+    for line in shown.speculation:
+        verdict.append(f"\n{line}")
+    if shown.acceptance:
+        verdict.append(f"\nexpected acceptance: {shown.acceptance}", style="dim")
     if shown.unused:
         verdict.append(f"\nnot used: {', '.join(device.id for device in shown.unused)}")
     for line in shown.unusable:

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from planner.report.models import draft_line, model_line
+from planner.report.speculation import speculation_lines
 from plans.check import different_runs
 from plans.check_inputs import ROUNDING_PPM
 from plans.codec import digest
@@ -17,6 +18,7 @@ from plans.schema import (
     Device,
     DeviceMemory,
     Plan,
+    Speculation,
     Stage,
     VocabSplit,
 )
@@ -131,11 +133,15 @@ class View:
     family: str
     """Placements that the proof is about."""
     min_free_bytes: int
+    speculation: tuple[str, ...]
+    """What drafting is expected to gain, in words; empty where nothing is known of it."""
+    acceptance: str
+    """Source of the acceptance that is expected; empty where none is."""
     digest: str
 
 
-def view(plan: Plan) -> View:
-    """Return the content of the report of a plan."""
+def view(plan: Plan, speculation: Speculation | None = None) -> View:
+    """Return the content of the report of a plan; ``speculation``: what drafting is expected to gain."""
     parts = _parts(plan)
     used = {entry.device for entry in plan.memory}
     unusable = unusable_devices(plan.inventory, plan.options, plan.model, plan.draft)
@@ -161,6 +167,8 @@ def view(plan: Plan) -> View:
         simplicity=simplicity_line(plan),
         family=_family_line(plan),
         min_free_bytes=plan.proof.min_free_bytes,
+        speculation=speculation_lines(plan, speculation),
+        acceptance=speculation.profile_source if speculation else "",
         digest=digest(plan),
     )
 

@@ -1,5 +1,6 @@
 """The commands: output, files written and exit codes."""
 
+import dataclasses
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from planner.cli import main
 from planner.commands.tables import tables
 from plans import codec
+from plans.acceptance import load_profile, profile_digest
 from plans.artifact import load_images
 from plans.schema import SCHEMA_MAJOR, SCHEMA_MINOR
 from tests.plan_factory import write_base, write_draft
@@ -538,7 +540,7 @@ def test_verbosity_from_the_environment(models: Path, tmp_path: Path, monkeypatc
         assert len(again.splitlines()) == len(output.splitlines())
     monkeypatch.setenv("DEBUG", "yes")
     assert build(models, tmp_path / "p", "--plan-only").exit_code == 0
-    assert len(outputs[0].splitlines()) == 2, "the plan, and the layers that its EAGLE head reads"
+    assert len(outputs[0].splitlines()) == 4, "the plan, the layers that its EAGLE head reads, and what it gains"
     assert "Devices found: 3 on 2 hosts\n  c0 on left: cpu, 5.0 MiB of which" in outputs[1]
     assert "Memory" in outputs[1]
     assert (
@@ -711,3 +713,70 @@ def test_aux_layers_without_a_head_are_refused(models: Path, tmp_path: Path) -> 
     alone = ("--gpus", models / "inventory.yaml", "--model", models / "base", "--out", tmp_path / "p")
     refused = planner("build", *alone, "--aux-layers", "inputs=2,4,5")
     assert (refused.exit_code, "--aux-layers: there is no EAGLE head" in refused.stderr) == (2, True)
+
+
+TOKENS = ("expected_tokens_per_s", "plain_tokens_per_s", "expected_acceptance", "break_even_acceptance", "tree")
+
+
+def test_the_tree_is_chosen_and_checked_again(tmp_path: Path) -> None:
+    """One slow device on which rows cost nothing: a tree; the plan is that of --tree but for the record."""
+    inventory = tmp_path / "gpu.yaml"
+    figures = "memory: 1 GiB, bandwidth: 1 GB/s, flops: 50 TFLOP/s, reserve: 0 B"
+    inventory.write_text(f"hosts: [{{name: a, devices: [{{id: g0, type: slow-gpu, {figures}}}]}}]\n")
+    out, by_hand = tmp_path / "chosen", tmp_path / "by-hand"
+    done = planner("build", "--gpus", inventory, "--out", out, "--plan-only", "--json", "--dtype", "float32")
+    assert done.exit_code == 0, done.stderr
+    data = json.loads(done.stdout)
+    tree = data["tree"]
+    assert data["expected_tokens_per_s"] > data["plain_tokens_per_s"]
+    assert data["expected_acceptance"] > data["break_even_acceptance"] > 1
+    assert "drafting pays from" in done.stderr
+    plan = codec.load(out)
+    assert plan.speculation is not None
+    assert plan.speculation.profile_sha256 == profile_digest(load_profile(out / "acceptance.yaml"))
+    text = f"total_token={tree['total_token']},depth={tree['depth']},top_k={tree['top_k']}"
+    asked = ("--gpus", inventory, "--out", by_hand, "--plan-only", "--json", "--dtype", "float32", "--tree", text)
+    again = planner("build", *asked)
+    assert dataclasses.replace(plan, speculation=None) == codec.load(by_hand)
+    assert json.loads(again.stdout)["break_even_acceptance"] == pytest.approx(data["break_even_acceptance"], rel=0.01)
+    assert planner("check", out).exit_code == 0
+    shown = planner("show", out).stdout
+    assert "with the draft: " in shown
+    assert {key: json.loads(planner("show", out, "--json").stdout)[key] for key in TOKENS} == {
+        key: data[key] for key in TOKENS
+    }
+    assert "expected acceptance: `published means" in planner("show", out, "--markdown").stdout
+
+
+def test_no_draft_is_said_plainly(tmp_path: Path) -> None:
+    """A drafter that is never right: plain decoding, with the option that keeps the draft."""
+    profile = tmp_path / "never.yaml"
+    profile.write_text(
+        "profile: '1.0'\ndrafter: eagle3\norigin: published\nsource: never right\n"
+        "contexts:\n- {steps: 0, tokens: 1, levels: [{nodes: 10, chosen: [0]}]}\n"
+    )
+    out = tmp_path / "plain"
+    asked = ("build", "--gpus", ROOT / "inventory.yaml", "--plan-only", "--profile", profile, "--json", "--out")
+    done = planner(*asked, out)
+    data = json.loads(done.stdout)
+    assert (data["tree"], data["expected_acceptance"], codec.load(out).draft) == (None, 1.0, None)
+    assert "no draft: plain decoding is expected to be the fastest" in done.stderr
+    assert "to keep it, give --tree total_token=60,depth=7,top_k=10, or --objective step" in done.stderr
+    assert not (out / "draft").exists()
+    assert planner("check", out).exit_code == 0
+    kept = planner(*asked, tmp_path / "kept", "--objective", "step")
+    assert "the draft is expected to lose" in kept.stderr
+    assert codec.load(tmp_path / "kept").draft is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--objective", "tokens", "--tree", "depth=3"), "--objective tokens: chooses the tree: leave --tree out"),
+        (("--objective", "tokens", "--strategy", "balanced"), "--objective tokens: found --strategy balanced"),
+        (("--profile", "none.yaml"), "none.yaml: cannot read: No such file"),
+    ],
+)
+def test_objectives_that_contradict_are_refused(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    done = planner("build", "--gpus", ROOT / "inventory.yaml", "--out", tmp_path / "p", *arguments)
+    assert (done.exit_code, message in done.stderr) == (2, True), done.stderr

@@ -1,0 +1,115 @@
+"""The step of a plan's placement with its draft left out: what ``--no-draft`` is predicted to take on the same shares.
+
+It is priced by the same functions as candidates are, without a solver. Another placement may be faster without a draft.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import groupby
+
+from planner.costs.fixed_work import embed_ns, lm_head_ns
+from planner.costs.shares import BaseShares, kinds_of
+from planner.costs.topology import Fabric
+from planner.integers import PS_PER_NS, ceil_div
+from planner.problem.device_sets import DeviceSet
+from planner.problem.links import Links
+from planner.problem.stage_groups import layer_ns
+from plans import step
+from plans.kv import kv_shares
+from plans.schema import Draft, Options, Plan, Stage
+from plans.step import layer_class
+
+
+def plain_step_ns(plan: Plan) -> int:
+    """Return the predicted step of plain decoding on a plan's placement, in ns."""
+    return base_ns(plan, dataclasses.replace(plan.options, tree=None), None)
+
+
+def base_ns(plan: Plan, options: Options, draft: Draft | None) -> int:
+    """Return the time of all but the drafter in a step with other options on a plan's placement, in ns."""
+    return _Placed(plan, options, draft).ns()
+
+
+class _Placed:
+    """A plan's placement, to be priced."""
+
+    def __init__(self, plan: Plan, options: Options, draft: Draft | None) -> None:
+        self.plan = plan
+        self.links = Links(fabric=Fabric(inventory=plan.inventory))
+        self.shares = BaseShares(model=plan.model, draft=draft, options=options)
+        self.index = {device.id: number for number, device in enumerate(plan.inventory.devices)}
+
+    def ns(self) -> int:
+        plan, shares, links = self.plan, self.shares, self.links
+        hidden, hop = (
+            step.hidden_bytes(shares.model, shares.options),
+            step.hop_bytes(shares.model, shares.draft, shares.options),
+        )
+        before, total = self._set(plan.embed.devices), 0
+        total += links.fixed_ns(before.devices, embed_ns) + links.all_reduce_ns(before.devices, hidden)
+        for number, stage in enumerate(plan.stages):
+            group = self._set(stage.devices)
+            total += self._receive(before, group, hop if number else hidden) + self._stage_ns(stage)
+            before = group
+        head = self._set(plan.head.devices)
+        rows = (
+            shares.rows(count).ns(links.devices[device])
+            for device, count in zip(head.devices, plan.head.rows, strict=True)
+        )
+        gathered = step.best_bytes(shares.options)
+        total += self._receive(before, head, hop) + links.fixed_ns(head.devices, lm_head_ns)
+        return total + links.broadcast_ns(head.devices, gathered) + max(rows) + self._messages_ns()
+
+    def _stage_ns(self, stage: Stage) -> int:
+        """Return the time of a stage's layers; the MLPs of all layers together wait for the slowest member."""
+        members, kinds = [self.index[name] for name in stage.devices], kinds_of(self.plan.model)
+        layer, total, units_ps = stage.first_layer, 0, [0] * len(members)
+        for run in stage.runs:
+            found = layer_class(self.plan.model, layer)
+            kind = next(n for n, k in enumerate(kinds) if (k.attention, k.mlp) == (found.attention, found.mlp))
+            shares = kv_shares(stage, run.kv_heads)
+            works = [self.shares.attention(kind, share) for share in shares]
+            exchange = 0
+            for subgroup in _subgroups(members, stage.kv_subgroups):
+                share, sizes = shares[members.index(subgroup[0])], self.shares.pass_of(found.attention.window)
+                exchange = max(exchange, self.links.exchange_ns(found.attention, sizes, subgroup, share))
+            own = layer_ns(self.shares, self.links, members, kind) + self.links.slowest_ns(members, works) + exchange
+            total += run.num_layers * own
+            for position, (device, units) in enumerate(zip(members, run.mlp_units, strict=True)):
+                unit = self.shares.unit(kind, self.links.devices[device])
+                units_ps[position] += run.num_layers * units * unit.ps(self.links.devices[device])
+            layer += run.num_layers
+        return total + ceil_div(max(units_ps), PS_PER_NS)
+
+    def _set(self, names: Sequence[str]) -> DeviceSet:
+        devices = tuple(self.index[name] for name in names)
+        return DeviceSet(devices=devices, hosts=tuple(sorted({self.links.fabric.host_of[d] for d in devices})))
+
+    def _receive(self, before: DeviceSet, group: DeviceSet, message_bytes: int) -> int:
+        receive = self.links.receive(group, message_bytes)
+        if before.devices == group.devices:
+            return receive.same_ns
+        leader = before.devices[0]
+        if leader in group.devices:
+            return receive.inside_ns
+        return receive.near_ns if self.links.fabric.host_of[leader] in group.hosts else receive.far_ns
+
+    def _messages_ns(self) -> int:
+        """Return the time of the step message: to the other devices in use of each host, and to each host but one."""
+        used = sorted({self.links.fabric.host_of[self.index[device.id]] for device in self.plan.devices})
+        counts = {
+            host: len(list(group))
+            for host, group in groupby(
+                sorted(self.links.fabric.host_of[self.index[device.id]] for device in self.plan.devices)
+            )
+        }
+        message = step.message_bytes(self.shares.options)
+        inside = sum(
+            self.links.broadcast_ns(self.links.fabric.of_host[host], message) for host in used if counts[host] > 1
+        )
+        return inside + (len(used) - 1) * self.links.network_ns(message)
+
+
+def _subgroups(members: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return [list(members[start : start + size]) for start, size in zip(starts, sizes, strict=True)]

@@ -1,0 +1,71 @@
+"""What drafting is expected to gain, in words and as data: tokens per second, and from which acceptance on it pays."""
+
+from typing import Any
+
+from plans.codec import encode
+from plans.format import format_ns
+from plans.schema import Plan, RunnerUp, Speculation, Tree
+
+PPM, NS_PER_S = 1_000_000, 1_000_000_000
+
+
+def speculation_data(plan: Plan, speculation: Speculation | None) -> dict[str, Any]:
+    """Return the figures of ``build --json``; ``speculation``: None where no draft was given, or nothing is known."""
+    step_ns = plan.proof.objective_ns
+    plain_ns = speculation.plain_ns if speculation else None
+    acceptance = speculation.acceptance_ppm if speculation else None
+    if plan.draft is None:
+        plain_ns, acceptance = step_ns, PPM
+    return {
+        "expected_tokens_per_s": None if acceptance is None else tokens_per_s(plan, acceptance, step_ns),
+        "plain_tokens_per_s": None if plain_ns is None else tokens_per_s(plan, PPM, plain_ns),
+        "expected_acceptance": None if acceptance is None else acceptance / PPM,
+        "break_even_acceptance": None if plan.draft is None or plain_ns is None else round(step_ns / plain_ns, 6),
+        "tree": encode(plan.options.tree),
+    }
+
+
+def tokens_per_s(plan: Plan, acceptance_ppm: int, step_ns: int) -> float:
+    """Return batch * acceptance / step."""
+    return round(plan.options.batch * acceptance_ppm / PPM * NS_PER_S / max(1, step_ns), 3)
+
+
+def speculation_lines(plan: Plan, speculation: Speculation | None) -> tuple[str, ...]:
+    """Return what is expected with the plan and without its draft, as lines; nothing where both are unknown."""
+    step_ns = plan.proof.objective_ns
+    if speculation is None:
+        plain = f"plain decoding: {tokens_per_s(plan, PPM, step_ns):.1f} tokens/s, {format_ns(step_ns)} per step"
+        return (plain,) if plan.draft is None else ()
+    plain_ns = speculation.plain_ns or step_ns
+    plain = f"{tokens_per_s(plan, PPM, plain_ns):.1f} tokens/s, {format_ns(plain_ns)} per step"
+    other = speculation.runner_up
+    if plan.draft is None:
+        line = f"no draft: plain decoding is expected to be the fastest, {plain}"
+        return (line, *([f"next best of {speculation.trees} trees: {_runner_up(plan, other)}"] if other else []))
+    acceptance, pays_ppm = speculation.acceptance_ppm, step_ns * PPM // max(1, plain_ns)
+    lines = [
+        f"with the draft: {tokens_per_s(plan, acceptance, step_ns):.1f} tokens/s expected, "
+        f"{acceptance / PPM:.2f} tokens per step of {format_ns(step_ns)}",
+        f"without it: {plain}; drafting pays from {pays_ppm / PPM:.2f} tokens per step on"
+        if speculation.plain_ns
+        else "without it: not as good; how good was not proven within the limit",
+    ]
+    if speculation.plain_ns and acceptance <= pays_ppm:
+        lines.append("the draft is expected to lose: plan with --objective tokens, or without --draft")
+    if other is not None:
+        lines.append(f"next best of {speculation.trees} trees and plain decoding: {_runner_up(plan, other)}")
+    return tuple(lines)
+
+
+def _runner_up(plan: Plan, other: RunnerUp) -> str:
+    speed = tokens_per_s(plan, other.acceptance_ppm, other.least_ns)
+    drafted = f", {other.acceptance_ppm / PPM:.2f} tokens" if other.tree is not None else ""
+    what = "plain decoding" if other.tree is None else tree_words(other.tree)
+    return f"{what}, {speed:.1f} tokens/s{drafted}, {format_ns(other.least_ns)} per step"
+
+
+def tree_words(tree: Tree) -> str:
+    """Return a dynamic tree as ``--tree`` takes it, another one by its kind."""
+    if tree.kind == "static":
+        return f"a static tree of {tree.total_token} nodes"
+    return f"total_token={tree.total_token},depth={tree.depth},top_k={tree.top_k}"

@@ -1,0 +1,258 @@
+"""The search for the draft tree: the one with the most expected tokens per second, of the grid and of no draft at all.
+
+Let E be the expected tokens of a step of tree t and S(t) the step of the best placement for it, so that E / S is to be
+maximised; without a draft E is 1. The most promising tree is solved first. Another one, t, is excluded without solving
+it where E(t) / L(t) is no more than the best known for a lower bound L(t) <= S(t), which is the largest of
+
+1. S(s) of a solved tree s that is no larger than t: nodes, levels and width only add work and bytes to any placement;
+2. V(n) + D(t): V(n), the least time of the base's part alone with n <= total_token(t) rows, and D(t), that of the
+   drafter's passes (:mod:`planner.speculation.draft_bound`). V(1) is plain decoding, which is solved anyway; other V
+   are bounds of :mod:`planner.solver.bounds.in_use`, without memory and over all hosts. Where that is not enough, the
+   same bound of the whole step, before it is solved;
+3. (1 - q) V(1) + q S(s), of a solved tree s with more levels, no more nodes and no more width: q = depth(t) / depth(s)
+   of its passes are left, and none is shorter than q of what it was.
+
+So the answer is the one that solving every tree would give. It is unique: of equal values no draft comes first, then
+fewer nodes, fewer levels, fewer children. The runner-up is the best of the others that were solved for this proof.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from planner.costs.acceptance import PPM, expected_ppm
+from planner.costs.shares import DraftShares
+from planner.enough_hosts import on_hosts
+from planner.errors import NotProvenError
+from planner.problem.formulate import Formulation
+from planner.solver.solve import Solved
+from planner.speculation.draft_bound import least_draft_ns
+from planner.speculation.grid import contains, size, undominated
+from plans.acceptance import Profile
+from plans.schema import Tree
+
+SLACK = 1 - 1e-4
+"""Bounds are lowered by the rounding of times (ROUNDING_PPM), which differs from tree to tree."""
+
+
+MOST_UNPROVEN = 1
+"""Searches that may end at their limit: where more do, memory is so short that those of other trees will, too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """The best placement for a tree, or without a draft."""
+
+    tree: Tree | None
+    acceptance_ppm: int
+    """Expected tokens of a step."""
+    least_ns: int
+    """Step of the fastest placement."""
+    formulation: Formulation
+    """On as many hosts as were searched."""
+    solved: Solved
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Place among equal values."""
+        return (0,) if self.tree is None else (1, *size(self.tree))
+
+    def beats(self, other: "Found") -> bool:
+        """Tell whether this has more expected tokens per second, or as many and comes first."""
+        own, theirs = self.acceptance_ppm * other.least_ns, other.acceptance_ppm * self.least_ns
+        return own > theirs or (own == theirs and self.order < other.order)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """The best tree or none, with what it was compared with."""
+
+    best: Found
+    runner_up: Found | None
+    """The best of the others that were solved; None where nothing else fits."""
+    plain: Found | None
+    """None: not proven within the limit, only that it is not as good."""
+    trees: int
+    """Trees of the grid that were considered."""
+    solved: int
+    """Trees that were solved; the others are excluded by bounds."""
+
+
+Solve = Callable[[Formulation], tuple[Formulation, Solved | None]]
+"""Solves a formulation on as many hosts as are enough; None where nothing fits."""
+
+
+def choose(
+    formulation_of: Callable[[Tree | None], Formulation], trees: Iterable[Tree], profile: Profile, solve: Solve
+) -> Choice | None:
+    """Return the best choice with its proof; None where not even plain decoding fits. Raise NotProvenError.
+
+    ``formulation_of``: the formulation of the request with a tree, or without its draft. ``trees``: those considered.
+    """
+    kept = undominated(list(trees), lambda tree: expected_ppm(profile, tree))
+    search = _Search(formulation_of=formulation_of, profile=profile, solve=solve, trees=kept)
+    search.settle_plain()
+    if not search.found and not search.unproven:
+        return None
+    while (tree := search.next()) is not None:
+        search.settle(tree)
+    best, *others = search.ranked()
+    runner_up = others[0] if others else None
+    return Choice(
+        best=best,
+        runner_up=runner_up,
+        plain=search.plain,
+        trees=len(search.trees),
+        solved=len(search.found) - (search.plain is not None),
+    )
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """What is known of every tree."""
+
+    formulation_of: Callable[[Tree | None], Formulation]
+    profile: Profile
+    solve: Solve
+    trees: list[Tree]
+    """Trees that may be the best."""
+    found: list[Found] = field(default_factory=list)
+    infeasible: list[Tree] = field(default_factory=list)
+    unproven: dict[Tree | None, NotProvenError] = field(default_factory=dict)
+    """What was not solved within the limit; its bound is in ``whole_ns``, of plain decoding in ``rows_ns``."""
+    rows_ns: dict[int, float] = field(default_factory=dict)
+    """V(n) by n."""
+    whole_ns: dict[Tree, float] = field(default_factory=dict)
+    """Bounds of the whole step, by tree."""
+
+    @property
+    def plain(self) -> Found | None:
+        """The best placement without a draft."""
+        return next((found for found in self.found if found.tree is None), None)
+
+    def settle_plain(self) -> None:
+        """Solve plain decoding, or learn a bound of it."""
+        found = self._solved(None)
+        if found is not None:
+            self.found.append(found)
+            self.rows_ns[1] = found.least_ns * SLACK
+
+    def expected(self, tree: Tree) -> int:
+        """Return E in parts per million."""
+        return expected_ppm(self.profile, tree)
+
+    def ranked(self) -> list[Found]:
+        """Return what was solved, the best first."""
+        ranked: list[Found] = []
+        for found in self.found:
+            place = next((n for n, other in enumerate(ranked) if found.beats(other)), len(ranked))
+            ranked.insert(place, found)
+        return ranked
+
+    def next(self) -> Tree | None:
+        """Return the tree to learn more of; None where no other can be the best.
+
+        Raise NotProvenError where what was not solved within the limit may be better than all that was.
+        """
+        settled = {found.tree for found in self.found}
+        best = next(iter(self.ranked()), None)
+        left = [
+            tree
+            for tree in self.trees
+            if tree not in settled
+            and not self._is_infeasible(tree)
+            and not (best and self._excluded(self.expected(tree), self._least_ns(tree), best))
+        ]
+        open_ = [tree for tree in left if tree not in self.unproven]
+        if not open_:
+            self._refuse_open(best, left)
+        if len(self.found) > (self.plain is not None):
+            # a bound for few nodes holds for more nodes, too, so that it comes before theirs
+            unknown = [tree for tree in open_ if tree.total_token not in self.rows_ns]
+            open_ = [min(unknown, key=size)] if unknown else open_
+        return max(open_, key=self._most, default=None)
+
+    def _refuse_open(self, best: Found | None, left: list[Tree]) -> None:
+        """Raise NotProvenError where plain decoding, or a tree of ``left``, was not proven and may be the best."""
+        for tree, error in self.unproven.items():
+            if tree in left or best is None:
+                raise error
+            if tree is None and not self._excluded(PPM, self.rows_ns[1], best):
+                raise error
+
+    def settle(self, tree: Tree) -> None:
+        """Learn more of a tree: V of its nodes, or its best placement."""
+        if tree.total_token not in self.rows_ns:
+            rows = replace(self.formulation_of(tree), draft=None)
+            self.rows_ns[tree.total_token] = on_hosts(rows, 1).in_use().least_ns(1) * SLACK
+            return
+        if len(self.found) > (self.plain is not None) and tree not in self.whole_ns:
+            self.whole_ns[tree] = on_hosts(self.formulation_of(tree), 1).in_use().least_ns(1) * SLACK
+            return
+        found = self._solved(tree)
+        if found is not None:
+            self.found.append(found)
+        elif tree not in self.unproven:
+            self.infeasible.append(tree)
+
+    def _solved(self, tree: Tree | None) -> Found | None:
+        """Return the best placement; None where nothing fits, and where it is not proven, which is noted."""
+        try:
+            formulation, solved = self.solve(self.formulation_of(tree))
+        except NotProvenError as error:
+            self.unproven[tree] = error
+            if len(self.unproven) > MOST_UNPROVEN:
+                raise
+            bound_ns = (error.bound_ns or 0) * SLACK
+            if tree is None:
+                self.rows_ns[1] = bound_ns
+            else:
+                self.whole_ns[tree] = max(bound_ns, self.whole_ns.get(tree, 0.0))
+            return None
+        if solved is None:
+            return None
+        expected = PPM if tree is None else self.expected(tree)
+        return Found(
+            tree=tree, acceptance_ppm=expected, least_ns=solved.least_ns, formulation=formulation, solved=solved
+        )
+
+    def _is_infeasible(self, tree: Tree) -> bool:
+        """Tell whether a tree needs at least the memory of one that does not fit."""
+        return any(contains(tree, smaller) for smaller in self.infeasible)
+
+    def _excluded(self, acceptance_ppm: int, least_ns: float, found: Found) -> bool:
+        """Tell whether a step of at least so long has no more expected tokens per second than what was found."""
+        return acceptance_ppm * found.least_ns <= found.acceptance_ppm * least_ns
+
+    def _most(self, tree: Tree) -> tuple[float, tuple[int, ...]]:
+        """Return the upper bound of E / S; of equal ones the smaller tree comes first."""
+        return self.expected(tree) / self._least_ns(tree), tuple(-number for number in size(tree))
+
+    def _least_ns(self, tree: Tree) -> float:
+        """Return L of a tree."""
+        rows = max(ns for nodes, ns in self.rows_ns.items() if nodes <= tree.total_token)
+        return max(rows + self._draft_ns(tree), self.whole_ns.get(tree, 0.0), *self._from_solved(tree))
+
+    def _from_solved(self, tree: Tree) -> Iterator[float]:
+        plain_ns = self.rows_ns[1]
+        yield plain_ns
+        for found in self.found:
+            solved = found.tree
+            if solved is None:
+                continue
+            left = min(1.0, tree.depth / solved.depth) if solved.depth else 1.0
+            if contains(replace(tree, depth=solved.depth), solved):
+                yield (1 - left) * plain_ns + left * found.least_ns * SLACK
+
+    def _draft_ns(self, tree: Tree) -> int:
+        known = self._drafts.get(tree)
+        if known is None:
+            formulation = self.formulation_of(tree)
+            assert formulation.draft is not None
+            shares = DraftShares(model=formulation.model, draft=formulation.draft, options=formulation.options)
+            known = self._drafts[tree] = least_draft_ns(shares, formulation.usable)
+        return known
+
+    @cached_property
+    def _drafts(self) -> dict[Tree, int]:
+        return {}

@@ -1,0 +1,154 @@
+"""The choice of the draft tree against solving every tree of the grid, and the bounds by which trees are excluded."""
+
+import dataclasses
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner.costs.acceptance import PPM, expected_ppm
+from planner.costs.shares import DraftShares
+from planner.enough_hosts import on_hosts, solve_on_enough
+from planner.errors import NotProvenError
+from planner.problem.formulate import Formulation
+from planner.problem.placed import base_ns, plain_step_ns
+from planner.solver.minimise import Settings
+from planner.solver.solve import Solved, solve
+from planner.speculation.choose import Choice, choose
+from planner.speculation.draft_bound import least_draft_ns
+from planner.speculation.grid import contains, trees_of, undominated
+from planner.speculation.profiles import SHIPPED, profile_of
+from plans import codec
+from plans.acceptance import load_profile
+from plans.schema import Tree
+from tests.planner.instances import ROOT, cpu, demo, formulation, gpu, host
+
+EAGLE3 = load_profile(SHIPPED / "eagle3.yaml")
+MACHINES: dict[str, dict[str, Any]] = {
+    "one CPU": {"hosts": [host("a", cpu("a0", 256))]},
+    "two unlike GPUs": {"hosts": [host("a", gpu("g0", 40_000), gpu("g1", 40_000, bandwidth="50 GB/s"))]},
+    "two slow GPUs on two hosts": {
+        "hosts": [host(name, gpu(f"{name}0", 40_000, bandwidth="5 GB/s")) for name in "ab"],
+        "network": {"class": "ethernet", "latency": "10 us"},
+    },
+}
+
+
+def with_tree(formulated: Formulation) -> Callable[[Tree | None], Formulation]:
+    def of(tree: Tree | None) -> Formulation:
+        options = dataclasses.replace(formulated.options, tree=tree)
+        return dataclasses.replace(formulated, options=options, draft=formulated.draft if tree else None)
+
+    return of
+
+
+def solved(formulated: Formulation) -> tuple[Formulation, Solved | None]:
+    return solve_on_enough(formulated, lambda part: solve(part.problem, Settings()))
+
+
+def asked(machine: dict[str, Any]) -> Formulation:
+    return formulation(machine, "eagle3")
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_is_the_best_of_all_trees_solved(name: str) -> None:
+    formulated = asked(MACHINES[name])
+    assert formulated.draft is not None
+    of, trees = with_tree(formulated), list(trees_of(formulated.draft, 1))[::3]
+    choice = choose(of, trees, EAGLE3, solved)
+    assert choice is not None
+    speeds = {}
+    for tree in (None, *trees):
+        _, every = solved(of(tree))
+        if every is not None:
+            speeds[tree] = (PPM if tree is None else expected_ppm(EAGLE3, tree)) / every.least_ns
+    assert choice.best.acceptance_ppm / choice.best.least_ns == pytest.approx(max(speeds.values()), rel=1e-12)
+    assert choice.plain is not None
+    assert choice.solved < len(trees), "most trees are excluded by bounds"
+
+
+def test_bounds_are_below_what_is_solved() -> None:
+    """Of random trees on each machine: of the drafter alone and the base's rows, and of the whole step."""
+    rng = random.Random(3)
+    for machine in MACHINES.values():
+        formulated = asked(machine)
+        assert formulated.draft is not None
+        of = with_tree(formulated)
+        for tree in rng.sample(list(trees_of(formulated.draft, 1)), 4):
+            whole = of(tree)
+            _, every = solved(whole)
+            assert every is not None
+            assert whole.draft is not None
+            shares = DraftShares(model=whole.model, draft=whole.draft, options=whole.options)
+            draft_ns = least_draft_ns(shares, whole.usable)
+            rows_ns = on_hosts(dataclasses.replace(whole, draft=None), 1).in_use().least_ns(1)
+            assert 0 < draft_ns + rows_ns <= every.least_ns * 1.0001
+            assert on_hosts(whole, 1).in_use().least_ns(1) <= every.least_ns * 1.0001
+
+
+def test_steps_grow_with_every_number_of_the_tree() -> None:
+    of, least = with_tree(asked(MACHINES["two unlike GPUs"])), {}
+    for nodes, depth, top_k in ((2, 0, 1), (4, 2, 1), (8, 2, 3), (16, 4, 3), (16, 4, 6)):
+        tree = Tree(kind="dynamic", total_token=nodes, depth=depth, top_k=top_k, paths=None)
+        _, every = solved(of(tree))
+        assert every is not None
+        least[tree] = every.least_ns
+    for larger, longer in least.items():
+        for smaller, shorter in least.items():
+            assert not contains(larger, smaller) or longer >= shorter
+
+
+def test_no_tree_is_left_out_that_may_be_the_best() -> None:
+    draft = asked(MACHINES["one CPU"]).draft
+    assert draft is not None
+    trees = list(trees_of(draft, 1))
+    kept = undominated(trees, lambda tree: expected_ppm(EAGLE3, tree))
+    assert len(kept) < len(trees)
+    for tree in trees:
+        expected = expected_ppm(EAGLE3, tree)
+        assert any(contains(tree, other) and expected_ppm(EAGLE3, other) >= expected for other in kept)
+
+
+def test_what_is_not_proven_is_excluded_by_its_bound_or_refused() -> None:
+    formulated = asked(MACHINES["one CPU"])
+    assert formulated.draft is not None
+    of, trees = with_tree(formulated), list(trees_of(formulated.draft, 1))
+
+    def with_plain_open(bound_ns: int) -> Choice | None:
+        def solve_trees(part: Formulation) -> tuple[Formulation, Solved | None]:
+            if part.draft is None:
+                raise NotProvenError("open", objective_ns=bound_ns + 1, bound_ns=bound_ns)
+            return solved(part)
+
+        return choose(of, trees, EAGLE3, solve_trees)
+
+    slow = with_plain_open(10**12)
+    assert slow is not None
+    assert slow.plain is None
+    assert slow.best.tree is not None
+    with pytest.raises(NotProvenError, match="open"):
+        with_plain_open(1)
+
+
+def test_nothing_fits() -> None:
+    formulated = asked({"hosts": [host("a", gpu("g0", 500))]})
+    assert formulated.draft is not None
+    assert choose(with_tree(formulated), trees_of(formulated.draft, 1), EAGLE3, solved) is None
+
+
+@pytest.mark.parametrize("name", sorted(file.parent.name for file in (ROOT / "plans").glob("*/plan.yaml")))
+def test_a_placement_is_priced_as_it_was_solved(name: str) -> None:
+    plan = codec.load(Path(ROOT / "plans" / name))
+    drafter_ns = plan.draft_placement.predicted_ns if plan.draft_placement else 0
+    step_ns = base_ns(plan, plan.options, plan.draft) + drafter_ns
+    assert step_ns == pytest.approx(plan.proof.objective_ns, rel=1e-4)
+    assert plain_step_ns(plan) < plan.proof.objective_ns
+
+
+def test_shipped_profiles_are_of_their_kinds() -> None:
+    draft = demo("eagle3")[1]
+    assert draft is not None
+    assert profile_of(None, draft.draft) == EAGLE3
+    assert load_profile(SHIPPED / "eagle.yaml").drafter == "eagle"
