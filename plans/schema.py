@@ -195,6 +195,18 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WeightFormat:
+    """Format of a quantized matrix [out, in]: codes, and scales that some of its values share (``plans.quantized``)."""
+
+    code: Literal["int4", "int8", "float8_e4m3fn", "float4_e2m1"]
+    group: int | None
+    """Columns of a row that share a scale; None: all."""
+    zeros: bool
+    """Codes have zero points, as many as there are scales."""
+    scale: Literal["bfloat16", "float16", "float32", "float8_e8m0"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Attention:
     """Grouped-query attention with half-split rotary embedding."""
 
@@ -215,6 +227,10 @@ class Attention:
     """c: a score s, times the factor, becomes c * tanh(s / c); None: it stays."""
     sinks: bool | None = None
     """True: each query head has a learned score without a value, which takes part in the softmax."""
+    qkv_format: WeightFormat | None = None
+    """Format of the weights of q, k and v; None: the plan's dtype."""
+    o_format: WeightFormat | None = None
+    """Format of the weights of o."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,6 +288,10 @@ class Mlp:
     """
     swiglu_alpha: float | None = None
     """a: with ``swiglu_limit`` the activation is g * sigmoid(a * g); None: 1."""
+    gate_up_format: WeightFormat | None = None
+    """Format of the weights of gate and up, of every expert; None: the plan's dtype."""
+    down_format: WeightFormat | None = None
+    """Format of the weights of down."""
 
     @property
     def units(self) -> int:

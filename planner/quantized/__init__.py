@@ -1,0 +1,6 @@
+"""Quantized checkpoints: which linear layers have codes instead of weights, and how these become rows of images."""
+
+from planner.quantized.recipe import METHODS, read_recipe
+from planner.quantized.records import Expected, Part, Recipe, ScaleDType, Stored, check
+
+__all__ = ["METHODS", "Expected", "Part", "Recipe", "ScaleDType", "Stored", "check", "read_recipe"]

@@ -1,0 +1,191 @@
+"""compressed-tensors (llm-compressor): groups of layers with a scheme each, by class, name or pattern.
+
+Read as weights alone: what a scheme says of activations changes nothing in what is stored, and activations stay in the
+plan's dtype. Formats: pack-quantized, int-quantized, float-quantized, naive-quantized.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.quantized.layouts import Layout, PackedRows, PlainRows
+from planner.quantized.records import Expected, ScaleDType, Stored
+from planner.quantized.settings import Pattern, Settings
+from plans.format import quote
+from plans.quantized import groups
+from plans.schema import WeightFormat
+
+FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+SCALES = frozenset({"BF16", "F16", "F32"})
+CLASSES = frozenset({"Linear"})
+"""Classes of modules by which a group or the ignore list can name layers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """Names of layers: a class, a name, or a regular expression that matches the beginning of a name."""
+
+    text: str
+    expression: Pattern | None
+
+    def has(self, module: str) -> bool:
+        """Return True where the target names this linear layer."""
+        if self.expression is not None:
+            return self.expression.has(module)
+        return self.text in CLASSES or self.text == module
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scheme:
+    """How the weights of a group of layers are stored."""
+
+    targets: tuple[Target, ...]
+    packed: bool
+    code: str
+    bits: int
+    symmetric: bool
+    strategy: str
+    group: int | None
+    block: tuple[int, int] | None
+
+    def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored:
+        """Return how a layer is stored."""
+        group = self.block[1] if self.block else self.group
+        form = WeightFormat(
+            code=self.code,  # type: ignore[arg-type]
+            group=group,
+            zeros=not self.symmetric,
+            scale=scale_dtype,
+        )
+        block_rows = self.block[0] if self.block else 1
+        own = -(-out // block_rows), groups(form, columns)
+        shapes: tuple[tuple[int, ...], ...] = ((), (1,)) if self.strategy == "tensor" else (own,)
+        if self.strategy == "channel":
+            shapes = (own, (out,))
+        integers = frozenset({"I32"})
+        words = 32 // self.bits
+        tensors = {"scales": Expected(name=f"{module}.weight_scale", dtypes=SCALES, shapes=shapes)}
+        if self.packed:
+            codes = Expected(
+                name=f"{module}.weight_packed", dtypes=integers, shapes=((out, -(-columns * self.bits // 32)),)
+            )
+            zeros = Expected(name=f"{module}.weight_zero_point", dtypes=integers, shapes=((-(-out // words), own[1]),))
+        else:
+            kind = "I8" if self.code == "int8" else "F8_E4M3"
+            codes = Expected(name=f"{module}.weight", dtypes=frozenset({kind}), shapes=((out, columns),))
+            zeros = Expected(name=f"{module}.weight_zero_point", dtypes=frozenset({"I8"}), shapes=shapes)
+        tensors |= {"codes": codes} | ({"zeros": zeros} if form.zeros else {})
+        layout: Layout = PackedRows(bits=self.bits) if self.packed else PlainRows(block_rows=block_rows)
+        return Stored(
+            module=module, out=out, columns=columns, form=form, layout=layout, tensors=tensors,
+            ignored=_ignored(module),
+        )  # fmt: skip
+
+
+def _ignored(module: str) -> dict[str, Expected]:
+    """Return tensors that a layer may have and that say nothing of its weights."""
+    scalar = ((), (1,))
+    named = {
+        "weight_shape": Expected(name=f"{module}.weight_shape", dtypes=frozenset({"I64", "I32"}), shapes=((2,),)),
+    }
+    for name in ("input_scale", "output_scale"):
+        named[name] = Expected(name=f"{module}.{name}", dtypes=SCALES, shapes=scalar)
+    named["input_zero_point"] = Expected(
+        name=f"{module}.input_zero_point", dtypes=frozenset({"I8", "F8_E4M3"}), shapes=scalar
+    )
+    return named
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressedTensors:
+    """The schemes of a checkpoint, and the layers that have none."""
+
+    schemes: tuple[Scheme, ...]
+    ignore: tuple[Target, ...]
+    where: str
+
+    def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
+        """Return how a layer is stored; None where it has plain weights."""
+        if any(target.has(module) for target in self.ignore):
+            return None
+        named = [scheme for scheme in self.schemes if any(target.has(module) for target in scheme.targets)]
+        exact = [scheme for scheme in named if any(target.text not in CLASSES for target in scheme.targets)]
+        chosen = next(iter(exact or named), None)
+        return None if chosen is None else chosen.stored(module, out, columns, scale_dtype)
+
+
+def read(settings: Settings) -> CompressedTensors:
+    """Read the settings of compressed-tensors; raise ConfigError."""
+    form = settings.one_of("format", FORMATS, "pack-quantized", "compressed otherwise, which is not read here")
+    settings.one_of("quantization_status", ("compressed", "frozen"), "compressed", "the weights are not quantized")
+    for name in ("kv_cache_scheme", "transform_config", "sparsity_config", "moe_sparsity_config"):
+        value = settings.get(name)
+        if name == "sparsity_config" and isinstance(value, dict) and value.get("format", "dense") == "dense":
+            continue
+        if value and name != "kv_cache_scheme":
+            raise settings.fail(name, f"found {quote(value)}, expected null: not computed here")
+    ignore = _targets(settings, "ignore")
+    schemes = tuple(_scheme(group, form) for _, group in settings.inner("config_groups").items())
+    settings.finish("quant_method", "global_compression_ratio", "version")
+    if not schemes:
+        raise settings.fail("config_groups", "found no group, expected at least one")
+    return CompressedTensors(schemes=schemes, ignore=ignore, where=settings.where)
+
+
+def _targets(settings: Settings, name: str) -> tuple[Target, ...]:
+    return tuple(_target(text, settings, name) for text in settings.names(name))
+
+
+def _target(text: str, settings: Settings, name: str) -> Target:
+    expression = Pattern.read(text.removeprefix("re:"), settings, name) if text.startswith("re:") else None
+    return Target(text=text, expression=expression)
+
+
+def _scheme(group: Settings, of_all: str) -> Scheme:
+    """Read one group of layers."""
+    targets = _targets(group, "targets")
+    form = group.one_of("format", FORMATS, of_all, "compressed otherwise, which is not read here")
+    group.finish("weights", "input_activations", "output_activations", "targets", "format")
+    weights = group.inner("weights")
+    bits = weights.one_of("num_bits", (4, 8), 8)
+    kind = weights.one_of("type", ("int", "float"), "int")
+    if kind == "float" and bits == 4:
+        raise weights.fail("num_bits", "found 4 of type float (NVFP4 or MXFP4), expected 8: not read here")
+    strategies = ("tensor", "channel", "group", "block")
+    group_size, block = weights.get("group_size"), weights.get("block_structure")
+    implied = "group" if group_size else "block" if block else "tensor"
+    strategy = weights.one_of("strategy", strategies, implied)
+    weights.one_of("actorder", ("static", "weight", False), False, "columns in another order are not read here")
+    weights.one_of("dynamic", (False,), False, "weights have fixed scales")
+    symmetric = weights.boolean("symmetric", True)
+    weights.finish("observer", "observer_kwargs", "scale_dtype", "zp_dtype")
+    if form == "pack-quantized" and kind != "int":
+        raise weights.fail("type", "found float, expected int in pack-quantized")
+    if bits == 4 and form != "pack-quantized":
+        raise group.fail("format", f"found {quote(form)} of 4 bits, expected pack-quantized")
+    if kind == "float" and not symmetric:
+        raise weights.fail("symmetric", "found false, expected true of type float")
+    if strategy == "block" and not symmetric:
+        raise weights.fail("symmetric", "found false, expected true of blocks")
+    if strategy == "group" and (type(group_size) is not int or not 1 <= group_size <= 1 << 16):
+        raise weights.fail("group_size", f"found {quote(group_size)}, expected a positive integer")
+    return Scheme(
+        targets=targets,
+        packed=form == "pack-quantized",
+        code=f"int{bits}" if kind == "int" else "float8_e4m3fn",
+        bits=bits,
+        symmetric=symmetric,
+        strategy=strategy,
+        group=group_size if strategy == "group" else None,
+        block=block_of(weights, block, "block_structure") if strategy == "block" else None,
+    )
+
+
+def block_of(settings: Settings, value: object, name: str) -> tuple[int, int]:
+    """Return rows and columns of blocks that share a scale; raise ConfigError."""
+    if isinstance(value, str):  # older versions: "128x128"
+        parts: Sequence[object] = [int(part) if part.isdecimal() else part for part in value.split("x")]
+    else:
+        parts = value if isinstance(value, list) else []
+    if len(parts) == 2 and all(type(size) is int and 16 <= size <= 1024 for size in parts):
+        return int(str(parts[0])), int(str(parts[1]))
+    raise settings.fail(name, f"found {quote(value)}, expected rows and columns of a block, such as [128, 128]")

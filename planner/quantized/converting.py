@@ -1,0 +1,147 @@
+"""Read the parts of a quantized layer from a checkpoint, and write them as rows of an image (``plans.quantized``)."""
+
+from collections.abc import Callable
+from math import prod
+
+import numpy as np
+
+from planner.errors import CheckpointError
+from planner.quantized.codes import Array, awq_columns, packed, transposed, unpacked
+from planner.quantized.layouts import Awq, Gptq, PackedRows, PlainRows
+from planner.quantized.records import Part, Stored
+from plans.quantized import is_half
+from plans.ranges import Range
+
+Read = Callable[[str, Range | None], Array]
+"""Returns rows of a tensor of the checkpoint by its name, or all of it (None), as numpy holds its dtype: bfloat16 and
+8-bit floats as their bits."""
+EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
+"""Bits of the exponent of each dtype of scales, all of which are 1 in infinities and NaN."""
+
+
+def require_finite(stored: Stored, name: str, scales: Array, first: int = 0) -> None:
+    """Raise CheckpointError for scales that are infinite or NaN; ``first``: row of the first of them in the tensor."""
+    mask = EXPONENTS[stored.form.scale]
+    bits = scales.view({2: np.uint16, 4: np.uint32}[scales.itemsize])
+    wrong = np.argwhere((bits & mask) == mask)
+    if len(wrong):
+        row, *rest = (int(index) for index in (*wrong[0],))
+        place = ", ".join(str(index) for index in (first + row, *rest))
+        raise CheckpointError(f"{name}[{place}]: found an infinity or NaN, expected a finite scale")
+
+
+def shared(stored: Stored, part: Part, span: Range, read: Read, block_rows: int = 1) -> Array:
+    """Return rows of scales or zero points [rows, groups], of which the tensor may have one for all.
+
+    ``block_rows``: rows that share those of one row of the tensor.
+    """
+    tensor, width = stored.tensors[part], stored.groups
+    one = prod(tensor.shapes[0]) == 1
+    first, last = span[0] // block_rows, -(-span[1] // block_rows)
+    found = read(tensor.name, None).reshape(1, 1) if one else read(tensor.name, (first, last)).reshape(-1, width)
+    if part == "scales":
+        require_finite(stored, tensor.name, found, 0 if one else first)
+    if one:
+        return np.ascontiguousarray(np.broadcast_to(found, (span[1] - span[0], width)))
+    return np.ascontiguousarray(found[np.arange(*span) // block_rows - first])
+
+
+def transposed_scales(stored: Stored, span: Range, read: Read) -> Array:
+    """Return rows of scales of a tensor [groups, out]."""
+    name = stored.tensors["scales"].name
+    scales = read(name, None)
+    require_finite(stored, name, scales)
+    return np.ascontiguousarray(scales[:, span[0] : span[1]].T)
+
+
+def signed(codes: Array) -> Array:
+    """Return codes of signed bytes as codes without a sign: 128 is 0."""
+    return codes.view(np.uint8) ^ np.uint8(128)
+
+
+def rows_of(stored: Stored, part: Part, span: Range, read: Read) -> Array:
+    """Return rows of a part of a layer as an image has them; raise CheckpointError for values that cannot be."""
+    found = _rows_of(stored, part, span, read)
+    if part == "codes" or stored.repeats == 1:
+        return found
+    return np.ascontiguousarray(np.repeat(found, stored.repeats, 1)[:, : stored.shape(part)[1]])
+
+
+def _rows_of(stored: Stored, part: Part, span: Range, read: Read) -> Array:
+    match stored.layout:
+        case PackedRows(bits=bits):
+            return _packed_rows(stored, part, span, read, bits)
+        case PlainRows(block_rows=block_rows):
+            return _plain_rows(stored, part, span, read, block_rows)
+        case Gptq() as layout:
+            return _gptq(stored, part, span, read, layout)
+        case Awq():
+            return _awq(stored, part, span, read)
+
+
+def _packed_rows(stored: Stored, part: Part, span: Range, read: Read, bits: int) -> Array:
+    name = stored.tensors[part].name
+    if part == "scales":
+        return shared(stored, part, span, read)
+    if part == "codes":
+        codes = unpacked(read(name, span), bits)[:, : stored.columns]
+        return packed(codes, is_half(stored.form))
+    words = 32 // bits  # rows of a word
+    first = span[0] // words
+    zeros = transposed(read(name, (first, -(-span[1] // words))), bits).T  # [rows, groups]
+    return np.ascontiguousarray(zeros[span[0] - first * words : span[1] - first * words])
+
+
+def _plain_rows(stored: Stored, part: Part, span: Range, read: Read, block_rows: int) -> Array:
+    name = stored.tensors[part].name
+    if part == "scales":
+        return shared(stored, part, span, read, block_rows)
+    values = read(name, span) if part == "codes" else shared(stored, part, span, read)
+    if stored.form.code == "int8":
+        return signed(values)
+    codes = values.view(np.uint8)
+    wrong = np.argwhere((codes & 0x7F) == 0x7F)
+    if len(wrong):
+        row, column = (int(index) for index in wrong[0])
+        raise CheckpointError(f"{name}[{span[0] + row}, {column}]: found NaN, expected a number")
+    return codes
+
+
+def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> Array:
+    name = stored.tensors[part].name
+    if part == "codes":
+        _check_order(stored, read)
+        codes = transposed(read(name, None)[:, span[0] : span[1]], layout.bits)
+        return packed(codes, is_half(stored.form))
+    if part == "scales":
+        return transposed_scales(stored, span, read)
+    words = 32 // layout.bits
+    first, last = span[0] // words, -(-span[1] // words)
+    zeros = unpacked(read(name, None)[:, first:last], layout.bits)  # [groups, rows]
+    zeros = zeros[:, span[0] - first * words : span[1] - first * words].T
+    if layout.stored_zero and layout.bits == 8 and (zeros == 255).any():
+        raise CheckpointError(f"{name}: found a zero point of 256, expected at most 255")
+    return np.ascontiguousarray(zeros + np.uint8(layout.stored_zero))
+
+
+def _check_order(stored: Stored, read: Read) -> None:
+    """Raise CheckpointError unless the columns' groups follow one another."""
+    name, group = stored.tensors["order"].name, stored.form.group or stored.columns
+    found = read(name, None).reshape(-1)
+    expected = np.arange(stored.columns) // group
+    wrong = np.flatnonzero(found != expected)
+    if len(wrong):
+        column = int(wrong[0])
+        raise CheckpointError(
+            f"{name}[{column}]: found group {int(found[column])}, expected {int(expected[column])}: columns in "
+            "another order (desc_act) are not read here: quantize again with desc_act=False"
+        )
+
+
+def _awq(stored: Stored, part: Part, span: Range, read: Read) -> Array:
+    if part == "scales":
+        return transposed_scales(stored, span, read)
+    first, last = span[0] // 8, -(-span[1] // 8)
+    codes = awq_columns(np.ascontiguousarray(read(stored.tensors[part].name, None)[:, first:last]))
+    rows = np.ascontiguousarray(codes[:, span[0] - first * 8 : span[1] - first * 8].T)
+    return packed(rows, True) if part == "codes" else rows

@@ -1,0 +1,67 @@
+"""FP8 (e4m3) weights: in blocks or with a scale per matrix, by the config's own method or ModelOpt's."""
+
+from dataclasses import dataclass
+
+from planner.quantized.compressed_tensors import block_of
+from planner.quantized.layouts import PlainRows
+from planner.quantized.records import Expected, ScaleDType, Stored
+from planner.quantized.settings import Settings, names_module
+from plans.format import quote
+from plans.quantized import groups
+from plans.schema import WeightFormat
+
+SCALES = frozenset({"F32", "BF16", "F16"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fp8Recipe:
+    """The layers of a checkpoint of FP8: all but those that are named."""
+
+    block: tuple[int, int] | None
+    """Rows and columns that share a scale; None: a whole matrix does."""
+    skipped: tuple[str, ...]
+
+    def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
+        """Return how a layer is stored; None where it has plain weights."""
+        if module == "lm_head" or any(names_module(name, module) for name in self.skipped):
+            return None
+        rows, group = self.block or (1, None)
+        form = WeightFormat(code="float8_e4m3fn", group=group, zeros=False, scale=scale_dtype)
+        name, shapes = "weight_scale", ((), (1,))
+        if self.block is not None:
+            name, shapes = "weight_scale_inv", ((-(-out // rows), groups(form, columns)),)  # type: ignore[assignment]
+        tensors = {
+            "codes": Expected(name=f"{module}.weight", dtypes=frozenset({"F8_E4M3"}), shapes=((out, columns),)),
+            "scales": Expected(name=f"{module}.{name}", dtypes=SCALES, shapes=shapes),
+        }
+        activations = Expected(name=f"{module}.input_scale", dtypes=SCALES, shapes=((), (1,)))
+        return Stored(
+            module=module, out=out, columns=columns, form=form, layout=PlainRows(block_rows=rows), tensors=tensors,
+            ignored={"input_scale": activations},
+        )  # fmt: skip
+
+
+def read_fp8(settings: Settings) -> Fp8Recipe:
+    """Read the settings of the method ``fp8``; raise ConfigError."""
+    settings.one_of("fmt", ("e4m3", "float8_e4m3fn"), "e4m3")
+    settings.one_of("activation_scheme", ("dynamic", "static"), "dynamic")
+    settings.one_of("scale_fmt", ("float",), "float")
+    settings.one_of("expert_dtype", ("fp8",), "fp8")
+    block = settings.get("weight_block_size")
+    skipped = settings.names("modules_to_not_convert") + settings.names("ignored_layers")
+    if settings.get("modules_to_convert"):
+        raise settings.fail("modules_to_convert", "found names, expected none: other modules are not read here")
+    settings.finish("quant_method", "dequantize")
+    return Fp8Recipe(block=None if block is None else block_of(settings, block, "weight_block_size"), skipped=skipped)
+
+
+def read_modelopt(settings: Settings) -> Fp8Recipe:
+    """Read ModelOpt's settings, of ``config.json`` or of the key ``quantization`` of ``hf_quant_config.json``."""
+    algorithm = settings.get("quant_algo")
+    if algorithm != "FP8":
+        raise settings.fail("quant_algo", f"found {quote(algorithm)}, expected FP8: other weights are not read here")
+    skipped = settings.names("ignore") + settings.names("exclude_modules")
+    settings.finish(
+        "quant_method", "producer", "config_groups", "kv_cache_scheme", "kv_cache_quant_algo", "quantized_layers"
+    )
+    return Fp8Recipe(block=None, skipped=skipped)

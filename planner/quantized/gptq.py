@@ -1,0 +1,160 @@
+"""GPTQ (GPTQModel, AutoGPTQ, exports of AutoRound) and AWQ (AutoAWQ): integers of 4 or 8 bits, transposed."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from planner.quantized.layouts import Awq, Gptq
+from planner.quantized.records import Expected, ScaleDType, Stored
+from planner.quantized.settings import Pattern, Settings, names_module
+from plans.format import quote
+from plans.quantized import groups
+from plans.schema import WeightFormat
+
+SCALES = frozenset({"F16", "BF16", "F32"})
+WORDS = frozenset({"I32"})
+HARMLESS = (
+    # How the codes were found, and what other programs do with them.
+    *("quant_method", "meta", "model_name_or_path", "model_file_base_name", "static_groups", "true_sequential", "mse"),
+    *("damp_percent", "damp_auto_increment", "quantizer", "tokenizer", "dataset", "is_marlin_format", "use_cuda_fp16"),
+    *("use_exllama", "exllama_config", "max_input_length", "cache_block_outputs", "batch_size", "model_seqlen"),
+    *("block_name_to_quantize", "module_name_preceding_first_block", "modules_in_block_to_quantize", "pad_token_id"),
+    *("hf_device_map", "disable_exllama", "backend", "adapter", "autoround_version", "packing_format", "data_type"),
+    *("lr", "minmax_lr", "iters", "nsamples", "seqlen", "low_gpu_mem_usage", "gradient_accumulate_steps"),
+    *("act_bits", "act_group_size", "act_dynamic", "act_sym", "enable_quanted_input", "enable_minmax_tuning"),
+    "scale_dtype",
+)
+OUTSIDE = ("lm_head",)
+"""Linear layers outside the decoder's layers."""
+
+
+def group_of(settings: Settings) -> int | None:
+    """Read ``group_size``: -1 is one group of all columns."""
+    size = settings.get("group_size", 128)
+    if size == -1:
+        return None
+    if type(size) is not int or not 1 <= size <= 1 << 16:
+        raise settings.fail("group_size", f"found {quote(size)}, expected a positive integer, or -1")
+    return size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Integers:
+    """Codes of the layers of GPTQ: bits, groups, and the version of zero points."""
+
+    bits: int
+    group: int | None
+    stored_zero: int
+    zeros: bool
+
+    def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored:
+        """Return how a layer is stored."""
+        form = WeightFormat(
+            code="int4" if self.bits == 4 else "int8",
+            group=self.group,
+            zeros=True,
+            scale=scale_dtype,
+        )
+        count, words = groups(form, columns), 32 // self.bits
+        tensors = {
+            "codes": Expected(name=f"{module}.qweight", dtypes=WORDS, shapes=((columns // words, out),)),
+            "zeros": Expected(name=f"{module}.qzeros", dtypes=WORDS, shapes=((count, out // words),)),
+            "scales": Expected(name=f"{module}.scales", dtypes=SCALES, shapes=((count, out),)),
+            "order": Expected(name=f"{module}.g_idx", dtypes=WORDS, shapes=((columns,),)),
+        }
+        return Stored(
+            module=module, out=out, columns=columns, form=form,
+            layout=Gptq(bits=self.bits, stored_zero=self.stored_zero), tensors=tensors, ignored={},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GptqRecipe:
+    """The layers of a checkpoint of GPTQ; ``rules``: exceptions by pattern, None where a layer has plain weights."""
+
+    integers: Integers
+    lm_head: bool
+    rules: tuple[tuple[Pattern, Integers | None], ...]
+
+    def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
+        """Return how a layer is stored; None where it has plain weights."""
+        if module in OUTSIDE and not self.lm_head:
+            return None
+        for expression, integers in self.rules:
+            if expression.has(module):
+                return None if integers is None else integers.stored(module, out, columns, scale_dtype)
+        return self.integers.stored(module, out, columns, scale_dtype)
+
+
+def read_gptq(settings: Settings) -> GptqRecipe:
+    """Read the settings of GPTQ; raise ConfigError."""
+    bits = settings.one_of("bits", (4, 8), 4)
+    group = group_of(settings)
+    settings.one_of("pack_dtype", ("int32",), "int32")
+    version = settings.one_of("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
+    if settings.get("format") is not None:
+        settings.one_of("format", (version,), version)
+    settings.boolean("desc_act", False)
+    settings.boolean("sym", True)
+    lm_head = settings.boolean("lm_head", False)
+    stored_zero = 1 if version == "gptq" else 0
+    integers = Integers(bits=bits, group=group, stored_zero=stored_zero, zeros=True)
+    rules = tuple(_rule(settings, text, changes, integers) for text, changes in _mapping(settings, "dynamic").items())
+    settings.finish(*HARMLESS)
+    return GptqRecipe(integers=integers, lm_head=lm_head, rules=rules)
+
+
+def _mapping(settings: Settings, name: str) -> Mapping[str, object]:
+    value = settings.get(name, {})
+    if not isinstance(value, dict):
+        raise settings.fail(name, f"found {quote(value)}, expected an object")
+    return value
+
+
+def _rule(settings: Settings, text: str, changes: object, integers: Integers) -> tuple[Pattern, Integers | None]:
+    """Read an exception of GPTQModel: ``-:pattern`` has plain weights, ``+:pattern`` or ``pattern`` other bits."""
+    skipped, expression = text.startswith("-:"), Pattern.read(re.sub(r"^[+-]:", "", text), settings, "dynamic")
+    if skipped:
+        return expression, None
+    own = Settings(changes, f"{settings.where}.dynamic[{quote(text)}]")
+    bits = own.one_of("bits", (4, 8), integers.bits)
+    group = integers.group if own.get("group_size") is None else group_of(own)
+    own.finish("sym", "desc_act", "static_groups", "mse", "damp_percent")
+    return expression, Integers(bits=bits, group=group, stored_zero=integers.stored_zero, zeros=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AwqRecipe:
+    """The layers of a checkpoint of AWQ."""
+
+    group: int | None
+    skipped: tuple[str, ...]
+
+    def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
+        """Return how a layer is stored; None where it has plain weights."""
+        if module in OUTSIDE or any(names_module(name, module) for name in self.skipped):
+            return None
+        form = WeightFormat(code="int4", group=self.group, zeros=True, scale=scale_dtype)
+        count = groups(form, columns)
+        tensors = {
+            "codes": Expected(name=f"{module}.qweight", dtypes=WORDS, shapes=((columns, out // 8),)),
+            "zeros": Expected(name=f"{module}.qzeros", dtypes=WORDS, shapes=((count, out // 8),)),
+            "scales": Expected(name=f"{module}.scales", dtypes=SCALES, shapes=((count, out),)),
+        }
+        return Stored(module=module, out=out, columns=columns, form=form, layout=Awq(), tensors=tensors, ignored={})
+
+
+def read_awq(settings: Settings) -> AwqRecipe:
+    """Read the settings of AWQ; raise ConfigError."""
+    settings.one_of("bits", (4,), 4)
+    version = settings.get("version", settings.get("format", "gemm"))
+    if not isinstance(version, str) or version.lower() != "gemm":
+        raise settings.fail("version", f"found {quote(version)}, expected gemm: packed otherwise, not read here")
+    settings.one_of("zero_point", (True,), True, "codes without zero points are not read here")
+    skipped = settings.names("modules_to_not_convert")
+    group = group_of(settings)
+    settings.finish(
+        *("quant_method", "backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config", "format"),
+        *("sym", "desc_act", "pack_dtype", "dynamic", "lm_head", "meta", "checkpoint_format", "w_bit", "q_group_size"),
+    )
+    return AwqRecipe(group=group, skipped=skipped)

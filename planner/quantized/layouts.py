@@ -1,0 +1,38 @@
+"""The orders in which checkpoints have the codes, scales and zero points of a layer; ``converting`` reads them.
+
+Values of images equal the checkpoint's bit for bit: a code, a scale and a zero point are moved, never rounded.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedRows:
+    """compressed-tensors' pack-quantized: codes in int32 words along the columns, zero points along the rows."""
+
+    bits: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlainRows:
+    """A byte per code, int8 with a sign or float8: other formats of compressed-tensors, FP8, ModelOpt."""
+
+    block_rows: int
+    """Rows that share a scale, unless all do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gptq:
+    """GPTQ, transposed: codes [in / words, out] in int32 words along the columns, zero points along the rows."""
+
+    bits: int
+    stored_zero: int
+    """What a zero point has been lessened by: 1 of ``gptq``, 0 of ``gptq_v2``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Awq:
+    """AWQ, transposed: codes [in, out / 8] and zero points [groups, out / 8] in words of an order of their own."""
+
+
+Layout = PackedRows | PlainRows | Gptq | Awq

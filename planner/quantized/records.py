@@ -1,0 +1,108 @@
+"""A linear layer of a checkpoint that is stored quantized: its format, layout and tensors; and which layers are."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from planner.errors import ConfigError
+from planner.quantized.layouts import Layout
+from plans.quantized import BLOCK, SCALE_NAMES, code_bytes, groups, is_half
+from plans.schema import WeightFormat
+
+Part = Literal["codes", "scales", "zeros"]
+ScaleDType = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """A tensor that a stored layer has in its checkpoint."""
+
+    name: str
+    dtypes: frozenset[str]
+    """Names in a safetensors header, any of them."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Shapes, any of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """A linear layer [out, in] that is stored quantized."""
+
+    module: str
+    """Name of the layer: that of its tensors without the last part."""
+    out: int
+    columns: int
+    """in"""
+    form: WeightFormat
+    """As the checkpoint has it."""
+    layout: Layout
+    tensors: Mapping[str, Expected]
+    """Tensors that the layer has, by their role in the layout."""
+    ignored: Mapping[str, Expected]
+    """Tensors that it may have and nothing needs: scales of activations, the shape."""
+    repeats: int = 1
+    """Groups of an image for each group of the checkpoint: where devices cut within one, both have its scale."""
+
+    @property
+    def image_form(self) -> WeightFormat:
+        """The format in images."""
+        if self.form.group is None:
+            return self.form
+        return dataclasses.replace(self.form, group=self.form.group // self.repeats)
+
+    @property
+    def groups(self) -> int:
+        """Scales of a row in the checkpoint."""
+        return groups(self.form, self.columns)
+
+    def shape(self, part: Part) -> tuple[int, int]:
+        """Return the shape of a part in an image that has all rows and columns."""
+        count = code_bytes if part == "codes" else groups
+        return self.out, count(self.image_form, self.columns)
+
+    def dtype(self, part: Part) -> str:
+        """Return the name of a part's dtype in the header of an image."""
+        return SCALE_NAMES[self.form.scale] if part == "scales" else "U8"
+
+    def cut_at(self, columns: int, where: str) -> "Stored":
+        """Return the layer with groups that end at multiples of ``columns``; raise ConfigError with both numbers."""
+        group = self.form.group or (BLOCK if is_half(self.form) else 1)
+        common = math.gcd(group, columns)
+        if common == group:
+            return self
+        if self.form.group is None or common % BLOCK:
+            raise ConfigError(
+                f"{where}: {self.module}: devices divide its columns in multiples of {columns}, which are not "
+                f"multiples of {BLOCK}: its groups have {group}"
+            )
+        return dataclasses.replace(self, repeats=group // common)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Return the parts of the layer."""
+        return ("codes", "scales", "zeros") if self.form.zeros else ("codes", "scales")
+
+
+def check(stored: Stored, where: str) -> Stored:
+    """Return a layer whose sizes its format and its packing allow; raise ConfigError with both numbers."""
+    form, name = stored.form, f"{where}: {stored.module}"
+    if is_half(form) and stored.columns % BLOCK:
+        raise ConfigError(f"{name}: found {stored.columns} columns, expected a multiple of {BLOCK} at 4 bits")
+    if form.group is not None and form.code in ("int4", "int8") and stored.columns % form.group:
+        raise ConfigError(f"{name}: found {stored.columns} columns, expected a multiple of group_size {form.group}")
+    if form.group is not None and form.group % BLOCK:
+        raise ConfigError(f"{name}: found group_size {form.group}, expected a multiple of {BLOCK}")
+    return stored
+
+
+class Recipe(Protocol):
+    """Which linear layers of a checkpoint are stored quantized, and how: what its config says."""
+
+    def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
+        """Return how a layer [out, columns] is stored, None where it has plain weights; raise ConfigError.
+
+        ``scale_dtype``: that of its scales, which a config does not say.
+        """
+        ...

@@ -1,0 +1,108 @@
+"""Read the settings of a quantizer key by key: each is used or known to be harmless, any other is refused by name."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import regex
+
+from planner.errors import ConfigError
+from plans.format import quote, shown
+
+MOST_PATTERN = 2000
+"""Most characters of a regular expression."""
+MOST_MATCH_S = 1.0
+"""Longest time to match an expression with one name: some take exponential time."""
+
+
+class Settings:
+    """A mapping of a config; methods raise ConfigError with the path of the key."""
+
+    def __init__(self, values: Any, where: str) -> None:
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where}: found {quote(values)}, expected an object")
+        self.where = where
+        self._values: Mapping[str, Any] = values
+        self._read: set[str] = set()
+
+    def fail(self, name: str, problem: str) -> ConfigError:
+        """Return the error of a key, to be raised."""
+        return ConfigError(f"{self.where}.{shown(name)}: {problem}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the value of a key; a null counts as an absent key."""
+        self._read.add(name)
+        value = self._values.get(name)
+        return default if value is None else value
+
+    def one_of(self, name: str, allowed: Sequence[Any], default: Any, reason: str = "not read here") -> Any:
+        """Return a value that is one of those that are read."""
+        value = self.get(name, default)
+        if not any(type(value) is type(other) and value == other for other in allowed):
+            expected = " or ".join(quote(other) for other in allowed)
+            raise self.fail(name, f"found {quote(value)}, expected {expected}: {reason}")
+        return value
+
+    def boolean(self, name: str, default: bool) -> bool:
+        """Return true or false."""
+        return bool(self.one_of(name, (True, False), default, "one of the two"))
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Return a list of names, empty where the key is absent."""
+        value = self.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.fail(name, f"found {quote(value)}, expected a list of names")
+        return tuple(value)
+
+    def inner(self, name: str) -> "Settings":
+        """Return the settings inside a key."""
+        return Settings(self.get(name), f"{self.where}.{shown(name)}")
+
+    def items(self) -> Iterable[tuple[str, "Settings"]]:
+        """Yield all keys with the settings inside them."""
+        for name in self._values:
+            yield name, self.inner(name)
+
+    def finish(self, *harmless: str) -> None:
+        """Raise ConfigError for a key that was not read and is not harmless."""
+        for name in self._values:
+            if name not in self._read and name not in harmless:
+                raise self.fail(name, "unknown key: not known here, and it may change how weights are stored")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pattern:
+    """A regular expression of a config, which names the layers whose names begin as it says."""
+
+    expression: "regex.Pattern[str]"
+    where: str
+
+    @classmethod
+    def read(cls, text: str, settings: Settings, name: str) -> "Pattern":
+        """Compile an expression; raise ConfigError."""
+        where = f"{settings.where}.{shown(name)}: found {quote(text)}"
+        if len(text) > MOST_PATTERN:
+            raise ConfigError(f"{where}, expected a regular expression of at most {MOST_PATTERN} characters")
+        try:
+            return cls(expression=regex.compile(text), where=where)
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise ConfigError(f"{where}, expected a regular expression: {error}") from error
+
+    def has(self, module: str) -> bool:
+        """Return True where a layer's name begins as the expression says; raise ConfigError past the limit of time."""
+        try:
+            return self.expression.match(module, timeout=MOST_MATCH_S) is not None
+        except TimeoutError as error:
+            raise ConfigError(
+                f"{self.where}, expected a regular expression that is matched with {quote(module)} in {MOST_MATCH_S} s"
+            ) from error
+
+
+def names_module(pattern_or_name: str, module: str) -> bool:
+    """Return True where a name, or the beginning or end of one, is that of a module: whole words between dots.
+
+    A star stands for any part of a name.
+    """
+    inner = ".*".join(re.escape(part) for part in pattern_or_name.split("*"))
+    return re.search(rf"(?:^|\.){inner}(?:\.|$)", module) is not None

@@ -1,0 +1,58 @@
+"""Layout of quantized matrices in an image: codes, scales and, where a format has them, zero points.
+
+A matrix [out, in] of a format is up to three slots of the image:
+
+    codes   uint8 [out, in] of 8 bits, [out, in / 2] of 4
+    scales  [out, groups]: groups = ceil(in / group), or 1 where all of a row share a scale
+    zeros   uint8 [out, groups], of int4 and int8 with zero points
+
+    int4, int8      value = (code - zero) * scale, codes without a sign; without zero points zero is half of their range
+    float8_e4m3fn   value = code * scale
+    float4_e2m1     value = code * 2 ** (scale - 127), scales are the bytes of float8_e8m0
+
+Values are those products in float32. Each row has scales of its own, also where a checkpoint has one for a block of
+rows or for a matrix, so that rows can be cut and stacked anywhere. Of 4 bits, BLOCK columns are BLOCK / 2 bytes: byte j
+has the code of column j in its lower half and that of column j + BLOCK / 2 in its upper half, so that a vector of bytes
+becomes two vectors of neighbouring columns by a mask and a shift.
+"""
+
+from collections.abc import Mapping
+
+from plans.schema import Attention, KvAxis, WeightFormat
+
+SCALE_NAMES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float8_e8m0": "U8"}
+"""Name in a safetensors header of each dtype of scales in an image; codes and zero points are U8."""
+
+BLOCK = 32
+"""Columns that are packed together in formats of 4 bits, whose ``in`` is a multiple of it, as every group is."""
+
+
+def is_half(form: WeightFormat) -> bool:
+    """Return True where a code has 4 bits."""
+    return form.code in ("int4", "float4_e2m1")
+
+
+def code_bytes(form: WeightFormat, columns: int) -> int:
+    """Return the bytes of so many codes of a row."""
+    return columns // 2 if is_half(form) else columns
+
+
+def groups(form: WeightFormat, columns: int) -> int:
+    """Return the number of scales of so many columns."""
+    return 1 if form.group is None else -(-columns // form.group)
+
+
+def column_unit(form: WeightFormat) -> int:
+    """Return the columns on multiples of which a matrix can be cut."""
+    return form.group or (BLOCK if is_half(form) else 1)
+
+
+def divides(attention: Attention, axis: KvAxis, parts: int) -> bool:
+    """Return True where a subgroup of so many devices cuts the columns of o on multiples that its format allows."""
+    if attention.o_format is None or (attention.o_format.group is None and not is_half(attention.o_format)):
+        return True
+    unit, of_head = column_unit(attention.o_format), attention.head_dim
+    of_group = attention.num_heads // attention.num_kv_heads * of_head
+    if axis == "head_dim":
+        return of_head % (parts * unit) == 0
+    return of_group % ((1 if axis == "batch" else parts) * unit) == 0

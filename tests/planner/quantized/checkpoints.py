@@ -1,0 +1,128 @@
+"""Saved tiny models whose linear layers are quantized, each with the checkpoint of its values in float32 beside it."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.planner.quantized import packers
+from tests.planner.quantized.packers import Codes, Layer
+
+LINEAR = re.compile(r"model\.layers\.\d+\.(self_attn|mlp|block_sparse_moe)\.(?!gate\.weight).*\.weight")
+"""Weights that every quantizer here changes: linear layers but routers; norms are vectors."""
+
+Pack = Callable[[Tensor, int], Layer]
+"""Returns a layer of the shape of a weight; the number differs by layer."""
+
+
+def near(weight: Tensor, seed: int, bits: int, group: int | None, dtype: torch.dtype, *, zeros: bool = True) -> Codes:
+    """Round a weight to codes of groups."""
+    out, columns = weight.shape
+    size = group or columns
+    blocks = weight.float().view(out, -1, size)
+    scales = ((blocks.amax(2) - blocks.amin(2)).clamp(min=1e-3) / ((1 << bits) - 2)).to(dtype)
+    half = 1 << (bits - 1)
+    points = (
+        (half - (blocks.amax(2) + blocks.amin(2)) / 2 / scales.float()).round()
+        if zeros
+        else torch.full_like(scales, half)
+    )
+    points = points.int().clamp(1, (1 << bits) - 1)
+    codes = ((blocks / scales.float().unsqueeze(2)).round().int() + points.unsqueeze(2)).clamp(0, (1 << bits) - 1)
+    return Codes(codes=codes.view(out, columns), zeros=points, scales=scales, group=size)
+
+
+def gptq(weight: Tensor, seed: int) -> Layer:
+    return packers.gptq(near(weight, seed, 4, 32, torch.float16), 4, 1)
+
+
+def awq(weight: Tensor, seed: int) -> Layer:
+    return packers.awq(near(weight, seed, 4, 32, torch.float16))
+
+
+def packed(weight: Tensor, seed: int) -> Layer:
+    """compressed-tensors W4A16, groups of 64, asymmetric."""
+    codes = near(weight, seed, 4, 64 if weight.shape[1] % 64 == 0 else 32, torch.bfloat16)
+    tensors = {
+        "weight_packed": packers.words(codes.codes, 4),
+        "weight_scale": codes.scales,
+        "weight_zero_point": packers.words(codes.zeros.t().contiguous(), 4).t().contiguous(),
+        "weight_shape": torch.tensor(weight.shape),
+    }
+    return Layer(tensors=tensors, values=codes.values)
+
+
+def int8(weight: Tensor, seed: int) -> Layer:
+    """compressed-tensors W8, a scale per row."""
+    codes = near(weight, seed, 8, None, torch.float32, zeros=False)
+    tensors = {"weight": (codes.codes - 128).to(torch.int8), "weight_scale": codes.scales}
+    return Layer(tensors=tensors, values=codes.values)
+
+
+def fp8(weight: Tensor, seed: int) -> Layer:
+    """FP8 in blocks of 32 x 32."""
+    out, columns = weight.shape
+    padded = torch.zeros(-(-out // 32) * 32, -(-columns // 32) * 32)
+    padded[:out, :columns] = weight.float()
+    tiles = padded.view(padded.shape[0] // 32, 32, -1, 32)
+    scales = tiles.abs().amax((1, 3)).clamp(min=1e-4) / 440
+    whole = scales.repeat_interleave(32, 0)[:out].repeat_interleave(32, 1)[:, :columns]
+    codes = (weight.float() / whole).to(torch.float8_e4m3fn)
+    return Layer(tensors={"weight": codes, "weight_scale_inv": scales}, values=codes.float() * whole)
+
+
+def scheme(weights: dict[str, Any], form: str) -> dict[str, Any]:
+    """Return the config of compressed-tensors with one scheme for all linear layers but lm_head and routers."""
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors", "format": form, "quantization_status": "compressed",
+        "config_groups": {"group_0": group}, "ignore": ["lm_head", "re:.*gate$"],
+    }  # fmt: skip
+
+
+W4 = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 64}
+W8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+
+METHODS: dict[str, tuple[Pack, dict[str, Any]]] = {
+    "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False}),
+    "awq": (
+        awq,
+        {
+            "quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm",
+            "modules_to_not_convert": ["gate"],
+        },
+    ),
+    "w4a16": (packed, scheme(W4, "pack-quantized")),
+    "w8": (int8, scheme(W8, "int-quantized")),
+    "fp8": (fp8, {"quant_method": "fp8", "weight_block_size": [32, 32], "modules_to_not_convert": ["gate"]}),
+}  # fmt: skip
+
+
+def quantized(checkpoint: Path, target: Path, method: str) -> tuple[Path, Path]:
+    """Write a saved model quantized, and its values in float32; return both directories."""
+    pack, settings = METHODS[method]
+    coded, exact = target / "coded", target / "exact"
+    for directory in (coded, exact):
+        shutil.copytree(checkpoint, directory)
+    tensors, stored = load_file(checkpoint / "model.safetensors"), dict[str, Tensor]()
+    for number, (name, tensor) in enumerate(sorted(tensors.items())):
+        if LINEAR.fullmatch(name) is None or tensor.dim() != 2:
+            stored[name] = tensor
+            continue
+        layer = pack(tensor, number)
+        module = name.removesuffix(".weight")
+        stored |= {f"{module}.{part}": t.contiguous() for part, t in layer.tensors.items()}
+        tensors[name] = layer.values
+    save_file(stored, coded / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: t.contiguous() for name, t in tensors.items()}, exact / "model.safetensors", metadata={"format": "pt"}
+    )
+    config = json.loads((coded / "config.json").read_text())
+    (coded / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    return coded, exact

@@ -1,0 +1,184 @@
+"""Every layout of a checkpoint becomes the layout of images, bit for bit, in any rows."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.compressors.naive_quantized.base import NaiveQuantizationCompressor
+from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from planner.errors import CheckpointError
+from planner.quantized import Part, Stored, check, read_recipe
+from planner.quantized.codes import Array
+from planner.quantized.converting import Read, rows_of
+from plans.ranges import Range
+from tests.planner.quantized import images, packers
+
+MODULE = "model.layers.0.mlp.down_proj"
+WORDS = {2: torch.int16, 1: torch.uint8}
+NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
+
+
+def as_numpy(tensor: Tensor) -> Array:
+    """Return a tensor as numpy holds it: floats of 8 and 16 bits as their bits."""
+    if tensor.dtype in (torch.bfloat16, torch.float8_e4m3fn):
+        bits = tensor.contiguous().view(WORDS[tensor.itemsize]).numpy()
+        return bits.view(np.uint16) if tensor.itemsize == 2 else bits
+    return tensor.contiguous().numpy()
+
+
+def reader(tensors: dict[str, Tensor]) -> Read:
+    def read(name: str, rows: Range | None) -> Array:
+        array = as_numpy(tensors[name.removeprefix(f"{MODULE}.")])
+        return array if rows is None else array[rows[0] : rows[1]]
+
+    return read
+
+
+def stored_as(config: dict[str, Any], out: int, columns: int, scales: torch.dtype) -> Stored:
+    stored = read_recipe(config, "config.json: quantization_config").stored(MODULE, out, columns, NAMES[scales])
+    assert stored is not None
+    return check(stored, "config.json")
+
+
+def image_values(stored: Stored, tensors: dict[str, Tensor], cuts: int = 3) -> Tensor:
+    """Convert a layer in several runs of rows; return its values in the image's layout."""
+    for name, tensor in tensors.items():
+        known = [*stored.tensors.values(), *stored.ignored.values()]
+        (expected,) = [one for one in known if one.name == f"{MODULE}.{name}"]
+        assert tuple(tensor.shape) in expected.shapes, name
+    read = reader(tensors)
+
+    def whole(part: Part) -> Array:
+        rows, width = stored.shape(part)
+        edges = sorted({0, rows, *(rows * i // cuts for i in range(cuts))})
+        pieces = [rows_of(stored, part, span, read) for span in itertools.pairwise(edges)]
+        assert all(piece.flags.c_contiguous for piece in pieces)
+        array = np.concatenate(pieces)
+        assert array.shape == (rows, width)
+        return array
+
+    return images.values(stored, whole("codes"), whole("scales"), whole("zeros") if stored.form.zeros else None)
+
+
+@given(
+    seed=st.integers(0, 99),
+    bits=st.sampled_from([4, 8]),
+    out=st.sampled_from([8, 24, 40]),
+    group=st.sampled_from([32, 64, -1]),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16]),
+    version=st.sampled_from(["gptq", "gptq_v2"]),
+)
+@settings(max_examples=30, deadline=None)
+def test_gptq(seed: int, bits: int, out: int, group: int, dtype: torch.dtype, version: str) -> None:
+    columns = 128
+    codes = packers.Codes.random(seed, out, columns, bits=bits, group=columns if group < 0 else group, dtype=dtype)
+    layer = packers.gptq(codes, bits, 1 if version == "gptq" else 0)
+    config = {"quant_method": "gptq", "bits": bits, "group_size": group, "sym": False, "checkpoint_format": version}
+    stored = stored_as(config, out, columns, dtype)
+    assert torch.equal(image_values(stored, layer.tensors), layer.values)
+
+
+@given(seed=st.integers(0, 99), out=st.sampled_from([8, 24, 40]), group=st.sampled_from([32, 64, 128]))
+@settings(max_examples=15, deadline=None)
+def test_awq(seed: int, out: int, group: int) -> None:
+    codes = packers.Codes.random(seed, out, 128, bits=4, group=group, dtype=torch.float16)
+    layer = packers.awq(codes)
+    config = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
+    assert torch.equal(image_values(stored_as(config, out, 128, torch.float16), layer.tensors), layer.values)
+
+
+@pytest.mark.parametrize(
+    ("out", "columns", "block"), [(256, 256, (128, 128)), (200, 328, (128, 128)), (48, 64, (16, 32))]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_in_blocks(out: int, columns: int, block: tuple[int, int], dtype: torch.dtype) -> None:
+    weight, scales, values = packers.blocks(1, out, columns, rows=block[0], group=block[1], dtype=dtype)
+    config = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": list(block)}
+    stored = stored_as(config, out, columns, dtype)
+    assert torch.equal(image_values(stored, {"weight": weight, "weight_scale_inv": scales}), values)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quant_method": "fp8", "activation_scheme": "static"},
+        {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]},
+    ],
+    ids=["fp8", "modelopt"],
+)
+def test_fp8_per_tensor(config: dict[str, Any], shape: tuple[int, ...]) -> None:
+    weight, _, _ = packers.blocks(2, 40, 96, rows=40, group=96, dtype=torch.float32)
+    scale = torch.full(shape, 0.0123)
+    tensors = {"weight": weight, "weight_scale": scale, "input_scale": torch.full(shape, 1.5)}
+    values = image_values(stored_as(config, 40, 96, torch.float32), tensors)
+    assert torch.equal(values, weight.float() * scale.reshape(()))
+
+
+def scheme(weights: dict[str, Any], form: str) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors", "format": form, "quantization_status": "compressed",
+        "config_groups": {"group_0": group}, "ignore": ["lm_head"], "kv_cache_scheme": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("strategy", "group"), [("group", 32), ("group", 64), ("channel", None)])
+def test_packed_by_compressed_tensors(bits: int, symmetric: bool, strategy: str, group: int | None) -> None:
+    """Their program packs, and its own dequantisation is the reference."""
+    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": strategy, "group_size": group}
+    own = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weights))
+    rng, (out, columns) = torch.Generator().manual_seed(bits), (44, 128)
+    count = columns // (group or columns)
+    scales = (torch.rand((out, count), generator=rng) * 0.1 + 0.01).to(torch.bfloat16)
+    half = 1 << (bits - 1)
+    zeros = torch.randint(-half, half, (out, count), generator=rng, dtype=torch.int8)
+    source = {"weight": torch.randn((out, columns), generator=rng), "weight_scale": scales}
+    tensors = PackedQuantizationCompressor.compress(source | ({} if symmetric else {"weight_zero_point": zeros}), own)
+    found = image_values(stored_as(scheme(weights, "pack-quantized"), out, columns, torch.bfloat16), tensors)
+    in_float32 = {name: t.float() if name == "weight_scale" else t for name, t in tensors.items()}
+    assert torch.equal(found, PackedQuantizationCompressor.decompress(in_float32, own)["weight"])
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize("strategy", ["tensor", "channel", "block"])
+def test_bytes_by_compressed_tensors(kind: str, strategy: str) -> None:
+    rng, (out, columns) = torch.Generator().manual_seed(3), (64, 96)
+    weights: dict[str, Any] = {"num_bits": 8, "type": kind, "symmetric": True, "strategy": strategy}
+    shape: tuple[int, ...] = {"tensor": (1,), "channel": (out, 1), "block": (2, 3)}[strategy]
+    if strategy == "block":
+        weights["block_structure"] = [32, 32]
+    own = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weights))
+    scales = torch.rand(shape, generator=rng) * 0.02 + 0.01
+    source = {"weight": torch.randn((out, columns), generator=rng), "weight_scale": scales}
+    tensors = NaiveQuantizationCompressor.compress(source, own)
+    form = "int-quantized" if kind == "int" else "float-quantized"
+    found = image_values(stored_as(scheme(weights, form), out, columns, torch.float32), tensors)
+    assert torch.equal(found, NaiveQuantizationCompressor.decompress(tensors, own)["weight"])
+
+
+def test_columns_in_another_order_are_refused() -> None:
+    codes = packers.Codes.random(0, 8, 64, bits=4, group=32, dtype=torch.float16)
+    layer = packers.gptq(codes, 4, 1)
+    order = layer.tensors["g_idx"].flip(0)
+    stored = stored_as({"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True}, 8, 64, torch.float16)
+    with pytest.raises(CheckpointError, match=r"g_idx\[0\]: found group 1, expected 0: .*desc_act"):
+        image_values(stored, layer.tensors | {"g_idx": order})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scales_that_are_no_numbers_are_refused(value: float) -> None:
+    weight, scales, _ = packers.blocks(1, 64, 64, rows=32, group=32, dtype=torch.bfloat16)
+    scales[1, 0] = value
+    stored = stored_as({"quant_method": "fp8", "weight_block_size": [32, 32]}, 64, 64, torch.bfloat16)
+    with pytest.raises(CheckpointError, match=r"weight_scale_inv\[1, 0\]: found an infinity"):
+        image_values(stored, {"weight": weight, "weight_scale_inv": scales})

@@ -1,0 +1,136 @@
+"""What a config says of quantized layers: which have codes, and what is refused, with the path of the datum."""
+
+from typing import Any
+
+import pytest
+
+from planner.errors import ConfigError
+from planner.quantized import Recipe, read_recipe
+from planner.quantized.records import check
+
+UP = "model.layers.0.mlp.up_proj"
+WHERE = "config.json: quantization_config"
+GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+AWQ: dict[str, Any] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+FP8: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+WEIGHTS: dict[str, Any] = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
+
+
+def compressed(
+    weights: dict[str, Any] | None = None, group: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    one = {"targets": ["Linear"], "weights": WEIGHTS | (weights or {})} | (group or {})
+    config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": one}}
+    return config | more
+
+
+def read(config: Any) -> Recipe:
+    return read_recipe(config, WHERE)
+
+
+def code(recipe: Recipe, module: str) -> str | None:
+    stored = recipe.stored(module, 256, 256, "bfloat16")
+    return None if stored is None else stored.form.code
+
+
+@pytest.mark.parametrize(
+    ("config", "plain", "coded"),
+    [
+        (GPTQ, "lm_head", UP),
+        (GPTQ | {"dynamic": {r"-:.*\.down_proj": {}}}, "model.layers.3.mlp.down_proj", "model.layers.3.mlp.up_proj"),
+        (AWQ | {"modules_to_not_convert": ["self_attn"]}, "model.layers.0.self_attn.q_proj", UP),
+        (FP8 | {"modules_to_not_convert": ["gate"]}, "model.layers.0.mlp.gate", "model.layers.0.mlp.gate_proj"),
+        (FP8 | {"ignored_layers": ["model.layers.1"]}, "model.layers.1.mlp.up_proj", "model.layers.10.mlp.up_proj"),
+        (compressed(ignore=["lm_head", "re:.*self_attn.*"]), "model.layers.0.self_attn.q_proj", UP),
+        (compressed(ignore=["model.layers.0.mlp.up_proj"]), "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"),
+        (compressed(group={"targets": ["re:.*mlp.*"]}), "model.layers.0.self_attn.q_proj", UP),
+        (
+            {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["model.layers.0*", "lm_head"]},
+            "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj",
+        ),
+    ],
+)  # fmt: skip
+def test_layers_that_have_codes(config: dict[str, Any], plain: str, coded: str) -> None:
+    recipe = read(config)
+    assert code(recipe, plain) is None
+    assert code(recipe, coded) is not None
+
+
+def test_bits_differ_by_layer() -> None:
+    rules = {r"+:.*\.0\..*": {"bits": 8, "group_size": 64}}
+    recipe = read(GPTQ | {"dynamic": rules})
+    assert [code(recipe, f"model.layers.{layer}.mlp.up_proj") for layer in range(2)] == ["int8", "int4"]
+    groups = compressed()["config_groups"]
+    groups["group_1"] = {"targets": ["re:.*down_proj"], "weights": WEIGHTS | {"num_bits": 8}}
+    recipe = read(compressed(config_groups=groups))
+    assert [code(recipe, f"model.layers.0.mlp.{name}_proj") for name in ("up", "down")] == ["int4", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (3, "found 3, expected an object"),
+        ({}, r"quant_method: found None, expected one of compressed-tensors"),
+        ({"quant_method": "bitsandbytes"}, r"quant_method: found 'bitsandbytes'"),
+        ({"quant_method": ["awq"]}, r"quant_method: found"),
+        (GPTQ | {"bits": 3}, r"bits: found 3, expected 4 or 8"),
+        (GPTQ | {"bits": True}, r"bits: found True"),
+        (GPTQ | {"group_size": 0}, r"group_size: found 0"),
+        (GPTQ | {"group_size": 10**40}, r"group_size: found an integer of 133 bits"),
+        (GPTQ | {"checkpoint_format": "marlin"}, r"checkpoint_format: found 'marlin'"),
+        (GPTQ | {"pack_dtype": "int8"}, r"pack_dtype"),
+        (GPTQ | {"dynamic": {"(": {}}}, r"dynamic: found '\(', expected a regular expression"),
+        (GPTQ | {"dynamic": {"+:x": {"bits": 2}}}, r"dynamic\['\+:x'\]\.bits: found 2"),
+        (GPTQ | {"dynamic": []}, r"dynamic: found \[\], expected an object"),
+        (GPTQ | {"rotation": "hadamard"}, r"rotation: unknown key"),
+        (AWQ | {"version": "gemv"}, r"version: found 'gemv', expected gemm"),
+        (AWQ | {"zero_point": False}, r"zero_point: found False"),
+        (AWQ | {"bits": 8}, r"bits: found 8"),
+        (AWQ | {"modules_to_not_convert": "gate"}, r"modules_to_not_convert: found 'gate', expected a list"),
+        (FP8 | {"fmt": "e5m2"}, r"fmt: found 'e5m2'"),
+        (FP8 | {"scale_fmt": "ue8m0"}, r"scale_fmt"),
+        (FP8 | {"expert_dtype": "fp4"}, r"expert_dtype"),
+        (FP8 | {"weight_block_size": [128]}, r"weight_block_size: found \[128\]"),
+        (FP8 | {"weight_block_size": [0, 128]}, r"weight_block_size"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, r"quant_algo: found 'NVFP4', expected FP8"),
+        (compressed(format="nvfp4-pack-quantized"), r"format: found 'nvfp4-pack-quantized'"),
+        (compressed({"num_bits": 3}), r"num_bits: found 3"),
+        (compressed({"type": "float"}), r"num_bits: found 4 of type float"),
+        (compressed({"strategy": "tensor_group"}), r"strategy: found 'tensor_group'"),
+        (compressed({"group_size": -3}), r"group_size: found -3"),
+        (compressed({"actorder": "group"}), r"actorder: found 'group'"),
+        (compressed({"dynamic": True}), r"dynamic: found True"),
+        (compressed({"sparsity": 2}), r"sparsity: unknown key"),
+        (compressed(config_groups={}), r"config_groups: found no group"),
+        (compressed(config_groups=None), r"config_groups: found None, expected an object"),
+        (compressed(transform_config={"R1": 1}), r"transform_config"),
+        (compressed(sparsity_config={"format": "sparse-24-bitmask"}), r"sparsity_config"),
+        (compressed(ignore=["re:["]), r"ignore: found 're:\[|ignore: found '\[', expected a regular expression"),
+        (compressed(quantization_status="initialized"), r"quantization_status"),
+        (compressed(unknown=1), r"unknown: unknown key"),
+    ],
+)  # fmt: skip
+def test_refused(config: Any, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        read(config)
+
+
+def test_an_expression_that_takes_forever_is_refused() -> None:
+    recipe = read(compressed(ignore=[r"re:(.+).*(.+).*(.+).*\3\2\1\1j"]))
+    with pytest.raises(ConfigError, match=r"expected a regular expression that is matched with .* in 1\.0 s"):
+        recipe.stored("model.layers.0.mlp.experts.117.down_proj" * 4, 128, 128, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("config", "columns", "problem"),
+    [
+        (AWQ, 192, "found 192 columns, expected a multiple of group_size 128"),
+        (GPTQ | {"group_size": 48}, 96, "found group_size 48, expected a multiple of 32"),
+        (GPTQ | {"group_size": -1}, 72, "found 72 columns, expected a multiple of 32 at 4 bits"),
+    ],
+)
+def test_sizes_that_a_format_cannot_have(config: dict[str, Any], columns: int, problem: str) -> None:
+    stored = read(config).stored("model.layers.0.mlp.up_proj", 64, columns, "float16")
+    assert stored is not None
+    with pytest.raises(ConfigError, match=problem):
+        check(stored, "config.json")
