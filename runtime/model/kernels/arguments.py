@@ -7,6 +7,12 @@ from typing import NamedTuple
 
 EPSILON_UNIT = 2.0**-60
 """Unit of a norm's epsilon, which a kernel takes as a whole number."""
+CODES = ("int4", "int8", "float8_e4m3fn", "float4_e2m1")
+"""Kinds of codes of quantized weights, as kernels count them."""
+SCALES = ("bfloat16", "float16", "float32", "float8_e8m0")
+"""Dtypes of their scales."""
+CODED_ROWS = 5
+"""Rows of a quantized weight for which a thread has scratch: some that are float32, and the factors of one."""
 ITEMS = 4
 """Items, query heads of rows, that attend to a KV head together; a thread has scratch for so many."""
 
@@ -31,6 +37,41 @@ class Product(NamedTuple):
     widened_stride: int
     widened_per_thread: int
     """1: each thread has its own scratch and waits for no other."""
+
+
+class CodedProduct(NamedTuple):
+    """out [rows, outputs] = x [rows, inputs] @ weight.T + added, of a weight in codes (``plans.quantized``)."""
+
+    x: int
+    x_stride: int
+    code: int
+    """Kind of codes: index in CODES."""
+    codes: int
+    codes_stride: int
+    scale: int
+    """Kind of scales: index in SCALES."""
+    scales: int
+    scales_stride: int
+    zeros: int
+    """uint8 [outputs, groups]; address 0: half of the range of the codes."""
+    zeros_stride: int
+    group: int
+    """Columns that share a scale."""
+    added: int
+    """As in ``Product``."""
+    added_stride: int
+    out: int
+    out_stride: int
+    rows: int
+    inputs: int
+    outputs: int
+    widened: int
+    """As in ``Product``."""
+    widened_stride: int
+    widened_per_thread: int
+    values: int
+    """Scratch for rows of the weight as float32 [inputs], CODED_ROWS for each thread."""
+    values_stride: int
 
 
 class GroupedProduct(NamedTuple):

@@ -29,6 +29,7 @@ from runtime.model.kernels.processor import target
 
 KERNELS: Mapping[str, str] = {
     "product": "products",
+    "coded": "coded",
     "grouped": "products",
     "norm": "rowwise",
     "gated": "rowwise",

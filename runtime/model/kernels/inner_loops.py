@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from runtime.model.kernels import decoding
 from runtime.model.kernels.elements import (
     BFLOAT,
     F32,
@@ -88,18 +89,59 @@ def dots(outputs: int, rows: int, prefetches: int = 0, *, apart: bool = False) -
             partial.add_incoming(value, loop)
         builder.cbranch(builder.icmp_signed("<", next_offset, length), loop, after)
         builder.position_at_end(after)
-        at_once = LANES // outputs * outputs
-        for first in range(0, len(next_sums), at_once):
-            totals = _totals(builder, next_sums[first : first + at_once])
-            for place in range(0, totals.type.count, outputs if apart else at_once):
-                target = builder.add(out, I64(4 * (first + place)))
-                if apart:
-                    target = _row(builder, out, out_stride, (first + place) // outputs)
-                    kept = _shuffled(builder, totals, totals, list(range(place, place + outputs)))
-                builder.store(kept if apart else totals, pointer(builder, target), align=4)
+        _store_totals(builder, next_sums, outputs, out, out_stride if apart else None)
         return context.get_dummy_value()
 
     return _inner_loop(code, 8)
+
+
+def coded_dots(code: int, outputs: int, rows: int) -> Any:
+    """Return an intrinsic for the dot products of ``outputs`` rows of codes with ``rows`` rows of x, float32.
+
+    Its arguments: the kernel's pointer; address and stride of the codes (left); of the rows of x; of the results,
+    float32 [rows, outputs] without a gap; of the scales of each row of codes, behind which are their zero points; the
+    number of blocks, not 0. The order of summation is that of ``dots``.
+    """
+
+    def body(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
+        _, left, left_stride, right, right_stride, out, factors, factors_stride, blocks = args
+        vector = ir.VectorType(F32, LANES)
+        fma = _function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
+        before, loop = builder.block, builder.append_basic_block("loop")
+        after = builder.append_basic_block("after")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        block = builder.phi(I64)
+        block.add_incoming(I64(0), before)
+        sums = [builder.phi(vector) for _ in range(rows * outputs)]
+        for partial in sums:
+            partial.add_incoming(ir.Constant(vector, [0.0] * LANES), before)
+        weights = []
+        for output in range(outputs):
+            codes = _row(builder, left, left_stride, output)
+            scales, zeros = (_row(builder, factors, factors_stride, first + output) for first in (0, outputs))
+            weights.append(decoding.decoded(builder, code, codes, scales, zeros, block, LANES))
+        next_sums = list(sums)
+        for number in range(decoding.BLOCK // LANES):
+            for row in range(rows):
+                place = builder.add(
+                    _row(builder, right, right_stride, row), builder.mul(block, I64(4 * decoding.BLOCK))
+                )
+                source = pointer(builder, builder.add(place, I64(4 * LANES * number)))
+                value = builder.load(source, typ=vector, align=4)
+                for output in range(outputs):
+                    index = row * outputs + output
+                    next_sums[index] = builder.call(fma, [weights[output][number], value, next_sums[index]])
+        next_block = builder.add(block, I64(1))
+        block.add_incoming(next_block, loop)
+        for partial, value in zip(sums, next_sums, strict=True):
+            partial.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed("<", next_block, blocks), loop, after)
+        builder.position_at_end(after)
+        _store_totals(builder, next_sums, outputs, out, None)
+        return context.get_dummy_value()
+
+    return _inner_loop(body, 8)
 
 
 def finish(outputs: int, rows: int) -> Any:
@@ -260,6 +302,19 @@ def _store_rows(
         some = _shuffled(builder, values, values, list(range(place * outputs, (place + 1) * outputs)))
         target = pointer(builder, _row(builder, base, stride, number))
         builder.store(some, target, align=element.bitwidth // 8)
+
+
+def _store_totals(builder: ir.IRBuilder, sums: list[Any], outputs: int, out: Any, stride: Any | None) -> None:
+    """Store the sums of vectors [rows, outputs] as float32, without a gap or with a stride of rows."""
+    at_once = LANES // outputs * outputs
+    for first in range(0, len(sums), at_once):
+        totals = _totals(builder, sums[first : first + at_once])
+        for place in range(0, totals.type.count, at_once if stride is None else outputs):
+            target, kept = builder.add(out, I64(4 * (first + place))), totals
+            if stride is not None:
+                target = _row(builder, out, stride, (first + place) // outputs)
+                kept = _shuffled(builder, totals, totals, list(range(place, place + outputs)))
+            builder.store(kept, pointer(builder, target), align=4)
 
 
 def _totals(builder: ir.IRBuilder, vectors: list[Any]) -> Any:

@@ -90,7 +90,7 @@ def _product(
     """Compute this thread's outputs of a product of ``x`` [W, inputs]; all threads have written x."""
     x_stride = inputs * itemsize(data)
     if f.widened:
-        widen(data, x, x_stride, f.widened, f.widened_stride, inputs, me, f.rows, team)
+        widen(data, data, x, x_stride, f.widened, f.widened_stride, inputs, me, f.rows, team)
         barrier()
         x, x_stride = f.widened, f.widened_stride
     a = _as_product(f, inputs, weight, weight_stride, added, added_stride, out, outputs * itemsize(data), outputs)
@@ -102,7 +102,7 @@ def _gate_up(data: Any, a: Any, f: Any, x: Any, me: Any, team: Any) -> None:
     """Compute gate and up of this thread's channels, and silu(gate) * up."""
     x_stride, size, m = f.hidden_size * itemsize(data), itemsize(data), a.channels
     if f.widened:
-        widen(data, x, x_stride, f.widened, f.widened_stride, f.hidden_size, me, f.rows, team)
+        widen(data, data, x, x_stride, f.widened, f.widened_stride, f.hidden_size, me, f.rows, team)
         barrier()
         x, x_stride = f.widened, f.widened_stride
     product = _as_product(f, f.hidden_size, a.gate_up, a.gate_up_stride, 0, 0, f.inner, 2 * m * size, 2 * m)

@@ -43,11 +43,11 @@ def product(data: Any) -> None:
     x, x_stride = a.x, a.x_stride
     if a.widened and not a.widened_per_thread:
         x, x_stride = a.widened, a.widened_stride
-        widen(data, a.x, a.x_stride, x, x_stride, a.inputs, me, a.rows, team)
+        widen(data, data, a.x, a.x_stride, x, x_stride, a.inputs, me, a.rows, team)
         barrier()
     elif a.widened:
         x, x_stride = a.widened + me * a.rows * a.widened_stride, a.widened_stride
-        widen(data, a.x, a.x_stride, x, x_stride, a.inputs, 0, a.rows, 1)
+        widen(data, data, a.x, a.x_stride, x, x_stride, a.inputs, 0, a.rows, 1)
     multiply(data, a, x, x_stride, a.outputs * me // team, a.outputs * (me + 1) // team)
 
 
@@ -60,7 +60,7 @@ def grouped(data: Any) -> None:
         x, x_stride = a.widened, a.widened_stride
         for row in range(me, a.rows, team):
             source = numbers(a.row_index)[row] if a.row_index else row
-            widen(data, a.x + source * a.x_stride, 0, x + row * x_stride, 0, a.inputs, 0, 1, 1)
+            widen(data, data, a.x + source * a.x_stride, 0, x + row * x_stride, 0, a.inputs, 0, 1, 1)
         barrier()
     output, last = a.outputs * me // team, a.outputs * (me + 1) // team
     for group in range(a.groups):
@@ -76,31 +76,32 @@ def grouped(data: Any) -> None:
             multiply(data, part, part.x, part.x_stride, output, last)
 
 
-def sweep(outputs: int, rows: int) -> Any:
+def sweep(outputs: int, rows: int, fetched: int) -> Any:
     """Return a function that multiplies ``rows`` rows of x by a range of the rows of weights, ``outputs`` at a time.
 
-    Its arguments: the kernel's pointer; ``a``, a Product; address and stride of x, float32 or multiplied in pairs; the
-    first row; first output and the one behind the last, at least ``outputs`` of them; the first row of weights to
-    prefetch, and the one behind the last. It returns the next row to prefetch. Where outputs are no multiple of those
-    that are computed together, the last of them are computed twice.
+    Its arguments: the kernel's pointer, whose elements the results are; a pointer to elements of the weights; ``a``, a
+    Product; address and stride of x, float32 or multiplied in pairs; the first row; first output and the one behind
+    the last, at least ``outputs`` of them; the first row of weights to prefetch, ``fetched`` with each of these steps,
+    and the one behind the last. It returns the next row to prefetch. Where outputs are no multiple of those that are
+    computed together, the last of them are computed twice.
     """
-    fetched = min(outputs, 2)
     dot_products, store = dots(outputs, rows, fetched), finish(outputs, rows)
 
     @subroutine(types.int64, apart=True)
     def swept(
-        data: Any, a: Any, x: Any, x_stride: Any, row: Any, output: Any, last: Any, ahead: Any, ahead_end: Any
-    ) -> Any:
-        sums, size, rest = stack_floats(), itemsize(data), a.inputs % step_of(data)
+        data: Any, kind: Any, a: Any, x: Any, x_stride: Any, row: Any, output: Any, last: Any, ahead: Any,
+        ahead_end: Any,
+    ) -> Any:  # fmt: skip
+        sums, size, rest = stack_floats(), itemsize(data), a.inputs % step_of(kind)
         right, added, out = x + row * x_stride, a.added + row * a.added_stride, a.out + row * a.out_stride
         for first in range(output, last, outputs):
             number = min(first, last - outputs)
             left, later = a.weight + number * a.weight_stride, a.weight + ahead * a.weight_stride
             if rest < a.inputs:
                 length = a.inputs - rest
-                dot_products(data, left, a.weight_stride, right, x_stride, sums, 0, length, later)
+                dot_products(kind, left, a.weight_stride, right, x_stride, sums, 0, length, later)
             if rest:
-                _add_rest(data, a, right, x_stride, left, sums, outputs, rows)
+                _add_rest(kind, a, right, x_stride, left, sums, outputs, rows)
             more = added + number * size if a.added else np.int64(0)
             store(data, sums, more, a.added_stride, out + number * size, a.out_stride)
             ahead = min(ahead + fetched, ahead_end)
@@ -109,9 +110,9 @@ def sweep(outputs: int, rows: int) -> Any:
     return swept
 
 
-one = sweep(1, 1)
-few_2, few_3, few_4, few_5, few_6 = (sweep(2, rows) for rows in range(2, MOST_ROWS + 1))
-many_4, many_5, many_6 = (sweep(GROUP, rows) for rows in range(GROUP, MOST_ROWS + 1))
+one = sweep(1, 1, 1)
+few_2, few_3, few_4, few_5, few_6 = (sweep(2, rows, 2) for rows in range(2, MOST_ROWS + 1))
+many_4, many_5, many_6 = (sweep(GROUP, rows, 2) for rows in range(GROUP, MOST_ROWS + 1))
 
 
 @subroutine(apart=True)
@@ -122,17 +123,17 @@ def multiply(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -
         _many(data, a, x, x_stride, output, last)
     elif last - output < 2 or a.rows == 1 or a.rows > MOST_ROWS:
         for row in range(a.rows):
-            one(data, a, x, x_stride, row, output, last, ahead, last)
+            one(data, data, a, x, x_stride, row, output, last, ahead, last)
     elif a.rows == 2:
-        few_2(data, a, x, x_stride, 0, output, last, ahead, last)
+        few_2(data, data, a, x, x_stride, 0, output, last, ahead, last)
     elif a.rows == 3:
-        few_3(data, a, x, x_stride, 0, output, last, ahead, last)
+        few_3(data, data, a, x, x_stride, 0, output, last, ahead, last)
     elif a.rows == 4:
-        few_4(data, a, x, x_stride, 0, output, last, ahead, last)
+        few_4(data, data, a, x, x_stride, 0, output, last, ahead, last)
     elif a.rows == 5:
-        few_5(data, a, x, x_stride, 0, output, last, ahead, last)
+        few_5(data, data, a, x, x_stride, 0, output, last, ahead, last)
     else:
-        few_6(data, a, x, x_stride, 0, output, last, ahead, last)
+        few_6(data, data, a, x, x_stride, 0, output, last, ahead, last)
 
 
 @subroutine()
@@ -149,11 +150,11 @@ def _many(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> N
             count = max(a.rows * (number + 1) // passes - row, GROUP)
             row = min(row, a.rows - count)
             if count == 4:
-                ahead = many_4(data, a, x, x_stride, row, first, end, ahead, ahead_end)
+                ahead = many_4(data, data, a, x, x_stride, row, first, end, ahead, ahead_end)
             elif count == 5:
-                ahead = many_5(data, a, x, x_stride, row, first, end, ahead, ahead_end)
+                ahead = many_5(data, data, a, x, x_stride, row, first, end, ahead, ahead_end)
             else:
-                ahead = many_6(data, a, x, x_stride, row, first, end, ahead, ahead_end)
+                ahead = many_6(data, data, a, x, x_stride, row, first, end, ahead, ahead_end)
 
 
 @subroutine(apart=True)
@@ -174,12 +175,16 @@ def _add_rest(data: Any, a: Any, x: Any, x_stride: Any, left: Any, sums: Any, ou
 
 @subroutine()
 def widen(
-    data: Any, x: Any, x_stride: Any, out: Any, out_stride: Any, inputs: Any, first: Any, rows: Any, step: Any
-) -> None:
-    """Copy rows ``first``, ``first`` + ``step``, … of x to ``out``: as float32, unless they are multiplied in pairs."""
+    data: Any, kind: Any, x: Any, x_stride: Any, out: Any, out_stride: Any, inputs: Any, first: Any, rows: Any,
+    step: Any,
+) -> None:  # fmt: skip
+    """Copy rows ``first``, ``first`` + ``step``, … of x to ``out``: as float32, unless they are multiplied in pairs.
+
+    ``kind``: pointer to elements of the weights.
+    """
     for row in range(first, rows, step):
         source = elements(data, x + row * x_stride)
-        if in_pairs(data):
+        if in_pairs(kind):
             copy = elements(data, out + row * out_stride)
             for i in range(inputs):
                 copy[i] = source[i]

@@ -30,7 +30,19 @@ import torch
 from torch import Tensor
 
 from runtime.model import ops
-from runtime.model.kernels.arguments import ITEMS, Attend, Forward, Gated, GroupedProduct, Layer, Norm, Product, Top
+from runtime.model.kernels.arguments import (
+    CODED_ROWS,
+    ITEMS,
+    Attend,
+    CodedProduct,
+    Forward,
+    Gated,
+    GroupedProduct,
+    Layer,
+    Norm,
+    Product,
+    Top,
+)
 
 Access = tuple[str, int, int]
 """Name of the tensor in ``ops``, first byte, and the byte behind the last."""
@@ -59,6 +71,28 @@ def product(a: Product, size: int, threads: int) -> Iterator[Access]:
     if a.widened:
         count = threads * a.rows if a.widened_per_thread else a.rows
         yield from rows("widened", a.widened, a.widened_stride, count, a.inputs * 4)
+
+
+def coded(a: CodedProduct, size: int, threads: int) -> Iterator[Access]:
+    half, groups = a.code in (0, 3), -(-a.inputs // a.group)
+    assert a.group % 32 == 0 or a.group == a.inputs
+    assert not half or a.inputs % 32 == 0
+    yield from rows("x", a.x, a.x_stride, a.rows, a.inputs * size)
+    yield from rows("codes", a.codes, a.codes_stride, a.outputs, a.inputs // 2 if half else a.inputs)
+    yield from rows("scales", a.scales, a.scales_stride, a.outputs, groups * (2, 2, 4, 1)[a.scale])
+    if a.zeros:
+        yield from rows("zeros", a.zeros, a.zeros_stride, a.outputs, groups)
+    yield from rows("out", a.out, a.out_stride, a.rows, a.outputs * size)
+    if a.added:
+        yield from rows("added", a.added, a.added_stride, a.rows, a.outputs * size)
+    if a.widened:
+        count = threads * a.rows if a.widened_per_thread else a.rows
+        yield from rows("widened", a.widened, a.widened_stride, count, a.inputs * 4)
+    # scales and zero points of the blocks of four rows, or of one behind four rows of values
+    blocks = -(-a.inputs // 32)
+    assert 8 * 4 * blocks <= CODED_ROWS * a.values_stride
+    assert 8 * blocks <= a.values_stride
+    yield from rows("values", a.values, a.values_stride, threads * CODED_ROWS, a.inputs * 4)
 
 
 def grouped(a: GroupedProduct, size: int, threads: int) -> Iterator[Access]:
@@ -181,6 +215,7 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
 
 
 TOUCHED: dict[type, Callable[[Any, int, int], Iterator[Access]]] = {
+    CodedProduct: coded,
     Product: product,
     GroupedProduct: grouped,
     Norm: norm,

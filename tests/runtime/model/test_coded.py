@@ -1,0 +1,115 @@
+"""Products with quantized weights have the bits of products with their values, for any format and number of rows."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from plans.schema import WeightFormat
+from runtime.model import ops
+from tests.runtime.model.kernels.touched import checked_run
+
+FLOAT4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+FORMS = [
+    WeightFormat(code="int4", group=32, zeros=False, scale="bfloat16"),
+    WeightFormat(code="int4", group=64, zeros=True, scale="float16"),
+    WeightFormat(code="int4", group=None, zeros=False, scale="float32"),
+    WeightFormat(code="int8", group=None, zeros=False, scale="float16"),
+    WeightFormat(code="int8", group=32, zeros=True, scale="bfloat16"),
+    WeightFormat(code="float8_e4m3fn", group=64, zeros=False, scale="float32"),
+    WeightFormat(code="float8_e4m3fn", group=None, zeros=False, scale="bfloat16"),
+    WeightFormat(code="float4_e2m1", group=32, zeros=False, scale="float8_e8m0"),
+]
+
+
+def random_weight(form: WeightFormat, outputs: int, inputs: int, seed: int) -> tuple[ops.Coded, Tensor]:
+    """Return a weight in codes, and its values by the format's description (plans/FORMAT.md)."""
+    rng = torch.Generator().manual_seed(seed)
+    half, group = form.code in ("int4", "float4_e2m1"), form.group or inputs
+    count = -(-inputs // group)
+    codes = torch.randint(0, 256, (outputs, inputs // 2 if half else inputs), dtype=torch.uint8, generator=rng)
+    if form.code == "float8_e4m3fn":
+        codes[(codes & 127) == 127] = 3  # no NaN
+    each = codes
+    if half:
+        each = torch.empty((outputs, inputs), dtype=torch.uint8)
+        for column in range(inputs):
+            byte = codes[:, 16 * (column // 32) + column % 16]
+            each[:, column] = byte & 15 if column % 32 < 16 else byte >> 4
+    zeros = torch.randint(0, 16 if half else 256, (outputs, count), dtype=torch.uint8, generator=rng)
+    if form.scale == "float8_e8m0":
+        scales = torch.randint(90, 150, (outputs, count), dtype=torch.uint8, generator=rng)
+        factors = torch.exp2(scales.float() - 127)
+    else:
+        scales = (torch.rand((outputs, count), generator=rng) + 0.1).to(getattr(torch, form.scale))
+        factors = scales.float()
+    factors = factors.repeat_interleave(group, 1)[:, :inputs]
+    if form.code == "float8_e4m3fn":
+        values = each.view(torch.float8_e4m3fn).float() * factors
+    elif form.code == "float4_e2m1":
+        values = FLOAT4[(each & 7).int()] * torch.where(each > 7, -1.0, 1.0) * factors
+    else:
+        points = zeros.float() if form.zeros else torch.full((outputs, count), 8.0 if half else 128.0)
+        values = (each.float() - points.repeat_interleave(group, 1)[:, :inputs]) * factors
+    kept = zeros if form.zeros else None
+    return ops.Coded(form=form, codes=codes, scales=scales, zeros=kept, inputs=inputs), values
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    form=st.sampled_from(FORMS),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    rows=st.integers(1, 20),
+    blocks=st.integers(1, 5),
+    rest=st.integers(0, 31),
+    outputs=st.integers(1, 19),
+    threads=st.sampled_from([1, 2]),
+    added=st.sampled_from([None, 1, "rows"]),
+    seed=st.integers(0, 99),
+)
+def test_products_have_the_bits_of_those_with_the_values(
+    form: WeightFormat, dtype: torch.dtype, rows: int, blocks: int, rest: int, outputs: int, threads: int,
+    added: str | int | None, seed: int,
+) -> None:  # fmt: skip
+    inputs = 32 * blocks + (rest if form.code in ("int8", "float8_e4m3fn") and form.group is None else 0)
+    if form.group == 64 and form.code == "int4":
+        inputs = 64 * blocks
+    weight, values = random_weight(form, outputs, inputs, seed)
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn((rows, inputs), generator=rng).to(dtype)
+    more = None if added is None else torch.randn((rows if added == "rows" else 1, outputs), generator=rng).to(dtype)
+    before, run = torch.get_num_threads(), ops._run
+    torch.set_num_threads(threads)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops, "_run", checked_run)
+            found = ops.product(x, weight, more)
+        expected = ops.product(x.float(), values.t(), None if more is None else more.float()).to(dtype)
+    finally:
+        torch.set_num_threads(before)
+    assert ops._run is run
+    assert torch.equal(found, expected)
+    assert torch.equal(ops.decoded(weight, slice(0, outputs)), values)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_grouped_products_have_the_bits_of_each_group_alone(form: WeightFormat) -> None:
+    experts = [random_weight(form, 10, 64, seed)[0] for seed in range(3)]
+    zeros = [expert.zeros for expert in experts if expert.zeros is not None]
+    weights = ops.Coded(
+        form=form,
+        codes=torch.stack([expert.codes for expert in experts]),
+        scales=torch.stack([expert.scales for expert in experts]),
+        zeros=torch.stack(zeros) if zeros else None,
+        inputs=64,
+    )
+    assert weights.shape == (3, 10, 64)
+    x = torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
+    index, ends = torch.tensor([6, 0, 1, 1, 3]), torch.tensor([2, 2, 5])
+    found = ops.grouped(x, index, weights, ends)
+    parts = [ops.product(x[index[:2]], experts[0]), ops.product(x[index[2:]], experts[2])]
+    assert torch.equal(found, torch.cat(parts))
+    assert torch.equal(ops.of_all(x, weights, None), torch.cat([ops.product(x, expert) for expert in experts], 1))
+    every = x.expand(3, 7, 64)
+    assert torch.equal(ops.each(every, weights), torch.stack([ops.product(x, expert) for expert in experts]))
