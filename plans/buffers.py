@@ -35,6 +35,8 @@ from plans.step import (
     ALIGN_BYTES,
     BEST_WORDS,
     CONVERTED_ROWS,
+    DECODED_PADDING,
+    DECODED_ROWS,
     NORM_SUMS,
     ROW_ALIGN,
     SCORE_COLUMNS,
@@ -129,6 +131,7 @@ def stage_buffers(
         *_rank_buffers(options),
         _carry("carry", model, draft, options),
         *_layer_buffers(common, attentions, mlps, share=share, mlp_units=mlp_units, tree=tree_rows(options)),
+        *_codes(model, share, mlp_units),
     )
 
 
@@ -379,6 +382,23 @@ def _query_factors(common: _Common) -> tuple[Buffer, ...]:
         Buffer(name=f"{common.prefix}queries", term="buffers", dtype=dtype, shape=(positions,)),
         Buffer(name=f"{common.prefix}scratch.queries", term="buffers", dtype=dtype, shape=(common.rows,)),
     )
+
+
+def _codes(model: Model, share: KvShare, mlp_units: int) -> tuple[Buffer, ...]:
+    """Return the rows of a quantized weight that are float32 at once: model.ops.coded, of up to 50 threads of a CPU."""
+    read = [0]
+    for attention, mlp in ((layers.attention, layers.mlp) for layers in model.layers):
+        if attention.qkv_format is not None or mlp.gate_up_format is not None:
+            read.append(model.hidden_size)
+        if attention.o_format is not None:
+            read.append(query_heads(attention, share) * attention.head_dim)
+        if mlp.down_format is not None:
+            units = min(mlp_units, mlp.units)
+            read += [units * mlp.unit, units * mlp.shared_unit]
+    if max(read) == 0:
+        return ()
+    shape = (DECODED_ROWS, max(read) + DECODED_PADDING)
+    return (Buffer(name="scratch.codes", term="buffers", dtype="float32", shape=shape),)
 
 
 def _sinks(common: _Common, attention: Attention, heads: int) -> tuple[Buffer, ...]:

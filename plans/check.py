@@ -13,6 +13,7 @@ from plans.buffers import TERMS, device_terms
 from plans.check_inputs import ROUNDING_PPM, check_facts
 from plans.check_model import is_pattern
 from plans.kv import KvDivision, kv_division
+from plans.quantized import divides
 from plans.schema import (
     Attention,
     Draft,
@@ -189,6 +190,8 @@ def _check_parts(path: str, divided: KvDivision, attention: Attention) -> Iterat
         yield bad(path, sizes, f"divisors of the {queries} query heads of a KV head, as the axis is heads")
     if attention.qk_norm_whole and max(sizes, default=1) > 1:
         yield bad(path, sizes, "subgroups of 1: all heads are normed together, and each is on one device")
+    if not all(size < 1 or divides(attention, axis, size) for size in sizes):
+        yield bad(path, sizes, "subgroups that cut the columns of o between the groups of its format")
     if axis == "head_dim" and attention.qk_norm:
         yield bad(path, sizes, "subgroups of 1: a norm of q and k is of a whole head")
     if axis == "head_dim" and any(size > 0 and pairs % size for size in sizes):

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 
+from plans.check_formats import check_formats
 from plans.schema import Attention, Draft, Mlp, Model, Plan, Rotary, Router
 from plans.step import is_chain
 from plans.violations import Violation, bad, in_range
@@ -48,6 +49,7 @@ def check_model(plan: Plan) -> Iterator[Violation]:
         yield from _check_attention(f"model.layers[{i}].attention", layers.attention)
         yield from _check_same(f"model.layers[{i}].attention", layers.attention, model.layers[0].attention)
         yield from _check_mlp(f"model.layers[{i}].mlp", layers.mlp)
+        yield from check_formats(f"model.layers[{i}]", layers, model.hidden_size)
     yield from _check_rotaries(model)
     if (scaling := model.query_scaling) is not None:
         yield from in_range("model.query_scaling.beta", scaling.beta, *BETAS)
@@ -125,12 +127,13 @@ def _check_draft_rotary(draft: Draft) -> Iterator[Violation]:
 
 def _check_same(path: str, attention: Attention, first: Attention) -> Iterator[Violation]:
     """Check that a class of layers has the attention of the first: all layers of a stage share one rotary table and
-    one set of buffers, and differ in their MLPs and windows alone.
+    one set of buffers, and differ in their MLPs, windows and formats alone.
     """
     for field in fields(attention):
         value, expected = getattr(attention, field.name), getattr(first, field.name)
-        if value != expected and field.name != "window":
-            yield bad(f"{path}.{field.name}", value, f"{expected}, as in model.layers[0]: only MLPs and windows differ")
+        if value != expected and field.name not in ("window", "qkv_format", "o_format"):
+            reason = "as in model.layers[0]: only MLPs, windows and formats differ"
+            yield bad(f"{path}.{field.name}", value, f"{expected}, {reason}")
 
 
 def _check_attention(path: str, attention: Attention) -> Iterator[Violation]:

@@ -52,7 +52,7 @@ def divides(attention: Attention, axis: KvAxis, parts: int) -> bool:
     if attention.o_format is None or (attention.o_format.group is None and not is_half(attention.o_format)):
         return True
     unit, of_head = column_unit(attention.o_format), attention.head_dim
-    of_group = attention.num_heads // attention.num_kv_heads * of_head
+    of_group = attention.num_heads // max(1, attention.num_kv_heads) * of_head
     if axis == "head_dim":
         return of_head % (parts * unit) == 0
     return of_group % ((1 if axis == "batch" else parts) * unit) == 0

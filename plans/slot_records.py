@@ -10,6 +10,7 @@ from typing import Literal
 from plans.dtypes import HEADER_BYTES
 from plans.ranges import Ranges
 from plans.rotary import Order
+from plans.schema import WeightFormat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +55,29 @@ class SlotSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixSlots:
+    """A matrix [out, in], or one of each expert [E, out, in]: values, or codes with their scales and zero points."""
+
+    weight: SlotSpec
+    """Values; or codes, in ``form`` (``plans.quantized``)."""
+    columns: int
+    """in"""
+    form: WeightFormat | None = None
+    """None: values."""
+    scales: SlotSpec | None = None
+    zeros: SlotSpec | None = None
+
+    @property
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file."""
+        return _listed(self.weight, self.scales, self.zeros)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionSlots:
     """Projections of a share of the KV heads."""
 
-    qkv: SlotSpec
+    qkv: MatrixSlots
     """[(h + 2k) * d, width of the input]: query rows, then key, then value."""
     qkv_bias: SlotSpec | None
     q_norm: SlotSpec | None
@@ -66,7 +86,7 @@ class AttentionSlots:
     """[D], or [k * D]"""
     sinks: SlotSpec | None
     """[h]"""
-    o: SlotSpec
+    o: MatrixSlots
     """[H, w]"""
     o_bias: SlotSpec | None
     """[H], on the group's leader alone."""
@@ -74,7 +94,8 @@ class AttentionSlots:
     @property
     def listed(self) -> tuple[SlotSpec, ...]:
         """Slots in the order of the file."""
-        return _listed(self.qkv, self.qkv_bias, self.q_norm, self.k_norm, self.sinks, self.o, self.o_bias)
+        beside = _listed(self.qkv_bias, self.q_norm, self.k_norm, self.sinks)
+        return (*self.qkv.listed, *beside, *self.o.listed, *_listed(self.o_bias))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,27 +110,28 @@ class MlpSlots:
     """[E]"""
     correction: SlotSpec | None
     """[E] in float32: added to scores where experts are picked."""
-    gate_up: SlotSpec | None
+    gate_up: MatrixSlots | None
     """[2m, H], of experts [E, 2m, H]: gate rows, then up."""
     gate_up_bias: SlotSpec | None
     """[2m], of experts [E, 2m]"""
-    down: SlotSpec | None
+    down: MatrixSlots | None
     """[H, m], of experts [E, H, m]"""
     down_bias: SlotSpec | None
     """[H], of experts [E, H], on the group's leader alone."""
     shared_gate: SlotSpec | None = None
     """[1, H] of the shared expert, whole on each device."""
-    shared_gate_up: SlotSpec | None = None
+    shared_gate_up: MatrixSlots | None = None
     """[2s, H] of the shared expert's s channels."""
-    shared_down: SlotSpec | None = None
+    shared_down: MatrixSlots | None = None
     """[H, s]"""
 
     @property
     def listed(self) -> tuple[SlotSpec, ...]:
         """Slots in the order of the file."""
         router = _listed(self.norm, self.router, self.router_bias, self.correction)
-        own = _listed(*router, self.gate_up, self.gate_up_bias, self.down, self.down_bias)
-        return (*own, *_listed(self.shared_gate, self.shared_gate_up, self.shared_down))
+        biases = _listed(self.gate_up_bias), _listed(self.down_bias)
+        own = (*router, *_of(self.gate_up), *biases[0], *_of(self.down), *biases[1])
+        return (*own, *_listed(self.shared_gate), *_of(self.shared_gate_up), *_of(self.shared_down))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,6 +247,10 @@ class DraftSlots:
 
 def _own(rows: TableRows | None) -> SlotSpec | None:
     return None if rows is None else rows.own
+
+
+def _of(matrix: MatrixSlots | None) -> tuple[SlotSpec, ...]:
+    return () if matrix is None else matrix.listed
 
 
 def _listed(*slots: SlotSpec | None) -> tuple[SlotSpec, ...]:

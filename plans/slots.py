@@ -10,14 +10,15 @@ or a part by ``head_dim``), w its columns of o, m its MLP channels, E experts, V
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 from plans.artifact import align
 from plans.dtypes import HEADER_NAMES
 from plans.kv import KvShare, first_head, kv_share
+from plans.quantized import SCALE_NAMES, code_bytes, groups
 from plans.ranges import Range, Ranges, attention_ranges, length, scaled, share_range
 from plans.rotary import Order, head_order, table_of, tables
 from plans.schema import (
@@ -32,6 +33,7 @@ from plans.schema import (
     Rotary,
     Stage,
     VocabSplit,
+    WeightFormat,
 )
 from plans.slot_records import (
     AttentionSlots,
@@ -39,6 +41,7 @@ from plans.slot_records import (
     DraftSlots,
     LayerSlots,
     LmHeadSlots,
+    MatrixSlots,
     MlpSlots,
     Piece,
     SlotSpec,
@@ -133,6 +136,36 @@ def _draft(dtype: DType, prefix: str = DRAFT_PREFIX) -> _Maker:
     return _Maker(prefix=prefix, source="draft", dtype=HEADER_NAMES[dtype])
 
 
+def matrix(values: SlotSpec, form: WeightFormat | None) -> MatrixSlots:
+    """Return the slots of a matrix, or of one of each expert, from the slot that its values would have."""
+    *rows, columns = values.shape
+    if form is None:
+        return MatrixSlots(weight=values, columns=columns)
+
+    def part(kind: str, dtype: str, width: Callable[[int], int]) -> SlotSpec:
+        pieces = tuple(
+            dataclasses.replace(
+                piece,
+                role=piece.role.removesuffix("weight") + kind,
+                cols=None
+                if piece.cols is None or (kind != "weight" and form.group is None)
+                else tuple((width(start), width(stop)) for start, stop in piece.cols),
+            )
+            for piece in values.pieces
+        )
+        name, shape = values.name.removesuffix("weight") + kind, (*rows, width(columns))
+        return dataclasses.replace(values, name=name, dtype=dtype, shape=shape, pieces=pieces)
+
+    of_groups = partial(groups, form)
+    return MatrixSlots(
+        weight=part("weight", "U8", partial(code_bytes, form)),
+        columns=columns,
+        form=form,
+        scales=part("scales", SCALE_NAMES[form.scale], of_groups),
+        zeros=part("zeros", "U8", of_groups) if form.zeros else None,
+    )
+
+
 def _attention(
     make: _Maker,
     hidden: int,
@@ -149,14 +182,19 @@ def _attention(
     rows = (("q", ranges.q), ("k", ranges.k), ("v", ranges.v))
     bias, normed = attention.qkv_bias, attention.qk_norm
     return AttentionSlots(
-        qkv=make.stacked("qkv.weight", [(f"{name}.weight", span) for name, span in rows], width, order=order),
+        qkv=matrix(
+            make.stacked("qkv.weight", [(f"{name}.weight", span) for name, span in rows], width, order=order),
+            attention.qkv_format,
+        ),
         qkv_bias=make.stacked("qkv.bias", [(f"{name}.bias", span) for name, span in rows], None, order=order)
         if bias
         else None,
         q_norm=_head_norm(make, attention, "q_norm.weight", ranges.q, order) if normed else None,
         k_norm=_head_norm(make, attention, "k_norm.weight", ranges.k, order) if normed else None,
         sinks=make.stacked("sinks", [("sinks", ranges.heads)], None) if attention.sinks else None,
-        o=make.stacked("o.weight", [("o.weight", ((0, hidden),))], length(ranges.o), ranges.o),
+        o=matrix(
+            make.stacked("o.weight", [("o.weight", ((0, hidden),))], length(ranges.o), ranges.o), attention.o_format
+        ),
         o_bias=make.vector("o.bias", hidden) if attention.o_bias and leader else None,
     )
 
@@ -187,9 +225,9 @@ def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool, normed
             router=routing.matrix("router.weight", count, hidden),
             router_bias=routing.vector("router.bias", count) if router and router.bias else None,
             correction=wide.vector("router.correction", count) if router and router.correction else None,
-            gate_up=gate_up if channels else None,
+            gate_up=matrix(gate_up, mlp.gate_up_format) if channels else None,
             gate_up_bias=gate_up_bias if channels and mlp.bias else None,
-            down=down if channels else None,
+            down=matrix(down, mlp.down_format) if channels else None,
             down_bias=down_bias if mlp.bias and leader else None,
         )
         return alone if mlp.shared_size is None else _with_shared(alone, make, hidden, mlp, units)
@@ -199,9 +237,11 @@ def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool, normed
         router=None,
         router_bias=None,
         correction=None,
-        gate_up=make.stacked("gate_up.weight", rows, hidden) if channels else None,
+        gate_up=matrix(make.stacked("gate_up.weight", rows, hidden), mlp.gate_up_format) if channels else None,
         gate_up_bias=biases if channels and mlp.bias else None,
-        down=make.stacked("down.weight", [("down.weight", whole)], channels, span) if channels else None,
+        down=matrix(make.stacked("down.weight", [("down.weight", whole)], channels, span), mlp.down_format)
+        if channels
+        else None,
         down_bias=make.vector("down.bias", hidden) if mlp.bias and leader else None,
     )
 
@@ -215,8 +255,10 @@ def _with_shared(slots: MlpSlots, make: _Maker, hidden: int, mlp: Mlp, units: Ra
     return dataclasses.replace(
         slots,
         shared_gate=make.matrix("shared_gate.weight", 1, hidden) if mlp.shared_gate else None,
-        shared_gate_up=make.stacked("shared.gate_up.weight", rows, hidden) if channels else None,
-        shared_down=down if channels else None,
+        shared_gate_up=matrix(make.stacked("shared.gate_up.weight", rows, hidden), mlp.gate_up_format)
+        if channels
+        else None,
+        shared_down=matrix(down, mlp.down_format) if channels else None,
     )
 
 

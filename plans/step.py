@@ -32,6 +32,8 @@ WORD_BYTES = 8
 SCORE_COLUMNS = 256
 """Cache rows whose scores are computed at once by ``context`` or ``head_dim`` (``runtime.model.scores.streamed``)."""
 
+DECODED_ROWS, DECODED_PADDING = 256, 16
+"""Rows of a quantized weight for whose values in float32 a device has scratch, and values between them."""
 CONVERTED_ROWS = 4096
 """Cache rows of every sequence that are converted at once, where a KV cache has another dtype than activations
 (``runtime.model.layers.converted``)."""

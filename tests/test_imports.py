@@ -22,11 +22,14 @@ ROOMS = {
     "planner.report": set(),
     "planner.hardware": {"planner.errors"},
     "planner.checkpoints": {"planner.errors"},
-    "planner.families": {"planner.errors", "planner.checkpoints"},
+    "planner.quantized": {"planner.errors"},
+    "planner.families": {"planner.errors", "planner.checkpoints", "planner.quantized"},
     "planner.costs": {"planner.integers"},
     "planner.solver": {"planner.errors", "planner.integers"},
     "planner.problem": {"planner.errors", "planner.integers", "planner.costs", "planner.solver"},
-    "planner.images": {"planner.errors", "planner.durable", "planner.checkpoints", "planner.families"},
+    "planner.images": {
+        *("planner.errors", "planner.durable", "planner.checkpoints", "planner.families", "planner.quantized"),
+    },
     "planner.request": {"planner.errors", "planner.costs", "planner.families", "planner.hardware"},
     "planner.formulations": {"planner.families", "planner.problem"},
     "planner.infeasible": {"planner.errors", "planner.solver"},
@@ -117,7 +120,10 @@ READS_WEIGHTS = {
     "planner.checkpoints.pickle_to_safetensors",
     "planner.images.compile",
     "planner.images.pipeline",
+    "planner.images.reader",
     "planner.images.stream",
+    "planner.quantized.codes",
+    "planner.quantized.converting",
 }
 """The only modules of the planner that touch weights; none of them is imported to plan."""
 ONLY_IN = {
@@ -137,6 +143,7 @@ ONLY_IN = {
     "rich": {"planner.report", "planner.commands", "runtime.commands"},
     "click": {"planner.commands", "planner.cli", "runtime.commands", "runtime.cli"},
     "yaml": {"plans.strict_yaml"},
+    "regex": {"planner.quantized"},
     "starlette": {"runtime.serve"},
     "uvicorn": {"runtime.serve"},
     "h11": {"runtime.serve"},

@@ -1,6 +1,7 @@
 """Recognise checkpoints that are not read here by their files, config and tensors, and say what each is.
 
     refuse_other_files   a directory without weights in safetensors files that a model is read from
+    quantizer_settings   what a checkpoint whose weights are quantized says of them, where its method is read
     refuse_quantized     a checkpoint whose weights are quantized, whatever says so: the config, a file beside it, or
                          the names and dtypes of its tensors
 
@@ -8,7 +9,7 @@ Without this a checkpoint of FP8 weights whose config does not mention them woul
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,32 @@ def refuse_other_files(directory: Path) -> None:
             raise CheckpointError(f"{directory}: found {form} ({found[0]}{more}), expected safetensors files: {advice}")
 
 
+def quantizer_settings(
+    config: Mapping[str, Any], config_file: Path, methods: Collection[str]
+) -> tuple[Mapping[str, Any], str] | None:
+    """Return what a checkpoint says of its quantized weights, and where; None of other methods than these."""
+    for key in ("quantization_config", "compression_config"):
+        settings = config.get(key)
+        if not isinstance(settings, dict) or (method := _method(key, settings)) not in methods:
+            continue
+        if method != "modelopt" or settings.get("quant_algo") == "FP8":
+            return {"quant_method": method, **settings}, f"{config_file}: {key}"
+    file = config_file.with_name("hf_quant_config.json")
+    if "quantization_config" not in config and config_file.name == "config.json" and file.is_file():
+        settings = _of_modelopt(file)
+        if "modelopt" in methods and settings.get("quant_algo") == "FP8":
+            return {"quant_method": "modelopt", **settings}, f"{file}: quantization"
+    return None
+
+
+def _method(key: str, settings: Mapping[str, Any]) -> str:
+    """Return the method of a config: as it says, or by what it has."""
+    if key == "compression_config" or ("config_groups" in settings and "producer" not in settings):
+        return "compressed-tensors"
+    method = settings.get("quant_method", _producer(settings))
+    return method if isinstance(method, str) else ""
+
+
 def refuse_quantized(config: Mapping[str, Any], config_file: Path, tensors: Mapping[str, TensorInfo] | None) -> None:
     """Raise ConfigError or CheckpointError for quantized weights, naming their format and what tells it."""
     for key in ("quantization_config", "compression_config", "quantization"):
@@ -136,8 +163,13 @@ def _detail(settings: Any, key: str, unit: str = "") -> str:
 
 def _algorithm(file: Path) -> str:
     """Return the algorithm that ModelOpt's file names; empty where it names none."""
+    return _detail(_of_modelopt(file), "quant_algo")
+
+
+def _of_modelopt(file: Path) -> Mapping[str, Any]:
+    """Return the settings in ModelOpt's file; none where it cannot be read."""
     try:
         settings = json.loads(read_inside(file.parent, file.name, MOST_SIDE_BYTES)).get("quantization")
-    except (OSError, ValueError, AttributeError):
-        return ""
-    return _detail(settings, "quant_algo")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}

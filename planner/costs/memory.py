@@ -6,7 +6,9 @@ Slots are counted by :mod:`plans.slots`, everything that the runtime allocates b
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
+from planner.costs.coded import stored_bytes
 from planner.integers import ceil_div
 from plans import slots
 from plans.artifact import ALIGNMENT_BYTES
@@ -24,25 +26,42 @@ class Affine:
     slope: int
 
 
-def affine(exact: Callable[[int], int], most: int, slope: int, slots: int) -> Affine:
-    """Bound ``exact`` on 0 … ``most``, which grows by ``slope`` bytes but for the alignment of ``slots`` slots."""
+def affine(exact: Callable[[int], int], most: int, slope: int, slots: int, once: int = 0) -> Affine:
+    """Bound ``exact`` on 0 … ``most``, which grows by ``slope`` bytes but for the alignment of ``slots`` slots.
+
+    ``once``: bytes that any share but none has.
+    """
     aligned = all(exact(n) == exact(0) + n * slope for n in (1, most))
-    bound = Affine(fixed=exact(0) + (0 if aligned else slots * ALIGNMENT_BYTES), slope=slope)
+    bound = Affine(fixed=exact(0) + (0 if aligned else slots * ALIGNMENT_BYTES + once), slope=slope)
     assert bound.fixed + most * slope >= exact(most), "an affine bound below the bytes that it bounds"
     return bound
 
 
 def _unit_bytes(mlp: Mlp, hidden: int, dtype: DType) -> int:
-    values = mlp.num_experts * (3 * hidden + (2 if mlp.bias else 0)) * mlp.unit + 3 * hidden * mlp.shared_unit
-    return values * DTYPE_BYTES[dtype]
+    width, bytes_of = DTYPE_BYTES[dtype], partial(_channels_bytes, mlp, hidden, dtype)
+    biases = mlp.num_experts * (2 if mlp.bias else 0) * mlp.unit * width
+    return mlp.num_experts * bytes_of(mlp.unit) + bytes_of(mlp.shared_unit) + biases
+
+
+def _channels_bytes(mlp: Mlp, hidden: int, dtype: DType, channels: int) -> int:
+    """Return the bytes of so many channels, but for scales of down that each share has of all its channels."""
+    gate_up = stored_bytes(mlp.gate_up_format, 2 * channels, hidden, DTYPE_BYTES[dtype])
+    return gate_up + stored_bytes(mlp.down_format, hidden, channels, DTYPE_BYTES[dtype]) - _whole_bytes(mlp, hidden)
+
+
+def _whole_bytes(mlp: Mlp, hidden: int) -> int:
+    """Return the bytes of the scales of down of one expert, where a row has one for all channels."""
+    form = mlp.down_format
+    return 0 if form is None or form.group is not None else stored_bytes(form, hidden, 0, 0)
 
 
 def layer_mlp(model: Model, dtype: DType, layer_class: LayerClass, leader: bool) -> Affine:
     """Bound the slots of a layer's MLP, in units."""
     mlp = layer_class.mlp
     slope = _unit_bytes(mlp, model.hidden_size, dtype)
-    sliced = 5 if mlp.shared_size else 3
-    return affine(lambda n: slots.mlp_bytes(model, dtype, layer_class, n, leader), mlp.units, slope, sliced)
+    sliced = (5 if mlp.shared_size else 3) + 4 * (2 if mlp.shared_size else 1) * (mlp.down_format is not None)
+    once = (mlp.num_experts + bool(mlp.shared_size)) * _whole_bytes(mlp, model.hidden_size)
+    return affine(lambda n: slots.mlp_bytes(model, dtype, layer_class, n, leader), mlp.units, slope, sliced, once)
 
 
 def draft_mlp(draft: Draft, dtype: DType, leader: bool) -> Affine:

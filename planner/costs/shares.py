@@ -13,6 +13,7 @@ from itertools import groupby
 from math import prod
 
 from planner.costs import memory
+from planner.costs.coded import read_bytes
 from planner.costs.roofline import Tier, all_gather_ns, all_reduce_ns, share_ns, share_ps, touched_bytes
 from planner.integers import ceil_div
 from plans import slots
@@ -115,9 +116,9 @@ def attention_work(attention: Attention, sizes: Pass, share: KvShare, cache_byte
     else:
         out = wide
     parameters = qkv + out * sizes.hidden
-    return Work(
-        traffic_bytes=parameters * sizes.width + cache_bytes, flops=2 * rows * parameters + 4 * rows * keys * wide
-    )
+    weights = read_bytes(attention.qkv_format, qkv // sizes.inputs, sizes.inputs, sizes.width)
+    weights += read_bytes(attention.o_format, sizes.hidden, out, sizes.width)
+    return Work(traffic_bytes=weights + cache_bytes, flops=2 * rows * parameters + 4 * rows * keys * wide)
 
 
 def exchange_ns(attention: Attention, sizes: Pass, share: KvShare, tiers: Callable[[int], Sequence[Tier]]) -> int:
@@ -143,16 +144,23 @@ def unit_work(mlp: Mlp, hidden: int, width: int, rows: int, at_once: int | None 
     ``at_once``: rows on which all experts are run at once, where rows are not grouped by expert.
     """
     parameters, shared = 3 * hidden * mlp.unit, 3 * hidden * mlp.shared_unit
+    expert, every = (_channels_bytes(mlp, hidden, width, channels) for channels in (mlp.unit, mlp.shared_unit))
     if at_once is not None:
         passes = ceil_div(rows, at_once)
         return Work(
-            traffic_bytes=(passes * mlp.num_experts * parameters + shared) * width,
+            traffic_bytes=passes * mlp.num_experts * expert + every,
             flops=2 * rows * (mlp.num_experts * parameters + shared),
         )
     return Work(
-        traffic_bytes=touched_bytes(parameters * width, mlp.num_experts, mlp.experts_per_token, rows) + shared * width,
+        traffic_bytes=touched_bytes(expert, mlp.num_experts, mlp.experts_per_token, rows) + every,
         flops=2 * rows * (mlp.experts_per_token * parameters + shared),
     )
+
+
+def _channels_bytes(mlp: Mlp, hidden: int, width: int, channels: int) -> int:
+    """Return the bytes that are read of so many channels of an MLP."""
+    gate_up = read_bytes(mlp.gate_up_format, 2 * channels, hidden, width)
+    return gate_up + read_bytes(mlp.down_format, hidden, channels, width) if channels else 0
 
 
 def router_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:

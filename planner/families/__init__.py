@@ -15,7 +15,7 @@ a part of a tensor is chosen later, by the solver; ``planner.images.layout`` lay
     rope           rotary frequencies                        aux_layers      layers of the base that a head reads
     windows        which layers attend over a window         other_drafters  drafters that are refused, by name
     wrappers       the text part of models of images         refused         models that are known and not computed
-    tensors        derived tensors against the headers'
+    coded          weights in codes, of quantized models     tensors         derived tensors against the headers'
     records        what is returned
 
 README.md in this directory lists what is supported, what is refused and why, and how to add a family.

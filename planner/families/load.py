@@ -8,16 +8,19 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from planner.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from planner.checkpoints.formats import refuse_quantized
+from planner.checkpoints.formats import quantizer_settings, refuse_quantized
 from planner.checkpoints.summary import Summary, describe
-from planner.errors import CheckpointError
+from planner.errors import CheckpointError, ConfigError
+from planner.families.coded import with_codes
 from planner.families.config import Keys, saved_dtype
 from planner.families.records import BaseInput, BaseReading
 from planner.families.refused import REASONS
 from planner.families.tensors import as_stored, check_tensors, table_sha256
 from planner.families.wrappers import WRAPPERS, as_wrapped, text_part
+from planner.quantized import METHODS, Recipe, ScaleDType, read_recipe
 from plans.dtypes import HEADER_NAMES
 from plans.format import quote
 
@@ -54,12 +57,14 @@ def load_base(path: Path) -> BaseInput:
     _refuse_drafter(checkpoint)
     keys = Keys(checkpoint.config, str(checkpoint.config_file))
     family = _family(keys)
-    refuse_quantized(checkpoint.config, checkpoint.config_file, checkpoint.tensors)
+    recipe = _recipe(checkpoint, keys)
     wrapper, notes = WRAPPERS.get(family), keys.notes
     if wrapper is not None:
         part = text_part(wrapper, keys, checkpoint.config)
         family, keys, notes = part.family, part.keys, [*notes, part.note]
     reading: BaseReading = importlib.import_module(f"planner.families.{family}").read(keys)
+    if recipe is not None:
+        reading = with_codes(reading, recipe, str(checkpoint.config_file), checkpoint.tensors, _scales(checkpoint))
     tensors_sha256 = table_sha256(reading.roles)
     if wrapper is not None:
         reading = as_wrapped(wrapper, reading, checkpoint.tensors or ())
@@ -89,6 +94,26 @@ def scan(path: Path) -> Summary:
 
 
 # ---- base models ----
+
+
+def _recipe(checkpoint: Checkpoint, keys: Keys) -> Recipe | None:
+    """Return which layers are quantized, None of plain weights; raise ConfigError or CheckpointError."""
+    found = quantizer_settings(checkpoint.config, checkpoint.config_file, METHODS)
+    if found is None:
+        refuse_quantized(checkpoint.config, checkpoint.config_file, checkpoint.tensors)
+        return None
+    settings, where = found
+    if _family(keys) in WRAPPERS:
+        raise ConfigError(f"{where}: quantized weights inside {_family(keys)}: not read here")
+    for name in ("quantization_config", "compression_config"):
+        keys.get(name)
+    return read_recipe(settings, where)
+
+
+def _scales(checkpoint: Checkpoint) -> ScaleDType:
+    """Return the dtype of scales by a config without weights: that of the other weights."""
+    dtype = saved_dtype(checkpoint.config)
+    return next((known for known in get_args(ScaleDType) if known == dtype), "float16")
 
 
 def _refuse_drafter(checkpoint: Checkpoint) -> None:

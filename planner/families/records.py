@@ -6,6 +6,7 @@ from typing import Literal
 
 from planner.checkpoints.checkpoint import Checkpoint
 from planner.families.rope import Rope
+from planner.quantized import Part, Stored
 from plans.schema import Draft, HeadLayout, Model
 
 
@@ -30,6 +31,10 @@ class Source:
     """First row of the tensor that belongs to the role, where it packs those of several roles."""
     columns: Columns | None = None
     """The role is transposed in the tensor, or a part of each of its rows; None: rows are rows."""
+    stored: Stored | None = None
+    """The layer whose weight is quantized: ``name`` is that of the layer and of a part of it, no tensor's."""
+    part: Part = "codes"
+    """With ``stored``: the part of it."""
 
 
 Roles = dict[str, Source]

@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 
 from planner.checkpoints.checkpoint import Checkpoint
 from planner.checkpoints.header import TensorInfo
 from planner.errors import CheckpointError
 from planner.families.records import Columns, Reading, Roles, Source
+from planner.quantized import Stored
 from plans.dtypes import HEADER_NAMES
 
 FLOATS = frozenset(HEADER_NAMES.values())
@@ -16,12 +18,15 @@ FLOATS = frozenset(HEADER_NAMES.values())
 
 def check_tensors(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], reading: Reading) -> None:
     """Raise CheckpointError with the first tensor that is missing, surplus, or of another shape or dtype."""
-    derived = {source.name: source for source in reading.roles.values()}
+    derived = {source.name: source for source in reading.roles.values() if source.stored is None}
     where = checkpoint.config_file.parent
+    coded = _check_coded(where, tensors, reading)
     for name, source in derived.items():
         if name not in tensors:
             raise CheckpointError(f"{where}: {name}: missing, expected shape {list(source.shape)} by config.json")
     for name, info in tensors.items():
+        if name in coded:
+            continue
         if name not in derived and name.startswith(reading.ignored_prefixes):
             continue
         shape = derived[name].shape if name in derived else reading.ignored.get(name)
@@ -62,9 +67,36 @@ def _turned(source: Source) -> Source:
     return dataclasses.replace(source, shape=(count, width, rows), first=expert * width, columns=columns)
 
 
+def _check_coded(where: Path, tensors: Mapping[str, TensorInfo], reading: Reading) -> set[str]:
+    """Check the tensors of quantized layers; return their names, and those of tensors that they may have."""
+    known: set[str] = set()
+    for stored in _stored(reading.roles):
+        for expected in stored.tensors.values():
+            if expected.name not in tensors:
+                shapes = " or ".join(str(list(shape)) for shape in expected.shapes)
+                raise CheckpointError(f"{where}: {expected.name}: missing, expected shape {shapes} by config.json")
+        for expected in (*stored.tensors.values(), *stored.ignored.values()):
+            info = tensors.get(expected.name)
+            if info is None:
+                continue
+            if info.shape not in expected.shapes:
+                shapes = " or ".join(str(list(shape)) for shape in expected.shapes)
+                problem = f"found shape {list(info.shape)}, expected {shapes} by config.json"
+                raise CheckpointError(f"{where}: {expected.name}: {problem}")
+            _check_dtype(f"{where}: {expected.name}", info.dtype, expected.dtypes)
+            known.add(expected.name)
+    return known
+
+
+def _stored(roles: Roles) -> Iterable[Stored]:
+    """Return the quantized layers of a table, each once."""
+    return {source.stored.module: source.stored for source in roles.values() if source.stored is not None}.values()
+
+
 def table_sha256(roles: Roles) -> str:
     """Return the digest of the derived tensors: one line ``name:d0,d1`` per tensor, sorted by name."""
-    shapes = {source.name: source.shape for source in roles.values()}
+    shapes = {source.name: source.shape for source in roles.values() if source.stored is None}
+    shapes |= {tensor.name: tensor.shapes[0] for stored in _stored(roles) for tensor in stored.tensors.values()}
     lines = (f"{name}:{','.join(map(str, shape))}\n" for name, shape in sorted(shapes.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -20,7 +20,7 @@ from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.images import publish, reuse
 from planner.images.inputs import changes_first, check_base, check_draft, check_text, require_weights, sources_of
 from planner.images.layout import Slot, abi, data_bytes, header, image_slots
-from planner.images.pieces import Checkpoints, Copied, Piece, resolve
+from planner.images.pieces import Checkpoints, Copied, Piece, files_of, resolve
 from planner.images.pipeline import Writer
 from planner.images.reader import Reader
 from planner.images.stream import ImageInput, Progress, stream
@@ -152,7 +152,7 @@ def _target(
         )
     pieces = resolve(slots, checkpoints)
     copied = [piece for piece in pieces if isinstance(piece, Copied)]
-    files = {file.path: file for file in (checkpoints[p.part.source].files[p.tensor.file] for p in copied)}
+    files = {file.path: file for piece in copied for file in files_of(piece, checkpoints)}
     inputs = reuse.inputs_sha256(device, slots, [files[path] for path in sorted(files)])
     return _Target(device=device, file=image_file(directory, device), slots=slots, pieces=pieces, inputs_sha256=inputs)
 

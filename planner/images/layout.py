@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.families import BaseInput, Columns, DraftInput, Source, rope_bytes
+from planner.quantized import Part as CodedPart
+from planner.quantized import Stored
 from plans.artifact import PAGE_BYTES, Abi, abi_of, align, filler_name, image_metadata
 from plans.ranges import Range, Ranges
 from plans.rotary import Order
@@ -35,6 +37,10 @@ class Part:
     """Row r is row r - r % D + ``order[r % D]``, with D rows of a head; None: r itself."""
     columns: Columns | None = None
     """Rows of the role are columns of the tensor, from row ``first`` on; None: they are its rows."""
+    stored: Stored | None = None
+    """The quantized layer that the rows are computed from; ``tensor`` is then the name of a part of it."""
+    kind: CodedPart = "codes"
+    """With ``stored``: the part of it."""
 
     def tensor_ranges(self) -> tuple[Ranges, Ranges | None]:
         """Return rows and columns of the tensor; columns None: all. Between columns there may be those of others."""
@@ -147,6 +153,8 @@ def _parts(spec: SlotSpec, roles: Mapping[str, Source]) -> tuple[Part, ...]:
             first=source.first or None,
             order=piece.order,
             columns=source.columns,
+            stored=source.stored,
+            kind=source.part,
         )
         for piece, source in sources
     )

@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from planner.checkpoints.checkpoint import Checkpoint
-from planner.checkpoints.header import TensorInfo
+from planner.checkpoints.header import TensorFile, TensorInfo
 from planner.errors import CheckpointError
 from planner.images.casts import castable
 from planner.images.layout import Part, Slot
+from planner.quantized import Part as CodedPart
+from planner.quantized import Stored
+from plans.dtypes import HEADER_BYTES
 from plans.ranges import Ranges
 
 Checkpoints = Mapping[str, Checkpoint]
@@ -52,6 +55,15 @@ def resolve(slots: Sequence[Slot], checkpoints: Checkpoints) -> tuple[Piece, ...
     return tuple(_pieces(slots, checkpoints))
 
 
+def files_of(piece: Copied, checkpoints: Checkpoints) -> tuple[TensorFile, ...]:
+    """Return the files of a checkpoint that the bytes of a piece come from."""
+    checkpoint, stored = checkpoints[piece.part.source], piece.part.stored
+    if stored is None:
+        return (checkpoint.files[piece.tensor.file],)
+    tensors = checkpoint.tensors or {}
+    return tuple(checkpoint.files[tensors[expected.name].file] for expected in stored.tensors.values())
+
+
 def row_width(tensor: TensorInfo) -> int:
     """Return the number of elements of one row; a vector has rows of one, and packed matrices are stacked rows."""
     return tensor.shape[-1] if len(tensor.shape) > 1 else 1
@@ -70,12 +82,18 @@ def _pieces(slots: Sequence[Slot], checkpoints: Checkpoints) -> Iterator[Piece]:
         for number, part in enumerate(slot.parts):
             tensors = checkpoints[part.source].tensors
             assert tensors is not None, "a checkpoint without weights is refused before"
-            tensor = tensors[part.tensor]
+            tensor = tensors[part.tensor] if part.stored is None else _as_tensor(part.stored, part.kind)
             if len(slot.shape) == 1 and part.columns is None:  # the tensor may have dimensions of 1 before its own
                 tensor = replace(tensor, shape=tensor.shape[-1:])
             piece = Copied(slot=slot, number=number, part=part, tensor=tensor)
             _check(piece)
             yield piece
+
+
+def _as_tensor(stored: Stored, kind: CodedPart) -> TensorInfo:
+    """Return a part of a quantized layer as if a file had it."""
+    shape, dtype = stored.shape(kind), stored.dtype(kind)
+    return TensorInfo(file="", dtype=dtype, shape=shape, offset=0, nbytes=prod(shape) * HEADER_BYTES[dtype])
 
 
 def _check(piece: Copied) -> None:

@@ -10,7 +10,7 @@ of a tensor. Each thread works in the order in which it was asked, so an image h
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +149,13 @@ class Pipeline:
     def __exit__(self, *unused: object) -> None:
         for thread in (self._reading, self._hashing, self._writing):
             thread.shutdown(wait=True, cancel_futures=True)
+
+    def fill(self, fill: Callable[[memoryview], None], nbytes: int) -> Buffer:
+        """Begin to fill a buffer on the reading thread; return it."""
+        buffer = next(self._sources)
+        buffer.settle()
+        buffer.users.append(self._reading.submit(fill, buffer.memory[:nbytes].data))
+        return buffer
 
     def read(self, reader: Reader, origin: TensorFile | Writer, offset: int, nbytes: int) -> Buffer:
         """Begin to read bytes of a checkpoint, or of an image; return a buffer that begins with them once settled."""

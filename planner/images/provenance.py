@@ -8,6 +8,7 @@ from planner.checkpoints.checkpoint import PICKLE
 from planner.errors import InputError
 from planner.families import BaseInput, DraftInput
 from planner.images.layout import Part, Slot, header, image_slots
+from planner.quantized import Stored
 from plans.artifact import image_name, is_filler
 from plans.dtypes import HEADER_BYTES
 from plans.ranges import Ranges, length
@@ -96,6 +97,8 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
     source = base if part.source == "base" else draft
     assert source is not None, "a slot of the EAGLE head, but no head"
     info = (source.checkpoint.tensors or {}).get(part.tensor)
+    if part.stored is not None:
+        return _of_layer(part, part.stored)
     verb = "copy" if info is None or info.dtype == slot.dtype else f"cast {info.dtype} to {slot.dtype}"
     width = 1 if info is None or len(info.shape) == 1 else info.shape[-1]
     item = 0 if info is None else HEADER_BYTES[info.dtype]
@@ -112,6 +115,22 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
         operation=verb if part.cols is None else f"{verb}, columns",
         file=None if info is None else info.file,
         ranges=None if info is not None and info.file == PICKLE else ranges,
+    )
+
+
+def _of_layer(part: Part, stored: Stored) -> Origin:
+    """Return the source of a part of a quantized layer, whose bytes are in another order in the checkpoint."""
+    named = sorted({tensor.name for role, tensor in stored.tensors.items() if role in (part.kind, "order")})
+    rows, columns = part.tensor_ranges()
+    return Origin(
+        checkpoint=part.source,
+        tensor=" and ".join(named),
+        shape=stored.shape(part.kind),
+        rows=rows,
+        columns=columns,
+        operation=f"{part.kind} of {type(stored.layout).__name__}" + ("" if part.cols is None else ", columns"),
+        file=None,
+        ranges=None,
     )
 
 

@@ -6,13 +6,23 @@ header was read.
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 from planner.checkpoints.header import TensorFile, stamp
 from planner.errors import CheckpointError
+from planner.images.casts import STORAGE, Array
 from planner.images.pieces import Checkpoints
 from plans import paging
 from plans.files import open_regular
+from plans.ranges import Range
+
+BITS = {**STORAGE, "I32": "<i4", "I8": "i1", "U8": "u1", "F8_E4M3": "u1"}
+"""Numpy dtype in which ``Reader.array`` holds values of each dtype."""
+MOST_ARRAYS = 4
+"""Whole tensors that are kept: those of one quantized layer."""
 
 
 class Reader:
@@ -23,6 +33,7 @@ class Reader:
         self._open_files: dict[Path, int] = {}
         self._stack = contextlib.ExitStack()
         self._kept: dict[Path, tuple[int, memoryview]] = {}
+        self._arrays: dict[tuple[str, str], Array] = {}
         self.read_bytes = 0
 
     def __enter__(self) -> "Reader":
@@ -43,6 +54,13 @@ class Reader:
             _check_stamp(file, descriptor)
             self._open_files[file.path] = descriptor
         return file
+
+    def open_all(self, source: str, names: Iterable[str]) -> None:
+        """Open the files of tensors of a checkpoint; raise CheckpointError if one changed."""
+        tensors = self._checkpoints[source].tensors
+        assert tensors is not None, "a checkpoint without weights is refused before"
+        for name in names:
+            self.open(source, tensors[name].file)
 
     def expect(self, file: TensorFile, offset: int, nbytes: int) -> None:
         """Tell the kernel that these bytes of an open file are read soon."""
@@ -88,6 +106,28 @@ class Reader:
             return
         for row in range(count):
             self.read_into(file, offset + row * stride, block[row * nbytes : (row + 1) * nbytes])
+
+    def array(self, source: str, name: str, rows: Range | None) -> Array:
+        """Return rows of a tensor of a checkpoint, or all of it, which is kept for a while; raise CheckpointError.
+
+        Floats of 8 bits and bfloat16 are their bits.
+        """
+        checkpoint = self._checkpoints[source]
+        assert checkpoint.tensors is not None, "a checkpoint without weights is refused before"
+        tensor = checkpoint.tensors[name]
+        if rows is None and (source, name) in self._arrays:
+            return self._arrays[source, name]
+        first, last = rows or (0, 1)
+        row_bytes = tensor.nbytes // (tensor.shape[0] if rows is not None else 1)
+        content = np.empty((last - first) * row_bytes, np.uint8)
+        self.read_into(checkpoint.files[tensor.file], tensor.offset + first * row_bytes, content.data)
+        shape = tensor.shape if rows is None else (last - first, *tensor.shape[1:])
+        array = content.view(BITS[tensor.dtype]).reshape(shape)
+        if rows is None:
+            if len(self._arrays) >= MOST_ARRAYS:
+                del self._arrays[next(iter(self._arrays))]
+            self._arrays[source, name] = array
+        return array
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError for an open file that is not, or no longer, the one whose header was read."""

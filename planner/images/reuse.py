@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blake3 import blake3
@@ -58,7 +58,13 @@ def inputs_sha256(device: str, slots: Sequence[Slot], files: Iterable[TensorFile
     states = [
         [file.original.name, *(encode(file.stamp)[name] for name in _STATE), file.header_sha256] for file in files
     ]
-    text = json.dumps([LAYOUT_VERSION, device, encode(tuple(slots)), states], default=bytes.hex)
+    layers = [part.stored for slot in slots for part in slot.parts if part.stored is not None]
+    coded = [[layer.module, repr(layer.layout), repr(layer.form), layer.repeats] for layer in layers]
+    plain = tuple(
+        replace(slot, parts=tuple(replace(part, stored=None) for part in slot.parts)) if slot.parts else slot
+        for slot in slots
+    )
+    text = json.dumps([LAYOUT_VERSION, device, encode(plain), coded, states], default=bytes.hex)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -17,6 +17,7 @@ The bytes of an image do not depend on timing: one thread hashes and one writes 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,12 @@ import numpy as np
 from planner.checkpoints.header import TensorFile
 from planner.families import Columns
 from planner.images.casts import STORAGE, Array, cast_into
-from planner.images.layout import Slot
+from planner.images.layout import Part, Slot
 from planner.images.pieces import Copied, Literal, Piece, row_width
 from planner.images.pipeline import TURNED_BUFFERS, Buffer, Pipeline, Writer
 from planner.images.reader import Reader
+from planner.quantized import Stored
+from planner.quantized.converting import rows_of
 from plans.dtypes import HEADER_BYTES
 from plans.ranges import Range, Ranges
 
@@ -85,10 +88,10 @@ class _Turned:
 class _Block:
     """A rectangle of a source tensor, and the pieces that need a part of it."""
 
-    origin: TensorFile | Writer
-    """The checkpoint's file, or an image that has these rows."""
+    origin: TensorFile | Writer | Part
+    """The checkpoint's file, an image that has these rows, or a part of a quantized layer that they are computed of."""
     offset: int
-    """Offset of the first byte in ``origin``."""
+    """Offset of the first byte in ``origin``; of a quantized layer the first row."""
     dtype: str
     """Dtype in ``origin``: the tensor's, or the slot's."""
     rows: Range
@@ -159,11 +162,22 @@ def _read_ahead(steps: Iterator[_Step], pipeline: Pipeline, reader: Reader) -> I
 
 
 def _begin_to_read(block: _Block, pipeline: Pipeline, reader: Reader) -> Buffer:
-    turned = block.turned
+    turned, origin = block.turned, block.origin
+    if isinstance(origin, Part):
+        return pipeline.fill(
+            partial(_compute, origin, (block.offset, block.offset + block.shape[0]), reader), block.nbytes
+        )
     if turned is None:
-        return pipeline.read(reader, block.origin, block.offset, block.nbytes)
-    assert isinstance(block.origin, TensorFile), "images have rows as rows"
-    return pipeline.read_rows(reader, block.origin, block.offset, block.nbytes, block.shape[1], turned.stride_bytes)
+        return pipeline.read(reader, origin, block.offset, block.nbytes)
+    assert isinstance(origin, TensorFile), "images have rows as rows"
+    return pipeline.read_rows(reader, origin, block.offset, block.nbytes, block.shape[1], turned.stride_bytes)
+
+
+def _compute(part: Part, rows: Range, reader: Reader, block: memoryview) -> None:
+    """Fill ``block`` with rows of a part of a quantized layer."""
+    assert part.stored is not None
+    found = rows_of(part.stored, part.kind, rows, lambda name, span: reader.array(part.source, name, span))
+    block[:] = _bytes(found)
 
 
 # ---- the walk ----
@@ -244,6 +258,9 @@ def _blocks(reader: Reader, consumers: Sequence[_Consumer], written: Sequence[_W
     if piece.part.columns is not None:
         yield from _turned_blocks(reader, consumers, piece.part.columns)
         return
+    if piece.part.stored is not None:
+        yield from _coded_blocks(reader, consumers, piece.part.stored)
+        return
     tensor, part, file = piece.tensor, piece.part, reader.open(piece.part.source, piece.tensor.file)
     width = max(1, row_width(tensor))
     for span in _union([rows for _, consumer in consumers for rows in consumer.part.rows]):
@@ -265,6 +282,28 @@ def _blocks(reader: Reader, consumers: Sequence[_Consumer], written: Sequence[_W
                             consumers=consumers,
                         )
                     row += count
+
+
+def _coded_blocks(reader: Reader, consumers: Sequence[_Consumer], stored: Stored) -> Iterator[_Block]:
+    """Yield the same of a part of a quantized layer."""
+    _, piece = consumers[0]
+    part, width = piece.part, row_width(piece.tensor)
+    reader.open_all(part.source, [tensor.name for tensor in stored.tensors.values()])
+    most = max(1, BLOCK_BYTES // (width * HEADER_BYTES[piece.tensor.dtype]))
+    for start, stop in _union([rows for _, consumer in consumers for rows in consumer.part.rows]):
+        row = start
+        for begin, end in part.tensor_rows(start, stop):
+            for first in range(begin, end, most):
+                count = min(end - first, most)
+                yield _Block(
+                    origin=part,
+                    offset=first,
+                    dtype=piece.tensor.dtype,
+                    rows=(row, row + count),
+                    columns=(0, width),
+                    consumers=consumers,
+                )
+                row += count
 
 
 def _turned_blocks(reader: Reader, consumers: Sequence[_Consumer], turned: Columns) -> Iterator[_Block]:

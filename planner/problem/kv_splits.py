@@ -24,6 +24,7 @@ from itertools import groupby
 from planner.problem.device_sets import DeviceSet
 from planner.solver.problem import Split
 from plans.kv import KvDivision, KvShare
+from plans.quantized import divides
 from plans.schema import Attention, KvAxis, Options
 
 MOST_BUNDLES = 16
@@ -206,11 +207,13 @@ def allows(attention: Attention, options: Options, division: KvDivision) -> bool
 
     Every subgroup needs a KV head, and is one device where all heads are normed together: its members would add up the
     squares of the same heads. Every part of a head equally many query heads (``heads``) or rotary pairs
-    (``head_dim``); every part of a batch a sequence.
+    (``head_dim``); every part of a batch a sequence. Columns of o in codes are cut between groups.
     """
     if len(division.subgroups) > attention.num_kv_heads:
         return False
     if attention.qk_norm_whole and max(division.subgroups) > 1:
+        return False
+    if not all(divides(attention, division.axis, m) for m in division.subgroups):
         return False
     if division.axis == "heads":
         return all(attention.num_heads // attention.num_kv_heads % m == 0 for m in division.subgroups)

@@ -1,4 +1,4 @@
-"""Estimates beside the changes of a refused request: what no option of this program does, by the sums of bytes.
+"""Estimates beside the changes of a refused request: what another checkpoint would do, by the sums of bytes.
 
 Unlike the changes they are not solved for: only that the bytes of all devices together suffice.
 """
@@ -14,6 +14,8 @@ from plans.dtypes import DTYPE_BYTES
 from plans.format import format_bytes
 
 FEWER_BITS = (8, 4)
+METHODS = {8: "FP8, or compressed-tensors of 8 bits", 4: "AWQ, GPTQ, or compressed-tensors of 4 bits"}
+"""Methods of quantization that are read, by their bits."""
 GROUP = 128
 """Weights that share a scale of 16 bits, as published checkpoints of 8 and 4 bits have them."""
 _WHOLE = ("embed.", "head.")
@@ -22,6 +24,8 @@ _WHOLE = ("embed.", "head.")
 
 def estimates(request: Request, formulation: Formulation) -> Iterator[str]:
     """Yield what fewer bits per weight would take, and the size of a model that would fit, in words."""
+    if any(source.stored is not None for source in request.base.roles.values()):
+        return  # weights of a checkpoint that has few bits already
     capacity = sum(device.capacity_bytes for device in formulation.usable.devices)
     width = DTYPE_BYTES[formulation.options.dtype]
     weights, matrices = _weights(request.base)
@@ -34,7 +38,7 @@ def estimates(request: Request, formulation: Formulation) -> Iterator[str]:
             yield (
                 f"weights of {bits} bits would take about {format_bytes(quantized)} instead of "
                 f"{format_bytes(weights * width)}, with all else {format_bytes(beside + quantized)} of "
-                f"{format_bytes(capacity)}: planned for later, no such weights are read yet"
+                f"{format_bytes(capacity)}: give a checkpoint that is quantized so ({METHODS[bits]})"
             )
             break
     billions = (capacity - beside) / width / 1e9

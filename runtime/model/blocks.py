@@ -19,7 +19,7 @@ from torch import Tensor
 
 import plans.schema as schema
 from plans.kv import KvShare, query_heads
-from plans.slot_records import AttentionSlots, MlpSlots, SlotSpec, TableRows
+from plans.slot_records import AttentionSlots, MatrixSlots, MlpSlots, SlotSpec, TableRows
 from plans.step import BEST_WORDS, CandidateLayout
 from runtime.comm.groups import Group
 from runtime.image.dtypes import HEADER_DTYPES
@@ -60,9 +60,23 @@ class Binder:
         """Return an RMS norm, or None where there is none."""
         return None if slot is None else self.norm(slot, eps, offset)
 
-    def linear(self, weight: SlotSpec, bias: SlotSpec | None) -> Linear:
+    def linear(self, weight: SlotSpec | MatrixSlots, bias: SlotSpec | None) -> Linear:
         """Return a linear layer, [out, in] in the image."""
-        return Linear(weight=self.tensor(weight).t(), bias=self._optional(bias))
+        matrix = self.matrix(weight) if isinstance(weight, MatrixSlots) else self.tensor(weight)
+        return Linear(weight=matrix.t() if isinstance(matrix, Tensor) else matrix, bias=self._optional(bias))
+
+    def matrix(self, slots: MatrixSlots) -> Tensor | ops.Coded:
+        """Return a matrix, or one of each expert, as it is in the image."""
+        if slots.form is None:
+            return self.tensor(slots.weight)
+        assert slots.scales is not None
+        return ops.Coded(
+            form=slots.form,
+            codes=self.tensor(slots.weight),
+            scales=self.tensor(slots.scales),
+            zeros=self._optional(slots.zeros),
+            inputs=slots.columns,
+        )
 
     def _optional(self, slot: SlotSpec | None) -> Tensor | None:
         return None if slot is None else self.tensor(slot)
@@ -110,9 +124,9 @@ class Binder:
         if slots.router is not None:
             return Experts(
                 router=self._router(slots.router, slots, mlp),
-                gate_up=self._optional(slots.gate_up),
+                gate_up=None if slots.gate_up is None else self.matrix(slots.gate_up),
                 gate_up_bias=self._optional(slots.gate_up_bias),
-                down=self._optional(slots.down),
+                down=None if slots.down is None else self.matrix(slots.down),
                 down_bias=self._optional(slots.down_bias),
                 clamp=None
                 if mlp.swiglu_limit is None

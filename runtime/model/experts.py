@@ -41,9 +41,9 @@ class Experts:
     """The sum of e experts, each down(silu(gate(x)) * up(x)), by the router's weights."""
 
     router: Router
-    gate_up: Tensor | None
+    gate_up: Tensor | ops.Coded | None
     """[E, 2m, H]; None: this device has no channels and only takes part in the sum."""
-    down: Tensor | None
+    down: Tensor | ops.Coded | None
     """[E, H, m]"""
     ungrouped_rows: int | None
     """Rows on which all experts are run at once; None: rows are grouped by expert."""
@@ -85,7 +85,9 @@ class Experts:
         out = expert.own(x)
         return out if self.shared_gate is None else out.mul_(sigmoid(self.shared_gate(x).float()))
 
-    def _sorted(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+    def _sorted(
+        self, x: Tensor, gate_up: Tensor | ops.Coded, down: Tensor | ops.Coded, weights: Tensor, experts: Tensor
+    ) -> Tensor:
         """Sum the experts by one grouped product over rows sorted by expert: only experts with rows are read."""
         rows, picked = experts.shape
         chosen, order = torch.sort(experts.flatten(), stable=True)
@@ -100,16 +102,18 @@ class Experts:
         back = torch.empty_like(results).index_copy_(0, order, results)
         return back.view(rows, picked, -1).sum(1)
 
-    def _all(self, x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
+    def _all(
+        self, x: Tensor, gate_up: Tensor | ops.Coded, down: Tensor | ops.Coded, weights: Tensor, experts: Tensor
+    ) -> Tensor:
         """Run every expert on every row, and sum those that were chosen; the others are zeros, also where they
         overflow.
         """
         (rows, _), (number, channels, _) = x.shape, gate_up.shape
         chosen = x.new_zeros((rows, number), dtype=torch.float32).scatter_(1, experts, weights)  # [W, E]
         bias = None if self.gate_up_bias is None else self.gate_up_bias.view(1, -1)
-        inner = self._gated(ops.product(x, gate_up.flatten(0, 1).t(), bias).view(rows * number, channels))  # [W * E, m]
+        inner = self._gated(ops.of_all(x, gate_up, bias).view(rows * number, channels))  # [W * E, m]
         inner = inner.view(rows, number, -1).masked_fill_((chosen == 0.0).unsqueeze(2), 0.0)
-        results = torch.bmm(inner.transpose(0, 1), down.transpose(1, 2))  # [E, W, H]
+        results = ops.each(inner.transpose(0, 1), down)  # [E, W, H]
         if self.down_bias is not None:
             results.add_(self.down_bias.unsqueeze(1))
         return results.mul_(chosen.t().unsqueeze(2)).sum(0)

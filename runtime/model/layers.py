@@ -105,10 +105,16 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linear:
-    """A linear layer x @ weight + bias; the weight [in, out] is the transpose of its slot."""
+    """A linear layer x @ weight + bias; the weight [in, out] is the transpose of its slot, or in codes."""
 
-    weight: Tensor
+    weight: Tensor | ops.Coded
     bias: Tensor | None
+
+    @property
+    def values(self) -> Tensor:
+        """The weight of a layer that is not in codes."""
+        assert isinstance(self.weight, Tensor)
+        return self.weight
 
     def __call__(self, x: Tensor) -> Tensor:
         return ops.product(x, self.weight, None if self.bias is None else self.bias.unsqueeze(0))

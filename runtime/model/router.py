@@ -41,7 +41,7 @@ class Router:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights, in float32, and numbers of the experts of each row [W, e], of ``x`` [W, H]."""
-        logits = self.product(x.to(self.product.weight.dtype)).float()
+        logits = self.product(x.to(self.product.values.dtype)).float()
         scores = sigmoid(logits) if self.sigmoid else logits.softmax(1)
         if self.correction is None and self.groups == 1:
             weights, experts = scores.topk(self.picked, 1)

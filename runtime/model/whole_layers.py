@@ -35,7 +35,7 @@ def are_whole(layers: Sequence[Block], caches: Sequence[Tensor]) -> bool:
     """Return whether ``WholeLayers`` applies: on a CPU, with whole heads in a cache of the activations' dtype.
 
     MLPs are gated by silu, and this device has channels of them; only q, k and v have biases. Norms are of inputs, and
-    of heads one by one, without an offset. An EAGLE-3 head has one layer.
+    of heads one by one, without an offset. No weights are in codes. An EAGLE-3 head has one layer.
     """
     if len(layers) > 1 and any(isinstance(block, Eagle3Layer) for block in layers):
         return False
@@ -44,6 +44,8 @@ def are_whole(layers: Sequence[Block], caches: Sequence[Tensor]) -> bool:
 
 def _is_whole(block: Block, cache: Tensor) -> bool:
     own, mlp = block.attention, block.mlp
+    if isinstance(own.qkv.weight, ops.Coded) or isinstance(own.o.weight, ops.Coded):
+        return False
     if not ops.attends(own.qkv.weight, cache) or own.attend is not attend or own.o.bias is not None:
         return False
     if isinstance(block, LayerBlock) and (block.attention_output is not None or block.mlp_norm is None):
@@ -52,6 +54,8 @@ def _is_whole(block: Block, cache: Tensor) -> bool:
     if own.normed_heads is not None or any(norm is not None and norm.offset for norm in norms):
         return False
     if not isinstance(mlp, GatedMlp) or mlp.gate_up is None or mlp.down is None or mlp.activation != "silu":
+        return False
+    if isinstance(mlp.gate_up.weight, ops.Coded) or isinstance(mlp.down.weight, ops.Coded):
         return False
     return mlp.gate_up.bias is None and mlp.down.bias is None
 
@@ -74,7 +78,7 @@ class WholeLayers:
         """``caches``: by layer [B, T, 2k, D]."""
         assert are_whole(layers, caches)
         own = layers[0].attention
-        self._dtype, self._hidden, self._group = own.qkv.weight.dtype, own.o.weight.shape[1], own.group
+        self._dtype, self._hidden, self._group = own.qkv.values.dtype, own.o.weight.shape[1], own.group
         words = ctypes.c_int64 * len(Forward._fields)
         self._words = {table: words() for table in sorted({block.attention.table for block in layers})}
         """Words of a forward for the layers of each rotary table."""
@@ -234,11 +238,11 @@ def _tensors(block: Block) -> dict[str, Tensor | None]:
     assert block.mlp_norm is not None
     norm = _attention_norm(block)
     return {
-        "attention_norm": None if norm is None else norm.weight, "qkv": own.qkv.weight, "qkv_bias": own.qkv.bias,
+        "attention_norm": None if norm is None else norm.weight, "qkv": own.qkv.values, "qkv_bias": own.qkv.bias,
         "q_norm": None if own.q_norm is None else own.q_norm.weight,
         "k_norm": None if own.k_norm is None else own.k_norm.weight,
         "sinks": own.scores.sinks, "factors": own.scores.factors,
-        "o": own.o.weight, "mlp_norm": block.mlp_norm.weight, "gate_up": mlp.gate_up.weight, "down": mlp.down.weight,
+        "o": own.o.values, "mlp_norm": block.mlp_norm.weight, "gate_up": mlp.gate_up.values, "down": mlp.down.values,
     }  # fmt: skip
 
 

@@ -51,6 +51,7 @@ from plans.schema import (
     Strategy,
     Transport,
     Tree,
+    WeightFormat,
 )
 from plans.step import layer_class
 from plans.strict_yaml import dump_yaml
@@ -253,6 +254,42 @@ def some_model(rng: random.Random) -> Model:
     )
 
 
+def some_format(rng: random.Random) -> WeightFormat | None:
+    """Return a format, mostly one that a plan can have."""
+    if rng.random() < 0.5:
+        return None
+    code = rng.choice(("int4", "int8", "float8_e4m3fn", "float4_e2m1"))
+    halves = ("bfloat16", "float16", "float32")
+    scale = "float8_e8m0" if code == "float4_e2m1" else rng.choice(halves)
+    return WeightFormat(
+        code=code,
+        group=rng.choice((None, 32, 32, 64, 0, 31, 1 << 40)),
+        zeros=code.startswith("int") and rng.random() < 0.5,
+        scale=rng.choice((scale, scale, scale, scale, "float8_e8m0")),
+    )
+
+
+def with_formats(rng: random.Random, model: Model) -> Model:
+    """Return a model of which some layers are quantized; sizes are what groups can be made of, or not."""
+    attention = dataclasses.replace(model.layers[0].attention, head_dim=rng.choice((32, 64)), qk_norm=False)
+    classes = tuple(
+        dataclasses.replace(
+            layers,
+            attention=dataclasses.replace(attention, qkv_format=some_format(rng), o_format=some_format(rng)),
+            mlp=dataclasses.replace(
+                layers.mlp,
+                unit=64,
+                intermediate_size=64 * layers.mlp.units,
+                shared_size=None if layers.mlp.shared_size is None else 64 * layers.mlp.units,
+                gate_up_format=some_format(rng),
+                down_format=some_format(rng),
+            ),
+        )
+        for layers in model.layers
+    )
+    return dataclasses.replace(model, hidden_size=rng.choice((32, 64, 64, 96, 48)), layers=classes)
+
+
 def some_draft(rng: random.Random, model: Model) -> Draft:
     kind, own = rng.choice(("eagle3", "eagle3", "eagle")), rng.random() < 0.3
     eagle3 = kind == "eagle3" and model.num_layers >= 3
@@ -367,6 +404,7 @@ def derived(rng: random.Random) -> Plan:
     """Return a plan that mostly passes all checks but those of memory."""
     batch, context = rng.choice((1, 1, 2, 3)), rng.choice(CONTEXTS)
     model = some_model(rng)
+    model = with_formats(rng, model) if rng.random() < 0.25 else model
     model = varied(rng, model, context) if rng.random() < 0.5 else model
     draft = some_draft(rng, model) if rng.random() < 0.75 else None
     draft = with_form(rng, draft, model) if draft is not None and rng.random() < 0.5 else draft

@@ -30,6 +30,7 @@ from tests.contract import ranks
 from tests.contract.agreeing import KV_HEADS, LAYERS
 from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs
 from tests.plan_factory import Group, even, group, make_plan, split_draft, whole_group
+from tests.planner.quantized.checkpoints import quantized
 from tests.planner.tiny_checkpoints import saved
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -204,6 +205,27 @@ def test_other_kinds_of_models_take_the_memory_of_their_plan(
     target.mkdir()
     (target / "plan.yaml").write_text(codec.dumps(plan))
     compile_plan(target, tmp_path / "base", None)
+    assert_memory_is_planned(plan, target, 1)
+
+
+@pytest.mark.parametrize(("method", "family"), [("awq", "llama"), ("w8", "llama"), ("fp8", "mixtral")])
+def test_weights_in_codes_take_the_memory_of_their_plan(tmp_path: Path, method: str, family: str) -> None:
+    """As they are stored: a fraction of the bytes of the same model in bfloat16."""
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 32}
+    whole = saved(tmp_path / "base", family, **sizes)
+    coded, _ = quantized(whole, tmp_path, method)
+    plans = []
+    for checkpoint in (coded, whole):
+        base = load_base(checkpoint)
+        groups = [whole_group(base.model, ("a", "b"))]
+        plans.append(make_plan(base.model, groups, inputs=inputs(base, None), context=200, dtype="bfloat16"))
+    plan, plain = plans
+    ratio = plan.memory[0].weights_bytes / plain.memory[0].weights_bytes
+    assert ratio < (0.4 if method == "awq" else 0.65)
+    target = tmp_path / "plan"
+    target.mkdir()
+    (target / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(target, coded, None)
     assert_memory_is_planned(plan, target, 1)
 
 

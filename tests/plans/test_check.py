@@ -525,12 +525,11 @@ def two_classes(plan: Plan, **attention: object) -> Plan:
     ("field", "value", "expected"),
     [("head_dim", 16, "32"), ("num_heads", 16, "8"), ("num_kv_heads", 2, "4"), ("qk_norm", True, "False")],
 )
-def test_layers_differ_in_their_mlps_and_windows_alone(field: str, value: Any, expected: str) -> None:
+def test_layers_differ_in_their_mlps_windows_and_formats_alone(field: str, value: Any, expected: str) -> None:
     """A stage has one rotary table: with another head_dim the kernel of attention would read beyond it."""
     assert check(two_classes(one_device_plan())) == ()
-    message = (
-        f"attention.{field}: found {value}, expected {expected}, as in model.layers[0]: only MLPs and windows differ"
-    )
+    reason = "as in model.layers[0]: only MLPs, windows and formats differ"
+    message = f"attention.{field}: found {value}, expected {expected}, {reason}"
     violations = [str(violation) for violation in check(two_classes(one_device_plan(), **{field: value}))]
     assert f"model.layers[1].{message}" in violations
 

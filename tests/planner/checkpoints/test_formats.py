@@ -1,4 +1,5 @@
 """Checkpoints in forms that are not read: each is refused by the name of its format, never planned as if it were BF16.
+Those that are read: tests/planner/quantized.
 
 Keys, files and names of tensors are those that the quantizers write (AutoAWQ, GPTQModel, ModelOpt, llm-compressor,
 bitsandbytes, mlx-lm, exllama).
@@ -21,23 +22,7 @@ LLAMA = SMALL | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 ADVICE = "quantized weights are not read here: give the checkpoint before quantization"
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
-    (
-        {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}},
-        "quantization_config: found AWQ, 4 bits",
-    ),
-    (
-        {"quantization_config": {"quant_method": "gptq", "bits": 4, "sym": True}},
-        "quantization_config: found GPTQ, 4 bits",
-    ),
-    (
-        {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}},
-        "quantization_config: found FP8",
-    ),
     ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config: found MXFP4"),
-    (
-        {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
-        "quantization_config: found compressed-tensors, pack-quantized",
-    ),
     (
         {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
         "quantization_config: found ModelOpt, NVFP4",
@@ -46,16 +31,8 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
         {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
         "quantization_config: found bitsandbytes",
     ),
-    (
-        {"quantization_config": {"config_groups": {}, "quant_algo": "FP8", "producer": {"name": "modelopt"}}},
-        "quantization_config: found ModelOpt, FP8",
-    ),
     ({"quantization_config": {"quant_method": "quark"}}, "quantization_config: found 'quark'"),
     ({"quantization_config": {"bits": 4}}, "quantization_config: found {'bits': 4}"),
-    (
-        {"compression_config": {"format": "float-quantized"}},
-        "compression_config: found compressed-tensors, float-quantized",
-    ),
     ({"quantization": {"group_size": 64, "bits": 4}}, "quantization: found MLX, 4 bits"),
 ]
 
@@ -71,8 +48,8 @@ def test_a_config_of_quantized_weights_is_refused_by_their_format(
 SIDE_FILES = [
     (
         "hf_quant_config.json",
-        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}},
-        "ModelOpt, FP8",
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}},
+        "ModelOpt, NVFP4",
     ),
     ("hf_quant_config.json", {}, "ModelOpt"),
     ("quant_config.json", {"w_bit": 4, "q_group_size": 128}, "AWQ"),

@@ -201,7 +201,7 @@ def test_the_fewest_more_devices_are_suggested_and_bytes_are_estimated(tmp_path:
     assert (layers + others) * 2 > (len(devices) - 1) * (24050 << 20), "one card less would not hold the weights alone"
     expected = (layers * 4.125 / 8 + others * 2) / (1 << 30)
     assert bits.startswith(f"weights of 4 bits would take about {expected:.1f} GiB instead of ")
-    assert "planned for later, no such weights are read yet" in bits
+    assert "give a checkpoint that is quantized so (AWQ, GPTQ, or compressed-tensors of 4 bits)" in bits
     room = re.search(r"room for about ([0-9.]+) GiB of weights, ([0-9.]+) billion of bfloat16", smaller)
     assert room is not None
     assert float(room[2]) == pytest.approx(float(room[1]) * (1 << 30) / 2e9, rel=0.01)

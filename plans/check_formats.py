@@ -1,0 +1,38 @@
+"""Checks of formats of quantized weights: kernels and images can have them, and devices cut between their groups."""
+
+from collections.abc import Iterator
+
+from plans.quantized import BLOCK, column_unit, divides, is_half
+from plans.schema import LayerClass, WeightFormat
+from plans.violations import Violation, bad
+
+
+def check_formats(path: str, layers: LayerClass, hidden: int) -> Iterator[Violation]:
+    """Check the formats of a class of layers; ``hidden``: hidden size of the model."""
+    attention, mlp = layers.attention, layers.mlp
+    wide = attention.num_heads * attention.head_dim
+    of_unit = (mlp.unit, mlp.shared_unit) if mlp.unit > 0 and mlp.units > 0 else ()
+    for name, form, columns, cuts in (
+        ("attention.qkv_format", attention.qkv_format, hidden, ()),
+        ("attention.o_format", attention.o_format, wide, ()),
+        ("mlp.gate_up_format", mlp.gate_up_format, hidden, ()),
+        ("mlp.down_format", mlp.down_format, mlp.intermediate_size, of_unit),
+    ):
+        if form is not None:
+            yield from _check_format(f"{path}.{name}", form, columns, cuts)
+    if attention.num_kv_heads > 0 and not divides(attention, "heads", 1):
+        yield bad(f"{path}.attention.o_format", attention.o_format, "groups that end with the columns of a KV head")
+
+
+def _check_format(path: str, form: WeightFormat, columns: int, cuts: tuple[int, ...]) -> Iterator[Violation]:
+    if form.group is not None and (form.group < BLOCK or form.group % BLOCK):
+        yield bad(f"{path}.group", form.group, f"a positive multiple of {BLOCK}, or nothing")
+        return
+    if form.zeros and not form.code.startswith("int"):
+        yield bad(f"{path}.zeros", form.zeros, f"false of {form.code}")
+    if (form.code == "float4_e2m1") != (form.scale == "float8_e8m0"):
+        yield bad(f"{path}.scale", form.scale, "float8_e8m0 of float4_e2m1 alone")
+    if is_half(form) and columns % BLOCK:
+        yield bad(path, form.code, f"8 bits: {columns} columns are no multiple of {BLOCK}")
+    if any(cut % column_unit(form) for cut in cuts):
+        yield bad(path, form.group, f"groups that end with the channels of a unit, {cuts[0]}")

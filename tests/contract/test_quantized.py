@@ -1,0 +1,96 @@
+"""Quantized models: logits and tokens equal those of transformers on the dequantised weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from planner.families import load_base, load_draft
+from planner.images.compile import compile_plan
+from plans import codec
+from plans.schema import DType, Inputs, Plan
+from tests.contract.ranks import on_all_ranks, with_engines
+from tests.contract.test_families import COUNT, PROMPT, both_verified, both_ways, last_states
+from tests.plan_factory import make_plan, whole_group, write_draft
+from tests.planner.quantized.checkpoints import METHODS, quantized
+from tests.planner.tiny_checkpoints import CLASSES, saved
+
+pytestmark = pytest.mark.usefixtures("one_core")
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 7, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "initializer_range": 0.2, "eos_token_id": None,
+}  # fmt: skip
+EXPERTS = {"moe_intermediate_size": 64}
+
+
+def compiled(
+    directory: Path, checkpoint: Path, devices: tuple[str, ...], dtype: DType = "float32"
+) -> tuple[Plan, Path]:
+    """Compile a plan with a random drafter that fits the base."""
+    base = load_base(checkpoint)
+    head = directory / "head"
+    write_draft(head, hidden_size=64, num_heads=4, head_dim=16, vocab_size=32, draft_vocab_size=20)
+    draft = load_draft(head, base)
+    plan = make_plan(
+        base.model,
+        [whole_group(base.model, devices, "heads")],
+        draft=draft.draft,
+        inputs=Inputs(
+            base_config_sha256=base.config_sha256,
+            base_tensors_sha256=base.tensors_sha256,
+            draft_config_sha256=draft.config_sha256,
+            draft_tensors_sha256=draft.tensors_sha256,
+        ),
+        context=48,
+        batch=1,
+        dtype=dtype,
+    )
+    target = directory / f"plan-{len(devices)}-{dtype}"
+    target.mkdir()
+    (target / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(target, checkpoint, head)
+    return plan, target
+
+
+@pytest.mark.parametrize(
+    ("method", "family", "changes"),
+    [
+        *((method, "llama", {}) for method in METHODS),
+        ("gptq", "qwen2", {"tie_word_embeddings": True}),
+        ("awq", "qwen3", {"head_dim": 16}),
+        ("fp8", "qwen3_moe", EXPERTS),
+        ("w4a16", "mixtral", {}),
+        ("w8", "phi3", {"pad_token_id": None, "head_dim": 16}),
+    ],
+)
+def test_logits_and_tokens_are_those_of_the_dequantised_model(
+    tmp_path: Path, method: str, family: str, changes: dict[str, Any]
+) -> None:
+    torch.manual_seed(4)
+    coded, exact = quantized(saved(tmp_path / "base", family, **(SIZES | changes)), tmp_path, method)
+    model = CLASSES[family][1].from_pretrained(exact, dtype=torch.float32).requires_grad_(False).eval()
+    model.generation_config.eos_token_id = None
+    with torch.inference_mode():
+        out = model.generate(torch.tensor([PROMPT]), max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False)
+        logits = model(torch.tensor([PROMPT])).logits[0]
+    expected = tuple(out[0, len(PROMPT) :].tolist())
+    assert len(set(expected)) > 4, "a model that repeats a few tokens would prove nothing"
+    for devices in (("a",), ("a", "b")):
+        plan, directory = compiled(tmp_path, coded, devices)
+        for state in on_all_ranks(plan, directory, lambda image, comm, plan=plan: last_states(plan, image, comm)):
+            ours = state @ model.lm_head.weight.T
+            assert (ours - logits).abs().max() <= 1e-4 * logits.abs().max()
+        for tokens in with_engines(plan, directory, both_ways):
+            assert tokens == [expected, expected]
+
+
+@pytest.mark.parametrize("method", ["w4a16", "fp8"])
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_tree_is_verified_with_the_bits_of_plain_decoding(tmp_path: Path, method: str, family: str) -> None:
+    torch.manual_seed(1)
+    coded, _ = quantized(saved(tmp_path / "base", family, **SIZES), tmp_path, method)
+    plan, directory = compiled(tmp_path, coded, ("a", "b"), "bfloat16")
+    for tree, alone in on_all_ranks(plan, directory, lambda image, comm: both_verified(plan, image, comm)):
+        assert torch.equal(tree, alone)
