@@ -20,7 +20,7 @@ GROUP_KERNELS = 6
 """More kernels where a router picks groups first: two top-k, sum, mask."""
 BIAS_KERNELS = 4
 """More kernels of experts with biases: their look-up and sum, of gate and up and of down."""
-CLAMP_KERNELS = 6
+CLAMP_KERNELS = 5
 """More kernels of clamped gates and ups: bounds, factors, sum."""
 EMBED_KERNELS = 20
 """Kernels before the layers: mask, look-up, positions, rotary tables, carried features."""

@@ -121,3 +121,33 @@ def assert_same_choice(theirs: tuple[Tensor, Tensor], ours: tuple[Tensor, Tensor
     order, own_order = experts.argsort(1), own_experts.argsort(1)
     assert torch.equal(experts.gather(1, order), own_experts.gather(1, own_order))
     torch.testing.assert_close(own_weights.gather(1, own_order), weights.gather(1, order).float())
+
+
+@pytest.mark.parametrize("ungrouped_rows", [None, 4])
+def test_off_the_cpu_shapes_do_not_depend_on_the_choice(ungrouped_rows: int | None) -> None:
+    """On the meta device there are no values: what read one, and so waited for a GPU, would fail."""
+
+    def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    block = Experts(
+        router=Router(
+            product=Linear(weight=meta(EXPERTS, HIDDEN, dtype=torch.float32).t(), bias=None),
+            picked=PICKED,
+            normed=True,
+            sigmoid=True,
+            correction=meta(EXPERTS, dtype=torch.float32),
+            groups=3,
+            picked_groups=2,
+            scale=2.5,
+        ),
+        gate_up=meta(EXPERTS, 2 * CHANNELS, HIDDEN),
+        gate_up_bias=meta(EXPERTS, 2 * CHANNELS),
+        down=meta(EXPERTS, HIDDEN, CHANNELS),
+        down_bias=meta(EXPERTS, HIDDEN),
+        clamp=Clamp(limit=7.0, alpha=1.702),
+        ungrouped_rows=ungrouped_rows,
+        group=ALONE,
+    )
+    out = block(meta(ROWS, HIDDEN), meta(ROWS, HIDDEN))
+    assert (out.shape, out.dtype) == ((ROWS, HIDDEN), torch.bfloat16)
