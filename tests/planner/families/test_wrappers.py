@@ -1,5 +1,6 @@
 """Models of text and images: the text part is read from transformers' own checkpoints and from published configs."""
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,55 @@ def test_a_published_config_that_leaves_defaults_of_the_text_part_out(tmp_path: 
         theirs.head_dim,
     )
     assert base.model.eos_token_ids == (1, 106)
+
+
+QWEN3_VL_30B: dict[str, Any] = {
+    "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+    "image_token_id": 151655,
+    "model_type": "qwen3_vl_moe",
+    "text_config": {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "decoder_sparse_step": 1,
+        "dtype": "bfloat16",
+        "eos_token_id": 151645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 6144,
+        "max_position_embeddings": 262144,
+        "mlp_only_layers": [],
+        "model_type": "qwen3_vl_moe_text",
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+        "num_attention_heads": 32,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "rope_theta": 5000000,
+        "use_cache": True,
+        "vocab_size": 151936,
+    },
+    "tie_word_embeddings": False,
+    "video_token_id": 151656,
+    "vision_config": {"depth": 27, "hidden_size": 1152, "model_type": "qwen3_vl_moe"},
+    "vision_end_token_id": 151653,
+    "vision_start_token_id": 151652,
+}
+
+
+def test_a_published_config_with_packed_experts(tmp_path: Path) -> None:
+    base = load_base(bare(tmp_path, QWEN3_VL_30B))
+    (layers,) = base.model.layers
+    assert (layers.mlp.num_experts, layers.mlp.unit, layers.attention.qk_norm) == (128, 64, True)
+    tensors = {source.name: source.shape for source in base.roles.values()}
+    assert tensors["model.language_model.layers.47.mlp.experts.gate_up_proj"] == (128, 1536, 2048)
+    assert sum(map(prod, tensors.values())) == 30_532_122_624, "as Qwen3-30B-A3B"
 
 
 KEYS: list[tuple[dict[str, Any], str]] = [
