@@ -9,7 +9,8 @@
 | moe_layer_start_index, moe_layer_end_index | first and last layer with experts; default 1, and -1: the last |
 | moe_layer_interval, intermediate_size | every so many-th layer has experts, default 1; channels of the others |
 | moe_norm_min | must be 1e-12: the least sum by which weights are divided |
-| moe_gate, moe_use_aux_free | must be topk, true |
+| moe_gate, moe_use_aux_free | must be topk or topk_fused, and true |
+| num_nextn_predict_layers | a layer for drafts, which is not read |
 | moe_capacity | without effect: it is for training |
 | num_key_value_heads | default: 4 |
 | tie_word_embeddings | default: true |
@@ -51,10 +52,11 @@ def read(keys: Keys) -> BaseReading:
     for name in ("use_bias", "attention_bias", "mlp_bias"):
         keys.expect(name, False, "ernie4_5_moe has no biases")
     keys.expect("moe_norm_min", 1e-12, "another least sum of weights is not computed here")
-    keys.expect("moe_gate", "topk", "experts are picked otherwise than here")
+    if (gate := keys.get("moe_gate", "topk")) not in ("topk", "topk_fused"):
+        raise keys.fail("moe_gate", f"found {quote(gate)}, expected topk or topk_fused: no other is computed here")
     keys.expect("moe_use_aux_free", True, "experts are picked with a bias in this family")
     attention = read_attention(keys, default_kv_heads=4, qkv_bias=False, o_bias=False)
-    harmless = ROUTER_TRAINING | {"intermediate_size", "moe_capacity"}
+    harmless = ROUTER_TRAINING | {"intermediate_size", "moe_capacity", "num_nextn_predict_layers"}
     reading = base_reading("ernie4_5_moe", keys, attention, _read_mlps(keys), DEFAULTS, EXPERTS, harmless)
     return dataclasses.replace(reading, ignored_prefixes=("model.mtp_",))
 

@@ -5,6 +5,7 @@
 | num_local_experts, num_experts | experts of a layer, default 256; if both are there they must agree |
 | num_experts_per_tok | picked for each token, default 8; their weights are always divided by their sum |
 | intermediate_size | channels of one expert |
+| mlp_intermediate_size | without effect: of dense layers, of which there are none |
 | rotary_dim | channels of a head that are rotated; default: all, or those of partial_rotary_factor |
 | num_key_value_heads, head_dim | default: 8, 128 |
 | scoring_func, use_routing_bias, use_qk_norm, qk_norm_type | must be sigmoid, true, true, per_layer |
@@ -29,6 +30,7 @@ DEFAULTS = Defaults(
 EXPERTS = ExpertNames(block="block_sparse_moe", gate="w1", up="w3", down="w2", correction="e_score_correction_bias")
 ROUTER = Router(scores="sigmoid", bias=False, float32=True, correction=True, groups=1, picked_groups=1, scale=1.0)
 MTP = words("use_mtp num_mtp_modules mtp_transformer_layers")
+UNUSED = words("mlp_intermediate_size")
 
 
 def read(keys: Keys) -> BaseReading:
@@ -43,7 +45,7 @@ def read(keys: Keys) -> BaseReading:
     mlps = (experts,) * read_layers(keys)
     rotated = keys.integer("rotary_dim", attention.head_dim, most=attention.head_dim)
     defaults = dataclasses.replace(DEFAULTS, partial_rotary=rotated / attention.head_dim)
-    reading = base_reading("minimax_m2", keys, attention, mlps, defaults, EXPERTS, ROUTER_TRAINING | MTP)
+    reading = base_reading("minimax_m2", keys, attention, mlps, defaults, EXPERTS, ROUTER_TRAINING | MTP | UNUSED)
     modules = keys.integer("num_mtp_modules", 1, most=8)
     behind = tuple(f"model.layers.{len(mlps) + i}." for i in range(modules))
     return dataclasses.replace(reading, ignored_prefixes=behind)

@@ -160,6 +160,7 @@ GLM_45_AIR: dict[str, Any] = {
 }
 MINIMAX_M25: dict[str, Any] = {
     "architectures": ["MiniMaxM2ForCausalLM"],
+    "attn_type_list": [1] * 62,
     "auto_map": {"AutoModelForCausalLM": "modeling_minimax_m2.MiniMaxM2ForCausalLM"},
     "head_dim": 128,
     "hidden_act": "silu",
@@ -167,6 +168,7 @@ MINIMAX_M25: dict[str, Any] = {
     "intermediate_size": 1536,
     "max_position_embeddings": 196608,
     "model_type": "minimax_m2",
+    "mlp_intermediate_size": 8192,
     "mtp_transformer_layers": 1,
     "num_attention_heads": 48,
     "num_experts_per_tok": 8,
@@ -190,11 +192,45 @@ MINIMAX_M25: dict[str, Any] = {
 }
 
 
+ERNIE_21B: dict[str, Any] = {
+    "architectures": ["Ernie4_5_MoeForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 2560,
+    "intermediate_size": 12288,
+    "max_position_embeddings": 131072,
+    "model_type": "ernie4_5_moe",
+    "moe_capacity": [64, 64, 64],
+    "moe_gate": "topk",
+    "moe_intermediate_size": 1536,
+    "moe_k": 6,
+    "moe_layer_end_index": 27,
+    "moe_layer_interval": 1,
+    "moe_layer_start_index": 1,
+    "moe_num_experts": 64,
+    "moe_num_shared_experts": 2,
+    "moe_use_aux_free": True,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "num_nextn_predict_layers": 1,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_bias": False,
+    "use_cache": True,
+    "vocab_size": 103424,
+}
+
+
 def parameters(base: BaseInput) -> int:
     return sum(map(prod, {source.name: source.shape for source in base.roles.values()}.values()))
 
 
-def test_glm_and_minimax_in_their_published_spelling(tmp_path: Path) -> None:
+def test_glm_minimax_and_ernie_in_their_published_spelling(tmp_path: Path) -> None:
     glm = load_base(bare(tmp_path / "glm", GLM_45_AIR))
     dense, sparse = glm.model.layers
     assert (dense.num_layers, dense.mlp.kind, sparse.num_layers) == (1, "gated", 45)
@@ -212,6 +248,10 @@ def test_glm_and_minimax_in_their_published_spelling(tmp_path: Path) -> None:
     assert (layers.attention.qk_norm_whole, layers.mlp.num_experts, layers.mlp.unit) == (True, 256, 128)
     assert (minimax.ropes[0].dim, minimax.ropes[0].passed) == (64, 64)
     assert 228e9 < parameters(minimax) < 230e9, "229B by its card"
+    ernie = load_base(bare(tmp_path / "ernie", ERNIE_21B))
+    assert [(layers.num_layers, layers.mlp.kind) for layers in ernie.model.layers] == [(1, "gated"), (27, "moe")]
+    assert ernie.ropes[0].interleaved
+    assert 21e9 < parameters(ernie) < 22e9, "21B by its name"
     fp8 = MINIMAX_M25 | {"quantization_config": {"quant_method": "fp8", "fmt": "float8_e4m3fn"}}
     file = bare(tmp_path / "fp8", fp8)
     assert "quantization_config: found FP8" in refused(ConfigError, lambda: load_base(file))
