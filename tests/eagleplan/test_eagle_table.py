@@ -137,7 +137,9 @@ REFUSED: dict[str, tuple[type[Exception], str]] = {
 }
 TREE = eagleplan.tree(total_token=30, depth=5, top_k=8)
 CHECKS: dict[str, Callable[[Any, Values], None]] = {
-    "EaModel.from_pretrained(base_model_path=base, ea_model_path=head)": opens_with("tree", eagleplan.tree()),
+    "EaModel.from_pretrained(base_model_path=base, ea_model_path=head)": opens(
+        lambda engine: engine.plan.speculation is not None
+    ),
     "use_eagle3=True": equals(lambda values: "eagle3"),
     "torch_dtype=torch.bfloat16": bfloat16,
     'device_map="auto"': opens_with("strategy", "latency"),

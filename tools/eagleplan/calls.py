@@ -31,6 +31,8 @@ class PlanOptions(TypedDict, total=False):
     device_map: str | Path | None
     """File with a device map of Hugging Face, whose devices are those of the inventory."""
     tree: Tree | None
+    objective: Literal["tokens", "step"] | None
+    """``tokens`` chooses the draft tree, or none (the default with a draft); ``step``: EAGLE's, or ``tree``."""
     prefill_chunk: int | None
     stall_timeout_s: int | None
     gap: float
