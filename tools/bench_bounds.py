@@ -108,8 +108,8 @@ def _no_bounds(problem: Problem) -> None:
     """Replace ``lower_bounds``: exclude nothing."""
 
 
-def _no_stages_ns(stages: StageCache, first_ns: Sequence[float]) -> list[float]:
-    return [0.0] * len(stages.problem.groups)
+def _no_stages_ns(stages: StageCache, first_ns: Sequence[float]) -> tuple[list[float], float]:
+    return [0.0] * len(stages.problem.groups), 0.0
 
 
 def _unchained(receivers: Receivers, parts: PartBounds) -> Excess:
@@ -129,14 +129,16 @@ def _one_line(stage: StageBound) -> list[Line]:
     return [stage.line]
 
 
-def _by_price_alone(stages: StageCache, first_ns: Sequence[float]) -> list[float]:
+def _by_price_alone(stages: StageCache, first_ns: Sequence[float]) -> tuple[list[float], float]:
     slopes = [stage.line.mean for stage in map(stages.bound, stages.problem.groups) if stage.most_layers]
     layers = stages.problem.layers
-    return GroupBounds(stages, first_ns, ByPrice(layers, min(slopes)) if slopes else ByLayers(layers)).bounds
+    bounds = GroupBounds(stages, first_ns, ByPrice(layers, min(slopes)) if slopes else ByLayers(layers))
+    return bounds.bounds, bounds.floor
 
 
-def _by_layers_alone(stages: StageCache, first_ns: Sequence[float]) -> list[float]:
-    return GroupBounds(stages, first_ns, ByLayers(stages.problem.layers)).bounds
+def _by_layers_alone(stages: StageCache, first_ns: Sequence[float]) -> tuple[list[float], float]:
+    bounds = GroupBounds(stages, first_ns, ByLayers(stages.problem.layers))
+    return bounds.bounds, bounds.floor
 
 
 def _not_whole(problem: Problem, bound: Callable[[Problem], Excess]) -> None:

@@ -171,6 +171,9 @@ With 0, 1e-9 and 1e-6 the bound of 3x4 is 0, 1.0e-10 and 1.0e-7 below the optimu
 0.24 and 1.83 s; of 16of3 0, 1.3e-10 and 1.3e-7, and 0.39, 0.42 and 0.74 s; unlike8 and 64of4 take equally long.
 """
 
+SPLIT_MARGIN_NS = 1.0
+"""Time by which a split must exceed a limit to be left out: more than what doubles lose in steps of up to MOST_NS."""
+
 MOST_STATES = 5000
 """Most states of the dynamic programme of one site; there are no bounds above.
 

@@ -40,7 +40,7 @@ class Model:
         self.problem = problem = self.restricted.problem
         builder = Builder()
         self.model = builder.model
-        self.stages = add_stages(builder, problem)
+        self.stages = add_stages(builder, problem, self.restricted.left_out)
         self.order = add_order(builder, problem, self.stages, placed=placed)
         self.blocks = add_blocks(builder, problem, self.restricted.choices)
         received_ns = tuple(receive_ns(builder, self.restricted, self.order, self.blocks))

@@ -13,6 +13,8 @@ class Restriction:
     """Indices in ``Problem.groups``, ascending."""
     choices: tuple[tuple[tuple[int, int], ...], ...]
     """Per block, the pairs (option, split of that option) by index, ascending."""
+    left_out: frozenset[tuple[int, int, int]] = frozenset()
+    """Splits (group, kind, split of that kind) by which no layer is divided."""
 
     @property
     def possible(self) -> bool:
@@ -28,6 +30,7 @@ class Restriction:
                 tuple(choice for choice in mine if choice in theirs)
                 for mine, theirs in zip(self.choices, choices, strict=True)
             ),
+            left_out=self.left_out | other.left_out,
         )
 
 
@@ -62,11 +65,14 @@ class Restricted:
     """``whole`` with fewer groups; blocks have all their options."""
     choices: tuple[tuple[Choice, ...], ...]
     """Per block, in the order of the restriction."""
+    left_out: frozenset[tuple[int, int, int]]
+    """Splits that are left out, by the index of the group in ``problem``."""
 
 
 def restricted(whole: Problem, restriction: Restriction) -> Restricted:
     """Return the restricted problem."""
     groups = tuple(whole.groups[g] for g in restriction.groups)
+    index = {g: i for i, g in enumerate(restriction.groups)}
     counts = None if whole.counts is None else tuple(whole.counts[g] for g in restriction.groups)
     choices = tuple(
         tuple(Choice(option=block.options[o], split=block.options[o].splits[c], index=(o, c)) for o, c in kept)
@@ -77,4 +83,5 @@ def restricted(whole: Problem, restriction: Restriction) -> Restricted:
         restriction=restriction,
         problem=replace(whole, groups=groups, counts=counts),
         choices=choices,
+        left_out=frozenset((index[g], k, c) for g, k, c in restriction.left_out if g in index),
     )

@@ -66,8 +66,9 @@ class _Adder:
         if not layers:
             return ()
         slots = [self._slot(i, k) for _ in range(count)]
-        for c, of_split in enumerate(layers):
-            model.add(of_split == sum(self._if(slot.layers, slot.split[c], len(layers)) for slot in slots))
+        in_use = [c for c, of_split in enumerate(layers) if of_split is not self.stages.none]
+        for c in in_use:
+            model.add(layers[c] == sum(self._if(slot.layers, slot.split[c], len(in_use)) for slot in slots))
         if count == 1:
             (slot,) = slots
             for of_member, of_layer in zip(units, slot.units, strict=True):
@@ -93,6 +94,8 @@ class _Adder:
         least_ps = capped_slowest_ps(kind.units, rates_ps, most)
         terms = []
         for flag, layer_ps in zip(slot.split, least_ps, strict=True):
+            if flag is self.stages.none:
+                continue
             if layer_ps is None:
                 self.model.add(flag == 0)
             else:
@@ -103,7 +106,11 @@ class _Adder:
         model, most, kind = self.model, self.problem.layers_of(k), self.problem.kinds[k]
         used = model.new_bool_var("used")
         layers = model.new_int_var(0, most, "run_layers")
-        split = tuple(model.new_bool_var(f"run_split{c}") for c in range(len(self.stages.layers[i][k])))
+        none = self.stages.none
+        split = tuple(
+            none if of_split is none else model.new_bool_var(f"run_split{c}")
+            for c, of_split in enumerate(self.stages.layers[i][k])
+        )
         units = tuple(model.new_int_var(0, kind.units, "run_units") for _ in self.problem.groups[i].devices)
         model.add(layers >= used)
         model.add(layers <= most * used)
@@ -160,7 +167,7 @@ def used_splits(model: cp_model.CpModel, stages: Stages) -> Linear:
     used: list[Bool] = []
     for kinds in stages.layers:
         for counts in kinds:
-            used += [_is_positive(model, count) for count in counts]
+            used += [_is_positive(model, count) for count in counts if count is not stages.none]
     return sum(used)
 
 

@@ -93,7 +93,7 @@ def with_at_most(problem: Problem, restriction: Restriction, count: int) -> Rest
     for block, known in zip(problem.blocks, restriction.choices, strict=True):
         fits = [any(len(devices.union(option.devices)) <= count for devices in device_sets) for option in block.options]
         choices.append(tuple((o, c) for o, c in known if fits[o]))
-    return Restriction(groups=groups, choices=tuple(choices))
+    return replace(restriction, groups=groups, choices=tuple(choices))
 
 
 def fewest_runs(progress: Progress, near: Near, fastest: Model | None) -> tuple[Near, int]:

@@ -33,6 +33,7 @@ def chosen(model: Model) -> Restriction:
             tuple(choice.index for choice, variable in zip(choices, on, strict=True) if model.value(variable))
             for choices, on in blocks
         ),
+        left_out=model.restriction.left_out,
     )
 
 
@@ -51,11 +52,11 @@ def order_variables(model: Model) -> Iterator[cp_model.IntVar]:
 
 def quantities(model: Model) -> Iterator[cp_model.IntVar]:
     """Yield the integers that divide layers and axes, in the order in which they are settled."""
-    problem = model.problem
+    problem, none = model.problem, model.stages.none
     if model.runs is not None:
         for slot in (slot for kinds in model.runs.slots for slots in kinds for slot in slots):
-            yield from (slot.layers, *slot.split, *slot.units)
-    yield from (n for kinds in model.stages.layers for counts in kinds for n in counts)
+            yield from (slot.layers, *(flag for flag in slot.split if flag is not none), *slot.units)
+    yield from (n for kinds in model.stages.layers for counts in kinds for n in counts if n is not none)
     for k in range(len(problem.kinds)):
         yield from (u for kinds in model.stages.units for u in kinds[k])
     blocks = zip(problem.blocks, model.restricted.choices, model.blocks.shares, strict=True)

@@ -1,6 +1,6 @@
 """Stages in the CP-SAT model: which groups run one, how many layers each has, and what these take."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
@@ -18,7 +18,9 @@ class Stages:
     runs: tuple[Bool, ...]
     """runs[G]: group G runs a stage."""
     layers: tuple[tuple[tuple[cp_model.IntVar, ...], ...], ...]
-    """layers[G][k][c]: layers of kind k that G runs divided as split c."""
+    """layers[G][k][c]: layers of kind k that G runs divided as split c; ``none`` where that is left out."""
+    none: cp_model.IntVar
+    """The constant 0."""
     units: tuple[tuple[tuple[cp_model.IntVar, ...], ...], ...]
     """units[G][k][j]: units of member j, summed over the layers of kind k that G runs."""
     units_ns: tuple[tuple[Linear, ...], ...]
@@ -31,13 +33,20 @@ class Stages:
     """Most by which that time is rounded up, per group."""
 
 
-def add_stages(builder: Builder, problem: Problem) -> Stages:
-    """Add the stages: their variables, what every placement of layers satisfies, and their costs."""
+def add_stages(builder: Builder, problem: Problem, left_out: Container[tuple[int, int, int]] = ()) -> Stages:
+    """Add the stages: their variables, what every placement of layers satisfies, and their costs.
+
+    ``left_out``: splits (group, kind, split) by which no layer is divided.
+    """
+    none = builder.model.new_constant(0)
     groups = list(enumerate(problem.groups))
     runs = tuple(builder.flag(f"runs{i}") for i, _ in groups)
     layers = tuple(
         tuple(
-            tuple(builder.integer(problem.layers_of(k), f"n{i}_{k}_{c}") for c in range(len(splits)))
+            tuple(
+                none if (i, k, c) in left_out else builder.integer(problem.layers_of(k), f"n{i}_{k}_{c}")
+                for c in range(len(splits))
+            )
             for k, splits in enumerate(group.splits)
         )
         for i, group in groups
@@ -49,7 +58,7 @@ def add_stages(builder: Builder, problem: Problem) -> Stages:
         )
         for i, members in enumerate(len(group.devices) for group in problem.groups)
     )
-    size: tuple[Linear, ...] = tuple(sum(n for counts in kinds for n in counts) for kinds in layers)
+    size: tuple[Linear, ...] = tuple(sum(n for counts in kinds for n in counts if n is not none) for kinds in layers)
     _assign_layers(builder, problem, runs, layers, units, size)
     units_ns = tuple(
         tuple(
@@ -69,19 +78,32 @@ def add_stages(builder: Builder, problem: Problem) -> Stages:
             layer_ps = least_slowest_ps(kind.units, tuple(sorted(kind.unit_ps[device] for device in group.devices)))
             builder.model.add(PS_PER_NS * units_ns[i][k] >= layer_ps * sum(layers[i][k]))
     time_ns = [
-        _splits_ns(builder, problem, layers[i][k], [split.ns for split in splits], group.quantum_ns)
+        _splits_ns(
+            builder,
+            problem,
+            [layers[i][k][c] for c in _in_use(layers[i][k], none)],
+            [splits[c].ns for c in _in_use(layers[i][k], none)],
+            group.quantum_ns,
+        )
         for i, group in groups
         for k, splits in enumerate(group.splits)
     ]
     time_ns += [ns for kinds in units_ns for ns in kinds]
-    load_bytes = _load(problem, runs, layers, units)
+    load_bytes = _load(problem, runs, layers, units, none)
     costs = Costs(time_ns=tuple(time_ns), load_bytes=tuple(load_bytes))
     # Per kind, the time of the splits and the time of the units are rounded up, each by less than a quantum.
     rounding_ns = tuple(
         2 * len(problem.kinds) * group.quantum_ns * running for group, running in zip(problem.groups, runs, strict=True)
     )
     return Stages(
-        runs=runs, layers=layers, units=units, units_ns=units_ns, size=size, costs=costs, rounding_ns=rounding_ns
+        runs=runs,
+        layers=layers,
+        none=none,
+        units=units,
+        units_ns=units_ns,
+        size=size,
+        costs=costs,
+        rounding_ns=rounding_ns,
     )
 
 
@@ -135,12 +157,19 @@ def _load(
     runs: Sequence[Bool],
     layers: Sequence[Sequence[Sequence[cp_model.IntVar]]],
     units: Sequence[Sequence[Sequence[cp_model.IntVar]]],
+    none: cp_model.IntVar,
 ) -> Iterator[tuple[int, Linear]]:
     """Yield the bytes on each member: once per stage, per layer of each split, and per unit."""
     for i, group in enumerate(problem.groups):
+        in_use = [_in_use(counts, none) for counts in layers[i]]
         for j, device in enumerate(group.devices):
             yield device, group.stage_bytes[j] * runs[i]
             for k, kind in enumerate(problem.kinds):
                 yield device, kind.unit_bytes * units[i][k][j]
-                for count, split in zip(layers[i][k], group.splits[k], strict=True):
-                    yield device, split.bytes[j] * count
+                for c in in_use[k]:
+                    yield device, group.splits[k][c].bytes[j] * layers[i][k][c]
+
+
+def _in_use(counts: Sequence[cp_model.IntVar], none: cp_model.IntVar) -> list[int]:
+    """Return the splits that are not left out."""
+    return [c for c, count in enumerate(counts) if count is not none]

@@ -12,12 +12,13 @@ chain; for everything else it is as good as the bounds of the parts.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from planner.solver import limits
 from planner.solver.bounds.excess import Excess, no_answer
 from planner.solver.bounds.pieces import Floats
 from planner.solver.problem import Group, Option, Problem
@@ -36,10 +37,26 @@ class PartBounds:
     first_ns: Sequence[float]
     """For each group of the problem: the ns, in its excess, of the block ``first`` and of receiving from it when the
     group runs the first stage."""
+    beyond_ns: Sequence[Sequence[Floats]]
+    """Per group of the problem, kind and split: ns that a layer which is divided so adds to the bound of the group."""
+    reach: float
+    """ns beyond the least up to which it does: at most those of an answer with groups that were bounded otherwise."""
 
     def kept_by(self, other: Excess) -> "PartBounds":
         """Drop groups and choices that ``other`` does not list."""
-        return PartBounds(excess=self.excess.kept_by(other), first_ns=self.first_ns)
+        return replace(self, excess=self.excess.kept_by(other))
+
+    def left_out(self, bounds: Excess, limit: float) -> Iterator[tuple[int, int, int]]:
+        """Yield the splits (group, kind, split) that are in no answer of at most ``limit`` ns.
+
+        ``bounds``: these bounds with the messages of the chain.
+        """
+        if limit >= self.excess.least + self.reach:
+            return
+        for g, ns in bounds.groups.items():
+            room = limit - bounds.least - ns + limits.SPLIT_MARGIN_NS
+            for k, beyond in enumerate(self.beyond_ns[g]):
+                yield from ((g, k, c) for c in np.flatnonzero(beyond > room).tolist())
 
 
 @dataclass(frozen=True, kw_only=True)

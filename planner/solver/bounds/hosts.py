@@ -84,6 +84,8 @@ class GroupBounds:
         self.wide = [g for g in self.kept if problem.groups[g].site >= self.hosts]
         """Groups over several hosts."""
         self._wide_parts: dict[int, Curve] = {}
+        self.floor = math.inf
+        """ns that every answer takes at least of which ``bounds`` tells no more."""
 
     # ---- one host ----
 
@@ -184,7 +186,9 @@ class GroupBounds:
         for wide in near:
             mine = set(self.problem.groups[wide].devices)
             self._lower(bounds, (wide,), [g for g in near if not mine & set(self.problem.groups[g].devices)])
-        return [min(bound, max(floor, limit)) if math.isfinite(floor) else bound for bound in bounds]
+        if math.isfinite(floor):
+            self.floor = max(floor, limit)
+        return [min(bound, self.floor) if math.isfinite(bound) else bound for bound in bounds]
 
     @cached_property
     def _alike_wides(self) -> list[list[int]]:

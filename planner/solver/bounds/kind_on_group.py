@@ -1,5 +1,6 @@
 """Layers of one kind on one group, in the doubles that the bound of a stage and its linear programme calculate with."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,14 +38,20 @@ class KindOnGroup:
         ``prices``: ns per byte on each member.
         """
         if not self.is_run:
-            return float("inf")
+            return math.inf
         split = float((self.split_ns + self.split_bytes @ prices).min())
         return split + self.units * least_cost(self.rates, prices * self.unit_bytes)
+
+    def beyond_ns(self, prices: Floats) -> Floats:
+        """Return by how many ns and price a layer of each split is above the least of any, units aside."""
+        costs = self.split_ns + self.split_bytes @ prices
+        beyond: Floats = costs - costs.min(initial=math.inf)
+        return beyond
 
     def least_bytes(self, weights: Floats) -> float:
         """Return the least bytes of a layer, those of each member times its weight; infinite where it is not run."""
         if not self.is_run:
-            return float("inf")
+            return math.inf
         return float((self.split_bytes @ weights).min() + self.units * self.unit_bytes * weights.min())
 
     def best_bytes(self, prices: Floats) -> Floats:

@@ -81,10 +81,11 @@ class _Programme:
             slowest.SetCoefficient(time, -1)
 
     def _add_stage(self, group: Group) -> None:
+        layers_in_all = self._problem.layers
+        once = [n / layers_in_all for n in group.stage_bytes]
         for kind, splits, of_kind in zip(self._problem.kinds, group.splits, self._layers, strict=True):
             units = self._solver.RowConstraint(0, 0, "")
             for split in splits:
-                once = (n / self._problem.layers for n in group.stage_bytes)
                 loads = [(d, b + s) for d, b, s in zip(group.devices, split.bytes, once, strict=True)]
                 layers = self._variable(split.ns, loads)
                 of_kind.SetCoefficient(layers, 1)

@@ -87,11 +87,13 @@ class StageBound:
             self._limit_layers(np.ones(len(self.room_bytes)))
         self.line = self._line(self.prices)
         """The line for the given prices."""
+        self._is_one_line = True
 
     @cached_property
     def curve(self) -> Curve:
         """The bound for every number of layers."""
         lines = self._envelope() if self.most_layers else []  # which may lower the most layers
+        self._is_one_line = len(lines) < 2
         counts = self._counts
         if not len(counts):
             return np.full(self.problem.layers + 1, math.inf)
@@ -103,6 +105,17 @@ class StageBound:
     def straight(self) -> Curve:
         """The bound for every number of layers by the line for the given prices alone."""
         return self._least(self._along(self.line))
+
+    @cached_property
+    def beyond_ns(self) -> tuple[Floats, ...]:
+        """By how many ns a layer of each split raises the bound at least, per kind, whichever number of layers.
+
+        Only the line for the given prices tells; where another is above it, nothing is raised. Whole quanta may already
+        have raised the bound of the layers of a kind by less than one.
+        """
+        slack = 0.0 if self.prices.any() else float(self.quantum_ns)
+        raised = 1.0 if self._is_one_line else 0.0
+        return tuple(raised * (kind.beyond_ns(self.prices) - slack) for kind in self.kinds)
 
     @property
     def _counts(self) -> NDArray[np.int64]:

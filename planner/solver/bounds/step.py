@@ -68,7 +68,7 @@ class Bounds:
         return replace(self, is_priced=True, parts=(free, priced))
 
     def within(self, limit: float) -> Restriction:
-        """Return the groups and choices that may be in an answer of at most ``limit`` ns.
+        """Return the groups, choices and splits that may be in an answer of at most ``limit`` ns.
 
         Each bound drops some; the paths of the chain are then shortest among what the others leave.
         """
@@ -80,7 +80,9 @@ class Bounds:
             kept = excess.kept_by(kept).within(limit)
         for parts in self.parts:
             kept = chained(self.receivers, parts.kept_by(kept)).within(limit)
-        return kept.restriction()
+        pairs = zip(self.parts, self._chained, strict=False)
+        left_out = {split for parts, bounds in pairs for split in parts.left_out(bounds.kept_by(kept), limit)}
+        return replace(kept.restriction(), left_out=frozenset(left_out))
 
 
 def lower_bounds(problem: Problem) -> Bounds | None:
@@ -118,7 +120,8 @@ def _part_bounds(receivers: Receivers, prices: Floats) -> PartBounds:
     cheapest = [min(known.values()) for known in costs]
     choices = tuple({key: ns - low for key, ns in known.items()} for known, low in zip(costs, cheapest, strict=True))
     first_ns = first_stage_ns(receivers, choices[0])
-    stages_ns = _stages_ns(StageCache(problem, prices), first_ns)
+    stages = StageCache(problem, prices)
+    stages_ns, floor = _stages_ns(stages, first_ns)
     capacity = np.array(problem.capacity_bytes, dtype=np.float64)
     least = min(stages_ns)
     excess = Excess(
@@ -126,11 +129,14 @@ def _part_bounds(receivers: Receivers, prices: Floats) -> PartBounds:
         groups={g: bound - least for g, bound in enumerate(stages_ns) if math.isfinite(bound)},
         choices=choices,
     )
-    return PartBounds(excess=excess, first_ns=first_ns)
+    beyond_ns = tuple(stages.bound(group).beyond_ns for group in problem.groups)
+    return PartBounds(excess=excess, first_ns=first_ns, beyond_ns=beyond_ns, reach=floor - least)
 
 
-def _stages_ns(stages: StageCache, first_ns: Sequence[float]) -> list[float]:
-    """Return the bound of all stages for each group, in ns, exactly for those near the least.
+def _stages_ns(stages: StageCache, first_ns: Sequence[float]) -> tuple[list[float], float]:
+    """Return the bound of all stages for each group, in ns, exactly for those near the least, and where that ends.
+
+    The latter: ns that answers take at least with groups of which less is known.
 
     Without prices, groups are screened by the price of a layer: those within ``limits.CLOSE`` of the least are bounded
     again by layers, among themselves; an answer with any other group takes at least the least that the screen says of
@@ -140,14 +146,18 @@ def _stages_ns(stages: StageCache, first_ns: Sequence[float]) -> list[float]:
     by_layers = ByLayers(problem.layers)
     slopes = [stage.line.mean for stage in map(stages.bound, problem.groups) if stage.most_layers]
     if stages.prices.any() or not 0 < min(slopes, default=math.inf) < math.inf:
-        return GroupBounds(stages, first_ns, by_layers).bounds
-    screened = GroupBounds(stages, first_ns, ByPrice(problem.layers, min(slopes))).bounds
+        exact = GroupBounds(stages, first_ns, by_layers)
+        return exact.bounds, exact.floor
+    by_price = GroupBounds(stages, first_ns, ByPrice(problem.layers, min(slopes)))
+    screened = by_price.bounds
     reach = limits.CLOSE * min(screened)
     while True:
         kept = {g for g, bound in enumerate(screened) if bound <= reach}
         floor = min((bound for bound in screened if bound > reach), default=math.inf)
-        exact = GroupBounds(stages, first_ns, by_layers, kept).bounds
-        least = min(exact)
+        exact = GroupBounds(stages, first_ns, by_layers, kept)
+        least = min(exact.bounds)
         if floor >= limits.CLOSE * least or math.isinf(floor):
-            return [max(bound, min(exact[g], floor)) if g in kept else bound for g, bound in enumerate(screened)]
+            near = {g: min(exact.bounds[g], floor) for g in kept}
+            bounds = [max(bound, near.get(g, bound)) for g, bound in enumerate(screened)]
+            return bounds, min(floor, exact.floor, by_price.floor)
         reach = limits.CLOSE * (least if math.isfinite(least) else floor)

@@ -10,7 +10,7 @@ import pytest
 from planner.solver import limits
 from planner.solver.bounds.step import Bounds, lower_bounds
 from planner.solver.minimise import Settings
-from planner.solver.problem import Answer, Problem
+from planner.solver.problem import Answer, Problem, Split
 from planner.solver.solve import solve
 from tests.planner.brute_force import best
 from tests.planner.every_answer import every_answer, value
@@ -21,6 +21,17 @@ def uses(answer: Answer) -> tuple[set[int], list[tuple[int, int]]]:
     """Return the groups of an answer, and the (option, split) of each block."""
     blocks = [placed for placed in (answer.first, answer.last, answer.tail) if placed is not None]
     return {stage.group for stage in answer.stages}, [(placed.option, placed.split) for placed in blocks]
+
+
+def splits_of(answer: Answer) -> set[tuple[int, int, int]]:
+    """Return the splits (group, kind, split) by which an answer divides layers."""
+    return {
+        (stage.group, k, c)
+        for stage in answer.stages
+        for k, counts in enumerate(stage.layers)
+        for c, layers in enumerate(counts)
+        if layers
+    }
 
 
 @cache
@@ -39,7 +50,8 @@ def is_kept(seed: int, answer: Answer, step_ns: int) -> bool:
     kept = bounds.within(step_ns)
     groups, choices = uses(answer)
     placed = all(choice in known for choice, known in zip(choices, kept.choices, strict=True))
-    return groups <= set(kept.groups) and placed and bounds.least <= step_ns
+    divided = kept.left_out.isdisjoint(splits_of(answer))
+    return groups <= set(kept.groups) and placed and divided and bounds.least <= step_ns
 
 
 @pytest.mark.parametrize("start", range(0, 100, 25))
@@ -72,6 +84,38 @@ def test_most_problems_have_groups_excluded_with_one_kind_of_layers_and_with_sev
             less[len(problem.kinds) > 1] += is_less
     assert less[False] > 20
     assert less[True] > 15
+
+
+def with_slow_splits(problem: Problem) -> Problem:
+    """Return the problem with ample memory and, for each split, one more that takes longer."""
+
+    def added(splits: tuple[Split, ...]) -> tuple[Split, ...]:
+        return splits + tuple(dataclasses.replace(split, ns=split.ns + 9) for split in splits)
+
+    return dataclasses.replace(
+        problem,
+        capacity_bytes=tuple(50 * nbytes for nbytes in problem.capacity_bytes),
+        groups=tuple(dataclasses.replace(group, splits=tuple(map(added, group.splits))) for group in problem.groups),
+    )
+
+
+def test_no_split_of_an_answer_is_left_out_at_its_own_time() -> None:
+    seen = left_out = 0
+    for seed in range(90):
+        problem = with_slow_splits(tiny_problem(seed))
+        bounds = lower_bounds(problem)
+        if bounds is None:
+            continue
+        assert not bounds.within(math.inf).left_out
+        left_out += len(bounds.within(bounds.least + 2).left_out) > 0
+        for answer in islice(every_answer(problem), 0, 2000, 40):
+            price = value(problem, answer)
+            if price is not None:
+                left = bounds.within(price[-2]).left_out
+                assert left.isdisjoint(splits_of(answer)), f"seed {seed}: {answer}"
+                seen += 1
+    assert seen > 500
+    assert left_out > 20
 
 
 def test_memory_prices_tighten_the_bounds_once() -> None:
