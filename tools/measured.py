@@ -17,12 +17,15 @@ from typing import Any
 from even_shares import even_answer
 
 from instances import Config, base_config, one
+from planner.costs.acceptance import PPM, expected_ppm
 from planner.families import load_base, load_draft
 from planner.hardware.inventory import parse_inventory
 from planner.problem.device_sets import DeviceSet
 from planner.problem.formulate import Formulation
 from planner.request import Wanted, resolve
 from planner.solver.certify import certify
+from planner.speculation.profiles import SHIPPED
+from plans.acceptance import load_profile
 from plans.schema import Inventory, Tree
 from plans.strict_yaml import load_yaml
 
@@ -67,6 +70,16 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedUp:
+    """A row with an EAGLE head beside plain decoding of the same engine on the same machine."""
+
+    row: str
+    plain: str
+    in_profile: bool
+    """The shipped acceptance profile was fitted to the acceptance of the row."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Predicted:
     """A row with its prediction."""
 
@@ -94,6 +107,7 @@ class Table:
     heads: Mapping[str, Config]
     rows: tuple[Row, ...]
     left_out: tuple[LeftOut, ...]
+    speed_ups: tuple[SpeedUp, ...]
 
 
 def measured_table() -> Table:
@@ -104,6 +118,7 @@ def measured_table() -> Table:
         heads=data["heads"],
         rows=tuple(Row(**row) for row in data["rows"]),
         left_out=tuple(LeftOut(**entry) for entry in data["left_out"]),
+        speed_ups=tuple(SpeedUp(**entry) for entry in data["speed_ups"]),
     )
 
 
@@ -120,6 +135,18 @@ def _grouping(inventory: Inventory) -> Inventory:
     """Return an inventory whose devices group rows by expert."""
     devices = tuple(dataclasses.replace(device, compute_capability=90) for device in inventory.devices)
     return dataclasses.replace(inventory, devices=devices)
+
+
+def speed_up_ratio(entry: SpeedUp, listed: Table) -> float:
+    """Return the predicted speed-up, with the acceptance that the shipped profile expects, over the measured one."""
+    rows = {row.name: row for row in listed.rows}
+    row, plain = rows[entry.row], rows[entry.plain]
+    assert row.tree is not None
+    assert row.head is not None
+    profile = load_profile(SHIPPED / ("eagle3.yaml" if row.head.startswith("eagle3") else "eagle.yaml"))
+    accepted = expected_ppm(profile, Tree(kind="dynamic", paths=None, **row.tree)) / PPM
+    expected = accepted * predicted(plain, listed).step_ms / predicted(row, listed).step_ms
+    return expected * plain.tokens_per_s / row.tokens_per_s
 
 
 def predicted(row: Row, listed: Table) -> Predicted:

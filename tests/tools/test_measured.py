@@ -5,7 +5,7 @@ import itertools
 import statistics
 
 import pytest
-from measured import BOUNDS, Row, measured_table, predicted
+from measured import BOUNDS, Row, SpeedUp, measured_table, predicted, speed_up_ratio
 
 TABLE = measured_table()
 
@@ -15,6 +15,16 @@ def test_a_prediction_is_within_the_bound_of_its_kind(row: Row) -> None:
     """Dense models 20 %, steps with an EAGLE head 30 %, mixtures of experts 40 %."""
     line = predicted(row, TABLE)
     assert line.ratio == pytest.approx(1, abs=BOUNDS[line.kind])
+
+
+@pytest.mark.parametrize("entry", TABLE.speed_ups, ids=[entry.row for entry in TABLE.speed_ups])
+def test_speed_ups_with_the_shipped_profile_are_within_a_quarter(entry: SpeedUp) -> None:
+    assert speed_up_ratio(entry, TABLE) == pytest.approx(1, abs=0.25)
+
+
+def test_more_speed_ups_are_held_back_than_their_acceptance_fitted() -> None:
+    fitted = [entry.in_profile for entry in TABLE.speed_ups]
+    assert fitted.count(False) > fitted.count(True)
 
 
 def test_a_step_yields_as_many_tokens_as_are_accepted() -> None:
