@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 from planner.checkpoints.header import TensorInfo
 from planner.errors import ConfigError
-from planner.families.records import BaseReading, Roles, Source
+from planner.families.records import BaseReading, Columns, Roles, Source
 from planner.families.windows import classes_of
-from planner.quantized import Recipe, ScaleDType, Stored, check
-from plans.quantized import column_unit
+from planner.quantized import Mxfp4Recipe, Recipe, ScaleDType, Stored, check
+from plans.quantized import BLOCK, column_unit
 from plans.schema import Attention, Mlp, Model, WeightFormat
 from plans.step import layer_class
 
@@ -38,7 +38,11 @@ def with_codes(
     for role, source in reading.roles.items():
         found = _LINEAR.fullmatch(role)
         module = source.name.removesuffix(".weight")
-        if module not in seen:
+        if found is not None and source.columns is not None:
+            of_expert = _packed(source, source.columns, recipe, where)
+            module = of_expert.module
+            seen[module] = of_expert
+        elif module not in seen:
             seen[module] = _stored(source, module, recipe, where, tensors, scales)
         stored = seen[module]
         if found is None and stored is not None and role.endswith(".weight") and len(source.shape) == 2:
@@ -55,9 +59,10 @@ def with_codes(
             stored = _cut(stored, reading, layer, block, where)
             for part in stored.parts:
                 kind = "weight" if part == "codes" else part
-                roles[role.removesuffix("weight") + kind] = dataclasses.replace(
-                    source, name=f"{module}:{part}", shape=stored.shape(part), stored=stored, part=part
-                )
+                coded = dataclasses.replace(source, name=f"{module}:{part}", shape=stored.shape(part), stored=stored)
+                if source.columns is not None:
+                    coded = dataclasses.replace(coded, first=0, columns=None)
+                roles[role.removesuffix("weight") + kind] = dataclasses.replace(coded, part=part)
         form = None if stored is None else stored.image_form
         other, before = forms.setdefault((layer, block), (module, form))
         if before != form:
@@ -68,6 +73,18 @@ def with_codes(
 def _may_be_plain(role: str) -> bool:
     """Return True for matrices that no quantizer changes unless it is told to: vocabulary, routers."""
     return role in ("embed.weight", "head.weight") or role.endswith((".router.weight", ".shared_gate.weight"))
+
+
+def _packed(source: Source, columns: Columns, recipe: Recipe, where: str) -> Stored:
+    """Return how a matrix of an expert is stored of which one tensor has those of all."""
+    if not isinstance(recipe, Mxfp4Recipe):
+        raise ConfigError(f"{where}: {source.name}: packed experts, expected mxfp4: not read in another format")
+    count, width, rows = source.shape
+    expert = source.first // width
+    if width % BLOCK:
+        raise ConfigError(f"{where}: {source.name}: found {width} columns, expected a multiple of {BLOCK}")
+    first, step = columns.first, columns.step
+    return recipe.expert(source.name, (count, width, rows), expert, first, step)
 
 
 def _stored(

@@ -7,7 +7,7 @@ import numpy as np
 
 from planner.errors import CheckpointError
 from planner.quantized.codes import Array, awq_columns, packed, transposed, unpacked
-from planner.quantized.layouts import Awq, Gptq, PackedRows, PlainRows
+from planner.quantized.layouts import Awq, Gptq, Mxfp4, PackedRows, PlainRows
 from planner.quantized.records import Part, Stored
 from plans.quantized import is_half
 from plans.ranges import Range
@@ -15,6 +15,8 @@ from plans.ranges import Range
 Read = Callable[[str, Range | None], Array]
 """Returns rows of a tensor of the checkpoint by its name, or all of it (None), as numpy holds its dtype: bfloat16 and
 8-bit floats as their bits."""
+MOST_EXPONENT = 240
+"""Largest exponent of MXFP4 with which its largest code is a float32, and is so where products widen it."""
 EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 """Bits of the exponent of each dtype of scales, all of which are 1 in infinities and NaN."""
 
@@ -77,6 +79,8 @@ def _rows_of(stored: Stored, part: Part, span: Range, read: Read) -> Array:
             return _gptq(stored, part, span, read, layout)
         case Awq():
             return _awq(stored, part, span, read)
+        case Mxfp4() as layout:
+            return _mxfp4(stored, part, span, read, layout)
 
 
 def _packed_rows(stored: Stored, part: Part, span: Range, read: Read, bits: int) -> Array:
@@ -145,3 +149,20 @@ def _awq(stored: Stored, part: Part, span: Range, read: Read) -> Array:
     codes = awq_columns(np.ascontiguousarray(read(stored.tensors[part].name, None)[:, first:last]))
     rows = np.ascontiguousarray(codes[:, span[0] - first * 8 : span[1] - first * 8].T)
     return packed(rows, True) if part == "codes" else rows
+
+
+def _mxfp4(stored: Stored, part: Part, span: Range, read: Read, layout: Mxfp4) -> Array:
+    name = stored.tensors[part].name
+    (whole,) = read(name, (layout.expert, layout.expert + 1))
+    rows = whole[layout.first :: layout.step][span[0] : span[1]]
+    if part == "scales":
+        wrong = np.argwhere(rows > MOST_EXPONENT)
+        if len(wrong):
+            found = int(rows[tuple(wrong[0])])
+            raise CheckpointError(f"{name}: found an exponent of {found}, expected at most {MOST_EXPONENT}")
+        return np.ascontiguousarray(rows)
+    codes = np.empty((len(rows), 2 * rows[0].size if len(rows) else 0), np.uint8)
+    octets = rows.reshape(len(rows), -1)
+    np.bitwise_and(octets, 15, out=codes[:, 0::2])
+    np.right_shift(octets, 4, out=codes[:, 1::2])
+    return packed(codes, True)

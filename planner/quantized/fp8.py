@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from planner.quantized.compressed_tensors import block_of
 from planner.quantized.layouts import PlainRows
 from planner.quantized.records import Expected, ScaleDType, Stored
-from planner.quantized.settings import Settings, names_module
+from planner.quantized.settings import Names, Settings
 from plans.format import quote
 from plans.quantized import groups
 from plans.schema import WeightFormat
@@ -19,11 +19,11 @@ class Fp8Recipe:
 
     block: tuple[int, int] | None
     """Rows and columns that share a scale; None: a whole matrix does."""
-    skipped: tuple[str, ...]
+    skipped: Names
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
         """Return how a layer is stored; None where it has plain weights."""
-        if module == "lm_head" or any(names_module(name, module) for name in self.skipped):
+        if module == "lm_head" or self.skipped.have(module):
             return None
         rows, group = self.block or (1, None)
         form = WeightFormat(code="float8_e4m3fn", group=group, zeros=False, scale=scale_dtype)
@@ -52,7 +52,9 @@ def read_fp8(settings: Settings) -> Fp8Recipe:
     if settings.get("modules_to_convert"):
         raise settings.fail("modules_to_convert", "found names, expected none: other modules are not read here")
     settings.finish("quant_method", "dequantize")
-    return Fp8Recipe(block=None if block is None else block_of(settings, block, "weight_block_size"), skipped=skipped)
+    return Fp8Recipe(
+        block=None if block is None else block_of(settings, block, "weight_block_size"), skipped=Names.read(*skipped)
+    )
 
 
 def read_modelopt(settings: Settings) -> Fp8Recipe:
@@ -64,4 +66,4 @@ def read_modelopt(settings: Settings) -> Fp8Recipe:
     settings.finish(
         "quant_method", "producer", "config_groups", "kv_cache_scheme", "kv_cache_quant_algo", "quantized_layers"
     )
-    return Fp8Recipe(block=None, skipped=skipped)
+    return Fp8Recipe(block=None, skipped=Names.read(*skipped))

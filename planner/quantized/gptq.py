@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from planner.quantized.layouts import Awq, Gptq
 from planner.quantized.records import Expected, ScaleDType, Stored
-from planner.quantized.settings import Pattern, Settings, names_module
+from planner.quantized.settings import Names, Pattern, Settings
 from plans.format import quote
 from plans.quantized import groups
 from plans.schema import WeightFormat
@@ -128,11 +128,11 @@ class AwqRecipe:
     """The layers of a checkpoint of AWQ."""
 
     group: int | None
-    skipped: tuple[str, ...]
+    skipped: Names
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
         """Return how a layer is stored; None where it has plain weights."""
-        if module in OUTSIDE or any(names_module(name, module) for name in self.skipped):
+        if module in OUTSIDE or self.skipped.have(module):
             return None
         form = WeightFormat(code="int4", group=self.group, zeros=True, scale=scale_dtype)
         count = groups(form, columns)
@@ -157,4 +157,4 @@ def read_awq(settings: Settings) -> AwqRecipe:
         *("quant_method", "backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config", "format"),
         *("sym", "desc_act", "pack_dtype", "dynamic", "lm_head", "meta", "checkpoint_format", "w_bit", "q_group_size"),
     )
-    return AwqRecipe(group=group, skipped=skipped)
+    return AwqRecipe(group=group, skipped=Names.read(*skipped))

@@ -35,4 +35,14 @@ class Awq:
     """AWQ, transposed: codes [in, out / 8] and zero points [groups, out / 8] in words of an order of their own."""
 
 
-Layout = PackedRows | PlainRows | Gptq | Awq
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mxfp4:
+    """MXFP4 of gpt-oss: codes of all experts [E, out, groups, 16], two to a byte, and exponents [E, out, groups]."""
+
+    expert: int
+    first: int
+    step: int
+    """Rows of the layer: every ``step``-th of the expert's from ``first`` on; gates and ups are in turn."""
+
+
+Layout = PackedRows | PlainRows | Gptq | Awq | Mxfp4

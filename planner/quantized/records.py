@@ -48,7 +48,7 @@ class Stored:
     @property
     def image_form(self) -> WeightFormat:
         """The format in images."""
-        if self.form.group is None:
+        if self.form.group is None or self.repeats == 1:
             return self.form
         return dataclasses.replace(self.form, group=self.form.group // self.repeats)
 

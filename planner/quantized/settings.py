@@ -99,10 +99,18 @@ class Pattern:
             ) from error
 
 
-def names_module(pattern_or_name: str, module: str) -> bool:
-    """Return True where a name, or the beginning or end of one, is that of a module: whole words between dots.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """Names of layers, or beginnings or ends of them: whole words between dots; a star stands for any part."""
 
-    A star stands for any part of a name.
-    """
-    inner = ".*".join(re.escape(part) for part in pattern_or_name.split("*"))
-    return re.search(rf"(?:^|\.){inner}(?:\.|$)", module) is not None
+    expression: "re.Pattern[str]"
+
+    @classmethod
+    def read(cls, *names: str) -> "Names":
+        """Compile a list of names, which may be empty."""
+        either = "|".join(".*".join(re.escape(part) for part in name.split("*")) for name in names) or "(?!)"
+        return cls(expression=re.compile(rf"(?:^|\.)(?:{either})(?:\.|$)"))
+
+    def have(self, module: str) -> bool:
+        """Return True where a layer is named."""
+        return self.expression.search(module) is not None

@@ -22,7 +22,6 @@ LLAMA = SMALL | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 ADVICE = "quantized weights are not read here: give the checkpoint before quantization"
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
-    ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config: found MXFP4"),
     (
         {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
         "quantization_config: found ModelOpt, NVFP4",

@@ -454,9 +454,8 @@ KEYS: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "qwen3_moe",
-        {"quantization_config": {"quant_method": "mxfp4"}},
-        "quantization_config: found MXFP4: quantized weights are not read here: give the checkpoint before "
-        "quantization",
+        {"quantization_config": {"quant_method": "hqq"}},
+        "quantization_config: found HQQ: quantized weights are not read here: give the checkpoint before quantization",
     ),
     (
         "qwen3_moe",

@@ -77,6 +77,20 @@ def fp8(weight: Tensor, seed: int) -> Layer:
     return Layer(tensors={"weight": codes, "weight_scale_inv": scales}, values=codes.float() * whole)
 
 
+def mxfp4(weight: Tensor, seed: int) -> Layer:
+    """MXFP4 of experts' weights [E, in, out]: blocks [E, out, groups, 16] and exponents [E, out, groups]."""
+    rows = weight.float().transpose(1, 2)  # [E, out, in]
+    groups = rows.unflatten(2, (-1, 32))
+    exponents = (groups.abs().amax(3).clamp(min=1e-6) / 6).log2().ceil().int()
+    scaled = groups / torch.exp2(exponents.float()).unsqueeze(3)
+    codes = (scaled.abs().unsqueeze(4) - torch.tensor(packers.FLOAT4)).abs().argmin(4)
+    codes = codes + 8 * (scaled < 0)
+    blocks = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8)
+    magnitudes = torch.tensor(packers.FLOAT4)[codes & 7] * torch.where(codes > 7, -1.0, 1.0)
+    values = (magnitudes * torch.exp2(exponents.float()).unsqueeze(3)).flatten(2).transpose(1, 2)
+    return Layer(tensors={"_blocks": blocks, "_scales": (exponents + 127).to(torch.uint8)}, values=values)
+
+
 def scheme(weights: dict[str, Any], form: str) -> dict[str, Any]:
     """Return the config of compressed-tensors with one scheme for all linear layers but lm_head and routers."""
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
@@ -100,6 +114,7 @@ METHODS: dict[str, tuple[Pack, dict[str, Any]]] = {
     ),
     "w4a16": (packed, scheme(W4, "pack-quantized")),
     "w8": (int8, scheme(W8, "int-quantized")),
+    "mxfp4": (mxfp4, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}),
     "fp8": (fp8, {"quant_method": "fp8", "weight_block_size": [32, 32], "modules_to_not_convert": ["gate"]}),
 }  # fmt: skip
 
@@ -112,7 +127,12 @@ def quantized(checkpoint: Path, target: Path, method: str) -> tuple[Path, Path]:
         shutil.copytree(checkpoint, directory)
     tensors, stored = load_file(checkpoint / "model.safetensors"), dict[str, Tensor]()
     for number, (name, tensor) in enumerate(sorted(tensors.items())):
-        if LINEAR.fullmatch(name) is None or tensor.dim() != 2:
+        if method == "mxfp4" and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            layer = pack(tensor, number)
+            stored |= {name + part: t.contiguous() for part, t in layer.tensors.items()}
+            tensors[name] = layer.values
+            continue
+        if method == "mxfp4" or LINEAR.fullmatch(name) is None or tensor.dim() != 2:
             stored[name] = tensor
             continue
         layer = pack(tensor, number)

@@ -12,13 +12,14 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from planner.errors import CheckpointError
 from planner.quantized import Part, Stored, check, read_recipe
 from planner.quantized.codes import Array
 from planner.quantized.converting import Read, rows_of
 from plans.ranges import Range
-from tests.planner.quantized import images, packers
+from tests.planner.quantized import checkpoints, images, packers
 
 MODULE = "model.layers.0.mlp.down_proj"
 WORDS = {2: torch.int16, 1: torch.uint8}
@@ -164,6 +165,13 @@ def test_bytes_by_compressed_tensors(kind: str, strategy: str) -> None:
     form = "int-quantized" if kind == "int" else "float-quantized"
     found = image_values(stored_as(scheme(weights, form), out, columns, torch.float32), tensors)
     assert torch.equal(found, NaiveQuantizationCompressor.decompress(tensors, own)["weight"])
+
+
+def test_mxfp4_by_transformers() -> None:
+    """Its own dequantisation is the reference of the values with which models are compared."""
+    layer = checkpoints.mxfp4(torch.randn(3, 96, 20, generator=torch.Generator().manual_seed(2)), 0)
+    found = convert_moe_packed_tensors(layer.tensors["_blocks"], layer.tensors["_scales"], dtype=torch.float32)
+    assert torch.equal(found, layer.values)
 
 
 def test_columns_in_another_order_are_refused() -> None:
