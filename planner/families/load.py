@@ -50,6 +50,9 @@ FAMILIES: Mapping[str, str] = {
 }
 """Architecture of each family, by ``model_type``, which is also the name of its module here, with ``read(keys)``."""
 
+SCALES = (".scales", ".weight_scale", ".weight_scale_inv")
+"""Ends of the names of scales in a quantized checkpoint."""
+
 
 def load_base(path: Path) -> BaseInput:
     """Read a base model from a directory or a bare config; raise ConfigError or CheckpointError."""
@@ -111,9 +114,12 @@ def _recipe(checkpoint: Checkpoint, keys: Keys) -> Recipe | None:
 
 
 def _scales(checkpoint: Checkpoint) -> ScaleDType:
-    """Return the dtype of scales by a config without weights: that of the other weights."""
-    dtype = saved_dtype(checkpoint.config)
-    return next((known for known in get_args(ScaleDType) if known == dtype), "float16")
+    """Return the dtype of scales of which the headers do not tell it: that of the first, or of other weights."""
+    known = {header: dtype for dtype, header in HEADER_NAMES.items() if dtype in get_args(ScaleDType)}
+    tensors = (checkpoint.tensors or {}).items()
+    found = (known[info.dtype] for name, info in tensors if name.endswith(SCALES) and info.dtype in known)
+    dtype = next(found, saved_dtype(checkpoint.config))
+    return next((other for other in get_args(ScaleDType) if other == dtype), "float16")
 
 
 def _refuse_drafter(checkpoint: Checkpoint) -> None:

@@ -1,0 +1,145 @@
+"""Damaged quantized checkpoints: each is refused by the datum, when it is read or when its bytes are."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from planner.errors import InputError
+from planner.families import load_base
+from planner.images.compile import compile_plan
+from plans import codec
+from plans.schema import Inputs
+from tests.plan_factory import make_plan, whole_group
+from tests.planner.quantized.checkpoints import quantized
+from tests.planner.tiny_checkpoints import saved
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32,
+}  # fmt: skip
+Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
+"""Changes tensors and config in place."""
+UP = "model.layers.0.mlp.up_proj."
+EXPERTS = "model.layers.0.mlp.experts."
+
+
+def drop(name: str) -> Change:
+    return lambda tensors, config: tensors.pop(name)
+
+
+def put(name: str, change: Callable[[Tensor], Tensor]) -> Change:
+    return lambda tensors, config: tensors.update({name: change(tensors[name]).contiguous()})
+
+
+def setting(**changes: Any) -> Change:
+    return lambda tensors, config: config["quantization_config"].update(changes)
+
+
+def with_one(value: float) -> Callable[[Tensor], Tensor]:
+    def change(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        tensor.view(-1)[1] = value
+        return tensor
+
+    return change
+
+
+DAMAGED: list[tuple[str, Change, str]] = [
+    ("gptq", drop(f"{UP}qzeros"), r"up_proj\.qzeros: missing"),
+    ("gptq", drop(f"{UP}scales"), r"up_proj\.scales: missing"),
+    ("gptq", drop(f"{UP}g_idx"), r"up_proj\.g_idx: missing"),
+    ("gptq", put(f"{UP}qweight", lambda t: t[:-1]), r"up_proj\.qweight: found shape \[7, 128\], expected \[8, 128\]"),
+    ("gptq", put(f"{UP}qzeros", lambda t: t[:, :-1]), r"up_proj\.qzeros: found shape \[2, 15\], expected \[2, 16\]"),
+    ("gptq", put(f"{UP}scales", lambda t: t.t()), r"up_proj\.scales: found shape \[128, 2\]"),
+    ("gptq", put(f"{UP}qweight", lambda t: t.long()), r"up_proj\.qweight: found dtype I64, expected I32"),
+    ("gptq", put(f"{UP}g_idx", with_one(7)), r"up_proj\.g_idx\[1\]: found group 7, expected 0"),
+    ("gptq", put(f"{UP}g_idx", with_one(-1)), r"up_proj\.g_idx\[1\]: found group -1, expected 0"),
+    ("gptq", put(f"{UP}scales", with_one(float("nan"))), r"up_proj\.scales\[0, 1\]: found an infinity or NaN"),
+    ("gptq", put(f"{UP}scales", with_one(float("inf"))), r"up_proj\.scales\[0, 1\]: found an infinity or NaN"),
+    ("gptq", setting(group_size=64), r"(qzeros|scales): found shape"),
+    ("gptq", setting(bits=8), r"qweight: found shape"),
+    ("gptq", setting(dynamic={"-:.*up_proj": {}}), r"up_proj: stored otherwise than .*gate_proj"),
+    ("awq", drop(f"{UP}qzeros"), r"up_proj\.qzeros: missing"),
+    ("awq", put(f"{UP}qweight", lambda t: t[:, 1:]), r"up_proj\.qweight: found shape \[64, 15\], expected \[64, 16\]"),
+    ("awq", put(f"{UP}scales", with_one(float("-inf"))), r"up_proj\.scales\[0, 1\]: found an infinity"),
+    ("awq", setting(modules_to_not_convert=["mlp"]), r"proj\.weight: missing|proj\.q\w+: surplus|scales: surplus"),
+    ("awq", setting(group_size=128), r"found 64 columns, expected a multiple of group_size 128"),
+    ("w4a16", drop(f"{UP}weight_zero_point"), r"up_proj\.weight_zero_point: missing"),
+    ("w4a16", put(f"{UP}weight_packed", lambda t: t[:, :-1]), r"weight_packed: found shape \[128, 7\]"),
+    ("w4a16", put(f"{UP}weight_shape", lambda t: t[:1]), r"weight_shape: found shape \[1\], expected \[2\]"),
+    ("w4a16", put(f"{UP}weight_scale", lambda t: t.to(torch.float8_e4m3fn)), r"weight_scale: found dtype F8_E4M3"),
+    ("w4a16", put(f"{UP}weight_scale", with_one(float("nan"))), r"weight_scale\[1, 0\]: found an infinity or NaN"),
+    ("w4a16", setting(format="marlin-24"), r"format: found 'marlin-24'"),
+    ("w8", put(f"{UP}weight", lambda t: t.to(torch.uint8)), r"up_proj\.weight: found dtype U8, expected I8"),
+    ("w8", put(f"{UP}weight_scale", lambda t: t[:-1]), r"weight_scale: found shape \[127, 1\]"),
+    ("fp8", drop(f"{UP}weight_scale_inv"), r"up_proj\.weight_scale_inv: missing"),
+    ("fp8", put(f"{UP}weight_scale_inv", lambda t: t[:, :1]), r"weight_scale_inv: found shape \[4, 1\]"),
+    ("fp8", put(f"{UP}weight", with_one(float("nan"))), r"up_proj\.weight\[0, 1\]: found NaN"),
+    ("fp8", put(f"{UP}weight_scale_inv", with_one(float("nan"))), r"weight_scale_inv\[0, 1\]: found an inf"),
+    ("fp8", setting(weight_block_size=[64, 64]), r"weight_scale_inv: found shape"),
+    ("fp8", setting(weight_block_size=None), r"weight_scale: missing"),
+    ("mxfp4", drop(f"{EXPERTS}down_proj_scales"), r"down_proj_scales: missing"),
+    ("mxfp4", put(f"{EXPERTS}gate_up_proj_blocks", lambda t: t[:, :, :1]), r"gate_up_proj_blocks: found shape"),
+    ("mxfp4", put(f"{EXPERTS}gate_up_proj_scales", with_one(255)), r"gate_up_proj_scales: found an exponent of 255"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Quantized checkpoints by method."""
+    directory = tmp_path_factory.mktemp("quantized")
+    made = {}
+    for method in dict.fromkeys(method for method, _, _ in DAMAGED):
+        family = "gpt_oss" if method == "mxfp4" else "llama"
+        own = {"num_local_experts": 2, "num_experts_per_tok": 1, "layer_types": ["full_attention"]}
+        plain = saved(directory / f"{method}-plain", family, **(SIZES | (own if method == "mxfp4" else {})))
+        made[method] = quantized(plain, directory / method, method)[0]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "problem"),
+    DAMAGED,
+    ids=[f"{method}-{number}" for number, (method, _, _) in enumerate(DAMAGED)],
+)
+def test_damaged_checkpoints_are_refused(
+    tmp_path: Path, checkpoints: dict[str, Path], method: str, change: Change, problem: str
+) -> None:
+    whole = checkpoints[method]
+    tensors, config = load_file(whole / "model.safetensors"), json.loads((whole / "config.json").read_text())
+    change(tensors, config)
+    damaged = tmp_path / "checkpoint"
+    damaged.mkdir()
+    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
+    (damaged / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=problem):
+        compiled(tmp_path, damaged)
+    assert list(tmp_path.rglob("a.safetensors")) == []
+
+
+def test_whole_ones_are_compiled(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+    for method, checkpoint in checkpoints.items():
+        (tmp_path / method).mkdir()
+        compiled(tmp_path / method, checkpoint)
+        assert len(list((tmp_path / method).rglob("a.safetensors"))) == 1
+
+
+def compiled(directory: Path, checkpoint: Path) -> None:
+    base = load_base(checkpoint)
+    plan = make_plan(
+        base.model,
+        [whole_group(base.model, ("a",))],
+        inputs=Inputs(
+            base_config_sha256=base.config_sha256, base_tensors_sha256=base.tensors_sha256,
+            draft_config_sha256=None, draft_tensors_sha256=None,
+        ),
+    )  # fmt: skip
+    (directory / "plan").mkdir()
+    (directory / "plan" / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(directory / "plan", checkpoint, None)
