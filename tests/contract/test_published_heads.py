@@ -1,11 +1,13 @@
 """Heads in their published forms draft the trees of an independent reference, on one device and on several."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from planner.families import load_draft
 from planner.images.compile import compile_plan
@@ -157,3 +159,29 @@ def test_a_sequence_joins_others_that_are_drafted_at_once(checkpoints: Checkpoin
 
     for steps in on_all_ranks(plan, directory, joined):
         assert steps == [*trees[first][:4], *trees[second][:4]]
+
+
+def test_an_eagle1_head_in_vllms_wrapper_has_the_bytes_of_the_authors(tmp_path: Path, checkpoints: Checkpoints) -> None:
+    """The head of the authors' layout drafts the trees of the reference (test_tokens)."""
+    own, wrapped = checkpoints.heads["eagle"], tmp_path / "wrapped"
+    wrapped.mkdir()
+    config, tensors = json.loads((own / "config.json").read_text()), load_file(own / "model.safetensors")
+    nested = {"model_type": "eagle", "architectures": ["EAGLEModel"], "model": config | {"eagle_fc_bias": True}}
+    (wrapped / "config.json").write_text(json.dumps(nested))
+    save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, wrapped / "model.safetensors")
+    images = []
+    for number, head in enumerate((own, wrapped)):
+        draft = load_draft(head, checkpoints.base)
+        assert draft.draft.layout == (None, "vllm")[number]
+        plan = make_plan(
+            checkpoints.base.model,
+            [group(checkpoints.base.model, ["a"], LAYERS)],
+            draft=draft.draft,
+            inputs=inputs(checkpoints.base, draft),
+        )
+        directory = tmp_path / f"plan{number}"
+        directory.mkdir()
+        (directory / "plan.yaml").write_text(codec.dumps(plan))
+        compile_plan(directory, checkpoints.base_dir, head)
+        images.append((directory / "a.safetensors").read_bytes())
+    assert images[0] == images[1]
