@@ -616,8 +616,7 @@ class Speculation:
     acceptance_ppm: int
     """Expected tokens of a step with ``Options.tree``, in parts per million; 1000000 without a draft."""
     plain_ns: int | None
-    """Predicted step time of the fastest candidate placement without a draft; None where that was not proven within the
-    limit, but only that it is not as good."""
+    """Predicted step time of the fastest candidate placement without a draft; None where it is not known."""
     trees: int
     """Trees that were compared, one of which or none is the best."""
     runner_up: RunnerUp | None

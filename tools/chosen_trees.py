@@ -105,7 +105,6 @@ def chosen(grown: Grown) -> Compared:
     choice = choice_of(question, Settings(), Formulations())
     choice_s = time.process_time() - start
     assert choice is not None
-    assert choice.plain is not None
 
     def per_s(acceptance_ppm: int, step_ns: int) -> float:
         return grown.batch * acceptance_ppm / PPM * 1e9 / step_ns

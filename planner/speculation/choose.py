@@ -23,7 +23,6 @@ from functools import cached_property
 from planner.costs.acceptance import PPM, expected_ppm
 from planner.costs.shares import DraftShares
 from planner.enough_hosts import on_hosts
-from planner.errors import NotProvenError
 from planner.problem.formulate import Formulation
 from planner.solver.solve import Solved
 from planner.speculation.draft_bound import least_draft_ns
@@ -33,10 +32,6 @@ from plans.schema import Tree
 
 SLACK = 1 - 1e-4
 """Bounds are lowered by the rounding of times (ROUNDING_PPM), which differs from tree to tree."""
-
-
-MOST_UNPROVEN = 1
-"""Searches that may end at their limit: where more do, memory is so short that those of other trees will, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +65,8 @@ class Choice:
     best: Found
     runner_up: Found | None
     """The best of the others that were solved; None where nothing else fits."""
-    plain: Found | None
-    """None: not proven within the limit, only that it is not as good."""
+    plain: Found
+    """The best placement without a draft."""
     trees: int
     """Trees of the grid that were considered."""
     solved: int
@@ -85,14 +80,17 @@ Solve = Callable[[Formulation], tuple[Formulation, Solved | None]]
 def choose(
     formulation_of: Callable[[Tree | None], Formulation], trees: Iterable[Tree], profile: Profile, solve: Solve
 ) -> Choice | None:
-    """Return the best choice with its proof; None where not even plain decoding fits. Raise NotProvenError.
+    """Return the best choice with its proof; None where not even plain decoding fits.
+
+    Raise NotProvenError at the first search that is past the solver's limit.
 
     ``formulation_of``: the formulation of the request with a tree, or without its draft. ``trees``: those considered.
     """
     kept = undominated(list(trees), lambda tree: expected_ppm(profile, tree))
     search = _Search(formulation_of=formulation_of, profile=profile, solve=solve, trees=kept)
     search.settle_plain()
-    if not search.found and not search.unproven:
+    plain = search.plain
+    if plain is None:
         return None
     while (tree := search.next()) is not None:
         search.settle(tree)
@@ -101,9 +99,9 @@ def choose(
     return Choice(
         best=best,
         runner_up=runner_up,
-        plain=search.plain,
+        plain=plain,
         trees=len(search.trees),
-        solved=len(search.found) - (search.plain is not None),
+        solved=len(search.found) - 1,
     )
 
 
@@ -118,8 +116,6 @@ class _Search:
     """Trees that may be the best."""
     found: list[Found] = field(default_factory=list)
     infeasible: list[Tree] = field(default_factory=list)
-    unproven: dict[Tree | None, NotProvenError] = field(default_factory=dict)
-    """What was not solved within the limit; its bound is in ``whole_ns``, of plain decoding in ``rows_ns``."""
     rows_ns: dict[int, float] = field(default_factory=dict)
     """V(n) by n."""
     whole_ns: dict[Tree, float] = field(default_factory=dict)
@@ -131,7 +127,7 @@ class _Search:
         return next((found for found in self.found if found.tree is None), None)
 
     def settle_plain(self) -> None:
-        """Solve plain decoding, or learn a bound of it."""
+        """Solve plain decoding."""
         found = self._solved(None)
         if found is not None:
             self.found.append(found)
@@ -150,35 +146,21 @@ class _Search:
         return ranked
 
     def next(self) -> Tree | None:
-        """Return the tree to learn more of; None where no other can be the best.
-
-        Raise NotProvenError where what was not solved within the limit may be better than all that was.
-        """
+        """Return the tree to learn more of; None where no other can be the best."""
         settled = {found.tree for found in self.found}
-        best = next(iter(self.ranked()), None)
+        best = self.ranked()[0]
         left = [
             tree
             for tree in self.trees
             if tree not in settled
             and not self._is_infeasible(tree)
-            and not (best and self._excluded(self.expected(tree), self._least_ns(tree), best))
+            and not self._excluded(self.expected(tree), self._least_ns(tree), best)
         ]
-        open_ = [tree for tree in left if tree not in self.unproven]
-        if not open_:
-            self._refuse_open(best, left)
-        if len(self.found) > (self.plain is not None):
+        if len(self.found) > 1:
             # a bound for few nodes holds for more nodes, too, so that it comes before theirs
-            unknown = [tree for tree in open_ if tree.total_token not in self.rows_ns]
-            open_ = [min(unknown, key=size)] if unknown else open_
-        return max(open_, key=self._most, default=None)
-
-    def _refuse_open(self, best: Found | None, left: list[Tree]) -> None:
-        """Raise NotProvenError where plain decoding, or a tree of ``left``, was not proven and may be the best."""
-        for tree, error in self.unproven.items():
-            if tree in left or best is None:
-                raise error
-            if tree is None and not self._excluded(PPM, self.rows_ns[1], best):
-                raise error
+            unknown = [tree for tree in left if tree.total_token not in self.rows_ns]
+            left = [min(unknown, key=size)] if unknown else left
+        return max(left, key=self._most, default=None)
 
     def settle(self, tree: Tree) -> None:
         """Learn more of a tree: V of its nodes, or its best placement."""
@@ -186,29 +168,18 @@ class _Search:
             rows = replace(self.formulation_of(tree), draft=None)
             self.rows_ns[tree.total_token] = on_hosts(rows, 1).in_use().least_ns(1) * SLACK
             return
-        if len(self.found) > (self.plain is not None) and tree not in self.whole_ns:
+        if len(self.found) > 1 and tree not in self.whole_ns:
             self.whole_ns[tree] = on_hosts(self.formulation_of(tree), 1).in_use().least_ns(1) * SLACK
             return
         found = self._solved(tree)
         if found is not None:
             self.found.append(found)
-        elif tree not in self.unproven:
+        else:
             self.infeasible.append(tree)
 
     def _solved(self, tree: Tree | None) -> Found | None:
-        """Return the best placement; None where nothing fits, and where it is not proven, which is noted."""
-        try:
-            formulation, solved = self.solve(self.formulation_of(tree))
-        except NotProvenError as error:
-            self.unproven[tree] = error
-            if len(self.unproven) > MOST_UNPROVEN:
-                raise
-            bound_ns = (error.bound_ns or 0) * SLACK
-            if tree is None:
-                self.rows_ns[1] = bound_ns
-            else:
-                self.whole_ns[tree] = max(bound_ns, self.whole_ns.get(tree, 0.0))
-            return None
+        """Return the best placement, None where nothing fits; raise NotProvenError past the solver's limit."""
+        formulation, solved = self.solve(self.formulation_of(tree))
         if solved is None:
             return None
         expected = PPM if tree is None else self.expected(tree)

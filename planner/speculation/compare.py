@@ -57,7 +57,7 @@ def recorded(choice: Choice, profile: Profile) -> Speculation:
         profile_sha256=profile_digest(profile),
         profile_source=profile.source,
         acceptance_ppm=choice.best.acceptance_ppm,
-        plain_ns=None if choice.plain is None else choice.plain.least_ns,
+        plain_ns=choice.plain.least_ns,
         trees=choice.trees,
         runner_up=None
         if other is None

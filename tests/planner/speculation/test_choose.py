@@ -16,7 +16,7 @@ from planner.problem.formulate import Formulation
 from planner.problem.placed import base_ns, plain_step_ns
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved, solve
-from planner.speculation.choose import Choice, choose
+from planner.speculation.choose import choose
 from planner.speculation.draft_bound import least_draft_ns
 from planner.speculation.grid import contains, trees_of, undominated
 from planner.speculation.profiles import SHIPPED, profile_of
@@ -65,7 +65,6 @@ def test_is_the_best_of_all_trees_solved(name: str) -> None:
         if every is not None:
             speeds[tree] = (PPM if tree is None else expected_ppm(EAGLE3, tree)) / every.least_ns
     assert choice.best.acceptance_ppm / choice.best.least_ns == pytest.approx(max(speeds.values()), rel=1e-12)
-    assert choice.plain is not None
     assert choice.solved < len(trees), "most trees are excluded by bounds"
 
 
@@ -111,25 +110,25 @@ def test_no_tree_is_left_out_that_may_be_the_best() -> None:
         assert any(contains(tree, other) and expected_ppm(EAGLE3, other) >= expected for other in kept)
 
 
-def test_what_is_not_proven_is_excluded_by_its_bound_or_refused() -> None:
+def test_the_first_search_past_its_limit_ends_the_choice() -> None:
     formulated = asked(MACHINES["one CPU"])
     assert formulated.draft is not None
-    of, trees = with_tree(formulated), list(trees_of(formulated.draft, 1))
+    asked_for = []
 
-    def with_plain_open(bound_ns: int) -> Choice | None:
-        def solve_trees(part: Formulation) -> tuple[Formulation, Solved | None]:
-            if part.draft is None:
-                raise NotProvenError("open", objective_ns=bound_ns + 1, bound_ns=bound_ns)
+    def open_at(number: int) -> Callable[[Formulation], tuple[Formulation, Solved | None]]:
+        def solve_some(part: Formulation) -> tuple[Formulation, Solved | None]:
+            asked_for.append(part.options.tree)
+            if len(asked_for) == number:
+                raise NotProvenError("open", objective_ns=2, bound_ns=1)
             return solved(part)
 
-        return choose(of, trees, EAGLE3, solve_trees)
+        return solve_some
 
-    slow = with_plain_open(10**12)
-    assert slow is not None
-    assert slow.plain is None
-    assert slow.best.tree is not None
-    with pytest.raises(NotProvenError, match="open"):
-        with_plain_open(1)
+    for number in (1, 2):
+        asked_for.clear()
+        with pytest.raises(NotProvenError, match="open"):
+            choose(with_tree(formulated), trees_of(formulated.draft, 1), EAGLE3, open_at(number))
+        assert len(asked_for) == number
 
 
 def test_nothing_fits() -> None:
