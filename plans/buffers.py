@@ -34,9 +34,9 @@ from plans.shared_memory import outbox_bytes, sharing
 from plans.step import (
     ALIGN_BYTES,
     BEST_WORDS,
+    CODED_PADDING,
+    CODED_SCRATCH_ROWS,
     CONVERTED_ROWS,
-    DECODED_PADDING,
-    DECODED_ROWS,
     NORM_SUMS,
     ROW_ALIGN,
     SCORE_COLUMNS,
@@ -397,7 +397,7 @@ def _codes(model: Model, share: KvShare, mlp_units: int) -> tuple[Buffer, ...]:
             read += [units * mlp.unit, units * mlp.shared_unit]
     if max(read) == 0:
         return ()
-    shape = (DECODED_ROWS, max(read) + DECODED_PADDING)
+    shape = (CODED_SCRATCH_ROWS, max(read) + CODED_PADDING)
     return (Buffer(name="scratch.codes", term="buffers", dtype="float32", shape=shape),)
 
 

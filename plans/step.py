@@ -32,7 +32,7 @@ WORD_BYTES = 8
 SCORE_COLUMNS = 256
 """Cache rows whose scores are computed at once by ``context`` or ``head_dim`` (``runtime.model.scores.streamed``)."""
 
-DECODED_ROWS, DECODED_PADDING = 256, 16
+CODED_SCRATCH_ROWS, CODED_PADDING = 256, 16
 """Rows of a quantized weight for whose values in float32 a device has scratch, and values between them."""
 CONVERTED_ROWS = 4096
 """Cache rows of every sequence that are converted at once, where a KV cache has another dtype than activations
@@ -192,11 +192,13 @@ def groups_experts(device: Device, dtype: DType, mlp: Mlp, hidden: int) -> bool:
     """Return True where a device multiplies rows that are sorted by expert with the weights of their experts alone.
 
     A CPU does by kernels of the runtime. On a GPU it is torch's ``grouped_mm``, which has a kernel for bfloat16 on
-    compute capability 9 and 10, for rows of a multiple of ATTENTION_ALIGN_BYTES; elsewhere it is a loop of the host,
-    which waits for the number of rows of each expert.
+    compute capability 9 and 10, for rows of a multiple of ATTENTION_ALIGN_BYTES, and for no weights in codes; elsewhere
+    it is a loop of the host, which waits for the number of rows of each expert.
     """
     if device.kind == "cpu":
         return True
+    if mlp.gate_up_format is not None or mlp.down_format is not None:
+        return False
     has_kernel = dtype == "bfloat16" and device.compute_capability in range(90, 110)
     return has_kernel and all(width * DTYPE_BYTES[dtype] % ATTENTION_ALIGN_BYTES == 0 for width in (hidden, mlp.unit))
 

@@ -33,9 +33,9 @@ _SIDE_FILES = {
 _METHODS = {
     "awq": "AWQ",
     "gptq": "GPTQ",
-    "auto-round": "AutoRound",
+    "auto-round": "AutoRound in its own layout",
     "fp8": "FP8",
-    "fbgemm_fp8": "FP8",
+    "fbgemm_fp8": "FBGEMM FP8",
     "mxfp4": "MXFP4",
     "bitsandbytes": "bitsandbytes",
     "modelopt": "ModelOpt",
@@ -100,12 +100,12 @@ def quantizer_settings(
         if not isinstance(settings, dict) or (method := _method(key, settings)) not in methods:
             continue
         if method != "modelopt" or settings.get("quant_algo") == "FP8":
-            return {"quant_method": method, **settings}, f"{config_file}: {key}"
+            return {**settings, "quant_method": method}, f"{config_file}: {key}"
     file = config_file.with_name("hf_quant_config.json")
     if "quantization_config" not in config and config_file.name == "config.json" and file.is_file():
         settings = _of_modelopt(file)
         if "modelopt" in methods and settings.get("quant_algo") == "FP8":
-            return {"quant_method": "modelopt", **settings}, f"{file}: quantization"
+            return {**settings, "quant_method": "modelopt"}, f"{file}: quantization"
     return None
 
 

@@ -43,13 +43,10 @@ def with_codes(
             module = of_expert.module
             seen[module] = of_expert
         elif module not in seen:
-            seen[module] = _stored(source, module, recipe, where, tensors, scales)
+            seen[module] = _stored(source, module, recipe, where, tensors, scales, checked=found is not None)
         stored = seen[module]
-        if found is None and stored is not None and role.endswith(".weight") and len(source.shape) == 2:
-            if _may_be_plain(role):
-                roles[role] = source
-                continue
-            raise ConfigError(f"{where}: {module}: quantized, expected plain weights: only linear layers inside are")
+        if role == "head.weight" and stored is not None and not reading.model.tied_head:
+            raise ConfigError(f"{where}: {module}: quantized, expected plain weights: such an lm_head is not read here")
         if found is None or stored is None:
             roles[role] = source
         if found is None:
@@ -68,11 +65,6 @@ def with_codes(
         if before != form:
             raise ConfigError(f"{where}: {module}: stored otherwise than {other}, expected the same for both")
     return dataclasses.replace(reading, roles=roles, model=_with_formats(reading, forms, where))
-
-
-def _may_be_plain(role: str) -> bool:
-    """Return True for matrices that no quantizer changes unless it is told to: vocabulary, routers."""
-    return role in ("embed.weight", "head.weight") or role.endswith((".router.weight", ".shared_gate.weight"))
 
 
 def _packed(source: Source, columns: Columns, recipe: Recipe, where: str) -> Stored:
@@ -94,6 +86,8 @@ def _stored(
     where: str,
     tensors: Mapping[str, TensorInfo] | None,
     scales: ScaleDType,
+    *,
+    checked: bool,
 ) -> Stored | None:
     if not source.name.endswith(".weight") or len(source.shape) != 2:
         return None
@@ -105,7 +99,7 @@ def _stored(
     if info is not None and info.dtype in _SCALES:
         stored = recipe.stored(module, out, columns, _SCALES[info.dtype])
         assert stored is not None
-    return check(stored, where)
+    return check(stored, where) if checked else stored
 
 
 def _cut(stored: Stored, reading: BaseReading, layer: int, block: str, where: str) -> Stored:

@@ -50,6 +50,10 @@ FAMILIES: Mapping[str, str] = {
 }
 """Architecture of each family, by ``model_type``, which is also the name of its module here, with ``read(keys)``."""
 
+CODED_NOTE = (
+    "quantized weights are planned with their bytes; predicted times on GPUs are those of kernels that widen them in "
+    "registers, which the runtime has for CPUs alone: on a GPU it is much slower so far"
+)
 SCALES = (".scales", ".weight_scale", ".weight_scale_inv")
 """Ends of the names of scales in a quantized checkpoint."""
 
@@ -67,6 +71,7 @@ def load_base(path: Path) -> BaseInput:
         family, keys, notes = part.family, part.keys, [*notes, part.note]
     reading: BaseReading = importlib.import_module(f"planner.families.{family}").read(keys)
     if recipe is not None:
+        notes = [*notes, CODED_NOTE]
         reading = with_codes(reading, recipe, str(checkpoint.config_file), checkpoint.tensors, _scales(checkpoint))
     tensors_sha256 = table_sha256(reading.roles)
     if wrapper is not None:
@@ -93,7 +98,11 @@ def scan(path: Path) -> Summary:
         return describe({name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()})
     base = load_base(path)
     dtype = HEADER_NAMES.get(str(saved_dtype(checkpoint.config)), "F32")
-    return describe({source.name: (dtype, source.shape) for source in base.roles.values()})
+    tensors = {source.name: (dtype, source.shape) for source in base.roles.values() if source.stored is None}
+    stored = (source.stored for source in base.roles.values() if source.stored is not None)
+    for expected in (tensor for layer in stored for tensor in layer.tensors.values()):
+        tensors[expected.name] = min(expected.dtypes), expected.shapes[0]
+    return describe(tensors)
 
 
 # ---- base models ----

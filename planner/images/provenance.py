@@ -128,7 +128,7 @@ def _of_layer(part: Part, stored: Stored) -> Origin:
         shape=stored.shape(part.kind),
         rows=rows,
         columns=columns,
-        operation=f"{part.kind} of {type(stored.layout).__name__}" + ("" if part.cols is None else ", columns"),
+        operation=f"{part.kind} of {stored.module}, {stored.layout.words}" + ("" if part.cols is None else ", columns"),
         file=None,
         ranges=None,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.quantized.layouts import Layout, PackedRows, PlainRows
-from planner.quantized.records import Expected, ScaleDType, Stored
+from planner.quantized.records import Expected, ScaleDType, Stored, kv_scales
 from planner.quantized.settings import Pattern, Settings
 from plans.format import quote
 from plans.quantized import groups
@@ -92,7 +92,7 @@ def _ignored(module: str) -> dict[str, Expected]:
     named["input_zero_point"] = Expected(
         name=f"{module}.input_zero_point", dtypes=frozenset({"I8", "F8_E4M3"}), shapes=scalar
     )
-    return named
+    return named | kv_scales(module)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +101,6 @@ class CompressedTensors:
 
     schemes: tuple[Scheme, ...]
     ignore: tuple[Target, ...]
-    where: str
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
         """Return how a layer is stored; None where it has plain weights."""
@@ -117,18 +116,18 @@ def read(settings: Settings) -> CompressedTensors:
     """Read the settings of compressed-tensors; raise ConfigError."""
     form = settings.one_of("format", FORMATS, "pack-quantized", "compressed otherwise, which is not read here")
     settings.one_of("quantization_status", ("compressed", "frozen"), "compressed", "the weights are not quantized")
-    for name in ("kv_cache_scheme", "transform_config", "sparsity_config", "moe_sparsity_config"):
+    for name in ("transform_config", "sparsity_config", "moe_sparsity_config"):
         value = settings.get(name)
         if name == "sparsity_config" and isinstance(value, dict) and value.get("format", "dense") == "dense":
             continue
-        if value and name != "kv_cache_scheme":
+        if value:
             raise settings.fail(name, f"found {quote(value)}, expected null: not computed here")
     ignore = _targets(settings, "ignore")
     schemes = tuple(_scheme(group, form) for _, group in settings.inner("config_groups").items())
-    settings.finish("quant_method", "global_compression_ratio", "version")
+    settings.finish("quant_method", "global_compression_ratio", "version", "kv_cache_scheme")
     if not schemes:
         raise settings.fail("config_groups", "found no group, expected at least one")
-    return CompressedTensors(schemes=schemes, ignore=ignore, where=settings.where)
+    return CompressedTensors(schemes=schemes, ignore=ignore)
 
 
 def _targets(settings: Settings, name: str) -> tuple[Target, ...]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from planner.quantized.compressed_tensors import block_of
 from planner.quantized.layouts import PlainRows
-from planner.quantized.records import Expected, ScaleDType, Stored
+from planner.quantized.records import Expected, ScaleDType, Stored, kv_scales
 from planner.quantized.settings import Names, Settings
 from plans.format import quote
 from plans.quantized import groups
@@ -37,7 +37,7 @@ class Fp8Recipe:
         activations = Expected(name=f"{module}.input_scale", dtypes=SCALES, shapes=((), (1,)))
         return Stored(
             module=module, out=out, columns=columns, form=form, layout=PlainRows(block_rows=rows), tensors=tensors,
-            ignored={"input_scale": activations},
+            ignored={"input_scale": activations} | kv_scales(module),
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ HARMLESS = (
     *("quant_method", "meta", "model_name_or_path", "model_file_base_name", "static_groups", "true_sequential", "mse"),
     *("damp_percent", "damp_auto_increment", "quantizer", "tokenizer", "dataset", "is_marlin_format", "use_cuda_fp16"),
     *("use_exllama", "exllama_config", "max_input_length", "cache_block_outputs", "batch_size", "model_seqlen"),
-    *("block_name_to_quantize", "module_name_preceding_first_block", "modules_in_block_to_quantize", "pad_token_id"),
+    *("module_name_preceding_first_block", "pad_token_id", "hyb_act", "method", "pack_impl"),
     *("hf_device_map", "disable_exllama", "backend", "adapter", "autoround_version", "packing_format", "data_type"),
     *("lr", "minmax_lr", "iters", "nsamples", "seqlen", "low_gpu_mem_usage", "gradient_accumulate_steps"),
     *("act_bits", "act_group_size", "act_dynamic", "act_sym", "enable_quanted_input", "enable_minmax_tuning"),
@@ -45,7 +45,6 @@ class Integers:
     bits: int
     group: int | None
     stored_zero: int
-    zeros: bool
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored:
         """Return how a layer is stored."""
@@ -73,12 +72,11 @@ class GptqRecipe:
     """The layers of a checkpoint of GPTQ; ``rules``: exceptions by pattern, None where a layer has plain weights."""
 
     integers: Integers
-    lm_head: bool
     rules: tuple[tuple[Pattern, Integers | None], ...]
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
         """Return how a layer is stored; None where it has plain weights."""
-        if module in OUTSIDE and not self.lm_head:
+        if module in OUTSIDE:
             return None
         for expression, integers in self.rules:
             if expression.has(module):
@@ -94,14 +92,17 @@ def read_gptq(settings: Settings) -> GptqRecipe:
     version = settings.one_of("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
     if settings.get("format") is not None:
         settings.one_of("format", (version,), version)
-    settings.boolean("desc_act", False)
+    settings.boolean("desc_act", False)  # columns in another order are refused where their groups are read
     settings.boolean("sym", True)
-    lm_head = settings.boolean("lm_head", False)
+    settings.one_of("lm_head", (False,), False, "a quantized lm_head is not read here")
+    settings.one_of("block_name_to_quantize", ("model.layers",), "model.layers", "other layers are not read here")
+    if settings.get("modules_in_block_to_quantize"):
+        raise settings.fail("modules_in_block_to_quantize", "found a list, expected none: name layers in dynamic")
     stored_zero = 1 if version == "gptq" else 0
-    integers = Integers(bits=bits, group=group, stored_zero=stored_zero, zeros=True)
+    integers = Integers(bits=bits, group=group, stored_zero=stored_zero)
     rules = tuple(_rule(settings, text, changes, integers) for text, changes in _mapping(settings, "dynamic").items())
     settings.finish(*HARMLESS)
-    return GptqRecipe(integers=integers, lm_head=lm_head, rules=rules)
+    return GptqRecipe(integers=integers, rules=rules)
 
 
 def _mapping(settings: Settings, name: str) -> Mapping[str, object]:
@@ -120,7 +121,7 @@ def _rule(settings: Settings, text: str, changes: object, integers: Integers) ->
     bits = own.one_of("bits", (4, 8), integers.bits)
     group = integers.group if own.get("group_size") is None else group_of(own)
     own.finish("sym", "desc_act", "static_groups", "mse", "damp_percent")
-    return expression, Integers(bits=bits, group=group, stored_zero=integers.stored_zero, zeros=True)
+    return expression, Integers(bits=bits, group=group, stored_zero=integers.stored_zero)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,11 +151,12 @@ def read_awq(settings: Settings) -> AwqRecipe:
     version = settings.get("version", settings.get("format", "gemm"))
     if not isinstance(version, str) or version.lower() != "gemm":
         raise settings.fail("version", f"found {quote(version)}, expected gemm: packed otherwise, not read here")
+    settings.one_of("lm_head", (False,), False, "a quantized lm_head is not read here")
     settings.one_of("zero_point", (True,), True, "codes without zero points are not read here")
     skipped = settings.names("modules_to_not_convert")
     group = group_of(settings)
     settings.finish(
         *("quant_method", "backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config", "format"),
-        *("sym", "desc_act", "pack_dtype", "dynamic", "lm_head", "meta", "checkpoint_format", "w_bit", "q_group_size"),
+        *("sym", "desc_act", "pack_dtype", "meta", "checkpoint_format"),
     )
     return AwqRecipe(group=group, skipped=Names.read(*skipped))

@@ -4,11 +4,14 @@ Values of images equal the checkpoint's bit for bit: a code, a scale and a zero 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedRows:
     """compressed-tensors' pack-quantized: codes in int32 words along the columns, zero points along the rows."""
+
+    words: ClassVar[str] = "packed in words of 32 bits"
 
     bits: int
 
@@ -17,6 +20,8 @@ class PackedRows:
 class PlainRows:
     """A byte per code, int8 with a sign or float8: other formats of compressed-tensors, FP8, ModelOpt."""
 
+    words: ClassVar[str] = "a byte each"
+
     block_rows: int
     """Rows that share a scale, unless all do."""
 
@@ -24,6 +29,8 @@ class PlainRows:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gptq:
     """GPTQ, transposed: codes [in / words, out] in int32 words along the columns, zero points along the rows."""
+
+    words: ClassVar[str] = "transposed, packed in words of 32 bits"
 
     bits: int
     stored_zero: int
@@ -34,10 +41,14 @@ class Gptq:
 class Awq:
     """AWQ, transposed: codes [in, out / 8] and zero points [groups, out / 8] in words of an order of their own."""
 
+    words: ClassVar[str] = "transposed, packed in words of 32 bits"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mxfp4:
     """MXFP4 of gpt-oss: codes of all experts [E, out, groups, 16], two to a byte, and exponents [E, out, groups]."""
+
+    words: ClassVar[str] = "two to a byte"
 
     expert: int
     first: int

@@ -85,6 +85,14 @@ class Stored:
         return ("codes", "scales", "zeros") if self.form.zeros else ("codes", "scales")
 
 
+def kv_scales(module: str) -> dict[str, Expected]:
+    """Return the scales of a KV cache of 8 bits beside a layer, which nothing needs: its dtype is the plan's."""
+    block = module.rpartition(".")[0]
+    names = [f"{module}.k_scale", f"{module}.v_scale", *(f"{block}.{name}_scale" for name in ("q", "k", "v", "prob"))]
+    dtypes, shapes = frozenset({"F32", "BF16", "F16"}), ((), (1,))
+    return {name: Expected(name=name, dtypes=dtypes, shapes=shapes) for name in names}
+
+
 def check(stored: Stored, where: str) -> Stored:
     """Return a layer whose sizes its format and its packing allow; raise ConfigError with both numbers."""
     form, name = stored.form, f"{where}: {stored.module}"

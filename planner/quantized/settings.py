@@ -66,8 +66,8 @@ class Settings:
 
     def finish(self, *harmless: str) -> None:
         """Raise ConfigError for a key that was not read and is not harmless."""
-        for name in self._values:
-            if name not in self._read and name not in harmless:
+        for name, value in self._values.items():
+            if value is not None and name not in self._read and name not in harmless:
                 raise self.fail(name, "unknown key: not known here, and it may change how weights are stored")
 
 

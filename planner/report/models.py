@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from plans.schema import Attention, AuxSource, Draft, Mlp, Model, Plan, Rotary
+from plans.schema import Attention, AuxSource, Draft, Mlp, Model, Plan, Rotary, WeightFormat
 
 
 def model_line(plan: Plan) -> str:
@@ -37,8 +37,21 @@ def _shape_line(attention: Attention, mlp: Mlp) -> str:
     window = "" if attention.window is None else f", window {attention.window}"
     return (
         f"{attention.num_heads} heads of {attention.head_dim} over {attention.num_kv_heads} KV heads{window}, "
-        f"{experts}MLP {mlp.intermediate_size}"
+        f"{experts}MLP {mlp.intermediate_size}{_formats(attention, mlp)}"
     )
+
+
+def _formats(attention: Attention, mlp: Mlp) -> str:
+    """Return the formats of quantized weights, each once."""
+    forms = (attention.qkv_format, attention.o_format, mlp.gate_up_format, mlp.down_format)
+    named = dict.fromkeys(_format(form) for form in forms if form is not None)
+    plain = " and plain weights" if named and None in forms else ""
+    return f", weights in {', '.join(named)}{plain}" if named else ""
+
+
+def _format(form: WeightFormat) -> str:
+    groups = "a scale for each row" if form.group is None else f"groups of {form.group}"
+    return f"{form.code} with {groups}{' and zero points' if form.zeros else ''}"
 
 
 def draft_line(plan: Plan) -> str:

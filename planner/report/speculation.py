@@ -41,7 +41,7 @@ def speculation_lines(plan: Plan, speculation: Speculation | None) -> tuple[str,
     other = speculation.runner_up
     if plan.draft is None:
         line = f"no draft: plain decoding is expected to be the fastest, {plain}"
-        return (line, *([f"next best of {speculation.trees} trees: {_runner_up(plan, other)}"] if other else []))
+        return (line, *([f"best of the others that were solved: {_runner_up(plan, other)}"] if other else []))
     acceptance, pays_ppm = speculation.acceptance_ppm, step_ns * PPM // max(1, plain_ns)
     lines = [
         f"with the draft: {tokens_per_s(plan, acceptance, step_ns):.1f} tokens/s expected, "
@@ -53,7 +53,7 @@ def speculation_lines(plan: Plan, speculation: Speculation | None) -> tuple[str,
     if speculation.plain_ns and acceptance <= pays_ppm:
         lines.append("the draft is expected to lose: plan with --objective tokens, or without --draft")
     if other is not None:
-        lines.append(f"next best of {speculation.trees} trees and plain decoding: {_runner_up(plan, other)}")
+        lines.append(f"best of the others that were solved: {_runner_up(plan, other)}")
     return tuple(lines)
 
 

@@ -1,5 +1,6 @@
 """What a config says of quantized layers: which have codes, and what is refused, with the path of the datum."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -7,6 +8,9 @@ import pytest
 from planner.errors import ConfigError
 from planner.quantized import Recipe, read_recipe
 from planner.quantized.records import check
+from planner.report.models import model_line
+from plans.schema import WeightFormat
+from tests.plan_factory import make_model, make_plan, whole_group
 
 UP = "model.layers.0.mlp.up_proj"
 WHERE = "config.json: quantization_config"
@@ -86,6 +90,10 @@ def test_bits_differ_by_layer() -> None:
         (AWQ | {"version": "gemv"}, r"version: found 'gemv', expected gemm"),
         (AWQ | {"zero_point": False}, r"zero_point: found False"),
         (AWQ | {"bits": 8}, r"bits: found 8"),
+        (AWQ | {"q_group_size": 64}, r"q_group_size: unknown key"),
+        (AWQ | {"lm_head": True}, r"lm_head: found True"),
+        (GPTQ | {"lm_head": True}, r"lm_head: found True"),
+        (GPTQ | {"modules_in_block_to_quantize": [["mlp.up_proj"]]}, r"modules_in_block_to_quantize: found a list"),
         (AWQ | {"modules_to_not_convert": "gate"}, r"modules_to_not_convert: found 'gate', expected a list"),
         (FP8 | {"fmt": "e5m2"}, r"fmt: found 'e5m2'"),
         (FP8 | {"scale_fmt": "ue8m0"}, r"scale_fmt"),
@@ -134,3 +142,18 @@ def test_sizes_that_a_format_cannot_have(config: dict[str, Any], columns: int, p
     assert stored is not None
     with pytest.raises(ConfigError, match=problem):
         check(stored, "config.json")
+
+
+def test_a_plan_says_in_which_formats_weights_are() -> None:
+    form = WeightFormat(code="int4", group=64, zeros=True, scale="float16")
+    down = dataclasses.replace(form, code="int8", group=None, zeros=False)
+    model = make_model(num_layers=1)
+    (layers,) = model.layers
+    coded = dataclasses.replace(
+        layers,
+        attention=dataclasses.replace(layers.attention, o_format=form),
+        mlp=dataclasses.replace(layers.mlp, down_format=down),
+    )
+    plan = make_plan(dataclasses.replace(model, layers=(coded,)), [whole_group(model, ("a",))], complete=False)
+    expected = "weights in int4 with groups of 64 and zero points, int8 with a scale for each row and plain weights"
+    assert expected in model_line(plan)
