@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from planner.errors import CheckpointError, ConfigError
 from planner.families import BaseInput, load_base, within
-from plans.schema import QueryScaling
+from plans.schema import QueryScaling, WeightFormat
 from plans.step import layer_class
 from tests.planner.tiny_checkpoints import OWN, SMALL, bare, refused, saved
 
@@ -56,6 +56,7 @@ GPT_OSS_20B: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": 201088,
 }
+FLOAT4 = WeightFormat(code="float4_e2m1", group=32, zeros=False, scale="float8_e8m0")
 MXFP4 = {"modules_to_not_convert": ["model.layers.*.self_attn"], "quant_method": "mxfp4"}
 
 
@@ -70,8 +71,9 @@ def test_gpt_oss_in_its_published_spelling(tmp_path: Path) -> None:
     assert base.ropes[0].attention_factor == pytest.approx(1.3466, abs=1e-4)
     assert base.roles["layers.23.experts.31.up.weight"].shape == (32, 2880, 5760)
     assert parameters(base) == 20_914_757_184, "21B by its card"
-    file = bare(tmp_path / "b", GPT_OSS_20B | {"quantization_config": MXFP4})
-    assert "quantization_config: found MXFP4" in refused(ConfigError, lambda: load_base(file))
+    published = load_base(bare(tmp_path / "b", GPT_OSS_20B | {"quantization_config": MXFP4})).model.layers[0]
+    assert published.mlp.gate_up_format == published.mlp.down_format == FLOAT4
+    assert (published.attention.qkv_format, published.mlp.unit) == (None, 64)
 
 
 MINISTRAL: dict[str, Any] = {
@@ -253,8 +255,9 @@ def test_glm_minimax_and_ernie_in_their_published_spelling(tmp_path: Path) -> No
     assert ernie.ropes[0].interleaved
     assert 21e9 < parameters(ernie) < 22e9, "21B by its name"
     fp8 = MINIMAX_M25 | {"quantization_config": {"quant_method": "fp8", "fmt": "float8_e4m3fn"}}
-    file = bare(tmp_path / "fp8", fp8)
-    assert "quantization_config: found FP8" in refused(ConfigError, lambda: load_base(file))
+    (coded,) = load_base(bare(tmp_path / "fp8", fp8)).model.layers
+    assert coded.attention.o_format is not None
+    assert coded.attention.o_format.code == "float8_e4m3fn"
 
 
 def test_layers_for_drafts_behind_the_last_are_not_read(tmp_path: Path) -> None:

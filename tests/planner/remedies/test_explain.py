@@ -110,8 +110,9 @@ def options(error: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("named", [False, True])
 def test_every_change_works(named: bool, tmp_path: Path) -> None:
-    """Plan the demo, as the default or with its model and EAGLE head named."""
-    arguments = ("--draft", DEMO / "eagle3", "--model", DEMO / "base") if named else ()
+    """Plan the demo, as the default or with its model and EAGLE head named; steps of changes are those of one tree."""
+    arguments: tuple[object, ...] = ("--objective", "step")
+    arguments += ("--draft", DEMO / "eagle3", "--model", DEMO / "base") if named else ()
     error = refused(CPUS, arguments, tmp_path)
     assert "--dtype" in options(error)
     assert sum(device["short_bytes"] for device in error["devices"]) == error["short_bytes"] > 0
