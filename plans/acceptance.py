@@ -76,7 +76,7 @@ class Profile:
     """``counted``: along decoding, so that counts have their intervals. ``published``: derived from figures that others
     published, scaled to a million nodes."""
     source: str
-    """What was decoded, or whose figures these are."""
+    """Text that was decoded, or publication that the figures are from."""
     contexts: tuple[Context, ...]
 
 

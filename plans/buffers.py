@@ -66,7 +66,7 @@ FLOAT32_BYTES = BUFFER_BYTES["float32"]
 ROUTER_VALUES = 4
 """Logits of a router for each row and expert, their softmax, its order and the weights that are picked."""
 CHOICE_VALUES = 10
-"""The same of a router of its own kind: pairs of a sigmoid, corrected scores, and those of groups beside them.
+"""Values of a ``Router`` for each row and expert: those, pairs of a sigmoid, corrected scores, and scores of groups.
 
 Its input in float32 is within what the experts take later."""
 FUSED_ROWS = 32

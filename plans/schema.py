@@ -235,7 +235,7 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Router:
-    """How experts are picked where it is more than by the softmax of a product."""
+    """Rule by which experts are picked, where it is more than the softmax of a product."""
 
     scores: Literal["softmax", "sigmoid"]
     """Scores of the experts, of their logits; the weights of those that are picked are their scores."""

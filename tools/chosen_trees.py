@@ -1,4 +1,4 @@
-"""What choosing the draft tree gains over EAGLE's default, and what it costs: ``bench_planner.py trees``.
+"""Gain of choosing the draft tree over EAGLE's default, and its cost: ``bench_planner.py trees``.
 
 All with the shipped EAGLE-3 profile (published means). CPU times are of this process: the choice with its proof, beside
 one solve of the default tree and one of the chosen one.

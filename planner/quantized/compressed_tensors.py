@@ -36,7 +36,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
-    """How the weights of a group of layers are stored."""
+    """Storage of the weights of a group of layers: format, bits, and which of them share a scale."""
 
     targets: tuple[Target, ...]
     packed: bool

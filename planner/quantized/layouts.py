@@ -34,7 +34,7 @@ class Gptq:
 
     bits: int
     stored_zero: int
-    """What a zero point has been lessened by: 1 of ``gptq``, 0 of ``gptq_v2``."""
+    """Number that is subtracted from each zero point before it is stored: 1 of ``gptq``, 0 of ``gptq_v2``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ METHODS: Mapping[str, Callable[[Settings], Recipe]] = {
     "modelopt": fp8.read_modelopt,
     "mxfp4": mxfp4.read,
 }
-"""What reads the settings of each ``quant_method``."""
+"""Reader of the settings of each ``quant_method``."""
 
 
 def read_recipe(values: Any, where: str) -> Recipe:

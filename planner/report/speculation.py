@@ -1,4 +1,4 @@
-"""What drafting is expected to gain, in words and as data: tokens per second, and from which acceptance on it pays."""
+"""Expected gain of drafting, in words and as data: tokens per second, and the acceptance from which on it pays."""
 
 from typing import Any
 

@@ -134,7 +134,7 @@ class View:
     """Placements that the proof is about."""
     min_free_bytes: int
     speculation: tuple[str, ...]
-    """What drafting is expected to gain, in words; empty where nothing is known of it."""
+    """Expected gain of drafting, in words; empty where nothing is known of it."""
     acceptance: str
     """Source of the acceptance that is expected; empty where none is."""
     digest: str

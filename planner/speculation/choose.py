@@ -107,7 +107,7 @@ def choose(
 
 @dataclass(kw_only=True)
 class _Search:
-    """What is known of every tree."""
+    """Bounds and placements of all trees, as far as they are known."""
 
     formulation_of: Callable[[Tree | None], Formulation]
     profile: Profile

@@ -4,8 +4,8 @@
     dynamic trees    total_token 4, 8, 16, 32, 60           depth 1, 2, 3, 5, 7       top_k 2, 6
     EAGLE's own      total_token 60                         depth 7                   top_k 10
 
-So does no tree that another one is no larger than in any number and expects as many tokens of, as its step is no
-shorter. A drafter that drafts all levels in one pass (P-EAGLE) has chains alone.
+A tree is left out where another one has no more nodes, levels or children and as many expected tokens: the other's
+step is no longer. A drafter that drafts all levels in one pass (P-EAGLE) has chains alone.
 """
 
 from collections.abc import Callable, Iterator

@@ -17,7 +17,7 @@ from runtime.model.layers import Linear
 LEAST_SUM = 1e-12
 """Least sum by which softmax weights are divided that a correction picked (ERNIE 4.5's ``moe_norm_min``)."""
 ADDED_TO_SUM = 1e-20
-"""What is added to a sum of sigmoids, so that nothing is divided by 0 (DeepSeek-V3, GLM-4.5)."""
+"""Number that is added to a sum of sigmoids, so that nothing is divided by 0 (DeepSeek-V3, GLM-4.5)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -266,7 +266,7 @@ class GroupBounds:
 
     @cached_property
     def _wide_taken(self) -> dict[int, list[State]]:
-        """How many devices of each class of each host a group over several hosts has."""
+        """Number of devices of each class of each host that a group over several hosts has."""
         return {wide: [self._taken(wide, host) for host in range(self.hosts)] for wide in self.wide}
 
     def _left(self, wides: Sequence[int]) -> list[State]:

@@ -21,7 +21,7 @@ class KindOnGroup:
     unit_ps: tuple[int, ...]
     """Time of a unit, per member."""
     rates: Floats
-    """The same in ns."""
+    """Time of a unit in ns, per member."""
     split_ns: Floats
     """Per split; empty where the group runs no such layer."""
     split_bytes: Floats

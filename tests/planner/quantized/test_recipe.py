@@ -1,4 +1,4 @@
-"""What a config says of quantized layers: which have codes, and what is refused, with the path of the datum."""
+"""Configs of quantized layers: which layers have codes, and what is refused, with the path of the datum."""
 
 import dataclasses
 from typing import Any

@@ -69,7 +69,7 @@ def test_is_the_best_of_all_trees_solved(name: str) -> None:
 
 
 def test_bounds_are_below_what_is_solved() -> None:
-    """Of random trees on each machine: of the drafter alone and the base's rows, and of the whole step."""
+    """Bounds of the drafter alone and the base's rows, and of the whole step, for random trees on each machine."""
     rng = random.Random(3)
     for machine in MACHINES.values():
         formulated = asked(machine)
