@@ -367,7 +367,7 @@ def _check_speculation(plan: Plan) -> Iterator[Violation]:
         yield bad(f"{path}.acceptance_ppm", choice.acceptance_ppm, expected)
     if plan.draft is None and choice.plain_ns != plan.proof.least_ns:
         yield bad(f"{path}.plain_ns", choice.plain_ns, f"the least step, {plan.proof.least_ns}")
-    elif choice.plain_ns is not None and choice.acceptance_ppm * choice.plain_ns < whole * plan.proof.least_ns:
+    elif choice.acceptance_ppm * choice.plain_ns < whole * plan.proof.least_ns:
         yield bad(f"{path}.plain_ns", choice.plain_ns, "a step that gives no more tokens per second than the draft")
     other = choice.runner_up
     if other and other.acceptance_ppm * plan.proof.least_ns > choice.acceptance_ppm * other.least_ns:

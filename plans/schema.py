@@ -615,8 +615,8 @@ class Speculation:
     """Source that the profile names: what was decoded, or whose published figures it is derived from."""
     acceptance_ppm: int
     """Expected tokens of a step with ``Options.tree``, in parts per million; 1000000 without a draft."""
-    plain_ns: int | None
-    """Predicted step time of the fastest candidate placement without a draft; None where it is not known."""
+    plain_ns: int
+    """Predicted step time of the fastest candidate placement without a draft."""
     trees: int
     """Trees that were compared, one of which or none is the best."""
     runner_up: RunnerUp | None

@@ -36,7 +36,7 @@ def speculation_lines(plan: Plan, speculation: Speculation | None) -> tuple[str,
     if speculation is None:
         plain = f"plain decoding: {tokens_per_s(plan, PPM, step_ns):.1f} tokens/s, {format_ns(step_ns)} per step"
         return (plain,) if plan.draft is None else ()
-    plain_ns = speculation.plain_ns or step_ns
+    plain_ns = speculation.plain_ns
     plain = f"{tokens_per_s(plan, PPM, plain_ns):.1f} tokens/s, {format_ns(plain_ns)} per step"
     other = speculation.runner_up
     if plan.draft is None:
@@ -46,11 +46,9 @@ def speculation_lines(plan: Plan, speculation: Speculation | None) -> tuple[str,
     lines = [
         f"with the draft: {tokens_per_s(plan, acceptance, step_ns):.1f} tokens/s expected, "
         f"{acceptance / PPM:.2f} tokens per step of {format_ns(step_ns)}",
-        f"without it: {plain}; drafting pays from {pays_ppm / PPM:.2f} tokens per step on"
-        if speculation.plain_ns
-        else "without it: not as good; how good was not proven within the limit",
+        f"without it: {plain}; drafting pays from {pays_ppm / PPM:.2f} tokens per step on",
     ]
-    if speculation.plain_ns and acceptance <= pays_ppm:
+    if acceptance <= pays_ppm:
         lines.append("the draft is expected to lose: plan with --objective tokens, or without --draft")
     if other is not None:
         lines.append(f"best of the others that were solved: {_runner_up(plan, other)}")

@@ -71,8 +71,8 @@ def compared(plan: Plan, profile: Profile, settings: Settings) -> Speculation | 
     Where plain decoding is not solved within the limit, it is the best placement that was found.
     """
     beside = on_same_placement(plan, profile)
-    if beside is None or beside.plain_ns is None:
-        return beside
+    if beside is None:
+        return None
     options = dataclasses.replace(plan.options, tree=None, within_ppm=None)
     plain = Formulation(model=plan.model, draft=None, options=options, inventory=plan.inventory)
     try:
