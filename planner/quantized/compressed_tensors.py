@@ -4,18 +4,17 @@ Read as weights alone: what a scheme says of activations changes nothing in what
 plan's dtype. Formats: pack-quantized, int-quantized, float-quantized, naive-quantized.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from planner.quantized.layouts import Layout, PackedRows, PlainRows
-from planner.quantized.records import Expected, ScaleDType, Stored, kv_scales
-from planner.quantized.settings import Pattern, Settings
+from planner.quantized.records import SCALE_HEADERS, Expected, ScaleDType, Stored, kv_scales
+from planner.quantized.settings import Pattern, Settings, block_of
 from plans.format import quote
 from plans.quantized import groups
 from plans.schema import WeightFormat
 
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
-SCALES = frozenset({"BF16", "F16", "F32"})
 CLASSES = frozenset({"Linear"})
 """Classes of modules by which a group or the ignore list can name layers."""
 
@@ -40,7 +39,7 @@ class Scheme:
 
     targets: tuple[Target, ...]
     packed: bool
-    code: str
+    code: Literal["int4", "int8", "float8_e4m3fn"]
     bits: int
     symmetric: bool
     strategy: str
@@ -51,7 +50,7 @@ class Scheme:
         """Return how a layer is stored."""
         group = self.block[1] if self.block else self.group
         form = WeightFormat(
-            code=self.code,  # type: ignore[arg-type]
+            code=self.code,
             group=group,
             zeros=not self.symmetric,
             scale=scale_dtype,
@@ -63,7 +62,7 @@ class Scheme:
             shapes = (own, (out,))
         integers = frozenset({"I32"})
         words = 32 // self.bits
-        tensors = {"scales": Expected(name=f"{module}.weight_scale", dtypes=SCALES, shapes=shapes)}
+        tensors = {"scales": Expected(name=f"{module}.weight_scale", dtypes=SCALE_HEADERS, shapes=shapes)}
         if self.packed:
             codes = Expected(
                 name=f"{module}.weight_packed", dtypes=integers, shapes=((out, -(-columns * self.bits // 32)),)
@@ -88,7 +87,7 @@ def _ignored(module: str) -> dict[str, Expected]:
         "weight_shape": Expected(name=f"{module}.weight_shape", dtypes=frozenset({"I64", "I32"}), shapes=((2,),)),
     }
     for name in ("input_scale", "output_scale"):
-        named[name] = Expected(name=f"{module}.{name}", dtypes=SCALES, shapes=scalar)
+        named[name] = Expected(name=f"{module}.{name}", dtypes=SCALE_HEADERS, shapes=scalar)
     named["input_zero_point"] = Expected(
         name=f"{module}.input_zero_point", dtypes=frozenset({"I8", "F8_E4M3"}), shapes=scalar
     )
@@ -170,21 +169,10 @@ def _scheme(group: Settings, of_all: str) -> Scheme:
     return Scheme(
         targets=targets,
         packed=form == "pack-quantized",
-        code=f"int{bits}" if kind == "int" else "float8_e4m3fn",
+        code="float8_e4m3fn" if kind == "float" else "int4" if bits == 4 else "int8",
         bits=bits,
         symmetric=symmetric,
         strategy=strategy,
         group=group_size if strategy == "group" else None,
         block=block_of(weights, block, "block_structure") if strategy == "block" else None,
     )
-
-
-def block_of(settings: Settings, value: object, name: str) -> tuple[int, int]:
-    """Return rows and columns of blocks that share a scale; raise ConfigError."""
-    if isinstance(value, str):  # older versions: "128x128"
-        parts: Sequence[object] = [int(part) if part.isdecimal() else part for part in value.split("x")]
-    else:
-        parts = value if isinstance(value, list) else []
-    if len(parts) == 2 and all(type(size) is int and 16 <= size <= 1024 for size in parts):
-        return int(str(parts[0])), int(str(parts[1]))
-    raise settings.fail(name, f"found {quote(value)}, expected rows and columns of a block, such as [128, 128]")

@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 
-from planner.quantized.compressed_tensors import block_of
 from planner.quantized.layouts import PlainRows
-from planner.quantized.records import Expected, ScaleDType, Stored, kv_scales
-from planner.quantized.settings import Names, Settings
+from planner.quantized.records import SCALE_HEADERS, Expected, ScaleDType, Stored, kv_scales
+from planner.quantized.settings import Names, Settings, block_of
 from plans.format import quote
 from plans.quantized import groups
 from plans.schema import WeightFormat
-
-SCALES = frozenset({"F32", "BF16", "F16"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,14 +24,14 @@ class Fp8Recipe:
             return None
         rows, group = self.block or (1, None)
         form = WeightFormat(code="float8_e4m3fn", group=group, zeros=False, scale=scale_dtype)
-        name, shapes = "weight_scale", ((), (1,))
-        if self.block is not None:
-            name, shapes = "weight_scale_inv", ((-(-out // rows), groups(form, columns)),)  # type: ignore[assignment]
+        name = "weight_scale" if self.block is None else "weight_scale_inv"
+        blocks = -(-out // rows), groups(form, columns)
+        shapes: tuple[tuple[int, ...], ...] = ((), (1,)) if self.block is None else (blocks,)
         tensors = {
             "codes": Expected(name=f"{module}.weight", dtypes=frozenset({"F8_E4M3"}), shapes=((out, columns),)),
-            "scales": Expected(name=f"{module}.{name}", dtypes=SCALES, shapes=shapes),
+            "scales": Expected(name=f"{module}.{name}", dtypes=SCALE_HEADERS, shapes=shapes),
         }
-        activations = Expected(name=f"{module}.input_scale", dtypes=SCALES, shapes=((), (1,)))
+        activations = Expected(name=f"{module}.input_scale", dtypes=SCALE_HEADERS, shapes=((), (1,)))
         return Stored(
             module=module, out=out, columns=columns, form=form, layout=PlainRows(block_rows=rows), tensors=tensors,
             ignored={"input_scale": activations} | kv_scales(module),

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.quantized.layouts import Awq, Gptq
-from planner.quantized.records import Expected, ScaleDType, Stored
+from planner.quantized.records import SCALE_HEADERS, Expected, ScaleDType, Stored
 from planner.quantized.settings import Names, Pattern, Settings
 from plans.format import quote
 from plans.quantized import groups
 from plans.schema import WeightFormat
 
-SCALES = frozenset({"F16", "BF16", "F32"})
 WORDS = frozenset({"I32"})
 HARMLESS = (
     # How the codes were found, and what other programs do with them.
@@ -58,7 +57,7 @@ class Integers:
         tensors = {
             "codes": Expected(name=f"{module}.qweight", dtypes=WORDS, shapes=((columns // words, out),)),
             "zeros": Expected(name=f"{module}.qzeros", dtypes=WORDS, shapes=((count, out // words),)),
-            "scales": Expected(name=f"{module}.scales", dtypes=SCALES, shapes=((count, out),)),
+            "scales": Expected(name=f"{module}.scales", dtypes=SCALE_HEADERS, shapes=((count, out),)),
             "order": Expected(name=f"{module}.g_idx", dtypes=WORDS, shapes=((columns,),)),
         }
         return Stored(
@@ -140,7 +139,7 @@ class AwqRecipe:
         tensors = {
             "codes": Expected(name=f"{module}.qweight", dtypes=WORDS, shapes=((columns, out // 8),)),
             "zeros": Expected(name=f"{module}.qzeros", dtypes=WORDS, shapes=((count, out // 8),)),
-            "scales": Expected(name=f"{module}.scales", dtypes=SCALES, shapes=((count, out),)),
+            "scales": Expected(name=f"{module}.scales", dtypes=SCALE_HEADERS, shapes=((count, out),)),
         }
         return Stored(module=module, out=out, columns=columns, form=form, layout=Awq(), tensors=tensors, ignored={})
 

@@ -4,15 +4,18 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from planner.errors import ConfigError
 from planner.quantized.layouts import Layout
+from plans.dtypes import HEADER_NAMES
 from plans.quantized import BLOCK, SCALE_NAMES, code_bytes, groups, is_half
 from plans.schema import WeightFormat
 
 Part = Literal["codes", "scales", "zeros"]
 ScaleDType = Literal["bfloat16", "float16", "float32"]
+SCALE_HEADERS = frozenset(HEADER_NAMES[dtype] for dtype in get_args(ScaleDType))
+"""Names of those dtypes in a safetensors header."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +92,7 @@ def kv_scales(module: str) -> dict[str, Expected]:
     """Return the scales of a KV cache of 8 bits beside a layer, which nothing needs: its dtype is the plan's."""
     block = module.rpartition(".")[0]
     names = [f"{module}.k_scale", f"{module}.v_scale", *(f"{block}.{name}_scale" for name in ("q", "k", "v", "prob"))]
-    dtypes, shapes = frozenset({"F32", "BF16", "F16"}), ((), (1,))
-    return {name: Expected(name=name, dtypes=dtypes, shapes=shapes) for name in names}
+    return {name: Expected(name=name, dtypes=SCALE_HEADERS, shapes=((), (1,))) for name in names}
 
 
 def check(stored: Stored, where: str) -> Stored:

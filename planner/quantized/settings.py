@@ -114,3 +114,14 @@ class Names:
     def have(self, module: str) -> bool:
         """Return True where a layer is named."""
         return self.expression.search(module) is not None
+
+
+def block_of(settings: Settings, value: object, name: str) -> tuple[int, int]:
+    """Return rows and columns of blocks that share a scale; raise ConfigError."""
+    if isinstance(value, str):  # older versions: "128x128"
+        parts: Sequence[object] = [int(part) if part.isdecimal() else part for part in value.split("x")]
+    else:
+        parts = value if isinstance(value, list) else []
+    if len(parts) == 2 and all(type(size) is int and 16 <= size <= 1024 for size in parts):
+        return int(str(parts[0])), int(str(parts[1]))
+    raise settings.fail(name, f"found {quote(value)}, expected rows and columns of a block, such as [128, 128]")
