@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from planner.checkpoints.header import TensorInfo
 from planner.errors import ConfigError
@@ -23,8 +24,8 @@ _LINEAR = re.compile(r"layers\.(\d+)\.(?:experts\.\d+\.|shared\.)?(q|k|v|o|gate|
 _SCALES: Mapping[str, ScaleDType] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _BLOCKS = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "o", "gate": "gate_up", "up": "gate_up", "down": "down"}
 
-Forms = dict[tuple[int, str], tuple[str, WeightFormat | None]]
-"""Format of each layer's qkv, o, gate_up and down, with the name of the layer that it is read from."""
+Forms = dict[tuple[int, str], WeightFormat | None]
+"""Format of each layer's qkv, o, gate_up and down."""
 
 
 def with_codes(
@@ -34,72 +35,95 @@ def with_codes(
 
     ``scales``: dtype of scales where there are no ``tensors`` to tell it.
     """
-    roles, forms, seen = Roles(), Forms(), dict[str, Stored | None]()
+    layers = _Layers(recipe=recipe, where=where, tensors=tensors or {}, scales=scales)
+    roles, forms, first_named = Roles(), Forms(), dict[tuple[int, str], str]()
     for role, source in reading.roles.items():
-        found = _LINEAR.fullmatch(role)
-        module = source.name.removesuffix(".weight")
-        if found is not None and source.columns is not None:
-            of_expert = _packed(source, source.columns, recipe, where)
-            module = of_expert.module
-            seen[module] = of_expert
-        elif module not in seen:
-            seen[module] = _stored(source, module, recipe, where, tensors, scales, checked=found is not None)
-        stored = seen[module]
-        if role == "head.weight" and stored is not None and not reading.model.tied_head:
-            raise ConfigError(f"{where}: {module}: quantized, expected plain weights: such an lm_head is not read here")
-        if found is None or stored is None:
+        linear = _LINEAR.fullmatch(role)
+        if linear is None:
+            if role == "head.weight" and not reading.model.tied_head:
+                layers.require_plain(source)
             roles[role] = source
-        if found is None:
             continue
-        layer, block = int(found[1]), _BLOCKS[found[2]]
-        if stored is not None:
+        layer, block = int(linear[1]), _BLOCKS[linear[2]]
+        stored = layers.stored(source)
+        if stored is None:
+            roles[role] = source
+        else:
             stored = _cut(stored, reading, layer, block, where)
-            for part in stored.parts:
-                kind = "weight" if part == "codes" else part
-                coded = dataclasses.replace(source, name=f"{module}:{part}", shape=stored.shape(part), stored=stored)
-                if source.columns is not None:
-                    coded = dataclasses.replace(coded, first=0, columns=None)
-                roles[role.removesuffix("weight") + kind] = dataclasses.replace(coded, part=part)
+            roles |= _parts(role, source, stored)
         form = None if stored is None else stored.image_form
-        other, before = forms.setdefault((layer, block), (module, form))
-        if before != form:
-            raise ConfigError(f"{where}: {module}: stored otherwise than {other}, expected the same for both")
-    return dataclasses.replace(reading, roles=roles, model=_with_formats(reading, forms, where))
+        name = source.name.removesuffix(".weight")
+        other = first_named.setdefault((layer, block), name)
+        if forms.setdefault((layer, block), form) != form:
+            raise ConfigError(f"{where}: {name}: another format than {other} has, expected the same for both")
+    return dataclasses.replace(reading, roles=roles, model=_with_formats(reading, forms, first_named, where))
 
 
-def _packed(source: Source, columns: Columns, recipe: Recipe, where: str) -> Stored:
-    """Return how a matrix of an expert is stored of which one tensor has those of all."""
-    if not isinstance(recipe, Mxfp4Recipe):
-        raise ConfigError(f"{where}: {source.name}: packed experts, expected mxfp4: not read in another format")
-    count, width, rows = source.shape
-    expert = source.first // width
-    if width % BLOCK:
-        raise ConfigError(f"{where}: {source.name}: found {width} columns, expected a multiple of {BLOCK}")
-    first, step = columns.first, columns.step
-    return recipe.expert(source.name, (count, width, rows), expert, first, step)
+def _parts(role: str, source: Source, stored: Stored) -> Roles:
+    """Return the roles of codes, scales and zero points in place of that of a weight."""
+    table = Roles()
+    for part in stored.parts:
+        kind = "weight" if part == "codes" else part
+        table[role.removesuffix("weight") + kind] = Source(
+            name=f"{stored.module}:{part}",
+            shape=stored.shape(part),
+            first=source.first if source.columns is None else 0,
+            stored=stored,
+            part=part,
+        )
+    return table
 
 
-def _stored(
-    source: Source,
-    module: str,
-    recipe: Recipe,
-    where: str,
-    tensors: Mapping[str, TensorInfo] | None,
-    scales: ScaleDType,
-    *,
-    checked: bool,
-) -> Stored | None:
-    if not source.name.endswith(".weight") or len(source.shape) != 2:
-        return None
-    out, columns = source.shape
-    stored = recipe.stored(module, out, columns, scales)
-    if stored is None:
-        return None
-    info = (tensors or {}).get(stored.tensors["scales"].name)
-    if info is not None and info.dtype in _SCALES:
-        stored = recipe.stored(module, out, columns, _SCALES[info.dtype])
-        assert stored is not None
-    return check(stored, where) if checked else stored
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Layers:
+    """The linear layers of a checkpoint, as its recipe says that they are stored."""
+
+    recipe: Recipe
+    where: str
+    tensors: Mapping[str, TensorInfo]
+    scales: ScaleDType
+    known: dict[str, Stored | None] = field(default_factory=dict)
+    """By the name of the tensor of the weight, several roles of which may be packed in one."""
+
+    def stored(self, source: Source) -> Stored | None:
+        """Return how the weight of a role is stored, None where it is plain; raise ConfigError."""
+        if source.columns is not None:
+            return self._of_expert(source, source.columns)
+        if source.name not in self.known:
+            stored = self._by_recipe(source)
+            self.known[source.name] = None if stored is None else check(stored, self.where)
+        return self.known[source.name]
+
+    def require_plain(self, source: Source) -> None:
+        """Raise ConfigError for an lm_head that the recipe names."""
+        if self._by_recipe(source) is not None:
+            raise ConfigError(
+                f"{self.where}: {source.name.removesuffix('.weight')}: quantized, expected plain weights: such an "
+                "lm_head is not read here"
+            )
+
+    def _by_recipe(self, source: Source) -> Stored | None:
+        """Return what the recipe says of a weight, with the dtype of scales that the headers have."""
+        if not source.name.endswith(".weight") or len(source.shape) != 2:
+            return None
+        module, (out, columns) = source.name.removesuffix(".weight"), source.shape
+        stored = self.recipe.stored(module, out, columns, self.scales)
+        info = None if stored is None else self.tensors.get(stored.tensors["scales"].name)
+        if info is None or info.dtype not in _SCALES:
+            return stored
+        return self.recipe.stored(module, out, columns, _SCALES[info.dtype])
+
+    def _of_expert(self, source: Source, columns: Columns) -> Stored:
+        """Return how a matrix of an expert is stored of which one tensor has those of all."""
+        if not isinstance(self.recipe, Mxfp4Recipe):
+            raise ConfigError(
+                f"{self.where}: {source.name}: packed experts, expected mxfp4: not read in another format"
+            )
+        count, width, rows = source.shape
+        if width % BLOCK:
+            raise ConfigError(f"{self.where}: {source.name}: found {width} columns, expected a multiple of {BLOCK}")
+        expert = source.first // width
+        return self.recipe.expert(source.name, (count, width, rows), expert, columns.first, columns.step)
 
 
 def _cut(stored: Stored, reading: BaseReading, layer: int, block: str, where: str) -> Stored:
@@ -111,11 +135,14 @@ def _cut(stored: Stored, reading: BaseReading, layer: int, block: str, where: st
     return stored.cut_at(stored.columns, where) if block == "down" else stored
 
 
-def _with_formats(reading: BaseReading, forms: Forms, where: str) -> Model:
+def _with_formats(reading: BaseReading, forms: Forms, first_named: Mapping[tuple[int, str], str], where: str) -> Model:
     model = reading.model
     layers = [layer_class(model, number) for number in range(model.num_layers)]
     changed = [
-        (_attention(kind.attention, forms, number), _mlp(kind.mlp, forms, number, where))
+        (
+            _attention(kind.attention, forms, number),
+            _mlp(kind.mlp, forms, number, f"{where}: {first_named[number, 'down']}"),
+        )
         for number, kind in enumerate(layers)
     ]
     classes, pattern = classes_of(changed)
@@ -123,19 +150,19 @@ def _with_formats(reading: BaseReading, forms: Forms, where: str) -> Model:
 
 
 def _attention(attention: Attention, forms: Forms, layer: int) -> Attention:
-    return dataclasses.replace(attention, qkv_format=forms[layer, "qkv"][1], o_format=forms[layer, "o"][1])
+    return dataclasses.replace(attention, qkv_format=forms[layer, "qkv"], o_format=forms[layer, "o"])
 
 
 def _mlp(mlp: Mlp, forms: Forms, layer: int, where: str) -> Mlp:
-    """Return an MLP with formats, whose units are whole groups of down."""
-    gate_up, (name, down) = forms[layer, "gate_up"][1], forms[layer, "down"]
+    """Return an MLP with formats, whose units are whole groups of down; ``where``: with the name of down."""
+    gate_up, down = forms[layer, "gate_up"], forms[layer, "down"]
     mlp = dataclasses.replace(mlp, gate_up_format=gate_up, down_format=down)
     if down is None:
         return mlp
     group, unit = column_unit(down), math.lcm(mlp.unit, column_unit(down))
     for size, of_unit in ((mlp.intermediate_size, unit), (mlp.shared_size or 0, group)):
         if size % of_unit:
-            raise ConfigError(f"{where}: {name}: found {size} columns, expected a multiple of {of_unit}, whole groups")
+            raise ConfigError(f"{where}: found {size} columns, expected a multiple of {of_unit}, whole groups")
     units = mlp.intermediate_size // unit
     if mlp.shared_size is not None:  # as many units of both
         units = math.gcd(units, mlp.shared_size // group)

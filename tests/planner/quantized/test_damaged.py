@@ -64,7 +64,7 @@ DAMAGED: list[tuple[str, Change, str]] = [
     ("gptq", put(f"{UP}scales", with_one(float("inf"))), r"up_proj\.scales\[0, 1\]: found an infinity or NaN"),
     ("gptq", setting(group_size=64), r"(qzeros|scales): found shape"),
     ("gptq", setting(bits=8), r"qweight: found shape"),
-    ("gptq", setting(dynamic={"-:.*up_proj": {}}), r"up_proj: stored otherwise than .*gate_proj"),
+    ("gptq", setting(dynamic={"-:.*up_proj": {}}), r"up_proj: another format than .*gate_proj has"),
     ("awq", drop(f"{UP}qzeros"), r"up_proj\.qzeros: missing"),
     ("awq", put(f"{UP}qweight", lambda t: t[:, 1:]), r"up_proj\.qweight: found shape \[64, 15\], expected \[64, 16\]"),
     ("awq", put(f"{UP}scales", with_one(float("-inf"))), r"up_proj\.scales\[0, 1\]: found an infinity"),
