@@ -385,7 +385,7 @@ def _query_factors(common: _Common) -> tuple[Buffer, ...]:
 
 
 def _codes(model: Model, share: KvShare, mlp_units: int) -> tuple[Buffer, ...]:
-    """Return the rows of a quantized weight that are float32 at once: model.ops.coded, of up to 50 threads of a CPU."""
+    """Return the rows of a quantized weight that are float32 at once, of up to 50 threads: model.weights.coded."""
     read = [0]
     for attention, mlp in ((layers.attention, layers.mlp) for layers in model.layers):
         if attention.qkv_format is not None or mlp.gate_up_format is not None:

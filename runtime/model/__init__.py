@@ -8,6 +8,7 @@
     kvcache    the static KV cache: rows of the tree, rows of the sequence
     draw       sampling of tokens from logits that are divided over a group
     ops        operations of a layer, by torch or by the CPU kernels
+    weights    products with weights, plain or quantized
     kernels    the CPU kernels, compiled by Numba
 
 Nothing here knows of draft trees beyond a mask, of requests, or of other processes than the members of a group, to

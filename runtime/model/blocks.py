@@ -29,6 +29,7 @@ from runtime.model.experts import Clamp, Experts
 from runtime.model.layers import Attend, Attention, GatedMlp, Linear, Norm, Output, Rows, attend
 from runtime.model.router import Router
 from runtime.model.scores import Scores
+from runtime.model.weights import Coded
 
 
 class Slots(Protocol):
@@ -65,12 +66,12 @@ class Binder:
         matrix = self.matrix(weight) if isinstance(weight, MatrixSlots) else self.tensor(weight)
         return Linear(weight=matrix.t() if isinstance(matrix, Tensor) else matrix, bias=self._optional(bias))
 
-    def matrix(self, slots: MatrixSlots) -> Tensor | ops.Coded:
+    def matrix(self, slots: MatrixSlots) -> Tensor | Coded:
         """Return a matrix, or one of each expert, as it is in the image."""
         if slots.form is None:
             return self.tensor(slots.weight)
         assert slots.scales is not None
-        return ops.Coded(
+        return Coded(
             form=slots.form,
             codes=self.tensor(slots.weight),
             scales=self.tensor(slots.scales),

@@ -18,6 +18,7 @@ from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.layers import GatedMlp, Linear, own_part
 from runtime.model.router import Router, sigmoid
+from runtime.model.weights import Coded, each, grouped, of_all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +42,9 @@ class Experts:
     """The sum of e experts, each down(silu(gate(x)) * up(x)), by the router's weights."""
 
     router: Router
-    gate_up: Tensor | ops.Coded | None
+    gate_up: Tensor | Coded | None
     """[E, 2m, H]; None: this device has no channels and only takes part in the sum."""
-    down: Tensor | ops.Coded | None
+    down: Tensor | Coded | None
     """[E, H, m]"""
     ungrouped_rows: int | None
     """Rows on which all experts are run at once; None: rows are grouped by expert."""
@@ -86,16 +87,16 @@ class Experts:
         return out if self.shared_gate is None else out.mul_(sigmoid(self.shared_gate(x).float()))
 
     def _sorted(
-        self, x: Tensor, gate_up: Tensor | ops.Coded, down: Tensor | ops.Coded, weights: Tensor, experts: Tensor
+        self, x: Tensor, gate_up: Tensor | Coded, down: Tensor | Coded, weights: Tensor, experts: Tensor
     ) -> Tensor:
         """Sum the experts by one grouped product over rows sorted by expert: only experts with rows are read."""
         rows, picked = experts.shape
         chosen, order = torch.sort(experts.flatten(), stable=True)
         ends = torch.searchsorted(chosen, torch.arange(gate_up.shape[0], device=x.device), right=True)
-        both = ops.grouped(x, order // picked, gate_up, ends)
+        both = grouped(x, order // picked, gate_up, ends)
         if self.gate_up_bias is not None:
             both.add_(self.gate_up_bias.index_select(0, chosen))
-        results = ops.grouped(self._gated(both), None, down, ends)
+        results = grouped(self._gated(both), None, down, ends)
         if self.down_bias is not None:
             results.add_(self.down_bias.index_select(0, chosen))
         results.mul_(weights.flatten().index_select(0, order).unsqueeze(1))
@@ -103,7 +104,7 @@ class Experts:
         return back.view(rows, picked, -1).sum(1)
 
     def _all(
-        self, x: Tensor, gate_up: Tensor | ops.Coded, down: Tensor | ops.Coded, weights: Tensor, experts: Tensor
+        self, x: Tensor, gate_up: Tensor | Coded, down: Tensor | Coded, weights: Tensor, experts: Tensor
     ) -> Tensor:
         """Run every expert on every row, and sum those that were chosen; the others are zeros, also where they
         overflow.
@@ -111,9 +112,9 @@ class Experts:
         (rows, _), (number, channels, _) = x.shape, gate_up.shape
         chosen = x.new_zeros((rows, number), dtype=torch.float32).scatter_(1, experts, weights)  # [W, E]
         bias = None if self.gate_up_bias is None else self.gate_up_bias.view(1, -1)
-        inner = self._gated(ops.of_all(x, gate_up, bias).view(rows * number, channels))  # [W * E, m]
+        inner = self._gated(of_all(x, gate_up, bias).view(rows * number, channels))  # [W * E, m]
         inner = inner.view(rows, number, -1).masked_fill_((chosen == 0.0).unsqueeze(2), 0.0)
-        results = ops.each(inner.transpose(0, 1), down)  # [E, W, H]
+        results = each(inner.transpose(0, 1), down)  # [E, W, H]
         if self.down_bias is not None:
             results.add_(self.down_bias.unsqueeze(1))
         return results.mul_(chosen.t().unsqueeze(2)).sum(0)

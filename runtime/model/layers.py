@@ -28,6 +28,7 @@ from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.kvcache import as_movable
 from runtime.model.scores import PLAIN, Scores, streamed
+from runtime.model.weights import Coded, product
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Scores], Tensor]
 """q [B, h, n, D], k and v [B, k, t, D] in the cache's dtype, bias [B, 1, n, t] -> [W, columns of this device's o]."""
@@ -107,7 +108,7 @@ class Output:
 class Linear:
     """A linear layer x @ weight + bias; the weight [in, out] is the transpose of its slot, or in codes."""
 
-    weight: Tensor | ops.Coded
+    weight: Tensor | Coded
     bias: Tensor | None
 
     @property
@@ -117,11 +118,11 @@ class Linear:
         return self.weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.product(x, self.weight, None if self.bias is None else self.bias.unsqueeze(0))
+        return product(x, self.weight, None if self.bias is None else self.bias.unsqueeze(0))
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """Return residual + x @ weight + bias."""
-        out = ops.product(x, self.weight, residual)
+        out = product(x, self.weight, residual)
         return out if self.bias is None else out.add_(self.bias)
 
 

@@ -11,7 +11,6 @@ asserted to agree with them; tests/runtime/model/kernels/touched.py has the byte
 import ctypes
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -19,18 +18,13 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from plans.quantized import BLOCK, code_bytes, groups, is_half
-from plans.schema import Activation, WeightFormat
+from plans.schema import Activation
 from runtime.errors import MachineError
 from runtime.model.kernels import code
 from runtime.model.kernels.arguments import (
-    CODED_ROWS,
-    CODES,
     EPSILON_UNIT,
     ITEMS,
-    SCALES,
     Attend,
-    CodedProduct,
     Gated,
     GroupedProduct,
     Norm,
@@ -44,10 +38,6 @@ PARALLEL_WORK = 1 << 16
 WIDENED_ROWS = 16
 """Most rows, over all threads, that each thread widens for itself, so that it waits for no other. Where a plan's
 forward has fewer rows, this scratch is part of the device's reserve."""
-DECODED_ROWS = 64
-"""Rows of a quantized weight that are made values at once where no kernel widens codes."""
-FLOAT4 = tuple(sign * value for sign in (1.0, -1.0) for value in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
-"""Value of each code of float4_e2m1."""
 FLOAT_BYTES = 4
 """Bytes of a float32."""
 PADDING = 16
@@ -56,35 +46,8 @@ EXCHANGE = "exchange"
 """Kernel of messages through shared memory, which only ranks that share some need."""
 # a named tuple's __new__ takes fields by name in half of the time that its class does, which makes a dict of them first
 _product, _grouped = partial(Product.__new__, Product), partial(GroupedProduct.__new__, GroupedProduct)
-_coded = partial(CodedProduct.__new__, CodedProduct)
 _norm, _gated = partial(Norm.__new__, Norm), partial(Gated.__new__, Gated)
 _top, _attend = partial(Top.__new__, Top), partial(Attend.__new__, Attend)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Coded:
-    """A quantized weight [out, in], or one of each expert [E, out, in], as views of an image (``plans.quantized``)."""
-
-    form: WeightFormat
-    codes: Tensor
-    """uint8 [..., out, bytes of in codes]"""
-    scales: Tensor
-    """[..., out, groups]"""
-    zeros: Tensor | None
-    """uint8 [..., out, groups]"""
-    inputs: int
-    """in"""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the values as a product reads them, [in, out]; of experts [E, out, in]."""
-        *experts, out, _ = self.codes.shape
-        return (*experts, out, self.inputs) if experts else (self.inputs, out)
-
-    def expert(self, number: int) -> "Coded":
-        """Return the weight of one expert."""
-        zeros = None if self.zeros is None else self.zeros[number]
-        return replace(self, codes=self.codes[number], scales=self.scales[number], zeros=zeros)
 
 
 def prepare(dtype: torch.dtype) -> None:
@@ -128,20 +91,22 @@ def widens(dtype: torch.dtype) -> bool:
     return dtype.itemsize < 4 and not multiplies_pairs(dtype)
 
 
-def product(x: Tensor, weight: Tensor | Coded, added: Tensor | None = None) -> Tensor:
+def widened_scratch(rows: int, inputs: int) -> tuple[Tensor, bool]:
+    """Return scratch for x as float32, and True where it is one for each thread: of few rows, see WIDENED_ROWS."""
+    threads = torch.get_num_threads()
+    per_thread = threads * rows <= WIDENED_ROWS
+    return torch.empty(threads * rows if per_thread else rows, inputs + PADDING), per_thread
+
+
+def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ ``weight`` [in, out] + ``added`` [W or 1, out]; ``weight`` is the transpose of a slot."""
-    if isinstance(weight, Coded):
-        return coded(x, weight, added)
     if not has_kernels(x):
         return torch.mm(x, weight) if added is None else torch.addmm(added, x, weight)
     (rows, inputs), (weight_inputs, outputs), size = x.shape, weight.shape, x.itemsize
     assert weight_inputs == inputs
     assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
     out = torch.empty(rows, outputs, dtype=x.dtype)
-    threads = torch.get_num_threads()
-    per_thread = threads * rows <= WIDENED_ROWS
-    count = threads * rows if per_thread else rows
-    widened = torch.empty(count, inputs + PADDING) if widens(x.dtype) else None
+    widened, per_thread = widened_scratch(rows, inputs) if widens(x.dtype) else (None, False)
     call = _product(
         x=x.data_ptr(),
         x_stride=size * x.stride(0),
@@ -155,101 +120,19 @@ def product(x: Tensor, weight: Tensor | Coded, added: Tensor | None = None) -> T
         inputs=inputs,
         outputs=outputs,
         widened=0 if widened is None else widened.data_ptr(),
-        widened_stride=4 * (inputs + PADDING),
+        widened_stride=FLOAT_BYTES * (inputs + PADDING),
         widened_per_thread=per_thread,
     )
     _run("product", x.dtype, rows * inputs * outputs, call)
     return out
 
 
-def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
-    """Return ``x`` [W, in] @ values.t() + ``added`` [W or 1, out], of a quantized weight's values in float32."""
-    if not has_kernels(x):
-        return _by_torch(x, weight, added)
-    (rows, inputs), size, form = x.shape, x.itemsize, weight.form
-    codes, scales, zeros = weight.codes, weight.scales, weight.zeros
-    outputs, count = codes.shape[0], groups(form, inputs)
-    assert (inputs, codes.shape[1]) == (weight.inputs, code_bytes(form, inputs))
-    assert scales.shape == (outputs, count)
-    assert zeros is None or zeros.shape == (outputs, count)
-    assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
-    out = torch.empty(rows, outputs, dtype=x.dtype)
-    threads = torch.get_num_threads()
-    per_thread = threads * rows <= WIDENED_ROWS
-    copies = threads * rows if per_thread else rows
-    widened = torch.empty(copies, inputs + PADDING) if size < FLOAT_BYTES else None
-    values = torch.empty(threads * CODED_ROWS, inputs + PADDING)
-    call = _coded(
-        x=x.data_ptr(),
-        x_stride=size * x.stride(0),
-        code=CODES.index(form.code),
-        codes=codes.data_ptr(),
-        codes_stride=codes.stride(0),
-        scale=SCALES.index(form.scale),
-        scales=scales.data_ptr(),
-        scales_stride=scales.itemsize * scales.stride(0),
-        zeros=0 if zeros is None else zeros.data_ptr(),
-        zeros_stride=0 if zeros is None else zeros.stride(0),
-        group=form.group or inputs,
-        added=0 if added is None else added.data_ptr(),
-        added_stride=0 if added is None or added.shape[0] == 1 else size * added.stride(0),
-        out=out.data_ptr(),
-        out_stride=size * outputs,
-        rows=rows,
-        inputs=inputs,
-        outputs=outputs,
-        widened=0 if widened is None else widened.data_ptr(),
-        widened_stride=FLOAT_BYTES * (inputs + PADDING),
-        widened_per_thread=per_thread,
-        values=values.data_ptr(),
-        values_stride=FLOAT_BYTES * (inputs + PADDING),
-    )
-    _run("coded", x.dtype, rows * inputs * outputs, call)
-    return out
-
-
-def _by_torch(x: Tensor, weight: Coded, added: Tensor | None) -> Tensor:
-    """Return ``coded`` with some rows of the weight at a time as values of x's dtype, in which products round them."""
-    outputs = weight.codes.shape[0]
-    out = x.new_empty(x.shape[0], outputs)
-    for first in range(0, outputs, DECODED_ROWS):
-        rows = slice(first, min(first + DECODED_ROWS, outputs))
-        torch.mm(x, decoded(weight, rows).to(x.dtype).t(), out=out[:, rows])
-    return out if added is None else out.add_(added)
-
-
-def decoded(weight: Coded, rows: slice) -> Tensor:
-    """Return rows of a quantized weight [rows, in] in float32, exactly."""
-    form, codes = weight.form, weight.codes[rows]
-    count = codes.shape[0]
-    if is_half(form):
-        blocks = codes.view(count, -1, BLOCK // 2)
-        codes = torch.stack([blocks & 15, blocks >> 4], 2).view(count, -1)
-    group = form.group or weight.inputs
-
-    def spread(table: Tensor) -> Tensor:
-        return table.repeat_interleave(group, 1)[:, : weight.inputs]
-
-    if form.code == "float8_e4m3fn":
-        values = codes.view(torch.float8_e4m3fn).float()
-    elif form.code == "float4_e2m1":
-        values = torch.tensor(FLOAT4, device=codes.device)[codes.int()]
-        return values.mul_(spread(torch.ldexp(torch.ones_like(weight.scales[rows], dtype=torch.float32),
-                                              weight.scales[rows].int() - 127)))  # fmt: skip
-    else:
-        zeros = None if weight.zeros is None else spread(weight.zeros[rows]).float()
-        values = codes.float().sub_((8.0 if is_half(form) else 128.0) if zeros is None else zeros)
-    return values.mul_(spread(weight.scales[rows].float()))
-
-
-def grouped(x: Tensor, index: Tensor | None, weights: Tensor | Coded, ends: Tensor) -> Tensor:
+def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> Tensor:
     """Return rows ``index`` [R] of ``x``, or all of them, each times its group's weight: [R, out].
 
     ``weights`` [G, out, in], one per group, are transposed in the product. Of the R rows, those from ends[g - 1] to
     ends[g] - 1 belong to group g, ``ends`` [G] int64. The weight of a group without rows is not read.
     """
-    if isinstance(weights, Coded):
-        return _grouped_codes(x if index is None else x.index_select(0, index), weights, ends)
     if not has_kernels(x):
         chosen = x if index is None else x.index_select(0, index)
         return functional.grouped_mm(chosen, weights.transpose(1, 2), offs=ends.int())
@@ -273,36 +156,10 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor | Coded, ends: Tens
         inputs=inputs,
         outputs=outputs,
         widened=0 if widened is None else widened.data_ptr(),
-        widened_stride=4 * (inputs + PADDING),
+        widened_stride=FLOAT_BYTES * (inputs + PADDING),
     )
     _run("grouped", x.dtype, rows * inputs * outputs, call)
     return out
-
-
-def _grouped_codes(x: Tensor, weights: Coded, ends: Tensor) -> Tensor:
-    """Return each row of ``x`` times the quantized weight of its group; the numbers of rows are read by the host."""
-    assert has_kernels(x), "quantized experts are multiplied on a CPU"
-    out, first = x.new_empty(x.shape[0], weights.shape[1]), 0
-    for number, last in enumerate(ends.tolist()):
-        if last > first:
-            out[first:last] = coded(x[first:last], weights.expert(number))
-        first = last
-    return out
-
-
-def of_all(x: Tensor, weights: Tensor | Coded, added: Tensor | None) -> Tensor:
-    """Return every row of ``x`` [W, in] times the weights of every group [E, out, in], + ``added``: [W, E * out]."""
-    if isinstance(weights, Tensor):
-        return product(x, weights.flatten(0, 1).t(), added)
-    out = torch.cat([coded(x, weights.expert(number)) for number in range(weights.shape[0])], 1)
-    return out if added is None else out.add_(added)
-
-
-def each(x: Tensor, weights: Tensor | Coded) -> Tensor:
-    """Return the rows of each group, ``x`` [E, W, in], times the weight of the group [E, out, in]: [E, W, out]."""
-    if isinstance(weights, Tensor):
-        return torch.bmm(x, weights.transpose(1, 2))
-    return torch.stack([coded(rows, weights.expert(number)) for number, rows in enumerate(x)])
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -19,6 +19,7 @@ from runtime.model.blocks import Eagle3Layer
 from runtime.model.blocks import Layer as LayerBlock
 from runtime.model.kernels.arguments import EPSILON_UNIT, ITEMS, Forward, Layer
 from runtime.model.layers import GatedMlp, Norm, Rows, attend
+from runtime.model.weights import Coded
 
 ALIGN = 64
 """Bytes of which the parts of the scratch begin at a multiple: a line of the processor's cache."""
@@ -44,7 +45,7 @@ def are_whole(layers: Sequence[Block], caches: Sequence[Tensor]) -> bool:
 
 def _is_whole(block: Block, cache: Tensor) -> bool:
     own, mlp = block.attention, block.mlp
-    if isinstance(own.qkv.weight, ops.Coded) or isinstance(own.o.weight, ops.Coded):
+    if isinstance(own.qkv.weight, Coded) or isinstance(own.o.weight, Coded):
         return False
     if not ops.attends(own.qkv.weight, cache) or own.attend is not attend or own.o.bias is not None:
         return False
@@ -55,7 +56,7 @@ def _is_whole(block: Block, cache: Tensor) -> bool:
         return False
     if not isinstance(mlp, GatedMlp) or mlp.gate_up is None or mlp.down is None or mlp.activation != "silu":
         return False
-    if isinstance(mlp.gate_up.weight, ops.Coded) or isinstance(mlp.down.weight, ops.Coded):
+    if isinstance(mlp.gate_up.weight, Coded) or isinstance(mlp.down.weight, Coded):
         return False
     return mlp.gate_up.bias is None and mlp.down.bias is None
 

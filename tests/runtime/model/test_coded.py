@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from plans.schema import WeightFormat
-from runtime.model import ops
+from runtime.model import ops, weights
 from tests.runtime.model.kernels.touched import checked_run
 
 FLOAT4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
@@ -23,7 +23,7 @@ FORMS = [
 ]
 
 
-def random_weight(form: WeightFormat, outputs: int, inputs: int, seed: int) -> tuple[ops.Coded, Tensor]:
+def random_weight(form: WeightFormat, outputs: int, inputs: int, seed: int) -> tuple[weights.Coded, Tensor]:
     """Return a weight in codes, and its values by the format's description (plans/FORMAT.md)."""
     rng = torch.Generator().manual_seed(seed)
     half, group = form.code in ("int4", "float4_e2m1"), form.group or inputs
@@ -53,7 +53,7 @@ def random_weight(form: WeightFormat, outputs: int, inputs: int, seed: int) -> t
         points = zeros.float() if form.zeros else torch.full((outputs, count), 8.0 if half else 128.0)
         values = (each.float() - points.repeat_interleave(group, 1)[:, :inputs]) * factors
     kept = zeros if form.zeros else None
-    return ops.Coded(form=form, codes=codes, scales=scales, zeros=kept, inputs=inputs), values
+    return weights.Coded(form=form, codes=codes, scales=scales, zeros=kept, inputs=inputs), values
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,37 +79,37 @@ def test_products_have_the_bits_of_those_with_the_values(
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn((rows, inputs), generator=rng).to(dtype)
     more = None if added is None else torch.randn((rows if added == "rows" else 1, outputs), generator=rng).to(dtype)
-    before, run = torch.get_num_threads(), ops._run
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ops, "_run", checked_run)
-            found = ops.product(x, weight, more)
+            found = weights.product(x, weight, more)
         expected = ops.product(x.float(), values.t(), None if more is None else more.float()).to(dtype)
     finally:
         torch.set_num_threads(before)
-    assert ops._run is run
     assert torch.equal(found, expected)
-    assert torch.equal(ops.decoded(weight, slice(0, outputs)), values)
+    assert torch.equal(weights.decoded(weight, slice(0, outputs)), values)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_grouped_products_have_the_bits_of_each_group_alone(form: WeightFormat) -> None:
     experts = [random_weight(form, 10, 64, seed)[0] for seed in range(3)]
     zeros = [expert.zeros for expert in experts if expert.zeros is not None]
-    weights = ops.Coded(
+    together = weights.Coded(
         form=form,
         codes=torch.stack([expert.codes for expert in experts]),
         scales=torch.stack([expert.scales for expert in experts]),
         zeros=torch.stack(zeros) if zeros else None,
         inputs=64,
     )
-    assert weights.shape == (3, 10, 64)
+    assert together.shape == (3, 10, 64)
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
     index, ends = torch.tensor([6, 0, 1, 1, 3]), torch.tensor([2, 2, 5])
-    found = ops.grouped(x, index, weights, ends)
-    parts = [ops.product(x[index[:2]], experts[0]), ops.product(x[index[2:]], experts[2])]
+    found = weights.grouped(x, index, together, ends)
+    parts = [weights.product(x[index[:2]], experts[0]), weights.product(x[index[2:]], experts[2])]
     assert torch.equal(found, torch.cat(parts))
-    assert torch.equal(ops.of_all(x, weights, None), torch.cat([ops.product(x, expert) for expert in experts], 1))
+    alone = [weights.product(x, expert) for expert in experts]
+    assert torch.equal(weights.of_all(x, together, None), torch.cat(alone, 1))
     every = x.expand(3, 7, 64)
-    assert torch.equal(ops.each(every, weights), torch.stack([ops.product(x, expert) for expert in experts]))
+    assert torch.equal(weights.each(every, together), torch.stack(alone))

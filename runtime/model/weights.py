@@ -1,0 +1,164 @@
+"""Products with the weights of a layer: plain ones, or quantized ones as codes, scales and zero points.
+
+On a CPU codes are widened in registers by the kernel ``coded``; elsewhere some rows at a time become values of x's
+dtype. Letters as in ``ops``.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from plans.quantized import BLOCK, code_bytes, groups, is_half
+from plans.schema import WeightFormat
+from runtime.model import ops
+from runtime.model.kernels.arguments import CODED_ROWS, CODES, SCALES, CodedProduct
+from runtime.model.ops import FLOAT_BYTES, PADDING
+
+DECODED_ROWS = 64
+"""Rows of a quantized weight that are made values at once where no kernel widens codes."""
+FLOAT4 = tuple(sign * value for sign in (1.0, -1.0) for value in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
+"""Value of each code of float4_e2m1."""
+_coded = partial(CodedProduct.__new__, CodedProduct)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coded:
+    """A quantized weight [out, in], or one of each expert [E, out, in], as views of an image (``plans.quantized``)."""
+
+    form: WeightFormat
+    codes: Tensor
+    """uint8 [..., out, bytes of in codes]"""
+    scales: Tensor
+    """[..., out, groups]"""
+    zeros: Tensor | None
+    """uint8 [..., out, groups]"""
+    inputs: int
+    """in"""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the values as a product reads them, [in, out]; of experts [E, out, in]."""
+        *experts, out, _ = self.codes.shape
+        return (*experts, out, self.inputs) if experts else (self.inputs, out)
+
+    def expert(self, number: int) -> "Coded":
+        """Return the weight of one expert."""
+        zeros = None if self.zeros is None else self.zeros[number]
+        return replace(self, codes=self.codes[number], scales=self.scales[number], zeros=zeros)
+
+
+def product(x: Tensor, weight: Tensor | Coded, added: Tensor | None = None) -> Tensor:
+    """Return ``x`` [W, in] @ ``weight`` [in, out] + ``added`` [W or 1, out]."""
+    return coded(x, weight, added) if isinstance(weight, Coded) else ops.product(x, weight, added)
+
+
+def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
+    """Return ``x`` [W, in] @ values.t() + ``added`` [W or 1, out], of a quantized weight's values in float32."""
+    if not ops.has_kernels(x):
+        return _by_torch(x, weight, added)
+    (rows, inputs), size, form = x.shape, x.itemsize, weight.form
+    codes, scales, zeros = weight.codes, weight.scales, weight.zeros
+    outputs, count = codes.shape[0], groups(form, inputs)
+    assert (inputs, codes.shape[1]) == (weight.inputs, code_bytes(form, inputs))
+    assert scales.shape == (outputs, count)
+    assert zeros is None or zeros.shape == (outputs, count)
+    assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
+    out = torch.empty(rows, outputs, dtype=x.dtype)
+    widened, per_thread = ops.widened_scratch(rows, inputs) if size < FLOAT_BYTES else (None, False)
+    values = torch.empty(torch.get_num_threads() * CODED_ROWS, inputs + PADDING)
+    call = _coded(
+        x=x.data_ptr(),
+        x_stride=size * x.stride(0),
+        code=CODES.index(form.code),
+        codes=codes.data_ptr(),
+        codes_stride=codes.stride(0),
+        scale=SCALES.index(form.scale),
+        scales=scales.data_ptr(),
+        scales_stride=scales.itemsize * scales.stride(0),
+        zeros=0 if zeros is None else zeros.data_ptr(),
+        zeros_stride=0 if zeros is None else zeros.stride(0),
+        group=form.group or inputs,
+        added=0 if added is None else added.data_ptr(),
+        added_stride=0 if added is None or added.shape[0] == 1 else size * added.stride(0),
+        out=out.data_ptr(),
+        out_stride=size * outputs,
+        rows=rows,
+        inputs=inputs,
+        outputs=outputs,
+        widened=0 if widened is None else widened.data_ptr(),
+        widened_stride=FLOAT_BYTES * (inputs + PADDING),
+        widened_per_thread=per_thread,
+        values=values.data_ptr(),
+        values_stride=FLOAT_BYTES * (inputs + PADDING),
+    )
+    ops._run("coded", x.dtype, rows * inputs * outputs, call)
+    return out
+
+
+def _by_torch(x: Tensor, weight: Coded, added: Tensor | None) -> Tensor:
+    """Return ``coded`` with some rows of the weight at a time as values of x's dtype, in which products round them."""
+    outputs = weight.codes.shape[0]
+    out = x.new_empty(x.shape[0], outputs)
+    for first in range(0, outputs, DECODED_ROWS):
+        rows = slice(first, min(first + DECODED_ROWS, outputs))
+        torch.mm(x, decoded(weight, rows).to(x.dtype).t(), out=out[:, rows])
+    return out if added is None else out.add_(added)
+
+
+def decoded(weight: Coded, rows: slice) -> Tensor:
+    """Return rows of a quantized weight [rows, in] in float32, exactly."""
+    form, codes = weight.form, weight.codes[rows]
+    count = codes.shape[0]
+    if is_half(form):
+        blocks = codes.view(count, -1, BLOCK // 2)
+        codes = torch.stack([blocks & 15, blocks >> 4], 2).view(count, -1)
+    group = form.group or weight.inputs
+
+    def spread(table: Tensor) -> Tensor:
+        return table.repeat_interleave(group, 1)[:, : weight.inputs]
+
+    if form.code == "float8_e4m3fn":
+        values = codes.view(torch.float8_e4m3fn).float()
+    elif form.code == "float4_e2m1":
+        values = torch.tensor(FLOAT4, device=codes.device)[codes.int()]
+        one = torch.ones_like(weight.scales[rows], dtype=torch.float32)
+        return values.mul_(spread(torch.ldexp(one, weight.scales[rows].int() - 127)))
+    else:
+        zeros = None if weight.zeros is None else spread(weight.zeros[rows]).float()
+        values = codes.float().sub_((8.0 if is_half(form) else 128.0) if zeros is None else zeros)
+    return values.mul_(spread(weight.scales[rows].float()))
+
+
+def grouped(x: Tensor, index: Tensor | None, weights: Tensor | Coded, ends: Tensor) -> Tensor:
+    """Return rows ``index`` [R] of ``x``, or all of them, each times its group's weight, as ``ops.grouped`` does."""
+    if isinstance(weights, Tensor):
+        return ops.grouped(x, index, weights, ends)
+    return _grouped_codes(x if index is None else x.index_select(0, index), weights, ends)
+
+
+def _grouped_codes(x: Tensor, weights: Coded, ends: Tensor) -> Tensor:
+    """Return each row of ``x`` times the quantized weight of its group; the numbers of rows are read by the host."""
+    assert ops.has_kernels(x), "quantized experts are multiplied on a CPU"
+    out, first = x.new_empty(x.shape[0], weights.shape[1]), 0
+    for number, last in enumerate(ends.tolist()):
+        if last > first:
+            out[first:last] = coded(x[first:last], weights.expert(number))
+        first = last
+    return out
+
+
+def of_all(x: Tensor, weights: Tensor | Coded, added: Tensor | None) -> Tensor:
+    """Return every row of ``x`` [W, in] times the weights of every group [E, out, in], + ``added``: [W, E * out]."""
+    if isinstance(weights, Tensor):
+        return ops.product(x, weights.flatten(0, 1).t(), added)
+    out = torch.cat([coded(x, weights.expert(number)) for number in range(weights.shape[0])], 1)
+    return out if added is None else out.add_(added)
+
+
+def each(x: Tensor, weights: Tensor | Coded) -> Tensor:
+    """Return the rows of each group, ``x`` [E, W, in], times the weight of the group [E, out, in]: [E, W, out]."""
+    if isinstance(weights, Tensor):
+        return torch.bmm(x, weights.transpose(1, 2))
+    return torch.stack([coded(rows, weights.expert(number)) for number, rows in enumerate(x)])
