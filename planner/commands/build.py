@@ -38,7 +38,7 @@ from plans import diff as plan_diff
 from plans import terminal
 from plans.artifact import compile_command
 from plans.format import format_ns
-from plans.schema import DType, KvAxis, KvDType, Plan, Strategy, Tree
+from plans.schema import DType, KvAxis, KvDType, Plan, Speculation, Strategy, Tree
 from plans.usable import by_reason
 
 
@@ -118,17 +118,8 @@ def run(
     if speculation is None and request.profile is not None:
         speculation = compared(result.plan, request.profile, settings)
     report(out, result, request, previous, verbose)
-    for line in speculation_lines(result.plan, speculation):
-        say(f"{out}: {line}")
-    if request.draft is not None and result.draft is None:
-        kept = tree_text(default_tree(request.draft))
-        say(f"{out}: planned without the EAGLE head; to keep it, give --tree {kept}, or --objective step")
-    bare = result.configs_without_tensors
-    if bare and not plan_only:
-        missing = f"{' and '.join(map(str, bare))} without tensors, which images are compiled from"
-        say(f"{out}: only planned: {missing}: {compile_command(out, result.draft is not None)}")
-    elif bare:
-        say(f"{out}: no weights were seen: planned from {' and '.join(map(str, bare))} alone")
+    report_draft(out, result, request, speculation)
+    bare = report_missing_tensors(out, result, plan_only)
     head = draft if result.draft is not None else None
     compiled = None if plan_only or bare else compile_images(out, model or BASE, head, None, verbose=verbose)
     if as_json:
@@ -137,6 +128,27 @@ def run(
         put({"plan": str(out), **summary, "solve_s": round(result.solved.solve_s, 4), **images})
     else:
         terminal.out(str(out))
+
+
+def report_draft(out: Path, result: planning.PlanResult, request: Request, speculation: Speculation | None) -> None:
+    """Say what drafting is expected to gain, and how to keep a draft that the plan does without."""
+    for line in speculation_lines(result.plan, speculation):
+        say(f"{out}: {line}")
+    if request.draft is not None and result.draft is None:
+        kept = tree_text(default_tree(request.draft))
+        say(f"{out}: planned without the EAGLE head; to keep it, give --tree {kept}, or --objective step")
+
+
+def report_missing_tensors(out: Path, result: planning.PlanResult, plan_only: bool) -> bool:
+    """Say which configs had no tensors; return whether there are any."""
+    bare = result.configs_without_tensors
+    named = " and ".join(map(str, bare))
+    if bare and not plan_only:
+        missing = f"{named} without tensors, which images are compiled from"
+        say(f"{out}: only planned: {missing}: {compile_command(out, result.draft is not None)}")
+    elif bare:
+        say(f"{out}: no weights were seen: planned from {named} alone")
+    return bool(bare)
 
 
 def solve(request: Request, settings: Settings, verbose: int) -> planning.PlanResult:
