@@ -11,7 +11,7 @@ from planner.hardware.records import HardwareInventory
 from plans.acceptance import Profile
 from plans.check_inputs import MOST_MASK_VALUES, MOST_TREE, mask_values, path_problems, static_tree
 from plans.format import quote
-from plans.schema import DType, Inventory, KvAxis, KvDType, Options, Pin, Plan, Strategy, Tree
+from plans.schema import DType, Inventory, KvAxis, KvDType, Options, Pin, Plan, RoundedWeights, Strategy, Tree
 from plans.step import is_chain, tree_pool
 
 DEFAULT_TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=None)
@@ -60,6 +60,8 @@ class Wanted:
     """Sequences decoded at a time."""
     dtype: DType | None = None
     """Dtype of weights and activations; default: see :func:`resolve_dtype`."""
+    weights: RoundedWeights | None = None
+    """Format to which the model's weights are rounded; ``Request.base`` has it too. Default: none."""
     kv_dtype: KvDType | None = None
     """Dtype of the KV caches; default: ``dtype``."""
     tree: Tree | None = None
@@ -155,6 +157,7 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
         batch=wanted.batch,
         context=context,
         dtype=dtype,
+        weights=wanted.weights,
         kv_dtype=wanted.kv_dtype or dtype,
         prefill_chunk=chunk,
         stall_timeout_s=wanted.stall_timeout_s or stall.LEAST_S,

@@ -43,6 +43,16 @@ class Abi:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RoundingErrors:
+    """Errors of the weights of a layer that were rounded when they were compiled."""
+
+    layer: int
+    errors_ppm: tuple[int, ...]
+    """sqrt(sum((values of codes - weights)^2) / sum(weights^2)) in parts per million, of each slot of codes in order
+    of the file, over the rows of which the image has all columns or some."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Image:
     """One compiled image."""
 
@@ -51,6 +61,8 @@ class Image:
     blake3: str
     """BLAKE3 of the whole file, in hex."""
     abi: Abi
+    rounding: tuple[RoundingErrors, ...] | None = None
+    """Errors of each layer whose weights were rounded, in order; None: of none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

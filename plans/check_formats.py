@@ -1,9 +1,10 @@
 """Checks of formats of quantized weights: kernels and images can have them, and devices cut between their groups."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from plans.quantized import BLOCK, column_unit, divides, is_half
-from plans.schema import LayerClass, WeightFormat
+from plans.quantized import BLOCK, ROUNDED, column_unit, divides, is_half
+from plans.schema import LayerClass, RoundedWeights, WeightFormat
 from plans.violations import Violation, bad
 
 
@@ -22,6 +23,24 @@ def check_formats(path: str, layers: LayerClass, hidden: int) -> Iterator[Violat
             yield from _check_format(f"{path}.{name}", form, columns, cuts)
     if attention.num_kv_heads > 0 and not divides(attention, "heads", 1):
         yield bad(f"{path}.attention.o_format", attention.o_format, "groups that end with the columns of a KV head")
+
+
+def check_rounded(path: str, layers: LayerClass, weights: RoundedWeights) -> Iterator[Violation]:
+    """Check that all formats of a class of layers are that to which ``weights`` are rounded.
+
+    Groups of o may be parts of its groups, where devices cut within these.
+    """
+    asked = ROUNDED[weights]
+    for name, form in (
+        ("attention.qkv_format", layers.attention.qkv_format),
+        ("attention.o_format", layers.attention.o_format),
+        ("mlp.gate_up_format", layers.mlp.gate_up_format),
+        ("mlp.down_format", layers.mlp.down_format),
+    ):
+        if form is not None and name == "attention.o_format" and asked.group and form.group:
+            form = replace(form, group=asked.group if asked.group % form.group == 0 else form.group)
+        if form != asked:
+            yield bad(f"{path}.{name}", form, f"{asked}, as options.weights, {weights}, says")
 
 
 def _check_format(path: str, form: WeightFormat, columns: int, cuts: tuple[int, ...]) -> Iterator[Violation]:

@@ -18,13 +18,21 @@ becomes two vectors of neighbouring columns by a mask and a shift.
 
 from collections.abc import Mapping
 
-from plans.schema import Attention, KvAxis, WeightFormat
+from plans.schema import Attention, KvAxis, RoundedWeights, WeightFormat
 
 SCALE_NAMES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float8_e8m0": "U8"}
 """Name in a safetensors header of each dtype of scales in an image; codes and zero points are U8."""
 
 BLOCK = 32
 """Columns that are packed together in formats of 4 bits, whose ``in`` is a multiple of it, as every group is."""
+
+ROUNDED: Mapping[RoundedWeights, WeightFormat] = {
+    "int8": WeightFormat(code="int8", group=None, zeros=False, scale="bfloat16"),
+    "int4-g128": WeightFormat(code="int4", group=128, zeros=False, scale="bfloat16"),
+    "int4-g32": WeightFormat(code="int4", group=32, zeros=False, scale="bfloat16"),
+    "fp8": WeightFormat(code="float8_e4m3fn", group=None, zeros=False, scale="bfloat16"),
+}
+"""Formats to which plain weights are rounded: those of compressed-tensors' W8A16 and W4A16, and of FP8 by channels."""
 
 
 def is_half(form: WeightFormat) -> bool:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 SCHEMA_MAJOR = 4
-SCHEMA_MINOR = 2
+SCHEMA_MINOR = 3
 
 DType = Literal["bfloat16", "float16", "float32"]
 KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
+RoundedWeights = Literal["int8", "int4-g128", "int4-g32", "fp8"]
+"""Formats to which plain weights are rounded (``plans.quantized.ROUNDED``)."""
 
 Strategy = Literal["latency", "balanced", "balanced_low_0", "sequential", "custom"]
 HeadLayout = Literal["layers", "speculators", "modelopt", "nemo", "vllm"]
@@ -167,6 +169,8 @@ class Options:
     """Positions of one sequence: prompt and new tokens together."""
     dtype: DType
     """Dtype of weights and activations."""
+    weights: RoundedWeights | None = None
+    """Format to which the plain weights of the model's layers are rounded; None: they are as in the checkpoint."""
     kv_dtype: KvDType
     """Dtype of the KV caches of base model and drafter."""
     prefill_chunk: int

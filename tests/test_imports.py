@@ -124,6 +124,7 @@ READS_WEIGHTS = {
     "planner.images.stream",
     "planner.quantized.codes",
     "planner.quantized.converting",
+    "planner.quantized.rounding",
 }
 """The only modules of the planner that touch weights; none of them is imported to plan."""
 ONLY_IN = {

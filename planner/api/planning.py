@@ -22,7 +22,7 @@ from plans.acceptance import Profile
 from plans.check import load
 from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
 from plans.format import quote
-from plans.schema import DType, KvAxis, KvDType, Pin, Plan, Strategy, Tree
+from plans.schema import DType, KvAxis, KvDType, Pin, Plan, RoundedWeights, Strategy, Tree
 
 PPM = 1_000_000
 DEFAULTS = Wanted()
@@ -67,6 +67,7 @@ def plan(
     context: int | Literal["max"] | None = DEFAULTS.context,
     batch: int = DEFAULTS.batch,
     dtype: DType | None = DEFAULTS.dtype,
+    weights: RoundedWeights | None = DEFAULTS.weights,
     kv_dtype: KvDType | None = DEFAULTS.kv_dtype,
     kv_axis: KvAxis | None = DEFAULTS.kv_axis,
     strategy: Strategy | Literal["auto"] | None = None,
@@ -86,6 +87,7 @@ def plan(
 
     ``model``, ``draft``: checkpoint directories, bare configs, or ``org/name[@revision]`` in the Hugging Face cache;
     without either, the demo model and its EAGLE head.
+    ``weights``: format to which the model's plain weights are rounded, as ``int4-g32``.
     ``aux_layers``: layers of the model that an EAGLE-3 head reads, as text like ``inputs=2,18,33``.
     ``gap``: accept a placement proven to be within this fraction of the best. ``within``: with ``previous``, accept a
     step that is longer than the shortest by this fraction, 0.02 by default. ``simplify``: accept one that is longer by
@@ -105,6 +107,7 @@ def plan(
     ):
         _check_number(name, number, most)
     _check_name("dtype", dtype, get_args(DType))
+    _check_name("weights", weights, get_args(RoundedWeights))
     _check_name("kv_dtype", kv_dtype, get_args(KvDType))
     _check_name("kv_axis", kv_axis, get_args(KvAxis))
     _check_name("objective", objective, get_args(Objective))
@@ -118,6 +121,7 @@ def plan(
         context=context,
         batch=batch,
         dtype=dtype,
+        weights=weights,
         kv_dtype=kv_dtype,
         kv_axis=kv_axis,
         strategy=strategy_of(strategy, device_map),
@@ -164,7 +168,7 @@ def request_of(
     ``device_map``; ``wanted.within_ppm`` has a default where there is an earlier plan.
     """
     earlier, within_ppm = _load_previous(previous, wanted.within_ppm, wanted.gap_ppm)
-    base = load_base(Path(model or BASE))
+    base = load_base(Path(model or BASE), wanted.weights)
     if aux_layers is not None and draft is None:
         raise InputError("--aux-layers: there is no EAGLE head that would read them: give --draft")
     drafter = load_draft(Path(draft), base, aux_layers=aux_layers) if draft else None

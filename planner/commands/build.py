@@ -38,7 +38,7 @@ from plans import diff as plan_diff
 from plans import terminal
 from plans.artifact import compile_command
 from plans.format import format_ns
-from plans.schema import DType, KvAxis, KvDType, Plan, Speculation, Strategy, Tree
+from plans.schema import DType, KvAxis, KvDType, Plan, RoundedWeights, Speculation, Strategy, Tree
 from plans.usable import by_reason
 
 
@@ -52,6 +52,7 @@ def run(
     context: int | Literal["max"] | None,
     batch: int,
     dtype: DType | None,
+    weights: RoundedWeights | None,
     kv_dtype: KvDType | None,
     kv_axis: KvAxis | None,
     strategy: tuple[Strategy | None, Path | None],
@@ -88,6 +89,7 @@ def run(
         context=context,
         batch=batch,
         dtype=dtype,
+        weights=weights,
         kv_dtype=kv_dtype,
         kv_axis=kv_axis,
         strategy=placed_by,

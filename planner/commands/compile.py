@@ -14,7 +14,7 @@ from safetensors import safe_open
 from planner.api import compiling
 from planner.commands import progress
 from planner.commands.console import put, say
-from planner.images.compile import CompileReport
+from planner.images.compile import CompileReport, RoundingReport
 from plans import codec
 from plans.artifact import is_filler
 from plans.format import format_bytes
@@ -53,6 +53,8 @@ def compile_images(
         for image in compiled.images:
             action = "unchanged" if image.reused else "written"
             say(f"{directory / image.file}: {format_bytes(image.size_bytes)} {action}, blake3 {image.blake3[:16]}")
+        if compiled.rounding is not None:
+            say(f"{directory}: {rounding_line(compiled.rounding)}")
         if compiled.missing:
             say(f"not compiled yet: {', '.join(compiled.missing)}")
     if verbose:
@@ -61,6 +63,14 @@ def compile_images(
                 say(line)
         say(f"read {format_bytes(compiled.read_bytes)}, wrote {format_bytes(compiled.written_bytes)}")
     return compiled
+
+
+def rounding_line(errors: RoundingReport) -> str:
+    """Return the errors of rounded weights in words."""
+    return (
+        f"weights are rounded with a relative error of {errors.median_ppm / 10**4:.2g} %, at most "
+        f"{errors.most_ppm / 10**4:.2g} % in layer {errors.most_layer} (median and largest of all in images.yaml)"
+    )
 
 
 def image_lines(file: Path, verbose: int) -> Iterator[str]:

@@ -26,7 +26,7 @@ from planner.request import DEFAULT_TREE, MOST_DEFAULT_CONTEXT, MOST_POSITIONS, 
 from planner.solver import limits
 from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
-from plans.schema import KvAxis, Strategy
+from plans.schema import KvAxis, RoundedWeights, Strategy
 
 EXPORTED = ("vllm", "accelerate", "llama.cpp", "exllamav3")
 """Programs for which ``show`` writes arguments."""
@@ -148,6 +148,11 @@ BUILD = Command(
             ["--dtype"],
             type=OneOf(list(DTYPE_BYTES)),
             help="Dtype of weights and activations.  [default: the checkpoint's; float32 on CPUs alone]",
+        ),
+        click.Option(
+            ["--weights"],
+            type=OneOf(get_args(RoundedWeights)),
+            help="Round the plain weights of the model's layers to this format.  [default: as the checkpoint has them]",
         ),
         click.Option(
             ["--kv-dtype"], type=OneOf(list(KV_DTYPE_BYTES)), help="Dtype of the KV cache.  [default: --dtype]"

@@ -64,7 +64,7 @@ def run(
     else:
         out(tables(frozen, sys.stdout, known(frozen)), styled=True)
         config = plan / BASE_CONFIG
-        for note in load_base(config).notes if config.is_file() else ():
+        for note in load_base(config, frozen.options.weights).notes if config.is_file() else ():
             say(f"{plan}: {note}")
         if not (plan / IMAGES_FILE).is_file():
             say(f"{plan}: no images are compiled, so no weights of this plan were seen here")
@@ -95,7 +95,7 @@ def show_slot(directory: Path, plan: Plan, name: str, model: Path | None, draft:
     memory = reuse.recall(directory)
     if model is None and memory is not None and Path(memory.base).is_dir():
         model, draft = Path(memory.base), draft or (Path(memory.draft) if memory.draft else None)
-    base = load_base(model or directory / BASE_CONFIG)
+    base = load_base(model or directory / BASE_CONFIG, plan.options.weights)
     head = None
     if plan.draft is not None:
         source = draft if draft is not None and draft.is_dir() else draft_config(directory)

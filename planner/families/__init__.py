@@ -16,7 +16,7 @@ a part of a tensor is chosen later, by the solver; ``planner.images.layout`` lay
     windows        which layers attend over a window         other_drafters  drafters that are refused, by name
     wrappers       the text part of models of images         refused         models that are known and not computed
     coded          weights in codes, of quantized models     tensors         derived tensors against the headers'
-    records        what is returned
+    rounded        plain weights, rounded to codes           records        what is returned
 
 README.md in this directory lists what is supported, what is refused and why, and how to add a family.
 """
@@ -26,6 +26,7 @@ from planner.families.heads import facts_of, load_draft, load_planned_draft
 from planner.families.load import load_base, scan
 from planner.families.records import BaseInput, Columns, DraftFacts, DraftInput, Roles, Source
 from planner.families.rope import LinearScaling, Llama3Scaling, Rope, inv_freq, rope_bytes
+from planner.families.rounded import rounded
 from planner.families.windows import within
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "load_planned_draft",
     "parse_aux_layers",
     "rope_bytes",
+    "rounded",
     "scan",
     "within",
 ]

@@ -8,7 +8,7 @@ are cut, their scales repeated.
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from planner.checkpoints.header import TensorInfo
@@ -36,27 +36,35 @@ def with_codes(
     ``scales``: dtype of scales where there are no ``tensors`` to tell it.
     """
     layers = _Layers(recipe=recipe, where=where, tensors=tensors or {}, scales=scales)
+    if not reading.model.tied_head:
+        layers.require_plain(reading.roles["head.weight"])
+    roles, model = replaced(reading.roles, reading.model, layers.stored, where)
+    return dataclasses.replace(reading, roles=roles, model=model)
+
+
+def replaced(
+    roles_of_weights: Roles, model: Model, stored_of: Callable[[Source], Stored | None], where: str
+) -> tuple[Roles, Model]:
+    """Return roles and model with the layers for whose weights ``stored_of`` returns codes; raise ConfigError."""
     roles, forms, first_named = Roles(), Forms(), dict[tuple[int, str], str]()
-    for role, source in reading.roles.items():
+    for role, source in roles_of_weights.items():
         linear = _LINEAR.fullmatch(role)
         if linear is None:
-            if role == "head.weight" and not reading.model.tied_head:
-                layers.require_plain(source)
             roles[role] = source
             continue
         layer, block = int(linear[1]), _BLOCKS[linear[2]]
-        stored = layers.stored(source)
+        stored = stored_of(source)
         if stored is None:
             roles[role] = source
         else:
-            stored = _cut(stored, reading, layer, block, where)
+            stored = _cut(stored, model, layer, block, where)
             roles |= _parts(role, source, stored)
         form = None if stored is None else stored.image_form
         name = source.name.removesuffix(".weight")
         other = first_named.setdefault((layer, block), name)
         if forms.setdefault((layer, block), form) != form:
             raise ConfigError(f"{where}: {name}: another format than {other} has, expected the same for both")
-    return dataclasses.replace(reading, roles=roles, model=_with_formats(reading, forms, first_named, where))
+    return roles, _with_formats(model, forms, first_named, where)
 
 
 def _parts(role: str, source: Source, stored: Stored) -> Roles:
@@ -126,17 +134,16 @@ class _Layers:
         return self.recipe.expert(source.name, (count, width, rows), expert, columns.first, columns.step)
 
 
-def _cut(stored: Stored, reading: BaseReading, layer: int, block: str, where: str) -> Stored:
+def _cut(stored: Stored, model: Model, layer: int, block: str, where: str) -> Stored:
     """Return a layer with the groups that devices may cut it by."""
-    kind = layer_class(reading.model, layer)
+    kind = layer_class(model, layer)
     if block == "o":
         attention = kind.attention
         return stored.cut_at(attention.num_heads // attention.num_kv_heads * attention.head_dim, where)
     return stored.cut_at(stored.columns, where) if block == "down" else stored
 
 
-def _with_formats(reading: BaseReading, forms: Forms, first_named: Mapping[tuple[int, str], str], where: str) -> Model:
-    model = reading.model
+def _with_formats(model: Model, forms: Forms, first_named: Mapping[tuple[int, str], str], where: str) -> Model:
     layers = [layer_class(model, number) for number in range(model.num_layers)]
     changed = [
         (

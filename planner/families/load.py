@@ -18,11 +18,13 @@ from planner.families.coded import with_codes
 from planner.families.config import Keys, saved_dtype
 from planner.families.records import BaseInput, BaseReading
 from planner.families.refused import REASONS
+from planner.families.rounded import rounded
 from planner.families.tensors import as_stored, check_tensors, table_sha256
 from planner.families.wrappers import WRAPPERS, as_wrapped, text_part
 from planner.quantized import METHODS, Recipe, ScaleDType, read_recipe
 from plans.dtypes import HEADER_NAMES
 from plans.format import quote
+from plans.schema import RoundedWeights
 
 FAMILIES: Mapping[str, str] = {
     "llama": "LlamaForCausalLM",
@@ -58,8 +60,16 @@ SCALES = (".scales", ".weight_scale", ".weight_scale_inv")
 """Ends of the names of scales in a quantized checkpoint."""
 
 
-def load_base(path: Path) -> BaseInput:
-    """Read a base model from a directory or a bare config; raise ConfigError or CheckpointError."""
+def load_base(path: Path, weights: RoundedWeights | None = None) -> BaseInput:
+    """Read a base model from a directory or a bare config; raise ConfigError or CheckpointError.
+
+    ``weights``: format to which those of its layers are rounded.
+    """
+    base = _load_base(path)
+    return base if weights is None else rounded(base, weights)
+
+
+def _load_base(path: Path) -> BaseInput:
     checkpoint = read_checkpoint(path)
     _refuse_drafter(checkpoint)
     keys = Keys(checkpoint.config, str(checkpoint.config_file))

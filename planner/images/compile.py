@@ -9,6 +9,7 @@ Killed before: the old artifact, whole. In between: no ``images.yaml``, so nothi
 """
 
 import contextlib
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,16 @@ class ImageReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RoundingReport:
+    """Relative errors of the weights that were rounded, in parts per million (``plans.artifact.RoundingErrors``)."""
+
+    median_ppm: int
+    """Of all slots of the images."""
+    most_ppm: int
+    most_layer: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CompileReport:
     """Result of a compile."""
 
@@ -56,6 +67,8 @@ class CompileReport:
     """Devices of the plan that have no image yet, because ``only`` left them out."""
     read_bytes: int
     written_bytes: int
+    rounding: RoundingReport | None
+    """None: no weight was rounded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +110,7 @@ def compile_plan(
         require(plan, str(directory / codec.PLAN_FILE))
     chosen = _chosen(plan, only)
     with publish.locked(directory):
-        base = load_base(base_checkpoint)
+        base = load_base(base_checkpoint, plan.options.weights)
         with changes_first(directory, plan):
             check_base(plan, base)
         asked = plan.draft.aux_layers if plan.draft and plan.draft.aux_layers_from == "option" else None
@@ -203,7 +216,19 @@ def _compile(
         missing=tuple(target.device for target in targets if target.device not in images),
         read_bytes=read_bytes,
         written_bytes=sum(image.size_bytes for image in written.values()),
+        rounding=_rounding(record),
     )
+
+
+def _rounding(record: Images) -> RoundingReport | None:
+    """Return the errors of all images in few numbers."""
+    layers = [layer for image in record.images for layer in image.rounding or ()]
+    errors = [(ppm, layer.layer) for layer in layers for ppm in layer.errors_ppm]
+    if not errors:
+        return None
+    most_ppm, layer = max(errors)
+    median_ppm = round(statistics.median(ppm for ppm, _ in errors))
+    return RoundingReport(median_ppm=median_ppm, most_ppm=most_ppm, most_layer=layer)
 
 
 def _old_record(directory: Path) -> Images | None:
@@ -236,15 +261,16 @@ def _write_images(
             ImageInput(writer=writer, header=target.header, pieces=target.pieces)
             for writer, target in zip(writers, targets, strict=True)
         ]
-        stream(images, reader, progress)
+        rounding = stream(images, reader, progress)
         records = {
             target.device: Image(
                 device=target.device,
                 size_bytes=target.size_bytes,
                 blake3=writer.finish(),
                 abi=abi(target.slots, plan.options.dtype),
+                rounding=errors,
             )
-            for writer, target in zip(writers, targets, strict=True)
+            for writer, target, errors in zip(writers, targets, rounding, strict=True)
         }
         return records, reader.read_bytes
 

@@ -1,10 +1,11 @@
 """Trace a slot's bytes to their sources: tensors, rows and columns by the plan, files and offsets by the headers."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from planner.checkpoints.checkpoint import PICKLE
+from planner.checkpoints.header import TensorInfo
 from planner.errors import InputError
 from planner.families import BaseInput, DraftInput
 from planner.images.layout import Part, Slot, header, image_slots
@@ -44,8 +45,8 @@ class Origin:
     file: str | None
     """None, like ``ranges`` and ``shape``, where only a bare config was given."""
     ranges: tuple[ByteRuns, ...] | None
-    """With the columns between, where one of several is taken. None in a pickle too: offsets in the file it is
-    converted to are not those in the pickle."""
+    """With the columns between, where one of several is taken. None of a quantized layer, whose bytes are in another
+    order, and in a pickle: offsets in the file it is converted to are not those in the pickle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +99,7 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
     assert source is not None, "a slot of the EAGLE head, but no head"
     info = (source.checkpoint.tensors or {}).get(part.tensor)
     if part.stored is not None:
-        return _of_layer(part, part.stored)
+        return _of_layer(part, part.stored, source.checkpoint.tensors or {})
     verb = "copy" if info is None or info.dtype == slot.dtype else f"cast {info.dtype} to {slot.dtype}"
     width = 1 if info is None or len(info.shape) == 1 else info.shape[-1]
     item = 0 if info is None else HEADER_BYTES[info.dtype]
@@ -118,7 +119,7 @@ def _origin(part: Part, slot: Slot, base: BaseInput, draft: DraftInput | None) -
     )
 
 
-def _of_layer(part: Part, stored: Stored) -> Origin:
+def _of_layer(part: Part, stored: Stored, tensors: Mapping[str, TensorInfo]) -> Origin:
     """Return the source of a part of a quantized layer, whose bytes are in another order in the checkpoint."""
     named = sorted({tensor.name for role, tensor in stored.tensors.items() if role in (part.kind, "order")})
     rows, columns = part.tensor_ranges()
@@ -129,7 +130,7 @@ def _of_layer(part: Part, stored: Stored) -> Origin:
         rows=rows,
         columns=columns,
         operation=f"{part.kind} of {stored.module}, {stored.layout.words}" + ("" if part.cols is None else ", columns"),
-        file=None,
+        file=" and ".join(sorted({tensors[name].file for name in named})) if tensors else None,
         ranges=None,
     )
 
@@ -160,6 +161,8 @@ def lines(traced: tuple[Provenance, ...]) -> Iterator[str]:
             yield ("  zeros: a gap" if is_filler(slot.slot) else "  computed from the config: rotary frequencies")
         for origin in slot.origins:
             yield f"  {origin.operation}: {_spans(origin)} of {origin.tensor} ({origin.checkpoint})"
+            if origin.file is not None and origin.ranges is None:
+                yield f"    {origin.file}: in another order"
             for span in origin.ranges or ():
                 runs = f"{span.count} x {span.nbytes} bytes, each {span.stride_bytes} on" if span.stride_bytes else ""
                 yield f"    {origin.file}: {runs or f'{span.nbytes} bytes'}, from {span.offset}"

@@ -14,13 +14,14 @@ import numpy as np
 from planner.checkpoints.header import TensorFile, stamp
 from planner.errors import CheckpointError
 from planner.images.casts import STORAGE, Array
-from planner.images.pieces import Checkpoints
+from planner.images.pieces import Checkpoints, row_width
 from plans import paging
 from plans.files import open_regular
 from plans.ranges import Range
 
 BITS = {**STORAGE, "I32": "<i4", "I8": "i1", "U8": "u1", "F8_E4M3": "u1"}
 """Numpy dtype in which ``Reader.array`` holds values of each dtype."""
+BYTES = {dtype: np.dtype(bits).itemsize for dtype, bits in BITS.items()}
 MOST_ARRAYS = 4
 """Whole tensors that are kept: those of one quantized layer."""
 
@@ -110,7 +111,7 @@ class Reader:
     def array(self, source: str, name: str, rows: Range | None) -> Array:
         """Return rows of a tensor of a checkpoint, or all of it, which is kept for a while; raise CheckpointError.
 
-        Floats of 8 bits and bfloat16 are their bits.
+        Rows are counted through all matrices of a tensor [rows, columns]. Floats of 8 bits and bfloat16 are their bits.
         """
         checkpoint = self._checkpoints[source]
         assert checkpoint.tensors is not None, "a checkpoint without weights is refused before"
@@ -118,10 +119,10 @@ class Reader:
         if rows is None and (source, name) in self._arrays:
             return self._arrays[source, name]
         first, last = rows or (0, 1)
-        row_bytes = tensor.nbytes // (tensor.shape[0] if rows is not None else 1)
+        row_bytes = tensor.nbytes if rows is None else row_width(tensor) * BYTES[tensor.dtype]
         content = np.empty((last - first) * row_bytes, np.uint8)
         self.read_into(checkpoint.files[tensor.file], tensor.offset + first * row_bytes, content.data)
-        shape = tensor.shape if rows is None else (last - first, *tensor.shape[1:])
+        shape = tensor.shape if rows is None else (last - first, row_width(tensor))
         array = content.view(BITS[tensor.dtype]).reshape(shape)
         if rows is None:
             if len(self._arrays) >= MOST_ARRAYS:

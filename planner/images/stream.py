@@ -26,11 +26,14 @@ from planner.checkpoints.header import TensorFile
 from planner.families import Columns
 from planner.images.casts import STORAGE, Array, cast_into
 from planner.images.layout import Part, Slot
+from planner.images.losses import RoundingLosses
 from planner.images.pieces import Copied, Literal, Piece, row_width
 from planner.images.pipeline import TURNED_BUFFERS, Buffer, Pipeline, Writer
 from planner.images.reader import Reader
-from planner.quantized import Stored
+from planner.quantized import Rounded, RoundedColumns, Stored
 from planner.quantized.converting import rows_of
+from planner.quantized.rounding import Losses
+from plans.artifact import RoundingErrors
 from plans.dtypes import HEADER_BYTES
 from plans.ranges import Range, Ranges
 
@@ -101,6 +104,8 @@ class _Block:
     consumers: Sequence[_Consumer]
     turned: _Turned | None = None
     """The rectangle is transposed where it is read; None: it is contiguous."""
+    losses: Losses | None = None
+    """Filled with the rectangle, where its rows are codes to which weights are rounded."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -118,8 +123,14 @@ _Step = tuple[Writer, Literal] | _Block
 """One step of the walk: literal bytes for one image, or a block for several."""
 
 
-def stream(images: Sequence[ImageInput], reader: Reader, progress: Progress | None) -> None:
-    """Write header and pieces of all images; raise CheckpointError or OutputError."""
+def stream(
+    images: Sequence[ImageInput], reader: Reader, progress: Progress | None
+) -> list[tuple[RoundingErrors, ...] | None]:
+    """Write header and pieces of all images; return the errors of the weights that each has rounded.
+
+    Raise CheckpointError or OutputError.
+    """
+    losses = RoundingLosses()
     total = sum(image.writer.size_bytes for image in images)
     with Pipeline(BLOCK_BYTES, TURNED_BLOCKS * BLOCK_BYTES) as pipeline:
         for image in images:
@@ -132,12 +143,14 @@ def stream(images: Sequence[ImageInput], reader: Reader, progress: Progress | No
             assert buffer is not None, "every block is read into a buffer"
             buffer.settle()
             _distribute(step, buffer, pipeline)
+            _note_losses(step, losses)
             if progress is not None:
                 progress(sum(image.writer.written_bytes for image in images), total)
         pipeline.settle()
     reader.check_unchanged()
     if progress is not None:
         progress(total, total)
+    return [losses.of(id(image.writer)) for image in images]
 
 
 def _read_ahead(steps: Iterator[_Step], pipeline: Pipeline, reader: Reader) -> Iterator[tuple[_Step, Buffer | None]]:
@@ -165,7 +178,8 @@ def _begin_to_read(block: _Block, pipeline: Pipeline, reader: Reader) -> Buffer:
     turned, origin = block.turned, block.origin
     if isinstance(origin, Part):
         return pipeline.fill(
-            partial(_compute, origin, (block.offset, block.offset + block.shape[0]), reader), block.nbytes
+            partial(_compute, origin, (block.offset, block.offset + block.shape[0]), reader, block.losses),
+            block.nbytes,
         )
     if turned is None:
         return pipeline.read(reader, origin, block.offset, block.nbytes)
@@ -173,10 +187,10 @@ def _begin_to_read(block: _Block, pipeline: Pipeline, reader: Reader) -> Buffer:
     return pipeline.read_rows(reader, origin, block.offset, block.nbytes, block.shape[1], turned.stride_bytes)
 
 
-def _compute(part: Part, rows: Range, reader: Reader, block: memoryview) -> None:
-    """Fill ``block`` with rows of a part of a quantized layer."""
+def _compute(part: Part, rows: Range, reader: Reader, losses: Losses | None, block: memoryview) -> None:
+    """Fill ``block`` with rows of a part of a quantized layer, and ``losses``."""
     assert part.stored is not None
-    found = rows_of(part.stored, part.kind, rows, lambda name, span: reader.array(part.source, name, span))
+    found = rows_of(part.stored, part.kind, rows, lambda name, span: reader.array(part.source, name, span), losses)
     block[:] = _bytes(found)
 
 
@@ -290,6 +304,7 @@ def _coded_blocks(reader: Reader, consumers: Sequence[_Consumer], stored: Stored
     part, width = piece.part, row_width(piece.tensor)
     reader.open_all(part.source, [tensor.name for tensor in stored.tensors.values()])
     most = max(1, BLOCK_BYTES // (width * HEADER_BYTES[piece.tensor.dtype]))
+    rounds = part.kind == "codes" and isinstance(stored.layout, Rounded | RoundedColumns)
     for start, stop in _union([rows for _, consumer in consumers for rows in consumer.part.rows]):
         row = start
         for begin, end in part.tensor_rows(start, stop):
@@ -302,6 +317,7 @@ def _coded_blocks(reader: Reader, consumers: Sequence[_Consumer], stored: Stored
                     rows=(row, row + count),
                     columns=(0, width),
                     consumers=consumers,
+                    losses=np.zeros((count, 2)) if rounds else None,
                 )
                 row += count
 
@@ -369,6 +385,17 @@ def _distribute(block: _Block, buffer: Buffer, pipeline: Pipeline) -> None:
                 share = values[start - block.rows[0] : min(last, start + most) - block.rows[0]]
                 columns = _columns(share, block.columns, piece.part.cols)
                 _append(writer, piece.slot, columns, block.dtype, buffer, pipeline)
+
+
+def _note_losses(block: _Block, losses: RoundingLosses) -> None:
+    """Add the losses of the rows of a block to those of the images that have them."""
+    if block.losses is None:
+        return
+    for writer, piece in block.consumers:
+        for rows in piece.part.rows:
+            first, last = max(block.rows[0], rows[0]), min(block.rows[1], rows[1])
+            if first < last:
+                losses.add(id(writer), piece.slot.name, block.losses[first - block.rows[0] : last - block.rows[0]])
 
 
 def _row_bytes(block: _Block, piece: Copied) -> int:

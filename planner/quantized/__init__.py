@@ -1,7 +1,20 @@
 """Quantized checkpoints: which linear layers have codes instead of weights, and how these become rows of images."""
 
+from planner.quantized.layouts import Rounded, RoundedColumns
 from planner.quantized.mxfp4 import Mxfp4Recipe
 from planner.quantized.recipe import METHODS, read_recipe
 from planner.quantized.records import Expected, Part, Recipe, ScaleDType, Stored, check
 
-__all__ = ["METHODS", "Expected", "Mxfp4Recipe", "Part", "Recipe", "ScaleDType", "Stored", "check", "read_recipe"]
+__all__ = [
+    "METHODS",
+    "Expected",
+    "Mxfp4Recipe",
+    "Part",
+    "Recipe",
+    "Rounded",
+    "RoundedColumns",
+    "ScaleDType",
+    "Stored",
+    "check",
+    "read_recipe",
+]

@@ -1,13 +1,18 @@
 """Unpack integers of 4 and 8 bits, and pack codes as images have them (``plans.quantized``)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from plans.quantized import BLOCK
+from plans.ranges import Range
 
 Array = npt.NDArray[Any]
+Read = Callable[[str, Range | None], Array]
+"""Returns rows of a tensor of the checkpoint by its name, counted through all matrices that it packs [rows, columns],
+or all of it (None), as numpy holds its dtype: bfloat16 and 8-bit floats as their bits."""
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Column of each half byte of a word of AWQ, from the lowest."""

@@ -1,20 +1,17 @@
 """Read the parts of a quantized layer from a checkpoint, and write them as rows of an image (``plans.quantized``)."""
 
-from collections.abc import Callable
 from math import prod
 
 import numpy as np
 
 from planner.errors import CheckpointError
-from planner.quantized.codes import Array, awq_columns, packed, transposed, unpacked
-from planner.quantized.layouts import Awq, Gptq, Mxfp4, PackedRows, PlainRows
+from planner.quantized.codes import Array, Read, awq_columns, packed, transposed, unpacked
+from planner.quantized.layouts import Awq, Gptq, Mxfp4, PackedRows, PlainRows, Rounded, RoundedColumns
 from planner.quantized.records import Part, Stored
+from planner.quantized.rounding import Losses, rounded_rows
 from plans.quantized import is_half
 from plans.ranges import Range
 
-Read = Callable[[str, Range | None], Array]
-"""Returns rows of a tensor of the checkpoint by its name, or all of it (None), as numpy holds its dtype: bfloat16 and
-8-bit floats as their bits."""
 MOST_EXPONENT = 240
 """Largest exponent of MXFP4 with which its largest code is a float32, and is so where products widen it."""
 EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
@@ -61,15 +58,18 @@ def signed(codes: Array) -> Array:
     return codes.view(np.uint8) ^ np.uint8(128)
 
 
-def rows_of(stored: Stored, part: Part, span: Range, read: Read) -> Array:
-    """Return rows of a part of a layer as an image has them; raise CheckpointError for values that cannot be."""
-    found = _rows_of(stored, part, span, read)
+def rows_of(stored: Stored, part: Part, span: Range, read: Read, losses: Losses | None = None) -> Array:
+    """Return rows of a part of a layer as an image has them; raise CheckpointError for values that cannot be.
+
+    ``losses``: filled, with rows of codes of a layer that is rounded.
+    """
+    found = _rows_of(stored, part, span, read, losses)
     if part == "codes" or stored.repeats == 1:
         return found
     return np.ascontiguousarray(np.repeat(found, stored.repeats, 1)[:, : stored.shape(part)[1]])
 
 
-def _rows_of(stored: Stored, part: Part, span: Range, read: Read) -> Array:
+def _rows_of(stored: Stored, part: Part, span: Range, read: Read, losses: Losses | None) -> Array:
     match stored.layout:
         case PackedRows(bits=bits):
             return _packed_rows(stored, part, span, read, bits)
@@ -81,6 +81,8 @@ def _rows_of(stored: Stored, part: Part, span: Range, read: Read) -> Array:
             return _awq(stored, part, span, read)
         case Mxfp4() as layout:
             return _mxfp4(stored, part, span, read, layout)
+        case Rounded() | RoundedColumns():
+            return rounded_rows(stored, part, span, read, losses)
 
 
 def _packed_rows(stored: Stored, part: Part, span: Range, read: Read, bits: int) -> Array:
@@ -152,9 +154,12 @@ def _awq(stored: Stored, part: Part, span: Range, read: Read) -> Array:
 
 
 def _mxfp4(stored: Stored, part: Part, span: Range, read: Read, layout: Mxfp4) -> Array:
-    name = stored.tensors[part].name
-    (whole,) = read(name, (layout.expert, layout.expert + 1))
-    rows = whole[layout.first :: layout.step][span[0] : span[1]]
+    name, (_, of_expert, *rest) = stored.tensors[part].name, stored.tensors[part].shapes[0]
+    per_row = rest[0] if part == "codes" else 1  # rows of the tensor that are a row of the layer
+    begin, end = (layout.expert * of_expert + layout.first + layout.step * row for row in span)
+    end = min(end, (layout.expert + 1) * of_expert)
+    whole = read(name, (begin * per_row, end * per_row))
+    rows = whole.reshape(end - begin, -1)[:: layout.step]
     if part == "scales":
         wrong = np.argwhere(rows > MOST_EXPONENT)
         if len(wrong):

@@ -1,6 +1,7 @@
 """The orders in which checkpoints have the codes, scales and zero points of a layer; ``converting`` reads them.
 
-Values of images equal the checkpoint's bit for bit: a code, a scale and a zero point are moved, never rounded.
+Values of images equal the checkpoint's bit for bit: a code, a scale and a zero point are moved, never rounded. Only
+plain weights that are asked to be rounded are (``rounding``).
 """
 
 from dataclasses import dataclass
@@ -56,4 +57,24 @@ class Mxfp4:
     """Rows of the layer: every ``step``-th of the expert's from ``first`` on; gates and ups are in turn."""
 
 
-Layout = PackedRows | PlainRows | Gptq | Awq | Mxfp4
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rounded:
+    """Plain weights, which are rounded to the nearest codes when they are read: rows of the tensor are rows."""
+
+    words: ClassVar[str] = "rounded to the nearest code"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundedColumns:
+    """The same where rows of the layer are columns of the tensor."""
+
+    words: ClassVar[str] = "transposed, rounded to the nearest code"
+
+    row: int
+    """Row of the tensor, through all its matrices, that is the layer's first column."""
+    first: int
+    step: int
+    """Rows of the layer: every ``step``-th column from ``first`` on."""
+
+
+Layout = PackedRows | PlainRows | Gptq | Awq | Mxfp4 | Rounded | RoundedColumns

@@ -1,5 +1,6 @@
 """Quantized models: logits and tokens equal those of transformers on the dequantised weights."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 from planner.families import load_base, load_draft
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import DType, Inputs, Plan
+from plans.check import require
+from plans.schema import DType, Inputs, Plan, RoundedWeights
 from tests.contract.ranks import on_all_ranks, with_engines
 from tests.contract.test_families import COUNT, PROMPT, both_verified, both_ways, last_states
 from tests.plan_factory import make_plan, whole_group, write_draft
-from tests.planner.quantized.checkpoints import METHODS, quantized
+from tests.planner.quantized.checkpoints import METHODS, dequantised, quantized
 from tests.planner.tiny_checkpoints import CLASSES, saved
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -26,16 +28,23 @@ EXPERTS = {"moe_intermediate_size": 64}
 
 
 def compiled(
-    directory: Path, checkpoint: Path, devices: tuple[str, ...], dtype: DType = "float32"
+    directory: Path,
+    checkpoint: Path,
+    devices: tuple[str, ...],
+    dtype: DType = "float32",
+    weights: RoundedWeights | None = None,
 ) -> tuple[Plan, Path]:
-    """Compile a plan with a random drafter that fits the base."""
-    base = load_base(checkpoint)
+    """Compile a plan with a random drafter that fits the base; of several devices the first has most of the MLPs."""
+    base = load_base(checkpoint, weights)
     head = directory / "head"
-    write_draft(head, hidden_size=64, num_heads=4, head_dim=16, vocab_size=32, draft_vocab_size=20)
+    write_draft(head, hidden_size=base.model.hidden_size, num_heads=4, head_dim=16, vocab_size=32, draft_vocab_size=20)
     draft = load_draft(head, base)
+    group = whole_group(base.model, devices, "heads")
+    others = (1,) * (len(devices) - 1)
+    runs = tuple(replace(run, mlp_units=(sum(run.mlp_units) - len(others), *others)) for run in group.runs)
     plan = make_plan(
         base.model,
-        [whole_group(base.model, devices, "heads")],
+        [replace(group, runs=runs)],
         draft=draft.draft,
         inputs=Inputs(
             base_config_sha256=base.config_sha256,
@@ -47,6 +56,8 @@ def compiled(
         batch=1,
         dtype=dtype,
     )
+    plan = replace(plan, options=replace(plan.options, weights=weights))
+    require(plan, "options.weights")
     target = directory / f"plan-{len(devices)}-{dtype}"
     target.mkdir()
     (target / "plan.yaml").write_text(codec.dumps(plan))
@@ -71,6 +82,29 @@ def test_logits_and_tokens_are_those_of_the_dequantised_model(
 ) -> None:
     torch.manual_seed(4)
     coded, exact = quantized(saved(tmp_path / "base", family, **(SIZES | changes)), tmp_path, method)
+    same_as_exact(tmp_path, coded, exact, family)
+
+
+@pytest.mark.parametrize(
+    ("weights", "family", "changes"),
+    [
+        ("int4-g32", "qwen3", {"num_attention_heads": 6, "num_key_value_heads": 3}),
+        ("int4-g128", "llama", {"hidden_size": 128, "intermediate_size": 512}),
+        ("int8", "phi3", {"pad_token_id": None, "head_dim": 16}),
+        ("fp8", "qwen3_moe", EXPERTS),
+        ("int4-g32", "gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9}),
+    ],
+)
+def test_rounded_weights_decode_as_the_dequantised_model(
+    tmp_path: Path, weights: RoundedWeights, family: str, changes: dict[str, Any]
+) -> None:
+    torch.manual_seed(4)
+    base = saved(tmp_path / "base", family, **(SIZES | changes))
+    same_as_exact(tmp_path, base, dequantised(base, tmp_path / "exact", weights), family, weights)
+
+
+def same_as_exact(tmp_path: Path, coded: Path, exact: Path, family: str, weights: RoundedWeights | None = None) -> None:
+    """Compare logits and tokens of a compiled checkpoint with those of a model in transformers."""
     model = CLASSES[family][1].from_pretrained(exact, dtype=torch.float32).requires_grad_(False).eval()
     model.generation_config.eos_token_id = None
     with torch.inference_mode():
@@ -79,7 +113,7 @@ def test_logits_and_tokens_are_those_of_the_dequantised_model(
     expected = tuple(out[0, len(PROMPT) :].tolist())
     assert len(set(expected)) > 4, "a model that repeats a few tokens would prove nothing"
     for devices in (("a",), ("a", "b")):
-        plan, directory = compiled(tmp_path, coded, devices)
+        plan, directory = compiled(tmp_path, coded, devices, weights=weights)
         for state in on_all_ranks(plan, directory, lambda image, comm, plan=plan: last_states(plan, image, comm)):
             ours = state @ model.lm_head.weight.T
             assert (ours - logits).abs().max() <= 1e-4 * logits.abs().max()

@@ -13,7 +13,7 @@ SECTIONS = dict(re.findall(r"^##+ ([\w.]+)\n(.*?)(?=^##|\Z)", FORMAT, re.DOTALL 
 TITLES = {"Plan": "plan.yaml", "Images": "images.yaml"}
 RECORDS = [
     *(item for item in vars(schema).values() if dataclasses.is_dataclass(item) and item.__module__ == schema.__name__),
-    *(artifact.Images, artifact.Sources, artifact.Image),
+    *(artifact.Images, artifact.Sources, artifact.Image, artifact.RoundingErrors),
     *(acceptance.Profile, acceptance.Context, acceptance.Level),
 ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast
 import runtime
 from eagleplan import kept
 from eagleplan.kept import Report
-from plans.schema import DType, KvAxis, KvDType, Strategy, Tree
+from plans.schema import DType, KvAxis, KvDType, RoundedWeights, Strategy, Tree
 from runtime.errors import ImageError, RequestError
 from runtime.request import GenerateOptions, TokenIds
 
@@ -24,6 +24,8 @@ class PlanOptions(TypedDict, total=False):
     context: int | Literal["max"] | None
     batch: int
     dtype: DType | None
+    weights: RoundedWeights | None
+    """Format to which the model's plain weights are rounded, as ``int4-g32``."""
     kv_dtype: KvDType | None
     kv_axis: KvAxis | None
     strategy: Strategy | Literal["auto"] | None

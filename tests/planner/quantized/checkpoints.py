@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.planner.quantized import packers
 from tests.planner.quantized.packers import Codes, Layer
 
-LINEAR = re.compile(r"model\.layers\.\d+\.(self_attn|mlp|block_sparse_moe)\.(?!gate\.weight).*\.weight")
+LINEAR = re.compile(r"model\.layers\.\d+\.(self_attn|mlp|block_sparse_moe)\.(?!(?:gate|router)\.weight).*\.weight")
 """Weights that every quantizer here changes: linear layers but routers; norms are vectors."""
 
 Pack = Callable[[Tensor, int], Layer]
@@ -146,3 +146,38 @@ def quantized(checkpoint: Path, target: Path, method: str) -> tuple[Path, Path]:
     config = json.loads((coded / "config.json").read_text())
     (coded / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
     return coded, exact
+
+
+GROUPS = {"int8": None, "int4-g128": 128, "int4-g32": 32, "fp8": None}
+LARGEST = {"int8": 127.5, "int4-g128": 7.5, "int4-g32": 7.5, "fp8": 448.0}
+
+
+def nearest(weight: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    """Round a weight [.., in] to the nearest codes; return these and scales [.., groups] in bfloat16."""
+    rows = weight.float().unflatten(-1, (-1, GROUPS[form] or weight.shape[-1]))
+    scales = (rows.abs().amax(-1) / LARGEST[form]).bfloat16()
+    scales[scales == 0] = torch.finfo(torch.float32).eps
+    scaled = rows / scales.float().unsqueeze(-1)
+    if form == "fp8":
+        return scaled.to(torch.float8_e4m3fn).flatten(-2), scales
+    half = 128 if form == "int8" else 8
+    return scaled.round().clamp(-half, half - 1).int().flatten(-2), scales
+
+
+def near_values(weight: Tensor, form: str) -> Tensor:
+    """Return the values of those codes in float32."""
+    codes, scales = nearest(weight, form)
+    return codes.float() * scales.float().repeat_interleave(codes.shape[-1] // scales.shape[-1], -1)
+
+
+def dequantised(checkpoint: Path, target: Path, form: str) -> Path:
+    """Write a saved model with the values of its rounded layers in float32; return the directory."""
+    shutil.copytree(checkpoint, target)
+    tensors = {name: tensor.float() for name, tensor in load_file(checkpoint / "model.safetensors").items()}
+    for name, tensor in tensors.items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):  # [E, in, out]
+            tensors[name] = near_values(tensor.transpose(1, 2), form).transpose(1, 2).contiguous()
+        elif LINEAR.fullmatch(name) and tensor.dim() == 2:
+            tensors[name] = near_values(tensor, form)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target

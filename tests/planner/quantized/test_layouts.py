@@ -37,7 +37,7 @@ def as_numpy(tensor: Tensor) -> Array:
 def reader(tensors: dict[str, Tensor]) -> Read:
     def read(name: str, rows: Range | None) -> Array:
         array = as_numpy(tensors[name.removeprefix(f"{MODULE}.")])
-        return array if rows is None else array[rows[0] : rows[1]]
+        return array if rows is None else array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)[rows[0] : rows[1]]
 
     return read
 
@@ -52,7 +52,7 @@ def image_values(stored: Stored, tensors: dict[str, Tensor], cuts: int = 3) -> T
     """Convert a layer in several runs of rows; return its values in the image's layout."""
     for name, tensor in tensors.items():
         known = [*stored.tensors.values(), *stored.ignored.values()]
-        (expected,) = [one for one in known if one.name == f"{MODULE}.{name}"]
+        expected = next(one for one in known if one.name == f"{MODULE}.{name}")
         assert tuple(tensor.shape) in expected.shapes, name
     read = reader(tensors)
 
