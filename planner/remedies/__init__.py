@@ -4,7 +4,7 @@ Each change is a request of its own that is built like any other, so what a refu
 
     explain   the refusal of a request with its changes: the way in
     changes   the kinds of change (one option, or more devices of one type), and how far each must go
-    estimates what fewer bits of weights would take, and the size of a model that would fit: bytes alone
+    estimates the size of a model that would fit: bytes alone
     probe     questions to the solver about one kind of change, under one budget
 
 Called by ``planner.api`` and by the command ``build`` after :class:`planner.errors.InfeasibleError`. Not here: how many

@@ -10,6 +10,8 @@ from functools import partial
 from typing import get_args
 
 from planner.enough_hosts import needed_bytes, short_bytes
+from planner.errors import ConfigError
+from planner.families import rounded
 from planner.hardware import units
 from planner.hardware.catalog import CPU, catalog
 from planner.hardware.records import ListedDevice
@@ -19,7 +21,8 @@ from planner.remedies.probe import Candidate, Probe
 from planner.request import DEFAULT_TREE, Request, Wanted, resolve_dtype, tree_text
 from plans.check_inputs import MOST_DEVICES
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
-from plans.schema import DType, Host, KvAxis, KvDType
+from plans.format import format_bytes
+from plans.schema import DType, Host, KvAxis, KvDType, RoundedWeights
 from plans.usable import unusable_devices
 
 HOST_BANDWIDTH_BYTES_PER_S = 40 * 10**9
@@ -29,6 +32,9 @@ cores with AVX2."""
 
 MOST_MORE = 64
 """Most devices of one type that are suggested beside those that are listed."""
+
+FEWER_BITS: tuple[tuple[RoundedWeights, ...], ...] = (("int8",), ("int4-g128", "int4-g32"))
+"""Formats of 8 and 4 bits that are suggested: of each the first whose groups divide the model's columns."""
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -42,6 +48,7 @@ def kinds_of_change(request: Request) -> Iterator[tuple[str, Candidates]]:
         "a smaller context": _context,
         "another dtype of the KV cache": _kv_dtypes,
         "another dtype of the weights": _dtypes,
+        "fewer bits of the weights": _fewer_bits,
         "a smaller batch": _batch,
         "no draft": _no_draft,
         "a smaller tree": _tree,
@@ -117,6 +124,24 @@ def _dtypes(request: Request, probe: Probe) -> Iterator[Candidate]:
             yield changed
         elif DTYPE_BYTES[name] == DTYPE_BYTES[asked] and (gained := unusable - _unusable(changed.request, name, probe)):
             yield replace(changed, words=f"{changed.words}, which {', '.join(sorted(gained))} can run")
+
+
+def _fewer_bits(request: Request, probe: Probe) -> Iterator[Candidate]:
+    """Yield the weights rounded to 8 and to 4 bits, where they are plain."""
+    if any(source.stored is not None for source in request.base.roles.values()):
+        return
+    needed = needed_bytes(probe.formulation(request))
+    for choices in FEWER_BITS:
+        for name in choices:
+            try:
+                base = rounded(request.base, name)
+            except ConfigError:  # groups that do not divide its columns
+                continue
+            changed = replace(_with(request, replace(request.wanted, weights=name)), base=base)
+            fewer = needed_bytes(probe.formulation(changed))
+            words = f"weights in {name}: {format_bytes(fewer)} in all instead of {format_bytes(needed)}"
+            yield Candidate(words=words, request=changed, args=("--weights", name))
+            break
 
 
 def _unusable(request: Request, dtype: DType, probe: Probe) -> Set[str]:
