@@ -18,7 +18,7 @@ becomes two vectors of neighbouring columns by a mask and a shift.
 
 from collections.abc import Mapping
 
-from plans.schema import Attention, KvAxis, RoundedWeights, WeightFormat
+from plans.schema import Attention, KvAxis, Model, RoundedWeights, WeightFormat
 
 SCALE_NAMES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float8_e8m0": "U8"}
 """Name in a safetensors header of each dtype of scales in an image; codes and zero points are U8."""
@@ -33,6 +33,17 @@ ROUNDED: Mapping[RoundedWeights, WeightFormat] = {
     "fp8": WeightFormat(code="float8_e4m3fn", group=None, zeros=False, scale="bfloat16"),
 }
 """Formats to which plain weights are rounded: those of compressed-tensors' W8A16 and W4A16, and of FP8 by channels."""
+
+
+def has_codes(model: Model) -> bool:
+    """Return True where some weight of a model is quantized."""
+    return any(
+        form is not None
+        for layers in model.layers
+        for form in (
+            layers.attention.qkv_format, layers.attention.o_format, layers.mlp.gate_up_format, layers.mlp.down_format
+        )
+    )  # fmt: skip
 
 
 def is_half(form: WeightFormat) -> bool:

@@ -29,6 +29,7 @@ import planner
 from planner.demo_model import BASE, HEADS
 from planner.hardware.catalog import DeviceType, catalog
 from plans.buffers import device_buffers
+from plans.quantized import has_codes
 from plans.schema import Plan
 from plans.step import CONVERTED_ROWS, groups_experts
 from runtime import Engine
@@ -176,7 +177,7 @@ class Decoder:
     def of(cls, bench: Bench, context: int) -> "Decoder":
         plan = bench.plan(context)
         if not bench.gpu:
-            ops.prepare(DTYPES[plan.options.dtype])
+            ops.prepare(DTYPES[plan.options.dtype], codes=has_codes(plan.model))
         with torch.inference_mode():
             memory = Memory(plan, plan.devices[0].id, bench.device)
             comm = connect(plan, 0, None, Progress(), ops.exchange)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from plans.format import format_s
 from plans.process import ended_by_ctrl_c
+from plans.quantized import has_codes
 from plans.schema import Plan
 from plans.terminal import printable
 from runtime.commands.options import load_torch_module
@@ -96,6 +97,6 @@ def load_engine(
         status(load_torch_module("runtime.processes.serving").KERNELS)
         dtype = load_torch_module("runtime.image.dtypes").DTYPES[plan.options.dtype]
         with ended_by_ctrl_c():  # the compiler calls back functions whose errors Python ignores; no rank runs yet
-            load_torch_module("runtime.model.ops").prepare(dtype)
+            load_torch_module("runtime.model.ops").prepare(dtype, codes=has_codes(plan.model))
     loaded: Engine = engine.load(plan, directory, torchrun=torchrun, method="fork", verify=verify, report=status)
     return loaded

@@ -44,15 +44,21 @@ PADDING = 16
 """Values between widened rows: rows that lie a power of two apart share a few lines of the processor's cache."""
 EXCHANGE = "exchange"
 """Kernel of messages through shared memory, which only ranks that share some need."""
+CODED = "coded"
+"""Kernel of products with quantized weights."""
 # a named tuple's __new__ takes fields by name in half of the time that its class does, which makes a dict of them first
 _product, _grouped = partial(Product.__new__, Product), partial(GroupedProduct.__new__, GroupedProduct)
 _norm, _gated = partial(Norm.__new__, Norm), partial(Gated.__new__, Gated)
 _top, _attend = partial(Top.__new__, Top), partial(Attend.__new__, Attend)
 
 
-def prepare(dtype: torch.dtype) -> None:
-    """Compile the kernels of layers for a dtype, or load those that were compiled before; raise MachineError."""
-    _prepare((kernel for kernel in code.KERNELS if kernel != EXCHANGE), dtype)
+def prepare(dtype: torch.dtype, *, codes: bool) -> None:
+    """Compile the kernels of layers for a dtype, or load those that were compiled before; raise MachineError.
+
+    ``codes``: that too which only models with quantized weights need.
+    """
+    left = {EXCHANGE} if codes else {EXCHANGE, CODED}
+    _prepare((kernel for kernel in code.KERNELS if kernel not in left), dtype)
 
 
 def prepare_exchange(dtype: torch.dtype) -> None:
@@ -351,6 +357,11 @@ def _parallel() -> Callable[..., None]:
     """Return libgomp's GOMP_parallel, which torch brings and uses, so that there is one team of threads."""
     parallel: Callable[..., None] = ctypes.CDLL(None).GOMP_parallel
     return parallel
+
+
+def coded_address(dtype: torch.dtype) -> int:
+    """Return the address of the code of the kernel ``coded``, which layers with weights in codes call."""
+    return code.address(CODED, dtype)
 
 
 @cache

@@ -13,7 +13,7 @@ from torch import Tensor
 from plans.quantized import BLOCK, code_bytes, groups, is_half
 from plans.schema import WeightFormat
 from runtime.model import ops
-from runtime.model.kernels.arguments import CODED_ROWS, CODES, SCALES, CodedProduct
+from runtime.model.kernels.arguments import CODED_ROWS, CODES, SCALES, CodedProduct, Codes
 from runtime.model.ops import FLOAT_BYTES, PADDING
 
 DECODED_ROWS = 64
@@ -43,6 +43,24 @@ class Coded:
         *experts, out, _ = self.codes.shape
         return (*experts, out, self.inputs) if experts else (self.inputs, out)
 
+    def words(self) -> Codes:
+        """Return the words of a weight, not of experts, from whose sizes a kernel computes every address."""
+        form, (outputs, nbytes), count = self.form, self.codes.shape, groups(self.form, self.inputs)
+        assert nbytes == code_bytes(form, self.inputs)
+        assert self.scales.shape == (outputs, count)
+        assert self.zeros is None or self.zeros.shape == (outputs, count)
+        return Codes(
+            code=CODES.index(form.code),
+            codes=self.codes.data_ptr(),
+            codes_stride=self.codes.stride(0),
+            scale=SCALES.index(form.scale),
+            scales=self.scales.data_ptr(),
+            scales_stride=self.scales.itemsize * self.scales.stride(0),
+            zeros=0 if self.zeros is None else self.zeros.data_ptr(),
+            zeros_stride=0 if self.zeros is None else self.zeros.stride(0),
+            group=form.group or self.inputs,
+        )
+
     def expert(self, number: int) -> "Coded":
         """Return the weight of one expert."""
         zeros = None if self.zeros is None else self.zeros[number]
@@ -58,12 +76,8 @@ def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ values.t() + ``added`` [W or 1, out], of a quantized weight's values in float32."""
     if not ops.has_kernels(x):
         return _by_torch(x, weight, added)
-    (rows, inputs), size, form = x.shape, x.itemsize, weight.form
-    codes, scales, zeros = weight.codes, weight.scales, weight.zeros
-    outputs, count = codes.shape[0], groups(form, inputs)
-    assert (inputs, codes.shape[1]) == (weight.inputs, code_bytes(form, inputs))
-    assert scales.shape == (outputs, count)
-    assert zeros is None or zeros.shape == (outputs, count)
+    (rows, inputs), size, outputs = x.shape, x.itemsize, weight.codes.shape[0]
+    assert inputs == weight.inputs
     assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
     out = torch.empty(rows, outputs, dtype=x.dtype)
     widened, per_thread = ops.widened_scratch(rows, inputs) if size < FLOAT_BYTES else (None, False)
@@ -71,15 +85,7 @@ def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     call = _coded(
         x=x.data_ptr(),
         x_stride=size * x.stride(0),
-        code=CODES.index(form.code),
-        codes=codes.data_ptr(),
-        codes_stride=codes.stride(0),
-        scale=SCALES.index(form.scale),
-        scales=scales.data_ptr(),
-        scales_stride=scales.itemsize * scales.stride(0),
-        zeros=0 if zeros is None else zeros.data_ptr(),
-        zeros_stride=0 if zeros is None else zeros.stride(0),
-        group=form.group or inputs,
+        **weight.words()._asdict(),
         added=0 if added is None else added.data_ptr(),
         added_stride=0 if added is None or added.shape[0] == 1 else size * added.stride(0),
         out=out.data_ptr(),
@@ -92,8 +98,9 @@ def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
         widened_per_thread=per_thread,
         values=values.data_ptr(),
         values_stride=FLOAT_BYTES * (inputs + PADDING),
+        parts=1,
     )
-    ops._run("coded", x.dtype, rows * inputs * outputs, call)
+    ops._run(ops.CODED, x.dtype, rows * inputs * outputs, call)
     return out
 
 

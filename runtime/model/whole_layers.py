@@ -8,7 +8,7 @@ by one take it a hundred. Letters as in ``layers``. The scratch of a forward is 
 
 import ctypes
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer
 from runtime.model.blocks import Layer as LayerBlock
-from runtime.model.kernels.arguments import EPSILON_UNIT, ITEMS, Forward, Layer
+from runtime.model.kernels.arguments import CODED_ROWS, EPSILON_UNIT, ITEMS, Codes, Forward, Layer
 from runtime.model.layers import GatedMlp, Norm, Rows, attend
 from runtime.model.weights import Coded
 
@@ -26,6 +26,7 @@ ALIGN = 64
 NORMED_ROWS = 8
 """Most rows whose norm every thread computes for itself, so that none waits for another."""
 _pack_layer, _forward_words = struct.Struct(f"{len(Layer._fields)}q").pack, struct.Struct(f"{len(Forward._fields)}q")
+_codes_words = struct.Struct(f"{len(Codes._fields)}q")
 
 
 Block = LayerBlock | Eagle3Layer
@@ -36,7 +37,7 @@ def are_whole(layers: Sequence[Block], caches: Sequence[Tensor]) -> bool:
     """Return whether ``WholeLayers`` applies: on a CPU, with whole heads in a cache of the activations' dtype.
 
     MLPs are gated by silu, and this device has channels of them; only q, k and v have biases. Norms are of inputs, and
-    of heads one by one, without an offset. No weights are in codes. An EAGLE-3 head has one layer.
+    of heads one by one, without an offset. An EAGLE-3 head has one layer.
     """
     if len(layers) > 1 and any(isinstance(block, Eagle3Layer) for block in layers):
         return False
@@ -45,18 +46,14 @@ def are_whole(layers: Sequence[Block], caches: Sequence[Tensor]) -> bool:
 
 def _is_whole(block: Block, cache: Tensor) -> bool:
     own, mlp = block.attention, block.mlp
-    if isinstance(own.qkv.weight, Coded) or isinstance(own.o.weight, Coded):
+    if block.mlp_norm is None or (isinstance(block, LayerBlock) and block.attention_output is not None):
         return False
-    if not ops.attends(own.qkv.weight, cache) or own.attend is not attend or own.o.bias is not None:
-        return False
-    if isinstance(block, LayerBlock) and (block.attention_output is not None or block.mlp_norm is None):
+    if not ops.attends(block.mlp_norm.weight, cache) or own.attend is not attend or own.o.bias is not None:
         return False
     norms = (_attention_norm(block), own.q_norm, own.k_norm, block.mlp_norm)
     if own.normed_heads is not None or any(norm is not None and norm.offset for norm in norms):
         return False
     if not isinstance(mlp, GatedMlp) or mlp.gate_up is None or mlp.down is None or mlp.activation != "silu":
-        return False
-    if isinstance(mlp.gate_up.weight, Coded) or isinstance(mlp.down.weight, Coded):
         return False
     return mlp.gate_up.bias is None and mlp.down.bias is None
 
@@ -68,6 +65,8 @@ class _Bound:
     block: Block
     cache: Tensor
     kernels: tuple[bytes, ...]
+    codes: ctypes.Array[ctypes.c_int64]
+    """Words of its matrices in codes, to which ``kernels`` point."""
     weights: int
     """Number of its weights: multiply-adds of a row."""
 
@@ -79,7 +78,7 @@ class WholeLayers:
         """``caches``: by layer [B, T, 2k, D]."""
         assert are_whole(layers, caches)
         own = layers[0].attention
-        self._dtype, self._hidden, self._group = own.qkv.values.dtype, own.o.weight.shape[1], own.group
+        self._dtype, self._hidden, self._group = caches[0].dtype, own.o.weight.shape[1], own.group
         words = ctypes.c_int64 * len(Forward._fields)
         self._words = {table: words() for table in sorted({block.attention.table for block in layers})}
         """Words of a forward for the layers of each rotary table."""
@@ -89,7 +88,8 @@ class WholeLayers:
             self._layers.append(_bound(block, cache, forward, self._group.handle is None))
         assert len({cache.shape[:2] + cache.shape[3:] for cache in caches}) == 1  # KV heads may differ
         self._width = max(_scratch_width(block) for block in layers)
-        self._inputs = max(weight.shape[0] for block in layers for weight in _products(block))
+        self._inputs = max(weight.shape[0] for block in layers for weight in _matrices(block).values())
+        self._coded = any(isinstance(weight, Coded) for block in layers for weight in _matrices(block).values())
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._parts: dict[str, Tensor] = {}
         self._residuals: tuple[Tensor, Tensor] | None = None
@@ -118,7 +118,7 @@ class WholeLayers:
         written = rows.written
         assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == width
         assert rows.oldest is None or rows.oldest.shape == (sequences,)
-        widens, per_thread = ops.widens(self._dtype), width <= NORMED_ROWS
+        widens, per_thread = ops.widens(self._dtype) or (self._coded and size < ops.FLOAT_BYTES), width <= NORMED_ROWS
         normed = width * (threads if per_thread else 1)
         part = self._divided(
             hidden=width * self._hidden * size,
@@ -126,6 +126,7 @@ class WholeLayers:
             normed=normed * self._hidden * size,
             inner=width * self._width * size,
             widened=width * (self._inputs + ops.PADDING) * 4 if widens else 0,
+            values=threads * CODED_ROWS * (self._inputs + ops.PADDING) * 4 if self._coded else 0,
             scores=threads * ITEMS * (2 * head_dim + columns) * 4,
         )
         at = {name: tensor.data_ptr() for name, tensor in part.items()}
@@ -136,6 +137,8 @@ class WholeLayers:
             adds=self._group.leads, x=at["hidden"] if x is None else x.data_ptr(), normed=at["normed"],
             normed_per_thread=per_thread, inner=at["inner"],
             widened=at["widened"] if widens else 0, widened_stride=4 * (self._inputs + ops.PADDING),
+            values=at["values"] if self._coded else 0, values_stride=4 * (self._inputs + ops.PADDING),
+            coded=ops.coded_address(self._dtype) if self._coded else 0,
             cosines=0, sines_offset=0,
             first_sequence=first, first_seen=start,
             written_index=0 if isinstance(written, slice) else written.data_ptr(),
@@ -167,6 +170,8 @@ class WholeLayers:
         assert self._x is not None
         block, rows = self._layers[number].block, self._rows
         named = {name: tensor for name, tensor in _tensors(block).items() if tensor is not None}
+        for name, matrix in _matrices(block).items():
+            named |= {name: matrix} if isinstance(matrix, Tensor) else _coded_operands(name, matrix)
         indices = {} if isinstance(rows.written, slice) else {"written_index": rows.written}
         indices |= {} if rows.oldest is None else {"oldest": rows.oldest}
         own = {
@@ -192,7 +197,7 @@ class WholeLayers:
 
 def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
     """Bind a layer; ``forward``: address of the words of the forward; ``alone``: no other device has a share of it."""
-    own, tensors = block.attention, _tensors(block)
+    own, tensors, matrices = block.attention, _tensors(block), _matrices(block)
     inputs, heads, channels = own.qkv.weight.shape[0], own.query_heads, _channels(block)
     hidden, size = own.o.weight.shape[1], cache.itemsize
     expected = {
@@ -202,6 +207,9 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
         "o": (heads * own.head_dim, hidden), "mlp_norm": (hidden,), "gate_up": (hidden, 2 * channels),
         "down": (channels, hidden),
     }  # fmt: skip
+    for name, matrix in matrices.items():
+        assert matrix.shape == expected[name]
+        assert isinstance(matrix, Coded) or (matrix.dtype == cache.dtype and matrix.is_cpu)
     for name, tensor in tensors.items():
         dtype = torch.float32 if name == "factors" else cache.dtype
         assert tensor is None or (tensor.shape == expected[name] and tensor.dtype == dtype and tensor.is_cpu)
@@ -209,52 +217,74 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
     assert cache.shape[2:] == (2 * own.kv_heads, own.head_dim)
     assert (own.q_norm is None) == (own.k_norm is None)
     at = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
-    strides = {
-        name: size * tensor.stride(1) for name, tensor in tensors.items() if tensor is not None and tensor.dim() > 1
-    }
+    codes = (ctypes.c_int64 * (len(Codes._fields) * len(matrices)))()
+    words = {}
+    for number, (name, matrix) in enumerate(matrices.items()):
+        if isinstance(matrix, Coded):
+            place = ctypes.sizeof(ctypes.c_int64) * len(Codes._fields) * number
+            _codes_words.pack_into(codes, place, *matrix.words())
+            words[name] = (0, 0, ctypes.addressof(codes) + place)
+        else:
+            words[name] = (matrix.data_ptr(), size * matrix.stride(1), 0)
+    (qkv, qkv_stride, qkv_codes), (o, o_stride, o_codes) = words["qkv"], words["o"]
+    (gate_up, gate_up_stride, gate_up_codes), (down, down_stride, down_codes) = words["gate_up"], words["down"]
     attends = Layer(
         forward=forward, attends=1, inputs=inputs, attention_norm=at["attention_norm"],
-        attention_epsilon=_units(_attention_norm(block)), qkv=at["qkv"], qkv_stride=strides["qkv"],
-        qkv_bias=at["qkv_bias"], q_norm=at["q_norm"], k_norm=at["k_norm"], head_epsilon=_units(own.q_norm), o=at["o"],
-        o_stride=strides["o"], query_heads=heads, kv_heads=own.kv_heads, head_dim=own.head_dim,
+        attention_epsilon=_units(_attention_norm(block)), qkv=qkv, qkv_stride=qkv_stride, qkv_codes=qkv_codes,
+        qkv_bias=at["qkv_bias"], q_norm=at["q_norm"], k_norm=at["k_norm"], head_epsilon=_units(own.q_norm), o=o,
+        o_stride=o_stride, o_codes=o_codes, query_heads=heads, kv_heads=own.kv_heads, head_dim=own.head_dim,
         factors=at["factors"], sinks=at["sinks"], cache=cache.data_ptr(),
         sequence_stride=size * cache.stride(0), row_stride=size * cache.stride(1),
-        feeds=0, mlp_norm=0, mlp_epsilon=0, gate_up=0, gate_up_stride=0, channels=0, down=0, down_stride=0,
+        feeds=0, mlp_norm=0, mlp_epsilon=0, gate_up=0, gate_up_stride=0, gate_up_codes=0, channels=0, down=0,
+        down_stride=0, down_codes=0,
     )  # fmt: skip
     whole = attends._replace(
-        feeds=1, mlp_norm=at["mlp_norm"], mlp_epsilon=_units(block.mlp_norm), gate_up=at["gate_up"],
-        gate_up_stride=strides["gate_up"], channels=channels, down=at["down"], down_stride=strides["down"],
+        feeds=1, mlp_norm=at["mlp_norm"], mlp_epsilon=_units(block.mlp_norm), gate_up=gate_up,
+        gate_up_stride=gate_up_stride, gate_up_codes=gate_up_codes, channels=channels, down=down,
+        down_stride=down_stride, down_codes=down_codes,
     )  # fmt: skip
     kernels = (whole,) if alone else (attends, whole._replace(attends=0))
-    weights = sum(tensor.numel() for tensor in tensors.values() if tensor is not None)
-    return _Bound(block=block, cache=cache, kernels=tuple(_pack_layer(*kernel) for kernel in kernels), weights=weights)
+    weights = sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices.values())
+    return _Bound(
+        block=block,
+        cache=cache,
+        kernels=tuple(_pack_layer(*kernel) for kernel in kernels),
+        codes=codes,
+        weights=weights,
+    )
 
 
 def _tensors(block: Block) -> dict[str, Tensor | None]:
-    """Return the weights of a layer by their names in ``Layer``."""
+    """Return the weights of a layer but its matrices, by their names in ``Layer``."""
+    own = block.attention
+    assert block.mlp_norm is not None
+    norm = _attention_norm(block)
+    return {
+        "attention_norm": None if norm is None else norm.weight, "qkv_bias": own.qkv.bias,
+        "q_norm": None if own.q_norm is None else own.q_norm.weight,
+        "k_norm": None if own.k_norm is None else own.k_norm.weight,
+        "sinks": own.scores.sinks, "factors": own.scores.factors, "mlp_norm": block.mlp_norm.weight,
+    }  # fmt: skip
+
+
+def _matrices(block: Block) -> dict[str, Tensor | Coded]:
+    """Return the matrices [in, out] of a layer by their names in ``Layer``."""
     own, mlp = block.attention, block.mlp
     assert isinstance(mlp, GatedMlp)
     assert mlp.gate_up is not None
     assert mlp.down is not None
-    assert block.mlp_norm is not None
-    norm = _attention_norm(block)
-    return {
-        "attention_norm": None if norm is None else norm.weight, "qkv": own.qkv.values, "qkv_bias": own.qkv.bias,
-        "q_norm": None if own.q_norm is None else own.q_norm.weight,
-        "k_norm": None if own.k_norm is None else own.k_norm.weight,
-        "sinks": own.scores.sinks, "factors": own.scores.factors,
-        "o": own.o.values, "mlp_norm": block.mlp_norm.weight, "gate_up": mlp.gate_up.values, "down": mlp.down.values,
-    }  # fmt: skip
+    return {"qkv": own.qkv.weight, "o": own.o.weight, "gate_up": mlp.gate_up.weight, "down": mlp.down.weight}
+
+
+def _coded_operands(name: str, matrix: Coded) -> dict[str, Tensor]:
+    """Return the tensors of a matrix in codes by their names in ``Layer`` and ``Codes``."""
+    zeros = {} if matrix.zeros is None else {f"{name}.zeros": matrix.zeros}
+    return {f"{name}.codes": matrix.codes, f"{name}.scales": matrix.scales} | zeros
 
 
 def _attention_norm(block: Block) -> Norm | None:
     """Return the norm before the attention that is part of the kernel."""
     return block.attention_norm if isinstance(block, LayerBlock) else None
-
-
-def _products(block: Block) -> Iterator[Tensor]:
-    """Yield the weights [in, out] of a layer's products."""
-    yield from (tensor for tensor in _tensors(block).values() if tensor is not None and tensor.dim() > 1)
 
 
 def _units(norm: Norm | None) -> int:

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from plans.acceptance import Drafted
 from plans.artifact import align
 from plans.buffers import OUTBOX
+from plans.quantized import has_codes
 from plans.schema import MEMORY_TERMS, Plan
 from plans.slots import DRAFT_PREFIX
 from runtime.comm.groups import Comm
@@ -103,7 +104,7 @@ class Rank:
         comm = connect(plan, rank, rendezvous, progress, ops.exchange)
         with progress.warming_up():
             if target.type == "cpu":
-                ops.prepare(DTYPES[plan.options.dtype])
+                ops.prepare(DTYPES[plan.options.dtype], codes=has_codes(plan.model))
             opened = cls(plan, directory, image, comm)
             opened.memory.begin_measuring()
             if needs_warm_up(plan):

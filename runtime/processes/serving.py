@@ -7,6 +7,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Protocol
 
+from plans.quantized import has_codes
 from plans.schema import Plan
 from runtime.comm.meeting import Rendezvous, shared_by_ranks
 from runtime.comm.progress import Progress
@@ -79,7 +80,7 @@ class InProcess:
     def __init__(self, plan: Plan, directory: Path, *, verify: bool, report: Report) -> None:
         if plan.devices[0].kind == "cpu":
             report(KERNELS)
-            ops.prepare(DTYPES[plan.options.dtype])
+            ops.prepare(DTYPES[plan.options.dtype], codes=has_codes(plan.model))
         report("loading the image")
         self._stopped = self._closed = False
         self._inbox = Inbox()
@@ -156,7 +157,7 @@ class InProcesses:
         """Start the ranks and wait until they are ready. Raises what ``Rank.open`` raises, and PeerError."""
         if any(device.kind == "cpu" for device in plan.devices):
             report(KERNELS)
-            ops.prepare(DTYPES[plan.options.dtype])  # here, once for all ranks
+            ops.prepare(DTYPES[plan.options.dtype], codes=has_codes(plan.model))  # here, once for all ranks
         if "shm" in plan.transports:
             ops.prepare_exchange(DTYPES[plan.options.dtype])
         own = range(len(plan.devices)) if torchrun is None else range(torchrun.rank, torchrun.rank + 1)

@@ -11,6 +11,8 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     products      product with a weight matrix; grouped product with one weight matrix per expert
     rowwise       RMS norm, gated activation, top-k with log-softmax
     attention     rotary embedding, write to the KV cache, attention
+    coded         product with a weight in codes
+    decoding      codes as float32
     layer         a whole layer as one kernel
     team          libgomp's functions that a kernel calls: number of this thread, of all threads, barrier
     processor     the processor's vector instructions, which decide how elements are multiplied

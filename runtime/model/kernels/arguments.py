@@ -12,7 +12,7 @@ CODES = ("int4", "int8", "float8_e4m3fn", "float4_e2m1")
 SCALES = ("bfloat16", "float16", "float32", "float8_e8m0")
 """Dtypes of their scales."""
 CODED_ROWS = 5
-"""Rows of a quantized weight for which a thread has scratch: some that are float32, and the factors of one."""
+"""Rows of a quantized weight for which a thread has scratch: some that are float32, and their factors."""
 ITEMS = 4
 """Items, query heads of rows, that attend to a KV head together; a thread has scratch for so many."""
 
@@ -72,6 +72,22 @@ class CodedProduct(NamedTuple):
     values: int
     """Scratch for rows of the weight as float32 [inputs], CODED_ROWS for each thread."""
     values_stride: int
+    parts: int
+    """Equal parts of the outputs, of each of which a thread computes the same range."""
+
+
+class Codes(NamedTuple):
+    """A weight in codes, of a layer; fields as in ``CodedProduct``."""
+
+    code: int
+    codes: int
+    codes_stride: int
+    scale: int
+    scales: int
+    scales_stride: int
+    zeros: int
+    zeros_stride: int
+    group: int
 
 
 class GroupedProduct(NamedTuple):
@@ -207,8 +223,10 @@ class Layer(NamedTuple):
     attention_epsilon: int
     """In multiples of EPSILON_UNIT, as the others."""
     qkv: int
-    """[(h + 2k) * D, inputs]"""
+    """[(h + 2k) * D, inputs]; 0 where it is in codes, as the other matrices."""
     qkv_stride: int
+    qkv_codes: int
+    """Address of the words of its ``Codes``; 0: it is not in codes."""
     qkv_bias: int
     """[(h + 2k) * D], or address 0."""
     q_norm: int
@@ -218,6 +236,7 @@ class Layer(NamedTuple):
     o: int
     """[H, h * D]"""
     o_stride: int
+    o_codes: int
     query_heads: int
     kv_heads: int
     head_dim: int
@@ -235,10 +254,12 @@ class Layer(NamedTuple):
     gate_up: int
     """[2 * m, H]"""
     gate_up_stride: int
+    gate_up_codes: int
     channels: int
     down: int
     """[H, m]"""
     down_stride: int
+    down_codes: int
 
 
 class Forward(NamedTuple):
@@ -263,6 +284,11 @@ class Forward(NamedTuple):
     widened: int
     """Scratch for the input of a product as float32 [W, its inputs]; address 0: it is multiplied as it is."""
     widened_stride: int
+    values: int
+    """As in ``CodedProduct``; address 0: no weight is in codes."""
+    values_stride: int
+    coded: int
+    """Address of the code of the kernel ``coded``, or 0."""
     cosines: int
     sines_offset: int
     first_sequence: int

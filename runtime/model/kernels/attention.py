@@ -17,6 +17,7 @@ from numba.core import types
 
 from runtime.model.kernels.arguments import ITEMS, Attend
 from runtime.model.kernels.elements import (
+    LANES,
     F,
     arguments_of,
     elements,
@@ -28,7 +29,7 @@ from runtime.model.kernels.elements import (
     put,
     wide,
 )
-from runtime.model.kernels.inner_loops import LANES, dots, step_of, weigh
+from runtime.model.kernels.inner_loops import dots, step_of, weigh
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 

@@ -1,4 +1,4 @@
-"""Products with quantized weights: codes are made float32 in registers, or row by row for many rows of x.
+"""Products with quantized weights: codes are made float32 in registers, or in memory for many rows of x.
 
 The values are exactly those of the weight, and the order of summation is that of float32 weights, so the results have
 the bits of ``product`` on these values, for any number of rows.
@@ -14,25 +14,31 @@ from runtime.model.kernels.decoding import (
     BLOCK,
     FLOAT4,
     FLOAT8,
+    FLOAT32,
     INT4,
     INT8,
     float8_column,
     int8_column,
     spread,
     write_factors,
+    write_offsets,
     write_zeros,
 )
 from runtime.model.kernels.elements import arguments_of, floats, itemsize, stack_floats
-from runtime.model.kernels.inner_loops import LANES, coded_dots, finish
+from runtime.model.kernels.inner_loops import coded_dots, finish
 from runtime.model.kernels.products import GROUP, MOST_ROWS, sweep, widen
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 
-DIRECT_ROWS = 3
-"""Most rows of x for which codes are decoded in registers, for each of them anew."""
+PASS_ROWS = 4
+"""Most rows of x that codes are decoded for at once: their sums fill the registers."""
+DIRECT_ROWS = 12
+"""Most rows of x for which codes are decoded in registers, for each pass anew."""
+PANEL = 16
+"""Rows of codes whose scales and zero points are made float32 together."""
 
 coded_arguments = arguments_of(CodedProduct)
-int4_blocks, int8_blocks, float8_blocks, float4_blocks = (spread(code, LANES) for code in (INT4, INT8, FLOAT8, FLOAT4))
+int4_blocks, int8_blocks, float8_blocks, float4_blocks = (spread(code) for code in (INT4, INT8, FLOAT8, FLOAT4))
 
 
 def coded(data: Any) -> None:
@@ -47,9 +53,18 @@ def coded(data: Any) -> None:
     elif a.widened:
         x, x_stride = a.widened + me * a.rows * a.widened_stride, a.widened_stride
         widen(data, single, a.x, a.x_stride, x, x_stride, a.inputs, 0, a.rows, 1)
+    of_part = a.outputs // a.parts
+    for part in range(a.parts):
+        first = part * of_part
+        _multiply(data, a, x, x_stride, first + of_part * me // team, first + of_part * (me + 1) // team, me)
+
+
+@subroutine(apart=True)
+def _multiply(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any, me: Any) -> None:
+    """Compute outputs ``output`` … ``last`` - 1 of ``a``, a CodedProduct; ``x``: its rows, float32."""
     values = a.values + me * CODED_ROWS * a.values_stride
-    output, last = a.outputs * me // team, a.outputs * (me + 1) // team
-    if a.rows <= DIRECT_ROWS and a.inputs % BLOCK == 0 and last - output >= GROUP:
+    exact = not a.zeros or a.scale != FLOAT32  # -zero * scale is no rounded product
+    if a.rows <= DIRECT_ROWS and a.inputs % BLOCK == 0 and last - output >= GROUP and exact:
         if a.code == INT4:
             direct_int4(data, a, x, x_stride, output, last, values)
         elif a.code == INT8:
@@ -59,49 +74,71 @@ def coded(data: Any) -> None:
         else:
             direct_float4(data, a, x, x_stride, output, last, values)
     else:
-        factors = values + GROUP * a.values_stride
+        groups = (a.inputs + a.group - 1) // a.group
+        scales = values + GROUP * a.values_stride
+        zeros = scales + 4 * GROUP * groups
         if not a.zeros:
-            write_zeros(a, factors + 4 * ((a.inputs + BLOCK - 1) // BLOCK))
+            write_zeros(a, GROUP * groups, zeros)
         while output < last:
             count = min(GROUP, last - output)
+            write_factors(a, output, count, groups, scales, zeros)
             for number in range(count):
-                decode(a, output + number, values + number * a.values_stride, factors)
+                beyond = 4 * number * groups
+                decode(a, output + number, values + number * a.values_stride, scales + beyond, zeros + beyond)
             multiply_values(data, a, x, x_stride, output, values, count)
             output += count
 
 
-def _direct(code: int) -> Any:
-    """Return a function that computes a range of at least two outputs of few rows of x, two at a time."""
-    dots = [coded_dots(code, 2 if rows > 1 else 4, rows) for rows in range(1, DIRECT_ROWS + 1)]
-    stores = [finish(2 if rows > 1 else 4, rows) for rows in range(1, DIRECT_ROWS + 1)]
-    dots_1, dots_2, dots_3 = dots
-    store_1, store_2, store_3 = stores
+def _one_pass(code: int, rows: int) -> Any:
+    """Return a function that computes a range of at least two outputs for ``rows`` rows of x, two at a time.
+
+    Its arguments: the kernel's pointer; ``a``, a CodedProduct; address and stride of x; its first row; first output and
+    the one behind the last; scales and offsets of these, float32 [outputs, groups].
+    """
+    dots, store = coded_dots(code, 2, rows), finish(2, rows)
 
     @subroutine(apart=True)
-    def direct(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any, factors: Any) -> None:
-        sums, size, blocks = stack_floats(), itemsize(data), a.inputs // BLOCK
-        stride = 4 * blocks  # of factors: scales of two rows, then their zero points
-        at_once = 4 if a.rows == 1 else 2
-        if not a.zeros:
-            for more in range(at_once):
-                write_zeros(a, factors + (at_once + more) * stride)
-        for first in range(output, last, at_once):
-            number = min(first, last - at_once)
-            for more in range(at_once):
-                own = factors + more * stride
-                write_factors(a, number + more, own, own + at_once * stride)
-            codes = a.codes + number * a.codes_stride
-            added = a.added and a.added + number * size
-            out = a.out + number * size
-            if a.rows == 1:
-                dots_1(data, codes, a.codes_stride, x, x_stride, sums, factors, stride, blocks)
-                store_1(data, sums, added, a.added_stride, out, a.out_stride)
-            elif a.rows == 2:
-                dots_2(data, codes, a.codes_stride, x, x_stride, sums, factors, stride, blocks)
-                store_2(data, sums, added, a.added_stride, out, a.out_stride)
-            else:
-                dots_3(data, codes, a.codes_stride, x, x_stride, sums, factors, stride, blocks)
-                store_3(data, sums, added, a.added_stride, out, a.out_stride)
+    def computed(
+        data: Any, a: Any, x: Any, x_stride: Any, row: Any, output: Any, last: Any, scales: Any, offsets: Any
+    ) -> None:
+        sums, size, blocks, codes_stride = stack_floats(), itemsize(data), a.inputs // BLOCK, a.codes_stride
+        stride, per_group = 4 * ((a.inputs + a.group - 1) // a.group), a.group // BLOCK
+        right, added, out = x + row * x_stride, a.added + row * a.added_stride, a.out + row * a.out_stride
+        for first in range(output, last, 2):
+            number = min(first, last - 2)
+            left, beyond = a.codes + number * codes_stride, (number - output) * stride
+            scale, offset = scales + beyond, offsets + beyond
+            dots(data, left, codes_stride, right, x_stride, sums, scale, stride, offset, blocks, per_group)
+            more = added + number * size if a.added else np.int64(0)
+            store(data, sums, more, a.added_stride, out + number * size, a.out_stride)
+
+    return computed
+
+
+def _direct(code: int) -> Any:
+    """Return a function that computes a range of at least two outputs for some rows of x, pass by pass."""
+    pass_1, pass_2, pass_3, pass_4 = (_one_pass(code, rows) for rows in range(1, PASS_ROWS + 1))
+
+    @subroutine(apart=True)
+    def direct(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any, scales: Any) -> None:
+        groups, passes = (a.inputs + a.group - 1) // a.group, (a.rows + PASS_ROWS - 1) // PASS_ROWS
+        offsets = scales + 4 * PANEL * groups
+        for start in range(output, last, PANEL):
+            end = min(start + PANEL, last)
+            first = min(start, end - 2)
+            write_factors(a, first, end - first, groups, scales, offsets)
+            write_offsets(a, (end - first) * groups, scales, offsets)
+            for number in range(passes):
+                row = a.rows * number // passes
+                rows = a.rows * (number + 1) // passes - row
+                if rows == 1:
+                    pass_1(data, a, x, x_stride, row, first, end, scales, offsets)
+                elif rows == 2:
+                    pass_2(data, a, x, x_stride, row, first, end, scales, offsets)
+                elif rows == 3:
+                    pass_3(data, a, x, x_stride, row, first, end, scales, offsets)
+                else:
+                    pass_4(data, a, x, x_stride, row, first, end, scales, offsets)
 
     return direct
 
@@ -110,28 +147,24 @@ direct_int4, direct_int8, direct_float8, direct_float4 = (_direct(code) for code
 
 
 @subroutine(apart=True, fast=frozenset())
-def decode(a: Any, row: Any, out: Any, factors: Any) -> None:
-    """Write row ``row`` of the weight of ``a``, a CodedProduct, to ``out`` as float32; ``factors``: scratch.
-
-    Behind the scratch for the row's scales are its zero points, which the caller has written if all rows have the same.
-    """
-    codes, blocks = a.codes + row * a.codes_stride, a.inputs // BLOCK
-    zeros = factors + 4 * ((a.inputs + BLOCK - 1) // BLOCK)
-    write_factors(a, row, factors, zeros)
+def decode(a: Any, row: Any, out: Any, scales: Any, zeros: Any) -> None:
+    """Write row ``row`` of the weight of ``a``, a CodedProduct, to ``out`` as float32; scales and zero points of it."""
+    codes, blocks, per_group = a.codes + row * a.codes_stride, a.inputs // BLOCK, max(a.group // BLOCK, 1)
     if blocks:
         if a.code == INT4:
-            int4_blocks(codes, out, factors, zeros, blocks)
+            int4_blocks(codes, out, scales, zeros, blocks, per_group)
         elif a.code == INT8:
-            int8_blocks(codes, out, factors, zeros, blocks)
+            int8_blocks(codes, out, scales, zeros, blocks, per_group)
         elif a.code == FLOAT8:
-            float8_blocks(codes, out, factors, zeros, blocks)
+            float8_blocks(codes, out, scales, zeros, blocks, per_group)
         else:
-            float4_blocks(codes, out, factors, zeros, blocks)
+            float4_blocks(codes, out, scales, zeros, blocks, per_group)
+    group = (a.inputs - 1) // a.group  # of columns that are no whole block
     for column in range(blocks * BLOCK, a.inputs):
         if a.code == INT8:
-            floats(out)[column] = int8_column(codes + column, floats(zeros)[blocks], floats(factors)[blocks])
+            floats(out)[column] = int8_column(codes + column, floats(zeros)[group], floats(scales)[group])
         else:
-            floats(out)[column] = float8_column(codes + column, floats(zeros)[blocks], floats(factors)[blocks])
+            floats(out)[column] = float8_column(codes + column, floats(zeros)[group], floats(scales)[group])
 
 
 value_1 = sweep(1, 1, 0)

@@ -15,7 +15,7 @@ from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from runtime.model.kernels.processor import multiplies_pairs
+from runtime.model.kernels.processor import lanes, multiplies_pairs
 
 F = np.float32
 F32, F64, I16, I32, I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -23,6 +23,8 @@ POINTER = ir.PointerType()
 FLOATING = frozenset({"reassoc", "contract", "nsz", "arcp", "nnan"})
 """Fast-math flags of the kernels: sums may be taken in another order than written, though always in the same one;
 infinities keep their meaning."""
+LANES = lanes()
+"""Float32 values of a vector."""
 STACK_FLOATS = 32
 """Most sums that an inner loop of dot products leaves."""
 
@@ -134,6 +136,20 @@ def arguments_at(table: Any) -> Any:
         return record(types.int64), code
 
     return load
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def run_kernel(typing: Any, data: Any, address: Any, arguments: Any) -> Any:
+    """Run in this thread the kernel at an address, of the elements of ``data``, on a record of its arguments."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        _, entry, record = args
+        words = cgutils.alloca_once_value(builder, record)
+        called = builder.inttoptr(entry, ir.FunctionType(ir.VoidType(), [POINTER]).as_pointer())
+        builder.call(called, [builder.bitcast(words, POINTER)])
+        return context.get_dummy_value()
+
+    return types.void(data, types.int64, arguments), code
 
 
 def pointer_to(element: types.Type) -> Any:

@@ -25,6 +25,7 @@ from runtime.model.kernels.elements import (
     F32,
     I32,
     I64,
+    LANES,
     POINTER,
     narrowed,
     pairs,
@@ -32,10 +33,9 @@ from runtime.model.kernels.elements import (
     scalar_of,
     widened,
 )  # fmt: skip
-from runtime.model.kernels.processor import lanes
 
-LANES = lanes()
-"""Float32 values of a vector."""
+AHEAD_BYTES = 2048
+"""Distance at which codes are prefetched."""
 
 
 def step(element: types.Type) -> int:
@@ -99,49 +99,45 @@ def coded_dots(code: int, outputs: int, rows: int) -> Any:
     """Return an intrinsic for the dot products of ``outputs`` rows of codes with ``rows`` rows of x, float32.
 
     Its arguments: the kernel's pointer; address and stride of the codes (left); of the rows of x; of the results,
-    float32 [rows, outputs] without a gap; of the scales of each row of codes, behind which are their zero points; the
-    number of blocks, not 0. The order of summation is that of ``dots``.
+    float32 [rows, outputs] without a gap; of the scales of each row of codes, float32; address of its first offset (see
+    ``decoded``), which have the same stride; the number of blocks, not 0, and of those of a group. The order of
+    summation is that of ``dots``.
     """
 
     def body(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
-        _, left, left_stride, right, right_stride, out, factors, factors_stride, blocks = args
+        _, left, left_stride, right, right_stride, out, scales, factors_stride, zeros, blocks, per_group = args
         vector = ir.VectorType(F32, LANES)
         fma = _function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
-        before, loop = builder.block, builder.append_basic_block("loop")
-        after = builder.append_basic_block("after")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        block = builder.phi(I64)
-        block.add_incoming(I64(0), before)
-        sums = [builder.phi(vector) for _ in range(rows * outputs)]
-        for partial in sums:
-            partial.add_incoming(ir.Constant(vector, [0.0] * LANES), before)
-        weights = []
-        for output in range(outputs):
-            codes = _row(builder, left, left_stride, output)
-            scales, zeros = (_row(builder, factors, factors_stride, first + output) for first in (0, outputs))
-            weights.append(decoding.decoded(builder, code, codes, scales, zeros, block, LANES))
-        next_sums = list(sums)
-        for number in range(decoding.BLOCK // LANES):
-            for row in range(rows):
-                place = builder.add(
-                    _row(builder, right, right_stride, row), builder.mul(block, I64(4 * decoding.BLOCK))
-                )
-                source = pointer(builder, builder.add(place, I64(4 * LANES * number)))
-                value = builder.load(source, typ=vector, align=4)
-                for output in range(outputs):
-                    index = row * outputs + output
-                    next_sums[index] = builder.call(fma, [weights[output][number], value, next_sums[index]])
-        next_block = builder.add(block, I64(1))
-        block.add_incoming(next_block, loop)
-        for partial, value in zip(sums, next_sums, strict=True):
-            partial.add_incoming(value, loop)
-        builder.cbranch(builder.icmp_signed("<", next_block, blocks), loop, after)
-        builder.position_at_end(after)
-        _store_totals(builder, next_sums, outputs, out, None)
+
+        def enter(group: Any) -> Any:
+            place = builder.mul(group, I64(4))
+            firsts = [builder.add(base, place) for base in (scales, zeros)]
+            return [
+                [decoding.splat(builder, _row(builder, first, factors_stride, output)) for first in firsts]
+                for output in range(outputs)
+            ]
+
+        def multiply(factors: Any, block: Any, sums: Any) -> list[Any]:
+            totals, place = list(sums), builder.mul(block, I64(4 * decoding.BLOCK))
+            for output in range(outputs):
+                codes = _row(builder, left, left_stride, output)
+                source = builder.add(codes, builder.mul(block, I64(decoding.block_bytes(code))))
+                _prefetch(builder, builder.add(source, I64(AHEAD_BYTES)))
+                for number, weights in enumerate(decoding.decoded(builder, code, source, factors[output], fma)):
+                    for row in range(rows):
+                        start = builder.add(_row(builder, right, right_stride, row), place)
+                        start = builder.add(start, I64(4 * LANES * number))
+                        value = builder.load(pointer(builder, start), typ=vector, align=4)
+                        index = row * outputs + output
+                        totals[index] = builder.call(fma, [weights, value, totals[index]])
+            return totals
+
+        start = [ir.Constant(vector, [0.0] * LANES)] * (rows * outputs)
+        sums = decoding.in_groups(builder, blocks, per_group, start, enter, multiply)
+        _store_totals(builder, sums, outputs, out, None)
         return context.get_dummy_value()
 
-    return _inner_loop(body, 8)
+    return _inner_loop(body, 10)
 
 
 def finish(outputs: int, rows: int) -> Any:
@@ -227,7 +223,7 @@ def weigh(vectors: int, items: int) -> Any:
 
 
 def _inner_loop(code: Any, words: int) -> Any:
-    """Return ``code`` as an intrinsic of the kernel's pointer and ``words`` int64, 5, 7 or 8."""
+    """Return ``code`` as an intrinsic of the kernel's pointer and ``words`` int64, 5, 7, 8 or 10."""
 
     def typed(data: Any) -> Any:
         signature = types.void(data, *[types.int64] * words)
@@ -238,8 +234,10 @@ def _inner_loop(code: Any, words: int) -> Any:
         return intrinsic(lambda typing, data, a, b, c, d, e: typed(data))
     if words == 7:
         return intrinsic(lambda typing, data, a, b, c, d, e, f, g: typed(data))
-    assert words == 8
-    return intrinsic(lambda typing, data, a, b, c, d, e, f, g, h: typed(data))
+    if words == 8:
+        return intrinsic(lambda typing, data, a, b, c, d, e, f, g, h: typed(data))
+    assert words == 10
+    return intrinsic(lambda typing, data, a, b, c, d, e, f, g, h, i, j: typed(data))
 
 
 def _multiplication(

@@ -4,7 +4,8 @@
 
 At each ┆ all threads wait. A norm of few rows is computed by every thread for itself, so that none waits for it; of
 many rows each thread computes some, and all wait. Threads divide rows, items of attention, or outputs of a product; of
-gate and up a thread has the same channels. Each step has the bits of its own kernel.
+gate and up a thread has the same channels. Each step has the bits of its own kernel. Products with weights in codes are
+the kernel ``coded``, which every thread calls.
 """
 
 from typing import Any
@@ -12,15 +13,15 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
-from runtime.model.kernels.arguments import Attend, Forward, Layer, Product
+from runtime.model.kernels.arguments import Attend, CodedProduct, Codes, Forward, Layer, Product
 from runtime.model.kernels.attention import attend_all, rotate_and_write
-from runtime.model.kernels.elements import arguments_at, arguments_of, itemsize
+from runtime.model.kernels.elements import arguments_at, arguments_of, itemsize, run_kernel
 from runtime.model.kernels.products import multiply, widen
 from runtime.model.kernels.rowwise import gate_row, norm_row
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 
-layer_arguments, forward_arguments = arguments_of(Layer), arguments_at(Forward)
+layer_arguments, forward_arguments, codes_at = arguments_of(Layer), arguments_at(Forward), arguments_at(Codes)
 
 
 def layer(data: Any) -> None:
@@ -33,7 +34,8 @@ def layer(data: Any) -> None:
         if a.attention_norm:
             x = _normed(data, f, f.hidden, a.attention_norm, a.attention_epsilon, me, team)
         heads = a.query_heads + 2 * a.kv_heads
-        _product(data, f, x, a.inputs, a.qkv, a.qkv_stride, a.qkv_bias, 0, f.inner, heads * a.head_dim, me, team)
+        outputs, qkv = heads * a.head_dim, (a.qkv, a.qkv_stride, a.qkv_codes)
+        _product(data, f, x, a.inputs, qkv, a.qkv_bias, 0, f.inner, outputs, 1, me, team)
         barrier()
         if a.q_norm:
             _norm_heads(data, a, f, me, team)
@@ -43,8 +45,8 @@ def layer(data: Any) -> None:
         attend_all(data, attending, me, team)
         barrier()
         inputs, residual = a.query_heads * a.head_dim, f.hidden if f.adds else np.int64(0)
-        stride = f.hidden_size * itemsize(data)
-        _product(data, f, attending.out, inputs, a.o, a.o_stride, residual, stride, f.between, f.hidden_size, me, team)
+        stride, o = f.hidden_size * itemsize(data), (a.o, a.o_stride, a.o_codes)
+        _product(data, f, attending.out, inputs, o, residual, stride, f.between, f.hidden_size, 1, me, team)
     if a.attends and a.feeds:
         barrier()
     if a.feeds:
@@ -52,8 +54,8 @@ def layer(data: Any) -> None:
         _gate_up(data, a, f, x, me, team)
         barrier()
         residual, stride = f.between if f.adds else np.int64(0), f.hidden_size * itemsize(data)
-        x, width = f.inner + f.rows * 2 * a.channels * itemsize(data), f.hidden_size
-        _product(data, f, x, a.channels, a.down, a.down_stride, residual, stride, f.hidden, width, me, team)
+        x, down = f.inner + f.rows * 2 * a.channels * itemsize(data), (a.down, a.down_stride, a.down_codes)
+        _product(data, f, x, a.channels, down, residual, stride, f.hidden, f.hidden_size, 1, me, team)
 
 
 @subroutine(types.int64, apart=True)
@@ -84,31 +86,43 @@ def _norm_heads(data: Any, a: Any, f: Any, me: Any, team: Any) -> None:
 
 @subroutine(apart=True)
 def _product(
-    data: Any, f: Any, x: Any, inputs: Any, weight: Any, weight_stride: Any, added: Any, added_stride: Any, out: Any,
-    outputs: Any, me: Any, team: Any,
+    data: Any, f: Any, x: Any, inputs: Any, weight: Any, added: Any, added_stride: Any, out: Any, outputs: Any,
+    parts: Any, me: Any, team: Any,
 ) -> None:  # fmt: skip
-    """Compute this thread's outputs of a product of ``x`` [W, inputs]; all threads have written x."""
-    x_stride = inputs * itemsize(data)
-    if f.widened:
-        widen(data, data, x, x_stride, f.widened, f.widened_stride, inputs, me, f.rows, team)
-        barrier()
-        x, x_stride = f.widened, f.widened_stride
-    a = _as_product(f, inputs, weight, weight_stride, added, added_stride, out, outputs * itemsize(data), outputs)
-    multiply(data, a, x, x_stride, outputs * me // team, outputs * (me + 1) // team)
+    """Compute this thread's outputs of a product of ``x`` [W, inputs]; all threads have written x.
+
+    ``weight``: its address, stride and ``Codes``. Of each of ``parts`` equal parts of the outputs a thread has the same
+    range.
+    """
+    x_stride, out_stride, of_part = inputs * itemsize(data), outputs * itemsize(data), outputs // parts
+    start, weight_stride, codes = weight
+    if codes:
+        c = codes_at(codes)
+        product = CodedProduct(
+            x=x, x_stride=x_stride, code=c.code, codes=c.codes, codes_stride=c.codes_stride, scale=c.scale,
+            scales=c.scales, scales_stride=c.scales_stride, zeros=c.zeros, zeros_stride=c.zeros_stride, group=c.group,
+            added=added, added_stride=added_stride, out=out, out_stride=out_stride, rows=f.rows, inputs=inputs,
+            outputs=outputs, parts=parts, widened=f.widened, widened_stride=f.widened_stride, widened_per_thread=0,
+            values=f.values, values_stride=f.values_stride,
+        )  # fmt: skip
+        run_kernel(data, f.coded, product)
+    else:
+        if f.widened:
+            widen(data, data, x, x_stride, f.widened, f.widened_stride, inputs, me, f.rows, team)
+            barrier()
+            x, x_stride = f.widened, f.widened_stride
+        a = _as_product(f, inputs, start, weight_stride, added, added_stride, out, out_stride, outputs)
+        for part in range(parts):
+            first = part * of_part
+            multiply(data, a, x, x_stride, first + of_part * me // team, first + of_part * (me + 1) // team)
 
 
 @subroutine(apart=True)
 def _gate_up(data: Any, a: Any, f: Any, x: Any, me: Any, team: Any) -> None:
     """Compute gate and up of this thread's channels, and silu(gate) * up."""
-    x_stride, size, m = f.hidden_size * itemsize(data), itemsize(data), a.channels
-    if f.widened:
-        widen(data, data, x, x_stride, f.widened, f.widened_stride, f.hidden_size, me, f.rows, team)
-        barrier()
-        x, x_stride = f.widened, f.widened_stride
-    product = _as_product(f, f.hidden_size, a.gate_up, a.gate_up_stride, 0, 0, f.inner, 2 * m * size, 2 * m)
+    size, m, weight = itemsize(data), a.channels, (a.gate_up, a.gate_up_stride, a.gate_up_codes)
+    _product(data, f, x, f.hidden_size, weight, 0, 0, f.inner, 2 * m, 2, me, team)
     first, last = m * me // team, m * (me + 1) // team
-    multiply(data, product, x, x_stride, first, last)
-    multiply(data, product, x, x_stride, m + first, m + last)
     for row in range(f.rows):
         gates = f.inner + (row * 2 * m + first) * size
         gate_row(data, gates, gates + m * size, f.inner + ((2 * f.rows + row) * m + first) * size, last - first)

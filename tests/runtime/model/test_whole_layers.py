@@ -1,12 +1,15 @@
 """Layers as one kernel have the bits of their steps one by one, in every dtype, alone and in a group."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import Tensor
 
+from plans.schema import WeightFormat
 from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer, Layer
@@ -14,6 +17,7 @@ from runtime.model.layers import Attention, GatedMlp, Linear, Norm, Rows, attend
 from runtime.model.scores import PLAIN, Scores
 from runtime.model.whole_layers import WholeLayers, are_whole
 from tests.runtime.model.kernels.touched import checked_run_layer
+from tests.runtime.model.test_coded import random_weight
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ALONE = Group(name="stages[0]", ranks=(0,), rank=0, staged=False, handle=None)
@@ -100,6 +104,59 @@ def test_two_layers_have_the_bits_of_their_steps(dtype: torch.dtype, threads: in
                 hidden = layer(hidden, cache, rows)
                 assert torch.equal(whole.run(number), hidden)
                 assert torch.equal(mine[number], cache)
+    torch.set_num_threads(before)
+
+
+IN_CODES = [
+    WeightFormat(code="int4", group=32, zeros=False, scale="bfloat16"),
+    WeightFormat(code="int8", group=None, zeros=False, scale="float32"),
+    WeightFormat(code="int4", group=64, zeros=True, scale="float16"),
+    WeightFormat(code="float8_e4m3fn", group=None, zeros=False, scale="bfloat16"),
+]
+
+
+def in_codes(layer: Layer, names: Sequence[str], forms: Sequence[WeightFormat]) -> Layer:
+    """Return a layer with some matrices of random codes, each of the next format."""
+    attention, mlp = layer.attention, layer.mlp
+    assert isinstance(mlp, GatedMlp)
+    owners: dict[str, Any] = {"qkv": attention, "o": attention, "gate_up": mlp, "down": mlp}
+    changed = {}
+    for number, name in enumerate(names):
+        linear = getattr(owners[name], name)
+        inputs, outputs = linear.weight.shape
+        weight, _ = random_weight(forms[number % len(forms)], outputs, inputs, number)
+        weight.scales.mul_(0.01)
+        changed[name] = replace(linear, weight=weight)
+    return replace(
+        layer,
+        attention=replace(attention, **{name: changed[name] for name in ("qkv", "o") if name in changed}),
+        mlp=replace(mlp, **{name: changed[name] for name in ("gate_up", "down") if name in changed}),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layers_in_codes_have_the_bits_of_their_steps(dtype: torch.dtype, threads: int) -> None:
+    sizes = {"hidden": 64, "heads": 4, "kv_heads": 2, "dims": 32, "channels": 192, "normed": True}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    first, second = (make_layer(dtype, seed, **sizes) for seed in (1, 7))
+    for layers in (
+        [in_codes(first, ("qkv", "o", "gate_up", "down"), IN_CODES), in_codes(second, ("down", "qkv"), IN_CODES[1:])],
+        [first, in_codes(second, ("qkv", "o", "gate_up", "down"), IN_CODES[1:2])],
+    ):
+        caches = [seeded(3, 45, 4, 32, dtype=dtype, seed=seed) for seed in (1, 2)]
+        mine = [cache.clone() for cache in caches]
+        assert are_whole(layers, mine)
+        whole = WholeLayers(layers, mine)
+        for n, indexed in ((1, False), (9, True), (3, False)):
+            rows, hidden = make_rows(dtype, n, 32, indexed=indexed), seeded(2 * n, 64, dtype=dtype)
+            whole.begin(hidden, rows)
+            for number, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
+                hidden = layer(hidden, cache, rows)
+                assert torch.equal(whole.run(number), hidden)
+                assert torch.equal(mine[number], cache)
+                assert hidden.isfinite().all()
     torch.set_num_threads(before)
 
 

@@ -79,7 +79,7 @@ def test_what_another_group_can_write_is_refused(cache: Path) -> None:
 def test_compiling_a_kernel_refuses_the_directory_of_the_environment(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
-    program = "import torch; from runtime.model.ops import prepare; prepare(torch.float32)"
+    program = "import torch; from runtime.model.ops import prepare; prepare(torch.float32, codes=False)"
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "shared")}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert f"MachineError: cache of the CPU kernels: {tmp_path / 'shared'}: every user can write it" in done.stderr

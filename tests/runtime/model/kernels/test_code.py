@@ -95,4 +95,4 @@ def test_kernels_that_cannot_be_kept_are_refused(tmp_path: Path, monkeypatch: py
     ops._entry.cache_clear()
     code.address.cache_clear()
     with pytest.raises(MachineError, match=r"the CPU kernels cannot be kept: .*: set NUMBA_CACHE_DIR"):
-        ops.prepare(torch.float32)
+        ops.prepare(torch.float32, codes=False)

@@ -35,6 +35,7 @@ from runtime.model.kernels.arguments import (
     ITEMS,
     Attend,
     CodedProduct,
+    Codes,
     Forward,
     Gated,
     GroupedProduct,
@@ -43,6 +44,7 @@ from runtime.model.kernels.arguments import (
     Product,
     Top,
 )
+from runtime.model.weights import Coded
 
 Access = tuple[str, int, int]
 """Name of the tensor in ``ops``, first byte, and the byte behind the last."""
@@ -74,25 +76,29 @@ def product(a: Product, size: int, threads: int) -> Iterator[Access]:
 
 
 def coded(a: CodedProduct, size: int, threads: int) -> Iterator[Access]:
-    half, groups = a.code in (0, 3), -(-a.inputs // a.group)
-    assert a.group % 32 == 0 or a.group == a.inputs
-    assert not half or a.inputs % 32 == 0
     yield from rows("x", a.x, a.x_stride, a.rows, a.inputs * size)
-    yield from rows("codes", a.codes, a.codes_stride, a.outputs, a.inputs // 2 if half else a.inputs)
-    yield from rows("scales", a.scales, a.scales_stride, a.outputs, groups * (2, 2, 4, 1)[a.scale])
-    if a.zeros:
-        yield from rows("zeros", a.zeros, a.zeros_stride, a.outputs, groups)
+    yield from in_codes("", a, a.outputs, a.inputs, a.values_stride)
     yield from rows("out", a.out, a.out_stride, a.rows, a.outputs * size)
     if a.added:
         yield from rows("added", a.added, a.added_stride, a.rows, a.outputs * size)
     if a.widened:
         count = threads * a.rows if a.widened_per_thread else a.rows
         yield from rows("widened", a.widened, a.widened_stride, count, a.inputs * 4)
-    # scales and zero points of the blocks of four rows, or of one behind four rows of values
-    blocks = -(-a.inputs // 32)
-    assert 8 * 4 * blocks <= CODED_ROWS * a.values_stride
-    assert 8 * blocks <= a.values_stride
     yield from rows("values", a.values, a.values_stride, threads * CODED_ROWS, a.inputs * 4)
+
+
+def in_codes(prefix: str, a: CodedProduct | Codes, outputs: int, inputs: int, values_stride: int) -> Iterator[Access]:
+    """Yield the accesses to a weight in codes; ``values_stride``: of the scratch of ``CodedProduct``."""
+    half, groups = a.code in (0, 3), -(-inputs // a.group)
+    assert a.group % 32 == 0 or a.group == inputs
+    assert not half or inputs % 32 == 0
+    yield from rows(f"{prefix}codes", a.codes, a.codes_stride, outputs, inputs // 2 if half else inputs)
+    yield from rows(f"{prefix}scales", a.scales, a.scales_stride, outputs, groups * (2, 2, 4, 1)[a.scale])
+    if a.zeros:
+        yield from rows(f"{prefix}zeros", a.zeros, a.zeros_stride, outputs, groups)
+    # scales and zero points of 16 rows, or of four behind four rows of values
+    assert 2 * 16 * 4 * groups <= CODED_ROWS * values_stride
+    assert 2 * 4 * 4 * groups <= values_stride
 
 
 def grouped(a: GroupedProduct, size: int, threads: int) -> Iterator[Access]:
@@ -183,8 +189,8 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
         else:
             inputs += [a.inputs]
             yield from rows("x", f.x, a.inputs * size, f.rows, a.inputs * size)
-        yield from rows("qkv", a.qkv, a.qkv_stride, heads * d, a.inputs * size)
-        yield from rows("o", a.o, a.o_stride, f.hidden_size, a.query_heads * d * size)
+        yield from matrix("qkv", f, (a.qkv, a.qkv_stride, a.qkv_codes), heads * d, a.inputs, size)
+        yield from matrix("o", f, (a.o, a.o_stride, a.o_codes), f.hidden_size, a.query_heads * d, size)
         if a.qkv_bias:
             yield "qkv_bias", a.qkv_bias, a.qkv_bias + heads * d * size
         for name, start in (("q_norm", a.q_norm), ("k_norm", a.k_norm)):
@@ -207,11 +213,27 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
     if a.feeds:
         inputs += [a.channels]
         yield "mlp_norm", a.mlp_norm, a.mlp_norm + width
-        yield from rows("gate_up", a.gate_up, a.gate_up_stride, 2 * a.channels, width)
-        yield from rows("down", a.down, a.down_stride, f.hidden_size, a.channels * size)
+        gate_up = (a.gate_up, a.gate_up_stride, a.gate_up_codes)
+        yield from matrix("gate_up", f, gate_up, 2 * a.channels, f.hidden_size, size)
+        yield from matrix("down", f, (a.down, a.down_stride, a.down_codes), f.hidden_size, a.channels, size)
         yield from rows("inner", f.inner, 3 * a.channels * size, f.rows, 3 * a.channels * size)
     if f.widened:
         yield from rows("widened", f.widened, f.widened_stride, f.rows, max(inputs) * 4)
+    if f.values:
+        yield from rows("values", f.values, f.values_stride, threads * CODED_ROWS, max(inputs) * 4)
+
+
+def matrix(
+    name: str, f: Forward, weight: tuple[int, int, int], outputs: int, inputs: int, size: int
+) -> Iterator[Access]:
+    """Yield the accesses of a layer to a weight: its address and stride, or the address of its ``Codes``."""
+    start, stride, codes = weight
+    if codes:
+        assert (start, stride) == (0, 0)
+        assert f.values
+        yield from in_codes(f"{name}.", Codes(*words(codes, len(Codes._fields))), outputs, inputs, f.values_stride)
+    else:
+        yield from rows(name, start, stride, outputs, inputs * size)
 
 
 TOUCHED: dict[type, Callable[[Any, int, int], Iterator[Access]]] = {
@@ -244,9 +266,12 @@ _run, _run_layer = ops._run, ops._run_layer
 def checked_run(kernel: Any, dtype: torch.dtype, work: int, call: Any) -> None:
     """Run a kernel as ``ops._run`` does; assert first that it touches nothing but its operands.
 
-    Called by a function of ``ops``, whose local variables are the operands.
+    Called by a function of ``ops`` or ``weights``, whose local variables are the operands, or have them.
     """
-    _check(call, dtype, sys._getframe(1).f_locals)
+    operands = dict(sys._getframe(1).f_locals)
+    if isinstance(weight := operands.get("weight"), Coded):
+        operands |= {"codes": weight.codes, "scales": weight.scales, "zeros": weight.zeros}
+    _check(call, dtype, operands)
     _run(kernel, dtype, work, call)
 
 
