@@ -93,13 +93,13 @@ def random_head(directory: Path) -> Path:
     return directory
 
 
-def built(directory: Path, base: Path, head: Path | None, dtype: str, tree: str, context: int) -> Path:
-    """Build a plan of one device, with its image; without a head there is no tree."""
+def built(directory: Path, base: Path, head: Path | None, dtype: str, tree: str, context: int, *options: str) -> Path:
+    """Build a plan of one device, with its image; without a head there is no tree. ``options``: more of `build`."""
     inventory = directory.parent / "inventory.yaml"
     inventory.write_text(INVENTORY)
     subprocess.run(
         [sys.executable, "-m", "planner", "build", "--gpus", inventory, "--model", base, "--dtype", dtype,
-         "--context", str(context), "--out", directory, *(("--draft", head, "--tree", tree) if head else ())],
+         "--context", str(context), "--out", directory, *options, *(("--draft", head, "--tree", tree) if head else ())],
         cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     return directory

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 from demo_model import DemoError, cache_directory, ensure_model
+from plans.schema import RoundedWeights
 from runtime.commands.prompts import DEFAULT_PROMPT
 
 ROOT = Path(__file__).parents[1]
@@ -43,28 +45,34 @@ class Decoded:
     acceptance_length: float
 
 
-def embedded(prompt: str | None, new_tokens: int | None) -> Demo:
+def embedded(prompt: str | None, new_tokens: int | None, weights: str | None = None) -> Demo:
     """Return the demo of the embedded model, which was trained on Python and continues a file."""
+    plan = ROOT / "plans" / "demo" if weights is None else cache_directory(dict(os.environ)) / f"demo-{weights}"
     return Demo(
-        plan=ROOT / "plans" / "demo",
-        build=("--gpus", "inventory.yaml", "--tree", "total_token=16,depth=4,top_k=3"),
+        plan=plan,
+        build=("--gpus", "inventory.yaml", "--tree", "total_token=16,depth=4,top_k=3", *rounding(weights)),
         prompt=DEFAULT_PROMPT if prompt is None else prompt,
         run=("--ignore-eos", "--max-new-tokens", str(new_tokens or 200)),
     )
 
 
-def chat(question: str | None, new_tokens: int | None) -> Demo:
+def chat(question: str | None, new_tokens: int | None, weights: str | None = None) -> Demo:
     """Return the demo of SmolLM2-135M-Instruct, whose model is fetched and converted if need be; raise DemoError."""
     step("The model: SmolLM2-135M-Instruct, converted once and kept in the cache")
     cache = cache_directory(dict(os.environ))
     model = ensure_model(cache, say, Bar().show)
     say(str(model))
     return Demo(
-        plan=cache / "smollm2-4cpu",
-        build=build_options(model),
+        plan=cache / ("smollm2-4cpu" if weights is None else f"smollm2-4cpu-{weights}"),
+        build=(*build_options(model), *rounding(weights)),
         prompt=QUESTION if question is None else question,
         run=("--chat", "--max-new-tokens", str(new_tokens or 200)),
     )
+
+
+def rounding(weights: str | None) -> tuple[str, ...]:
+    """Return the options of `planner build` that round the weights of the model."""
+    return () if weights is None else ("--weights", weights)
 
 
 def build_options(model: Path) -> tuple[str, ...]:
@@ -177,13 +185,14 @@ def main() -> None:
     """Run the demo of the command line."""
     parser = argparse.ArgumentParser(prog="tools/demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--embedded", action="store_true", help="the embedded model of 4 M parameters: no download")
+    parser.add_argument("--weights", choices=get_args(RoundedWeights), help="round the model's weights to this format")
     parser.add_argument("prompt", nargs="?", help="a question of your own; with --embedded, a text to continue")
     parser.add_argument("new_tokens", nargs="?", type=int, help="most new tokens (default: 200)")
     args = parser.parse_args()
     if args.new_tokens is not None and args.new_tokens < 1:
         parser.error(f"NEW_TOKENS: found {args.new_tokens}, expected at least 1")
     try:
-        demo = (embedded if args.embedded else chat)(args.prompt, args.new_tokens)
+        demo = (embedded if args.embedded else chat)(args.prompt, args.new_tokens, args.weights)
     except DemoError as error:
         parser.exit(2, f"error: {error}\n")
     sys.exit(show(demo))

@@ -37,7 +37,9 @@ def test_the_head_is_small_and_has_its_card() -> None:
     assert "## Acceptance" in (HEAD / "README.md").read_text()
 
 
-@pytest.mark.parametrize("arguments", [["a", "b", "c"], ["question", "0"], ["question", "many"], ["--embeded"]])
+@pytest.mark.parametrize(
+    "arguments", [["a", "b", "c"], ["question", "0"], ["question", "many"], ["--embeded"], ["--weights", "int3"]]
+)
 def test_a_wrong_command_line_ends_with_two(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,4 +52,7 @@ def test_a_wrong_command_line_ends_with_two(
 def test_both_demos_ask_for_what_was_given() -> None:
     default, own = demo.embedded(None, None), demo.embedded("x = ", 7)
     assert default.prompt == DEFAULT_PROMPT
+    rounded = demo.embedded(None, None, "int8")
+    assert rounded.build == (*default.build, "--weights", "int8")
+    assert rounded.plan != default.plan, "the committed plan is left alone"
     assert (own.prompt, own.run[-1]) == ("x = ", "7")
