@@ -22,6 +22,8 @@ def export(plan: Plan) -> str:
         f"a KV cache of {plan.options.batch} x {plan.options.context} positions in {plan.options.kv_dtype}, which "
         "transformers allocates as it grows"
     ]
+    if plan.options.weights is not None:
+        not_expressed.append(f"weights rounded to {plan.options.weights}: give a checkpoint that is quantized so")
     if plan.draft is not None:
         not_expressed.append("the EAGLE head, which transformers does not decode with")
     content: dict[str, Any] = {

@@ -43,6 +43,7 @@ def _comments(plan: Plan, whole: bool) -> list[str]:
     if not whole:
         comments.append("# With -tp exllamav3 divides each layer by the memory that is left: near the plan's shares.")
     comments.append("# exllamav3 computes in float16, and its KV cache is float16 or quantized (-cq).")
+    comments += placement.rounding_comments(PROGRAM, plan)
     if plan.draft is not None:
         comments.append("# The EAGLE head is left out: -dm takes a whole small model, -mtp the model's own head.")
     return comments

@@ -6,8 +6,10 @@ plan exactly. Layers that ``-ngl`` leaves out are the first ones, on the CPU.
 """
 
 import math
+from collections.abc import Iterator
 
 from planner.exports import placement
+from plans.quantized import is_half
 from plans.schema import Plan, Stage
 
 PROGRAM = "llama.cpp"
@@ -86,6 +88,7 @@ def _ratio(plan: Plan, stage: Stage) -> tuple[int, ...]:
 def _comments(plan: Plan, whole: bool, on_cpu: int) -> list[str]:
     comments = list(placement.table_comments(plan, "in host memory", ""))
     comments.append(f"# Convert the model with convert_hf_to_gguf.py --outtype {KV_TYPES[plan.options.dtype]}.")
+    comments += _quantized(plan)
     if on_cpu:
         comments.append(f"# The first {on_cpu} layers are on the CPU, as in the plan.")
     if not whole:
@@ -97,3 +100,20 @@ def _comments(plan: Plan, whole: bool, on_cpu: int) -> list[str]:
             "# The EAGLE head is left out: llama.cpp drafts a chain, with a head converted to GGUF of its own."
         )
     return comments
+
+
+def _quantized(plan: Plan) -> Iterator[str]:
+    """Yield the comment on quantized weights, with the type of llama-quantize that has as many bits."""
+    forms = placement.formats(plan)
+    if not forms:
+        return
+    if all(form.code == "float4_e2m1" for form in forms):
+        yield "# The converter keeps experts in MXFP4 as the plan has them."
+        return
+    half = all(is_half(form) for form in forms)
+    nearest = ("Q4_1" if any(form.zeros for form in forms) else "Q4_0") if half else "Q8_0"
+    codes = " and ".join(sorted({form.code for form in forms}))
+    yield (
+        f"# The plan's weights are in {codes}: convert the checkpoint before quantization, then llama-quantize to "
+        f"{nearest}, which has as many bits in groups of 32, rounded anew, embedding and lm_head too."
+    )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from planner.errors import InputError
 from plans.codec import digest
-from plans.schema import Device, Plan, Run, Stage
+from plans.schema import Device, Plan, Run, Stage, WeightFormat
 
 
 def refused(program: str, reason: str) -> InputError:
@@ -75,6 +75,30 @@ def table_comments(plan: Plan, embed: str, head: str) -> Iterator[str]:
     for name, split, words in (("embedding", plan.embed, embed), ("lm_head", plan.head, head)):
         if words:
             yield f"# The plan has the {name} on {', '.join(split.devices)}; here it is {words}."
+
+
+def formats(plan: Plan) -> tuple[WeightFormat, ...]:
+    """Return the formats of the model's quantized weights, each once; empty where all are plain."""
+    forms = (
+        form
+        for layers in plan.model.layers
+        for form in (
+            layers.attention.qkv_format,
+            layers.attention.o_format,
+            layers.mlp.gate_up_format,
+            layers.mlp.down_format,
+        )
+    )
+    return tuple(dict.fromkeys(form for form in forms if form is not None))
+
+
+def rounding_comments(program: str, plan: Plan) -> Iterator[str]:
+    """Yield the comment that no other program has the weights that the compiler rounds."""
+    if plan.options.weights is not None:
+        yield (
+            f"# The plan's weights are rounded to {plan.options.weights} when its images are compiled; {program} takes "
+            "as many bytes only with a checkpoint that is quantized so."
+        )
 
 
 def command(*lines: str) -> str:

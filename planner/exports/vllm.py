@@ -39,6 +39,7 @@ def _comments(plan: Plan) -> list[str]:
     head = "" if _even(plan.head.devices, plan.head.rows, last) else f"divided equally over {', '.join(last)}"
     comments = [*placement.table_comments(plan, embed, head)]
     comments.append("# vLLM takes the memory that --gpu-memory-utilization leaves for its KV cache, not the plan's.")
+    comments += placement.rounding_comments("vLLM", plan)
     if plan.draft is not None:
         levels = placement.drafted_levels(plan)
         comments.append(

@@ -26,7 +26,8 @@ from planner.errors import InputError
 from planner.exports import accelerate as accelerate_export
 from planner.exports import exllamav3, llama_cpp, vllm
 from plans.check import load
-from plans.schema import Device, Plan, Run
+from plans.quantized import ROUNDED
+from plans.schema import Device, Plan, Run, WeightFormat
 from tests.plan_factory import Group, group, make_device, make_draft, make_model, make_plan
 from tests.planner.instances import ROOT
 
@@ -198,6 +199,33 @@ def test_llama_cpp_divides_one_group_by_the_ratio_of_the_plan() -> None:
     assert (options["-sm"], options["-ts"], options["-ngl"]) == ("tensor", "3,1", "all")
     assert (options["-c"], options["-np"], options["-fa"], options["-ctk"]) == ("128", "2", "on", "f32")
     assert "experimental" in text
+
+
+INT4 = ROUNDED["int4-g32"]
+
+
+@pytest.mark.parametrize(
+    ("form", "comment"),
+    [
+        (INT4, "in int4: convert the checkpoint before quantization, then llama-quantize to Q4_0"),
+        (replace(INT4, zeros=True), "then llama-quantize to Q4_1"),
+        (ROUNDED["fp8"], "in float8_e4m3fn: convert the checkpoint before quantization, then llama-quantize to Q8_0"),
+        (replace(INT4, code="float4_e2m1", scale="float8_e8m0"), "keeps experts in MXFP4"),
+    ],
+)
+def test_llama_cpp_names_the_type_with_as_many_bits(form: WeightFormat, comment: str) -> None:
+    (layers,) = MODEL.layers
+    mlp = replace(layers.mlp, down_format=form)
+    model = replace(MODEL, layers=(replace(layers, mlp=mlp),))
+    plan = make_plan(model, [group(model, ("gpu0",), 8)], devices=[gpu(0)], complete=False)
+    assert comment in llama_cpp.export(plan)
+
+
+def test_every_export_says_that_weights_are_rounded() -> None:
+    plan = make_plan(MODEL, [group(MODEL, ("gpu0",), 8)], devices=[gpu(0)], complete=False)
+    plan = replace(plan, options=replace(plan.options, weights="int8"))
+    for program in ("vllm", "exllamav3", "accelerate"):
+        assert "rounded to int8" in EXPORTS[program](plan), program
 
 
 # exllamav3
