@@ -118,7 +118,7 @@ def summary(a: Plan, b: Plan) -> tuple[str, ...]:
     """Return lines for people: headline, moved layers, then every difference; none for equal plans."""
     if a == b:
         return ()
-    return (headline(a, b), *move_lines(a, b), *map(str, diff(a, b)))
+    return (headline(a, b), *checkpoint_lines(a, b), *move_lines(a, b), *map(str, diff(a, b)))
 
 
 def headline(a: Plan, b: Plan) -> str:
@@ -129,6 +129,16 @@ def headline(a: Plan, b: Plan) -> str:
     else:
         times = f"step {format_ns(before)} -> {format_ns(after)} ({(after - before) / max(1, before):+.1%})"
     return f"{times}; {moved(a, b)}"
+
+
+def checkpoint_lines(a: Plan, b: Plan) -> tuple[str, ...]:
+    """Return a line where the plans are of checkpoints that differ in the names or shapes of tensors alone."""
+    if a.model != b.model or a.inputs.base_tensors_sha256 == b.inputs.base_tensors_sha256:
+        return ()
+    return (
+        "another checkpoint of the same sizes and formats: its tensors have other names or shapes, as those of another "
+        "quantizer have",
+    )
 
 
 def moved(a: Plan, b: Plan) -> str:

@@ -163,3 +163,10 @@ def test_the_summary_lists_step_moves_and_changes() -> None:
         "stages[1].runs[0].mlp_units: [48] -> [47]",
         "proof.objective_ns: 19830000 -> 5",
     )
+
+
+def test_another_checkpoint_of_the_same_formats_is_named() -> None:
+    plan = two_stage_plan()
+    line = "another checkpoint of the same sizes and formats"
+    assert any(text.startswith(line) for text in summary(plan, edited(plan, "inputs.base_tensors_sha256", "f" * 64)))
+    assert not any(text.startswith(line) for text in summary(plan, edited(plan, "inputs.base_config_sha256", "f" * 64)))
