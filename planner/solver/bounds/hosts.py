@@ -16,6 +16,7 @@ import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -173,22 +174,67 @@ class GroupBounds:
         """
         bounds = [math.inf] * len(self.problem.groups)
         self._lower(bounds, (), ())
-        anywhere = self._any_of(self.wide)
-        for wide in self.wide:
-            bounds[wide] = self._coarse(wide, anywhere)
-        limit = limits.FAR * min(bounds)
-        if len(self.wide) > limits.MOST_NEAR:
-            limit = min(limit, sorted(bounds[wide] for wide in self.wide)[limits.MOST_NEAR])
-        near = [wide for wide in self.wide if bounds[wide] <= limit]
-        floor = min((bounds[wide] for wide in self.wide if bounds[wide] > limit), default=math.inf)
+        alike = {groups[0]: groups for groups in self._renamed_wides}
+        anywhere = self._any_of(alike)
+        coarse = {wide: self._coarse(wide, anywhere) for wide in alike}
+        limit = limits.FAR * min(*bounds, *coarse.values())
+        if len(coarse) > limits.MOST_NEAR:
+            limit = min(limit, sorted(coarse.values())[limits.MOST_NEAR])
+        near = [wide for wide, bound in coarse.items() if bound <= limit]
+        for wide, bound in coarse.items():
+            bounds[wide] = bound if bound > limit else math.inf
         for wide in near:
-            bounds[wide] = math.inf
-        for wide in near:
-            mine = set(self.problem.groups[wide].devices)
-            self._lower(bounds, (wide,), [g for g in near if not mine & set(self.problem.groups[g].devices)])
+            self._lower(bounds, (wide,), self._beside(wide, near))
+        self._rename(bounds)
+        floor = min((bound for bound in coarse.values() if bound > limit), default=math.inf)
         if math.isfinite(floor):
             self.floor = max(floor, limit)
         return [min(bound, self.floor) if math.isfinite(bound) else bound for bound in bounds]
+
+    def _beside(self, wide: int, others: Iterable[int]) -> list[int]:
+        """Return those of ``others`` for which equal hosts have devices enough beside a group, wherever both are."""
+        left = self._in_equal_hosts(self._left((wide,)))
+        rest = {g: map(less, left, self._taken_of_equal[g]) for g in others}
+        return [g for g in others if all(min(counts) >= 0 for counts in rest[g])]
+
+    @cached_property
+    def _taken_of_equal(self) -> dict[int, list[State]]:
+        """Number of devices of each class of equal hosts together that groups over several hosts have."""
+        return {groups[0]: self._in_equal_hosts(self._wide_taken[groups[0]]) for groups in self._renamed_wides}
+
+    def _in_equal_hosts(self, counts: Sequence[State]) -> list[State]:
+        """Return the sums over equal hosts of a number of devices per class of each host."""
+        return [tuple(map(sum, zip(*(counts[host] for host in hosts), strict=True))) for hosts in self._equal_hosts]
+
+    def _rename(self, bounds: list[float]) -> None:
+        """Lower each bound to the least of those of groups that are it on other equal hosts."""
+        inside = (
+            chain.from_iterable(groups)
+            for hosts in self._equal_hosts
+            for groups in zip(*(self.inside[host].values() for host in hosts), strict=True)
+        )
+        for groups in (*map(list, inside), *self._renamed_wides):
+            least = min(bounds[g] for g in groups)
+            for g in groups:
+                bounds[g] = least
+
+    @cached_property
+    def _equal_hosts(self) -> list[list[int]]:
+        """Hosts that nothing in the programme tells apart."""
+        equal: dict[int, list[int]] = {}
+        for host, table in enumerate(self.tables):
+            equal.setdefault(id(table), []).append(host)
+        return list(equal.values())
+
+    @cached_property
+    def _renamed_wides(self) -> list[list[int]]:
+        """Groups over several hosts, together those that are one another on other equal hosts."""
+        renamed: dict[tuple[object, ...], list[int]] = {}
+        for wide in self.wide:
+            taken = self._wide_taken[wide]
+            hosts = tuple(tuple(sorted(taken[host] for host in equal)) for equal in self._equal_hosts)
+            renamed.setdefault((hosts, id(self.curves[wide]), self._entry(wide)), []).append(wide)
+        return list(renamed.values())
 
     @cached_property
     def _alike_wides(self) -> list[list[int]]:
@@ -298,14 +344,18 @@ class GroupBounds:
     def _new_wide_part(self, wide: int) -> Curve:
         """Return the part of a group over several hosts.
 
-        Its hosts may be sites of other stages too, which pay for the messages to them: it pays these itself only where
-        it has all layers. Of the hosts that are reached over the network, the one that sends pays nothing.
+        It pays for the messages to hosts of which it has all devices. Its other hosts may be sites of other stages
+        too, which pay for those: it pays these itself only where it has all layers. Of the hosts that are reached over
+        the network, the one that sends pays nothing.
         """
         problem = self.problem
         group, curve = problem.groups[wide], self.curves[wide]
-        first = curve + (group.first.same_ns + self.first_ns[wide] - problem.network_message_ns)
-        members = [len(set(group.devices) & set(devices)) for devices in problem.hosts]
-        several = sum(ns for ns, count in zip(problem.message_ns, members, strict=True) if count > 1)
-        reached = sum(count > 0 for count in members)
-        first = self.sums.with_all(first, several + reached * problem.network_message_ns)
-        return np.stack([np.full_like(curve, math.inf), curve + group.network_hop_ns, first])
+        whole_ns, shared_ns = 0, 0
+        for host, devices in enumerate(problem.hosts):
+            members = len(set(group.devices) & set(devices))
+            ns = problem.network_message_ns + (problem.message_ns[host] if members > 1 else 0)
+            whole_ns += ns if members == len(devices) else 0
+            shared_ns += ns if 0 < members < len(devices) else 0
+        later = curve + (group.network_hop_ns + whole_ns)
+        first = curve + (group.first.same_ns + self.first_ns[wide] + whole_ns - problem.network_message_ns)
+        return np.stack([np.full_like(curve, math.inf), later, self.sums.with_all(first, shared_ns)])

@@ -21,12 +21,13 @@ what it receives from the block ``first``. With p_k the least ns of a layer on a
     min over groups g of  (network_hop_g + min_k (ns_gk - p_k)) / h_g
 
 no site but the first has a negative term, so all others may be left out, but for a wide one of which the case tells.
+The block after the last stage receives as from other devices unless it is on as many hosts and devices as that stage.
 
 Groups and options of the problem are bounded one by one; those over more hosts than it has, by :class:`WiderGroups`.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -199,15 +200,43 @@ def _wide_blocks_ns(hosts: int, message_ns: int, near: _Stages, blocks: Sequence
 
 
 def _wide_stage_ns(hosts: int, message_ns: int, stages: _Stages, blocks: Sequence[Sequence[Part]]) -> float:
-    """Bound the answers of which some stage is wide: the first one, or another."""
+    """Bound the answers of which some stage is wide: the only one, the first of several, or another."""
     wide = [part for part in stages.parts if part.is_wide]
+    first, last, *tail = blocks
 
     def least(price: float) -> float:
-        another = min((part.ns + part.hop_ns - price * part.hosts for part in wide), default=math.inf)
-        first = min(_least(wide, price), _least(stages.parts, price) + another)
-        return first + sum(_least(parts, price) for parts in blocks)
+        alone = _by_places(wide, price, [part.receive.same_ns for part in wide])
+        later = _by_places(wide, price, [part.hop_ns for part in wide])
+        only = min((ns + _after(last, price, {places: 0.0}, 0.0) for places, ns in alone.items()), default=math.inf)
+        first_wide = _least(wide, price) + _after(last, price, later, 0.0)
+        another_wide = _least(stages.parts, price) + _after(last, price, later, min(later.values(), default=math.inf))
+        beside = _least(first, price) + sum(_least(parts, price) for parts in tail)
+        return min(only, first_wide, another_wide) + beside
 
     return stages.layers_ns + max(price * hosts + least(price) for price in stages.prices) + (hosts - 1) * message_ns
+
+
+def _by_places(wide: Sequence[Part], price: float, entry_ns: Iterable[int]) -> dict[tuple[int, int], float]:
+    """Return the least ns of stages by hosts and devices, with their entries and less the price of their hosts."""
+    least: dict[tuple[int, int], float] = {}
+    for part, ns in zip(wide, entry_ns, strict=True):
+        places = part.hosts, part.devices
+        least[places] = min(part.ns + ns - price * part.hosts, least.get(places, math.inf))
+    return least
+
+
+def _after(last: Sequence[Part], price: float, stage_ns: Mapping[tuple[int, int], float], any_ns: float) -> float:
+    """Return the least ns of the block after the last stage, with what that block receives, and of a wide stage.
+
+    A wide block on the devices of the last stage has as many hosts and devices as a wide stage, which is then that one.
+    ``stage_ns``: ns of the last stage by hosts and devices; ``any_ns``: what some wide stage takes, whichever is last.
+    """
+    least = math.inf
+    for part in last:
+        matching_ns = max(any_ns, stage_ns.get((part.hosts, part.devices), math.inf)) if part.is_wide else any_ns
+        received_ns = min(part.receive.same_ns + matching_ns, part.receive.inside_ns + any_ns)
+        least = min(least, part.ns + received_ns - price * part.hosts)
+    return least
 
 
 # ---- parts of a problem ----

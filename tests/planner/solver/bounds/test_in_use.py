@@ -100,6 +100,14 @@ def test_a_block_over_several_hosts_receives_from_a_stage_on_one() -> None:
     )
 
 
+def test_a_block_over_more_hosts_than_any_stage_receives_from_other_devices() -> None:
+    last = [block(2, 4, 50), block(4, 8, 40)]
+    assert close(bound([stage(2, 4, 100)], last).least_ns(2), 1000 + 40 + 5 + 3)
+    assert close(bound([stage(2, 4, 100), stage(4, 8, 100)], last).least_ns(2), 1000 + 40 + 3)
+    later = bound([stage(2, 4, 100), stage(4, 8, 150)], last)
+    assert close(later.least_ns(2), 1000 + 40 + 5 + 3), "a last stage there costs 50 and a hop more"
+
+
 def test_a_stage_over_several_hosts_costs_what_one_layer_takes_more_there() -> None:
     dear = bound([stage(1, 1, 100), stage(2, 2, 130)], [block(1, 1, 50)])
     assert close(dear.least_ns(2), min(1000 + 30, 1000 + 20) + 50 + 3)
