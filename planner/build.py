@@ -130,11 +130,12 @@ def plan(
         named = frozenset(device.host for device in formulation.inventory.devices if device.id in used)
         formulation = dataclasses.replace(formulation, named_hosts=named, listed=listed_order(previous))
 
-    def solve_on(part: Formulation) -> Solved | None:
+    def solve_on(part: Formulation, known_ns: int | None) -> Solved | None:
+        limited = dataclasses.replace(settings, known_ns=known_ns)
         earlier = _earlier(part, inputs, previous)
         if earlier is not None and part.options.within_ppm is not None:
-            return solve(part.problem, settings, Keep(earlier=earlier, within_ppm=part.options.within_ppm))
-        return (solve_nearly if nearly else solve)(part.problem, settings)
+            return solve(part.problem, limited, Keep(earlier=earlier, within_ppm=part.options.within_ppm))
+        return (solve_nearly if nearly else solve)(part.problem, limited)
 
     searched, solved = solve_on_enough(formulation, solve_on)
     if solved is None:

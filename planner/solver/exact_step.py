@@ -6,6 +6,7 @@ other groups or choices nothing is faster.
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -48,17 +49,18 @@ def _proven_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
 def first_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
     """Return the best of what is nearest to the bounds: usually the answer, and found quickly as it is little."""
     packing: Model | None = None
-    for limit_ns in space.limits_ns(limits.FIRST_LOOK):
+    known_ns = progress.settings.known_ns
+    for limit_ns in _limits_ns(space, known_ns):
         if math.isinf(limit_ns) and space.bounds is not None and space.is_priced:
             packing = packed_step(space, progress)
             limit_ns = math.inf if packing is None else packing.value(packing.step_ns) + 1
         restriction = space.within(limit_ns)
         if restriction.possible:
-            model = space.model(restriction)
+            model = space.model(restriction, known_ns)
             try:
-                return model, least_step(progress, model, searched_ns=limit_ns)
+                return model, least_step(progress, model, searched_ns=limit_ns, known_ns=known_ns)
             except Infeasible:
-                if not space.is_priced:
+                if not space.is_priced and known_ns is None:
                     raise  # nothing so near the bounds: they are too low
             except NotProvenError as error:
                 if not space.is_priced:
@@ -70,7 +72,17 @@ def first_step(space: Space, progress: Progress) -> tuple[Model, Optimum]:
                 progress.excluded_ns = int(space.least)
                 raise progress.unproven(packing.value(packing.step_ns)) from error
         progress.exclude(limit_ns)
+    assert known_ns is None or not space.is_priced, "an answer that takes no longer exists"
     raise Infeasible
+
+
+def _limits_ns(space: Space, known_ns: int | None) -> Iterator[float]:
+    """Yield the step times up to which groups and choices are searched in turn; ``known_ns`` is the last."""
+    for limit_ns in space.limits_ns(limits.FIRST_LOOK):
+        if known_ns is not None and limit_ns > known_ns:
+            yield known_ns
+            return
+        yield limit_ns
 
 
 def packed_step(space: Space, progress: Progress) -> Model | None:
@@ -104,7 +116,7 @@ def least_step(progress: Progress, model: Model, *, searched_ns: float, known_ns
 def _least_step(progress: Progress, model: Model) -> Optimum:
     """Minimise the step time: shortly from below, then by a search that also finds what is far from the bounds."""
     settings, what = progress.settings, "step time"
-    if not settings.gap_ppm:
+    if not settings.gap_ppm and len(model.model.proto.variables) <= limits.QUICK_VARIABLES:
         quick = replace(settings, limit=min(limits.QUICK_LIMIT, settings.limit), workers=1)
         with suppress(NotProvenError):
             return progress.minimise(model, model.step_ns, what=what, mode=FROM_BELOW, settings=quick)

@@ -27,11 +27,11 @@ step found and its bound. A unit takes 1 to 2 CPU seconds, so a command ends wit
 MOST_LIMIT = 600.0
 """Largest budget that can be asked for: at 1.7 s a unit, 17 minutes of one thread."""
 
-VARIABLE_WORK = 1e-4
+VARIABLE_WORK = 2e-4
 """Deterministic time that each variable of a model counts for: building and presolving it, which CP-SAT does not count.
 
-29 November 2026: 5 CPU seconds for a model of 34 000 variables, 8 unlike groups of 11 GPUs that are 96 % full, of which
-CP-SAT counted 0.03 units.
+29 November 2026: 10 CPU seconds for a model of 33 510 variables, 70B with its draft on 11 GPUs that are 96 % full, of
+which CP-SAT counted 0.03 units.
 """
 
 FIRST_LOOK = (1.000001, 1.0001, 1.0005, 1.001, 1.002, 1.003, 1.005, 1.0075, 1.01, 1.015, 1.02, 1.03, 1.05, 1.1)
@@ -102,6 +102,9 @@ Without that search ``solve`` took 0.45 to 0.50 instead of 0.20 to 0.23 s on 3x4
 instead of 0.19 s there with ``--strategy balanced``, and 1.8 instead of 1.9 s on unlike8. By bench_limits, which leaves
 presolving in place, 0, 0.03 and 0.3 take 0.31, 0.24 and 0.25 s on 3x4, and 1.42, 1.56 and 2.48 s on unlike8.
 """
+
+QUICK_VARIABLES = 10_000
+"""Most variables of a model that is searched so: presolving a larger one takes a hundred times that budget."""
 
 PACK_BITS = 55
 """Most bits of one objective that minimises several ordered variables as digits of a number.

@@ -39,6 +39,8 @@ class Settings:
     """Relative gap between the step time and its proven bound that is accepted."""
     limit: float = limits.DETERMINISTIC_LIMIT
     """Budget of all objectives of an answer together, in deterministic time; past it there is no answer."""
+    known_ns: int | None = None
+    """Step time of an answer that is known to exist: no slower one is looked for."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -121,6 +123,11 @@ class Optimum:
     """Deterministic time of the search."""
 
 
+def model_work(model: Searched) -> float:
+    """Return the deterministic time that building and presolving a model is taken to be."""
+    return limits.VARIABLE_WORK * len(model.model.proto.variables)
+
+
 def minimise(
     model: Searched,
     objective: cp_model.LinearExpr | int,
@@ -140,7 +147,7 @@ def minimise(
     status = _solve(solver, model.model)
     if spent is not None:
         spent.searches += solver.response_proto.deterministic_time
-        spent.models += limits.VARIABLE_WORK * len(model.model.proto.variables)
+        spent.models += model_work(model)
     if status == cp_model.INFEASIBLE:
         raise Infeasible
     assert status != cp_model.MODEL_INVALID, model.model.validate()

@@ -8,7 +8,18 @@ from planner.errors import NotProvenError
 from planner.solver import limits
 from planner.solver.bounds.few_devices import FewDevices, few_devices_bounds
 from planner.solver.bounds.step import Bounds
-from planner.solver.minimise import FIND, FIND_SAME, PROVE, Infeasible, Mode, Optimum, Settings, Spent, minimise
+from planner.solver.minimise import (
+    FIND,
+    FIND_SAME,
+    PROVE,
+    Infeasible,
+    Mode,
+    Optimum,
+    Settings,
+    Spent,
+    minimise,
+    model_work,
+)
 from planner.solver.model import Model
 from planner.solver.problem import Problem, granule_bytes
 from planner.solver.restriction import Restriction, everything
@@ -135,6 +146,7 @@ class Progress:
         """Settle one objective more; ``settings``: instead of those of the request."""
         if settings is None:
             left = min(self.settings.limit - self.spent.work, self.until - sum(o.work for o in self.optima))
+            left -= model_work(model)
             if left <= 0 and math.isinf(mode.budget):
                 raise NotProvenError(f"{what}: not proven within the deterministic limit of {self.settings.limit:g}")
             settings = replace(self.settings, limit=left)

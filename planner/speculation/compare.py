@@ -47,7 +47,11 @@ def chosen(question: Question, settings: Settings, known: Formulations) -> Choic
 
 def solver(settings: Settings) -> Callable[[Formulation], tuple[Formulation, Solved | None]]:
     """Return what solves a formulation on as many hosts as are enough."""
-    return lambda formulation: solve_on_enough(formulation, lambda part: solve(part.problem, settings))
+
+    def solve_on(part: Formulation, known_ns: int | None) -> Solved | None:
+        return solve(part.problem, dataclasses.replace(settings, known_ns=known_ns))
+
+    return lambda formulation: solve_on_enough(formulation, solve_on)
 
 
 def recorded(choice: Choice, profile: Profile) -> Speculation:

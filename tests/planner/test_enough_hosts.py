@@ -14,7 +14,9 @@ from planner.emit import emit
 from planner.enough_hosts import EASY_SETS, fits_on_enough, infeasible_on_all, on_hosts, short_bytes, solve_on_enough
 from planner.errors import NotProvenError
 from planner.problem.formulate import Formulation
+from planner.solver import limits
 from planner.solver.bounds.in_use import divided_ns
+from planner.solver.bounds.step import lower_bounds
 from planner.solver.certify import devices_in_use
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved, solve
@@ -55,9 +57,13 @@ def drawn(seed: int) -> Formulation:
     return dataclasses.replace(whole, options=dataclasses.replace(whole.options, simplify_ppm=simplify_ppm))
 
 
+def solve_on(part: Formulation, known_ns: int | None) -> Solved | None:
+    return solve(part.problem, Settings(known_ns=known_ns))
+
+
 @cache
 def on_enough(seed: int) -> tuple[Formulation, Solved | None]:
-    return solve_on_enough(drawn(seed), lambda part: solve(part.problem, Settings()))
+    return solve_on_enough(drawn(seed), solve_on)
 
 
 @cache
@@ -87,6 +93,20 @@ def test_the_answer_is_the_one_on_all_hosts(seed: int) -> None:
         base, draft = demo("eagle3")
         inputs = inputs_of(base, draft if whole.draft else None)
         assert renamed(emit(few, inputs, solved)) == renamed(emit(whole, inputs, expected))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bounds_that_take_groups_over_several_hosts_one_by_one_exclude_no_answer(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = on_all(seed)
+    if expected is None:
+        return
+    monkeypatch.setattr(limits, "MOST_WIDE_SETS", 0)
+    bounds = lower_bounds(drawn(seed).problem)
+    assert bounds is not None
+    assert bounds.least <= expected.least_ns
+    assert {stage.group for stage in expected.answer.stages} <= set(bounds.within(expected.objective_ns).groups)
 
 
 def test_some_of_these_machines_are_searched_on_few_hosts_and_some_use_several() -> None:
@@ -136,7 +156,7 @@ LARGE = machine(125, 8, 400_000, {}, {"latency": "15 us", "bandwidth": "100 Gbit
 
 
 def test_of_a_thousand_equal_devices_few_are_searched() -> None:
-    few, solved = solve_on_enough(formulation(LARGE, "eagle3"), lambda part: solve(part.problem, Settings()))
+    few, solved = solve_on_enough(formulation(LARGE, "eagle3"), solve_on)
     assert solved is not None
     assert len(few.inventory.hosts) == 125
     assert len(few.searched.hosts) <= 4
@@ -155,7 +175,7 @@ def test_a_model_that_takes_more_than_a_thousand_devices_have_is_refused_without
 
 
 def test_a_limit_on_few_hosts_is_a_refusal_where_more_hosts_are_no_better() -> None:
-    def refused(part: Formulation) -> Solved | None:
+    def refused(part: Formulation, known_ns: int | None) -> Solved | None:
         solved = solve(part.problem, Settings())
         assert solved is not None
         raise NotProvenError("limit", objective_ns=solved.objective_ns, bound_ns=solved.bound_ns)

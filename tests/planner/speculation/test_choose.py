@@ -45,7 +45,7 @@ def with_tree(formulated: Formulation) -> Callable[[Tree | None], Formulation]:
 
 
 def solved(formulated: Formulation) -> tuple[Formulation, Solved | None]:
-    return solve_on_enough(formulated, lambda part: solve(part.problem, Settings()))
+    return solve_on_enough(formulated, lambda part, known_ns: solve(part.problem, Settings(known_ns=known_ns)))
 
 
 def asked(machine: dict[str, Any]) -> Formulation:
