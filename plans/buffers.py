@@ -40,9 +40,9 @@ from plans.step import (
     NORM_SUMS,
     ROW_ALIGN,
     SCORE_COLUMNS,
-    CandidateLayout,
     accept_rows,
     cache_positions,
+    candidate_words,
     carry_planes,
     draft_rows,
     draft_tree_rows,
@@ -58,6 +58,8 @@ from plans.step import (
     round_up,
     scores_shape,
     step_features,
+    step_options,
+    steps,
     tree_rows,
     verify_rows,
 )
@@ -195,7 +197,7 @@ def draft_buffers(
     """Return the buffers of a device with a share of the drafter, ``head_rows`` of the lm_head among it."""
     assert options.tree is not None, "a draft comes with a tree"
     rows, beam, hidden = draft_rows(draft, options), read_rows(draft, options), draft.hidden_size
-    words, pool = CandidateLayout(top_k=options.tree.top_k).words, options.batch * pool_rows(options)
+    words, pool = candidate_words(draft, options), pool_rows(options)
     common = _Common(options=options, prefix="draft.", hidden=hidden, rows=rows, group_size=group_size)
     tree, normed = draft_tree_rows(draft, options), 0 if draft.fc_norm is None else draft.fc_width
     seen = _cache_shape(options, draft.attention, share, 1, tree)[2]
@@ -203,7 +205,7 @@ def draft_buffers(
         _message_buffer(options),
         _feature_buffer(model, draft, options),
         # candidates of each row, of this device and of all: model.blocks.LmHead.top
-        Buffer(name="draft.scratch.candidates", term="comm", dtype="float64", shape=(1 + group_size, beam, words)),
+        Buffer(name="draft.scratch.candidates", term="comm", dtype="float64", shape=(1 + group_size, words)),
         Buffer(name="draft.beam", term="buffers", dtype=options.dtype, shape=(beam, seen)),
         # tokens, scores and parents of the pool, their concatenation, and the sort of the scores:
         # decode.tree_growth.Dynamic.finish, decode.tree.select
@@ -488,7 +490,8 @@ def _streamed(
 
 def _feature_buffer(model: Model, draft: Draft, options: Options) -> Buffer:
     """Return the buffer of the message to the drafter: of a step or of a prefill chunk, whichever is longer."""
-    layouts = step_features(model, draft, options), prefill_features(model, draft, options)
+    sizes = (step_options(options, sequences, tree) for sequences, tree in steps(options))
+    layouts = *(step_features(model, draft, size) for size in sizes), prefill_features(model, draft, options)
     return Buffer(name="features", term="comm", dtype="uint8", shape=(max(layout.nbytes for layout in layouts),))
 
 

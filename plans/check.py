@@ -13,6 +13,7 @@ from plans.buffers import TERMS, device_terms
 from plans.check_inputs import ROUNDING_PPM, check_facts
 from plans.check_model import is_pattern
 from plans.kv import KvDivision, kv_division
+from plans.places import is_movable, is_padded
 from plans.quantized import divides
 from plans.schema import (
     Attention,
@@ -31,7 +32,7 @@ from plans.schema import (
     VocabSplit,
 )
 from plans.shared_memory import share_memory
-from plans.step import layer_class
+from plans.step import layer_class, steps
 from plans.usable import check_usable
 from plans.violations import Violation, bad, show
 
@@ -73,7 +74,7 @@ def check(plan: Plan) -> tuple[Violation, ...]:
     placement += (*check_usable(plan, plan.placed),)
     if facts or placement:
         return facts + placement
-    return (*_check_transports(plan), *_check_memory(plan), *_check_proof(plan))
+    return (*_check_schedule(plan), *_check_transports(plan), *_check_memory(plan), *_check_proof(plan))
 
 
 def group_transport(inventory: Inventory, members: Iterable[str]) -> Transport:
@@ -308,6 +309,20 @@ def _check_transport(
         yield bad(path, transport, f"{expected} between {show(tuple(dict.fromkeys((*before[:1], *group))))}")
 
 
+def _check_schedule(plan: Plan) -> Iterator[Violation]:
+    """Check that a step of few sequences can leave out the places of the others, as its buffers are counted."""
+    path = "options.schedule"
+    if plan.options.schedule is None:
+        return
+    if not is_movable(plan):
+        yield bad(path, "trees by number of sequences", "nothing: a KV cache is divided by batch, so none is left out")
+    elif is_padded(plan):
+        for i, (most, _) in enumerate(steps(plan.options)[:-1], 1):
+            if most & (most - 1):
+                expected = "one more than a power of two: with a GPU, steps have so many places"
+                yield bad(f"{path}[{i}].sequences", most + 1, expected)
+
+
 def _check_memory(plan: Plan) -> Iterator[Violation]:
     listed = tuple(entry.device for entry in plan.memory)
     if listed != plan.placed:
@@ -360,6 +375,9 @@ def _check_speculation(plan: Plan) -> Iterator[Violation]:
     choice, path, whole = plan.speculation, "speculation", 10**6
     if choice is None:
         return
+    ranges, predicted = len(plan.options.schedule or ()), len(choice.schedule or ())
+    if ranges != predicted:
+        yield bad(f"{path}.schedule", f"{predicted} steps", f"{ranges}, one for each range of options.schedule")
     if not re.fullmatch(r"[0-9a-f]{64}", choice.profile_sha256):
         yield bad(f"{path}.profile_sha256", choice.profile_sha256, "64 hexadecimal digits")
     if choice.acceptance_ppm < whole or (plan.draft is None and choice.acceptance_ppm > whole):
@@ -367,6 +385,8 @@ def _check_speculation(plan: Plan) -> Iterator[Violation]:
         yield bad(f"{path}.acceptance_ppm", choice.acceptance_ppm, expected)
     if plan.draft is None and choice.plain_ns != plan.proof.least_ns:
         yield bad(f"{path}.plain_ns", choice.plain_ns, f"the least step, {plan.proof.least_ns}")
+    elif plan.options.keep_draft:
+        return
     elif choice.acceptance_ppm * choice.plain_ns < whole * plan.proof.least_ns:
         yield bad(f"{path}.plain_ns", choice.plain_ns, "a step that gives no more tokens per second than the draft")
     other = choice.runner_up

@@ -20,7 +20,7 @@ from plans.schema import (
     Plan,
     Tree,
 )
-from plans.step import fed_rows, pool_rows
+from plans.step import fed_rows, steps, tree_pool
 from plans.violations import Violation, bad, in_range
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -84,27 +84,49 @@ def _check_options(options: Options) -> Iterator[Violation]:
     if options.max_devices is not None and options.max_devices < 1:
         yield bad("options.max_devices", options.max_devices, "at least 1, or null")
     if options.tree is not None:
-        yield from _check_tree(options, options.tree)
+        yield from _check_tree("options.tree", options.tree, options.batch)
+    yield from _check_schedule(options)
 
 
-def _check_tree(options: Options, tree: Tree) -> Iterator[Violation]:
+def _check_schedule(options: Options) -> Iterator[Violation]:
+    """Check the draft trees by number of running sequences; ``plans.check`` knows on which devices they run."""
+    schedule, path = options.schedule, "options.schedule"
+    if options.keep_draft and (schedule is None or options.tree is None):
+        yield bad("options.keep_draft", "true", "nothing, as there is no schedule")
+    if schedule is None:
+        return
+    numbers = [entry.sequences for entry in schedule]
+    if numbers[:1] != [1] or numbers != sorted(set(numbers)) or numbers[-1] > options.batch:
+        yield bad(path, numbers, f"ascending numbers of sequences from 1 to the batch, {options.batch}")
+        return
+    if options.tree is None:
+        yield bad(path, f"{len(schedule)} trees", "nothing, as there is no draft")
+    for i, (entry, (most, _)) in enumerate(zip(schedule, steps(options), strict=True)):
+        if i and entry.tree == schedule[i - 1].tree:
+            yield bad(f"{path}[{i}].tree", "the tree before it", "another one, or one range of both")
+        if entry.tree is not None:
+            yield from _check_tree(f"{path}[{i}].tree", entry.tree, most)
+
+
+def _check_tree(path: str, tree: Tree, sequences: int) -> Iterator[Violation]:
+    """Check a tree that is drafted for at most so many sequences."""
     for name, most in MOST_TREE.items():
         if getattr(tree, name) > most:
-            yield bad(f"options.tree.{name}", getattr(tree, name), f"at most {most}")
+            yield bad(f"{path}.{name}", getattr(tree, name), f"at most {most}")
             return
     if (tree.kind == "static") != (tree.paths is not None):
-        yield bad("options.tree.paths", tree.paths, "nodes exactly where the kind is static")
+        yield bad(f"{path}.paths", tree.paths, "nodes exactly where the kind is static")
     elif tree.paths is not None:
-        yield from _check_paths(tree, tree.paths)
+        yield from _check_paths(path, tree, tree.paths)
     elif tree.top_k < 1:
-        yield bad("options.tree.top_k", tree.top_k, "at least 1")
+        yield bad(f"{path}.top_k", tree.top_k, "at least 1")
     elif tree.total_token < 2:
-        yield bad("options.tree.total_token", tree.total_token, "at least 2: the root and a drafted token")
-    elif tree.total_token - 1 > pool_rows(options):
+        yield bad(f"{path}.total_token", tree.total_token, "at least 2: the root and a drafted token")
+    elif tree.total_token - 1 > tree_pool(tree):
         pool = f"the root and a pool of {tree.top_k} + {tree.depth} * {tree.top_k}^2 candidates"
-        yield bad("options.tree.total_token", tree.total_token, f"at most {pool_rows(options) + 1}: {pool}")
-    if 1 <= options.batch <= MOST_BATCH and (values := mask_values(tree, options.batch)) > MOST_MASK_VALUES:
-        yield bad("options.tree", f"masks of {values} values", f"at most {MOST_MASK_VALUES}: a smaller tree or batch")
+        yield bad(f"{path}.total_token", tree.total_token, f"at most {tree_pool(tree) + 1}: {pool}")
+    if 1 <= sequences <= MOST_BATCH and (values := mask_values(tree, sequences)) > MOST_MASK_VALUES:
+        yield bad(path, f"masks of {values} values", f"at most {MOST_MASK_VALUES}: a smaller tree or batch")
 
 
 def mask_values(tree: Tree, batch: int) -> int:
@@ -113,15 +135,15 @@ def mask_values(tree: Tree, batch: int) -> int:
     return max(batch * tree.total_token**2, batch * max((1, *fed)) * sum(fed), sum(fed) ** 2)
 
 
-def _check_paths(tree: Tree, paths: tuple[tuple[int, ...], ...]) -> Iterator[Violation]:
+def _check_paths(path: str, tree: Tree, paths: tuple[tuple[int, ...], ...]) -> Iterator[Violation]:
     for problem in path_problems(paths):
-        yield bad("options.tree.paths", f"{len(paths)} nodes", problem)
+        yield bad(f"{path}.paths", f"{len(paths)} nodes", problem)
         return
     follows = static_tree(paths)
     for name in ("total_token", "depth", "top_k"):
         if getattr(tree, name) != getattr(follows, name):
             expected = f"{getattr(follows, name)}, which follows from the paths"
-            yield bad(f"options.tree.{name}", getattr(tree, name), expected)
+            yield bad(f"{path}.{name}", getattr(tree, name), expected)
 
 
 def path_problems(paths: tuple[tuple[int, ...], ...]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from plans.check_formats import check_formats, check_rounded
-from plans.schema import Attention, Draft, Mlp, Model, Plan, Rotary, Router
+from plans.schema import Attention, Draft, Mlp, Model, Options, Plan, Rotary, Router, Tree
 from plans.step import is_chain
 from plans.violations import Violation, bad, in_range
 
@@ -35,6 +35,15 @@ SOFTCAPS = (1e-3, 1e6)
 """Least and largest soft cap of scores and logits."""
 MOST_AUX_LAYERS = 16
 """Most base layers of an EAGLE-3 head whose hidden states are its target feature."""
+
+
+def trees_of(options: Options) -> Iterator[tuple[str, Tree]]:
+    """Yield the draft trees of a plan with their paths."""
+    if options.tree is not None:
+        yield "options.tree", options.tree
+    for i, entry in enumerate(options.schedule or ()):
+        if entry.tree is not None:
+            yield f"options.schedule[{i}].tree", entry.tree
 
 
 def check_model(plan: Plan) -> Iterator[Violation]:
@@ -282,12 +291,14 @@ def _check_without_fc(draft: Draft) -> Iterator[Violation]:
 
 def _check_masks(plan: Plan, draft: Draft) -> Iterator[Violation]:
     """Check the token and the tree of a drafter that drafts all levels at once."""
-    token, vocabulary, tree = draft.mask_token_id, plan.model.vocab_size, plan.options.tree
+    token, vocabulary = draft.mask_token_id, plan.model.vocab_size
     if token is not None and token >= vocabulary:
         yield bad("draft.mask_token_id", token, f"less than the vocabulary, {vocabulary}")
-    if token is not None and tree is not None and not is_chain(tree):
+    for path, tree in trees_of(plan.options):
+        if token is None or is_chain(tree):
+            continue
         shape = f"total_token {tree.total_token}, depth {tree.depth}, top_k {tree.top_k}"
-        yield bad("options.tree", shape, "a chain, as one pass drafts it: top_k 1, total_token = depth + 2")
+        yield bad(path, shape, "a chain, as one pass drafts it: top_k 1, total_token = depth + 2")
 
 
 _EAGLE3_FORM = (
@@ -316,6 +327,6 @@ def _check_draft_vocabulary(plan: Plan, draft: Draft) -> Iterator[Violation]:
         yield bad("draft.draft_vocab_size", size, f"from 1 to the model's vocabulary, {base}")
     elif size != base and not draft.maps_vocabulary:
         yield bad("draft.maps_vocabulary", "false", f"true, as {size} of {base} tokens are drafted")
-    tree = plan.options.tree
-    if tree is not None and tree.top_k > size:
-        yield bad("options.tree.top_k", tree.top_k, f"at most the draft's vocabulary, {size}")
+    for path, tree in trees_of(plan.options):
+        if tree.top_k > size:
+            yield bad(f"{path}.top_k", tree.top_k, f"at most the draft's vocabulary, {size}")

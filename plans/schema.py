@@ -152,6 +152,16 @@ class Tree:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduledTree:
+    """A range of the schedule of draft trees, up to the next one's first number."""
+
+    sequences: int
+    """Least number of running sequences."""
+    tree: Tree | None
+    """Tree of a step; None: plain decoding, in which the drafter's caches are kept up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Pin:
     """One line of a device map: a piece of the model and the device it is to be on, whole."""
 
@@ -195,7 +205,11 @@ class Options:
     max_devices: int | None
     """Most devices in use; None: any number."""
     tree: Tree | None
-    """Draft tree; None: plain decoding."""
+    """Draft tree by which the placement is the best; None: plain decoding."""
+    schedule: tuple[ScheduledTree, ...] | None = None
+    """Draft trees by number of running sequences, ascending from 1; None: always ``tree``."""
+    keep_draft: bool | None = None
+    """True: with a schedule, the draft was to be kept where plain decoding is faster with all sequences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -610,6 +624,16 @@ class RunnerUp:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduledStep:
+    """Prediction for a range of the schedule, at its first number of sequences."""
+
+    acceptance_ppm: int
+    """Expected tokens of a step and sequence, in parts per million; 1000000 in plain decoding."""
+    predicted_ns: int
+    """Predicted time of a step on the plan's placement."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Speculation:
     """Choice of the draft tree, or of none, by expected tokens per second: batch * acceptance / step."""
 
@@ -625,6 +649,8 @@ class Speculation:
     """Trees that were compared, one of which or none is the best."""
     runner_up: RunnerUp | None
     """The best of the others whose placement was solved for the proof; None: there is none."""
+    schedule: tuple[ScheduledStep, ...] | None = None
+    """Of each range of ``Options.schedule``, in its order; None exactly where that is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ Letters: B batch, N nodes of a tree with the root, A most rows kept by one step,
 aux layers of an EAGLE-3 head), F width of a target feature, W rows of one pass of the drafter.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES
 from plans.schema import Device, Draft, DType, LayerClass, Mlp, Model, Options, Tree
@@ -46,24 +46,58 @@ are the bytes of a head (``plans.check``)."""
 # ---- rows ----
 
 
+def steps(options: Options) -> tuple[tuple[int, Tree | None], ...]:
+    """Most sequences and tree of each kind of step that a plan takes: of its tree, or of its schedule."""
+    if options.schedule is None:
+        return ((options.batch, options.tree),)
+    last = (*(later.sequences - 1 for later in options.schedule[1:]), options.batch)
+    return tuple((count, entry.tree) for count, entry in zip(last, options.schedule, strict=True))
+
+
+def tree_for(options: Options, sequences: int) -> Tree | None:
+    """Return the tree of a step with so many sequences."""
+    return next(tree for most, tree in steps(options) if sequences <= most)
+
+
+def step_options(options: Options, sequences: int, tree: Tree | None) -> Options:
+    """Return the options of a step with so many sequences and a tree: its rows and messages follow from them."""
+    return replace(options, batch=sequences, tree=tree, schedule=None)
+
+
+def _nodes(tree: Tree | None) -> int:
+    return tree.total_token if tree else 1
+
+
+def _levels(tree: Tree | None) -> int:
+    return tree.depth + 1 if tree else 0
+
+
+def _kept(tree: Tree | None) -> int:
+    return min(_levels(tree) + 1, _nodes(tree))
+
+
+def _beam(tree: Tree | None) -> int:
+    return max((1, *fed_rows(tree))) if tree else 0
+
+
 def tree_rows(options: Options) -> int:
-    """N: rows of one sequence in a verify; 1 in plain decoding."""
-    return options.tree.total_token if options.tree else 1
+    """N: rows of one sequence in a verify, of the largest tree; 1 in plain decoding."""
+    return max(_nodes(tree) for _, tree in steps(options))
 
 
 def verify_rows(options: Options) -> int:
-    """B * N: rows of one verify."""
-    return options.batch * tree_rows(options)
+    """B * N: rows of one verify, at most."""
+    return max(sequences * _nodes(tree) for sequences, tree in steps(options))
 
 
 def tree_depth(options: Options) -> int:
     """Drafted levels: the most tokens one step can accept."""
-    return options.tree.depth + 1 if options.tree else 0
+    return max(_levels(tree) for _, tree in steps(options))
 
 
 def accept_rows(options: Options) -> int:
     """A: rows of one sequence that a step keeps at most, the root and the accepted nodes: min(depth + 2, N)."""
-    return min(tree_depth(options) + 1, tree_rows(options))
+    return max(_kept(tree) for _, tree in steps(options))
 
 
 def fed_rows(tree: Tree) -> tuple[int, ...]:
@@ -72,11 +106,6 @@ def fed_rows(tree: Tree) -> tuple[int, ...]:
         return (tree.top_k,) * tree.depth
     parents = {path[:-1] for path in tree.paths}
     return tuple(sum(len(path) == level for path in parents) for level in range(1, tree.depth + 1))
-
-
-def beam_rows(options: Options) -> int:
-    """Most rows of one sequence in one drafter pass while the tree grows, at least the root's one."""
-    return max((1, *fed_rows(options.tree))) if options.tree else 0
 
 
 def forward_rows(options: Options) -> int:
@@ -89,20 +118,36 @@ def is_chain(tree: Tree) -> bool:
     return tree.top_k == 1 and tree.total_token == tree.depth + 2
 
 
-def mask_rows(draft: Draft, options: Options) -> int:
+def mask_rows(draft: Draft, tree: Tree | None) -> int:
     """Rows of one sequence that stand for tokens not drafted yet, in the one pass of parallel drafting; else 0."""
-    return options.tree.depth if options.tree and draft.mask_token_id is not None else 0
+    return tree.depth if tree and draft.mask_token_id is not None else 0
 
 
 def draft_rows(draft: Draft, options: Options) -> int:
     """R of the drafter: the longest of a prefill chunk, the rows of the accepted paths with masks, and the beams."""
-    accepted = options.batch * (accept_rows(options) + mask_rows(draft, options))
-    return max(options.prefill_chunk, accepted, options.batch * beam_rows(options))
+    passes = (
+        sequences * rows
+        for sequences, tree in steps(options)
+        for rows in (accept_rows(options) + mask_rows(draft, tree), _beam(tree))
+    )
+    return max(options.prefill_chunk, *passes)
 
 
 def read_rows(draft: Draft, options: Options) -> int:
     """Most rows whose logits the drafter computes at once: those of a beam, or of all levels drafted in parallel."""
-    return options.batch * max(beam_rows(options), 1 + mask_rows(draft, options))
+    return max(sequences * _read(draft, tree) for sequences, tree in steps(options))
+
+
+def _read(draft: Draft, tree: Tree | None) -> int:
+    return max(_beam(tree), 1 + mask_rows(draft, tree)) if tree else 0
+
+
+def candidate_words(draft: Draft, options: Options) -> int:
+    """Most words that one device of the drafter brings to an all-gather of candidates."""
+    return max(
+        sequences * _read(draft, tree) * (CandidateLayout(top_k=tree.top_k).words if tree else 0)
+        for sequences, tree in steps(options)
+    )
 
 
 def tree_pool(tree: Tree) -> int:
@@ -111,8 +156,8 @@ def tree_pool(tree: Tree) -> int:
 
 
 def pool_rows(options: Options) -> int:
-    """Candidates of one tree; 0 in plain decoding."""
-    return tree_pool(options.tree) if options.tree else 0
+    """Candidates of the trees of a step, at most; 0 in plain decoding."""
+    return max(sequences * tree_pool(tree) if tree else 0 for sequences, tree in steps(options))
 
 
 def cache_positions(options: Options, window: int | None) -> int:
@@ -146,9 +191,10 @@ def draft_tree_rows(draft: Draft, options: Options) -> int:
 
     Of parallel drafting the padding's row, and behind it those of the masks, which are written together with it.
     """
+    trees = [tree for _, tree in steps(options) if tree]
     if draft.mask_token_id is not None:
-        return 1 + mask_rows(draft, options)
-    return max(1, sum(fed_rows(options.tree))) if options.tree else 1
+        return 1 + max((mask_rows(draft, tree) for tree in trees), default=0)
+    return max((1, *(sum(fed_rows(tree)) for tree in trees)))
 
 
 def draft_kv_rows(draft: Draft, options: Options) -> int:
@@ -262,8 +308,13 @@ PLAIN_STEP = StepLayout(kept=1, nodes=1)
 """Layout of plain decoding: the tree is its root."""
 
 
+def tree_layout(verified: Tree | None, drafted: Tree | None) -> StepLayout:
+    """Return the layout of the message of a step that verified trees of one kind and drafted the next of another."""
+    return StepLayout(kept=_kept(verified), nodes=_nodes(drafted))
+
+
 def step_layout(options: Options) -> StepLayout:
-    """Return the layout of the step message of a plan; with a draft the larger of its two decoding modes."""
+    """Return the layout of the largest step message of a plan."""
     return StepLayout(kept=accept_rows(options), nodes=tree_rows(options))
 
 
@@ -330,10 +381,15 @@ class FeatureLayout:
         return self.feature_start + self.sequences * self.rows * self.row_bytes
 
 
-def feature_layout(model: Model, draft: Draft, options: Options, *, sequences: int, rows: int) -> FeatureLayout:
-    """Return the layout of a feature message with so many rows of each of so many sequences."""
+def feature_layout(
+    model: Model, draft: Draft, options: Options, *, sequences: int, rows: int, kept: int | None = None
+) -> FeatureLayout:
+    """Return the layout of a feature message with so many rows of each of so many sequences.
+
+    ``kept``: nodes of a path; None: as many as a step keeps at most.
+    """
     row_bytes = feature_width(model, draft) * DTYPE_BYTES[options.dtype]
-    return FeatureLayout(sequences=sequences, rows=rows, kept=accept_rows(options), row_bytes=row_bytes)
+    return FeatureLayout(sequences=sequences, rows=rows, kept=kept or accept_rows(options), row_bytes=row_bytes)
 
 
 def step_features(model: Model, draft: Draft, options: Options) -> FeatureLayout:

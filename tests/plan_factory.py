@@ -34,6 +34,7 @@ from plans.schema import (
     Plan,
     Proof,
     Run,
+    ScheduledTree,
     Stage,
     Transport,
     Tree,
@@ -212,6 +213,7 @@ def make_plan(
     prefill_chunk: int = 16,
     stall_timeout_s: int = 8,
     tree: Tree = TREE,
+    schedule: tuple[ScheduledTree, ...] | None = None,
     devices: Sequence[Device] | None = None,
     complete: bool = True,
 ) -> Plan:
@@ -253,6 +255,7 @@ def make_plan(
             simplify_ppm=0,
             max_devices=None,
             tree=tree if draft is not None else None,
+            schedule=schedule,
         ),
         inventory=_inventory(tuple(listed)),
         model=model,

@@ -315,27 +315,32 @@ class DraftShares:
     def passes(self) -> tuple[tuple[Pass, int], ...]:
         """Passes of a step and how often each is made: over the accepted rows, then over the rows fed back.
 
-        Where levels are drafted in parallel there is one, over the accepted rows and the masks behind them.
+        Where levels are drafted in parallel there is one, over the accepted rows and the masks behind them. Without a
+        tree there is the first, over the rows of a plain step.
         """
         tree, batch, hidden = self.options.tree, self.options.batch, self.draft.hidden_size
-        assert tree is not None
         first = Pass(
-            rows=batch * (accept_rows(self.options) + mask_rows(self.draft, self.options)),
+            rows=batch * (accept_rows(self.options) + mask_rows(self.draft, self.options.tree)),
             batch=batch,
             kv_rows=draft_kv_rows(self.draft, self.options),
             inputs=self.draft.attention_width(0),
             hidden=hidden,
             width=DTYPE_BYTES[self.options.dtype],
         )
-        fed = () if self.draft.mask_token_id is not None else fed_rows(tree)
+        fed = () if tree is None or self.draft.mask_token_id is not None else fed_rows(tree)
         every = ((dataclasses.replace(first, rows=batch * rows), fed.count(rows)) for rows in dict.fromkeys(fed))
         return (first, 1), *every
 
     @cached_property
     def read_rows(self) -> tuple[int, ...]:
-        """Rows that the lm_head reads in each of the passes: of the first the output at the root, and the masks."""
+        """Rows that the lm_head reads in each of the passes: of the first the output at the root, and the masks.
+
+        None without a tree.
+        """
         (_, *again), batch = self.passes, self.options.batch
-        return (batch * (1 + mask_rows(self.draft, self.options)), *(sizes.rows for sizes, _ in again))
+        if self.options.tree is None:
+            return (0,)
+        return (batch * (1 + mask_rows(self.draft, self.options.tree)), *(sizes.rows for sizes, _ in again))
 
     @cached_property
     def attention(self) -> Callable[[int, KvShare], Work]:
@@ -370,7 +375,8 @@ class DraftShares:
         """Return the time of the logits of so many rows of the lm_head, in all passes of a step."""
         width = DTYPE_BYTES[self.options.dtype]
         times = zip(self.read_rows, (times for _, times in self.passes), strict=True)
-        return sum(n * rows_work(self.draft.hidden_size, width, table_rows, rows).ps(device) for rows, n in times)
+        hidden = self.draft.hidden_size
+        return sum(n * rows_work(hidden, width, table_rows, rows).ps(device) for rows, n in times if rows)
 
     @cached_property
     def bytes(self) -> Callable[[KvShare, bool, int], int]:

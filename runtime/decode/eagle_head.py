@@ -12,16 +12,18 @@ Shapes: B sequences, b those of them that this device has in its cache, W rows o
 of the drafter, F width of a target feature, k top_k, A most rows kept at once.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from plans.kv import KvShare, kv_shares
-from plans.schema import Draft, Plan
+from plans.schema import Draft, Plan, Tree
 from plans.slot_records import DraftSlots
 from plans.slots import draft_slots, vocabulary_rows
 from plans.step import accept_rows, draft_tree_rows, fed_rows, mask_rows
 from runtime.comm.groups import Comm
-from runtime.decode.messages import FeatureMessage
+from runtime.decode.messages import FeatureMessage, among
 from runtime.decode.tree import Candidates
 from runtime.decode.tree_growth import Growth, Level, growth_of
 from runtime.image.buffers import Memory
@@ -106,14 +108,14 @@ class Eagle3Head:
 class Drafter:
     """One device's share of the EAGLE head, and the trees that it grows."""
 
-    def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm) -> None:
+    def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm, kinds: Iterable[tuple[int, Tree]]) -> None:
+        """``kinds``: numbers of sequences that are drafted for together, and the trees then."""
         draft, placement, options = plan.draft, plan.draft_placement, plan.options
         assert draft is not None
         assert placement is not None
-        assert options.tree is not None
         assert comm.draft is not None
         self.group = comm.draft
-        self._kept, self._batch = accept_rows(options), options.batch
+        self._kept, self._batch, self._chunk = accept_rows(options), options.batch, options.prefill_chunk
         self._dtype = DTYPES[options.dtype]
         index = comm.draft.index
         binder = Binder(slots=slots, group=comm.draft, hidden=draft.hidden_size)
@@ -132,36 +134,33 @@ class Drafter:
         self._cache = cache_of([memory.buffer("draft.kv")], draft_tree_rows(draft, options), options.batch, share)
         if len(self._cache.sequences) == options.batch:
             self._head.run_whole(self._cache.layers)
-        self._bias, beams = memory.buffer("draft.bias"), memory.buffer("draft.beam")
-        self._beams = beams.view(options.batch, -1, beams.shape[1])[: len(self._cache.sequences)]
+        self._bias, self._beams = memory.buffer("draft.bias"), memory.buffer("draft.beam")
         table = own_frequencies(binder.tensor(own.rope), share)
         self._rotary = rotary_tables([table], memory.buffer("draft.rotary"), self._dtype)
-        self._tree, self._growths = options.tree, dict[int, Growth]()
-        self._masks = mask_rows(draft, options)
-        self._hidden = draft.hidden_size
+        self._draft, self._hidden = draft, draft.hidden_size
         if own.mask_hidden is not None:
             self._mask_token = torch.full((1,), draft.mask_token_id or 0, device=memory.buffer("draft.bias").device)
             self._mask_feature = self._head.feature(binder.tensor(own.mask_hidden).unsqueeze(0))  # [1, H]
         self._first_of = torch.arange(options.batch, device=self._bias.device)
-        self._fed = {count: self._fed_rows(count) for count in range(1, len(self._cache.sequences) + 1)}
-        """By number of sequences: sequence and level of each row that is fed while trees grow, [rows, 2]."""
+        self._growths = dict[tuple[Tree, int], Growth]()
+        self._fed = dict[tuple[Tree, int], Tensor]()
+        """By tree and number of own sequences: sequence and level of each row that is fed while trees grow, [rows, 2].
+        """
+        for places, tree in kinds:
+            self._growths[tree, places] = growth_of(tree, places, self._dtype, self._bias.device, self._cache.tree_rows)
+            held = len(self._cache.sequences)
+            for count in (places,) if held == options.batch else range(1, held + 1):
+                self._fed[tree, count] = self._fed_rows(tree, count)
         self._no_rows = Rows.none(self._rotary, self._bias)
         self.recorded = False
         """True: keep the candidates of the trees of each draft."""
         self.pool: Candidates | None = None
         """Those of the last draft; None where nothing is kept, and of other trees than dynamic ones."""
-        self._growth(options.batch)
 
-    def _fed_rows(self, sequences: int) -> Tensor:
-        fed = [(number, depth) for depth, rows in enumerate(fed_rows(self._tree)) for number in range(sequences)
+    def _fed_rows(self, tree: Tree, sequences: int) -> Tensor:
+        fed = [(number, depth) for depth, rows in enumerate(fed_rows(tree)) for number in range(sequences)
                for _ in range(rows)]  # fmt: skip
         return torch.tensor(fed, dtype=torch.int64, device=self._bias.device).view(-1, 2)
-
-    def _growth(self, sequences: int) -> Growth:
-        """Return the growth of so many trees."""
-        if sequences not in self._growths:
-            self._growths[sequences] = growth_of(self._tree, sequences, self._dtype, self._bias.device)
-        return self._growths[sequences]
 
     def extend(self, message: FeatureMessage, first: int) -> Tensor:
         """Run the accepted pairs of sequences ``first`` and those behind it; return the outputs at the last [S, H].
@@ -200,39 +199,58 @@ class Drafter:
         return slice(own.start * width, own.stop * width) if len(self._cache.sequences) < self._batch else None
 
     def draft(
-        self, message: FeatureMessage | None, joined: dict[int, Tensor], roots: Tensor, pending: Tensor, first: int
+        self,
+        message: FeatureMessage | None,
+        joined: dict[int, Tensor],
+        roots: Tensor,
+        pending: Tensor,
+        places: tuple[slice, slice],
+        tree: Tree | None,
     ) -> tuple[Tensor, Tensor]:
         """Extend by the accepted pairs of a step, where it has some, and draft; return trees as ``grow`` does.
 
         ``joined``: by number among the S sequences, the output at the last pair of a prompt [H], which was run before.
-        ``roots``, ``pending`` and ``first`` as in ``grow``.
+        ``roots`` and ``pending`` as in ``grow``. ``places``: of the pairs, and of all S sequences, the former among
+        them. ``tree``: of the trees that are grown; None: they are their roots.
         """
-        if self._masks:
-            return self._draft_at_once(message, joined, roots, pending, first)
-        if message is None:
+        extended, drafted = places
+        if tree is not None and mask_rows(self._draft, tree):
+            return self._draft_at_once(message, joined, roots, pending, places, tree)
+        hidden = None if message is None else self.extend(message, extended.start)
+        if tree is None:
+            return roots.unsqueeze(1), torch.zeros_like(roots).unsqueeze(1)
+        if hidden is None or extended != drafted:
+            own = hidden
             hidden = torch.zeros(len(roots), self._hidden, dtype=self._dtype, device=roots.device)
-        else:
-            hidden = self.extend(message, first)
+            if own is not None:
+                hidden[extended.start - drafted.start :][: len(own)].copy_(own)
         for number, feature in joined.items():
             hidden[number].copy_(feature)
-        return self.grow(hidden, roots, pending, first)
+        return self.grow(hidden, roots, pending, drafted.start, tree)
 
     def _draft_at_once(
-        self, message: FeatureMessage | None, joined: dict[int, Tensor], roots: Tensor, pending: Tensor, first: int
+        self,
+        message: FeatureMessage | None,
+        joined: dict[int, Tensor],
+        roots: Tensor,
+        pending: Tensor,
+        places: tuple[slice, slice],
+        tree: Tree,
     ) -> tuple[Tensor, Tensor]:
         """Draft a chain in one pass, over the accepted pairs and behind them masks for the tokens to be drafted.
 
         The output at the last pair gives the first token, that at the i-th mask the one after i further tokens. A mask
         sees the pairs, the masks before it and itself; its KV is overwritten in the next step. M masks.
         """
-        count, masks = len(roots), self._masks
+        count, masks = len(roots), mask_rows(self._draft, tree)
         tokens, feature = self._mask_token.expand(count, masks), self._mask_feature.expand(count, masks, -1)
         width, accepted = 0, None
         if message is not None:
-            width, accepted = message.tokens.shape[1], message.accepted
-            tokens = torch.cat([message.tokens, tokens], 1)
-            feature = torch.cat([self._head.feature(message.features).view(count, width, -1), feature], 1)
-        rows = self._masked(range(first, first + count), width, accepted, pending)
+            width = message.tokens.shape[1]
+            own = self._head.feature(message.features).view(len(message.tokens), width, -1)
+            accepted, pairs, own = (among(part, *places) for part in (message.accepted, message.tokens, own))
+            tokens, feature = torch.cat([pairs, tokens], 1), torch.cat([own, feature], 1)
+        rows = self._masked(places[1], masks, width, accepted, pending)
         embedded = self._embed(tokens.flatten(), self._dtype)
         outputs = self._head(embedded, feature.reshape(count * (width + masks), -1), self._cache.layers, rows)
         outputs = outputs.view(count, width + masks, -1)
@@ -244,14 +262,14 @@ class Drafter:
             read[:, 0].copy_(outputs[self._first_of[:count], accepted])
         for number, output in joined.items():
             read[number, 0].copy_(output)
-        drafted, _ = self._candidates(read.flatten(0, 1))
+        drafted, _ = self._candidates(read.flatten(0, 1), tree)
         parents = (torch.arange(2 + masks, device=roots.device) - 1).clamp_(min=0)
         return torch.cat([roots.unsqueeze(1), drafted.view(count, -1)], 1), parents.expand(count, -1)
 
-    def _masked(self, sequences: range, width: int, accepted: Tensor | None, pending: Tensor) -> Rows:
-        """Return ``width`` rows of each of these sequences behind what is committed of it, then its masks."""
-        cache, masks = self._cache, self._masks
-        here, own = shared(sequences, cache.sequences)
+    def _masked(self, places: slice, masks: int, width: int, accepted: Tensor | None, pending: Tensor) -> Rows:
+        """Return ``width`` rows of the sequences of these places behind what is committed of them, then their masks."""
+        cache = self._cache
+        here, own = shared(range(places.start, places.stop), cache.sequences)
         count, n = here.stop - here.start, width + masks
         if not count:
             return self._no_rows
@@ -281,21 +299,22 @@ class Drafter:
             own=self._here(here, n),
         )
 
-    def grow(self, feature: Tensor, roots: Tensor, pending: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    def grow(self, feature: Tensor, roots: Tensor, pending: Tensor, first: int, tree: Tree) -> tuple[Tensor, Tensor]:
         """Grow trees from the outputs of ``extend`` [S, H] and root tokens [S]; return tokens and parents [S, N].
 
         ``pending`` [S]: pairs that ``extend`` ran and that are not committed yet. ``first``: as in ``extend``.
         """
-        growth, sequences = self._growth(len(roots)), range(first, first + len(roots))
+        growth, sequences = self._growths[tree, len(roots)], range(first, first + len(roots))
         growth.recorded = self.recorded
         here, own = shared(sequences, self._cache.sequences)
         end = self._cache.lengths[own] + pending[here].unsqueeze(1)  # [b, 1]
-        window, rotary = self._start(end, own)
-        level = growth.start(roots, *self._candidates(feature))
+        beams = self._beams[: len(roots) * max((1, *fed_rows(tree)))].view(len(roots), -1, self._beams.shape[1])
+        window, rotary = self._start(end, own, tree, beams)
+        level = growth.start(roots, *self._candidates(feature, tree))
         hidden = feature
         while level is not None:
-            hidden = self._feed(level, hidden, self._beam(level, rotary, window, here, own))
-            level = growth.grow(level, *self._candidates(hidden))
+            hidden = self._feed(level, hidden, self._beam(level, rotary, window, here, own, beams))
+            level = growth.grow(level, *self._candidates(hidden, tree))
         trees, self.pool = growth.finish(), growth.pool
         return trees
 
@@ -315,30 +334,36 @@ class Drafter:
         if sequence in own:
             self._cache.restart(own.index(sequence), own.index(source), length)
 
-    def _candidates(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def exchange(self, a: int, b: int) -> None:
+        """Exchange two sequences; the copies of a chunk of rows are bounded by `draft.scratch.attention`."""
+        self._cache.exchange(a, b, self._chunk)
+
+    def _candidates(self, hidden: Tensor, tree: Tree) -> tuple[Tensor, Tensor]:
         """Return the k best tokens (ids of the base) after each row, and their log-probabilities [W, k]."""
-        tokens, scores = self._lm_head.top(self._head.read(hidden), self._tree.top_k)
+        tokens, scores = self._lm_head.top(self._head.read(hidden), tree.top_k)
         return (tokens if self._targets is None else self._targets[tokens]), scores
 
-    def _start(self, end: Tensor, own: slice) -> tuple[int, tuple[Tensor, ...]]:
+    def _start(self, end: Tensor, own: slice, tree: Tree, beams: Tensor) -> tuple[int, tuple[Tensor, ...]]:
         """Let all nodes see the sequence up to ``end`` [b, 1]; return the window, and the rotary of all levels.
 
-        Each level adds its tree rows.
+        ``beams`` [S, most nodes of a level, T]: masks of a level, to which each adds its tree rows.
         """
         cache, count = self._cache, own.stop - own.start
         if not count:
             return 0, self._no_rows.rotary
-        beams, fed, window = self._beams[:count], self._fed[count], cache.window(self._kept, own)
+        beams, fed, window = beams[:count], self._fed[tree, count], cache.window(self._kept, own)
         hide(beams[..., cache.tree_rows : window], cache.columns[: window - cache.tree_rows] < end.unsqueeze(2))
         return window, rotary_at(self._rotary, end.flatten()[fed[:, 0]] + fed[:, 1])
 
-    def _beam(self, level: Level, rotary: tuple[Tensor, ...], window: int, here: slice, own: slice) -> Rows:
+    def _beam(
+        self, level: Level, rotary: tuple[Tensor, ...], window: int, here: slice, own: slice, beams: Tensor
+    ) -> Rows:
         """Return the nodes of a level as rows, whose KV is written to the level's rows of the cache."""
         cache, written, (batch, rows) = self._cache, level.cache_rows, level.parents.shape
         count = here.stop - here.start
         if not count:
             return self._no_rows
-        beams = self._beams[:count, :rows]
+        beams = beams[:count, :rows]
         if self._share.axis == "context" and self._share.part:
             beams[..., : cache.tree_rows].fill_(float("-inf"))  # the tree is on every member, and counts once
         else:

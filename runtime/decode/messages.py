@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plans.step import FeatureLayout, StepLayout
+from plans.step import PLAIN_STEP, FeatureLayout, StepLayout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,21 +80,44 @@ class Message:
     parents: list[int]
 
 
-class Channel:
-    """The step message in a decoding mode: views of its buffer, and the rank that fills it."""
+def among(part: Tensor, extended: slice, drafted: slice) -> Tensor:
+    """Return what the sequences of some places have [s, ...] among those of more places, with zeros for the others."""
+    if extended == drafted:
+        return part
+    whole = part.new_zeros(drafted.stop - drafted.start, *part.shape[1:])
+    whole[extended.start - drafted.start :][: len(part)].copy_(part)
+    return whole
 
-    def __init__(
-        self, buffer: Tensor, layout: StepLayout, *, batch: int, levels: int, source: int, drafted: bool
-    ) -> None:
-        """``levels``: most levels of a tree below its root; ``source``: the rank that writes the message."""
-        self._layout = layout
-        self.wire = buffer[: batch * layout.words].view(batch, -1)
+
+class Channel:
+    """The step message in a decoding mode: views of its buffer for P places, and the rank that fills it."""
+
+    def __init__(self, buffer: Tensor, *, source: int, drafted: bool) -> None:
+        """``source``: the rank that writes the message; ``drafted``: trees may have more than their roots."""
+        self._buffer = buffer
+        self.source, self.drafted = source, drafted
+        self.reset()
+
+    def reset(self) -> None:
+        """Discard the message."""
+        self._buffer.zero_()
+        self.lay_out(PLAIN_STEP, 1)
+
+    def lay_out(self, layout: StepLayout, places: int) -> None:
+        """Take the buffer as a message of this layout, for the first ``places`` of the batch."""
+        self._layout, self.nodes, self.kept = layout, layout.nodes, layout.kept
+        self.wire = self._buffer[: places * layout.words].view(places, -1)
         self.accepted = self.wire[:, 0]
         self.path = self.wire[:, layout.path]
         self.tokens = self.wire[:, layout.tokens]
         self.parents = self.wire[:, layout.parents]
-        self.nodes, self.kept = layout.nodes, layout.kept
-        self.levels, self.source, self.drafted = levels, source, drafted
+
+    def exchange(self, a: int, b: int) -> None:
+        """Exchange what the message has for two places; nothing where it has only one of them."""
+        if max(a, b) < len(self.wire):
+            kept = self.wire[a].clone()
+            self.wire[a].copy_(self.wire[b])
+            self.wire[b].copy_(kept)
 
     def write(self, places: slice, accepted: Tensor, path: Tensor, tokens: Tensor, parents: Tensor) -> None:
         """Write ``accepted`` [S], ``path`` [S, A], ``tokens`` and ``parents`` [S, N] of S places."""
@@ -106,7 +129,7 @@ class Channel:
             self.accepted[:1].add_(notice.word * NOTICE)
 
     def read(self) -> tuple[list[Message], Notice]:
-        """Return the message of each sequence, and the notice: the one transfer to the host of a step."""
+        """Return the message of each place, and the notice: the one transfer to the host of a step."""
         rows, layout = self.wire.tolist(), self._layout
         word = rows[0][0] // NOTICE
         if word:

@@ -1,13 +1,14 @@
 """The parts of a plan that one rank runs, and the channels on which it exchanges messages with the other ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from plans.schema import Plan
-from plans.step import PLAIN_STEP, accept_rows, feature_layout, step_layout, tree_depth
+from plans.places import is_padded
+from plans.schema import Plan, Tree
+from plans.step import feature_layout
 from runtime.comm.groups import Comm, Group
 from runtime.decode.eagle_head import Drafter
 from runtime.decode.messages import Channel, FeatureMessage, feature_message
@@ -31,9 +32,12 @@ class FeatureLink:
     """The broadcast of accepted features from the verifier, the leader of the lm_head, to the drafter's ranks."""
 
     def __init__(
-        self, group: Group, step: Callable[[int], FeatureMessage], chunk: Callable[[int], FeatureMessage]
+        self, group: Group, step: Callable[[int, int], FeatureMessage], chunk: Callable[[int], FeatureMessage]
     ) -> None:
-        """``step``: view of the buffer for the kept rows of so many sequences; ``chunk``: for so many of a prompt."""
+        """Bind views of the buffer.
+
+        ``step``: for so many sequences and kept rows of each; ``chunk``: for so many rows of a prompt.
+        """
         self._group, self.step, self.chunk = group, step, chunk
 
     def broadcast(self, message: FeatureMessage, accepted: Accepted | None) -> FeatureMessage:
@@ -66,39 +70,33 @@ class Parts:
     rows that nobody needs are not computed; no row's bits depend on others."""
 
 
-def parts_of(plan: Plan, slots: Slots, memory: Memory, comm: Comm, device: torch.device) -> Parts:
-    """Bind the parts of a plan that this rank runs to its image and its buffers."""
+def parts_of(
+    plan: Plan, slots: Slots, memory: Memory, comm: Comm, device: torch.device, kinds: Iterable[tuple[int, Tree]]
+) -> Parts:
+    """Bind the parts of a plan that this rank runs to its image and its buffers; ``kinds`` as in ``Drafter``."""
     in_base = any((comm.embed, *comm.stages, comm.head))
     return Parts(
         base=Base(plan, slots, memory, comm) if in_base else None,
-        drafter=Drafter(plan, slots, memory, comm) if comm.draft is not None else None,
+        drafter=Drafter(plan, slots, memory, comm, kinds) if comm.draft is not None else None,
         features=_feature_link(plan, memory, comm),
         plain=_plain_channel(plan, memory),
         drafted=_drafted_channel(plan, memory),
         device=device,
-        padded=any(own.kind != "cpu" for own in plan.devices),
+        padded=is_padded(plan),
     )
 
 
 def _plain_channel(plan: Plan, memory: Memory) -> Channel:
     """Return the step message of a tree that is its root; the leader of the lm_head writes it."""
-    source = _rank_of(plan, plan.head.devices[0])
-    batch = plan.options.batch
-    return Channel(memory.buffer("message"), PLAIN_STEP, batch=batch, levels=0, source=source, drafted=False)
+    return Channel(memory.buffer("message"), source=_rank_of(plan, plan.head.devices[0]), drafted=False)
 
 
 def _drafted_channel(plan: Plan, memory: Memory) -> Channel | None:
     """Return the step message of draft trees; the leader of the drafter's group writes it."""
     if plan.draft_placement is None:
         return None
-    return Channel(
-        memory.buffer("message"),
-        step_layout(plan.options),
-        batch=plan.options.batch,
-        levels=tree_depth(plan.options),
-        source=_rank_of(plan, plan.draft_placement.devices[0]),
-        drafted=True,
-    )
+    source = _rank_of(plan, plan.draft_placement.devices[0])
+    return Channel(memory.buffer("message"), source=source, drafted=True)
 
 
 def _feature_link(plan: Plan, memory: Memory, comm: Comm) -> FeatureLink | None:
@@ -110,9 +108,9 @@ def _feature_link(plan: Plan, memory: Memory, comm: Comm) -> FeatureLink | None:
     def chunk(rows: int) -> FeatureMessage:
         return feature_message(feature_layout(model, draft, options, sequences=1, rows=rows), buffer, dtype)
 
-    def step(sequences: int) -> FeatureMessage:
-        rows = accept_rows(options)
-        return feature_message(feature_layout(model, draft, options, sequences=sequences, rows=rows), buffer, dtype)
+    def step(sequences: int, rows: int) -> FeatureMessage:
+        layout = feature_layout(model, draft, options, sequences=sequences, rows=rows, kept=rows)
+        return feature_message(layout, buffer, dtype)
 
     return FeatureLink(comm.feature, step=step, chunk=chunk)
 

@@ -21,24 +21,26 @@ class Pool:
     """Log-probability of the path from the root."""
     parents: list[int]
     """Index of the parent in the pool, -1 for the root."""
+    nodes: int
+    """Nodes of the tree that is made of it, the root included."""
 
 
-def pools(candidates: Candidates) -> Iterator[Pool]:
-    """Yield the candidates of each sequence on the host; on a GPU this waits for it."""
+def pools(candidates: Candidates, nodes: int) -> Iterator[Pool]:
+    """Yield the candidates of each sequence on the host; on a GPU this waits for it. ``nodes`` as in ``Pool``."""
     rows = (candidates.tokens.tolist(), candidates.scores.tolist(), candidates.parents.tolist())
     for tokens, scores, parents in zip(*rows, strict=True):
-        yield Pool(tokens=tokens, scores=scores, parents=parents)
+        yield Pool(tokens=tokens, scores=scores, parents=parents, nodes=nodes)
 
 
-def compared(pool: Pool, following: Sequence[int], nodes: int) -> Drafted:
-    """Compare a draft with the tokens behind its root; ``nodes``: of its tree, the root included.
+def compared(pool: Pool, following: Sequence[int]) -> Drafted:
+    """Compare a draft with the tokens behind its root.
 
     The walk ends where a node's children are not known, as it was not fed to the drafter, and where the text ends.
     """
     children: dict[int, list[int]] = {}
     for index, parent in enumerate(pool.parents):
         children.setdefault(parent, []).append(index)
-    chosen = sorted(range(len(pool.scores)), key=lambda index: (-pool.scores[index], index))[: nodes - 1]
+    chosen = sorted(range(len(pool.scores)), key=lambda index: (-pool.scores[index], index))[: pool.nodes - 1]
     in_tree, accepted = set(chosen), 0
     ranks, node, missed = [], -1, False
     for token in following:

@@ -15,6 +15,7 @@ place, a prompt can reuse the first n if L <= K, or n >= L - S: then its next ro
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from runtime.decode.messages import Message
 
@@ -38,7 +39,7 @@ class Sequences:
 
         ``kept``: K, None where all layers hold all positions; ``spare``: S.
         """
-        self._copies, self._kept, self._spare = copies, kept, spare
+        self.copies, self._kept, self._spare = copies, kept, spare
         self._written = [0] * batch
         """L: most positions that the caches of each place have had since it began with none."""
         self.tokens: list[list[int]] = [[] for _ in range(batch)]
@@ -69,9 +70,9 @@ class Sequences:
             return Start(place=least, source=least, reused=0)
         rows = [self.reusable(place, prompt, drafted=drafted) for place in range(len(self.tokens))]
         best = max(range(len(rows)), key=lambda place: (rows[place], place in free, place == least, -place))
-        if best in free and (2 * rows[best] >= len(self.tokens[best]) or not self._copies):
+        if best in free and (2 * rows[best] >= len(self.tokens[best]) or not self.copies):
             return Start(place=best, source=best, reused=rows[best])
-        if self._copies:
+        if self.copies:
             return Start(place=least, source=best if rows[best] > rows[least] else least, reused=rows[best])
         place = max(free, key=lambda place: (rows[place], -self._used[place]))
         return Start(place=place, source=place, reused=rows[place])
@@ -117,12 +118,17 @@ class Sequences:
         self._certain[place] &= certain
 
     def committed_rows(self, messages: list[Message]) -> list[int]:
-        """Return how many rows each place commits in a step: root and accepted nodes, or 0 where it is not active."""
-        return [message.accepted + 1 if on else 0 for message, on in zip(messages, self.active, strict=True)]
+        """Return how many rows each place of a step commits: root and accepted nodes, or 0 where it is not active."""
+        return [message.accepted + 1 if on else 0 for message, on in zip(messages, self.active, strict=False)]
 
     def end(self, place: int) -> None:
         """Record that the sequence of a place has ended: it commits nothing more."""
         self.active[place] = False
+
+    def exchange(self, a: int, b: int) -> None:
+        """Record that two places have changed what is in their caches, and their sequences."""
+        for listed in (self._written, self.tokens, self.drafted, self.active, self._certain, self._used):
+            swap(listed, a, b)
 
     def forget(self) -> None:
         """Discard the record, so that nothing is reused."""
@@ -136,6 +142,11 @@ class Sequences:
         except BaseException:
             self.forget()
             raise
+
+
+def swap(listed: list[Any], a: int, b: int) -> None:
+    """Exchange two items of a list."""
+    listed[a], listed[b] = listed[b], listed[a]
 
 
 def common_length(old: Sequence[int], new: Sequence[int]) -> int:

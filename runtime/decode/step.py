@@ -41,9 +41,18 @@ A prompt's chunk is run between two steps of the others. The step after its last
 with the next trees of the others, so that joining costs nothing but the chunks; from then on it takes part in verify.
 Where no place is active a step verifies nothing. Every rank calls the same in the same order.
 
+A step computes the first S places. Before it, places are exchanged, with all that is in their caches, so that the
+active ones are the first and the joining ones follow; so the caller's number of a place stays, and where it lies
+changes. S is the number of these places; with a GPU in the plan the next power of two, so that there are few shapes.
+Those that are not active keep their rows in every shape and commit nothing. Where a KV cache is divided by batch
+nothing is exchanged, and a step computes the places from the first of these to the last.
+
+**Trees.** Which tree is drafted follows from the number of running sequences, active or joining (``plans.step``). The
+next step verifies it, whatever ended in between. A tree may be its root alone: a plain step, in which the drafter
+extends by the features of the token and draws nothing, so that its cache is whole when it drafts again.
+
 Shapes: B places, S of them in a step, N nodes of a tree, A most nodes of a path, H hidden size, a captured features of
-a row. With a GPU in the plan S = B; otherwise the places from the first that is active or joining to the last. Those in
-between that are not active keep their rows in every shape and commit nothing.
+a row.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -52,16 +61,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plans.kv import kv_division
-from plans.schema import Plan
-from plans.step import accept_rows, least_kept_positions, written_rows
+from plans.places import is_movable, is_padded, places
+from plans.schema import Plan, Tree
+from plans.step import accept_rows, least_kept_positions, tree_for, tree_layout, written_rows
 from runtime.comm.groups import Comm
 from runtime.decode.choice import choose_in_trees
-from runtime.decode.messages import Message, Notice, nothing
+from runtime.decode.messages import Message, Notice, among, nothing
 from runtime.decode.parts import Accepted, parts_of
 from runtime.decode.pool import Pool, pools
 from runtime.decode.prefill import Prefill, Prompt, Root
-from runtime.decode.sequences import Sequences
+from runtime.decode.sequences import Sequences, swap
 from runtime.decode.tree import ancestors
 from runtime.decode.verify import forced, walk
 from runtime.image.buffers import Memory
@@ -91,6 +100,8 @@ class Taken:
     message: Message
     joined: bool
     """True for the first step of a sequence, which verified nothing of it."""
+    drafted: bool = False
+    """True where a tree with more than its root was verified."""
     pool: Pool | None = None
     """Candidates of the next tree, whose root is the last of ``tokens``, where drafts are recorded."""
 
@@ -99,19 +110,23 @@ class Stepper:
     """Decoder of one rank: runs its share of a plan, place by place in prefill, all places together in a step."""
 
     def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm, device: torch.device) -> None:
-        self._comm, self._progress = comm, comm.progress
-        self._parts = parts_of(plan, slots, memory, comm, device)
-        batch = plan.options.batch
-        divisions = [kv_division(stage) for stage in plan.stages]
-        divisions += [kv_division(plan.draft_placement)] if plan.draft_placement else []
+        self._comm, self._progress, self._options = comm, comm.progress, plan.options
+        batch, movable = plan.options.batch, is_movable(plan)
+        self._places = [places(plan, count) for count in range(batch + 1)]
+        """Places that a step computes, by number of running sequences."""
+        self._parts = parts_of(plan, slots, memory, comm, device, self._kinds(plan))
         self._sequences = Sequences(
             batch,
-            copies=all(division.axis != "batch" for division in divisions),
+            copies=movable,
             kept=least_kept_positions(plan.model, plan.options),
             spare=written_rows(plan.options),
         )
         self._prefill = Prefill(plan, self._parts, memory, comm)
         self._channel, self._mode = self._parts.plain, Mode(draft=False, accept=None)
+        self._tree: Tree | None = None
+        """Kind of the trees that the next step verifies."""
+        self._place_of = list(range(batch))
+        """Where each place of the callers is now; all that follows goes by these."""
         self._prompts: dict[int, Prompt] = {}
         """Prompts that are not whole in the caches yet, by place."""
         self._joining: dict[int, Root] = {}
@@ -125,6 +140,18 @@ class Stepper:
         self._inactive = torch.ones(batch, dtype=torch.bool, device=device)  # as the record has it
         self._no_rows = torch.zeros(batch, dtype=torch.int64, device=device)
         self._no_path = torch.zeros(batch, accept_rows(plan.options), dtype=torch.int64, device=device)
+
+    def _kinds(self, plan: Plan) -> set[tuple[int, Tree]]:
+        """Return for how many places trees are drafted together, and the trees then."""
+        counts = range(1, plan.options.batch + 1)
+        sizes = zip(counts, self._places[1:] if is_movable(plan) or is_padded(plan) else counts, strict=True)
+        kinds = ((size, tree_for(plan.options, count)) for count, size in sizes)
+        return {(size, tree) for size, tree in kinds if tree is not None}
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of running sequences, one for each number of places that a step computes."""
+        return tuple(sorted({size: count for count, size in enumerate(self._places) if count}.values()))
 
     @property
     def drafts(self) -> bool:
@@ -141,9 +168,9 @@ class Stepper:
     def enter(self, mode: Mode) -> None:
         """Decode in another mode from now on; every place is free."""
         assert not any(self._sequences.active), "a mode is that of all sequences"
-        self._mode = mode
+        self._mode, self._tree = mode, None
         self._channel = self._parts.drafted if mode.draft and self._parts.drafted else self._parts.plain
-        self._channel.wire.zero_()  # which another mode may have written in its own layout
+        self._channel.reset()
         if self._parts.drafter is not None:
             self._parts.drafter.recorded = mode.recorded
 
@@ -155,7 +182,8 @@ class Stepper:
 
         ``reuse``: of what any place's caches hold, the longest prefix that they have in common with the prompt.
         """
-        start = self._sequences.start(prompt, free, reuse=reuse, drafted=self._channel.drafted)
+        now = [self._place_of[place] for place in free]
+        start = self._sequences.start(prompt, now, reuse=reuse, drafted=self._channel.drafted)
         with self._sequences.changing():
             self._sequences.begin(start, prompt)
             if self._parts.base is not None:
@@ -163,10 +191,11 @@ class Stepper:
             if self._parts.drafter is not None:
                 self._parts.drafter.restart(start.place, start.source, self._sequences.drafted[start.place])
         self._prompts[start.place] = Prompt(tokens=prompt, sampling=sampling)
-        return start.place, start.reused
+        return self._place_of.index(start.place), start.reused
 
-    def prefill(self, place: int) -> bool:
+    def prefill(self, number: int) -> bool:
         """Run the next chunk of a place's prompt; return True after the last one: the place joins the next step."""
+        place = self._place_of[number]
         prompt, start = self._prompts[place], len(self._sequences.tokens[place])
         with self._sequences.changing():
             root = self._prefill.chunk(place, prompt, start, drafted=self._channel.drafted)
@@ -179,13 +208,42 @@ class Stepper:
         return True
 
     @torch.inference_mode()
-    def end(self, place: int) -> None:
+    def end(self, number: int) -> None:
         """End the sequence of a place, wherever it is: nothing more is committed."""
+        place = self._place_of[number]
         self._prompts.pop(place, None)
         self._joining.pop(place, None)
         self._sequences.end(place)
         self._samplings[place] = None
         self._inactive[place].fill_(True)
+
+    def _arrange(self) -> None:
+        """Exchange places so that the active ones are the first, and the joining ones follow."""
+        active = self._sequences.active
+        first, count = sum(active), sum(active) + len(self._joining)
+        for target in range(count if self._sequences.copies else 0):
+            wanted = [place for place, on in enumerate(active) if on] if target < first else list(self._joining)
+            if target not in wanted:
+                self._exchange(target, max(wanted))
+
+    @torch.inference_mode()
+    def _exchange(self, a: int, b: int) -> None:
+        """Exchange two places, with all that is known of them."""
+        with self._sequences.changing():
+            self._sequences.exchange(a, b)
+            for part in (self._parts.base, self._parts.drafter):
+                if part is not None:
+                    part.exchange(a, b)
+        self._channel.exchange(a, b)
+        kept = self._inactive[a].clone()
+        self._inactive[a].copy_(self._inactive[b])
+        self._inactive[b].copy_(kept)
+        swap(self._samplings, a, b)
+        swap(self._trees, a, b)
+        swap(self._place_of, self._place_of.index(a), self._place_of.index(b))
+        swapped = {a: b, b: a}
+        self._prompts = {swapped.get(place, place): prompt for place, prompt in self._prompts.items()}
+        self._joining = {swapped.get(place, place): root for place, root in self._joining.items()}
 
     # ---- steps ----
 
@@ -195,21 +253,25 @@ class Stepper:
         ``notice``: called on the rank that writes the step message; all ranks return what it returned there.
         """
         sequences, drafted = self._sequences, self._channel.drafted
-        self._pools = {}
+        self._pools, verified = {}, self._tree
+        self._arrange()
         with sequences.changing():
             messages, agreed = self._step(notice)
             taken: dict[int, Taken] = {}
             for place, message in enumerate(messages):
+                number = self._place_of.index(place)
                 if sequences.active[place]:
                     root, accepted = self._trees[place][0], message.path[1 : 1 + message.accepted]
                     tokens = [self._trees[place][node] for node in accepted]
                     sequences.commit(place, root, tokens, drafted=drafted, certain=self._mode.accept is None)
                     tokens, pool = [*tokens, message.tokens[0]], self._pools.get(place)
-                    taken[place] = Taken(tokens=tokens, message=message, joined=False, pool=pool)
+                    taken[number] = Taken(
+                        tokens=tokens, message=message, joined=False, drafted=verified is not None, pool=pool
+                    )
                 elif place in self._joining:
                     self._join(place)
                     pool = self._pools.get(place)
-                    taken[place] = Taken(tokens=message.tokens[:1], message=message, joined=True, pool=pool)
+                    taken[number] = Taken(tokens=message.tokens[:1], message=message, joined=True, pool=pool)
                 self._trees[place] = message.tokens
         return taken, agreed
 
@@ -245,25 +307,30 @@ class Stepper:
         A rank without a part skips it; ``forward`` and ``accepted`` are None on ranks that do not have the lm_head, and
         where no place is active. The host reads nothing before the message.
         """
-        channel, base, verifies = self._channel, self._parts.base, any(self._sequences.active)
-        accepted, places = None, self._span()
+        channel, base, verified = self._channel, self._parts.base, self._tree
+        (places, drafted), running = self._spans(), sum(self._sequences.active) + len(self._joining)
+        verifies = places.stop > places.start
+        accepted, layout = None, tree_layout(verified if verifies else None, None)
 
         # verify: the base runs all nodes at once; each sees the sequence, its ancestors and itself
         if verifies:
             self._progress.begin("verify")
         if verifies and base is not None:
-            mask = ancestors(channel.parents[places], channel.levels)  # [S, N, N]
+            mask = ancestors(channel.parents[places], verified.depth + 1 if verified else 0)  # [S, N, N]
             forward = base.verify(channel.tokens[places], mask, places.start)
             # accept: walk from the root to the child that the base chose, as far as there is one
             if forward is not None:
-                accepted = self._accept(forward, mask, places)
+                accepted = self._accept(forward, mask, places, layout.kept)
                 self._progress.lap("head")
 
         # draft: the drafter catches up with the accepted path and grows the next trees from the base's last choice
         self._progress.begin("draft")
-        if verifies or self._joining:
+        nodes = channel.nodes
+        self._tree = tree_for(self._options, running) if channel.drafted and running else None
+        channel.lay_out(tree_layout(verified if verifies else None, self._tree), max(1, drafted.stop))
+        if running:
             advance = self._draft if channel.drafted else self._choose
-            advance(accepted, places, verifies=verifies)
+            advance(accepted, (places, drafted), layout.kept, verifies=verifies)
         if self._comm.rank == channel.source:
             channel.notify(notice())
         self._comm.world.broadcast(channel.wire, channel.source)
@@ -273,79 +340,92 @@ class Stepper:
         # commit: the accepted rows become part of each sequence, on every rank
         if verifies:
             self._progress.begin("commit")
-            self._commit(messages, places)
+            self._commit(messages, places, nodes)
             self._progress.lap("commit")
         return messages, agreed
 
-    def _span(self) -> slice:
-        """Return the places that a step computes."""
-        batch = len(self._trees)
-        here = [place for place in range(batch) if self._sequences.active[place] or place in self._joining]
-        return slice(0, batch) if self._parts.padded or not here else slice(here[0], here[-1] + 1)
+    def _spans(self) -> tuple[slice, slice]:
+        """Return the places of which a step verifies trees, and those that it drafts for."""
+        active = [place for place, on in enumerate(self._sequences.active) if on]
+        return self._span(active), self._span(sorted([*active, *self._joining]))
 
-    def _accept(self, forward: Forward, mask: Tensor, places: slice) -> Accepted:
+    def _span(self, running: Sequence[int]) -> slice:
+        """Return the places that are computed for some, in their order."""
+        if not running:
+            return slice(0, 0)
+        if self._sequences.copies or self._parts.padded:
+            return slice(0, self._places[len(running)])
+        return slice(running[0], running[-1] + 1)
+
+    def _accept(self, forward: Forward, mask: Tensor, places: slice, kept: int) -> Accepted:
         """Choose a token from p after every node; return the path of nodes that agree, with the base's features."""
         channel, accept = self._channel, self._mode.accept
         positions, tokens = self._sequences.next_positions[places], channel.tokens[places]
-        chosen = choose_in_trees(forward, mask, self._samplings[places], positions, channel.kept)  # [S, N]
+        chosen = choose_in_trees(forward, mask, self._samplings[places], positions, kept)  # [S, N]
         if accept is None or not channel.drafted:
-            verdict = walk(tokens, channel.parents[places], mask, chosen, channel.kept)
+            verdict = walk(tokens, channel.parents[places], mask, chosen, kept)
         else:
-            verdict = forced(tokens, chosen, channel.kept, accept)
-        rows = (verdict.path + self._first_node[: len(tokens)] * channel.nodes).flatten()  # [S * A], among all nodes
+            verdict = forced(tokens, chosen, kept, accept)
+        rows = (verdict.path + self._first_node[: len(tokens)] * tokens.shape[1]).flatten()  # [S * A], among all nodes
         return Accepted(verdict=verdict, features=forward.features.index_select(1, rows))
 
-    def _choose(self, accepted: Accepted | None, places: slice, *, verifies: bool) -> None:
+    def _choose(
+        self, accepted: Accepted | None, places: tuple[slice, slice], kept_rows: int, *, verifies: bool
+    ) -> None:
         """Write the next trees of plain decoding, which are their roots, on the rank that does."""
-        channel = self._channel
+        channel, (extended, drafted) = self._channel, places
         if self._comm.rank != channel.source:
             return
-        none = self._no_rows[places]
-        kept, path, roots = none, self._no_path[places, :1], none.unsqueeze(1)
+        none = self._no_rows[drafted]
+        kept, path, roots = none, self._no_path[drafted, :kept_rows], none.unsqueeze(1)
         if accepted is not None:
-            kept, path = accepted.verdict.accepted, accepted.verdict.path
-            roots = accepted.verdict.tokens.gather(1, kept.unsqueeze(1))  # [S, 1]
+            own = accepted.verdict
+            kept, path = among(own.accepted, extended, drafted), among(own.path, extended, drafted)
+            roots = among(own.tokens.gather(1, own.accepted.unsqueeze(1)), extended, drafted)  # [S, 1]
         if self._joining:
             roots = roots.clone()
         for place, root in self._joining.items():
             assert root.token is not None, "the rank that writes the message has chosen the token"
-            roots[place - places.start].copy_(root.token)
-        channel.write(places, kept, path, roots, none.unsqueeze(1))
+            roots[place - drafted.start].copy_(root.token)
+        channel.write(drafted, kept, path, roots, none.unsqueeze(1))
 
-    def _draft(self, accepted: Accepted | None, places: slice, *, verifies: bool) -> None:
+    def _draft(self, accepted: Accepted | None, places: tuple[slice, slice], kept_rows: int, *, verifies: bool) -> None:
         """Send the accepted path to the drafter, which writes the next trees to the step message."""
-        drafter, link = self._parts.drafter, self._parts.features
+        drafter, link, (extended, drafted) = self._parts.drafter, self._parts.features, places
         if link is None:
             return
-        message = link.broadcast(link.step(places.stop - places.start), accepted) if verifies else None
+        view = link.step(extended.stop - extended.start, kept_rows) if verifies else None
+        message = None if view is None else link.broadcast(view, accepted)
         if drafter is None:
             return
         if message is None:
-            kept, path = self._no_rows[places], self._no_path[places]
+            kept, path = self._no_rows[drafted], self._no_path[drafted, :kept_rows]
             roots, pending = kept.clone(), kept.clone()
         else:
-            kept, path = message.accepted, message.path
-            roots, pending = message.roots, message.accepted + 1
+            kept, path = among(message.accepted, extended, drafted), among(message.path, extended, drafted)
+            roots = among(message.roots, extended, drafted)
+            pending = among(message.accepted + 1, extended, drafted)
         joined: dict[int, Tensor] = {}
         for place, root in self._joining.items():
             assert root.token is not None
             assert root.feature is not None
-            number = place - places.start
+            number = place - drafted.start
             joined[number] = root.feature[0]
             roots[number].copy_(root.token[0])
             pending[number].fill_(0)
-        trees = drafter.draft(message, joined, roots, pending, places.start)
+        trees = drafter.draft(message, joined, roots, pending, places, self._tree)
         if drafter.group.leads:
-            self._channel.write(places, kept, path, *trees)
-            if drafter.pool is not None:
-                self._pools = dict(zip(range(places.start, places.stop), pools(drafter.pool), strict=True))
+            self._channel.write(drafted, kept, path, *trees)
+            if drafter.pool is not None and self._tree is not None:
+                grown = pools(drafter.pool, self._tree.total_token)
+                self._pools = dict(zip(range(drafted.start, drafted.stop), grown, strict=True))
         self._progress.lap("draft")
 
-    def _commit(self, messages: list[Message], places: slice) -> None:
-        """Keep the rows that each active place accepted."""
+    def _commit(self, messages: list[Message], places: slice, nodes: int) -> None:
+        """Keep the rows that each active place accepted, of trees of so many nodes."""
         channel, rows = self._channel, self._sequences.committed_rows(messages)[places]
         accepted = channel.accepted[places].masked_fill(self._inactive[places], -1)
         if self._parts.base is not None:
-            self._parts.base.keep(channel.path[places], accepted, channel.nodes, rows, places.start)
+            self._parts.base.keep(channel.path[places], accepted, nodes, rows, places.start)
         if self._parts.drafter is not None and channel.drafted:
             self._parts.drafter.commit(accepted, rows, places.start)

@@ -64,21 +64,21 @@ class Growth(Protocol):
         ...
 
 
-def growth_of(tree: Tree, batch: int, dtype: torch.dtype, device: torch.device) -> Growth:
-    """Return the growth of a plan's trees."""
+def growth_of(tree: Tree, batch: int, dtype: torch.dtype, device: torch.device, rows: int) -> Growth:
+    """Return the growth of so many trees; ``rows``: R."""
     if tree.paths is None:
-        return Dynamic(tree, batch, dtype, device)
-    return Static(tree.paths, tree, batch, dtype, device)
+        return Dynamic(tree, batch, dtype, device, rows)
+    return Static(tree.paths, tree, batch, dtype, device, rows)
 
 
 class Dynamic:
     """Dynamic trees: beams of the k best candidates of each level; the tree is the best of the pool."""
 
-    def __init__(self, tree: Tree, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, tree: Tree, batch: int, dtype: torch.dtype, device: torch.device, rows: int) -> None:
         self.top_k, self._depth, self._nodes, self._batch = tree.top_k, tree.depth, tree.total_token, batch
         self.recorded = False
         self.pool: Candidates | None = None
-        k, rows = tree.top_k, max(1, tree.depth * tree.top_k)
+        k = tree.top_k
         self._roots = self._beam = torch.empty(0)  # root tokens [B], scores of the last beam [B, k]
         self._tokens, self._scores, self._fed = list[Tensor](), list[Tensor](), list[Tensor]()
         # of each level: candidates' tokens and scores [B, k] or [B, k * k], and the beam's numbers in the pool [B, k]
@@ -89,7 +89,7 @@ class Dynamic:
         for level in range(tree.depth):
             own_bias[level, :, level * k : (level + 1) * k].fill_diagonal_(0.0)
         self._own_bias = own_bias  # each node sees its own row
-        self._root_bias = torch.full((batch, k, rows), float("-inf"), dtype=dtype, device=device)
+        self._root_bias = torch.full((1, 1, rows), float("-inf"), dtype=dtype, device=device).expand(batch, k, -1)
 
     def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
         self._roots, self._tokens, self._scores, self._fed = roots, [tokens], [scores], []
@@ -145,7 +145,13 @@ class Static:
     """Static trees: the nodes of ``paths``, child ranks from the root; those with children are fed."""
 
     def __init__(
-        self, paths: tuple[tuple[int, ...], ...], tree: Tree, batch: int, dtype: torch.dtype, device: torch.device
+        self,
+        paths: tuple[tuple[int, ...], ...],
+        tree: Tree,
+        batch: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        cache_rows: int,
     ) -> None:
         self.top_k, self._batch, self._tokens = tree.top_k, batch, list[Tensor]()
         self.recorded = False
@@ -179,8 +185,9 @@ class Static:
         self._bias = []
         for nodes in fed[1:]:
             visible = [[path[: len(row)] == row for row in rows] for path in nodes]
-            hidden = torch.full((1, len(nodes), max(1, len(rows))), float("-inf"), dtype=dtype, device=device)
-            self._bias.append(hidden.masked_fill_(torch.tensor([visible], device=device), 0.0))
+            hidden = torch.full((1, len(nodes), cache_rows), float("-inf"), dtype=dtype, device=device)
+            hidden[..., : len(rows)].masked_fill_(torch.tensor([visible], device=device), 0.0)
+            self._bias.append(hidden)
         # parents of the finished tree [B, N]
         numbers = {path: number for number, path in enumerate([(), *paths])}
         self._links = indices([0, *(numbers[path[:-1]] for path in paths)]).expand(batch, -1)

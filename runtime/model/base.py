@@ -105,6 +105,11 @@ class Base:
         if self._stage is not None:
             self._stage.restart(sequence, source, length)
 
+    def exchange(self, a: int, b: int) -> None:
+        """Exchange what the caches of two sequences hold."""
+        if self._stage is not None:
+            self._stage.exchange(a, b)
+
 
 class BaseEmbedding:
     """Rows of the embedding table, with the hop out of them."""
@@ -148,7 +153,7 @@ class BaseStage:
         if number < len(plan.stages) - 1:  # the output of its last layer is the next stage's to keep
             self._captures.pop(stage.num_layers, None)
         self._first, self._progress = number == 0, comm.progress
-        self._sequences = own_sequences(options.batch, share)
+        self._sequences, self._chunk = own_sequences(options.batch, share), options.prefill_chunk
         self._divided = len(self._sequences) < options.batch
         self._bind_caches(plan, stage, memory)
         caches = [cache for _, cache in self._caches]
@@ -225,6 +230,11 @@ class BaseStage:
         if sequence in self._sequences:
             for view in self.views:
                 view.cache.restart(self._sequences.index(sequence), self._sequences.index(source), length)
+
+    def exchange(self, a: int, b: int) -> None:
+        """Exchange two sequences; the copies of a chunk of rows are bounded by `scratch.attention`."""
+        for view in self.views:
+            view.cache.exchange(a, b, self._chunk)
 
     def _at(self, positions: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Return the rotary tables at positions [W], and the factors of queries [W, 1, 1]."""

@@ -151,6 +151,23 @@ class KvCache:
         self._known[number] = length
         self.lengths[number].fill_(length)
 
+    def exchange(self, a: int, b: int, block: int) -> None:
+        """Exchange two sequences, ``block`` rows of a layer at a time."""
+        end = min(-(-max(self._known[a], self._known[b]) // self._parts), self._ring)
+        first, second = (number * self.rows + self.tree_rows for number in (a, b))
+        for run in self._flat:
+            for layer in run:
+                for row in range(0, end, block):
+                    count = min(block, end - row)
+                    one, other = layer[first + row :][:count], layer[second + row :][:count]
+                    kept = one.clone()
+                    one.copy_(other)
+                    other.copy_(kept)
+        self._known[a], self._known[b] = self._known[b], self._known[a]
+        kept = self.lengths[a].clone()
+        self.lengths[a].copy_(self.lengths[b])
+        self.lengths[b].copy_(kept)
+
 
 def as_movable(cache: Tensor) -> Tensor:
     """Return the same memory in a dtype that torch can copy by index: for 8-bit floats it cannot."""

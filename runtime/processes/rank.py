@@ -7,7 +7,7 @@ Requests that are served together share forwards and messages and nothing else (
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -119,12 +119,12 @@ class Rank:
         has no pauses in which a rank seems to hang.
         """
         sampled = Sampling(temperature=1.0, top_k=2, top_p=0.5, seed=0)
-        for draft in (True, False) if self._stepper.drafts else (False,):
-            for sampling in (None, sampled):
-                steps = self._stepper.steps([(0,)], [sampling], Mode(draft=draft, accept=None), reuse=False)
-                with closing(steps):
-                    for _ in islice(steps, WARM_UP_STEPS):
-                        pass
+        modes = [Mode(draft=draft, accept=None) for draft in ((True, False) if self._stepper.drafts else (False,))]
+        for mode, sampling, count in product(modes, (None, sampled), self._stepper.counts):
+            steps = self._stepper.steps([(0,)] * count, [sampling] * count, mode, reuse=False)
+            with closing(steps):
+                for _ in islice(steps, WARM_UP_STEPS):
+                    pass
         self._stepper.forget()
 
     def __enter__(self) -> Self:
@@ -229,10 +229,8 @@ class Rank:
 
     def _drafts(self, served: Served) -> tuple[Drafted, ...]:
         """Return the drafts of a job, compared with the tokens that followed each."""
-        tree, tokens = self.plan.options.tree, served.output.tokens
-        assert tree is not None or not served.pools, "what is recorded was drafted"
-        nodes = tree.total_token if tree else 1
-        return tuple(compared(pool, tokens[position:], nodes) for position, pool in served.pools)
+        tokens = served.output.tokens
+        return tuple(compared(pool, tokens[position:]) for position, pool in served.pools)
 
     def steps(self, request: Request) -> Iterator[Taken]:
         """Yield the new tokens and the step message of each step of one request, without end."""

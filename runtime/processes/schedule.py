@@ -40,9 +40,9 @@ class Served:
         self.begun = self.first = self.ended = 0.0
         """Times of its first chunk, its first token, and its last; of ``time.perf_counter``."""
 
-    def take(self, taken: Taken, *, drafted: bool, cancelled: bool) -> Piece:
+    def take(self, taken: Taken, *, cancelled: bool) -> Piece:
         """Add a step to the output and return what it adds; ``cancelled``: and end it."""
-        accepted = taken.message.accepted if drafted and not taken.joined else None
+        accepted = taken.message.accepted if taken.drafted and not taken.joined else None
         if accepted is not None:
             self.accept_lengths.append(accepted)
         kept = self.output.take(taken.tokens)
@@ -170,7 +170,7 @@ class Schedule:
 
     def _add(self, place: int, taken: Taken) -> Piece:
         served = self._serving[place]
-        return served.take(taken, drafted=self._mode.draft, cancelled=served.job in self._cancelled)
+        return served.take(taken, cancelled=served.job in self._cancelled)
 
     def _remove_ended(self) -> list[Served]:
         """Remove and return the jobs whose outputs have ended or are cancelled; their places are free."""

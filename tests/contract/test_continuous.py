@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from plans.schema import KvAxis, Plan, Run
+from plans.check import check as check_plan
+from plans.check_inputs import static_tree
+from plans.schema import KvAxis, Plan, Run, ScheduledTree, Tree
+from runtime.decode.step import Mode
 from runtime.processes.inbox import Cancel, Inbox, Submit
 from runtime.processes.rank import Rank
 from runtime.request import Completion, Piece, Request
@@ -15,7 +18,7 @@ from runtime.sampling import Sampling
 from tests.contract.agreeing import KV_HEADS, LAYERS
 from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, inputs
 from tests.contract.ranks import with_engines
-from tests.plan_factory import Group, even, group, make_plan
+from tests.plan_factory import TREE, Group, even, group, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -26,6 +29,8 @@ PROMPTS = (
     *((*SHARED[: CHUNK + 1], 90, 2), tuple(range(90, 90 - 2 * CHUNK - 3, -1)), (9, *SHARED)),
 )
 """Prompts of several lengths, many of which begin alike."""
+PAUSED = 6
+"""Steps in which a drafter pauses."""
 SAMPLING = Sampling(temperature=0.9, top_k=20, top_p=0.9, seed=0)
 
 
@@ -46,8 +51,30 @@ class Heard:
     completion: Completion
 
 
+def scheduled(*ranges: tuple[int, Tree | None]) -> tuple[ScheduledTree, ...]:
+    return tuple(ScheduledTree(sequences=sequences, tree=tree) for sequences, tree in ranges)
+
+
+def dynamic(total_token: int, depth: int, top_k: int) -> Tree:
+    return Tree(kind="dynamic", total_token=total_token, depth=depth, top_k=top_k, paths=None)
+
+
+STATIC = static_tree(((0,), (1,), (0, 0), (0, 1), (0, 0, 0)))
+SCHEDULES = {
+    "large to plain": scheduled((1, dynamic(24, 4, 4)), (2, TREE), (3, None)),
+    "plain between": scheduled((1, dynamic(2, 0, 1)), (2, None), (3, STATIC), (4, dynamic(12, 1, 5))),
+    "plain first": scheduled((1, None), (2, dynamic(10, 5, 3)), (4, dynamic(3, 1, 1))),
+}
+"""Trees by number of running sequences: larger and smaller than the plan's, and plain steps before and behind."""
+
+
 def planned(
-    checkpoints: Checkpoints, kind: str | None, batch: int, devices: tuple[str, ...] = ("a",), axis: KvAxis = "heads"
+    checkpoints: Checkpoints,
+    kind: str | None,
+    batch: int,
+    devices: tuple[str, ...] = ("a",),
+    axis: KvAxis = "heads",
+    schedule: tuple[ScheduledTree, ...] | None = None,
 ) -> Plan:
     model, draft = checkpoints.base.model, checkpoints.drafts[kind] if kind else None
     members = len(devices)
@@ -65,10 +92,11 @@ def planned(
         context=CONTEXT,
         prefill_chunk=CHUNK,
         batch=batch,
+        schedule=schedule,
     )
 
 
-def schedule(rng: random.Random, count: int, *, draft: bool) -> list[Arrival]:
+def arriving(rng: random.Random, count: int, *, draft: bool) -> list[Arrival]:
     """Return requests of all kinds that come at random, some in crowds and some after a pause."""
     arrivals, turn = [], 0
     for number in range(count):
@@ -165,14 +193,15 @@ def check(heard: dict[int, Heard], arrivals: Sequence[Arrival], alone: Alone) ->
         assert arrival.request.reuse or one.reused == 0
 
 
-CASES = [
-    ("eagle3", 1, ("a",), "heads"),
-    ("eagle3", 3, ("a",), "heads"),
-    ("eagle", 4, ("a",), "heads"),
-    (None, 3, ("a",), "heads"),
-    ("eagle3", 3, ("a", "b"), "heads"),
-    ("eagle", 3, ("a", "b"), "context"),
-    ("eagle3", 4, ("a", "b"), "batch"),
+CASES: list[tuple[str | None, int, tuple[str, ...], KvAxis, str | None]] = [
+    ("eagle3", 1, ("a",), "heads", None),
+    ("eagle3", 3, ("a",), "heads", None),
+    ("eagle", 4, ("a",), "heads", "plain between"),
+    (None, 3, ("a",), "heads", None),
+    ("eagle3", 4, ("a", "b"), "heads", "large to plain"),
+    ("eagle", 3, ("a", "b"), "context", None),
+    ("eagle3", 4, ("a", "b"), "head_dim", "plain first"),
+    ("eagle3", 4, ("a", "b"), "batch", None),
 ]
 
 
@@ -184,19 +213,21 @@ def alone(checkpoints: Checkpoints, tmp_path_factory: pytest.TempPathFactory) ->
     return Alone(checkpoints, rank)
 
 
-@pytest.mark.parametrize(("kind", "batch", "devices", "axis"), CASES)
+@pytest.mark.parametrize(("kind", "batch", "devices", "axis", "trees"), CASES)
 def test_random_arrivals_say_what_they_say_alone(
     kind: str | None,
     batch: int,
     devices: tuple[str, ...],
     axis: KvAxis,
+    trees: str | None,
     checkpoints: Checkpoints,
     alone: Alone,
     tmp_path: Path,
 ) -> None:
-    plan = planned(checkpoints, kind, batch, devices, axis)
+    plan = planned(checkpoints, kind, batch, devices, axis, SCHEDULES[trees] if trees else None)
+    assert not check_plan(plan)
     directory = compiled(tmp_path / "plan", plan, checkpoints, kind)
-    arrivals = schedule(random.Random(f"{kind} {batch} {axis}"), 16, draft=kind is not None)
+    arrivals = arriving(random.Random(f"{kind} {batch} {axis}"), 16, draft=kind is not None)
     inboxes = [Inbox() for _ in devices]
     first, *others = with_engines(plan, directory, lambda rank: served(rank, inboxes, arrivals))
     check(first, arrivals, alone)
@@ -206,3 +237,41 @@ def test_random_arrivals_say_what_they_say_alone(
         }
     assert sum(heard.completion.reused for heard in first.values()) > 0, "prefixes should be reused"
     assert "cancelled" in {heard.completion.finish for heard in first.values()}
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_drafts_after_plain_steps_are_those_of_a_drafter_that_never_paused(
+    kind: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    """Two sequences decode plainly, one of them ends, and the other drafts: from caches that plain steps kept up."""
+    plan = planned(checkpoints, kind, 2, schedule=scheduled((1, TREE), (2, None)))
+    directory = compiled(tmp_path / "plan", plan, checkpoints, kind)
+    (rank,) = with_engines(plan, directory, lambda rank: rank)
+    stepper, prompt = rank._stepper, PROMPTS[4]
+
+    def trees(prompts: list[tuple[int, ...]], accept: int | None) -> dict[int, list[int]]:
+        """Return the trees of the first prompt, by the number of its tokens; the others end after some steps."""
+        drafted, count, free, own = dict[int, list[int]](), 0, [0, 1], 0
+        stepper.enter(Mode(draft=True, accept=accept))
+        for tokens in prompts:
+            place, _ = stepper.begin(tokens, None, free, reuse=False)
+            free.remove(place)
+            while not stepper.prefill(place):
+                pass
+            own = place if tokens is prompt else own
+        for number in range(16):
+            taken, _ = stepper.step()
+            count += len(taken[own].tokens)
+            if len(taken[own].message.tokens) > 1:
+                drafted[count] = taken[own].message.tokens
+            if number == PAUSED and len(prompts) > 1:
+                stepper.end(place)
+        stepper.end(own)
+        return drafted
+
+    every = trees([prompt], 0)  # one token a step: a tree behind each
+    paused_trees = trees([prompt, PROMPTS[1]], None)
+    assert min(paused_trees) > PAUSED
+    compared = set(every) & set(paused_trees)
+    assert len(compared) > 1
+    assert {count: every[count] for count in compared} == {count: paused_trees[count] for count in compared}

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from planner.families import load_base
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import DType, KvAxis, KvDType, Plan, Run, Tree
+from plans.schema import DType, KvAxis, KvDType, Plan, Run, ScheduledTree, Tree
 from plans.step import tree_rows
 from runtime.comm.groups import Comm
 from runtime.image.slots import Image
@@ -111,6 +111,7 @@ class Case:
     chunk: int = CHUNK
     tables: tuple[str, ...] = ()
     draft: tuple[str, ...] = ()
+    schedule: tuple[tuple[int, tuple[int, int, int] | None], ...] = ()
 
 
 CASES = (
@@ -125,6 +126,8 @@ CASES = (
     Case(devices=("a", "b", "c"), stages=3, tables=("d",), draft=("e",), tree=(2, 0, 1)),
     Case(devices=("a", "b"), stages=2, kind="eagle", tables=("c", "a"), draft=("b", "c"), chunk=64, dtype="bfloat16"),
     Case(devices=("a", "b", "c", "d"), draft=("a", "b", "c", "d"), batch=2, tree=(30, 5, 6)),
+    Case(batch=4, tree=(2, 0, 1), schedule=((1, (60, 7, 10)), (2, (16, 3, 4)), (4, (2, 0, 1)))),
+    Case(kind="eagle", batch=3, devices=("a", "b"), dtype="bfloat16", schedule=((1, (30, 5, 6)), (3, None))),
 )
 
 
@@ -155,7 +158,15 @@ def planned(case: Case, checkpoints: Checkpoints) -> Plan:
         embed=case.tables,
         head=case.tables,
         tree=Tree(kind="dynamic", total_token=total_token, depth=depth, top_k=top_k, paths=None),
+        schedule=tuple(
+            ScheduledTree(sequences=sequences, tree=tree and dynamic(*tree)) for sequences, tree in case.schedule
+        )
+        or None,
     )
+
+
+def dynamic(total_token: int, depth: int, top_k: int) -> Tree:
+    return Tree(kind="dynamic", total_token=total_token, depth=depth, top_k=top_k, paths=None)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

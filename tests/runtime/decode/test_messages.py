@@ -57,7 +57,8 @@ def test_message_views_have_the_priced_bytes_and_fit_their_buffers(options: Opti
         if buffer.name in ("message", "features", "carry")
     }
     layout = step.step_layout(options)
-    channel = Channel(table["message"], layout, batch=options.batch, levels=1, source=0, drafted=True)
+    channel = Channel(table["message"], source=0, drafted=True)
+    channel.lay_out(layout, options.batch)
     assert channel.wire.nbytes == step.message_bytes(options) == table["message"].nbytes
     shapes = [view.shape for view in (channel.accepted, channel.path, channel.tokens, channel.parents)]
     kept, nodes, batch = step.accept_rows(options), step.tree_rows(options), options.batch
@@ -89,7 +90,8 @@ def test_gathers_have_the_priced_bytes(options: Options, rows: int) -> None:
 
 def test_a_step_message_is_read_as_it_was_written() -> None:
     layout = step.StepLayout(kept=2, nodes=3)
-    channel = Channel(torch.zeros(20, dtype=torch.int64), layout, batch=2, levels=1, source=0, drafted=True)
+    channel = Channel(torch.zeros(20, dtype=torch.int64), source=0, drafted=True)
+    channel.lay_out(layout, 2)
     path, tokens, parents = torch.arange(4).view(2, 2), torch.arange(10, 16).view(2, 3), torch.zeros(2, 3).long()
     for stop, packets in ((False, 0), (True, 0), (False, 1), (True, 70)):
         notice = Notice(stop=stop, packets=packets)

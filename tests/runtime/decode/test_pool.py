@@ -21,6 +21,7 @@ POOL = Pool(
     tokens=[7, 8, 5, 6, 1, 2],
     scores=[math.log(p) for p in (0.6, 0.3, 0.4, 0.1, 0.2, 0.05)],
     parents=[-1, -1, 0, 0, 1, 1],
+    nodes=4,
 )
 
 
@@ -38,12 +39,12 @@ POOL = Pool(
 def test_walks_along_the_text(
     following: list[int], nodes: int, ranks: tuple[int, ...], missed: bool, committed: int
 ) -> None:
-    drafted = compared(POOL, following, nodes)
+    drafted = compared(dataclasses.replace(POOL, nodes=nodes), following)
     assert (drafted.ranks, drafted.missed, drafted.committed) == (ranks, missed, committed)
 
 
 def test_confidence_is_the_probability_of_the_nodes_of_the_tree() -> None:
-    assert compared(POOL, [7], 4).confidence == pytest.approx(0.6 + 0.4 + 0.3)
+    assert compared(POOL, [7]).confidence == pytest.approx(0.6 + 0.4 + 0.3)
 
 
 @pytest.mark.parametrize("devices", [("a",), ("a", "b")])
