@@ -23,6 +23,7 @@ from planner.request import Request, resolve_request
 from planner.solver.minimise import Settings
 from planner.solver.solve import Keep, Solved, solve, solve_nearly
 from planner.speculation.compare import Question, chosen, recorded
+from planner.speculation.schedule import with_schedule
 from plans.acceptance import load_profile
 from plans.check_inputs import MOST_STALL_S
 from plans.format import format_s
@@ -57,7 +58,13 @@ def build(
         assert request.draft is not None
         assert request.profile is not None
         question = Question(
-            base=request.base, draft=request.draft, options=options, inventory=inventory, profile=request.profile
+            base=request.base,
+            draft=request.draft,
+            options=options,
+            inventory=inventory,
+            profile=request.profile,
+            schedule=wanted.schedule != "off",
+            keep_draft=wanted.schedule == "keep",
         )
         built = plan_chosen(question, settings, formulations, request.previous)
     else:
@@ -88,7 +95,10 @@ def plan_chosen(question: Question, settings: Settings, known: Formulations, pre
     else:
         built = plan(question.formulations(known)(best.tree), inputs, settings, previous)
     record = recorded(choice, question.profile)
-    return dataclasses.replace(built, plan=dataclasses.replace(built.plan, speculation=record))
+    chosen_plan = dataclasses.replace(built.plan, speculation=record)
+    if question.schedule:
+        chosen_plan = with_schedule(chosen_plan, question.profile, keep_draft=question.keep_draft)
+    return dataclasses.replace(built, plan=chosen_plan)
 
 
 def replan(directory: Path, frozen: Plan, settings: Settings) -> Plan:
@@ -108,7 +118,15 @@ def rebuild(directory: Path, frozen: Plan, settings: Settings) -> Built:
         draft = load_planned_draft(draft_config(directory), base, frozen.draft)
     if frozen.speculation is not None and draft is not None:
         profile = load_profile(directory / ACCEPTANCE)
-        question = Question(base=base, draft=draft, options=frozen.options, inventory=frozen.inventory, profile=profile)
+        question = Question(
+            base=base,
+            draft=draft,
+            options=dataclasses.replace(frozen.options, schedule=None, keep_draft=None),
+            inventory=frozen.inventory,
+            profile=profile,
+            schedule=frozen.options.schedule is not None,
+            keep_draft=bool(frozen.options.keep_draft),
+        )
         return plan_chosen(question, settings, Formulations(), frozen)
     formulation = Formulations().of(base, draft, frozen.inventory, frozen.options)
     built = plan(formulation, inputs_of(base, draft), settings, frozen)

@@ -50,6 +50,11 @@ Objective = Literal["tokens", "step"]
 the tree that is asked for."""
 
 
+Schedule = Literal["on", "off", "keep"]
+"""Draft trees by number of running sequences: where there is something to schedule; one tree for all numbers; and with
+the draft also where plain decoding is faster with all sequences."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
     """Options as they were asked for; None stands for the default, which the plan then states."""
@@ -84,6 +89,8 @@ class Wanted:
     max_devices: int | None = None
     """Most devices in use; default: any number."""
     objective: Objective = "step"
+    schedule: Schedule = "on"
+    """With the objective ``tokens``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,7 +181,11 @@ def resolve(wanted: Wanted, dtype: DType, base: BaseInput, draft: DraftInput | N
 
 def _check_objective(wanted: Wanted, draft: DraftInput | None) -> None:
     if wanted.objective != "tokens":
+        if wanted.schedule == "keep":
+            raise InputError("--schedule keep: a tree is asked for: leave --tree out, and give --objective tokens")
         return
+    if wanted.schedule == "keep" and wanted.batch == 1:
+        raise InputError("--schedule keep: there is one sequence: give --batch, or leave --schedule out")
     if draft is None:
         raise InputError("--objective tokens: there is no draft whose tree could be chosen: give --draft")
     if wanted.tree is not None:

@@ -14,7 +14,7 @@ from planner.hardware.records import HardwareInventory
 from planner.problem.device_map import load_device_map
 from planner.problem.device_map import read as read_device_map
 from planner.remedies.explain import explain
-from planner.request import MOST_POSITIONS, Objective, Request, Wanted
+from planner.request import MOST_POSITIONS, Objective, Request, Schedule, Wanted
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved
 from planner.speculation.profiles import profile_of
@@ -82,6 +82,7 @@ def plan(
     max_devices: int | None = DEFAULTS.max_devices,
     objective: Objective | None = None,
     profile: str | Path | None = None,
+    schedule: Schedule = DEFAULTS.schedule,
 ) -> PlanResult:
     """Return the plan of a model on an inventory; the arguments are the options of ``build``.
 
@@ -94,6 +95,8 @@ def plan(
     this fraction for fewer devices in use, then fewer different runs of layers. ``max_devices``: most devices in use.
     ``objective``: ``tokens`` chooses the draft tree, or none, by expected tokens per second (the default with a draft,
     unless ``tree`` or a strategy is given); ``step`` minimises the step of ``tree``. ``profile``: acceptance profile.
+    ``schedule``: with ``tokens`` and a batch, trees by number of running sequences: ``on``, ``off``, or ``keep``, with
+    the draft although plain decoding is faster with all sequences.
 
     Raise InputError for what cannot be read or planned, InfeasibleError with the changes that would make it fit, or
     NotProvenError where the solver's limit ends the proof.
@@ -111,6 +114,7 @@ def plan(
     _check_name("kv_dtype", kv_dtype, get_args(KvDType))
     _check_name("kv_axis", kv_axis, get_args(KvAxis))
     _check_name("objective", objective, get_args(Objective))
+    _check_name("schedule", schedule, get_args(Schedule))
     strategy = "latency" if strategy == "auto" else strategy
     _check_name("strategy", strategy, get_args(Strategy))
     if tree is not None and not isinstance(tree, Tree):
@@ -133,6 +137,7 @@ def plan(
         simplify_ppm=_ppm("simplify", simplify, PPM),
         max_devices=max_devices,
         objective=objective_of(objective, draft, tree, strategy_of(strategy, device_map)),
+        schedule=schedule,
     )
     request = request_of(
         wanted,

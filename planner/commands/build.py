@@ -26,6 +26,7 @@ from planner.report.view import given_up, is_least, simpler, simplicity_line
 from planner.request import (
     Objective,
     Request,
+    Schedule,
     Wanted,
     default_tree,
     resolve_dtype,
@@ -68,6 +69,7 @@ def run(
     max_devices: int | None,
     objective: Objective | None,
     profile: Path | None,
+    schedule: Schedule,
     plan_only: bool,
     out: Path | None,
     workers: int,
@@ -101,6 +103,7 @@ def run(
         simplify_ppm=simplify,
         max_devices=max_devices,
         objective=planning.objective_of(objective, draft, tree, placed_by),
+        schedule=schedule,
     )
     request = planning.request_of(
         wanted,
@@ -138,7 +141,8 @@ def report_draft(out: Path, result: planning.PlanResult, request: Request, specu
         say(f"{out}: {line}")
     if request.draft is not None and result.draft is None:
         kept = tree_text(default_tree(request.draft))
-        say(f"{out}: planned without the EAGLE head; to keep it, give --tree {kept}, or --objective step")
+        few = " --schedule keep to draft for fewer sequences," if result.plan.options.batch > 1 else ""
+        say(f"{out}: planned without the EAGLE head; to keep it, give{few} --tree {kept}, or --objective step")
 
 
 def report_missing_tensors(out: Path, result: planning.PlanResult, plan_only: bool) -> bool:

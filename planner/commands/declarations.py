@@ -22,7 +22,7 @@ from planner.commands.options import (
     parse_verbosity,
     parse_within,
 )
-from planner.request import DEFAULT_TREE, MOST_DEFAULT_CONTEXT, MOST_POSITIONS, Objective, tree_text
+from planner.request import DEFAULT_TREE, MOST_DEFAULT_CONTEXT, MOST_POSITIONS, Objective, Schedule, tree_text
 from planner.solver import limits
 from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
@@ -197,6 +197,14 @@ BUILD = Command(
             metavar="FILE",
             help="Acceptance profile of the EAGLE head, as `runtime bench --profile-out` counts it.  [default: "
             "published means of its kind]",
+        ),
+        click.Option(
+            ["--schedule"],
+            type=OneOf(get_args(Schedule)),
+            default="on",
+            help="With --objective tokens and --batch, on: choose a tree, or none, for each number of running "
+            "sequences; off: one tree; keep: on, and keep the draft where plain decoding is faster with all.  "
+            "[default: on]",
         ),
         click.Option(
             ["--prefill-chunk"],

@@ -1,6 +1,6 @@
-"""The step of a plan's placement with its draft left out: what ``--no-draft`` is predicted to take on the same shares.
+"""Steps on a plan's placement: with its draft left out, as ``--no-draft`` is predicted, or with other trees.
 
-It is priced by the same functions as candidates are, without a solver. Another placement may be faster without a draft.
+They are priced by the same functions as candidates are, without a solver. Another placement may be faster.
 """
 
 import dataclasses
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from planner.costs.fixed_work import embed_ns, lm_head_ns
-from planner.costs.shares import BaseShares, kinds_of
+from planner.costs.shares import BaseShares, DraftShares, kinds_of
 from planner.costs.topology import Fabric
 from planner.integers import PS_PER_NS, ceil_div
 from planner.problem.device_sets import DeviceSet
+from planner.problem.draft_block import passes_ns
 from planner.problem.links import Links
 from planner.problem.stage_groups import layer_ns
 from plans import step
@@ -30,6 +31,41 @@ def base_ns(plan: Plan, options: Options, draft: Draft | None) -> int:
     return _Placed(plan, options, draft).ns()
 
 
+def step_ns(plan: Plan, options: Options) -> int:
+    """Return the time of a step with other options on a plan's placement, in ns.
+
+    Without a tree the drafter extends by the token of each sequence, and drafts nothing.
+    """
+    return base_ns(plan, options, plan.draft) + (draft_ns(plan, options) if plan.draft is not None else 0)
+
+
+def draft_ns(plan: Plan, options: Options) -> int:
+    """Return the time of the drafter's passes of a step, with the features that it is sent, in ns."""
+    draft, placement = plan.draft, plan.draft_placement
+    assert draft is not None
+    assert placement is not None
+    placed, shares = _Placed(plan, options, draft), DraftShares(model=plan.model, draft=draft, options=options)
+    links, group = placed.links, placed.device_set(placement.devices)
+    members, kv = group.devices, kv_shares(placement, placement.kv_heads)
+    sizes = placement.kv_subgroups or (1,) * len(members)
+    total = placed.receive(
+        placed.device_set(plan.head.devices), group, step.step_features(plan.model, draft, options).nbytes
+    )
+    for number, (forward, times) in enumerate(shares.passes):
+        slowest = 0
+        for subgroup in _subgroups(members, sizes):
+            own = [kv[members.index(device)] for device in subgroup]
+            exchange = links.exchange_ns(draft.attention, forward, subgroup, own[0])
+            works = [shares.attention(number, share) for share in own]
+            slowest = max(slowest, links.slowest_ns(subgroup, works) + draft.num_layers * exchange)
+        total += times * slowest
+    devices = [links.devices[member] for member in members]
+    units = (shares.unit_ps(device) * count for device, count in zip(devices, placement.mlp_units, strict=True))
+    table = placement.head_rows or plan.head.rows
+    rows = (shares.rows_ps(device, 1) * count for device, count in zip(devices, table, strict=True))
+    return total + passes_ns(shares, links, members) + ceil_div(max(units), PS_PER_NS) + ceil_div(max(rows), PS_PER_NS)
+
+
 class _Placed:
     """A plan's placement, to be priced."""
 
@@ -45,19 +81,19 @@ class _Placed:
             step.hidden_bytes(shares.model, shares.options),
             step.hop_bytes(shares.model, shares.draft, shares.options),
         )
-        before, total = self._set(plan.embed.devices), 0
+        before, total = self.device_set(plan.embed.devices), 0
         total += links.fixed_ns(before.devices, embed_ns) + links.all_reduce_ns(before.devices, hidden)
         for number, stage in enumerate(plan.stages):
-            group = self._set(stage.devices)
-            total += self._receive(before, group, hop if number else hidden) + self._stage_ns(stage)
+            group = self.device_set(stage.devices)
+            total += self.receive(before, group, hop if number else hidden) + self._stage_ns(stage)
             before = group
-        head = self._set(plan.head.devices)
+        head = self.device_set(plan.head.devices)
         rows = (
             shares.rows(count).ns(links.devices[device])
             for device, count in zip(head.devices, plan.head.rows, strict=True)
         )
         gathered = step.best_bytes(shares.options)
-        total += self._receive(before, head, hop) + links.fixed_ns(head.devices, lm_head_ns)
+        total += self.receive(before, head, hop) + links.fixed_ns(head.devices, lm_head_ns)
         return total + links.broadcast_ns(head.devices, gathered) + max(rows) + self._messages_ns()
 
     def _stage_ns(self, stage: Stage) -> int:
@@ -81,11 +117,11 @@ class _Placed:
             layer += run.num_layers
         return total + ceil_div(max(units_ps), PS_PER_NS)
 
-    def _set(self, names: Sequence[str]) -> DeviceSet:
+    def device_set(self, names: Sequence[str]) -> DeviceSet:
         devices = tuple(self.index[name] for name in names)
         return DeviceSet(devices=devices, hosts=tuple(sorted({self.links.fabric.host_of[d] for d in devices})))
 
-    def _receive(self, before: DeviceSet, group: DeviceSet, message_bytes: int) -> int:
+    def receive(self, before: DeviceSet, group: DeviceSet, message_bytes: int) -> int:
         receive = self.links.receive(group, message_bytes)
         if before.devices == group.devices:
             return receive.same_ns

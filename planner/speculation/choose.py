@@ -78,16 +78,22 @@ Solve = Callable[[Formulation], tuple[Formulation, Solved | None]]
 
 
 def choose(
-    formulation_of: Callable[[Tree | None], Formulation], trees: Iterable[Tree], profile: Profile, solve: Solve
+    formulation_of: Callable[[Tree | None], Formulation],
+    trees: Iterable[Tree],
+    profile: Profile,
+    solve: Solve,
+    *,
+    drafts: bool = False,
 ) -> Choice | None:
     """Return the best choice with its proof; None where not even plain decoding fits.
 
     Raise NotProvenError at the first search that is past the solver's limit.
 
     ``formulation_of``: the formulation of the request with a tree, or without its draft. ``trees``: those considered.
+    ``drafts``: the best of the trees is the answer, where one fits, although plain decoding may be better.
     """
     kept = undominated(list(trees), lambda tree: expected_ppm(profile, tree))
-    search = _Search(formulation_of=formulation_of, profile=profile, solve=solve, trees=kept)
+    search = _Search(formulation_of=formulation_of, profile=profile, solve=solve, trees=kept, drafts=drafts)
     search.settle_plain()
     plain = search.plain
     if plain is None:
@@ -114,6 +120,8 @@ class _Search:
     solve: Solve
     trees: list[Tree]
     """Trees that may be the best."""
+    drafts: bool
+    """Plain decoding is not an answer beside a tree."""
     found: list[Found] = field(default_factory=list)
     infeasible: list[Tree] = field(default_factory=list)
     rows_ns: dict[int, float] = field(default_factory=dict)
@@ -143,18 +151,19 @@ class _Search:
         for found in self.found:
             place = next((n for n, other in enumerate(ranked) if found.beats(other)), len(ranked))
             ranked.insert(place, found)
-        return ranked
+        return sorted(ranked, key=lambda found: found.tree is None) if self.drafts else ranked
 
     def next(self) -> Tree | None:
         """Return the tree to learn more of; None where no other can be the best."""
         settled = {found.tree for found in self.found}
         best = self.ranked()[0]
+        settles = not self.drafts or best.tree is not None
         left = [
             tree
             for tree in self.trees
             if tree not in settled
             and not self._is_infeasible(tree)
-            and not self._excluded(self.expected(tree), self._least_ns(tree), best)
+            and not (settles and self._excluded(self.expected(tree), self._least_ns(tree), best))
         ]
         if len(self.found) > 1:
             # a bound for few nodes holds for more nodes, too, so that it comes before theirs

@@ -28,6 +28,10 @@ class Question:
     """Options with any tree."""
     inventory: Inventory
     profile: Profile
+    schedule: bool
+    """Trees for fewer sequences are chosen too."""
+    keep_draft: bool
+    """With a schedule: a tree is chosen where none is better."""
 
     def formulations(self, known: Formulations) -> Callable[[Tree | None], Formulation]:
         """Return the formulation with a tree, or without the draft."""
@@ -42,7 +46,8 @@ class Question:
 def chosen(question: Question, settings: Settings, known: Formulations) -> Choice | None:
     """Return the choice of the tree, None where nothing fits; raise InputError or NotProvenError."""
     trees = trees_of(question.draft.draft, question.options.batch)
-    return choose(question.formulations(known), trees, question.profile, solver(settings))
+    solve_on = solver(settings)
+    return choose(question.formulations(known), trees, question.profile, solve_on, drafts=question.keep_draft)
 
 
 def solver(settings: Settings) -> Callable[[Formulation], tuple[Formulation, Solved | None]]:

@@ -741,7 +741,7 @@ def test_the_tree_is_chosen_and_checked_again(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["break_even_acceptance"] == pytest.approx(data["break_even_acceptance"], rel=0.01)
     assert planner("check", out).exit_code == 0
     shown = planner("show", out).stdout
-    assert "with the draft: " in shown
+    assert f"with the draft, {text}: " in shown
     assert {key: json.loads(planner("show", out, "--json").stdout)[key] for key in TOKENS} == {
         key: data[key] for key in TOKENS
     }

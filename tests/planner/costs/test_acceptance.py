@@ -15,6 +15,7 @@ from planner.request import STATIC_PATHS
 from plans.acceptance import Context, Level, Profile
 from plans.check_inputs import static_tree
 from plans.schema import Tree
+from plans.step import fed_rows
 from runtime.decode.tree_growth import growth_of
 
 NODES = 1000
@@ -97,7 +98,7 @@ def _accepted(levels: tuple[tuple[int, ...], ...], paths: set[tuple[int, ...]], 
 
 def _grown(levels: tuple[tuple[int, ...], ...], tree: Tree) -> set[tuple[int, ...]]:
     """Return the paths of a tree as the runtime grows it; a token is the path to it, in base 10 with a leading 1."""
-    growth, k = growth_of(tree, 1, torch.float32, torch.device("cpu")), tree.top_k
+    growth, k = growth_of(tree, 1, torch.float32, torch.device("cpu"), max(1, sum(fed_rows(tree)))), tree.top_k
     ranks = torch.arange(k).unsqueeze(0)
 
     def candidates(tokens: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:

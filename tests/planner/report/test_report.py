@@ -50,7 +50,8 @@ def test_summary_has_exactly_the_documented_fields() -> None:
     plan = two_stage_plan()
     data = render.summary(plan)
     times = ["objective_ns", "least_ns", "bound_ns"]
-    drafting = ["expected_tokens_per_s", "plain_tokens_per_s", "expected_acceptance", "break_even_acceptance", "tree"]
+    drafting = ["expected_tokens_per_s", "plain_tokens_per_s", "expected_acceptance", "break_even_acceptance"]
+    drafting += ["tree", "schedule"]
     assert list(data) == ["stages", "embed", "head", "devices", "unusable", *times, "status", *drafting, "digest"]
     assert data["stages"][0] == {
         "devices": ["cpu0", "cpu1"],
