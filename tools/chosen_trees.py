@@ -92,7 +92,15 @@ def chosen(grown: Grown) -> Compared:
     options = resolve(Wanted(batch=grown.batch, context=grown.context), "bfloat16", base, draft)
     inventory = parse_inventory(grown.inventory, grown.name).at("bfloat16")
     profile = profile_of(None, draft.draft)
-    question = Question(base=base, draft=draft, options=options, inventory=inventory, profile=profile)
+    question = Question(
+        base=base,
+        draft=draft,
+        options=options,
+        inventory=inventory,
+        profile=profile,
+        schedule=False,
+        keep_draft=False,
+    )
 
     def solve_s(tree: Tree | None) -> tuple[float, int]:
         start = time.process_time()
