@@ -3,8 +3,7 @@
     python tools/bench_weights.py MODEL --draft tools/smollm2_head --prompts tools/smollm2_head/prompts.json
 
 Greedy answers to chat prompts on one CPU device in bfloat16, with the weights as they are and rounded (`planner build
---weights`). Of each answer: the first tokens that are those of the model's own answer, acceptance length, and the same
-answer without the head.
+--weights`). Of each answer: the first tokens that are those of the model's own answer, and acceptance length.
 """
 
 import argparse
@@ -29,21 +28,19 @@ class Answers:
     """Answers to all prompts by one format."""
 
     image_bytes: int
-    drafted: list[Generation]
-    plain: list[Generation]
+    answers: list[Generation]
 
 
 def answers(plan: Path, prompts: Sequence[str], tokens: int) -> Answers:
-    """Answer each prompt with the head and without."""
+    """Answer each prompt with the head."""
     with Engine.open(plan) as engine:
         asked = [
             engine.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
             for prompt in prompts
         ]
-        drafted = [engine.generate(ids, max_new_tokens=tokens) for ids in asked]
-        plain = [engine.generate(ids, max_new_tokens=tokens, draft=False) for ids in asked]
+        generated = [engine.generate(ids, max_new_tokens=tokens) for ids in asked]
     (image,) = load_images(plan).images
-    return Answers(image_bytes=image.size_bytes, drafted=drafted, plain=plain)
+    return Answers(image_bytes=image.size_bytes, answers=generated)
 
 
 def same_tokens(a: Sequence[int], b: Sequence[int]) -> int:
@@ -53,14 +50,13 @@ def same_tokens(a: Sequence[int], b: Sequence[int]) -> int:
 
 def row(name: str, found: Answers, exact: Answers) -> str:
     """Return one line of the table."""
-    pairs = list(zip(found.drafted, exact.drafted, strict=True))
+    pairs = list(zip(found.answers, exact.answers, strict=True))
     common = [same_tokens(a.tokens, b.tokens) for a, b in pairs]
     whole = sum(a.tokens == b.tokens for a, b in pairs)
-    lossless = sum(a.tokens == b.tokens for a, b in zip(found.drafted, found.plain, strict=True))
-    lengths = [answer.acceptance_length for answer in found.drafted]
+    lengths = [answer.acceptance_length for answer in found.answers]
     return (
         f"| {name} | {found.image_bytes / 1e6:.1f} | {whole} of {len(pairs)} | {statistics.median(common):g} "
-        f"({min(common)} to {max(common)}) | {statistics.fmean(lengths):.2f} | {lossless} of {len(pairs)} |"
+        f"({min(common)} to {max(common)}) | {statistics.fmean(lengths):.2f} |"
     )
 
 
@@ -81,14 +77,14 @@ def main() -> None:
             options = () if form is None else ("--weights", form)
             plan = built(Path(name) / (form or "as-it-is"), args.model, args.draft, "bfloat16", TREE, 512, *options)
             found[form or "as it is"] = answers(plan, prompts, args.tokens)
-    print("| weights | image MB | same answers | first tokens in common | acceptance length | same without the head |")
-    print("|---|---|---|---|---|---|")
+    print("| weights | image MB | same answers | first tokens in common | acceptance length |")
+    print("|---|---|---|---|---|")
     for form, of_form in found.items():
         print(row(form, of_form, found["as it is"]))
     for number in range(args.show):
         print(f"\n{prompts[number]}")
         for form, of_form in found.items():
-            print(f"  {form}: {of_form.drafted[number].text!r}")
+            print(f"  {form}: {of_form.answers[number].text!r}")
 
 
 if __name__ == "__main__":

@@ -8,24 +8,37 @@ from plans.artifact import RoundingErrors
 
 
 class RoundingLosses:
-    """Of each row that is rounded the sum of the squared errors, and that of the squared weights."""
+    """Of each row that is rounded the sum of the squared errors, and that of the squared weights.
+
+    The rows of a slot are added one after the other; those of one slot for each image are kept.
+    """
 
     def __init__(self) -> None:
-        self._rows: dict[int, dict[str, list[Array]]] = {}
+        self._rows: dict[int, tuple[str, list[Array]]] = {}
+        self._errors_ppm: dict[int, dict[str, int]] = {}
 
     def add(self, image: int, slot: str, rows: Array) -> None:
         """Add rows [n, 2] of a slot of an image."""
-        self._rows.setdefault(image, {}).setdefault(slot, []).append(rows)
+        if self._rows.get(image, ("", []))[0] != slot:
+            self._close(image)
+            self._rows[image] = slot, []
+        self._rows[image][1].append(rows)
 
     def of(self, image: int) -> tuple[RoundingErrors, ...] | None:
         """Return the errors of the layers of an image, in order; None where no weight was rounded."""
-        slots = self._rows.get(image, {})
+        self._close(image)
+        slots = self._errors_ppm.get(image, {})
         layers = groupby(slots, lambda name: int(name.split(".")[1]))  # layers.3.qkv.weight
         errors = tuple(
-            RoundingErrors(layer=layer, errors_ppm=tuple(_error_ppm(slots[name]) for name in names))
-            for layer, names in layers
+            RoundingErrors(layer=layer, errors_ppm=tuple(slots[name] for name in names)) for layer, names in layers
         )
         return errors or None
+
+    def _close(self, image: int) -> None:
+        """Sum up the rows of the slot that was added last."""
+        if image in self._rows:
+            slot, blocks = self._rows.pop(image)
+            self._errors_ppm.setdefault(image, {})[slot] = _error_ppm(blocks)
 
 
 def _error_ppm(blocks: list[Array]) -> int:

@@ -45,7 +45,10 @@ def rounded_rows(stored: Stored, part: Part, span: Range, read: Read, losses: Lo
     rows, width = span[1] - span[0], stored.shape(part)[1] if part == "codes" else stored.groups
     out = np.empty((rows, width), np.uint8 if part == "codes" else np.uint16)
     for (first, last), weights in _weights(stored, span, read):
-        scales = _scales(stored.form, weights)
+        largest = _largest(weights.reshape(len(weights), -1, stored.form.group or stored.columns))
+        if not np.isfinite(largest).all():
+            raise _not_finite(stored, weights, span[0] + first)
+        scales = _scales(stored.form, largest)
         if part == "scales":
             out[first:last] = scales.view(np.uint32) >> np.uint32(16)
             continue
@@ -69,12 +72,7 @@ def _weights(stored: Stored, span: Range, read: Read) -> Iterator[tuple[Range, F
         whole = block[:, layout.first :: layout.step].T
     for first in range(start, span[1], size):
         last = min(span[1], first + size)
-        found = _floats(read(name, (first, last)) if whole is None else whole[first:last])
-        if not np.isfinite(found).all():
-            row, column = (int(index) for index in np.argwhere(~np.isfinite(found))[0])
-            place = (first + row, column)
-            raise CheckpointError(f"{name}: found an infinity or NaN at {place} of {stored.module}, expected a number")
-        yield (first - start, last - start), found
+        yield (first - start, last - start), _floats(read(name, (first, last)) if whole is None else whole[first:last])
 
 
 def _floats(values: Array) -> Floats:
@@ -86,10 +84,25 @@ def _floats(values: Array) -> Floats:
     return values.astype(np.float32, order="C")
 
 
-def _scales(form: WeightFormat, weights: Floats) -> Floats:
+def _not_finite(stored: Stored, weights: Floats, first: int) -> CheckpointError:
+    """Return the error of weights one of which is not finite, to be raised; ``first``: row of the first of them."""
+    row, column = (int(index) for index in np.argwhere(~np.isfinite(weights))[0])
+    name, place = stored.tensors["codes"].name, (first + row, column)
+    return CheckpointError(f"{name}: found an infinity or NaN at {place} of {stored.module}, expected a number")
+
+
+def _largest(groups: Floats) -> Floats:
+    """Return the largest absolute weight of each group [rows, groups]; halves are compared, whole vectors at a time."""
+    sizes: Floats = np.abs(groups)
+    while (half := sizes.shape[2] // 2) and sizes.shape[2] % 2 == 0:
+        sizes = np.maximum(sizes[:, :, :half], sizes[:, :, half:])
+    largest: Floats = sizes.max(2)
+    return largest
+
+
+def _scales(form: WeightFormat, largest: Floats) -> Floats:
     """Return the scale of each group [rows, groups]: float32 that is a bfloat16."""
-    groups = weights.reshape(len(weights), -1, form.group or weights.shape[1])
-    bits = (np.maximum(groups.max(2), -groups.min(2)) / np.float32(LARGEST[form.code])).view(np.uint32)
+    bits = (largest / np.float32(LARGEST[form.code])).view(np.uint32)
     bits = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))  # to nearest, ties to even
     scales: Floats = (bits & np.uint32(0xFFFF0000)).view(np.float32)
     scales[scales == 0] = SMALLEST
