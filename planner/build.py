@@ -12,7 +12,7 @@ from pathlib import Path
 from planner.costs import stall
 from planner.emit import emit
 from planner.enough_hosts import infeasible_on_all, solve_on_enough
-from planner.errors import InputError, NotProvenError
+from planner.errors import ArtifactError, InputError, NotProvenError
 from planner.families import BaseInput, DraftInput, load_base, load_planned_draft
 from planner.formulations import Formulations
 from planner.longest_context import longest_context
@@ -24,7 +24,7 @@ from planner.solver.minimise import Settings
 from planner.solver.solve import Keep, Solved, solve, solve_nearly
 from planner.speculation.compare import Question, chosen, recorded
 from planner.speculation.schedule import with_schedule
-from plans.acceptance import load_profile
+from plans.acceptance import Profile, load_profile
 from plans.check_inputs import MOST_STALL_S
 from plans.format import format_s
 from plans.schema import Inputs, Plan
@@ -70,7 +70,7 @@ def build(
     else:
         formulation = formulations.of(request.base, request.draft, inventory, options)
         built = plan(formulation, inputs_of(request.base, request.draft), settings, request.previous, nearly=nearly)
-    with_timeout = _with_stall_timeout(built.plan, wanted.stall_timeout_s)
+    with_timeout = with_stall_timeout(built.plan, wanted.stall_timeout_s)
     return Built(plan=with_timeout, solved=built.solved, longest_context=longest)
 
 
@@ -117,7 +117,7 @@ def rebuild(directory: Path, frozen: Plan, settings: Settings) -> Built:
     if frozen.draft is not None:
         draft = load_planned_draft(draft_config(directory), base, frozen.draft)
     if frozen.speculation is not None and draft is not None:
-        profile = load_profile(directory / ACCEPTANCE)
+        profile = recorded_profile(directory)
         question = Question(
             base=base,
             draft=draft,
@@ -134,6 +134,14 @@ def rebuild(directory: Path, frozen: Plan, settings: Settings) -> Built:
         return built
     plain = dataclasses.replace(frozen.speculation, plain_ns=built.plan.proof.least_ns)  # the drafts are not recorded
     return dataclasses.replace(built, plan=dataclasses.replace(built.plan, speculation=plain))
+
+
+def recorded_profile(directory: Path) -> Profile:
+    """Return the acceptance profile beside a plan; raise ArtifactError where there is none, PlanError for a bad one."""
+    file = directory / ACCEPTANCE
+    if not file.is_file():
+        raise ArtifactError(f"{file}: no such file: the tree was chosen by the acceptance profile in it: build again")
+    return load_profile(file)
 
 
 def plan(
@@ -178,7 +186,7 @@ def inputs_of(base: BaseInput, draft: DraftInput | None) -> Inputs:
     )
 
 
-def _with_stall_timeout(plan: Plan, asked_s: int | None) -> Plan:
+def with_stall_timeout(plan: Plan, asked_s: int | None) -> Plan:
     """Return the plan with a stall timeout that its devices can keep; raise InputError if the one asked for is short.
 
     A device that computes reports no progress, so the timeout must exceed the longest predicted piece of computation.

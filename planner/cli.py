@@ -14,6 +14,7 @@ EXIT_CODES = (
     ("1", "plans differ; or the output could not be written"),
     ("2", "an input or the command line is wrong"),
     ("3", "the model does not fit, or the proof did not end within its limit"),
+    ("4", "a file beside a plan is not there"),
     ("5", "a GPU of this machine cannot be read or described"),
     ("130", "interrupted by Ctrl-C"),
 )

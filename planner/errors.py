@@ -8,6 +8,7 @@
     │   └── OutputError       2   the place to write to is taken, or cannot be written
     ├── InfeasibleError       3   proven: the model does not fit
     ├── NotProvenError        3   the solver's limit was reached before the proof
+    ├── ArtifactError         4   a file that belongs beside a plan is not there
     └── DetectionError        5   a GPU of this machine cannot be read or described
         └── NoGpuError        5   this machine has no GPU, or no driver for one
 
@@ -118,6 +119,12 @@ class NotProvenError(PlannerError):
         if self.objective_ns is None or self.bound_ns is None:
             return None
         return (self.objective_ns - self.bound_ns) / max(1, self.objective_ns)
+
+
+class ArtifactError(PlannerError):
+    """A file that belongs beside a plan, and is not there."""
+
+    exit_code = 4
 
 
 class DetectionError(PlannerError):

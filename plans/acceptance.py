@@ -28,6 +28,8 @@ PROFILE_MAJOR, PROFILE_MINOR = 1, 0
 PPM = 1_000_000
 
 MOST_CONTEXTS = 64
+MOST_SOURCE = 1000
+"""Most characters of a source."""
 MOST_COUNT = 1 << 40
 """Largest count of a profile."""
 CONTEXT_STEPS = 50
@@ -186,6 +188,8 @@ def parse_profile(text: str | bytes, where: str) -> Profile:
 
 def _problems(profile: Profile) -> Iterable[tuple[str, str]]:
     """Yield the path of each datum that contradicts the rest, and how."""
+    if len(profile.source) > MOST_SOURCE:
+        yield "source", f"found {len(profile.source)} characters, expected at most {MOST_SOURCE}"
     if not 1 <= len(profile.contexts) <= MOST_CONTEXTS:
         yield "contexts", f"found {len(profile.contexts)}, expected 1 to {MOST_CONTEXTS}"
     if not any(context.tokens for context in profile.contexts):

@@ -123,3 +123,10 @@ def test_refuses_with_the_path(before: str, after: str, message: str) -> None:
     assert before in TEXT
     with pytest.raises(PlanError, match=message):
         parse_profile(TEXT.replace(before, after), "p")
+
+
+def test_a_source_has_a_bounded_length() -> None:
+    text = dump_profile(counted(DRAFTS, drafter="eagle3", top_k=2, source="x" * 1000))
+    assert len(parse_profile(text, "p").source) == 1000
+    with pytest.raises(PlanError, match="p: source: found 1001 characters, expected at most 1000"):
+        parse_profile(text.replace("source: x", "source: xx"), "p")
