@@ -12,12 +12,16 @@ import psutil
 import torch
 
 from plans.check_inputs import is_slice
+from plans.format import quote
 from plans.schema import Device, Plan
 from runtime.comm.groups import is_device_error
 from runtime.errors import MachineError
 from runtime.request import MemoryReading
 
 CPU_INFO = Path("/proc/cpuinfo")
+GPUS = "EAGLEPLAN_GPUS"
+"""Variable with the GPUs of this host that take the place of the plan's, as nvidia-smi counts them: the first is that
+of ordinal 0. Replicas of a fleet run one plan on several sets of GPUs."""
 VISIBLE, ORDER, PCI_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 """Variables that CUDA reads once: which GPUs a process sees, and in which order; the order of their PCI addresses."""
 
@@ -66,19 +70,37 @@ def visible_index(device: Device, environment: Mapping[str, str]) -> int:
 
     CUDA_VISIBLE_DEVICES lists ordinals, or UUIDs that may be shortened.
     """
-    visible = environment.get(VISIBLE)
+    visible, ordinal = environment.get(VISIBLE), physical_ordinal(device, environment)
     if visible is None:
-        return 0 if is_slice(device.uuid) else device.ordinal
+        return 0 if is_slice(device.uuid) else ordinal
     names = _names(visible)
     for index, name in enumerate(names):
         by_uuid = device.uuid is not None and name.startswith(("GPU-", "MIG-")) and device.uuid.startswith(name)
-        if by_uuid or (name == str(device.ordinal) and not is_slice(device.uuid)):
+        if by_uuid or (name == str(ordinal) and not is_slice(device.uuid)):
             return index
-    expected = device.uuid if is_slice(device.uuid) else " or ".join(filter(None, (str(device.ordinal), device.uuid)))
+    expected = device.uuid if is_slice(device.uuid) else " or ".join(filter(None, (str(ordinal), device.uuid)))
     raise MachineError(
         f"device {device.id}: {VISIBLE} is {visible!r}, which hides it, expected {expected} in it: add it, unset the "
         "variable, or build a plan for the GPUs that are visible"
     )
+
+
+def physical_ordinal(device: Device, environment: Mapping[str, str]) -> int:
+    """Return the GPU of this host that a plan's device is, as nvidia-smi counts; raise MachineError for a bad list."""
+    listed = environment.get(GPUS)
+    if listed is None:
+        return device.ordinal
+    names = _names(listed)
+    if not all(name.isascii() and name.isdecimal() for name in names) or len(set(names)) != len(names):
+        raise MachineError(f"{GPUS}: found {quote(listed)}, expected distinct numbers of GPUs like 2,3")
+    if device.uuid is not None:
+        raise MachineError(f"{GPUS} is {quote(listed)}, and the plan names device {device.id} by its UUID: unset it")
+    if device.ordinal >= len(names):
+        raise MachineError(
+            f"{GPUS}: found {quote(listed)}, expected at least {device.ordinal + 1} GPUs, as device {device.id} has "
+            f"ordinal {device.ordinal}"
+        )
+    return int(names[device.ordinal])
 
 
 def _names(visible: str) -> list[str]:

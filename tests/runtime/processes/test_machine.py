@@ -165,3 +165,26 @@ def test_an_error_of_cuda_is_that_of_the_device(kind: type[RuntimeError]) -> Non
         raise kind("CUDA error: an illegal memory access\nCUDA kernel errors might be asynchronously reported")
     with pytest.raises(RuntimeError, match="a bug"), device_errors(GPU):
         raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "index"), [("2,5", None, 5), ("5, 3", "0,3", 1), ("0,1", None, 1), ("7,6", "6", 0)]
+)
+def test_a_plan_runs_on_the_gpus_of_a_replica(gpus: str, visible: str | None, index: int) -> None:
+    environment = {"EAGLEPLAN_GPUS": gpus} | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    assert visible_index(GPU, environment) == index
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [
+        (GPU, "2", "EAGLEPLAN_GPUS: found '2', expected at least 2 GPUs, as device gpu1 has ordinal 1"),
+        (GPU, "2,2", "found '2,2', expected distinct numbers of GPUs"),
+        (GPU, "", "found '', expected distinct numbers"),
+        (GPU, "GPU-1,GPU-2", "expected distinct numbers"),
+        (KNOWN, "2,3", "the plan names device gpu1 by its UUID: unset it"),
+    ],
+)
+def test_bad_gpus_of_a_replica_are_refused(device: Device, gpus: str, message: str) -> None:
+    with pytest.raises(MachineError, match=message):
+        visible_index(device, {"EAGLEPLAN_GPUS": gpus})
