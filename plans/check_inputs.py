@@ -26,6 +26,8 @@ from plans.violations import Violation, bad, in_range
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 MOST_BATCH = 1024
 """Most sequences decoded at a time."""
+MOST_CLIENTS = 1 << 20
+"""Most running sequences, and most replicas, of a fleet."""
 MOST_DEVICES = 4096
 """Most devices of an inventory."""
 MOST_MASK_VALUES = 1 << 22
@@ -42,9 +44,9 @@ def check_facts(plan: Plan) -> tuple[Violation, ...]:
     """Violations in all that is not the placement: inputs, options, inventory, model, draft."""
     return (
         *_check_head(plan),
-        *_check_options(plan.options),
+        *check_options(plan.options),
         *_check_custom(plan.options, plan.inventory),
-        *_check_inventory(plan.inventory),
+        *check_inventory(plan.inventory),
         *check_model(plan),
         *check_draft(plan),
     )
@@ -70,7 +72,8 @@ def _check_head(plan: Plan) -> Iterator[Violation]:
             yield bad(f"inputs.{name}", digest, "64 hexadecimal digits")
 
 
-def _check_options(options: Options) -> Iterator[Violation]:
+def check_options(options: Options) -> Iterator[Violation]:
+    """Yield what is wrong with options."""
     yield from in_range("options.batch", options.batch, 1, MOST_BATCH)
     yield from in_range("options.context", options.context, 1, MOST_SIZE)
     if not 1 <= options.prefill_chunk <= max(1, options.context):
@@ -233,7 +236,8 @@ def _check_custom(options: Options, inventory: Inventory) -> Iterator[Violation]
             yield bad(f"options.custom[{i}].device", pin.device, "a device of the inventory")
 
 
-def _check_inventory(inventory: Inventory) -> Iterator[Violation]:
+def check_inventory(inventory: Inventory) -> Iterator[Violation]:
+    """Yield what is wrong with an inventory."""
     names = tuple(host.name for host in inventory.hosts)
     if list(names) != sorted(set(names)):
         yield bad("inventory.hosts", names, "distinct names in order")

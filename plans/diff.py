@@ -28,9 +28,19 @@ Kind = Literal[
     "prediction",
     "memory",
     "proof",
+    "fleet",
+    "request",
+    "templates",
+    "replicas",
+    "unused",
 ]
 
-_NAMES = {"inventory.hosts": ("name",), "inventory.devices": ("id",), "memory": ("device",)}
+_NAMES = {
+    "inventory.hosts": ("name",),
+    "inventory.devices": ("id",),
+    "memory": ("device",),
+    "templates": ("name",),
+}
 _SHARES = {"kv_axis", "kv_subgroups", "kv_heads", "mlp_units", "rows", "embed_rows", "head_rows"}
 _SECTIONS: dict[str, Kind] = {"stages": "layers", "embed": "shares", "head": "shares", "draft_placement": "draft"}
 
@@ -80,7 +90,7 @@ class Move:
 
 def diff(a: Plan, b: Plan) -> tuple[Difference, ...]:
     """Return all fields in which two plans differ, in the order of the schema."""
-    return tuple(_compare("", encode(a), encode(b)))
+    return tuple(compare("", encode(a), encode(b)))
 
 
 def moves(a: Plan, b: Plan) -> tuple[Move, ...]:
@@ -169,11 +179,12 @@ def _mlp_unit(plan: Plan, layer: int) -> int:
     return layer_class(plan.model, layer).mlp.unit if layer < plan.model.num_layers else 1
 
 
-def _compare(path: str, a: Any, b: Any) -> Iterator[Difference]:
+def compare(path: str, a: Any, b: Any) -> Iterator[Difference]:
+    """Yield the differences of two pieces of plain data, in the order of the fields; ``path``: of both."""
     if isinstance(a, dict) and isinstance(b, dict):
         # The order of the schema, in which both are; what only one has goes where that one has it.
         for name in dict.fromkeys((*a, *b)):
-            yield from _compare(f"{path}.{name}" if path else name, a.get(name), b.get(name))
+            yield from compare(f"{path}.{name}" if path else name, a.get(name), b.get(name))
     elif isinstance(a, list) and isinstance(b, list) and any(isinstance(item, dict) for item in (*a, *b)):
         yield from _compare_lists(path, a, b)
     elif a != b or type(a) is not type(b):
@@ -188,7 +199,7 @@ def _compare_lists(path: str, a: list[Any], b: list[Any]) -> Iterator[Difference
     if names and list(before) != list(after) and sorted(before) == sorted(after):
         yield Difference(kind=_kind(path), path=path, before=list(before), after=list(after))
     for name in dict.fromkeys((*before, *after)):
-        yield from _compare(f"{path}[{name}]", before.get(name), after.get(name))
+        yield from compare(f"{path}[{name}]", before.get(name), after.get(name))
 
 
 def _by_name(items: list[Any], names: tuple[str, ...] | None) -> dict[str, Any]:

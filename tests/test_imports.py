@@ -57,15 +57,21 @@ ROOMS = {
         *("planner.formulations", "planner.enough_hosts", "planner.longest_context", "planner.build"),
         *("planner.integers", "planner.families"),
     },
+    "planner.fleet": {
+        *("planner.errors", "planner.integers", "planner.durable", "planner.costs", "planner.families"),
+        *("planner.problem", "planner.solver", "planner.formulations", "planner.enough_hosts", "planner.speculation"),
+        *("planner.build", "planner.plan_directory"),
+    },
     "planner.api": {
         *("planner.errors", "planner.demo_model", "planner.checkpoints", "planner.families", "planner.hardware"),
         *("planner.problem", "planner.solver", "planner.images", "planner.request", "planner.build"),
-        *("planner.remedies", "planner.plan_directory", "planner.speculation"),
+        *("planner.remedies", "planner.plan_directory", "planner.speculation", "planner.fleet"),
     },
     "planner.commands": {
         *("planner.errors", "planner.demo_model", "planner.report", "planner.hardware", "planner.checkpoints"),
         *("planner.families", "planner.solver", "planner.problem", "planner.images", "planner.request"),
         *("planner.plan_directory", "planner.remedies", "planner.api", "planner.exports", "planner.speculation"),
+        *("planner.durable", "planner.fleet"),
     },
     "planner.cli": {"planner.commands"},
     "planner.__main__": {"planner.cli"},

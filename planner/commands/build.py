@@ -8,6 +8,8 @@ from rich.console import Console
 
 from planner import plan_directory
 from planner.api import planning
+from planner.api.fleets import Asked
+from planner.commands import build_fleet
 from planner.commands.compile import compile_images, images_data
 from planner.commands.console import put, say
 from planner.commands.objectives import objective_lines
@@ -24,6 +26,7 @@ from planner.report.models import aux_line
 from planner.report.speculation import speculation_lines
 from planner.report.view import given_up, is_least, simpler, simplicity_line
 from planner.request import (
+    DEFAULT_SIMPLIFY_PPM,
     Objective,
     Request,
     Schedule,
@@ -51,7 +54,7 @@ def run(
     aux_layers: tuple[int, ...] | None,
     no_draft: bool,
     context: int | Literal["max"] | None,
-    batch: int,
+    batch: int | None,
     dtype: DType | None,
     weights: RoundedWeights | None,
     kv_dtype: KvDType | None,
@@ -65,11 +68,14 @@ def run(
     gap: int,
     previous: Path | None,
     within_ppm: int | None,
-    simplify: int,
+    simplify: int | None,
     max_devices: int | None,
-    objective: Objective | None,
+    objective: Objective | Literal["throughput"] | None,
     profile: Path | None,
     schedule: Schedule,
+    replicas: int | Literal["auto"] | None,
+    clients: int | None,
+    min_tokens_per_s: float | None,
     plan_only: bool,
     out: Path | None,
     workers: int,
@@ -79,17 +85,20 @@ def run(
     verbose: int,
 ) -> None:
     """Solve for a placement, write the plan, and compile its images unless there are no tensors or ``plan_only``."""
+    tree_objective = objective_of_fleet(objective, replicas, clients, min_tokens_per_s)
     if no_draft:
-        draft, tree, aux_layers, objective, profile = None, None, None, None, None
+        refuse_draft_options(tree_objective, profile)
+        draft, tree, aux_layers = None, None, None
     elif model is None and draft is None:
         draft = DEFAULT_HEAD
     out = out or Path("plans") / name_of(model)
-    plan_directory.refuse_foreign(out)
+    if replicas is None:
+        plan_directory.refuse_foreign(out)
     map_path = only_map(strategy[1], device_map, map_file)
     placed_by = planning.strategy_of(strategy[0], map_path)
     wanted = Wanted(
         context=context,
-        batch=batch,
+        batch=batch or 1,
         dtype=dtype,
         weights=weights,
         kv_dtype=kv_dtype,
@@ -100,9 +109,9 @@ def run(
         stall_timeout_s=stall_timeout_s,
         gap_ppm=gap,
         within_ppm=within_ppm,
-        simplify_ppm=simplify,
+        simplify_ppm=simplify_ppm(simplify, replicas),
         max_devices=max_devices,
-        objective=planning.objective_of(objective, draft, tree, placed_by),
+        objective=planning.objective_of(tree_objective, draft, tree, placed_by),
         schedule=schedule,
     )
     request = planning.request_of(
@@ -117,6 +126,14 @@ def run(
     )
     warn_of_unusable(request)
     settings = Settings(workers=workers, seed=solver_seed, limit=solver_limit, gap_ppm=gap)
+    if replicas is not None:
+        number = None if replicas == "auto" else replicas
+        asked = Asked(replicas=number, clients=clients, min_tokens_per_s=min_tokens_per_s or 0.0, batch=batch)
+        build_fleet.run(
+            request, asked, settings, model=model, draft=draft, out=out, plan_only=plan_only, as_json=as_json,
+            verbose=verbose,
+        )  # fmt: skip
+        return
     result = solve(request, settings, verbose)
     result.write(out)
     speculation = result.plan.speculation
@@ -133,6 +150,44 @@ def run(
         put({"plan": str(out), **summary, "solve_s": round(result.solved.solve_s, 4), **images})
     else:
         terminal.out(str(out))
+
+
+def objective_of_fleet(
+    objective: Objective | Literal["throughput"] | None,
+    replicas: int | Literal["auto"] | None,
+    clients: int | None,
+    min_tokens_per_s: float | None,
+) -> Objective | None:
+    """Return the objective of a single plan that was asked for; raise InputError for options of fleets without one."""
+    if replicas is None:
+        fleets = {"--clients": clients, "--min-tokens-per-s": min_tokens_per_s}
+        given = [option for option, value in fleets.items() if value is not None]
+        if objective == "throughput":
+            given.append("--objective throughput")
+        if given:
+            raise InputError(f"{given[0]}: is about replicas: give --replicas auto, or a number of them")
+    elif objective not in (None, "throughput"):
+        raise InputError(f"--objective {objective}: found with --replicas, which are for throughput: leave it out")
+    return None if objective == "throughput" else objective
+
+
+def refuse_draft_options(objective: Objective | None, profile: Path | None) -> None:
+    """Raise InputError for options beside --no-draft that only a draft gives a meaning."""
+    if objective == "tokens":
+        raise InputError(
+            "--objective tokens: chooses a draft tree, and --no-draft asks for none: leave one of them out"
+        )
+    if profile is not None:
+        raise InputError(f"--profile {profile}: is of a draft, and --no-draft asks for none: leave one of them out")
+
+
+def simplify_ppm(asked: int | None, replicas: object) -> int:
+    """Return how much longer a step may be for a simpler plan: by default not at all in a replica, whose devices do
+    nothing else.
+    """
+    if asked is not None:
+        return asked
+    return DEFAULT_SIMPLIFY_PPM if replicas is None else 0
 
 
 def report_draft(out: Path, result: planning.PlanResult, request: Request, speculation: Speculation | None) -> None:

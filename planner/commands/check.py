@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 from planner.api.checking import CheckResult, check
+from planner.api.fleets import FleetCheck, check_fleet
 from planner.commands.console import put, say
 from planner.commands.objectives import objective_lines
 from planner.commands.refusals import describe
 from planner.errors import PlannerError
 from plans.codec import digest
+from plans.fleet import is_fleet
 from plans.format import format_ns
 from plans.schema import PlanError
 
@@ -18,12 +20,13 @@ def run(*, plans: tuple[Path, ...], workers: int, solver_seed: int, as_json: boo
     results, errors = [], []
     for directory in plans:
         try:
-            result = check(directory, workers=workers, seed=solver_seed)
+            result = check_either(directory, workers, solver_seed)
         except (PlannerError, PlanError) as error:  # the others are checked all the same
             say(f"error: {error}")
             errors.append(error)
             continue
-        say_details(directory, result, verbose)
+        if isinstance(result, CheckResult):
+            say_details(directory, result, verbose)
         differences = list(result.lines)
         results.append({"plan": str(directory), "clean": result.clean, "differences": differences})
         say(f"{directory}: " + ("clean" if result.clean else f"{len(differences)} differences"))
@@ -34,6 +37,12 @@ def run(*, plans: tuple[Path, ...], workers: int, solver_seed: int, as_json: boo
     if errors:
         sys.exit(errors[0].exit_code)
     sys.exit(0 if all(result["clean"] for result in results) else 1)
+
+
+def check_either(directory: Path, workers: int, seed: int) -> CheckResult | FleetCheck:
+    """Check a plan, or a fleet with its plans."""
+    either = check_fleet if is_fleet(directory) else check
+    return either(directory, workers=workers, seed=seed)
 
 
 def say_details(directory: Path, result: CheckResult, verbose: int) -> None:

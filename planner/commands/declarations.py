@@ -16,6 +16,7 @@ from planner.commands.options import (
     parse_aux,
     parse_context,
     parse_gap,
+    parse_replicas,
     parse_simplify,
     parse_strategy,
     parse_tree,
@@ -24,7 +25,7 @@ from planner.commands.options import (
 )
 from planner.request import DEFAULT_TREE, MOST_DEFAULT_CONTEXT, MOST_POSITIONS, Objective, Schedule, tree_text
 from planner.solver import limits
-from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
+from plans.check_inputs import MOST_BATCH, MOST_CLIENTS, MOST_DEVICES, MOST_STALL_S
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.schema import KvAxis, RoundedWeights, Strategy
 
@@ -139,10 +140,8 @@ BUILD = Command(
         click.Option(
             ["--batch"],
             type=Whole(1, MOST_BATCH),
-            default=1,
             metavar="N",
-            show_default=True,
-            help="Sequences per batch.",
+            help="Sequences per batch.  [default: 1; with --clients chosen for each replica]",
         ),
         click.Option(
             ["--dtype"],
@@ -187,9 +186,10 @@ BUILD = Command(
         ),
         click.Option(
             ["--objective"],
-            type=OneOf(get_args(Objective)),
+            type=OneOf((*get_args(Objective), "throughput")),
             help="tokens: choose the draft tree, or none, by expected tokens per second; step: the shortest step, of "
-            f"--tree or {tree_text(DEFAULT_TREE)}.  [default: tokens with a draft, but with --tree or --strategy step]",
+            f"--tree or {tree_text(DEFAULT_TREE)}; throughput: that of --replicas.  [default: tokens with a draft, but "
+            "with --tree or --strategy step]",
         ),
         click.Option(
             ["--profile"],
@@ -241,15 +241,33 @@ BUILD = Command(
             ["--simplify"],
             metavar="X",
             callback=parse_simplify,
-            default="0.5%",
             help="Accept a step longer than the shortest by X for fewer devices, then fewer different runs of layers; "
-            "0: only the shortest.  [default: 0.5%]",
+            "0: only the shortest.  [default: 0.5%, with --replicas 0]",
         ),
         click.Option(
             ["--max-devices"],
             type=Whole(1, MOST_DEVICES),
             metavar="N",
             help="Most devices in use.  [default: all]",
+        ),
+        click.Option(
+            ["--replicas"],
+            callback=parse_replicas,
+            metavar="auto|N",
+            help="Divide the devices into replicas of the model, any number or N, for the most expected tokens per "
+            "second in all; --out is then a fleet: fleet.yaml and a plan per kind of replica.",
+        ),
+        click.Option(
+            ["--clients"],
+            type=Whole(1, MOST_CLIENTS),
+            metavar="N",
+            help="With --replicas: sequences that run at once on all of them.  [default: one in every place]",
+        ),
+        click.Option(
+            ["--min-tokens-per-s"],
+            type=Number(0, 1e9),
+            metavar="X",
+            help="With --replicas: least expected tokens per second of every sequence.  [default: none]",
         ),
         click.Option(["--plan-only"], is_flag=True, help="Write the plan, compile no images."),
         click.Option(
@@ -277,6 +295,7 @@ BUILD = Command(
         "--gpus inventory.yaml --model Llama-3.1-8B-Instruct --draft EAGLE3-LLaMA3.1-8B --context 32k",
         "--gpus inventory.yaml --model config.json --batch 4 --plan-only",
         "--gpus inventory.yaml --model Llama-3.1-8B-Instruct --device-map map.json",
+        "--gpus inventory.yaml --model Llama-3.1-8B-Instruct --replicas auto --clients 64 --min-tokens-per-s 20",
     ),
 )
 
@@ -311,7 +330,10 @@ COMPILE = Command(
 SHOW = Command(
     "show",
     summary="Show a plan: stages, shares, memory of each device, predicted times.",
-    details="PLAN is the directory of a plan.",
+    details=(
+        "PLAN is the directory of a plan, or of a fleet, which is shown with its templates, replicas and unused "
+        "devices."
+    ),
     params=(
         plan_argument(),
         json_option("Write the plan and its summary to stdout as one JSON object."),
@@ -332,6 +354,12 @@ SHOW = Command(
             help="With --slot: the checkpoint.  [default: the one that was compiled]",
         ),
         click.Option(["--draft"], type=PATH, help="With --slot: the EAGLE head.  [default: the one that was compiled]"),
+        click.Option(
+            ["--launch"],
+            is_flag=True,
+            help="Of a fleet: write what starts its replicas to FLEET/launch: commands of each host, systemd units, a "
+            "docker-compose file, nginx in front of the servers.",
+        ),
         verbose("every device of the inventory", "the layers, tensors and KV cache of each device"),
     ),
     examples=("plans/demo", "plans/demo --html demo.html", "plans/demo --slot layers.0.qkv.weight"),
@@ -340,7 +368,7 @@ SHOW = Command(
 DIFF = Command(
     "diff",
     summary="Compare two plans: step time, layers and bytes that move, every field.",
-    details="A and B are directories of plans. The exit code is 0 where the plans are equal and 1 where they differ.",
+    details="A and B are directories of plans, or of fleets. The exit code is 0 for equal ones, else 1.",
     params=(
         plan_argument("a"),
         plan_argument("b"),
@@ -355,8 +383,8 @@ CHECK = Command(
     "check",
     summary="Solve plans again from their own inputs; exit code 1 if one differs.",
     details=(
-        "PLANS are directories of plans. No weights are read: the configs in the directory and the inventory and "
-        "options in plan.yaml are all it takes."
+        "PLANS are directories of plans or fleets. No weights are read: the configs in the directory and the inventory "
+        "and options in plan.yaml are all it takes."
     ),
     params=(
         click.Argument(["plans"], type=PATH, nargs=-1, required=True),

@@ -3,14 +3,14 @@
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import click
 
 from planner.families.aux_layers import parse_aux_layers
 from planner.request import DEFAULT_TREE, STATIC_PATHS
 from plans import numbers
-from plans.check_inputs import MOST_TREE, path_problems, static_tree
+from plans.check_inputs import MOST_CLIENTS, MOST_TREE, path_problems, static_tree
 from plans.console import verbosity
 from plans.format import quote
 from plans.schema import Strategy, Tree
@@ -89,10 +89,10 @@ def parse_within(context: click.Context, parameter: click.Parameter, value: str 
     return ppm
 
 
-def parse_simplify(context: click.Context, parameter: click.Parameter, value: str) -> int:
+def parse_simplify(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """Parse a relative distance, as a percentage or a fraction, to parts per million."""
-    ppm = _relative(value)
-    if ppm is None:
+    ppm = None if value is None else _relative(value)
+    if value is not None and ppm is None:
         raise click.BadParameter(f"found {quote(value)}, expected a fraction of the step time like 0.5% or 0.005")
     return ppm
 
@@ -149,6 +149,20 @@ def parse_aux(context: click.Context, parameter: click.Parameter, value: str | N
     if value is not None and layers is None:
         raise click.BadParameter(f"found {quote(value)}, expected inputs=2,18,33 or outputs=1,17,32, in order")
     return layers
+
+
+def parse_replicas(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> int | Literal["auto"] | None:
+    """Parse a number of replicas, or ``auto``."""
+    if value is None:
+        return None
+    if value == "auto":
+        return "auto"
+    number = numbers.whole(value, 1, MOST_CLIENTS)
+    if number is None:
+        raise click.BadParameter(f"found {quote(value)}, expected auto, or a number of replicas from 1")
+    return number
 
 
 def parse_context(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from planner.commands import show_fleet
 from planner.commands.console import one_form, put, say
 from planner.commands.tables import tables
 from planner.errors import InputError
@@ -19,6 +20,7 @@ from planner.speculation.profiles import profile_of
 from plans import codec
 from plans.artifact import IMAGES_FILE, load_images
 from plans.check import load
+from plans.fleet import is_fleet
 from plans.schema import Plan, Speculation
 from plans.strict_yaml import dump_yaml
 from plans.terminal import out
@@ -38,24 +40,55 @@ def run(
     slot: str | None,
     model: Path | None,
     draft: Path | None,
+    launch: bool,
     verbose: int,
 ) -> None:
     """Write a plan in the form asked for."""
     pages = (("--markdown", markdown), ("--html", html_file))
-    one_form(("--json", as_json), *pages, ("--export", export))
-    one_form(*pages, ("--device-map", device_map), ("--export", export), ("--slot", slot))
+    one_form(("--json", as_json), *pages, ("--export", export), ("--launch", launch))
+    one_form(*pages, ("--device-map", device_map), ("--export", export), ("--slot", slot), ("--launch", launch))
+    if is_fleet(plan):
+        refuse_of_one_plan(plan, device_map=device_map, export=export, slot=slot)
+        inventory = show_fleet.run(plan, as_json=as_json, markdown=markdown, html_file=html_file, launch=launch)
+        if verbose:
+            say("\n".join(inventory_lines(inventory)))
+        return
+    if launch:
+        raise InputError(f"--launch: {plan} is no fleet (no fleet.yaml): give one, as `build --replicas` writes it")
     frozen = load(plan)
     if slot is not None:
         show_slot(plan, frozen, slot, model, draft, as_json)
     elif export is not None:
         out(EXPORTS[export](frozen), end="")
     elif device_map:
-        lines = write_device_map(frozen)
-        if as_json:
-            put({"plan": str(plan), "device_map": lines})
-        else:
-            out(dump_yaml(lines), end="")
-    elif as_json:
+        show_device_map(plan, frozen, as_json)
+    else:
+        show_plan(plan, frozen, as_json=as_json, markdown=markdown, html_file=html_file)
+    if verbose:
+        say("\n".join(inventory_lines(frozen.inventory)))
+    if verbose > 1:
+        say("\n".join(device_details(frozen)))
+
+
+def refuse_of_one_plan(fleet: Path, **forms: object) -> None:
+    """Raise InputError for a form of output that is of a single plan."""
+    for name, value in forms.items():
+        if value:
+            raise InputError(f"--{name.replace('_', '-')}: is of one plan: give the directory of a template in {fleet}")
+
+
+def show_device_map(directory: Path, plan: Plan, as_json: bool) -> None:
+    """Write a plan as a device map."""
+    lines = write_device_map(plan)
+    if as_json:
+        put({"plan": str(directory), "device_map": lines})
+    else:
+        out(dump_yaml(lines), end="")
+
+
+def show_plan(plan: Path, frozen: Plan, *, as_json: bool, markdown: bool, html_file: Path | None) -> None:
+    """Write a plan as JSON, Markdown, HTML or tables."""
+    if as_json:
         put({"plan": str(plan), **render.summary(frozen, known(frozen)), "content": codec.encode(frozen)})
     elif markdown:
         out(render.markdown(frozen, known(frozen)), end="")
@@ -68,10 +101,6 @@ def run(
             say(f"{plan}: {note}")
         if not (plan / IMAGES_FILE).is_file():
             say(f"{plan}: no images are compiled, so no weights of this plan were seen here")
-    if verbose:
-        say("\n".join(inventory_lines(frozen.inventory)))
-    if verbose > 1:
-        say("\n".join(device_details(frozen)))
 
 
 def known(plan: Plan) -> Speculation | None:

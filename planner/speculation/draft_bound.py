@@ -91,12 +91,12 @@ def _messages_ns(shares: DraftShares, inventory: Inventory, members: int) -> int
     for (sizes, times), read_rows in zip(shares.passes, shares.read_rows, strict=True):
         reduced, gathered = sizes.rows * draft.hidden_size * width, candidate_bytes(shares.options, read_rows)
         sums = 2 * draft.num_layers + 1
-        total += times * sums * min(all_reduce_ns(tiers, reduced) for tiers in _tiers(inventory, members))
-        total += times * min(broadcast_ns(tiers, gathered) for tiers in _tiers(inventory, members))
+        total += times * sums * min(all_reduce_ns(tiers, reduced) for tiers in best_tiers(inventory, members))
+        total += times * min(broadcast_ns(tiers, gathered) for tiers in best_tiers(inventory, members))
     return total
 
 
-def _tiers(inventory: Inventory, members: int) -> Iterator[Sequence[Tier]]:
+def best_tiers(inventory: Inventory, members: int) -> Iterator[Sequence[Tier]]:
     """Yield a group of so many members for each number of hosts, as evenly on them as can be, and each link inside."""
     largest = max(Counter(device.host for device in inventory.devices).values())
     links = {host.link for host in inventory.hosts}

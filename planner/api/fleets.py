@@ -1,0 +1,137 @@
+"""Fleets: an inventory divided into replicas with a plan each; built, checked and compared."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from planner.errors import InfeasibleError, InputError
+from planner.fleet import directory as fleet_directory
+from planner.fleet.build import BuiltFleet, FleetInput, build_fleet
+from planner.request import Request, resolve_request
+from planner.solver import limits
+from planner.solver.minimise import Settings
+from plans.check_inputs import MOST_BATCH
+from plans.diff import Difference
+from plans.fleet import MICRO, Fleet, FleetRequest, is_canonical
+from plans.fleet_diff import LoadedFleet, fleet_differences, load_with_plans
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a fleet is for."""
+
+    replicas: int | None = None
+    """Number of replicas; None: any."""
+    clients: int | None = None
+    """Sequences that run at once; None: one in every place of every replica."""
+    min_tokens_per_s: float = 0.0
+    """Least tokens per second of every sequence."""
+    batch: int | None = None
+    """Places of every replica; None: 1, or with ``clients`` the best of 1, 2, 4, ... for each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetResult:
+    """A fleet with its plans, and what it was made from."""
+
+    built: BuiltFleet
+    given: FleetInput
+
+    @property
+    def fleet(self) -> Fleet:
+        """The division."""
+        return self.built.fleet
+
+    def write(self, directory: str | Path) -> Path:
+        """Write fleet.yaml, the inputs, and each template's plan; raise OutputError where it cannot be used."""
+        fleet_directory.write(Path(directory), self.built, self.given)
+        return Path(directory)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetCheck:
+    """A fleet, and the one that its inputs lead to."""
+
+    before: LoadedFleet
+    again: LoadedFleet
+    differences: tuple[Difference, ...]
+    canonical: bool
+    """True where fleet.yaml has exactly the bytes of its canonical form."""
+
+    @property
+    def clean(self) -> bool:
+        """True where fleet and plans are what the inputs lead to."""
+        return not self.differences and self.canonical
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Differences in words."""
+        if not self.differences and not self.canonical:
+            return ("fleet.yaml: not in canonical form",)
+        return tuple(map(str, self.differences))
+
+
+def plan_fleet(request: Request, asked: Asked, settings: Settings) -> FleetResult:
+    """Divide the inventory of a request; raise InputError, InfeasibleError or NotProvenError.
+
+    The batch of ``request.wanted`` counts for nothing: ``asked`` has it.
+    """
+    wanted = request.wanted
+    for option, value, usual in (
+        ("--strategy", wanted.strategy, "latency"),
+        ("--context max", wanted.context == "max", False),
+        ("--previous", wanted.within_ppm, None),
+        ("--gap", wanted.gap_ppm, 0),
+    ):
+        if value != usual:
+            raise InputError(
+                f"{option}: is of one placement, and --replicas divides devices over several: leave it out"
+            )
+    if asked.clients is not None and asked.clients < (asked.replicas or 1):
+        raise InputError(
+            f"--clients: found {asked.clients}, expected at least one for each of {asked.replicas} replicas"
+        )
+    batches = _batches(asked)
+    options, inventory = resolve_request(replace(request, wanted=replace(wanted, batch=batches[0])))
+    fleet_request = FleetRequest(
+        options=options,
+        tree_chosen=wanted.objective == "tokens",
+        schedule=wanted.objective == "tokens" and wanted.schedule != "off",
+        keep_draft=wanted.objective == "tokens" and wanted.schedule == "keep",
+        batches=batches,
+        stall_timeout_s=wanted.stall_timeout_s,
+        replicas=asked.replicas,
+        clients=asked.clients,
+        min_microtokens_per_s=round(asked.min_tokens_per_s * MICRO),
+    )
+    given = FleetInput(base=request.base, draft=request.draft, profile=request.profile, inventory=inventory)
+    return FleetResult(built=build_fleet(given, fleet_request, settings), given=given)
+
+
+def _batches(asked: Asked) -> tuple[int, ...]:
+    """Return the numbers of places that a replica may have."""
+    if asked.batch is not None or asked.clients is None:
+        return (asked.batch or 1,)
+    most = min(MOST_BATCH, asked.clients)
+    return tuple(sorted({*(1 << n for n in range(most.bit_length())), most}))
+
+
+def check_fleet(directory: str | Path, *, workers: int = 1, seed: int = 0) -> FleetCheck:
+    """Divide the inventory of a fleet again from its own inputs, and compare fleet and plans; no weights are read.
+
+    Raise as :func:`planner.check` does.
+    """
+    directory = Path(directory)
+    before = load_with_plans(directory)
+    fleet = before.fleet
+    settings = Settings(workers=workers, seed=seed, limit=limits.MOST_LIMIT)
+    try:
+        built = build_fleet(fleet_directory.read_input(directory, fleet), fleet.request, settings)
+    except InfeasibleError as error:
+        raise InfeasibleError(f"{directory}: {error}", error.short_bytes, error.least_bytes) from error
+    again = LoadedFleet(fleet=built.fleet, plans=built.plans)
+    return FleetCheck(
+        before=before,
+        again=again,
+        differences=fleet_differences(before, again),
+        canonical=is_canonical(directory, fleet),
+    )

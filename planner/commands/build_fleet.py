@@ -1,0 +1,59 @@
+"""``build --replicas``: from options to a fleet, its directory and the images of its templates."""
+
+from pathlib import Path
+
+from planner.api.fleets import Asked, FleetResult, plan_fleet
+from planner.commands.compile import compile_images, images_data
+from planner.commands.console import put, say
+from planner.demo_model import BASE
+from planner.fleet.directory import refuse_foreign
+from planner.report import fleet as report
+from planner.request import Request
+from planner.solver.minimise import Settings
+from plans import terminal
+from plans.fleet_diff import LoadedFleet
+
+
+def run(
+    request: Request,
+    asked: Asked,
+    settings: Settings,
+    *,
+    model: Path | None,
+    draft: Path | None,
+    out: Path,
+    plan_only: bool,
+    as_json: bool,
+    verbose: int,
+) -> None:
+    """Divide the inventory, write the fleet, and compile the images of each template unless ``plan_only``."""
+    refuse_foreign(out)
+    result = plan_fleet(request, asked, settings)
+    result.write(out)
+    loaded = LoadedFleet(fleet=result.fleet, plans=result.built.plans)
+    for line in (report.headline(result.fleet), *report.proof_lines(result.fleet), *report.unused_lines(result.fleet)):
+        say(f"{out}: {line}")
+    images = {} if plan_only or _is_bare(out, result) else _compile(out, result, model, draft, verbose)
+    if as_json:
+        put({"fleet": str(out), **report.data(loaded), **({"images": images} if images else {})})
+    else:
+        terminal.out(str(out))
+
+
+def _is_bare(out: Path, result: FleetResult) -> bool:
+    """Say which configs had no tensors; return whether there are any."""
+    inputs = (result.given.base, *([result.given.draft] if result.given.draft else []))
+    bare = [str(own.checkpoint.config_file) for own in inputs if own.checkpoint.tensors is None]
+    if bare:
+        say(f"{out}: only planned: {' and '.join(bare)} without tensors, which images are compiled from")
+    return bool(bare)
+
+
+def _compile(out: Path, result: FleetResult, model: Path | None, draft: Path | None, verbose: int) -> dict[str, object]:
+    """Compile the images of each template; return what was compiled, by template."""
+    return {
+        name: images_data(
+            compile_images(out / name, model or BASE, draft if plan.draft else None, None, verbose=verbose)
+        )
+        for name, plan in result.built.plans.items()
+    }

@@ -1,0 +1,311 @@
+"""Builds a fleet: request -> parts, templates and their bounds -> division -> record; and the same from a directory."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from planner.build import inputs_of, plan, plan_chosen, with_stall_timeout
+from planner.costs.acceptance import PPM, expected_ppm
+from planner.enough_hosts import infeasible_on_all, needed_bytes
+from planner.errors import InfeasibleError, InputError
+from planner.families import BaseInput, DraftInput, within
+from planner.fleet.bound import StepBound, any_division, most_rates
+from planner.fleet.divide import ROUNDING, Search, Template, require
+from planner.fleet.parts import Form, Part, Parts, restricted
+from planner.fleet.record import Planned, neutral, replicas_of, template_names, templates_of
+from planner.formulations import Formulations
+from planner.integers import ceil_div
+from planner.problem.machine import canonical_machine, look_of
+from planner.problem.usable import usable_inventory
+from planner.solver.division import Answer, HostClass, Load
+from planner.solver.minimise import Settings
+from planner.speculation.compare import Question
+from planner.speculation.grid import trees_of, undominated
+from plans.acceptance import Profile
+from plans.check_inputs import MOST_MASK_VALUES, is_slice, mask_values
+from plans.fleet import FLEET_MAJOR, FLEET_MINOR, NS_PER_S, Fleet, FleetProof, FleetRequest, Replica
+from plans.schema import Inventory, Options, Plan, Tree
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetInput:
+    """A model, its drafter and the inventory that is to be divided."""
+
+    base: BaseInput
+    draft: DraftInput | None
+    profile: Profile | None
+    """Acceptance profile of the drafter; None without one."""
+    inventory: Inventory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltFleet:
+    """A fleet with its plans by template."""
+
+    fleet: Fleet
+    plans: dict[str, Plan]
+
+
+def build_fleet(given: FleetInput, request: FleetRequest, settings: Settings) -> BuiltFleet:
+    """Return the fleet of a request; raise InputError, InfeasibleError or NotProvenError."""
+    _refuse_parts_of_devices(given.inventory)
+    return _Build(given=given, request=request, settings=settings).fleet()
+
+
+def _refuse_parts_of_devices(inventory: Inventory) -> None:
+    """Raise InputError for accelerators of which a device is a part, and for unlike types of the same figures."""
+    seen: dict[tuple[str, int], str] = {}
+    names: dict[tuple[object, ...], tuple[str, str, str]] = {}
+    for device in inventory.devices:
+        if device.kind == "cuda" and (
+            is_slice(device.uuid) or seen.setdefault((device.host, device.ordinal), device.id) != device.id
+        ):
+            raise InputError(f"--replicas: device {device.id}: is a part of an accelerator, expected whole ones")
+        first = names.setdefault(look_of(device), (device.id, device.type, device.reported_name))
+        if first[1:] != (device.type, device.reported_name):
+            raise InputError(
+                f"--replicas: devices {first[0]} and {device.id}: have the figures of each other, and other types: "
+                "replicas could not be told apart: give them one type, or their own figures"
+            )
+
+
+@dataclass(kw_only=True)
+class _Build:
+    """One division, with what was computed for it so far."""
+
+    given: FleetInput
+    request: FleetRequest
+    settings: Settings
+    planned: dict[Template, Planned] = field(default_factory=dict)
+
+    def fleet(self) -> BuiltFleet:
+        search = Search(
+            classes=self.classes,
+            parts=self.parts,
+            least_speed=self.request.min_microtokens_per_s,
+            solve=self.solve,
+            speeds=self.upper_speeds(),
+        )
+        load = Load(clients=self.request.clients, replicas=self.request.replicas)
+        if not search.speeds:
+            raise self._nothing_fits()
+        found = search.best(load, self.settings)
+        require(found, search, load, self.settings)
+        assert found is not None
+        answer, templates = found
+        used = [template for template, count in zip(templates, answer.replicas, strict=True) if count]
+        names = template_names(used, self.planned)
+        replicas = self._replicas(answer, templates, names)
+        any_speed = self.any_speed()
+        assert any_speed >= answer.speed, (any_speed, answer)
+        taken = {device for replica in replicas for device in replica.devices}
+        fleet = Fleet(
+            fleet=f"{FLEET_MAJOR}.{FLEET_MINOR}",
+            inputs=inputs_of(self.given.base, self.given.draft),
+            draft=self.given.draft.draft if self.given.draft else None,
+            request=self.request,
+            inventory=self.given.inventory,
+            templates=templates_of(names, self.planned),
+            replicas=replicas,
+            unused=tuple(device.id for device in self.given.inventory.devices if device.id not in taken),
+            proof=FleetProof(
+                microtokens_per_s=answer.speed,
+                any_microtokens_per_s=any_speed,
+                most_hosts=max([1, *(sum(part.hosts) for part in self.parts)]),
+                parts=len(self.parts),
+                solved=len(self.planned),
+            ),
+        )
+        return BuiltFleet(fleet=fleet, plans={name: self.planned[template].plan for template, name in names.items()})
+
+    # ---- the machine ----
+
+    @cached_property
+    def machine_parts(self) -> Parts:
+        """The usable part of the inventory, in canonical form."""
+        draft = self.given.draft.draft if self.given.draft else None
+        usable = usable_inventory(self.given.inventory, self.options(self._least), self.given.base.model, draft)
+        return Parts(machine=canonical_machine(usable))
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Parts that have the memory of a replica, by the sum of bytes alone."""
+        machine, least = self.machine_parts, self.needed_bytes[self._least]
+        devices = machine.machine.inventory.devices
+        hosts = [
+            sum(devices[device].capacity_bytes for device in machine.machine.modules[equal[0]].devices)
+            for equal in machine.classes
+        ]
+        needed = [ceil_div(least, max(1, nbytes)) for nbytes in hosts]
+        few = self.request.clients is not None or self.request.replicas is not None
+        parts = (*machine.of_hosts(), *machine.over_hosts(needed, at_least=1 + few))
+        most = self.request.options.max_devices
+        return tuple(
+            part
+            for part in parts
+            if sum(devices[device].capacity_bytes for device in part.devices) >= least
+            and (most is None or len(part.devices) <= most)
+        )
+
+    @cached_property
+    def numbers(self) -> dict[Form, int]:
+        """Numbers of the parts of single hosts, by form."""
+        return {part.form: number for number, part in enumerate(self.parts) if not part.is_wide}
+
+    @cached_property
+    def classes(self) -> tuple[HostClass, ...]:
+        """Classes of equal hosts with the ways to divide them."""
+        return tuple(map(self._host_class, self.machine_parts.classes))
+
+    def _host_class(self, hosts: tuple[int, ...]) -> HostClass:
+        counted = self.machine_parts.counted(hosts, self.numbers) if len(hosts) == 1 else None
+        if counted is not None:
+            devices, parts = counted
+            return HostClass(hosts=1, patterns=(), devices=devices, parts=parts)
+        return HostClass(hosts=len(hosts), patterns=self.machine_parts.patterns(hosts, self.numbers.get))
+
+    # ---- templates ----
+
+    @property
+    def _least(self) -> int:
+        return self.request.batches[0]
+
+    def options(self, batch: int, tree: Tree | None = None) -> Options:
+        """Return the options of a replica with so many places, and with a tree where trees are chosen."""
+        own = self.request.options
+        return dataclasses.replace(own, batch=batch, tree=tree if self.request.tree_chosen else own.tree)
+
+    def trees(self, batch: int) -> Sequence[Tree | None]:
+        """Return the trees that a replica may have; None is plain decoding."""
+        if self.given.draft is None or not self.request.tree_chosen:
+            return (self.request.options.tree,)
+        trees = trees_of(self.given.draft.draft, batch)
+        return (None, *undominated(list(trees), self.expected))
+
+    def expected(self, tree: Tree | None) -> int:
+        """Return the expected tokens of a step, in parts per million."""
+        if tree is None:
+            return PPM
+        assert self.given.profile is not None
+        return expected_ppm(self.given.profile, tree)
+
+    @cached_property
+    def batches(self) -> tuple[int, ...]:
+        """Batches of which the tree asked for can have masks."""
+        tree = None if self.request.tree_chosen else self.request.options.tree
+        return tuple(b for b in self.request.batches if tree is None or mask_values(tree, b) <= MOST_MASK_VALUES)
+
+    def solve(self, template: Template) -> int | None:
+        """Return the speed of a template by its best plan, None where it does not fit."""
+        part = self.parts[template.part]
+        inventory = neutral(self.machine_parts.machine.inventory, part.devices)
+        try:
+            planned = self._planned(inventory, template.batch)
+        except InfeasibleError:
+            return None
+        stall_s = self.request.stall_timeout_s
+        planned = dataclasses.replace(planned, plan=with_stall_timeout(planned.plan, stall_s))
+        self.planned[template] = planned
+        return planned.speed
+
+    def _planned(self, inventory: Inventory, batch: int) -> Planned:
+        base, draft, profile = self.given.base, self.given.draft, self.given.profile
+        options = self.options(batch)
+        if draft is not None and self.request.tree_chosen:
+            assert profile is not None
+            question = Question(
+                base=base,
+                draft=draft,
+                options=options,
+                inventory=inventory,
+                profile=profile,
+                schedule=self.request.schedule,
+                keep_draft=self.request.keep_draft,
+            )
+            chosen = plan_chosen(question, self.settings, Formulations(), None).plan
+            assert chosen.speculation is not None
+            return Planned(plan=chosen, acceptance_ppm=chosen.speculation.acceptance_ppm)
+        formulation = Formulations().of(base, draft, inventory, options)
+        own = plan(formulation, inputs_of(base, draft), self.settings).plan
+        return Planned(plan=own, acceptance_ppm=self.expected(options.tree))
+
+    # ---- bounds ----
+
+    @cached_property
+    def needed_bytes(self) -> dict[int, int]:
+        """Bytes that every plan takes of all its devices together, by batch: without a drafter where it may do so."""
+        draft = None if self.request.tree_chosen else self.given.draft
+        inventory = self.given.inventory
+        return {
+            batch: needed_bytes(Formulations().of(self.given.base, draft, inventory, self.options(batch)))
+            for batch in self.batches
+        }
+
+    def bounds(self, batch: int) -> list[tuple[int, StepBound]]:
+        """Return expected tokens of a step and the bound of its time, for each tree that a replica may have."""
+        draft = self.given.draft.draft if self.given.draft else None
+        model = within(self.given.base.model, self.request.options.context)
+        return [
+            (
+                self.expected(tree),
+                StepBound(model=model, draft=draft if tree else None, options=self.options(batch, tree)),
+            )
+            for tree in self.trees(batch)
+        ]
+
+    def upper_speeds(self) -> dict[Template, int]:
+        """Return an upper bound of the speed of every template."""
+        inventory = self.machine_parts.machine.inventory
+        speeds: dict[Template, int] = {}
+        for batch in self.batches:
+            bounds = [(acceptance, bound, bound.draft_ns(self._few_hosts)) for acceptance, bound in self.bounds(batch)]
+            for number, part in enumerate(self.parts):
+                devices = [inventory.devices[device] for device in part.devices]
+                if sum(device.capacity_bytes for device in devices) < self.needed_bytes[batch]:
+                    continue
+                own = restricted(inventory, part.devices)
+                speeds[Template(part=number, batch=batch)] = max(
+                    int(acceptance * NS_PER_S / bound.least_ns(own, draft_ns if part.is_wide else None)) + 1
+                    for acceptance, bound, draft_ns in bounds
+                )
+        return speeds
+
+    @cached_property
+    def _few_hosts(self) -> Inventory:
+        """The machine with as many hosts of each class as a replica has at most."""
+        machine = self.machine_parts
+        most = max([1, *(sum(part.hosts) for part in self.parts)])
+        hosts = [host for equal in machine.classes for host in equal[:most]]
+        devices = [device for host in hosts for device in machine.machine.modules[host].devices]
+        return restricted(machine.machine.inventory, devices)
+
+    def any_speed(self) -> int:
+        """Return what no division at all exceeds (:mod:`planner.fleet.bound`), in millionths of a token per second."""
+        inventory, least = self.machine_parts.machine.inventory, self.needed_bytes
+        batches = {batch: most_rates(self.bounds(batch), inventory, least[batch]) for batch in self.batches}
+        return int(any_division(batches, self.request.clients) * NS_PER_S * ROUNDING) + 1
+
+    # ---- results ----
+
+    def _replicas(
+        self, answer: Answer, templates: Sequence[Template], names: dict[Template, str]
+    ) -> tuple[Replica, ...]:
+        """Return the replicas in the order of templates, then of their devices in the inventory."""
+        place = {device.id: number for number, device in enumerate(self.given.inventory.devices)}
+        replicas = replicas_of(
+            self.machine_parts,
+            self.numbers,
+            answer,
+            templates,
+            {number: part.hosts for number, part in enumerate(self.parts) if part.is_wide},
+            names,
+        )
+        return tuple(sorted(replicas, key=lambda replica: (replica.template, min(place[d] for d in replica.devices))))
+
+    def _nothing_fits(self) -> InfeasibleError:
+        """Return the refusal where no part of the machine has the memory of a replica."""
+        draft = None if self.request.tree_chosen else self.given.draft
+        options = self.options(self._least)
+        whole = Formulations().of(self.given.base, draft, self.given.inventory, options)
+        return infeasible_on_all(whole, self.settings)

@@ -1,0 +1,251 @@
+"""Divisions against brute force: every way to divide a small machine, each replica planned for itself."""
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner.api.fleets import Asked, FleetResult, plan_fleet
+from planner.build import inputs_of, plan
+from planner.errors import InfeasibleError, InputError
+from planner.families import BaseInput, load_base
+from planner.fleet import parts as fleet_parts
+from planner.formulations import Formulations
+from planner.request import Request, Wanted, resolve_request
+from planner.solver.minimise import Settings
+from plans.fleet import check_fleet, microtokens_per_s
+from plans.schema import Inventory, Options
+from tests.planner.instances import TINY, gpu, host, listed, saved
+from tests.planner.machines import random_machine, rewritten
+
+SEEDS = (0, 3, 4, 6, 7, 11, 14, 20, 22)
+ONE = Settings(workers=1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseInput:
+    return load_base(saved(tmp_path_factory.mktemp("fleet") / "tiny", TINY))
+
+
+def request_of(base: BaseInput, machine: Any) -> Request:
+    wanted = Wanted(context=64, dtype="bfloat16", simplify_ppm=0)
+    return Request(base=base, draft=None, inventory=listed(machine), wanted=wanted)
+
+
+def drawn(seed: int) -> tuple[Any, Asked]:
+    """Return a machine of up to two hosts of three devices, which hold the model alone, in twos, or on both hosts."""
+    rng = random.Random(seed)
+    machine = random_machine(rng, 2, 3, (500, 900, 1500)[seed % 3])
+    clients, replicas = rng.choice((None, None, 3, 5)), rng.choice((None, None, 1, 2, 5))
+    return machine, Asked(clients=clients, replicas=replicas)
+
+
+# ---- every division ----
+
+
+class Speeds:
+    """Speed of a sequence by devices and batch, each planned on these devices under their own names."""
+
+    def __init__(self, base: BaseInput, inventory: Inventory, options: Options) -> None:
+        self._base, self._inventory, self._options = base, inventory, options
+        self.of = cache(self._speed)
+
+    def _speed(self, devices: frozenset[int], batch: int) -> int | None:
+        part = fleet_parts.restricted(self._inventory, sorted(devices))
+        options = dataclasses.replace(self._options, batch=batch)
+        formulation = Formulations().of(self._base, None, part, options)
+        try:
+            built = plan(formulation, inputs_of(self._base, None), ONE).plan
+        except InfeasibleError:
+            return None
+        return microtokens_per_s(1_000_000, built.proof.objective_ns)
+
+
+def divisions(inventory: Inventory) -> Iterator[list[frozenset[int]]]:
+    """Yield every set of disjoint replicas, each on devices of one host or on several whole hosts."""
+    by_host: dict[str, list[int]] = {}
+    for index, device in enumerate(inventory.devices):
+        by_host.setdefault(device.host, []).append(index)
+    hosts = list(by_host.values())
+    if len(hosts) > 1:
+        yield [frozenset(index for own in hosts for index in own)]
+    for chosen in product(*(list(packings(own)) for own in hosts)):
+        yield [replica for replicas in chosen for replica in replicas]
+
+
+def packings(devices: Sequence[int]) -> Iterator[list[frozenset[int]]]:
+    """Yield all sets of disjoint sets of devices."""
+    if not devices:
+        yield []
+        return
+    first, *rest = devices
+    yield from packings(rest)
+    for mask in range(1 << len(rest)):
+        own = frozenset([first, *(d for bit, d in enumerate(rest) if mask >> bit & 1)])
+        for others in packings([d for d in rest if d not in own]):
+            yield [own, *others]
+
+
+def best_total(speeds: Speeds, inventory: Inventory, asked: Asked, batches: Sequence[int]) -> int | None:
+    """Return the most speed of all divisions, None where there is none."""
+    best: int | None = None
+    for division in divisions(inventory):
+        if not division or (asked.replicas is not None and len(division) != asked.replicas):
+            continue
+        for chosen in product(batches, repeat=len(division)):
+            replicas = [(speeds.of(devices, batch), batch) for devices, batch in zip(division, chosen, strict=True)]
+            total = total_of(replicas, asked.clients)
+            best = total if best is None or (total is not None and total > best) else best
+    return best
+
+
+def total_of(replicas: Sequence[tuple[int | None, int]], clients: int | None) -> int | None:
+    """Return the speed of all sequences, the fastest places taken first; None where they do not fit."""
+    known = sorted(((speed, batch) for speed, batch in replicas if speed is not None), reverse=True)
+    if len(known) < len(replicas):
+        return None
+    if clients is None:
+        return sum(speed * batch for speed, batch in known)
+    left = clients - len(known)
+    if left < 0 or sum(batch for _, batch in known) < clients:
+        return None
+    total = sum(speed for speed, _ in known)
+    for speed, batch in known:
+        total += speed * min(left, batch - 1)
+        left -= min(left, batch - 1)
+    return total
+
+
+@pytest.fixture(scope="module")
+def divided(base: BaseInput) -> Callable[[int], FleetResult | None]:
+    """Return what divides a drawn machine; None where it is refused."""
+    return cache(lambda seed: _divided(base, seed))
+
+
+def _divided(base: BaseInput, seed: int) -> FleetResult | None:
+    machine, asked = drawn(seed)
+    try:
+        return plan_fleet(request_of(base, machine), asked, ONE)
+    except InfeasibleError:
+        return None
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_division_is_better(base: BaseInput, divided: Callable[[int], FleetResult | None], seed: int) -> None:
+    machine, asked = drawn(seed)
+    request = request_of(base, machine)
+    options, inventory = resolve_request(request)
+    batches = (1,) if asked.clients is None else {3: (1, 2, 3), 5: (1, 2, 4, 5)}[asked.clients]
+    expected = best_total(Speeds(base, inventory, options), inventory, asked, batches)
+    result = divided(seed)
+    assert (result.fleet.proof.microtokens_per_s if result else None) == expected
+    if result is not None:
+        assert check_fleet(result.fleet, result.built.plans) == ()
+
+
+def test_these_machines_are_divided_in_several_ways(divided: Callable[[int], FleetResult | None]) -> None:
+    fleets = [result.fleet for seed in SEEDS if (result := divided(seed)) is not None]
+    assert 0 < len(fleets) < len(SEEDS)
+    assert len({len(fleet.replicas) for fleet in fleets}) > 2
+    hosts = {device.id: device.host for fleet in fleets for device in fleet.inventory.devices}
+    assert {len({hosts[d] for d in replica.devices}) for fleet in fleets for replica in fleet.replicas} == {1, 2}
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_another_writing_of_a_machine_has_the_same_fleet(base: BaseInput, seed: int) -> None:
+    machine = random_machine(random.Random(seed), 3, 3, 1500)
+    other, _ = rewritten(random.Random(seed), machine)
+    one, two = (plan_fleet(request_of(base, m), Asked(), ONE) for m in (machine, other))
+    assert one.built.plans == two.built.plans
+    assert (one.fleet.templates, one.fleet.proof) == (two.fleet.templates, two.fleet.proof)
+    assert [(r.template, r.sequences) for r in one.fleet.replicas] == [
+        (r.template, r.sequences) for r in two.fleet.replicas
+    ]
+
+
+# ---- loads and refusals ----
+
+
+def cards(count: int, kib: int = 8000) -> Any:
+    return {"hosts": [host("box", *(gpu(f"g{number}", kib) for number in range(count)))]}
+
+
+def fleet_of(base: BaseInput, machine: Any, **asked: Any) -> FleetResult:
+    return plan_fleet(request_of(base, machine), Asked(**asked), ONE)
+
+
+def test_one_sequence_has_all_devices_and_many_have_a_replica_each(base: BaseInput) -> None:
+    slow = {"hosts": [host("box", *(gpu(f"g{n}", 8000, bandwidth="200 MB/s", overhead="1 us") for n in range(4)))]}
+    alone = fleet_of(base, slow, clients=1).fleet
+    assert [(len(replica.devices), replica.sequences) for replica in alone.replicas] == [(4, 1)]
+    every = fleet_of(base, slow).fleet
+    assert [(replica.devices, replica.sequences) for replica in every.replicas] == [((f"g{n}",), 1) for n in range(4)]
+    assert every.unused == ()
+
+
+def test_the_least_speed_is_kept(base: BaseInput) -> None:
+    slow = {"bandwidth": "1 GB/s", "overhead": "1 us"}
+    machine = {"hosts": [host("box", gpu("g0", 8000, **slow | {"bandwidth": "3 GB/s"}), gpu("g1", 8000, **slow))]}
+    free = fleet_of(base, machine).fleet
+    least = min(template.microtokens_per_s for template in free.templates) / 1e6 * 1.01
+    fast = fleet_of(base, machine, min_tokens_per_s=least).fleet
+    assert min(template.microtokens_per_s for template in fast.templates) >= least * 1e6
+    assert fast.proof.microtokens_per_s < free.proof.microtokens_per_s
+
+
+@pytest.mark.parametrize(
+    ("count", "kib", "asked", "message"),
+    [
+        (2, 100, {}, "no placement fits"),
+        (2, 8000, {"replicas": 3}, "no division has exactly 3 replicas"),
+        (2, 8000, {"min_tokens_per_s": 1e6}, "no division has any number of replicas with 1e\\+06 tokens/s each"),
+        (2, 3000, {"clients": 5000}, "--clients: found 5000, at most [0-9]+ sequences run at once"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_reason(
+    base: BaseInput, count: int, kib: int, asked: Any, message: str
+) -> None:
+    with pytest.raises(InfeasibleError, match=message):
+        fleet_of(base, cards(count, kib), **asked)
+
+
+def test_parts_of_an_accelerator_are_refused(base: BaseInput) -> None:
+    halves = [gpu(f"g{n}", 4000) | {"ordinal": 0} for n in range(2)]
+    with pytest.raises(InputError, match="device g1: is a part of an accelerator"):
+        fleet_of(base, {"hosts": [host("box", *halves)]})
+
+
+def test_unlike_types_of_one_figure_are_refused(base: BaseInput) -> None:
+    two = [gpu("g0", 4000), gpu("g1", 4000) | {"reported_name": "Other"}]
+    with pytest.raises(InputError, match="devices g0 and g1: have the figures of each other, and other types"):
+        fleet_of(base, {"hosts": [host("box", *two)]})
+
+
+def test_too_many_ways_to_divide_a_host_are_refused(base: BaseInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_parts, "MOST_SUBSETS", 7)
+    unlike = [gpu(f"g{n}", 4000 + n) for n in range(3)]
+    with pytest.raises(InputError, match="host box has too many subsets of devices, expected at most 7"):
+        fleet_of(base, {"hosts": [host("box", *unlike)]})
+
+
+def test_bridged_cards_may_be_parted(base: BaseInput) -> None:
+    pairs = [{"between": [f"g{n}", f"g{n + 1}"], "class": "nvlink"} for n in (0, 2)]
+    machine = {"hosts": [cards(4)["hosts"][0] | {"links": {"class": "pcie", "pairs": pairs}}]}
+    fleet = fleet_of(base, machine).fleet
+    assert [len(replica.devices) for replica in fleet.replicas] == [1, 1, 1, 1]
+    two = fleet_of(base, machine, replicas=2).fleet
+    assert all(
+        set(replica.devices) in ({"g0", "g1"}, {"g2", "g3"}) or len(replica.devices) == 1 for replica in two.replicas
+    )
+
+
+def test_replicas_of_hosts_written_alike_are_on_hosts_of_their_own(base: BaseInput, tmp_path: Path) -> None:
+    hosts = [host(f"h{n}", *(gpu(f"h{n}g{d}", 900) for d in range(2))) for n in range(3)]
+    fleet = fleet_of(base, {"hosts": hosts, "network": {"class": "ethernet"}}).fleet
+    for replica in fleet.replicas:
+        assert len({device[:2] for device in replica.devices}) == 1, replica
