@@ -267,7 +267,7 @@ def tensors_by_role(base: BaseInput) -> dict[str, torch.Tensor]:
             tensors[role] = turned_rows if turned.width > 1 else turned_rows[:, 0]
         else:  # the rows of the next role are behind those of this one
             end = min((first for first in packed[source.name] if first > source.first), default=None)
-            tensors[role] = tensor[source.first : end]
+            tensors[role] = (tensor.flatten(0, -2) if tensor.dim() > 2 else tensor)[source.first : end]
     return tensors
 
 

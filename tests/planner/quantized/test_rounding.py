@@ -1,6 +1,7 @@
 """Plain weights rounded to the nearest codes: bits, shares, errors, and what is refused."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -23,22 +24,25 @@ from planner.errors import CheckpointError, ConfigError
 from planner.families import load_base
 from planner.images.compile import compile_plan
 from planner.quantized import Expected, Rounded, Stored
+from planner.quantized.codes import Array, Read
 from planner.quantized.converting import rows_of
 from plans import codec
 from plans.artifact import Image, load_images
 from plans.check import check
 from plans.quantized import ROUNDED
+from plans.ranges import Range
 from plans.schema import Inputs, Plan, RoundedWeights
 from tests.plan_factory import make_plan, whole_group
 from tests.planner.instances import cpu, host
 from tests.planner.quantized.checkpoints import METHODS, near_values, nearest, quantized
-from tests.planner.quantized.test_layouts import MODULE, image_values
-from tests.planner.tiny_checkpoints import saved
+from tests.planner.quantized.test_layouts import MODULE, as_numpy, image_values
+from tests.planner.tiny_checkpoints import WRAPPED, saved, saved_wrapper, tensors_by_role
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32,
 }  # fmt: skip
+LINEAR = re.compile(r"layers\.\d+\.(experts\.\d+\.|shared\.)?(q|k|v|o|gate|up|down)\.weight")
 FORMS = get_args(RoundedWeights)
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "int8": {"num_bits": 8, "type": "int", "strategy": "channel"},
@@ -105,6 +109,44 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
     values[5, 7] = bits(value)
     with pytest.raises(CheckpointError, match=r"down_proj\.weight: found an infinity or NaN at \(5, 7\)"):
         rows_of(stored_as("int4-g32", 8, 64), "codes", (2, 8), lambda name, rows: values[slice(*rows or (0, 8))])
+
+
+@pytest.mark.parametrize(
+    "family", ["gemma3_text", "phi3", "qwen2_moe", "ernie4_5_moe", "gpt_oss", "qwen3_vl", "qwen3_vl_moe"]
+)
+def test_all_linear_layers_are_rounded_and_nothing_else(family: str, tmp_path: Path) -> None:
+    """Packed, transposed, in turn and in wrappers too: rows of each role are the codes of its plain weights."""
+    checkpoint = saved_wrapper(tmp_path / "base", family) if family in WRAPPED else saved(tmp_path / "base", family)
+    plain, rounded = load_base(checkpoint), load_base(checkpoint, "int8")
+    tensors, read = tensors_by_role(plain), reader_of(checkpoint / "model.safetensors")
+    linear = {role for role in tensors if LINEAR.fullmatch(role)}
+    assert {role for role, source in rounded.roles.items() if source.part == "codes" and source.stored} == linear
+    assert {role: source for role, source in rounded.roles.items() if source.stored is None} == {
+        role: source for role, source in plain.roles.items() if role not in linear
+    }
+    for role in linear:
+        codes, scales = nearest(tensors[role], "int8")
+        for name, part, expected in (
+            (role, "codes", codes),
+            (role.removesuffix("weight") + "scales", "scales", scales),
+        ):
+            source = rounded.roles[name]
+            assert source.stored is not None
+            found = rows_of(source.stored, source.part, (source.first, source.first + len(codes)), read)
+            assert source.part == part
+            ours = torch.from_numpy(found)
+            assert torch.equal(ours.int() - 128 if part == "codes" else ours.view(torch.bfloat16), expected), name
+
+
+def reader_of(file: Path) -> Read:
+    tensors = load_file(file)
+
+    def read(name: str, rows: Range | None) -> Array:
+        array = as_numpy(tensors[name])
+        assert rows is not None
+        return array.reshape(-1, array.shape[-1])[rows[0] : rows[1]]
+
+    return read
 
 
 # ---- images ----
