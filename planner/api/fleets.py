@@ -7,7 +7,6 @@ from planner.errors import InfeasibleError, InputError
 from planner.fleet import directory as fleet_directory
 from planner.fleet.build import BuiltFleet, FleetInput, build_fleet
 from planner.request import Request, resolve_request
-from planner.solver import limits
 from planner.solver.minimise import Settings
 from plans.check_inputs import MOST_BATCH
 from plans.diff import Difference
@@ -80,7 +79,6 @@ def plan_fleet(request: Request, asked: Asked, settings: Settings) -> FleetResul
         ("--strategy", wanted.strategy, "latency"),
         ("--context max", wanted.context == "max", False),
         ("--previous", wanted.within_ppm, None),
-        ("--gap", wanted.gap_ppm, 0),
     ):
         if value != usual:
             raise InputError(
@@ -91,7 +89,8 @@ def plan_fleet(request: Request, asked: Asked, settings: Settings) -> FleetResul
             f"--clients: found {asked.clients}, expected at least one for each of {asked.replicas} replicas"
         )
     batches = _batches(asked)
-    options, inventory = resolve_request(replace(request, wanted=replace(wanted, batch=batches[0])))
+    single = replace(wanted, batch=batches[0], gap_ppm=0)  # the gap is of the division, its plans are proven
+    options, inventory = resolve_request(replace(request, wanted=single))
     fleet_request = FleetRequest(
         options=options,
         tree_chosen=wanted.objective == "tokens",
@@ -102,9 +101,12 @@ def plan_fleet(request: Request, asked: Asked, settings: Settings) -> FleetResul
         replicas=asked.replicas,
         clients=asked.clients,
         min_microtokens_per_s=round(asked.min_tokens_per_s * MICRO),
+        gap_ppm=wanted.gap_ppm,
+        solver_limit=float(settings.limit),
     )
     given = FleetInput(base=request.base, draft=request.draft, profile=request.profile, inventory=inventory)
-    return FleetResult(built=build_fleet(given, fleet_request, settings), given=given)
+    exact = replace(settings, gap_ppm=0)
+    return FleetResult(built=build_fleet(given, fleet_request, exact), given=given)
 
 
 def _batches(asked: Asked) -> tuple[int, ...]:
@@ -123,7 +125,7 @@ def check_fleet(directory: str | Path, *, workers: int = 1, seed: int = 0) -> Fl
     directory = Path(directory)
     before = load_with_plans(directory)
     fleet = before.fleet
-    settings = Settings(workers=workers, seed=seed, limit=limits.MOST_LIMIT)
+    settings = Settings(workers=workers, seed=seed, limit=fleet.request.solver_limit)
     try:
         built = build_fleet(fleet_directory.read_input(directory, fleet), fleet.request, settings)
     except InfeasibleError as error:

@@ -8,10 +8,10 @@ from functools import cached_property
 from planner.build import inputs_of, plan, plan_chosen, with_stall_timeout
 from planner.costs.acceptance import PPM, expected_ppm
 from planner.enough_hosts import infeasible_on_all, needed_bytes
-from planner.errors import InfeasibleError, InputError
+from planner.errors import InfeasibleError, InputError, NotProvenError
 from planner.families import BaseInput, DraftInput, within
 from planner.fleet.bound import StepBound, any_division, most_rates
-from planner.fleet.divide import ROUNDING, Search, Template, require
+from planner.fleet.divide import ROUNDING, Search, Template, Unproven, require
 from planner.fleet.parts import Form, Part, Parts, restricted
 from planner.fleet.record import Planned, neutral, replicas_of, template_names, templates_of
 from planner.formulations import Formulations
@@ -24,7 +24,17 @@ from planner.speculation.compare import Question
 from planner.speculation.grid import trees_of, undominated
 from plans.acceptance import Profile
 from plans.check_inputs import MOST_MASK_VALUES, is_slice, mask_values
-from plans.fleet import FLEET_MAJOR, FLEET_MINOR, NS_PER_S, Fleet, FleetProof, FleetRequest, Replica
+from plans.fleet import (
+    FLEET_MAJOR,
+    FLEET_MINOR,
+    MOST_MICROTOKENS,
+    NS_PER_S,
+    Fleet,
+    FleetProof,
+    FleetRequest,
+    Replica,
+    microtokens_per_s,
+)
 from plans.schema import Inventory, Options, Plan, Tree
 
 
@@ -90,15 +100,14 @@ class _Build:
         load = Load(clients=self.request.clients, replicas=self.request.replicas)
         if not search.speeds:
             raise self._nothing_fits()
-        found = search.best(load, self.settings)
-        require(found, search, load, self.settings)
-        assert found is not None
-        answer, templates = found
+        found = require(search.best(load, self.settings), search, load, self.settings, self.request.gap_ppm)
+        answer, templates = found.answer, found.templates
         used = [template for template, count in zip(templates, answer.replicas, strict=True) if count]
         names = template_names(used, self.planned)
         replicas = self._replicas(answer, templates, names)
         any_speed = self.any_speed()
         assert any_speed >= answer.speed, (any_speed, answer)
+        bound = min(found.bound, any_speed)
         taken = {device for replica in replicas for device in replica.devices}
         fleet = Fleet(
             fleet=f"{FLEET_MAJOR}.{FLEET_MINOR}",
@@ -111,6 +120,7 @@ class _Build:
             unused=tuple(device.id for device in self.given.inventory.devices if device.id not in taken),
             proof=FleetProof(
                 microtokens_per_s=answer.speed,
+                bound_microtokens_per_s=bound,
                 any_microtokens_per_s=any_speed,
                 most_hosts=max([1, *(sum(part.hosts) for part in self.parts)]),
                 parts=len(self.parts),
@@ -196,7 +206,7 @@ class _Build:
         tree = None if self.request.tree_chosen else self.request.options.tree
         return tuple(b for b in self.request.batches if tree is None or mask_values(tree, b) <= MOST_MASK_VALUES)
 
-    def solve(self, template: Template) -> int | None:
+    def solve(self, template: Template) -> int | Unproven | None:
         """Return the speed of a template by its best plan, None where it does not fit."""
         part = self.parts[template.part]
         inventory = neutral(self.machine_parts.machine.inventory, part.devices)
@@ -204,6 +214,11 @@ class _Build:
             planned = self._planned(inventory, template.batch)
         except InfeasibleError:
             return None
+        except NotProvenError as error:
+            # where trees are chosen the bound is of one of them
+            bound_ns = None if self.request.tree_chosen else error.bound_ns
+            tree = self.options(template.batch).tree
+            return Unproven(speed=microtokens_per_s(self.expected(tree), bound_ns) if bound_ns else MOST_MICROTOKENS)
         stall_s = self.request.stall_timeout_s
         planned = dataclasses.replace(planned, plan=with_stall_timeout(planned.plan, stall_s))
         self.planned[template] = planned

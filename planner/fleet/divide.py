@@ -9,12 +9,15 @@ step over its time. It is known from above long before it is solved, as the most
 
 The master problem is solved with these numbers; templates of its answer that are not solved yet are, and it is solved
 again. When all of its answer are, no other division is better: it was compared with no less than the others can have.
+
+A template whose plan is not proven within the solver's limit keeps its bound. Where the answer would have it, that
+answer bounds all divisions, and the search goes on without such templates.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from planner.errors import InfeasibleError
+from planner.errors import InfeasibleError, NotProvenError
 from planner.fleet.parts import Part
 from planner.solver import division
 from planner.solver.division import Answer, Choice, HostClass, Load
@@ -35,6 +38,25 @@ class Template:
     batch: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unproven:
+    """A template whose plan was not proven within the solver's limit."""
+
+    speed: int
+    """Proven bound of its speed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Division:
+    """The best division and its bound."""
+
+    answer: Answer
+    templates: tuple[Template, ...]
+    """That the numbers of the answer are of."""
+    bound: int
+    """Speed that no division exceeds."""
+
+
 @dataclass(kw_only=True)
 class Search:
     """What is known of all templates, and the master problem over them."""
@@ -43,24 +65,30 @@ class Search:
     parts: Sequence[Part]
     least_speed: int
     """Of every sequence, in millionths of a token per second."""
-    solve: Callable[[Template], int | None]
+    solve: Callable[[Template], int | Unproven | None]
     """Speed of a template by its best plan; None where it does not fit."""
     speeds: dict[Template, int]
     """Upper bounds; of those in ``solved`` their speed."""
     solved: set[Template] = field(default_factory=set)
+    unproven: set[Template] = field(default_factory=set)
 
-    def best(self, load: Load, settings: Settings) -> tuple[Answer, tuple[Template, ...]] | None:
-        """Return the best division and the templates that its numbers are of; None where there is none."""
-        ties = False
+    def best(self, load: Load, settings: Settings) -> Division | None:
+        """Return the best division of proven templates; None where there is none."""
+        ties, bound = False, None
         while True:
             templates = self._listed()
             answer = division.divide(self.classes, [self._choice(t) for t in templates], load, settings, ties=ties)
             if answer is None:
                 return None
             used = [t for t, replicas in zip(templates, answer.replicas, strict=True) if replicas]
+            if self.unproven.intersection(used):
+                bound = answer.speed if bound is None else bound
+                for template in self.unproven:
+                    self.speeds.pop(template, None)
+                continue
             unsolved = [template for template in used if template not in self.solved]
             if not unsolved and ties:
-                return answer, tuple(templates)
+                return Division(answer=answer, templates=tuple(templates), bound=max(answer.speed, bound or 0))
             ties = not unsolved
             for template in unsolved:
                 if template in self.speeds:  # another one may have told that it does not fit
@@ -87,12 +115,17 @@ class Search:
 
     def _settle(self, template: Template) -> None:
         """Solve a template, and take over what that says of others."""
-        speed = self.solve(template)
-        if speed is None:
+        found = self.solve(template)
+        if found is None:
             for other in [other for other in self.speeds if self._is_harder(other, template)]:
                 del self.speeds[other]
             return
-        self.solved.add(template)
+        if isinstance(found, Unproven):
+            self.unproven.add(template)
+            speed = min(found.speed, self.speeds[template])
+        else:
+            self.solved.add(template)
+            speed = found
         self.speeds[template] = speed
         for other, known in self.speeds.items():
             if other not in self.solved and self._is_harder(other, template):
@@ -103,10 +136,19 @@ class Search:
         return other.part == template.part and other.batch >= template.batch
 
 
-def require(found: tuple[Answer, tuple[Template, ...]] | None, search: Search, load: Load, settings: Settings) -> None:
-    """Raise InfeasibleError, with the reason, where no division was found."""
+def require(found: Division | None, search: Search, load: Load, settings: Settings, gap_ppm: int) -> Division:
+    """Return the division that was found; raise InfeasibleError, with the reason, or NotProvenError beyond the gap."""
     if found is not None:
-        return
+        missing = found.bound - found.answer.speed
+        if missing * MICRO > gap_ppm * found.bound:
+            raise NotProvenError(
+                f"tokens/s: {len(search.unproven)} templates were not proven within the deterministic limit of "
+                f"{settings.limit:g}: found {found.answer.speed / MICRO:.1f}, bound {found.bound / MICRO:.1f}, gap "
+                f"{missing / found.bound:.2%}; accept one with --gap, or give a higher --solver-limit"
+            )
+        return found
+    if not search.speeds and search.unproven:
+        raise NotProvenError(f"no template was proven within the deterministic limit of {settings.limit:g}")
     if not search.speeds:
         raise InfeasibleError("no replica fits on any of the parts of the machine", {})
     asked = "any number of replicas"

@@ -69,8 +69,11 @@ def proof_lines(fleet: Fleet) -> list[str]:
     proof = fleet.proof
     several = f", or on 2 to {proof.most_hosts} whole hosts" if proof.most_hosts > 1 else ""
     beyond = (proof.any_microtokens_per_s - proof.microtokens_per_s) / max(1, proof.microtokens_per_s)
+    status, least = "OPTIMAL", ""
+    if proof.bound_microtokens_per_s > proof.microtokens_per_s:
+        status, least = "FEASIBLE", f" than {proof.bound_microtokens_per_s / MICRO:.1f}"
     return [
-        f"OPTIMAL: no division has more tokens/s in which each replica is on devices of one host{several}, by "
+        f"{status}: no division has more tokens/s{least} in which each replica is on devices of one host{several}, by "
         f"predicted times; {proof.parts} kinds of parts were considered, {proof.solved} templates solved",
         f"no division at all has more than {proof.any_microtokens_per_s / MICRO:.1f} tokens/s ({beyond:+.1%}), by "
         "bandwidth, arithmetic and fixed work alone",
@@ -155,6 +158,7 @@ def data(loaded: LoadedFleet) -> dict[str, Any]:
     fleet = loaded.fleet
     return {
         "tokens_per_s": fleet.proof.microtokens_per_s / MICRO,
+        "bound_tokens_per_s": fleet.proof.bound_microtokens_per_s / MICRO,
         "any_division_tokens_per_s": fleet.proof.any_microtokens_per_s / MICRO,
         "templates": [
             encode(template) | {"tokens_per_s": template.microtokens_per_s / MICRO} for template in fleet.templates

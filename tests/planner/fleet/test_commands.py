@@ -197,7 +197,7 @@ def test_the_profile_beside_a_fleet_or_plan_is_an_artifact(copy: Path) -> None:
         (("--replicas", "auto", "--objective", "step"), 2, "--objective step: found with --replicas"),
         (("--replicas", "auto", "--strategy", "balanced"), 2, "--strategy: is of one placement"),
         (("--replicas", "auto", "--context", "max"), 2, "--context max: is of one placement"),
-        (("--replicas", "auto", "--gap", "5%"), 2, "--gap: is of one placement"),
+        (("--replicas", "auto", "--previous", "p"), 2, "p: no plan.yaml here"),
         (("--replicas", "0"), 2, "found '0', expected auto, or a number of replicas from 1"),
         (("--replicas", 2, "--clients", 1), 2, "--clients: found 1, expected at least one for each of 2 replicas"),
         (("--replicas", 4, "--no-draft"), 3, "no division has exactly 4 replicas"),
