@@ -24,6 +24,11 @@ _LINEAR = re.compile(r"layers\.(\d+)\.(?:experts\.\d+\.|shared\.)?(q|k|v|o|gate|
 _SCALES: Mapping[str, ScaleDType] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _BLOCKS = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "o", "gate": "gate_up", "up": "gate_up", "down": "down"}
 
+CODED_NOTE = (
+    "quantized weights are planned with their bytes; predicted times on GPUs are those of kernels that widen them in "
+    "registers, which the runtime has for CPUs alone: on a GPU it is much slower so far"
+)
+
 Forms = dict[tuple[int, str], WeightFormat | None]
 """Format of each layer's qkv, o, gate_up and down."""
 

@@ -14,7 +14,7 @@ from planner.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from planner.checkpoints.formats import quantizer_settings, refuse_quantized
 from planner.checkpoints.summary import Summary, describe
 from planner.errors import CheckpointError, ConfigError
-from planner.families.coded import with_codes
+from planner.families.coded import CODED_NOTE, with_codes
 from planner.families.config import Keys, saved_dtype
 from planner.families.records import BaseInput, BaseReading
 from planner.families.refused import REASONS
@@ -52,10 +52,6 @@ FAMILIES: Mapping[str, str] = {
 }
 """Architecture of each family, by ``model_type``, which is also the name of its module here, with ``read(keys)``."""
 
-CODED_NOTE = (
-    "quantized weights are planned with their bytes; predicted times on GPUs are those of kernels that widen them in "
-    "registers, which the runtime has for CPUs alone: on a GPU it is much slower so far"
-)
 SCALES = (".scales", ".weight_scale", ".weight_scale_inv")
 """Ends of the names of scales in a quantized checkpoint."""
 

@@ -8,7 +8,7 @@ from functools import cache
 from math import prod
 
 from planner.errors import ConfigError
-from planner.families.coded import replaced
+from planner.families.coded import CODED_NOTE, replaced
 from planner.families.records import BaseInput, Source
 from planner.families.tensors import FLOATS
 from planner.quantized import Expected, Rounded, RoundedColumns, Stored, check
@@ -33,7 +33,7 @@ def rounded(base: BaseInput, weights: RoundedWeights) -> BaseInput:
         return check(_stored(source, ROUNDED[weights]), where)
 
     roles, model = replaced(base.roles, base.model, stored_of, where)
-    return replace(base, roles=roles, model=model, notes=(*base.notes, note(weights)))
+    return replace(base, roles=roles, model=model, notes=(*base.notes, note(weights), CODED_NOTE))
 
 
 def note(weights: RoundedWeights) -> str:
