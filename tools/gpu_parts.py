@@ -41,7 +41,7 @@ from runtime.decode.step import Mode, Stepper
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.image.slots import CudaCopies
-from runtime.image.transfer import hash_file, upload
+from runtime.image.transfer import Host, hash_file, upload
 from runtime.model import layers, ops
 from runtime.model.experts import Experts
 from runtime.model.layers import Linear
@@ -483,7 +483,7 @@ def load(bench: Bench) -> None:
             begin = time.perf_counter()
             if bench.gpu:
                 target = torch.empty(size, dtype=torch.uint8, device=bench.device)
-                upload(descriptor, 0, size, file, CudaCopies(target), hashed=hashed)
+                upload(descriptor, (0, size), file, CudaCopies(target), Host(), hashed=hashed)
                 bench.sync()
                 right = target[-len(block) :].cpu().numpy().tobytes() == block
             else:

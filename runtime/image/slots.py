@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from plans import artifact
+from plans import artifact, paging
 from plans.artifact import Images, is_filler
 from plans.safetensors_header import TensorEntry
 from plans.schema import Plan
 from runtime.errors import ImageForeign, ImageTruncated
 from runtime.image.dtypes import HEADER_DTYPES
 from runtime.image.lease import guard
-from runtime.image.transfer import Chunk, upload
+from runtime.image.transfer import Chunk, Host, upload
 from runtime.image.verify import check_digest, compare_digest, opened, read_record, read_slots
 
 
@@ -108,11 +108,25 @@ def open_image(
             memory = _mapped(descriptor, start, file, expected)
         else:
             memory = torch.empty(expected.size_bytes - start, dtype=torch.uint8, device=torch_device)
-            digest = upload(descriptor, start, expected.size_bytes, file, CudaCopies(memory), hashed=verify)
+            data = start, expected.size_bytes
+            digest = upload(descriptor, data, file, CudaCopies(memory), host_of(plan, device, record), hashed=verify)
             if verify:
                 compare_digest(file, digest, expected)
     named = {slot.name: slot for slot in slots if not is_filler(slot.name)}
     return Image(file=file, slots=named, memory=memory)
+
+
+def host_of(plan: Plan, device: str, record: Images) -> Host:
+    """Return what the processes of a device's host share, which load their images at once.
+
+    Pages stay where the images of the host take at most half of the memory that the page cache may have, so that the
+    next start reads them from there; more would drive out what other programs read.
+    """
+    host = next(other.host for other in plan.devices if other.id == device)
+    images = [record.find(other.id) for other in plan.devices if other.host == host]
+    sizes = [image.size_bytes for image in images if image is not None]
+    available = paging.available_bytes()
+    return Host(processes=len(sizes), keeps_pages=available is None or 2 * sum(sizes) <= available)
 
 
 def _mapped(descriptor: int, start: int, file: Path, expected: artifact.Image) -> torch.Tensor:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from blake3 import blake3
 
+from plans import paging
 from runtime.errors import ImageDamaged, ImageTruncated
 from runtime.image import transfer
 from runtime.image.slots import CudaCopies
-from runtime.image.transfer import Chunk, hash_file, hash_mapped, upload
+from runtime.image.transfer import Chunk, Host, hash_file, hash_mapped, upload
 
 START = 4096
 
@@ -66,7 +67,8 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(transfer, "COPY_BYTES", 1000)
+    monkeypatch.setattr(transfer, "HASH_BYTES", 1000)
     monkeypatch.setattr(transfer, "SLICE_BYTES", 4096)
 
 
@@ -77,7 +79,6 @@ def test_the_destination_equals_the_file(
     file: Path, readers: int, mood: str, hashed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "READERS", readers)
-    monkeypatch.setattr(transfer, "RING", readers + 2)
     generator = random.Random(readers)
     slow_fill = transfer._fill
 
@@ -95,11 +96,11 @@ def test_the_destination_equals_the_file(
     }
     engine = LateCopies(memory, moods[mood])
     with file.open("rb") as stream:
-        digest = upload(stream.fileno(), START, len(raw), file, engine, hashed=hashed)
+        digest = upload(stream.fileno(), (START, len(raw)), file, engine, Host(), hashed=hashed)
     assert memory.tobytes() == raw[START:]
     assert digest == (blake3(raw).hexdigest() if hashed else "")
     assert engine.done == engine.begun == 31
-    assert len(engine.buffers) == readers + 2
+    assert len(engine.buffers) == readers + transfer.BEHIND
 
 
 def test_the_late_engine_sees_an_overwritten_buffer(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,9 +109,75 @@ def test_the_late_engine_sees_an_overwritten_buffer(file: Path, monkeypatch: pyt
     engine = LateCopies(memory)
     monkeypatch.setattr(engine, "wait", lambda event: None)
     with file.open("rb") as stream:
-        upload(stream.fileno(), START, file.stat().st_size, file, engine, hashed=False)
+        upload(stream.fileno(), (START, file.stat().st_size), file, engine, Host(), hashed=False)
     LateCopies.wait(engine, engine.begun)
     assert memory.tobytes() != file.read_bytes()[START:]
+
+
+@pytest.mark.parametrize("mood", ["late", "eager"])
+def test_no_buffer_is_filled_before_it_is_hashed(file: Path, mood: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        """A digest that takes its time."""
+
+        def __init__(self, max_threads: int) -> None:
+            self._digest = blake3(max_threads=max_threads)
+
+        def update(self, data: bytes | memoryview) -> None:
+            time.sleep(0.002)
+            self._digest.update(data)
+
+        def hexdigest(self) -> str:
+            return self._digest.hexdigest()
+
+    monkeypatch.setattr(transfer, "blake3", Slow)
+    raw = file.read_bytes()
+    engine = LateCopies(np.zeros(len(raw) - START, np.uint8), lambda: mood == "eager")
+    with file.open("rb") as stream:
+        digest = upload(stream.fileno(), (START, len(raw)), file, engine, Host(), hashed=True)
+    assert digest == blake3(raw).hexdigest()
+
+
+def test_processes_of_a_host_share_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "READERS", 8)
+    monkeypatch.setattr(transfer, "HASHERS", 16)
+    shares = [(host.readers, host.hashers) for host in (Host(), Host(processes=3), Host(processes=64))]
+    assert shares == [(8, 16), (2, 5), (1, 1)]
+
+
+def cold(path: Path, raw: bytes) -> None:
+    """Write a file of which nothing is in the page cache."""
+    with path.open("wb") as out:
+        out.write(raw)
+        out.flush()
+        os.fsync(out.fileno())
+        paging.forget(out.fileno(), 0, len(raw))
+
+
+def is_cached(path: Path) -> bool:
+    """Tell whether the last byte of a file is in the page cache; to ask may begin to read it."""
+    with path.open("rb") as stream:
+        return paging.is_cached(stream.fileno(), path.stat().st_size - 1)
+
+
+@pytest.mark.parametrize(
+    ("keeps_pages", "was_cached", "stays"), [(True, False, True), (False, False, False), (False, True, True)]
+)
+def test_only_pages_that_were_cached_before_stay(
+    tmp_path: Path, keeps_pages: bool, was_cached: bool, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold(tmp_path / "other", bytes(4096))
+    if is_cached(tmp_path / "other"):
+        pytest.skip("the file system keeps its pages")
+    monkeypatch.setattr(transfer, "COPY_BYTES", 16 << 20)  # more than is read ahead
+    path, raw = tmp_path / "a.safetensors", random.Random(0).randbytes(48 << 20)
+    cold(path, raw)
+    if was_cached:
+        path.read_bytes()
+    engine, host = LateCopies(np.zeros(len(raw) - START, np.uint8)), Host(keeps_pages=keeps_pages)
+    with path.open("rb") as stream:
+        digest = upload(stream.fileno(), (START, len(raw)), path, engine, host, hashed=True)
+    assert is_cached(path) == stays
+    assert digest == blake3(raw).hexdigest()
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 34_113])
@@ -132,7 +199,7 @@ def test_a_file_that_ends_early(file: Path) -> None:
             hash_file(stream.fileno(), size, file)
         memory = np.zeros(size - START, np.uint8)
         with pytest.raises(ImageTruncated):
-            upload(stream.fileno(), START, size, file, LateCopies(memory), hashed=True)
+            upload(stream.fileno(), (START, size), file, LateCopies(memory), Host(), hashed=True)
 
 
 def test_a_disk_that_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +216,6 @@ def test_on_a_gpu(file: Path) -> None:
     raw = file.read_bytes()
     memory = torch.zeros(len(raw) - START, dtype=torch.uint8, device="cuda:0")
     with file.open("rb") as stream:
-        digest = upload(stream.fileno(), START, len(raw), file, CudaCopies(memory), hashed=True)
+        digest = upload(stream.fileno(), (START, len(raw)), file, CudaCopies(memory), Host(), hashed=True)
     assert memory.cpu().numpy().tobytes() == raw[START:]
     assert digest == blake3(raw).hexdigest()

@@ -22,7 +22,7 @@ from blake3 import blake3
 
 from planner.families import load_base, load_draft
 from planner.images.compile import compile_plan
-from plans import codec
+from plans import codec, paging
 from plans.artifact import IMAGES_FILE, Images, abi_of, dump_images, load_images
 from plans.check import require
 from plans.safetensors_header import TensorEntry, encode_header
@@ -30,7 +30,8 @@ from plans.schema import Inputs, Plan, PlanError
 from runtime.errors import ImageDamaged, ImageError, ImageForeign, ImageMissing, ImageTruncated
 from runtime.image import slots, transfer
 from runtime.image import verify as checking
-from runtime.image.slots import open_image
+from runtime.image.slots import host_of, open_image
+from runtime.image.transfer import Host
 from runtime.image.verify import check_images
 from tests.plan_factory import group, make_plan, split_draft, write_base, write_draft
 
@@ -113,6 +114,22 @@ def test_slots_are_views_of_the_mapping(artifact: Artifact) -> None:
     assert not any(name.startswith("_pad.") for name in image.slots)
 
 
+def test_pages_stay_where_the_images_of_a_host_take_half_of_what_is_free(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = check_images(artifact.plan, artifact.directory, verify=False)
+    total = sum(image.size_bytes for image in record.images)
+    for available, keeps_pages in ((2 * total, True), (2 * total - 1, False), (None, True)):
+        monkeypatch.setattr(paging, "available_bytes", lambda free=available: free)
+        assert host_of(artifact.plan, "a", record) == Host(processes=2, keeps_pages=keeps_pages)
+
+
+def test_the_system_says_how_much_memory_is_free() -> None:
+    available = paging.available_bytes()
+    assert available is not None
+    assert 0 < available < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_a_slot_outlives_its_image(artifact: Artifact) -> None:
     tensor = open_image(artifact.plan, artifact.directory, "b", CPU, verify=False)["draft.d2t"]
     assert tensor.dtype == torch.int64
@@ -156,7 +173,7 @@ def test_a_slot_of_another_shape_or_name_is_foreign(artifact: Artifact) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("chunk", [4096, 1 << 24])
 def test_one_allocation_on_a_gpu(artifact: Artifact, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(transfer, "COPY_BYTES", chunk)
     on_cpu = open_image(artifact.plan, artifact.directory, "b", CPU, verify=False)
     on_gpu = open_image(artifact.plan, artifact.directory, "b", torch.device("cuda:0"), verify=True)
     assert torch.equal(on_gpu.memory.cpu(), on_cpu.memory)
