@@ -1,6 +1,7 @@
 """Options of the test run, and fixtures that several test modules share."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 from hypothesis import settings
 
 from tests import plan_factory
+
+if "--cuda" not in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: the tests run them without a GPU
 
 settings.register_profile("unhurried", deadline=None)  # a slow machine is no failure
 settings.load_profile("unhurried")

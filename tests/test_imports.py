@@ -146,6 +146,7 @@ ONLY_IN = {
         *("planner.checkpoints", "runtime.comm", "runtime.image", "runtime.model", "runtime.decode"),
         *("runtime.processes", "runtime.tokenizer"),
     },
+    "triton": {"runtime.model"},
     "jinja2": {"planner.report", "runtime.chat"},
     "rich": {"planner.report", "planner.commands", "runtime.commands"},
     "click": {"planner.commands", "planner.cli", "runtime.commands", "runtime.cli"},

@@ -1,0 +1,113 @@
+"""Queries and keys of a forward on their way to attention: norm, factor, rotary embedding, write to the KV cache."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from runtime.model.triton_kernels import launch
+from runtime.model.triton_kernels.float8 import narrowed
+from runtime.model.triton_kernels.launch import ceil_div, power_of_two
+
+PAIRS = 2048
+"""Rotary pairs of a program: those of some heads."""
+
+
+@triton.jit(do_not_specialize=["first", "start"])
+def heads_kernel(
+    qkv, cache, cosines, sines, positions, written, q_weight, k_weight, factors,
+    rows, query_heads, kv_heads, n, sequence_rows, first, start, last_position, eps, most,
+    D: tl.constexpr, HALF: tl.constexpr, ITEMS: tl.constexpr,
+    NORMS: tl.constexpr, OFFSET: tl.constexpr, SCALES: tl.constexpr, BY_INDEX: tl.constexpr, CLAMPS: tl.constexpr,
+    FLOAT8: tl.constexpr,
+):  # fmt: skip
+    """Norm, scale and rotate some heads in place, and write keys and values to the cache."""
+    item = (tl.program_id(0).to(tl.int64) * ITEMS + tl.arange(0, ITEMS))[:, None]
+    half = tl.arange(0, HALF)[None, :]
+    all_heads, keys_end = query_heads + 2 * kv_heads, query_heads + kv_heads
+    row, head = item // all_heads, item % all_heads
+    live = row < rows
+    inside = live & (half < D // 2)
+    source = qkv + (row * all_heads + head) * D + half
+    low = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(source + D // 2, mask=inside, other=0.0).to(tl.float32)
+    is_query, is_value = head < query_heads, head >= keys_end
+    if NORMS:
+        factor = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / D + eps)[:, None]
+        seen = half < D // 2
+        q_low = tl.load(q_weight + half, mask=seen, other=0.0).to(tl.float32)
+        k_low = tl.load(k_weight + half, mask=seen, other=0.0).to(tl.float32)
+        q_high = tl.load(q_weight + D // 2 + half, mask=seen, other=0.0).to(tl.float32)
+        k_high = tl.load(k_weight + D // 2 + half, mask=seen, other=0.0).to(tl.float32)
+        weight_low, weight_high = tl.where(is_query, q_low, k_low), tl.where(is_query, q_high, k_high)
+        if OFFSET:
+            weight_low, weight_high = weight_low + 1.0, weight_high + 1.0
+        low = tl.where(is_value, low, low * factor * weight_low)
+        high = tl.where(is_value, high, high * factor * weight_high)
+    position = tl.minimum(tl.load(positions + row, mask=live, other=0), last_position)
+    if SCALES:
+        scale = tl.load(factors + position, mask=live, other=1.0).to(tl.float32)
+        low, high = tl.where(is_query, low * scale, low), tl.where(is_query, high * scale, high)
+    at = position * D + half
+    cos_low = tl.load(cosines + at, mask=inside, other=0.0).to(tl.float32)
+    cos_high = tl.load(cosines + at + D // 2, mask=inside, other=0.0).to(tl.float32)
+    sin_low = tl.load(sines + at, mask=inside, other=0.0).to(tl.float32)
+    sin_high = tl.load(sines + at + D // 2, mask=inside, other=0.0).to(tl.float32)
+    turned_low = tl.where(is_value, low, low * cos_low + high * sin_low)
+    turned_high = tl.where(is_value, high, high * cos_high + low * sin_high)
+    tl.store(source, turned_low.to(qkv.dtype.element_ty), mask=inside & is_query)
+    tl.store(source + D // 2, turned_high.to(qkv.dtype.element_ty), mask=inside & is_query)
+    if BY_INDEX:
+        target_row = tl.load(written + row, mask=live, other=0)
+    else:
+        target_row = (first + row // n) * sequence_rows + start + row % n
+    target = cache + (target_row * (2 * kv_heads) + head - query_heads) * D + half
+    # the cache has what the dtype of activations holds
+    kept_low = turned_low.to(qkv.dtype.element_ty).to(tl.float32)
+    kept_high = turned_high.to(qkv.dtype.element_ty).to(tl.float32)
+    kept = inside & (head >= query_heads)
+    if CLAMPS:  # what is not a number stays so
+        kept_low = tl.where(kept_low == kept_low, tl.minimum(tl.maximum(kept_low, -most), most), kept_low)
+        kept_high = tl.where(kept_high == kept_high, tl.minimum(tl.maximum(kept_high, -most), most), kept_high)
+    if FLOAT8:
+        tl.store(target, narrowed(kept_low), mask=kept)
+        tl.store(target + D // 2, narrowed(kept_high), mask=kept)
+    else:
+        tl.store(target, kept_low.to(cache.dtype.element_ty), mask=kept)
+        tl.store(target + D // 2, kept_high.to(cache.dtype.element_ty), mask=kept)
+
+
+def rotate_and_store(
+    qkv: Tensor, query_heads: int, cache: Tensor, rotary: Tensor, positions: Tensor, written: slice | Tensor,
+    first: int, *, norms: tuple[Tensor, Tensor, float, bool] | None = None, factors: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Rotate the queries of ``qkv`` [W, h + 2k, D] in place, and write its rotated keys and its values to the cache.
+
+    ``cache`` [B, T, 2k, D], of which the sequences from ``first`` on take part; ``rotary`` [2, P, D]: cosines and
+    signed sines of all positions; ``positions`` [W] int64, those behind the table's end take its last row. ``written``:
+    n cache rows of each sequence, or W rows among all sequences' rows. ``norms``: weights [D] of queries and of keys,
+    eps, and whether they are offsets from 1. ``factors`` [P] of queries by position. Values beyond the range of the
+    cache's dtype are clamped to it.
+    """
+    (rows, all_heads, dims), (_, sequence_rows, both, cached) = qkv.shape, cache.shape
+    kv_heads = both // 2
+    assert (all_heads, cached) == (query_heads + both, dims)
+    assert rotary.shape[0] == 2
+    assert rotary.shape[2] == dims
+    assert positions.shape == (rows,)
+    assert qkv.is_contiguous()
+    assert cache[0].is_contiguous()
+    index = written if isinstance(written, Tensor) else None
+    span = slice(0, 1) if isinstance(written, Tensor) else written
+    assert index is None or index.shape == (rows,)
+    float8, most = cache.dtype == torch.float8_e4m3fn, torch.finfo(cache.dtype).max
+    q_weight, k_weight, eps, offset = norms or (None, None, 0.0, False)
+    half = power_of_two(dims // 2)
+    items = max(1, min(power_of_two(rows * all_heads), PAIRS // half))
+    launch.start(
+        heads_kernel, (ceil_div(rows * all_heads, items),), qkv, cache.view(torch.uint8) if float8 else cache,
+        rotary[0], rotary[1], positions, index, q_weight, k_weight, factors, rows, query_heads, kv_heads,
+        span.stop - span.start, sequence_rows, first, span.start, rotary.shape[1] - 1, eps, most, D=dims,
+        HALF=half, ITEMS=items, NORMS=norms is not None, OFFSET=offset, SCALES=factors is not None,
+        BY_INDEX=index is not None, CLAMPS=most < torch.finfo(qkv.dtype).max, FLOAT8=float8,
+    )  # fmt: skip

@@ -1,0 +1,199 @@
+"""Products with quantized weights, and of rows with their experts' weights; letters as in ``runtime.model.ops``.
+
+A product of few rows reads its weight once: where its outputs alone are too few programs to load all memory channels
+of a GPU, its columns are divided too, each part's sum is kept in float32, and a second kernel adds them up in order.
+How many parts there are follows from the shape of the weight, not from the rows.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from plans.schema import WeightFormat
+from runtime.model.triton_kernels import launch
+from runtime.model.triton_kernels.codes import CODES, tile_product
+from runtime.model.triton_kernels.launch import ceil_div, power_of_two
+from runtime.model.weights import Coded
+
+OUTPUTS = 64
+"""Outputs of a program."""
+MOST_COLUMNS = 128
+"""Columns of a tile; of a format with groups at most those that share a scale."""
+FEW_ROWS, MOST_ROWS = 64, 64
+"""Rows up to which a product may be divided by columns, and those of a program."""
+PROGRAMS = 256
+"""Programs that load all memory channels of the largest GPUs, about two for each of their processors."""
+SUM_OUTPUTS = 256
+"""Outputs of a program of ``sum_kernel``."""
+
+
+@triton.jit
+def product_kernel(
+    x, codes, scales, zeros, added, out, rows, inputs, outputs, x_stride, codes_stride, scales_stride, zeros_stride,
+    added_stride, out_stride, split_stride, split_columns,
+    CODE: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, EXPONENTS: tl.constexpr, ADDS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Multiply some rows with some rows of the weight, over one part of the columns."""
+    output = tl.program_id(0) * BN + tl.arange(0, BN)
+    row = tl.program_id(1) * BM + tl.arange(0, BM)
+    split = tl.program_id(2)
+    live, has_output = row < rows, output < outputs
+    acc = tl.zeros([BM, BN], tl.float32)
+    at = output.to(tl.int64)
+    for begin in range(split * split_columns, tl.minimum((split + 1) * split_columns, inputs), BK):
+        acc = tile_product(
+            x, row.to(tl.int64) * x_stride, live, codes, scales, zeros, at * codes_stride, at * scales_stride,
+            at * zeros_stride, has_output, begin, inputs, acc, CODE, GROUP, BK, ZEROS, EXPONENTS,
+        )  # fmt: skip
+    inside = live[:, None] & has_output[None, :]
+    if ADDS:
+        acc += tl.load(added + row[:, None] * added_stride + output[None, :], mask=inside, other=0.0).to(tl.float32)
+    target = out + split * split_stride + row[:, None] * out_stride + output[None, :]
+    tl.store(target, acc.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def sum_kernel(
+    partial,
+    added,
+    out,
+    outputs,
+    added_stride,
+    split_stride,
+    COUNT: tl.constexpr,
+    ADDS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Add up the parts of some outputs of a row, in order."""
+    row = tl.program_id(0).to(tl.int64)
+    output = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = output < outputs
+    total = tl.zeros([BLOCK], tl.float32)
+    for part in range(COUNT):
+        total += tl.load(partial + part * split_stride + row * outputs + output, mask=inside, other=0.0)
+    if ADDS:
+        total += tl.load(added + row * added_stride + output, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * outputs + output, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def grouped_kernel(
+    x, index, codes, scales, zeros, ends, out, inputs, outputs, x_stride, codes_stride, scales_stride, zeros_stride,
+    codes_group, scales_group, zeros_group,
+    CODE: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, EXPONENTS: tl.constexpr, INDEXED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Multiply the rows of one expert with some rows of its weight; an expert without rows is not read."""
+    expert = tl.program_id(1).to(tl.int64)
+    output = tl.program_id(0) * BN + tl.arange(0, BN)
+    has_output, at = output < outputs, output.to(tl.int64)
+    start = tl.load(ends + tl.maximum(expert - 1, 0), mask=expert > 0, other=0)
+    stop = tl.load(ends + expert)
+    codes += expert * codes_group
+    if CODE != 4:
+        scales += expert * scales_group
+    if ZEROS:
+        zeros += expert * zeros_group
+    for first in range(start, stop, BM):
+        row = first + tl.arange(0, BM)
+        live = row < stop
+        source = row
+        if INDEXED:
+            source = tl.load(index + row, mask=live, other=0)
+        acc = tl.zeros([BM, BN], tl.float32)
+        for begin in range(0, inputs, BK):
+            acc = tile_product(
+                x, source * x_stride, live, codes, scales, zeros, at * codes_stride, at * scales_stride,
+                at * zeros_stride, has_output, begin, inputs, acc, CODE, GROUP, BK, ZEROS, EXPONENTS,
+            )  # fmt: skip
+        target = out + row[:, None] * outputs + output[None, :]
+        tl.store(target, acc.to(out.dtype.element_ty), mask=live[:, None] & has_output[None, :])
+
+
+def _tile_columns(form: WeightFormat | None, itemsize: int) -> int:
+    """Return the columns of a tile: a power of two, which divides a group."""
+    most = MOST_COLUMNS // (1 if itemsize == 2 else 2)
+    if form is None or form.group is None:
+        return most
+    return min(most, form.group & -form.group)
+
+
+def _splits(outputs: int, inputs: int, columns: int) -> int:
+    """Return the parts of the columns of a weight: enough programs, each with eight tiles or more."""
+    wanted = PROGRAMS // max(1, ceil_div(outputs, OUTPUTS))
+    return max(1, min(wanted, inputs // (8 * columns)))
+
+
+def _sizes(form: WeightFormat | None, columns: int, *, zeros: bool) -> dict[str, object]:
+    return {
+        "CODE": CODES.index("plain" if form is None else form.code),
+        "GROUP": 0 if form is None else form.group or 0,
+        "ZEROS": zeros,
+        "EXPONENTS": form is not None and form.scale == "float8_e8m0",
+        "BN": OUTPUTS,
+        "BK": columns,
+    }
+
+
+def _strides(weight: Coded, dim: int) -> tuple[int, int, int]:
+    """Return the strides of codes, scales and zero points along a dimension."""
+    return weight.codes.stride(dim), weight.scales.stride(dim), 0 if weight.zeros is None else weight.zeros.stride(dim)
+
+
+def product(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
+    """Return ``x`` [W, in] @ values.t() + ``added`` [W or 1, out] of a quantized weight, with one rounding."""
+    (rows, inputs), outputs = x.shape, weight.codes.shape[0]
+    assert inputs == weight.inputs
+    assert x.stride(1) == 1
+    assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
+    out = x.new_empty(rows, outputs)
+    columns = _tile_columns(weight.form, x.itemsize)
+    splits = _splits(outputs, inputs, columns) if rows <= FEW_ROWS else 1
+    block = min(MOST_ROWS, max(16, power_of_two(rows)))
+    added_stride = 0 if added is None or added.shape[0] == 1 else added.stride(0)
+    target = out if splits == 1 else torch.empty(splits, rows, outputs, dtype=torch.float32, device=x.device)
+    launch.start(
+        product_kernel, (ceil_div(outputs, OUTPUTS), ceil_div(rows, block), splits), x, weight.codes, weight.scales,
+        weight.zeros, added if splits == 1 else None, target, rows, inputs, outputs, x.stride(0), *_strides(weight, 0),
+        added_stride, outputs, rows * outputs, ceil_div(inputs, splits * columns) * columns,
+        ADDS=added is not None and splits == 1, BM=block, warps=8 if block > 32 else 4, stages=3,
+        **_sizes(weight.form, columns, zeros=weight.zeros is not None),
+    )  # fmt: skip
+    if splits > 1:
+        launch.start(
+            sum_kernel, (rows, ceil_div(outputs, SUM_OUTPUTS)), target, added, out, outputs, added_stride,
+            rows * outputs, COUNT=splits, ADDS=added is not None, BLOCK=SUM_OUTPUTS,
+        )  # fmt: skip
+    return out
+
+
+def grouped(x: Tensor, index: Tensor | None, weights: Tensor | Coded, ends: Tensor) -> Tensor:
+    """Return rows ``index`` [R] of ``x``, or all of them, each times its expert's weight [E, out, in]: [R, out].
+
+    ``ends`` [E] int64: of the R rows, those from ends[e - 1] to ends[e] - 1 are expert e's.
+    """
+    coded = weights if isinstance(weights, Coded) else None
+    experts, outputs, inputs = weights.shape
+    rows = x.shape[0] if index is None else index.shape[0]
+    assert (x.shape[1], ends.shape[0]) == (inputs, experts)
+    assert x.stride(1) == 1
+    out = x.new_empty(rows, outputs)
+    form: WeightFormat | None = None
+    scales: Tensor | None = None
+    zeros: Tensor | None = None
+    if coded is None:
+        assert isinstance(weights, Tensor)
+        codes = weights
+        rows_apart, apart = (weights.stride(1), 0, 0), (weights.stride(0), 0, 0)
+    else:
+        form, codes, scales, zeros = coded.form, coded.codes, coded.scales, coded.zeros
+        rows_apart, apart = _strides(coded, 1), _strides(coded, 0)
+    columns, block = _tile_columns(form, x.itemsize), min(MOST_ROWS, max(16, power_of_two(ceil_div(rows, experts))))
+    launch.start(
+        grouped_kernel, (ceil_div(outputs, OUTPUTS), experts), x, index, codes, scales, zeros, ends, out, inputs,
+        outputs, x.stride(0), *rows_apart, *apart, INDEXED=index is not None, BM=block,
+        warps=8 if block > 32 else 4, stages=3, **_sizes(form, columns, zeros=zeros is not None),
+    )  # fmt: skip
+    return out

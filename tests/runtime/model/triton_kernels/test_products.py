@@ -1,0 +1,81 @@
+"""Products with quantized weights and of experts, by Triton's interpreter, against those with their exact values."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.model.triton_kernels import products
+from runtime.model.weights import Coded
+from tests.runtime.model.test_coded import FORMS, random_weight
+from tests.runtime.model.triton_kernels.interpreted import seeded
+
+EXAMPLES = settings(max_examples=12, deadline=None)
+
+
+@EXAMPLES
+@given(
+    form=st.sampled_from(FORMS), dtype=st.sampled_from([torch.float32, torch.float16]),
+    rows=st.sampled_from([1, 2, 17, 64, 70]), blocks=st.sampled_from([1, 3, 17]), rest=st.integers(0, 31),
+    outputs=st.integers(1, 70), added=st.sampled_from([None, 1, "rows"]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_product_is_the_exact_one_rounded_once(
+    form: object, dtype: torch.dtype, rows: int, blocks: int, rest: int, outputs: int, added: object, seed: int
+) -> None:
+    """Of 1 to 64 rows, whose columns may be divided, and of more; also where a row has no whole number of tiles."""
+    whole = form.group is not None or form.code in ("int4", "float4_e2m1")  # type: ignore[attr-defined]
+    inputs = 64 * blocks + (0 if whole else rest)
+    own, values = random_weight(form, outputs, inputs, seed)  # type: ignore[arg-type]
+    x = seeded(rows, inputs, dtype=dtype, seed=seed) / inputs**0.5
+    scale = values.abs().amax()
+    more = None if added is None else seeded(rows if added == "rows" else 1, outputs, dtype=dtype, seed=seed)
+    expected = x.double() @ values.double().t() + (0.0 if more is None else more.double())
+    if float(expected.abs().max()) > torch.finfo(dtype).max:
+        return
+    out = products.product(x, own, more)
+    assert out.dtype == dtype
+    assert bool(
+        ((out.double() - expected).abs() <= 0.51 * torch.finfo(dtype).eps * expected.abs() + 4e-6 * scale).all()
+    )
+
+
+def test_the_columns_of_few_outputs_are_divided_by_their_number_alone() -> None:
+    assert [products._splits(outputs, 4096, 128) for outputs in (64, 4096, 8192, 28672)] == [4, 4, 2, 1]
+    assert products._splits(4096, 14336, 128) == 4
+    assert products._splits(64, 64, 32) == 1
+
+
+@EXAMPLES
+@given(
+    form=st.sampled_from([None, *FORMS]), dtype=st.sampled_from([torch.float32, torch.float16]),
+    counts=st.lists(st.sampled_from([0, 0, 1, 3, 20]), min_size=2, max_size=4), outputs=st.integers(1, 70),
+    indexed=st.booleans(),
+)  # fmt: skip
+def test_each_row_is_multiplied_with_the_weight_of_its_expert(
+    form: object, dtype: torch.dtype, counts: list[int], outputs: int, indexed: bool
+) -> None:
+    """An expert may have no row, also the first and the last one; its weight is not read: it is not a number."""
+    inputs, rows = 96 if form is None else 128, sum(counts)
+    experts = [random_weight(form, outputs, inputs, seed) for seed in range(len(counts))] if form else []  # type: ignore[arg-type]
+    values = torch.stack([own[1] for own in experts]) if experts else seeded(len(counts), outputs, inputs, dtype=dtype)
+    if experts:
+        owns = [own[0] for own in experts]
+        zeros = [own.zeros for own in owns if own.zeros is not None]
+        weight: Coded | torch.Tensor = Coded(
+            form=form, codes=torch.stack([own.codes for own in owns]),  # type: ignore[arg-type]
+            scales=torch.stack([own.scales for own in owns]), zeros=torch.stack(zeros) if zeros else None,
+            inputs=inputs,
+        )  # fmt: skip
+    else:
+        weight = values.clone()
+        weight[torch.tensor(counts) == 0] = float("nan")
+    x = seeded(9 if indexed else rows, inputs, dtype=dtype) / 1000
+    index = torch.arange(rows) % 9 if indexed else None
+    chosen = x if index is None else x[index]
+    out = products.grouped(x, index, weight, torch.tensor(counts).cumsum(0))
+    groups = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    expected = (values[groups].double() @ chosen.double().unsqueeze(2)).squeeze(2)
+    scale = float(values.abs().amax()) if rows else 0.0
+    if float(expected.abs().max() if rows else 0.0) < torch.finfo(dtype).max:
+        assert bool(
+            ((out.double() - expected).abs() <= 0.51 * torch.finfo(dtype).eps * expected.abs() + 4e-6 * scale).all()
+        )

@@ -1,0 +1,151 @@
+"""Norms, gates, queries and keys, and the best logits, by Triton's interpreter, against torch in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from plans.schema import Activation
+from runtime.model.layers import rotary_table, rotate
+from runtime.model.mask import WORD, words_of
+from runtime.model.triton_kernels import float8, heads, launch, masks, rowwise, top
+from tests.runtime.model.triton_kernels.interpreted import launched, near, seeded
+
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
+EXAMPLES = settings(max_examples=12, deadline=None)
+
+
+@EXAMPLES
+@given(
+    dtype=DTYPES, rows=st.integers(1, 4), columns=st.integers(1, 300), offset=st.booleans(), adds=st.booleans(),
+    multiplier=st.sampled_from([1.0, 0.3]),
+)  # fmt: skip
+def test_norm(dtype: torch.dtype, rows: int, columns: int, offset: bool, adds: bool, multiplier: float) -> None:
+    wide, weight = seeded(rows, columns + 3, dtype=dtype), seeded(columns, dtype=dtype)
+    x, residual = wide[:, :columns], seeded(rows, columns, dtype=dtype, seed=1) if adds else None
+    out = rowwise.norm(x, weight, 1e-5, offset=offset, residual=residual, multiplier=multiplier)
+    expected = functional.rms_norm(x.double(), (columns,), weight.double() + offset, 1e-5)
+    if residual is not None:
+        expected = residual.double() + multiplier * expected
+    assert near(out, expected, roundings=4)
+
+
+@EXAMPLES
+@given(
+    dtype=DTYPES, rows=st.integers(1, 3), channels=st.integers(1, 1500),
+    kind=st.sampled_from(["silu", "gelu_pytorch_tanh", "clamped"]),
+)  # fmt: skip
+def test_gate(dtype: torch.dtype, rows: int, channels: int, kind: str) -> None:
+    both = seeded(rows, 2 * channels, dtype=dtype) * 5
+    gate, up = both.double().chunk(2, 1)
+    if kind == "clamped":
+        out = rowwise.gated(both, clamp=(2.0, 1.7))
+        gate, up = gate.clamp(max=2.0), up.clamp(-2.0, 2.0)
+        expected = (up + 1) * gate * torch.sigmoid(1.7 * gate)
+    else:
+        activation: Activation = "silu" if kind == "silu" else "gelu_pytorch_tanh"
+        out = rowwise.gated(both, activation)
+        expected = (functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")) * up
+    assert near(out, expected, roundings=4)
+
+
+def test_every_float8_is_read_and_every_float_is_rounded_as_by_torch() -> None:
+    every = torch.arange(256, dtype=torch.int16).to(torch.uint8)
+    values = every.view(torch.float8_e4m3fn).float()
+    assert torch.equal(launched(float8.widened, every, torch.float32).nan_to_num(999.0), values.nan_to_num(999.0))
+    finite = torch.unique(values.nan_to_num(0.0))
+    between = torch.cat([(finite[1:] + finite[:-1]) / 2, finite])
+    near_them = torch.cat([torch.nextafter(between, torch.tensor(end)) for end in (-1e9, 1e9)])
+    tried = torch.cat([between, near_them, seeded(500) * 2**-6, seeded(500) * 50, torch.tensor([float("nan")])])
+    tried = tried.clamp(-448, 448)
+    assert torch.equal(launched(float8.narrowed, tried, torch.uint8), tried.to(torch.float8_e4m3fn).view(torch.uint8))
+
+
+@EXAMPLES
+@given(
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    kept=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]),
+    sizes=st.sampled_from([(4, 2, 24), (3, 1, 16), (8, 2, 64), (2, 2, 10)]),
+    n=st.integers(1, 4), normed=st.sampled_from([None, False, True]), scales=st.booleans(), by_index=st.booleans(),
+)  # fmt: skip
+def test_queries_and_keys_are_normed_rotated_and_stored(
+    dtype: torch.dtype, kept: torch.dtype, sizes: tuple[int, int, int], n: int, normed: bool | None, scales: bool,
+    by_index: bool,
+) -> None:  # fmt: skip
+    """Of three sequences the last two take part; positions behind the table's end take its last row."""
+    query_heads, kv_heads, dims = sizes
+    rows, rotated = 2 * n, query_heads + kv_heads
+    qkv = seeded(rows, query_heads + 2 * kv_heads, dims, dtype=dtype) * 30
+    cache = seeded(3, 12, 2 * kv_heads, dims).to(kept)
+    table = rotary_table(torch.linspace(1, 0.01, dims // 2), 9, dtype)
+    positions = torch.tensor([3, 8, 1, 99, 0, 5, 6, 2])[:rows]
+    q_weight, k_weight = seeded(dims, dtype=dtype, seed=1), seeded(dims, dtype=dtype, seed=2)
+    factors = torch.linspace(0.5, 2, 9).to(dtype) if scales else None
+    written = torch.tensor([35, 1, 2, 20, 21, 7, 30, 31])[:rows] if by_index else slice(5, 5 + n)
+    norms = None if normed is None else (q_weight, k_weight, 1e-5, normed)
+    turned, stored = qkv.double(), cache.double()
+    if normed is not None:
+        for weight, part in ((q_weight, turned[:, :query_heads]), (k_weight, turned[:, query_heads:rotated])):
+            part.copy_(functional.rms_norm(part, (dims,), weight.double() + normed, 1e-5))
+    at = positions.clamp(max=8)
+    if factors is not None:
+        turned[:, :query_heads] *= factors.double()[at].view(-1, 1, 1)
+    rotate(turned[:, :rotated], table.double()[:, at].unsqueeze(2))
+    most = torch.finfo(kept).max
+    kv = turned[:, query_heads:].to(dtype).double().clamp(-most, most).to(kept).double()
+    if isinstance(written, slice):
+        stored[1:, written] = kv.view(2, n, 2 * kv_heads, dims)
+    else:
+        stored.flatten(0, 1)[written] = kv
+    heads.rotate_and_store(qkv, query_heads, cache, table, positions, written, 1, norms=norms, factors=factors)
+    assert near(qkv[:, :query_heads], turned[:, :query_heads], roundings=4)
+    off = (cache.double() - stored).abs() / (stored.abs() * torch.finfo(kept).eps + 1e-3)
+    assert bool((off <= 2.0).all())
+
+
+@EXAMPLES
+@given(
+    dtype=DTYPES, rows=st.integers(1, 3), columns=st.sampled_from([1, 7, 300, 4097]), count=st.integers(1, 7),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+def test_top_is_the_best_of_the_log_softmax(dtype: torch.dtype, rows: int, columns: int, count: int, seed: int) -> None:
+    count = min(count, columns)
+    logits = seeded(rows, columns, dtype=dtype, seed=seed) * 4  # 16 bits have equal ones
+    logits[:, :: max(1, columns // 5)] = logits.amax(1, keepdim=True)
+    tokens, scores = top.top(logits, count)
+    exact = torch.sort(logits.double().log_softmax(1), dim=1, descending=True, stable=True)
+    assert torch.equal(tokens, exact.indices[:, :count])
+    torch.testing.assert_close(scores.double(), exact.values[:, :count], rtol=0, atol=1e-5)
+
+
+def test_what_is_not_a_number_gives_tokens_of_the_vocabulary() -> None:
+    tokens, _ = top.top(torch.full((2, 5), float("nan")), 3)
+    assert bool(((tokens >= 0) & (tokens < 5)).all())
+
+
+@pytest.mark.parametrize("nodes", [1, 5, 40])
+def test_ancestors_are_bits_and_their_number_is_the_depth(nodes: int) -> None:
+    visible = torch.eye(nodes, dtype=torch.bool).repeat(2, 1, 1)
+    for tree, step in enumerate((1, 2)):
+        for node in range(1, nodes):
+            visible[tree, node] |= visible[tree, (node - 1) // step]
+    lengths = torch.tensor([[3], [100]])
+    words, positions = masks.packed(visible, lengths)
+    bits = torch.stack([(words >> bit) & 1 for bit in range(WORD)], 2).flatten(1)[:, :nodes]
+    assert torch.equal(bits.bool(), visible.flatten(0, 1))
+    assert torch.equal(words_of(visible.flatten(0, 1)), words)
+    assert torch.equal(positions.view(2, nodes), visible.sum(2) - 1 + lengths)
+
+
+def test_blocks_are_the_least_that_hold_all() -> None:
+    assert [launch.power_of_two(count) for count in (0, 1, 2, 3, 64, 65)] == [1, 1, 2, 4, 64, 128]
+    assert [launch.ceil_div(count, 4) for count in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+def test_rows_that_nobody_has_start_nothing() -> None:
+    none: Tensor = seeded(0, 6)
+    assert rowwise.norm(none, seeded(6), 1e-5).shape == (0, 6)
+    assert rowwise.gated(none).shape == (0, 3)
+    assert top.top(none, 2)[0].shape == (0, 2)
