@@ -39,9 +39,9 @@ PARTS = (
     Part(
         name="attention",
         seconds=50,
-        tries="the fused kernel: right, in planned scratch, refuses what is misaligned",
+        tries="the attention kernel: right, in planned scratch, the same bits twice",
     ),
-    Part(name="float8", seconds=30, tries="attention to a float8 cache, converted in blocks"),
+    Part(name="float8", seconds=30, tries="attention to a float8 cache, widened in registers"),
     Part(name="experts", seconds=40, tries="a mixture of experts, grouped and all at once, without a wait of the host"),
     Part(name="first_use", seconds=60, tries="time until the first step, against the stall time-out"),
     Part(name="steps", seconds=75, tries="times of steps against the plan; no wait of the host but the read of a step"),

@@ -31,7 +31,7 @@ from planner.hardware.catalog import DeviceType, catalog
 from plans.buffers import device_buffers
 from plans.quantized import has_codes
 from plans.schema import Plan
-from plans.step import CONVERTED_ROWS, groups_experts
+from plans.step import groups_experts
 from runtime import Engine
 from runtime.comm.groups import Group
 from runtime.comm.meeting import connect
@@ -45,6 +45,7 @@ from runtime.image.transfer import Host, hash_file, upload
 from runtime.model import layers, ops
 from runtime.model.experts import Experts
 from runtime.model.layers import Linear
+from runtime.model.mask import Mask, splits_of, words_of
 from runtime.model.router import Router
 from runtime.sampling import Sampling
 
@@ -238,13 +239,43 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
-def _operands(bench: Bench, n: int, rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return q, k, v and a mask of half of the rows, as the runtime cuts them: 32 query heads, 8 KV heads of 128."""
-    cache = torch.randn(1, rows + 64, 16, 128, device=bench.device).to(dtype)[:, 60 : 60 + rows].transpose(1, 2)
-    qkv = torch.randn(n, 48, 128, device=bench.device).to(bench.dtype)
-    bias = torch.zeros(n, rows + 64, device=bench.device, dtype=bench.dtype)[:, :rows]
-    bias[:, rows // 2 :] = float("-inf")
-    return qkv[:, :32].view(1, n, 32, 128).transpose(1, 2), cache[:, :8], cache[:, 8:], bias[None, None]
+@dataclass(frozen=True)
+class Attended:
+    """Attention of 32 query heads to 8 KV heads of 128: a chain of n rows behind half of a cache, or a chunk in it."""
+
+    qkv: Tensor
+    cache: Tensor
+    mask: Mask
+    bias: Tensor
+    """[1, 1, n, rows] of the cache, as the mask has it."""
+
+    @classmethod
+    def of(cls, bench: Bench, n: int, rows: int, dtype: torch.dtype) -> "Attended":
+        device, start, length = bench.device, 64, rows // 2
+        tree = n if n <= start else 0
+        cache = torch.randn(1, rows, 16, 128, device=device).to(dtype)
+        number, column = torch.arange(n, device=device).unsqueeze(1), torch.arange(rows, device=device)
+        chain, before = (column >= start - tree) & (column <= start - tree + number), column - start < length
+        seen = torch.where(column < start, chain, before if tree else column - start <= length + number)
+        mask = Mask(
+            positions=(length + number).flatten(), ancestors=words_of(seen[:, start - tree : start]) if tree else None,
+            lengths=torch.full((1, 1), length, device=device), appended=0 if tree else n, tree=tree, start=start,
+            window=None, part=0, parts=1, splits=splits_of(rows - start, n, 512),
+        )  # fmt: skip
+        bias = torch.zeros(n, rows, device=device, dtype=bench.dtype).masked_fill_(~seen, float("-inf"))
+        qkv = torch.randn(n, 48, 128, device=device).to(bench.dtype)
+        return cls(qkv, cache, mask, bias[None, None])
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v and the bias."""
+        seen = self.cache.transpose(1, 2)
+        return self.qkv[:, :32].unsqueeze(0).transpose(1, 2), seen[:, :8], seen[:, 8:], self.bias
+
+    def __call__(self) -> Tensor:
+        if self.qkv.is_cuda:
+            return layers.attend_by_mask(self.qkv, 32, self.cache, 0, self.mask)
+        return layers.attend(*self.operands)
 
 
 def _peak(bench: Bench, work: Callable[[], Tensor]) -> tuple[Tensor, int]:
@@ -257,48 +288,36 @@ def _peak(bench: Bench, work: Callable[[], Tensor]) -> tuple[Tensor, int]:
     return result, torch.cuda.max_memory_allocated(bench.device) - before
 
 
-def _planned(n: int, rows: int, dtype: torch.dtype) -> int:
-    """Return the bytes of `scratch.attention` in plans/buffers.py for these rows, without those of q, k and v."""
-    return n * 32 * 128 * (2 * dtype.itemsize + (4 if dtype.itemsize == 2 else 0)) + 4096
+def _planned(n: int, splits: int, dtype: torch.dtype) -> int:
+    """Return the bytes of the result, and of the splits that are merged."""
+    merged = n * 32 * (128 + 1) * 4 * splits if splits > 1 else 0
+    return n * 32 * 128 * dtype.itemsize + merged + 4096
+
+
+def _check_attention(bench: Bench, what: str, attended: Attended, most: float) -> None:
+    out, peak = _peak(bench, attended)
+    error = (out.float() - _attended(*attended.operands)).abs().max().item()
+    say(f"{what}: error against float32", f"< {most}", f"{error:.5f}", error < most)
+    if bench.gpu:
+        planned = _planned(out.shape[0], attended.mask.splits, bench.dtype)
+        say(f"{what}: bytes of temporaries", f"at most {planned}", peak, peak <= planned)
+        same = torch.equal(out, attended())
+        say(f"{what}: the same bits twice", True, same, same)
+    took = bench.ms(attended)
+    read = attended.cache.nbytes // 2
+    say(f"{what}: ms", "", f"{took:.3f} ({read / took / 1e6:.0f} GB/s of keys and values)")
 
 
 def attention(bench: Bench) -> None:
     rows = 8192 if bench.gpu else 512
     for n, what in ((1, "plain"), (60, "tree"), (512, "chunk")):
-        q, k, v, bias = _operands(bench, n, rows, bench.dtype)
-        out, peak = _peak(bench, lambda q=q, k=k, v=v, bias=bias: layers.attend(q, k, v, bias))  # type: ignore[misc]
-        error = (out.float() - _attended(q, k, v, bias)).abs().max().item()
-        say(f"{what}: error against float32", "< 0.01", f"{error:.5f}", error < 0.01)
-        if bench.gpu:
-            most = _planned(n, rows, bench.dtype)
-            say(f"{what}: bytes of temporaries", f"at most {most}", peak, peak <= most)
-        took = bench.ms(lambda q=q, k=k, v=v, bias=bias: layers.attend(q, k, v, bias))  # type: ignore[misc]
-        say(f"{what}: ms", "", f"{took:.3f} ({k.numel() * 2 * k.itemsize / took / 1e6:.0f} GB/s of keys and values)")
-    q, k, v, bias = _operands(bench, 60, rows, bench.dtype)
-    moved = torch.zeros(60, rows + 64, device=bench.device, dtype=bench.dtype)[:, 3 : 3 + rows][None, None]
-    if bench.gpu:
-        try:
-            layers.attend(q, k, v, moved)
-            bench.sync()
-            say("a mask off 16 bytes", "refused", "taken", False)
-        except RuntimeError as error:
-            say("a mask off 16 bytes", "refused", str(error).partition("\n")[0][:80], "align" in str(error))
+        _check_attention(bench, what, Attended.of(bench, n, rows if n < 512 else 2 * rows, bench.dtype), 0.01)
 
 
 def float8(bench: Bench) -> None:
-    rows = 3 * CONVERTED_ROWS + 100
-    q, k, v, bias = _operands(bench, 60, rows, torch.float8_e4m3fn)
-    bias[0, 0, 7, :rows] = float("-inf")
-    bias[0, 0, 7, 11] = 0.0
-    out, peak = _peak(bench, lambda: layers.attend(q, k, v, bias))
-    error = (out.float() - _attended(q, k, v, bias)).abs().max().item()
-    say(f"{rows} rows: error against float32", "< 0.02", f"{error:.5f}", error < 0.02)
-    block = 2 * 8 * CONVERTED_ROWS * 128 * bench.dtype.itemsize
-    merged = 60 * 32 * (2 * 128 + 7) * 4 + 32 * 32 * 4
-    if bench.gpu:
-        most = block + merged + _planned(60, rows, bench.dtype) + 8192
-        say("bytes of temporaries", f"at most {most}", peak, peak <= most)
-    say("ms", "", f"{bench.ms(lambda: layers.attend(q, k, v, bias)):.3f}")
+    rows = 16384 if bench.gpu else 512
+    for n, what in ((1, "plain"), (60, "tree")):
+        _check_attention(bench, what, Attended.of(bench, n, rows, torch.float8_e4m3fn), 0.02)
 
 
 def experts(bench: Bench) -> None:

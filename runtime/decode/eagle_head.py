@@ -21,16 +21,18 @@ from plans.kv import KvShare, kv_shares
 from plans.schema import Draft, Plan, Tree
 from plans.slot_records import DraftSlots
 from plans.slots import draft_slots, vocabulary_rows
-from plans.step import accept_rows, draft_tree_rows, fed_rows, mask_rows
+from plans.step import accept_rows, draft_rows, draft_tree_rows, fed_rows, mask_rows
 from runtime.comm.groups import Comm
 from runtime.decode.messages import FeatureMessage, among
 from runtime.decode.tree import Candidates
 from runtime.decode.tree_growth import Growth, Level, growth_of
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
+from runtime.model import ops
 from runtime.model.blocks import Binder, Eagle3Layer, Embed, Layer, Slots
 from runtime.model.layers import Attend, Linear, Norm, Rows, hide, rotary_at, rotary_tables
-from runtime.model.split_kv import attend_of, cache_of, own_frequencies, shared
+from runtime.model.mask import Mask, splits_of, words_of
+from runtime.model.split_kv import attend_of, cache_of, own_frequencies, reads_bias, shared
 from runtime.model.whole_layers import WholeLayers, are_whole
 
 
@@ -134,20 +136,24 @@ class Drafter:
         self._cache = cache_of([memory.buffer("draft.kv")], draft_tree_rows(draft, options), options.batch, share)
         if len(self._cache.sequences) == options.batch:
             self._head.run_whole(self._cache.layers)
-        self._bias, self._beams = memory.buffer("draft.bias"), memory.buffer("draft.beam")
+        self._most_rows, self._device = draft_rows(draft, options), self._cache.lengths.device
+        reads = reads_bias(share, self._cache.layers[0])
+        self._bias = memory.buffer("draft.bias") if reads else None
+        self._beams = memory.buffer("draft.beam") if reads else None
         table = own_frequencies(binder.tensor(own.rope), share)
         self._rotary = rotary_tables([table], memory.buffer("draft.rotary"), self._dtype)
         self._draft, self._hidden = draft, draft.hidden_size
         if own.mask_hidden is not None:
-            self._mask_token = torch.full((1,), draft.mask_token_id or 0, device=memory.buffer("draft.bias").device)
+            self._mask_token = torch.full((1,), draft.mask_token_id or 0, device=self._device)
             self._mask_feature = self._head.feature(binder.tensor(own.mask_hidden).unsqueeze(0))  # [1, H]
-        self._first_of = torch.arange(options.batch, device=self._bias.device)
+        self._first_of = torch.arange(options.batch, device=self._device)
         self._growths = dict[tuple[Tree, int], Growth]()
         self._fed = dict[tuple[Tree, int], Tensor]()
         """By tree and number of own sequences: sequence and level of each row that is fed while trees grow, [rows, 2].
         """
+        seen = torch.int32 if self._bias is None else self._dtype
         for places, tree in kinds:
-            self._growths[tree, places] = growth_of(tree, places, self._dtype, self._bias.device, self._cache.tree_rows)
+            self._growths[tree, places] = growth_of(tree, places, seen, self._device, self._cache.tree_rows)
             held = len(self._cache.sequences)
             for count in (places,) if held == options.batch else range(1, held + 1):
                 self._fed[tree, count] = self._fed_rows(tree, count)
@@ -160,7 +166,7 @@ class Drafter:
     def _fed_rows(self, tree: Tree, sequences: int) -> Tensor:
         fed = [(number, depth) for depth, rows in enumerate(fed_rows(tree)) for number in range(sequences)
                for _ in range(rows)]  # fmt: skip
-        return torch.tensor(fed, dtype=torch.int64, device=self._bias.device).view(-1, 2)
+        return torch.tensor(fed, dtype=torch.int64, device=self._device).view(-1, 2)
 
     def extend(self, message: FeatureMessage, first: int) -> Tensor:
         """Run the accepted pairs of sequences ``first`` and those behind it; return the outputs at the last [S, H].
@@ -182,16 +188,44 @@ class Drafter:
             return self._no_rows
         start, window = cache.tree_rows, cache.window(width, own)
         positions = cache.positions(width, own)  # [b, n]
-        bias = self._bias[: count * width].view(count, 1, width, self._bias.shape[1])[..., : window - start]
-        hide(bias, cache.columns[: window - start] <= positions.view(count, 1, width, 1))
+        bias = None
+        if self._bias is not None:
+            bias = self._bias[: count * width].view(count, 1, width, self._bias.shape[1])[..., : window - start]
+            hide(bias, cache.columns[: window - start] <= positions.view(count, 1, width, 1))
         return Rows(
-            rotary=rotary_at(self._rotary, positions.flatten()),
+            rotary=self._rotary_at(positions.flatten()),
             bias=bias,
+            mask=self._mask(positions.flatten(), None, cache.lengths[own], appended=width, tree=0),
             sequences=own,
             seen=slice(start, window),
             tree=0,
             written=cache.append(width, accepted[here].unsqueeze(1), own),
             own=self._here(here, width),
+        )
+
+    def _rotary_at(self, positions: Tensor) -> tuple[Tensor, ...]:
+        """Return the rotary table, as ``Rows`` has it, at positions [W]."""
+        return rotary_at(self._rotary, positions) if ops.has_kernels(positions) else self._rotary
+
+    def _mask(
+        self, positions: Tensor, ancestors: Tensor | None, lengths: Tensor, *, appended: int, tree: int
+    ) -> Mask | None:
+        """Return the mask of a forward on a GPU, None on a CPU; arguments as in ``Mask``."""
+        cache = self._cache
+        if ops.has_kernels(positions):
+            return None
+        hides_tree = self._share.axis == "context" and self._share.part > 0  # it is on every member, and counts once
+        return Mask(
+            positions=positions,
+            ancestors=None if hides_tree else ancestors,
+            lengths=lengths,
+            appended=appended,
+            tree=tree,
+            start=cache.tree_rows,
+            window=None,
+            part=cache.part,
+            parts=cache.parts,
+            splits=splits_of(cache.rows - cache.tree_rows, positions.shape[0], self._most_rows),
         )
 
     def _here(self, own: slice, width: int) -> slice | None:
@@ -276,28 +310,45 @@ class Drafter:
         end = cache.lengths[own] + pending[here].unsqueeze(1)  # [b, 1]
         number = torch.arange(masks, device=end.device)
         positions, written = end + number, cache.tree_index(1, masks, own)  # [b, M]
-        bias = self._bias[: count * n].view(count, n, self._bias.shape[1])
-        start, window = cache.tree_rows, cache.window(max(width, self._kept), own)
-        columns = cache.columns[: window - start]
-        bias[..., :start].fill_(float("-inf"))
-        if self._share.axis != "context" or not self._share.part:  # else the masks are on every member, and count once
-            hide(bias[:, width:, 1:start], number <= number.unsqueeze(1))
-        hide(bias[:, width:, start:window], columns < end.unsqueeze(2))
+        start, window, pairs = cache.tree_rows, cache.window(max(width, self._kept), own), None
         if accepted is not None:
             pairs = cache.positions(width, own)  # [b, n]
-            hide(bias[:, :width, start:window], columns <= pairs.unsqueeze(2))
             positions = torch.cat([pairs, positions], 1)
             appended = cache.append(width, accepted[here].unsqueeze(1), own).view(count, width)
             written = torch.cat([appended, written], 1)
+        bias = ancestors = None
+        if self._bias is not None:
+            bias = self._bias[: count * n].view(count, n, self._bias.shape[1])
+            self._fill_masked(bias, end, number, pairs, width, start, window)
+            bias = bias[..., :window].unsqueeze(1)
+        else:
+            visible = torch.zeros(n, start, dtype=torch.bool, device=end.device)
+            visible[width:, 1:] = number <= number.unsqueeze(1)
+            ancestors = words_of(visible).repeat(count, 1)
         return Rows(
-            rotary=rotary_at(self._rotary, positions.flatten()),
-            bias=bias[..., :window].unsqueeze(1),
+            rotary=self._rotary_at(positions.flatten()),
+            bias=bias,
             sequences=own,
             seen=slice(0, window),
             tree=start,
             written=written.flatten(),
             own=self._here(here, n),
+            mask=self._mask(positions.flatten(), ancestors, end, appended=0, tree=start),
         )
+
+    def _fill_masked(
+        self, bias: Tensor, end: Tensor, number: Tensor, pairs: Tensor | None, width: int, start: int, window: int
+    ) -> None:
+        """Show pairs, at positions ``pairs`` [b, n], those up to their own; masks those before ``end`` [b, 1], and the
+        masks before them.
+        """
+        columns = self._cache.columns[: window - start]
+        bias[..., :start].fill_(float("-inf"))
+        if self._share.axis != "context" or not self._share.part:  # else the masks are on every member, and count once
+            hide(bias[:, width:, 1:start], number <= number.unsqueeze(1))
+        hide(bias[:, width:, start:window], columns < end.unsqueeze(2))
+        if pairs is not None:
+            hide(bias[:, :width, start:window], columns <= pairs.unsqueeze(2))
 
     def grow(self, feature: Tensor, roots: Tensor, pending: Tensor, first: int, tree: Tree) -> tuple[Tensor, Tensor]:
         """Grow trees from the outputs of ``extend`` [S, H] and root tokens [S]; return tokens and parents [S, N].
@@ -308,12 +359,15 @@ class Drafter:
         growth.recorded = self.recorded
         here, own = shared(sequences, self._cache.sequences)
         end = self._cache.lengths[own] + pending[here].unsqueeze(1)  # [b, 1]
-        beams = self._beams[: len(roots) * max((1, *fed_rows(tree)))].view(len(roots), -1, self._beams.shape[1])
-        window, rotary = self._start(end, own, tree, beams)
+        beams = None
+        if self._beams is not None:
+            beams = self._beams[: len(roots) * max((1, *fed_rows(tree)))].view(len(roots), -1, self._beams.shape[1])
+        window, positions = self._start(end, own, tree, beams)
+        rotary = self._rotary_at(positions)
         level = growth.start(roots, *self._candidates(feature, tree))
         hidden = feature
         while level is not None:
-            hidden = self._feed(level, hidden, self._beam(level, rotary, window, here, own, beams))
+            hidden = self._feed(level, hidden, self._beam(level, rotary, positions, end, window, here, own, beams))
             level = growth.grow(level, *self._candidates(hidden, tree))
         trees, self.pool = growth.finish(), growth.pool
         return trees
@@ -343,39 +397,50 @@ class Drafter:
         tokens, scores = self._lm_head.top(self._head.read(hidden), tree.top_k)
         return (tokens if self._targets is None else self._targets[tokens]), scores
 
-    def _start(self, end: Tensor, own: slice, tree: Tree, beams: Tensor) -> tuple[int, tuple[Tensor, ...]]:
-        """Let all nodes see the sequence up to ``end`` [b, 1]; return the window, and the rotary of all levels.
+    def _start(self, end: Tensor, own: slice, tree: Tree, beams: Tensor | None) -> tuple[int, Tensor]:
+        """Let all nodes see the sequence up to ``end`` [b, 1]; return the window, and the positions of all levels.
 
-        ``beams`` [S, most nodes of a level, T]: masks of a level, to which each adds its tree rows.
+        ``beams`` [S, most nodes of a level, T]: masks of a level, to which each adds its tree rows; None: on a GPU.
         """
         cache, count = self._cache, own.stop - own.start
         if not count:
-            return 0, self._no_rows.rotary
-        beams, fed, window = beams[:count], self._fed[tree, count], cache.window(self._kept, own)
-        hide(beams[..., cache.tree_rows : window], cache.columns[: window - cache.tree_rows] < end.unsqueeze(2))
-        return window, rotary_at(self._rotary, end.flatten()[fed[:, 0]] + fed[:, 1])
+            return 0, end.flatten()
+        fed, window = self._fed[tree, count], cache.window(self._kept, own)
+        if beams is not None:
+            seen = cache.columns[: window - cache.tree_rows] < end.unsqueeze(2)
+            hide(beams[:count, :, cache.tree_rows : window], seen)
+        return window, end.flatten()[fed[:, 0]] + fed[:, 1]
 
     def _beam(
-        self, level: Level, rotary: tuple[Tensor, ...], window: int, here: slice, own: slice, beams: Tensor
-    ) -> Rows:
+        self, level: Level, rotary: tuple[Tensor, ...], positions: Tensor, end: Tensor, window: int, here: slice,
+        own: slice, beams: Tensor | None,
+    ) -> Rows:  # fmt: skip
         """Return the nodes of a level as rows, whose KV is written to the level's rows of the cache."""
         cache, written, (batch, rows) = self._cache, level.cache_rows, level.parents.shape
         count = here.stop - here.start
         if not count:
             return self._no_rows
-        beams = beams[:count, :rows]
-        if self._share.axis == "context" and self._share.part:
-            beams[..., : cache.tree_rows].fill_(float("-inf"))  # the tree is on every member, and counts once
+        fed, seen = slice(written.start * count, written.stop * count), level.seen.expand(batch, -1, -1)[here]
+        bias = ancestors = None
+        if beams is None:
+            ancestors = seen.flatten(0, 1)
         else:
-            beams[..., : cache.tree_rows].copy_(level.bias.expand(batch, -1, -1)[here])
+            bias = beams[:count, :rows]
+            if self._share.axis == "context" and self._share.part:
+                bias[..., : cache.tree_rows].fill_(float("-inf"))  # the tree is on every member, and counts once
+            else:
+                bias[..., : cache.tree_rows].copy_(seen)
+            bias = bias[..., :window].unsqueeze(1)
+        mask = self._mask(positions[fed], ancestors, end, appended=0, tree=cache.tree_rows)
         return Rows(
-            rotary=tuple(table[:, written.start * count : written.stop * count] for table in rotary),
-            bias=beams[..., :window].unsqueeze(1),
+            rotary=tuple(table[:, fed] for table in rotary) if mask is None else rotary,
+            bias=bias,
             sequences=own,
             seen=slice(0, window),
             tree=cache.tree_rows,
             written=written,
             own=self._here(here, rows),
+            mask=mask,
         )
 
     def _feed(self, level: Level, hidden: Tensor, rows: Rows) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 from plans.schema import Tree
 from plans.step import fed_rows
 from runtime.decode.tree import Candidates, best, select
+from runtime.model.mask import words_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +36,9 @@ class Level:
     """[B, f]"""
     parents: Tensor
     """[B, f]: row of each parent's output, among all rows of the previous level."""
-    bias: Tensor
-    """[B or 1, f, R]: 0 where a node sees a row of the growing tree, -inf elsewhere."""
+    seen: Tensor
+    """[B or 1, f, R]: 0 where a node sees a row of the growing tree, -inf elsewhere; or, where they are asked for, bits
+    in words of int32 [B or 1, f, words] (``mask.Mask``)."""
     cache_rows: slice
     """The rows of the drafter's cache that their keys and values are written to."""
 
@@ -65,10 +67,18 @@ class Growth(Protocol):
 
 
 def growth_of(tree: Tree, batch: int, dtype: torch.dtype, device: torch.device, rows: int) -> Growth:
-    """Return the growth of so many trees; ``rows``: R."""
+    """Return the growth of so many trees; ``rows``: R. ``dtype``: of what levels see; int32: words of bits."""
     if tree.paths is None:
         return Dynamic(tree, batch, dtype, device, rows)
     return Static(tree.paths, tree, batch, dtype, device, rows)
+
+
+def _seen(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what nodes see, ``visible`` [..., R] bool, as ``Level.seen`` has it."""
+    if dtype == torch.int32:
+        return words_of(visible)
+    hidden = torch.full(visible.shape, float("-inf"), dtype=dtype, device=visible.device)
+    return hidden.masked_fill_(visible, 0.0)
 
 
 class Dynamic:
@@ -85,17 +95,16 @@ class Dynamic:
         self._numbers = torch.arange(k, device=device).expand(batch, -1)
         self._root_parents = torch.full((batch, k), -1, dtype=torch.int64, device=device)
         self._sequence = torch.arange(batch, device=device).unsqueeze(1)
-        own_bias = torch.full((tree.depth, k, rows), float("-inf"), dtype=dtype, device=device)
-        for level in range(tree.depth):
-            own_bias[level, :, level * k : (level + 1) * k].fill_diagonal_(0.0)
-        self._own_bias = own_bias  # each node sees its own row
-        self._root_bias = torch.full((1, 1, rows), float("-inf"), dtype=dtype, device=device).expand(batch, k, -1)
+        own = torch.eye(tree.depth * k, rows, dtype=torch.bool, device=device).view(tree.depth, k, rows)
+        self._own = _seen(own, dtype)  # each node sees its own row
+        self._none = _seen(torch.zeros((1, 1, rows), dtype=torch.bool, device=device), dtype).expand(batch, k, -1)
+        self._together = torch.bitwise_or if dtype == torch.int32 else torch.maximum
 
     def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
         self._roots, self._tokens, self._scores, self._fed = roots, [tokens], [scores], []
         if not self._depth:
             return None
-        return self._feed(0, self._numbers, tokens, scores, self._sequence.expand(-1, self.top_k), self._root_bias)
+        return self._feed(0, self._numbers, tokens, scores, self._sequence.expand(-1, self.top_k), self._none)
 
     def grow(self, level: Level, tokens: Tensor, scores: Tensor) -> Level | None:
         k, number = self.top_k, level.depth
@@ -113,7 +122,7 @@ class Dynamic:
             tokens.gather(1, chosen),
             scores.gather(1, chosen),
             above + self._sequence * k,
-            level.bias.gather(1, above.unsqueeze(2).expand(-1, -1, level.bias.shape[2])),
+            level.seen.gather(1, above.unsqueeze(2).expand(-1, -1, level.seen.shape[2])),
         )
 
     def finish(self) -> tuple[Tensor, Tensor]:
@@ -136,7 +145,7 @@ class Dynamic:
             depth=number,
             tokens=tokens,
             parents=parents,
-            bias=torch.maximum(seen, self._own_bias[number]),
+            seen=self._together(seen, self._own[number]),
             cache_rows=slice(number * self.top_k, (number + 1) * self.top_k),
         )
 
@@ -181,13 +190,13 @@ class Static:
             indices([above.index(path[:-1]) for path in nodes]) + sequence * len(above)
             for above, nodes in pairwise(fed)
         ]
-        # of each level that is fed, 0 where a node sees a fed node: itself and its ancestors [1, f, R]
-        self._bias = []
+        # of each level that is fed, the fed nodes that a node sees: itself and its ancestors
+        self._seen = []
         for nodes in fed[1:]:
-            visible = [[path[: len(row)] == row for row in rows] for path in nodes]
-            hidden = torch.full((1, len(nodes), cache_rows), float("-inf"), dtype=dtype, device=device)
-            hidden[..., : len(rows)].masked_fill_(torch.tensor([visible], device=device), 0.0)
-            self._bias.append(hidden)
+            visible = torch.zeros((1, len(nodes), cache_rows), dtype=torch.bool, device=device)
+            own = [[path[: len(row)] == row for row in rows] for path in nodes]
+            visible[..., : len(rows)] = torch.tensor([own], dtype=torch.bool, device=device)
+            self._seen.append(_seen(visible, dtype))
         # parents of the finished tree [B, N]
         numbers = {path: number for number, path in enumerate([(), *paths])}
         self._links = indices([0, *(numbers[path[:-1]] for path in paths)]).expand(batch, -1)
@@ -213,6 +222,6 @@ class Static:
             depth=number,
             tokens=nodes.index_select(1, self._fed[number]),
             parents=parents,
-            bias=self._bias[number],
+            seen=self._seen[number],
             cache_rows=slice(start, start + parents.shape[1]),
         )

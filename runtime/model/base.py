@@ -27,13 +27,14 @@ from plans.rotary import table_of
 from plans.schema import Model, Plan, Stage
 from plans.slot_records import LayerSlots, SlotSpec
 from plans.slots import lm_head_slots, stage_slots, vocabulary_rows
-from plans.step import layer_class, tree_rows, ungrouped_rows
+from plans.step import forward_rows, layer_class, tree_rows, ungrouped_rows
 from runtime.comm.groups import Comm, Group
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
+from runtime.model import ops
 from runtime.model.blocks import Binder, Layer, LmHead, Slots
 from runtime.model.layers import Attend, Output, Rows, query_factors, rotary_at, rotary_tables
-from runtime.model.split_kv import attend_of, cache_of, own_frequencies, own_sequences, shared
+from runtime.model.split_kv import attend_of, cache_of, own_frequencies, own_sequences, reads_bias, shared
 from runtime.model.views import View
 from runtime.model.whole_layers import WholeLayers, are_whole
 
@@ -182,8 +183,9 @@ class BaseStage:
             layers = [layer for cached in listed for layer in cached.layers]
             for layer, own in zip(layers, cache.layers, strict=True):
                 caches[layer] = len(self.views), own
-            bias = memory.buffer(bias_name(window))
-            self.views.append(View(cache, bias, window, self._share, divided=self._divided))
+            bias = memory.buffer(bias_name(window)) if reads_bias(self._share, cache.layers[0]) else None
+            most = forward_rows(plan.options)
+            self.views.append(View(cache, bias, window, self._share, most_rows=most, divided=self._divided))
         self._caches = [caches[layer] for layer in sorted(caches)]
         """By layer: the number of its view, and its KV cache [B, T, 2k, D]."""
 
@@ -214,8 +216,9 @@ class BaseStage:
         if here.stop == here.start:
             return self._forward(hidden, batch * nodes, self._no_rows)
         mask, lengths = mask[here], self.views[0].cache.lengths[own]
-        rotary, factors = self._at((mask.sum(2) + (lengths - 1)).flatten())
-        rows = [view.trees(rotary, factors, mask, here, own) for view in self.views]
+        packed = None if ops.has_kernels(mask) else ops.packed(mask, lengths)
+        rotary, factors = self._at((mask.sum(2) + (lengths - 1)).flatten() if packed is None else packed[1])
+        rows = [view.trees(rotary, factors, mask, here, own, packed) for view in self.views]
         return self._forward(hidden, batch * nodes, rows)
 
     def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: list[int], first: int) -> None:
@@ -237,8 +240,10 @@ class BaseStage:
             view.cache.exchange(a, b, self._chunk)
 
     def _at(self, positions: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Return the rotary tables at positions [W], and the factors of queries [W, 1, 1]."""
+        """Return the rotary tables and the factors of queries, as ``Rows`` has them, at positions [W]."""
         factors = self._query_factors
+        if not ops.has_kernels(positions):
+            return self._rotary, factors
         if factors is not None:
             factors = factors.index_select(0, positions.clamp(max=len(factors) - 1)).view(-1, 1, 1)
         return rotary_at(self._rotary, positions), factors

@@ -26,7 +26,7 @@ from runtime.image.dtypes import HEADER_DTYPES
 from runtime.model import ops
 from runtime.model.draw import Draw, best_of_group, draw
 from runtime.model.experts import Clamp, Experts
-from runtime.model.layers import Attend, Attention, GatedMlp, Linear, Norm, Output, Rows, attend
+from runtime.model.layers import WHOLE, Attend, Attention, GatedMlp, Linear, Norm, Output, Rows
 from runtime.model.router import Router
 from runtime.model.scores import Scores
 from runtime.model.weights import Coded
@@ -88,7 +88,7 @@ class Binder:
         attention: schema.Attention,
         share: KvShare,
         eps: float,
-        attended: Attend = attend,
+        attended: Attend = WHOLE,
         table: int = 0,
         offset: bool = False,
     ) -> Attention:

@@ -55,7 +55,7 @@ class KvCache:
         self.sequences = range(runs[0].shape[1]) if sequences is None else sequences
         self.tree_rows, self.rows = tree_rows, runs[0].shape[2]
         self._flat = [as_movable(run).flatten(1, 2) for run in runs]  # [layers, B * T, 2k, D]
-        self._part, self._parts = part, parts
+        self.part, self.parts = part, parts
         self._ring, self._wraps = self.rows - tree_rows, wraps
         self._step = max(GRANULE, -(-self.rows // (WINDOWS * GRANULE)) * GRANULE)
         device, count = runs[0].device, len(self.sequences)
@@ -70,7 +70,7 @@ class KvCache:
 
     def window(self, appended: int, own: slice) -> int:
         """Return the rows that a forward must attend to so as to see sequences b and ``appended`` positions more."""
-        end = self.tree_rows + -(-(max(self._known[own]) + appended) // self._parts)
+        end = self.tree_rows + -(-(max(self._known[own]) + appended) // self.parts)
         return min(-(-end // self._step) * self._step, self.rows)
 
     def tree(self, nodes: int) -> slice:
@@ -86,9 +86,9 @@ class KvCache:
 
         ``end`` [b, 1]: number of positions of sequences b, those that a forward appends among them.
         """
-        last = (end - 1 - self._part) // self._parts if self._parts > 1 else end - 1  # of this member's own, from 0
+        last = (end - 1 - self.part) // self.parts if self.parts > 1 else end - 1  # of this member's own, from 0
         turns = (last - self._number[:rows]).remainder_(self._ring)
-        return turns.neg_().add_(last).mul_(self._parts).add_(self._part)
+        return turns.neg_().add_(last).mul_(self.parts).add_(self.part)
 
     def oldest(self, end: Tensor, tree: int) -> Tensor:
         """Return [b]: the column with the first of the positions that sequences b still have, behind ``tree`` columns.
@@ -103,11 +103,11 @@ class KvCache:
         ``last`` [b, 1]: rows behind it are padding and go to row 0, as do positions of other members.
         """
         position = self.positions(width, own)
-        rows = position // self._parts if self._parts > 1 else position
+        rows = position // self.parts if self.parts > 1 else position
         rows = (rows % self._ring if self._wraps else rows) + self.tree_rows
         counts = (self._number[:width] <= last) & (rows < self.rows)
-        if self._parts > 1:
-            counts &= position % self._parts == self._part
+        if self.parts > 1:
+            counts &= position % self.parts == self.part
         return torch.where(counts, rows, self._zero).add_(self._first_row[own]).flatten()
 
     def tree_index(self, first: int, count: int, own: slice) -> Tensor:
@@ -143,7 +143,7 @@ class KvCache:
         """
         assert 0 <= length <= self._known[source], "only what is committed is kept"
         if source != number and length:
-            count = min(-(-length // self._parts), self._ring)
+            count = min(-(-length // self.parts), self._ring)
             starts = [n * self.rows + self.tree_rows for n in (number, source)]
             for run in self._flat:
                 target, kept = (run[:, start : start + count] for start in starts)
@@ -153,7 +153,7 @@ class KvCache:
 
     def exchange(self, a: int, b: int, block: int) -> None:
         """Exchange two sequences, ``block`` rows of a layer at a time."""
-        end = min(-(-max(self._known[a], self._known[b]) // self._parts), self._ring)
+        end = min(-(-max(self._known[a], self._known[b]) // self.parts), self._ring)
         first, second = (number * self.rows + self.tree_rows for number in (a, b))
         for run in self._flat:
             for layer in run:

@@ -27,11 +27,23 @@ from plans.step import CONVERTED_ROWS, SCORE_COLUMNS, converted_blocks
 from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.kvcache import as_movable
+from runtime.model.mask import Mask
 from runtime.model.scores import PLAIN, Scores, streamed
-from runtime.model.weights import Coded, product
+from runtime.model.weights import Coded, product, product_onto
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Scores], Tensor]
+ByBias = Callable[[Tensor, Tensor, Tensor, Tensor, Scores], Tensor]
 """q [B, h, n, D], k and v [B, k, t, D] in the cache's dtype, bias [B, 1, n, t] -> [W, columns of this device's o]."""
+ByMask = Callable[[Tensor, int, Tensor, int, Mask, Scores], Tensor]
+"""Rotated qkv [W, h + 2k, D], h, cache [B, T, 2k, D], its first sequence that takes part, mask -> as ``ByBias``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attend:
+    """Attention of a device's share of the KV cache."""
+
+    by_bias: ByBias
+    by_mask: ByMask | None
+    """On a GPU; None: there, too, by a bias, as devices add up their scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +53,10 @@ class Rows:
     """
 
     rotary: tuple[Tensor, ...]
-    """[2, W, 1, D] of each rotary table: cosines, and sines with the sign that a swap of halves needs."""
-    bias: Tensor
-    """[B, 1, n, t]: 0 where a row sees a row of the cache, -inf elsewhere."""
+    """[2, W, 1, D] of each rotary table: cosines, and sines with the sign that a swap of halves needs; with a mask
+    [2, P, D], of all positions."""
+    bias: Tensor | None
+    """[B, 1, n, t]: 0 where a row sees a row of the cache, -inf elsewhere; None: there is only a mask."""
     sequences: slice
     """The B sequences, among those in the cache."""
     seen: slice
@@ -55,17 +68,19 @@ class Rows:
     own: slice | None
     """The W rows among those of the forward; None: all of them. A device adds zeros for the others to a sum."""
     query_factors: Tensor | None = None
-    """[W, 1, 1]: factor of the queries of each row; None: 1."""
+    """[W, 1, 1]: factor of the queries of each row, with a mask [P], of each position; None: 1."""
     oldest: Tensor | None = None
     """[B] int64: the column from which on the positions of a sequence follow one another, around the columns behind the
     tree's; None: they begin there."""
+    mask: Mask | None = None
+    """What rows see, as a GPU reads it; None: on a CPU."""
 
     @classmethod
-    def none(cls, rotary: Sequence[Tensor], bias: Tensor) -> "Rows":
+    def none(cls, rotary: Sequence[Tensor], bias: Tensor | None) -> "Rows":
         """Return no rows: those of sequences on other devices. Any ``rotary`` [2, P, D] and ``bias`` [N, t] do."""
         return cls(
             rotary=tuple(table[:, :0].unsqueeze(2) for table in rotary),
-            bias=bias[:0].view(0, 1, 0, bias.shape[1]),
+            bias=None if bias is None else bias[:0].view(0, 1, 0, bias.shape[1]),
             sequences=slice(0, 0),
             seen=slice(0, 0),
             tree=0,
@@ -83,9 +98,7 @@ class Norm:
     offset: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not self.offset:
-            return ops.norm(x, self.weight, self.eps)
-        return ops.norm(x.float(), 1.0 + self.weight.float(), self.eps).to(x.dtype)
+        return ops.norm(x, self.weight, self.eps, offset=self.offset)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +111,8 @@ class Output:
     def __call__(self, out: Tensor, residual: Tensor) -> Tensor:
         """Return residual + norm(out) * multiplier [W, H]; ``out`` is overwritten."""
         if self.norm is not None:
-            out = self.norm(out)
+            norm = self.norm
+            return ops.normed_onto(residual, out, norm.weight, norm.eps, offset=norm.offset, multiplier=self.multiplier)
         if self.multiplier is not None:
             out.mul_(self.multiplier)
         return out.add_(residual)
@@ -121,8 +135,8 @@ class Linear:
         return product(x, self.weight, None if self.bias is None else self.bias.unsqueeze(0))
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
-        """Return residual + x @ weight + bias."""
-        out = product(x, self.weight, residual)
+        """Return residual + x @ weight + bias; the residual may be overwritten."""
+        out = product_onto(residual, x, self.weight)
         return out if self.bias is None else out.add_(self.bias)
 
 
@@ -170,24 +184,43 @@ class Attention:
         qkv = self.qkv(x).view(x.shape[0], h + 2 * k, self.head_dim)  # [W, h + 2k, D]
         if self.normed_heads is not None:
             self._norm_together(qkv)
-        elif self.q_norm is not None and self.k_norm is not None:
+        first, rotary = rows.sequences.start, rows.rotary[self.table]
+        if rows.mask is not None:
+            ops.rotate_and_store(
+                qkv, h, cache, rotary, rows.mask, rows.written, first, self._head_norms(), rows.query_factors
+            )
+            if self.attend.by_mask is not None:
+                return self.attend.by_mask(qkv, h, cache, first, rows.mask, self.scores)
+        else:
+            self._norm_and_scale(qkv, rows)
+            if self.attend is WHOLE and ops.attends(qkv, cache):
+                assert rows.bias is not None
+                return ops.attend(
+                    qkv, h, cache, rotary, rows.bias, rows.seen.start, rows.tree, rows.written, first, rows.oldest,
+                    self.scores.factors, self.scores.sinks,
+                )  # fmt: skip
+            rotate(qkv[:, : h + k], rotary)
+            store(cache, qkv[:, h:], rows)
+        assert rows.bias is not None
+        seen = cache[rows.sequences, rows.seen].transpose(1, 2)  # [B, 2k, t, D]
+        sequences, _, n, _ = rows.bias.shape
+        q = qkv[:, :h].view(sequences, n, h, self.head_dim).transpose(1, 2)  # [B, h, n, D]
+        return self.attend.by_bias(q, seen[:, :k], seen[:, k:], rows.bias, self.scores)
+
+    def _head_norms(self) -> tuple[Tensor, Tensor, float, bool] | None:
+        """Return weights, eps and offset of the norms of each head; None: there are none."""
+        if self.normed_heads is not None or self.q_norm is None or self.k_norm is None:
+            return None
+        return self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, self.q_norm.offset
+
+    def _norm_and_scale(self, qkv: Tensor, rows: Rows) -> None:
+        """Norm queries and keys head by head, and multiply queries with their factors, in place."""
+        h, k = self.query_heads, self.kv_heads
+        if self.normed_heads is None and self.q_norm is not None and self.k_norm is not None:
             for norm, heads in ((self.q_norm, qkv[:, :h]), (self.k_norm, qkv[:, h : h + k])):
                 heads.copy_(norm(heads.flatten(0, 1)).view(heads.shape))
         if rows.query_factors is not None:
             qkv[:, :h].mul_(rows.query_factors)
-        if self.attend is attend and ops.attends(qkv, cache):
-            first = rows.sequences.start
-            seen, rotary = rows.seen.start, rows.rotary[self.table]
-            return ops.attend(
-                qkv, h, cache, rotary, rows.bias, seen, rows.tree, rows.written, first, rows.oldest,
-                self.scores.factors, self.scores.sinks,
-            )  # fmt: skip
-        rotate(qkv[:, : h + k], rows.rotary[self.table])
-        store(cache, qkv[:, h:], rows)
-        seen = cache[rows.sequences, rows.seen].transpose(1, 2)  # [B, 2k, t, D]
-        sequences, _, n, _ = rows.bias.shape
-        q = qkv[:, :h].view(sequences, n, h, self.head_dim).transpose(1, 2)  # [B, h, n, D]
-        return self.attend(q, seen[:, :k], seen[:, k:], rows.bias, self.scores)
 
     def _norm_together(self, qkv: Tensor) -> None:
         """Norm all query heads together, and all key heads, in place; devices add up the squares of theirs."""
@@ -289,7 +322,7 @@ def store(cache: Tensor, kv: Tensor, rows: Rows) -> None:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores = PLAIN) -> Tensor:
-    """Attend with whole heads to all positions; arguments and result as in ``Attend``."""
+    """Attend with whole heads to all positions; arguments and result as in ``ByBias``."""
     if scores.softcap is not None:
         out = _capped(q, k, v, bias, scores)
     elif k.dtype == q.dtype:
@@ -300,6 +333,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores = PLAIN
     else:
         out = converted(q, k, v, bias, scores)
     return out.flatten(0, 1).flatten(1)
+
+
+def attend_by_mask(
+    qkv: Tensor, query_heads: int, cache: Tensor, first: int, mask: Mask, scores: Scores = PLAIN
+) -> Tensor:
+    """Attend with whole heads to all positions on a GPU; arguments and result as in ``ByMask``."""
+    scale = qkv.shape[2] ** -0.5 if scores.scale is None else scores.scale
+    return ops.attend_by_mask(qkv, query_heads, cache, first, mask, scale, scores.softcap, scores.sinks)
+
+
+WHOLE = Attend(by_bias=attend, by_mask=attend_by_mask)
+"""Attention of a device that has whole heads and all positions of its sequences."""
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores) -> Tensor:

@@ -1,10 +1,11 @@
-"""The operations of a layer, as the device does them: on a CPU by ``kernels``, elsewhere by torch.
+"""The operations of a layer, as the device does them: on a CPU ``kernels``, on a GPU ``triton_kernels`` and cuBLAS.
 
 Letters as in ``layers``: W rows, H hidden size, t rows of the KV cache that a forward looks at, D head dim, h query
 heads, k KV heads, g = h / k query heads of a KV head, m MLP channels. Which one runs follows from the device alone, and
-on a CPU from the dtype of the KV cache; nothing is tried and nothing falls back.
+on a CPU from the dtype of the KV cache; nothing is tried and nothing falls back. Triton is imported when an operation
+first runs on a GPU: torch brings it there.
 
-A kernel reads and writes by addresses. Here the sizes from which it computes them are those of its operands, or are
+A CPU kernel reads and writes by addresses. Here the sizes from which it computes them are those of its operands, or are
 asserted to agree with them; tests/runtime/model/kernels/touched.py has the bytes that each kernel touches.
 """
 
@@ -12,6 +13,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterable
 from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from runtime.model.kernels.arguments import (
     Top,
 )
 from runtime.model.kernels.processor import multiplies_pairs
+from runtime.model.mask import Mask
 
 PARALLEL_WORK = 1 << 16
 """Multiply-adds below which an operation runs on one thread: starting a team of threads would take longer."""
@@ -88,8 +91,14 @@ def _prepare(kernels: Iterable[str], dtype: torch.dtype) -> None:
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Return True where the operations on a tensor are those of ``kernels``; elsewhere they are torch's."""
+    """Return True where the operations on a tensor are those of ``kernels``; on a GPU they are Triton's, cuBLAS's."""
     return x.is_cpu
+
+
+@cache
+def on_gpu(module: str) -> Any:
+    """Return a module of ``triton_kernels``."""
+    return import_module(f"runtime.model.triton_kernels.{module}")
 
 
 def widens(dtype: torch.dtype) -> bool:
@@ -107,7 +116,10 @@ def widened_scratch(rows: int, inputs: int) -> tuple[Tensor, bool]:
 def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ ``weight`` [in, out] + ``added`` [W or 1, out]; ``weight`` is the transpose of a slot."""
     if not has_kernels(x):
-        return torch.mm(x, weight) if added is None else torch.addmm(added, x, weight)
+        if added is None:
+            return torch.mm(x, weight)
+        # a vector is added by the product itself, and rows by a copy before it
+        return torch.addmm(added[0] if added.shape[0] == 1 else added, x, weight)
     (rows, inputs), (weight_inputs, outputs), size = x.shape, weight.shape, x.itemsize
     assert weight_inputs == inputs
     assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
@@ -131,6 +143,11 @@ def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
     )
     _run("product", x.dtype, rows * inputs * outputs, call)
     return out
+
+
+def product_onto(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``residual`` [W, out] + ``x`` @ ``weight``; on a GPU in the residual's place: nothing is copied."""
+    return product(x, weight, residual) if has_kernels(x) else residual.addmm_(x, weight)
 
 
 def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> Tensor:
@@ -168,10 +185,13 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> T
     return out
 
 
-def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Return ``x`` [W, H] over its root mean square, times ``weight`` [H]."""
+def norm(x: Tensor, weight: Tensor, eps: float, *, offset: bool = False) -> Tensor:
+    """Return ``x`` [W, H] over its root mean square, times ``weight`` [H], or 1 + weight: ``offset``."""
     if not has_kernels(x):
-        return functional.rms_norm(x, weight.shape, weight, eps)
+        normed: Tensor = on_gpu("rowwise").norm(x, weight, eps, offset=offset)
+        return normed
+    if offset:
+        return norm(x.float(), 1.0 + weight.float(), eps).to(x.dtype)
     (rows, inputs), size, out = x.shape, x.itemsize, torch.empty_like(x)
     assert weight.shape[0] == inputs
     call = _norm(
@@ -188,12 +208,25 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
+def normed_onto(
+    residual: Tensor, x: Tensor, weight: Tensor, eps: float, *, offset: bool = False, multiplier: float | None = None
+) -> Tensor:
+    """Return residual + multiplier * norm(x) [W, H]; ``multiplier`` None: 1."""
+    if not has_kernels(x):
+        rows = on_gpu("rowwise")
+        added: Tensor = rows.norm(
+            x, weight, eps, offset=offset, residual=residual, multiplier=1.0 if multiplier is None else multiplier
+        )
+        return added
+    out = norm(x, weight, eps, offset=offset)
+    return (out if multiplier is None else out.mul_(multiplier)).add_(residual)
+
+
 def gated(both: Tensor, activation: Activation = "silu") -> Tensor:
     """Return act(gate) * up [W, m], of ``both`` [W, 2m]: gates, then ups."""
     if not has_kernels(both):
-        gate, up = both.chunk(2, dim=1)
-        active = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
-        return active.mul_(up)
+        product_of_both: Tensor = on_gpu("rowwise").gated(both, activation)
+        return product_of_both
     (rows, width), size = both.shape, both.itemsize
     out = torch.empty(rows, width // 2, dtype=both.dtype)
     call = _gated(
@@ -212,8 +245,8 @@ def gated(both: Tensor, activation: Activation = "silu") -> Tensor:
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the ``count`` highest of each row of logits [W, V], best first: columns, and log-softmax in float32."""
     if not has_kernels(logits):
-        highest = logits.float().topk(count, 1)
-        return highest.indices, highest.values - logits.float().logsumexp(1, keepdim=True)
+        highest: tuple[Tensor, Tensor] = on_gpu("top").top(logits, count)
+        return highest
     (rows, columns), size = logits.shape, logits.itemsize
     assert 0 < count <= columns
     best = torch.empty(rows, count, dtype=torch.int64)
@@ -254,35 +287,77 @@ def fused(
         for b in range(batch):
             keys, values = (x[b].unsqueeze(1).expand(kv_heads, group, t, dims) for x in (k, v))
             mask = bias[b].unsqueeze(0).expand(kv_heads, group, n, t)
-            part, log_sum = _attend_fused(q[b], keys, values, mask, weighted=log_sums is not None, scale=scale)
+            part, log_sum = _attend_fused(q[b], keys, values, mask, scale=scale)
             out[b].copy_(part.permute(2, 0, 1, 3))
             if log_sums is not None:
                 log_sums[b].copy_(log_sum)
     else:
         mask = bias.expand(batch, kv_heads, n, t)
         for member in range(group):
-            part, log_sum = _attend_fused(q[:, :, member], k, v, mask, weighted=log_sums is not None, scale=scale)
+            part, log_sum = _attend_fused(q[:, :, member], k, v, mask, scale=scale)
             out[:, :, :, member].copy_(part.transpose(1, 2))
             if log_sums is not None:
                 log_sums[:, :, member].copy_(log_sum)
     return out.view(batch, n, heads, dims)
 
 
-def _attend_fused(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, weighted: bool, scale: float | None
-) -> tuple[Tensor, Tensor]:
-    """Run one fused kernel by its name, so that no other can be chosen; return the output and, if ``weighted``, the
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, scale: float | None) -> tuple[Tensor, Tensor]:
+    """Run torch's fused kernel of a CPU by its name, so that no other can be chosen; return the output and the
     log-sum-exp of each row's scores.
 
-    ``q`` [X, Y, n, D], ``k`` and ``v`` [X, Y, t, D], ``bias`` [X, Y, n, t]. On a GPU it is torch's memory-efficient
-    kernel, which takes a mask on every compute capability; pointers, and strides but the last, are multiples of
-    ATTENTION_ALIGN_BYTES. `scratch.attention` in plans/buffers.py bounds its temporaries.
+    ``q`` [X, Y, n, D], ``k`` and ``v`` [X, Y, t, D], ``bias`` [X, Y, n, t]. `scratch.attention` in plans/buffers.py
+    bounds its temporaries.
     """
-    if q.is_cpu:
-        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
-        return out, log_sum
-    out, log_sum, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, weighted, scale=scale)
-    return out, log_sum[..., : q.shape[2]]  # the kernel pads rows
+    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
+    return out, log_sum
+
+
+def packed(visible: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return on a GPU the words of ``visible`` [b, n, c] bool (``mask.Mask``), and the positions of its rows [b * n].
+
+    A row's position is ``lengths`` [b, 1] of its sequence, and one less than the number of columns that it sees.
+    """
+    both: tuple[Tensor, Tensor] = on_gpu("masks").packed(visible, lengths)
+    return both
+
+
+def rotate_and_store(
+    qkv: Tensor, query_heads: int, cache: Tensor, rotary: Tensor, mask: Mask, written: slice | Tensor, first: int,
+    norms: tuple[Tensor, Tensor, float, bool] | None, factors: Tensor | None,
+) -> None:  # fmt: skip
+    """Norm and rotate the heads of ``qkv`` [W, h + 2k, D] on a GPU, its queries in place, its keys into the cache.
+
+    ``rotary`` [2, P, D] and ``factors`` [P] of all positions; others as in ``attend``. ``norms``: weights [D] of
+    queries and of keys, eps, and whether they are offsets from 1.
+    """
+    on_gpu("heads").rotate_and_store(
+        qkv, query_heads, cache, rotary, mask.positions, written, first, norms=norms, factors=factors
+    )
+
+
+def attend_by_mask(
+    qkv: Tensor, query_heads: int, cache: Tensor, first: int, mask: Mask, scale: float, softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Attend on a GPU with the rotated queries of ``qkv`` [W, h + 2k, D]: [W, h * D]; arguments as in ``attend``."""
+    out: Tensor = on_gpu("attention").attend(
+        qkv, query_heads, cache, first, mask, scale=scale, softcap=softcap, sinks=sinks
+    )
+    return out
+
+
+def attend_to_part(
+    qkv: Tensor, cache: Tensor, first: int, mask: Mask, out: Tensor, scale: float, softcap: float | None
+) -> None:
+    """Fill ``out`` [W, h, D + 1] float32 on a GPU: attention to a part of the positions, and its log-sum-exp."""
+    on_gpu("attention").attend_to_part(qkv, cache, first, mask, out, scale=scale, softcap=softcap)
+
+
+def merge_parts(parts: Tensor, out: Tensor, columns: tuple[int, int], sinks: Tensor | None) -> None:
+    """Fill ``out`` [W, columns] with some columns of the average of ``parts`` [P, W, h, D + 1], as ``attend_to_part``
+    fills them, on a GPU.
+    """
+    on_gpu("attention").merge(parts[..., :-1], parts[..., -1], out, columns=columns, sinks=sinks)
 
 
 def attends(qkv: Tensor, cache: Tensor) -> bool:

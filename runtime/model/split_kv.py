@@ -21,8 +21,10 @@ from plans.kv import KvShare, part_range
 from plans.step import partial_shape
 from runtime.comm.groups import Group
 from runtime.image.buffers import Memory
+from runtime.model import ops
 from runtime.model.kvcache import KvCache
-from runtime.model.layers import Attend, attend
+from runtime.model.layers import WHOLE, Attend
+from runtime.model.mask import Mask
 from runtime.model.scores import Scores, streamed
 
 
@@ -32,12 +34,18 @@ def attend_of(share: KvShare, subgroup: Group | None, memory: Memory, prefix: st
     ``prefix``: of the buffers' names.
     """
     if subgroup is None:
-        return attend
+        return WHOLE
     scores = memory.buffer(f"{prefix}scores").flatten()
     if share.axis == "head_dim":
-        return ByHeadDim(group=subgroup, buffer=scores)
+        return Attend(by_bias=ByHeadDim(group=subgroup, buffer=scores), by_mask=None)
     partial = memory.buffer(f"{prefix}partial").flatten()
-    return ByContext(group=subgroup, share=share, buffer=scores, partial=partial)
+    by_context = ByContext(group=subgroup, share=share, buffer=scores, partial=partial)
+    return Attend(by_bias=by_context, by_mask=by_context.by_mask)
+
+
+def reads_bias(share: KvShare, cache: Tensor) -> bool:
+    """Return True where attention reads a bias: on a CPU, and where devices add up their scores."""
+    return ops.has_kernels(cache) or share.axis == "head_dim"
 
 
 def cache_of(runs: Sequence[Tensor], tree_rows: int, batch: int, share: KvShare, *, wraps: bool = False) -> KvCache:
@@ -123,6 +131,19 @@ class ByContext:
             merged.mul_(scores.beside_sinks(whole).transpose(1, 2).unsqueeze(-1))
         columns = slice(*part_range(width, self.share))
         return merged.view(sequences * n, width)[:, columns].to(q.dtype)
+
+    def by_mask(self, qkv: Tensor, query_heads: int, cache: Tensor, first: int, mask: Mask, scores: Scores) -> Tensor:
+        """Attend on a GPU; the result has the member's columns of o."""
+        (rows, _, dims), members = qkv.shape, len(self.group.ranks)
+        sent = partial_shape(rows, query_heads, dims)
+        partial = self.partial[: (1 + members) * prod(sent)].view(1 + members, *sent)
+        scale = dims**-0.5 if scores.scale is None else scores.scale
+        ops.attend_to_part(qkv, cache, first, mask, partial[0], scale, scores.softcap)
+        gathered = self.group.all_gather(partial[0], partial[1:])  # [P, W, h, D + 1]
+        start, stop = part_range(query_heads * dims, self.share)
+        out = qkv.new_empty(rows, stop - start)
+        ops.merge_parts(gathered, out, (start, stop), scores.sinks)
+        return out
 
 
 def _rows(out: Tensor) -> Tensor:

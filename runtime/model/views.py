@@ -11,16 +11,24 @@ import torch
 from torch import Tensor
 
 from plans.kv import KvShare
+from runtime.model import ops
 from runtime.model.kvcache import KvCache
 from runtime.model.layers import Rows, hide
+from runtime.model.mask import Mask, splits_of
 
 
 class View:
     """Cache and mask of the layers of one window on one device."""
 
-    def __init__(self, cache: KvCache, bias: Tensor, window: int | None, share: KvShare, *, divided: bool) -> None:
-        """``bias`` [R, T]: buffer of the mask. ``divided``: other devices have some of the sequences."""
+    def __init__(
+        self, cache: KvCache, bias: Tensor | None, window: int | None, share: KvShare, *, most_rows: int, divided: bool
+    ) -> None:
+        """``bias`` [R, T]: buffer of the mask; None: nothing reads one (``split_kv.reads_bias``). ``most_rows``: R.
+
+        ``divided``: other devices have some of the sequences.
+        """
         self.cache, self._bias, self._window, self._divided = cache, bias, window, divided
+        self._most_rows = most_rows
         self._hides_tree = share.axis == "context" and share.part > 0
         """Every member of a subgroup has the tree's rows; the first attends to them."""
 
@@ -37,63 +45,102 @@ class View:
         """
         cache, width = self.cache, positions.shape[1]
         start, stop = cache.tree_rows, cache.window(width, own)
-        bias = self._bias[:width, : stop - start]  # [width, t]
-        asking = positions.view(width, 1)
-        if self._window is None:
-            hide(bias, cache.columns[: stop - start] <= asking)
-            oldest = None
-        else:
-            asking = asking.clamp(max=asking[last])  # padding sees what the last row does: never nothing
-            end = positions[:, last : last + 1] + 1
-            self._hide(bias, self._held(end, stop - start), asking)
-            oldest = cache.oldest(end, 0)
+        bias = oldest = mask = None
+        if self._bias is not None:
+            bias, oldest = self._bias_of_chunk(self._bias[:width, : stop - start], positions, last)
+        if not ops.has_kernels(positions):
+            mask = self._mask(positions.flatten(), None, cache.lengths[own], appended=last + 1, tree=0)
         return Rows(
             rotary=tuple(rotary),
             query_factors=query_factors,
-            bias=bias[None, None],
+            bias=bias,
             sequences=own,
             seen=slice(start, stop),
             tree=0,
-            written=cache.append(width, torch.full((1, 1), last, device=bias.device), own),
+            written=cache.append(width, torch.full((1, 1), last, device=positions.device), own),
             oldest=oldest,
             own=slice(0, width) if self._divided else None,
+            mask=mask,
+        )
+
+    def _bias_of_chunk(self, bias: Tensor, positions: Tensor, last: int) -> tuple[Tensor, Tensor | None]:
+        """Fill ``bias`` [width, t]; return it [1, 1, width, t], and ``Rows.oldest``."""
+        cache, asking = self.cache, positions.view(-1, 1)
+        if self._window is None:
+            hide(bias, cache.columns[: bias.shape[1]] <= asking)
+            return bias[None, None], None
+        asking = asking.clamp(max=asking[last])  # padding sees what the last row does: never nothing
+        end = positions[:, last : last + 1] + 1
+        self._hide(bias, self._held(end, bias.shape[1]), asking)
+        return bias[None, None], cache.oldest(end, 0)
+
+    def _mask(self, positions: Tensor, ancestors: Tensor | None, lengths: Tensor, *, appended: int, tree: int) -> Mask:
+        """Return the mask of a forward on a GPU; arguments as in ``Mask``."""
+        cache = self.cache
+        return Mask(
+            positions=positions,
+            ancestors=None if self._hides_tree else ancestors,
+            lengths=lengths,
+            appended=appended,
+            tree=tree,
+            start=cache.tree_rows,
+            window=self._window,
+            part=cache.part,
+            parts=cache.parts,
+            splits=splits_of(cache.rows - cache.tree_rows, positions.shape[0], self._most_rows),
         )
 
     def trees(
-        self, rotary: Sequence[Tensor], query_factors: Tensor | None, mask: Tensor, here: slice, own: slice
-    ) -> Rows:
+        self, rotary: Sequence[Tensor], query_factors: Tensor | None, visible: Tensor, here: slice, own: slice,
+        packed: tuple[Tensor, Tensor] | None,
+    ) -> Rows:  # fmt: skip
         """Return the rows of trees behind what is committed of sequences ``own``, the ``here`` of a forward.
 
-        ``mask`` [b, N, N]: each node's ancestors and itself.
+        ``visible`` [b, N, N]: each node's ancestors and itself. ``packed``: on a GPU its words, and positions of nodes.
         """
-        cache, (count, nodes, _) = self.cache, mask.shape
+        cache, (count, nodes, _) = self.cache, visible.shape
         lengths, tree, stop = cache.lengths[own], cache.tree(nodes), cache.window(0, own)
-        bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, : stop - tree.start]  # [b, N, t]
-        sequence, oldest = bias[:, :, nodes:], None
-        if self._window is None:
-            hide(sequence, cache.columns[: stop - tree.stop] < lengths.unsqueeze(2))
-        else:
-            depths = mask.sum(2)  # one more than a node's depth
-            asking = (depths + (lengths - 1)).unsqueeze(2)
-            self._hide(sequence, self._held(lengths, stop - tree.stop).unsqueeze(1), asking)
-            oldest = cache.oldest(lengths, nodes)
-            if nodes > self._window:
-                mask = mask & (depths.unsqueeze(1) > (depths - self._window).unsqueeze(2))
-        if self._hides_tree:
-            bias[:, :, :nodes].fill_(float("-inf"))
-        else:
-            hide(bias[:, :, :nodes], mask)
+        oldest = bias = mask = None
+        depths = None if self._window is None else visible.sum(2)  # one more than a node's depth
+        if self._window is not None and depths is not None and nodes > self._window:
+            visible = visible & (depths.unsqueeze(1) > (depths - self._window).unsqueeze(2))
+        if packed is not None:
+            words, positions = packed
+            if self._window is not None and nodes > self._window:
+                words, _ = ops.packed(visible, lengths)
+            mask = self._mask(positions, words, lengths, appended=0, tree=nodes)
+        if self._bias is not None:
+            bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, : stop - tree.start]  # [b, N, t]
+            oldest = self._bias_of_trees(bias, visible, depths, lengths)
+            bias = bias.unsqueeze(1)
         return Rows(
             rotary=tuple(rotary),
             query_factors=query_factors,
-            bias=bias.unsqueeze(1),
+            bias=bias,
             sequences=own,
             seen=slice(tree.start, stop),
             tree=nodes,
             written=tree,
             oldest=oldest,
             own=slice(here.start * nodes, here.stop * nodes) if self._divided else None,
+            mask=mask,
         )
+
+    def _bias_of_trees(self, bias: Tensor, visible: Tensor, depths: Tensor | None, lengths: Tensor) -> Tensor | None:
+        """Fill ``bias`` [b, N, t]; return ``Rows.oldest``. ``depths`` [b, N]: levels with a node's own, of windows."""
+        cache, nodes = self.cache, visible.shape[1]
+        sequence, oldest = bias[:, :, nodes:], None
+        if depths is None:
+            hide(sequence, cache.columns[: sequence.shape[2]] < lengths.unsqueeze(2))
+        else:
+            asking = (depths + (lengths - 1)).unsqueeze(2)
+            self._hide(sequence, self._held(lengths, sequence.shape[2]).unsqueeze(1), asking)
+            oldest = cache.oldest(lengths, nodes)
+        if self._hides_tree:
+            bias[:, :, :nodes].fill_(float("-inf"))
+        else:
+            hide(bias[:, :, :nodes], visible)
+        return oldest
 
     def _held(self, end: Tensor, rows: int) -> Tensor:
         """Return [b, rows]: the position in each row behind the tree's, -inf, as it were, in one that has none."""

@@ -1,7 +1,7 @@
 """Products with the weights of a layer: plain ones, or quantized ones as codes, scales and zero points.
 
-On a CPU codes are widened in registers by the kernel ``coded``; elsewhere some rows at a time become values of x's
-dtype. Letters as in ``ops``.
+Kernels widen codes in registers: on a CPU ``coded``, on a GPU those of ``triton_kernels.products``. Letters as in
+``ops``.
 """
 
 from dataclasses import dataclass, replace
@@ -10,16 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from plans.quantized import BLOCK, code_bytes, groups, is_half
+from plans.quantized import code_bytes, groups
 from plans.schema import WeightFormat
 from runtime.model import ops
 from runtime.model.kernels.arguments import CODED_ROWS, CODES, SCALES, CodedProduct, Codes
 from runtime.model.ops import FLOAT_BYTES, PADDING
 
-DECODED_ROWS = 64
-"""Rows of a quantized weight that are made values at once where no kernel widens codes."""
-FLOAT4 = tuple(sign * value for sign in (1.0, -1.0) for value in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
-"""Value of each code of float4_e2m1."""
 _coded = partial(CodedProduct.__new__, CodedProduct)
 
 
@@ -72,10 +68,18 @@ def product(x: Tensor, weight: Tensor | Coded, added: Tensor | None = None) -> T
     return coded(x, weight, added) if isinstance(weight, Coded) else ops.product(x, weight, added)
 
 
+def product_onto(residual: Tensor, x: Tensor, weight: Tensor | Coded) -> Tensor:
+    """Return ``residual`` [W, out] + ``x`` @ ``weight``; the residual may be overwritten."""
+    if isinstance(weight, Coded):
+        return coded(x, weight, residual)
+    return ops.product_onto(residual, x, weight)
+
+
 def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ values.t() + ``added`` [W or 1, out], of a quantized weight's values in float32."""
     if not ops.has_kernels(x):
-        return _by_torch(x, weight, added)
+        product_of_codes: Tensor = ops.on_gpu("products").product(x, weight, added)
+        return product_of_codes
     (rows, inputs), size, outputs = x.shape, x.itemsize, weight.codes.shape[0]
     assert inputs == weight.inputs
     assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
@@ -102,40 +106,6 @@ def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     )
     ops._run(ops.CODED, x.dtype, rows * inputs * outputs, call)
     return out
-
-
-def _by_torch(x: Tensor, weight: Coded, added: Tensor | None) -> Tensor:
-    """Return ``coded`` with some rows of the weight at a time as values of x's dtype, in which products round them."""
-    outputs = weight.codes.shape[0]
-    out = x.new_empty(x.shape[0], outputs)
-    for first in range(0, outputs, DECODED_ROWS):
-        rows = slice(first, min(first + DECODED_ROWS, outputs))
-        torch.mm(x, decoded(weight, rows).to(x.dtype).t(), out=out[:, rows])
-    return out if added is None else out.add_(added)
-
-
-def decoded(weight: Coded, rows: slice) -> Tensor:
-    """Return rows of a quantized weight [rows, in] in float32, exactly."""
-    form, codes = weight.form, weight.codes[rows]
-    count = codes.shape[0]
-    if is_half(form):
-        blocks = codes.view(count, -1, BLOCK // 2)
-        codes = torch.stack([blocks & 15, blocks >> 4], 2).view(count, -1)
-    group = form.group or weight.inputs
-
-    def spread(table: Tensor) -> Tensor:
-        return table.repeat_interleave(group, 1)[:, : weight.inputs]
-
-    if form.code == "float8_e4m3fn":
-        values = codes.view(torch.float8_e4m3fn).float()
-    elif form.code == "float4_e2m1":
-        values = torch.tensor(FLOAT4, device=codes.device)[codes.int()]
-        one = torch.ones_like(weight.scales[rows], dtype=torch.float32)
-        return values.mul_(spread(torch.ldexp(one, weight.scales[rows].int() - 127)))
-    else:
-        zeros = None if weight.zeros is None else spread(weight.zeros[rows]).float()
-        values = codes.float().sub_((8.0 if is_half(form) else 128.0) if zeros is None else zeros)
-    return values.mul_(spread(weight.scales[rows].float()))
 
 
 def grouped(x: Tensor, index: Tensor | None, weights: Tensor | Coded, ends: Tensor) -> Tensor:

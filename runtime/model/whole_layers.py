@@ -18,7 +18,7 @@ from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer
 from runtime.model.blocks import Layer as LayerBlock
 from runtime.model.kernels.arguments import CODED_ROWS, EPSILON_UNIT, ITEMS, Codes, Forward, Layer
-from runtime.model.layers import GatedMlp, Norm, Rows, attend
+from runtime.model.layers import WHOLE, GatedMlp, Norm, Rows
 from runtime.model.weights import Coded
 
 ALIGN = 64
@@ -48,7 +48,7 @@ def _is_whole(block: Block, cache: Tensor) -> bool:
     own, mlp = block.attention, block.mlp
     if block.mlp_norm is None or (isinstance(block, LayerBlock) and block.attention_output is not None):
         return False
-    if not ops.attends(block.mlp_norm.weight, cache) or own.attend is not attend or own.o.bias is not None:
+    if not ops.attends(block.mlp_norm.weight, cache) or own.attend is not WHOLE or own.o.bias is not None:
         return False
     norms = (_attention_norm(block), own.q_norm, own.k_norm, block.mlp_norm)
     if own.normed_heads is not None or any(norm is not None and norm.offset for norm in norms):
@@ -101,6 +101,7 @@ class WholeLayers:
 
         ``x`` [W, 2H], contiguous: the input of the attention in an EAGLE-3 head.
         """
+        assert rows.bias is not None
         (width, _), (sequences, _, n, columns), threads = hidden.shape, rows.bias.shape, torch.get_num_threads()
         cache, size = self._layers[0].cache, self._dtype.itemsize
         head_dim, start, first = cache.shape[3], rows.seen.start, rows.sequences.start
@@ -168,6 +169,7 @@ class WholeLayers:
         """Return the tensors that a layer reads and writes, by their names in ``Layer`` and ``Forward``."""
         assert self._rows is not None
         assert self._x is not None
+        assert self._rows.bias is not None
         block, rows = self._layers[number].block, self._rows
         named = {name: tensor for name, tensor in _tensors(block).items() if tensor is not None}
         for name, matrix in _matrices(block).items():
@@ -176,7 +178,7 @@ class WholeLayers:
         indices |= {} if rows.oldest is None else {"oldest": rows.oldest}
         own = {
             "rotary": rows.rotary[block.attention.table],
-            "bias": rows.bias,
+            "bias": self._rows.bias,
             "cache": self._layers[number].cache,
             "x": self._x,
         }

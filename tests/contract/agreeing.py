@@ -25,11 +25,13 @@ VOCABULARY = 96
 DRAFT_VOCABULARY = 80
 
 
-def write_agreeing_base(directory: Path, *, noise: float, seed: int = 0, eos: int | None = None) -> Path:
+def write_agreeing_base(
+    directory: Path, *, noise: float, seed: int = 0, eos: int | None = None, layers: int = LAYERS
+) -> Path:
     """Write a Llama whose layers add about ``noise`` to the embedding."""
     tensors = write_base(
         directory,
-        num_layers=LAYERS,
+        num_layers=layers,
         hidden_size=HIDDEN,
         num_heads=HEADS,
         num_kv_heads=KV_HEADS,

@@ -10,7 +10,7 @@ from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import Inputs, Plan
-from tests.contract.agreeing import write_agreeing_base, write_agreeing_head
+from tests.contract.agreeing import LAYERS, write_agreeing_base, write_agreeing_head
 
 CONTEXT = 80
 CHUNK = 16
@@ -38,10 +38,10 @@ class Checkpoints:
         return self._generated[prompt][:count]
 
 
-def write_checkpoints(directory: Path) -> Checkpoints:
+def write_checkpoints(directory: Path, *, layers: int = LAYERS, kinds: tuple[str, ...] = KINDS) -> Checkpoints:
     """Write base and drafters to a directory."""
-    base_dir = write_agreeing_base(directory / "base", noise=0.04)
-    heads = {kind: write_agreeing_head(directory / kind, base_dir, kind=kind, noise=0.03) for kind in KINDS}
+    base_dir = write_agreeing_base(directory / "base", noise=0.04, layers=layers)
+    heads = {kind: write_agreeing_head(directory / kind, base_dir, kind=kind, noise=0.03) for kind in kinds}
     base = load_base(base_dir)
     drafts = {kind: load_draft(head, base) for kind, head in heads.items()}
     model = LlamaForCausalLM.from_pretrained(base_dir, dtype=torch.float32)

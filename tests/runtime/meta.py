@@ -1,7 +1,7 @@
 """The GPU path of a plan without a GPU: one rank's prefill and steps on meta tensors, which have shapes and no values.
 
-Whatever is not on a CPU takes the branch that a GPU takes, so that each operation can be looked at: its devices, the
-pointers that attention gets, copies from the host, and the bytes of temporaries. Collectives do nothing, and the step
+Whatever is not on a CPU takes the branch that a GPU takes, so that each operation and each launch of a Triton kernel
+can be looked at: its devices, copies from the host, and the bytes of temporaries. Collectives do nothing, and the step
 message is read as one that accepts some nodes.
 """
 
@@ -26,18 +26,18 @@ from runtime.comm.progress import Phase, Progress
 from runtime.decode.messages import Channel, Message, Notice, nothing
 from runtime.decode.step import Mode, Stepper
 from runtime.image.buffers import Memory
+from runtime.model.triton_kernels import launch
 from runtime.sampling import Sampling
 
 META = torch.device("meta")
 aten = torch.ops.aten
-EFFICIENT = aten._scaled_dot_product_efficient_attention.default
-WHOLE = {aten.rms_norm.default}
-"""Composite operations that are one kernel on a GPU."""
 ALLOCATIONS = {
     *(aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default),
     *(aten.new_empty_strided.default, aten.detach.default, aten._unsafe_view.default, aten._reshape_alias.default),
     aten.lift_fresh.default,
 }
+GRID = (2**31 - 1, 65535, 65535)
+"""Most programs along each dimension of a grid (CUDA C++ Programming Guide)."""
 READS = {
     *(aten._local_scalar_dense.default, aten.item.default, aten.nonzero.default, aten.masked_select.default),
     *(aten.equal.default, aten.is_nonzero.default, aten._unique2.default, aten.unique_consecutive.default),
@@ -56,9 +56,8 @@ class Trace:
     """Operations that mix devices, or compute on the host's; asynchronous copies are none."""
     waits: list[str] = field(default_factory=list)
     """Operations that the host waits for."""
-    misaligned: list[str] = field(default_factory=list)
-    attentions: set[tuple[int, ...]] = field(default_factory=set)
-    """Shapes of queries and keys of fused attention."""
+    attentions: set[tuple[int, int, int]] = field(default_factory=set)
+    """Rows, cache rows and splits of the attention kernel."""
 
     @property
     def count(self) -> int:
@@ -115,16 +114,24 @@ class Watch(TorchDispatchMode):
         if "meta" not in devices:
             return
         trace.kernels[name] += 1
-        if func is EFFICIENT:
-            trace.attentions.add((*args[0].shape, args[1].shape[2]))
-            trace.misaligned += _misaligned(*args[:4])
+
+    def start(self, kernel: Any, grid: tuple[int, ...], *operands: Any, **sizes: Any) -> None:
+        """Record the launch of a Triton kernel, in place of ``launch.start``."""
+        name, trace = kernel.__name__, self.trace
+        devices = {operand.device.type for operand in operands if isinstance(operand, Tensor)}
+        if 0 in grid:
+            return
+        if devices != {"meta"}:
+            trace.mixed.append(f"{name} on {sorted(devices)}")
+        if any(count > most for count, most in zip(grid, GRID, strict=False)):
+            trace.mixed.append(f"{name} has a grid of {grid}")
+        trace.kernels[name] += 1
+        if name == "attend_kernel":
+            trace.attentions.add((operands[0].shape[0], operands[1].shape[1], grid[2]))
 
     def _allocated(self, func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Count the storages that are new; the kernel of fused attention has accumulators beside its outputs."""
+        """Count the storages that are new."""
         known = {tensor.untyped_storage()._cdata for tensor in inputs}
-        hidden = 0
-        if func is EFFICIENT and inputs[0].itemsize == 2:  # above a head dim of 128, or as shared memory allows
-            hidden = 4 * inputs[0].numel()
         for tensor in outputs:
             storage = tensor.untyped_storage()
             key, nbytes = storage._cdata, -(-storage.nbytes() // 512) * 512  # the granule of torch's allocator
@@ -133,7 +140,7 @@ class Watch(TorchDispatchMode):
             self._storages.add(key)
             self._now += nbytes
             weakref.finalize(storage, self._freed, key, nbytes)
-        self.most = max(self.most, self._now + hidden)
+        self.most = max(self.most, self._now)
 
     def _freed(self, key: int, nbytes: int) -> None:
         self._storages.discard(key)
@@ -158,35 +165,13 @@ class Factories(TorchFunctionMode):
 
 @cache
 def _composite(func: Any) -> bool:
-    return func not in WHOLE and torch._C._dispatch_has_kernel_for_dispatch_key(
-        func.name(), "CompositeImplicitAutograd"
-    )
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 @cache
 def _is_view(func: Any) -> bool:
     returns = func._schema.returns
     return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-
-
-def _misaligned(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Iterator[str]:
-    """Yield what `check_supported` of torch's kernel_forward.h refuses: pointers and strides off 16 bytes.
-
-    Buffers start on a multiple of 256 bytes, so that a tensor's offset in its storage decides.
-    """
-    for name, tensor in (("q", q), ("k", k), ("v", v), ("bias", bias)):
-        size = tensor.itemsize
-        if tensor.storage_offset() * size % 16:
-            yield f"{name} starts at {tensor.storage_offset() * size} bytes"
-        if tensor.stride(-1) != 1 or any(stride * size % 16 for stride in tensor.stride()[:-1]):
-            yield f"{name} has strides {tensor.stride()} of {size} bytes"
-    for tensor in (k, v, bias):
-        assert tensor.dtype == q.dtype, "no kernel takes two dtypes"
-    if k.shape[:2] != q.shape[:2] or bias.shape != (*q.shape[:3], k.shape[2]):
-        yield f"shapes {q.shape}, {k.shape}, {bias.shape}"
-    # a vector of the mask's last columns reads on into the padding of its row
-    if bias.stride(2) < -(-k.shape[2] // 8) * 8 and bias.shape[2] > 1:
-        yield f"rows of the mask of {bias.stride(2)} values, for {k.shape[2]} columns"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -294,7 +279,7 @@ def on_meta(
         memory = Memory(plan, plan.devices[rank].id, META)
         comm = groups(plan, SilentMaker(rank=rank, progress=progress))
         stepper = Stepper(plan, MetaSlots(), memory, comm, META)
-        with Factories(watch), watch:
+        with Factories(watch), watch, mock.patch.object(launch, "start", watch.start):
             kinds: tuple[Kind, ...] = ("plain", "EAGLE") if stepper.drafts else ("plain",)
             for kind in kinds:
                 mode, prompts = Mode(draft=kind == "EAGLE", accept=None), [tuple(range(length)) for length in lengths]
@@ -334,7 +319,7 @@ def _joined(traces: Any) -> Trace:
     joined = Trace()
     for trace in traces:
         joined.kernels += trace.kernels
-        for name in ("mixed", "waits", "misaligned"):
+        for name in ("mixed", "waits"):
             getattr(joined, name).extend(getattr(trace, name))
         joined.attentions |= trace.attentions
     return joined

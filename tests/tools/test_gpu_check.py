@@ -17,6 +17,7 @@ import gpu_parts  # noqa: E402
 MOST_S = 600
 ROWS = {
     "machine": ["torch", "copy: GB/s"],
+    "attention": ["tree: error against float32"],
     "experts": ["60 rows, grouped: relative error, without a wait"],
     "memory": ["bytes of buffers"],
     "graph": ["verify, captured"],

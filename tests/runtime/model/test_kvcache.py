@@ -148,7 +148,7 @@ def test_a_ring_has_the_last_positions_in_order(parts: int, data: st.DataObject)
         for cache in members:
             held = cache.held(ends, ring)
             for number, length in enumerate(lengths):
-                own = [position for position in range(length) if position % parts == cache._part][-ring:]
+                own = [position for position in range(length) if position % parts == cache.part][-ring:]
                 assert sorted(position for position in held[number].tolist() if position >= 0) == own
                 stored = cache.layers[0][number, TREE:, 0, 0].tolist()
                 assert all(

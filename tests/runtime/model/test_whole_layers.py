@@ -13,7 +13,7 @@ from plans.schema import WeightFormat
 from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer, Layer
-from runtime.model.layers import Attention, GatedMlp, Linear, Norm, Rows, attend, rotary_table
+from runtime.model.layers import WHOLE, Attend, Attention, GatedMlp, Linear, Norm, Rows, rotary_table
 from runtime.model.scores import PLAIN, Scores
 from runtime.model.whole_layers import WholeLayers, are_whole
 from tests.runtime.model.kernels.touched import checked_run_layer
@@ -51,7 +51,7 @@ def make_layer(
             kv_heads=kv_heads,
             head_dim=dims,
             group=group,
-            attend=attend,
+            attend=WHOLE,
             q_norm=norm,
             k_norm=norm,
             scores=PLAIN if normed else capped(heads, dtype, seed),
@@ -221,6 +221,9 @@ def test_layers_that_are_no_single_kernel() -> None:
     assert not are_whole([layer], [cache.to(torch.float16)])
     biased = replace(layer.attention, o=linear(64, 64, torch.float32, bias=True))
     assert not are_whole([replace(layer, attention=biased)], [cache])
-    assert not are_whole([replace(layer, attention=replace(layer.attention, attend=lambda q, k, v, bias: q))], [cache])
+    assert not are_whole(
+        [replace(layer, attention=replace(layer.attention, attend=Attend(by_bias=WHOLE.by_bias, by_mask=None)))],
+        [cache],
+    )
     empty = GatedMlp(gate_up=None, down=None, group=ALONE, down_bias=None)
     assert not are_whole([replace(layer, mlp=empty)], [cache])
