@@ -19,7 +19,7 @@ with importing():
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "planner": ("inventory", "scan", "build", "compile", "show", "diff", "check"),
-    "runtime": ("run", "serve", "verify", "bench"),
+    "runtime": ("run", "serve", "verify", "bench", "calibrate"),
 }
 """Packages with a ``cli`` module, and the commands of each."""
 

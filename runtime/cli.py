@@ -18,6 +18,7 @@ from plans.console import INTERRUPTION, USAGE, VERSION_MESSAGE, Refusal, error_d
 from plans.process import answered
 from plans.schema import PlanError
 from runtime.commands.bench import bench_command
+from runtime.commands.calibrate import calibrate_command
 from runtime.commands.run import run_command
 from runtime.commands.serve import serve_command
 from runtime.commands.verify import verify_command
@@ -48,7 +49,7 @@ def commands() -> None:
     """Execute plans: EAGLE decoding on exactly the devices that a plan names."""
 
 
-for command in (bench_command, run_command, serve_command, verify_command):
+for command in (bench_command, calibrate_command, run_command, serve_command, verify_command):
     commands.add_command(command)
 
 

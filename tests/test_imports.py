@@ -20,11 +20,12 @@ ROOMS = {
     "planner.durable": set(),
     "planner.demo_model": set(),
     "planner.report": set(),
-    "planner.hardware": {"planner.errors"},
+    "planner.efficiency": set(),
+    "planner.hardware": {"planner.errors", "planner.efficiency"},
     "planner.checkpoints": {"planner.errors"},
     "planner.quantized": {"planner.errors"},
     "planner.families": {"planner.errors", "planner.checkpoints", "planner.quantized"},
-    "planner.costs": {"planner.integers"},
+    "planner.costs": {"planner.integers", "planner.efficiency"},
     "planner.solver": {"planner.errors", "planner.integers"},
     "planner.problem": {"planner.errors", "planner.integers", "planner.costs", "planner.solver"},
     "planner.images": {
@@ -83,6 +84,7 @@ ROOMS = {
     "runtime.comm": {"runtime.errors"},
     "runtime.image": {"runtime.errors"},
     "runtime.model": {"runtime.errors", "runtime.sampling", "runtime.comm", "runtime.image"},
+    "runtime.calibration": {"runtime.errors", "runtime.comm", "runtime.image", "runtime.model"},
     "runtime.decode": {"runtime.sampling", "runtime.comm", "runtime.image", "runtime.model"},
     "runtime.processes": {
         *("runtime.errors", "runtime.request", "runtime.text", "runtime.comm", "runtime.image", "runtime.model"),
@@ -101,7 +103,7 @@ ROOMS = {
     },
     "runtime.commands": {
         *("runtime.errors", "runtime.request", "runtime.text", "runtime.chat", "runtime.image", "runtime.processes"),
-        *("runtime.generation", "runtime.engine", "runtime.serve"),
+        *("runtime.generation", "runtime.engine", "runtime.serve", "runtime.calibration"),
     },
     "runtime.cli": {"runtime.errors", "runtime.processes", "runtime.commands"},
     "runtime.__main__": {"runtime.cli"},
@@ -144,7 +146,7 @@ ONLY_IN = {
     "llvmlite": {"runtime.model"},
     "torch": {
         *("planner.checkpoints", "runtime.comm", "runtime.image", "runtime.model", "runtime.decode"),
-        *("runtime.processes", "runtime.tokenizer"),
+        *("runtime.processes", "runtime.tokenizer", "runtime.calibration"),
     },
     "triton": {"runtime.model"},
     "jinja2": {"planner.report", "runtime.chat"},

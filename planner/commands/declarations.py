@@ -67,11 +67,18 @@ INVENTORY = Command(
     details=(
         "Without --detect: read FILE (default: inventory.yaml) and print it with every default written out.\n\n"
         "With --detect: describe the devices of this machine and print the inventory; with FILE, write it there. "
-        "A file that exists is not overwritten."
+        "A file that exists is not overwritten.\n\n"
+        "With --measure: time products and messages on this machine, for at most a minute, and write them with their "
+        "spread into FILE, whose comments are not kept; one that does not exist is detected first."
     ),
     params=(
         click.Argument(["file"], type=PATH, required=False),
         click.Option(["--detect"], is_flag=True, help="Describe the devices of this machine."),
+        click.Option(
+            ["--measure"],
+            is_flag=True,
+            help="Measure this machine's CPU devices and write the figures into FILE, or to stdout.",
+        ),
         click.Option(
             ["--dtype"],
             type=OneOf(list(DTYPE_BYTES)),
@@ -82,7 +89,7 @@ INVENTORY = Command(
         json_option(),
         verbose("the figures of each device, and which are given in the file and which are the catalogue's"),
     ),
-    examples=("--detect inventory.yaml", "inventory.yaml"),
+    examples=("--detect inventory.yaml", "--measure inventory.yaml", "inventory.yaml"),
 )
 
 SCAN = Command(

@@ -4,23 +4,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from planner.api import detecting
+from planner.api import detecting, measuring
 from planner.commands.console import put, say
-from planner.errors import OutputError
+from planner.errors import InputError, OutputError
 from planner.hardware import units
 from planner.hardware.catalog import catalog
 from planner.hardware.inventory import parse_inventory, read_inventory
 from planner.hardware.inventory_text import dump_inventory
 from plans import codec
 from plans.schema import Device, DType, Inventory
-from plans.strict_yaml import load_yaml
+from plans.strict_yaml import dump_yaml, load_yaml
 from plans.terminal import out
 
 DEFAULT_FILE = Path("inventory.yaml")
 
 
-def run(*, file: Path | None, detect: bool, dtype: DType, as_json: bool, verbose: int) -> None:
-    """Write an inventory: that of ``file``, or with ``detect`` that of this machine."""
+def run(*, file: Path | None, detect: bool, measure: bool, dtype: DType, as_json: bool, verbose: int) -> None:
+    """Write an inventory: that of ``file``, with ``detect`` that of this machine, with ``measure`` with its figures."""
+    if detect and measure:
+        raise InputError("--detect and --measure: give one; --measure detects the machine where FILE does not exist")
+    if measure:
+        write_measured(file, dtype, as_json, verbose)
+        return
     if detect:
         write_detected(file, dtype, as_json, verbose)
         return
@@ -55,6 +60,34 @@ def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int)
         put({"inventory": codec.encode(inventory), "left_out": list(detected.left_out)})
     elif file is None:
         out(detected.text, end="")
+
+
+def write_measured(file: Path | None, dtype: DType, as_json: bool, verbose: int) -> None:
+    """Measure this machine and write the inventory with the figures: into ``file``, or without one to stdout.
+
+    Where ``file`` does not exist, or there is none, the machine is detected first. Comments of a file are not kept.
+    """
+    if file is not None and file.exists():
+        data = read_inventory(file)
+    else:
+        data = load_yaml(detecting.detect(dtype).text, "detected")
+    data, lines = measuring.measure(data, str(file or "detected"))
+    for line in lines:
+        say(line)
+    inventory, text = parse_inventory(data, str(file or "measured")).at(dtype), dump_yaml(data)
+    say_devices(data, inventory, verbose)
+    if file is not None:
+        try:
+            whole = file.with_name(f"{file.name}.measured")
+            whole.write_text(text)
+            whole.replace(file)
+        except OSError as error:
+            raise OutputError(f"{file}: cannot write the inventory: {error.strerror}") from error
+        say(f"{file}: written")
+    if as_json:
+        put({"inventory": codec.encode(inventory), "measured": list(lines)})
+    elif file is None:
+        out(text, end="")
 
 
 def say_devices(data: Any, inventory: Inventory, verbose: int) -> None:

@@ -1,19 +1,17 @@
 """Predicted time: pure functions of bytes, floating-point operations, a device and a link.
 
-A share is limited by its memory traffic or by its arithmetic, whichever takes longer (the roofline model). 80 % of
-the datasheet bandwidth predicts published per-layer profiles of A100, L4, T4 and V100 within 6 %; of the datasheet
-rate, half is taken for matrix products as narrow as a draft tree. Integers, rounded up, so that every machine agrees.
+A share is limited by its memory traffic or by its arithmetic, whichever takes longer (the roofline model), at the parts
+of a datasheet's rates in ``planner.efficiency``. Integers, rounded up, so that every machine agrees.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY
 from planner.integers import PS_PER_NS, PS_PER_S, ceil_div
 from plans.schema import Device, Link
 
-BANDWIDTH_EFFICIENCY = (4, 5)
-FLOPS_EFFICIENCY = (1, 2)
 REDUCTION_BYTES_PER_S = 180 * 10**9
 """Rate at which the kernel of an all-reduce copies and adds what crosses the links, for messages of up to about 1 MB:
 1 MB over eight H100 takes 34 us, of which links of 360 GB/s explain 5 and latency 18

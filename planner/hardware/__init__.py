@@ -3,8 +3,8 @@
 ``inventory`` reads an inventory file into the records of ``records``, its links in ``inventory_links``, fields by the
 getters of ``inventory_fields``, with the defaults of ``catalog`` (a table of GPU types and link classes in
 ``catalog.yaml``) and quantities as ``units`` parses them; ``inventory_text`` writes it back.
-``nvml`` reads the GPUs of this machine, ``detect`` describes them as an inventory, and ``detect_cpu`` measures a
-machine without any.
+``measured`` makes figures of samples that the runtime took, with their spread. ``nvml`` reads the GPUs of this
+machine, ``detect`` describes them as an inventory, and ``detect_cpu`` measures a machine without any.
 
 Predicted times are no business of this package: they are computed in :mod:`planner.costs` from the inventory of a plan
 (:class:`plans.schema.Inventory`), which :meth:`records.HardwareInventory.at` makes for a dtype. Requests hold the

@@ -17,6 +17,7 @@ from planner.hardware import units
 from planner.hardware.catalog import CPU, DeviceType, catalog
 from planner.hardware.inventory_fields import CLASS, CLASS_LETTERS, figure, mapping, sequence, text
 from planner.hardware.inventory_links import host_with_links, network_link
+from planner.hardware.measured import parse_rates
 from planner.hardware.records import HardwareInventory, ListedDevice, in_order
 from plans.artifact import DEVICE_UUID
 from plans.check_inputs import MOST_DEVICES, natural_key, uuid_conflicts
@@ -31,7 +32,7 @@ HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Names that a host may have."""
 _DEVICE_FIELDS = (
     *("id", "type", "memory", "reserve", "bandwidth", "flops", "overhead"),
-    *("ordinal", "uuid", "reported_name"),
+    *("ordinal", "uuid", "reported_name", "measured"),
 )
 
 
@@ -176,6 +177,7 @@ def _device(data: Any, host: str, path: str) -> ListedDevice:
         flops_per_s=_rates(fields, default, path),
         overhead_ns=figure(fields, "overhead", units.DURATION, default.overhead_ns, path),
         compute_capability=default.compute_capability,
+        measured=parse_rates(fields["measured"], f"{path}.measured") if "measured" in fields else None,
     )
 
 

@@ -1,5 +1,6 @@
 """Links of an inventory: between the devices of a host, and between hosts."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -7,12 +8,13 @@ from planner.errors import InventoryError
 from planner.hardware import units
 from planner.hardware.catalog import catalog
 from planner.hardware.inventory_fields import CLASS, CLASS_LETTERS, figure, mapping, nearest, sequence, text
+from planner.hardware.measured import parse_link
 from planner.hardware.records import ListedDevice
 from plans.check_inputs import natural_key
 from plans.format import quote
 from plans.schema import Host, Link, Pair
 
-_LINK_FIELDS = ("class", "latency", "bandwidth")
+_LINK_FIELDS = ("class", "latency", "bandwidth", "measured")
 
 
 def host_with_links(data: Any, path: str, name: str, devices: list[ListedDevice]) -> Host:
@@ -89,10 +91,15 @@ def _link(fields: Mapping[str, Any], path: str) -> Link:
             f"{path}.class: {link_class!r} is not in the catalogue{nearest(link_class, catalog().links)}; "
             f"a link of another class gives latency and bandwidth itself; missing: {', '.join(missing)}"
         )
-    return Link(
+    link = Link(
         link_class=link_class,
         latency_ns=figure(fields, "latency", units.DURATION, known.latency_ns if known else None, path),
         bandwidth_bytes_per_s=figure(
             fields, "bandwidth", units.BANDWIDTH, known.bandwidth_bytes_per_s if known else None, path
         ),
     )
+    if "measured" not in fields:
+        return link
+    own = parse_link(fields["measured"], f"{path}.measured")
+    bandwidth = link.bandwidth_bytes_per_s if own.bandwidth is None else own.bandwidth.median
+    return dataclasses.replace(link, latency_ns=own.latency.median, bandwidth_bytes_per_s=bandwidth)

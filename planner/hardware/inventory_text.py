@@ -5,6 +5,7 @@ from typing import Any
 
 from planner.hardware import units
 from planner.hardware.catalog import catalog
+from planner.hardware.measured import rates_data
 from planner.hardware.records import HardwareInventory, ListedDevice
 from plans.schema import Device, Host, Inventory, Link
 from plans.strict_yaml import dump_yaml
@@ -40,7 +41,7 @@ def _link(link: Link) -> dict[str, Any]:
 
 def _device(device: Device | ListedDevice) -> dict[str, Any]:
     flops = _uniform_rate(device)
-    entry = {
+    entry: dict[str, Any] = {
         "id": device.id,
         "type": device.type,
         "memory": units.render(units.SIZE, device.memory_bytes),
@@ -50,6 +51,8 @@ def _device(device: Device | ListedDevice) -> dict[str, Any]:
         "overhead": units.render(units.DURATION, device.overhead_ns),
         "reported_name": device.reported_name,
     }
+    if isinstance(device, ListedDevice) and device.measured is not None:
+        entry["measured"] = rates_data(device.measured)
     if device.kind == "cpu":
         return entry
     return entry | {"ordinal": device.ordinal} | ({} if device.uuid is None else {"uuid": device.uuid})

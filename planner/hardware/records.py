@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
+from planner.hardware.measured import Rates
 from plans.check_inputs import natural_key
 from plans.schema import Device, DType, Host, Inventory, Link
 
@@ -32,9 +34,16 @@ class ListedDevice:
     """Dense rate by dtype, in floating-point operations per second."""
     overhead_ns: int
     compute_capability: int | None
+    measured: Mapping[str, Rates] | None = None
+    """Rates by dtype as they were measured, which count instead of the others; None: nothing was."""
 
     def at(self, dtype: DType) -> Device:
-        """Return the device as it computes in ``dtype``."""
+        """Return the device as it computes in ``dtype``; measured rates stand as those of a datasheet would."""
+        own = (self.measured or {}).get(dtype)
+        bandwidth, flops = self.bandwidth_bytes_per_s, self.flops_per_s[dtype]
+        if own is not None:
+            bandwidth = nominal(own.bandwidth.median, BANDWIDTH_EFFICIENCY)
+            flops = nominal(own.flops, FLOPS_EFFICIENCY)
         return Device(
             id=self.id,
             host=self.host,
@@ -45,8 +54,8 @@ class ListedDevice:
             reported_name=self.reported_name,
             memory_bytes=self.memory_bytes,
             reserve_bytes=self.reserve_bytes,
-            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
-            flops_per_s=self.flops_per_s[dtype],
+            bandwidth_bytes_per_s=bandwidth,
+            flops_per_s=flops,
             overhead_ns=self.overhead_ns,
             compute_capability=self.compute_capability,
         )

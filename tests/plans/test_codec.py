@@ -126,9 +126,9 @@ def test_a_newer_minor_schema_is_read_unless_it_has_more_fields(plan: Plan) -> N
     with pytest.raises(PlanError) as caught:
         loads(dump_yaml(data))
     assert str(caught.value) == (
-        "plan.yaml: options.zzz: unknown field, expected one of batch, context, dtype, kv_dtype, prefill_chunk, "
-        "stall_timeout_s, strategy, kv_axis, custom, gap_ppm, within_ppm, simplify_ppm, max_devices, tree, "
-        "schedule, keep_draft "
+        "plan.yaml: options.zzz: unknown field, expected one of batch, context, dtype, weights, kv_dtype, "
+        "prefill_chunk, stall_timeout_s, strategy, kv_axis, custom, gap_ppm, within_ppm, simplify_ppm, max_devices, "
+        "tree, schedule, keep_draft "
         "(the plan has schema 4.7, this program knows 4.3: update it)"
     )
 

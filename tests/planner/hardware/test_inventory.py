@@ -172,7 +172,7 @@ PATHS: list[tuple[str, Any, str]] = [
         "hosts.0.devices.1.zzz",
         1,
         "f: hosts[0].devices[1].zzz: unknown field, expected one of id, type, memory, reserve, bandwidth, flops, "
-        "overhead, ordinal, uuid, reported_name",
+        "overhead, ordinal, uuid, reported_name, measured",
     ),
     (
         "hosts.0.devices.1.uuid",
@@ -180,7 +180,7 @@ PATHS: list[tuple[str, Any, str]] = [
         "f: hosts[0].devices[1].uuid: found 'GPU_1', expected a UUID of the driver, like GPU-... or MIG-...",
     ),
     ("host", [], "f: host: unknown field, did you mean hosts?"),
-    ("network.speed", 1, "f: network.speed: unknown field, expected one of class, latency, bandwidth"),
+    ("network.speed", 1, "f: network.speed: unknown field, expected one of class, latency, bandwidth, measured"),
     ("hosts.0.links.clas", "x", "f: hosts[0].links.clas: unknown field, did you mean class?"),
     (
         "hosts.0.devices.1.memory",

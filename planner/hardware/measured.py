@@ -1,0 +1,169 @@
+"""Measured figures of an inventory: medians with their spread, from samples of the runtime, and as fields of a file.
+
+The spread is the interquartile range: half of the samples are within it. Samples are what ``python -m runtime
+calibrate`` prints, times in ns of products and of all-reduces (``runtime.calibration``); what was not sampled keeps the
+figure that the file or the catalogue gives.
+
+    bandwidth   bytes of the weights of a product of one row / time, by dtype
+    rates       floating-point operations of a product of 1, 8 and 60 rows / time, by dtype
+    latency     all-reduce of a short message / (2 ceil(log2 n)), the largest of all group sizes n
+    bandwidth   of links: 2 (n - 1) / n of the bytes that a longer message has more / the time that it takes more
+
+Predicted times take the bandwidth and the rate of the most rows whole, without the parts that datasheets are given
+(``planner.efficiency``).
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from planner.errors import InventoryError
+from planner.hardware import units
+from planner.hardware.inventory_fields import figure, mapping, sequence
+from plans.dtypes import DTYPE_BYTES
+from plans.format import quote
+
+NS_PER_S = 10**9
+DIGITS = 4
+"""More would say more than a measurement does."""
+MOST_ROWS = 1 << 16
+"""Most rows of a product that a file may name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """A quantity in base units."""
+
+    median: int
+    spread: int
+    """Third quartile less the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """Rates of a device in one dtype."""
+
+    bandwidth: Figure
+    """Bytes/s."""
+    products: Mapping[int, Figure]
+    """Operations per second, by rows."""
+
+    @property
+    def flops(self) -> int:
+        """Rate of the product of the most rows, which arithmetic limits."""
+        return self.products[max(self.products)].median
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredLink:
+    """Figures of a link."""
+
+    latency: Figure
+    """Ns of one round."""
+    bandwidth: Figure | None
+    """Bytes/s; None where longer messages took no longer."""
+
+
+# ---- from samples ----
+
+
+def figure_of(samples: Sequence[float]) -> Figure:
+    """Return median and spread of at least two samples, to DIGITS significant digits."""
+    first, median, third = statistics.quantiles(samples, n=4, method="inclusive")
+    return Figure(median=int(float(f"{median:.{DIGITS}g}")), spread=int(float(f"{third - first:.{DIGITS}g}")))
+
+
+def rates_of(samples: Mapping[str, Any]) -> dict[str, Rates]:
+    """Return the rates of each dtype from what the runtime printed."""
+    rates = {}
+    for dtype, by_rows in samples["products_ns"].items():
+        values = {rows: samples["values"][rows] for rows in by_rows}
+        width = DTYPE_BYTES[dtype]
+        read = figure_of([values["1"] * width * NS_PER_S / ns for ns in by_rows["1"]])
+        products = {
+            int(rows): figure_of([2 * int(rows) * values[rows] * NS_PER_S / ns for ns in times])
+            for rows, times in by_rows.items()
+        }
+        rates[dtype] = Rates(bandwidth=read, products=products)
+    return rates
+
+
+def link_of(samples: Mapping[str, Any]) -> MeasuredLink | None:
+    """Return the figures of the link among the processes; None where there was one process."""
+    by_members: dict[int, list[tuple[int, list[int]]]] = {}
+    for entry in samples["sums"]:
+        by_members.setdefault(entry["members"], []).append((entry["message_bytes"], entry["times_ns"]))
+    if not by_members:
+        return None
+    latencies, bandwidth = [], None
+    for members, sums in sorted(by_members.items()):
+        (short_bytes, short), *_, (long_bytes, long) = sorted(sums)
+        rounds = 2 * (members - 1).bit_length()
+        latencies.append(figure_of([ns / rounds for ns in short]))
+        more = [after - before for before, after in zip(sorted(short), sorted(long), strict=True)]
+        if statistics.median(more) > 0 and min(more) > 0:
+            ring_bytes = 2 * (members - 1) * (long_bytes - short_bytes) / members
+            bandwidth = figure_of([ring_bytes * NS_PER_S / ns for ns in more])
+    return MeasuredLink(latency=max(latencies, key=lambda latency: latency.median), bandwidth=bandwidth)
+
+
+# ---- as fields ----
+
+
+def rates_data(rates: Mapping[str, Rates]) -> dict[str, Any]:
+    """Return the field ``measured`` of a device."""
+    return {
+        dtype: {
+            "bandwidth": _data(units.BANDWIDTH, own.bandwidth),
+            "rates": [{"rows": rows} | _data(units.RATE, product) for rows, product in sorted(own.products.items())],
+        }
+        for dtype, own in rates.items()
+    }
+
+
+def link_data(link: MeasuredLink) -> dict[str, Any]:
+    """Return the field ``measured`` of a link."""
+    latency = {"latency": _data(units.DURATION, link.latency)}
+    return latency if link.bandwidth is None else latency | {"bandwidth": _data(units.BANDWIDTH, link.bandwidth)}
+
+
+def parse_rates(data: Any, path: str) -> dict[str, Rates]:
+    """Return the field ``measured`` of a device; raise InventoryError for anything else."""
+    fields = mapping(data, f"{path}.", tuple(DTYPE_BYTES), "a mapping of dtypes")
+    return {str(dtype): _rates(own, f"{path}.{dtype}") for dtype, own in fields.items()}
+
+
+def parse_link(data: Any, path: str) -> MeasuredLink:
+    """Return the field ``measured`` of a link; raise InventoryError for anything else."""
+    fields = mapping(data, f"{path}.", ("latency", "bandwidth"), "a mapping with latency and bandwidth")
+    bandwidth = _figure(fields["bandwidth"], units.BANDWIDTH, f"{path}.bandwidth") if "bandwidth" in fields else None
+    return MeasuredLink(latency=_figure(fields.get("latency"), units.DURATION, f"{path}.latency"), bandwidth=bandwidth)
+
+
+def _rates(data: Any, path: str) -> Rates:
+    fields = mapping(data, f"{path}.", ("bandwidth", "rates"), "a mapping with bandwidth and rates")
+    products: dict[int, Figure] = {}
+    for position, entry in enumerate(sequence(fields.get("rates"), f"{path}.rates", "a sequence of rates")):
+        where = f"{path}.rates[{position}]"
+        own = mapping(entry, f"{where}.", ("rows", "median", "spread"), "a rate with rows, median and spread")
+        rows = own.get("rows")
+        if type(rows) is not int or not max(products, default=0) < rows <= MOST_ROWS:
+            least = max(products, default=0) + 1
+            raise InventoryError(f"{where}.rows: found {quote(rows)}, expected a number from {least} to {MOST_ROWS}")
+        products[rows] = _figure({key: own[key] for key in own if key != "rows"}, units.RATE, where)
+    if not products:
+        raise InventoryError(f"{path}.rates: no rate, expected at least one")
+    return Rates(bandwidth=_figure(fields.get("bandwidth"), units.BANDWIDTH, f"{path}.bandwidth"), products=products)
+
+
+def _figure(data: Any, quantity: units.Quantity, path: str) -> Figure:
+    fields = mapping(data, f"{path}.", ("median", "spread"), "a mapping with median and spread")
+    if "spread" not in fields:
+        raise InventoryError(f"{path}.spread: missing, expected a quantity like {quantity.example}")
+    spread = units.parse(quantity, fields["spread"], f"{path}.spread")
+    return Figure(median=figure(fields, "median", quantity, None, path), spread=spread)
+
+
+def _data(quantity: units.Quantity, own: Figure) -> dict[str, str]:
+    return {"median": units.render(quantity, own.median), "spread": units.render(quantity, own.spread)}

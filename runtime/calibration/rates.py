@@ -1,0 +1,61 @@
+"""Products of 1, 8 and 60 rows over weights that no cache holds, in the dtypes of plans."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from runtime.image.dtypes import DTYPES
+from runtime.model import ops
+
+ROWS = (1, 8, 60)
+"""Rows of plain decoding, of a small tree, and of EAGLE's default tree."""
+NAMES = ("bfloat16", "float16", "float32")
+INPUTS, OUTPUTS = 2048, 16384
+"""Weights of 64 MiB and more: several times the caches of two cores."""
+LONG_PARTS = 4
+"""Products of the most rows are of one such part of the weights: arithmetic limits them, not memory."""
+REPEATS = 5
+
+
+class Products:
+    """Weights of every dtype, and the rows that they are multiplied with."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        values = torch.rand(OUTPUTS, INPUTS, generator=generator)
+        self._weights: dict[str, Tensor] = {}
+        self._rows: dict[tuple[str, int], Tensor] = {}
+        for name in NAMES:
+            ops.prepare(DTYPES[name], codes=False)
+            self._weights[name] = values.to(DTYPES[name]).t()
+            for rows in ROWS:
+                self._rows[name, rows] = torch.randn(rows, INPUTS, generator=generator).to(DTYPES[name])
+
+    @property
+    def values(self) -> dict[int, int]:
+        """Weights of a product, by rows."""
+        return {rows: INPUTS * self._outputs(rows) for rows in ROWS}
+
+    def _outputs(self, rows: int) -> int:
+        return OUTPUTS // LONG_PARTS if rows == max(ROWS) else OUTPUTS
+
+    def samples(self, ready: Callable[[], object]) -> dict[str, dict[int, list[int]]]:
+        """Return REPEATS times in ns by dtype and rows, taken in turns; ``ready``: called before each.
+
+        The first of each warms up and is not returned.
+        """
+        times: dict[str, dict[int, list[int]]] = {name: {rows: [] for rows in ROWS} for name in NAMES}
+        for repeat, name, rows in self._turns():
+            ready()
+            began = time.perf_counter_ns()
+            ops.product(self._rows[name, rows], self._weights[name][:, : self._outputs(rows)])
+            if repeat:
+                times[name][rows].append(time.perf_counter_ns() - began)
+        return times
+
+    def _turns(self) -> Iterator[tuple[int, str, int]]:
+        for repeat in range(REPEATS + 1):
+            for name, rows in self._rows:
+                yield repeat, name, rows

@@ -1,0 +1,28 @@
+"""The command `calibrate`: samples of this machine's speed, for `planner inventory --measure`."""
+
+import click
+
+from runtime.commands.options import Whole, load_module
+
+MOST_PROCESSES = 16
+
+
+@click.command(
+    "calibrate",
+    short_help="Time this machine's CPU, for an inventory.",
+    epilog="Example: python -m runtime calibrate --processes 2",
+)
+@click.option(
+    "--processes",
+    metavar="N",
+    type=Whole(1, MOST_PROCESSES),
+    default=1,
+    show_default=True,
+    help="Processes that compute at once and share the cores, as the devices of a plan do.",
+)
+def calibrate_command(*, processes: int) -> None:
+    """Write the times of products and sums on this machine's CPU as one JSON object: samples in ns, no means.
+
+    `python -m planner inventory --measure` runs this and makes figures of it. GPUs are not measured.
+    """
+    load_module("runtime.commands.calibration").calibrate(processes)

@@ -1,0 +1,206 @@
+"""Measured figures: of samples by hand, through a file and back, and in predicted times; refusals of bad fields."""
+
+import copy
+import subprocess
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.api import measuring
+from planner.cli import main
+from planner.costs.roofline import Tier, all_reduce_ns, share_ns
+from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
+from planner.errors import DetectionError, InventoryError
+from planner.hardware.inventory import parse_inventory
+from planner.hardware.inventory_text import dump_inventory
+from planner.hardware.measured import figure_of, link_of, rates_of
+from plans.schema import DType
+from plans.strict_yaml import dump_yaml, load_yaml
+
+ROWS = {"1": 10**6, "8": 10**6, "60": 10**5}
+SAMPLES: dict[str, Any] = {
+    "cores": 2,
+    "processes": 3,
+    "threads": 1,
+    "values": ROWS,
+    "products_ns": {
+        "float32": {"1": [400_000] * 5, "8": [500_000] * 5, "60": [100_000, 120_000, 80_000, 100_000, 100_000]},
+        "bfloat16": {"1": [250_000] * 5, "8": [500_000] * 5, "60": [200_000] * 5},
+    },
+    "sums": [
+        {"members": 2, "message_bytes": 1000, "times_ns": [20_000, 22_000, 18_000]},
+        {"members": 2, "message_bytes": 65_000, "times_ns": [52_000, 54_000, 50_000]},
+        {"members": 3, "message_bytes": 1000, "times_ns": [100_000, 110_000, 90_000]},
+        {"members": 3, "message_bytes": 91_000, "times_ns": [160_000, 170_000, 150_000]},
+    ],
+}
+INVENTORY = """
+hosts:
+- name: a
+  devices:
+  - {id: c0, type: cpu, memory: 1 GiB, bandwidth: 9 GB/s}
+  - {id: c1, type: cpu, memory: 1 GiB, bandwidth: 9 GB/s}
+- name: b
+  links: {class: shm, latency: 7 us}
+  devices: [{id: c2, type: cpu, memory: 1 GiB, bandwidth: 9 GB/s}]
+network: {class: shm}
+"""
+
+
+def data() -> Any:
+    return load_yaml(INVENTORY, "f")
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(measuring, "calibrated", lambda processes: SAMPLES | {"processes": processes})
+    return measuring.measure(data(), "f")[0]
+
+
+def test_samples_become_rates() -> None:
+    rates = rates_of(SAMPLES)
+    assert rates["float32"].bandwidth.median == 4 * 10**6 * 10**9 // 400_000 == 10**10
+    assert rates["bfloat16"].bandwidth.median == 2 * 10**6 * 10**9 // 250_000 == 8 * 10**9
+    assert rates["bfloat16"].products[8].median == 2 * 8 * 10**6 * 10**9 // 500_000
+    assert rates["float32"].flops == 2 * 60 * 10**5 * 10**9 // 100_000
+    assert rates["float32"].bandwidth.spread == 0
+
+
+def test_samples_become_the_latency_of_a_round() -> None:
+    link = link_of(SAMPLES)
+    assert link is not None
+    assert link.latency.median == 100_000 // 4, "of the largest group: two rounds there and two back"
+    assert link.bandwidth is not None
+    assert link.bandwidth.median == 2 * 2 * 90_000 * 10**9 // (3 * 60_000)
+    assert link_of(SAMPLES | {"sums": []}) is None
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=4, max_size=40))
+def test_half_of_the_samples_are_within_the_spread(samples: list[int]) -> None:
+    own = figure_of(samples)
+    assert min(samples) * 0.999 <= own.median <= max(samples) * 1.001
+    assert own.spread <= (max(samples) - min(samples)) * 1.001
+
+
+def test_predicted_times_follow_measured_rates(measured: Any) -> None:
+    """A device reads as fast as it was measured, and an all-reduce takes what it took."""
+    times: dict[DType, int] = {"float32": 400_000, "bfloat16": 250_000}
+    for dtype, ns in times.items():
+        inventory = parse_inventory(measured, "f").at(dtype)
+        nbytes = 10**6 * (4 if dtype == "float32" else 2)
+        assert all(share_ns(device, nbytes, 0) == pytest.approx(ns, rel=1e-3) for device in inventory.devices)
+        flops = 2 * 60 * 10**5
+        expected = 100_000 if dtype == "float32" else 200_000
+        assert all(share_ns(device, 0, flops) == pytest.approx(expected, rel=1e-3) for device in inventory.devices)
+    assert {device.bandwidth_bytes_per_s for device in parse_inventory(measured, "f").at("float16").devices} == {
+        9 * 10**9
+    }, "a dtype that was not measured keeps its figures"
+    for link in (parse_inventory(measured, "f").network, *(host.link for host in inventory.hosts)):
+        assert link is not None
+        assert all_reduce_ns([Tier(count=3, link=link)], 1000) == pytest.approx(100_000, rel=0.02)
+        assert all_reduce_ns([Tier(count=3, link=link)], 91_000) == pytest.approx(160_000, rel=0.02)
+
+
+def test_a_measured_inventory_is_written_and_read_again(measured: Any) -> None:
+    inventory = parse_inventory(measured, "f")
+    again = parse_inventory(load_yaml(dump_yaml(measured), "g"), "g")
+    assert again == inventory
+    spelt = parse_inventory(load_yaml(dump_inventory(inventory), "g"), "g")
+    assert [device.measured for device in spelt.devices] == [device.measured for device in inventory.devices]
+    dtypes: tuple[DType, ...] = ("bfloat16", "float32")
+    assert [spelt.at(dtype) for dtype in dtypes] == [inventory.at(dtype) for dtype in dtypes]
+    assert measuring.measure(measured, "f")[0] == measured, "to measure again replaces the figures"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("measured",), {"int4": {}}, "measured.int4: unknown field, expected one of bfloat16, float16, float32"),
+        (("measured", "float32", "rate"), [], "measured.float32.rate: unknown field, did you mean rates?"),
+        (("measured", "float32", "rates"), [], "measured.float32.rates: no rate, expected at least one"),
+        (("measured", "float32", "rates", 0, "rows"), 0, "rates[0].rows: found 0, expected a number from 1 to"),
+        (("measured", "float32", "rates", 1, "rows"), 1, "rates[1].rows: found 1, expected a number from 2 to"),
+        (("measured", "float32", "rates", 0, "median"), "0 FLOP/s", "rates[0].median: found 0 FLOP/s, expected more"),
+        (("measured", "float32", "bandwidth"), "9 GB/s", "bandwidth: found '9 GB/s', expected a mapping with median"),
+        (
+            ("measured", "float32", "bandwidth", "median"),
+            "9 us",
+            "bandwidth.median: found '9 us' with unit us, expected",
+        ),
+        (("measured", "float32", "bandwidth"), {"median": "9 GB/s"}, "bandwidth.spread: missing, expected a quantity"),
+    ],
+)
+def test_bad_fields_are_refused(path: tuple[Any, ...], value: Any, message: str, measured: Any) -> None:
+    changed = copy.deepcopy(measured)
+    target = changed["hosts"][0]["devices"][0]
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    with pytest.raises(InventoryError) as caught:
+        parse_inventory(changed, "f")
+    assert str(caught.value).startswith("f: hosts[0].devices[0].measured")
+    assert message in str(caught.value)
+
+
+def test_bad_links_are_refused(measured: Any) -> None:
+    changed = copy.deepcopy(measured)
+    changed["network"]["measured"] = {"bandwidth": {"median": "1 GB/s", "spread": "0 B/s"}}
+    with pytest.raises(InventoryError, match=r"f: network\.measured\.latency: found nothing, expected a mapping"):
+        parse_inventory(changed, "f")
+
+
+def test_only_cpus_of_one_machine_are_measured() -> None:
+    gpu = load_yaml("hosts: [{name: a, devices: [{id: g, type: t4}]}]", "f")
+    with pytest.raises(DetectionError, match="no CPU device, and GPUs are not measured"):
+        measuring.measure(gpu, "f")
+    far = data()
+    far["network"] = {"class": "ethernet", "latency": "20 us", "bandwidth": "1 GB/s"}
+    with pytest.raises(DetectionError, match="several hosts, and only this machine can be measured"):
+        measuring.measure(far, "f")
+
+
+def test_devices_beside_a_gpu_keep_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "calibrated", lambda processes: SAMPLES | {"sums": []})
+    mixed = load_yaml(
+        "hosts: [{name: a, devices: [{id: g, type: t4}, {id: c, type: cpu, memory: 1 GiB, bandwidth: 1 GB/s}]}]", "f"
+    )
+    found, lines = measuring.measure(mixed, "f")
+    assert "measured" not in found["hosts"][0]["devices"][0]
+    assert "links" not in found["hosts"][0]
+    assert lines[-1] == "not measured, figures stay: overhead, links with GPUs, g"
+
+
+def test_what_ends_a_measurement_is_one_line() -> None:
+    failed = subprocess.CompletedProcess([], 5, stdout="", stderr="warning\nerror: a process that measures died\n")
+    with (
+        mock.patch.object(subprocess, "run", return_value=failed),
+        pytest.raises(DetectionError, match="measures died"),
+    ):
+        measuring.calibrated(2)
+    slow = subprocess.TimeoutExpired([], 60)
+    with mock.patch.object(subprocess, "run", side_effect=slow), pytest.raises(DetectionError, match="too busy"):
+        measuring.calibrated(2)
+
+
+def test_the_command_writes_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "inventory.yaml"
+    file.write_text(INVENTORY)
+    monkeypatch.setattr(measuring, "calibrated", lambda processes: SAMPLES | {"processes": processes})
+    done = CliRunner().invoke(main, ["inventory", "--measure", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "3 devices, all at once, share 2 cores" in done.stderr
+    assert "more devices than cores: each is as slow as when all 3 compute" in done.stderr
+    assert parse_inventory(load_yaml(file.read_text(), "f"), "f").devices[0].measured is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["inventory.yaml"]
+    both = CliRunner().invoke(main, ["inventory", "--measure", "--detect"])
+    assert (both.exit_code, "give one" in both.stderr) == (2, True)
+
+
+def test_a_nominal_rate_comes_to_what_was_measured() -> None:
+    assert nominal(10**10, BANDWIDTH_EFFICIENCY) * 4 // 5 == 10**10
+    assert nominal(10**10, FLOPS_EFFICIENCY) // 2 == 10**10
