@@ -1,17 +1,34 @@
-"""Measures the CPUs of an inventory of this machine, by a command of the runtime, which the planner does not import."""
+"""Measures the CPUs of an inventory of this machine, by commands of the runtime, which the planner does not import.
+
+``calibrate`` gives rates and messages. Then the embedded demo model, whose weights take next to no time, is planned on
+one device with these rates, compiled and timed by ``bench``: the overhead of a block is what its plain and EAGLE steps
+took beyond their bytes and arithmetic, divided by their blocks (``planner.costs.fixed_work``).
+"""
 
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from planner.api.compiling import compile as compile_images
+from planner.api.planning import plan as plan_model
 from planner.errors import DetectionError
 from planner.hardware.inventory import parse_inventory
-from planner.hardware.measured import link_data, link_of, rates_data, rates_of
+from planner.hardware.measured import Figure, device_data, figure_of, link_data, link_of, rates_of
+from planner.problem.placed import plain_step_ns, step_ns
+from plans.schema import Plan, Tree
+from plans.strict_yaml import dump_yaml
 
 LONGEST_S = 60
-"""Time within which everything is measured."""
+"""Time that one command may take."""
 MODULE = "runtime"
+TREE = Tree(kind="dynamic", total_token=8, depth=3, top_k=2, paths=None)
+BENCH = ("--json", "--quiet", "--repeats", "3", "--prompt-tokens", "8", "--max-new-tokens", "64")
+UNIT_NS = 1_000_000
 
 
 def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -31,10 +48,14 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     if not cpus:
         raise DetectionError(f"{where}: no CPU device, and GPUs are not measured: their figures stay as they are")
     samples = calibrated(len(cpus))
-    rates, link = rates_data(rates_of(samples)), link_of(samples)
+    rates, link = rates_of(samples), link_of(samples)
+    with tempfile.TemporaryDirectory(prefix="measure-") as directory:
+        planned = demo_plan(Path(directory), device_data(rates, None))
+        overhead = overhead_of(planned, timed(Path(directory) / "plan"))
+    measured = device_data(rates, overhead)
     hosts = [
         host
-        | {"devices": [own | {"measured": rates} if own["id"] in cpus else own for own in host["devices"]]}
+        | {"devices": [own | {"measured": measured} if own["id"] in cpus else own for own in host["devices"]]}
         | ({"links": _with_link(host.get("links"), link_data(link))} if link and not others else {})
         for host in data["hosts"]
     ]
@@ -42,18 +63,58 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     return data | {"hosts": hosts} | network, tuple(_lines(samples, cpus, others))
 
 
+def demo_plan(directory: Path, rates: dict[str, Any]) -> Plan:
+    """Plan and compile the demo model into ``directory``/plan, on one CPU with these rates; return the plan."""
+    device = {"id": "cpu0", "type": "cpu", "memory": "1 GiB", "bandwidth": "1 GB/s", "measured": rates}
+    inventory = directory / "inventory.yaml"
+    inventory.write_text(dump_yaml({"hosts": [{"name": "box0", "devices": [device]}]}))
+    result = plan_model(inventory=inventory, tree=TREE, context=128)
+    result.write(directory / "plan")
+    compile_images(directory / "plan")
+    return result.plan
+
+
+def timed(directory: Path) -> dict[str, int]:
+    """Return the ns of a step by mode, plain and eagle, as the runtime takes them."""
+    modes = _output("bench", str(directory), *BENCH)["modes"]
+    return {mode["name"]: round(mode["step_s"] * 1e9) for mode in modes}
+
+
+def overhead_of(plan: Plan, measured_ns: Mapping[str, int]) -> Figure:
+    """Return the overhead of a block by which plain and EAGLE steps of a plan take what was measured."""
+    steps: dict[str, Callable[[Plan], int]] = {
+        "plain": plain_step_ns,
+        "eagle": lambda planned: step_ns(planned, planned.options),
+    }
+    overheads = []
+    for mode, predicted in steps.items():
+        none, some = (predicted(_with_overhead(plan, overhead_ns)) for overhead_ns in (0, UNIT_NS))
+        overheads.append(max(0, measured_ns[mode] - none) * UNIT_NS / (some - none))
+    return figure_of(overheads)
+
+
+def _with_overhead(plan: Plan, overhead_ns: int) -> Plan:
+    devices = tuple(replace(device, overhead_ns=overhead_ns) for device in plan.inventory.devices)
+    return replace(plan, inventory=replace(plan.inventory, devices=devices))
+
+
 def calibrated(processes: int) -> dict[str, Any]:
-    """Return the samples of ``python -m runtime calibrate``; raise DetectionError where it does not give them."""
-    command = [sys.executable, "-m", MODULE, "calibrate", "--processes", str(processes)]
+    """Return the samples of ``python -m runtime calibrate``."""
+    return _output("calibrate", "--processes", str(processes))
+
+
+def _output(*arguments: str) -> dict[str, Any]:
+    """Return the JSON that a command of the runtime prints; raise DetectionError where it prints none."""
+    command = [sys.executable, "-m", MODULE, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise DetectionError(f"the machine is too busy to be measured within {LONGEST_S} s: end other work") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DetectionError(f"`{' '.join(command[1:])}` ended with {done.returncode}: {reason}")
-    samples: dict[str, Any] = json.loads(done.stdout)
-    return samples
+        raise DetectionError(f"`python {' '.join(command[1:3])} {arguments[0]}` ended with {done.returncode}: {reason}")
+    data: dict[str, Any] = json.loads(done.stdout)
+    return data
 
 
 def _with_link(links: Any, measured: dict[str, Any]) -> dict[str, Any]:
@@ -70,5 +131,4 @@ def _lines(samples: dict[str, Any], cpus: list[str], others: list[str]) -> list[
     lines = [f"measured: {', '.join(cpus)}: {together}; {threads} thread{'s' if threads > 1 else ''} each"]
     if len(cpus) > cores:
         lines.append(f"more devices than cores: each is as slow as when all {len(cpus)} compute")
-    kept = [*(["links with GPUs"] if others else []), *others]
-    return [*lines, f"not measured, figures stay: overhead{', ' if kept else ''}{', '.join(kept)}"]
+    return [*lines, f"not measured, figures stay: links with GPUs, {', '.join(others)}"] if others else lines

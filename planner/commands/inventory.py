@@ -1,10 +1,11 @@
 """``inventory``: an inventory with its defaults written out, or that of this machine."""
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from planner.api import detecting, measuring
+from planner.api import detecting
 from planner.commands.console import put, say
 from planner.errors import InputError, OutputError
 from planner.hardware import units
@@ -12,8 +13,9 @@ from planner.hardware.catalog import catalog
 from planner.hardware.inventory import parse_inventory, read_inventory
 from planner.hardware.inventory_text import dump_inventory
 from plans import codec
+from plans.process import importing
 from plans.schema import Device, DType, Inventory
-from plans.strict_yaml import dump_yaml, load_yaml
+from plans.strict_yaml import load_yaml
 from plans.terminal import out
 
 DEFAULT_FILE = Path("inventory.yaml")
@@ -24,7 +26,9 @@ def run(*, file: Path | None, detect: bool, measure: bool, dtype: DType, as_json
     if detect and measure:
         raise InputError("--detect and --measure: give one; --measure detects the machine where FILE does not exist")
     if measure:
-        write_measured(file, dtype, as_json, verbose)
+        with importing():
+            measuring = import_module("planner.commands.measure")  # which plans, and so loads the solver
+        measuring.run(file=file, dtype=dtype, as_json=as_json, verbose=verbose)
         return
     if detect:
         write_detected(file, dtype, as_json, verbose)
@@ -60,34 +64,6 @@ def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int)
         put({"inventory": codec.encode(inventory), "left_out": list(detected.left_out)})
     elif file is None:
         out(detected.text, end="")
-
-
-def write_measured(file: Path | None, dtype: DType, as_json: bool, verbose: int) -> None:
-    """Measure this machine and write the inventory with the figures: into ``file``, or without one to stdout.
-
-    Where ``file`` does not exist, or there is none, the machine is detected first. Comments of a file are not kept.
-    """
-    if file is not None and file.exists():
-        data = read_inventory(file)
-    else:
-        data = load_yaml(detecting.detect(dtype).text, "detected")
-    data, lines = measuring.measure(data, str(file or "detected"))
-    for line in lines:
-        say(line)
-    inventory, text = parse_inventory(data, str(file or "measured")).at(dtype), dump_yaml(data)
-    say_devices(data, inventory, verbose)
-    if file is not None:
-        try:
-            whole = file.with_name(f"{file.name}.measured")
-            whole.write_text(text)
-            whole.replace(file)
-        except OSError as error:
-            raise OutputError(f"{file}: cannot write the inventory: {error.strerror}") from error
-        say(f"{file}: written")
-    if as_json:
-        put({"inventory": codec.encode(inventory), "measured": list(lines)})
-    elif file is None:
-        out(text, end="")
 
 
 def say_devices(data: Any, inventory: Inventory, verbose: int) -> None:

@@ -17,7 +17,7 @@ from planner.hardware import units
 from planner.hardware.catalog import CPU, DeviceType, catalog
 from planner.hardware.inventory_fields import CLASS, CLASS_LETTERS, figure, mapping, sequence, text
 from planner.hardware.inventory_links import host_with_links, network_link
-from planner.hardware.measured import parse_rates
+from planner.hardware.measured import parse_device
 from planner.hardware.records import HardwareInventory, ListedDevice, in_order
 from plans.artifact import DEVICE_UUID
 from plans.check_inputs import MOST_DEVICES, natural_key, uuid_conflicts
@@ -163,6 +163,8 @@ def _device(data: Any, host: str, path: str) -> ListedDevice:
     reserve = figure(fields, "reserve", units.SIZE, default.reserve_bytes, path)
     if reserve >= memory:
         _refuse_reserve(fields, reserve, memory, path)
+    rates, fixed = parse_device(fields["measured"], f"{path}.measured") if "measured" in fields else (None, None)
+    overhead = figure(fields, "overhead", units.DURATION, default.overhead_ns, path)
     return ListedDevice(
         id=device_id,
         host=host,
@@ -175,9 +177,10 @@ def _device(data: Any, host: str, path: str) -> ListedDevice:
         reserve_bytes=reserve,
         bandwidth_bytes_per_s=figure(fields, "bandwidth", units.BANDWIDTH, default.bandwidth_bytes_per_s, path),
         flops_per_s=_rates(fields, default, path),
-        overhead_ns=figure(fields, "overhead", units.DURATION, default.overhead_ns, path),
+        overhead_ns=overhead if fixed is None else fixed.median,
         compute_capability=default.compute_capability,
-        measured=parse_rates(fields["measured"], f"{path}.measured") if "measured" in fields else None,
+        measured=rates,
+        measured_overhead=fixed,
     )
 
 

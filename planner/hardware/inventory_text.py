@@ -5,7 +5,7 @@ from typing import Any
 
 from planner.hardware import units
 from planner.hardware.catalog import catalog
-from planner.hardware.measured import rates_data
+from planner.hardware.measured import device_data
 from planner.hardware.records import HardwareInventory, ListedDevice
 from plans.schema import Device, Host, Inventory, Link
 from plans.strict_yaml import dump_yaml
@@ -52,7 +52,7 @@ def _device(device: Device | ListedDevice) -> dict[str, Any]:
         "reported_name": device.reported_name,
     }
     if isinstance(device, ListedDevice) and device.measured is not None:
-        entry["measured"] = rates_data(device.measured)
+        entry["measured"] = device_data(device.measured, device.measured_overhead)
     if device.kind == "cpu":
         return entry
     return entry | {"ordinal": device.ordinal} | ({} if device.uuid is None else {"uuid": device.uuid})

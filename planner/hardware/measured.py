@@ -6,6 +6,7 @@ figure that the file or the catalogue gives.
 
     bandwidth   bytes of the weights of a product of one row / time, by dtype
     rates       floating-point operations of a product of 1, 8 and 60 rows / time, by dtype
+    overhead    of a block, by which steps of a small plan take what they took (``planner.api.measuring``)
     latency     all-reduce of a short message / (2 ceil(log2 n)), the largest of all group sizes n
     bandwidth   of links: 2 (n - 1) / n of the bytes that a longer message has more / the time that it takes more
 
@@ -111,9 +112,10 @@ def link_of(samples: Mapping[str, Any]) -> MeasuredLink | None:
 # ---- as fields ----
 
 
-def rates_data(rates: Mapping[str, Rates]) -> dict[str, Any]:
+def device_data(rates: Mapping[str, Rates], overhead: Figure | None) -> dict[str, Any]:
     """Return the field ``measured`` of a device."""
-    return {
+    fixed = {} if overhead is None else {"overhead": _data(units.DURATION, overhead)}
+    return fixed | {
         dtype: {
             "bandwidth": _data(units.BANDWIDTH, own.bandwidth),
             "rates": [{"rows": rows} | _data(units.RATE, product) for rows, product in sorted(own.products.items())],
@@ -128,10 +130,12 @@ def link_data(link: MeasuredLink) -> dict[str, Any]:
     return latency if link.bandwidth is None else latency | {"bandwidth": _data(units.BANDWIDTH, link.bandwidth)}
 
 
-def parse_rates(data: Any, path: str) -> dict[str, Rates]:
-    """Return the field ``measured`` of a device; raise InventoryError for anything else."""
-    fields = mapping(data, f"{path}.", tuple(DTYPE_BYTES), "a mapping of dtypes")
-    return {str(dtype): _rates(own, f"{path}.{dtype}") for dtype, own in fields.items()}
+def parse_device(data: Any, path: str) -> tuple[dict[str, Rates], Figure | None]:
+    """Return rates and overhead in the field ``measured`` of a device; raise InventoryError for anything else."""
+    fields = mapping(data, f"{path}.", ("overhead", *DTYPE_BYTES), "a mapping of overhead and dtypes")
+    overhead = _figure(fields["overhead"], units.DURATION, f"{path}.overhead") if "overhead" in fields else None
+    rates = {dtype: _rates(fields[dtype], f"{path}.{dtype}") for dtype in DTYPE_BYTES if dtype in fields}
+    return rates, overhead
 
 
 def parse_link(data: Any, path: str) -> MeasuredLink:

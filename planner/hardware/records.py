@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
-from planner.hardware.measured import Rates
+from planner.hardware.measured import Figure, Rates
 from plans.check_inputs import natural_key
 from plans.schema import Device, DType, Host, Inventory, Link
 
@@ -36,6 +36,8 @@ class ListedDevice:
     compute_capability: int | None
     measured: Mapping[str, Rates] | None = None
     """Rates by dtype as they were measured, which count instead of the others; None: nothing was."""
+    measured_overhead: Figure | None = None
+    """``overhead_ns`` as it was measured; None: it was not."""
 
     def at(self, dtype: DType) -> Device:
         """Return the device as it computes in ``dtype``; measured rates stand as those of a datasheet would."""

@@ -19,9 +19,11 @@ from planner.errors import DetectionError, InventoryError
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.inventory_text import dump_inventory
 from planner.hardware.measured import figure_of, link_of, rates_of
+from planner.problem.placed import plain_step_ns, step_ns
 from plans.schema import DType
 from plans.strict_yaml import dump_yaml, load_yaml
 
+CALIBRATED = measuring.calibrated
 ROWS = {"1": 10**6, "8": 10**6, "60": 10**5}
 SAMPLES: dict[str, Any] = {
     "cores": 2,
@@ -56,9 +58,16 @@ def data() -> Any:
     return load_yaml(INVENTORY, "f")
 
 
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture(autouse=True)
+def synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the runtime's commands give samples by hand; the demo's image is not compiled."""
     monkeypatch.setattr(measuring, "calibrated", lambda processes: SAMPLES | {"processes": processes})
+    monkeypatch.setattr(measuring, "timed", lambda directory: {"plain": 1_000_000, "eagle": 3_000_000})
+    monkeypatch.setattr(measuring, "compile_images", lambda directory: None)
+
+
+@pytest.fixture
+def measured(synthetic: None) -> Any:
     return measuring.measure(data(), "f")[0]
 
 
@@ -106,6 +115,20 @@ def test_predicted_times_follow_measured_rates(measured: Any) -> None:
         assert all_reduce_ns([Tier(count=3, link=link)], 91_000) == pytest.approx(160_000, rel=0.02)
 
 
+def test_the_overhead_of_a_block_makes_steps_as_long_as_they_were(measured: Any, tmp_path: Path) -> None:
+    planned = measuring.demo_plan(tmp_path, measured["hosts"][0]["devices"][0]["measured"])
+    at = [measuring._with_overhead(planned, ns) for ns in (0, 30_000)]
+    plain, eagle = ([step(plan) for plan in at] for step in (plain_step_ns, lambda plan: step_ns(plan, plan.options)))
+    own = measuring.overhead_of(planned, {"plain": plain[1], "eagle": eagle[1]})
+    assert own.median == pytest.approx(30_000, rel=1e-3)
+    assert own.spread <= 30
+    unlike = measuring.overhead_of(planned, {"plain": plain[0] - 1, "eagle": eagle[1]})
+    assert unlike.median == pytest.approx(15_000, rel=1e-3), "half of what one of the two takes"
+    (first, *_) = parse_inventory(measured, "f").devices
+    assert first.measured_overhead is not None
+    assert first.overhead_ns == first.at("float32").overhead_ns == first.measured_overhead.median > 0
+
+
 def test_a_measured_inventory_is_written_and_read_again(measured: Any) -> None:
     inventory = parse_inventory(measured, "f")
     again = parse_inventory(load_yaml(dump_yaml(measured), "g"), "g")
@@ -120,7 +143,11 @@ def test_a_measured_inventory_is_written_and_read_again(measured: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("measured",), {"int4": {}}, "measured.int4: unknown field, expected one of bfloat16, float16, float32"),
+        (
+            ("measured",),
+            {"int4": {}},
+            "measured.int4: unknown field, expected one of overhead, bfloat16, float16, float32",
+        ),
         (("measured", "float32", "rate"), [], "measured.float32.rate: unknown field, did you mean rates?"),
         (("measured", "float32", "rates"), [], "measured.float32.rates: no rate, expected at least one"),
         (("measured", "float32", "rates", 0, "rows"), 0, "rates[0].rows: found 0, expected a number from 1 to"),
@@ -172,7 +199,7 @@ def test_devices_beside_a_gpu_keep_its_links(monkeypatch: pytest.MonkeyPatch) ->
     found, lines = measuring.measure(mixed, "f")
     assert "measured" not in found["hosts"][0]["devices"][0]
     assert "links" not in found["hosts"][0]
-    assert lines[-1] == "not measured, figures stay: overhead, links with GPUs, g"
+    assert lines[-1] == "not measured, figures stay: links with GPUs, g"
 
 
 def test_what_ends_a_measurement_is_one_line() -> None:
@@ -181,16 +208,15 @@ def test_what_ends_a_measurement_is_one_line() -> None:
         mock.patch.object(subprocess, "run", return_value=failed),
         pytest.raises(DetectionError, match="measures died"),
     ):
-        measuring.calibrated(2)
+        CALIBRATED(2)
     slow = subprocess.TimeoutExpired([], 60)
     with mock.patch.object(subprocess, "run", side_effect=slow), pytest.raises(DetectionError, match="too busy"):
-        measuring.calibrated(2)
+        CALIBRATED(2)
 
 
-def test_the_command_writes_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_into_the_file(tmp_path: Path) -> None:
     file = tmp_path / "inventory.yaml"
     file.write_text(INVENTORY)
-    monkeypatch.setattr(measuring, "calibrated", lambda processes: SAMPLES | {"processes": processes})
     done = CliRunner().invoke(main, ["inventory", "--measure", str(file)])
     assert done.exit_code == 0, done.output
     assert "3 devices, all at once, share 2 cores" in done.stderr
