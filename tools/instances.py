@@ -50,7 +50,7 @@ def base_config(shape: Config) -> Config:
     return known | {"architectures": [architecture]} | shape
 
 
-def _eagle3(base: Config) -> Config:
+def eagle3_config(base: Config) -> Config:
     """Return the config of an EAGLE-3 head as published for this family: one layer with the base's width."""
     return base | {
         "architectures": ["LlamaForCausalLMEagle3"],
@@ -141,6 +141,19 @@ EIGHT_BOXES = several(
     *[("pcie", ("8 x l40s",))] * 2,
     *[("pcie", ("8 x a6000",))] * 2,
 )
+THOUSAND = several(
+    INFINIBAND,
+    *[("nvlink", ("8 x h100-80g",))] * 32,
+    *[("nvlink", ("8 x a100-80g",))] * 31,
+    *[("pcie", ("8 x l40s",))] * 31,
+    *[("pcie", ("8 x a6000",))] * 31,
+)
+"""1000 GPUs of 4 types on 125 hosts."""
+FOUR_3090 = one("pcie", "4 x rtx-3090")
+AWQ_12B = _llama(5120, 32, 8, 14336, 40, 131072) | {
+    "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
+}
+"""12 billion parameters in 4 bits: the shape of Mistral-NeMo."""
 
 
 # ---- pairs ----
@@ -160,7 +173,7 @@ class Speed:
 
     @property
     def draft(self) -> Config:
-        return _eagle3(self.model)
+        return eagle3_config(self.model)
 
 
 SPEED = (

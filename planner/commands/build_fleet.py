@@ -11,6 +11,7 @@ from planner.report import fleet as report
 from planner.request import Request
 from planner.solver.minimise import Settings
 from plans import terminal
+from plans.codec import PLAN_FILE
 from plans.fleet_diff import LoadedFleet
 
 
@@ -34,6 +35,9 @@ def run(
     for line in (report.headline(result.fleet), *report.proof_lines(result.fleet), *report.unused_lines(result.fleet)):
         say(f"{out}: {line}")
     images = {} if plan_only or _is_bare(out, result) else _compile(out, result, model, draft, verbose)
+    for earlier in sorted(file.parent.name for file in out.glob(f"*/{PLAN_FILE}")):
+        if earlier not in result.built.plans:
+            say(f"{out}: {earlier} is a template of an earlier fleet, which this one does not have: take it away")
     if as_json:
         put({"fleet": str(out), **report.data(loaded), **({"images": images} if images else {})})
     else:

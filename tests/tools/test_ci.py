@@ -36,7 +36,7 @@ def repository(tmp_path: Path) -> Path:
     git(path, "add", "-A")
     git(path, "commit", "-qm", "before")
     build(path, "a", "--context", "256")
-    build(path, "c", "--no-draft")
+    build(path, "c", "--no-draft", "--replicas", "1")  # a fleet
     git(path, "rm", "-rq", "plans/b")
     git(path, "add", "-A")
     git(path, "commit", "-qm", "after")
