@@ -15,6 +15,7 @@ import eagleplan
 import planner
 from eagleplan import kept
 from planner.errors import CheckpointError, InfeasibleError, InputError, OutputError
+from plans.artifact import Image, load_images
 from runtime.errors import ImageError, RequestError
 from tests.plan_factory import write_base, write_draft
 from tests.runtime.small import write_tokenizer
@@ -126,8 +127,14 @@ def test_any_change_leads_to_another_directory(inputs: Inputs) -> None:
         plans.append(inputs.plan())
         assert inputs.phases[0] == "planning", change
     plans += [inputs.plan(context=40), inputs.plan(strategy="balanced"), inputs.plan(tree=eagleplan.tree(top_k=4))]
+    plans.append(inputs.plan(weights="int8"))
+    assert all((image.rounding is not None) == (plan == plans[-1]) for plan in plans for image in images_of(plan))
     assert len(set(plans)) == len(plans)
     assert all((directory / "images.yaml").is_file() for directory in plans), "what was built before is still there"
+
+
+def images_of(plan: Path) -> tuple[Image, ...]:
+    return load_images(plan).images
 
 
 def test_a_device_map_counts_by_its_content(inputs: Inputs) -> None:
