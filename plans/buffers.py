@@ -338,8 +338,8 @@ def _layer_buffers(
     widened = 4 if common.widens else 0
     copies = (4 if attention.qk_norm else 3) + widened
     attention_width = (4 + widened) * common.hidden + copies * (heads + share.heads) * dims
-    # model.ops.fused: normed input and residual, q k v, the kernel's output and its copy in order, and float32
-    # accumulators, which the kernel has for a head dim above 128, or where shared memory is short
+    # model.ops.fused: normed input and residual, q k v, the kernel's output and its copy in order; on a GPU the splits
+    # of mask.splits_of in float32 before they are merged, of 16 bits as many values as `accumulated`
     accumulated = 0 if dtype == "float32" else FLOAT32_BYTES // DTYPE_BYTES[dtype] * heads * dims
     fused_width = 2 * common.hidden + (3 * heads + 2 * share.heads) * dims + accumulated
     # model.layers.GatedMlp, model.experts.Experts: 4 H as in attention

@@ -1,6 +1,6 @@
 """Compile every GPU kernel for every GPU of the catalogue, without one, and print what each takes.
 
-    python tools/cubins.py                              # all capabilities: 10 to 20 minutes of two cores
+    python tools/cubins.py                              # all capabilities: 10 to 20 minutes
     python tools/cubins.py --capability 80,90 --only attend
 
 Each kernel is specialised as for the launches of a step of an 8B model, by Triton's own rules, and assembled by the
@@ -33,7 +33,7 @@ from runtime.model.triton_kernels import attention, heads, launch, masks, produc
 from runtime.model.weights import Coded
 
 META = torch.device("meta")
-SHARED_BYTES = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+SHARED_BYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 """KiB of shared memory that a program may have, by compute capability (CUDA C++ Programming Guide, technical
 specifications per compute capability)."""
 
@@ -201,7 +201,7 @@ def rows(capabilities: Sequence[int], only: str) -> Iterator[tuple[str, str, lis
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--capability", help="comma-separated; default: all of the catalogue from 7.5 on")
+    parser.add_argument("--capability", help="comma-separated; default: all of the catalogue from 8.0 on")
     parser.add_argument("--only", default="", help="cases whose name has this text")
     options = parser.parse_args()
     capabilities = [int(word) for word in options.capability.split(",")] if options.capability else supported()

@@ -30,11 +30,14 @@ class Clamp:
     alpha: float
 
     def __call__(self, both: Tensor) -> Tensor:
-        """Return gates and ups [W, 2m] of which silu(gate) * up is the result; ``both`` is overwritten."""
+        """Return the result [W, m] of gates and ups [W, 2m], which may be overwritten."""
+        if not ops.has_kernels(both):
+            gated: Tensor = ops.on_gpu("rowwise").gated(both, clamp=(self.limit, self.alpha))
+            return gated
         gate, up = both.chunk(2, dim=1)
         gate.clamp_(max=self.limit).mul_(self.alpha)
         up.clamp_(-self.limit, self.limit).add_(1.0).div_(self.alpha)
-        return both
+        return ops.gated(both)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,4 +124,4 @@ class Experts:
 
     def _gated(self, both: Tensor) -> Tensor:
         """Return act(gate) * up [R, m], of ``both`` [R, 2m], which may be overwritten."""
-        return ops.gated(both if self.clamp is None else self.clamp(both))
+        return ops.gated(both) if self.clamp is None else self.clamp(both)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plans.quantized import is_half
 from plans.schema import WeightFormat
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.codes import CODES, tile_product
@@ -113,8 +114,8 @@ def grouped_kernel(
 
 
 def _tile_columns(form: WeightFormat | None, itemsize: int) -> int:
-    """Return the columns of a tile: a power of two, which divides a group."""
-    most = MOST_COLUMNS // (1 if itemsize == 2 else 2)
+    """Return the columns of a tile: a power of two, which divides a group. What a tile has fits into registers."""
+    most = MOST_COLUMNS // (1 if itemsize == 2 else 2) // (2 if form is not None and is_half(form) else 1)
     if form is None or form.group is None:
         return most
     return min(most, form.group & -form.group)

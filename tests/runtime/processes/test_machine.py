@@ -106,7 +106,7 @@ class Gpus:
     """Stands for the GPUs that torch reports, where there are none."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *memory_bytes: int) -> None:
-        self._memory_bytes = memory_bytes
+        self._memory_bytes, self.capability = memory_bytes, 90
         for name, value in (("is_available", lambda: True), ("device_count", lambda: len(memory_bytes)),
                             ("get_device_properties", self.properties)):  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, value)
@@ -114,7 +114,7 @@ class Gpus:
     def properties(self, index: int) -> SimpleNamespace:
         return SimpleNamespace(
             name="NVIDIA H100", total_memory=self._memory_bytes[index], uuid=f"{index}-uuid", pci_domain_id=0,
-            pci_bus_id=0x41 + index, pci_device_id=0, major=9, minor=0,
+            pci_bus_id=0x41 + index, pci_device_id=0, major=self.capability // 10, minor=self.capability % 10,
         )  # fmt: skip
 
 
@@ -147,6 +147,13 @@ def test_a_gpu_is_compared_with_the_compute_capability_of_the_plan(monkeypatch: 
     message = "cuda:1 has compute capability 90, the plan's h100-80g has 80: build a plan for this machine"
     with pytest.raises(MachineError, match=message):
         check_machine(plan_of(other), other)
+
+
+def test_a_gpu_that_the_kernels_are_not_compiled_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = Gpus(monkeypatch, 1 << 36, 1 << 36)
+    gpus.capability = 75
+    with pytest.raises(MachineError, match="cuda:1 has compute capability 75, expected 80 or more: Triton"):
+        check_machine(plan_of(GPU), GPU)
 
 
 def test_a_slice_needs_its_own_memory_and_parts_of_a_gpu_need_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
