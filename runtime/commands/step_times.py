@@ -2,7 +2,8 @@
 
 A part's time is that of the slowest of its devices, with the all-reduces among them and without the wait for other
 parts, as the plan predicts it. The phases add up to the step: ``verify`` is embedding, stages and lm_head one after the
-other, ``collectives`` is the rest: hops from part to part, messages, and waking up for them.
+other, ``collectives`` is the rest: hops from part to part, messages, and waking up for them. One sequence is timed: of
+a plan for more the parts have no prediction, and the step has that of its schedule.
 """
 
 import statistics
@@ -143,8 +144,8 @@ def _mode(plan: Plan, name: str, runs: list[list[Completion]], *, forced: bool) 
 def _phases(plan: Plan, mode: str, step_ns: int, parts: dict[str, int]) -> Iterator[Row]:
     own = ("draft", "commit")
     verify = [part for part in parts if part not in own]
-    as_planned = (mode == "eagle") == (plan.draft is not None)
-    whole = plan.proof.objective_ns if as_planned else None
+    as_planned = _is_planned(plan, mode)
+    whole = plan.proof.objective_ns if as_planned else _scheduled_ns(plan, mode)
     predicted = {part: _predicted(plan, part, mode) or 0 for part in parts} if as_planned else None
     yield Row(name="draft", measured_ns=parts.get("draft", 0), predicted_ns=_predicted(plan, "draft", mode))
     yield Row(
@@ -166,9 +167,20 @@ def _parts(plan: Plan, *, drafted: bool) -> list[str]:
     return ["embed", *stages, "head", *(["draft"] if drafted else []), "commit"]
 
 
+def _is_planned(plan: Plan, mode: str) -> bool:
+    """Tell whether the plan predicts the steps that are timed: one sequence, with its drafter where it has one."""
+    return plan.options.batch == 1 and (mode == "eagle") == (plan.draft is not None)
+
+
+def _scheduled_ns(plan: Plan, mode: str) -> int | None:
+    """Return the step of one sequence of a plan for more, as its schedule predicts it; None where it does not."""
+    steps = plan.speculation.schedule if plan.speculation is not None else None
+    return steps[0].predicted_ns if steps and mode == "eagle" else None
+
+
 def _predicted(plan: Plan, part: str, mode: str) -> int | None:
-    """Return the predicted time of a part in ns; None for the mode that was not planned (plain, with a drafter)."""
-    if (mode == "eagle") != (plan.draft is not None):
+    """Return the predicted time of a part in ns; None where it was not planned for such steps."""
+    if not _is_planned(plan, mode):
         return None
     placed = {"embed": plan.embed.predicted_ns, "head": plan.head.predicted_ns}
     placed |= {f"stages[{number}]": stage.predicted_ns for number, stage in enumerate(plan.stages)}

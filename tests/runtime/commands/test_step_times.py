@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from plans.schema import Plan
-from runtime.commands import report
+from plans.schema import Plan, ScheduledStep, Speculation
+from runtime.commands import report, step_times
 from runtime.commands.step_times import Bench, Mode, measure
 from runtime.engine import Engine
 from runtime.errors import RequestError
@@ -66,3 +66,21 @@ def test_every_step_accepts_the_forced_length(accept: int, plan_dir: tuple[Path,
 def test_a_length_that_no_step_accepts_is_refused(plan_dir: tuple[Path, Plan]) -> None:
     with pytest.raises(RequestError, match="accept: found 5, expected 0 to 4, the most"):
         dataclasses.replace(BENCH, accept=5).requests(plan_dir[1])
+
+
+def test_one_sequence_of_several_is_predicted_by_the_schedule(plan_dir: tuple[Path, Plan]) -> None:
+    _, plan = plan_dir
+    options = dataclasses.replace(plan.options, batch=4)
+    several = dataclasses.replace(plan, options=options)
+    step = ScheduledStep(acceptance_ppm=2_000_000, predicted_ns=123)
+    known = Speculation(
+        profile_sha256="0" * 64, profile_source="", acceptance_ppm=2_000_000, plain_ns=1, trees=1, runner_up=None,
+        schedule=(step,),
+    )  # fmt: skip
+    parts = dict.fromkeys(step_times._parts(plan, drafted=True), 7)
+    for asked, ns in ((plan, plan.proof.objective_ns), (several, None),
+                      (dataclasses.replace(several, speculation=known), 123)):  # fmt: skip
+        *others, whole = step_times._phases(asked, "eagle", 100, parts)
+        assert (whole.name, whole.predicted_ns) == ("step", ns)
+        assert all((row.predicted_ns is None) == (asked is not plan) for row in others if row.name != "commit")
+        assert step_times._scheduled_ns(asked, "plain") is None
