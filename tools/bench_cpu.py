@@ -9,6 +9,7 @@ head. All contenders take turns in one process, with the same threads, and ratio
     products   x [rows, inputs] @ weight [outputs, inputs].T, ours and torch.mm, over more weights than caches hold
     prefill    a prompt of 1000 tokens, ours and transformers' `generate` of one token
     step       plain and EAGLE decoding, where every step accepts three tokens: by kernel; the rest is the host's
+    weights    plain decoding with weights in the plan's dtype, 8 and 4 bits (with ``--weights``, instead of the others)
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from bench_decode import built, random_head, random_llama
 from runtime.engine import Engine
+from runtime.image.dtypes import DTYPES
 from runtime.model import ops
 from runtime.request import Request
 
@@ -31,6 +34,7 @@ ROWS = (1, 4, 8, 12, 16, 60, 256)
 INPUTS, OUTPUTS = 768, 2304
 WEIGHT_BYTES = 96 << 20
 """Bytes of all weights of a product's turns: more than the caches hold."""
+WEIGHTS: tuple[str | None, ...] = (None, "int8", "int4-g32")
 PROMPT, SHORT, TOKENS, CONTEXT = 1000, 32, 128, 2048
 
 
@@ -112,6 +116,45 @@ def steps(engine: Engine, rounds: int) -> None:
         print(f"\nEAGLE {per_token[False] / per_token[True]:.2f} x plain")
 
 
+def weights(base: Path, directory: Path, dtype: str, rounds: int) -> None:
+    """Print the speed of plain decoding with weights of 16, 8 and 4 bits, and what the bytes of a step allow."""
+    block = torch.ones(1 << 27)
+    reading = block.nbytes / min(taken(lambda: block.sum()) for _ in range(5))
+    print(f"reading memory: {reading / 1e9:.1f} GB/s, {torch.get_num_threads()} threads\n")
+    options = {name: ("--weights", name) if name else () for name in WEIGHTS}
+    plans = {
+        name: built(directory / (name or "plain"), base, None, dtype, "", CONTEXT, *more)
+        for name, more in options.items()
+    }
+    with ExitStack() as stack:
+        engines = {name: stack.enter_context(Engine.open(plan)) for name, plan in plans.items()}
+        times: dict[str | None, list[float]] = {name: [] for name in WEIGHTS}
+        for number in range(rounds + 1):
+            for name, engine in engines.items():
+                whole = taken(lambda engine=engine: serve(engine, ids(SHORT), TOKENS, draft=False))  # type: ignore[misc]
+                first = taken(lambda engine=engine: serve(engine, ids(SHORT), 1, draft=False))  # type: ignore[misc]
+                if number:  # the first round warms up
+                    times[name].append((whole - first) / (TOKENS - 1))
+        sizes = {name: read_bytes(engine, plans[name]) for name, engine in engines.items()}
+    print(
+        "| weights | MB read per token | tokens/s | x plain | by bytes alone | of the memory's bandwidth |\n"
+        + "|---" * 6
+        + "|"
+    )
+    for name, own in times.items():
+        ratio = statistics.median(a / b for a, b in zip(times[None], own, strict=True))
+        step = statistics.median(own)
+        print(f"| {name or dtype} | {sizes[name] / 1e6:.0f} | {1 / step:.1f} | {ratio:.2f} | "
+              f"{sizes[None] / sizes[name]:.2f} | {sizes[name] / step / reading:.0%} |")  # fmt: skip
+
+
+def read_bytes(engine: Engine, plan: Path) -> int:
+    """Return the bytes of an image that every token reads: all but an embedding table that is no lm_head."""
+    model = engine.plan.model
+    table = 0 if model.tied_head else model.vocab_size * model.hidden_size * DTYPES[engine.plan.options.dtype].itemsize
+    return sum(image.stat().st_size for image in plan.glob("*.safetensors")) - table
+
+
 def decoded(engine: Engine, draft: bool) -> tuple[float, dict[str, tuple[float, float]], tuple[int, ...]]:
     """Return the time of a step, time and calls of each kernel in it, and a step for each element of the last."""
     whole, kernels, calls = timed(engine, TOKENS, draft)
@@ -159,8 +202,14 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--tree", default="total_token=4,depth=2,top_k=1", help="tree of the random head")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--weights", action="store_true", help="the table of weights in fewer bits alone")
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
+    if arguments.weights:
+        with tempfile.TemporaryDirectory(prefix="cpu-") as name:
+            base = arguments.model or random_llama(Path(name) / "base")
+            weights(base, Path(name), arguments.dtype, arguments.rounds)
+        return
     products(dtype, arguments.rounds)
     with tempfile.TemporaryDirectory(prefix="cpu-") as name:
         directory = Path(name)
