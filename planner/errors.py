@@ -128,7 +128,7 @@ class ArtifactError(PlannerError):
 
 
 class DetectionError(PlannerError):
-    """A GPU of this machine that cannot be read, or described as an inventory."""
+    """A GPU of this machine that cannot be read, or described as an inventory, or a machine that is not measured."""
 
     exit_code = 5
 

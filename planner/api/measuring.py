@@ -16,7 +16,7 @@ from typing import Any
 
 from planner.api.compiling import compile as compile_images
 from planner.api.planning import plan as plan_model
-from planner.errors import DetectionError
+from planner.errors import DetectionError, InputError
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.measured import Figure, device_data, figure_of, link_data, link_of, rates_of
 from planner.problem.placed import plain_step_ns, step_ns
@@ -35,18 +35,18 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the plain data of an inventory with measured figures, and lines on what was measured and what was not.
 
     All CPU devices compute at once, as they do in a plan, and share the cores. ``where`` names the file. Raise
-    InventoryError for what is no inventory of one machine, and DetectionError where nothing can be measured.
+    InputError for what is no inventory of one machine with a CPU device, and DetectionError where a command fails.
     """
     inventory = parse_inventory(data, where)
     if len(inventory.hosts) > 1 and (inventory.network is None or inventory.network.link_class != "shm"):
-        raise DetectionError(
+        raise InputError(
             f"{where}: several hosts, and only this machine can be measured: measure an inventory of each host on it, "
             "and put the hosts into one file"
         )
     cpus = [device.id for device in inventory.devices if device.kind == "cpu"]
     others = [device.id for device in inventory.devices if device.kind != "cpu"]
     if not cpus:
-        raise DetectionError(f"{where}: no CPU device, and GPUs are not measured: their figures stay as they are")
+        raise InputError(f"{where}: no CPU device, and GPUs are not measured: their figures stay as they are")
     samples = calibrated(len(cpus))
     rates, link = rates_of(samples), link_of(samples)
     with tempfile.TemporaryDirectory(prefix="measure-") as directory:

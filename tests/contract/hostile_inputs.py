@@ -96,7 +96,7 @@ INVENTORY = {
 }
 
 DEVICES = ("g0", "g1", "c0")
-WRITING = ("detect", "html_file", "out")
+WRITING = ("detect", "measure", "html_file", "out")
 """Parameters that make a command write to a file that they name, or measure the machine: they are left as they are."""
 
 NUMBERS = (

@@ -15,7 +15,7 @@ from planner.api import measuring
 from planner.cli import main
 from planner.costs.roofline import Tier, all_reduce_ns, share_ns
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
-from planner.errors import DetectionError, InventoryError
+from planner.errors import DetectionError, InputError, InventoryError
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.inventory_text import dump_inventory
 from planner.hardware.measured import figure_of, link_of, rates_of
@@ -183,11 +183,11 @@ def test_bad_links_are_refused(measured: Any) -> None:
 
 def test_only_cpus_of_one_machine_are_measured() -> None:
     gpu = load_yaml("hosts: [{name: a, devices: [{id: g, type: t4}]}]", "f")
-    with pytest.raises(DetectionError, match="no CPU device, and GPUs are not measured"):
+    with pytest.raises(InputError, match="no CPU device, and GPUs are not measured"):
         measuring.measure(gpu, "f")
     far = data()
     far["network"] = {"class": "ethernet", "latency": "20 us", "bandwidth": "1 GB/s"}
-    with pytest.raises(DetectionError, match="several hosts, and only this machine can be measured"):
+    with pytest.raises(InputError, match="several hosts, and only this machine can be measured"):
         measuring.measure(far, "f")
 
 
