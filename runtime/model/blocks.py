@@ -245,8 +245,14 @@ class Eagle3Layer:
 
     def entered(self, embedded: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return the input of the attention [W, 2H], both states with their norms, and the residual [W, H]."""
-        normed = self.hidden_norm(hidden)
-        joined = torch.cat([self.input_norm(embedded), normed], 1)
+        if ops.has_kernels(hidden):
+            normed = self.hidden_norm(hidden)
+            joined = torch.cat([self.input_norm(embedded), normed], 1)
+        else:
+            joined = hidden.new_empty(hidden.shape[0], 2 * hidden.shape[1])
+            first, normed = joined.chunk(2, 1)
+            self.input_norm.into(first, embedded)
+            self.hidden_norm.into(normed, hidden)
         return joined, normed if self.norm_before_residual else hidden
 
 

@@ -100,6 +100,10 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         return ops.norm(x, self.weight, self.eps, offset=self.offset)
 
+    def into(self, out: Tensor, x: Tensor) -> None:
+        """Fill ``out`` [W, H], whose rows may be apart, with the norm of ``x`` on a GPU."""
+        ops.norm_into(out, x, self.weight, self.eps, offset=self.offset)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:

@@ -208,6 +208,11 @@ def norm(x: Tensor, weight: Tensor, eps: float, *, offset: bool = False) -> Tens
     return out
 
 
+def norm_into(out: Tensor, x: Tensor, weight: Tensor, eps: float, *, offset: bool) -> None:
+    """Fill ``out`` [W, H], whose rows may be apart, with ``norm`` on a GPU."""
+    on_gpu("rowwise").norm(x, weight, eps, offset=offset, out=out)
+
+
 def normed_onto(
     residual: Tensor, x: Tensor, weight: Tensor, eps: float, *, offset: bool = False, multiplier: float | None = None
 ) -> Tensor:
