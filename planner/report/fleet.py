@@ -74,7 +74,8 @@ def proof_lines(fleet: Fleet) -> list[str]:
         status, least = "FEASIBLE", f" than {proof.bound_microtokens_per_s / MICRO:.1f}"
     return [
         f"{status}: no division has more tokens/s{least} in which each replica is on devices of one host{several}, by "
-        f"predicted times; {proof.parts} kinds of parts were considered, {proof.solved} templates solved",
+        f"predicted times; {_counted(proof.parts, 'kind')} of parts considered, "
+        f"{_counted(proof.solved, 'template')} solved",
         f"no division at all has more than {proof.any_microtokens_per_s / MICRO:.1f} tokens/s ({beyond:+.1%}), by "
         "bandwidth, arithmetic and fixed work alone",
     ]
