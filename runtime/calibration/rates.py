@@ -28,7 +28,7 @@ class Products:
         self._weights: dict[str, Tensor] = {}
         self._rows: dict[tuple[str, int], Tensor] = {}
         for name in NAMES:
-            ops.prepare(DTYPES[name], codes=False)
+            ops.prepare_products(DTYPES[name])
             self._weights[name] = values.to(DTYPES[name]).t()
             for rows in ROWS:
                 self._rows[name, rows] = torch.randn(rows, INPUTS, generator=generator).to(DTYPES[name])

@@ -45,6 +45,8 @@ FLOAT_BYTES = 4
 """Bytes of a float32."""
 PADDING = 16
 """Values between widened rows: rows that lie a power of two apart share a few lines of the processor's cache."""
+PRODUCT = "product"
+"""Kernel of products with plain weights."""
 EXCHANGE = "exchange"
 """Kernel of messages through shared memory, which only ranks that share some need."""
 CODED = "coded"
@@ -62,6 +64,11 @@ def prepare(dtype: torch.dtype, *, codes: bool) -> None:
     """
     left = {EXCHANGE} if codes else {EXCHANGE, CODED}
     _prepare((kernel for kernel in code.KERNELS if kernel not in left), dtype)
+
+
+def prepare_products(dtype: torch.dtype) -> None:
+    """Compile the kernel of products with plain weights for a dtype, or load it."""
+    _prepare((PRODUCT,), dtype)
 
 
 def prepare_exchange(dtype: torch.dtype) -> None:

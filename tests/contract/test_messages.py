@@ -82,6 +82,7 @@ def test_collectives_carry_the_priced_bytes(
     hidden, planes = step.hidden_bytes(model, options), step.carry_planes(draft)
     hop = {step.hop_bytes(model, draft, options), planes * chunk}
     fed = {batch * rows for rows in step.fed_rows(options.tree)}
+    first = step.tree_layout(None, options.tree)  # the first step drafts, and verifies nothing
     drafted = {batch * step.accept_rows(options), options.prefill_chunk, *fed}
     assert sent == {
         ("embed", "all_reduce"): {hidden, chunk},
@@ -100,7 +101,7 @@ def test_collectives_carry_the_priced_bytes(
         },
         ("draft", "all_reduce"): {rows * draft.hidden_size * width for rows in drafted},
         ("draft", "all_gather"): {step.candidate_bytes(options, rows) for rows in {batch, *fed}},
-        ("world", "broadcast"): {step.message_bytes(options)},
+        ("world", "broadcast"): {step.message_bytes(options), batch * step.WORD_BYTES * first.words},
     }
 
 

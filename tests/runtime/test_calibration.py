@@ -1,29 +1,34 @@
 """Samples of this machine: all that the planner reads is there; nothing is said of how long anything takes."""
 
 import json
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
-from click.testing import CliRunner
 
 from planner.hardware.measured import link_of, rates_of
 from plans.dtypes import DTYPE_BYTES
 from runtime.calibration import machine, rates
-from runtime.cli import commands
 from runtime.errors import MachineError
+from tests.planner.instances import ROOT
 
+SMALL = """
+import sys
+from runtime.calibration import machine, rates
+from runtime.cli import commands
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "OUTPUTS", 256)
-    monkeypatch.setattr(rates, "INPUTS", 64)
-    monkeypatch.setattr(machine, "SUM_REPEATS", 5)
+rates.OUTPUTS, rates.INPUTS, machine.SUM_REPEATS = 256, 64, 5
+commands(sys.argv[1:])
+"""
+"""The program with small weights. It is a process of its own, as those that it forks must not have threads before."""
 
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_the_planner_makes_figures_of_the_samples(processes: int) -> None:
-    done = CliRunner().invoke(commands, ["calibrate", "--processes", str(processes)])
-    assert done.exit_code == 0, done.output
+    command = [sys.executable, "-c", SMALL, "calibrate", "--processes", str(processes)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     samples = json.loads(done.stdout)
     assert (samples["processes"], samples["threads"]) == (processes, max(1, samples["cores"] // processes))
     assert samples["values"] == {"1": 64 * 256, "8": 64 * 256, "60": 64 * 64}
@@ -38,6 +43,7 @@ def test_the_planner_makes_figures_of_the_samples(processes: int) -> None:
 
 def test_a_process_that_dies_is_a_refusal() -> None:
     with (
+        mock.patch.multiple(rates, OUTPUTS=256, INPUTS=64),
         mock.patch.object(rates.Products, "samples", side_effect=SystemExit),
         pytest.raises(MachineError, match="died"),
     ):

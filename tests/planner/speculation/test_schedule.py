@@ -89,7 +89,7 @@ def test_steps_of_fewer_sequences_are_priced_as_they_are_solved(tmp_path: Path) 
         options = step_options(planned.options, sequences, tree)
         draft = planned.draft if tree else None
         part = dataclasses.replace(asked, model=planned.model, draft=draft, options=options)
-        _, solved = solve_on_enough(part, lambda own: solve(own.problem, Settings()))
+        _, solved = solve_on_enough(part, lambda own, known_ns: solve(own.problem, Settings(known_ns=known_ns)))
         assert solved is not None
         own = dataclasses.replace(planned, draft=draft, draft_placement=planned.draft_placement if tree else None)
         assert step_ns(own, options) == pytest.approx(solved.least_ns, rel=1e-4)

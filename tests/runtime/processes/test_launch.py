@@ -186,8 +186,8 @@ from runtime.decode.step import Stepper
 
 commit = Stepper._commit
 
-def in_a_step(stepper, messages, places):
-    commit(stepper, messages, places)
+def in_a_step(stepper, *taken):
+    commit(stepper, *taken)
     if stepper._comm.rank == 1:
         time.sleep(600)
 
