@@ -154,6 +154,11 @@ def run(*arguments: str) -> None:
     train_head.train_head(train_head.parse_arguments(list(arguments)))
 
 
+def figures(cells: list[str]) -> list[float]:
+    """Return the numbers in cells of a table of Markdown."""
+    return [float(number) for cell in cells for number in cell.split(",") if number.strip()]
+
+
 def test_it_learns_and_a_killed_run_goes_on_to_the_same_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(*command(tmp_path / "work", tmp_path / "whole"))
     card = (tmp_path / "whole" / "README.md").read_text()
@@ -204,7 +209,8 @@ def test_it_learns_and_a_killed_run_goes_on_to_the_same_head(tmp_path: Path, mon
     assert "It goes on from a head" in longer
     first = next(line for line in longer.splitlines() if line.startswith("| 0 |")).split("|")
     last = card.splitlines()[-4].split("|")
-    assert first[3:] == last[3:], (card, longer)
+    # the weights are in bfloat16 by now, which moves a share that is printed by a hundredth at most
+    assert figures(first[3:]) == pytest.approx(figures(last[3:]), abs=0.011), (card, longer)
     kept, new = (
         load_file(tmp_path / "whole" / "model.safetensors"),
         load_file(tmp_path / "longer" / "model.safetensors"),
