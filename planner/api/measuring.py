@@ -27,7 +27,7 @@ LONGEST_S = 60
 """Time that one command may take."""
 MODULE = "runtime"
 TREE = Tree(kind="dynamic", total_token=8, depth=3, top_k=2, paths=None)
-BENCH = ("--json", "--quiet", "--repeats", "3", "--prompt-tokens", "8", "--max-new-tokens", "64")
+BENCH = ("--json", "--quiet", "--repeats", "15", "--prompt-tokens", "8", "--max-new-tokens", "64")
 UNIT_NS = 1_000_000
 
 

@@ -16,7 +16,7 @@ INPUTS, OUTPUTS = 2048, 16384
 """Weights of 64 MiB and more: several times the caches of two cores."""
 LONG_PARTS = 4
 """Products of the most rows are of one such part of the weights: arithmetic limits them, not memory."""
-REPEATS = 5
+REPEATS = 40
 
 
 class Products:
