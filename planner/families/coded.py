@@ -25,8 +25,8 @@ _SCALES: Mapping[str, ScaleDType] = {"BF16": "bfloat16", "F16": "float16", "F32"
 _BLOCKS = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "o", "gate": "gate_up", "up": "gate_up", "down": "down"}
 
 CODED_NOTE = (
-    "quantized weights are planned with their bytes; predicted times on GPUs are those of other engines' kernels, which "
-    "widen them in registers: the runtime's own have not been run on a GPU yet"
+    "quantized weights are planned with their bytes; predicted times on GPUs are those of other engines' kernels, "
+    "which widen them in registers: the runtime's own have not been run on a GPU yet"
 )
 
 Forms = dict[tuple[int, str], WeightFormat | None]
