@@ -134,6 +134,25 @@ def run(
             verbose=verbose,
         )  # fmt: skip
         return
+    build_plan(
+        request, settings, model=model, draft=draft, previous=previous, out=out, plan_only=plan_only, as_json=as_json,
+        verbose=verbose,
+    )  # fmt: skip
+
+
+def build_plan(
+    request: Request,
+    settings: Settings,
+    *,
+    model: Path | None,
+    draft: Path | None,
+    previous: Path | None,
+    out: Path,
+    plan_only: bool,
+    as_json: bool,
+    verbose: int,
+) -> None:
+    """Solve for one placement on all devices, write the plan, and compile its images where there are tensors."""
     result = solve(request, settings, verbose)
     result.write(out)
     speculation = result.plan.speculation
