@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from planner.build import Built, rebuild
 from planner.solver import limits
@@ -13,27 +14,36 @@ from plans.schema import Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CheckResult:
-    """A plan, and the one that its inputs lead to."""
+class Repeated:
+    """How a document differs from the one that its inputs lead to."""
 
-    plan: Plan
-    again: Built
-    """The plan solved again, with its proof."""
+    file: ClassVar[str]
+    """Name of the document."""
     differences: tuple[Difference, ...]
     canonical: bool
-    """True where plan.yaml has exactly the bytes of its canonical form."""
+    """True where the document has exactly the bytes of its canonical form."""
 
     @property
     def clean(self) -> bool:
-        """True where the plan is what its inputs lead to, byte for byte."""
+        """True where the document is what its inputs lead to, byte for byte."""
         return not self.differences and self.canonical
 
     @property
     def lines(self) -> tuple[str, ...]:
         """Differences in words."""
         if not self.differences and not self.canonical:
-            return ("plan.yaml: not in canonical form",)
+            return (f"{self.file}: not in canonical form",)
         return tuple(map(str, self.differences))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckResult(Repeated):
+    """A plan, and the one that its inputs lead to."""
+
+    file: ClassVar[str] = codec.PLAN_FILE
+    plan: Plan
+    again: Built
+    """The plan solved again, with its proof."""
 
 
 def check(directory: str | Path, *, workers: int = 1, seed: int = 0) -> CheckResult:

@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
+from planner.api.checking import Repeated
 from planner.errors import InfeasibleError, InputError
 from planner.fleet import directory as fleet_directory
 from planner.fleet.build import BuiltFleet, FleetInput, build_fleet
 from planner.request import Request, resolve_request
 from planner.solver.minimise import Settings
 from plans.check_inputs import MOST_BATCH
-from plans.diff import Difference
-from plans.fleet import MICRO, Fleet, FleetRequest, is_canonical
+from plans.fleet import FLEET_FILE, MICRO, Fleet, FleetRequest, is_canonical
 from plans.fleet_diff import LoadedFleet, fleet_differences, load_with_plans
 
 
@@ -47,26 +48,12 @@ class FleetResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FleetCheck:
+class FleetCheck(Repeated):
     """A fleet, and the one that its inputs lead to."""
 
+    file: ClassVar[str] = FLEET_FILE
     before: LoadedFleet
     again: LoadedFleet
-    differences: tuple[Difference, ...]
-    canonical: bool
-    """True where fleet.yaml has exactly the bytes of its canonical form."""
-
-    @property
-    def clean(self) -> bool:
-        """True where fleet and plans are what the inputs lead to."""
-        return not self.differences and self.canonical
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """Differences in words."""
-        if not self.differences and not self.canonical:
-            return ("fleet.yaml: not in canonical form",)
-        return tuple(map(str, self.differences))
 
 
 def plan_fleet(request: Request, asked: Asked, settings: Settings) -> FleetResult:
