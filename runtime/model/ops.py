@@ -148,7 +148,7 @@ def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
         widened_stride=FLOAT_BYTES * (inputs + PADDING),
         widened_per_thread=per_thread,
     )
-    _run("product", x.dtype, rows * inputs * outputs, call)
+    _run(PRODUCT, x.dtype, rows * inputs * outputs, call)
     return out
 
 
