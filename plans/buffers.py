@@ -46,7 +46,6 @@ from plans.step import (
     carry_planes,
     draft_rows,
     draft_tree_rows,
-    every_expert_rows,
     forward_rows,
     layer_class,
     message_words,
@@ -442,18 +441,14 @@ def _converted(common: _Common, share: KvShare, heads: int, cache: tuple[int, ..
 def _mlp_width(mlp: Mlp, common: _Common, units: int) -> int:
     """Return the values of a row's temporaries: gate, up and their product; of experts also the row's copy and result.
 
-    Experts are either grouped, each row with those that are picked for it, and gate and up once more where they have
-    biases; or all of them are run on some rows at once: then gate, up and their product, or the product and the result.
-    ``units`` may be those of another, finer MLP of the
-    model: no share is more than the whole.
+    Each row is there with every expert that is picked for it; gate and up once more where they have biases. ``units``
+    may be those of another, finer MLP of the model: no share is more than the whole.
     """
     channels, hidden = min(units * mlp.unit, mlp.intermediate_size), common.hidden
     if mlp.kind != "moe":
         return 3 * channels
     shared = 3 * min(units, mlp.units) * mlp.shared_unit + hidden if mlp.shared_size else 0
-    grouped = mlp.experts_per_token * (2 * hidden + (4 if mlp.bias else 3) * channels)
-    at_once = every_expert_rows(common.options, mlp) * mlp.num_experts * (max(3 * channels, channels + hidden) + 4)
-    return shared + max(grouped, -(-at_once // common.rows))
+    return shared + mlp.experts_per_token * (2 * hidden + (4 if mlp.bias else 3) * channels)
 
 
 def _streamed(

@@ -18,7 +18,7 @@ aux layers of an EAGLE-3 head), F width of a target feature, W rows of one pass 
 from dataclasses import dataclass, replace
 
 from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES
-from plans.schema import Device, Draft, DType, LayerClass, Mlp, Model, Options, Tree
+from plans.schema import Draft, LayerClass, Model, Options, Tree
 
 ALIGN_BYTES = 256
 """Buffers take a multiple of this; the words of a feature message too, so that its features are aligned."""
@@ -226,45 +226,6 @@ def layer_class(model: Model, layer: int) -> LayerClass:
             return layers
         layer -= layers.num_layers
     raise AssertionError("no such layer")
-
-
-# ---- experts ----
-
-EVERY_EXPERT_ROWS = 64
-"""Rows on which all experts are run at once, where a verify has as many."""
-
-
-def groups_experts(device: Device, dtype: DType, mlp: Mlp, hidden: int) -> bool:
-    """Return True where a device multiplies rows that are sorted by expert with the weights of their experts alone.
-
-    A CPU does by kernels of the runtime. On a GPU it is torch's ``grouped_mm``, which has a kernel for bfloat16 on
-    compute capability 9 and 10, for rows of a multiple of ATTENTION_ALIGN_BYTES, and for no weights in codes; elsewhere
-    it is a loop of the host, which waits for the number of rows of each expert.
-    """
-    if device.kind == "cpu":
-        return True
-    if mlp.gate_up_format is not None or mlp.down_format is not None:
-        return False
-    has_kernel = dtype == "bfloat16" and device.compute_capability in range(90, 110)
-    return has_kernel and all(width * DTYPE_BYTES[dtype] % ATTENTION_ALIGN_BYTES == 0 for width in (hidden, mlp.unit))
-
-
-def every_expert_rows(options: Options, mlp: Mlp) -> int:
-    """Rows on which a device that does not group rows runs all experts at once, in shapes that no choice changes.
-
-    At least as many as take no more memory than the rows of a forward, each with the experts that are picked for it.
-    """
-    rows = forward_rows(options)
-    return min(
-        rows, max(1, rows * mlp.experts_per_token // mlp.num_experts, min(verify_rows(options), EVERY_EXPERT_ROWS))
-    )
-
-
-def ungrouped_rows(options: Options, hidden: int, mlp: Mlp, device: Device) -> int | None:
-    """Return the rows on which a device runs all experts at once; None where only those that are picked are run."""
-    if mlp.kind != "moe" or groups_experts(device, options.dtype, mlp, hidden):
-        return None
-    return every_expert_rows(options, mlp)
 
 
 # ---- messages ----

@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from planner.hardware.catalog import catalog
 from plans.schema import WeightFormat
 from runtime.model.mask import Mask
-from runtime.model.triton_kernels import attention, heads, launch, masks, products, rowwise, top
+from runtime.model.triton_kernels import attention, experts, heads, launch, masks, products, rowwise, top
 from runtime.model.weights import Coded
 
 META = torch.device("meta")
@@ -113,8 +113,8 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     wide, ring = empty(60, 24, 256, dtype=dtype), empty(1, 4672, 8, 256, dtype=dtype)
     rotary, positions, vector = empty(2, 8300, 128, dtype=dtype), empty(60, dtype=torch.int64), empty(4096, dtype=dtype)
     normed = (empty(128, dtype=dtype), empty(128, dtype=dtype), 1e-6, False)
-    plain = empty(8, 4096, 4096, dtype=dtype)
-    experts = weight("float4_e2m1", "float8_e8m0", 32, zeros=False, experts=32)
+    plain, order = empty(8, 4096, 4096, dtype=dtype), empty(120, dtype=torch.int64)
+    mxfp4 = weight("float4_e2m1", "float8_e8m0", 32, zeros=False, experts=32)
     sinks, ends = empty(32, dtype=dtype), empty(8, dtype=torch.int64)
     return {
         "norm": lambda: rowwise.norm(x, vector, 1e-5),
@@ -144,8 +144,39 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             for name, form in FORMS.items()
             for rows in (1, 60, 512)
         },
-        "experts": lambda: products.grouped(x, empty(120, dtype=torch.int64), plain, ends),
-        "experts, mxfp4": lambda: products.grouped(x, None, experts, empty(32, dtype=torch.int64)),
+        "experts, gate and up": lambda: products.grouped(x, plain, order, ends, picked=2),
+        "experts, down": lambda: products.grouped(empty(120, 4096, dtype=dtype), plain, order, ends, picked=None),
+        "experts, mxfp4": lambda: products.grouped(
+            x[:30], mxfp4, order, empty(32, dtype=torch.int64), picked=4, bias=empty(32, 4096, dtype=dtype)
+        ),
+        "experts, router": lambda: experts.route(
+            empty(60, 8, dtype=dtype),
+            2,
+            sigmoid=False,
+            correction=None,
+            groups=1,
+            picked_groups=1,
+            normed=True,
+            scale=1.0,
+            least=0.0,
+            added=0.0,
+        ),
+        "experts, router, groups": lambda: experts.route(
+            empty(60, 256, dtype=torch.float32),
+            8,
+            sigmoid=True,
+            correction=empty(256, dtype=torch.float32),
+            groups=8,
+            picked_groups=4,
+            normed=True,
+            scale=2.5,
+            least=0.0,
+            added=1e-20,
+        ),
+        "experts, sort": lambda: experts.by_expert(empty(60, 2, dtype=torch.int64), 8),
+        "experts, sum": lambda: experts.weighted_sum(
+            empty(120, 4096, dtype=dtype), empty(60, 2, dtype=torch.float32), x, x, empty(60, 1, dtype=dtype)
+        ),
         "top": lambda: top.top(empty(10, 32000, dtype=dtype), 10),
     }
 

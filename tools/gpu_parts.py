@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from unittest import mock
@@ -31,7 +31,6 @@ from planner.hardware.catalog import DeviceType, catalog
 from plans.buffers import device_buffers
 from plans.quantized import has_codes
 from plans.schema import Plan
-from plans.step import groups_experts
 from runtime import Engine
 from runtime.comm.groups import Group
 from runtime.comm.meeting import connect
@@ -325,34 +324,27 @@ def experts(bench: Bench) -> None:
     gate_up = torch.randn(number, 2 * channels, hidden, device=bench.device).to(bench.dtype).mul_(hidden**-0.5)
     down = torch.randn(number, hidden, channels, device=bench.device).to(bench.dtype).mul_(channels**-0.5)
     router = torch.randn(number, hidden, device=bench.device).to(bench.dtype)
-    plan = bench.plan(512)
-    mlp = replace(plan.model.layers[0].mlp, kind="moe", unit=8, num_experts=number, experts_per_token=picked)
-    grouped = groups_experts(plan.devices[0], plan.options.dtype, mlp, hidden)
-    say("rows are grouped by expert", "on 9.x and 10.x in bfloat16, and on a CPU", grouped)
+    block = Experts(
+        router=Router(product=Linear(weight=router.t(), bias=None), picked=picked, normed=True),
+        gate_up=gate_up, down=down, group=ALONE,
+    )  # fmt: skip
     for rows in (1, 60):
         x = torch.randn(rows, hidden, device=bench.device).to(bench.dtype)
-        for at_once in [64, *([None] if grouped else [])]:
-            block = Experts(
-                router=Router(product=Linear(weight=router.t(), bias=None), picked=picked, normed=True),
-                gate_up=gate_up, down=down, ungrouped_rows=at_once, group=ALONE,
-            )  # fmt: skip
-            weights, chosen = block.router(x)
-            expected = torch.zeros(rows, hidden, device=bench.device)
-            for expert in range(number):
-                gate, up = (x.float() @ gate_up[expert].float().t()).chunk(2, 1)
-                result = (functional.silu(gate) * up) @ down[expert].float().t()
-                expected += result * (weights * (chosen == expert)).sum(1, keepdim=True)
-            zeros = torch.zeros_like(x)
-            block(x, zeros)
-            with no_waits(bench):
-                out = block(x, zeros)
-            error = ((out.float() - expected).abs().max() / expected.abs().max()).item()
-            name = f"{rows} rows, {'all experts' if at_once else 'grouped'}"
-            say(f"{name}: relative error, without a wait", "< 0.03", f"{error:.4f}", error < 0.03)
-            took = bench.ms(lambda block=block, x=x, zeros=zeros: block(x, zeros))  # type: ignore[misc]
-            say(
-                f"{name}: ms", "", f"{took:.3f} ({(gate_up.nbytes + down.nbytes) / took / 1e6:.0f} GB/s of all experts)"
-            )
+        weights, chosen = block.router(x)
+        expected = torch.zeros(rows, hidden, device=bench.device)
+        for expert in range(number):
+            gate, up = (x.float() @ gate_up[expert].float().t()).chunk(2, 1)
+            result = (functional.silu(gate) * up) @ down[expert].float().t()
+            expected += result * (weights * (chosen == expert)).sum(1, keepdim=True)
+        zeros = torch.zeros_like(x)
+        block(x, zeros)
+        with no_waits(bench):
+            out = block(x, zeros)
+        error = ((out.float() - expected).abs().max() / expected.abs().max()).item()
+        say(f"{rows} rows: relative error, without a wait", "< 0.03", f"{error:.4f}", error < 0.03)
+        took = bench.ms(lambda x=x, zeros=zeros: block(x, zeros))  # type: ignore[misc]
+        read = (gate_up.nbytes + down.nbytes) * len(chosen.unique()) / number
+        say(f"{rows} rows: ms", "", f"{took:.3f} ({read / took / 1e6:.0f} GB/s of the experts that are picked)")
 
 
 def first_use(bench: Bench) -> None:

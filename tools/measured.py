@@ -1,8 +1,7 @@
 """Predicted times beside published ones: the rows of ``measured.yaml``, priced as they were measured.
 
 The placement is the published one (every part tensor-parallel over all devices of the row), not the planner's choice.
-Experts are priced as if the devices read those alone that are picked, as the engines of the rows do. The runtime does
-on a GPU only where torch has a kernel for it (``plans.step.groups_experts``), and plans price what it does.
+Experts are priced as devices read them, those alone that are picked; the engines of the rows do the same.
 """
 
 import dataclasses

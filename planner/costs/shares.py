@@ -38,7 +38,6 @@ from plans.step import (
     partial_shape,
     score_blocks,
     scores_shape,
-    ungrouped_rows,
     verify_rows,
 )
 
@@ -137,20 +136,12 @@ def exchange_ns(attention: Attention, sizes: Pass, share: KvShare, tiers: Callab
     return sum(times * all_reduce_ns(tiers(message), message) for message, times in messages.items())
 
 
-def unit_work(mlp: Mlp, hidden: int, width: int, rows: int, at_once: int | None = None) -> Work:
+def unit_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
     """Return the work of one MLP unit: traffic of the experts that some row picks and of the shared one, arithmetic of
     those of every row.
-
-    ``at_once``: rows on which all experts are run at once, where rows are not grouped by expert.
     """
     parameters, shared = 3 * hidden * mlp.unit, 3 * hidden * mlp.shared_unit
     expert, every = (_channels_bytes(mlp, hidden, width, channels) for channels in (mlp.unit, mlp.shared_unit))
-    if at_once is not None:
-        passes = ceil_div(rows, at_once)
-        return Work(
-            traffic_bytes=passes * mlp.num_experts * expert + every,
-            flops=2 * rows * (mlp.num_experts * parameters + shared),
-        )
     return Work(
         traffic_bytes=touched_bytes(expert, mlp.num_experts, mlp.experts_per_token, rows) + every,
         flops=2 * rows * (mlp.experts_per_token * parameters + shared),
@@ -229,13 +220,8 @@ class BaseShares:
 
         return cache(count)
 
-    def unit(self, kind: int, device: Device) -> Work:
-        """Return the work of one MLP unit in a layer of a kind, as a device runs it."""
-        mlp, hidden, sizes = self.kinds[kind].mlp, self.model.hidden_size, self.verify_pass
-        return unit_work(mlp, hidden, sizes.width, sizes.rows, ungrouped_rows(self.options, hidden, mlp, device))
-
-    def least_unit(self, kind: int) -> Work:
-        """Return the least work of one MLP unit on any device: that of the experts that are picked."""
+    def unit(self, kind: int) -> Work:
+        """Return the work of one MLP unit in a layer of a kind."""
         sizes = self.verify_pass
         return unit_work(self.kinds[kind].mlp, self.model.hidden_size, sizes.width, sizes.rows)
 

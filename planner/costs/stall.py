@@ -8,7 +8,7 @@ from plans.buffers import kv_bytes
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import kv_shares
 from plans.schema import Device, Plan, Stage
-from plans.step import draft_rows, forward_rows, kv_rows, layer_class, ungrouped_rows, verify_rows
+from plans.step import draft_rows, forward_rows, kv_rows, layer_class, verify_rows
 
 LEAST_S = 6
 """Least time-out: longer than any layer takes on a GPU, short enough that a hung run ends within 10 s."""
@@ -47,8 +47,7 @@ def _layers_ns(plan: Plan, stage: Stage, member: int, device: Device) -> int:
             # a prefill's rows are of one sequence, which a member may have for itself
             sizes = Pass(rows=rows, batch=1, kv_rows=keys, inputs=hidden, hidden=hidden, width=width)
             attention = attention_work(kind.attention, sizes, share, kv_bytes(plan.options, kind.attention, share))
-            at_once = ungrouped_rows(plan.options, hidden, kind.mlp, device)
-            unit = unit_work(kind.mlp, hidden, width, rows, at_once)
+            unit = unit_work(kind.mlp, hidden, width, rows)
             router = router_work(kind.mlp, hidden, width, rows)
             units = run.mlp_units[member]
             intervals.append(

@@ -108,7 +108,7 @@ class StepBound:
         if key not in self._known:
             layers = self._base.kinds[kind]
             attention = self._base.attention(kind, whole_heads(layers.attention.num_kv_heads)).ps(device)
-            self._known[key] = attention, layers.mlp.units * self._base.least_unit(kind).ps(device)
+            self._known[key] = attention, layers.mlp.units * self._base.unit(kind).ps(device)
         return self._known[key]
 
     def _head_ps(self, device: Device) -> int:

@@ -239,5 +239,5 @@ class Formulation:
         return Kind(
             units=self._shares.kinds[kind].mlp.units,
             unit_bytes=self._shares.unit_bytes(kind),
-            unit_ps=tuple(self._shares.unit(kind, device).ps(device) for device in self.searched.devices),
+            unit_ps=tuple(self._shares.unit(kind).ps(device) for device in self.searched.devices),
         )

@@ -111,8 +111,8 @@ class _Placed:
                 exchange = max(exchange, self.links.exchange_ns(found.attention, sizes, subgroup, share))
             own = layer_ns(self.shares, self.links, members, kind) + self.links.slowest_ns(members, works) + exchange
             total += run.num_layers * own
+            unit = self.shares.unit(kind)
             for position, (device, units) in enumerate(zip(members, run.mlp_units, strict=True)):
-                unit = self.shares.unit(kind, self.links.devices[device])
                 units_ps[position] += run.num_layers * units * unit.ps(self.links.devices[device])
             layer += run.num_layers
         return total + ceil_div(max(units_ps), PS_PER_NS)

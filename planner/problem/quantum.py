@@ -39,4 +39,4 @@ class Quanta:
 
     def _mlps_ps(self, device: Device) -> int:
         kinds = sequence_of(self._shares.model)
-        return sum(n * self._shares.kinds[k].mlp.units * self._shares.unit(k, device).ps(device) for k, n in kinds)
+        return sum(n * self._shares.kinds[k].mlp.units * self._shares.unit(k).ps(device) for k, n in kinds)

@@ -99,9 +99,7 @@ class Wider:
         """Return the bound with the messages of ``device_set`` and with ``most_devices`` to share the work."""
         base, links = self.base, self._links
         device = self.machine.devices[0]
-        units = [
-            divided_ns(k.mlp.units, [base.least_unit(i).ps(device)] * most_devices) for i, k in enumerate(base.kinds)
-        ]
+        units = [divided_ns(k.mlp.units, [base.unit(i).ps(device)] * most_devices) for i, k in enumerate(base.kinds)]
         tables = [block(base, links, self._quanta, [device_set], 1) for block in (embed_block, lm_head_block)]
         blocks = []
         for table in tables:

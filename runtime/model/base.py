@@ -27,7 +27,7 @@ from plans.rotary import table_of
 from plans.schema import Model, Plan, Stage
 from plans.slot_records import LayerSlots, SlotSpec
 from plans.slots import lm_head_slots, stage_slots, vocabulary_rows
-from plans.step import forward_rows, layer_class, tree_rows, ungrouped_rows
+from plans.step import forward_rows, layer_class, tree_rows
 from runtime.comm.groups import Comm, Group
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
@@ -334,8 +334,7 @@ def _output(model: Model, binder: Binder, norm: SlotSpec | None) -> Output | Non
 def _layers(plan: Plan, stage: Stage, binder: Binder, slots: Sequence[LayerSlots], attended: Attend) -> list[Layer]:
     """Bind the layers of a stage to this member's share of them."""
     layers: list[Layer] = []
-    member, eps, hidden = binder.group.index, plan.model.norm_eps, plan.model.hidden_size
-    device, offset = plan.device(stage.devices[member]), bool(plan.model.norm_offset)
+    member, eps, offset = binder.group.index, plan.model.norm_eps, bool(plan.model.norm_offset)
     for run in stage.runs:
         share = kv_shares(stage, run.kv_heads)[member]
         for _ in range(run.num_layers):
@@ -349,7 +348,7 @@ def _layers(plan: Plan, stage: Stage, binder: Binder, slots: Sequence[LayerSlots
                         own.attention, layer.attention, share, eps, attended, table_of(plan.model, number), offset
                     ),
                     mlp_norm=binder.optional_norm(own.mlp.norm, eps, offset),
-                    mlp=binder.mlp(own.mlp, layer.mlp, ungrouped_rows(plan.options, hidden, layer.mlp, device)),
+                    mlp=binder.mlp(own.mlp, layer.mlp),
                     attention_output=_output(plan.model, binder, own.attention_output_norm),
                     mlp_output=_output(plan.model, binder, own.mlp_output_norm),
                 )

@@ -120,8 +120,8 @@ class Binder:
             factors = torch.tensor([scale, cap or 0.0], dtype=torch.float32)
         return Scores(scale=scale, softcap=cap, sinks=own, factors=factors)
 
-    def mlp(self, slots: MlpSlots, mlp: schema.Mlp, ungrouped_rows: int | None = None) -> GatedMlp | Experts:
-        """Return a share of an MLP, or of every expert; ``ungrouped_rows`` as in ``Experts``."""
+    def mlp(self, slots: MlpSlots, mlp: schema.Mlp) -> GatedMlp | Experts:
+        """Return a share of an MLP, or of every expert."""
         if slots.router is not None:
             return Experts(
                 router=self._router(slots.router, slots, mlp),
@@ -132,7 +132,6 @@ class Binder:
                 clamp=None
                 if mlp.swiglu_limit is None
                 else Clamp(limit=mlp.swiglu_limit, alpha=mlp.swiglu_alpha or 1.0),
-                ungrouped_rows=ungrouped_rows,
                 group=self.group,
                 shared=self._shared(slots, mlp),
                 shared_gate=None if slots.shared_gate is None else self.linear(slots.shared_gate, None),

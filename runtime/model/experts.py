@@ -1,12 +1,11 @@
 """Mixture of experts on one device's share: a slice of the channels of every expert, and the whole router.
 
     x [W, H] ── router ── e of E experts and their weights [W, e]
-    grouped: W · e copies of rows, sorted by expert ── gate, up ── down ── times weight, in their order, summed by row
-    else: all E experts on every row ── gate, up ── down ── times weight, 0 for those not chosen, summed by row
+    W · e picks, sorted by expert ── gate, up ── down ── times weight, in their order, summed by row
 
-The plan's device decides which (``plans.step.ungrouped_rows``). Shapes depend on W · e or W · E alone, not on which
-experts are chosen, and the host waits for nothing. Letters as in ``layers``. Temporaries are bounded by `scratch.mlp`
-in plans/buffers.py.
+Shapes depend on W · e alone, not on which experts are chosen, and only experts with rows are read. On a GPU, where the
+host waits for nothing, these are the kernels of ``triton_kernels``, 7 for plain experts with the router's. Letters as
+in ``layers``. Temporaries are bounded by `scratch.mlp` in plans/buffers.py.
 """
 
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.layers import GatedMlp, Linear, own_part
 from runtime.model.router import Router, sigmoid
-from runtime.model.weights import Coded, each, grouped, of_all
+from runtime.model.weights import Coded, grouped
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +48,6 @@ class Experts:
     """[E, 2m, H]; None: this device has no channels and only takes part in the sum."""
     down: Tensor | Coded | None
     """[E, H, m]"""
-    ungrouped_rows: int | None
-    """Rows on which all experts are run at once; None: rows are grouped by expert."""
     group: Group
     gate_up_bias: Tensor | None = None
     """[E, 2m]"""
@@ -65,23 +62,37 @@ class Experts:
 
     def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Return residual + experts [W, H], of ``x`` [W, H]; ``residual`` None: 0."""
+        has_channels = self.gate_up is not None and self.down is not None
+        out = self._on_gpu(x, residual) if has_channels and not ops.has_kernels(x) else self._own(x, residual)
+        self.group.all_reduce(out)
+        return out
+
+    def _own(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Return what this device brings to the sum; on a GPU where it has none of the experts' channels."""
         out = own_part(residual, x, self.group)
         if self.gate_up is not None and self.down is not None:
             weights, experts = self.router(x)
-            if self.ungrouped_rows is None:
-                out.add_(self._sorted(x, self.gate_up, self.down, weights, experts))
-            else:
-                for part, *chunk in zip(
-                    *(rows.split(self.ungrouped_rows) for rows in (out, x, weights, experts)), strict=True
-                ):
-                    part.add_(self._all(chunk[0], self.gate_up, self.down, *chunk[1:]))
+            out.add_(self._sorted(x, self.gate_up, self.down, weights, experts))
         elif self.down_bias is not None:
             weights, experts = self.router(x)
             biases = self.down_bias.index_select(0, experts.flatten()).mul_(weights.flatten().unsqueeze(1))
             out.add_(biases.view(*experts.shape, -1).sum(1))
         if self.shared is not None:
             out.add_(self._shared(self.shared, x))
-        self.group.all_reduce(out)
+        return out
+
+    def _on_gpu(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Return what this device brings to the sum, by kernels that read on the device which rows an expert has."""
+        assert self.gate_up is not None
+        assert self.down is not None
+        kernels, products = ops.on_gpu("experts"), ops.on_gpu("products")
+        weights, experts = self.router(x)
+        order, ends = kernels.by_expert(experts, self.gate_up.shape[0])
+        both = products.grouped(x, self.gate_up, order, ends, picked=experts.shape[1], bias=self.gate_up_bias)
+        results = products.grouped(self._gated(both), self.down, order, ends, picked=None, bias=self.down_bias)
+        shared = None if self.shared is None else self.shared.own(x)
+        gates = None if shared is None or self.shared_gate is None else self.shared_gate(x)
+        out: Tensor = kernels.weighted_sum(results, weights, residual if self.group.leads else None, shared, gates)
         return out
 
     def _shared(self, expert: GatedMlp, x: Tensor) -> Tensor:
@@ -105,22 +116,6 @@ class Experts:
         results.mul_(weights.flatten().index_select(0, order).unsqueeze(1))
         back = torch.empty_like(results).index_copy_(0, order, results)
         return back.view(rows, picked, -1).sum(1)
-
-    def _all(
-        self, x: Tensor, gate_up: Tensor | Coded, down: Tensor | Coded, weights: Tensor, experts: Tensor
-    ) -> Tensor:
-        """Run every expert on every row, and sum those that were chosen; the others are zeros, also where they
-        overflow.
-        """
-        (rows, _), (number, channels, _) = x.shape, gate_up.shape
-        chosen = x.new_zeros((rows, number), dtype=torch.float32).scatter_(1, experts, weights)  # [W, E]
-        bias = None if self.gate_up_bias is None else self.gate_up_bias.view(1, -1)
-        inner = self._gated(of_all(x, gate_up, bias).view(rows * number, channels))  # [W * E, m]
-        inner = inner.view(rows, number, -1).masked_fill_((chosen == 0.0).unsqueeze(2), 0.0)
-        results = each(inner.transpose(0, 1), down)  # [E, W, H]
-        if self.down_bias is not None:
-            results.add_(self.down_bias.unsqueeze(1))
-        return results.mul_(chosen.t().unsqueeze(2)).sum(0)
 
     def _gated(self, both: Tensor) -> Tensor:
         """Return act(gate) * up [R, m], of ``both`` [R, 2m], which may be overwritten."""

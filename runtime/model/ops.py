@@ -17,7 +17,6 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from plans.schema import Activation
@@ -158,14 +157,11 @@ def product_onto(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> Tensor:
-    """Return rows ``index`` [R] of ``x``, or all of them, each times its group's weight: [R, out].
+    """Return rows ``index`` [R] of ``x``, or all of them, each times its group's weight: [R, out], on a CPU.
 
     ``weights`` [G, out, in], one per group, are transposed in the product. Of the R rows, those from ends[g - 1] to
     ends[g] - 1 belong to group g, ``ends`` [G] int64. The weight of a group without rows is not read.
     """
-    if not has_kernels(x):
-        chosen = x if index is None else x.index_select(0, index)
-        return functional.grouped_mm(chosen, weights.transpose(1, 2), offs=ends.int())
     groups, outputs, inputs = weights.shape
     rows, size = x.shape[0] if index is None else index.shape[0], x.itemsize
     assert (x.shape[1], ends.shape[0]) == (inputs, groups)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runtime.model import ops
 from runtime.model.layers import Linear
 
 LEAST_SUM = 1e-12
@@ -41,7 +42,10 @@ class Router:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights, in float32, and numbers of the experts of each row [W, e], of ``x`` [W, H]."""
-        logits = self.product(x.to(self.product.values.dtype)).float()
+        logits = self.product(x.to(self.product.values.dtype))
+        if not ops.has_kernels(x):
+            return self._on_gpu(logits)
+        logits = logits.float()
         scores = sigmoid(logits) if self.sigmoid else logits.softmax(1)
         if self.correction is None and self.groups == 1:
             weights, experts = scores.topk(self.picked, 1)
@@ -51,6 +55,15 @@ class Router:
         if self.normed:
             weights = weights / self._divisor(weights.sum(1, keepdim=True))
         return (weights if self.scale == 1.0 else weights * self.scale), experts
+
+    def _on_gpu(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        routed: tuple[Tensor, Tensor] = ops.on_gpu("experts").route(
+            logits, self.picked, sigmoid=self.sigmoid, correction=self.correction, groups=self.groups,
+            picked_groups=self.picked_groups, normed=self.normed, scale=self.scale,
+            least=0.0 if self.sigmoid or self.correction is None else LEAST_SUM,
+            added=ADDED_TO_SUM if self.sigmoid else 0.0,
+        )  # fmt: skip
+        return routed
 
     def _choices(self, scores: Tensor) -> Tensor:
         """Return what experts are picked by [W, E]: corrected scores, and -inf outside the best groups."""

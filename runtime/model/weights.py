@@ -109,7 +109,7 @@ def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
 
 
 def grouped(x: Tensor, index: Tensor | None, weights: Tensor | Coded, ends: Tensor) -> Tensor:
-    """Return rows ``index`` [R] of ``x``, or all of them, each times its group's weight, as ``ops.grouped`` does."""
+    """Return rows ``index`` [R] of ``x``, or all of them, each times its group's weight, on a CPU (``ops.grouped``)."""
     if isinstance(weights, Tensor):
         return ops.grouped(x, index, weights, ends)
     return _grouped_codes(x if index is None else x.index_select(0, index), weights, ends)
@@ -117,25 +117,9 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor | Coded, ends: Tens
 
 def _grouped_codes(x: Tensor, weights: Coded, ends: Tensor) -> Tensor:
     """Return each row of ``x`` times the quantized weight of its group; the numbers of rows are read by the host."""
-    assert ops.has_kernels(x), "quantized experts are multiplied on a CPU"
     out, first = x.new_empty(x.shape[0], weights.shape[1]), 0
     for number, last in enumerate(ends.tolist()):
         if last > first:
             out[first:last] = coded(x[first:last], weights.expert(number))
         first = last
     return out
-
-
-def of_all(x: Tensor, weights: Tensor | Coded, added: Tensor | None) -> Tensor:
-    """Return every row of ``x`` [W, in] times the weights of every group [E, out, in], + ``added``: [W, E * out]."""
-    if isinstance(weights, Tensor):
-        return ops.product(x, weights.flatten(0, 1).t(), added)
-    out = torch.cat([coded(x, weights.expert(number)) for number in range(weights.shape[0])], 1)
-    return out if added is None else out.add_(added)
-
-
-def each(x: Tensor, weights: Tensor | Coded) -> Tensor:
-    """Return the rows of each group, ``x`` [E, W, in], times the weight of the group [E, out, in]: [E, W, out]."""
-    if isinstance(weights, Tensor):
-        return torch.bmm(x, weights.transpose(1, 2))
-    return torch.stack([coded(rows, weights.expert(number)) for number, rows in enumerate(x)])

@@ -8,11 +8,12 @@
     float8      float8_e4m3fn as bytes, on every GPU
     codes       values of quantized weights in registers
     products    products with quantized weights, and of rows with the weights of their experts
+    experts     the router's choice, rows sorted by expert, and the weighted sum of experts' results
     top         the best of each row of logits with their log-softmax
 
 Elements are float32, bfloat16 or float16; sums are in float32. Whatever a step decides on the device (positions,
 lengths, ancestors, rows of an expert) is read on the device, so that no launch depends on it. Splits of the cache and
 of a product follow from shapes alone: the same operands give the same bits. Kernels are compiled for a GPU when they
-are first launched. The functions take tensors of one device and check their shapes; only ``runtime.model.ops`` and
-``weights`` call them, on a GPU alone, so that a machine without one needs no Triton.
+are first launched. The functions take tensors of one device and check their shapes; only ``runtime.model`` calls
+them, through ``ops.on_gpu``, so that a machine without a GPU needs no Triton.
 """

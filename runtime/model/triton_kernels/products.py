@@ -81,10 +81,10 @@ def sum_kernel(
 
 @triton.jit
 def grouped_kernel(
-    x, index, codes, scales, zeros, ends, out, inputs, outputs, x_stride, codes_stride, scales_stride, zeros_stride,
-    codes_group, scales_group, zeros_group,
-    CODE: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, EXPONENTS: tl.constexpr, INDEXED: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    x, order, codes, scales, zeros, bias, ends, out, inputs, outputs, x_stride, codes_stride, scales_stride,
+    zeros_stride, codes_group, scales_group, zeros_group,
+    CODE: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, EXPONENTS: tl.constexpr, PICKED: tl.constexpr,
+    ADDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Multiply the rows of one expert with some rows of its weight; an expert without rows is not read."""
     expert = tl.program_id(1).to(tl.int64)
@@ -100,17 +100,21 @@ def grouped_kernel(
     for first in range(start, stop, BM):
         row = first + tl.arange(0, BM)
         live = row < stop
-        source = row
-        if INDEXED:
-            source = tl.load(index + row, mask=live, other=0)
+        pick = tl.load(order + row, mask=live, other=0)
+        if PICKED > 0:
+            source, target = pick // PICKED, row
+        else:
+            source, target = row, pick
         acc = tl.zeros([BM, BN], tl.float32)
         for begin in range(0, inputs, BK):
             acc = tile_product(
                 x, source * x_stride, live, codes, scales, zeros, at * codes_stride, at * scales_stride,
                 at * zeros_stride, has_output, begin, inputs, acc, CODE, GROUP, BK, ZEROS, EXPONENTS,
             )  # fmt: skip
-        target = out + row[:, None] * outputs + output[None, :]
-        tl.store(target, acc.to(out.dtype.element_ty), mask=live[:, None] & has_output[None, :])
+        if ADDS:
+            acc += tl.load(bias + expert * outputs + output, mask=has_output, other=0.0).to(tl.float32)[None, :]
+        place = out + target[:, None] * outputs + output[None, :]
+        tl.store(place, acc.to(out.dtype.element_ty), mask=live[:, None] & has_output[None, :])
 
 
 def _tile_columns(form: WeightFormat | None, itemsize: int) -> int:
@@ -170,16 +174,21 @@ def product(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     return out
 
 
-def grouped(x: Tensor, index: Tensor | None, weights: Tensor | Coded, ends: Tensor) -> Tensor:
-    """Return rows ``index`` [R] of ``x``, or all of them, each times its expert's weight [E, out, in]: [R, out].
+def grouped(
+    x: Tensor, weights: Tensor | Coded, order: Tensor, ends: Tensor, *, picked: int | None, bias: Tensor | None = None
+) -> Tensor:
+    """Return the rows of picks, each times its expert's weight [E, out, in], + ``bias`` [E, out]: [R, out].
 
-    ``ends`` [E] int64: of the R rows, those from ends[e - 1] to ends[e] - 1 are expert e's.
+    ``order`` [R] int64 has picks sorted by expert; those of expert e are from ends[e - 1] to ends[e] - 1, ``ends`` [E].
+    ``picked``: experts of each row of ``x`` [R / picked, in]; the result has the sorted picks. None: ``x`` [R, in] has
+    them, and the result the picks in their own order.
     """
     coded = weights if isinstance(weights, Coded) else None
-    experts, outputs, inputs = weights.shape
-    rows = x.shape[0] if index is None else index.shape[0]
-    assert (x.shape[1], ends.shape[0]) == (inputs, experts)
+    (experts, outputs, inputs), rows = weights.shape, order.shape[0]
+    assert x.shape == (rows // (picked or 1), inputs)
+    assert ends.shape == (experts,)
     assert x.stride(1) == 1
+    assert bias is None or (bias.shape == (experts, outputs) and bias.is_contiguous())
     out = x.new_empty(rows, outputs)
     form: WeightFormat | None = None
     scales: Tensor | None = None
@@ -193,8 +202,8 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor | Coded, ends: Tens
         rows_apart, apart = _strides(coded, 1), _strides(coded, 0)
     columns, block = _tile_columns(form, x.itemsize), min(MOST_ROWS, max(16, power_of_two(ceil_div(rows, experts))))
     launch.start(
-        grouped_kernel, (ceil_div(outputs, OUTPUTS), experts), x, index, codes, scales, zeros, ends, out, inputs,
-        outputs, x.stride(0), *rows_apart, *apart, INDEXED=index is not None, BM=block,
+        grouped_kernel, (ceil_div(outputs, OUTPUTS), experts), x, order, codes, scales, zeros, bias, ends, out, inputs,
+        outputs, x.stride(0), *rows_apart, *apart, PICKED=picked or 0, ADDS=bias is not None, BM=block,
         warps=8 if block > 32 else 4, stages=3, **_sizes(form, columns, zeros=zeros is not None),
     )  # fmt: skip
     return out

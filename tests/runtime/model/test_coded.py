@@ -108,7 +108,3 @@ def test_grouped_products_have_the_bits_of_each_group_alone(form: WeightFormat) 
     found = weights.grouped(x, index, together, ends)
     parts = [weights.product(x[index[:2]], experts[0]), weights.product(x[index[2:]], experts[2])]
     assert torch.equal(found, torch.cat(parts))
-    alone = [weights.product(x, expert) for expert in experts]
-    assert torch.equal(weights.of_all(x, together, None), torch.cat(alone, 1))
-    every = x.expand(3, 7, 64)
-    assert torch.equal(weights.each(every, together), torch.stack(alone))

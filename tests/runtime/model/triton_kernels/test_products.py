@@ -47,11 +47,11 @@ def test_the_columns_of_few_outputs_are_divided_by_their_number_alone() -> None:
 @EXAMPLES
 @given(
     form=st.sampled_from([None, *FORMS]), dtype=st.sampled_from([torch.float32, torch.float16]),
-    counts=st.lists(st.sampled_from([0, 0, 1, 3, 20]), min_size=2, max_size=4), outputs=st.integers(1, 70),
-    indexed=st.booleans(),
+    counts=st.lists(st.sampled_from([0, 0, 2, 4, 20]), min_size=2, max_size=4), outputs=st.integers(1, 70),
+    picked=st.sampled_from([None, 1, 2]), biased=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_each_row_is_multiplied_with_the_weight_of_its_expert(
-    form: object, dtype: torch.dtype, counts: list[int], outputs: int, indexed: bool
+def test_each_pick_is_multiplied_with_the_weight_of_its_expert(
+    form: object, dtype: torch.dtype, counts: list[int], outputs: int, picked: int | None, biased: bool, seed: int
 ) -> None:
     """An expert may have no row, also the first and the last one; its weight is not read: it is not a number."""
     inputs, rows = 96 if form is None else 128, sum(counts)
@@ -68,12 +68,15 @@ def test_each_row_is_multiplied_with_the_weight_of_its_expert(
     else:
         weight = values.clone()
         weight[torch.tensor(counts) == 0] = float("nan")
-    x = seeded(9 if indexed else rows, inputs, dtype=dtype) / 1000
-    index = torch.arange(rows) % 9 if indexed else None
-    chosen = x if index is None else x[index]
-    out = products.grouped(x, index, weight, torch.tensor(counts).cumsum(0))
+    x = seeded(rows // (picked or 1), inputs, dtype=dtype) / 1000
+    bias = seeded(len(counts), outputs, dtype=dtype) if biased else None
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    chosen = x if picked is None else x[order // picked]
+    out = products.grouped(x, weight, order, torch.tensor(counts).cumsum(0), picked=picked, bias=bias)
+    out = out[order] if picked is None else out
     groups = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     expected = (values[groups].double() @ chosen.double().unsqueeze(2)).squeeze(2)
+    expected += 0.0 if bias is None else bias[groups].double()
     scale = float(values.abs().amax()) if rows else 0.0
     if float(expected.abs().max() if rows else 0.0) < torch.finfo(dtype).max:
         assert bool(
