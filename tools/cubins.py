@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from planner.hardware.catalog import catalog
 from plans.schema import WeightFormat
 from runtime.model.mask import Mask
-from runtime.model.triton_kernels import attention, experts, heads, launch, masks, products, rowwise, top
+from runtime.model.triton_kernels import attention, experts, heads, launch, masks, products, rowwise, top, trees
 from runtime.model.weights import Coded
 
 META = torch.device("meta")
@@ -115,6 +115,7 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     normed = (empty(128, dtype=dtype), empty(128, dtype=dtype), 1e-6, False)
     plain, order = empty(8, 4096, 4096, dtype=dtype), empty(120, dtype=torch.int64)
     mxfp4 = weight("float4_e2m1", "float8_e8m0", 32, zeros=False, experts=32)
+    nodes = empty(1, 60, dtype=torch.int64)
     sinks, ends = empty(32, dtype=dtype), empty(8, dtype=torch.int64)
     return {
         "norm": lambda: rowwise.norm(x, vector, 1e-5),
@@ -177,8 +178,18 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "experts, sum": lambda: experts.weighted_sum(
             empty(120, 4096, dtype=dtype), empty(60, 2, dtype=torch.float32), x, x, empty(60, 1, dtype=dtype)
         ),
+        "tree, ancestors": lambda: trees.ancestors(nodes, 8),
+        "tree, walk": lambda: trees.walk(nodes, nodes, nodes, 9),
+        "tree, level": lambda: grown(trees.Pool(1, 10, 7, 3, META), 2),
+        "tree, select": lambda: trees.Pool(1, 10, 7, 3, META).select(empty(1, dtype=torch.int64), 60),
         "top": lambda: top.top(empty(10, 32000, dtype=dtype), 10),
     }
+
+
+def grown(pool: trees.Pool, levels: int) -> None:
+    for level in range(levels):
+        rows = 10 if level else 1
+        pool.add(level, empty(rows, 10, dtype=torch.int64), empty(rows, 10, dtype=torch.float32))
 
 
 def launches(dtype: torch.dtype, only: str = "") -> list[Launch]:

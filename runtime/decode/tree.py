@@ -9,13 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runtime.model import ops
+
 
 def ancestors(parents: Tensor, levels: int) -> Tensor:
     """Return [B, N, N] bool, of ``parents`` [B, N]: entry (i, j) is True where j is i or an ancestor of i.
 
-    Trees have at most ``levels`` levels below the root. The matrix of parent links, with ones on its diagonal, is
-    squared until it spans the deepest path: ceil(log2(levels)) times.
+    Trees have at most ``levels`` levels below the root. On a GPU each row follows its parents. On a CPU the matrix of
+    parent links, with ones on its diagonal, is squared until it spans the deepest path: ceil(log2(levels)) times.
     """
+    if not ops.has_kernels(parents):
+        visible: Tensor = ops.on_gpu("trees").ancestors(parents, levels)
+        return visible
     batch, nodes = parents.shape
     reach = torch.eye(nodes, dtype=torch.float32, device=parents.device).expand(batch, -1, -1).contiguous()
     reach.scatter_(2, parents.unsqueeze(2), 1.0)

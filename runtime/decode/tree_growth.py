@@ -7,10 +7,10 @@
 While drafts are recorded, ``pool`` has the candidates of the last trees that were finished.
 
 ``Dynamic`` is the tree of EAGLE-2 and -3: of each level's candidates the k best by path probability, the beam, are fed,
-and the best of all candidates are the tree. ``Static`` is the tree of EAGLE-1: the plan gives its shape. Shapes do not
-depend on what is drafted: B sequences, f nodes of a level, k candidates of a node, R cache rows of a growing tree, N
-nodes. The temporaries of growth, candidates of all levels and their selection, are bounded by `draft.scratch.pool` in
-plans/buffers.py.
+and the best of all candidates are the tree; ``DynamicOnGpu`` has one kernel a level. ``Static`` is the tree of EAGLE-1:
+the plan gives its shape. Shapes do not depend on what is drafted: B sequences, f nodes of a level, k candidates of a
+node, R cache rows of a growing tree, N nodes. The temporaries of growth, candidates of all levels and their selection,
+are bounded by `draft.scratch.pool` in plans/buffers.py.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ from torch import Tensor
 from plans.schema import Tree
 from plans.step import fed_rows
 from runtime.decode.tree import Candidates, best, select
-from runtime.model.mask import words_of
+from runtime.model import ops
+from runtime.model.mask import WORD, words_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +69,8 @@ class Growth(Protocol):
 
 def growth_of(tree: Tree, batch: int, dtype: torch.dtype, device: torch.device, rows: int) -> Growth:
     """Return the growth of so many trees; ``rows``: R. ``dtype``: of what levels see; int32: words of bits."""
+    if tree.paths is None and dtype == torch.int32:
+        return DynamicOnGpu(tree, batch, device, rows)
     if tree.paths is None:
         return Dynamic(tree, batch, dtype, device, rows)
     return Static(tree.paths, tree, batch, dtype, device, rows)
@@ -97,8 +100,7 @@ class Dynamic:
         self._sequence = torch.arange(batch, device=device).unsqueeze(1)
         own = torch.eye(tree.depth * k, rows, dtype=torch.bool, device=device).view(tree.depth, k, rows)
         self._own = _seen(own, dtype)  # each node sees its own row
-        self._none = _seen(torch.zeros((1, 1, rows), dtype=torch.bool, device=device), dtype).expand(batch, k, -1)
-        self._together = torch.bitwise_or if dtype == torch.int32 else torch.maximum
+        self._none = torch.full((1, 1, rows), float("-inf"), dtype=dtype, device=device).expand(batch, k, -1)
 
     def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
         self._roots, self._tokens, self._scores, self._fed = roots, [tokens], [scores], []
@@ -145,9 +147,44 @@ class Dynamic:
             depth=number,
             tokens=tokens,
             parents=parents,
-            seen=self._together(seen, self._own[number]),
+            seen=torch.maximum(seen, self._own[number]),
             cache_rows=slice(number * self.top_k, (number + 1) * self.top_k),
         )
+
+
+class DynamicOnGpu:
+    """Dynamic trees on a GPU, where nodes see bits: each level is one kernel, and so is the selection of the nodes."""
+
+    def __init__(self, tree: Tree, batch: int, device: torch.device, rows: int) -> None:
+        self.top_k, self._tree, self._batch, self._device = tree.top_k, tree, batch, device
+        self.recorded = False
+        self.pool: Candidates | None = None
+        self._words = -(-rows // WORD)
+
+    def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
+        trees = ops.on_gpu("trees")
+        self._roots = roots
+        self._grown = trees.Pool(self._batch, self.top_k, self._tree.depth, self._words, self._device)
+        return self._add(0, tokens, scores)
+
+    def grow(self, level: Level, tokens: Tensor, scores: Tensor) -> Level | None:
+        return self._add(level.depth + 1, tokens, scores)
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        grown = self._grown
+        self.pool = (
+            Candidates(tokens=grown.tokens, scores=grown.scores, parents=grown.parents) if self.recorded else None
+        )
+        trees: tuple[Tensor, Tensor] = grown.select(self._roots, self._tree.total_token)
+        return trees
+
+    def _add(self, number: int, tokens: Tensor, scores: Tensor) -> Level | None:
+        beam = self._grown.add(number, tokens, scores)
+        if beam is None:
+            return None
+        tokens, parents, seen = beam
+        rows = slice(number * self.top_k, (number + 1) * self.top_k)
+        return Level(depth=number, tokens=tokens, parents=parents, seen=seen, cache_rows=rows)
 
 
 class Static:

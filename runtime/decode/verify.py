@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runtime.model import ops
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
@@ -39,6 +41,9 @@ def walk(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: in
     the base's choice after each node, ``kept`` = A the most nodes of a path. A node is accepted when it and all above
     it are what the base chose; siblings differ, so the accepted nodes are one path, and the deepest is its tip.
     """
+    if not ops.has_kernels(tokens):
+        accepted, path, following = ops.on_gpu("trees").walk(tokens, parents, chosen, kept)
+        return Verdict(accepted=accepted, path=path, tokens=following)
     nodes = tokens.shape[1]
     wrong = tokens != chosen.gather(1, parents)
     wrong[:, 0] = False
