@@ -45,7 +45,6 @@ class Instance:
     asked: Asked
     context: int | None = None
     draft: bool = False
-    gap_ppm: int = 0
 
 
 def _cards(clients: int, replicas: int | None) -> Instance:
@@ -72,9 +71,7 @@ INSTANCES = (
         inventory=THOUSAND,
         asked=Asked(clients=1000, min_tokens_per_s=15),
     ),
-    Instance(
-        name="405b", title=f"{_405B}, gap 1 %", model=LLAMA_3_405B, inventory=THOUSAND, asked=Asked(), gap_ppm=10_000
-    ),
+    Instance(name="405b", title=_405B, model=LLAMA_3_405B, inventory=THOUSAND, asked=Asked()),
 )
 
 
@@ -91,9 +88,7 @@ def divided(instance: Instance) -> tuple[str, ...]:
         base=base,
         draft=draft,
         inventory=parse_inventory(instance.inventory, instance.name),
-        wanted=Wanted(
-            context=instance.context, simplify_ppm=0, objective="tokens" if draft else "step", gap_ppm=instance.gap_ppm
-        ),
+        wanted=Wanted(context=instance.context, simplify_ppm=0, objective="tokens" if draft else "step"),
         profile=profile_of(None, draft.draft) if draft else None,
     )
     start, cpu = time.perf_counter(), time.process_time()

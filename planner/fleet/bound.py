@@ -1,8 +1,17 @@
-"""A lower bound of the step time on a part of a machine: without memory, without a solver, in a millisecond.
+"""A lower bound of the step time on a part of a machine: without a solver, in a millisecond.
 
 Each layer, and each pass of the drafter, takes no less than on the best number g of devices, where the g fastest share
 what is divided and exchange their sums over the best links; what is whole on each member, and fixed work, take no less
 than on the best device. A part holds layers on several groups at most, none of which is faster than that.
+
+**Several hosts.** A group over hosts is on equal ones, or on devices of one look (:mod:`planner.problem.device_sets`):
+inside a *region* r, which has memory C_r. With t_kr the least time of a layer of kind k there, b_k its bytes and n_k
+the number of such layers, all layers take at least, for any prices p_r >= 0 of a byte,
+
+    sum over k of n_k min over r of (t_kr + p_r b_k) - sum over r of p_r C_r
+
+Prices are those that are best for the mean of all layers: regions are filled in order of time up to one, and a byte of
+those before it costs what a layer takes more there.
 
 **Any division.** A step on devices M takes at least F + c, where F is the sum over its divided parts l of
 1 / sum over d in M of 1 / w_dl, w_dl being the time of part l if d had all of it, and c is fixed work. By convexity
@@ -26,7 +35,7 @@ from planner.integers import PS_PER_NS
 from planner.problem.machine import look_of
 from planner.speculation.draft_bound import MOST_MEMBERS, best_tiers, least_draft_ns
 from plans import step
-from plans.kv import whole_heads
+from plans.kv import KvShare, whole_heads
 from plans.schema import Device, Draft, Inventory, Model, Options
 
 SLACK = 1 - 1e-4
@@ -41,13 +50,16 @@ class StepBound:
     draft: Draft | None
     options: Options
 
-    def least_ns(self, inventory: Inventory, draft_ns: int | None = None) -> float:
-        """Return the bound on the devices of an inventory; ``draft_ns``: of the drafter, where it is known."""
-        devices = inventory.devices
-        sums = self._sums_ns(inventory)
-        total = self._shared_ns([(self._head_ps(device),) for device in devices], [0] * len(sums))
-        for kind, count in enumerate(self._layers):
-            total += count * self._shared_ns([self._layer_ps(kind, device) for device in devices], sums)
+    def least_ns(
+        self, inventory: Inventory, draft_ns: int | None = None, regions: Sequence[Inventory] | None = None
+    ) -> float:
+        """Return the bound on the devices of an inventory.
+
+        ``draft_ns``: of the drafter, where it is known; ``regions``: inside one of which every group is, by default the
+        inventory. Infinite where they have not the memory.
+        """
+        total = self._shared_ns([(self._head_ps(device),) for device in inventory.devices], [0])
+        total += self._layers_ns((inventory,) if regions is None else regions)
         if self._drafter is not None:
             total += least_draft_ns(self._drafter, inventory) if draft_ns is None else draft_ns
         return total * SLACK + self.fixed_ns(inventory)
@@ -113,6 +125,62 @@ class StepBound:
 
     def _head_ps(self, device: Device) -> int:
         return self._base.rows(self.model.vocab_size).ps(device)
+
+    def _layers_ns(self, regions: Sequence[Inventory]) -> float:
+        """Return the least time of all layers, each of which is inside a region."""
+        known = [self._region(region) for region in regions]
+        count = sum(self._layers)
+        mean = [sum(n * ns for n, ns in zip(self._layers, times, strict=True)) / count for times, _ in known]
+        nbytes = sum(n * own for n, own in zip(self._layers, self._layer_bytes, strict=True)) / count
+        left, last = float(count), math.inf
+        for region in sorted(range(len(known)), key=mean.__getitem__):
+            left -= known[region][1] / nbytes
+            last = mean[region]
+            if left <= 0:
+                break
+        if left > 0:
+            return math.inf
+        prices = [max(0.0, last - ns) / nbytes for ns in mean]
+        total = -sum(price * room for price, (_, room) in zip(prices, known, strict=True))
+        for kind, (layers, own) in enumerate(zip(self._layers, self._layer_bytes, strict=True)):
+            of_regions = zip(prices, known, strict=True)
+            total += layers * min(times[kind] + price * own for price, (times, _) in of_regions)
+        return total
+
+    def _region(self, region: Inventory) -> tuple[tuple[float, ...], int]:
+        """Return the least time of a layer of each kind inside a region, and its memory for layers.
+
+        Where all layers are of one kind, that is whole layers.
+        """
+        key = tuple(device.id for device in region.devices)
+        if key not in self._regions:
+            sums = self._sums_ns(region)
+            times = tuple(
+                self._shared_ns([self._layer_ps(kind, device) for device in region.devices], sums)
+                for kind in range(len(self._layers))
+            )
+            rooms = (max(0, device.capacity_bytes - self._stage_bytes) for device in region.devices)
+            room = sum(rooms)
+            self._regions[key] = times, room - room % self._layer_bytes[0] if len(self._layers) == 1 else room
+        return self._regions[key]
+
+    @cached_property
+    def _regions(self) -> dict[tuple[str, ...], tuple[tuple[float, ...], int]]:
+        return {}
+
+    @cached_property
+    def _layer_bytes(self) -> tuple[int, ...]:
+        """Bytes of a layer of each kind on all its devices together at least: those on a single one."""
+        whole = (whole_heads(layers.attention.num_kv_heads) for layers in self._base.kinds)
+        return tuple(
+            self._base.attention_bytes(kind, share, False) + layers.mlp.units * self._base.unit_bytes(kind)
+            for kind, (layers, share) in enumerate(zip(self._base.kinds, whole, strict=True))
+        )
+
+    @cached_property
+    def _stage_bytes(self) -> int:
+        """Bytes that a device with layers has once at least."""
+        return self._base.stage_bytes(KvShare(heads=0, axis="heads", parts=1, part=0), 1)
 
     def _sums_ns(self, inventory: Inventory) -> list[int]:
         """Return the time of the two sums of a layer over 1, 2, … members."""

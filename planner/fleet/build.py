@@ -1,9 +1,10 @@
 """Builds a fleet: request -> parts, templates and their bounds -> division -> record; and the same from a directory."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import chain
 
 from planner.build import inputs_of, plan, plan_chosen, with_stall_timeout
 from planner.costs.acceptance import PPM, expected_ppm
@@ -16,10 +17,11 @@ from planner.fleet.parts import Form, Part, Parts, restricted
 from planner.fleet.record import Planned, neutral, replicas_of, template_names, templates_of
 from planner.formulations import Formulations
 from planner.integers import ceil_div
-from planner.problem.machine import canonical_machine, look_of
+from planner.problem.machine import Look, canonical_machine, look_of
 from planner.problem.usable import usable_inventory
 from planner.solver.division import Answer, HostClass, Load
 from planner.solver.minimise import Settings
+from planner.solver.solve import takes_longer
 from planner.speculation.compare import Question
 from planner.speculation.grid import trees_of, undominated
 from plans.acceptance import Profile
@@ -95,7 +97,9 @@ class _Build:
             parts=self.parts,
             least_speed=self.request.min_microtokens_per_s,
             solve=self.solve,
+            is_slower=self.is_slower,
             speeds=self.upper_speeds(),
+            simplify_ppm=self.request.options.simplify_ppm,
         )
         load = Load(clients=self.request.clients, replicas=self.request.replicas)
         if not search.speeds:
@@ -224,6 +228,19 @@ class _Build:
         self.planned[template] = planned
         return planned.speed
 
+    def is_slower(self, template: Template, speed: int) -> bool:
+        """Tell whether no plan of a template is faster than a speed, by proof; False where trees are chosen."""
+        if self.request.tree_chosen:
+            return False
+        options = self.options(template.batch)
+        inventory = neutral(self.machine_parts.machine.inventory, self.parts[template.part].devices)
+        formulation = Formulations().of(self.given.base, self.given.draft, inventory, options)
+        least_ns = self.expected(options.tree) * NS_PER_S // (speed + 1)
+        try:
+            return takes_longer(formulation.problem, least_ns, self.settings)
+        except NotProvenError:
+            return False
+
     def _planned(self, inventory: Inventory, batch: int) -> Planned:
         base, draft, profile = self.given.base, self.given.draft, self.given.profile
         options = self.options(batch)
@@ -279,12 +296,36 @@ class _Build:
                 devices = [inventory.devices[device] for device in part.devices]
                 if sum(device.capacity_bytes for device in devices) < self.needed_bytes[batch]:
                     continue
-                own = restricted(inventory, part.devices)
+                own, regions = restricted(inventory, part.devices), self._regions(part)
                 speeds[Template(part=number, batch=batch)] = max(
-                    int(acceptance * NS_PER_S / bound.least_ns(own, draft_ns if part.is_wide else None)) + 1
+                    int(acceptance * NS_PER_S / bound.least_ns(own, draft_ns if part.is_wide else None, regions)) + 1
                     for acceptance, bound, draft_ns in bounds
                 )
         return speeds
+
+    def _regions(self, part: Part) -> list[Inventory] | None:
+        """Return the regions of a part over several hosts: those of each class, and devices of one look in several."""
+        if not part.is_wide:
+            return None
+        by_class = [tuple(own) for own in self._taken(part) if own]
+        looks: dict[Look, dict[int, list[int]]] = {}
+        for number, devices in enumerate(by_class):
+            for device in devices:
+                look = self.machine_parts.machine.looks[device]
+                looks.setdefault(look, {}).setdefault(number, []).append(device)
+        across = [tuple(chain.from_iterable(owners.values())) for owners in looks.values() if len(owners) > 1]
+        return [self._region(devices) for devices in (*by_class, *across)]
+
+    def _taken(self, part: Part) -> Iterator[tuple[int, ...]]:
+        """Yield the devices of a part over several hosts by class of these."""
+        machine = self.machine_parts
+        for number, hosts in zip(part.hosts, machine.classes, strict=True):
+            yield tuple(chain.from_iterable(machine.machine.modules[host].devices for host in hosts[:number]))
+
+    @cached_property
+    def _region(self) -> Callable[[tuple[int, ...]], Inventory]:
+        """Return the inventory of some devices; kept, as many parts have the same."""
+        return cache(lambda devices: restricted(self.machine_parts.machine.inventory, devices))
 
     @cached_property
     def _few_hosts(self) -> Inventory:

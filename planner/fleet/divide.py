@@ -11,20 +11,23 @@ The master problem is solved with these numbers; templates of its answer that ar
 again. When all of its answer are, no other division is better: it was compared with no less than the others can have.
 
 A template whose plan is not proven within the solver's limit keeps its bound. Where the answer would have it, that
-answer bounds all divisions, and the search goes on without such templates.
+answer bounds all divisions, and the search goes on without such templates. What it then ends with is the best where
+they are no faster than the speed at which a division that has them would be as good, which is asked of each: to exclude
+all that is faster is often easier than to find the best.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from planner.errors import InfeasibleError, NotProvenError
 from planner.fleet.parts import Part
+from planner.integers import ceil_div
 from planner.solver import division
 from planner.solver.division import Answer, Choice, HostClass, Load
 from planner.solver.minimise import Settings
 
 ROUNDING = 1.0001
-"""Bounds by solved templates are raised by the rounding of times."""
+"""Bounds are raised by the rounding of times."""
 
 MICRO = 1_000_000
 
@@ -69,22 +72,54 @@ class Search:
     """Speed of a template by its best plan; None where it does not fit."""
     speeds: dict[Template, int]
     """Upper bounds; of those in ``solved`` their speed."""
+    is_slower: Callable[[Template, int], bool]
+    """Tell whether no plan of a template is faster than a speed; False where that is not proven."""
+    simplify_ppm: int = 0
+    """A plan may be slower by so much than the fastest of its template, to be simpler."""
     solved: set[Template] = field(default_factory=set)
-    unproven: set[Template] = field(default_factory=set)
+    unproven: dict[Template, int] = field(default_factory=dict)
+    """Templates that were not proven, with their upper bounds; no longer in ``speeds`` once an answer had one."""
 
     def best(self, load: Load, settings: Settings) -> Division | None:
-        """Return the best division of proven templates; None where there is none."""
+        """Return the best division of proven templates, with a bound of all; None where there is none."""
+        found = self._best_proven(load, settings)
+        if found is None or found.bound == found.answer.speed:
+            return found
+        return replace(found, bound=self._bound(found.answer.speed, load, settings))
+
+    def _bound(self, speed: int, load: Load, settings: Settings) -> int:
+        """Return a speed that no division exceeds, where the best one of proven templates has ``speed``."""
+        for template, enough in sorted(self._as_good(speed, load, settings).items(), key=lambda own: _order(own[0])):
+            if enough < self.unproven[template] and self.is_slower(template, enough):
+                self.unproven[template] = enough
+        answer = self._divided(self.speeds | self.unproven, load, settings)
+        return speed if answer is None else max(speed, answer.speed)
+
+    def _as_good(self, speed: int, load: Load, settings: Settings) -> dict[Template, int]:
+        """Return speeds of all that is not proven with which no division is faster than ``speed``.
+
+        By Newton's method: the speed of the best division is convex and rises with each of them.
+        """
+        known = dict(self.unproven)
+        while (answer := self._divided(self.speeds | known, load, settings)) and answer.speed > speed:
+            of_template = zip(self._listed(self.speeds | known), answer.sequences, strict=True)
+            used = {template: sequences for template, sequences in of_template if template in known and sequences}
+            for template in used:
+                known[template] -= ceil_div(answer.speed - speed, sum(used.values()))
+        return known
+
+    def _best_proven(self, load: Load, settings: Settings) -> Division | None:
         ties, bound = False, None
         while True:
-            templates = self._listed()
-            answer = division.divide(self.classes, [self._choice(t) for t in templates], load, settings, ties=ties)
+            templates = self._listed(self.speeds)
+            answer = self._divided(self.speeds, load, settings, ties=ties)
             if answer is None:
                 return None
             used = [t for t, replicas in zip(templates, answer.replicas, strict=True) if replicas]
-            if self.unproven.intersection(used):
+            if self.unproven.keys() & set(used):
                 bound = answer.speed if bound is None else bound
                 for template in self.unproven:
-                    self.speeds.pop(template, None)
+                    self.unproven[template] = self.speeds.pop(template, self.unproven[template])
                 continue
             unsolved = [template for template in used if template not in self.solved]
             if not unsolved and ties:
@@ -96,22 +131,31 @@ class Search:
 
     def most_sequences(self, replicas: int | None, settings: Settings) -> int:
         """Return a number of sequences that no division exceeds, by what is known."""
-        return division.most_sequences(self.classes, [self._choice(t) for t in self._listed()], replicas, settings)
+        return division.most_sequences(self.classes, self._choices(self.speeds), replicas, settings)
 
-    def _listed(self) -> list[Template]:
+    def _divided(
+        self, speeds: Mapping[Template, int], load: Load, settings: Settings, *, ties: bool = False
+    ) -> Answer | None:
+        """Return the best division by these speeds; None where there is none."""
+        return division.divide(self.classes, self._choices(speeds), load, settings, ties=ties)
+
+    def _listed(self, speeds: Mapping[Template, int]) -> list[Template]:
         """Return the templates that are fast enough, in a definite order."""
-        fast = (template for template, speed in self.speeds.items() if speed >= max(1, self.least_speed))
-        return sorted(fast, key=lambda template: (template.part, template.batch))
+        fast = (template for template, speed in speeds.items() if speed >= max(1, self.least_speed))
+        return sorted(fast, key=_order)
 
-    def _choice(self, template: Template) -> Choice:
-        part = self.parts[template.part]
-        return Choice(
-            form=template.part,
-            places=template.batch,
-            speed=self.speeds[template],
-            devices=len(part.devices),
-            hosts=part.hosts,
-        )
+    def _choices(self, speeds: Mapping[Template, int]) -> list[Choice]:
+        """Return these templates as choices of the master problem."""
+        return [
+            Choice(
+                form=template.part,
+                places=template.batch,
+                speed=speeds[template],
+                devices=len(self.parts[template.part].devices),
+                hosts=self.parts[template.part].hosts,
+            )
+            for template in self._listed(speeds)
+        ]
 
     def _settle(self, template: Template) -> None:
         """Solve a template, and take over what that says of others."""
@@ -121,19 +165,25 @@ class Search:
                 del self.speeds[other]
             return
         if isinstance(found, Unproven):
-            self.unproven.add(template)
             speed = min(found.speed, self.speeds[template])
+            self.unproven[template] = speed
         else:
+            assert found <= self.speeds[template], "a bound below the speed that it bounds"
             self.solved.add(template)
             speed = found
         self.speeds[template] = speed
+        most = int(speed * ROUNDING * (1 + self.simplify_ppm / MICRO)) + 1
         for other, known in self.speeds.items():
             if other not in self.solved and self._is_harder(other, template):
-                self.speeds[other] = min(known, int(speed * ROUNDING) + 1)
+                self.speeds[other] = min(known, most)
 
     def _is_harder(self, other: Template, template: Template) -> bool:
         """Tell whether a template has the part of one, and no fewer sequences."""
         return other.part == template.part and other.batch >= template.batch
+
+
+def _order(template: Template) -> tuple[int, int]:
+    return template.part, template.batch
 
 
 def require(found: Division | None, search: Search, load: Load, settings: Settings, gap_ppm: int) -> Division:

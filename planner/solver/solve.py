@@ -110,6 +110,19 @@ def fits(problem: Problem, settings: Settings) -> bool:
     return any(progress.has_answer(space.model(space.within(step_ns)), "feasibility") for step_ns in steps_ns)
 
 
+def takes_longer(problem: Problem, step_ns: int, settings: Settings) -> bool:
+    """Tell whether no answer takes at most ``step_ns``; raise NotProvenError past the limit.
+
+    That is often proven where the least step is not: what is searched for the least has all slower answers too.
+    """
+    assert problem.goal == "time"
+    space = space_of(problem, Goal()).priced()
+    restriction = space.within(step_ns)
+    if space.least > step_ns or not restriction.possible:
+        return True
+    return not Progress(settings=settings, optima=[]).has_answer(space.model(restriction, step_ns), "step time")
+
+
 def fits_counted(problem: Problem) -> bool | None:
     """Tell the same as far as counting equal devices and one greedy packing do; None where they do not."""
     if least_bytes(problem) > room_bytes(problem):

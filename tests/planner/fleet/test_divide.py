@@ -66,7 +66,10 @@ def search_of(speeds: Mapping[Template, int | None], seed: int, least: int, unpr
     def solve(template: Template) -> int | Unproven | None:
         return Unproven(speed=upper[template]) if template in unproven else speeds[template]
 
-    return Search(classes=CLASSES, parts=PARTS, least_speed=least, solve=solve, speeds=dict(upper))
+    def is_slower(template: Template, speed: int) -> bool:
+        return False
+
+    return Search(classes=CLASSES, parts=PARTS, least_speed=least, solve=solve, is_slower=is_slower, speeds=dict(upper))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -100,6 +103,22 @@ def test_what_is_not_proven_is_bounded_and_left_out(seed: int) -> None:
         with pytest.raises(NotProvenError, match=r"templates were not proven .*; accept one with --gap"):
             require(found, search, load, Settings(), 0)
     assert require(found, search, load, Settings(), 999_999) is found
+
+
+@pytest.mark.parametrize("seed", [7, 8, 19, 45, 47, 67])
+def test_what_is_not_proven_is_excluded_where_it_is_not_faster_than_would_help(seed: int) -> None:
+    speeds, rng = made_up(seed), random.Random(seed)
+    unproven = frozenset(rng.sample(TEMPLATES, 2))
+    load = Load(clients=rng.choice((None, 4)), replicas=None)
+    alone = search_of(speeds, seed, 0, unproven).best(load, Settings())
+    search = search_of(speeds, seed, 0, unproven)
+    search.is_slower = lambda template, speed: (speeds[template] or 0) <= speed
+    found, every = search.best(load, Settings()), exhausted(speeds, load, 0)
+    assert alone is not None
+    assert found is not None
+    assert every is not None
+    assert alone.bound > alone.answer.speed == found.answer.speed == every
+    assert found.bound == every
 
 
 def test_no_template_at_all_is_infeasible() -> None:

@@ -10,7 +10,7 @@ from planner.solver.certify import certify
 from planner.solver.feasible.shortage import shortage
 from planner.solver.minimise import Settings
 from planner.solver.problem import Answer, Problem
-from planner.solver.solve import fits, solve
+from planner.solver.solve import fits, solve, takes_longer
 from tests.planner.brute_force import Value, best, goal_value
 from tests.planner.tiny_problems import tiny_answer, tiny_problem
 
@@ -92,6 +92,22 @@ def test_the_answer_does_not_depend_on_workers_and_seed(start: int) -> None:
 def test_fits_agrees_with_solve() -> None:
     for seed in range(60):
         assert fits(tiny_problem(seed), ONE) == (tiny_answer(seed) is not None), f"seed {seed}"
+
+
+def test_nothing_is_faster_than_the_least_step() -> None:
+    checked = 0
+    for seed in range(12):
+        problem = tiny_problem(seed)
+        if problem.goal != "time":
+            continue
+        solved = tiny_answer(seed)
+        if solved is None:
+            assert takes_longer(problem, 10**6, ONE), f"seed {seed}"
+            continue
+        assert takes_longer(problem, solved.least_ns - 1, ONE), f"seed {seed}"
+        assert not takes_longer(problem, solved.least_ns, ONE), f"seed {seed}"
+        checked += 1
+    assert checked > 2
 
 
 def test_with_a_gap_the_answer_is_certified_and_does_not_depend_on_seed_or_workers() -> None:
