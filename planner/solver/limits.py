@@ -70,7 +70,9 @@ TIE_LIMIT = 0.2
 """Budget for breaking ties by stages, free memory and step time, and for the order of groups and choices."""
 
 SHORT_TIE_LIMIT = 0.02
-"""Budget for breaking these ties where the least step of the answers with few runs is not proven either."""
+"""Budget for breaking these ties, and those among share counts, where the least step of the answers with few runs is
+not proven either.
+"""
 
 DEVICES_LIMIT = 0.3
 """Budget of the fewest devices in use among the answers that are fast enough; past it, as few as were found.

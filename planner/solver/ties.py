@@ -39,7 +39,7 @@ class Near:
     most_ns: int
     """None takes longer."""
     tie_limit: float = limits.TIE_LIMIT
-    """Budget for breaking ties by free memory."""
+    """Budget for breaking ties by free memory, and then again by quantities, which have limits.SETTLE_LIMIT at most."""
     placed: bool = False
     """They are compared with an earlier answer, in which hosts have their names."""
     devices_bound: int = 1
@@ -99,18 +99,19 @@ def settle_ties(progress: Progress, near: Near) -> tuple[Answer, int]:
     small.model.add(small.step_ns <= step_ns)
     small.model.add(small.memory.free >= -least_free)
     small.model.add_bool_and(small.stages.runs)
-    largest_first(progress, small, [*order_variables(small), *quantities(small)])
+    budget = min(near.tie_limit, limits.SETTLE_LIMIT)
+    largest_first(progress, small, [*order_variables(small), *quantities(small)], budget)
     return answer(small), step_ns
 
 
-def largest_first(progress: Progress, model: Model, variables: Sequence[cp_model.IntVar]) -> None:
-    """Find the solution in which the variables, in order, are largest; past limits.SETTLE_LIMIT always the same one.
+def largest_first(progress: Progress, model: Model, variables: Sequence[cp_model.IntVar], budget: float) -> None:
+    """Find the solution in which the variables, in order, are largest; past the budget always the same one.
 
     Variables are tried in order, the largest value first, so the first solution is the lexicographic maximum.
     """
     model.model.add_decision_strategy(variables, cp_model.CHOOSE_FIRST, cp_model.SELECT_MAX_VALUE)
     try:
-        progress.minimise(model, 0, what="order", mode=first_in_order(limits.SETTLE_LIMIT))
+        progress.minimise(model, 0, what="order", mode=first_in_order(budget))
     except NotProvenError:
         progress.minimise(model, model.step_ns, what="any answer", mode=FIND_SAME)
 

@@ -79,6 +79,11 @@ def least_quanta(counts: tuple[int, ...], piece_ps: tuple[int, ...], quantum_ns:
     pieces, ps = np.array(counts, dtype=np.int64), np.array(piece_ps, dtype=np.int64)
     quantum_ps = PS_PER_NS * quantum_ns
     quanta = np.floor(pieces / (quantum_ps / ps).sum() * (1 - limits.MARGIN)).astype(np.int64)
-    while (few := (quanta[:, None] * quantum_ps // ps).sum(1) < pieces).any():
-        quanta += few
+    while True:
+        done = quanta[:, None] * quantum_ps // ps
+        few = done.sum(axis=1) < pieces
+        if not few.any():
+            break
+        next_done = -(-(done[few] + 1) * ps // quantum_ps)  # of each member: the quanta by which one piece more is done
+        quanta[few] = next_done.min(axis=1)
     return tuple(quanta.tolist())

@@ -40,16 +40,28 @@ Curve = Floats
 leading axes."""
 
 
-@lru_cache(maxsize=16)
-def windows(layer_kinds: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return [window, kind]: how many layers of each kind consecutive ones may be, each once, by their number.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Windows:
+    """How many layers of each kind consecutive layers may be."""
+
+    counts: NDArray[np.int64]
+    """[window, kind], each once, fewest layers first."""
+    layers: NDArray[np.int64]
+    """[window]: of all kinds together."""
+
+
+@lru_cache(maxsize=64)
+def windows(layer_kinds: tuple[int, ...], is_run: tuple[bool, ...]) -> Windows:
+    """Return the windows with layers of those kinds alone that a group runs.
 
     ``layer_kinds``: kind of each layer, in the order of execution.
     """
     is_kind = np.array(layer_kinds)[:, None] == np.arange(max(layer_kinds) + 1)
     before = np.concatenate([np.zeros((1, is_kind.shape[1]), dtype=np.int64), np.cumsum(is_kind, axis=0)])
     lengths = range(1, len(layer_kinds) + 1)
-    return np.concatenate([np.unique(before[n:] - before[:-n], axis=0) for n in lengths])
+    counts = np.concatenate([np.unique(before[n:] - before[:-n], axis=0) for n in lengths])
+    counts = counts[(counts[:, ~np.array(is_run)] == 0).all(axis=1)]
+    return Windows(counts=counts, layers=counts.sum(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +92,7 @@ class StageBound:
             [float(problem.capacity_bytes[d] - n) for d, n in zip(group.devices, group.stage_bytes, strict=True)]
         )
         self.kinds = tuple(layers_of_kind(problem, group, k) for k in range(len(problem.kinds)))
-        self.windows = windows(problem.layer_kinds)
-        """[window, kind]: numbers of layers that a stage may have."""
+        self.windows = windows(problem.layer_kinds, tuple(kind.is_run for kind in self.kinds))
         self.most_layers = problem.layers if any(group.splits) and (self.room_bytes >= 0).all() else 0
         if self.most_layers:
             self._limit_layers(np.ones(len(self.room_bytes)))
@@ -119,11 +130,13 @@ class StageBound:
 
     @property
     def _counts(self) -> NDArray[np.int64]:
-        """[window, kind], of those with no more than the most layers, all of kinds that the group runs."""
-        is_run = np.array([kind.is_run for kind in self.kinds])
-        fits = (self.windows.sum(axis=1) <= self.most_layers) & (self.windows[:, ~is_run] == 0).all(axis=1)
-        counts: NDArray[np.int64] = self.windows[fits]
-        return counts
+        """[window, kind], of those with no more than the most layers."""
+        return self.windows.counts[: self._fitting]
+
+    @property
+    def _fitting(self) -> int:
+        """Windows with no more than the most layers."""
+        return int(np.searchsorted(self.windows.layers, self.most_layers, side="right"))
 
     def _along(self, line: Line) -> Floats:
         """Return the values of a line for all windows that fit."""
@@ -134,7 +147,7 @@ class StageBound:
     def _least(self, values: Floats) -> Curve:
         """Return the curve of the least value for each number of layers; ``values``: of all windows that fit."""
         curve = np.full(self.problem.layers + 1, math.inf)
-        np.minimum.at(curve, self._counts.sum(axis=1), values)
+        np.minimum.at(curve, self.windows.layers[: self._fitting], values)
         return curve
 
     def _in_quanta(self, bounds: Floats) -> Floats:
@@ -158,10 +171,9 @@ class StageBound:
         """Lower the most layers to those with weights·(bytes of the layers) <= weights·room."""
         room = float(self.room_bytes @ weights) * (1 + limits.MARGIN)
         layer_bytes = np.array([kind.least_bytes(weights) for kind in self.kinds])
-        counts = self._counts
         is_run = np.isfinite(layer_bytes)
-        fits = counts[:, is_run] @ layer_bytes[is_run] <= room
-        self.most_layers = int(counts[fits].sum(axis=1).max(initial=0))
+        fits = self._counts[:, is_run] @ layer_bytes[is_run] <= room
+        self.most_layers = int(self.windows.layers[: self._fitting][fits].max(initial=0))
 
     def _line(self, prices: Floats) -> Line:
         """Return the Lagrangian for these prices, none below the given ones."""
@@ -172,8 +184,7 @@ class StageBound:
 
     def _fits(self) -> bool:
         """Return whether a best division at the given prices has room for the most layers: no other line is higher."""
-        counts = self._counts
-        largest = counts[counts.sum(axis=1) == self.most_layers]
+        largest = self._counts[self.windows.layers[: self._fitting] == self.most_layers]
         loads = np.zeros((len(largest), 1, len(self.room_bytes)))
         for kind, counted in zip(self.kinds, largest.T, strict=True):
             if kind.is_run:
