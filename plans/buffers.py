@@ -26,7 +26,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_DTYPE_BYTES
+from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_DTYPE_BYTES, KV_SCALE_BYTES, cached_width
 from plans.kv import KvShare, kv_share, query_heads
 from plans.rotary import tables
 from plans.schema import Attention, Draft, Mlp, Model, Options, Plan, Stage
@@ -422,6 +422,12 @@ def _converted(common: _Common, share: KvShare, heads: int, cache: tuple[int, ..
     if options.kv_dtype == options.dtype:
         return ()
     _, sequences, seen, both, dims = cache
+    if options.kv_dtype == "int8":
+        if share.parts == 1 or share.axis in ("heads", "batch"):
+            return ()  # kernels read and write codes in registers
+        # keys and values that are written, in float32, their codes and scales: model.kv_codes.encoded
+        shape = (rows, both, 2 * dims + KV_SCALE_BYTES)
+        return (Buffer(name=f"{prefix}scratch.stored", term="buffers", dtype="float32", shape=shape),)
     # keys and values that are written, clamped: model.layers.store
     stored = Buffer(name=f"{prefix}scratch.stored", term="buffers", dtype=options.dtype, shape=(rows, both, dims))
     if share.parts > 1 and share.axis in ("context", "head_dim"):
@@ -499,7 +505,7 @@ def _stage_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     buffers = []
     for cached in caches_of(plan.model, stage):
         share = kv_share(stage, cached.kv_heads, member)
-        shape = _cache_shape(options, cached.attention, share, len(cached.layers), tree_rows(options))
+        shape = _stored_shape(options, cached.attention, share, len(cached.layers), tree_rows(options))
         buffers.append(Buffer(name=cached.name, term="kv", dtype=options.kv_dtype, shape=shape))
     buffers += stage_buffers(
         plan.model,
@@ -546,7 +552,7 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
         return ()
     member = placement.devices.index(device_id)
     share = kv_share(placement, placement.kv_heads, member)
-    shape = _cache_shape(options, draft.attention, share, draft.num_layers, draft_tree_rows(draft, options))
+    shape = _stored_shape(options, draft.attention, share, draft.num_layers, draft_tree_rows(draft, options))
     return (
         Buffer(name="draft.kv", term="draft_kv", dtype=options.kv_dtype, shape=shape),
         *draft_buffers(
@@ -588,5 +594,13 @@ def _cache_shape(
     return (num_layers, sequences, round_up(tree + positions, ROW_ALIGN), 2 * share.heads, dims)
 
 
+def _stored_shape(
+    options: Options, attention: Attention, share: KvShare, num_layers: int, tree: int
+) -> tuple[int, int, int, int, int]:
+    """Return the shape of a cache as it is stored: of int8 with a scale behind the codes of each head."""
+    layers, sequences, rows, both, dims = _cache_shape(options, attention, share, num_layers, tree)
+    return (layers, sequences, rows, both, cached_width(options.kv_dtype, dims))
+
+
 def _cache_bytes(options: Options, attention: Attention, share: KvShare, tree: int) -> int:
-    return math.prod(_cache_shape(options, attention, share, 1, tree)) * KV_DTYPE_BYTES[options.kv_dtype]
+    return math.prod(_stored_shape(options, attention, share, 1, tree)) * KV_DTYPE_BYTES[options.kv_dtype]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 SCHEMA_MAJOR = 4
-SCHEMA_MINOR = 3
+SCHEMA_MINOR = 4
 
 DType = Literal["bfloat16", "float16", "float32"]
-KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn"]
+KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn", "int8"]
 RoundedWeights = Literal["int8", "int4-g128", "int4-g32", "fp8"]
 """Formats to which plain weights are rounded (``plans.quantized.ROUNDED``)."""
 

@@ -32,7 +32,7 @@ def export(plan: Plan) -> str:
     lines = [
         f"{placement.visible(devices)} python examples/chat.py -m MODEL",
         f"-gs {limits}" + ("" if whole else " -tp -tpb nccl"),
-        f"-cs {options.context * options.batch}" + (" -cq 8" if options.kv_dtype == "float8_e4m3fn" else ""),
+        f"-cs {options.context * options.batch}" + (" -cq 8" if options.kv_dtype in ("float8_e4m3fn", "int8") else ""),
     ]
     return "\n".join([placement.heading("exllamav3", plan), *_comments(plan, whole), placement.command(*lines)]) + "\n"
 

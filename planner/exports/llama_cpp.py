@@ -13,7 +13,7 @@ from plans.quantized import is_half
 from plans.schema import Plan, Stage
 
 PROGRAM = "llama.cpp"
-KV_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "q8_0"}
+KV_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "q8_0", "int8": "q8_0"}
 """Types of the KV cache; q8_0, 8 bits with a scale for each 32, is the nearest to 8-bit floats."""
 
 
@@ -95,6 +95,8 @@ def _comments(plan: Plan, whole: bool, on_cpu: int) -> list[str]:
         comments.append("# -sm tensor is experimental; it rounds each tensor's shares by itself.")
     if plan.options.kv_dtype == "float8_e4m3fn":
         comments.append("# llama.cpp has no KV cache of 8-bit floats: q8_0 takes 6 % more.")
+    elif plan.options.kv_dtype == "int8":
+        comments.append("# The KV cache has a scale for each head: llama.cpp's q8_0 has one for each 32 values.")
     if plan.draft is not None:
         comments.append(
             "# The EAGLE head is left out: llama.cpp drafts a chain, with a head converted to GGUF of its own."

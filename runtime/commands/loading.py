@@ -97,6 +97,8 @@ def load_engine(
         status(load_torch_module("runtime.processes.serving").KERNELS)
         dtype = load_torch_module("runtime.image.dtypes").DTYPES[plan.options.dtype]
         with ended_by_ctrl_c():  # the compiler calls back functions whose errors Python ignores; no rank runs yet
-            load_torch_module("runtime.model.ops").prepare(dtype, codes=has_codes(plan.model))
+            load_torch_module("runtime.model.ops").prepare(
+                dtype, codes=has_codes(plan.model), kv_dtype=plan.options.kv_dtype
+            )
     loaded: Engine = engine.load(plan, directory, torchrun=torchrun, method="fork", verify=verify, report=status)
     return loaded

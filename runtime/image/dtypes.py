@@ -9,6 +9,7 @@ DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
     "float8_e4m3fn": torch.float8_e4m3fn,
+    "int8": torch.int8,
     "float64": torch.float64,
     "int64": torch.int64,
     "uint8": torch.uint8,

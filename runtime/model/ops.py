@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plans.dtypes import cached_width
 from plans.schema import Activation
 from runtime.errors import MachineError
 from runtime.model.kernels import code
@@ -50,18 +51,20 @@ EXCHANGE = "exchange"
 """Kernel of messages through shared memory, which only ranks that share some need."""
 CODED = "coded"
 """Kernel of products with quantized weights."""
+ATTEND_INT8 = "attend_int8"
+"""Kernel of attention to a KV cache in int8."""
 # a named tuple's __new__ takes fields by name in half of the time that its class does, which makes a dict of them first
 _product, _grouped = partial(Product.__new__, Product), partial(GroupedProduct.__new__, GroupedProduct)
 _norm, _gated = partial(Norm.__new__, Norm), partial(Gated.__new__, Gated)
 _top, _attend = partial(Top.__new__, Top), partial(Attend.__new__, Attend)
 
 
-def prepare(dtype: torch.dtype, *, codes: bool) -> None:
+def prepare(dtype: torch.dtype, *, codes: bool, kv_dtype: str | None = None) -> None:
     """Compile the kernels of layers for a dtype, or load those that were compiled before; raise MachineError.
 
-    ``codes``: that too which only models with quantized weights need.
+    ``codes``: that too which only models with quantized weights need. ``kv_dtype``: of the KV cache; None: ``dtype``.
     """
-    left = {EXCHANGE} if codes else {EXCHANGE, CODED}
+    left = {EXCHANGE} | ({CODED} if not codes else set()) | ({ATTEND_INT8} if kv_dtype != "int8" else set())
     _prepare((kernel for kernel in code.KERNELS if kernel not in left), dtype)
 
 
@@ -369,8 +372,8 @@ def merge_parts(parts: Tensor, out: Tensor, columns: tuple[int, int], sinks: Ten
 
 
 def attends(qkv: Tensor, cache: Tensor) -> bool:
-    """Return whether ``attend`` applies: on a CPU whose KV cache has the dtype of the activations."""
-    return has_kernels(qkv) and cache.dtype == qkv.dtype
+    """Return whether ``attend`` applies: on a CPU whose KV cache has the dtype of the activations, or is in int8."""
+    return has_kernels(qkv) and cache.dtype in (qkv.dtype, torch.int8)
 
 
 def attend(
@@ -380,15 +383,15 @@ def attend(
 ) -> Tensor:  # fmt: skip
     """Rotate ``qkv`` [W, h + 2k, D] in place, write its keys and values to the cache, and attend: [W, h * D].
 
-    ``cache`` [B, T, 2k, D], of which the sequences from ``first`` on take part; ``rotary`` [2, W, 1, D] and ``bias``
-    [b, 1, n, t] as in ``layers.Rows``. ``seen``: the first of the t cache rows; the first ``tree`` are tree rows.
-    Keys and values go to ``written``: n rows of each sequence, or W of all sequences' rows. ``oldest`` as in ``Rows``.
-    ``factors`` and ``sinks`` as in ``scores.Scores``.
+    ``cache`` [B, T, 2k, D], in int8 as ``kv_codes`` has it, of which the sequences from ``first`` on take part;
+    ``rotary`` [2, W, 1, D] and ``bias`` [b, 1, n, t] as in ``layers.Rows``. ``seen``: the first of the t cache rows;
+    the first ``tree`` are tree rows. Keys and values go to ``written``: n rows of each sequence, or W of all sequences'
+    rows. ``oldest`` as in ``Rows``; ``factors`` and ``sinks`` as in ``scores.Scores``.
     """
     (rows, all_heads, head_dim), size, (sequences, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
     kv_heads = (all_heads - query_heads) // 2
     # the kernel computes every address from these sizes
-    assert cache.shape[2:] == (2 * kv_heads, head_dim)
+    assert cache.shape[2:] == (2 * kv_heads, cached_dims(cache, head_dim))
     assert rotary.shape == (2, rows, 1, head_dim)
     assert (sequences * n, query_heads % kv_heads) == (rows, 0)
     assert first + sequences <= cache.shape[0]
@@ -400,7 +403,7 @@ def attend(
     assert sinks is None or (sinks.shape == (query_heads,) and sinks.dtype == qkv.dtype and sinks.is_contiguous())
     out = torch.empty(rows, query_heads * head_dim, dtype=qkv.dtype)
     scratch = torch.empty(torch.get_num_threads() * ITEMS * (2 * head_dim + columns))
-    all_rows, sequence_stride, row_stride = cache.data_ptr(), size * cache.stride(0), size * cache.stride(1)
+    all_rows, (sequence_stride, row_stride) = cache.data_ptr(), (cache.itemsize * n for n in cache.stride()[:2])
     own_rows = all_rows + first * sequence_stride
     call = _attend(
         qkv=qkv.data_ptr(),
@@ -428,7 +431,12 @@ def attend(
         factors=0 if factors is None else factors.data_ptr(),
         sinks=0 if sinks is None else sinks.data_ptr(),
     )
-    _run("attend", qkv.dtype, 2 * rows * query_heads * columns * head_dim, call)
+    _run(
+        ATTEND_INT8 if cache.dtype == torch.int8 else "attend",
+        qkv.dtype,
+        2 * rows * query_heads * columns * head_dim,
+        call,
+    )
     return out
 
 
@@ -440,6 +448,16 @@ def _parallel() -> Callable[..., None]:
     """Return libgomp's GOMP_parallel, which torch brings and uses, so that there is one team of threads."""
     parallel: Callable[..., None] = ctypes.CDLL(None).GOMP_parallel
     return parallel
+
+
+def cached_dims(cache: Tensor, head_dim: int) -> int:
+    """Return the values of a head in a row of a cache."""
+    return cached_width("int8" if cache.dtype == torch.int8 else "", head_dim)
+
+
+def attend_int8_address(dtype: torch.dtype) -> int:
+    """Return the address of the code of the kernel ``attend_int8``, which layers with a cache of codes call."""
+    return code.address(ATTEND_INT8, dtype)
 
 
 def coded_address(dtype: torch.dtype) -> int:

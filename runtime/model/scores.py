@@ -19,6 +19,7 @@ from torch import Tensor
 
 from plans.step import score_blocks
 from runtime.comm.groups import Group
+from runtime.model.kv_codes import decoded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +66,7 @@ def streamed(
     for block in score_blocks(width):
         columns = block.stop - block.start
         by_kv_head = buffer[: sequences * heads * n * columns].view(sequences, kv_heads, -1, columns)
-        torch.matmul(rows, k[:, :, block].float().transpose(2, 3), out=by_kv_head)
+        torch.matmul(rows, _floats(k[:, :, block], dims).transpose(2, 3), out=by_kv_head)
         if group is not None:
             group.all_reduce(by_kv_head)
         if scores.softcap is not None:
@@ -76,7 +77,12 @@ def streamed(
         weights = seen.sub_(base.unsqueeze(-1)).exp_()
         kept = (high - base).exp_()
         total = total.mul_(kept).add_(weights.sum(-1))
-        out.mul_(kept.view(sequences, kv_heads, -1, 1)).add_(torch.matmul(by_kv_head, v[:, :, block].float()))
+        out.mul_(kept.view(sequences, kv_heads, -1, 1)).add_(torch.matmul(by_kv_head, _floats(v[:, :, block], dims)))
         high = higher
     out = out.view(sequences, heads, n, dims).div_(total.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1))
     return out, high.add_(total.log_())
+
+
+def _floats(cached: Tensor, dims: int) -> Tensor:
+    """Return rows of the cache [B, k, columns, D] in float32."""
+    return decoded(cached, dims) if cached.dtype == torch.int8 else cached.float()

@@ -34,7 +34,7 @@ Block = LayerBlock | Eagle3Layer
 
 
 def are_whole(layers: Sequence[Block], caches: Sequence[Tensor]) -> bool:
-    """Return whether ``WholeLayers`` applies: on a CPU, with whole heads in a cache of the activations' dtype.
+    """Return whether ``WholeLayers`` applies: on a CPU, with whole heads in a cache of the activations' dtype or int8.
 
     MLPs are gated by silu, and this device has channels of them; only q, k and v have biases. Norms are of inputs, and
     of heads one by one, without an offset. An EAGLE-3 head has one layer.
@@ -78,7 +78,8 @@ class WholeLayers:
         """``caches``: by layer [B, T, 2k, D]."""
         assert are_whole(layers, caches)
         own = layers[0].attention
-        self._dtype, self._hidden, self._group = caches[0].dtype, own.o.weight.shape[1], own.group
+        assert layers[0].mlp_norm is not None
+        self._dtype, self._hidden, self._group = layers[0].mlp_norm.weight.dtype, own.o.weight.shape[1], own.group
         words = ctypes.c_int64 * len(Forward._fields)
         self._words = {table: words() for table in sorted({block.attention.table for block in layers})}
         """Words of a forward for the layers of each rotary table."""
@@ -86,7 +87,7 @@ class WholeLayers:
         for block, cache in zip(layers, caches, strict=True):
             forward = ctypes.addressof(self._words[block.attention.table])
             self._layers.append(_bound(block, cache, forward, self._group.handle is None))
-        assert len({cache.shape[:2] + cache.shape[3:] for cache in caches}) == 1  # KV heads may differ
+        assert len({(cache.dtype, cache.shape[:2] + cache.shape[3:]) for cache in caches}) == 1  # KV heads may differ
         self._width = max(_scratch_width(block) for block in layers)
         self._inputs = max(weight.shape[0] for block in layers for weight in _matrices(block).values())
         self._coded = any(isinstance(weight, Coded) for block in layers for weight in _matrices(block).values())
@@ -104,7 +105,7 @@ class WholeLayers:
         assert rows.bias is not None
         (width, _), (sequences, _, n, columns), threads = hidden.shape, rows.bias.shape, torch.get_num_threads()
         cache, size = self._layers[0].cache, self._dtype.itemsize
-        head_dim, start, first = cache.shape[3], rows.seen.start, rows.sequences.start
+        head_dim, start, first = self._layers[0].block.attention.head_dim, rows.seen.start, rows.sequences.start
         # the kernel computes every address from these sizes, and those of weights, which ``_bound`` compares
         assert rows.own is None
         inputs = width * self._layers[0].block.attention.qkv.weight.shape[0]  # that the first attention reads
@@ -140,6 +141,7 @@ class WholeLayers:
             widened=at["widened"] if widens else 0, widened_stride=4 * (self._inputs + ops.PADDING),
             values=at["values"] if self._coded else 0, values_stride=4 * (self._inputs + ops.PADDING),
             coded=ops.coded_address(self._dtype) if self._coded else 0,
+            attend_int8=ops.attend_int8_address(self._dtype) if cache.dtype == torch.int8 else 0,
             cosines=0, sines_offset=0,
             first_sequence=first, first_seen=start,
             written_index=0 if isinstance(written, slice) else written.data_ptr(),
@@ -201,7 +203,9 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
     """Bind a layer; ``forward``: address of the words of the forward; ``alone``: no other device has a share of it."""
     own, tensors, matrices = block.attention, _tensors(block), _matrices(block)
     inputs, heads, channels = own.qkv.weight.shape[0], own.query_heads, _channels(block)
-    hidden, size = own.o.weight.shape[1], cache.itemsize
+    assert block.mlp_norm is not None
+    hidden, dtype = own.o.weight.shape[1], block.mlp_norm.weight.dtype
+    size = dtype.itemsize
     expected = {
         "attention_norm": (inputs,), "qkv": (inputs, (heads + 2 * own.kv_heads) * own.head_dim),
         "qkv_bias": ((heads + 2 * own.kv_heads) * own.head_dim,), "q_norm": (own.head_dim,), "k_norm": (own.head_dim,),
@@ -211,12 +215,13 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
     }  # fmt: skip
     for name, matrix in matrices.items():
         assert matrix.shape == expected[name]
-        assert isinstance(matrix, Coded) or (matrix.dtype == cache.dtype and matrix.is_cpu)
+        assert isinstance(matrix, Coded) or (matrix.dtype == dtype and matrix.is_cpu)
     for name, tensor in tensors.items():
-        dtype = torch.float32 if name == "factors" else cache.dtype
-        assert tensor is None or (tensor.shape == expected[name] and tensor.dtype == dtype and tensor.is_cpu)
+        kind = torch.float32 if name == "factors" else dtype
+        assert tensor is None or (tensor.shape == expected[name] and tensor.dtype == kind and tensor.is_cpu)
     assert (inputs, heads % own.kv_heads) == (2 * hidden if isinstance(block, Eagle3Layer) else hidden, 0)
-    assert cache.shape[2:] == (2 * own.kv_heads, own.head_dim)
+    assert cache.dtype in (dtype, torch.int8)
+    assert cache.shape[2:] == (2 * own.kv_heads, ops.cached_dims(cache, own.head_dim))
     assert (own.q_norm is None) == (own.k_norm is None)
     at = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
     codes = (ctypes.c_int64 * (len(Codes._fields) * len(matrices)))()
@@ -236,7 +241,7 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
         qkv_bias=at["qkv_bias"], q_norm=at["q_norm"], k_norm=at["k_norm"], head_epsilon=_units(own.q_norm), o=o,
         o_stride=o_stride, o_codes=o_codes, query_heads=heads, kv_heads=own.kv_heads, head_dim=own.head_dim,
         factors=at["factors"], sinks=at["sinks"], cache=cache.data_ptr(),
-        sequence_stride=size * cache.stride(0), row_stride=size * cache.stride(1),
+        sequence_stride=cache.itemsize * cache.stride(0), row_stride=cache.itemsize * cache.stride(1),
         feeds=0, mlp_norm=0, mlp_epsilon=0, gate_up=0, gate_up_stride=0, gate_up_codes=0, channels=0, down=0,
         down_stride=0, down_codes=0,
     )  # fmt: skip

@@ -104,7 +104,7 @@ class Rank:
         comm = connect(plan, rank, rendezvous, progress, ops.exchange)
         with progress.warming_up():
             if target.type == "cpu":
-                ops.prepare(DTYPES[plan.options.dtype], codes=has_codes(plan.model))
+                ops.prepare(DTYPES[plan.options.dtype], codes=has_codes(plan.model), kv_dtype=plan.options.kv_dtype)
             opened = cls(plan, directory, image, comm)
             opened.memory.begin_measuring()
             if needs_warm_up(plan):

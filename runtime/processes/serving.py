@@ -80,7 +80,7 @@ class InProcess:
     def __init__(self, plan: Plan, directory: Path, *, verify: bool, report: Report) -> None:
         if plan.devices[0].kind == "cpu":
             report(KERNELS)
-            ops.prepare(DTYPES[plan.options.dtype], codes=has_codes(plan.model))
+            ops.prepare(DTYPES[plan.options.dtype], codes=has_codes(plan.model), kv_dtype=plan.options.kv_dtype)
         report("loading the image")
         self._stopped = self._closed = False
         self._inbox = Inbox()
@@ -157,7 +157,9 @@ class InProcesses:
         """Start the ranks and wait until they are ready. Raises what ``Rank.open`` raises, and PeerError."""
         if any(device.kind == "cpu" for device in plan.devices):
             report(KERNELS)
-            ops.prepare(DTYPES[plan.options.dtype], codes=has_codes(plan.model))  # here, once for all ranks
+            ops.prepare(
+                DTYPES[plan.options.dtype], codes=has_codes(plan.model), kv_dtype=plan.options.kv_dtype
+            )  # here, once for all ranks
         if "shm" in plan.transports:
             ops.prepare_exchange(DTYPES[plan.options.dtype])
         own = range(len(plan.devices)) if torchrun is None else range(torchrun.rank, torchrun.rank + 1)

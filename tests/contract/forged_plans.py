@@ -441,7 +441,7 @@ def derived(rng: random.Random) -> Plan:
         embed_rows=shares(rng, model.vocab_size, len(embed)),
         head_rows=shares(rng, model.vocab_size, len(head)),
         dtype=dtype,
-        kv_dtype=rng.choice((dtype, dtype, "float32", "bfloat16", "float16", "float8_e4m3fn")),
+        kv_dtype=rng.choice((dtype, dtype, "float32", "bfloat16", "float16", "float8_e4m3fn", "int8")),
         batch=batch,
         context=context,
         prefill_chunk=rng.choice((1, context, rng.randint(1, context))),

@@ -13,7 +13,7 @@ import torch
 from planner.families import load_base, load_draft, within
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import DType, Inputs, KvAxis, Model, Plan, Run
+from plans.schema import DType, Inputs, KvAxis, KvDType, Model, Plan, Run
 from plans.step import accept_rows, layer_class
 from runtime.comm.groups import Comm
 from runtime.image.buffers import Memory
@@ -129,6 +129,7 @@ def compiled(
     batch: int = 1,
     context: int = CONTEXT,
     spread: bool = False,
+    kv_dtype: KvDType | None = None,
 ) -> tuple[Plan, Path]:
     """Compile a plan with a random drafter that fits the base.
 
@@ -153,6 +154,7 @@ def compiled(
         context=context,
         batch=batch,
         dtype=dtype,
+        kv_dtype=kv_dtype,
     )
     target = directory / f"plan-{'spread' if spread else len(devices)}-{axis}-{dtype}"
     target.mkdir()

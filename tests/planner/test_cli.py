@@ -415,12 +415,14 @@ def test_a_plan_of_another_version_is_overwritten(models: Path, plan: Path, tmp_
 
 def test_the_kv_cache_has_a_dtype_of_its_own(models: Path, tmp_path: Path) -> None:
     kv = {}
-    for name in ("float32", "float16", "float8_e4m3fn"):
+    for name in ("float32", "float16", "float8_e4m3fn", "int8"):
         assert build(models, tmp_path / name, "--plan-only", "--kv-dtype", name).exit_code == 0
         frozen = codec.load(tmp_path / name)
         assert (frozen.options.dtype, frozen.options.kv_dtype) == ("float32", name)
         kv[name] = sum(line.kv_bytes for line in frozen.memory)
     assert kv["float32"] > 1.9 * kv["float16"] > 3.6 * kv["float8_e4m3fn"]
+    head_dim = frozen.model.layers[0].attention.head_dim
+    assert kv["int8"] * head_dim == kv["float8_e4m3fn"] * (head_dim + 4), "a scale for each head"
     build(models, tmp_path / "default", "--plan-only", "--dtype", "bfloat16")
     assert codec.load(tmp_path / "default").options.kv_dtype == "bfloat16"
 

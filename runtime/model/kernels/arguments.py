@@ -158,7 +158,7 @@ class Top(NamedTuple):
 class Attend(NamedTuple):
     """Attention of B sequences, n rows each: W = B * n rows. h query heads, k KV heads of D dims, t cache rows.
 
-    A cache row is [2k, D]: the keys of its k KV heads, then their values.
+    A cache row is [2k, D]: the keys of its k KV heads, then their values; of codes each with a scale (``kv_codes``).
     """
 
     qkv: int
@@ -289,6 +289,8 @@ class Forward(NamedTuple):
     values_stride: int
     coded: int
     """Address of the code of the kernel ``coded``, or 0."""
+    attend_int8: int
+    """Address of the code of the kernel ``attend_int8``, where caches are of codes, or 0."""
     cosines: int
     sines_offset: int
     first_sequence: int

@@ -35,6 +35,7 @@ KERNELS: Mapping[str, str] = {
     "gated": "rowwise",
     "top": "rowwise",
     "attend": "attention",
+    "attend_int8": "attention",
     "exchange": "exchange",
     "layer": "layer",
 }

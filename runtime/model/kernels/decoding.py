@@ -13,10 +13,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from runtime.model.kernels.arguments import CODES, SCALES
-from runtime.model.kernels.elements import F32, I16, I32, I64, LANES, F, floats, pointer, scalar_of, widened
+from runtime.model.kernels.elements import F32, I8, I16, I32, I64, LANES, F, floats, pointer, scalar_of, widened
 from runtime.model.kernels.subroutines import subroutine
 
-I8 = ir.IntType(8)
 BLOCK = 32
 """Columns of a block; those of 4 bits are packed so (``plans.quantized``)."""
 INT4, INT8, FLOAT8, FLOAT4 = range(len(CODES))

@@ -18,7 +18,8 @@ from numba.extending import intrinsic
 from runtime.model.kernels.processor import lanes, multiplies_pairs
 
 F = np.float32
-F32, F64, I16, I32, I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+F32, F64 = ir.FloatType(), ir.DoubleType()
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 POINTER = ir.PointerType()
 FLOATING = frozenset({"reassoc", "contract", "nsz", "arcp", "nnan"})
 """Fast-math flags of the kernels: sums may be taken in another order than written, though always in the same one;
@@ -50,19 +51,23 @@ ELEMENTS = {
     torch.float16: types.int16,
 }
 """The element type that stands for each dtype."""
+CODE = types.int8
+"""The element type of a KV cache in codes."""
 
 
 # ---- LLVM builders, used by intrinsics here and by the inner loops ----
 
 
 def widened(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
-    """Convert an element, or a vector of elements, to float32; float64 stays."""
+    """Convert an element or a code, or a vector of them, to float32; float64 stays."""
 
     def like(scalar: ir.Type) -> ir.Type:
         return ir.VectorType(scalar, value.type.count) if isinstance(value.type, ir.VectorType) else scalar
 
     if element in (types.float32, types.float64):
         return value
+    if element == CODE:
+        return builder.sitofp(value, like(F32))
     if element == types.int16:
         return builder.fpext(builder.bitcast(value, like(ir.HalfType())), like(F32))
     bits = builder.zext(value, like(I32))
@@ -93,8 +98,8 @@ def narrowed(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
 
 
 def scalar_of(element: types.Type) -> ir.Type:
-    """Return the LLVM type of an element."""
-    return {types.float32: F32, types.float64: F64}.get(element, I16)
+    """Return the LLVM type of an element, or of a code."""
+    return {types.float32: F32, types.float64: F64, CODE: I8}.get(element, I16)
 
 
 def pairs(element: types.Type) -> bool:
@@ -166,7 +171,7 @@ def pointer_to(element: types.Type) -> Any:
     return cast
 
 
-numbers, floats = pointer_to(types.int64), pointer_to(types.float32)
+numbers, floats, codes = pointer_to(types.int64), pointer_to(types.float32), pointer_to(CODE)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -200,6 +205,13 @@ def itemsize(typing: Any, data: Any) -> Any:
 def in_pairs(typing: Any, data: Any) -> Any:
     """Return whether elements are multiplied in pairs."""
     known = pairs(data.dtype)
+    return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), int(known))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def in_codes(typing: Any, data: Any) -> Any:
+    """Return whether elements are codes."""
+    known = data.dtype == CODE
     return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), int(known))
 
 

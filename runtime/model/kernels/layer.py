@@ -5,7 +5,7 @@
 At each ┆ all threads wait. A norm of few rows is computed by every thread for itself, so that none waits for it; of
 many rows each thread computes some, and all wait. Threads divide rows, items of attention, or outputs of a product; of
 gate and up a thread has the same channels. Each step has the bits of its own kernel. Products with weights in codes are
-the kernel ``coded``, which every thread calls.
+the kernel ``coded``, which every thread calls, and attention to a cache of codes is ``attend_int8``.
 """
 
 from typing import Any
@@ -40,9 +40,12 @@ def layer(data: Any) -> None:
         if a.q_norm:
             _norm_heads(data, a, f, me, team)
         attending = _attending(a, f, itemsize(data))
-        rotate_and_write(data, attending, me, team)
-        barrier()
-        attend_all(data, attending, me, team)
+        if f.attend_int8:
+            run_kernel(data, f.attend_int8, attending)
+        else:
+            rotate_and_write(data, data, attending, me, team)
+            barrier()
+            attend_all(data, data, attending, me, team)
         barrier()
         inputs, residual = a.query_heads * a.head_dim, f.hidden if f.adds else np.int64(0)
         stride, o = f.hidden_size * itemsize(data), (a.o, a.o_stride, a.o_codes)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plans.dtypes import cached_width
 from runtime.model.mask import WORD, Mask
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.float8 import widened
@@ -25,22 +26,27 @@ MERGED = 8
 
 @triton.jit
 def _keys_of(cache, offsets, inside, like, FLOAT8: tl.constexpr):
-    """Return values of the cache in the dtype of activations."""
+    """Return values of the cache in the dtype of activations; codes are whole numbers, which every dtype has."""
     if FLOAT8:
         return widened(tl.load(cache + offsets, mask=inside, other=0)).to(like.dtype)
-    return tl.load(cache + offsets, mask=inside, other=0.0).to(like.dtype)
+    return tl.load(cache + offsets, mask=inside, other=0).to(like.dtype)
 
 
 @triton.jit
 def _attended(
-    q, cache, row, seen, visible, head_offset, value_offset, row_stride, scale, softcap, high, total, acc,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, CAPPED: tl.constexpr, FLOAT8: tl.constexpr,
+    q, cache, scales, row, seen, visible, head, value_head, row_heads, scale, softcap, high, total, acc,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, WIDTH: tl.constexpr, CAPPED: tl.constexpr, FLOAT8: tl.constexpr,
+    CODES: tl.constexpr,
 ):  # fmt: skip
     """Attend with a block of items to a block of cache rows; return the running maximum, sum and weighted values."""
+    row_stride, head_offset, value_offset = row_heads * WIDTH, head * WIDTH, value_head * WIDTH
     dim = tl.arange(0, BLOCK_D)
     at = row.to(tl.int64) * row_stride
     keys = _keys_of(cache, at[None, :] + head_offset + dim[:, None], seen[None, :] & (dim < D)[:, None], q, FLOAT8)
     scores = tl.dot(q, keys, input_precision="ieee") * scale  # [BM, BT]
+    if CODES:
+        of_heads = row.to(tl.int64) * row_heads
+        scores *= tl.load(scales + (of_heads + head + 1) * (WIDTH // 4) - 1, mask=seen, other=0.0)[None, :]
     if CAPPED:
         scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
     scores = tl.where(visible, scores * 1.4426950408889634, float("-inf"))
@@ -48,6 +54,9 @@ def _attended(
     base = tl.where(higher == float("-inf"), 0.0, higher)
     weights, kept = tl.exp2(scores - base[:, None]), tl.exp2(high - base)
     values = _keys_of(cache, at[:, None] + value_offset + dim[None, :], seen[:, None] & (dim < D)[None, :], q, FLOAT8)
+    if CODES:
+        factors = tl.load(scales + (of_heads + value_head + 1) * (WIDTH // 4) - 1, mask=seen, other=0.0)
+        values = (values.to(tl.float32) * factors[:, None]).to(q.dtype)
     total = total * kept + tl.sum(weights, 1)
     acc = acc * kept[:, None] + tl.dot(weights.to(q.dtype), values, input_precision="ieee")
     return higher, total, acc
@@ -55,12 +64,13 @@ def _attended(
 
 @triton.jit(do_not_specialize=["first", "appended", "tree", "n", "window"])
 def attend_kernel(
-    qkv, cache, ancestors, positions, lengths, sinks, out, sums, scale, softcap,
+    qkv, cache, scales, ancestors, positions, lengths, sinks, out, sums, scale, softcap,
     n, kv_heads, first, sequence_rows, start, tree, appended, window, part, parts, split_rows, split_stride,
     sums_stride,
     G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr, WORDS: tl.constexpr,
-    ITEM: tl.constexpr, SUMS_ITEM: tl.constexpr,
+    WIDTH: tl.constexpr, ITEM: tl.constexpr, SUMS_ITEM: tl.constexpr,
     RING: tl.constexpr, DIRECT: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr, FLOAT8: tl.constexpr,
+    CODES: tl.constexpr,
 ):  # fmt: skip
     """Attend with a block of items of one KV head of one sequence to a split of its cache."""
     sequence, kv_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
@@ -74,9 +84,9 @@ def attend_kernel(
     q = tl.load(qkv + query[:, None] + dim[None, :], mask=live[:, None] & (dim < D)[None, :], other=0.0)
     position = tl.load(positions + row, mask=live, other=0).to(tl.int32)
     end = tl.load(lengths + sequence).to(tl.int32) + appended
-    cache += (first + sequence).to(tl.int64) * sequence_rows * (2 * kv_heads * D)
-    row_stride = 2 * kv_heads * D
-    head_offset, value_offset = kv_head * D, (kv_heads + kv_head) * D
+    cache += (first + sequence).to(tl.int64) * sequence_rows * (2 * kv_heads * WIDTH)
+    if CODES:
+        scales += (first + sequence).to(tl.int64) * sequence_rows * (2 * kv_heads * (WIDTH // 4))
     high = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BLOCK_D], tl.float32)
@@ -90,8 +100,8 @@ def attend_kernel(
             )  # fmt: skip
             visible = ((word >> (column % 32)[None, :]) & 1) != 0
             high, total, acc = _attended(
-                q, cache, start - tree + column, column < tree, visible, head_offset, value_offset, row_stride, scale,
-                softcap, high, total, acc, D, BLOCK_D, CAPPED, FLOAT8,
+                q, cache, scales, start - tree + column, column < tree, visible, kv_head, kv_heads + kv_head,
+                2 * kv_heads, scale, softcap, high, total, acc, D, BLOCK_D, WIDTH, CAPPED, FLOAT8, CODES,
             )  # fmt: skip
 
     ring = sequence_rows - start
@@ -111,8 +121,8 @@ def attend_kernel(
         if RING:
             visible = visible & (held[None, :] > position[:, None] - window)
         high, total, acc = _attended(
-            q, cache, start + column, seen, visible, head_offset, value_offset, row_stride, scale, softcap, high, total,
-            acc, D, BLOCK_D, CAPPED, FLOAT8,
+            q, cache, scales, start + column, seen, visible, kv_head, kv_heads + kv_head, 2 * kv_heads, scale, softcap,
+            high, total, acc, D, BLOCK_D, WIDTH, CAPPED, FLOAT8, CODES,
         )  # fmt: skip
 
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
@@ -168,7 +178,8 @@ def attend(
 ) -> Tensor:  # fmt: skip
     """Attend with the queries of ``qkv`` [W, h + 2k, D] to ``cache`` [B, T, 2k, D]: [W, h * D].
 
-    Of the cache's sequences those from ``first`` on take part. ``sinks`` [h]: scores without a value, of each head.
+    The cache may be in float8, or in int8 as ``kv_codes`` has it. Of its sequences those from ``first`` on take part.
+    ``sinks`` [h]: scores without a value, of each head.
     """
     rows, _, dims = qkv.shape
     out = qkv.new_empty(rows, query_heads, dims)
@@ -204,7 +215,9 @@ def _attend(
     (rows, all_heads, dims), (_, sequence_rows, both, cached) = qkv.shape, cache.shape
     kv_heads, query_heads, sequences = both // 2, out.shape[2], mask.lengths.shape[0]
     n, group = rows // sequences, query_heads // kv_heads
-    assert (all_heads, cached, query_heads % kv_heads) == (query_heads + both, dims, 0)
+    codes = cache.dtype == torch.int8
+    assert (all_heads, query_heads % kv_heads) == (query_heads + both, 0)
+    assert cached == (cached_width("int8", dims) if codes else dims)
     assert (mask.positions.shape, sequences * n) == ((rows,), rows)
     assert mask.ancestors is None or (mask.tree > 0 and mask.ancestors.shape == (rows, ceil_div(mask.tree, WORD)))
     assert qkv.is_contiguous()
@@ -216,13 +229,15 @@ def _attend(
     split_rows = ceil_div(sequence_rows - mask.start, mask.splits * MOST_BLOCK) * MOST_BLOCK
     launch.start(
         attend_kernel, (sequences * kv_heads, ceil_div(n * group, block), mask.splits), qkv,
-        cache.view(torch.uint8) if float8 else cache, mask.ancestors, mask.positions, mask.lengths, sinks, out, sums,
-        scale, softcap or 0.0, n, kv_heads, first, sequence_rows, mask.start, mask.tree, mask.appended,
+        cache.view(torch.uint8) if float8 else cache, cache.view(torch.float32) if codes else None, mask.ancestors,
+        mask.positions, mask.lengths, sinks, out, sums, scale, softcap or 0.0, n, kv_heads, first, sequence_rows,
+        mask.start, mask.tree, mask.appended,
         mask.window or 0, mask.part, mask.parts, split_rows, out.stride(0), 0 if sums is None else sums.stride(0),
         G=group, D=dims, BLOCK_D=max(16, power_of_two(dims)), BM=block, BT=32 if wide else 64,
-        WORDS=0 if mask.ancestors is None else mask.ancestors.shape[1], ITEM=out.stride(2),
+        WORDS=0 if mask.ancestors is None else mask.ancestors.shape[1], WIDTH=cached, ITEM=out.stride(2),
         SUMS_ITEM=0 if sums is None else sums.stride(2), RING=mask.window is not None, DIRECT=sums is None,
-        CAPPED=softcap is not None, SINKS=sinks is not None, FLOAT8=float8, warps=8 if block > 32 else 4,
+        CAPPED=softcap is not None, SINKS=sinks is not None, FLOAT8=float8, CODES=codes,
+        warps=8 if block > 32 else 4,
     )  # fmt: skip
 
 

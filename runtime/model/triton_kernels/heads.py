@@ -5,21 +5,41 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plans.dtypes import cached_width
+from runtime.model.kv_codes import LARGEST, LEAST_SCALE
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.float8 import narrowed
 from runtime.model.triton_kernels.launch import ceil_div, power_of_two
 
 PAIRS = 2048
 """Rotary pairs of a program: those of some heads."""
+MOST, LEAST = tl.constexpr(LARGEST), tl.constexpr(LEAST_SCALE)
+
+
+@triton.jit
+def _scale_of(low, high):
+    """Return the scales [ITEMS, 1] of heads that are stored as codes, given as halves."""
+    most = tl.minimum(tl.maximum(tl.max(tl.abs(low), 1), tl.max(tl.abs(high), 1)), MOST)
+    strange = tl.max(((low != low) | (high != high)).to(tl.int32), 1)
+    scale = tl.maximum(tl.div_rn(most, tl.full(most.shape, 127.0, tl.float32)), LEAST)
+    return tl.where(strange > 0, float("nan"), scale)[:, None]
+
+
+@triton.jit
+def _codes_of(values, scale):
+    """Return the codes of values: of a sum with 1.5 * 2^23 the last place is 1, and it is rounded to even."""
+    near = tl.div_rn(values, tl.broadcast_to(scale, values.shape))
+    near = tl.where(scale == scale, tl.minimum(tl.maximum(near, -127.0), 127.0), 0.0)
+    return ((near + 12582912.0) - 12582912.0).to(tl.int8)
 
 
 @triton.jit(do_not_specialize=["first", "start"])
 def heads_kernel(
-    qkv, cache, cosines, sines, positions, written, q_weight, k_weight, factors,
+    qkv, cache, scales, cosines, sines, positions, written, q_weight, k_weight, factors,
     rows, query_heads, kv_heads, n, sequence_rows, first, start, last_position, eps, most,
-    D: tl.constexpr, HALF: tl.constexpr, ITEMS: tl.constexpr,
+    D: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, ITEMS: tl.constexpr,
     NORMS: tl.constexpr, OFFSET: tl.constexpr, SCALES: tl.constexpr, BY_INDEX: tl.constexpr, CLAMPS: tl.constexpr,
-    FLOAT8: tl.constexpr,
+    FLOAT8: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
     """Norm, scale and rotate some heads in place, and write keys and values to the cache."""
     item = (tl.program_id(0).to(tl.int64) * ITEMS + tl.arange(0, ITEMS))[:, None]
@@ -61,7 +81,8 @@ def heads_kernel(
         target_row = tl.load(written + row, mask=live, other=0)
     else:
         target_row = (first + row // n) * sequence_rows + start + row % n
-    target = cache + (target_row * (2 * kv_heads) + head - query_heads) * D + half
+    target_head = target_row * (2 * kv_heads) + head - query_heads
+    target = cache + target_head * WIDTH + half
     # the cache has what the dtype of activations holds
     kept_low = turned_low.to(qkv.dtype.element_ty).to(tl.float32)
     kept_high = turned_high.to(qkv.dtype.element_ty).to(tl.float32)
@@ -72,6 +93,11 @@ def heads_kernel(
     if FLOAT8:
         tl.store(target, narrowed(kept_low), mask=kept)
         tl.store(target + D // 2, narrowed(kept_high), mask=kept)
+    elif CODES:
+        unit = _scale_of(kept_low, kept_high)
+        tl.store(scales + (target_head + 1) * (WIDTH // 4) - 1, unit, mask=live & (head >= query_heads))
+        tl.store(target, _codes_of(kept_low, unit), mask=kept)
+        tl.store(target + D // 2, _codes_of(kept_high, unit), mask=kept)
     else:
         tl.store(target, kept_low.to(cache.dtype.element_ty), mask=kept)
         tl.store(target + D // 2, kept_high.to(cache.dtype.element_ty), mask=kept)
@@ -87,11 +113,12 @@ def rotate_and_store(
     signed sines of all positions; ``positions`` [W] int64, those behind the table's end take its last row. ``written``:
     n cache rows of each sequence, or W rows among all sequences' rows. ``norms``: weights [D] of queries and of keys,
     eps, and whether they are offsets from 1. ``factors`` [P] of queries by position. Values beyond the range of the
-    cache's dtype are clamped to it.
+    cache's dtype are clamped to it; int8 has codes (``kv_codes``).
     """
     (rows, all_heads, dims), (_, sequence_rows, both, cached) = qkv.shape, cache.shape
     kv_heads = both // 2
-    assert (all_heads, cached) == (query_heads + both, dims)
+    codes = cache.dtype == torch.int8
+    assert (all_heads, cached) == (query_heads + both, cached_width("int8", dims) if codes else dims)
     assert rotary.shape[0] == 2
     assert rotary.shape[2] == dims
     assert positions.shape == (rows,)
@@ -100,14 +127,15 @@ def rotate_and_store(
     index = written if isinstance(written, Tensor) else None
     span = slice(0, 1) if isinstance(written, Tensor) else written
     assert index is None or index.shape == (rows,)
-    float8, most = cache.dtype == torch.float8_e4m3fn, torch.finfo(cache.dtype).max
+    float8, most = cache.dtype == torch.float8_e4m3fn, 0.0 if codes else torch.finfo(cache.dtype).max
     q_weight, k_weight, eps, offset = norms or (None, None, 0.0, False)
     half = power_of_two(dims // 2)
     items = max(1, min(power_of_two(rows * all_heads), PAIRS // half))
     launch.start(
         heads_kernel, (ceil_div(rows * all_heads, items),), qkv, cache.view(torch.uint8) if float8 else cache,
-        rotary[0], rotary[1], positions, index, q_weight, k_weight, factors, rows, query_heads, kv_heads,
-        span.stop - span.start, sequence_rows, first, span.start, rotary.shape[1] - 1, eps, most, D=dims,
-        HALF=half, ITEMS=items, NORMS=norms is not None, OFFSET=offset, SCALES=factors is not None,
-        BY_INDEX=index is not None, CLAMPS=most < torch.finfo(qkv.dtype).max, FLOAT8=float8,
+        cache.view(torch.float32) if codes else None, rotary[0], rotary[1], positions, index, q_weight, k_weight,
+        factors, rows, query_heads, kv_heads, span.stop - span.start, sequence_rows, first, span.start,
+        rotary.shape[1] - 1, eps, most, D=dims, HALF=half, WIDTH=cached, ITEMS=items, NORMS=norms is not None,
+        OFFSET=offset, SCALES=factors is not None, BY_INDEX=index is not None,
+        CLAMPS=not codes and most < torch.finfo(qkv.dtype).max, FLOAT8=float8, CODES=codes,
     )  # fmt: skip

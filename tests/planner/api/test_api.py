@@ -93,7 +93,7 @@ def test_refusals_are_typed(tmp_path: Path) -> None:
         *({"gap": 1.0}, {"gap": -0.1}, {"within": 0.1}, {"strategy": "latency", "device_map": "map.yaml"}),
         *({"batch": 0}, {"batch": 1025}, {"context": 0}, {"prefill_chunk": 0}, {"stall_timeout_s": 0}),
         *({"simplify": -0.1}, {"simplify": 1.5}, {"simplify": "5%"}, {"max_devices": 0}, {"max_devices": 5000}),
-        *({"dtype": "int8"}, {"weights": "int3"}, {"kv_dtype": "int8"}, {"kv_axis": "layers"}, {"strategy": "fast"}),
+        *({"dtype": "int8"}, {"weights": "int3"}, {"kv_dtype": "int4"}, {"kv_axis": "layers"}, {"strategy": "fast"}),
         *({"batch": 1.5}, {"batch": True}, {"context": "32k"}, {"gap": "5%"}, {"gap": math.nan}, {"tree": "static"}),
     )
     trees: tuple[dict[str, Any], ...] = (

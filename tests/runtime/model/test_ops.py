@@ -7,6 +7,7 @@ from torch import Tensor
 
 from plans.schema import Activation
 from runtime.model import ops
+from runtime.model.kv_codes import decoded, encoded
 from runtime.model.layers import rotary_table, rotate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -120,12 +121,46 @@ def test_attention_rotates_stores_and_is_limited_by_the_bias(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(4, 2, 24), (3, 3, 64), (8, 1, 6), (2, 1, 140)])
+def test_attention_in_int8_writes_the_codes_of_torch_and_reads_their_values(
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int
+) -> None:
+    """With an infinity, and more rows than are summed at once; keys are not rotated, so that they are known exactly."""
+    n, first, columns = 3, 1, 300
+    qkv = seeded(2 * n, heads + 2 * kv_heads, dims, dtype=dtype)
+    qkv[0, -1, 1], qkv[1, heads], qkv[2, heads, 0] = float("inf"), 0.0, 1e-30
+    rotary = torch.stack([torch.ones(2 * n, 1, dims), torch.zeros(2 * n, 1, dims)]).to(dtype)
+    bias = torch.where(seeded(2, 1, n, columns, dtype=torch.float32) > 0, 0.0, float("-inf")).to(dtype)
+    bias[..., 4:7] = 0.0
+    bias[0, :, :, n] = float("-inf")  # the row with the infinity
+    for written in (slice(5, 5 + n), torch.tensor([315, 316, 317, 620, 621, 622])):
+        cache = encoded(seeded(3, 310, 2 * kv_heads, dims, dtype=dtype))
+        expected, codes = cache.clone(), encoded(qkv[:, heads:])
+        if isinstance(written, slice):
+            expected[first:, written] = codes.view(2, n, *codes.shape[1:])
+        else:
+            expected.flatten(0, 1)[written] = codes
+        out = ops.attend(qkv.clone(), heads, cache, rotary, bias, 2, n, written, first)
+        assert torch.equal(cache, expected)
+        keys, values = decoded(cache, dims).double()[first:, 2 : 2 + columns].transpose(1, 2).split(kv_heads, 1)
+        q = qkv[:, :heads].double().view(2, n, heads, dims).transpose(1, 2)
+        whole = functional.scaled_dot_product_attention(
+            q, keys, values, attn_mask=bias.double(), enable_gqa=heads != kv_heads
+        )
+        torch.testing.assert_close(
+            out.double(), whole.transpose(1, 2).reshape(2 * n, -1), rtol=0, atol=12 * torch.finfo(dtype).eps
+        )
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(3, 3, 64), (4, 2, 30)])
 def test_attention_of_a_row_does_not_depend_on_other_rows(
-    dtype: torch.dtype, heads: int, kv_heads: int, dims: int
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int, int8: bool
 ) -> None:
     rows, columns = 5, 37
     qkv, cache = seeded(rows, heads + 2 * kv_heads, dims, dtype=dtype), seeded(1, 40, 2 * kv_heads, dims, dtype=dtype)
+    cache = encoded(cache) if int8 else cache
     rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), rows, dtype).unsqueeze(2)
     bias = torch.where(seeded(1, 1, rows, columns, dtype=torch.float32) > 0, 0.0, float("-inf")).to(dtype)
     together = ops.attend(qkv.clone(), heads, cache, rotary, bias, 0, 0, slice(0, rows), 0)
@@ -135,12 +170,13 @@ def test_attention_of_a_row_does_not_depend_on_other_rows(
         assert torch.equal(alone, together[own])
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dims", "capped"), [(2, 2, 64, False), (8, 2, 30, True), (5, 1, 24, True)]
 )
 def test_attention_of_a_tree_node_equals_that_of_plain_decoding(
-    dtype: torch.dtype, heads: int, kv_heads: int, dims: int, capped: bool
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int, capped: bool, int8: bool
 ) -> None:
     """Bit for bit, for any cache rows, hidden columns and other rows, so that no token depends on a drafted one."""
     paths, length = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5)), 43
@@ -148,7 +184,7 @@ def test_attention_of_a_tree_node_equals_that_of_plain_decoding(
     qkv = seeded(nodes, heads + 2 * kv_heads, dims, dtype=dtype)
     table = rotary_table(torch.linspace(1, 0.01, dims // 2), length + nodes, dtype).unsqueeze(2)
     before = seeded(1, nodes + 90, 2 * kv_heads, dims, dtype=dtype)
-
+    before = encoded(before) if int8 else before
     softmax = (torch.tensor([0.3, 2.0]), seeded(heads, dtype=dtype)) if capped else (None, None)
 
     def visible(count: int, of: int) -> list[float]:

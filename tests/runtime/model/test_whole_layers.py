@@ -13,6 +13,7 @@ from plans.schema import WeightFormat
 from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer, Layer
+from runtime.model.kv_codes import encoded
 from runtime.model.layers import WHOLE, Attend, Attention, GatedMlp, Linear, Norm, Rows, rotary_table
 from runtime.model.scores import PLAIN, Scores
 from runtime.model.whole_layers import WholeLayers, are_whole
@@ -85,14 +86,15 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_two_layers_have_the_bits_of_their_steps(dtype: torch.dtype, threads: int) -> None:
+@pytest.mark.parametrize(("threads", "int8"), [(1, False), (2, False), (2, True)])
+def test_two_layers_have_the_bits_of_their_steps(dtype: torch.dtype, threads: int, int8: bool) -> None:
     sizes = {"hidden": 72, "heads": 6, "kv_heads": 3, "dims": 32, "channels": 203}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     for normed in (False, True):
         layers = [make_layer(dtype, seed, normed=normed, **sizes) for seed in (1, 7)]
         caches = [seeded(3, 45, 6, 32, dtype=dtype, seed=seed) for seed in (1, 2)]
+        caches = [encoded(cache) for cache in caches] if int8 else caches
         mine = [cache.clone() for cache in caches]
         assert are_whole(layers, mine)
         whole = WholeLayers(layers, mine)

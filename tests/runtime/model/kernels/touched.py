@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plans.dtypes import cached_width
 from runtime.model import ops
 from runtime.model.kernels.arguments import (
     CODED_ROWS,
@@ -138,8 +139,9 @@ def top(a: Top, size: int, threads: int) -> Iterator[Access]:
     assert a.top_k >= 1
 
 
-def attend(a: Attend, size: int, threads: int) -> Iterator[Access]:
-    head, cache_row = a.head_dim * size, 2 * a.kv_heads * a.head_dim * size
+def attend(a: Attend, size: int, threads: int, *, int8: bool = False) -> Iterator[Access]:
+    head = a.head_dim * size
+    cache_row = 2 * a.kv_heads * (cached_width("int8", a.head_dim) if int8 else head)
     assert a.kv_heads >= 1
     assert a.query_heads % a.kv_heads == 0
     assert a.rows % a.rows_per_sequence == 0
@@ -208,7 +210,7 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
             factors=a.factors, sinks=a.sinks,
         )  # fmt: skip
         own = {"qkv": "inner", "out": "inner", "written": "written_index", "scratch": "scores"}
-        for name, start, stop in attend(attending, size, threads):
+        for name, start, stop in attend(attending, size, threads, int8=bool(f.attend_int8)):
             yield own.get(name, name), start, stop
     if a.feeds:
         inputs += [a.channels]
@@ -248,9 +250,12 @@ TOUCHED: dict[type, Callable[[Any, int, int], Iterator[Access]]] = {
 }
 
 
-def touched(call: Any, dtype: torch.dtype) -> Iterator[Access]:
+def touched(call: Any, dtype: torch.dtype, kernel: str = "") -> Iterator[Access]:
     """Yield all accesses of a kernel called with these arguments, of elements of ``dtype``."""
-    yield from TOUCHED[type(call)](call, dtype.itemsize, torch.get_num_threads())
+    if kernel == ops.ATTEND_INT8:
+        yield from attend(call, dtype.itemsize, torch.get_num_threads(), int8=True)
+    else:
+        yield from TOUCHED[type(call)](call, dtype.itemsize, torch.get_num_threads())
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
@@ -271,7 +276,7 @@ def checked_run(kernel: Any, dtype: torch.dtype, work: int, call: Any) -> None:
     operands = dict(sys._getframe(1).f_locals)
     if isinstance(weight := operands.get("weight"), Coded):
         operands |= {"codes": weight.codes, "scales": weight.scales, "zeros": weight.zeros}
-    _check(call, dtype, operands)
+    _check(call, dtype, operands, kernel)
     _run(kernel, dtype, work, call)
 
 
@@ -286,8 +291,8 @@ def checked_run_layer(dtype: torch.dtype, work: int, packed: bytes) -> None:
     _run_layer(dtype, work, packed)
 
 
-def _check(call: Any, dtype: torch.dtype, operands: dict[str, Tensor]) -> None:
-    for name, start, stop in touched(call, dtype):
+def _check(call: Any, dtype: torch.dtype, operands: dict[str, Tensor], kernel: str = "") -> None:
+    for name, start, stop in touched(call, dtype, kernel):
         first, end = extent(operands[name])
         assert first <= start, f"{type(call).__name__}: {name}: {first - start} bytes before it"
         assert stop <= end, f"{type(call).__name__}: {name}: {stop - end} bytes beyond it"

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from runtime.model.kv_codes import decoded, encoded
 from runtime.model.mask import Mask, splits_of
 from runtime.model.triton_kernels import attention
 from runtime.model.triton_kernels.masks import packed
@@ -44,14 +45,15 @@ def attended(
 
 @EXAMPLES
 @given(
-    sizes=st.sampled_from(SIZES), dtype=st.sampled_from([torch.float32, torch.float16]), fp8=st.booleans(),
+    sizes=st.sampled_from(SIZES), dtype=st.sampled_from([torch.float32, torch.float16]),
+    narrow=st.sampled_from([None, torch.float8_e4m3fn, torch.int8]),
     kind=st.sampled_from(["plain", "tree", "tree and chain", "chunk"]), lengths=st.tuples(*[st.integers(0, 150)] * 2),
     window=st.sampled_from([None, None, 3, 40]), parts=st.sampled_from([1, 1, 3]), splits=st.sampled_from([1, 2, 3]),
     softcap=st.sampled_from([None, 2.0]), sinks=st.booleans(), seed=st.integers(0, 9),
 )  # fmt: skip
 def test_rows_see_their_ancestors_and_their_positions(
-    sizes: tuple[int, int, int], dtype: torch.dtype, fp8: bool, kind: str, lengths: tuple[int, int], window: int | None,
-    parts: int, splits: int, softcap: float | None, sinks: bool, seed: int,
+    sizes: tuple[int, int, int], dtype: torch.dtype, narrow: torch.dtype | None, kind: str, lengths: tuple[int, int],
+    window: int | None, parts: int, splits: int, softcap: float | None, sinks: bool, seed: int,
 ) -> None:  # fmt: skip
     """Two of three sequences take part, each at its own length; the last third of a cache is another device's."""
     (heads, kv_heads, dims), part, ring = sizes, parts - 1, 50 if window else 160
@@ -64,7 +66,9 @@ def test_rows_see_their_ancestors_and_their_positions(
     words, positions = packed(ancestors, ends)
     if kind == "chunk":
         words, positions = None, (ends + torch.arange(n)).flatten()
-    cache = seeded(3, START + ring, 2 * kv_heads, dims, seed=seed).to(torch.float8_e4m3fn if fp8 else dtype)
+    written = seeded(3, START + ring, 2 * kv_heads, dims, seed=seed)
+    cache = encoded(written) if narrow == torch.int8 else written.to(narrow or dtype)
+    read = decoded(cache, dims) if narrow == torch.int8 else cache.to(dtype)
     qkv = seeded(2 * n, heads + 2 * kv_heads, dims, dtype=dtype, seed=seed)
     own_sinks = seeded(heads, dtype=dtype, seed=seed) if sinks else None
     mask = Mask(
@@ -87,8 +91,8 @@ def test_rows_see_their_ancestors_and_their_positions(
         if tree:
             visible[:, START - tree : START] = ancestors[number]
         q = qkv[own, :heads]
-        expected, _ = attended(q, cache[1 + number].to(dtype), visible, 0.7, softcap, own_sinks)
-        whole, sums = attended(q, cache[1 + number].to(dtype), visible, 0.7, softcap, None)
+        expected, _ = attended(q, read[1 + number], visible, 0.7, softcap, own_sinks)
+        whole, sums = attended(q, read[1 + number], visible, 0.7, softcap, None)
         error = (out[own].view(n, heads, dims).double() - expected).abs().max()
         assert error < (1e-5 if dtype == torch.float32 else 4e-3)
         assert (partial[own, :, :dims].double() - whole).abs().max() < (1e-5 if dtype == torch.float32 else 4e-3)

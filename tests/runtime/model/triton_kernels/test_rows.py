@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from plans.schema import Activation
+from runtime.model.kv_codes import decoded, encoded, scales_of
 from runtime.model.layers import rotary_table, rotate
 from runtime.model.mask import WORD, words_of
 from runtime.model.triton_kernels import float8, heads, launch, masks, rowwise, top
@@ -103,6 +104,35 @@ def test_queries_and_keys_are_normed_rotated_and_stored(
     assert near(qkv[:, :query_heads], turned[:, :query_heads], roundings=4)
     off = (cache.double() - stored).abs() / (stored.abs() * torch.finfo(kept).eps + 1e-3)
     assert bool((off <= 2.0).all())
+
+
+@EXAMPLES
+@given(
+    dtype=DTYPES, sizes=st.sampled_from([(4, 2, 24), (3, 1, 16), (8, 2, 64), (2, 2, 10)]), n=st.integers(1, 4),
+    by_index=st.booleans(), scale=st.sampled_from([0.0, 1e-41, 1e-3, 30.0]),
+    strange=st.sampled_from([None, "inf", "nan"]),
+)  # fmt: skip
+def test_keys_and_values_are_stored_as_codes_with_the_bits_of_torch(
+    dtype: torch.dtype, sizes: tuple[int, int, int], n: int, by_index: bool, scale: float, strange: str | None
+) -> None:
+    """Without a rotation keys are what they were, and so are the rows that nothing is written to."""
+    query_heads, kv_heads, dims = sizes
+    rows = 2 * n
+    qkv = seeded(rows, query_heads + 2 * kv_heads, dims).mul(scale).to(dtype)
+    if strange is not None:
+        qkv[0, query_heads + kv_heads, 3] = float(strange)
+    cache = encoded(seeded(3, 12, 2 * kv_heads, dims, seed=1))
+    table = torch.stack([torch.ones(9, dims), torch.zeros(9, dims)]).to(dtype)
+    written = torch.tensor([35, 1, 2, 20, 21, 7, 30, 31])[:rows] if by_index else slice(5, 5 + n)
+    expected, codes = cache.clone(), encoded(qkv[:, query_heads:])
+    if isinstance(written, slice):
+        expected[1:, written] = codes.view(2, n, *codes.shape[1:])
+    else:
+        expected.flatten(0, 1)[written] = codes
+    heads.rotate_and_store(qkv, query_heads, cache, table, torch.zeros(rows, dtype=torch.int64), written, 1)
+    assert torch.equal(cache[..., :dims], expected[..., :dims])
+    assert torch.equal(scales_of(cache).nan_to_num(9.0), scales_of(expected).nan_to_num(9.0))
+    assert bool(decoded(codes, dims).isnan().any()) == (strange == "nan")
 
 
 @EXAMPLES

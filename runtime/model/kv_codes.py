@@ -1,0 +1,46 @@
+"""Keys and values of a KV cache in int8: codes, with a scale for each head in each row.
+
+    a head in a row    [codes of D dims, up to a multiple of 4] [scale, a float32]
+
+    scale = max(max |x| / 127, 2^-126)
+    code  = x / scale, rounded to the nearest integer, of two to the even one
+    value = code * scale
+
+All of it is in float32, so a key has the same codes wherever and beside whatever rows it is computed, |value - x| is at
+most scale / 2 but for float32's rounding, and zeros stay zeros. What is larger than 2^127, an infinity too, counts as
+that. Of a head with a NaN the codes are 0 and the scale is NaN: so are all its values.
+
+These are the operations of torch, where members of a subgroup divide heads or positions; kernels have the same rule
+(``kernels.attention``, ``triton_kernels.heads``). By ``head_dim`` a member's part of a head has a scale of its own.
+"""
+
+import torch
+from torch import Tensor
+
+from plans.dtypes import KV_SCALE_BYTES, cached_width
+
+MOST_CODE = 127
+LEAST_SCALE = torch.finfo(torch.float32).tiny
+LARGEST = 2.0**127
+"""Largest value: codes times the scale that follows from it are finite."""
+
+
+def encoded(kv: Tensor) -> Tensor:
+    """Return keys or values ``kv`` [..., D] as they are stored, int8; `scratch.stored` bounds its temporaries."""
+    values = kv.to(torch.float32, copy=True).clamp_(-LARGEST, LARGEST)
+    scales = torch.linalg.vector_norm(values, float("inf"), -1, keepdim=True).div_(MOST_CODE).clamp_(min=LEAST_SCALE)
+    codes = values.div_(scales).round_().nan_to_num_(nan=0.0)
+    stored = torch.zeros(*kv.shape[:-1], cached_width("int8", kv.shape[-1]), dtype=torch.int8, device=kv.device)
+    stored[..., : kv.shape[-1]].copy_(codes)
+    scales_of(stored).copy_(scales.squeeze(-1))
+    return stored
+
+
+def decoded(stored: Tensor, dims: int) -> Tensor:
+    """Return the values of ``stored`` [..., width], heads of ``dims`` dims: [..., D] in float32."""
+    return stored[..., :dims].float().mul_(scales_of(stored).unsqueeze(-1))
+
+
+def scales_of(stored: Tensor) -> Tensor:
+    """Return a view of the scales of ``stored`` [..., width]: float32 [...]."""
+    return stored[..., -KV_SCALE_BYTES:].view(torch.float32).squeeze(-1)
