@@ -38,10 +38,6 @@ CONVERTED_ROWS = 4096
 """Cache rows of every sequence that are converted at once, where a KV cache has another dtype than activations
 (``runtime.model.layers.converted``)."""
 
-ATTENTION_ALIGN_BYTES = 16
-"""Multiple of which the pointers and strides of keys, values, queries and masks are for fused attention on a GPU; so
-are the bytes of a head (``plans.check``)."""
-
 
 # ---- rows ----
 

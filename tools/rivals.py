@@ -97,6 +97,12 @@ class Comparison:
     mapped: Mapped
 
 
+def _any_age(inventory: Inventory) -> Inventory:
+    """Return an inventory in which GPUs of every age run the model: placements are compared, not kernels."""
+    devices = tuple(dataclasses.replace(device, compute_capability=None) for device in inventory.devices)
+    return dataclasses.replace(inventory, devices=devices)
+
+
 def formulation_of(rivalry: Rivalry) -> Formulation:
     """Formulate an instance for our planner."""
     with tempfile.TemporaryDirectory(prefix="rivals-") as directory:
@@ -108,7 +114,7 @@ def formulation_of(rivalry: Rivalry) -> Formulation:
         model=base.model,
         draft=None,
         options=resolve(wanted, rivalry.dtype, base, None),
-        inventory=parse_inventory(rivalry.inventory, rivalry.name).at(rivalry.dtype),
+        inventory=_any_age(parse_inventory(rivalry.inventory, rivalry.name).at(rivalry.dtype)),
     )
 
 

@@ -250,8 +250,7 @@ def warn_of_unusable(request: Request) -> None:
     Raise InputError where no other device is left, or a device map names one.
     """
     options, inventory = resolve_request(request)
-    drafter = request.draft.draft if request.draft else None
-    for line in by_reason(refuse_unusable(inventory, options, request.base.model, drafter)):
+    for line in by_reason(refuse_unusable(inventory, options)):
         say(f"warning: nothing is placed on {line}")
 
 

@@ -138,9 +138,7 @@ class _Build:
     @cached_property
     def machine_parts(self) -> Parts:
         """The usable part of the inventory, in canonical form."""
-        draft = self.given.draft.draft if self.given.draft else None
-        usable = usable_inventory(self.given.inventory, self.options(self._least), self.given.base.model, draft)
-        return Parts(machine=canonical_machine(usable))
+        return Parts(machine=canonical_machine(usable_inventory(self.given.inventory, self.options(self._least))))
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:

@@ -72,8 +72,8 @@ class Formulation:
 
     @cached_property
     def usable(self) -> Inventory:
-        """The part of the inventory that can run the model; nothing else has any part in the problem."""
-        return usable_inventory(self.inventory, self.options, self.model, self.draft)
+        """The part of the inventory that can run models; nothing else has any part in the problem."""
+        return usable_inventory(self.inventory, self.options)
 
     @property
     def searched(self) -> Inventory:

@@ -4,7 +4,7 @@ A quantity is changed no more than it must be: bytes only grow with it, so the l
 bisection.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import get_args
@@ -23,7 +23,6 @@ from plans.check_inputs import MOST_DEVICES
 from plans.dtypes import DTYPE_BYTES, KV_DTYPE_BYTES
 from plans.format import format_bytes
 from plans.schema import DType, Host, KvAxis, KvDType, RoundedWeights
-from plans.usable import unusable_devices
 
 HOST_BANDWIDTH_BYTES_PER_S = 40 * 10**9
 HOST_FLOPS_PER_S = 500 * 10**9
@@ -114,16 +113,11 @@ def _kv_dtypes(request: Request, probe: Probe) -> Iterator[Candidate]:
 
 
 def _dtypes(request: Request, probe: Probe) -> Iterator[Candidate]:
-    """Yield the dtypes that are smaller, and those that more devices can run and that are no larger."""
     asked: DType = probe.options(request).dtype
-    unusable = _unusable(request, asked, probe)
     name: DType
     for name in get_args(DType):
-        changed = _asking(request, replace(request.wanted, dtype=name), f"weights in {name}", "--dtype", name)
         if DTYPE_BYTES[name] < DTYPE_BYTES[asked]:
-            yield changed
-        elif DTYPE_BYTES[name] == DTYPE_BYTES[asked] and (gained := unusable - _unusable(changed.request, name, probe)):
-            yield replace(changed, words=f"{changed.words}, which {', '.join(sorted(gained))} can run")
+            yield _asking(request, replace(request.wanted, dtype=name), f"weights in {name}", "--dtype", name)
 
 
 def _fewer_bits(request: Request, probe: Probe) -> Iterator[Candidate]:
@@ -142,13 +136,6 @@ def _fewer_bits(request: Request, probe: Probe) -> Iterator[Candidate]:
             words = f"weights in {name}: {format_bytes(fewer)} in all instead of {format_bytes(needed)}"
             yield Candidate(words=words, request=changed, args=("--weights", name))
             break
-
-
-def _unusable(request: Request, dtype: DType, probe: Probe) -> Set[str]:
-    """Return the devices that cannot run the model of a request in a dtype."""
-    inventory, drafter = request.inventory.at(dtype), request.draft.draft if request.draft else None
-    options = replace(probe.options(request), dtype=dtype)
-    return unusable_devices(inventory, options, request.base.model, drafter).keys()
 
 
 def _batch(request: Request, probe: Probe) -> Iterator[Candidate]:

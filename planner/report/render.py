@@ -67,7 +67,7 @@ def summary(plan: Plan, speculation: Speculation | None = None) -> dict[str, Any
             }
             for line in (device_line(plan, entry) for entry in plan.memory)
         ],
-        "unusable": unusable_devices(plan.inventory, plan.options, plan.model, plan.draft),
+        "unusable": unusable_devices(plan.inventory),
         "objective_ns": plan.proof.objective_ns,
         "least_ns": plan.proof.least_ns,
         "bound_ns": plan.proof.bound_ns,

@@ -144,7 +144,7 @@ def view(plan: Plan, speculation: Speculation | None = None) -> View:
     """Return the content of the report of a plan; ``speculation``: what drafting is expected to gain."""
     parts = _parts(plan)
     used = {entry.device for entry in plan.memory}
-    unusable = unusable_devices(plan.inventory, plan.options, plan.model, plan.draft)
+    unusable = unusable_devices(plan.inventory)
     return View(
         title=f"{plan.model.family}, {plan.model.num_layers} layers, on {len(used)} "
         + ("device" if len(used) == 1 else "devices"),

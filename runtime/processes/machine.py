@@ -14,6 +14,7 @@ import torch
 from plans.check_inputs import is_slice
 from plans.format import quote
 from plans.schema import Device, Plan
+from plans.usable import EXPECTED_CAPABILITY, runs_kernels
 from runtime.comm.groups import is_device_error
 from runtime.errors import MachineError
 from runtime.request import MemoryReading
@@ -22,8 +23,6 @@ CPU_INFO = Path("/proc/cpuinfo")
 GPUS = "EAGLEPLAN_GPUS"
 """Variable with the GPUs of this host that take the place of the plan's, as nvidia-smi counts them: the first is that
 of ordinal 0. Replicas of a fleet run one plan on several sets of GPUs."""
-LEAST_CAPABILITY = 80
-"""Least compute capability for whose tensor cores Triton compiles."""
 VISIBLE, ORDER, PCI_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 """Variables that CUDA reads once: which GPUs a process sees, and in which order; the order of their PCI addresses."""
 
@@ -204,10 +203,9 @@ def _check_cuda(plan: Plan, device: Device) -> None:
             f"{where} has compute capability {capability}, the plan's {device.type} has {device.compute_capability}: "
             "build a plan for this machine"
         )
-    if capability < LEAST_CAPABILITY:
+    if not runs_kernels(capability):
         raise MachineError(
-            f"{where} has compute capability {capability}, expected {LEAST_CAPABILITY} or more: Triton, which compiles "
-            "the GPU kernels, has no tensor cores of older GPUs: build a plan without it"
+            f"{where} has compute capability {capability}, expected {EXPECTED_CAPABILITY}: build a plan without it"
         )
     needed = _physical_bytes(plan, device)
     if properties.total_memory < needed:

@@ -24,17 +24,11 @@ from tests.planner.machines import FAST, NETWORK, Listed, random_machine
 
 T4, A100, V100 = ({"id": name, "type": kind} for name, kind in (("t", "t4"), ("a", "a100-80g"), ("v", "v100-32g")))
 CPU = {"id": "c", "type": "cpu", "memory": "8 GiB", "bandwidth": "40 GB/s"}
-REASON = "compute capability 75, expected at least 80 for attention in bfloat16: plan with --dtype float16 to use it"
+REASON = "t4 has compute capability 75, expected at least 80, whose tensor cores the GPU kernels are for"
 
 
 def on(*devices: Any, dtype: DType = "bfloat16") -> Formulation:
     return formulation({"hosts": [host("h", *devices, links={"class": "pcie"})]}, "eagle3", dtype=dtype)
-
-
-def with_head_dim(formulated: Formulation, head_dim: int) -> Formulation:
-    (layers,) = formulated.model.layers
-    odd = dataclasses.replace(layers, attention=dataclasses.replace(layers.attention, head_dim=head_dim))
-    return dataclasses.replace(formulated, model=dataclasses.replace(formulated.model, layers=(odd,)))
 
 
 @pytest.mark.parametrize(
@@ -43,11 +37,10 @@ def with_head_dim(formulated: Formulation, head_dim: int) -> Formulation:
         ((T4, A100), "bfloat16", ("a",)),
         ((T4, A100, V100), "bfloat16", ("a",)),
         ((T4, CPU), "bfloat16", ("c",)),
-        ((T4, A100, V100), "float16", ("a", "t", "v")),
-        ((T4, A100), "float32", ("a", "t")),
+        ((T4, A100, V100), "float16", ("a",)),
     ],
 )
-def test_devices_that_can_run_the_dtype_are_candidates(
+def test_devices_that_can_run_models_are_candidates(
     devices: tuple[Any, ...], dtype: DType, usable: tuple[str, ...]
 ) -> None:
     formulated = on(*devices, dtype=dtype)
@@ -55,28 +48,10 @@ def test_devices_that_can_run_the_dtype_are_candidates(
     assert len(formulated.inventory.devices) == len(devices)
 
 
-def test_a_machine_that_cannot_run_the_dtype_at_all_is_refused_with_the_dtype_that_it_can_run() -> None:
+def test_a_machine_that_can_run_no_model_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         _ = on(T4, T4 | {"id": "u"}).problem
-    assert str(caught.value) == f"inventory: no device can run the model: t, u: {REASON}"
-
-
-@pytest.mark.parametrize(
-    ("head_dim", "dtype", "multiple"), [(20, "bfloat16", 8), (20, "float32", None), (6, "float32", 4)]
-)
-def test_heads_that_attention_of_a_gpu_does_not_take_are_left_to_cpus(
-    head_dim: int, dtype: DType, multiple: int | None
-) -> None:
-    both = with_head_dim(on(A100, CPU, dtype=dtype), head_dim)
-    assert {device.id for device in both.usable.devices} == ({"a", "c"} if multiple is None else {"c"})
-    alone = with_head_dim(on(A100, dtype=dtype), head_dim)
-    if multiple is None:
-        assert alone.usable == alone.inventory
-        return
-    with pytest.raises(InputError) as caught:
-        _ = alone.usable
-    expected = f"a: head dim {head_dim}, expected a multiple of {multiple}, as attention on a GPU takes in {dtype}"
-    assert str(caught.value) == f"inventory: no device can run the model: {expected}"
+    assert str(caught.value) == f"inventory: no device can run a model: t, u: {REASON}: add a newer GPU or a CPU"
 
 
 @settings(max_examples=150, deadline=None)
@@ -138,7 +113,7 @@ def test_the_plan_and_its_reports_say_which_device_is_unused_and_why(tmp_path: P
     plan = load(out)
     assert [line.device for line in plan.memory] == ["a"]
     assert [device.id for device in plan.inventory.devices] == ["a", "t"]
-    assert unusable_devices(plan.inventory, plan.options, plan.model, plan.draft) == {"t": REASON}
+    assert unusable_devices(plan.inventory) == {"t": REASON}
     assert f"not used: t: {REASON}" in render.text(plan, 200, color=False).splitlines()
     assert f"Not used: `t: {REASON}`." in render.markdown(plan).splitlines()
     assert f"not used: t: {REASON}<" in render.html(plan)
@@ -154,14 +129,6 @@ def test_a_device_map_that_names_such_a_device_is_refused(tmp_path: Path) -> Non
     file.write_text("model.embed_tokens: 0\nmodel.layers: 1\nmodel.norm: 0\nlm_head: 0\n")
     code, messages, _ = built(tmp_path, [A100, T4], "--device-map", str(file))
     assert code == 2
-    assert messages == f"error: device map: layers.0 is on t: {REASON}; or name another device\n"
+    assert messages == f"error: device map: layers.0 is on t: {REASON}: name another device\n"
     file.write_text("'': 0\n")
     assert built(tmp_path, [A100, T4], "--device-map", str(file))[0] == 0, "it is unused, and index 0 is the A100"
-
-
-def test_a_refusal_for_memory_offers_the_dtype_that_uses_all_devices(tmp_path: Path) -> None:
-    small = [T4 | {"reserve": "0 B", "memory": "4 MiB"}, A100 | {"reserve": "0 B", "memory": "1 MiB"}]
-    code, messages, _ = built(tmp_path, small)
-    assert code == 3
-    assert f"warning: nothing is placed on t: {REASON}" in messages.splitlines()
-    assert "weights in float16, which t can run" in messages

@@ -82,7 +82,7 @@ def test_missing_bytes_of_many_equal_devices_are_proven(hosts: int) -> None:
 def test_the_bound_is_at_most_what_a_packing_of_gigabytes_misses(mib: int) -> None:
     """Mixtral-8x7B in whole layers on three hosts: sums of so many bytes must not make the solver's bound wrong."""
     base = load_base(ROOT / "plans/mixtral-8x7b-2gpu/config.json")
-    row = [{"id": f"g{n}", "type": "v100-32g", "memory": f"{mib} MiB"} for n in range(3)]
+    row = [{"id": f"g{n}", "type": "a100-40g", "memory": f"{mib} MiB"} for n in range(3)]
     hosts = [{"name": device["id"], "links": {"class": "pcie"}, "devices": [device]} for device in row]
     devices = inventory_of({"hosts": hosts, "network": {"class": "infiniband"}}, "float16")
     options = dataclasses.replace(options_of(base, None, 8192, "float16"), strategy="balanced")
