@@ -28,12 +28,37 @@ from triton.backends.compiler import GPUTarget
 
 from planner.hardware.catalog import catalog
 from plans.schema import WeightFormat
+from plans.usable import runs_kernels
 from runtime.model.mask import Mask
-from runtime.model.triton_kernels import attention, experts, heads, launch, masks, products, rowwise, top, trees
+from runtime.model.triton_kernels import (
+    attention,
+    experts,
+    heads,
+    launch,
+    masks,
+    products,
+    rowwise,
+    sampling,
+    top,
+    trees,
+)
 from runtime.model.weights import Coded
 
 META = torch.device("meta")
-SHARED_BYTES = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+SHARED_BYTES = {
+    70: 96,
+    75: 64,
+    80: 163,
+    86: 99,
+    87: 163,
+    89: 99,
+    90: 227,
+    100: 227,
+    103: 227,
+    110: 227,
+    120: 99,
+    121: 99,
+}
 """KiB of shared memory that a program may have, by compute capability (CUDA C++ Programming Guide, technical
 specifications per compute capability)."""
 
@@ -182,6 +207,16 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "tree, walk": lambda: trees.walk(nodes, nodes, nodes, 9),
         "tree, level": lambda: grown(trees.Pool(1, 10, 7, 3, META), 2),
         "tree, select": lambda: trees.Pool(1, 10, 7, 3, META).select(empty(1, dtype=torch.int64), 60),
+        "draw": lambda: sampling.draw(
+            empty(60, 128256, dtype=dtype),
+            positions,
+            temperatures=empty(1, dtype=torch.float32),
+            top_ks=empty(1, dtype=torch.float64),
+            top_ps=empty(1, dtype=torch.float64),
+            keys=positions[:1],
+            positions=positions[:1],
+            greedy=empty(1, dtype=torch.bool),
+        ),
         "top": lambda: top.top(empty(10, 32000, dtype=dtype), 10),
     }
 
@@ -223,9 +258,9 @@ def compiled(own: Launch, capability: int) -> Cubin:
 
 
 def supported() -> list[int]:
-    """Return the compute capabilities of the catalogue that the kernels are for."""
+    """Return the compute capabilities of the catalogue's GPUs that plans may use."""
     named = {kind.compute_capability for kind in catalog().devices.values() if kind.compute_capability is not None}
-    return sorted(named & SHARED_BYTES.keys())
+    return sorted(capability for capability in named if runs_kernels(capability))
 
 
 def rows(capabilities: Sequence[int], only: str) -> Iterator[tuple[str, str, list[str]]]:

@@ -5,6 +5,7 @@
     heads       norm of queries and keys, rotary embedding, write to the KV cache
     attention   attention over the KV cache in fixed splits, and the merge of the splits
     masks       the packing of a tree's ancestors into words (``runtime.model.mask``)
+    sampling    draws of tokens from logits
     trees       ancestors in a draft tree, the walk along accepted nodes, growth and selection of a dynamic tree
     float8      float8_e4m3fn as bytes, on every GPU
     codes       values of quantized weights in registers
