@@ -16,7 +16,7 @@ queued. Of ranks that have queued and do not wait, the one that is behind in a g
 import ctypes
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -99,6 +99,8 @@ class Progress:
         self._queued: Counter[str] = Counter()
         """Collectives that were queued, by group."""
         self._warming_up = False
+        self._captured: list[str] | None = None
+        """Groups of the collectives that are captured, while a step is."""
 
     def begin(self, phase: Phase) -> None:
         """Enter a phase; within ``warming_up`` that only counts as progress."""
@@ -130,13 +132,12 @@ class Progress:
 
         ``queued``: it is put into the queue of the device (NCCL). A timer waits for the device before and after it.
         """
-        name, timings = group.encode()[: MOST_GROUP_NAME - 1], self.timings
+        timings = self.timings
         started = 0 if timings is None else timings.now()
         if queued:
-            self._queued[group] += 1
-            self.status.queued, self.status.number = name, self._queued[group]
+            self.queue([group])
         else:
-            self.status.group = name
+            self.status.group = _name(group)
         yield
         if timings is not None:
             with self.reading():
@@ -144,9 +145,34 @@ class Progress:
         self.status.group = b""
         self.status.ticks += 1
 
+    def queue(self, groups: Sequence[str]) -> None:
+        """Report that a collective of each of these groups is put into the queue of the device, in this order."""
+        if self._captured is not None:
+            self._captured += groups
+            return
+        self._queued.update(groups)
+        if groups:
+            self.status.queued, self.status.number = _name(groups[-1]), self._queued[groups[-1]]
+        self.status.ticks += 1
+
+    @contextmanager
+    def capturing(self) -> Iterator[list[str]]:
+        """Yield a list that is filled with the groups of the collectives within this context: they are not queued."""
+        groups: list[str] = []
+        self._captured = groups
+        try:
+            yield groups
+        finally:
+            self._captured = None
+
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Report that the host waits for all that was queued on the device: it reads from there."""
         self.status.group = self.status.queued
         yield
         self.status.group = self.status.queued = b""
+
+
+def _name(group: str) -> bytes:
+    """Return a group's name as the status has it."""
+    return group.encode()[: MOST_GROUP_NAME - 1]

@@ -2,45 +2,117 @@
 
 p is the softmax of the logits after temperature, top-k and top-p (``runtime.sampling``). The random numbers are a
 function of the seed, of the position of the chosen token and of its id, so that drafting does not change the text.
-"""
 
-from collections.abc import Sequence
+What a step chooses by lies on the device (``Samplings``), and is written when a sequence begins to be decoded: so a
+captured step reads it there. A GPU draws for all sequences of a step if one of them samples, and takes the argmax for
+those that do not; where all devices are CPUs each sequence is computed as it needs.
+"""
 
 import torch
 from torch import Tensor
 
+from runtime.decode.sequences import swap
 from runtime.model.base import Forward
-from runtime.model.draw import Draw
+from runtime.model.draw import NO_TOP_K, NO_TOP_P, Draw, Target, key_of
 from runtime.sampling import Sampling
 
 
-def choose(
-    forward: Forward, rows: Tensor, sampling: Sampling | None, *, position: int, depths: Tensor, num_depths: int
-) -> Tensor:
-    """Return the base's choice after each of ``rows`` [W, H], normed hidden states of one sequence: [W].
+class Samplings:
+    """The sampling of each place, and the position of the token after its root, on the device."""
 
-    ``sampling``: None is greedy. ``position``, ``depths`` [W] and ``num_depths`` as in ``Draw``.
-    """
+    def __init__(self, batch: int, device: torch.device, *, alike: bool) -> None:
+        """``alike``: the operations of a step depend on nothing but whether any of its places samples."""
+        self.alike = alike
+        self._listed: list[Sampling | None] = [None] * batch
+        self._greedy = torch.ones(batch, 1, dtype=torch.bool, device=device)
+        self._temperatures = torch.ones(batch, dtype=torch.float32, device=device)
+        self._top_k = torch.full((batch,), NO_TOP_K, dtype=torch.float64, device=device)
+        self._top_p = torch.full((batch,), NO_TOP_P, dtype=torch.float64, device=device)
+        self._keys = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(batch, dtype=torch.int64, device=device)
+
+    @property
+    def _columns(self) -> tuple[Tensor, ...]:
+        return self._greedy, self._temperatures, self._top_k, self._top_p, self._keys, self._positions
+
+    def write(self, place: int, sampling: Sampling | None, position: int) -> None:
+        """Note the sampling of a place, and the position of the token after its root."""
+        self._listed[place] = sampling
+        self._positions[place].fill_(position)
+        self._greedy[place].fill_(sampling is None)
+        if sampling is not None:
+            self._temperatures[place].fill_(sampling.temperature)
+            self._top_k[place].fill_(NO_TOP_K if sampling.top_k is None else sampling.top_k)
+            self._top_p[place].fill_(NO_TOP_P if sampling.top_p in (None, 1.0) else sampling.top_p or 0.0)
+            self._keys[place].fill_(key_of(sampling.seed))
+
+    def forget(self, place: int) -> None:
+        """Let a place be greedy: nothing is decoded there."""
+        self.write(place, None, 0)
+
+    def exchange(self, a: int, b: int) -> None:
+        """Exchange two places."""
+        swap(self._listed, a, b)
+        for column in self._columns:
+            kept = column[a].clone()
+            column[a].copy_(column[b])
+            column[b].copy_(kept)
+
+    def any(self, places: slice) -> bool:
+        """Return True where a sequence samples."""
+        return any(self._listed[places])
+
+    def advance(self, rows: Tensor, places: slice) -> None:
+        """Add ``rows`` [S] to the positions."""
+        self._positions[places].add_(rows)
+
+    def greedy(self, places: slice) -> Tensor:
+        """Return [S, 1]: True for a sequence that does not sample."""
+        return self._greedy[places]
+
+    def target(self, place: int) -> Target | None:
+        """Return the parameters of a place's draws; None where it is greedy and others need not be computed alike."""
+        sampling, own = self._listed[place], slice(place, place + 1)
+        if not self.alike and sampling is None:
+            return None
+        has_top_k = self.alike or (sampling is not None and sampling.top_k is not None)
+        has_top_p = self.alike or (sampling is not None and sampling.top_p not in (None, 1.0))
+        return Target(
+            temperature=self._temperatures[own],
+            top_k=self._top_k[own] if has_top_k else None,
+            top_p=self._top_p[own] if has_top_p else None,
+            key=self._keys[own],
+            position=self._positions[own],
+        )
+
+
+def choose_first(forward: Forward, row: Tensor, sampling: Sampling | None, position: int) -> Tensor:
+    """Return the base's choice after the last row of a prompt, ``row`` [1, H], at a position: [1]."""
     if sampling is None:
-        return forward.lm_head.best(rows)
-    draw = Draw(sampling=sampling, position=position, depths=depths, num_depths=num_depths)
-    return forward.lm_head.draw(rows, draw)
+        return forward.lm_head.best(row)
+    depths = torch.zeros(1, dtype=torch.int64, device=row.device)
+    target = Target.of(sampling, position, row.device)
+    return forward.lm_head.draw(row, Draw(target=target, depths=depths, num_depths=1))
 
 
-def choose_in_trees(
-    forward: Forward, mask: Tensor, samplings: Sequence[Sampling | None], positions: Sequence[int], num_depths: int
-) -> Tensor:
-    """Return the base's choice after each node of the trees: [B, N].
+def choose_in_trees(forward: Forward, mask: Tensor, samplings: Samplings, places: slice, num_depths: int) -> Tensor:
+    """Return the base's choice after each node of the trees: [S, N].
 
-    ``mask`` [B, N, N]: each node's ancestors and itself. ``samplings``: by sequence; those beyond are padding, as are
-    their results. ``positions``: by sequence, of the token after its root. ``num_depths``: most nodes of a path, A.
+    ``mask`` [S, N, N]: each node's ancestors and itself. ``places``: of the sequences. ``num_depths``: most nodes of a
+    path, A.
     """
     batch, nodes, _ = mask.shape
-    if not any(samplings):
+    if not samplings.any(places):
         return forward.lm_head.best(forward.normed).view(batch, nodes)
-    rows, depths = forward.normed.unflatten(0, (batch, nodes)), mask.sum(2) - 1
-    padded = [*samplings, *[None] * (batch - len(samplings))]
-    return torch.stack([
-        choose(forward, rows[b], sampling, position=position, depths=depths[b], num_depths=num_depths)
-        for b, (sampling, position) in enumerate(zip(padded, positions, strict=True))
-    ])  # fmt: skip
+    rows, depths, chosen = forward.normed.unflatten(0, (batch, nodes)), mask.sum(2) - 1, []
+    for number in range(batch):
+        target = samplings.target(places.start + number)
+        if target is None:
+            chosen.append(forward.lm_head.best(rows[number]))
+        else:
+            draw = Draw(target=target, depths=depths[number], num_depths=num_depths)
+            chosen.append(forward.lm_head.draw(rows[number], draw))
+    drawn = torch.stack(chosen)
+    if not samplings.alike:
+        return drawn
+    return torch.where(samplings.greedy(places), forward.lm_head.best(forward.normed).view(batch, nodes), drawn)

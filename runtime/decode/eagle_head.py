@@ -372,10 +372,15 @@ class Drafter:
         trees, self.pool = growth.finish(), growth.pool
         return trees
 
-    def commit(self, accepted: Tensor, rows: list[int], first: int) -> None:
-        """Make pairs that were run part of each sequence: ``accepted`` [S] + 1, and ``rows``, the same on the host."""
+    def commit(self, accepted: Tensor, first: int) -> None:
+        """Make pairs that were run part of each sequence from ``first`` on: ``accepted`` [S] + 1."""
+        here, own = shared(range(first, first + len(accepted)), self._cache.sequences)
+        self._cache.commit(accepted[here].unsqueeze(1), own)
+
+    def know(self, rows: list[int], first: int) -> None:
+        """Note on the host how many pairs became part of each of these sequences."""
         here, own = shared(range(first, first + len(rows)), self._cache.sequences)
-        self._cache.commit(accepted[here].unsqueeze(1), rows[here], own)
+        self._cache.know(rows[here], own)
 
     def commit_one(self, sequence: int, rows: int) -> None:
         """Make ``rows`` pairs that were run part of one sequence."""

@@ -96,6 +96,10 @@ class Channel:
         """``source``: the rank that writes the message; ``drafted``: trees may have more than their roots."""
         self._buffer = buffer
         self.source, self.drafted = source, drafted
+        self._host = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True) if buffer.is_cuda else buffer
+        """What the host reads: of a GPU pinned memory, to which a step copies its message."""
+        self._word = torch.zeros(1, dtype=torch.int64, device=buffer.device)
+        self._noted = 0  # ``_word`` on the host
         self.reset()
 
     def reset(self) -> None:
@@ -105,7 +109,7 @@ class Channel:
 
     def lay_out(self, layout: StepLayout, places: int) -> None:
         """Take the buffer as a message of this layout, for the first ``places`` of the batch."""
-        self._layout, self.nodes, self.kept = layout, layout.nodes, layout.kept
+        self.layout, self.nodes, self.kept = layout, layout.nodes, layout.kept
         self.wire = self._buffer[: places * layout.words].view(places, -1)
         self.accepted = self.wire[:, 0]
         self.path = self.wire[:, layout.path]
@@ -124,16 +128,31 @@ class Channel:
         torch.cat([accepted.unsqueeze(1), path, tokens, parents], 1, out=self.wire[places])
 
     def notify(self, notice: Notice) -> None:
-        """Add a notice to the message."""
-        if notice.word:
-            self.accepted[:1].add_(notice.word * NOTICE)
+        """Note what ``seal`` adds to the messages from now on."""
+        if notice.word != self._noted:
+            self._word.fill_(notice.word * NOTICE)
+            self._noted = notice.word
+
+    def seal(self) -> None:
+        """Add the notice to the message."""
+        self.accepted[:1].add_(self._word)
+
+    def committed(self, places: slice, ended: Tensor) -> Tensor:
+        """Return the accepted nodes of ``places`` [S], -1 where a sequence has ``ended`` [S]."""
+        return self.accepted[places].remainder(NOTICE).masked_fill_(ended, -1)
+
+    def send_to_host(self) -> None:
+        """Copy the message of a GPU to the host, which does not wait."""
+        if self._buffer.is_cuda:
+            count = self.wire.numel()
+            self._host[:count].copy_(self._buffer[:count], non_blocking=True)
 
     def read(self) -> tuple[list[Message], Notice]:
-        """Return the message of each place, and the notice: the one transfer to the host of a step."""
-        rows, layout = self.wire.tolist(), self._layout
+        """Return the message of each place, and the notice, once it is there: the one wait of the host in a step."""
+        if self._buffer.is_cuda:
+            torch.cuda.current_stream(self._buffer.device).synchronize()
+        rows, layout = self._host[: self.wire.numel()].view(len(self.wire), -1).tolist(), self.layout
         word = rows[0][0] // NOTICE
-        if word:
-            self.accepted[:1].sub_(word * NOTICE)
         messages = [
             Message(
                 accepted=words[0] % NOTICE,

@@ -13,7 +13,7 @@ from torch import Tensor
 from plans.schema import Plan
 from plans.step import accept_rows
 from runtime.comm.groups import Comm
-from runtime.decode.choice import choose
+from runtime.decode.choice import choose_first
 from runtime.decode.parts import Accepted, Parts
 from runtime.decode.verify import Verdict
 from runtime.image.buffers import Memory, fill
@@ -65,9 +65,7 @@ class Prefill:
         width = self.width if self._padded else len(tokens)
         forward, root, feature = self._run_chunk(place, tokens, width), None, None
         if ends and forward is not None:
-            row, depth = forward.normed[last : last + 1], self._no_path[0, :1]
-            position = len(prompt.tokens)
-            root = choose(forward, row, prompt.sampling, position=position, depths=depth, num_depths=1)
+            root = choose_first(forward, forward.normed[last : last + 1], prompt.sampling, len(prompt.tokens))
         if drafted:
             following = root if ends else prompt.tokens[end]
             feature, chosen = self._extend(place, last, width, self._as_accepted(forward, last, following))

@@ -53,10 +53,9 @@ class Sequences:
         self._used = [0] * batch
         """Number of the last sequence that began in each place."""
 
-    @property
-    def next_positions(self) -> list[int]:
-        """Position of the token after the root of each place's tree: the root is certain, but not committed."""
-        return [len(tokens) + 1 for tokens in self.tokens]
+    def next_position(self, place: int) -> int:
+        """Return the position of the token after the root of a place's tree: the root is certain, but not committed."""
+        return len(self.tokens[place]) + 1
 
     def start(self, prompt: Sequence[int], free: Sequence[int], *, reuse: bool, drafted: bool) -> Start:
         """Return where a prompt begins best, among the places that are ``free``.

@@ -57,15 +57,17 @@ a row.
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from plans.places import is_movable, is_padded, places
 from plans.schema import Plan, Tree
-from plans.step import accept_rows, least_kept_positions, tree_for, tree_layout, written_rows
+from plans.step import StepLayout, accept_rows, least_kept_positions, tree_for, tree_layout, written_rows
 from runtime.comm.groups import Comm
-from runtime.decode.choice import choose_in_trees
+from runtime.decode.choice import Samplings, choose_in_trees
+from runtime.decode.graphs import Capture, Graphs, Shape
 from runtime.decode.messages import Message, Notice, among, nothing
 from runtime.decode.parts import Accepted, parts_of
 from runtime.decode.pool import Pool, pools
@@ -106,10 +108,53 @@ class Taken:
     """Candidates of the next tree, whose root is the last of ``tokens``, where drafts are recorded."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a step computes: all that it depends on beside what lies on the device."""
+
+    places: slice
+    """Places whose trees are verified; none where none is active."""
+    drafted: slice
+    """Places that the next trees are for, the verified ones among them."""
+    verified: Tree | None
+    """Kind of the verified trees; None: their roots."""
+    next: Tree | None
+    """Kind of the next trees."""
+    joining: dict[int, Root]
+    """Places that join, with the beginnings of their first trees."""
+
+    @property
+    def verifies(self) -> bool:
+        return bool(self.places.stop > self.places.start)
+
+    @property
+    def drafts(self) -> bool:
+        return bool(self.drafted.stop > self.drafted.start)
+
+    @property
+    def layout(self) -> StepLayout:
+        """Layout of the step message."""
+        return tree_layout(self.verified if self.verifies else None, self.next)
+
+    @property
+    def repeats(self) -> bool:
+        """True where the step after it, if no sequence begins or ends, does the same."""
+        return self.verifies and not self.joining and (self.places, self.verified) == (self.drafted, self.next)
+
+
 class Stepper:
     """Decoder of one rank: runs its share of a plan, place by place in prefill, all places together in a step."""
 
-    def __init__(self, plan: Plan, slots: Slots, memory: Memory, comm: Comm, device: torch.device) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        slots: Slots,
+        memory: Memory,
+        comm: Comm,
+        device: torch.device,
+        capture: Capture | None = None,
+    ) -> None:
+        """``capture``: of repeated steps, on a GPU of a plan whose steps are captured (``graphs``)."""
         self._comm, self._progress, self._options = comm, comm.progress, plan.options
         batch, movable = plan.options.batch, is_movable(plan)
         self._places = [places(plan, count) for count in range(batch + 1)]
@@ -131,7 +176,8 @@ class Stepper:
         """Prompts that are not whole in the caches yet, by place."""
         self._joining: dict[int, Root] = {}
         """Places that the next step drafts the first tree for."""
-        self._samplings: list[Sampling | None] = [None] * batch
+        self._samplings = Samplings(batch, device, alike=self._parts.padded)
+        self.graphs = Graphs(capture, comm.progress)
         self._trees: list[list[int]] = [[] for _ in range(batch)]
         """Tokens of each active place's tree."""
         self._pools: dict[int, Pool] = {}
@@ -150,8 +196,9 @@ class Stepper:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Numbers of running sequences, one for each number of places that a step computes."""
-        return tuple(sorted({size: count for count, size in enumerate(self._places) if count}.values()))
+        """Numbers of running sequences, one for each number of places that a step computes and each tree then."""
+        kinds = {(size, tree_for(self._options, count)): count for count, size in enumerate(self._places) if count}
+        return tuple(sorted(kinds.values()))
 
     @property
     def drafts(self) -> bool:
@@ -214,7 +261,7 @@ class Stepper:
         self._prompts.pop(place, None)
         self._joining.pop(place, None)
         self._sequences.end(place)
-        self._samplings[place] = None
+        self._samplings.forget(place)
         self._inactive[place].fill_(True)
 
     def _arrange(self) -> None:
@@ -238,7 +285,7 @@ class Stepper:
         kept = self._inactive[a].clone()
         self._inactive[a].copy_(self._inactive[b])
         self._inactive[b].copy_(kept)
-        swap(self._samplings, a, b)
+        self._samplings.exchange(a, b)
         swap(self._trees, a, b)
         swap(self._place_of, self._place_of.index(a), self._place_of.index(b))
         swapped = {a: b, b: a}
@@ -296,53 +343,95 @@ class Stepper:
 
     @torch.inference_mode()
     def _join(self, place: int) -> None:
-        self._samplings[place] = self._joining.pop(place).sampling
+        self._samplings.write(place, self._joining.pop(place).sampling, self._sequences.next_position(place))
         self._sequences.join(place)
         self._inactive[place].fill_(False)
 
     @torch.inference_mode()
     def _step(self, notice: Callable[[], Notice]) -> tuple[list[Message], Notice]:
-        """Verify the trees in the channel, accept, draft the next trees, commit; return the step message.
+        """Do the work of a step on the device; return the step message, the one thing that the host reads."""
+        channel, work = self._channel, self._work()
+        shape, trees = self._shape(work), (channel.tokens, channel.parents)
+        self._tree = work.next
+        if shape is not None and channel.source == self._comm.rank:
+            channel.notify(notice())  # what is replayed asks nobody
+        channel.lay_out(work.layout, max(1, work.drafted.stop))
+        self.graphs.step(shape, partial(self._compute, work, trees, notice if shape is None else None))
+        with self._progress.reading():
+            messages, agreed = channel.read()
+        if work.verifies:
+            self._note(messages, work.places)
+        return messages, agreed
 
-        A rank without a part skips it; ``forward`` and ``accepted`` are None on ranks that do not have the lm_head, and
-        where no place is active. The host reads nothing before the message.
-        """
-        channel, base, verified = self._channel, self._parts.base, self._tree
+    def _work(self) -> Work:
+        """Return what the next step computes."""
         (places, drafted), running = self._spans(), sum(self._sequences.active) + len(self._joining)
-        verifies = places.stop > places.start
-        accepted, layout = None, tree_layout(verified if verifies else None, None)
+        following = tree_for(self._options, running) if self._channel.drafted and running else None
+        return Work(places=places, drafted=drafted, verified=self._tree, next=following, joining=dict(self._joining))
 
-        # verify: the base runs all nodes at once; each sees the sequence, its ancestors and itself
-        if verifies:
+    def _shape(self, work: Work) -> Shape | None:
+        """Return the shape of a step that may be captured; None where it is none, or is looked at while it runs.
+
+        The trees that it verifies lie in the message of the step before, in the layout of its own.
+        """
+        looked_at = self._progress.timings is not None or self._mode.recorded
+        if not self.graphs.captures or looked_at or not work.repeats or self._channel.layout != work.layout:
+            return None
+        assert work.places.start == 0, "with a GPU in the plan a step computes the first places"
+        return Shape(
+            drafted=self._channel.drafted,
+            accept=self._mode.accept,
+            places=work.places.stop,
+            tree=work.next,
+            sampled=self._samplings.any(work.places),
+        )
+
+    def _compute(self, work: Work, trees: tuple[Tensor, Tensor], notice: Callable[[], Notice] | None) -> None:
+        """Verify trees, accept, draft the next trees, commit: all on the device, whose host reads nothing.
+
+        ``trees``: tokens and parents of each place's. ``notice``: None: it is noted already. A rank without a part
+        skips it; ``accepted`` is None on ranks that do not have the lm_head, and where no place is active.
+        """
+        channel, accepted = self._channel, None
+        tokens, parents = (whole[work.places] for whole in trees)
+        if work.verifies:
             self._progress.begin("verify")
-        if verifies and base is not None:
-            mask = ancestors(channel.parents[places], verified.depth + 1 if verified else 0)  # [S, N, N]
-            forward = base.verify(channel.tokens[places], mask, places.start)
-            # accept: walk from the root to the child that the base chose, as far as there is one
-            if forward is not None:
-                accepted = self._accept(forward, mask, places, layout.kept)
-                self._progress.lap("head")
+        if work.verifies and self._parts.base is not None:
+            accepted = self._verify(work, tokens, parents)
 
         # draft: the drafter catches up with the accepted path and grows the next trees from the base's last choice
         self._progress.begin("draft")
-        nodes = channel.nodes
-        self._tree = tree_for(self._options, running) if channel.drafted and running else None
-        channel.lay_out(tree_layout(verified if verifies else None, self._tree), max(1, drafted.stop))
-        if running:
+        if work.drafts:
             advance = self._draft if channel.drafted else self._choose
-            advance(accepted, (places, drafted), layout.kept, verifies=verifies)
+            advance(accepted, work)
         if self._comm.rank == channel.source:
-            channel.notify(notice())
+            if not work.drafts or work.drafted.start:
+                channel.accepted[:1].zero_()  # nobody has written the first row, in which the notice is
+            if notice is not None:
+                channel.notify(notice())
+            channel.seal()
         self._comm.world.broadcast(channel.wire, channel.source)
-        with self._progress.reading():
-            messages, agreed = channel.read()
+        channel.send_to_host()
 
         # commit: the accepted rows become part of each sequence, on every rank
-        if verifies:
+        if work.verifies:
             self._progress.begin("commit")
-            self._commit(messages, places, nodes)
+            self._commit(work.places, tokens.shape[1])
             self._progress.lap("commit")
-        return messages, agreed
+
+    def _verify(self, work: Work, tokens: Tensor, parents: Tensor) -> Accepted | None:
+        """Run all nodes of the trees, tokens and parents [S, N], at once: each sees the sequence, its ancestors and
+        itself; accept on ranks of the lm_head.
+        """
+        assert self._parts.base is not None
+        mask = ancestors(parents, work.verified.depth + 1 if work.verified else 0)  # [S, N, N]
+        forward = self._parts.base.verify(tokens, mask, work.places.start)
+        if forward is None:
+            return None
+        # accept: walk from the root to the child that the base chose, as far as there is one
+        accepted = self._accept(forward, tokens, parents, mask, work)
+        self._progress.lap("head")
+        return accepted
 
     def _spans(self) -> tuple[slice, slice]:
         """Return the places of which a step verifies trees, and those that it drafts for."""
@@ -357,75 +446,82 @@ class Stepper:
             return slice(0, self._places[len(running)])
         return slice(running[0], running[-1] + 1)
 
-    def _accept(self, forward: Forward, mask: Tensor, places: slice, kept: int) -> Accepted:
+    def _accept(self, forward: Forward, tokens: Tensor, parents: Tensor, mask: Tensor, work: Work) -> Accepted:
         """Choose a token from p after every node; return the path of nodes that agree, with the base's features."""
-        channel, accept = self._channel, self._mode.accept
-        positions, tokens = self._sequences.next_positions[places], channel.tokens[places]
-        chosen = choose_in_trees(forward, mask, self._samplings[places], positions, kept)  # [S, N]
-        if accept is None or not channel.drafted:
-            verdict = walk(tokens, channel.parents[places], mask, chosen, kept)
+        accept, kept = self._mode.accept, work.layout.kept
+        chosen = choose_in_trees(forward, mask, self._samplings, work.places, kept)  # [S, N]
+        if accept is None or not self._channel.drafted:
+            verdict = walk(tokens, parents, mask, chosen, kept)
         else:
             verdict = forced(tokens, chosen, kept, accept)
         rows = (verdict.path + self._first_node[: len(tokens)] * tokens.shape[1]).flatten()  # [S * A], among all nodes
         return Accepted(verdict=verdict, features=forward.features.index_select(1, rows))
 
-    def _choose(
-        self, accepted: Accepted | None, places: tuple[slice, slice], kept_rows: int, *, verifies: bool
-    ) -> None:
+    def _choose(self, accepted: Accepted | None, work: Work) -> None:
         """Write the next trees of plain decoding, which are their roots, on the rank that does."""
-        channel, (extended, drafted) = self._channel, places
+        channel, extended, drafted = self._channel, work.places, work.drafted
         if self._comm.rank != channel.source:
             return
         none = self._no_rows[drafted]
-        kept, path, roots = none, self._no_path[drafted, :kept_rows], none.unsqueeze(1)
+        kept, path, roots = none, self._no_path[drafted, : work.layout.kept], none.unsqueeze(1)
         if accepted is not None:
             own = accepted.verdict
             kept, path = among(own.accepted, extended, drafted), among(own.path, extended, drafted)
             roots = among(own.tokens.gather(1, own.accepted.unsqueeze(1)), extended, drafted)  # [S, 1]
-        if self._joining:
+        if work.joining:
             roots = roots.clone()
-        for place, root in self._joining.items():
+        for place, root in work.joining.items():
             assert root.token is not None, "the rank that writes the message has chosen the token"
             roots[place - drafted.start].copy_(root.token)
         channel.write(drafted, kept, path, roots, none.unsqueeze(1))
 
-    def _draft(self, accepted: Accepted | None, places: tuple[slice, slice], kept_rows: int, *, verifies: bool) -> None:
+    def _draft(self, accepted: Accepted | None, work: Work) -> None:
         """Send the accepted path to the drafter, which writes the next trees to the step message."""
-        drafter, link, (extended, drafted) = self._parts.drafter, self._parts.features, places
+        drafter, link, extended, drafted = self._parts.drafter, self._parts.features, work.places, work.drafted
         if link is None:
             return
-        view = link.step(extended.stop - extended.start, kept_rows) if verifies else None
+        view = link.step(extended.stop - extended.start, work.layout.kept) if work.verifies else None
         message = None if view is None else link.broadcast(view, accepted)
         if drafter is None:
             return
         if message is None:
-            kept, path = self._no_rows[drafted], self._no_path[drafted, :kept_rows]
+            kept, path = self._no_rows[drafted], self._no_path[drafted, : work.layout.kept]
             roots, pending = kept.clone(), kept.clone()
         else:
             kept, path = among(message.accepted, extended, drafted), among(message.path, extended, drafted)
             roots = among(message.roots, extended, drafted)
             pending = among(message.accepted + 1, extended, drafted)
         joined: dict[int, Tensor] = {}
-        for place, root in self._joining.items():
+        for place, root in work.joining.items():
             assert root.token is not None
             assert root.feature is not None
             number = place - drafted.start
             joined[number] = root.feature[0]
             roots[number].copy_(root.token[0])
             pending[number].fill_(0)
-        trees = drafter.draft(message, joined, roots, pending, places, self._tree)
+        trees = drafter.draft(message, joined, roots, pending, (extended, drafted), work.next)
         if drafter.group.leads:
             self._channel.write(drafted, kept, path, *trees)
-            if drafter.pool is not None and self._tree is not None:
-                grown = pools(drafter.pool, self._tree.total_token)
+            if drafter.pool is not None and work.next is not None:
+                grown = pools(drafter.pool, work.next.total_token)
                 self._pools = dict(zip(range(drafted.start, drafted.stop), grown, strict=True))
         self._progress.lap("draft")
 
-    def _commit(self, messages: list[Message], places: slice, nodes: int) -> None:
+    def _commit(self, places: slice, nodes: int) -> None:
         """Keep the rows that each active place accepted, of trees of so many nodes."""
-        channel, rows = self._channel, self._sequences.committed_rows(messages)[places]
-        accepted = channel.accepted[places].masked_fill(self._inactive[places], -1)
+        channel, parts = self._channel, self._parts
+        accepted = channel.committed(places, self._inactive[places])
+        if parts.base is not None:
+            parts.base.keep(channel.path[places], accepted, nodes, places.start)
+            if self._comm.head is not None and self._samplings.any(places):
+                self._samplings.advance(accepted + 1, places)
+        if parts.drafter is not None and channel.drafted:
+            parts.drafter.commit(accepted, places.start)
+
+    def _note(self, messages: list[Message], places: slice) -> None:
+        """Note on the host how many rows each place has committed."""
+        rows = self._sequences.committed_rows(messages)[places]
         if self._parts.base is not None:
-            self._parts.base.keep(channel.path[places], accepted, nodes, rows, places.start)
-        if self._parts.drafter is not None and channel.drafted:
-            self._parts.drafter.commit(accepted, rows, places.start)
+            self._parts.base.know(rows, places.start)
+        if self._parts.drafter is not None and self._channel.drafted:
+            self._parts.drafter.know(rows, places.start)

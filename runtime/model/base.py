@@ -92,14 +92,19 @@ class Base:
             self._progress.lap(self._stage.name)
         return None if self._lm_head is None else self._lm_head(carry, tokens.numel())
 
-    def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: list[int], first: int) -> None:
+    def keep(self, path: Tensor, accepted: Tensor, nodes: int, first: int) -> None:
         """Commit the root and the accepted nodes of each tree of ``nodes`` nodes; see ``KvCache.keep``.
 
         ``path`` [B, A]: node numbers, root first. ``accepted`` [B]: accepted nodes behind the root, -1 where nothing is
-        kept. ``rows``: accepted + 1 of each sequence, on the host. ``first`` as in ``verify``.
+        kept. ``first`` as in ``verify``.
         """
         if self._stage is not None:
-            self._stage.keep(path, accepted, nodes, rows, first)
+            self._stage.keep(path, accepted, nodes, first)
+
+    def know(self, rows: list[int], first: int) -> None:
+        """Note on the host how many rows were committed to each of the sequences from ``first`` on."""
+        if self._stage is not None:
+            self._stage.know(rows, first)
 
     def restart(self, sequence: int, source: int, length: int) -> None:
         """Let a sequence begin anew with the first ``length`` committed positions of ``source``; it may be itself."""
@@ -221,12 +226,18 @@ class BaseStage:
         rows = [view.trees(rotary, factors, mask, here, own, packed) for view in self.views]
         return self._forward(hidden, batch * nodes, rows)
 
-    def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: list[int], first: int) -> None:
+    def keep(self, path: Tensor, accepted: Tensor, nodes: int, first: int) -> None:
         """Commit what was accepted; arguments as in ``Base.keep``."""
-        here, own = shared(range(first, first + len(rows)), self._sequences)
+        here, own = shared(range(first, first + len(path)), self._sequences)
         if here.stop > here.start:
             for view in self.views:
-                view.cache.keep(path[here], accepted[here].unsqueeze(1), nodes, rows[here], own)
+                view.cache.keep(path[here], accepted[here].unsqueeze(1), nodes, own)
+
+    def know(self, rows: list[int], first: int) -> None:
+        """Note what was committed; arguments as in ``Base.know``."""
+        here, own = shared(range(first, first + len(rows)), self._sequences)
+        for view in self.views:
+            view.cache.know(rows[here], own)
 
     def restart(self, sequence: int, source: int, length: int) -> None:
         """Let a sequence begin anew; arguments as in ``Base.restart``."""

@@ -6,6 +6,7 @@ Letters: W rows, v rows of the lm_head of this device, A depths of a tree.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -26,13 +27,46 @@ WEIGHT_BITS = 30
 """Bits of a weight as an integer: a float32 of at most 1.0 is below 2 ** 30."""
 
 
+NO_TOP_K, NO_TOP_P = 2.0**63, 2.0
+"""Limits that no row reaches, so that all tokens stay."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """Parameters of a sequence's draws as tensors of the device: a captured step draws by those of the moment."""
+
+    temperature: Tensor
+    """[1] float32"""
+    top_k: Tensor | None
+    """[1] float64, NO_TOP_K: no limit. None: nothing is limited, and no limit is looked for."""
+    top_p: Tensor | None
+    """[1] float64, NO_TOP_P: no limit. None as of ``top_k``."""
+    key: Tensor
+    """[1] int64: splitmix64 of the seed."""
+    position: Tensor
+    """[1] int64: position in the sequence of the token that follows a row of depth 0."""
+
+    @classmethod
+    def of(cls, sampling: Sampling, position: int, device: torch.device) -> Self:
+        """Return the parameters of a sampling at a position."""
+
+        def number(value: float, dtype: torch.dtype) -> Tensor:
+            return torch.full((1,), value, dtype=dtype, device=device)
+
+        return cls(
+            temperature=number(sampling.temperature, torch.float32),
+            top_k=None if sampling.top_k is None else number(sampling.top_k, torch.float64),
+            top_p=None if sampling.top_p in (None, 1.0) else number(sampling.top_p or 0.0, torch.float64),
+            key=number(key_of(sampling.seed), torch.int64),
+            position=number(position, torch.int64),
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draw:
     """Parameters of the draws after the rows of one sequence in one forward."""
 
-    sampling: Sampling
-    position: int
-    """Position in the sequence of the token that follows a row of depth 0."""
+    target: Target
     depths: Tensor
     """[W] int64: depth of each row in its tree, below ``num_depths``; added to the drawn token's position."""
     num_depths: int
@@ -41,8 +75,8 @@ class Draw:
 
 def draw(logits: Tensor, first: int, group: Group, chance: Draw) -> Tensor:
     """Draw a token after each row [W]; ``logits`` [W, v] float32 of tokens ``first`` …, overwritten."""
-    weights = processed(logits, group, chance.sampling)
-    noise = exponential(chance.sampling.seed, chance.position, chance.num_depths, first, logits.shape[1], logits.device)
+    weights, keys = processed(logits, group, chance.target), chance.target.key + chance.target.position
+    noise = exponential(keys, chance.num_depths, first, logits.shape[1])
     if not logits.shape[1]:
         best = torch.zeros((logits.shape[0], BEST_WORDS), dtype=torch.float64, device=logits.device)
         best[:, 0] = -1.0
@@ -65,21 +99,20 @@ def best_of_group(best: Tensor, group: Group) -> Tensor:
     return tokens.gather(0, winner).squeeze(0).long()
 
 
-def processed(logits: Tensor, group: Group, sampling: Sampling) -> Tensor:
+def processed(logits: Tensor, group: Group, target: Target) -> Tensor:
     """Return weights [W, v]: the processed distribution p times a factor per row, the same on all members.
 
     ``logits`` [W, v] are overwritten. Order: temperature, top-k, top-p.
     """
     rows = logits.shape[0]
     high = logits.amax(1, keepdim=True) if logits.shape[1] else logits.new_full((rows, 1), -math.inf)
-    weights = logits.sub_(group.all_gather(high).amax(0)).div_(sampling.temperature).exp_()
-    if sampling.top_k is not None:
-        number = torch.full((rows, 1), sampling.top_k, dtype=torch.float64, device=logits.device)
-        keep_from(weights, limit(weights, number, group, _count))
-    if sampling.top_p is not None and sampling.top_p < 1:
+    weights = logits.sub_(group.all_gather(high).amax(0)).div_(target.temperature).exp_()
+    if target.top_k is not None:
+        keep_from(weights, limit(weights, target.top_k.expand(rows, 1), group, _count))
+    if target.top_p is not None:
         mass = weights.sum(1, keepdim=True, dtype=torch.float64)
         group.all_reduce(mass)
-        keep_from(weights, limit(weights, mass * sampling.top_p, group, _mass))
+        keep_from(weights, limit(weights, mass * target.top_p, group, _mass))
     return weights
 
 
@@ -125,20 +158,26 @@ def _mass(weights: Tensor, lowers: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def exponential(seed: int, position: int, positions: int, first: int, count: int, device: torch.device) -> Tensor:
-    """Return exponentials of mean 1, float32 [positions, count], from ``position`` and token ``first`` on.
+def exponential(key: Tensor, positions: int, first: int, count: int) -> Tensor:
+    """Return exponentials of mean 1, float32 [positions, count], of so many positions and tokens from ``first`` on.
 
-    The hash is that of splitmix64; its upper 53 bits are a uniform number between 0 and 1, never either.
+    ``key`` [1] int64: that of the seed plus the first position. The hash is that of splitmix64; its upper 53 bits are a
+    uniform number between 0 and 1, never either.
     """
-    out = torch.empty((positions, count), dtype=torch.float32, device=device)
-    tokens = torch.arange(first, first + count, device=device).mul_(_GOLDEN)
-    keys = _mixed(torch.arange(positions, device=device).add_(_signed(_mix(seed) + position))).unsqueeze(1)
+    out = torch.empty((positions, count), dtype=torch.float32, device=key.device)
+    tokens = torch.arange(first, first + count, device=key.device).mul_(_GOLDEN)
+    keys = _mixed(torch.arange(positions, device=key.device).add_(key)).unsqueeze(1)
     # a vocabulary is processed position by position, which bounds temporaries
     at_once = max(1, SMALL_NOISE // max(1, count))
     for part, rows in zip(keys.split(at_once), out.split(at_once), strict=True):
         uniform = _shifted(_mixed(tokens + part), 11).double().add_(0.5).mul_(2.0**-53)
         rows.copy_(uniform.neg_().log1p_().neg_())
     return out
+
+
+def key_of(seed: int) -> int:
+    """Return the key of a seed, int64."""
+    return _signed(_mix(seed))
 
 
 def _signed(word: int) -> int:

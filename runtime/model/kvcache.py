@@ -114,22 +114,25 @@ class KvCache:
         """Return [b, count]: tree rows ``first`` and behind it of sequences b, among all sequences' rows."""
         return self._number[first : first + count] + self._first_row[own]
 
-    def keep(self, path: Tensor, accepted: Tensor, nodes: int, rows: Sequence[int], own: slice) -> None:
+    def keep(self, path: Tensor, accepted: Tensor, nodes: int, own: slice) -> None:
         """Commit the root and the accepted nodes of each tree of ``nodes`` nodes: copy their rows behind the sequence.
 
         ``path`` [b, A]: node numbers, root first. ``accepted`` [b, 1]: accepted nodes behind the root, -1 where nothing
-        is kept, as in a sequence that has ended. ``rows``: accepted + 1 of each of these sequences, on the host.
+        is kept, as in a sequence that has ended. The host notes it later (``know``).
         """
         source = (path + (self.tree_rows - nodes)).add_(self._first_row[own]).flatten()
         target = self.append(path.shape[1], accepted, own)
         for run in self._flat:
             run.index_copy_(1, target, run.index_select(1, source))
-        self.commit(accepted, rows, own)
+        self.commit(accepted, own)
 
-    def commit(self, accepted: Tensor, rows: Sequence[int], own: slice) -> None:
+    def commit(self, accepted: Tensor, own: slice) -> None:
         """Make rows that were written behind sequences b part of them; arguments as in ``keep``."""
-        self._known[own] = [length + more for length, more in zip(self._known[own], rows, strict=True)]
         self.lengths[own].add_(accepted + 1)
+
+    def know(self, rows: Sequence[int], own: slice) -> None:
+        """Note on the host how many rows were committed to each of sequences b: accepted + 1."""
+        self._known[own] = [length + more for length, more in zip(self._known[own], rows, strict=True)]
 
     def commit_one(self, number: int, rows: int) -> None:
         """Make ``rows`` rows that were written behind one sequence part of it."""

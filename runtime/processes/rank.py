@@ -18,12 +18,15 @@ from tokenizers import Tokenizer
 from plans.acceptance import Drafted
 from plans.artifact import align
 from plans.buffers import OUTBOX
+from plans.graphs import uncaptured
 from plans.quantized import has_codes
 from plans.schema import MEMORY_TERMS, Plan
 from plans.slots import DRAFT_PREFIX
+from plans.step import accept_rows
 from runtime.comm.groups import Comm
 from runtime.comm.meeting import Rendezvous, connect
 from runtime.comm.progress import Progress, Timings
+from runtime.decode.graphs import CudaCapture
 from runtime.decode.pool import compared
 from runtime.decode.step import Mode, Stepper, Taken
 from runtime.errors import PeerError, RequestError
@@ -42,8 +45,9 @@ from runtime.text import TOKENIZER_FILE, Output, load_tokenizer
 Deliveries = Generator[tuple[Delivery, ...], None, None]
 """Additions of each turn to the outputs: pieces, then completions."""
 
-WARM_UP_STEPS = 2
-"""Prefill, which pads every prompt to a chunk, and one step."""
+WARM_UP_STEPS, CAPTURED_AFTER = 2, 4
+"""Prefill, which pads every prompt to a chunk, and one step; where steps are captured two more: the first repetition,
+which is run, and the second, which is captured (``decode.graphs``)."""
 
 
 def needs_warm_up(plan: Plan) -> bool:
@@ -68,7 +72,9 @@ class Rank:
         self.memory = Memory(plan, device.id, self._device)
         if comm.outbox is not None and device.kind == "cpu":
             self.memory.adopt(OUTBOX, comm.outbox)
-        self._stepper = Stepper(plan, image, self.memory, comm, self._device)
+        captures = self._device.type == "cuda" and uncaptured(plan) is None
+        self._capture = CudaCapture(self._device) if captures else None
+        self._stepper = Stepper(plan, image, self.memory, comm, self._device, self._capture)
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
@@ -116,14 +122,18 @@ class Rank:
         """Run a prefill and a step of each kind, with the shapes of all others: a collective, all ranks must call it.
 
         On a GPU the first use of an operation loads its library and its kernel, and plans a shape; afterwards a step
-        has no pauses in which a rank seems to hang.
+        has no pauses in which a rank seems to hang. Steps that repeat are captured here, as far as so many steps fit
+        into the context.
         """
+        options = self.plan.options
+        count = CAPTURED_AFTER if self._stepper.graphs.captures else WARM_UP_STEPS
+        most = min(count, 1 + (options.context - 1) // accept_rows(options))
         sampled = Sampling(temperature=1.0, top_k=2, top_p=0.5, seed=0)
         modes = [Mode(draft=draft, accept=None) for draft in ((True, False) if self._stepper.drafts else (False,))]
-        for mode, sampling, count in product(modes, (None, sampled), self._stepper.counts):
-            steps = self._stepper.steps([(0,)] * count, [sampling] * count, mode, reuse=False)
+        for mode, sampling, running in product(modes, (None, sampled), self._stepper.counts):
+            steps = self._stepper.steps([(0,)] * running, [sampling] * running, mode, reuse=False)
             with closing(steps):
-                for _ in islice(steps, WARM_UP_STEPS):
+                for _ in islice(steps, most):
                     pass
         self._stepper.forget()
 

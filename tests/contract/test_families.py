@@ -309,7 +309,8 @@ def both_verified(
         base = prefilled_base()
         for node in path:
             last = verified(base, [tokens[node]], torch.ones((1, 1), dtype=torch.bool))
-            base.keep(root, root[:, 0], 1, [1], 0)
+            base.keep(root, root[:, 0], 1, 0)
+            base.know([1], 0)
         alone.append(last)
     return tree, torch.cat(alone)
 

@@ -20,7 +20,7 @@ from runtime.comm.groups import Group
 from runtime.decode.tree import ancestors
 from runtime.decode.verify import Verdict, walk
 from runtime.errors import RequestError
-from runtime.model.draw import Draw, draw, exponential, processed
+from runtime.model.draw import Draw, Target, draw, exponential, key_of, processed
 from runtime.sampling import Sampling, check_sampling, sampling_of
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -87,19 +87,24 @@ def test_the_processed_distribution_is_that_of_transformers(
     logits = torch.randn((9, 97), generator=generator) * 4
     firsts = [sum(shares[:rank]) for rank in range(len(shares))]
     mine = list(logits.split(list(shares), 1))
-    parts = together(len(shares), lambda group: processed(mine[group.rank].clone(), group, sampling(*parameters)))
+    target = Target.of(sampling(*parameters), 11, logits.device)
+    parts = together(len(shares), lambda group: processed(mine[group.rank].clone(), group, target))
     weights = torch.cat(parts, 1)
     expected = warped(logits, *parameters)
     assert torch.equal(weights > 0, expected > 0)
     torch.testing.assert_close(weights / weights.sum(1, keepdim=True), expected)
-    chance = Draw(sampling=sampling(*parameters), position=11, depths=torch.arange(9) % 4, num_depths=4)
+    chance = Draw(target=target, depths=torch.arange(9) % 4, num_depths=4)
     alone = draw(logits.clone(), 0, ALONE, chance)
     for drawn in together(len(shares), lambda g: draw(mine[g.rank].clone(), firsts[g.rank], g, chance)):
         assert torch.equal(drawn, alone), "a divided lm_head draws the same tokens"
 
 
+def noise_of(seed: int, position: int, positions: int, first: int, count: int) -> Tensor:
+    return exponential(torch.tensor([key_of(seed) + position]), positions, first, count)
+
+
 def test_the_noise_is_exponential_and_a_function_of_seed_position_and_token() -> None:
-    noise = exponential(3, 100, 4, 0, 50_000, torch.device("cpu")).double()
+    noise = noise_of(3, 100, 4, 0, 50_000).double()
     assert noise.min() > 0
     for moment, expected in ((1, 1.0), (2, 2.0), (3, 6.0)):
         assert noise.pow(moment).mean().item() == pytest.approx(expected, rel=0.05)
@@ -107,20 +112,21 @@ def test_the_noise_is_exponential_and_a_function_of_seed_position_and_token() ->
     assert below.mean().item() == pytest.approx(0.5, abs=0.005)
     neighbours = torch.corrcoef(torch.stack([below[0], below[1], below[0].roll(1)]))
     assert (neighbours - torch.eye(3)).abs().max() < 0.02
-    later = exponential(3, 102, 1, 40_000, 10_000, torch.device("cpu")).double()
+    later = noise_of(3, 102, 1, 40_000, 10_000).double()
     assert torch.equal(later[0], noise[2, 40_000:])
-    assert not torch.equal(exponential(4, 102, 1, 40_000, 10_000, torch.device("cpu")), later)
+    assert not torch.equal(noise_of(4, 102, 1, 40_000, 10_000), later)
 
 
 def test_draws_over_positions_and_over_seeds_have_the_distribution() -> None:
     """Draw at 20 000 positions with one seed, and with 4000 seeds at one position."""
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5, 1.5]])
     expected = logits.softmax(1)[0]
+    target = Target.of(sampling(1.0, None, None), 0, logits.device)
     over_positions = draw(
         logits.repeat(20_000, 1), 0, ALONE,
-        Draw(sampling=sampling(1.0, None, None), position=0, depths=torch.arange(20_000), num_depths=20_000),
+        Draw(target=target, depths=torch.arange(20_000), num_depths=20_000),
     )  # fmt: skip
-    race = torch.cat([exponential(seed, 5, 1, 0, 6, torch.device("cpu")) for seed in range(4_000)])
+    race = torch.cat([noise_of(seed, 5, 1, 0, 6) for seed in range(4_000)])
     for drawn in (over_positions, (expected / race).argmax(1)):
         counts = torch.bincount(drawn, minlength=6)
         assert chi_square(counts.tolist(), (expected * len(drawn)).tolist()) < limit(5)
@@ -177,8 +183,7 @@ def drawn(parameters: Parameters, seed: int, nodes: Tensor, positions: Tensor) -
     """Draw the token after each of ``nodes`` [n, N] at ``positions`` [n, N]; row i has its own range of positions."""
     separate = SPACING * torch.arange(nodes.shape[0]).unsqueeze(1) + positions
     chance = Draw(
-        sampling=sampling(*parameters, seed=seed),
-        position=0,
+        target=Target.of(sampling(*parameters, seed=seed), 0, nodes.device),
         depths=separate.flatten(),
         num_depths=SPACING * nodes.shape[0],
     )

@@ -97,8 +97,10 @@ def test_a_step_message_is_read_as_it_was_written() -> None:
         notice = Notice(stop=stop, packets=packets)
         channel.write(slice(0, 2), torch.tensor([1, 0]), path, tokens, parents)
         channel.notify(notice)
+        channel.seal()
         (first, second), agreed = channel.read()
         assert (first.accepted, first.path, first.tokens) == (1, [0, 1], [10, 11, 12])
         assert (second.accepted, second.path, second.parents) == (0, [2, 3], [0, 0, 0])
         assert agreed == notice
-        assert channel.accepted.tolist() == [1, 0], "reading clears the notice from the buffer"
+        committed = channel.committed(slice(0, 2), torch.tensor([False, True]))
+        assert committed.tolist() == [1, -1], "what is committed is without the notice"

@@ -24,7 +24,7 @@ def after(prompts: list[tuple[int, ...]], *, drafted: bool = True, copies: bool 
     sequences.commit(0, 50, [51, 52], drafted=drafted, certain=True)
     if len(prompts) > 1:
         sequences.commit(1, 60, [], drafted=drafted, certain=True)
-    assert sequences.next_positions == [len(tokens) + 1 for tokens in sequences.tokens]
+    assert sequences.next_position(0) == len(sequences.tokens[0]) + 1
     assert sequences.committed_rows([message(2), message(0)]) == [3, int(len(prompts) > 1)]
     for place in range(2):
         sequences.end(place)

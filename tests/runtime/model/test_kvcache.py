@@ -17,7 +17,8 @@ def cache_of(rows: int = ROWS, batch: int = 2, part: int = 0, parts: int = 1, *,
 
 
 def commit(cache: KvCache, rows: list[int]) -> None:
-    cache.commit(torch.tensor(rows).unsqueeze(1) - 1, rows, ALL)
+    cache.commit(torch.tensor(rows).unsqueeze(1) - 1, ALL)
+    cache.know(rows, ALL)
 
 
 def write(cache: KvCache, rows: torch.Tensor, values: list[int]) -> None:
@@ -68,7 +69,8 @@ def test_keep_moves_the_accepted_path_behind_the_committed_rows(parts: int, data
         for cache in members:
             write_trees(cache, nodes, values)
             accepted = torch.tensor(counts).unsqueeze(1)
-            cache.keep(torch.tensor(paths), accepted, nodes, [count + 1 for count in counts], ALL)
+            cache.keep(torch.tensor(paths), accepted, nodes, ALL)
+            cache.know([count + 1 for count in counts], ALL)
         assert [sequence(members, number) for number in range(2)] == expected
     cuts = [data.draw(st.integers(0, len(known))) for known in expected]
     for cache in members:

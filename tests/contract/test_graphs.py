@@ -1,0 +1,136 @@
+"""Captured steps give the tokens of steps that are run: one plan as a GPU runs it, on a CPU, recorded and not.
+
+Sequences begin and end between steps and change places, greedy and sampled, with one tree or another for their number.
+Triton's interpreter runs the kernels of a GPU, slowly.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from plans.schema import Plan, ScheduledTree, Tree
+from runtime.comm.groups import Comm
+from runtime.decode.step import Mode, Stepper, Taken
+from runtime.image.buffers import Memory
+from runtime.image.slots import Image
+from runtime.model import ops
+from runtime.sampling import Sampling
+from tests.contract import ranks
+from tests.contract.checkpoints import CONTEXT, Checkpoints, compiled, inputs, write_checkpoints
+from tests.contract.ranks import on_all_ranks
+from tests.contract.recording import capture, recordable
+from tests.plan_factory import group, make_device, make_plan
+
+pytestmark = pytest.mark.usefixtures("one_core", "as_a_gpu")
+
+CPU = torch.device("cpu")
+TREE = Tree(kind="dynamic", total_token=5, depth=1, top_k=2, paths=None)
+SMALL = Tree(kind="dynamic", total_token=3, depth=0, top_k=2, paths=None)
+GREEDY, SAMPLED = None, Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=3)
+OTHER = Sampling(temperature=1.2, top_k=None, top_p=None, seed=4)
+Event = tuple[str, int, Sampling | None]
+"""What happens to a sequence, its number, and its sampling where it begins."""
+
+
+@pytest.fixture
+def as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is a GPU in a plan be this CPU."""
+    monkeypatch.setattr(ranks, "torch_device", lambda device: CPU)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    return write_checkpoints(tmp_path_factory.mktemp("small"), layers=1, kinds=("eagle",))
+
+
+def planned(
+    checkpoints: Checkpoints, kind: str | None, devices: Sequence[str], schedule: tuple[ScheduledTree, ...] | None
+) -> Plan:
+    model, own = checkpoints.base.model, checkpoints.drafts[kind] if kind else None
+    gpus = [
+        dataclasses.replace(make_device(name, memory_bytes=1 << 34), type="gpu", kind="cuda", ordinal=number)
+        for number, name in enumerate(devices)
+    ]
+    return make_plan(
+        model, [group(model, devices, model.num_layers)], draft=own.draft if own else None,
+        inputs=inputs(checkpoints.base, own), context=CONTEXT, prefill_chunk=4, batch=2, tree=TREE, schedule=schedule,
+        devices=gpus,
+    )  # fmt: skip
+
+
+def played(plan: Plan, directory: Path, events: Sequence[Event], *, captured: bool) -> tuple[list[list[int]], int, int]:
+    """Return the tokens of each sequence, and how many steps were captured and replayed."""
+
+    def play(image: Image, comm: Comm) -> tuple[list[list[int]], int, int]:
+        with torch.inference_mode():
+            memory = Memory(plan, plan.devices[comm.rank].id, CPU)
+            stepper = Stepper(plan, image, memory, comm, CPU, capture if captured else None)
+        replays, ran = 0, stepper._compute
+
+        def counted(*args: object) -> None:
+            nonlocal replays
+            replays -= 1
+            ran(*args)  # type: ignore[arg-type]
+
+        stepper._compute = counted  # type: ignore[method-assign]
+        tokens: list[list[int]] = [[] for event, *_ in events if event == "begin"]
+        places: dict[int, int] = {}
+        stepper.enter(Mode(draft=stepper.drafts, accept=None))
+        for event, number, sampling in events:
+            if event == "begin":
+                free = [place for place in range(2) if place not in places.values()]
+                prompt = (5 + number, 17, 30, 2, 6)[: 3 + number]
+                places[number], _ = stepper.begin(prompt, sampling, free, reuse=False)
+                while not stepper.prefill(places[number]):
+                    pass
+            elif event == "end":
+                stepper.end(places.pop(number))
+            else:
+                for _ in range(number):
+                    taken: dict[int, Taken]
+                    taken, _ = stepper.step()
+                    replays += 1
+                    for sequence, place in places.items():
+                        tokens[sequence] += taken[place].tokens
+        return tokens, stepper.graphs.count, replays + stepper.graphs.count
+
+    with recordable():
+        first, *others = on_all_ranks(plan, directory, play)
+    assert all(other == first for other in others)
+    return first
+
+
+CASES: dict[str, tuple[str | None, tuple[str, ...], tuple[ScheduledTree, ...] | None, list[Event]]] = {
+    "joins and ends": ("eagle", ("a",), None, [
+        ("begin", 0, GREEDY), ("step", 4, None), ("begin", 1, SAMPLED), ("step", 3, None), ("end", 0, None),
+        ("step", 2, None), ("begin", 2, GREEDY), ("step", 1, None), ("end", 1, None), ("step", 2, None),
+    ]),
+    "a tree for each number, two devices": ("eagle", ("a", "b"), (
+        ScheduledTree(sequences=1, tree=TREE), ScheduledTree(sequences=2, tree=SMALL)
+    ), [("begin", 0, GREEDY), ("begin", 1, GREEDY), ("step", 5, None), ("end", 0, None), ("step", 5, None)]),
+    "plain": (None, ("a",), None, [
+        ("begin", 0, OTHER), ("step", 3, None), ("begin", 1, SAMPLED), ("step", 4, None), ("end", 0, None),
+        ("step", 2, None),
+    ]),
+}  # fmt: skip
+
+
+SHAPES_AND_REPLAYS = {"joins and ends": (3, 5), "a tree for each number, two devices": (2, 4), "plain": (2, 5)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_replay_is_the_step(case: str, small: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens are those of the CPU kernels, which run every step."""
+    kind, devices, schedule, events = CASES[case]
+    plan = planned(small, kind, devices, schedule)
+    directory = compiled(tmp_path / "plan", plan, small, kind)
+    expected, none, _ = played(plan, directory, events, captured=False)
+    monkeypatch.setattr(ops, "has_kernels", lambda x: False)
+    tokens, shapes, replays = played(plan, directory, events, captured=True)
+    assert none == 0
+    assert tokens == expected
+    assert (shapes, replays) == SHAPES_AND_REPLAYS[case], "what is not replayed proves nothing"
+    assert min(len(set(text)) for text in tokens) > 1
