@@ -12,8 +12,11 @@ The Python interface; arguments are the options of the commands, results are typ
     planner.diff("plans/before", plan).moved_bytes  # bytes of weights that are new to each device
     assert planner.check("plans/llama8b").clean     # solved again from its own inputs, without weights
 
+    fleet = planner.plan_fleet("Llama-3.1-8B-Instruct", inventory="inventory.yaml", clients=64)
+    fleet.write("plans/fleet")                      # fleet.fleet.replicas, fleet.plans by template
+
 Errors are in :mod:`planner.errors` and, for what is read from a plan, :mod:`plans.schema`. To import this package is
-cheap: each name is imported when it is first used, the solver only by ``plan`` and ``check``. Nothing here runs a
+cheap: each name is imported when it is first used, the solver only to plan and to check. Nothing here runs a
 model: that is :mod:`runtime`, which reads what is written here and shares :mod:`plans` with it.
 """
 
@@ -27,42 +30,60 @@ if TYPE_CHECKING:
     from planner.api.compiling import compile  # noqa: A004 (planner.compile is its name)
     from planner.api.detecting import detect, machine_identity
     from planner.api.digesting import inputs_digest
+    from planner.api.fleets import FleetCheck, FleetDiff, FleetResult, check_fleet, diff_fleets, plan_fleet, read_fleet
     from planner.api.planning import PlanResult, plan
     from planner.images.compile import CompileReport
+    from plans.fleet_diff import LoadedFleet
     from plans.schema import Plan, Tree
 
 __all__ = [
     "CheckResult",
     "CompileReport",
+    "FleetCheck",
+    "FleetDiff",
+    "FleetResult",
+    "LoadedFleet",
     "Plan",
     "PlanDiff",
     "PlanResult",
     "Tree",
     "check",
+    "check_fleet",
     "compile",
     "detect",
     "diff",
+    "diff_fleets",
     "inputs_digest",
     "machine_identity",
     "plan",
+    "plan_fleet",
     "read",
+    "read_fleet",
 ]
 
 _MODULES = {
     "CheckResult": "planner.api.checking",
     "CompileReport": "planner.images.compile",
+    "FleetCheck": "planner.api.fleets",
+    "FleetDiff": "planner.api.fleets",
+    "FleetResult": "planner.api.fleets",
+    "LoadedFleet": "plans.fleet_diff",
     "Plan": "plans.schema",
     "PlanDiff": "planner.api.comparing",
     "PlanResult": "planner.api.planning",
     "Tree": "plans.schema",
     "check": "planner.api.checking",
+    "check_fleet": "planner.api.fleets",
     "compile": "planner.api.compiling",
     "detect": "planner.api.detecting",
     "diff": "planner.api.comparing",
+    "diff_fleets": "planner.api.fleets",
     "inputs_digest": "planner.api.digesting",
     "machine_identity": "planner.api.detecting",
     "plan": "planner.api.planning",
+    "plan_fleet": "planner.api.fleets",
     "read": "planner.api.comparing",
+    "read_fleet": "planner.api.fleets",
 }
 """Module of each exported name."""
 

@@ -25,7 +25,7 @@ from instances import (
     base_config,
     eagle3_config,
 )
-from planner.api.fleets import Asked, plan_fleet
+from planner.api.fleets import Asked, divided
 from planner.families import load_base, load_draft
 from planner.hardware.inventory import parse_inventory
 from planner.request import Request, Wanted
@@ -75,7 +75,7 @@ INSTANCES = (
 )
 
 
-def divided(instance: Instance) -> tuple[str, ...]:
+def line_of(instance: Instance) -> tuple[str, ...]:
     """Return the line of an instance."""
     with tempfile.TemporaryDirectory() as name:
         base_file, draft_file = Path(name) / "base.json", Path(name) / "draft.json"
@@ -92,7 +92,7 @@ def divided(instance: Instance) -> tuple[str, ...]:
         profile=profile_of(None, draft.draft) if draft else None,
     )
     start, cpu = time.perf_counter(), time.process_time()
-    fleet = plan_fleet(request, instance.asked, Settings()).fleet
+    fleet = divided(request, instance.asked, Settings()).fleet
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     proof, used = fleet.proof, sum(len(replica.devices) for replica in fleet.replicas)
     return (
@@ -117,7 +117,7 @@ def main() -> None:
     print(f"| {' | '.join(TITLES)} |\n|{' --- |' * len(TITLES)}")
     for instance in INSTANCES:
         if arguments.only is None or instance.name in arguments.only:
-            print(f"| {' | '.join(divided(instance))} |", flush=True)
+            print(f"| {' | '.join(line_of(instance))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,8 @@ THOUSAND = several(
     *[("pcie", ("8 x a6000",))] * 31,
 )
 """1000 GPUs of 4 types on 125 hosts."""
-FOUR_3090 = one("pcie", "4 x rtx-3090")
+FOUR_3090 = one("pcie3", "4 x rtx-3090")
+"""As in the rig of the published runs: PCIe 3.0 x16 with peer copies (club-3090, BENCHMARKS.md)."""
 AWQ_12B = _llama(5120, 32, 8, 14336, 40, 131072) | {
     "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
 }

@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import ClassVar
 
 from planner.api.checking import Repeated
+from planner.api.planning import DEFAULTS, check_number, requested
 from planner.errors import InfeasibleError, InputError
 from planner.fleet import directory as fleet_directory
 from planner.fleet.build import BuiltFleet, FleetInput, build_fleet
-from planner.request import Request, resolve_request
+from planner.request import Objective, Request, Schedule, resolve_request
 from planner.solver.minimise import Settings
-from plans.check_inputs import MOST_BATCH
-from plans.fleet import FLEET_FILE, MICRO, Fleet, FleetRequest, is_canonical
-from plans.fleet_diff import LoadedFleet, fleet_differences, load_with_plans
+from plans.check_inputs import MOST_BATCH, MOST_CLIENTS, MOST_DEVICES
+from plans.diff import Difference
+from plans.fleet import FLEET_FILE, MICRO, MOST_MICROTOKENS, Fleet, FleetRequest, is_canonical
+from plans.fleet_diff import LoadedFleet, fleet_differences, fleet_summary, load_with_plans
+from plans.format import quote
+from plans.schema import DType, KvAxis, KvDType, Plan, RoundedWeights, Tree
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +30,7 @@ class Asked:
     min_tokens_per_s: float = 0.0
     """Least tokens per second of every sequence."""
     batch: int | None = None
-    """Places of every replica; None: 1, or with ``clients`` the best of 1, 2, 4, ... for each."""
+    """Places of every replica; None: 1, or with ``clients`` the best of 1, 2, 3, 4, 6, 8, 12, ... for each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +44,16 @@ class FleetResult:
     def fleet(self) -> Fleet:
         """The division."""
         return self.built.fleet
+
+    @property
+    def plans(self) -> dict[str, Plan]:
+        """The plans, by template."""
+        return self.built.plans
+
+    @property
+    def loaded(self) -> LoadedFleet:
+        """Fleet and plans, as :func:`read_fleet` returns them."""
+        return LoadedFleet(fleet=self.fleet, plans=self.plans)
 
     def write(self, directory: str | Path) -> Path:
         """Write fleet.yaml, the inputs, and each template's plan; raise OutputError where it cannot be used."""
@@ -56,7 +70,92 @@ class FleetCheck(Repeated):
     again: LoadedFleet
 
 
-def plan_fleet(request: Request, asked: Asked, settings: Settings) -> FleetResult:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetDiff:
+    """Two fleets compared."""
+
+    before: LoadedFleet
+    after: LoadedFleet
+    differences: tuple[Difference, ...]
+    """Every datum of the fleets and their plans that differs, and the replicas that changed."""
+
+    @property
+    def equal(self) -> bool:
+        """True where fleets and plans are equal."""
+        return not self.differences
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the lines that ``diff`` prints: tokens/s, replicas and templates that changed, every difference."""
+        return fleet_summary(self.before, self.after)
+
+
+def plan_fleet(
+    model: str | Path | None = None,
+    *,
+    inventory: str | Path,
+    replicas: int | None = None,
+    clients: int | None = None,
+    min_tokens_per_s: float = 0.0,
+    batch: int | None = None,
+    draft: str | Path | None = None,
+    aux_layers: str | None = None,
+    context: int | None = None,
+    dtype: DType | None = DEFAULTS.dtype,
+    weights: RoundedWeights | None = DEFAULTS.weights,
+    kv_dtype: KvDType | None = DEFAULTS.kv_dtype,
+    kv_axis: KvAxis | None = DEFAULTS.kv_axis,
+    tree: Tree | None = DEFAULTS.tree,
+    prefill_chunk: int | None = DEFAULTS.prefill_chunk,
+    stall_timeout_s: int | None = DEFAULTS.stall_timeout_s,
+    gap: float = 0.0,
+    simplify: float = 0.0,
+    max_devices: int | None = DEFAULTS.max_devices,
+    objective: Objective | None = None,
+    profile: str | Path | None = None,
+    schedule: Schedule = DEFAULTS.schedule,
+) -> FleetResult:
+    """Return the division of an inventory into replicas of a model: what ``build --replicas`` makes.
+
+    ``replicas``: how many, by default as many as have the most tokens per second. ``clients``: sequences that run at
+    once on all of them, by default one in each place. ``min_tokens_per_s``: of every sequence. ``batch``: places of
+    each replica, by default 1, or with ``clients`` the best number for each. ``max_devices``: of a replica. ``gap``:
+    accept a division proven to be within this fraction of the best. The others are as for :func:`planner.plan`.
+
+    Raise InputError, InfeasibleError or NotProvenError as that does.
+    """
+    check_number("replicas", replicas, MOST_DEVICES)
+    check_number("clients", clients, MOST_CLIENTS)
+    check_number("batch", batch, MOST_BATCH)
+    most = MOST_MICROTOKENS / MICRO
+    if isinstance(min_tokens_per_s, bool) or not 0 <= min_tokens_per_s <= most:
+        raise InputError(f"min_tokens_per_s: found {quote(min_tokens_per_s)}, expected a number from 0 to {most:g}")
+    request = requested(
+        model=model,
+        inventory=inventory,
+        draft=draft,
+        aux_layers=aux_layers,
+        context=context,
+        batch=batch or 1,
+        dtype=dtype,
+        weights=weights,
+        kv_dtype=kv_dtype,
+        kv_axis=kv_axis,
+        tree=tree,
+        prefill_chunk=prefill_chunk,
+        stall_timeout_s=stall_timeout_s,
+        gap=gap,
+        simplify=simplify,
+        max_devices=max_devices,
+        objective=objective,
+        profile=profile,
+        schedule=schedule,
+    )
+    asked = Asked(replicas=replicas, clients=clients, min_tokens_per_s=min_tokens_per_s, batch=batch)
+    return divided(request, asked, Settings())
+
+
+def divided(request: Request, asked: Asked, settings: Settings) -> FleetResult:
     """Divide the inventory of a request; raise InputError, InfeasibleError or NotProvenError.
 
     The batch of ``request.wanted`` counts for nothing: ``asked`` has it.
@@ -97,11 +196,16 @@ def plan_fleet(request: Request, asked: Asked, settings: Settings) -> FleetResul
 
 
 def _batches(asked: Asked) -> tuple[int, ...]:
-    """Return the numbers of places that a replica may have."""
+    """Return the numbers of places that a replica may have.
+
+    Two to each doubling: a step is priced with all places taken, so that few of them shall be free at any load.
+    """
     if asked.batch is not None or asked.clients is None:
         return (asked.batch or 1,)
     most = min(MOST_BATCH, asked.clients)
-    return tuple(sorted({*(1 << n for n in range(most.bit_length())), most}))
+    octaves = (1 << n for n in range(most.bit_length()))
+    halves = (octave * half // 2 for octave in octaves for half in (2, 3))
+    return tuple(sorted({*(places for places in halves if places <= most), most}))
 
 
 def check_fleet(directory: str | Path, *, workers: int = 1, seed: int = 0) -> FleetCheck:
@@ -124,3 +228,14 @@ def check_fleet(directory: str | Path, *, workers: int = 1, seed: int = 0) -> Fl
         differences=fleet_differences(before, again),
         canonical=is_canonical(directory, fleet),
     )
+
+
+def read_fleet(directory: str | Path) -> LoadedFleet:
+    """Read a fleet with its plans by template; raise PlanError where there is none, or it contradicts itself."""
+    return load_with_plans(Path(directory))
+
+
+def diff_fleets(before: LoadedFleet | str | Path, after: LoadedFleet | str | Path) -> FleetDiff:
+    """Compare two fleets, or the fleets in two directories; raise PlanError as :func:`read_fleet` does."""
+    old, new = (fleet if isinstance(fleet, LoadedFleet) else read_fleet(fleet) for fleet in (before, after))
+    return FleetDiff(before=old, after=new, differences=fleet_differences(old, new))

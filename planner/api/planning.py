@@ -101,6 +101,65 @@ def plan(
     Raise InputError for what cannot be read or planned, InfeasibleError with the changes that would make it fit, or
     NotProvenError where the solver's limit ends the proof.
     """
+    request = requested(
+        model=model,
+        inventory=inventory,
+        draft=draft,
+        aux_layers=aux_layers,
+        context=context,
+        batch=batch,
+        dtype=dtype,
+        weights=weights,
+        kv_dtype=kv_dtype,
+        kv_axis=kv_axis,
+        tree=tree,
+        prefill_chunk=prefill_chunk,
+        stall_timeout_s=stall_timeout_s,
+        gap=gap,
+        simplify=simplify,
+        max_devices=max_devices,
+        objective=objective,
+        profile=profile,
+        schedule=schedule,
+        strategy=strategy,
+        device_map=device_map,
+        previous=previous,
+        within=within,
+    )
+    settings = Settings(gap_ppm=request.wanted.gap_ppm)
+    try:
+        return solved(request, settings)
+    except InfeasibleError as error:
+        raise explain(request, error, settings, lambda words: None) from error
+
+
+def requested(
+    *,
+    model: str | Path | None,
+    inventory: str | Path,
+    draft: str | Path | None,
+    aux_layers: str | None,
+    context: int | Literal["max"] | None,
+    batch: int,
+    dtype: DType | None,
+    weights: RoundedWeights | None,
+    kv_dtype: KvDType | None,
+    kv_axis: KvAxis | None,
+    tree: Tree | None,
+    prefill_chunk: int | None,
+    stall_timeout_s: int | None,
+    gap: float,
+    simplify: float,
+    max_devices: int | None,
+    objective: Objective | None,
+    profile: str | Path | None,
+    schedule: Schedule,
+    strategy: Strategy | Literal["auto"] | None = None,
+    device_map: str | Path | None = None,
+    previous: str | Path | None = None,
+    within: float | None = None,
+) -> Request:
+    """Return the request of arguments as :func:`plan` has them; raise InputError."""
     for name, number, most in (
         ("batch", batch, MOST_BATCH),
         ("context", None if context == "max" else context, MOST_POSITIONS),
@@ -108,7 +167,7 @@ def plan(
         ("stall_timeout_s", stall_timeout_s, MOST_STALL_S),
         ("max_devices", max_devices, MOST_DEVICES),
     ):
-        _check_number(name, number, most)
+        check_number(name, number, most)
     _check_name("dtype", dtype, get_args(DType))
     _check_name("weights", weights, get_args(RoundedWeights))
     _check_name("kv_dtype", kv_dtype, get_args(KvDType))
@@ -139,7 +198,7 @@ def plan(
         objective=objective_of(objective, draft, tree, strategy_of(strategy, device_map)),
         schedule=schedule,
     )
-    request = request_of(
+    return request_of(
         wanted,
         profile=profile,
         model=model,
@@ -149,11 +208,6 @@ def plan(
         device_map=device_map,
         previous=previous,
     )
-    settings = Settings(gap_ppm=request.wanted.gap_ppm)
-    try:
-        return solved(request, settings)
-    except InfeasibleError as error:
-        raise explain(request, error, settings, lambda words: None) from error
 
 
 def request_of(
@@ -240,7 +294,8 @@ def _aux_layers(text: str | None) -> tuple[int, ...] | None:
     return layers
 
 
-def _check_number(name: str, number: int | None, most: int) -> None:
+def check_number(name: str, number: int | None, most: int) -> None:
+    """Raise InputError for what is given and is no integer from 1 to ``most``."""
     if number is None:
         return
     if isinstance(number, bool) or not isinstance(number, int):

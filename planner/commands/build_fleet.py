@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from planner.api.fleets import Asked, FleetResult, plan_fleet
+from planner.api.fleets import Asked, FleetResult, divided
 from planner.commands.compile import compile_images, images_data
 from planner.commands.console import put, say
 from planner.demo_model import BASE
@@ -12,7 +12,6 @@ from planner.request import Request
 from planner.solver.minimise import Settings
 from plans import terminal
 from plans.codec import PLAN_FILE
-from plans.fleet_diff import LoadedFleet
 
 
 def run(
@@ -29,17 +28,16 @@ def run(
 ) -> None:
     """Divide the inventory, write the fleet, and compile the images of each template unless ``plan_only``."""
     refuse_foreign(out)
-    result = plan_fleet(request, asked, settings)
+    result = divided(request, asked, settings)
     result.write(out)
-    loaded = LoadedFleet(fleet=result.fleet, plans=result.built.plans)
     for line in (report.headline(result.fleet), *report.proof_lines(result.fleet), *report.unused_lines(result.fleet)):
         say(f"{out}: {line}")
     images = {} if plan_only or _is_bare(out, result) else _compile(out, result, model, draft, verbose)
     for earlier in sorted(file.parent.name for file in out.glob(f"*/{PLAN_FILE}")):
-        if earlier not in result.built.plans:
+        if earlier not in result.plans:
             say(f"{out}: {earlier} is a template of an earlier fleet, which this one does not have: take it away")
     if as_json:
-        put({"fleet": str(out), **report.data(loaded), **({"images": images} if images else {})})
+        put({"fleet": str(out), **report.data(result.loaded), **({"images": images} if images else {})})
     else:
         terminal.out(str(out))
 
@@ -59,5 +57,5 @@ def _compile(out: Path, result: FleetResult, model: Path | None, draft: Path | N
         name: images_data(
             compile_images(out / name, model or BASE, draft if plan.draft else None, None, verbose=verbose)
         )
-        for name, plan in result.built.plans.items()
+        for name, plan in result.plans.items()
     }

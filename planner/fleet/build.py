@@ -264,13 +264,17 @@ class _Build:
 
     @cached_property
     def needed_bytes(self) -> dict[int, int]:
-        """Bytes that every plan takes of all its devices together, by batch: without a drafter where it may do so."""
+        """Bytes that every plan takes of all its devices together, by batch: without a drafter where it may do so.
+
+        Those of the largest power of two that is no larger, or of the least batch: a larger one does not take fewer.
+        """
         draft = None if self.request.tree_chosen else self.given.draft
-        inventory = self.given.inventory
-        return {
-            batch: needed_bytes(Formulations().of(self.given.base, draft, inventory, self.options(batch)))
-            for batch in self.batches
-        }
+
+        @cache
+        def needed(batch: int) -> int:
+            return needed_bytes(Formulations().of(self.given.base, draft, self.given.inventory, self.options(batch)))
+
+        return {batch: needed(max(self._least, 1 << (batch.bit_length() - 1))) for batch in self.batches}
 
     def bounds(self, batch: int) -> list[tuple[int, StepBound]]:
         """Return expected tokens of a step and the bound of its time, for each tree that a replica may have."""

@@ -25,7 +25,7 @@ from tests.planner.instances import ROOT, cpu, host
 
 OPTIONS_OF_THE_COMMAND = {
     "no_draft": "a drafter is left out",
-    **dict.fromkeys(("replicas", "clients", "min_tokens_per_s"), "fleets are built by the command"),
+    **dict.fromkeys(("replicas", "clients", "min_tokens_per_s"), "arguments of plan_fleet"),
     "map_file": "another spelling of device_map",
     "plan_only": "planner.compile is a function of its own",
     "out": "PlanResult.write",
@@ -85,6 +85,36 @@ def test_options_are_those_of_the_command() -> None:
     options = {NAMES.get(name, name) for name in (parameter.name for parameter in COMMANDS["build"].params) if name}
     assert set(signature(planner.plan).parameters) == options - set(OPTIONS_OF_THE_COMMAND)
     assert signature(planner.plan).parameters["batch"].default == planning.DEFAULTS.batch == 1
+
+
+def test_fleets_are_planned_written_read_checked_and_compared(tmp_path: Path) -> None:
+    machine = tmp_path / "machine.yaml"
+    machine.write_text(yaml.safe_dump({"hosts": [host("127.0.0.1", cpu("cpu0", 200), cpu("cpu1", 200))]}))
+    fleet = planner.plan_fleet(inventory=machine, clients=4, context=256, batch=2)
+    assert [(len(replica.devices), replica.sequences) for replica in fleet.fleet.replicas] == [(1, 2), (1, 2)]
+    (template,) = fleet.plans
+    directory = fleet.write(tmp_path / "fleet")
+    command = ["build", "--gpus", str(machine), "--replicas", "auto", "--clients", "4", "--context", "256"]
+    command += ["--batch", "2", "--plan-only", "--out", str(tmp_path / "other")]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert planner.diff_fleets(directory, tmp_path / "other").equal
+    loaded = planner.read_fleet(directory)
+    assert loaded.plans[template] == planner.read(directory / template)
+    assert planner.check_fleet(directory).clean
+    one = planner.plan_fleet(inventory=machine, replicas=1, context=256)
+    compared = planner.diff_fleets(loaded, one.loaded)
+    assert not compared.equal
+    assert "replicas 2 -> 1" in compared.lines[0]
+    with pytest.raises(InputError, match="clients: found 0, expected 1 to"):
+        planner.plan_fleet(inventory=machine, clients=0)
+    with pytest.raises(InputError, match="min_tokens_per_s: found -1, expected a number from 0"):
+        planner.plan_fleet(inventory=machine, min_tokens_per_s=-1)
+
+
+def test_options_of_fleets_are_those_of_the_command() -> None:
+    of_one = {"strategy", "device_map", "previous", "within"}
+    more = {"replicas", "clients", "min_tokens_per_s"}
+    assert set(signature(planner.plan_fleet).parameters) == set(signature(planner.plan).parameters) - of_one | more
 
 
 def test_refusals_are_typed(tmp_path: Path) -> None:

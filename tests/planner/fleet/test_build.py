@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from planner.api.fleets import Asked, FleetResult, plan_fleet
+from planner.api import fleets
+from planner.api.fleets import Asked, FleetResult
 from planner.build import inputs_of, plan
 from planner.errors import InfeasibleError, InputError
 from planner.families import BaseInput, load_base
@@ -130,7 +131,7 @@ def divided(base: BaseInput) -> Callable[[int], FleetResult | None]:
 def _divided(base: BaseInput, seed: int) -> FleetResult | None:
     machine, asked = drawn(seed)
     try:
-        return plan_fleet(request_of(base, machine), asked, ONE)
+        return fleets.divided(request_of(base, machine), asked, ONE)
     except InfeasibleError:
         return None
 
@@ -140,7 +141,7 @@ def test_no_division_is_better(base: BaseInput, divided: Callable[[int], FleetRe
     machine, asked = drawn(seed)
     request = request_of(base, machine)
     options, inventory = resolve_request(request)
-    batches = (1,) if asked.clients is None else {3: (1, 2, 3), 5: (1, 2, 4, 5)}[asked.clients]
+    batches = (1,) if asked.clients is None else {3: (1, 2, 3), 5: (1, 2, 3, 4, 5)}[asked.clients]
     expected = best_total(Speeds(base, inventory, options), inventory, asked, batches)
     result = divided(seed)
     assert (result.fleet.proof.microtokens_per_s if result else None) == expected
@@ -160,7 +161,7 @@ def test_these_machines_are_divided_in_several_ways(divided: Callable[[int], Fle
 def test_another_writing_of_a_machine_has_the_same_fleet(base: BaseInput, seed: int) -> None:
     machine = random_machine(random.Random(seed), 3, 3, 1500)
     other, _ = rewritten(random.Random(seed), machine)
-    one, two = (plan_fleet(request_of(base, m), Asked(), ONE) for m in (machine, other))
+    one, two = (fleets.divided(request_of(base, m), Asked(), ONE) for m in (machine, other))
     assert one.built.plans == two.built.plans
     assert (one.fleet.templates, one.fleet.proof) == (two.fleet.templates, two.fleet.proof)
     assert [(r.template, r.sequences) for r in one.fleet.replicas] == [
@@ -176,7 +177,7 @@ def cards(count: int, kib: int = 8000) -> Any:
 
 
 def fleet_of(base: BaseInput, machine: Any, **asked: Any) -> FleetResult:
-    return plan_fleet(request_of(base, machine), Asked(**asked), ONE)
+    return fleets.divided(request_of(base, machine), Asked(**asked), ONE)
 
 
 def test_one_sequence_has_all_devices_and_many_have_a_replica_each(base: BaseInput) -> None:
@@ -270,7 +271,7 @@ def test_many_sequences_of_a_small_model_are_faster_on_replicas(tmp_path: Path) 
     request = Request(base=model, draft=None, inventory=listed(cards), wanted=wanted)
 
     def total(clients: int, replicas: int | None) -> tuple[int, int]:
-        fleet = plan_fleet(request, Asked(clients=clients, replicas=replicas), ONE).fleet
+        fleet = fleets.divided(request, Asked(clients=clients, replicas=replicas), ONE).fleet
         return fleet.proof.microtokens_per_s, len(fleet.replicas)
 
     assert total(1, None)[1] == 1
