@@ -1,13 +1,13 @@
 """Measured figures of an inventory: medians with their spread, from samples of the runtime, and as fields of a file.
 
 The spread is the interquartile range: half of the samples are within it. Samples are what ``python -m runtime
-calibrate`` prints, times in ns of products and of all-reduces (``runtime.calibration``); what was not sampled keeps the
-figure that the file or the catalogue gives.
+calibrate`` prints, times in ns of products and of all-reduces (``runtime.calibration``), the least of each of several
+rounds; what was not sampled keeps the figure that the file or the catalogue gives.
 
     bandwidth   bytes of the weights of a product of one row / time, by dtype
     rates       floating-point operations of a product of 1, 8 and 60 rows / time, by dtype
     overhead    of a block, by which steps of a small plan take what they took (``planner.api.measuring``)
-    latency     all-reduce of a short message / (2 ceil(log2 n)), the largest of all group sizes n
+    latency     all-reduce of a short message / (2 ceil(log2 n)), the largest of all group sizes n; ``groups`` has each
     bandwidth   of links: 2 (n - 1) / n of the bytes that a longer message has more / the time that it takes more
 
 Predicted times take the bandwidth and the rate of the most rows whole, without the parts that datasheets are given
@@ -29,7 +29,7 @@ NS_PER_S = 10**9
 DIGITS = 4
 """More would say more than a measurement does."""
 MOST_ROWS = 1 << 16
-"""Most rows of a product that a file may name."""
+"""Most rows of a product, or members of a group, that a file may name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +64,8 @@ class MeasuredLink:
     """Ns of one round."""
     bandwidth: Figure | None
     """Bytes/s; None where longer messages took no longer."""
+    groups: Mapping[int, Figure]
+    """Ns of an all-reduce of a short message, by members: a record, of which predicted times take the latency alone."""
 
 
 # ---- from samples ----
@@ -97,16 +99,18 @@ def link_of(samples: Mapping[str, Any]) -> MeasuredLink | None:
         by_members.setdefault(entry["members"], []).append((entry["message_bytes"], entry["times_ns"]))
     if not by_members:
         return None
-    latencies, bandwidth = [], None
+    latencies, bandwidth, groups = [], None, dict[int, Figure]()
     for members, sums in sorted(by_members.items()):
         (short_bytes, short), *_, (long_bytes, long) = sorted(sums)
         rounds = 2 * (members - 1).bit_length()
         latencies.append(figure_of([ns / rounds for ns in short]))
+        groups[members] = figure_of(short)
         more = [after - before for before, after in zip(sorted(short), sorted(long), strict=True)]
         if statistics.median(more) > 0 and min(more) > 0:
             ring_bytes = 2 * (members - 1) * (long_bytes - short_bytes) / members
             bandwidth = figure_of([ring_bytes * NS_PER_S / ns for ns in more])
-    return MeasuredLink(latency=max(latencies, key=lambda latency: latency.median), bandwidth=bandwidth)
+    latency = max(latencies, key=lambda latency: latency.median)
+    return MeasuredLink(latency=latency, bandwidth=bandwidth, groups=groups)
 
 
 # ---- as fields ----
@@ -127,7 +131,9 @@ def device_data(rates: Mapping[str, Rates], overhead: Figure | None) -> dict[str
 def link_data(link: MeasuredLink) -> dict[str, Any]:
     """Return the field ``measured`` of a link."""
     latency = {"latency": _data(units.DURATION, link.latency)}
-    return latency if link.bandwidth is None else latency | {"bandwidth": _data(units.BANDWIDTH, link.bandwidth)}
+    bandwidth = {} if link.bandwidth is None else {"bandwidth": _data(units.BANDWIDTH, link.bandwidth)}
+    groups = [{"members": members} | _data(units.DURATION, own) for members, own in sorted(link.groups.items())]
+    return latency | bandwidth | ({"groups": groups} if groups else {})
 
 
 def parse_device(data: Any, path: str) -> tuple[dict[str, Rates], Figure | None]:
@@ -140,25 +146,33 @@ def parse_device(data: Any, path: str) -> tuple[dict[str, Rates], Figure | None]
 
 def parse_link(data: Any, path: str) -> MeasuredLink:
     """Return the field ``measured`` of a link; raise InventoryError for anything else."""
-    fields = mapping(data, f"{path}.", ("latency", "bandwidth"), "a mapping with latency and bandwidth")
+    fields = mapping(data, f"{path}.", ("latency", "bandwidth", "groups"), "a mapping with latency and bandwidth")
     bandwidth = _figure(fields["bandwidth"], units.BANDWIDTH, f"{path}.bandwidth") if "bandwidth" in fields else None
-    return MeasuredLink(latency=_figure(fields.get("latency"), units.DURATION, f"{path}.latency"), bandwidth=bandwidth)
+    latency = _figure(fields.get("latency"), units.DURATION, f"{path}.latency")
+    groups = _numbered(fields.get("groups", []), units.DURATION, f"{path}.groups", "members")
+    return MeasuredLink(latency=latency, bandwidth=bandwidth, groups=groups)
 
 
 def _rates(data: Any, path: str) -> Rates:
     fields = mapping(data, f"{path}.", ("bandwidth", "rates"), "a mapping with bandwidth and rates")
-    products: dict[int, Figure] = {}
-    for position, entry in enumerate(sequence(fields.get("rates"), f"{path}.rates", "a sequence of rates")):
-        where = f"{path}.rates[{position}]"
-        own = mapping(entry, f"{where}.", ("rows", "median", "spread"), "a rate with rows, median and spread")
-        rows = own.get("rows")
-        if type(rows) is not int or not max(products, default=0) < rows <= MOST_ROWS:
-            least = max(products, default=0) + 1
-            raise InventoryError(f"{where}.rows: found {quote(rows)}, expected a number from {least} to {MOST_ROWS}")
-        products[rows] = _figure({key: own[key] for key in own if key != "rows"}, units.RATE, where)
+    products = _numbered(fields.get("rates"), units.RATE, f"{path}.rates", "rows")
     if not products:
         raise InventoryError(f"{path}.rates: no rate, expected at least one")
     return Rates(bandwidth=_figure(fields.get("bandwidth"), units.BANDWIDTH, f"{path}.bandwidth"), products=products)
+
+
+def _numbered(data: Any, quantity: units.Quantity, path: str, key: str) -> dict[int, Figure]:
+    """Return figures by the number in their field ``key``, which rises; raise InventoryError for anything else."""
+    figures: dict[int, Figure] = {}
+    for position, entry in enumerate(sequence(data, path, f"a sequence of figures with {key}")):
+        where = f"{path}[{position}]"
+        own = mapping(entry, f"{where}.", (key, "median", "spread"), f"a figure with {key}, median and spread")
+        number = own.get(key)
+        if type(number) is not int or not max(figures, default=0) < number <= MOST_ROWS:
+            least = max(figures, default=0) + 1
+            raise InventoryError(f"{where}.{key}: found {quote(number)}, expected a number from {least} to {MOST_ROWS}")
+        figures[number] = _figure({name: own[name] for name in own if name != key}, quantity, where)
+    return figures
 
 
 def _figure(data: Any, quantity: units.Quantity, path: str) -> Figure:

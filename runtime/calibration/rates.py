@@ -1,7 +1,7 @@
 """Products of 1, 8 and 60 rows over weights that no cache holds, in the dtypes of plans."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ INPUTS, OUTPUTS = 2048, 16384
 """Weights of 64 MiB and more: several times the caches of two cores."""
 LONG_PARTS = 4
 """Products of the most rows are of one such part of the weights: arithmetic limits them, not memory."""
-REPEATS = 40
+REPEATS = 5
+"""Times of each product in a round; the least of them counts."""
 
 
 class Products:
@@ -42,20 +43,12 @@ class Products:
         return OUTPUTS // LONG_PARTS if rows == max(ROWS) else OUTPUTS
 
     def samples(self, ready: Callable[[], object]) -> dict[str, dict[int, list[int]]]:
-        """Return REPEATS times in ns by dtype and rows, taken in turns; ``ready``: called before each.
-
-        The first of each warms up and is not returned.
-        """
+        """Return REPEATS times in ns by dtype and rows, taken in turns; ``ready``: called before each."""
         times: dict[str, dict[int, list[int]]] = {name: {rows: [] for rows in ROWS} for name in NAMES}
-        for repeat, name, rows in self._turns():
-            ready()
-            began = time.perf_counter_ns()
-            ops.product(self._rows[name, rows], self._weights[name][:, : self._outputs(rows)])
-            if repeat:
+        for _ in range(REPEATS):
+            for name, rows in self._rows:
+                ready()
+                began = time.perf_counter_ns()
+                ops.product(self._rows[name, rows], self._weights[name][:, : self._outputs(rows)])
                 times[name][rows].append(time.perf_counter_ns() - began)
         return times
-
-    def _turns(self) -> Iterator[tuple[int, str, int]]:
-        for repeat in range(REPEATS + 1):
-            for name, rows in self._rows:
-                yield repeat, name, rows

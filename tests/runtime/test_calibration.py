@@ -35,7 +35,9 @@ def test_the_planner_makes_figures_of_the_samples(processes: int) -> None:
     own = rates_of(samples)
     assert set(own) == set(DTYPE_BYTES)
     assert all(set(of_dtype.products) == {1, 8, 60} for of_dtype in own.values())
-    assert all(len(times) == rates.REPEATS for by_rows in samples["products_ns"].values() for times in by_rows.values())
+    assert all(
+        len(times) == machine.ROUNDS for by_rows in samples["products_ns"].values() for times in by_rows.values()
+    )
     groups = {(entry["members"], entry["message_bytes"]) for entry in samples["sums"]}
     assert groups == {(members, nbytes) for members in range(2, processes + 1) for nbytes in machine.MESSAGES}
     assert (link_of(samples) is None) == (processes == 1)

@@ -84,6 +84,7 @@ def test_samples_become_the_latency_of_a_round() -> None:
     link = link_of(SAMPLES)
     assert link is not None
     assert link.latency.median == 100_000 // 4, "of the largest group: two rounds there and two back"
+    assert {members: own.median for members, own in link.groups.items()} == {2: 20_000, 3: 100_000}
     assert link.bandwidth is not None
     assert link.bandwidth.median == 2 * 2 * 90_000 * 10**9 // (3 * 60_000)
     assert link_of(SAMPLES | {"sums": []}) is None
@@ -178,6 +179,9 @@ def test_bad_links_are_refused(measured: Any) -> None:
     changed = copy.deepcopy(measured)
     changed["network"]["measured"] = {"bandwidth": {"median": "1 GB/s", "spread": "0 B/s"}}
     with pytest.raises(InventoryError, match=r"f: network\.measured\.latency: found nothing, expected a mapping"):
+        parse_inventory(changed, "f")
+    changed["network"]["measured"] = measured["network"]["measured"] | {"groups": [{"members": 0, "median": "1 us"}]}
+    with pytest.raises(InventoryError, match=r"measured\.groups\[0\]\.members: found 0, expected a number from 1"):
         parse_inventory(changed, "f")
 
 

@@ -1,0 +1,211 @@
+"""Predicted beside measured times of steps on this machine's CPU: two models, one, two and four devices, several trees.
+
+    python tools/bench_predicted.py [--model DIR] [--rounds 2] [--write]
+
+For each number of devices the machine is measured as `planner inventory --measure` does it, with as many processes,
+which share the cores. Each device is given the least memory with which a plan is found, so that all are in use. Plans
+are compiled and timed by `runtime bench`; of several rounds, spread over the time, the one with the shorter step
+counts. `--model`: SmolLM2-135M-Instruct, by default that of `tools/demo`; `--write`: put the table into RESULTS.md.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import planner
+from demo import HEAD, say
+from demo_model import cache_directory, ensure_model
+from planner.api.measuring import measure
+from planner.api.planning import request_of, solved
+from planner.demo_model import DEFAULT_HEAD
+from planner.errors import InfeasibleError
+from planner.request import Wanted
+from planner.solver.minimise import Settings
+from plans.format import format_bytes
+from plans.schema import Plan, Tree
+from plans.strict_yaml import dump_yaml
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+HEADING = "## Predicted and measured steps on a CPU"
+DEVICES = (1, 2, 4)
+PHASES = ("draft", "verify", "commit", "collectives", "step")
+BENCH = ("--json", "--quiet", "--repeats", "5", "--prompt-tokens", "32", "--max-new-tokens", "64")
+MEMORY_STEPS = 24
+"""Memory of a device is raised by a tenth at most so often until a plan is found."""
+LONGEST_S = 600
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """A model with its EAGLE head and the trees that it is timed with."""
+
+    name: str
+    model: Path | None
+    """None: the embedded model."""
+    draft: Path
+    dtype: Any
+    trees: tuple[tuple[int, int, int], ...]
+    """total_token, depth, top_k."""
+    nbytes: int
+    """Memory of all devices together that is tried first."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Timed:
+    """A plan, and the shortest steps of its modes so far."""
+
+    title: str
+    directory: Path
+    plan: Plan
+    modes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def bench(self) -> None:
+        """Time the plan once more."""
+        command = [sys.executable, "-m", "runtime", "bench", str(self.directory), *BENCH]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+        if done.returncode:
+            sys.exit(f"{self.title}: {done.stderr.strip()}")
+        for mode in json.loads(done.stdout)["modes"]:
+            known = self.modes.get(mode["name"])
+            if known is None or mode["step_s"] < known["step_s"]:
+                self.modes[mode["name"]] = mode
+
+
+def measured_inventory(count: int, directory: Path) -> Any:
+    """Return the inventory of so many CPU devices with measured figures; say what was measured."""
+    devices = [{"id": f"cpu{n}", "type": "cpu", "memory": "1 GiB", "bandwidth": "20 GB/s"} for n in range(count)]
+    data, lines = measure({"hosts": [{"name": "box0", "devices": devices}]}, "measured")
+    for line in lines:
+        say(line)
+    return data
+
+
+def planned(subject: Subject, data: Any, tree: Tree, directory: Path) -> Plan:
+    """Plan on all devices of an inventory, with the least memory that is found to be enough, and compile."""
+    (host,) = data["hosts"]
+    nbytes = subject.nbytes // len(host["devices"])
+    inventory = directory.with_suffix(".yaml")
+    for _ in range(MEMORY_STEPS):
+        devices = [device | {"memory": f"{nbytes} B"} for device in host["devices"]]
+        inventory.write_text(dump_yaml({"hosts": [host | {"devices": devices}]}))
+        wanted = Wanted(dtype=subject.dtype, context=256, tree=tree, simplify_ppm=0)
+        request = request_of(
+            wanted,
+            model=subject.model,
+            draft=subject.draft,
+            aux_layers=None,
+            inventory=inventory,
+            device_map=None,
+            previous=None,
+        )
+        try:
+            result = solved(request, Settings())
+        except InfeasibleError as error:
+            nbytes += max(nbytes // 10, sum(error.short_bytes.values()) // len(devices))
+            continue
+        result.write(directory)
+        planner.compile(directory, model=subject.model, draft=subject.draft)
+        return result.plan
+    sys.exit(f"{subject.name}: no plan on {len(host['devices'])} devices with {format_bytes(nbytes)} each")
+
+
+def rows(timed: Timed) -> Iterator[tuple[str, ...]]:
+    """Yield a row of the table for each mode."""
+    for name, mode in timed.modes.items():
+        phases = {row["name"]: row for row in mode["phases"]}
+        yield timed.title, name, *(cell(phases.get(phase)) for phase in PHASES)
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """Return measured ms, predicted ms and predicted / measured."""
+    if row is None or not row["measured_ns"]:
+        return ""
+    measured_ns, predicted_ns = row["measured_ns"], row["predicted_ns"]
+    if predicted_ns is None:
+        return f"{measured_ns / 1e6:.2f}"
+    return f"{measured_ns / 1e6:.2f}, {predicted_ns / 1e6:.2f}: {predicted_ns / measured_ns:.2f}"
+
+
+def table(every: Sequence[Timed]) -> list[str]:
+    """Return the table in Markdown."""
+    titles = ("plan", "mode", *PHASES)
+    lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
+    return lines + [f"| {' | '.join(row)} |" for timed in every for row in rows(timed)]
+
+
+def title_of(subject: Subject, plan: Plan, tree: Tree) -> str:
+    """Return model, devices in use, stages and tree."""
+    used = len([line for line in plan.memory if line.weights_bytes + line.draft_weights_bytes])
+    stages = " + ".join(str(len(stage.devices)) for stage in plan.stages)
+    return f"{subject.name}, {used} of {len(plan.devices)} devices, stages on {stages}, {tree_words(tree)}"
+
+
+def tree_words(tree: Tree) -> str:
+    """Return a tree as RESULTS.md writes it."""
+    return f"{tree.total_token}/{tree.depth}/{tree.top_k}"
+
+
+def subjects(model: Path | None) -> Iterator[Subject]:
+    """Yield both demo models."""
+    trees = ((6, 2, 3), (16, 4, 4), (32, 6, 6))
+    yield Subject(name="embedded", model=None, draft=DEFAULT_HEAD, dtype=None, trees=trees, nbytes=40 << 20)
+    found = model or ensure_model(cache_directory(dict(os.environ)), say, lambda done, total: None)
+    yield Subject(name="SmolLM2", model=found, draft=HEAD, dtype="bfloat16", trees=trees[:2], nbytes=320 << 20)
+
+
+def write(lines: Sequence[str]) -> None:
+    """Put the section into RESULTS.md, in place of an earlier one."""
+    text = RESULTS.read_text()
+    section = "\n".join((HEADING, "", *lines, ""))
+    known = re.compile(rf"^{re.escape(HEADING)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+    text = known.sub(lambda _: f"{section}\n", text) if known.search(text) else f"{text.rstrip()}\n\n{section}"
+    RESULTS.write_text(f"{text.rstrip()}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--devices", type=int, action="append", choices=DEVICES)
+    parser.add_argument("--embedded", action="store_true", help="the embedded model alone")
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    every: list[Timed] = []
+    with tempfile.TemporaryDirectory(prefix="predicted-") as name:
+        for count in arguments.devices or DEVICES:
+            data = measured_inventory(count, Path(name))
+            for subject in subjects(arguments.model):
+                if arguments.embedded and subject.model is not None:
+                    continue
+                for total, depth, top_k in subject.trees:
+                    tree = Tree(kind="dynamic", total_token=total, depth=depth, top_k=top_k, paths=None)
+                    directory = Path(name) / f"{subject.name}-{count}-{total}"
+                    plan = planned(subject, data, tree, directory)
+                    every.append(Timed(title=title_of(subject, plan, tree), directory=directory, plan=plan))
+                    say(every[-1].title)
+        for _ in range(arguments.rounds):
+            for timed in every:
+                timed.bench()
+    cores = len(os.sched_getaffinity(0))
+    today = datetime.datetime.now(tz=datetime.UTC)
+    words = (
+        f"{today:%-d %B %Y}, `python tools/bench_predicted.py`, {cores} cores: measured ms, predicted ms: predicted / "
+        "measured. Of devices that share cores the figures are those of all computing at once."
+    )
+    lines = [words, "", *table(every)]
+    print("\n".join(lines))
+    if arguments.write:
+        write(lines)
+
+
+if __name__ == "__main__":
+    main()
