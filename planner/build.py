@@ -87,13 +87,9 @@ def plan_chosen(question: Question, settings: Settings, known: Formulations, pre
         raise NotProvenError(message, objective_ns=error.objective_ns, bound_ns=error.bound_ns) from error
     if choice is None:
         raise infeasible_on_all(question.formulations(known)(None), settings)
-    best = choice.best
-    draft = question.draft if best.tree is not None else None
-    inputs = inputs_of(question.base, draft)
-    if question.options.within_ppm is None:
-        built = Built(plan=emit(best.formulation, inputs, best.solved), solved=best.solved)
-    else:
-        built = plan(question.formulations(known)(best.tree), inputs, settings, previous)
+    tree = choice.best.tree
+    inputs = inputs_of(question.base, question.draft if tree else None)
+    built = plan(question.formulations(known)(tree), inputs, settings, previous)
     record = recorded(choice, question.profile)
     chosen_plan = dataclasses.replace(built.plan, speculation=record)
     if question.schedule:

@@ -8,6 +8,7 @@ searched last. Nothing better is left out: an answer on so many hosts is one on 
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from planner.errors import InfeasibleError, NotProvenError
 from planner.infeasible import infeasible
@@ -16,7 +17,7 @@ from planner.problem.formulate import Formulation
 from planner.solver.certify import devices_in_use
 from planner.solver.minimise import Settings
 from planner.solver.problem_bounds import least_bytes
-from planner.solver.solve import Solved, fits, fits_counted
+from planner.solver.solve import LeastStep, Solved, fits, fits_counted
 from plans.check import most_step_ns
 from plans.format import format_bytes
 
@@ -35,9 +36,12 @@ soon found, and limits the rest.
 """
 
 
+_Answer = TypeVar("_Answer", Solved, LeastStep)
+
+
 def solve_on_enough(
-    formulation: Formulation, solve: Callable[[Formulation, int | None], Solved | None]
-) -> tuple[Formulation, Solved | None]:
+    formulation: Formulation, solve: Callable[[Formulation, int | None], _Answer | None]
+) -> tuple[Formulation, _Answer | None]:
     """Return the formulation on as many hosts as were enough, and its answer; None where nothing fits on all of them.
 
     ``solve``: answers a formulation, given the step time of an answer that is known to exist. Raise NotProvenError
@@ -70,7 +74,7 @@ def solve_on_enough(
     return formulation, solve(formulation, known_ns)
 
 
-def _hosts_of_better(few: Formulation, solved: Solved | None, bound_ns: int, most: int) -> int:
+def _hosts_of_better(few: Formulation, solved: Solved | LeastStep | None, bound_ns: int, most: int) -> int:
     """Return the most hosts of an answer that is better than the one found on few; none has more than ``most``.
 
     Where the search was for a simple answer, one that is no faster than the fastest found is not better with more
@@ -79,6 +83,8 @@ def _hosts_of_better(few: Formulation, solved: Solved | None, bound_ns: int, mos
     in_use = few.in_use()
     if solved is None or solved.gap_ppm:
         return in_use.most_hosts(solved.bound_ns if solved else bound_ns, most)
+    if isinstance(solved, LeastStep):
+        return in_use.most_hosts(solved.least_ns - 1, most)
     limit_ns = most_step_ns(solved.least_ns, few.options)
     if not solved.is_simplest:
         return in_use.most_hosts(limit_ns, most)

@@ -17,7 +17,9 @@ So there is one answer, and it depends on the problem alone, never on luck or on
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from planner.errors import NotProvenError
 from planner.integers import PS_PER_NS
@@ -48,6 +50,17 @@ class Simplicity:
     """None of those with as few devices has fewer runs of layers; None: an earlier answer is kept instead."""
     step_ns: int
     """None of those with as few devices and runs takes less."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeastStep:
+    """The step time of the fastest answer, without all that follows it."""
+
+    least_ns: int
+    bound_ns: int
+    """Proven of every answer: ``least_ns``, or less where a gap was accepted."""
+    gap_ppm: int
+    """The gap that was accepted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,12 +103,22 @@ def solve(problem: Problem, settings: Settings, keep: Keep | None = None) -> Sol
     Raise NotProvenError past the limit of the settings, with the gap, and where all that fits takes longer than
     any step time in the model.
     """
-    return _solved(problem, settings, keep, nearly=False)
+    return _timed(problem, settings, lambda space, progress: _solve(space, progress, keep))
 
 
 def solve_nearly(problem: Problem, settings: Settings) -> Solved | None:
     """Return what ``solve`` does; past the limit, the answer for the least of GAPS_PPM that is likely to be proven."""
-    return _solved(problem, settings, None, nearly=True)
+    return _timed(problem, settings, _nearly)
+
+
+def least_step(problem: Problem, settings: Settings) -> LeastStep | None:
+    """Return the step time of what ``solve`` does, in about half its time; None and NotProvenError as there."""
+
+    def least(space: Space, progress: Progress) -> LeastStep:
+        _, _, step = _step(space, progress)
+        return LeastStep(least_ns=step.value, bound_ns=step.bound, gap_ppm=settings.gap_ppm)
+
+    return _settled(problem, settings, least)
 
 
 def fits(problem: Problem, settings: Settings) -> bool:
@@ -138,18 +161,25 @@ def _may_be_slow(problem: Problem) -> bool:
     return most_ps(problem) > PS_PER_NS * limits.MOST_NS
 
 
-def _solved(problem: Problem, settings: Settings, keep: Keep | None, *, nearly: bool) -> Solved | None:
+def _timed(problem: Problem, settings: Settings, settle: Callable[[Space, Progress], Solved]) -> Solved | None:
+    start = time.perf_counter()
+    solved = _settled(problem, settings, settle)
+    return None if solved is None else replace(solved, solve_s=time.perf_counter() - start)
+
+
+_Settled = TypeVar("_Settled")
+
+
+def _settled(problem: Problem, settings: Settings, settle: Callable[[Space, Progress], _Settled]) -> _Settled | None:
+    """Settle the goal and then what ``settle`` does; None where nothing fits."""
     if least_bytes(problem) > room_bytes(problem):
         return None
-    start = time.perf_counter()
     try:
         progress = Progress(settings=settings, optima=[])
-        space = space_of(problem, settle_goal(progress, problem))
-        solved = _nearly(space, progress) if nearly else _solve(space, progress, keep)
+        return settle(space_of(problem, settle_goal(progress, problem)), progress)
     except Infeasible:
         _refuse_slow(problem, settings)
         return None
-    return replace(solved, solve_s=time.perf_counter() - start)
 
 
 def _nearly(space: Space, progress: Progress) -> Solved:
@@ -168,14 +198,8 @@ def _nearly(space: Space, progress: Progress) -> Solved:
 
 def _solve(space: Space, progress: Progress, keep: Keep | None) -> Solved:
     """Settle the step time, then all that it leaves open."""
-    progress.exclude(space.least)
+    space, model, step = _step(space, progress)
     gap_ppm = progress.settings.gap_ppm
-    if gap_ppm:
-        space = space.priced()  # the answer within a gap depends on the bounds
-        progress.exclude(space.least)
-        model, step = near_step(space, progress)
-    else:
-        model, step = exact_step(space, progress)
     progress.spent = Spent()
     try:
         near, fastest_ns = _near(space, progress, keep, model, step)
@@ -192,6 +216,16 @@ def _solve(space: Space, progress: Progress, keep: Keep | None) -> Solved:
         solve_s=0.0,
         gap_ppm=gap_ppm,
     )
+
+
+def _step(space: Space, progress: Progress) -> tuple[Space, Model, Optimum]:
+    """Settle the step time; return it with a model that has such an answer, and the space that was searched."""
+    progress.exclude(space.least)
+    if not progress.settings.gap_ppm:
+        return space, *exact_step(space, progress)
+    space = space.priced()  # the answer within a gap depends on the bounds
+    progress.exclude(space.least)
+    return space, *near_step(space, progress)
 
 
 def _simplicity(near: Near, keep: Keep | None) -> Simplicity:

@@ -24,7 +24,7 @@ from planner.costs.acceptance import PPM, expected_ppm
 from planner.costs.shares import DraftShares
 from planner.enough_hosts import on_hosts
 from planner.problem.formulate import Formulation
-from planner.solver.solve import Solved
+from planner.solver.solve import LeastStep
 from planner.speculation.draft_bound import least_draft_ns
 from planner.speculation.grid import contains, size, undominated
 from plans.acceptance import Profile
@@ -36,16 +36,13 @@ SLACK = 1 - 1e-4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """The best placement for a tree, or without a draft."""
+    """The step of the best placement for a tree, or without a draft."""
 
     tree: Tree | None
     acceptance_ppm: int
     """Expected tokens of a step."""
     least_ns: int
     """Step of the fastest placement."""
-    formulation: Formulation
-    """On as many hosts as were searched."""
-    solved: Solved
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -73,8 +70,8 @@ class Choice:
     """Trees that were solved; the others are excluded by bounds."""
 
 
-Solve = Callable[[Formulation], tuple[Formulation, Solved | None]]
-"""Solves a formulation on as many hosts as are enough; None where nothing fits."""
+Solve = Callable[[Formulation], LeastStep | None]
+"""Finds the least step of a formulation; None where nothing fits."""
 
 
 def choose(
@@ -187,14 +184,11 @@ class _Search:
             self.infeasible.append(tree)
 
     def _solved(self, tree: Tree | None) -> Found | None:
-        """Return the best placement, None where nothing fits; raise NotProvenError past the solver's limit."""
-        formulation, solved = self.solve(self.formulation_of(tree))
-        if solved is None:
+        """Return the least step, None where nothing fits; raise NotProvenError past the solver's limit."""
+        step = self.solve(self.formulation_of(tree))
+        if step is None:
             return None
-        expected = PPM if tree is None else self.expected(tree)
-        return Found(
-            tree=tree, acceptance_ppm=expected, least_ns=solved.least_ns, formulation=formulation, solved=solved
-        )
+        return Found(tree=tree, acceptance_ppm=PPM if tree is None else self.expected(tree), least_ns=step.least_ns)
 
     def _is_infeasible(self, tree: Tree) -> bool:
         """Tell whether a tree needs at least the memory of one that does not fit."""

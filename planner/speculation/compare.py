@@ -10,7 +10,7 @@ from planner.families import BaseInput, DraftInput
 from planner.formulations import Formulations
 from planner.problem.formulate import Formulation
 from planner.solver.minimise import Settings
-from planner.solver.solve import Solved, solve
+from planner.solver.solve import LeastStep, least_step
 from planner.speculation.choose import Choice, choose
 from planner.speculation.grid import trees_of
 from planner.speculation.placed import on_same_placement
@@ -46,17 +46,17 @@ class Question:
 def chosen(question: Question, settings: Settings, known: Formulations) -> Choice | None:
     """Return the choice of the tree, None where nothing fits; raise InputError or NotProvenError."""
     trees = trees_of(question.draft.draft, question.options.batch)
-    solve_on = solver(settings)
-    return choose(question.formulations(known), trees, question.profile, solve_on, drafts=question.keep_draft)
+    solve = least_step_of(settings)
+    return choose(question.formulations(known), trees, question.profile, solve, drafts=question.keep_draft)
 
 
-def solver(settings: Settings) -> Callable[[Formulation], tuple[Formulation, Solved | None]]:
-    """Return what solves a formulation on as many hosts as are enough."""
+def least_step_of(settings: Settings) -> Callable[[Formulation], LeastStep | None]:
+    """Return what finds the least step of a formulation, on as many hosts as are enough."""
 
-    def solve_on(part: Formulation, known_ns: int | None) -> Solved | None:
-        return solve(part.problem, dataclasses.replace(settings, known_ns=known_ns))
+    def least_on(part: Formulation, known_ns: int | None) -> LeastStep | None:
+        return least_step(part.problem, dataclasses.replace(settings, known_ns=known_ns))
 
-    return lambda formulation: solve_on_enough(formulation, solve_on)
+    return lambda formulation: solve_on_enough(formulation, least_on)[1]
 
 
 def recorded(choice: Choice, profile: Profile) -> Speculation:
@@ -85,9 +85,9 @@ def compared(plan: Plan, profile: Profile, settings: Settings) -> Speculation | 
     options = dataclasses.replace(plan.options, tree=None, within_ppm=None)
     plain = Formulation(model=plan.model, draft=None, options=options, inventory=plan.inventory)
     try:
-        _, solved = solver(settings)(plain)
+        step = least_step_of(settings)(plain)
     except NotProvenError as error:
         found_ns = error.objective_ns
     else:
-        found_ns = solved.least_ns if solved else None
+        found_ns = step.least_ns if step else None
     return dataclasses.replace(beside, plain_ns=min(beside.plain_ns, found_ns or beside.plain_ns))

@@ -10,13 +10,14 @@ import pytest
 
 from planner.costs.acceptance import PPM, expected_ppm
 from planner.costs.shares import DraftShares
-from planner.enough_hosts import on_hosts, solve_on_enough
+from planner.enough_hosts import on_hosts
 from planner.errors import NotProvenError
 from planner.problem.formulate import Formulation
 from planner.problem.placed import base_ns, plain_step_ns
 from planner.solver.minimise import Settings
-from planner.solver.solve import Solved, solve
+from planner.solver.solve import LeastStep
 from planner.speculation.choose import choose
+from planner.speculation.compare import least_step_of
 from planner.speculation.draft_bound import least_draft_ns
 from planner.speculation.grid import contains, trees_of, undominated
 from planner.speculation.profiles import SHIPPED, profile_of
@@ -44,8 +45,7 @@ def with_tree(formulated: Formulation) -> Callable[[Tree | None], Formulation]:
     return of
 
 
-def solved(formulated: Formulation) -> tuple[Formulation, Solved | None]:
-    return solve_on_enough(formulated, lambda part, known_ns: solve(part.problem, Settings(known_ns=known_ns)))
+solved = least_step_of(Settings())
 
 
 def asked(machine: dict[str, Any]) -> Formulation:
@@ -61,7 +61,7 @@ def test_is_the_best_of_all_trees_solved(name: str) -> None:
     assert choice is not None
     speeds = {}
     for tree in (None, *trees):
-        _, every = solved(of(tree))
+        every = solved(of(tree))
         if every is not None:
             speeds[tree] = (PPM if tree is None else expected_ppm(EAGLE3, tree)) / every.least_ns
     assert choice.best.acceptance_ppm / choice.best.least_ns == pytest.approx(max(speeds.values()), rel=1e-12)
@@ -77,7 +77,7 @@ def test_bounds_are_below_what_is_solved() -> None:
         of = with_tree(formulated)
         for tree in rng.sample(list(trees_of(formulated.draft, 1)), 4):
             whole = of(tree)
-            _, every = solved(whole)
+            every = solved(whole)
             assert every is not None
             assert whole.draft is not None
             shares = DraftShares(model=whole.model, draft=whole.draft, options=whole.options)
@@ -91,7 +91,7 @@ def test_steps_grow_with_every_number_of_the_tree() -> None:
     of, least = with_tree(asked(MACHINES["two unlike GPUs"])), {}
     for nodes, depth, top_k in ((2, 0, 1), (4, 2, 1), (8, 2, 3), (16, 4, 3), (16, 4, 6)):
         tree = Tree(kind="dynamic", total_token=nodes, depth=depth, top_k=top_k, paths=None)
-        _, every = solved(of(tree))
+        every = solved(of(tree))
         assert every is not None
         least[tree] = every.least_ns
     for larger, longer in least.items():
@@ -115,8 +115,8 @@ def test_the_first_search_past_its_limit_ends_the_choice() -> None:
     assert formulated.draft is not None
     asked_for = []
 
-    def open_at(number: int) -> Callable[[Formulation], tuple[Formulation, Solved | None]]:
-        def solve_some(part: Formulation) -> tuple[Formulation, Solved | None]:
+    def open_at(number: int) -> Callable[[Formulation], LeastStep | None]:
+        def solve_some(part: Formulation) -> LeastStep | None:
             asked_for.append(part.options.tree)
             if len(asked_for) == number:
                 raise NotProvenError("open", objective_ns=2, bound_ns=1)
