@@ -13,7 +13,7 @@ from planner.costs import stall
 from planner.emit import emit
 from planner.enough_hosts import infeasible_on_all, solve_on_enough
 from planner.errors import ArtifactError, InputError, NotProvenError
-from planner.families import BaseInput, DraftInput, load_base, load_planned_draft
+from planner.families import BaseInput, DraftInput, load_base, load_planned_draft, within
 from planner.formulations import Formulations
 from planner.longest_context import longest_context
 from planner.plan_directory import ACCEPTANCE, BASE_CONFIG, draft_config
@@ -54,6 +54,9 @@ def build(
         longest = longest_context(request, settings, formulations)
         wanted = dataclasses.replace(wanted, context=longest)
     options, inventory = resolve_request(dataclasses.replace(request, wanted=wanted))
+    previous = request.previous
+    if previous is not None and previous.model != within(request.base.model, options.context):
+        raise InputError("--previous: a plan of another model: give one of this model")
     if wanted.objective == "tokens" and not nearly:
         assert request.draft is not None
         assert request.profile is not None
@@ -66,10 +69,10 @@ def build(
             schedule=wanted.schedule != "off",
             keep_draft=wanted.schedule == "keep",
         )
-        built = plan_chosen(question, settings, formulations, request.previous)
+        built = plan_chosen(question, settings, formulations, previous)
     else:
         formulation = formulations.of(request.base, request.draft, inventory, options)
-        built = plan(formulation, inputs_of(request.base, request.draft), settings, request.previous, nearly=nearly)
+        built = plan(formulation, inputs_of(request.base, request.draft), settings, previous, nearly=nearly)
     with_timeout = with_stall_timeout(built.plan, wanted.stall_timeout_s)
     return Built(plan=with_timeout, solved=built.solved, longest_context=longest)
 
@@ -143,11 +146,13 @@ def recorded_profile(directory: Path) -> Profile:
 def plan(
     formulation: Formulation, inputs: Inputs, settings: Settings, previous: Plan | None = None, *, nearly: bool = False
 ) -> Built:
-    """Solve a formulation and emit its plan; raise InputError, InfeasibleError or NotProvenError."""
+    """Solve a formulation and emit its plan; raise InfeasibleError or NotProvenError.
+
+    ``previous``: an earlier plan of the same model, to keep weights of.
+    """
     if formulation.options.within_ppm is not None:
         assert previous is not None, "within_ppm is relative to an earlier plan"
-        if previous.model != formulation.model:
-            raise InputError("--previous: a plan of another model: give one of this model")
+        assert previous.model == formulation.model, "weights of another model cannot stay"
         used = {line.device for line in previous.memory}
         named = frozenset(device.host for device in formulation.inventory.devices if device.id in used)
         formulation = dataclasses.replace(formulation, named_hosts=named, listed=listed_order(previous))

@@ -17,7 +17,7 @@ from planner.problem.formulate import Formulation
 from planner.solver.certify import devices_in_use
 from planner.solver.minimise import Settings
 from planner.solver.problem_bounds import least_bytes
-from planner.solver.solve import LeastStep, Solved, fits, fits_counted
+from planner.solver.solve import LeastStep, Solved, fits, fits_counted, takes_longer
 from plans.check import most_step_ns
 from plans.format import format_bytes
 
@@ -90,6 +90,14 @@ def _hosts_of_better(few: Formulation, solved: Solved | LeastStep | None, bound_
         return in_use.most_hosts(limit_ns, most)
     used = len(devices_in_use(few.problem, solved.answer))
     return max(in_use.most_hosts(solved.least_ns - 1, most), in_use.most_hosts(limit_ns, most, used))
+
+
+def takes_longer_on_all(formulation: Formulation, step_ns: int, settings: Settings) -> bool:
+    """Tell whether no answer takes at most ``step_ns``; raise NotProvenError past the limit."""
+    if short_bytes(formulation):
+        return True
+    hosts = on_hosts(formulation, 1).in_use().most_hosts(step_ns, len(formulation.usable.hosts))
+    return takes_longer(on_hosts(formulation, max(1, hosts)).problem, step_ns, settings)
 
 
 def fits_on_enough(formulation: Formulation, settings: Settings) -> bool:

@@ -139,7 +139,10 @@ def takes_longer(problem: Problem, step_ns: int, settings: Settings) -> bool:
     That is often proven where the least step is not: what is searched for the least has all slower answers too.
     """
     assert problem.goal == "time"
-    space = space_of(problem, Goal()).priced()
+    free = space_of(problem, Goal())
+    if free.least > step_ns or not free.within(step_ns).possible:
+        return True
+    space = free.priced()
     restriction = space.within(step_ns)
     if space.least > step_ns or not restriction.possible:
         return True

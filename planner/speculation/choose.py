@@ -12,8 +12,12 @@ it where E(t) / L(t) is no more than the best known for a lower bound L(t) <= S(
 3. (1 - q) V(1) + q S(s), of a solved tree s with more levels, no more nodes and no more width: q = depth(t) / depth(s)
    of its passes are left, and none is shorter than q of what it was.
 
+Where that is not enough either, the solver is asked for a placement that brings t within CLOSE of the best known, which
+is often excluded sooner than the best placement is found.
+
 So the answer is the one that solving every tree would give. It is unique: of equal values no draft comes first, then
-fewer nodes, fewer levels, fewer children. The runner-up is the best of the others that were solved for this proof.
+fewer nodes, fewer levels, fewer children. The runner-up is the best of the others that were solved for this proof: the
+second best where it is within CLOSE of the best.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +33,9 @@ from planner.speculation.draft_bound import least_draft_ns
 from planner.speculation.grid import contains, size, undominated
 from plans.acceptance import Profile
 from plans.schema import Tree
+
+CLOSE = 1.01
+"""A tree is solved where it may be slower than the best known by no more than this factor."""
 
 SLACK = 1 - 1e-4
 """Bounds are lowered by the rounding of times (ROUNDING_PPM), which differs from tree to tree."""
@@ -73,12 +80,16 @@ class Choice:
 Solve = Callable[[Formulation], LeastStep | None]
 """Finds the least step of a formulation; None where nothing fits."""
 
+TakesLonger = Callable[[Formulation, int], bool]
+"""Tells whether no placement takes at most so many ns."""
+
 
 def choose(
     formulation_of: Callable[[Tree | None], Formulation],
     trees: Iterable[Tree],
     profile: Profile,
     solve: Solve,
+    takes_longer: TakesLonger,
     *,
     drafts: bool = False,
 ) -> Choice | None:
@@ -90,7 +101,14 @@ def choose(
     ``drafts``: the best of the trees is the answer, where one fits, although plain decoding may be better.
     """
     kept = undominated(list(trees), lambda tree: expected_ppm(profile, tree))
-    search = _Search(formulation_of=formulation_of, profile=profile, solve=solve, trees=kept, drafts=drafts)
+    search = _Search(
+        formulation_of=formulation_of,
+        profile=profile,
+        solve=solve,
+        takes_longer=takes_longer,
+        trees=kept,
+        drafts=drafts,
+    )
     search.settle_plain()
     plain = search.plain
     if plain is None:
@@ -115,6 +133,7 @@ class _Search:
     formulation_of: Callable[[Tree | None], Formulation]
     profile: Profile
     solve: Solve
+    takes_longer: TakesLonger
     trees: list[Tree]
     """Trees that may be the best."""
     drafts: bool
@@ -125,6 +144,8 @@ class _Search:
     """V(n) by n."""
     whole_ns: dict[Tree, float] = field(default_factory=dict)
     """Bounds of the whole step, by tree."""
+    asked: set[Tree] = field(default_factory=set)
+    """Trees of which the solver was asked whether they are close to the best."""
 
     @property
     def plain(self) -> Found | None:
@@ -169,13 +190,20 @@ class _Search:
         return max(left, key=self._most, default=None)
 
     def settle(self, tree: Tree) -> None:
-        """Learn more of a tree: V of its nodes, or its best placement."""
+        """Learn more of a tree: V of its nodes, a bound of its step, whether it is close to the best, or its step."""
         if tree.total_token not in self.rows_ns:
             rows = replace(self.formulation_of(tree), draft=None)
             self.rows_ns[tree.total_token] = on_hosts(rows, 1).in_use().least_ns(1) * SLACK
             return
         if len(self.found) > 1 and tree not in self.whole_ns:
             self.whole_ns[tree] = on_hosts(self.formulation_of(tree), 1).in_use().least_ns(1) * SLACK
+            return
+        if len(self.found) > 1 and tree not in self.asked:
+            self.asked.add(tree)
+            best = self.ranked()[0]
+            close_ns = int(CLOSE * self.expected(tree) * best.least_ns / best.acceptance_ppm) + 1
+            if self.takes_longer(self.formulation_of(tree), close_ns):
+                self.whole_ns[tree] = close_ns
             return
         found = self._solved(tree)
         if found is not None:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.enough_hosts import solve_on_enough
+from planner.enough_hosts import solve_on_enough, takes_longer_on_all
 from planner.errors import NotProvenError
 from planner.families import BaseInput, DraftInput
 from planner.formulations import Formulations
@@ -46,8 +46,14 @@ class Question:
 def chosen(question: Question, settings: Settings, known: Formulations) -> Choice | None:
     """Return the choice of the tree, None where nothing fits; raise InputError or NotProvenError."""
     trees = trees_of(question.draft.draft, question.options.batch)
-    solve = least_step_of(settings)
-    return choose(question.formulations(known), trees, question.profile, solve, drafts=question.keep_draft)
+    return choose(
+        question.formulations(known),
+        trees,
+        question.profile,
+        least_step_of(settings),
+        lambda formulation, step_ns: takes_longer_on_all(formulation, step_ns, settings),
+        drafts=question.keep_draft,
+    )
 
 
 def least_step_of(settings: Settings) -> Callable[[Formulation], LeastStep | None]:

@@ -581,8 +581,8 @@ def test_every_command_prints_more_with_v_and_vv(models: Path, plan: Path, tmp_p
 
 PRINTING = {
     "help": ("--help",),
-    "build": ("build", "--gpus", "inventory.yaml", "--plan-only", "--out", "p"),
-    "build -vv": ("build", "--gpus", "inventory.yaml", "--plan-only", "--out", "p", "-vv", "--json"),
+    "build": ("build", "--gpus", "inventory.yaml", "--no-draft", "--plan-only", "--out", "p"),
+    "build -vv": ("build", "--gpus", "inventory.yaml", "--no-draft", "--plan-only", "--out", "p", "-vv", "--json"),
     "compile": ("compile", "p", "--json"),
     "show": ("show", "plans/demo"),
     "show --json": ("show", "plans/demo", "--json"),

@@ -11,7 +11,15 @@ import pytest
 from planner import enough_hosts
 from planner.build import inputs_of
 from planner.emit import emit
-from planner.enough_hosts import EASY_SETS, fits_on_enough, infeasible_on_all, on_hosts, short_bytes, solve_on_enough
+from planner.enough_hosts import (
+    EASY_SETS,
+    fits_on_enough,
+    infeasible_on_all,
+    on_hosts,
+    short_bytes,
+    solve_on_enough,
+    takes_longer_on_all,
+)
 from planner.errors import NotProvenError
 from planner.problem.formulate import Formulation
 from planner.solver import limits
@@ -19,7 +27,7 @@ from planner.solver.bounds.in_use import divided_ns
 from planner.solver.bounds.step import lower_bounds
 from planner.solver.certify import devices_in_use
 from planner.solver.minimise import Settings
-from planner.solver.solve import Solved, solve
+from planner.solver.solve import Solved, least_step, solve
 from plans.schema import Plan
 from tests.planner.instances import demo, formulation, gpu, host
 
@@ -93,6 +101,19 @@ def test_the_answer_is_the_one_on_all_hosts(seed: int) -> None:
         base, draft = demo("eagle3")
         inputs = inputs_of(base, draft if whole.draft else None)
         assert renamed(emit(few, inputs, solved)) == renamed(emit(whole, inputs, expected))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_least_step_alone_is_that_of_the_answer(seed: int) -> None:
+    whole, expected = drawn(seed), on_all(seed)
+    _, step = solve_on_enough(whole, lambda part, known: least_step(part.problem, Settings(known_ns=known)))
+    assert (step is None) == (expected is None)
+    if step is None or expected is None:
+        assert takes_longer_on_all(whole, 10**9, Settings())
+        return
+    assert step.least_ns == step.bound_ns == expected.least_ns
+    assert takes_longer_on_all(whole, expected.least_ns - 1, Settings())
+    assert not takes_longer_on_all(whole, expected.least_ns, Settings())
 
 
 @pytest.mark.parametrize("seed", SEEDS)

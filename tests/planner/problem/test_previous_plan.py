@@ -109,7 +109,7 @@ def test_a_plan_with_previous_checks_clean(tmp_path: Path) -> None:
     inventory = tmp_path / "gpus.yaml"
     inventory.write_text(yaml.safe_dump(UNLIKE))
     run = CliRunner().invoke
-    common = ["build", "--gpus", str(inventory), "--plan-only", "--out"]
+    common = ["build", "--gpus", str(inventory), "--objective", "step", "--plan-only", "--out"]
     assert run(main, [*common, str(tmp_path / "a"), "--context", "256"]).exit_code == 0
     kept = run(main, [*common, str(tmp_path / "b"), "--context", "240", "--previous", str(tmp_path / "a")])
     assert kept.exit_code == 0, kept.output

@@ -10,7 +10,7 @@ import pytest
 
 from planner.costs.acceptance import PPM, expected_ppm
 from planner.costs.shares import DraftShares
-from planner.enough_hosts import on_hosts
+from planner.enough_hosts import on_hosts, takes_longer_on_all
 from planner.errors import NotProvenError
 from planner.problem.formulate import Formulation
 from planner.problem.placed import base_ns, plain_step_ns
@@ -48,6 +48,10 @@ def with_tree(formulated: Formulation) -> Callable[[Tree | None], Formulation]:
 solved = least_step_of(Settings())
 
 
+def longer(formulated: Formulation, step_ns: int) -> bool:
+    return takes_longer_on_all(formulated, step_ns, Settings())
+
+
 def asked(machine: dict[str, Any]) -> Formulation:
     return formulation(machine, "eagle3")
 
@@ -57,7 +61,7 @@ def test_is_the_best_of_all_trees_solved(name: str) -> None:
     formulated = asked(MACHINES[name])
     assert formulated.draft is not None
     of, trees = with_tree(formulated), list(trees_of(formulated.draft, 1))[::3]
-    choice = choose(of, trees, EAGLE3, solved)
+    choice = choose(of, trees, EAGLE3, solved, longer)
     assert choice is not None
     speeds = {}
     for tree in (None, *trees):
@@ -127,14 +131,14 @@ def test_the_first_search_past_its_limit_ends_the_choice() -> None:
     for number in (1, 2):
         asked_for.clear()
         with pytest.raises(NotProvenError, match="open"):
-            choose(with_tree(formulated), trees_of(formulated.draft, 1), EAGLE3, open_at(number))
+            choose(with_tree(formulated), trees_of(formulated.draft, 1), EAGLE3, open_at(number), longer)
         assert len(asked_for) == number
 
 
 def test_nothing_fits() -> None:
     formulated = asked({"hosts": [host("a", gpu("g0", 500))]})
     assert formulated.draft is not None
-    assert choose(with_tree(formulated), trees_of(formulated.draft, 1), EAGLE3, solved) is None
+    assert choose(with_tree(formulated), trees_of(formulated.draft, 1), EAGLE3, solved, longer) is None
 
 
 @pytest.mark.parametrize("name", sorted(file.parent.name for file in (ROOT / "plans").glob("*/plan.yaml")))
