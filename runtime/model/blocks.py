@@ -327,6 +327,9 @@ class LmHead:
             return ops.top(self._logits(normed, self.weight), count)
         layout = CandidateLayout(top_k=count)
         gathered = self.group.all_gather(self._local(normed, layout))  # [members, W, words]
+        if not ops.has_kernels(normed):
+            best: tuple[Tensor, Tensor] = ops.on_gpu("top").of_all(gathered, count)
+            return best
         values = gathered[:, :, layout.values].transpose(0, 1).flatten(1)
         tokens = gathered[:, :, layout.tokens].transpose(0, 1).flatten(1).long()
         highest, sums = gathered[:, :, layout.highest], gathered[:, :, layout.total]  # [members, W]
@@ -345,6 +348,9 @@ class LmHead:
 
     def _local(self, normed: Tensor, layout: CandidateLayout) -> Tensor:
         """Return this member's candidates [W, words]; where it has fewer rows than ``top_k``, the rest scores -inf."""
+        if self.weight is not None and not ops.has_kernels(normed):
+            own: Tensor = ops.on_gpu("top").words(self._logits(normed, self.weight), layout.top_k, self.first)
+            return own
         mine = torch.zeros((normed.shape[0], layout.words), dtype=torch.float64, device=normed.device)
         mine[:, layout.values] = mine[:, layout.highest] = float("-inf")
         if self.weight is None:

@@ -58,25 +58,120 @@ def best_kernel(
         value, column = tl.where(taken, float("-inf"), value), tl.where(taken, 0x7FFFFFFF, column)
 
 
+@triton.jit
+def words_kernel(
+    values, columns, highs, totals, words, blocks, first_token,
+    K: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Find the K best of a row among its blocks' best; write them, their tokens, the highest, the sum of exponentials.
+
+    That is a row of ``plans.step.CandidateLayout``.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.arange(0, BLOCKS)
+    high = tl.load(highs + row * blocks + block, mask=block < blocks, other=float("-inf"))
+    total = tl.load(totals + row * blocks + block, mask=block < blocks, other=0.0)
+    most = tl.max(high, 0)
+    words += row * (2 * K + 2)
+    tl.store(words + 2 * K, most.to(tl.float64))
+    tl.store(words + 2 * K + 1, tl.sum(total * tl.exp(high - most), 0).to(tl.float64))
+    candidate = tl.arange(0, WIDTH)
+    inside = candidate < blocks * K
+    value = tl.load(values + row * blocks * K + candidate, mask=inside, other=float("-inf"))
+    column = tl.load(columns + row * blocks * K + candidate, mask=inside, other=0x7FFFFFFF)
+    for number in range(K):
+        highest = tl.max(value, 0)
+        first = tl.min(tl.where(value == highest, column, 0x7FFFFFFF), 0)
+        # a device with fewer rows than K has no more
+        tl.store(words + number, highest.to(tl.float64))
+        tl.store(words + K + number, tl.where(first == 0x7FFFFFFF, 0, first + first_token).to(tl.float64))
+        taken = column == first
+        value, column = tl.where(taken, float("-inf"), value), tl.where(taken, 0x7FFFFFFF, column)
+
+
+@triton.jit
+def merge_words_kernel(
+    words, best, scores, members, member_stride,
+    K: tl.constexpr, MEMBERS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Find the K best of a row among those of all members, and their log-softmax."""
+    row = tl.program_id(0).to(tl.int64)
+    words += row * (2 * K + 2)
+    member = tl.arange(0, MEMBERS)
+    own = words + member * member_stride
+    high = tl.load(own + 2 * K, mask=member < members, other=float("-inf"))
+    total = tl.load(own + 2 * K + 1, mask=member < members, other=0.0)
+    most = tl.max(high, 0)
+    log_sum = tl.log(tl.sum(total * tl.exp(high - most), 0))
+    candidate = tl.arange(0, WIDTH)
+    inside = candidate < members * K
+    at = words + candidate // K * member_stride + candidate % K
+    value = tl.load(at, mask=inside, other=float("-inf"))
+    token = tl.load(at + K, mask=inside, other=0.0).to(tl.int64)
+    left = tl.where(inside, candidate, 0x7FFFFFFF)
+    for number in range(K):
+        highest = tl.max(value, 0)
+        first = tl.min(tl.where(value == highest, left, 0x7FFFFFFF), 0)  # of equal ones that of the first member
+        taken = candidate == first
+        tl.store(best + row * K + number, tl.sum(tl.where(taken, token, 0), 0))
+        tl.store(scores + row * K + number, (highest - most - log_sum).to(tl.float32))
+        value, left = tl.where(taken, float("-inf"), value), tl.where(taken, 0x7FFFFFFF, left)
+
+
+def _of_blocks(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Return values and columns of the best of each block of a row, highest values, sums, and the number of blocks."""
+    rows, width = logits.shape
+    assert logits.stride(1) == 1
+    blocks = ceil_div(width, COLUMNS)
+    values = torch.empty(rows, blocks, count, dtype=torch.float32, device=logits.device)
+    columns = torch.empty(rows, blocks, count, dtype=torch.int32, device=logits.device)
+    highs, totals = values.new_empty(2, rows, blocks)
+    launch.start(
+        block_kernel, (rows, blocks), logits, values, columns, highs, totals, width, logits.stride(0), blocks,
+        K=count, BLOCK=min(COLUMNS, power_of_two(width)), warps=8,
+    )  # fmt: skip
+    return values, columns, highs, totals, blocks
+
+
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the ``count`` highest of each row of logits [W, V], best first, of equal ones the first: columns, and
     log-softmax in float32.
     """
     rows, width = logits.shape
     assert 0 < count <= width
-    assert logits.stride(1) == 1
-    blocks = ceil_div(width, COLUMNS)
-    values = torch.empty(rows, blocks, count, dtype=torch.float32, device=logits.device)
-    columns = torch.empty(rows, blocks, count, dtype=torch.int32, device=logits.device)
-    highs, totals = values.new_empty(2, rows, blocks)
+    values, columns, highs, totals, blocks = _of_blocks(logits, count)
     best = torch.empty(rows, count, dtype=torch.int64, device=logits.device)
     scores = values.new_empty(rows, count)
     launch.start(
-        block_kernel, (rows, blocks), logits, values, columns, highs, totals, width, logits.stride(0), blocks,
-        K=count, BLOCK=min(COLUMNS, power_of_two(width)), warps=8,
-    )  # fmt: skip
-    launch.start(
         best_kernel, (rows,), values, columns, highs, totals, best, scores, blocks, width, K=count,
         BLOCKS=power_of_two(blocks), WIDTH=power_of_two(blocks * count),
+    )  # fmt: skip
+    return best, scores
+
+
+def words(logits: Tensor, count: int, first: int) -> Tensor:
+    """Return a member's candidates, float64 [W, words] (``plans.step.CandidateLayout``): the ``count`` highest of its
+    logits [W, v] of tokens ``first`` …, of equal ones the first; where there are fewer, -inf.
+    """
+    rows = logits.shape[0]
+    values, columns, highs, totals, blocks = _of_blocks(logits, count)
+    out = torch.empty(rows, 2 * count + 2, dtype=torch.float64, device=logits.device)
+    launch.start(
+        words_kernel, (rows,), values, columns, highs, totals, out, blocks, first, K=count,
+        BLOCKS=power_of_two(blocks), WIDTH=power_of_two(blocks * count),
+    )  # fmt: skip
+    return out
+
+
+def of_all(gathered: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return tokens and log-softmax [W, count] of the best among all members' candidates [members, W, words]."""
+    members, rows, width = gathered.shape
+    assert width == 2 * count + 2
+    assert gathered.is_contiguous()
+    best = torch.empty(rows, count, dtype=torch.int64, device=gathered.device)
+    scores = torch.empty(rows, count, dtype=torch.float32, device=gathered.device)
+    launch.start(
+        merge_words_kernel, (rows,), gathered, best, scores, members, rows * width, K=count,
+        MEMBERS=power_of_two(members), WIDTH=power_of_two(members * count),
     )  # fmt: skip
     return best, scores

@@ -150,6 +150,25 @@ def test_top_is_the_best_of_the_log_softmax(dtype: torch.dtype, rows: int, colum
     torch.testing.assert_close(scores.double(), exact.values[:, :count], rtol=0, atol=1e-5)
 
 
+@EXAMPLES
+@given(
+    dtype=DTYPES, rows=st.integers(1, 3), shares=st.lists(st.sampled_from([1, 7, 4100]), min_size=1, max_size=3),
+    count=st.integers(1, 7), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_top_of_divided_logits_is_that_of_the_whole(
+    dtype: torch.dtype, rows: int, shares: list[int], count: int, seed: int
+) -> None:
+    """Also where a member has fewer rows than are asked for."""
+    logits = (seeded(rows, sum(shares), seed=seed) * 4).to(dtype)
+    count = min(count, logits.shape[1])
+    firsts = [sum(shares[:member]) for member in range(len(shares))]
+    parts = zip(logits.split(shares, 1), firsts, strict=True)
+    tokens, scores = top.of_all(torch.stack([top.words(own, count, first) for own, first in parts]), count)
+    exact = torch.sort(logits.double().log_softmax(1), dim=1, descending=True, stable=True)
+    assert torch.equal(tokens, exact.indices[:, :count])
+    torch.testing.assert_close(scores.double(), exact.values[:, :count], rtol=0, atol=1e-5)
+
+
 def test_what_is_not_a_number_gives_tokens_of_the_vocabulary() -> None:
     tokens, _ = top.top(torch.full((2, 5), float("nan")), 3)
     assert bool(((tokens >= 0) & (tokens < 5)).all())
