@@ -18,9 +18,12 @@ MOST_S = 600
 ROWS = {
     "machine": ["torch", "copy: GB/s"],
     "attention": ["tree: error against float32"],
-    "experts": ["60 rows, grouped: relative error, without a wait"],
+    "experts": ["60 rows: relative error, without a wait"],
     "memory": ["bytes of buffers"],
     "graph": ["verify, captured"],
+    "launches": ["plain: launches of a step"],
+    "products": ["512 x 256, 60 rows, int4: GB/s"],
+    "sanitizer": ["memory errors of the kernels"],
 }
 """Some parts that run on a CPU within seconds, and rows of each."""
 
