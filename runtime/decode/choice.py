@@ -5,7 +5,8 @@ function of the seed, of the position of the chosen token and of its id, so that
 
 What a step chooses by lies on the device (``Samplings``), and is written when a sequence begins to be decoded: so a
 captured step reads it there. A GPU draws for all sequences of a step if one of them samples, and takes the argmax for
-those that do not; where all devices are CPUs each sequence is computed as it needs.
+those that do not, in one kernel where it has the whole lm_head; where all devices are CPUs each sequence is computed as
+it needs.
 """
 
 import torch
@@ -85,6 +86,17 @@ class Samplings:
             position=self._positions[own],
         )
 
+    def targets(self, places: slice) -> Target:
+        """Return the parameters of the draws of several places."""
+        return Target(
+            temperature=self._temperatures[places],
+            top_k=self._top_k[places],
+            top_p=self._top_p[places],
+            key=self._keys[places],
+            position=self._positions[places],
+            greedy=self._greedy[places],
+        )
+
 
 def choose_first(forward: Forward, row: Tensor, sampling: Sampling | None, position: int) -> Tensor:
     """Return the base's choice after the last row of a prompt, ``row`` [1, H], at a position: [1]."""
@@ -104,7 +116,11 @@ def choose_in_trees(forward: Forward, mask: Tensor, samplings: Samplings, places
     batch, nodes, _ = mask.shape
     if not samplings.any(places):
         return forward.lm_head.best(forward.normed).view(batch, nodes)
-    rows, depths, chosen = forward.normed.unflatten(0, (batch, nodes)), mask.sum(2) - 1, []
+    depths = mask.sum(2) - 1
+    if forward.lm_head.draws_together:
+        together = Draw(target=samplings.targets(places), depths=depths.flatten(), num_depths=num_depths)
+        return forward.lm_head.draw(forward.normed, together).view(batch, nodes)
+    rows, chosen = forward.normed.unflatten(0, (batch, nodes)), []
     for number in range(batch):
         target = samplings.target(places.start + number)
         if target is None:

@@ -309,8 +309,20 @@ class LmHead:
             mine = torch.stack([values.double(), (tokens + self.first).double()], 1)
         return best_of_group(mine, self.group)
 
+    @property
+    def draws_together(self) -> bool:
+        """True where one kernel draws for several sequences: on a GPU that has the whole lm_head."""
+        return self.weight is not None and self.group.handle is None and not ops.has_kernels(self.weight)
+
     def draw(self, normed: Tensor, chance: Draw) -> Tensor:
         """``normed`` [W, H] -> a token drawn after each row [W]."""
+        if self.weight is not None and self.draws_together:
+            target = chance.target
+            tokens: Tensor = ops.on_gpu("sampling").draw(
+                self._logits(normed, self.weight), chance.depths, temperatures=target.temperature, top_ks=target.top_k,
+                top_ps=target.top_p, keys=target.key, positions=target.position, greedy=target.greedy,
+            )  # fmt: skip
+            return tokens
         if self.weight is None:
             logits = torch.empty((normed.shape[0], 0), dtype=torch.float32, device=normed.device)
         else:

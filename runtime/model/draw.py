@@ -33,18 +33,23 @@ NO_TOP_K, NO_TOP_P = 2.0**63, 2.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """Parameters of a sequence's draws as tensors of the device: a captured step draws by those of the moment."""
+    """Parameters of draws as tensors of the device: a captured step draws by those of the moment.
+
+    They are of S sequences; S is 1 but for ``LmHead.draws_together``.
+    """
 
     temperature: Tensor
-    """[1] float32"""
+    """[S] float32"""
     top_k: Tensor | None
-    """[1] float64, NO_TOP_K: no limit. None: nothing is limited, and no limit is looked for."""
+    """[S] float64, NO_TOP_K: no limit. None: nothing is limited, and no limit is looked for."""
     top_p: Tensor | None
-    """[1] float64, NO_TOP_P: no limit. None as of ``top_k``."""
+    """[S] float64, NO_TOP_P: no limit. None as of ``top_k``."""
     key: Tensor
-    """[1] int64: splitmix64 of the seed."""
+    """[S] int64: splitmix64 of the seed."""
     position: Tensor
-    """[1] int64: position in the sequence of the token that follows a row of depth 0."""
+    """[S] int64: position in the sequence of the token that follows a row of depth 0."""
+    greedy: Tensor | None = None
+    """[S, 1] bool: True for a sequence that takes its highest logit; None: all draw."""
 
     @classmethod
     def of(cls, sampling: Sampling, position: int, device: torch.device) -> Self:
@@ -64,7 +69,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draw:
-    """Parameters of the draws after the rows of one sequence in one forward."""
+    """Parameters of the draws after the rows of one forward, as many of each sequence."""
 
     target: Target
     depths: Tensor

@@ -93,13 +93,15 @@ def _limit(row, width, high, temperature, least, wanted, COUNTS: tl.constexpr, B
 @triton.jit
 def draw_kernel(
     logits, depths, temperatures, top_ks, top_ps, keys, positions, greedy, tokens, stride, width, rows_per_sequence,
-    BLOCK: tl.constexpr,
+    LIMITS_K: tl.constexpr, LIMITS_P: tl.constexpr, MIXED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Draw a token after one row; or take its highest one, of equal ones the first."""
     row = tl.program_id(0).to(tl.int64)
     sequence = row // rows_per_sequence
     logits += row * stride
-    is_greedy = tl.load(greedy + sequence) != 0
+    is_greedy = sequence < 0
+    if MIXED:
+        is_greedy = tl.load(greedy + sequence) != 0
     temperature = tl.load(temperatures + sequence)
     high = float("-inf")
     for begin in range(0, width, BLOCK):
@@ -108,9 +110,11 @@ def draw_kernel(
         high = tl.maximum(high, tl.max(value, 0))
     least = 0.0 * temperature
     if not is_greedy:
-        top_k, top_p = tl.load(top_ks + sequence), tl.load(top_ps + sequence)
-        if top_k < width:
-            least = _limit(logits, width, high, temperature, least, top_k, True, BLOCK)
+        if LIMITS_K:
+            top_k = tl.load(top_ks + sequence)
+            if top_k < width:
+                least = _limit(logits, width, high, temperature, least, top_k, True, BLOCK)
+        top_p = tl.load(top_ps + sequence) if LIMITS_P else 2.0
         if top_p < 1.0:
             mass = 0.0 * top_p
             for begin in range(0, width, BLOCK):
@@ -136,22 +140,26 @@ def draw_kernel(
 
 
 def draw(
-    logits: Tensor, depths: Tensor, *, temperatures: Tensor, top_ks: Tensor, top_ps: Tensor, keys: Tensor,
-    positions: Tensor, greedy: Tensor,
+    logits: Tensor, depths: Tensor, *, temperatures: Tensor, top_ks: Tensor | None, top_ps: Tensor | None,
+    keys: Tensor, positions: Tensor, greedy: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Return a token drawn after each row [W], of ``logits`` [W, V] of n rows of each of B sequences.
 
     ``depths`` [W] int64. [B] of sequences: ``temperatures`` float32, ``top_ks`` and ``top_ps`` float64, from V and from
-    1 on no limit, ``keys`` and ``positions`` int64, ``greedy`` bool: the highest token, of equal ones the first.
+    1 on no limit, ``keys`` and ``positions`` int64, ``greedy`` bool: the highest token, of equal ones the first. None:
+    there are no limits, and no sequence is greedy.
     """
     (rows, width), batch = logits.shape, keys.shape[0]
     assert rows % batch == 0
     assert depths.shape == (rows,)
-    assert all(column.numel() == batch for column in (temperatures, top_ks, top_ps, positions, greedy))
+    columns = (temperatures, top_ks, top_ps, positions, greedy)
+    assert all(column is None or column.numel() == batch for column in columns)
     assert logits.stride(1) == 1
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
     launch.start(
-        draw_kernel, (rows,), logits, depths, temperatures, top_ks, top_ps, keys, positions, greedy.view(torch.uint8),
-        tokens, logits.stride(0), width, rows // batch, BLOCK=min(COLUMNS, power_of_two(width)), warps=8,
+        draw_kernel, (rows,), logits, depths, temperatures, top_ks, top_ps, keys, positions,
+        None if greedy is None else greedy.view(torch.uint8), tokens, logits.stride(0), width, rows // batch,
+        LIMITS_K=top_ks is not None, LIMITS_P=top_ps is not None, MIXED=greedy is not None,
+        BLOCK=min(COLUMNS, power_of_two(width)), warps=8,
     )  # fmt: skip
     return tokens

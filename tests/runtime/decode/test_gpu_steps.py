@@ -127,6 +127,17 @@ def test_a_phase_has_its_budget_of_operations(name: str) -> None:
     assert counts == BUDGETS[name], "more operations take more time; fewer are a lower budget"
 
 
+def test_a_draw_is_one_kernel() -> None:
+    """With the depths of nodes a sampled verify is two launches more than a greedy one."""
+    sampling = Sampling(temperature=0.7, top_k=50, top_p=0.9, seed=1)
+    run = on_meta(codec.load(PLANS / "llama8b-1gpu"), 0, [521], sampling=sampling)
+    assert faults(run) == []
+    greedy = BUDGETS["llama8b-1gpu"]
+    assert {kind: step["verify"].count for kind, step in run.steps.items()} == {
+        kind: budget["verify"] + 2 for kind, budget in greedy.items()
+    }
+
+
 @pytest.mark.parametrize(
     "tree", [TREE, Tree(kind="static", total_token=4, depth=1, top_k=2, paths=((0,), (1,), (0, 1)))]
 )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runtime.model.draw import _mix, _signed, exponential
+from runtime.model.draw import exponential, key_of
 from runtime.model.triton_kernels import sampling
 from tests.runtime.model.triton_kernels.interpreted import seeded
 
@@ -15,13 +15,9 @@ EXAMPLES = settings(max_examples=10, deadline=None)
 NONE_K, NONE_P = 2.0**63, 2.0
 
 
-def key_of(seed: int) -> int:
-    return _signed(_mix(seed))
-
-
 def noise(seed: int, position: int, count: int) -> Tensor:
     """Return the random numbers of a position on a CPU."""
-    return exponential(seed, position, 1, 0, count, torch.device("cpu"))[0]
+    return exponential(torch.tensor([key_of(seed) + position]), 1, 0, count)[0]
 
 
 def kept(logits: Tensor, temperature: float, top_k: float, top_p: float) -> Tensor:
@@ -72,6 +68,18 @@ def test_draws_are_those_of_the_limited_distribution(
 def _noise_kernel(keys, out, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     tl.store(out + at, sampling.exponential_of(sampling._mixed(tl.load(keys)), at.to(tl.int64)))
+
+
+def test_without_limits_all_tokens_are_drawn_from() -> None:
+    logits, one = seeded(2, 60), torch.ones(1)
+    columns = {"keys": torch.tensor([key_of(3)]), "positions": torch.tensor([5]), "temperatures": one}
+    drawn = sampling.draw(logits, torch.tensor([0, 1]), top_ks=None, top_ps=None, greedy=None, **columns)
+    whole = sampling.draw(
+        logits, torch.tensor([0, 1]), top_ks=one.double() * NONE_K, top_ps=one.double() * NONE_P, greedy=one < 0,
+        **columns,
+    )  # fmt: skip
+    race = [logits[row].double().softmax(0) / noise(3, 5 + row, 60).double() for row in range(2)]
+    assert drawn.tolist() == whole.tolist() == [int(own.argmax()) for own in race]
 
 
 def test_random_numbers_are_those_of_a_cpu() -> None:
