@@ -28,6 +28,7 @@ from typing import Literal, get_args
 
 from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_DTYPE_BYTES, KV_SCALE_BYTES, cached_width
 from plans.kv import KvShare, kv_share, query_heads
+from plans.quantized import coded_columns
 from plans.rotary import tables
 from plans.schema import Attention, Draft, Mlp, Model, Options, Plan, Stage
 from plans.shared_memory import outbox_bytes, sharing
@@ -132,7 +133,7 @@ def stage_buffers(
         *_rank_buffers(options),
         _carry("carry", model, draft, options),
         *_layer_buffers(common, attentions, mlps, share=share, mlp_units=mlp_units, tree=tree_rows(options)),
-        *_codes(model, share, mlp_units),
+        *_codes(model, options, share, mlp_units),
     )
 
 
@@ -385,8 +386,12 @@ def _query_factors(common: _Common) -> tuple[Buffer, ...]:
     )
 
 
-def _codes(model: Model, share: KvShare, mlp_units: int) -> tuple[Buffer, ...]:
-    """Return the rows of a quantized weight that are float32 at once, of up to 50 threads: model.weights.coded."""
+def _codes(model: Model, options: Options, share: KvShare, mlp_units: int) -> tuple[Buffer, ...]:
+    """Return scratch of products with quantized weights: model.weights.coded.
+
+    It has rows of a weight that are float32 at once, of up to 50 threads, and the rows that a product reads in the
+    order of codes; where activations are of 16 bits, those are part of `scratch.attention` and `scratch.mlp`.
+    """
     read = [0]
     for attention, mlp in ((layers.attention, layers.mlp) for layers in model.layers):
         if attention.qkv_format is not None or mlp.gate_up_format is not None:
@@ -398,7 +403,8 @@ def _codes(model: Model, share: KvShare, mlp_units: int) -> tuple[Buffer, ...]:
             read += [units * mlp.unit, units * mlp.shared_unit]
     if max(read) == 0:
         return ()
-    shape = (CODED_SCRATCH_ROWS, max(read) + CODED_PADDING)
+    rows = CODED_SCRATCH_ROWS + (forward_rows(options) if options.dtype == "float32" else 0)
+    shape = (rows, coded_columns(max(read)) + CODED_PADDING)
     return (Buffer(name="scratch.codes", term="buffers", dtype="float32", shape=shape),)
 
 

@@ -61,6 +61,12 @@ def groups(form: WeightFormat, columns: int) -> int:
     return 1 if form.group is None else -(-columns // form.group)
 
 
+def coded_columns(columns: int) -> int:
+    """Return the float32 that a CPU kernel has of a row of x, or of a weight: of whole blocks, and one for each."""
+    blocks = -(-columns // BLOCK)
+    return blocks * BLOCK + blocks
+
+
 def column_unit(form: WeightFormat) -> int:
     """Return the columns on multiples of which a matrix can be cut."""
     return form.group or (BLOCK if is_half(form) else 1)

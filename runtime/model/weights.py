@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from plans.quantized import code_bytes, groups
+from plans.quantized import code_bytes, coded_columns, groups
 from plans.schema import WeightFormat
 from runtime.model import ops
 from runtime.model.kernels.arguments import CODED_ROWS, CODES, SCALES, CodedProduct, Codes
@@ -84,8 +84,9 @@ def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     assert inputs == weight.inputs
     assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
     out = torch.empty(rows, outputs, dtype=x.dtype)
-    widened, per_thread = ops.widened_scratch(rows, inputs) if size < FLOAT_BYTES else (None, False)
-    values = torch.empty(torch.get_num_threads() * CODED_ROWS, inputs + PADDING)
+    columns = coded_columns(inputs)
+    widened, per_thread = ops.widened_scratch(rows, columns)
+    values = torch.empty(torch.get_num_threads() * CODED_ROWS, columns + PADDING)
     call = _coded(
         x=x.data_ptr(),
         x_stride=size * x.stride(0),
@@ -97,11 +98,11 @@ def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
         rows=rows,
         inputs=inputs,
         outputs=outputs,
-        widened=0 if widened is None else widened.data_ptr(),
-        widened_stride=FLOAT_BYTES * (inputs + PADDING),
+        widened=widened.data_ptr(),
+        widened_stride=FLOAT_BYTES * (columns + PADDING),
         widened_per_thread=per_thread,
         values=values.data_ptr(),
-        values_stride=FLOAT_BYTES * (inputs + PADDING),
+        values_stride=FLOAT_BYTES * (columns + PADDING),
         parts=1,
     )
     ops._run(ops.CODED, x.dtype, rows * inputs * outputs, call)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plans.quantized import coded_columns
 from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer
 from runtime.model.blocks import Layer as LayerBlock
@@ -89,7 +90,11 @@ class WholeLayers:
             self._layers.append(_bound(block, cache, forward, self._group.handle is None))
         assert len({(cache.dtype, cache.shape[:2] + cache.shape[3:]) for cache in caches}) == 1  # KV heads may differ
         self._width = max(_scratch_width(block) for block in layers)
-        self._inputs = max(weight.shape[0] for block in layers for weight in _matrices(block).values())
+        self._inputs = max(
+            coded_columns(weight.shape[0]) if isinstance(weight, Coded) else weight.shape[0]
+            for block in layers
+            for weight in _matrices(block).values()
+        )
         self._coded = any(isinstance(weight, Coded) for block in layers for weight in _matrices(block).values())
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._parts: dict[str, Tensor] = {}
@@ -120,7 +125,7 @@ class WholeLayers:
         written = rows.written
         assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == width
         assert rows.oldest is None or rows.oldest.shape == (sequences,)
-        widens, per_thread = ops.widens(self._dtype) or (self._coded and size < ops.FLOAT_BYTES), width <= NORMED_ROWS
+        widens, per_thread = ops.widens(self._dtype) or self._coded, width <= NORMED_ROWS
         normed = width * (threads if per_thread else 1)
         part = self._divided(
             hidden=width * self._hidden * size,

@@ -222,8 +222,11 @@ def test_other_kinds_of_models_take_the_memory_of_their_plan(
     assert_memory_is_planned(plan, target, 1)
 
 
-@pytest.mark.parametrize(("method", "family"), [("awq", "llama"), ("w8", "llama"), ("fp8", "mixtral")])
-def test_weights_in_codes_take_the_memory_of_their_plan(tmp_path: Path, method: str, family: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "family", "dtype"),
+    [("awq", "llama", "bfloat16"), ("w8", "llama", "float32"), ("fp8", "mixtral", "bfloat16")],
+)
+def test_weights_in_codes_take_the_memory_of_their_plan(tmp_path: Path, method: str, family: str, dtype: DType) -> None:
     """As they are stored: a fraction of the bytes of the same model in bfloat16."""
     sizes = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 32}
     whole = saved(tmp_path / "base", family, **sizes)
@@ -232,7 +235,7 @@ def test_weights_in_codes_take_the_memory_of_their_plan(tmp_path: Path, method: 
     for checkpoint in (coded, whole):
         base = load_base(checkpoint)
         groups = [whole_group(base.model, ("a", "b"))]
-        plans.append(make_plan(base.model, groups, inputs=inputs(base, None), context=200, dtype="bfloat16"))
+        plans.append(make_plan(base.model, groups, inputs=inputs(base, None), context=200, dtype=dtype))
     plan, plain = plans
     ratio = plan.memory[0].weights_bytes / plain.memory[0].weights_bytes
     assert ratio < (0.4 if method == "awq" else 0.65)

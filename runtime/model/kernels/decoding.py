@@ -1,8 +1,14 @@
-"""Codes of quantized weights as float32: (code - zero) * scale, exactly as ``plans.quantized`` has it.
+"""Codes of quantized weights as float32, and what multiplies them: value = (code - zero) * scale.
 
-Columns are decoded in blocks; each group of blocks has a scale and a zero point, its factors, which are written down as
-float32 for some rows before these are read. The codes of float8 and float4 are numbers of float16 but for a power of
-two, which the factor has instead: no product with a power of two is rounded.
+A weight's codes are read in blocks of BLOCK columns. A block becomes VECTORS vectors of numbers, and number n is
+(code of its column) * 2 ** e(n), an exact float32. Columns and exponents e are in the order of ``places``; a row of x
+is brought into that order once for a product, each value times 2 ** -e (``arranged``). So integers are unpacked by a
+mask alone: a field of a word stays where it is. Codes of float8 and float4 are numbers of float16 but for a power of
+two, which the scale has instead. No product with a power of two is rounded.
+
+    sum of a block      number * x, from its first vector to its last, and of integers -zero * sum of x, which is
+                        computed once for a row of x
+    dot product         sum of a block * scale of its group, from the first block to the last
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +24,10 @@ from runtime.model.kernels.subroutines import subroutine
 
 BLOCK = 32
 """Columns of a block; those of 4 bits are packed so (``plans.quantized``)."""
+VECTORS = BLOCK // LANES
+"""Vectors of a block."""
 INT4, INT8, FLOAT8, FLOAT4 = range(len(CODES))
+INTEGERS = (INT4, INT8)
 BFLOAT16, FLOAT16, FLOAT32, EXPONENT = range(len(SCALES))
 FLOAT8_UNIT = F(256)
 """float8_e4m3fn has exponents that are 8 less than those of float16 with the same bits."""
@@ -34,24 +43,63 @@ def block_bytes(code: int) -> int:
     return BLOCK // 2 if code in (INT4, FLOAT4) else BLOCK
 
 
-def decoded(builder: ir.IRBuilder, code: int, source: Any, factors: Sequence[Any], fma: Any = None) -> Iterator[Any]:
-    """Yield a block as vectors of LANES float32; address of its codes, its scale and its zero point as vectors.
+def _fields(code: int) -> tuple[int, int, int]:
+    """Return of integers the bits of a code, the words of 32 bits of a block, and the fields in which lanes differ.
 
-    ``fma``: LLVM's function, with which integers are code * scale + offset; instead of the zero point there is
-    the offset -zero * scale, which has to be exact.
+    All lanes of a vector have the words of a block, one behind the other; where it has fewer than lanes, again, and the
+    words of each repetition are shifted by one field more.
     """
-    scale, zero = factors
+    bits, words = (4, 4) if code == INT4 else (8, 8)
+    return bits, words, LANES // words
+
+
+def places(code: int) -> list[tuple[int, int]]:
+    """Return column and exponent e of each number of a block, in their order."""
+    if code not in INTEGERS:
+        return [(column, 0) for column in range(BLOCK)]
+    bits, words, parts = _fields(code)
+    order = []
+    for place in range(BLOCK):
+        word, field = place % LANES % words, place // LANES * parts + place % LANES // words
+        column = 4 * word + field if code == INT8 else 4 * word + field // 2 + BLOCK // 2 * (field % 2)
+        order.append((column, 0 if _at_top(code, place // LANES) else bits * parts * (place // LANES)))
+    return order
+
+
+def _at_top(code: int, vector: int) -> bool:
+    """Return whether the fields of a vector reach the sign of a word; they are shifted to its lower end."""
+    bits, _, parts = _fields(code)
+    return bits * (parts * vector + 1) == 32
+
+
+def numbers(builder: ir.IRBuilder, code: int, source: Any) -> Iterator[Any]:
+    """Yield the numbers of a block as vectors of LANES float32, of the address of its codes."""
+    if code in INTEGERS:
+        yield from _integers(builder, code, source)
+        return
     octets = [
         builder.load(pointer(builder, builder.add(source, I64(first))), typ=ir.VectorType(I8, LANES), align=1)
         for first in range(0, block_bytes(code), LANES)
     ]
-    for half in ("lower", "upper") if code in (INT4, FLOAT4) else (None,):
+    for half in ("lower", "upper") if code == FLOAT4 else (None,):
         for some in octets:
-            values = _numbers(builder, some, code, half)
-            if code in (INT4, INT8) and fma is not None:
-                yield builder.call(fma, [values, scale, zero])
-            else:
-                yield builder.fmul(builder.fsub(values, zero) if code in (INT4, INT8) else values, scale)
+            yield _floats(builder, some, code, half)
+
+
+def _integers(builder: ir.IRBuilder, code: int, source: Any) -> Iterator[Any]:
+    bits, count, parts = _fields(code)
+    loaded = builder.load(pointer(builder, source), typ=ir.VectorType(I32, count), align=1)
+    order = ir.Constant(ir.VectorType(I32, LANES), [lane % count for lane in range(LANES)])
+    words = loaded if parts == 1 else builder.shuffle_vector(loaded, loaded, order)
+    if parts > 1:
+        words = builder.lshr(words, ir.Constant(words.type, [bits * (lane // count) for lane in range(LANES)]))
+    for vector in range(VECTORS):
+        first = bits * parts * vector
+        if _at_top(code, vector):
+            kept = builder.lshr(words, ir.Constant(words.type, [first] * LANES))
+        else:
+            kept = builder.and_(words, ir.Constant(words.type, [((1 << bits) - 1) << first] * LANES))
+        yield builder.sitofp(kept, ir.VectorType(F32, LANES))
 
 
 def splat(builder: ir.IRBuilder, address: Any) -> Any:
@@ -69,59 +117,36 @@ def _bits(builder: ir.IRBuilder, values: Any, mask: int, left: int) -> Any:
     return builder.shl(kept, moved) if left >= 0 else builder.lshr(kept, moved)
 
 
-def _numbers(builder: ir.IRBuilder, octets: Any, code: int, half: str | None = None) -> Any:
-    """Return codes as float32, of floats without their power of two; ``half``: of each byte that has them."""
+def _floats(builder: ir.IRBuilder, octets: Any, code: int, half: str | None) -> Any:
+    """Return floats without their power of two as float32; ``half``: of each byte that has them."""
     count = octets.type.count
-    wide = builder.zext(octets, ir.VectorType(I32 if code in (INT4, INT8) else I16, count))
+    wide = builder.zext(octets, ir.VectorType(I16, count))
     if half is not None:
         wide = _bits(builder, wide, 15, 0) if half == "lower" else _bits(builder, wide, 0xF0, -4)
-    if code in (INT4, INT8):
-        return builder.sitofp(wide, ir.VectorType(F32, count))
     exponents, sign = ((0x7F, 7), (0x80, 8)) if code == FLOAT8 else ((0x7, 9), (0x8, 12))
     bits = builder.or_(_bits(builder, wide, *exponents), _bits(builder, wide, *sign))
     return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), count)), ir.VectorType(F32, count))
 
 
-def in_groups(
-    builder: ir.IRBuilder, blocks: Any, per_group: Any, sums: Sequence[Any],
-    enter: Callable[[Any], Any], body: Callable[[Any, Any, Sequence[Any]], list[Any]],
-) -> list[Any]:  # fmt: skip
-    """Emit loops over groups and over the blocks of each, ``per_group`` or those that are left; return the last sums.
+def in_blocks(
+    builder: ir.IRBuilder, blocks: Any, sums: Sequence[Any], body: Callable[[Any, Sequence[Any]], list[Any]]
+) -> list[Any]:
+    """Emit a loop over ``blocks``, not 0; return the last sums.
 
-    ``enter`` takes the number of a group and returns what its blocks have in common; ``body`` takes that, the number of
-    a block and the sums so far, and returns the next ones.
+    ``body`` takes the number of a block and the sums so far; it returns the next ones.
     """
-    before, outer = builder.block, builder.append_basic_block("group")
-    inner, leave = builder.append_basic_block("block"), builder.append_basic_block("leave")
+    before, loop = builder.block, builder.append_basic_block("block")
     after = builder.append_basic_block("after")
-    builder.branch(outer)
-    builder.position_at_end(outer)
-    group, first = builder.phi(I64), builder.phi(I64)
-    outer_sums = [builder.phi(value.type) for value in sums]
-    common = enter(group)
-    end = builder.add(first, per_group)
-    end = builder.select(builder.icmp_signed("<", end, blocks), end, blocks)
-    entered = builder.block
-    builder.branch(inner)
-    builder.position_at_end(inner)
+    builder.branch(loop)
+    builder.position_at_end(loop)
     block = builder.phi(I64)
-    inner_sums = [builder.phi(value.type) for value in sums]
-    next_sums = body(common, block, inner_sums)
+    own_sums = [builder.phi(value.type) for value in sums]
+    next_sums = body(block, own_sums)
     next_block = builder.add(block, I64(1))
-    builder.cbranch(builder.icmp_signed("<", next_block, end), inner, leave)
-    builder.position_at_end(leave)
-    next_group = builder.add(group, I64(1))
-    builder.cbranch(builder.icmp_signed("<", end, blocks), outer, after)
-    for phi, start, following in ((group, I64(0), next_group), (first, I64(0), end)):
+    builder.cbranch(builder.icmp_signed("<", next_block, blocks), loop, after)
+    for phi, start, value in zip((block, *own_sums), (I64(0), *sums), (next_block, *next_sums), strict=True):
         phi.add_incoming(start, before)
-        phi.add_incoming(following, leave)
-    block.add_incoming(first, entered)
-    block.add_incoming(next_block, inner)
-    for outside, inside, start, following in zip(outer_sums, inner_sums, sums, next_sums, strict=True):
-        outside.add_incoming(start, before)
-        outside.add_incoming(following, leave)
-        inside.add_incoming(outside, entered)
-        inside.add_incoming(following, inner)
+        phi.add_incoming(value, loop)
     builder.position_at_end(after)
     return next_sums
 
@@ -130,52 +155,64 @@ def in_groups(
 
 
 def spread(code: int) -> Any:
-    """Return an intrinsic that writes blocks of codes as float32.
-
-    Its arguments: addresses of the codes, the results, the groups' scales and zero points; number of blocks, not 0, and
-    of those of a group.
-    """
+    """Return an intrinsic that writes the numbers of blocks; its arguments: addresses of codes and results, blocks."""
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def spread_blocks(typing: Any, codes: Any, out: Any, scales: Any, zeros: Any, blocks: Any, per_group: Any) -> Any:
+    def spread_blocks(typing: Any, codes: Any, out: Any, blocks: Any) -> Any:
         def body(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            source, target, of_scales, of_zeros, count, of_group = args
-
-            def enter(group: Any) -> Any:
-                place = builder.mul(group, I64(4))
-                return [splat(builder, builder.add(base, place)) for base in (of_scales, of_zeros)]
-
-            def write(factors: Any, block: Any, sums: Any) -> list[Any]:
-                start = builder.add(source, builder.mul(block, I64(block_bytes(code))))
-                end = builder.add(target, builder.mul(block, I64(4 * BLOCK)))
-                for number, values in enumerate(decoded(builder, code, start, factors)):
+            source, target, count = args
+            with cgutils.for_range(builder, count, intp=I64) as loop:
+                start = builder.add(source, builder.mul(loop.index, I64(block_bytes(code))))
+                end = builder.add(target, builder.mul(loop.index, I64(4 * BLOCK)))
+                for number, values in enumerate(numbers(builder, code, start)):
                     builder.store(values, pointer(builder, builder.add(end, I64(4 * LANES * number))), align=4)
-                return []
-
-            in_groups(builder, count, of_group, [], enter, write)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), body
+        return types.void(types.int64, types.int64, types.int64), body
 
     return spread_blocks
 
 
-def _column(code: int) -> Any:
-    """Return an intrinsic for a code at an address as float32, with its zero point and scale, float32."""
+def arranged(code: int) -> Any:
+    """Return an intrinsic that brings blocks of a row of x into the order of ``numbers``.
+
+    Its arguments: the kernel's pointer; addresses of x, of elements, and of the results, float32; number of blocks;
+    address of what the blocks begin with, float32 [blocks], and the factor of each sum of x in it.
+    """
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def column(typing: Any, address: Any, zero: Any, scale: Any) -> Any:
+    def arrange(typing: Any, data: Any, x: Any, out: Any, blocks: Any, starts: Any, factor: Any) -> Any:
+        element = data.dtype
+
         def body(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            octets = builder.load(pointer(builder, args[0]), typ=ir.VectorType(I8, 1), align=1)
-            value = builder.extract_element(_numbers(builder, octets, code), I32(0))
-            return builder.fmul(builder.fsub(value, args[1]), args[2])
+            _, source, target, count, begins, factor_of_sum = args
+            nbytes, vector = element.bitwidth // 8, ir.VectorType(F32, LANES)
+            order = places(code)
+            with cgutils.for_range(builder, count, intp=I64) as loop:
+                first = pointer(builder, builder.add(source, builder.mul(loop.index, I64(BLOCK * nbytes))))
+                loaded = builder.load(first, typ=ir.VectorType(scalar_of(element), BLOCK), align=nbytes)
+                values, total = widened(builder, loaded, element), None
+                end = builder.add(target, builder.mul(loop.index, I64(4 * BLOCK)))
+                for number in range(VECTORS):
+                    part = order[number * LANES : (number + 1) * LANES]
+                    columns = ir.Constant(ir.VectorType(I32, LANES), [column for column, _ in part])
+                    some = builder.shuffle_vector(values, values, columns)
+                    total = some if total is None else builder.fadd(total, some)
+                    scaled = builder.fmul(some, ir.Constant(vector, [2.0**-exponent for _, exponent in part]))
+                    builder.store(scaled, pointer(builder, builder.add(end, I64(4 * LANES * number))), align=4)
+                half = LANES // 2
+                while half:
+                    moved = ir.Constant(ir.VectorType(I32, LANES), [(lane + half) % LANES for lane in range(LANES)])
+                    total, half = builder.fadd(total, builder.shuffle_vector(total, total, moved)), half // 2
+                begin = builder.fmul(builder.extract_element(total, I32(0)), factor_of_sum)
+                begin = begin if code in INTEGERS else F32(0)
+                place = builder.add(begins, builder.mul(loop.index, I64(4)))
+                builder.store(begin, pointer(builder, place), align=4)
+            return context.get_dummy_value()
 
-        return types.float32(types.int64, types.float32, types.float32), body
+        return types.void(data, *[types.int64] * 4, types.float32), body
 
-    return column
-
-
-int8_column, float8_column = _column(INT8), _column(FLOAT8)
+    return arrange
 
 
 def _converted(element: types.Type | None) -> Any:
@@ -232,51 +269,80 @@ convert_bfloat16, convert_float16, convert_float32, convert_exponents, convert_o
 
 
 @subroutine(apart=True, fast=frozenset())
-def write_factors(a: Any, row: Any, rows: Any, groups: Any, scales: Any, zeros: Any) -> None:
-    """Write scales of rows of ``a``, a CodedProduct, and their zero points, float32 [rows, groups].
+def write_factors(a: Any, row: Any, rows: Any, scales: Any, zeros: Any, scratch: Any) -> None:
+    """Write the scales of rows of ``a``, a CodedProduct, and their own zero points times scales.
 
-    Zero points that all rows have are not written (``write_zeros``).
+    Both are float32 [rows, factors(a)]; ``scratch``: of as many, and LANES.
     """
-    unit = FLOAT8_UNIT if a.code == FLOAT8 else F(1)
+    groups, width = (a.inputs + a.group - 1) // a.group, factors(a)
+    target = scales if groups == width else scratch
     size = 4 if a.scale == FLOAT32 else 1 if a.scale == EXPONENT else 2
-    passes, count = rows, groups
-    if a.scales_stride == size * groups and (not a.zeros or a.zeros_stride == groups):  # one behind the other
-        passes, count = 1, rows * groups
-    for number in range(passes):
-        source, target = a.scales + (row + number) * a.scales_stride, scales + 4 * number * groups
-        if a.scale == BFLOAT16:
-            convert_bfloat16(source, target, count, unit)
-        elif a.scale == FLOAT16:
-            convert_float16(source, target, count, unit)
-        elif a.scale == FLOAT32:
-            convert_float32(source, target, count, unit)
-        else:
-            convert_exponents(source, target, count, unit)
-        if a.zeros:
-            convert_octets(a.zeros + (row + number) * a.zeros_stride, zeros + 4 * number * groups, count, F(1))
-
-
-@subroutine(apart=True, fast=frozenset())
-def write_zeros(a: Any, count: Any, zeros: Any) -> None:
-    """Write ``count`` zero points of ``a``, a CodedProduct, where all rows have the same."""
-    for number in range(count):
-        floats(zeros)[number] = half_range(a)
-
-
-@subroutine(apart=True, fast=frozenset())
-def write_offsets(a: Any, count: Any, scales: Any, zeros: Any) -> None:
-    """Replace ``count`` zero points of ``a``, a CodedProduct, by -zero * scale, also those that all rows have."""
-    scale, offset = floats(scales), floats(zeros)
-    if a.zeros:
-        for number in range(count):
-            offset[number] = -offset[number] * scale[number]
+    start, stride = a.scales + row * a.scales_stride, a.scales_stride
+    if stride == size * groups:  # one behind the other
+        _write_scales(a, start, target, rows * groups)
     else:
-        zero = half_range(a)
-        for number in range(count):
-            offset[number] = -zero * scale[number]
+        for number in range(rows):
+            _write_scales(a, start + number * stride, target + 4 * number * groups, groups)
+    if groups < width:
+        repeated(target, scales, rows, groups, a.group // BLOCK, width)
+    if a.zeros:
+        target = zeros if groups == width else scratch
+        for number in range(rows):
+            source = a.zeros + (row + number) * a.zeros_stride
+            convert_octets(source, target + 4 * number * groups, groups, F(1))
+        if groups < width:
+            repeated(target, zeros, rows, groups, a.group // BLOCK, width)
+        for number in range(rows * width):
+            floats(zeros)[number] *= floats(scales)[number]
+
+
+@subroutine(fast=frozenset())
+def _write_scales(a: Any, source: Any, target: Any, count: Any) -> None:
+    """Write ``count`` scales of ``a``, a CodedProduct, as float32."""
+    unit = FLOAT8_UNIT if a.code == FLOAT8 else F(1)
+    if a.scale == BFLOAT16:
+        convert_bfloat16(source, target, count, unit)
+    elif a.scale == FLOAT16:
+        convert_float16(source, target, count, unit)
+    elif a.scale == FLOAT32:
+        convert_float32(source, target, count, unit)
+    else:
+        convert_exponents(source, target, count, unit)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def repeated(typing: Any, source: Any, target: Any, rows: Any, groups: Any, per_group: Any, blocks: Any) -> Any:
+    """Write the float32 of each group [rows, groups] for each of its blocks [rows, blocks], and LANES behind them."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        start, out, count, of_row, size, width = args
+        with cgutils.for_range(builder, count, intp=I64) as row, cgutils.for_range(builder, of_row, intp=I64) as group:
+            number = builder.add(builder.mul(row.index, of_row), group.index)
+            value = splat(builder, builder.add(start, builder.mul(number, I64(4))))
+            first = builder.add(builder.mul(row.index, width), builder.mul(group.index, size))
+            end = builder.sub(width, builder.mul(group.index, size))
+            end = builder.select(builder.icmp_signed("<", size, end), size, end)
+            vectors = builder.udiv(builder.add(end, I64(LANES - 1)), I64(LANES))
+            with cgutils.for_range(builder, vectors, intp=I64) as vector:
+                place = builder.add(first, builder.mul(vector.index, I64(LANES)))
+                builder.store(value, pointer(builder, builder.add(out, builder.mul(place, I64(4)))), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), code
+
+
+@subroutine(types.int64)
+def factors(a: Any) -> Any:
+    """Return the scales that a row of ``a``, a CodedProduct, has in float32: one of all blocks, or one of each."""
+    return 1 if a.group >= a.inputs else (a.inputs + BLOCK - 1) // BLOCK
 
 
 @subroutine(types.float32)
-def half_range(a: Any) -> Any:
-    """Return the zero point that all rows of ``a``, a CodedProduct, have."""
-    return F(8) if a.code == INT4 else F(128) if a.code == INT8 else F(0)
+def start_factor(a: Any) -> Any:
+    """Return what a block of ``a``, a CodedProduct, begins with in each lane: this times the sum of x in the block.
+
+    Of zero points that rows have each for itself it is the part that they have in common.
+    """
+    if a.code == INT4 or a.code == INT8:
+        return F(-1) / F(LANES) * (F(1) if a.zeros else F(8) if a.code == INT4 else F(128))
+    return F(0)

@@ -171,7 +171,8 @@ def pointer_to(element: types.Type) -> Any:
     return cast
 
 
-numbers, floats, codes = pointer_to(types.int64), pointer_to(types.float32), pointer_to(CODE)
+numbers, floats = pointer_to(types.int64), pointer_to(types.float32)
+codes, octets = pointer_to(CODE), pointer_to(types.uint8)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

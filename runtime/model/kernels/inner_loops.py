@@ -12,7 +12,7 @@ a time, and added to as many sums as a vector has lanes, from the first element 
 lanes is added to the lower half until one is left.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -34,8 +34,10 @@ from runtime.model.kernels.elements import (
     widened,
 )  # fmt: skip
 
-AHEAD_BYTES = 2048
+AHEAD_BYTES = 4096
 """Distance at which codes are prefetched."""
+LINE_BYTES = 64
+"""Bytes of a line of the processor's cache."""
 
 
 def step(element: types.Type) -> int:
@@ -95,49 +97,86 @@ def dots(outputs: int, rows: int, prefetches: int = 0, *, apart: bool = False) -
     return _inner_loop(code, 8)
 
 
-def coded_dots(code: int, outputs: int, rows: int) -> Any:
-    """Return an intrinsic for the dot products of ``outputs`` rows of codes with ``rows`` rows of x, float32.
+def coded_dots(code: int | None, outputs: int, rows: int, *, zeros: bool) -> Any:
+    """Return an intrinsic for the dot products of ``outputs`` rows of a weight in codes with ``rows`` rows of x.
 
-    Its arguments: the kernel's pointer; address and stride of the codes (left); of the rows of x; of the results,
-    float32 [rows, outputs] without a gap; of the scales of each row of codes, float32; address of its first offset (see
-    ``decoded``), which have the same stride; the number of blocks, not 0, and of those of a group. The order of
-    summation is that of ``dots``.
+    Its arguments: the kernel's pointer; address and stride of the codes, or of their numbers (``code`` None); of the
+    rows of x, float32, as ``decoding.arranged`` leaves them, with what each block begins with behind the last block; of
+    the results, float32 [rows, outputs] without a gap; of the scales of each row of codes, as ``write_factors`` leaves
+    them; address of the zero points, which have the same stride and are read where ``zeros``; the number of blocks, not
+    0.
+
+    A result has one order of summation, that of ``decoding``, with as many sums as a vector has lanes; then that of
+    ``dots``.
     """
 
     def body(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
-        _, left, left_stride, right, right_stride, out, scales, factors_stride, zeros, blocks, per_group = args
+        _, left, left_stride, right, right_stride, out, scales, factors_stride, zero_points, blocks = args
+        varies = builder.sext(builder.icmp_signed("!=", factors_stride, I64(4)), I64)  # else all blocks have one scale
         vector = ir.VectorType(F32, LANES)
         fma = _function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
+        zero, row_bytes = ir.Constant(vector, [0.0] * LANES), builder.mul(blocks, I64(4 * decoding.BLOCK))
+        lefts = [_held(builder, _row(builder, left, left_stride, output)) for output in range(outputs)]
+        rights = [_held(builder, _row(builder, right, right_stride, row)) for row in range(rows)]
+        begins = [builder.add(start, row_bytes) for start in rights]
+        of_scales = [_held(builder, _row(builder, scales, factors_stride, output)) for output in range(outputs)]
+        of_points = [_row(builder, zero_points, factors_stride, output) for output in range(outputs)]
 
-        def enter(group: Any) -> Any:
-            place = builder.mul(group, I64(4))
-            firsts = [builder.add(base, place) for base in (scales, zeros)]
+        def multiply(block: Any, sums: Sequence[Any]) -> list[Any]:
+            place, word = builder.mul(block, I64(4 * decoding.BLOCK)), builder.mul(block, I64(4))
+            factor = builder.and_(word, varies)
+            firsts = [decoding.splat(builder, builder.add(start, word)) for start in begins]
+            begin = not zeros and code in (None, *decoding.INTEGERS)
+            partial = [firsts[index // outputs] if begin else zero for index in range(rows * outputs)]
+            if code is not None:
+                _prefetch_blocks(builder, code, lefts[0], block, outputs)
+            sources = [_numbers(builder, code, start, block) for start in lefts]
+            for number in range(decoding.VECTORS):
+                places = [builder.add(start, builder.add(place, I64(4 * LANES * number))) for start in rights]
+                values = [builder.load(pointer(builder, address), typ=vector, align=4) for address in places]
+                for output, source in enumerate(sources):
+                    weights = next(source)
+                    for row, value in enumerate(values):
+                        index = row * outputs + output
+                        partial[index] = builder.call(fma, [weights, value, partial[index]])
+            of_block, totals = [decoding.splat(builder, builder.add(start, factor)) for start in of_scales], list(sums)
+            if zeros:
+                points = [decoding.splat(builder, builder.add(start, factor)) for start in of_points]
+                totals = [
+                    builder.call(fma, [points[index % outputs], firsts[index // outputs], total])
+                    for index, total in enumerate(totals)
+                ]
             return [
-                [decoding.splat(builder, _row(builder, first, factors_stride, output)) for first in firsts]
-                for output in range(outputs)
+                builder.call(fma, [partial[index], of_block[index % outputs], total])
+                for index, total in enumerate(totals)
             ]
 
-        def multiply(factors: Any, block: Any, sums: Any) -> list[Any]:
-            totals, place = list(sums), builder.mul(block, I64(4 * decoding.BLOCK))
-            for output in range(outputs):
-                codes = _row(builder, left, left_stride, output)
-                source = builder.add(codes, builder.mul(block, I64(decoding.block_bytes(code))))
-                _prefetch(builder, builder.add(source, I64(AHEAD_BYTES)))
-                for number, weights in enumerate(decoding.decoded(builder, code, source, factors[output], fma)):
-                    for row in range(rows):
-                        start = builder.add(_row(builder, right, right_stride, row), place)
-                        start = builder.add(start, I64(4 * LANES * number))
-                        value = builder.load(pointer(builder, start), typ=vector, align=4)
-                        index = row * outputs + output
-                        totals[index] = builder.call(fma, [weights, value, totals[index]])
-            return totals
-
-        start = [ir.Constant(vector, [0.0] * LANES)] * (rows * outputs)
-        sums = decoding.in_groups(builder, blocks, per_group, start, enter, multiply)
+        sums = decoding.in_blocks(builder, blocks, [zero] * (rows * outputs), multiply)
         _store_totals(builder, sums, outputs, out, None)
         return context.get_dummy_value()
 
-    return _inner_loop(body, 10)
+    return _inner_loop(body, 9)
+
+
+def _numbers(builder: ir.IRBuilder, code: int | None, start: Any, block: Any) -> Iterator[Any]:
+    """Yield the numbers of a block of a row that begins at ``start``; ``code`` None: they are in memory."""
+    if code is not None:
+        yield from decoding.numbers(
+            builder, code, builder.add(start, builder.mul(block, I64(decoding.block_bytes(code))))
+        )
+        return
+    first = builder.add(start, builder.mul(block, I64(4 * decoding.BLOCK)))
+    for number in range(decoding.VECTORS):
+        source = pointer(builder, builder.add(first, I64(4 * LANES * number)))
+        yield builder.load(source, typ=ir.VectorType(F32, LANES), align=4)
+
+
+def _prefetch_blocks(builder: ir.IRBuilder, code: int, left: Any, block: Any, outputs: int) -> None:
+    """Prefetch as many bytes as a block of each output has, so that rows one behind the other are all prefetched."""
+    nbytes = outputs * decoding.block_bytes(code)
+    first = builder.add(builder.add(left, I64(AHEAD_BYTES)), builder.mul(block, I64(nbytes)))
+    for line in range(0, nbytes, LINE_BYTES):
+        _prefetch(builder, builder.add(first, I64(line)))
 
 
 def finish(outputs: int, rows: int) -> Any:
@@ -223,7 +262,7 @@ def weigh(vectors: int, items: int) -> Any:
 
 
 def _inner_loop(code: Any, words: int) -> Any:
-    """Return ``code`` as an intrinsic of the kernel's pointer and ``words`` int64, 5, 7, 8 or 10."""
+    """Return ``code`` as an intrinsic of the kernel's pointer and ``words`` int64, 5, 7, 8 or 9."""
 
     def typed(data: Any) -> Any:
         signature = types.void(data, *[types.int64] * words)
@@ -236,8 +275,8 @@ def _inner_loop(code: Any, words: int) -> Any:
         return intrinsic(lambda typing, data, a, b, c, d, e, f, g: typed(data))
     if words == 8:
         return intrinsic(lambda typing, data, a, b, c, d, e, f, g, h: typed(data))
-    assert words == 10
-    return intrinsic(lambda typing, data, a, b, c, d, e, f, g, h, i, j: typed(data))
+    assert words == 9
+    return intrinsic(lambda typing, data, a, b, c, d, e, f, g, h, i: typed(data))
 
 
 def _multiplication(
@@ -352,6 +391,14 @@ def _row(builder: ir.IRBuilder, base: Any, stride: Any, number: int) -> Any:
 def _bytes(builder: ir.IRBuilder, count: Any, element: types.Type) -> Any:
     """Return the bytes of so many elements."""
     return builder.mul(count, I64(element.bitwidth // 8))
+
+
+def _held(builder: ir.IRBuilder, address: Any) -> Any:
+    """Return an address of which LLVM knows nothing, so that it stays in a register of its own within a loop.
+
+    Otherwise each address of a loop becomes a counter, which takes an instruction for every step.
+    """
+    return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], side_effect=False)
 
 
 def _prefetch(builder: ir.IRBuilder, address: Any) -> None:

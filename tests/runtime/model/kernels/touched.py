@@ -82,10 +82,10 @@ def coded(a: CodedProduct, size: int, threads: int) -> Iterator[Access]:
     yield from rows("out", a.out, a.out_stride, a.rows, a.outputs * size)
     if a.added:
         yield from rows("added", a.added, a.added_stride, a.rows, a.outputs * size)
-    if a.widened:
-        count = threads * a.rows if a.widened_per_thread else a.rows
-        yield from rows("widened", a.widened, a.widened_stride, count, a.inputs * 4)
-    yield from rows("values", a.values, a.values_stride, threads * CODED_ROWS, a.inputs * 4)
+    blocks = -(-a.inputs // 32)
+    count = threads * a.rows if a.widened_per_thread else a.rows
+    yield from rows("widened", a.widened, a.widened_stride, count, blocks * 33 * 4)
+    yield from rows("values", a.values, a.values_stride, threads * CODED_ROWS, blocks * 32 * 4)
 
 
 def in_codes(prefix: str, a: CodedProduct | Codes, outputs: int, inputs: int, values_stride: int) -> Iterator[Access]:
@@ -97,9 +97,10 @@ def in_codes(prefix: str, a: CodedProduct | Codes, outputs: int, inputs: int, va
     yield from rows(f"{prefix}scales", a.scales, a.scales_stride, outputs, groups * (2, 2, 4, 1)[a.scale])
     if a.zeros:
         yield from rows(f"{prefix}zeros", a.zeros, a.zeros_stride, outputs, groups)
-    # scales and zero points of 16 rows, or of four behind four rows of values
-    assert 2 * 16 * 4 * groups <= CODED_ROWS * values_stride
-    assert 2 * 4 * 4 * groups <= values_stride
+    # of 16 rows, or of four behind four rows of numbers: scales, zero points, and scratch for one of these
+    factors = 1 if groups == 1 else -(-inputs // 32)
+    assert (3 * 16 * factors + 16) * 4 <= CODED_ROWS * values_stride
+    assert (3 * 4 * factors + 16) * 4 <= values_stride
 
 
 def grouped(a: GroupedProduct, size: int, threads: int) -> Iterator[Access]:
@@ -221,8 +222,11 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
         yield from rows("inner", f.inner, 3 * a.channels * size, f.rows, 3 * a.channels * size)
     if f.widened:
         yield from rows("widened", f.widened, f.widened_stride, f.rows, max(inputs) * 4)
-    if f.values:
-        yield from rows("values", f.values, f.values_stride, threads * CODED_ROWS, max(inputs) * 4)
+    codes = ((a.inputs, a.qkv_codes), (a.query_heads * d, a.o_codes)) if a.attends else ()
+    codes += ((f.hidden_size, a.gate_up_codes), (a.channels, a.down_codes)) if a.feeds else ()
+    for blocks in [-(-count // 32) for count, matrix_codes in codes if matrix_codes]:
+        yield from rows("widened", f.widened, f.widened_stride, f.rows, blocks * 33 * 4)
+        yield from rows("values", f.values, f.values_stride, threads * CODED_ROWS, blocks * 32 * 4)
 
 
 def matrix(
