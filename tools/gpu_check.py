@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PROGRAM = Path(__file__).with_name("gpu_parts.py")
+CPU_FACTOR = 5
+"""Multiple of its time-out that a part may take on a CPU, which other work may share."""
 NO_DEVICE = 5
 """Exit code of a part that finds no CUDA device."""
 
@@ -82,8 +84,9 @@ def run(part: Part, device: str) -> tuple[list[Row], int]:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
+    seconds = part.seconds * (CPU_FACTOR if device == "cpu" else 1)
     try:
-        out, error = process.communicate(timeout=part.seconds)
+        out, error = process.communicate(timeout=seconds)
         code = process.returncode
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
@@ -94,7 +97,7 @@ def run(part: Part, device: str) -> tuple[list[Row], int]:
     if code == NO_DEVICE:
         rows.append(Row(part=part.name, what=part.tries, predicted="", measured="no CUDA device", verdict="not tried"))
     elif code:
-        reason = f"longer than {part.seconds} s" if code == 124 else f"exit code {code}: {last}"
+        reason = f"longer than {seconds} s" if code == 124 else f"exit code {code}: {last}"
         rows.append(Row(part=part.name, what=part.tries, predicted="an end", measured=reason, verdict="WRONG"))
     return rows, code
 

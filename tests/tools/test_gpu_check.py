@@ -21,7 +21,7 @@ ROWS = {
     "experts": ["60 rows: relative error, without a wait"],
     "memory": ["bytes of buffers"],
     "graph": ["verify, captured"],
-    "launches": ["plain: launches of a step"],
+    "launches": ["launches of a step"],
     "products": ["512 x 256, 60 rows, int4: GB/s"],
     "sanitizer": ["memory errors of the kernels"],
 }

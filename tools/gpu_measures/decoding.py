@@ -61,6 +61,9 @@ def steps(bench: Bench) -> None:
 
 
 def launches(bench: Bench) -> None:
+    if not bench.gpu:
+        untried("launches of a step", "a CPU launches nothing")
+        return
     decoder = Decoder.of(bench, 8192)
     sampling = Sampling(temperature=0.7, top_k=50, top_p=0.9, seed=1)
     for draft, drawn in ((False, None), (True, None), (True, sampling)):
@@ -68,9 +71,6 @@ def launches(bench: Bench) -> None:
         stream = decoder.steps(100, draft=draft, sampling=drawn)
         for _ in range(4):
             next(stream)
-        if not bench.gpu:
-            untried(f"{name}: launches of a step", "a CPU launches nothing")
-            continue
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             next(stream)
             bench.sync()

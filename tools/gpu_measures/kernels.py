@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from gpu_measures.bench import ALONE, Bench, no_waits, say, say_rate
+from gpu_measures.bench import ALONE, Bench, no_waits, say, say_rate, untried
 from plans.schema import WeightFormat
 from runtime.model import layers, ops
 from runtime.model.experts import Experts
@@ -153,8 +153,11 @@ def products(bench: Bench) -> None:
 
             rate = weights[0].nbytes / bench.ms(plain, 50) / 1e6
             say_rate(bench, f"{outputs} x {inputs}, {rows} rows: GB/s", rate)
-            rate = nbytes / bench.ms(of_codes, 50) / 1e6
-            say(f"{outputs} x {inputs}, {rows} rows, int4: GB/s", "", f"{rate:.0f}")
+            what = f"{outputs} x {inputs}, {rows} rows, int4: GB/s"
+            if bench.gpu:
+                say(what, "", f"{nbytes / bench.ms(of_codes, 50) / 1e6:.0f}")
+            else:
+                untried(what, "its kernel would be compiled first")
 
 
 def _int4(bench: Bench, outputs: int, inputs: int) -> Coded:
