@@ -49,7 +49,7 @@ from rivals import formulation_of
 
 TYPES = (
     *("h100-80g", "a100-80g", "a100-40g", "a6000", "l40s", "rtx-5090", "rtx-4090", "rtx-3090"),
-    *("a10", "a5000", "l4", "a4000", "t4", "rtx-4080", "rtx-3060-12g"),
+    *("a10", "a5000", "l4", "a4000", "a30", "rtx-4080", "rtx-3060-12g"),
 )
 SEEDS = range(8)
 FULL = (0.94, 0.97)

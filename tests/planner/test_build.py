@@ -166,7 +166,7 @@ def test_an_eagle_head_of_fewer_positions_limits_only_the_default_context(wanted
 
 
 @pytest.mark.parametrize(
-    ("kinds", "dtype"), [(("cpu", "cpu"), "float32"), (("cpu", "t4"), "bfloat16"), (("t4", "t4"), "bfloat16")]
+    ("kinds", "dtype"), [(("cpu", "cpu"), "float32"), (("cpu", "l4"), "bfloat16"), (("l4", "l4"), "bfloat16")]
 )
 def test_the_default_dtype_is_float32_only_without_gpus(kinds: tuple[str, ...], dtype: str) -> None:
     base, _ = demo(None)

@@ -404,7 +404,7 @@ STRATEGIES: dict[Strategy, tuple[str, int | None, bool]] = {
 }
 MIXED = {
     "hosts": [
-        host("box", cpu("cpu", 64), *({"id": f"gpu{i}", "type": "t4"} for i in range(2)), links={"class": "pcie"})
+        host("box", cpu("cpu", 64), *({"id": f"gpu{i}", "type": "l4"} for i in range(2)), links={"class": "pcie"})
     ]
 }
 
