@@ -5,7 +5,7 @@ step over its time. It is known from above long before it is solved, as the most
 
 1. E(t) / L(t) over the draft trees t that may be chosen, with the bound L of :mod:`planner.fleet.bound`;
 2. what is known of the same part with fewer sequences: no step is shorter with more of them. (Of a part with more
-   devices it is not so: some messages are priced by the slowest link of all devices, in use or not.)
+   devices it is not so: where links of a host differ some messages are priced by the slowest, in use or not.)
 
 The master problem is solved with these numbers; templates of its answer that are not solved yet are, and it is solved
 again. When all of its answer are, no other division is better: it was compared with no less than the others can have.

@@ -119,7 +119,7 @@ class Formulation:
             first=embed_block(*tables, self._sets(chain.embed if chain else None), self.row_unit),
             last=lm_head_block(*tables, self._sets(chain.head if chain else None), self.row_unit),
             tail=None if self._draft_block is None else self._draft_block.block,
-            message_ns=tuple(self._links.broadcast_ns(members, message_bytes) for members in self._fabric.of_host),
+            message_ns=tuple(self._links.round_ns(members, message_bytes) for members in self._fabric.of_host),
             network_message_ns=self._links.network_ns(message_bytes),
             goal=GOALS[self.options.strategy],
             most_devices=self.options.max_devices,

@@ -54,6 +54,11 @@ class Links:
         """Return the time of a broadcast in a group, or of a gather of so many bytes in all."""
         return broadcast_ns(self.fabric.tiers(members, message_bytes), message_bytes)
 
+    def round_ns(self, members: Sequence[int], message_bytes: int) -> int:
+        """Return the time of one message among devices of one host, over their slowest link; 0 for a single one."""
+        link = self.fabric.inner_link(members, message_bytes)
+        return message_ns(link, message_bytes) if link else 0
+
     def all_reduce_ns(self, members: Sequence[int], message_bytes: int) -> int:
         """Return the time of a sum over a group."""
         return all_reduce_ns(self.fabric.tiers(members, message_bytes), message_bytes)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from planner.costs.fixed_work import embed_ns, lm_head_ns
+from planner.costs.roofline import rounds
 from planner.costs.shares import BaseShares, DraftShares, kinds_of
 from planner.costs.topology import Fabric
 from planner.integers import PS_PER_NS, ceil_div
@@ -141,7 +142,7 @@ class _Placed:
         }
         message = step.message_bytes(self.shares.options)
         inside = sum(
-            self.links.broadcast_ns(self.links.fabric.of_host[host], message) for host in used if counts[host] > 1
+            self.links.round_ns(self.links.fabric.of_host[host], message) * rounds(counts[host]) for host in used
         )
         return inside + (len(used) - 1) * self.links.network_ns(message)
 

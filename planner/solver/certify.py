@@ -4,7 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from planner.integers import PS_PER_NS, ceil_div
-from planner.solver.problem import Answer, Block, BlockAnswer, Group, Kind, Option, Problem, Receive, RunAnswer
+from planner.solver.problem import (
+    Answer,
+    Block,
+    BlockAnswer,
+    Group,
+    Kind,
+    Option,
+    Problem,
+    Receive,
+    RunAnswer,
+    message_rounds,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,5 +212,5 @@ def _tail(problem: Problem, answer: Answer, load: list[int]) -> int:
 
 def _messages(problem: Problem, used: tuple[int, ...]) -> int:
     per_host = [sum(device in used for device in devices) for devices in problem.hosts]
-    inside = sum(ns for ns, count in zip(problem.message_ns, per_host, strict=True) if count > 1)
+    inside = sum(ns * message_rounds(count) for ns, count in zip(problem.message_ns, per_host, strict=True))
     return inside + problem.network_message_ns * (sum(count > 0 for count in per_host) - 1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from planner.solver.blocks import FIRST, LAST, TAIL, Blocks
 from planner.solver.order import Order
-from planner.solver.problem import Problem, Receive
+from planner.solver.problem import Problem, Receive, message_rounds
 from planner.solver.restriction import Restricted
 from planner.solver.stages import Stages, containing
 from planner.solver.variables import Bool, Builder, Devices, Linear
@@ -84,7 +84,10 @@ class Use:
 
 
 def add_use(builder: Builder, problem: Problem, stages: Stages, blocks: Blocks) -> Use:
-    """Add the devices in use: each is told what was accepted, once per host over the network, then inside the host."""
+    """Add the devices in use: each is told what was accepted, once per host over the network, then inside the host.
+
+    There the devices that know it double with each round: round r is needed by more than 2^(r - 1) devices in use.
+    """
     model = builder.model
     used = tuple(builder.flag(f"used{d}") for d in range(len(problem.devices)))
     # reached[h]: a device of host h is in use.
@@ -96,10 +99,11 @@ def add_use(builder: Builder, problem: Problem, stages: Stages, blocks: Blocks) 
         model.add_max_equality(variable, users) if users else model.add(variable == 0)
     time_ns: list[Linear] = []
     for host, devices in enumerate(problem.hosts):
-        if problem.message_ns[host]:
-            several = builder.flag(f"several{host}")  # more than one device of the host is in use
-            model.add(sum(used[d] for d in devices) <= 1 + (len(devices) - 1) * several)
-            time_ns.append(problem.message_ns[host] * several)
+        for number in range(message_rounds(len(devices)) if problem.message_ns[host] else 0):
+            known = 1 << number
+            needed = builder.flag(f"round{host}_{number}")  # more devices of the host are in use than know it before
+            model.add(sum(used[d] for d in devices) <= known + (len(devices) - known) * needed)
+            time_ns.append(problem.message_ns[host] * needed)
         for device in devices:
             model.add_implication(used[device], reached[host])
     time_ns.append(problem.network_message_ns * (sum(reached) - 1))

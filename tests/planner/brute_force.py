@@ -79,7 +79,9 @@ def slowest_ns(over: Group | Option, counts: Sequence[int], each_ps: Sequence[in
 
 def messages_ns(problem: Problem, used: Iterable[int]) -> int:
     counts = [len(set(used) & set(devices)) for devices in problem.hosts]
-    inside = sum(ns for ns, count in zip(problem.message_ns, counts, strict=True) if count >= 2)
+    inside = sum(
+        ns * sum(count > known for known in (1, 2, 4, 8)) for ns, count in zip(problem.message_ns, counts, strict=True)
+    )
     return inside + (len([count for count in counts if count]) - 1) * problem.network_message_ns
 
 

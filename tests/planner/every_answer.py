@@ -5,6 +5,7 @@ hide in both.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from typing import Literal
@@ -212,5 +213,7 @@ def _messages_ns(problem: Problem, answer: Answer) -> int:
     used = {device for stage in answer.stages for device in problem.groups[stage.group].devices}
     used |= {device for option in _options(problem, answer) for device in option.devices}
     in_use = [len(used.intersection(host)) for host in problem.hosts]
-    inside = sum(ns for ns, count in zip(problem.message_ns, in_use, strict=True) if count > 1)
+    inside = sum(
+        ns * math.ceil(math.log2(count)) for ns, count in zip(problem.message_ns, in_use, strict=True) if count > 0
+    )
     return inside + problem.network_message_ns * (sum(count > 0 for count in in_use) - 1)

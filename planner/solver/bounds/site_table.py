@@ -16,7 +16,7 @@ The axis before that of the curve is how the host is entered:
     NETWORK  one stage enters it over the network
     FIRST    one stage is the first of all, and receives from the block ``first``
 
-The other devices of a host must be told a message (``message_ns``) unless a single one of its devices is in use.
+The devices of a host that are in use are told a message, in rounds of ``message_ns`` each by how many they are.
 """
 
 import math
@@ -27,6 +27,7 @@ import numpy as np
 
 from planner.solver.bounds.combine import Sums
 from planner.solver.bounds.stage import Curve
+from planner.solver.problem import message_rounds
 
 HOP, NETWORK, FIRST = range(3)
 
@@ -54,6 +55,7 @@ class SiteTable:
         """``counts``: all devices of the host; ``groups``: the devices they take, their entry, and their curve."""
         self.message_ns = message_ns
         self.sums = sums
+        self._fewer: dict[int, Curve] = {}
         cheapest: dict[tuple[State, Entry], Curve] = {}
         for taken, entry, curve in groups:
             known = cheapest.get((taken, entry))
@@ -86,12 +88,25 @@ class SiteTable:
 
         HOP now means that no stage runs there.
         """
-        curves: Curve = self.best[state] + self.message_ns
+        most = message_rounds(sum(state))
+        curves: Curve = self.best[state] + most * self.message_ns
+        for number in range(1, most):
+            curves = np.minimum(curves, self._within(1 << number)[state] + number * self.message_ns)
         for taken, single in self._single:
             if min(less(state, taken)) >= 0:
                 curves = np.minimum(curves, single)
         curves[HOP] = self.sums.no_layers()
         return curves
+
+    def _within(self, devices: int) -> Curve:
+        """Return ``best`` with at most so many devices in all."""
+        if devices not in self._fewer:
+            best, states = self.best.copy(), self.best.shape[:-2]
+            best[np.add.reduce(np.indices(states)) > devices] = math.inf
+            for axis in range(len(states)):
+                best = np.minimum.accumulate(best, axis=axis)
+            self._fewer[devices] = best
+        return self._fewer[devices]
 
 
 class Closing:
@@ -103,23 +118,28 @@ class Closing:
         self.around = around
         self._spread = [table.sums.spread(curve) for curve in around]
         self._with_around: dict[State, tuple[Curve, Curve]] = {}
-        self._beside: dict[tuple[State, bool, Entry], Curve] = {}
+        self._beside: dict[tuple[State, int, Entry], Curve] = {}
 
     def value(self, rest: State, taken: State, entry: Entry, curve: Curve) -> float:
         """Return the least ns of all layers when the group runs and other stages have at most the devices ``rest``."""
-        key = (rest, sum(taken) == 1, entry)
+        key = (rest, sum(taken), entry)
         if key not in self._beside:
             self._beside[key] = self._all_beside(*key)
         return self.table.sums.all_layers(curve, self._beside[key])
 
-    def _all_beside(self, rest: State, is_single: bool, entry: Entry) -> Curve:
-        """Return the curve of all but the layers of the group: its entry, its host, the other sites."""
+    def _all_beside(self, rest: State, devices: int, entry: Entry) -> Curve:
+        """Return the curve of all but the layers of a group of so many devices: its entry, its host, the other sites.
+
+        Where another stage runs in the host, one more device at least is in use there.
+        """
         if rest not in self._with_around:
             self._with_around[rest] = self._rest_and_around(rest)
         entered, not_entered = self._with_around[rest]
         entering = np.array([entry[FIRST], entry[NETWORK]])[:, None]
-        several: Curve = np.minimum(entered + entry[HOP], (not_entered + entering).min(axis=0)) + self.table.message_ns
-        return np.minimum(several, (self.around + entering).min(axis=0)) if is_single else several
+        several: Curve = np.minimum(entered + entry[HOP], (not_entered + entering).min(axis=0))
+        several = several + message_rounds(devices + 1) * self.table.message_ns
+        alone: Curve = (self.around + entering).min(axis=0) + message_rounds(devices) * self.table.message_ns
+        return np.minimum(several, alone)
 
     def _rest_and_around(self, rest: State) -> tuple[Curve, Curve]:
         """Return the other stages of the host with all other sites: the host entered by one of them, and, as [whether

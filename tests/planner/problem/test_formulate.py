@@ -350,6 +350,17 @@ def test_merging_equal_devices_does_not_change_the_objective(mib: int) -> None:
     assert objectives[0] == objectives[1] is not None
 
 
+def test_devices_that_are_not_used_do_not_make_a_step_longer() -> None:
+
+    def step_ns(idle: int) -> int:
+        machine = {"hosts": [host("box", cpu("a", 24), cpu("b", 24), *(cpu(f"z{n}", 24) for n in range(idle)))]}
+        solved = solve(with_options(formulation(machine, "eagle1"), max_devices=2).problem, Settings())
+        assert solved is not None
+        return solved.objective_ns
+
+    assert step_ns(0) == step_ns(1) == step_ns(3)
+
+
 def test_a_model_of_one_layer() -> None:
     base, _ = demo(None)
     (layers,) = base.model.layers
