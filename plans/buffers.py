@@ -82,6 +82,10 @@ TERMS: tuple[Term, ...] = get_args(Term)
 """Terms of ``schema.MEMORY_TERMS`` that this table counts; the others are weights (``plans.slots``)."""
 
 
+CacheShape = tuple[int, int, int, int, int]
+"""Layers, B, T, 2k, D."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Buffer:
     """One allocation: its name within the device, the memory term it belongs to, and its shape."""
@@ -113,7 +117,7 @@ def draft_kv_bytes(options: Options, draft: Draft, share: KvShare) -> int:
 
 
 def stage_buffers(
-    model: Model, draft: Draft | None, options: Options, *, share: KvShare, mlp_units: int, group_size: int
+    model: Model, draft: Draft | None, options: Options, *, share: KvShare, mlp_units: int, group_size: int, gpu: bool
 ) -> tuple[Buffer, ...]:
     """Return the buffers of a device with layers; the shares are the largest over its layers."""
     rows, hidden = forward_rows(options), model.hidden_size
@@ -125,6 +129,7 @@ def stage_buffers(
         hidden=hidden,
         rows=rows,
         group_size=group_size,
+        gpu=gpu,
         tables=len(tables(model)),
         widens=bool(model.norm_offset),
         scales_queries=model.query_scaling is not None,
@@ -193,12 +198,13 @@ def draft_buffers(
     mlp_units: int,
     head_rows: int,
     group_size: int,
+    gpu: bool,
 ) -> tuple[Buffer, ...]:
     """Return the buffers of a device with a share of the drafter, ``head_rows`` of the lm_head among it."""
     assert options.tree is not None, "a draft comes with a tree"
     rows, beam, hidden = draft_rows(draft, options), read_rows(draft, options), draft.hidden_size
     words, pool = candidate_words(draft, options), pool_rows(options)
-    common = _Common(options=options, prefix="draft.", hidden=hidden, rows=rows, group_size=group_size)
+    common = _Common(options=options, prefix="draft.", hidden=hidden, rows=rows, group_size=group_size, gpu=gpu)
     tree, normed = draft_tree_rows(draft, options), 0 if draft.fc_norm is None else draft.fc_width
     seen = _cache_shape(options, draft.attention, share, 1, tree)[2]
     return (
@@ -206,7 +212,11 @@ def draft_buffers(
         _feature_buffer(model, draft, options),
         # candidates of each row, of this device and of all: model.blocks.LmHead.top
         Buffer(name="draft.scratch.candidates", term="comm", dtype="float64", shape=(1 + group_size, words)),
-        Buffer(name="draft.beam", term="buffers", dtype=options.dtype, shape=(beam, seen)),
+        *(
+            (Buffer(name="draft.beam", term="buffers", dtype=options.dtype, shape=(beam, seen)),)
+            if common.has_masks(share)
+            else ()
+        ),
         # tokens, scores and parents of the pool, their concatenation, and the sort of the scores:
         # decode.tree_growth.Dynamic.finish, decode.tree.select
         Buffer(name="draft.scratch.pool", term="buffers", dtype="int64", shape=(12, pool)),
@@ -283,12 +293,20 @@ class _Common:
     hidden: int
     rows: int
     group_size: int
+    gpu: bool
     tables: int = 1
     """Rotary tables."""
     widens: bool = False
     """Norms are computed from a copy in float32."""
     scales_queries: bool = False
     """Queries have a factor by their positions."""
+
+    def has_masks(self, share: KvShare) -> bool:
+        """Return True where attention reads masks and takes scores through memory: ``model.split_kv.reads_bias``.
+
+        The kernel of a GPU has ancestors as bits, and widens a cache of another dtype in registers.
+        """
+        return not self.gpu or share.axis == "head_dim"
 
 
 def _rank_buffers(options: Options) -> tuple[Buffer, ...]:
@@ -328,10 +346,9 @@ def _layer_buffers(
     """
     dtype, rows = common.options.dtype, common.rows
     caches = {attention.window: _cache_shape(common.options, attention, share, 1, tree) for attention in attentions}
-    attention, cache = attentions[0], max(caches.values(), key=lambda shape: shape[2])
-    heads, (_, sequences, seen, _, dims) = query_heads(attention, share), cache
-    # of windows: the position in each row of the cache, and a temporary of finding it: model.views.View
-    windowed = 2 if any(window is not None for window in caches) else 0
+    attention = attentions[0]
+    heads, dims = query_heads(attention, share), next(iter(caches.values()))[4]
+    masks = _masked(common, share, heads, attention, caches) if common.has_masks(share) else ()
     # model.layers.Attention: 4 H are the normed input, twice as wide in the norm's float32, the output and the
     # residual; (h + k) D thrice: q k v, their rotated copy, and the heads' outputs; again where q and k are normed
     # 4 more of all these where norms are of a copy in float32: the copy and its result
@@ -354,12 +371,7 @@ def _layer_buffers(
 
     return (
         buffer("rotary", "buffers", (2 * common.tables, rotary_rows(common.options), dims)),
-        *(buffer(bias_name(window), "buffers", (rows, shape[2])) for window, shape in caches.items()),
-        # the comparison of positions that hides rows, and its cast: model.layers.hide
-        buffer("scratch.bias", "buffers", (rows, seen)),
-        Buffer(
-            name=f"{common.prefix}scratch.positions", term="buffers", dtype="int64", shape=(windowed, sequences, seen)
-        ),
+        *masks,
         buffer("scratch.attention", "buffers", (rows, max(attention_width, fused_width))),
         buffer("scratch.mlp", "buffers", (rows, mlp_width)),
         # what the router picks experts by: model.router.Router
@@ -369,10 +381,40 @@ def _layer_buffers(
         # sums of squares of all query heads and of all keys, and as in scratch.reduce: model.layers.Attention
         Buffer(name=f"{common.prefix}scratch.squares", term="comm", dtype="float32", shape=(2, rows, squares)),
         *_query_factors(common),
+        *_partial(common, share, heads, attention),
+    )
+
+
+def _masked(
+    common: _Common, share: KvShare, heads: int, attention: Attention, caches: dict[int | None, CacheShape]
+) -> tuple[Buffer, ...]:
+    """Return masks, and what attention that reads them takes; ``caches``: shape of a layer's cache, by window."""
+    cache = max(caches.values(), key=lambda shape: shape[2])
+    _, sequences, seen, _, _ = cache
+    dtype, prefix, rows = common.options.dtype, common.prefix, common.rows
+    # of windows: the position in each row of the cache, and a temporary of finding it: model.views.View
+    windowed = 2 if any(window is not None for window in caches) else 0
+
+    def buffer(name: str, shape: tuple[int, ...]) -> Buffer:
+        return Buffer(name=prefix + name, term="buffers", dtype=dtype, shape=shape)
+
+    return (
+        *(buffer(bias_name(window), (rows, shape[2])) for window, shape in caches.items()),
+        # the comparison of positions that hides rows, and its cast: model.layers.hide
+        buffer("scratch.bias", (rows, seen)),
+        Buffer(name=f"{prefix}scratch.positions", term="buffers", dtype="int64", shape=(windowed, sequences, seen)),
         *_sinks(common, attention, heads),
         *_converted(common, share, heads, cache),
         *_streamed(common, share, heads, attention, cache),
     )
+
+
+def _partial(common: _Common, share: KvShare, heads: int, attention: Attention) -> tuple[Buffer, ...]:
+    """Return the messages of a subgroup by ``context``: model.split_kv.ByContext."""
+    if share.parts == 1 or share.axis != "context":
+        return ()
+    shape = (1 + share.parts, *partial_shape(common.rows, heads, attention.head_dim))
+    return (Buffer(name=f"{common.prefix}partial", term="comm", dtype="float32", shape=shape),)
 
 
 def _query_factors(common: _Common) -> tuple[Buffer, ...]:
@@ -490,9 +532,7 @@ def _streamed(
     scores = buffer("scores", "comm", *scores_shape(rows, heads, columns))
     if share.axis == "head_dim":
         return (scores, *streamed)
-    partial = buffer("partial", "comm", 1 + parts, *partial_shape(rows, heads, attention.head_dim))
-    merged = buffer("scratch.merged", "buffers", parts, rows, heads, attention.head_dim)
-    return (scores, partial, merged, *streamed)
+    return (scores, buffer("scratch.merged", "buffers", parts, rows, heads, attention.head_dim), *streamed)
 
 
 def _feature_buffer(model: Model, draft: Draft, options: Options) -> Buffer:
@@ -520,6 +560,7 @@ def _stage_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
         share=max(shares, key=lambda share: share.heads),
         mlp_units=max(run.mlp_units[member] for run in stage.runs),
         group_size=len(stage.devices),
+        gpu=plan.device(device_id).kind == "cuda",
     )
     return tuple(buffers)
 
@@ -569,6 +610,7 @@ def _draft_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
             mlp_units=placement.mlp_units[member],
             head_rows=(placement.head_rows or plan.head.rows)[member],
             group_size=len(placement.devices),
+            gpu=plan.device(device_id).kind == "cuda",
         ),
     )
 
@@ -581,9 +623,7 @@ def _outbox_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     return (Buffer(name=OUTBOX, term="comm", dtype="uint8", shape=(outbox_bytes(len(ranks)),)),)
 
 
-def _cache_shape(
-    options: Options, attention: Attention, share: KvShare, num_layers: int, tree: int
-) -> tuple[int, int, int, int, int]:
+def _cache_shape(options: Options, attention: Attention, share: KvShare, num_layers: int, tree: int) -> CacheShape:
     """Return layers, B, T, 2k (keys, then values), D; one of B, T, D is divided over a subgroup, by ``heads`` none.
 
     Of T those of the sequence are divided, not the ``tree`` rows before them.
@@ -600,9 +640,7 @@ def _cache_shape(
     return (num_layers, sequences, round_up(tree + positions, ROW_ALIGN), 2 * share.heads, dims)
 
 
-def _stored_shape(
-    options: Options, attention: Attention, share: KvShare, num_layers: int, tree: int
-) -> tuple[int, int, int, int, int]:
+def _stored_shape(options: Options, attention: Attention, share: KvShare, num_layers: int, tree: int) -> CacheShape:
     """Return the shape of a cache as it is stored: of int8 with a scale behind the codes of each head."""
     layers, sequences, rows, both, dims = _cache_shape(options, attention, share, num_layers, tree)
     return (layers, sequences, rows, both, cached_width(options.kv_dtype, dims))

@@ -218,6 +218,7 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             greedy=empty(1, dtype=torch.bool),
         ),
         "top": lambda: top.top(empty(10, 32000, dtype=dtype), 10),
+        "top, divided": lambda: top.of_all(torch.stack([top.words(empty(10, 16000, dtype=dtype), 10, 0)] * 2), 10),
     }
 
 

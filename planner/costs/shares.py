@@ -236,13 +236,16 @@ class BaseShares:
         return memory.layer_mlp(self.model, self.options.dtype, self.kinds[kind], True).slope
 
     @cached_property
-    def stage_bytes(self) -> Callable[[KvShare, int], int]:
-        """Bytes that a device of a stage has once, for the largest share that it can have and the size of the stage."""
+    def stage_bytes(self) -> Callable[[KvShare, int, bool], int]:
+        """Bytes that a device of a stage has once, for the largest share that it can have and the size of the stage.
 
-        def count(share: KvShare, group_size: int) -> int:
+        Also for whether it is a GPU.
+        """
+
+        def count(share: KvShare, group_size: int, gpu: bool) -> int:
             units = max(layers.mlp.units for layers in self.kinds)
             buffers = stage_buffers(
-                self.model, self.draft, self.options, share=share, mlp_units=units, group_size=group_size
+                self.model, self.draft, self.options, share=share, mlp_units=units, group_size=group_size, gpu=gpu
             )
             return slots.rope_bytes(self.model) + memory.total(buffers)
 
@@ -365,10 +368,13 @@ class DraftShares:
         return sum(n * rows_work(hidden, width, table_rows, rows).ps(device) for rows, n in times if rows)
 
     @cached_property
-    def bytes(self) -> Callable[[KvShare, bool, int], int]:
-        """Bytes of a device with a share of the KV heads in a group of this size, without units and vocabulary rows."""
+    def bytes(self) -> Callable[[KvShare, bool, int, bool], int]:
+        """Bytes of a device with a share of the KV heads in a group of this size, without units and vocabulary rows.
 
-        def count(share: KvShare, leader: bool, group_size: int) -> int:
+        The last argument: it is a GPU.
+        """
+
+        def count(share: KvShare, leader: bool, group_size: int, gpu: bool) -> int:
             draft, dtype = self.draft, self.options.dtype
             buffers = draft_buffers(
                 self.model,
@@ -378,6 +384,7 @@ class DraftShares:
                 mlp_units=draft.mlp.units,
                 head_rows=draft.draft_vocab_size,
                 group_size=group_size,
+                gpu=gpu,
             )
             weights = slots.draft_attention_bytes(draft, dtype, share, leader)
             whole = memory.draft_mlp(draft, dtype, leader).fixed + slots.draft_fixed_bytes(draft, dtype)

@@ -180,7 +180,8 @@ class StepBound:
     @cached_property
     def _stage_bytes(self) -> int:
         """Bytes that a device with layers has once at least."""
-        return self._base.stage_bytes(KvShare(heads=0, axis="heads", parts=1, part=0), 1)
+        none = KvShare(heads=0, axis="heads", parts=1, part=0)
+        return min(self._base.stage_bytes(none, 1, gpu) for gpu in (False, True))
 
     def _sums_ns(self, inventory: Inventory) -> list[int]:
         """Return the time of the two sums of a layer over 1, 2, … members."""

@@ -133,7 +133,10 @@ class DraftBlock:
             exchange = self.links.exchange_ns(draft.attention, forward, members, shares[0])
             works = [self.shares.attention(number, share) for share in shares]
             times.append(self.links.slowest_ns(members, works) + draft.num_layers * exchange)
-        nbytes = (self.shares.bytes(share, leads and j == 0, size) for j, share in enumerate(shares))
+        nbytes = (
+            self.shares.bytes(share, leads and j == 0, size, self.links.devices[device].kind == "cuda")
+            for j, (share, device) in enumerate(zip(shares, members, strict=True))
+        )
         return Subgroup(ns=tuple(times), bytes=tuple(nbytes))
 
 

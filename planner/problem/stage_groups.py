@@ -90,7 +90,10 @@ class StageGroups:
             most = max(max(split.shares) for listed in splits for split in listed)
             parts = (m for m in division.subgroups for _ in range(m))
             shares = (KvShare(heads=most, axis=division.axis, parts=m, part=0) for m in parts)
-            stage_bytes = tuple(self.shares.stage_bytes(share, size) for share in shares)
+            stage_bytes = tuple(
+                self.shares.stage_bytes(share, size, self.links.devices[device].kind == "cuda")
+                for share, device in zip(shares, device_set.devices, strict=True)
+            )
             variant = Variant(division=division, splits=splits, stage_bytes=stage_bytes)
             if not any(dominates(other, variant) for other in variants):
                 variants.append(variant)

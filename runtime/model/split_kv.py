@@ -35,10 +35,12 @@ def attend_of(share: KvShare, subgroup: Group | None, memory: Memory, prefix: st
     """
     if subgroup is None:
         return WHOLE
-    scores = memory.buffer(f"{prefix}scores").flatten()
     if share.axis == "head_dim":
-        return Attend(by_bias=ByHeadDim(group=subgroup, buffer=scores), by_mask=None)
+        return Attend(
+            by_bias=ByHeadDim(group=subgroup, buffer=memory.buffer(f"{prefix}scores").flatten()), by_mask=None
+        )
     partial = memory.buffer(f"{prefix}partial").flatten()
+    scores = memory.buffer(f"{prefix}scores").flatten() if ops.has_kernels(partial) else None
     by_context = ByContext(group=subgroup, share=share, buffer=scores, partial=partial)
     return Attend(by_bias=by_context, by_mask=by_context.by_mask)
 
@@ -107,13 +109,14 @@ class ByContext:
 
     group: Group
     share: KvShare
-    buffer: Tensor
-    """Scores are computed in it: float32, flat."""
+    buffer: Tensor | None
+    """Scores are computed in it: float32, flat; None: on a GPU, whose scores are in registers."""
     partial: Tensor
     """Buffer, float32, flat: [1 + P, W, h, D + 1], this member's partial result and that of every member."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scores: Scores) -> Tensor:
         """Attend; the result has the member's columns of o."""
+        assert self.buffer is not None
         out, weight = streamed(q, k, v, bias, scores, self.buffer, None)
         sequences, heads, n, dims = out.shape
         members, width = len(self.group.ranks), heads * dims

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,15 +64,21 @@ def test_kv_is_linear_in_heads_and_has_room_for_context_and_tree(
 AXES: tuple[KvAxis, ...] = ("heads", "context", "head_dim", "batch")
 
 
-@given(st.integers(1, 4), st.integers(0, 8), st.integers(0, 50), st.integers(1, 4), st.sampled_from(AXES))
-def test_no_buffer_shrinks_when_a_share_grows(heads: int, units: int, rows: int, size: int, axis: KvAxis) -> None:
+@given(
+    st.integers(1, 4), st.integers(0, 8), st.integers(0, 50), st.integers(1, 4), st.sampled_from(AXES), st.booleans()
+)
+def test_no_buffer_shrinks_when_a_share_grows(
+    heads: int, units: int, rows: int, size: int, axis: KvAxis, gpu: bool
+) -> None:
     options = plan_with().options
 
     def total_bytes(heads: int, units: int, rows: int) -> int:
         share = KvShare(heads=heads, axis=axis, parts=2, part=0)
-        stage = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, group_size=size)
+        stage = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, group_size=size, gpu=gpu)
         head = lm_head_buffers(MODEL, DRAFT, options, rows=rows, group_size=size, receives=True, leads=True)
-        draft = draft_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, head_rows=rows, group_size=size)
+        draft = draft_buffers(
+            MODEL, DRAFT, options, share=share, mlp_units=units, head_rows=rows, group_size=size, gpu=gpu
+        )
         return bytes_of((*stage, *head, *draft))
 
     now = total_bytes(heads, units, rows)
@@ -107,13 +114,13 @@ def test_buffers_for_the_exchange_inside_a_subgroup() -> None:
 
     def shapes(axis: KvAxis) -> dict[str, tuple[int, ...]]:
         share = KvShare(heads=2, axis=axis, parts=2, part=1)
-        buffers = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=4)
+        buffers = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=4, gpu=False)
         return {buffer.name: buffer.shape for buffer in buffers}
 
     assert forward_rows(options) == rows
     repeated, context, head_dim, batch = map(shapes, AXES)
     share = whole_heads(2)
-    buffers = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=4)
+    buffers = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=4, gpu=False)
     whole = {buffer.name: buffer.shape for buffer in buffers}
     assert whole["scratch.attention"][1] - repeated["scratch.attention"][1] == 3 * dim * queries // 2
     assert repeated | {"scratch.attention": whole["scratch.attention"]} == whole
@@ -169,7 +176,7 @@ def test_scratch_of_experts_counts_each_selected_expert_and_the_router() -> None
     mixed = dataclasses.replace(MODEL, layers=(half, dataclasses.replace(half, mlp=moe)))
 
     def buffers_of(model: Model, units: int) -> dict[str, int]:
-        buffers = stage_buffers(model, None, options, share=whole_heads(2), mlp_units=units, group_size=2)
+        buffers = stage_buffers(model, None, options, share=whole_heads(2), mlp_units=units, group_size=2, gpu=False)
         return {buffer.name: buffer.nbytes for buffer in buffers}
 
     rows, hidden, inner = forward_rows(options), MODEL.hidden_size, dense.mlp.intermediate_size
@@ -191,7 +198,9 @@ def test_norms_of_q_and_k_need_a_second_copy_of_both() -> None:
     attention = dataclasses.replace(layers.attention, qk_norm=True)
     normed = dataclasses.replace(MODEL, layers=(dataclasses.replace(layers, attention=attention),))
     share = whole_heads(2)
-    buffers = [stage_buffers(m, None, options, share=share, mlp_units=1, group_size=1) for m in (MODEL, normed)]
+    buffers = [
+        stage_buffers(m, None, options, share=share, mlp_units=1, group_size=1, gpu=False) for m in (MODEL, normed)
+    ]
     plain, more = map(bytes_of, buffers)
     assert more - plain >= forward_rows(options) * (4 + 2) * attention.head_dim * 4
 
@@ -229,3 +238,19 @@ def test_kv_terms_of_a_device_are_the_bytes_of_all_layers() -> None:
     terms = device_terms(plan, "a")
     assert terms["kv"] == 8 * kv_bytes(plan.options, attention, whole_heads(attention.num_kv_heads))
     assert terms["draft_kv"] == draft_kv_bytes(plan.options, DRAFT, whole_heads(DRAFT.attention.num_kv_heads))
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_a_gpu_has_masks_only_where_devices_add_up_scores(axis: KvAxis) -> None:
+    options = dataclasses.replace(plan_with().options, kv_dtype="float8_e4m3fn")
+    share = KvShare(heads=2, axis=axis, parts=2, part=0)
+    both = []
+    for gpu in (True, False):
+        stage = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=2, gpu=gpu)
+        draft = draft_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, head_rows=9, group_size=2, gpu=gpu)
+        both.append({buffer.name: buffer.nbytes for buffer in (*stage, *draft)})
+    on_gpu, on_cpu = both
+    assert on_gpu.items() <= on_cpu.items()
+    masks = {"bias", "draft.bias", "draft.beam", "scratch.bias"}
+    assert masks <= on_cpu.keys()
+    assert (on_gpu == on_cpu) if axis == "head_dim" else not (masks | {"scratch.kv", "scores"}) & on_gpu.keys()

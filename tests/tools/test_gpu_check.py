@@ -21,9 +21,6 @@ ROWS = {
     "experts": ["60 rows: relative error, without a wait"],
     "memory": ["bytes of buffers"],
     "graph": ["verify, captured"],
-    "launches": ["launches of a step"],
-    "products": ["512 x 256, 60 rows, int4: GB/s"],
-    "sanitizer": ["memory errors of the kernels"],
 }
 """Some parts that run on a CPU within seconds, and rows of each."""
 

@@ -189,7 +189,10 @@ def test_the_drafter_has_every_legal_split(kv_heads: int) -> None:
                 for heads, (m, part) in zip(split.shares, sites, strict=True)
             ]
             assert sum(share.heads for share in parts if share.part == 0) == kv_heads
-            assert split.bytes == tuple(shares.bytes(share, j == 0, size) for j, share in enumerate(parts))
+            kinds = [formulated.inventory.devices[device].kind == "cuda" for device in option.devices]
+            assert split.bytes == tuple(
+                shares.bytes(share, j == 0, size, gpu) for j, (share, gpu) in enumerate(zip(parts, kinds, strict=True))
+            )
             offered.add((size, division.axis))
     most = len(formulated.problem.devices)
     assert {size for size, _ in offered} == {1, 2, 3, 4, most}
