@@ -40,13 +40,14 @@ NAMES = {"within_ppm": "within"}
 
 @pytest.fixture(scope="module")
 def result() -> planner.PlanResult:
-    return planner.plan(inventory=ROOT / "inventory.yaml")
+    """Return the demo's plan, with the default tree: choosing one is tested with the command."""
+    return planner.plan(inventory=ROOT / "inventory.yaml", objective="step")
 
 
 def test_it_makes_the_plan_of_the_command(result: planner.PlanResult, tmp_path: Path) -> None:
     directory = result.write(tmp_path / "a")
-    command = ["build", "--gpus", str(ROOT / "inventory.yaml"), "--plan-only", "--out", str(tmp_path / "b")]
-    assert CliRunner().invoke(main, command).exit_code == 0
+    command = ["build", "--gpus", str(ROOT / "inventory.yaml"), "--objective", "step", "--plan-only", "--out"]
+    assert CliRunner().invoke(main, [*command, str(tmp_path / "b")]).exit_code == 0
     assert (directory / "plan.yaml").read_bytes() == (tmp_path / "b" / "plan.yaml").read_bytes()
     assert result.plan == planner.read(directory)
     assert result.solved.objective_ns == result.plan.proof.objective_ns
@@ -151,7 +152,8 @@ def test_refusals_are_typed(tmp_path: Path) -> None:
 
 
 def test_auto_is_the_strategy_of_least_latency(result: planner.PlanResult) -> None:
-    assert planner.plan(inventory=ROOT / "inventory.yaml", strategy="auto").plan == result.plan
+    auto = planner.plan(inventory=ROOT / "inventory.yaml", objective="step", strategy="auto")
+    assert auto.plan == result.plan
 
 
 def test_one_name_of_a_device_is_a_name_and_no_sequence(result: planner.PlanResult, tmp_path: Path) -> None:
