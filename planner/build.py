@@ -11,7 +11,7 @@ from pathlib import Path
 
 from planner.costs import stall
 from planner.emit import emit
-from planner.enough_hosts import infeasible_on_all, solve_on_enough
+from planner.enough_hosts import infeasible_on_all, settle_on_enough, solve_on_enough
 from planner.errors import ArtifactError, InputError, NotProvenError
 from planner.families import BaseInput, DraftInput, load_base, load_planned_draft, within
 from planner.formulations import Formulations
@@ -90,9 +90,15 @@ def plan_chosen(question: Question, settings: Settings, known: Formulations, pre
         raise NotProvenError(message, objective_ns=error.objective_ns, bound_ns=error.bound_ns) from error
     if choice is None:
         raise infeasible_on_all(question.formulations(known)(None), settings)
-    tree = choice.best.tree
-    inputs = inputs_of(question.base, question.draft if tree else None)
-    built = plan(question.formulations(known)(tree), inputs, settings, previous)
+    best = choice.best
+    inputs = inputs_of(question.base, question.draft if best.tree else None)
+    formulation, solved = question.formulations(known)(best.tree), None
+    if question.options.within_ppm is None:
+        solved = settle_on_enough(formulation, best.formulation, best.step)
+    if solved is None:
+        built = plan(formulation, inputs, settings, previous)
+    else:
+        built = Built(plan=emit(best.formulation, inputs, solved), solved=solved)
     record = recorded(choice, question.profile)
     chosen_plan = dataclasses.replace(built.plan, speculation=record)
     if question.schedule:

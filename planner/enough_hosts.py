@@ -17,7 +17,7 @@ from planner.problem.formulate import Formulation
 from planner.solver.certify import devices_in_use
 from planner.solver.minimise import Settings
 from planner.solver.problem_bounds import least_bytes
-from planner.solver.solve import LeastStep, Solved, fits, fits_counted, takes_longer
+from planner.solver.solve import LeastStep, Solved, fits, fits_counted, settle, takes_longer
 from plans.check import most_step_ns
 from plans.format import format_bytes
 
@@ -72,6 +72,15 @@ def solve_on_enough(
             known_ns = solved.least_ns
         hosts = enough
     return formulation, solve(formulation, known_ns)
+
+
+def settle_on_enough(formulation: Formulation, few: Formulation, step: LeastStep) -> Solved | None:
+    """Return the answer whose step time was found on few hosts; None where a simpler one may be on more of them."""
+    solved = settle(step)
+    if few.most_hosts is None:
+        return solved
+    enough = _hosts_of_better(few, solved, 0, len(formulation.usable.hosts))
+    return solved if enough <= few.most_hosts else None
 
 
 def _hosts_of_better(few: Formulation, solved: Solved | LeastStep | None, bound_ns: int, most: int) -> int:

@@ -54,13 +54,18 @@ class Simplicity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeastStep:
-    """The step time of the fastest answer, without all that follows it."""
+    """The step time of the fastest answer, and the search up to there: ``settle`` goes on with it."""
 
     least_ns: int
     bound_ns: int
     """Proven of every answer: ``least_ns``, or less where a gap was accepted."""
     gap_ppm: int
     """The gap that was accepted."""
+    space: Space
+    progress: Progress
+    model: Model
+    """With a solution that takes so long."""
+    solve_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,22 +108,23 @@ def solve(problem: Problem, settings: Settings, keep: Keep | None = None) -> Sol
     Raise NotProvenError past the limit of the settings, with the gap, and where all that fits takes longer than
     any step time in the model.
     """
-    return _timed(problem, settings, lambda space, progress: _solve(space, progress, keep))
+    return _found(problem, settings, lambda space, progress: _solve(space, progress, keep))
 
 
 def solve_nearly(problem: Problem, settings: Settings) -> Solved | None:
     """Return what ``solve`` does; past the limit, the answer for the least of GAPS_PPM that is likely to be proven."""
-    return _timed(problem, settings, _nearly)
+    return _found(problem, settings, _nearly)
 
 
 def least_step(problem: Problem, settings: Settings) -> LeastStep | None:
     """Return the step time of what ``solve`` does, in about half its time; None and NotProvenError as there."""
+    return _found(problem, settings, _step)
 
-    def least(space: Space, progress: Progress) -> LeastStep:
-        _, _, step = _step(space, progress)
-        return LeastStep(least_ns=step.value, bound_ns=step.bound, gap_ppm=settings.gap_ppm)
 
-    return _settled(problem, settings, least)
+def settle(step: LeastStep) -> Solved:
+    """Return what ``solve`` does, given its step time; once for each. Raise NotProvenError past the limit."""
+    start = time.perf_counter()
+    return replace(_rest(step, None), solve_s=step.solve_s + time.perf_counter() - start)
 
 
 def fits(problem: Problem, settings: Settings) -> bool:
@@ -164,25 +170,21 @@ def _may_be_slow(problem: Problem) -> bool:
     return most_ps(problem) > PS_PER_NS * limits.MOST_NS
 
 
-def _timed(problem: Problem, settings: Settings, settle: Callable[[Space, Progress], Solved]) -> Solved | None:
-    start = time.perf_counter()
-    solved = _settled(problem, settings, settle)
-    return None if solved is None else replace(solved, solve_s=time.perf_counter() - start)
+_Found = TypeVar("_Found", Solved, LeastStep)
 
 
-_Settled = TypeVar("_Settled")
-
-
-def _settled(problem: Problem, settings: Settings, settle: Callable[[Space, Progress], _Settled]) -> _Settled | None:
-    """Settle the goal and then what ``settle`` does; None where nothing fits."""
+def _found(problem: Problem, settings: Settings, search: Callable[[Space, Progress], _Found]) -> _Found | None:
+    """Settle the goal, and return what ``search`` finds then; None where nothing fits."""
     if least_bytes(problem) > room_bytes(problem):
         return None
+    start = time.perf_counter()
     try:
         progress = Progress(settings=settings, optima=[])
-        return settle(space_of(problem, settle_goal(progress, problem)), progress)
+        found = search(space_of(problem, settle_goal(progress, problem)), progress)
     except Infeasible:
         _refuse_slow(problem, settings)
         return None
+    return replace(found, solve_s=time.perf_counter() - start)
 
 
 def _nearly(space: Space, progress: Progress) -> Solved:
@@ -200,35 +202,47 @@ def _nearly(space: Space, progress: Progress) -> Solved:
 
 
 def _solve(space: Space, progress: Progress, keep: Keep | None) -> Solved:
-    """Settle the step time, then all that it leaves open."""
-    space, model, step = _step(space, progress)
-    gap_ppm = progress.settings.gap_ppm
-    progress.spent = Spent()
-    try:
-        near, fastest_ns = _near(space, progress, keep, model, step)
-        answer, step_ns = settle_ties(progress, near.equally_fast(fastest_ns))
-    except NotProvenError as error:
-        raise NotProvenError(str(error), objective_ns=step.value, bound_ns=step.bound) from error
-    return Solved(
-        answer=answer,
-        objective_ns=step_ns,
+    return _rest(_step(space, progress), keep)
+
+
+def _step(space: Space, progress: Progress) -> LeastStep:
+    """Settle the step time."""
+    progress.exclude(space.least)
+    if progress.settings.gap_ppm:
+        space = space.priced()  # the answer within a gap depends on the bounds
+        progress.exclude(space.least)
+        model, step = near_step(space, progress)
+    else:
+        model, step = exact_step(space, progress)
+    return LeastStep(
         least_ns=step.value,
         bound_ns=step.bound,
-        simplicity=_simplicity(near, keep) if space.problem.simplify_ppm and not gap_ppm else None,
-        optima=tuple(progress.optima),
-        solve_s=0.0,
-        gap_ppm=gap_ppm,
+        gap_ppm=progress.settings.gap_ppm,
+        space=space,
+        progress=progress,
+        model=model,
     )
 
 
-def _step(space: Space, progress: Progress) -> tuple[Space, Model, Optimum]:
-    """Settle the step time; return it with a model that has such an answer, and the space that was searched."""
-    progress.exclude(space.least)
-    if not progress.settings.gap_ppm:
-        return space, *exact_step(space, progress)
-    space = space.priced()  # the answer within a gap depends on the bounds
-    progress.exclude(space.least)
-    return space, *near_step(space, progress)
+def _rest(step: LeastStep, keep: Keep | None) -> Solved:
+    """Settle all that the step time leaves open."""
+    progress = step.progress
+    progress.spent = Spent()
+    try:
+        near, fastest_ns = _near(step, keep)
+        answer, step_ns = settle_ties(progress, near.equally_fast(fastest_ns))
+    except NotProvenError as error:
+        raise NotProvenError(str(error), objective_ns=step.least_ns, bound_ns=step.bound_ns) from error
+    return Solved(
+        answer=answer,
+        objective_ns=step_ns,
+        least_ns=step.least_ns,
+        bound_ns=step.bound_ns,
+        simplicity=_simplicity(near, keep) if step.space.problem.simplify_ppm and not step.gap_ppm else None,
+        optima=tuple(progress.optima),
+        solve_s=0.0,
+        gap_ppm=step.gap_ppm,
+    )
 
 
 def _simplicity(near: Near, keep: Keep | None) -> Simplicity:
@@ -236,26 +250,26 @@ def _simplicity(near: Near, keep: Keep | None) -> Simplicity:
     return Simplicity(devices=near.devices_bound, runs=runs, step_ns=near.least_ns)
 
 
-def _near(space: Space, progress: Progress, keep: Keep | None, model: Model, step: Optimum) -> tuple[Near, int]:
+def _near(step: LeastStep, keep: Keep | None) -> tuple[Near, int]:
     """Return the answers from which ties are left to be broken, and the least step time among them.
 
-    ``model``: with a solution of the step time ``step``. Searches that may end before their proof are on what depends
-    on the problem alone: whether memory was priced for the step time does not.
+    Searches that may end before their proof are on what depends on the problem alone: whether memory was priced for the
+    step time does not.
     """
-    problem = space.problem
+    space, progress, model, problem = step.space, step.progress, step.model, step.space.problem
     if problem.simplify_ppm and keep is None and not progress.settings.gap_ppm:
         model = _same_fastest(space, progress, model)
     if len(problem.groups) <= limits.MOST_PRICED:
         space = space.priced()
     ppm = max(problem.simplify_ppm, keep.within_ppm if keep else 0)
-    most_ns = longer_by(step.value, max(ppm, problem.tie_ppm))
+    most_ns = longer_by(step.least_ns, max(ppm, problem.tie_ppm))
     # Within a gap little is proven: groups and choices stay as they were found.
     restriction = chosen(model) if progress.settings.gap_ppm else space.within(most_ns)
     near = Near(
         space=space,
         restriction=restriction,
         conditions=(),
-        least_ns=step.bound,
+        least_ns=step.bound_ns,
         most_ns=most_ns,
         placed=keep is not None,
     )
@@ -265,10 +279,10 @@ def _near(space: Space, progress: Progress, keep: Keep | None, model: Model, ste
         in_use = sum(map(model.value, model.use.used)) if keep is None else None
         near, fewest = fewest_devices(progress, near, in_use)
         if keep is None:
-            is_proven = step.bound == step.value == model.value(model.step_ns)
+            is_proven = step.bound_ns == step.least_ns == model.value(model.step_ns)
             return fewest_runs(progress, near, model if is_proven and in_use == fewest else None)
     if not ppm and keep is None:
-        return near, step.value
+        return near, step.least_ns
     fastest = near.model()
     fastest_ns = progress.minimise(fastest, fastest.step_ns, what="step time").value
     return replace(near, least_ns=fastest_ns), fastest_ns

@@ -50,6 +50,9 @@ class Found:
     """Expected tokens of a step."""
     least_ns: int
     """Step of the fastest placement."""
+    formulation: Formulation
+    """On as many hosts as were searched."""
+    step: LeastStep
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -77,8 +80,8 @@ class Choice:
     """Trees that were solved; the others are excluded by bounds."""
 
 
-Solve = Callable[[Formulation], LeastStep | None]
-"""Finds the least step of a formulation; None where nothing fits."""
+Solve = Callable[[Formulation], tuple[Formulation, LeastStep | None]]
+"""Finds the least step of a formulation, on as many hosts as are enough; None where nothing fits."""
 
 TakesLonger = Callable[[Formulation, int], bool]
 """Tells whether no placement takes at most so many ns."""
@@ -213,10 +216,11 @@ class _Search:
 
     def _solved(self, tree: Tree | None) -> Found | None:
         """Return the least step, None where nothing fits; raise NotProvenError past the solver's limit."""
-        step = self.solve(self.formulation_of(tree))
+        formulation, step = self.solve(self.formulation_of(tree))
         if step is None:
             return None
-        return Found(tree=tree, acceptance_ppm=PPM if tree is None else self.expected(tree), least_ns=step.least_ns)
+        expected = PPM if tree is None else self.expected(tree)
+        return Found(tree=tree, acceptance_ppm=expected, least_ns=step.least_ns, formulation=formulation, step=step)
 
     def _is_infeasible(self, tree: Tree) -> bool:
         """Tell whether a tree needs at least the memory of one that does not fit."""

@@ -56,13 +56,13 @@ def chosen(question: Question, settings: Settings, known: Formulations) -> Choic
     )
 
 
-def least_step_of(settings: Settings) -> Callable[[Formulation], LeastStep | None]:
+def least_step_of(settings: Settings) -> Callable[[Formulation], tuple[Formulation, LeastStep | None]]:
     """Return what finds the least step of a formulation, on as many hosts as are enough."""
 
     def least_on(part: Formulation, known_ns: int | None) -> LeastStep | None:
         return least_step(part.problem, dataclasses.replace(settings, known_ns=known_ns))
 
-    return lambda formulation: solve_on_enough(formulation, least_on)[1]
+    return lambda formulation: solve_on_enough(formulation, least_on)
 
 
 def recorded(choice: Choice, profile: Profile) -> Speculation:
@@ -91,7 +91,7 @@ def compared(plan: Plan, profile: Profile, settings: Settings) -> Speculation | 
     options = dataclasses.replace(plan.options, tree=None, within_ppm=None)
     plain = Formulation(model=plan.model, draft=None, options=options, inventory=plan.inventory)
     try:
-        step = least_step_of(settings)(plain)
+        _, step = least_step_of(settings)(plain)
     except NotProvenError as error:
         found_ns = error.objective_ns
     else:

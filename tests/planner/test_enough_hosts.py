@@ -16,6 +16,7 @@ from planner.enough_hosts import (
     fits_on_enough,
     infeasible_on_all,
     on_hosts,
+    settle_on_enough,
     short_bytes,
     solve_on_enough,
     takes_longer_on_all,
@@ -106,7 +107,7 @@ def test_the_answer_is_the_one_on_all_hosts(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_least_step_alone_is_that_of_the_answer(seed: int) -> None:
     whole, expected = drawn(seed), on_all(seed)
-    _, step = solve_on_enough(whole, lambda part, known: least_step(part.problem, Settings(known_ns=known)))
+    few, step = solve_on_enough(whole, lambda part, known: least_step(part.problem, Settings(known_ns=known)))
     assert (step is None) == (expected is None)
     if step is None or expected is None:
         assert takes_longer_on_all(whole, 10**9, Settings())
@@ -114,6 +115,9 @@ def test_the_least_step_alone_is_that_of_the_answer(seed: int) -> None:
     assert step.least_ns == step.bound_ns == expected.least_ns
     assert takes_longer_on_all(whole, expected.least_ns - 1, Settings())
     assert not takes_longer_on_all(whole, expected.least_ns, Settings())
+    settled = settle_on_enough(whole, few, step)
+    assert settled is None or settled.objective_ns == expected.objective_ns
+    assert settled is not None or few is not whole
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -45,7 +45,11 @@ def with_tree(formulated: Formulation) -> Callable[[Tree | None], Formulation]:
     return of
 
 
-solved = least_step_of(Settings())
+least = least_step_of(Settings())
+
+
+def solved(formulated: Formulation) -> LeastStep | None:
+    return least(formulated)[1]
 
 
 def longer(formulated: Formulation, step_ns: int) -> bool:
@@ -61,7 +65,7 @@ def test_is_the_best_of_all_trees_solved(name: str) -> None:
     formulated = asked(MACHINES[name])
     assert formulated.draft is not None
     of, trees = with_tree(formulated), list(trees_of(formulated.draft, 1))[::3]
-    choice = choose(of, trees, EAGLE3, solved, longer)
+    choice = choose(of, trees, EAGLE3, least, longer)
     assert choice is not None
     speeds = {}
     for tree in (None, *trees):
@@ -119,12 +123,12 @@ def test_the_first_search_past_its_limit_ends_the_choice() -> None:
     assert formulated.draft is not None
     asked_for = []
 
-    def open_at(number: int) -> Callable[[Formulation], LeastStep | None]:
-        def solve_some(part: Formulation) -> LeastStep | None:
+    def open_at(number: int) -> Callable[[Formulation], tuple[Formulation, LeastStep | None]]:
+        def solve_some(part: Formulation) -> tuple[Formulation, LeastStep | None]:
             asked_for.append(part.options.tree)
             if len(asked_for) == number:
                 raise NotProvenError("open", objective_ns=2, bound_ns=1)
-            return solved(part)
+            return least(part)
 
         return solve_some
 
@@ -138,7 +142,7 @@ def test_the_first_search_past_its_limit_ends_the_choice() -> None:
 def test_nothing_fits() -> None:
     formulated = asked({"hosts": [host("a", gpu("g0", 500))]})
     assert formulated.draft is not None
-    assert choose(with_tree(formulated), trees_of(formulated.draft, 1), EAGLE3, solved, longer) is None
+    assert choose(with_tree(formulated), trees_of(formulated.draft, 1), EAGLE3, least, longer) is None
 
 
 @pytest.mark.parametrize("name", sorted(file.parent.name for file in (ROOT / "plans").glob("*/plan.yaml")))
