@@ -9,7 +9,7 @@ import torch
 
 from plans import codec
 from plans.buffers import device_buffers
-from plans.schema import Device, DType, KvAxis, KvDType, LayerClass, Plan, Run, Tree
+from plans.schema import Device, DType, KvAxis, KvDType, LayerClass, Plan, Run, Tree, WeightFormat
 from plans.step import CONVERTED_ROWS
 from runtime.model.triton_kernels import launch, rowwise
 from runtime.sampling import Sampling
@@ -85,10 +85,27 @@ def test_a_dense_layer_is_ten_launches(heads: int, window: int | None, launches:
     assert launches_of(layers) == launches
 
 
-def test_a_layer_of_experts_is_fourteen_launches() -> None:
-    """Eight before the router's product, its choice, the sort by expert, gate and up, activation, down, the sum."""
+FORMATS = {
+    "int4": WeightFormat(code="int4", group=32, zeros=True, scale="bfloat16"),
+    "int8": WeightFormat(code="int8", group=None, zeros=False, scale="float32"),
+    "fp8": WeightFormat(code="float8_e4m3fn", group=None, zeros=False, scale="float32"),
+    "mxfp4": WeightFormat(code="float4_e2m1", group=32, zeros=False, scale="float8_e8m0"),
+}
+
+
+@pytest.mark.parametrize("form", [None, *FORMATS])
+def test_a_layer_of_experts_is_fourteen_launches(form: str | None) -> None:
+    """Seven before the router's product, its choice, the sort by expert, gate and up, activation, down, the sum.
+
+    With biases and bounds of gates as in gpt-oss, and weights in codes, they are no more.
+    """
     layers = make_model(num_layers=1, num_heads=32, num_kv_heads=8, head_dim=128, hidden_size=256).layers[0]
-    moe = dataclasses.replace(layers.mlp, kind="moe", num_experts=16, experts_per_token=2, norm_topk_prob=True)
+    moe = dataclasses.replace(layers.mlp, kind="moe", num_experts=16, experts_per_token=4, norm_topk_prob=True, unit=32)
+    if form is not None:
+        moe = dataclasses.replace(
+            moe, gate_up_format=FORMATS[form], down_format=FORMATS[form], bias=True, swiglu_limit=7.0,
+            swiglu_alpha=1.702,
+        )  # fmt: skip
     assert launches_of(dataclasses.replace(layers, mlp=moe)) == 14
 
 
@@ -107,13 +124,16 @@ def test_a_pass_of_the_drafter_has_few_launches(kind: str, launches: int) -> Non
 
 
 def launches_of(layers: LayerClass) -> int:
-    """Return the launches of one layer in a plain step."""
+    """Return the launches of one layer in a plain step, in which nothing waits and memory is planned."""
     counts = []
     for number in (2, 3):
         base = make_model(num_layers=number, num_heads=32, num_kv_heads=8, head_dim=128, hidden_size=256)
         base = dataclasses.replace(base, layers=(dataclasses.replace(layers, num_layers=number),))
         plan = make_plan(base, [group(base, ["a"], number)], devices=[gpu("a")], context=4000, dtype="bfloat16")
-        counts.append(on_meta(plan, 0, [40]).steps["plain"]["verify"].count)
+        run = on_meta(plan, 0, [40])
+        assert faults(run) == []
+        assert 0 < run.peak <= scratch(plan, 0)
+        counts.append(run.steps["plain"]["verify"].count)
     return counts[1] - counts[0]
 
 
