@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 PLAN_FILE = "plan.yaml"
 """Name of a plan's file in its directory."""
+FLEET_FILE = "fleet.yaml"
+"""Name of a fleet's file in its directory."""
 
 
 def read_document(file: Path, *, inside: bool) -> bytes:
@@ -193,10 +195,16 @@ def load(directory: Path) -> Plan:
     """Read ``plan.yaml`` of a plan's directory."""
     file = directory / PLAN_FILE
     try:
-        if directory.name == PLAN_FILE and directory.is_file():
+        if directory.name in (PLAN_FILE, FLEET_FILE) and directory.is_file():
             raise PlanError(f"{directory}: found a file, expected the directory of a plan: give {directory.parent}")
         raw = read_document(file, inside=True)
     except (FileNotFoundError, NotADirectoryError) as error:
+        templates = sorted(str(plan.parent) for plan in directory.glob(f"*/{PLAN_FILE}"))
+        if templates and (directory / FLEET_FILE).is_file():
+            raise PlanError(
+                f"{directory}: found a fleet, expected a plan: give that of one of its templates, "
+                f"{' or '.join(templates)}"
+            ) from error
         raise PlanError(
             f"{directory}: no plan.yaml here: give the directory of a plan, as `planner build` wrote it"
         ) from error

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from plans.check import InvalidPlanError, load
 from plans.check_inputs import MOST_BATCH, MOST_CLIENTS, check_inventory, check_options
-from plans.codec import decode, digest, encode, read_document
+from plans.codec import FLEET_FILE, decode, digest, encode, read_document
 from plans.schema import Device, Draft, Inputs, Inventory, Link, Options, Plan, PlanError
 from plans.strict_yaml import dump_yaml, load_yaml
 from plans.violations import Violation, bad, in_range
 
-FLEET_FILE = "fleet.yaml"
 FLEET_MAJOR, FLEET_MINOR = 1, 0
 MICRO = 1_000_000
 """Millionths of a token in a token."""

@@ -12,8 +12,9 @@ from planner.fleet.build import BuiltFleet, FleetInput, build_fleet
 from planner.request import Objective, Request, Schedule, resolve_request
 from planner.solver.minimise import Settings
 from plans.check_inputs import MOST_BATCH, MOST_CLIENTS, MOST_DEVICES
+from plans.codec import FLEET_FILE
 from plans.diff import Difference
-from plans.fleet import FLEET_FILE, MICRO, MOST_MICROTOKENS, Fleet, FleetRequest, is_canonical
+from plans.fleet import MICRO, MOST_MICROTOKENS, Fleet, FleetRequest, is_canonical
 from plans.fleet_diff import LoadedFleet, fleet_differences, fleet_summary, load_with_plans
 from plans.format import quote
 from plans.schema import DType, KvAxis, KvDType, Plan, RoundedWeights, Tree

@@ -15,7 +15,8 @@ from planner.families import load_base, load_planned_draft
 from planner.fleet.build import BuiltFleet, FleetInput
 from planner.plan_directory import ACCEPTANCE, BASE_CONFIG, DRAFT_CONFIG, DRAFT_DIRECTORY, draft_config
 from plans.acceptance import dump_profile
-from plans.fleet import FLEET_FILE, Fleet, dump_fleet, is_fleet
+from plans.codec import FLEET_FILE
+from plans.fleet import Fleet, dump_fleet, is_fleet
 
 
 def write(directory: Path, built: BuiltFleet, given: FleetInput) -> None:

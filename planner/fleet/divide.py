@@ -133,6 +133,10 @@ class Search:
         """Return a number of sequences that no division exceeds, by what is known."""
         return division.most_sequences(self.classes, self._choices(self.speeds), replicas, settings)
 
+    def most_replicas(self, settings: Settings) -> int:
+        """Return a number of replicas that no division exceeds, by what is known."""
+        return division.most_replicas(self.classes, self._choices(self.speeds), settings)
+
     def _divided(
         self, speeds: Mapping[Template, int], load: Load, settings: Settings, *, ties: bool = False
     ) -> Answer | None:
@@ -201,10 +205,17 @@ def require(found: Division | None, search: Search, load: Load, settings: Settin
         raise NotProvenError(f"no template was proven within the deterministic limit of {settings.limit:g}")
     if not search.speeds:
         raise InfeasibleError("no replica fits on any of the parts of the machine", {})
+    fast = f" with {search.least_speed / MICRO:g} tokens/s each" if search.least_speed else ""
+    most_replicas = search.most_replicas(settings)
+    if load.replicas is not None and 0 < most_replicas < load.replicas:
+        raise InfeasibleError(
+            f"--replicas: found {load.replicas}, at most {most_replicas} fit{fast}: give fewer, "
+            f"{'a lower --min-tokens-per-s, ' if fast else ''}less context, or more devices",
+            {},
+        )
     asked = "any number of replicas"
     if load.replicas is not None:
         asked = "exactly one replica" if load.replicas == 1 else f"exactly {load.replicas} replicas"
-    fast = f" with {search.least_speed / MICRO:g} tokens/s each" if search.least_speed else ""
     most = search.most_sequences(load.replicas, settings)
     if most and load.clients is not None:
         raise InfeasibleError(

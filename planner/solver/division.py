@@ -202,6 +202,17 @@ def divide(
     )
 
 
+def most_replicas(classes: Sequence[HostClass], choices: Sequence[Choice], settings: Settings) -> int:
+    """Return the most replicas of any division."""
+    if not choices:
+        return 0
+    problem = _Model(classes=classes, choices=choices, load=Load(clients=None, replicas=None))
+    try:
+        return -problem.settle(-sum(problem.n), "replicas", settings)
+    except Infeasible:
+        return 0
+
+
 def most_sequences(
     classes: Sequence[HostClass], choices: Sequence[Choice], replicas: int | None, settings: Settings
 ) -> int:

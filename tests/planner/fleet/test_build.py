@@ -203,7 +203,7 @@ def test_the_least_speed_is_kept(base: BaseInput) -> None:
     ("count", "kib", "asked", "message"),
     [
         (2, 100, {}, "no placement fits"),
-        (2, 8000, {"replicas": 3}, "no division has exactly 3 replicas"),
+        (2, 8000, {"replicas": 3}, "--replicas: found 3, at most 2 fit: give fewer"),
         (2, 8000, {"min_tokens_per_s": 1e6}, "no division has any number of replicas with 1e\\+06 tokens/s each"),
         (2, 3000, {"clients": 5000}, "--clients: found 5000, at most [0-9]+ sequences run at once"),
     ],

@@ -86,6 +86,15 @@ def test_forms_of_one_plan_are_refused(fleet: Path, option: tuple[str, ...]) -> 
     assert f"{option[0]}: is of one plan: give the directory of a template in {fleet}" in result.stderr
 
 
+def test_what_takes_a_plan_names_the_templates_of_a_fleet(fleet: Path) -> None:
+    message = f"{fleet}: found a fleet, expected a plan: give that of one of its templates, {fleet}/1xcpu-b2\n"
+    assert planner("compile", fleet).stderr.endswith(message)
+    assert (
+        f"fleet.yaml: found a file, expected the directory of a plan: give {fleet}"
+        in planner("show", fleet / "fleet.yaml").stderr
+    )
+
+
 def test_a_fleet_is_divided_again_to_the_same_bytes(fleet: Path, inventory: Path, tmp_path: Path) -> None:
     checked = planner("check", fleet)
     assert (checked.exit_code, checked.stderr) == (0, f"{fleet}: clean\n")
@@ -200,7 +209,7 @@ def test_the_profile_beside_a_fleet_or_plan_is_an_artifact(copy: Path) -> None:
         (("--replicas", "auto", "--previous", "p"), 2, "p: no plan.yaml here"),
         (("--replicas", "0"), 2, "found '0', expected auto, or a number of replicas from 1"),
         (("--replicas", 2, "--clients", 1), 2, "--clients: found 1, expected at least one for each of 2 replicas"),
-        (("--replicas", 4, "--no-draft"), 3, "no division has exactly 4 replicas"),
+        (("--replicas", 4, "--no-draft"), 3, "--replicas: found 4, at most 2 fit: give fewer, less context"),
         (("--replicas", 1, "--no-draft", "--min-tokens-per-s", "1e8"), 3, "no division has exactly one replica with"),
         (
             ("--no-draft", "--objective", "tokens"),
