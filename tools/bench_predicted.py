@@ -28,6 +28,7 @@ from planner.api import measuring
 from planner.api.planning import request_of, solved
 from planner.demo_model import DEFAULT_HEAD
 from planner.errors import InfeasibleError
+from planner.problem.placed import plain_step_ns
 from planner.request import Wanted
 from planner.solver.minimise import Settings
 from plans.format import format_bytes
@@ -122,6 +123,8 @@ def rows(timed: Timed) -> Iterator[tuple[str, ...]]:
     """Yield a row of the table for each mode."""
     for name, mode in timed.modes.items():
         phases = {row["name"]: row for row in mode["phases"]}
+        if name == "plain":  # which a plan with a tree has no phases of
+            phases["step"] = phases["step"] | {"predicted_ns": plain_step_ns(timed.plan)}
         yield timed.title, name, *(cell(phases.get(phase)) for phase in PHASES)
 
 
