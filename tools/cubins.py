@@ -205,7 +205,29 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         ),
         "tree, ancestors": lambda: trees.ancestors(nodes, 8),
         "tree, walk": lambda: trees.walk(nodes, nodes, nodes, 9),
-        "tree, level": lambda: grown(trees.Pool(1, 10, 7, 3, META), 2),
+        "chain, level": lambda: grown(trees.Pool(1, 1, 5, 1, META), 2, 1),
+        "chain, last level": lambda: grown(trees.Pool(1, 1, 0, 1, META), 1, 1),
+        "chain, select": lambda: trees.Pool(1, 1, 5, 1, META).select(empty(1, dtype=torch.int64), 7),
+        "chain, best": lambda: top.top(empty(1, 4000, dtype=dtype), 1),
+        "root, ancestors": lambda: trees.ancestors(nodes[:, :1], 0),
+        "root, walk": lambda: trees.walk(nodes[:, :1], nodes[:, :1], nodes[:, :1], 1),
+        "root, draw": lambda: sampling.draw(
+            empty(1, 128256, dtype=dtype),
+            positions[:1],
+            temperatures=empty(1, dtype=torch.float32),
+            top_ks=None,
+            top_ps=None,
+            keys=positions[:1],
+            positions=positions[:1],
+            greedy=None,
+        ),
+        "one pick, sort": lambda: experts.by_expert(empty(1, 1, dtype=torch.int64), 8),
+        "one pick, sum": lambda: experts.weighted_sum(
+            empty(1, 4096, dtype=dtype), empty(1, 1, dtype=torch.float32), None, None, None
+        ),
+        "one pick, down": lambda: products.grouped(x[:1], plain, order[:1], ends, picked=None),
+        "one pick, gate and up": lambda: products.grouped(x[:1], plain, order[:1], ends, picked=1),
+        "tree, level": lambda: grown(trees.Pool(1, 10, 7, 3, META), 2, 10),
         "tree, select": lambda: trees.Pool(1, 10, 7, 3, META).select(empty(1, dtype=torch.int64), 60),
         "draw": lambda: sampling.draw(
             empty(60, 128256, dtype=dtype),
@@ -222,10 +244,10 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     }
 
 
-def grown(pool: trees.Pool, levels: int) -> None:
+def grown(pool: trees.Pool, levels: int, top_k: int) -> None:
     for level in range(levels):
-        rows = 10 if level else 1
-        pool.add(level, empty(rows, 10, dtype=torch.int64), empty(rows, 10, dtype=torch.float32))
+        rows = top_k if level else 1
+        pool.add(level, empty(rows, top_k, dtype=torch.int64), empty(rows, top_k, dtype=torch.float32))
 
 
 def launches(dtype: torch.dtype, only: str = "") -> list[Launch]:

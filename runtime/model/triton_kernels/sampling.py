@@ -16,8 +16,6 @@ from runtime.model.triton_kernels.launch import power_of_two
 
 COLUMNS = 1024
 """Columns that a program looks at together."""
-WEIGHT_BITS = tl.constexpr(30)
-"""Bits of a weight as an integer: a float32 of at most 1.0 is below 2 ** 30."""
 LAST = tl.constexpr(0x7FFFFFFF)
 """A number above those of all tokens."""
 # int64 with the bits of 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9 and 0x94D049BB133111EB
@@ -114,15 +112,15 @@ def draw_kernel(
             top_k = tl.load(top_ks + sequence)
             if top_k < width:
                 least = _limit(logits, width, high, temperature, least, top_k, True, BLOCK)
-        top_p = tl.load(top_ps + sequence) if LIMITS_P else 2.0
-        if top_p < 1.0:
-            mass = 0.0 * top_p
-            for begin in range(0, width, BLOCK):
-                weight = _weights(logits, begin + tl.arange(0, BLOCK), width, high, temperature, least)
-                mass += tl.sum(weight, 0).to(tl.float64)
-            least = tl.maximum(
-                least, _limit(logits, width, high, temperature, least, mass * top_p, False, BLOCK)
-            )  # fmt: skip
+        if LIMITS_P:
+            top_p = tl.load(top_ps + sequence)
+            if top_p < 1.0:
+                mass = 0.0 * top_p
+                for begin in range(0, width, BLOCK):
+                    weight = _weights(logits, begin + tl.arange(0, BLOCK), width, high, temperature, least)
+                    mass += tl.sum(weight, 0).to(tl.float64)
+                limit = _limit(logits, width, high, temperature, least, mass * top_p, False, BLOCK)
+                least = tl.maximum(least, limit)
     key = _mixed(tl.load(keys + sequence) + tl.load(positions + sequence) + tl.load(depths + row))
     best, token = float("-inf"), 0
     for begin in range(0, width, BLOCK):
