@@ -62,9 +62,12 @@ def groups(form: WeightFormat, columns: int) -> int:
 
 
 def coded_columns(columns: int) -> int:
-    """Return the float32 that a CPU kernel has of a row of x, or of a weight: of whole blocks, and one for each."""
+    """Return the float32 that a CPU kernel has of a row of x, or of a weight: of whole blocks, and one for each.
+
+    The latter are whole vectors, of up to 16.
+    """
     blocks = -(-columns // BLOCK)
-    return blocks * BLOCK + blocks
+    return blocks * BLOCK + -(-blocks // 16) * 16
 
 
 def column_unit(form: WeightFormat) -> int:

@@ -22,7 +22,7 @@ from runtime.model.kernels.decoding import (
     start_factor,
     write_factors,
 )
-from runtime.model.kernels.elements import arguments_of, elements, itemsize, octets, put, stack_floats
+from runtime.model.kernels.elements import LANES, arguments_of, elements, floats, itemsize, octets, put, stack_floats
 from runtime.model.kernels.inner_loops import coded_dots, finish
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
@@ -78,6 +78,8 @@ def _arrange(data: Any, a: Any, out: Any, first: Any, step: Any) -> None:
                 else:
                     put(rest, column, np.float32(0))
             _arrange_blocks(data, a, place, target + 4 * BLOCK * blocks, 1, begins + 4 * blocks, factor)
+        for number in range(all_blocks, (all_blocks + LANES - 1) // LANES * LANES):
+            floats(begins)[number] = np.float32(0)
 
 
 @subroutine()
@@ -111,7 +113,7 @@ def _multiply(data: Any, a: Any, x: Any, output: Any, last: Any, me: Any) -> Non
     else:
         scales = values + GROUP * a.values_stride
         points = scales + 4 * GROUP * factors(a)
-        scratch = points + 4 * GROUP * factors(a)
+        scratch = points + 4 * (GROUP * factors(a) + LANES)
         while output < last:
             count = min(GROUP, last - output)
             write_factors(a, output, count, scales, points, scratch)
@@ -162,7 +164,7 @@ def _direct(code: int, *, zeros: bool) -> Any:
     def direct(data: Any, a: Any, x: Any, output: Any, last: Any, scales: Any) -> None:
         passes, stride = (a.rows + DIRECT_PASS_ROWS - 1) // DIRECT_PASS_ROWS, a.codes_stride
         points = scales + 4 * PANEL * factors(a)
-        scratch = points + 4 * PANEL * factors(a)
+        scratch = points + 4 * (PANEL * factors(a) + LANES)
         for start in range(output, last, PANEL):
             end = min(start + PANEL, last)
             first = min(start, end - GROUP)

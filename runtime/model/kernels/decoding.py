@@ -6,9 +6,10 @@ is brought into that order once for a product, each value times 2 ** -e (``arran
 mask alone: a field of a word stays where it is. Codes of float8 and float4 are numbers of float16 but for a power of
 two, which the scale has instead. No product with a power of two is rounded.
 
-    sum of a block      number * x, from its first vector to its last, and of integers -zero * sum of x, which is
-                        computed once for a row of x
-    dot product         sum of a block * scale of its group, from the first block to the last
+    sum of a block      number * x, from its first vector to its last; of integers without zero points of their own it
+                        begins with -zero * sum of x, which is computed once for a row of x
+    dot product         sum of a block * scale of its group, from the first block to the last; then scale * zero point
+                        of each block * -sum of x
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -272,7 +273,7 @@ convert_bfloat16, convert_float16, convert_float32, convert_exponents, convert_o
 def write_factors(a: Any, row: Any, rows: Any, scales: Any, zeros: Any, scratch: Any) -> None:
     """Write the scales of rows of ``a``, a CodedProduct, and their own zero points times scales.
 
-    Both are float32 [rows, factors(a)]; ``scratch``: of as many, and LANES.
+    Both are float32 [rows, factors(a)]; behind the zero points are LANES zeros. ``scratch``: of as many.
     """
     groups, width = (a.inputs + a.group - 1) // a.group, factors(a)
     target = scales if groups == width else scratch
@@ -294,6 +295,8 @@ def write_factors(a: Any, row: Any, rows: Any, scales: Any, zeros: Any, scratch:
             repeated(target, zeros, rows, groups, a.group // BLOCK, width)
         for number in range(rows * width):
             floats(zeros)[number] *= floats(scales)[number]
+        for number in range(rows * width, rows * width + LANES):
+            floats(zeros)[number] = F(0)
 
 
 @subroutine(fast=frozenset())
@@ -334,15 +337,15 @@ def repeated(typing: Any, source: Any, target: Any, rows: Any, groups: Any, per_
 @subroutine(types.int64)
 def factors(a: Any) -> Any:
     """Return the scales that a row of ``a``, a CodedProduct, has in float32: one of all blocks, or one of each."""
-    return 1 if a.group >= a.inputs else (a.inputs + BLOCK - 1) // BLOCK
+    return 1 if a.group >= a.inputs and not a.zeros else (a.inputs + BLOCK - 1) // BLOCK
 
 
 @subroutine(types.float32)
 def start_factor(a: Any) -> Any:
-    """Return what a block of ``a``, a CodedProduct, begins with in each lane: this times the sum of x in the block.
+    """Return the factor of the sum of x in a block of ``a``, a CodedProduct, in what ``arranged`` leaves of the block.
 
-    Of zero points that rows have each for itself it is the part that they have in common.
+    Of zero points of their own it is -1; else each lane of a sum begins with its part of -zero * sum of x.
     """
-    if a.code == INT4 or a.code == INT8:
-        return F(-1) / F(LANES) * (F(1) if a.zeros else F(8) if a.code == INT4 else F(128))
-    return F(0)
+    if a.zeros:
+        return F(-1)
+    return F(-8) / F(LANES) if a.code == INT4 else F(-128) / F(LANES) if a.code == INT8 else F(0)

@@ -139,19 +139,27 @@ def coded_dots(code: int | None, outputs: int, rows: int, *, zeros: bool) -> Any
                     for row, value in enumerate(values):
                         index = row * outputs + output
                         partial[index] = builder.call(fma, [weights, value, partial[index]])
-            of_block, totals = [decoding.splat(builder, builder.add(start, factor)) for start in of_scales], list(sums)
-            if zeros:
-                points = [decoding.splat(builder, builder.add(start, factor)) for start in of_points]
-                totals = [
-                    builder.call(fma, [points[index % outputs], firsts[index // outputs], total])
-                    for index, total in enumerate(totals)
-                ]
+            of_block = [decoding.splat(builder, builder.add(start, factor)) for start in of_scales]
             return [
                 builder.call(fma, [partial[index], of_block[index % outputs], total])
-                for index, total in enumerate(totals)
+                for index, total in enumerate(sums)
+            ]
+
+        def subtract(some: Any, sums: Sequence[Any]) -> list[Any]:
+            beyond = builder.mul(some, I64(4 * LANES))
+            own, points = (
+                [builder.load(pointer(builder, builder.add(base, beyond)), typ=vector, align=4) for base in bases]
+                for bases in (begins, of_points)
+            )
+            return [
+                builder.call(fma, [points[index % outputs], own[index // outputs], total])
+                for index, total in enumerate(sums)
             ]
 
         sums = decoding.in_blocks(builder, blocks, [zero] * (rows * outputs), multiply)
+        if zeros:
+            vectors = builder.udiv(builder.add(blocks, I64(LANES - 1)), I64(LANES))
+            sums = decoding.in_blocks(builder, vectors, sums, subtract)
         _store_totals(builder, sums, outputs, out, None)
         return context.get_dummy_value()
 

@@ -45,6 +45,7 @@ from runtime.model.kernels.arguments import (
     Product,
     Top,
 )
+from runtime.model.kernels.elements import LANES
 from runtime.model.weights import Coded
 
 Access = tuple[str, int, int]
@@ -84,7 +85,7 @@ def coded(a: CodedProduct, size: int, threads: int) -> Iterator[Access]:
         yield from rows("added", a.added, a.added_stride, a.rows, a.outputs * size)
     blocks = -(-a.inputs // 32)
     count = threads * a.rows if a.widened_per_thread else a.rows
-    yield from rows("widened", a.widened, a.widened_stride, count, blocks * 33 * 4)
+    yield from rows("widened", a.widened, a.widened_stride, count, (blocks * 32 + -(-blocks // LANES) * LANES) * 4)
     yield from rows("values", a.values, a.values_stride, threads * CODED_ROWS, blocks * 32 * 4)
 
 
@@ -98,9 +99,9 @@ def in_codes(prefix: str, a: CodedProduct | Codes, outputs: int, inputs: int, va
     if a.zeros:
         yield from rows(f"{prefix}zeros", a.zeros, a.zeros_stride, outputs, groups)
     # of 16 rows, or of four behind four rows of numbers: scales, zero points, and scratch for one of these
-    factors = 1 if groups == 1 else -(-inputs // 32)
-    assert (3 * 16 * factors + 16) * 4 <= CODED_ROWS * values_stride
-    assert (3 * 4 * factors + 16) * 4 <= values_stride
+    factors = 1 if groups == 1 and not a.zeros else -(-inputs // 32)
+    assert (3 * 16 * factors + 2 * LANES) * 4 <= CODED_ROWS * values_stride
+    assert (3 * 4 * factors + 2 * LANES) * 4 <= values_stride
 
 
 def grouped(a: GroupedProduct, size: int, threads: int) -> Iterator[Access]:
@@ -225,7 +226,7 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
     codes = ((a.inputs, a.qkv_codes), (a.query_heads * d, a.o_codes)) if a.attends else ()
     codes += ((f.hidden_size, a.gate_up_codes), (a.channels, a.down_codes)) if a.feeds else ()
     for blocks in [-(-count // 32) for count, matrix_codes in codes if matrix_codes]:
-        yield from rows("widened", f.widened, f.widened_stride, f.rows, blocks * 33 * 4)
+        yield from rows("widened", f.widened, f.widened_stride, f.rows, (blocks * 32 + -(-blocks // LANES) * LANES) * 4)
         yield from rows("values", f.values, f.values_stride, threads * CODED_ROWS, blocks * 32 * 4)
 
 
