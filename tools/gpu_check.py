@@ -43,7 +43,7 @@ PARTS = (
         seconds=40,
         tries="the attention kernel: right, in planned scratch, the same bits twice",
     ),
-    Part(name="float8", seconds=25, tries="attention to a float8 cache, widened in registers"),
+    Part(name="float8", seconds=25, tries="attention to a cache in float8 and in int8, widened in registers"),
     Part(name="experts", seconds=30, tries="a mixture of experts, without a wait of the host"),
     Part(name="first_use", seconds=50, tries="time until the first step, against the stall time-out"),
     Part(name="steps", seconds=60, tries="times of steps against the plan; no wait of the host but the read of a step"),

@@ -14,7 +14,7 @@ import torch
 from planner.families import load_base
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import KvAxis, Plan, Run, Tree
+from plans.schema import KvAxis, KvDType, Plan, Run, Tree
 from runtime.comm.groups import Comm
 from runtime.decode.step import Mode, Stepper
 from runtime.image.buffers import Memory
@@ -96,12 +96,14 @@ def test_an_eagle3_head_and_draws(checkpoints: Checkpoints, tmp_path: Path, monk
     assert_same(plan, directory, monkeypatch, draft=True, sampling=SAMPLING, count=3)
 
 
-@pytest.mark.parametrize("draft", [True, False])
-def test_a_float8_cache(draft: bool, small: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("draft", "kv_dtype"), [(True, "float8_e4m3fn"), (False, "float8_e4m3fn"), (True, "int8")])
+def test_a_cache_of_8_bits(
+    draft: bool, kv_dtype: KvDType, small: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, own = small.base.model, small.drafts["eagle"]
     plan = make_plan(
         model, [group(model, ["a"], model.num_layers)], draft=own.draft, inputs=inputs(small.base, own),
-        context=CONTEXT, prefill_chunk=CHUNK, kv_dtype="float8_e4m3fn", batch=2, tree=TREE,
+        context=CONTEXT, prefill_chunk=CHUNK, kv_dtype=kv_dtype, batch=2, tree=TREE,
     )  # fmt: skip
     directory = compiled(tmp_path / "plan", plan, small, "eagle")
     assert_same(plan, directory, monkeypatch, draft=draft, count=5 if draft else 3)

@@ -11,7 +11,14 @@ TOOL = Path(__file__).parents[2] / "tools" / "cubins.py"
 
 
 @pytest.mark.parametrize(
-    ("capability", "case", "kernels"), [(80, "attend, tree, fp8", 2), (90, "int4-g128, 60 rows", 2), (120, "draw", 2)]
+    ("capability", "case", "kernels"),
+    [
+        (80, "attend, tree, fp8", 2),
+        (90, "int4-g128, 60 rows", 2),
+        (120, "draw", 2),
+        (100, "plain, int8", 2),
+        (90, "heads, int8", 1),
+    ],
 )
 def test_kernels_compile_within_what_a_program_may_have(
     capability: int, case: str, kernels: int, tmp_path: Path

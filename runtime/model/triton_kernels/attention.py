@@ -233,7 +233,7 @@ def _attend(
         mask.positions, mask.lengths, sinks, out, sums, scale, softcap or 0.0, n, kv_heads, first, sequence_rows,
         mask.start, mask.tree, mask.appended,
         mask.window or 0, mask.part, mask.parts, split_rows, out.stride(0), 0 if sums is None else sums.stride(0),
-        G=group, D=dims, BLOCK_D=max(16, power_of_two(dims)), BM=block, BT=32 if wide else 64,
+        G=group, D=dims, BLOCK_D=max(16, power_of_two(dims)), BM=block, BT=32 if wide or codes else 64,
         WORDS=0 if mask.ancestors is None else mask.ancestors.shape[1], WIDTH=cached, ITEM=out.stride(2),
         SUMS_ITEM=0 if sums is None else sums.stride(2), RING=mask.window is not None, DIRECT=sums is None,
         CAPPED=softcap is not None, SINKS=sinks is not None, FLOAT8=float8, CODES=codes,

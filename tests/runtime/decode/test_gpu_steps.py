@@ -210,7 +210,9 @@ def test_temporaries_are_planned_at_every_context(model: str, context: int, dtyp
 
 
 @pytest.mark.parametrize("batch", [2, 3, 5])
-@pytest.mark.parametrize(("dtype", "kv_dtype"), [("bfloat16", "bfloat16"), ("float32", "float8_e4m3fn")])
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype"), [("bfloat16", "bfloat16"), ("float32", "float8_e4m3fn"), ("bfloat16", "int8")]
+)
 def test_temporaries_of_a_batch_are_planned(batch: int, dtype: DType, kv_dtype: KvDType) -> None:
     base = MODELS["GQA"]
     plan = make_plan(
@@ -222,7 +224,7 @@ def test_temporaries_of_a_batch_are_planned(batch: int, dtype: DType, kv_dtype: 
     assert 0 < run.peak <= scratch(plan, 0)
 
 
-@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float8_e4m3fn", "int8"])
 @pytest.mark.parametrize("axis", ["heads", "context", "head_dim", "batch"])
 def test_temporaries_of_devices_that_divide_kv_heads_are_planned(axis: KvAxis, kv_dtype: KvDType) -> None:
     base, names = MODELS["one KV head of 256"], ("a", "b")
