@@ -226,6 +226,7 @@ def _attend(
     assert out.stride(1) == query_heads * out.stride(2)
     float8, wide = cache.dtype == torch.float8_e4m3fn, dims * qkv.itemsize > 256
     block = min(MOST_BLOCK // (2 if wide else 1), max(LEAST_BLOCK, power_of_two(n * group)))
+    narrow = codes and block < MOST_BLOCK  # of 64 rows of codes four warps have too few registers
     split_rows = ceil_div(sequence_rows - mask.start, mask.splits * MOST_BLOCK) * MOST_BLOCK
     launch.start(
         attend_kernel, (sequences * kv_heads, ceil_div(n * group, block), mask.splits), qkv,
@@ -233,7 +234,7 @@ def _attend(
         mask.positions, mask.lengths, sinks, out, sums, scale, softcap or 0.0, n, kv_heads, first, sequence_rows,
         mask.start, mask.tree, mask.appended,
         mask.window or 0, mask.part, mask.parts, split_rows, out.stride(0), 0 if sums is None else sums.stride(0),
-        G=group, D=dims, BLOCK_D=max(16, power_of_two(dims)), BM=block, BT=32 if wide or codes else 64,
+        G=group, D=dims, BLOCK_D=max(16, power_of_two(dims)), BM=block, BT=32 if wide or narrow else 64,
         WORDS=0 if mask.ancestors is None else mask.ancestors.shape[1], WIDTH=cached, ITEM=out.stride(2),
         SUMS_ITEM=0 if sums is None else sums.stride(2), RING=mask.window is not None, DIRECT=sums is None,
         CAPPED=softcap is not None, SINKS=sinks is not None, FLOAT8=float8, CODES=codes,
