@@ -166,4 +166,4 @@ def _growing(formulation: Formulation) -> Iterator[Formulation]:
 def _first_hosts(formulation: Formulation) -> int:
     """Return how many of equal hosts are searched first."""
     problem = on_hosts(formulation, 1).problem
-    return ceil_div(ROOM * least_bytes(problem), sum(problem.capacity_bytes))
+    return ceil_div(ROOM * least_bytes(problem), max(1, sum(problem.capacity_bytes)))

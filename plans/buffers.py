@@ -23,10 +23,12 @@ By context and head_dim attention goes through the cache SCORE_COLUMNS rows at a
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_DTYPE_BYTES, KV_SCALE_BYTES, cached_width
+from plans.graphs import POOL, uncaptured
 from plans.kv import KvShare, kv_share, query_heads
 from plans.quantized import coded_columns
 from plans.rotary import tables
@@ -74,6 +76,7 @@ Its input in float32 is within what the experts take later."""
 FUSED_ROWS = 32
 """Multiple to which the kernel of fused attention pads the rows of its log-sum-exp."""
 
+ATTENTION_SCRATCH = "scratch.attention"
 OUTBOX = "outbox"
 """Name of the buffer that lies in the memory which ranks share."""
 
@@ -234,6 +237,30 @@ def draft_buffers(
 
 def device_buffers(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     """Return all buffers of one device of a plan; those that several parts need (``message``, …) are there once."""
+    buffers = _parts_of(plan, device_id)
+    if uncaptured(plan) is not None:
+        return buffers
+    return *buffers, graph_pool(buffers, _parts_of(replace(plan, options=without_prefill(plan.options)), device_id))
+
+
+def without_prefill(options: Options) -> Options:
+    """Return options by which the buffers of a device are those of steps alone."""
+    return replace(options, prefill_chunk=1)
+
+
+def graph_pool(buffers: Iterable[Buffer], of_steps: Iterable[Buffer]) -> Buffer:
+    """Return the pool of the captured steps of a GPU: the temporaries of runtime.decode.graphs.
+
+    ``buffers``: all others of the device; ``of_steps``: these ``without_prefill``. However few rows attend, they do in
+    as many splits as take the memory of the most rows of any forward (``runtime.model.mask.splits_of``).
+    """
+    attending = [buffer for buffer in buffers if buffer.name.endswith(ATTENTION_SCRATCH)]
+    others = [buffer for buffer in of_steps if buffer.scratch and not buffer.name.endswith(ATTENTION_SCRATCH)]
+    temporaries = sum(buffer.nbytes for buffer in (*attending, *others))
+    return Buffer(name=POOL, term="buffers", dtype="uint8", shape=(temporaries,))
+
+
+def _parts_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     parts = (
         *_stage_of(plan, device_id),
         *_embed_of(plan, device_id),
@@ -372,7 +399,7 @@ def _layer_buffers(
     return (
         buffer("rotary", "buffers", (2 * common.tables, rotary_rows(common.options), dims)),
         *masks,
-        buffer("scratch.attention", "buffers", (rows, max(attention_width, fused_width))),
+        buffer(ATTENTION_SCRATCH, "buffers", (rows, max(attention_width, fused_width))),
         buffer("scratch.mlp", "buffers", (rows, mlp_width)),
         # what the router picks experts by: model.router.Router
         Buffer(name=f"{common.prefix}scratch.router", term="buffers", dtype="float32", shape=(values, rows, routed)),

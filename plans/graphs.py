@@ -1,26 +1,47 @@
-"""Whether a plan's steps are captured as CUDA graphs, which is a fact of the plan and not of a run.
+"""Whether a plan's steps are captured as CUDA graphs, and what that takes: facts of the plan and not of a run.
 
 A captured step has all collectives of the step inside, and the step message is one to all devices: so either all ranks
-of a plan capture their steps, or none does.
+of a plan capture their steps, or none does. The graphs of a rank share one pool of memory, which is theirs for good:
+its temporaries are those of the largest step, beside those of prefill.
 """
 
 from plans.kv import kv_division
 from plans.places import places
-from plans.schema import Plan
+from plans.schema import Inventory, Plan
 from plans.step import tree_for
 
-STAGED = ("gloo", "shm")
-"""Transports that take messages of a GPU from the memory of its host, which waits for them."""
+POOL = "scratch.graphs"
+"""Name of the pool in the memory table."""
+LIBRARIES_BYTES = 2 * (32 << 20)
+"""Most memory of the pool in which cuBLAS and cuBLASLt work, as torch gives it to them on compute capability 9.0."""
+LOOSE_BYTES = (20 << 20) + 2 * (2 << 20)
+"""Memory of the pool that may be unused: of a segment of 20 MiB for tensors above 1 MiB, of one of 2 MiB for smaller
+ones, and of the last one, which is rounded up to 2 MiB (torch's allocator)."""
+RESERVED_BYTES = LIBRARIES_BYTES + LOOSE_BYTES
+"""Bytes of the pool beyond its line of the memory table: libraries and fragmentation are in a device's reserve."""
+
+
+def uncaptured_on(inventory: Inventory) -> str | None:
+    """Return why the steps of plans for an inventory are not captured; None: they are.
+
+    They are where all its devices together, in use or not, exchange messages over NCCL: so memory and time of captured
+    steps are known before any device is chosen.
+    """
+    if any(device.kind != "cuda" for device in inventory.devices):
+        return "a device is a CPU"
+    if len(inventory.devices) > 1 and any(host.transport != "auto" for host in inventory.hosts):
+        return "messages go over gloo, which waits for the host"
+    gpus = {(device.host, device.ordinal) for device in inventory.devices}
+    if len(gpus) < len(inventory.devices):
+        return "several devices are one GPU, and exchange messages over gloo"
+    return None
 
 
 def uncaptured(plan: Plan) -> str | None:
     """Return why no step of a plan is captured; None: every rank captures its own part of the steps that repeat."""
-    cpu = next((device.id for device in plan.devices if device.kind != "cuda"), None)
-    if cpu is not None:
-        return f"device {cpu} is a CPU"
-    staged = sorted(plan.transports & set(STAGED))
-    if staged:
-        return f"messages go over {staged[0]}, which the host waits for"
+    reason = uncaptured_on(plan.inventory)
+    if reason is not None:
+        return reason
     divisions = [kv_division(stage) for stage in plan.stages]
     divisions += [kv_division(plan.draft_placement)] if plan.draft_placement is not None else []
     if any(division.axis == "head_dim" for division in divisions):
@@ -39,3 +60,11 @@ def most_shapes(plan: Plan) -> int:
     plain = {places(plan, count) for count in counts}
     drafted = {(places(plan, count), tree_for(options, count)) for count in counts} if plan.draft is not None else set()
     return 2 * (len(plain) + len(drafted))
+
+
+def steps_line(plan: Plan) -> str | None:
+    """Return in words how a plan's GPUs get the work of a step; None where it has none."""
+    if all(device.kind == "cpu" for device in plan.devices):
+        return None
+    reason = uncaptured(plan)
+    return f"in CUDA graphs, {most_shapes(plan)} at most" if reason is None else f"launched one by one: {reason}"

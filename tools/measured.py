@@ -17,6 +17,7 @@ from even_shares import even_answer
 
 from instances import Config, base_config, one
 from planner.costs.acceptance import PPM, expected_ppm
+from planner.costs.fixed_work import ENGINE, Kernels
 from planner.families import load_base, load_draft
 from planner.hardware.inventory import parse_inventory
 from planner.problem.device_sets import DeviceSet
@@ -123,7 +124,11 @@ def measured_table() -> Table:
 
 @dataclass(frozen=True, kw_only=True)
 class _Together(Formulation):
-    """A formulation in which every part runs on all devices."""
+    """A formulation in which every part runs on all devices, with the kernels of the engines that were measured."""
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        return ENGINE
 
     @cached_property
     def block_sets(self) -> tuple[DeviceSet, ...]:

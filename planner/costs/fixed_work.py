@@ -1,79 +1,126 @@
 """Time that depends on neither bytes nor arithmetic: kernels one after the other, and the host's part of an EAGLE step.
 
-``Device.overhead_ns`` is the time of the kernels of a dense layer beyond what the roofline counts. On a GPU the other
-blocks are proportional to their number of kernels, as counted in the operations of the runtime (a captured graph does
-not change the counts, and kernels of a few rows take 2 to 3 us each whatever they do). On a CPU, whose kernels are one
-call each, a block is a block. Constants marked *fitted* are so to the rows of ``tools/measured.yaml`` marked ``fit``.
+On a GPU it is proportional to the number of kernels: kernels of a few rows take 2 to 3 us each in a CUDA graph,
+whatever they do. ``Device.overhead_ns`` is the time, beyond what the roofline counts, of the ENGINE_LAYER kernels that
+a dense layer has in engines as those of ``tools/measured.yaml``. The runtime's own kernels are counted in
+``plans.launches``. On a CPU, whose kernels are one call each, a block is a block. Constants marked *fitted* are so to
+the rows of ``tools/measured.yaml`` marked ``fit``.
+
+A step that is not captured is launched kernel by kernel. In layers of some size the GPU takes longer than the host,
+which runs ahead; between them, and in the drafter, each kernel waits for its launch.
 """
 
-from planner.integers import ceil_div
-from plans.schema import Device, Mlp
+from dataclasses import dataclass, replace
 
-LAYER_KERNELS = 15
-"""Kernels of a dense layer: two norms, four products, rotary, cache, attention, activation, two residuals."""
-EXPERT_KERNELS = 12
-"""More kernels of a layer with experts: router, top-k, sort, gathers, scatter, sum. Fitted: engines fuse some of the 20
-operations that the runtime has."""
-CHOICE_KERNELS = 4
-"""More kernels of a router with sigmoids or a correction: a copy in float32, correction, look-up of weights, factor."""
-GROUP_KERNELS = 6
-"""More kernels where a router picks groups first: two top-k, sum, mask."""
-BIAS_KERNELS = 4
-"""More kernels of experts with biases: their look-up and sum, of gate and up and of down."""
-CLAMP_KERNELS = 5
-"""More kernels of clamped gates and ups: bounds, factors, sum."""
-EMBED_KERNELS = 20
-"""Kernels before the layers: mask, look-up, positions, rotary tables, carried features."""
-HEAD_KERNELS = 39
-"""Kernels behind the layers: final norm, best tokens, walk over the tree, commit."""
-PASS_KERNELS = 60
-"""Kernels of a drafter's pass besides its layers: fc or norms, log-softmax, top-k of each row, scores, masks."""
-TREE_STEP_NS = 1_500_000
-"""Host time of an EAGLE step during which the GPU waits: reading what was accepted, building the tree, launching what
-depends on it. Fitted."""
+from planner.integers import ceil_div
+from plans import launches
+from plans.graphs import uncaptured_on
+from plans.schema import Device, Inventory, Mlp
+
+ENGINE_LAYER = 15
+"""Kernels of a dense layer of an engine: two norms, four products, rotary, cache, attention, activation, two
+residuals."""
+ENGINE_EXPERTS = 12
+"""More of a layer with experts: router, top-k, sort, gathers, scatter, sum. Fitted."""
+ENGINE_CHOICE, ENGINE_GROUPS, ENGINE_BIAS, ENGINE_CLAMP = 4, 6, 4, 5
+"""More of a router with sigmoids or a correction: a copy in float32, correction, look-up of weights, factor; where it
+picks groups first: two top-k, sum, mask; of experts with biases: their look-up and sum, of gate and up and of down; of
+clamped gates and ups: bounds, factors, sum."""
+ENGINE_EMBED, ENGINE_LM_HEAD, ENGINE_PASS = 20, 39, 60
+"""Kernels before the layers, behind them, and of a drafter's pass besides its layers."""
+ENGINE_TREE_STEP_NS = 1_500_000
+"""Host time of an EAGLE step of an engine during which the GPU waits: reading what was accepted, building the tree,
+launching what depends on it. Fitted."""
+
+LAUNCH_NS = 5_000
+"""Time in which a host launches a kernel: 4 to 6 us (https://susun-blog.com/blog/pegainfer-3-cuda-graph)."""
+REPLAY_NS = 200_000
+"""Host time between two captured steps: 0.1 ms of ``runtime.decode.step``, as measured on a CPU, the read of the
+message, the texts of its tokens and the launch of the graph."""
 
 CPU_PASS_BLOCKS = 3
 """Fixed work of a drafter's pass on a CPU besides its layers, in blocks."""
 
 
-def layer_ns(device: Device, mlp: Mlp) -> int:
-    """Return the fixed time of a layer."""
-    return _kernels_ns(device, LAYER_KERNELS + _expert_kernels(mlp), 1)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kernels:
+    """Kernels of the blocks of a step on a GPU, and the time of the host."""
+
+    layer: int
+    experts: int
+    """More of a layer with experts; the next four as ENGINE_CHOICE and those beside it."""
+    choice: int
+    groups: int
+    bias: int
+    clamp: int
+    embed: int
+    divided_embed: int
+    """More where the tables of a vocabulary are divided."""
+    lm_head: int
+    drafter_pass: int
+    """Of a pass besides its layers."""
+    draft: int
+    """Once in a step with a drafter."""
+    host_ns: int
+    """Time of an EAGLE step in which the GPU waits for the host."""
+    least_ns: int = 0
+    """Least time of a kernel that is not of a layer."""
+
+    def layer_ns(self, device: Device, mlp: Mlp) -> int:
+        """Return the fixed time of a layer."""
+        return _kernels_ns(device, self.layer + self._of_experts(mlp), 1)
+
+    def _of_experts(self, mlp: Mlp) -> int:
+        if mlp.kind != "moe":
+            return 0
+        router, kernels = mlp.router, self.experts
+        if router is not None and (router.scores == "sigmoid" or router.correction):
+            kernels += self.choice
+        if router is not None and router.groups > 1:
+            kernels += self.groups
+        return kernels + self.bias * mlp.bias + self.clamp * (mlp.swiglu_limit is not None)
+
+    def embed_ns(self, device: Device, members: int = 1) -> int:
+        """Return the fixed time of the embedding on one of so many devices."""
+        return _kernels_ns(device, self.embed + self.divided_embed * (members > 1), 1, self.least_ns)
+
+    def lm_head_ns(self, device: Device) -> int:
+        """Return the fixed time of the final norm, the lm_head, the walk over the tree and the commit."""
+        return _kernels_ns(device, self.lm_head, 1, self.least_ns)
+
+    def pass_ns(self, device: Device, num_layers: int) -> int:
+        """Return the fixed time of one pass of a drafter with so many layers."""
+        kernels = self.drafter_pass + num_layers * self.layer
+        return _kernels_ns(device, kernels, CPU_PASS_BLOCKS + num_layers, self.least_ns)
+
+    def draft_step_ns(self, device: Device) -> int:
+        """Return the fixed time of a drafter's device once in a step; none of a CPU, which is the host."""
+        return _kernels_ns(device, self.draft, 0, self.least_ns) + (self.host_ns if device.kind == "cuda" else 0)
 
 
-def _expert_kernels(mlp: Mlp) -> int:
-    """Return the kernels that experts have more than a dense MLP."""
-    if mlp.kind != "moe":
-        return 0
-    router, kernels = mlp.router, EXPERT_KERNELS
-    if router is not None and (router.scores == "sigmoid" or router.correction):
-        kernels += CHOICE_KERNELS
-    if router is not None and router.groups > 1:
-        kernels += GROUP_KERNELS
-    return kernels + BIAS_KERNELS * mlp.bias + CLAMP_KERNELS * (mlp.swiglu_limit is not None)
+CAPTURED = Kernels(
+    layer=launches.LAYER, experts=launches.EXPERTS, choice=launches.CHOICE, groups=0, bias=0, clamp=0,
+    embed=launches.EMBED, divided_embed=launches.DIVIDED_TABLES, lm_head=launches.LM_HEAD,
+    drafter_pass=launches.PASS, draft=launches.DRAFT,
+    host_ns=REPLAY_NS,
+)  # fmt: skip
+"""Of the runtime, where steps are captured as CUDA graphs."""
+LAUNCHED = replace(CAPTURED, least_ns=LAUNCH_NS)
+"""Of the runtime, where kernels are launched one by one."""
+ENGINE = Kernels(
+    layer=ENGINE_LAYER, experts=ENGINE_EXPERTS, choice=ENGINE_CHOICE, groups=ENGINE_GROUPS, bias=ENGINE_BIAS,
+    clamp=ENGINE_CLAMP, embed=ENGINE_EMBED, divided_embed=0, lm_head=ENGINE_LM_HEAD, drafter_pass=ENGINE_PASS,
+    draft=0, host_ns=ENGINE_TREE_STEP_NS,
+)  # fmt: skip
+"""Of the engines of ``tools/measured.yaml``."""
 
 
-def embed_ns(device: Device) -> int:
-    """Return the fixed time of the embedding."""
-    return _kernels_ns(device, EMBED_KERNELS, 1)
+def kernels_of(inventory: Inventory) -> Kernels:
+    """Return the kernels of plans for an inventory."""
+    return CAPTURED if uncaptured_on(inventory) is None else LAUNCHED
 
 
-def lm_head_ns(device: Device) -> int:
-    """Return the fixed time of the final norm, the lm_head and the walk over the tree."""
-    return _kernels_ns(device, HEAD_KERNELS, 1)
-
-
-def pass_ns(device: Device, num_layers: int) -> int:
-    """Return the fixed time of one pass of a drafter with so many layers."""
-    return _kernels_ns(device, PASS_KERNELS + num_layers * LAYER_KERNELS, CPU_PASS_BLOCKS + num_layers)
-
-
-def tree_step_ns(device: Device) -> int:
-    """Return the time of an EAGLE step in which a drafter's device waits for the host; a CPU is the host."""
-    return TREE_STEP_NS if device.kind == "cuda" else 0
-
-
-def _kernels_ns(device: Device, kernels: int, cpu_blocks: int) -> int:
+def _kernels_ns(device: Device, kernels: int, cpu_blocks: int, least_ns: int = 0) -> int:
     if device.kind == "cuda":
-        return ceil_div(device.overhead_ns * kernels, LAYER_KERNELS)
+        return max(kernels * least_ns, ceil_div(device.overhead_ns * kernels, ENGINE_LAYER))
     return device.overhead_ns * cpu_blocks

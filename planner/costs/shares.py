@@ -14,6 +14,7 @@ from math import prod
 
 from planner.costs import memory
 from planner.costs.coded import read_bytes
+from planner.costs.fixed_work import CAPTURED, Kernels
 from planner.costs.roofline import Tier, all_gather_ns, all_reduce_ns, share_ns, share_ps, touched_bytes
 from planner.integers import ceil_div
 from plans import slots
@@ -176,6 +177,7 @@ class BaseShares:
     model: Model
     draft: Draft | None
     options: Options
+    kernels: Kernels = CAPTURED
 
     @cached_property
     def kinds(self) -> tuple[LayerClass, ...]:
@@ -299,6 +301,7 @@ class DraftShares:
     model: Model
     draft: Draft
     options: Options
+    kernels: Kernels = CAPTURED
 
     @cached_property
     def passes(self) -> tuple[tuple[Pass, int], ...]:

@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from planner.costs import fixed_work
+from planner.costs.fixed_work import CAPTURED
 from planner.costs.roofline import all_reduce_ns
 from planner.costs.shares import BaseShares, DraftShares
 from planner.integers import PS_PER_NS
@@ -76,10 +76,10 @@ class StepBound:
     def fixed_ns(self, inventory: Inventory) -> float:
         """Return what a step takes beyond its divided parts at least, on any devices of an inventory."""
         of_layers = (
-            count * min(fixed_work.layer_ns(device, layers.mlp) for device in inventory.devices)
+            count * min(CAPTURED.layer_ns(device, layers.mlp) for device in inventory.devices)
             for count, layers in zip(self._layers, self._base.kinds, strict=True)
         )
-        tables = min(fixed_work.embed_ns(device) + fixed_work.lm_head_ns(device) for device in inventory.devices)
+        tables = min(CAPTURED.embed_ns(device) + CAPTURED.lm_head_ns(device) for device in inventory.devices)
         return (sum(of_layers) + tables) * SLACK
 
     def fixed_draft_ns(self, inventory: Inventory) -> int:
@@ -87,7 +87,7 @@ class StepBound:
         if self._drafter is None:
             return 0
         passes, layers = sum(times for _, times in self._drafter.passes), self._drafter.draft.num_layers
-        of_device = (passes * fixed_work.pass_ns(d, layers) + fixed_work.tree_step_ns(d) for d in inventory.devices)
+        of_device = (passes * CAPTURED.pass_ns(d, layers) + CAPTURED.draft_step_ns(d) for d in inventory.devices)
         return min(of_device)
 
     @cached_property

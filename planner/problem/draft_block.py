@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from planner.costs.fixed_work import pass_ns, tree_step_ns
 from planner.costs.shares import DraftShares
 from planner.problem.device_sets import Candidates, DeviceSet
 from planner.problem.kv_splits import (
@@ -144,7 +143,7 @@ def passes_ns(shares: DraftShares, links: Links, members: Sequence[int]) -> int:
     """Return the time of all passes of a step besides shares: fixed work and messages."""
     rows = zip(shares.passes, shares.read_rows, strict=True)
     passes = (times * _pass_ns(shares, links, members, forward.rows, read) for (forward, times), read in rows)
-    return (links.fixed_ns(members, tree_step_ns) if shares.options.tree else 0) + sum(passes)
+    return (links.fixed_ns(members, shares.kernels.draft_step_ns) if shares.options.tree else 0) + sum(passes)
 
 
 def _pass_ns(shares: DraftShares, links: Links, members: Sequence[int], rows: int, read_rows: int) -> int:
@@ -156,5 +155,5 @@ def _pass_ns(shares: DraftShares, links: Links, members: Sequence[int], rows: in
     message = rows * draft.hidden_size * shares.passes[0][0].width
     added = links.all_reduce_ns(members, message)
     gather = links.broadcast_ns(members, step.candidate_bytes(shares.options, read_rows)) if read_rows else 0
-    fixed = links.fixed_ns(members, lambda device: pass_ns(device, draft.num_layers))
+    fixed = links.fixed_ns(members, lambda device: shares.kernels.pass_ns(device, draft.num_layers))
     return fixed + added * (2 * draft.num_layers + 1) + gather

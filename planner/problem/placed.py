@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import groupby
 
-from planner.costs.fixed_work import embed_ns, lm_head_ns
+from planner.costs.fixed_work import kernels_of
 from planner.costs.roofline import rounds
 from planner.costs.shares import BaseShares, DraftShares, kinds_of
 from planner.costs.topology import Fabric
@@ -16,6 +16,7 @@ from planner.problem.device_sets import DeviceSet
 from planner.problem.draft_block import passes_ns
 from planner.problem.links import Links
 from planner.problem.stage_groups import layer_ns
+from planner.problem.vocab_blocks import fixed_embed_ns
 from plans import step
 from plans.kv import kv_shares
 from plans.schema import Draft, Options, Plan, Stage
@@ -45,7 +46,8 @@ def draft_ns(plan: Plan, options: Options) -> int:
     draft, placement = plan.draft, plan.draft_placement
     assert draft is not None
     assert placement is not None
-    placed, shares = _Placed(plan, options, draft), DraftShares(model=plan.model, draft=draft, options=options)
+    placed, kernels = _Placed(plan, options, draft), kernels_of(plan.inventory)
+    shares = DraftShares(model=plan.model, draft=draft, options=options, kernels=kernels)
     links, group = placed.links, placed.device_set(placement.devices)
     members, kv = group.devices, kv_shares(placement, placement.kv_heads)
     sizes = placement.kv_subgroups or (1,) * len(members)
@@ -73,7 +75,8 @@ class _Placed:
     def __init__(self, plan: Plan, options: Options, draft: Draft | None) -> None:
         self.plan = plan
         self.links = Links(fabric=Fabric(inventory=plan.inventory))
-        self.shares = BaseShares(model=plan.model, draft=draft, options=options)
+        kernels = kernels_of(plan.inventory)
+        self.shares = BaseShares(model=plan.model, draft=draft, options=options, kernels=kernels)
         self.index = {device.id: number for number, device in enumerate(plan.inventory.devices)}
 
     def ns(self) -> int:
@@ -83,7 +86,7 @@ class _Placed:
             step.hop_bytes(shares.model, shares.draft, shares.options),
         )
         before, total = self.device_set(plan.embed.devices), 0
-        total += links.fixed_ns(before.devices, embed_ns) + links.all_reduce_ns(before.devices, hidden)
+        total += fixed_embed_ns(shares, links, before.devices) + links.all_reduce_ns(before.devices, hidden)
         for number, stage in enumerate(plan.stages):
             group = self.device_set(stage.devices)
             total += self.receive(before, group, hop if number else hidden) + self._stage_ns(stage)
@@ -94,7 +97,7 @@ class _Placed:
             for device, count in zip(head.devices, plan.head.rows, strict=True)
         )
         gathered = step.best_bytes(shares.options)
-        total += self.receive(before, head, hop) + links.fixed_ns(head.devices, lm_head_ns)
+        total += self.receive(before, head, hop) + links.fixed_ns(head.devices, shares.kernels.lm_head_ns)
         return total + links.broadcast_ns(head.devices, gathered) + max(rows) + self._messages_ns()
 
     def _stage_ns(self, stage: Stage) -> int:

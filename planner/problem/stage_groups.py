@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from planner.costs import fixed_work
 from planner.costs.shares import BaseShares
 from planner.errors import InputError
 from planner.problem.device_sets import Candidates, DeviceSet
@@ -143,7 +142,7 @@ def layer_ns(shares: BaseShares, links: Links, members: Sequence[int], kind: int
     squares = links.all_reduce_ns(members, normed) if normed else 0
     router = shares.router(kind)
     routed = max(router.ns(links.devices[device]) for device in members)
-    fixed = links.fixed_ns(members, lambda device: fixed_work.layer_ns(device, shares.kinds[kind].mlp))
+    fixed = links.fixed_ns(members, lambda device: shares.kernels.layer_ns(device, shares.kinds[kind].mlp))
     return fixed + routed + squares + 2 * links.all_reduce_ns(members, message)
 
 

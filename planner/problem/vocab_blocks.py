@@ -6,7 +6,6 @@ Rows are dealt out in bundles, the one fine axis of each block.
 import math
 from collections.abc import Sequence
 
-from planner.costs.fixed_work import embed_ns, lm_head_ns
 from planner.costs.shares import BaseShares
 from planner.problem.device_sets import DeviceSet
 from planner.problem.links import NOTHING, Links
@@ -34,7 +33,7 @@ def embed_block(shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence
         members = device_set.devices
         split = Split(
             shares=(1,) * len(members),
-            ns=links.fixed_ns(members, embed_ns) + links.all_reduce_ns(members, message),
+            ns=fixed_embed_ns(shares, links, members) + links.all_reduce_ns(members, message),
             bytes=(shares.embed(len(members)).fixed,) * len(members),
         )
         return Option(
@@ -54,6 +53,11 @@ def embed_block(shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence
     return Block(options=tuple(map(option, sets)), axes=(axis,))
 
 
+def fixed_embed_ns(shares: BaseShares, links: Links, members: Sequence[int]) -> int:
+    """Return the fixed work of the embedding on these devices."""
+    return links.fixed_ns(members, lambda device: shares.kernels.embed_ns(device, len(members)))
+
+
 def lm_head_block(
     shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence[DeviceSet], bundle_rows: int
 ) -> Block:
@@ -68,7 +72,7 @@ def lm_head_block(
         members = device_set.devices
         split = Split(
             shares=(1,) * len(members),
-            ns=links.fixed_ns(members, lm_head_ns) + links.broadcast_ns(members, gathered),
+            ns=links.fixed_ns(members, shares.kernels.lm_head_ns) + links.broadcast_ns(members, gathered),
             bytes=(shares.head(len(members)).fixed,) * len(members),
         )
         return Option(

@@ -13,6 +13,7 @@ from plans.check import different_runs
 from plans.check_inputs import ROUNDING_PPM
 from plans.codec import digest
 from plans.format import format_ns
+from plans.graphs import steps_line
 from plans.kv import KvDivision, kv_division
 from plans.schema import (
     Device,
@@ -188,6 +189,7 @@ def _option_lines(plan: Plan) -> tuple[tuple[str, str], ...]:
         ("prefill chunk", f"{options.prefill_chunk} tokens"),
         ("stall timeout", f"{options.stall_timeout_s} s"),
         ("strategy", options.strategy),
+        *([("steps", steps)] if (steps := steps_line(plan)) is not None else []),
     ]
     if options.kv_axis is not None:
         lines.append(("KV divided by", options.kv_axis))

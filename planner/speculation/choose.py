@@ -255,7 +255,10 @@ class _Search:
         if known is None:
             formulation = self.formulation_of(tree)
             assert formulation.draft is not None
-            shares = DraftShares(model=formulation.model, draft=formulation.draft, options=formulation.options)
+            shares = DraftShares(
+                model=formulation.model, draft=formulation.draft, options=formulation.options,
+                kernels=formulation.kernels,
+            )  # fmt: skip
             known = self._drafts[tree] = least_draft_ns(shares, formulation.usable)
         return known
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from planner.costs.fixed_work import pass_ns, tree_step_ns
 from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns
 from planner.costs.shares import DraftShares, Work
 from planner.integers import PS_PER_NS, ceil_div
@@ -73,7 +72,8 @@ def _times(shares: DraftShares, device: Device) -> _Times:
         rest = Work(traffic_bytes=both.traffic_bytes - fc.traffic_bytes, flops=both.flops - fc.flops)
         attention_ps += times * rest.ps(device)
         whole_ps += times * max(0, both.ps(device) - rest.ps(device))
-    fixed_ns = sum(times * pass_ns(device, draft.num_layers) for _, times in shares.passes) + tree_step_ns(device)
+    kernels, number = shares.kernels, sum(times for _, times in shares.passes)
+    fixed_ns = number * kernels.pass_ns(device, draft.num_layers) + kernels.draft_step_ns(device)
     return _Times(
         divided_ps=(
             attention_ps,

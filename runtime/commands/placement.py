@@ -6,13 +6,14 @@ from pathlib import Path
 
 from plans.artifact import is_filler
 from plans.format import format_bytes
+from plans.graphs import steps_line
 from plans.schema import Model, Plan, Stage
 from plans.step import layer_class
 from runtime.image.verify import opened, read_record, read_slots
 
 
 def plan_lines(plan: Plan, devices: list[str]) -> Iterator[str]:
-    """Yield a line for each device: its parts of the model, and its planned memory."""
+    """Yield a line for each device: its parts of the model, and its planned memory; of GPUs also how steps start."""
     memory = {entry.device: entry for entry in plan.memory}
     for device in plan.devices:
         if device.id in devices:
@@ -21,6 +22,9 @@ def plan_lines(plan: Plan, devices: list[str]) -> Iterator[str]:
                 f"{device.id} ({device.type} of {device.host}): {', '.join(_parts(plan, device.id))}; planned "
                 f"{format_bytes(planned)}, of which KV cache {format_bytes(kv)}"
             )
+    steps = steps_line(plan)
+    if steps is not None:
+        yield f"steps: {steps}"
 
 
 def _parts(plan: Plan, device: str) -> Iterator[str]:

@@ -4,13 +4,17 @@ A part's time is that of the slowest of its devices, with the all-reduces among 
 parts, as the plan predicts it. The phases add up to the step: ``verify`` is embedding, stages and lm_head one after the
 other, ``collectives`` is the rest: hops from part to part, messages, and waking up for them. One sequence is timed: of
 a plan for more the parts have no prediction, and the step has that of its schedule.
+
+A captured step has no parts to be timed: there the parts are those of steps that are launched operation by operation,
+and add up to one of these; speed and step are those of captured ones, in a request of their own.
 """
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from plans.graphs import uncaptured
 from plans.schema import Plan
 from runtime.errors import RequestError
 from runtime.request import Completion, RankTimings, Request, check_request, first_acceptance
@@ -82,9 +86,20 @@ class Mode:
     first_acceptance: float | None
     """Part of the steps that accepted a token of the first level; None in plain decoding, and where it is forced."""
     phases: tuple[Row, ...]
-    """Rows draft, verify, commit, collectives, and the step that they add up to."""
+    """Rows draft, verify, commit, collectives, and the step that they add up to; where steps are captured, behind it
+    the captured one."""
     parts: tuple[Row, ...]
     """Rows embed, each stage, head, draft, commit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repeat:
+    """Completions of all ranks of one repeat."""
+
+    timed: list[Completion]
+    """With the times of parts."""
+    whole: list[Completion]
+    """Of captured steps; where none are, ``timed``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,40 +116,50 @@ class Measured:
 
 def measure(engine: "Engine", bench: Bench) -> Measured:
     """Time a plan; the modes take turns, so that other load on the machine disturbs both alike."""
-    requests = bench.requests(engine.plan)
-    runs: dict[str, list[list[Completion]]] = {mode: [] for mode in requests}
+    requests, captured = bench.requests(engine.plan), uncaptured(engine.plan) is None
+    runs: dict[str, list[Repeat]] = {mode: [] for mode in requests}
     digest = ""
     for number in range(bench.repeats + 1):
         for mode, request in requests.items():
             digest = engine.serve(request).finished().plan_digest
+            timed = whole = engine.completions
+            if captured:
+                engine.serve(replace(request, timed=False)).finished()
+                whole = engine.completions
             if number:  # the first one warms up
-                runs[mode].append(engine.completions)
+                runs[mode].append(Repeat(timed=timed, whole=whole))
     forced = bench.accept is not None
     modes = tuple(_mode(engine.plan, mode, completions, forced=forced) for mode, completions in runs.items())
     devices = {device.id: start.device for device, start in zip(engine.plan.devices, engine.started, strict=True)}
     return Measured(plan_digest=digest, devices=devices, load_s=engine.load_s, accept=bench.accept, modes=modes)
 
 
-def _mode(plan: Plan, name: str, runs: list[list[Completion]], *, forced: bool) -> Mode:
+def _mode(plan: Plan, name: str, runs: list[Repeat], *, forced: bool) -> Mode:
     """Return the times of a mode; of one repeat, as the parts of another do not add up to its step.
 
     ``forced``: what is accepted was asked for.
     """
-    ranks = sorted(runs, key=lambda run: _step_s(run[0]))[(len(runs) - 1) // 2]
-    first, step_s = ranks[0], _step_s(ranks[0])
+    median = sorted(runs, key=lambda run: _step_s(run.whole[0]))[(len(runs) - 1) // 2]
+    first, of_parts = median.whole[0], median.timed[0]
+    step_s = _step_s(first)
     parts = {
-        part: max(_timings(rank).parts.get(part, 0) for rank in ranks) // _steps(first)
+        part: max(_timings(rank).parts.get(part, 0) for rank in median.timed) // _steps(of_parts)
         for part in _parts(plan, drafted=name == "eagle")
     }
+    phases = tuple(_phases(plan, name, round(_step_s(of_parts) * 1e9), parts))
+    if first is not of_parts:
+        *others, launched = phases
+        captured = replace(launched, name="step", measured_ns=round(step_s * 1e9))
+        phases = (*others, replace(launched, name="step, launched", predicted_ns=None), captured)
     return Mode(
         name=name,
         tokens_per_s=first.tokens_per_s,
-        prefill_s=statistics.median(run[0].prefill_s for run in runs),
+        prefill_s=statistics.median(run.whole[0].prefill_s for run in runs),
         step_s=step_s,
         acceptance_length=first.acceptance_length,
         steps=_steps(first),
         first_acceptance=None if forced else first_acceptance(first.accept_lengths),
-        phases=tuple(_phases(plan, name, round(step_s * 1e9), parts)),
+        phases=phases,
         parts=tuple(
             Row(name=part, measured_ns=ns, predicted_ns=_predicted(plan, part, name)) for part, ns in parts.items()
         ),

@@ -39,6 +39,10 @@ class Memory:
         assert buffer.nbytes == self._table[name].nbytes, "the memory has the planned size"
         self._allocated[name] = buffer
 
+    def planned_bytes(self, name: str) -> int:
+        """Return the bytes of an entry of the table."""
+        return self._table[name].nbytes
+
     def names(self, term: Term) -> list[str]:
         """Return the names of a term's buffers, in the order of the table."""
         return [name for name, buffer in self._table.items() if buffer.term == term]
@@ -48,11 +52,14 @@ class Memory:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
-    def measured(self) -> dict[Term, int]:
-        """Return the bytes allocated, term by term; on a GPU the peak of temporaries counts as step buffers."""
+    def measured(self, pool_bytes: int = 0) -> dict[Term, int]:
+        """Return the bytes allocated, term by term; on a GPU the peak of temporaries counts as step buffers.
+
+        ``pool_bytes``: memory of captured steps, which counts too.
+        """
         allocated: list[Buffer] = [self._table[name] for name in self._allocated]
         terms = {term: sum(buffer.nbytes for buffer in allocated if buffer.term == term) for term in TERMS}
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device) - torch.cuda.memory_allocated(self._device)
-            terms["buffers"] += peak
+            terms["buffers"] += peak + pool_bytes
         return terms

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from plans.acceptance import Drafted
 from plans.artifact import align
 from plans.buffers import OUTBOX
-from plans.graphs import uncaptured
+from plans.graphs import POOL, RESERVED_BYTES, uncaptured
 from plans.quantized import has_codes
 from plans.schema import MEMORY_TERMS, Plan
 from plans.slots import DRAFT_PREFIX
@@ -29,7 +29,7 @@ from runtime.comm.progress import Progress, Timings
 from runtime.decode.graphs import CudaCapture
 from runtime.decode.pool import compared
 from runtime.decode.step import Mode, Stepper, Taken
-from runtime.errors import PeerError, RequestError
+from runtime.errors import MachineError, PeerError, RequestError
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.image.slots import Image, open_image
@@ -115,6 +115,7 @@ class Rank:
             opened.memory.begin_measuring()
             if needs_warm_up(plan):
                 opened.warm_up()
+            opened.check_pool()
         progress.begin("waiting")
         return opened
 
@@ -136,6 +137,18 @@ class Rank:
                 for _ in islice(steps, most):
                     pass
         self._stepper.forget()
+
+    def check_pool(self) -> None:
+        """Raise MachineError where the captured steps take more memory than the plan has for them."""
+        if self._capture is None:
+            return
+        taken, planned = self._capture.pool_bytes(), self.memory.planned_bytes(POOL)
+        if taken > planned + RESERVED_BYTES:
+            raise MachineError(
+                f"device {self.memory.device_id}: captured steps take {taken} bytes of its memory, expected at most "
+                f"{planned}, which the plan has for them ({POOL}), and {RESERVED_BYTES} of the reserve: build a plan "
+                "with a smaller batch or tree"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -255,7 +268,7 @@ class Rank:
     def measured_bytes(self) -> tuple[dict[str, int], ...]:
         """Return the bytes allocated on each device of the plan, by term; a collective: every rank must call it."""
         drafter = sum(align(slot.nbytes) for name, slot in self._image.slots.items() if name.startswith(DRAFT_PREFIX))
-        terms = self.memory.measured()
+        terms = self.memory.measured(0 if self._capture is None else self._capture.pool_bytes())
         own = [self._image.nbytes - drafter, drafter, terms["kv"], terms["draft_kv"], terms["buffers"], terms["comm"]]
         every = self._comm.world.all_gather(torch.tensor(own, device=self._device))
         with self._progress.reading():

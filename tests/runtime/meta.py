@@ -235,6 +235,8 @@ class Result:
     """Step messages read by the host in one step."""
     peak: int = 0
     """Most bytes of temporaries."""
+    step_peak: int = 0
+    """Most bytes of temporaries of a step."""
 
     @property
     def traces(self) -> list[Trace]:
@@ -295,7 +297,7 @@ def on_meta(
                 reads[0] = 0
                 next(stream)
                 run.steps[kind], run.reads[kind] = watch.traces, reads[0]
-                run.peak = max(run.peak, watch.most)
+                run.peak, run.step_peak = max(run.peak, watch.most), max(run.step_peak, watch.most)
                 watch.forget()
                 stream.close()
     return run

@@ -4,7 +4,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +22,9 @@ from plans.schema import Plan
 from runtime.comm.groups import Group
 from runtime.comm.meeting import connect
 from runtime.comm.progress import Progress
+from runtime.decode.graphs import CudaCapture
 from runtime.decode.messages import Channel, Message, Notice
-from runtime.decode.step import Mode, Stepper
+from runtime.decode.step import Mode, Stepper, Taken
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.model import ops
@@ -158,9 +159,11 @@ class Decoder:
     memory: Memory
     stepper: Stepper
     slots: RandomSlots
+    capture: CudaCapture | None
 
     @classmethod
-    def of(cls, bench: Bench, context: int) -> "Decoder":
+    def of(cls, bench: Bench, context: int, *, captured: bool = False) -> "Decoder":
+        """Return a decoder; ``captured``: on a GPU, of steps in CUDA graphs."""
         plan = bench.plan(context)
         if not bench.gpu:
             ops.prepare(DTYPES[plan.options.dtype], codes=has_codes(plan.model))
@@ -168,7 +171,8 @@ class Decoder:
             memory = Memory(plan, plan.devices[0].id, bench.device)
             comm = connect(plan, 0, None, Progress(), ops.exchange)
             slots = RandomSlots(bench.device)
-            return cls(plan, memory, Stepper(plan, slots, memory, comm, bench.device), slots)
+            capture = CudaCapture(bench.device) if captured and bench.gpu else None
+            return cls(plan, memory, Stepper(plan, slots, memory, comm, bench.device, capture), slots, capture)
 
     def floor_ms(self, bench: Bench, *, draft: bool) -> float | None:
         """Return the time in which a device reads what a step needs of the weights, at the bandwidth that the planner
@@ -181,7 +185,9 @@ class Decoder:
         drafted = sum(nbytes for name, nbytes in read.items() if name.startswith("draft."))
         return (sum(read.values()) + (passes - 1) * drafted) / bench.gb_per_s / 1e6
 
-    def steps(self, length: int, *, draft: bool, sampling: Sampling | None = None) -> Iterator[object]:
+    def steps(
+        self, length: int, *, draft: bool, sampling: Sampling | None = None
+    ) -> Generator[list[Taken | None], None, None]:
         """Yield after a prefill of ``length`` tokens, and after each step; a drafting step accepts three nodes."""
         mode, vocabulary = Mode(draft=draft, accept=3 if draft else None), self.plan.model.vocab_size
         prompt = tuple(1 + i * 7 % (vocabulary - 1) for i in range(length))

@@ -3,17 +3,20 @@
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import planner
 from gpu_measures.bench import Bench, Decoder, no_waits, say, untried
 from planner.demo_model import BASE, HEADS
 from plans.buffers import device_buffers
+from plans.graphs import POOL, RESERVED_BYTES
 from plans.schema import DType
 from runtime import Engine
+from runtime.comm.progress import Progress
+from runtime.decode.graphs import Graphs
 from runtime.sampling import Sampling
 
 
@@ -33,7 +36,7 @@ def first_use(bench: Bench) -> None:
 
 
 def steps(bench: Bench) -> None:
-    decoder = Decoder.of(bench, 8192)
+    decoder = Decoder.of(bench, 8192, captured=True)
     plan = decoder.plan
     predicted = plan.proof.objective_ns / 1e6
     sampling = Sampling(temperature=0.7, top_k=50, top_p=0.9, seed=1)
@@ -90,7 +93,7 @@ def memory(bench: Bench) -> None:
         for _ in range(4):
             next(stream)
     buffers = device_buffers(plan, device.id)
-    scratch = sum(buffer.nbytes for buffer in buffers if buffer.scratch)
+    scratch = sum(buffer.nbytes for buffer in buffers if buffer.scratch and buffer.name != POOL)
     allocated, planned = decoder.memory.measured(), sum(buffer.nbytes for buffer in buffers if not buffer.scratch)
     if not bench.gpu:
         say("bytes of buffers", planned, sum(allocated.values()), sum(allocated.values()) == planned)
@@ -107,34 +110,33 @@ def memory(bench: Bench) -> None:
 
 
 def graph(bench: Bench) -> None:
-    decoder = Decoder.of(bench, 8192)
-    options, base = decoder.plan.options, decoder.stepper._parts.base
-    assert options.tree is not None
-    assert base is not None
-    nodes = options.tree.total_token
-    tokens = torch.ones(1, nodes, dtype=torch.int64, device=bench.device)
-    mask = torch.ones(1, nodes, nodes, dtype=torch.bool, device=bench.device).tril()
-
-    def verify() -> Tensor:
-        forward = base.verify(tokens, mask, 0)
-        assert forward is not None
-        return forward.lm_head.best(forward.normed)
-
-    with torch.inference_mode():
-        eager = bench.ms(verify)
-        if not bench.gpu:
-            say("verify, eager: ms", "", f"{eager:.3f}")
-            untried("verify, captured", "a CPU has no graphs")
-            return
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            verify()
-        torch.cuda.current_stream().wait_stream(stream)
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
-            verify()
-        say("verify, eager and captured: ms", "captured is shorter", f"{eager:.3f}, {bench.ms(captured.replay):.3f}")
+    """Replay steps as CUDA graphs, and run them: the same tokens, less time, no more memory than planned."""
+    decoder = Decoder.of(bench, 8192, captured=True)
+    captured, launched = decoder.stepper.graphs, Graphs(None, Progress())
+    sampling = Sampling(temperature=0.7, top_k=50, top_p=0.9, seed=1)
+    for draft, drawn in ((False, None), (True, None), (True, sampling)):
+        name = f"{'EAGLE' if draft else 'plain'}{', sampled' if drawn else ''}"
+        found = []
+        for graphs in (captured, launched):
+            decoder.stepper.graphs = graphs
+            with closing(decoder.steps(decoder.plan.options.context // 2, draft=draft, sampling=drawn)) as stream:
+                texts = [next(stream) for _ in range(6)]
+                bench.sync()
+                begin, times = time.perf_counter(), 20
+                texts += [next(stream) for _ in range(times)]
+                bench.sync()
+                took = (time.perf_counter() - begin) / times * 1e3
+            found.append(([taken.tokens for (taken,) in texts if taken is not None], took))
+        (replayed, graph_ms), (expected, ms) = found
+        equal = replayed == expected
+        say(f"{name}: tokens", "those of steps that are run", "equal" if equal else "other", equal)
+        if bench.gpu:
+            say(f"{name}: ms in a graph, and launched", "less in a graph", f"{graph_ms:.3f}, {ms:.3f}", graph_ms < ms)
+        else:
+            untried(f"{name}: a step in a graph", "a CPU has no graphs")
+    if decoder.capture is not None:
+        planned, taken = decoder.memory.planned_bytes(POOL) + RESERVED_BYTES, decoder.capture.pool_bytes()
+        say(f"bytes of the pool of {captured.count} graphs", f"at most {planned}", taken, taken <= planned)
 
 
 PROMPTS = ("import os\n\nclass Reader:\n    def", "def main(", "    for name in", "# The first")

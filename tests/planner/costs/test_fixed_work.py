@@ -2,14 +2,9 @@
 
 import dataclasses
 
-from planner.costs.fixed_work import (
-    TREE_STEP_NS,
-    embed_ns,
-    layer_ns,
-    lm_head_ns,
-    pass_ns,
-    tree_step_ns,
-)
+import pytest
+
+from planner.costs.fixed_work import CAPTURED, ENGINE, LAUNCH_NS, LAUNCHED, Kernels, kernels_of
 from plans.schema import Router
 from tests.planner.instances import UNLIKE, formulation
 
@@ -20,24 +15,56 @@ EXPERTS = dataclasses.replace(DENSE, kind="moe", num_experts=8, experts_per_toke
 CPU = dataclasses.replace(FORMULATED.inventory.devices[0], kind="cpu", overhead_ns=50_000)
 GPU = dataclasses.replace(CPU, kind="cuda", overhead_ns=15_000)
 """A GPU on which a kernel takes 1 us."""
+SIGMOID = Router(scores="sigmoid", bias=False, float32=True, correction=True, groups=2, picked_groups=1, scale=1.0)
 
 
-def test_blocks_of_a_gpu_have_the_kernels_that_the_runtime_starts() -> None:
-    assert layer_ns(GPU, DENSE) == 15_000
-    assert layer_ns(GPU, EXPERTS) == 27_000
-    assert layer_ns(GPU, dataclasses.replace(EXPERTS, bias=True, swiglu_limit=7.0)) == 36_000
-    router = Router(scores="sigmoid", bias=False, float32=True, correction=True, groups=2, picked_groups=1, scale=1.0)
-    assert layer_ns(GPU, dataclasses.replace(EXPERTS, router=router)) == 37_000
-    assert (embed_ns(GPU), lm_head_ns(GPU)) == (20_000, 39_000)
-    assert (pass_ns(GPU, 1), pass_ns(GPU, 3)) == (75_000, 105_000)
-    assert layer_ns(dataclasses.replace(GPU, overhead_ns=1), EXPERTS) == 2, "rounded up"
+def test_blocks_of_an_engine_have_the_kernels_that_times_are_fitted_with() -> None:
+    assert ENGINE.layer_ns(GPU, DENSE) == GPU.overhead_ns
+    assert ENGINE.layer_ns(GPU, EXPERTS) == 27_000
+    assert ENGINE.layer_ns(GPU, dataclasses.replace(EXPERTS, bias=True, swiglu_limit=7.0)) == 36_000
+    assert ENGINE.layer_ns(GPU, dataclasses.replace(EXPERTS, router=SIGMOID)) == 37_000
+    assert (ENGINE.embed_ns(GPU), ENGINE.lm_head_ns(GPU)) == (20_000, 39_000)
+    assert (ENGINE.pass_ns(GPU, 1), ENGINE.pass_ns(GPU, 3)) == (75_000, 105_000)
+    assert ENGINE.layer_ns(dataclasses.replace(GPU, overhead_ns=1), EXPERTS) == 2, "rounded up"
 
 
-def test_blocks_of_a_cpu_are_equal() -> None:
-    assert {layer_ns(CPU, DENSE), layer_ns(CPU, EXPERTS), embed_ns(CPU), lm_head_ns(CPU)} == {50_000}
-    assert (pass_ns(CPU, 1), pass_ns(CPU, 2)) == (200_000, 250_000)
+def test_blocks_of_the_runtime_have_the_kernels_that_are_counted() -> None:
+    assert CAPTURED.layer_ns(GPU, DENSE) == 10_000
+    assert CAPTURED.layer_ns(GPU, EXPERTS) == 14_000
+    assert CAPTURED.layer_ns(GPU, dataclasses.replace(EXPERTS, router=SIGMOID)) == 15_000
+    assert (CAPTURED.pass_ns(GPU, 1), CAPTURED.pass_ns(GPU, 3)) == (20_000, 40_000)
+    assert CAPTURED.embed_ns(GPU, 2) > CAPTURED.embed_ns(GPU)
 
 
-def test_a_gpu_waits_for_the_host_once_per_tree() -> None:
-    assert tree_step_ns(GPU) == tree_step_ns(dataclasses.replace(GPU, overhead_ns=0)) == TREE_STEP_NS
-    assert tree_step_ns(CPU) == 0
+def test_what_is_launched_one_by_one_takes_the_time_of_its_launches_but_in_layers() -> None:
+    assert LAUNCHED.layer_ns(GPU, DENSE) == CAPTURED.layer_ns(GPU, DENSE)
+    assert LAUNCHED.pass_ns(GPU, 1) == 20 * LAUNCH_NS
+    slow = dataclasses.replace(GPU, overhead_ns=15 * 2 * LAUNCH_NS)
+    assert LAUNCHED.pass_ns(slow, 1) == CAPTURED.pass_ns(slow, 1)
+
+
+def test_an_inventory_is_priced_as_captured_where_all_its_devices_are() -> None:
+    inventory = FORMULATED.inventory
+    devices = tuple(
+        dataclasses.replace(device, kind="cuda", ordinal=number) for number, device in enumerate(inventory.devices)
+    )
+    gpus, first = dataclasses.replace(inventory, devices=devices), devices[0]
+    assert kernels_of(gpus) == CAPTURED
+    with_a_cpu = dataclasses.replace(gpus, devices=(dataclasses.replace(first, kind="cpu"), *gpus.devices[1:]))
+    assert kernels_of(with_a_cpu) == LAUNCHED
+    staged = tuple(dataclasses.replace(host, transport="gloo") for host in gpus.hosts)
+    assert kernels_of(dataclasses.replace(gpus, hosts=staged)) == LAUNCHED
+
+
+@pytest.mark.parametrize("kernels", [CAPTURED, LAUNCHED, ENGINE])
+def test_blocks_of_a_cpu_are_equal(kernels: Kernels) -> None:
+    blocks = {kernels.layer_ns(CPU, DENSE), kernels.layer_ns(CPU, EXPERTS), kernels.embed_ns(CPU, 2)}
+    assert blocks | {kernels.lm_head_ns(CPU)} == {50_000}
+    assert (kernels.pass_ns(CPU, 1), kernels.pass_ns(CPU, 2)) == (200_000, 250_000)
+
+
+@pytest.mark.parametrize("kernels", [CAPTURED, ENGINE])
+def test_a_gpu_waits_for_the_host_once_per_tree(kernels: Kernels) -> None:
+    idle = dataclasses.replace(GPU, overhead_ns=0)
+    assert kernels.draft_step_ns(idle) == kernels.host_ns <= kernels.draft_step_ns(GPU)
+    assert kernels.draft_step_ns(CPU) == 0

@@ -277,7 +277,7 @@ def test_each_replica_gets_its_gpus_port_and_weight(tmp_path: Path) -> None:
 
 def test_a_replica_over_hosts_has_the_torchrun_command_of_each(tmp_path: Path) -> None:
     small = {
-        "hosts": [host(name, gpu(f"{name}0", 3000), gpu(f"{name}1", 3000)) for name in ("a", "b", "c")],
+        "hosts": [host(name, gpu(f"{name}0", 3200), gpu(f"{name}1", 3200)) for name in ("a", "b", "c")],
         "network": {"class": "ethernet"},
     }
     files = launched(tmp_path, small, "--replicas", 1, "--context", 64)

@@ -20,3 +20,11 @@ def test_runs_of_a_stage_are_listed_one_by_one() -> None:
     first, second = plan_lines(two_stage_plan(), ["cpu0", "cpu1"])
     assert "layers 0-2 with 3 KV heads and 512 MLP channels, layers 3-4 with 2 KV heads and 528 MLP channels" in first
     assert "layers 0-2 with 1 KV heads and 256 MLP channels, layers 3-4 with 2 KV heads and 240 MLP channels" in second
+
+
+def test_how_steps_are_started_is_said_of_gpus() -> None:
+    *_, captured = plan_lines(codec.load(ROOT / "plans" / "llama8b-1gpu"), [])
+    assert captured == "steps: in CUDA graphs, 4 at most"
+    *_, launched = plan_lines(codec.load(ROOT / "plans" / "qwen3-32b-3gpu-cpu"), [])
+    assert launched == "steps: launched one by one: a device is a CPU"
+    assert list(plan_lines(codec.load(ROOT / "plans" / "demo"), [])) == []

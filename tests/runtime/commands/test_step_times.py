@@ -84,3 +84,17 @@ def test_one_sequence_of_several_is_predicted_by_the_schedule(plan_dir: tuple[Pa
         assert (whole.name, whole.predicted_ns) == ("step", ns)
         assert all((row.predicted_ns is None) == (asked is not plan) for row in others if row.name != "commit")
         assert step_times._scheduled_ns(asked, "plain") is None
+
+
+def test_captured_steps_are_timed_beside_those_whose_parts_are(
+    plan_dir: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_times, "uncaptured", lambda plan: None)
+    with Engine.open(plan_dir[0]) as engine:
+        measured = measure(engine, BENCH)
+    for mode in measured.modes:
+        *others, launched, captured = mode.phases
+        assert (launched.name, launched.predicted_ns, captured.name) == ("step, launched", None, "step")
+        assert captured.measured_ns == round(mode.step_s * 1e9)
+        sum_of_phases = sum(row.measured_ns for row in others)
+        assert 0.75 * launched.measured_ns <= sum_of_phases <= 1.25 * launched.measured_ns

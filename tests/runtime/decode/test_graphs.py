@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from plans.graphs import most_shapes, uncaptured
+from plans.graphs import most_shapes, uncaptured, uncaptured_on
 from plans.schema import Device, Plan, Run, ScheduledTree, Tree
 from runtime.comm.groups import groups
 from runtime.comm.progress import Progress
@@ -179,9 +179,13 @@ def test_a_plan_is_captured_where_nothing_waits_for_the_host() -> None:
     assert uncaptured(one_gpu()) is None
     assert uncaptured(two_gpus()) is None
     cpu = make_plan(MODEL, [group(MODEL, ["a"], MODEL.num_layers)])
-    assert uncaptured(cpu) == "device a is a CPU"
-    staged = dataclasses.replace(two_gpus(), message_transport="gloo")
-    assert uncaptured(staged) == "messages go over gloo, which the host waits for"
+    assert uncaptured(cpu) == "a device is a CPU"
+    inventory = two_gpus().inventory
+    hosts = tuple(dataclasses.replace(host, transport="gloo") for host in inventory.hosts)
+    staged = uncaptured_on(dataclasses.replace(inventory, hosts=hosts))
+    assert staged == "messages go over gloo, which waits for the host"
+    shared = tuple(dataclasses.replace(device, ordinal=0) for device in inventory.devices)
+    assert str(uncaptured_on(dataclasses.replace(inventory, devices=shared))).startswith("several devices are one GPU")
     stage = dataclasses.replace(two_gpus().stages[0], kv_axis="head_dim")
     divided = dataclasses.replace(two_gpus(), stages=(stage,))
     assert str(uncaptured(divided)).startswith("a subgroup divides head_dim")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from plans.graphs import POOL, RESERVED_BYTES
 from plans.schema import Plan
 from runtime.comm.progress import PHASES, Progress
+from runtime.errors import MachineError
 from runtime.image.buffers import Memory
 from runtime.processes import rank as rank_module
 from runtime.processes.rank import Rank, needs_warm_up
@@ -136,3 +138,25 @@ def test_the_peak_of_what_came_before_is_not_measured(
     assert memory.measured() == planned
     peak[0] = 130
     assert memory.measured()["buffers"] == planned["buffers"] + 30
+
+
+def test_captured_steps_that_take_more_than_is_planned_are_refused(
+    plan_dir: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool of a GPU is replaced, as there is none."""
+
+    class Pool:
+        def __init__(self, taken: int) -> None:
+            self.taken = taken
+
+        def pool_bytes(self) -> int:
+            return self.taken
+
+    directory, plan = plan_dir
+    with Rank.open(plan, directory) as rank:
+        monkeypatch.setattr(rank.memory, "planned_bytes", {POOL: 1000}.__getitem__)
+        monkeypatch.setattr(rank, "_capture", Pool(1000 + RESERVED_BYTES))
+        rank.check_pool()
+        monkeypatch.setattr(rank, "_capture", Pool(1001 + RESERVED_BYTES))
+        with pytest.raises(MachineError, match=r"^device a: captured steps take .* expected at most 1000, which"):
+            rank.check_pool()
