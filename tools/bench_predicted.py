@@ -39,7 +39,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = "## Predicted and measured steps on a CPU"
 DEVICES = (1, 2, 4)
 PHASES = ("draft", "verify", "commit", "collectives", "step")
-BENCH = ("--json", "--quiet", "--repeats", "5", "--prompt-tokens", "32", "--max-new-tokens", "64")
+BENCH = ("--json", "--quiet", "--repeats", "5", "--prompt-tokens", "32", "--max-new-tokens", "32")
 MEMORY_STEPS = 24
 """Memory of a device is raised by a tenth at most so often until a plan is found."""
 LONGEST_S = 600
@@ -149,7 +149,7 @@ def title_of(subject: Subject, plan: Plan, tree: Tree) -> str:
     """Return model, devices in use, stages and tree."""
     used = len([line for line in plan.memory if line.weights_bytes + line.draft_weights_bytes])
     stages = " + ".join(str(len(stage.devices)) for stage in plan.stages)
-    return f"{subject.name}, {used} of {len(plan.devices)} devices, stages on {stages}, {tree_words(tree)}"
+    return f"{subject.name}, {used} of {len(plan.inventory.devices)} devices, stages on {stages}, {tree_words(tree)}"
 
 
 def tree_words(tree: Tree) -> str:
