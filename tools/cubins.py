@@ -225,6 +225,16 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             positions=positions[:1],
             greedy=None,
         ),
+        "one row, draw": lambda: sampling.draw(
+            empty(1, 128256, dtype=dtype),
+            positions[:1],
+            temperatures=empty(1, dtype=torch.float32),
+            top_ks=empty(1, dtype=torch.float64),
+            top_ps=empty(1, dtype=torch.float64),
+            keys=positions[:1],
+            positions=positions[:1],
+            greedy=None,
+        ),
         "one pick, sort": lambda: experts.by_expert(empty(1, 1, dtype=torch.int64), 8),
         "one pick, sum": lambda: experts.weighted_sum(
             empty(1, 4096, dtype=dtype), empty(1, 1, dtype=torch.float32), None, None, None

@@ -14,7 +14,7 @@ from torch import Tensor
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.launch import power_of_two
 
-COLUMNS = 1024
+COLUMNS = 512
 """Columns that a program looks at together."""
 LAST = tl.constexpr(0x7FFFFFFF)
 """A number above those of all tokens."""
