@@ -11,6 +11,7 @@ store may read and write it: what it has is parsed strictly, and a value of anot
 import contextlib
 import json
 import threading
+import time
 from datetime import timedelta
 
 from torch.distributed import TCPStore
@@ -65,16 +66,24 @@ class Exchange:
         """Number of looks in a row at which each process had reported nothing new."""
         self._connected = False
         self._ended = threading.Event()
-        threading.Thread(target=self._run, name="exchange", daemon=True).start()
+        self._told = False
+        self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
+        self._thread.start()
 
     def tell_failure(self, message: str) -> None:
         """Report to the others why the run ends, unless one of them was first; over a connection of its own."""
         if self._connected and not self.failure:
+            self._told = True
             tell_failure(self._torchrun, message)
 
     def end(self) -> None:
-        """Stop reporting; the others see that this process is done."""
+        """Stop reporting; the others see that this process is done.
+
+        The process with the store waits until they have read why it ends, for LAST_WORD at most.
+        """
         self._ended.set()
+        if self._told and self._torchrun.serves:
+            self._thread.join(LAST_WORD.total_seconds())
 
     def _run(self) -> None:
         run = self._torchrun
@@ -93,6 +102,8 @@ class Exchange:
                     rank, message = _failure_of(store.get(FAILURE), run.world)
                     self.failure = "" if rank == run.rank else f"rank {rank} ended the run: {message}"
             store.set(_key(run.rank), DONE)
+            if self._told and run.serves:
+                self._wait_for_others(store)
         except _MalformedError as error:
             self.failure = (
                 f"the store of the run, at {run.host}:{run.port}, has a malformed value: {error}: another program "
@@ -104,6 +115,14 @@ class Exchange:
         finally:
             if not self._ended.is_set() and not self.failure:
                 self.failure = "the thread that exchanges states with the other processes failed: this is a bug"
+
+    def _wait_for_others(self, store: TCPStore) -> None:
+        """Wait until the other processes are done, for LAST_WORD at most: the store ends with this one."""
+        others = [_key(rank) for rank in range(self._torchrun.world) if rank != self._torchrun.rank]
+        for _ in range(round(LAST_WORD.total_seconds() / LOOK_S)):
+            if all(store.check([key]) and store.get(key) == DONE.encode() for key in others):
+                return
+            time.sleep(LOOK_S)
 
     def _hear(self, rank: int, report: bytes) -> None:
         """Take a report of another process: a number that grows, so that silence shows, and the state of its rank."""
