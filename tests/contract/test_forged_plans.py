@@ -36,8 +36,8 @@ def test_forged_plans_are_refused_or_run_in_bounds(first: int, tmp_path: Path) -
     assert len(ends) == CASES
     kinds = Counter(end.split()[1] for end in ends)
     assert set(kinds) == {"refused", "ran"}
-    assert kinds["ran"] >= CASES // 4
-    assert kinds["refused"] >= CASES // 4
+    assert kinds["ran"] >= CASES // 5
+    assert kinds["refused"] >= CASES // 5
     assert {"derived ran on 1", "derived ran on 2", "derived ran on 4", "changed ran on 1"} <= set(ends)
     assert {"changed refused InvalidPlanError", "derived refused InvalidPlanError"} <= set(ends)
 

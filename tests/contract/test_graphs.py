@@ -47,17 +47,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 
 
 def planned(
-    checkpoints: Checkpoints, kind: str | None, devices: Sequence[str], schedule: tuple[ScheduledTree, ...] | None
-) -> Plan:
+    checkpoints: Checkpoints, kind: str | None, devices: Sequence[str], schedule: tuple[ScheduledTree, ...] | None,
+    *, gpus: bool,
+) -> Plan:  # fmt: skip
     model, own = checkpoints.base.model, checkpoints.drafts[kind] if kind else None
-    gpus = [
-        dataclasses.replace(make_device(name, memory_bytes=1 << 34), type="gpu", kind="cuda", ordinal=number)
-        for number, name in enumerate(devices)
-    ]
+    records = [make_device(name, memory_bytes=1 << 34) for name in devices]
+    if gpus:
+        records = [
+            dataclasses.replace(record, type="gpu", kind="cuda", ordinal=number)
+            for number, record in enumerate(records)
+        ]
     return make_plan(
         model, [group(model, devices, model.num_layers)], draft=own.draft if own else None,
         inputs=inputs(checkpoints.base, own), context=CONTEXT, prefill_chunk=4, batch=2, tree=TREE, schedule=schedule,
-        devices=gpus,
+        devices=records,
     )  # fmt: skip
 
 
@@ -125,11 +128,11 @@ SHAPES_AND_REPLAYS = {"joins and ends": (3, 5), "a tree for each number, two dev
 def test_a_replay_is_the_step(case: str, small: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokens are those of the CPU kernels, which run every step."""
     kind, devices, schedule, events = CASES[case]
-    plan = planned(small, kind, devices, schedule)
-    directory = compiled(tmp_path / "plan", plan, small, kind)
-    expected, none, _ = played(plan, directory, events, captured=False)
+    on_cpus, on_gpus = (planned(small, kind, devices, schedule, gpus=gpus) for gpus in (False, True))
+    expected, none, _ = played(on_cpus, compiled(tmp_path / "cpu", on_cpus, small, kind), events, captured=False)
     monkeypatch.setattr(ops, "has_kernels", lambda x: False)
-    tokens, shapes, replays = played(plan, directory, events, captured=True)
+    directory = compiled(tmp_path / "gpu", on_gpus, small, kind)
+    tokens, shapes, replays = played(on_gpus, directory, events, captured=True)
     assert none == 0
     assert tokens == expected
     assert (shapes, replays) == SHAPES_AND_REPLAYS[case], "what is not replayed proves nothing"

@@ -20,7 +20,7 @@ ROWS = {
     "attention": ["tree: error against float32"],
     "experts": ["60 rows: relative error, without a wait"],
     "memory": ["bytes of buffers"],
-    "graph": ["verify, captured"],
+    "graph": ["plain: tokens", "EAGLE, sampled: tokens"],
 }
 """Some parts that run on a CPU within seconds, and rows of each."""
 

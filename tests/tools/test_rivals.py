@@ -59,7 +59,7 @@ def test_a_pipeline_takes_the_time_of_reading_all_weights() -> None:
     _, sizes = balanced_map(rivalry.model, formulation_of(rivalry).inventory)
     cached = 2 * 64 * rivalry.context * 8 * 128 * 2
     read_bytes = sizes[""] - sizes["model.embed_tokens"] + cached
-    expected_ns = read_bytes / (0.8 * 936) + (64 * 15 + 20 + 39) * 2_400 + 2 * 20_000
+    expected_ns = read_bytes / (0.8 * 936) + (64 * 10 + 3 + 26 + 14) * 2_400 + 2 * 20_000
     assert pipeline.short_bytes == 0
     assert pipeline.step_ns == pytest.approx(expected_ns, rel=2e-3)
 

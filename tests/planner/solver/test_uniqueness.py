@@ -77,7 +77,7 @@ CASES = {
         inventory=box(slow("g0", 900), slow("g1", 700), cpu("cpu", 64, 4)), model=TINY, wanted=Wanted(context=1000)
     ),
     "experts": Case(
-        inventory=box(slow("g0", 1200), slow("g1", 1200), slow("g2", 700)),
+        inventory=box(slow("g0", 1700), slow("g1", 1700), slow("g2", 1200)),
         model=MIXTRAL,
         head=TINY_HEAD,
         wanted=Wanted(context=256),
