@@ -9,6 +9,7 @@ from plans.kv import kv_division
 from plans.places import places
 from plans.schema import Inventory, Plan
 from plans.step import tree_for
+from plans.usable import unusable_devices
 
 POOL = "scratch.graphs"
 """Name of the pool in the memory table."""
@@ -24,15 +25,16 @@ RESERVED_BYTES = LIBRARIES_BYTES + LOOSE_BYTES
 def uncaptured_on(inventory: Inventory) -> str | None:
     """Return why the steps of plans for an inventory are not captured; None: they are.
 
-    They are where all its devices together, in use or not, exchange messages over NCCL: so memory and time of captured
-    steps are known before any device is chosen.
+    They are where all its devices that may have a part, in use or not, exchange messages over NCCL: so memory and time
+    of captured steps are known before any device is chosen.
     """
-    if any(device.kind != "cuda" for device in inventory.devices):
+    unusable = unusable_devices(inventory)
+    devices = [device for device in inventory.devices if device.id not in unusable]
+    if any(device.kind != "cuda" for device in devices):
         return "a device is a CPU"
-    if len(inventory.devices) > 1 and any(host.transport != "auto" for host in inventory.hosts):
+    if len(devices) > 1 and any(host.transport != "auto" for host in inventory.hosts):
         return "messages go over gloo, which waits for the host"
-    gpus = {(device.host, device.ordinal) for device in inventory.devices}
-    if len(gpus) < len(inventory.devices):
+    if len({(device.host, device.ordinal) for device in devices}) < len(devices):
         return "several devices are one GPU, and exchange messages over gloo"
     return None
 
