@@ -285,14 +285,14 @@ def write_factors(a: Any, row: Any, rows: Any, scales: Any, zeros: Any, scratch:
         for number in range(rows):
             _write_scales(a, start + number * stride, target + 4 * number * groups, groups)
     if groups < width:
-        repeated(target, scales, rows, groups, a.group // BLOCK, width)
+        repeated(target, scales, rows, groups, (a.group + BLOCK - 1) // BLOCK, width)
     if a.zeros:
         target = zeros if groups == width else scratch
         for number in range(rows):
             source = a.zeros + (row + number) * a.zeros_stride
             convert_octets(source, target + 4 * number * groups, groups, F(1))
         if groups < width:
-            repeated(target, zeros, rows, groups, a.group // BLOCK, width)
+            repeated(target, zeros, rows, groups, (a.group + BLOCK - 1) // BLOCK, width)
         for number in range(rows * width):
             floats(zeros)[number] *= floats(scales)[number]
         for number in range(rows * width, rows * width + LANES):

@@ -17,6 +17,8 @@ FORMS = [
     WeightFormat(code="int4", group=None, zeros=False, scale="float32"),
     WeightFormat(code="int8", group=None, zeros=False, scale="float16"),
     WeightFormat(code="int8", group=32, zeros=True, scale="bfloat16"),
+    WeightFormat(code="int8", group=None, zeros=True, scale="bfloat16"),
+    WeightFormat(code="int4", group=None, zeros=True, scale="float16"),
     WeightFormat(code="float8_e4m3fn", group=64, zeros=False, scale="float32"),
     WeightFormat(code="float8_e4m3fn", group=None, zeros=False, scale="bfloat16"),
     WeightFormat(code="float4_e2m1", group=32, zeros=False, scale="float8_e8m0"),
@@ -70,7 +72,7 @@ def largest(form: WeightFormat, weight: weights.Coded, values: Tensor) -> Tensor
     form=st.sampled_from(FORMS),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     rows=st.integers(1, 20),
-    blocks=st.integers(1, 5),
+    blocks=st.integers(1, 18),
     rest=st.integers(0, 31),
     outputs=st.integers(1, 39),
     threads=st.sampled_from([1, 2]),
@@ -105,6 +107,19 @@ def test_products_are_those_with_the_values_and_a_row_has_the_same_bits_among_an
     expected = x.double() @ values.double().t() + addend
     bound = 2.0**-21 * (x.double().abs() @ largest(form, weight, values).t()) + torch.finfo(dtype).eps * expected.abs()
     assert ((found.double() - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("blocks", [8, 16, 17])
+@pytest.mark.parametrize("form", [form for form in FORMS if form.group is None and form.code != "int4"])
+def test_a_last_block_that_is_not_whole_has_the_scale_of_its_row(form: WeightFormat, blocks: int) -> None:
+    """One block more than vectors of scales have, of 8 and of 16 lanes."""
+    weight, values = random_weight(form, 7, 32 * blocks + 8, 0)
+    for rows in (1, 3, 8):
+        x = torch.randn((rows, weight.inputs), generator=torch.Generator().manual_seed(rows))
+        torch.full((400_000,), 1e3)  # what memory has that nobody wrote
+        found = weights.product(x, weight, None)
+        exact, most = x.double() @ values.double().t(), x.double().abs() @ values.double().abs().t()
+        assert ((found.double() - exact).abs() <= 1e-5 * most).all()
 
 
 @pytest.mark.parametrize("form", FORMS)
