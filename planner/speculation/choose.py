@@ -21,12 +21,14 @@ second best where it is within CLOSE of the best.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from planner.costs.acceptance import PPM, expected_ppm
 from planner.costs.shares import DraftShares
 from planner.enough_hosts import on_hosts
+from planner.errors import NotProvenError
 from planner.problem.formulate import Formulation
 from planner.solver.solve import LeastStep
 from planner.speculation.draft_bound import least_draft_ns
@@ -205,8 +207,9 @@ class _Search:
             self.asked.add(tree)
             best = self.ranked()[0]
             close_ns = int(CLOSE * self.expected(tree) * best.least_ns / best.acceptance_ppm) + 1
-            if self.takes_longer(self.formulation_of(tree), close_ns):
-                self.whole_ns[tree] = close_ns
+            with suppress(NotProvenError):  # its step may be proven nevertheless
+                if self.takes_longer(self.formulation_of(tree), close_ns):
+                    self.whole_ns[tree] = close_ns
             return
         found = self._solved(tree)
         if found is not None:

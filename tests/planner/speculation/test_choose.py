@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from planner.costs.acceptance import PPM, expected_ppm
 from planner.costs.shares import DraftShares
@@ -137,6 +138,22 @@ def test_the_first_search_past_its_limit_ends_the_choice() -> None:
         with pytest.raises(NotProvenError, match="open"):
             choose(with_tree(formulated), trees_of(formulated.draft, 1), EAGLE3, open_at(number), longer)
         assert len(asked_for) == number
+
+
+def test_a_question_past_its_limit_does_not_end_the_choice() -> None:
+    formulated = asked(yaml.safe_load((ROOT / "inventory.yaml").read_text()))
+    assert formulated.draft is not None
+    of, trees, questions = with_tree(formulated), list(trees_of(formulated.draft, 1))[::2], []
+
+    def undecided(part: Formulation, step_ns: int) -> bool:
+        questions.append(part)
+        raise NotProvenError("open")
+
+    found, expected = choose(of, trees, EAGLE3, least, undecided), choose(of, trees, EAGLE3, least, longer)
+    assert questions
+    assert found is not None
+    assert expected is not None
+    assert (found.best.tree, found.best.least_ns) == (expected.best.tree, expected.best.least_ns)
 
 
 def test_nothing_fits() -> None:
