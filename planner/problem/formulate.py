@@ -92,24 +92,39 @@ class Formulation:
         """Return the bound of all answers on the usable inventory by the hosts and devices that they use."""
         return in_use(self.problem, self.wider_groups())
 
+    def base_in_use(self) -> InUse:
+        """Return the same of the base's part of a step, as if the drafter took no time."""
+        return in_use(self._base_problem, self._wider_groups(None))
+
     def wider_groups(self) -> list[WiderGroups]:
         """Return bounds of the groups and options over more hosts than are searched."""
+        return self._wider_groups(self._draft_shares)
+
+    def _wider_groups(self, draft: DraftShares | None) -> list[WiderGroups]:
         searched = len(self.searched.hosts)
         return [
             group
             for machine in best_machines(self.usable)
-            for group in Wider(base=self._shares, draft=self._draft_shares, machine=machine, searched=searched).groups()
+            for group in Wider(base=self._shares, draft=draft, machine=machine, searched=searched).groups()
         ]
 
     @cached_property
     def problem(self) -> Problem:
         """The integers of the placement; raise InputError for what cannot be placed or counted."""
+        block = None if self._draft_block is None else self._draft_block.block
+        problem = replace(self._base_problem, tail=block)
+        refuse_immense(problem)
+        return problem
+
+    @cached_property
+    def _base_problem(self) -> Problem:
+        """The problem without its block for the drafter."""
         refuse_axis(self.options, self.searched, [layers.attention for layers in self._shares.kinds])
         devices, chain = self.searched.devices, self._chain
         tables = self._shares, self._links, self._quanta
         message_bytes = step.message_bytes(self.options)
         gpus = (index for index, device in enumerate(devices) if device.kind == "cuda")
-        problem = Problem(
+        return Problem(
             devices=tuple(device.id for device in devices),
             capacity_bytes=tuple(map(self._room_bytes, devices)),
             hosts=self._fabric.of_host,
@@ -121,7 +136,7 @@ class Formulation:
             counts=None if chain is None else tuple(count for _, count in chain.runs),
             first=embed_block(*tables, self._sets(chain.embed if chain else None), self.row_unit),
             last=lm_head_block(*tables, self._sets(chain.head if chain else None), self.row_unit),
-            tail=None if self._draft_block is None else self._draft_block.block,
+            tail=None,
             message_ns=tuple(self._links.round_ns(members, message_bytes) for members in self._fabric.of_host),
             network_message_ns=self._links.network_ns(message_bytes),
             goal=GOALS[self.options.strategy],
@@ -130,8 +145,6 @@ class Formulation:
             tie_ppm=ROUNDING_PPM,
             spare=next(gpus, 0) if self.options.strategy == "balanced_low_0" else None,
         )
-        refuse_immense(problem)
-        return problem
 
     @cached_property
     def kv_divisions(self) -> tuple[KvDivision, ...]:

@@ -6,9 +6,11 @@ it where E(t) / L(t) is no more than the best known for a lower bound L(t) <= S(
 
 1. S(s) of a solved tree s that is no larger than t: nodes, levels and width only add work and bytes to any placement;
 2. V(n) + D(t): V(n), the least time of the base's part alone with n <= total_token(t) rows, and D(t), that of the
-   drafter's passes (:mod:`planner.speculation.draft_bound`). V(1) is plain decoding, which is solved anyway; other V
-   are bounds of :mod:`planner.solver.bounds.in_use`, without memory and over all hosts. Where that is not enough, the
-   same bound of the whole step, before it is solved;
+   drafter's passes. V(1) is plain decoding, which is solved anyway; other V are bounds of
+   :mod:`planner.solver.bounds.in_use`, without memory and over all hosts. D(t) is first that of
+   :mod:`planner.speculation.draft_bound`, or the D(s) of a tree s whose drafter has no more to do: no more levels, no
+   more width, no more nodes that are kept. Of trees that are solved, and of others where this is not enough, D is the
+   bound of ``in_use``, too, with the drafter formulated;
 3. (1 - q) V(1) + q S(s), of a solved tree s with more levels, no more nodes and no more width: q = depth(t) / depth(s)
    of its passes are left, and none is shorter than q of what it was.
 
@@ -23,7 +25,7 @@ second best where it is within CLOSE of the best.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from planner.costs.acceptance import PPM, expected_ppm
 from planner.costs.shares import DraftShares
@@ -32,12 +34,16 @@ from planner.errors import NotProvenError
 from planner.problem.formulate import Formulation
 from planner.solver.solve import LeastStep
 from planner.speculation.draft_bound import least_draft_ns
-from planner.speculation.grid import contains, size, undominated
+from planner.speculation.grid import contains, drafted, no_less, size, undominated
 from plans.acceptance import Profile
 from plans.schema import Tree
+from plans.step import tree_rows, written_rows
 
 CLOSE = 1.01
 """A tree is solved where it may be slower than the best known by no more than this factor."""
+
+DRAFTER = 2
+"""Place of the drafter among the blocks of a problem."""
 
 SLACK = 1 - 1e-4
 """Bounds are lowered by the rounding of times (ROUNDING_PPM), which differs from tree to tree."""
@@ -107,7 +113,7 @@ def choose(
     """
     kept = undominated(list(trees), lambda tree: expected_ppm(profile, tree))
     search = _Search(
-        formulation_of=formulation_of,
+        formulation_of=cache(formulation_of),  # what one question formulates of a tree, the next one does not
         profile=profile,
         solve=solve,
         takes_longer=takes_longer,
@@ -145,10 +151,12 @@ class _Search:
     """Plain decoding is not an answer beside a tree."""
     found: list[Found] = field(default_factory=list)
     infeasible: list[Tree] = field(default_factory=list)
-    rows_ns: dict[int, float] = field(default_factory=dict)
-    """V(n) by n."""
-    whole_ns: dict[Tree, float] = field(default_factory=dict)
-    """Bounds of the whole step, by tree."""
+    rows_ns: dict[tuple[int, int], float] = field(default_factory=dict)
+    """V(n) by n, and by the rows that a cache has at least, which a window of few positions and a short chunk move."""
+    drafters_ns: dict[Tree, float] = field(default_factory=dict)
+    """D of the trees whose drafter was formulated."""
+    longer_ns: dict[Tree, int] = field(default_factory=dict)
+    """Steps that no placement is as fast as, as the solver proved."""
     asked: set[Tree] = field(default_factory=set)
     """Trees of which the solver was asked whether they are close to the best."""
 
@@ -162,7 +170,7 @@ class _Search:
         found = self._solved(None)
         if found is not None:
             self.found.append(found)
-            self.rows_ns[1] = found.least_ns * SLACK
+            self.rows_ns[self._rows(None)] = found.least_ns * SLACK
 
     def expected(self, tree: Tree) -> int:
         """Return E in parts per million."""
@@ -190,18 +198,18 @@ class _Search:
         ]
         if len(self.found) > 1:
             # a bound for few nodes holds for more nodes, too, so that it comes before theirs
-            unknown = [tree for tree in left if tree.total_token not in self.rows_ns]
+            unknown = [tree for tree in left if self._rows(tree) not in self.rows_ns]
             left = [min(unknown, key=size)] if unknown else left
         return max(left, key=self._most, default=None)
 
     def settle(self, tree: Tree) -> None:
-        """Learn more of a tree: V of its nodes, a bound of its step, whether it is close to the best, or its step."""
-        if tree.total_token not in self.rows_ns:
-            rows = replace(self.formulation_of(tree), draft=None)
-            self.rows_ns[tree.total_token] = on_hosts(rows, 1).in_use().least_ns(1) * SLACK
+        """Learn more of a tree: V of its nodes, D of its drafter, whether it is close to the best, or its step."""
+        rows = self._rows(tree)
+        if rows not in self.rows_ns:
+            self.rows_ns[rows] = on_hosts(self.formulation_of(tree), 1).base_in_use().least_ns(1) * SLACK
             return
-        if len(self.found) > 1 and tree not in self.whole_ns:
-            self.whole_ns[tree] = on_hosts(self.formulation_of(tree), 1).in_use().least_ns(1) * SLACK
+        if len(self.found) > 1 and tree not in self.drafters_ns:
+            self._bound_drafter(tree)
             return
         if len(self.found) > 1 and tree not in self.asked:
             self.asked.add(tree)
@@ -209,13 +217,19 @@ class _Search:
             close_ns = int(CLOSE * self.expected(tree) * best.least_ns / best.acceptance_ppm) + 1
             with suppress(NotProvenError):  # its step may be proven nevertheless
                 if self.takes_longer(self.formulation_of(tree), close_ns):
-                    self.whole_ns[tree] = close_ns
+                    self.longer_ns[tree] = close_ns
             return
         found = self._solved(tree)
         if found is not None:
             self.found.append(found)
+            self._bound_drafter(tree)
         else:
             self.infeasible.append(tree)
+
+    def _bound_drafter(self, tree: Tree) -> None:
+        """Learn D of a tree's drafter on the device sets that may run it."""
+        bound = on_hosts(self.formulation_of(tree), 1).in_use()
+        self.drafters_ns[tree] = bound.block_ns(DRAFTER) * SLACK
 
     def _solved(self, tree: Tree | None) -> Found | None:
         """Return the least step, None where nothing fits; raise NotProvenError past the solver's limit."""
@@ -239,11 +253,16 @@ class _Search:
 
     def _least_ns(self, tree: Tree) -> float:
         """Return L of a tree."""
-        rows = max(ns for nodes, ns in self.rows_ns.items() if nodes <= tree.total_token)
-        return max(rows + self._draft_ns(tree), self.whole_ns.get(tree, 0.0), *self._from_solved(tree))
+        rows = max(ns for fewer, ns in self.rows_ns.items() if no_less(self._rows(tree), fewer))
+        return max(rows + self._draft_ns(tree), self.longer_ns.get(tree, 0), *self._from_solved(tree))
+
+    def _rows(self, tree: Tree | None) -> tuple[int, int]:
+        """Return the numbers on which the time of the base's part depends: none of them makes it shorter."""
+        options = self.formulation_of(tree).options
+        return tree_rows(options), written_rows(options)
 
     def _from_solved(self, tree: Tree) -> Iterator[float]:
-        plain_ns = self.rows_ns[1]
+        plain_ns = self.rows_ns[self._rows(None)]
         yield plain_ns
         for found in self.found:
             solved = found.tree
@@ -253,18 +272,22 @@ class _Search:
             if contains(replace(tree, depth=solved.depth), solved):
                 yield (1 - left) * plain_ns + left * found.least_ns * SLACK
 
-    def _draft_ns(self, tree: Tree) -> int:
-        known = self._drafts.get(tree)
-        if known is None:
+    def _draft_ns(self, tree: Tree) -> float:
+        """Return D of a tree."""
+        smaller = (ns for other, ns in self.drafters_ns.items() if no_less(drafted(tree), drafted(other)))
+        return max((self._any_draft_ns(tree), *smaller))
+
+    @cached_property
+    def _any_draft_ns(self) -> Callable[[Tree], int]:
+        """Return D of a tree over all sets of devices."""
+
+        def least_ns(tree: Tree) -> int:
             formulation = self.formulation_of(tree)
             assert formulation.draft is not None
             shares = DraftShares(
                 model=formulation.model, draft=formulation.draft, options=formulation.options,
                 kernels=formulation.kernels,
             )  # fmt: skip
-            known = self._drafts[tree] = least_draft_ns(shares, formulation.usable)
-        return known
+            return least_draft_ns(shares, formulation.usable)
 
-    @cached_property
-    def _drafts(self) -> dict[Tree, int]:
-        return {}
+        return cache(least_ns)

@@ -41,9 +41,19 @@ def size(tree: Tree) -> tuple[int, int, int]:
     return tree.total_token, tree.depth, tree.top_k
 
 
+def drafted(tree: Tree) -> tuple[int, int, int]:
+    """Return the numbers on which a drafter's time depends, likewise: nodes that a step keeps at most, levels, width."""
+    return min(tree.depth + 2, tree.total_token), tree.depth, tree.top_k
+
+
 def contains(larger: Tree, smaller: Tree) -> bool:
     """Tell whether no number of a tree is smaller than that of the other."""
-    return all(a >= b for a, b in zip(size(larger), size(smaller), strict=True))
+    return no_less(size(larger), size(smaller))
+
+
+def no_less(numbers: tuple[int, ...], others: tuple[int, ...]) -> bool:
+    """Tell whether no number is smaller than the other in its place."""
+    return all(a >= b for a, b in zip(numbers, others, strict=True))
 
 
 def undominated(trees: list[Tree], expected: Callable[[Tree], int]) -> list[Tree]:

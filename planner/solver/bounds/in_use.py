@@ -101,6 +101,10 @@ class InUse:
             least = all_stages.layers_ns + _least(all_stages.parts) + sum(map(_least, blocks))
         return least * (1 - limits.MARGIN)
 
+    def block_ns(self, number: int) -> float:
+        """Return what a block takes at least in any answer, with what it receives."""
+        return _least(self.blocks[number]) * (1 - limits.MARGIN)
+
     def most_hosts(self, limit_ns: float, hosts: int, devices: float = math.inf) -> int:
         """Return the most hosts of an answer of at most ``limit_ns`` and so many devices: none has more than ``hosts``.
 
