@@ -42,7 +42,7 @@ def size(tree: Tree) -> tuple[int, int, int]:
 
 
 def drafted(tree: Tree) -> tuple[int, int, int]:
-    """Return the numbers on which a drafter's time depends, likewise: nodes that a step keeps at most, levels, width."""
+    """Return the numbers on which a drafter's time depends, likewise: nodes that are kept at most, levels, width."""
     return min(tree.depth + 2, tree.total_token), tree.depth, tree.top_k
 
 
