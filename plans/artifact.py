@@ -44,9 +44,10 @@ class Abi:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundingErrors:
-    """Errors of the weights of a layer that were rounded when they were compiled."""
+    """Errors of the weights of a layer, or of the tables, that were rounded when they were compiled."""
 
-    layer: int
+    layer: int | None = None
+    """None: embedding and lm_head."""
     errors_ppm: tuple[int, ...]
     """sqrt(sum((values of codes - weights)^2) / sum(weights^2)) in parts per million, of each slot of codes in order
     of the file, over the rows of which the image has all columns or some."""
@@ -62,7 +63,7 @@ class Image:
     """BLAKE3 of the whole file, in hex."""
     abi: Abi
     rounding: tuple[RoundingErrors, ...] | None = None
-    """Errors of each layer whose weights were rounded, in order; None: of none."""
+    """Errors of each layer whose weights were rounded, in order, then of the tables; None: of none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

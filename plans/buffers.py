@@ -30,9 +30,9 @@ from typing import Literal, get_args
 from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_DTYPE_BYTES, KV_SCALE_BYTES, cached_width
 from plans.graphs import POOL, uncaptured
 from plans.kv import KvShare, kv_share, query_heads
-from plans.quantized import coded_columns
+from plans.quantized import coded_columns, draft_embed_format, draft_head_format
 from plans.rotary import tables
-from plans.schema import Attention, Draft, Mlp, Model, Options, Plan, Stage
+from plans.schema import Attention, Draft, Mlp, Model, Options, Plan, Stage, WeightFormat
 from plans.shared_memory import outbox_bytes, sharing
 from plans.step import (
     ALIGN_BYTES,
@@ -161,6 +161,7 @@ def embed_buffers(model: Model, options: Options, *, group_size: int, hop: bool,
         *sent,
         # looked-up rows, and those without the rows of others: model.blocks.Embed
         Buffer(name="embed.scratch.rows", term="buffers", dtype=dtype, shape=(2, rows, hidden)),
+        *_values("embed.", model.embed_format, rows, hidden),
         # the copy of a collective's library, or of a staged message: comm.groups.Group.all_reduce
         Buffer(name="embed.scratch.reduce", term="comm", dtype=dtype, shape=(rows, reduced)),
     )
@@ -187,6 +188,7 @@ def lm_head_buffers(
         Buffer(name="scratch.noise", term="buffers", dtype="float64", shape=(6 + accept_rows(options), rows)),
         # output of the final norm, and its float32 temporary: model.base.BaseLmHead
         Buffer(name="scratch.normed", term="buffers", dtype="float32", shape=(2, forward, hidden)),
+        *_coded_table("", model.head_format, hidden, nodes),
         # best logit and token of each row, of this device and of all: model.blocks.LmHead.best, model.draw.draw
         Buffer(name="scratch.best", term="comm", dtype="float64", shape=(1 + group_size, nodes, BEST_WORDS)),
     )
@@ -225,8 +227,10 @@ def draft_buffers(
         Buffer(name="draft.scratch.pool", term="buffers", dtype="int64", shape=(12, pool)),
         # logits, their copy in float32, and its exponentials: model.blocks.LmHead.top
         Buffer(name="draft.scratch.head", term="buffers", dtype="float32", shape=(3, beam, head_rows)),
+        *_coded_table("draft.", draft_head_format(model, draft), hidden, beam),
         # looked-up rows, whole whatever rows of the table the device has: model.blocks.Embed
         Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
+        *_values("draft.", draft_embed_format(model, draft), rows, hidden),
         # fc's input and output, or the two normed halves side by side: decode.eagle_head, model.blocks.Eagle3Layer
         Buffer(name="draft.scratch.input", term="buffers", dtype=options.dtype, shape=(4, rows, hidden)),
         # the normed target feature, of each layer and side by side, and the norm's float32: decode.eagle_head
@@ -475,6 +479,21 @@ def _codes(model: Model, options: Options, share: KvShare, mlp_units: int) -> tu
     rows = CODED_SCRATCH_ROWS + (forward_rows(options) if options.dtype == "float32" else 0)
     shape = (rows, coded_columns(max(read)) + CODED_PADDING)
     return (Buffer(name="scratch.codes", term="buffers", dtype="float32", shape=shape),)
+
+
+def _coded_table(prefix: str, form: WeightFormat | None, hidden: int, rows: int) -> tuple[Buffer, ...]:
+    """Return scratch of logits of so many rows from an lm_head in codes, as in ``_codes``, with all rows in float32."""
+    if form is None:
+        return ()
+    shape = (CODED_SCRATCH_ROWS + rows, coded_columns(hidden) + CODED_PADDING)
+    return (Buffer(name=f"{prefix}scratch.head.codes", term="buffers", dtype="float32", shape=shape),)
+
+
+def _values(prefix: str, form: WeightFormat | None, rows: int, hidden: int) -> tuple[Buffer, ...]:
+    """Return looked-up rows of an embedding in codes, with what they become in float32: model.weights.look_up."""
+    if form is None:
+        return ()
+    return (Buffer(name=f"{prefix}scratch.values", term="buffers", dtype="float32", shape=(2, rows, hidden)),)
 
 
 def _sinks(common: _Common, attention: Attention, heads: int) -> tuple[Buffer, ...]:

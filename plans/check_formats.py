@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from plans.quantized import BLOCK, ROUNDED, column_unit, divides, is_half
-from plans.schema import LayerClass, RoundedWeights, WeightFormat
+from plans.quantized import BLOCK, ROUNDED, column_unit, divides, is_half, rounded_table
+from plans.schema import LayerClass, Model, RoundedWeights, WeightFormat
 from plans.violations import Violation, bad
 
 
@@ -41,6 +41,18 @@ def check_rounded(path: str, layers: LayerClass, weights: RoundedWeights) -> Ite
             form = replace(form, group=asked.group if asked.group % form.group == 0 else form.group)
         if form != asked:
             yield bad(f"{path}.{name}", form, f"{asked}, as options.weights, {weights}, says")
+
+
+def check_table_format(model: Model, weights: RoundedWeights | None) -> Iterator[Violation]:
+    """Check the format of the lm_head, of a tied model of the embedding too, whose rows are looked up."""
+    form, path = model.head_format, "model.head_format"
+    if form is None:
+        return
+    yield from _check_format(path, form, model.hidden_size, ())
+    if weights is not None and form != rounded_table(weights):
+        yield bad(path, form, f"{rounded_table(weights) or 'nothing'}, as options.weights, {weights}, says")
+    elif model.tied_head and form != ROUNDED["int8"]:
+        yield bad(path, form, f"{ROUNDED['int8']}, or nothing, of an embedding")
 
 
 def _check_format(path: str, form: WeightFormat, columns: int, cuts: tuple[int, ...]) -> Iterator[Violation]:

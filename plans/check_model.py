@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 
-from plans.check_formats import check_formats, check_rounded
+from plans.check_formats import check_formats, check_rounded, check_table_format
 from plans.schema import Attention, Draft, Mlp, Model, Options, Plan, Rotary, Router, Tree
 from plans.step import is_chain
 from plans.violations import Violation, bad, in_range
@@ -61,6 +61,7 @@ def check_model(plan: Plan) -> Iterator[Violation]:
         yield from check_formats(f"model.layers[{i}]", layers, model.hidden_size)
         if plan.options.weights is not None:
             yield from check_rounded(f"model.layers[{i}]", layers, plan.options.weights)
+    yield from check_table_format(model, plan.options.weights)
     yield from _check_rotaries(model)
     if (scaling := model.query_scaling) is not None:
         yield from in_range("model.query_scaling.beta", scaling.beta, *BETAS)

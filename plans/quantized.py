@@ -18,7 +18,7 @@ becomes two vectors of neighbouring columns by a mask and a shift.
 
 from collections.abc import Mapping
 
-from plans.schema import Attention, KvAxis, Model, RoundedWeights, WeightFormat
+from plans.schema import Attention, Draft, KvAxis, Model, RoundedWeights, WeightFormat
 
 SCALE_NAMES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float8_e8m0": "U8"}
 """Name in a safetensors header of each dtype of scales in an image; codes and zero points are U8."""
@@ -37,13 +37,32 @@ ROUNDED: Mapping[RoundedWeights, WeightFormat] = {
 
 def has_codes(model: Model) -> bool:
     """Return True where some weight of a model is quantized."""
-    return any(
+    return model.head_format is not None or any(
         form is not None
         for layers in model.layers
         for form in (
             layers.attention.qkv_format, layers.attention.o_format, layers.mlp.gate_up_format, layers.mlp.down_format
         )
     )  # fmt: skip
+
+
+def draft_embed_format(model: Model, draft: Draft) -> WeightFormat | None:
+    """Return the format of the drafter's embedding table: its own is plain, else it is the base's."""
+    return None if draft.own_embedding else model.embed_format
+
+
+def draft_head_format(model: Model, draft: Draft) -> WeightFormat | None:
+    """Return the format of the drafter's lm_head: its own is plain, else it is the base's."""
+    return None if draft.own_head else model.head_format
+
+
+def rounded_table(weights: RoundedWeights) -> WeightFormat | None:
+    """Return the format to which the lm_head is rounded, of a tied model the embedding too; None: it stays plain.
+
+    Integers of 8 bits with a scale for each row, whatever the layers have, as other programs keep it too (GGUF's Q4_0
+    with an output in Q8_0); beside layers in float8 it stays, as published checkpoints have it.
+    """
+    return None if weights == "fp8" else ROUNDED["int8"]
 
 
 def is_half(form: WeightFormat) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 SCHEMA_MAJOR = 4
-SCHEMA_MINOR = 4
+SCHEMA_MINOR = 5
 
 DType = Literal["bfloat16", "float16", "float32"]
 KvDType = Literal["bfloat16", "float16", "float32", "float8_e4m3fn", "int8"]
@@ -392,6 +392,13 @@ class Model:
     """Divisor of logits; None: 1."""
     logit_softcap: float | None = None
     """c: a logit z of the lm_head becomes c * tanh(z / c); None: it stays."""
+    head_format: WeightFormat | None = None
+    """Format of the lm_head, of a tied model that of the embedding too; None: the plan's dtype."""
+
+    @property
+    def embed_format(self) -> WeightFormat | None:
+        """Format of the embedding table; None: the plan's dtype."""
+        return self.head_format if self.tied_head else None
 
     @property
     def num_layers(self) -> int:

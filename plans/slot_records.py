@@ -167,19 +167,19 @@ class StageSlots:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableRows:
-    """A device's rows of a vocabulary table, in a slot [V', H] that may have more of them."""
+    """A device's rows of a vocabulary table, in a matrix [V', H] that may have more of them."""
 
-    slot: SlotSpec
+    matrix: MatrixSlots
     start: int
-    """First of them in the slot."""
+    """First of them in the matrix."""
     stop: int
     lent: bool = False
-    """The slot is listed with another table, whose rows are of the same tensor."""
+    """The slots are listed with another table, whose rows are of the same tensor."""
 
     @property
-    def own(self) -> SlotSpec | None:
-        """The slot, where it is listed with this table."""
-        return None if self.lent else self.slot
+    def listed(self) -> tuple[SlotSpec, ...]:
+        """Slots in the order of the file, where they are listed with this table."""
+        return () if self.lent else self.matrix.listed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,8 +210,8 @@ class BaseSlots:
         ropes = () if self.stage is None else self.stage.ropes
         layers = () if self.stage is None else self.stage.layers
         of_layers = (slot for layer in layers for slot in layer.listed)
-        head = () if self.head is None else (self.head.norm, _own(self.head.rows))
-        return _listed(*ropes, _own(self.embed), *of_layers, *head)
+        head = () if self.head is None else (self.head.norm, *_of(self.head.rows))
+        return (*ropes, *_of(self.embed), *of_layers, *head)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,15 +242,12 @@ class DraftSlots:
         """Slots in the order of the file."""
         layers = (slot for layer in self.layers for slot in layer.listed)
         fused = (self.fc_norm, self.mask_hidden, self.fc, self.fc_bias)
-        return _listed(self.rope, _own(self.embed), *fused, *layers, self.norm, _own(self.head), self.d2t)
+        inner = _listed(*fused, *layers, self.norm)
+        return (self.rope, *_of(self.embed), *inner, *_of(self.head), *_listed(self.d2t))
 
 
-def _own(rows: TableRows | None) -> SlotSpec | None:
-    return None if rows is None else rows.own
-
-
-def _of(matrix: MatrixSlots | None) -> tuple[SlotSpec, ...]:
-    return () if matrix is None else matrix.listed
+def _of(weight: MatrixSlots | TableRows | None) -> tuple[SlotSpec, ...]:
+    return () if weight is None else weight.listed
 
 
 def _listed(*slots: SlotSpec | None) -> tuple[SlotSpec, ...]:

@@ -18,7 +18,7 @@ from typing import Literal
 from plans.artifact import align
 from plans.dtypes import HEADER_NAMES
 from plans.kv import KvShare, first_head, kv_share
-from plans.quantized import SCALE_NAMES, code_bytes, groups
+from plans.quantized import SCALE_NAMES, code_bytes, draft_embed_format, draft_head_format, groups
 from plans.ranges import Range, Ranges, attention_ranges, length, scaled, share_range
 from plans.rotary import Order, head_order, table_of, tables
 from plans.schema import (
@@ -98,9 +98,9 @@ class _Maker:
         """Return the slot of a whole matrix."""
         return self.stacked(name, [(name, ((0, rows),))], width)
 
-    def table(self, name: str, rows: Range, width: int) -> SlotSpec | None:
-        """Return the slot of rows of a vocabulary table; None of no rows."""
-        return self.stacked(name, [(name, (rows,))], width) if rows[1] > rows[0] else None
+    def table(self, name: str, rows: Range, width: int, form: WeightFormat | None) -> MatrixSlots | None:
+        """Return the slots of rows of a vocabulary table; None of no rows."""
+        return matrix(self.stacked(name, [(name, (rows,))], width), form) if rows[1] > rows[0] else None
 
     def rope(self, head_dim: int, rotary: Rotary | None, number: int = 0) -> SlotSpec:
         """Return the slot of a rotary table: frequencies [D/2], scaling already evaluated, or with factors [2, D/2]."""
@@ -322,9 +322,9 @@ def draft_rope_slot(draft: Draft) -> SlotSpec:
     return _draft("float32").rope(draft.attention.head_dim, draft.rotary)
 
 
-def embed_slot(model: Model, rows: Range, dtype: DType) -> SlotSpec | None:
-    """Return the slot of rows of the embedding table; None of no rows."""
-    return _base(dtype).table("embed.weight", rows, model.hidden_size)
+def embed_slots(model: Model, rows: Range, dtype: DType) -> MatrixSlots | None:
+    """Return the slots of rows of the embedding table; None of no rows."""
+    return _base(dtype).table("embed.weight", rows, model.hidden_size, model.embed_format)
 
 
 def final_norm_slot(model: Model, dtype: DType) -> SlotSpec:
@@ -332,49 +332,54 @@ def final_norm_slot(model: Model, dtype: DType) -> SlotSpec:
     return _base(dtype).vector("norm.weight", model.hidden_size)
 
 
-def lm_head_slot(model: Model, rows: Range, dtype: DType) -> SlotSpec | None:
-    """Return the slot of rows of the lm_head that are not the embedding's; None of no rows."""
-    return _base(dtype).table("head.weight", rows, model.hidden_size)
+def lm_head_table(model: Model, rows: Range, dtype: DType) -> MatrixSlots | None:
+    """Return the slots of rows of the lm_head that are not the embedding's; None of no rows."""
+    return _base(dtype).table("head.weight", rows, model.hidden_size, model.head_format)
 
 
 def vocabulary_rows(plan: Plan, device_id: str) -> tuple[TableRows | None, TableRows | None]:
     """Return a device's rows of the embedding and of the lm_head, each None where it has none.
 
-    Of a tied model both are in one slot where one of them has all rows of the other.
+    Of a tied model both are in the same slots where one of them has all rows of the other.
     """
     model, dtype = plan.model, plan.options.dtype
     rows, of_head = _rows(plan.embed, device_id), _rows(plan.head, device_id)
-    embed, head = _whole(embed_slot(model, rows, dtype)), _whole(lm_head_slot(model, of_head, dtype))
+    embed, head = _whole(embed_slots(model, rows, dtype)), _whole(lm_head_table(model, of_head, dtype))
     if not model.tied_head or embed is None or head is None:
         return embed, head
     if of_head[0] <= rows[0] and rows[1] <= of_head[1]:
-        slot = embed_slot(model, of_head, dtype)
-        assert slot is not None
-        embed = TableRows(slot=slot, start=rows[0] - of_head[0], stop=rows[1] - of_head[0])
+        both = embed_slots(model, of_head, dtype)
+        assert both is not None
+        embed = TableRows(matrix=both, start=rows[0] - of_head[0], stop=rows[1] - of_head[0])
     return embed, _lent(head, embed)
 
 
-def _whole(slot: SlotSpec | None) -> TableRows | None:
-    """Return all rows of a slot."""
-    return None if slot is None else TableRows(slot=slot, start=0, stop=slot.shape[0])
+def _whole(matrix: MatrixSlots | None) -> TableRows | None:
+    """Return all rows of a matrix."""
+    return None if matrix is None else TableRows(matrix=matrix, start=0, stop=matrix.weight.shape[0])
 
 
 def _lent(table: TableRows | None, *others: TableRows | None) -> TableRows | None:
-    """Return the rows of a table as rows of one of the other slots of its tensor, where one has them all."""
+    """Return the rows of a table as rows of one of the others of its tensor, where one has them all."""
     if table is None:
         return None
     start, stop = _first_row(table) + table.start, _first_row(table) + table.stop
     for other in others:
-        if other is not None and _first_row(other) <= start and stop <= _first_row(other) + other.slot.shape[0]:
+        if other is not None and _first_row(other) <= start and stop <= _first_row(other) + _rows_of(other):
             first = _first_row(other)
-            return TableRows(slot=other.slot, start=start - first, stop=stop - first, lent=True)
+            return TableRows(matrix=other.matrix, start=start - first, stop=stop - first, lent=True)
     return table
 
 
 def _first_row(table: TableRows) -> int:
-    """Return the row of the tensor that is the first in the slot."""
-    (piece,) = table.slot.pieces
+    """Return the row of the tensor that is the first in the matrix."""
+    (piece,) = table.matrix.weight.pieces
     return piece.rows[0][0]
+
+
+def _rows_of(table: TableRows) -> int:
+    """Return the rows of the whole matrix."""
+    return table.matrix.weight.shape[0]
 
 
 def stage_slots(model: Model, stage: Stage, member: int, dtype: DType) -> StageSlots:
@@ -389,8 +394,8 @@ def stage_slots(model: Model, stage: Stage, member: int, dtype: DType) -> StageS
     return StageSlots(ropes=rope_slots(model), layers=tuple(layers))
 
 
-def drafter_slots(draft: Draft, placement: DraftPlacement, member: int, dtype: DType) -> DraftSlots:
-    """Return the slots of one member of the drafter's group."""
+def drafter_slots(model: Model, draft: Draft, placement: DraftPlacement, member: int, dtype: DType) -> DraftSlots:
+    """Return the slots of one member of the drafter's group; ``model``: the base, whose tables it may have rows of."""
     make, hidden = _draft(dtype), draft.hidden_size
     first, share = first_head(placement, placement.kv_heads, member), kv_share(placement, placement.kv_heads, member)
     units, leader, layers = share_range(placement.mlp_units, member), member == 0, []
@@ -403,7 +408,7 @@ def drafter_slots(draft: Draft, placement: DraftPlacement, member: int, dtype: D
         )
 
     def table(name: str, shares: tuple[int, ...] | None) -> TableRows | None:
-        return None if shares is None else _whole(_draft_table(make, draft, name, share_range(shares, member)))
+        return None if shares is None else _whole(_draft_table(make, model, draft, name, share_range(shares, member)))
 
     return dataclasses.replace(
         _draft_fixed(make, draft),
@@ -441,19 +446,21 @@ def _fc_norm(make: _Maker, draft: Draft) -> SlotSpec | None:
     return make.stacked("fc_norm.weight", [(f"fc_norm.{i}.weight", whole) for i in range(len(draft.aux_layers))], None)
 
 
-def _draft_table(make: _Maker, draft: Draft, name: str, rows: Range) -> SlotSpec | None:
-    """Return the slot of rows of the drafter's embedding or lm_head, which may be the base's tensor."""
+def _draft_table(make: _Maker, model: Model, draft: Draft, name: str, rows: Range) -> MatrixSlots | None:
+    """Return the slots of rows of the drafter's embedding or lm_head, which may be the base's tensor."""
     if rows[1] == rows[0]:
         return None
     own = draft.own_embedding if name == "embed.weight" else draft.own_head
+    form = draft_embed_format(model, draft) if name == "embed.weight" else draft_head_format(model, draft)
     piece = Piece(prefix="draft." if own else "", role=name, rows=(rows,), cols=None)
-    return SlotSpec(
+    values = SlotSpec(
         name=make.prefix + name,
         dtype=make.dtype,
         shape=(rows[1] - rows[0], draft.hidden_size),
         source="draft" if own else "base",
         pieces=(piece,),
     )
+    return matrix(values, form)
 
 
 # ---- slots of a device ----
@@ -484,7 +491,7 @@ def draft_slots(plan: Plan, device_id: str) -> DraftSlots | None:
     draft, placement = plan.draft, plan.draft_placement
     if draft is None or placement is None or device_id not in placement.devices:
         return None
-    own = drafter_slots(draft, placement, placement.devices.index(device_id), plan.options.dtype)
+    own = drafter_slots(plan.model, draft, placement, placement.devices.index(device_id), plan.options.dtype)
     embed, head = vocabulary_rows(plan, device_id)
     tied = plan.model.tied_head
     return dataclasses.replace(
@@ -512,6 +519,10 @@ def _total(slots: Iterable[SlotSpec | None]) -> int:
     return sum(align(slot.nbytes) for slot in slots if slot is not None)
 
 
+def _table_bytes(table: MatrixSlots | None) -> int:
+    return 0 if table is None else _total(table.listed)
+
+
 @cache
 def attention_bytes(model: Model, dtype: DType, layer_class: LayerClass, share: KvShare, leader: bool) -> int:
     """Bytes of the attention slots, with their norms, of one layer on a device with a share of its KV."""
@@ -530,12 +541,12 @@ def mlp_bytes(model: Model, dtype: DType, layer_class: LayerClass, mlp_units: in
 
 def embed_bytes(model: Model, dtype: DType, rows: int) -> int:
     """Bytes of ``rows`` rows of the embedding table."""
-    return _total([embed_slot(model, (0, rows), dtype)])
+    return _table_bytes(embed_slots(model, (0, rows), dtype))
 
 
 def lm_head_bytes(model: Model, dtype: DType, rows: int) -> int:
     """Bytes of ``rows`` rows of the lm_head that are not the embedding's."""
-    return _total([lm_head_slot(model, (0, rows), dtype)])
+    return _table_bytes(lm_head_table(model, (0, rows), dtype))
 
 
 def norm_bytes(model: Model, dtype: DType) -> int:
@@ -567,14 +578,14 @@ def draft_fixed_bytes(draft: Draft, dtype: DType) -> int:
     return _total(_draft_fixed(_draft(dtype), draft).listed)
 
 
-def draft_embed_bytes(draft: Draft, dtype: DType, rows: int) -> int:
-    """Bytes of ``rows`` rows of the drafter's embedding table."""
-    return _total([_draft_table(_draft(dtype), draft, "embed.weight", (0, rows))])
+def draft_embed_bytes(model: Model, draft: Draft, dtype: DType, rows: int) -> int:
+    """Bytes of ``rows`` rows of the drafter's embedding table, or of the base's."""
+    return _table_bytes(_draft_table(_draft(dtype), model, draft, "embed.weight", (0, rows)))
 
 
-def draft_lm_head_bytes(draft: Draft, dtype: DType, rows: int) -> int:
-    """Bytes of ``rows`` rows of the drafter's lm_head."""
-    return _total([_draft_table(_draft(dtype), draft, "head.weight", (0, rows))])
+def draft_lm_head_bytes(model: Model, draft: Draft, dtype: DType, rows: int) -> int:
+    """Bytes of ``rows`` rows of the drafter's lm_head, or of the base's."""
+    return _table_bytes(_draft_table(_draft(dtype), model, draft, "head.weight", (0, rows)))
 
 
 def weights_bytes(plan: Plan, device_id: str) -> tuple[int, int]:

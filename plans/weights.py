@@ -12,10 +12,10 @@ from plans.slots import (
     base_slots,
     draft_slots,
     drafter_slots,
-    embed_slot,
+    embed_slots,
     final_norm_slot,
     layer_slots,
-    lm_head_slot,
+    lm_head_table,
     rope_slots,
 )
 
@@ -66,8 +66,9 @@ def table(name: str, model: Model, split: VocabSplit, dtype: DType) -> Iterator[
     """Yield each device's rows of the embedding, or of the lm_head with the final norm, which is whole on each."""
     for member, device in enumerate(split.devices):
         rows = share_range(split.rows, member)
-        head = [final_norm_slot(model, dtype), lm_head_slot(model, rows, dtype)]
-        yield from _held(device, [embed_slot(model, rows, dtype)] if name == "embed" else head, draft=False)
+        own = embed_slots(model, rows, dtype) if name == "embed" else lm_head_table(model, rows, dtype)
+        norm = () if name == "embed" else (final_norm_slot(model, dtype),)
+        yield from _held(device, (*norm, *(() if own is None else own.listed)), draft=False)
 
 
 def stage_table(model: Model, device: str) -> Iterator[Held]:
@@ -82,10 +83,10 @@ def layer_share(
     return _held(device, layer_slots(model, layer, first, share, units, leader, dtype).listed, draft=False)
 
 
-def drafter_share(draft: Draft, placement: DraftPlacement, dtype: DType) -> Iterator[Held]:
+def drafter_share(model: Model, draft: Draft, placement: DraftPlacement, dtype: DType) -> Iterator[Held]:
     """Yield every device's share of the drafter."""
     for member, device in enumerate(placement.devices):
-        yield from _held(device, drafter_slots(draft, placement, member, dtype).listed, draft=True)
+        yield from _held(device, drafter_slots(model, draft, placement, member, dtype).listed, draft=True)
 
 
 def _held(device: str, slots: Iterable[SlotSpec | None], *, draft: bool) -> Iterator[Held]:

@@ -67,9 +67,10 @@ def compile_images(
 
 def rounding_line(errors: RoundingReport) -> str:
     """Return the errors of rounded weights in words."""
+    place = "embedding or lm_head" if errors.most_layer is None else f"layer {errors.most_layer}"
     return (
         f"weights are rounded with a relative error of {errors.median_ppm / 10**4:.2g} %, at most "
-        f"{errors.most_ppm / 10**4:.2g} % in layer {errors.most_layer} (median and largest of all in images.yaml)"
+        f"{errors.most_ppm / 10**4:.2g} % in {place} (median and largest of all in images.yaml)"
     )
 
 

@@ -24,7 +24,7 @@ from plans.buffers import (
 )
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import whole_heads
-from plans.schema import DeviceMemory, Draft, DType, LayerClass, Mlp, Model, Options, Plan
+from plans.schema import DeviceMemory, Draft, DType, LayerClass, Mlp, Model, Options, Plan, WeightFormat
 from plans.step import ALIGN_BYTES
 
 
@@ -81,9 +81,10 @@ def draft_mlp(draft: Draft, dtype: DType, leader: bool) -> Affine:
     return affine(lambda n: slots.draft_mlp_bytes(draft, dtype, n, leader), draft.mlp.units, slope, aligned)
 
 
-def table(exact: Callable[[int], int], rows: int, width: int, dtype: DType) -> Affine:
-    """Bound the slot of a vocabulary table, in rows."""
-    return affine(exact, rows, width * DTYPE_BYTES[dtype], 1)
+def table(exact: Callable[[int], int], rows: int, width: int, dtype: DType, form: WeightFormat | None) -> Affine:
+    """Bound the slots of a vocabulary table of rows of ``width`` values, in rows."""
+    slots = 1 if form is None else 2 + form.zeros
+    return affine(exact, rows, stored_bytes(form, 1, width, DTYPE_BYTES[dtype]), slots)
 
 
 def total(buffers: Iterable[Buffer]) -> int:

@@ -28,7 +28,8 @@ from plans.buffers import (
 )
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import KvShare, part_range, query_heads
-from plans.schema import Attention, Device, Draft, LayerClass, Mlp, Model, Options
+from plans.quantized import draft_embed_format, draft_head_format
+from plans.schema import Attention, Device, Draft, LayerClass, Mlp, Model, Options, WeightFormat
 from plans.step import (
     accept_rows,
     draft_kv_rows,
@@ -164,10 +165,9 @@ def router_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
     return Work(traffic_bytes=gate * width + product * wide, flops=2 * rows * (gate + product))
 
 
-def rows_work(hidden: int, width: int, table_rows: int, rows: int) -> Work:
+def rows_work(form: WeightFormat | None, hidden: int, width: int, table_rows: int, rows: int) -> Work:
     """Return the work of logits of so many rows of a vocabulary table."""
-    parameters = hidden * table_rows
-    return Work(traffic_bytes=parameters * width, flops=2 * rows * parameters)
+    return Work(traffic_bytes=read_bytes(form, table_rows, hidden, width), flops=2 * rows * hidden * table_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +262,11 @@ class BaseShares:
 
         def count(group_size: int) -> memory.Affine:
             rows = memory.table(
-                lambda n: slots.embed_bytes(model, dtype, n), model.vocab_size, model.hidden_size, dtype
+                lambda n: slots.embed_bytes(model, dtype, n),
+                model.vocab_size,
+                model.hidden_size,
+                dtype,
+                model.embed_format,
             )
             buffers = memory.total(embed_buffers(model, options, group_size=group_size, hop=True, leads=True))
             return memory.Affine(fixed=rows.fixed + buffers, slope=rows.slope)
@@ -276,7 +280,11 @@ class BaseShares:
 
         def count(group_size: int) -> memory.Affine:
             weights = memory.table(
-                lambda n: slots.lm_head_bytes(model, dtype, n), model.vocab_size, model.hidden_size, dtype
+                lambda n: slots.lm_head_bytes(model, dtype, n),
+                model.vocab_size,
+                model.hidden_size,
+                dtype,
+                model.head_format,
             )
             rows = memory.with_rows(
                 weights,
@@ -291,7 +299,8 @@ class BaseShares:
 
     def rows(self, table_rows: int) -> Work:
         """Return the work of the logits of so many rows of the lm_head, in one verify."""
-        return rows_work(self.model.hidden_size, self.verify_pass.width, table_rows, self.verify_pass.rows)
+        model, sizes = self.model, self.verify_pass
+        return rows_work(model.head_format, model.hidden_size, sizes.width, table_rows, sizes.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,8 +376,8 @@ class DraftShares:
         """Return the time of the logits of so many rows of the lm_head, in all passes of a step."""
         width = DTYPE_BYTES[self.options.dtype]
         times = zip(self.read_rows, (times for _, times in self.passes), strict=True)
-        hidden = self.draft.hidden_size
-        return sum(n * rows_work(hidden, width, table_rows, rows).ps(device) for rows, n in times if rows)
+        form, hidden = draft_head_format(self.model, self.draft), self.draft.hidden_size
+        return sum(n * rows_work(form, hidden, width, table_rows, rows).ps(device) for rows, n in times if rows)
 
     @cached_property
     def bytes(self) -> Callable[[KvShare, bool, int, bool], int]:
@@ -399,14 +408,22 @@ class DraftShares:
 
     @cached_property
     def embed(self) -> memory.Affine:
-        draft, dtype = self.draft, self.options.dtype
+        model, draft, dtype = self.model, self.draft, self.options.dtype
         return memory.table(
-            lambda n: slots.draft_embed_bytes(draft, dtype, n), self.model.vocab_size, draft.hidden_size, dtype
+            lambda n: slots.draft_embed_bytes(model, draft, dtype, n),
+            model.vocab_size,
+            draft.hidden_size,
+            dtype,
+            draft_embed_format(model, draft),
         )
 
     @cached_property
     def head(self) -> memory.Affine:
-        draft, dtype = self.draft, self.options.dtype
+        model, draft, dtype = self.model, self.draft, self.options.dtype
         return memory.table(
-            lambda n: slots.draft_lm_head_bytes(draft, dtype, n), draft.draft_vocab_size, draft.hidden_size, dtype
+            lambda n: slots.draft_lm_head_bytes(model, draft, dtype, n),
+            draft.draft_vocab_size,
+            draft.hidden_size,
+            dtype,
+            draft_head_format(model, draft),
         )

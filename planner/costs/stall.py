@@ -63,7 +63,7 @@ def _layers_ns(plan: Plan, stage: Stage, member: int, device: Device) -> int:
 def _tables(plan: Plan) -> Iterator[tuple[str, Work]]:
     width = DTYPE_BYTES[plan.options.dtype]
     for name, rows in zip(plan.head.devices, plan.head.rows, strict=True):
-        yield name, rows_work(plan.model.hidden_size, width, rows, verify_rows(plan.options))
+        yield name, rows_work(plan.model.head_format, plan.model.hidden_size, width, rows, verify_rows(plan.options))
 
 
 def _draft(plan: Plan) -> Iterator[tuple[str, Work]]:

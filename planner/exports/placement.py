@@ -78,7 +78,7 @@ def table_comments(plan: Plan, embed: str, head: str) -> Iterator[str]:
 
 
 def formats(plan: Plan) -> tuple[WeightFormat, ...]:
-    """Return the formats of the model's quantized weights, each once; empty where all are plain."""
+    """Return the formats of the quantized weights of the model's layers, each once; empty where all are plain."""
     forms = (
         form
         for layers in plan.model.layers

@@ -41,16 +41,18 @@ def with_codes(
     ``scales``: dtype of scales where there are no ``tensors`` to tell it.
     """
     layers = _Layers(recipe=recipe, where=where, tensors=tensors or {}, scales=scales)
-    if not reading.model.tied_head:
-        layers.require_plain(reading.roles["head.weight"])
-    roles, model = replaced(reading.roles, reading.model, layers.stored, where)
+    head = None if reading.model.tied_head else layers.stored(reading.roles["head.weight"])
+    roles, model = replaced(reading.roles, reading.model, layers.stored, head, where)
     return dataclasses.replace(reading, roles=roles, model=model)
 
 
 def replaced(
-    roles_of_weights: Roles, model: Model, stored_of: Callable[[Source], Stored | None], where: str
+    roles_of_weights: Roles, model: Model, stored_of: Callable[[Source], Stored | None], head: Stored | None, where: str
 ) -> tuple[Roles, Model]:
-    """Return roles and model with the layers for whose weights ``stored_of`` returns codes; raise ConfigError."""
+    """Return roles and model with the layers for whose weights ``stored_of`` returns codes; raise ConfigError.
+
+    ``head``: codes of the lm_head, of a tied model of the embedding too; None: it is plain.
+    """
     roles, forms, first_named = Roles(), Forms(), dict[tuple[int, str], str]()
     for role, source in roles_of_weights.items():
         linear = _LINEAR.fullmatch(role)
@@ -69,7 +71,12 @@ def replaced(
         other = first_named.setdefault((layer, block), name)
         if forms.setdefault((layer, block), form) != form:
             raise ConfigError(f"{where}: {name}: another format than {other} has, expected the same for both")
-    return roles, _with_formats(model, forms, first_named, where)
+    model = _with_formats(model, forms, first_named, where)
+    if head is None:
+        return roles, model
+    for role in ("embed.weight", "head.weight") if model.tied_head else ("head.weight",):
+        roles |= _parts(role, roles_of_weights[role], head)
+    return roles, dataclasses.replace(model, head_format=head.image_form)
 
 
 def _parts(role: str, source: Source, stored: Stored) -> Roles:
@@ -106,14 +113,6 @@ class _Layers:
             stored = self._by_recipe(source)
             self.known[source.name] = None if stored is None else check(stored, self.where)
         return self.known[source.name]
-
-    def require_plain(self, source: Source) -> None:
-        """Raise ConfigError for an lm_head that the recipe names."""
-        if self._by_recipe(source) is not None:
-            raise ConfigError(
-                f"{self.where}: {source.name.removesuffix('.weight')}: quantized, expected plain weights: such an "
-                "lm_head is not read here"
-            )
 
     def _by_recipe(self, source: Source) -> Stored | None:
         """Return what the recipe says of a weight, with the dtype of scales that the headers have."""

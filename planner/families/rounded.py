@@ -1,6 +1,6 @@
-"""Round the weights of a model: all linear layers inside its decoder layers, experts too.
+"""Round the weights of a model: all linear layers inside its decoder layers, experts too, and the lm_head.
 
-Plain, in the plan's dtype, stay the embedding, the lm_head, norms, biases, routers, and the EAGLE head.
+Plain, in the plan's dtype, stay the embedding of a model that is not tied, norms, biases, routers, and the EAGLE head.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from planner.families.coded import CODED_NOTE, replaced
 from planner.families.records import BaseInput, Source
 from planner.families.tensors import FLOATS
 from planner.quantized import Expected, Rounded, RoundedColumns, Stored, check
-from plans.quantized import ROUNDED
+from plans.quantized import ROUNDED, rounded_table
 from plans.schema import RoundedWeights, WeightFormat
 
 
@@ -32,7 +32,9 @@ def rounded(base: BaseInput, weights: RoundedWeights) -> BaseInput:
     def stored_of(source: Source) -> Stored:
         return check(_stored(source, ROUNDED[weights]), where)
 
-    roles, model = replaced(base.roles, base.model, stored_of, where)
+    table = rounded_table(weights)
+    head = None if table is None else check(_stored(base.roles["head.weight"], table), where)
+    roles, model = replaced(base.roles, base.model, stored_of, head, where)
     return replace(base, roles=roles, model=model, notes=(*base.notes, note(weights), CODED_NOTE))
 
 

@@ -54,7 +54,8 @@ class RoundingReport:
     median_ppm: int
     """Of all slots of the images."""
     most_ppm: int
-    most_layer: int
+    most_layer: int | None
+    """None: embedding or lm_head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,7 +227,7 @@ def _rounding(record: Images) -> RoundingReport | None:
     errors = [(ppm, layer.layer) for layer in layers for ppm in layer.errors_ppm]
     if not errors:
         return None
-    most_ppm, layer = max(errors)
+    most_ppm, layer = max(errors, key=lambda error: error[0])
     median_ppm = round(statistics.median(ppm for ppm, _ in errors))
     return RoundingReport(median_ppm=median_ppm, most_ppm=most_ppm, most_layer=layer)
 

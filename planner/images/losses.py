@@ -28,7 +28,7 @@ class RoundingLosses:
         """Return the errors of the layers of an image, in order; None where no weight was rounded."""
         self._close(image)
         slots = self._errors_ppm.get(image, {})
-        layers = groupby(slots, lambda name: int(name.split(".")[1]))  # layers.3.qkv.weight
+        layers = groupby(sorted(slots, key=_is_table), _layer)  # tables behind the layers, each in order
         errors = tuple(
             RoundingErrors(layer=layer, errors_ppm=tuple(slots[name] for name in names)) for layer, names in layers
         )
@@ -39,6 +39,15 @@ class RoundingLosses:
         if image in self._rows:
             slot, blocks = self._rows.pop(image)
             self._errors_ppm.setdefault(image, {})[slot] = _error_ppm(blocks)
+
+
+def _is_table(slot: str) -> bool:
+    """Return True of embed.weight, head.weight, draft.head.weight, …: no slot of layers.3.qkv.weight."""
+    return not slot.startswith("layers.")
+
+
+def _layer(slot: str) -> int | None:
+    return None if _is_table(slot) else int(slot.split(".")[1])
 
 
 def _error_ppm(blocks: list[Array]) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import groupby, pairwise
 
+from planner.costs.coded import stored_bytes
 from planner.integers import ceil_div
 from planner.problem.formulate import Formulation
 from planner.problem.machine import canonical_machine
@@ -13,6 +14,7 @@ from planner.solver.transport import transport
 from plans import weights
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import KvDivision, KvShare, whole_heads
+from plans.quantized import draft_embed_format, draft_head_format
 from plans.ranges import share_range
 from plans.schema import DraftPlacement, Inputs, Plan, Run, Stage, VocabSplit
 
@@ -198,7 +200,7 @@ class Previous:
             head_rows=none,
             predicted_ns=0,
         )
-        return weights.drafter_share(formulation.draft, placement, formulation.options.dtype)
+        return weights.drafter_share(formulation.model, formulation.draft, placement, formulation.options.dtype)
 
     def piece_bytes(self, block: int, axis: int) -> int:
         """Return the bytes of one piece of a block's axis: an MLP unit of all layers, or a bundle of rows."""
@@ -209,9 +211,14 @@ class Previous:
                 sum(item.nbytes for item in self._draft((_NOBODY,), alone, (0,), units)) for units in ((0,), (1,))
             )
             return one - none
-        draft = formulation.draft if block == len(_TABLES) else None
-        hidden = draft.hidden_size if draft else formulation.model.hidden_size
-        return formulation.row_unit * hidden * DTYPE_BYTES[formulation.options.dtype]
+        model, draft, unit = formulation.model, formulation.draft, formulation.row_unit
+        if block < len(_TABLES):
+            form, hidden = (model.embed_format, model.head_format)[block], model.hidden_size
+        else:
+            assert draft is not None, "a third block is the drafter"
+            of_axis = draft_embed_format if axis == 1 else draft_head_format
+            form, hidden = of_axis(model, draft), draft.hidden_size
+        return stored_bytes(form, unit, hidden, DTYPE_BYTES[formulation.options.dtype])
 
     def pieces(self, block: int, axis: int, device: int) -> tuple[int, int] | None:
         """Return start and stop of the pieces of a block's axis that a device held, None for none."""

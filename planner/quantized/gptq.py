@@ -23,8 +23,8 @@ HARMLESS = (
     *("act_bits", "act_group_size", "act_dynamic", "act_sym", "enable_quanted_input", "enable_minmax_tuning"),
     "scale_dtype",
 )
-OUTSIDE = ("lm_head",)
-"""Linear layers outside the decoder's layers."""
+HEAD = "lm_head"
+"""The linear layer outside the decoder's layers."""
 
 
 def group_of(settings: Settings) -> int | None:
@@ -72,10 +72,12 @@ class GptqRecipe:
 
     integers: Integers
     rules: tuple[tuple[Pattern, Integers | None], ...]
+    head: bool
+    """The lm_head is quantized too."""
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
         """Return how a layer is stored; None where it has plain weights."""
-        if module in OUTSIDE:
+        if module == HEAD and not self.head:
             return None
         for expression, integers in self.rules:
             if expression.has(module):
@@ -93,7 +95,7 @@ def read_gptq(settings: Settings) -> GptqRecipe:
         settings.one_of("format", (version,), version)
     settings.boolean("desc_act", False)  # columns in another order are refused where their groups are read
     settings.boolean("sym", True)
-    settings.one_of("lm_head", (False,), False, "a quantized lm_head is not read here")
+    head = settings.boolean("lm_head", False)
     settings.one_of("block_name_to_quantize", ("model.layers",), "model.layers", "other layers are not read here")
     if settings.get("modules_in_block_to_quantize"):
         raise settings.fail("modules_in_block_to_quantize", "found a list, expected none: name layers in dynamic")
@@ -101,7 +103,7 @@ def read_gptq(settings: Settings) -> GptqRecipe:
     integers = Integers(bits=bits, group=group, stored_zero=stored_zero)
     rules = tuple(_rule(settings, text, changes, integers) for text, changes in _mapping(settings, "dynamic").items())
     settings.finish(*HARMLESS)
-    return GptqRecipe(integers=integers, rules=rules)
+    return GptqRecipe(integers=integers, rules=rules, head=head)
 
 
 def _mapping(settings: Settings, name: str) -> Mapping[str, object]:
@@ -132,7 +134,7 @@ class AwqRecipe:
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
         """Return how a layer is stored; None where it has plain weights."""
-        if module in OUTSIDE or self.skipped.have(module):
+        if module == HEAD or self.skipped.have(module):
             return None
         form = WeightFormat(code="int4", group=self.group, zeros=True, scale=scale_dtype)
         count = groups(form, columns)

@@ -8,6 +8,7 @@ from plans.schema import Attention, AuxSource, Draft, Mlp, Model, Plan, Rotary, 
 def model_line(plan: Plan) -> str:
     """Return the base model: sizes, layers, and what its rotary frequencies depend on."""
     lm_head = "tied lm_head" if plan.model.tied_head else "untied lm_head"
+    lm_head += "" if plan.model.head_format is None else f" in {_format(plan.model.head_format)}"
     return (
         f"{plan.model.family}: hidden {plan.model.hidden_size}, vocabulary {plan.model.vocab_size} ({lm_head}), "
         f"{_layers_line(plan.model)}{_context_line(plan, plan.model.rotary or ())}"

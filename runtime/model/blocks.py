@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 import plans.schema as schema
@@ -29,7 +28,7 @@ from runtime.model.experts import Clamp, Experts
 from runtime.model.layers import WHOLE, Attend, Attention, GatedMlp, Linear, Norm, Output, Rows
 from runtime.model.router import Router
 from runtime.model.scores import Scores
-from runtime.model.weights import Coded
+from runtime.model.weights import Coded, look_up, product
 
 
 class Slots(Protocol):
@@ -173,9 +172,12 @@ class Binder:
             activation=mlp.activation,
         )
 
-    def table(self, own: TableRows | None) -> Tensor | None:
-        """Return rows of a vocabulary table as a view of the image."""
-        return None if own is None else self.tensor(own.slot)[own.start : own.stop]
+    def table(self, own: TableRows | None) -> Tensor | Coded | None:
+        """Return rows of a vocabulary table as views of the image."""
+        if own is None:
+            return None
+        whole = self.matrix(own.matrix)
+        return whole.rows(own.start, own.stop) if isinstance(whole, Coded) else whole[own.start : own.stop]
 
     def embed(self, own: TableRows | None, rows: Sequence[int], multiplier: float | None = None) -> "Embed":
         """Return a share of the embedding; ``rows``: of every member of the group; ``multiplier``: of the result."""
@@ -183,6 +185,7 @@ class Binder:
         return Embed(
             table=self.table(own),
             first=first,
+            rows=count,
             whole=count == sum(rows),
             hidden=self.hidden,
             group=self.group,
@@ -199,7 +202,7 @@ class Binder:
         """Return a share of the lm_head; ``rows``: of every member of the group; others as in ``LmHead``."""
         first, count = _range(rows, self.group.index)
         table = self.table(own)
-        weight = None if table is None else table.t()
+        weight = table.t() if isinstance(table, Tensor) else table
         return LmHead(weight=weight, first=first, rows=count, group=self.group, divisor=divisor, softcap=softcap)
 
 
@@ -259,8 +262,9 @@ class Eagle3Layer:
 class Embed:
     """Rows ``first`` … of the embedding table; the group's sum has the row of every token."""
 
-    table: Tensor | None
+    table: Tensor | Coded | None
     first: int
+    rows: int
     whole: bool
     hidden: int
     group: Group
@@ -271,11 +275,11 @@ class Embed:
         if self.table is None:
             out = torch.zeros(tokens.shape[0], self.hidden, dtype=dtype, device=tokens.device)
         elif self.whole:
-            out = functional.embedding(tokens, self.table)
+            out = look_up(tokens, self.table, dtype)
         else:
             local = tokens - self.first
-            inside = (local >= 0) & (local < self.table.shape[0])
-            out = functional.embedding(torch.where(inside, local, 0), self.table)
+            inside = (local >= 0) & (local < self.rows)
+            out = look_up(torch.where(inside, local, 0), self.table, dtype)
             out = out.masked_fill_(inside.logical_not().unsqueeze(1), 0.0)
         self.group.all_reduce(out)
         return out if self.multiplier is None else out.mul_(self.multiplier)
@@ -288,7 +292,7 @@ class LmHead:
     Messages are float64, which holds a float32 value and a token id exactly.
     """
 
-    weight: Tensor | None
+    weight: Tensor | Coded | None
     first: int
     rows: int
     group: Group
@@ -312,7 +316,9 @@ class LmHead:
     @property
     def draws_together(self) -> bool:
         """True where one kernel draws for several sequences: on a GPU that has the whole lm_head."""
-        return self.weight is not None and self.group.handle is None and not ops.has_kernels(self.weight)
+        if self.weight is None or self.group.handle is not None:
+            return False
+        return not ops.has_kernels(self.weight.codes if isinstance(self.weight, Coded) else self.weight)
 
     def draw(self, normed: Tensor, chance: Draw) -> Tensor:
         """``normed`` [W, H] -> a token drawn after each row [W]."""
@@ -351,9 +357,9 @@ class LmHead:
         values, tokens = values.gather(1, order), tokens.gather(1, order)
         return tokens, ((values - high) - total.log()).float()
 
-    def _logits(self, normed: Tensor, weight: Tensor) -> Tensor:
+    def _logits(self, normed: Tensor, weight: Tensor | Coded) -> Tensor:
         """Return the logits of this member's rows [W, v]."""
-        logits = ops.product(normed, weight)
+        logits = product(normed, weight)
         if self.divisor is not None:
             logits.div_(self.divisor)
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)

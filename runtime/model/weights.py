@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from plans.quantized import code_bytes, coded_columns, groups
@@ -16,6 +17,8 @@ from runtime.model import ops
 from runtime.model.kernels.arguments import CODED_ROWS, CODES, SCALES, CodedProduct, Codes
 from runtime.model.ops import FLOAT_BYTES, PADDING
 
+INT8_ZERO = 128
+"""Code of 0 in int8 without zero points."""
 _coded = partial(CodedProduct.__new__, CodedProduct)
 
 
@@ -56,6 +59,11 @@ class Coded:
             zeros_stride=0 if self.zeros is None else self.zeros.stride(0),
             group=form.group or self.inputs,
         )
+
+    def rows(self, start: int, stop: int) -> "Coded":
+        """Return some rows of a weight that is not of experts."""
+        zeros = None if self.zeros is None else self.zeros[start:stop]
+        return replace(self, codes=self.codes[start:stop], scales=self.scales[start:stop], zeros=zeros)
 
     def expert(self, number: int) -> "Coded":
         """Return the weight of one expert."""
@@ -107,6 +115,18 @@ def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     )
     ops._run(ops.CODED, x.dtype, rows * inputs * outputs, call)
     return out
+
+
+def look_up(tokens: Tensor, table: Tensor | Coded, dtype: torch.dtype) -> Tensor:
+    """Return the rows ``tokens`` [W] of a table [V', H], of one in codes their values in float32, rounded: [W, H]."""
+    if isinstance(table, Tensor):
+        return functional.embedding(tokens, table)
+    assert (table.form.code, table.form.group, table.zeros) == ("int8", None, None), "embeddings have no other codes"
+    if not ops.has_kernels(tokens):
+        looked_up: Tensor = ops.on_gpu("tables").look_up(tokens, table.codes, table.scales, dtype)
+        return looked_up
+    values = table.codes.index_select(0, tokens).float().sub_(INT8_ZERO)
+    return values.mul_(table.scales.index_select(0, tokens).float()).to(dtype)
 
 
 def grouped(x: Tensor, index: Tensor | None, weights: Tensor | Coded, ends: Tensor) -> Tensor:

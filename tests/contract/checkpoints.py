@@ -9,8 +9,9 @@ from transformers import LlamaForCausalLM
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import Inputs, Plan
+from plans.schema import Inputs, Plan, RoundedWeights
 from tests.contract.agreeing import LAYERS, write_agreeing_base, write_agreeing_head
+from tests.planner.quantized.checkpoints import dequantised
 
 CONTEXT = 80
 CHUNK = 16
@@ -38,13 +39,21 @@ class Checkpoints:
         return self._generated[prompt][:count]
 
 
-def write_checkpoints(directory: Path, *, layers: int = LAYERS, kinds: tuple[str, ...] = KINDS) -> Checkpoints:
-    """Write base and drafters to a directory."""
-    base_dir = write_agreeing_base(directory / "base", noise=0.04, layers=layers)
+def write_checkpoints(
+    directory: Path,
+    *,
+    layers: int = LAYERS,
+    kinds: tuple[str, ...] = KINDS,
+    weights: RoundedWeights | None = None,
+    noise: float = 0.04,
+) -> Checkpoints:
+    """Write base and drafters to a directory; ``weights``: the base is rounded, in transformers as its values."""
+    base_dir = write_agreeing_base(directory / "base", noise=noise, layers=layers)
     heads = {kind: write_agreeing_head(directory / kind, base_dir, kind=kind, noise=0.03) for kind in kinds}
-    base = load_base(base_dir)
+    base = load_base(base_dir, weights)
     drafts = {kind: load_draft(head, base) for kind, head in heads.items()}
-    model = LlamaForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+    values = base_dir if weights is None else dequantised(base_dir, directory / "values", weights)
+    model = LlamaForCausalLM.from_pretrained(values, dtype=torch.float32)
     return Checkpoints(base_dir=base_dir, heads=heads, base=base, drafts=drafts, model=model.requires_grad_(False))
 
 

@@ -9,14 +9,14 @@ import pytest
 
 from plans.check import check as check_plan
 from plans.check_inputs import static_tree
-from plans.schema import KvAxis, Plan, Run, ScheduledTree, Tree
+from plans.schema import KvAxis, KvDType, Plan, Run, ScheduledTree, Tree
 from runtime.decode.step import Mode
 from runtime.processes.inbox import Cancel, Inbox, Submit
 from runtime.processes.rank import Rank
 from runtime.request import Completion, Piece, Request
 from runtime.sampling import Sampling
 from tests.contract.agreeing import KV_HEADS, LAYERS
-from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, inputs
+from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, inputs, write_checkpoints
 from tests.contract.ranks import with_engines
 from tests.plan_factory import TREE, Group, even, group, make_plan
 
@@ -75,7 +75,10 @@ def planned(
     devices: tuple[str, ...] = ("a",),
     axis: KvAxis = "heads",
     schedule: tuple[ScheduledTree, ...] | None = None,
+    kv_dtype: KvDType | None = None,
+    stages: bool = False,
 ) -> Plan:
+    """Return a plan; ``stages``: each device has some layers."""
     model, draft = checkpoints.base.model, checkpoints.drafts[kind] if kind else None
     members = len(devices)
     run = Run(
@@ -84,15 +87,19 @@ def planned(
         mlp_units=even(model.layers[0].mlp.intermediate_size // model.layers[0].mlp.unit, members),
     )
     whole = group(model, devices, LAYERS)
+    groups = [whole if axis == "heads" else Group(devices=devices, runs=(run,), axis=axis, subgroups=(members,))]
+    if stages:
+        groups = [group(model, [name], count) for name, count in zip(devices, even(LAYERS, members), strict=True)]
     return make_plan(
         model,
-        [whole if axis == "heads" else Group(devices=devices, runs=(run,), axis=axis, subgroups=(members,))],
+        groups,
         draft=draft.draft if draft else None,
         inputs=inputs(checkpoints.base, draft),
         context=CONTEXT,
         prefill_chunk=CHUNK,
         batch=batch,
         schedule=schedule,
+        kv_dtype=kv_dtype,
     )
 
 
@@ -159,22 +166,25 @@ def served(rank: Rank, inboxes: Sequence[Inbox], arrivals: Sequence[Arrival]) ->
 
 
 class Alone:
-    """The output of requests that are served alone, on one device: greedy ones as transformers has them."""
+    """The output of requests that are served alone, on one device: greedy ones as transformers has them.
 
-    def __init__(self, checkpoints: Checkpoints, rank: Rank) -> None:
+    Without ``checkpoints`` these too are those of the device.
+    """
+
+    def __init__(self, checkpoints: Checkpoints | None, rank: Rank) -> None:
         self._checkpoints, self._rank = checkpoints, rank
-        self._sampled: dict[tuple[tuple[int, ...], Sampling], tuple[int, ...]] = {}
+        self._known: dict[tuple[tuple[int, ...], Sampling | None], tuple[int, ...]] = {}
 
     def tokens(self, request: Request) -> tuple[int, ...]:
         prompt, most = request.prompt_ids, CONTEXT - len(request.prompt_ids)
-        if request.sampling is None:
+        if request.sampling is None and self._checkpoints is not None:
             tokens = tuple(self._checkpoints.greedy(prompt, most))
         else:
             key = (prompt, request.sampling)
-            if key not in self._sampled:
+            if key not in self._known:
                 whole = replace(request, max_new_tokens=most, ignore_eos=True, draft=False, reuse=False)
-                self._sampled[key] = self._rank.generate(whole).tokens
-            tokens = self._sampled[key]
+                self._known[key] = self._rank.generate(whole).tokens
+            tokens = self._known[key]
         tokens = tokens[: request.max_new_tokens]
         return tokens if request.ignore_eos or EOS not in tokens else tokens[: tokens.index(EOS) + 1]
 
@@ -237,6 +247,31 @@ def test_random_arrivals_say_what_they_say_alone(
         }
     assert sum(heard.completion.reused for heard in first.values()) > 0, "prefixes should be reused"
     assert "cancelled" in {heard.completion.finish for heard in first.values()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "stages"), [("eagle3", ("a",), False), ("eagle", ("a", "b"), True), (None, ("a", "b"), False)]
+)
+def test_with_an_int8_cache_too(
+    kind: str | None, devices: tuple[str, ...], stages: bool, noisy: Checkpoints, tmp_path: Path
+) -> None:
+    """Codes and scales go where a sequence goes: to another place, behind a prefix that is reused, on every stage."""
+    one = planned(noisy, None, 1, kv_dtype="int8")
+    (rank,) = with_engines(one, compiled(tmp_path / "alone", one, noisy, None), lambda rank: rank)
+    plan = planned(noisy, kind, 4, devices, kv_dtype="int8", stages=stages)
+    assert len(plan.stages) == (2 if stages else 1)
+    arrivals = arriving(random.Random(f"{kind} {devices}"), 16, draft=kind is not None)
+    inboxes = [Inbox() for _ in devices]
+    directory = compiled(tmp_path / "plan", plan, noisy, kind)
+    heard = with_engines(plan, directory, lambda rank: served(rank, inboxes, arrivals))[0]
+    check(heard, arrivals, Alone(None, rank))
+    assert sum(one.completion.reused for one in heard.values()) > 0, "prefixes should be reused"
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """Checkpoints whose tokens depend much on what caches hold."""
+    return write_checkpoints(tmp_path_factory.mktemp("noisy"), noise=0.4)
 
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])

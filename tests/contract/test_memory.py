@@ -20,6 +20,7 @@ from planner.families import load_base
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import DType, KvAxis, KvDType, Plan, Run, ScheduledTree, Tree
+from plans.slots import device_slots
 from plans.step import tree_rows
 from runtime.comm.groups import Comm
 from runtime.image.slots import Image
@@ -28,7 +29,7 @@ from runtime.request import Request
 from runtime.sampling import Sampling
 from tests.contract import ranks
 from tests.contract.agreeing import KV_HEADS, LAYERS
-from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs
+from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs, write_checkpoints
 from tests.plan_factory import Group, even, group, make_plan, split_draft, whole_group
 from tests.planner.quantized.checkpoints import quantized
 from tests.planner.tiny_checkpoints import saved
@@ -244,6 +245,36 @@ def test_weights_in_codes_take_the_memory_of_their_plan(tmp_path: Path, method: 
     (target / "plan.yaml").write_text(codec.dumps(plan))
     compile_plan(target, coded, None)
     assert_memory_is_planned(plan, target, 1)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(kind="eagle"),
+        Case(kind="eagle", devices=("a", "b"), stages=2, tables=("c", "a"), draft=("b", "c"), dtype="bfloat16"),
+    ],
+    ids=str,
+)
+def test_an_lm_head_in_codes_takes_the_memory_of_its_plan(case: Case, tmp_path: Path) -> None:
+    checkpoints = write_checkpoints(tmp_path, kinds=("eagle",), weights="int8")
+    plan = planned(case, checkpoints)
+    plan = replace(plan, options=replace(plan.options, weights="int8"))
+    assert_memory_is_planned(plan, compiled(tmp_path / "plan", plan, checkpoints, case.kind), case.batch)
+
+
+@pytest.mark.parametrize("head", ["a", "b"])
+def test_tied_tables_in_codes_take_the_memory_of_their_plan(tmp_path: Path, head: str) -> None:
+    """On one device they are one table of half the bytes."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "vocab_size": 96, "tie_word_embeddings": True}
+    base = load_base(saved(tmp_path / "base", **sizes), "int8")
+    plan = make_plan(base.model, [whole_group(base.model, ("a",))], inputs=inputs(base, None), head=[head])
+    plan = replace(plan, options=replace(plan.options, weights="int8"))
+    names = [slot.name for slot in device_slots(plan, "a") if slot.name.startswith(("embed.", "head."))]
+    assert names == ["embed.weight", "embed.scales"]
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan/plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(tmp_path / "plan", tmp_path / "base", None)
+    assert_memory_is_planned(plan, tmp_path / "plan", 1)
 
 
 @pytest.mark.parametrize(

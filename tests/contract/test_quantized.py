@@ -1,5 +1,6 @@
 """Quantized models: logits and tokens equal those of transformers on the dequantised weights."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from planner.images.compile import compile_plan
 from plans import codec
 from plans.check import require
 from plans.schema import DType, Inputs, Plan, RoundedWeights
-from tests.contract.ranks import on_all_ranks, with_engines
+from tests.contract.checkpoints import compiled as compiled_plan
+from tests.contract.checkpoints import write_checkpoints
+from tests.contract.ranks import decoded, on_all_ranks, with_engines
 from tests.contract.test_families import COUNT, PROMPT, both_verified, both_ways, last_states
+from tests.contract.test_placements import PROMPTS, placed
 from tests.plan_factory import make_plan, whole_group, write_draft
 from tests.planner.quantized.checkpoints import METHODS, dequantised, quantized
 from tests.planner.tiny_checkpoints import CLASSES, saved
@@ -33,12 +37,19 @@ def compiled(
     devices: tuple[str, ...],
     dtype: DType = "float32",
     weights: RoundedWeights | None = None,
+    embed: Sequence[str] | None = None,
+    head: Sequence[str] | None = None,
 ) -> tuple[Plan, Path]:
-    """Compile a plan with a random drafter that fits the base; of several devices the first has most of the MLPs."""
+    """Compile a plan with a random drafter that fits the base; of several devices the first has most of the MLPs.
+
+    ``embed``, ``head``: devices of the tables.
+    """
     base = load_base(checkpoint, weights)
-    head = directory / "head"
-    write_draft(head, hidden_size=base.model.hidden_size, num_heads=4, head_dim=16, vocab_size=32, draft_vocab_size=20)
-    draft = load_draft(head, base)
+    drafter = directory / "head"
+    write_draft(
+        drafter, hidden_size=base.model.hidden_size, num_heads=4, head_dim=16, vocab_size=32, draft_vocab_size=20
+    )
+    draft = load_draft(drafter, base)
     group = whole_group(base.model, devices, "heads")
     others = (1,) * (len(devices) - 1)
     runs = tuple(replace(run, mlp_units=(sum(run.mlp_units) - len(others), *others)) for run in group.runs)
@@ -55,13 +66,15 @@ def compiled(
         context=48,
         batch=1,
         dtype=dtype,
+        embed=embed,
+        head=head,
     )
     plan = replace(plan, options=replace(plan.options, weights=weights))
     require(plan, "options.weights")
     target = directory / f"plan-{len(devices)}-{dtype}"
     target.mkdir()
     (target / "plan.yaml").write_text(codec.dumps(plan))
-    compile_plan(target, checkpoint, head)
+    compile_plan(target, checkpoint, drafter)
     return plan, target
 
 
@@ -85,10 +98,19 @@ def test_logits_and_tokens_are_those_of_the_dequantised_model(
     same_as_exact(tmp_path, coded, exact, family)
 
 
+@pytest.mark.parametrize("method", ["gptq", "w4a16", "w8"])
+def test_a_quantized_lm_head_is_read(tmp_path: Path, method: str) -> None:
+    torch.manual_seed(4)
+    coded, exact = quantized(saved(tmp_path / "base", "llama", **SIZES), tmp_path, method, head=True)
+    assert load_base(coded).model.head_format is not None
+    same_as_exact(tmp_path, coded, exact, "llama")
+
+
 @pytest.mark.parametrize(
     ("weights", "family", "changes"),
     [
         ("int4-g32", "qwen3", {"num_attention_heads": 6, "num_key_value_heads": 3}),
+        ("int4-g32", "llama", {"tie_word_embeddings": True}),
         ("int4-g128", "llama", {"hidden_size": 128, "intermediate_size": 512}),
         ("int8", "phi3", {"pad_token_id": None, "head_dim": 16}),
         ("fp8", "qwen3_moe", EXPERTS),
@@ -119,6 +141,46 @@ def same_as_exact(tmp_path: Path, coded: Path, exact: Path, family: str, weights
             assert (ours - logits).abs().max() <= 1e-4 * logits.abs().max()
         for tokens in with_engines(plan, directory, both_ways):
             assert tokens == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tensor parallel, unequal, head of the base",
+        "two unequal stages, eagle, draft whole",
+        "tables on each other's stage",
+        "all tables on all devices",
+    ],
+)
+def test_an_lm_head_in_codes_is_divided_and_lent_to_the_drafter(name: str, tmp_path: Path) -> None:
+    """Greedy in trees and plainly; an EAGLE-1 drafter reads the base's rows, on the same devices or on others."""
+    checkpoints = write_checkpoints(tmp_path, weights="int8")
+    plan, kind = placed(name, checkpoints)
+    assert plan.model.head_format is not None
+    plan = replace(plan, options=replace(plan.options, weights="int8"))
+    directory, prompts, most = compiled_plan(tmp_path / "plan", plan, checkpoints, kind), PROMPTS[1::2], []
+    for start in range(0, len(prompts), plan.options.batch):
+        together = prompts[start : start + plan.options.batch]
+        expected = [checkpoints.greedy(prompt, 20) for prompt in together]
+        for draft in (True, False):
+            for result in decoded(plan, directory, together, [20] * len(together), draft=draft):
+                assert result.tokens == expected, draft
+                most += [max(lengths, default=0) for lengths in result.accepted]
+    assert max(most) > 1, "a drafter that never agrees would prove nothing"
+
+
+def test_tied_tables_in_codes_are_on_devices_of_their_own(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    base = saved(tmp_path / "base", "llama", **(SIZES | {"tie_word_embeddings": True}))
+    model = CLASSES["llama"][1].from_pretrained(dequantised(base, tmp_path / "exact", "int8"), dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    with torch.inference_mode():
+        out = model.generate(torch.tensor([PROMPT]), max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False)
+    for number, (embed, head) in enumerate(((["b"], ["c", "a"]), (["a", "b"], ["b"]))):
+        (tmp_path / str(number)).mkdir()
+        plan, directory = compiled(tmp_path / str(number), base, ("a",), weights="int8", embed=embed, head=head)
+        for tokens in with_engines(plan, directory, both_ways):
+            assert tokens == [tuple(out[0, len(PROMPT) :].tolist())] * 2
 
 
 @pytest.mark.parametrize("method", ["w4a16", "fp8"])

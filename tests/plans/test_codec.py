@@ -16,7 +16,7 @@ INTEGERS = st.integers(0, 2**63 - 1)
 st.register_type_strategy(int, INTEGERS)
 st.register_type_strategy(str, TEXT)
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
-PLANS = st.builds(Plan, schema=st.just("4.4"))
+PLANS = st.builds(Plan, schema=st.just("4.5"))
 
 
 @settings(max_examples=20, deadline=None)
@@ -120,8 +120,8 @@ def test_the_path_leads_to_the_datum(plan: Plan) -> None:
 @settings(max_examples=5, deadline=None)
 @given(PLANS)
 def test_a_newer_minor_schema_is_read_unless_it_has_more_fields(plan: Plan) -> None:
-    data = encode(plan) | {"schema": "4.7"}
-    assert loads(dump_yaml(data)).schema == "4.7"
+    data = encode(plan) | {"schema": "4.8"}
+    assert loads(dump_yaml(data)).schema == "4.8"
     data["options"]["zzz"] = 1
     with pytest.raises(PlanError) as caught:
         loads(dump_yaml(data))
@@ -129,7 +129,7 @@ def test_a_newer_minor_schema_is_read_unless_it_has_more_fields(plan: Plan) -> N
         "plan.yaml: options.zzz: unknown field, expected one of batch, context, dtype, weights, kv_dtype, "
         "prefill_chunk, stall_timeout_s, strategy, kv_axis, custom, gap_ppm, within_ppm, simplify_ppm, max_devices, "
         "tree, schedule, keep_draft "
-        "(the plan has schema 4.7, this program knows 4.4: update it)"
+        "(the plan has schema 4.8, this program knows 4.5: update it)"
     )
 
 
@@ -147,10 +147,10 @@ def test_a_newer_major_schema_has_its_own_error() -> None:
     ("text", "message"),
     [
         ("", "plan.yaml: found nothing, expected a mapping (Plan)"),
-        ("a: 1", "plan.yaml: schema: missing, expected a string like '4.4'"),
-        ("schema: 1.0", "plan.yaml: schema: found 1.0, expected a string like '4.4'"),
-        ("schema: '1'", "plan.yaml: schema: found '1', expected a string like '4.4'"),
-        ("schema: '01.0'", "plan.yaml: schema: found '01.0', expected a string like '4.4'"),
+        ("a: 1", "plan.yaml: schema: missing, expected a string like '4.5'"),
+        ("schema: 1.0", "plan.yaml: schema: found 1.0, expected a string like '4.5'"),
+        ("schema: '1'", "plan.yaml: schema: found '1', expected a string like '4.5'"),
+        ("schema: '01.0'", "plan.yaml: schema: found '01.0', expected a string like '4.5'"),
         ("schema: '1.0'", "plan.yaml: schema: version 1.0 is older than 4.0: build the plan again"),
     ],
 )

@@ -8,6 +8,7 @@
     sampling    draws of tokens from logits
     trees       ancestors in a draft tree, the walk along accepted nodes, growth and selection of a dynamic tree
     float8      float8_e4m3fn as bytes, on every GPU
+    tables      look-up of rows of an embedding table in codes
     codes       values of quantized weights in registers
     products    products with quantized weights, and of rows with the weights of their experts
     experts     the router's choice, rows sorted by expert, and the weighted sum of experts' results

@@ -1,5 +1,7 @@
 """Affine bounds of bytes in the solver: never below the exact bytes, above them by alignment at most."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from plans import slots
 from plans.artifact import ALIGNMENT_BYTES
 from plans.buffers import OUTBOX, device_buffers, lm_head_buffers
 from plans.dtypes import DTYPE_BYTES
+from plans.quantized import ROUNDED
 from plans.schema import DType, Options
 from tests.plan_factory import TREE, make_draft, make_model
 from tests.planner.instances import EQUAL, UNLIKE, formulation, planned
@@ -44,17 +47,25 @@ def test_draft_mlp_bounds_hold(sizes: tuple[int, int, int], layers: int, leader:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 60), DTYPES)
-def test_table_bounds_hold(hidden: int, vocab: int, dtype: DType) -> None:
-    model = make_model(hidden_size=hidden, vocab_size=vocab)
-    draft = make_draft(make_model(num_layers=8, hidden_size=hidden, vocab_size=vocab), draft_vocab_size=vocab)
-    for exact in (
-        lambda n: slots.embed_bytes(model, dtype, n),
-        lambda n: slots.lm_head_bytes(model, dtype, n),
-        lambda n: slots.draft_embed_bytes(draft, dtype, n),
-        lambda n: slots.draft_lm_head_bytes(draft, dtype, n),
+@given(st.integers(1, 70), st.integers(1, 60), DTYPES, st.booleans(), st.sampled_from([None, "int8", "zeros"]))
+def test_table_bounds_hold(hidden: int, vocab: int, dtype: DType, tied: bool, head: str | None) -> None:
+    form = None if head is None else ROUNDED["int8"]
+    if form is not None and head == "zeros":
+        form = replace(form, group=32, zeros=True)
+    model = replace(make_model(hidden_size=hidden, vocab_size=vocab, tied_head=tied), head_format=form)
+    deep = make_model(num_layers=8, hidden_size=hidden, vocab_size=vocab)
+    draft = make_draft(deep, draft_vocab_size=vocab)
+    reading = make_draft(deep, kind="eagle")  # the base's tables
+    of_embed, count = form if tied else None, 1 if form is None else 2 + form.zeros
+    for exact, own in (
+        (lambda n: slots.embed_bytes(model, dtype, n), of_embed),
+        (lambda n: slots.lm_head_bytes(model, dtype, n), form),
+        (lambda n: slots.draft_lm_head_bytes(model, draft, dtype, n), None),
+        (lambda n: slots.draft_embed_bytes(model, reading, dtype, n), of_embed),
+        (lambda n: slots.draft_lm_head_bytes(model, reading, dtype, n), form),
     ):
-        _holds(memory.table(exact, vocab, hidden, dtype), [exact(n) for n in range(vocab + 1)], slack_slots=1)
+        bound = memory.table(exact, vocab, hidden, dtype, own)
+        _holds(bound, [exact(n) for n in range(vocab + 1)], slack_slots=count)
 
 
 @settings(max_examples=30, deadline=None)
@@ -85,7 +96,7 @@ def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int
         return memory.total(lm_head_buffers(model, None, options, rows=n, group_size=group, receives=True, leads=True))
 
     bound = memory.with_rows(
-        memory.table(weights, vocab, hidden, dtype),
+        memory.table(weights, vocab, hidden, dtype, None),
         lambda n: lm_head_buffers(model, None, options, rows=n, group_size=group, receives=True, leads=True),
         vocab,
     )

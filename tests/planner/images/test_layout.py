@@ -252,11 +252,11 @@ def test_bytes_of_shares_add_up_to_the_device(plan: Plan) -> None:
             if place.embed_rows and (
                 draft.own_embedding or not is_within(place.embed_rows, member, plan.embed, device)
             ):
-                total += slots.draft_embed_bytes(draft, dtype, place.embed_rows[member])
+                total += slots.draft_embed_bytes(model, draft, dtype, place.embed_rows[member])
             if place.head_rows and (
                 draft.kind == "eagle3" or not is_within(place.head_rows, member, plan.head, device)
             ):
-                total += slots.draft_lm_head_bytes(draft, dtype, place.head_rows[member])
+                total += slots.draft_lm_head_bytes(model, draft, dtype, place.head_rows[member])
             assert slots.weights_bytes(plan, device)[1] == total
 
 

@@ -119,9 +119,14 @@ METHODS: dict[str, tuple[Pack, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def quantized(checkpoint: Path, target: Path, method: str) -> tuple[Path, Path]:
-    """Write a saved model quantized, and its values in float32; return both directories."""
+def quantized(checkpoint: Path, target: Path, method: str, *, head: bool = False) -> tuple[Path, Path]:
+    """Write a saved model quantized, and its values in float32; return both directories.
+
+    ``head``: its lm_head too, by gptq or compressed-tensors.
+    """
     pack, settings = METHODS[method]
+    if head:
+        settings = settings | ({"lm_head": True} if method == "gptq" else {"ignore": ["re:.*gate$"]})
     coded, exact = target / "coded", target / "exact"
     for directory in (coded, exact):
         shutil.copytree(checkpoint, directory)
@@ -132,7 +137,8 @@ def quantized(checkpoint: Path, target: Path, method: str) -> tuple[Path, Path]:
             stored |= {name + part: t.contiguous() for part, t in layer.tensors.items()}
             tensors[name] = layer.values
             continue
-        if method == "mxfp4" or LINEAR.fullmatch(name) is None or tensor.dim() != 2:
+        is_linear = LINEAR.fullmatch(name) is not None or (head and name == "lm_head.weight")
+        if method == "mxfp4" or not is_linear or tensor.dim() != 2:
             stored[name] = tensor
             continue
         layer = pack(tensor, number)
@@ -174,8 +180,11 @@ def dequantised(checkpoint: Path, target: Path, form: str) -> Path:
     """Write a saved model with the values of its rounded layers in float32; return the directory."""
     shutil.copytree(checkpoint, target)
     tensors = {name: tensor.float() for name, tensor in load_file(checkpoint / "model.safetensors").items()}
+    head = "lm_head.weight" if "lm_head.weight" in tensors else "model.embed_tokens.weight"
     for name, tensor in tensors.items():
-        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):  # [E, in, out]
+        if name == head and form != "fp8":
+            tensors[name] = near_values(tensor, "int8")
+        elif name.endswith(("experts.gate_up_proj", "experts.down_proj")):  # [E, in, out]
             tensors[name] = near_values(tensor.transpose(1, 2), form).transpose(1, 2).contiguous()
         elif LINEAR.fullmatch(name) and tensor.dim() == 2:
             tensors[name] = near_values(tensor, form)

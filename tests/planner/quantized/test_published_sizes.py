@@ -1,7 +1,7 @@
 """Bytes planned for published checkpoints of 4 bits, against the sizes of their files."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ def planned(directory: Path, config: dict[str, Any], rounded: bool = False) -> i
     file = directory / "config.json"
     file.write_text(json.dumps(config))
     base: BaseInput = load_base(file, "int4-g128" if rounded else None)
-    plan = make_plan(base.model, [whole_group(base.model, ("a",))], dtype="float16", complete=False)
+    model = replace(base.model, head_format=None)  # theirs is plain
+    plan = make_plan(model, [whole_group(model, ("a",))], dtype="float16", complete=False)
     return weights_bytes(plan, "a")[0]
 
 

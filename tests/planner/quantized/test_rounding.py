@@ -119,7 +119,9 @@ def test_all_linear_layers_are_rounded_and_nothing_else(family: str, tmp_path: P
     checkpoint = saved_wrapper(tmp_path / "base", family) if family in WRAPPED else saved(tmp_path / "base", family)
     plain, rounded = load_base(checkpoint), load_base(checkpoint, "int8")
     tensors, read = tensors_by_role(plain), reader_of(checkpoint / "model.safetensors")
-    linear = {role for role in tensors if LINEAR.fullmatch(role)}
+    tables = {"head.weight", "embed.weight"} if plain.model.tied_head else {"head.weight"}
+    linear = {role for role in tensors if LINEAR.fullmatch(role)} | tables
+    assert rounded.model.head_format == ROUNDED["int8"]
     assert {role for role, source in rounded.roles.items() if source.part == "codes" and source.stored} == linear
     assert {role: source for role, source in rounded.roles.items() if source.stored is None} == {
         role: source for role, source in plain.roles.items() if role not in linear
@@ -182,7 +184,14 @@ def test_images_of_devices_are_slices_of_the_whole_with_the_errors_of_their_rows
     tensors = load_file(checkpoint / "model.safetensors")
     down, gate, up = (tensors[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("down", "gate", "up"))
     one, two = (load_images(tmp_path / name).images for name in ("one", "two"))
-    assert [layer.layer for layer in one[0].rounding or ()] == [0, 1]
+    assert [layer.layer for layer in one[0].rounding or ()] == [0, 1, None]
+    assert (one[0].rounding or ())[2].errors_ppm == (error(tensors["lm_head.weight"], "int8"),)
+    heads = torch.cat([half["head.weight"] for half in halves]), torch.cat([half["head.scales"] for half in halves])
+    assert torch.equal(whole["head.weight"], heads[0])
+    assert torch.equal(whole["head.scales"], heads[1])
+    codes, scales = nearest(tensors["lm_head.weight"], "int8")
+    assert torch.equal(whole["head.weight"].int() - 128, codes)
+    assert torch.equal(whole["head.scales"], scales)
     qkv, o, gate_up, of_down = first_errors(one[0])
     assert of_down == error(down)
     assert gate_up == error(torch.cat([gate, up]))
@@ -197,8 +206,8 @@ def first_errors(image: Image) -> tuple[int, ...]:
     return image.rounding[0].errors_ppm
 
 
-def error(source: Tensor) -> int:
-    loss = near_values(source, "int4-g32").double() - source.double()
+def error(source: Tensor, form: RoundedWeights = "int4-g32") -> int:
+    loss = near_values(source, form).double() - source.double()
     return round(float((loss.square().sum() / source.double().square().sum()).sqrt()) * 10**6)
 
 
@@ -236,7 +245,9 @@ def test_a_plan_has_the_bytes_of_rounded_weights_and_is_solved_again(tmp_path: P
     linear = 2 * (2 * 4 * 64 * 128 + 2 * 2 * 64 * 128 + 3 * 128 * 256)
     rows = 2 * ((4 + 2 * 2) * 64 + 128 + 2 * 256 + 128)
     scales = linear // int(form.rpartition("g")[2]) if form.startswith("int4") else rows
-    others = (2 * plan.model.vocab_size * 128 + 5 * 128 + 32) * 4  # embedding, lm_head, norms, inv_freq
+    vocab = plan.model.vocab_size
+    head = vocab * 128 * 4 if form == "fp8" else vocab * (128 + 2)
+    others = (vocab * 128 + 5 * 128 + 32) * 4 + head  # embedding, norms, inv_freq
     expected = linear // (2 if form.startswith("int4") else 1) + 2 * scales + others
     assert expected <= plan.memory[0].weights_bytes <= expected + 256 * 40
     assert "clean" in run("check", tmp_path / "plan", tmp_path / "bare")

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from plans.schema import WeightFormat
 from plans.step import CONVERTED_ROWS, converted_blocks
 from runtime.comm.groups import Group
 from runtime.model.blocks import Embed, LmHead
 from runtime.model.layers import GatedMlp, Linear, attend, hide, rotary_at, rotary_table, rotate
+from runtime.model.weights import Coded, look_up
 
 ALONE = Group(name="test", ranks=(0,), rank=0, staged=False, handle=None)
 
@@ -91,10 +93,38 @@ def test_a_share_of_the_embedding_is_zero_for_tokens_of_other_shares() -> None:
     table = seeded(10, 4)
     tokens = torch.tensor([0, 3, 6, 9])
     parts = [
-        Embed(table=table[start:stop] if stop > start else None, first=start, whole=False, hidden=4, group=ALONE)
+        Embed(
+            table=table[start:stop] if stop > start else None,
+            first=start,
+            rows=stop - start,
+            whole=False,
+            hidden=4,
+            group=ALONE,
+        )
         for start, stop in ((0, 3), (3, 3), (3, 10))
     ]
     assert torch.equal(sum(part(tokens, torch.float32) for part in parts), table[tokens])
+
+
+def test_tables_in_codes_are_those_of_their_values() -> None:
+    """Look-ups, best and highest tokens, of whole tables and of some of their rows; a row alone has its bits."""
+    form = WeightFormat(code="int8", group=None, zeros=False, scale="bfloat16")
+    codes, scales = (
+        torch.arange(40 * 64).mul(131).remainder(251).view(40, 64).to(torch.uint8),
+        seeded(40, 1).bfloat16() / 100,
+    )
+    coded = Coded(form=form, codes=codes, scales=scales, zeros=None, inputs=64)
+    values, tokens, normed = (codes.float() - 128) * scales.float(), torch.tensor([3, 39, 3]), seeded(5, 64)
+    assert torch.equal(look_up(tokens, coded, torch.float32), values[tokens])
+    assert torch.equal(look_up(tokens, coded, torch.bfloat16), values[tokens].bfloat16())
+    for start, stop in ((0, 40), (8, 33)):
+        ours = LmHead(weight=coded.rows(start, stop), first=start, rows=stop - start, group=ALONE)
+        theirs = LmHead(weight=values[start:stop].t(), first=start, rows=stop - start, group=ALONE)
+        assert torch.equal(ours.best(normed), theirs.best(normed))
+        for one, other in zip(ours.top(normed, 4), theirs.top(normed, 4), strict=True):
+            torch.testing.assert_close(one, other)
+        logits = ours._logits(normed, coded.rows(start, stop))
+        assert torch.equal(logits[2:3], ours._logits(normed[2:3], coded.rows(start, stop)))
 
 
 def test_lm_head_takes_the_first_of_equal_tokens_and_has_exact_log_probabilities() -> None:

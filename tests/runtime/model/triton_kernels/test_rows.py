@@ -11,7 +11,7 @@ from plans.schema import Activation
 from runtime.model.kv_codes import decoded, encoded, scales_of
 from runtime.model.layers import rotary_table, rotate
 from runtime.model.mask import WORD, words_of
-from runtime.model.triton_kernels import float8, heads, launch, masks, rowwise, top
+from runtime.model.triton_kernels import float8, heads, launch, masks, rowwise, tables, top
 from tests.runtime.model.triton_kernels.interpreted import launched, near, seeded
 
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
@@ -31,6 +31,16 @@ def test_norm(dtype: torch.dtype, rows: int, columns: int, offset: bool, adds: b
     if residual is not None:
         expected = residual.double() + multiplier * expected
     assert near(out, expected, roundings=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("columns", [5, 1100])
+def test_rows_of_a_table_in_codes(dtype: torch.dtype, columns: int) -> None:
+    codes = torch.randint(256, (9, columns), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    scales, tokens = seeded(9, 1, dtype=torch.bfloat16), torch.tensor([3, 8, 0, 3])
+    out = tables.look_up(tokens, codes, scales, dtype)
+    assert out.dtype == dtype
+    assert near(out, ((codes.double() - 128) * scales.double())[tokens], roundings=2)
 
 
 @EXAMPLES
