@@ -75,7 +75,7 @@ DAMAGED: list[tuple[str, Change, str]] = [
     ("w4a16", put(f"{UP}weight_shape", lambda t: t[:1]), r"weight_shape: found shape \[1\], expected \[2\]"),
     ("w4a16", put(f"{UP}weight_scale", lambda t: t.to(torch.float8_e4m3fn)), r"weight_scale: found dtype F8_E4M3"),
     ("w4a16", put(f"{UP}weight_scale", with_one(float("nan"))), r"weight_scale\[1, 0\]: found an infinity or NaN"),
-    ("w4a16", setting(ignore=["re:.*gate$"]), r"lm_head\.weight_packed: missing"),
+    ("w4a16", setting(ignore=["re:.*gate$"]), r"lm_head\.weight_scale: missing"),
     ("w4a16", setting(format="marlin-24"), r"format: found 'marlin-24'"),
     ("w8", put(f"{UP}weight", lambda t: t.to(torch.uint8)), r"up_proj\.weight: found dtype U8, expected I8"),
     ("w8", put(f"{UP}weight_scale", lambda t: t[:-1]), r"weight_scale: found shape \[127, 1\]"),
