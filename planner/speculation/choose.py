@@ -172,9 +172,10 @@ class _Search:
             self.found.append(found)
             self.rows_ns[self._rows(None)] = found.least_ns * SLACK
 
-    def expected(self, tree: Tree) -> int:
+    @cached_property
+    def expected(self) -> Callable[[Tree], int]:
         """Return E in parts per million."""
-        return expected_ppm(self.profile, tree)
+        return cache(lambda tree: expected_ppm(self.profile, tree))
 
     def ranked(self) -> list[Found]:
         """Return what was solved, the best first."""
@@ -189,18 +190,17 @@ class _Search:
         settled = {found.tree for found in self.found}
         best = self.ranked()[0]
         settles = not self.drafts or best.tree is not None
-        left = [
-            tree
-            for tree in self.trees
-            if tree not in settled
-            and not self._is_infeasible(tree)
-            and not (settles and self._excluded(self.expected(tree), self._least_ns(tree), best))
-        ]
+        steps = {
+            tree: self._least_ns(tree) for tree in self.trees if tree not in settled and not self._is_infeasible(tree)
+        }
+        left = [tree for tree, ns in steps.items() if not (settles and self._excluded(self.expected(tree), ns, best))]
         if len(self.found) > 1:
             # a bound for few nodes holds for more nodes, too, so that it comes before theirs
             unknown = [tree for tree in left if self._rows(tree) not in self.rows_ns]
             left = [min(unknown, key=size)] if unknown else left
-        return max(left, key=self._most, default=None)
+        # the most E / S; of equal ones the smaller tree comes first
+        order = {tree: (self.expected(tree) / steps[tree], tuple(-number for number in size(tree))) for tree in left}
+        return max(left, key=order.__getitem__, default=None)
 
     def settle(self, tree: Tree) -> None:
         """Learn more of a tree: V of its nodes, D of its drafter, whether it is close to the best, or its step."""
@@ -247,19 +247,20 @@ class _Search:
         """Tell whether a step of at least so long has no more expected tokens per second than what was found."""
         return acceptance_ppm * found.least_ns <= found.acceptance_ppm * least_ns
 
-    def _most(self, tree: Tree) -> tuple[float, tuple[int, ...]]:
-        """Return the upper bound of E / S; of equal ones the smaller tree comes first."""
-        return self.expected(tree) / self._least_ns(tree), tuple(-number for number in size(tree))
-
     def _least_ns(self, tree: Tree) -> float:
         """Return L of a tree."""
         rows = max(ns for fewer, ns in self.rows_ns.items() if no_less(self._rows(tree), fewer))
         return max(rows + self._draft_ns(tree), self.longer_ns.get(tree, 0), *self._from_solved(tree))
 
-    def _rows(self, tree: Tree | None) -> tuple[int, int]:
+    @cached_property
+    def _rows(self) -> Callable[[Tree | None], tuple[int, int]]:
         """Return the numbers on which the time of the base's part depends: none of them makes it shorter."""
-        options = self.formulation_of(tree).options
-        return tree_rows(options), written_rows(options)
+
+        def rows(tree: Tree | None) -> tuple[int, int]:
+            options = self.formulation_of(tree).options
+            return tree_rows(options), written_rows(options)
+
+        return cache(rows)
 
     def _from_solved(self, tree: Tree) -> Iterator[float]:
         plain_ns = self.rows_ns[self._rows(None)]
