@@ -15,7 +15,7 @@ from measured import measured_table
 
 from instances import SPEED, Config, Hosts, base_config, one
 from planner.build import inputs_of, plan
-from planner.costs.acceptance import PPM, expected_ppm
+from planner.costs.acceptance import expected_ppm
 from planner.enough_hosts import settle_on_enough
 from planner.families import load_base, load_draft
 from planner.formulations import Formulations
@@ -26,6 +26,7 @@ from planner.solver.minimise import Settings
 from planner.speculation.compare import Question
 from planner.speculation.compare import chosen as choice_of
 from planner.speculation.profiles import profile_of
+from plans.acceptance import PPM
 from plans.schema import Tree
 
 

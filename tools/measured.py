@@ -16,7 +16,7 @@ from typing import Any
 from even_shares import even_answer
 
 from instances import Config, base_config, one
-from planner.costs.acceptance import PPM, expected_ppm
+from planner.costs.acceptance import expected_ppm
 from planner.costs.fixed_work import ENGINE, Kernels
 from planner.families import load_base, load_draft
 from planner.hardware.inventory import parse_inventory
@@ -25,7 +25,7 @@ from planner.problem.formulate import Formulation
 from planner.request import Wanted, resolve
 from planner.solver.certify import certify
 from planner.speculation.profiles import SHIPPED
-from plans.acceptance import load_profile
+from plans.acceptance import PPM, load_profile
 from plans.schema import Inventory, Tree
 from plans.strict_yaml import load_yaml
 

@@ -22,12 +22,11 @@ Nothing is expected of levels and ranks beyond those of the profile.
 from collections.abc import Sequence
 from functools import lru_cache
 
-from plans.acceptance import Context, Profile
+from plans.acceptance import PPM, Context, Profile
 from plans.schema import Tree
 
 UNIT = 10**12
 """Probabilities are integers in units of 1 / UNIT, rounded down, so that every machine has the same."""
-PPM = 10**6
 
 
 def expected_ppm(profile: Profile, tree: Tree | None) -> int:

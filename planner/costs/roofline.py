@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY
-from planner.integers import PS_PER_NS, PS_PER_S, ceil_div
+from planner.integers import PS_PER_NS, PS_PER_S, ceil_div, rounds
 from plans.schema import Device, Link
 
 REDUCTION_BYTES_PER_S = 180 * 10**9
@@ -30,11 +30,6 @@ def share_ps(device: Device, traffic_bytes: int, flops: int) -> int:
 def share_ns(device: Device, traffic_bytes: int, flops: int) -> int:
     """Return that time in ns."""
     return ceil_div(share_ps(device, traffic_bytes, flops), PS_PER_NS)
-
-
-def rounds(members: int) -> int:
-    """Rounds of a tree over ``members`` processes: the logarithm to base 2, rounded up."""
-    return (members - 1).bit_length()
 
 
 def message_ns(link: Link, message_bytes: int) -> int:

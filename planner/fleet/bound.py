@@ -30,6 +30,7 @@ from functools import cached_property
 
 from planner.costs.fixed_work import CAPTURED
 from planner.costs.roofline import all_reduce_ns
+from planner.costs.rounding import LOWERED
 from planner.costs.shares import BaseShares, DraftShares
 from planner.integers import PS_PER_NS
 from planner.problem.machine import look_of
@@ -37,9 +38,6 @@ from planner.speculation.draft_bound import MOST_MEMBERS, best_tiers, least_draf
 from plans import step
 from plans.kv import KvShare, whole_heads
 from plans.schema import Device, Draft, Inventory, Model, Options
-
-SLACK = 1 - 1e-4
-"""The bound is lowered by the rounding of times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ class StepBound:
         total += self._layers_ns((inventory,) if regions is None else regions)
         if self._drafter is not None:
             total += least_draft_ns(self._drafter, inventory) if draft_ns is None else draft_ns
-        return total * SLACK + self.fixed_ns(inventory)
+        return total * LOWERED + self.fixed_ns(inventory)
 
     def draft_ns(self, inventory: Inventory) -> int:
         """Return the bound of the drafter's passes alone, 0 without a drafter."""
@@ -80,7 +78,7 @@ class StepBound:
             for count, layers in zip(self._layers, self._base.kinds, strict=True)
         )
         tables = min(CAPTURED.embed_ns(device) + CAPTURED.lm_head_ns(device) for device in inventory.devices)
-        return (sum(of_layers) + tables) * SLACK
+        return (sum(of_layers) + tables) * LOWERED
 
     def fixed_draft_ns(self, inventory: Inventory) -> int:
         """Return the fixed work of the drafter's passes at least, on any devices of an inventory; 0 without one."""

@@ -7,16 +7,18 @@ from functools import cache, cached_property
 from itertools import chain
 
 from planner.build import inputs_of, plan, plan_chosen, with_stall_timeout
-from planner.costs.acceptance import PPM, expected_ppm
+from planner.costs.acceptance import expected_ppm
+from planner.costs.rounding import RAISED
 from planner.enough_hosts import infeasible_on_all, needed_bytes
 from planner.errors import InfeasibleError, InputError, NotProvenError
 from planner.families import BaseInput, DraftInput, within
 from planner.fleet.bound import StepBound, any_division, most_rates
-from planner.fleet.divide import ROUNDING, Search, Template, Unproven, require
+from planner.fleet.divide import Search, Template, Unproven, require
 from planner.fleet.parts import Form, Part, Parts, restricted
 from planner.fleet.record import Planned, neutral, replicas_of, template_names, templates_of
 from planner.formulations import Formulations
 from planner.integers import ceil_div
+from planner.problem.formulate import Formulation
 from planner.problem.machine import Look, canonical_machine, look_of
 from planner.problem.usable import usable_inventory
 from planner.solver.division import Answer, HostClass, Load
@@ -24,7 +26,7 @@ from planner.solver.minimise import Settings
 from planner.solver.solve import takes_longer
 from planner.speculation.compare import Question
 from planner.speculation.grid import trees_of, undominated
-from plans.acceptance import Profile
+from plans.acceptance import PPM, Profile
 from plans.check_inputs import MOST_MASK_VALUES, is_slice, mask_values
 from plans.fleet import (
     FLEET_MAJOR,
@@ -268,11 +270,10 @@ class _Build:
 
         Those of the largest power of two that is no larger, or of the least batch: a larger one does not take fewer.
         """
-        draft = None if self.request.tree_chosen else self.given.draft
 
         @cache
         def needed(batch: int) -> int:
-            return needed_bytes(Formulations().of(self.given.base, draft, self.given.inventory, self.options(batch)))
+            return needed_bytes(self._on_all(batch))
 
         return {batch: needed(max(self._least, 1 << (batch.bit_length() - 1))) for batch in self.batches}
 
@@ -342,7 +343,7 @@ class _Build:
         """Return what no division at all exceeds (:mod:`planner.fleet.bound`), in millionths of a token per second."""
         inventory, least = self.machine_parts.machine.inventory, self.needed_bytes
         batches = {batch: most_rates(self.bounds(batch), inventory, least[batch]) for batch in self.batches}
-        return int(any_division(batches, self.request.clients) * NS_PER_S * ROUNDING) + 1
+        return int(any_division(batches, self.request.clients) * NS_PER_S * RAISED) + 1
 
     # ---- results ----
 
@@ -363,7 +364,9 @@ class _Build:
 
     def _nothing_fits(self) -> InfeasibleError:
         """Return the refusal where no part of the machine has the memory of a replica."""
+        return infeasible_on_all(self._on_all(self._least), self.settings)
+
+    def _on_all(self, batch: int) -> Formulation:
+        """Return the formulation of a replica on the whole machine, with a drafter where none may do without it."""
         draft = None if self.request.tree_chosen else self.given.draft
-        options = self.options(self._least)
-        whole = Formulations().of(self.given.base, draft, self.given.inventory, options)
-        return infeasible_on_all(whole, self.settings)
+        return Formulations().of(self.given.base, draft, self.given.inventory, self.options(batch))

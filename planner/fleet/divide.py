@@ -19,17 +19,15 @@ all that is faster is often easier than to find the best.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from planner.costs.rounding import RAISED
 from planner.errors import InfeasibleError, NotProvenError
 from planner.fleet.parts import Part
 from planner.integers import ceil_div
 from planner.solver import division
 from planner.solver.division import Answer, Choice, HostClass, Load
 from planner.solver.minimise import Settings
-
-ROUNDING = 1.0001
-"""Bounds are raised by the rounding of times."""
-
-MICRO = 1_000_000
+from plans.acceptance import PPM
+from plans.fleet import MICRO
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,7 +174,7 @@ class Search:
             self.solved.add(template)
             speed = found
         self.speeds[template] = speed
-        most = int(speed * ROUNDING * (1 + self.simplify_ppm / MICRO)) + 1
+        most = int(speed * RAISED * (1 + self.simplify_ppm / PPM)) + 1
         for other, known in self.speeds.items():
             if other not in self.solved and self._is_harder(other, template):
                 self.speeds[other] = min(known, most)
@@ -194,7 +192,7 @@ def require(found: Division | None, search: Search, load: Load, settings: Settin
     """Return the division that was found; raise InfeasibleError, with the reason, or NotProvenError beyond the gap."""
     if found is not None:
         missing = found.bound - found.answer.speed
-        if missing * MICRO > gap_ppm * found.bound:
+        if missing * PPM > gap_ppm * found.bound:
             raise NotProvenError(
                 f"tokens/s: {len(search.unproven)} templates were not proven within the deterministic limit of "
                 f"{settings.limit:g}: found {found.answer.speed / MICRO:.1f}, bound {found.bound / MICRO:.1f}, gap "

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from planner.costs.fixed_work import kernels_of
-from planner.costs.roofline import rounds
 from planner.costs.shares import BaseShares, DraftShares, kinds_of
 from planner.costs.topology import Fabric
-from planner.integers import PS_PER_NS, ceil_div
+from planner.integers import PS_PER_NS, ceil_div, rounds
 from planner.problem.device_sets import DeviceSet
 from planner.problem.draft_block import passes_ns
 from planner.problem.links import Links

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from planner.integers import PS_PER_NS, ceil_div
+from planner.integers import PS_PER_NS, ceil_div, rounds
 from planner.solver.problem import (
     Answer,
     Block,
@@ -14,7 +14,6 @@ from planner.solver.problem import (
     Problem,
     Receive,
     RunAnswer,
-    message_rounds,
 )
 
 
@@ -212,5 +211,5 @@ def _tail(problem: Problem, answer: Answer, load: list[int]) -> int:
 
 def _messages(problem: Problem, used: tuple[int, ...]) -> int:
     per_host = [sum(device in used for device in devices) for devices in problem.hosts]
-    inside = sum(ns * message_rounds(count) for ns, count in zip(problem.message_ns, per_host, strict=True))
+    inside = sum(ns * rounds(count) for ns, count in zip(problem.message_ns, per_host, strict=True))
     return inside + problem.network_message_ns * (sum(count > 0 for count in per_host) - 1)

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from planner.integers import rounds
 from planner.solver.blocks import FIRST, LAST, TAIL, Blocks
 from planner.solver.order import Order
-from planner.solver.problem import Problem, Receive, message_rounds
+from planner.solver.problem import Problem, Receive
 from planner.solver.restriction import Restricted
 from planner.solver.stages import Stages, containing
 from planner.solver.variables import Bool, Builder, Devices, Linear
@@ -99,7 +100,7 @@ def add_use(builder: Builder, problem: Problem, stages: Stages, blocks: Blocks) 
         model.add_max_equality(variable, users) if users else model.add(variable == 0)
     time_ns: list[Linear] = []
     for host, devices in enumerate(problem.hosts):
-        for number in range(message_rounds(len(devices)) if problem.message_ns[host] else 0):
+        for number in range(rounds(len(devices)) if problem.message_ns[host] else 0):
             known = 1 << number
             needed = builder.flag(f"round{host}_{number}")  # more devices of the host are in use than know it before
             model.add(sum(used[d] for d in devices) <= known + (len(devices) - known) * needed)

@@ -154,7 +154,7 @@ class Problem:
     tail: Block | None
     """Receives from ``last``."""
     message_ns: tuple[int, ...]
-    """Time per host of a round of telling its devices what was accepted; there are :func:`message_rounds` of them."""
+    """Time per host of a round in which its devices are told what was accepted (:func:`planner.integers.rounds`)."""
     network_message_ns: int
     """Time of telling each host in use but the first."""
     goal: Goal
@@ -199,11 +199,6 @@ class Problem:
         yield self.last
         if self.tail is not None:
             yield self.tail
-
-
-def message_rounds(devices: int) -> int:
-    """Return the rounds in which so many devices of a host, one of which knows it, are told the same."""
-    return max(0, devices - 1).bit_length()
 
 
 BALANCE_BITS = 12

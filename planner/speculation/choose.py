@@ -27,7 +27,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
-from planner.costs.acceptance import PPM, expected_ppm
+from planner.costs.acceptance import expected_ppm
+from planner.costs.rounding import LOWERED
 from planner.costs.shares import DraftShares
 from planner.enough_hosts import on_hosts
 from planner.errors import NotProvenError
@@ -35,7 +36,7 @@ from planner.problem.formulate import Formulation
 from planner.solver.solve import LeastStep
 from planner.speculation.draft_bound import least_draft_ns
 from planner.speculation.grid import contains, drafted, no_less, size, undominated
-from plans.acceptance import Profile
+from plans.acceptance import PPM, Profile
 from plans.schema import Tree
 from plans.step import tree_rows, written_rows
 
@@ -44,9 +45,6 @@ CLOSE = 1.01
 
 DRAFTER = 2
 """Place of the drafter among the blocks of a problem."""
-
-SLACK = 1 - 1e-4
-"""Bounds are lowered by the rounding of times (ROUNDING_PPM), which differs from tree to tree."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +168,7 @@ class _Search:
         found = self._solved(None)
         if found is not None:
             self.found.append(found)
-            self.rows_ns[self._rows(None)] = found.least_ns * SLACK
+            self.rows_ns[self._rows(None)] = found.least_ns * LOWERED
 
     @cached_property
     def expected(self) -> Callable[[Tree], int]:
@@ -206,7 +204,7 @@ class _Search:
         """Learn more of a tree: V of its nodes, D of its drafter, whether it is close to the best, or its step."""
         rows = self._rows(tree)
         if rows not in self.rows_ns:
-            self.rows_ns[rows] = on_hosts(self.formulation_of(tree), 1).base_in_use().least_ns(1) * SLACK
+            self.rows_ns[rows] = on_hosts(self.formulation_of(tree), 1).base_in_use().least_ns(1) * LOWERED
             return
         if len(self.found) > 1 and tree not in self.drafters_ns:
             self._bound_drafter(tree)
@@ -229,7 +227,7 @@ class _Search:
     def _bound_drafter(self, tree: Tree) -> None:
         """Learn D of a tree's drafter on the device sets that may run it."""
         bound = on_hosts(self.formulation_of(tree), 1).in_use()
-        self.drafters_ns[tree] = bound.block_ns(DRAFTER) * SLACK
+        self.drafters_ns[tree] = bound.block_ns(DRAFTER) * LOWERED
 
     def _solved(self, tree: Tree | None) -> Found | None:
         """Return the least step, None where nothing fits; raise NotProvenError past the solver's limit."""
@@ -271,7 +269,7 @@ class _Search:
                 continue
             left = min(1.0, tree.depth / solved.depth) if solved.depth else 1.0
             if contains(replace(tree, depth=solved.depth), solved):
-                yield (1 - left) * plain_ns + left * found.least_ns * SLACK
+                yield (1 - left) * plain_ns + left * found.least_ns * LOWERED
 
     def _draft_ns(self, tree: Tree) -> float:
         """Return D of a tree."""

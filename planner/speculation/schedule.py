@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-from planner.costs.acceptance import PPM, expected_ppm
+from planner.costs.acceptance import expected_ppm
 from planner.costs.memory import device_memory
 from planner.errors import InputError
 from planner.problem.placed import step_ns
 from planner.speculation.grid import size, trees_of, undominated
-from plans.acceptance import Profile
+from plans.acceptance import PPM, Profile
 from plans.places import is_movable, places
 from plans.schema import Plan, ScheduledStep, ScheduledTree, Tree
 from plans.step import step_options

@@ -20,13 +20,14 @@ from itertools import chain
 
 import numpy as np
 
+from planner.integers import rounds
 from planner.solver import limits
 from planner.solver.bounds.combine import Sums
 from planner.solver.bounds.site_table import FIRST, HOP, NETWORK, Closing, Entry, SiteTable, State, less
 from planner.solver.bounds.sites import all_but_each, all_layers, no_sites, with_site
 from planner.solver.bounds.stage import Curve
 from planner.solver.bounds.stage_cache import StageCache
-from planner.solver.problem import Problem, message_rounds
+from planner.solver.problem import Problem
 
 
 def _classes(problem: Problem) -> list[list[int]]:
@@ -353,7 +354,7 @@ class GroupBounds:
         whole_ns, shared_ns = 0, 0
         for host, devices in enumerate(problem.hosts):
             members = len(set(group.devices) & set(devices))
-            ns = problem.network_message_ns + problem.message_ns[host] * message_rounds(members)
+            ns = problem.network_message_ns + problem.message_ns[host] * rounds(members)
             whole_ns += ns if members == len(devices) else 0
             shared_ns += ns if 0 < members < len(devices) else 0
         later = curve + (group.network_hop_ns + whole_ns)

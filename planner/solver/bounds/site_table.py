@@ -25,9 +25,9 @@ from itertools import product
 
 import numpy as np
 
+from planner.integers import rounds
 from planner.solver.bounds.combine import Sums
 from planner.solver.bounds.stage import Curve
-from planner.solver.problem import message_rounds
 
 HOP, NETWORK, FIRST = range(3)
 
@@ -88,7 +88,7 @@ class SiteTable:
 
         HOP now means that no stage runs there.
         """
-        most = message_rounds(sum(state))
+        most = rounds(sum(state))
         curves: Curve = self.best[state] + most * self.message_ns
         for number in range(1, most):
             curves = np.minimum(curves, self._within(1 << number)[state] + number * self.message_ns)
@@ -137,8 +137,8 @@ class Closing:
         entered, not_entered = self._with_around[rest]
         entering = np.array([entry[FIRST], entry[NETWORK]])[:, None]
         several: Curve = np.minimum(entered + entry[HOP], (not_entered + entering).min(axis=0))
-        several = several + message_rounds(devices + 1) * self.table.message_ns
-        alone: Curve = (self.around + entering).min(axis=0) + message_rounds(devices) * self.table.message_ns
+        several = several + rounds(devices + 1) * self.table.message_ns
+        alone: Curve = (self.around + entering).min(axis=0) + rounds(devices) * self.table.message_ns
         return np.minimum(several, alone)
 
     def _rest_and_around(self, rest: State) -> tuple[Curve, Curve]:

@@ -13,13 +13,12 @@ from planner.costs.roofline import (
     all_reduce_ns,
     broadcast_ns,
     message_ns,
-    rounds,
     share_ns,
     share_ps,
     touched_bytes,
 )
 from planner.hardware.inventory import parse_inventory
-from planner.integers import ceil_div
+from planner.integers import ceil_div, rounds
 from plans.schema import Device, Link
 
 LINK = Link(link_class="x", latency_ns=5_000, bandwidth_bytes_per_s=10_000_000_000)
@@ -74,7 +73,7 @@ def test_a_message_takes_latency_and_bytes() -> None:
 
 
 def test_collectives_by_hand() -> None:
-    assert [rounds(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]
+    assert [rounds(n) for n in (0, 1, 2, 3, 4, 5, 8, 9)] == [0, 0, 1, 2, 2, 3, 3, 4]
     assert all_reduce_ns(alone(2), 18_000) == 2 * 5_000 + 1_800 + 100  # 2 * (1/2) * 18 kB at 10 and 180 GB/s
     assert all_reduce_ns(alone(4), 12_000) == 4 * 5_000 + 1_800 + 100  # 2 * (3/4)
     assert broadcast_ns(alone(2), 10_000) == 5_000 + 1_000

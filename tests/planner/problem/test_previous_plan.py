@@ -176,9 +176,11 @@ def test_refusals(tmp_path: Path) -> None:
     inventory = tmp_path / "gpus.yaml"
     inventory.write_text(yaml.safe_dump(UNLIKE))
     common = ["build", "--gpus", str(inventory), "--plan-only", "--out", str(tmp_path / "b")]
+    both = [["--draft", "planner/demo/eagle3", "--objective", objective] for objective in ("step", "tokens")]
     for arguments, message in (
         (["--within", "2%"], "--within: there is no earlier plan"),
         (["--previous", "plans/llama8b-1gpu"], "--previous: a plan of another model"),
+        *((["--previous", "plans/llama8b-1gpu", *drafted], "--previous: a plan of another model") for drafted in both),
         (["--previous", "plans/demo", "--within", "200%"], "expected a fraction of the step time"),
         (["--previous", "plans/demo", "--gap", "0.1"], "--previous: needs the proven shortest step"),
         (["--previous", str(tmp_path / "nowhere")], "nowhere"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from planner.costs.acceptance import PPM, expected_ppm
+from planner.costs.acceptance import expected_ppm
 from planner.costs.shares import DraftShares
 from planner.enough_hosts import on_hosts, takes_longer_on_all
 from planner.errors import NotProvenError
@@ -23,7 +23,7 @@ from planner.speculation.draft_bound import least_draft_ns
 from planner.speculation.grid import contains, drafted, no_less, trees_of, undominated
 from planner.speculation.profiles import SHIPPED, profile_of
 from plans import codec
-from plans.acceptance import load_profile
+from plans.acceptance import PPM, load_profile
 from plans.schema import Tree
 from tests.planner.instances import ROOT, cpu, demo, formulation, gpu, host
 from tests.planner.machines import random_machine

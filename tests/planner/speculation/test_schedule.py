@@ -9,7 +9,7 @@ import yaml
 
 from planner.api.checking import check as check_again
 from planner.api.planning import PlanResult, plan
-from planner.costs.acceptance import PPM, expected_ppm
+from planner.costs.acceptance import expected_ppm
 from planner.enough_hosts import solve_on_enough
 from planner.errors import InputError
 from planner.problem.placed import step_ns
@@ -19,7 +19,7 @@ from planner.solver.solve import solve
 from planner.speculation.grid import trees_of
 from planner.speculation.profiles import SHIPPED
 from planner.speculation.schedule import with_schedule
-from plans.acceptance import Context, Level, Profile, dump_profile, load_profile
+from plans.acceptance import PPM, Context, Level, Profile, dump_profile, load_profile
 from plans.check import check
 from plans.diff import diff
 from plans.places import places
