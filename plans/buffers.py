@@ -23,7 +23,7 @@ By context and head_dim attention goes through the cache SCORE_COLUMNS rows at a
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -241,27 +241,23 @@ def draft_buffers(
 
 def device_buffers(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     """Return all buffers of one device of a plan; those that several parts need (``message``, …) are there once."""
-    buffers = _parts_of(plan, device_id)
     if uncaptured(plan) is not None:
-        return buffers
-    return *buffers, graph_pool(buffers, _parts_of(replace(plan, options=without_prefill(plan.options)), device_id))
+        return _parts_of(plan, device_id)
+    return with_graph_pool(lambda options: _parts_of(replace(plan, options=options), device_id), plan.options)
 
 
-def without_prefill(options: Options) -> Options:
-    """Return options by which the buffers of a device are those of steps alone."""
-    return replace(options, prefill_chunk=1)
+def with_graph_pool(buffers_of: Callable[[Options], tuple[Buffer, ...]], options: Options) -> tuple[Buffer, ...]:
+    """Return buffers and the pool of the captured steps of a GPU: the temporaries of runtime.decode.graphs.
 
-
-def graph_pool(buffers: Iterable[Buffer], of_steps: Iterable[Buffer]) -> Buffer:
-    """Return the pool of the captured steps of a GPU: the temporaries of runtime.decode.graphs.
-
-    ``buffers``: all others of the device; ``of_steps``: these ``without_prefill``. However few rows attend, they do in
-    as many splits as take the memory of the most rows of any forward (``runtime.model.mask.splits_of``).
+    ``buffers_of``: all buffers of a device, or of one part of it, by options. The pool of a device is at most the sum
+    of those of its parts. However few rows attend, they do in as many splits as take the memory of the most rows of any
+    forward (``runtime.model.mask.splits_of``).
     """
+    buffers, of_steps = buffers_of(options), buffers_of(replace(options, prefill_chunk=1))
     attending = [buffer for buffer in buffers if buffer.name.endswith(ATTENTION_SCRATCH)]
     others = [buffer for buffer in of_steps if buffer.scratch and not buffer.name.endswith(ATTENTION_SCRATCH)]
     temporaries = sum(buffer.nbytes for buffer in (*attending, *others))
-    return Buffer(name=POOL, term="buffers", dtype="uint8", shape=(temporaries,))
+    return *buffers, Buffer(name=POOL, term="buffers", dtype="uint8", shape=(temporaries,))
 
 
 def _parts_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:

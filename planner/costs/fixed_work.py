@@ -65,6 +65,8 @@ class Kernels:
     """Time of an EAGLE step in which the GPU waits for the host."""
     least_ns: int = 0
     """Least time of a kernel that is not of a layer."""
+    captured: bool = True
+    """They are in CUDA graphs, whose temporaries have memory of their own."""
 
     def layer_ns(self, device: Device, mlp: Mlp) -> int:
         """Return the fixed time of a layer."""
@@ -105,7 +107,7 @@ CAPTURED = Kernels(
     host_ns=REPLAY_NS,
 )  # fmt: skip
 """Of the runtime, where steps are captured as CUDA graphs."""
-LAUNCHED = replace(CAPTURED, least_ns=LAUNCH_NS)
+LAUNCHED = replace(CAPTURED, least_ns=LAUNCH_NS, captured=False)
 """Of the runtime, where kernels are launched one by one."""
 ENGINE = Kernels(
     layer=ENGINE_LAYER, experts=ENGINE_EXPERTS, choice=ENGINE_CHOICE, groups=ENGINE_GROUPS, bias=ENGINE_BIAS,

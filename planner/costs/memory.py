@@ -12,19 +12,9 @@ from planner.costs.coded import stored_bytes
 from planner.integers import ceil_div
 from plans import slots
 from plans.artifact import ALIGNMENT_BYTES
-from plans.buffers import (
-    Buffer,
-    device_terms,
-    draft_buffers,
-    embed_buffers,
-    graph_pool,
-    lm_head_buffers,
-    stage_buffers,
-    without_prefill,
-)
+from plans.buffers import Buffer, device_terms
 from plans.dtypes import DTYPE_BYTES
-from plans.kv import whole_heads
-from plans.schema import DeviceMemory, Draft, DType, LayerClass, Mlp, Model, Options, Plan, WeightFormat
+from plans.schema import DeviceMemory, Draft, DType, LayerClass, Mlp, Model, Plan, WeightFormat
 from plans.step import ALIGN_BYTES
 
 
@@ -93,33 +83,11 @@ def total(buffers: Iterable[Buffer]) -> int:
 
 
 def with_rows(slots: Affine, buffers: Callable[[int], tuple[Buffer, ...]], rows: int) -> Affine:
-    """Bound ``slots`` and the buffers that grow with their rows."""
-    none, all_rows = total(buffers(0)), total(buffers(rows))
-    slope = ceil_div(all_rows - none, rows)
-    return Affine(fixed=slots.fixed + none + ALIGN_BYTES * len(buffers(rows)), slope=slots.slope + slope)
-
-
-def most_pool_bytes(model: Model, draft: Draft | None, options: Options, devices: int) -> int:
-    """Return the most bytes that the pool of captured steps takes on one of so many GPUs, whatever its shares are."""
-    all_buffers, of_steps = (_most_buffers(model, draft, own, devices) for own in (options, without_prefill(options)))
-    return graph_pool(all_buffers, of_steps).nbytes
-
-
-def _most_buffers(model: Model, draft: Draft | None, options: Options, devices: int) -> tuple[Buffer, ...]:
-    """Return the buffers of a device that had all of a model and were in groups of so many devices."""
-    heads = max(layers.attention.num_kv_heads for layers in model.layers)
-    units = max(layers.mlp.units for layers in model.layers)
-    parts = [
-        *stage_buffers(model, draft, options, share=whole_heads(heads), mlp_units=units, group_size=devices, gpu=True),
-        *embed_buffers(model, options, group_size=devices, hop=True, leads=True),
-        *lm_head_buffers(model, draft, options, rows=model.vocab_size, group_size=devices, receives=True, leads=True),
-    ]
-    if draft is not None:
-        share, rows = whole_heads(draft.attention.num_kv_heads), draft.draft_vocab_size
-        parts += draft_buffers(
-            model, draft, options, share=share, mlp_units=draft.mlp.units, head_rows=rows, group_size=devices, gpu=True
-        )
-    return tuple({buffer.name: buffer for buffer in parts}.values())
+    """Bound ``slots`` and the buffers that grow with their rows, each of which is rounded up, as is what a pool has."""
+    none, every = buffers(0), buffers(rows)
+    grown = sum(a != b for a, b in zip(none, every, strict=True))
+    slope = ceil_div(total(every) - total(none), rows)
+    return Affine(fixed=slots.fixed + total(none) + 2 * ALIGN_BYTES * grown, slope=slots.slope + slope)
 
 
 def device_memory(plan: Plan, device: str, weights_bytes: int, draft_weights_bytes: int) -> DeviceMemory:

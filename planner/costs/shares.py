@@ -19,12 +19,14 @@ from planner.costs.roofline import Tier, all_gather_ns, all_reduce_ns, share_ns,
 from planner.integers import ceil_div
 from plans import slots
 from plans.buffers import (
+    Buffer,
     draft_buffers,
     draft_kv_bytes,
     embed_buffers,
     kv_bytes,
     lm_head_buffers,
     stage_buffers,
+    with_graph_pool,
 )
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import KvShare, part_range, query_heads
@@ -170,6 +172,13 @@ def rows_work(form: WeightFormat | None, hidden: int, width: int, table_rows: in
     return Work(traffic_bytes=read_bytes(form, table_rows, hidden, width), flops=2 * rows * hidden * table_rows)
 
 
+def _buffers(
+    buffers_of: Callable[[Options], tuple[Buffer, ...]], options: Options, captured: bool
+) -> tuple[Buffer, ...]:
+    """Return the buffers of a part, and those of its captured steps."""
+    return with_graph_pool(buffers_of, options) if captured else buffers_of(options)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BaseShares:
     """Shares of the base model."""
@@ -246,10 +255,15 @@ class BaseShares:
 
         def count(share: KvShare, group_size: int, gpu: bool) -> int:
             units = max(layers.mlp.units for layers in self.kinds)
-            buffers = stage_buffers(
-                self.model, self.draft, self.options, share=share, mlp_units=units, group_size=group_size, gpu=gpu
+
+            def buffers(options: Options) -> tuple[Buffer, ...]:
+                return stage_buffers(
+                    self.model, self.draft, options, share=share, mlp_units=units, group_size=group_size, gpu=gpu
+                )
+
+            return slots.rope_bytes(self.model) + memory.total(
+                _buffers(buffers, self.options, gpu and self.kernels.captured)
             )
-            return slots.rope_bytes(self.model) + memory.total(buffers)
 
         return cache(count)
 
@@ -268,8 +282,12 @@ class BaseShares:
                 dtype,
                 model.embed_format,
             )
-            buffers = memory.total(embed_buffers(model, options, group_size=group_size, hop=True, leads=True))
-            return memory.Affine(fixed=rows.fixed + buffers, slope=rows.slope)
+
+            def buffers(own: Options) -> tuple[Buffer, ...]:
+                return embed_buffers(model, own, group_size=group_size, hop=True, leads=True)
+
+            nbytes = memory.total(_buffers(buffers, options, self.kernels.captured))
+            return memory.Affine(fixed=rows.fixed + nbytes, slope=rows.slope)
 
         return cache(count)
 
@@ -286,11 +304,13 @@ class BaseShares:
                 dtype,
                 model.head_format,
             )
+
+            def buffers(own: Options, n: int) -> tuple[Buffer, ...]:
+                return lm_head_buffers(model, draft, own, rows=n, group_size=group_size, receives=True, leads=True)
+
             rows = memory.with_rows(
                 weights,
-                lambda n: lm_head_buffers(
-                    model, draft, options, rows=n, group_size=group_size, receives=True, leads=True
-                ),
+                lambda n: _buffers(lambda own: buffers(own, n), options, self.kernels.captured),
                 model.vocab_size,
             )
             return memory.Affine(fixed=rows.fixed + slots.norm_bytes(model, dtype), slope=rows.slope)
@@ -388,21 +408,25 @@ class DraftShares:
 
         def count(share: KvShare, leader: bool, group_size: int, gpu: bool) -> int:
             draft, dtype = self.draft, self.options.dtype
-            buffers = draft_buffers(
-                self.model,
-                draft,
-                self.options,
-                share=share,
-                mlp_units=draft.mlp.units,
-                head_rows=draft.draft_vocab_size,
-                group_size=group_size,
-                gpu=gpu,
-            )
+
+            def buffers(options: Options) -> tuple[Buffer, ...]:
+                return draft_buffers(
+                    self.model,
+                    draft,
+                    options,
+                    share=share,
+                    mlp_units=draft.mlp.units,
+                    head_rows=draft.draft_vocab_size,
+                    group_size=group_size,
+                    gpu=gpu,
+                )
+
             weights = slots.draft_attention_bytes(draft, dtype, share, leader)
             whole = memory.draft_mlp(draft, dtype, leader).fixed + slots.draft_fixed_bytes(draft, dtype)
             tables = self.embed.fixed + self.head.fixed
             cached = draft_kv_bytes(self.options, draft, share)
-            return weights + whole + tables + memory.total(buffers) + cached
+            nbytes = memory.total(_buffers(buffers, self.options, gpu and self.kernels.captured))
+            return weights + whole + tables + nbytes + cached
 
         return cache(count)
 

@@ -25,6 +25,7 @@ from planner.fleet.parts import Part
 from planner.integers import ceil_div
 from planner.solver import division
 from planner.solver.division import Answer, Choice, HostClass, Load
+from planner.solver.limits import past_limit
 from planner.solver.minimise import Settings
 from plans.acceptance import PPM
 from plans.fleet import MICRO
@@ -193,10 +194,11 @@ def require(found: Division | None, search: Search, load: Load, settings: Settin
     if found is not None:
         missing = found.bound - found.answer.speed
         if missing * PPM > gap_ppm * found.bound:
+            gap = missing / found.bound
             raise NotProvenError(
                 f"tokens/s: {len(search.unproven)} templates were not proven within the deterministic limit of "
                 f"{settings.limit:g}: found {found.answer.speed / MICRO:.1f}, bound {found.bound / MICRO:.1f}, gap "
-                f"{missing / found.bound:.2%}; accept one with --gap, or give a higher --solver-limit"
+                f"{gap:.2%}; {past_limit(gap, gap_ppm)}"
             )
         return found
     if not search.speeds and search.unproven:

@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import ClassVar
 
 from planner.costs.fixed_work import Kernels, kernels_of
-from planner.costs.memory import most_pool_bytes
 from planner.costs.shares import BaseShares, DraftShares, sequence_of
 from planner.costs.topology import Fabric
 from planner.problem.device_sets import Candidates, DeviceSet
@@ -30,7 +29,6 @@ from planner.solver.bounds.in_use import InUse, WiderGroups, in_use
 from planner.solver.problem import Goal, Group, Kind, Problem
 from plans import step
 from plans.check_inputs import ROUNDING_PPM
-from plans.graphs import uncaptured_on
 from plans.kv import KvDivision
 from plans.schema import Device, Draft, Inventory, Model, Options
 from plans.shared_memory import most_outbox_bytes
@@ -251,17 +249,9 @@ class Formulation:
         )
 
     def _room_bytes(self, device: Device) -> int:
-        """Return the bytes of a device for its shares: without an outbox, whose size depends on who else is in use, and
-        without a pool of captured steps, whose size depends on the shares.
-        """
-        set_aside = most_outbox_bytes(self.searched) if device.kind == "cpu" else self._pool_bytes
-        return max(0, device.capacity_bytes - set_aside)
-
-    @cached_property
-    def _pool_bytes(self) -> int:
-        if uncaptured_on(self.inventory) is not None:
-            return 0
-        return most_pool_bytes(self.model, self.draft, self.options, len(self.searched.devices))
+        """Return the bytes of a device for its shares: without an outbox, whose size depends on who else is in use."""
+        outbox = most_outbox_bytes(self.searched) if device.kind == "cpu" else 0
+        return max(0, device.capacity_bytes - outbox)
 
     def _kind(self, kind: int) -> Kind:
         """Return the fine axis of a layer kind: its MLP units, and the time of one on each device."""

@@ -187,8 +187,8 @@ class Progress:
             return NotProvenError(f"step time: no placement found, and none excluded, {limit}", bound_ns=bound)
         gap = (step_ns - bound) / max(1, step_ns)
         return NotProvenError(
-            f"step time: not proven optimal {limit}: found {step_ns} ns, bound {bound} ns, gap {gap:.2%}; accept one "
-            "with --gap, or search longer with --solver-limit",
+            f"step time: not proven optimal {limit}: found {step_ns} ns, bound {bound} ns, gap {gap:.2%}; "
+            + limits.past_limit(gap, self.settings.gap_ppm),
             objective_ns=step_ns,
             bound_ns=bound,
         )

@@ -193,9 +193,7 @@ def _nearly(space: Space, progress: Progress) -> Solved:
     try:
         return _solve(space, progress, None)
     except NotProvenError as error:
-        reached = 1.0 if error.gap is None else error.gap
-        wanted_ppm = max(settings.gap_ppm, round(limits.GAP_FACTOR * reached * 10**6))
-        gap_ppm = min((ppm for ppm in limits.GAPS_PPM if ppm > wanted_ppm), default=None)
+        gap_ppm = limits.next_gap_ppm(1.0 if error.gap is None else error.gap, settings.gap_ppm)
         if gap_ppm is None:
             raise
         return _solve(space, Progress(settings=replace(settings, gap_ppm=gap_ppm), optima=goal_optima), None)

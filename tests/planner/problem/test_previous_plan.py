@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 from planner import build
 from planner.cli import main
-from planner.costs.memory import most_pool_bytes
 from planner.emit import emit
 from planner.families import load_base
 from planner.problem.formulate import Formulation
@@ -135,15 +134,15 @@ def test_a_plan_with_previous_checks_clean(tmp_path: Path) -> None:
 def test_the_answer_moves_the_least_of_all_within_the_tolerance(
     tmp_path: Path, layers: int, before: list[int], after: list[int], within: int
 ) -> None:
-    """Compare with the bytes that `diff` counts for the plan of every answer; sizes are KiB besides captured steps."""
+    """Compare with the bytes that `diff` counts for the plan of every answer; sizes are KiB, no steps captured."""
     sizes = {"num_hidden_layers": layers, "vocab_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
     base = load_base(saved(tmp_path / "m", TINY | sizes))
     common = options_of(base, None, 64, "bfloat16")
 
     def on(kib: list[int], previous: Plan | None = None) -> tuple[Formulation, build.Built]:
-        pool_kib = -(-most_pool_bytes(base.model, None, common, len(kib)) // 1024)
-        devices = [gpu(f"g{i}", size_kib + pool_kib) for i, size_kib in enumerate(kib)]
-        inventory = inventory_of({"hosts": [host("box", *devices)]}, "bfloat16")
+        devices = [gpu(f"g{i}", size_kib) for i, size_kib in enumerate(kib)]
+        links = {"class": "shm", "transport": "gloo"}
+        inventory = inventory_of({"hosts": [host("box", *devices, links=links)]}, "bfloat16")
         options = dataclasses.replace(common, within_ppm=within * PERCENT if previous else None)
         listed = listed_order(previous) if previous else ()
         formulation = Formulation(model=base.model, draft=None, options=options, inventory=inventory, listed=listed)
