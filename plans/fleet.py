@@ -19,7 +19,7 @@ from plans.schema import Device, Draft, Inputs, Inventory, Link, Options, Plan, 
 from plans.strict_yaml import dump_yaml, load_yaml
 from plans.violations import Violation, bad, in_range
 
-FLEET_MAJOR, FLEET_MINOR = 1, 0
+FLEET_MAJOR, FLEET_MINOR = 1, 1
 MICRO = 1_000_000
 """Millionths of a token in a token."""
 NS_PER_S = 1_000_000_000
@@ -81,6 +81,8 @@ class Replica:
     """Devices in the place of the plan's, in the order of the plan's inventory."""
     sequences: int
     """Running sequences that it has at the load asked for."""
+    microtokens_per_s: int | None = None
+    """Speed of each of them; None: that of the template, as if all its places were taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +125,11 @@ class Fleet:
     def template(self, name: str) -> FleetTemplate:
         """Return a template by its name."""
         return next(template for template in self.templates if template.name == name)
+
+    def speed(self, replica: Replica) -> int:
+        """Return the speed of each sequence of a replica, in millionths of a token per second."""
+        own = replica.microtokens_per_s
+        return self.template(replica.template).microtokens_per_s if own is None else own
 
 
 def is_fleet(directory: Path) -> bool:
@@ -224,9 +231,6 @@ def _check_templates(fleet: Fleet, plans: Mapping[str, Plan]) -> Iterator[Violat
         speed = microtokens_per_s(template.acceptance_ppm, plan.proof.objective_ns)
         if template.microtokens_per_s != speed:
             yield bad(f"{path}.microtokens_per_s", template.microtokens_per_s, speed)
-        if template.microtokens_per_s < fleet.request.min_microtokens_per_s:
-            expected = f"at least {fleet.request.min_microtokens_per_s}, as was asked for"
-            yield bad(f"{path}.microtokens_per_s", template.microtokens_per_s, expected)
 
 
 def _check_replicas(fleet: Fleet, plans: Mapping[str, Plan]) -> Iterator[Violation]:
@@ -250,11 +254,23 @@ def _check_replicas(fleet: Fleet, plans: Mapping[str, Plan]) -> Iterator[Violati
         elif not unknown:
             yield from _check_like(f"{path}.devices", [known[n] for n in replica.devices], fleet.inventory, plan)
         yield from in_range(f"{path}.sequences", replica.sequences, 1, plan.options.batch)
+        yield from _check_speed(f"{path}.microtokens_per_s", fleet, replica, plan)
         if fleet.request.clients is None and replica.sequences != plan.options.batch:
             yield bad(f"{path}.sequences", replica.sequences, f"{plan.options.batch}, one in every place")
     unused = tuple(name for name in known if name not in taken)
     if fleet.unused != unused:
         yield bad("unused", fleet.unused, unused)
+
+
+def _check_speed(path: str, fleet: Fleet, replica: Replica, plan: Plan) -> Iterator[Violation]:
+    """Yield where a replica's speed is one of all places though some are free, or the other way round, or too low."""
+    own, least, speed = replica.microtokens_per_s, fleet.request.min_microtokens_per_s, fleet.speed(replica)
+    if own is not None and replica.sequences == plan.options.batch:
+        yield bad(path, own, "none: all places are taken, so that it is the template's")
+    if own is not None and own == fleet.template(replica.template).microtokens_per_s:
+        yield bad(path, own, "none, or another than the template's")
+    if not max(1, least) <= speed <= MOST_MICROTOKENS:
+        yield bad(path, speed, f"at least {least}, as was asked for" if least else f"1 to {MOST_MICROTOKENS}")
 
 
 def _check_like(path: str, devices: list[Device], inventory: Inventory, plan: Plan) -> Iterator[Violation]:
@@ -304,7 +320,7 @@ def _check_totals(fleet: Fleet) -> Iterator[Violation]:
     if request.clients is not None and sequences != request.clients:
         yield bad("replicas", f"{sequences} sequences", f"{request.clients}, as was asked for")
     if counts.keys() <= {template.name for template in fleet.templates}:
-        total = sum(fleet.template(r.template).microtokens_per_s * r.sequences for r in fleet.replicas)
+        total = sum(fleet.speed(replica) * replica.sequences for replica in fleet.replicas)
         if fleet.proof.microtokens_per_s != total:
             yield bad("proof.microtokens_per_s", fleet.proof.microtokens_per_s, total)
         for name in ("bound_microtokens_per_s", "any_microtokens_per_s"):

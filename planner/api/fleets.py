@@ -9,6 +9,7 @@ from planner.api.planning import DEFAULTS, check_number, requested
 from planner.errors import InfeasibleError, InputError
 from planner.fleet import directory as fleet_directory
 from planner.fleet.build import BuiltFleet, FleetInput, build_fleet
+from planner.integers import ceil_div
 from planner.request import Objective, Request, Schedule, resolve_request
 from planner.solver.minimise import Settings
 from plans.check_inputs import MOST_BATCH, MOST_CLIENTS, MOST_DEVICES
@@ -18,6 +19,9 @@ from plans.fleet import MICRO, MOST_MICROTOKENS, Fleet, FleetRequest, is_canonic
 from plans.fleet_diff import LoadedFleet, fleet_differences, fleet_summary, load_with_plans
 from plans.format import quote
 from plans.schema import DType, KvAxis, KvDType, Plan, RoundedWeights, Tree
+
+MOST_EQUAL = 8
+"""Replicas up to which one may have just as many places as its part of the clients."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +35,7 @@ class Asked:
     min_tokens_per_s: float = 0.0
     """Least tokens per second of every sequence."""
     batch: int | None = None
-    """Places of every replica; None: 1, or with ``clients`` the best of 1, 2, 3, 4, 6, 8, 12, ... for each."""
+    """Places of every replica; None: 1, or with ``clients`` the best for each (:func:`_batches`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,10 +122,11 @@ def plan_fleet(
 ) -> FleetResult:
     """Return the division of an inventory into replicas of a model: what ``build --replicas`` makes.
 
-    ``replicas``: how many, by default as many as have the most tokens per second. ``clients``: sequences that run at
-    once on all of them, by default one in each place. ``min_tokens_per_s``: of every sequence. ``batch``: places of
-    each replica, by default 1, or with ``clients`` the best number for each. ``max_devices``: of a replica. ``gap``:
-    accept a division proven to be within this fraction of the best. The others are as for :func:`planner.plan`.
+    ``replicas``: how many, by default as many as have the most tokens per second. ``clients``: sequences that run
+    at once on all of them, by default one in each place. ``min_tokens_per_s``: of every sequence. ``batch``: places
+    of each replica, by default 1, or with ``clients`` the best number for each, and steps are priced by what runs
+    then. ``max_devices``: of a replica. ``gap``: accept a division proven to be within this fraction of the best.
+    The others are as for :func:`planner.plan`.
 
     Raise InputError, InfeasibleError or NotProvenError as that does.
     """
@@ -199,14 +204,17 @@ def divided(request: Request, asked: Asked, settings: Settings) -> FleetResult:
 def _batches(asked: Asked) -> tuple[int, ...]:
     """Return the numbers of places that a replica may have.
 
-    Two to each doubling: a step is priced with all places taken, so that few of them shall be free at any load.
+    Two to each doubling, so that few places are free at any load; and what each of few equal replicas has of the
+    clients. Of many it is near one of the former, with a replica more or less.
     """
     if asked.batch is not None or asked.clients is None:
         return (asked.batch or 1,)
     most = min(MOST_BATCH, asked.clients)
     octaves = (1 << n for n in range(most.bit_length()))
     halves = (octave * half // 2 for octave in octaves for half in (2, 3))
-    return tuple(sorted({*(places for places in halves if places <= most), most}))
+    replicas = range(1, MOST_EQUAL + 1) if asked.replicas is None else (asked.replicas,)
+    equal = (ceil_div(asked.clients, number) for number in replicas)
+    return tuple(sorted({most, *(places for places in (*halves, *equal) if places <= most)}))
 
 
 def check_fleet(directory: str | Path, *, workers: int = 1, seed: int = 0) -> FleetCheck:

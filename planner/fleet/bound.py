@@ -13,12 +13,12 @@ the number of such layers, all layers take at least, for any prices p_r >= 0 of 
 Prices are those that are best for the mean of all layers: regions are filled in order of time up to one, and a byte of
 those before it costs what a layer takes more there.
 
-**Any division.** A step on devices M takes at least F + c, where F is the sum over its divided parts l of
-1 / sum over d in M of 1 / w_dl, w_dl being the time of part l if d had all of it, and c is fixed work. By convexity
-1 / F <= R, the sum over d in M of R_d = sum over l of s_l^2 / w_dl, for any shares s_l of sum 1. So a sequence has at
-most E R / (1 + c R), and b places of a replica, whose devices have the memory for one and with it a least R, have at
-most b E R / (1 + c R_least): a sum over devices, rho_d each. With v the speed of a sequence on all devices, N sequences
-in all have for any price p of a client no more than
+**Any division.** A step on devices M takes at least F + c, where F is the sum over its divided parts l of 1 / sum over
+d in M of 1 / w_dl, w_dl being the time of part l if d had all of it, and c is fixed work. By convexity 1 / F <= R, the
+sum over d in M of R_d = sum over l of s_l^2 / w_dl, for any shares s_l of sum 1. So a sequence has at most E R / (1 + c
+R), and b places of a replica, whose devices have the memory for one and with it a least R, have at most b E R / (1 + c
+R_least): a sum over devices, rho_d each. With fewer of its places taken it has no more. With v the speed of a sequence
+on all devices, N sequences in all have for any price p of a client no more than
 
     p N + sum over d of max over b of (1 - p / v_b) b rho_db
 """

@@ -13,13 +13,14 @@ from planner.enough_hosts import infeasible_on_all, needed_bytes
 from planner.errors import InfeasibleError, InputError, NotProvenError
 from planner.families import BaseInput, DraftInput, within
 from planner.fleet.bound import StepBound, any_division, most_rates
-from planner.fleet.divide import Search, Template, Unproven, require
+from planner.fleet.divide import Running, Search, Template, Unproven, require
 from planner.fleet.parts import Form, Part, Parts, restricted
 from planner.fleet.record import Planned, neutral, replicas_of, template_names, templates_of
 from planner.formulations import Formulations
 from planner.integers import ceil_div
 from planner.problem.formulate import Formulation
 from planner.problem.machine import Look, canonical_machine, look_of
+from planner.problem.placed import step_ns
 from planner.problem.usable import usable_inventory
 from planner.solver.division import Answer, HostClass, Load
 from planner.solver.minimise import Settings
@@ -39,7 +40,9 @@ from plans.fleet import (
     Replica,
     microtokens_per_s,
 )
+from plans.places import places
 from plans.schema import Inventory, Options, Plan, Tree
+from plans.step import step_options, tree_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +101,7 @@ class _Build:
             classes=self.classes,
             parts=self.parts,
             least_speed=self.request.min_microtokens_per_s,
+            fewest={batch: self.fewest(batch) for batch in self.batches},
             solve=self.solve,
             is_slower=self.is_slower,
             speeds=self.upper_speeds(),
@@ -107,10 +111,10 @@ class _Build:
         if not search.speeds:
             raise self._nothing_fits()
         found = require(search.best(load, self.settings), search, load, self.settings, self.request.gap_ppm)
-        answer, templates = found.answer, found.templates
-        used = [template for template, count in zip(templates, answer.replicas, strict=True) if count]
-        names = template_names(used, self.planned)
-        replicas = self._replicas(answer, templates, names)
+        answer, running = found.answer, found.running
+        used = dict.fromkeys(own.template for own, count in zip(running, answer.replicas, strict=True) if count)
+        names = template_names(tuple(used), self.planned)
+        replicas = self._replicas(answer, running, names)
         any_speed = self.any_speed()
         assert any_speed >= answer.speed, (any_speed, answer)
         bound = min(found.bound, any_speed)
@@ -210,8 +214,15 @@ class _Build:
         tree = None if self.request.tree_chosen else self.request.options.tree
         return tuple(b for b in self.request.batches if tree is None or mask_values(tree, b) <= MOST_MASK_VALUES)
 
-    def solve(self, template: Template) -> int | Unproven | None:
-        """Return the speed of a template by its best plan, None where it does not fit."""
+    def fewest(self, batch: int) -> int:
+        """Return the least number of running sequences of a replica with so many places.
+
+        With clients it has more than the next smaller one has places for; without, one in each.
+        """
+        return batch if self.request.clients is None else 1 + max((b for b in self.batches if b < batch), default=0)
+
+    def solve(self, template: Template) -> tuple[int, ...] | Unproven | None:
+        """Return the speeds of a template by its best plan and by running sequences, None where it does not fit."""
         part = self.parts[template.part]
         inventory = neutral(self.machine_parts.machine.inventory, part.devices)
         try:
@@ -219,20 +230,29 @@ class _Build:
         except InfeasibleError:
             return None
         except NotProvenError as error:
-            # where trees are chosen the bound is of one of them
-            bound_ns = None if self.request.tree_chosen else error.bound_ns
+            # where trees are chosen the bound is of one of them, and all places are taken
+            full = self.fewest(template.batch) == template.batch
+            bound_ns = error.bound_ns if full and not self.request.tree_chosen else None
             tree = self.options(template.batch).tree
             return Unproven(speed=microtokens_per_s(self.expected(tree), bound_ns) if bound_ns else MOST_MICROTOKENS)
         stall_s = self.request.stall_timeout_s
         planned = dataclasses.replace(planned, plan=with_stall_timeout(planned.plan, stall_s))
         self.planned[template] = planned
-        return planned.speed
+        return tuple(self._speed(planned, count) for count in range(self.fewest(template.batch), template.batch + 1))
+
+    def _speed(self, planned: Planned, sequences: int) -> int:
+        """Return the speed of so many running sequences on a plan: by the tree and the places of their step."""
+        plan = planned.plan
+        count, tree = places(plan, sequences), tree_for(plan.options, sequences)
+        if (count, tree) == (plan.options.batch, tree_for(plan.options, plan.options.batch)):
+            return planned.speed
+        return microtokens_per_s(self.expected(tree), step_ns(plan, step_options(plan.options, count, tree)))
 
     def is_slower(self, template: Template, speed: int) -> bool:
         """Tell whether no plan of a template is faster than a speed, by proof; False where trees are chosen."""
         if self.request.tree_chosen:
             return False
-        options = self.options(template.batch)
+        options = self.options(self.fewest(template.batch))
         inventory = neutral(self.machine_parts.machine.inventory, self.parts[template.part].devices)
         formulation = Formulations().of(self.given.base, self.given.draft, inventory, options)
         least_ns = self.expected(options.tree) * NS_PER_S // (speed + 1)
@@ -277,8 +297,11 @@ class _Build:
 
         return {batch: needed(max(self._least, 1 << (batch.bit_length() - 1))) for batch in self.batches}
 
-    def bounds(self, batch: int) -> list[tuple[int, StepBound]]:
-        """Return expected tokens of a step and the bound of its time, for each tree that a replica may have."""
+    def bounds(self, batch: int, fewest: int | None = None) -> list[tuple[int, StepBound]]:
+        """Return expected tokens of a step and the bound of its time, for each tree that a replica may have.
+
+        ``fewest``: trees that it may have with so many sequences.
+        """
         draft = self.given.draft.draft if self.given.draft else None
         model = within(self.given.base.model, self.request.options.context)
         return [
@@ -286,7 +309,7 @@ class _Build:
                 self.expected(tree),
                 StepBound(model=model, draft=draft if tree else None, options=self.options(batch, tree)),
             )
-            for tree in self.trees(batch)
+            for tree in self.trees(fewest or batch)
         ]
 
     def upper_speeds(self) -> dict[Template, int]:
@@ -294,7 +317,10 @@ class _Build:
         inventory = self.machine_parts.machine.inventory
         speeds: dict[Template, int] = {}
         for batch in self.batches:
-            bounds = [(acceptance, bound, bound.draft_ns(self._few_hosts)) for acceptance, bound in self.bounds(batch)]
+            bounds = [
+                (acceptance, bound, bound.draft_ns(self._few_hosts))
+                for acceptance, bound in self.bounds(self.fewest(batch))
+            ]
             for number, part in enumerate(self.parts):
                 devices = [inventory.devices[device] for device in part.devices]
                 if sum(device.capacity_bytes for device in devices) < self.needed_bytes[batch]:
@@ -341,24 +367,29 @@ class _Build:
 
     def any_speed(self) -> int:
         """Return what no division at all exceeds (:mod:`planner.fleet.bound`), in millionths of a token per second."""
-        inventory, least = self.machine_parts.machine.inventory, self.needed_bytes
-        batches = {batch: most_rates(self.bounds(batch), inventory, least[batch]) for batch in self.batches}
+        inventory = self.machine_parts.machine.inventory
+        batches = {}
+        for batch, least in self.needed_bytes.items():
+            fewest = self.fewest(batch)
+            rates = most_rates(self.bounds(batch, fewest), inventory, least)
+            # all devices together do no less with more sequences, but each of these is slower
+            few = rates if fewest == batch else most_rates(self.bounds(fewest), inventory, least)
+            batches[batch] = dataclasses.replace(rates, sequence=few.sequence)
         return int(any_division(batches, self.request.clients) * NS_PER_S * RAISED) + 1
 
     # ---- results ----
 
-    def _replicas(
-        self, answer: Answer, templates: Sequence[Template], names: dict[Template, str]
-    ) -> tuple[Replica, ...]:
+    def _replicas(self, answer: Answer, running: Sequence[Running], names: dict[Template, str]) -> tuple[Replica, ...]:
         """Return the replicas in the order of templates, then of their devices in the inventory."""
         place = {device.id: number for number, device in enumerate(self.given.inventory.devices)}
         replicas = replicas_of(
             self.machine_parts,
             self.numbers,
             answer,
-            templates,
+            running,
             {number: part.hosts for number, part in enumerate(self.parts) if part.is_wide},
             names,
+            {template: self.planned[template].speed for template in names},
         )
         return tuple(sorted(replicas, key=lambda replica: (replica.template, min(place[d] for d in replica.devices))))
 

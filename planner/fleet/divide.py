@@ -3,12 +3,14 @@
 Every template, a part of the machine with a batch, has a speed of each of its sequences: E / S, expected tokens of a
 step over its time. It is known from above long before it is solved, as the most of
 
-1. E(t) / L(t) over the draft trees t that may be chosen, with the bound L of :mod:`planner.fleet.bound`;
+1. E(t) / L(t) over the draft trees t that may be chosen, with the bound L of :mod:`planner.fleet.bound` for the fewest
+   sequences that it is for: at a load of clients a replica has the least of the numbers of places that are enough;
 2. what is known of the same part with fewer sequences: no step is shorter with more of them. (Of a part with more
    devices it is not so: where links of a host differ some messages are priced by the slowest, in use or not.)
 
-The master problem is solved with these numbers; templates of its answer that are not solved yet are, and it is solved
-again. When all of its answer are, no other division is better: it was compared with no less than the others can have.
+The master problem is solved with these numbers; templates of its answer that are not solved yet are, which says how
+fast a sequence is by the number of running ones, and it is solved again. When all of its answer are, no other division
+is better: it was compared with no less than the others can have.
 
 A template whose plan is not proven within the solver's limit keeps its bound. Where the answer would have it, that
 answer bounds all divisions, and the search goes on without such templates. What it then ends with is the best where
@@ -16,8 +18,9 @@ they are no faster than the speed at which a division that has them would be as 
 all that is faster is often easier than to find the best.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from planner.costs.rounding import RAISED
 from planner.errors import InfeasibleError, NotProvenError
@@ -41,6 +44,17 @@ class Template:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Running:
+    """A template with any of some numbers of running sequences, of which each is as fast."""
+
+    template: Template
+    fewest: int
+    most: int
+    speed: int
+    """Of each sequence, in millionths of a token per second; an upper bound where the template is not solved."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Unproven:
     """A template whose plan was not proven within the solver's limit."""
 
@@ -53,8 +67,8 @@ class Division:
     """The best division and its bound."""
 
     answer: Answer
-    templates: tuple[Template, ...]
-    """That the numbers of the answer are of."""
+    running: tuple[Running, ...]
+    """What the numbers of the answer are of."""
     bound: int
     """Speed that no division exceeds."""
 
@@ -67,15 +81,18 @@ class Search:
     parts: Sequence[Part]
     least_speed: int
     """Of every sequence, in millionths of a token per second."""
-    solve: Callable[[Template], int | Unproven | None]
-    """Speed of a template by its best plan; None where it does not fit."""
+    fewest: Mapping[int, int]
+    """Least number of running sequences of a replica, by its places; all places where there are no clients."""
+    solve: Callable[[Template], tuple[int, ...] | Unproven | None]
+    """Speed by the best plan of a template, by running sequences from the fewest to all; None where it does not fit."""
     speeds: dict[Template, int]
-    """Upper bounds; of those in ``solved`` their speed."""
+    """Upper bounds; of those in ``solved`` the speed with all places taken."""
     is_slower: Callable[[Template, int], bool]
     """Tell whether no plan of a template is faster than a speed; False where that is not proven."""
     simplify_ppm: int = 0
     """A plan may be slower by so much than the fastest of its template, to be simpler."""
-    solved: set[Template] = field(default_factory=set)
+    solved: dict[Template, tuple[int, ...]] = field(default_factory=dict)
+    """What ``solve`` found."""
     unproven: dict[Template, int] = field(default_factory=dict)
     """Templates that were not proven, with their upper bounds; no longer in ``speeds`` once an answer had one."""
 
@@ -101,8 +118,8 @@ class Search:
         """
         known = dict(self.unproven)
         while (answer := self._divided(self.speeds | known, load, settings)) and answer.speed > speed:
-            of_template = zip(self._listed(self.speeds | known), answer.sequences, strict=True)
-            used = {template: sequences for template, sequences in of_template if template in known and sequences}
+            of_running = zip(self._listed(self.speeds | known), answer.sequences, strict=True)
+            used = {own.template: sequences for own, sequences in of_running if own.template in known and sequences}
             for template in used:
                 known[template] -= ceil_div(answer.speed - speed, sum(used.values()))
         return known
@@ -110,11 +127,11 @@ class Search:
     def _best_proven(self, load: Load, settings: Settings) -> Division | None:
         ties, bound = False, None
         while True:
-            templates = self._listed(self.speeds)
+            running = self._listed(self.speeds)
             answer = self._divided(self.speeds, load, settings, ties=ties)
             if answer is None:
                 return None
-            used = [t for t, replicas in zip(templates, answer.replicas, strict=True) if replicas]
+            used = [own.template for own, replicas in zip(running, answer.replicas, strict=True) if replicas]
             if self.unproven.keys() & set(used):
                 bound = answer.speed if bound is None else bound
                 for template in self.unproven:
@@ -122,7 +139,7 @@ class Search:
                 continue
             unsolved = [template for template in used if template not in self.solved]
             if not unsolved and ties:
-                return Division(answer=answer, templates=tuple(templates), bound=max(answer.speed, bound or 0))
+                return Division(answer=answer, running=tuple(running), bound=max(answer.speed, bound or 0))
             ties = not unsolved
             for template in unsolved:
                 if template in self.speeds:  # another one may have told that it does not fit
@@ -142,22 +159,31 @@ class Search:
         """Return the best division by these speeds; None where there is none."""
         return division.divide(self.classes, self._choices(speeds), load, settings, ties=ties)
 
-    def _listed(self, speeds: Mapping[Template, int]) -> list[Template]:
+    def _listed(self, speeds: Mapping[Template, int]) -> list[Running]:
         """Return the templates that are fast enough, in a definite order."""
-        fast = (template for template, speed in speeds.items() if speed >= max(1, self.least_speed))
-        return sorted(fast, key=_order)
+        running = (own for template in sorted(speeds, key=_order) for own in self._running(template, speeds[template]))
+        return [own for own in running if own.speed >= max(1, self.least_speed)]
+
+    def _running(self, template: Template, speed: int) -> Iterator[Running]:
+        """Yield a template with the running sequences that it is for, all in one where it has no more than a bound."""
+        fewest = self.fewest[template.batch]
+        known = self.solved.get(template, (speed,) * (template.batch + 1 - fewest))
+        for own, equal in groupby(enumerate(known, fewest), key=lambda entry: entry[1]):
+            numbers = [number for number, _ in equal]
+            yield Running(template=template, fewest=numbers[0], most=numbers[-1], speed=own)
 
     def _choices(self, speeds: Mapping[Template, int]) -> list[Choice]:
         """Return these templates as choices of the master problem."""
         return [
             Choice(
-                form=template.part,
-                places=template.batch,
-                speed=speeds[template],
-                devices=len(self.parts[template.part].devices),
-                hosts=self.parts[template.part].hosts,
+                form=own.template.part,
+                fewest=own.fewest,
+                places=own.most,
+                speed=own.speed,
+                devices=len(self.parts[own.template.part].devices),
+                hosts=self.parts[own.template.part].hosts,
             )
-            for template in self._listed(speeds)
+            for own in self._listed(speeds)
         ]
 
     def _settle(self, template: Template) -> None:
@@ -171,9 +197,9 @@ class Search:
             speed = min(found.speed, self.speeds[template])
             self.unproven[template] = speed
         else:
-            assert found <= self.speeds[template], "a bound below the speed that it bounds"
-            self.solved.add(template)
-            speed = found
+            assert max(found) <= self.speeds[template], "a bound below the speed that it bounds"
+            self.solved[template] = found
+            speed = found[-1]
         self.speeds[template] = speed
         most = int(speed * RAISED * (1 + self.simplify_ppm / PPM)) + 1
         for other, known in self.speeds.items():

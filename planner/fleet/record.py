@@ -7,7 +7,7 @@ same plans. The devices of a replica are in canonical order, in which equal part
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from planner.fleet.divide import Template
+from planner.fleet.divide import Running, Template
 from planner.fleet.parts import Form, Parts, restricted, subsets_of
 from planner.problem.machine import canonical_machine
 from planner.solver.division import Answer
@@ -95,34 +95,42 @@ def replicas_of(
     parts: Parts,
     numbers: Mapping[Form, int],
     answer: Answer,
-    templates: Sequence[Template],
+    running: Sequence[Running],
     wide: Mapping[int, tuple[int, ...]],
     names: Mapping[Template, str],
+    speeds: Mapping[Template, int],
 ) -> tuple[Replica, ...]:
     """Return the replicas of an answer on the devices of the machine, the first hosts of a class first.
 
-    ``numbers``: of parts by form; ``wide``: whole hosts by class of each part over several hosts.
+    ``numbers``: of parts by form; ``wide``: whole hosts by class of each part over several hosts; ``speeds``: of
+    sequences in all places of a template.
     """
     left = [list(hosts) for hosts in parts.classes]
     modules = parts.machine.modules
     sets: dict[int, list[tuple[int, ...]]] = {}
-    for template, count in zip(templates, answer.replicas, strict=True):
-        for _ in range(count if template.part in wide else 0):
-            taken = [left[c].pop(0) for c, hosts in enumerate(wide[template.part]) for _ in range(hosts)]
+    for own, count in zip(running, answer.replicas, strict=True):
+        part = own.template.part
+        for _ in range(count if part in wide else 0):
+            taken = [left[c].pop(0) for c, hosts in enumerate(wide[part]) for _ in range(hosts)]
             whole = [device for host in taken for device in modules[host].devices]
-            sets.setdefault(template.part, []).append(parts.form(whole)[1])
+            sets.setdefault(part, []).append(parts.form(whole)[1])
     for c, divided in enumerate(answer.hosts):
         for pattern, hosts in divided:
             for _ in range(hosts if pattern else 0):
                 for part, subset in _realised(parts, numbers, modules[left[c].pop(0)].devices, pattern):
                     sets.setdefault(part, []).append(subset)
     listed = []
-    for template, count, sequences in zip(templates, answer.replicas, answer.sequences, strict=True):
+    for own, count, sequences in zip(running, answer.replicas, answer.sequences, strict=True):
         for number in range(count):
-            devices = sets[template.part].pop(0)
-            ids = tuple(parts.machine.inventory.devices[device].id for device in devices)
-            own = sequences // count + (number < sequences % count)
-            listed.append(Replica(template=names[template], devices=ids, sequences=own))
+            devices = sets[own.template.part].pop(0)
+            listed.append(
+                Replica(
+                    template=names[own.template],
+                    devices=tuple(parts.machine.inventory.devices[device].id for device in devices),
+                    sequences=sequences // count + (number < sequences % count),
+                    microtokens_per_s=None if own.speed == speeds[own.template] else own.speed,
+                )
+            )
     return tuple(listed)
 
 

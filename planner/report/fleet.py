@@ -36,8 +36,8 @@ class TemplateLine:
     replicas: int
     sequences: int
     """On all its replicas."""
-    each: float
-    """Tokens per second of a sequence."""
+    each: str
+    """Tokens per second of a sequence; of replicas with more and with fewer running ones the least and the most."""
     total: float
     """Of all its sequences."""
 
@@ -88,7 +88,7 @@ def template_lines(loaded: LoadedFleet) -> list[TemplateLine]:
 
 def _template_line(fleet: Fleet, template: FleetTemplate, plan: Plan) -> TemplateLine:
     own = [replica for replica in fleet.replicas if replica.template == template.name]
-    sequences = sum(replica.sequences for replica in own)
+    sequences, speeds = sum(replica.sequences for replica in own), [fleet.speed(replica) for replica in own]
     tree = plan.options.tree
     return TemplateLine(
         name=template.name,
@@ -98,8 +98,8 @@ def _template_line(fleet: Fleet, template: FleetTemplate, plan: Plan) -> Templat
         step=format_ns(plan.proof.objective_ns),
         replicas=len(own),
         sequences=sequences,
-        each=template.microtokens_per_s / MICRO,
-        total=sequences * template.microtokens_per_s / MICRO,
+        each=" to ".join(f"{speed / MICRO:.1f}" for speed in sorted({min(speeds), max(speeds)})),
+        total=sum(fleet.speed(replica) * replica.sequences for replica in own) / MICRO,
     )
 
 
@@ -108,7 +108,7 @@ def text(loaded: LoadedFleet, width: int, colour: bool) -> str:
     fleet, stream = loaded.fleet, io.StringIO()
     templates_table = _table("template", "placement", "draft", "places", "step", "replicas", "sequences", "tokens/s")
     for line in template_lines(loaded):
-        figures = (line.batch, line.step, line.replicas, line.sequences, f"{line.each:.1f} each, {line.total:.1f}")
+        figures = (line.batch, line.step, line.replicas, line.sequences, f"{line.each} each, {line.total:.1f}")
         templates_table.add_row(line.name, line.placement, line.draft, *map(str, figures))
     replicas_table = _table("replica", "template", "sequences", "devices")
     for number, replica in enumerate(fleet.replicas):

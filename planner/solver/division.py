@@ -39,7 +39,10 @@ class Choice:
     """A form with places."""
 
     form: int
+    fewest: int
+    """Least running sequences of a replica."""
     places: int
+    """Most of them."""
     speed: int
     """Of each running sequence, in millionths of a token per second."""
     devices: int
@@ -140,12 +143,12 @@ class _Model:
             self.model.add(sum(own) <= sum(parts.get(form, [])))
 
     def _sequences(self) -> None:
-        """Every replica runs a sequence at least, and at most as many as it has places; all clients run."""
+        """Every replica runs no fewer and no more sequences than its choice is for; all clients run."""
         for choice, n, k in zip(self.choices, self.n, self.k, strict=True):
             if self.load.clients is None:
                 self.model.add(k == choice.places * n)
             else:
-                self.model.add(k >= n)
+                self.model.add(k >= choice.fewest * n)
                 self.model.add(k <= choice.places * n)
         if self.load.clients is not None:
             self.model.add(sum(self.k) == self.load.clients)

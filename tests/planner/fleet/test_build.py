@@ -17,11 +17,14 @@ from planner.errors import InfeasibleError, InputError
 from planner.families import BaseInput, load_base
 from planner.fleet import parts as fleet_parts
 from planner.formulations import Formulations
+from planner.problem.placed import step_ns
 from planner.request import Request, Wanted, resolve_request
 from planner.solver.minimise import Settings
 from plans.fleet import check_fleet, microtokens_per_s
-from plans.schema import Inventory, Options
-from tests.planner.instances import TINY, gpu, host, listed, saved
+from plans.places import places
+from plans.schema import Inventory, Options, Plan
+from plans.step import step_options
+from tests.planner.instances import TINY, cpu, gpu, host, listed, saved
 from tests.planner.machines import random_machine, rewritten
 
 SEEDS = (0, 3, 4, 6, 7, 11, 14, 20, 22)
@@ -50,21 +53,32 @@ def drawn(seed: int) -> tuple[Any, Asked]:
 
 
 class Speeds:
-    """Speed of a sequence by devices and batch, each planned on these devices under their own names."""
+    """Speed of a sequence by devices and running sequences, each planned on these devices under their own names.
 
-    def __init__(self, base: BaseInput, inventory: Inventory, options: Options) -> None:
-        self._base, self._inventory, self._options = base, inventory, options
-        self.of = cache(self._speed)
+    A plan has the least of the batches that is enough; a step of fewer running sequences is priced as such.
+    """
 
-    def _speed(self, devices: frozenset[int], batch: int) -> int | None:
+    def __init__(self, base: BaseInput, inventory: Inventory, options: Options, batches: Sequence[int]) -> None:
+        self._base, self._inventory, self._options, self._batches = base, inventory, options, batches
+        self.of, self._plan = cache(self._speed), cache(self._planned)
+
+    def _speed(self, devices: frozenset[int], running: int) -> int | None:
+        own = self._plan(devices, min(batch for batch in self._batches if batch >= running))
+        if own is None:
+            return None
+        count = places(own, running)
+        full = count == own.options.batch
+        ns = own.proof.objective_ns if full else step_ns(own, step_options(own.options, count, None))
+        return microtokens_per_s(1_000_000, ns)
+
+    def _planned(self, devices: frozenset[int], batch: int) -> Plan | None:
         part = fleet_parts.restricted(self._inventory, sorted(devices))
         options = dataclasses.replace(self._options, batch=batch)
         formulation = Formulations().of(self._base, None, part, options)
         try:
-            built = plan(formulation, inputs_of(self._base, None), ONE).plan
+            return plan(formulation, inputs_of(self._base, None), ONE).plan
         except InfeasibleError:
             return None
-        return microtokens_per_s(1_000_000, built.proof.objective_ns)
 
 
 def divisions(inventory: Inventory) -> Iterator[list[frozenset[int]]]:
@@ -92,34 +106,21 @@ def packings(devices: Sequence[int]) -> Iterator[list[frozenset[int]]]:
             yield [own, *others]
 
 
-def best_total(speeds: Speeds, inventory: Inventory, asked: Asked, batches: Sequence[int]) -> int | None:
+def best_total(speeds: Speeds, inventory: Inventory, asked: Asked) -> int | None:
     """Return the most speed of all divisions, None where there is none."""
     best: int | None = None
     for division in divisions(inventory):
         if not division or (asked.replicas is not None and len(division) != asked.replicas):
             continue
-        for chosen in product(batches, repeat=len(division)):
-            replicas = [(speeds.of(devices, batch), batch) for devices, batch in zip(division, chosen, strict=True)]
-            total = total_of(replicas, asked.clients)
-            best = total if best is None or (total is not None and total > best) else best
+        numbers = range(1, 1 + (asked.clients or 1))
+        for running in product(numbers, repeat=len(division)):
+            if asked.clients not in (None, sum(running)):
+                continue
+            known = [speeds.of(devices, number) for devices, number in zip(division, running, strict=True)]
+            if None not in known:
+                total = sum(number * (speed or 0) for number, speed in zip(running, known, strict=True))
+                best = total if best is None else max(best, total)
     return best
-
-
-def total_of(replicas: Sequence[tuple[int | None, int]], clients: int | None) -> int | None:
-    """Return the speed of all sequences, the fastest places taken first; None where they do not fit."""
-    known = sorted(((speed, batch) for speed, batch in replicas if speed is not None), reverse=True)
-    if len(known) < len(replicas):
-        return None
-    if clients is None:
-        return sum(speed * batch for speed, batch in known)
-    left = clients - len(known)
-    if left < 0 or sum(batch for _, batch in known) < clients:
-        return None
-    total = sum(speed for speed, _ in known)
-    for speed, batch in known:
-        total += speed * min(left, batch - 1)
-        left -= min(left, batch - 1)
-    return total
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +143,33 @@ def test_no_division_is_better(base: BaseInput, divided: Callable[[int], FleetRe
     request = request_of(base, machine)
     options, inventory = resolve_request(request)
     batches = (1,) if asked.clients is None else {3: (1, 2, 3), 5: (1, 2, 3, 4, 5)}[asked.clients]
-    expected = best_total(Speeds(base, inventory, options), inventory, asked, batches)
+    expected = best_total(Speeds(base, inventory, options, batches), inventory, asked)
     result = divided(seed)
     assert (result.fleet.proof.microtokens_per_s if result else None) == expected
     if result is not None:
         assert check_fleet(result.fleet, result.built.plans) == ()
+
+
+@pytest.mark.parametrize("replicas", [None, 1, 2])
+def test_a_step_is_priced_by_its_running_sequences(base: BaseInput, replicas: int | None) -> None:
+    """On CPUs, where a step computes the running sequences alone; 7 clients, with 1, 2, 3, 4, 6 or 7 places each."""
+    cpus = [cpu(f"c{number}", 64, 2 + number) for number in range(3)]
+    asked = Asked(clients=7, replicas=replicas, batch=None if replicas is None else 6)
+    request = request_of(base, {"hosts": [host("a", *cpus)]})
+    options, inventory = resolve_request(request)
+    batches = (1, 2, 3, 4, 6, 7) if replicas is None else (6,)
+    expected = best_total(Speeds(base, inventory, options, batches), inventory, asked) if replicas != 1 else None
+    if expected is None:
+        with pytest.raises(InfeasibleError, match="at most 6 sequences run at once"):
+            fleets.divided(request, asked, ONE)
+        return
+    result = fleets.divided(request, asked, ONE)
+    assert result.fleet.proof.microtokens_per_s == expected
+    assert check_fleet(result.fleet, result.built.plans) == ()
+    if replicas == 2:
+        free = [own for own in result.fleet.replicas if own.sequences < 6]
+        assert free
+        assert all((own.microtokens_per_s or 0) > result.fleet.template(own.template).microtokens_per_s for own in free)
 
 
 def test_these_machines_are_divided_in_several_ways(divided: Callable[[int], FleetResult | None]) -> None:

@@ -152,6 +152,10 @@ DAMAGE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda d: d["templates"][0].update(name="../away"), "templates[0].name: found '../away', expected lower-case"),
     (lambda d: d["templates"][0].update(name="gone"), "gone: no plan.yaml here"),
     (lambda d: d["templates"][0].update(microtokens_per_s=1), "templates[0].microtokens_per_s: found 1, expected"),
+    (
+        lambda d: d["replicas"][0].update(microtokens_per_s=5),
+        "replicas[0].microtokens_per_s: found 5, expected none: all",
+    ),
     (lambda d: d["proof"].update(microtokens_per_s=1), "proof.microtokens_per_s: found 1, expected"),
     (lambda d: d["proof"].update(any_microtokens_per_s=1), "proof.any_microtokens_per_s: found 1, expected at least"),
     (lambda d: d["request"].update(clients=5), "replicas: found 4 sequences, expected 5, as was asked for"),
