@@ -39,6 +39,7 @@ from runtime.model.triton_kernels import (
     products,
     rowwise,
     sampling,
+    tables,
     top,
     trees,
 )
@@ -146,6 +147,9 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     return {
         "norm": lambda: rowwise.norm(x, vector, 1e-5),
         "norm, residual": lambda: rowwise.norm(x, vector, 1e-5, offset=True, residual=x),
+        "look-up, int8": lambda: tables.look_up(
+            positions, empty(32000, 4096, dtype=torch.uint8), empty(32000, 1, dtype=torch.bfloat16), dtype
+        ),
         "gate": lambda: rowwise.gated(empty(60, 28672, dtype=dtype)),
         "heads": lambda: heads.rotate_and_store(qkv, 32, cache, rotary, positions, slice(4, 64), 0),
         "heads, norms, fp8": lambda: heads.rotate_and_store(

@@ -158,7 +158,8 @@ BUILD = Command(
         click.Option(
             ["--weights"],
             type=OneOf(get_args(RoundedWeights)),
-            help="Round the plain weights of the model's layers to this format.  [default: as the checkpoint has them]",
+            help="Round the plain weights of the model's layers to this format, and the lm_head to 8 bits.  "
+            "[default: as the checkpoint has them]",
         ),
         click.Option(
             ["--kv-dtype"], type=OneOf(list(KV_DTYPE_BYTES)), help="Dtype of the KV cache.  [default: --dtype]"
