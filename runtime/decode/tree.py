@@ -22,6 +22,8 @@ def ancestors(parents: Tensor, levels: int) -> Tensor:
         visible: Tensor = ops.on_gpu("trees").ancestors(parents, levels)
         return visible
     batch, nodes = parents.shape
+    if nodes == 1:
+        return parents.new_ones(batch, 1, 1, dtype=torch.bool)
     reach = torch.eye(nodes, dtype=torch.float32, device=parents.device).expand(batch, -1, -1).contiguous()
     reach.scatter_(2, parents.unsqueeze(2), 1.0)
     span = 1

@@ -44,7 +44,10 @@ def walk(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: in
     if not ops.has_kernels(tokens):
         accepted, path, following = ops.on_gpu("trees").walk(tokens, parents, chosen, kept)
         return Verdict(accepted=accepted, path=path, tokens=following)
-    nodes = tokens.shape[1]
+    batch, nodes = tokens.shape
+    if nodes == 1:  # plain decoding: the root is the tip
+        root = tokens.new_zeros(batch, kept)
+        return Verdict(accepted=root[:, 0], path=root, tokens=chosen.expand(-1, kept))
     wrong = tokens != chosen.gather(1, parents)
     wrong[:, 0] = False
     accepted = (mask & wrong.unsqueeze(1)).any(2).logical_not_()
