@@ -271,6 +271,13 @@ def check_inventory(inventory: Inventory) -> Iterator[Violation]:
 def _check_link(path: str, link: Link) -> Iterator[Violation]:
     if link.bandwidth_bytes_per_s < 1:
         yield bad(f"{path}.bandwidth_bytes_per_s", link.bandwidth_bytes_per_s, "at least 1")
+    members, ns = 1, 0
+    for i, own in enumerate(link.sums or ()):
+        if own.members <= members:
+            yield bad(f"{path}.sums[{i}].members", own.members, f"more than {members}")
+        if own.ns < ns:
+            yield bad(f"{path}.sums[{i}].ns", own.ns, f"at least {ns}, which fewer members take")
+        members, ns = own.members, own.ns
 
 
 def _check_device(path: str, device: Device, hosts: tuple[str, ...]) -> Iterator[Violation]:
@@ -290,3 +297,19 @@ def _check_device(path: str, device: Device, hosts: tuple[str, ...]) -> Iterator
     for name in ("bandwidth_bytes_per_s", "flops_per_s"):
         if getattr(device, name) < 1:
             yield bad(f"{path}.{name}", getattr(device, name), "at least 1")
+    yield from _check_together(path, device)
+
+
+def _check_together(path: str, device: Device) -> Iterator[Violation]:
+    """Check that a device is no faster the more of them compute."""
+    devices, before = 1, (device.bandwidth_bytes_per_s, device.flops_per_s, device.overhead_ns)
+    for i, own in enumerate(device.together or ()):
+        where = f"{path}.together[{i}]"
+        if own.devices <= devices:
+            yield bad(f"{where}.devices", own.devices, f"more than {devices}")
+        for name, most in zip(("bandwidth_bytes_per_s", "flops_per_s"), before[:2], strict=True):
+            if not 1 <= getattr(own, name) <= most:
+                yield bad(f"{where}.{name}", getattr(own, name), f"from 1 to {most}, the rate with fewer devices")
+        if own.overhead_ns < before[2]:
+            yield bad(f"{where}.overhead_ns", own.overhead_ns, f"at least {before[2]}, the time with fewer devices")
+        devices, before = own.devices, (own.bandwidth_bytes_per_s, own.flops_per_s, own.overhead_ns)

@@ -294,22 +294,23 @@ def _figures(device: Device) -> tuple[object, ...]:
     return (
         *(device.type, device.kind, device.reported_name, device.memory_bytes, device.reserve_bytes),
         *(device.bandwidth_bytes_per_s, device.flops_per_s, device.overhead_ns, device.compute_capability),
+        *(device.pass_ns, device.table_ns, device.together),
     )
 
 
 class _Links:
-    """Latency and bandwidth between any two devices of an inventory."""
+    """Figures of the links between any two devices of an inventory."""
 
     def __init__(self, inventory: Inventory) -> None:
         self._hosts = {host.name: host.link for host in inventory.hosts}
         self._pairs = {frozenset((p.a, p.b)): p.link for host in inventory.hosts for p in host.pairs}
         self._network = inventory.network
 
-    def between(self, one: Device, other: Device) -> tuple[int, int] | None:
-        """Return latency and bandwidth between two devices."""
+    def between(self, one: Device, other: Device) -> tuple[object, ...] | None:
+        """Return latency, bandwidth and times of sums between two devices."""
         usual = self._hosts[one.host] if one.host == other.host else self._network
         link: Link | None = self._pairs.get(frozenset((one.id, other.id)), usual)
-        return None if link is None else (link.latency_ns, link.bandwidth_bytes_per_s)
+        return None if link is None else (link.latency_ns, link.bandwidth_bytes_per_s, link.sums)
 
 
 def _check_totals(fleet: Fleet) -> Iterator[Violation]:

@@ -48,6 +48,20 @@ class NewerSchemaError(PlanError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Together:
+    """Rates of a device while several devices of its host compute at once, with which it shares cores or memory."""
+
+    devices: int
+    """Devices of the host that compute at once, this one included."""
+    bandwidth_bytes_per_s: int
+    flops_per_s: int
+    overhead_ns: int
+    pass_ns: int | None = None
+    table_ns: int | None = None
+    """All as those of the device."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
     """One GPU, or the host CPU where the inventory lists it as a device."""
 
@@ -74,11 +88,27 @@ class Device:
     compute_capability: int | None
     """Version of CUDA, ten times the major number and the minor one: 86 is sm_86. None: a CPU, or a type of unknown
     capability, which is taken to be at least 80."""
+    pass_ns: int | None = None
+    """Of a CPU, fixed time of a drafter's pass besides its layers; None: three times ``overhead_ns``."""
+    table_ns: int | None = None
+    """Of a CPU, fixed time of the embedding, and of the lm_head with what the host does in a step; None:
+    ``overhead_ns``."""
+    together: tuple[Together, ...] | None = None
+    """Rates by the devices of the host that compute at once, whose numbers rise from 2; the fields above are those of
+    the device alone. None: it has them whoever computes beside it."""
 
     @property
     def capacity_bytes(self) -> int:
         """Bytes that may be planned: the memory without the reserve."""
         return self.memory_bytes - self.reserve_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupSum:
+    """Time of an all-reduce of a short message."""
+
+    members: int
+    ns: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +118,9 @@ class Link:
     link_class: str
     latency_ns: int
     bandwidth_bytes_per_s: int
+    sums: tuple[GroupSum, ...] | None = None
+    """Times of all-reduces over groups with such links, by members, which rise from 2; a group of another size has that
+    of the next larger one. None: they follow from the latency."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,7 +65,7 @@ ROOMS = {
     },
     "planner.api": {
         *("planner.errors", "planner.demo_model", "planner.checkpoints", "planner.families", "planner.hardware"),
-        *("planner.problem", "planner.solver", "planner.images", "planner.request", "planner.build"),
+        *("planner.costs", "planner.problem", "planner.solver", "planner.images", "planner.request", "planner.build"),
         *("planner.remedies", "planner.plan_directory", "planner.speculation", "planner.fleet", "planner.integers"),
     },
     "planner.commands": {

@@ -5,7 +5,8 @@
 For each number of devices the machine is measured as `planner inventory --measure` does it, with as many processes,
 which share the cores. Each device is given the least memory with which a plan is found, so that all are in use. Plans
 are compiled and timed by `runtime bench`; of several rounds, spread over the time, the one with the shorter step
-counts. `--model`: SmolLM2-135M-Instruct, by default that of `tools/demo`; `--write`: put the table into RESULTS.md.
+counts. No further round is begun after `--seconds`; what ends it earlier leaves the rows that are finished.
+`--model`: SmolLM2-135M-Instruct, by default that of `tools/demo`; `--write`: put the table into RESULTS.md.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +83,7 @@ class Timed:
                 self.modes[mode["name"]] = mode
 
 
-def measured_inventory(count: int, directory: Path) -> Any:
+def measured_inventory(count: int) -> Any:
     """Return the inventory of so many CPU devices with measured figures; say what was measured."""
     devices = [{"id": f"cpu{n}", "type": "cpu", "memory": "1 GiB", "bandwidth": "20 GB/s"} for n in range(count)]
     data, lines = measuring.measure({"hosts": [{"name": "box0", "devices": devices}]}, "measured")
@@ -178,36 +180,57 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=int, default=360, help="after which no further round is begun")
     parser.add_argument("--devices", type=int, action="append", choices=DEVICES)
     parser.add_argument("--embedded", action="store_true", help="the embedded model alone")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    measuring.LONGEST_S = LONGEST_S  # a busy machine makes the figures worse, and does not end the comparison
+    # a busy machine makes the figures worse, and does not end the comparison
+    measuring.LONGEST_S = measuring.CALIBRATION_S = LONGEST_S
     every: list[Timed] = []
+    ends = time.monotonic() + arguments.seconds
     with tempfile.TemporaryDirectory(prefix="predicted-") as name:
-        for count in arguments.devices or DEVICES:
-            data = measured_inventory(count, Path(name))
-            for subject in subjects(arguments.model):
-                if arguments.embedded and subject.model is not None:
-                    continue
-                for total, depth, top_k in subject.trees:
-                    tree = Tree(kind="dynamic", total_token=total, depth=depth, top_k=top_k, paths=None)
-                    directory = Path(name) / f"{subject.name}-{count}-{total}"
-                    plan = planned(subject, data, tree, directory)
-                    every.append(Timed(title=title_of(subject, plan, tree), directory=directory, plan=plan))
-                    say(every[-1].title)
-        for _ in range(arguments.rounds):
-            for timed in every:
+        try:
+            for timed in first_round(arguments, Path(name)):
+                every.append(timed)
+            for _ in range(arguments.rounds - 1):
+                for timed in every:
+                    if time.monotonic() < ends:
+                        timed.bench()
+        except KeyboardInterrupt:
+            say("interrupted")
+    report(every, arguments.write)
+
+
+def first_round(arguments: argparse.Namespace, directory: Path) -> Iterator[Timed]:
+    """Yield every plan once it has been timed; print its rows."""
+    for count in arguments.devices or DEVICES:
+        data = measured_inventory(count)
+        for subject in subjects(arguments.model):
+            if arguments.embedded and subject.model is not None:
+                continue
+            for total, depth, top_k in subject.trees:
+                tree = Tree(kind="dynamic", total_token=total, depth=depth, top_k=top_k, paths=None)
+                own = directory / f"{subject.name}-{count}-{total}"
+                plan = planned(subject, data, tree, own)
+                timed = Timed(title=title_of(subject, plan, tree), directory=own, plan=plan)
                 timed.bench()
+                for row in rows(timed):
+                    say(" | ".join(row))
+                yield timed
+
+
+def report(every: Sequence[Timed], write_it: bool) -> None:
+    """Print the table, and put it into RESULTS.md where that is asked for."""
     cores = len(os.sched_getaffinity(0))
     today = datetime.datetime.now(tz=datetime.UTC)
     words = (
         f"{today:%-d %B %Y}, `python tools/bench_predicted.py`, {cores} cores: measured ms, predicted ms: predicted / "
-        "measured. Of devices that share cores the figures are those of all computing at once."
+        "measured. Plain decoding on a plan with a tree has no phases predicted."
     )
     lines = [words, "", *table(every)]
     print("\n".join(lines))
-    if arguments.write:
+    if write_it:
         write(lines)
 
 

@@ -1,34 +1,49 @@
 """Measures the CPUs of an inventory of this machine, by commands of the runtime, which the planner does not import.
 
-``calibrate`` gives rates and messages. Then the embedded demo model, whose weights take next to no time, is planned on
-one device with these rates, compiled and timed by ``bench``: the overhead of a block is what its plain and EAGLE steps
-took beyond their bytes and arithmetic, divided by their blocks (``planner.costs.fixed_work``). Of several runs, spread
-over the time, the shortest step of each kind counts, as other programs make one longer and none shorter.
+``calibrate`` gives rates and messages, of devices alone and of several at once. Then the embedded demo model, whose
+weights take next to no time, is planned on one tensor-parallel group of each such number of devices, compiled and timed
+by ``bench``: what the parts of its steps took beyond what these figures explain is fixed time of a layer, of embedding
+and lm_head, and of a drafter's pass (``planner.costs.fixed_work``). Of several runs, spread over the time, the shortest
+time of each part counts, as other programs make one longer and none shorter.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from planner.api.compiling import compile as compile_images
 from planner.api.planning import plan as plan_model
+from planner.costs.topology import together
 from planner.errors import DetectionError, InputError
 from planner.hardware.inventory import parse_inventory
-from planner.hardware.measured import Figure, device_data, figure_of, link_data, link_of, rates_of
-from planner.problem.placed import plain_step_ns, step_ns
-from plans.schema import Plan, Tree
+from planner.hardware.measured import (
+    Computing,
+    Figure,
+    MeasuredLink,
+    device_data,
+    link_data,
+    link_of,
+    rates_of,
+)
+from planner.problem.placed import draft_ns, plain_parts_ns
+from plans.schema import Device, Plan, Tree
 from plans.strict_yaml import dump_yaml
 
 LONGEST_S = 60
 """Time that one command may take."""
+CALIBRATION_S = 40
+"""Time after which ``calibrate`` ends by itself, with a reason."""
 MODULE = "runtime"
 TREE = Tree(kind="dynamic", total_token=8, depth=3, top_k=2, paths=None)
-BENCH = ("--json", "--quiet", "--repeats", "5", "--prompt-tokens", "8", "--max-new-tokens", "64")
+BENCH = ("--json", "--quiet", "--repeats", "3", "--prompt-tokens", "8", "--max-new-tokens", "48")
 BENCHES = 3
 UNIT_NS = 1_000_000
 
@@ -36,8 +51,8 @@ UNIT_NS = 1_000_000
 def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the plain data of an inventory with measured figures, and lines on what was measured and what was not.
 
-    All CPU devices compute at once, as they do in a plan, and share the cores. ``where`` names the file. Raise
-    InputError for what is no inventory of one machine with a CPU device, and DetectionError where a command fails.
+    ``where`` names the file. Raise InputError for what is no inventory of one machine with a CPU device, and
+    DetectionError where a command fails.
     """
     inventory = parse_inventory(data, where)
     if len(inventory.hosts) > 1 and (inventory.network is None or inventory.network.link_class != "shm"):
@@ -50,11 +65,9 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     if not cpus:
         raise InputError(f"{where}: no CPU device, and GPUs are not measured: their figures stay as they are")
     samples = calibrated(len(cpus))
-    rates, link = rates_of(samples), link_of(samples)
-    with tempfile.TemporaryDirectory(prefix="measure-") as directory:
-        planned = demo_plan(Path(directory), device_data(rates, None))
-        overhead = overhead_of(planned, timed(Path(directory) / "plan"))
-    measured = device_data(rates, overhead)
+    link = link_of(samples)
+    rates = [Computing(devices=devices, rates=own) for devices, own in sorted(rates_of(samples).items())]
+    measured = device_data(with_fixed_times(rates, link, samples["threads"]))
     hosts = [
         host
         | {"devices": [own | {"measured": measured} if own["id"] in cpus else own for own in host["devices"]]}
@@ -65,11 +78,45 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     return data | {"hosts": hosts} | network, tuple(_lines(samples, cpus, others))
 
 
-def demo_plan(directory: Path, rates: dict[str, Any]) -> Plan:
-    """Plan and compile the demo model into ``directory``/plan, on one CPU with these rates; return the plan."""
-    device = {"id": "cpu0", "type": "cpu", "memory": "1 GiB", "bandwidth": "1 GB/s", "measured": rates}
+# ---- fixed times ----
+
+
+def with_fixed_times(computing: Sequence[Computing], link: MeasuredLink | None, threads: int) -> list[Computing]:
+    """Return the figures with overheads and passes, of steps of the demo model on as many devices.
+
+    Each has so many threads, whether it computes alone or beside others.
+    """
+    with tempfile.TemporaryDirectory(prefix="measure-") as name:
+        plans = {own.devices: demo_plan(Path(name) / f"{own.devices}", own.devices) for own in computing}
+        least: dict[int, dict[str, int]] = {devices: {} for devices in plans}
+        for _ in range(BENCHES):
+            for devices, parts_ns in least.items():
+                with _on_cores(devices * threads):
+                    parts = timed(Path(name) / f"{devices}" / "plan")
+                for part, ns in parts.items():
+                    parts_ns[part] = min(ns, parts_ns.get(part, ns))
+    return [_fixed_times(own, priced(plans[own.devices], computing, link), least[own.devices]) for own in computing]
+
+
+@contextmanager
+def _on_cores(count: int) -> Iterator[None]:
+    """Let this thread, and what it starts, run on so many of its cores alone."""
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(every)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, every)
+
+
+def demo_plan(directory: Path, devices: int) -> Plan:
+    """Plan and compile the demo model into ``directory``/plan, on one group of so many CPUs; return the plan."""
+    directory.mkdir()
+    # Dividing is the best plan on devices that are as slow as this.
+    slow = {"type": "cpu", "memory": "1 GiB", "bandwidth": "1 MB/s", "flops": "1 MFLOP/s"}
     inventory = directory / "inventory.yaml"
-    inventory.write_text(dump_yaml({"hosts": [{"name": "box0", "devices": [device]}]}))
+    host = {"name": "box0", "devices": [{"id": f"cpu{number}"} | slow for number in range(devices)]}
+    inventory.write_text(dump_yaml({"hosts": [host]}))
     result = plan_model(inventory=inventory, tree=TREE, context=128)
     result.write(directory / "plan")
     compile_images(directory / "plan")
@@ -77,36 +124,69 @@ def demo_plan(directory: Path, rates: dict[str, Any]) -> Plan:
 
 
 def timed(directory: Path) -> dict[str, int]:
-    """Return the ns of a step by mode, plain and eagle, as the runtime takes them: the least of BENCHES runs."""
-    least: dict[str, int] = {}
-    for _ in range(BENCHES):
-        for mode in _output("bench", str(directory), *BENCH)["modes"]:
-            own = round(mode["step_s"] * 1e9)
-            least[mode["name"]] = min(own, least.get(mode["name"], own))
-    return least
-
-
-def overhead_of(plan: Plan, measured_ns: Mapping[str, int]) -> Figure:
-    """Return the overhead of a block by which plain and EAGLE steps of a plan take what was measured."""
-    steps: dict[str, Callable[[Plan], int]] = {
-        "plain": plain_step_ns,
-        "eagle": lambda planned: step_ns(planned, planned.options),
+    """Return ns as the runtime takes them: of embedding with lm_head and commit, and of layers, in plain steps, and of
+    the drafter.
+    """
+    parts = {
+        mode["name"]: {part["name"]: part["measured_ns"] for part in mode["parts"]}
+        for mode in _output("bench", str(directory), *BENCH)["modes"]
     }
-    overheads = []
-    for mode, predicted in steps.items():
-        none, some = (predicted(_with_overhead(plan, overhead_ns)) for overhead_ns in (0, UNIT_NS))
-        overheads.append(max(0, measured_ns[mode] - none) * UNIT_NS / (some - none))
-    return figure_of(overheads)
+    tables = sum(parts["plain"][name] for name in ("embed", "head", "commit"))
+    return {"tables": tables, "layers": parts["plain"]["stages[0]"], "drafter": parts["eagle"]["draft"]}
 
 
-def _with_overhead(plan: Plan, overhead_ns: int) -> Plan:
-    devices = tuple(replace(device, overhead_ns=overhead_ns) for device in plan.inventory.devices)
+def priced(plan: Plan, computing: Sequence[Computing], link: MeasuredLink | None) -> Plan:
+    """Return a plan on one group with figures that were measured while all its devices compute."""
+    links = {"links": {"measured": link_data(link)}} if link else {}
+    device = {"type": "cpu", "memory": "1 GiB", "bandwidth": "1 MB/s", "measured": device_data(computing)}
+    devices = [{"id": own.id} | device for own in plan.inventory.devices]
+    inventory = parse_inventory({"hosts": [{"name": "box0", "devices": devices} | links]}, "measured")
+    listed = inventory.at(plan.options.dtype)
+    at_work = tuple(together(own, len(devices)) for own in listed.devices)
+    return replace(plan, inventory=replace(listed, devices=tuple(replace(own, together=None) for own in at_work)))
+
+
+def _fixed_times(own: Computing, plan: Plan, measured_ns: Mapping[str, int]) -> Computing:
+    """Return figures with the fixed times by which the parts of steps take what was measured."""
+    layers = _explained(plan, _layers_ns, lambda device, ns: replace(device, overhead_ns=ns), measured_ns["layers"])
+    table = _explained(plan, _tables_ns, lambda device, ns: replace(device, table_ns=ns), measured_ns["tables"])
+    known = _with(plan, lambda device: replace(device, overhead_ns=layers))
+    drafter = _explained(known, _drafter_ns, lambda device, ns: replace(device, pass_ns=ns), measured_ns["drafter"])
+    return replace(
+        own,
+        overhead=Figure(median=layers, spread=0),
+        drafter_pass=Figure(median=drafter, spread=0),
+        table=Figure(median=table, spread=0),
+    )
+
+
+def _layers_ns(plan: Plan) -> int:
+    return plain_parts_ns(plan)[1]
+
+
+def _tables_ns(plan: Plan) -> int:
+    embed_ns, _, head_ns = plain_parts_ns(plan)
+    return embed_ns + head_ns
+
+
+def _drafter_ns(plan: Plan) -> int:
+    return draft_ns(plan, plan.options)
+
+
+def _explained(plan: Plan, part_ns: Callable[[Plan], int], changed: Callable[..., Device], measured_ns: int) -> int:
+    """Return the ns of a figure of all devices by which a part, linear in it, takes what was measured."""
+    none, some = (part_ns(_with(plan, partial(changed, ns=ns))) for ns in (0, UNIT_NS))
+    return max(0, measured_ns - none) * UNIT_NS // (some - none)
+
+
+def _with(plan: Plan, changed: Callable[[Device], Device]) -> Plan:
+    devices = tuple(map(changed, plan.inventory.devices))
     return replace(plan, inventory=replace(plan.inventory, devices=devices))
 
 
 def calibrated(processes: int) -> dict[str, Any]:
     """Return the samples of ``python -m runtime calibrate``."""
-    return _output("calibrate", "--processes", str(processes))
+    return _output("calibrate", "--processes", str(processes), "--within", str(CALIBRATION_S))
 
 
 def _output(*arguments: str) -> dict[str, Any]:
@@ -131,12 +211,12 @@ def _with_link(links: Any, measured: dict[str, Any]) -> dict[str, Any]:
 
 def _lines(samples: dict[str, Any], cpus: list[str], others: list[str]) -> list[str]:
     threads, cores = samples["threads"], samples["cores"]
-    together = (
-        f"{len(cpus)} devices, all at once, share {cores} cores" if len(cpus) > 1 else f"one device, {cores} cores"
+    shared = (
+        f"{len(cpus)} devices, alone and at once, share {cores} cores"
+        if len(cpus) > 1
+        else f"one device, {cores} cores"
     )
-    lines = [f"measured: {', '.join(cpus)}: {together}; {threads} thread{'s' if threads > 1 else ''} each"]
-    if len(cpus) > cores:
-        lines.append(f"more devices than cores: each is as slow as when all {len(cpus)} compute")
+    lines = [f"measured: {', '.join(cpus)}: {shared}; {threads} thread{'s' if threads > 1 else ''} each"]
     link = link_of(samples)
     for members, own in sorted(link.groups.items()) if link else ():
         took = f"{own.median / 1000:.0f} us, spread {own.spread / 1000:.0f} us"

@@ -32,6 +32,15 @@ def share_ns(device: Device, traffic_bytes: int, flops: int) -> int:
     return ceil_div(share_ps(device, traffic_bytes, flops), PS_PER_NS)
 
 
+def sum_latency_ns(link: Link, members: int) -> int:
+    """Return the latency of an all-reduce: as measured, of more members in proportion to the rounds, or two trees."""
+    if not link.sums:
+        return 2 * rounds(members) * link.latency_ns
+    largest = link.sums[-1]
+    measured = next((own for own in link.sums if own.members >= members), largest)
+    return ceil_div(measured.ns * rounds(max(members, measured.members)), rounds(measured.members))
+
+
 def message_ns(link: Link, message_bytes: int) -> int:
     """Time of one message over one link."""
     return link.latency_ns + ceil_div(message_bytes * 10**9, link.bandwidth_bytes_per_s)
@@ -47,7 +56,8 @@ class Tier:
 
 
 def all_reduce_ns(tiers: Sequence[Tier], message_bytes: int) -> int:
-    """Reduce and broadcast along a tree in each tier for the latency, one ring for the bytes; 0 within one device.
+    """The latency of each tier, where it is not measured that of a reduction and a broadcast along a tree, and one ring
+    for the bytes; 0 within one device.
 
     The kernel's own time per byte comes on top of that of the links.
     """
@@ -82,7 +92,7 @@ def _tree_and_ring_ns(tiers: Sequence[Tier], *, trees: int, ring_bytes: int, par
     for tier in tiers:
         if tier.count > 1:
             assert tier.link is not None
-            latency += trees * rounds(tier.count) * tier.link.latency_ns
+            latency += ceil_div(trees * sum_latency_ns(tier.link, tier.count), 2)
             slowest = max(slowest, ceil_div(ring_bytes * 10**9, parts * tier.link.bandwidth_bytes_per_s))
     return latency + slowest
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from planner.costs.shares import Pass, Work, attention_work, router_work, rows_work, unit_work
+from planner.costs.topology import machines_of, together
 from planner.integers import ceil_div
 from plans.buffers import kv_bytes
 from plans.dtypes import DTYPE_BYTES
@@ -22,7 +23,8 @@ def longest_silence(plan: Plan) -> tuple[str, int]:
     An interval is one layer, the lm_head's share, or the drafter's. The layers of a GPU's stage are one interval, as
     all are queued before the first has been computed.
     """
-    devices = {device.id: device for device in plan.devices}
+    counts = machines_of(plan.devices, plan.inventory.network)
+    devices = {device.id: together(device, count) for device, count in zip(plan.devices, counts, strict=True)}
     pieces = [(name, work.ns(devices[name])) for name, work in (*_tables(plan), *_draft(plan))]
     for stage in plan.stages:
         for member, name in enumerate(stage.devices):

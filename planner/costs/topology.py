@@ -1,12 +1,13 @@
-"""Links between devices: which one connects a pair, and which one limits a group."""
+"""What devices share: the links between them, which one limits a group, and the cores that slow a group down."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from itertools import combinations
 
 from planner.costs.roofline import Tier, message_ns
-from plans.schema import Inventory, Link
+from plans.schema import Device, Inventory, Link
 
 
 def links_of(inventory: Inventory) -> dict[frozenset[str], Link]:
@@ -29,6 +30,33 @@ def slowest_link(links: Mapping[frozenset[str], Link], members: Iterable[str], m
 def slowest(links: Iterable[Link], message_bytes: int) -> Link | None:
     """Return the link that takes longest for a message, of equal ones one with the highest latency; None of none."""
     return max(links, key=lambda link: (message_ns(link, message_bytes), link.latency_ns), default=None)
+
+
+def machines_of(devices: Sequence[Device], network: Link | None) -> list[int]:
+    """Return for each of these devices how many of them are on its machine: hosts that share memory are one."""
+    if network is not None and network.link_class == "shm":
+        return [len(devices)] * len(devices)
+    counts = Counter(device.host for device in devices)
+    return [counts[device.host] for device in devices]
+
+
+def together(device: Device, devices: int) -> Device:
+    """Return a device with the rates that it has while so many devices of its machine compute, itself included.
+
+    They are those measured with so many, or with the next larger number; with the largest where there is none.
+    """
+    if not device.together or devices == 1:
+        return device
+    rates = next((own for own in device.together if own.devices >= devices), device.together[-1])
+    return replace(
+        device,
+        bandwidth_bytes_per_s=rates.bandwidth_bytes_per_s,
+        flops_per_s=rates.flops_per_s,
+        overhead_ns=rates.overhead_ns,
+        pass_ns=rates.pass_ns,
+        table_ns=rates.table_ns,
+        together=None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +84,20 @@ class Fabric:
         """Devices of every host, in the order of hosts."""
         indices = range(len(self.host_names))
         return tuple(tuple(d for d, host in enumerate(self.host_of) if host == index) for index in indices)
+
+    @cached_property
+    def at_work(self) -> Callable[[tuple[int, ...]], tuple[Device, ...]]:
+        """Return the devices of a group with the rates that they have while all of them compute."""
+        return cache(self._at_work)
+
+    def _at_work(self, members: tuple[int, ...]) -> tuple[Device, ...]:
+        machines = machines_of([self.inventory.devices[member] for member in members], self.inventory.network)
+        return tuple(together(self.inventory.devices[d], count) for d, count in zip(members, machines, strict=True))
+
+    @cached_property
+    def shares_cores(self) -> bool:
+        """Whether devices that compute at once are slower than alone."""
+        return any(device.together for device in self.inventory.devices)
 
     def inner_link(self, members: Sequence[int], message_bytes: int) -> Link | None:
         """Return the slowest link among members of one host; None for a single member."""

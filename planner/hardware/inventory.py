@@ -15,7 +15,7 @@ from typing import Any
 from planner.errors import InventoryError
 from planner.hardware import units
 from planner.hardware.catalog import CPU, DeviceType, catalog
-from planner.hardware.inventory_fields import CLASS, CLASS_LETTERS, figure, mapping, sequence, text
+from planner.hardware.inventory_fields import CLASS, CLASS_LETTERS, figure, mapping, rising, sequence, text
 from planner.hardware.inventory_links import host_with_links, network_link
 from planner.hardware.measured import parse_device
 from planner.hardware.records import HardwareInventory, ListedDevice, in_order
@@ -24,7 +24,7 @@ from plans.check_inputs import MOST_DEVICES, natural_key, uuid_conflicts
 from plans.codec import read_document
 from plans.dtypes import DTYPE_BYTES
 from plans.format import quote
-from plans.schema import Host, PlanError
+from plans.schema import Host, PlanError, Together
 from plans.strict_yaml import load_yaml
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -32,7 +32,7 @@ HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Names that a host may have."""
 _DEVICE_FIELDS = (
     *("id", "type", "memory", "reserve", "bandwidth", "flops", "overhead"),
-    *("ordinal", "uuid", "reported_name", "measured"),
+    *("ordinal", "uuid", "reported_name", "pass", "table", "together", "measured"),
 )
 
 
@@ -163,8 +163,7 @@ def _device(data: Any, host: str, path: str) -> ListedDevice:
     reserve = figure(fields, "reserve", units.SIZE, default.reserve_bytes, path)
     if reserve >= memory:
         _refuse_reserve(fields, reserve, memory, path)
-    rates, fixed = parse_device(fields["measured"], f"{path}.measured") if "measured" in fields else (None, None)
-    overhead = figure(fields, "overhead", units.DURATION, default.overhead_ns, path)
+    measured = parse_device(fields["measured"], f"{path}.measured") if "measured" in fields else ()
     return ListedDevice(
         id=device_id,
         host=host,
@@ -177,11 +176,37 @@ def _device(data: Any, host: str, path: str) -> ListedDevice:
         reserve_bytes=reserve,
         bandwidth_bytes_per_s=figure(fields, "bandwidth", units.BANDWIDTH, default.bandwidth_bytes_per_s, path),
         flops_per_s=_rates(fields, default, path),
-        overhead_ns=overhead if fixed is None else fixed.median,
+        overhead_ns=figure(fields, "overhead", units.DURATION, default.overhead_ns, path),
         compute_capability=default.compute_capability,
-        measured=rates,
-        measured_overhead=fixed,
+        pass_ns=_fixed(fields, "pass", path),
+        table_ns=_fixed(fields, "table", path),
+        together=_together(fields.get("together", []), f"{path}.together"),
+        measured=measured,
     )
+
+
+def _fixed(fields: Mapping[str, Any], name: str, path: str) -> int | None:
+    return figure(fields, name, units.DURATION, None, path) if name in fields else None
+
+
+def _together(data: Any, path: str) -> tuple[Together, ...]:
+    """Return the rates while more devices compute at once."""
+    rates: list[Together] = []
+    for position, entry in enumerate(sequence(data, path, "a sequence of rates by devices")):
+        where = f"{path}[{position}]"
+        names = ("devices", "bandwidth", "flops", "overhead", "pass", "table")
+        fields = mapping(entry, f"{where}.", names, "rates with devices, bandwidth, flops and overhead")
+        rates.append(
+            Together(
+                devices=rising(fields, "devices", rates[-1].devices if rates else 1, where),
+                bandwidth_bytes_per_s=figure(fields, "bandwidth", units.BANDWIDTH, None, where),
+                flops_per_s=figure(fields, "flops", units.RATE, None, where),
+                overhead_ns=figure(fields, "overhead", units.DURATION, None, where),
+                pass_ns=_fixed(fields, "pass", where),
+                table_ns=_fixed(fields, "table", where),
+            )
+        )
+    return tuple(rates)
 
 
 def _rates(fields: Mapping[str, Any], default: DeviceType, path: str) -> Mapping[str, int]:

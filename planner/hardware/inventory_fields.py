@@ -15,6 +15,8 @@ from plans.format import quote, shown
 CLASS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of types of devices and classes of links."""
 CLASS_LETTERS = "lower-case letters, digits, '.', '_' and '-'"
+MOST = 1 << 16
+"""Largest number of rows of a product, members of a group, or devices at once that a file may name."""
 
 
 def mapping(data: Any, prefix: str, allowed: tuple[str, ...], expected: str) -> Mapping[str, Any]:
@@ -65,12 +67,20 @@ def _kind(data: Any) -> str:
 
 
 def figure(fields: Mapping[str, Any], name: str, quantity: units.Quantity, default: int | None, path: str) -> int:
-    """Return a quantity in base units; raise InventoryError for a zero that is no reserve, overhead or latency."""
+    """Return a quantity in base units; raise InventoryError for a zero that is no reserve or fixed time."""
     if name not in fields:
         if default is None:
             raise InventoryError(f"{path}.{name}: missing, expected a quantity like {quantity.example}")
         return default
     value = units.parse(quantity, fields[name], f"{path}.{name}")
-    if value == 0 and name not in ("reserve", "overhead", "latency"):
+    if value == 0 and name not in ("reserve", "overhead", "pass", "table", "latency"):
         raise InventoryError(f"{path}.{name}: found {fields[name]}, expected more than zero")
+    return value
+
+
+def rising(fields: Mapping[str, Any], name: str, last: int, path: str) -> int:
+    """Return a whole number above the last one of a sequence."""
+    value = fields.get(name)
+    if type(value) is not int or not last < value <= MOST:
+        raise InventoryError(f"{path}.{name}: found {quote(value)}, expected a number from {last + 1} to {MOST}")
     return value

@@ -2,19 +2,20 @@
 
 import dataclasses
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, Literal
 
 from planner.errors import InventoryError
 from planner.hardware import units
 from planner.hardware.catalog import catalog
-from planner.hardware.inventory_fields import CLASS, CLASS_LETTERS, figure, mapping, nearest, sequence, text
+from planner.hardware.inventory_fields import CLASS, CLASS_LETTERS, figure, mapping, nearest, rising, sequence, text
 from planner.hardware.measured import parse_link
 from planner.hardware.records import ListedDevice
 from plans.check_inputs import natural_key
 from plans.format import quote
-from plans.schema import Host, Link, Pair
+from plans.schema import GroupSum, Host, Link, Pair
 
-_LINK_FIELDS = ("class", "latency", "bandwidth", "measured")
+_LINK_FIELDS = ("class", "latency", "bandwidth", "sums", "measured")
 
 
 def host_with_links(data: Any, path: str, name: str, devices: list[ListedDevice]) -> Host:
@@ -82,6 +83,17 @@ def network_link(data: Any, path: str, hosts: int) -> Link | None:
     return link if hosts > 1 else None
 
 
+def _sums(data: Any, path: str) -> tuple[GroupSum, ...]:
+    """Return times of all-reduces by members."""
+    sums: list[GroupSum] = []
+    for position, entry in enumerate(sequence(data, path, "a sequence of times by members")):
+        where = f"{path}[{position}]"
+        fields = mapping(entry, f"{where}.", ("members", "time"), "a time with members")
+        members = rising(fields, "members", sums[-1].members if sums else 1, where)
+        sums.append(GroupSum(members=members, ns=figure(fields, "time", units.DURATION, None, where)))
+    return tuple(sums)
+
+
 def _link(fields: Mapping[str, Any], path: str) -> Link:
     link_class = text(fields, "class", path, CLASS, CLASS_LETTERS)
     known = catalog().links.get(link_class)
@@ -98,8 +110,16 @@ def _link(fields: Mapping[str, Any], path: str) -> Link:
             fields, "bandwidth", units.BANDWIDTH, known.bandwidth_bytes_per_s if known else None, path
         ),
     )
+    if "sums" in fields:
+        link = dataclasses.replace(link, sums=_sums(fields["sums"], f"{path}.sums"))
     if "measured" not in fields:
         return link
     own = parse_link(fields["measured"], f"{path}.measured")
     bandwidth = link.bandwidth_bytes_per_s if own.bandwidth is None else own.bandwidth.median
-    return dataclasses.replace(link, latency_ns=own.latency.median, bandwidth_bytes_per_s=bandwidth)
+    link = dataclasses.replace(link, latency_ns=own.latency.median, bandwidth_bytes_per_s=bandwidth)
+    if not own.groups:
+        return link
+    # A larger group takes no less time: what seems so is noise.
+    longest = accumulate((own.groups[members].median for members in sorted(own.groups)), max)
+    sums = (GroupSum(members=members, ns=ns) for members, ns in zip(sorted(own.groups), longest, strict=True))
+    return dataclasses.replace(link, sums=tuple(sums))

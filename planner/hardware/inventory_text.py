@@ -7,7 +7,7 @@ from planner.hardware import units
 from planner.hardware.catalog import catalog
 from planner.hardware.measured import device_data
 from planner.hardware.records import HardwareInventory, ListedDevice
-from plans.schema import Device, Host, Inventory, Link
+from plans.schema import Device, GroupSum, Host, Inventory, Link, Together
 from plans.strict_yaml import dump_yaml
 
 
@@ -36,7 +36,12 @@ def _link(link: Link) -> dict[str, Any]:
         "class": link.link_class,
         "latency": units.render(units.DURATION, link.latency_ns),
         "bandwidth": units.render(units.BANDWIDTH, link.bandwidth_bytes_per_s),
+        **({} if link.sums is None else {"sums": [_sum(own) for own in link.sums]}),
     }
+
+
+def _sum(own: GroupSum) -> dict[str, Any]:
+    return {"members": own.members, "time": units.render(units.DURATION, own.ns)}
 
 
 def _device(device: Device | ListedDevice) -> dict[str, Any]:
@@ -49,13 +54,30 @@ def _device(device: Device | ListedDevice) -> dict[str, Any]:
         "bandwidth": units.render(units.BANDWIDTH, device.bandwidth_bytes_per_s),
         **({} if flops is None else {"flops": units.render(units.RATE, flops)}),
         "overhead": units.render(units.DURATION, device.overhead_ns),
+        **_fixed(device),
+        **({} if not device.together else {"together": [_together(own) for own in device.together]}),
         "reported_name": device.reported_name,
     }
-    if isinstance(device, ListedDevice) and device.measured is not None:
-        entry["measured"] = device_data(device.measured, device.measured_overhead)
+    if isinstance(device, ListedDevice) and device.measured:
+        entry["measured"] = device_data(device.measured)
     if device.kind == "cpu":
         return entry
     return entry | {"ordinal": device.ordinal} | ({} if device.uuid is None else {"uuid": device.uuid})
+
+
+def _together(own: Together) -> dict[str, Any]:
+    return {
+        "devices": own.devices,
+        "bandwidth": units.render(units.BANDWIDTH, own.bandwidth_bytes_per_s),
+        "flops": units.render(units.RATE, own.flops_per_s),
+        "overhead": units.render(units.DURATION, own.overhead_ns),
+        **_fixed(own),
+    }
+
+
+def _fixed(own: Device | ListedDevice | Together) -> dict[str, Any]:
+    times = {"pass": own.pass_ns, "table": own.table_ns}
+    return {name: units.render(units.DURATION, ns) for name, ns in times.items() if ns is not None}
 
 
 def _uniform_rate(device: Device | ListedDevice) -> int | None:

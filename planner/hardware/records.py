@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
-from planner.hardware.measured import Figure, Rates
+from planner.hardware.measured import Computing
 from plans.check_inputs import natural_key
-from plans.schema import Device, DType, Host, Inventory, Link
+from plans.schema import Device, DType, Host, Inventory, Link, Together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,18 +34,17 @@ class ListedDevice:
     """Dense rate by dtype, in floating-point operations per second."""
     overhead_ns: int
     compute_capability: int | None
-    measured: Mapping[str, Rates] | None = None
-    """Rates by dtype as they were measured, which count instead of the others; None: nothing was."""
-    measured_overhead: Figure | None = None
-    """``overhead_ns`` as it was measured; None: it was not."""
+    pass_ns: int | None = None
+    table_ns: int | None = None
+    together: tuple[Together, ...] = ()
+    """Rates while more devices compute at once, as the file gives them, in every dtype."""
+    measured: tuple[Computing, ...] = ()
+    """Figures as they were measured, which count instead of the others: of the device alone, then of more that compute
+    at once, by their numbers."""
 
     def at(self, dtype: DType) -> Device:
         """Return the device as it computes in ``dtype``; measured rates stand as those of a datasheet would."""
-        own = (self.measured or {}).get(dtype)
-        bandwidth, flops = self.bandwidth_bytes_per_s, self.flops_per_s[dtype]
-        if own is not None:
-            bandwidth = nominal(own.bandwidth.median, BANDWIDTH_EFFICIENCY)
-            flops = nominal(own.flops, FLOPS_EFFICIENCY)
+        alone, *together = self._computing(dtype)
         return Device(
             id=self.id,
             host=self.host,
@@ -56,11 +55,71 @@ class ListedDevice:
             reported_name=self.reported_name,
             memory_bytes=self.memory_bytes,
             reserve_bytes=self.reserve_bytes,
-            bandwidth_bytes_per_s=bandwidth,
-            flops_per_s=flops,
-            overhead_ns=self.overhead_ns,
+            bandwidth_bytes_per_s=alone.bandwidth_bytes_per_s,
+            flops_per_s=alone.flops_per_s,
+            overhead_ns=alone.overhead_ns,
             compute_capability=self.compute_capability,
+            pass_ns=alone.pass_ns,
+            table_ns=alone.table_ns,
+            together=tuple(together) or None,
         )
+
+    def _computing(self, dtype: DType) -> list[Together]:
+        """Return the rates alone, then those with more devices, none of them faster: what seems so is noise."""
+        listed = Together(
+            devices=1,
+            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
+            flops_per_s=self.flops_per_s[dtype],
+            overhead_ns=self.overhead_ns,
+            pass_ns=self.pass_ns,
+            table_ns=self.table_ns,
+        )
+        if not self.measured:
+            return _no_faster([listed, *self.together])
+        rates = [listed]
+        for own in self.measured:
+            rates.append(_measured(own, rates[-1], dtype))
+        return _no_faster(rates[1:])
+
+
+def _measured(own: Computing, otherwise: Together, dtype: DType) -> Together:
+    """Return measured rates as those of a datasheet would stand; ``otherwise``: where nothing was measured."""
+    rates = own.rates.get(dtype)
+    bandwidth, flops = otherwise.bandwidth_bytes_per_s, otherwise.flops_per_s
+    if rates is not None:
+        bandwidth = nominal(rates.bandwidth.median, BANDWIDTH_EFFICIENCY)
+        flops = nominal(rates.flops, FLOPS_EFFICIENCY)
+    return Together(
+        devices=own.devices,
+        bandwidth_bytes_per_s=bandwidth,
+        flops_per_s=flops,
+        overhead_ns=otherwise.overhead_ns if own.overhead is None else own.overhead.median,
+        pass_ns=otherwise.pass_ns if own.drafter_pass is None else own.drafter_pass.median,
+        table_ns=otherwise.table_ns if own.table is None else own.table.median,
+    )
+
+
+def _no_faster(rates: list[Together]) -> list[Together]:
+    """Return rates none of which is better than the one before."""
+    kept = rates[:1]
+    for own in rates[1:]:
+        before = kept[-1]
+        kept.append(
+            Together(
+                devices=own.devices,
+                bandwidth_bytes_per_s=min(before.bandwidth_bytes_per_s, own.bandwidth_bytes_per_s),
+                flops_per_s=min(before.flops_per_s, own.flops_per_s),
+                overhead_ns=max(before.overhead_ns, own.overhead_ns),
+                pass_ns=_longer(before.pass_ns, own.pass_ns),
+                table_ns=_longer(before.table_ns, own.table_ns),
+            )
+        )
+    return kept
+
+
+def _longer(before_ns: int | None, own_ns: int | None) -> int | None:
+    """Return the longer of two fixed times; one that was not measured is not shorter."""
+    return max((ns for ns in (before_ns, own_ns) if ns is not None), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

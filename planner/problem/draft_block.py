@@ -25,7 +25,7 @@ from planner.problem.quantum import Quanta
 from planner.solver.problem import Axis, Block, Option, Split
 from plans import step
 from plans.kv import KvDivision
-from plans.schema import KvAxis
+from plans.schema import Device, KvAxis
 
 Splits = tuple[tuple[KvDivision, Split], ...]
 
@@ -60,10 +60,13 @@ class DraftBlock:
         lm_head = Axis(
             count=draft.draft_vocab_size // self.bundle_rows,
             each_bytes=self.shares.head.slope * self.bundle_rows,
-            each_ps=tuple(self.shares.rows_ps(device, self.bundle_rows) for device in devices),
+            each_ps=tuple(map(self._bundle_ps, devices)),
             shared=None if draft.own_head else "last",
         )
         return Block(options=tuple(map(self._option, self._offered)), axes=(units, embed, lm_head))
+
+    def _bundle_ps(self, device: Device) -> int:
+        return self.shares.rows_ps(device, self.bundle_rows)
 
     @cached_property
     def kv_divisions(self) -> tuple[tuple[KvDivision, ...], ...]:
@@ -83,6 +86,7 @@ class DraftBlock:
             splits=tuple(split for _, split in self._splits(device_set)),
             receive=self.links.receive(device_set, features),
             quantum_ns=self.quanta.ns(device_set.devices),
+            slowed_ps=self.links.slowed_ps(device_set.devices, (shares.unit_ps, lambda device: 0, self._bundle_ps)),
         )
 
     @cached_property
@@ -94,7 +98,7 @@ class DraftBlock:
         """Price every division of the KV cache; leave out splits for which another is never worse."""
         attention, passes = self.shares.draft.attention, self.shares.passes
         size, members = len(device_set.devices), device_set.devices
-        fixed_ns = passes_ns(self.shares, self.links, members)
+        fixed_ns, crowd = passes_ns(self.shares, self.links, members), self.links.crowd(members)
         kept: list[tuple[KvDivision, Split]] = []
         for division in kv_divisions(size, attention.num_kv_heads, None):
             if not allows(attention, self.shares.options, division):
@@ -104,7 +108,7 @@ class DraftBlock:
                 division,
                 attention.num_kv_heads,
                 self._bundles,
-                lambda axis, part, kv_heads, leads: self._subgroup(size, axis, part, kv_heads, leads),
+                lambda axis, part, kv_heads, leads: self._subgroup(size, axis, part, kv_heads, leads, crowd),
                 fixed_ns=fixed_ns,
                 times=tuple(times for _, times in passes),
             )
@@ -121,17 +125,19 @@ class DraftBlock:
         return bundles(self.shares.draft.attention.num_kv_heads, sizes_of(self.sets))
 
     @cached_property
-    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool], Subgroup]:
+    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool, tuple[int, ...]], Subgroup]:
         return cache(self._new_subgroup)
 
-    def _new_subgroup(self, size: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool) -> Subgroup:
+    def _new_subgroup(
+        self, size: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool, crowd: tuple[int, ...]
+    ) -> Subgroup:
         """Price the attention of all layers for a subgroup of a group of ``size``; ``leads``: with the leader."""
         draft, shares = self.shares.draft, parts_of(axis, members, kv_heads)
         times = []
         for number, (forward, _) in enumerate(self.shares.passes):
-            exchange = self.links.exchange_ns(draft.attention, forward, members, shares[0])
+            exchange = self.links.exchange_ns(draft.attention, forward, members, shares[0], crowd)
             works = [self.shares.attention(number, share) for share in shares]
-            times.append(self.links.slowest_ns(members, works) + draft.num_layers * exchange)
+            times.append(self.links.slowest_ns(members, works, crowd) + draft.num_layers * exchange)
         nbytes = (
             self.shares.bytes(share, leads and j == 0, size, self.links.devices[device].kind == "cuda")
             for j, (share, device) in enumerate(zip(shares, members, strict=True))

@@ -7,6 +7,7 @@ That the optimum is unchanged is proven afterwards, from what more hosts would c
 from collections.abc import Set
 from dataclasses import replace
 
+from planner.problem.machine import look_of
 from plans.schema import Device, Host, Inventory
 
 
@@ -39,9 +40,6 @@ def _look(host: Host, devices: list[Device]) -> tuple[object, ...]:
     Equal ones that are in canonical order are equal in this.
     """
     place = {device.id: number for number, device in enumerate(devices)}
-    looks = [
-        (d.kind, d.capacity_bytes, d.bandwidth_bytes_per_s, d.flops_per_s, d.overhead_ns, d.compute_capability or 0)
-        for d in devices
-    ]
+    looks = list(map(look_of, devices))
     pairs = tuple((place[pair.a], place[pair.b], pair.link) for pair in host.pairs)
     return host.link if len(devices) > 1 else None, host.transport, pairs, tuple(looks if pairs else sorted(looks))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+from planner.costs.fixed_work import CAPTURED
 from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns, message_ns
 from planner.costs.shares import Pass, Work, exchange_ns
 from planner.costs.topology import Fabric
@@ -68,14 +69,41 @@ class Links:
         network = self.fabric.inventory.network
         return message_ns(network, message_bytes) if network else 0
 
-    def exchange_ns(self, attention: Attention, rows: Pass, members: Sequence[int], share: KvShare) -> int:
-        """Return the time in which a subgroup completes its attention from the parts of its members."""
-        return exchange_ns(attention, rows, share, lambda nbytes: self.fabric.tiers(members, nbytes))
+    def exchange_ns(
+        self, attention: Attention, rows: Pass, members: Sequence[int], share: KvShare, crowd: tuple[int, ...]
+    ) -> int:
+        """Return the time in which a subgroup completes its attention from the parts of its members.
 
-    def slowest_ns(self, members: Sequence[int], works: Sequence[Work]) -> int:
-        """Return the time of the slowest member, each with its own work."""
-        return max(work.ns(self.devices[device]) for work, device in zip(works, members, strict=True))
+        ``crowd``: as in :meth:`slowest_ns`.
+        """
+        divided = self.fixed_ns(crowd or members, lambda device: CAPTURED.divided_ns(device, share))
+        return divided + exchange_ns(attention, rows, share, lambda nbytes: self.fabric.tiers(members, nbytes))
+
+    def at_work(self, members: Sequence[int]) -> tuple[Device, ...]:
+        """Return the devices of a group as fast as they are while all of them compute."""
+        return self.fabric.at_work(tuple(members))
+
+    def crowd(self, group: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the members of a group where its computing at once makes any slower, and else none."""
+        return group if self.fabric.shares_cores else ()
+
+    def slowest_ns(self, members: Sequence[int], works: Sequence[Work], crowd: tuple[int, ...]) -> int:
+        """Return the time of the slowest of some members of a group, each with its own work.
+
+        ``crowd``: all that compute meanwhile, as :meth:`crowd` has them.
+        """
+        at_work = dict(zip(crowd, self.at_work(crowd), strict=True))
+        devices = (at_work.get(member, self.devices[member]) for member in members)
+        return max(work.ns(device) for work, device in zip(works, devices, strict=True))
+
+    def slowed_ps(
+        self, members: Sequence[int], pieces_ps: Sequence[Callable[[Device], int]]
+    ) -> tuple[tuple[int, ...], ...] | None:
+        """Return the time of pieces of each sort on members that all compute; None where nothing slows them down."""
+        if not self.fabric.shares_cores or len(members) == 1:
+            return None
+        return tuple(tuple(map(piece_ps, self.at_work(members))) for piece_ps in pieces_ps)
 
     def fixed_ns(self, members: Sequence[int], time_ns: Callable[[Device], int]) -> int:
         """Return the time of the slowest member for work of :mod:`planner.costs.fixed_work`."""
-        return max(time_ns(self.devices[device]) for device in members)
+        return max(map(time_ns, self.at_work(members)))

@@ -17,23 +17,23 @@ most of its pairs of devices have, and lists the pairs that differ from it.
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal
 
 from planner.integers import ceil_div
 from planner.problem.canonical_order import canonical_order
-from plans.schema import Device, Host, Inventory, Link, Pair
+from plans.schema import Device, Host, Inventory, Link, Pair, Together
 
 PATH_BYTES = 1 << 20
 """Message by which links are compared along the path of an irregular module."""
 
-Look = tuple[int, ...]
+Look = tuple[Any, ...]
 """Everything that a placement depends on about a device but its name and links: GPUs first, the larger ones first."""
 
-Figures = tuple[int, int]
-"""Latency and bandwidth of a link."""
+Figures = tuple[int, int, tuple[Any, ...]]
+"""Latency and bandwidth of a link, and its times of sums."""
 
 Form = tuple[tuple[Look, ...], tuple[Any, ...]]
 """Looks of the devices of a module in canonical order, and how they are linked; comparable."""
@@ -48,7 +48,18 @@ def look_of(device: Device) -> Look:
         -device.flops_per_s,
         device.overhead_ns,
         device.compute_capability or 0,
+        *_fixed(device),
+        tuple(_together(own) for own in device.together or ()),
     )
+
+
+def _together(own: Together) -> Look:
+    return own.devices, -own.bandwidth_bytes_per_s, -own.flops_per_s, own.overhead_ns, *_fixed(own)
+
+
+def _fixed(own: Device | Together) -> Look:
+    """Return fixed times that a device may have."""
+    return tuple((ns is not None, ns or 0) for ns in (own.pass_ns, own.table_ns))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,12 +166,12 @@ def _host(host: Host, listed: Sequence[Device], devices: Sequence[int]) -> tuple
 
 
 def _figures(link: Link) -> Figures:
-    return link.latency_ns, link.bandwidth_bytes_per_s
+    return link.latency_ns, link.bandwidth_bytes_per_s, tuple(map(astuple, link.sums or ()))
 
 
 def _message_ns(figures: Figures) -> int:
     """Return the time of a message of PATH_BYTES."""
-    latency_ns, bandwidth_bytes_per_s = figures
+    latency_ns, bandwidth_bytes_per_s, _ = figures
     return latency_ns + ceil_div(PATH_BYTES * 10**9, bandwidth_bytes_per_s)
 
 

@@ -27,6 +27,11 @@ def plain_step_ns(plan: Plan) -> int:
     return base_ns(plan, dataclasses.replace(plan.options, tree=None), None)
 
 
+def plain_parts_ns(plan: Plan) -> tuple[int, int, int]:
+    """Return the time of embedding, stages and lm_head in a plain step on a plan's placement, in ns."""
+    return _Placed(plan, dataclasses.replace(plan.options, tree=None), None).parts_ns()
+
+
 def base_ns(plan: Plan, options: Options, draft: Draft | None) -> int:
     """Return the time of all but the drafter in a step with other options on a plan's placement, in ns."""
     return _Placed(plan, options, draft).ns()
@@ -57,11 +62,12 @@ def draft_ns(plan: Plan, options: Options) -> int:
         slowest = 0
         for subgroup in _subgroups(members, sizes):
             own = [kv[members.index(device)] for device in subgroup]
-            exchange = links.exchange_ns(draft.attention, forward, subgroup, own[0])
+            exchange = links.exchange_ns(draft.attention, forward, subgroup, own[0], links.crowd(members))
             works = [shares.attention(number, share) for share in own]
-            slowest = max(slowest, links.slowest_ns(subgroup, works) + draft.num_layers * exchange)
+            own_ns = links.slowest_ns(subgroup, works, links.crowd(members))
+            slowest = max(slowest, own_ns + draft.num_layers * exchange)
         total += times * slowest
-    devices = [links.devices[member] for member in members]
+    devices = links.at_work(members)
     units = (shares.unit_ps(device) * count for device, count in zip(devices, placement.mlp_units, strict=True))
     table = placement.head_rows or plan.head.rows
     rows = (shares.rows_ps(device, 1) * count for device, count in zip(devices, table, strict=True))
@@ -79,29 +85,37 @@ class _Placed:
         self.index = {device.id: number for number, device in enumerate(plan.inventory.devices)}
 
     def ns(self) -> int:
+        return sum(self.parts_ns())
+
+    def parts_ns(self) -> tuple[int, int, int]:
+        """Return the time of embedding, stages and lm_head, the last with the step message, each with what it
+        receives.
+        """
         plan, shares, links = self.plan, self.shares, self.links
         hidden, hop = (
             step.hidden_bytes(shares.model, shares.options),
             step.hop_bytes(shares.model, shares.draft, shares.options),
         )
-        before, total = self.device_set(plan.embed.devices), 0
-        total += fixed_embed_ns(shares, links, before.devices) + links.all_reduce_ns(before.devices, hidden)
+        before, stages_ns = self.device_set(plan.embed.devices), 0
+        embed_ns = fixed_embed_ns(shares, links, before.devices) + links.all_reduce_ns(before.devices, hidden)
         for number, stage in enumerate(plan.stages):
             group = self.device_set(stage.devices)
-            total += self.receive(before, group, hop if number else hidden) + self._stage_ns(stage)
+            stages_ns += self.receive(before, group, hop if number else hidden) + self._stage_ns(stage)
             before = group
         head = self.device_set(plan.head.devices)
         rows = (
-            shares.rows(count).ns(links.devices[device])
-            for device, count in zip(head.devices, plan.head.rows, strict=True)
+            shares.rows(count).ns(device)
+            for device, count in zip(links.at_work(head.devices), plan.head.rows, strict=True)
         )
         gathered = step.best_bytes(shares.options)
-        total += self.receive(before, head, hop) + links.fixed_ns(head.devices, shares.kernels.lm_head_ns)
-        return total + links.broadcast_ns(head.devices, gathered) + max(rows) + self._messages_ns()
+        head_ns = self.receive(before, head, hop) + links.fixed_ns(head.devices, shares.kernels.lm_head_ns)
+        head_ns += links.broadcast_ns(head.devices, gathered) + max(rows) + self._messages_ns()
+        return embed_ns, stages_ns, head_ns
 
     def _stage_ns(self, stage: Stage) -> int:
         """Return the time of a stage's layers; the MLPs of all layers together wait for the slowest member."""
-        members, kinds = [self.index[name] for name in stage.devices], kinds_of(self.plan.model)
+        members, kinds = tuple(self.index[name] for name in stage.devices), kinds_of(self.plan.model)
+        devices, crowd = self.links.at_work(members), self.links.crowd(members)
         layer, total, units_ps = stage.first_layer, 0, [0] * len(members)
         for run in stage.runs:
             found = layer_class(self.plan.model, layer)
@@ -111,12 +125,12 @@ class _Placed:
             exchange = 0
             for subgroup in _subgroups(members, stage.kv_subgroups):
                 share, sizes = shares[members.index(subgroup[0])], self.shares.pass_of(found.attention.window)
-                exchange = max(exchange, self.links.exchange_ns(found.attention, sizes, subgroup, share))
-            own = layer_ns(self.shares, self.links, members, kind) + self.links.slowest_ns(members, works) + exchange
-            total += run.num_layers * own
+                exchange = max(exchange, self.links.exchange_ns(found.attention, sizes, subgroup, share, crowd))
+            own = layer_ns(self.shares, self.links, members, kind) + self.links.slowest_ns(members, works, crowd)
+            total += run.num_layers * (own + exchange)
             unit = self.shares.unit(kind)
-            for position, (device, units) in enumerate(zip(members, run.mlp_units, strict=True)):
-                units_ps[position] += run.num_layers * units * unit.ps(self.links.devices[device])
+            for position, (device, units) in enumerate(zip(devices, run.mlp_units, strict=True)):
+                units_ps[position] += run.num_layers * units * unit.ps(device)
             layer += run.num_layers
         return total + ceil_div(max(units_ps), PS_PER_NS)
 

@@ -52,6 +52,9 @@ class StageGroups:
             hop = self.links.receive(device_set, hop_bytes)
             first = self.links.receive(device_set, hidden_bytes)
             quantum_ns = self.quanta.ns(device_set.devices)
+            slowed_ps = self.links.slowed_ps(
+                device_set.devices, [self.shares.unit(kind).ps for kind in range(len(self.shares.kinds))]
+            )
             for variant in self._variants(device_set):
                 group = Group(
                     devices=device_set.devices,
@@ -62,6 +65,7 @@ class StageGroups:
                     first=first,
                     stage_bytes=variant.stage_bytes,
                     quantum_ns=quantum_ns,
+                    slowed_ps=slowed_ps,
                 )
                 groups.append((group, variant.division))
         return tuple(groups)
@@ -106,7 +110,7 @@ class StageGroups:
 
     def _splits(self, device_set: DeviceSet, division: KvDivision, kind: int) -> tuple[Split, ...]:
         """Return a split for every way to deal the KV heads of a layer over the subgroups; none if not allowed."""
-        attention = self._attentions[kind]
+        attention, crowd = self._attentions[kind], self.links.crowd(device_set.devices)
         if not allows(attention, self.shares.options, division):
             return ()
         return divided(
@@ -114,21 +118,23 @@ class StageGroups:
             division,
             attention.num_kv_heads,
             self._bundles[kind],
-            lambda axis, members, kv_heads, leads: self._subgroup(kind, axis, members, kv_heads, leads),
+            lambda axis, members, kv_heads, leads: self._subgroup(kind, axis, members, kv_heads, leads, crowd),
             fixed_ns=layer_ns(self.shares, self.links, device_set.devices, kind),
             times=(1,),
         )
 
     @cached_property
-    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool], Subgroup]:
+    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool, tuple[int, ...]], Subgroup]:
         return cache(self._new_subgroup)
 
-    def _new_subgroup(self, kind: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool) -> Subgroup:
+    def _new_subgroup(
+        self, kind: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool, crowd: tuple[int, ...]
+    ) -> Subgroup:
         """Price the attention of one layer for a subgroup; ``leads``: the leader of the group is its first member."""
         shares = parts_of(axis, members, kv_heads)
-        slowest = self.links.slowest_ns(members, [self.shares.attention(kind, share) for share in shares])
+        slowest = self.links.slowest_ns(members, [self.shares.attention(kind, share) for share in shares], crowd)
         attention = self._attentions[kind]
-        exchange = self.links.exchange_ns(attention, self.shares.pass_of(attention.window), members, shares[0])
+        exchange = self.links.exchange_ns(attention, self.shares.pass_of(attention.window), members, shares[0], crowd)
         nbytes = (self.shares.attention_bytes(kind, share, leads and j == 0) for j, share in enumerate(shares))
         return Subgroup(ns=(slowest + exchange,), bytes=tuple(nbytes))
 
@@ -141,7 +147,7 @@ def layer_ns(shares: BaseShares, links: Links, members: Sequence[int], kind: int
     normed = step.norm_sum_bytes(shares.options) if shares.kinds[kind].attention.qk_norm_whole else 0
     squares = links.all_reduce_ns(members, normed) if normed else 0
     router = shares.router(kind)
-    routed = max(router.ns(links.devices[device]) for device in members)
+    routed = max(map(router.ns, links.at_work(members)))
     fixed = links.fixed_ns(members, lambda device: shares.kernels.layer_ns(device, shares.kinds[kind].mlp))
     return fixed + routed + squares + 2 * links.all_reduce_ns(members, message)
 

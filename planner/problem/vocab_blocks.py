@@ -67,6 +67,7 @@ def lm_head_block(
     """
     model, options = shares.model, shares.options
     hop_bytes, gathered = step.hop_bytes(model, shares.draft, options), step.best_bytes(options)
+    work = shares.rows(bundle_rows)
 
     def option(device_set: DeviceSet) -> Option:
         members = device_set.devices
@@ -81,9 +82,10 @@ def lm_head_block(
             splits=(split,),
             receive=links.receive(device_set, hop_bytes),
             quantum_ns=quanta.ns(members),
+            slowed_ps=links.slowed_ps(members, (work.ps,)),
         )
 
-    work, row_bytes = shares.rows(bundle_rows), shares.head(1).slope
+    row_bytes = shares.head(1).slope
     # Rows of a tied lm_head may be those of the embedding: their logits take memory all the same.
     logits_bytes = row_bytes - shares.embed(1).slope if model.tied_head else 0
     axis = Axis(

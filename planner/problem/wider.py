@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from planner.costs.roofline import sum_latency_ns
 from planner.costs.shares import BaseShares, DraftShares
 from planner.costs.topology import Fabric
 from planner.problem.device_sets import DeviceSet
@@ -21,7 +22,7 @@ from planner.problem.stage_groups import layer_ns
 from planner.problem.vocab_blocks import embed_block, lm_head_block
 from planner.solver.bounds.in_use import WiderGroups, divided_ns
 from plans import step
-from plans.schema import Inventory, Link
+from plans.schema import GroupSum, Inventory, Link
 
 
 def best_machines(inventory: Inventory) -> tuple[Inventory, ...]:
@@ -38,7 +39,9 @@ def _best_machine(inventory: Inventory, kind: Literal["cuda", "cpu"]) -> Invento
     size = max(sum(device.host == host.name for device in inventory.devices) for host in inventory.hosts)
     host = replace(
         inventory.hosts[0],
-        link=_best_link([host.link for host in inventory.hosts] + [p.link for h in inventory.hosts for p in h.pairs]),
+        link=_best_link(
+            [link for host in inventory.hosts for link in (host.link, *(pair.link for pair in host.pairs))], size
+        ),
         pairs=(),
     )
     devices = [device for device in inventory.devices if device.kind == kind]
@@ -48,6 +51,9 @@ def _best_machine(inventory: Inventory, kind: Literal["cuda", "cpu"]) -> Invento
         bandwidth_bytes_per_s=max(device.bandwidth_bytes_per_s for device in others),
         flops_per_s=max(device.flops_per_s for device in others),
         overhead_ns=min(device.overhead_ns for device in devices),
+        pass_ns=_least([device.pass_ns for device in devices]),
+        table_ns=_least([device.table_ns for device in devices]),
+        together=None,
     )
     names = range(len(inventory.hosts))
     return replace(
@@ -57,8 +63,16 @@ def _best_machine(inventory: Inventory, kind: Literal["cuda", "cpu"]) -> Invento
     )
 
 
-def _best_link(links: Sequence[Link]) -> Link:
+def _least(times_ns: Sequence[int | None]) -> int | None:
+    """Return the least of some fixed times; 0 where only some devices have their own, and None where none has."""
+    return None if all(ns is None for ns in times_ns) else min(ns or 0 for ns in times_ns)
+
+
+def _best_link(links: Sequence[Link], size: int) -> Link:
+    """Return a link that is as good as any in each respect, for groups of up to ``size`` devices of a host."""
+    sums = (GroupSum(members=n, ns=min(sum_latency_ns(link, n) for link in links)) for n in range(2, size + 1))
     return Link(
+        sums=tuple(sums) if any(link.sums for link in links) else None,
         link_class=links[0].link_class,
         latency_ns=min(link.latency_ns for link in links),
         bandwidth_bytes_per_s=max(link.bandwidth_bytes_per_s for link in links),

@@ -92,8 +92,9 @@ def _add_block(
         owner = None if axis.shared is None else before[FIRST if axis.shared == "first" else LAST]
         reads = _deal_out(builder, axis, own, holders, on_devices, owner)
         if any(axis.each_ps):
-            slowest_ns = builder.slowest_ns(reads, axis.each_ps, axis.count, quanta_ns)
-            builder.model.add(slowest_ns >= sum(n * on_devices[d] for d, n in _least_ns(axis, choices).items()))
+            slowed = _slowed(builder, a, axis, on, choices)
+            slowest_ns = builder.slowest_ns(reads, axis.each_ps, axis.count, quanta_ns, slowed)
+            builder.model.add(slowest_ns >= sum(n * on_devices[d] for d, n in _least_ns(a, axis, choices).items()))
             time_ns.append(slowest_ns)
         held = own if owner is None else _held(builder, axis, own, owner)
         load_bytes += [(device, axis.each_bytes * count) for device, count in enumerate(held)]
@@ -121,11 +122,23 @@ def _held(builder: Builder, axis: Axis, own: Sequence[cp_model.IntVar], owner: _
     return held
 
 
-def _least_ns(axis: Axis, choices: Sequence[Choice]) -> dict[Devices, int]:
+def _slowed(
+    builder: Builder, a: int, axis: Axis, on: Sequence[Bool], choices: Sequence[Choice]
+) -> list[tuple[int, int, Bool]]:
+    """Return devices with the time of a piece of axis a that is longer than alone, and a flag: that it is so."""
+    flags: dict[tuple[int, int], list[Bool]] = {}
+    for variable, choice in zip(on, choices, strict=True):
+        for device, piece_ps in zip(choice.option.devices, choice.option.piece_ps(a, axis), strict=True):
+            if piece_ps > axis.each_ps[device]:
+                flags.setdefault((device, piece_ps), []).append(variable)
+    return [(device, piece_ps, builder.any_of(variables)) for (device, piece_ps), variables in flags.items()]
+
+
+def _least_ns(a: int, axis: Axis, choices: Sequence[Choice]) -> dict[Devices, int]:
     """Return the least time of an axis on each set of devices, memory aside: searches learn it late by themselves."""
     least = {}
     for option in {choice.option.devices: choice.option for choice in choices}.values():
-        piece_ps = tuple(sorted(axis.each_ps[device] for device in option.devices))
+        piece_ps = tuple(sorted(option.piece_ps(a, axis)))
         least[option.devices] = option.quantum_ns * least_quanta((axis.count,), piece_ps, option.quantum_ns)[0]
     return least
 

@@ -8,8 +8,6 @@ from planner.solver.problem import (
     Answer,
     Block,
     BlockAnswer,
-    Group,
-    Kind,
     Option,
     Problem,
     Receive,
@@ -108,21 +106,20 @@ def _check_runs(runs: tuple[RunAnswer, ...], counts: tuple[int, ...], units: tup
     assert all(run.layers > 0 and min(run.units) >= 0 and sum(run.units) == layer_units for run in runs)
 
 
-def slowest_ns(over: Group | Option, counts: tuple[int, ...], each_ps: tuple[int, ...]) -> int:
+def slowest_ns(counts: tuple[int, ...], member_ps: tuple[int, ...], quantum_ns: int) -> int:
     """Return the time of the slowest share, rounded up to whole quanta."""
-    times = (n * each_ps[device] for n, device in zip(counts, over.devices, strict=True))
-    return over.quantum_ns * ceil_div(max(times), PS_PER_NS * over.quantum_ns)
+    times = (n * ps for n, ps in zip(counts, member_ps, strict=True))
+    return quantum_ns * ceil_div(max(times), PS_PER_NS * quantum_ns)
 
 
-def layer_ps(kind: Kind, group: Group) -> int:
+def layer_ps(units: int, rates_ps: tuple[int, ...]) -> int:
     """Return the time of the slowest member under the best division of the units of one layer, by bisection."""
-    rates_ps = [kind.unit_ps[device] for device in group.devices]
     if not all(rates_ps):
         return 0
-    low, high = 0, kind.units * min(rates_ps)
+    low, high = 0, units * min(rates_ps)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if sum(middle // rate for rate in rates_ps) >= kind.units else (middle, high)
+        low, high = (low, middle) if sum(middle // rate for rate in rates_ps) >= units else (middle, high)
     return high
 
 
@@ -139,7 +136,9 @@ def _stage(problem: Problem, answer: Answer, position: int, load: list[int]) -> 
     stage = answer.stages[position]
     group = problem.groups[stage.group]
     total = 0
-    for kind, splits, counts, units in zip(problem.kinds, group.splits, stage.layers, stage.units, strict=True):
+    kinds = zip(problem.kinds, group.splits, stage.layers, stage.units, strict=True)
+    for k, (kind, splits, counts, units) in enumerate(kinds):
+        rates_ps = group.unit_ps(k, kind)
         divided = sum(n * split.ns for n, split in zip(counts, splits, strict=True))
         total += group.quantum_ns * ceil_div(divided, group.quantum_ns)
         for n, split in zip(counts, splits, strict=True):
@@ -147,9 +146,9 @@ def _stage(problem: Problem, answer: Answer, position: int, load: list[int]) -> 
                 load[device] += n * split.bytes[j]
         for j, device in enumerate(group.devices):
             load[device] += units[j] * kind.unit_bytes
-        in_layers_ps = sum(counts) * layer_ps(kind, group)
+        in_layers_ps = sum(counts) * layer_ps(kind.units, rates_ps)
         in_layers_ns = group.quantum_ns * ceil_div(in_layers_ps, PS_PER_NS * group.quantum_ns)
-        total += max(slowest_ns(group, units, kind.unit_ps), in_layers_ns)
+        total += max(slowest_ns(units, rates_ps, group.quantum_ns), in_layers_ns)
     for j, device in enumerate(group.devices):
         load[device] += group.stage_bytes[j]
     if position == 0:
@@ -167,7 +166,7 @@ def _block(problem: Problem, answer: Answer, block: Block, placed: BlockAnswer, 
     for j, device in enumerate(option.devices):
         load[device] += split.bytes[j]
     assert len(placed.shares) == len(block.axes)
-    for axis, own in zip(block.axes, placed.shares, strict=True):
+    for a, (axis, own) in enumerate(zip(block.axes, placed.shares, strict=True)):
         shares, alone = own, None
         if axis.shared is not None:
             owner, theirs = _owner(problem, answer, axis.shared)
@@ -178,7 +177,7 @@ def _block(problem: Problem, answer: Answer, block: Block, placed: BlockAnswer, 
         assert len(shares) == len(option.devices)
         assert min(shares) >= 0
         assert sum(shares) == axis.count
-        total += slowest_ns(option, shares, axis.each_ps)
+        total += slowest_ns(shares, option.piece_ps(a, axis), option.quantum_ns)
         for n, device in zip(shares, option.devices, strict=True):
             own_bytes = 0 if own is None or device == alone else axis.each_bytes
             load[device] += n * (own_bytes + axis.read_bytes)

@@ -57,8 +57,9 @@ class Kind:
     unit_bytes: int
     """Bytes of one unit of one layer."""
     unit_ps: tuple[int, ...]
-    """Time of one unit, per device. A stage waits for its slowest member: the units of all its layers take as long as
-    they do on the member on which they take longest, and in no layer less than the best division of whole units."""
+    """Time of one unit, per device, which computes alone. A stage waits for its slowest member: the units of all its
+    layers take as long as they do on the member on which they take longest, and in no layer less than the best division
+    of whole units."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +84,13 @@ class Group:
     """Times of what is divided freely are rounded up to whole quanta: finer than any prediction is, and without it a
     proof would be about the last nanosecond of a rounding. They are, per kind of layer, the time of the units and the
     time of the splits of all layers of the stage."""
+    slowed_ps: tuple[tuple[int, ...], ...] | None = None
+    """Time of one unit, per kind, per member, where members that compute at once are slower than alone; None: that of
+    the kinds, and nowhere is it less."""
+
+    def unit_ps(self, k: int, kind: Kind) -> tuple[int, ...]:
+        """Return the time of one unit of a kind with the index k, per member."""
+        return _of_members(self, kind.unit_ps, None if self.slowed_ps is None else self.slowed_ps[k])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +102,7 @@ class Axis:
     each_bytes: int
     """Bytes of one piece."""
     each_ps: tuple[int, ...]
-    """Time of one piece, per device. The block waits for its slowest member."""
+    """Time of one piece, per device, which computes alone. The block waits for its slowest member."""
     shared: Literal["first", "last"] | None
     """A block whose axis has the same pieces. On exactly the devices of that block this axis is dealt out as that one,
     which holds the bytes. On others, or where this is None, it is an axis of its own; only on a device that has that
@@ -116,6 +124,16 @@ class Option:
     """Time of receiving from the link before."""
     quantum_ns: int
     """The time of each axis is rounded up to whole quanta."""
+    slowed_ps: tuple[tuple[int, ...], ...] | None = None
+    """Time of one piece, per axis, per member, as ``Group.slowed_ps``; None: that of the axes."""
+
+    def piece_ps(self, a: int, axis: Axis) -> tuple[int, ...]:
+        """Return the time of one piece of an axis with the index a, per member."""
+        return _of_members(self, axis.each_ps, None if self.slowed_ps is None else self.slowed_ps[a])
+
+
+def _of_members(over: Group | Option, alone_ps: tuple[int, ...], slowed_ps: tuple[int, ...] | None) -> tuple[int, ...]:
+    return tuple(alone_ps[device] for device in over.devices) if slowed_ps is None else slowed_ps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

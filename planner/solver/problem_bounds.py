@@ -13,9 +13,15 @@ def most_ps(problem: Problem) -> int:
         option.receive.far_ns + split.ns for b in problem.blocks for option in b.options for split in option.splits
     ]
     splits = problem.layers * max(split.ns for g in groups for splits in g.splits for split in splits)
-    times = sum(problem.layers_of(k) * kind.units * max(kind.unit_ps) for k, kind in enumerate(problem.kinds))
-    times += sum(axis.count * max(axis.each_ps) for block in problem.blocks for axis in block.axes)
-    return 1000 * (splits + 1000 * max(fixed)) + times
+    times = 1000 * (splits + 1000 * max(fixed))
+    for k, kind in enumerate(problem.kinds):
+        slowed = (ps for group in groups if group.slowed_ps is not None for ps in group.slowed_ps[k])
+        times += problem.layers_of(k) * kind.units * max(*kind.unit_ps, *slowed, 0)
+    for block in problem.blocks:
+        for a, axis in enumerate(block.axes):
+            slowed = (ps for option in block.options if option.slowed_ps is not None for ps in option.slowed_ps[a])
+            times += axis.count * max(*axis.each_ps, *slowed, 0)
+    return times
 
 
 def most_bytes(problem: Problem) -> int:
@@ -67,14 +73,21 @@ def timeless(problem: Problem) -> Problem:
         return known[id(splits)]
 
     def without_time(block: Block) -> Block:
-        options = (replace(o, splits=untimed(o.splits), receive=nothing) for o in block.options)
+        options = (replace(o, splits=untimed(o.splits), receive=nothing, slowed_ps=None) for o in block.options)
         return Block(options=tuple(options), axes=tuple(replace(axis, each_ps=none) for axis in block.axes))
 
     return replace(
         problem,
         kinds=tuple(replace(kind, unit_ps=none) for kind in problem.kinds),
         groups=tuple(
-            replace(group, splits=tuple(map(untimed, group.splits)), hop_ns=0, network_hop_ns=0, first=nothing)
+            replace(
+                group,
+                splits=tuple(map(untimed, group.splits)),
+                hop_ns=0,
+                network_hop_ns=0,
+                first=nothing,
+                slowed_ps=None,
+            )
             for group in problem.groups
         ),
         first=without_time(problem.first),

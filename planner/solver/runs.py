@@ -90,7 +90,7 @@ class _Adder:
         room = [problem.capacity_bytes[d] - n for d, n in zip(group.devices, group.stage_bytes, strict=True)]
         split_bytes = np.array([split.bytes for split in group.splits[0]], dtype=np.int64)
         most = (np.array(room, dtype=np.int64) - problem.layers * split_bytes) // (problem.layers * kind.unit_bytes)
-        rates_ps = np.array([kind.unit_ps[d] for d in group.devices], dtype=np.int64)
+        rates_ps = np.array(group.unit_ps(0, kind), dtype=np.int64)
         least_ps = capped_slowest_ps(kind.units, rates_ps, most)
         terms = []
         for flag, layer_ps in zip(slot.split, least_ps, strict=True):

@@ -64,7 +64,7 @@ def add_stages(builder: Builder, problem: Problem, left_out: Container[tuple[int
         tuple(
             builder.slowest_ns(
                 units[i][k],
-                [kind.unit_ps[device] for device in group.devices],
+                group.unit_ps(k, kind),
                 problem.layers_of(k) * kind.units,
                 {group.quantum_ns: 1},
             )
@@ -75,7 +75,7 @@ def add_stages(builder: Builder, problem: Problem, left_out: Container[tuple[int
     for i, group in groups:
         for k, kind in enumerate(problem.kinds):
             # In every layer the group waits for its slowest member, and only whole units of it can be divided.
-            layer_ps = least_slowest_ps(kind.units, tuple(sorted(kind.unit_ps[device] for device in group.devices)))
+            layer_ps = least_slowest_ps(kind.units, tuple(sorted(group.unit_ps(k, kind))))
             builder.model.add(PS_PER_NS * units_ns[i][k] >= layer_ps * sum(layers[i][k]))
     time_ns = [
         _splits_ns(

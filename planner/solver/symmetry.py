@@ -102,11 +102,13 @@ def _exchangeable(problem: Problem, one: int, other: int) -> bool:
 def _exchanged_group(group: Group, to: Sequence[int]) -> tuple[object, ...]:
     """Return all of a group but its site, which follows from its devices, with these exchanged."""
     devices = tuple(to[d] for d in group.devices)
-    times = group.hop_ns, group.network_hop_ns, group.first, group.quantum_ns
+    times = group.hop_ns, group.network_hop_ns, group.first, group.quantum_ns, group.slowed_ps
     return devices, group.splits, group.stage_bytes, *times
 
 
 def _same_options(block: Block, hosts: Pair, to: Sequence[int]) -> bool:
     options = [option for option in block.options if option.sites in ((hosts[0],), (hosts[1],))]
-    known = {(o.devices, o.splits, o.receive, o.quantum_ns) for o in options}
-    return all((tuple(to[d] for d in o.devices), o.splits, o.receive, o.quantum_ns) in known for o in options)
+    known = {(o.devices, o.splits, o.receive, o.quantum_ns, o.slowed_ps) for o in options}
+    return all(
+        (tuple(to[d] for d in o.devices), o.splits, o.receive, o.quantum_ns, o.slowed_ps) in known for o in options
+    )

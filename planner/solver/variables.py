@@ -56,16 +56,22 @@ class Builder:
         return either
 
     def slowest_ns(
-        self, counts: Sequence[Linear], rates_ps: Sequence[int], most: int, quanta_ns: Mapping[int, Linear]
+        self,
+        counts: Sequence[Linear],
+        rates_ps: Sequence[int],
+        most: int,
+        quanta_ns: Mapping[int, Linear],
+        slowed: Sequence[tuple[int, int, Bool]] = (),
     ) -> Linear:
         """Return max(count * rate) in whole quanta, where no count exceeds ``most``.
 
-        ``quanta_ns``: the quanta that may be in use, with a flag each, 1 for the one that is. The number of quanta is
-        bounded from below only: the step time is minimised, which makes it exact.
+        ``quanta_ns``: the quanta that may be in use, with a flag each, 1 for the one that is; ``slowed``: index of a
+        count, its rate where a flag is 1, and the flag. The number of quanta is bounded from below only: the step time
+        is minimised, which makes it exact.
         """
         if not any(rates_ps):
             return 0
-        slowest_ps = most * max(rates_ps)
+        slowest_ps = most * max(*rates_ps, *(rate_ps for _, rate_ps, _ in slowed), 0)
         slowest_ns: Linear = 0
         for quantum_ns, is_used in quanta_ns.items():
             most_quanta = slowest_ps // (PS_PER_NS * quantum_ns) + 1
@@ -75,4 +81,6 @@ class Builder:
             slowest_ns += quantum_ns * quanta
         for count, rate_ps in zip(counts, rates_ps, strict=True):
             self.model.add(PS_PER_NS * slowest_ns >= count * rate_ps)
+        for index, rate_ps, flag in slowed:
+            self.model.add(PS_PER_NS * slowest_ns >= counts[index] * rate_ps).only_enforce_if(flag)
         return slowest_ns

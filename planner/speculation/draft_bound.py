@@ -58,7 +58,7 @@ def least_draft_ns(shares: DraftShares, inventory: Inventory) -> int:
 
 
 def _figures(device: Device) -> tuple[object, ...]:
-    return (device.kind, device.bandwidth_bytes_per_s, device.flops_per_s, device.overhead_ns)
+    return (device.kind, device.bandwidth_bytes_per_s, device.flops_per_s, device.overhead_ns, device.pass_ns)
 
 
 def _times(shares: DraftShares, device: Device) -> _Times:

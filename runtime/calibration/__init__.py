@@ -1,7 +1,8 @@
 """Times of this machine's CPU in the runtime's own kernels, for an inventory.
 
     rates     products of few rows over weights that no cache holds, by one process
-    machine   as many processes as an inventory has devices, all at once, and their sums through shared memory
+    machine   as many processes as an inventory has devices, some and all at once, and their messages through shared
+              memory
 
 Samples go out as they are; the planner takes medians and spreads (``planner.hardware.measured``), and asks for them by
 a command, since it imports nothing of the runtime. Called by ``runtime.commands.calibrate``. Not here: times of a plan

@@ -1,20 +1,25 @@
-"""Processes of one machine that compute at once, as the ranks of a plan do, and their sums through shared memory.
+"""Processes of one machine that compute as the ranks of a plan do, and their messages through shared memory.
 
-Measured in rounds, spread over the time, each of all products and sums; of the few times of one kind in a round the
+Products are timed in one process while the others sleep, as the stages of a pipeline run in turn, and in 2, 4, ... and
+all of them at once, as a tensor-parallel group runs: these share the cores and the memory.
+
+Measured in rounds, spread over the time, each of all products and messages; of the few times of one kind in a round the
 least counts, so that other programs, which come and go, change little. The clock ends the rounds on a busy machine.
 """
 
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier, Event
+from typing import TypeVar
 
 import torch
 
-from runtime.calibration.rates import Products
+from runtime.calibration.rates import Products, Span
 from runtime.comm.shared_memory import SharedGroup, SharedMemory, unnamed_memory
 from runtime.errors import MachineError
 from runtime.model import ops
@@ -24,11 +29,15 @@ MESSAGES = (1 << 10, 1 << 16)
 SUM_REPEATS = 12
 """Sums of each size in a round."""
 ROUNDS = 8
-LEAST_ROUNDS = 4
-LONGEST_S = 25
-"""Time after which no further round is begun, but for the least."""
-LONGEST_WAIT_S = 60
-"""Time after which a process that does not answer is taken to have died."""
+LEAST_ROUNDS = 2
+PART_OF_ROUNDS = 0.5
+"""Part of the time within which all is to be done after which no further round is begun, but for the least."""
+PAUSE_S = 0.002
+"""Time before a message after which its receivers sleep (``runtime.comm.shared_memory``: 50 us)."""
+PAUSES = 6
+"""Such messages in a round."""
+
+_Time = TypeVar("_Time")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,44 +59,57 @@ class Samples:
     """Of each process."""
     values: dict[int, int]
     """Weights of a product, by rows."""
-    products_ns: dict[str, dict[int, list[int]]]
-    """By dtype and rows, of the slowest process each time: the least of each round."""
+    products_ns: dict[int, dict[str, dict[int, list[int]]]]
+    """By the processes that compute at once, dtype and rows, from the first begin to the last end: the least of each
+    round. Of more processes than cores some wait for one."""
     sums: tuple[Sum, ...]
+    message_ns: list[int]
+    """Until a short message is with a process that sleeps: the least of each round. None with one process."""
 
 
-def measure(processes: int) -> Samples:
-    """Measure with so many processes, which share the cores of this machine; raise MachineError where one dies."""
+def measure(processes: int, within_s: int) -> Samples:
+    """Measure with so many processes, which share the cores of this machine.
+
+    Raise MachineError where one dies, or is not done within so many seconds.
+    """
+    ends = time.monotonic() + within_s
     cores = len(os.sched_getaffinity(0))
     threads = max(1, cores // processes)
     ops.prepare_exchange(torch.float32)
     torch.set_num_threads(1)  # OpenMP of a process that had threads does not start them again in its children
     products = Products()  # one for all: the kernels are ready, and the weights are in memory that the processes share
     context = multiprocessing.get_context("fork")
-    barriers = [context.Barrier(members) for members in range(2, processes + 1)]
+    barriers = {members: context.Barrier(members) for members in range(2, processes + 1)}
     together, ended = context.Barrier(processes), context.Event()
     with unnamed_memory(processes) as path:
         started = []
         for rank in range(processes):
             own, other = context.Pipe(duplex=False)
-            arguments = (rank, threads, products, path, together, ended, barriers, other)
+            arguments = (rank, threads, products, path, together, ended, barriers, ends, within_s, other)
             started.append((own, context.Process(target=_serve, args=arguments, daemon=True)))
             started[-1][1].start()
             other.close()
         try:
-            results = [_received(own) for own, _ in started]
+            results = [_received(own, ends, within_s) for own, _ in started]
         finally:
             for _, process in started:
                 process.kill()
                 process.join()
     slowest = {
-        name: {rows: _least([[r.products[name][rows] for r in own] for own in results]) for rows in by_rows}
-        for name, by_rows in results[0][0].products.items()
+        at_once: {
+            name: {
+                rows: _least([[r.products[at_once][name][rows] for r in own] for own in results[:at_once]], _spanned)
+                for rows in by_rows
+            }
+            for name, by_rows in by_dtype.items()
+        }
+        for at_once, by_dtype in results[0][0].products.items()
     }
     sums = tuple(
         Sum(
             members=members,
             message_bytes=nbytes,
-            times_ns=_least([[r.sums[members, nbytes] for r in own] for own in results[:members]]),
+            times_ns=_least([[r.sums[members, nbytes] for r in own] for own in results[:members]], max),
         )
         for members in range(2, processes + 1)
         for nbytes in MESSAGES
@@ -99,22 +121,30 @@ def measure(processes: int) -> Samples:
         values=products.values,
         products_ns=slowest,
         sums=sums,
+        message_ns=[min(own.messages) for own in results[1]] if processes > 1 else [],
     )
+
+
+def at_once(processes: int) -> tuple[int, ...]:
+    """Return how many of so many processes compute at once: powers of two, and all."""
+    return *(1 << bit for bit in range((processes - 1).bit_length())), processes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Round:
     """Times of one process in ns."""
 
-    products: dict[str, dict[int, list[int]]]
-    """By dtype and rows."""
+    products: dict[int, dict[str, dict[int, list[Span]]]]
+    """By the processes at once that this one is among, dtype and rows."""
     sums: dict[tuple[int, int], list[int]]
     """By members and bytes, of the groups that the process is in."""
+    messages: list[int]
+    """To the second process."""
 
 
-def _received(pipe: Connection) -> list[_Round]:
-    if not pipe.poll(LONGEST_WAIT_S):
-        raise MachineError(f"a process that measures gave no answer for {LONGEST_WAIT_S} s: try again")
+def _received(pipe: Connection, ends: float, within_s: int) -> list[_Round]:
+    if not pipe.poll(max(0.0, ends - time.monotonic())):
+        raise MachineError(f"the machine is too busy to be measured within {within_s} s: end other work")
     try:
         result: list[_Round] = pipe.recv()
     except EOFError as error:
@@ -122,9 +152,14 @@ def _received(pipe: Connection) -> list[_Round]:
     return result
 
 
-def _least(times: list[list[list[int]]]) -> list[int]:
-    """Return of each round the least time of the slowest process; ``times``: by process, round and turn."""
-    return [min(map(max, zip(*of_round, strict=True))) for of_round in zip(*times, strict=True)]
+def _least(times: list[list[list[_Time]]], of_all: Callable[[Sequence[_Time]], int]) -> list[int]:
+    """Return of each round the least time of all processes; ``times``: by process, round and turn."""
+    return [min(map(of_all, zip(*of_round, strict=True))) for of_round in zip(*times, strict=True)]
+
+
+def _spanned(spans: Sequence[Span]) -> int:
+    """Return the time from the first begin to the last end."""
+    return max(end for _, end in spans) - min(begin for begin, _ in spans)
 
 
 def _serve(
@@ -134,7 +169,9 @@ def _serve(
     path: str,
     together: Barrier,
     ended: Event,
-    barriers: list[Barrier],
+    barriers: dict[int, Barrier],
+    ends: float,
+    within_s: int,
     pipe: Connection,
 ) -> None:
     """Measure in one of the processes, and send what it took; the first says when the rounds end."""
@@ -145,20 +182,44 @@ def _serve(
         for members in range(2, together.parties + 1)
         if rank < members
     }
-    products.samples(together.wait)  # warms up
-    began, rounds = time.monotonic(), list[_Round]()
+    products.samples(together.wait, 1)  # warms up
+    rounds = list[_Round]()
     while not ended.is_set():
-        own, sums = products.samples(together.wait), dict[tuple[int, int], list[int]]()
-        for members, barrier in enumerate(barriers, 2):
+        own, sums = dict[int, dict[str, dict[int, list[Span]]]](), dict[tuple[int, int], list[int]]()
+        for computing in at_once(together.parties):
+            together.wait()
+            if rank < computing:
+                own[computing] = products.samples(partial(_meet, groups.get(computing)))
+        for members, barrier in barriers.items():
             together.wait()
             for nbytes, time_ns in _sums(groups[members], barrier) if members in groups else ():
                 sums.setdefault((members, nbytes), []).append(time_ns)
-        rounds.append(_Round(products=own, sums=sums))
-        late = len(rounds) >= LEAST_ROUNDS and time.monotonic() - began > LONGEST_S
+        together.wait()
+        messages = list(_messages(groups[2], rank)) if 2 in groups else []
+        rounds.append(_Round(products=own, sums=sums, messages=messages))
+        late = len(rounds) >= LEAST_ROUNDS and time.monotonic() > ends - (1 - PART_OF_ROUNDS) * within_s
         if rank == 0 and (late or len(rounds) == ROUNDS):
             ended.set()
         together.wait()
     pipe.send(rounds)
+
+
+def _meet(group: SharedGroup | None) -> None:
+    """Wait until all of a group are here, and awake: who waits for the first message may fall asleep."""
+    if group is not None:
+        group.all_reduce(torch.zeros(1))
+        group.all_reduce(torch.zeros(1))
+
+
+def _messages(group: SharedGroup, rank: int) -> Iterator[int]:
+    """Yield ns from the first process's sending of a short message until the second, which sleeps, has it."""
+    sent = torch.zeros(MESSAGES[0] // 8, dtype=torch.int64)
+    for _ in range(PAUSES):
+        if rank == 0:
+            time.sleep(PAUSE_S)
+            sent[0] = time.perf_counter_ns()
+        group.broadcast(sent, 0)
+        yield time.perf_counter_ns() - int(sent[0])
 
 
 def _sums(group: SharedGroup, barrier: Barrier) -> Iterator[tuple[int, int]]:

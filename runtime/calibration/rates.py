@@ -16,8 +16,11 @@ INPUTS, OUTPUTS = 2048, 16384
 """Weights of 64 MiB and more: several times the caches of two cores."""
 LONG_PARTS = 4
 """Products of the most rows are of one such part of the weights: arithmetic limits them, not memory."""
-REPEATS = 5
+REPEATS = 3
 """Times of each product in a round; the least of them counts."""
+
+Span = tuple[int, int]
+"""Begin and end in ns, by the clock that all processes of a machine have."""
 
 
 class Products:
@@ -42,13 +45,13 @@ class Products:
     def _outputs(self, rows: int) -> int:
         return OUTPUTS // LONG_PARTS if rows == max(ROWS) else OUTPUTS
 
-    def samples(self, ready: Callable[[], object]) -> dict[str, dict[int, list[int]]]:
-        """Return REPEATS times in ns by dtype and rows, taken in turns; ``ready``: called before each."""
-        times: dict[str, dict[int, list[int]]] = {name: {rows: [] for rows in ROWS} for name in NAMES}
-        for _ in range(REPEATS):
+    def samples(self, ready: Callable[[], object], repeats: int = REPEATS) -> dict[str, dict[int, list[Span]]]:
+        """Return so many spans by dtype and rows, taken in turns; ``ready``: called before each."""
+        times: dict[str, dict[int, list[Span]]] = {name: {rows: [] for rows in ROWS} for name in NAMES}
+        for _ in range(repeats):
             for name, rows in self._rows:
                 ready()
                 began = time.perf_counter_ns()
                 ops.product(self._rows[name, rows], self._weights[name][:, : self._outputs(rows)])
-                times[name][rows].append(time.perf_counter_ns() - began)
+                times[name][rows].append((began, time.perf_counter_ns()))
         return times

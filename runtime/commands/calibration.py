@@ -7,6 +7,6 @@ from plans.terminal import out
 from runtime.calibration.machine import measure
 
 
-def calibrate(processes: int) -> None:
+def calibrate(processes: int, within_s: int) -> None:
     """Run the command; raises MachineError."""
-    out(json.dumps(dataclasses.asdict(measure(processes))))
+    out(json.dumps(dataclasses.asdict(measure(processes, within_s))))

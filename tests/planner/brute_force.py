@@ -71,9 +71,14 @@ def receive_ns(problem: Problem, cost: Receive, sender: Sequence[int], to: Group
     return cost.near_ns if host_of(problem.hosts, sender[0]) in sites else cost.far_ns
 
 
-def slowest_ns(over: Group | Option, counts: Sequence[int], each_ps: Sequence[int]) -> int:
-    """Return the time of the slowest device, rounded up to whole quanta."""
-    longest = max(count * each_ps[device] for count, device in zip(counts, over.devices, strict=True))
+def member_ps(over: Group | Option, index: int, alone_ps: Sequence[int]) -> Sequence[int]:
+    """Return the time of a piece per member, where all of them compute at once; ``index``: of the kind or axis."""
+    return [alone_ps[device] for device in over.devices] if over.slowed_ps is None else over.slowed_ps[index]
+
+
+def slowest_ns(over: Group | Option, counts: Sequence[int], member_ps: Sequence[int]) -> int:
+    """Return the time of the slowest member, rounded up to whole quanta."""
+    longest = max(count * ps for count, ps in zip(counts, member_ps, strict=True))
     return -(-longest // (over.quantum_ns * 1000)) * over.quantum_ns
 
 
@@ -222,9 +227,10 @@ class _Search:
 
     def _units(self, group: Group, kind: int, layers: int) -> Front:
         mlp = self.problem.kinds[kind]
-        front = self._unit_divisions(group, layers * mlp.units, [mlp.unit_bytes] * len(group.devices), [mlp.unit_ps])
+        rates = member_ps(group, kind, mlp.unit_ps)
+        front = self._unit_divisions(group, layers * mlp.units, [mlp.unit_bytes] * len(group.devices), [rates])
         whole = (
-            max(n * mlp.unit_ps[device] for n, device in zip(shares, group.devices, strict=True))
+            max(n * ps for n, ps in zip(shares, rates, strict=True))
             for shares in divisions(mlp.units, len(group.devices))
         )
         quantum_ps = 1000 * group.quantum_ns
@@ -241,13 +247,15 @@ class _Search:
         """Return the front of all divisions of the blocks on these options."""
         front = self._empty_row
         blocks: list[Block] = list(self.problem.blocks)
-        sharing: dict[tuple[int, int], list[Axis]] = {}
+        sharing: dict[tuple[int, int], list[tuple[Axis, Sequence[int]]]] = {}
         for b, (block, option) in enumerate(zip(blocks, chosen, strict=True)):
             front = self._combined(front, self._split_front(option.devices, option.splits))
             for a, axis in enumerate(block.axes):
-                sharing.setdefault(self._owner(chosen, b, a), []).append(axis)
-        for (b, _), axes in sharing.items():
-            rates, read = [axis.each_ps for axis in axes], sum(axis.read_bytes for axis in axes)
+                own = axis, member_ps(option, a, axis.each_ps)
+                sharing.setdefault(self._owner(chosen, b, a), []).append(own)
+        for (b, _), together in sharing.items():
+            axes, rates = zip(*together, strict=True)
+            read = sum(axis.read_bytes for axis in axes)
             lender = axes[0].shared and chosen[("first", "last").index(axes[0].shared)].devices
             nbytes = [read if lender == (d,) else read + axes[0].each_bytes for d in chosen[b].devices]
             front = self._combined(front, self._unit_divisions(chosen[b], axes[0].count, nbytes, rates))
@@ -281,11 +289,11 @@ class _Search:
     ) -> Front:
         """Return the front of all divisions of equal pieces, of so many bytes on each device.
 
-        The cost is the time of the slowest device, summed over ``rates``.
+        The cost is the time of the slowest member, summed over ``rates``, each of which has one per member.
         """
         rows = []
         for shares in divisions(count, len(over.devices)):
-            cost = sum(slowest_ns(over, shares, each_ps) for each_ps in rates)
+            cost = sum(slowest_ns(over, shares, member) for member in rates)
             rows.append(self._row(over.devices, [n * each for n, each in zip(shares, nbytes, strict=True)], cost))
         return self._feasible(np.concatenate(rows))
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from typing import Literal
 
-from planner.solver.problem import Answer, Axis, Block, BlockAnswer, Group, Kind, Option, Problem, Receive, StageAnswer
-from tests.planner.brute_force import divisions
+from planner.solver.problem import Answer, Axis, Block, BlockAnswer, Group, Option, Problem, Receive, StageAnswer
+from tests.planner.brute_force import divisions, member_ps
 
 
 def every_answer(problem: Problem) -> Iterator[Answer]:
@@ -148,27 +148,28 @@ def _options(problem: Problem, answer: Answer) -> list[Option]:
     return [block.options[placed.option] for block, placed in zip(problem.blocks, _blocks(answer), strict=True)]
 
 
-def _slowest_ns(over: Group | Option, counts: Sequence[int], each_ps: Sequence[int]) -> int:
+def _slowest_ns(over: Group | Option, counts: Sequence[int], member_ps: Sequence[int]) -> int:
     quantum_ps = 1000 * over.quantum_ns
-    times = [count * each_ps[device] for device, count in zip(over.devices, counts, strict=True)]
+    times = [count * ps for ps, count in zip(member_ps, counts, strict=True)]
     return max((time + quantum_ps - 1) // quantum_ps for time in times) * over.quantum_ns
 
 
 def _stage_ns(problem: Problem, stage: StageAnswer) -> int:
     group = problem.groups[stage.group]
     ns = 0
-    for kind, splits, counts, units in zip(problem.kinds, group.splits, stage.layers, stage.units, strict=True):
+    kinds = zip(problem.kinds, group.splits, stage.layers, stage.units, strict=True)
+    for k, (kind, splits, counts, units) in enumerate(kinds):
+        rates = member_ps(group, k, kind.unit_ps)
         divided = sum(count * split.ns for split, count in zip(splits, counts, strict=True))
         ns += (divided + group.quantum_ns - 1) // group.quantum_ns * group.quantum_ns
-        ns += max(_slowest_ns(group, units, kind.unit_ps), _in_layers_ns(group, kind, sum(counts)))
+        ns += max(_slowest_ns(group, units, rates), _in_layers_ns(group, kind.units, rates, sum(counts)))
     return ns
 
 
-def _in_layers_ns(group: Group, kind: Kind, layers: int) -> int:
+def _in_layers_ns(group: Group, units: int, rates: Sequence[int], layers: int) -> int:
     """Return the time of the units of so many layers, each of them divided as well as whole units can be."""
     slowest = [
-        max(n * kind.unit_ps[device] for n, device in zip(dealt, group.devices, strict=True))
-        for dealt in divisions(kind.units, len(group.devices))
+        max(n * ps for n, ps in zip(dealt, rates, strict=True)) for dealt in divisions(units, len(group.devices))
     ]
     quantum_ps = 1000 * group.quantum_ns
     return (layers * min(slowest) + quantum_ps - 1) // quantum_ps * group.quantum_ns
@@ -184,8 +185,8 @@ def _hops_ns(problem: Problem, answer: Answer) -> int:
 def _block_ns(problem: Problem, answer: Answer, number: int) -> int:
     block, placed, option = list(problem.blocks)[number], _blocks(answer)[number], _options(problem, answer)[number]
     ns = option.splits[placed.split].ns
-    for axis, shares in zip(block.axes, placed.shares, strict=True):
-        ns += _slowest_ns(option, _read(answer, axis, shares), axis.each_ps)
+    for a, (axis, shares) in enumerate(zip(block.axes, placed.shares, strict=True)):
+        ns += _slowest_ns(option, _read(answer, axis, shares), member_ps(option, a, axis.each_ps))
     return ns
 
 

@@ -1,5 +1,6 @@
 """Random Problems, small enough to try every answer."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -74,7 +75,10 @@ class _Tiny:
         if self.count == 4 and sum(count for _, count in sequence) > 3:
             sequence = ((0, 1), (1, 1), (0, 1))
         kinds = tuple(self._kind(number) for number in range(len({kind for kind, _ in sequence})))
-        groups = self._groups(len(kinds))
+        groups = tuple(
+            replace(group, slowed_ps=self._slowed(group.devices, [kind.unit_ps for kind in kinds]))
+            for group in self._groups(len(kinds))
+        )
         first, last, tail = self._blocks()
         goal: Goal = rng.choice(("time", "time", "balance", "fill"))
         problem = Problem(
@@ -137,6 +141,13 @@ class _Tiny:
     def _rates(self, most: int, *key: object) -> tuple[int, ...]:
         slowest = self.drawn("slowest", *key).randint(1, most)
         return tuple(self.drawn("rate", *key, look).randint(1, slowest) for look in self.alike)
+
+    def _slowed(self, devices: tuple[int, ...], alone_ps: list[tuple[int, ...]]) -> tuple[tuple[int, ...], ...] | None:
+        """Draw the times of pieces on members that compute at once; of two machines in three they are as alone."""
+        if len(devices) == 1 or self.drawn("shared cores").random() < 2 / 3:
+            return None
+        factor = self.drawn("slowed", len(devices)).uniform(1, 3)
+        return tuple(tuple(math.ceil(factor * times[device]) for device in devices) for times in alone_ps)
 
     def _groups(self, kinds: int) -> tuple[Group, ...]:
         """Draw groups in random order: most inside a host, some over both hosts, at times two on the same devices."""
@@ -225,7 +236,9 @@ class _Tiny:
         if not options:
             options = [self._option(name, (device,)) for device in self.rng.choice(self.hosts)]
         self.rng.shuffle(options)
-        return Block(options=tuple(options), axes=axes)
+        times = [axis.each_ps for axis in axes]
+        slowed = (replace(option, slowed_ps=self._slowed(option.devices, times)) for option in options)
+        return Block(options=tuple(slowed), axes=axes)
 
     def _option(self, name: str, devices: tuple[int, ...]) -> Option:
         key = (name, self.classes(devices))

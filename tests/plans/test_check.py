@@ -104,6 +104,22 @@ DIGITS = "64 hexadecimal digits"
             "inventory.network.bandwidth_bytes_per_s: found 0, expected at least 1",
         ),
         (
+            "inventory.network.sums",
+            [{"members": 2, "ns": 9}, {"members": 4, "ns": 8}],
+            "inventory.network.sums[1].ns: found 8, expected at least 9, which fewer members take",
+        ),
+        (
+            "inventory.devices[0].together",
+            [{"devices": 1, "bandwidth_bytes_per_s": 1, "flops_per_s": 1, "overhead_ns": 10**6}],
+            "inventory.devices[0].together[0].devices: found 1, expected more than 1",
+        ),
+        (
+            "inventory.devices[0].together",
+            [{"devices": 2, "bandwidth_bytes_per_s": 1, "flops_per_s": 10**12, "overhead_ns": 10**6}],
+            "inventory.devices[0].together[0].flops_per_s: found 1000000000000, "
+            "expected from 1 to 50000000000, the rate with fewer devices",
+        ),
+        (
             "inventory.hosts[0].pairs[0].b",
             "cpu2",
             "inventory.hosts[0].pairs[0]: found cpu0 and cpu2, expected two devices of host left",

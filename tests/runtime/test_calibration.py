@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import pytest
@@ -32,12 +33,19 @@ def test_the_planner_makes_figures_of_the_samples(processes: int) -> None:
     samples = json.loads(done.stdout)
     assert (samples["processes"], samples["threads"]) == (processes, max(1, samples["cores"] // processes))
     assert samples["values"] == {"1": 64 * 256, "8": 64 * 256, "60": 64 * 64}
-    own = rates_of(samples)
-    assert set(own) == set(DTYPE_BYTES)
-    assert all(set(of_dtype.products) == {1, 8, 60} for of_dtype in own.values())
+    rates_at_once = rates_of(samples)
+    assert set(rates_at_once) == ({1} if processes == 1 else {1, 2, 3})
+    for own in rates_at_once.values():
+        assert set(own) == set(DTYPE_BYTES)
+        assert all(set(of_dtype.products) == {1, 8, 60} for of_dtype in own.values())
+    at_once = samples["products_ns"].values()
     assert all(
-        len(times) == machine.ROUNDS for by_rows in samples["products_ns"].values() for times in by_rows.values()
+        len(times) == machine.ROUNDS
+        for by_dtype in at_once
+        for by_rows in by_dtype.values()
+        for times in by_rows.values()
     )
+    assert len(samples["message_ns"]) == (0 if processes == 1 else machine.ROUNDS)
     groups = {(entry["members"], entry["message_bytes"]) for entry in samples["sums"]}
     assert groups == {(members, nbytes) for members in range(2, processes + 1) for nbytes in machine.MESSAGES}
     assert (link_of(samples) is None) == (processes == 1)
@@ -49,4 +57,13 @@ def test_a_process_that_dies_is_a_refusal() -> None:
         mock.patch.object(rates.Products, "samples", side_effect=SystemExit),
         pytest.raises(MachineError, match="died"),
     ):
-        machine.measure(2)
+        machine.measure(2, 60)
+
+
+def test_a_machine_that_is_too_busy_is_a_refusal() -> None:
+    with (
+        mock.patch.multiple(rates, OUTPUTS=256, INPUTS=64),
+        mock.patch.object(rates.Products, "samples", side_effect=lambda *_: time.sleep(60)),
+        pytest.raises(MachineError, match="too busy to be measured within 1 s"),
+    ):
+        machine.measure(2, 1)

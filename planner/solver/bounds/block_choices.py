@@ -28,7 +28,8 @@ def choices_ns(block: Block, prices: Floats) -> dict[tuple[int, int], float]:
     bounds = {}
     for o, option in enumerate(block.options):
         splits = option.splits[0] if len(option.splits) == 1 else id(option.splits)  # long ones are shared objects
-        key = (splits, option.receive.same_ns, option.quantum_ns, *[look_of[device] for device in option.devices])
+        times = option.receive.same_ns, option.quantum_ns, option.slowed_ps
+        key = (splits, times, *[look_of[device] for device in option.devices])
         if key not in known:
             known[key] = _splits_ns(block, option, priced)
         for c, ns in enumerate(known[key]):
@@ -43,15 +44,15 @@ def _splits_ns(block: Block, option: Option, prices: Floats | None) -> list[floa
     if prices is not None:
         split_prices = np.array([split.bytes for split in option.splits], dtype=np.float64) @ prices[devices]
     common = float(option.receive.same_ns) + sum(
-        _axis_ns(axis, devices, prices, option.quantum_ns) for axis in block.axes
+        _axis_ns(axis, option, option.piece_ps(a, axis), prices) for a, axis in enumerate(block.axes)
     )
     splits_ns = split_prices + [split.ns for split in option.splits]
     return [(ns + common) * (1 - limits.MARGIN) for ns in splits_ns.tolist()]
 
 
-def _axis_ns(axis: Axis, devices: list[int], prices: Floats | None, quantum_ns: int) -> float:
-    piece_ps = [axis.each_ps[device] for device in devices]
+def _axis_ns(axis: Axis, option: Option, piece_ps: tuple[int, ...], prices: Floats | None) -> float:
     if prices is None:
+        quantum_ns = option.quantum_ns
         return float(quantum_ns * least_quanta((axis.count,), tuple(sorted(piece_ps)), quantum_ns)[0])
-    piece_prices = ((0 if axis.shared else axis.each_bytes) + axis.read_bytes) * prices[devices]
+    piece_prices = ((0 if axis.shared else axis.each_bytes) + axis.read_bytes) * prices[list(option.devices)]
     return axis.count * (least_cost(rates_ns(piece_ps), piece_prices) if any(piece_ps) else float(piece_prices.min()))

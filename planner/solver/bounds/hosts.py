@@ -130,7 +130,7 @@ class GroupBounds:
             taken=self._taken(g, host),
             splits=self.stages.splits_numbers(group),
             room_bytes=tuple(capacity[d] - n for d, n in zip(group.devices, group.stage_bytes, strict=True)),
-            unit_ps=tuple(tuple(kind.unit_ps[d] for d in group.devices) for kind in problem.kinds),
+            unit_ps=tuple(group.unit_ps(k, kind) for k, kind in enumerate(problem.kinds)),
             prices=tuple(float(self.stages.prices[d]) for d in group.devices),
             quantum_ns=group.quantum_ns,
             entry=self._entry(g),

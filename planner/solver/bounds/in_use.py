@@ -33,7 +33,7 @@ from itertools import product
 
 from planner.integers import PS_PER_NS
 from planner.solver import limits
-from planner.solver.problem import Axis, Block, Group, Problem, Receive
+from planner.solver.problem import Block, Group, Problem, Receive
 
 SHARES = (1.0, 0.5, 0.25, 0.0)
 """Prices of a host that are tried, as shares of the highest: blocks over many hosts may make a lower one better."""
@@ -265,9 +265,8 @@ def _stage_parts(problem: Problem) -> list[Part]:
 def _layer_ns(problem: Problem, group: Group) -> tuple[float, ...]:
     """Return the least ns of a layer of each kind on a group, infinite where it runs none, in fractions of units."""
     return tuple(
-        min((split.ns for split in splits), default=math.inf)
-        + divided_ns(kind.units, [kind.unit_ps[device] for device in group.devices])
-        for kind, splits in zip(problem.kinds, group.splits, strict=True)
+        min((split.ns for split in splits), default=math.inf) + divided_ns(kind.units, group.unit_ps(k, kind))
+        for k, (kind, splits) in enumerate(zip(problem.kinds, group.splits, strict=True))
     )
 
 
@@ -277,14 +276,11 @@ def _block_parts(block: Block) -> list[Part]:
             hosts=len(option.sites),
             devices=len(option.devices),
             receive=option.receive,
-            ns=min(split.ns for split in option.splits) + sum(_axis_ns(axis, option.devices) for axis in block.axes),
+            ns=min(split.ns for split in option.splits)
+            + sum(divided_ns(axis.count, option.piece_ps(a, axis)) for a, axis in enumerate(block.axes)),
         )
         for option in block.options
     ]
-
-
-def _axis_ns(axis: Axis, devices: Sequence[int]) -> float:
-    return divided_ns(axis.count, [axis.each_ps[device] for device in devices])
 
 
 def divided_ns(pieces: int, piece_ps: Sequence[int]) -> float:

@@ -66,7 +66,7 @@ class KindOnGroup:
 def layers_of_kind(problem: Problem, group: Group, k: int) -> KindOnGroup:
     """Return the layers of kind k on a group."""
     kind, splits = problem.kinds[k], group.splits[k]
-    unit_ps = tuple(kind.unit_ps[d] for d in group.devices)
+    unit_ps = group.unit_ps(k, kind)
     return KindOnGroup(
         share=problem.layers_of(k) / problem.layers,
         units=kind.units,

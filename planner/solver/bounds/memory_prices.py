@@ -83,14 +83,15 @@ class _Programme:
     def _add_stage(self, group: Group) -> None:
         layers_in_all = self._problem.layers
         once = [n / layers_in_all for n in group.stage_bytes]
-        for kind, splits, of_kind in zip(self._problem.kinds, group.splits, self._layers, strict=True):
+        kinds = zip(self._problem.kinds, group.splits, self._layers, strict=True)
+        for k, (kind, splits, of_kind) in enumerate(kinds):
             units = self._solver.RowConstraint(0, 0, "")
             for split in splits:
                 loads = [(d, b + s) for d, b, s in zip(group.devices, split.bytes, once, strict=True)]
                 layers = self._variable(split.ns, loads)
                 of_kind.SetCoefficient(layers, 1)
                 units.SetCoefficient(layers, kind.units)
-            self._divide(units, group.devices, [kind.unit_ps[d] for d in group.devices], kind.unit_bytes)
+            self._divide(units, group.devices, group.unit_ps(k, kind), kind.unit_bytes)
 
     def _add_block(self, block: Block, choices: list[tuple[int, int]]) -> None:
         one = self._solver.RowConstraint(1, 1, "")

@@ -27,7 +27,7 @@ class StageCache:
     def key(self, group: Group) -> tuple[object, ...]:
         """Return all that the bound of a stage depends on."""
         classes = [self._device_class[device] for device in group.devices]
-        return self.splits_numbers(group), group.stage_bytes, group.quantum_ns, *classes
+        return self.splits_numbers(group), group.stage_bytes, group.quantum_ns, group.slowed_ps, *classes
 
     def bound(self, group: Group) -> StageBound:
         """Return the bound of a stage on ``group``."""

@@ -19,7 +19,7 @@ from planner.hardware.inventory import load_inventory, parse_inventory
 from planner.hardware.inventory_text import dump_inventory
 from plans.check_inputs import natural_key
 from plans.codec import decode, encode
-from plans.schema import Device, DType, Host, Inventory, Link, Pair
+from plans.schema import Device, DType, GroupSum, Host, Inventory, Link, Pair, Together
 from plans.strict_yaml import dump_yaml, load_yaml
 from runtime.processes.machine import is_named
 
@@ -172,7 +172,7 @@ PATHS: list[tuple[str, Any, str]] = [
         "hosts.0.devices.1.zzz",
         1,
         "f: hosts[0].devices[1].zzz: unknown field, expected one of id, type, memory, reserve, bandwidth, flops, "
-        "overhead, ordinal, uuid, reported_name, measured",
+        "overhead, ordinal, uuid, reported_name, pass, table, together, measured",
     ),
     (
         "hosts.0.devices.1.uuid",
@@ -180,7 +180,7 @@ PATHS: list[tuple[str, Any, str]] = [
         "f: hosts[0].devices[1].uuid: found 'GPU_1', expected a UUID of the driver, like GPU-... or MIG-...",
     ),
     ("host", [], "f: host: unknown field, did you mean hosts?"),
-    ("network.speed", 1, "f: network.speed: unknown field, expected one of class, latency, bandwidth, measured"),
+    ("network.speed", 1, "f: network.speed: unknown field, expected one of class, latency, bandwidth, sums, measured"),
     ("hosts.0.links.clas", "x", "f: hosts[0].links.clas: unknown field, did you mean class?"),
     (
         "hosts.0.devices.1.memory",
@@ -370,7 +370,12 @@ def test_a_document_that_is_no_inventory_is_refused(tmp_path: Path) -> None:
 
 SIZES = st.one_of(st.integers(1, (1 << 63) - 1), st.integers(1, 512).map(lambda n: n << 30))
 CLASSES = st.sampled_from([*catalog().links, "my-fabric"])
-LINKS = st.builds(Link, link_class=CLASSES, latency_ns=st.integers(0, 10**9), bandwidth_bytes_per_s=SIZES)
+SUMS = st.lists(st.integers(1, 10**9), min_size=1, max_size=3).map(
+    lambda times: tuple(GroupSum(members=2 + 3 * i, ns=ns) for i, ns in enumerate(sorted(times)))
+)
+LINKS = st.builds(
+    Link, link_class=CLASSES, latency_ns=st.integers(0, 10**9), bandwidth_bytes_per_s=SIZES, sums=st.none() | SUMS
+)
 IDS = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,7}", fullmatch=True)
 HOST_NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,7}", fullmatch=True)
 
@@ -379,7 +384,7 @@ HOST_NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,7}", fullmatch=True)
 def devices(draw: st.DrawFn, device_id: str, host: str, ordinal: int) -> Device:
     name = draw(st.sampled_from([*catalog().devices, "own-type"]))
     memory = draw(SIZES)
-    return Device(
+    device = Device(
         id=device_id,
         host=host,
         type=name,
@@ -395,7 +400,23 @@ def devices(draw: st.DrawFn, device_id: str, host: str, ordinal: int) -> Device:
         flops_per_s=draw(SIZES),
         overhead_ns=draw(st.integers(0, 10**6)),
         compute_capability=None if name == "own-type" else catalog().devices[name].compute_capability,
+        pass_ns=draw(st.none() | st.integers(0, 10**6)),
+        table_ns=draw(st.none() | st.integers(0, 10**6)),
     )
+    return dataclasses.replace(device, together=draw(together(device)))
+
+
+@st.composite
+def together(draw: st.DrawFn, alone: Device) -> tuple[Together, ...] | None:
+    """Draw rates of a device beside others, no faster the more there are."""
+    rates: list[Together] = []
+    bandwidth, flops, overhead = alone.bandwidth_bytes_per_s, alone.flops_per_s, alone.overhead_ns
+    for devices in draw(st.lists(st.integers(2, 9), max_size=3, unique=True).map(sorted)):
+        bandwidth, flops = draw(st.integers(1, bandwidth)), draw(st.integers(1, flops))
+        overhead += draw(st.integers(0, 10**6))
+        own = Together(devices=devices, bandwidth_bytes_per_s=bandwidth, flops_per_s=flops, overhead_ns=overhead)
+        rates.append(dataclasses.replace(own, pass_ns=alone.pass_ns, table_ns=alone.table_ns))
+    return tuple(rates) or None
 
 
 @st.composite

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from planner.api import measuring
 from planner.cli import main
 from planner.costs.roofline import Tier, all_reduce_ns, share_ns
+from planner.costs.topology import Fabric
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
 from planner.errors import DetectionError, InputError, InventoryError
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.inventory_text import dump_inventory
 from planner.hardware.measured import figure_of, link_of, rates_of
-from planner.problem.placed import plain_step_ns, step_ns
+from planner.problem.placed import draft_ns, plain_parts_ns
 from plans.schema import DType
 from plans.strict_yaml import dump_yaml, load_yaml
 
@@ -31,9 +32,20 @@ SAMPLES: dict[str, Any] = {
     "threads": 1,
     "values": ROWS,
     "products_ns": {
-        "float32": {"1": [400_000] * 5, "8": [500_000] * 5, "60": [100_000, 120_000, 80_000, 100_000, 100_000]},
-        "bfloat16": {"1": [250_000] * 5, "8": [500_000] * 5, "60": [200_000] * 5},
+        "1": {
+            "float32": {"1": [400_000] * 5, "8": [500_000] * 5, "60": [100_000, 120_000, 80_000, 100_000, 100_000]},
+            "bfloat16": {"1": [250_000] * 5, "8": [500_000] * 5, "60": [200_000] * 5},
+        },
+        "2": {
+            "float32": {"1": [500_000] * 5, "8": [600_000] * 5, "60": [90_000] * 5},
+            "bfloat16": {"1": [300_000] * 5, "8": [500_000] * 5, "60": [250_000] * 5},
+        },
+        "3": {
+            "float32": {"1": [800_000] * 5, "8": [900_000] * 5, "60": [200_000] * 5},
+            "bfloat16": {"1": [500_000] * 5, "8": [900_000] * 5, "60": [400_000] * 5},
+        },
     },
+    "message_ns": [40_000, 50_000, 60_000],
     "sums": [
         {"members": 2, "message_bytes": 1000, "times_ns": [20_000, 22_000, 18_000]},
         {"members": 2, "message_bytes": 65_000, "times_ns": [52_000, 54_000, 50_000]},
@@ -58,11 +70,16 @@ def data() -> Any:
     return load_yaml(INVENTORY, "f")
 
 
+def parts_ns(devices: int) -> dict[str, int]:
+    """Return times of the parts of steps on so many devices."""
+    return {"tables": 2_000_000 * devices, "layers": 4_000_000 * devices, "drafter": 3_000_000 * devices}
+
+
 @pytest.fixture(autouse=True)
 def synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the runtime's commands give samples by hand; the demo's image is not compiled."""
     monkeypatch.setattr(measuring, "calibrated", lambda processes: SAMPLES | {"processes": processes})
-    monkeypatch.setattr(measuring, "timed", lambda directory: {"plain": 1_000_000, "eagle": 3_000_000})
+    monkeypatch.setattr(measuring, "timed", lambda directory: parts_ns(int(directory.parent.name)))
     monkeypatch.setattr(measuring, "compile_images", lambda directory: None)
 
 
@@ -72,7 +89,9 @@ def measured(synthetic: None) -> Any:
 
 
 def test_samples_become_rates() -> None:
-    rates = rates_of(SAMPLES)
+    every = rates_of(SAMPLES)
+    assert list(every) == [1, 2, 3]
+    rates = every[1]
     assert rates["float32"].bandwidth.median == 4 * 10**6 * 10**9 // 400_000 == 10**10
     assert rates["bfloat16"].bandwidth.median == 2 * 10**6 * 10**9 // 250_000 == 8 * 10**9
     assert rates["bfloat16"].products[8].median == 2 * 8 * 10**6 * 10**9 // 500_000
@@ -80,10 +99,10 @@ def test_samples_become_rates() -> None:
     assert rates["float32"].bandwidth.spread == 0
 
 
-def test_samples_become_the_latency_of_a_round() -> None:
+def test_samples_become_the_figures_of_a_link() -> None:
     link = link_of(SAMPLES)
     assert link is not None
-    assert link.latency.median == 100_000 // 4, "of the largest group: two rounds there and two back"
+    assert link.latency.median == 50_000
     assert {members: own.median for members, own in link.groups.items()} == {2: 20_000, 3: 100_000}
     assert link.bandwidth is not None
     assert link.bandwidth.median == 2 * 2 * 90_000 * 10**9 // (3 * 60_000)
@@ -97,37 +116,53 @@ def test_half_of_the_samples_are_within_the_spread(samples: list[int]) -> None:
     assert own.spread <= (max(samples) - min(samples)) * 1.001
 
 
+TIMES: dict[DType, dict[int, tuple[int, int]]] = {
+    "float32": {1: (400_000, 100_000), 2: (500_000, 100_000), 3: (800_000, 200_000)},
+    "bfloat16": {1: (250_000, 200_000), 2: (300_000, 250_000), 3: (500_000, 400_000)},
+}
+"""Ns of the products of 1 and of 60 rows by devices that compute at once; none is faster with more of them."""
+
+
 def test_predicted_times_follow_measured_rates(measured: Any) -> None:
-    """A device reads as fast as it was measured, and an all-reduce takes what it took."""
-    times: dict[DType, int] = {"float32": 400_000, "bfloat16": 250_000}
-    for dtype, ns in times.items():
+    """A device reads as fast as was measured, alone or beside as many others, and an all-reduce takes what it took."""
+    for dtype, by_devices in TIMES.items():
         inventory = parse_inventory(measured, "f").at(dtype)
-        nbytes = 10**6 * (4 if dtype == "float32" else 2)
-        assert all(share_ns(device, nbytes, 0) == pytest.approx(ns, rel=1e-3) for device in inventory.devices)
-        flops = 2 * 60 * 10**5
-        expected = 100_000 if dtype == "float32" else 200_000
-        assert all(share_ns(device, 0, flops) == pytest.approx(expected, rel=1e-3) for device in inventory.devices)
+        fabric = Fabric(inventory=inventory)
+        for devices, (read_ns, product_ns) in by_devices.items():
+            for device in fabric.at_work(tuple(range(devices))):
+                nbytes = 10**6 * (4 if dtype == "float32" else 2)
+                assert share_ns(device, nbytes, 0) == pytest.approx(read_ns, rel=1e-3)
+                assert share_ns(device, 0, 2 * 60 * 10**5) == pytest.approx(product_ns, rel=1e-3)
     assert {device.bandwidth_bytes_per_s for device in parse_inventory(measured, "f").at("float16").devices} == {
         9 * 10**9
     }, "a dtype that was not measured keeps its figures"
-    for link in (parse_inventory(measured, "f").network, *(host.link for host in inventory.hosts)):
+    for link in (inventory.network, *(host.link for host in inventory.hosts)):
         assert link is not None
+        assert all_reduce_ns([Tier(count=2, link=link)], 1000) == pytest.approx(20_000, rel=0.03)
         assert all_reduce_ns([Tier(count=3, link=link)], 1000) == pytest.approx(100_000, rel=0.02)
         assert all_reduce_ns([Tier(count=3, link=link)], 91_000) == pytest.approx(160_000, rel=0.02)
+        assert all_reduce_ns([Tier(count=5, link=link)], 0) == 150_000, "three rounds to two"
 
 
-def test_the_overhead_of_a_block_makes_steps_as_long_as_they_were(measured: Any, tmp_path: Path) -> None:
-    planned = measuring.demo_plan(tmp_path, measured["hosts"][0]["devices"][0]["measured"])
-    at = [measuring._with_overhead(planned, ns) for ns in (0, 30_000)]
-    plain, eagle = ([step(plan) for plan in at] for step in (plain_step_ns, lambda plan: step_ns(plan, plan.options)))
-    own = measuring.overhead_of(planned, {"plain": plain[1], "eagle": eagle[1]})
-    assert own.median == pytest.approx(30_000, rel=1e-3)
-    assert own.spread <= 30
-    unlike = measuring.overhead_of(planned, {"plain": plain[0] - 1, "eagle": eagle[1]})
-    assert unlike.median == pytest.approx(15_000, rel=1e-3), "half of what one of the two takes"
-    (first, *_) = parse_inventory(measured, "f").devices
-    assert first.measured_overhead is not None
-    assert first.overhead_ns == first.at("float32").overhead_ns == first.measured_overhead.median > 0
+def test_members_of_hosts_without_shared_memory_are_counted_by_host() -> None:
+    far = data()
+    far["network"] = {"class": "ethernet", "latency": "20 us", "bandwidth": "1 GB/s"}
+    for device in (device for host in far["hosts"] for device in host["devices"]):
+        device["together"] = [{"devices": 2, "bandwidth": "5 GB/s", "flops": "1 GFLOP/s", "overhead": "90 us"}]
+    fabric = Fabric(inventory=parse_inventory(far, "f").at("float32"))
+    assert [device.bandwidth_bytes_per_s for device in fabric.at_work((0, 1, 2))] == [5 * 10**9, 5 * 10**9, 9 * 10**9]
+    assert [device.bandwidth_bytes_per_s for device in fabric.at_work((0, 2))] == [9 * 10**9] * 2
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_fixed_times_make_parts_of_steps_as_long_as_they_were(devices: int, measured: Any, tmp_path: Path) -> None:
+    computing = parse_inventory(measured, "f").devices[0].measured
+    planned = measuring.priced(measuring.demo_plan(tmp_path / "plan", devices), computing, link_of(SAMPLES))
+    (stage,) = planned.stages
+    assert len(stage.devices) == devices
+    embed_ns, layers_ns, head_ns = plain_parts_ns(planned)
+    parts = {"tables": embed_ns + head_ns, "layers": layers_ns, "drafter": draft_ns(planned, planned.options)}
+    assert parts == pytest.approx(parts_ns(devices), rel=1e-3)
 
 
 def test_a_measured_inventory_is_written_and_read_again(measured: Any) -> None:
@@ -147,7 +182,7 @@ def test_a_measured_inventory_is_written_and_read_again(measured: Any) -> None:
         (
             ("measured",),
             {"int4": {}},
-            "measured.int4: unknown field, expected one of overhead, bfloat16, float16, float32",
+            "measured.int4: unknown field, expected one of overhead, pass, table, bfloat16, float16, float32, together",
         ),
         (("measured", "float32", "rate"), [], "measured.float32.rate: unknown field, did you mean rates?"),
         (("measured", "float32", "rates"), [], "measured.float32.rates: no rate, expected at least one"),
@@ -223,8 +258,7 @@ def test_the_command_writes_into_the_file(tmp_path: Path) -> None:
     file.write_text(INVENTORY)
     done = CliRunner().invoke(main, ["inventory", "--measure", str(file)])
     assert done.exit_code == 0, done.output
-    assert "3 devices, all at once, share 2 cores" in done.stderr
-    assert "more devices than cores: each is as slow as when all 3 compute" in done.stderr
+    assert "3 devices, alone and at once, share 2 cores" in done.stderr
     assert parse_inventory(load_yaml(file.read_text(), "f"), "f").devices[0].measured is not None
     assert [path.name for path in tmp_path.iterdir()] == ["inventory.yaml"]
     both = CliRunner().invoke(main, ["inventory", "--measure", "--detect"])
