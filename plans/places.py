@@ -28,4 +28,9 @@ def places(plan: Plan, sequences: int) -> int:
     batch = plan.options.batch
     if not is_movable(plan):
         return batch
-    return min(batch, 1 << (sequences - 1).bit_length()) if is_padded(plan) else sequences
+    return padded(sequences, batch) if is_padded(plan) else sequences
+
+
+def padded(sequences: int, batch: int) -> int:
+    """Return the places that are computed for so many running sequences where a GPU is in use."""
+    return min(batch, 1 << (sequences - 1).bit_length())

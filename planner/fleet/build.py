@@ -40,7 +40,7 @@ from plans.fleet import (
     Replica,
     microtokens_per_s,
 )
-from plans.places import places
+from plans.places import padded, places
 from plans.schema import Inventory, Options, Plan, Tree
 from plans.step import step_options, tree_for
 
@@ -221,6 +221,11 @@ class _Build:
         """
         return batch if self.request.clients is None else 1 + max((b for b in self.batches if b < batch), default=0)
 
+    def least_places(self, part: Part, batch: int) -> int:
+        """Return the fewest places that a step of a replica computes, whatever runs on it."""
+        fewest, devices = self.fewest(batch), self.machine_parts.machine.inventory.devices
+        return fewest if any(devices[device].kind == "cpu" for device in part.devices) else padded(fewest, batch)
+
     def solve(self, template: Template) -> tuple[int, ...] | Unproven | None:
         """Return the speeds of a template by its best plan and by running sequences, None where it does not fit."""
         part = self.parts[template.part]
@@ -231,7 +236,7 @@ class _Build:
             return None
         except NotProvenError as error:
             # where trees are chosen the bound is of one of them, and all places are taken
-            full = self.fewest(template.batch) == template.batch
+            full = self.least_places(part, template.batch) == template.batch
             bound_ns = error.bound_ns if full and not self.request.tree_chosen else None
             tree = self.options(template.batch).tree
             return Unproven(speed=microtokens_per_s(self.expected(tree), bound_ns) if bound_ns else MOST_MICROTOKENS)
@@ -252,8 +257,9 @@ class _Build:
         """Tell whether no plan of a template is faster than a speed, by proof; False where trees are chosen."""
         if self.request.tree_chosen:
             return False
-        options = self.options(self.fewest(template.batch))
-        inventory = neutral(self.machine_parts.machine.inventory, self.parts[template.part].devices)
+        part = self.parts[template.part]
+        options = self.options(self.least_places(part, template.batch))
+        inventory = neutral(self.machine_parts.machine.inventory, part.devices)
         formulation = Formulations().of(self.given.base, self.given.draft, inventory, options)
         least_ns = self.expected(options.tree) * NS_PER_S // (speed + 1)
         try:
@@ -316,11 +322,13 @@ class _Build:
         """Return an upper bound of the speed of every template."""
         inventory = self.machine_parts.machine.inventory
         speeds: dict[Template, int] = {}
+
+        @cache
+        def bounds(count: int) -> list[tuple[int, StepBound, int]]:
+            own = self.bounds(count)
+            return [(acceptance, bound, bound.draft_ns(self._few_hosts)) for acceptance, bound in own]
+
         for batch in self.batches:
-            bounds = [
-                (acceptance, bound, bound.draft_ns(self._few_hosts))
-                for acceptance, bound in self.bounds(self.fewest(batch))
-            ]
             for number, part in enumerate(self.parts):
                 devices = [inventory.devices[device] for device in part.devices]
                 if sum(device.capacity_bytes for device in devices) < self.needed_bytes[batch]:
@@ -328,7 +336,7 @@ class _Build:
                 own, regions = restricted(inventory, part.devices), self._regions(part)
                 speeds[Template(part=number, batch=batch)] = max(
                     int(acceptance * NS_PER_S / bound.least_ns(own, draft_ns if part.is_wide else None, regions)) + 1
-                    for acceptance, bound, draft_ns in bounds
+                    for acceptance, bound, draft_ns in bounds(self.least_places(part, batch))
                 )
         return speeds
 

@@ -4,7 +4,7 @@ Every template, a part of the machine with a batch, has a speed of each of its s
 step over its time. It is known from above long before it is solved, as the most of
 
 1. E(t) / L(t) over the draft trees t that may be chosen, with the bound L of :mod:`planner.fleet.bound` for the fewest
-   sequences that it is for: at a load of clients a replica has the least of the numbers of places that are enough;
+   places that its steps compute: at a load of clients a replica has the least of the numbers of places that are enough;
 2. what is known of the same part with fewer sequences: no step is shorter with more of them. (Of a part with more
    devices it is not so: where links of a host differ some messages are priced by the slowest, in use or not.)
 

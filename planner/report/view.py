@@ -252,12 +252,19 @@ def _family_line(plan: Plan) -> str:
                 "Proven over candidate placements: stages, tables and EAGLE head each on one group of devices of a "
                 "host (any set of unlike ones, any number of equal ones), or on the same part of several hosts; KV "
                 "heads in bundles, or shared by subgroups of one size; any MLP units, vocabulary rows and numbers of "
-                "layers (plans/FORMAT.md, Proof)"
+                f"layers (plans/FORMAT.md, Proof){_of_slowest_links(plan)}"
             )
         case "custom":
             return "Proven over placements in which every module is on the device that the device map names"
         case _:
             return "Proven over placements of whole layers, each on one device, and of tables and EAGLE head likewise"
+
+
+def _of_slowest_links(plan: Plan) -> str:
+    """Return what the proof takes for granted where links of a host differ; nothing where they do not."""
+    if not any(host.pairs for host in plan.inventory.hosts):
+        return ""
+    return "; small messages inside a host whose links differ take as long as over its slowest link, in use or not"
 
 
 def is_least(plan: Plan) -> bool:

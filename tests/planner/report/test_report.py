@@ -268,6 +268,12 @@ def test_the_family_of_placements_of_the_proof_is_printed(strategy: str, family:
     assert family.strip() in " ".join(render.text(plan, 100, color=False).split())
 
 
+def test_the_proof_says_what_it_takes_for_granted_of_links_that_differ() -> None:
+    words = "small messages inside a host whose links differ take as long as over its slowest link, in use or not"
+    assert words in " ".join(render.text(two_stage_plan(), 100, color=False).split())
+    assert words not in render.markdown(spread_plan())
+
+
 def test_markdown_tables_are_rectangular() -> None:
     for plan in (two_stage_plan(), one_device_plan(), nvlink_plan(), spread_plan()):
         tables = [block for block in render.markdown(plan).split("\n\n") if block.startswith("|")]
