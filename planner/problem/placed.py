@@ -27,9 +27,9 @@ def plain_step_ns(plan: Plan) -> int:
     return base_ns(plan, dataclasses.replace(plan.options, tree=None), None)
 
 
-def plain_parts_ns(plan: Plan) -> tuple[int, int, int]:
-    """Return the time of embedding, stages and lm_head in a plain step on a plan's placement, in ns."""
-    return _Placed(plan, dataclasses.replace(plan.options, tree=None), None).parts_ns()
+def parts_ns(plan: Plan, options: Options) -> tuple[int, int, int]:
+    """Return the time of embedding, stages and lm_head in a step with other options on a plan's placement, in ns."""
+    return _Placed(plan, options, plan.draft if options.tree is not None else None).parts_ns()
 
 
 def base_ns(plan: Plan, options: Options, draft: Draft | None) -> int:

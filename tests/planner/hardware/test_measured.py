@@ -2,6 +2,7 @@
 
 import copy
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,7 +21,7 @@ from planner.errors import DetectionError, InputError, InventoryError
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.inventory_text import dump_inventory
 from planner.hardware.measured import figure_of, link_of, rates_of
-from planner.problem.placed import draft_ns, plain_parts_ns
+from planner.problem.placed import draft_ns, parts_ns
 from plans.schema import DType
 from plans.strict_yaml import dump_yaml, load_yaml
 
@@ -70,16 +71,17 @@ def data() -> Any:
     return load_yaml(INVENTORY, "f")
 
 
-def parts_ns(devices: int) -> dict[str, int]:
+def measured_parts(devices: int) -> dict[str, int]:
     """Return times of the parts of steps on so many devices."""
-    return {"tables": 2_000_000 * devices, "layers": 4_000_000 * devices, "drafter": 3_000_000 * devices}
+    times = {"tables": 2_000_000, "layers": 4_000_000, "tree_layers": 6_000_000, "drafter": 4_000_000}
+    return {name: ns * devices for name, ns in times.items()}
 
 
 @pytest.fixture(autouse=True)
 def synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the runtime's commands give samples by hand; the demo's image is not compiled."""
     monkeypatch.setattr(measuring, "calibrated", lambda processes: SAMPLES | {"processes": processes})
-    monkeypatch.setattr(measuring, "timed", lambda directory: parts_ns(int(directory.parent.name)))
+    monkeypatch.setattr(measuring, "timed", lambda directory: measured_parts(int(directory.parent.name)))
     monkeypatch.setattr(measuring, "compile_images", lambda directory: None)
 
 
@@ -160,9 +162,13 @@ def test_fixed_times_make_parts_of_steps_as_long_as_they_were(devices: int, meas
     planned = measuring.priced(measuring.demo_plan(tmp_path / "plan", devices), computing, link_of(SAMPLES))
     (stage,) = planned.stages
     assert len(stage.devices) == devices
-    embed_ns, layers_ns, head_ns = plain_parts_ns(planned)
-    parts = {"tables": embed_ns + head_ns, "layers": layers_ns, "drafter": draft_ns(planned, planned.options)}
-    assert parts == pytest.approx(parts_ns(devices), rel=1e-3)
+    embed_ns, layers_ns, head_ns = parts_ns(planned, replace(planned.options, tree=None))
+    _, tree_layers_ns, _ = parts_ns(planned, planned.options)
+    expected = measured_parts(devices)
+    assert embed_ns + head_ns == pytest.approx(expected["tables"], rel=1e-3)
+    assert draft_ns(planned, planned.options) == pytest.approx(expected["drafter"], rel=1e-3)
+    both = expected["layers"] + expected["tree_layers"]
+    assert layers_ns + tree_layers_ns == pytest.approx(both, rel=1e-3), "one too long by as much as the other too short"
 
 
 def test_a_measured_inventory_is_written_and_read_again(measured: Any) -> None:
