@@ -85,13 +85,15 @@ class InfeasibleError(PlannerError):
         undecided: tuple[str, ...] = (),
         untimed: tuple[str, ...] = (),
         estimates: tuple[str, ...] = (),
+        tree: str | None = None,
     ) -> None:
         """Take missing bytes and remedies.
 
         ``short_bytes``: bytes by device, under the packing that the message names; ``least_bytes``: proven to be
         missing in all. ``changes``: single changes that make it fit, None where none were sought. ``undecided``: kinds
         of changes whose effect the limit left open; ``untimed``: kinds that make it fit with an unknown step time.
-        ``estimates``: what would fit by its bytes, and is no option, in words.
+        ``estimates``: what would fit by its bytes, and is no option, in words. ``tree``: that of the changes' steps
+        where a build chooses one, as ``--tree`` takes it.
         """
         super().__init__(message)
         self.short_bytes = dict(short_bytes)
@@ -100,6 +102,7 @@ class InfeasibleError(PlannerError):
         self.untimed = untimed
         self.estimates = estimates
         self.changes = changes
+        self.tree = tree
 
 
 class NotProvenError(PlannerError):

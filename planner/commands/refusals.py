@@ -35,6 +35,7 @@ def describe(error: PlannerError | PlanError) -> dict[str, Any]:
             data["undecided"] = list(error.undecided)
             data["untimed"] = list(error.untimed)
             data["estimates"] = list(error.estimates)
+            data["tree"] = error.tree
     if isinstance(error, NotProvenError):
         data |= {"objective_ns": error.objective_ns, "bound_ns": error.bound_ns, "gap": error.gap}
     return data
@@ -55,7 +56,8 @@ def describe_change(change: Change) -> dict[str, Any]:
 def changes_table(error: InfeasibleError) -> str:
     """Return the changes as lines: step time, words, and the options that make the change, if options do."""
     lines = [_line(change) for change in error.changes or ()]
-    text = ["Any one of these makes it fit:", *lines] if lines else []
+    steps = "" if error.tree is None else f" (steps of the tree {error.tree}; build chooses the tree, or none)"
+    text = [f"Any one of these makes it fit{steps}:", *lines] if lines else []
     if error.untimed:
         kinds = ", ".join(error.untimed)
         text.append(f"Also makes it fit, with a step time that was not proven within the limit: {kinds}.")

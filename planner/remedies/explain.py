@@ -12,7 +12,7 @@ from planner.formulations import Formulations
 from planner.remedies.changes import kinds_of_change
 from planner.remedies.estimates import estimates
 from planner.remedies.probe import Probe
-from planner.request import Request
+from planner.request import Request, default_tree, tree_text
 from planner.solver import limits
 from planner.solver.minimise import Settings
 
@@ -24,6 +24,7 @@ def explain(
 
     Their steps are those of the tree that is asked for, else of the drafter's default: no tree is chosen for a change.
     """
+    chooses = request.wanted.objective == "tokens"
     request = replace(request, wanted=replace(request.wanted, objective="step"))
     limit = min(settings.limit, limits.CHANGE_LIMIT)
     formulations = Formulations()
@@ -55,4 +56,5 @@ def explain(
         tuple(undecided),
         tuple(untimed),
         tuple(estimates(request, probe.formulation(request))),
+        tree_text(default_tree(request.draft)) if chooses and request.draft is not None else None,
     )

@@ -151,13 +151,14 @@ def minimise(
     if status == cp_model.INFEASIBLE:
         raise Infeasible
     assert status != cp_model.MODEL_INVALID, model.model.validate()
-    limit = f"within the deterministic limit of {settings.limit:g}"
     if status == cp_model.UNKNOWN:
-        raise NotProvenError(f"{what}: no placement found, and none excluded, {limit}")
+        raise NotProvenError(f"{what}: no placement found, and none excluded, within the limit: {limits.LONGER}")
     value = solver.value(objective)
     bound = value if status == cp_model.OPTIMAL and not mode.gap_ppm else round(solver.best_objective_bound)
     if status != cp_model.OPTIMAL and not mode.any_solution and math.isinf(mode.budget):
-        raise NotProvenError(f"{what}: not proven optimal {limit}", objective_ns=value, bound_ns=bound)
+        raise NotProvenError(
+            f"{what}: not proven optimal within the limit: {limits.LONGER}", objective_ns=value, bound_ns=bound
+        )
     model.values = list(solver.response_proto.solution)
     model.model.clear_hints()  # type: ignore[no-untyped-call]
     for index, hint in enumerate(model.values):

@@ -184,7 +184,9 @@ class Progress:
         """Return the refusal past the limit: the best step time found, and what is known of every answer."""
         bound, limit = self.excluded_ns, f"within the deterministic limit of {self.settings.limit:g}"
         if step_ns is None:
-            return NotProvenError(f"step time: no placement found, and none excluded, {limit}", bound_ns=bound)
+            return NotProvenError(
+                f"step time: no placement found, and none excluded, {limit}: {limits.LONGER}", bound_ns=bound
+            )
         gap = (step_ns - bound) / max(1, step_ns)
         return NotProvenError(
             f"step time: not proven optimal {limit}: found {step_ns} ns, bound {bound} ns, gap {gap:.2%}; "

@@ -150,6 +150,7 @@ def test_no_draft_overrides_draft_and_tree(drafted: tuple[object, ...], tmp_path
     tree = ("--tree", "total_token=40,depth=4,top_k=8")
     error = refused({"hosts": [pcie("box", gpu("gpu0", 1000))]}, (*drafted, *tree, "--context", 256), tmp_path)
     assert "--no-draft" in options(error)
+    assert error["tree"] is None, "the tree is asked for"
     (tmp_path / "inventory.yaml").write_text(yaml.safe_dump({"hosts": [host("box", cpu("c0", 64))]}))
     code, _ = command(tmp_path / "inventory.yaml", ("--no-draft", *tree), tmp_path / "demo")
     assert code == 0
@@ -163,10 +164,10 @@ def test_changes_that_cannot_help_are_not_listed(tmp_path: Path) -> None:
 
 
 def test_one_more_device_keeps_the_names_and_numbers_of_the_others(plain: tuple[object, ...], tmp_path: Path) -> None:
-    hosts = [pcie("a", gpu("x1", 460)), pcie("b", gpu("x7", 460)), pcie("c", gpu("y0", 390))]
+    hosts = [pcie("a", gpu("x1", 430)), pcie("b", gpu("x7", 430)), pcie("c", gpu("y0", 370))]
     error = refused(ETHERNET | {"hosts": hosts}, (*plain, "--context", 1000, "--prefill-chunk", 16), tmp_path)
     changes = {c["change"]: yaml.safe_load(c["inventory"]) for c in error["changes"] if "one more" in c["change"]}
-    expected = [("a", 460, "x1", "x8"), ("c", 390, "y0", "y1")]
+    expected = [("a", 430, "x1", "x8"), ("c", 370, "y0", "y1")]
     assert list(changes) == [
         f"one more tiny-gpu of {kib} KiB on {name}, like {like}" for name, kib, like, _ in expected
     ]
@@ -199,7 +200,10 @@ def test_the_fewest_more_devices_are_suggested_and_bytes_are_estimated(tmp_path:
     assert max(steps[:2]) < 10**9 < steps[2], "what nobody waits for comes last"
     devices = yaml.safe_load(cards["inventory"])["hosts"][0]["devices"]
     assert len(devices) == 2 + int(cards["change"][0])
-    table = changes_table(InfeasibleError("", {}, changes=(Change(change="x", objective_ns=2 * 10**9),)))
+    assert error["tree"] is None, "there is no draft"
+    slow = Change(change="x", objective_ns=2 * 10**9)
+    table = changes_table(InfeasibleError("", {}, changes=(slow,), tree="total_token=60,depth=7,top_k=10"))
+    assert "steps of the tree total_token=60,depth=7,top_k=10; build chooses the tree, or none" in table
     assert table.endswith("x (slow: more than 1 s per step)")
 
     (smaller,) = error["estimates"]
@@ -208,6 +212,19 @@ def test_the_fewest_more_devices_are_suggested_and_bytes_are_estimated(tmp_path:
     assert float(room[2]) == pytest.approx(float(room[1]) * (1 << 30) / 2e9, rel=0.01)
     assert 40 < float(room[1]) < 2 * 24050 / 1024
     assert cpu_change["change"].startswith("the host CPU of box")
+
+
+def test_where_a_tree_would_be_chosen_the_steps_of_changes_are_of_a_tree_that_is_named(
+    drafted: tuple[object, ...], tmp_path: Path
+) -> None:
+    file, arguments = tmp_path / "inventory.yaml", (*drafted, "--context", 256)
+    file.write_text(yaml.safe_dump({"hosts": [pcie("box", gpu("gpu0", 700))]}))
+    error = command(file, arguments, tmp_path / "p")[1]["error"]
+    assert error["changes"]
+    for number, change in enumerate(error["changes"]):
+        tree = () if "--tree" in change.get("args", ()) else ("--tree", error["tree"])
+        _, reply = apply(file, (*arguments, *tree), change, tmp_path / str(number))
+        assert reply["objective_ns"] == change["objective_ns"], change
 
 
 @pytest.mark.parametrize(("option", "value", "instead"), INSTEAD)
