@@ -12,6 +12,7 @@ exactly once with a `Generation`, or with the RuntimeRefusal that ended the requ
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from typing import Self
 
@@ -108,7 +109,7 @@ class Batching:
         self._check(request)
         with self._lock:
             if self._failure is not None:
-                raise self._failure
+                raise copy(self._failure)  # what is raised keeps the frames of each caller
             if self._draining:
                 raise Draining
             waiting = max(0, len(self._jobs) - self._places)

@@ -11,7 +11,7 @@ caller's process and sets its number of torch threads; one of several devices in
 
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Self, Unpack
@@ -35,6 +35,7 @@ from runtime.request import (
     Piece,
     Request,
     TokenIds,
+    as_python,
     check_options,
     check_request,
     make_request,
@@ -165,7 +166,10 @@ class Engine:
     def generate_batch(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Generation]:
         """Continue several prompts, as many at a time as the plan's batch, each as ``generate`` would."""
         check_options(options)
-        return self.serve_batch([self.request(prompt, **options) for prompt in prompts])
+        listed = as_python("prompts", prompts)
+        if isinstance(listed, str | bytes | bytearray | Mapping | Set) or not isinstance(listed, Iterable):
+            raise RequestError(f"prompts: found a {type(prompts).__name__}, expected a sequence of prompts")
+        return self.serve_batch([self.request(prompt, **options) for prompt in listed])
 
     def request(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Request:
         """Return the request that ``stream``, with these arguments, serves. Raises RequestError.

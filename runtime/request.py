@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from numbers import Real
 from operator import index
 from typing import Any, Literal, Self, SupportsIndex, TypedDict
@@ -27,6 +28,12 @@ MOST_BITS = 128
 """Most bits of a number whose range is checked; all limits are below."""
 MOST_SHOWN = 60
 """Most characters of a refused value in a message."""
+MOST_REASON = 160
+"""Most characters of another library's reason in a message."""
+MOST_STOPS = 64
+"""Most stop strings of a request: each is looked for in every character of the output."""
+MOST_STOP_CHARACTERS = 4096
+"""Most characters of a stop string, of which the beginning of an output takes a table."""
 DEFAULT_NEW_TOKENS = 200
 """New tokens of a request that names no number, where the context has room for them."""
 
@@ -48,7 +55,8 @@ class GenerateOptions(TypedDict, total=False):
     seed: int | None
     """Seed of sampling: the same seed gives the same text; None, the default: a random one, which the result has."""
     stop: str | Iterable[str] | None
-    """The output ends before the first of these strings; None or nothing, the default: there are none."""
+    """The output ends before the first of these strings, at most 64 of at most 4096 characters; None or nothing, the
+    default: there are none."""
     draft: bool
     """False: plain decoding, also on a plan with a drafter."""
     ignore_eos: bool
@@ -222,17 +230,37 @@ def check_request(plan: Plan, request: Request) -> None:
     if len(prompt) + request.max_new_tokens > context:
         raise RequestError(
             f"prompt of {len(prompt)} tokens + max_new_tokens {request.max_new_tokens} = "
-            f"{len(prompt) + request.max_new_tokens}, the plan has a context of {context}: ask for at most "
-            f"{max(0, context - len(prompt))} new tokens, or build a plan with a longer context"
+            f"{len(prompt) + request.max_new_tokens}, the plan has a context of {context}: {_fitting(plan, prompt)}, "
+            "or build a plan with a longer context"
         )
-    if any(not text for text in request.stop):
-        raise RequestError("stop: found an empty text")
+    check_stops("stop", request.stop)
     if request.sampling is not None:
         check_sampling(request.sampling)
     if request.accept is not None:
         _check_accept(plan, request.accept)
     if request.recorded:
         _check_recorded(plan, request)
+
+
+def _fitting(plan: Plan, prompt: Sequence[int]) -> str:
+    """Return what to do about a prompt that does not fit into the context together with its output."""
+    left = plan.options.context - len(prompt)
+    if left > 0:
+        return f"ask for at most {left} new tokens"
+    return f"shorten the prompt to at most {plan.options.context - 1} tokens"
+
+
+def check_stops(name: str, stops: Sequence[str]) -> None:
+    """Raise RequestError for stop strings that are empty, too long, or too many; ``name``: what the message names."""
+    if len(stops) > MOST_STOPS:
+        raise RequestError(f"{name}: found more than {MOST_STOPS} texts, expected at most as many")
+    for position, text in enumerate(stops):
+        if not text:
+            raise RequestError(f"{name}: found an empty text")
+        if len(text) > MOST_STOP_CHARACTERS:
+            raise RequestError(
+                f"{name}[{position}]: found a text of {len(text)} characters, expected at most {MOST_STOP_CHARACTERS}"
+            )
 
 
 def _check_accept(plan: Plan, accept: int) -> None:
@@ -277,22 +305,31 @@ def token_ids(ids: TokenIds) -> tuple[int, ...]:
     Shape: [n], or [1, n] as tokenizers give it, or what they return as a whole, with its ``input_ids``. Raises
     RequestError, also for a boolean or a float with a whole value.
     """
-    listed = _plain(getattr(ids, "input_ids", ids))
+    listed = as_python("prompt", getattr(ids, "input_ids", ids))
     if not isinstance(listed, Iterable) or isinstance(listed, str | bytes | bytearray | Mapping | Set):
         raise RequestError(f"prompt: found {type(ids).__name__}, expected text or a sequence of token ids")
-    rows = [_plain(token) for token in listed]
+    rows = [as_python(f"prompt_ids[{position}]", token) for position, token in enumerate(listed)]
     if rows and all(isinstance(row, list | tuple) for row in rows):
         if len(rows) > 1:
             raise RequestError(
                 f"prompt_ids: found {len(rows)} rows, expected one: generate_batch takes several prompts"
             )
-        rows = [_plain(token) for token in rows[0]]
+        rows = [as_python(f"prompt_ids[{position}]", token) for position, token in enumerate(rows[0])]
     return tuple(_integer(f"prompt_ids[{position}]", token) for position, token in enumerate(rows))
 
 
-def _plain(value: Any) -> Any:
-    """Return an array, tensor or scalar of a library as Python's lists and numbers; anything else as it is."""
-    return value.tolist() if hasattr(value, "tolist") else value
+def as_python(name: str, value: Any) -> Any:
+    """Return an array, tensor or scalar of a library as Python's lists and numbers; anything else as it is.
+
+    Raise RequestError for one that has no values to read: a tensor of torch's device ``meta``, a sparse one.
+    """
+    if not hasattr(value, "tolist"):
+        return value
+    try:
+        return value.tolist()
+    except Exception as error:  # each library has its own errors
+        reason = " ".join(str(error).split())[:MOST_REASON]
+        raise RequestError(f"{name}: found a {type(value).__name__} whose values cannot be read: {reason}") from error
 
 
 def _integer(name: str, value: Any) -> int:
@@ -304,12 +341,12 @@ def _integer(name: str, value: Any) -> int:
 
 def _whole(name: str, value: Any) -> int | None:
     """Return a whole number, or None; raise RequestError for anything else."""
-    return None if value is None else _integer(name, _plain(value))
+    return None if value is None else _integer(name, as_python(name, value))
 
 
 def _number(name: str, value: Any) -> float | None:
     """Return a number, or None; raise RequestError for anything else. Its range is checked with the request."""
-    value = _plain(value)
+    value = as_python(name, value)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -332,7 +369,7 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
         return () if value is None else (value,)
     if not isinstance(value, Iterable):
         raise RequestError(f"{name}: found {_shown(value)}, expected a text or several")
-    texts = tuple(value)
+    texts = tuple(islice(value, MOST_STOPS + 1))  # an iterator may have no end
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise RequestError(f"{name}[{position}]: found {_shown(text)}, expected a text")

@@ -69,6 +69,7 @@ class Output:
         self._eos = frozenset() if request.ignore_eos else frozenset(eos)
         self._tokenizer = tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
+        self._stops = [_Search(stop) for stop in request.stop]
         self._text = ""
         self._shown = 0
 
@@ -99,7 +100,8 @@ class Output:
 
     def piece(self) -> str:
         """Return the text that became certain since the last call."""
-        end = len(self._text) if self.finished else len(self._text) - self._held()
+        held = max((search.held for search in self._stops), default=0)
+        end = len(self._text) if self.finished else len(self._text) - held
         piece = self._text[self._shown : end]
         self._shown = max(end, self._shown)
         return piece
@@ -117,14 +119,16 @@ class Output:
             self.finish = "length"
         if self._tokenizer is None:
             return
+        before = len(self._text)
         try:
             self._decode(self._tokenizer, token)
         except Exception as error:  # as in `encode`
             raise RequestError(f"{TOKENIZER_FILE}: cannot decode token {token}: {error}") from error
-        ends = [end for end in (self._text.find(stop) for stop in self._request.stop) if end >= 0]
-        if ends:
+        added = self._text[before:]
+        starts = [before + start for search in self._stops if (start := search.read(added)) is not None]
+        if starts:
             self.finish = "stop"
-            self._text = self._text[: min(ends)]
+            self._text = self._text[: min(starts)]
 
     def _decode(self, tokenizer: Tokenizer, token: int) -> None:
         """Append the text that a token makes certain; of the last one all that is left."""
@@ -134,9 +138,34 @@ class Output:
             whole = tokenizer.decode(self.tokens, skip_special_tokens=True)
             self._text += whole[len(self._text) :] if whole.startswith(self._text) else ""
 
-    def _held(self) -> int:
-        """Return the number of characters at the end that may be the beginning of a stop string."""
-        return max(
-            (size for stop in self._request.stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])),
-            default=0,
-        )
+
+class _Search:
+    """Search for a stop string in a text that grows (Knuth, Morris and Pratt): in all as many comparisons as twice the
+    characters of both, however the text came in pieces."""
+
+    def __init__(self, stop: str) -> None:
+        self._stop = stop
+        self.held = 0
+        """Characters at the end of the text that are a beginning of the stop string: the most, but not all of it."""
+        self._borders = [0, 0]
+        """By n: the most characters, fewer than n, that are both a beginning and the end of the first n of the stop
+        string."""
+        for character in stop[1:]:
+            self._borders.append(self._longer(self._borders[-1], character))
+
+    def read(self, added: str) -> int | None:
+        """Return where the stop string starts, from the beginning of ``added``, so 0 or less where it began before.
+
+        None: not there yet. It is not read on after it was there.
+        """
+        for position, character in enumerate(added):
+            self.held = self._longer(self.held, character)
+            if self.held == len(self._stop):
+                return position + 1 - self.held
+        return None
+
+    def _longer(self, held: int, character: str) -> int:
+        """Return how much of the stop string the text ends with, from how much it did before a character."""
+        while held and self._stop[held] != character:
+            held = self._borders[held]
+        return held + (self._stop[held] == character)

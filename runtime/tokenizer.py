@@ -23,7 +23,7 @@ from torch import Tensor
 from plans.files import read_inside
 from runtime.chat.template import CONFIG_FILE, MOST_CONFIG_BYTES, ChatTemplate, Turn
 from runtime.errors import RequestError
-from runtime.request import TokenIds, token_ids
+from runtime.request import TokenIds, as_python, token_ids
 from runtime.text import encode, load_tokenizer
 
 SPECIAL_FILES = (CONFIG_FILE, "special_tokens_map.json")
@@ -184,7 +184,7 @@ class PlanTokenizer:
 
 def _listed(ids: Any) -> list[int]:
     """Return one id, or ids of shape [n] or [1, n], as the library takes them; raise RequestError for others."""
-    plain = ids.tolist() if hasattr(ids, "tolist") else ids
+    plain = as_python("token_ids", ids)
     numbers = token_ids([plain] if isinstance(plain, int) else plain)
     for position, number in enumerate(numbers):
         if not 0 <= number < MOST_IDS:

@@ -20,7 +20,7 @@ from runtime.commands.prompts import Conversation, Prompt, read_prompts, typed_l
 from runtime.errors import MachineError, RequestError
 from runtime.image.verify import check_images
 from runtime.processes.torchrun import Torchrun, interface_towards
-from runtime.request import GenerateOptions, Piece, make_request
+from runtime.request import GenerateOptions, Piece, check_stops, make_request
 from runtime.text import TOKENIZER_FILE, encode, load_tokenizer
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ def run(
 
 def _check_options(directory: Path, options: GenerateOptions, *, chat: bool, system: str | None) -> None:
     """Raise RequestError for options that make no sense together, or without a tokenizer."""
-    if any(not text for text in options["stop"] or ()):
-        raise RequestError("--stop: found an empty text")
+    check_stops("--stop", tuple(options["stop"] or ()))
     if options["stop"]:
         load_tokenizer(directory)
     if system is not None and not chat:

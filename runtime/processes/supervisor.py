@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 
 from runtime.comm.progress import PHASES
@@ -68,7 +69,7 @@ class Supervisor:
         event = self._events.get()
         if isinstance(event, RuntimeRefusal):
             self._events.put(event)
-            raise event
+            raise copy(event)  # what is raised keeps the frames of each caller
         return event
 
     def wake(self) -> None:

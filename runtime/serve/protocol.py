@@ -16,7 +16,7 @@ from runtime.serve.strict_json import parse_object
 
 MOST_STOPS = 4
 MOST_STOP_CHARACTERS = 256
-"""Longest stop string: with each token the end of the text is compared with each of its beginnings."""
+"""Longest stop string, which other clients wait for: less than what an engine of one's own takes."""
 MOST_PROMPTS = 64
 """Most prompts of one request."""
 COMPLETION_TOKENS = 16

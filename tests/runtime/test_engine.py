@@ -9,6 +9,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,8 @@ def test_a_seed_gives_the_same_text_with_a_divided_lm_head(plan_dir: tuple[Path,
         ([1], {"stop": b"ab"}, r"stop\[0\]: found 97, expected a text"),
         ([1], {"stop": ""}, "stop: found an empty text"),
         ([1], {"stop": ["a", ""]}, "stop: found an empty text"),
+        ([1], {"stop": "a" * 1_000_000}, r"stop\[0\]: found a text of 1000000 characters, expected at most 4096"),
+        ([1], {"stop": repeat("a")}, "stop: found more than 64 texts, expected at most as many"),
         ([1], {"max_new_tokens": 0}, "max_new_tokens: found 0, expected at least 1"),
         ([1], {"max_new_tokens": True}, "max_new_tokens: found True, expected a whole number"),
         ([1], {"max_new_tokens": 10**5000}, "max_new_tokens: found a number of 16610 bits, expected a whole number"),
@@ -244,6 +247,10 @@ def test_a_seed_gives_the_same_text_with_a_divided_lm_head(plan_dir: tuple[Path,
         (torch.tensor([[1], [2]]), {}, "prompt_ids: found 2 rows, expected one: generate_batch takes several prompts"),
         (np.ones((1, 2, 1), dtype=int), {}, r"prompt_ids\[0\]: found a list, expected a whole number"),
         (torch.tensor(1), {}, "prompt: found Tensor, expected text or a sequence of token ids"),
+        (torch.zeros(3, dtype=torch.int64, device="meta"), {}, "prompt: found a Tensor whose values cannot be read: "),
+        (torch.ones(3, dtype=torch.int64).to_sparse(), {}, "prompt: found a Tensor whose values cannot be read: "),
+        ([torch.zeros((), device="meta")], {}, r"prompt_ids\[0\]: found a Tensor whose values cannot be read: "),
+        ([1], {"seed": torch.zeros((), device="meta")}, "seed: found a Tensor whose values cannot be read: "),
         (5, {}, "prompt: found int, expected text or a sequence of token ids"),
         (b"ab", {}, "prompt: found bytes, expected text or a sequence of token ids"),
         ({"input_ids": [1]}, {}, "prompt: found dict, expected text or a sequence of token ids"),
@@ -256,6 +263,12 @@ def test_invalid_arguments_are_refused_even_if_unused(prompt: Any, wanted: Any, 
     assert "\n" not in str(refusal.value)
     with pytest.raises(RequestError, match=message):
         engine.generate_batch([[1, 2], prompt] if "rows" not in message else [prompt], **wanted)
+
+
+@pytest.mark.parametrize("prompts", ["def f(", b"ab", {"input_ids": [[1]]}, {1, 2}, 5, None, torch.tensor(1)])
+def test_one_prompt_is_not_taken_for_several(prompts: Any, engine: Engine) -> None:
+    with pytest.raises(RequestError, match=r"^prompts: found a \w+, expected a sequence of prompts$"):
+        engine.generate_batch(prompts)
 
 
 def test_an_unknown_argument_is_a_type_error(engine: Engine) -> None:

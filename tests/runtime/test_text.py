@@ -1,10 +1,14 @@
 """The tokenizer beside a plan is a small regular file of its directory, or refused at once."""
 
 import os
+import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
-from tokenizers import Tokenizer, models
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from runtime.errors import RequestError
 from runtime.request import Request
@@ -53,6 +57,50 @@ def test_a_tokenizer_may_be_a_link_within_the_directory(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").rename(tmp_path / "real.json")
     (tmp_path / "tokenizer.json").symlink_to("real.json")
     assert encode(load_tokenizer(tmp_path), "ab") == (0, 1)
+
+
+@given(
+    stops=st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=3),
+    pieces=st.lists(st.text("ab", max_size=5), min_size=1, max_size=12),
+)
+def test_stop_strings_are_found_and_held_as_by_looking_at_the_whole_text(stops: list[str], pieces: list[str]) -> None:
+    vocabulary = {f"{piece}.": number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="?"))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(".", ""), decoders.Fuse()])
+    request = Request(prompt_ids=(0,), max_new_tokens=len(pieces) + 1, draft=False, ignore_eos=True, stop=tuple(stops))
+    output, text, shown = Output(request, (), tokenizer), "", ""
+    for piece in pieces:
+        output.take([vocabulary[f"{piece}."]])
+        shown += output.piece()
+        text += piece
+        starts = [text.find(stop) for stop in stops if stop in text]
+        if starts:
+            assert (output.finish, shown) == ("stop", text[: min(starts)])
+            return
+        held = max(size for stop in stops for size in range(len(stop)) if text.endswith(stop[:size]))
+        assert (output.finish, shown) == (None, text[: len(text) - held])
+
+
+def test_the_work_of_stop_strings_is_bounded_by_the_text() -> None:
+    """A stop string that the text is a beginning of at every token, and of which each mismatch leaves much."""
+    stop = "a" * 4095 + "b"
+    vocabulary = {"a" * 64: 0}
+    tokenizer = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="?"))
+    tokenizer.decoder = decoders.Fuse()
+    request = Request(prompt_ids=(0,), max_new_tokens=2000, draft=False, ignore_eos=True, stop=(stop,))
+    output, compared = Output(request, (), tokenizer), 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal compared
+        compared += event == "call"
+
+    sys.setprofile(count)
+    try:
+        output.take([0] * 1000)
+    finally:
+        sys.setprofile(None)
+    assert compared < 2 * 64_000 + 10_000
+    assert len(output.piece()) == 64_000 - 4095
 
 
 def test_a_tokenizer_whose_parts_do_not_fit_is_refused_when_it_is_used() -> None:

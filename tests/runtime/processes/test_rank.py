@@ -36,6 +36,13 @@ def plan_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
             f"prompt of 3 tokens + max_new_tokens {CONTEXT - 2} = {CONTEXT + 1}, the plan has a context of {CONTEXT}: "
             f"ask for at most {CONTEXT - 3} new tokens, or build a plan with a longer context",
         ),
+        (
+            {"prompt_ids": (1,) * CONTEXT, "max_new_tokens": 1},
+            f"prompt of {CONTEXT} tokens + max_new_tokens 1 = {CONTEXT + 1}, the plan has a context of {CONTEXT}: "
+            f"shorten the prompt to at most {CONTEXT - 1} tokens, or build a plan with a longer context",
+        ),
+        ({"stop": ("ab", "a" * 4097)}, "stop[1]: found a text of 4097 characters, expected at most 4096"),
+        ({"stop": ("a",) * 65}, "stop: found more than 64 texts, expected at most as many"),
     ],
 )
 def test_refused_before_prefill(change: dict[str, object], message: str, plan_dir: tuple[Path, Plan]) -> None:
