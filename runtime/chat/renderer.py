@@ -2,8 +2,10 @@
 
     python renderer.py     one message per line of stdin, one answer per line of stdout, both JSON
 
-    {"config": text or null, "source": text or null}  ─►  {"ready": true}, or {"error": reason}
-    {"messages": [...], "add_generation_prompt": true} ─►  {"text": ...},   or {"error": reason}
+    {"config": text or null, "source": text or null}  ─►  {"ready": true}, or {"error": reason, "of": ...}
+    {"messages": [...], "add_generation_prompt": true} ─►  {"text": ...},   or {"error": reason, "of": ...}
+
+``of``: ``config`` or ``template``, of which the reason speaks.
 
 ``config`` is the text of ``tokenizer_config.json``, ``source`` that of ``chat_template.jinja``. The template runs in a
 sandbox, with the variables and functions that transformers gives it: ``messages``, ``add_generation_prompt``, the
@@ -15,10 +17,13 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MOST_MEMORY_BYTES = 512 << 20
@@ -28,6 +33,12 @@ MOST_CPU_S = 5
 MOST_TEXT = 4 << 20
 """Characters of a rendered conversation."""
 MOST_REASON = 300
+MOST_NAME = 60
+"""Characters of a name in a reason."""
+STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""Special tokens that any tokenizer may have."""
+VARIABLES = ("messages", "add_generation_prompt", "tools", "documents")
+NO_TOKEN = 'expected a text, or a mapping with "__type": "AddedToken" and a text as content'
 NO_TEMPLATE = "missing"
 """Reason where there is no template: the reader of the answer says so in its own words."""
 
@@ -36,31 +47,53 @@ class Refused(Exception):
     """A config or template that is none; the text is the reason."""
 
 
+class TemplateRefused(Refused):
+    """A template that is none, or cannot be rendered: of the file that it was read from."""
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}...{% endgeneration %}``: what the assistant says, which training counts; rendered as it is.
+
+    As in transformers its variables are its own.
+    """
+
+    tags = {"generation"}  # noqa: RUF012 (the base declares it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """Return the body as a block that is called."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
 class Renderer:
     """A chat template with the special tokens of its tokenizer."""
 
     def __init__(self, config_text: str | None, source: str | None) -> None:
         config = {} if config_text is None else _parse(config_text)
         source = _default_template(config) if source is None else source
-        self._tokens = {name: text for name, value in config.items() if (text := _token(name, value)) is not None}
+        self._tokens = _special_tokens(config)
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
         )
         environment.filters["tojson"] = _tojson
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _strftime_now}
         try:
             self._template = environment.from_string(source)
         except Exception as error:  # the compiler of Jinja and that of Python have their own limits and errors
-            raise Refused(f"chat_template: not a template: {_reason(error)}") from error
+            raise TemplateRefused(f"not a template: {_reason(error)}") from error
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         """Return the text of a conversation, if so up to where the model's next turn begins; raise Refused."""
         try:
             text = self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._tokens)
         except Exception as error:  # a template is a program and may raise anything
-            raise Refused(f"chat_template: {_reason(error)}") from error
+            raise TemplateRefused(_reason(error)) from error
         if len(text) > MOST_TEXT:
-            raise Refused(f"chat_template: renders {len(text)} characters, expected at most {MOST_TEXT}")
+            raise TemplateRefused(f"renders {len(text)} characters, expected at most {MOST_TEXT}")
         return text
 
 
@@ -81,7 +114,7 @@ def main() -> None:
             else:
                 answer = {"text": renderer.render(message["messages"], message["add_generation_prompt"])}
         except Refused as error:
-            answer = {"error": str(error)}
+            answer = {"error": str(error), "of": "template" if isinstance(error, TemplateRefused) else "config"}
         sys.stdout.write(f"{json.dumps(answer)}\n")
         sys.stdout.flush()
 
@@ -95,12 +128,25 @@ def _allow_cpu(seconds: int) -> None:
 
 def _parse(text: str) -> dict[str, Any]:
     try:
-        config = json.loads(text)
+        config = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError, MemoryError) as error:
         raise Refused(f"cannot be read: {_reason(error)}") from error
     if not isinstance(config, dict):
         raise Refused(f"found {type(config).__name__}, expected a mapping")
     return config
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise Refused(f"cannot be read: {json.dumps(name[:MOST_NAME])}: the name occurs twice")
+        table[name] = value
+    return table
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise Refused(f"cannot be read: found {constant}, which is not JSON")
 
 
 def _default_template(config: dict[str, Any]) -> str:
@@ -122,11 +168,35 @@ def _default_template(config: dict[str, Any]) -> str:
     return template
 
 
-def _token(name: str, value: Any) -> str | None:
-    """Return the text of a special token, which the config has as a string or as a mapping; None for other fields."""
-    if not name.endswith("_token") or not name.isidentifier():
-        return None
-    text = value.get("content") if isinstance(value, dict) else value
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """Return special tokens by name, as transformers has them; raise Refused for one that is no token.
+
+    Those of every model, others whose name ends with ``_token``, and those of the mapping ``extra_special_tokens``,
+    which come before any of the same name.
+    """
+    tokens: dict[str, str] = {}
+    for name, value in config.items():
+        text = _token(value)
+        if name in STANDARD and text is None and value is not None:
+            raise Refused(f"{name}: {NO_TOKEN}")
+        if name.endswith("_token") and text is not None:
+            tokens[name] = text
+    field = "extra_special_tokens" if config.get("extra_special_tokens") else "additional_special_tokens"
+    extra = config.get(field)
+    if extra is not None and not isinstance(extra, dict | list):
+        raise Refused(f"{field}: found {type(extra).__name__}, expected a list of tokens or a mapping of named ones")
+    for name, value in extra.items() if isinstance(extra, dict) else ():
+        if (text := _token(value)) is None:
+            raise Refused(f"{field}.{name[:MOST_NAME]}: {NO_TOKEN}")
+        if name in VARIABLES:
+            raise Refused(f"{field}.{name}: a template has another variable of that name")
+        tokens[name] = text
+    return tokens
+
+
+def _token(value: Any) -> str | None:
+    """Return the text of a special token, which a config has as a string or an AddedToken; None for anything else."""
+    text = value.get("content") if isinstance(value, dict) and value.get("__type") == "AddedToken" else value
     return text if isinstance(text, str) else None
 
 
@@ -145,7 +215,7 @@ def _strftime_now(form: str) -> str:
     return datetime.datetime.now().strftime(form)
 
 
-def _refuse(message: object) -> NoReturn:
+def _refuse(message: object = "raise_exception is called without a message") -> NoReturn:
     raise jinja2.TemplateError(str(message))
 
 

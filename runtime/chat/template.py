@@ -58,6 +58,9 @@ class ChatTemplate:
         self._config_file = directory / CONFIG_FILE
         self._config = _read(self._config_file, MOST_CONFIG_BYTES)
         self._source = _read(directory / TEMPLATE_FILE, MOST_TEMPLATE_BYTES)
+        self._template_place = (
+            f"{self._config_file}: chat_template" if self._source is None else str(directory / TEMPLATE_FILE)
+        )
         self._one = threading.Lock()
         """Held by the thread that talks to the renderer."""
         self._start()
@@ -92,7 +95,7 @@ class ChatTemplate:
         line = _exchange(self._renderer, f"{json.dumps(message)}\n".encode())
         if line is None:
             self._end()
-            raise RequestError(f"{self._config_file}: chat_template: {_ending(self._renderer)}")
+            raise RequestError(f"{self._template_place}: {_ending(self._renderer)}")
         answer: dict[str, Any] = json.loads(line)
         reason = answer.get("error")
         if reason == MISSING:
@@ -101,7 +104,8 @@ class ChatTemplate:
                 "chat template, so prompt without --chat"
             )
         if reason is not None:
-            raise RequestError(f"{self._config_file}: {reason}")
+            place = self._template_place if answer["of"] == "template" else self._config_file
+            raise RequestError(f"{place}: {reason}")
         return answer
 
 

@@ -71,6 +71,63 @@ def test_a_template_that_cannot_be_rendered_is_refused_with_its_file(
     assert message in str(refusal.value)
 
 
+def test_a_refusal_names_the_file_of_the_template(tmp_path: Path) -> None:
+    directory = written(tmp_path, "{{ 1 // 0 }}")
+    file = directory / "chat_template.jinja"
+    for template, message in (
+        ("{% if %}", "not a template: Expected an expression"),
+        ("{{ raise_exception() }}", "TemplateError: raise_exception is called without a message"),
+    ):
+        file.write_text(template)
+        with pytest.raises(RequestError) as refusal:
+            ChatTemplate(directory).render(TURNS)
+        assert str(refusal.value).startswith(f"{file}: {message}")
+
+
+GENERATION = (
+    "{% set a = 1 %}{% for m in messages %}\n  {% generation %}\n{% set a = 2 %}{{ m.content }}{{ a }}"
+    "  {%- endgeneration -%}  {{ a }}{% endfor %}"
+)
+TOKENS = "[{{ bos_token }}|{{ boi_token }}|{{ boi }}|{{ image_token }}]{{ messages[0].content }}"
+ADDED = {"content": "<b>", "__type": "AddedToken"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"chat_template": GENERATION},
+        {"bos_token": "<s>"},
+        {"bos_token": None},
+        {"bos_token": ["a"]},
+        {"bos_token": {"content": 5}},
+        {"bos_token": {"content": "a"}},
+        {"bos_token": 5},
+        {"extra_special_tokens": {"boi_token": "<b>", "boi": ADDED}},
+        {"extra_special_tokens": {"boi_token": ["a"]}},
+        {"extra_special_tokens": {"boi_token": None}},
+        {"extra_special_tokens": {"messages": "a"}},
+        {"extra_special_tokens": {"bos_token": "<b>"}, "bos_token": "<s>"},
+        {"extra_special_tokens": ["<b>"]},
+        {"extra_special_tokens": "<b>"},
+        {"extra_special_tokens": [], "additional_special_tokens": {"boi_token": "<b>"}},
+        {"image_token": {"content": "<i>"}},
+        {"image_token": ADDED},
+        {"image_token": 5},
+    ],
+)
+def test_tags_and_special_tokens_are_those_of_transformers(config: dict[str, object], tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TOKENS} | config))
+    messages = [{"role": turn.role, "content": turn.content} for turn in TURNS]
+    try:
+        expected = PreTrainedTokenizerFast.from_pretrained(tmp_path).apply_chat_template(messages, tokenize=False)
+    except TypeError:
+        with pytest.raises(RequestError, match=r"tokenizer_config\.json: \w+_tokens?(\.\w+)?: (found|expected|a temp)"):
+            ChatTemplate(tmp_path)
+    else:
+        assert ChatTemplate(tmp_path).render(TURNS, generation_prompt=False) == expected
+
+
 def test_a_template_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (written(tmp_path, None) / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(RequestError, match=r"chat_template\.jinja: cannot be read: 'utf-8' codec"):
@@ -94,7 +151,8 @@ MALFORMED = {
     "name a list": [{"name": ["default"], "template": "x"}],
     "template a list": [{"name": "default", "template": ["x"]}],
     "no loader": "{% include 'x' %}",
-    "unknown tag": "{% generation %}",
+    "unknown tag": "{% generations %}",
+    "open tag": "{% generation %}",
     "unknown filter": "{{ 1 | nothing }}",
     "endless macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "endless loops": LOOPS,
@@ -119,7 +177,17 @@ def test_a_malformed_or_immoderate_template_is_refused_in_a_line(name: str, tmp_
     assert "\n" not in str(refusal.value)
 
 
-CONFIGS = ("", "[]", "5", "[" * 100_000, '{"chat_template": ' + "[" * 100_000, "\ufeff{}", "{]")
+CONFIGS = (
+    "",
+    '{"a": 1, "a": 2}',
+    '{"a": NaN}',
+    "[]",
+    "5",
+    "[" * 100_000,
+    '{"chat_template": ' + "[" * 100_000,
+    "\ufeff{}",
+    "{]",
+)
 
 
 @pytest.mark.parametrize("content", CONFIGS)
