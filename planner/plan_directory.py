@@ -16,7 +16,7 @@ from planner.errors import CheckpointError, OutputError
 from planner.families import BaseInput, DraftInput
 from plans import codec
 from plans.acceptance import Profile, dump_profile
-from plans.files import read_inside, resolved_inside
+from plans.files import kind_of, read_inside, resolved_inside
 from plans.schema import Plan, PlanError
 from plans.strict_yaml import load_yaml
 
@@ -74,6 +74,8 @@ def refuse_foreign(directory: Path) -> None:
     """Raise OutputError unless ``directory`` is free or has a plan of any version, which may be half written."""
     file = directory / codec.PLAN_FILE
     if directory.is_dir():
+        if file.exists() and not file.is_file():
+            raise OutputError(f"{file}: found {kind_of(file)}, expected a plan: give another --out, or take it away")
         if any(directory.iterdir()) and not file.is_file() and not _temporary(file).is_file():
             raise OutputError(f"{directory}: holds something other than a plan (no plan.yaml): give another --out")
         if file.is_file() and not _is_plan(file):

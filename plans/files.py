@@ -57,6 +57,18 @@ def resolved_inside(directory: Path, name: str) -> Path:
     return target
 
 
+def kind_of(file: Path) -> str:
+    """Return what lies at a path, or where a link there leads, in words; raise OSError where nothing does."""
+    mode = file.stat().st_mode
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
 def _check_regular(status: os.stat_result, file: Path) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))

@@ -9,7 +9,14 @@ from plans.violations import MOST_SHOWN, Violation, bad
 
 LEAST_CAPABILITY = 80
 """Least compute capability of a GPU: the first whose tensor cores Triton compiles for."""
-EXPECTED_CAPABILITY = f"at least {LEAST_CAPABILITY}, whose tensor cores the GPU kernels are for"
+
+
+def capability_text(capability: int) -> str:
+    """Return a compute capability as NVIDIA writes it: 8.9 of 89."""
+    return f"{capability // 10}.{capability % 10}"
+
+
+EXPECTED_CAPABILITY = f"at least {capability_text(LEAST_CAPABILITY)}, whose tensor cores the GPU kernels are for"
 
 
 def runs_kernels(capability: int | None) -> bool:
@@ -22,15 +29,18 @@ def check_usable(plan: Plan, used: Collection[str]) -> Iterator[Violation]:
     for i, device in enumerate(plan.inventory.devices):
         if device.kind == "cuda" and device.id in used and not runs_kernels(device.compute_capability):
             path = f"inventory.devices[{i}].compute_capability"
-            yield bad(path, device.compute_capability, f"{EXPECTED_CAPABILITY}: plan again, without it")
+            expected = f"at least {LEAST_CAPABILITY} ({capability_text(LEAST_CAPABILITY)}): plan again, without it"
+            yield bad(path, device.compute_capability, expected)
 
 
 def unusable_devices(inventory: Inventory) -> dict[str, str]:
     """Return the devices that cannot run a model, by id, each with the reason in words."""
     return {
-        device.id: f"{device.type} has compute capability {device.compute_capability}, expected {EXPECTED_CAPABILITY}"
+        device.id: f"{device.type} has compute capability {capability_text(capability)}, expected {EXPECTED_CAPABILITY}"
         for device in inventory.devices
-        if device.kind == "cuda" and not runs_kernels(device.compute_capability)
+        if device.kind == "cuda"
+        and (capability := device.compute_capability) is not None
+        and not runs_kernels(capability)
     }
 
 

@@ -24,7 +24,7 @@ from planner.checkpoints.formats import refuse_other_files
 from planner.checkpoints.header import HOW_TO_CONVERT, TensorFile, TensorInfo, read_header, read_stream, stamp
 from planner.errors import CheckpointError
 from plans import strict_json
-from plans.files import read_inside, resolved_inside
+from plans.files import kind_of, read_inside, resolved_inside
 from plans.format import quote
 from plans.strict_json import JsonError
 
@@ -97,7 +97,7 @@ def _read_checkpoint(path: Path, pickles: bool) -> Checkpoint:
     elif path.suffix == ".json":
         config_file = path
     else:
-        kind = "a file" if path.exists() else "nothing"
+        kind = kind_of(path) if path.exists() else "nothing"
         hint = ": GGUF is not read here" if path.suffix == ".gguf" else ""
         raise CheckpointError(f"{path}: found {kind}, expected a checkpoint's directory or its config.json{hint}")
     config_bytes = _read_small(config_file)

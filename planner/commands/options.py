@@ -77,7 +77,7 @@ def parse_gap(context: click.Context, parameter: click.Parameter, value: str) ->
     """Parse a relative distance, as a percentage or a fraction, to parts per million."""
     ppm = _relative(value)
     if ppm is None or ppm == 1_000_000:
-        raise click.BadParameter(f"found {quote(value)}, expected a fraction like 0.05 or 5%")
+        raise click.BadParameter(f"found {quote(value)}, expected a fraction like 0.05 or 5%, from 0 to less than 100%")
     return ppm
 
 

@@ -24,6 +24,10 @@ class Quantity:
     example: str
     plain: bool = False
     """An integer without a unit is accepted, and counts base units."""
+    most: int = MAX_VALUE
+    """Largest value, in base units."""
+    most_text: str = "2^63 - 1"
+    """The same in words."""
 
 
 def _powers(suffix: str, base: int, prefixes: str, scale: Fraction = Fraction(1)) -> dict[str, Fraction]:
@@ -33,7 +37,9 @@ def _powers(suffix: str, base: int, prefixes: str, scale: Fraction = Fraction(1)
 _BYTES = _powers("B", 1000, " ,k,M,G,T") | {"KB": Fraction(1000)} | _powers("iB", 1024, "-,K,M,G,T")
 del _BYTES["-iB"]
 
-SIZE = Quantity(units=_BYTES, written=("GiB", "MiB", "KiB", "B"), example="24 GiB", plain=True)
+SIZE = Quantity(
+    units=_BYTES, written=("GiB", "MiB", "KiB", "B"), example="24 GiB", plain=True, most=1 << 50, most_text="1024 TiB"
+)
 BANDWIDTH = Quantity(
     units={f"{name}/s": value for name, value in _BYTES.items()} | _powers("bit/s", 1000, " ,k,M,G,T", Fraction(1, 8)),
     written=("GB/s", "MB/s", "kB/s", "B/s"),
@@ -43,6 +49,8 @@ DURATION = Quantity(
     units={"s": Fraction(10**9), "ms": Fraction(10**6), "us": Fraction(1000), "µs": Fraction(1000), "ns": Fraction(1)},
     written=("ms", "us", "ns"),
     example="20 us",
+    most=100 * 10**9,
+    most_text="100 s",
 )
 RATE = Quantity(
     units=_powers("FLOP/s", 1000, " ,k,M,G,T,P"),
@@ -61,8 +69,9 @@ def parse(quantity: Quantity, data: Any, path: str) -> int:
         raise InventoryError(f"{path}: found {quote(data)}, expected a quantity like {quantity.example}")
     else:
         value = _parse_text(quantity, data, path)
-    if not 0 <= value <= MAX_VALUE:
-        raise InventoryError(f"{path}: found {data}, expected a quantity from 0 to 2^63 - 1 {quantity.written[-1]}")
+    if not 0 <= value <= quantity.most:
+        most = quantity.most_text if quantity.most < MAX_VALUE else f"{quantity.most_text} {quantity.written[-1]}"
+        raise InventoryError(f"{path}: found {data}, expected a quantity from 0 to {most}")
     return value
 
 

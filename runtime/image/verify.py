@@ -113,7 +113,7 @@ def _check_plan_file(plan: Plan, directory: Path, record: Images) -> None:
 def _check_present(plan: Plan, directory: Path, record: Images, wanted: list[str]) -> None:
     """Raise ImageMissing with the names of all images that are not there."""
     files = {device: artifact.image_file(directory, device) for device in wanted}
-    missing = [file.name for device, file in files.items() if record.find(device) is None or not file.is_file()]
+    missing = [file.name for device, file in files.items() if record.find(device) is None or not file.exists()]
     if missing:
         raise ImageMissing(f"{directory}: no image {', '.join(missing)}; {_command(plan, directory)}")
 

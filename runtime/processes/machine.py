@@ -14,7 +14,7 @@ import torch
 from plans.check_inputs import is_slice
 from plans.format import quote
 from plans.schema import Device, Plan
-from plans.usable import EXPECTED_CAPABILITY, runs_kernels
+from plans.usable import EXPECTED_CAPABILITY, capability_text, runs_kernels
 from runtime.comm.groups import is_device_error
 from runtime.errors import MachineError
 from runtime.request import MemoryReading
@@ -198,14 +198,15 @@ def _check_cuda(plan: Plan, device: Device) -> None:
             f"{where} is {properties.name!r}, expected a name with {device.reported_name!r} (type {device.type})"
         )
     capability = 10 * properties.major + properties.minor
-    if device.compute_capability not in (None, capability):
+    if device.compute_capability is not None and device.compute_capability != capability:
         raise MachineError(
-            f"{where} has compute capability {capability}, the plan's {device.type} has {device.compute_capability}: "
-            "build a plan for this machine"
+            f"{where} has compute capability {capability_text(capability)}, the plan's {device.type} has "
+            f"{capability_text(device.compute_capability)}: build a plan for this machine"
         )
     if not runs_kernels(capability):
         raise MachineError(
-            f"{where} has compute capability {capability}, expected {EXPECTED_CAPABILITY}: build a plan without it"
+            f"{where} has compute capability {capability_text(capability)}, expected {EXPECTED_CAPABILITY}: build a "
+            "plan without it"
         )
     needed = _physical_bytes(plan, device)
     if properties.total_memory < needed:

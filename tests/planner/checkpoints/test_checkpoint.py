@@ -66,6 +66,9 @@ def test_an_invalid_checkpoint_directory_is_refused(tmp_path: Path) -> None:
     assert refused(lambda: read_checkpoint(weights)) == (
         f"{weights}: found a file, expected a checkpoint's directory or its config.json"
     )
+    assert refused(lambda: read_checkpoint(Path("/dev/zero"))) == (
+        "/dev/zero: found a device, expected a checkpoint's directory or its config.json"
+    )
     assert refused(lambda: read_checkpoint(tmp_path)) == f"{tmp_path / 'config.json'}: no such file"
     config = tmp_path / "config.json"
     for text, message in (

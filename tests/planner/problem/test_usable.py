@@ -24,7 +24,7 @@ from tests.planner.machines import FAST, NETWORK, Listed, random_machine
 
 T4, A100, V100 = ({"id": name, "type": kind} for name, kind in (("t", "t4"), ("a", "a100-80g"), ("v", "v100-32g")))
 CPU = {"id": "c", "type": "cpu", "memory": "8 GiB", "bandwidth": "40 GB/s"}
-REASON = "t4 has compute capability 75, expected at least 80, whose tensor cores the GPU kernels are for"
+REASON = "t4 has compute capability 7.5, expected at least 8.0, whose tensor cores the GPU kernels are for"
 
 
 def on(*devices: Any, dtype: DType = "bfloat16") -> Formulation:

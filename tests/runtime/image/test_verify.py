@@ -662,7 +662,7 @@ def test_no_file_outside_of_the_directory_is_read_or_waited_for(artifact: Artifa
         os.mkfifo(file)
     else:
         file.symlink_to(elsewhere if kind == "link" else "/dev/zero")
-    reason = "a link to .* outside of" if kind == "link" else "a pipe, a socket or a device|no image a"
+    reason = "a link to .* outside of" if kind == "link" else "a pipe, a socket or a device"
     with pytest.raises((ImageError, PlanError), match=reason):
         check_images(codec.load(artifact.directory), artifact.directory, verify=True)
 
