@@ -1,15 +1,14 @@
-"""Whether a plan's steps are captured as CUDA graphs, and what that takes: facts of the plan and not of a run.
+"""Steps that are captured as CUDA graphs, and what that takes: facts of the plan and not of a run.
 
-A captured step has all collectives of the step inside, and the step message is one to all devices: so either all ranks
-of a plan capture their steps, or none does. The graphs of a rank share one pool of memory, which is theirs for good:
-its temporaries are those of the largest step, beside those of prefill.
+Each GPU captures its own part of the steps that repeat: all of its stage, of the tables and of the drafter that lie
+between two messages that its host waits for (``runtime.decode.graphs``). Those are the messages over gloo and through
+shared memory, as to a CPU: others, over NCCL, are captured too. The graphs of a device share one pool of memory, which
+is theirs for good: its temporaries are those of the largest step, beside those of prefill.
 """
 
-from plans.kv import kv_division
 from plans.places import places
-from plans.schema import Inventory, Plan
+from plans.schema import Plan
 from plans.step import tree_for
-from plans.usable import unusable_devices
 
 POOL = "scratch.graphs"
 """Name of the pool in the memory table."""
@@ -20,35 +19,6 @@ LOOSE_BYTES = (20 << 20) + 2 * (2 << 20)
 ones, and of the last one, which is rounded up to 2 MiB (torch's allocator)."""
 RESERVED_BYTES = LIBRARIES_BYTES + LOOSE_BYTES
 """Bytes of the pool beyond its line of the memory table: libraries and fragmentation are in a device's reserve."""
-
-
-def uncaptured_on(inventory: Inventory) -> str | None:
-    """Return why the steps of plans for an inventory are not captured; None: they are.
-
-    They are where all its devices that may have a part, in use or not, exchange messages over NCCL: so memory and time
-    of captured steps are known before any device is chosen.
-    """
-    unusable = unusable_devices(inventory)
-    devices = [device for device in inventory.devices if device.id not in unusable]
-    if any(device.kind != "cuda" for device in devices):
-        return "a device is a CPU"
-    if len(devices) > 1 and any(host.transport != "auto" for host in inventory.hosts):
-        return "messages go over gloo, which waits for the host"
-    if len({(device.host, device.ordinal) for device in devices}) < len(devices):
-        return "several devices are one GPU, and exchange messages over gloo"
-    return None
-
-
-def uncaptured(plan: Plan) -> str | None:
-    """Return why no step of a plan is captured; None: every rank captures its own part of the steps that repeat."""
-    reason = uncaptured_on(plan.inventory)
-    if reason is not None:
-        return reason
-    divisions = [kv_division(stage) for stage in plan.stages]
-    divisions += [kv_division(plan.draft_placement)] if plan.draft_placement is not None else []
-    if any(division.axis == "head_dim" for division in divisions):
-        return "a subgroup divides head_dim, and adds up the scores of as many positions as there are"
-    return None
 
 
 def most_shapes(plan: Plan) -> int:
@@ -64,9 +34,19 @@ def most_shapes(plan: Plan) -> int:
     return 2 * (len(plain) + len(drafted))
 
 
+def captures(plan: Plan) -> bool:
+    """Return True for a plan with a GPU: it captures its steps."""
+    return any(device.kind == "cuda" for device in plan.devices)
+
+
+def waits_between(plan: Plan) -> bool:
+    """Return True where hosts wait for messages within a step, so that it is several graphs on a GPU."""
+    return bool(plan.transports & {"gloo", "shm"})
+
+
 def steps_line(plan: Plan) -> str | None:
     """Return in words how a plan's GPUs get the work of a step; None where it has none."""
-    if all(device.kind == "cpu" for device in plan.devices):
+    if not captures(plan):
         return None
-    reason = uncaptured(plan)
-    return f"in CUDA graphs, {most_shapes(plan)} at most" if reason is None else f"launched one by one: {reason}"
+    divided = ", divided where a message passes through the host" if waits_between(plan) else ""
+    return f"in CUDA graphs, {most_shapes(plan)} shapes at most{divided}"

@@ -38,6 +38,11 @@ class Sampling:
     """Draw from the fewest tokens that together have this probability; None: from all."""
     seed: int
 
+    @property
+    def least_mass(self) -> float | None:
+        """``top_p`` where it limits; None: all tokens stay."""
+        return None if self.top_p == 1.0 else self.top_p
+
 
 def sampling_of(temperature: float, top_k: int | None, top_p: float | None, seed: int | None) -> Sampling | None:
     """Return the sampling of parameters as a caller gives them; None where temperature 0 means greedy.

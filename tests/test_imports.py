@@ -85,7 +85,8 @@ ROOMS = {
     "runtime.image": {"runtime.errors"},
     "runtime.model": {"runtime.errors", "runtime.sampling", "runtime.comm", "runtime.image"},
     "runtime.calibration": {"runtime.errors", "runtime.comm", "runtime.image", "runtime.model"},
-    "runtime.decode": {"runtime.sampling", "runtime.comm", "runtime.image", "runtime.model"},
+    # errors: a captured step that takes more memory than is planned, whenever it is captured
+    "runtime.decode": {"runtime.errors", "runtime.sampling", "runtime.comm", "runtime.image", "runtime.model"},
     "runtime.processes": {
         *("runtime.errors", "runtime.request", "runtime.text", "runtime.comm", "runtime.image", "runtime.model"),
         *("runtime.decode", "runtime.sampling"),

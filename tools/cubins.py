@@ -27,7 +27,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from planner.hardware.catalog import catalog
-from plans.schema import WeightFormat
+from plans.schema import Tree, WeightFormat
 from plans.usable import runs_kernels
 from runtime.model.mask import Mask
 from runtime.model.triton_kernels import (
@@ -213,9 +213,9 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         ),
         "tree, ancestors": lambda: trees.ancestors(nodes, 8),
         "tree, walk": lambda: trees.walk(nodes, nodes, nodes, 9),
-        "chain, level": lambda: grown(trees.Pool(1, 1, 5, 1, META), 2, 1),
-        "chain, last level": lambda: grown(trees.Pool(1, 1, 0, 1, META), 1, 1),
-        "chain, select": lambda: trees.Pool(1, 1, 5, 1, META).select(empty(1, dtype=torch.int64), 7),
+        "chain, level": lambda: grown(trees.Pool(1, chain(5), 1, META), 2, 1),
+        "chain, last level": lambda: grown(trees.Pool(1, chain(0), 1, META), 1, 1),
+        "chain, select": lambda: trees.Pool(1, chain(5), 1, META).select(empty(1, dtype=torch.int64), 7),
         "chain, best": lambda: top.top(empty(1, 4000, dtype=dtype), 1),
         "root, ancestors": lambda: trees.ancestors(nodes[:, :1], 0),
         "root, walk": lambda: trees.walk(nodes[:, :1], nodes[:, :1], nodes[:, :1], 1),
@@ -245,8 +245,8 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         ),
         "one pick, down": lambda: products.grouped(x[:1], plain, order[:1], ends, picked=None),
         "one pick, gate and up": lambda: products.grouped(x[:1], plain, order[:1], ends, picked=1),
-        "tree, level": lambda: grown(trees.Pool(1, 10, 7, 3, META), 2, 10),
-        "tree, select": lambda: trees.Pool(1, 10, 7, 3, META).select(empty(1, dtype=torch.int64), 60),
+        "tree, level": lambda: grown(trees.Pool(1, TREE, 3, META), 2, 10),
+        "tree, select": lambda: trees.Pool(1, TREE, 3, META).select(empty(1, dtype=torch.int64), 60),
         "draw": lambda: sampling.draw(
             empty(60, 128256, dtype=dtype),
             positions,
@@ -260,6 +260,14 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "top": lambda: top.top(empty(10, 32000, dtype=dtype), 10),
         "top, divided": lambda: top.of_all(torch.stack([top.words(empty(10, 16000, dtype=dtype), 10, 0)] * 2), 10),
     }
+
+
+TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=None)
+
+
+def chain(depth: int) -> Tree:
+    """Return a tree in which every node has one child."""
+    return Tree(kind="dynamic", total_token=depth + 2, depth=depth, top_k=1, paths=None)
 
 
 def grown(pool: trees.Pool, levels: int, top_k: int) -> None:

@@ -6,17 +6,15 @@ a dense layer has in engines as those of ``tools/measured.yaml``. The runtime's 
 ``plans.launches``. On a CPU, whose kernels are one call each, a block is a block. Constants marked *fitted* are so to
 the rows of ``tools/measured.yaml`` marked ``fit``.
 
-A step that is not captured is launched kernel by kernel. In layers of some size the GPU takes longer than the host,
-which runs ahead; between them, and in the drafter, each kernel waits for its launch.
+The runtime's steps are CUDA graphs, whose kernels wait for no launch. Between two of them the GPU waits for the host.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from planner.integers import ceil_div
 from plans import launches
-from plans.graphs import uncaptured_on
 from plans.kv import KvShare
-from plans.schema import Device, Inventory, Mlp
+from plans.schema import Device, Mlp
 
 ENGINE_LAYER = 15
 """Kernels of a dense layer of an engine: two norms, four products, rotary, cache, attention, activation, two
@@ -33,11 +31,9 @@ ENGINE_TREE_STEP_NS = 1_500_000
 """Host time of an EAGLE step of an engine during which the GPU waits: reading what was accepted, building the tree,
 launching what depends on it. Fitted."""
 
-LAUNCH_NS = 5_000
-"""Time in which a host launches a kernel: 4 to 6 us (https://susun-blog.com/blog/pegainfer-3-cuda-graph)."""
-REPLAY_NS = 200_000
-"""Host time between two captured steps: 0.1 ms of ``runtime.decode.step``, as measured on a CPU, the read of the
-message, the texts of its tokens and the launch of the graph."""
+BETWEEN_STEPS_NS = 200_000
+"""Host time between two steps of the runtime, drafted or plain, in which GPUs wait: 0.1 ms of ``runtime.decode.step``,
+as measured on a CPU; the read of the message, the texts of its tokens and the launch of the graph."""
 
 CPU_DIVIDED_BLOCKS = 3
 """More of a layer on a CPU where devices divide positions or dims of a head, in blocks: it is no longer one kernel. A
@@ -65,12 +61,10 @@ class Kernels:
     """Of a pass besides its layers."""
     draft: int
     """Once in a step with a drafter."""
-    host_ns: int
-    """Time of an EAGLE step in which the GPU waits for the host."""
-    least_ns: int = 0
-    """Least time of a kernel that is not of a layer."""
-    captured: bool = True
-    """They are in CUDA graphs, whose temporaries have memory of their own."""
+    between_steps_ns: int = 0
+    """Time of every step in which GPUs wait for the host; it is counted with the lm_head, of which there is one."""
+    tree_step_ns: int = 0
+    """More of a step with a drafter."""
 
     def layer_ns(self, device: Device, mlp: Mlp) -> int:
         """Return the fixed time of a layer."""
@@ -95,49 +89,41 @@ class Kernels:
         """Return the fixed time of the embedding on one of so many devices."""
         if device.kind == "cpu" and device.table_ns is not None:
             return device.table_ns
-        return _kernels_ns(device, self.embed + self.divided_embed * (members > 1), 1, self.least_ns)
+        return _kernels_ns(device, self.embed + self.divided_embed * (members > 1), 1)
 
     def lm_head_ns(self, device: Device) -> int:
-        """Return the fixed time of the final norm, the lm_head, the walk over the tree and the commit."""
+        """Return the fixed time of the final norm, the lm_head, the walk, the commit, and of the host behind them."""
         if device.kind == "cpu" and device.table_ns is not None:
             return device.table_ns
-        return _kernels_ns(device, self.lm_head, 1, self.least_ns)
+        return _kernels_ns(device, self.lm_head, 1) + (self.between_steps_ns if device.kind == "cuda" else 0)
 
     def pass_ns(self, device: Device, num_layers: int) -> int:
         """Return the fixed time of one pass of a drafter with so many layers."""
         if device.kind == "cpu" and device.pass_ns is not None:
             return device.pass_ns + num_layers * device.overhead_ns
         kernels = self.drafter_pass + num_layers * self.layer
-        return _kernels_ns(device, kernels, CPU_PASS_BLOCKS + num_layers, self.least_ns)
+        return _kernels_ns(device, kernels, CPU_PASS_BLOCKS + num_layers)
 
     def draft_step_ns(self, device: Device) -> int:
         """Return the fixed time of a drafter's device once in a step; none of a CPU, which is the host."""
-        return _kernels_ns(device, self.draft, 0, self.least_ns) + (self.host_ns if device.kind == "cuda" else 0)
+        return _kernels_ns(device, self.draft, 0) + (self.tree_step_ns if device.kind == "cuda" else 0)
 
 
 CAPTURED = Kernels(
     layer=launches.LAYER, experts=launches.EXPERTS, choice=launches.CHOICE, groups=0, bias=0, clamp=0,
     embed=launches.EMBED, divided_embed=launches.DIVIDED_TABLES, lm_head=launches.LM_HEAD,
-    drafter_pass=launches.PASS, draft=launches.DRAFT,
-    host_ns=REPLAY_NS,
+    drafter_pass=launches.PASS, draft=launches.DRAFT, between_steps_ns=BETWEEN_STEPS_NS,
 )  # fmt: skip
-"""Of the runtime, where steps are captured as CUDA graphs."""
-LAUNCHED = replace(CAPTURED, least_ns=LAUNCH_NS, captured=False)
-"""Of the runtime, where kernels are launched one by one."""
+"""Of the runtime, whose steps are captured as CUDA graphs."""
 ENGINE = Kernels(
     layer=ENGINE_LAYER, experts=ENGINE_EXPERTS, choice=ENGINE_CHOICE, groups=ENGINE_GROUPS, bias=ENGINE_BIAS,
     clamp=ENGINE_CLAMP, embed=ENGINE_EMBED, divided_embed=0, lm_head=ENGINE_LM_HEAD, drafter_pass=ENGINE_PASS,
-    draft=0, host_ns=ENGINE_TREE_STEP_NS,
+    draft=0, tree_step_ns=ENGINE_TREE_STEP_NS,
 )  # fmt: skip
 """Of the engines of ``tools/measured.yaml``."""
 
 
-def kernels_of(inventory: Inventory) -> Kernels:
-    """Return the kernels of plans for an inventory."""
-    return CAPTURED if uncaptured_on(inventory) is None else LAUNCHED
-
-
-def _kernels_ns(device: Device, kernels: int, cpu_blocks: int, least_ns: int = 0) -> int:
+def _kernels_ns(device: Device, kernels: int, cpu_blocks: int) -> int:
     if device.kind == "cuda":
-        return max(kernels * least_ns, ceil_div(device.overhead_ns * kernels, ENGINE_LAYER))
+        return ceil_div(device.overhead_ns * kernels, ENGINE_LAYER)
     return device.overhead_ns * cpu_blocks

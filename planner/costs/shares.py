@@ -187,6 +187,8 @@ class BaseShares:
     draft: Draft | None
     options: Options
     kernels: Kernels = CAPTURED
+    captured: bool = True
+    """The inventory has GPUs, whose captured steps take memory; of tables it is counted on every device."""
 
     @cached_property
     def kinds(self) -> tuple[LayerClass, ...]:
@@ -261,9 +263,7 @@ class BaseShares:
                     self.model, self.draft, options, share=share, mlp_units=units, group_size=group_size, gpu=gpu
                 )
 
-            return slots.rope_bytes(self.model) + memory.total(
-                _buffers(buffers, self.options, gpu and self.kernels.captured)
-            )
+            return slots.rope_bytes(self.model) + memory.total(_buffers(buffers, self.options, gpu))
 
         return cache(count)
 
@@ -286,7 +286,7 @@ class BaseShares:
             def buffers(own: Options) -> tuple[Buffer, ...]:
                 return embed_buffers(model, own, group_size=group_size, hop=True, leads=True)
 
-            nbytes = memory.total(_buffers(buffers, options, self.kernels.captured))
+            nbytes = memory.total(_buffers(buffers, options, self.captured))
             return memory.Affine(fixed=rows.fixed + nbytes, slope=rows.slope)
 
         return cache(count)
@@ -310,7 +310,7 @@ class BaseShares:
 
             rows = memory.with_rows(
                 weights,
-                lambda n: _buffers(lambda own: buffers(own, n), options, self.kernels.captured),
+                lambda n: _buffers(lambda own: buffers(own, n), options, self.captured),
                 model.vocab_size,
             )
             return memory.Affine(fixed=rows.fixed + slots.norm_bytes(model, dtype), slope=rows.slope)
@@ -425,7 +425,7 @@ class DraftShares:
             whole = memory.draft_mlp(draft, dtype, leader).fixed + slots.draft_fixed_bytes(draft, dtype)
             tables = self.embed.fixed + self.head.fixed
             cached = draft_kv_bytes(self.options, draft, share)
-            nbytes = memory.total(_buffers(buffers, self.options, gpu and self.kernels.captured))
+            nbytes = memory.total(_buffers(buffers, self.options, gpu))
             return weights + whole + tables + nbytes + cached
 
         return cache(count)

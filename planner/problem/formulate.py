@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
-from planner.costs.fixed_work import Kernels, kernels_of
+from planner.costs.fixed_work import CAPTURED, Kernels
 from planner.costs.shares import BaseShares, DraftShares, sequence_of
 from planner.costs.topology import Fabric
 from planner.problem.device_sets import Candidates, DeviceSet
@@ -209,11 +209,14 @@ class Formulation:
     @cached_property
     def kernels(self) -> Kernels:
         """Kernels by which a step on GPUs is priced."""
-        return kernels_of(self.inventory)
+        return CAPTURED
 
     @cached_property
     def _shares(self) -> BaseShares:
-        return BaseShares(model=self.model, draft=self.draft, options=self.options, kernels=self.kernels)
+        captured = any(device.kind == "cuda" for device in self.inventory.devices)
+        return BaseShares(
+            model=self.model, draft=self.draft, options=self.options, kernels=self.kernels, captured=captured
+        )  # fmt: skip
 
     @cached_property
     def _draft_shares(self) -> DraftShares | None:

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import groupby
 
-from planner.costs.fixed_work import kernels_of
 from planner.costs.shares import BaseShares, DraftShares, kinds_of
 from planner.costs.topology import Fabric
 from planner.integers import PS_PER_NS, ceil_div, rounds
@@ -50,8 +49,7 @@ def draft_ns(plan: Plan, options: Options) -> int:
     draft, placement = plan.draft, plan.draft_placement
     assert draft is not None
     assert placement is not None
-    placed, kernels = _Placed(plan, options, draft), kernels_of(plan.inventory)
-    shares = DraftShares(model=plan.model, draft=draft, options=options, kernels=kernels)
+    placed, shares = _Placed(plan, options, draft), DraftShares(model=plan.model, draft=draft, options=options)
     links, group = placed.links, placed.device_set(placement.devices)
     members, kv = group.devices, kv_shares(placement, placement.kv_heads)
     sizes = placement.kv_subgroups or (1,) * len(members)
@@ -80,8 +78,7 @@ class _Placed:
     def __init__(self, plan: Plan, options: Options, draft: Draft | None) -> None:
         self.plan = plan
         self.links = Links(fabric=Fabric(inventory=plan.inventory))
-        kernels = kernels_of(plan.inventory)
-        self.shares = BaseShares(model=plan.model, draft=draft, options=options, kernels=kernels)
+        self.shares = BaseShares(model=plan.model, draft=draft, options=options)
         self.index = {device.id: number for number, device in enumerate(plan.inventory.devices)}
 
     def ns(self) -> int:

@@ -17,9 +17,10 @@ because all ranks go through their groups in one order: embed, each stage after 
 feature, draft, world.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from plans.kv import kv_division
 from plans.schema import DraftPlacement, Plan, Stage, Transport
+from runtime.comm.host_work import HostWork
 from runtime.comm.progress import Progress
 from runtime.errors import PeerError
 
@@ -58,11 +60,18 @@ class Group:
     name: str
     ranks: tuple[int, ...]
     rank: int
-    staged: bool
-    """True: tensors of an accelerator are copied through host memory, because the transport knows only that."""
     handle: Collectives | None
     """Its transport; None: local. A local group of several ranks is one whose members all hold the data already."""
+    waits: bool = False
+    """True: the host waits in a collective, until it is done; otherwise it is put into the queue of the device."""
+    staged: bool = False
+    """True: tensors are copied through memory of the host, as the transport knows only that, and the device has its
+    own."""
     progress: Progress = field(default_factory=Progress)
+    host: HostWork = field(default_factory=HostWork)
+    wires: dict[tuple[int, torch.Size, torch.dtype], Tensor] = field(default_factory=dict, compare=False)
+    """Memory of the host that staged tensors pass through, by number of an operand, shape and dtype: kept, since a
+    captured step has its address."""
 
     @property
     def sends(self) -> bool:
@@ -86,53 +95,69 @@ class Group:
         """Fill ``tensor`` on all members with its value on rank ``source``."""
         if self.handle is None:
             return
-        with self._link(tensor, inside=False) as wire:
-            self.handle.broadcast(wire, source)
+        broadcast = partial(self.handle.broadcast, source=source)
+        own = self.rank == source
+        self._run(broadcast, (tensor,), read=(own,), written=(not own,), inside=False)
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Sum over the members, in place."""
-        if self.handle is None:
-            return
-        with self._link(tensor, inside=True) as wire:
-            self.handle.all_reduce(wire)
+        if self.handle is not None:
+            self._run(self.handle.all_reduce, (tensor,), read=(True,), written=(True,), inside=True)
 
     def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
         """Return all members' tensors, stacked in the order of the group: [members, ...], in ``out`` if it is given."""
         if self.handle is None:
             return tensor.unsqueeze(0)
         out = tensor.new_empty((len(self.ranks), *tensor.shape)) if out is None else out
-        with self._link(out, inside=True, gathers=True) as wire:
-            own = tensor
-            if tensor.device != wire.device:
-                with self.progress.reading():
-                    own = tensor.to(wire.device)
-            self.handle.all_gather(own, wire)
+        self._run(self.handle.all_gather, (tensor, out), read=(True, False), written=(False, True), inside=True)
         return out
 
-    @contextmanager
-    def _link(self, tensor: Tensor, *, inside: bool, gathers: bool = False) -> Iterator[Tensor]:
-        """Yield the tensor as the transport takes it; afterwards copy back what the collective left there.
+    def _run(
+        self, collective: Callable[..., None], tensors: tuple[Tensor, ...], *, read: tuple[bool, ...],
+        written: tuple[bool, ...], inside: bool,
+    ) -> None:  # fmt: skip
+        """Run a collective on tensors, of which it reads some and writes some. Raises PeerError.
 
         ``inside``: the time belongs to the part of a step that is running, which the other members run too; otherwise
-        it is that of a message between parts. ``gathers``: the collective reads nothing from the tensor. Raises
-        PeerError.
+        it is that of a message between parts. Staged tensors are copied to the host, which waits for them, and back:
+        the copies are the device's work, also where a step is captured.
         """
-        staged, wire = self.staged and tensor.is_cuda, tensor
-        if staged and gathers:
-            wire = torch.empty_like(tensor, device="cpu")
-        elif staged:
-            with self.progress.reading():
-                wire = tensor.cpu()
+        if not self.staged:
+            self._reported(collective, tensors, inside)
+            return
+        wires = tuple(self._wire(number, tensor) for number, tensor in enumerate(tensors))
+        for wire, tensor, reads in zip(wires, tensors, read, strict=True):
+            if reads:
+                wire.copy_(tensor, non_blocking=True)
+        device = tensors[0].device
+
+        def on_host() -> None:
+            if device.type == "cuda":
+                with self.progress.reading():
+                    torch.cuda.current_stream(device).synchronize()
+            self._reported(collective, wires, inside)
+
+        self.host(on_host)
+        for wire, tensor, writes in zip(wires, tensors, written, strict=True):
+            if writes:
+                tensor.copy_(wire, non_blocking=True)
+
+    def _wire(self, number: int, tensor: Tensor) -> Tensor:
+        """Return memory of the host for an operand of a collective."""
+        key = number, tensor.shape, tensor.dtype
+        if key not in self.wires:
+            self.wires[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return self.wires[key]
+
+    def _reported(self, collective: Callable[..., None], tensors: tuple[Tensor, ...], inside: bool) -> None:
         try:
-            with self.progress.collective(self.name, inside=inside, queued=not self.staged):
-                yield wire
+            with self.progress.collective(self.name, inside=inside, queued=not self.waits):
+                collective(*tensors)
         except RuntimeError as error:
             if is_device_error(error):
                 raise
             reason = str(error).partition("\n")[0]
             raise PeerError(f"group {self.name} (ranks {', '.join(map(str, self.ranks))}): {reason}") from error
-        if staged:
-            tensor.copy_(wire)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +178,7 @@ class Comm:
     """Subgroup of this rank in the drafter."""
     feature: Group | None
     world: Group
+    host: HostWork = field(default_factory=HostWork)
     outbox: Tensor | None = None
     """Outbox of this rank in the memory that it shares with others, uint8; None: it shares none."""
     resources: ExitStack = field(default_factory=ExitStack)
@@ -168,6 +194,11 @@ class Maker(Protocol):
     @property
     def progress(self) -> Progress:
         """Progress of the rank, to which its collectives are reported."""
+        ...
+
+    @property
+    def host(self) -> HostWork:
+        """Work of the rank's host, some of its collectives."""
         ...
 
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
@@ -200,6 +231,7 @@ def groups(plan: Plan, maker: Maker) -> Comm:
     return Comm(
         rank=maker.rank,
         progress=maker.progress,
+        host=maker.host,
         embed=maker.group("embed", embed, plan.embed.transport),
         stages=tuple(maker.group(f"stages[{s}]", stage, plan.stages[s].transport) for s, stage in enumerate(stages)),
         subgroup=next((group for group in subgroups if group is not None), None),

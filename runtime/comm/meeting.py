@@ -18,9 +18,10 @@ import torch.distributed as dist
 from torch.distributed import FileStore, Store, TCPStore
 
 from plans import codec
-from plans.schema import Plan, Transport
+from plans.schema import Device, Plan, Transport
 from plans.shared_memory import sharing
 from runtime.comm.groups import Collectives, Comm, Group, groups, is_device_error
+from runtime.comm.host_work import HostWork
 from runtime.comm.progress import Progress
 from runtime.comm.shared_memory import Kernels, SharedGroup, SharedMemory, address_of, path_of, unnamed_memory
 from runtime.comm.torch_groups import TorchGroup
@@ -82,7 +83,7 @@ def connect(plan: Plan, rank: int, rendezvous: Rendezvous | None, progress: Prog
     """
     world = len(plan.devices)
     if rendezvous is None or world == 1:
-        return groups(plan, _Maker(rank=rank, progress=progress, memory=None, handles={}))
+        return groups(plan, _maker(plan, rank, progress, None))
     with ExitStack() as resources:
         try:
             stored = plan.transports & {"gloo", "nccl"}
@@ -94,7 +95,7 @@ def connect(plan: Plan, rank: int, rendezvous: Rendezvous | None, progress: Prog
                 resources.callback(_disconnect)
                 progress.tick()
             memory = _share(plan, rank, rendezvous, store, kernels, resources)
-            comm = groups(plan, _Maker(rank=rank, progress=progress, memory=memory, handles={}))
+            comm = groups(plan, _maker(plan, rank, progress, memory))
         except (RuntimeError, ValueError) as error:
             if is_device_error(error):
                 raise
@@ -156,7 +157,9 @@ class _Maker:
     """Factory that makes each of torch's groups once, in the same order on every rank, as torch requires."""
 
     rank: int
+    device: Device
     progress: Progress
+    host: HostWork
     memory: SharedMemory | None
     handles: dict[tuple[tuple[int, ...], str], dist.ProcessGroup]
     """By ascending ranks and transport."""
@@ -165,8 +168,11 @@ class _Maker:
         collectives = self._collectives(ranks, transport)
         if self.rank not in ranks:
             return None
-        staged = transport in ("gloo", "shm")
-        return Group(name=name, ranks=ranks, rank=self.rank, staged=staged, handle=collectives, progress=self.progress)
+        waits = transport in ("gloo", "shm")
+        return Group(
+            name=name, ranks=ranks, rank=self.rank, handle=collectives, waits=waits,
+            staged=waits and self.device.kind == "cuda", progress=self.progress, host=self.host,
+        )  # fmt: skip
 
     def _collectives(self, ranks: tuple[int, ...], transport: Transport) -> Collectives | None:
         if transport == "local":
@@ -189,3 +195,9 @@ class _Maker:
                 torch.cuda.synchronize()
                 self.progress.tick()
         return self.handles[key]
+
+
+def _maker(plan: Plan, rank: int, progress: Progress, memory: SharedMemory | None) -> _Maker:
+    """Return the factory of a rank's groups."""
+    device = plan.devices[rank]
+    return _Maker(rank=rank, device=device, progress=progress, host=HostWork(), memory=memory, handles={})

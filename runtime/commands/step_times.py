@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from plans.graphs import uncaptured
+from plans.graphs import captures
 from plans.schema import Plan
 from runtime.errors import RequestError
 from runtime.request import Completion, RankTimings, Request, check_request, first_acceptance
@@ -116,7 +116,7 @@ class Measured:
 
 def measure(engine: "Engine", bench: Bench) -> Measured:
     """Time a plan; the modes take turns, so that other load on the machine disturbs both alike."""
-    requests, captured = bench.requests(engine.plan), uncaptured(engine.plan) is None
+    requests, captured = bench.requests(engine.plan), captures(engine.plan)
     runs: dict[str, list[Repeat]] = {mode: [] for mode in requests}
     digest = ""
     for number in range(bench.repeats + 1):

@@ -44,7 +44,7 @@ class Samplings:
         if sampling is not None:
             self._temperatures[place].fill_(sampling.temperature)
             self._top_k[place].fill_(NO_TOP_K if sampling.top_k is None else sampling.top_k)
-            self._top_p[place].fill_(NO_TOP_P if sampling.top_p in (None, 1.0) else sampling.top_p or 0.0)
+            self._top_p[place].fill_(NO_TOP_P if sampling.least_mass is None else sampling.least_mass)
             self._keys[place].fill_(key_of(sampling.seed))
 
     def forget(self, place: int) -> None:
@@ -77,7 +77,7 @@ class Samplings:
         if not self.alike and sampling is None:
             return None
         has_top_k = self.alike or (sampling is not None and sampling.top_k is not None)
-        has_top_p = self.alike or (sampling is not None and sampling.top_p not in (None, 1.0))
+        has_top_p = self.alike or (sampling is not None and sampling.least_mass is not None)
         return Target(
             temperature=self._temperatures[own],
             top_k=self._top_k[own] if has_top_k else None,

@@ -205,14 +205,14 @@ class Drafter:
 
     def _rotary_at(self, positions: Tensor) -> tuple[Tensor, ...]:
         """Return the rotary table, as ``Rows`` has it, at positions [W]."""
-        return rotary_at(self._rotary, positions) if ops.has_kernels(positions) else self._rotary
+        return rotary_at(self._rotary, positions) if ops.is_cpu(positions) else self._rotary
 
     def _mask(
         self, positions: Tensor, ancestors: Tensor | None, lengths: Tensor, *, appended: int, tree: int
     ) -> Mask | None:
         """Return the mask of a forward on a GPU, None on a CPU; arguments as in ``Mask``."""
         cache = self._cache
-        if ops.has_kernels(positions):
+        if ops.is_cpu(positions):
             return None
         hides_tree = self._share.axis == "context" and self._share.part > 0  # it is on every member, and counts once
         return Mask(
@@ -371,6 +371,16 @@ class Drafter:
             level = growth.grow(level, *self._candidates(hidden, tree))
         trees, self.pool = growth.finish(), growth.pool
         return trees
+
+    def windows(self, count: int) -> tuple[int, ...]:
+        """Return the rows of the cache that the first ``count`` sequences attend to by a bias; () where by a mask.
+
+        Of those that the passes of a step attend to they are the most; fewer are so for as many positions.
+        """
+        if self._bias is None:
+            return ()
+        _, own = shared(range(count), self._cache.sequences)
+        return (self._cache.window(0, own), self._cache.window(self._kept, own))
 
     def commit(self, accepted: Tensor, first: int) -> None:
         """Make pairs that were run part of each sequence from ``first`` on: ``accepted`` [S] + 1."""

@@ -1,29 +1,37 @@
-"""Steps that a GPU replays: one CUDA graph for each shape of a step, captured when the shape comes for the second time.
+"""Steps that a GPU replays: CUDA graphs for each shape of a step, captured when the shape comes for the second time.
 
     first time     run: what an operation loads, compiles or plans when it is first used is there afterwards
-    second time    captured, then replayed
-    later          replayed: one launch for the whole step
+    second time    captured piece by piece, and each piece replayed at once: so it is done, too
+    later          replayed, piece by piece
+
+A piece is what a rank gives its GPU between two collectives that its host waits in (``comm.host_work``): over NCCL, or
+on one GPU, a step is one piece and one launch. Where messages go through shared memory or gloo, as to a CPU, the host
+does them between the pieces, in the step's order. So each rank captures its own steps, whatever the others do; ranks
+that are connected by NCCL capture the same steps, as they are GPUs, and know the same.
 
 A graph has the addresses and shapes of the step that was captured, and no number of the host. So what differs between
 two steps of a shape lies on the device: trees and lengths, which the step itself writes; samplings, ends and notices,
 which are written between two steps. Warm-up runs every shape often enough (``processes.rank``).
 
 Shapes are few: numbers of places, powers of two up to the batch, with the tree that the plan has for them, drafted or
-plain, greedy or sampled. A step that is no repetition is run: one in which a sequence joins or the kind of tree
-changes, one that is timed part by part, and one whose candidates are kept. Prefill is run, too.
-
-Whether a plan's steps are captured is said by ``plans.graphs.uncaptured``; then all ranks capture, and replay in lock
-step, with the collectives of NCCL inside.
+plain, greedy or sampled; where devices divide ``head_dim`` also the rows of the caches that they add up scores of. A
+step that is no repetition is run: one in which a sequence joins or the kind of tree changes, one that is timed part by
+part, and one whose candidates are kept. Prefill is run, too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 
+from plans.graphs import POOL, RESERVED_BYTES
 from plans.schema import Tree
+from runtime.comm.host_work import HostWork, Work
 from runtime.comm.progress import Progress
+from runtime.errors import MachineError
 
 Replay = Callable[[], object]
 
@@ -31,8 +39,8 @@ Replay = Callable[[], object]
 class Capture(Protocol):
     """The capture of a GPU's work: CUDA's, or a test's."""
 
-    def __call__(self, work: Callable[[], None]) -> Replay:
-        """Capture what ``work`` gives the device, without doing it; return what does it."""
+    def __call__(self) -> AbstractContextManager[Replay]:
+        """Capture what the device is given within a context, without doing it; yield what does it afterwards."""
         ...
 
 
@@ -48,42 +56,51 @@ class Shape:
     """Kind of the trees that are verified and drafted; None: their roots."""
     sampled: bool
     """A sequence samples."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Captured:
-    """A captured step, and the groups of the collectives in it, in their order."""
-
-    replay: Replay
-    groups: tuple[str, ...]
+    windows: tuple[int, ...] = ()
+    """Rows of the caches that are attended to, where their number is the host's (``split_kv.reads_bias``)."""
 
 
 class CudaCapture:
     """Captures as CUDA graphs, whose temporaries are in one pool: they are replayed one at a time."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, device_id: str, planned_bytes: int) -> None:
+        """``device_id``: in the plan, which has ``planned_bytes`` for the pool."""
         self._device, self._pool = device, torch.cuda.graph_pool_handle()
+        self._device_id, self._planned_bytes = device_id, planned_bytes
 
-    def __call__(self, work: Callable[[], None]) -> Replay:
+    @contextmanager
+    def __call__(self) -> Iterator[Replay]:
+        """Raise MachineError where the pool takes more memory than the plan has for it."""
         graph = torch.cuda.CUDAGraph()
         # other threads, NCCL's among them, may ask the driver something meanwhile
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            work()
-        return graph.replay
+            yield graph.replay
+        self.check()
 
     def pool_bytes(self) -> int:
         """Return the memory of the pool, which it keeps."""
         return sum(segment["total_size"] for segment in torch.cuda.memory_snapshot(self._pool))
 
+    def check(self) -> None:
+        """Raise MachineError where the pool takes more memory than the plan has for it."""
+        taken = self.pool_bytes()
+        if taken > self._planned_bytes + RESERVED_BYTES:
+            raise MachineError(
+                f"device {self._device_id}: captured steps take {taken} bytes of its memory, expected at most "
+                f"{self._planned_bytes}, which the plan has for them ({POOL}), and {RESERVED_BYTES} of the reserve: "
+                "build a plan with a smaller batch or tree"
+            )
+
 
 class Graphs:
     """The captured steps of one rank."""
 
-    def __init__(self, capture: Capture | None, progress: Progress) -> None:
+    def __init__(self, capture: Capture | None, progress: Progress, host: HostWork) -> None:
         """``capture``: None where steps are run and nothing is captured."""
-        self._capture, self._progress = capture, progress
-        self._captured: dict[Shape, Captured] = {}
-        self._run: set[Shape] = set()
+        self._capture, self._progress, self._host = capture, progress, host
+        self._captured: dict[Shape, list[Work]] = {}
+        """Pieces of each step, and between them the work of the host."""
+        self._run_once: set[Shape] = set()
 
     @property
     def captures(self) -> bool:
@@ -95,21 +112,47 @@ class Graphs:
         """Number of captured steps."""
         return len(self._captured)
 
-    def step(self, shape: Shape | None, work: Callable[[], None]) -> None:
+    def step(self, shape: Shape | None, work: Work) -> None:
         """Do a step's work: replay it where it was captured. ``shape``: None of a step that is no repetition."""
         if shape is None:
             work()
-            return
-        assert self._capture is not None, "only what may be captured has a shape"
-        captured = self._captured.get(shape)
-        if captured is None and shape not in self._run:
-            self._run.add(shape)
+        elif shape in self._captured:
+            self._progress.begin("verify")  # and no later phase: a piece is one launch
+            for piece in self._captured[shape]:
+                piece()
+        elif shape in self._run_once:
+            self._captured[shape] = self._captured_and_done(work)
+        else:
+            self._run_once.add(shape)
             work()
-            return
-        if captured is None:
-            with self._progress.capturing() as groups:
-                replay = self._capture(work)
-            captured = self._captured[shape] = Captured(replay=replay, groups=tuple(groups))
-        self._progress.begin("verify")  # and no later phase: the step is one launch
-        self._progress.queue(captured.groups)
-        captured.replay()
+
+    def _captured_and_done(self, work: Work) -> list[Work]:
+        """Capture a step's work and do it, piece by piece; return the pieces, with the work of the host."""
+        done: list[Work] = []
+        with ExitStack() as piece:
+            piece.enter_context(self._piece(done))
+
+            def between(host_work: Work) -> None:
+                piece.close()
+                host_work()
+                done.append(host_work)
+                piece.enter_context(self._piece(done))
+
+            with self._host.handed_to(between):
+                work()
+        return done
+
+    @contextmanager
+    def _piece(self, done: list[Work]) -> Iterator[None]:
+        """Capture what the device is given within this context; then do it, and add it to what is done."""
+        assert self._capture is not None, "only what may be captured has a shape"
+        with self._progress.capturing() as groups, self._capture() as replay:
+            yield
+        replayed = partial(self._replay, replay, tuple(groups))
+        replayed()
+        done.append(replayed)
+
+    def _replay(self, replay: Replay, groups: tuple[str, ...]) -> None:
+        """Replay a piece; ``groups``: of the collectives in it, in their order."""
+        self._progress.queue(groups)
+        replay()

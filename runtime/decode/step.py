@@ -154,7 +154,7 @@ class Stepper:
         device: torch.device,
         capture: Capture | None = None,
     ) -> None:
-        """``capture``: of repeated steps, on a GPU of a plan whose steps are captured (``graphs``)."""
+        """``capture``: of repeated steps, on a GPU (``graphs``); None: steps are run."""
         self._comm, self._progress, self._options = comm, comm.progress, plan.options
         batch, movable = plan.options.batch, is_movable(plan)
         self._places = [places(plan, count) for count in range(batch + 1)]
@@ -177,7 +177,7 @@ class Stepper:
         self._joining: dict[int, Root] = {}
         """Places that the next step drafts the first tree for."""
         self._samplings = Samplings(batch, device, alike=self._parts.padded)
-        self.graphs = Graphs(capture, comm.progress)
+        self.graphs = Graphs(capture, comm.progress, comm.host)
         self._trees: list[list[int]] = [[] for _ in range(batch)]
         """Tokens of each active place's tree."""
         self._pools: dict[int, Pool] = {}
@@ -384,13 +384,20 @@ class Stepper:
             places=work.places.stop,
             tree=work.next,
             sampled=self._samplings.any(work.places),
+            windows=self._windows(work),
         )
+
+    def _windows(self, work: Work) -> tuple[int, ...]:
+        """Return how many rows of the caches a step attends to, where that is not for the device to know."""
+        count, base, drafter = work.places.stop, self._parts.base, self._parts.drafter
+        windows = () if base is None else base.windows(count)
+        return windows if drafter is None or not self._channel.drafted else windows + drafter.windows(count)
 
     def _compute(self, work: Work, trees: tuple[Tensor, Tensor], notice: Callable[[], Notice] | None) -> None:
         """Verify trees, accept, draft the next trees, commit: all on the device, whose host reads nothing.
 
-        ``trees``: tokens and parents of each place's. ``notice``: None: it is noted already. A rank without a part
-        skips it; ``accepted`` is None on ranks that do not have the lm_head, and where no place is active.
+        ``trees``: tokens and parents of each place's. ``notice``: None: it is noted already. ``accepted`` is None on
+        ranks that do not have the lm_head, and where no place is active.
         """
         channel, accepted = self._channel, None
         tokens, parents = (whole[work.places] for whole in trees)

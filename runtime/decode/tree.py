@@ -18,7 +18,7 @@ def ancestors(parents: Tensor, levels: int) -> Tensor:
     Trees have at most ``levels`` levels below the root. On a GPU each row follows its parents. On a CPU the matrix of
     parent links, with ones on its diagonal, is squared until it spans the deepest path: ceil(log2(levels)) times.
     """
-    if not ops.has_kernels(parents):
+    if not ops.is_cpu(parents):
         visible: Tensor = ops.on_gpu("trees").ancestors(parents, levels)
         return visible
     batch, nodes = parents.shape

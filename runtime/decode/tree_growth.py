@@ -164,7 +164,7 @@ class DynamicOnGpu:
     def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
         trees = ops.on_gpu("trees")
         self._roots = roots
-        self._grown = trees.Pool(self._batch, self.top_k, self._tree.depth, self._words, self._device)
+        self._grown = trees.Pool(self._batch, self._tree, self._words, self._device)
         return self._add(0, tokens, scores)
 
     def grow(self, level: Level, tokens: Tensor, scores: Tensor) -> Level | None:

@@ -41,7 +41,7 @@ def walk(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: in
     the base's choice after each node, ``kept`` = A the most nodes of a path. A node is accepted when it and all above
     it are what the base chose; siblings differ, so the accepted nodes are one path, and the deepest is its tip.
     """
-    if not ops.has_kernels(tokens):
+    if not ops.is_cpu(tokens):
         accepted, path, following = ops.on_gpu("trees").walk(tokens, parents, chosen, kept)
         return Verdict(accepted=accepted, path=path, tokens=following)
     batch, nodes = tokens.shape

@@ -106,6 +106,10 @@ class Base:
         if self._stage is not None:
             self._stage.know(rows, first)
 
+    def windows(self, count: int) -> tuple[int, ...]:
+        """Return the rows of the caches that trees of the first ``count`` sequences attend to by a bias, by view."""
+        return () if self._stage is None else self._stage.windows(count)
+
     def restart(self, sequence: int, source: int, length: int) -> None:
         """Let a sequence begin anew with the first ``length`` committed positions of ``source``; it may be itself."""
         if self._stage is not None:
@@ -221,7 +225,7 @@ class BaseStage:
         if here.stop == here.start:
             return self._forward(hidden, batch * nodes, self._no_rows)
         mask, lengths = mask[here], self.views[0].cache.lengths[own]
-        packed = None if ops.has_kernels(mask) else ops.packed(mask, lengths)
+        packed = None if ops.is_cpu(mask) else ops.packed(mask, lengths)
         rotary, factors = self._at((mask.sum(2) + (lengths - 1)).flatten() if packed is None else packed[1])
         rows = [view.trees(rotary, factors, mask, here, own, packed) for view in self.views]
         return self._forward(hidden, batch * nodes, rows)
@@ -239,6 +243,11 @@ class BaseStage:
         for view in self.views:
             view.cache.know(rows[here], own)
 
+    def windows(self, count: int) -> tuple[int, ...]:
+        """Return the rows that are attended to, as ``Base.windows``."""
+        _, own = shared(range(count), self._sequences)
+        return tuple(view.cache.window(0, own) for view in self.views if view.reads_bias)
+
     def restart(self, sequence: int, source: int, length: int) -> None:
         """Let a sequence begin anew; arguments as in ``Base.restart``."""
         if sequence in self._sequences:
@@ -253,7 +262,7 @@ class BaseStage:
     def _at(self, positions: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Return the rotary tables and the factors of queries, as ``Rows`` has them, at positions [W]."""
         factors = self._query_factors
-        if not ops.has_kernels(positions):
+        if not ops.is_cpu(positions):
             return self._rotary, factors
         if factors is not None:
             factors = factors.index_select(0, positions.clamp(max=len(factors) - 1)).view(-1, 1, 1)

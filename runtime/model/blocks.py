@@ -247,7 +247,7 @@ class Eagle3Layer:
 
     def entered(self, embedded: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return the input of the attention [W, 2H], both states with their norms, and the residual [W, H]."""
-        if ops.has_kernels(hidden):
+        if ops.is_cpu(hidden):
             normed = self.hidden_norm(hidden)
             joined = torch.cat([self.input_norm(embedded), normed], 1)
         else:
@@ -318,7 +318,7 @@ class LmHead:
         """True where one kernel draws for several sequences: on a GPU that has the whole lm_head."""
         if self.weight is None or self.group.handle is not None:
             return False
-        return not ops.has_kernels(self.weight.codes if isinstance(self.weight, Coded) else self.weight)
+        return not ops.is_cpu(self.weight.codes if isinstance(self.weight, Coded) else self.weight)
 
     def draw(self, normed: Tensor, chance: Draw) -> Tensor:
         """``normed`` [W, H] -> a token drawn after each row [W]."""
@@ -345,7 +345,7 @@ class LmHead:
             return ops.top(self._logits(normed, self.weight), count)
         layout = CandidateLayout(top_k=count)
         gathered = self.group.all_gather(self._local(normed, layout))  # [members, W, words]
-        if not ops.has_kernels(normed):
+        if not ops.is_cpu(normed):
             best: tuple[Tensor, Tensor] = ops.on_gpu("top").of_all(gathered, count)
             return best
         values = gathered[:, :, layout.values].transpose(0, 1).flatten(1)
@@ -366,7 +366,7 @@ class LmHead:
 
     def _local(self, normed: Tensor, layout: CandidateLayout) -> Tensor:
         """Return this member's candidates [W, words]; where it has fewer rows than ``top_k``, the rest scores -inf."""
-        if self.weight is not None and not ops.has_kernels(normed):
+        if self.weight is not None and not ops.is_cpu(normed):
             own: Tensor = ops.on_gpu("top").words(self._logits(normed, self.weight), layout.top_k, self.first)
             return own
         mine = torch.zeros((normed.shape[0], layout.words), dtype=torch.float64, device=normed.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from plans.step import BEST_WORDS
 from runtime.comm.groups import Group
+from runtime.model.splitmix64 import GOLDEN, mix, mixed, shifted, signed
 from runtime.sampling import Sampling
 
 # The temporaries of a draw are bounded in plans/buffers.py by `scratch.head` (weights [W, v], and as much again),
@@ -61,7 +62,7 @@ class Target:
         return cls(
             temperature=number(sampling.temperature, torch.float32),
             top_k=None if sampling.top_k is None else number(sampling.top_k, torch.float64),
-            top_p=None if sampling.top_p in (None, 1.0) else number(sampling.top_p or 0.0, torch.float64),
+            top_p=None if sampling.least_mass is None else number(sampling.least_mass, torch.float64),
             key=number(key_of(sampling.seed), torch.int64),
             position=number(position, torch.int64),
         )
@@ -170,46 +171,16 @@ def exponential(key: Tensor, positions: int, first: int, count: int) -> Tensor:
     uniform number between 0 and 1, never either.
     """
     out = torch.empty((positions, count), dtype=torch.float32, device=key.device)
-    tokens = torch.arange(first, first + count, device=key.device).mul_(_GOLDEN)
-    keys = _mixed(torch.arange(positions, device=key.device).add_(key)).unsqueeze(1)
+    tokens = torch.arange(first, first + count, device=key.device).mul_(GOLDEN)
+    keys = mixed(torch.arange(positions, device=key.device).add_(key)).unsqueeze(1)
     # a vocabulary is processed position by position, which bounds temporaries
     at_once = max(1, SMALL_NOISE // max(1, count))
     for part, rows in zip(keys.split(at_once), out.split(at_once), strict=True):
-        uniform = _shifted(_mixed(tokens + part), 11).double().add_(0.5).mul_(2.0**-53)
+        uniform = shifted(mixed(tokens + part), 11).double().add_(0.5).mul_(2.0**-53)
         rows.copy_(uniform.neg_().log1p_().neg_())
     return out
 
 
 def key_of(seed: int) -> int:
     """Return the key of a seed, int64."""
-    return _signed(_mix(seed))
-
-
-def _signed(word: int) -> int:
-    """Return the lower 64 bits of a number as int64."""
-    return (word & (1 << 64) - 1) - ((word & 1 << 63) << 1)
-
-
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-
-def _mix(word: int) -> int:
-    """Return splitmix64 of a number."""
-    word = (word + 0x9E3779B97F4A7C15) & (1 << 64) - 1
-    word = ((word ^ word >> 30) * _FIRST) & (1 << 64) - 1
-    word = ((word ^ word >> 27) * _SECOND) & (1 << 64) - 1
-    return word ^ word >> 31
-
-
-def _mixed(words: Tensor) -> Tensor:
-    """Replace int64 words by their splitmix64, in place; products wrap around."""
-    words.add_(_GOLDEN)
-    words.bitwise_xor_(_shifted(words, 30)).mul_(_signed(_FIRST))
-    words.bitwise_xor_(_shifted(words, 27)).mul_(_signed(_SECOND))
-    return words.bitwise_xor_(_shifted(words, 31))
-
-
-def _shifted(words: Tensor, bits: int) -> Tensor:
-    """Return words shifted to the right, filled with zeros."""
-    return words.bitwise_right_shift(bits).bitwise_and_((1 << 64 - bits) - 1)
+    return signed(mix(seed))

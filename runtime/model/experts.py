@@ -30,7 +30,7 @@ class Clamp:
 
     def __call__(self, both: Tensor) -> Tensor:
         """Return the result [W, m] of gates and ups [W, 2m], which may be overwritten."""
-        if not ops.has_kernels(both):
+        if not ops.is_cpu(both):
             gated: Tensor = ops.on_gpu("rowwise").gated(both, clamp=(self.limit, self.alpha))
             return gated
         gate, up = both.chunk(2, dim=1)
@@ -63,7 +63,7 @@ class Experts:
     def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Return residual + experts [W, H], of ``x`` [W, H]; ``residual`` None: 0."""
         has_channels = self.gate_up is not None and self.down is not None
-        out = self._on_gpu(x, residual) if has_channels and not ops.has_kernels(x) else self._own(x, residual)
+        out = self._on_gpu(x, residual) if has_channels and not ops.is_cpu(x) else self._own(x, residual)
         self.group.all_reduce(out)
         return out
 

@@ -25,6 +25,11 @@ LARGEST = 2.0**127
 """Largest value: codes times the scale that follows from it are finite."""
 
 
+def stored_dims(dtype: torch.dtype, head_dim: int) -> int:
+    """Return the values of a head of ``head_dim`` dims in a row of a cache of a dtype."""
+    return cached_width("int8", head_dim) if dtype == torch.int8 else head_dim
+
+
 def encoded(kv: Tensor) -> Tensor:
     """Return keys or values ``kv`` [..., D] as they are stored, int8; `scratch.stored` bounds its temporaries."""
     values = kv.to(torch.float32, copy=True).clamp_(-LARGEST, LARGEST)

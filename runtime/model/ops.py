@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plans.dtypes import cached_width
 from plans.schema import Activation
 from runtime.errors import MachineError
 from runtime.model.kernels import code
@@ -34,6 +33,7 @@ from runtime.model.kernels.arguments import (
     Top,
 )
 from runtime.model.kernels.processor import multiplies_pairs
+from runtime.model.kv_codes import stored_dims
 from runtime.model.mask import Mask
 
 PARALLEL_WORK = 1 << 16
@@ -99,8 +99,8 @@ def _prepare(kernels: Iterable[str], dtype: torch.dtype) -> None:
         raise MachineError(f"the CPU kernels want libgomp, which torch brings on Linux: {error}") from error
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Return True where the operations on a tensor are those of ``kernels``; on a GPU they are Triton's, cuBLAS's."""
+def is_cpu(x: Tensor) -> bool:
+    """Return True for a tensor of a CPU, whose operations are those of ``kernels``; a GPU's are Triton's, cuBLAS's."""
     return x.is_cpu
 
 
@@ -124,7 +124,7 @@ def widened_scratch(rows: int, inputs: int) -> tuple[Tensor, bool]:
 
 def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ ``weight`` [in, out] + ``added`` [W or 1, out]; ``weight`` is the transpose of a slot."""
-    if not has_kernels(x):
+    if not is_cpu(x):
         if added is None:
             return torch.mm(x, weight)
         # a vector is added by the product itself, and rows by a copy before it
@@ -156,7 +156,7 @@ def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
 
 def product_onto(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Return ``residual`` [W, out] + ``x`` @ ``weight``; on a GPU in the residual's place: nothing is copied."""
-    return product(x, weight, residual) if has_kernels(x) else residual.addmm_(x, weight)
+    return product(x, weight, residual) if is_cpu(x) else residual.addmm_(x, weight)
 
 
 def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def grouped(x: Tensor, index: Tensor | None, weights: Tensor, ends: Tensor) -> T
 
 def norm(x: Tensor, weight: Tensor, eps: float, *, offset: bool = False) -> Tensor:
     """Return ``x`` [W, H] over its root mean square, times ``weight`` [H], or 1 + weight: ``offset``."""
-    if not has_kernels(x):
+    if not is_cpu(x):
         normed: Tensor = on_gpu("rowwise").norm(x, weight, eps, offset=offset)
         return normed
     if offset:
@@ -223,7 +223,7 @@ def normed_onto(
     residual: Tensor, x: Tensor, weight: Tensor, eps: float, *, offset: bool = False, multiplier: float | None = None
 ) -> Tensor:
     """Return residual + multiplier * norm(x) [W, H]; ``multiplier`` None: 1."""
-    if not has_kernels(x):
+    if not is_cpu(x):
         rows = on_gpu("rowwise")
         added: Tensor = rows.norm(
             x, weight, eps, offset=offset, residual=residual, multiplier=1.0 if multiplier is None else multiplier
@@ -235,7 +235,7 @@ def normed_onto(
 
 def gated(both: Tensor, activation: Activation = "silu") -> Tensor:
     """Return act(gate) * up [W, m], of ``both`` [W, 2m]: gates, then ups."""
-    if not has_kernels(both):
+    if not is_cpu(both):
         product_of_both: Tensor = on_gpu("rowwise").gated(both, activation)
         return product_of_both
     (rows, width), size = both.shape, both.itemsize
@@ -255,7 +255,7 @@ def gated(both: Tensor, activation: Activation = "silu") -> Tensor:
 
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the ``count`` highest of each row of logits [W, V], best first: columns, and log-softmax in float32."""
-    if not has_kernels(logits):
+    if not is_cpu(logits):
         highest: tuple[Tensor, Tensor] = on_gpu("top").top(logits, count)
         return highest
     (rows, columns), size = logits.shape, logits.itemsize
@@ -373,7 +373,7 @@ def merge_parts(parts: Tensor, out: Tensor, columns: tuple[int, int], sinks: Ten
 
 def attends(qkv: Tensor, cache: Tensor) -> bool:
     """Return whether ``attend`` applies: on a CPU whose KV cache has the dtype of the activations, or is in int8."""
-    return has_kernels(qkv) and cache.dtype in (qkv.dtype, torch.int8)
+    return is_cpu(qkv) and cache.dtype in (qkv.dtype, torch.int8)
 
 
 def attend(
@@ -391,7 +391,7 @@ def attend(
     (rows, all_heads, head_dim), size, (sequences, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
     kv_heads = (all_heads - query_heads) // 2
     # the kernel computes every address from these sizes
-    assert cache.shape[2:] == (2 * kv_heads, cached_dims(cache, head_dim))
+    assert cache.shape[2:] == (2 * kv_heads, stored_dims(cache.dtype, head_dim))
     assert rotary.shape == (2, rows, 1, head_dim)
     assert (sequences * n, query_heads % kv_heads) == (rows, 0)
     assert first + sequences <= cache.shape[0]
@@ -448,11 +448,6 @@ def _parallel() -> Callable[..., None]:
     """Return libgomp's GOMP_parallel, which torch brings and uses, so that there is one team of threads."""
     parallel: Callable[..., None] = ctypes.CDLL(None).GOMP_parallel
     return parallel
-
-
-def cached_dims(cache: Tensor, head_dim: int) -> int:
-    """Return the values of a head in a row of a cache."""
-    return cached_width("int8" if cache.dtype == torch.int8 else "", head_dim)
 
 
 def attend_int8_address(dtype: torch.dtype) -> int:

@@ -40,14 +40,14 @@ def attend_of(share: KvShare, subgroup: Group | None, memory: Memory, prefix: st
             by_bias=ByHeadDim(group=subgroup, buffer=memory.buffer(f"{prefix}scores").flatten()), by_mask=None
         )
     partial = memory.buffer(f"{prefix}partial").flatten()
-    scores = memory.buffer(f"{prefix}scores").flatten() if ops.has_kernels(partial) else None
+    scores = memory.buffer(f"{prefix}scores").flatten() if ops.is_cpu(partial) else None
     by_context = ByContext(group=subgroup, share=share, buffer=scores, partial=partial)
     return Attend(by_bias=by_context, by_mask=by_context.by_mask)
 
 
 def reads_bias(share: KvShare, cache: Tensor) -> bool:
     """Return True where attention reads a bias: on a CPU, and where devices add up their scores."""
-    return ops.has_kernels(cache) or share.axis == "head_dim"
+    return ops.is_cpu(cache) or share.axis == "head_dim"
 
 
 def cache_of(runs: Sequence[Tensor], tree_rows: int, batch: int, share: KvShare, *, wraps: bool = False) -> KvCache:

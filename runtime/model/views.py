@@ -32,6 +32,11 @@ class View:
         self._hides_tree = share.axis == "context" and share.part > 0
         """Every member of a subgroup has the tree's rows; the first attends to them."""
 
+    @property
+    def reads_bias(self) -> bool:
+        """True where rows attend by a bias, as many columns wide as the host knows to be needed."""
+        return self._bias is not None
+
     def none(self, rotary: Sequence[Tensor]) -> Rows:
         """Return no rows; ``rotary``: the rotary tables."""
         return Rows.none(rotary, self._bias)
@@ -48,7 +53,7 @@ class View:
         bias = oldest = mask = None
         if self._bias is not None:
             bias, oldest = self._bias_of_chunk(self._bias[:width, : stop - start], positions, last)
-        if not ops.has_kernels(positions):
+        if not ops.is_cpu(positions):
             mask = self._mask(positions.flatten(), None, cache.lengths[own], appended=last + 1, tree=0)
         return Rows(
             rotary=tuple(rotary),

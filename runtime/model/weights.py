@@ -85,7 +85,7 @@ def product_onto(residual: Tensor, x: Tensor, weight: Tensor | Coded) -> Tensor:
 
 def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ values.t() + ``added`` [W or 1, out], of a quantized weight's values in float32."""
-    if not ops.has_kernels(x):
+    if not ops.is_cpu(x):
         product_of_codes: Tensor = ops.on_gpu("products").product(x, weight, added)
         return product_of_codes
     (rows, inputs), size, outputs = x.shape, x.itemsize, weight.codes.shape[0]
@@ -122,7 +122,7 @@ def look_up(tokens: Tensor, table: Tensor | Coded, dtype: torch.dtype) -> Tensor
     if isinstance(table, Tensor):
         return functional.embedding(tokens, table)
     assert (table.form.code, table.form.group, table.zeros) == ("int8", None, None), "embeddings have no other codes"
-    if not ops.has_kernels(tokens):
+    if not ops.is_cpu(tokens):
         looked_up: Tensor = ops.on_gpu("tables").look_up(tokens, table.codes, table.scales, dtype)
         return looked_up
     values = table.codes.index_select(0, tokens).float().sub_(INT8_ZERO)

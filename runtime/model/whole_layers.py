@@ -19,6 +19,7 @@ from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer
 from runtime.model.blocks import Layer as LayerBlock
 from runtime.model.kernels.arguments import CODED_ROWS, EPSILON_UNIT, ITEMS, Codes, Forward, Layer
+from runtime.model.kv_codes import stored_dims
 from runtime.model.layers import WHOLE, GatedMlp, Norm, Rows
 from runtime.model.weights import Coded
 
@@ -226,7 +227,7 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
         assert tensor is None or (tensor.shape == expected[name] and tensor.dtype == kind and tensor.is_cpu)
     assert (inputs, heads % own.kv_heads) == (2 * hidden if isinstance(block, Eagle3Layer) else hidden, 0)
     assert cache.dtype in (dtype, torch.int8)
-    assert cache.shape[2:] == (2 * own.kv_heads, ops.cached_dims(cache, own.head_dim))
+    assert cache.shape[2:] == (2 * own.kv_heads, stored_dims(cache.dtype, own.head_dim))
     assert (own.q_norm is None) == (own.k_norm is None)
     at = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
     codes = (ctypes.c_int64 * (len(Codes._fields) * len(matrices)))()

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from plans.acceptance import Drafted
 from plans.artifact import align
 from plans.buffers import OUTBOX
-from plans.graphs import POOL, RESERVED_BYTES, uncaptured
+from plans.graphs import POOL
 from plans.quantized import has_codes
 from plans.schema import MEMORY_TERMS, Plan
 from plans.slots import DRAFT_PREFIX
@@ -29,7 +29,7 @@ from runtime.comm.progress import Progress, Timings
 from runtime.decode.graphs import CudaCapture
 from runtime.decode.pool import compared
 from runtime.decode.step import Mode, Stepper, Taken
-from runtime.errors import MachineError, PeerError, RequestError
+from runtime.errors import PeerError, RequestError
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.image.slots import Image, open_image
@@ -45,9 +45,9 @@ from runtime.text import TOKENIZER_FILE, Output, load_tokenizer
 Deliveries = Generator[tuple[Delivery, ...], None, None]
 """Additions of each turn to the outputs: pieces, then completions."""
 
-WARM_UP_STEPS, CAPTURED_AFTER = 2, 4
-"""Prefill, which pads every prompt to a chunk, and one step; where steps are captured two more: the first repetition,
-which is run, and the second, which is captured (``decode.graphs``)."""
+WARM_UP_STEPS = 4
+"""Prefill, which pads every prompt to a chunk, and one step; then the first repetition, which is run, and the second,
+which GPUs capture (``decode.graphs``)."""
 
 
 def needs_warm_up(plan: Plan) -> bool:
@@ -72,8 +72,8 @@ class Rank:
         self.memory = Memory(plan, device.id, self._device)
         if comm.outbox is not None and device.kind == "cpu":
             self.memory.adopt(OUTBOX, comm.outbox)
-        captures = self._device.type == "cuda" and uncaptured(plan) is None
-        self._capture = CudaCapture(self._device) if captures else None
+        planned = self.memory.planned_bytes(POOL) if self._device.type == "cuda" else None
+        self._capture = None if planned is None else CudaCapture(self._device, device.id, planned)
         self._stepper = Stepper(plan, image, self.memory, comm, self._device, self._capture)
         self._tokenizer: Tokenizer | None = None
 
@@ -115,7 +115,6 @@ class Rank:
             opened.memory.begin_measuring()
             if needs_warm_up(plan):
                 opened.warm_up()
-            opened.check_pool()
         progress.begin("waiting")
         return opened
 
@@ -127,8 +126,7 @@ class Rank:
         into the context.
         """
         options = self.plan.options
-        count = CAPTURED_AFTER if self._stepper.graphs.captures else WARM_UP_STEPS
-        most = min(count, 1 + (options.context - 1) // accept_rows(options))
+        most = min(WARM_UP_STEPS, 1 + (options.context - 1) // accept_rows(options))
         sampled = Sampling(temperature=1.0, top_k=2, top_p=0.5, seed=0)
         modes = [Mode(draft=draft, accept=None) for draft in ((True, False) if self._stepper.drafts else (False,))]
         for mode, sampling, running in product(modes, (None, sampled), self._stepper.counts):
@@ -137,18 +135,6 @@ class Rank:
                 for _ in islice(steps, most):
                     pass
         self._stepper.forget()
-
-    def check_pool(self) -> None:
-        """Raise MachineError where the captured steps take more memory than the plan has for them."""
-        if self._capture is None:
-            return
-        taken, planned = self._capture.pool_bytes(), self.memory.planned_bytes(POOL)
-        if taken > planned + RESERVED_BYTES:
-            raise MachineError(
-                f"device {self.memory.device_id}: captured steps take {taken} bytes of its memory, expected at most "
-                f"{planned}, which the plan has for them ({POOL}), and {RESERVED_BYTES} of the reserve: build a plan "
-                "with a smaller batch or tree"
-            )
 
     def __enter__(self) -> Self:
         return self

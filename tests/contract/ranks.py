@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from plans.buffers import Term
 from plans.schema import Plan, Transport
 from runtime.comm.groups import Comm, Group, groups
+from runtime.comm.host_work import HostWork
 from runtime.comm.progress import Progress
 from runtime.decode.step import Mode, Stepper
 from runtime.image.buffers import Memory
@@ -37,9 +38,12 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ThreadGroup(Group):
-    """A group whose members are threads."""
+class ThreadCollectives:
+    """Collectives of a group whose members are threads."""
 
+    name: str
+    ranks: tuple[int, ...]
+    rank: int
     table: Table
 
     def _all(self, tensor: Tensor) -> list[Tensor]:
@@ -56,9 +60,8 @@ class ThreadGroup(Group):
     def all_reduce(self, tensor: Tensor) -> None:
         tensor.copy_(torch.stack(self._all(tensor)).sum(0))
 
-    def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
-        values = torch.stack(self._all(tensor))
-        return values if out is None else out.copy_(values)
+    def all_gather(self, own: Tensor, out: Tensor) -> None:
+        out.copy_(torch.stack(self._all(own)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +69,24 @@ class ThreadMaker:
     """Makes the groups of one rank; equal groups of all ranks share one table."""
 
     rank: int
+    kind: str
+    """Of the rank's device; what is a GPU in a plan has its messages over gloo or shm staged, wherever it runs."""
     progress: Progress
+    host: HostWork
     tables: dict[tuple[str, tuple[int, ...]], Table]
 
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
         if self.rank not in ranks:
             return None
         if transport == "local":
-            return Group(name=name, ranks=ranks, rank=self.rank, staged=False, handle=None)
+            return Group(name=name, ranks=ranks, rank=self.rank, handle=None)
         table = self.tables.setdefault((name, ranks), Table(barrier=threading.Barrier(len(ranks))))
-        handle: Any = table  # only asked whether it is there
-        return ThreadGroup(name=name, ranks=ranks, rank=self.rank, staged=False, handle=handle, table=table)
+        waits = transport in ("gloo", "shm")
+        handle = ThreadCollectives(name=name, ranks=ranks, rank=self.rank, table=table)
+        return Group(
+            name=name, ranks=ranks, rank=self.rank, waits=waits, staged=waits and self.kind == "cuda", handle=handle,
+            progress=self.progress, host=self.host,
+        )  # fmt: skip
 
 
 def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) -> list[T]:
@@ -88,7 +98,9 @@ def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) 
             torch.set_num_threads(1)
             device = plan.devices[rank]
             image = open_image(plan, directory, device.id, torch_device(device), verify=False)
-            return work(image, groups(plan, ThreadMaker(rank=rank, progress=Progress(), tables=tables)))
+            progress, host = Progress(), HostWork()
+            maker = ThreadMaker(rank=rank, kind=device.kind, progress=progress, host=host, tables=tables)
+            return work(image, groups(plan, maker))
         except BaseException:
             for table in list(tables.values()):
                 table.barrier.abort()
@@ -97,8 +109,8 @@ def on_all_ranks(plan: Plan, directory: Path, work: Callable[[Image, Comm], T]) 
     with ThreadPoolExecutor(len(plan.devices)) as pool:
         ranks = [pool.submit(serve, rank) for rank in range(len(plan.devices))]
         failures = [error for rank in ranks if (error := rank.exception()) is not None]
-    broken = [error for error in failures if not isinstance(error, threading.BrokenBarrierError)]
-    for error in [*broken, *failures]:
+    first = [error for error in failures if not isinstance(error.__cause__ or error, threading.BrokenBarrierError)]
+    for error in [*first, *failures]:
         raise error
     return [rank.result() for rank in ranks]
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from runtime.decode.graphs import Replay
 from runtime.model.triton_kernels import launch
-from tests.contract.ranks import ThreadGroup
+from tests.contract.ranks import ThreadCollectives
 
 Operation = Callable[[], object]
 _recording = threading.local()
@@ -95,17 +95,17 @@ class Recording(TorchDispatchMode):
             operation()
 
 
-def capture(work: Callable[[], None]) -> Replay:
-    """Record a step (``graphs.Capture``)."""
+@contextmanager
+def capture() -> Iterator[Replay]:
+    """Record a piece of a step (``graphs.Capture``)."""
     recording = Recording()
     _recording.now = recording
     try:
         with recording:
-            work()
+            yield recording.replay
     finally:
         _recording.now = None
     recording.undo()
-    return recording.replay
 
 
 @contextmanager
@@ -122,9 +122,9 @@ def recordable() -> Iterator[None]:
 
     with (
         mock.patch.object(launch, "start", _recorded(locked)),
-        mock.patch.object(ThreadGroup, "broadcast", _recorded(ThreadGroup.broadcast)),
-        mock.patch.object(ThreadGroup, "all_reduce", _recorded(ThreadGroup.all_reduce)),
-        mock.patch.object(ThreadGroup, "all_gather", _recorded(ThreadGroup.all_gather)),
+        mock.patch.object(ThreadCollectives, "broadcast", _recorded(ThreadCollectives.broadcast)),
+        mock.patch.object(ThreadCollectives, "all_reduce", _recorded(ThreadCollectives.all_reduce)),
+        mock.patch.object(ThreadCollectives, "all_gather", _recorded(ThreadCollectives.all_gather)),
     ):
         yield
 

@@ -5,7 +5,8 @@ Triton's interpreter runs the kernels of a GPU, slowly.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from plans.schema import Plan, ScheduledTree, Tree
 from runtime.comm.groups import Comm
+from runtime.decode.graphs import Replay
 from runtime.decode.step import Mode, Stepper, Taken
 from runtime.image.buffers import Memory
 from runtime.image.slots import Image
@@ -48,8 +50,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 
 def planned(
     checkpoints: Checkpoints, kind: str | None, devices: Sequence[str], schedule: tuple[ScheduledTree, ...] | None,
-    *, gpus: bool,
+    *, gpus: bool, embed: str | None = None,
 ) -> Plan:  # fmt: skip
+    """Return a plan of one stage; ``embed``: a CPU that has the embedding."""
     model, own = checkpoints.base.model, checkpoints.drafts[kind] if kind else None
     records = [make_device(name, memory_bytes=1 << 34) for name in devices]
     if gpus:
@@ -57,20 +60,33 @@ def planned(
             dataclasses.replace(record, type="gpu", kind="cuda", ordinal=number)
             for number, record in enumerate(records)
         ]
+    records += [make_device(embed, memory_bytes=1 << 34)] if embed else []
     return make_plan(
         model, [group(model, devices, model.num_layers)], draft=own.draft if own else None,
         inputs=inputs(checkpoints.base, own), context=CONTEXT, prefill_chunk=4, batch=2, tree=TREE, schedule=schedule,
-        devices=records,
+        devices=records, embed=[embed] if embed else None,
     )  # fmt: skip
 
 
-def played(plan: Plan, directory: Path, events: Sequence[Event], *, captured: bool) -> tuple[list[list[int]], int, int]:
-    """Return the tokens of each sequence, and how many steps were captured and replayed."""
+def played(
+    plan: Plan, directory: Path, events: Sequence[Event], *, captured: bool
+) -> tuple[list[list[int]], int, int, int]:
+    """Return the tokens of each sequence, how many steps were captured and replayed, and of how many pieces."""
 
-    def play(image: Image, comm: Comm) -> tuple[list[list[int]], int, int]:
+    def play(image: Image, comm: Comm) -> tuple[list[list[int]], int, int, int]:
+        pieces = 0
+
+        @contextmanager
+        def counted_capture() -> Iterator[Replay]:
+            nonlocal pieces
+            pieces += 1
+            with capture() as replay:
+                yield replay
+
+        captures = captured and plan.devices[comm.rank].kind == "cuda"
         with torch.inference_mode():
             memory = Memory(plan, plan.devices[comm.rank].id, CPU)
-            stepper = Stepper(plan, image, memory, comm, CPU, capture if captured else None)
+            stepper = Stepper(plan, image, memory, comm, CPU, counted_capture if captures else None)
         replays, ran = 0, stepper._compute
 
         def counted(*args: object) -> None:
@@ -98,11 +114,12 @@ def played(plan: Plan, directory: Path, events: Sequence[Event], *, captured: bo
                     replays += 1
                     for sequence, place in places.items():
                         tokens[sequence] += taken[place].tokens
-        return tokens, stepper.graphs.count, replays + stepper.graphs.count
+        return tokens, stepper.graphs.count, replays + stepper.graphs.count, pieces
 
     with recordable():
         first, *others = on_all_ranks(plan, directory, play)
-    assert all(other == first for other in others)
+    assert all(other[0] == first[0] for other in others)
+    assert all(other == first for other in others) or not all(device.kind == "cuda" for device in plan.devices)
     return first
 
 
@@ -114,6 +131,9 @@ CASES: dict[str, tuple[str | None, tuple[str, ...], tuple[ScheduledTree, ...] | 
     "a tree for each number, two devices": ("eagle", ("a", "b"), (
         ScheduledTree(sequences=1, tree=TREE), ScheduledTree(sequences=2, tree=SMALL)
     ), [("begin", 0, GREEDY), ("begin", 1, GREEDY), ("step", 5, None), ("end", 0, None), ("step", 5, None)]),
+    "a CPU has the embedding": (None, ("a",), None, [
+        ("begin", 0, GREEDY), ("step", 4, None), ("begin", 1, SAMPLED), ("step", 4, None),
+    ]),
     "plain": (None, ("a",), None, [
         ("begin", 0, OTHER), ("step", 3, None), ("begin", 1, SAMPLED), ("step", 4, None), ("end", 0, None),
         ("step", 2, None),
@@ -121,19 +141,25 @@ CASES: dict[str, tuple[str | None, tuple[str, ...], tuple[ScheduledTree, ...] | 
 }  # fmt: skip
 
 
-SHAPES_AND_REPLAYS = {"joins and ends": (3, 5), "a tree for each number, two devices": (2, 4), "plain": (2, 5)}
+COUNTS = {
+    "joins and ends": (3, 5, 3), "a tree for each number, two devices": (2, 4, 2), "plain": (2, 5, 2),
+    "a CPU has the embedding": (2, 4, 6),
+}  # fmt: skip
+"""Shapes, replays, and pieces: with a CPU a shape has one before the embedding is sent, one up to the step message, and
+one behind it."""
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_replay_is_the_step(case: str, small: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokens are those of the CPU kernels, which run every step."""
     kind, devices, schedule, events = CASES[case]
-    on_cpus, on_gpus = (planned(small, kind, devices, schedule, gpus=gpus) for gpus in (False, True))
-    expected, none, _ = played(on_cpus, compiled(tmp_path / "cpu", on_cpus, small, kind), events, captured=False)
-    monkeypatch.setattr(ops, "has_kernels", lambda x: False)
+    embed = "z" if "CPU" in case else None
+    on_cpus, on_gpus = (planned(small, kind, devices, schedule, gpus=gpus, embed=embed) for gpus in (False, True))
+    expected, none, *_ = played(on_cpus, compiled(tmp_path / "cpu", on_cpus, small, kind), events, captured=False)
+    monkeypatch.setattr(ops, "is_cpu", lambda x: False)
     directory = compiled(tmp_path / "gpu", on_gpus, small, kind)
-    tokens, shapes, replays = played(on_gpus, directory, events, captured=True)
+    tokens, *counts = played(on_gpus, directory, events, captured=True)
     assert none == 0
     assert tokens == expected
-    assert (shapes, replays) == SHAPES_AND_REPLAYS[case], "what is not replayed proves nothing"
+    assert tuple(counts) == COUNTS[case], "what is not replayed proves nothing"
     assert min(len(set(text)) for text in tokens) > 1

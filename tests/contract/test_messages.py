@@ -49,14 +49,14 @@ def sent_bytes(
     sent: dict[tuple[str, str], set[int]] = defaultdict(set)
 
     def recording(name: str, collective: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: ranks.ThreadGroup, tensor: Tensor, *more: Any) -> Any:
+        def call(self: ranks.ThreadCollectives, tensor: Tensor, *more: Any, **named: Any) -> Any:
             sent[self.name, name].add(tensor.nbytes)
-            return collective(self, tensor, *more)
+            return collective(self, tensor, *more, **named)
 
         return call
 
     for name in ("broadcast", "all_reduce", "all_gather"):
-        monkeypatch.setattr(ranks.ThreadGroup, name, recording(name, getattr(ranks.ThreadGroup, name)))
+        monkeypatch.setattr(ranks.ThreadCollectives, name, recording(name, getattr(ranks.ThreadCollectives, name)))
     ranks.decoded(plan, directory, prompts, [9] * len(prompts), draft=plan.draft is not None)
     return dict(sent)
 

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from plans.schema import Plan, Transport
 from runtime.comm.groups import Group, groups
+from runtime.comm.host_work import HostWork
 from runtime.comm.progress import Phase, Progress
 from runtime.decode.messages import Channel, Message, Notice, nothing
 from runtime.decode.step import Mode, Stepper
@@ -194,12 +195,13 @@ class SilentMaker:
 
     rank: int
     progress: Progress
+    host: HostWork = field(default_factory=HostWork)
 
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
         if self.rank not in ranks:
             return None
         handle: Any = None if transport == "local" else object()  # only asked whether it is there
-        return SilentGroup(name=name, ranks=ranks, rank=self.rank, staged=False, handle=handle)
+        return SilentGroup(name=name, ranks=ranks, rank=self.rank, handle=handle)
 
 
 class Phases(Progress):

@@ -25,7 +25,7 @@ from runtime.sampling import Sampling, check_sampling, sampling_of
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
-ALONE = Group(name="test", ranks=(0,), rank=0, staged=False, handle=None)
+ALONE = Group(name="test", ranks=(0,), rank=0, handle=None)
 PARAMETERS = [(0.7, None, None), (1.3, 5, None), (1.0, None, 0.8), (0.9, 20, 0.6), (2.0, 1000, 0.999), (1.0, 1, 0.5)]
 
 
@@ -67,7 +67,7 @@ def together(members: int, act: Callable[[Group], Tensor]) -> list[Tensor]:
     def run_member(rank: int) -> None:
         handle = object() if members > 1 else None
         out[rank] = act(
-            Meeting(name="test", ranks=tuple(range(members)), rank=rank, staged=False, handle=handle)  # type: ignore[arg-type]
+            Meeting(name="test", ranks=tuple(range(members)), rank=rank, handle=handle)  # type: ignore[arg-type]
         )
 
     threads = [threading.Thread(target=run_member, args=(rank,)) for rank in range(members)]

@@ -17,6 +17,7 @@ from torch import Tensor
 import planner
 from planner.demo_model import BASE, HEADS
 from planner.hardware.catalog import DeviceType, catalog
+from plans.graphs import POOL
 from plans.quantized import has_codes
 from plans.schema import Plan
 from runtime.comm.groups import Group
@@ -37,7 +38,7 @@ LARGE_BYTES, LONG_BYTES = 24 << 30, 48 << 30
 MOST_CONTEXT."""
 MOST_CONTEXT = 8192
 GIGA = 1e9
-ALONE = Group(name="check", ranks=(0,), rank=0, staged=False, handle=None)
+ALONE = Group(name="check", ranks=(0,), rank=0, handle=None)
 
 
 def say(what: str, predicted: object, measured: object, right: bool | None = None) -> None:
@@ -171,7 +172,9 @@ class Decoder:
             memory = Memory(plan, plan.devices[0].id, bench.device)
             comm = connect(plan, 0, None, Progress(), ops.exchange)
             slots = RandomSlots(bench.device)
-            capture = CudaCapture(bench.device) if captured and bench.gpu else None
+            capture = None
+            if captured and bench.gpu:
+                capture = CudaCapture(bench.device, memory.device_id, memory.planned_bytes(POOL))
             return cls(plan, memory, Stepper(plan, slots, memory, comm, bench.device, capture), slots, capture)
 
     def floor_ms(self, bench: Bench, *, draft: bool) -> float | None:

@@ -15,6 +15,7 @@ from plans.buffers import device_buffers
 from plans.graphs import POOL, RESERVED_BYTES
 from plans.schema import DType
 from runtime import Engine
+from runtime.comm.host_work import HostWork
 from runtime.comm.progress import Progress
 from runtime.decode.graphs import Graphs
 from runtime.sampling import Sampling
@@ -112,7 +113,7 @@ def memory(bench: Bench) -> None:
 def graph(bench: Bench) -> None:
     """Replay steps as CUDA graphs, and run them: the same tokens, less time, no more memory than planned."""
     decoder = Decoder.of(bench, 8192, captured=True)
-    captured, launched = decoder.stepper.graphs, Graphs(None, Progress())
+    captured, launched = decoder.stepper.graphs, Graphs(None, Progress(), HostWork())
     sampling = Sampling(temperature=0.7, top_k=50, top_p=0.9, seed=1)
     for draft, drawn in ((False, None), (True, None), (True, sampling)):
         name = f"{'EAGLE' if draft else 'plain'}{', sampled' if drawn else ''}"

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plans.dtypes import cached_width
+from runtime.model.kv_codes import stored_dims
 from runtime.model.mask import WORD, Mask
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.float8 import widened
@@ -217,7 +217,7 @@ def _attend(
     n, group = rows // sequences, query_heads // kv_heads
     codes = cache.dtype == torch.int8
     assert (all_heads, query_heads % kv_heads) == (query_heads + both, 0)
-    assert cached == (cached_width("int8", dims) if codes else dims)
+    assert cached == stored_dims(cache.dtype, dims)
     assert (mask.positions.shape, sequences * n) == ((rows,), rows)
     assert mask.ancestors is None or (mask.tree > 0 and mask.ancestors.shape == (rows, ceil_div(mask.tree, WORD)))
     assert qkv.is_contiguous()

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.launch import ceil_div, power_of_two
+from runtime.model.triton_kernels.limits import LAST
 
 PICKS = 1024
 """Picks that a program of ``sort_kernel`` looks at together."""
 VALUES = 1024
 """Channels of a program of ``combine_kernel``."""
-LAST = tl.constexpr(0x7FFFFFFF)
-"""A number above those of all experts."""
 
 
 @triton.jit

@@ -5,8 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from plans.dtypes import cached_width
-from runtime.model.kv_codes import LARGEST, LEAST_SCALE
+from runtime.model.kv_codes import LARGEST, LEAST_SCALE, stored_dims
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.float8 import narrowed
 from runtime.model.triton_kernels.launch import ceil_div, power_of_two
@@ -118,7 +117,7 @@ def rotate_and_store(
     (rows, all_heads, dims), (_, sequence_rows, both, cached) = qkv.shape, cache.shape
     kv_heads = both // 2
     codes = cache.dtype == torch.int8
-    assert (all_heads, cached) == (query_heads + both, cached_width("int8", dims) if codes else dims)
+    assert (all_heads, cached) == (query_heads + both, stored_dims(cache.dtype, dims))
     assert rotary.shape[0] == 2
     assert rotary.shape[2] == dims
     assert positions.shape == (rows,)

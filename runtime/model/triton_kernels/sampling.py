@@ -11,17 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from runtime.model import splitmix64
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.launch import power_of_two
+from runtime.model.triton_kernels.limits import LAST
 
 COLUMNS = 512
 """Columns that a program looks at together."""
-LAST = tl.constexpr(0x7FFFFFFF)
-"""A number above those of all tokens."""
-# int64 with the bits of 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9 and 0x94D049BB133111EB
-GOLDEN, FIRST, SECOND = (
-    tl.constexpr(-7046029254386353131), tl.constexpr(-4658895280553007687), tl.constexpr(-7723592293110705685)
-)  # fmt: skip
+GOLDEN, FIRST, SECOND = (tl.constexpr(word) for word in (splitmix64.GOLDEN, splitmix64.FIRST, splitmix64.SECOND))
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.launch import ceil_div, power_of_two
+from runtime.model.triton_kernels.limits import LAST
 
 COLUMNS = 4096
 """Columns of a program."""
@@ -23,13 +24,13 @@ def block_kernel(logits, values, columns, highs, totals, width, stride, blocks, 
     at = row * blocks + block
     tl.store(highs + at, high)
     tl.store(totals + at, tl.sum(tl.exp(value - base), 0))
-    left = tl.where(column < width, column, 0x7FFFFFFF)
+    left = tl.where(column < width, column, LAST)
     for number in range(K):
         best = tl.max(value, 0)
-        first = tl.min(tl.where(value == best, left, 0x7FFFFFFF), 0)  # of equal ones the first that is left
+        first = tl.min(tl.where(value == best, left, LAST), 0)  # of equal ones the first that is left
         tl.store(values + at * K + number, best)
         tl.store(columns + at * K + number, first)
-        value, left = tl.where(column == first, float("-inf"), value), tl.where(column == first, 0x7FFFFFFF, left)
+        value, left = tl.where(column == first, float("-inf"), value), tl.where(column == first, LAST, left)
 
 
 @triton.jit
@@ -47,15 +48,15 @@ def best_kernel(
     candidate = tl.arange(0, WIDTH)
     inside = candidate < blocks * K
     value = tl.load(values + row * blocks * K + candidate, mask=inside, other=float("-inf"))
-    column = tl.load(columns + row * blocks * K + candidate, mask=inside, other=0x7FFFFFFF)
+    column = tl.load(columns + row * blocks * K + candidate, mask=inside, other=LAST)
     for number in range(K):
         highest = tl.max(value, 0)
-        first = tl.min(tl.where(value == highest, column, 0x7FFFFFFF), 0)
+        first = tl.min(tl.where(value == highest, column, LAST), 0)
         # what is not a number is above nothing: then it is the last column
         tl.store(best + row * K + number, tl.minimum(first, width - 1).to(tl.int64))
         tl.store(scores + row * K + number, highest - log_sum)
         taken = column == first
-        value, column = tl.where(taken, float("-inf"), value), tl.where(taken, 0x7FFFFFFF, column)
+        value, column = tl.where(taken, float("-inf"), value), tl.where(taken, LAST, column)
 
 
 @triton.jit
@@ -78,15 +79,15 @@ def words_kernel(
     candidate = tl.arange(0, WIDTH)
     inside = candidate < blocks * K
     value = tl.load(values + row * blocks * K + candidate, mask=inside, other=float("-inf"))
-    column = tl.load(columns + row * blocks * K + candidate, mask=inside, other=0x7FFFFFFF)
+    column = tl.load(columns + row * blocks * K + candidate, mask=inside, other=LAST)
     for number in range(K):
         highest = tl.max(value, 0)
-        first = tl.min(tl.where(value == highest, column, 0x7FFFFFFF), 0)
+        first = tl.min(tl.where(value == highest, column, LAST), 0)
         # a device with fewer rows than K has no more
         tl.store(words + number, highest.to(tl.float64))
-        tl.store(words + K + number, tl.where(first == 0x7FFFFFFF, 0, first + first_token).to(tl.float64))
+        tl.store(words + K + number, tl.where(first == LAST, 0, first + first_token).to(tl.float64))
         taken = column == first
-        value, column = tl.where(taken, float("-inf"), value), tl.where(taken, 0x7FFFFFFF, column)
+        value, column = tl.where(taken, float("-inf"), value), tl.where(taken, LAST, column)
 
 
 @triton.jit
@@ -108,14 +109,14 @@ def merge_words_kernel(
     at = words + candidate // K * member_stride + candidate % K
     value = tl.load(at, mask=inside, other=float("-inf"))
     token = tl.load(at + K, mask=inside, other=0.0).to(tl.int64)
-    left = tl.where(inside, candidate, 0x7FFFFFFF)
+    left = tl.where(inside, candidate, LAST)
     for number in range(K):
         highest = tl.max(value, 0)
-        first = tl.min(tl.where(value == highest, left, 0x7FFFFFFF), 0)  # of equal ones that of the first member
+        first = tl.min(tl.where(value == highest, left, LAST), 0)  # of equal ones that of the first member
         taken = candidate == first
         tl.store(best + row * K + number, tl.sum(tl.where(taken, token, 0), 0))
         tl.store(scores + row * K + number, (highest - most - log_sum).to(tl.float32))
-        value, left = tl.where(taken, float("-inf"), value), tl.where(taken, 0x7FFFFFFF, left)
+        value, left = tl.where(taken, float("-inf"), value), tl.where(taken, LAST, left)
 
 
 def _of_blocks(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:

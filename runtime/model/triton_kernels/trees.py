@@ -8,11 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plans.schema import Tree
+from plans.step import tree_pool
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.launch import power_of_two
+from runtime.model.triton_kernels.limits import LAST
 
-LAST = tl.constexpr(0x7FFFFFFF)
-"""A number above those of all nodes and candidates."""
 LEAST = tl.constexpr(-0x80000000)
 
 
@@ -170,10 +171,10 @@ def select_kernel(
 class Pool:
     """Candidates of growing trees, level by level, and the beam that is fed next; for one draft."""
 
-    def __init__(self, batch: int, top_k: int, depth: int, words: int, device: torch.device) -> None:
+    def __init__(self, batch: int, tree: Tree, words: int, device: torch.device) -> None:
         """``words``: of int32, with a bit for each cache row of a growing tree."""
-        self._batch, self._top_k, self._depth, self._words = batch, top_k, depth, words
-        size = top_k * (1 + top_k * depth)
+        self._batch, self._top_k, self._depth, self._words = batch, tree.top_k, tree.depth, words
+        size = tree_pool(tree)
         self.tokens, self.parents = torch.empty(2, batch, size, dtype=torch.int64, device=device)
         """[B, P]: ids of the base model, and the parent's number in the pool, -1 for the root."""
         self.scores = torch.empty(batch, size, dtype=torch.float32, device=device)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from planner.costs.fixed_work import CAPTURED, ENGINE, LAUNCH_NS, LAUNCHED, Kernels, kernels_of
+from planner.costs.fixed_work import BETWEEN_STEPS_NS, CAPTURED, ENGINE, ENGINE_TREE_STEP_NS, Kernels
 from plans.schema import Router
 from tests.planner.instances import UNLIKE, formulation
 
@@ -36,35 +36,16 @@ def test_blocks_of_the_runtime_have_the_kernels_that_are_counted() -> None:
     assert CAPTURED.embed_ns(GPU, 2) > CAPTURED.embed_ns(GPU)
 
 
-def test_what_is_launched_one_by_one_takes_the_time_of_its_launches_but_in_layers() -> None:
-    assert LAUNCHED.layer_ns(GPU, DENSE) == CAPTURED.layer_ns(GPU, DENSE)
-    assert LAUNCHED.pass_ns(GPU, 1) == 20 * LAUNCH_NS
-    slow = dataclasses.replace(GPU, overhead_ns=15 * 2 * LAUNCH_NS)
-    assert LAUNCHED.pass_ns(slow, 1) == CAPTURED.pass_ns(slow, 1)
-
-
-def test_an_inventory_is_priced_as_captured_where_all_its_devices_are() -> None:
-    inventory = FORMULATED.inventory
-    devices = tuple(
-        dataclasses.replace(device, kind="cuda", ordinal=number) for number, device in enumerate(inventory.devices)
-    )
-    gpus, first = dataclasses.replace(inventory, devices=devices), devices[0]
-    assert kernels_of(gpus) == CAPTURED
-    with_a_cpu = dataclasses.replace(gpus, devices=(dataclasses.replace(first, kind="cpu"), *gpus.devices[1:]))
-    assert kernels_of(with_a_cpu) == LAUNCHED
-    staged = tuple(dataclasses.replace(host, transport="gloo") for host in gpus.hosts)
-    assert kernels_of(dataclasses.replace(gpus, hosts=staged)) == LAUNCHED
-
-
-@pytest.mark.parametrize("kernels", [CAPTURED, LAUNCHED, ENGINE])
+@pytest.mark.parametrize("kernels", [CAPTURED, ENGINE])
 def test_blocks_of_a_cpu_are_equal(kernels: Kernels) -> None:
     blocks = {kernels.layer_ns(CPU, DENSE), kernels.layer_ns(CPU, EXPERTS), kernels.embed_ns(CPU, 2)}
     assert blocks | {kernels.lm_head_ns(CPU)} == {50_000}
     assert (kernels.pass_ns(CPU, 1), kernels.pass_ns(CPU, 2)) == (200_000, 250_000)
 
 
-@pytest.mark.parametrize("kernels", [CAPTURED, ENGINE])
-def test_a_gpu_waits_for_the_host_once_per_tree(kernels: Kernels) -> None:
+def test_a_gpu_waits_for_the_host_once_a_step() -> None:
+    """Of the runtime drafted or not; of an engine where it builds a tree."""
     idle = dataclasses.replace(GPU, overhead_ns=0)
-    assert kernels.draft_step_ns(idle) == kernels.host_ns <= kernels.draft_step_ns(GPU)
-    assert kernels.draft_step_ns(CPU) == 0
+    assert (CAPTURED.lm_head_ns(idle), CAPTURED.draft_step_ns(idle)) == (BETWEEN_STEPS_NS, 0)
+    assert (ENGINE.lm_head_ns(idle), ENGINE.draft_step_ns(idle)) == (0, ENGINE_TREE_STEP_NS)
+    assert (CAPTURED.draft_step_ns(CPU), ENGINE.draft_step_ns(CPU)) == (0, 0)

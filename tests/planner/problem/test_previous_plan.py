@@ -132,17 +132,18 @@ def test_a_plan_with_previous_checks_clean(tmp_path: Path) -> None:
     ],
 )
 def test_the_answer_moves_the_least_of_all_within_the_tolerance(
-    tmp_path: Path, layers: int, before: list[int], after: list[int], within: int
+    tmp_path: Path, layers: int, before: list[int], after: list[int], within: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compare with the bytes that `diff` counts for the plan of every answer; sizes are KiB, no steps captured."""
+    """Compare with the bytes that `diff` counts for the plan of every answer; sizes are KiB, without captured steps."""
+    for module in ("planner.costs.shares", "plans.buffers"):
+        monkeypatch.setattr(f"{module}.with_graph_pool", lambda buffers_of, options: buffers_of(options))
     sizes = {"num_hidden_layers": layers, "vocab_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
     base = load_base(saved(tmp_path / "m", TINY | sizes))
     common = options_of(base, None, 64, "bfloat16")
 
     def on(kib: list[int], previous: Plan | None = None) -> tuple[Formulation, build.Built]:
         devices = [gpu(f"g{i}", size_kib) for i, size_kib in enumerate(kib)]
-        links = {"class": "shm", "transport": "gloo"}
-        inventory = inventory_of({"hosts": [host("box", *devices, links=links)]}, "bfloat16")
+        inventory = inventory_of({"hosts": [host("box", *devices)]}, "bfloat16")
         options = dataclasses.replace(common, within_ppm=within * PERCENT if previous else None)
         listed = listed_order(previous) if previous else ()
         formulation = Formulation(model=base.model, draft=None, options=options, inventory=inventory, listed=listed)

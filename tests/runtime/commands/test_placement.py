@@ -24,7 +24,7 @@ def test_runs_of_a_stage_are_listed_one_by_one() -> None:
 
 def test_how_steps_are_started_is_said_of_gpus() -> None:
     *_, captured = plan_lines(codec.load(ROOT / "plans" / "llama8b-1gpu"), [])
-    assert captured == "steps: in CUDA graphs, 4 at most"
-    *_, launched = plan_lines(codec.load(ROOT / "plans" / "qwen3-32b-3gpu-cpu"), [])
-    assert launched == "steps: launched one by one: a device is a CPU"
+    assert captured == "steps: in CUDA graphs, 4 shapes at most"
+    *_, divided = plan_lines(codec.load(ROOT / "plans" / "qwen3-32b-3gpu-cpu"), [])
+    assert divided == "steps: in CUDA graphs, 4 shapes at most, divided where a message passes through the host"
     assert list(plan_lines(codec.load(ROOT / "plans" / "demo"), [])) == []

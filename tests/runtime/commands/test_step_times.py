@@ -89,7 +89,7 @@ def test_one_sequence_of_several_is_predicted_by_the_schedule(plan_dir: tuple[Pa
 def test_captured_steps_are_timed_beside_those_whose_parts_are(
     plan_dir: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_times, "uncaptured", lambda plan: None)
+    monkeypatch.setattr(step_times, "captures", lambda plan: True)
     with Engine.open(plan_dir[0]) as engine:
         measured = measure(engine, BENCH)
     for mode in measured.modes:

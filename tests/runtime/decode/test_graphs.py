@@ -1,7 +1,7 @@
 """Captured steps on meta tensors: whatever the host knows, they have the same operations on the same memory."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from plans.graphs import most_shapes, uncaptured, uncaptured_on
-from plans.schema import Device, Plan, Run, ScheduledTree, Tree
+from plans.graphs import most_shapes
+from plans.schema import Device, KvAxis, Plan, Run, ScheduledTree, Tree
 from runtime.comm.groups import groups
+from runtime.comm.host_work import HostWork
 from runtime.comm.progress import Progress
 from runtime.decode.graphs import Graphs, Replay, Shape
 from runtime.decode.step import Mode, Stepper
@@ -71,16 +72,18 @@ class Captures:
         self.signatures: list[list[Any]] = []
         self.faults: list[str] = []
 
-    def __call__(self, work: Callable[[], None]) -> Replay:
+    @contextmanager
+    def __call__(self) -> Iterator[Replay]:
         signature, watch = Signature(), Watch()
-        if not self.signatures:  # the others are compared with the first one
-            with Factories(watch), watch, mock.patch.object(launch, "start", watch.start):
-                work()
-        with signature, mock.patch.object(launch, "start", signature.start):
-            work()
+
+        def start(*operands: Any, **sizes: Any) -> None:
+            watch.start(*operands, **sizes)
+            signature.start(*operands, **sizes)
+
+        with Factories(watch), watch, signature, mock.patch.object(launch, "start", start):
+            yield lambda: None
         self.faults += [*watch.trace.mixed, *watch.trace.waits]
         self.signatures.append(signature.operations)
-        return lambda: None
 
 
 def gpus(*names: str) -> list[Device]:
@@ -98,12 +101,12 @@ def one_gpu(kind: str | None = "eagle3", schedule: tuple[ScheduledTree, ...] | N
     )  # fmt: skip
 
 
-def two_gpus() -> Plan:
+def two_gpus(axis: KvAxis = "context") -> Plan:
     units = MODEL.layers[0].mlp.units
     run = Run(num_layers=MODEL.num_layers, kv_heads=(MODEL.layers[0].attention.num_kv_heads,) * 2,
               mlp_units=even(units, 2))  # fmt: skip
     return make_plan(
-        MODEL, [Group(devices=("a", "b"), runs=(run,), axis="context", subgroups=(2,))],
+        MODEL, [Group(devices=("a", "b"), runs=(run,), axis=axis, subgroups=(2,))],
         draft=make_draft(MODEL, kind="eagle"), devices=gpus("a", "b"), context=4000, dtype="bfloat16",
         prefill_chunk=128, batch=4,
     )  # fmt: skip
@@ -158,6 +161,26 @@ def test_a_captured_step_depends_on_nothing_that_the_host_knows(plan: Plan, rank
     assert captures.faults == []
 
 
+def test_scores_of_divided_heads_are_captured_for_as_many_rows_as_there_are() -> None:
+    """Devices that divide ``head_dim`` add up the scores of a window of the cache: each has its own graph."""
+    captures = Captures()
+    with stepper_of(two_gpus("head_dim"), 1, captures) as stepper:
+        stepper.enter(Mode(draft=stepper.drafts, accept=None))
+        place = begun(stepper, 40, None, [0, 1, 2, 3])
+        for _ in range(3):
+            stepper.step()
+        expected = captured_now(stepper, captures)
+        stepper.step()
+        assert captured_now(stepper, captures) == expected, "one step later"
+        for _ in range(90):  # three positions each, past the window's end
+            stepper.step()
+        (first, *others) = [shape.windows for shape in stepper.graphs._captured]
+        assert others
+        assert all(later[0] > first[0] for later in others[1:])
+        stepper.end(place)
+    assert captures.faults == []
+
+
 def test_every_shape_of_a_plan_is_captured_once() -> None:
     trees = {1: TREE, 2: SMALL, 3: None}
     schedule = tuple(ScheduledTree(sequences=sequences, tree=tree) for sequences, tree in trees.items())
@@ -175,22 +198,6 @@ def test_every_shape_of_a_plan_is_captured_once() -> None:
     assert sorted(shape.places for shape in shapes if not shape.drafted) == [1, 2, 4]
 
 
-def test_a_plan_is_captured_where_nothing_waits_for_the_host() -> None:
-    assert uncaptured(one_gpu()) is None
-    assert uncaptured(two_gpus()) is None
-    cpu = make_plan(MODEL, [group(MODEL, ["a"], MODEL.num_layers)])
-    assert uncaptured(cpu) == "a device is a CPU"
-    inventory = two_gpus().inventory
-    hosts = tuple(dataclasses.replace(host, transport="gloo") for host in inventory.hosts)
-    staged = uncaptured_on(dataclasses.replace(inventory, hosts=hosts))
-    assert staged == "messages go over gloo, which waits for the host"
-    shared = tuple(dataclasses.replace(device, ordinal=0) for device in inventory.devices)
-    assert str(uncaptured_on(dataclasses.replace(inventory, devices=shared))).startswith("several devices are one GPU")
-    stage = dataclasses.replace(two_gpus().stages[0], kv_axis="head_dim")
-    divided = dataclasses.replace(two_gpus(), stages=(stage,))
-    assert str(uncaptured(divided)).startswith("a subgroup divides head_dim")
-
-
 def test_collectives_of_a_replay_are_reported_when_it_is_launched() -> None:
     """A watcher blames the rank that is behind in a group: a captured collective counts with each replay."""
     progress, shape = Progress(), Shape(drafted=False, accept=None, places=1, tree=None, sampled=False)
@@ -200,11 +207,11 @@ def test_collectives_of_a_replay_are_reported_when_it_is_launched() -> None:
             with progress.collective(group_name, inside=False, queued=True):
                 pass
 
-    def capture(work: Callable[[], None]) -> Replay:
-        work()
-        return lambda: None
+    @contextmanager
+    def capture() -> Iterator[Replay]:
+        yield lambda: None
 
-    graphs = Graphs(capture, progress)
+    graphs = Graphs(capture, progress, HostWork())
     for number in (1, 2, 3, 4):
         graphs.step(shape, work)
         assert (progress.status.queued, progress.status.number) == (b"world", number)

@@ -78,7 +78,7 @@ def test_message_views_have_the_priced_bytes_and_fit_their_buffers(options: Opti
 
 @given(options_of(), st.integers(1, 30))
 def test_gathers_have_the_priced_bytes(options: Options, rows: int) -> None:
-    recorder = Recorder(name="head", ranks=(0, 1), rank=0, staged=False, handle=object())  # type: ignore[arg-type]
+    recorder = Recorder(name="head", ranks=(0, 1), rank=0, handle=object())  # type: ignore[arg-type]
     for weight in (torch.ones(8, rows), None):
         recorder.sent.clear()
         head = LmHead(weight=weight, first=0, rows=rows if weight is not None else 0, group=recorder)

@@ -19,8 +19,8 @@ from runtime.model.router import Router
 from runtime.model.triton_kernels import launch
 
 ROWS, HIDDEN, CHANNELS, EXPERTS, PICKED = 9, 16, 24, 6, 3
-ALONE = Group(name="test", ranks=(0,), rank=0, staged=False, handle=None)
-FOLLOWER = Group(name="test", ranks=(1, 0), rank=0, staged=False, handle=None)
+ALONE = Group(name="test", ranks=(0,), rank=0, handle=None)
+FOLLOWER = Group(name="test", ranks=(1, 0), rank=0, handle=None)
 """A group of which this device is not the leader, without a sum over it."""
 
 
@@ -37,7 +37,7 @@ def filled(module: torch.nn.Module) -> torch.nn.Module:
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Run the kernels of a device; return the rows to try, few for Triton's interpreter, which runs those of a GPU."""
     if request.param == 8:
-        monkeypatch.setattr(ops, "has_kernels", lambda x: False)
+        monkeypatch.setattr(ops, "is_cpu", lambda x: False)
     return int(request.param)
 
 
@@ -105,7 +105,7 @@ def test_experts_are_picked_as_in_glm(
     )
     x = torch.randn(rows, HIDDEN, generator=torch.Generator().manual_seed(7)).to(dtype)
     assert_same_choice(theirs(x)[1:], ours(x))
-    assert not ops.has_kernels(x) or all(
+    assert not ops.is_cpu(x) or all(
         torch.equal(own, one) for own, one in zip(ours(x[5:6]), (part[5:6] for part in ours(x)), strict=True)
     )
 

@@ -11,7 +11,7 @@ from runtime.model.blocks import Embed, LmHead
 from runtime.model.layers import GatedMlp, Linear, attend, hide, rotary_at, rotary_table, rotate
 from runtime.model.weights import Coded, look_up
 
-ALONE = Group(name="test", ranks=(0,), rank=0, staged=False, handle=None)
+ALONE = Group(name="test", ranks=(0,), rank=0, handle=None)
 
 
 def seeded(*shape: int) -> Tensor:

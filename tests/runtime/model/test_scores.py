@@ -91,7 +91,7 @@ class Alone(Group):
 @pytest.mark.parametrize(("softcap", "sinks"), KINDS)
 def test_attention_of_a_subgroup(softcap: float | None, sinks: bool) -> None:
     scores, (q, k, v, bias) = scores_of(softcap, sinks=sinks), operands(1, 600)
-    group = Alone(name="test", ranks=(0,), rank=0, staged=False, handle=None)
+    group = Alone(name="test", ranks=(0,), rank=0, handle=None)
     buffer, share = torch.empty(HEADS * N * 256), KvShare(heads=KV_HEADS, axis="context", parts=1, part=0)
     partial = torch.empty(2 * N * HEADS * (DIMS + 1))
     for attend in (

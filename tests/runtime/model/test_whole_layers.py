@@ -21,7 +21,7 @@ from tests.runtime.model.kernels.touched import checked_run_layer
 from tests.runtime.model.test_coded import random_weight
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-ALONE = Group(name="stages[0]", ranks=(0,), rank=0, staged=False, handle=None)
+ALONE = Group(name="stages[0]", ranks=(0,), rank=0, handle=None)
 
 
 def seeded(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -204,7 +204,7 @@ def test_halves_of_a_layer_leave_the_sums_to_the_group(rank: int, monkeypatch: p
     """Each member computes its share; the leader alone adds the residual."""
     sums: list[Tensor] = []
     monkeypatch.setattr(Group, "all_reduce", lambda self, tensor: sums.append(tensor.clone()))
-    group = Group(name="stages[0]", ranks=(0, 1), rank=rank, staged=False, handle=MagicMock())
+    group = Group(name="stages[0]", ranks=(0, 1), rank=rank, handle=MagicMock())
     layer = make_layer(torch.float32, 3, hidden=64, heads=2, kv_heads=1, dims=32, channels=40, normed=True, group=group)
     cache, hidden = seeded(3, 45, 2, 32, dtype=torch.float32), seeded(6, 64, dtype=torch.float32)
     rows = make_rows(torch.float32, 3, 32, indexed=False)

@@ -2,15 +2,19 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from plans.graphs import POOL, RESERVED_BYTES
 from plans.schema import Plan
+from runtime.comm.host_work import HostWork
 from runtime.comm.progress import PHASES, Progress
+from runtime.decode.graphs import CudaCapture, Graphs, Shape
 from runtime.errors import MachineError
 from runtime.image.buffers import Memory
 from runtime.processes import rank as rank_module
@@ -57,7 +61,8 @@ def test_each_kind_of_step_is_run_once_in_a_phase_of_its_own(
         assert sorted(set(progress.seen)) == ["meeting the other ranks", "reading its image", "waiting", "warming up"]
         assert progress.seen[-1] == "waiting"
         steps = [phase for phase in progress.begun if phase in ("prefill", "verify", "draft", "commit")]
-        assert steps == ["prefill", "draft", "verify", "draft", "commit"] * 4, "drafted and plain, greedy and sampled"
+        each = ["prefill", "draft", *["verify", "draft", "commit"] * 3]
+        assert steps == each * 4, "drafted and plain, greedy and sampled; the third verify is captured on a GPU"
         result = rank.generate(REQUEST)
     assert result.tokens == expected.tokens
     assert result.reused == 0
@@ -140,23 +145,23 @@ def test_the_peak_of_what_came_before_is_not_measured(
     assert memory.measured()["buffers"] == planned["buffers"] + 30
 
 
-def test_captured_steps_that_take_more_than_is_planned_are_refused(
-    plan_dir: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The pool of a GPU is replaced, as there is none."""
-
-    class Pool:
-        def __init__(self, taken: int) -> None:
-            self.taken = taken
-
-        def pool_bytes(self) -> int:
-            return self.taken
-
-    directory, plan = plan_dir
-    with Rank.open(plan, directory) as rank:
-        monkeypatch.setattr(rank.memory, "planned_bytes", {POOL: 1000}.__getitem__)
-        monkeypatch.setattr(rank, "_capture", Pool(1000 + RESERVED_BYTES))
-        rank.check_pool()
-        monkeypatch.setattr(rank, "_capture", Pool(1001 + RESERVED_BYTES))
-        with pytest.raises(MachineError, match=r"^device a: captured steps take .* expected at most 1000, which"):
-            rank.check_pool()
+def test_captured_steps_that_take_more_than_is_planned_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever one is captured. The graphs of a GPU and their pool are replaced, as there is none."""
+    taken, captured = [1000 + RESERVED_BYTES], []
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: captured.append(1)))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: nullcontext())
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda pool: [{"total_size": taken[0]}])
+    capture = CudaCapture(torch.device("cuda", 0), "a", 1000)
+    graphs, shape = (
+        Graphs(capture, Progress(), HostWork()),
+        Shape(drafted=False, accept=None, places=1, tree=None, sampled=False),
+    )
+    for _ in range(3):
+        graphs.step(shape, lambda: None)
+    assert (graphs.count, len(captured)) == (1, 2)
+    taken[0] += 1
+    other = replace(shape, places=2)
+    graphs.step(other, lambda: None)
+    with pytest.raises(MachineError, match=rf"^device a: captured steps take .* at most 1000, which .*{POOL}"):
+        graphs.step(other, lambda: None)
