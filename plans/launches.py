@@ -15,7 +15,7 @@ EMBED = 3
 """Before the layers: ancestors, their bits, look-up."""
 LM_HEAD = 26
 """Behind the layers: carried state, norm, logits, best token, walk, features of the path; step message; commit."""
-DIVIDED_TABLES = 8
+DIVIDED_TABLES = 3
 """More where the vocabulary's rows are divided: a mask of looked-up rows, the best of all devices."""
 PASS = 10
 """A pass of the drafter besides its layers: look-up, input, fc or norms, logits, the best, growth, parents' outputs."""

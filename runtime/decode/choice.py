@@ -4,9 +4,9 @@ p is the softmax of the logits after temperature, top-k and top-p (``runtime.sam
 function of the seed, of the position of the chosen token and of its id, so that drafting does not change the text.
 
 What a step chooses by lies on the device (``Samplings``), and is written when a sequence begins to be decoded: so a
-captured step reads it there. A GPU draws for all sequences of a step if one of them samples, and takes the argmax for
-those that do not, in one kernel where it has the whole lm_head; where all devices are CPUs each sequence is computed as
-it needs.
+captured step reads it there. In a plan with a GPU all sequences of a step are drawn for if one of them samples, and
+those that do not take the argmax: on a GPU that has the whole lm_head in one kernel. Where all devices are CPUs each
+sequence is computed as it needs.
 """
 
 import torch
@@ -67,21 +67,15 @@ class Samplings:
         """Add ``rows`` [S] to the positions."""
         self._positions[places].add_(rows)
 
-    def greedy(self, places: slice) -> Tensor:
-        """Return [S, 1]: True for a sequence that does not sample."""
-        return self._greedy[places]
-
     def target(self, place: int) -> Target | None:
-        """Return the parameters of a place's draws; None where it is greedy and others need not be computed alike."""
+        """Return the parameters of a place's draws; None where it is greedy."""
         sampling, own = self._listed[place], slice(place, place + 1)
-        if not self.alike and sampling is None:
+        if sampling is None:
             return None
-        has_top_k = self.alike or (sampling is not None and sampling.top_k is not None)
-        has_top_p = self.alike or (sampling is not None and sampling.least_mass is not None)
         return Target(
             temperature=self._temperatures[own],
-            top_k=self._top_k[own] if has_top_k else None,
-            top_p=self._top_p[own] if has_top_p else None,
+            top_k=None if sampling.top_k is None else self._top_k[own],
+            top_p=None if sampling.least_mass is None else self._top_p[own],
             key=self._keys[own],
             position=self._positions[own],
         )
@@ -117,7 +111,7 @@ def choose_in_trees(forward: Forward, mask: Tensor, samplings: Samplings, places
     if not samplings.any(places):
         return forward.lm_head.best(forward.normed).view(batch, nodes)
     depths = mask.sum(2) - 1
-    if forward.lm_head.draws_together:
+    if samplings.alike:
         together = Draw(target=samplings.targets(places), depths=depths.flatten(), num_depths=num_depths)
         return forward.lm_head.draw(forward.normed, together).view(batch, nodes)
     rows, chosen = forward.normed.unflatten(0, (batch, nodes)), []
@@ -128,7 +122,4 @@ def choose_in_trees(forward: Forward, mask: Tensor, samplings: Samplings, places
         else:
             draw = Draw(target=target, depths=depths[number], num_depths=num_depths)
             chosen.append(forward.lm_head.draw(rows[number], draw))
-    drawn = torch.stack(chosen)
-    if not samplings.alike:
-        return drawn
-    return torch.where(samplings.greedy(places), forward.lm_head.best(forward.normed).view(batch, nodes), drawn)
+    return torch.stack(chosen)

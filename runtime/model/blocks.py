@@ -310,30 +310,26 @@ class LmHead:
             values, tokens = self._logits(normed, self.weight).max(1)
             if self.group.handle is None:
                 return tokens
-            mine = torch.stack([values.double(), (tokens + self.first).double()], 1)
+            if ops.is_cpu(values):
+                mine = torch.stack([values.double(), (tokens + self.first).double()], 1)
+            else:
+                mine = ops.on_gpu("divided_draws").words(values, tokens, self.first)
         return best_of_group(mine, self.group)
-
-    @property
-    def draws_together(self) -> bool:
-        """True where one kernel draws for several sequences: on a GPU that has the whole lm_head."""
-        if self.weight is None or self.group.handle is not None:
-            return False
-        return not ops.is_cpu(self.weight.codes if isinstance(self.weight, Coded) else self.weight)
 
     def draw(self, normed: Tensor, chance: Draw) -> Tensor:
         """``normed`` [W, H] -> a token drawn after each row [W]."""
-        if self.weight is not None and self.draws_together:
-            target = chance.target
-            tokens: Tensor = ops.on_gpu("sampling").draw(
-                self._logits(normed, self.weight), chance.depths, temperatures=target.temperature, top_ks=target.top_k,
-                top_ps=target.top_p, keys=target.key, positions=target.position, greedy=target.greedy,
-            )  # fmt: skip
-            return tokens
+        on_cpu, target = ops.is_cpu(normed), chance.target
         if self.weight is None:
             logits = torch.empty((normed.shape[0], 0), dtype=torch.float32, device=normed.device)
         else:
-            logits = self._logits(normed, self.weight).float()
-        return draw(logits, self.first, self.group, chance)
+            logits = self._logits(normed, self.weight)
+        if on_cpu or self.group.handle is not None:
+            return draw(logits.float() if on_cpu else logits, self.first, self.group, chance)
+        tokens: Tensor = ops.on_gpu("sampling").draw(
+            logits, chance.depths, temperatures=target.temperature, top_ks=target.top_k, top_ps=target.top_p,
+            keys=target.key, positions=target.position, greedy=target.greedy,
+        )  # fmt: skip
+        return tokens
 
     def top(self, normed: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """``normed`` [W, H] -> tokens and their log-probabilities [W, count], best first.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from plans.step import BEST_WORDS
 from runtime.comm.groups import Group
+from runtime.model import ops
 from runtime.model.splitmix64 import GOLDEN, mix, mixed, shifted, signed
 from runtime.sampling import Sampling
 
@@ -24,6 +25,8 @@ SMALL_WEIGHTS = 1 << 17
 """Weights up to which they are processed at once."""
 SMALL_NOISE = 1024
 """Random numbers up to which those of several positions are made at once."""
+GROUP_BITS = 3
+"""Bits of a limit that a group finds with one sum."""
 WEIGHT_BITS = 30
 """Bits of a weight as an integer: a float32 of at most 1.0 is below 2 ** 30."""
 
@@ -36,7 +39,7 @@ NO_TOP_K, NO_TOP_P = 2.0**63, 2.0
 class Target:
     """Parameters of draws as tensors of the device: a captured step draws by those of the moment.
 
-    They are of S sequences; S is 1 but for ``LmHead.draws_together``.
+    They are of S sequences; where all devices are CPUs S is 1, and limits that are not there are not looked for.
     """
 
     temperature: Tensor
@@ -80,18 +83,58 @@ class Draw:
 
 
 def draw(logits: Tensor, first: int, group: Group, chance: Draw) -> Tensor:
-    """Draw a token after each row [W]; ``logits`` [W, v] float32 of tokens ``first`` …, overwritten."""
-    weights, keys = processed(logits, group, chance.target), chance.target.key + chance.target.position
-    noise = exponential(keys, chance.num_depths, first, logits.shape[1])
+    """Draw a token after each row [W]; ``logits`` [W, v] of tokens ``first`` …: on a CPU float32, and overwritten.
+
+    Devices of one group send and sum the same, CPUs and GPUs: where one of them is a GPU all draw for all sequences.
+    """
+    if not ops.is_cpu(logits):
+        return _draw_on_gpu(logits, first, group, chance)
     if not logits.shape[1]:
-        best = torch.zeros((logits.shape[0], BEST_WORDS), dtype=torch.float64, device=logits.device)
-        best[:, 0] = -1.0
-    else:
-        winners = [(part / noise.index_select(0, depths)).max(1) for part, depths in _chunks(weights, chance.depths)]
-        values, tokens = (torch.cat(column) for column in zip(*winners, strict=True))
-        if group.handle is None:
-            return tokens
-        best = torch.stack([values.double(), (tokens + first).double()], 1)
+        processed(logits, group, chance.target)
+        best = torch.zeros((logits.shape[0], BEST_WORDS), dtype=torch.float64)
+        best[:, 0] = -math.inf
+        return best_of_group(best, group)
+    target = chance.target
+    highest = None if target.greedy is None else logits.max(1)
+    weights = processed(logits, group, target)
+    values, tokens = _race(weights, first, chance)
+    if highest is not None and target.greedy is not None:
+        greedy = _of_rows(target.greedy, len(logits)).squeeze(1)
+        values, tokens = torch.where(greedy, highest.values, values), torch.where(greedy, highest.indices, tokens)
+    if group.handle is None:
+        return tokens
+    return best_of_group(torch.stack([values.double(), (tokens + first).double()], 1), group)
+
+
+def _race(weights: Tensor, first: int, chance: Draw) -> tuple[Tensor, Tensor]:
+    """Return the highest quotient of a weight and its noise in each row [W], and its column."""
+    target, winners = chance.target, []
+    rows = len(weights) // len(target.key)
+    for number, keys in enumerate((target.key + target.position).split(1)):  # sequence by sequence, which bounds noise
+        own = slice(number * rows, (number + 1) * rows)
+        noise = exponential(keys, chance.num_depths, first, weights.shape[1])
+        winners += [
+            (part / noise.index_select(0, depths)).max(1) for part, depths in _chunks(weights[own], chance.depths[own])
+        ]
+    values, tokens = (torch.cat(column) for column in zip(*winners, strict=True))
+    return values, tokens
+
+
+def _draw_on_gpu(logits: Tensor, first: int, group: Group, chance: Draw) -> Tensor:
+    """Draw with kernels between the collectives, which are those of a CPU."""
+    target = chance.target
+    rows = ops.on_gpu("divided_draws").Rows(logits, target.temperature)
+    rows.gathered(group.all_gather(rows.high()))
+    for wanted, counts in ((target.top_k, True), (target.top_p, False)):
+        if not counts and wanted is not None:
+            group.all_reduce(rows.mass(target.top_k))
+        for shift in _shifts(GROUP_BITS) if wanted is not None else ():
+            group.all_reduce(rows.round(wanted, shift, counts=counts, first=shift == WEIGHT_BITS - GROUP_BITS))
+    if target.top_p is None:
+        rows.mass(target.top_k)  # notes the limit
+    best = rows.race(
+        first, chance.depths, top_ps=target.top_p, keys=target.key, positions=target.position, greedy=target.greedy
+    )  # fmt: skip
     return best_of_group(best, group)
 
 
@@ -100,7 +143,11 @@ def best_of_group(best: Tensor, group: Group) -> Tensor:
 
     ``best`` [W, BEST_WORDS] float64: highest value and its token on this member.
     """
-    values, tokens = group.all_gather(best).unbind(2)  # [members, W]
+    gathered = group.all_gather(best)
+    if not ops.is_cpu(gathered):
+        token: Tensor = ops.on_gpu("divided_draws").winner(gathered)
+        return token
+    values, tokens = gathered.unbind(2)  # [members, W]
     winner = values.max(0, keepdim=True).indices
     return tokens.gather(0, winner).squeeze(0).long()
 
@@ -112,14 +159,19 @@ def processed(logits: Tensor, group: Group, target: Target) -> Tensor:
     """
     rows = logits.shape[0]
     high = logits.amax(1, keepdim=True) if logits.shape[1] else logits.new_full((rows, 1), -math.inf)
-    weights = logits.sub_(group.all_gather(high).amax(0)).div_(target.temperature).exp_()
+    weights = logits.sub_(group.all_gather(high).amax(0)).div_(_of_rows(target.temperature, rows)).exp_()
     if target.top_k is not None:
-        keep_from(weights, limit(weights, target.top_k.expand(rows, 1), group, _count))
+        keep_from(weights, limit(weights, _of_rows(target.top_k, rows), group, _count))
     if target.top_p is not None:
         mass = weights.sum(1, keepdim=True, dtype=torch.float64)
         group.all_reduce(mass)
-        keep_from(weights, limit(weights, mass * target.top_p, group, _mass))
+        keep_from(weights, limit(weights, mass * _of_rows(target.top_p, rows), group, _mass))
     return weights
+
+
+def _of_rows(of_sequences: Tensor, rows: int) -> Tensor:
+    """Return what sequences have [S] or [S, 1] for each of so many rows [W, 1]."""
+    return of_sequences.view(-1, 1).repeat_interleave(rows // len(of_sequences), 0)
 
 
 def keep_from(weights: Tensor, least: Tensor) -> None:
@@ -132,17 +184,22 @@ def limit(weights: Tensor, wanted: Tensor, group: Group, total: Callable[[Tensor
     """Return [W, 1]: the highest weight w for which ``total`` of the weights >= w is at least ``wanted`` [W, 1], or 0.
 
     A search by the bits of w, highest first: float32 between 0 and 1 have the order of their bits as 30-bit integers.
-    Over a group three bits at a time, as one sum over the group costs more than seven over the rows.
+    Over a group GROUP_BITS at a time, as one sum over the group costs more than seven over the rows.
     """
-    width = 1 if group.handle is None else 3
+    width = 1 if group.handle is None else GROUP_BITS
     bits = torch.zeros(wanted.shape, dtype=torch.int32, device=weights.device)
     digits = torch.arange(1, 1 << width, dtype=torch.int32, device=weights.device)
-    for shift in range(WEIGHT_BITS - width, -1, -width):
+    for shift in _shifts(width):
         candidates = (bits + (digits << shift)).view(torch.float32)  # [W, digits]
         totals = torch.cat([total(part, lower) for part, lower in _chunks(weights, candidates)])
         group.all_reduce(totals)
         bits += (totals >= wanted).sum(1, keepdim=True, dtype=torch.int32) << shift
     return bits.view(torch.float32)
+
+
+def _shifts(width: int) -> range:
+    """Return the places of the lowest of ``width`` bits that are found together, the highest first."""
+    return range(WEIGHT_BITS - width, -1, -width)
 
 
 def _chunks(weights: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -22,7 +22,7 @@ GOLDEN, FIRST, SECOND = (tl.constexpr(word) for word in (splitmix64.GOLDEN, spli
 
 
 @triton.jit
-def _mixed(word):
+def mixed(word):
     """Return splitmix64 of int64 words."""
     word = word + GOLDEN
     word = (word ^ ((word >> 30) & 0x3FFFFFFFF)) * FIRST
@@ -37,7 +37,7 @@ def exponential_of(key, tokens):
     Of u = (2 h + 1) / 2^54, h the upper 53 bits of a hash, it is -log(1 - u): below 1/2 by the series of
     2 artanh(u / (2 - u)), else by the logarithm of 1 - u, which is exact until it is rounded to float32.
     """
-    hashed = (_mixed(tokens * GOLDEN + key) >> 11) & 0x1FFFFFFFFFFFFF
+    hashed = (mixed(tokens * GOLDEN + key) >> 11) & 0x1FFFFFFFFFFFFF
     u = (2 * hashed + 1).to(tl.float32) * 5.551115123125783e-17
     rest = (18014398509481983 - 2 * hashed).to(tl.float32) * 5.551115123125783e-17
     s = u / (2.0 - u)
@@ -50,7 +50,7 @@ def exponential_of(key, tokens):
 
 
 @triton.jit
-def _weights(row, column, width, high, temperature, least):
+def weights_of(row, column, width, high, temperature, least):
     """Return the weights of some columns, 0 below ``least``."""
     value = tl.load(row + column, mask=column < width, other=float("-inf")).to(tl.float32)
     weight = tl.exp((value - high) / temperature)
@@ -69,7 +69,7 @@ def _limit(row, width, high, temperature, least, wanted, COUNTS: tl.constexpr, B
         lower = tl.cast(bits + (digit << shift), tl.float32, bitcast=True)
         numbers, totals = tl.zeros([8], tl.int32), tl.zeros([8], tl.float64)
         for begin in range(0, width, BLOCK):
-            weight = _weights(row, begin + tl.arange(0, BLOCK), width, high, temperature, least)[:, None]
+            weight = weights_of(row, begin + tl.arange(0, BLOCK), width, high, temperature, least)[:, None]
             reaches = (weight >= lower[None, :]) & (weight > 0.0)
             numbers += tl.sum(reaches.to(tl.int32), 0)
             if not COUNTS:
@@ -114,18 +114,18 @@ def draw_kernel(
             if top_p < 1.0:
                 mass = 0.0 * top_p
                 for begin in range(0, width, BLOCK):
-                    weight = _weights(logits, begin + tl.arange(0, BLOCK), width, high, temperature, least)
+                    weight = weights_of(logits, begin + tl.arange(0, BLOCK), width, high, temperature, least)
                     mass += tl.sum(weight, 0).to(tl.float64)
                 limit = _limit(logits, width, high, temperature, least, mass * top_p, False, BLOCK)
                 least = tl.maximum(least, limit)
-    key = _mixed(tl.load(keys + sequence) + tl.load(positions + sequence) + tl.load(depths + row))
+    key = mixed(tl.load(keys + sequence) + tl.load(positions + sequence) + tl.load(depths + row))
     best, token = float("-inf"), 0
     for begin in range(0, width, BLOCK):
         column = begin + tl.arange(0, BLOCK)
         if is_greedy:
             arrival = tl.load(logits + column, mask=column < width, other=float("-inf")).to(tl.float32)
         else:
-            weight = _weights(logits, column, width, high, temperature, least)
+            weight = weights_of(logits, column, width, high, temperature, least)
             arrival = tl.where(column < width, weight / exponential_of(key, column.to(tl.int64)), float("-inf"))
         most = tl.max(arrival, 0)
         first = tl.min(tl.where(arrival == most, column, LAST), 0)

@@ -78,8 +78,8 @@ BUDGETS = {
         "EAGLE": {"prefill": 833, "verify": 334, "draft": 175, "commit": 17},
     },
     "mixtral-8x7b-2gpu": {
-        "plain": {"prefill": 881, "verify": 467, "draft": 3, "commit": 15},
-        "EAGLE": {"prefill": 1082, "verify": 467, "draft": 166, "commit": 17},
+        "plain": {"prefill": 876, "verify": 462, "draft": 3, "commit": 15},
+        "EAGLE": {"prefill": 1077, "verify": 462, "draft": 166, "commit": 17},
     },
 }
 """Operations and kernels that compute, by phase, on the first rank: as many launches. A prompt of 521 is two chunks."""
@@ -177,7 +177,10 @@ def test_the_planner_prices_as_many_kernels(name: str, allowed: float) -> None:
     plan, several = codec.load(PLANS / name), len(codec.load(PLANS / name).devices) > 1
     for kind, drafted in (("plain", False), ("EAGLE", True)):
         counted = sum(BUDGETS[name][kind][phase] for phase in ("verify", "draft", "commit"))
-        assert priced(plan, drafted=drafted) + several * launches.DIVIDED_TABLES == pytest.approx(counted, rel=allowed)
+        # a plan with an EAGLE-3 head copies the states that it is sent in a plain step, too
+        copies = 0 if drafted or plan.draft is None else len(plan.draft.aux_layers)
+        expected = priced(plan, drafted=drafted) + copies + several * launches.DIVIDED_TABLES
+        assert expected == pytest.approx(counted, rel=allowed)
 
 
 def priced(plan: Plan, *, drafted: bool) -> int:
