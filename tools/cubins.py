@@ -32,6 +32,7 @@ from plans.usable import runs_kernels
 from runtime.model.mask import Mask
 from runtime.model.triton_kernels import (
     attention,
+    divided_draws,
     experts,
     heads,
     launch,
@@ -257,9 +258,27 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             positions=positions[:1],
             greedy=empty(1, dtype=torch.bool),
         ),
+        "draw, divided": lambda: divided(empty(60, 16000, dtype=dtype)),
         "top": lambda: top.top(empty(10, 32000, dtype=dtype), 10),
         "top, divided": lambda: top.of_all(torch.stack([top.words(empty(10, 16000, dtype=dtype), 10, 0)] * 2), 10),
     }
+
+
+def divided(logits: Tensor) -> None:
+    """Draw after the rows of one sequence, whose limits are looked for, on one of two devices."""
+    one, limit = empty(1, dtype=torch.float32), empty(1, dtype=torch.float64)
+    words, flag = empty(1, dtype=torch.int64), torch.empty(1, dtype=torch.bool, device=META)
+    rows = divided_draws.Rows(logits, one)
+    rows.gathered(torch.stack([rows.high()] * 2))
+    rows.round(limit, 27, counts=True, first=True)
+    rows.round(limit, 24, counts=True, first=False)
+    rows.mass(limit)
+    rows.round(limit, 27, counts=False, first=True)
+    rows.round(limit, 24, counts=False, first=False)
+    depths = empty(len(logits), dtype=torch.int64)
+    own = rows.race(0, depths, top_ps=limit, keys=words, positions=words, greedy=flag)
+    divided_draws.winner(torch.stack([own] * 2))
+    divided_draws.words(empty(60, dtype=torch.float32), depths, 0)
 
 
 TREE = Tree(kind="dynamic", total_token=60, depth=7, top_k=10, paths=None)
