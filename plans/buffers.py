@@ -168,7 +168,15 @@ def embed_buffers(model: Model, options: Options, *, group_size: int, hop: bool,
 
 
 def lm_head_buffers(
-    model: Model, draft: Draft | None, options: Options, *, rows: int, group_size: int, receives: bool, leads: bool
+    model: Model,
+    draft: Draft | None,
+    options: Options,
+    *,
+    rows: int,
+    group_size: int,
+    receives: bool,
+    leads: bool,
+    gpu: bool,
 ) -> tuple[Buffer, ...]:
     """Return the buffers of a device with ``rows`` rows of the lm_head.
 
@@ -181,11 +189,7 @@ def lm_head_buffers(
     return (
         *received,
         *sent,
-        # logits, and their copy in float32: model.blocks.LmHead.best, LmHead.draw
-        Buffer(name="scratch.head", term="buffers", dtype="float32", shape=(2, nodes, rows)),
-        # sampling noise of the A positions that a step may add, and 6 temporaries of making it for one of them:
-        # model.draw.exponential
-        Buffer(name="scratch.noise", term="buffers", dtype="float64", shape=(6 + accept_rows(options), rows)),
+        *_logits(options, nodes, rows, gpu),
         # output of the final norm, and its float32 temporary: model.base.BaseLmHead
         Buffer(name="scratch.normed", term="buffers", dtype="float32", shape=(2, forward, hidden)),
         *_coded_table("", model.head_format, hidden, nodes),
@@ -225,8 +229,13 @@ def draft_buffers(
         # tokens, scores and parents of the pool, their concatenation, and the sort of the scores:
         # decode.tree_growth.Dynamic.finish, decode.tree.select
         Buffer(name="draft.scratch.pool", term="buffers", dtype="int64", shape=(12, pool)),
-        # logits, their copy in float32, and its exponentials: model.blocks.LmHead.top
-        Buffer(name="draft.scratch.head", term="buffers", dtype="float32", shape=(3, beam, head_rows)),
+        # logits, and on a CPU their copy in float32, and its exponentials: model.blocks.LmHead.top
+        Buffer(
+            name="draft.scratch.head",
+            term="buffers",
+            dtype=options.dtype if gpu else "float32",
+            shape=(1 if gpu else 3, beam, head_rows),
+        ),
         *_coded_table("draft.", draft_head_format(model, draft), hidden, beam),
         # looked-up rows, whole whatever rows of the table the device has: model.blocks.Embed
         Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
@@ -258,6 +267,19 @@ def with_graph_pool(buffers_of: Callable[[Options], tuple[Buffer, ...]], options
     others = [buffer for buffer in of_steps if buffer.scratch and not buffer.name.endswith(ATTENTION_SCRATCH)]
     temporaries = sum(buffer.nbytes for buffer in (*attending, *others))
     return *buffers, Buffer(name=POOL, term="buffers", dtype="uint8", shape=(temporaries,))
+
+
+def _logits(options: Options, nodes: int, rows: int, gpu: bool) -> tuple[Buffer, ...]:
+    """Return the temporaries of choosing tokens by logits: the kernels of a GPU read these and write no others."""
+    if gpu:
+        return (Buffer(name="scratch.head", term="buffers", dtype=options.dtype, shape=(nodes, rows)),)
+    return (
+        # logits, and their copy in float32: model.blocks.LmHead.best, LmHead.draw
+        Buffer(name="scratch.head", term="buffers", dtype="float32", shape=(2, nodes, rows)),
+        # sampling noise of the A positions that a step may add, and 6 temporaries of making it for one of them:
+        # model.draw.exponential
+        Buffer(name="scratch.noise", term="buffers", dtype="float64", shape=(6 + accept_rows(options), rows)),
+    )
 
 
 def _parts_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
@@ -632,6 +654,7 @@ def _head_of(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
         group_size=len(devices),
         receives=devices != last and device_id != last[0],
         leads=device_id == devices[0],
+        gpu=plan.device(device_id).kind == "cuda",
     )
 
 

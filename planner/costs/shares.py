@@ -187,8 +187,8 @@ class BaseShares:
     draft: Draft | None
     options: Options
     kernels: Kernels = CAPTURED
-    captured: bool = True
-    """The inventory has GPUs, whose captured steps take memory; of tables it is counted on every device."""
+    device_kinds: frozenset[str] = frozenset({"cpu", "cuda"})
+    """Kinds of the inventory's devices: a table takes what it takes on the one where that is most."""
 
     @cached_property
     def kinds(self) -> tuple[LayerClass, ...]:
@@ -286,7 +286,7 @@ class BaseShares:
             def buffers(own: Options) -> tuple[Buffer, ...]:
                 return embed_buffers(model, own, group_size=group_size, hop=True, leads=True)
 
-            nbytes = memory.total(_buffers(buffers, options, self.captured))
+            nbytes = memory.total(_buffers(buffers, options, "cuda" in self.device_kinds))
             return memory.Affine(fixed=rows.fixed + nbytes, slope=rows.slope)
 
         return cache(count)
@@ -306,11 +306,20 @@ class BaseShares:
             )
 
             def buffers(own: Options, n: int) -> tuple[Buffer, ...]:
-                return lm_head_buffers(model, draft, own, rows=n, group_size=group_size, receives=True, leads=True)
+                return lm_head_buffers(
+                    model,
+                    draft,
+                    own,
+                    rows=n,
+                    group_size=group_size,
+                    receives=True,
+                    leads=True,
+                    gpu="cpu" not in self.device_kinds,
+                )
 
             rows = memory.with_rows(
                 weights,
-                lambda n: _buffers(lambda own: buffers(own, n), options, self.captured),
+                lambda n: _buffers(lambda own: buffers(own, n), options, "cuda" in self.device_kinds),
                 model.vocab_size,
             )
             return memory.Affine(fixed=rows.fixed + slots.norm_bytes(model, dtype), slope=rows.slope)

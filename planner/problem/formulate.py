@@ -213,10 +213,10 @@ class Formulation:
 
     @cached_property
     def _shares(self) -> BaseShares:
-        captured = any(device.kind == "cuda" for device in self.inventory.devices)
+        kinds = frozenset(device.kind for device in self.inventory.devices)
         return BaseShares(
-            model=self.model, draft=self.draft, options=self.options, kernels=self.kernels, captured=captured
-        )  # fmt: skip
+            model=self.model, draft=self.draft, options=self.options, kernels=self.kernels, device_kinds=kinds
+        )
 
     @cached_property
     def _draft_shares(self) -> DraftShares | None:

@@ -1,6 +1,7 @@
 """The buffer table: linear and monotone as the solver assumes, and complete for each device."""
 
 import dataclasses
+import math
 
 import pytest
 from hypothesis import given
@@ -30,6 +31,7 @@ from plans.step import (
     kv_rows,
     message_words,
     tree_rows,
+    verify_rows,
 )
 from tests.plan_factory import TREE, Group, group, make_draft, make_model, make_plan, shared_draft, split_draft
 
@@ -75,7 +77,7 @@ def test_no_buffer_shrinks_when_a_share_grows(
     def total_bytes(heads: int, units: int, rows: int) -> int:
         share = KvShare(heads=heads, axis=axis, parts=2, part=0)
         stage = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=units, group_size=size, gpu=gpu)
-        head = lm_head_buffers(MODEL, DRAFT, options, rows=rows, group_size=size, receives=True, leads=True)
+        head = lm_head_buffers(MODEL, DRAFT, options, rows=rows, group_size=size, receives=True, leads=True, gpu=gpu)
         draft = draft_buffers(
             MODEL, DRAFT, options, share=share, mlp_units=units, head_rows=rows, group_size=size, gpu=gpu
         )
@@ -163,6 +165,17 @@ def test_a_device_without_layers_has_the_buffers_of_its_table() -> None:
     assert not any(name.startswith(("embed.", "head.")) for name in shared_names(shared))
 
 
+def test_a_gpu_has_logits_once_and_draws_without_noise() -> None:
+    options = plan_with().options
+    both = [
+        lm_head_buffers(MODEL, DRAFT, options, rows=9, group_size=1, receives=True, leads=True, gpu=gpu)
+        for gpu in (True, False)
+    ]
+    on_gpu, on_cpu = ({buffer.name: math.prod(buffer.shape) for buffer in buffers} for buffers in both)
+    assert on_cpu.keys() - on_gpu.keys() == {"scratch.noise"}
+    assert 2 * on_gpu["scratch.head"] == on_cpu["scratch.head"] == 2 * 9 * verify_rows(options)
+
+
 def shared_names(plan: Plan) -> set[str]:
     return {buffer.name for device in plan.devices for buffer in device_buffers(plan, device.id)}
 
@@ -247,7 +260,7 @@ def test_a_gpu_has_masks_only_where_devices_add_up_scores(axis: KvAxis) -> None:
     both = []
     for gpu in (True, False):
         stage = stage_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, group_size=2, gpu=gpu)
-        draft = draft_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, head_rows=9, group_size=2, gpu=gpu)
+        draft = draft_buffers(MODEL, DRAFT, options, share=share, mlp_units=1, head_rows=0, group_size=2, gpu=gpu)
         both.append({buffer.name: buffer.nbytes for buffer in (*stage, *draft)})
     on_gpu, on_cpu = both
     assert on_gpu.items() <= on_cpu.items()

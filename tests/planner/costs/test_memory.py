@@ -14,7 +14,7 @@ from planner.solver.minimise import Settings
 from planner.solver.solve import solve
 from plans import slots
 from plans.artifact import ALIGNMENT_BYTES
-from plans.buffers import OUTBOX, device_buffers, lm_head_buffers
+from plans.buffers import OUTBOX, Buffer, device_buffers, lm_head_buffers, with_graph_pool
 from plans.dtypes import DTYPE_BYTES
 from plans.quantized import ROUNDED
 from plans.schema import DType, Options
@@ -69,8 +69,10 @@ def test_table_bounds_hold(hidden: int, vocab: int, dtype: DType, tied: bool, he
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 60), st.integers(1, 4), DTYPES, st.booleans())
-def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int, dtype: DType, tree: bool) -> None:
+@given(st.integers(1, 70), st.integers(1, 60), st.integers(1, 4), DTYPES, st.booleans(), st.booleans())
+def test_head_bounds_hold_with_their_buffers(
+    hidden: int, vocab: int, group: int, dtype: DType, tree: bool, gpu: bool
+) -> None:
     model = make_model(hidden_size=hidden, vocab_size=vocab)
     options = Options(
         batch=1,
@@ -92,16 +94,15 @@ def test_head_bounds_hold_with_their_buffers(hidden: int, vocab: int, group: int
     def weights(n: int) -> int:
         return slots.lm_head_bytes(model, dtype, n)
 
-    def buffers(n: int) -> int:
-        return memory.total(lm_head_buffers(model, None, options, rows=n, group_size=group, receives=True, leads=True))
+    def buffers(n: int) -> tuple[Buffer, ...]:
+        def of(own: Options) -> tuple[Buffer, ...]:
+            return lm_head_buffers(model, None, own, rows=n, group_size=group, receives=True, leads=True, gpu=gpu)
 
-    bound = memory.with_rows(
-        memory.table(weights, vocab, hidden, dtype, None),
-        lambda n: lm_head_buffers(model, None, options, rows=n, group_size=group, receives=True, leads=True),
-        vocab,
-    )
+        return with_graph_pool(of, options) if gpu else of(options)
+
+    bound = memory.with_rows(memory.table(weights, vocab, hidden, dtype, None), buffers, vocab)
     for n in range(vocab + 1):
-        assert bound.fixed + n * bound.slope >= weights(n) + buffers(n)
+        assert bound.fixed + n * bound.slope >= weights(n) + memory.total(buffers(n))
 
 
 def _holds(bound: Affine, exact: list[int], *, slack_slots: int) -> None:
