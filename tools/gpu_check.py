@@ -3,7 +3,7 @@
     tools/gpu_check                      # all parts, at most ten minutes
     tools/gpu_check --only attention,steps
     tools/gpu_check --list
-    tools/gpu_check --device cpu         # the parts as far as they run without a GPU, on the embedded model
+    tools/gpu_check --cpu                # the parts as far as they run without a GPU, on the embedded model
 
 Each part is a process of its own with its own time-out, so that a lost CUDA context or a hang ends that part alone.
 Exit codes: 0 all as predicted, 1 something was not, 2 bad usage, 5 there is no CUDA device.
@@ -116,7 +116,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: what runs without a GPU")
+    parser.add_argument("--cpu", action="store_true", help="what runs without a GPU")
     parser.add_argument("--only", metavar="PART,...", help="run these parts alone")
     parser.add_argument("--list", action="store_true", help="print the parts and what each tries")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to a file too")
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in PARTS:
         if part.name in names:
             print(f"{part.name}: {part.tries}", file=sys.stderr, flush=True)
-            more, code = run(part, options.device)
+            more, code = run(part, "cpu" if options.cpu else "cuda")
             rows += more
             codes.append(code)
     print(table(rows))

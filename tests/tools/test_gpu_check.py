@@ -53,7 +53,7 @@ def test_without_a_gpu_every_part_says_so(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_parts_run_on_a_cpu_as_far_as_they_need_no_gpu(tmp_path: Path) -> None:
-    code, rows = table(["--device", "cpu", "--only", ",".join(ROWS)], tmp_path)
+    code, rows = table(["--cpu", "--only", ",".join(ROWS)], tmp_path)
     assert [row for row in rows if row["verdict"] == "WRONG"] == []
     assert code == 0
     for part, expected in ROWS.items():
