@@ -98,10 +98,13 @@ def test_a_plan_passes_check_and_has_the_certified_figures(case: str) -> None:
 
 
 BOXES: dict[str, Any] = {
-    "hosts": [host(f"h{i}", *(cpu(f"h{i}{letter}", 12) for letter in "ab"), links=FAST) for i in range(2)],
+    "hosts": [
+        host(f"h{i}", *(cpu(f"h{i}{letter}", 12) | {"overhead": "1 us"} for letter in "ab"), links=FAST)
+        for i in range(2)
+    ],
     "network": FAST | {"latency": "2 us"},
 }
-"""Two equal hosts with links so fast that stages span several devices."""
+"""Two equal hosts with links and blocks so fast that stages span several devices."""
 
 
 def _with(formulated: Formulation, **changes: Any) -> Formulation:

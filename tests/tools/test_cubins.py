@@ -15,7 +15,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "cubins.py"
     [
         (80, "attend, tree, fp8", 2),
         (90, "int4-g128, 60 rows", 2),
-        (90, "draw", 3),
+        (90, "draw", 12),
         (100, "plain, int8", 2),
         (90, "heads, int8", 1),
     ],

@@ -209,7 +209,7 @@ def test_the_limit_is_on_all_searches_of_an_answer_together() -> None:
         progress.minimise(model, model.difference, what="difference")
     assert len(progress.optima) > 1
     too_much: Any = Partition(60)
-    with pytest.raises(NotProvenError, match="deterministic limit of"):
+    with pytest.raises(NotProvenError, match="not proven optimal within the limit"):
         progress.minimise(too_much, too_much.difference, what="difference")
     assert progress.spent.work < 0.6
 

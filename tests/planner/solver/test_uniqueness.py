@@ -87,7 +87,7 @@ CASES = {
     ),
     "balanced": Case(inventory=four(2500), model=TINY, head=TINY_HEAD, wanted=Wanted(context=256, strategy="balanced")),
     "low 0": Case(inventory=four(900), model=MIXED, wanted=Wanted(context=256, strategy="balanced_low_0")),
-    "sequential": Case(inventory=pairs(700, 500), model=TINY, wanted=Wanted(context=256, strategy="sequential")),
+    "sequential": Case(inventory=pairs(600, 450), model=TINY, wanted=Wanted(context=256, strategy="sequential")),
     "custom": Case(
         inventory=four(3000),
         model=TINY,
