@@ -238,7 +238,7 @@ def make_plan(
     listed = list(devices or [make_device(name) for name in names])
     listed.sort(key=lambda device: (device.host, natural_key(device.id)))
     plan = Plan(
-        schema="4.4",
+        schema="4.5",
         inputs=inputs or (INPUTS if draft is None else DRAFT_INPUTS),
         options=Options(
             batch=batch,

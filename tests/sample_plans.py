@@ -121,7 +121,7 @@ def split(devices: tuple[str, ...], transport: Transport, rows: tuple[int, ...],
 def two_stage_plan() -> Plan:
     """Make a plan of an unequal pair, then one device with the drafter; the inventory's fourth device is unused."""
     plan = Plan(
-        schema="4.4",
+        schema="4.5",
         inputs=Inputs(
             base_config_sha256="1" * 64,
             base_tensors_sha256="2" * 64,
