@@ -247,16 +247,20 @@ def test_the_result_reports_the_longest_context() -> None:
         assert build.build(request, ONE).longest_context == longest
 
 
+SLOW_TOGETHER = {"devices": 2, "bandwidth": "1 GB/s", "flops": "1 FLOP/s", "overhead": "50 us"}
+
+
 @pytest.mark.parametrize(
     ("figures", "message"),
     [
         ({"bandwidth": "1 B/s"}, "a step could take more than 11 days"),
         ({"flops": "1 FLOP/s"}, "the slowest device is c0"),
+        ({"bandwidth": "90 GB/s", "together": [SLOW_TOGETHER]}, "the slowest device is c0"),
         ({"overhead": "1000000 s"}, r"overhead: found 1000000 s, expected a quantity from 0 to 100 s"),
         ({"memory": "2000 TiB"}, r"memory: found 2000 TiB, expected a quantity from 0 to 1024 TiB"),
     ],
 )
-def test_figures_that_would_overflow_are_refused(figures: dict[str, str], message: str) -> None:
+def test_figures_that_would_overflow_are_refused(figures: dict[str, Any], message: str) -> None:
     base, draft = demo("eagle3")
     data = {"hosts": [host("box", cpu("c0", 64) | figures, cpu("c1", 64))]}
     with pytest.raises(InputError, match=message):
