@@ -9,7 +9,7 @@
     acceptance how often the base chooses what is drafted
     artifact   images.yaml, constants of an image                kv, ranges    shares of KV heads as rows and columns
     safetensors_header, strict_json, strict_yaml  parsing of untrusted files
-    dtypes     bytes of values, names in a header
+    dtypes     bytes of values, names in a header             cpu_times     fixed times that a CPU has by default
 
 FORMAT.md documents the files field by field; the directories beside it are committed plans.
 

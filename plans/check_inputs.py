@@ -11,6 +11,7 @@ from typing import Protocol
 
 from plans.artifact import DEVICE_ID, DEVICE_UUID
 from plans.check_model import MOST_SIZE, check_draft, check_model
+from plans.cpu_times import fixed_times
 from plans.schema import (
     SCHEMA_MAJOR,
     Device,
@@ -18,6 +19,7 @@ from plans.schema import (
     Link,
     Options,
     Plan,
+    Together,
     Tree,
 )
 from plans.step import fed_rows, steps, tree_pool
@@ -302,14 +304,18 @@ def _check_device(path: str, device: Device, hosts: tuple[str, ...]) -> Iterator
 
 def _check_together(path: str, device: Device) -> Iterator[Violation]:
     """Check that a device is no faster the more of them compute."""
-    devices, before = 1, (device.bandwidth_bytes_per_s, device.flops_per_s, device.overhead_ns)
+    devices = 1
+    fewer: Device | Together = device
     for i, own in enumerate(device.together or ()):
         where = f"{path}.together[{i}]"
         if own.devices <= devices:
             yield bad(f"{where}.devices", own.devices, f"more than {devices}")
-        for name, most in zip(("bandwidth_bytes_per_s", "flops_per_s"), before[:2], strict=True):
+        for name in ("bandwidth_bytes_per_s", "flops_per_s"):
+            most = getattr(fewer, name)
             if not 1 <= getattr(own, name) <= most:
                 yield bad(f"{where}.{name}", getattr(own, name), f"from 1 to {most}, the rate with fewer devices")
-        if own.overhead_ns < before[2]:
-            yield bad(f"{where}.overhead_ns", own.overhead_ns, f"at least {before[2]}, the time with fewer devices")
-        devices, before = own.devices, (own.bandwidth_bytes_per_s, own.flops_per_s, own.overhead_ns)
+        for (name, given_ns, ns), (_, _, least_ns) in zip(fixed_times(own), fixed_times(fewer), strict=True):
+            if ns < least_ns:
+                value = ns if given_ns is not None else f"nothing, which means {ns}"
+                yield bad(f"{where}.{name}_ns", value, f"at least {least_ns}, the time with fewer devices")
+        devices, fewer = own.devices, own

@@ -71,7 +71,7 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     measured = device_data(with_fixed_times(rates, link, samples["threads"]))
     hosts = [
         host
-        | {"devices": [own | {"measured": measured} if own["id"] in cpus else own for own in host["devices"]]}
+        | {"devices": [_with_measured(own, measured) if own["id"] in cpus else own for own in host["devices"]]}
         | ({"links": _with_link(host.get("links"), link_data(link))} if link and not others else {})
         for host in data["hosts"]
     ]
@@ -214,6 +214,11 @@ def _output(*arguments: str) -> dict[str, Any]:
         raise DetectionError(f"`python {' '.join(command[1:3])} {arguments[0]}` ended with {done.returncode}: {reason}")
     data: dict[str, Any] = json.loads(done.stdout)
     return data
+
+
+def _with_measured(device: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a device with measured figures, which count instead of its ``together``."""
+    return {name: value for name, value in device.items() if name != "together"} | {"measured": measured}
 
 
 def _with_link(links: Any, measured: dict[str, Any]) -> dict[str, Any]:

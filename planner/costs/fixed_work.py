@@ -12,7 +12,7 @@ The runtime's steps are CUDA graphs, whose kernels wait for no launch. Between t
 from dataclasses import dataclass
 
 from planner.integers import ceil_div
-from plans import launches
+from plans import cpu_times, launches
 from plans.kv import KvShare
 from plans.schema import Device, Mlp
 
@@ -38,8 +38,6 @@ as measured on a CPU; the read of the message, the texts of its tokens and the l
 CPU_DIVIDED_BLOCKS = 3
 """More of a layer on a CPU where devices divide positions or dims of a head, in blocks: it is no longer one kernel. A
 layer of the embedded model on two devices of an AVX2 processor took 0.85 to 1.2 ms then, and 0.23 to 0.33 otherwise."""
-CPU_PASS_BLOCKS = 3
-"""Fixed work of a drafter's pass on a CPU besides its layers, in blocks, where it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,22 +85,21 @@ class Kernels:
 
     def embed_ns(self, device: Device, members: int = 1) -> int:
         """Return the fixed time of the embedding on one of so many devices."""
-        if device.kind == "cpu" and device.table_ns is not None:
-            return device.table_ns
-        return _kernels_ns(device, self.embed + self.divided_embed * (members > 1), 1)
+        if device.kind == "cpu":
+            return cpu_times.table_ns(device)
+        return _kernels_ns(device, self.embed + self.divided_embed * (members > 1), 0)
 
     def lm_head_ns(self, device: Device) -> int:
         """Return the fixed time of the final norm, the lm_head, the walk, the commit, and of the host behind them."""
-        if device.kind == "cpu" and device.table_ns is not None:
-            return device.table_ns
-        return _kernels_ns(device, self.lm_head, 1) + (self.between_steps_ns if device.kind == "cuda" else 0)
+        if device.kind == "cpu":
+            return cpu_times.table_ns(device)
+        return _kernels_ns(device, self.lm_head, 0) + self.between_steps_ns
 
     def pass_ns(self, device: Device, num_layers: int) -> int:
         """Return the fixed time of one pass of a drafter with so many layers."""
-        if device.kind == "cpu" and device.pass_ns is not None:
-            return device.pass_ns + num_layers * device.overhead_ns
-        kernels = self.drafter_pass + num_layers * self.layer
-        return _kernels_ns(device, kernels, CPU_PASS_BLOCKS + num_layers)
+        if device.kind == "cpu":
+            return cpu_times.pass_ns(device) + num_layers * device.overhead_ns
+        return _kernels_ns(device, self.drafter_pass + num_layers * self.layer, 0)
 
     def draft_step_ns(self, device: Device) -> int:
         """Return the fixed time of a drafter's device once in a step; none of a CPU, which is the host."""

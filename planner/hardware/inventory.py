@@ -15,8 +15,9 @@ from typing import Any
 from planner.errors import InventoryError
 from planner.hardware import units
 from planner.hardware.catalog import CPU, DeviceType, catalog
-from planner.hardware.inventory_fields import CLASS, CLASS_LETTERS, figure, mapping, rising, sequence, text
+from planner.hardware.inventory_fields import CLASS, CLASS_LETTERS, figure, mapping, sequence, text
 from planner.hardware.inventory_links import host_with_links, network_link
+from planner.hardware.inventory_together import fixed_time, rates_together
 from planner.hardware.measured import parse_device
 from planner.hardware.records import HardwareInventory, ListedDevice, in_order
 from plans.artifact import DEVICE_UUID
@@ -163,7 +164,20 @@ def _device(data: Any, host: str, path: str) -> ListedDevice:
     reserve = figure(fields, "reserve", units.SIZE, default.reserve_bytes, path)
     if reserve >= memory:
         _refuse_reserve(fields, reserve, memory, path)
+    if "together" in fields and "measured" in fields:
+        raise InventoryError(
+            f"{path}.together: found beside measured, whose figures count instead: give measured.together, or neither"
+        )
     measured = parse_device(fields["measured"], f"{path}.measured") if "measured" in fields else ()
+    flops_per_s = _rates(fields, default, path)
+    alone = Together(
+        devices=1,
+        bandwidth_bytes_per_s=figure(fields, "bandwidth", units.BANDWIDTH, default.bandwidth_bytes_per_s, path),
+        flops_per_s=min(flops_per_s.values()),
+        overhead_ns=figure(fields, "overhead", units.DURATION, default.overhead_ns, path),
+        pass_ns=fixed_time(fields, "pass", path),
+        table_ns=fixed_time(fields, "table", path),
+    )
     return ListedDevice(
         id=device_id,
         host=host,
@@ -174,39 +188,15 @@ def _device(data: Any, host: str, path: str) -> ListedDevice:
         reported_name=_reported_name(fields, default, path),
         memory_bytes=memory,
         reserve_bytes=reserve,
-        bandwidth_bytes_per_s=figure(fields, "bandwidth", units.BANDWIDTH, default.bandwidth_bytes_per_s, path),
-        flops_per_s=_rates(fields, default, path),
-        overhead_ns=figure(fields, "overhead", units.DURATION, default.overhead_ns, path),
+        bandwidth_bytes_per_s=alone.bandwidth_bytes_per_s,
+        flops_per_s=flops_per_s,
+        overhead_ns=alone.overhead_ns,
         compute_capability=default.compute_capability,
-        pass_ns=_fixed(fields, "pass", path),
-        table_ns=_fixed(fields, "table", path),
-        together=_together(fields.get("together", []), f"{path}.together"),
+        pass_ns=alone.pass_ns,
+        table_ns=alone.table_ns,
+        together=rates_together(fields.get("together", []), f"{path}.together", alone),
         measured=measured,
     )
-
-
-def _fixed(fields: Mapping[str, Any], name: str, path: str) -> int | None:
-    return figure(fields, name, units.DURATION, None, path) if name in fields else None
-
-
-def _together(data: Any, path: str) -> tuple[Together, ...]:
-    """Return the rates while more devices compute at once."""
-    rates: list[Together] = []
-    for position, entry in enumerate(sequence(data, path, "a sequence of rates by devices")):
-        where = f"{path}[{position}]"
-        names = ("devices", "bandwidth", "flops", "overhead", "pass", "table")
-        fields = mapping(entry, f"{where}.", names, "rates with devices, bandwidth, flops and overhead")
-        rates.append(
-            Together(
-                devices=rising(fields, "devices", rates[-1].devices if rates else 1, where),
-                bandwidth_bytes_per_s=figure(fields, "bandwidth", units.BANDWIDTH, None, where),
-                flops_per_s=figure(fields, "flops", units.RATE, None, where),
-                overhead_ns=figure(fields, "overhead", units.DURATION, None, where),
-                pass_ns=_fixed(fields, "pass", where),
-                table_ns=_fixed(fields, "table", where),
-            )
-        )
-    return tuple(rates)
 
 
 def _rates(fields: Mapping[str, Any], default: DeviceType, path: str) -> Mapping[str, int]:

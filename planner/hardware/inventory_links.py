@@ -84,13 +84,19 @@ def network_link(data: Any, path: str, hosts: int) -> Link | None:
 
 
 def _sums(data: Any, path: str) -> tuple[GroupSum, ...]:
-    """Return times of all-reduces by members."""
+    """Return times of all-reduces by members; those of more members are no shorter."""
     sums: list[GroupSum] = []
     for position, entry in enumerate(sequence(data, path, "a sequence of times by members")):
         where = f"{path}[{position}]"
         fields = mapping(entry, f"{where}.", ("members", "time"), "a time with members")
         members = rising(fields, "members", sums[-1].members if sums else 1, where)
-        sums.append(GroupSum(members=members, ns=figure(fields, "time", units.DURATION, None, where)))
+        ns = figure(fields, "time", units.DURATION, None, where)
+        if sums and ns < sums[-1].ns:
+            raise InventoryError(
+                f"{where}.time: found {units.render(units.DURATION, ns)}, expected at least "
+                f"{units.render(units.DURATION, sums[-1].ns)}, which fewer members take"
+            )
+        sums.append(GroupSum(members=members, ns=ns))
     return tuple(sums)
 
 

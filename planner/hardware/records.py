@@ -13,6 +13,7 @@ from typing import Literal
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
 from planner.hardware.measured import Computing
 from plans.check_inputs import natural_key
+from plans.cpu_times import pass_ns, table_ns
 from plans.schema import Device, DType, Host, Inventory, Link, Together
 
 
@@ -37,7 +38,8 @@ class ListedDevice:
     pass_ns: int | None = None
     table_ns: int | None = None
     together: tuple[Together, ...] = ()
-    """Rates while more devices compute at once, as the file gives them, in every dtype."""
+    """Rates while more devices compute at once, as the file gives them, in every dtype; none where figures were
+    measured."""
     measured: tuple[Computing, ...] = ()
     """Figures as they were measured, which count instead of the others: of the device alone, then of more that compute
     at once, by their numbers."""
@@ -65,7 +67,7 @@ class ListedDevice:
         )
 
     def _computing(self, dtype: DType) -> list[Together]:
-        """Return the rates alone, then those with more devices, none of them faster: what seems so is noise."""
+        """Return the rates alone, then those with more devices, none of them faster."""
         listed = Together(
             devices=1,
             bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
@@ -75,7 +77,7 @@ class ListedDevice:
             table_ns=self.table_ns,
         )
         if not self.measured:
-            return _no_faster([listed, *self.together])
+            return [listed, *self.together]
         rates = [listed]
         for own in self.measured:
             rates.append(_measured(own, rates[-1], dtype))
@@ -100,7 +102,7 @@ def _measured(own: Computing, otherwise: Together, dtype: DType) -> Together:
 
 
 def _no_faster(rates: list[Together]) -> list[Together]:
-    """Return rates none of which is better than the one before."""
+    """Return measured rates none of which is better than the one before: what seems so is noise."""
     kept = rates[:1]
     for own in rates[1:]:
         before = kept[-1]
@@ -110,16 +112,11 @@ def _no_faster(rates: list[Together]) -> list[Together]:
                 bandwidth_bytes_per_s=min(before.bandwidth_bytes_per_s, own.bandwidth_bytes_per_s),
                 flops_per_s=min(before.flops_per_s, own.flops_per_s),
                 overhead_ns=max(before.overhead_ns, own.overhead_ns),
-                pass_ns=_longer(before.pass_ns, own.pass_ns),
-                table_ns=_longer(before.table_ns, own.table_ns),
+                pass_ns=None if own.pass_ns is None else max(pass_ns(before), own.pass_ns),
+                table_ns=None if own.table_ns is None else max(table_ns(before), own.table_ns),
             )
         )
     return kept
-
-
-def _longer(before_ns: int | None, own_ns: int | None) -> int | None:
-    """Return the longer of two fixed times; one that was not measured is not shorter."""
-    return max((ns for ns in (before_ns, own_ns) if ns is not None), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

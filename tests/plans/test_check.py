@@ -53,6 +53,8 @@ def static(paths: list[list[int]], *, depth: int = 1) -> dict[str, object]:
 
 PATHS = "options.tree.paths:"
 DIGITS = "64 hexadecimal digits"
+BESIDE = {"devices": 2, "bandwidth_bytes_per_s": 1, "flops_per_s": 1, "overhead_ns": 10**6}
+"""Rates of a device beside another one."""
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,18 @@ DIGITS = "64 hexadecimal digits"
             [{"devices": 2, "bandwidth_bytes_per_s": 1, "flops_per_s": 10**12, "overhead_ns": 10**6}],
             "inventory.devices[0].together[0].flops_per_s: found 1000000000000, "
             "expected from 1 to 50000000000, the rate with fewer devices",
+        ),
+        (
+            "inventory.devices[0].together",
+            [BESIDE | {"pass_ns": 10**5}],
+            "inventory.devices[0].together[0].pass_ns: found 100000, "
+            "expected at least 150000, the time with fewer devices",
+        ),
+        (
+            "inventory.devices[0].together",
+            [BESIDE | {"table_ns": 2 * 10**6}, BESIDE | {"devices": 3}],
+            "inventory.devices[0].together[1].table_ns: found nothing, which means 1000000, "
+            "expected at least 2000000, the time with fewer devices",
         ),
         (
             "inventory.hosts[0].pairs[0].b",

@@ -162,6 +162,8 @@ def test_a_pair_may_have_its_own_link(listed: bool) -> None:
 
 # Refusals: path to the datum, changed value, complete message.
 
+RATES = {"devices": 2, "bandwidth": "1 GB/s", "flops": "1 GFLOP/s", "overhead": "50 us"}
+"""Of a CPU of the catalogue's overhead, beside another one."""
 PATHS: list[tuple[str, Any, str]] = [
     (
         "hosts.0.devices.1.memroy",
@@ -329,6 +331,34 @@ PATHS: list[tuple[str, Any, str]] = [
         "hosts.0.links.pairs",
         [{"between": ["gpu0", "gpu1"], "class": "nvlink"}, {"between": ["gpu1", "gpu0"], "class": "pcie"}],
         "f: hosts[0].links.pairs[1].between: the link of gpu0 and gpu1 is already given",
+    ),
+    (
+        "network.sums",
+        [{"members": 2, "time": "40 us"}, {"members": 4, "time": "10 us"}],
+        "f: network.sums[1].time: found 10 us, expected at least 40 us, which fewer members take",
+    ),
+    (
+        "hosts.0.devices.2.together",
+        [RATES | {"bandwidth": "41 GB/s"}],
+        "f: hosts[0].devices[2].together[0].bandwidth: found 41 GB/s, expected at most 40 GB/s, "
+        "the rate with fewer devices",
+    ),
+    (
+        "hosts.0.devices.0.together",
+        [RATES | {"flops": "20 TFLOP/s"}],
+        "f: hosts[0].devices[0].together[0].flops: found 20 TFLOP/s, expected at most 19500 GFLOP/s, "
+        "the rate with fewer devices",
+    ),
+    (
+        "hosts.0.devices.2.together",
+        [RATES | {"pass": "1 us"}],
+        "f: hosts[0].devices[2].together[0].pass: found 1 us, expected at least 150 us, the time with fewer devices",
+    ),
+    (
+        "hosts.0.devices.2.together",
+        [RATES | {"table": "90 us"}, RATES | {"devices": 3}],
+        "f: hosts[0].devices[2].together[1].table: missing, which means 50 us, expected at least 90 us, "
+        "the time with fewer devices",
     ),
 ]
 

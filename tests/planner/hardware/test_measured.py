@@ -67,6 +67,10 @@ network: {class: shm}
 """
 
 
+US = {"median": "1 us", "spread": "0 ns"}
+TOGETHER = {"devices": 2, "bandwidth": "5 GB/s", "flops": "1 GFLOP/s", "overhead": "90 us"}
+
+
 def data() -> Any:
     return load_yaml(INVENTORY, "f")
 
@@ -146,11 +150,31 @@ def test_predicted_times_follow_measured_rates(measured: Any) -> None:
         assert all_reduce_ns([Tier(count=5, link=link)], 0) == 150_000, "three rounds to two"
 
 
+def test_a_measured_time_is_no_shorter_beside_others() -> None:
+    """Also where alone it was not measured, and follows from the overhead."""
+    inventory = data()
+    beside = {"devices": 2, "overhead": US | {"median": "90 us"}, "pass": US, "table": US}
+    inventory["hosts"][0]["devices"][0]["measured"] = {"overhead": US | {"median": "100 us"}, "together": [beside]}
+    (own,) = parse_inventory(inventory, "f").at("float32").devices[0].together or ()
+    assert (own.overhead_ns, own.pass_ns, own.table_ns) == (100_000, 300_000, 100_000)
+
+
+def test_rates_beside_others_are_measured_or_given() -> None:
+    inventory = data()
+    inventory["hosts"][0]["devices"][0] |= {"together": [TOGETHER], "measured": {"overhead": US}}
+    with pytest.raises(InventoryError, match=r"f: hosts\[0\]\.devices\[0\]\.together: found beside measured"):
+        parse_inventory(inventory, "f")
+    del inventory["hosts"][0]["devices"][0]["measured"]
+    again, _ = measuring.measure(inventory, "f")
+    assert "together" not in again["hosts"][0]["devices"][0]
+    assert parse_inventory(again, "f").devices[0].measured
+
+
 def test_members_of_hosts_without_shared_memory_are_counted_by_host() -> None:
     far = data()
     far["network"] = {"class": "ethernet", "latency": "20 us", "bandwidth": "1 GB/s"}
     for device in (device for host in far["hosts"] for device in host["devices"]):
-        device["together"] = [{"devices": 2, "bandwidth": "5 GB/s", "flops": "1 GFLOP/s", "overhead": "90 us"}]
+        device["together"] = [TOGETHER]
     fabric = Fabric(inventory=parse_inventory(far, "f").at("float32"))
     assert [device.bandwidth_bytes_per_s for device in fabric.at_work((0, 1, 2))] == [5 * 10**9, 5 * 10**9, 9 * 10**9]
     assert [device.bandwidth_bytes_per_s for device in fabric.at_work((0, 2))] == [9 * 10**9] * 2
