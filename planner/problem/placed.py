@@ -1,9 +1,11 @@
 """Steps on a plan's placement: with its draft left out, as ``--no-draft`` is predicted, or with other trees.
 
-They are priced by the same functions as candidates are, without a solver. Another placement may be faster.
+They are priced by the same functions as candidates are, without a solver: with the options of the plan a step is what
+its certificate says. Another placement may be faster.
 """
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -13,11 +15,14 @@ from planner.integers import PS_PER_NS, ceil_div, rounds
 from planner.problem.device_sets import DeviceSet
 from planner.problem.draft_block import passes_ns
 from planner.problem.links import Links
+from planner.problem.quantum import Quanta
 from planner.problem.stage_groups import layer_ns
-from planner.problem.vocab_blocks import fixed_embed_ns
+from planner.problem.usable import usable_inventory
+from planner.problem.vocab_blocks import fixed_embed_ns, row_unit
+from planner.solver.certify import layer_ps, received_ns, slowest_ns
 from plans import step
 from plans.kv import kv_shares
-from plans.schema import Draft, Options, Plan, Stage
+from plans.schema import Draft, Options, Plan, Run, Stage
 from plans.step import layer_class
 
 
@@ -65,21 +70,26 @@ def draft_ns(plan: Plan, options: Options) -> int:
             own_ns = links.slowest_ns(subgroup, works, links.crowd(members))
             slowest = max(slowest, own_ns + draft.num_layers * exchange)
         total += times * slowest
-    devices = links.at_work(members)
-    units = (shares.unit_ps(device) * count for device, count in zip(devices, placement.mlp_units, strict=True))
-    table = placement.head_rows or plan.head.rows
-    rows = (shares.rows_ps(device, 1) * count for device, count in zip(devices, table, strict=True))
-    return total + passes_ns(shares, links, members) + ceil_div(max(units), PS_PER_NS) + ceil_div(max(rows), PS_PER_NS)
+    devices, bundle = links.at_work(members), placed.row_unit
+    units_ps = tuple(map(shares.unit_ps, devices))
+    bundle_ps = tuple(shares.rows_ps(device, bundle) for device in devices)
+    bundles = tuple(rows // bundle for rows in placement.head_rows or plan.head.rows)
+    quantum_ns = placed.quanta.ns(members)
+    total += slowest_ns(placement.mlp_units, units_ps, quantum_ns) + slowest_ns(bundles, bundle_ps, quantum_ns)
+    return total + passes_ns(shares, links, members)
 
 
 class _Placed:
     """A plan's placement, to be priced."""
 
     def __init__(self, plan: Plan, options: Options, draft: Draft | None) -> None:
+        inventory = usable_inventory(plan.inventory, plan.options)
         self.plan = plan
-        self.links = Links(fabric=Fabric(inventory=plan.inventory))
+        self.links = Links(fabric=Fabric(inventory=inventory))
         self.shares = BaseShares(model=plan.model, draft=draft, options=options)
-        self.index = {device.id: number for number, device in enumerate(plan.inventory.devices)}
+        self.quanta = Quanta(self.shares, inventory.devices)
+        self.row_unit = row_unit(plan.model, plan.draft)
+        self.index = {device.id: number for number, device in enumerate(inventory.devices)}
 
     def ns(self) -> int:
         return sum(self.parts_ns())
@@ -97,52 +107,68 @@ class _Placed:
         embed_ns = fixed_embed_ns(shares, links, before.devices) + links.all_reduce_ns(before.devices, hidden)
         for number, stage in enumerate(plan.stages):
             group = self.device_set(stage.devices)
-            stages_ns += self.receive(before, group, hop if number else hidden) + self._stage_ns(stage)
+            received = self._hop(before, group, hop) if number else self.receive(before, group, hidden)
+            stages_ns += received + self._stage_ns(stage)
             before = group
         head = self.device_set(plan.head.devices)
-        rows = (
-            shares.rows(count).ns(device)
-            for device, count in zip(links.at_work(head.devices), plan.head.rows, strict=True)
-        )
+        bundle_ps = tuple(map(shares.rows(self.row_unit).ps, links.at_work(head.devices)))
+        bundles = tuple(rows // self.row_unit for rows in plan.head.rows)
+        rows_ns = slowest_ns(bundles, bundle_ps, self.quanta.ns(head.devices))
         gathered = step.best_bytes(shares.options)
         head_ns = self.receive(before, head, hop) + links.fixed_ns(head.devices, shares.kernels.lm_head_ns)
-        head_ns += links.broadcast_ns(head.devices, gathered) + max(rows) + self._messages_ns()
+        head_ns += links.broadcast_ns(head.devices, gathered) + rows_ns + self._messages_ns()
         return embed_ns, stages_ns, head_ns
 
     def _stage_ns(self, stage: Stage) -> int:
-        """Return the time of a stage's layers; the MLPs of all layers together wait for the slowest member."""
+        """Return the time of a stage's layers as :mod:`planner.solver.certify` counts it, without what it receives.
+
+        The MLPs of all layers of a kind wait for the slowest member, and take no less than if each layer were divided
+        in the best way.
+        """
         members, kinds = tuple(self.index[name] for name in stage.devices), kinds_of(self.plan.model)
-        devices, crowd = self.links.at_work(members), self.links.crowd(members)
-        layer, total, units_ps = stage.first_layer, 0, [0] * len(members)
+        devices, quantum_ns = self.links.at_work(members), self.quanta.ns(members)
+        layer, runs = stage.first_layer, defaultdict[int, list[Run]](list)
         for run in stage.runs:
             found = layer_class(self.plan.model, layer)
             kind = next(n for n, k in enumerate(kinds) if (k.attention, k.mlp) == (found.attention, found.mlp))
-            shares = kv_shares(stage, run.kv_heads)
-            works = [self.shares.attention(kind, share) for share in shares]
-            exchange = 0
-            for subgroup in _subgroups(members, stage.kv_subgroups):
-                share, sizes = shares[members.index(subgroup[0])], self.shares.pass_of(found.attention.window)
-                exchange = max(exchange, self.links.exchange_ns(found.attention, sizes, subgroup, share, crowd))
-            own = layer_ns(self.shares, self.links, members, kind) + self.links.slowest_ns(members, works, crowd)
-            total += run.num_layers * (own + exchange)
-            unit = self.shares.unit(kind)
-            for position, (device, units) in enumerate(zip(devices, run.mlp_units, strict=True)):
-                units_ps[position] += run.num_layers * units * unit.ps(device)
+            runs[kind].append(run)
             layer += run.num_layers
-        return total + ceil_div(max(units_ps), PS_PER_NS)
+        total = 0
+        for kind, own in runs.items():
+            fixed_ns = layer_ns(self.shares, self.links, members, kind)
+            divided_ns = sum(run.num_layers * (fixed_ns + self._attention_ns(stage, kind, run)) for run in own)
+            total += quantum_ns * ceil_div(divided_ns, quantum_ns)
+            units = [sum(run.num_layers * run.mlp_units[position] for run in own) for position in range(len(members))]
+            unit_ps = tuple(map(self.shares.unit(kind).ps, devices))
+            least_ps = sum(run.num_layers for run in own) * layer_ps(kinds[kind].mlp.units, unit_ps)
+            least_ns = quantum_ns * ceil_div(least_ps, PS_PER_NS * quantum_ns)
+            total += max(slowest_ns(tuple(units), unit_ps, quantum_ns), least_ns)
+        return total
+
+    def _attention_ns(self, stage: Stage, kind: int, run: Run) -> int:
+        """Return the time of attention in a layer: that of the slowest subgroup, with its exchange."""
+        members, attention = tuple(self.index[name] for name in stage.devices), self.shares.kinds[kind].attention
+        shares, crowd, slowest = kv_shares(stage, run.kv_heads), self.links.crowd(members), 0
+        sizes = self.shares.pass_of(attention.window)
+        for subgroup in _subgroups(members, stage.kv_subgroups):
+            own = [shares[members.index(device)] for device in subgroup]
+            exchange = self.links.exchange_ns(attention, sizes, subgroup, own[0], crowd)
+            works = [self.shares.attention(kind, share) for share in own]
+            slowest = max(slowest, self.links.slowest_ns(subgroup, works, crowd) + exchange)
+        return slowest
 
     def device_set(self, names: Sequence[str]) -> DeviceSet:
         devices = tuple(self.index[name] for name in names)
         return DeviceSet(devices=devices, hosts=tuple(sorted({self.links.fabric.host_of[d] for d in devices})))
 
     def receive(self, before: DeviceSet, group: DeviceSet, message_bytes: int) -> int:
+        receive, near = self.links.receive(group, message_bytes), self.links.fabric.host_of[before.devices[0]]
+        return received_ns(receive, group.devices, before.devices, near in group.hosts)
+
+    def _hop(self, before: DeviceSet, group: DeviceSet, message_bytes: int) -> int:
+        """Return the time of a hop between stages: near inside one host, far where either is over several."""
         receive = self.links.receive(group, message_bytes)
-        if before.devices == group.devices:
-            return receive.same_ns
-        leader = before.devices[0]
-        if leader in group.devices:
-            return receive.inside_ns
-        return receive.near_ns if self.links.fabric.host_of[leader] in group.hosts else receive.far_ns
+        return receive.near_ns if before.hosts == group.hosts else receive.far_ns
 
     def _messages_ns(self) -> int:
         """Return the time of the step message: to the other devices in use of each host, and to each host but one."""

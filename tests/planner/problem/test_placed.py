@@ -1,0 +1,73 @@
+"""Steps on a plan's placement against the certificate of the plan, over random machines."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from planner.errors import InfeasibleError, NotProvenError
+from planner.families import BaseInput, DraftInput, load_base, load_draft
+from planner.problem.placed import step_ns
+from planner.request import Request, Wanted, resolve_request
+from plans.schema import KvAxis, Plan
+from tests.planner.instances import TINY, TINY_HEAD, listed, plan_of, saved
+from tests.planner.machines import NETWORK, random_machine
+
+AXES: tuple[KvAxis | None, ...] = (None, None, "context", "head_dim", "batch")
+SHARED_MEMORY = NETWORK | {"class": "shm"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[BaseInput, DraftInput]:
+    directory = tmp_path_factory.mktemp("placed")
+    base = load_base(saved(directory / "base", TINY))
+    return base, load_draft(saved(directory / "head", TINY_HEAD), base)
+
+
+def sharing_cores(rng: random.Random) -> Any:
+    """Return a machine of unlike CPUs that are slower together, on one host or two."""
+    hosts = []
+    for number in range(rng.choice((1, 1, 2))):
+        devices = []
+        for place in range(rng.choice((2, 3))):
+            rate, flops = rng.choice((300, 500, 900)), rng.choice((1, 3, 10))
+            rates = {"bandwidth": f"{rate} MB/s", "flops": f"{flops} GFLOP/s", "overhead": "2 us"}
+            slower = {"bandwidth": f"{rate // 2} MB/s", "flops": f"{flops * 600} MFLOP/s", "overhead": "5 us"}
+            memory = {"memory": f"{rng.choice((700, 2000, 4000))} KiB", "reserve": "0 B"}
+            together = [{"devices": rng.choice((2, 3))} | slower]
+            devices.append({"id": f"d{number}-{place}", "type": "cpu"} | memory | rates | {"together": together})
+        sums = [{"members": 2, "time": "30 us"}] if number else []
+        links = {"class": "bus", "latency": "10 us", "bandwidth": "1 GB/s", "sums": sums}
+        hosts.append({"name": f"h{number}", "links": links, "devices": devices})
+    return {"hosts": hosts} | ({"network": rng.choice((NETWORK, SHARED_MEMORY))} if len(hosts) > 1 else {})
+
+
+def random_plans(base: BaseInput, head: DraftInput, seed: int) -> Iterator[Plan]:
+    """Yield plans of random machines, options and divisions of the KV cache."""
+    rng = random.Random(seed)
+    for _ in range(12):
+        machine = sharing_cores(rng) if rng.random() < 0.5 else random_machine(rng, 2, 3, rng.choice((500, 800, 1500)))
+        wanted = Wanted(
+            context=64,
+            dtype="bfloat16",
+            simplify_ppm=0,
+            batch=rng.choice((2, 3)),
+            prefill_chunk=rng.choice((1, 16)),
+            kv_axis=rng.choice(AXES),
+        )
+        draft = rng.choice((None, head))
+        options, inventory = resolve_request(Request(base=base, draft=draft, inventory=listed(machine), wanted=wanted))
+        try:
+            yield plan_of(base, draft, inventory, options).plan
+        except (InfeasibleError, NotProvenError):
+            continue
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_takes_what_its_certificate_says(models: tuple[BaseInput, DraftInput], seed: int) -> None:
+    plans = list(random_plans(*models, seed))
+    assert any(len(stage.devices) > 1 for plan in plans for stage in plan.stages)
+    for plan in plans:
+        priced_ns = step_ns(plan, plan.options)
+        assert priced_ns == plan.proof.objective_ns, [stage.devices for stage in plan.stages]
