@@ -59,6 +59,14 @@ def together(device: Device, devices: int) -> Device:
     )
 
 
+def all_at_once(inventory: Inventory) -> Inventory:
+    """Return an inventory whose CPU devices have, as their own, the rates with all CPUs of their machine computing."""
+    cpus = [device for device in inventory.devices if device.kind == "cpu"]
+    counts = dict(zip((cpu.id for cpu in cpus), machines_of(cpus, inventory.network), strict=True))
+    devices = (replace(together(own, counts.get(own.id, 1)), together=None) for own in inventory.devices)
+    return replace(inventory, devices=tuple(devices))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fabric:
     """Links of groups of devices, which are referred to by index in inventory order."""

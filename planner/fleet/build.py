@@ -9,6 +9,7 @@ from itertools import chain
 from planner.build import inputs_of, plan, plan_chosen, with_stall_timeout
 from planner.costs.acceptance import expected_ppm
 from planner.costs.rounding import RAISED
+from planner.costs.topology import all_at_once
 from planner.enough_hosts import infeasible_on_all, needed_bytes
 from planner.errors import InfeasibleError, InputError, NotProvenError
 from planner.families import BaseInput, DraftInput, within
@@ -65,7 +66,13 @@ class BuiltFleet:
 
 
 def build_fleet(given: FleetInput, request: FleetRequest, settings: Settings) -> BuiltFleet:
-    """Return the fleet of a request; raise InputError, InfeasibleError or NotProvenError."""
+    """Return the fleet of a request; raise InputError, InfeasibleError or NotProvenError.
+
+    Replicas compute at the same time, on the same cores where they are of one machine: CPUs have the rates with all of
+    the machine computing, in the fleet's inventory and in the plans. That is exact where all are in use at once, and
+    where some sleep, as all but one stage of a pipeline do, steps are no longer than predicted.
+    """
+    given = dataclasses.replace(given, inventory=all_at_once(given.inventory))
     _refuse_parts_of_devices(given.inventory)
     return _Build(given=given, request=request, settings=settings).fleet()
 

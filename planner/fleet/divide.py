@@ -10,7 +10,8 @@ step over its time. It is known from above long before it is solved, as the most
 
 The master problem is solved with these numbers; templates of its answer that are not solved yet are, which says how
 fast a sequence is by the number of running ones, and it is solved again. When all of its answer are, no other division
-is better: it was compared with no less than the others can have.
+of templates is better: it was compared with no less than the others can have. A template has one plan, the best with
+all places taken, and fewer running sequences are priced on it: another placement may be faster for these.
 
 A template whose plan is not proven within the solver's limit keeps its bound. Where the answer would have it, that
 answer bounds all divisions, and the search goes on without such templates. What it then ends with is the best where

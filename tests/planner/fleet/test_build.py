@@ -212,6 +212,24 @@ def test_one_sequence_has_all_devices_and_many_have_a_replica_each(base: BaseInp
     assert every.unused == ()
 
 
+def test_replicas_that_share_cores_are_priced_while_all_compute(base: BaseInput, tmp_path: Path) -> None:
+    """With half the rates together, each of two replicas is as fast as on a device with these rates alone.
+
+    One device of the two is priced so as well; a GPU beside them takes no cores.
+    """
+
+    def machine(**figures: Any) -> Any:
+        return {"hosts": [host("a", *(cpu(f"c{n}", 64) | figures for n in range(2)), gpu("g", 10))]}
+
+    fast, slow = ({"bandwidth": f"{n} GB/s", "flops": f"{n} TFLOP/s", "overhead": "50 us"} for n in (2, 1))
+    shared = machine(**fast, together=[{"devices": 2} | slow, {"devices": 3} | slow | {"overhead": "1 ms"}])
+    for replicas in (1, 2):
+        result, apart = (fleet_of(base, own, replicas=replicas) for own in (shared, machine(**slow)))
+        assert (result.built.plans, result.fleet) == (apart.built.plans, apart.fleet)
+    assert fleet_of(base, machine(**fast)).fleet.proof.microtokens_per_s > result.fleet.proof.microtokens_per_s
+    assert fleets.check_fleet(result.write(tmp_path / "fleet")).clean
+
+
 def test_the_least_speed_is_kept(base: BaseInput) -> None:
     slow = {"bandwidth": "1 GB/s", "overhead": "1 us"}
     machine = {"hosts": [host("box", gpu("g0", 8000, **slow | {"bandwidth": "3 GB/s"}), gpu("g1", 8000, **slow))]}
