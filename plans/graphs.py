@@ -4,10 +4,15 @@ Each GPU captures its own part of the steps that repeat: all of its stage, of th
 between two messages that its host waits for (``runtime.decode.graphs``). Those are the messages over gloo and through
 shared memory, as to a CPU: others, over NCCL, are captured too. The graphs of a device share one pool of memory, which
 is theirs for good: its temporaries are those of the largest step, beside those of prefill.
+
+GPUs that divide ``head_dim`` have a graph for each number of rows of their caches, so they capture where others replay.
+Over NCCL ranks have to capture the same steps: a plan in which only some of the GPUs do so captures none. The pool is
+planned all the same.
 """
 
+from plans.kv import WINDOWS
 from plans.places import places
-from plans.schema import Plan
+from plans.schema import DraftPlacement, Plan, Stage
 from plans.step import tree_for
 
 POOL = "scratch.graphs"
@@ -22,7 +27,7 @@ RESERVED_BYTES = LIBRARIES_BYTES + LOOSE_BYTES
 
 
 def most_shapes(plan: Plan) -> int:
-    """Return how many shapes of steps are captured at most when the plan is opened.
+    """Return how many shapes of steps there are at most, apart from the rows of caches divided by ``head_dim``.
 
     One for each number of places with the tree that comes with it, drafted or plain, greedy or with a sequence that
     samples (``runtime.decode.graphs``).
@@ -35,8 +40,25 @@ def most_shapes(plan: Plan) -> int:
 
 
 def captures(plan: Plan) -> bool:
-    """Return True for a plan with a GPU: it captures its steps."""
-    return any(device.kind == "cuda" for device in plan.devices)
+    """Return True for a plan with a GPU whose ranks may capture their steps."""
+    return bool(_gpus(plan)) and not differs(plan)
+
+
+def differs(plan: Plan) -> bool:
+    """Return True where NCCL connects ranks, and only some of the GPUs have a cache that ``head_dim`` divides."""
+    return "nccl" in plan.transports and any(divided != _gpus(plan) for divided in _by_head_dim(plan))
+
+
+def _gpus(plan: Plan) -> set[str]:
+    return {device.id for device in plan.devices if device.kind == "cuda"}
+
+
+def _by_head_dim(plan: Plan) -> list[set[str]]:
+    """Return the GPUs that divide ``head_dim`` of a stage, or of the drafter, where there are any."""
+    drafter = () if plan.draft_placement is None else (plan.draft_placement,)
+    placements: tuple[Stage | DraftPlacement, ...] = (*plan.stages, *drafter)
+    devices = [_gpus(plan) & set(placement.devices) for placement in placements if placement.kv_axis == "head_dim"]
+    return [gpus for gpus in devices if gpus]
 
 
 def waits_between(plan: Plan) -> bool:
@@ -46,7 +68,10 @@ def waits_between(plan: Plan) -> bool:
 
 def steps_line(plan: Plan) -> str | None:
     """Return in words how a plan's GPUs get the work of a step; None where it has none."""
-    if not captures(plan):
+    if not _gpus(plan):
         return None
+    if differs(plan):
+        return "run and not captured: NCCL connects GPUs that divide head_dim with others"
     divided = ", divided where a message passes through the host" if waits_between(plan) else ""
-    return f"in CUDA graphs, {most_shapes(plan)} shapes at most{divided}"
+    windows = f", each for up to {WINDOWS} lengths of each KV cache" if _by_head_dim(plan) else ""
+    return f"in CUDA graphs, {most_shapes(plan)} shapes at most{windows}{divided}"

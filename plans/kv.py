@@ -6,6 +6,10 @@ from itertools import accumulate
 
 from plans.schema import Attention, DraftPlacement, KvAxis, Stage
 
+WINDOWS = 16
+"""Most lengths of a window, the first rows of a cache that a forward attends to where it reads a bias: a handful of
+shapes, all planned."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KvShare:

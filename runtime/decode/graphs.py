@@ -7,16 +7,19 @@
 A piece is what a rank gives its GPU between two collectives that its host waits in (``comm.host_work``): over NCCL, or
 on one GPU, a step is one piece and one launch. Where messages go through shared memory or gloo, as to a CPU, the host
 does them between the pieces, in the step's order. So each rank captures its own steps, whatever the others do; ranks
-that are connected by NCCL capture the same steps, as they are GPUs, and know the same.
+that are connected by NCCL capture the same steps, as they know the same: where they would not, nothing is captured
+(``plans.graphs.differs``).
 
 A graph has the addresses and shapes of the step that was captured, and no number of the host. So what differs between
 two steps of a shape lies on the device: trees and lengths, which the step itself writes; samplings, ends and notices,
-which are written between two steps. Warm-up runs every shape often enough (``processes.rank``).
+which are written between two steps. Warm-up runs shapes often enough (``processes.rank``), but for those of the rows
+of a cache that it does not reach.
 
 Shapes are few: numbers of places, powers of two up to the batch, with the tree that the plan has for them, drafted or
-plain, greedy or sampled; where devices divide ``head_dim`` also the rows of the caches that they add up scores of. A
-step that is no repetition is run: one in which a sequence joins or the kind of tree changes, one that is timed part by
-part, and one whose candidates are kept. Prefill is run, too.
+plain, greedy or sampled; where devices divide ``head_dim`` also the rows of the caches that they add up scores of:
+those shapes are captured as sequences grow, in the middle of requests. A step that is no repetition is run: one in
+which a sequence joins or the kind of tree changes, one that is timed part by part, and one whose candidates are kept.
+Prefill is run, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -70,7 +73,7 @@ class CudaCapture:
 
     @contextmanager
     def __call__(self) -> Iterator[Replay]:
-        """Raise MachineError where the pool takes more memory than the plan has for it."""
+        """Raise MachineError as ``check`` does."""
         graph = torch.cuda.CUDAGraph()
         # other threads, NCCL's among them, may ask the driver something meanwhile
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
@@ -82,7 +85,11 @@ class CudaCapture:
         return sum(segment["total_size"] for segment in torch.cuda.memory_snapshot(self._pool))
 
     def check(self) -> None:
-        """Raise MachineError where the pool takes more memory than the plan has for it."""
+        """Raise MachineError where the pool takes more memory than the plan has for it.
+
+        After each capture: while an engine is opened, or in a request that comes to more rows of a cache divided by
+        ``head_dim``, which it ends.
+        """
         taken = self.pool_bytes()
         if taken > self._planned_bytes + RESERVED_BYTES:
             raise MachineError(

@@ -62,6 +62,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from plans.graphs import captures
 from plans.places import is_movable, is_padded, places
 from plans.schema import Plan, Tree
 from plans.step import StepLayout, accept_rows, least_kept_positions, tree_for, tree_layout, written_rows
@@ -154,7 +155,7 @@ class Stepper:
         device: torch.device,
         capture: Capture | None = None,
     ) -> None:
-        """``capture``: of repeated steps, on a GPU (``graphs``); None: steps are run."""
+        """``capture``: of repeated steps, on a GPU (``graphs``), where the plan has them; None: steps are run."""
         self._comm, self._progress, self._options = comm, comm.progress, plan.options
         batch, movable = plan.options.batch, is_movable(plan)
         self._places = [places(plan, count) for count in range(batch + 1)]
@@ -177,7 +178,7 @@ class Stepper:
         self._joining: dict[int, Root] = {}
         """Places that the next step drafts the first tree for."""
         self._samplings = Samplings(batch, device, alike=self._parts.padded)
-        self.graphs = Graphs(capture, comm.progress, comm.host)
+        self.graphs = Graphs(capture if captures(plan) else None, comm.progress, comm.host)
         self._trees: list[list[int]] = [[] for _ in range(batch)]
         """Tokens of each active place's tree."""
         self._pools: dict[int, Pool] = {}

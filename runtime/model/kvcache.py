@@ -27,8 +27,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-WINDOWS = 16
-"""Most lengths of a window, the first rows that a forward attends to: a handful of shapes, all planned."""
+from plans.kv import WINDOWS
+
 GRANULE = 64
 """Multiple of which every length of a window is."""
 

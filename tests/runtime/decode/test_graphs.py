@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from plans.graphs import most_shapes
+from plans.graphs import captures as captures_steps
+from plans.graphs import most_shapes, steps_line
 from plans.schema import Device, KvAxis, Plan, Run, ScheduledTree, Tree
 from runtime.comm.groups import groups
 from runtime.comm.host_work import HostWork
@@ -22,7 +23,7 @@ from runtime.decode.step import Mode, Stepper
 from runtime.image.buffers import Memory
 from runtime.model.triton_kernels import launch
 from runtime.sampling import Sampling
-from tests.plan_factory import TREE, Group, even, group, make_device, make_draft, make_model, make_plan
+from tests.plan_factory import TREE, Group, even, group, make_device, make_draft, make_model, make_plan, shared_draft
 from tests.runtime.meta import META, Factories, MetaSlots, SilentMaker, Watch, silent_messages
 
 MODEL = make_model(num_layers=7, num_heads=8, num_kv_heads=4, head_dim=64, hidden_size=256)
@@ -101,14 +102,22 @@ def one_gpu(kind: str | None = "eagle3", schedule: tuple[ScheduledTree, ...] | N
     )  # fmt: skip
 
 
-def two_gpus(axis: KvAxis = "context") -> Plan:
-    units = MODEL.layers[0].mlp.units
-    run = Run(num_layers=MODEL.num_layers, kv_heads=(MODEL.layers[0].attention.num_kv_heads,) * 2,
-              mlp_units=even(units, 2))  # fmt: skip
+def two_gpus(
+    axis: KvAxis = "context", *, others: tuple[str, ...] = (), divided_draft: bool = False, context: int = 4000,
+    schedule: tuple[ScheduledTree, ...] | None = None,
+) -> Plan:  # fmt: skip
+    """Return a plan of two GPUs that divide a stage, and perhaps a drafter; ``others``: GPUs of a stage behind it."""
+    units, kv_heads = MODEL.layers[0].mlp.units, MODEL.layers[0].attention.num_kv_heads
+    draft = make_draft(MODEL, kind="eagle")
+    run = Run(num_layers=MODEL.num_layers - bool(others), kv_heads=(kv_heads,) * 2, mlp_units=even(units, 2))
     return make_plan(
-        MODEL, [Group(devices=("a", "b"), runs=(run,), axis=axis, subgroups=(2,))],
-        draft=make_draft(MODEL, kind="eagle"), devices=gpus("a", "b"), context=4000, dtype="bfloat16",
-        prefill_chunk=128, batch=4,
+        MODEL,
+        [Group(devices=("a", "b"), runs=(run,), axis=axis, subgroups=(2,)), *[group(MODEL, others, 1)][: len(others)]],
+        draft=draft,
+        placement=shared_draft(MODEL, draft, ("a", "b"), axis, (2,), (draft.attention.num_kv_heads,))
+        if divided_draft else None,
+        devices=gpus("a", "b", *others), context=context, dtype="bfloat16", prefill_chunk=128, batch=4,
+        tree=schedule[0].tree if schedule else TREE, schedule=schedule,
     )  # fmt: skip
 
 
@@ -174,11 +183,83 @@ def test_scores_of_divided_heads_are_captured_for_as_many_rows_as_there_are() ->
         assert captured_now(stepper, captures) == expected, "one step later"
         for _ in range(90):  # three positions each, past the window's end
             stepper.step()
-        (first, *others) = [shape.windows for shape in stepper.graphs._captured]
+        first, *others = [shape.windows for shape in stepper.graphs._captured]
         assert others
         assert all(later[0] > first[0] for later in others[1:])
         stepper.end(place)
     assert captures.faults == []
+
+
+def test_ranks_that_nccl_connects_capture_the_same_steps() -> None:
+    """Both GPUs divide ``head_dim``, and one drafts: both capture, and replay, at the same time."""
+    plan = two_gpus("head_dim", context=1000)
+    assert steps_line(plan) == "in CUDA graphs, 12 shapes at most, each for up to 16 lengths of each KV cache"
+    done = [states(plan, rank, 40) for rank in range(2)]
+    assert done[0] == done[1]
+    assert done[0].count("capture") > 1
+
+
+def test_where_only_some_gpus_divide_head_dim_nothing_is_captured() -> None:
+    """A GPU of another stage would replay while these capture: collectives of NCCL would not meet."""
+    plan = two_gpus("head_dim", others=("c",), context=1000)
+    assert not captures_steps(plan)
+    assert steps_line(plan) == "run and not captured: NCCL connects GPUs that divide head_dim with others"
+    assert {state for rank in range(3) for state in states(plan, rank, 6)} == {"run"}
+    assert captures_steps(two_gpus("context", others=("c",)))
+
+
+def states(plan: Plan, rank: int, steps: int) -> list[str]:
+    """Return what a rank does in each of so many steps of a sequence, which has 3 positions more after each."""
+    captures, done = Captures(), []
+    with stepper_of(plan, rank, captures) as stepper:
+        stepper.enter(Mode(draft=True, accept=None))
+        begun(stepper, 40, None, [0, 1, 2, 3])
+        run = stepper._compute
+
+        def counted(*args: Any) -> None:
+            done[-1] = "run"
+            run(*args)
+
+        with mock.patch.object(stepper, "_compute", counted):
+            for _ in range(steps):
+                done.append("replay")
+                count = stepper.graphs.count
+                stepper.step()
+                if stepper.graphs.count > count:
+                    done[-1] = "capture"
+    return done
+
+
+def test_a_drafter_divided_by_head_dim_has_a_shape_for_each_window_of_its_passes() -> None:
+    """Steps keep fewer rows than the largest tree of the schedule, which the window makes room for."""
+    big, small = (
+        Tree(kind="dynamic", total_token=total, depth=depth, top_k=2, paths=None) for total, depth in ((12, 7), (4, 1))
+    )
+    schedule = tuple(ScheduledTree(sequences=count, tree=tree) for count, tree in ((1, big), (2, small)))
+    plan, captures = two_gpus("head_dim", divided_draft=True, context=1000, schedule=schedule), Captures()
+    signatures: dict[Shape, list[Any]] = {}
+    with stepper_of(plan, 1, captures) as stepper:
+        stepper.enter(Mode(draft=True, accept=None))
+        for free in ([0, 1, 2, 3], [1, 2, 3]):
+            begun(stepper, 40, None, free)
+        for _ in range(3):
+            stepper.step()
+        drafter, whole = stepper._parts.drafter, stepper._parts.base
+        assert drafter is not None
+        assert whole is not None
+        assert whole._stage is not None
+        base, cache = whole._stage.views[0].cache, drafter._cache
+        end = next(
+            most for most in range(64, 200) if cache.window(most - 1, slice(2, 3)) < cache.window(most, slice(2, 3))
+        )
+        for known in (end - 10, end - 7, end - 4, end - 1, end):
+            base._known[:2], cache._known[:2] = [40, 40], [known, known]
+            shape = stepper._shape(stepper._work())
+            assert shape is not None
+            stepper.graphs._run_once.add(shape)
+            signature = captured_now(stepper, captures)
+            assert signatures.setdefault(shape, signature) == signature, known
+    assert len(signatures) > 1
 
 
 def test_every_shape_of_a_plan_is_captured_once() -> None:
