@@ -64,8 +64,9 @@ def random_plans(base: BaseInput, head: DraftInput, seed: int) -> Iterator[Plan]
             continue
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 7, 9])
 def test_a_step_takes_what_its_certificate_says(models: tuple[BaseInput, DraftInput], seed: int) -> None:
+    """Among those of seeds 7 and 9 are stages whose layers, each divided in the best way, take longer than shares."""
     plans = list(random_plans(*models, seed))
     assert any(len(stage.devices) > 1 for plan in plans for stage in plan.stages)
     for plan in plans:
