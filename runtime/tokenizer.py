@@ -137,9 +137,8 @@ class PlanTokenizer:
         for file in SPECIAL_FILES:
             fields = _fields(self.directory, file)
             for name in SPECIAL:
-                value = fields.get(name)
-                text = value.get("content") if isinstance(value, dict) else value
-                if isinstance(text, str):
+                text = _token(fields, name, f"{self.directory / file}: {name}", plain=file != CONFIG_FILE)
+                if text is not None:
                     texts.setdefault(name, text)
         return {name: texts[name] for name in SPECIAL if name in texts}
 
@@ -212,6 +211,21 @@ def _turn(position: int, message: Any) -> Turn:
     if fields.keys() != {"role", "content"} or not isinstance(role, str) or not isinstance(content, str):
         raise RequestError(f"messages[{position}]: expected a mapping with the texts role and content")
     return Turn(role=role, content=content)  # type: ignore[arg-type] # the template refuses roles that it does not know
+
+
+def _token(fields: Mapping[str, Any], name: str, where: str, *, plain: bool) -> str | None:
+    """Return the text of a special token, None where there is none; raise RequestError for what is no token.
+
+    ``plain``: a mapping needs no ``__type`` to be an AddedToken.
+    """
+    value = fields.get(name)
+    is_token = isinstance(value, dict) and (plain or value.get("__type") == "AddedToken")
+    text = value.get("content") if isinstance(value, dict) and is_token else value
+    if text is not None and not isinstance(text, str):
+        raise RequestError(
+            f"{where}: found {type(value).__name__}, expected a text, or an AddedToken with a text as content"
+        )
+    return text
 
 
 def _fields(directory: Path, name: str) -> dict[str, Any]:

@@ -148,3 +148,10 @@ def test_what_cannot_be_encoded_or_decoded_is_refused_in_a_line(pair: Pair, tmp_
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(RequestError, match=r"tokenizer_config\.json: found list, expected a mapping"):
         _ = PlanTokenizer(tmp_path).eos_token
+    for value in (5, ["a"], {"content": "a"}, {"__type": "AddedToken", "content": 5}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": value}))
+        with pytest.raises(RequestError, match=r"tokenizer_config\.json: eos_token: found \w+, expected a text, or"):
+            _ = PlanTokenizer(tmp_path).eos_token
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "a"}, "bos_token": None}))
+    assert PlanTokenizer(tmp_path).special_tokens_map == {"eos_token": "a"}
