@@ -68,7 +68,8 @@ def _levels(tree: Tree | None) -> int:
     return tree.depth + 1 if tree else 0
 
 
-def _kept(tree: Tree | None) -> int:
+def kept_nodes(tree: Tree | None) -> int:
+    """Return how many nodes of a tree a step keeps at most: a path with its root; 1 in plain decoding."""
     return min(_levels(tree) + 1, _nodes(tree))
 
 
@@ -93,7 +94,7 @@ def tree_depth(options: Options) -> int:
 
 def accept_rows(options: Options) -> int:
     """A: rows of one sequence that a step keeps at most, the root and the accepted nodes: min(depth + 2, N)."""
-    return max(_kept(tree) for _, tree in steps(options))
+    return max(kept_nodes(tree) for _, tree in steps(options))
 
 
 def fed_rows(tree: Tree) -> tuple[int, ...]:
@@ -267,7 +268,7 @@ PLAIN_STEP = StepLayout(kept=1, nodes=1)
 
 def tree_layout(verified: Tree | None, drafted: Tree | None) -> StepLayout:
     """Return the layout of the message of a step that verified trees of one kind and drafted the next of another."""
-    return StepLayout(kept=_kept(verified), nodes=_nodes(drafted))
+    return StepLayout(kept=kept_nodes(verified), nodes=_nodes(drafted))
 
 
 def step_layout(options: Options) -> StepLayout:

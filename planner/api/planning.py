@@ -18,13 +18,12 @@ from planner.request import MOST_POSITIONS, Objective, Request, Schedule, Wanted
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved
 from planner.speculation.profiles import profile_of
-from plans.acceptance import Profile
+from plans.acceptance import PPM, Profile
 from plans.check import load
 from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
 from plans.format import quote
 from plans.schema import DType, KvAxis, KvDType, Pin, Plan, RoundedWeights, Strategy, Tree
 
-PPM = 1_000_000
 DEFAULTS = Wanted()
 DEFAULT_WITHIN_PPM = 20_000
 """Relative increase of the step time that keeping an earlier plan's weights in place may cost, in parts per million."""

@@ -33,6 +33,7 @@ from planner.costs.shares import DraftShares
 from planner.enough_hosts import on_hosts
 from planner.errors import NotProvenError
 from planner.problem.formulate import Formulation
+from planner.solver.blocks import TAIL
 from planner.solver.solve import LeastStep
 from planner.speculation.draft_bound import least_draft_ns
 from planner.speculation.grid import contains, drafted, no_less, size, undominated
@@ -42,9 +43,6 @@ from plans.step import tree_rows, written_rows
 
 CLOSE = 1.01
 """A tree is solved where it may be slower than the best known by no more than this factor."""
-
-DRAFTER = 2
-"""Place of the drafter among the blocks of a problem."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,7 +225,7 @@ class _Search:
     def _bound_drafter(self, tree: Tree) -> None:
         """Learn D of a tree's drafter on the device sets that may run it."""
         bound = on_hosts(self.formulation_of(tree), 1).in_use()
-        self.drafters_ns[tree] = bound.block_ns(DRAFTER) * LOWERED
+        self.drafters_ns[tree] = bound.block_ns(TAIL) * LOWERED
 
     def _solved(self, tree: Tree | None) -> Found | None:
         """Return the least step, None where nothing fits; raise NotProvenError past the solver's limit."""

@@ -13,7 +13,7 @@ from itertools import product
 
 from plans.check_inputs import MOST_MASK_VALUES, mask_values
 from plans.schema import Draft, Tree
-from plans.step import tree_pool
+from plans.step import kept_nodes, tree_pool
 
 CHAIN_DEPTHS = tuple(range(10))
 EAGLE = (60, 7, 10)
@@ -43,7 +43,7 @@ def size(tree: Tree) -> tuple[int, int, int]:
 
 def drafted(tree: Tree) -> tuple[int, int, int]:
     """Return the numbers on which a drafter's time depends, likewise: nodes that are kept at most, levels, width."""
-    return min(tree.depth + 2, tree.total_token), tree.depth, tree.top_k
+    return kept_nodes(tree), tree.depth, tree.top_k
 
 
 def contains(larger: Tree, smaller: Tree) -> bool:

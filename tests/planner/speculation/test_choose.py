@@ -15,9 +15,10 @@ from planner.enough_hosts import on_hosts, takes_longer_on_all
 from planner.errors import NotProvenError
 from planner.problem.formulate import Formulation
 from planner.problem.placed import base_ns, plain_step_ns
+from planner.solver.blocks import TAIL
 from planner.solver.minimise import Settings
 from planner.solver.solve import LeastStep
-from planner.speculation.choose import DRAFTER, choose
+from planner.speculation.choose import choose
 from planner.speculation.compare import least_step_of
 from planner.speculation.draft_bound import least_draft_ns
 from planner.speculation.grid import contains, drafted, no_less, trees_of, undominated
@@ -99,7 +100,7 @@ def test_bounds_are_below_what_is_solved() -> None:
             assert whole.draft is not None
             shares = DraftShares(model=whole.model, draft=whole.draft, options=whole.options)
             few = on_hosts(whole, 1)
-            drafters[tree] = few.in_use().block_ns(DRAFTER)
+            drafters[tree] = few.in_use().block_ns(TAIL)
             rows_ns = few.base_in_use().least_ns(1)
             assert rows_ns + drafters[tree] == pytest.approx(few.in_use().least_ns(1))
             assert 0 < least_draft_ns(shares, whole.usable) <= drafters[tree] * 1.0001
@@ -111,7 +112,7 @@ def test_bounds_are_below_what_is_solved() -> None:
 def test_a_drafter_does_no_more_for_more_nodes_that_are_not_kept() -> None:
     formulated = asked(MACHINES["two unlike GPUs"])
     trees = [Tree(kind="dynamic", total_token=nodes, depth=3, top_k=6, paths=None) for nodes in (5, 16, 60)]
-    drafters = [with_tree(formulated)(tree).in_use().block_ns(DRAFTER) for tree in trees]
+    drafters = [with_tree(formulated)(tree).in_use().block_ns(TAIL) for tree in trees]
     assert len({drafted(tree) for tree in trees}) == len(set(drafters)) == 1
 
 
