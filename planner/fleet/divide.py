@@ -29,8 +29,8 @@ from planner.fleet.parts import Part
 from planner.integers import ceil_div
 from planner.solver import division
 from planner.solver.division import Answer, Choice, HostClass, Load
-from planner.solver.limits import past_limit
 from planner.solver.minimise import Settings
+from planner.solver.past_limit import past_limit
 from plans.acceptance import PPM
 from plans.fleet import MICRO
 

@@ -12,6 +12,7 @@ problem has one answer, whatever the settings, the listing order and the machine
     symmetry    equal hosts in the model                    moved_bytes distance to an earlier answer, as an objective
     earlier     the protocol of an earlier answer, which planner.problem fills in
     minimise    the only place where CP-SAT is run          limits      every budget and cap, with its measurement
+    past_limit  what to do where a search ended without a proof
     problem_bounds  largest and least sums of a problem     transport   the transport problem, for the order of layers
     bounds/     lower bounds that leave most of a problem out; feasible/ proofs and packings that ignore time
 

@@ -11,6 +11,7 @@ from ortools.sat.python import cp_model
 
 from planner.errors import NotProvenError
 from planner.solver import limits
+from planner.solver.past_limit import LONGER
 
 
 class Infeasible(Exception):
@@ -152,12 +153,12 @@ def minimise(
         raise Infeasible
     assert status != cp_model.MODEL_INVALID, model.model.validate()
     if status == cp_model.UNKNOWN:
-        raise NotProvenError(f"{what}: no placement found, and none excluded, within the limit: {limits.LONGER}")
+        raise NotProvenError(f"{what}: no placement found, and none excluded, within the limit: {LONGER}")
     value = solver.value(objective)
     bound = value if status == cp_model.OPTIMAL and not mode.gap_ppm else round(solver.best_objective_bound)
     if status != cp_model.OPTIMAL and not mode.any_solution and math.isinf(mode.budget):
         raise NotProvenError(
-            f"{what}: not proven optimal within the limit: {limits.LONGER}", objective_ns=value, bound_ns=bound
+            f"{what}: not proven optimal within the limit: {LONGER}", objective_ns=value, bound_ns=bound
         )
     model.values = list(solver.response_proto.solution)
     model.model.clear_hints()  # type: ignore[no-untyped-call]

@@ -21,6 +21,7 @@ from planner.solver.minimise import (
     model_work,
 )
 from planner.solver.model import Model
+from planner.solver.past_limit import LONGER, past_limit
 from planner.solver.problem import Problem, granule_bytes
 from planner.solver.restriction import Restriction, everything
 from planner.solver.symmetry import Pair, equal_hosts, order_equal_hosts
@@ -185,12 +186,12 @@ class Progress:
         bound, limit = self.excluded_ns, f"within the deterministic limit of {self.settings.limit:g}"
         if step_ns is None:
             return NotProvenError(
-                f"step time: no placement found, and none excluded, {limit}: {limits.LONGER}", bound_ns=bound
+                f"step time: no placement found, and none excluded, {limit}: {LONGER}", bound_ns=bound
             )
         gap = (step_ns - bound) / max(1, step_ns)
         return NotProvenError(
             f"step time: not proven optimal {limit}: found {step_ns} ns, bound {bound} ns, gap {gap:.2%}; "
-            + limits.past_limit(gap, self.settings.gap_ppm),
+            + past_limit(gap, self.settings.gap_ppm),
             objective_ns=step_ns,
             bound_ns=bound,
         )

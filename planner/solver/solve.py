@@ -32,6 +32,7 @@ from planner.solver.minimise import Infeasible, Optimum, Settings, Spent
 from planner.solver.model import Model
 from planner.solver.moved_bytes import moved_bytes
 from planner.solver.near_step import near_step
+from planner.solver.past_limit import next_gap_ppm
 from planner.solver.problem import Answer, Problem
 from planner.solver.problem_bounds import least_bytes, most_ps, room_bytes, timeless
 from planner.solver.search import Goal, Progress, Space, space_of
@@ -193,7 +194,7 @@ def _nearly(space: Space, progress: Progress) -> Solved:
     try:
         return _solve(space, progress, None)
     except NotProvenError as error:
-        gap_ppm = limits.next_gap_ppm(1.0 if error.gap is None else error.gap, settings.gap_ppm)
+        gap_ppm = next_gap_ppm(1.0 if error.gap is None else error.gap, settings.gap_ppm)
         if gap_ppm is None:
             raise
         return _solve(space, Progress(settings=replace(settings, gap_ppm=gap_ppm), optima=goal_optima), None)

@@ -4,7 +4,7 @@ import click
 import pytest
 
 from planner.commands.options import parse_gap
-from planner.solver.limits import past_limit
+from planner.solver.past_limit import past_limit
 
 
 @pytest.mark.parametrize(
