@@ -7,6 +7,7 @@ Triton's interpreter runs the kernels of a GPU, slowly.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from plans.schema import Plan, ScheduledTree, Tree
 from runtime.comm.groups import Comm
 from runtime.decode.graphs import Replay
+from runtime.decode.messages import Notice
 from runtime.decode.step import Mode, Stepper, Taken
 from runtime.image.buffers import Memory
 from runtime.image.slots import Image
@@ -108,9 +110,11 @@ def played(
             elif event == "end":
                 stepper.end(places.pop(number))
             else:
-                for _ in range(number):
+                for turn in range(number):
                     taken: dict[int, Taken]
-                    taken, _ = stepper.step()
+                    notice = Notice(stop=turn % 2 == 0, packets=turn)
+                    taken, agreed = stepper.step(partial(Notice, stop=notice.stop, packets=notice.packets))
+                    assert agreed == notice
                     replays += 1
                     for sequence, place in places.items():
                         tokens[sequence] += taken[place].tokens
