@@ -64,7 +64,7 @@ PARTS = (
     Part(name="products", seconds=30, tries="bandwidth of products as narrow as a tree, in 16 and in 4 bits"),
     Part(name="nccl", seconds=35, tries="return of a collective before its members have met, on two GPUs"),
     Part(name="devices", seconds=20, tries="order and UUIDs of devices, MIG slices and CUDA_VISIBLE_DEVICES"),
-    Part(name="sanitizer", seconds=45, tries="accesses of kernels outside their tensors, by compute-sanitizer"),
+    Part(name="sanitizer", seconds=50, tries="accesses of kernels outside their tensors, by compute-sanitizer"),
 )
 
 

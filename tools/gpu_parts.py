@@ -1,4 +1,4 @@
-"""The parts of gpu_check, each in a process of its own: ``python tools/gpu_parts.py PART [--device cuda|cpu]``.
+"""The parts of gpu_check, each in a process of its own: ``python tools/gpu_parts.py PART... [--device cuda|cpu]``.
 
 A part prints a JSON object a line: what it tried, what was predicted, what was measured, and the verdict. Weights are
 random and made on the device, so that a plan of 16 GB is ready in seconds; only `tokens` and `agreement` compile
@@ -22,8 +22,9 @@ PARTS = {part.__name__: part for part in (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=PARTS, nargs="+")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="the embedded model and small matrices on a GPU, too")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device", file=sys.stderr)
@@ -31,7 +32,9 @@ def main() -> int:
     torch.manual_seed(0)
     if options.device == "cpu":
         torch.set_num_threads(1)
-    PARTS[options.part](Bench(torch.device("cuda:0" if options.device == "cuda" else "cpu")))
+    bench = Bench(torch.device("cuda:0" if options.device == "cuda" else "cpu"), small=options.small)
+    for part in options.part:
+        PARTS[part](bench)
     return 0
 
 

@@ -1,18 +1,27 @@
 """The check of a GPU, where there is none: its parts, its table, its exit codes, and what of it runs on a CPU."""
 
+import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
+
+from runtime.model.triton_kernels import launch
+from tests.runtime.meta import META, Factories, Watch, silent_messages
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import gpu_check  # noqa: E402
 import gpu_parts  # noqa: E402
+from gpu_measures.bench import Bench  # noqa: E402
 
 MOST_S = 600
 ROWS = {
@@ -20,7 +29,6 @@ ROWS = {
     "attention": ["tree: error against float32"],
     "experts": ["60 rows: relative error, without a wait"],
     "memory": ["bytes of buffers"],
-    "graph": ["plain: tokens", "EAGLE, sampled: tokens"],
 }
 """Some parts that run on a CPU within seconds, and rows of each."""
 
@@ -79,3 +87,101 @@ def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         gpu_check.main(["--only", "machine,speed"])
     assert caught.value.code == 2
     assert "unknown part speed" in capsys.readouterr().err
+
+
+GPU_PARTS = (
+    "machine",
+    "attention",
+    "float8",
+    "experts",
+    "first_use",
+    "steps",
+    "launches",
+    "memory",
+    "graph",
+    "products",
+)
+"""Parts whose work is that of a GPU alone."""
+CALLS = {
+    "synchronize": None, "set_sync_debug_mode": None, "reset_peak_memory_stats": None, "get_device_capability": (9, 0),
+    "memory_allocated": 1 << 20, "max_memory_allocated": 1 << 20, "memory_reserved": 1 << 21,
+    "mem_get_info": (1 << 36, 1 << 37), "memory_snapshot": [{"total_size": 1 << 20}], "graph_pool_handle": (0, 1),
+}  # fmt: skip
+"""Functions of torch.cuda that the parts call, and what they return here."""
+
+
+class OnMeta(Bench):
+    """A GPU whose tensors are on the meta device: everything is called, and nothing computed."""
+
+    gpu = True
+
+
+@contextmanager
+def as_a_gpu(watch: Watch) -> Iterator[None]:
+    """Let torch.cuda answer as if there were an H200; calls have to fit the signatures that it has."""
+    h200 = mock.Mock(spec_set=["name", "major", "minor", "total_memory"])
+    h200.configure_mock(name="NVIDIA H200", major=9, minor=0, total_memory=150_754_820_096)
+    event = SimpleNamespace(device_type=SimpleNamespace(name="CUDA"), device_time=2.0)
+    profiled = mock.MagicMock()
+    profiled.__enter__.return_value.events.return_value = [event]
+
+    @contextmanager
+    def captured(graph: object, **options: object) -> Iterator[None]:
+        inspect.signature(torch.cuda.graphs.graph.__init__).bind(None, graph, **options)
+        yield
+
+    with ExitStack() as patches:
+        for name, result in CALLS.items():
+            patches.enter_context(mock.patch.object(torch.cuda, name, autospec=True, return_value=result))
+        for target, name, value in (
+            (torch.cuda, "get_device_properties", lambda device: h200), (torch.cuda, "graph", captured),
+            (torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None)),
+            (torch.profiler, "profile", mock.Mock(return_value=profiled)), (launch, "start", watch.start),
+            (Tensor, "item", lambda tensor: 0.0), (Tensor, "unique", lambda tensor: tensor),
+            (torch, "equal", lambda one, other: True),
+        ):  # fmt: skip
+            patches.enter_context(mock.patch.object(target, name, value))
+        patches.enter_context(silent_messages(3))
+        patches.enter_context(Factories(watch))
+        yield
+
+
+@pytest.mark.parametrize("part", GPU_PARTS)
+def test_a_part_calls_what_torch_has_on_a_gpu(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with as_a_gpu(Watch()):
+        gpu_parts.PARTS[part](OnMeta(META, small=True))
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows
+    assert all(row.keys() == {"what", "predicted", "measured", "verdict"} for row in rows)
+    assert [row for row in rows if row["verdict"] == "not tried"] == []
+
+
+def test_the_sanitizer_watches_small_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program in its place prints what it was called with; without one the row says where it was looked for."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f'#!/bin/sh\necho "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" > {tmp_path}/called\n'
+                    'echo "========= ERROR SUMMARY: 2 errors"\nexit 9\n')  # fmt: skip
+    tool.chmod(0o755)
+    for path, measured, verdict in (
+        (tmp_path, "ERROR SUMMARY: 2 errors, exit 9", "WRONG"),
+        ("/none", "no compute-sanitizer in PATH, /usr/local/cuda/bin, /usr/local/cuda/compute-sanitizer", "not tried"),
+    ):
+        monkeypatch.setenv("PATH", f"{path}:/bin")
+        gpu_parts.PARTS["sanitizer"](OnMeta(META))
+        row = json.loads(capsys.readouterr().out)
+        assert (row["measured"], row["verdict"]) == (measured, verdict)
+    caching, *options, program, first, second, small = (tmp_path / "called").read_text().split()
+    assert (caching, options[0], first, second, small) == ("1", "--error-exitcode", "first_use", "experts", "--small")
+    assert Path(program) == TOOLS / "gpu_parts.py"
+
+
+def test_several_parts_are_run_at_small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = list[tuple[str, bool]]()
+    for name in ("experts", "machine"):
+        monkeypatch.setitem(gpu_parts.PARTS, name, lambda bench, name=name: called.append((name, bench.full)))
+    monkeypatch.setattr(sys, "argv", ["gpu_parts.py", "experts", "machine", "--small"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert gpu_parts.main() == 0
+    assert called == [("experts", False), ("machine", False)]

@@ -64,10 +64,17 @@ class Bench:
     """A device, and plans for it."""
 
     device: torch.device
+    small: bool = False
+    """The embedded model and small matrices on a GPU, too."""
 
     @property
     def gpu(self) -> bool:
         return self.device.type == "cuda"
+
+    @property
+    def full(self) -> bool:
+        """True where sizes are those of an 8B model."""
+        return self.gpu and not self.small
 
     @cached_property
     def type(self) -> DeviceType | None:
@@ -120,7 +127,7 @@ class Bench:
 
     def plan(self, context: int) -> Plan:
         """Return a plan for this device: of the 8B model where there is room for it, else of the embedded one."""
-        total = torch.cuda.get_device_properties(self.device).total_memory if self.gpu else 0
+        total = torch.cuda.get_device_properties(self.device).total_memory if self.full else 0
         large = total >= LARGE_BYTES
         context = min(context, context if total >= LONG_BYTES else MOST_CONTEXT if large else 512)
         model, draft = (LARGE / "config.json", LARGE / "draft/config.json") if large else (BASE, HEADS["eagle3"])
@@ -189,18 +196,21 @@ class Decoder:
         return (sum(read.values()) + (passes - 1) * drafted) / bench.gb_per_s / 1e6
 
     def steps(
-        self, length: int, *, draft: bool, sampling: Sampling | None = None
+        self, length: int, *, draft: bool, sampling: Sampling | None = None, reuse: bool = False
     ) -> Generator[list[Taken | None], None, None]:
-        """Yield after a prefill of ``length`` tokens, and after each step; a drafting step accepts three nodes."""
+        """Yield after a prefill of ``length`` tokens, and after each step; a drafting step accepts three nodes.
+
+        ``reuse``: the prompt is not read again where the caches have it.
+        """
         mode, vocabulary = Mode(draft=draft, accept=3 if draft else None), self.plan.model.vocab_size
         prompt = tuple(1 + i * 7 % (vocabulary - 1) for i in range(length))
-        return self.stepper.steps([prompt], [sampling], mode, reuse=False)
+        return self.stepper.steps([prompt], [sampling], mode, reuse=reuse)
 
 
 @contextmanager
 def no_waits(bench: Bench) -> Iterator[None]:
-    """Raise where the host waits for the GPU, but for the read of the step message."""
-    if not bench.gpu:
+    """Raise where the host waits for the GPU, but for the read of the step message; not at small sizes."""
+    if not bench.full:
         yield
         return
     read = Channel.read

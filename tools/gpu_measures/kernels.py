@@ -61,9 +61,9 @@ class Attended:
         return self.qkv[:, :32].unsqueeze(0).transpose(1, 2), seen[:, :8], seen[:, 8:], self.bias
 
     def __call__(self) -> Tensor:
-        if self.qkv.is_cuda:
-            return layers.attend_by_mask(self.qkv, 32, self.cache, 0, self.mask)
-        return layers.attend(*self.operands)
+        if ops.is_cpu(self.qkv):
+            return layers.attend(*self.operands)
+        return layers.attend_by_mask(self.qkv, 32, self.cache, 0, self.mask)
 
 
 def _peak(bench: Bench, work: Callable[[], Tensor]) -> tuple[Tensor, int]:
@@ -110,7 +110,7 @@ def float8(bench: Bench) -> None:
 
 
 def experts(bench: Bench) -> None:
-    hidden, channels, number, picked = (4096, 1792, 8, 2) if bench.gpu else (64, 48, 8, 2)
+    hidden, channels, number, picked = (4096, 1792, 8, 2) if bench.full else (64, 48, 8, 2)
     gate_up = torch.randn(number, 2 * channels, hidden, device=bench.device).to(bench.dtype).mul_(hidden**-0.5)
     down = torch.randn(number, hidden, channels, device=bench.device).to(bench.dtype).mul_(channels**-0.5)
     router = torch.randn(number, hidden, device=bench.device).to(bench.dtype)

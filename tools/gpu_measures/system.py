@@ -16,6 +16,12 @@ from gpu_measures.bench import GIGA, ROOT, Bench, say, say_rate, untried
 from runtime.image.slots import CudaCopies
 from runtime.image.transfer import Host, hash_file, upload
 
+TOOLKITS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
+"""Where CUDA's toolkit has compute-sanitizer."""
+SANITIZER = ("--error-exitcode", "9", "--report-api-errors", "no", "--launch-timeout", "0")
+"""Options: an exit code of its own; accesses alone, as libraries call for what a driver may not have; a program may
+take long to begin (Compute Sanitizer, command line options)."""
+
 
 def machine(bench: Bench) -> None:
     say("torch", "", f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
@@ -122,12 +128,16 @@ def devices(bench: Bench) -> None:
 
 
 def sanitizer(bench: Bench) -> None:
-    """Run the part `experts` under compute-sanitizer, which sees accesses outside what is allocated."""
-    tool = shutil.which("compute-sanitizer")
+    """Run steps of the embedded model, and experts, under compute-sanitizer, which sees accesses outside of what is
+    allocated: each tensor, as torch keeps no memory for later ones then.
+    """
+    what = "memory errors of the kernels of a step and of experts"
+    tool = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *TOOLKITS]))
     if not bench.gpu or tool is None:
-        untried("memory errors of the kernels", "a CPU has none" if not bench.gpu else "no compute-sanitizer")
+        untried(what, f"no compute-sanitizer in PATH, {', '.join(TOOLKITS)}" if bench.gpu else "a CPU has none")
         return
-    program = [sys.executable, str(ROOT / "tools/gpu_parts.py"), "experts"]
-    done = subprocess.run([tool, "--error-exitcode", "9", *program], capture_output=True, text=True)
+    program = [sys.executable, str(ROOT / "tools/gpu_parts.py"), "first_use", "experts", "--small"]
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run([tool, *SANITIZER, *program], capture_output=True, text=True, env=environment)
     last = next((line for line in reversed(done.stdout.splitlines()) if line.startswith("=")), "")
-    say("memory errors of the kernels of a layer of experts", 0, last.strip("= ")[:60], done.returncode == 0)
+    say(what, "no errors, exit 0", f"{last.strip('= ')[:60]}, exit {done.returncode}", done.returncode == 0)
