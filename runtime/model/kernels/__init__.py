@@ -9,6 +9,7 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     inner_loops   the vectorised inner loops, written as LLVM IR: dot products and weighted sums of rows
     subroutines   functions that only kernels call, compiled within them
     products      product with a weight matrix; grouped product with one weight matrix per expert
+    multiply      how many rows of x and of a weight are multiplied at once, by the number of vector registers
     rowwise       RMS norm, gated activation, top-k with log-softmax
     attention     rotary embedding, write to the KV cache, attention
     coded         product with a weight in codes

@@ -185,14 +185,20 @@ def elements(typing: Any, data: Any, address: Any) -> Any:
     return data(data, types.int64), code
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def stack_floats(typing: Any) -> Any:
-    """Reserve STACK_FLOATS float32 on the stack; return their address."""
+def reserved(count: int) -> Any:
+    """Return an intrinsic that reserves ``count`` float32 on the stack and returns their address."""
 
-    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(cgutils.alloca_once(builder, F32, size=STACK_FLOATS), I64)
+    @intrinsic  # type: ignore[untyped-decorator]
+    def reserve(typing: Any) -> Any:
+        def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            return builder.ptrtoint(cgutils.alloca_once(builder, F32, size=count), I64)
 
-    return types.int64(), code
+        return types.int64(), code
+
+    return reserve
+
+
+stack_floats = reserved(STACK_FLOATS)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -4,6 +4,7 @@ Numba's vectoriser keeps neither several sums in registers nor their order. Each
 fixed number of rows; what is left over of a row that is no multiple of ``step`` is the caller's.
 
     dots      left [outputs, length] · right [rows, length]  ->  out [rows, outputs]
+    part_dots as dots, of a part of each row: sums stay vectors in memory until the last part
     finish    out [rows, outputs] = sums [rows, outputs] + added [rows, outputs], as elements
     weigh     out [items, lanes] += weights [items, rows] · values [rows, lanes]
 
@@ -95,6 +96,106 @@ def dots(outputs: int, rows: int, prefetches: int = 0, *, apart: bool = False) -
         return context.get_dummy_value()
 
     return _inner_loop(code, 8)
+
+
+def part_dots(outputs: int, rows: int) -> Any:
+    """Return an intrinsic for the dot products of ``outputs`` rows of a weight with ``rows`` rows of x, part by part.
+
+    Its arguments: the kernel's pointer; address and stride of the parts of the rows of the weight (left); of the rows
+    of x, float32; address of the sums so far, vectors [rows, outputs] without a gap; the length of the part, a multiple
+    of ``step`` and not 0; 1 for the first part, whose sums begin with 0; address of the results, float32 [rows,
+    outputs], for the last part, else 0: sums are stored; the address from which on as many bytes of the weight are
+    prefetched into the second level of cache as the part has, in the order of addresses.
+
+    A result has the bits of ``dots``.
+    """
+
+    def code(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
+        _, left, left_stride, right, right_stride, sums, length, begins, out, ahead = args
+        vector, count, nbytes = ir.VectorType(F32, LANES), rows * outputs, element.bitwidth // 8
+        zero = ir.Constant(vector, [0.0] * LANES)
+        lefts = [_row(builder, left, left_stride, number) for number in range(outputs)]
+        rights = [_row(builder, right, right_stride, number) for number in range(rows)]
+        places = [pointer(builder, builder.add(sums, I64(4 * LANES * number))) for number in range(count)]
+
+        def multiply(offset: Any, totals: Sequence[Any]) -> list[Any]:
+            load_left, load_right, add = _multiplication(builder, element, offset)
+            weights, next_totals = [load_left(row) for row in lefts], list(totals)
+            for row, source in enumerate(rights):
+                value = load_right(source)
+                for output, weight in enumerate(weights):
+                    place = row * outputs + output
+                    next_totals[place] = add(totals[place], weight, value)
+            return next_totals
+
+        def lines(line: Any, totals: Sequence[Any]) -> list[Any]:
+            offset = builder.mul(line, I64(LINE_BYTES // nbytes))
+            beyond = builder.mul(line, I64(outputs * LINE_BYTES))
+            for number in range(outputs):
+                _prefetch(builder, builder.add(builder.add(ahead, beyond), I64(LINE_BYTES * number)))
+            for first in range(0, LINE_BYTES // nbytes, step(element)):
+                totals = multiply(builder.add(offset, I64(first)), totals)
+            return list(totals)
+
+        resumed = builder.icmp_signed("==", begins, I64(0))
+        before, resume, run = (builder.block, *(builder.append_basic_block(name) for name in ("resume", "run")))
+        builder.cbranch(resumed, resume, run)
+        builder.position_at_end(resume)
+        kept = [builder.load(place, typ=vector, align=4) for place in places]
+        builder.branch(run)
+        builder.position_at_end(run)
+        totals: list[Any] = []
+        for value in kept:
+            total = builder.phi(vector)
+            total.add_incoming(zero, before)
+            total.add_incoming(value, resume)
+            totals.append(total)
+        whole = builder.udiv(length, I64(LINE_BYTES // nbytes))
+        totals = _repeated(builder, I64(0), whole, totals, lines)
+        steps = builder.udiv(length, I64(step(element)))
+        done = builder.mul(whole, I64(LINE_BYTES // nbytes // step(element)))
+        totals = _repeated(
+            builder, done, steps, totals, lambda number, some: multiply(builder.mul(number, I64(step(element))), some)
+        )
+        last, keep, after = (builder.append_basic_block(name) for name in ("last", "keep", "after"))
+        builder.cbranch(builder.icmp_signed("!=", out, I64(0)), last, keep)
+        builder.position_at_end(keep)
+        for place, total in zip(places, totals, strict=True):
+            builder.store(total, place, align=4)
+        builder.branch(after)
+        builder.position_at_end(last)
+        _store_totals(builder, totals, outputs, out, None)
+        builder.branch(after)
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    return _inner_loop(code, 9)
+
+
+def _repeated(builder: ir.IRBuilder, first: Any, end: Any, values: Sequence[Any], body: Any) -> list[Any]:
+    """Run ``body`` of a number and values for numbers ``first`` … ``end`` - 1, which may be none; return the values."""
+    before, loop, after = (builder.block, *(builder.append_basic_block(name) for name in ("loop", "after")))
+    builder.cbranch(builder.icmp_signed("<", first, end), loop, after)
+    builder.position_at_end(loop)
+    number = builder.phi(I64)
+    number.add_incoming(first, before)
+    state = [builder.phi(value.type) for value in values]
+    for partial, value in zip(state, values, strict=True):
+        partial.add_incoming(value, before)
+    results = body(number, state)
+    following, back = builder.add(number, I64(1)), builder.block
+    number.add_incoming(following, back)
+    for partial, value in zip(state, results, strict=True):
+        partial.add_incoming(value, back)
+    builder.cbranch(builder.icmp_signed("<", following, end), loop, after)
+    builder.position_at_end(after)
+    ends = []
+    for value, result in zip(values, results, strict=True):
+        end_value = builder.phi(value.type)
+        end_value.add_incoming(value, before)
+        end_value.add_incoming(result, back)
+        ends.append(end_value)
+    return ends
 
 
 def coded_dots(code: int | None, outputs: int, rows: int, *, zeros: bool) -> Any:

@@ -16,7 +16,8 @@ from numba.core import types
 from runtime.model.kernels.arguments import Attend, CodedProduct, Codes, Forward, Layer, Product
 from runtime.model.kernels.attention import attend_all, rotate_and_write
 from runtime.model.kernels.elements import arguments_at, arguments_of, itemsize, run_kernel
-from runtime.model.kernels.products import multiply, widen
+from runtime.model.kernels.multiply import multiply
+from runtime.model.kernels.products import widen
 from runtime.model.kernels.rowwise import gate_row, norm_row
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads

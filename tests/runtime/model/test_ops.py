@@ -37,6 +37,17 @@ def test_a_product_is_rounded_once(dtype: torch.dtype, rows: int, inputs: int, o
         assert near(out, exact if added is None else exact + added.double())
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(9, 1), (9, 2), (700, 39), (5003, 21)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_a_long_product_does_not_depend_on_other_rows(dtype: torch.dtype, inputs: int, outputs: int) -> None:
+    """Rows of x that do not fit into the first level of cache together are multiplied in parts."""
+    x, weight = seeded(30, inputs, dtype=dtype), seeded(outputs, inputs, dtype=dtype) / inputs**0.5
+    alone = torch.cat([ops.product(x[row : row + 1], weight.t()) for row in range(30)])
+    assert near(alone, x.double() @ weight.double().T)
+    for count in (*range(2, 14), 30):
+        assert torch.equal(ops.product(x[:count], weight.t()), alone[:count])
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_of_a_product_does_not_depend_on_other_rows(dtype: torch.dtype, threads: int) -> None:

@@ -10,7 +10,7 @@ from numba.core import types
 from torch import Tensor
 
 from runtime.model.kernels.elements import ELEMENTS, arguments_of
-from runtime.model.kernels.inner_loops import LANES, dots, finish, step, weigh
+from runtime.model.kernels.inner_loops import LANES, dots, finish, part_dots, step, weigh
 from runtime.model.kernels.processor import multiplies_pairs
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -29,7 +29,21 @@ class Eight(NamedTuple):
     ahead: int
 
 
-load = arguments_of(Eight)
+class Nine(NamedTuple):
+    """The arguments of dot products in parts."""
+
+    left: int
+    left_stride: int
+    right: int
+    right_stride: int
+    sums: int
+    length: int
+    begins: int
+    out: int
+    ahead: int
+
+
+load, load_nine = arguments_of(Eight), arguments_of(Nine)
 
 
 def call(loop: Any, words: int, dtype: torch.dtype, left: Tensor, right: Tensor, out: Tensor, length: int) -> None:
@@ -75,6 +89,33 @@ def test_dot_products_have_the_same_bits_in_every_shape(dtype: torch.dtype) -> N
         call(dots(outputs, rows, 2, apart=apart), 8, dtype, weights, x, out, length)
         assert torch.equal(out[:, :outputs], alone[:rows, :outputs])
         assert (out[:, outputs:] == 77).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "rows"), [(1, 9), (2, 3)])
+def test_dot_products_in_parts_have_the_bits_of_the_whole(dtype: torch.dtype, outputs: int, rows: int) -> None:
+    """Parts are of any number of steps, whole lines of the cache or not; sums are kept in between."""
+    one, loop = step(ELEMENTS[dtype]), part_dots(outputs, rows)
+
+    def nine(data):  # type: ignore[no-untyped-def]
+        a = load_nine(data)
+        loop(data, a.left, a.left_stride, a.right, a.right_stride, a.sums, a.length, a.begins, a.out, a.ahead)
+
+    compiled = cfunc(types.void(types.CPointer(ELEMENTS[dtype])), error_model="numpy")(nine)
+    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+    weights, x = seeded(outputs, 11 * one, dtype), seeded(rows, 11 * one, dtype)
+    x = x if multiplies_pairs(dtype) else x.float()
+    whole, sums = torch.empty(rows, outputs), torch.empty(rows * outputs, LANES)
+    call(dots(outputs, rows), 8, dtype, weights, x, whole, 11 * one)
+    for parts in ((11,), (5, 6), (1, 8, 2)):
+        out = torch.full((rows, outputs), 77.0)
+        for number, count in enumerate(parts):
+            begin, end = one * sum(parts[:number]), one * sum(parts[: number + 1])
+            matrices = [word for m in (weights, x) for word in (m[:, begin:].data_ptr(), m.stride(0) * m.itemsize)]
+            last = out.data_ptr() if end == 11 * one else 0
+            words = (*matrices, sums.data_ptr(), count * one, number == 0, last, weights.data_ptr())
+            run((ctypes.c_int64 * 9)(*words))
+        assert torch.equal(out, whole)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,279 @@
+"""Dot products of rows of x with a range of the rows of a weight: how many of each are multiplied at once.
+
+A vector register holds a sum for each result that is computed at once. A processor with AVX-512 has 32 of them:
+``multiply_wide``. Others have 16: ``multiply_narrow``. The order of summation is that of ``dots``, whatever the number
+of rows.
+
+How the latter uses them: up to 6 rows of x wait for the memory, and each of their values is loaded for two rows of the
+weight. More rows wait for the multiplications; 12 sums of one row of the weight leave registers for nothing but it, and
+values of x are operands in memory, which have to be in the first level of cache. So rows that are too long for it are
+multiplied in parts, for some rows of the weight in turn.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba.core import types
+
+from runtime.model.kernels.elements import (
+    LANES,
+    F,
+    elements,
+    floats,
+    in_pairs,
+    itemsize,
+    reserved,
+    stack_floats,
+    wide,
+)
+from runtime.model.kernels.inner_loops import LINE_BYTES, dots, finish, part_dots, step_of
+from runtime.model.kernels.subroutines import subroutine
+
+AHEAD_BYTES = 4096
+"""Least distance at which weights are prefetched for few rows of x."""
+PANEL_BYTES = 1 << 17
+"""Weights that many rows of x are multiplied with in turn: they stay in the second level of cache."""
+MOST_ROWS = 6
+"""Rows of x multiplied at once, each with two rows of weights: few rows, which wait for the memory."""
+NARROW_AHEAD_BYTES = 16384
+"""Distance at which weights are prefetched where there are 16 registers."""
+GROUP = 4
+"""Rows of weights with which 4 to 6 of many rows of x are multiplied at once: their sums fill the registers."""
+NARROW_ROWS = 12
+"""Rows of x multiplied at once where there are 16 registers."""
+PAIRED_ROWS = 6
+"""Most of them that are multiplied with two rows of the weight at once."""
+FIRST_LEVEL_BYTES = 28 << 10
+"""Bytes of the first level of cache for the parts of the rows of x: the least that processors have is 32 KiB."""
+FLOAT_BYTES = 4
+PART_OUTPUTS = 16
+"""Most rows of the weight whose sums are kept between two parts of a row; an even number."""
+
+
+def sweep(outputs: int, rows: int, fetched: int) -> Any:
+    """Return a function that multiplies ``rows`` rows of x by a range of the rows of weights, ``outputs`` at a time.
+
+    Its arguments: the kernel's pointer, whose elements the results are; a pointer to elements of the weights; ``a``, a
+    Product; address and stride of x, float32 or multiplied in pairs; the first row; first output and the one behind
+    the last, at least ``outputs`` of them; the first row of weights to prefetch, ``fetched`` with each of these steps,
+    and the one behind the last. It returns the next row to prefetch. Where outputs are no multiple of those that are
+    computed together, the last of them are computed twice.
+    """
+    dot_products, store = dots(outputs, rows, fetched), finish(outputs, rows)
+
+    @subroutine(types.int64, apart=True)
+    def swept(
+        data: Any, kind: Any, a: Any, x: Any, x_stride: Any, row: Any, output: Any, last: Any, ahead: Any,
+        ahead_end: Any,
+    ) -> Any:  # fmt: skip
+        sums, size, rest = stack_floats(), itemsize(data), a.inputs % step_of(kind)
+        right, added, out = x + row * x_stride, a.added + row * a.added_stride, a.out + row * a.out_stride
+        for first in range(output, last, outputs):
+            number = min(first, last - outputs)
+            left, later = a.weight + number * a.weight_stride, a.weight + ahead * a.weight_stride
+            if rest < a.inputs:
+                length = a.inputs - rest
+                dot_products(kind, left, a.weight_stride, right, x_stride, sums, 0, length, later)
+            if rest:
+                add_rest(kind, a, right, x_stride, left, sums, outputs, rows)
+            more = added + number * size if a.added else np.int64(0)
+            store(data, sums, more, a.added_stride, out + number * size, a.out_stride)
+            ahead = min(ahead + fetched, ahead_end)
+        return ahead
+
+    return swept
+
+
+one = sweep(1, 1, 1)
+few_2, few_3, few_4, few_5, few_6 = (sweep(2, rows, 2) for rows in range(2, MOST_ROWS + 1))
+many_4, many_5, many_6 = (sweep(GROUP, rows, 2) for rows in range(GROUP, MOST_ROWS + 1))
+
+
+@subroutine(apart=True)
+def multiply_wide(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
+    """Compute outputs ``output`` … ``last`` - 1 of ``a``, a Product; ``x``: its rows, float32 unless in pairs."""
+    ahead = min(output + (AHEAD_BYTES + a.weight_stride - 1) // a.weight_stride, last)
+    if a.rows > MOST_ROWS and last - output >= GROUP:
+        _many(data, a, x, x_stride, output, last)
+    elif last - output < 2 or a.rows == 1 or a.rows > MOST_ROWS:
+        for row in range(a.rows):
+            one(data, data, a, x, x_stride, row, output, last, ahead, last)
+    elif a.rows == 2:
+        few_2(data, data, a, x, x_stride, 0, output, last, ahead, last)
+    elif a.rows == 3:
+        few_3(data, data, a, x, x_stride, 0, output, last, ahead, last)
+    elif a.rows == 4:
+        few_4(data, data, a, x, x_stride, 0, output, last, ahead, last)
+    elif a.rows == 5:
+        few_5(data, data, a, x, x_stride, 0, output, last, ahead, last)
+    else:
+        few_6(data, data, a, x, x_stride, 0, output, last, ahead, last)
+
+
+@subroutine()
+def _many(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
+    """Compute outputs of many rows, panel by panel of the weights, and prefetch the next panel meanwhile."""
+    panel = max(1, PANEL_BYTES // (GROUP * a.weight_stride)) * GROUP
+    passes = (a.rows + MOST_ROWS - 1) // MOST_ROWS
+    for start in range(output, last, panel):
+        end = min(start + panel, last)
+        first = min(start, end - GROUP)  # of a last panel that is smaller than a group
+        ahead, ahead_end = end, min(end + panel, last)
+        for number in range(passes):
+            row = a.rows * number // passes
+            count = max(a.rows * (number + 1) // passes - row, GROUP)
+            row = min(row, a.rows - count)
+            if count == 4:
+                ahead = many_4(data, data, a, x, x_stride, row, first, end, ahead, ahead_end)
+            elif count == 5:
+                ahead = many_5(data, data, a, x, x_stride, row, first, end, ahead, ahead_end)
+            else:
+                ahead = many_6(data, data, a, x, x_stride, row, first, end, ahead, ahead_end)
+
+
+(
+    (dots_1, dots_2, dots_3, dots_4, dots_5, dots_6, dots_8, dots_10, dots_12),
+    (store_1, store_2, store_3, store_4, store_5, store_6, store_8, store_10, store_12),
+) = (
+    [loop(2 if 1 < rows <= PAIRED_ROWS else 1, rows) for rows in (*range(1, PAIRED_ROWS + 1), 8, 10, NARROW_ROWS)]
+    for loop in (part_dots, finish)
+)
+kept_sums = reserved(PART_OUTPUTS * NARROW_ROWS * LANES)
+
+
+@subroutine(apart=True)
+def multiply_narrow(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
+    """Compute outputs ``output`` … ``last`` - 1 of ``a``, a Product; ``x``: its rows, float32.
+
+    More rows than are multiplied at once take turns with a panel of the weight. From 7 rows on an even number is
+    multiplied at once: 7, 9 and 11 rows take two turns, and of more some rows are computed twice.
+    """
+    if last - output < 2:
+        for row in range(a.rows if last > output else 0):
+            _sweep(data, data, a, x, x_stride, row, 1, output, last)
+        return
+    passes, panel = (a.rows + NARROW_ROWS - 1) // NARROW_ROWS, last - output
+    if a.rows > PAIRED_ROWS and a.rows < NARROW_ROWS:
+        passes += a.rows % 2
+    if passes > 1:
+        panel = max(PART_OUTPUTS, PANEL_BYTES // a.weight_stride // PART_OUTPUTS * PART_OUTPUTS)
+    for start in range(output, last, panel):
+        end = min(start + panel, last)
+        for number in range(passes):
+            row = a.rows * number // passes
+            count = a.rows * (number + 1) // passes - row
+            if count > PAIRED_ROWS:
+                count += count % 2
+                row = min(row, a.rows - count)
+            _sweep(data, data, a, x, x_stride, row, count, min(start, end - 2), end)
+
+
+@subroutine(apart=True)
+def _sweep(
+    data: Any, kind: Any, a: Any, x: Any, x_stride: Any, row: Any, count: Any, output: Any, last: Any
+) -> None:  # fmt: skip
+    """Multiply ``count`` rows of x with a range of the rows of the weight, two of them at a time or one.
+
+    ``kind``: pointer to elements of the weight. Where outputs are no multiple of those that are computed together, the
+    last of them are computed twice. Parts of the rows take turns with a block of the rows of the weight.
+    """
+    totals, sums, size, width = stack_floats(), kept_sums(), itemsize(data), itemsize(kind)
+    outputs = np.int64(2 if count > 1 and count <= PAIRED_ROWS else 1)
+    right, added, out = x + row * x_stride, a.added + row * a.added_stride, a.out + row * a.out_stride
+    whole, line = a.inputs - a.inputs % step_of(kind), np.int64(LINE_BYTES) // width
+    most = FIRST_LEVEL_BYTES // (FLOAT_BYTES * count)
+    parts = max(1, (whole + most - 1) // most)
+    part = max(line, ((whole + parts - 1) // parts + line - 1) // line * line)
+    block, distance = last - output, np.int64(NARROW_AHEAD_BYTES)
+    if parts > 1:
+        block = max(4, min(PART_OUTPUTS, PANEL_BYTES // (a.weight_stride * 2) * 2))
+        distance = block * a.weight_stride
+    for start in range(output, last, block):
+        end, ahead = min(start + block, last), a.weight + start * a.weight_stride + distance
+        for begin in range(0, max(whole, 1), part):
+            length = min(part, whole - begin)
+            final = begin + length == whole
+            for first in range(start, end, outputs):
+                number = min(first, last - outputs)
+                left = a.weight + number * a.weight_stride
+                if whole:
+                    kept = sums + FLOAT_BYTES * LANES * count * (first - start)
+                    _dots(
+                        kind, count, left + begin * width, a.weight_stride, right + FLOAT_BYTES * begin, x_stride, kept,
+                        length, begin == 0, totals if final else 0, ahead,
+                    )  # fmt: skip
+                    ahead += outputs * length * width
+                if final:
+                    if whole < a.inputs:
+                        add_rest(kind, a, right, x_stride, left, totals, outputs, count)
+                    more = added + number * size if a.added else np.int64(0)
+                    _store(data, count, totals, more, a.added_stride, out + number * size, a.out_stride)
+
+
+@subroutine(apart=True)
+def _dots(
+    kind: Any, count: Any, left: Any, left_stride: Any, right: Any, right_stride: Any, sums: Any, length: Any,
+    begins: Any, out: Any, ahead: Any,
+) -> None:  # fmt: skip
+    """Run ``part_dots`` for ``count`` rows."""
+    if count == 1:
+        dots_1(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
+    elif count == 2:
+        dots_2(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
+    elif count == 3:
+        dots_3(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
+    elif count == 4:
+        dots_4(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
+    elif count == 5:
+        dots_5(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
+    elif count == 6:
+        dots_6(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
+    elif count == 8:
+        dots_8(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
+    elif count == 10:
+        dots_10(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
+    else:
+        dots_12(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
+
+
+@subroutine(apart=True)
+def _store(data: Any, count: Any, sums: Any, added: Any, added_stride: Any, out: Any, out_stride: Any) -> None:
+    """Run ``finish`` for ``count`` rows."""
+    if count == 1:
+        store_1(data, sums, added, added_stride, out, out_stride)
+    elif count == 2:
+        store_2(data, sums, added, added_stride, out, out_stride)
+    elif count == 3:
+        store_3(data, sums, added, added_stride, out, out_stride)
+    elif count == 4:
+        store_4(data, sums, added, added_stride, out, out_stride)
+    elif count == 5:
+        store_5(data, sums, added, added_stride, out, out_stride)
+    elif count == 6:
+        store_6(data, sums, added, added_stride, out, out_stride)
+    elif count == 8:
+        store_8(data, sums, added, added_stride, out, out_stride)
+    elif count == 10:
+        store_10(data, sums, added, added_stride, out, out_stride)
+    else:
+        store_12(data, sums, added, added_stride, out, out_stride)
+
+
+@subroutine(apart=True)
+def add_rest(data: Any, a: Any, x: Any, x_stride: Any, left: Any, sums: Any, outputs: Any, rows: Any) -> None:
+    """Add the products of the last elements of a row, which are no multiple of a step, to the sums."""
+    first = a.inputs - a.inputs % step_of(data)
+    for row in range(rows):
+        for output in range(outputs):
+            weights = elements(data, left + output * a.weight_stride)
+            total = floats(sums)[row * outputs + output] if first else F(0)
+            for k in range(first, a.inputs):
+                if in_pairs(data):
+                    total += wide(weights[k]) * wide(elements(data, x + row * x_stride)[k])
+                else:
+                    total += wide(weights[k]) * floats(x + row * x_stride)[k]
+            floats(sums)[row * outputs + output] = total
+
+
+multiply = multiply_wide if LANES == 16 else multiply_narrow
+"""Compute a range of the outputs of a Product, as the processor does it."""
