@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,12 @@ from tests import plan_factory
 
 if "--cuda" not in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: the tests run them without a GPU
+
+# Tests start hundreds of processes: bytecode is compiled by the first of them, whatever the environment says, and the
+# kernels (a minute for all dtypes) once for all checkouts of the same sources, by whose checksum their files are named.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+if os.access(Path.home(), os.W_OK):
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "eagleplan" / "kernels"))
 
 settings.register_profile("unhurried", deadline=None)  # a slow machine is no failure
 settings.load_profile("unhurried")
