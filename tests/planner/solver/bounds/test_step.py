@@ -41,7 +41,10 @@ def bounds_of(seed: int) -> Bounds | None:
     return bounds and bounds.tightened()
 
 
-SEEDS = list(islice((seed for seed in count() if bounds_of(seed) is not None), 100))
+@cache
+def seeds() -> list[int]:
+    """Return the first 100 problems that have bounds."""
+    return list(islice((seed for seed in count() if bounds_of(seed) is not None), 100))
 
 
 def is_kept(seed: int, answer: Answer, step_ns: int) -> bool:
@@ -56,14 +59,14 @@ def is_kept(seed: int, answer: Answer, step_ns: int) -> bool:
 
 @pytest.mark.parametrize("start", range(0, 100, 25))
 def test_the_optimum_is_not_excluded_at_its_own_time(start: int) -> None:
-    for seed in SEEDS[start : start + 25]:
+    for seed in seeds()[start : start + 25]:
         solved = tiny_answer(seed)
         assert solved is None or is_kept(seed, solved.answer, solved.objective_ns), f"seed {seed}"
 
 
 def test_no_feasible_answer_is_excluded_at_its_own_time() -> None:
     seen = 0
-    for seed in SEEDS[:60]:
+    for seed in seeds()[:60]:
         problem = tiny_problem(seed)
         for number, answer in enumerate(every_answer(problem)):
             if number == 200:
@@ -77,7 +80,7 @@ def test_no_feasible_answer_is_excluded_at_its_own_time() -> None:
 
 def test_most_problems_have_groups_excluded_with_one_kind_of_layers_and_with_several() -> None:
     less = {True: 0, False: 0}
-    for seed in SEEDS:
+    for seed in seeds():
         problem, bounds, solved = tiny_problem(seed), bounds_of(seed), tiny_answer(seed)
         if bounds is not None and solved is not None:
             is_less = len(bounds.within(solved.objective_ns).groups) < len(problem.groups)
@@ -120,7 +123,7 @@ def test_no_split_of_an_answer_is_left_out_at_its_own_time() -> None:
 
 def test_memory_prices_tighten_the_bounds_once() -> None:
     priced = 0
-    for seed in SEEDS:
+    for seed in seeds():
         solved, free = tiny_answer(seed), lower_bounds(tiny_problem(seed))
         assert free is not None
         tight = free.tightened()
