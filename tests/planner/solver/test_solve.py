@@ -84,7 +84,7 @@ def test_the_random_problems_cover_every_feature() -> None:
 def test_the_answer_does_not_depend_on_workers_and_seed(start: int) -> None:
     for seed in range(start, start + 5):
         expected = tiny_answer(seed)
-        for workers, number in ((1, 1), (1, 12345), (2, 0), (2, 7)):
+        for workers, number in ((1, 12345), (2, 7)):
             solved = solve(tiny_problem(seed), Settings(workers=workers, seed=number))
             assert (solved and solved.answer) == (expected and expected.answer), f"seed {seed}"
 
