@@ -11,6 +11,12 @@ EXPERTS = 4
 """More in a layer with experts: choice, sort and sum of the rows of each expert."""
 CHOICE = 1
 """More of a router with sigmoids or a correction."""
+CONTEXT, BATCH = 1, 2
+"""More in a layer whose KV cache devices divide by context: average of their results; by batch: the output among zeros
+for other sequences."""
+HEAD_DIM, SCORES = 8, 18
+"""More in a layer whose heads devices divide by head_dim, where torch attends, and for each block of its cache's rows
+(``plans.step.score_blocks``): scores, mask, softmax and values in float32."""
 EMBED = 3
 """Before the layers: ancestors, their bits, look-up."""
 LM_HEAD = 26

@@ -15,6 +15,7 @@ from planner.integers import ceil_div
 from plans import cpu_times, launches
 from plans.kv import KvShare
 from plans.schema import Device, Mlp
+from plans.step import score_blocks
 
 ENGINE_LAYER = 15
 """Kernels of a dense layer of an engine: two norms, four products, rotary, cache, attention, activation, two
@@ -68,10 +69,18 @@ class Kernels:
         """Return the fixed time of a layer."""
         return _kernels_ns(device, self.layer + self._of_experts(mlp), 1)
 
-    def divided_ns(self, device: Device, share: KvShare) -> int:
-        """Return what a layer takes longer where devices divide positions or dims of a head."""
-        divided = share.parts > 1 and share.axis in ("context", "head_dim")
-        return _kernels_ns(device, 0, CPU_DIVIDED_BLOCKS * divided)
+    def divided_ns(self, device: Device, share: KvShare, kv_rows: int) -> int:
+        """Return what a layer takes longer where devices divide its KV cache, of which rows attend to ``kv_rows``."""
+        if share.parts == 1 or share.axis == "heads":
+            return 0
+        if device.kind == "cpu":
+            return _kernels_ns(device, 0, CPU_DIVIDED_BLOCKS * (share.axis != "batch"))
+        kernels = {
+            "context": launches.CONTEXT,
+            "batch": launches.BATCH,
+            "head_dim": launches.HEAD_DIM + launches.SCORES * len(score_blocks(kv_rows)),
+        }
+        return _kernels_ns(device, kernels[share.axis], 0)
 
     def _of_experts(self, mlp: Mlp) -> int:
         if mlp.kind != "moe":

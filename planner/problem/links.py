@@ -76,7 +76,7 @@ class Links:
 
         ``crowd``: as in :meth:`slowest_ns`.
         """
-        divided = self.fixed_ns(crowd or members, lambda device: CAPTURED.divided_ns(device, share))
+        divided = self.fixed_ns(crowd or members, lambda device: CAPTURED.divided_ns(device, share, rows.kv_rows))
         return divided + exchange_ns(attention, rows, share, lambda nbytes: self.fabric.tiers(members, nbytes))
 
     def at_work(self, members: Sequence[int]) -> tuple[Device, ...]:

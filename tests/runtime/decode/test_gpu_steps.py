@@ -11,6 +11,7 @@ from planner.costs.fixed_work import CAPTURED, ENGINE_LAYER
 from plans import codec, launches
 from plans.buffers import Buffer, device_buffers
 from plans.graphs import POOL
+from plans.kv import KvShare
 from plans.schema import Device, DType, KvAxis, KvDType, LayerClass, Plan, Run, Tree, WeightFormat
 from plans.step import CONVERTED_ROWS, fed_rows, layer_class
 from runtime.model.triton_kernels import launch, rowwise
@@ -134,6 +135,26 @@ def test_a_pass_of_the_drafter_has_few_launches(kind: str, launches: int) -> Non
         )  # fmt: skip
         counts.append(on_meta(plan, 0, [40]).steps["EAGLE"]["draft"].count)
     assert counts[1] - counts[0] == launches <= 25
+
+
+@pytest.mark.parametrize("axis", ["heads", "context", "batch", "head_dim"])
+def test_a_layer_whose_cache_devices_divide_has_the_launches_that_are_priced(axis: KvAxis) -> None:
+    """Where dims of a head are divided, torch attends to each block of rows in turn; of several sequences it copies."""
+    counts, share = [], KvShare(heads=8, axis=axis, parts=1 if axis == "heads" else 2, part=1)
+    for number in (2, 3):
+        base = make_model(num_layers=number, num_heads=32, num_kv_heads=8, head_dim=128, hidden_size=256)
+        kv_heads, subgroups = ((4, 4), (1, 1)) if axis == "heads" else ((8, 8), (2,))
+        run = Run(num_layers=number, kv_heads=kv_heads, mlp_units=even(base.layers[0].mlp.units, 2))
+        devices = [dataclasses.replace(gpu(name), ordinal=ordinal) for ordinal, name in enumerate("ab")]
+        plan = make_plan(
+            base, [Group(devices=("a", "b"), runs=(run,), axis=axis, subgroups=subgroups)], devices=devices,
+            context=1000, dtype="bfloat16", prefill_chunk=64, batch=2 if axis == "batch" else 1,
+        )  # fmt: skip
+        counts.append(on_meta(plan, 1, [900], cached=840).steps["plain"]["verify"].count)
+    device = dataclasses.replace(gpu("a"), overhead_ns=ENGINE_LAYER)
+    divided = CAPTURED.divided_ns(device, share, plan.options.context)
+    assert divided == {"heads": 0, "context": 1, "batch": 2, "head_dim": 80}[axis]
+    assert counts[1] - counts[0] == launches.LAYER + divided
 
 
 def launches_of(layers: LayerClass) -> int:
