@@ -1,6 +1,7 @@
 """The workflow that reviews plans: its steps run in a shell, on a repository made for the test."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,10 @@ def build(repository: Path, name: str, *options: str) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create a repository of two commits: the first has plans a and b; the second changes a, removes b and adds c."""
-    path = tmp_path / "work"
+    path = tmp_path_factory.mktemp("committed") / "work"
     (path / "plans").mkdir(parents=True)
     build(path, "a")
     build(path, "b", "--context", "128")
@@ -41,6 +42,12 @@ def repository(tmp_path: Path) -> Path:
     git(path, "add", "-A")
     git(path, "commit", "-qm", "after")
     return path
+
+
+@pytest.fixture
+def repository(committed: Path, tmp_path: Path) -> Path:
+    """Return a copy of the repository, for one test."""
+    return Path(shutil.copytree(committed, tmp_path / "work"))
 
 
 def run_steps(repository: Path) -> dict[str, int]:
