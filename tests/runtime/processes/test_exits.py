@@ -217,7 +217,7 @@ def test_a_command_ends_at_a_signal(
             program.fill_output()
             process, written = psutil.Process(program.process.pid), -1
             while written != (written := process.io_counters().write_chars):
-                time.sleep(1)
+                time.sleep(0.4)
             program.process.send_signal(sent)
             assert program.process.wait(HANG_S) == code
         else:
