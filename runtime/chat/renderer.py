@@ -1,6 +1,6 @@
 """Compile and render a chat template, in a process of its own with limits. A program, never imported by the runtime.
 
-    python renderer.py     one message per line of stdin, one answer per line of stdout, both JSON
+    python renderer.py SECONDS     one message per line of stdin, one answer per line of stdout, both JSON
 
     {"config": text or null, "source": text or null}  ─►  {"ready": true}, or {"error": reason, "of": ...}
     {"messages": [...], "add_generation_prompt": true} ─►  {"text": ...},   or {"error": reason, "of": ...}
@@ -28,8 +28,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MOST_MEMORY_BYTES = 512 << 20
 """Address space of this process; about a tenth is Python's and Jinja's."""
-MOST_CPU_S = 5
-"""Processor time of one answer."""
 MOST_TEXT = 4 << 20
 """Characters of a rendered conversation."""
 MOST_REASON = 300
@@ -98,13 +96,13 @@ class Renderer:
 
 
 def main() -> None:
-    """Answer the messages of stdin until it ends."""
+    """Answer the messages of stdin until it ends; the argument is the processor time of one answer, in s."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     renderer: Renderer | None = None
     for line in sys.stdin:
-        _allow_cpu(MOST_CPU_S)
+        _allow_cpu(int(sys.argv[1]))
         message = json.loads(line)
         answer: dict[str, object]
         try:

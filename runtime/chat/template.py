@@ -24,6 +24,8 @@ MOST_CONFIG_BYTES = 16 << 20
 MOST_TEMPLATE_BYTES = 1 << 20
 MOST_ANSWER_BYTES = 64 << 20
 """Longest answer of the renderer, which bounds the text that it holds."""
+MOST_CPU_S = 5
+"""Processor time of the renderer for one answer."""
 MOST_WAIT_S = 30.0
 """Longest wait for an answer; the renderer's own limit of processor time comes first, unless the template sleeps."""
 MISSING = "missing"
@@ -69,7 +71,7 @@ class ChatTemplate:
         program = Path(__file__).with_name("renderer.py")
         # -P keeps the program's own directory out of its module path; a session of its own gets no Ctrl-C.
         self._renderer = subprocess.Popen(
-            [sys.executable, "-P", str(program)],
+            [sys.executable, "-P", str(program), str(MOST_CPU_S)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

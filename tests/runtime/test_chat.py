@@ -155,10 +155,8 @@ MALFORMED = {
     "open tag": "{% generation %}",
     "unknown filter": "{{ 1 | nothing }}",
     "endless macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "endless loops": LOOPS,
     "long text": "{{ 'a' * 10**9 }}",
     "long output": "{% for a in range(100) %}{{ 'a' * 10**5 }}{% endfor %}",
-    "power": "{{ 9 ** (9 ** 9) }}",
     "indent": "{{ ('a\n' * 10**6) | indent(10**4) }}",
     "doubling": "{% set n = namespace(a='aa') %}{% for i in range(99) %}{% set n.a = n.a ~ n.a %}{% endfor %}",
     "format": "{{ '%099999999999d' % 1 }}",
@@ -175,6 +173,15 @@ def test_a_malformed_or_immoderate_template_is_refused_in_a_line(name: str, tmp_
         ChatTemplate(directory).render(TURNS)
     assert len(str(refusal.value)) < 600
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("source", [LOOPS, "{{ 9 ** (9 ** 9) }}"], ids=["endless loops", "power"])
+def test_a_template_that_computes_too_long_is_ended(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.chat.template.MOST_CPU_S", 1)
+    with pytest.raises(RequestError, match=r"chat_template: takes too much processor time to compile or render$"):
+        ChatTemplate(written(tmp_path, source)).render(TURNS)
 
 
 CONFIGS = (
