@@ -4,10 +4,10 @@ A vector register holds a sum for each result that is computed at once. A proces
 ``multiply_wide``. Others have 16: ``multiply_narrow``. The order of summation is that of ``dots``, whatever the number
 of rows.
 
-How the latter uses them: up to 6 rows of x wait for the memory, and each of their values is loaded for two rows of the
-weight. More rows wait for the multiplications; 12 sums of one row of the weight leave registers for nothing but it, and
-values of x are operands in memory, which have to be in the first level of cache. So rows that are too long for it are
-multiplied in parts, for some rows of the weight in turn.
+How the latter uses them: up to 6 rows of x wait for the memory, and each of their values is loaded for two or three
+rows of the weight. More rows wait for the multiplications; 12 sums of one row of the weight leave registers for nothing
+but it, and values of x are operands in memory, which have to be in the first level of cache. So rows that are too long
+for it are multiplied in parts, for some rows of the weight in turn.
 """
 
 from typing import Any
@@ -41,8 +41,8 @@ GROUP = 4
 """Rows of weights with which 4 to 6 of many rows of x are multiplied at once: their sums fill the registers."""
 NARROW_ROWS = 12
 """Rows of x multiplied at once where there are 16 registers."""
-PAIRED_ROWS = 6
-"""Most of them that are multiplied with two rows of the weight at once."""
+PAIRED_ROWS, MOST_AT_ONCE = 6, 3
+"""Most of them that are multiplied with two or three rows of the weight at once."""
 FIRST_LEVEL_BYTES = 28 << 10
 """Bytes of the first level of cache for the parts of the rows of x: the least that processors have is 32 KiB."""
 FLOAT_BYTES = 4
@@ -131,13 +131,12 @@ def _many(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> N
                 ahead = many_6(data, data, a, x, x_stride, row, first, end, ahead, ahead_end)
 
 
+TOGETHER = ((1, 1), (3, 2), (3, 3), (3, 4), (2, 5), (2, 6), (1, 8), (1, 10), (1, NARROW_ROWS))
+"""Rows of the weight and of x that are multiplied at once; ``_at_once`` has it too."""
 (
     (dots_1, dots_2, dots_3, dots_4, dots_5, dots_6, dots_8, dots_10, dots_12),
     (store_1, store_2, store_3, store_4, store_5, store_6, store_8, store_10, store_12),
-) = (
-    [loop(2 if 1 < rows <= PAIRED_ROWS else 1, rows) for rows in (*range(1, PAIRED_ROWS + 1), 8, 10, NARROW_ROWS)]
-    for loop in (part_dots, finish)
-)
+) = ([loop(outputs, rows) for outputs, rows in TOGETHER] for loop in (part_dots, finish))
 kept_sums = reserved(PART_OUTPUTS * NARROW_ROWS * LANES)
 
 
@@ -148,7 +147,7 @@ def multiply_narrow(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last:
     More rows than are multiplied at once take turns with a panel of the weight. From 7 rows on an even number is
     multiplied at once: 7, 9 and 11 rows take two turns, and of more some rows are computed twice.
     """
-    if last - output < 2:
+    if last - output < MOST_AT_ONCE:
         for row in range(a.rows if last > output else 0):
             _sweep(data, data, a, x, x_stride, row, 1, output, last)
         return
@@ -165,20 +164,28 @@ def multiply_narrow(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last:
             if count > PAIRED_ROWS:
                 count += count % 2
                 row = min(row, a.rows - count)
-            _sweep(data, data, a, x, x_stride, row, count, min(start, end - 2), end)
+            _sweep(data, data, a, x, x_stride, row, count, min(start, end - _at_once(count)), end)
+
+
+@subroutine(types.int64)
+def _at_once(count: Any) -> Any:
+    """Return how many rows of the weight are multiplied with ``count`` rows of x at once."""
+    if count == 1 or count > PAIRED_ROWS:
+        return 1
+    return 3 if count < 5 else 2
 
 
 @subroutine(apart=True)
 def _sweep(
     data: Any, kind: Any, a: Any, x: Any, x_stride: Any, row: Any, count: Any, output: Any, last: Any
 ) -> None:  # fmt: skip
-    """Multiply ``count`` rows of x with a range of the rows of the weight, two of them at a time or one.
+    """Multiply ``count`` rows of x with a range of the rows of the weight, three, two of them or one at a time.
 
     ``kind``: pointer to elements of the weight. Where outputs are no multiple of those that are computed together, the
     last of them are computed twice. Parts of the rows take turns with a block of the rows of the weight.
     """
     totals, sums, size, width = stack_floats(), kept_sums(), itemsize(data), itemsize(kind)
-    outputs = np.int64(2 if count > 1 and count <= PAIRED_ROWS else 1)
+    outputs = _at_once(count)
     right, added, out = x + row * x_stride, a.added + row * a.added_stride, a.out + row * a.out_stride
     whole, line = a.inputs - a.inputs % step_of(kind), np.int64(LINE_BYTES) // width
     most = FIRST_LEVEL_BYTES // (FLOAT_BYTES * count)
