@@ -5,7 +5,8 @@ bytes of nested aliases have become gigabytes (billion laughs), deep nesting has
 the last has silently won, and ``1:30`` has become 90, which is slow for long numbers. Here depth, number of values,
 aliases, tags and duplicate keys are refused as the events come, and a plain scalar is null, true, false or a decimal
 number, or else a string that neither YAML 1.1 nor 1.2 takes for something else; ``yes``, ``0x1F``, ``017``, ``1_000``,
-``1:30``, ``1e5`` and ``.inf`` are refused.
+``1:30``, ``1e5`` and ``.inf`` are refused. So are the characters that end a line, and with it a comment, in YAML 1.1
+alone: an editor that follows YAML 1.2 shows as a comment what PyYAML reads as fields.
 """
 
 import math
@@ -38,6 +39,8 @@ _WORDS |= {word.upper(): value for word, value in _NAMED.items()}
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _POINT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]*([eE][-+][0-9]+)?")
 _YAML_1_2_NUMBER = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_LINE_END = re.compile("\r\n?|\n")
+_LINE_END_OF_1_1 = re.compile("[\x85\u2028\u2029]")
 _DIGITS = re.compile(r"[-+.:_0-9a-fA-FxobXOB]*")
 _NUMBER = ("number", "write a decimal number like 10 or 1.0e-05, or quote it")
 _MEANINGS = {"int": _NUMBER, "float": _NUMBER, "bool": ("truth value", "write true or false, or quote it")}
@@ -77,13 +80,14 @@ def load_yaml(text: str | bytes, where: str) -> Any:
     """Parse one YAML document, written by hand or by us; raise PlanError naming ``where`` and the line."""
     try:
         source = text.encode() if isinstance(text, str) else text
-        source.decode()
+        decoded = source.decode()
     except UnicodeError as error:
         raise PlanError(f"{where}: not valid UTF-8: {error}") from error
     if len(source) > MAX_DOCUMENT_BYTES:
         raise PlanError(f"{where}: {len(source)} bytes, expected at most {MAX_DOCUMENT_BYTES}")
     if source[:2] == b"\xff\xfe" or b"\0" in source:  # YAML would guess UTF-16 of it
         raise PlanError(f"{where}: not valid UTF-8: it has NUL bytes")
+    _check_line_ends(decoded, where)
     try:
         return _Document(yaml.parse(source, Loader=_Parser)).read()
     except yaml.MarkedYAMLError as error:
@@ -91,6 +95,17 @@ def load_yaml(text: str | bytes, where: str) -> Any:
         raise PlanError(f"{where}: {line}{error.problem}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise PlanError(f"{where}: not valid YAML: {error}") from error
+
+
+def _check_line_ends(text: str, where: str) -> None:
+    """Raise PlanError for a character that ends a line in YAML 1.1 and not in YAML 1.2, wherever it stands."""
+    if (end := _LINE_END_OF_1_1.search(text)) is not None:
+        line = len(_LINE_END.findall(text, 0, end.start())) + 1
+        raise PlanError(
+            f"{where}: line {line}: found the character U+{ord(end[0]):04X}, which ends a line in YAML 1.1 and not in "
+            f"YAML 1.2, expected line feeds alone: remove it, or write \\u{ord(end[0]):04x} in double quotes if a "
+            "string is to have it"
+        )
 
 
 class _Document:

@@ -72,6 +72,26 @@ def test_documents_that_are_refused(text: str | bytes, message: str) -> None:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("character", ["\x85", "\u2028", "\u2029"])
+@pytest.mark.parametrize(
+    "text", ["# a{}b: 1\na: 1", "a: 'x{}y'", 'a: "x{}y"', "a: |\n  x{}y", "a: x{}", "{}", "a: [1, {}2]"]
+)
+def test_what_ends_a_line_in_yaml_1_1_alone_is_refused_wherever_it_stands(text: str, character: str) -> None:
+    """PyYAML reads such a character in a comment as the end of it: what an editor shows as a comment has fields."""
+    with pytest.raises(PlanError) as caught:
+        load_yaml("h: 1\r\ni: 2\r# c\n" + text.format(character), "x.yaml")
+    code = f"{ord(character):04X}"
+    line = 4 + text.partition("{}")[0].count("\n")
+    assert str(caught.value) == (
+        f"x.yaml: line {line}: found the character U+{code}, which ends a line in YAML 1.1 and not in YAML 1.2, "
+        f"expected line feeds alone: remove it, or write \\u{code.lower()} in double quotes if a string is to have it"
+    )
+    if "#" in text:
+        assert yaml.safe_load(text.format(character)) == {"b": 1, "a": 1}
+    assert load_yaml(f'a: "x\\u{code.lower()}y"', "x.yaml") == {"a": f"x{character}y"}
+    assert load_yaml(dump_yaml({"a": character}), "x.yaml") == {"a": character}
+
+
 def test_an_empty_document_is_nothing() -> None:
     assert load_yaml("", "x.yaml") is None
     assert load_yaml("# only a comment\n", "x.yaml") is None
