@@ -22,11 +22,11 @@ from tests.contract.ranks import with_engines
 from tests.plan_factory import Group, make_model, make_plan
 
 ROOT = Path(__file__).parents[2]
-CASES = 140
-"""Cases of one process; there are four."""
+CASES = 280
+"""Cases of one process; there are two."""
 
 
-@pytest.mark.parametrize("first", [0, 1000, 2000, 3000])
+@pytest.mark.parametrize("first", [0, 1000])
 def test_forged_plans_are_refused_or_run_in_bounds(first: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.contract.forged_plans", str(first), str(CASES), str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1200)
