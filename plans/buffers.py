@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_DTYPE_BYTES, KV_SCALE_BYTES, cached_width
-from plans.graphs import POOL
+from plans.graphs import POOL, divides_heads
 from plans.kv import KvShare, kv_share, query_heads
 from plans.quantized import coded_columns, draft_embed_format, draft_head_format
 from plans.rotary import tables
@@ -250,7 +250,7 @@ def draft_buffers(
 
 def device_buffers(plan: Plan, device_id: str) -> tuple[Buffer, ...]:
     """Return all buffers of one device of a plan; those that several parts need (``message``, …) are there once."""
-    if plan.device(device_id).kind == "cpu":
+    if plan.device(device_id).kind == "cpu" or divides_heads(plan):
         return _parts_of(plan, device_id)
     return with_graph_pool(lambda options: _parts_of(replace(plan, options=options), device_id), plan.options)
 

@@ -5,12 +5,11 @@ between two messages that its host waits for (``runtime.decode.graphs``). Those 
 shared memory, as to a CPU: others, over NCCL, are captured too. The graphs of a device share one pool of memory, which
 is theirs for good: its temporaries are those of the largest step, beside those of prefill.
 
-GPUs that divide ``head_dim`` have a graph for each number of rows of their caches, so they capture where others replay.
-Over NCCL ranks have to capture the same steps: a plan in which only some of the GPUs do so captures none. The pool is
-planned all the same.
+Where GPUs divide the dims of a head, torch attends block by block to as many rows of a cache as are filled, in hundreds
+of launches a layer. Such a plan captures nothing, on none of its GPUs, as over NCCL all have to do the same; it has no
+pool.
 """
 
-from plans.kv import WINDOWS
 from plans.places import places
 from plans.schema import DraftPlacement, Plan, Stage
 from plans.step import tree_for
@@ -27,7 +26,7 @@ RESERVED_BYTES = LIBRARIES_BYTES + LOOSE_BYTES
 
 
 def most_shapes(plan: Plan) -> int:
-    """Return how many shapes of steps there are at most, apart from the rows of caches divided by ``head_dim``.
+    """Return how many shapes of steps there are at most.
 
     One for each number of places with the tree that comes with it, drafted or plain, greedy or with a sequence that
     samples (``runtime.decode.graphs``).
@@ -41,24 +40,19 @@ def most_shapes(plan: Plan) -> int:
 
 def captures(plan: Plan) -> bool:
     """Return True for a plan with a GPU whose ranks may capture their steps."""
-    return bool(_gpus(plan)) and not differs(plan)
-
-
-def differs(plan: Plan) -> bool:
-    """Return True where NCCL connects ranks, and only some of the GPUs have a cache that ``head_dim`` divides."""
-    return "nccl" in plan.transports and any(divided != _gpus(plan) for divided in _by_head_dim(plan))
+    return bool(_gpus(plan)) and not divides_heads(plan)
 
 
 def _gpus(plan: Plan) -> set[str]:
     return {device.id for device in plan.devices if device.kind == "cuda"}
 
 
-def _by_head_dim(plan: Plan) -> list[set[str]]:
-    """Return the GPUs that divide ``head_dim`` of a stage, or of the drafter, where there are any."""
+def divides_heads(plan: Plan) -> bool:
+    """Return True where GPUs divide ``head_dim`` of a stage, or of the drafter; ``memory`` of a plan is not asked."""
     drafter = () if plan.draft_placement is None else (plan.draft_placement,)
     placements: tuple[Stage | DraftPlacement, ...] = (*plan.stages, *drafter)
-    devices = [_gpus(plan) & set(placement.devices) for placement in placements if placement.kv_axis == "head_dim"]
-    return [gpus for gpus in devices if gpus]
+    gpus = {device.id for device in plan.inventory.devices if device.kind == "cuda"}
+    return any(placement.kv_axis == "head_dim" and gpus & set(placement.devices) for placement in placements)
 
 
 def waits_between(plan: Plan) -> bool:
@@ -70,8 +64,7 @@ def steps_line(plan: Plan) -> str | None:
     """Return in words how a plan's GPUs get the work of a step; None where it has none."""
     if not _gpus(plan):
         return None
-    if differs(plan):
-        return "run and not captured: NCCL connects GPUs that divide head_dim with others"
+    if not captures(plan):
+        return "run and not captured: GPUs divide head_dim"
     divided = ", divided where a message passes through the host" if waits_between(plan) else ""
-    windows = f", each for up to {WINDOWS} lengths of each KV cache" if _by_head_dim(plan) else ""
-    return f"in CUDA graphs, {most_shapes(plan)} shapes at most{windows}{divided}"
+    return f"in CUDA graphs, {most_shapes(plan)} shapes at most{divided}"

@@ -36,6 +36,10 @@ BETWEEN_STEPS_NS = 200_000
 """Host time between two steps of the runtime, drafted or plain, in which GPUs wait: 0.1 ms of ``runtime.decode.step``,
 as measured on a CPU; the read of the message, the texts of its tokens and the launch of the graph."""
 
+LAUNCH_NS = 5_500
+"""Host time of a kernel's launch outside of a graph, which it takes where steps are not captured (``plans.graphs``): 5
+to 6 us with torch; estimated."""
+
 CPU_DIVIDED_BLOCKS = 3
 """More of a layer on a CPU where devices divide positions or dims of a head, in blocks: it is no longer one kernel. A
 layer of the embedded model on two devices of an AVX2 processor took 0.85 to 1.2 ms then, and 0.23 to 0.33 otherwise."""
@@ -75,12 +79,11 @@ class Kernels:
             return 0
         if device.kind == "cpu":
             return _kernels_ns(device, 0, CPU_DIVIDED_BLOCKS * (share.axis != "batch"))
-        kernels = {
-            "context": launches.CONTEXT,
-            "batch": launches.BATCH,
-            "head_dim": launches.HEAD_DIM + launches.SCORES * len(score_blocks(kv_rows)),
-        }
-        return _kernels_ns(device, kernels[share.axis], 0)
+        if share.axis != "head_dim":
+            return _kernels_ns(device, launches.CONTEXT if share.axis == "context" else launches.BATCH, 0)
+        kernels = launches.LAYER + launches.HEAD_DIM + launches.SCORES * len(score_blocks(kv_rows))
+        launched = max(LAUNCH_NS * kernels, _kernels_ns(device, kernels, 0))
+        return launched - _kernels_ns(device, launches.LAYER, 0)
 
     def _of_experts(self, mlp: Mlp) -> int:
         if mlp.kind != "moe":

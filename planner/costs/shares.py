@@ -172,6 +172,11 @@ def rows_work(form: WeightFormat | None, hidden: int, width: int, table_rows: in
     return Work(traffic_bytes=read_bytes(form, table_rows, hidden, width), flops=2 * rows * hidden * table_rows)
 
 
+def _captured(share: KvShare, gpu: bool) -> bool:
+    """Return True for a share whose steps may be captured (``plans.graphs``)."""
+    return gpu and share.axis != "head_dim"
+
+
 def _buffers(
     buffers_of: Callable[[Options], tuple[Buffer, ...]], options: Options, captured: bool
 ) -> tuple[Buffer, ...]:
@@ -263,7 +268,7 @@ class BaseShares:
                     self.model, self.draft, options, share=share, mlp_units=units, group_size=group_size, gpu=gpu
                 )
 
-            return slots.rope_bytes(self.model) + memory.total(_buffers(buffers, self.options, gpu))
+            return slots.rope_bytes(self.model) + memory.total(_buffers(buffers, self.options, _captured(share, gpu)))
 
         return cache(count)
 
@@ -434,7 +439,7 @@ class DraftShares:
             whole = memory.draft_mlp(draft, dtype, leader).fixed + slots.draft_fixed_bytes(draft, dtype)
             tables = self.embed.fixed + self.head.fixed
             cached = draft_kv_bytes(self.options, draft, share)
-            nbytes = memory.total(_buffers(buffers, self.options, gpu))
+            nbytes = memory.total(_buffers(buffers, self.options, _captured(share, gpu)))
             return weights + whole + tables + nbytes + cached
 
         return cache(count)

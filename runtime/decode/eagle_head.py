@@ -186,7 +186,7 @@ class Drafter:
         count = here.stop - here.start
         if not count:
             return self._no_rows
-        start, window = cache.tree_rows, cache.window(max(width, self._kept), own)  # as in ``windows``
+        start, window = cache.tree_rows, cache.window(max(width, self._kept), own)
         positions = cache.positions(width, own)  # [b, n]
         bias = None
         if self._bias is not None:
@@ -371,16 +371,6 @@ class Drafter:
             level = growth.grow(level, *self._candidates(hidden, tree))
         trees, self.pool = growth.finish(), growth.pool
         return trees
-
-    def windows(self, count: int) -> tuple[int, ...]:
-        """Return the rows of the cache that the first ``count`` sequences attend to by a bias; () where by a mask.
-
-        All passes of a step attend to as many: those that the most rows which a step keeps have room in.
-        """
-        if self._bias is None:
-            return ()
-        _, own = shared(range(count), self._cache.sequences)
-        return (self._cache.window(self._kept, own),)
 
     def commit(self, accepted: Tensor, first: int) -> None:
         """Make pairs that were run part of each sequence from ``first`` on: ``accepted`` [S] + 1."""

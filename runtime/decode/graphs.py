@@ -7,19 +7,16 @@
 A piece is what a rank gives its GPU between two collectives that its host waits in (``comm.host_work``): over NCCL, or
 on one GPU, a step is one piece and one launch. Where messages go through shared memory or gloo, as to a CPU, the host
 does them between the pieces, in the step's order. So each rank captures its own steps, whatever the others do; ranks
-that are connected by NCCL capture the same steps, as they know the same: where they would not, nothing is captured
-(``plans.graphs.differs``).
+that are connected by NCCL capture the same steps, as they know the same.
 
 A graph has the addresses and shapes of the step that was captured, and no number of the host. So what differs between
 two steps of a shape lies on the device: trees and lengths, which the step itself writes; samplings, ends and notices,
-which are written between two steps. Warm-up runs shapes often enough (``processes.rank``), but for those of the rows
-of a cache that it does not reach.
+which are written between two steps. Warm-up runs shapes often enough (``processes.rank``).
 
 Shapes are few: numbers of places, powers of two up to the batch, with the tree that the plan has for them, drafted or
-plain, greedy or sampled; where devices divide ``head_dim`` also the rows of the caches that they add up scores of:
-those shapes are captured as sequences grow, in the middle of requests. A step that is no repetition is run: one in
-which a sequence joins or the kind of tree changes, one that is timed part by part, and one whose candidates are kept.
-Prefill is run, too.
+plain, greedy or sampled. A step that is no repetition is run: one in which a sequence joins or the kind of tree
+changes, one that is timed part by part, and one whose candidates are kept. So are prefill, and all steps of a plan in
+which GPUs divide ``head_dim``: those depend on how many rows of a cache the host knows to be filled.
 """
 
 from collections.abc import Callable, Iterator
@@ -59,8 +56,6 @@ class Shape:
     """Kind of the trees that are verified and drafted; None: their roots."""
     sampled: bool
     """A sequence samples."""
-    windows: tuple[int, ...] = ()
-    """Rows of the caches that are attended to, where their number is the host's (``split_kv.reads_bias``)."""
 
 
 class CudaCapture:
@@ -87,8 +82,7 @@ class CudaCapture:
     def check(self) -> None:
         """Raise MachineError where the pool takes more memory than the plan has for it.
 
-        After each capture: while an engine is opened, or in a request that comes to more rows of a cache divided by
-        ``head_dim``, which it ends.
+        After each capture: while an engine is opened, or in a request whose shape did not come then.
         """
         taken = self.pool_bytes()
         if taken > self._planned_bytes + RESERVED_BYTES:

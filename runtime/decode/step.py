@@ -385,14 +385,7 @@ class Stepper:
             places=work.places.stop,
             tree=work.next,
             sampled=self._samplings.any(work.places),
-            windows=self._windows(work),
         )
-
-    def _windows(self, work: Work) -> tuple[int, ...]:
-        """Return how many rows of the caches a step attends to, where that is not for the device to know."""
-        count, base, drafter = work.places.stop, self._parts.base, self._parts.drafter
-        windows = () if base is None else base.windows(count)
-        return windows if drafter is None or not self._channel.drafted else windows + drafter.windows(count)
 
     def _compute(self, work: Work, trees: tuple[Tensor, Tensor], notice: Callable[[], Notice] | None) -> None:
         """Verify trees, accept, draft the next trees, commit: all on the device, whose host reads nothing.

@@ -106,10 +106,6 @@ class Base:
         if self._stage is not None:
             self._stage.know(rows, first)
 
-    def windows(self, count: int) -> tuple[int, ...]:
-        """Return the rows of the caches that trees of the first ``count`` sequences attend to by a bias, by view."""
-        return () if self._stage is None else self._stage.windows(count)
-
     def restart(self, sequence: int, source: int, length: int) -> None:
         """Let a sequence begin anew with the first ``length`` committed positions of ``source``; it may be itself."""
         if self._stage is not None:
@@ -242,11 +238,6 @@ class BaseStage:
         here, own = shared(range(first, first + len(rows)), self._sequences)
         for view in self.views:
             view.cache.know(rows[here], own)
-
-    def windows(self, count: int) -> tuple[int, ...]:
-        """Return the rows that are attended to, as ``Base.windows``."""
-        _, own = shared(range(count), self._sequences)
-        return tuple(view.cache.window(0, own) for view in self.views if view.reads_bias)
 
     def restart(self, sequence: int, source: int, length: int) -> None:
         """Let a sequence begin anew; arguments as in ``Base.restart``."""

@@ -32,11 +32,6 @@ class View:
         self._hides_tree = share.axis == "context" and share.part > 0
         """Every member of a subgroup has the tree's rows; the first attends to them."""
 
-    @property
-    def reads_bias(self) -> bool:
-        """True where rows attend by a bias, as many columns wide as the host knows to be needed."""
-        return self._bias is not None
-
     def none(self, rotary: Sequence[Tensor]) -> Rows:
         """Return no rows; ``rotary``: the rotary tables."""
         return Rows.none(rotary, self._bias)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from plans.acceptance import Drafted
 from plans.artifact import align
 from plans.buffers import OUTBOX
-from plans.graphs import POOL
+from plans.graphs import POOL, captures
 from plans.quantized import has_codes
 from plans.schema import MEMORY_TERMS, Plan
 from plans.slots import DRAFT_PREFIX
@@ -72,7 +72,8 @@ class Rank:
         self.memory = Memory(plan, device.id, self._device)
         if comm.outbox is not None and device.kind == "cpu":
             self.memory.adopt(OUTBOX, comm.outbox)
-        planned = self.memory.planned_bytes(POOL) if self._device.type == "cuda" else None
+        captured = self._device.type == "cuda" and captures(plan)
+        planned = self.memory.planned_bytes(POOL) if captured else None
         self._capture = None if planned is None else CudaCapture(self._device, device.id, planned)
         self._stepper = Stepper(plan, image, self.memory, comm, self._device, self._capture)
         self._tokenizer: Tokenizer | None = None

@@ -7,10 +7,10 @@ from unittest import mock
 import pytest
 import torch
 
-from planner.costs.fixed_work import CAPTURED, ENGINE_LAYER
+from planner.costs.fixed_work import CAPTURED, ENGINE_LAYER, LAUNCH_NS
 from plans import codec, launches
 from plans.buffers import Buffer, device_buffers
-from plans.graphs import POOL
+from plans.graphs import POOL, captures
 from plans.kv import KvShare
 from plans.schema import Device, DType, KvAxis, KvDType, LayerClass, Plan, Run, Tree, WeightFormat
 from plans.step import CONVERTED_ROWS, fed_rows, layer_class
@@ -54,8 +54,9 @@ def temporaries(plan: Plan, rank: int) -> list[Buffer]:
 def assert_planned(plan: Plan, rank: int, run: Result) -> None:
     """Assert that temporaries are within the plan, and those of a step within the pool of captured steps."""
     assert 0 < run.peak <= scratch(plan, rank)
-    pool = next(buffer.nbytes for buffer in temporaries(plan, rank) if buffer.name == POOL)
-    assert 0 < run.step_peak <= pool
+    pools = [buffer.nbytes for buffer in temporaries(plan, rank) if buffer.name == POOL]
+    assert len(pools) == captures(plan)
+    assert all(0 < run.step_peak <= pool for pool in pools)
 
 
 def faults(run: Result) -> list[str]:
@@ -152,9 +153,10 @@ def test_a_layer_whose_cache_devices_divide_has_the_launches_that_are_priced(axi
         )  # fmt: skip
         counts.append(on_meta(plan, 1, [900], cached=840).steps["plain"]["verify"].count)
     device = dataclasses.replace(gpu("a"), overhead_ns=ENGINE_LAYER)
-    divided = CAPTURED.divided_ns(device, share, plan.options.context)
-    assert divided == {"heads": 0, "context": 1, "batch": 2, "head_dim": 80}[axis]
-    assert counts[1] - counts[0] == launches.LAYER + divided
+    layer_ns = launches.LAYER + CAPTURED.divided_ns(device, share, plan.options.context)
+    kernels = {"heads": 10, "context": 11, "batch": 12, "head_dim": 90}[axis]
+    assert counts[1] - counts[0] == kernels
+    assert layer_ns == kernels * (LAUNCH_NS if axis == "head_dim" else 1), "steps by head_dim are not captured"
 
 
 def launches_of(layers: LayerClass) -> int:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from plans.buffers import device_buffers
+from plans.graphs import POOL, most_shapes, steps_line
 from plans.graphs import captures as captures_steps
-from plans.graphs import most_shapes, steps_line
 from plans.schema import Device, KvAxis, Plan, Run, ScheduledTree, Tree
 from runtime.comm.groups import groups
 from runtime.comm.host_work import HostWork
@@ -170,42 +171,23 @@ def test_a_captured_step_depends_on_nothing_that_the_host_knows(plan: Plan, rank
     assert captures.faults == []
 
 
-def test_scores_of_divided_heads_are_captured_for_as_many_rows_as_there_are() -> None:
-    """Devices that divide ``head_dim`` add up the scores of a window of the cache: each has its own graph."""
-    captures = Captures()
-    with stepper_of(two_gpus("head_dim"), 1, captures) as stepper:
-        stepper.enter(Mode(draft=stepper.drafts, accept=None))
-        place = begun(stepper, 40, None, [0, 1, 2, 3])
-        for _ in range(3):
-            stepper.step()
-        expected = captured_now(stepper, captures)
-        stepper.step()
-        assert captured_now(stepper, captures) == expected, "one step later"
-        for _ in range(90):  # three positions each, past the window's end
-            stepper.step()
-        first, *others = [shape.windows for shape in stepper.graphs._captured]
-        assert others
-        assert all(later[0] > first[0] for later in others[1:])
-        stepper.end(place)
-    assert captures.faults == []
-
-
 def test_ranks_that_nccl_connects_capture_the_same_steps() -> None:
-    """Both GPUs divide ``head_dim``, and one drafts: both capture, and replay, at the same time."""
-    plan = two_gpus("head_dim", context=1000)
-    assert steps_line(plan) == "in CUDA graphs, 12 shapes at most, each for up to 16 lengths of each KV cache"
-    done = [states(plan, rank, 40) for rank in range(2)]
+    """One of them drafts: both capture, and replay, at the same time."""
+    plan = two_gpus("context", context=1000)
+    assert steps_line(plan) == "in CUDA graphs, 12 shapes at most"
+    done = [states(plan, rank, 12) for rank in range(2)]
     assert done[0] == done[1]
-    assert done[0].count("capture") > 1
+    assert done[0] == [*["run"] * 3, "capture", *["replay"] * 8]
 
 
-def test_where_only_some_gpus_divide_head_dim_nothing_is_captured() -> None:
-    """A GPU of another stage would replay while these capture: collectives of NCCL would not meet."""
-    plan = two_gpus("head_dim", others=("c",), context=1000)
+@pytest.mark.parametrize("plan", [two_gpus("head_dim", others=("c",)), two_gpus("head_dim", divided_draft=True)])
+def test_where_gpus_divide_head_dim_nothing_is_captured(plan: Plan) -> None:
+    """On none of them: collectives of NCCL would not meet. The memory table has no pool then."""
     assert not captures_steps(plan)
-    assert steps_line(plan) == "run and not captured: NCCL connects GPUs that divide head_dim with others"
-    assert {state for rank in range(3) for state in states(plan, rank, 6)} == {"run"}
-    assert captures_steps(two_gpus("context", others=("c",)))
+    assert steps_line(plan) == "run and not captured: GPUs divide head_dim"
+    for rank, device in enumerate(plan.devices):
+        assert set(states(plan, rank, 6)) == {"run"}
+        assert POOL not in {buffer.name for buffer in device_buffers(plan, device.id)}
 
 
 def states(plan: Plan, rank: int, steps: int) -> list[str]:
@@ -228,38 +210,6 @@ def states(plan: Plan, rank: int, steps: int) -> list[str]:
                 if stepper.graphs.count > count:
                     done[-1] = "capture"
     return done
-
-
-def test_a_drafter_divided_by_head_dim_has_a_shape_for_each_window_of_its_passes() -> None:
-    """Steps keep fewer rows than the largest tree of the schedule, which the window makes room for."""
-    big, small = (
-        Tree(kind="dynamic", total_token=total, depth=depth, top_k=2, paths=None) for total, depth in ((12, 7), (4, 1))
-    )
-    schedule = tuple(ScheduledTree(sequences=count, tree=tree) for count, tree in ((1, big), (2, small)))
-    plan, captures = two_gpus("head_dim", divided_draft=True, context=1000, schedule=schedule), Captures()
-    signatures: dict[Shape, list[Any]] = {}
-    with stepper_of(plan, 1, captures) as stepper:
-        stepper.enter(Mode(draft=True, accept=None))
-        for free in ([0, 1, 2, 3], [1, 2, 3]):
-            begun(stepper, 40, None, free)
-        for _ in range(3):
-            stepper.step()
-        drafter, whole = stepper._parts.drafter, stepper._parts.base
-        assert drafter is not None
-        assert whole is not None
-        assert whole._stage is not None
-        base, cache = whole._stage.views[0].cache, drafter._cache
-        end = next(
-            most for most in range(64, 200) if cache.window(most - 1, slice(2, 3)) < cache.window(most, slice(2, 3))
-        )
-        for known in (end - 10, end - 7, end - 4, end - 1, end):
-            base._known[:2], cache._known[:2] = [40, 40], [known, known]
-            shape = stepper._shape(stepper._work())
-            assert shape is not None
-            stepper.graphs._run_once.add(shape)
-            signature = captured_now(stepper, captures)
-            assert signatures.setdefault(shape, signature) == signature, known
-    assert len(signatures) > 1
 
 
 def test_every_shape_of_a_plan_is_captured_once() -> None:
