@@ -190,6 +190,20 @@ def test_where_gpus_divide_head_dim_nothing_is_captured(plan: Plan) -> None:
         assert POOL not in {buffer.name for buffer in device_buffers(plan, device.id)}
 
 
+def test_steps_that_are_looked_at_are_run() -> None:
+    """Those that are timed part by part, and those whose candidates are kept: a replay has no parts, and keeps none."""
+    with stepper_of(one_gpu(), 0, Captures()) as stepper:
+        stepper.enter(Mode(draft=True, accept=None))
+        begun(stepper, 40, None, [0, 1, 2, 3])
+        for _ in range(3):
+            stepper.step()
+        assert stepper._shape(stepper._work()) is not None
+        with mock.patch.object(stepper._progress, "timings", object()):
+            assert stepper._shape(stepper._work()) is None
+        with mock.patch.object(stepper, "_mode", Mode(draft=True, accept=None, recorded=True)):
+            assert stepper._shape(stepper._work()) is None
+
+
 def states(plan: Plan, rank: int, steps: int) -> list[str]:
     """Return what a rank does in each of so many steps of a sequence, which has 3 positions more after each."""
     captures, done = Captures(), []
