@@ -1,14 +1,16 @@
 """Products with quantized weights: codes become numbers in registers, or in memory for many rows of x.
 
 A row of x is brought into the order of the numbers once (``decoding``). The sum of each block is multiplied by the
-scale of its group, so that a weight takes a mask, a conversion and a multiply-add. A result has the same bits whatever
-the number of rows is, and so whether its numbers were in memory.
+scale of its group, so that a weight takes a mask, a conversion and a multiply-add. Codes of int4 are multiplied as
+integers, whatever the number of rows is (``int4``). A result has the same bits whatever the number of rows is, and so
+whether its numbers were in memory.
 """
 
 from typing import Any
 
 import numpy as np
 
+from runtime.model.kernels import int4
 from runtime.model.kernels.arguments import CODED_ROWS, CodedProduct
 from runtime.model.kernels.decoding import (
     BLOCK,
@@ -39,8 +41,8 @@ PANEL = 16
 """Rows of codes whose scales and zero points are made float32 together."""
 
 coded_arguments = arguments_of(CodedProduct)
-int4_blocks, int8_blocks, float8_blocks, float4_blocks = (spread(code) for code in (INT4, INT8, FLOAT8, FLOAT4))
-arrange_int4, arrange_int8, arrange_floats = (arranged(code) for code in (INT4, INT8, FLOAT8))
+int8_blocks, float8_blocks, float4_blocks = (spread(code) for code in (INT8, FLOAT8, FLOAT4))
+arrange_int8, arrange_floats = arranged(INT8), arranged(FLOAT8)
 
 
 def coded(data: Any) -> None:
@@ -66,6 +68,9 @@ def _arrange(data: Any, a: Any, out: Any, first: Any, step: Any) -> None:
     blocks, all_blocks, factor = a.inputs // BLOCK, (a.inputs + BLOCK - 1) // BLOCK, start_factor(a)
     for row in range(first, a.rows, step):
         source, target = a.x + row * a.x_stride, out + row * a.widened_stride
+        if a.code == INT4:
+            int4.arrange(data, source, target, blocks)
+            continue
         begins = target + 4 * BLOCK * all_blocks
         if blocks:
             _arrange_blocks(data, a, source, target, blocks, begins, factor)
@@ -84,9 +89,7 @@ def _arrange(data: Any, a: Any, out: Any, first: Any, step: Any) -> None:
 
 @subroutine()
 def _arrange_blocks(data: Any, a: Any, x: Any, out: Any, blocks: Any, begins: Any, factor: Any) -> None:
-    if a.code == INT4:
-        arrange_int4(data, x, out, blocks, begins, factor)
-    elif a.code == INT8:
+    if a.code == INT8:
         arrange_int8(data, x, out, blocks, begins, factor)
     else:
         arrange_floats(data, x, out, blocks, begins, factor)
@@ -96,13 +99,15 @@ def _arrange_blocks(data: Any, a: Any, x: Any, out: Any, blocks: Any, begins: An
 def _multiply(data: Any, a: Any, x: Any, output: Any, last: Any, me: Any) -> None:
     """Compute outputs ``output`` … ``last`` - 1 of ``a``, a CodedProduct; ``x``: its rows, arranged."""
     values = a.values + me * CODED_ROWS * a.values_stride
-    integers = a.code == INT4 or a.code == INT8
-    if a.rows <= (DIRECT_ROWS if integers else DIRECT_ROWS_FLOATS) and a.inputs % BLOCK == 0 and last - output >= GROUP:
-        if a.code == INT4 and a.zeros:
-            direct_int4_zeros(data, a, x, output, last, values)
-        elif a.code == INT4:
-            direct_int4(data, a, x, output, last, values)
-        elif a.code == INT8 and a.zeros:
+    few = a.rows <= (DIRECT_ROWS if a.code == INT8 else DIRECT_ROWS_FLOATS)
+    if a.code == INT4 and last - output < GROUP:
+        narrow_int4(data, a, x, output, last, values)
+    elif a.code == INT4 and a.zeros:
+        direct_int4_zeros(data, a, x, output, last, values)
+    elif a.code == INT4:
+        direct_int4(data, a, x, output, last, values)
+    elif few and a.inputs % BLOCK == 0 and last - output >= GROUP:
+        if a.code == INT8 and a.zeros:
             direct_int8_zeros(data, a, x, output, last, values)
         elif a.code == INT8:
             direct_int8(data, a, x, output, last, values)
@@ -185,6 +190,20 @@ def _direct(code: int, *, zeros: bool) -> Any:
     return direct
 
 
+@subroutine(apart=True)
+def narrow_int4(data: Any, a: Any, x: Any, output: Any, last: Any, scales: Any) -> None:
+    """Compute fewer than GROUP outputs, as ``direct`` does more."""
+    points = scales + 4 * GROUP * factors(a)
+    write_factors(a, output, last - output, scales, points, points + 4 * (GROUP * factors(a) + LANES))
+    left = a.codes + output * a.codes_stride
+    for row in range(a.rows):
+        if a.zeros:
+            single_int4_zeros(data, a, x, row, left, a.codes_stride, output, last, scales, points)
+        else:
+            single_int4(data, a, x, row, left, a.codes_stride, output, last, scales, points)
+
+
+single_int4, single_int4_zeros = (_one_pass(INT4, 1, 1, zeros=zeros) for zeros in (False, True))
 direct_int4, direct_int8, direct_float8, direct_float4 = (
     _direct(code, zeros=False) for code in (INT4, INT8, FLOAT8, FLOAT4)
 )
@@ -207,9 +226,7 @@ def _decode(a: Any, row: Any, out: Any) -> None:
 
 @subroutine()
 def _decode_blocks(a: Any, codes: Any, out: Any, blocks: Any) -> None:
-    if a.code == INT4:
-        int4_blocks(codes, out, blocks)
-    elif a.code == INT8:
+    if a.code == INT8:
         int8_blocks(codes, out, blocks)
     elif a.code == FLOAT8:
         float8_blocks(codes, out, blocks)

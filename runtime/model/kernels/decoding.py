@@ -4,7 +4,8 @@ A weight's codes are read in blocks of BLOCK columns. A block becomes VECTORS ve
 (code of its column) * 2 ** e(n), an exact float32. Columns and exponents e are in the order of ``places``; a row of x
 is brought into that order once for a product, each value times 2 ** -e (``arranged``). So integers are unpacked by a
 mask alone: a field of a word stays where it is. Codes of float8 and float4 are numbers of float16 but for a power of
-two, which the scale has instead. No product with a power of two is rounded.
+two, which the scale has instead. No product with a power of two is rounded. Codes of int4 never become float32:
+``int4`` multiplies them as integers.
 
     sum of a block      number * x, from its first vector to its last; of integers without zero points of their own it
                         begins with -zero * sum of x, which is computed once for a row of x
@@ -20,15 +21,33 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from runtime.model.kernels.arguments import CODES, SCALES
-from runtime.model.kernels.elements import F32, I8, I16, I32, I64, LANES, F, floats, pointer, scalar_of, widened
+from runtime.model.kernels.elements import (
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    LINE_BYTES,
+    F,
+    chosen,
+    floats,
+    pointer,
+    prefetch,
+    scalar_of,
+    widened,
+)
 from runtime.model.kernels.subroutines import subroutine
 
+AHEAD_BYTES = 4096
+"""Distance at which codes are prefetched."""
 BLOCK = 32
 """Columns of a block; those of 4 bits are packed so (``plans.quantized``)."""
 VECTORS = BLOCK // LANES
 """Vectors of a block."""
+WORDS, REPEATED = 8, LANES // 8
+"""Words of 32 bits of a block of int8, and how often a vector has them."""
 INT4, INT8, FLOAT8, FLOAT4 = range(len(CODES))
-INTEGERS = (INT4, INT8)
 BFLOAT16, FLOAT16, FLOAT32, EXPONENT = range(len(SCALES))
 FLOAT8_UNIT = F(256)
 """float8_e4m3fn has exponents that are 8 less than those of float16 with the same bits."""
@@ -44,39 +63,30 @@ def block_bytes(code: int) -> int:
     return BLOCK // 2 if code in (INT4, FLOAT4) else BLOCK
 
 
-def _fields(code: int) -> tuple[int, int, int]:
-    """Return of integers the bits of a code, the words of 32 bits of a block, and the fields in which lanes differ.
-
-    All lanes of a vector have the words of a block, one behind the other; where it has fewer than lanes, again, and the
-    words of each repetition are shifted by one field more.
-    """
-    bits, words = (4, 4) if code == INT4 else (8, 8)
-    return bits, words, LANES // words
-
-
 def places(code: int) -> list[tuple[int, int]]:
-    """Return column and exponent e of each number of a block, in their order."""
-    if code not in INTEGERS:
+    """Return column and exponent e of each number of a block, in their order.
+
+    All lanes of a vector of int8 have the words of a block, of 32 bits, one behind the other; where it has more lanes,
+    again, and the words of the repetition are shifted by one field.
+    """
+    if code != INT8:
         return [(column, 0) for column in range(BLOCK)]
-    bits, words, parts = _fields(code)
     order = []
     for place in range(BLOCK):
-        word, field = place % LANES % words, place // LANES * parts + place % LANES // words
-        column = 4 * word + field if code == INT8 else 4 * word + field // 2 + BLOCK // 2 * (field % 2)
-        order.append((column, 0 if _at_top(code, place // LANES) else bits * parts * (place // LANES)))
+        word, field = place % LANES % WORDS, place // LANES * REPEATED + place % LANES // WORDS
+        order.append((4 * word + field, 0 if _at_top(place // LANES) else 8 * REPEATED * (place // LANES)))
     return order
 
 
-def _at_top(code: int, vector: int) -> bool:
-    """Return whether the fields of a vector reach the sign of a word; they are shifted to its lower end."""
-    bits, _, parts = _fields(code)
-    return bits * (parts * vector + 1) == 32
+def _at_top(vector: int) -> bool:
+    """Return whether the fields of a vector of int8 reach the sign of a word; they are shifted to its lower end."""
+    return 8 * (REPEATED * vector + 1) == 32
 
 
 def numbers(builder: ir.IRBuilder, code: int, source: Any) -> Iterator[Any]:
     """Yield the numbers of a block as vectors of LANES float32, of the address of its codes."""
-    if code in INTEGERS:
-        yield from _integers(builder, code, source)
+    if code == INT8:
+        yield from _integers(builder, source)
         return
     octets = [
         builder.load(pointer(builder, builder.add(source, I64(first))), typ=ir.VectorType(I8, LANES), align=1)
@@ -87,28 +97,34 @@ def numbers(builder: ir.IRBuilder, code: int, source: Any) -> Iterator[Any]:
             yield _floats(builder, some, code, half)
 
 
-def _integers(builder: ir.IRBuilder, code: int, source: Any) -> Iterator[Any]:
-    bits, count, parts = _fields(code)
-    loaded = builder.load(pointer(builder, source), typ=ir.VectorType(I32, count), align=1)
-    order = ir.Constant(ir.VectorType(I32, LANES), [lane % count for lane in range(LANES)])
-    words = loaded if parts == 1 else builder.shuffle_vector(loaded, loaded, order)
-    if parts > 1:
-        words = builder.lshr(words, ir.Constant(words.type, [bits * (lane // count) for lane in range(LANES)]))
+def _integers(builder: ir.IRBuilder, source: Any) -> Iterator[Any]:
+    loaded = builder.load(pointer(builder, source), typ=ir.VectorType(I32, WORDS), align=1)
+    words = loaded if REPEATED == 1 else chosen(builder, loaded, [lane % WORDS for lane in range(LANES)])
+    if REPEATED > 1:
+        words = builder.lshr(words, ir.Constant(words.type, [8 * (lane // WORDS) for lane in range(LANES)]))
     for vector in range(VECTORS):
-        first = bits * parts * vector
-        if _at_top(code, vector):
+        first = 8 * REPEATED * vector
+        if _at_top(vector):
             kept = builder.lshr(words, ir.Constant(words.type, [first] * LANES))
         else:
-            kept = builder.and_(words, ir.Constant(words.type, [((1 << bits) - 1) << first] * LANES))
+            kept = builder.and_(words, ir.Constant(words.type, [255 << first] * LANES))
         yield builder.sitofp(kept, ir.VectorType(F32, LANES))
 
 
 def splat(builder: ir.IRBuilder, address: Any) -> Any:
     """Return a vector of the float32 at an address."""
-    vector = ir.VectorType(F32, LANES)
-    value = builder.load(pointer(builder, address), typ=F32, align=4)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+    value = builder.load(pointer(builder, address), typ=ir.VectorType(F32, 1), align=4)
+    return chosen(builder, value, [0] * LANES)
+
+
+def prefetch_rows(builder: ir.IRBuilder, left: Any, block: Any, nbytes: int, blocks: int) -> None:
+    """Prefetch as many bytes as ``blocks`` blocks of all outputs have, so that rows one behind the other all are.
+
+    ``nbytes``: of one block of each output; ``block``: the first one's number.
+    """
+    first = builder.add(builder.add(left, I64(AHEAD_BYTES)), builder.mul(block, I64(nbytes)))
+    for line in range(0, blocks * nbytes, LINE_BYTES):
+        prefetch(builder, builder.add(first, I64(line)))
 
 
 def _bits(builder: ir.IRBuilder, values: Any, mask: int, left: int) -> Any:
@@ -130,26 +146,31 @@ def _floats(builder: ir.IRBuilder, octets: Any, code: int, half: str | None) -> 
 
 
 def in_blocks(
-    builder: ir.IRBuilder, blocks: Any, sums: Sequence[Any], body: Callable[[Any, Sequence[Any]], list[Any]]
-) -> list[Any]:
-    """Emit a loop over ``blocks``, not 0; return the last sums.
+    builder: ir.IRBuilder, first: Any, end: Any, step: int, sums: Sequence[Any],
+    body: Callable[[Any, Sequence[Any]], list[Any]],
+) -> list[Any]:  # fmt: skip
+    """Emit a loop over blocks ``first``, ``first`` + ``step``, … before ``end``; return the last sums.
 
     ``body`` takes the number of a block and the sums so far; it returns the next ones.
     """
     before, loop = builder.block, builder.append_basic_block("block")
     after = builder.append_basic_block("after")
-    builder.branch(loop)
+    builder.cbranch(builder.icmp_signed("<", first, end), loop, after)
     builder.position_at_end(loop)
     block = builder.phi(I64)
     own_sums = [builder.phi(value.type) for value in sums]
     next_sums = body(block, own_sums)
-    next_block = builder.add(block, I64(1))
-    builder.cbranch(builder.icmp_signed("<", next_block, blocks), loop, after)
-    for phi, start, value in zip((block, *own_sums), (I64(0), *sums), (next_block, *next_sums), strict=True):
+    next_block = builder.add(block, I64(step))
+    builder.cbranch(builder.icmp_signed("<", next_block, end), loop, after)
+    for phi, start, value in zip((block, *own_sums), (first, *sums), (next_block, *next_sums), strict=True):
         phi.add_incoming(start, before)
         phi.add_incoming(value, loop)
     builder.position_at_end(after)
-    return next_sums
+    last_sums = [builder.phi(value.type) for value in sums]
+    for phi, start, value in zip(last_sums, sums, next_sums, strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(value, loop)
+    return last_sums
 
 
 # ---- intrinsics ----
@@ -206,7 +227,7 @@ def arranged(code: int) -> Any:
                     moved = ir.Constant(ir.VectorType(I32, LANES), [(lane + half) % LANES for lane in range(LANES)])
                     total, half = builder.fadd(total, builder.shuffle_vector(total, total, moved)), half // 2
                 begin = builder.fmul(builder.extract_element(total, I32(0)), factor_of_sum)
-                begin = begin if code in INTEGERS else F32(0)
+                begin = begin if code == INT8 else F32(0)
                 place = builder.add(begins, builder.mul(loop.index, I64(4)))
                 builder.store(begin, pointer(builder, place), align=4)
             return context.get_dummy_value()
@@ -336,8 +357,11 @@ def repeated(typing: Any, source: Any, target: Any, rows: Any, groups: Any, per_
 
 @subroutine(types.int64)
 def factors(a: Any) -> Any:
-    """Return the scales that a row of ``a``, a CodedProduct, has in float32: one of all blocks, or one of each."""
-    return 1 if a.group >= a.inputs and not a.zeros else (a.inputs + BLOCK - 1) // BLOCK
+    """Return the scales that a row of ``a``, a CodedProduct, has in float32: one of all blocks, or one of each.
+
+    Blocks of int4, of which a vector has two, have each its own.
+    """
+    return 1 if a.group >= a.inputs and not a.zeros and a.code != INT4 else (a.inputs + BLOCK - 1) // BLOCK
 
 
 @subroutine(types.float32)
@@ -348,4 +372,4 @@ def start_factor(a: Any) -> Any:
     """
     if a.zeros:
         return F(-1)
-    return F(-8) / F(LANES) if a.code == INT4 else F(-128) / F(LANES) if a.code == INT8 else F(0)
+    return F(-128) / F(LANES) if a.code == INT8 else F(0)

@@ -6,6 +6,7 @@ Numba has no 16-bit floats on a CPU. A kernel is compiled for a pointer type tha
 uint16 and float16 is int16 there. An address is an int64; a function here makes it a pointer.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ FLOATING = frozenset({"reassoc", "contract", "nsz", "arcp", "nnan"})
 infinities keep their meaning."""
 LANES = lanes()
 """Float32 values of a vector."""
+LINE_BYTES = 64
+"""Bytes of a line of the processor's cache."""
 STACK_FLOATS = 32
 """Most sums that an inner loop of dot products leaves."""
 
@@ -110,6 +113,32 @@ def pairs(element: types.Type) -> bool:
 def pointer(builder: ir.IRBuilder, address: Any) -> Any:
     """Convert an int64 address to a pointer."""
     return builder.inttoptr(address, POINTER)
+
+
+def chosen(builder: ir.IRBuilder, values: Any, lanes: Iterable[int]) -> Any:
+    """Return some lanes of a vector."""
+    order = list(lanes)
+    return builder.shuffle_vector(values, values, ir.Constant(ir.VectorType(I32, len(order)), order))
+
+
+def held(builder: ir.IRBuilder, value: Any) -> Any:
+    """Return an address or a vector of which LLVM knows nothing, so that it stays in a register of its own.
+
+    Otherwise each address of a loop becomes a counter, which takes an instruction for every step.
+    """
+    kind = "r" if value.type == I64 else "x"
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", f"={kind},0", [value], side_effect=False)
+
+
+def function(builder: ir.IRBuilder, result: ir.Type, arguments: list[ir.Type], name: str) -> Any:
+    """Return one of LLVM's intrinsic functions."""
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def prefetch(builder: ir.IRBuilder, address: Any) -> None:
+    """Prefetch a line, to be read, into the second level of cache."""
+    called = function(builder, ir.VoidType(), [POINTER, I32, I32, I32], "llvm.prefetch.p0")
+    builder.call(called, [pointer(builder, address), I32(0), I32(2), I32(1)])
 
 
 # ---- intrinsics ----

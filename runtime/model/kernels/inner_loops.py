@@ -17,28 +17,26 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
-from runtime.model.kernels import decoding
+from runtime.model.kernels import decoding, int4
 from runtime.model.kernels.elements import (
     BFLOAT,
     F32,
     I32,
     I64,
     LANES,
-    POINTER,
+    LINE_BYTES,
+    function,
+    held,
     narrowed,
     pairs,
     pointer,
+    prefetch,
     scalar_of,
     widened,
 )  # fmt: skip
-
-AHEAD_BYTES = 4096
-"""Distance at which codes are prefetched."""
-LINE_BYTES = 64
-"""Bytes of a line of the processor's cache."""
 
 
 def step(element: types.Type) -> int:
@@ -85,7 +83,7 @@ def dots(outputs: int, rows: int, prefetches: int = 0, *, apart: bool = False) -
                 place = number * outputs + index if outputs <= rows else index * outputs + number
                 next_sums[place] = add(sums[place], *((value, other) if outputs <= rows else (other, value)))
         for number in range(prefetches):
-            _prefetch(builder, builder.add(_row(builder, ahead, left_stride, number), _bytes(builder, offset, element)))
+            prefetch(builder, builder.add(_row(builder, ahead, left_stride, number), _bytes(builder, offset, element)))
         next_offset = builder.add(offset, I64(step(element)))
         offset.add_incoming(next_offset, loop)
         for partial, value in zip(sums, next_sums, strict=True):
@@ -132,7 +130,7 @@ def part_dots(outputs: int, rows: int) -> Any:
             offset = builder.mul(line, I64(LINE_BYTES // nbytes))
             beyond = builder.mul(line, I64(outputs * LINE_BYTES))
             for number in range(outputs):
-                _prefetch(builder, builder.add(builder.add(ahead, beyond), I64(LINE_BYTES * number)))
+                prefetch(builder, builder.add(builder.add(ahead, beyond), I64(LINE_BYTES * number)))
             for first in range(0, LINE_BYTES // nbytes, step(element)):
                 totals = multiply(builder.add(offset, I64(first)), totals)
             return list(totals)
@@ -202,35 +200,45 @@ def coded_dots(code: int | None, outputs: int, rows: int, *, zeros: bool) -> Any
     """Return an intrinsic for the dot products of ``outputs`` rows of a weight in codes with ``rows`` rows of x.
 
     Its arguments: the kernel's pointer; address and stride of the codes, or of their numbers (``code`` None); of the
-    rows of x, float32, as ``decoding.arranged`` leaves them, with what each block begins with behind the last block; of
-    the results, float32 [rows, outputs] without a gap; of the scales of each row of codes, as ``write_factors`` leaves
-    them; address of the zero points, which have the same stride and are read where ``zeros``; the number of blocks, not
-    0.
+    rows of x as ``decoding.arranged`` leaves them, with what each block begins with behind the last block, or as
+    ``int4.arrange`` does; of the results, float32 [rows, outputs] without a gap; of the scales of each row of codes, as
+    ``write_factors`` leaves them; address of the zero points, which have the same stride and are read where ``zeros``;
+    the number of blocks.
 
-    A result has one order of summation, that of ``decoding``, with as many sums as a vector has lanes; then that of
-    ``dots``.
+    A result has one order of summation, that of ``decoding`` or ``int4``, with as many sums as a vector has lanes; then
+    that of ``dots``.
     """
 
     def body(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
         _, left, left_stride, right, right_stride, out, scales, factors_stride, zero_points, blocks = args
+        if code == decoding.INT4:
+            sums = int4.sums(
+                builder, outputs, rows, zeros=zeros, blocks=blocks,
+                codes=[held(builder, _row(builder, left, left_stride, output)) for output in range(outputs)],
+                x=[held(builder, _row(builder, right, right_stride, row)) for row in range(rows)],
+                scales=[held(builder, _row(builder, scales, factors_stride, output)) for output in range(outputs)],
+                points=[_row(builder, zero_points, factors_stride, output) for output in range(outputs)],
+            )  # fmt: skip
+            _store_totals(builder, sums, outputs, out, None)
+            return context.get_dummy_value()
         varies = builder.sext(builder.icmp_signed("!=", factors_stride, I64(4)), I64)  # else all blocks have one scale
         vector = ir.VectorType(F32, LANES)
-        fma = _function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
+        fma = function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
         zero, row_bytes = ir.Constant(vector, [0.0] * LANES), builder.mul(blocks, I64(4 * decoding.BLOCK))
-        lefts = [_held(builder, _row(builder, left, left_stride, output)) for output in range(outputs)]
-        rights = [_held(builder, _row(builder, right, right_stride, row)) for row in range(rows)]
+        lefts = [held(builder, _row(builder, left, left_stride, output)) for output in range(outputs)]
+        rights = [held(builder, _row(builder, right, right_stride, row)) for row in range(rows)]
         begins = [builder.add(start, row_bytes) for start in rights]
-        of_scales = [_held(builder, _row(builder, scales, factors_stride, output)) for output in range(outputs)]
+        of_scales = [held(builder, _row(builder, scales, factors_stride, output)) for output in range(outputs)]
         of_points = [_row(builder, zero_points, factors_stride, output) for output in range(outputs)]
 
         def multiply(block: Any, sums: Sequence[Any]) -> list[Any]:
             place, word = builder.mul(block, I64(4 * decoding.BLOCK)), builder.mul(block, I64(4))
             factor = builder.and_(word, varies)
             firsts = [decoding.splat(builder, builder.add(start, word)) for start in begins]
-            begin = not zeros and code in (None, *decoding.INTEGERS)
+            begin = not zeros and code in (None, decoding.INT8)
             partial = [firsts[index // outputs] if begin else zero for index in range(rows * outputs)]
             if code is not None:
-                _prefetch_blocks(builder, code, lefts[0], block, outputs)
+                decoding.prefetch_rows(builder, lefts[0], block, outputs * decoding.block_bytes(code), 1)
             sources = [_numbers(builder, code, start, block) for start in lefts]
             for number in range(decoding.VECTORS):
                 places = [builder.add(start, builder.add(place, I64(4 * LANES * number))) for start in rights]
@@ -247,7 +255,7 @@ def coded_dots(code: int | None, outputs: int, rows: int, *, zeros: bool) -> Any
             ]
 
         def subtract(some: Any, sums: Sequence[Any]) -> list[Any]:
-            beyond = builder.mul(some, I64(4 * LANES))
+            beyond = builder.mul(some, I64(4))
             own, points = (
                 [builder.load(pointer(builder, builder.add(base, beyond)), typ=vector, align=4) for base in bases]
                 for bases in (begins, of_points)
@@ -257,10 +265,9 @@ def coded_dots(code: int | None, outputs: int, rows: int, *, zeros: bool) -> Any
                 for index, total in enumerate(sums)
             ]
 
-        sums = decoding.in_blocks(builder, blocks, [zero] * (rows * outputs), multiply)
+        sums = decoding.in_blocks(builder, I64(0), blocks, 1, [zero] * (rows * outputs), multiply)
         if zeros:
-            vectors = builder.udiv(builder.add(blocks, I64(LANES - 1)), I64(LANES))
-            sums = decoding.in_blocks(builder, vectors, sums, subtract)
+            sums = decoding.in_blocks(builder, I64(0), blocks, LANES, sums, subtract)
         _store_totals(builder, sums, outputs, out, None)
         return context.get_dummy_value()
 
@@ -278,14 +285,6 @@ def _numbers(builder: ir.IRBuilder, code: int | None, start: Any, block: Any) ->
     for number in range(decoding.VECTORS):
         source = pointer(builder, builder.add(first, I64(4 * LANES * number)))
         yield builder.load(source, typ=ir.VectorType(F32, LANES), align=4)
-
-
-def _prefetch_blocks(builder: ir.IRBuilder, code: int, left: Any, block: Any, outputs: int) -> None:
-    """Prefetch as many bytes as a block of each output has, so that rows one behind the other are all prefetched."""
-    nbytes = outputs * decoding.block_bytes(code)
-    first = builder.add(builder.add(left, I64(AHEAD_BYTES)), builder.mul(block, I64(nbytes)))
-    for line in range(0, nbytes, LINE_BYTES):
-        _prefetch(builder, builder.add(first, I64(line)))
 
 
 def finish(outputs: int, rows: int) -> Any:
@@ -328,7 +327,7 @@ def weigh(vectors: int, items: int) -> Any:
     def code(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
         _, values, stride, weights, weights_stride, out, out_stride, rows = args
         vector, nbytes, parts = ir.VectorType(F32, LANES), element.bitwidth // 8, range(vectors)
-        fma = _function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
+        fma = function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
         before, loop = builder.block, builder.append_basic_block("loop")
         after = builder.append_basic_block("after")
 
@@ -400,13 +399,13 @@ def _multiplication(
 
     if pairs(element):
         both = ir.VectorType(BFLOAT, step(element))
-        multiply = _function(builder, vector, [vector, both, both], "llvm.x86.avx512bf16.dpbf16ps.512")
+        multiply = function(builder, vector, [vector, both, both], "llvm.x86.avx512bf16.dpbf16ps.512")
 
         def load_pairs(start: Any) -> Any:
             return load(start, element, BFLOAT)
 
         return load_pairs, load_pairs, lambda total, left, right: builder.call(multiply, [total, left, right])
-    fma = _function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
+    fma = function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
     return (
         lambda start: widened(builder, load(start, element, scalar_of(element)), element),
         lambda start: load(start, types.float32, F32),
@@ -500,22 +499,3 @@ def _row(builder: ir.IRBuilder, base: Any, stride: Any, number: int) -> Any:
 def _bytes(builder: ir.IRBuilder, count: Any, element: types.Type) -> Any:
     """Return the bytes of so many elements."""
     return builder.mul(count, I64(element.bitwidth // 8))
-
-
-def _held(builder: ir.IRBuilder, address: Any) -> Any:
-    """Return an address of which LLVM knows nothing, so that it stays in a register of its own within a loop.
-
-    Otherwise each address of a loop becomes a counter, which takes an instruction for every step.
-    """
-    return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], side_effect=False)
-
-
-def _prefetch(builder: ir.IRBuilder, address: Any) -> None:
-    """Prefetch a line, to be read, into the second level of cache."""
-    prefetch = _function(builder, ir.VoidType(), [POINTER, I32, I32, I32], "llvm.prefetch.p0")
-    builder.call(prefetch, [pointer(builder, address), I32(0), I32(2), I32(1)])
-
-
-def _function(builder: ir.IRBuilder, result: ir.Type, arguments: list[ir.Type], name: str) -> Any:
-    """Return one of LLVM's intrinsic functions."""
-    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)

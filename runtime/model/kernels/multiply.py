@@ -17,6 +17,7 @@ from numba.core import types
 
 from runtime.model.kernels.elements import (
     LANES,
+    LINE_BYTES,
     F,
     elements,
     floats,
@@ -26,7 +27,7 @@ from runtime.model.kernels.elements import (
     stack_floats,
     wide,
 )
-from runtime.model.kernels.inner_loops import LINE_BYTES, dots, finish, part_dots, step_of
+from runtime.model.kernels.inner_loops import dots, finish, part_dots, step_of
 from runtime.model.kernels.subroutines import subroutine
 
 AHEAD_BYTES = 4096

@@ -139,3 +139,30 @@ def test_grouped_products_have_the_bits_of_each_group_alone(form: WeightFormat) 
     found = weights.grouped(x, index, together, ends)
     parts = [weights.product(x[index[:2]], experts[0]), weights.product(x[index[2:]], experts[2])]
     assert torch.equal(found, torch.cat(parts))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 7])
+@pytest.mark.parametrize("form", [form for form in FORMS if form.code == "int4"])
+def test_products_with_int4_are_off_by_a_little_of_the_largest_of_each_block(form: WeightFormat, blocks: int) -> None:
+    """Magnitudes of x from 2 ** -40 to 2 ** 40 in every block, and blocks of zeros."""
+    inputs = 32 * blocks * (form.group or 32) // 32
+    weight, values = random_weight(form, 9, inputs, blocks)
+    rng = torch.Generator().manual_seed(blocks)
+    x = torch.randn((4, inputs), generator=rng) * torch.exp2(torch.randint(-40, 41, (4, inputs), generator=rng).float())
+    x[1, :32], x[2] = 0, 0
+    found = weights.product(x, weight)
+    of_blocks = x.double().abs().view(4, -1, 32)
+    most = of_blocks.amax(2, keepdim=True).expand_as(of_blocks).reshape(4, inputs)
+    bound = 2.0**-21 * (most @ largest(form, weight, values).t())
+    assert ((found.double() - x.double() @ values.double().t()).abs() <= bound).all()
+    assert (found[2] == 0).all()
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_products_of_a_row_with_a_value_that_is_not_finite_are_not_finite(value: float) -> None:
+    weight, _ = random_weight(FORMS[0], 9, 96, 0)
+    x = torch.randn((3, 96), generator=torch.Generator().manual_seed(0))
+    x[1, 70] = value
+    found = weights.product(x, weight)
+    assert not found[1].isfinite().any()
+    assert found[::2].isfinite().all()

@@ -99,7 +99,7 @@ def in_codes(prefix: str, a: CodedProduct | Codes, outputs: int, inputs: int, va
     if a.zeros:
         yield from rows(f"{prefix}zeros", a.zeros, a.zeros_stride, outputs, groups)
     # of 16 rows, or of four behind four rows of numbers: scales, zero points, and scratch for one of these
-    factors = 1 if groups == 1 and not a.zeros else -(-inputs // 32)
+    factors = 1 if groups == 1 and not a.zeros and a.code != 0 else -(-inputs // 32)
     assert (3 * 16 * factors + 2 * LANES) * 4 <= CODED_ROWS * values_stride
     assert (3 * 4 * factors + 2 * LANES) * 4 <= values_stride
 
