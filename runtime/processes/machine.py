@@ -23,6 +23,9 @@ CPU_INFO = Path("/proc/cpuinfo")
 GPUS = "EAGLEPLAN_GPUS"
 """Variable with the GPUs of this host that take the place of the plan's, as nvidia-smi counts them: the first is that
 of ordinal 0. Replicas of a fleet run one plan on several sets of GPUs."""
+MOST_GPUS = 10_000
+"""GPUs of a host that the variable can number, far more than one has."""
+_GPU_NUMBER = re.compile(r"0|[1-9][0-9]{0,3}")
 VISIBLE, ORDER, PCI_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 """Variables that CUDA reads once: which GPUs a process sees, and in which order; the order of their PCI addresses."""
 
@@ -92,8 +95,11 @@ def physical_ordinal(device: Device, environment: Mapping[str, str]) -> int:
     if listed is None:
         return device.ordinal
     names = _names(listed)
-    if not all(name.isascii() and name.isdecimal() for name in names) or len(set(names)) != len(names):
-        raise MachineError(f"{GPUS}: found {quote(listed)}, expected distinct numbers of GPUs like 2,3")
+    if not all(_GPU_NUMBER.fullmatch(name) for name in names) or len(set(names)) != len(names):
+        raise MachineError(
+            f"{GPUS}: found {quote(listed)}, expected distinct numbers of GPUs from 0 to {MOST_GPUS - 1}, as "
+            "nvidia-smi writes them, like 2,3"
+        )
     if device.uuid is not None:
         raise MachineError(f"{GPUS} is {quote(listed)}, and the plan names device {device.id} by its UUID: unset it")
     if device.ordinal >= len(names):

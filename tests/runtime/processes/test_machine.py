@@ -189,6 +189,17 @@ def test_a_plan_runs_on_the_gpus_of_a_replica(gpus: str, visible: str | None, in
         (GPU, "2,2", "found '2,2', expected distinct numbers of GPUs"),
         (GPU, "", "found '', expected distinct numbers"),
         (GPU, "GPU-1,GPU-2", "expected distinct numbers"),
+        # Other spellings of a number, of which two could be one GPU, and numbers that no host has.
+        *(
+            (GPU, f"2,{other}", "expected distinct numbers")
+            for other in ("02", "+3", "1_0", "٣", "³", "-1", "3.0", "10000")
+        ),
+        (
+            GPU,
+            "2," + "9" * 5000,
+            r"^EAGLEPLAN_GPUS: found '2,9{78}'\.\.\. of 5002 characters, expected distinct numbers of "
+            "GPUs from 0 to 9999, as nvidia-smi writes them, like 2,3$",
+        ),
         (KNOWN, "2,3", "the plan names device gpu1 by its UUID: unset it"),
     ],
 )
